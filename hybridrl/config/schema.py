@@ -1,0 +1,303 @@
+"""Every key of a config, once, with its only default. The text under a key is what `hybridrl config explain` prints.
+
+Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in check.py, presets in presets.py.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+
+class Section(BaseModel):
+    """A part of a config: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True)
+
+
+class PluginConfig(BaseModel):
+    """A plug-in and its own options, which the plug-in declares and checks; every further key is one of them."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    name: str
+    """File name in the project's package of this kind, or module:Name for code outside."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class ModelConfig(Section):
+    path: str
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer), or a hub name."""
+
+    make: str | None = None
+    """module:function that writes `path` when it is absent, called as function(folder, seed); None: `path` must exist."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class SourceConfig(BaseModel):
+    """Where prompts come from: a file, or a procedural task with its own options (every further key is one of them)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    path: str | None = None
+    """A .jsonl or .parquet file, one prompt a row."""
+
+    task: str | None = None
+    """File name in hybridrl.data.tasks, or module:function, that makes rows from its options."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "SourceConfig":
+        if (self.path is None) == (self.task is None):
+            raise ValueError("give a path or a task, one of the two")
+        if self.path is not None and self.model_extra:
+            raise ValueError(f"{', '.join(self.model_extra)}: a file has no options; they belong to a task")
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class DataConfig(Section):
+    train: SourceConfig
+    """Prompts to learn from."""
+
+    heldout: SourceConfig | None = None
+    """Prompts to evaluate on; None: no evaluation."""
+
+    prompt_field: str = "prompt"
+    """Column with the question: a string, or a list of chat messages."""
+
+    system_prompt: str | None = None
+    """Put before every prompt as a system message; needs chat_template: model."""
+
+    chat_template: Literal["model", "none"] = "model"
+    """model: the tokenizer's chat template with a generation prompt; none: the text as it is."""
+
+    shuffle: bool = True
+    """A new order at each epoch, from run.seed."""
+
+
+class RewardConfig(PluginConfig):
+    answer_field: str = "answer"
+    """Column of the data with the reference answer."""
+
+    timeout_s: PositiveFloat = 10.0
+    """One trajectory's reward may take this long; then its process is killed and the run stops."""
+
+    num_workers: PositiveInt = 1
+    """Processes that compute rewards."""
+
+
+class KLConfig(Section):
+    coefficient: NonNegativeFloat = 0.0
+    """Weight of the KL divergence to the reference policy; 0: no reference policy is held."""
+
+    estimator: str = "k3"
+    """File name in hybridrl.algorithms.kl."""
+
+    place: Literal["loss", "reward"] = Field("loss", alias="in")
+    """loss: added to the objective; reward: subtracted from each token's reward before the advantage."""
+
+
+class AlgorithmConfig(Section):
+    preset: str | None = None
+    """A named row of choices for the keys below (`hybridrl algo list`); keys given beside it win."""
+
+    samples_per_prompt: PositiveInt = 8
+    """Answers sampled for each prompt: the group."""
+
+    estimator: PluginConfig = PluginConfig(name="grpo")
+    """Advantage estimator."""
+
+    loss: PluginConfig = PluginConfig(name="ppo_clip")
+    """Policy loss."""
+
+    aggregate: str = "token_mean"
+    """How token losses become one number; denominators are of the global minibatch."""
+
+    kl: KLConfig = KLConfig()
+
+    entropy_coefficient: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus, subtracted from the objective."""
+
+
+class BatchConfig(Section):
+    prompts_per_step: PositiveInt = 64
+    """Prompts answered for one policy update."""
+
+    minibatch_prompts: PositiveInt | None = None
+    """Prompts of one optimizer step; divides prompts_per_step. None: all of them, one optimizer step an epoch."""
+
+    epochs: PositiveInt = 1
+    """Passes over the trajectories of a step."""
+
+    max_lag: NonNegativeInt = 0
+    """Policy updates that a trajectory may be old: 0 is on-policy, 1 or more overlaps rollout with training."""
+
+
+class TrainParallel(Section):
+    tp: PositiveInt = 1
+    """Tensor parallel size."""
+
+    pp: PositiveInt = 1
+    """Pipeline parallel size."""
+
+    dp: PositiveInt | None = None
+    """Data parallel size. None: the devices that tp and pp leave over; 1 on a machine without GPUs."""
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: PositiveFloat = 1.0e-6
+    """Peak learning rate."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, over the optimizer steps of the run."""
+
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of a linear or cosine schedule."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up from 0."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1.0e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled; not applied to norms and biases."""
+
+    clip_grad_norm: NonNegativeFloat = 1.0
+    """Global L2 norm that gradients are clipped to; 0: never."""
+
+
+class ActorConfig(Section):
+    parallel: TrainParallel = TrainParallel()
+
+    microbatch_tokens: PositiveInt = 16384
+    """Tokens, prompts included, packed into one forward and backward on one data-parallel rank."""
+
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of parameters and activations. None: bf16 on GPUs, fp32 on CPU."""
+
+    recompute: Literal["none", "full"] = "none"
+    """full: activations of each layer are computed again in the backward pass, to save memory."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class EngineParallel(Section):
+    tp: PositiveInt = 1
+    """Tensor parallel size of one engine."""
+
+
+class RolloutConfig(Section):
+    engine: Literal["sglang"] = "sglang"
+
+    parallel: EngineParallel = EngineParallel()
+
+    num_engines: PositiveInt | None = None
+    """Engines in data parallel. None: as many as the devices hold; 1 on a machine without GPUs."""
+
+    max_prompt_tokens: PositiveInt = 1024
+    """A longer prompt is refused before the run starts."""
+
+    max_response_tokens: PositiveInt = 1024
+    """An answer is cut here."""
+
+    temperature: PositiveFloat = 1.0
+    """Of sampling; the trainer divides its logits by it too."""
+
+    kv_cache_tokens: PositiveInt | None = None
+    """Tokens that the key-value cache of an engine holds. None: by memory_fraction on GPUs, 65536 on CPU."""
+
+    memory_fraction: PositiveFloat = Field(0.8, le=1.0)
+    """Share of a GPU's memory for weights and key-value cache while the engine is awake."""
+
+    max_running_requests: PositiveInt = 256
+    """Requests that one engine decodes together."""
+
+
+class EvaluateConfig(Section):
+    every: NonNegativeInt = 10
+    """Policy updates between evaluations on data.heldout; 0: only before and after the run."""
+
+    samples_per_prompt: PositiveInt = 1
+    """k of mean@k."""
+
+    temperature: NonNegativeFloat = 0.0
+    """0: greedy."""
+
+
+class ClusterConfig(Section):
+    nodes: PositiveInt = 1
+    gpus_per_node: NonNegativeInt | None = None
+    """None: as many as this machine has."""
+
+    placement: Literal["colocated"] = "colocated"
+    """colocated: trainer and engines share the devices and take turns."""
+
+    start_timeout_s: PositiveFloat = 600.0
+    """Workers and engines must be up by then."""
+
+    step_timeout_s: PositiveFloat = 3600.0
+    """No phase of a step may take longer."""
+
+
+class RunConfig(Section):
+    name: str
+    """Folder of the run inside `folder`."""
+
+    folder: str = "runs"
+    """Where runs and the MLflow store are."""
+
+    steps: PositiveInt = 100
+    """Policy updates."""
+
+    seed: NonNegativeInt = 0
+
+    save_every: NonNegativeInt = 0
+    """Policy updates between checkpoints; 0: one at the end."""
+
+    keep_checkpoints: PositiveInt = 2
+    """Older ones are deleted once a newer one is committed."""
+
+    export: bool = True
+    """Write the final model in Hugging Face format."""
+
+    mlflow: bool = True
+    """Log to the MLflow store in `folder`."""
+
+    sample_every: PositiveInt = 10
+    """Policy updates between rollouts that are kept as text."""
+
+
+class Config(Section):
+    """A run."""
+
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig
+    run: RunConfig
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    batch: BatchConfig = BatchConfig()
+    actor: ActorConfig = ActorConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()

@@ -1,0 +1,87 @@
+"""What the training loop needs from the world, as Protocols. The loop sees no Ray handle and no Megatron."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from hybridrl.batch import Batch, Minibatch
+from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, SwapReport
+
+
+class PromptSource(Protocol):
+    """An endless stream of prompts, reshuffled at each epoch from a seed, that can be put back to any position."""
+
+    def take(self, count: int) -> list[Prompt]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class RolloutEngine(Protocol):
+    """One or more engines that answer prompts with the weights of the last committed swap."""
+
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        """One group per prompt, in order.
+
+        Raises:
+            EngineError: an engine failed, or its weights are not those of a committed version.
+        """
+        ...
+
+
+class Reward(Protocol):
+    """Gives every trajectory of the groups its reward, in place."""
+
+    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+        """
+        Args:
+            keep_text: of how many trajectories the answer is kept as text.
+
+        Raises:
+            RewardError: the reward raised, or returned something that is not a finite number.
+            DeadlineError: it did not return in time.
+        """
+        ...
+
+
+class PolicyTrainer(Protocol):
+    """The actor, over all its ranks."""
+
+    @property
+    def version(self) -> PolicyVersion: ...
+
+    async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
+        """Hand the batch to the ranks and compute the columns that the algorithm needs (old_logp, ref_logp, ...)."""
+        ...
+
+    async def step(self, index: int) -> StepReport:
+        """One optimizer step on minibatch `index` of the loaded batch."""
+        ...
+
+    async def save(self, step: int, controller_state: Mapping[str, Any]) -> str:
+        """Write a checkpoint and commit it; returns its folder."""
+        ...
+
+
+class WeightSync(Protocol):
+    """Puts the trainer's weights into every engine, in place."""
+
+    async def push(self, version: PolicyVersion) -> SwapReport:
+        """
+        Raises:
+            SwapError: the swap did not commit; the engines concerned do not serve.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Times, metrics and samples of a run."""
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """Add the time spent inside to timing_s/<name> of the current step."""
+        ...
+
+    def step(self, step: int, batch: Batch, reports: Sequence[StepReport], metrics: Mapping[str, float]) -> None: ...
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...

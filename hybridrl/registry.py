@@ -1,0 +1,73 @@
+"""Plug-ins by name or by dotted path. A plug-in is one file in its package: the file's name is its name in a config.
+
+No central list: `find("hybridrl.algorithms.estimators", "grpo")` imports that module and returns what it registered;
+`find(..., "my_lab.rank_advantage:RankAdvantage")` imports code from outside the project.
+"""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import TypeVar
+
+from hybridrl.errors import ConfigError
+
+Plugin = TypeVar("Plugin", bound=Callable)
+
+_MARK = "__hybridrl_plugin__"
+
+
+def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
+    """Mark a class or function as the plug-in `name` of its kind ("estimator", "policy_loss", "reward", ...)."""
+
+    def mark(plugin: Plugin) -> Plugin:
+        setattr(plugin, _MARK, (kind, name))
+        return plugin
+
+    return mark
+
+
+def names(package: str) -> list[str]:
+    """Plug-in names in a package, sorted, without importing them."""
+    path = importlib.import_module(package).__path__
+    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+
+
+def find(package: str, name: str, *, where: str = "") -> Callable:
+    """The plug-in a config names.
+
+    Args:
+        package: where the project's own plug-ins of this kind are.
+        name: file name in `package`, or "module.path:attribute" for code outside.
+        where: the config place to name in an error.
+
+    Raises:
+        ConfigError: there is no such plug-in; names the nearest ones.
+    """
+    if ":" in name:
+        return _outside(name, where)
+    known = names(package)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
+        raise ConfigError(
+            f"{package.rsplit('.', 1)[-1]} has no {name!r}", where=where, fix=f"use one of {', '.join(near)}, or module:Name"
+        )
+    module = importlib.import_module(f"{package}.{name}")
+    marked = [v for v in vars(module).values() if getattr(v, _MARK, (None, None))[1] == name]
+    if not marked:
+        raise ConfigError(f"{package}.{name} registers nothing as {name!r}", where=where, fix="add @register(kind, name)")
+    return marked[0]
+
+
+def _outside(path: str, where: str) -> Callable:
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"cannot import {module_name!r}: {error}", where=where, fix="check the name, or set PYTHONPATH"
+        ) from error
+    if not hasattr(module, attribute):
+        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        raise ConfigError(f"{module_name} has no {attribute!r}", where=where, fix=f"did you mean {near[0]}?" if near else "")
+    return getattr(module, attribute)
