@@ -235,9 +235,6 @@ class RolloutConfig(Section):
 
 
 class EvaluateConfig(Section):
-    every: NonNegativeInt = 10
-    """Policy updates between evaluations on data.heldout; 0: only before and after the run."""
-
     samples_per_prompt: PositiveInt = 1
     """k of mean@k."""
 
@@ -274,6 +271,9 @@ class RunConfig(Section):
 
     save_every: NonNegativeInt = 0
     """Policy updates between checkpoints; 0: one at the end."""
+
+    evaluate_every: NonNegativeInt = 10
+    """Policy updates between evaluations on data.heldout; 0: only before and after the run."""
 
     keep_checkpoints: PositiveInt = 2
     """Older ones are deleted once a newer one is committed."""
