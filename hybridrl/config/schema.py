@@ -287,6 +287,9 @@ class RunConfig(Section):
     sample_every: PositiveInt = 10
     """Policy updates between rollouts that are kept as text."""
 
+    samples_kept: PositiveInt = 4
+    """Rollouts kept as text at each of these steps."""
+
 
 class Config(Section):
     """A run."""

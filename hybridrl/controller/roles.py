@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, SwapReport
@@ -13,9 +13,9 @@ class PromptSource(Protocol):
 
     def take(self, count: int) -> list[Prompt]: ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def seek(self, count: int) -> None:
+        """Go to where the stream is after `count` prompts."""
+        ...
 
 
 class RolloutEngine(Protocol):
@@ -59,8 +59,8 @@ class PolicyTrainer(Protocol):
         """One optimizer step on minibatch `index` of the loaded batch."""
         ...
 
-    async def save(self, step: int, controller_state: Mapping[str, Any]) -> str:
-        """Write a checkpoint and commit it; returns its folder."""
+    async def save(self, step: int) -> None:
+        """Write a checkpoint and commit it."""
         ...
 
 
@@ -82,6 +82,10 @@ class Observer(Protocol):
         """Add the time spent inside to timing_s/<name> of the current step."""
         ...
 
-    def step(self, step: int, batch: Batch, reports: Sequence[StepReport], metrics: Mapping[str, float]) -> None: ...
+    def step(
+        self, step: int, batch: Batch, reports: Sequence[StepReport], swap: SwapReport, metrics: Mapping[str, float]
+    ) -> None:
+        """Publish policy update `step`; the spans entered since the last call are its timings."""
+        ...
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...

@@ -1,0 +1,128 @@
+"""One RL run, start to end. Read this file first.
+
+    prompts -> rollout -> reward -> buffer -> advantage -> columns -> minibatch steps -> weight sync
+       ^                              |                                                      |
+       |                              +-- holds (max_lag + 1) * prompts_per_step slots <-----+ frees them
+       +-- fill() keeps the buffer full while the trainer works
+
+max_lag = 0 is synchronous; max_lag >= 1 overlaps rollout with training. Step k produces policy version k from answers of
+version k - 1 - max_lag or newer.
+
+Who waits for whom: train() waits for the buffer, for the trainer and for the sync; fill() waits for a slot, for the
+engines and for the reward. The sync waits until no request runs in an engine, so nothing is sampled from mixed weights.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hybridrl.algorithms.base import AdvantageEstimator
+from hybridrl.batch import Batch, Minibatch
+from hybridrl.config.schema import Config
+from hybridrl.controller.advantage import add_advantage
+from hybridrl.controller.buffer import RolloutBuffer
+from hybridrl.controller.evaluate import Evaluator
+from hybridrl.controller.roles import Observer, PolicyTrainer, PromptSource, Reward, RolloutEngine, WeightSync
+from hybridrl.controller.sampling import train_sampling
+from hybridrl.errors import VersionError
+
+PlanMinibatches = Callable[[Batch], Sequence[Minibatch]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """Who does the work; none of them is a Ray handle here, so tests run this very loop on small in-process fakes."""
+
+    prompts: PromptSource
+    engine: RolloutEngine
+    reward: Reward
+    estimator: AdvantageEstimator
+    plan_minibatches: PlanMinibatches
+    trainer: PolicyTrainer
+    sync: WeightSync
+    evaluator: Evaluator | None
+    observe: Observer
+
+
+async def run(cfg: Config, roles: Roles) -> None:
+    """Train until cfg.run.steps policy updates are done, from the trainer's version on.
+
+    Raises: whatever a role raises. Nothing is retried here; a run goes on from its last checkpoint.
+    """
+    version = roles.trainer.version
+    await roles.sync.push(version)
+    if version == 0:
+        await evaluate(cfg, roles, version)
+    buffer = RolloutBuffer((cfg.batch.max_lag + 1) * cfg.batch.prompts_per_step)
+    filler = asyncio.create_task(fill(cfg, roles, buffer, first_step=version + 1))
+    try:
+        for step in range(version + 1, cfg.run.steps + 1):
+            await train(cfg, roles, buffer, step)
+    finally:
+        filler.cancel()
+
+
+async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> None:
+    """One policy update, from scored groups to engines that serve version `step`."""
+    observe, trainer = roles.observe, roles.trainer
+    with observe.span("step"):
+        with observe.span("wait_for_batch"):
+            groups = await buffer.take(cfg.batch.prompts_per_step)
+        batch = Batch.pack(step, groups)
+        refuse_stale(batch, cfg.batch.max_lag)
+        with observe.span("adv"):
+            add_advantage(batch, roles.estimator)
+        minibatches = roles.plan_minibatches(batch)
+        with observe.span("old_log_prob"):
+            metrics = await trainer.load(batch, minibatches)
+        with observe.span("update_actor"):
+            reports = [await trainer.step(minibatch.index) for minibatch in minibatches]
+        with observe.span("update_weights"):
+            swap = await roles.sync.push(step)
+    observe.step(step, batch, reports, swap, metrics)
+    await evaluate(cfg, roles, step)
+    await save(cfg, roles, step)
+    await buffer.release(cfg.batch.prompts_per_step)
+
+
+async def fill(cfg: Config, roles: Roles, buffer: RolloutBuffer, *, first_step: int) -> None:
+    """Answer and score the prompts of one step after the other, as far ahead as the buffer has slots."""
+    try:
+        for step in range(first_step, cfg.run.steps + 1):
+            await buffer.reserve(cfg.batch.prompts_per_step)
+            prompts = roles.prompts.take(cfg.batch.prompts_per_step)
+            with roles.observe.span("gen"):
+                groups = await roles.engine.generate(prompts, train_sampling(cfg, step))
+            with roles.observe.span("reward"):
+                await roles.reward.score(groups, keep_text=kept_texts(cfg, step))
+            await buffer.put(groups)
+    except Exception as error:  # handed to train(), which raises it where the run can end
+        await buffer.fail(error)
+
+
+def refuse_stale(batch: Batch, max_lag: int) -> None:
+    oldest = min(trajectory.version for trajectory in batch.trajectories)
+    if oldest < batch.step - 1 - max_lag:
+        raise VersionError(
+            f"step {batch.step} got an answer of policy version {oldest}, max_lag = {max_lag} allows {batch.step - 1 - max_lag}"
+        )
+
+
+def kept_texts(cfg: Config, step: int) -> int:
+    """How many answers of a step are kept as text for a person to read."""
+    return cfg.run.samples_kept if step % cfg.run.sample_every == 0 or step == 1 else 0
+
+
+async def evaluate(cfg: Config, roles: Roles, step: int) -> None:
+    """Held-out accuracy before the run, at its end, and every evaluate_every steps."""
+    every = cfg.run.evaluate_every
+    if roles.evaluator and (step in (0, cfg.run.steps) or (every and step % every == 0)):
+        with roles.observe.span("testing"):
+            roles.observe.evaluation(step, await roles.evaluator.run(step))
+
+
+async def save(cfg: Config, roles: Roles, step: int) -> None:
+    """A checkpoint at the end of the run and every save_every steps."""
+    if step == cfg.run.steps or (cfg.run.save_every and step % cfg.run.save_every == 0):
+        with roles.observe.span("save_checkpoint"):
+            await roles.trainer.save(step)
