@@ -1,0 +1,1 @@
+"""Ray mechanics: start, groups of workers, deadlines, dead workers. Knows no RL."""

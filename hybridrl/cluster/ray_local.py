@@ -1,0 +1,39 @@
+"""A Ray of one machine that listens on loopback only, for one run."""
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import ray
+
+LOOPBACK = "127.0.0.1"
+
+_OBJECT_STORE_BYTES = 512 * 2**20
+"""Token blocks of a few steps; 8192 trajectories of 8192 tokens at 13 bytes a token are 872 MB on a cluster, not here."""
+
+
+@contextlib.contextmanager
+def local_ray(num_workers: int) -> Iterator[str]:
+    """Start Ray, yield its log folder, stop it and remove its files.
+
+    Args:
+        num_workers: actors that live at the same time. Ray's CPUs are slots for them, not cores.
+    """
+    folder = tempfile.mkdtemp(prefix="hybridrl-")  # short: Ray puts sockets inside, whose paths may have 107 bytes
+    try:
+        ray.init(
+            num_cpus=num_workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=folder,
+        )
+        yield os.path.join(folder, "session_latest", "logs")
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

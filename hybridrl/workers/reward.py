@@ -1,0 +1,61 @@
+"""Actors that decode answers and score them, and the Reward role over them."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from itertools import groupby
+
+import ray
+
+from hybridrl.batch import TokenBlock
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.schema import ClusterConfig, RewardConfig
+from hybridrl.data.tokenize import load_tokenizer
+from hybridrl.rewards.pool import Score, Scorer
+from hybridrl.rewards.trajectories import score_block
+from hybridrl.types import Group, Prompt
+
+
+@ray.remote(max_restarts=0)
+class RewardWorker:
+    def __init__(self, reward: RewardConfig, tokenizer_folder: str) -> None:
+        self._scorer = Scorer(reward)
+        self._tokenizer = load_tokenizer(tokenizer_folder)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def score(self, prompts: list[Prompt], rows: list[int], keep_text: int, block: TokenBlock) -> list[tuple[Score, str | None]]:
+        """Scores of the given rows of a block, with the text of the first `keep_text` of them.
+
+        Args:
+            prompts: the prompt of each row.
+        """
+        scores, texts = score_block(block, rows, prompts, self._tokenizer.decode_answers, self._scorer)
+        return [(score, text if i < keep_text else None) for i, (score, text) in enumerate(zip(scores, texts, strict=True))]
+
+    def close(self) -> None:
+        self._scorer.close()
+
+
+class RayReward:
+    """Reward over RewardWorkers, one block after the other to the next worker."""
+
+    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig) -> None:
+        self.workers, self._cluster = workers, cluster
+
+    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+        blocks = [list(members) for _, members in groupby(groups, key=lambda group: id(group.block))]
+        await asyncio.gather(
+            *(self._score_block(i % len(self.workers), members, keep_text if i == 0 else 0) for i, members in enumerate(blocks))
+        )
+
+    async def _score_block(self, rank: int, groups: Sequence[Group], keep_text: int) -> None:
+        trajectories = [t for group in groups for t in group.trajectories]
+        prompts = [group.prompt for group in groups for _ in group.trajectories]
+        rows = [t.row for t in trajectories]
+        results = await self.workers.one(
+            rank, "score", prompts, rows, keep_text, groups[0].block, timeout_s=self._cluster.step_timeout_s
+        )
+        for trajectory, (score, text) in zip(trajectories, results, strict=True):
+            trajectory.reward, trajectory.reward_parts, trajectory.text = score.reward, score.parts, text

@@ -1,0 +1,116 @@
+"""One SGLang engine per actor, and the RolloutEngine role over all of them.
+
+RayRollout keeps a gate: a swap closes it, waits until no request runs, and opens it again once every engine serves the
+new version. So a request never meets weights that are being written, and fill() simply waits meanwhile.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+
+from hybridrl.batch import TokenBlock
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.schema import ClusterConfig
+from hybridrl.reshard.transports.shm import SharedTensor
+from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
+from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
+
+
+@ray.remote(max_restarts=0)
+class RolloutWorker:
+    def __init__(self, setup: EngineSetup) -> None:
+        self._setup = setup
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def start(self) -> None:
+        self._engine = SGLangEngine(self._setup)
+
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[list[Trajectory]], TokenBlock]:
+        """Two returns: metadata for the controller, and the tokens, which stay in the object store."""
+        return await self._engine.generate(prompts, sampling)
+
+    def export_parameters(self) -> list[dict[str, SharedTensor]]:
+        return self._engine.export_parameters()
+
+    async def begin_swap(self, version: PolicyVersion) -> None:
+        await self._engine.begin_swap(version)
+
+    async def checksums(self) -> list[dict[str, int]]:
+        return await self._engine.checksums()
+
+    async def commit_swap(self, version: PolicyVersion) -> None:
+        await self._engine.commit_swap(version)
+
+    def shutdown(self) -> None:
+        self._engine.shutdown()
+
+
+class RayRollout:
+    """RolloutEngine over a group of RolloutWorkers in data parallel."""
+
+    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig) -> None:
+        self.workers, self._cluster = workers, cluster
+        self._running, self._open = 0, True
+        self._changed = asyncio.Condition()
+
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        async with self._request():
+            shares = _shares(len(prompts), len(self.workers))
+            answers = await asyncio.gather(
+                *(self._generate_on(rank, prompts[share], _shifted(sampling, share.start)) for rank, share in enumerate(shares))
+            )
+        return [group for groups in answers for group in groups]
+
+    async def _generate_on(self, rank: int, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        if not prompts:
+            return []
+        method = self.workers.actors[rank].generate.options(num_returns=2)
+        metadata, block = method.remote(list(prompts), sampling)
+        (found,) = await self.workers.wait("generate", [metadata], timeout_s=self._cluster.step_timeout_s)
+        return [Group(prompt, list(trajectories), block) for prompt, trajectories in zip(prompts, found, strict=True)]
+
+    @contextlib.asynccontextmanager
+    async def _request(self) -> AsyncIterator[None]:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._open)
+            self._running += 1
+        try:
+            yield
+        finally:
+            async with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextlib.asynccontextmanager
+    async def quiet(self) -> AsyncIterator[None]:
+        """No request runs inside. After an error the gate stays closed: these engines must not serve."""
+        async with self._changed:
+            self._open = False
+            await self._changed.wait_for(lambda: self._running == 0)
+        yield
+        async with self._changed:
+            self._open = True
+            self._changed.notify_all()
+
+    async def all(self, method: str, *args: Any) -> list[Any]:
+        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
+
+
+def _shares(count: int, num_engines: int) -> list[slice]:
+    """Contiguous and as even as can be."""
+    edges = [count * i // num_engines for i in range(num_engines + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+def _shifted(sampling: Sampling, first_prompt: int) -> Sampling:
+    """Seeds belong to prompts, not to engines: the same answers for any number of engines."""
+    if sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=sampling.seed + first_prompt * sampling.num_samples)

@@ -1,0 +1,98 @@
+"""One Megatron rank per actor, and the PolicyTrainer role over all of them.
+
+Every method of TrainerWorker except `pid` is collective: RayTrainer calls it on all ranks, in the same order.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.schema import ClusterConfig
+from hybridrl.reshard.swap import EngineTarget, SwapWriter, SwapWritten
+from hybridrl.trainer.megatron.policy import MegatronPolicy, TrainerSetup
+from hybridrl.types import PolicyVersion, StepReport
+
+
+@ray.remote(max_restarts=0)
+class TrainerWorker:
+    def __init__(self, setup: TrainerSetup) -> None:
+        self._setup = setup
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def build(self, checkpoint: Path | None) -> None:
+        """Build the model with the weights of the model folder, then those of `checkpoint` if there is one."""
+        self._policy = MegatronPolicy(self._setup)
+        if checkpoint is not None:
+            self._policy.restore(checkpoint)
+
+    def load(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
+        """Take a batch; its blocks are top-level arguments so that Ray maps them from its store instead of copying."""
+        batch.blocks.extend(blocks)
+        return self._policy.load(batch)
+
+    def step(self, index: int) -> StepReport:
+        return self._policy.step(index)
+
+    def connect(self, engines: list[EngineTarget]) -> str:
+        """Map the engines' parameters and plan the swap; returns the plan's hash."""
+        self._writer = SwapWriter(self._policy.layout, self._setup.rank, engines)
+        return self._writer.plan_hash
+
+    def write_weights(self) -> SwapWritten:
+        """Write this rank's share of the weights into the engines' parameters."""
+        return self._writer.write(self._policy.tensors())
+
+    def save(self, folder: Path) -> None:
+        self._policy.save(folder)
+
+    def export(self, folder: Path) -> None:
+        self._policy.export(folder)
+
+
+class RayTrainer:
+    """PolicyTrainer over a group of TrainerWorkers."""
+
+    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, checkpoints: Path) -> None:
+        """
+        Args:
+            checkpoints: folder of the run's checkpoints, one sub-folder a step.
+        """
+        self.workers, self.version = workers, 0
+        self._cluster, self._checkpoints = cluster, checkpoints
+
+    async def build(self, checkpoint: Path | None, version: PolicyVersion) -> None:
+        await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
+        self.version = version
+
+    async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
+        scalars = ray.put(
+            RankBatch(
+                batch.step, [], batch.block_N, batch.row_N, batch.group_N, batch.reward_N, batch.advantage_N, tuple(minibatches)
+            )
+        )
+        return (await self._all("load", scalars, *batch.blocks))[0]
+
+    async def step(self, index: int) -> StepReport:
+        report = (await self._all("step", index))[0]
+        self.version = report.version
+        return report
+
+    async def save(self, step: int) -> None:
+        await self._all("save", checkpoint_folder(self._checkpoints, step))
+
+    async def export(self, folder: Path) -> None:
+        await self._all("export", folder)
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    return checkpoints / f"step_{step:06d}"
