@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 import ray
+from ray._private import ray_constants
 
 LOOPBACK = "127.0.0.1"
 
@@ -24,11 +25,12 @@ def local_ray(num_workers: int) -> Iterator[str]:
     """
     folder = tempfile.mkdtemp(prefix="hybridrl-")  # short: Ray puts sockets inside, whose paths may have 107 bytes
     try:
+        ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray trades loopback for the address that other machines see
         ray.init(
             num_cpus=num_workers,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level=logging.ERROR,
+            logging_level=logging.CRITICAL,
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address=LOOPBACK,
             _temp_dir=folder,

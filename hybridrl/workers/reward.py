@@ -26,13 +26,14 @@ class RewardWorker:
         return os.getpid()
 
     def score(self, prompts: list[Prompt], rows: list[int], keep_text: int, block: TokenBlock) -> list[tuple[Score, str | None]]:
-        """Scores of the given rows of a block, with the text of the first `keep_text` of them.
+        """Scores of the given rows of a block, with the text of `keep_text` of them, spread evenly.
 
         Args:
             prompts: the prompt of each row.
         """
         scores, texts = score_block(block, rows, prompts, self._tokenizer.decode_answers, self._scorer)
-        return [(score, text if i < keep_text else None) for i, (score, text) in enumerate(zip(scores, texts, strict=True))]
+        kept = {i * len(rows) // keep_text for i in range(keep_text)}
+        return [(score, text if i in kept else None) for i, (score, text) in enumerate(zip(scores, texts, strict=True))]
 
     def close(self) -> None:
         self._scorer.close()

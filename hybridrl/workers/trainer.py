@@ -13,6 +13,7 @@ import ray
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
+from hybridrl.errors import VersionError
 from hybridrl.reshard.swap import EngineTarget, SwapWriter, SwapWritten
 from hybridrl.trainer.megatron.policy import MegatronPolicy, TrainerSetup
 from hybridrl.types import PolicyVersion, StepReport
@@ -66,12 +67,14 @@ class RayTrainer:
         """
         self.workers, self.version = workers, 0
         self._cluster, self._checkpoints = cluster, checkpoints
+        self._loaded: tuple[PolicyVersion, int] | None = None  # version that the loaded batch makes, its last minibatch
 
     async def build(self, checkpoint: Path | None, version: PolicyVersion) -> None:
         await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
         self.version = version
 
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
+        self._loaded = (batch.step, minibatches[-1].index)
         scalars = ray.put(
             RankBatch(
                 batch.step, [], batch.block_N, batch.row_N, batch.group_N, batch.reward_N, batch.advantage_N, tuple(minibatches)
@@ -81,7 +84,10 @@ class RayTrainer:
 
     async def step(self, index: int) -> StepReport:
         report = (await self._all("step", index))[0]
-        self.version = report.version
+        if self._loaded is None or report.version != self._loaded[0]:
+            raise VersionError(f"trainer stepped version {report.version}, the loaded batch makes {self._loaded}")
+        if index == self._loaded[1]:
+            self.version = report.version
         return report
 
     async def save(self, step: int) -> None:

@@ -1,0 +1,134 @@
+"""Small classes that satisfy the roles of the loop in one process, and note what happened in which order."""
+
+import asyncio
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hybridrl.batch import Batch, Minibatch, TokenBlock
+from hybridrl.config.schema import Config
+from hybridrl.controller.loop import Roles
+from hybridrl.types import Group, Prompt, StepReport, SwapReport, Trajectory
+
+
+def config(**changes) -> Config:
+    """A run of 6 steps, 4 prompts x 2 answers; `changes` replaces keys of a section, as in run={"steps": 3}."""
+    sections = {
+        "run": {"name": "test", "steps": 6, "evaluate_every": 2, "save_every": 3},
+        "batch": {"prompts_per_step": 4, "minibatch_prompts": 2},
+        "algorithm": {"samples_per_prompt": 2},
+    }
+    for section, keys in changes.items():
+        sections[section] = {**sections.get(section, {}), **keys}
+    return Config.model_validate({"model": "m", "data": {"train": "d.jsonl"}, "reward": "exact_match", **sections})
+
+
+class CountingPrompts:
+    def __init__(self) -> None:
+        self.taken = 0
+
+    def take(self, count: int) -> list[Prompt]:
+        first, self.taken = self.taken, self.taken + count
+        return [Prompt(uid=f"train/{i}", token_ids=(1, 2), row={"answer": str(i)}) for i in range(first, self.taken)]
+
+    def seek(self, count: int) -> None:
+        self.taken = count
+
+
+@dataclass
+class World:
+    """Engine, reward, trainer and sync that share one list of events."""
+
+    events: list = field(default_factory=list)
+    served: int | None = None
+    """Version in the engines."""
+
+    version: int = 0
+    generate_s: float = 0.0
+    fail_at_prompt: int | None = None
+    prompts: CountingPrompts = field(default_factory=CountingPrompts)
+    spans: list[str] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+
+    async def generate(self, prompts, sampling) -> list[Group]:
+        if any(p.uid == f"train/{self.fail_at_prompt}" for p in prompts):
+            raise RuntimeError("engine broke")
+        version = self.served
+        self.seeds.append(sampling.seed)
+        await asyncio.sleep(self.generate_s)
+        count = len(prompts) * sampling.num_samples
+        block = TokenBlock.from_answers([(1, 2)] * count, [(3,)] * count, [(-1.0,)] * count, version)
+        groups = []
+        for i, prompt in enumerate(prompts):
+            rows = range(i * sampling.num_samples, (i + 1) * sampling.num_samples)
+            groups.append(Group(prompt, [Trajectory(row, 2, 1, 1, "stop", version) for row in rows], block))
+        self.events.append(("generated", prompts[0].uid, version))
+        return groups
+
+    async def score(self, groups, *, keep_text=0) -> None:
+        for group in groups:
+            for i, trajectory in enumerate(group.trajectories):
+                trajectory.reward = float(i)
+
+    async def load(self, batch, minibatches) -> dict[str, float]:
+        self.batches.append(batch)
+        self.events.append(("load", batch.step))
+        return {}
+
+    async def step(self, index) -> StepReport:
+        if index == self.num_minibatches - 1:
+            self.version += 1
+        return StepReport(self.version, 0.0, 0.0, 1e-3, {})
+
+    num_minibatches = 2
+
+    async def save(self, step) -> None:
+        self.events.append(("save", step))
+
+    async def push(self, version) -> SwapReport:
+        assert version == self.version
+        self.served = version
+        self.events.append(("push", version))
+        return SwapReport(version, 0.0, 1, 1, 0, True)
+
+    def roles(self, evaluator=None) -> Roles:
+        return Roles(
+            prompts=self.prompts,
+            engine=self,
+            reward=self,
+            estimator=Centred(),
+            plan_minibatches=lambda batch: [Minibatch(i, ((),), 1, 1) for i in range(self.num_minibatches)],
+            trainer=self,
+            sync=self,
+            evaluator=evaluator,
+            observe=Notes(self),
+        )
+
+
+class Centred:
+    needs: frozenset = frozenset()
+
+    def __call__(self, *, reward_N, group_N):
+        return reward_N - reward_N.mean()
+
+
+@dataclass
+class Notes:
+    """Observer."""
+
+    world: World
+
+    @contextmanager
+    def span(self, name):
+        self.world.spans.append(name)
+        yield
+
+    def step(self, step, batch, reports, swap, metrics) -> None:
+        self.world.events.append(("observed", step))
+        assert np.isfinite(batch.advantage_N).all()
+
+    def evaluation(self, step, metrics) -> None:
+        self.world.evaluations[step] = metrics

@@ -1,0 +1,91 @@
+"""The loop on in-process fakes: order, staleness, errors, where it stops and where it goes on."""
+
+import asyncio
+
+import pytest
+
+import controller_fakes as fakes
+
+from hybridrl.controller.evaluate import Evaluator
+from hybridrl.controller.loop import run
+
+
+
+def play(cfg, world) -> None:
+    evaluator = Evaluator(cfg, [fakes.Prompt("held/0", (1,), {}, "held")], world, world)
+    asyncio.run(run(cfg, world.roles(evaluator)))
+
+
+def test_a_synchronous_step_samples_from_the_version_before_it() -> None:
+    world = fakes.World()
+    play(fakes.config(), world)
+    assert [batch.step for batch in world.batches] == [1, 2, 3, 4, 5, 6]
+    assert [{t.version for t in batch.trajectories} for batch in world.batches] == [{0}, {1}, {2}, {3}, {4}, {5}]
+
+
+@pytest.mark.parametrize("max_lag", [1, 2, 3])
+def test_answers_are_at_most_max_lag_updates_old_and_the_bound_is_reached(max_lag: int) -> None:
+    world = fakes.World()
+    play(fakes.config(batch={"max_lag": max_lag}), world)
+    lags = [batch.step - 1 - t.version for batch in world.batches for t in batch.trajectories]
+    assert max(lags) == max_lag
+    assert min(lags) >= 0
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_no_prompt_is_taken_that_no_step_trains_on(max_lag: int) -> None:
+    world = fakes.World()
+    play(fakes.config(batch={"max_lag": max_lag}), world)
+    assert world.prompts.taken == 6 * 4
+
+
+def test_groups_are_trained_in_the_order_of_their_prompts() -> None:
+    world = fakes.World()
+    play(fakes.config(batch={"max_lag": 1}), world)
+    uids = [group.prompt.uid for batch in world.batches for group in batch.groups]
+    assert uids == [f"train/{i}" for i in range(24)]
+
+
+def test_held_out_is_measured_before_at_the_interval_and_at_the_end() -> None:
+    world = fakes.World()
+    play(fakes.config(run={"steps": 5}), world)
+    assert sorted(world.evaluations) == [0, 2, 4, 5]
+    assert world.evaluations[0] == {"val-core/held/reward/mean_at_1": 0.0, "val-core/held/reward/best_at_1": 0.0}
+
+
+def test_checkpoints_come_at_the_interval_and_at_the_end() -> None:
+    world = fakes.World()
+    play(fakes.config(run={"steps": 5}), world)
+    assert [event[1] for event in world.events if event[0] == "save"] == [3, 5]
+
+
+def test_a_resumed_run_samples_what_the_uninterrupted_one_samples() -> None:
+    whole, rest = fakes.World(), fakes.World(version=3)
+    play(fakes.config(), whole)
+    rest.prompts.seek(3 * 4)
+    play(fakes.config(), rest)
+    assert [batch.step for batch in rest.batches] == [4, 5, 6]
+    assert [g.prompt.uid for g in rest.batches[0].groups] == [g.prompt.uid for g in whole.batches[3].groups]
+    assert rest.seeds[-1] == whole.seeds[-1]
+    assert len(set(whole.seeds)) == len(whole.seeds)
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_an_error_of_the_engine_ends_the_run_after_the_steps_that_were_sampled(max_lag: int) -> None:
+    world = fakes.World(fail_at_prompt=9)
+    with pytest.raises(RuntimeError, match="engine broke"):
+        play(fakes.config(batch={"max_lag": max_lag}), world)
+    assert [batch.step for batch in world.batches] == [1, 2]
+
+
+def test_a_swap_that_fails_ends_the_run() -> None:
+    class Torn(fakes.World):
+        async def push(self, version):
+            if version == 2:
+                raise ValueError("torn")
+            return await super().push(version)
+
+    world = Torn()
+    with pytest.raises(ValueError, match="torn"):
+        play(fakes.config(), world)
+    assert [event for event in world.events if event[0] == "observed"] == [("observed", 1)]
