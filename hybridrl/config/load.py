@@ -1,0 +1,280 @@
+"""From a YAML file and overrides to a checked `Config` that knows where each of its values came from.
+
+The order of precedence: command line, file, preset, default. All mistakes are found before any is reported.
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from hybridrl.config import keys, presets, strict_yaml
+from hybridrl.config.problems import refuse
+from hybridrl.config.schema import Config
+from hybridrl.errors import ConfigError
+
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+
+Path_ = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A config and the origin of its values."""
+
+    config: Config
+    origins: Mapping[str, str]
+    """Dotted key of every value -> "my.yaml:14", "command line", "preset dapo" or "default"."""
+
+    file: str
+
+    def where(self, *dotted: str) -> str:
+        """The place to send a person to for the first of these keys that somebody wrote; else says that it is a default."""
+        written = (self.origins[key] for key in dotted if self.origins.get(key, DEFAULT) != DEFAULT)
+        return next(written, f"default of {dotted[0]}, {self.file} does not set it")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read a config.
+
+    Args:
+        overrides: "a.b=c", c read as YAML; later ones win.
+
+    Raises:
+        ConfigError: the file is missing or not YAML.
+        ConfigErrors: everything that the schema finds wrong with its keys and values.
+    """
+    file = str(path)
+    document = strict_yaml.parse(_read(Path(path)), file)
+    origins = {key: f"{file}:{line}" for key, line in document.line.items()}
+    tree = _whole_sections(document.tree, Config, (), origins)
+    for override in overrides:
+        _apply(tree, override, origins)
+    errors = _unknown_keys(tree, Config, (), origins)
+    errors += _merge_preset(tree, origins)
+    config, invalid = _validate(tree, origins, file)
+    refuse(sorted(errors + invalid, key=_line))
+    assert config is not None
+    return LoadedConfig(config, _all_origins(config, origins), file)
+
+
+def value_of(config: BaseModel, dotted: str) -> Any:
+    """The value at a dotted key, options of plug-ins included.
+
+    Raises:
+        KeyError: there is no such key.
+    """
+    return dict(values(config))[dotted]
+
+
+def values(section: BaseModel, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every value of a config under its dotted key, in the order of the schema; options after the keys of their section."""
+    found: list[tuple[str, Any]] = []
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        dotted = f"{prefix}{field.alias or name}"
+        found += values(value, f"{dotted}.") if isinstance(value, BaseModel) else [(dotted, value)]
+    return found + [(f"{prefix}{name}", value) for name, value in (section.model_extra or {}).items()]
+
+
+def _read(path: Path) -> str:
+    if not path.exists():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        known = [str(p) for p in sorted(folder.glob("*.y*ml"))]
+        near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5) or known[:3]
+        raise ConfigError(
+            f"no config at {path}", fix=f"there is {', '.join(near)}" if near else "check the path"
+        )
+    if not path.is_file():
+        raise ConfigError(f"{path} is a folder", fix="name a YAML file")
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text", where=f"byte {error.start}") from error
+
+
+def _whole_sections(tree: Any, section: type[BaseModel], path: Path_, origins: dict[Path_, str]) -> Any:
+    """The tree with short forms written out and empty sections as {}; other wrong values are left for validation."""
+    if not isinstance(tree, dict):
+        name = keys.short_form(section)
+        if tree is None or name is None or isinstance(tree, (list, bool)):
+            return {} if tree is None else tree
+        if path in origins:
+            origins[*path, name] = origins[path]
+        return {name: tree}
+    found = dict(tree)
+    for name, field in keys.fields_of(section).items():
+        inner = keys.section_of(field.annotation)
+        optional = inner is not None and inner is not field.annotation
+        if inner is not None and name in tree and not (optional and tree[name] is None):
+            found[name] = _whole_sections(tree[name], inner, (*path, name), origins)
+    return found
+
+
+def _apply(tree: dict[str, Any], override: str, origins: dict[Path_, str]) -> None:
+    dotted, equals, text = override.partition("=")
+    path = tuple(dotted.strip().split("."))
+    if not equals or not all(path):
+        raise ConfigError(
+            f"{override!r} is not an override", where=COMMAND_LINE, fix="write key=value, as in run.steps=20"
+        )
+    value = strict_yaml.parse_value(text, COMMAND_LINE)
+    key = keys.find(dotted)
+    _forget(origins, path)
+    _mark(value, path, origins)
+    if key is not None and key.section is not None and value is not None:
+        value = _whole_sections(value, key.section, path, origins)
+    _put(tree, path, value)
+
+
+def _put(tree: dict[str, Any], path: Path_, value: Any) -> None:
+    for i, name in enumerate(path[:-1]):
+        inner = tree.setdefault(name, {})
+        if inner is None:
+            inner = tree[name] = {}
+        if not isinstance(inner, dict):
+            at = ".".join(path[: i + 1])
+            raise ConfigError(
+                f"{at} = {strict_yaml.inline(inner)} has no keys",
+                where=COMMAND_LINE,
+                fix=f"cannot set {'.'.join(path)}",
+            )
+        tree = inner
+    tree[path[-1]] = value
+
+
+def _forget(origins: dict[Path_, str], path: Path_) -> None:
+    for known in [key for key in origins if key[: len(path)] == path]:
+        del origins[known]
+
+
+def _mark(value: Any, path: Path_, origins: dict[Path_, str]) -> None:
+    origins[path] = COMMAND_LINE
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        _mark(inner, (*path, name), origins)
+
+
+def _unknown_keys(
+    tree: Any, section: type[BaseModel], path: Path_, origins: Mapping[Path_, str]
+) -> list[ConfigError]:
+    errors: list[ConfigError] = []
+    fields = keys.fields_of(section)
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        inner = keys.section_of(fields[name].annotation) if name in fields else None
+        if inner is not None:
+            errors += _unknown_keys(value, inner, (*path, name), origins)
+        elif name not in fields and not keys.takes_options(section):
+            errors += [_unknown(leaf, section, origins) for leaf in _leaves(value, (*path, name))]
+    return errors
+
+
+def _leaves(value: Any, path: Path_) -> list[Path_]:
+    if not isinstance(value, dict) or not value:
+        return [path]
+    return [leaf for name, inner in value.items() for leaf in _leaves(inner, (*path, name))]
+
+
+def _unknown(path: Path_, section: type[BaseModel], origins: Mapping[Path_, str]) -> ConfigError:
+    dotted = ".".join(path)
+    near = keys.meant(dotted)
+    fix = (
+        f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(keys.fields_of(section))}"
+    )
+    return ConfigError(f"unknown key {dotted}", where=_place(path, origins), fix=fix)
+
+
+def _line(error: ConfigError) -> int:
+    """Order of the errors: down the file, then what the command line says."""
+    line = error.where.rpartition(":")[2]
+    return int(line) if line.isdecimal() else sys.maxsize
+
+
+def _place(path: Path_, origins: Mapping[Path_, str]) -> str:
+    """Where a key, or what is nearest above it, stands."""
+    return next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), "")
+
+
+def _merge_preset(tree: dict[str, Any], origins: dict[Path_, str]) -> list[ConfigError]:
+    algorithm = tree.get("algorithm")
+    name = algorithm.get("preset") if isinstance(algorithm, dict) else None
+    if not isinstance(name, str):
+        return []
+    if name not in presets.PRESETS:
+        known = ", ".join(
+            difflib.get_close_matches(name, presets.PRESETS, n=1, cutoff=0.5) or presets.PRESETS
+        )
+        place = _place(("algorithm", "preset"), origins)
+        return [ConfigError(f"there is no preset {name!r}", where=place, fix=f"use {known}")]
+    _fill(algorithm, presets.PRESETS[name], ("algorithm",), f"preset {name}", origins)
+    return []
+
+
+def _fill(
+    tree: dict[str, Any], row: Mapping[str, Any], path: Path_, origin: str, origins: dict[Path_, str]
+) -> None:
+    """Put the preset's values where nothing was written; its options only under its own plug-in."""
+    for name, value in row.items():
+        here, written = (*path, name), tree.get(name)
+        if isinstance(value, Mapping):
+            inner = tree.setdefault(name, {})
+            own = not isinstance(inner, dict) or inner.get("name", value.get("name")) != value.get("name")
+            if not own:
+                _fill(inner, value, here, origin, origins)
+        elif name not in tree or written is None:
+            tree[name], origins[here] = value, origin
+
+
+def _validate(tree: dict, origins: Mapping[Path_, str], file: str) -> tuple[Config | None, list[ConfigError]]:
+    try:
+        # JSON mode: strict about types, and a list may still become a tuple
+        return Config.model_validate_json(json.dumps(tree), strict=True), []
+    except ValidationError as error:
+        wrong = [problem for problem in error.errors() if problem["type"] != "extra_forbidden"]
+        return None, [_explain(problem, tree, origins, file) for problem in wrong]
+
+
+def _explain(problem: Any, tree: dict, origins: Mapping[Path_, str], file: str) -> ConfigError:
+    path = tuple(map(str, problem["loc"]))
+    inside = False  # a list: its items have no key of their own
+    while len(path) > 1 and keys.find(".".join(path)) is None:
+        path, inside = path[:-1], True
+    dotted, key, place = ".".join(path), keys.find(".".join(path)), _place(path, origins) or file
+    if problem["type"] == "missing" and not inside:
+        about = f": {key.field.description}" if key and key.field.description else ""
+        return ConfigError(f"missing key {dotted}", where=file, fix=f"add it{about}")
+    if problem["type"] == "value_error" or key is None:
+        return ConfigError(f"{dotted}: {problem['msg'].removeprefix('Value error, ')}", where=place)
+    return _wrong_value(key, _at(tree, path) if inside else problem["input"], place)
+
+
+def _at(tree: Any, path: Path_) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _wrong_value(key: keys.Key, value: Any, place: str) -> ConfigError:
+    written = f"{key.name} = {strict_yaml.inline(value)}"
+    if key.section is not None:
+        return ConfigError(
+            f"{written} is not a section",
+            where=place,
+            fix=f"its keys are {', '.join(keys.fields_of(key.section))}",
+        )
+    expected = keys.expected(key)
+    near = difflib.get_close_matches(
+        str(value), expected.removeprefix("one of ").split(", "), n=1, cutoff=0.5
+    )
+    fix = f"did you mean {near[0]}?" if near else f"see hybridrl config explain {key.name}"
+    return ConfigError(f"{written} is not {expected}", where=place, fix=fix)
+
+
+def _all_origins(config: Config, origins: Mapping[Path_, str]) -> dict[str, str]:
+    written = {".".join(path): origin for path, origin in origins.items()}
+    return {dotted: written.get(dotted, DEFAULT) for dotted, _ in values(config)}
