@@ -6,9 +6,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,6 +27,7 @@ def local_ray(num_workers: int) -> Iterator[str]:
     """
     folder = tempfile.mkdtemp(prefix="hybridrl-")  # short: Ray puts sockets inside, whose paths may have 107 bytes
     try:
+        ray_worker.print_to_stdstream = _to_log
         ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray trades loopback for the address that other machines see
         ray.init(
             num_cpus=num_workers,
@@ -39,3 +42,9 @@ def local_ray(num_workers: int) -> Iterator[str]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Raylet's messages go to the log: Ray prints them over the live view, and group.py names a dead worker anyway."""
+    for line in data["lines"]:
+        logging.getLogger("hybridrl.ray").info("%s %s", data["pid"], line)
