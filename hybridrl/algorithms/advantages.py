@@ -1,0 +1,104 @@
+"""Loads the advantage estimator of a config and puts the KL penalty into its rewards where the config says
+so.
+
+Shape letters: N trajectories of the batch, T packed tokens held here.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hybridrl.algorithms.base import (
+    TOKEN_COLUMNS,
+    Advantage,
+    AdvantageEstimator,
+    Column,
+    Reduce,
+    TokenForm,
+    Tokens,
+    argument,
+)
+from hybridrl.algorithms.plugins import build
+from hybridrl.algorithms.sequences import at_last_token, masked, sequence_sum
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.errors import ConfigError
+
+
+def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
+    """The estimator that a config names, ready to call as base.AdvantageEstimator says.
+
+    Raises:
+        ConfigError: an unknown plug-in or option, or fewer samples per prompt than the estimator can compare.
+    """
+    inner = build("estimator", config.estimator.name, config.estimator.options, where="algorithm.estimator")
+    least = getattr(inner, "min_group_size", 1)
+    if config.samples_per_prompt < least:
+        raise ConfigError(
+            f"{config.estimator.name} compares answers, but samples_per_prompt = {config.samples_per_prompt}",
+            where="algorithm.samples_per_prompt",
+            fix=f"use {least} or more, or an estimator without a group baseline (reinforce_plus_plus)",
+        )
+    in_reward = config.kl.place == "reward" and config.kl.coefficient > 0
+    per_token = isinstance(inner, TokenForm) and inner.per_token
+    if not in_reward and not per_token and "token_reward" not in inner.needs:
+        return inner
+    kl = build("kl", config.kl.estimator, {}, where="algorithm.kl.estimator")
+    return WithTokenRewards(inner, kl, config.kl.coefficient if in_reward else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class WithTokenRewards:
+    """An estimator on rewards that differ from token to token: the outcome at the last one, less a KL
+    penalty at each.
+
+    An estimator that knows scalars only sees the sum over each trajectory.
+    """
+
+    inner: Any
+    kl: Any
+    kl_coefficient: float
+
+    @property
+    def needs(self) -> frozenset[Column]:
+        """old_logp is always among them: a token column is what sends an estimator to the data-parallel
+        ranks."""
+        penalty = self.kl.needs | {"ref_logp"} if self.kl_coefficient else frozenset()
+        return frozenset(self._columns | penalty | {"old_logp"})
+
+    @property
+    def _columns(self) -> frozenset[Column]:
+        return frozenset() if isinstance(self.inner, TokenForm) else self.inner.needs - {"token_reward"}
+
+    def __call__(
+        self, reward_N: Tensor, group_N: Tensor, tokens: Tokens, reduce: Reduce, **columns: Tensor
+    ) -> Advantage:
+        """*Collective*.
+
+        Args:
+            reward_N, group_N: of the whole batch, the same on every rank.
+            tokens: those held here; seq_T indexes the whole batch.
+        """
+        penalty_T = self._penalty(tokens, columns)
+        token_reward_T = at_last_token(reward_N, tokens) - penalty_T
+        if isinstance(self.inner, TokenForm):
+            return self.inner.over_tokens(token_reward_T, tokens, reduce)
+        own = {argument(c): columns[argument(c)] for c in self._columns}
+        if "token_reward" in self.inner.needs:
+            return self.inner(
+                reward_N, group_N, tokens=tokens, reduce=reduce, token_reward_T=token_reward_T, **own
+            )
+        net_reward_N = reward_N - reduce.sum(sequence_sum(penalty_T, tokens))
+        if self._columns & TOKEN_COLUMNS:
+            return self.inner(net_reward_N, group_N, tokens=tokens, reduce=reduce, **own)
+        advantage_N = self.inner(net_reward_N, group_N, **own)
+        return Advantage(masked(advantage_N[tokens.seq_T], tokens))
+
+    def _penalty(self, tokens: Tokens, columns: dict[str, Tensor]) -> Tensor:
+        """The KL penalty of each token, [T]; of the policy at the start of the step."""
+        old_logp_T = columns["old_logp_T"]
+        if not self.kl_coefficient:
+            return old_logp_T.new_zeros(len(old_logp_T))
+        own = {argument(c): columns[argument(c)] for c in self.kl.needs}
+        kl_T = self.kl(logp_T=old_logp_T, ref_logp_T=columns["ref_logp_T"], **own)
+        return self.kl_coefficient * masked(kl_T, tokens)

@@ -1,0 +1,1 @@
+"""Policy losses, one file each; the file's name is its name in a config."""

@@ -1,0 +1,83 @@
+"""Sums, last tokens, discounting and whitening over packed trajectories.
+
+Shape letters: T packed tokens, M trained tokens among them, S trajectories (tokens.num_seqs).
+"""
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.base import Reduce, Tokens
+
+
+def masked(value_T: Tensor, tokens: Tokens) -> Tensor:
+    """The column with 0 outside the loss mask, whatever was there (inf and NaN included), without a gradient
+    there."""
+    return torch.where(tokens.mask_T, value_T, torch.zeros_like(value_T))
+
+
+def sequence_sum(value_T: Tensor, tokens: Tokens) -> Tensor:
+    """Sum over the trained tokens of each trajectory, [S]; of the tokens held here."""
+    return value_T.new_zeros(tokens.num_seqs).index_add(0, tokens.seq_T, masked(value_T, tokens))
+
+
+def sequence_length(tokens: Tokens, dtype: torch.dtype) -> Tensor:
+    """Trained tokens of each trajectory, [S]; of the tokens held here."""
+    return sequence_sum(torch.ones_like(tokens.seq_T, dtype=dtype), tokens)
+
+
+def sequence_mean(value_T: Tensor, tokens: Tokens) -> Tensor:
+    """Mean over the trained tokens of each trajectory, [S]; 0 for one without any."""
+    return sequence_sum(value_T, tokens) / sequence_length(tokens, value_T.dtype).clamp(min=1)
+
+
+def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:
+    """A column that holds each trajectory's value at its last trained token and 0 elsewhere, [T]."""
+    at_M = torch.nonzero(tokens.mask_T).flatten()
+    seq_M = tokens.seq_T[at_M]
+    is_last_M = torch.ones_like(seq_M, dtype=torch.bool)
+    is_last_M[:-1] = seq_M[1:] != seq_M[:-1]
+    column_T = value_S.new_zeros(len(tokens.seq_T))
+    column_T[at_M[is_last_M]] = value_S[seq_M[is_last_M]]
+    return column_T
+
+
+def discounted_sum(value_T: Tensor, discount: float | Tensor, tokens: Tokens) -> Tensor:
+    """y[t] = value[t] + discount * y[next trained token of the trajectory], [T]; 0 outside the loss mask.
+
+    Args:
+        discount: one number, or a column that is constant within a trajectory.
+
+    By doubling: after k rounds y covers 2**k tokens, so log2(longest) vector operations and no padding.
+    """
+    at_M = torch.nonzero(tokens.mask_T).flatten()
+    seq_M, sum_M = tokens.seq_T[at_M], value_T[at_M]
+    power_M = torch.as_tensor(discount, dtype=value_T.dtype, device=value_T.device).expand_as(value_T)[at_M]
+    longest = int(torch.bincount(seq_M).max()) if len(seq_M) else 0
+    reach = 1
+    while reach < longest:
+        same_M = seq_M[reach:] == seq_M[:-reach]
+        step_M = torch.where(same_M, power_M[:-reach] * sum_M[reach:], 0)
+        sum_M = torch.cat([sum_M[:-reach] + step_M, sum_M[-reach:]])
+        power_M = power_M.square()
+        reach *= 2
+    return torch.zeros_like(value_T).index_put((at_M,), sum_M)
+
+
+def whiten(value_X: Tensor, weight_X: Tensor, reduce: Reduce, *, eps: float, bessel: bool = True) -> Tensor:
+    """(value - mean) / sqrt(var + eps), mean and variance over everything with weight, on all ranks.
+
+    Args:
+        weight_X: how often each value counts: a loss mask, or the trained tokens of a trajectory.
+        bessel: divide the squared deviations by count - 1.
+
+    Returns:
+        The shape and dtype of `value_X`; also values of weight 0 are shifted and scaled.
+    """
+    # Sums in float64: the result must not depend on how the batch was split over ranks.
+    weight_X = weight_X.double()
+    value64_X = value_X.double()
+    total, count = reduce.sum(torch.stack([(value64_X * weight_X).sum(), weight_X.sum()]))
+    centred_X = value64_X - total / count.clamp(min=1)
+    squares = reduce.sum((centred_X.square() * weight_X).sum())
+    variance = squares / (count - int(bessel)).clamp(min=1)
+    return (centred_X * (variance + eps).rsqrt()).to(value_X.dtype)
