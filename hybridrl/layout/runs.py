@@ -1,0 +1,70 @@
+"""One dimension of a layout: sorted runs of a canonical dimension, and where each sits in a holder's tensor."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """`length` neighbours, from `at` in the canonical dimension and from `local` in the holder's."""
+
+    at: int
+    length: int
+    local: int
+
+
+class Span(NamedTuple):
+    """A stretch that two holders share: where it starts in the canonical dimension and in each of theirs."""
+
+    at: int
+    length: int
+    first: int
+    second: int
+
+
+Runs = tuple[Run, ...]
+
+
+def whole(length: int) -> Runs:
+    """The dimension as it is."""
+    return (Run(0, length, 0),)
+
+
+def join(runs: Iterable[Run]) -> Runs:
+    """The same runs, sorted, with neighbours on both sides made one."""
+    joined: list[Run] = []
+    for run in sorted(runs):
+        last = joined[-1] if joined else None
+        if last and last.at + last.length == run.at and last.local + last.length == run.local:
+            joined[-1] = Run(last.at, last.length + run.length, last.local)
+        elif run.length:
+            joined.append(run)
+    return tuple(joined)
+
+
+def window(order: Iterable[tuple[int, int]], start: int, stop: int) -> Runs:
+    """Storage positions [start, stop) of a holder that keeps the stretches (at, length) of `order` end to end."""
+    found, position = [], 0
+    for at, length in order:
+        first, last = max(start, position), min(stop, position + length)
+        if first < last:
+            found.append(Run(at + first - position, last - first, first - start))
+        position += length
+    return join(found)
+
+
+def overlap(a: Sequence[Run], b: Sequence[Run]) -> list[Span]:
+    """What two holders share, in canonical order: one pass over both, which are sorted and free of overlaps."""
+    spans, i, j = [], 0, 0
+    while i < len(a) and j < len(b):
+        at = max(a[i].at, b[j].at)
+        end_a, end_b = a[i].at + a[i].length, b[j].at + b[j].length
+        end = min(end_a, end_b)
+        if at < end:
+            spans.append(Span(at, end - at, a[i].local + at - a[i].at, b[j].local + at - b[j].at))
+        i, j = i + (end_a <= end_b), j + (end_b <= end_a)
+    return spans
+
+
+def size(runs: Sequence[Run]) -> int:
+    """Elements covered."""
+    return sum(run.length for run in runs)

@@ -1,0 +1,39 @@
+"""What a rank holds of one parameter. Vectors are rectangles of one column, so every rule has two dimensions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+from hybridrl.layout.runs import Runs
+
+
+class Box(NamedTuple):
+    """A rectangle of one parameter: (row, column) pairs, in elements."""
+
+    at: tuple[int, int]
+    """Where it starts in the canonical parameter."""
+
+    local: tuple[int, int]
+    """Where it starts in the holder's tensor."""
+
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tensor of a rank. What no run covers is padding: nobody writes it, and its value has no meaning."""
+
+    param: str
+    """Canonical name, with the layer."""
+
+    shape: tuple[int, ...]
+    """Of the tensor."""
+
+    rows: Runs
+    cols: Runs
+
+    def boxes(self) -> Iterator[Box]:
+        """The rectangles of the parameter that this tensor holds."""
+        for row, col in product(self.rows, self.cols):
+            yield Box((row.at, col.at), (row.local, col.local), (row.length, col.length))

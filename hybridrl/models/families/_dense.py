@@ -1,0 +1,122 @@
+"""Lines that dense decoders share: pre-norm attention with grouped queries, gated feed-forward, RMS norms.
+
+Megatron keeps q, k and v of one query group together; SGLang keeps all its q, then k, then v. Both are one column cut
+of the same canonical parameter.
+"""
+
+from hybridrl.models.table import Row, Site
+
+EMBED = Row(
+    name="embed",
+    rows=("vocab",),
+    cols="hidden",
+    hf=("model.embed_tokens.weight",),
+    megatron=Site("embedding.word_embeddings.weight", "vocab"),
+    sglang=Site("model.embed_tokens.weight", "vocab"),
+    stage="first",
+    tied_copy=Site("output_layer.weight", "vocab"),
+)
+ATTENTION_NORM = Row(
+    name="layers.*.attention_norm",
+    rows=("hidden",),
+    hf=("model.layers.*.input_layernorm.weight",),
+    megatron=Site("decoder.layers.*.input_layernorm.weight", "whole"),
+    sglang=Site("model.layers.*.input_layernorm.weight", "whole"),
+)
+QKV = Row(
+    name="layers.*.qkv",
+    rows=("q", "kv", "kv"),
+    cols="hidden",
+    hf=(
+        "model.layers.*.self_attn.q_proj.weight",
+        "model.layers.*.self_attn.k_proj.weight",
+        "model.layers.*.self_attn.v_proj.weight",
+    ),
+    megatron=Site("decoder.layers.*.self_attention.linear_qkv.weight", "grouped_qkv"),
+    sglang=Site("model.layers.*.self_attn.qkv_proj.weight", "heads"),
+)
+QKV_BIAS = Row(
+    name="layers.*.qkv_bias",
+    rows=("q", "kv", "kv"),
+    hf=(
+        "model.layers.*.self_attn.q_proj.bias",
+        "model.layers.*.self_attn.k_proj.bias",
+        "model.layers.*.self_attn.v_proj.bias",
+    ),
+    megatron=Site("decoder.layers.*.self_attention.linear_qkv.bias", "grouped_qkv"),
+    sglang=Site("model.layers.*.self_attn.qkv_proj.bias", "heads"),
+    when="qkv_bias",
+)
+Q_NORM = Row(
+    name="layers.*.q_norm",
+    rows=("head",),
+    hf=("model.layers.*.self_attn.q_norm.weight",),
+    megatron=Site("decoder.layers.*.self_attention.q_layernorm.weight", "whole"),
+    sglang=Site("model.layers.*.self_attn.q_norm.weight", "whole"),
+    when="qk_norm",
+)
+K_NORM = Row(
+    name="layers.*.k_norm",
+    rows=("head",),
+    hf=("model.layers.*.self_attn.k_norm.weight",),
+    megatron=Site("decoder.layers.*.self_attention.k_layernorm.weight", "whole"),
+    sglang=Site("model.layers.*.self_attn.k_norm.weight", "whole"),
+    when="qk_norm",
+)
+ATTENTION_OUT = Row(
+    name="layers.*.attention_out",
+    rows=("hidden",),
+    cols="q",
+    hf=("model.layers.*.self_attn.o_proj.weight",),
+    megatron=Site("decoder.layers.*.self_attention.linear_proj.weight", "columns"),
+    sglang=Site("model.layers.*.self_attn.o_proj.weight", "columns"),
+)
+ATTENTION_OUT_BIAS = Row(
+    name="layers.*.attention_out_bias",
+    rows=("hidden",),
+    hf=("model.layers.*.self_attn.o_proj.bias",),
+    megatron=Site("decoder.layers.*.self_attention.linear_proj.bias", "whole"),
+    sglang=Site("model.layers.*.self_attn.o_proj.bias", "whole"),
+    when="attention_out_bias",
+)
+FFN_NORM = Row(
+    name="layers.*.ffn_norm",
+    rows=("hidden",),
+    hf=("model.layers.*.post_attention_layernorm.weight",),
+    megatron=Site("decoder.layers.*.pre_mlp_layernorm.weight", "whole"),
+    sglang=Site("model.layers.*.post_attention_layernorm.weight", "whole"),
+)
+GATE_UP = Row(
+    name="layers.*.gate_up",
+    rows=("ffn", "ffn"),
+    cols="hidden",
+    hf=("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
+    megatron=Site("decoder.layers.*.mlp.linear_fc1.weight", "rows"),
+    sglang=Site("model.layers.*.mlp.gate_up_proj.weight", "rows"),
+)
+DOWN = Row(
+    name="layers.*.down",
+    rows=("hidden",),
+    cols="ffn",
+    hf=("model.layers.*.mlp.down_proj.weight",),
+    megatron=Site("decoder.layers.*.mlp.linear_fc2.weight", "columns"),
+    sglang=Site("model.layers.*.mlp.down_proj.weight", "columns"),
+)
+FINAL_NORM = Row(
+    name="final_norm",
+    rows=("hidden",),
+    hf=("model.norm.weight",),
+    megatron=Site("decoder.final_layernorm.weight", "whole"),
+    sglang=Site("model.norm.weight", "whole"),
+    stage="last",
+)
+LM_HEAD = Row(
+    name="lm_head",
+    rows=("vocab",),
+    cols="hidden",
+    hf=("lm_head.weight",),
+    megatron=Site("output_layer.weight", "vocab"),
+    sglang=Site("lm_head.weight", "vocab"),
+    stage="last",
+    when="untied",
+)

@@ -1,0 +1,34 @@
+"""Llama 1 to 3, and models that use its code (SmolLM2, ...)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybridrl.errors import ModelError
+from hybridrl.models.families import _dense as dense
+from hybridrl.models.table import Family
+
+
+def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("mlp_bias", False):
+        raise ModelError("mlp_bias = true is not supported", where="config.json", fix="use a model without biases in its MLP")
+    bias = config.get("attention_bias", False)
+    return {"qkv_bias": bias, "attention_out_bias": bias, "qk_norm": False}
+
+
+FAMILY = Family(
+    architecture="LlamaForCausalLM",
+    rows=(
+        dense.EMBED,
+        dense.ATTENTION_NORM,
+        dense.QKV,
+        dense.QKV_BIAS,
+        dense.ATTENTION_OUT,
+        dense.ATTENTION_OUT_BIAS,
+        dense.FFN_NORM,
+        dense.GATE_UP,
+        dense.DOWN,
+        dense.FINAL_NORM,
+        dense.LM_HEAD,
+    ),
+    traits=_traits,
+)

@@ -1,0 +1,29 @@
+"""Qwen2 and Qwen2.5: always a bias on q, k and v, never on the output projection."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybridrl.models.families import _dense as dense
+from hybridrl.models.table import Family
+
+
+def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"qkv_bias": True, "attention_out_bias": False, "qk_norm": False}
+
+
+FAMILY = Family(
+    architecture="Qwen2ForCausalLM",
+    rows=(
+        dense.EMBED,
+        dense.ATTENTION_NORM,
+        dense.QKV,
+        dense.QKV_BIAS,
+        dense.ATTENTION_OUT,
+        dense.FFN_NORM,
+        dense.GATE_UP,
+        dense.DOWN,
+        dense.FINAL_NORM,
+        dense.LM_HEAD,
+    ),
+    traits=_traits,
+)

@@ -1,0 +1,36 @@
+"""Qwen3, dense: RMS norm over the head dimension of q and k; biases only where the config asks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybridrl.models.families import _dense as dense
+from hybridrl.models.table import Family
+
+
+def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    bias = config.get("attention_bias", False)
+    traits = {"qkv_bias": bias, "attention_out_bias": bias, "qk_norm": True}
+    if config.get("head_dim") is None:
+        traits["head_dim"] = 128
+    return traits
+
+
+FAMILY = Family(
+    architecture="Qwen3ForCausalLM",
+    rows=(
+        dense.EMBED,
+        dense.ATTENTION_NORM,
+        dense.QKV,
+        dense.QKV_BIAS,
+        dense.Q_NORM,
+        dense.K_NORM,
+        dense.ATTENTION_OUT,
+        dense.ATTENTION_OUT_BIAS,
+        dense.FFN_NORM,
+        dense.GATE_UP,
+        dense.DOWN,
+        dense.FINAL_NORM,
+        dense.LM_HEAD,
+    ),
+    traits=_traits,
+)
