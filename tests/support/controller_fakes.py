@@ -46,6 +46,7 @@ class World:
 
     version: int = 0
     generate_s: float = 0.0
+    update_s: float = 0.0
     fail_at_prompt: int | None = None
     prompts: CountingPrompts = field(default_factory=CountingPrompts)
     spans: list[str] = field(default_factory=list)
@@ -79,6 +80,7 @@ class World:
         return {}
 
     async def step(self, index) -> StepReport:
+        await asyncio.sleep(self.update_s)
         if index == self.num_minibatches - 1:
             self.version += 1
         return StepReport(self.version, 0.0, 0.0, 1e-3, {})
