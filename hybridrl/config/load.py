@@ -171,6 +171,11 @@ def _unknown_keys(
             errors += _unknown_keys(value, inner, (*path, name), origins)
         elif name not in fields and not keys.takes_options(section):
             errors += [_unknown(leaf, section, origins) for leaf in _leaves(value, (*path, name))]
+        elif name not in fields and not name.isidentifier():
+            place = _place((*path, name), origins)
+            errors.append(
+                ConfigError(f"{'.'.join(path)} has an option {name!r}", where=place, fix="options are names")
+            )
     return errors
 
 
@@ -182,6 +187,10 @@ def _leaves(value: Any, path: Path_) -> list[Path_]:
 
 def _unknown(path: Path_, section: type[BaseModel], origins: Mapping[Path_, str]) -> ConfigError:
     dotted = ".".join(path)
+    if nested := [name for name in path if "." in name]:
+        return ConfigError(
+            f"the key {nested[0]!r}", where=_place(path, origins), fix="write one level for each dot"
+        )
     near = keys.meant(dotted)
     fix = (
         f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(keys.fields_of(section))}"

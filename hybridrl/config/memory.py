@@ -1,0 +1,62 @@
+"""The least memory that a run takes, by arithmetic: weights, gradients, optimizer, engine. Activations and the
+processes themselves come on top, so a run that this refuses cannot work, and one that it lets pass still may not.
+"""
+
+from dataclasses import dataclass
+
+from hybridrl.config.schema import Config
+from hybridrl.models import spec as models
+
+GIB = 2**30
+
+_GRADIENT_BYTES = 4  # accumulated in fp32 whatever the weights are
+_ADAM_BYTES = 8
+_MASTER_BYTES = 4  # the fp32 weights of a bf16 model
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes, of the whole machine on CPU and of one GPU otherwise."""
+
+    training: int
+    """Weights, gradients and optimizer of the actor, and the reference policy's weights."""
+
+    engines: int
+    """Weights, and the key-value cache where its size is set."""
+
+    together: bool
+    """Both at the same time; on a GPU they take turns."""
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.training + self.engines if self.together else max(self.training, self.engines)
+
+    def describe(self) -> str:
+        return f"training {self.training / GIB:.1f}, engines {self.engines / GIB:.1f}"
+
+    @classmethod
+    def of(cls, config: Config, spec: models.ModelSpec, *, on_gpu: bool) -> "Need":
+        training, engine = _training(config, spec, on_gpu), _engine(config, spec, on_gpu)
+        if on_gpu:
+            parallel = config.actor.parallel
+            return cls(
+                training // (parallel.tp * parallel.pp), engine // config.rollout.parallel.tp, together=False
+            )
+        return cls(training, engine * (config.rollout.num_engines or 1), together=True)
+
+
+def _training(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
+    """Of one replica on a GPU, where more replicas share its optimizer; of all replicas on CPU."""
+    precision = config.actor.precision or ("bf16" if on_gpu else "fp32")
+    weight_bytes, master_bytes = (2, _MASTER_BYTES) if precision == "bf16" else (4, 0)
+    dp = config.actor.parallel.dp or 1
+    reference = weight_bytes if config.algorithm.kl.coefficient else 0
+    held, shared = weight_bytes + _GRADIENT_BYTES + reference, _ADAM_BYTES + master_bytes
+    per_weight = held + shared / dp if on_gpu else held * dp + shared
+    return int(models.count(spec) * per_weight)
+
+
+def _engine(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
+    number_bytes = 2 if on_gpu else 4
+    token_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * number_bytes
+    return models.count(spec) * number_bytes + (config.rollout.kv_cache_tokens or 0) * token_bytes

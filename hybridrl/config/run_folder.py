@@ -1,0 +1,179 @@
+"""The folder of a run: one run each, never overwritten, one process at a time."""
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from hybridrl.config.load import LoadedConfig, load, values
+from hybridrl.config.problems import refuse
+from hybridrl.config.resolved import as_yaml
+from hybridrl.config.schema import Config
+from hybridrl.config.strict_yaml import inline
+from hybridrl.errors import ConfigError, RunFolderError
+
+MAY_CHANGE = frozenset(
+    {
+        "algorithm.preset",  # a name for values that are compared themselves
+        "run.name",
+        "run.folder",
+        "run.steps",
+        "run.save_every",
+        "run.evaluate_every",
+        "run.keep_checkpoints",
+        "run.export",
+        "run.mlflow",
+        "run.sample_every",
+        "run.samples_kept",
+        "cluster.start_timeout_s",
+        "cluster.step_timeout_s",
+        "reward.timeout_s",
+        "reward.num_workers",
+    }
+)
+"""Keys that a resume may change: they decide how long and how closely we look, not what is learnt."""
+
+_UNSET = object()
+
+
+@dataclass(slots=True)
+class RunFolder:
+    """The folder of one run, held by this process until `release`."""
+
+    path: Path
+    _lock: TextIO = field(repr=False)
+
+    @classmethod
+    def create(cls, loaded: LoadedConfig) -> "RunFolder":
+        """Take the folder for a new run and write its resolved.yaml. What a launch left that never came to its first
+        record is written over.
+
+        Raises:
+            RunFolderError: it holds a run, another process holds it, or it cannot be written.
+        """
+        folder = cls._take(path_of(loaded.config))
+        try:
+            _refuse_to_overwrite(folder.path)
+            (folder.path / "metrics.jsonl").unlink(missing_ok=True)
+            folder._write_resolved(loaded)
+        except Exception:
+            folder.release()
+            raise
+        return folder
+
+    @classmethod
+    def open_for_resume(cls, loaded: LoadedConfig) -> "RunFolder":
+        """Take the folder of a run to go on with it, and bring its resolved.yaml up to date.
+
+        Raises:
+            RunFolderError: it holds no run, or another process holds it.
+            ConfigErrors: the config differs from the run's in keys that decide what is learnt.
+        """
+        path = path_of(loaded.config)
+        if not (path / "resolved.yaml").exists():
+            raise RunFolderError(f"{path} holds no run to resume", fix="launch without --resume")
+        folder = cls._take(path)
+        try:
+            refuse(changes(load(path / "resolved.yaml"), loaded))
+            folder._write_resolved(loaded)
+        except Exception:
+            folder.release()
+            raise
+        return folder
+
+    def release(self) -> None:
+        """Let another process have the folder; the end of this process does the same."""
+        self._lock.close()
+
+    @classmethod
+    def _take(cls, path: Path) -> "RunFolder":
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("a+")
+        except OSError as error:
+            raise RunFolderError(f"cannot write {path}: {error.strerror}", fix="set run.folder") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip()
+            lock.close()
+            raise RunFolderError(
+                f"{path} is in use by process {owner}", fix="wait for it, or run.name=... starts another"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return cls(path, lock)
+
+    def _write_resolved(self, loaded: LoadedConfig) -> None:
+        beside = self.path / ".resolved.yaml"
+        beside.write_text(as_yaml(loaded), "utf-8")
+        beside.replace(self.path / "resolved.yaml")
+
+
+def path_of(config: Config) -> Path:
+    """Where the run of a config lives."""
+    return Path(config.run.folder) / config.run.name
+
+
+def step_of(path: Path) -> int | None:
+    """Newest policy update that a run folder has a record of; None: the folder holds no run."""
+    metrics = path / "metrics.jsonl"
+    steps = (
+        [_step(line) for line in metrics.read_text("utf-8", "replace").splitlines()]
+        if metrics.exists()
+        else []
+    )
+    found = [step for step in steps if step is not None]
+    saved = (path / "checkpoints").is_dir() and any((path / "checkpoints").iterdir())
+    return max(found, default=0) if found or saved else None
+
+
+def changes(before: LoadedConfig, now: LoadedConfig) -> list[ConfigError]:
+    """What keeps a run from going on with another config: the keys that differ, except those that may."""
+    then, today = dict(values(before.config)), dict(values(now.config))
+    names = [key for key in {**then, **today} if key not in MAY_CHANGE]
+    errors = [
+        _changed(key, then.get(key, _UNSET), today.get(key, _UNSET), now)
+        for key in names
+        if then.get(key, _UNSET) != today.get(key, _UNSET)
+    ]
+    schedule = now.config.actor.optimizer.schedule
+    if schedule != "constant" and then["run.steps"] != today["run.steps"]:
+        what = f"run.steps = {today['run.steps']}, the run has {then['run.steps']} and its {schedule} schedule spans them"
+        errors.append(
+            ConfigError(what, where=now.where("run.steps"), fix="start a new run from the exported model")
+        )
+    return errors
+
+
+def _changed(key: str, then: object, today: object, now: LoadedConfig) -> ConfigError:
+    was, is_ = (
+        "unset" if value is _UNSET else inline(list(value) if isinstance(value, tuple) else value)
+        for value in (then, today)
+    )
+    return ConfigError(
+        f"{key} = {is_}, the run to resume has {was}",
+        where=now.where(key),
+        fix="put it back, or run.name=... starts another",
+    )
+
+
+def _refuse_to_overwrite(path: Path) -> None:
+    step = step_of(path)
+    if step is not None:
+        raise RunFolderError(
+            f"{path} already holds a run at step {step}",
+            fix="--resume continues it, run.name=... starts another",
+        )
+
+
+def _step(line: str) -> int | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None  # the line that a crash cut short
+    return record.get("step") if isinstance(record, dict) else None

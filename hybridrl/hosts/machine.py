@@ -1,0 +1,148 @@
+"""What this machine is, found without importing torch: cores, memory, GPUs, ports. Limits of a container count."""
+
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+GIB = 2**30
+
+_CGROUP = Path("/sys/fs/cgroup")
+_NVIDIA_SMI_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class GPU:
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+    used_bytes: int
+    """By whatever runs there now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    cores: int
+    memory_bytes: int
+    available_bytes: int
+    """What processes started now can take without swapping."""
+
+    shm_bytes: int
+    """Free in /dev/shm, where the object store and engine weights live on CPU."""
+
+    gpus: tuple[GPU, ...]
+
+    @classmethod
+    def here(cls) -> "Machine":
+        total, available = memory()
+        return cls(cores(), total, available, shm_free(), gpus())
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory that training and rollout have: of all GPUs, or of the machine."""
+        return sum(gpu.memory_bytes - gpu.used_bytes for gpu in self.gpus) or self.available_bytes
+
+    def describe(self) -> str:
+        """One line for a person."""
+        size = f"{self.cores} cores, {self.memory_bytes / GIB:.0f} GiB"
+        if not self.gpus:
+            return f"{size}, no GPU -> CPU host (gloo, SGLang CPU engine)"
+        return f"{size}, {len(self.gpus)} x {self.gpus[0].name} ({self.gpus[0].memory_bytes / GIB:.0f} GiB) -> CUDA host"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    count = len(os.sched_getaffinity(0))
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    return max(1, min(count, int(quota) // int(period))) if quota.isdecimal() else count
+
+
+def memory() -> tuple[int, int]:
+    """Bytes in total and bytes available, of the machine or of the container, whichever is less."""
+    lines = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
+    meminfo = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+    total, available = meminfo["MemTotal"], meminfo["MemAvailable"]
+    limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
+    if limit.isdecimal() and used.isdecimal():
+        # the page cache counts as used there, and goes when memory is wanted
+        cache = next(
+            (int(l.split()[1]) for l in _read(_CGROUP / "memory.stat").splitlines() if l.startswith("file ")),
+            0,
+        )
+        total, available = min(total, int(limit)), min(available, int(limit) - int(used) + cache)
+    return total, available
+
+
+def shm_free() -> int:
+    return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
+
+
+def gpus() -> tuple[GPU, ...]:
+    """The GPUs that CUDA would show to this process; none without a driver."""
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    query = [
+        "nvidia-smi",
+        "--query-gpu=index,uuid,name,memory.total,memory.used",
+        "--format=csv,noheader,nounits",
+    ]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return ()
+    return (
+        visible(parse_gpus(answer.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if answer.returncode == 0
+        else ()
+    )
+
+
+def parse_gpus(table: str) -> tuple[GPU, ...]:
+    """nvidia-smi's lines "index, uuid, name, MiB in total, MiB used"; a line without numbers (a GPU that is lost) is left out."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines()]
+    whole = [
+        row
+        for row in rows
+        if len(row) == 5 and row[0].isdecimal() and row[3].isdecimal() and row[4].isdecimal()
+    ]
+    return tuple(
+        GPU(int(i), uuid, name, int(total) * 2**20, int(used) * 2**20) for i, uuid, name, total, used in whole
+    )
+
+
+def visible(found: tuple[GPU, ...], names: str | None) -> tuple[GPU, ...]:
+    """
+    Args:
+        names: as in CUDA_VISIBLE_DEVICES: indices or beginnings of UUIDs, up to the first that does not exist.
+            None: all.
+    """
+    if names is None:
+        return found
+    shown: list[GPU] = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        match = [gpu for gpu in found if name == str(gpu.index) or gpu.uuid.startswith(name)]
+        if not match:
+            break
+        shown.append(match[0])
+    return tuple(shown)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on now. Another process may take one before you do."""
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind((LOOPBACK, 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+def _read(path: Path) -> str:
+    """A file of the kernel's; empty where this kernel has none."""
+    return path.read_text().strip() if path.exists() else ""
