@@ -30,7 +30,9 @@ class Holding:
     ranks: tuple[int, ...]
 
     @classmethod
-    def of(cls, parameter: Parameter, tensor: str, held: Held, layers: range, ranks: tuple[int, ...]) -> "Holding":
+    def of(
+        cls, parameter: Parameter, tensor: str, held: Held, layers: range, ranks: tuple[int, ...]
+    ) -> "Holding":
         shape = (held.num_rows,) if parameter.cols is None else (held.num_rows, held.num_cols)
         return cls(parameter.name, tensor, shape, held.rows, held.cols, layers, ranks)
 
@@ -75,5 +77,6 @@ def merge(holdings: list[Holding]) -> list[Holding]:
         alike = Holding(held.param, held.tensor, held.shape, held.rows, held.cols, held.layers, ())
         ranks.setdefault(alike, []).extend(held.ranks)
     return [
-        Holding(h.param, h.tensor, h.shape, h.rows, h.cols, h.layers, tuple(sorted(found))) for h, found in ranks.items()
+        Holding(h.param, h.tensor, h.shape, h.rows, h.cols, h.layers, tuple(sorted(found)))
+        for h, found in ranks.items()
     ]

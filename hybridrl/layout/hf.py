@@ -20,6 +20,10 @@ class HFLayout(Layout):
             at, cols = 0, parameter.cols
             for tensor, block in zip(parameter.row.hf, parameter.blocks, strict=True):
                 shape = (block,) if cols is None else (block, cols)
-                found.append(Holding(parameter.name, tensor, shape, (Run(at, block, 0),), whole(cols or 1), layers, (0,)))
+                found.append(
+                    Holding(
+                        parameter.name, tensor, shape, (Run(at, block, 0),), whole(cols or 1), layers, (0,)
+                    )
+                )
                 at += block
         return found

@@ -25,9 +25,14 @@ class MegatronLayout(Layout):
                 f"pp = {self.pp} does not divide the {self.spec.num_layers} layers",
                 fix=f"use one of {', '.join(map(str, _divisors(self.spec.num_layers)))}",
             )
-        for size, what in ((self.spec.num_heads, "attention heads"), (self.spec.ffn_size, "feed-forward columns")):
+        for size, what in (
+            (self.spec.num_heads, "attention heads"),
+            (self.spec.ffn_size, "feed-forward columns"),
+        ):
             if size % self.tp:
-                raise LayoutError(f"tp = {self.tp} does not divide the {size} {what}", fix="choose a divisor of it")
+                raise LayoutError(
+                    f"tp = {self.tp} does not divide the {size} {what}", fix="choose a divisor of it"
+                )
 
     @property
     def world_size(self) -> int:
@@ -51,9 +56,13 @@ class MegatronLayout(Layout):
         found = []
         for parameter in parameters(self.spec):
             row = parameter.row
-            stages = {"first": range(1), "layers": range(self.pp), "last": range(self.pp - 1, self.pp)}[row.stage]
+            stages = {"first": range(1), "layers": range(self.pp), "last": range(self.pp - 1, self.pp)}[
+                row.stage
+            ]
             for pp in stages:
-                found += self._stage(parameter, row.megatron, pp, self.layers(pp) if row.stage == "layers" else range(1))
+                found += self._stage(
+                    parameter, row.megatron, pp, self.layers(pp) if row.stage == "layers" else range(1)
+                )
             if row.tied_copy and self.spec.tied and self.pp > 1:
                 found += self._stage(parameter, row.tied_copy, self.pp - 1, range(1))
         return found

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
-from hybridrl.layout.runs import Runs
+from hybridrl.layout.runs import Runs, size
 
 
 class Box(NamedTuple):
@@ -32,6 +33,11 @@ class Shard:
 
     rows: Runs
     cols: Runs
+
+    @property
+    def is_padded(self) -> bool:
+        """Some of the tensor is padding."""
+        return size(self.rows) * size(self.cols) < prod(self.shape)
 
     def boxes(self) -> Iterator[Box]:
         """The rectangles of the parameter that this tensor holds."""

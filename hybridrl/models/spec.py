@@ -102,7 +102,9 @@ def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
     """The canonical parameters of a model, from its family's table, in the order of the table."""
     sizes = spec.sizes
     return tuple(
-        Parameter(row.name, tuple(sizes[r] for r in row.rows), None if row.cols is None else sizes[row.cols], row)
+        Parameter(
+            row.name, tuple(sizes[r] for r in row.rows), None if row.cols is None else sizes[row.cols], row
+        )
         for row in _families()[spec.family].rows
         if not row.when or getattr(spec, row.when)
     )
@@ -121,11 +123,17 @@ def _families() -> dict[str, Family]:
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ModelError(f"no config.json in {path.parent}", where=str(path.parent), fix="give a folder in Hugging Face format")
+        raise ModelError(
+            f"no config.json in {path.parent}",
+            where=str(path.parent),
+            fix="give a folder in Hugging Face format",
+        )
     try:
         return json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ModelError(f"config.json is not JSON: {error}", where=str(path), fix="download the model again") from error
+        raise ModelError(
+            f"config.json is not JSON: {error}", where=str(path), fix="download the model again"
+        ) from error
 
 
 def _family(config: Mapping[str, Any], path: Path) -> tuple[str, Family]:
@@ -139,9 +147,17 @@ def _family(config: Mapping[str, Any], path: Path) -> tuple[str, Family]:
 
 def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
     if config.get("hidden_act", "silu") != "silu":
-        raise ModelError(f"hidden_act = {config['hidden_act']} is not supported", where=str(path), fix="use a model with silu")
+        raise ModelError(
+            f"hidden_act = {config['hidden_act']} is not supported",
+            where=str(path),
+            fix="use a model with silu",
+        )
     if config.get("use_sliding_window", False):
-        raise ModelError("use_sliding_window = true is not supported", where=str(path), fix="use a model with full attention")
+        raise ModelError(
+            "use_sliding_window = true is not supported",
+            where=str(path),
+            fix="use a model with full attention",
+        )
     if config.get("quantization_config"):
         raise ModelError("the checkpoint is quantised", where=str(path), fix="use its bf16 or fp32 version")
 

@@ -10,7 +10,11 @@ from hybridrl.models.table import Family
 
 def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("mlp_bias", False):
-        raise ModelError("mlp_bias = true is not supported", where="config.json", fix="use a model without biases in its MLP")
+        raise ModelError(
+            "mlp_bias = true is not supported",
+            where="config.json",
+            fix="use a model without biases in its MLP",
+        )
     bias = config.get("attention_bias", False)
     return {"qkv_bias": bias, "attention_out_bias": bias, "qk_norm": False}
 

@@ -1,0 +1,162 @@
+"""Hugging Face checkpoints into a layout's shards and back, slice by slice: no rank ever holds the model.
+
+load_hf waits for nobody. export_hf is collective over the ranks of the layout, which share a file system.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from hybridrl.errors import ModelError, RunFolderError
+from hybridrl.layout.base import Layout
+from hybridrl.layout.hf import HFLayout
+from hybridrl.layout.shard import Shard
+from hybridrl.reshard import safetensors
+from hybridrl.reshard.execute import copy, tabulate
+from hybridrl.reshard.plan import Job, plan
+
+
+def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Fill a rank's tensors from a model folder, cast to their dtypes; padding becomes zero.
+
+    Args:
+        tensors: by the names of `layout`, shaped as it says; more than that are left alone.
+
+    Raises:
+        ModelError: the checkpoint lacks a tensor or has one of another shape; nothing was written.
+        ValueError: `tensors` lacks one of the layout, or has one of another shape.
+    """
+    checkpoint = safetensors.Checkpoint(folder)
+    source = HFLayout(layout.spec)
+    _refuse_other_checkpoint(checkpoint, source)
+    shards = layout.shards(rank)
+    _refuse_other_tensors(shards, tensors, rank)
+    table = tabulate(plan(Job(source, (layout,)), target_rank=rank))
+    with torch.no_grad():
+        for name, shard in shards.items():
+            if shard.is_padded:
+                tensors[name].zero_()
+        copy(
+            table,
+            [checkpoint[name] for name in table.sources],
+            [tensors[name] for _, _, name in table.targets],
+        )
+
+
+def export_hf(
+    folder: str | Path,
+    layout: Layout,
+    rank: int,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    source_folder: str | Path,
+    barrier: Callable[[], object],
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a model folder in Hugging Face format. Collective: every rank of the layout calls it.
+
+    Ranks write their own boxes into memory-mapped files of a temporary folder, which rank 0 then renames: `folder`
+    appears whole or not at all.
+
+    Args:
+        tensors: this rank's shards, by the names of `layout`.
+        source_folder: where config.json and the tokenizer come from.
+        barrier: returns when all ranks have called it.
+        dtype: of the files; None: that of the source checkpoint.
+        max_shard_bytes: a file holds no more, unless it holds one tensor.
+
+    Raises:
+        RunFolderError: `folder` exists already, on every rank; nothing was written.
+        ValueError: `tensors` lacks one of the layout, or has one of another shape.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise RunFolderError(f"{folder} exists already", where=str(folder), fix="choose another folder")
+    _refuse_other_tensors(layout.shards(rank), tensors, rank)
+    barrier()
+    dtype = dtype or getattr(torch, layout.spec.dtype)
+    target = HFLayout(layout.spec)
+    shapes = {name: shard.shape for name, shard in target.shards(0).items()}
+    files = safetensors.split(shapes, dtype, max_shard_bytes)
+    partial = folder.with_name(f".{folder.name}.partial")
+    if rank == 0:
+        _create(partial, files)
+    barrier()
+    table = tabulate(plan(Job(layout, (target,)), source_rank=rank))
+    places = {name: tensor for file in files for name, tensor in file.tensors(partial).items()}
+    copy(table, [tensors[name] for name in table.sources], [places[name] for _, _, name in table.targets])
+    del places
+    barrier()
+    if rank == 0:
+        _copy_beside(Path(source_folder), partial, dtype)
+        _commit(partial, folder)
+    barrier()
+
+
+def _refuse_other_checkpoint(checkpoint: safetensors.Checkpoint, source: HFLayout) -> None:
+    shards = source.shards(0)
+    where = str(checkpoint.folder)
+    missing = [name for name in shards if name not in checkpoint]
+    if missing:
+        raise ModelError(
+            f"the checkpoint lacks {', '.join(missing[:3])} ({len(missing)} of {len(shards)} tensors)",
+            where=where,
+            fix="check that config.json belongs to it",
+        )
+    for name, shard in shards.items():
+        if checkpoint.shape(name) != shard.shape:
+            raise ModelError(
+                f"{name} is {checkpoint.shape(name)} in the checkpoint, {shard.shape} by its config.json",
+                where=where,
+                fix="check that config.json belongs to it",
+            )
+
+
+def _refuse_other_tensors(
+    shards: Mapping[str, Shard], tensors: Mapping[str, torch.Tensor], rank: int
+) -> None:
+    for name, shard in shards.items():
+        if name not in tensors:
+            raise ValueError(f"rank {rank} has no tensor {name}")
+        if tuple(tensors[name].shape) != shard.shape:
+            raise ValueError(
+                f"rank {rank}: {name} is {tuple(tensors[name].shape)}, its layout says {shard.shape}"
+            )
+
+
+def _create(partial: Path, files: Sequence[safetensors.FilePlan]) -> None:
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    for file in files:
+        file.create(partial)
+    if len(files) > 1:
+        (partial / safetensors.INDEX).write_text(safetensors.index(files))
+
+
+def _copy_beside(source: Path, target: Path, dtype: torch.dtype) -> None:
+    """Everything that is small and not weights: tokenizer, chat template, generation config, config.json."""
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (
+            "config.json",
+            safetensors.INDEX,
+        ):
+            shutil.copyfile(path, target / path.name)
+    config = json.loads((source / "config.json").read_text())
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    config[key] = str(dtype).removeprefix("torch.")
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _commit(partial: Path, folder: Path) -> None:
+    """Make it last, then make it visible."""
+    for path in (*partial.iterdir(), partial):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    partial.rename(folder)

@@ -1,0 +1,96 @@
+"""Writes a trainer rank's weights straight into the parameters of live engines.
+
+The engines take no part: their parameters were exported once, and this rank attached to those it writes. All trainer
+ranks write at the same time, each its own boxes; nobody waits for anybody here. The caller quiesces the engines first,
+adds the checksum parts over the ranks modulo 2**64 and compares them with the engines' own before it commits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hybridrl.errors import SwapError
+from hybridrl.layout.base import Layout
+from hybridrl.reshard.execute import Target, copy_and_sum, tabulate
+from hybridrl.reshard.plan import Job, plan
+from hybridrl.reshard.transports.base import SharedTensor, attach
+
+Engine = tuple[Layout, Sequence[Mapping[str, SharedTensor]]]
+"""An engine's layout, and what each of its ranks exported."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapWritten:
+    """What one rank wrote."""
+
+    num_tensors: int
+    """Engine tensors, or parts of them."""
+
+    bytes: int
+    staging_bytes: int
+    checksums: dict[Target, int]
+    """(engine, its rank, tensor) -> this rank's part of the tensor's checksum."""
+
+
+class SwapWriter:
+    """One trainer rank's part of every swap: planned and attached once, then written as often as needed."""
+
+    def __init__(
+        self,
+        source: Layout,
+        rank: int,
+        engines: Sequence[Engine],
+        *,
+        near: Mapping[tuple[int, int], frozenset[int]] | None = None,
+    ) -> None:
+        """
+        Args:
+            near: (engine, its rank) -> trainer ranks on the same device, preferred among those that hold the same.
+
+        Raises:
+            SwapError: an engine's tensors are not those of its layout.
+            ResourceError: an engine's memory cannot be reached.
+        """
+        job = Job(source, tuple(layout for layout, _ in engines), near or {})
+        self.plan_hash = job.digest
+        """Equal on all trainer ranks; compare before the first swap."""
+        for index, (layout, exported) in enumerate(engines):
+            _refuse_other_layout(index, layout, exported)
+        self._table = tabulate(plan(job, source_rank=rank))
+        self._targets = [
+            attach(engines[engine][1][place][name]) for engine, place, name in self._table.targets
+        ]
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> SwapWritten:
+        """Write this rank's part of the new weights into every engine.
+
+        Args:
+            tensors: this rank's shards by Megatron name, with layers counted over the whole model; any float dtype.
+
+        Raises:
+            SwapError: a tensor of the layout is missing; nothing was written.
+        """
+        missing = [name for name in self._table.sources if name not in tensors]
+        if missing:
+            raise SwapError(f"the trainer did not give {', '.join(missing[:3])} ({len(missing)} tensors)")
+        done = copy_and_sum(self._table, [tensors[name] for name in self._table.sources], self._targets)
+        return SwapWritten(len(self._targets), done.bytes, done.staging_bytes, done.checksums)
+
+
+def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping[str, SharedTensor]]) -> None:
+    """A silent mismatch would put weights in the wrong place: names, shapes and strides must be as declared."""
+    if len(exported) != layout.world_size:
+        raise SwapError(f"engine {engine} exported {len(exported)} ranks, its layout has {layout.world_size}")
+    for rank, tensors in enumerate(exported):
+        for name, shard in layout.shards(rank).items():
+            where = f"engine {engine}, rank {rank}, {name}"
+            if name not in tensors:
+                raise SwapError("the engine did not export a tensor of its layout", where=where)
+            if tensors[name].shape != shard.shape:
+                raise SwapError(
+                    f"the engine's tensor is {tensors[name].shape}, its layout says {shard.shape}",
+                    where=where,
+                )
+            if shard.shape and tensors[name].stride[-1] != 1:
+                raise SwapError(f"the engine's tensor has strides {tensors[name].stride}", where=where)

@@ -1,0 +1,1 @@
+"""One way to reach the memory of another process a file."""
