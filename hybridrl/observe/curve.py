@@ -1,0 +1,89 @@
+"""reward.png: how the reward went, drawn from metrics.jsonl alone, so that it can be drawn after a crash as well."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hybridrl.observe.jsonl import read
+from hybridrl.observe.metrics import heldout_reward
+from hybridrl.observe.record import Record
+
+CURVE_FILE = "reward.png"
+
+_TRAIN, _HELDOUT, _INK, _GRID = "#2a78d6", "#c2410c", "#222222", "#e4e4e4"
+_WINDOWS_PER_RUN = 15
+
+
+def draw(folder: Path) -> Path | None:
+    """Write reward.png into a run folder; None if the run has no step yet.
+
+    Costs a second for the import of matplotlib and the picture: not for the inside of a step.
+    """
+    records = read(folder / "metrics.jsonl")
+    if not any(r.kind == "step" for r in records):
+        return None
+    path = folder / CURVE_FILE
+    figure(records, folder.name).savefig(path, dpi=150)
+    return path
+
+
+def figure(records: Sequence[Record], title: str) -> Figure:
+    """Reward of every step, its running mean with a band of one standard deviation, and the held-out evaluations."""
+    steps = [(r.step, r.metrics["critic/score/mean"]) for r in records if "critic/score/mean" in r.metrics]
+    heldout = [(r.step, reward) for r in records if (reward := heldout_reward(r.metrics)) is not None]
+    picture = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(picture)  # no window system, no state shared with the user's own figures
+    axes = picture.add_subplot()
+    _draw_training(axes, np.array(steps))
+    if heldout:
+        _draw_heldout(axes, np.array(heldout))
+    _dress(axes, title)
+    return picture
+
+
+def _draw_training(axes: Axes, points: np.ndarray) -> None:
+    step, reward = points.T
+    middle, spread = running(reward, max(3, len(reward) // _WINDOWS_PER_RUN))
+    axes.fill_between(step, middle - spread, middle + spread, color=_TRAIN, alpha=0.15, linewidth=0)
+    axes.plot(
+        step,
+        reward,
+        ".",
+        color=_TRAIN,
+        alpha=0.35,
+        markersize=4,
+        markeredgewidth=0,
+        label="training, each step",
+    )
+    axes.plot(step, middle, color=_TRAIN, linewidth=2, label="training, running mean ± std")
+
+
+def _draw_heldout(axes: Axes, points: np.ndarray) -> None:
+    axes.plot(*points.T, "o-", color=_HELDOUT, linewidth=1.5, markersize=5, label="held-out", zorder=3)
+    for (step, reward), offset in zip(points[[0, -1]], ((8, 6), (-8, 8)), strict=True):
+        side = "left" if offset[0] > 0 else "right"
+        axes.annotate(
+            f"{reward:.2f}", (step, reward), offset, textcoords="offset points", color=_HELDOUT, ha=side
+        )
+
+
+def running(value_N: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation over the `window` values up to each one (fewer at the start)."""
+    parts = [value_N[max(0, i + 1 - window) : i + 1] for i in range(len(value_N))]
+    return np.array([p.mean() for p in parts]), np.array([p.std() for p in parts])
+
+
+def _dress(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", color=_INK, fontsize=12)
+    axes.set_xlabel("step (policy updates)", color=_INK)
+    axes.set_ylabel("mean reward", color=_INK)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, loc="best", fontsize=9)

@@ -1,0 +1,147 @@
+"""Every metric by name: unit, meaning, and how the optimizer steps of one policy update combine into one value.
+
+Names are verl's, in letters, digits and "_-./ " only, because MLflow refuses others: what verl calls mean@4 is mean_at_4.
+"""
+
+import re
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+Over = Literal["mean", "max", "min", "last", "first"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    unit: str
+    meaning: str
+    over: Over = "mean"
+    """Of the values of the optimizer steps of a policy update."""
+
+
+def _each(names: str) -> list[str]:
+    """ "a/{b,c}" is a/b and a/c."""
+    parts = [p.split(",") if i % 2 else [p] for i, p in enumerate(re.split(r"[{}]", names))]
+    return ["".join(choice) for choice in product(*parts)]
+
+
+_PER_TRAJECTORY = "{mean,max,min}"
+_ROWS: list[tuple[str, Metric]] = [
+    ("training/global_step", Metric("updates", "Policy updates done.")),
+    ("training/epoch", Metric("epochs", "Passes over the training prompts.")),
+    (
+        "training/rollout_logp_abs_diff/{mean,max}",
+        Metric("nats", "Trainer against engine, on the tokens that were sampled."),
+    ),
+    ("training/rollout_probs_diff_{mean,max,std}", Metric("probability", "The same, of probabilities.")),
+    (
+        "training/first_ratio_abs_err",
+        Metric("1", "Largest |ratio - 1| of the first optimizer step; exactly 0 on policy.", "first"),
+    ),
+    (f"critic/score/{_PER_TRAJECTORY}", Metric("reward", "Outcome reward of the trajectories.")),
+    (
+        f"critic/rewards/{_PER_TRAJECTORY}",
+        Metric("reward", "Outcome reward less the KL penalty, if KL is in the reward."),
+    ),
+    (f"critic/advantages/{_PER_TRAJECTORY}", Metric("advantage", "Over trained tokens.")),
+    (
+        f"critic/returns/{_PER_TRAJECTORY}",
+        Metric("reward", "Target of the value function, over trained tokens."),
+    ),
+    ("rollout/zero_std", Metric("share", "Groups whose rewards are all equal: no learning signal.")),
+    ("rollout/zero_std_all", Metric("share", "... because every answer was rewarded.")),
+    ("rollout/zero_std_none", Metric("share", "... because no answer was rewarded.")),
+    ("actor/loss", Metric("loss", "The objective that was minimised.")),
+    ("actor/pg_loss", Metric("loss", "Its policy-gradient part.")),
+    ("actor/kl_loss", Metric("nats", "KL divergence to the reference policy.")),
+    ("actor/kl_coef", Metric("1", "Weight of the KL divergence.", "last")),
+    ("actor/reward_kl_penalty", Metric("nats", "KL divergence taken off the reward.")),
+    ("actor/reward_kl_penalty_coeff", Metric("1", "Its weight.", "last")),
+    ("actor/entropy", Metric("nats", "Of the policy, mean over trained tokens.")),
+    ("actor/pg_clipfrac", Metric("share", "Trained tokens whose ratio was clipped.")),
+    ("actor/pg_clipfrac_lower", Metric("share", "Trained tokens at the dual clip.")),
+    ("actor/ppo_kl", Metric("nats", "Mean of old_logp - logp: how far the update went.")),
+    ("actor/ratio_max", Metric("1", "Largest probability ratio of a trained token.", "max")),
+    ("actor/ratio_min", Metric("1", "Smallest probability ratio of a trained token.", "min")),
+    ("actor/grad_norm", Metric("1", "Global L2 norm before clipping.")),
+    ("actor/lr", Metric("1", "Learning rate of the last optimizer step.", "last")),
+    ("actor/num_updates", Metric("optimizer steps", "Optimizer steps of this policy update.")),
+    (
+        f"response_length/{_PER_TRAJECTORY}",
+        Metric("tokens", "Answers, tool and observation tokens included."),
+    ),
+    ("response_length/clip_ratio", Metric("share", "Answers cut at max_response_tokens.")),
+    (
+        f"response_length_non_aborted/{_PER_TRAJECTORY}",
+        Metric("tokens", "Answers that the engine did not give up."),
+    ),
+    ("response/aborted_ratio", Metric("share", "Answers that the engine gave up.")),
+    (f"prompt_length/{_PER_TRAJECTORY}", Metric("tokens", "Prompts, once per answer.")),
+    ("prompt_length/clip_ratio", Metric("share", "Prompts that fill max_prompt_tokens.")),
+    (
+        "global_seqlen/{min,max,minmax_diff,mean}",
+        Metric("tokens", "Of one data-parallel rank, prompts included."),
+    ),
+    ("perf/total_num_tokens", Metric("tokens", "Of the step, prompts included.")),
+    ("perf/time_per_step", Metric("s", "Wall clock of the step, without evaluation and checkpoint.")),
+    (
+        "perf/throughput",
+        Metric("tokens/s/device", "Tokens of the step over its time and the number of devices."),
+    ),
+    (
+        "perf/overhead_share",
+        Metric("share", "Time of the step in neither generation nor trainer; 0 where they overlap."),
+    ),
+    ("perf/cpu_memory_used_gb", Metric("GiB", "Main memory in use on the driver's machine.")),
+    ("perf/driver_memory_gb", Metric("GiB", "Main memory of the driver process.")),
+    ("perf/max_memory_{allocated,reserved}_gb", Metric("GiB", "Largest of any trainer rank's device.")),
+    ("timing_s/step", Metric("s", "Wall clock of the step.")),
+    ("timing_s/wait_for_batch", Metric("s", "The trainer waits for scored answers.")),
+    ("timing_s/gen", Metric("s", "Generation.")),
+    ("timing_s/reward", Metric("s", "Scoring.")),
+    ("timing_s/adv", Metric("s", "Advantages on the driver.")),
+    ("timing_s/old_log_prob", Metric("s", "Loading the batch and computing its logprobs.")),
+    ("timing_s/update_actor", Metric("s", "All optimizer steps.")),
+    ("timing_s/update_weights", Metric("s", "The weight swap.")),
+    ("timing_s/testing", Metric("s", "Held-out evaluation.")),
+    ("timing_s/save_checkpoint", Metric("s", "Of the checkpoint before this step.")),
+    ("timing_per_token_ms/gen", Metric("ms", "Generation, per answer token.")),
+    ("timing_per_token_ms/{adv,old_log_prob,update_actor}", Metric("ms", "Per token, prompts included.")),
+    ("sync/time_s", Metric("s", "The weight swap.")),
+    ("sync/written_bytes", Metric("bytes", "Written into engine parameters, by all ranks.")),
+    ("sync/staging_bytes", Metric("bytes", "Largest buffer that a rank held besides the weights.")),
+    ("sync/tensors", Metric("tensors", "Engine tensors that were written.")),
+    ("sync/checksum_ok", Metric("0 or 1", "Checksums of every tensor are equal on both sides.")),
+]
+
+METRICS: dict[str, Metric] = {name: metric for names, metric in _ROWS for name in _each(names)}
+
+FAMILIES: dict[str, Metric] = {
+    "val-core/": Metric("reward", "<source>/reward/mean_at_<k>, best_at_<k>: held-out reward, over prompts."),
+    "val-aux/": Metric("reward", "Further held-out values, as val-core."),
+    "reward/": Metric("reward", "<part>/mean: a part of the reward, over trajectories that have it."),
+    "timing_s/": Metric("s", "Any other span."),
+    "timing_per_token_ms/": Metric("ms", "Any other span, per token, prompts included."),
+    "rollout_corr/": Metric("", "Correction of the difference between trainer and engine."),
+}
+"""Names that are made at run time, by how they begin."""
+
+
+def describe(name: str) -> Metric | None:
+    """What a metric is; None for one that only a plug-in knows."""
+    family = next((metric for prefix, metric in FAMILIES.items() if name.startswith(prefix)), None)
+    return METRICS.get(name, family)
+
+
+def over(name: str) -> Over:
+    """How optimizer steps combine: as the table says; a plug-in's own name by its last word, a mean if that says nothing."""
+    if name in METRICS:
+        return METRICS[name].over
+    last_word = re.split(r"[/_]", name)[-1]
+    return last_word if last_word in ("max", "min") else "mean"
+
+
+def safe(name: str) -> str:
+    """The name with what MLflow refuses spelled differently: mean@4 -> mean_at_4, other characters -> "_"."""
+    name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name.replace("@", "_at_"))
+    return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))[:250]

@@ -1,0 +1,191 @@
+"""The Observer role: turns what the loop tells into records, and gives them to the sinks of the run."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hybridrl.batch import Batch, Minibatch
+from hybridrl.config.schema import Config
+from hybridrl.observe.clock import Clock
+from hybridrl.observe.files import atomic_write_json
+from hybridrl.observe.jsonl import JsonLines, read
+from hybridrl.observe.metrics import Limits, balance_metrics, memory_metrics, step_metrics
+from hybridrl.observe.mlflow_sink import MlflowSink, Status, store_uri
+from hybridrl.observe.names import safe
+from hybridrl.observe.record import Kind, Record
+from hybridrl.observe.samples import SampleFile, samples_of
+from hybridrl.observe.summary import SUMMARY_FILE, closing_lines, machine, summarise, versions
+from hybridrl.observe.terminal import Terminal
+from hybridrl.types import StepReport, SwapReport
+
+METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.txt"
+
+
+class RunObserver:
+    """Of one session of a run. Use it as a context: leaving it ends the live view and closes every sink, whatever happened.
+
+    Training time begins with the first span after the first evaluation, or with the first span of a resumed run.
+    """
+
+    def __init__(self, cfg: Config, terminal: Terminal, *, resume_step: int | None, num_devices: int) -> None:
+        """Opens the files of the run folder, which exists already; MLflow starts up in a thread meanwhile.
+
+        Args:
+            resume_step: policy updates of the checkpoint that the run goes on from; None: a new run.
+            num_devices: GPUs that share the work; 1 on a machine without.
+
+        Raises:
+            RunFolderError: a new run, and its folder has metrics already.
+        """
+        self.terminal, self._cfg = terminal, cfg
+        self.folder = Path(cfg.run.folder) / cfg.run.name
+        self._limits = Limits(
+            max_prompt_tokens=cfg.rollout.max_prompt_tokens,
+            max_response_tokens=cfg.rollout.max_response_tokens,
+            num_devices=num_devices,
+        )
+        self._first_step = resume_step or 0
+        self._clock = Clock()
+        self._live = self._stepped = False
+        self._wall_since: float | None = None
+        self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
+        self._samples = SampleFile(self.folder / SAMPLES_FILE, resume_step=resume_step)
+        self._wall_before_s = max((r.wall_s for r in read(self.folder / METRICS_FILE)), default=0.0)
+        self._mlflow = self._open_mlflow() if cfg.run.mlflow else None
+
+    def __enter__(self) -> "RunObserver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        self._close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        self._begin()
+        with self._clock.span(name):
+            yield
+
+    def step(
+        self,
+        step: int,
+        batch: Batch,
+        reports: Sequence[StepReport],
+        swap: SwapReport,
+        metrics: Mapping[str, float],
+        *,
+        minibatches: Sequence[Minibatch] = (),
+    ) -> None:
+        """Publish policy update `step`; spans since the last call are its timings, an open one as far as it has come.
+
+        Args:
+            metrics: what the trainer measured; wins over what is computed here.
+            minibatches: how the batch was dealt to ranks; none: nothing is said about their balance.
+        """
+        found = step_metrics(batch, reports, swap, self._clock.take(), self._limits)
+        balance = balance_metrics(batch, minibatches) if minibatches else {}
+        record = self._record("step", step, {**found, **balance, **memory_metrics(), **metrics})
+        self._publish(record)
+        self.terminal.step(record)
+        samples = samples_of(batch, self._cfg.data.prompt_field)
+        if samples:
+            self._samples.write(step, samples)
+            self.terminal.sample(samples[0])
+        self._stepped = True
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Publish a held-out evaluation, and end the span "testing" with it."""
+        testing_s = self._clock.take_one("testing")
+        record = self._record(
+            "evaluation", step, {**metrics, **({} if testing_s is None else {"timing_s/testing": testing_s})}
+        )
+        self._publish(record)
+        self.terminal.evaluation(record)
+        if not self._stepped:
+            self._wall_since = None
+
+    def keep(self, path: Path) -> None:
+        """Keep a file of the run folder with the MLflow run as well."""
+        if self._mlflow:
+            self._mlflow.keep(path)
+
+    def finish(self, files: Mapping[str, str], following: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        """The run has reached its last step: draw the curve, write summary.json, and tell the person the result.
+
+        Args:
+            files: what else the run has left, as {"model": "runs/a/export/"}.
+            following: commands to go on with, and what each is for.
+
+        Returns:
+            What summary.json holds.
+        """
+        self._end_live()
+        summary = {
+            **summarise(read(self.folder / METRICS_FILE), self._clock.take()),
+            "seed": self._cfg.run.seed,
+            "num_devices": self._limits.num_devices,
+            "machine": machine(),
+            "versions": versions(),
+        }
+        atomic_write_json(self.folder / SUMMARY_FILE, summary)
+        left = self._drawn() | files | {"samples": str(self.folder / SAMPLES_FILE)} | self._metrics_place()
+        self.keep(self.folder / SUMMARY_FILE)
+        self.terminal.line()
+        for line in closing_lines(summary, left, following):
+            self.terminal.line(line)
+        return summary
+
+    def _begin(self) -> None:
+        if self._wall_since is None:
+            self._wall_since = time.perf_counter()
+        if not self._live:
+            self._live = True
+            self.terminal.begin(self._first_step, self._cfg.run.steps, lambda: self._clock.running)
+
+    def _record(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> Record:
+        here_s = time.perf_counter() - self._wall_since if self._wall_since is not None else 0.0
+        named = {safe(name): float(value) for name, value in metrics.items()}
+        return Record(
+            kind=kind, step=step, time=time.time(), wall_s=self._wall_before_s + here_s, metrics=named
+        )
+
+    def _publish(self, record: Record) -> None:
+        self._lines.write(record)
+        if self._mlflow:
+            self._mlflow.write(record)
+
+    def _open_mlflow(self) -> MlflowSink:
+        run = self._cfg.run
+        return MlflowSink(
+            Path(run.folder), run.name, params=self._cfg.model_dump(mode="json"), warn=self.terminal.warn
+        )
+
+    def _drawn(self) -> dict[str, str]:
+        from hybridrl.observe.curve import (
+            draw,
+        )  # matplotlib takes a second to import, and only the end of a run needs it
+
+        path = draw(self.folder)
+        if path is None:
+            return {}
+        self.keep(path)
+        return {"curve": str(path)}
+
+    def _metrics_place(self) -> dict[str, str]:
+        if self._mlflow is None:
+            return {"metrics": str(self.folder / METRICS_FILE)}
+        return {"metrics": f"mlflow ui --backend-store-uri {store_uri(Path(self._cfg.run.folder))}"}
+
+    def _end_live(self) -> None:
+        if self._live:
+            self._live = False
+            self.terminal.end()
+
+    def _close(self, status: Status) -> None:
+        self._end_live()
+        self._lines.close()
+        self._samples.close()
+        if self._mlflow:
+            self._mlflow.close(status)

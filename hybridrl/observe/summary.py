@@ -1,0 +1,109 @@
+"""summary.json: a run in one object, and the last lines that a person reads. Drawn from the records of the run."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import psutil
+
+from hybridrl.observe.metrics import heldout_reward, overhead_share
+from hybridrl.observe.record import Record
+from hybridrl.observe.units import duration
+
+SUMMARY_FILE = "summary.json"
+
+LIBRARIES = ("hybridrl", "torch", "megatron-core", "sglang", "ray", "transformers", "mlflow", "numpy")
+
+
+def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[str, Any]:
+    """What the records of a run say; null where nothing was measured.
+
+    Args:
+        records: of all sessions of the run, as metrics.jsonl has them.
+        rest_s: spans after the last step: the last checkpoint.
+    """
+    steps = [r for r in records if r.kind == "step"]
+    heldout = [reward for r in records if (reward := heldout_reward(r.metrics)) is not None]
+    spent_s = _phases(records, rest_s)
+    return {
+        "heldout_before": heldout[0] if heldout else None,
+        "heldout_after": heldout[-1] if heldout else None,
+        "train_wall_s": steps[-1].wall_s if steps else 0.0,
+        "steps": steps[-1].step if steps else 0,
+        "logprob_max_abs_diff": _largest(steps, "training/rollout_logp_abs_diff/max"),
+        "first_ratio_max_abs_err": _largest(steps, "training/first_ratio_abs_err"),
+        "swap_checksums_ok": all(r.metrics.get("sync/checksum_ok") == 1.0 for r in steps) if steps else None,
+        "swaps": len(steps),
+        "overhead_share": overhead_share(spent_s) if spent_s.get("step") else None,
+        "seconds_by_phase": {name: round(seconds, 3) for name, seconds in spent_s.items()},
+        "tokens": int(sum(r.metrics.get("perf/total_num_tokens", 0.0) for r in steps)),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processors that this process may use, and main memory."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 1024**3, 1),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that are installed."""
+    found = {name: _version(name) for name in LIBRARIES}
+    return {name: text for name, text in found.items() if text}
+
+
+def closing_lines(
+    summary: Mapping[str, Any], files: Mapping[str, str], following: Sequence[tuple[str, str]]
+) -> list[str]:
+    """The end of a run for a person.
+
+    Args:
+        files: what lies where, as {"curve": "runs/a/reward.png"}.
+        following: commands to go on with, and what each is for.
+    """
+    return [
+        *_results(summary),
+        *(f"  {label:<8} {place}" for label, place in files.items()),
+        *_following(following),
+    ]
+
+
+def _results(summary: Mapping[str, Any]) -> Iterable[str]:
+    took = f"in {summary['steps']} steps, {duration(summary['train_wall_s'])}"
+    if summary["heldout_after"] is None:
+        yield f"done {took}"
+    else:
+        yield f"held-out reward {summary['heldout_before']:.2f} -> {summary['heldout_after']:.2f} {took}"
+    if summary["logprob_max_abs_diff"] is not None:
+        swaps = "all checksums equal" if summary["swap_checksums_ok"] else "CHECKSUMS DIFFER"
+        yield f"trainer and engine agree to {summary['logprob_max_abs_diff']:.1e} nats; {summary['swaps']} swaps, {swaps}"
+
+
+def _following(commands: Sequence[tuple[str, str]]) -> Iterable[str]:
+    width = max((len(command) for command, _ in commands), default=0)
+    for i, (command, purpose) in enumerate(commands):
+        yield f"{'next: ' if i == 0 else '      '}{command:<{width}}   {purpose}"
+
+
+def _phases(records: Iterable[Record], rest_s: Mapping[str, float]) -> dict[str, float]:
+    spent_s = defaultdict(float, rest_s)
+    for record in records:
+        for name, value in record.metrics.items():
+            if name.startswith("timing_s/"):
+                spent_s[name.removeprefix("timing_s/")] += value
+    return dict(spent_s)
+
+
+def _largest(records: Iterable[Record], name: str) -> float | None:
+    return max((r.metrics[name] for r in records if name in r.metrics), default=None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

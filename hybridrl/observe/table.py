@@ -1,0 +1,147 @@
+"""The table of a run: which columns fit, which steps get a row, and how a cell is written."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hybridrl.observe.metrics import heldout_reward
+from hybridrl.observe.record import Record
+from hybridrl.observe.units import duration
+
+ETA = "eta_s"
+"""Joins the metrics of a row in a log: seconds until the run ends."""
+
+_INDENT = 2
+_ROWS_PER_RUN = 20
+_LONGEST_SILENCE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    title: str
+    width: int
+    cell: Callable[[Mapping[str, float]], str]
+    dropped: int = 0
+    """Order in which columns go when the screen is narrow; 0: never."""
+
+    log_only: bool = False
+    """Not on a live screen, which shows it elsewhere."""
+
+
+def _number(name: str, text: str) -> Callable[[Mapping[str, float]], str]:
+    return lambda metrics: format(metrics[name], text) if name in metrics else ""
+
+
+def _seconds(*names: str) -> Callable[[Mapping[str, float]], str]:
+    return lambda metrics: (
+        duration(sum(metrics.get(n, 0.0) for n in names)) if any(n in metrics for n in names) else ""
+    )
+
+
+def _heldout(metrics: Mapping[str, float]) -> str:
+    reward = heldout_reward(metrics)
+    return "" if reward is None else f"{reward:.2f}"
+
+
+COLUMNS = (
+    Column("step", 6, _number("training/global_step", ".0f")),
+    Column("reward", 6, _number("critic/score/mean", ".2f")),
+    Column("held-out", 8, _heldout),
+    Column("length", 6, _number("response_length/mean", ".1f")),
+    Column("entropy", 7, _number("actor/entropy", ".2f"), dropped=3),
+    Column("lr", 7, _number("actor/lr", ".1e"), dropped=1),
+    Column("gen", 6, _seconds("timing_s/gen")),
+    Column("train", 6, _seconds("timing_s/old_log_prob", "timing_s/update_actor")),
+    Column("swap", 6, _seconds("sync/time_s"), dropped=2),
+    Column("step time", 9, _seconds("timing_s/step")),
+    Column("eta", 11, _seconds(ETA), log_only=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The columns that fit a width, and the space between them."""
+
+    columns: tuple[Column, ...]
+    gap: int
+
+    @classmethod
+    def fit(cls, width: int, *, live: bool) -> "Layout":
+        columns = [c for c in COLUMNS if not (live and c.log_only)]
+        while _width(columns, 2) > width and any(c.dropped for c in columns):
+            columns.remove(min((c for c in columns if c.dropped), key=lambda c: c.dropped))
+        return cls(tuple(columns), 3 if _width(columns, 3) <= width else 2)
+
+    @property
+    def header(self) -> str:
+        return self._line([c.title for c in self.columns])
+
+    def row(self, metrics: Mapping[str, float]) -> str:
+        return self._line([c.cell(metrics) for c in self.columns])
+
+    def _line(self, cells: Sequence[str]) -> str:
+        gap = " " * self.gap
+        return " " * _INDENT + gap.join(
+            text.rjust(c.width) for c, text in zip(self.columns, cells, strict=True)
+        )
+
+
+def _width(columns: Sequence[Column], gap: int) -> int:
+    return _INDENT + sum(c.width for c in columns) + gap * (len(columns) - 1)
+
+
+class Rows:
+    """Decides which policy updates get a row.
+
+    About twenty rows a run, and one whenever the last is a minute old; always the first step, the last, and those that
+    were evaluated. A row waits for its evaluation, which comes after its step: it is due once the next step is there.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._every = steps, row_every(steps)
+        self._waiting: Record | None = None
+        self._shown_at_s = float("-inf")
+
+    @property
+    def waiting(self) -> Mapping[str, float] | None:
+        """The row that is not due yet: what a live view shows below the others."""
+        return self._waiting.metrics if self._waiting else None
+
+    def step(self, record: Record) -> list[Mapping[str, float]]:
+        """Take in a step; returns the rows that are due now."""
+        due = self._due()
+        self._waiting = record
+        return due
+
+    def evaluation(self, record: Record) -> list[Mapping[str, float]]:
+        """Take in an evaluation; returns its row, whole if its step has come."""
+        step = self._waiting
+        if step is None or step.step != record.step:
+            return [*self._due(), {"training/global_step": float(record.step), **record.metrics}]
+        self._waiting = None
+        self._shown_at_s = step.time
+        return [{**record.metrics, **step.metrics}]
+
+    def last(self) -> list[Mapping[str, float]]:
+        """What is left when the run ends: its last step always gets a row."""
+        left, self._waiting = self._waiting, None
+        return [left.metrics] if left else []
+
+    def _due(self) -> list[Mapping[str, float]]:
+        record, self._waiting = self._waiting, None
+        if record is None:
+            return []
+        old = record.time - self._shown_at_s >= _LONGEST_SILENCE_S
+        if not (old or record.step % self._every == 0 or record.step == self._steps):
+            return []
+        self._shown_at_s = record.time
+        return [record.metrics]
+
+
+def row_every(steps: int) -> int:
+    """1, 2 or 5 times a power of ten, so that a run has about twenty rows."""
+    power = 1
+    while True:
+        for factor in (1, 2, 5):
+            if steps <= _ROWS_PER_RUN * factor * power:
+                return factor * power
+        power *= 10

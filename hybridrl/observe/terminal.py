@@ -1,0 +1,162 @@
+"""What a person watches: a line for each thing that happens at the start, the table, where the run is now, and the end."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hybridrl.observe.record import Record
+from hybridrl.observe.samples import Sample, printable, verdict
+from hybridrl.observe.screen import open_screen
+from hybridrl.observe.table import ETA, Layout, Rows
+from hybridrl.observe.units import duration
+
+_LABEL_WIDTH = 10
+_LEADER_WIDTH = 72
+"""Dots lead to here, where a line ends in a time."""
+
+_WIDEST = 110
+_ROWS_PER_HEADER = 20
+_PACE_STEPS = 20
+"""The remaining time is reckoned from the pace of this many steps."""
+
+_DOING = {
+    "gen": "generating",
+    "reward": "scoring",
+    "adv": "advantages",
+    "old_log_prob": "logprobs",
+    "update_actor": "training",
+    "update_weights": "swapping weights",
+    "testing": "evaluating",
+    "save_checkpoint": "saving",
+}
+"""Span names as a person calls them."""
+
+
+class Terminal:
+    """Lines may be said from any thread; everything else from one."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._screen = open_screen(stream or sys.stdout)
+        self._layout: Layout | None = None
+        self._rows_since_header = 0
+        self._doing: Callable[[], Sequence[str]] = list
+
+    def say(self, label: str, text: str) -> None:
+        """ "doctor    2 cores, 23 GiB, no GPU" """
+        self._screen.line(f"{label:<{_LABEL_WIDTH}}{text}")
+
+    def line(self, text: str = "") -> None:
+        self._screen.line(text)
+
+    def warn(self, text: str) -> None:
+        self._screen.line(f"{'warning':<{_LABEL_WIDTH}}{text}", "yellow")
+
+    @contextmanager
+    def working(self, label: str, text: str) -> Iterator[None]:
+        """Say that something slow has begun, and once it is done, how long it took."""
+        start = time.monotonic()
+        if self._screen.live:
+            self._screen.show(
+                lambda: Text(f"{label:<{_LABEL_WIDTH}}{text}  {duration(time.monotonic() - start)}", "dim")
+            )
+        else:
+            self.say(label, f"{text} ...")
+        try:
+            yield
+        finally:
+            self._screen.show(None)
+        took = duration(time.monotonic() - start)
+        leader = "." * max(3, _LEADER_WIDTH - _LABEL_WIDTH - len(text) - len(took) - 2)
+        self.say(label, f"{text} {leader} {took}" if self._screen.live else f"done in {took}")
+
+    def begin(self, first_step: int, steps: int, doing: Callable[[], Sequence[str]]) -> None:
+        """The run starts: from here on the last lines show where it is.
+
+        Args:
+            first_step: policy updates done before.
+            doing: names of the spans that are open now.
+        """
+        self._steps, self._doing, self._rows = steps, doing, Rows(steps)
+        self._pace = deque([(first_step, time.time())], maxlen=_PACE_STEPS + 1)
+        self._sample: Sample | None = None
+        self._screen.line("")
+        self._screen.show(self._now)
+
+    def step(self, record: Record) -> None:
+        self._print(self._rows.step(record))
+        self._pace.append((record.step, record.time))
+
+    def evaluation(self, record: Record) -> None:
+        self._print(self._rows.evaluation(record))
+
+    def sample(self, sample: Sample) -> None:
+        self._sample = sample
+        if not self._screen.live:
+            self._screen.line(_sample_line(sample, self._screen.width))
+
+    def end(self) -> None:
+        """The run is over: nothing is alive any more."""
+        self._print(self._rows.last())
+        self._screen.show(None)
+
+    def _print(self, rows: Sequence[Mapping[str, float]]) -> None:
+        for metrics in rows:
+            layout = Layout.fit(self._screen.width, live=self._screen.live)
+            if layout != self._layout or self._rows_since_header == _ROWS_PER_HEADER:
+                self._screen.line(layout.header, "dim")
+                self._layout, self._rows_since_header = layout, 0
+            eta_s = self._eta_s()
+            self._screen.line(layout.row({**metrics, ETA: eta_s} if eta_s else metrics))
+            self._rows_since_header += 1
+
+    def _eta_s(self) -> float:
+        """Seconds until the last step is done, at the pace of the last ones; 0 before the first."""
+        (first, start), (last, now) = self._pace[0], self._pace[-1]
+        return (now - start) / (last - first) * (self._steps - last) if last > first else 0.0
+
+    def _now(self) -> RenderableType:
+        """The lines that are alive, drawn by the screen's own thread."""
+        width = min(self._screen.width, _WIDEST)
+        waiting = self._rows.waiting
+        row = [Text(Layout.fit(self._screen.width, live=True).row(waiting), "dim")] if waiting else []
+        sample = [Text(_sample_line(self._sample, width), "dim")] if self._sample else []
+        return Group(*row, Text(""), self._progress(width), *sample)
+
+    def _progress(self, width: int) -> RenderableType:
+        done, when = self._pace[-1]
+        left_s = self._eta_s() - (time.time() - when)
+        eta = f"eta {duration(max(left_s, 1.0))}" if done > self._pace[0][0] else ""
+        doing = next((_DOING[name] for name in reversed(self._doing()) if name in _DOING), "")
+        words = f"{done}/{self._steps}   {eta:<16}{doing:<16}"
+        line = Table.grid(padding=(0, 0, 0, 2))
+        line.add_row(
+            "",
+            ProgressBar(total=self._steps, completed=done, width=max(10, width - len(words) - 6)),
+            Text(words),
+        )
+        return line
+
+
+def _sample_line(sample: Sample, width: int) -> str:
+    end = f"   {verdict(sample)}"
+    room = max(20, width - len(end) - 20)
+    answer = _one_line(sample.answer, room * 2 // 3)
+    prompt = _one_line(sample.prompt, max(10, room - len(answer)))
+    return f'  sample  "{prompt}" -> "{answer}"{end}'
+
+
+def _one_line(text: str, length: int) -> str:
+    """The text with its middle left out if it is longer; the end of an answer is where its result stands."""
+    text = printable(" ".join(text.split()))
+    if len(text) <= length:
+        return text
+    head = (length - 3) // 3
+    return f"{text[:head]}...{text[-(length - 3 - head) :]}"

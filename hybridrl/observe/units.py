@@ -1,0 +1,24 @@
+"""Numbers as a person reads them."""
+
+
+def duration(seconds: float) -> str:
+    """As "8 ms", "1.9 s", "4 min 51 s", "3 h 12 min"."""
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(num_bytes: float) -> str:
+    """Decimal, as "812 B", "1.8 MB", "1.0 TB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 999.5:
+            return (
+                f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 99.5 else f"{num_bytes:.1f} {unit}"
+            )
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
