@@ -81,7 +81,9 @@ class TokenBlock:
 
     def select(self, rows: Sequence[int]) -> "TokenBlock":
         """The given trajectories, in the given order, as a block of its own (a copy)."""
-        pick = np.concatenate([np.arange(*self.row(i).indices(len(self.token_T))) for i in rows] or [np.zeros(0, int)])
+        pick = np.concatenate(
+            [np.arange(*self.row(i).indices(len(self.token_T))) for i in rows] or [np.zeros(0, int)]
+        )
         length_N = np.diff(self.start_N)[list(rows)]
         columns = {f.name: getattr(self, f.name)[pick] for f in fields(self) if f.name.endswith("_T")}
         start_N = np.concatenate([[0], np.cumsum(length_N, dtype=np.int64)])
@@ -141,7 +143,12 @@ class Batch:
             for trajectory in group.trajectories:
                 if trajectory.reward is None:
                     raise ValueError(f"trajectory of {group.prompt.uid} has no reward")
-                block_N.append(block), row_N.append(trajectory.row), group_N.append(g), found.append(trajectory)
+                (
+                    block_N.append(block),
+                    row_N.append(trajectory.row),
+                    group_N.append(g),
+                    found.append(trajectory),
+                )
         return cls(
             step,
             list(groups),

@@ -50,12 +50,16 @@ def find(package: str, name: str, *, where: str = "") -> Callable:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise ConfigError(
-            f"{package.rsplit('.', 1)[-1]} has no {name!r}", where=where, fix=f"use one of {', '.join(near)}, or module:Name"
+            f"{package.rsplit('.', 1)[-1]} has no {name!r}",
+            where=where,
+            fix=f"use one of {', '.join(near)}, or module:Name",
         )
     module = importlib.import_module(f"{package}.{name}")
     marked = [v for v in vars(module).values() if getattr(v, _MARK, (None, None))[1] == name]
     if not marked:
-        raise ConfigError(f"{package}.{name} registers nothing as {name!r}", where=where, fix="add @register(kind, name)")
+        raise ConfigError(
+            f"{package}.{name} registers nothing as {name!r}", where=where, fix="add @register(kind, name)"
+        )
     return marked[0]
 
 
@@ -69,5 +73,7 @@ def _outside(path: str, where: str) -> Callable:
         ) from error
     if not hasattr(module, attribute):
         near = difflib.get_close_matches(attribute, dir(module), n=1)
-        raise ConfigError(f"{module_name} has no {attribute!r}", where=where, fix=f"did you mean {near[0]}?" if near else "")
+        raise ConfigError(
+            f"{module_name} has no {attribute!r}", where=where, fix=f"did you mean {near[0]}?" if near else ""
+        )
     return getattr(module, attribute)

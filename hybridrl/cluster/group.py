@@ -39,22 +39,30 @@ class WorkerGroup:
             DeadlineError: some did not answer in time; names them.
             WorkerError: one died. Otherwise what the first failing one raised.
         """
-        return await self.wait(method, [getattr(a, method).remote(*args) for a in self.actors], timeout_s=timeout_s)
+        return await self.wait(
+            method, [getattr(a, method).remote(*args) for a in self.actors], timeout_s=timeout_s
+        )
 
     async def one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
         """Call a method on one actor."""
-        return (await self._wait(method, [getattr(self.actors[rank], method).remote(*args)], [rank], timeout_s))[0]
+        return (
+            await self._wait(method, [getattr(self.actors[rank], method).remote(*args)], [rank], timeout_s)
+        )[0]
 
     async def wait(self, method: str, refs: Sequence[ray.ObjectRef], *, timeout_s: float) -> list[Any]:
         """Wait for calls that are under way, one per rank."""
         return await self._wait(method, refs, list(range(len(refs))), timeout_s)
 
-    async def _wait(self, method: str, refs: Sequence[ray.ObjectRef], ranks: list[int], timeout_s: float) -> list[Any]:
+    async def _wait(
+        self, method: str, refs: Sequence[ray.ObjectRef], ranks: list[int], timeout_s: float
+    ) -> list[Any]:
         tasks = [asyncio.ensure_future(_result(ref)) for ref in refs]
         done, late = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         for task in late:
             task.cancel()
-        failed = {rank: t.exception() for rank, t in zip(ranks, tasks, strict=True) if t in done and t.exception()}
+        failed = {
+            rank: t.exception() for rank, t in zip(ranks, tasks, strict=True) if t in done and t.exception()
+        }
         if failed:
             raise self._cause(method, failed)
         if late:

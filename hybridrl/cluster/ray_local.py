@@ -25,10 +25,14 @@ def local_ray(num_workers: int) -> Iterator[str]:
     Args:
         num_workers: actors that live at the same time. Ray's CPUs are slots for them, not cores.
     """
-    folder = tempfile.mkdtemp(prefix="hybridrl-")  # short: Ray puts sockets inside, whose paths may have 107 bytes
+    folder = tempfile.mkdtemp(
+        prefix="hybridrl-"
+    )  # short: Ray puts sockets inside, whose paths may have 107 bytes
     try:
         ray_worker.print_to_stdstream = _to_log
-        ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray trades loopback for the address that other machines see
+        ray_constants.ENABLE_RAY_CLUSTER = (
+            False  # else Ray trades loopback for the address that other machines see
+        )
         ray.init(
             num_cpus=num_workers,
             include_dashboard=False,

@@ -83,7 +83,12 @@ class Observer(Protocol):
         ...
 
     def step(
-        self, step: int, batch: Batch, reports: Sequence[StepReport], swap: SwapReport, metrics: Mapping[str, float]
+        self,
+        step: int,
+        batch: Batch,
+        reports: Sequence[StepReport],
+        swap: SwapReport,
+        metrics: Mapping[str, float],
     ) -> None:
         """Publish policy update `step`; the spans entered since the last call are its timings."""
         ...

@@ -15,17 +15,24 @@ from hybridrl.rewards.pool import Score, Scorer
 from hybridrl.rewards.trajectories import score_block
 from hybridrl.types import Group, Prompt
 
+_STOP_S = 60.0
+
 
 @ray.remote(max_restarts=0)
 class RewardWorker:
     def __init__(self, reward: RewardConfig, tokenizer_folder: str) -> None:
-        self._scorer = Scorer(reward)
-        self._tokenizer = load_tokenizer(tokenizer_folder)
+        self._reward, self._folder = reward, tokenizer_folder
 
     def pid(self) -> int:
         return os.getpid()
 
-    def score(self, prompts: list[Prompt], rows: list[int], keep_text: int, block: TokenBlock) -> list[tuple[Score, str | None]]:
+    def start(self) -> None:
+        self._tokenizer = load_tokenizer(self._folder)
+        self._scorer = Scorer(self._reward)
+
+    def score(
+        self, prompts: list[Prompt], rows: list[int], keep_text: int, block: TokenBlock
+    ) -> list[tuple[Score, str | None]]:
         """Scores of the given rows of a block, with the text of `keep_text` of them, spread evenly.
 
         Args:
@@ -33,9 +40,12 @@ class RewardWorker:
         """
         scores, texts = score_block(block, rows, prompts, self._tokenizer.decode_answers, self._scorer)
         kept = {i * len(rows) // keep_text for i in range(keep_text)}
-        return [(score, text if i in kept else None) for i, (score, text) in enumerate(zip(scores, texts, strict=True))]
+        return [
+            (score, text if i in kept else None)
+            for i, (score, text) in enumerate(zip(scores, texts, strict=True))
+        ]
 
-    def close(self) -> None:
+    def stop(self) -> None:
         self._scorer.close()
 
 
@@ -45,10 +55,20 @@ class RayReward:
     def __init__(self, workers: WorkerGroup, cluster: ClusterConfig) -> None:
         self.workers, self._cluster = workers, cluster
 
+    async def start(self) -> None:
+        await self.workers.all("start", timeout_s=self._cluster.start_timeout_s)
+
+    async def stop(self) -> None:
+        """End the processes that compute rewards."""
+        await self.workers.all("stop", timeout_s=_STOP_S)
+
     async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
         blocks = [list(members) for _, members in groupby(groups, key=lambda group: id(group.block))]
         await asyncio.gather(
-            *(self._score_block(i % len(self.workers), members, keep_text if i == 0 else 0) for i, members in enumerate(blocks))
+            *(
+                self._score_block(i % len(self.workers), members, keep_text if i == 0 else 0)
+                for i, members in enumerate(blocks)
+            )
         )
 
     async def _score_block(self, rank: int, groups: Sequence[Group], keep_text: int) -> None:

@@ -20,11 +20,14 @@ from hybridrl.reshard.transports.shm import SharedTensor
 from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
 
+_STOP_S = 60.0
+
 
 @ray.remote(max_restarts=0)
 class RolloutWorker:
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
+        self._engine: SGLangEngine | None = None
 
     def pid(self) -> int:
         return os.getpid()
@@ -32,7 +35,9 @@ class RolloutWorker:
     def start(self) -> None:
         self._engine = SGLangEngine(self._setup)
 
-    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> tuple[list[list[Trajectory]], TokenBlock]:
+    async def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling
+    ) -> tuple[list[list[Trajectory]], TokenBlock]:
         """Two returns: metadata for the controller, and the tokens, which stay in the object store."""
         return await self._engine.generate(prompts, sampling)
 
@@ -48,8 +53,9 @@ class RolloutWorker:
     async def commit_swap(self, version: PolicyVersion) -> None:
         await self._engine.commit_swap(version)
 
-    def shutdown(self) -> None:
-        self._engine.shutdown()
+    def stop(self) -> None:
+        if self._engine is not None:
+            self._engine.shutdown()
 
 
 class RayRollout:
@@ -60,11 +66,22 @@ class RayRollout:
         self._running, self._open = 0, True
         self._changed = asyncio.Condition()
 
+    async def start(self) -> None:
+        """Start the engines, all at once."""
+        await self.workers.all("start", timeout_s=self._cluster.start_timeout_s)
+
+    async def stop(self) -> None:
+        """End the engines' processes; also after a failure."""
+        await self.workers.all("stop", timeout_s=_STOP_S)
+
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         async with self._request():
             shares = _shares(len(prompts), len(self.workers))
             answers = await asyncio.gather(
-                *(self._generate_on(rank, prompts[share], _shifted(sampling, share.start)) for rank, share in enumerate(shares))
+                *(
+                    self._generate_on(rank, prompts[share], _shifted(sampling, share.start))
+                    for rank, share in enumerate(shares)
+                )
             )
         return [group for groups in answers for group in groups]
 
@@ -74,7 +91,10 @@ class RayRollout:
         method = self.workers.actors[rank].generate.options(num_returns=2)
         metadata, block = method.remote(list(prompts), sampling)
         (found,) = await self.workers.wait("generate", [metadata], timeout_s=self._cluster.step_timeout_s)
-        return [Group(prompt, list(trajectories), block) for prompt, trajectories in zip(prompts, found, strict=True)]
+        return [
+            Group(prompt, list(trajectories), block)
+            for prompt, trajectories in zip(prompts, found, strict=True)
+        ]
 
     @contextlib.asynccontextmanager
     async def _request(self) -> AsyncIterator[None]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import SwapError
 from hybridrl.layout.sglang import SGLangLayout
-from hybridrl.reshard.swap import EngineTarget, SwapWritten
+from hybridrl.reshard.swap import SwapWritten
 from hybridrl.types import PolicyVersion, SwapReport
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
@@ -20,7 +20,9 @@ Checksums = dict[tuple[int, int, str], int]
 
 
 class RaySync:
-    def __init__(self, trainer: RayTrainer, rollout: RayRollout, layout: SGLangLayout, cluster: ClusterConfig) -> None:
+    def __init__(
+        self, trainer: RayTrainer, rollout: RayRollout, layout: SGLangLayout, cluster: ClusterConfig
+    ) -> None:
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
 
     async def connect(self) -> None:
@@ -30,7 +32,7 @@ class RaySync:
             SwapError: two ranks planned differently.
         """
         exports = await self._rollout.all("export_parameters")
-        engines = [EngineTarget(self._layout, export) for export in exports]
+        engines = [(self._layout, export) for export in exports]
         hashes = await self._trainer.workers.all("connect", engines, timeout_s=self._cluster.start_timeout_s)
         if len(set(hashes)) != 1:
             raise SwapError(f"trainer ranks disagree about the swap plan: {hashes}")
@@ -41,13 +43,16 @@ class RaySync:
             await self._rollout.all("begin_swap", version)
             written = await self._trainer.workers.all("write_weights", timeout_s=self._cluster.step_timeout_s)
             found = await self._rollout.all("checksums")
-            compare(add_up(written), {(e, r, n): c for e, tp in enumerate(found) for r, d in enumerate(tp) for n, c in d.items()})
+            compare(
+                add_up(written),
+                {(e, r, n): c for e, tp in enumerate(found) for r, d in enumerate(tp) for n, c in d.items()},
+            )
             await self._rollout.all("commit_swap", version)
         return SwapReport(
             version=version,
             time_s=time.perf_counter() - start,
             num_tensors=sum(len(d) for tp in found for d in tp),
-            written_bytes=sum(w.written_bytes for w in written),
+            written_bytes=sum(w.bytes for w in written),
             staging_bytes=max(w.staging_bytes for w in written),
             checksums_equal=True,
         )
@@ -68,7 +73,11 @@ def compare(source: Checksums, engine: Checksums) -> None:
         SwapError: a tensor of an engine was not written, or does not hold what the trainer has.
     """
     if source.keys() != engine.keys():
-        raise SwapError(f"swap left out {sorted(engine.keys() - source.keys())[:4]}, unknown {sorted(source.keys() - engine.keys())[:4]}")
+        raise SwapError(
+            f"swap left out {sorted(engine.keys() - source.keys())[:4]}, unknown {sorted(source.keys() - engine.keys())[:4]}"
+        )
     wrong = sorted(key for key, value in engine.items() if value != source[key])
     if wrong:
-        raise SwapError(f"{len(wrong)} of {len(engine)} tensors differ after the swap, first (engine, rank, name): {wrong[0]}")
+        raise SwapError(
+            f"{len(wrong)} of {len(engine)} tensors differ after the swap, first (engine, rank, name): {wrong[0]}"
+        )

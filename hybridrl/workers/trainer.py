@@ -3,8 +3,11 @@
 Every method of TrainerWorker except `pid` is collective: RayTrainer calls it on all ranks, in the same order.
 """
 
+import contextlib
 import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import ray
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import VersionError
-from hybridrl.reshard.swap import EngineTarget, SwapWriter, SwapWritten
+from hybridrl.errors import CheckpointError, VersionError
+from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
+from hybridrl.trainer.megatron import checkpoint as checkpoints
 from hybridrl.trainer.megatron.policy import MegatronPolicy, TrainerSetup
 from hybridrl.types import PolicyVersion, StepReport
 
@@ -41,7 +45,7 @@ class TrainerWorker:
     def step(self, index: int) -> StepReport:
         return self._policy.step(index)
 
-    def connect(self, engines: list[EngineTarget]) -> str:
+    def connect(self, engines: list[Engine]) -> str:
         """Map the engines' parameters and plan the swap; returns the plan's hash."""
         self._writer = SwapWriter(self._policy.layout, self._setup.rank, engines)
         return self._writer.plan_hash
@@ -60,14 +64,17 @@ class TrainerWorker:
 class RayTrainer:
     """PolicyTrainer over a group of TrainerWorkers."""
 
-    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, checkpoints: Path) -> None:
+    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, folder: Path, keep: int) -> None:
         """
         Args:
-            checkpoints: folder of the run's checkpoints, one sub-folder a step.
+            folder: of the run's checkpoints, one sub-folder a step.
+            keep: how many of them stay.
         """
         self.workers, self.version = workers, 0
-        self._cluster, self._checkpoints = cluster, checkpoints
-        self._loaded: tuple[PolicyVersion, int] | None = None  # version that the loaded batch makes, its last minibatch
+        self._cluster, self._folder, self._keep = cluster, folder, keep
+        self._loaded: tuple[PolicyVersion, int] | None = (
+            None  # version that the loaded batch makes, its last minibatch
+        )
 
     async def build(self, checkpoint: Path | None, version: PolicyVersion) -> None:
         await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
@@ -77,7 +84,14 @@ class RayTrainer:
         self._loaded = (batch.step, minibatches[-1].index)
         scalars = ray.put(
             RankBatch(
-                batch.step, [], batch.block_N, batch.row_N, batch.group_N, batch.reward_N, batch.advantage_N, tuple(minibatches)
+                batch.step,
+                [],
+                batch.block_N,
+                batch.row_N,
+                batch.group_N,
+                batch.reward_N,
+                batch.advantage_N,
+                tuple(minibatches),
             )
         )
         return (await self._all("load", scalars, *batch.blocks))[0]
@@ -85,13 +99,17 @@ class RayTrainer:
     async def step(self, index: int) -> StepReport:
         report = (await self._all("step", index))[0]
         if self._loaded is None or report.version != self._loaded[0]:
-            raise VersionError(f"trainer stepped version {report.version}, the loaded batch makes {self._loaded}")
+            raise VersionError(
+                f"trainer stepped version {report.version}, the loaded batch makes {self._loaded}"
+            )
         if index == self._loaded[1]:
             self.version = report.version
         return report
 
     async def save(self, step: int) -> None:
-        await self._all("save", checkpoint_folder(self._checkpoints, step))
+        await self._all("save", self._folder / f"step_{step:06d}")
+        for old in whole_checkpoints(self._folder)[: -self._keep]:
+            shutil.rmtree(old.folder)
 
     async def export(self, folder: Path) -> None:
         await self._all("export", folder)
@@ -100,5 +118,24 @@ class RayTrainer:
         return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
 
 
-def checkpoint_folder(checkpoints: Path, step: int) -> Path:
-    return checkpoints / f"step_{step:06d}"
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint of a run."""
+
+    step: int
+    folder: Path
+
+
+def whole_checkpoints(folder: Path) -> list[Checkpoint]:
+    """Committed checkpoints of a run, oldest first. What a kill left half-written is passed over."""
+    found = []
+    for path in sorted(folder.glob("step_*")):
+        with contextlib.suppress(CheckpointError, ValueError):
+            checkpoints.check(path)
+            found.append(Checkpoint(int(path.name.removeprefix("step_")), path))
+    return found
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The one to resume from."""
+    return next(reversed(whole_checkpoints(folder)), None)

@@ -21,7 +21,9 @@ def config(**changes) -> Config:
     }
     for section, keys in changes.items():
         sections[section] = {**sections.get(section, {}), **keys}
-    return Config.model_validate({"model": "m", "data": {"train": "d.jsonl"}, "reward": "exact_match", **sections})
+    return Config.model_validate(
+        {"model": "m", "data": {"train": "d.jsonl"}, "reward": "exact_match", **sections}
+    )
 
 
 class CountingPrompts:
@@ -30,7 +32,10 @@ class CountingPrompts:
 
     def take(self, count: int) -> list[Prompt]:
         first, self.taken = self.taken, self.taken + count
-        return [Prompt(uid=f"train/{i}", token_ids=(1, 2), row={"answer": str(i)}) for i in range(first, self.taken)]
+        return [
+            Prompt(uid=f"train/{i}", token_ids=(1, 2), row={"answer": str(i)})
+            for i in range(first, self.taken)
+        ]
 
     def seek(self, count: int) -> None:
         self.taken = count

@@ -10,7 +10,6 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run
 
 
-
 def play(cfg, world) -> None:
     evaluator = Evaluator(cfg, [fakes.Prompt("held/0", (1,), {}, "held")], world, world)
     asyncio.run(run(cfg, world.roles(evaluator)))
@@ -20,12 +19,21 @@ def test_a_synchronous_step_samples_from_the_version_before_it() -> None:
     world = fakes.World()
     play(fakes.config(), world)
     assert [batch.step for batch in world.batches] == [1, 2, 3, 4, 5, 6]
-    assert [{t.version for t in batch.trajectories} for batch in world.batches] == [{0}, {1}, {2}, {3}, {4}, {5}]
+    assert [{t.version for t in batch.trajectories} for batch in world.batches] == [
+        {0},
+        {1},
+        {2},
+        {3},
+        {4},
+        {5},
+    ]
 
 
 @pytest.mark.parametrize("max_lag", [1, 2, 3])
 def test_answers_are_at_most_max_lag_updates_old_and_the_bound_is_reached(max_lag: int) -> None:
-    world = fakes.World(update_s=0.01)  # a trainer slower than the engine: rollout runs ahead as far as it may
+    world = fakes.World(
+        update_s=0.01
+    )  # a trainer slower than the engine: rollout runs ahead as far as it may
     play(fakes.config(batch={"max_lag": max_lag}), world)
     lags = [batch.step - 1 - t.version for batch in world.batches for t in batch.trajectories]
     assert max(lags) == max_lag
@@ -50,7 +58,10 @@ def test_held_out_is_measured_before_at_the_interval_and_at_the_end() -> None:
     world = fakes.World()
     play(fakes.config(run={"steps": 5}), world)
     assert sorted(world.evaluations) == [0, 2, 4, 5]
-    assert world.evaluations[0] == {"val-core/held/reward/mean_at_1": 0.0, "val-core/held/reward/best_at_1": 0.0}
+    assert world.evaluations[0] == {
+        "val-core/held/reward/mean_at_1": 0.0,
+        "val-core/held/reward/best_at_1": 0.0,
+    }
 
 
 def test_checkpoints_come_at_the_interval_and_at_the_end() -> None:
