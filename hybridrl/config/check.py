@@ -1,7 +1,7 @@
-"""What pairs of keys, and the world around them, must satisfy: a list of named rules, each of them short. No torch.
+"""What pairs of keys, and the world around them, must satisfy: a list of named rules. Imports no torch.
 
-A rule yields an error for each mistake it finds and never raises, so that a person sees all mistakes at once. An error
-names both keys and both values; its place is the key that is easiest to change.
+A rule yields an error for each mistake it finds and never raises, so that a person sees all mistakes at once.
+An error names both keys and both values; its place is the key that is easiest to change.
 """
 
 import difflib
@@ -105,7 +105,8 @@ def minibatches_divide_the_step(loaded: LoadedConfig, world: World) -> Iterator[
         above = -(-batch.prompts_per_step // size) * size
         near = sorted({above, max(size, above - size)}, key=lambda n: abs(n - batch.prompts_per_step))
         yield ConfigError(
-            f"batch.prompts_per_step = {batch.prompts_per_step} is not a multiple of batch.minibatch_prompts = {size}",
+            f"batch.prompts_per_step = {batch.prompts_per_step} is not a multiple of "
+            f"batch.minibatch_prompts = {size}",
             where=loaded.where("batch.prompts_per_step", "batch.minibatch_prompts"),
             fix=f"use {_one_of(near)}",
         )
@@ -126,13 +127,13 @@ def ranks_have_work(loaded: LoadedConfig, world: World) -> Iterator[HybridRLErro
 def actor_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
     if world.spec is None:
         return
-    parallel = loaded.config.actor.parallel
+    parallel, layers = loaded.config.actor.parallel, world.spec.num_layers
     yield from _tensor_parallel(loaded, world.spec, "actor.parallel.tp", parallel.tp)
-    if world.spec.num_layers % parallel.pp:
+    if layers % parallel.pp:
         yield ConfigError(
-            f"actor.parallel.pp = {parallel.pp} does not divide the {world.spec.num_layers} layers of {_model(loaded)}",
+            f"actor.parallel.pp = {parallel.pp} does not divide the {layers} layers of {_model(loaded)}",
             where=loaded.where("actor.parallel.pp"),
-            fix=f"use {_one_of(_divisors(world.spec.num_layers))}",
+            fix=f"use {_one_of(_divisors(layers))}",
         )
 
 
@@ -180,7 +181,8 @@ def schedule_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[Hybrid
     updates = config.run.steps * optimizer_steps(config)
     if optimizer.warmup_steps >= updates:
         yield ConfigError(
-            f"actor.optimizer.warmup_steps = {optimizer.warmup_steps} never ends: the run has {updates} optimizer steps",
+            f"actor.optimizer.warmup_steps = {optimizer.warmup_steps} never ends, "
+            f"the run has {updates} optimizer steps",
             where=loaded.where("actor.optimizer.warmup_steps", "run.steps"),
             fix=f"use fewer than {updates}",
         )

@@ -6,6 +6,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from hybridrl.config import keys
+from hybridrl.config.presets import PRESETS
+from hybridrl.config.readers import readers
 from hybridrl.config.schema import Config
 from hybridrl.config.strict_yaml import inline
 from hybridrl.errors import ConfigError
@@ -33,6 +35,9 @@ def _value(key: keys.Key) -> Iterator[tuple[str, str]]:
     yield key.name, _about(key)
     yield "takes", keys.expected(key)
     yield "default", default(key)
+    if key.name == "algorithm.preset":
+        yield from ((name, preset.about) for name, preset in PRESETS.items())
+    yield "read in", ", ".join(readers(key.name)) or "nowhere"
 
 
 def _section(key: keys.Key, section: type[BaseModel]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from hybridrl.config import keys, presets, strict_yaml
 from hybridrl.config.problems import refuse
 from hybridrl.config.schema import Config
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, HybridRLError
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -35,9 +35,17 @@ class LoadedConfig:
     file: str
 
     def where(self, *dotted: str) -> str:
-        """The place to send a person to for the first of these keys that somebody wrote; else says that it is a default."""
+        """The place of the first of these keys that somebody wrote; else says that the value is a default."""
         written = (self.origins[key] for key in dotted if self.origins.get(key, DEFAULT) != DEFAULT)
         return next(written, f"default of {dotted[0]}, {self.file} does not set it")
+
+    def locate(self, error: HybridRLError) -> HybridRLError:
+        """The error with the config key that it names as its place turned into where that key was written."""
+        key = next(
+            (k for k in (error.where, f"{error.where}.name", f"{error.where}.path") if k in self.origins),
+            None,
+        )
+        return error if key is None else type(error)(error.what, where=self.where(key), fix=error.fix)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -74,7 +82,9 @@ def value_of(config: BaseModel, dotted: str) -> Any:
 
 
 def values(section: BaseModel, prefix: str = "") -> list[tuple[str, Any]]:
-    """Every value of a config under its dotted key, in the order of the schema; options after the keys of their section."""
+    """Every value of a config under its dotted key, in the order of the schema; options come last in a
+    section.
+    """
     found: list[tuple[str, Any]] = []
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -100,7 +110,7 @@ def _read(path: Path) -> str:
 
 
 def _whole_sections(tree: Any, section: type[BaseModel], path: Path_, origins: dict[Path_, str]) -> Any:
-    """The tree with short forms written out and empty sections as {}; other wrong values are left for validation."""
+    """The tree with short forms written out and empty sections as {}; what else is wrong, validation says."""
     if not isinstance(tree, dict):
         name = keys.short_form(section)
         if tree is None or name is None or isinstance(tree, (list, bool)):
@@ -220,7 +230,7 @@ def _merge_preset(tree: dict[str, Any], origins: dict[Path_, str]) -> list[Confi
         )
         place = _place(("algorithm", "preset"), origins)
         return [ConfigError(f"there is no preset {name!r}", where=place, fix=f"use {known}")]
-    _fill(algorithm, presets.PRESETS[name], ("algorithm",), f"preset {name}", origins)
+    _fill(algorithm, presets.PRESETS[name].algorithm, ("algorithm",), f"preset {name}", origins)
     return []
 
 

@@ -1,5 +1,6 @@
-"""The least memory that a run takes, by arithmetic: weights, gradients, optimizer, engine. Activations and the
-processes themselves come on top, so a run that this refuses cannot work, and one that it lets pass still may not.
+"""The least memory that a run takes, by arithmetic: weights, gradients, optimizer, engine. Activations and
+the processes themselves come on top, so a run that this refuses cannot work, and one that it lets pass still
+may not.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ class ConfigErrors(ConfigError):
         super().__init__("\n".join(map(str, errors)))
         self.errors = tuple(errors)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (self.errors,)
 
 

@@ -47,8 +47,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, loaded: LoadedConfig) -> "RunFolder":
-        """Take the folder for a new run and write its resolved.yaml. What a launch left that never came to its first
-        record is written over.
+        """Take the folder for a new run and write its resolved.yaml. What a launch left that never came to
+        its first record is written over.
 
         Raises:
             RunFolderError: it holds a run, another process holds it, or it cannot be written.
@@ -142,8 +142,9 @@ def changes(before: LoadedConfig, now: LoadedConfig) -> list[ConfigError]:
         if then.get(key, _UNSET) != today.get(key, _UNSET)
     ]
     schedule = now.config.actor.optimizer.schedule
-    if schedule != "constant" and then["run.steps"] != today["run.steps"]:
-        what = f"run.steps = {today['run.steps']}, the run has {then['run.steps']} and its {schedule} schedule spans them"
+    was, is_ = before.config.run.steps, now.config.run.steps
+    if schedule != "constant" and was != is_:
+        what = f"run.steps = {is_}, the run to resume has {was} and its {schedule} schedule spans them"
         errors.append(
             ConfigError(what, where=now.where("run.steps"), fix="start a new run from the exported model")
         )

@@ -1,7 +1,7 @@
 """YAML without surprises: the line of every key, no duplicate keys, and only the scalars that a person means.
 
-PyYAML follows YAML 1.1, where `1e-6` is a string, `on` and `no` are booleans and `1:30` is ninety. Here numbers are
-what Python calls numbers, booleans are true and false, and dates are strings.
+PyYAML follows YAML 1.1, where `1e-6` is a string, `on` and `no` are booleans and `1:30` is ninety. Here
+numbers are what Python calls numbers, booleans are true and false, and dates are strings.
 """
 
 import re

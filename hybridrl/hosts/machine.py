@@ -1,4 +1,6 @@
-"""What this machine is, found without importing torch: cores, memory, GPUs, ports. Limits of a container count."""
+"""What this machine is, found without importing torch: cores, memory, GPUs, ports. Limits of a container
+count.
+"""
 
 import os
 import shutil
@@ -51,7 +53,8 @@ class Machine:
         size = f"{self.cores} cores, {self.memory_bytes / GIB:.0f} GiB"
         if not self.gpus:
             return f"{size}, no GPU -> CPU host (gloo, SGLang CPU engine)"
-        return f"{size}, {len(self.gpus)} x {self.gpus[0].name} ({self.gpus[0].memory_bytes / GIB:.0f} GiB) -> CUDA host"
+        first = self.gpus[0]
+        return f"{size}, {len(self.gpus)} x {first.name} ({first.memory_bytes / GIB:.0f} GiB) -> CUDA host"
 
 
 def cores() -> int:
@@ -68,11 +71,10 @@ def memory() -> tuple[int, int]:
     total, available = meminfo["MemTotal"], meminfo["MemAvailable"]
     limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
     if limit.isdecimal() and used.isdecimal():
-        # the page cache counts as used there, and goes when memory is wanted
+        lines = (line.split() for line in _read(_CGROUP / "memory.stat").splitlines())
         cache = next(
-            (int(l.split()[1]) for l in _read(_CGROUP / "memory.stat").splitlines() if l.startswith("file ")),
-            0,
-        )
+            (int(count) for name, count in lines if name == "file"), 0
+        )  # it goes when memory is wanted
         total, available = min(total, int(limit)), min(available, int(limit) - int(used) + cache)
     return total, available
 
@@ -102,7 +104,9 @@ def gpus() -> tuple[GPU, ...]:
 
 
 def parse_gpus(table: str) -> tuple[GPU, ...]:
-    """nvidia-smi's lines "index, uuid, name, MiB in total, MiB used"; a line without numbers (a GPU that is lost) is left out."""
+    """nvidia-smi's lines "index, uuid, name, MiB in total, MiB used"; a line without numbers (a GPU that is
+    lost) is left out.
+    """
     rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines()]
     whole = [
         row
@@ -117,8 +121,8 @@ def parse_gpus(table: str) -> tuple[GPU, ...]:
 def visible(found: tuple[GPU, ...], names: str | None) -> tuple[GPU, ...]:
     """
     Args:
-        names: as in CUDA_VISIBLE_DEVICES: indices or beginnings of UUIDs, up to the first that does not exist.
-            None: all.
+        names: as in CUDA_VISIBLE_DEVICES: indices or beginnings of UUIDs, up to the first that does not
+            exist. None: all.
     """
     if names is None:
         return found

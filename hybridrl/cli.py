@@ -1,0 +1,175 @@
+"""The command line: reads a config, checks it, and hands it to the room that does the work.
+
+The only module that knows everything. What is slow to import is imported where it is used, so that --help
+answers at once. Exit codes: 0 done, 1 a failure of ours, 2 a mistake of the user's, 3 a deadline, 130
+interrupted.
+"""
+
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from typer.exceptions import TyperException
+
+from hybridrl import __version__
+from hybridrl.errors import HybridRLError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="hybridrl",
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="A first run: [bold]hybridrl launch configs/quickstart.yaml[/]",
+)
+config_app = typer.Typer(
+    rich_markup_mode="rich", no_args_is_help=True, help="Look at a config before running it."
+)
+app.add_typer(config_app, name="config")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Set keys: run.steps=20 actor.optimizer.lr=1e-5", show_default=False
+    ),
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the process ends with the code returned."""
+    try:
+        code = app(arguments, prog_name="hybridrl", standalone_mode=False)
+    except HybridRLError as error:
+        show_error(error)
+        return error.exit_code
+    except TyperException as error:
+        err.print(f"[bold red]error:[/] {escape(error.format_message())}  (see hybridrl --help)")
+        return 2
+    except Exception:  # the process edge: a person sees one line, the traceback is kept
+        err.print(
+            f"[bold red]error:[/] a failure of hybridrl itself; its traceback is in {_keep_traceback()}"
+        )
+        return 1
+    if code == INTERRUPTED:
+        err.print("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def show_error(error: HybridRLError) -> None:
+    """One "error:" line for each mistake."""
+    for one in getattr(error, "errors", (error,)):
+        err.print(f"[bold red]error:[/] {escape(str(one))}")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Reinforcement learning of language models: [bold]Megatron-core[/] trainers, [bold]SGLang[/] engines
+    that share their weights, one [bold]YAML[/] per run. The same command runs on a laptop and on a GPU
+    machine.
+    """
+    if version:
+        out.print(f"hybridrl {__version__}")
+    elif context.invoked_subcommand is None:
+        out.print(context.get_help())
+
+
+@app.command()
+def launch(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    on: Annotated[Literal["local"], typer.Option(help="Where: local is this machine.")] = "local",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that the folder holds.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and start nothing.")] = False,
+) -> None:
+    """Train: check the config, start the workers, run to the end."""
+    from hybridrl.config.load import load
+    from hybridrl.config.run_folder import RunFolder, path_of
+    from hybridrl.hosts.machine import Machine
+    from hybridrl.launch.preflight import preflight
+
+    loaded = load(config, overrides or [])
+    preflight(loaded, Machine.here(), say, make_model=not dry_run)
+    if dry_run:
+        say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
+        return
+    folder = RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded)
+    from hybridrl.launch import local
+
+    try:
+        local.run(loaded, resume=resume)
+    except KeyboardInterrupt:
+        err.print(f"interrupted; {folder.path} keeps what was saved, --resume continues it")
+        raise typer.Exit(INTERRUPTED) from None
+    finally:
+        folder.release()
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """Show what this machine has, what is missing, and the command that gets it."""
+    from hybridrl import doctor as examination
+
+    report = examination.examine()
+    out.print_json(data=report.as_dict()) if as_json else out.print(report.as_table())
+    raise typer.Exit(0 if report.can_run else 2)
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print every value of a config and where it comes from."""
+    from hybridrl.config.load import load
+    from hybridrl.config.resolved import as_yaml
+
+    out.print(escape(as_yaml(load(config, overrides or []))), end="")
+
+
+@config_app.command("explain")
+def config_explain(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="As in actor.microbatch_tokens, or a section.")],
+) -> None:
+    """Tell what a key means, what it takes, its default, and who reads it."""
+    from hybridrl.config.explain import explain
+
+    for heading, text in explain(key):
+        out.print(f"[bold]{escape(heading)}[/]  {escape(text)}")
+
+
+@config_app.command("check")
+def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a config against this machine without starting anything."""
+    from hybridrl.config.load import load
+    from hybridrl.hosts.machine import Machine
+    from hybridrl.launch.preflight import preflight
+
+    preflight(load(config, overrides or []), Machine.here(), say, make_model=False)
+    say("ok", f"hybridrl launch {config} would start")
+
+
+def say(heading: str, text: str) -> None:
+    """A line of what happens before the live view begins."""
+    out.print(f"[bold]{escape(heading):<9}[/] {escape(text)}")
+
+
+def _keep_traceback() -> Path:
+    with tempfile.NamedTemporaryFile("w", prefix="hybridrl-", suffix=".log", delete=False) as file:
+        traceback.print_exc(file=file)
+    return Path(file.name)

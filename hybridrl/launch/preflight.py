@@ -1,0 +1,104 @@
+"""Between a config and the first process: every check that needs no worker, and lines that say what runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hybridrl import registry
+from hybridrl.config.check import World, check
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.problems import refuse
+from hybridrl.errors import HybridRLError, ModelError
+from hybridrl.hosts.machine import Machine
+from hybridrl.launch.plan import RunShape
+from hybridrl.models import spec as models
+
+Say = Callable[[str, str], None]
+"""Prints a line: its heading, its text."""
+
+
+def preflight(loaded: LoadedConfig, machine: Machine, say: Say, *, make_model: bool) -> None:
+    """Check a config against this machine, make its model if it has to be made, and say what will run.
+
+    Args:
+        make_model: write model.path with model.make when it is absent; without, rules about that model wait.
+
+    Raises:
+        ConfigErrors: everything that is wrong.
+    """
+    say("doctor", machine.describe())
+    spec, unreadable = _spec(loaded)
+    refuse(unreadable + check(loaded, _world(machine, spec)) + _plugin_errors(loaded))
+    made = spec is None and make_model
+    if made:
+        spec = _make_model(loaded)
+        refuse(check(loaded, _world(machine, spec)))
+    if spec is not None:
+        how = "written to" if made else "from"
+        say("model", f"{_name(spec)} {how} {loaded.config.model.path}")
+    else:
+        say("model", f"{loaded.config.model.make} will write {loaded.config.model.path}")
+    say("plan", _plan(RunShape.of(loaded.config), loaded))
+
+
+def _spec(loaded: LoadedConfig) -> tuple[models.ModelSpec | None, list[HybridRLError]]:
+    folder = Path(loaded.config.model.path)
+    if not folder.is_dir():
+        return None, []
+    try:
+        return models.read(folder), []
+    except ModelError as error:
+        return None, [error]
+
+
+def _world(machine: Machine, spec: models.ModelSpec | None) -> World:
+    free = min((gpu.memory_bytes - gpu.used_bytes for gpu in machine.gpus), default=machine.available_bytes)
+    return World(num_gpus=len(machine.gpus), available_bytes=free, spec=spec)
+
+
+def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
+    """What the plug-ins themselves refuse: an unknown name, an unknown option, a group too small."""
+    from hybridrl.algorithms import Objective, load_estimator
+
+    config = loaded.config
+    trials = (
+        lambda: load_estimator(config.algorithm),
+        lambda: Objective(config.algorithm, max_response_tokens=config.rollout.max_response_tokens),
+    )
+    errors: list[HybridRLError] = []
+    for trial in trials:
+        try:
+            trial()
+        except HybridRLError as error:
+            errors.append(loaded.locate(error))
+    return list({str(error): error for error in errors}.values())  # both build the same KL estimator
+
+
+def _make_model(loaded: LoadedConfig) -> models.ModelSpec:
+    """Write the model beside its place, then move it there: an interrupted launch leaves nothing like a
+    model.
+    """
+    model = loaded.config.model
+    assert model.make is not None, "a folder that is missing without a maker was refused"
+    maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
+    folder = Path(model.path)
+    beside = folder.with_name(f".{folder.name}.part")
+    maker(beside, loaded.config.run.seed)
+    beside.replace(folder)
+    return models.read(folder)
+
+
+def _name(spec: models.ModelSpec) -> str:
+    return f"{spec.family} ({models.count(spec) / 1e6:,.1f} M parameters)"
+
+
+def _plan(shape: RunShape, loaded: LoadedConfig) -> str:
+    batch, samples = loaded.config.batch, loaded.config.algorithm.samples_per_prompt
+    actor = "".join(
+        f" {axis}{size}" for axis, size in (("TP", shape.tp), ("PP", shape.pp), ("DP", shape.dp)) if size > 1
+    )
+    engines = "engine" if shape.num_engines == 1 else f"{shape.num_engines} engines"
+    return (
+        f"{batch.prompts_per_step} prompts x {samples} samples = "
+        f"{shape.trajectories_per_step:,} trajectories/step -> {shape.optimizer_steps_per_step} optimizer steps; "
+        f"actor{actor or ' TP1'}, {engines} TP{shape.engine_tp}"
+    )
