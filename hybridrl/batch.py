@@ -170,7 +170,8 @@ class Minibatch:
     """Position among the minibatches of its batch, over all epochs."""
 
     rows: tuple[tuple[tuple[int, ...], ...], ...]
-    """rows[data-parallel rank][microbatch]: indices into the batch; every rank has the same number of microbatches."""
+    """rows[data-parallel rank][microbatch]: indices into the batch; every rank has the same number of
+    microbatches."""
 
     num_tokens: int
     """Trained tokens of the whole minibatch: the denominator of token means, on every rank."""

@@ -1,4 +1,5 @@
-"""Named errors. The command line prints them as three lines (what, where and why, the change) and picks the exit code.
+"""Named errors. The command line prints them as three lines (what, where and why, the change) and picks the
+exit code.
 
 Every class survives a trip through pickle, because most of them are raised inside a Ray actor.
 """
@@ -19,7 +20,7 @@ class HybridRLError(Exception):
         super().__init__(what)
         self.what, self.where, self.fix = what, where, fix
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.fix)
 
     def __str__(self) -> str:

@@ -1,7 +1,8 @@
-"""Plug-ins by name or by dotted path. A plug-in is one file in its package: the file's name is its name in a config.
+"""Plug-ins by name or by dotted path. A plug-in is one file in its package: the file's name is its name in a
+config.
 
-No central list: `find("hybridrl.algorithms.estimators", "grpo")` imports that module and returns what it registered;
-`find(..., "my_lab.rank_advantage:RankAdvantage")` imports code from outside the project.
+No central list: `find("hybridrl.algorithms.estimators", "grpo")` imports that module and returns what it
+registered; `find(..., "my_lab.rank_advantage:RankAdvantage")` imports code from outside the project.
 """
 
 import difflib

@@ -1,4 +1,5 @@
-"""The nouns of a run: prompts in, trajectories in groups, reports out. Metadata and scalars only; tokens live in batch.py."""
+"""The nouns of a run: prompts in, trajectories in groups, reports out. Metadata and scalars only; tokens live
+in batch.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""The environment variables of a run: read here, handed to processes at their start, never written afterwards."""
+"""The environment variables of a run: read here, handed to processes at their start, never written
+afterwards."""
 
 import os
 import sys
@@ -15,7 +16,8 @@ def worker_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def _python_path() -> str:
-    """The folder the command was typed in first, so that `module:function` of a config is found there as well."""
+    """The folder the command was typed in first, so that `module:function` of a config is found there as
+    well."""
     paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.pathsep.join(dict.fromkeys(p for p in paths if p))
 

@@ -13,6 +13,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from hybridrl.errors import DeadlineError, HybridRLError, WorkerError
 
 _LOG_LINES = 12
+_RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class WorkerGroup:
     def _cause(self, method: str, failed: dict[int, BaseException]) -> BaseException:
         """The error to show: one of ours before a stranger's, a stranger's before the death of a worker."""
         errors = {rank: _unwrap(error) for rank, error in failed.items()}
-        for rank, error in errors.items():
+        for error in errors.values():
             if isinstance(error, HybridRLError):
                 return error
         rank, error = next(iter(errors.items()))
@@ -90,7 +91,8 @@ class WorkerGroup:
         """The end of the dead worker's error log, if Ray kept one."""
         pid = self.pids.get(rank)
         files = sorted(self.logs.glob(f"worker-*-{pid}.err")) if pid else []
-        lines = files[-1].read_text(errors="replace").splitlines()[-_LOG_LINES:] if files else []
+        text = files[-1].read_text(errors="replace") if files else ""
+        lines = [line for line in text.splitlines() if not line.startswith(_RAY_MARKS)][-_LOG_LINES:]
         return "".join(f"\n    {line}" for line in lines)
 
     async def learn_pids(self, *, timeout_s: float) -> None:

@@ -15,7 +15,8 @@ from ray._private import worker as ray_worker
 LOOPBACK = "127.0.0.1"
 
 _OBJECT_STORE_BYTES = 512 * 2**20
-"""Token blocks of a few steps; 8192 trajectories of 8192 tokens at 13 bytes a token are 872 MB on a cluster, not here."""
+"""Token blocks of a few steps; 8192 trajectories of 8192 tokens at 13 bytes a token are 872 MB on a cluster,
+not here."""
 
 
 @contextlib.contextmanager
@@ -49,6 +50,7 @@ def local_ray(num_workers: int) -> Iterator[str]:
 
 
 def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
-    """Raylet's messages go to the log: Ray prints them over the live view, and group.py names a dead worker anyway."""
+    """Raylet's messages go to the log: Ray prints them over the live view, and group.py names a dead worker
+    anyway."""
     for line in data["lines"]:
         logging.getLogger("hybridrl.ray").info("%s %s", data["pid"], line)

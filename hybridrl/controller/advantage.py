@@ -1,4 +1,5 @@
-"""Runs an estimator that needs only scalars on the controller; one that needs token columns runs on the trainer ranks."""
+"""Runs an estimator that needs only scalars on the controller; one that needs token columns runs on the
+trainer ranks."""
 
 from collections.abc import Callable
 

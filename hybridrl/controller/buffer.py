@@ -1,7 +1,8 @@
 """Scored groups between rollout and training, with the one staleness mechanism: a bounded number of slots.
 
-A prompt takes a slot before it is answered and frees it when the policy update that trains on it is in the engines.
-With (max_lag + 1) * prompts_per_step slots, step k therefore only sees answers of version k - 1 - max_lag or newer.
+A prompt takes a slot before it is answered and frees it when the policy update that trains on it is in the
+engines. With (max_lag + 1) * prompts_per_step slots, step k therefore only sees answers of version k - 1 -
+max_lag or newer.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""Held-out evaluation: mean@k, best@k of every data source, with the engines that serve the policy being trained."""
+"""Held-out evaluation: mean@k, best@k of every data source, with the engines that serve the policy being
+trained."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ class Evaluator:
 
 
 def heldout_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """mean@k over prompts of the mean reward, best@k of the best one, per source; k is the size of the groups."""
+    """mean@k over prompts of the mean reward, best@k of the best one, per source; k is the size of the
+    groups."""
     rewards = defaultdict(list)
     for group in groups:
         rewards[group.prompt.source].append([float(t.reward or 0.0) for t in group.trajectories])

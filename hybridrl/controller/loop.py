@@ -5,11 +5,12 @@
        |                              +-- holds (max_lag + 1) * prompts_per_step slots <-----+ frees them
        +-- fill() keeps the buffer full while the trainer works
 
-max_lag = 0 is synchronous; max_lag >= 1 overlaps rollout with training. Step k produces policy version k from answers of
-version k - 1 - max_lag or newer.
+max_lag = 0 is synchronous; max_lag >= 1 overlaps rollout with training. Step k produces policy version k from
+answers of version k - 1 - max_lag or newer.
 
-Who waits for whom: train() waits for the buffer, for the trainer and for the sync; fill() waits for a slot, for the
-engines and for the reward. The sync waits until no request runs in an engine, so nothing is sampled from mixed weights.
+Who waits for whom: train() waits for the buffer, for the trainer and for the sync; fill() waits for a slot,
+for the engines and for the reward. The sync waits until no request runs in an engine, so nothing is sampled
+from mixed weights.
 """
 
 import asyncio
@@ -31,7 +32,8 @@ PlanMinibatches = Callable[[Batch], Sequence[Minibatch]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
-    """Who does the work; none of them is a Ray handle here, so tests run this very loop on small in-process fakes."""
+    """Who does the work; none of them is a Ray handle here, so tests run this very loop on small in-process
+    fakes."""
 
     prompts: PromptSource
     engine: RolloutEngine
@@ -104,7 +106,8 @@ def refuse_stale(batch: Batch, max_lag: int) -> None:
     oldest = min(trajectory.version for trajectory in batch.trajectories)
     if oldest < batch.step - 1 - max_lag:
         raise VersionError(
-            f"step {batch.step} got an answer of policy version {oldest}, max_lag = {max_lag} allows {batch.step - 1 - max_lag}"
+            f"step {batch.step} got an answer of policy version {oldest}; "
+            f"max_lag = {max_lag} allows {batch.step - 1 - max_lag}"
         )
 
 

@@ -9,7 +9,8 @@ from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, S
 
 
 class PromptSource(Protocol):
-    """An endless stream of prompts, reshuffled at each epoch from a seed, that can be put back to any position."""
+    """An endless stream of prompts, reshuffled at each epoch from a seed, that can be put back to any
+    position."""
 
     def take(self, count: int) -> list[Prompt]: ...
 
@@ -52,7 +53,8 @@ class PolicyTrainer(Protocol):
     def version(self) -> PolicyVersion: ...
 
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
-        """Hand the batch to the ranks and compute the columns that the algorithm needs (old_logp, ref_logp, ...)."""
+        """Hand the batch to the ranks and compute the columns that the algorithm needs (old_logp, ref_logp,
+        ...)."""
         ...
 
     async def step(self, index: int) -> StepReport:

@@ -1,4 +1,5 @@
-"""How answers are sampled, and from which seed: a function of the run's seed and the step, so a resumed run repeats it."""
+"""How answers are sampled, and from which seed: a function of the run's seed and the step, so a resumed run
+repeats it."""
 
 from hybridrl.config.schema import Config
 from hybridrl.types import Sampling

@@ -1,9 +1,8 @@
 """A run on this machine: from a checked config to processes, through the loop, to the exported model.
 
 prepare     tokenizer, prompts, estimator: no process is started before these are in order
-Crew.up     engines, trainer ranks and reward workers start together; engines export their parameters, trainers map them
-loop.run    until the last step
-finish      export, summary, curve
+Crew.up     engines, trainer ranks and reward workers start together; engines export their parameters,
+trainers map them loop.run    until the last step finish      export, summary, curve
 """
 
 import asyncio

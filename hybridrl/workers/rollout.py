@@ -1,7 +1,8 @@
 """One SGLang engine per actor, and the RolloutEngine role over all of them.
 
-RayRollout keeps a gate: a swap closes it, waits until no request runs, and opens it again once every engine serves the
-new version. So a request never meets weights that are being written, and fill() simply waits meanwhile.
+RayRollout keeps a gate: a swap closes it, waits until no request runs, and opens it again once every engine
+serves the new version. So a request never meets weights that are being written, and fill() simply waits
+meanwhile.
 """
 
 import asyncio

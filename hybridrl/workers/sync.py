@@ -1,7 +1,9 @@
-"""The WeightSync role: trainer ranks write into the engines' own parameters, then both sides' checksums are compared.
+"""The WeightSync role: trainer ranks write into the engines' own parameters, then both sides' checksums are
+compared.
 
-Order of one swap, over all engines: close the gate -> begin (engines DIRTY) -> write -> checksums -> commit -> open the gate.
-An error anywhere leaves the gate closed and the engines DIRTY, so nothing is sampled from weights that did not commit.
+Order of one swap, over all engines: close the gate -> begin (engines DIRTY) -> write -> checksums -> commit
+-> open the gate. An error anywhere leaves the gate closed and the engines DIRTY, so nothing is sampled from
+weights that did not commit.
 """
 
 import time
@@ -26,7 +28,8 @@ class RaySync:
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
 
     async def connect(self) -> None:
-        """Once, when both sides are up: engines export their parameters, trainer ranks map them and agree on the plan.
+        """Once, when both sides are up: engines export their parameters, trainer ranks map them and agree on
+        the plan.
 
         Raises:
             SwapError: two ranks planned differently.
@@ -74,10 +77,12 @@ def compare(source: Checksums, engine: Checksums) -> None:
     """
     if source.keys() != engine.keys():
         raise SwapError(
-            f"swap left out {sorted(engine.keys() - source.keys())[:4]}, unknown {sorted(source.keys() - engine.keys())[:4]}"
+            f"the swap left out {sorted(engine.keys() - source.keys())[:4]} "
+            f"and wrote {sorted(source.keys() - engine.keys())[:4]}, which no engine has"
         )
     wrong = sorted(key for key, value in engine.items() if value != source[key])
     if wrong:
         raise SwapError(
-            f"{len(wrong)} of {len(engine)} tensors differ after the swap, first (engine, rank, name): {wrong[0]}"
+            f"{len(wrong)} of {len(engine)} tensors differ after the swap",
+            where=f"first: engine {wrong[0][0]}, rank {wrong[0][1]}, {wrong[0][2]}",
         )

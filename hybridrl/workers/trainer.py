@@ -38,7 +38,8 @@ class TrainerWorker:
             self._policy.restore(checkpoint)
 
     def load(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
-        """Take a batch; its blocks are top-level arguments so that Ray maps them from its store instead of copying."""
+        """Take a batch; its blocks are top-level arguments so that Ray maps them from its store instead of
+        copying."""
         batch.blocks.extend(blocks)
         return self._policy.load(batch)
 
