@@ -15,7 +15,6 @@ from hybridrl.algorithms.base import (
     AdvantageEstimator,
     Column,
     Reduce,
-    TokenForm,
     Tokens,
     argument,
 )
@@ -40,7 +39,7 @@ def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
             fix=f"use {least} or more, or an estimator without a group baseline (reinforce_plus_plus)",
         )
     in_reward = config.kl.place == "reward" and config.kl.coefficient > 0
-    per_token = isinstance(inner, TokenForm) and inner.per_token
+    per_token = getattr(inner, "per_token", False)
     if not in_reward and not per_token and "token_reward" not in inner.needs:
         return inner
     kl = build("kl", config.kl.estimator, {}, where="algorithm.kl.estimator")
@@ -68,7 +67,7 @@ class WithTokenRewards:
 
     @property
     def _columns(self) -> frozenset[Column]:
-        return frozenset() if isinstance(self.inner, TokenForm) else self.inner.needs - {"token_reward"}
+        return frozenset() if hasattr(self.inner, "over_tokens") else self.inner.needs - {"token_reward"}
 
     def __call__(
         self, reward_N: Tensor, group_N: Tensor, tokens: Tokens, reduce: Reduce, **columns: Tensor
@@ -81,7 +80,7 @@ class WithTokenRewards:
         """
         penalty_T = self._penalty(tokens, columns)
         token_reward_T = at_last_token(reward_N, tokens) - penalty_T
-        if isinstance(self.inner, TokenForm):
+        if hasattr(self.inner, "over_tokens"):
             return self.inner.over_tokens(token_reward_T, tokens, reduce)
         own = {argument(c): columns[argument(c)] for c in self._columns}
         if "token_reward" in self.inner.needs:

@@ -8,30 +8,52 @@ Shape letters: N trajectories of the batch, T packed tokens held here, G prompts
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from hybridrl import registry
 
-ScalarColumn = Literal["length"]
-"""One value per trajectory. length: trained tokens."""
+Column = str
 
-TokenColumn = Literal["rollout_logp", "old_logp", "ref_logp", "value", "token_reward"]
-"""One value per token, aligned with it, 0 where the loss mask is 0. token_reward: the outcome reward on the
-last trained token, less the KL penalty of each token when KL is in the reward; `load_estimator` makes it and
-does not ask for it."""
+SCALARS: Mapping[Column, str] = {
+    "length": "trained tokens",
+    "prompt_length": "tokens of the prompt",
+    "turns": "answers of the policy in a conversation, 1 without tools",
+    "truncated": "True where the answer was cut at the token limit",
+    "reward_parts": "[N, K], the named parts of the reward in alphabetical order of their names",
+    "greedy_reward": "reward of the greedy answer to the same prompt",
+    "v_star": "soft value of the prompt under the reference policy",
+    "agent": "int64, role of the trajectory in its episode",
+    "episode": "int64, which trajectories were played together",
+}
+"""Columns of one value per trajectory, and what they mean."""
 
-Column = ScalarColumn | TokenColumn
+TOKENS: Mapping[Column, str] = {
+    "rollout_logp": "by the engine, at sampling",
+    "old_logp": "by the trainer, before the update",
+    "ref_logp": "by the reference policy",
+    "teacher_logp": "by the teacher of a distillation",
+    "process_logp": "by the implicit process reward model",
+    "old_entropy": "by the trainer before the update, of the whole distribution, in nats",
+    "old_collision": "by the trainer before the update: sum of the squared probabilities of all tokens",
+    "value": "of the answer up to and without this token",
+    "token_reward": "outcome reward on the last trained token, less KL penalties; made by load_estimator",
+    "turn": "int64, which answer of the policy in a conversation the token belongs to, from 0",
+    "anchor": "int64, same number for turns that began in the same environment state",
+    "turn_reward": "reward of the environment on the last token of a turn, 0 elsewhere",
+}
+"""Columns of one value per token, aligned with it, 0 where the loss mask is 0."""
 
-SCALAR_COLUMNS: frozenset[str] = frozenset(get_args(ScalarColumn))
-TOKEN_COLUMNS: frozenset[str] = frozenset(get_args(TokenColumn))
+SCALAR_COLUMNS = frozenset(SCALARS)
+TOKEN_COLUMNS = frozenset(TOKENS)
 
 
-def argument(column: str) -> str:
-    """The parameter under which a plug-in receives a column: "length" -> "length_N", "old_logp" ->
-    "old_logp_T"."""
+def argument(column: Column) -> str:
+    """The parameter that receives a column: "length" -> "length_N", "old_logp" -> "old_logp_T"."""
+    if column == "reward_parts":
+        return "reward_parts_NK"
     return f"{column}_N" if column in SCALAR_COLUMNS else f"{column}_T"
 
 
@@ -125,18 +147,20 @@ class AdvantageEstimator(Protocol):
     run. Groups that shrink to one trajectory during a run (dynamic sampling) get advantage 0 and are counted.
     """
 
-    needs: frozenset[Column]
+    @property
+    def needs(self) -> frozenset[Column]: ...
 
     def __call__(self, reward_N: Tensor, group_N: Tensor, **columns: Any) -> Tensor | Advantage: ...
 
 
-@runtime_checkable
 class TokenForm(Protocol):
-    """An estimator on scalars that is a different formula once rewards differ from token to token."""
+    """Two more attributes of an estimator on scalars whose formula is another once rewards differ from token
+    to token."""
 
-    per_token: bool
-    """The options already ask for the token-level form (discounting); a KL penalty in the reward always
-    does."""
+    @property
+    def per_token(self) -> bool:
+        """The options already ask for the token-level form (discounting); KL in the reward always does."""
+        ...
 
     def over_tokens(self, token_reward_T: Tensor, tokens: Tokens, reduce: Reduce) -> Advantage: ...
 
@@ -165,8 +189,10 @@ class PolicyLoss(Protocol):
 class KL(Protocol):
     """Divergence of the policy from the reference at every token, from one sampled token each."""
 
-    needs: frozenset[Column]
-    """Beyond ref_logp."""
+    @property
+    def needs(self) -> frozenset[Column]:
+        """Beyond ref_logp."""
+        ...
 
     def __call__(self, logp_T: Tensor, ref_logp_T: Tensor, **columns: Tensor) -> Tensor: ...
 
