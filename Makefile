@@ -1,0 +1,48 @@
+# Everything a newcomer types. `make` alone lists it.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell command -v python3.11 || echo python3)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-all check bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## environment in .venv with everything installed (2 minutes, 4 GB)
+
+$(READY): requirements/install requirements/cpu.txt requirements/cpu-nodeps.txt requirements/dev.txt setup.py
+	@requirements/install $(VENV) $(PYTHON)
+	@touch $@
+	@$(BIN)/hybridrl doctor
+
+quickstart: setup ## train a small model on the real stack, from nothing; a second time makes runs/quickstart-2
+	@name=quickstart; n=1; \
+	while [ -e runs/$$name/metrics.jsonl ]; do n=$$((n + 1)); name=quickstart-$$n; done; \
+	$(BIN)/hybridrl launch configs/quickstart.yaml run.name=$$name $(ARGS)
+
+test: setup ## style, unit, invariants and end to end on CPU, without what is slow
+	@$(PYTEST) -q -m "not slow and not gpu"
+
+test-all: setup ## every test that this machine can run
+	@$(PYTEST) -q
+
+check: setup ## formatting, lint, types, style
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/pyright
+	@$(PYTEST) -q tests/style
+
+bench: setup ## every benchmark, results in benchmarks/results/
+	@mkdir -p benchmarks/results
+	@set -e; for file in benchmarks/[!_]*.py; do \
+	  name=$$(basename $$file .py); echo "bench     $$name"; \
+	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; \
+	done
+
+clean: ## caches and build leftovers; .venv and runs stay
+	@rm -rf build dist *.egg-info .ruff_cache .pytest_cache .hypothesis
+	@find hybridrl tests benchmarks configs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

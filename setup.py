@@ -1,0 +1,27 @@
+"""Packaging of hybridrl. What a run needs beside the light core is in requirements/, because exact pins and
+packages without their dependencies cannot be said here; `make setup` installs both.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+README = HERE / "README.md"
+
+setup(
+    name="hybridrl",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "hybridrl/__init__.py").read_text())[1],
+    description="Reinforcement learning of language models: Megatron-core trainers, colocated SGLang engines",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["hybridrl", "hybridrl.*"]),
+    package_data={"hybridrl": ["**/*.json", "**/*.yaml", "**/*.txt", "**/*.jinja"]},
+    install_requires=["numpy>=1.26", "pydantic>=2.9", "pyyaml>=6", "rich>=13", "typer>=0.15"],
+    entry_points={"console_scripts": ["hybridrl = hybridrl.cli:main"]},
+    zip_safe=False,
+)
