@@ -1,0 +1,93 @@
+"""Worker groups on a real Ray: errors keep their class, the dead are named with their last words, the late with a deadline."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from hybridrl.cluster.env import worker_environment
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.ray_local import local_ray
+from hybridrl.errors import DeadlineError, RewardError, WorkerError
+
+
+class Worker:
+    def pid(self) -> int:
+        return os.getpid()
+
+    def double(self, value: int) -> int:
+        return 2 * value
+
+    def refuse(self) -> None:
+        raise RewardError("no reward", where="row 3", fix="mend it")
+
+    def break_down(self) -> None:
+        raise ZeroDivisionError("by zero")
+
+    def die(self) -> None:
+        sys.stderr.write("my last words\n")
+        sys.stderr.flush()
+        os._exit(9)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def variable(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+
+@pytest.fixture(scope="module")
+def logs() -> Iterator[Path]:
+    with local_ray(num_workers=4) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def group(logs: Path) -> Iterator[WorkerGroup]:
+    options = {"num_cpus": 1, "runtime_env": {"env_vars": worker_environment({"COLOUR": "blue"})}}
+    actors = [ray.remote(max_restarts=0)(Worker).options(**options).remote() for _ in range(2)]
+    group = WorkerGroup("trainer", actors, logs)
+    asyncio.run(group.learn_pids(timeout_s=60))
+    yield group
+    group.kill()
+
+
+def test_results_come_in_the_order_of_ranks(group: WorkerGroup) -> None:
+    assert asyncio.run(group.all("double", 4, timeout_s=30)) == [8, 8]
+    assert asyncio.run(group.one(1, "pid", timeout_s=30)) == group.pids[1]
+    assert asyncio.run(group.all("variable", "COLOUR", timeout_s=30)) == ["blue", "blue"]
+
+
+def test_our_errors_keep_class_and_message(group: WorkerGroup) -> None:
+    with pytest.raises(RewardError) as caught:
+        asyncio.run(group.all("refuse", timeout_s=30))
+    assert (caught.value.what, caught.value.where, caught.value.fix) == ("no reward", "row 3", "mend it")
+
+
+def test_other_errors_say_in_which_worker(group: WorkerGroup) -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        asyncio.run(group.one(1, "break_down", timeout_s=30))
+    assert "trainer rank 1, 'break_down'" in caught.value.__notes__[0]
+
+
+def test_a_late_worker_is_named(group: WorkerGroup) -> None:
+    with pytest.raises(DeadlineError, match=r"trainer rank \[0\] did not finish 'sleep' in 0.2 s"):
+        asyncio.run(group.one(0, "sleep", 3.0, timeout_s=0.2))
+
+
+def test_a_dead_worker_is_named_with_its_last_words(group: WorkerGroup) -> None:
+    with pytest.raises(WorkerError, match=r"(?s)trainer rank 0 died during 'die'.*my last words"):
+        asyncio.run(group.one(0, "die", timeout_s=30))
+
+
+def test_every_port_of_the_local_ray_is_on_loopback(group: WorkerGroup) -> None:
+    found = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
+    ours = [line for line in found if "ray" in line or "gcs_server" in line]
+    assert ours
+    assert not [line for line in ours if "127.0.0.1" not in line.split()[3]]
