@@ -1,1 +1,1 @@
-"""What a person sees of a run: metrics, times, samples, the live view, and the files that stay in the run folder."""
+"""What a person sees of a run: metrics, times, samples, the live view, and the files that stay."""

@@ -1,8 +1,8 @@
 """Seconds of wall clock by span name.
 
-The rule: a name runs while at least one of its spans is open, so a span that is entered again inside itself, or by several
-asyncio tasks at once, counts each second once. Different names run independently: gen inside step counts in both.
-Reading a name while it is open takes what it has so far; what follows belongs to the next reading.
+The rule: a name runs while at least one of its spans is open, so one entered again inside itself, or by
+several asyncio tasks at once, counts each second once. Different names run independently: gen inside step
+counts in both. Reading a name while it is open takes what it has so far; the rest is for the next reading.
 Used from one thread, the one of the driver's event loop.
 """
 
@@ -15,7 +15,10 @@ from dataclasses import dataclass
 @dataclass(slots=True)
 class _Open:
     since: float
+    """When it was entered, or read."""
+
     depth: int
+    entered: float
 
 
 class Clock:
@@ -25,13 +28,15 @@ class Clock:
         self._spent_s: dict[str, float] = {}
 
     @property
-    def running(self) -> list[str]:
-        """Names of open spans, the one entered first at the front."""
-        return list(self._open)
+    def running(self) -> list[tuple[str, float]]:
+        """Open spans and their age in seconds, the oldest at the front. From any thread."""
+        now = self._now()
+        return [(name, now - span.entered) for name, span in list(self._open.items())]
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        entered = self._open.setdefault(name, _Open(self._now(), 0))
+        now = self._now()
+        entered = self._open.setdefault(name, _Open(since=now, depth=0, entered=now))
         entered.depth += 1
         try:
             yield
@@ -49,7 +54,10 @@ class Clock:
         return spent_s
 
     def take_one(self, name: str) -> float | None:
-        """Seconds of one name, which ends here: what its open spans still take is nobody's. None: it never ran."""
+        """Seconds of one name, which ends here: what its open spans still take is nobody's.
+
+        None: it has not run since the last reading.
+        """
         if name in self._open:
             self._cut(name)
             del self._open[name]

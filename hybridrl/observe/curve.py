@@ -1,4 +1,4 @@
-"""reward.png: how the reward went, drawn from metrics.jsonl alone, so that it can be drawn after a crash as well."""
+"""reward.png: how the reward went, drawn from metrics.jsonl alone, so it can be drawn after a crash too."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hybridrl.observe.jsonl import read
 from hybridrl.observe.metrics import heldout_reward
@@ -32,7 +33,7 @@ def draw(folder: Path) -> Path | None:
 
 
 def figure(records: Sequence[Record], title: str) -> Figure:
-    """Reward of every step, its running mean with a band of one standard deviation, and the held-out evaluations."""
+    """Reward of every step, its running mean within one standard deviation, and the held-out evaluations."""
     steps = [(r.step, r.metrics["critic/score/mean"]) for r in records if "critic/score/mean" in r.metrics]
     heldout = [(r.step, reward) for r in records if (reward := heldout_reward(r.metrics)) is not None]
     picture = Figure(figsize=(8, 4.5), layout="constrained")
@@ -85,5 +86,5 @@ def _dress(axes: Axes, title: str) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, loc="best", fontsize=9)

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per policy update and per evaluation. The truth about a run: everything else is drawn from it."""
+"""metrics.jsonl: one line per policy update and per evaluation. Curve and summary are drawn from it."""
 
 import json
 import math
@@ -19,7 +19,8 @@ class JsonLines:
     def __init__(self, path: Path, *, resume_step: int | None, warn: Callable[[str], None]) -> None:
         """
         Args:
-            resume_step: the update that a resumed run goes on from: lines of later steps are cut off. None: a new run.
+            resume_step: the update that a resumed run goes on from; lines of later steps are cut off.
+                None: a new run.
 
         Raises:
             RunFolderError: a new run, and the file is there already.
@@ -36,7 +37,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
-        """A record that a resumed run makes again, the evaluation of its first policy, is not written twice."""
+        """Append a record; one that a resumed run makes again is not written twice."""
         key = (record.kind, record.step)
         if key in self._written:
             return

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 
 from hybridrl.batch import Batch, Minibatch
-from hybridrl.observe.names import over
+from hybridrl.observe.names import FIRST_RATIO_ERROR, over
 from hybridrl.types import StepReport, SwapReport, mean
 
 COMPUTE = ("gen", "old_log_prob", "ref", "values", "update_critic", "update_actor")
@@ -25,7 +25,6 @@ class Limits:
     """What the metrics of a run are measured against."""
 
     max_prompt_tokens: int
-    max_response_tokens: int
     num_devices: int
     """Devices that share the work: GPUs; 1 on a machine without."""
 
@@ -122,8 +121,10 @@ def update_metrics(reports: Sequence[StepReport]) -> dict[str, float]:
         own = {"actor/loss": report.loss, "actor/grad_norm": report.grad_norm, "actor/lr": report.lr}
         for name, value in {**own, **report.metrics}.items():
             values[name].append(float(value))
-    combine = {"mean": mean, "max": max, "min": min, "last": lambda v: v[-1], "first": lambda v: v[0]}
+    combine = {"mean": mean, "max": max, "min": min, "last": lambda found: found[-1]}
     metrics = {name: combine[over(name)](found) for name, found in values.items()}
+    if "actor/ratio_max_abs_err" in values:
+        metrics[FIRST_RATIO_ERROR] = values["actor/ratio_max_abs_err"][0]
     return {**metrics, "actor/num_updates": float(len(reports))}
 
 

@@ -1,7 +1,7 @@
-"""Records into a local MLflow store, from a thread of its own: importing MLflow takes seconds, making its tables some more.
+"""Records into a local MLflow store, from a thread: MLflow takes seconds to import and to make its tables.
 
-Who waits for whom: write() waits for nobody; the thread waits for records; close() waits for the thread, up to a deadline.
-A store that fails is reported once and never stops the run: metrics.jsonl has everything.
+Who waits for whom: write() waits for nobody; the thread waits for records; close() waits for the thread, up
+to a deadline. A store that fails is reported once and never stops the run: metrics.jsonl has it all.
 """
 
 import json
@@ -11,9 +11,8 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,16 +54,17 @@ class MlflowSink:
     """One MLflow run in the store of a folder of runs."""
 
     def __init__(
-        self, runs: Path, name: str, *, params: Mapping[str, Any], warn: Callable[[str], None]
+        self, folder: Path, *, resume: bool, params: Mapping[str, Any], warn: Callable[[str], None]
     ) -> None:
         """Returns at once; what fails later is said through `warn`, from the thread.
 
         Args:
-            runs: folder of all runs; the run's own folder is `<runs>/<name>`, its MLflow id is kept there for a resume.
+            folder: of the run, where its MLflow id is kept; the store is beside it.
+            resume: go on with that MLflow run.
             params: nested; logged flat, as "actor.parallel.tp".
         """
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
-        self._store = _Store(runs.resolve(), name, params)
+        self._store = _Store(folder.resolve(), resume, params)
         self._warn, self._reported, self._lost = warn, False, 0
         self._thread = threading.Thread(target=self._serve, name="mlflow", daemon=True)
         self._thread.start()
@@ -99,7 +99,7 @@ class MlflowSink:
         self._lost += sum(isinstance(item, Record) for item in waiting)
 
     def _collect(self, waiting: deque[_Item], pause_s: float) -> bool:
-        """Fill `waiting` with all that comes within `pause_s`, at least one item. True: that was the end of the run."""
+        """Fill `waiting` with what comes within `pause_s`, at least one item. True: the run has ended."""
         until = time.monotonic() + pause_s
         while True:
             try:
@@ -121,17 +121,19 @@ class MlflowSink:
 class _Store:
     """The connection; made, and used, by the thread."""
 
-    def __init__(self, runs: Path, name: str, params: Mapping[str, Any]) -> None:
-        self._runs, self._name, self._params = runs, name, params
-        self._id_file = runs / name / RUN_ID_FILE
+    def __init__(self, folder: Path, resume: bool, params: Mapping[str, Any]) -> None:
+        self._runs, self._name, self._params = folder.parent, folder.name, params
+        self._id_file = folder / RUN_ID_FILE
+        self._run_id = self._id_file.read_text().strip() if resume and self._id_file.exists() else ""
         self._client: Any = None
-        self._run_id = ""
 
     def send(self, items: deque[_Item]) -> None:
-        """Take items off the left end as the store takes them; what remains when it raises can be sent again."""
+        """Take items off the left end as the store takes them; what remains if it raises can go again."""
         if self._client is None:
             client = _open_client(store_uri(self._runs))
-            self._run_id = self._continued(client) or self._created(client)
+            if not self._continued(client):
+                self._run_id = self._created(client)
+                atomic_write(self._id_file, self._run_id + "\n")
             self._log_params(client)
             self._client = client
         while items:
@@ -142,32 +144,29 @@ class _Store:
         """Send all records at the left end in one go, or one other item; how many items that were."""
         first = items[0]
         if isinstance(first, Record):
-            records = [item for item in takewhile(lambda item: isinstance(item, Record), items)]
-            self._log(records)
-            return len(records)
+            return self._log(_leading_records(items))
         if isinstance(first, Path):
             self._client.log_artifact(self._run_id, str(first))
         else:
             self._client.set_terminated(self._run_id, first.status)
         return 1
 
-    def _continued(self, client: Any) -> str | None:
-        """The run that this folder belongs to, running again; None if there is none, or the store has lost it."""
+    def _continued(self, client: Any) -> bool:
+        """Let the run that the folder belongs to run again; False if there is none in the store."""
         from mlflow.exceptions import MlflowException
 
-        if not self._id_file.exists():
-            return None
-        run_id = self._id_file.read_text().strip()
+        if not self._run_id:
+            return False
         try:
-            run = client.get_run(run_id)
+            run = client.get_run(self._run_id)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
+                return False
             raise
         if run.info.lifecycle_stage != "active":
-            return None
-        client.update_run(run_id, status="RUNNING")
-        return run_id
+            return False
+        client.update_run(self._run_id, status="RUNNING")
+        return True
 
     def _created(self, client: Any) -> str:
         experiment = client.get_experiment_by_name(EXPERIMENT)
@@ -175,12 +174,10 @@ class _Store:
         experiment_id = (
             experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, place)
         )
-        run_id = client.create_run(experiment_id, run_name=self._name).info.run_id
-        atomic_write(self._id_file, run_id + "\n")
-        return run_id
+        return client.create_run(experiment_id, run_name=self._name).info.run_id
 
     def _log_params(self, client: Any) -> None:
-        """Those that the run does not have yet: MLflow refuses to change one, as a resume with other settings would."""
+        """Those that the run lacks: MLflow refuses to change one, as a resume with more steps would."""
         from mlflow.entities import Param
 
         known = client.get_run(self._run_id).data.params
@@ -188,7 +185,7 @@ class _Store:
         for some in _chunks(new, MAX_PARAMS_PER_CALL):
             client.log_batch(self._run_id, params=some)
 
-    def _log(self, records: Sequence[Record]) -> None:
+    def _log(self, records: Sequence[Record]) -> int:
         from mlflow.entities import Metric
 
         numbers = [
@@ -197,6 +194,7 @@ class _Store:
         metrics = [Metric(safe(name), value, int(r.time * 1000), r.step) for name, value, r in numbers]
         for some in _chunks(metrics, MAX_METRICS_PER_CALL):
             self._client.log_batch(self._run_id, metrics=some)
+        return len(records)
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -210,7 +208,7 @@ def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def _open_client(uri: str) -> Any:
-    """A client that talks to the store and to nothing else: MLflow's usage reports, which go to a host outside, are off."""
+    """A client that talks to the store alone: MLflow's usage reports, which go to a host outside, are off."""
     from mlflow import MlflowClient
     from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
     from mlflow.telemetry import set_telemetry_client
@@ -220,6 +218,15 @@ def _open_client(uri: str) -> Any:
     for chatty in ("mlflow", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
+
+
+def _leading_records(items: Iterable[_Item]) -> list[Record]:
+    found = []
+    for item in items:
+        if not isinstance(item, Record):
+            break
+        found.append(item)
+    return found
 
 
 def _chunks(items: Sequence[Any], length: int) -> Iterator[Sequence[Any]]:

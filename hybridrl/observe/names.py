@@ -1,6 +1,6 @@
-"""Every metric by name: unit, meaning, and how the optimizer steps of one policy update combine into one value.
+"""Every metric by name: unit, meaning, and how the optimizer steps of a policy update combine into one value.
 
-Names are verl's, in letters, digits and "_-./ " only, because MLflow refuses others: what verl calls mean@4 is mean_at_4.
+Names are verl's, in letters, digits and "_-./ " only because MLflow refuses others: mean@4 is mean_at_4 here.
 """
 
 import re
@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
-Over = Literal["mean", "max", "min", "last", "first"]
+Over = Literal["mean", "max", "min", "last"]
+
+FIRST_RATIO_ERROR = "training/first_ratio_max_abs_err"
+LOGP_GAP = "training/rollout_logp_diff_max"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +32,12 @@ _PER_TRAJECTORY = "{mean,max,min}"
 _ROWS: list[tuple[str, Metric]] = [
     ("training/global_step", Metric("updates", "Policy updates done.")),
     ("training/epoch", Metric("epochs", "Passes over the training prompts.")),
+    (LOGP_GAP, Metric("nats", "Largest gap of trainer and engine on a sampled token.")),
+    ("training/rollout_probs_diff_{mean,max,std}", Metric("probability", "The gap, in probability.")),
+    ("training/rollout_actor_probs_pearson_corr", Metric("1", "Correlation of the two probabilities.")),
     (
-        "training/rollout_logp_abs_diff/{mean,max}",
-        Metric("nats", "Trainer against engine, on the tokens that were sampled."),
-    ),
-    ("training/rollout_probs_diff_{mean,max,std}", Metric("probability", "The same, of probabilities.")),
-    (
-        "training/first_ratio_abs_err",
-        Metric("1", "Largest |ratio - 1| of the first optimizer step; exactly 0 on policy.", "first"),
+        FIRST_RATIO_ERROR,
+        Metric("1", "actor/ratio_max_abs_err of the first optimizer step; 0 if the trainer is right."),
     ),
     (f"critic/score/{_PER_TRAJECTORY}", Metric("reward", "Outcome reward of the trajectories.")),
     (
@@ -61,8 +62,7 @@ _ROWS: list[tuple[str, Metric]] = [
     ("actor/pg_clipfrac", Metric("share", "Trained tokens whose ratio was clipped.")),
     ("actor/pg_clipfrac_lower", Metric("share", "Trained tokens at the dual clip.")),
     ("actor/ppo_kl", Metric("nats", "Mean of old_logp - logp: how far the update went.")),
-    ("actor/ratio_max", Metric("1", "Largest probability ratio of a trained token.", "max")),
-    ("actor/ratio_min", Metric("1", "Smallest probability ratio of a trained token.", "min")),
+    ("actor/ratio_max_abs_err", Metric("1", "Largest |ratio - 1| of a trained token.", "max")),
     ("actor/grad_norm", Metric("1", "Global L2 norm before clipping.")),
     ("actor/lr", Metric("1", "Learning rate of the last optimizer step.", "last")),
     ("actor/num_updates", Metric("optimizer steps", "Optimizer steps of this policy update.")),
@@ -134,7 +134,7 @@ def describe(name: str) -> Metric | None:
 
 
 def over(name: str) -> Over:
-    """How optimizer steps combine: as the table says; a plug-in's own name by its last word, a mean if that says nothing."""
+    """How optimizer steps combine: as the table says; a plug-in's own name by its last word."""
     if name in METRICS:
         return METRICS[name].over
     last_word = re.split(r"[/_]", name)[-1]

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import Config
 from hybridrl.observe.clock import Clock
@@ -16,7 +18,7 @@ from hybridrl.observe.mlflow_sink import MlflowSink, Status, store_uri
 from hybridrl.observe.names import safe
 from hybridrl.observe.record import Kind, Record
 from hybridrl.observe.samples import SampleFile, samples_of
-from hybridrl.observe.summary import SUMMARY_FILE, closing_lines, machine, summarise, versions
+from hybridrl.observe.summary import SUMMARY_FILE, closing_lines, summarise, versions
 from hybridrl.observe.terminal import Terminal
 from hybridrl.types import StepReport, SwapReport
 
@@ -24,9 +26,9 @@ METRICS_FILE, SAMPLES_FILE = "metrics.jsonl", "samples.txt"
 
 
 class RunObserver:
-    """Of one session of a run. Use it as a context: leaving it ends the live view and closes every sink, whatever happened.
+    """Of one session of a run. Use it as a context: leaving it ends the live view and closes every sink.
 
-    Training time begins with the first span after the first evaluation, or with the first span of a resumed run.
+    Training time begins with the first span after the first evaluation; of a resumed run, with the first.
     """
 
     def __init__(self, cfg: Config, terminal: Terminal, *, resume_step: int | None, num_devices: int) -> None:
@@ -41,19 +43,16 @@ class RunObserver:
         """
         self.terminal, self._cfg = terminal, cfg
         self.folder = Path(cfg.run.folder) / cfg.run.name
-        self._limits = Limits(
-            max_prompt_tokens=cfg.rollout.max_prompt_tokens,
-            max_response_tokens=cfg.rollout.max_response_tokens,
-            num_devices=num_devices,
-        )
+        self._limits = Limits(max_prompt_tokens=cfg.rollout.max_prompt_tokens, num_devices=num_devices)
         self._first_step = resume_step or 0
         self._clock = Clock()
         self._live = self._stepped = False
+        self._zero_or_one = True  # every reward so far: then their mean is an accuracy
         self._wall_since: float | None = None
         self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
         self._samples = SampleFile(self.folder / SAMPLES_FILE, resume_step=resume_step)
         self._wall_before_s = max((r.wall_s for r in read(self.folder / METRICS_FILE)), default=0.0)
-        self._mlflow = self._open_mlflow() if cfg.run.mlflow else None
+        self._mlflow = self._open_mlflow(resume_step is not None) if cfg.run.mlflow else None
 
     def __enter__(self) -> "RunObserver":
         return self
@@ -78,7 +77,7 @@ class RunObserver:
         *,
         minibatches: Sequence[Minibatch] = (),
     ) -> None:
-        """Publish policy update `step`; spans since the last call are its timings, an open one as far as it has come.
+        """Publish policy update `step`; spans since the last call are its timings, open ones up to now.
 
         Args:
             metrics: what the trainer measured; wins over what is computed here.
@@ -94,6 +93,7 @@ class RunObserver:
             self._samples.write(step, samples)
             self.terminal.sample(samples[0])
         self._stepped = True
+        self._zero_or_one &= bool(np.isin(batch.reward_N, (0.0, 1.0)).all())
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Publish a held-out evaluation, and end the span "testing" with it."""
@@ -111,10 +111,13 @@ class RunObserver:
         if self._mlflow:
             self._mlflow.keep(path)
 
-    def finish(self, files: Mapping[str, str], following: Sequence[tuple[str, str]]) -> dict[str, Any]:
-        """The run has reached its last step: draw the curve, write summary.json, and tell the person the result.
+    def finish(
+        self, *, facts: Mapping[str, Any], files: Mapping[str, str], following: Sequence[tuple[str, str]]
+    ) -> dict[str, Any]:
+        """The last step is done: draw the curve, write summary.json, and tell the person the result.
 
         Args:
+            facts: what summary.json shall say besides, as {"machine": {"cores": 2}}.
             files: what else the run has left, as {"model": "runs/a/export/"}.
             following: commands to go on with, and what each is for.
 
@@ -126,14 +129,16 @@ class RunObserver:
             **summarise(read(self.folder / METRICS_FILE), self._clock.take()),
             "seed": self._cfg.run.seed,
             "num_devices": self._limits.num_devices,
-            "machine": machine(),
             "versions": versions(),
+            **facts,
         }
         atomic_write_json(self.folder / SUMMARY_FILE, summary)
-        left = self._drawn() | files | {"samples": str(self.folder / SAMPLES_FILE)} | self._metrics_place()
+        left = (
+            self._drawn() | dict(files) | {"samples": str(self.folder / SAMPLES_FILE)} | self._metrics_place()
+        )
         self.keep(self.folder / SUMMARY_FILE)
         self.terminal.line()
-        for line in closing_lines(summary, left, following):
+        for line in closing_lines(summary, "accuracy" if self._zero_or_one else "reward", left, following):
             self.terminal.line(line)
         return summary
 
@@ -156,16 +161,14 @@ class RunObserver:
         if self._mlflow:
             self._mlflow.write(record)
 
-    def _open_mlflow(self) -> MlflowSink:
-        run = self._cfg.run
-        return MlflowSink(
-            Path(run.folder), run.name, params=self._cfg.model_dump(mode="json"), warn=self.terminal.warn
-        )
+    def _open_mlflow(self, resume: bool) -> MlflowSink:
+        params = self._cfg.model_dump(mode="json", by_alias=True)
+        return MlflowSink(self.folder, resume=resume, params=params, warn=self.terminal.warn)
 
     def _drawn(self) -> dict[str, str]:
         from hybridrl.observe.curve import (
             draw,
-        )  # matplotlib takes a second to import, and only the end of a run needs it
+        )  # matplotlib takes a second, at the end of a run and not at its start
 
         path = draw(self.folder)
         if path is None:

@@ -17,6 +17,6 @@ class Record:
     """Unix time at which it was published, seconds."""
 
     wall_s: float
-    """Seconds of training so far, over all sessions of the run; time between a crash and its resume is not in it."""
+    """Seconds of training so far, over all sessions of the run; not those between a crash and its resume."""
 
     metrics: Mapping[str, float]

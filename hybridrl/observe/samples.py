@@ -86,7 +86,7 @@ def verdict(sample: Sample) -> str:
 
 
 def printable(line: str) -> str:
-    """A line without control characters: a model can sample an escape sequence, and a terminal would obey it."""
+    """A line without control characters: a model can sample an escape sequence, and a terminal obeys it."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
 
 

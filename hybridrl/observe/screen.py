@@ -1,4 +1,4 @@
-"""Two screens: a terminal, whose last lines are alive, and a log (CI, Slurm) without any control character."""
+"""Two screens: a terminal, whose last lines are alive, and a log (CI, Slurm) without control characters."""
 
 import threading
 from collections.abc import Callable
@@ -13,8 +13,15 @@ _REFRESHES_PER_S = 4
 
 
 class Screen(Protocol):
-    live: bool
-    width: int
+    @property
+    def live(self) -> bool:
+        """Whether what is shown can be seen."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Characters of a line."""
+        ...
 
     def line(self, text: str, style: str = "") -> None:
         """Print a line, from any thread; it stays."""
@@ -45,19 +52,20 @@ class TerminalScreen:
 
     def line(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style), soft_wrap=True)
+        if self._shown:
+            self._shown.refresh()  # or the old last lines stand below the new one until the next redraw
 
     def show(self, draw: Callable[[], RenderableType] | None) -> None:
         if self._shown:
             self._shown.stop()
-        self._shown = None
-        if draw:
-            self._shown = Live(
-                get_renderable=draw,
-                console=self._console,
-                refresh_per_second=_REFRESHES_PER_S,
-                transient=True,
-            )
-            self._shown.start()
+        self._shown = self._started(draw) if draw else None
+
+    def _started(self, draw: Callable[[], RenderableType]) -> Live:
+        live = Live(
+            get_renderable=draw, console=self._console, refresh_per_second=_REFRESHES_PER_S, transient=True
+        )
+        live.start()
+        return live
 
 
 class LogScreen:

@@ -1,14 +1,12 @@
-"""summary.json: a run in one object, and the last lines that a person reads. Drawn from the records of the run."""
+"""summary.json: a run in one object, and the last lines that a person reads, drawn from its records."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import psutil
-
 from hybridrl.observe.metrics import heldout_reward, overhead_share
+from hybridrl.observe.names import FIRST_RATIO_ERROR, LOGP_GAP
 from hybridrl.observe.record import Record
 from hybridrl.observe.units import duration
 
@@ -32,21 +30,13 @@ def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[st
         "heldout_after": heldout[-1] if heldout else None,
         "train_wall_s": steps[-1].wall_s if steps else 0.0,
         "steps": steps[-1].step if steps else 0,
-        "logprob_max_abs_diff": _largest(steps, "training/rollout_logp_abs_diff/max"),
-        "first_ratio_max_abs_err": _largest(steps, "training/first_ratio_abs_err"),
+        "logprob_max_abs_diff": _largest(steps, LOGP_GAP),
+        "first_ratio_max_abs_err": _largest(steps, FIRST_RATIO_ERROR),
         "swap_checksums_ok": all(r.metrics.get("sync/checksum_ok") == 1.0 for r in steps) if steps else None,
         "swaps": len(steps),
         "overhead_share": overhead_share(spent_s) if spent_s.get("step") else None,
         "seconds_by_phase": {name: round(seconds, 3) for name, seconds in spent_s.items()},
         "tokens": int(sum(r.metrics.get("perf/total_num_tokens", 0.0) for r in steps)),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """Processors that this process may use, and main memory."""
-    return {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 1024**3, 1),
     }
 
 
@@ -57,30 +47,32 @@ def versions() -> dict[str, str]:
 
 
 def closing_lines(
-    summary: Mapping[str, Any], files: Mapping[str, str], following: Sequence[tuple[str, str]]
+    summary: Mapping[str, Any],
+    reward_word: str,
+    files: Mapping[str, str],
+    following: Sequence[tuple[str, str]],
 ) -> list[str]:
     """The end of a run for a person.
 
     Args:
+        reward_word: "reward", or "accuracy" where that is what it is.
         files: what lies where, as {"curve": "runs/a/reward.png"}.
         following: commands to go on with, and what each is for.
     """
     return [
-        *_results(summary),
+        *_results(summary, reward_word),
         *(f"  {label:<8} {place}" for label, place in files.items()),
         *_following(following),
     ]
 
 
-def _results(summary: Mapping[str, Any]) -> Iterable[str]:
+def _results(summary: Mapping[str, Any], reward_word: str) -> Iterable[str]:
     took = f"in {summary['steps']} steps, {duration(summary['train_wall_s'])}"
-    if summary["heldout_after"] is None:
-        yield f"done {took}"
-    else:
-        yield f"held-out reward {summary['heldout_before']:.2f} -> {summary['heldout_after']:.2f} {took}"
-    if summary["logprob_max_abs_diff"] is not None:
-        swaps = "all checksums equal" if summary["swap_checksums_ok"] else "CHECKSUMS DIFFER"
-        yield f"trainer and engine agree to {summary['logprob_max_abs_diff']:.1e} nats; {summary['swaps']} swaps, {swaps}"
+    before, after, gap = (summary[key] for key in ("heldout_before", "heldout_after", "logprob_max_abs_diff"))
+    yield f"done {took}" if after is None else f"held-out {reward_word} {before:.2f} -> {after:.2f} {took}"
+    if gap is not None:
+        checksums = "all checksums equal" if summary["swap_checksums_ok"] else "CHECKSUMS DIFFER"
+        yield f"trainer and engine agree to {gap:.1e} nats; {summary['swaps']} swaps, {checksums}"
 
 
 def _following(commands: Sequence[tuple[str, str]]) -> Iterable[str]:

@@ -46,13 +46,13 @@ COLUMNS = (
     Column("step", 6, _number("training/global_step", ".0f")),
     Column("reward", 6, _number("critic/score/mean", ".2f")),
     Column("held-out", 8, _heldout),
-    Column("length", 6, _number("response_length/mean", ".1f")),
+    Column("length", 6, _number("response_length/mean", ".1f"), dropped=5),
     Column("entropy", 7, _number("actor/entropy", ".2f"), dropped=3),
     Column("lr", 7, _number("actor/lr", ".1e"), dropped=1),
     Column("gen", 6, _seconds("timing_s/gen")),
     Column("train", 6, _seconds("timing_s/old_log_prob", "timing_s/update_actor")),
     Column("swap", 6, _seconds("sync/time_s"), dropped=2),
-    Column("step time", 9, _seconds("timing_s/step")),
+    Column("step time", 9, _seconds("timing_s/step"), dropped=4),
     Column("eta", 11, _seconds(ETA), log_only=True),
 )
 
@@ -92,8 +92,8 @@ def _width(columns: Sequence[Column], gap: int) -> int:
 class Rows:
     """Decides which policy updates get a row.
 
-    About twenty rows a run, and one whenever the last is a minute old; always the first step, the last, and those that
-    were evaluated. A row waits for its evaluation, which comes after its step: it is due once the next step is there.
+    About twenty rows a run, and one whenever the last is a minute old; always the first step, the last, and
+    those that were evaluated. As an evaluation comes after its step, a row is due with the next step.
     """
 
     def __init__(self, steps: int) -> None:

@@ -1,6 +1,7 @@
-"""What a person watches: a line for each thing that happens at the start, the table, where the run is now, and the end."""
+"""What a person watches: what happens at the start, the table, where the run is now, and the end."""
 
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +28,8 @@ _WIDEST = 110
 _ROWS_PER_HEADER = 20
 _PACE_STEPS = 20
 """The remaining time is reckoned from the pace of this many steps."""
+
+_MARKS = "▁▂▃▄▅▆▇█"
 
 _DOING = {
     "gen": "generating",
@@ -47,17 +51,16 @@ class Terminal:
         self._screen = open_screen(stream or sys.stdout)
         self._layout: Layout | None = None
         self._rows_since_header = 0
-        self._doing: Callable[[], Sequence[str]] = list
 
     def say(self, label: str, text: str) -> None:
         """ "doctor    2 cores, 23 GiB, no GPU" """
-        self._screen.line(f"{label:<{_LABEL_WIDTH}}{text}")
+        self._labelled(label, text)
 
     def line(self, text: str = "") -> None:
         self._screen.line(text)
 
     def warn(self, text: str) -> None:
-        self._screen.line(f"{'warning':<{_LABEL_WIDTH}}{text}", "yellow")
+        self._labelled("warning", text, "yellow")
 
     @contextmanager
     def working(self, label: str, text: str) -> Iterator[None]:
@@ -77,22 +80,24 @@ class Terminal:
         leader = "." * max(3, _LEADER_WIDTH - _LABEL_WIDTH - len(text) - len(took) - 2)
         self.say(label, f"{text} {leader} {took}" if self._screen.live else f"done in {took}")
 
-    def begin(self, first_step: int, steps: int, doing: Callable[[], Sequence[str]]) -> None:
+    def begin(self, first_step: int, steps: int, doing: Callable[[], Sequence[tuple[str, float]]]) -> None:
         """The run starts: from here on the last lines show where it is.
 
         Args:
             first_step: policy updates done before.
-            doing: names of the spans that are open now.
+            doing: the spans that are open now, and for how many seconds; called from any thread.
         """
         self._steps, self._doing, self._rows = steps, doing, Rows(steps)
         self._pace = deque([(first_step, time.time())], maxlen=_PACE_STEPS + 1)
         self._sample: Sample | None = None
+        self._rewards: list[float] = []
         self._screen.line("")
         self._screen.show(self._now)
 
     def step(self, record: Record) -> None:
         self._print(self._rows.step(record))
         self._pace.append((record.step, record.time))
+        self._rewards.append(record.metrics.get("critic/score/mean", 0.0))
 
     def evaluation(self, record: Record) -> None:
         self._print(self._rows.evaluation(record))
@@ -106,6 +111,13 @@ class Terminal:
         """The run is over: nothing is alive any more."""
         self._print(self._rows.last())
         self._screen.show(None)
+
+    def _labelled(self, label: str, text: str, style: str = "") -> None:
+        """Beside its label on a live screen, however many lines it takes; a log keeps it on one, for grep."""
+        room = max(20, self._screen.width - _LABEL_WIDTH)
+        for part in textwrap.wrap(text, room) if self._screen.live else [text]:
+            self._screen.line(f"{label:<{_LABEL_WIDTH}}{part}", style)
+            label = ""
 
     def _print(self, rows: Sequence[Mapping[str, float]]) -> None:
         for metrics in rows:
@@ -127,22 +139,43 @@ class Terminal:
         width = min(self._screen.width, _WIDEST)
         waiting = self._rows.waiting
         row = [Text(Layout.fit(self._screen.width, live=True).row(waiting), "dim")] if waiting else []
+        curve = [_reward_line(self._rewards, width)] if len(self._rewards) > 1 else []
         sample = [Text(_sample_line(self._sample, width), "dim")] if self._sample else []
-        return Group(*row, Text(""), self._progress(width), *sample)
+        return Group(*row, Text(""), self._progress(width), *curve, *sample)
 
     def _progress(self, width: int) -> RenderableType:
         done, when = self._pace[-1]
-        left_s = self._eta_s() - (time.time() - when)
-        eta = f"eta {duration(max(left_s, 1.0))}" if done > self._pace[0][0] else ""
-        doing = next((_DOING[name] for name in reversed(self._doing()) if name in _DOING), "")
-        words = f"{done}/{self._steps}   {eta:<16}{doing:<16}"
-        line = Table.grid(padding=(0, 0, 0, 2))
-        line.add_row(
-            "",
-            ProgressBar(total=self._steps, completed=done, width=max(10, width - len(words) - 6)),
-            Text(words),
-        )
+        left_s = max(1.0, self._eta_s() - (time.time() - when))
+        eta = f"eta {duration(left_s)}" if done > self._pace[0][0] else ""
+        words = f"{done}/{self._steps}   {eta:<15}   {_phase(self._doing()):<23}"
+        bar = ProgressBar(total=self._steps, completed=done, width=max(10, width - len(words) - 5))
+        line = Table.grid(padding=(0, 3, 0, 0))
+        line.add_row(Padding(bar, (0, 0, 0, 2)), words)
         return line
+
+
+def _phase(open_spans: Sequence[tuple[str, float]]) -> str:
+    """What goes on, as a person calls it, and for how long if that is worth a word."""
+    for name, seconds in reversed(open_spans):
+        if name in _DOING:
+            return f"{_DOING[name]} {duration(seconds)}" if seconds >= 1 else _DOING[name]
+    return ""
+
+
+def _reward_line(rewards: Sequence[float], width: int) -> Text:
+    """The reward so far as a small curve."""
+    low, high = (
+        min(0.0, *rewards),
+        max(1.0, *rewards),
+    )  # most rewards live in [0, 1]: noise then looks like noise
+    columns = min(len(rewards), max(10, width - 28))
+    edges = [i * len(rewards) // columns for i in range(columns + 1)]
+    level = [sum(rewards[a:b]) / (b - a) for a, b in zip(edges, edges[1:])]
+    top = len(_MARKS) - 1
+    marks = "".join(_MARKS[round((x - low) / (high - low) * top)] for x in level)
+    return Text.assemble(
+        ("  reward  ", "dim"), (marks, "cyan"), (f"  {level[0]:.2f} -> {level[-1]:.2f}", "dim")
+    )
 
 
 def _sample_line(sample: Sample, width: int) -> str:
