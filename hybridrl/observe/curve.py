@@ -16,6 +16,7 @@ from hybridrl.observe.record import Record
 CURVE_FILE = "reward.png"
 
 _TRAIN, _HELDOUT, _INK, _GRID = "#2a78d6", "#c2410c", "#222222", "#e4e4e4"
+_REWARD = "critic/score/mean"
 _WINDOWS_PER_RUN = 15
 
 
@@ -25,7 +26,7 @@ def draw(folder: Path) -> Path | None:
     Costs a second for the import of matplotlib and the picture: not for the inside of a step.
     """
     records = read(folder / "metrics.jsonl")
-    if not any(r.kind == "step" for r in records):
+    if not any(_REWARD in r.metrics for r in records):
         return None
     path = folder / CURVE_FILE
     figure(records, folder.name).savefig(path, dpi=150)
@@ -34,7 +35,7 @@ def draw(folder: Path) -> Path | None:
 
 def figure(records: Sequence[Record], title: str) -> Figure:
     """Reward of every step, its running mean within one standard deviation, and the held-out evaluations."""
-    steps = [(r.step, r.metrics["critic/score/mean"]) for r in records if "critic/score/mean" in r.metrics]
+    steps = [(r.step, r.metrics[_REWARD]) for r in records if _REWARD in r.metrics]
     heldout = [(r.step, reward) for r in records if (reward := heldout_reward(r.metrics)) is not None]
     picture = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(picture)  # no window system, no state shared with the user's own figures
@@ -50,16 +51,8 @@ def _draw_training(axes: Axes, points: np.ndarray) -> None:
     step, reward = points.T
     middle, spread = running(reward, max(3, len(reward) // _WINDOWS_PER_RUN))
     axes.fill_between(step, middle - spread, middle + spread, color=_TRAIN, alpha=0.15, linewidth=0)
-    axes.plot(
-        step,
-        reward,
-        ".",
-        color=_TRAIN,
-        alpha=0.35,
-        markersize=4,
-        markeredgewidth=0,
-        label="training, each step",
-    )
+    dots = {"color": _TRAIN, "alpha": 0.55, "markersize": 5, "markeredgewidth": 0}
+    axes.plot(step, reward, ".", label="training, each step", **dots)
     axes.plot(step, middle, color=_TRAIN, linewidth=2, label="training, running mean ± std")
 
 
@@ -73,8 +66,9 @@ def _draw_heldout(axes: Axes, points: np.ndarray) -> None:
 
 
 def running(value_N: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the `window` values up to each one (fewer at the start)."""
-    parts = [value_N[max(0, i + 1 - window) : i + 1] for i in range(len(value_N))]
+    """Mean and standard deviation over the `window` values around each one (fewer at both ends)."""
+    before, after = window // 2, window - window // 2
+    parts = [value_N[max(0, i - before) : i + after] for i in range(len(value_N))]
     return np.array([p.mean() for p in parts]), np.array([p.std() for p in parts])
 
 
@@ -86,5 +80,5 @@ def _dress(axes: Axes, title: str) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.legend(frameon=False, loc="best", fontsize=9)

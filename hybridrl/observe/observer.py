@@ -112,14 +112,17 @@ class RunObserver:
             self._mlflow.keep(path)
 
     def finish(
-        self, *, facts: Mapping[str, Any], files: Mapping[str, str], following: Sequence[tuple[str, str]]
+        self,
+        files: Mapping[str, str],
+        following: Sequence[tuple[str, str]],
+        facts: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The last step is done: draw the curve, write summary.json, and tell the person the result.
 
         Args:
-            facts: what summary.json shall say besides, as {"machine": {"cores": 2}}.
             files: what else the run has left, as {"model": "runs/a/export/"}.
             following: commands to go on with, and what each is for.
+            facts: what summary.json shall say besides, as {"machine": {"cores": 2}}.
 
         Returns:
             What summary.json holds.
@@ -130,7 +133,7 @@ class RunObserver:
             "seed": self._cfg.run.seed,
             "num_devices": self._limits.num_devices,
             "versions": versions(),
-            **facts,
+            **(facts or {}),
         }
         atomic_write_json(self.folder / SUMMARY_FILE, summary)
         left = (
