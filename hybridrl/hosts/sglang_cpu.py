@@ -6,11 +6,16 @@ never repacked. The weight receiver refuses a model with a repacked layer all th
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import hybridrl
+
 LOOPBACK = "127.0.0.1"
+
+_PROJECT = str(Path(hybridrl.__file__).resolve().parent.parent)
 
 _CPU_KV_TOKENS = 65536
 """Slots of the key-value cache on CPU when the config leaves them open: main memory has no budget of its own to divide."""
@@ -21,14 +26,18 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def environment(tp: int, rendezvous: str) -> dict[str, str]:
+def environment(tp: int, folder: str) -> dict[str, str]:
     """Variables that the processes of one engine need, on top of those of their parent.
 
     Args:
-        rendezvous: path of a file that does not exist yet, where the engine's tensor-parallel ranks meet. A TCP rendezvous
-            would listen on all interfaces.
+        folder: empty, the engine's own: for sockets, temporary files, and the file where its tensor-parallel ranks meet. (A TCP
+            rendezvous would listen on all interfaces.) Its path is short, a socket's may have 107 bytes.
     """
-    common = {"SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{rendezvous}", "TOKENIZERS_PARALLELISM": "false"}
+    common = {
+        "TMPDIR": folder,
+        "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{folder}/rendezvous",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     if has_cuda():
         return common
     return common | {
@@ -40,9 +49,10 @@ def environment(tp: int, rendezvous: str) -> dict[str, str]:
     }
 
 
-def process_environment(tp: int, rendezvous: str) -> dict[str, str]:
-    """The whole environment of an engine's processes."""
-    return {**os.environ, **environment(tp, rendezvous)}
+def process_environment(tp: int, folder: str) -> dict[str, str]:
+    """The whole environment of an engine's processes: this process's own, this project importable, and environment()."""
+    paths = [_PROJECT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **environment(tp, folder)}
 
 
 def _threads(tp: int) -> int:
@@ -51,7 +61,13 @@ def _threads(tp: int) -> int:
 
 
 def engine_arguments(
-    *, tp: int, seed: int, kv_cache_tokens: int | None, memory_fraction: float, max_running_requests: int, context_tokens: int
+    *,
+    tp: int,
+    seed: int,
+    kv_cache_tokens: int | None,
+    memory_fraction: float,
+    max_running_requests: int,
+    context_tokens: int,
 ) -> dict[str, Any]:
     """Keyword arguments of sglang.Engine that depend on the machine or that hybridrl always sets."""
     common = {

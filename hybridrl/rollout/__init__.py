@@ -1,0 +1,1 @@
+"""Engines that answer prompts. One folder per engine."""

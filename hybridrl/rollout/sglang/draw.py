@@ -1,0 +1,68 @@
+"""Sampling one token per row from a counter: the draw depends on the request's seed and the token's position, on nothing else.
+
+SGLang's own samplers use one generator per process, so an answer would depend on which requests happen to run together
+and on everything sampled before; a resumed run could not repeat it. Its seeded sampler hashes every token of the
+vocabulary; here one number per row is enough.
+
+Shape letters: B rows, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB
+_FRACTION_BITS = 48
+"""Bits of the uniform number: fine enough for any vocabulary, and its product with a float64 total stays below the total."""
+
+
+def draw(weight_BV: Tensor, seed_B: Tensor, position_B: Tensor) -> Tensor:
+    """One column per row, with probability proportional to its weight.
+
+    Args:
+        weight_BV: non-negative; a row need not sum to one.
+        seed_B, position_B: int64; the same pair draws the same column from the same weights.
+
+    Returns:
+        int64 [B]; never a column of weight 0.
+    """
+    cumulative_BV = weight_BV.cumsum(dim=-1, dtype=torch.float64)
+    threshold_B1 = uniform(seed_B, position_B)[:, None] * cumulative_BV[:, -1:]
+    return torch.searchsorted(cumulative_BV, threshold_B1, right=True).flatten()
+
+
+def uniform(seed_B: Tensor, position_B: Tensor) -> Tensor:
+    """float64 [B] in [0, 1), independent over seeds and positions for all that a sampler can tell."""
+    bits_B = _mixed(_mixed(seed_B + _GOLDEN) + position_B * _GOLDEN)
+    return _shifted(bits_B, 64 - _FRACTION_BITS).double() * 2.0**-_FRACTION_BITS
+
+
+def truncated(
+    prob_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What top-k, top-p and min-p leave of the distribution.
+
+    A token stays while fewer than top_k tokens are likelier, while the likelier ones have at most top_p together, and if it
+    has at least min_p times the probability of the likeliest.
+
+    Returns:
+        (weight_BV, token_BV): by falling probability, 0 where a token is left out, and which token each column is.
+    """
+    weight_BV, token_BV = prob_BV.sort(dim=-1, descending=True)
+    rank_V = torch.arange(weight_BV.shape[-1], device=weight_BV.device)
+    likelier_BV = weight_BV.cumsum(dim=-1) - weight_BV
+    left_out_BV = (rank_V >= top_k_B[:, None]) | (likelier_BV > top_p_B[:, None])
+    if min_p_B is not None:
+        left_out_BV |= weight_BV < weight_BV[:, :1] * min_p_B[:, None]
+    return weight_BV.masked_fill(left_out_BV, 0.0), token_BV
+
+
+def _mixed(x_B: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014); int64 products wrap around as uint64 ones do."""
+    x_B = (x_B ^ _shifted(x_B, 30)) * -0x40A7B892E31B1A47
+    x_B = (x_B ^ _shifted(x_B, 27)) * -0x6B2FB644ECCEEE15
+    return x_B ^ _shifted(x_B, 31)
+
+
+def _shifted(x_B: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right; int64's own is arithmetic."""
+    return (x_B >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,0 +1,225 @@
+"""One SGLang engine, as its owner sees it: answers to prompts, parameters in shared memory, and the swap of weights.
+
+The engine itself runs in processes of its own (host.py), so this module imports no sglang and works in any thread, with or
+without an event loop, and in a Ray actor. When a process of the engine dies, calls end with an EngineError that shows the
+last lines of its log.
+
+Waits: generate() waits on the engine, begin_swap() on the requests that run, shutdown() on the processes.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybridrl.batch import TokenBlock
+from hybridrl.errors import DeadlineError, EngineError
+from hybridrl.hosts import sglang_cpu
+from hybridrl.reshard.session import EngineSession
+from hybridrl.reshard.transports.shm import SharedTensor
+from hybridrl.rollout.sglang import leftovers
+from hybridrl.rollout.sglang.channel import Caller
+from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
+
+_EXIT_S = 30.0
+_LAST_LINES = 12
+_NOISE = "Ignore import error when loading"
+"""SGLang says so of every model whose CUDA kernels are absent; the log keeps it, an error message leaves it out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSetup:
+    """What an engine is started with."""
+
+    model_folder: str
+    """Hugging Face format; its weights are those of `version`."""
+
+    log_path: str
+    """File that takes everything the engine's processes print."""
+
+    tp: int = 1
+    seed: int = 0
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 1024
+    kv_cache_tokens: int | None = None
+    """None: by memory_fraction on a GPU, 65536 on CPU."""
+
+    memory_fraction: float = 0.8
+    max_running_requests: int = 256
+    version: PolicyVersion | None = 0
+    """None: the weights are of no version, so that the engine serves only after its first swap."""
+
+    start_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the host says once it is up."""
+
+    name: str
+    """What SGLang calls this engine in the names of its files."""
+
+    pids: list[int]
+    """Of the scheduler processes."""
+
+
+class SGLangEngine:
+    """A running engine. Methods may be called from any thread; the swap's are called in order by one caller."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        """Start the engine and wait until it serves: 10 to 20 seconds for a small model.
+
+        Raises:
+            EngineError: it did not start; nothing of it is left behind.
+            DeadlineError: it was not up after setup.start_timeout_s.
+        """
+        self.setup = setup
+        self.session = EngineSession(setup.version, name=f"engine {Path(setup.log_path).stem}")
+        self._running: set[Future[Any]] = set()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
+        self._started = Started("", [])
+        try:
+            self._process, connection = _spawn(setup, self._folder)
+            self._started = self._wait_until_up(connection)
+        except BaseException:
+            self._end_processes()
+            raise
+        self._caller = Caller(connection, self._why_gone)
+
+    async def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling
+    ) -> tuple[list[list[Trajectory]], TokenBlock]:
+        """Answer prompts: token ids in, token ids out.
+
+        Args:
+            sampling: answer i, counted over prompts and samples, is drawn from seed + i; with seed None from one of the engine's.
+
+        Returns:
+            (trajectories, block): num_samples trajectories a prompt, in order, and their tokens. A stop token is part of the
+            answer, has its log-probability and is trained on. Log-probabilities are those of the distribution at the sampling
+            temperature, before top-p and top-k cut it; at temperature 0 those at temperature 1.
+
+        Raises:
+            EngineError: a swap is under way or failed, the engine died, or a prompt does not fit.
+        """
+        version = self.session.require_serving()
+        future = self._caller.call("generate", [prompt.token_ids for prompt in prompts], sampling, version)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        block, finish = await asyncio.wrap_future(future)
+        rows = iter(_trajectories(block, finish, version))
+        return [[next(rows) for _ in range(sampling.num_samples)] for _ in prompts], block
+
+    def export_parameters(self) -> list[dict[str, SharedTensor]]:
+        """Move the parameters to shared memory, in place, and say where they are: SGLang's names, one dict a TP rank.
+
+        Blocks, and so does the engine. A second call gives the same memory again.
+        """
+        return self._caller.call("export_parameters").result()
+
+    async def begin_swap(self, version: PolicyVersion) -> None:
+        """Refuse new requests and wait for those that run; then parameters may be written.
+
+        Raises:
+            VersionError: `version` is not the next one.
+            EngineError: a swap is under way already.
+        """
+        self.session.quiesce(version)
+        while self._running:
+            await asyncio.wait([asyncio.wrap_future(future) for future in self._running])
+        self.session.begin_write()
+
+    async def checksums(self) -> list[dict[str, int]]:
+        """Of what the parameters hold now, computed by the engine itself; one dict a TP rank."""
+        return await asyncio.wrap_future(self._caller.call("checksums"))
+
+    async def commit_swap(self, version: PolicyVersion) -> None:
+        """Serve the weights that were written. Call it once the checksums are equal; without it the engine never serves again.
+
+        Raises:
+            VersionError: the swap was begun for another version.
+            EngineError: no swap is under way, or SGLang kept a cache of the old weights; the engine does not serve.
+        """
+        self.session.commit(version)
+        await asyncio.wrap_future(self._caller.call("adopt", version))
+        self.session.serve()
+
+    def shutdown(self) -> None:
+        """End the engine's processes and remove what they leave behind. Repeating it is free."""
+        self._caller.hang_up()
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_EXIT_S)
+        self._end_processes()
+
+    def _wait_until_up(self, connection: Connection) -> Started:
+        if not connection.poll(self.setup.start_timeout_s):
+            raise DeadlineError(
+                f"the engine was not up after {self.setup.start_timeout_s:.0f} s",
+                where=self.setup.log_path,
+                fix=self._last_lines(),
+            )
+        try:
+            return connection.recv()
+        except (EOFError, OSError):
+            raise self._why_gone() from None
+
+    def _why_gone(self) -> EngineError:
+        return EngineError("the engine's process ended", where=self.setup.log_path, fix=self._last_lines())
+
+    def _last_lines(self) -> str:
+        lines = Path(self.setup.log_path).read_text(errors="replace").splitlines()
+        return "\n".join([line for line in lines if line.strip() and _NOISE not in line][-_LAST_LINES:])
+
+    def _end_processes(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        leftovers.remove(self._started.pids, self._started.name)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _spawn(setup: EngineSetup, folder: str) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Start the host in a session of its own: a signal to its group reaches every process of the engine.
+
+    By -c and not by -m: the processes that it spawns would import a main module again.
+    """
+    ours, theirs = socket.socketpair()
+    Path(setup.log_path).parent.mkdir(parents=True, exist_ok=True)
+    with theirs, open(setup.log_path, "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from hybridrl.rollout.sglang.host import main; main({theirs.fileno()})"],
+            env=sglang_cpu.process_environment(setup.tp, folder),
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    connection = Connection(ours.detach())
+    connection.send((setup, folder))
+    return process, connection
+
+
+def _trajectories(block: TokenBlock, finish: Sequence[Finish], version: PolicyVersion) -> list[Trajectory]:
+    prompt_N = block.prompt_tokens_N.tolist()
+    response_N = (np.diff(block.start_N) - block.prompt_tokens_N).tolist()
+    return [
+        Trajectory(row=i, prompt_tokens=p, response_tokens=r, trained_tokens=r, finish=f, version=version)
+        for i, (p, r, f) in enumerate(zip(prompt_N, response_N, finish, strict=True))
+    ]
