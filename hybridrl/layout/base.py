@@ -1,7 +1,7 @@
-"""A layout: for every parameter, groups of ranks that hold the same part of it, on which layers, under which name."""
+"""A layout: of every parameter, which ranks hold which part, on which layers and under which name."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hybridrl.layout.cuts import Held
@@ -33,6 +33,7 @@ class Holding:
     def of(
         cls, parameter: Parameter, tensor: str, held: Held, layers: range, ranks: tuple[int, ...]
     ) -> "Holding":
+        """What a cut leaves on `ranks`."""
         shape = (held.num_rows,) if parameter.cols is None else (held.num_rows, held.num_cols)
         return cls(parameter.name, tensor, shape, held.rows, held.cols, layers, ranks)
 
@@ -74,9 +75,5 @@ def merge(holdings: list[Holding]) -> list[Holding]:
     """Holdings that differ in their ranks only, made one: replicas are what a planner chooses among."""
     ranks: dict[Holding, list[int]] = {}
     for held in holdings:
-        alike = Holding(held.param, held.tensor, held.shape, held.rows, held.cols, held.layers, ())
-        ranks.setdefault(alike, []).extend(held.ranks)
-    return [
-        Holding(h.param, h.tensor, h.shape, h.rows, h.cols, h.layers, tuple(sorted(found)))
-        for h, found in ranks.items()
-    ]
+        ranks.setdefault(replace(held, ranks=()), []).extend(held.ranks)
+    return [replace(alike, ranks=tuple(sorted(found))) for alike, found in ranks.items()]

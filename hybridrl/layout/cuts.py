@@ -1,7 +1,6 @@
 """How tensor parallelism cuts a parameter, one function for each kind that a model table can name.
 
-Every cut is separable: a row map times a column map. That is what makes intersecting two layouts two one-dimensional
-merges.
+Every cut is separable, a row map times a column map, so two layouts meet in two one-dimensional merges.
 """
 
 from collections.abc import Callable
@@ -69,7 +68,7 @@ def _vocabulary(parameter: Parameter, place: Place) -> Held:
 
 
 def _grouped_qkv(parameter: Parameter, place: Place) -> Held:
-    """Megatron: the q heads of a group, its k, its v, then the next group; cut evenly, if need be inside a group."""
+    """Megatron: q heads of a group, its k, its v, then the next group; cut evenly, even inside a group."""
     spec = place.spec
     head, group = spec.head_dim, spec.num_heads // spec.num_kv_heads * spec.head_dim
     first_k, first_v = parameter.blocks[0], parameter.blocks[0] + parameter.blocks[1]
@@ -83,7 +82,7 @@ def _grouped_qkv(parameter: Parameter, place: Place) -> Held:
 
 
 def _heads(parameter: Parameter, place: Place) -> Held:
-    """SGLang: its q heads, then its k heads, then its v heads; a kv head is repeated where ranks outnumber them."""
+    """SGLang: q heads, then k heads, then v heads; a kv head is repeated where ranks outnumber them."""
     spec = place.spec
     q = _divide(spec.num_heads, place, parameter.name) * spec.head_dim
     repeat = max(1, place.size // spec.num_kv_heads)
@@ -96,6 +95,26 @@ def _heads(parameter: Parameter, place: Place) -> Held:
         Run(first_v + kv_place.rank * kv, kv, q + kv),
     ]
     return _rows(parameter, q + 2 * kv, join(runs))
+
+
+def fits(spec: ModelSpec, tp: int) -> bool:
+    """Both Megatron and SGLang cut between heads, or repeat key-value heads a whole number of times."""
+    kv_heads = spec.num_kv_heads % tp == 0 or tp % spec.num_kv_heads == 0
+    return spec.num_heads % tp == 0 and kv_heads and spec.ffn_size % tp == 0
+
+
+def refuse_unfit(spec: ModelSpec, tp: int) -> None:
+    """
+    Raises:
+        LayoutError: tensor parallelism of this size cannot cut the model; names the sizes that can.
+    """
+    if not fits(spec, tp):
+        sizes = [size for size in range(1, spec.num_heads + 1) if fits(spec, size)]
+        raise LayoutError(
+            f"tp = {tp} does not divide the model's {spec.num_heads} attention heads, "
+            f"{spec.num_kv_heads} key-value heads and {spec.ffn_size} feed-forward columns",
+            fix=f"use one of {', '.join(map(str, sizes))}",
+        )
 
 
 _CUTS: dict[str, Callable[[Parameter, Place], Held]] = {

@@ -1,17 +1,18 @@
 """Megatron-core shards: tensor, pipeline and data parallel. Ranks count tp fastest, then dp, then pp."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding, Layout, merge
-from hybridrl.layout.cuts import Place, cut
+from hybridrl.layout.cuts import Place, cut, refuse_unfit
 from hybridrl.models.spec import parameters
 from hybridrl.models.table import Parameter, Site
 
 
 @dataclass(frozen=True)
 class MegatronLayout(Layout):
-    """Layers in equal parts over the pipeline; embedding on its first stage, final norm and output layer on its last."""
+    """Layers in equal parts over the pipeline; embedding on the first stage, output layer on the last."""
 
     tp: int = 1
     pp: int = 1
@@ -20,19 +21,12 @@ class MegatronLayout(Layout):
     """The vocabulary is padded to a multiple of this times tp (Megatron's make_vocab_size_divisible_by)."""
 
     def __post_init__(self) -> None:
+        refuse_unfit(self.spec, self.tp)
         if self.spec.num_layers % self.pp:
             raise LayoutError(
                 f"pp = {self.pp} does not divide the {self.spec.num_layers} layers",
                 fix=f"use one of {', '.join(map(str, _divisors(self.spec.num_layers)))}",
             )
-        for size, what in (
-            (self.spec.num_heads, "attention heads"),
-            (self.spec.ffn_size, "feed-forward columns"),
-        ):
-            if size % self.tp:
-                raise LayoutError(
-                    f"tp = {self.tp} does not divide the {size} {what}", fix="choose a divisor of it"
-                )
 
     @property
     def world_size(self) -> int:
@@ -53,21 +47,24 @@ class MegatronLayout(Layout):
         return range(pp * part, (pp + 1) * part)
 
     def _holdings(self) -> list[Holding]:
-        found = []
-        for parameter in parameters(self.spec):
-            row = parameter.row
-            stages = {"first": range(1), "layers": range(self.pp), "last": range(self.pp - 1, self.pp)}[
-                row.stage
-            ]
-            for pp in stages:
-                found += self._stage(
-                    parameter, row.megatron, pp, self.layers(pp) if row.stage == "layers" else range(1)
-                )
-            if row.tied_copy and self.spec.tied and self.pp > 1:
-                found += self._stage(parameter, row.tied_copy, self.pp - 1, range(1))
-        return found
+        return [
+            held
+            for parameter in parameters(self.spec)
+            for site, pp, layers in self._stages(parameter)
+            for held in self._cut(parameter, site, pp, layers)
+        ]
 
-    def _stage(self, parameter: Parameter, site: Site, pp: int, layers: range) -> list[Holding]:
+    def _stages(self, parameter: Parameter) -> Iterator[tuple[Site, int, range]]:
+        """(where it is kept, pipeline stage, its layers there)"""
+        row = parameter.row
+        if row.stage == "layers":
+            yield from ((row.megatron, pp, self.layers(pp)) for pp in range(self.pp))
+        else:
+            yield row.megatron, 0 if row.stage == "first" else self.pp - 1, range(1)
+        if row.tied_copy and self.spec.tied and self.pp > 1:
+            yield row.tied_copy, self.pp - 1, range(1)
+
+    def _cut(self, parameter: Parameter, site: Site, pp: int, layers: range) -> list[Holding]:
         found = []
         for tp in range(self.tp):
             held = cut(site.cut, parameter, Place(tp, self.tp, self.spec, self.padded_vocab))

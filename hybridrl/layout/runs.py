@@ -1,4 +1,4 @@
-"""One dimension of a layout: sorted runs of a canonical dimension, and where each sits in a holder's tensor."""
+"""One dimension of a layout: stretches of a canonical dimension, and where each sits in a holder's tensor."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -22,6 +22,7 @@ class Span(NamedTuple):
 
 
 Runs = tuple[Run, ...]
+"""Sorted by `at`, not overlapping, none empty."""
 
 
 def whole(length: int) -> Runs:
@@ -35,14 +36,14 @@ def join(runs: Iterable[Run]) -> Runs:
     for run in sorted(runs):
         last = joined[-1] if joined else None
         if last and last.at + last.length == run.at and last.local + last.length == run.local:
-            joined[-1] = Run(last.at, last.length + run.length, last.local)
+            joined[-1] = last._replace(length=last.length + run.length)
         elif run.length:
             joined.append(run)
     return tuple(joined)
 
 
 def window(order: Iterable[tuple[int, int]], start: int, stop: int) -> Runs:
-    """Storage positions [start, stop) of a holder that keeps the stretches (at, length) of `order` end to end."""
+    """Positions [start, stop) of a storage that keeps the stretches (at, length) of `order` end to end."""
     found, position = [], 0
     for at, length in order:
         first, last = max(start, position), min(stop, position + length)
@@ -53,7 +54,7 @@ def window(order: Iterable[tuple[int, int]], start: int, stop: int) -> Runs:
 
 
 def overlap(a: Sequence[Run], b: Sequence[Run]) -> list[Span]:
-    """What two holders share, in canonical order: one pass over both, which are sorted and free of overlaps."""
+    """What two holders share, in canonical order: one pass over both."""
     spans, i, j = [], 0, 0
     while i < len(a) and j < len(b):
         at = max(a[i].at, b[j].at)
@@ -65,6 +66,6 @@ def overlap(a: Sequence[Run], b: Sequence[Run]) -> list[Span]:
     return spans
 
 
-def size(runs: Sequence[Run]) -> int:
+def size(runs: Iterable[Run]) -> int:
     """Elements covered."""
     return sum(run.length for run in runs)

@@ -1,4 +1,4 @@
-"""What a rank holds of one parameter. Vectors are rectangles of one column, so every rule has two dimensions."""
+"""What a rank holds of one parameter. A vector is a matrix of one column: all rules have two dimensions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tensor of a rank. What no run covers is padding: nobody writes it, and its value has no meaning."""
+    """One tensor of a rank. What no run covers is padding, which no plan writes."""
 
     param: str
     """Canonical name, with the layer."""

@@ -1,4 +1,4 @@
-"""What a model is, read from its config.json: sizes, switches, and the canonical parameters that follow from them."""
+"""What a model is, by its config.json: sizes and switches, and the canonical parameters that follow."""
 
 import importlib
 import json
@@ -68,7 +68,7 @@ def read(folder: str | Path) -> ModelSpec:
     """The spec of a model folder in Hugging Face format.
 
     Raises:
-        ModelError: no config.json, an architecture that no table describes, a key that is missing, or a feature that
+        ModelError: no config.json, an architecture that no table describes, a missing key, or something that
             the tables do not cover (sliding windows, quantised weights, an activation other than SiLU).
     """
     path = Path(folder) / "config.json"
@@ -77,22 +77,22 @@ def read(folder: str | Path) -> ModelSpec:
     _refuse_unsupported(config, path)
     theta, scaling = _rope(config)
     try:
-        fields = dict(
-            family=name,
-            hidden_size=config["hidden_size"],
-            num_layers=config["num_hidden_layers"],
-            num_heads=config["num_attention_heads"],
-            num_kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-            ffn_size=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            tied=config.get("tie_word_embeddings", False),
-            norm_eps=config["rms_norm_eps"],
-            rope_theta=theta,
-            rope_scaling=scaling,
-            max_positions=config["max_position_embeddings"],
-            dtype=config.get("dtype") or config.get("torch_dtype") or "float32",
-        )
+        fields = {
+            "family": name,
+            "hidden_size": config["hidden_size"],
+            "num_layers": config["num_hidden_layers"],
+            "num_heads": config["num_attention_heads"],
+            "num_kv_heads": config.get("num_key_value_heads") or config["num_attention_heads"],
+            "head_dim": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
+            "ffn_size": config["intermediate_size"],
+            "vocab_size": config["vocab_size"],
+            "tied": config.get("tie_word_embeddings", False),
+            "norm_eps": config["rms_norm_eps"],
+            "rope_theta": theta,
+            "rope_scaling": scaling,
+            "max_positions": config["max_position_embeddings"],
+            "dtype": config.get("dtype") or config.get("torch_dtype") or "float32",
+        }
     except KeyError as error:
         raise ModelError(f"config.json has no {error.args[0]!r}", where=str(path), fix="add it") from error
     return ModelSpec(**(fields | family.traits(config)))
@@ -112,7 +112,7 @@ def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
 
 def count(spec: ModelSpec) -> int:
     """Number of weights; a tied output layer counts once."""
-    return sum(p.num_elements * (spec.num_layers if p.row.stage == "layers" else 1) for p in parameters(spec))
+    return sum(p.num_elements * (spec.num_layers if p.per_layer else 1) for p in parameters(spec))
 
 
 @cache
@@ -163,7 +163,7 @@ def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling, from either spelling: `rope_parameters`, or the older `rope_theta` beside `rope_scaling`."""
+    """Base and scaling, under `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`."""
     scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"

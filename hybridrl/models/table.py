@@ -1,7 +1,7 @@
 """The vocabulary of a model table: what parameters a family has, and where each system keeps them.
 
-A canonical parameter is what the systems agree on after fusing: q, k and v are the three row blocks of one parameter,
-gate and up the two of another. Sizes are words ("hidden", "kv") that a ModelSpec turns into numbers.
+A canonical parameter is what the systems agree on after fusing: q, k and v are the three row blocks of one
+parameter, gate and up the two of another. Sizes are words ("hidden", "kv") for numbers of a ModelSpec.
 """
 
 from collections.abc import Callable, Mapping
@@ -75,10 +75,15 @@ class Parameter:
     row: Row
 
     @property
+    def per_layer(self) -> bool:
+        """Every layer has one; otherwise the model has one."""
+        return self.row.stage == "layers"
+
+    @property
     def num_rows(self) -> int:
         return sum(self.blocks)
 
     @property
     def num_elements(self) -> int:
-        """Of one layer."""
+        """Of the parameter once, that is on one layer."""
         return self.num_rows * (1 if self.cols is None else self.cols)

@@ -15,7 +15,7 @@ from hybridrl.errors import ModelError, RunFolderError
 from hybridrl.layout.base import Layout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.shard import Shard
-from hybridrl.reshard import safetensors
+from hybridrl.reshard import hf_files
 from hybridrl.reshard.execute import copy, tabulate
 from hybridrl.reshard.plan import Job, plan
 
@@ -30,7 +30,7 @@ def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str,
         ModelError: the checkpoint lacks a tensor or has one of another shape; nothing was written.
         ValueError: `tensors` lacks one of the layout, or has one of another shape.
     """
-    checkpoint = safetensors.Checkpoint(folder)
+    checkpoint = hf_files.Checkpoint(folder)
     source = HFLayout(layout.spec)
     _refuse_other_checkpoint(checkpoint, source)
     shards = layout.shards(rank)
@@ -60,8 +60,8 @@ def export_hf(
 ) -> None:
     """Write a model folder in Hugging Face format. Collective: every rank of the layout calls it.
 
-    Ranks write their own boxes into memory-mapped files of a temporary folder, which rank 0 then renames: `folder`
-    appears whole or not at all.
+    Ranks write their own boxes into memory-mapped files of a temporary folder, which rank 0 then renames:
+    `folder` appears whole or not at all.
 
     Args:
         tensors: this rank's shards, by the names of `layout`.
@@ -82,7 +82,7 @@ def export_hf(
     dtype = dtype or getattr(torch, layout.spec.dtype)
     target = HFLayout(layout.spec)
     shapes = {name: shard.shape for name, shard in target.shards(0).items()}
-    files = safetensors.split(shapes, dtype, max_shard_bytes)
+    files = hf_files.split(shapes, dtype, max_shard_bytes)
     partial = folder.with_name(f".{folder.name}.partial")
     if rank == 0:
         _create(partial, files)
@@ -98,7 +98,7 @@ def export_hf(
     barrier()
 
 
-def _refuse_other_checkpoint(checkpoint: safetensors.Checkpoint, source: HFLayout) -> None:
+def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) -> None:
     shards = source.shards(0)
     where = str(checkpoint.folder)
     missing = [name for name in shards if name not in checkpoint]
@@ -129,14 +129,14 @@ def _refuse_other_tensors(
             )
 
 
-def _create(partial: Path, files: Sequence[safetensors.FilePlan]) -> None:
+def _create(partial: Path, files: Sequence[hf_files.FilePlan]) -> None:
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     for file in files:
         file.create(partial)
     if len(files) > 1:
-        (partial / safetensors.INDEX).write_text(safetensors.index(files))
+        (partial / hf_files.INDEX).write_text(hf_files.index(files))
 
 
 def _copy_beside(source: Path, target: Path, dtype: torch.dtype) -> None:
@@ -144,7 +144,7 @@ def _copy_beside(source: Path, target: Path, dtype: torch.dtype) -> None:
     for path in source.iterdir():
         if path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (
             "config.json",
-            safetensors.INDEX,
+            hf_files.INDEX,
         ):
             shutil.copyfile(path, target / path.name)
     config = json.loads((source / "config.json").read_text())

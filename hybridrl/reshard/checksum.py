@@ -1,12 +1,12 @@
-"""A 64-bit checksum of a tensor that is the same from the whole tensor or summed over the boxes that make it up.
+"""A 64-bit checksum of a tensor, the same from the whole tensor or summed over the boxes that make it up.
 
-    checksum = sum over elements x[r, c] of  row(r) * col(c div k) * (bits(x[r, c]) << 64 / k * (c mod k))  mod 2**64
+    sum over elements x[r, c] of  row(r) * col(c div k) * bits(x[r, c]) << (64 / k) * (c mod k)   modulo 2**64
 
-row and col are fixed odd 64-bit numbers; k elements fill a 64-bit word (2 of fp32, 4 of bf16 or fp16). Rows and columns
-are those of the holder's tensor; a vector is one row. It does not depend on the order of anything, so ranks add their
-parts. A factor is odd, so one wrong element always shows; several cancel with a chance of at most 2**-16, 2**-64 when
-they are spread over the tensor. Zeros add nothing: padding that is zero, or was never written after being zero, does
-not matter.
+row and col are fixed odd 64-bit numbers; k elements fill a 64-bit word (2 of fp32, 4 of bf16 or fp16). Rows
+and columns are those of the holder's tensor; a vector is one row. Order does not matter, so ranks add parts.
+The factors are odd, so a single wrong element always shows. Errors that cancel have a chance of 2**-64, or of
+2**-15 for two elements that trade places at the top of their words.
+Zero bits add nothing: padding that is zero does not matter.
 """
 
 from collections.abc import Iterable
@@ -17,109 +17,96 @@ import torch
 
 from hybridrl.layout.shard import Box
 
+MODULUS = 1 << 64
+
 _WORD_BYTES = 8
 _STAGING_BYTES = 1 << 20
-"""For boxes that do not start at a word, and dtypes that change on the way: one cache's worth."""
+"""Of the buffer for boxes that do not begin and end at a word."""
 
-MODULUS = 1 << 64
+_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By element size: numpy has no bfloat16, and only bits matter here."""
 
 
 def checksum(tensor: torch.Tensor, boxes: Iterable[Box] | None = None) -> int:
-    """Checksum of a CPU tensor, or of the given boxes of it.
+    """Checksum of a CPU tensor, or of some boxes of it.
 
     Args:
-        tensor: any shape and dtype; its last dimension is contiguous. All but the last dimension count as rows.
-        boxes: as Shard.boxes() gives them; only `local` and `shape` are read.
+        tensor: any dtype of 1 to 8 bytes and any number of dimensions; all but the last count as rows.
+        boxes: as Shard.boxes() gives them; only `local` and `shape` are read. None: everything.
 
     Returns:
         In [0, 2**64). Parts of one tensor add up modulo 2**64.
     """
-    matrix = tensor.detach()
-    matrix = matrix.reshape(1, -1) if matrix.dim() < 2 else matrix.flatten(0, -2)
+    matrix = as_matrix(tensor)
     if boxes is None:
         return box_checksum(matrix, (0, 0))
-    parts = (_as_matrix(box, tensor.dim()) for box in boxes)
-    return sum(box_checksum(matrix[r : r + n, c : c + m], (r, c)) for r, c, n, m in parts) % MODULUS
+    total = 0
+    for box in boxes:
+        (row, col), (rows, cols) = (
+            (box.local, box.shape) if tensor.dim() > 1 else (box.local[::-1], box.shape[::-1])
+        )
+        total += box_checksum(matrix[row : row + rows, col : col + cols], (row, col))
+    return total % MODULUS
 
 
-def box_checksum(matrix: torch.Tensor, local: tuple[int, int]) -> int:
-    """The part of a tensor's checksum that comes from the box whose values are `matrix` and that starts at `local`."""
-    row, col = local
-    num_rows, num_cols = matrix.shape
-    if not matrix.numel():
-        return 0
-    per_word = _WORD_BYTES // matrix.element_size()
-    factor = row_factors(row + num_rows)[row:]
-    if not _is_words(matrix, col, per_word):
-        return _staged(matrix, col, per_word, factor)
-    words = _words(matrix)
-    return _weighted(words, factor, col // per_word)
+def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as a plan sees it: a vector is one row, all dimensions but the last are rows."""
+    tensor = tensor.detach()
+    return tensor.view(1, -1) if tensor.dim() < 2 else tensor.flatten(0, -2)
 
 
-def row_factors(count: int) -> np.ndarray:
-    """uint64 [>= count]: row(0), row(1), ..."""
-    return _table(0x5851F42D4C957F2D, _round_up(count))[:count]
+def box_checksum(values: torch.Tensor, start: tuple[int, int]) -> int:
+    """What the box with these values that begins at `start` adds to the checksum of its tensor."""
+    row, col = start
+    num_rows, num_cols = values.shape
+    per_word = _WORD_BYTES // values.element_size()
+    row_factors = _factors(_ROW_SEED, row + num_rows)[row : row + num_rows]
+    if _is_words(values, col, per_word):
+        return _weighted_sum(_words(values), row_factors, col // per_word)
+    lead = col % per_word
+    width = -(-(lead + num_cols) // per_word) * per_word
+    step = max(1, min(num_rows, _STAGING_BYTES // (width * values.element_size())))
+    # Zeros around the values: they add nothing, and the values begin at a word.
+    staging = torch.zeros(step, width, dtype=values.dtype)
+    total = 0
+    for first in range(0, num_rows, step):
+        rows = staging[: min(step, num_rows - first)]
+        rows[:, lead : lead + num_cols] = values[first : first + step]
+        total += _weighted_sum(_words(rows), row_factors[first : first + step], col // per_word)
+    return total % MODULUS
 
 
-def col_factors(count: int) -> np.ndarray:
-    """uint64 [>= count]: col(0), col(1), ..."""
-    return _table(0x14057B7EF767814F, _round_up(count))[:count]
+def _is_words(values: torch.Tensor, col: int, per_word: int) -> bool:
+    num_rows, num_cols = values.shape
+    if col % per_word or num_cols % per_word or values.data_ptr() % _WORD_BYTES or values.stride(1) != 1:
+        return False
+    return num_rows == 1 or values.stride(0) % per_word == 0
+
+
+def _words(values: torch.Tensor) -> np.ndarray:
+    """The same memory as uint64."""
+    return values.view(_INTEGER[values.element_size()]).numpy().view(np.uint64)
+
+
+def _weighted_sum(words: np.ndarray, row_factors: np.ndarray, first_word: int) -> int:
+    # Integer einsum makes one pass at the speed of memory, without a temporary, and wraps modulo 2**64.
+    num_words = words.shape[1]
+    col_factors = _factors(_COL_SEED, first_word + num_words)[first_word : first_word + num_words]
+    return int(np.dot(np.einsum("rw,w->r", words, col_factors), row_factors))
+
+
+_ROW_SEED, _COL_SEED = 0x5851F42D4C957F2D, 0x14057B7EF767814F
+
+
+def _factors(seed: int, count: int) -> np.ndarray:
+    """At least `count` odd uint64; in tables of a few sizes, so that they are made once."""
+    return _table(seed, 1 << max(10, (count - 1).bit_length()))
 
 
 @lru_cache(maxsize=64)
 def _table(seed: int, count: int) -> np.ndarray:
-    """Odd numbers from splitmix64 (Steele, Lea, Flood 2014) over a counter: the same on every machine."""
-    with np.errstate(over="ignore"):
-        z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    """splitmix64 (Steele, Lea and Flood 2014) over a counter, made odd: the same on every machine."""
+    z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (z ^ (z >> np.uint64(31))) | np.uint64(1)
-
-
-def _round_up(count: int) -> int:
-    """To a power of two, so that few tables serve all sizes."""
-    return 1 << max(10, (count - 1).bit_length())
-
-
-def _is_words(matrix: torch.Tensor, col: int, per_word: int) -> bool:
-    num_rows, num_cols = matrix.shape
-    aligned = matrix.data_ptr() % _WORD_BYTES == 0 and (num_rows == 1 or matrix.stride(0) % per_word == 0)
-    dense = num_cols == 1 or matrix.stride(1) == 1
-    return aligned and dense and col % per_word == 0 and num_cols % per_word == 0
-
-
-def _words(matrix: torch.Tensor) -> np.ndarray:
-    """The same memory as uint64; one type for every dtype, since numpy has no bfloat16."""
-    return matrix.view(_INTEGER[matrix.element_size()]).numpy().view(np.uint64)
-
-
-_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _weighted(words: np.ndarray, row_factor: np.ndarray, first_word: int) -> int:
-    # einsum's integer loop runs at the speed of memory and needs no temporary; a product mod 2**64 is what it computes.
-    col_factor = col_factors(first_word + words.shape[1])[first_word:]
-    sums = np.einsum("rw,w->r", words, col_factor)
-    return int(np.einsum("r,r->", sums, row_factor))
-
-
-def _staged(matrix: torch.Tensor, col: int, per_word: int, row_factor: np.ndarray) -> int:
-    """Copy rows, a few at a time, to where they start at a word; the gaps are zero and add nothing."""
-    num_rows, num_cols = matrix.shape
-    lead = col % per_word
-    width = -(-(lead + num_cols) // per_word) * per_word
-    chunk = max(1, min(num_rows, _STAGING_BYTES // (width * matrix.element_size())))
-    staging = torch.zeros(chunk, width, dtype=matrix.dtype)
-    total = 0
-    for first in range(0, num_rows, chunk):
-        part = matrix[first : first + chunk]
-        staging[: len(part), lead : lead + num_cols] = part
-        total += _weighted(
-            _words(staging[: len(part)]), row_factor[first : first + len(part)], col // per_word
-        )
-    return total % MODULUS
-
-
-def _as_matrix(box: Box, dims: int) -> tuple[int, int, int, int]:
-    (row, col), (num_rows, num_cols) = box.local, box.shape
-    return (0, row, num_cols, num_rows) if dims < 2 else (row, col, num_rows, num_cols)

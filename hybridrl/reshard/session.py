@@ -1,9 +1,10 @@
 """Which weights an engine holds, and whether it may serve them.
 
-    SERVING(v) --quiesce(v+1)--> QUIESCING --begin_write()--> DIRTY --commit(v+1)--> COMMITTED(v+1) --serve()--> SERVING(v+1)
+    SERVING(v)  -- quiesce(v+1) -->  QUIESCING       -- begin_write() -->  DIRTY
+                -- commit(v+1) -->   COMMITTED(v+1)  -- serve() -->        SERVING(v+1)
 
-A swap writes absolute values, so one that failed is repeated from the start: DIRTY --quiesce--> QUIESCING. An engine
-whose weights belong to no version yet starts DIRTY. Nothing but SERVING answers a request.
+A swap writes absolute values, so one that failed is repeated from the start: DIRTY -- quiesce --> QUIESCING.
+An engine whose weights belong to no version yet starts DIRTY. Only SERVING answers a request.
 """
 
 from enum import Enum
@@ -25,8 +26,9 @@ class EngineSession:
     def __init__(self, version: PolicyVersion | None = 0, *, name: str = "engine") -> None:
         """
         Args:
-            version: of the weights that the engine was started with; None: of none, so it serves after its first swap.
-            name: to tell engines apart in errors.
+            version: of the weights that the engine was started with; None: of no version, so that it
+                serves only after its first swap, which may lead to any version.
+            name: tells engines apart in errors.
         """
         self.name = name
         self.state = State.DIRTY if version is None else State.SERVING
@@ -37,6 +39,13 @@ class EngineSession:
     def version(self) -> PolicyVersion | None:
         """The last committed version; None before the first."""
         return self._version
+
+    @property
+    def _next(self) -> PolicyVersion | None:
+        """The only version a swap may lead to; None: any."""
+        if self._target is not None:
+            return self._target
+        return None if self._version is None else self._version + 1
 
     def require_serving(self) -> PolicyVersion:
         """The version that answers carry.
@@ -59,12 +68,8 @@ class EngineSession:
             VersionError: `target` is not the next version.
         """
         self._expect("quiesce", State.SERVING, State.DIRTY)
-        if self.state is State.SERVING and target != self._version + 1:
-            raise VersionError(f"{self.name} serves version {self._version}, so the next is not {target}")
-        if self.state is State.DIRTY and target < max(self._target or 0, (self._version or 0)):
-            raise VersionError(
-                f"{self.name} was on its way to version {self._target}, so it cannot go to {target}"
-            )
+        if self._next is not None and target != self._next:
+            raise VersionError(f"{self.name} goes to version {self._next} next, not to {target}")
         self.state, self._target = State.QUIESCING, target
 
     def begin_write(self) -> None:

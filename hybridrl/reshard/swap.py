@@ -1,8 +1,8 @@
 """Writes a trainer rank's weights straight into the parameters of live engines.
 
-The engines take no part: their parameters were exported once, and this rank attached to those it writes. All trainer
-ranks write at the same time, each its own boxes; nobody waits for anybody here. The caller quiesces the engines first,
-adds the checksum parts over the ranks modulo 2**64 and compares them with the engines' own before it commits.
+The engines take no part: their parameters were exported once, and this rank attached to those it writes.
+Trainer ranks write at the same time, each its own boxes, and none waits for another. The caller quiesces the
+engines first, adds the checksum parts over the ranks, and compares them with the engines' own to commit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,9 @@ class SwapWriter:
     ) -> None:
         """
         Args:
-            near: (engine, its rank) -> trainer ranks on the same device, preferred among those that hold the same.
+            rank: of this process in `source`.
+            engines: all of them, in the same order on every rank.
+            near: (engine, its rank) -> trainer ranks on the same device, preferred among replicas.
 
         Raises:
             SwapError: an engine's tensors are not those of its layout.
@@ -66,7 +68,10 @@ class SwapWriter:
         """Write this rank's part of the new weights into every engine.
 
         Args:
-            tensors: this rank's shards by Megatron name, with layers counted over the whole model; any float dtype.
+            tensors: this rank's shards, by the names of the source layout; cast to the engine's dtype.
+
+        Returns:
+            What was sent; it is in the engines when this returns.
 
         Raises:
             SwapError: a tensor of the layout is missing; nothing was written.
@@ -79,7 +84,7 @@ class SwapWriter:
 
 
 def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping[str, SharedTensor]]) -> None:
-    """A silent mismatch would put weights in the wrong place: names, shapes and strides must be as declared."""
+    """With another layout than the engine's, weights would silently land in the wrong place."""
     if len(exported) != layout.world_size:
         raise SwapError(f"engine {engine} exported {len(exported)} ranks, its layout has {layout.world_size}")
     for rank, tensors in enumerate(exported):
@@ -87,10 +92,10 @@ def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping
             where = f"engine {engine}, rank {rank}, {name}"
             if name not in tensors:
                 raise SwapError("the engine did not export a tensor of its layout", where=where)
-            if tensors[name].shape != shard.shape:
+            found = tensors[name]
+            if found.shape != shard.shape:
                 raise SwapError(
-                    f"the engine's tensor is {tensors[name].shape}, its layout says {shard.shape}",
-                    where=where,
+                    f"the engine's tensor is {found.shape}, its layout says {shard.shape}", where=where
                 )
-            if shard.shape and tensors[name].stride[-1] != 1:
-                raise SwapError(f"the engine's tensor has strides {tensors[name].stride}", where=where)
+            if not found.is_dense:
+                raise SwapError(f"the engine's tensor {found.shape} has strides {found.stride}", where=where)

@@ -1,1 +1,1 @@
-"""One model table a file. Adding a family: write its file here and name its architecture in it; nothing else changes."""
+"""One model table a file. A new family is a new file here that names its architecture, nothing else."""

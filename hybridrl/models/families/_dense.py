@@ -1,7 +1,7 @@
 """Lines that dense decoders share: pre-norm attention with grouped queries, gated feed-forward, RMS norms.
 
-Megatron keeps q, k and v of one query group together; SGLang keeps all its q, then k, then v. Both are one column cut
-of the same canonical parameter.
+Megatron keeps q, k and v of a query group together, SGLang all its q, then its k, then its v: two cuts of the
+same canonical parameter.
 """
 
 from hybridrl.models.table import Row, Site

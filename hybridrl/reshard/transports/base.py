@@ -5,6 +5,8 @@ A file in this folder is a transport, and its name is the name that its addresse
 
 import importlib
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import Any, Protocol, cast
 
 import torch
@@ -15,7 +17,7 @@ from hybridrl.errors import ResourceError
 
 @dataclass(frozen=True, slots=True)
 class SharedTensor:
-    """Where a tensor lies that another process may attach to. Small and picklable; holds no memory by itself."""
+    """Where a tensor lies that another process may attach to. Small, picklable, holds no memory itself."""
 
     transport: str
     address: tuple[Any, ...]
@@ -26,6 +28,13 @@ class SharedTensor:
     stride: tuple[int, ...]
     offset: int
     """Of the first element in the storage, in elements."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Rows follow one another without gaps."""
+        steps = accumulate(reversed(self.shape), mul, initial=1)
+        places = zip(reversed(self.shape), reversed(self.stride), steps, strict=False)
+        return all(length == 1 or stride == step for length, stride, step in places)
 
 
 class Transport(Protocol):
@@ -40,15 +49,18 @@ class Transport(Protocol):
         ...
 
 
+_FOLDER = "hybridrl.reshard.transports"
+
+
 def find(name: str) -> Transport:
     """
     Raises:
         ResourceError: this version has no such transport.
     """
-    known = [n for n in registry.names(__package__) if n != "base"]
+    known = [n for n in registry.names(_FOLDER) if n != "base"]
     if name not in known:
         raise ResourceError(f"no weight transport {name!r} here", fix=f"use one of {', '.join(known)}")
-    return cast(Transport, importlib.import_module(f"{__package__}.{name}"))
+    return cast(Transport, importlib.import_module(f"{_FOLDER}.{name}"))
 
 
 def attach(shared: SharedTensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """POSIX shared memory, for processes of one machine on CPU.
 
-The storage itself moves, so a live model keeps its parameters, views and ties. torch counts the processes that use a
-segment and its manager unlinks it after the last one, also when that one was killed.
+The storage itself moves, so a live model keeps its parameters, views and ties. torch counts the processes
+that use a segment, and its manager process unlinks it after the last one, also after one that was killed.
 """
 
 import torch
@@ -13,7 +13,7 @@ __all__ = ["SharedTensor", "attach", "export"]
 
 
 def export(tensor: torch.Tensor) -> SharedTensor:
-    """Move the storage of `tensor` to shared memory in place; a storage that is there already stays where it is.
+    """Move the storage of `tensor` to shared memory in place; one that is there already stays there.
 
     Raises:
         ResourceError: the tensor is not on CPU, or shared memory is full.

@@ -1,7 +1,7 @@
 """Safetensors files as memory: tensors of a model folder, and new files that many processes fill at once.
 
-The format (huggingface/safetensors): 8 bytes little-endian header length, a JSON header padded with spaces to 8 bytes,
-then the tensors end to end at the offsets that the header gives.
+The format (huggingface/safetensors): the header's length in 8 bytes, little-endian; a JSON header padded with
+spaces to 8 bytes; the tensors end to end at the offsets that the header gives.
 """
 
 import json
