@@ -67,7 +67,8 @@ class WithTokenRewards:
 
     @property
     def _columns(self) -> frozenset[Column]:
-        return frozenset() if hasattr(self.inner, "over_tokens") else self.inner.needs - {"token_reward"}
+        """Of the inner estimator, less the one made here."""
+        return getattr(self.inner, "token_needs", self.inner.needs) - {"token_reward"}
 
     def __call__(
         self, reward_N: Tensor, group_N: Tensor, tokens: Tokens, reduce: Reduce, **columns: Tensor
@@ -80,9 +81,9 @@ class WithTokenRewards:
         """
         penalty_T = self._penalty(tokens, columns)
         token_reward_T = at_last_token(reward_N, tokens) - penalty_T
-        if hasattr(self.inner, "over_tokens"):
-            return self.inner.over_tokens(token_reward_T, tokens, reduce)
         own = {argument(c): columns[argument(c)] for c in self._columns}
+        if hasattr(self.inner, "over_tokens"):
+            return self.inner.over_tokens(token_reward_T, tokens, reduce, **own)
         if "token_reward" in self.inner.needs:
             return self.inner(
                 reward_N, group_N, tokens=tokens, reduce=reduce, token_reward_T=token_reward_T, **own

@@ -154,7 +154,7 @@ class AdvantageEstimator(Protocol):
 
 
 class TokenForm(Protocol):
-    """Two more attributes of an estimator on scalars whose formula is another once rewards differ from token
+    """More attributes of an estimator on scalars whose formula is another once rewards differ from token
     to token."""
 
     @property
@@ -162,7 +162,14 @@ class TokenForm(Protocol):
         """The options already ask for the token-level form (discounting); KL in the reward always does."""
         ...
 
-    def over_tokens(self, token_reward_T: Tensor, tokens: Tokens, reduce: Reduce) -> Advantage: ...
+    @property
+    def token_needs(self) -> frozenset[Column]:
+        """What `over_tokens` is called with beside the token rewards."""
+        ...
+
+    def over_tokens(
+        self, token_reward_T: Tensor, tokens: Tokens, reduce: Reduce, **columns: Tensor
+    ) -> Advantage: ...
 
 
 class TokenLoss(NamedTuple):

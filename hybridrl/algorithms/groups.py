@@ -42,6 +42,11 @@ def group_min(value_N: Tensor, group_N: Tensor) -> Tensor:
     return least_G[group_N]
 
 
+def group_max(value_N: Tensor, group_N: Tensor) -> Tensor:
+    """Largest value in the group of each trajectory, [N]."""
+    return -group_min(-value_N, group_N)
+
+
 def centre(value_N: Tensor, group_N: Tensor) -> Tensor:
     """Value minus its group's mean, [N]; exactly 0 in a group whose values are all equal."""
     # The mean of equal floats need not equal them; distances from the least member do not have that problem.
@@ -49,8 +54,32 @@ def centre(value_N: Tensor, group_N: Tensor) -> Tensor:
     return above_N - group_sum(above_N, group_N) / group_size(group_N, value_N.dtype)
 
 
-def group_std(centred_N: Tensor, group_N: Tensor) -> Tensor:
-    """Unbiased (n-1) standard deviation of the group of each trajectory, [N], from centred values; 0 in a
-    group of one."""
+def group_std(centred_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Tensor:
+    """Standard deviation of the group of each trajectory, [N], from centred values; 0 in a group of one.
+
+    Args:
+        bessel: divide by n-1.
+    """
     size_N = group_size(group_N, centred_N.dtype)
-    return (group_sum(centred_N.square(), group_N) / (size_N - 1).clamp(min=1)).sqrt()
+    return (group_sum(centred_N.square(), group_N) / (size_N - int(bessel)).clamp(min=1)).sqrt()
+
+
+def others_std(value_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Tensor:
+    """Standard deviation of the group of each trajectory without itself, [N]; 0 where fewer than two are
+    left."""
+    size_N = group_size(group_N, value_N.dtype)
+    num_others_N = (size_N - 1).clamp(min=1)
+    centred_N = centre(value_N, group_N)
+    # The others' mean is -d / (n - 1) in centred units, so their squares around it sum to S - d^2 - d^2 / (n
+    # - 1).
+    squares_N = group_sum(centred_N.square(), group_N) - centred_N.square() * size_N / num_others_N
+    scale_N = group_max(centred_N.square(), group_N)
+    # What is left of equal values after cancellation is rounding, not spread.
+    squares_N = torch.where(squares_N > 8 * torch.finfo(value_N.dtype).eps * size_N * scale_N, squares_N, 0)
+    return (squares_N / (num_others_N - int(bessel)).clamp(min=1)).sqrt()
+
+
+def batch_std(value_N: Tensor, *, bessel: bool = True) -> Tensor:
+    """Standard deviation of all values, a scalar; 0 for one of them."""
+    one_group_N = torch.zeros_like(value_N, dtype=torch.int64)
+    return group_std(centre(value_N, one_group_N), one_group_N, bessel=bessel)[0]

@@ -41,6 +41,33 @@ def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:
     return column_T
 
 
+def position(tokens: Tokens) -> Tensor:
+    """int64 [T]: how many trained tokens of the trajectory come before this one, which is trained; 0
+    elsewhere."""
+    count_T = torch.cumsum(tokens.mask_T, 0)
+    starts_T = torch.ones_like(tokens.mask_T)
+    starts_T[1:] = tokens.seq_T[1:] != tokens.seq_T[:-1]
+    before_T = torch.cummax(torch.where(starts_T, count_T - tokens.mask_T.long(), 0), 0).values
+    return torch.where(tokens.mask_T, count_T - 1 - before_T, 0)
+
+
+def next_token(value_T: Tensor, tokens: Tokens) -> Tensor:
+    """The column's value at the next trained token of the trajectory, [T]; 0 at the last one and outside the
+    mask."""
+    at_M = torch.nonzero(tokens.mask_T).flatten()
+    seq_M, next_M = tokens.seq_T[at_M], torch.zeros_like(value_T[at_M])
+    next_M[:-1] = torch.where(seq_M[1:] == seq_M[:-1], value_T[at_M][1:], 0)
+    return torch.zeros_like(value_T).index_put((at_M,), next_M)
+
+
+def running_sum(value_T: Tensor, tokens: Tokens) -> Tensor:
+    """Sum over the trained tokens of the trajectory up to and with this one, [T]; 0 outside the mask."""
+    # Not a cumulative sum over the pack: that would carry the rounding of one trajectory into the next.
+    total_T = sequence_sum(value_T, tokens)[tokens.seq_T]
+    after_T = discounted_sum(value_T, 1.0, tokens) - masked(value_T, tokens)
+    return masked(total_T - after_T, tokens)
+
+
 def discounted_sum(value_T: Tensor, discount: float | Tensor, tokens: Tokens) -> Tensor:
     """y[t] = value[t] + discount * y[next trained token of the trajectory], [T]; 0 outside the loss mask.
 

@@ -33,6 +33,7 @@ class ReinforcePlusPlus:
     """Variance with n-1."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"length"})
+    token_needs: ClassVar[frozenset[Column]] = frozenset()
 
     def __post_init__(self) -> None:
         if not 0 < self.discount <= 1:

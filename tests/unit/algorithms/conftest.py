@@ -103,7 +103,6 @@ def _columns(batch: RaggedBatch, normal: Callable[..., Tensor], draw: torch.Gene
         "value": normal(t),
         "advantage": normal(n)[batch.seq_T],
         "turn_reward": normal(t) * (torch.rand(t, generator=draw) < 0.3),
-        "anchor": torch.randint(1, 4, (t,), generator=draw),
         "length": torch.bincount(batch.seq_T[batch.mask_T], minlength=n),
         "prompt_length": torch.randint(1, 9, (n,), generator=draw),
         "turns": torch.randint(1, 4, (n,), generator=draw),
@@ -115,6 +114,7 @@ def _columns(batch: RaggedBatch, normal: Callable[..., Tensor], draw: torch.Gene
         "episode": torch.randint(0, 3, (n,), generator=draw),
     }
     columns["turn"] = _turns(batch)
+    columns["anchor"] = (7 * batch.seq_T + 3 * columns["turn"]) % 3 + 1
     assert columns.keys() >= (SCALAR_COLUMNS | TOKEN_COLUMNS) - {"token_reward"}
     return columns
 

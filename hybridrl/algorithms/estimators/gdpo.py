@@ -1,0 +1,55 @@
+"""GDPO: every part of the reward is normalised in its group before the parts are added, so none drowns the
+others.
+
+Source: Liu et al. 2026, "GDPO", arXiv:2601.05242.
+Formula: A = whiten(sum over k of w_k (s_ik - mean_g(s_k)) / (std_g(s_k) + eps)), over all trained tokens of
+    the batch
+Use: several rewards of different scale or rarity (correct, format, length).
+Shape letters: N trajectories in the batch, K parts of the reward.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.base import Column, OneRank, register_estimator
+from hybridrl.algorithms.groups import centre, check_rewards, group_std
+from hybridrl.algorithms.sequences import whiten
+
+
+@register_estimator("gdpo")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GDPO:
+    """Weighted sum of the group-normalised parts, whitened; the total reward itself is not used."""
+
+    weights: tuple[float, ...] | None = None
+    """One per part, in alphabetical order of their names; None: 1 each."""
+
+    eps: float = 1e-6
+    """Added to the std of a part in its group."""
+
+    whiten_eps: float = 1e-8
+    """Added to the variance over the batch, under the root."""
+
+    needs: ClassVar[frozenset[Column]] = frozenset({"reward_parts", "length"})
+    min_group_size: ClassVar[int] = 2
+
+    def __call__(
+        self, reward_N: Tensor, group_N: Tensor, reward_parts_NK: Tensor, length_N: Tensor
+    ) -> Tensor:
+        """[N]
+
+        Raises:
+            ValueError: there are not as many weights as parts, or a part is not finite.
+        """
+        weights = self.weights or (1.0,) * reward_parts_NK.shape[1]
+        if len(weights) != reward_parts_NK.shape[1]:
+            raise ValueError(f"{len(weights)} weights for {reward_parts_NK.shape[1]} parts of the reward")
+        total_N = torch.zeros_like(reward_N)
+        for weight, part_N in zip(weights, reward_parts_NK.unbind(1), strict=True):
+            check_rewards(part_N, group_N)
+            centred_N = centre(part_N, group_N)
+            total_N = total_N + weight * centred_N / (group_std(centred_N, group_N) + self.eps)
+        return whiten(total_N, length_N, OneRank(), eps=self.whiten_eps)
