@@ -35,17 +35,22 @@ class LoadedConfig:
     file: str
 
     def where(self, *dotted: str) -> str:
-        """The place of the first of these keys that somebody wrote; else says that the value is a default."""
-        written = (self.origins[key] for key in dotted if self.origins.get(key, DEFAULT) != DEFAULT)
-        return next(written, f"default of {dotted[0]}, {self.file} does not set it")
+        """The place of the first of these keys that somebody wrote; else says that the value is a default.
+
+        A section is where the first of its keys is.
+        """
+        found = [
+            origin
+            for key in dotted
+            for name, origin in self.origins.items()
+            if origin != DEFAULT and (name == key or name.startswith(f"{key}."))
+        ]
+        return found[0] if found else f"default of {dotted[0]}, {self.file} does not set it"
 
     def locate(self, error: HybridRLError) -> HybridRLError:
         """The error with the config key that it names as its place turned into where that key was written."""
-        key = next(
-            (k for k in (error.where, f"{error.where}.name", f"{error.where}.path") if k in self.origins),
-            None,
-        )
-        return error if key is None else type(error)(error.what, where=self.where(key), fix=error.fix)
+        known = any(name == error.where or name.startswith(f"{error.where}.") for name in self.origins)
+        return type(error)(error.what, where=self.where(error.where), fix=error.fix) if known else error
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:

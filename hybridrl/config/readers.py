@@ -1,5 +1,8 @@
-"""Who reads a config key: found in the source, so that it is never out of date. A test fails on a key without
-a reader.
+"""Who reads a config key: found in the source, so that it is never out of date. A test fails on an unread
+key.
+
+A read is an attribute of something that is known to be the key's section: `cfg.parallel.tp`, a variable that
+was assigned `cfg.parallel`, or a name that is annotated with the section's class.
 """
 
 import ast
@@ -7,48 +10,100 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from hybridrl.config import keys
+from pydantic import BaseModel
+
+from hybridrl.config import keys, schema
 
 _PACKAGE = Path(__file__).parents[1]
 
+Read = tuple[str, str]
+"""Class name of a section, name of its field."""
+
 
 def readers(dotted: str) -> list[str]:
-    """Places outside config/ that read a key as an attribute, as "trainer/megatron/policy.py:31".
-
-    Where an attribute of this name is read from its own section (`parallel.tp`), only such places are named.
-    """
-    *sections, name = python_names(dotted)
-    found = attributes().get(name, [])
-    owners = {sections[-1], "self"} if sections else set()
-    own = [place for owner, place in found if owner in owners]
-    return list(dict.fromkeys(own or [place for _, place in found]))
+    """Places outside config/ that read a key, as "trainer/megatron/policy.py:31"."""
+    section, name = _field(dotted)
+    owners = [kind.__name__ for kind in section.__mro__ if kind.__module__ == schema.__name__]
+    return list(dict.fromkeys(place for owner in owners for place in _reads().get((owner, name), [])))
 
 
-def python_names(dotted: str) -> list[str]:
-    """The attribute names of a dotted key, which differ where Python has the word taken (kl.place)."""
-    names, section = [], keys.Config
+def _field(dotted: str) -> tuple[type[BaseModel], str]:
+    """Section class and Python name of a key: the name differs where Python has the word taken (kl.place)."""
+    owner, name = schema.Config, ""
+    inner: type[BaseModel] | None = schema.Config
     for word in dotted.split("."):
-        name, field = next((n, f) for n, f in section.model_fields.items() if (f.alias or n) == word)
-        names.append(name)
-        section = keys.section_of(field.annotation) or section
-    return names
+        assert inner is not None, f"{dotted} goes through a value"
+        owner = inner
+        name, field = next((n, f) for n, f in owner.model_fields.items() if (f.alias or n) == word)
+        inner = keys.section_of(field.annotation)
+    return owner, name
 
 
 @cache
-def attributes() -> dict[str, list[tuple[str, str]]]:
-    """Every attribute read of the project outside config/: its name -> (what it is read from, place)."""
-    found: dict[str, list[tuple[str, str]]] = {}
+def _reads() -> dict[Read, list[str]]:
+    found: dict[Read, list[str]] = {}
     for path in sorted(_PACKAGE.rglob("*.py")):
         place = path.relative_to(_PACKAGE)
-        if place.parts[0] == "config":
-            continue
-        for name, owner, line in _reads(ast.parse(path.read_text("utf-8"))):
-            found.setdefault(name, []).append((owner, f"{place}:{line}"))
+        if place.parts[0] != "config":
+            for read, line in reads_of(ast.parse(path.read_text("utf-8"))):
+                found.setdefault(read, []).append(f"{place}:{line}")
     return found
 
 
-def _reads(tree: ast.AST) -> Iterator[tuple[str, str, int]]:
+def reads_of(tree: ast.AST) -> Iterator[tuple[Read, int]]:
+    """Every config field that a module reads, and the line."""
+    kinds = names_of_sections(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            owner = node.value
-            yield node.attr, getattr(owner, "attr", getattr(owner, "id", "")), node.lineno
+            for kind in kinds.get(last_name(node.value), ()):
+                yield (kind, node.attr), node.lineno
+
+
+def names_of_sections(tree: ast.AST) -> dict[str, set[str]]:
+    """Names that stand for a section in a module -> class names of what they may be."""
+    kinds = {name: set(found) for name, found in _section_fields().items()}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
+            words = {n.id for n in ast.walk(node.annotation) if isinstance(n, ast.Name)} & _section_classes()
+            name = node.arg if isinstance(node, ast.arg) else last_name(node.target)
+            kinds.setdefault(name, set()).update(words)
+    for name, value in (pair for node in ast.walk(tree) for pair in _assigned(node)):
+        kinds.setdefault(name, set()).update(_section_fields().get(last_name(value), ()))
+    return kinds
+
+
+def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Names that a statement gives to values; `a, b = x, y` gives two."""
+    if isinstance(node, ast.NamedExpr):
+        yield last_name(node.target), node.value
+    for target in node.targets if isinstance(node, ast.Assign) else ():
+        assert isinstance(node, ast.Assign)
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(map(last_name, target.elts), node.value.elts, strict=False)
+        else:
+            yield last_name(target), node.value
+
+
+def last_name(node: ast.AST) -> str:
+    return getattr(node, "attr", getattr(node, "id", ""))
+
+
+@cache
+def _section_fields() -> dict[str, set[str]]:
+    """Fields that hold a section, over all sections -> class names."""
+    found: dict[str, set[str]] = {}
+    for kind in _sections():
+        for name, field in kind.model_fields.items():
+            inner = keys.section_of(field.annotation)
+            if inner is not None:
+                found.setdefault(name, set()).add(inner.__name__)
+    return found
+
+
+@cache
+def _section_classes() -> set[str]:
+    return {kind.__name__ for kind in _sections()}
+
+
+def _sections() -> list[type[BaseModel]]:
+    return [kind for kind in vars(schema).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]

@@ -1,0 +1,77 @@
+"""No dead key and no second home for a value: every key is read, and nobody writes a config."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hybridrl.config import keys
+from hybridrl.config.readers import last_name, names_of_sections, readers, reads_of
+
+ROOT = Path(__file__).parents[2] / "hybridrl"
+
+READ_WHILE_LOADING = {
+    "algorithm.preset": "filled into the keys below it before anybody sees the config",
+    "cluster.nodes": "a local run has one; config/check.py refuses more",
+    "cluster.placement": "has one value",
+    "rollout.engine": "has one value",
+}
+"""Keys that need no reader outside config/, and why."""
+
+VALUES = [key.name for key in keys.all_keys() if key.section is None]
+
+
+@pytest.mark.parametrize("key", VALUES)
+def test_every_key_is_read(key: str) -> None:
+    assert bool(readers(key)) != (key in READ_WHILE_LOADING), readers(key) or f"nobody reads {key}"
+
+
+def wrong_uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Assignments to a section's fields, and fields asked for by name."""
+    sections = names_of_sections(tree)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and sections.get(last_name(node.value))
+        ):
+            yield node.lineno, f"assigns {last_name(node.value)}.{node.attr}"
+        if isinstance(node, ast.Call) and last_name(node.func) in {"getattr", "hasattr", "setattr"}:
+            if sections.get(last_name(node.args[0])):
+                yield node.lineno, f"{last_name(node.func)} of {last_name(node.args[0])}"
+
+
+def test_nobody_writes_a_config_or_asks_it_by_name() -> None:
+    faults = [
+        f"{path.relative_to(ROOT)}:{line}: {what}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.parent.name != "config"
+        for line, what in wrong_uses(ast.parse(path.read_text("utf-8")))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    "code", ["cfg.parallel.tp = 2", "getattr(cfg.rollout, 'n', 1)", "hasattr(cfg.batch, 'x')"]
+)
+def test_a_wrong_use_is_found(code: str) -> None:
+    assert list(wrong_uses(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(cfg): return cfg.actor.parallel.tp",
+        "def f(parallel: TrainParallel): return parallel.tp",
+        "def f(cfg):\n    sizes = cfg.actor.parallel\n    return sizes.tp",
+        "def f(cfg):\n    a, b = cfg.actor.parallel, cfg.batch\n    return a.tp",
+    ],
+)
+def test_a_read_is_found(code: str) -> None:
+    assert ("TrainParallel", "tp") in {read for read, _ in reads_of(ast.parse(code))}
+
+
+@pytest.mark.parametrize("code", ["def f(mesh): return mesh.tp", "def f(cfg): cfg.actor.parallel.tp = 2"])
+def test_another_objects_attribute_is_no_read(code: str) -> None:
+    assert ("TrainParallel", "tp") not in {read for read, _ in reads_of(ast.parse(code))}

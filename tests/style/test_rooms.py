@@ -1,0 +1,122 @@
+"""The rooms and their doors: which package may import which, and who holds the key to a library."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2] / "hybridrl"
+
+NOUNS = {"errors", "types", "batch", "registry"}
+DOORS = {
+    "errors": set(),
+    "types": {"errors"},
+    "batch": {"types", "errors"},
+    "registry": {"errors"},
+    "models": NOUNS,
+    "config": {"errors", "registry", "models"},
+    "hosts": NOUNS,
+    "layout": NOUNS | {"models"},
+    "algorithms": NOUNS | {"config"},
+    "rewards": NOUNS | {"config"},
+    "data": NOUNS | {"config"},
+    "observe": NOUNS | {"config"},
+    "reshard": NOUNS | {"models", "layout"},
+    "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
+    "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard"},
+    "cluster": {"errors"},
+    "controller": NOUNS | {"config", "algorithms", "data"},
+    "workers": NOUNS
+    | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
+    | {"trainer", "rollout", "cluster"},
+    "launch": NOUNS
+    | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
+    | {"trainer", "rollout", "cluster", "controller", "workers"},
+    "doctor": {"errors", "hosts"},
+    "cli": {"errors", "config", "hosts", "launch", "doctor"},
+    "__main__": {"cli"},
+}
+"""Room -> the rooms that it may import, besides itself."""
+
+ALL = set(DOORS)
+KEYS = {
+    "torch": ALL - {"errors", "types", "batch", "registry", "config", "observe", "doctor", "cli"},
+    "numpy": ALL - {"errors", "types", "registry", "config", "doctor", "cli"},
+    "ray": {"cluster", "workers", "launch"},
+    "megatron": {"trainer", "hosts"},
+    "sglang": {"rollout", "hosts"},
+    "triton": {"reshard", "trainer"},
+    "transformers": {"data", "models", "trainer"},
+    "tokenizers": {"data", "models"},
+    "safetensors": {"models", "reshard", "trainer"},
+    "gguf": {"models"},
+    "mlflow": {"observe"},
+    "matplotlib": {"observe"},
+    "pyarrow": {"data"},
+    "reasoning_gym": {"data", "rewards"},
+    "math_verify": {"rewards"},
+    "psutil": {"observe", "rollout", "hosts"},
+    "pydantic": {"config", "algorithms"},
+    "pydantic_core": {"config"},
+    "yaml": {"config"},
+    "typer": {"cli"},
+    "rich": {"cli", "doctor", "observe"},
+}
+"""Library -> the rooms that may name it. A library that is not here has no key yet."""
+
+
+def rooms() -> Iterator[tuple[Path, str]]:
+    for path in sorted(ROOT.rglob("*.py")):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if room != "__init__":
+            yield path, room
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of every import, also inside functions; `from hybridrl import x` is hybridrl.x."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, "."
+        elif isinstance(node, ast.ImportFrom) and node.module == "hybridrl":
+            yield from ((node.lineno, f"hybridrl.{a.name}") for a in node.names if a.name != "__version__")
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, node.module or ""
+
+
+def fault(room: str, name: str) -> str | None:
+    """What is wrong with a room importing a name."""
+    top, _, rest = name.partition(".")
+    if not top:
+        return "relative import"
+    if top == "hybridrl":
+        target = rest.partition(".")[0]
+        return None if target in {room, ""} | DOORS[room] else f"{room} has no door to {target}"
+    if top in sys.stdlib_module_names or room in KEYS.get(top, ()):
+        return None
+    return f"{room} has no key to {top}"
+
+
+def test_doors_make_no_circle() -> None:
+    TopologicalSorter(DOORS).prepare()  # raises CycleError
+
+
+def test_every_room_has_a_row() -> None:
+    assert {room for _, room in rooms()} <= DOORS.keys()
+
+
+def test_imports_go_through_doors_and_keys() -> None:
+    faults = [
+        f"{path.relative_to(ROOT)}:{line}: {why}"
+        for path, room in rooms()
+        for line, name in imports(path)
+        if (why := fault(room, name))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def test_trainer_and_rollout_never_meet() -> None:
+    assert fault("trainer", "hybridrl.rollout.sglang") and fault("rollout", "hybridrl.trainer.megatron")
+    assert fault("controller", "ray") and fault("config", "torch") and fault("cli", ".")
