@@ -78,24 +78,25 @@ def export_hf(
     if folder.exists():
         raise RunFolderError(f"{folder} exists already", where=str(folder), fix="choose another folder")
     _refuse_other_tensors(layout.shards(rank), tensors, rank)
-    barrier()
-    dtype = dtype or getattr(torch, layout.spec.dtype)
+    file_dtype = dtype or getattr(torch, layout.spec.dtype)
     target = HFLayout(layout.spec)
     shapes = {name: shard.shape for name, shard in target.shards(0).items()}
-    files = hf_files.split(shapes, dtype, max_shard_bytes)
+    files = hf_files.split(shapes, file_dtype, max_shard_bytes)
     partial = folder.with_name(f".{folder.name}.partial")
+    barrier()  # all ranks have seen that `folder` is not there
     if rank == 0:
         _create(partial, files)
-    barrier()
+    barrier()  # the files are there
     table = tabulate(plan(Job(layout, (target,)), source_rank=rank))
     places = {name: tensor for file in files for name, tensor in file.tensors(partial).items()}
     copy(table, [tensors[name] for name in table.sources], [places[name] for _, _, name in table.targets])
-    del places
-    barrier()
+    _sync(partial)
+    barrier()  # the files are full
     if rank == 0:
-        _copy_beside(Path(source_folder), partial, dtype)
-        _commit(partial, folder)
-    barrier()
+        _copy_beside(Path(source_folder), partial, file_dtype)
+        _sync(partial)
+        partial.rename(folder)
+    barrier()  # `folder` is there
 
 
 def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) -> None:
@@ -153,10 +154,9 @@ def _copy_beside(source: Path, target: Path, dtype: torch.dtype) -> None:
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _commit(partial: Path, folder: Path) -> None:
-    """Make it last, then make it visible."""
-    for path in (*partial.iterdir(), partial):
+def _sync(folder: Path) -> None:
+    """To the disk, also what was written through memory."""
+    for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    partial.rename(folder)

@@ -59,9 +59,8 @@ def copy(table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.
     Args:
         sources, targets: in the order of the table, of any dimensions; all but the last count as rows.
     """
-    pairs = list(_boxes(table, sources, targets))
-    if pairs:
-        torch._foreach_copy_([target for _, target, _, _ in pairs], [source for source, _, _, _ in pairs])
+    for values, place, _, _ in _boxes(table, sources, targets):
+        place.copy_(values)
 
 
 def copy_and_sum(table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> Written:

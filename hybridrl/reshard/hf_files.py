@@ -79,7 +79,8 @@ class FilePlan:
 
     @property
     def header(self) -> bytes:
-        entries, offset = {"__metadata__": {"format": "pt"}}, 0
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offset = 0
         for name, shape in self.shapes.items():
             end = offset + prod(shape) * self.dtype.itemsize
             entries[name] = {"dtype": _NAMES[self.dtype], "shape": list(shape), "data_offsets": [offset, end]}

@@ -134,11 +134,14 @@ def _elements(runs: Runs, local: int, length: int) -> list[tuple[int, int]]:
     return found
 
 
-def _upright(
-    start: tuple[int, int], shape: tuple[int, int], held: Holding
-) -> tuple[tuple[int, int], tuple[int, int]]:
+_Pair = tuple[int, int]
+
+
+def _upright(start: _Pair, shape: _Pair, held: Holding) -> tuple[_Pair, _Pair]:
     """A vector is one row in a plan and one column in a layout."""
-    return (start[::-1], shape[::-1]) if len(held.shape) == 1 else (start, shape)
+    if len(held.shape) == 1:
+        return (start[1], start[0]), (shape[1], shape[0])
+    return start, shape
 
 
 def _edges(runs: Runs, stretches: list[tuple[int, int]]) -> list[int]:

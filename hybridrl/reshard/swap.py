@@ -59,7 +59,10 @@ class SwapWriter:
         """Equal on all trainer ranks; compare before the first swap."""
         for index, (layout, exported) in enumerate(engines):
             _refuse_other_layout(index, layout, exported)
+        shards = source.shards(rank)
         self._table = tabulate(plan(job, source_rank=rank))
+        self._shapes = {name: shards[name].shape for name in self._table.sources}
+        self._empty = _empty(engines) if rank == 0 else {}
         self._targets = [
             attach(engines[engine][1][place][name]) for engine, place, name in self._table.targets
         ]
@@ -74,13 +77,28 @@ class SwapWriter:
             What was sent; it is in the engines when this returns.
 
         Raises:
-            SwapError: a tensor of the layout is missing; nothing was written.
+            SwapError: a tensor is missing or has another shape than the layout says; nothing was written.
         """
-        missing = [name for name in self._table.sources if name not in tensors]
-        if missing:
-            raise SwapError(f"the trainer did not give {', '.join(missing[:3])} ({len(missing)} tensors)")
+        for name, shape in self._shapes.items():
+            if name not in tensors:
+                raise SwapError(f"the trainer did not give {name}", where="weights of the swap")
+            if tensors[name].shape != shape:
+                raise SwapError(
+                    f"the trainer's {name} is {tuple(tensors[name].shape)}, its layout says {shape}"
+                )
         done = copy_and_sum(self._table, [tensors[name] for name in self._table.sources], self._targets)
-        return SwapWritten(len(self._targets), done.bytes, done.staging_bytes, done.checksums)
+        return SwapWritten(len(self._targets), done.bytes, done.staging_bytes, self._empty | done.checksums)
+
+
+def _empty(engines: Sequence[Engine]) -> dict[Target, int]:
+    """Engine tensors that are padding from end to end: nobody writes them, and their checksum is 0."""
+    return {
+        (engine, rank, name): 0
+        for engine, (layout, exported) in enumerate(engines)
+        for rank in range(len(exported))
+        for name, shard in layout.shards(rank).items()
+        if not (shard.rows and shard.cols)
+    }
 
 
 def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping[str, SharedTensor]]) -> None:
@@ -88,14 +106,14 @@ def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping
     if len(exported) != layout.world_size:
         raise SwapError(f"engine {engine} exported {len(exported)} ranks, its layout has {layout.world_size}")
     for rank, tensors in enumerate(exported):
-        for name, shard in layout.shards(rank).items():
-            where = f"engine {engine}, rank {rank}, {name}"
-            if name not in tensors:
-                raise SwapError("the engine did not export a tensor of its layout", where=where)
-            found = tensors[name]
-            if found.shape != shard.shape:
-                raise SwapError(
-                    f"the engine's tensor is {found.shape}, its layout says {shard.shape}", where=where
-                )
-            if not found.is_dense:
-                raise SwapError(f"the engine's tensor {found.shape} has strides {found.stride}", where=where)
+        shards = layout.shards(rank)
+        where = f"engine {engine}, rank {rank}"
+        other = sorted(tensors.keys() ^ shards.keys())
+        if other:
+            raise SwapError(f"only one of the engine and its layout has {', '.join(other[:4])}", where=where)
+        for name, shard in shards.items():
+            shape, stride = tensors[name].shape, tensors[name].stride
+            if shape != shard.shape:
+                raise SwapError(f"the engine's {name} is {shape}, its layout says {shard.shape}", where=where)
+            if not tensors[name].is_dense:
+                raise SwapError(f"the engine's {name} {shape} has gaps: strides {stride}", where=where)

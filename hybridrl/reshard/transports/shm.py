@@ -30,7 +30,7 @@ def export(tensor: torch.Tensor) -> SharedTensor:
             f"cannot move {storage.nbytes()} bytes to shared memory: {error}", where="/dev/shm"
         ) from error
     return SharedTensor(
-        "shm", address, tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        "shm", address, tensor.dtype, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
     )
 
 
