@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hybridrl.observe.metrics import heldout_reward
 from hybridrl.observe.record import Record
-from hybridrl.observe.units import duration
+from hybridrl.observe.units import brief
 
 ETA = "eta_s"
 """Joins the metrics of a row in a log: seconds until the run ends."""
@@ -28,32 +28,37 @@ class Column:
 
 
 def _number(name: str, text: str) -> Callable[[Mapping[str, float]], str]:
-    return lambda metrics: format(metrics[name], text) if name in metrics else ""
+    return lambda metrics: _short(metrics[name], text) if name in metrics else ""
+
+
+def _short(value: float, text: str) -> str:
+    """As asked for, or with fewer digits if that takes more than seven characters."""
+    return next((t for t in (format(value, text), f"{value:.0f}") if len(t) <= 7), f"{value:.0e}")
 
 
 def _seconds(*names: str) -> Callable[[Mapping[str, float]], str]:
     return lambda metrics: (
-        duration(sum(metrics.get(n, 0.0) for n in names)) if any(n in metrics for n in names) else ""
+        brief(sum(metrics.get(n, 0.0) for n in names)) if any(n in metrics for n in names) else ""
     )
 
 
 def _heldout(metrics: Mapping[str, float]) -> str:
     reward = heldout_reward(metrics)
-    return "" if reward is None else f"{reward:.2f}"
+    return "" if reward is None else _short(reward, ".2f")
 
 
 COLUMNS = (
-    Column("step", 6, _number("training/global_step", ".0f")),
-    Column("reward", 6, _number("critic/score/mean", ".2f")),
+    Column("step", 7, _number("training/global_step", ".0f")),
+    Column("reward", 7, _number("critic/score/mean", ".2f")),
     Column("held-out", 8, _heldout),
-    Column("length", 6, _number("response_length/mean", ".1f"), dropped=5),
+    Column("length", 7, _number("response_length/mean", ".1f"), dropped=5),
     Column("entropy", 7, _number("actor/entropy", ".2f"), dropped=3),
     Column("lr", 7, _number("actor/lr", ".1e"), dropped=1),
     Column("gen", 6, _seconds("timing_s/gen")),
     Column("train", 6, _seconds("timing_s/old_log_prob", "timing_s/update_actor")),
     Column("swap", 6, _seconds("sync/time_s"), dropped=2),
     Column("step time", 9, _seconds("timing_s/step"), dropped=4),
-    Column("eta", 11, _seconds(ETA), log_only=True),
+    Column("eta", 6, _seconds(ETA), log_only=True),
 )
 
 

@@ -13,6 +13,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def brief(seconds: float) -> str:
+    """In at most six characters, as "8 ms", "1.9 s", "241 s", "17 min", "3.2 h"."""
+    if seconds < 99.5:
+        return duration(seconds)
+    if seconds < 999.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def size(num_bytes: float) -> str:
     """Decimal, as "812 B", "1.8 MB", "1.0 TB"."""
     for unit in ("B", "kB", "MB", "GB"):

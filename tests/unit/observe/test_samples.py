@@ -1,0 +1,64 @@
+"""samples.txt: rollouts as a person reads them."""
+
+import observe_values as values
+
+from hybridrl.observe.samples import SampleFile, question, samples_of, verdict
+from hybridrl.types import Prompt
+
+
+def write(path, step: int, *answers: str, resume_step: int | None = None) -> None:
+    group = [values.trajectory(1.0, text=text) for text in answers]
+    file = SampleFile(path, resume_step=resume_step)
+    file.write(step, samples_of(values.batch([group]), "prompt"))
+    file.close()
+
+
+def test_only_answers_kept_as_text_are_samples() -> None:
+    groups = [
+        [values.trajectory(0.0), values.trajectory(1.0, text="2")],
+        [values.trajectory(1.0), values.trajectory(0.0, finish="length", tokens=9, text="12")],
+    ]
+    first, second = samples_of(values.batch(groups), "prompt")
+    assert (first.uid, first.prompt, first.answer) == ("train/0", "7+5=", "2")
+    assert (first.reward, first.advantage) == (1.0, 0.5)
+    assert (second.uid, second.reward, second.finish, second.response_tokens) == ("train/1", 0.0, "length", 9)
+
+
+def test_an_advantage_per_token_is_not_shown_as_one() -> None:
+    packed = values.batch([[values.trajectory(1.0, text="2")]])
+    packed.advantage_N = None
+    (sample,) = samples_of(packed, "prompt")
+    assert sample.advantage is None and verdict(sample) == "reward 1.0"
+
+
+def test_the_file_reads_well(tmp_path) -> None:
+    write(tmp_path / "s.txt", 10, "3\n...no, 2")
+    assert (tmp_path / "s.txt").read_text() == (
+        "step 10   train/0   reward 1.0   advantage +0.00   stop after 2 tokens\n"
+        "  prompt | 7+5=\n"
+        "  answer | 3\n"
+        "         | ...no, 2\n"
+        "\n"
+    )
+
+
+def test_a_resume_cuts_off_later_steps_even_if_an_answer_looks_like_one(tmp_path) -> None:
+    path = tmp_path / "s.txt"
+    write(path, 1, "one\nstep 9   train/0")
+    write(path, 10, "ten", resume_step=1)
+    write(path, 20, "twenty", resume_step=10)
+    write(path, 20, "again", resume_step=10)
+    text = path.read_text()
+    assert all(word in text for word in ("one", "step 9", "ten", "again")) and "twenty" not in text
+
+
+def test_control_characters_of_an_answer_stay_out(tmp_path) -> None:
+    write(tmp_path / "s.txt", 1, "\x1b[2J\x07é\u202e")
+    written = (tmp_path / "s.txt").read_text()
+    assert "é" in written and not any(c in written for c in "\x1b\x07\u202e")
+
+
+def test_a_chat_prompt_shows_its_last_message() -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "7+5="}]
+    assert question(Prompt("a", (1,), {"q": messages}), "q") == "7+5="
+    assert question(Prompt("a", (1,), {}), "q") == ""
