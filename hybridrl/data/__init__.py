@@ -1,0 +1,2 @@
+"""Prompts: files and procedural tasks, the chat template, and how a batch is shared out over ranks and
+microbatches."""

@@ -1,0 +1,81 @@
+"""From a row's prompt column to token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybridrl.config.schema import DataConfig
+from hybridrl.data.tokenize import Message, ModelTokenizer
+from hybridrl.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a prompt column is written for the model; one for each data set."""
+
+    data: DataConfig
+    tokenizer: ModelTokenizer
+    where: str
+
+    def __post_init__(self) -> None:
+        if self.data.chat_template == "model":
+            self.tokenizer.require_template(self.where)
+        elif self.data.system_prompt is not None:
+            raise ConfigError(
+                "data.system_prompt is set and data.chat_template = none",
+                where=self.where,
+                fix="data.chat_template=model",
+            )
+
+    def check(self, prompt: Any, place: str) -> None:
+        """
+        Raises:
+            DataError: not a prompt that this format can write; says which place and why.
+        """
+        wrong = _wrong_text(prompt) if isinstance(prompt, str) else self._wrong_messages(prompt)
+        if wrong:
+            raise DataError(
+                f"{place}: the prompt {wrong}", where=f"data.prompt_field = {self.data.prompt_field}"
+            )
+
+    def _wrong_messages(self, prompt: Any) -> str | None:
+        if not isinstance(prompt, list):
+            return f"is {type(prompt).__name__}, neither text nor a list of chat messages"
+        if self.data.chat_template == "none":
+            return "is a list of chat messages, and data.chat_template = none writes plain text only"
+        if not prompt:
+            return "is an empty list"
+        for message in prompt:
+            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+                return f"has a message without a role: {message!r:.80}"
+            if not isinstance(message.get("content"), str):
+                return f"has a message whose content is not text: {message!r:.80}"
+        if prompt[-1]["role"] == "assistant":
+            return "ends with an answer of the assistant"
+        if self.data.system_prompt is not None and prompt[0]["role"] == "system":
+            return "begins with a system message, and data.system_prompt is set too"
+        return None
+
+    def encode(self, prompts: Sequence[str | list[Message]]) -> list[list[int]]:
+        """Token ids of each prompt, generation prompt included."""
+        if self.data.chat_template == "none":
+            return self.tokenizer.encode([str(prompt) for prompt in prompts], add_special_tokens=True)
+        texts = [self.tokenizer.render(self._messages(prompt)) for prompt in prompts]
+        return self.tokenizer.encode(texts, add_special_tokens=False)
+
+    def _messages(self, prompt: str | list[Message]) -> list[Message]:
+        system = (
+            []
+            if self.data.system_prompt is None
+            else [{"role": "system", "content": self.data.system_prompt}]
+        )
+        return [*system, *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
+
+
+def _wrong_text(prompt: str) -> str | None:
+    return None if prompt.strip() else "is empty"
+
+
+def text_bytes(prompt: str) -> int:
+    """No tokenizer of a language model makes more tokens of a text than it has bytes."""
+    return len(prompt.encode())

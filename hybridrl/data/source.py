@@ -1,0 +1,202 @@
+"""Prompts of a run: an endless stream, in a new order at each epoch, that can be put back to any position."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybridrl import registry
+from hybridrl.config.options import check_options
+from hybridrl.config.schema import DataConfig, SourceConfig
+from hybridrl.data.prompts import PromptFormat, text_bytes
+from hybridrl.data.tables import Row, Rows, Table, open_table
+from hybridrl.data.tokenize import ModelTokenizer
+from hybridrl.errors import CheckpointError, DataError
+from hybridrl.types import Prompt
+
+_BATCH = 512
+"""Prompts tokenised together."""
+
+
+class TablePrompts:
+    """PromptSource over a table. The order of an epoch depends on seed and epoch alone, so a resume is
+    exact."""
+
+    def __init__(
+        self, table: Table, prompts: PromptFormat, *, name: str, split: str, seed: int, max_prompt_tokens: int
+    ) -> None:
+        """
+        Args:
+            name: of the data set, in metrics; a row's own `data_source` comes first.
+            split: begins every uid.
+            max_prompt_tokens: a longer prompt is an error when it is taken.
+        """
+        self.rows: Table = table
+        self._prompts, self._name, self._split = prompts, name, split
+        self._seed, self._max_prompt_tokens = seed, max_prompt_tokens
+        self.epoch, self.position = 0, 0
+        self._order_N = self._order()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next prompts; goes on into the next epoch where this one ends."""
+        picked: list[int] = []
+        while len(picked) < count:
+            more = self._order_N[self.position : self.position + count - len(picked)]
+            picked += more.tolist()
+            self.position += len(more)
+            if self.position == len(self):
+                self.epoch, self.position = self.epoch + 1, 0
+                self._order_N = self._order()
+        return self._read(picked)
+
+    def all(self) -> list[Prompt]:
+        """Every prompt once, in the order of the rows; the position stays."""
+        return self._read(range(len(self)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where a source of the same data was.
+
+        Raises:
+            CheckpointError: that source had other rows, another seed or another order.
+        """
+        for key, here in self._identity().items():
+            if state[key] != here:
+                raise CheckpointError(
+                    f"the {self._split} data has {key} = {here}, in the checkpoint it is {state[key]}",
+                    where="the order of prompts cannot be continued",
+                    fix="resume with the data and seed of the run, or start another run",
+                )
+        self.epoch, self.position = state["epoch"], state["position"]
+        self._order_N = self._order()
+
+    def _identity(self) -> dict[str, Any]:
+        return {"num_rows": len(self), "seed": self._seed, "shuffle": self._prompts.data.shuffle}
+
+    def _order(self) -> np.ndarray:
+        if not self._prompts.data.shuffle:
+            return np.arange(len(self))
+        return np.random.default_rng([self._seed, self.epoch]).permutation(len(self))
+
+    def _read(self, indices: Sequence[int]) -> list[Prompt]:
+        found: list[Prompt] = []
+        for at in range(0, len(indices), _BATCH):
+            part = indices[at : at + _BATCH]
+            rows = [self.rows[i] for i in part]
+            ids = self._prompts.encode([row[self._prompts.data.prompt_field] for row in rows])
+            found += [self._prompt(i, row, tokens) for i, row, tokens in zip(part, rows, ids, strict=True)]
+        return found
+
+    def _prompt(self, index: int, row: Row, tokens: list[int]) -> Prompt:
+        if len(tokens) > self._max_prompt_tokens:
+            raise too_long(
+                [(index, len(tokens))], len(self), self._name, self._max_prompt_tokens, self._prompts.where
+            )
+        return Prompt(f"{self._split}/{index}", tuple(tokens), row, str(row.get("data_source", self._name)))
+
+
+def load_source(
+    source: SourceConfig,
+    data: DataConfig,
+    tokenizer: ModelTokenizer,
+    *,
+    split: str,
+    seed: int,
+    max_prompt_tokens: int,
+    where: str,
+) -> TablePrompts:
+    """Open a file or make a task's rows, and refuse whatever is wrong with any of them now.
+
+    Costs one pass over the prompts; only those that could be too long are tokenised.
+
+    Args:
+        split: "train" or "heldout"; a task makes other rows for each.
+        where: the config place, named in errors.
+
+    Raises:
+        ConfigError: no such task, or options that it does not take; a chat template that the tokenizer lacks.
+        DataError: no such file, no rows, no such column, a row that is no prompt, or prompts that are too
+            long.
+    """
+    name, table = _open(source, split, seed, where)
+    if not len(table):
+        raise DataError(f"{name} has no rows", where=where)
+    prompts = PromptFormat(data, tokenizer, where)
+    _check(table, prompts, name, max_prompt_tokens)
+    stem = Path(source.path).stem if source.path else name
+    return TablePrompts(
+        table, prompts, name=stem, split=split, seed=seed, max_prompt_tokens=max_prompt_tokens
+    )
+
+
+def _open(source: SourceConfig, split: str, seed: int, where: str) -> tuple[str, Table]:
+    if source.path is not None:
+        return source.path, open_table(source.path, where=where)
+    assert source.task is not None
+    return source.task, Rows(
+        make_rows(source.task, source.options, split=split, seed=seed, where=where), source.task
+    )
+
+
+def make_rows(
+    task: str, options: Mapping[str, Any], *, split: str, seed: int, where: str
+) -> list[dict[str, Any]]:
+    """The rows of a procedural task.
+
+    Args:
+        split, seed: give the task its seed, unless its options do.
+
+    Raises:
+        ConfigError: no such task, or options that it does not take.
+        DataError: it returned something else than a list of dicts.
+    """
+    make = registry.find("hybridrl.data.tasks", task, where=where)
+    given = {
+        "seed": int(np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(1)[0])
+    } | dict(options)
+    check_options(make, given, title=f"task {task}", where=where, beside=("path", "task"))
+    rows = make(**given)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"task {task} did not return a list of dicts", where=where)
+    return rows
+
+
+def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: int) -> None:
+    """Every prompt's form, and its length where its bytes and the template's tokens could exceed the
+    limit."""
+    template_tokens = len(prompts.encode(["a"])[0])
+    suspects: list[int] = []
+    for index, prompt in enumerate(table.column(prompts.data.prompt_field)):
+        prompts.check(prompt, f"row {index} of {name}")
+        if isinstance(prompt, list) or text_bytes(prompt) + template_tokens > max_prompt_tokens:
+            suspects.append(index)
+    long: list[tuple[int, int]] = []
+    for at in range(0, len(suspects), _BATCH):
+        part = suspects[at : at + _BATCH]
+        ids = prompts.encode([table[i][prompts.data.prompt_field] for i in part])
+        long += [
+            (i, len(tokens)) for i, tokens in zip(part, ids, strict=True) if len(tokens) > max_prompt_tokens
+        ]
+    if long:
+        raise too_long(long, len(table), name, max_prompt_tokens, prompts.where)
+
+
+def too_long(long: Sequence[tuple[int, int]], num_rows: int, name: str, limit: int, where: str) -> DataError:
+    """
+    Args:
+        long: (row, tokens) of every prompt above the limit.
+    """
+    row, longest = max(long, key=lambda entry: entry[1])
+    return DataError(
+        f"{len(long)} of {num_rows} prompts in {name} are longer than rollout.max_prompt_tokens = {limit}; "
+        f"the longest, row {row}, has {longest} tokens",
+        where=where,
+        fix=f"rollout.max_prompt_tokens={longest}, or drop those rows",
+    )

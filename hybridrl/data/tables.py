@@ -1,0 +1,150 @@
+"""Rows on disk or in memory, read one at a time. A file's rows stay on disk (JSONL) or in Arrow's columns
+(parquet)."""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hybridrl.errors import DataError
+
+Row = Mapping[str, Any]
+
+
+class Table(Protocol):
+    """Rows, and one column of them fast. Reading a row that is malformed raises a DataError that names it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+    def column(self, name: str) -> Iterator[Any]:
+        """
+        Raises:
+            DataError: a row has no such column; says which there are.
+        """
+        ...
+
+
+def open_table(path: str, *, where: str) -> Table:
+    """The rows of a .jsonl or .parquet file.
+
+    Raises:
+        DataError: no such file (names the nearest), or another kind of file.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"no data file {path}", where=where, fix=_nearest_file(Path(path)))
+    match Path(path).suffix:
+        case ".jsonl":
+            return JsonLines(path)
+        case ".parquet":
+            return Parquet(path)
+    raise DataError(
+        f"{path} is neither .jsonl nor .parquet", where=where, fix="write one JSON object a line, or parquet"
+    )
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    files = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".jsonl", ".parquet"))
+    near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.4) or files[:1]
+    return (
+        f"did you mean {path.parent / near[0]}?" if near else f"{path.parent} has no .jsonl or .parquet file"
+    )
+
+
+def no_column(name: str, columns: Sequence[str], place: str) -> DataError:
+    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(columns)}"
+    return DataError(f"{place} has no column {name!r}", where=f"columns: {', '.join(columns)}", fix=fix)
+
+
+class Rows:
+    """A list of rows."""
+
+    def __init__(self, rows: Sequence[Row], place: str) -> None:
+        self._rows, self._place = rows, place
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._rows[index]
+
+    def column(self, name: str) -> Iterator[Any]:
+        for index, row in enumerate(self._rows):
+            if name not in row:
+                raise no_column(name, list(row), f"row {index} of {self._place}")
+            yield row[name]
+
+
+class JsonLines:
+    """One JSON object a line; only where each line starts is kept in memory."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._fd = path, os.open(path, os.O_RDONLY)
+        with open(path, "rb") as file:
+            length_N = np.fromiter((len(line) for line in file), np.int64)
+        self._start_N = np.concatenate([[0], np.cumsum(length_N)])
+        while (
+            len(self) and not self._line(len(self) - 1).strip()
+        ):  # blank lines at the end are nobody's mistake
+            self._start_N = self._start_N[:-1]
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def __len__(self) -> int:
+        return len(self._start_N) - 1
+
+    def __getitem__(self, index: int) -> Row:
+        place = f"{self._path}:{index + 1}"
+        try:
+            row = json.loads(self._line(index).decode("utf-8-sig" if index == 0 else "utf-8"))
+        except ValueError as error:
+            raise DataError(f"line {index + 1} is not JSON: {error}", where=place) from error
+        if not isinstance(row, dict):
+            raise DataError(f"line {index + 1} is {type(row).__name__}, not a JSON object", where=place)
+        return row
+
+    def column(self, name: str) -> Iterator[Any]:
+        for index in range(len(self)):
+            row = self[index]
+            if name not in row:
+                raise no_column(name, list(row), f"{self._path}:{index + 1}")
+            yield row[name]
+
+    def _line(self, index: int) -> bytes:
+        start, end = int(self._start_N[index]), int(self._start_N[index + 1])
+        return os.pread(self._fd, end - start, start)
+
+
+class Parquet:
+    """An Arrow table; a row becomes Python objects when it is read."""
+
+    def __init__(self, path: str) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._path = path
+        try:
+            self._table = pyarrow.parquet.read_table(path, memory_map=True)
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path} is not a parquet file: {error}") from error
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, index: int) -> Row:
+        return self._table.slice(index, 1).to_pylist()[0]
+
+    def column(self, name: str) -> Iterator[Any]:
+        if name not in self._table.column_names:
+            raise no_column(name, self._table.column_names, self._path)
+        for chunk in self._table.column(name).chunks:
+            yield from chunk.to_pylist()

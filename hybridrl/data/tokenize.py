@@ -1,0 +1,103 @@
+"""The model's tokenizer: chat template, token ids of prompts, text of answers, and the tokens that end an
+answer."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hybridrl.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, str]
+"""{"role": ..., "content": ...}"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTokenizer:
+    """A tokenizer with what its model folder says about the end of an answer."""
+
+    hf: "PreTrainedTokenizerBase"
+    stop_token_ids: tuple[int, ...]
+    """Tokens that end an answer, ascending; from generation_config.json, config.json and the tokenizer."""
+
+    def require_template(self, where: str) -> None:
+        """
+        Raises:
+            ConfigError: the tokenizer has no chat template.
+        """
+        if not self.hf.chat_template:
+            raise ConfigError(
+                f"the tokenizer of {self.hf.name_or_path} has no chat template",
+                where=where,
+                fix="data.chat_template=none",
+            )
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as the model wants to read it, up to where its answer begins."""
+        text = self.hf.apply_chat_template(
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+        )
+        assert isinstance(text, str)
+        return text
+
+    def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of each text.
+
+        Args:
+            add_special_tokens: put what the tokenizer puts around a plain text; a chat template has written
+                its own.
+        """
+        return self.hf(list(texts), add_special_tokens=add_special_tokens)["input_ids"] if texts else []
+
+    def decode_answers(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
+        """Text of each answer, exactly as generated but without special tokens."""
+        if not token_ids:
+            return []
+        return self.hf.batch_decode(
+            [list(ids) for ids in token_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def load_tokenizer(folder: str) -> ModelTokenizer:
+    """The tokenizer of a model.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    # Imported here: it takes seconds, and modules that only name the type need not wait.
+    from transformers import PreTrainedTokenizerFast
+
+    if Path(folder, "tokenizer.json").is_file():
+        # The file holds all of the tokenizer, and AutoTokenizer imports torch and scikit-learn: 8 s more.
+        kind = PreTrainedTokenizerFast
+    else:
+        from transformers import AutoTokenizer as kind
+    try:
+        tokenizer = kind.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"no tokenizer can be read from {folder}: {reason}",
+            where="model.path",
+            fix="the folder needs a tokenizer.json",
+        ) from error
+    return ModelTokenizer(tokenizer, _stop_token_ids(folder, tokenizer.eos_token_id))
+
+
+def _stop_token_ids(folder: str, eos_token_id: int | None) -> tuple[int, ...]:
+    found = {eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        listed = _read_json(Path(folder, name)).get("eos_token_id")
+        found |= set(listed) if isinstance(listed, list) else {listed}
+    return tuple(sorted(token for token in found if token is not None))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from error

@@ -1,0 +1,105 @@
+"""From the name and options of a reward to something that scores an answer."""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hybridrl import registry
+from hybridrl.config.options import check_options
+from hybridrl.errors import ConfigError
+
+RULES = "hybridrl.rewards.rules"
+
+SECTION_KEYS = ("name", "answer_field", "timeout_s", "num_workers")
+"""What stands beside the options in the config section, offered when an option is mistyped."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedReward:
+    """A reward with its options bound."""
+
+    name: str
+    function: Callable[..., Any]
+    takes_answer_field: bool
+    place: str
+    """file:line where it is defined."""
+
+    hang_score: float | None
+    """What an answer earns that the reward did not judge in time, for rewards whose attribute `hang_score`
+    says so: an odd answer, not the reward, is to blame. None: such an answer ends the run."""
+
+    def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> Any:
+        """What the reward returns for an answer, unchecked."""
+        given = {"answer_field": answer_field} if self.takes_answer_field else {}
+        return self.function(answer, row, **given)
+
+    def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
+        """An answer that this reward should accept, made from the reference; None: there is none to be made.
+
+        A reward says how in a method `gold(row, answer_field=...)`; without one it is the reference as text.
+        """
+        own = getattr(self.function, "gold", None)
+        if own is not None:
+            return own(row, answer_field=answer_field)
+        value = row.get(answer_field)
+        return None if value is None else str(value)
+
+
+def load_reward(name: str, options: Mapping[str, Any], *, where: str) -> LoadedReward:
+    """
+    Args:
+        name: file name in hybridrl.rewards.rules, or module:name for code outside.
+        where: the config place, named in errors.
+
+    Raises:
+        ConfigError: no such reward, an option it does not take or needs, or one that cannot be called as a
+            reward.
+    """
+    plugin = registry.find(RULES, name, where=where)
+    is_class = isinstance(plugin, type)
+    check_options(
+        plugin,
+        options,
+        title=f"reward {name}",
+        where=where,
+        positional=0 if is_class else 2,
+        supplied=() if is_class else ("answer_field",),
+        beside=SECTION_KEYS,
+    )
+    function = _make(plugin, name, options, where) if is_class else partial(plugin, **options)
+    takes_answer_field = _takes_answer_field(function, name, where)
+    hang_score = getattr(function if is_class else plugin, "hang_score", None)
+    return LoadedReward(name, function, takes_answer_field, _place(plugin), hang_score)
+
+
+def _make(plugin: type, name: str, options: Mapping[str, Any], where: str) -> Callable[..., Any]:
+    try:
+        return plugin(**options)
+    except (ValueError, re.error) as error:
+        raise ConfigError(f"reward {name}: {error}", where=where) from error
+
+
+def _takes_answer_field(function: Callable[..., Any], name: str, where: str) -> bool:
+    try:
+        signature = inspect.signature(function)
+        kinds = signature.parameters.values()
+        takes_it = "answer_field" in signature.parameters or any(p.kind is p.VAR_KEYWORD for p in kinds)
+        signature.bind("", {}, **({"answer_field": ""} if takes_it else {}))
+    except TypeError as error:
+        raise ConfigError(
+            f"reward {name} cannot be called: {error}",
+            where=where,
+            fix="a reward takes (answer, row) and its options",
+        ) from error
+    return takes_it
+
+
+def _place(plugin: Callable) -> str:
+    source = plugin if inspect.isroutine(plugin) or isinstance(plugin, type) else type(plugin)
+    try:
+        return f"{inspect.getsourcefile(source)}:{inspect.getsourcelines(source)[1]}"
+    except (TypeError, OSError):  # a builtin, or code without a file
+        return ""

@@ -1,0 +1,188 @@
+"""Scores answers in child processes with a limit on every single item.
+
+Who waits for whom: score() waits for its children, and for none longer than the item it is at may take.
+    Items go out in chunks that shrink towards the end, so a chunk of trivial rewards costs one message, and
+    slow ones end together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Literal
+
+from hybridrl.config.schema import RewardConfig
+from hybridrl.errors import DeadlineError, HybridRLError, RewardError
+from hybridrl.rewards.children import Job, Load
+from hybridrl.rewards.processes import Child, Nursery, stack_place
+from hybridrl.rewards.score import Score
+
+__all__ = ["Score", "Scorer"]
+
+HANG_PART = "timeout"
+"""Part of the score of an answer that got the reward's hang_score."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """One call's items: what is to do, who is at what, what is done."""
+
+    answers: Sequence[str] | Literal["gold"]
+    rows: Sequence[Mapping[str, Any]]
+    uids: Sequence[str]
+    todo: list[range]
+    busy: dict[Connection, tuple[Child, range]] = field(default_factory=dict)
+    scores: dict[int, Score | None] = field(default_factory=dict)
+
+    def next_job(self, num_workers: int) -> tuple[range, Job]:
+        span = self.todo.pop()
+        size = -(-len(span) // (2 * num_workers))
+        if span[size:]:
+            self.todo.append(span[size:])
+        span = span[:size]
+        pick = slice(span.start, span.stop)
+        answers = self.answers if self.answers == "gold" else self.answers[pick]
+        return span, Job(answers, self.rows[pick], self.uids[pick])
+
+
+class Scorer:
+    """The reward of a config, in `num_workers` processes. For one thread; a `with` block or close() ends
+    the processes."""
+
+    def __init__(self, reward: RewardConfig, *, where: str = "reward") -> None:
+        """Start the processes and load the reward in them; this process never imports it.
+
+        Args:
+            where: the config place, named in errors.
+
+        Raises:
+            ConfigError: no such reward, or options that it does not take.
+            RewardError: the reward's module raises or dies while it is imported.
+            DeadlineError: the module does not finish importing.
+        """
+        self.reward, self._where = reward, where
+        self._nursery = Nursery(Load(reward.name, reward.options, reward.answer_field, where))
+        self._idle = [self._nursery.fork() for _ in range(reward.num_workers)]
+
+    def score(
+        self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]], uids: Sequence[str]
+    ) -> list[Score]:
+        """The score of each answer, in order.
+
+        Args:
+            rows: the source row of each answer's prompt.
+            uids: names each answer in an error.
+
+        Raises:
+            RewardError: the reward raised, returned something that is not a finite number, or its process
+                died.
+            DeadlineError: it did not return within timeout_s, and declares no hang_score.
+            After either, the scorer can be used again.
+        """
+        return [score for score in self._run(answers, rows, uids) if score is not None]
+
+    def score_gold(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[Score | None]:
+        """The scores that the rows' own reference answers get; None where the reward can make no answer of
+        them.
+
+        Raises: as score().
+        """
+        return self._run("gold", rows, uids)
+
+    def close(self) -> None:
+        """End the processes; nothing of them is left. Twice is once."""
+        self._nursery.close()
+        for child in self._idle:
+            child.close()
+        self._idle = []
+
+    def __enter__(self) -> "Scorer":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _run(
+        self, answers: Sequence[str] | Literal["gold"], rows: Sequence[Mapping[str, Any]], uids: Sequence[str]
+    ) -> list[Score | None]:
+        if not (len(uids) == len(rows) and (answers == "gold" or len(answers) == len(rows))):
+            raise ValueError(f"{len(answers)} answers, {len(rows)} rows and {len(uids)} uids")
+        work = _Work(answers, rows, uids, todo=[range(len(rows))] if rows else [])
+        try:
+            while work.todo or work.busy:
+                self._hand_out(work)
+                for jobs in wait(list(work.busy), timeout=self._patience(work)):
+                    self._collect(work, jobs)
+                self._end_hanging(work)
+        finally:
+            for child, _ in work.busy.values():
+                self._replace(child)
+        return [work.scores[i] for i in range(len(rows))]
+
+    def _hand_out(self, work: _Work) -> None:
+        while work.todo and self._idle:
+            child = self._idle.pop()
+            span, job = work.next_job(self.reward.num_workers)
+            work.busy[child.jobs] = (child, span)
+            child.progress.begin(0)
+            try:
+                child.jobs.send(job)
+            except ConnectionError:  # it died while idle; _collect tells why
+                pass
+
+    def _collect(self, work: _Work, jobs: Connection) -> None:
+        child, span = work.busy[jobs]
+        try:
+            result: list[Score | None] | HybridRLError = jobs.recv()
+        except (EOFError, ConnectionError) as error:
+            del work.busy[jobs]
+            raise self._died(child, span, work) from error
+        del work.busy[jobs]
+        self._idle.append(child)
+        if isinstance(result, HybridRLError):
+            raise result
+        work.scores.update(zip(span, result, strict=True))
+
+    def _patience(self, work: _Work) -> float:
+        """Seconds until the first of the items that are being scored is overdue."""
+        since = max((child.progress.read()[1] for child, _ in work.busy.values()), default=0.0)
+        return max(self.reward.timeout_s - since, 0.0)
+
+    def _end_hanging(self, work: _Work) -> None:
+        for child, span in list(work.busy.values()):
+            item, since_s = child.progress.read()
+            if since_s < self.reward.timeout_s or child.jobs.poll():
+                continue
+            place = child.stack()
+            if child.progress.read()[0] != item:  # it went on meanwhile: slow, and no longer late
+                continue
+            del work.busy[child.jobs]
+            self._replace(child)
+            self._give_hang_score(work, span, item, place)
+
+    def _give_hang_score(self, work: _Work, span: range, item: int, place: str) -> None:
+        if self._nursery.loaded.hang_score is None:
+            raise DeadlineError(
+                f"reward {self.reward.name} did not return for {work.uids[span[item]]} "
+                f"within {self.reward.timeout_s:g} s",
+                where=place or self._where,
+                fix="make it faster, or raise reward.timeout_s",
+            )
+        work.scores[span[item]] = Score(self._nursery.loaded.hang_score, {HANG_PART: 1.0})
+        work.todo += [part for part in (span[:item], span[item + 1 :]) if part]
+
+    def _died(self, child: Child, span: range, work: _Work) -> RewardError:
+        item, _ = child.progress.read()
+        place = stack_place(child.progress.stack())
+        reason = self._replace(child)
+        return RewardError(
+            f"reward {self.reward.name} on {work.uids[span[item]]}: {reason}",
+            where=place or self._nursery.loaded.place,
+            fix="a reward must return or raise, and leave its process alone",
+        )
+
+    def _replace(self, child: Child) -> str:
+        """End a child and fork another; says how it had died."""
+        reason = self._nursery.end(child)
+        self._idle.append(self._nursery.fork())
+        return reason

@@ -1,0 +1,146 @@
+"""The owner's side of scoring processes: start the nursery, have children forked and killed, tell why one
+died."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+from typing import Any
+
+from hybridrl.errors import DeadlineError, HybridRLError, RewardError, WorkerError
+from hybridrl.rewards.children import (
+    DUMP_SIGNAL,
+    LOAD_LIMIT_S,
+    SHARED_BYTES,
+    Load,
+    Loaded,
+    Progress,
+    innermost,
+)
+
+_BOOT = "import sys; fd, *sys.path = sys.argv[1:]; from hybridrl.rewards.children import main; main(int(fd))"
+_DUMP_WAIT_S = 0.5
+
+
+@dataclass(slots=True)
+class Child:
+    """A scoring process."""
+
+    pid: int
+    jobs: Connection
+    progress: Progress
+
+    def close(self) -> None:
+        """Let go of it; the nursery ends the process."""
+        self.jobs.close()
+        self.progress.close()
+
+    def stack(self) -> str:
+        """Where it is now, as "file:line in function"; empty where it does not say. Waits up to half a
+        second."""
+        os.kill(self.pid, DUMP_SIGNAL)
+        give_up = time.monotonic() + _DUMP_WAIT_S
+        while not (text := self.progress.stack()).endswith("\n") and time.monotonic() < give_up:
+            time.sleep(0.01)
+        return stack_place(text)
+
+
+class Nursery:
+    """The process that loaded the reward and forks children that score with it.
+
+    It is started with subprocess and not with multiprocessing, which would run the main module of a Ray
+    worker again.
+    """
+
+    def __init__(self, load: Load) -> None:
+        """
+        Raises:
+            ConfigError: no such reward, or options that it does not take.
+            RewardError: its module raises, or ends the process, while it is imported.
+            DeadlineError: it is still being imported after LOAD_LIMIT_S.
+        """
+        self.name = load.name
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _BOOT, str(theirs.fileno()), *sys.path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the owner
+            )
+        self._control = Connection(ours.detach())
+        try:
+            self.loaded = self._load(load)
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, load: Load) -> Loaded:
+        try:
+            self._control.send(load)
+            if not self._control.poll(LOAD_LIMIT_S):
+                raise DeadlineError(
+                    f"reward {load.name} was not imported within {LOAD_LIMIT_S} s", where=load.where
+                )
+            answer: Loaded | HybridRLError = self._control.recv()
+        except (EOFError, ConnectionError) as error:
+            reason = exit_reason(self._process.wait())
+            raise RewardError(f"reward {load.name} cannot be loaded: {reason}", where=load.where) from error
+        if isinstance(answer, HybridRLError):
+            raise answer
+        return answer
+
+    def fork(self) -> Child:
+        """A new child, ready for jobs."""
+        shared = os.memfd_create("hybridrl-reward")
+        os.ftruncate(shared, SHARED_BYTES)
+        ours, theirs = socket.socketpair()
+        with theirs:
+            pid = self._ask("fork", theirs.fileno(), shared)
+        return Child(pid, Connection(ours.detach()), Progress(shared))
+
+    def end(self, child: Child) -> str:
+        """Kill a child with all that it started; says how it had died if it was dead already."""
+        status = self._ask(child.pid)
+        child.close()
+        return exit_reason(os.waitstatus_to_exitcode(status))
+
+    def _ask(self, order: str | int, *descriptors: int) -> int:
+        try:
+            self._control.send(order)
+            for descriptor in descriptors:
+                send_handle(self._control, descriptor, self._process.pid)
+            return self._control.recv()
+        except (EOFError, ConnectionError) as error:
+            reason = exit_reason(self._process.wait())
+            raise WorkerError(f"the scoring processes of reward {self.name} are gone: {reason}") from error
+
+    def close(self) -> None:
+        """End the nursery and with it every child. Twice is once."""
+        self._control.close()
+        try:
+            self._process.wait(timeout=_DUMP_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def exit_reason(code: int) -> str:
+    """What a return code of subprocess says, in words."""
+    return (
+        f"its process was ended by {signal.Signals(-code).name}"
+        if code < 0
+        else f"its process exited with code {code}"
+    )
+
+
+def stack_place(text: str) -> str:
+    """The place in a stack that faulthandler wrote."""
+    frames: list[Any] = re.findall(r'^  File "(.+)", line (\d+) in (.+)$', text, re.MULTILINE)
+    return innermost([(file, int(line), name) for file, line, name in frames])

@@ -1,0 +1,1 @@
+"""Rule rewards: a file's name is its name in `reward: {name: ...}`."""

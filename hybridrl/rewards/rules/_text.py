@@ -1,0 +1,50 @@
+"""What the rules share: the reference of a row, and the last match of a pattern."""
+
+import re
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+
+def reference(row: Mapping[str, Any], answer_field: str) -> str:
+    """The reference answer of a row, as text.
+
+    Raises:
+        ValueError: the row has none, or it is not text or a number.
+    """
+    if answer_field not in row:
+        raise ValueError(f"the row has no {answer_field!r}; it has {', '.join(map(str, row))}")
+    value = row[answer_field]
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"the reference {answer_field!r} is {type(value).__name__}, not text or a number")
+    return str(value)
+
+
+def last_match(pattern: str, text: str) -> str | None:
+    """Text of the pattern's last match: of its first group where it has one. None: it does not match."""
+    found = find_last(pattern, text)
+    if found is None:
+        return None
+    return (found[1] if found.re.groups else found[0]) or ""
+
+
+def find_last(pattern: str, text: str) -> re.Match[str] | None:
+    """The pattern's last match."""
+    last = deque(re.finditer(pattern, text), maxlen=1)
+    return last[0] if last else None
+
+
+def extracted_reference(row: Mapping[str, Any], answer_field: str, pattern: str | None) -> str:
+    """The reference, or the part of it that a pattern finds.
+
+    Raises:
+        ValueError: as for reference(), or the pattern finds nothing: no answer to this row could ever be
+            right.
+    """
+    text = reference(row, answer_field)
+    if pattern is None:
+        return text
+    part = last_match(pattern, text)
+    if part is None:
+        raise ValueError(f"extract_reference {pattern!r} finds nothing in the reference {text!r:.80}")
+    return part

@@ -1,0 +1,65 @@
+"""The score that the reasoning-gym library gives an answer to one of its puzzles, in [0, 1].
+
+Scores rows of the task hybridrl.data.tasks.reasoning_gym; each dataset of the library brings its own scorer.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from reasoning_gym.factory import DATASETS
+from reasoning_gym.utils import extract_answer
+
+from hybridrl.registry import register
+
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    SyntaxError,
+    RecursionError,
+)
+"""What the library's scorers raise, several of them on any text that has not the form of an answer."""
+
+
+@register("reward", "reasoning_gym")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReasoningGym:
+    extract_tag: str | None = None
+    """Tag around the final answer: with `answer`, the last <answer>...</answer> is scored and an answer
+    without one earns 0. None: the whole answer is scored, white space around it aside."""
+
+    hang_score: ClassVar[float] = 0.0
+
+    def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> float:
+        entry = _entry(row, answer_field)
+        found = answer.strip() if self.extract_tag is None else extract_answer(answer, self.extract_tag)
+        if found is None:
+            return 0.0
+        scorer = _scorer(row["data_source"])
+        try:
+            return scorer(found, entry)
+        except UNREADABLE:
+            return 0.0
+
+    def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
+        answer = _entry(row, answer_field)["answer"]
+        if answer is None or self.extract_tag is None:
+            return answer
+        return f"<{self.extract_tag}>{answer}</{self.extract_tag}>"
+
+
+def _entry(row: Mapping[str, Any], answer_field: str) -> dict[str, Any]:
+    missing = [name for name in ("prompt", "metadata", "data_source", answer_field) if name not in row]
+    if missing:
+        raise ValueError(f"the row has no {missing[0]!r}: this reward scores rows of the task reasoning_gym")
+    return {"question": row["prompt"], "answer": row[answer_field], "metadata": row["metadata"]}
+
+
+@lru_cache
+def _scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
+    kind, config = DATASETS[dataset]
+    return kind(config=config()).score_answer

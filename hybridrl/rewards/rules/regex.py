@@ -1,0 +1,38 @@
+"""1 for an answer in which a pattern is found, else 0; a group of it may have to equal the reference."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hybridrl.registry import register
+from hybridrl.rewards.rules._text import find_last, reference
+
+
+@register("reward", "regex")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Regex:
+    pattern: str
+    """Python regular expression, searched anywhere in the answer; flags go inside, as in (?s)."""
+
+    group: int | str | None = None
+    """Group of the last match that must equal the reference, white space around it aside. None: a match is
+    enough."""
+
+    def __post_init__(self) -> None:
+        compiled = re.compile(self.pattern)
+        if isinstance(self.group, str) and self.group not in compiled.groupindex:
+            raise ValueError(f"pattern {self.pattern!r} has no group {self.group!r}")
+        if isinstance(self.group, int) and not 0 <= self.group <= compiled.groups:
+            raise ValueError(f"pattern {self.pattern!r} has {compiled.groups} groups, group = {self.group}")
+
+    def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> float:
+        if self.group is None:
+            return float(re.search(self.pattern, answer) is not None)
+        found = find_last(self.pattern, answer)
+        right = reference(row, answer_field).strip()
+        return 0.0 if found is None else float((found[self.group] or "").strip() == right)
+
+    def gold(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        """A pattern cannot be turned round into an answer that it matches."""
+        return None

@@ -1,0 +1,55 @@
+"""Several rewards added up: right answer plus a little for the right form, say.
+
+reward:
+  name: weighted_sum
+  parts:
+    correct: {name: math_verify, weight: 1.0}
+    format: {name: regex, weight: 0.1, pattern: '\\boxed\\{.+\\}'}
+"""
+
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
+from typing import Any
+
+from hybridrl.registry import register
+from hybridrl.rewards.plugin import LoadedReward, load_reward
+from hybridrl.rewards.score import read_score
+
+
+@register("reward", "weighted_sum")
+@dataclass(kw_only=True)
+class WeightedSum:
+    parts: InitVar[dict[str, dict[str, Any]]]
+    """Label -> {name, weight, options of that reward}. The label names the part in metrics."""
+
+    rewards: dict[str, tuple[float, LoadedReward]] = field(init=False)
+
+    hang_score: float | None = field(init=False)
+    """0 where a part has one: if that part hangs, none of the sum is known."""
+
+    def __post_init__(self, parts: dict[str, dict[str, Any]]) -> None:
+        if not parts:
+            raise ValueError("weighted_sum has no parts")
+        self.rewards = {label: _part(label, dict(options)) for label, options in parts.items()}
+        hang_scores = [reward.hang_score for _, reward in self.rewards.values()]
+        self.hang_score = None if all(score is None for score in hang_scores) else 0.0
+
+    def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> dict[str, float]:
+        """Each part as it is, before its weight, and their weighted sum as the reward."""
+        values = {
+            label: read_score(reward(answer, row, answer_field=answer_field)).reward
+            for label, (_, reward) in self.rewards.items()
+        }
+        return values | {"reward": sum(weight * values[label] for label, (weight, _) in self.rewards.items())}
+
+    def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
+        """Of the first part that has one."""
+        made = (reward.gold(row, answer_field=answer_field) for _, reward in self.rewards.values())
+        return next((gold for gold in made if gold is not None), None)
+
+
+def _part(label: str, options: dict[str, Any]) -> tuple[float, LoadedReward]:
+    if label == "reward" or "name" not in options or not isinstance(options.get("weight"), (int, float)):
+        raise ValueError(f"part {label!r} needs a name and a weight, and a label other than 'reward'")
+    name, weight = options.pop("name"), float(options.pop("weight"))
+    return weight, load_reward(name, options, where=f"reward.parts.{label}")
