@@ -9,10 +9,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "hybridrl"
-TREES = {path: ast.parse(path.read_text("utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {path: ast.parse(path.read_text("utf-8"), str(path)) for path in sorted(PACKAGE.rglob("*.py"))}
 
 PROCESS_EDGES: set[str] = {
     "cli.py:main",
+    "controller/loop.py:fill",
+    "observe/mlflow_sink.py:_serve",
+    "rewards/children.py:main",
+    "rewards/children.py:_work",
+    "rollout/sglang/channel.py:_answer",
+    "rollout/sglang/scheduler.py:_answer",
 }
 """Where a broad except ends an error's way: process edges, which hand it to the peer or to a person."""
 
