@@ -2,7 +2,7 @@
 
     prompts -> rollout -> reward -> buffer -> advantage -> columns -> minibatch steps -> weight sync
        ^                              |                                                      |
-       |                              +-- holds (max_lag + 1) * prompts_per_step slots <-----+ frees them
+       |                              +-- max_lag + 1 slots, each for one step <-------------+ frees one
        +-- fill() keeps the buffer full while the trainer works
 
 max_lag = 0 is synchronous; max_lag >= 1 overlaps rollout with training. Step k produces policy version k from
@@ -21,7 +21,7 @@ from hybridrl.algorithms.base import AdvantageEstimator
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import Config
 from hybridrl.controller.advantage import add_advantage
-from hybridrl.controller.buffer import RolloutBuffer
+from hybridrl.controller.buffer import RolloutBuffer, Rollouts
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.roles import Observer, PolicyTrainer, PromptSource, Reward, RolloutEngine, WeightSync
 from hybridrl.controller.sampling import train_sampling
@@ -55,7 +55,7 @@ async def run(cfg: Config, roles: Roles) -> None:
     await roles.sync.push(version)
     if version == 0:
         await evaluate(cfg, roles, version)
-    buffer = RolloutBuffer((cfg.batch.max_lag + 1) * cfg.batch.prompts_per_step)
+    buffer = RolloutBuffer(cfg.batch.max_lag + 1)
     filler = asyncio.create_task(fill(cfg, roles, buffer, first_step=version + 1))
     try:
         for step in range(version + 1, cfg.run.steps + 1):
@@ -69,8 +69,8 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
     observe, trainer = roles.observe, roles.trainer
     with observe.span("step"):
         with observe.span("wait_for_batch"):
-            groups = await buffer.take(cfg.batch.prompts_per_step)
-        batch = Batch.pack(step, groups)
+            rollouts = await buffer.take()
+        batch = Batch.pack(step, rollouts.groups)
         refuse_stale(batch, cfg.batch.max_lag)
         with observe.span("adv"):
             add_advantage(batch, roles.estimator)
@@ -83,21 +83,22 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
             swap = await roles.sync.push(step)
     observe.step(step, batch, reports, swap, metrics)
     await evaluate(cfg, roles, step)
-    await save(cfg, roles, step)
-    await buffer.release(cfg.batch.prompts_per_step)
+    await save(cfg, roles, step, rollouts)
+    await buffer.release()
 
 
 async def fill(cfg: Config, roles: Roles, buffer: RolloutBuffer, *, first_step: int) -> None:
     """Answer and score the prompts of one step after the other, as far ahead as the buffer has slots."""
     try:
         for step in range(first_step, cfg.run.steps + 1):
-            await buffer.reserve(cfg.batch.prompts_per_step)
+            await buffer.reserve()
             prompts = roles.prompts.take(cfg.batch.prompts_per_step)
+            position = roles.prompts.state_dict()
             with roles.observe.span("gen"):
                 groups = await roles.engine.generate(prompts, train_sampling(cfg, step))
             with roles.observe.span("reward"):
                 await roles.reward.score(groups, keep_text=kept_texts(cfg, step))
-            await buffer.put(groups)
+            await buffer.put(Rollouts(groups, position))
     except Exception as error:  # handed to train(), which raises it where the run can end
         await buffer.fail(error)
 
@@ -124,8 +125,8 @@ async def evaluate(cfg: Config, roles: Roles, step: int) -> None:
             roles.observe.evaluation(step, await roles.evaluator.run(step))
 
 
-async def save(cfg: Config, roles: Roles, step: int) -> None:
+async def save(cfg: Config, roles: Roles, step: int, rollouts: Rollouts) -> None:
     """A checkpoint at the end of the run and every save_every steps."""
     if step == cfg.run.steps or (cfg.run.save_every and step % cfg.run.save_every == 0):
         with roles.observe.span("save_checkpoint"):
-            await roles.trainer.save(step)
+            await roles.trainer.save(step, rollouts.position)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, SwapReport
@@ -14,9 +14,9 @@ class PromptSource(Protocol):
 
     def take(self, count: int) -> list[Prompt]: ...
 
-    def seek(self, count: int) -> None:
-        """Go to where the stream is after `count` prompts."""
-        ...
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class RolloutEngine(Protocol):
@@ -61,8 +61,8 @@ class PolicyTrainer(Protocol):
         """One optimizer step on minibatch `index` of the loaded batch."""
         ...
 
-    async def save(self, step: int) -> None:
-        """Write a checkpoint and commit it."""
+    async def save(self, step: int, position: Mapping[str, Any]) -> None:
+        """Write a checkpoint that holds the prompt source's position too, and commit it."""
         ...
 
 

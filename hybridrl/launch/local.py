@@ -30,7 +30,7 @@ from hybridrl.models import spec
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.sglang.engine import EngineSetup
-from hybridrl.trainer.megatron.setup import TrainerSetup
+from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import Prompt
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
@@ -57,7 +57,8 @@ def run(loaded: LoadedConfig, *, resume: bool) -> None:
     start_step = checkpoint.step if checkpoint else 0
     with terminal.working("data", "reading and tokenising prompts"):
         prompts, heldout = load_prompts(loaded)
-    prompts.seek(start_step * cfg.batch.prompts_per_step)
+    if checkpoint:
+        prompts.load_state_dict(checkpoint.position)
     with (
         RunObserver(cfg, terminal, resume_step=start_step if resume else None, num_devices=1) as observe,
         local_ray(num_workers=shape.trainer_ranks + shape.num_engines + 1) as logs,

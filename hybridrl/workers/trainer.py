@@ -6,7 +6,7 @@ Every method of TrainerWorker except `pid` is collective: RayTrainer calls it on
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import CheckpointError, VersionError
 from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
-from hybridrl.trainer.megatron import checkpoint as checkpoints
-from hybridrl.trainer.megatron.policy import MegatronPolicy, TrainerSetup
+from hybridrl.trainer import committed
+from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import PolicyVersion, StepReport
 
 
@@ -33,6 +33,8 @@ class TrainerWorker:
 
     def build(self, checkpoint: Path | None) -> None:
         """Build the model with the weights of the model folder, then those of `checkpoint` if there is one."""
+        from hybridrl.trainer.megatron.policy import MegatronPolicy  # seconds that the controller's process is spared
+
         self._policy = MegatronPolicy(self._setup)
         if checkpoint is not None:
             self._policy.restore(checkpoint)
@@ -55,8 +57,8 @@ class TrainerWorker:
         """Write this rank's share of the weights into the engines' parameters."""
         return self._writer.write(self._policy.tensors())
 
-    def save(self, folder: Path) -> None:
-        self._policy.save(folder)
+    def save(self, folder: Path, position: Mapping[str, Any]) -> None:
+        self._policy.save(folder, {"position": position})
 
     def export(self, folder: Path) -> None:
         self._policy.export(folder)
@@ -107,8 +109,8 @@ class RayTrainer:
             self.version = report.version
         return report
 
-    async def save(self, step: int) -> None:
-        await self._all("save", self._folder / f"step_{step:06d}")
+    async def save(self, step: int, position: Mapping[str, Any]) -> None:
+        await self._all("save", self._folder / f"step_{step:06d}", position)
         for old in whole_checkpoints(self._folder)[: -self._keep]:
             shutil.rmtree(old.folder)
 
@@ -125,6 +127,8 @@ class Checkpoint:
 
     step: int
     folder: Path
+    position: Mapping[str, Any]
+    """Of the prompt source."""
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -132,8 +136,8 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     found = []
     for path in sorted(folder.glob("step_*")):
         with contextlib.suppress(CheckpointError, ValueError):
-            checkpoints.check(path)
-            found.append(Checkpoint(int(path.name.removeprefix("step_")), path))
+            facts = committed.read(path)
+            found.append(Checkpoint(int(path.name.removeprefix("step_")), path, facts["position"]))
     return found
 
 

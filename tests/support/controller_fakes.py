@@ -37,8 +37,11 @@ class CountingPrompts:
             for i in range(first, self.taken)
         ]
 
-    def seek(self, count: int) -> None:
-        self.taken = count
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.taken = state["taken"]
 
 
 @dataclass
@@ -92,8 +95,8 @@ class World:
 
     num_minibatches = 2
 
-    async def save(self, step) -> None:
-        self.events.append(("save", step))
+    async def save(self, step, position) -> None:
+        self.events.append(("save", step, position))
 
     async def push(self, version) -> SwapReport:
         assert version == self.version

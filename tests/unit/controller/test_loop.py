@@ -70,10 +70,18 @@ def test_checkpoints_come_at_the_interval_and_at_the_end() -> None:
     assert [event[1] for event in world.events if event[0] == "save"] == [3, 5]
 
 
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_checkpoint_holds_the_position_after_the_prompts_that_were_trained_on(max_lag: int) -> None:
+    world = fakes.World(update_s=0.01)
+    play(fakes.config(batch={"max_lag": max_lag}), world)
+    saved = {event[1]: event[2] for event in world.events if event[0] == "save"}
+    assert saved == {3: {"taken": 12}, 6: {"taken": 24}}
+
+
 def test_a_resumed_run_samples_what_the_uninterrupted_one_samples() -> None:
     whole, rest = fakes.World(), fakes.World(version=3)
     play(fakes.config(), whole)
-    rest.prompts.seek(3 * 4)
+    rest.prompts.load_state_dict({"taken": 3 * 4})
     play(fakes.config(), rest)
     assert [batch.step for batch in rest.batches] == [4, 5, 6]
     assert [g.prompt.uid for g in rest.batches[0].groups] == [g.prompt.uid for g in whole.batches[3].groups]

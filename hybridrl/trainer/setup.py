@@ -1,0 +1,42 @@
+"""What a trainer rank is made from. Imports no Megatron: the controller's process makes these."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridrl.config.schema import ActorConfig, AlgorithmConfig
+from hybridrl.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerSetup:
+    """Everything that one trainer rank is made from; equal on all ranks but for `rank`."""
+
+    rank: int
+    """In [0, tp * dp * pp): tensor parallel fastest, then data, then pipeline."""
+
+    rendezvous: str
+    """Where the ranks meet: file:///path, or tcp://host:port."""
+
+    tp: int
+    pp: int
+    dp: int
+    model: ModelSpec
+    model_folder: Path
+    """Hugging Face format: the initial weights, which are the reference policy too."""
+
+    actor: ActorConfig
+    algorithm: AlgorithmConfig
+    temperature: float
+    """Of sampling; logits are divided by it."""
+
+    max_response_tokens: int
+    seed: int
+    num_optimizer_steps: int
+    """Of the whole run: the length of the learning-rate schedule."""
+
+    timeout_s: float
+    """A collective may take this long, then the ranks give up."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.dp * self.pp
