@@ -58,11 +58,14 @@ def _draw_training(axes: Axes, points: np.ndarray) -> None:
 
 def _draw_heldout(axes: Axes, points: np.ndarray) -> None:
     axes.plot(*points.T, "o-", color=_HELDOUT, linewidth=1.5, markersize=5, label="held-out", zorder=3)
-    for (step, reward), offset in zip(points[[0, -1]], ((8, 6), (-8, 8)), strict=True):
-        side = "left" if offset[0] > 0 else "right"
-        axes.annotate(
-            f"{reward:.2f}", (step, reward), offset, textcoords="offset points", color=_HELDOUT, ha=side
-        )
+    _label(axes, points[0], (8, 6), "left")
+    if len(points) > 1:
+        _label(axes, points[-1], (-8, 8), "right")
+
+
+def _label(axes: Axes, point: np.ndarray, offset: tuple[int, int], side: str) -> None:
+    text = f"{point[1]:.2f}"
+    axes.annotate(text, point, offset, textcoords="offset points", color=_HELDOUT, horizontalalignment=side)
 
 
 def running(value_N: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -83,6 +83,7 @@ class RunObserver:
             metrics: what the trainer measured; wins over what is computed here.
             minibatches: how the batch was dealt to ranks; none: nothing is said about their balance.
         """
+        self._begin()
         found = step_metrics(batch, reports, swap, self._clock.take(), self._limits)
         balance = balance_metrics(batch, minibatches) if minibatches else {}
         record = self._record("step", step, {**found, **balance, **memory_metrics(), **metrics})
@@ -97,6 +98,7 @@ class RunObserver:
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Publish a held-out evaluation, and end the span "testing" with it."""
+        self._begin()
         testing_s = self._clock.take_one("testing")
         record = self._record(
             "evaluation", step, {**metrics, **({} if testing_s is None else {"timing_s/testing": testing_s})}

@@ -48,7 +48,7 @@ def _heldout(metrics: Mapping[str, float]) -> str:
 
 
 COLUMNS = (
-    Column("step", 7, _number("training/global_step", ".0f")),
+    Column("step", 6, _number("training/global_step", ".0f")),
     Column("reward", 7, _number("critic/score/mean", ".2f")),
     Column("held-out", 8, _heldout),
     Column("length", 7, _number("response_length/mean", ".1f"), dropped=5),

@@ -1,0 +1,81 @@
+"""What is said of a run when it is over."""
+
+import observe_values as values
+
+from hybridrl.observe.summary import closing_lines, summarise, versions
+
+STEP = {
+    "timing_s/step": 4.0,
+    "timing_s/gen": 2.0,
+    "timing_s/update_actor": 1.5,
+    "sync/checksum_ok": 1.0,
+    "perf/total_num_tokens": 100.0,
+    "training/first_ratio_max_abs_err": 0.0,
+}
+
+
+def run(**last) -> list:
+    """Two steps between two evaluations; `last` changes metrics of the second."""
+    gap = "training/rollout_logp_diff_max"
+    first, second = STEP | {gap: 2e-6}, STEP | {gap: 1e-6}
+    return [
+        values.heldout(0, 0.1),
+        values.record(1, **first),
+        values.record(2, **(second | last)),
+        values.record(2, kind="evaluation", **{"val-core/a/reward/mean_at_1": 0.9, "timing_s/testing": 0.5}),
+    ]
+
+
+def test_a_run_in_numbers() -> None:
+    assert summarise(run(), {"save_checkpoint": 3.0}) == {
+        "heldout_before": 0.1,
+        "heldout_after": 0.9,
+        "train_wall_s": 2.0,
+        "steps": 2,
+        "logprob_max_abs_diff": 2e-6,
+        "first_ratio_max_abs_err": 0.0,
+        "swap_checksums_ok": True,
+        "swaps": 2,
+        "overhead_share": 0.125,
+        "seconds_by_phase": {
+            "save_checkpoint": 3.0,
+            "step": 8.0,
+            "gen": 4.0,
+            "update_actor": 3.0,
+            "testing": 0.5,
+        },
+        "tokens": 200,
+    }
+
+
+def test_one_bad_step_shows() -> None:
+    records = run(**{"sync/checksum_ok": 0.0, "training/first_ratio_max_abs_err": 0.5})
+    summary = summarise(records, {})
+    assert (summary["swap_checksums_ok"], summary["first_ratio_max_abs_err"]) == (False, 0.5)
+    assert "CHECKSUMS DIFFER" in closing_lines(summary, "reward", {}, [])[1]
+
+
+def test_a_swap_that_was_not_checked_is_not_called_good() -> None:
+    assert summarise([values.record(1, **{"timing_s/step": 1.0})], {})["swap_checksums_ok"] is False
+
+
+def test_what_was_not_measured_is_null() -> None:
+    summary = summarise([], {})
+    missing = ("heldout_before", "heldout_after", "logprob_max_abs_diff", "swap_checksums_ok")
+    assert [summary[name] for name in missing] == [None] * 4
+    assert closing_lines(summary, "reward", {}, []) == ["done in 0 steps, 0 ms"]
+
+
+def test_the_last_lines() -> None:
+    following = [("hybridrl launch b.yaml", "a real model"), ("hybridrl plan c.yaml", "a cluster")]
+    assert closing_lines(summarise(run(), {}), "accuracy", {"curve": "runs/a/reward.png"}, following) == [
+        "held-out accuracy 0.10 -> 0.90 in 2 steps, 2.0 s",
+        "trainer and engine agree to 2.0e-06 nats; 2 swaps, all checksums equal",
+        "  curve    runs/a/reward.png",
+        "next: hybridrl launch b.yaml   a real model",
+        "      hybridrl plan c.yaml     a cluster",
+    ]
+
+
+def test_versions_are_those_installed() -> None:
+    assert {"torch", "numpy"} <= versions().keys()
