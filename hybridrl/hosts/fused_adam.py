@@ -1,0 +1,54 @@
+"""Adam with the contract of the fused GPU optimizers: the step count is kept in the parameter group, not per parameter.
+
+Megatron's DistributedOptimizer saves and loads a fused optimizer through a code path of its own; with this class a CPU run
+takes the same one.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """The owner sets exp_avg and exp_avg_sq of every parameter to 0 before the first step, as Megatron does."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        adam_w_mode: bool,
+    ) -> None:
+        """
+        Args:
+            adam_w_mode: True decouples weight decay from the gradient (AdamW), False adds it to the gradient (Adam).
+        """
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        self._update = adamw if adam_w_mode else adam
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            params = [p for p in group["params"] if p.grad is not None]
+            self._update(
+                params,
+                [p.grad for p in params],
+                [self.state[p]["exp_avg"] for p in params],
+                [self.state[p]["exp_avg_sq"] for p in params],
+                [],
+                [torch.tensor(group["step"] - 1.0) for _ in params],  # torch adds the 1 itself
+                foreach=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )

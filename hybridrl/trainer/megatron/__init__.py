@@ -1,0 +1,8 @@
+"""Policy training on Megatron-core.
+
+Importing this package prepares the host first: on a machine without CUDA, Megatron has to be imported in a special way.
+"""
+
+from hybridrl.hosts import cpu
+
+cpu.install()

@@ -1,0 +1,139 @@
+"""Checkpoints of model, optimizer, schedule and random state through Megatron's dist_checkpointing, committed atomically.
+
+Everything is written into FOLDER.tmp and flushed to disk; a last file, COMMITTED, lists every file with its size; then the
+folder gets its name. A checkpoint without that list, or that does not match it, is refused: it was cut short.
+Who waits for whom: rank 0 makes the folder, all wait; all write, rank 0 waits for all and commits, all wait for it.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import save as torch_save
+
+from hybridrl.errors import CheckpointError
+from hybridrl.trainer import committed
+from hybridrl.trainer.megatron.model import policy_model
+from hybridrl.trainer.megatron.optimizer import Optimizer
+
+# Megatron's "fully_reshardable" format zeroes parts of the state of tied models under pipeline parallelism (0.16.1).
+_METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
+
+
+def save(
+    folder: Path,
+    model: DistributedDataParallel,
+    optimizer: Optimizer,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a new checkpoint. *Collective*.
+
+    Args:
+        facts: what the commit record is to hold besides; JSON.
+
+    Raises:
+        CheckpointError: the folder exists; nothing was written.
+    """
+    if folder.exists():
+        raise CheckpointError(
+            f"{folder} exists already", fix="checkpoints are never overwritten: choose another folder"
+        )
+    unfinished = folder.with_name(folder.name + ".tmp")
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it saved
+        unfinished.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(
+        _state(model, optimizer, loading=False), str(unfinished), _WriteHere("torch_dist", 1)
+    )
+    dist.barrier()
+    if dist.get_rank() == 0:
+        committed.commit(unfinished, folder, {**(facts or {}), "topology": _topology()})
+    dist.barrier()
+
+
+def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) -> None:
+    """Load a checkpoint into a model and optimizer of the same topology. *Collective*.
+
+    Raises:
+        CheckpointError: it is not whole, or of another topology; nothing was changed.
+    """
+    check(folder)
+    state = dist_checkpointing.load(_state(model, optimizer, loading=True), str(folder))
+    with torch.no_grad():  # Megatron copies into views of parameters
+        policy_model(model).load_state_dict(state["model"])
+        optimizer.megatron.load_state_dict(state["optimizer"])
+    optimizer.num_steps_done = state["num_steps_done"]
+    torch.set_rng_state(state["random"]["torch"])
+    get_cuda_rng_tracker().set_states(state["random"]["tracker"])
+
+
+def check(folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the checkpoint is not whole, or was made by ranks that shared the model in another way.
+    """
+    made_with = committed.read(folder)["topology"]
+    if made_with != _topology():
+        raise CheckpointError(
+            f"{folder} was made with {made_with}, this run has {_topology()}",
+            fix="use actor.parallel as it was",
+        )
+
+
+def _topology() -> dict[str, int]:
+    return {
+        "tp": parallel_state.get_tensor_model_parallel_world_size(),
+        "pp": parallel_state.get_pipeline_model_parallel_world_size(),
+        "dp": parallel_state.get_data_parallel_world_size(),
+    }
+
+
+def _state(model: DistributedDataParallel, optimizer: Optimizer, *, loading: bool) -> dict[str, Any]:
+    tensors = policy_model(model).sharded_state_dict(metadata=dict(_METADATA))
+    return {
+        "model": tensors,
+        "optimizer": optimizer.megatron.sharded_state_dict(
+            tensors, is_loading=loading, metadata=dict(_METADATA)
+        ),
+        "num_steps_done": optimizer.num_steps_done,
+        "random": _random_state(),
+    }
+
+
+def _random_state() -> ShardedObject:
+    """Every rank has its own."""
+    state = {"torch": torch.get_rng_state(), "tracker": get_cuda_rng_tracker().get_states()}
+    return ShardedObject("random", state, (dist.get_world_size(),), (dist.get_rank(),))
+
+
+class _WriteHere(TorchDistSaveShardedStrategy):
+    """Megatron's file format, written by this process; Megatron's own writer forks, which threads of Ray would not survive."""
+
+    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
+        sharded, _, _ = _replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        planner = MCoreSavePlanner(
+            dedup_replicated_tensors=not self.keep_only_main_replica, flatten_state_dict=False
+        )
+        torch_save(
+            mcore_to_pyt_state_dict(sharded, False),
+            storage_writer=FileSystemWriter(checkpoint_dir),
+            planner=planner,
+        )

@@ -1,0 +1,148 @@
+"""The policy: Megatron's GPT model on one pipeline stage, with outputs only where a token is trained on.
+
+Shape letters: T packed tokens, R trained tokens, V vocabulary entries of this rank.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
+from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from hybridrl.errors import ModelError
+from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.megatron.layers import layer_spec
+from hybridrl.trainer.megatron.packing import Microbatch, Packing
+
+
+class PolicyModel(GPTModel):
+    """GPT whose output layer sees the rows before trained tokens and nothing else."""
+
+    def __init__(self, config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int) -> None:
+        first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+        super().__init__(
+            config,
+            layer_spec(config, spec.num_layers // config.pipeline_model_parallel_size),
+            vocab_size=padded_vocab_size,
+            max_sequence_length=spec.max_positions,
+            pre_process=first,
+            post_process=last,
+            share_embeddings_and_output_weights=spec.tied,
+            position_embedding_type="rope",
+        )
+        self.rotary_pos_emb.inv_freq = inverse_frequencies(spec)
+        share = padded_vocab_size // config.tensor_model_parallel_size
+        self.first_entry = share * parallel_state.get_tensor_model_parallel_rank()
+        self.num_entries = max(0, min(share, spec.vocab_size - self.first_entry))
+
+    def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
+        """Logits of the trained tokens without the padding of the vocabulary, [R, V]; on other stages the hidden states."""
+        if not self.post_process:
+            return hidden_states
+        weight = (
+            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        )
+        logits_R1V, _ = self.output_layer(
+            hidden_states.index_select(0, packed_seq_params.predict_R), weight=weight
+        )
+        return logits_R1V.squeeze(1)[:, : self.num_entries]
+
+
+def build(
+    config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int, device: torch.device
+) -> DistributedDataParallel:
+    """This stage's model, with all parameters 0, gradients of fp32 and a data-parallel gradient buffer. *Collective*."""
+    model: torch.nn.Module = PolicyModel(config, spec, padded_vocab_size).to(device)
+    _mark_tensor_parallel(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    if config.bf16:
+        model = Float16Module(config, model)
+    options = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    return DistributedDataParallel(config, options, model)
+
+
+def _mark_tensor_parallel(model: torch.nn.Module) -> None:
+    """Tell weights of which each rank has a part from those that it has in full, which count once in the gradient norm.
+
+    Megatron does so while it initialises weights, which we skip.
+    """
+    dims = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
+    for module in model.modules():
+        if type(module) in dims and module.weight is not None:
+            set_tensor_model_parallel_attributes(
+                module.weight, is_parallel=True, dim=dims[type(module)], stride=1
+            )
+
+
+def policy_model(model: torch.nn.Module) -> PolicyModel:
+    """The model inside Megatron's wrappers."""
+    while not isinstance(model, PolicyModel):
+        model = model.module
+    return model
+
+
+def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Parameters of this rank under their names in the whole model: layers carry their global index, from 0."""
+    inner = policy_model(model)
+    for name, parameter in inner.named_parameters():
+        if name.startswith("decoder.layers."):
+            _, _, local, rest = name.split(".", 3)
+            name = f"decoder.layers.{inner.decoder.layers[int(local)].layer_number - 1}.{rest}"
+        yield name, parameter
+
+
+def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:
+    """Logits [R, V] on the last pipeline stage, hidden states elsewhere."""
+    return model(
+        input_ids=microbatch.token_T.unsqueeze(0),
+        position_ids=microbatch.position_T.unsqueeze(0),
+        attention_mask=None,
+        packed_seq_params=microbatch.packing,
+    )
+
+
+def inverse_frequencies(spec: ModelSpec) -> Tensor:
+    """Radians per position of each pair of a head's dims, float32 [head_dim / 2].
+
+    Raises:
+        ModelError: a kind of rope scaling that is not supported.
+    """
+    exponent = torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim
+    frequency = 1.0 / (spec.rope_theta**exponent)
+    if spec.rope_scaling is None:
+        return frequency
+    kind = spec.rope_scaling["rope_type"]
+    if kind != "llama3":
+        raise ModelError(
+            f"rope scaling {kind!r} is not supported", fix="use a model with default or llama3 scaling"
+        )
+    return _llama3(frequency, **{k: v for k, v in spec.rope_scaling.items() if k != "rope_type"})
+
+
+def _llama3(
+    frequency: Tensor,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
+) -> Tensor:
+    """Llama 3.1: slow dims are slowed by `factor`, fast ones kept, and those between are interpolated."""
+    turns = (
+        original_max_position_embeddings * frequency / (2 * math.pi)
+    )  # in the context that the model was trained on
+    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
+    return frequency * (kept + (1 - kept) / factor)
