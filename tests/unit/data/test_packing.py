@@ -1,0 +1,151 @@
+"""Every trajectory once an epoch, no microbatch over its budget, ranks and microbatches even."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridrl.batch import Batch
+from hybridrl.data.packing import packing_metrics, plan_minibatches
+from hybridrl.errors import ConfigError
+from hybridrl.types import Group, Prompt, Trajectory
+
+
+def batch_of(lengths, *, step=1, trained=None):
+    """A batch with the given trajectory lengths, per group."""
+    groups = []
+    for g, members in enumerate(lengths):
+        trajectories = [
+            Trajectory(
+                row=i,
+                prompt_tokens=1,
+                response_tokens=n - 1,
+                trained_tokens=n - 1 if trained is None else trained[g][i],
+                finish="stop",
+                version=0,
+                reward=0.0,
+            )
+            for i, n in enumerate(members)
+        ]
+        groups.append(Group(Prompt(f"train/{g}", (1,), {}), trajectories, block=None))
+    return Batch.pack(step, groups)
+
+
+def plan(batch, *, minibatch_prompts=2, epochs=1, num_ranks=1, microbatch_tokens=100, seed=0):
+    return plan_minibatches(
+        batch,
+        minibatch_prompts=minibatch_prompts,
+        epochs=epochs,
+        num_ranks=num_ranks,
+        microbatch_tokens=microbatch_tokens,
+        seed=seed,
+    )
+
+
+def members(minibatch):
+    return [i for rank in minibatch.rows for microbatch in rank for i in microbatch]
+
+
+lengths = st.lists(st.lists(st.integers(2, 100), min_size=1, max_size=9), min_size=1, max_size=12)
+settings_of_a_plan = st.fixed_dictionaries(
+    {
+        "minibatch_prompts": st.integers(1, 5),
+        "epochs": st.integers(1, 3),
+        "num_ranks": st.integers(1, 5),
+        "microbatch_tokens": st.integers(100, 300),
+        "seed": st.integers(0, 10),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths, settings_of_a_plan)
+def test_a_plan_is_a_partition_within_its_budget(lengths, options):
+    batch = batch_of(lengths)
+    found = plan(batch, **options)
+    per_epoch = -(-len(lengths) // options["minibatch_prompts"])
+    assert [mb.index for mb in found] == list(range(per_epoch * options["epochs"]))
+    for epoch in range(options["epochs"]):
+        part = found[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert sorted(i for mb in part for i in members(mb)) == list(range(len(batch)))
+    for mb in found:
+        loads = [[int(batch.length_N[list(m)].sum()) for m in rank] for rank in mb.rows]
+        flat = [load for rank in loads for load in rank]
+        rows = members(mb)
+        assert len(mb.rows) == options["num_ranks"] and len({len(rank) for rank in mb.rows}) == 1
+        assert max(flat) <= options["microbatch_tokens"]
+        assert len(rows) < len(flat) or min(flat) > 0
+        longest = int(batch.length_N[rows].max())
+        assert max(flat) - min(flat) <= longest
+        totals = [sum(rank) for rank in loads]
+        assert max(totals) - min(totals) <= longest
+        assert mb.num_tokens == batch.trained_N[rows].sum()
+        assert mb.num_sequences == np.count_nonzero(batch.trained_N[rows])
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths, settings_of_a_plan)
+def test_a_minibatch_holds_whole_groups(lengths, options):
+    batch = batch_of(lengths)
+    for mb in plan(batch, **options):
+        groups = set(batch.group_N[members(mb)].tolist())
+        assert len(groups) <= options["minibatch_prompts"]
+        assert sorted(members(mb)) == [i for i in range(len(batch)) if batch.group_N[i] in groups]
+
+
+def test_each_epoch_and_each_step_has_its_own_order_and_one_seed_one_plan():
+    lengths = [[10, 20]] * 16
+    one = plan(batch_of(lengths), epochs=2)
+    assert one == plan(batch_of(lengths), epochs=2)
+    assert {tuple(members(mb)) for mb in one[:8]} != {tuple(members(mb)) for mb in one[8:]}
+    assert one[:8] != plan(batch_of(lengths, step=2), epochs=1)
+    assert one[:8] != plan(batch_of(lengths), epochs=1, seed=1)
+    assert one[:8] == plan(batch_of(lengths), epochs=1)
+
+
+def test_as_few_microbatches_as_the_tokens_allow():
+    batch = batch_of([[50, 50, 30, 70], [100, 60, 40]])
+    [mb] = plan(batch, microbatch_tokens=100, num_ranks=2)
+    assert [len(rank) for rank in mb.rows] == [2, 2]
+
+
+def test_fewer_trajectories_than_ranks_leave_some_ranks_empty():
+    [mb] = plan(batch_of([[5], [7]]), num_ranks=4)
+    assert sorted(rank[0] for rank in mb.rows) == [(), (), (0,), (1,)]
+
+
+def test_the_fullest_microbatch_of_a_rank_comes_first():
+    batch = batch_of([[90, 80, 30, 20, 5, 4]])
+    [mb] = plan(batch, microbatch_tokens=100)
+    loads = [int(batch.length_N[list(m)].sum()) for m in mb.rows[0]]
+    assert loads == sorted(loads, reverse=True)
+
+
+def test_answers_without_trained_tokens_are_carried_but_not_counted():
+    [mb] = plan(batch_of([[10, 10], [10]], trained=[[0, 4], [5]]))
+    assert sorted(members(mb)) == [0, 1, 2]
+    assert (mb.num_tokens, mb.num_sequences) == (9, 2)
+
+
+def test_a_trajectory_longer_than_a_microbatch_names_both_numbers():
+    with pytest.raises(
+        ConfigError, match=r"microbatch_tokens = 64, a trajectory of step 3 has 65.*=65 or more"
+    ):
+        plan(batch_of([[10, 65]], step=3), microbatch_tokens=64)
+
+
+def test_packing_metrics_of_a_plan_worked_out_by_hand():
+    batch = batch_of([[60, 10], [20, 10]])
+    [mb] = plan(batch, num_ranks=2, microbatch_tokens=80)
+    # Ranks: 60 | 20 + 10 + 10; in order: 60 + 10 | 20 + 10.
+    assert packing_metrics([mb], batch, 80) == {
+        "global_seqlen/min": 30,
+        "global_seqlen/max": 70,
+        "global_seqlen/minmax_diff": 40,
+        "global_seqlen/balanced_min": 40,
+        "global_seqlen/balanced_max": 60,
+        "global_seqlen/mean": 50,
+        "packing/microbatches": 1,
+        "packing/fill": 100 / 160,
+        "packing/imbalance": pytest.approx(0.2),
+    }
