@@ -1,0 +1,181 @@
+"""Swaps into memory that engines exported: every engine holds what its own loader would have loaded."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shard_oracle import hf_tensors, megatron_shard, sglang_shard, specs, tiny, tp_sizes
+
+from hybridrl.errors import SwapError
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.reshard.checksum import MODULUS, checksum
+from hybridrl.reshard.swap import SwapWriter
+from hybridrl.reshard.transports import shm
+
+
+def engine_of(layout, dtype=torch.float32):
+    """Live parameters of an engine, and what it exports."""
+    ranks = [
+        {name: torch.zeros(shard.shape, dtype=dtype) for name, shard in layout.shards(rank).items()}
+        for rank in range(layout.world_size)
+    ]
+    return ranks, (layout, [{name: shm.export(t) for name, t in tensors.items()} for tensors in ranks])
+
+
+def trainer_of(layout, seed=0):
+    hf = hf_tensors(layout.spec, seed)
+    sizes = {"tp": layout.tp, "pp": layout.pp, "vocab_multiple": layout.vocab_multiple}
+    return [
+        megatron_shard(layout.spec, hf, rank_tp=r % layout.tp, rank_pp=r // (layout.tp * layout.dp), **sizes)
+        for r in range(layout.world_size)
+    ]
+
+
+def added(written):
+    total = {}
+    for share in written:
+        for key, value in share.checksums.items():
+            total[key] = (total.get(key, 0) + value) % MODULUS
+    return total
+
+
+def sums(engines):
+    return {
+        (e, rank, name): checksum(tensor)
+        for e, ranks in enumerate(engines)
+        for rank, tensors in enumerate(ranks)
+        for name, tensor in tensors.items()
+    }
+
+
+@st.composite
+def setups(draw):
+    spec = draw(specs())
+    sizes = tp_sizes(spec)
+    source = MegatronLayout(
+        spec,
+        tp=draw(st.sampled_from(sizes)),
+        pp=draw(st.sampled_from([n for n in (1, 2) if spec.num_layers % n == 0])),
+        dp=draw(st.integers(1, 2)),
+    )
+    return source, [
+        SGLangLayout(spec, tp=tp) for tp in draw(st.lists(st.sampled_from(sizes), min_size=1, max_size=2))
+    ]
+
+
+@settings(max_examples=30)
+@given(setups())
+def test_engines_hold_what_their_loader_would_have_loaded(drawn):
+    source, layouts = drawn
+    engines, exports = zip(*(engine_of(layout) for layout in layouts))
+    writers = [SwapWriter(source, rank, exports) for rank in range(source.world_size)]
+    assert len({writer.plan_hash for writer in writers}) == 1
+    for seed in (0, 1):
+        written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source, seed))]
+        hf = hf_tensors(source.spec, seed)
+        for layout, ranks in zip(layouts, engines):
+            for rank, tensors in enumerate(ranks):
+                expected = sglang_shard(source.spec, hf, tp=layout.tp, rank=rank)
+                assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+        assert added(written) == sums(engines)
+        assert max(share.staging_bytes for share in written) == 0
+
+
+def swap(source=None, layout=None, dtype=torch.float32):
+    source = source or MegatronLayout(tiny(), tp=2, pp=2)
+    layout = layout or SGLangLayout(source.spec, tp=2)
+    ranks, export = engine_of(layout, dtype)
+    writers = [SwapWriter(source, rank, [export]) for rank in range(source.world_size)]
+    return source, ranks, writers
+
+
+def test_weights_are_cast_to_the_dtype_of_the_engine():
+    source, ranks, writers = swap(dtype=torch.bfloat16)
+    written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source))]
+    expected = sglang_shard(source.spec, hf_tensors(source.spec), tp=2, rank=1)
+    assert all(torch.equal(ranks[1][name], expected[name].bfloat16()) for name in expected)
+    assert added(written) == sums([ranks])
+    assert all(share.staging_bytes > 0 for share in written)
+
+
+def test_bytes_written_are_the_bytes_that_engines_hold():
+    source, ranks, writers = swap()
+    written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source))]
+    held = [
+        s.rows and sum(r.length for r in s.rows) * sum(c.length for c in s.cols)
+        for s in shards_of(ranks, source)
+    ]
+    assert sum(share.bytes for share in written) == 4 * sum(held)
+
+
+def shards_of(ranks, source):
+    layout = SGLangLayout(source.spec, tp=len(ranks))
+    return [shard for rank in range(layout.tp) for shard in layout.shards(rank).values()]
+
+
+@pytest.mark.parametrize("fault", ["bit", "old", "moved"])
+def test_damage_after_the_write_shows_in_the_checksums(fault):
+    source, ranks, writers = swap()
+    written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source))]
+    weight = ranks[1]["model.layers.2.self_attn.qkv_proj.weight"]
+    if fault == "bit":
+        weight.view(torch.int32)[3, 1] ^= 1
+    elif fault == "old":
+        weight[2] = 0.0
+    else:
+        weight[[0, 1]] = weight[[1, 0]]
+    expected, found = added(written), sums([ranks])
+    assert [key for key in expected if expected[key] != found[key]] == [
+        (0, 1, "model.layers.2.self_attn.qkv_proj.weight")
+    ]
+
+
+def test_a_rank_that_did_not_write_shows_in_the_checksums():
+    source, ranks, writers = swap()
+    written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source))][1:]
+    writers[0].write(trainer_of(source, seed=1)[0])
+    assert added(written) != sums([ranks])
+
+
+def test_an_engine_tensor_of_padding_only_has_a_checksum_too():
+    spec = tiny(vocab_size=20)
+    source, ranks, writers = swap(MegatronLayout(spec), SGLangLayout(spec, tp=4))
+    written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source))]
+    assert added(written) == sums([ranks])
+
+
+def test_engines_that_are_not_as_declared_are_refused():
+    source = MegatronLayout(tiny())
+    layout, exported = engine_of(SGLangLayout(source.spec, tp=2))[1]
+    name = "model.layers.0.mlp.down_proj.weight"
+    down = exported[1][name]
+    broken = {
+        "exported 1 ranks, its layout has 2": exported[:1],
+        f"only one of the engine and its layout has {name}": [
+            exported[0],
+            {k: v for k, v in exported[1].items() if k != name},
+        ],
+        "only one of the engine and its layout has rotary": [exported[0], exported[1] | {"rotary": down}],
+        r"is \(4, 6\), its layout says \(6, 4\)": [
+            exported[0],
+            exported[1] | {name: replace(down, shape=(4, 6))},
+        ],
+        "has gaps": [exported[0], exported[1] | {name: replace(down, stride=(1, 6))}],
+    }
+    for message, ranks in broken.items():
+        with pytest.raises(SwapError, match=message):
+            SwapWriter(source, 0, [(layout, ranks)])
+
+
+def test_a_trainer_whose_tensors_are_not_as_declared_writes_nothing():
+    source, ranks, writers = swap(MegatronLayout(tiny()))
+    tensors = trainer_of(source)[0]
+    name = "decoder.layers.3.mlp.linear_fc2.weight"
+    with pytest.raises(SwapError, match=f"did not give {name}"):
+        writers[0].write({k: v for k, v in tensors.items() if k != name})
+    with pytest.raises(SwapError, match=r"is \(5, 8\), its layout says \(6, 8\)"):
+        writers[0].write(tensors | {name: tensors[name][:5]})
+    assert all(tensor.count_nonzero() == 0 for rank in ranks for tensor in rank.values())
