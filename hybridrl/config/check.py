@@ -179,7 +179,7 @@ def lag_is_shorter_than_the_run(loaded: LoadedConfig, world: World) -> Iterator[
 def schedule_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
     config, optimizer = loaded.config, loaded.config.actor.optimizer
     updates = config.run.steps * optimizer_steps(config)
-    if optimizer.warmup_steps >= updates:
+    if optimizer.warmup_steps and optimizer.warmup_steps >= updates:
         yield ConfigError(
             f"actor.optimizer.warmup_steps = {optimizer.warmup_steps} never ends, "
             f"the run has {updates} optimizer steps",

@@ -108,7 +108,7 @@ def _kind(annotation: Any, field: FieldInfo) -> str:
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
     if get_origin(annotation) is tuple:
-        return f"a list of {len(get_args(annotation))} numbers"
+        return "a list" if ... in get_args(annotation) else f"a list of {len(get_args(annotation))} numbers"
     bounds = [*field.metadata, *getattr(annotation, "__metadata__", ())]
     base = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
     noun = {int: "integer", float: "number", bool: "true or false", str: "text"}[base]

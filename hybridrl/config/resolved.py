@@ -10,8 +10,8 @@ from hybridrl.config.strict_yaml import inline
 def as_yaml(loaded: LoadedConfig) -> str:
     """YAML of all values, one a line, with the origin of each as a comment."""
     lines = list(_lines(loaded))
-    column = min(60, max(len(line) for line, _ in lines)) + 2
-    body = [f"{line:<{column}}# {origin}" if origin else line for line, origin in lines]
+    column = min(60, max(len(line) for line, _ in lines))
+    body = [f"{line:<{column}}  # {origin}" if origin else line for line, origin in lines]
     return "\n".join([f"# hybridrl {__version__}, from {loaded.file}", *body]) + "\n"
 
 

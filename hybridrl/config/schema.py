@@ -1,6 +1,7 @@
-"""Every key of a config, once, with its only default. The text under a key is what `hybridrl config explain` prints.
+"""Every key of a config, once, with its only default. `hybridrl config explain` prints the text under a key.
 
-Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in check.py, presets in presets.py.
+Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in check.py, presets in
+presets.py.
 """
 
 from typing import Any, Literal
@@ -26,7 +27,7 @@ class Section(BaseModel):
 
 
 class PluginConfig(BaseModel):
-    """A plug-in and its own options, which the plug-in declares and checks; every further key is one of them."""
+    """A plug-in and its own options, which the plug-in declares and checks: every further key is one."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -45,10 +46,10 @@ class PluginConfig(BaseModel):
 
 class ModelConfig(Section):
     path: str
-    """Folder in Hugging Face format (config.json, safetensors, tokenizer), or a hub name."""
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer)."""
 
     make: str | None = None
-    """module:function that writes `path` when it is absent, called as function(folder, seed); None: `path` must exist."""
+    """module:function that writes `path` when it is absent, called as function(folder, seed)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,7 +58,7 @@ class ModelConfig(Section):
 
 
 class SourceConfig(BaseModel):
-    """Where prompts come from: a file, or a procedural task with its own options (every further key is one of them)."""
+    """Where prompts come from: a file, or a procedural task with its options (every further key is one)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -123,13 +124,13 @@ class KLConfig(Section):
     estimator: str = "k3"
     """File name in hybridrl.algorithms.kl."""
 
-    place: Literal["loss", "reward"] = Field("loss", alias="in")
+    place: Literal["loss", "reward"] = Field(default="loss", alias="in")
     """loss: added to the objective; reward: subtracted from each token's reward before the advantage."""
 
 
 class AlgorithmConfig(Section):
     preset: str | None = None
-    """A named row of choices for the keys below (`hybridrl algo list`); keys given beside it win."""
+    """A named row of choices for the keys below; keys given beside it win."""
 
     samples_per_prompt: PositiveInt = 8
     """Answers sampled for each prompt: the group."""
@@ -148,19 +149,26 @@ class AlgorithmConfig(Section):
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""
 
+    entropy_top_share: PositiveFloat = Field(1.0, le=1.0)
+    """The policy loss trains on this share of the tokens, those with the highest entropy; 1: on all."""
+
+    correction: tuple[str | dict[str, Any], ...] = ()
+    """Weights against the gap between engine and trainer probabilities, in order: file names in
+    hybridrl.algorithms.corrections, or {name: token_is, cap: 2.0}."""
+
 
 class BatchConfig(Section):
     prompts_per_step: PositiveInt = 64
     """Prompts answered for one policy update."""
 
     minibatch_prompts: PositiveInt | None = None
-    """Prompts of one optimizer step; divides prompts_per_step. None: all of them, one optimizer step an epoch."""
+    """Prompts of one optimizer step; divides prompts_per_step. None: all, one optimizer step an epoch."""
 
     epochs: PositiveInt = 1
     """Passes over the trajectories of a step."""
 
     max_lag: NonNegativeInt = 0
-    """Policy updates that a trajectory may be old: 0 is on-policy, 1 or more overlaps rollout with training."""
+    """Policy updates that a trajectory may be old. 0 is on-policy, 1 or more overlap rollout and training."""
 
 
 class TrainParallel(Section):
@@ -238,7 +246,7 @@ class RolloutConfig(Section):
     kv_cache_tokens: PositiveInt | None = None
     """Tokens that the key-value cache of an engine holds. None: by memory_fraction on GPUs, 65536 on CPU."""
 
-    memory_fraction: PositiveFloat = Field(0.8, le=1.0)
+    memory_fraction: PositiveFloat = Field(default=0.8, le=1.0)
     """Share of a GPU's memory for weights and key-value cache while the engine is awake."""
 
     max_running_requests: PositiveInt = 256

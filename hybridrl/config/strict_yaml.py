@@ -49,7 +49,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        style = '"' if "\n" in text else None  # any other style would break the line
+        style = None if text.isprintable() else '"'  # other styles break lines, or fold what breaks lines
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

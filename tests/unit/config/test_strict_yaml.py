@@ -1,7 +1,7 @@
 """The YAML of a config holds what a person means, and says where each key is."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hybridrl.config.strict_yaml import inline, parse, parse_value
@@ -43,6 +43,9 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=60, deadline=None)
+@example("a\nb")
+@example({"\x85": "\u2028"})
 @given(VALUES)
 def test_what_is_written_inline_is_read_back(value: object) -> None:
     text = inline(value)

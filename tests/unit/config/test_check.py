@@ -1,0 +1,216 @@
+"""Each rule refuses what it is for, with both values and the change, and lets a good config pass."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridrl.config.check import RULES, World, check
+from hybridrl.config.load import load
+from hybridrl.config.memory import Need
+from hybridrl.models import spec as models
+
+QWEN = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": False,
+}
+GIB = 2**30
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> models.ModelSpec:
+    folder = tmp_path / "Qwen2.5-7B"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(QWEN))
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    return models.read(folder)
+
+
+@pytest.fixture
+def run(tmp_path: Path, spec: models.ModelSpec):
+    """Errors of a config with these overrides in a world with these facts; its model and data exist."""
+    model, data = tmp_path / "Qwen2.5-7B", tmp_path / "train.jsonl"
+    data.write_text("{}\n")
+    file = tmp_path / "my.yaml"
+    file.write_text(f"model: {model}\ndata: {{train: {data}}}\nreward: exact\nrun: {{name: first}}\n")
+
+    def errors(*overrides: str, **facts: Any) -> list[str]:
+        world = {"num_gpus": 0, "available_bytes": 10**15, "spec": spec} | facts
+        return [str(e).replace(f"{tmp_path}/", "") for e in check(load(file, overrides), World(**world))]
+
+    return errors
+
+
+def test_a_good_config_passes(run) -> None:
+    assert run() == []
+    assert run("actor.parallel={tp: 2, pp: 7, dp: 2}", "rollout.parallel.tp=4") == []
+    assert run("batch={prompts_per_step: 512, minibatch_prompts: 128, max_lag: 1}") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["rollout.parallel.tp=3"],
+            "rollout.parallel.tp = 3 does not divide the 28 attention heads of Qwen2.5-7B  (command line): "
+            "use 1, 2 or 4",
+        ),
+        (["actor.parallel.tp=8"], "actor.parallel.tp = 8 does not divide the 28 attention heads"),
+        (["actor.parallel.tp=7"], "actor.parallel.tp = 7 does not divide the 18944 feed-forward columns"),
+        (
+            ["actor.parallel.pp=3"],
+            "pp = 3 does not divide the 28 layers of Qwen2.5-7B  (command line): use 1, 2, 4, 7",
+        ),
+        (
+            ["batch.prompts_per_step=500", "batch.minibatch_prompts=128"],
+            "batch.prompts_per_step = 500 is not a multiple of batch.minibatch_prompts = 128  (command line)"
+            ": use 512 or 384",
+        ),
+        (["batch.minibatch_prompts=128"], "batch.prompts_per_step = 64 is not a multiple"),
+        (["actor.parallel.dp=64", "batch={prompts_per_step: 4}"], "dp = 64 ranks share 32 trajectories"),
+        (["model=nowhere"], "no model folder at model.path = nowhere  (command line)"),
+        (["data.heldout=nowhere.jsonl"], "no file at data.heldout = nowhere.jsonl  (command line)"),
+        (["data.train=table.csv"], "data.train = table.csv is no prompt file"),
+        (
+            ["data.chat_template=none", "data.system_prompt=Think."],
+            "data.system_prompt needs a chat template",
+        ),
+        (
+            ["actor.microbatch_tokens=2000"],
+            "max_response_tokens = 2048 is more than actor.microbatch_tokens = 2000",
+        ),
+        (
+            ["rollout.max_response_tokens=32000", "actor.microbatch_tokens=65536"],
+            "= 33024 is more than the 32768 positions of Qwen2.5-7B",
+        ),
+        (["rollout.kv_cache_tokens=512"], "= 2048 is more than rollout.kv_cache_tokens = 512"),
+        (["batch.max_lag=100"], "batch.max_lag = 100 reaches over the whole run, run.steps = 100"),
+        (
+            ["actor.optimizer.warmup_steps=100"],
+            "warmup_steps = 100 never ends, the run has 100 optimizer steps",
+        ),
+        (["actor.optimizer.min_lr=1e-7"], "min_lr = 1e-07 has no effect with schedule constant"),
+        (
+            ["actor.optimizer={schedule: cosine, lr: 1e-6, min_lr: 1e-5}"],
+            "min_lr = 1e-05 is above lr = 1e-06",
+        ),
+        (["actor.optimizer.betas=[0.9, 1.0]"], "actor.optimizer.betas = [0.9, 1.0]"),
+        (
+            ["evaluate.samples_per_prompt=4"],
+            "evaluate.samples_per_prompt = 4 greedy answers are all the same",
+        ),
+        (["cluster.nodes=2"], "cluster.nodes = 2, a local run has 1"),
+        (["cluster.gpus_per_node=8"], "cluster.gpus_per_node = 8, this machine has no GPU"),
+        (["run.name=a/b"], "run.name = 'a/b' is not a folder name"),
+        (["run.name=.."], "run.name = '..' is not a folder name"),
+    ],
+)
+def test_a_rule_names_both_values_and_the_change(run, overrides: list[str], message: str) -> None:
+    (only,) = run(*overrides)
+    assert message in only
+
+
+def test_all_mistakes_are_found_at_once(run) -> None:
+    assert len(run("rollout.parallel.tp=3", "batch.max_lag=100", "run.name=..", "data.heldout=x.jsonl")) == 4
+
+
+def test_the_place_is_the_line_of_the_key(run, tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(file.read_text() + "batch:\n  prompts_per_step: 500\n  minibatch_prompts: 128\n")
+    assert "(my.yaml:6)" in run()[0]
+
+
+def test_a_missing_file_names_its_neighbours(run, tmp_path: Path) -> None:
+    (error,) = run(f"data.train={tmp_path}/trian.jsonl")
+    assert error.endswith("there is train.jsonl")
+    (error,) = run(f"model={tmp_path}/Qwen2.5-7b", spec=None)
+    assert error.endswith("there is Qwen2.5-7B")
+
+
+def test_a_model_that_will_be_made_may_be_missing(run) -> None:
+    assert run("model={path: nowhere, make: maker:make}", spec=None) == []
+
+
+def test_a_tokenizer_without_chat_template_is_refused_unless_none_is_wanted(run, tmp_path: Path) -> None:
+    (tmp_path / "Qwen2.5-7B/tokenizer_config.json").write_text("{}")
+    (error,) = run()
+    assert "has no chat template" in error and "data.chat_template: none" in error
+    assert run("data.chat_template=none") == []
+    (tmp_path / "Qwen2.5-7B/chat_template.jinja").write_text("x")
+    assert run() == []
+
+
+def test_key_value_heads_are_shared_evenly_or_repeated_evenly(run, spec: models.ModelSpec) -> None:
+    def heads(**sizes: int) -> models.ModelSpec:
+        return dataclasses.replace(spec, ffn_size=12 * 64, num_layers=2, **sizes)
+
+    assert run("rollout.parallel.tp=12", spec=heads(num_heads=12, num_kv_heads=4)) == []
+    (error,) = run("rollout.parallel.tp=6", spec=heads(num_heads=12, num_kv_heads=4))
+    assert "neither divides the 4 key-value heads nor is a multiple" in error
+    assert error.endswith("use 1, 2, 4 or 12")
+
+
+def test_gpus_are_counted(run) -> None:
+    assert run("actor.parallel.tp=4", "rollout.parallel.tp=4", num_gpus=4) == []
+    (error,) = run("actor.parallel={tp: 4, dp: 2}", num_gpus=4)
+    assert error.startswith("actor.parallel needs 8 GPUs, there are 4  (command line)")
+    (error,) = run("rollout={parallel: {tp: 2}, num_engines: 4}", num_gpus=4)
+    assert error.startswith("rollout.parallel needs 8 GPUs, there are 4")
+    (error,) = run("cluster.gpus_per_node=8", num_gpus=4)
+    assert "this machine has 4 GPUs" in error
+
+
+def test_too_little_memory_is_refused_with_both_numbers(run) -> None:
+    (error,) = run(available_bytes=24 * GIB)
+    assert error.startswith("Qwen2.5-7B needs at least 141.9 GiB (training 113.5, engines 28.4)")
+    assert "the machine has available 24.0 GiB" in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "on_gpu", "training", "engines"),
+    [
+        ([], False, 4 + 4 + 8, 4),
+        (["actor.parallel.dp=2", "rollout.num_engines=2"], False, 2 * (4 + 4) + 8, 8),
+        (["algorithm.kl.coefficient=0.1"], False, 4 + 4 + 4 + 8, 4),
+        (["actor.precision=bf16"], False, 2 + 4 + 8 + 4, 4),
+        ([], True, 2 + 4 + 8 + 4, 2),
+        (["actor.parallel={tp: 2, dp: 2}", "rollout.parallel.tp=4"], True, (2 + 4 + (8 + 4) / 2) / 2, 2 / 4),
+    ],
+)
+def test_memory_is_bytes_per_weight(
+    tmp_path: Path,
+    spec: models.ModelSpec,
+    overrides: list[str],
+    on_gpu: bool,
+    training: float,
+    engines: float,
+) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: m\ndata: {train: t.jsonl}\nreward: exact\nrun: {name: first}\n")
+    need = Need.of(load(file, overrides).config, spec, on_gpu=on_gpu)
+    weights = models.count(spec)
+    assert (need.training, need.engines) == (int(weights * training), int(weights * engines))
+    assert need.peak_bytes == (max(need.training, need.engines) if on_gpu else need.training + need.engines)
+
+
+def test_a_cache_of_known_size_counts(tmp_path: Path, spec: models.ModelSpec) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: m\ndata: {train: t.jsonl}\nreward: exact\nrun: {name: first}\n")
+    without = Need.of(load(file).config, spec, on_gpu=False)
+    with_cache = Need.of(load(file, ["rollout.kv_cache_tokens=1000"]).config, spec, on_gpu=False)
+    keys_and_values = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 4
+    assert with_cache.engines - without.engines == 1000 * keys_and_values
+
+
+def test_rules_have_names_of_their_own() -> None:
+    assert len({rule.__name__ for rule in RULES}) == len(RULES)

@@ -1,0 +1,25 @@
+"""Every preset is a row that the algorithms accept, word for word."""
+
+from pathlib import Path
+
+import pytest
+
+from hybridrl.algorithms import Objective, load_estimator
+from hybridrl.config.load import load
+from hybridrl.config.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_makes_an_algorithm(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text(
+        f"model: m\ndata: {{train: t}}\nreward: exact\nrun: {{name: x}}\nalgorithm: {{preset: {name}}}\n"
+    )
+    algorithm = load(file).config.algorithm
+    assert load_estimator(algorithm) is not None
+    assert "old_logp" in Objective(algorithm, max_response_tokens=16).columns
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_says_its_source(name: str) -> None:
+    assert "arXiv:" in PRESETS[name].about
