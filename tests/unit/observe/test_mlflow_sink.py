@@ -51,7 +51,7 @@ def test_nothing_outside_is_asked(met: dict[str, Any]) -> None:
     assert met["attempts"] == [] and met["warnings"] == []
 
 
-def test_the_run_does_not_wait_for_mlflow(met: dict[str, Any]) -> None:
+def test_mlflow_is_imported_by_the_thread_only(met: dict[str, Any]) -> None:
     assert met["lazy"] is True
 
 
