@@ -65,7 +65,9 @@ def _draw_heldout(axes: Axes, points: np.ndarray) -> None:
 
 def _label(axes: Axes, point: np.ndarray, offset: tuple[int, int], side: str) -> None:
     text = f"{point[1]:.2f}"
-    axes.annotate(text, point, offset, textcoords="offset points", color=_HELDOUT, horizontalalignment=side)
+    axes.annotate(
+        text, tuple(point), offset, textcoords="offset points", color=_HELDOUT, horizontalalignment=side
+    )
 
 
 def running(value_N: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,7 @@ class JsonLines:
 
 
 def read(path: Path) -> list[Record]:
-    """The records of a run, in order; a line that a crash cut short is left out. No file: no records."""
+    """The records of a run, in order, null as NaN; a line that a crash cut short is left out."""
     return [_record(line) for line in _whole_lines(path)] if path.exists() else []
 
 
@@ -81,7 +81,8 @@ def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _record(line: Mapping[str, Any]) -> Record:
-    metrics = {name: value for name, value in line.items() if name not in _HEAD and value is not None}
+    found = {name: value for name, value in line.items() if name not in _HEAD}
+    metrics = {name: math.nan if value is None else value for name, value in found.items()}
     return Record(
         kind=line["kind"], step=line["step"], time=line["time"], wall_s=line["wall_s"], metrics=metrics
     )

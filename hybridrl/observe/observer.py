@@ -100,9 +100,8 @@ class RunObserver:
         """Publish a held-out evaluation, and end the span "testing" with it."""
         self._begin()
         testing_s = self._clock.take_one("testing")
-        record = self._record(
-            "evaluation", step, {**metrics, **({} if testing_s is None else {"timing_s/testing": testing_s})}
-        )
+        spent = {} if testing_s is None else {"timing_s/testing": testing_s}
+        record = self._record("evaluation", step, {**metrics, **spent})
         self._publish(record)
         self.terminal.evaluation(record)
         if not self._stepped:
@@ -138,12 +137,12 @@ class RunObserver:
             **(facts or {}),
         }
         atomic_write_json(self.folder / SUMMARY_FILE, summary)
-        left = (
-            self._drawn() | dict(files) | {"samples": str(self.folder / SAMPLES_FILE)} | self._metrics_place()
-        )
         self.keep(self.folder / SUMMARY_FILE)
+        reward_word = "accuracy" if self._stepped and self._zero_or_one else "reward"
+        samples = {"samples": str(self.folder / SAMPLES_FILE)}
+        left = self._drawn() | dict(files) | samples | self._metrics_place()
         self.terminal.line()
-        for line in closing_lines(summary, "accuracy" if self._zero_or_one else "reward", left, following):
+        for line in closing_lines(summary, reward_word, left, following):
             self.terminal.line(line)
         return summary
 
@@ -171,9 +170,8 @@ class RunObserver:
         return MlflowSink(self.folder, resume=resume, params=params, warn=self.terminal.warn)
 
     def _drawn(self) -> dict[str, str]:
-        from hybridrl.observe.curve import (
-            draw,
-        )  # matplotlib takes a second, at the end of a run and not at its start
+        # imported here: matplotlib takes a second, which no run should begin with
+        from hybridrl.observe.curve import draw
 
         path = draw(self.folder)
         if path is None:

@@ -1,5 +1,6 @@
 """summary.json: a run in one object, and the last lines that a person reads, drawn from its records."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ LIBRARIES = ("hybridrl", "torch", "megatron-core", "sglang", "ray", "transformer
 
 
 def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[str, Any]:
-    """What the records of a run say; null where nothing was measured.
+    """What the records of a run say; None where nothing was measured, or something that is not a number.
 
     Args:
         records: of all sessions of the run, as metrics.jsonl has them.
@@ -36,6 +37,7 @@ def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[st
         "swaps": len(steps),
         "overhead_share": overhead_share(spent_s) if spent_s.get("step") else None,
         "seconds_by_phase": {name: round(seconds, 3) for name, seconds in spent_s.items()},
+        "non_finite_metrics": sum(not math.isfinite(v) for r in records for v in r.metrics.values()),
         "tokens": int(sum(r.metrics.get("perf/total_num_tokens", 0.0) for r in steps)),
     }
 
@@ -91,7 +93,9 @@ def _phases(records: Iterable[Record], rest_s: Mapping[str, float]) -> dict[str,
 
 
 def _largest(records: Iterable[Record], name: str) -> float | None:
-    return max((r.metrics[name] for r in records if name in r.metrics), default=None)
+    """None as well if one of them is not a number: that must not pass for a small one."""
+    found = [r.metrics[name] for r in records if name in r.metrics]
+    return max(found) if found and all(map(math.isfinite, found)) else None
 
 
 def _version(package: str) -> str | None:

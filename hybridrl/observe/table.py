@@ -109,7 +109,8 @@ class Rows:
     @property
     def waiting(self) -> Mapping[str, float] | None:
         """The row that is not due yet: what a live view shows below the others."""
-        return self._waiting.metrics if self._waiting else None
+        waiting = self._waiting  # read once: another thread may draw while a step comes in
+        return waiting.metrics if waiting else None
 
     def step(self, record: Record) -> list[Mapping[str, float]]:
         """Take in a step; returns the rows that are due now."""

@@ -97,7 +97,7 @@ class Terminal:
     def step(self, record: Record) -> None:
         self._print(self._rows.step(record))
         self._pace.append((record.step, record.time))
-        self._rewards.append(record.metrics.get("critic/score/mean", 0.0))
+        self._rewards.append(record.metrics["critic/score/mean"])
 
     def evaluation(self, record: Record) -> None:
         self._print(self._rows.evaluation(record))
@@ -164,10 +164,8 @@ def _phase(open_spans: Sequence[tuple[str, float]]) -> str:
 
 def _reward_line(rewards: Sequence[float], width: int) -> Text:
     """The reward so far as a small curve."""
-    low, high = (
-        min(0.0, *rewards),
-        max(1.0, *rewards),
-    )  # most rewards live in [0, 1]: noise then looks like noise
+    # most rewards live in [0, 1]: on that scale noise looks like noise
+    low, high = min(0.0, *rewards), max(1.0, *rewards)
     columns = min(len(rewards), max(10, width - 28))
     edges = [i * len(rewards) // columns for i in range(columns + 1)]
     level = [sum(rewards[a:b]) / (b - a) for a, b in zip(edges, edges[1:])]

@@ -1,5 +1,7 @@
 """What is said of a run when it is over."""
 
+import math
+
 import observe_values as values
 
 from hybridrl.observe.summary import closing_lines, summarise, versions
@@ -44,6 +46,7 @@ def test_a_run_in_numbers() -> None:
             "update_actor": 3.0,
             "testing": 0.5,
         },
+        "non_finite_metrics": 0,
         "tokens": 200,
     }
 
@@ -53,6 +56,11 @@ def test_one_bad_step_shows() -> None:
     summary = summarise(records, {})
     assert (summary["swap_checksums_ok"], summary["first_ratio_max_abs_err"]) == (False, 0.5)
     assert "CHECKSUMS DIFFER" in closing_lines(summary, "reward", {}, [])[1]
+
+
+def test_a_gap_that_is_not_a_number_does_not_pass_for_a_small_one() -> None:
+    summary = summarise(run(**{"training/rollout_logp_diff_max": math.nan}), {})
+    assert (summary["logprob_max_abs_diff"], summary["non_finite_metrics"]) == (None, 1)
 
 
 def test_a_swap_that_was_not_checked_is_not_called_good() -> None:
