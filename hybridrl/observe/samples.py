@@ -87,7 +87,7 @@ def verdict(sample: Sample) -> str:
 
 def printable(line: str) -> str:
     """A line without control characters: a model can sample an escape sequence, and a terminal obeys it."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line.expandtabs(4))
 
 
 def _block(step: int, sample: Sample) -> str:
