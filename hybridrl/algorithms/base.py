@@ -40,6 +40,7 @@ TOKENS: Mapping[Column, str] = {
     "old_collision": "by the trainer before the update: sum of the squared probabilities of all tokens",
     "value": "of the answer up to and without this token",
     "token_reward": "outcome reward on the last trained token, less KL penalties; made by load_estimator",
+    "lag": "policy updates between the version that sampled the token and the one of the trainer",
     "turn": "int64, which answer of the policy in a conversation the token belongs to, from 0",
     "anchor": "int64, same number for turns that began in the same environment state",
     "turn_reward": "reward of the environment on the last token of a turn, 0 elsewhere",
@@ -172,6 +173,48 @@ class TokenForm(Protocol):
     ) -> Advantage: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a whole batch before its first optimizer step, on one data-parallel rank."""
+
+    step: int
+    reward_N: Tensor
+    """Of the whole batch, the same on every rank, as is group_N."""
+
+    group_N: Tensor
+    advantage_T: Tensor
+    tokens: Tokens
+    """Those held here; seq_T indexes the whole batch."""
+
+    columns: Mapping[Column, Tensor]
+
+
+class Prepared(NamedTuple):
+    """What was made of it."""
+
+    columns: dict[Column, Tensor]
+    """[T], to be passed to the loss among its other columns."""
+
+    metrics: dict[str, Tensor]
+    """Global values, the same on every rank."""
+
+
+class Prepares(Protocol):
+    """More attributes of a policy loss that must see the whole batch before its first optimizer step.
+
+    What depends on the whole batch (a quantile, a random choice, a mean) cannot be computed from a
+    microbatch: it would change with the split. It is computed once, from the columns before the update, and
+        handed to the loss as a column.
+    """
+
+    makes: frozenset[Column]
+    """Columns that `prepare` makes: among `needs`, but asked of nobody."""
+
+    def prepare(self, known: Known, reduce: Reduce) -> Prepared:
+        """*Collective*. `known.columns` holds old_logp and what else the loss needs."""
+        ...
+
+
 class TokenLoss(NamedTuple):
     """What a policy loss returns: token columns, to be masked and aggregated by the objective."""
 
@@ -183,13 +226,39 @@ class TokenLoss(NamedTuple):
 
 
 class PolicyLoss(Protocol):
-    """Loss of every token. `needs` names token columns; called as loss(logp_T=, advantage_T=, tokens=,
-    old_logp_T=, ...)."""
+    """Loss of every token, called as loss(logp_T=, advantage_T=, tokens=, old_logp_T=, ...); `needs` names
+    token columns.
 
-    needs: frozenset[Column]
+    A loss that has a meaning in some aggregation modes only names them in `aggregates`.
+    """
+
+    @property
+    def needs(self) -> frozenset[Column]: ...
 
     def __call__(
         self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, **columns: Tensor
+    ) -> TokenLoss: ...
+
+
+class Correction(Protocol):
+    """Weight of every token against the gap between the engine's probabilities and the trainer's."""
+
+    def __call__(self, weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
+        """The new weights, [T]. *Collective*.
+
+        Args:
+            weight_T: of the corrections before this one, 1 at first.
+            log_ratio_T: old_logp - rollout_logp, within +-20, 0 outside the loss mask.
+            tokens: of the whole batch held here.
+        """
+        ...
+
+
+class ValueLoss(Protocol):
+    """Loss of a value function at every token."""
+
+    def __call__(
+        self, value_T: Tensor, return_T: Tensor, tokens: Tokens, old_value_T: Tensor
     ) -> TokenLoss: ...
 
 
@@ -224,6 +293,14 @@ def register_policy_loss(name: str) -> Callable[[Plugin], Plugin]:
 
 def register_kl(name: str) -> Callable[[Plugin], Plugin]:
     return registry.register("kl", name)
+
+
+def register_correction(name: str) -> Callable[[Plugin], Plugin]:
+    return registry.register("correction", name)
+
+
+def register_value_loss(name: str) -> Callable[[Plugin], Plugin]:
+    return registry.register("value_loss", name)
 
 
 def register_aggregate(name: str) -> Callable[[Plugin], Plugin]:

@@ -1,7 +1,7 @@
 """The objective of one minibatch: policy loss, KL to the reference and entropy bonus, as shares that add up.
 
 The trainer sums the scalars over microbatches and ranks; every denominator is of the whole minibatch.
-Shape letters: T packed tokens of one microbatch.
+Shape letters: T packed tokens, of one microbatch in a call, of all trajectories held here in `prepare`.
 """
 
 from collections.abc import Mapping
@@ -10,16 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridrl.algorithms.base import TOKEN_COLUMNS, Column, Metrics, Tokens, Totals, argument
+from hybridrl.algorithms import mismatch
+from hybridrl.algorithms.base import (
+    TOKEN_COLUMNS,
+    Column,
+    Known,
+    Metrics,
+    Prepared,
+    Reduce,
+    Tokens,
+    Totals,
+    argument,
+)
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.ratios import log_ratio
+from hybridrl.algorithms.selection import largest_share
 from hybridrl.algorithms.sequences import masked
-from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.schema import AlgorithmConfig, PluginConfig
 from hybridrl.errors import ConfigError
 
 
 class Objective:
-    """loss + kl.coefficient * KL - entropy_coefficient * entropy, each aggregated in the configured mode."""
+    """loss + kl.coefficient * KL - entropy_coefficient * entropy, each aggregated in the configured mode.
+
+    kl_coefficient and entropy_coefficient may be set between steps, to the same value on every rank
+    (controllers.py).
+    """
 
     def __init__(self, config: AlgorithmConfig, *, max_response_tokens: int | None = None) -> None:
         """
@@ -27,21 +43,75 @@ class Objective:
             max_response_tokens: rollout.max_response_tokens; seq_mean_token_sum_norm divides by it.
 
         Raises:
-            ConfigError: an unknown plug-in or option; `where` is its config key.
+            ConfigError: an unknown plug-in or option, or a loss that has no meaning in the aggregation mode;
+            `where` is the
+                config key.
         """
         self.loss = build("policy_loss", config.loss.name, config.loss.options, where="algorithm.loss")
-        self.aggregate = _aggregate(config.aggregate, max_response_tokens)
+        self.aggregate = _aggregate(config, self.loss, max_response_tokens)
         self.kl = build("kl", config.kl.estimator, {}, where="algorithm.kl.estimator")
         self.kl_coefficient = config.kl.coefficient if config.kl.place == "loss" else 0.0
         self.entropy_coefficient = config.entropy_coefficient
+        self.entropy_top_share = config.entropy_top_share
+        self.corrections = [_correction(entry) for entry in config.correction]
+        self._has_kl = self.kl_coefficient > 0
         _check_token_columns(self.loss, "algorithm.loss")
 
     @property
     def columns(self) -> frozenset[Column]:
-        """Token columns to call it with; old_logp is among them because the first ratio is checked to be
-        1."""
-        kl = self.kl.needs | {"ref_logp"} if self.kl_coefficient else frozenset()
-        return frozenset(self.loss.needs | kl | {"old_logp"})
+        """Token columns to call it with, and to prepare from.
+
+        old_logp is among them because the first ratio is checked to be 1, unless the engine's stands for it.
+        """
+        kl = self.kl.needs | {"ref_logp"} if self._has_kl else frozenset()
+        rollout = {"rollout_logp"} if self.corrections else frozenset()
+        entropy = {"old_entropy"} if self.entropy_top_share < 1 else frozenset()
+        wanted = self.loss.needs - self._loss_makes | kl | rollout | entropy | {"old_logp"}
+        return frozenset(wanted - {"old_logp"} if self._bypass else wanted)
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` must be called once per batch, before its first minibatch."""
+        return bool(self._makes)
+
+    @property
+    def _loss_makes(self) -> frozenset[Column]:
+        return getattr(self.loss, "makes", frozenset())
+
+    @property
+    def _makes(self) -> frozenset[Column]:
+        weighs = bool(self.corrections) or self.entropy_top_share < 1
+        return self._loss_makes | ({"weight"} if weighs else frozenset())
+
+    @property
+    def _bypass(self) -> bool:
+        return any(getattr(c, "replaces_old_logp", False) for c in self.corrections)
+
+    def prepare(self, known: Known, reduce: Reduce) -> Prepared:
+        """Columns that depend on the whole batch, to be passed in every call beside `columns`. *Collective*.
+
+        Args:
+            known: advantages and `columns` of all trajectories held here.
+        """
+        known = _masked_known(known, self._with_old_logp(known.columns))
+        made, metrics = self.loss.prepare(known, reduce) if self._loss_makes else Prepared({}, {})
+        if "weight" not in self._makes:
+            return Prepared(made, metrics)
+        weight_T = torch.ones_like(known.advantage_T)
+        if self.corrections:
+            weight_T, more = self._corrected(weight_T, known, reduce)
+            metrics = metrics | more
+        if self.entropy_top_share < 1:
+            weight_T = weight_T * largest_share(
+                known.columns["old_entropy"], self.entropy_top_share, known.tokens, reduce
+            )
+        return Prepared({**made, "weight": masked(weight_T, known.tokens)}, metrics)
+
+    def _corrected(self, weight_T: Tensor, known: Known, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
+        moved_T = masked(log_ratio(known.columns["old_logp"], known.columns["rollout_logp"]), known.tokens)
+        for correction in self.corrections:
+            weight_T = correction(weight_T, moved_T, known.tokens, reduce)
+        return weight_T, mismatch.weight_metrics(weight_T, moved_T, known.tokens, reduce)
 
     def __call__(
         self,
@@ -57,28 +127,22 @@ class Objective:
         Args:
             logp_T: float [T], with a gradient; any value where the mask is False.
             entropy_T: float [T], with a gradient if the entropy coefficient is not 0; None: not reported.
-            columns: name ("old_logp") to column, without gradients; at least `self.columns`.
+            columns: name ("old_logp") to column, without gradients; at least `self.columns` and what
+                `prepare` made.
             advantage_T: float [T], without a gradient.
 
         Raises:
             ValueError: a column is missing.
         """
-        missing = self.columns - set(columns)
+        missing = (self.columns | self._makes) - set(columns)
         if missing:
             raise ValueError(f"columns {sorted(missing)} are missing, got {sorted(columns)}")
         # Whatever stands outside the mask, inf included, must not reach a gradient as 0 * inf.
-        logp_T = masked(logp_T, tokens)
-        columns = {name: masked(columns[name], tokens) for name in self.columns}
-        outcome = self.loss(
-            logp_T=logp_T, advantage_T=advantage_T, tokens=tokens, **_pick(self.loss, columns)
-        )
-        policy_loss = self.aggregate(outcome.loss_T, tokens, totals)
-        metrics = _ratio_metrics(logp_T, columns["old_logp"], tokens, totals)
-        metrics.sum["actor/pg_loss"] = policy_loss.detach()
-        for name, column_T in outcome.mean.items():
-            metrics.sum[name] = _token_mean(column_T, tokens, totals)
-        total = policy_loss
-        if self.kl_coefficient:
+        logp_T, advantage_T = masked(logp_T, tokens), masked(advantage_T, tokens)
+        columns = {n: masked(columns[n], tokens) for n in self.columns | self._makes}
+        columns = self._with_old_logp(columns)
+        total, metrics = self._policy_share(logp_T, columns, advantage_T, tokens, totals)
+        if self._has_kl:
             kl_T = self.kl(logp_T=logp_T, ref_logp_T=columns["ref_logp"], **_pick(self.kl, columns))
             kl_loss = self.aggregate(kl_T, tokens, totals)
             metrics.sum["actor/kl_loss"] = kl_loss.detach()
@@ -94,22 +158,61 @@ class Objective:
             total = total - self.entropy_coefficient * self.aggregate(entropy_T, tokens, totals)
         return total, metrics
 
+    def _policy_share(
+        self,
+        logp_T: Tensor,
+        columns: Mapping[str, Tensor],
+        advantage_T: Tensor,
+        tokens: Tokens,
+        totals: Totals,
+    ) -> tuple[Tensor, Metrics]:
+        outcome = self.loss(
+            logp_T=logp_T, advantage_T=advantage_T, tokens=tokens, **_pick(self.loss, columns)
+        )
+        loss_T = outcome.loss_T * columns["weight"] if "weight" in columns else outcome.loss_T
+        policy_loss = self.aggregate(loss_T, tokens, totals)
+        metrics = _ratio_metrics(logp_T, columns["old_logp"], tokens, totals)
+        metrics.sum["actor/pg_loss"] = policy_loss.detach()
+        for name, column_T in outcome.mean.items():
+            metrics.sum[name] = _token_mean(column_T, tokens, totals)
+        return policy_loss, metrics
 
-def _aggregate(name: str, max_response_tokens: int | None) -> Any:
-    options = {}
-    if name == "seq_mean_token_sum_norm":
-        if max_response_tokens is None:
-            raise ConfigError(
-                f"{name} divides by the longest response allowed, which was not given",
-                where="algorithm.aggregate",
-                fix="Objective(config, max_response_tokens=rollout.max_response_tokens)",
-            )
-        options = {"max_response_tokens": max_response_tokens}
-    return build("aggregate", name, options, where="algorithm.aggregate")
+    def _with_old_logp(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**columns, "old_logp": columns["rollout_logp"]} if self._bypass else dict(columns)
+
+
+def _aggregate(config: AlgorithmConfig, loss: Any, max_response_tokens: int | None) -> Any:
+    name, where = config.aggregate, "algorithm.aggregate"
+    allowed = getattr(loss, "aggregates", None)
+    if allowed is not None and name not in allowed:
+        raise ConfigError(
+            f"loss {config.loss.name} has no meaning with aggregate = {name}",
+            where=where,
+            fix=f"use {' or '.join(sorted(allowed))}",
+        )
+    if name == "seq_mean_token_sum_norm" and max_response_tokens is None:
+        raise ConfigError(
+            f"{name} divides by the longest response allowed, which was not given",
+            where=where,
+            fix="Objective(config, max_response_tokens=rollout.max_response_tokens)",
+        )
+    options = {"max_response_tokens": max_response_tokens} if name == "seq_mean_token_sum_norm" else {}
+    return build("aggregate", name, options, where=where)
+
+
+def _correction(entry: str | dict[str, Any]) -> Any:
+    plugin = PluginConfig.model_validate(entry)
+    return build("correction", plugin.name, plugin.options, where="algorithm.correction")
+
+
+def _masked_known(known: Known, columns: Mapping[str, Tensor]) -> Known:
+    columns = {n: masked(c, known.tokens) for n, c in columns.items()}
+    advantage_T = masked(known.advantage_T, known.tokens)
+    return Known(known.step, known.reward_N, known.group_N, advantage_T, known.tokens, columns)
 
 
 def _check_token_columns(loss: Any, where: str) -> None:
-    scalars = set(loss.needs) - TOKEN_COLUMNS
+    scalars = set(loss.needs) - TOKEN_COLUMNS - getattr(loss, "makes", frozenset())
     if scalars:
         raise ConfigError(f"a policy loss sees token columns only, not {sorted(scalars)}", where=where)
 

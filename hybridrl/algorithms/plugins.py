@@ -18,6 +18,8 @@ PACKAGES = {
     "policy_loss": "hybridrl.algorithms.policy_losses",
     "kl": "hybridrl.algorithms.kl",
     "aggregate": "hybridrl.algorithms.aggregates",
+    "correction": "hybridrl.algorithms.corrections",
+    "value_loss": "hybridrl.algorithms.value_losses",
 }
 
 
@@ -40,7 +42,9 @@ def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> An
         if isinstance(plugin, type)
         else _function(plugin, name, options, where)
     )
-    unknown = set(getattr(made, "needs", ())) - SCALAR_COLUMNS - TOKEN_COLUMNS
+    unknown = (
+        set(getattr(made, "needs", ())) - SCALAR_COLUMNS - TOKEN_COLUMNS - getattr(made, "makes", frozenset())
+    )
     if unknown:
         known = ", ".join(sorted(SCALAR_COLUMNS | TOKEN_COLUMNS))
         raise ConfigError(

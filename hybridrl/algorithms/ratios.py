@@ -1,5 +1,6 @@
-"""Probability ratios between policies, safe to exponentiate."""
+"""Probability ratios between policies, safe to exponentiate, and what PPO makes of them."""
 
+import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
@@ -10,3 +11,30 @@ gradient."""
 def log_ratio(logp_T: Tensor, other_logp_T: Tensor) -> Tensor:
     """log(policy / other), within +-MAX_LOG_RATIO."""
     return (logp_T - other_logp_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def clipped_surrogate(ratio_T: Tensor, advantage_T: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """PPO's loss max(-r A, -clip(r, 1 - low, 1 + high) A), and where the clip holds it (bool)."""
+    free_T = -ratio_T * advantage_T
+    bounded_T = -ratio_T.clamp(1 - low, 1 + high) * advantage_T
+    return torch.maximum(free_T, bounded_T), bounded_T > free_T
+
+
+def check_clip(low: float, high: float) -> None:
+    """
+    Raises:
+        ValueError: a bound that is no bound on a ratio.
+    """
+    if not 0 <= low <= 1 or high < 0:
+        raise ValueError(f"clip_low = {low} is not in [0, 1], or clip_high = {high} is negative")
+
+
+def by_sign(positive_T: Tensor, value: float, other: float, dtype: torch.dtype) -> Tensor:
+    """A column with `value` where the mask is True; torch.where on two numbers would fall back to float32."""
+    return torch.where(positive_T, torch.tensor(value, dtype=dtype, device=positive_T.device), other)
+
+
+def straight_through(value_T: Tensor, logp_T: Tensor, ref_logp_T: Tensor) -> Tensor:
+    """The value given, with the gradient of half the squared log ratio."""
+    square_T = (logp_T - ref_logp_T).square() / 2
+    return square_T - square_T.detach() + value_T.detach()

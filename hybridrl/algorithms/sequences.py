@@ -30,6 +30,18 @@ def sequence_mean(value_T: Tensor, tokens: Tokens) -> Tensor:
     return sequence_sum(value_T, tokens) / sequence_length(tokens, value_T.dtype).clamp(min=1)
 
 
+def sequence_max(value_T: Tensor, tokens: Tokens) -> Tensor:
+    """Largest value over the trained tokens of each trajectory, [S]; -inf for one without any."""
+    lowest_S = value_T.new_full((tokens.num_seqs,), -torch.inf)
+    return lowest_S.scatter_reduce(0, tokens.seq_T, value_T.where(tokens.mask_T, -torch.inf), "amax")
+
+
+def spread(value_S: Tensor, tokens: Tokens) -> Tensor:
+    """A column whose sum over the trained tokens of each trajectory is that trajectory's value, [T]."""
+    length_S = sequence_length(tokens, value_S.dtype).clamp(min=1)
+    return (value_S / length_S)[tokens.seq_T]
+
+
 def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:
     """A column that holds each trajectory's value at its last trained token and 0 elsewhere, [T]."""
     at_M = torch.nonzero(tokens.mask_T).flatten()

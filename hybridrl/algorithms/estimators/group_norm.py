@@ -1,7 +1,6 @@
 """The grid of reward normalisations: which mean, which standard deviation, whitened over what.
 
 Source: GRPO, Dr. GRPO, RLOO, LitePPO and REINFORCE++ (with and without baseline) are six of its cells.
-    one row of it.
 Formula: A = whiten((s_i - mean) / (std + eps)); where std is 0 nothing is divided
 Use: to vary one choice at a time, and to reproduce the numerics of other frameworks.
 Shape letters: N trajectories in the batch, G prompts (groups).

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import log_ratio
+from hybridrl.algorithms.ratios import check_clip, clipped_surrogate, log_ratio
 
 
 @register_policy_loss("ppo_clip")
@@ -35,19 +35,14 @@ class PPOClip:
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.clip_low <= 1 or self.clip_high < 0:
-            raise ValueError(
-                f"clip_low = {self.clip_low} is not in [0, 1], or clip_high = {self.clip_high} is negative"
-            )
+        check_clip(self.clip_low, self.clip_high)
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise ValueError(f"dual_clip = {self.dual_clip} is not above 1")
 
     def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
         ratio_T = log_ratio(logp_T, old_logp_T).exp()
-        free_T = -ratio_T * advantage_T
-        bounded_T = -ratio_T.clamp(1 - self.clip_low, 1 + self.clip_high) * advantage_T
-        loss_T = torch.maximum(free_T, bounded_T)
-        mean = {"actor/pg_clipfrac": (bounded_T > free_T).to(loss_T.dtype)}
+        loss_T, clipped_T = clipped_surrogate(ratio_T, advantage_T, self.clip_low, self.clip_high)
+        mean = {"actor/pg_clipfrac": clipped_T.to(loss_T.dtype)}
         if self.dual_clip is not None:
             ceiling_T = -self.dual_clip * advantage_T
             over_T = (advantage_T < 0) & (loss_T > ceiling_T)

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridrl.algorithms.base import SCALAR_COLUMNS, TOKEN_COLUMNS, Tokens, Totals, argument
+from hybridrl.algorithms.base import (
+    SCALAR_COLUMNS,
+    TOKEN_COLUMNS,
+    Known,
+    Metrics,
+    OneRank,
+    Reduce,
+    Tokens,
+    Totals,
+    argument,
+)
+from hybridrl.algorithms.objective import Objective
 
 
 @dataclass
@@ -89,9 +100,9 @@ def make_ragged(
 
 def _columns(batch: RaggedBatch, normal: Callable[..., Tensor], draw: torch.Generator) -> dict[str, Tensor]:
     t, n = len(batch.seq_T), len(batch.reward_N)
-    old_logp_T = -normal(t).abs()
+    old_logp_T = -normal(t).abs() - 0.01
     near = {
-        name: old_logp_T + 0.3 * normal(t)
+        name: (old_logp_T + 0.3 * normal(t)).clamp(max=-0.001)
         for name in ("rollout_logp", "ref_logp", "teacher_logp", "process_logp", "logp")
     }
     columns = {
@@ -99,10 +110,12 @@ def _columns(batch: RaggedBatch, normal: Callable[..., Tensor], draw: torch.Gene
         **near,
         "old_entropy": normal(t).abs(),
         "entropy": normal(t).abs(),
-        "old_collision": normal(t).abs() / 4,
+        "old_collision": (2 * old_logp_T).exp()
+        + (1 - old_logp_T.exp()).square() * torch.rand(t, generator=draw),
         "value": normal(t),
         "advantage": normal(n)[batch.seq_T],
         "turn_reward": normal(t) * (torch.rand(t, generator=draw) < 0.3),
+        "lag": torch.randint(0, 3, (t,), generator=draw),
         "length": torch.bincount(batch.seq_T[batch.mask_T], minlength=n),
         "prompt_length": torch.randint(1, 9, (n,), generator=draw),
         "turns": torch.randint(1, 4, (n,), generator=draw),
@@ -173,5 +186,39 @@ def run_ranks() -> Callable[[int, Callable], list]:
         if errors:
             raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
         return results
+
+    return run
+
+
+@pytest.fixture
+def prepared() -> Callable[..., dict[str, Tensor]]:
+    """prepared(objective, batch): the columns of a batch and those that the objective makes of them."""
+
+    def run(
+        objective: Objective,
+        batch: RaggedBatch,
+        part: RaggedBatch | None = None,
+        reduce: Reduce | None = None,
+    ) -> dict[str, Tensor]:
+        part = part or batch
+        columns = {n: part.columns[n] for n in objective.columns}
+        if not objective.prepares:
+            return columns
+        known = Known(3, batch.reward_N, batch.group_N, part.columns["advantage"], part.tokens, columns)
+        return columns | objective.prepare(known, reduce or OneRank()).columns
+
+    return run
+
+
+@pytest.fixture
+def evaluate() -> Callable[..., tuple[Tensor, Metrics]]:
+    """evaluate(objective, columns, batch, logp_T): the objective's share of a batch, or of a part of one."""
+
+    def run(
+        objective: Objective, columns: dict, batch: RaggedBatch, logp_T: Tensor, totals: Totals | None = None
+    ):
+        return objective(
+            logp_T, None, columns, batch.columns["advantage"], batch.tokens, totals or batch.totals
+        )
 
     return run

@@ -1,0 +1,52 @@
+"""Rejection by a divergence between engine and trainer, of tokens or of whole answers.
+
+Source: the k1, k2 and k3 criteria of verl's rollout correction; estimators as in Schulman 2020.
+Formula: keep where lowest <= D <= highest; with x = rollout_logp - old_logp: k1 = x, k2 = x^2 / 2, k3 =
+    exp(-x) - 1 + x
+Use: a guard beside importance weights; k3 never cancels within an answer.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.base import Reduce, Tokens, register_correction
+from hybridrl.algorithms.sequences import sequence_max, sequence_mean, sequence_sum
+
+
+@register_correction("reject")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reject:
+    """Tokens or answers out of bounds get weight 0."""
+
+    divergence: Literal["k1", "k2", "k3"] = "k3"
+    level: Literal["token", "sequence_sum", "sequence_mean", "sequence_max"] = "sequence_mean"
+    """What must be within bounds: each token, or the sum, mean or largest absolute value over the answer."""
+
+    lowest: float | None = None
+    """In nats; of use for k1, which can be negative; None: none."""
+
+    highest: float = 0.01
+    """In nats."""
+
+    def __call__(self, weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
+        divergence_T = self._divergence(log_ratio_T)
+        if self.level == "token":
+            return weight_T * self._inside(divergence_T)
+        over = {
+            "sequence_sum": sequence_sum,
+            "sequence_mean": sequence_mean,
+            "sequence_max": sequence_max,
+        }[self.level]
+        value_T = divergence_T.abs() if self.level == "sequence_max" else divergence_T
+        return weight_T * self._inside(over(value_T, tokens))[tokens.seq_T]
+
+    def _divergence(self, log_ratio_T: Tensor) -> Tensor:
+        if self.divergence == "k1":
+            return -log_ratio_T
+        return log_ratio_T.square() / 2 if self.divergence == "k2" else torch.expm1(log_ratio_T) - log_ratio_T
+
+    def _inside(self, value: Tensor) -> Tensor:
+        return (value <= self.highest) & (True if self.lowest is None else value >= self.lowest)

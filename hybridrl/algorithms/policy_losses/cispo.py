@@ -1,0 +1,39 @@
+"""CISPO: the importance weight is clipped, the gradient of the token never.
+
+Source: MiniMax 2025, "MiniMax-M1", arXiv:2506.13585, section 3.1.
+Formula: L = -sg[clip(r, 1 - clip_low, 1 + clip_high)] A logp
+Use: rare but decisive tokens that PPO-clip would silence after the first optimizer step.
+Shape letters: T packed tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
+from hybridrl.algorithms.ratios import check_clip, log_ratio
+
+
+@register_policy_loss("cispo")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CISPO:
+    """REINFORCE with a bounded importance weight."""
+
+    clip_low: float = 1.0
+    """The weight is at least 1 - clip_low; 1: no lower bound."""
+
+    clip_high: float = 4.0
+    """The weight is at most 1 + clip_high."""
+
+    needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
+
+    def __post_init__(self) -> None:
+        check_clip(self.clip_low, self.clip_high)
+
+    def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
+        ratio_T = log_ratio(logp_T.detach(), old_logp_T).exp()
+        weight_T = ratio_T.clamp(1 - self.clip_low, 1 + self.clip_high)
+        return TokenLoss(
+            -weight_T * advantage_T * logp_T, {"actor/pg_clipfrac": (weight_T != ratio_T).to(logp_T.dtype)}
+        )

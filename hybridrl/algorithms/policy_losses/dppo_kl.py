@@ -1,0 +1,42 @@
+"""DPPO with a divergence: a trust region on the KL divergence of token against all others.
+
+Source: "Rethinking the Trust Region in LLM Reinforcement Learning", arXiv:2602.04879.
+Formula: D = p_old log(p_old / p) + (1 - p_old) log((1 - p_old) / (1 - p)); L = -A sg[min(r, max_ratio)] logp
+    while D <= delta or the token moves back, else 0
+Use: as dppo_tv, with a bound in nats.
+Shape letters: T packed tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
+from hybridrl.algorithms.ratios import log_ratio
+
+
+@register_policy_loss("dppo_kl")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DPPOKL:
+    """REINFORCE with an importance weight inside a trust region on the binary divergence."""
+
+    delta: float = 0.2
+    """Bound on the divergence, in nats."""
+
+    max_ratio: float = 20.0
+    """Bound on the importance weight."""
+
+    needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
+
+    def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
+        new_logp_T = logp_T.detach()
+        p_T, old_T = new_logp_T.exp(), old_logp_T.exp()
+        # 1e-8 keeps the logarithm finite where a probability rounds to 1.
+        rest_T = (1 - old_T) * torch.log((1 - old_T + 1e-8) / (1 - p_T + 1e-8))
+        divergence_T = old_T * (old_logp_T - new_logp_T) + rest_T
+        away_T = torch.where(advantage_T > 0, p_T > old_T, p_T < old_T)
+        outside_T = (divergence_T > self.delta) & away_T
+        weight_T = log_ratio(new_logp_T, old_logp_T).exp().clamp(max=self.max_ratio) * ~outside_T
+        return TokenLoss(-advantage_T * weight_T * logp_T, {"actor/pg_clipfrac": outside_T.to(logp_T.dtype)})

@@ -1,0 +1,29 @@
+"""DRO: a quadratic penalty in place of ratios, for data of any origin.
+
+Source: Richemond et al. 2024, "Offline Regularised RL for LLM Alignment", arXiv:2405.19107, section 3.
+Formula: L = -(A logp - beta / 2 (log r)^2)
+Use: off-policy or offline data, with an advantage against a learned or group baseline.
+Shape letters: T packed tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
+from hybridrl.algorithms.ratios import log_ratio
+
+
+@register_policy_loss("dro")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DRO:
+    """REINFORCE held near the policy before the update."""
+
+    beta: float
+    """Weight of the squared log ratio."""
+
+    needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
+
+    def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
+        return TokenLoss(-advantage_T * logp_T + self.beta / 2 * log_ratio(logp_T, old_logp_T).square())

@@ -1,0 +1,42 @@
+"""SAPO: a smooth gate in place of the clip.
+
+Source: Gao et al. 2025, "Soft Adaptive Policy Optimization", arXiv:2511.20347, section 3.
+Formula: L = -(4 / tau) sigmoid(tau (r - 1)) A, tau = tau_positive where A > 0, else tau_negative
+Use: with aggregate seq_mean_token_mean; tokens that drift keep a small gradient.
+Shape letters: T packed tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
+from hybridrl.algorithms.ratios import by_sign, log_ratio
+
+
+@register_policy_loss("sapo")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SAPO:
+    """The gate is r at r = 1 up to a constant, and flattens on both sides of it."""
+
+    tau_positive: float = 1.0
+    """Sharpness of the gate where the advantage is positive."""
+
+    tau_negative: float = 1.05
+    """Sharpness of the gate elsewhere; larger, because negative gradients spread over the whole
+    vocabulary."""
+
+    needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
+
+    def __post_init__(self) -> None:
+        if min(self.tau_positive, self.tau_negative) <= 0:
+            raise ValueError(
+                f"tau_positive = {self.tau_positive} or tau_negative = {self.tau_negative} is not positive"
+            )
+
+    def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
+        ratio_T = log_ratio(logp_T, old_logp_T).exp()
+        tau_T = by_sign(advantage_T > 0, self.tau_positive, self.tau_negative, logp_T.dtype)
+        return TokenLoss(-4 / tau_T * torch.sigmoid(tau_T * (ratio_T - 1)) * advantage_T)

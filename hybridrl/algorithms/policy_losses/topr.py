@@ -1,0 +1,29 @@
+"""TOPR: positive examples as in supervised learning, negative ones with a truncated importance weight.
+
+Source: Le Roux et al. 2025, "Tapered Off-Policy REINFORCE", arXiv:2503.14286, section 3.
+Formula: L = -A logp where A > 0, else -sg[min(r, 1)] A logp
+Use: off-policy data with many failures, which else push the policy anywhere.
+Shape letters: T packed tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
+from hybridrl.algorithms.ratios import log_ratio
+
+
+@register_policy_loss("topr")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TOPR:
+    """Nothing pushes down what the policy no longer does."""
+
+    needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
+
+    def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
+        ratio_T = log_ratio(logp_T.detach(), old_logp_T).exp()
+        weight_T = torch.where(advantage_T > 0, 1, ratio_T.clamp(max=1))
+        return TokenLoss(-weight_T * advantage_T * logp_T)

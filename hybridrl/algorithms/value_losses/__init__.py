@@ -1,0 +1,1 @@
+"""Losses of a value function, one file each."""
