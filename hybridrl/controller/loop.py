@@ -81,7 +81,7 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
             reports = [await trainer.step(minibatch.index) for minibatch in minibatches]
         with observe.span("update_weights"):
             swap = await roles.sync.push(step)
-    observe.step(step, batch, reports, swap, metrics)
+    observe.step(step, batch, reports, swap, metrics, minibatches=minibatches)
     await evaluate(cfg, roles, step)
     await save(cfg, roles, step, rollouts)
     await buffer.release()

@@ -91,6 +91,8 @@ class Observer(Protocol):
         reports: Sequence[StepReport],
         swap: SwapReport,
         metrics: Mapping[str, float],
+        *,
+        minibatches: Sequence[Minibatch],
     ) -> None:
         """Publish policy update `step`; the spans entered since the last call are its timings."""
         ...

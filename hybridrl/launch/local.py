@@ -24,6 +24,7 @@ from hybridrl.data.packing import plan_minibatches
 from hybridrl.data.source import load_source
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.errors import CheckpointError
+from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.plan import RunFiles, RunShape
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
@@ -36,6 +37,12 @@ from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer, TrainerWorker, newest_checkpoint
+
+FOLLOWING = (
+    ("hybridrl launch configs/smollm2_reasoning_gym.yaml", "a real 135 M model"),
+    ("hybridrl config explain algorithm", "what else there is to choose"),
+)
+"""Commands that the end of a run proposes."""
 
 
 def run(loaded: LoadedConfig, *, resume: bool) -> None:
@@ -68,7 +75,12 @@ def run(loaded: LoadedConfig, *, resume: bool) -> None:
             cfg, files, shape, logs=Path(logs), prompts=prompts, heldout=heldout, observe=observe
         )
         asyncio.run(session.play(checkpoint.folder if checkpoint else None, start_step))
-        observe.finish({"model": f"{files.export}/"} if cfg.run.export else {}, following=[])
+        machine = Machine.here()
+        observe.finish(
+            {"model": f"{files.export}/"} if cfg.run.export else {},
+            following=FOLLOWING,
+            facts={"machine": {"cores": machine.cores, "memory_gib": round(machine.memory_bytes / GIB, 1)}},
+        )
 
 
 def load_prompts(loaded: LoadedConfig) -> tuple[PromptSource, list[Prompt]]:

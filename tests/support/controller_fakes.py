@@ -136,7 +136,7 @@ class Notes:
         self.world.spans.append(name)
         yield
 
-    def step(self, step, batch, reports, swap, metrics) -> None:
+    def step(self, step, batch, reports, swap, metrics, *, minibatches) -> None:
         self.world.events.append(("observed", step))
         assert np.isfinite(batch.advantage_N).all()
 

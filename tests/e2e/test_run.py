@@ -1,0 +1,189 @@
+"""Whole runs on the real stack: Ray, Megatron-core, SGLang, started as a person starts them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+CONFIG = {
+    "model": {"path": "model", "make": "hybridrl.models.tiny:qwen3_arithmetic"},
+    "data": {
+        "train": {"path": "train.jsonl"},
+        "heldout": {"path": "heldout.jsonl"},
+        "chat_template": "none",
+    },
+    "reward": "exact_match",
+    "algorithm": {"preset": "grpo", "samples_per_prompt": 4},
+    "batch": {"prompts_per_step": 8, "minibatch_prompts": 4},
+    "actor": {"parallel": {"tp": 2}, "microbatch_tokens": 128, "optimizer": {"lr": 1.0e-3}},
+    "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 4},
+    "run": {"name": "whole", "steps": 4, "save_every": 2, "evaluate_every": 2, "sample_every": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with a config and data; each run in it is named."""
+    path = tmp_path_factory.mktemp("project")
+    sums = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(10) for b in range(10)]
+    (path / "train.jsonl").write_text("\n".join(map(json.dumps, sums[20:])))
+    (path / "heldout.jsonl").write_text("\n".join(map(json.dumps, sums[:20])))
+    (path / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    (path / "late_reward.py").write_text(LATE_REWARD)
+    return path
+
+
+LATE_REWARD = """
+import time
+from pathlib import Path
+
+def raising(answer, row, *, answer_field):
+    if Path("stop").exists():
+        raise KeyError("colour")
+    return 0.0
+
+def hanging(answer, row, *, answer_field):
+    while Path("stop").exists():
+        time.sleep(0.1)
+    return 0.0
+"""
+
+
+def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hybridrl", "launch", "run.yaml", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, _ = process.communicate(timeout=400)
+    return out
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def step_values(run: Path, name: str) -> dict[int, float]:
+    return {r["step"]: r[name] for r in lines(run) if r["kind"] == "step"}
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """An uninterrupted run."""
+    process = launch(folder)
+    out = finish(process)
+    assert process.returncode == 0, out
+    return folder / "runs" / "whole"
+
+
+def test_trainer_and_engine_agree_and_the_first_ratio_is_one(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["steps"] == 4
+    assert summary["first_ratio_max_abs_err"] == 0.0
+    assert 0.0 < summary["logprob_max_abs_diff"] <= 2e-5
+    assert summary["swap_checksums_ok"] is True
+    assert summary["heldout_before"] is not None and summary["train_wall_s"] > 0
+
+
+def test_a_run_leaves_its_files(whole: Path) -> None:
+    for name in ("resolved.yaml", "metrics.jsonl", "samples.txt", "reward.png", "summary.json"):
+        assert (whole / name).stat().st_size > 0
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
+    assert (whole.parent / "mlflow.db").exists()
+
+
+def test_the_exported_model_is_the_policy_that_the_engine_sampled_from(whole: Path, folder: Path) -> None:
+    """Plain transformers gives greedy answers from the export; they are those of the last evaluation."""
+    model = AutoModelForCausalLM.from_pretrained(whole / "export", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(whole / "export")
+    right = []
+    for line in (folder / "heldout.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        ids = tokenizer(row["prompt"], return_tensors="pt").input_ids
+        answer = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+        text = tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
+        right.append(text.strip() == row["answer"])
+    assert np.mean(right) == pytest.approx(json.loads((whole / "summary.json").read_text())["heldout_after"])
+
+
+def test_a_finished_run_is_not_overwritten(whole: Path, folder: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes()
+    process = launch(folder)
+    out = finish(process)
+    assert process.returncode == 2
+    assert "already holds a run at step 4: --resume continues it, run.name=... starts another" in out
+    assert (whole / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(whole: Path, folder: Path) -> None:
+    process = launch(folder, "run.name=killed")
+    killed = folder / "runs" / "killed"
+    deadline = time.monotonic() + 300
+    while not (killed / "checkpoints" / "step_000002").exists():
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process = launch(folder, "run.name=killed", "--resume")
+    out = finish(process)
+    assert process.returncode == 0, out
+    for name in ("critic/score/mean", "actor/grad_norm", "actor/loss", "actor/entropy", "actor/lr"):
+        assert step_values(killed, name) == step_values(whole, name)
+    exported = "export/model.safetensors"
+    assert (killed / exported).read_bytes() == (whole / exported).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("function", "exit_code", "message"),
+    [("raising", 2, "KeyError"), ("hanging", 3, "did not return")],
+)
+def test_a_reward_that_fails_during_the_run_ends_it_with_its_name(
+    folder: Path, function: str, exit_code: int, message: str
+) -> None:
+    (folder / "stop").unlink(missing_ok=True)
+    name = f"run.name={function}"
+    process = launch(
+        folder, f"reward.name=late_reward:{function}", "reward.timeout_s=2", name, "run.steps=40"
+    )
+    metrics = folder / "runs" / function / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    while not metrics.exists() or '"kind": "step"' not in metrics.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+        time.sleep(0.05)
+    (folder / "stop").touch()
+    out = finish(process)
+    assert process.returncode == exit_code, out
+    assert f"late_reward:{function}" in out and message in out
+    assert "Traceback" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ("actor.parallel.pp=2", "rollout.parallel.tp=2"),
+        ("actor.parallel.dp=2", "rollout.num_engines=2", "batch.max_lag=1"),
+    ],
+)
+def test_other_shapes_of_trainer_and_engines_run(folder: Path, shape: tuple[str, ...]) -> None:
+    name = "-".join(shape).replace(".", "_").replace("=", "")
+    process = launch(folder, *shape, "actor.parallel.tp=1", f"run.name={name}")
+    out = finish(process)
+    assert process.returncode == 0, out
+    summary = json.loads((folder / "runs" / name / "summary.json").read_text())
+    assert summary["swap_checksums_ok"] is True
+    assert summary["logprob_max_abs_diff"] <= 2e-5 or "batch.max_lag=1" in shape
