@@ -34,6 +34,9 @@ SHARED_BYTES = 2 * mmap.PAGESIZE
 STACK_AT = mmap.PAGESIZE
 """The first page holds two int64, item and start time; the second what faulthandler writes."""
 
+NOT_BEGUN = -1
+"""The item of a child that was sent a job and has not begun it: a busy machine is not a hanging reward."""
+
 LOAD_LIMIT_S = 120
 """A reward's module and its own imports must be loaded by then."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, HybridRLError, RewardError
-from hybridrl.rewards.children import Job, Load
+from hybridrl.rewards.children import NOT_BEGUN, Job, Load
 from hybridrl.rewards.processes import Child, Nursery, stack_place
 from hybridrl.rewards.score import Score
 
@@ -111,7 +111,8 @@ class Scorer:
         try:
             while work.todo or work.busy:
                 self._hand_out(work)
-                for jobs in wait(list(work.busy), timeout=self._patience(work)):
+                ready = set(wait(list(work.busy), timeout=self._patience(work)))
+                for jobs in [jobs for jobs in work.busy if jobs in ready]:
                     self._collect(work, jobs)
                 self._end_hanging(work)
         finally:
@@ -124,7 +125,7 @@ class Scorer:
             child = self._idle.pop()
             span, job = work.next_job(self.reward.num_workers)
             work.busy[child.jobs] = (child, span)
-            child.progress.begin(0)
+            child.progress.begin(NOT_BEGUN)
             try:
                 child.jobs.send(job)
             except ConnectionError:  # it died while idle; _collect tells why
@@ -145,13 +146,14 @@ class Scorer:
 
     def _patience(self, work: _Work) -> float:
         """Seconds until the first of the items that are being scored is overdue."""
-        since = max((child.progress.read()[1] for child, _ in work.busy.values()), default=0.0)
-        return max(self.reward.timeout_s - since, 0.0)
+        progress = [child.progress.read() for child, _ in work.busy.values()]
+        since_s = max((since_s for item, since_s in progress if item != NOT_BEGUN), default=0.0)
+        return max(self.reward.timeout_s - since_s, 0.0)
 
     def _end_hanging(self, work: _Work) -> None:
         for child, span in list(work.busy.values()):
             item, since_s = child.progress.read()
-            if since_s < self.reward.timeout_s or child.jobs.poll():
+            if item == NOT_BEGUN or since_s < self.reward.timeout_s or child.jobs.poll():
                 continue
             place = child.stack()
             if child.progress.read()[0] != item:  # it went on meanwhile: slow, and no longer late
@@ -172,7 +174,7 @@ class Scorer:
         work.todo += [part for part in (span[:item], span[item + 1 :]) if part]
 
     def _died(self, child: Child, span: range, work: _Work) -> RewardError:
-        item, _ = child.progress.read()
+        item = max(child.progress.read()[0], 0)
         place = stack_place(child.progress.stack())
         reason = self._replace(child)
         return RewardError(

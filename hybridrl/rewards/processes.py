@@ -44,9 +44,12 @@ class Child:
     def stack(self) -> str:
         """Where it is now, as "file:line in function"; empty where it does not say. Waits up to half a
         second."""
+        before = self.progress.stack()
         os.kill(self.pid, DUMP_SIGNAL)
         give_up = time.monotonic() + _DUMP_WAIT_S
-        while not (text := self.progress.stack()).endswith("\n") and time.monotonic() < give_up:
+        while (
+            not (text := self.progress.stack()[len(before) :]).endswith("\n") and time.monotonic() < give_up
+        ):
             time.sleep(0.01)
         return stack_place(text)
 

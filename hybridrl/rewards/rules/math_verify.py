@@ -1,14 +1,17 @@
 """1 for an answer that is mathematically equal to the reference, by the math-verify library, else 0.
 
 The reference is LaTeX or plain notation, bare (\\frac12), delimited ($x+1$), boxed, or at the end of a
-sentence. In the answer the library looks for the last boxed, delimited or plain expression.
+sentence. In the answer the library looks for the last boxed, delimited or plain expression; boxes a few words
+apart make a set.
 """
 
 import logging
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import FrameType
 from typing import Any, ClassVar
 
 import math_verify
@@ -16,7 +19,7 @@ import math_verify
 from hybridrl.registry import register
 from hybridrl.rewards.rules._text import extracted_reference
 
-# The library logs every answer that it cannot parse in time; during training that is most of a log.
+# The library warns that its own limits are off, and logs every answer that it cannot parse.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 _WORD = re.compile(r"(?<![\\{\w])[A-Za-z]{3,}")
@@ -28,8 +31,8 @@ _FUNCTIONS = frozenset(
 @register("reward", "math_verify")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MathVerify:
-    stage_timeout_s: int = 1
-    """Parsing the answer, and each comparison, may take this long; an answer that takes longer earns 0."""
+    cpu_limit_s: float = 3.0
+    """CPU time for one answer; one that takes longer to parse or to compare, like 9^9^9^9, earns 0."""
 
     extract_reference: str | None = None
     """Pattern whose last match in the reference is used (its first group, where it has one); no match is an
@@ -39,23 +42,44 @@ class MathVerify:
 
     def __post_init__(self) -> None:
         re.compile(self.extract_reference or "")
-        if self.stage_timeout_s < 1:
-            raise ValueError(f"stage_timeout_s = {self.stage_timeout_s} is not a positive number of seconds")
+        if self.cpu_limit_s <= 0:
+            raise ValueError(f"cpu_limit_s = {self.cpu_limit_s} is not a positive number of seconds")
+        _equal("(x+1)^2", "$x^2+2x+1$")  # sympy imports much of itself only now; not on an answer's time
 
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> float:
-        right = _parse_reference(
-            extracted_reference(row, answer_field, self.extract_reference), self.stage_timeout_s
-        )
-        found = math_verify.parse(answer, parsing_timeout=self.stage_timeout_s) if right else []
-        return float(bool(found) and math_verify.verify(right, found, timeout_seconds=self.stage_timeout_s))
+        right = extracted_reference(row, answer_field, self.extract_reference)
+        # The library's limits are wall clock, which on a busy machine makes right answers wrong.
+        signal.signal(signal.SIGPROF, _out_of_time)
+        signal.setitimer(signal.ITIMER_PROF, self.cpu_limit_s)
+        try:
+            try:
+                return float(_equal(right, answer))
+            finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
+        except _OutOfTime:
+            return 0.0
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str:
         return _delimited(extracted_reference(row, answer_field, self.extract_reference))
 
 
+class _OutOfTime(BaseException):
+    """Not an Exception: the library and sympy catch those."""
+
+
+def _out_of_time(signum: int, frame: FrameType | None) -> None:
+    raise _OutOfTime
+
+
+def _equal(reference: str, answer: str) -> bool:
+    right = _parse_reference(reference)
+    found = math_verify.parse(answer, parsing_timeout=0) if right else []
+    return bool(found) and math_verify.verify(right, found, timeout_seconds=0)
+
+
 @lru_cache(maxsize=4096)  # every answer of a group is compared with the same reference
-def _parse_reference(text: str, timeout_s: int) -> list:
-    return math_verify.parse(_delimited(text), parsing_timeout=timeout_s)
+def _parse_reference(text: str) -> list:
+    return math_verify.parse(_delimited(text), parsing_timeout=0)
 
 
 def _delimited(text: str) -> str:

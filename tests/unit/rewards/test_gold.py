@@ -1,0 +1,77 @@
+"""Reference answers that a reward rejects are found before the run."""
+
+import pytest
+
+from hybridrl.config.schema import RewardConfig
+from hybridrl.errors import RewardError
+from hybridrl.rewards.gold import check_on_gold
+from hybridrl.rewards.pool import Scorer
+
+
+@pytest.fixture(scope="module")
+def math_scorer():
+    with Scorer(RewardConfig(name="math_verify")) as one:
+        yield one
+
+
+def rows_of(*references):
+    return [{"prompt": "q", "answer": reference} for reference in references]
+
+
+def test_references_that_a_rule_rejects_are_counted_and_the_first_is_shown(math_scorer):
+    rows = rows_of("7", "8", "$", "9", "$", "10", "11", "12", "13", "14")
+    with pytest.raises(RewardError) as caught:
+        check_on_gold(math_scorer, rows, where="data/math.parquet")
+    assert caught.value.what == "reward math_verify gives 0 on 20 % of the gold answers in data/math.parquet"
+    assert caught.value.where == 'first: row 2, "$"'
+    check = check_on_gold(math_scorer, rows, where="data/math.parquet", max_rejected=0.2)
+    assert (check.num_checked, check.rejected_rows, check.rejected_share) == (10, (2, 4), 0.2)
+
+
+def test_the_sample_is_spread_over_all_rows(math_scorer):
+    rows = rows_of(*["7"] * 900, *["$"] * 100)
+    check = check_on_gold(math_scorer, rows, where="d", sample=50, max_rejected=1.0)
+    assert check.num_checked == 50
+    assert check.rejected_share == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reference", "checked"),
+    [
+        ("exact_match", {}, "7", 1),
+        ("exact_match", {"extract": r"Answer: (\d+)"}, "7", 0),
+        ("exact_match", {"extract": r"#### (\d+)", "extract_reference": r"#### (\d+)"}, "3 + 4 #### 7", 1),
+        ("exact_match", {"extract_reference": r"#### (\d+)"}, "3 + 4 #### 7", 1),
+        ("regex", {"pattern": "7"}, "7", 0),
+        ("weighted_sum", {"parts": {"a": {"name": "regex", "weight": 1, "pattern": "x"}}}, "7", 0),
+        ("weighted_sum", {"parts": {"a": {"name": "math_verify", "weight": 1}}}, "7", 1),
+    ],
+)
+def test_good_references_pass_where_an_answer_can_be_made_of_them(scorer, name, options, reference, checked):
+    check = check_on_gold(scorer(name, **options), rows_of(reference), where="d")
+    assert (check.num_checked, check.rejected_rows) == (checked, ())
+
+
+def test_references_in_every_notation_pass(math_scorer):
+    rows = rows_of(
+        r"\frac12", r"We find \boxed{\frac12}.", "1,234", "(1,2)", "5 dollars", r"\text{yes}", "x=5"
+    )
+    check = check_on_gold(math_scorer, rows, where="d")
+    assert (check.num_checked, check.rejected_rows) == (7, ())
+
+
+def test_what_a_function_of_the_user_returns_is_reported_but_not_judged(scorer, module):
+    name = module("def f(answer, row): return 0.0")
+    check = check_on_gold(scorer(f"{name}:f"), rows_of("7", "8", None), where="d")
+    assert (check.num_checked, check.rejected_rows) == (2, (0, 1))
+
+
+def test_a_function_of_the_user_that_raises_on_a_reference_is_refused(scorer, module):
+    name = module("def f(answer, row): return float(answer)")
+    with pytest.raises(RewardError, match="raised ValueError on the gold answer of row 1 in d"):
+        check_on_gold(scorer(f"{name}:f"), rows_of("7", "x"), where="d")
+
+
+def test_the_wrong_column_is_named(scorer):
+    with pytest.raises(RewardError, match="the row has no 'solution'; it has prompt, answer"):
+        check_on_gold(scorer("exact_match", answer_field="solution"), rows_of("7"), where="d")
