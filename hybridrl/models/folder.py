@@ -1,0 +1,31 @@
+"""A model folder that appears whole or not at all."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a model beside its place, then move it there; a folder that is there stays as it is.
+
+    Processes may do this at the same time: the first to finish wins. One that is killed leaves a hidden
+    folder `.<name>.*`, never a part of a model.
+    """
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        made = Path(beside, "model")  # not `beside` itself, which only its owner may read
+        made.mkdir()
+        fill(made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,199 @@
+"""Small models made on the spot, with random weights and a tokenizer without merges.
+
+Each maker writes a complete folder in Hugging Face format, the same for the same seed.
+"""
+
+import string
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from hybridrl.errors import ModelError
+from hybridrl.models import spec
+from hybridrl.models.folder import write_json, write_once
+from hybridrl.models.spec import ModelSpec
+from hybridrl.models.table import Parameter
+
+ARITHMETIC = string.digits + "+-="
+
+_SPECIAL = ("<eos>", "<pad>", "<unk>")
+
+_CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+_MODEL_TYPES = {
+    "llama": ("LlamaForCausalLM", {}),
+    "qwen2": ("Qwen2ForCausalLM", {"use_sliding_window": False}),
+    "qwen3": ("Qwen3ForCausalLM", {"use_sliding_window": False, "attention_bias": False}),
+}
+
+_RANDOM_SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 64,
+    "vocab_size": 263,  # odd, so that whoever pads the vocabulary has to show it
+}
+
+
+def qwen3_arithmetic(folder: Path, seed: int) -> None:
+    """A Qwen3 of 0.4 M weights that reads and writes arithmetic, untrained.
+
+    Divides over two tensor parallel ranks. Every character of ARITHMETIC is a token; there is no chat
+    template.
+    """
+    sizes = {
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 384,
+        "vocab_size": len(ARITHMETIC) + len(_SPECIAL),
+    }
+    config = _config("qwen3", sizes, tied=False, eos_token_id=len(ARITHMETIC))
+    tokenizer = _tokenizer(ARITHMETIC, _SPECIAL)
+    write_once(
+        folder,
+        partial(
+            _fill, config=config, tokenizer=tokenizer, chat_template=None, seed=seed, std=0.05, norm_std=0.0
+        ),
+    )
+
+
+def random_model(folder: Path, family: str, seed: int, *, tied: bool = False, **sizes: int) -> None:
+    """A very small model of any family for comparisons between programs.
+
+    Norms and biases are random too, so that a weight in the wrong place changes the output. Bytes are tokens,
+    and there is a chat template.
+
+    Args:
+        sizes: keys of config.json that replace those of _RANDOM_SIZES.
+
+    Raises:
+        ModelError: no such family or size, or fewer rows in the vocabulary than the tokenizer has tokens.
+    """
+    if family not in _MODEL_TYPES:
+        raise ModelError(f"no random model of family {family!r}", fix=f"use one of {', '.join(_MODEL_TYPES)}")
+    if unknown := sizes.keys() - _RANDOM_SIZES.keys():
+        raise ModelError(f"no size {', '.join(unknown)}", fix=f"sizes are {', '.join(_RANDOM_SIZES)}")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = _tokenizer(alphabet, _SPECIAL + _ROLES)
+    # Not characters: whatever the folder says, AutoTokenizer reads a Qwen2 tokenizer as one of bytes.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    config = _config(family, _RANDOM_SIZES | sizes, tied=tied, eos_token_id=len(alphabet))
+    if config["vocab_size"] < tokenizer.get_vocab_size():
+        raise ModelError(
+            f"vocab_size = {config['vocab_size']}, the tokenizer has {tokenizer.get_vocab_size()} tokens"
+        )
+    write_once(
+        folder,
+        partial(
+            _fill,
+            config=config,
+            tokenizer=tokenizer,
+            chat_template=_CHAT_TEMPLATE,
+            seed=seed,
+            std=0.1,
+            norm_std=0.2,
+        ),
+    )
+
+
+def _config(family: str, sizes: Mapping[str, int], *, tied: bool, eos_token_id: int) -> dict[str, Any]:
+    architecture, switches = _MODEL_TYPES[family]
+    return {
+        "architectures": [architecture],
+        "model_type": family,
+        **sizes,
+        **switches,
+        "hidden_act": "silu",
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": tied,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": eos_token_id,
+        "pad_token_id": eos_token_id + 1,
+        "dtype": "float32",
+    }
+
+
+def _tokenizer(alphabet: Sequence[str], special: Sequence[str]) -> Tokenizer:
+    """Tokens are the characters of the alphabet, then the special ones."""
+    tokens = {token: i for i, token in enumerate([*alphabet, *special])}
+    # Byte-pair encoding without merges: one token a character.
+    tokenizer = Tokenizer(BPE(vocab=tokens, merges=[], unk_token="<unk>"))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return tokenizer
+
+
+def _fill(
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    tokenizer: Tokenizer,
+    chat_template: str | None,
+    seed: int,
+    std: float,
+    norm_std: float,
+) -> None:
+    write_json(folder / "config.json", config)
+    ends = {key: config[key] for key in ("eos_token_id", "pad_token_id")}
+    write_json(folder / "generation_config.json", ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(config, chat_template))
+    tensors = _random_tensors(spec.read(folder), np.random.default_rng(seed), std=std, norm_std=norm_std)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _tokenizer_config(config: Mapping[str, Any], chat_template: str | None) -> dict[str, Any]:
+    names = dict(zip(("eos_token", "pad_token", "unk_token"), _SPECIAL, strict=True))
+    template = {} if chat_template is None else {"chat_template": chat_template}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config["max_position_embeddings"],
+        "clean_up_tokenization_spaces": False,
+        **names,
+        **template,
+    }
+
+
+def _random_tensors(
+    model: ModelSpec, rng: np.random.Generator, *, std: float, norm_std: float
+) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint: matrices around 0, norm weights around 1, biases around 0."""
+    tensors: dict[str, np.ndarray] = {}
+    for parameter in spec.parameters(model):
+        for layer in range(model.num_layers if parameter.per_layer else 1):
+            for name, rows in zip(parameter.row.hf, parameter.blocks, strict=True):
+                shape = _shape(parameter, rows)
+                noise = rng.standard_normal(shape, np.float32)
+                scale, centre = _distribution(parameter, std, norm_std)
+                tensors[name.replace("*", str(layer))] = noise * np.float32(scale) + np.float32(centre)
+    return tensors
+
+
+def _shape(parameter: Parameter, rows: int) -> tuple[int, ...]:
+    return (rows,) if parameter.cols is None else (rows, parameter.cols)
+
+
+def _distribution(parameter: Parameter, std: float, norm_std: float) -> tuple[float, float]:
+    """Standard deviation and mean of a parameter's first values."""
+    if parameter.cols is not None:
+        return std, 0.0
+    return norm_std, 1.0 if parameter.name.endswith("norm") else 0.0
