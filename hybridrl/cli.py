@@ -7,6 +7,7 @@ interrupted.
 
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,15 +50,20 @@ Overrides = Annotated[
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the process ends with the code returned."""
+    return guarded(lambda: app(arguments, prog_name="hybridrl", standalone_mode=False))
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """The exit code of a command; what it raises becomes a line for a person, here and nowhere else."""
     try:
-        code = app(arguments, prog_name="hybridrl", standalone_mode=False)
+        code = command()
     except HybridRLError as error:
         show_error(error)
         return error.exit_code
     except TyperException as error:
         err.print(f"[bold red]error:[/] {escape(error.format_message())}  (see hybridrl --help)")
         return 2
-    except Exception:  # the process edge: a person sees one line, the traceback is kept
+    except Exception:
         err.print(
             f"[bold red]error:[/] a failure of hybridrl itself; its traceback is in {_keep_traceback()}"
         )

@@ -226,9 +226,9 @@ def _place(path: Path_, origins: Mapping[Path_, str]) -> str:
 
 def _merge_preset(tree: dict[str, Any], origins: dict[Path_, str]) -> list[ConfigError]:
     algorithm = tree.get("algorithm")
-    name = algorithm.get("preset") if isinstance(algorithm, dict) else None
-    if not isinstance(name, str):
+    if not isinstance(algorithm, dict) or not isinstance(algorithm.get("preset"), str):
         return []
+    name = algorithm["preset"]
     if name not in presets.PRESETS:
         known = ", ".join(
             difflib.get_close_matches(name, presets.PRESETS, n=1, cutoff=0.5) or presets.PRESETS

@@ -149,7 +149,7 @@ class AlgorithmConfig(Section):
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""
 
-    entropy_top_share: PositiveFloat = Field(1.0, le=1.0)
+    entropy_top_share: PositiveFloat = Field(default=1.0, le=1.0)
     """The policy loss trains on this share of the tokens, those with the highest entropy; 1: on all."""
 
     correction: tuple[str | dict[str, Any], ...] = ()
