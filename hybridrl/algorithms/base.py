@@ -240,6 +240,15 @@ class PolicyLoss(Protocol):
     ) -> TokenLoss: ...
 
 
+class Shaping(Protocol):
+    """New outcome rewards from old ones, on the controller; `needs` names scalar columns."""
+
+    @property
+    def needs(self) -> frozenset[Column]: ...
+
+    def __call__(self, reward_N: Tensor, group_N: Tensor, **columns: Tensor) -> Tensor: ...
+
+
 class Correction(Protocol):
     """Weight of every token against the gap between the engine's probabilities and the trainer's."""
 
@@ -293,6 +302,10 @@ def register_policy_loss(name: str) -> Callable[[Plugin], Plugin]:
 
 def register_kl(name: str) -> Callable[[Plugin], Plugin]:
     return registry.register("kl", name)
+
+
+def register_shaping(name: str) -> Callable[[Plugin], Plugin]:
+    return registry.register("shaping", name)
 
 
 def register_correction(name: str) -> Callable[[Plugin], Plugin]:

@@ -1,0 +1,117 @@
+"""Which prompts, groups and answers to train on: pure functions of scalars.
+
+Shape letters: N trajectories, G prompts (groups).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.groups import check_rewards, group_max, group_min, group_size, group_sum
+from hybridrl.errors import DataError
+
+
+def informative(reward_N: Tensor, group_N: Tensor) -> Tensor:
+    """bool [N]: trajectories of groups whose rewards are not all equal, a group of one being all equal.
+
+    Source: dynamic sampling, DAPO, arXiv:2503.14476, section 3.2.
+    """
+    check_rewards(reward_N, group_N)
+    return group_max(reward_N, group_N) > group_min(reward_N, group_N)
+
+
+def within_difficulty(
+    reward_N: Tensor, group_N: Tensor, *, lowest: float, highest: float, solved_above: float = 0.0
+) -> Tensor:
+    """bool [N]: trajectories of groups whose share of solved answers is in [lowest, highest].
+
+    Source: the accuracy filter of PRIME, arXiv:2502.01456, appendix, with 0.2 and 0.8.
+    """
+    check_rewards(reward_N, group_N)
+    solved_N = (reward_N > solved_above).to(reward_N.dtype)
+    share_N = group_sum(solved_N, group_N) / group_size(group_N, reward_N.dtype)
+    return (share_N >= lowest) & (share_N <= highest)
+
+
+def not_truncated(truncated_N: Tensor) -> Tensor:
+    """bool [N]: answers that ended by themselves; leaving out the others is DAPO's overlong filtering.
+
+    They still count in their group's baseline: drop them after the advantage.
+    """
+    return ~truncated_N.bool()
+
+
+def group_counts(reward_N: Tensor, group_N: Tensor) -> dict[str, float]:
+    """How many groups carry no signal, for the metrics of a step."""
+    check_rewards(reward_N, group_N)
+    size_G = torch.bincount(group_N)
+    # Each trajectory of a flat group counts for its share of the group.
+    flat = (~informative(reward_N, group_N) / group_size(group_N, torch.float64)).sum()
+    return {
+        "batch/groups": float((size_G > 0).sum()),
+        "batch/singleton_groups": float((size_G == 1).sum()),
+        "batch/flat_groups": round(float(flat)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicSampling:
+    """Sample further prompts until enough groups carry a signal."""
+
+    wanted: int
+    """Groups of a batch."""
+
+    max_rounds: int = 10
+    """Rounds of sampling for one batch."""
+
+    def next_prompts(self, kept: int, sampled: int, rounds: int) -> int:
+        """Prompts to sample now, 0 when the batch is full; more than are missing if earlier rounds kept few.
+
+        Args:
+            kept, sampled: groups so far; rounds: how many times was sampled.
+
+        Raises:
+            DataError: the last round has passed and groups are missing.
+        """
+        missing = self.wanted - kept
+        if missing <= 0:
+            return 0
+        if rounds >= self.max_rounds:
+            raise DataError(
+                f"{kept} of {self.wanted} groups carry a signal after {rounds} rounds of sampling",
+                where=f"{sampled} prompts were tried: almost all are always solved, or never",
+                fix="use prompts of another difficulty, or raise max_rounds",
+            )
+        share = kept / sampled if kept else 0.5
+        return min(math.ceil(missing / max(share, 0.1)), self.wanted)
+
+
+@dataclass(kw_only=True, slots=True)
+class SolveRates:
+    """Remembers how often each prompt is solved, and leaves out those that are too easy or too hard for
+    now."""
+
+    lowest: float = 0.0
+    highest: float = 1.0
+    decay: float = 0.5
+    """Of the running share, per visit."""
+
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def add(self, uid: str, solved: float) -> None:
+        """A visit to a prompt in which this share of its answers was right."""
+        before = self.rates.get(uid, solved)
+        self.rates[uid] = self.decay * before + (1 - self.decay) * solved
+
+    def admits(self, uid: str) -> bool:
+        """A prompt that was never visited is always admitted."""
+        return uid not in self.rates or self.lowest <= self.rates[uid] <= self.highest
+
+    def state_dict(self) -> dict[str, float]:
+        return dict(self.rates)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.rates = dict(state)
