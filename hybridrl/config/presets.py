@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hybridrl.config.compatibility import COMPATIBILITY
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -20,7 +22,7 @@ class Preset:
 
 _CLIP = {"name": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2}
 
-PRESETS: Mapping[str, Preset] = {
+_PAPERS: Mapping[str, Preset] = {
     "grpo": Preset(
         "group mean and std as baseline and scale, arXiv:2402.03300",
         {
@@ -60,4 +62,145 @@ PRESETS: Mapping[str, Preset] = {
         "higher upper clip and token mean, arXiv:2503.14476; no dynamic sampling, no overlong penalty",
         {"estimator": {"name": "grpo"}, "loss": _CLIP | {"clip_high": 0.28}, "aggregate": "token_mean"},
     ),
+    "opo": Preset(
+        "length-weighted mean as baseline, exactly on-policy, no clip, arXiv:2505.23585",
+        {"estimator": {"name": "opo"}, "loss": {"name": "reinforce"}, "aggregate": "seq_mean_token_sum"},
+    ),
+    "gpg": Preset(
+        "centred rewards scaled to the groups that teach something, no clip, arXiv:2504.02546",
+        {"estimator": {"name": "gpg"}, "loss": {"name": "reinforce"}, "aggregate": "token_mean"},
+    ),
+    "lite_ppo": Preset(
+        "group mean, batch std and token mean, arXiv:2508.08221",
+        {"estimator": {"name": "lite_ppo"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "max_rl": Preset(
+        "centred rewards over the group's mean, arXiv:2602.02710; rewards must not be negative",
+        {"estimator": {"name": "max_rl"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "gdpo": Preset(
+        "every part of the reward normalised in its group, then whitened, arXiv:2601.05242",
+        {"estimator": {"name": "gdpo"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "grpo_passk": Preset(
+        "only the best answer of a group is reinforced, arXiv:2503.19595",
+        {"estimator": {"name": "grpo_passk"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "gspo": Preset(
+        "one importance ratio for the whole answer, arXiv:2507.18071",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": {"name": "gspo", "clip_low": 3e-4, "clip_high": 4e-4},
+            "aggregate": "seq_mean_token_mean",
+        },
+    ),
+    "gmpo": Preset(
+        "geometric mean of the clipped token ratios, arXiv:2507.20673",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "gmpo"}, "aggregate": "seq_mean_token_mean"},
+    ),
+    "sapo": Preset(
+        "a smooth gate in place of the clip, arXiv:2511.20347",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "sapo"}, "aggregate": "seq_mean_token_mean"},
+    ),
+    "cispo": Preset(
+        "clipped importance weight, every token keeps its gradient, arXiv:2506.13585",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "cispo"}, "aggregate": "token_mean"},
+    ),
+    "dppo": Preset(
+        "trust region on the change of a token's probability, arXiv:2602.04879",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "dppo_tv"}, "aggregate": "token_mean"},
+    ),
+    "clip_cov": Preset(
+        "a few tokens of high covariance get no gradient, arXiv:2505.22617",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "clip_cov"}, "aggregate": "token_mean"},
+    ),
+    "kl_cov": Preset(
+        "tokens of high covariance pay for every move, arXiv:2505.22617",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "kl_cov"}, "aggregate": "token_mean"},
+    ),
+    "aspo": Preset(
+        "inverse ratio on good tokens, arXiv:2510.06062",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "aspo"}, "aggregate": "token_mean"},
+    ),
+    "topr": Preset(
+        "truncated importance weight on bad answers only, arXiv:2503.14286",
+        {"estimator": {"name": "dr_grpo"}, "loss": {"name": "topr"}, "aggregate": "seq_mean_token_sum"},
+    ),
+    "m2po": Preset(
+        "stalest tokens left out, no clip, arXiv:2510.01161",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "m2po"}, "aggregate": "token_mean"},
+    ),
+    "kimi_k15": Preset(
+        "mirror descent with a group-mean baseline, arXiv:2501.12599; no length reward",
+        {
+            "estimator": {"name": "dr_grpo"},
+            "loss": {"name": "kimi_k15", "tau": 0.1},
+            "aggregate": "seq_mean_token_sum",
+        },
+    ),
+    "copg": Preset(
+        "contrastive policy gradient on pairs of answers, arXiv:2406.19185",
+        {"estimator": {"name": "rloo"}, "loss": {"name": "copg"}, "aggregate": "seq_mean_token_sum"},
+    ),
+    "intellect2": Preset(
+        "two-sided clip for asynchronous data, arXiv:2505.07291",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "two_sided"}, "aggregate": "token_mean"},
+    ),
+    "areal": Preset(
+        "decoupled PPO for asynchronous data, arXiv:2505.24298",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "decoupled_ppo"}, "aggregate": "token_mean"},
+    ),
+    "ppo": Preset(
+        "GAE with a value function, arXiv:1707.06347",
+        {"estimator": {"name": "gae"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "vapo": Preset(
+        "length-adaptive GAE, higher upper clip, likelihood loss on solved answers, arXiv:2504.05118",
+        {
+            "estimator": {"name": "gae", "value_lambda": 1.0, "adaptive_lambda": 0.05},
+            "loss": {"name": "vapo"},
+            "aggregate": "token_mean",
+        },
+    ),
+    "remax": Preset(
+        "greedy answer as baseline, arXiv:2310.10505",
+        {"estimator": {"name": "remax"}, "loss": {"name": "reinforce"}, "aggregate": "seq_mean_token_sum"},
+    ),
+    "prime": Preset(
+        "implicit process rewards beside the outcome, arXiv:2502.01456; the process model is trained apart",
+        {"estimator": {"name": "prime"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "a_star_po": Preset(
+        "regression onto the optimal advantage, arXiv:2505.20686; v_star is computed before the run",
+        {
+            "estimator": {"name": "a_star_po"},
+            "loss": {"name": "a_star_po", "beta": 1e-3},
+            "aggregate": "seq_mean_token_sum",
+        },
+    ),
+    "gigpo": Preset(
+        "groups of answers and of equal environment states, arXiv:2505.10978",
+        {"estimator": {"name": "gigpo"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "spiral": Preset(
+        "running baseline for every role of a game, arXiv:2506.24119",
+        {"estimator": {"name": "rae"}, "loss": {"name": "reinforce"}, "aggregate": "seq_mean_token_sum"},
+    ),
+    "distillation": Preset(
+        "a teacher's log-probabilities as advantages, arXiv:2601.02780",
+        {"estimator": {"name": "distillation"}, "loss": {"name": "reinforce"}, "aggregate": "token_mean"},
+    ),
 }
+
+
+def _frameworks() -> dict[str, Preset]:
+    """The numerics of other frameworks, under names like verl/grpo."""
+    found = {}
+    for algorithm, rows in COMPATIBILITY.items():
+        paper = _PAPERS[algorithm].about.partition("arXiv:")[2].partition(";")[0]
+        for framework, row in rows.items():
+            found[f"{framework}/{algorithm}"] = Preset(f"{row.about}, arXiv:{paper}", row.algorithm)
+    return found
+
+
+PRESETS: Mapping[str, Preset] = {**_PAPERS, **_frameworks()}
