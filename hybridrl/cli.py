@@ -5,6 +5,7 @@ answers at once. Exit codes: 0 done, 1 a failure of ours, 2 a mistake of the use
 interrupted.
 """
 
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -50,6 +51,8 @@ Overrides = Annotated[
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the process ends with the code returned."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # where a config's module:name is looked for first, as python itself does
     return guarded(lambda: app(arguments, prog_name="hybridrl", standalone_mode=False))
 
 
@@ -120,6 +123,8 @@ def launch(
 
     try:
         local.run(loaded, resume=resume)
+    except HybridRLError as error:
+        raise loaded.locate(error) from error
     except KeyboardInterrupt:
         err.print(f"interrupted; {folder.path} keeps what was saved, --resume continues it")
         raise typer.Exit(INTERRUPTED) from None

@@ -58,33 +58,35 @@ def _world(machine: Machine, spec: models.ModelSpec | None) -> World:
 def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
     """What the plug-ins themselves refuse: an unknown name, an unknown option, a group too small."""
     from hybridrl.algorithms import Objective, load_estimator
+    from hybridrl.rewards.plugin import load_reward
 
-    config = loaded.config
-    trials = (
+    config, reward = loaded.config, loaded.config.reward
+    trials = [
         lambda: load_estimator(config.algorithm),
         lambda: Objective(config.algorithm, max_response_tokens=config.rollout.max_response_tokens),
-    )
-    errors: list[HybridRLError] = []
-    for trial in trials:
-        try:
-            trial()
-        except HybridRLError as error:
-            errors.append(loaded.locate(error))
-    return list({str(error): error for error in errors}.values())  # both build the same KL estimator
+    ]
+    if (make := config.model.make) is not None:
+        trials.append(lambda: registry.find("hybridrl.models", make, where="model.make"))
+    if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
+        trials.append(lambda: load_reward(reward.name, reward.options, where="reward"))
+    errors = [loaded.locate(error) for trial in trials if (error := _refusal(trial))]
+    return list({str(error): error for error in errors}.values())  # two trials build the same KL estimator
+
+
+def _refusal(trial: Callable[[], object]) -> HybridRLError | None:
+    try:
+        trial()
+    except HybridRLError as error:
+        return error
+    return None
 
 
 def _make_model(loaded: LoadedConfig) -> models.ModelSpec:
-    """Write the model beside its place, then move it there: an interrupted launch leaves nothing like a
-    model.
-    """
     model = loaded.config.model
     assert model.make is not None, "a folder that is missing without a maker was refused"
     maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
-    folder = Path(model.path)
-    beside = folder.with_name(f".{folder.name}.part")
-    maker(beside, loaded.config.run.seed)
-    beside.replace(folder)
-    return models.read(folder)
+    maker(Path(model.path), loaded.config.run.seed)
+    return models.read(model.path)
 
 
 def _name(spec: models.ModelSpec) -> str:
@@ -97,8 +99,8 @@ def _plan(shape: RunShape, loaded: LoadedConfig) -> str:
         f" {axis}{size}" for axis, size in (("TP", shape.tp), ("PP", shape.pp), ("DP", shape.dp)) if size > 1
     )
     engines = "engine" if shape.num_engines == 1 else f"{shape.num_engines} engines"
+    answers, updates = shape.trajectories_per_step, shape.optimizer_steps_per_step
     return (
-        f"{batch.prompts_per_step} prompts x {samples} samples = "
-        f"{shape.trajectories_per_step:,} trajectories/step -> {shape.optimizer_steps_per_step} optimizer steps; "
-        f"actor{actor or ' TP1'}, {engines} TP{shape.engine_tp}"
+        f"{batch.prompts_per_step} prompts x {samples} samples = {answers:,} trajectories/step "
+        f"-> {updates} optimizer steps; actor{actor or ' TP1'}, {engines} TP{shape.engine_tp}"
     )

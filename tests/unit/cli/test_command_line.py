@@ -15,9 +15,9 @@ from hybridrl.errors import DeadlineError, EngineError
 Captured = pytest.CaptureFixture[str]
 
 CONFIG = """\
-model: {path: model, make: nobody:makes_it}
+model: {path: model, make: "hybridrl.models.tiny:qwen3_arithmetic"}
 data: {train: prompts.jsonl, chat_template: none}
-reward: exact
+reward: exact_match
 run: {name: first, folder: out}
 """
 
