@@ -58,6 +58,8 @@ class Layout(ABC):
 
     def shards(self, rank: int) -> dict[str, Shard]:
         """Tensor name -> what `rank` holds under it; layer numbers count over the whole model."""
+        if not 0 <= rank < self.world_size:
+            raise ValueError(f"rank {rank} of a layout of {self.world_size} ranks")
         return {
             instance(held.tensor, layer): Shard(instance(held.param, layer), held.shape, held.rows, held.cols)
             for held in self.holdings

@@ -22,6 +22,11 @@ class MegatronLayout(Layout):
 
     def __post_init__(self) -> None:
         refuse_unfit(self.spec, self.tp)
+        qkv_rows = (self.spec.num_heads + 2 * self.spec.num_kv_heads) * self.spec.head_dim
+        if qkv_rows % self.tp:
+            raise LayoutError(
+                f"tp = {self.tp} does not divide the {qkv_rows} rows of fused q, k and v", fix="lower tp"
+            )
         if self.spec.num_layers % self.pp:
             raise LayoutError(
                 f"pp = {self.pp} does not divide the {self.spec.num_layers} layers",

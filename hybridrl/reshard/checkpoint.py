@@ -40,11 +40,8 @@ def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str,
         for name, shard in shards.items():
             if shard.is_padded:
                 tensors[name].zero_()
-        copy(
-            table,
-            [checkpoint[name] for name in table.sources],
-            [tensors[name] for _, _, name in table.targets],
-        )
+        sources = [checkpoint[name] for name in table.sources]
+        copy(table, sources, [tensors[name] for _, _, name in table.targets])
 
 
 def export_hf(
@@ -72,6 +69,7 @@ def export_hf(
 
     Raises:
         RunFolderError: `folder` exists already, on every rank; nothing was written.
+        ResourceError: the disk is full, on rank 0; the others wait at the barrier until its caller ends them.
         ValueError: `tensors` lacks one of the layout, or has one of another shape.
     """
     folder = Path(folder)
@@ -141,12 +139,10 @@ def _create(partial: Path, files: Sequence[hf_files.FilePlan]) -> None:
 
 
 def _copy_beside(source: Path, target: Path, dtype: torch.dtype) -> None:
-    """Everything that is small and not weights: tokenizer, chat template, generation config, config.json."""
+    """What a model has beside its weights: tokenizer, chat template, generation config, config.json."""
     for path in source.iterdir():
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and path.name not in (
-            "config.json",
-            hf_files.INDEX,
-        ):
+        of_weights = path.name == "config.json" or path.name.endswith(".index.json")
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and not of_weights:
             shutil.copyfile(path, target / path.name)
     config = json.loads((source / "config.json").read_text())
     key = "torch_dtype" if "torch_dtype" in config else "dtype"

@@ -6,6 +6,7 @@ spaces to 8 bytes; the tensors end to end at the offsets that the header gives.
 
 import json
 import mmap
+import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hybridrl.errors import ModelError
+from hybridrl.errors import ModelError, ResourceError
 
 INDEX = "model.safetensors.index.json"
 
@@ -47,7 +48,12 @@ class Checkpoint:
     def _index(self) -> dict[str, Path]:
         index = self.folder / INDEX
         if index.is_file():
-            weight_map = json.loads(index.read_text())["weight_map"]
+            try:
+                weight_map = json.loads(index.read_text())["weight_map"]
+            except (json.JSONDecodeError, KeyError) as error:
+                raise ModelError(
+                    f"cannot read {INDEX}: {error}", where=str(index), fix="download it again"
+                ) from error
             return {name: self.folder / file for name, file in weight_map.items()}
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
@@ -95,10 +101,23 @@ class FilePlan:
         return sum(prod(shape) for shape in self.shapes.values()) * self.dtype.itemsize
 
     def create(self, folder: Path) -> None:
-        """Write the header and reserve the rest; it reads as zeros."""
+        """Write the header and reserve the rest, which reads as zeros.
+
+        Raises:
+            ResourceError: the disk is full. Found out later, through mapped memory, it would kill the process.
+        """
+        size = len(self.header) + self.bytes
         with open(folder / self.name, "xb") as file:
             file.write(self.header)
-            file.truncate(len(self.header) + self.bytes)
+            file.flush()
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                raise ResourceError(
+                    f"no room for {size} bytes: {error.strerror}",
+                    where=str(folder / self.name),
+                    fix="free disk space",
+                ) from error
 
     def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
         """Tensors on the file: what is written to them is in it, for every process that maps it."""
@@ -106,9 +125,8 @@ class FilePlan:
             memory = mmap.mmap(file.fileno(), 0)
         found, offset = {}, len(self.header)
         for name, shape in self.shapes.items():
-            found[name] = torch.frombuffer(memory, dtype=self.dtype, count=prod(shape), offset=offset).view(
-                shape
-            )
+            flat = torch.frombuffer(memory, dtype=self.dtype, count=prod(shape), offset=offset)
+            found[name] = flat.view(shape)
             offset += prod(shape) * self.dtype.itemsize
         return found
 

@@ -137,6 +137,11 @@ def test_a_tied_model_has_its_output_copy_on_the_last_of_several_stages():
     assert "lm_head.weight" not in SGLangLayout(tied).shards(0)
 
 
+def test_there_are_no_shards_beyond_the_last_rank():
+    with pytest.raises(ValueError, match="rank 4 of a layout of 4 ranks"):
+        MegatronLayout(tiny(), tp=2, pp=2).shards(4)
+
+
 def test_padded_vocabularies():
     spec = tiny(vocab_size=151)
     assert [MegatronLayout(spec, tp=tp).padded_vocab for tp in (1, 2, 4)] == [256, 256, 512]
@@ -151,5 +156,7 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do():
         SGLangLayout(tiny(), tp=3)
     with pytest.raises(LayoutError, match="tp = 3 does not divide"):
         MegatronLayout(tiny(), tp=3)
+    with pytest.raises(LayoutError, match="tp = 9 does not divide the 22 rows of fused q, k and v"):
+        MegatronLayout(tiny(num_heads=9, num_kv_heads=1, head_dim=2, ffn_size=9), tp=9)
     with pytest.raises(LayoutError, match="pp = 3 does not divide the 4 layers.*use one of 1, 2, 4"):
         MegatronLayout(tiny(), pp=3)

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from shard_oracle import hf_tensors, megatron_shard, sglang_shard, specs, tiny, tp_sizes
 
-from hybridrl.errors import ModelError, RunFolderError
+from hybridrl.errors import ModelError, ResourceError, RunFolderError
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import read
-from hybridrl.reshard import checkpoint
+from hybridrl.reshard import checkpoint, hf_files
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 
 
@@ -191,6 +191,12 @@ def _fail(*_):
     raise OSError("disk full")
 
 
+def test_a_disk_without_room_is_found_out_before_anything_is_written(tmp_path):
+    huge = hf_files.FilePlan("model.safetensors", {"weight": (1 << 60,)}, torch.float16)
+    with pytest.raises(ResourceError, match="no room for"):
+        huge.create(tmp_path)
+
+
 def test_what_the_checkpoint_lacks_is_named_and_nothing_is_written(tmp_path):
     layout = MegatronLayout(tiny())
     hf = hf_tensors(layout.spec)
@@ -220,6 +226,10 @@ def test_folders_without_readable_weights_are_refused(tmp_path):
     (cut / "part-0.safetensors").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(ModelError, match="cannot read part-0.safetensors"):
         load_all(cut, layout)
+    torn = save(tmp_path / "torn", hf, num_files=2)
+    (torn / "model.safetensors.index.json").write_text('{"weight_map": {')
+    with pytest.raises(ModelError, match="cannot read model.safetensors.index.json"):
+        load_all(torn, layout)
     lost = save(tmp_path / "lost", hf, num_files=2)
     (lost / "part-1.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot read part-1.safetensors"):
