@@ -104,7 +104,7 @@ class FilePlan:
         """Write the header and reserve the rest, which reads as zeros.
 
         Raises:
-            ResourceError: the disk is full. Found out later, through mapped memory, it would kill the process.
+            ResourceError: the disk is full. Found out later, in mapped memory, it would kill the process.
         """
         size = len(self.header) + self.bytes
         with open(folder / self.name, "xb") as file:
