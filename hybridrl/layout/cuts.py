@@ -62,9 +62,8 @@ def _even_columns(parameter: Parameter, place: Place) -> Held:
 def _vocabulary(parameter: Parameter, place: Place) -> Held:
     """Padded below, then cut evenly; the last ranks may hold padding only."""
     part = place.padded_vocab // place.size
-    return _rows(
-        parameter, part, window([(0, parameter.num_rows)], place.rank * part, (place.rank + 1) * part)
-    )
+    first = place.rank * part
+    return _rows(parameter, part, window([(0, parameter.num_rows)], first, first + part))
 
 
 def _grouped_qkv(parameter: Parameter, place: Place) -> Held:
