@@ -18,16 +18,14 @@ def check_options(
     supplied: Collection[str] = (),
     beside: Collection[str] = (),
 ) -> None:
-    """Refuse an option that the plug-in does not take, one that it needs, and a value of another type than
-    it declares.
+    """Refuse an unknown option, a missing one, and a value of another type than the plug-in declares.
 
     Args:
         title: names the plug-in in an error: "reward regex".
         where: the config place of its options.
         positional: how many leading parameters the caller fills, which are no options.
         supplied: parameters that the caller fills by name.
-        beside: keys of the config section that stand beside the options; a mistyped one is looked for among
-            them too.
+        beside: keys that stand beside the options in the config; a mistyped one is looked for there too.
 
     Raises:
         ConfigError: names the nearest option.
@@ -65,8 +63,8 @@ def _check_types(plugin: Callable, options: Mapping[str, Any], title: str, where
     hints = _hints(plugin)
     for option, value in options.items():
         if option in hints and not _fits(value, hints[option]):
-            kind = getattr(hints[option], "__name__", str(hints[option]))
-            kind = kind if isinstance(hints[option], type) else str(hints[option])
+            hint = hints[option]
+            kind = hint.__name__ if isinstance(hint, type) else str(hint)
             raise ConfigError(
                 f"{title}: {option} = {value!r} is not {kind}", where=where, fix=f"give {option} a {kind}"
             )
@@ -84,11 +82,8 @@ def _hints(plugin: Callable) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    from pydantic import (
-        PydanticSchemaGenerationError,
-        TypeAdapter,
-        ValidationError,
-    )  # 0.1 s, and rarely needed
+    # Imported here: 0.1 s that a plug-in without options need not wait.
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
     try:
         TypeAdapter(hint).validate_python(value, strict=True)

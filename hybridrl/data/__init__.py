@@ -1,2 +1,1 @@
-"""Prompts: files and procedural tasks, the chat template, and how a batch is shared out over ranks and
-microbatches."""
+"""Prompts from files and tasks, chat templates, and how a batch is shared out over ranks and microbatches."""

@@ -67,8 +67,7 @@ def _minibatch(
 def _share_out(
     rows: np.ndarray, length: np.ndarray, num_ranks: int, microbatch_tokens: int
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """rows[rank][microbatch], the fullest microbatch of a rank first so that a lack of memory shows at
-    once."""
+    """rows[rank][microbatch], the fullest microbatch first: a lack of memory shows at once."""
     longest_first = np.argsort(-length, kind="stable")
     order, cost = rows[longest_first].tolist(), length[longest_first].tolist()
     num_microbatches = max(1, -(-sum(cost) // (num_ranks * microbatch_tokens)))

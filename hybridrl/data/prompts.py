@@ -32,13 +32,14 @@ class PromptFormat:
         Raises:
             DataError: not a prompt that this format can write; says which place and why.
         """
-        wrong = _wrong_text(prompt) if isinstance(prompt, str) else self._wrong_messages(prompt)
+        wrong = self._wrong(prompt)
         if wrong:
-            raise DataError(
-                f"{place}: the prompt {wrong}", where=f"data.prompt_field = {self.data.prompt_field}"
-            )
+            where = f"data.prompt_field = {self.data.prompt_field}"
+            raise DataError(f"{place}: the prompt {wrong}", where=where)
 
-    def _wrong_messages(self, prompt: Any) -> str | None:
+    def _wrong(self, prompt: Any) -> str | None:
+        if isinstance(prompt, str):
+            return None if prompt.strip() else "is empty"
         if not isinstance(prompt, list):
             return f"is {type(prompt).__name__}, neither text nor a list of chat messages"
         if self.data.chat_template == "none":
@@ -64,16 +65,10 @@ class PromptFormat:
         return self.tokenizer.encode(texts, add_special_tokens=False)
 
     def _messages(self, prompt: str | list[Message]) -> list[Message]:
-        system = (
-            []
-            if self.data.system_prompt is None
-            else [{"role": "system", "content": self.data.system_prompt}]
-        )
-        return [*system, *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
-
-
-def _wrong_text(prompt: str) -> str | None:
-    return None if prompt.strip() else "is empty"
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if self.data.system_prompt is None:
+            return list(messages)
+        return [{"role": "system", "content": self.data.system_prompt}, *messages]
 
 
 def text_bytes(prompt: str) -> int:

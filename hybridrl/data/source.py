@@ -13,7 +13,7 @@ from hybridrl.config.schema import DataConfig, SourceConfig
 from hybridrl.data.prompts import PromptFormat, text_bytes
 from hybridrl.data.tables import Row, Rows, Table, open_table
 from hybridrl.data.tokenize import ModelTokenizer
-from hybridrl.errors import CheckpointError, DataError
+from hybridrl.errors import CheckpointError, ConfigError, DataError
 from hybridrl.types import Prompt
 
 _BATCH = 512
@@ -21,8 +21,7 @@ _BATCH = 512
 
 
 class TablePrompts:
-    """PromptSource over a table. The order of an epoch depends on seed and epoch alone, so a resume is
-    exact."""
+    """PromptSource over a table. The order of an epoch depends on seed and epoch alone: resumes are exact."""
 
     def __init__(
         self, table: Table, prompts: PromptFormat, *, name: str, split: str, seed: int, max_prompt_tokens: int
@@ -96,10 +95,9 @@ class TablePrompts:
 
     def _prompt(self, index: int, row: Row, tokens: list[int]) -> Prompt:
         if len(tokens) > self._max_prompt_tokens:
-            raise too_long(
-                [(index, len(tokens))], len(self), self._name, self._max_prompt_tokens, self._prompts.where
-            )
-        return Prompt(f"{self._split}/{index}", tuple(tokens), row, str(row.get("data_source", self._name)))
+            long = [(index, len(tokens))]
+            raise too_long(long, len(self), self._name, self._max_prompt_tokens, self._prompts.where)
+        return Prompt(f"{self._split}/{index}", tuple(tokens), row, row.get("data_source") or self._name)
 
 
 def load_source(
@@ -122,8 +120,7 @@ def load_source(
 
     Raises:
         ConfigError: no such task, or options that it does not take; a chat template that the tokenizer lacks.
-        DataError: no such file, no rows, no such column, a row that is no prompt, or prompts that are too
-            long.
+        DataError: no such file, no rows, no such column, a row that is no prompt, or one that is too long.
     """
     name, table = _open(source, split, seed, where)
     if not len(table):
@@ -140,9 +137,8 @@ def _open(source: SourceConfig, split: str, seed: int, where: str) -> tuple[str,
     if source.path is not None:
         return source.path, open_table(source.path, where=where)
     assert source.task is not None
-    return source.task, Rows(
-        make_rows(source.task, source.options, split=split, seed=seed, where=where), source.task
-    )
+    rows = make_rows(source.task, source.options, split=split, seed=seed, where=where)
+    return source.task, Rows(rows, source.task)
 
 
 def make_rows(
@@ -158,19 +154,23 @@ def make_rows(
         DataError: it returned something else than a list of dicts.
     """
     make = registry.find("hybridrl.data.tasks", task, where=where)
+    words = np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(1)
     given = {
-        "seed": int(np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(1)[0])
-    } | dict(options)
+        "seed": int(words[0] >> 1),
+        **options,
+    }  # 31 bits: libraries seed numpy with it, and with seed + 1
     check_options(make, given, title=f"task {task}", where=where, beside=("path", "task"))
-    rows = make(**given)
+    try:
+        rows = make(**given)
+    except ConfigError as error:  # a task does not know where its options are written
+        raise ConfigError(error.what, where=error.where or where, fix=error.fix) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"task {task} did not return a list of dicts", where=where)
     return rows
 
 
 def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: int) -> None:
-    """Every prompt's form, and its length where its bytes and the template's tokens could exceed the
-    limit."""
+    """Every prompt's form, and its length where its bytes and the template's tokens could be too many."""
     template_tokens = len(prompts.encode(["a"])[0])
     suspects: list[int] = []
     for index, prompt in enumerate(table.column(prompts.data.prompt_field)):
@@ -181,9 +181,8 @@ def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: in
     for at in range(0, len(suspects), _BATCH):
         part = suspects[at : at + _BATCH]
         ids = prompts.encode([table[i][prompts.data.prompt_field] for i in part])
-        long += [
-            (i, len(tokens)) for i, tokens in zip(part, ids, strict=True) if len(tokens) > max_prompt_tokens
-        ]
+        counted = zip(part, map(len, ids), strict=True)
+        long += [(i, num_tokens) for i, num_tokens in counted if num_tokens > max_prompt_tokens]
     if long:
         raise too_long(long, len(table), name, max_prompt_tokens, prompts.where)
 

@@ -1,5 +1,4 @@
-"""Rows on disk or in memory, read one at a time. A file's rows stay on disk (JSONL) or in Arrow's columns
-(parquet)."""
+"""Rows, read one at a time: of JSONL (they stay on disk), of parquet (Arrow's columns) and of tasks."""
 
 import difflib
 import json
@@ -23,7 +22,8 @@ class Table(Protocol):
     def __getitem__(self, index: int) -> Row: ...
 
     def column(self, name: str) -> Iterator[Any]:
-        """
+        """Its value in every row.
+
         Raises:
             DataError: a row has no such column; says which there are.
         """
@@ -43,9 +43,8 @@ def open_table(path: str, *, where: str) -> Table:
             return JsonLines(path)
         case ".parquet":
             return Parquet(path)
-    raise DataError(
-        f"{path} is neither .jsonl nor .parquet", where=where, fix="write one JSON object a line, or parquet"
-    )
+    fix = "write one JSON object a line, or parquet"
+    raise DataError(f"{path} is neither .jsonl nor .parquet", where=where, fix=fix)
 
 
 def _nearest_file(path: Path) -> str:
@@ -53,9 +52,9 @@ def _nearest_file(path: Path) -> str:
         return f"there is no folder {path.parent}"
     files = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".jsonl", ".parquet"))
     near = difflib.get_close_matches(path.name, files, n=1, cutoff=0.4) or files[:1]
-    return (
-        f"did you mean {path.parent / near[0]}?" if near else f"{path.parent} has no .jsonl or .parquet file"
-    )
+    if near:
+        return f"did you mean {path.parent / near[0]}?"
+    return f"{path.parent} has no .jsonl or .parquet file"
 
 
 def no_column(name: str, columns: Sequence[str], place: str) -> DataError:
@@ -91,9 +90,8 @@ class JsonLines:
         with open(path, "rb") as file:
             length_N = np.fromiter((len(line) for line in file), np.int64)
         self._start_N = np.concatenate([[0], np.cumsum(length_N)])
-        while (
-            len(self) and not self._line(len(self) - 1).strip()
-        ):  # blank lines at the end are nobody's mistake
+        # Blank lines at the end are nobody's mistake.
+        while len(self) and not self._line(len(self) - 1).strip():
             self._start_N = self._start_N[:-1]
 
     def __del__(self) -> None:

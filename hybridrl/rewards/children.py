@@ -62,8 +62,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Items for a child; it answers with list[Score | None], None where there is no gold answer, or with a
-    RewardError."""
+    """Items for a child; it answers with list[Score | None], None for no gold answer, or a RewardError."""
 
     answers: Sequence[str] | Literal["gold"]
     rows: Sequence[Mapping[str, Any]]
@@ -71,8 +70,7 @@ class Job:
 
 
 class Progress:
-    """The item a child is at, and when it began it. One writer at a time: the owner before a job, the child
-    during it."""
+    """The item a child is at, and since when. The owner writes it before a job, the child during it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -128,8 +126,7 @@ def _obey(
     reward: LoadedReward,
     answer_field: str,
 ) -> None:
-    """fork: two descriptors follow, the answer is a pid. A pid: end that child, the answer is its wait
-    status."""
+    """fork: two descriptors follow, the answer is a pid. A pid: end it, the answer is its wait status."""
     if order != "fork":
         children.remove(order)
         control.send(_end(order))
@@ -147,8 +144,7 @@ def _obey(
 
 
 def _end(pid: int) -> int:
-    """Kill a child and everything that it started; its wait status, which tells how it died if it was dead
-    already."""
+    """Kill a child and all that it started; its wait status, which says how it died if it had already."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # it has not reached setsid() yet
@@ -181,9 +177,8 @@ def _work(
     for item, row in enumerate(job.rows):
         progress.begin(item)
         try:
-            answer = (
-                reward.gold(row, answer_field=answer_field) if job.answers == "gold" else job.answers[item]
-            )
+            gold = job.answers == "gold"
+            answer = reward.gold(row, answer_field=answer_field) if gold else job.answers[item]
             if answer is None:
                 scores.append(None)
                 continue
@@ -209,25 +204,20 @@ def _load_error(error: BaseException, order: Load) -> HybridRLError:
 
 
 def _raised(error: BaseException, what: str, on: str) -> RewardError:
-    message = f": {error}" if str(error) else ""
-    return RewardError(
-        f"{what} {type(error).__name__} {on}".rstrip() + f"{message:.500}", where=_frame(error.__traceback__)
-    )
+    message = f": {error}"[:500] if str(error) else ""
+    line = f"{what} {type(error).__name__} {on}".rstrip() + message
+    return RewardError(line, where=_frame(error.__traceback__))
 
 
 def _frame(trace: TracebackType | None) -> str:
-    """Where it was raised: the innermost call outside Python's own library and this file, else the
-    innermost of all."""
-    frames = [
-        f
-        for f in traceback.extract_tb(trace)
-        if f.filename not in (__file__, load_reward.__code__.co_filename)
-    ]
+    """Where it was raised: the innermost call outside Python's own library and these files."""
+    ours = (__file__, load_reward.__code__.co_filename)
+    frames = [f for f in traceback.extract_tb(trace) if f.filename not in ours]
     return innermost([(f.filename, f.lineno or 0, f.name) for f in reversed(frames)])
 
 
 def innermost(frames: Sequence[tuple[str, int, str]]) -> str:
-    """ "file:line in function" of the first frame, innermost first, that is not of Python's own library."""
+    """The first of (file, line, function), innermost first, that is not of Python's own library."""
     library = sysconfig.get_path("stdlib")
     own = [f for f in frames if not (f[0].startswith((library, "<")) and "site-packages" not in f[0])]
     return "{}:{} in {}".format(*(own or frames)[0]) if frames else ""

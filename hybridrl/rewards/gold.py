@@ -1,5 +1,4 @@
-"""Before a run: does the reward accept the data's own reference answers? Most rewards of 0 for ever are
-found here."""
+"""Does the reward accept the data's own reference answers? Most runs that could not learn are found here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

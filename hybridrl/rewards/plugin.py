@@ -49,14 +49,14 @@ class LoadedReward:
 
 
 def load_reward(name: str, options: Mapping[str, Any], *, where: str) -> LoadedReward:
-    """
+    """The reward of a config, ready to be called.
+
     Args:
         name: file name in hybridrl.rewards.rules, or module:name for code outside.
         where: the config place, named in errors.
 
     Raises:
-        ConfigError: no such reward, an option it does not take or needs, or one that cannot be called as a
-            reward.
+        ConfigError: no such reward, options that it does not take, or nothing that can be called as one.
     """
     plugin = registry.find(RULES, name, where=where)
     is_class = isinstance(plugin, type)

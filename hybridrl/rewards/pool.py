@@ -46,8 +46,7 @@ class _Work:
 
 
 class Scorer:
-    """The reward of a config, in `num_workers` processes. For one thread; a `with` block or close() ends
-    the processes."""
+    """The reward of a config, in `num_workers` processes that close(), or a `with` block, ends."""
 
     def __init__(self, reward: RewardConfig, *, where: str = "reward") -> None:
         """Start the processes and load the reward in them; this process never imports it.
@@ -180,7 +179,7 @@ class Scorer:
         return RewardError(
             f"reward {self.reward.name} on {work.uids[span[item]]}: {reason}",
             where=place or self._nursery.loaded.place,
-            fix="a reward must return or raise, and leave its process alone",
+            fix="let it return or raise; a SIGKILL that nobody sent means that memory ran out",
         )
 
     def _replace(self, child: Child) -> str:

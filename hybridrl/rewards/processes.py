@@ -1,5 +1,4 @@
-"""The owner's side of scoring processes: start the nursery, have children forked and killed, tell why one
-died."""
+"""The owner's side of scoring processes: start them, end them, say where one hangs and why one died."""
 
 import os
 import re
@@ -26,6 +25,7 @@ from hybridrl.rewards.children import (
 
 _BOOT = "import sys; fd, *sys.path = sys.argv[1:]; from hybridrl.rewards.children import main; main(int(fd))"
 _DUMP_WAIT_S = 0.5
+_END_WAIT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -42,15 +42,13 @@ class Child:
         self.progress.close()
 
     def stack(self) -> str:
-        """Where it is now, as "file:line in function"; empty where it does not say. Waits up to half a
-        second."""
-        before = self.progress.stack()
+        """Where it is now, as "file:line in function"; empty where it does not say within half a second."""
+        earlier, text = len(self.progress.stack()), ""
         os.kill(self.pid, DUMP_SIGNAL)
         give_up = time.monotonic() + _DUMP_WAIT_S
-        while (
-            not (text := self.progress.stack()[len(before) :]).endswith("\n") and time.monotonic() < give_up
-        ):
+        while not text.endswith("\n") and time.monotonic() < give_up:
             time.sleep(0.01)
+            text = self.progress.stack()[earlier:]
         return stack_place(text)
 
 
@@ -128,19 +126,17 @@ class Nursery:
         """End the nursery and with it every child. Twice is once."""
         self._control.close()
         try:
-            self._process.wait(timeout=_DUMP_WAIT_S)
+            self._process.wait(timeout=_END_WAIT_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 
 def exit_reason(code: int) -> str:
     """What a return code of subprocess says, in words."""
-    return (
-        f"its process was ended by {signal.Signals(-code).name}"
-        if code < 0
-        else f"its process exited with code {code}"
-    )
+    if code < 0:
+        return f"its process was ended by {signal.Signals(-code).name}"
+    return f"its process exited with code {code}"
 
 
 def stack_place(text: str) -> str:

@@ -166,6 +166,12 @@ def test_the_nearest_task_and_the_nearest_option_are_named(tokenizer):
     )
 
 
+def test_what_a_task_itself_refuses_names_the_config_place(tokenizer):
+    options = {"task": "reasoning_gym", "dataset": "chain_sums", "size": 2}
+    message = refusal(ConfigError, load, tokenizer, options)
+    assert "no dataset 'chain_sums'  (my.yaml:3): use one of chain_sum" in message
+
+
 def test_an_option_of_another_type_is_refused(tokenizer):
     options = {"task": "reasoning_gym", "dataset": "chain_sum", "size": "many"}
     assert "size = 'many' is not int" in refusal(ConfigError, load, tokenizer, options)

@@ -98,14 +98,28 @@ def test_a_prompt_carries_its_row_and_the_name_of_its_data(path, tokenizer):
 
 
 def test_a_row_names_its_own_data_set(tmp_path, tokenizer):
-    path = write_jsonl(tmp_path / "mix.jsonl", [{"prompt": "a", "data_source": "algebra"}, {"prompt": "b"}])
-    assert [p.source for p in load(path, tokenizer).all()] == ["algebra", "mix"]
+    path = write_jsonl(
+        tmp_path / "mix.jsonl",
+        [{"prompt": "a", "data_source": "algebra"}, {"prompt": "b"}, {"prompt": "c", "data_source": None}],
+    )
+    assert [p.source for p in load(path, tokenizer).all()] == ["algebra", "mix", "mix"]
 
 
 def test_parquet_and_jsonl_give_the_same_prompts(path, tmp_path, tokenizer):
     parquet = tmp_path / "math_train.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), parquet, row_group_size=4)
     assert load(str(parquet), tokenizer).take(30) == load(path, tokenizer).take(30)
+
+
+def test_chat_messages_in_parquet_and_jsonl_give_the_same_prompts(tmp_path, tokenizer):
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    rows = [{"chat": chat, "answer": 1}, {"chat": chat[1:], "answer": None}]
+    parquet = tmp_path / "chats.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
+    jsonl = write_jsonl(tmp_path / "chats.jsonl", rows)
+    found = load(str(parquet), tokenizer, prompt_field="chat").all()
+    assert found == load(jsonl, tokenizer, prompt_field="chat").all()
+    assert found[0].token_ids != found[1].token_ids
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"shuffle": False}])

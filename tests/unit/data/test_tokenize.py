@@ -45,12 +45,14 @@ def test_without_template_the_text_stays_as_it_is(model_folder, tokenizer):
     assert tokenizer.decode_answers(found) == ["hello there"]
 
 
-def test_answers_are_decoded_exactly_and_without_special_tokens(tokenizer):
+def test_answers_are_decoded_exactly_and_without_special_tokens(model_folder, tokenizer):
     texts = ["  two  spaces , and a comma .", "é☃\n", ""]
     stop = tokenizer.stop_token_ids[0]
     ids = [tokens + [stop] for tokens in tokenizer.encode(texts, add_special_tokens=False)]
     assert tokenizer.decode_answers(ids) == texts
     assert tokenizer.decode_answers([]) == []
+    theirs = AutoTokenizer.from_pretrained(model_folder)
+    assert theirs.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == texts
 
 
 def test_stop_tokens_are_those_of_the_model_and_of_the_tokenizer(tmp_path, model_folder, tokenizer):
