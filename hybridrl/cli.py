@@ -49,6 +49,10 @@ Overrides = Annotated[
 ]
 
 
+class Interrupted(Exception):
+    """Ctrl-C while a run was going on; the message says what becomes of it."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the process ends with the code returned."""
     if (here := str(Path.cwd())) not in sys.path:
@@ -66,6 +70,9 @@ def guarded(command: Callable[[], object]) -> int:
     except TyperException as error:
         err.print(f"[bold red]error:[/] {escape(error.format_message())}  (see hybridrl --help)")
         return 2
+    except Interrupted as stop:
+        err.print(f"interrupted: {escape(str(stop))}")
+        return INTERRUPTED
     except Exception:
         err.print(
             f"[bold red]error:[/] a failure of hybridrl itself; its traceback is in {_keep_traceback()}"
@@ -88,8 +95,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
     """Reinforcement learning of language models: [bold]Megatron-core[/] trainers, [bold]SGLang[/] engines
-    that share their weights, one [bold]YAML[/] per run. The same command runs on a laptop and on a GPU
-    machine.
+    that share their weights, one [bold]YAML[/] per run. Without GPUs both run on the CPU.
     """
     if version:
         out.print(f"hybridrl {__version__}")
@@ -126,8 +132,7 @@ def launch(
     except HybridRLError as error:
         raise loaded.locate(error) from error
     except KeyboardInterrupt:
-        err.print(f"interrupted; {folder.path} keeps what was saved, --resume continues it")
-        raise typer.Exit(INTERRUPTED) from None
+        raise Interrupted(f"{folder.path} keeps what was saved, --resume continues it") from None
     finally:
         folder.release()
 

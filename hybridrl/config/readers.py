@@ -68,7 +68,7 @@ def names_of_sections(tree: ast.AST) -> dict[str, set[str]]:
             name = node.arg if isinstance(node, ast.arg) else last_name(node.target)
             kinds.setdefault(name, set()).update(words)
     for name, value in (pair for node in ast.walk(tree) for pair in _assigned(node)):
-        kinds.setdefault(name, set()).update(_section_fields().get(last_name(value), ()))
+        kinds.setdefault(name, set()).update(kinds.get(last_name(value), ()))
     return kinds
 
 

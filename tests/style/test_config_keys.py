@@ -70,6 +70,7 @@ def test_a_wrong_use_is_found(code: str) -> None:
         "def f(cfg): return cfg.actor.parallel.tp",
         "def f(parallel: TrainParallel): return parallel.tp",
         "def f(cfg):\n    sizes = cfg.actor.parallel\n    return sizes.tp",
+        "class A:\n    def __init__(self, p: TrainParallel): self._p = p\n    def f(self): return self._p.tp",
         "def f(cfg):\n    a, b = cfg.actor.parallel, cfg.batch\n    return a.tp",
     ],
 )

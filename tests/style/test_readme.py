@@ -10,7 +10,7 @@ from hybridrl.cli import app
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 
-_CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+_CODE = re.compile(r"```.*?```|`[^`\n]+`|^ {4}.+?$", re.DOTALL | re.MULTILINE)
 _TARGET = re.compile(r"\bmake ((?:[a-z-]+ ?)+)")
 _COMMAND = re.compile(r"\bhybridrl ([a-z]+)(?: ([a-z]+))?")
 _FILE = re.compile(r"(?:configs|docs|benchmarks|launchers)/[\w./-]+\.\w+")

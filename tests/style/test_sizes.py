@@ -1,5 +1,4 @@
-"""Small files, small functions. The lists of exceptions may only shrink: an entry that is not needed fails.
-"""
+"""Small files, small functions. The lists of exceptions only shrink: an entry that is not needed fails."""
 
 import ast
 from collections.abc import Iterator

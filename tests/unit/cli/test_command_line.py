@@ -183,6 +183,14 @@ def test_ctrl_c_is_one_line_and_130(capsys: Captured) -> None:
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_an_interrupted_run_says_what_becomes_of_it(capsys: Captured) -> None:
+    def stop() -> None:
+        raise cli.Interrupted("runs/x keeps what was saved, --resume continues it")
+
+    assert cli.guarded(stop) == 130
+    assert capsys.readouterr().err == "interrupted: runs/x keeps what was saved, --resume continues it\n"
+
+
 def test_doctor_says_what_is_there_and_whether_a_run_can_start(capsys: Captured) -> None:
     code, out, _ = run(capsys, "doctor", "--json")
     report = json.loads(out)
