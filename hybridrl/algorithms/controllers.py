@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveKL:
-    """Proportional control of the KL coefficient. Source: Ziegler et al. 2019, arXiv:1909.08593, section
-    2.2."""
+    """Proportional control of the KL coefficient. Source: Ziegler et al. 2019, arXiv:1909.08593."""
 
     coefficient: float
     target: float
@@ -24,7 +23,7 @@ class AdaptiveKL:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveEntropy:
-    """Steps of fixed size towards a target entropy. Source: Skywork-OR1, arXiv:2505.22312, section 4."""
+    """Steps of fixed size towards a target entropy. Source: Skywork-OR1, arXiv:2505.22312"""
 
     coefficient: float
     target: float

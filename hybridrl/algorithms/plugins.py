@@ -11,17 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from hybridrl import registry
 from hybridrl.algorithms.base import SCALAR_COLUMNS, TOKEN_COLUMNS
+from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.errors import ConfigError
-
-PACKAGES = {
-    "estimator": "hybridrl.algorithms.estimators",
-    "policy_loss": "hybridrl.algorithms.policy_losses",
-    "kl": "hybridrl.algorithms.kl",
-    "aggregate": "hybridrl.algorithms.aggregates",
-    "shaping": "hybridrl.algorithms.shaping",
-    "correction": "hybridrl.algorithms.corrections",
-    "value_loss": "hybridrl.algorithms.value_losses",
-}
 
 
 def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> Any:

@@ -17,7 +17,7 @@ from hybridrl.errors import DataError
 def informative(reward_N: Tensor, group_N: Tensor) -> Tensor:
     """bool [N]: trajectories of groups whose rewards are not all equal, a group of one being all equal.
 
-    Source: dynamic sampling, DAPO, arXiv:2503.14476, section 3.2.
+    Source: dynamic sampling, DAPO, arXiv:2503.14476
     """
     check_rewards(reward_N, group_N)
     return group_max(reward_N, group_N) > group_min(reward_N, group_N)

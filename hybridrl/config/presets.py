@@ -94,6 +94,18 @@ _PAPERS: Mapping[str, Preset] = {
             "aggregate": "seq_mean_token_mean",
         },
     ),
+    "luspo": Preset(
+        "GSPO without the division by length, arXiv:2602.05261",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": {"name": "luspo", "clip_low": 3e-4, "clip_high": 4e-4},
+            "aggregate": "seq_mean_token_sum",
+        },
+    ),
+    "vespo": Preset(
+        "a smooth weight of the whole answer's importance ratio, arXiv:2602.10693",
+        {"estimator": {"name": "grpo"}, "loss": {"name": "vespo"}, "aggregate": "token_mean"},
+    ),
     "gmpo": Preset(
         "geometric mean of the clipped token ratios, arXiv:2507.20673",
         {"estimator": {"name": "grpo"}, "loss": {"name": "gmpo"}, "aggregate": "seq_mean_token_mean"},

@@ -1,6 +1,6 @@
 """Mean over trajectories of the mean over their tokens.
 
-Source: GRPO, arXiv:2402.03300, equation 3.
+Source: GRPO, arXiv:2402.03300
 Formula: sum over trajectories of (mean of L over its trained tokens) / number of trajectories
 Use: the original GRPO, GSPO, SAPO; a token of a long answer weighs less.
 """

@@ -1,6 +1,6 @@
 """Mean over trajectories of the sum over their tokens, over the longest length allowed.
 
-Source: Dr. GRPO, arXiv:2503.20783, section 3.2.
+Source: Dr. GRPO, arXiv:2503.20783
 Formula: sum of L over trained tokens / (number of trajectories * max_response_tokens)
 Use: with dr_grpo. The divisor is the limit in the config, never the longest answer of a batch: the step size
     is constant.

@@ -1,6 +1,6 @@
 """Mean over all trained tokens of the minibatch.
 
-Source: DAPO, arXiv:2503.14476, section 3.3.
+Source: DAPO, arXiv:2503.14476
 Formula: sum of L over trained tokens / number of trained tokens
 Use: the default; long answers weigh as much as their tokens.
 """

@@ -1,7 +1,7 @@
 """A*-PO: the soft value of a prompt, estimated once from the reference policy, is the baseline.
 
 Source: Brantley et al. 2025, "Accelerating RL for LLM Reasoning with Optimal Advantage Regression",
-    arXiv:2505.20686, section 3.
+    arXiv:2505.20686
 Formula: A_i = s_i - v_star, v_star = beta log(mean over reference answers of exp(s / beta))
 Use: with loss a_star_po and one sample per prompt; v_star is computed before the run (`soft_value`).
 Shape letters: N trajectories in the batch, G prompts (groups).

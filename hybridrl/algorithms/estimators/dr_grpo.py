@@ -1,6 +1,6 @@
 """Dr. GRPO: group-relative advantages without the division by the standard deviation.
 
-Source: Liu et al. 2025, "Understanding R1-Zero-Like Training", arXiv:2503.20783, section 3.
+Source: Liu et al. 2025, "Understanding R1-Zero-Like Training", arXiv:2503.20783
 Formula: A_i = s_i - mean_g
 Use: with aggregate seq_mean_token_sum_norm, to remove the bias towards easy and hard prompts and towards
     long wrong answers.

@@ -1,7 +1,6 @@
 """GAE: advantages from a value function, with VAPO's decoupled and length-adaptive lambda.
 
-Source: Schulman et al. 2015, arXiv:1506.02438; decoupled and adaptive lambda: VAPO, arXiv:2504.05118,
-    section 4.
+Source: Schulman et al. 2015, arXiv:1506.02438; decoupled and adaptive lambda: VAPO, arXiv:2504.05118
 Formula: d_t = r_t + discount V_{t+1} - V_t; A_t = d_t + discount lambda A_{t+1}; return = A (with
     value_lambda) + V
 Use: PPO with a critic; long answers want adaptive lambda and value_lambda = 1.

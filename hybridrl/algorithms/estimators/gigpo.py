@@ -1,6 +1,6 @@
 """GiGPO: groups of answers for the outcome, and groups of equal environment states for the single turn.
 
-Source: Feng et al. 2025, "Group-in-Group Policy Optimization", arXiv:2505.10978, section 4.
+Source: Feng et al. 2025, "Group-in-Group Policy Optimization", arXiv:2505.10978
 Formula: A = episode_weight norm_g(s_i) + turn_weight norm_anchor(R_k), R_k = r_k + discount R_{k+1} over
     turns
 Use: agents that meet the same state in several trajectories of a group; states are compared within a group

@@ -1,6 +1,6 @@
 """GPG: centred rewards, scaled up by the share of the batch that carries a gradient.
 
-Source: Chu et al. 2025, "GPG: A Simple and Strong RL Baseline", arXiv:2504.02546, section 3.
+Source: Chu et al. 2025, "GPG: A Simple and Strong RL Baseline", arXiv:2504.02546
 Formula: A_i = alpha (s_i - mean_g) / norm, alpha = N / number of informative trajectories
 Use: with loss `reinforce`, without dynamic sampling.
 Shape letters: N trajectories in the batch, G prompts (groups).

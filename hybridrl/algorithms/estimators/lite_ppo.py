@@ -1,7 +1,6 @@
 """LitePPO: group mean, batch standard deviation.
 
-Source: Liu et al. 2025, "Tricks or Traps? A Deep Dive into RL for LLM Reasoning", arXiv:2508.08221, section
-    4.
+Source: Liu et al. 2025, "Tricks or Traps? A Deep Dive into RL for LLM Reasoning", arXiv:2508.08221.
 Formula: A_i = (s_i - mean_g) / (std_batch + eps), std of the rewards of the whole batch with n-1
 Use: with aggregate token_mean; groups whose rewards hardly differ are not blown up.
 Shape letters: N trajectories in the batch, G prompts (groups).

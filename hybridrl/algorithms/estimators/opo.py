@@ -1,6 +1,6 @@
 """OPO: the baseline that minimises the variance of an exactly on-policy gradient.
 
-Source: Hao et al. 2025, "On-Policy RL with Optimal Reward Baseline", arXiv:2505.23585, section 3.
+Source: Hao et al. 2025, "On-Policy RL with Optimal Reward Baseline", arXiv:2505.23585
 Formula: A_i = s_i - b_g, b_g = sum of l_j s_j / sum of l_j over g, l = trained tokens
 Use: one optimizer step per batch, no KL; long answers pull the baseline.
 Shape letters: N trajectories in the batch, G prompts (groups).

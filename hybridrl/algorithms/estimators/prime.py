@@ -1,6 +1,6 @@
 """PRIME: process rewards from a model that is trained on outcomes only, beside the outcome itself.
 
-Source: Cui et al. 2025, "Process Reinforcement through Implicit Rewards", arXiv:2502.01456, sections 3 and 4.
+Source: Cui et al. 2025, "Process Reinforcement through Implicit Rewards", arXiv:2502.01456
 Formula: p_t = beta (process_logp - ref_logp); A_t = sum_{u>=t} discount^{u-t} (p_u - mean over others of
     their mean p) + s_i - mean over others of s; then whitened over all trained tokens
 Use: dense credit on long answers without step labels; train the process model with `implicit_reward_loss`

@@ -1,6 +1,6 @@
 """RAE: a running baseline for every role of a multi-agent game.
 
-Source: Liu et al. 2025, "SPIRAL", arXiv:2506.24119, section 3.3.
+Source: Liu et al. 2025, "SPIRAL", arXiv:2506.24119
 Formula: A_i = s_i - b_role, then b_role <- decay b_role + (1 - decay) s_i, from b = 0
 Use: self-play, where the two sides of a game have different expected returns and no group exists.
 Shape letters: N trajectories in the batch.

@@ -1,6 +1,6 @@
 """REINFORCE++: returns without a baseline, whitened over all trained tokens of the batch.
 
-Source: Hu 2025, "REINFORCE++", arXiv:2501.03262, section 3.
+Source: Hu 2025, "REINFORCE++", arXiv:2501.03262
 Formula: R_t = r_t + discount * R_{t+1}; A = (R - mean) / sqrt(var + eps) over all trained tokens, var with
     n-1
 Use: one answer per prompt, or groups too small for a baseline of their own; with KL (k1) in the reward as in

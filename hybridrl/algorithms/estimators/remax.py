@@ -1,6 +1,6 @@
 """ReMax: the reward of the greedy answer is the baseline.
 
-Source: Li et al. 2023, "ReMax", arXiv:2310.10505, section 4.
+Source: Li et al. 2023, "ReMax", arXiv:2310.10505
 Formula: A_t = sum of r_u for u >= t, minus the reward of the greedy answer
 Use: one sample per prompt beside one greedy answer; no value function, no group.
 Shape letters: N trajectories in the batch, T packed tokens held here.

@@ -1,6 +1,6 @@
 """RLOO: REINFORCE with the other answers to the prompt as baseline.
 
-Source: Ahmadian et al. 2024, "Back to Basics", arXiv:2402.14740, section 3.
+Source: Ahmadian et al. 2024, "Back to Basics", arXiv:2402.14740
 Formula: A_i = s_i - mean over the others of g = n / (n - 1) * (s_i - mean_g)
 Use: an unbiased baseline without a value function; stays in units of reward.
 Shape letters: N trajectories in the batch, G prompts (groups).

@@ -1,6 +1,6 @@
 """k3: the low-variance estimator that GRPO adds to its loss.
 
-Source: Schulman 2020, "Approximating KL Divergence"; GRPO, arXiv:2402.03300, equation 4.
+Source: Schulman 2020, "Approximating KL Divergence"; GRPO, arXiv:2402.03300
 Formula: exp(-x) - 1 + x
 Use: in the loss, as in GRPO; with log ratios clamped to +-20 against overflow and no clamp on the value.
 """

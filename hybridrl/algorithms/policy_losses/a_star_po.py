@@ -1,7 +1,7 @@
 """A*-PO: regression of the log ratio to the reference onto the optimal advantage.
 
 Source: Brantley et al. 2025, "Accelerating RL for LLM Reasoning with Optimal Advantage Regression",
-    arXiv:2505.20686, section 3.
+    arXiv:2505.20686
 Formula: L of an answer = (beta sum of (logp - ref_logp) - A)^2
 Use: with estimator a_star_po; one sample per prompt, no ratio, no clip.
 Shape letters: T packed tokens, S trajectories.

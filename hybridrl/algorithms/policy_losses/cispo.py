@@ -1,6 +1,6 @@
 """CISPO: the importance weight is clipped, the gradient of the token never.
 
-Source: MiniMax 2025, "MiniMax-M1", arXiv:2506.13585, section 3.1.
+Source: MiniMax 2025, "MiniMax-M1", arXiv:2506.13585
 Formula: L = -sg[clip(r, 1 - clip_low, 1 + clip_high)] A logp
 Use: rare but decisive tokens that PPO-clip would silence after the first optimizer step.
 Shape letters: T packed tokens.

@@ -1,7 +1,6 @@
 """Clip-Cov: a few random tokens of high covariance get no gradient, which keeps entropy up.
 
-Source: Cui et al. 2025, "The Entropy Mechanism of RL for Reasoning Language Models", arXiv:2505.22617,
-    section 4.2.
+Source: Cui et al. 2025, "The Entropy Mechanism of RL for Reasoning Language Models", arXiv:2505.22617
 Formula: PPO-clip; cov_t = (A - mean A)(old_logp - mean old_logp); of the tokens with lowest < cov < highest,
     a random share is detached
 Use: entropy that collapses early. Covariances are of the policy before the update, over the whole batch, so

@@ -1,6 +1,6 @@
 """Decoupled PPO: clip around a recent policy, weigh against the one that sampled.
 
-Source: Fu et al. 2025, "AReaL", arXiv:2505.24298, section 5.2.
+Source: Fu et al. 2025, "AReaL", arXiv:2505.24298
 Formula: L = sg[min(pi_near / pi_engine, cap)] max(-r A, -clip(r) A), r = pi / pi_near
 Use: asynchronous training, where the policy that sampled is several updates old.
 Shape letters: T packed tokens.

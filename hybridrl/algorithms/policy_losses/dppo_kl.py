@@ -1,6 +1,6 @@
 """DPPO with a divergence: a trust region on the KL divergence of token against all others.
 
-Source: "Rethinking the Trust Region in LLM Reinforcement Learning", arXiv:2602.04879.
+Source: Qi et al. 2026, "Rethinking the Trust Region in LLM Reinforcement Learning", arXiv:2602.04879.
 Formula: D = p_old log(p_old / p) + (1 - p_old) log((1 - p_old) / (1 - p)); L = -A sg[min(r, max_ratio)] logp
     while D <= delta or the token moves back, else 0
 Use: as dppo_tv, with a bound in nats.

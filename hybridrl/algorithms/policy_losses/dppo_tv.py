@@ -1,6 +1,6 @@
 """DPPO with total variation: a trust region on the change of the token's probability, not of its ratio.
 
-Source: "Rethinking the Trust Region in LLM Reinforcement Learning", arXiv:2602.04879.
+Source: Qi et al. 2026, "Rethinking the Trust Region in LLM Reinforcement Learning", arXiv:2602.04879.
 Formula: L = -A sg[min(r, max_ratio)] logp while p - p_old <= delta_high (A > 0) or >= -delta_low (A <= 0),
     else 0; plus drift (log r)^2
 Use: rare tokens may multiply their probability; frequent ones may not move far.

@@ -1,6 +1,6 @@
 """DRO: a quadratic penalty in place of ratios, for data of any origin.
 
-Source: Richemond et al. 2024, "Offline Regularised RL for LLM Alignment", arXiv:2405.19107, section 3.
+Source: Richemond et al. 2024, "Offline Regularised RL for LLM Alignment", arXiv:2405.19107
 Formula: L = -(A logp - beta / 2 (log r)^2)
 Use: off-policy or offline data, with an advantage against a learned or group baseline.
 Shape letters: T packed tokens.

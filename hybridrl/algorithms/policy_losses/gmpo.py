@@ -1,6 +1,6 @@
 """GMPO: the geometric mean of the clipped token ratios weighs the whole answer.
 
-Source: Zhao et al. 2025, "Geometric-Mean Policy Optimization", arXiv:2507.20673, section 3.
+Source: Zhao et al. 2025, "Geometric-Mean Policy Optimization", arXiv:2507.20673
 Formula: R = exp(mean of clipped log r), clipped above clip_high where A > 0, below -clip_low where A < 0; L
     = -R A
 Use: less sensitive to single outlier tokens than an arithmetic mean; wide clips.

@@ -1,6 +1,6 @@
 """GSPO: one importance ratio for the whole answer, the geometric mean of its tokens' ratios.
 
-Source: Zheng et al. 2025, "Group Sequence Policy Optimization", arXiv:2507.18071, section 4 (the token form,
+Source: Zheng et al. 2025, "Group Sequence Policy Optimization", arXiv:2507.18071 (the token form,
     GSPO-token).
 Formula: s_t = sg[exp(mean of log r)] pi / sg[pi]; L = max(-s A, -clip(s, 1 - clip_low, 1 + clip_high) A)
 Use: mixture-of-experts models, where single tokens' ratios jump with the routing.

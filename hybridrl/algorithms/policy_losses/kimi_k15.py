@@ -1,6 +1,6 @@
 """Mirror descent of Kimi k1.5: the policy gradient with a squared log ratio.
 
-Source: Kimi team 2025, "Kimi k1.5", arXiv:2501.12599, section 2.3.
+Source: Kimi team 2025, "Kimi k1.5", arXiv:2501.12599
 Formula: L = -A logp + tau / 2 (log r)^2, A = s - mean over the group
 Use: with estimator dr_grpo; several optimizer steps per batch without a clip.
 Shape letters: T packed tokens.

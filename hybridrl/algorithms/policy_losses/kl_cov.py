@@ -1,7 +1,6 @@
 """KL-Cov: the tokens of highest covariance pay for every move, which keeps entropy up.
 
-Source: Cui et al. 2025, "The Entropy Mechanism of RL for Reasoning Language Models", arXiv:2505.22617,
-    section 4.2.
+Source: Cui et al. 2025, "The Entropy Mechanism of RL for Reasoning Language Models", arXiv:2505.22617
 Formula: L = -r A + coefficient |log r| on the share of tokens with the largest cov_t = (A - mean A)(old_logp
     - mean old_logp)
 Use: entropy that collapses early; there is no clip. Covariances are of the policy before the update, over

@@ -1,6 +1,6 @@
 """LUSPO: GSPO without the division by length, so that long answers are not undervalued.
 
-Source: Liu et al. 2026, "Length-Unbiased Sequence Policy Optimization", after GSPO, arXiv:2507.18071.
+Source: Liu et al. 2026, "Length-Unbiased Sequence Policy Optimization", arXiv:2602.05261.
 Formula: the GSPO loss of an answer times its length, mean over answers
 Use: where GSPO makes answers shorter and shorter.
 """

@@ -1,6 +1,6 @@
 """M2PO: the stalest tokens are left out until the second moment of the log ratio is small; there is no clip.
 
-Source: Zheng et al. 2025, "Prosperity before Collapse", arXiv:2510.01161, section 4.
+Source: Zheng et al. 2025, "Prosperity before Collapse", arXiv:2510.01161
 Formula: L = -keep r A, r = pi / pi_engine; keep: drop the largest (old_logp - rollout_logp)^2 until the mean
     of the rest <= tau
 Use: data many updates old. Staleness is measured before the update, over the whole batch.

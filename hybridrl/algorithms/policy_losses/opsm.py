@@ -1,6 +1,6 @@
 """Off-policy sequence masking: bad answers that the policy has moved away from are left out.
 
-Source: DeepSeek-AI 2025, "DeepSeek-V3.2", section 3.1.
+Source: DeepSeek-AI 2025, "DeepSeek-V3.2"
 Formula: PPO-clip, times 0 on the whole answer where A < 0 and mean of (rollout_logp - logp) > delta
 Use: stale or mismatched data: their negative gradients are the harmful ones.
 Shape letters: T packed tokens, S trajectories.

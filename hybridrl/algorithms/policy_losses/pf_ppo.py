@@ -1,6 +1,6 @@
 """PF-PPO: answers are resampled by how much their reward can be trusted, then PPO-clip.
 
-Source: Zhang et al. 2024, "Policy Filtration for RLHF", arXiv:2409.06957, section 4.
+Source: Zhang et al. 2024, "Policy Filtration for RLHF", arXiv:2409.06957
 Formula: every answer counts as often as it is drawn, N draws with probability ~ |s|^power (pow), or by rank
     at both ends
 Use: noisy reward models, which are right about very good and very bad answers only.

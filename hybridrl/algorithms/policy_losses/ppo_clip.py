@@ -1,7 +1,7 @@
 """PPO-clip, with separate lower and upper bounds and the dual clip.
 
-Source: Schulman et al. 2017, arXiv:1707.06347, section 3; clip_high: DAPO, arXiv:2503.14476, section 3.1;
-    dual clip: Ye et al. 2019, arXiv:1912.09729, section 4.
+Source: Schulman et al. 2017, arXiv:1707.06347; clip_high: DAPO, arXiv:2503.14476;
+    dual clip: Ye et al. 2019, arXiv:1912.09729
 Formula: L = max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logp - old_logp);
     where A < 0 with dual clip: min(L, -dual_clip A)
 Use: the default; clip_high above clip_low keeps exploration alive.

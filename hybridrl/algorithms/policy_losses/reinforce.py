@@ -1,6 +1,6 @@
 """REINFORCE, the plain policy gradient; the loss of GPG.
 
-Source: Williams 1992; GPG: Chu et al. 2025, arXiv:2504.02546, section 3.
+Source: Williams 1992; GPG: Chu et al. 2025, arXiv:2504.02546
 Formula: L = -A logp
 Use: exactly on-policy data: one optimizer step per batch.
 Shape letters: T packed tokens.

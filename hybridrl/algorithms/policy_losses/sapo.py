@@ -1,6 +1,6 @@
 """SAPO: a smooth gate in place of the clip.
 
-Source: Gao et al. 2025, "Soft Adaptive Policy Optimization", arXiv:2511.20347, section 3.
+Source: Gao et al. 2025, "Soft Adaptive Policy Optimization", arXiv:2511.20347
 Formula: L = -(4 / tau) sigmoid(tau (r - 1)) A, tau = tau_positive where A > 0, else tau_negative
 Use: with aggregate seq_mean_token_mean; tokens that drift keep a small gradient.
 Shape letters: T packed tokens.

@@ -1,6 +1,6 @@
 """TOPR: positive examples as in supervised learning, negative ones with a truncated importance weight.
 
-Source: Le Roux et al. 2025, "Tapered Off-Policy REINFORCE", arXiv:2503.14286, section 3.
+Source: Le Roux et al. 2025, "Tapered Off-Policy REINFORCE", arXiv:2503.14286
 Formula: L = -A logp where A > 0, else -sg[min(r, 1)] A logp
 Use: off-policy data with many failures, which else push the policy anywhere.
 Shape letters: T packed tokens.

@@ -1,6 +1,6 @@
 """Truncated importance sampling as a loss.
 
-Source: Espeholt et al. 2018, "IMPALA", arXiv:1802.01561, section 4; the "tis" loss of ROLL.
+Source: Espeholt et al. 2018, "IMPALA", arXiv:1802.01561; the "tis" loss of ROLL.
 Formula: L = -sg[min(r, cap)] A logp
 Use: stale data with bounded variance; for the gap between engine and trainer take a correction instead.
 Shape letters: T packed tokens.

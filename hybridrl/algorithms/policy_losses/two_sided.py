@@ -1,6 +1,6 @@
 """Two-sided clip: PPO-clip whose ratio is also bounded where the advantage is negative.
 
-Source: Prime Intellect 2025, "INTELLECT-2", arXiv:2505.07291, section 3.
+Source: Prime Intellect 2025, "INTELLECT-2", arXiv:2505.07291
 Formula: L = -min(min(r, delta) A, clip(r, 1 - clip_low, 1 + clip_high) A)
 Use: asynchronous data: a huge ratio on a bad token no longer dominates the step.
 Shape letters: T packed tokens.

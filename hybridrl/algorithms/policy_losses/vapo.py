@@ -1,6 +1,6 @@
 """VAPO: PPO-clip and, on solved answers, the likelihood loss of supervised learning.
 
-Source: Yue et al. 2025, "VAPO", arXiv:2504.05118, section 4.3; clips of DAPO.
+Source: Yue et al. 2025, "VAPO", arXiv:2504.05118; clips of DAPO.
 Formula: L = max(-r A, -clip(r) A) - nll logp / (share of trained tokens in solved answers) on solved answers
 Use: with estimator gae, adaptive lambda and aggregate token_mean.
 Shape letters: T packed tokens.

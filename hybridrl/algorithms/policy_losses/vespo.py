@@ -1,6 +1,7 @@
 """VESPO: a smooth, one-humped weight of the whole answer's importance ratio.
 
-Source: "VESPO: Variational Sequence-Level Soft Policy Optimization", as in TRL, loss_type "vespo".
+Source: Shen et al. 2026, "Variational Sequence-Level Soft Policy Optimization", arXiv:2602.10693; constants
+    of TRL.
 Formula: L = -sg[phi(W)] A logp, phi(W) = e^lam W^k e^(-lam W), W = product of ratios of the answer, in
     [1e-8, e^20]
 Use: stale or asynchronous data, without a hard clip.

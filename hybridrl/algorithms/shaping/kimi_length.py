@@ -1,6 +1,6 @@
 """Kimi k1.5's length reward: short right answers gain, long ones lose; wrong ones never gain.
 
-Source: Kimi team 2025, "Kimi k1.5", arXiv:2501.12599, section 2.3.3.
+Source: Kimi team 2025, "Kimi k1.5", arXiv:2501.12599
 Formula: s + weight * l where solved, else s + weight * min(0, l), l = 1/2 - (length - shortest) / (longest -
     shortest) in the group
 Use: against overthinking, once the policy solves the prompts.

@@ -1,6 +1,6 @@
 """DAPO's soft penalty on answers that come near the limit.
 
-Source: Yu et al. 2025, "DAPO", arXiv:2503.14476, section 3.4; the same line in AReaL and OpenRLHF.
+Source: Yu et al. 2025, "DAPO", arXiv:2503.14476; the same line in AReaL and OpenRLHF.
 Formula: s - penalty * clip((length - (limit - margin)) / margin, 0, 1)
 Use: where answers are cut at the limit: the penalty grows before that happens.
 """

@@ -1,6 +1,6 @@
 """PPO's value loss: the prediction may move only so far from the one before the update.
 
-Source: Schulman et al. 2017, the reference implementation of PPO; arXiv:2005.12729, section 3.
+Source: Schulman et al. 2017, the reference implementation of PPO; arXiv:2005.12729
 Formula: max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2) / 2
 Use: with estimator gae.
 """

@@ -10,7 +10,7 @@ from hybridrl import registry
 from hybridrl.algorithms.base import Known, OneRank
 from hybridrl.algorithms.mismatch import divergence_metrics, weight_metrics
 from hybridrl.algorithms.objective import Objective
-from hybridrl.algorithms.plugins import PACKAGES
+from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.sequences import masked
 from hybridrl.config.schema import AlgorithmConfig
 

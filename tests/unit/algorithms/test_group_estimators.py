@@ -56,7 +56,7 @@ ORACLES = {
 
 def run(name, batch, **options):
     made = estimator(name, **options)
-    return made(batch.reward_N, batch.group_N, **batch.scalars(*made.needs))
+    return made(batch.reward_N, batch.group_N, **batch.arguments(*made.needs))
 
 
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
@@ -105,7 +105,7 @@ def test_order_of_trajectories_does_not_matter(ragged, name):
     shuffled = made(
         batch.reward_N[order],
         batch.group_N[order],
-        **{n: c[order] for n, c in batch.scalars(*made.needs).items()},
+        **{n: c[order] for n, c in batch.arguments(*made.needs).items()},
     )
     torch.testing.assert_close(shuffled, run(name, batch)[order], rtol=1e-12, atol=1e-12)
 

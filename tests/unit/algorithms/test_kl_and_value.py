@@ -8,7 +8,8 @@ import torch
 from hybridrl import registry
 from hybridrl.algorithms.base import argument
 from hybridrl.algorithms.objective import Objective
-from hybridrl.algorithms.plugins import PACKAGES, build
+from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.algorithms.plugins import build
 from hybridrl.config.schema import AlgorithmConfig
 
 

@@ -7,7 +7,7 @@ import torch
 from hybridrl import registry
 from hybridrl.algorithms.base import Metrics
 from hybridrl.algorithms.objective import Objective
-from hybridrl.algorithms.plugins import PACKAGES
+from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.config.schema import AlgorithmConfig
 
 # Options that make clips, masks and choices act on small random batches.

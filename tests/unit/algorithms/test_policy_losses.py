@@ -10,7 +10,7 @@ import torch
 from hybridrl import registry
 from hybridrl.algorithms.base import Totals
 from hybridrl.algorithms.objective import Objective
-from hybridrl.algorithms.plugins import PACKAGES
+from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.config.schema import AlgorithmConfig
 
 # An oracle gives the token losses of one trajectory. `row.logp` carries the gradient; `row.fixed` is a copy

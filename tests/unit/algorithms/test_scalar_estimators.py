@@ -17,7 +17,7 @@ def estimator(name, **options):
 
 def run(name, batch, **options):
     made = estimator(name, **options)
-    return made(batch.reward_N, batch.group_N, **batch.scalars(*made.needs))
+    return made(batch.reward_N, batch.group_N, **batch.arguments(*made.needs))
 
 
 def groups_of(batch):
@@ -220,7 +220,7 @@ def test_order_of_trajectories_does_not_matter(ragged, name):
     batch.reward_N = batch.reward_N.abs()
     order = torch.randperm(len(batch.reward_N), generator=torch.Generator().manual_seed(1))
     made = estimator(name)
-    columns = {n: c[order] for n, c in batch.scalars(*made.needs).items()}
+    columns = {n: c[order] for n, c in batch.arguments(*made.needs).items()}
     shuffled = made(batch.reward_N[order], batch.group_N[order], **columns)
     torch.testing.assert_close(shuffled, run(name, batch)[order], rtol=1e-12, atol=1e-12)
 

@@ -8,7 +8,8 @@ import torch
 
 from hybridrl import registry
 from hybridrl.algorithms.controllers import AdaptiveEntropy, AdaptiveKL
-from hybridrl.algorithms.plugins import PACKAGES, build
+from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.sampling import (
     DynamicSampling,
     SolveRates,
@@ -27,7 +28,7 @@ def shaping(name, **options):
 
 def run(name, batch, **options):
     made = shaping(name, **options)
-    return made(batch.reward_N, batch.group_N, **batch.scalars(*made.needs))
+    return made(batch.reward_N, batch.group_N, **batch.arguments(*made.needs))
 
 
 def groups_of(batch):

@@ -1,0 +1,192 @@
+"""What there is: every plug-in with its formula, source, options and use, read from its file without
+importing it.
+
+The head of a plug-in's file is its entry: a first line that names it, then `Source:`, `Formula:` and `Use:`.
+"""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.config.presets import PRESETS
+from hybridrl.errors import ConfigError
+
+TITLES = {
+    "estimator": "Advantage estimators",
+    "policy_loss": "Policy losses",
+    "aggregate": "Aggregation",
+    "kl": "KL divergence",
+    "correction": "Rollout corrections",
+    "value_loss": "Value losses",
+    "shaping": "Reward shaping",
+}
+
+CONFIG_KEYS = {
+    "estimator": "algorithm.estimator",
+    "policy_loss": "algorithm.loss",
+    "aggregate": "algorithm.aggregate",
+    "kl": "algorithm.kl.estimator",
+    "correction": "algorithm.correction",
+}
+"""Where a config names a plug-in of each kind."""
+
+_FIELDS = ("Source", "Formula", "Use")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    name: str
+    type: str
+    default: str | None
+    """As source text; None: it must be given."""
+
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One plug-in."""
+
+    kind: str
+    name: str
+    title: str
+    source: str
+    formula: str
+    use: str
+    about: str
+    """What its class says of itself."""
+
+    options: tuple[Option, ...]
+
+    @property
+    def papers(self) -> list[str]:
+        """arXiv numbers in the source."""
+        return re.findall(r"\d{4}\.\d{5}", self.source)
+
+
+def entries(kind: str | None = None) -> list[Entry]:
+    """Every plug-in of the project, in the order of TITLES and then of names."""
+    kinds = [kind] if kind else list(TITLES)
+    return [_entry(k, path) for k in kinds for path in sorted(_folder(k).glob("*.py")) if path.stem[0] != "_"]
+
+
+def listing() -> dict[str, Any]:
+    """What `hybridrl algo list --json` prints: plug-ins by kind, and presets."""
+    plugins = {kind: [asdict(entry) for entry in entries(kind)] for kind in TITLES}
+    return {**plugins, "preset": [{"name": n, "about": p.about} for n, p in PRESETS.items()]}
+
+
+def find(name: str) -> list[Entry]:
+    """The plug-ins of this name, of any kind (grpo is an estimator and a preset, vapo a loss and a preset).
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    everything = entries()
+    found = [entry for entry in everything if entry.name == name]
+    if not found and name not in PRESETS:
+        known = sorted({entry.name for entry in everything} | set(PRESETS))
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        raise ConfigError(
+            f"there is no algorithm {name!r}", fix=f"did you mean {' or '.join(near)}?" if near else ""
+        )
+    return found
+
+
+def explain(name: str) -> Iterator[tuple[str, str]]:
+    """Pairs of a label and a text about every plug-in and preset of this name, for a person to read.
+
+    Raises:
+        ConfigError: there is none; names the nearest.
+    """
+    for entry in find(name):
+        where = f" ({CONFIG_KEYS[entry.kind]}: {name})" if entry.kind in CONFIG_KEYS else ""
+        yield entry.name, f"{TITLES[entry.kind]}{where}: {entry.title}"
+        yield "formula", entry.formula
+        yield "source", entry.source
+        yield "use", entry.use
+        for option in entry.options:
+            default = "required" if option.default is None else f"default {option.default}"
+            yield f"  {option.name}", f"{option.type}, {default}. {option.about}".rstrip(" .") + "."
+    if name in PRESETS:
+        yield "preset", PRESETS[name].about
+        yield from ((f"  {key}", value) for key, value in flat(PRESETS[name].algorithm))
+
+
+def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Leaves of nested mappings under dotted keys; a plug-in's name stands under the key of the plug-in."""
+    if not hasattr(tree, "items"):
+        return [(prefix, str(tree))]
+    found = []
+    for key, value in tree.items():
+        found += flat(value, prefix if key == "name" and prefix else f"{prefix}.{key}".lstrip("."))
+    return found
+
+
+def _folder(kind: str) -> Path:
+    return Path(__file__).parent / PACKAGES[kind].rpartition(".")[2]
+
+
+def _entry(kind: str, path: Path) -> Entry:
+    tree = ast.parse(path.read_text("utf-8"))
+    head = ast.get_docstring(tree) or ""
+    fields = {name.lower(): _field(head, name) for name in _FIELDS}
+    plugin = _plugin(tree, path)
+    about = ast.get_docstring(plugin) or ""
+    return Entry(
+        kind, path.stem, head.partition("\n")[0], **fields, about=_line(about), options=_options(plugin, path)
+    )
+
+
+def _field(head: str, name: str) -> str:
+    """The text after "Name:", with the indented lines that continue it."""
+    match = re.search(rf"^{name}: (.*(?:\n    .*)*)", head, re.MULTILINE)
+    assert match, f"no {name}: in {head[:60]!r}"
+    return _line(match.group(1))
+
+
+def _line(text: str) -> str:
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def _plugin(tree: ast.Module, path: Path) -> ast.ClassDef:
+    """The class that is registered under the file's name."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any(
+            f"({path.stem!r})" in ast.unparse(d) for d in node.decorator_list
+        ):
+            return node
+    raise AssertionError(f"{path} registers nothing under its own name")
+
+
+def _options(plugin: ast.ClassDef, path: Path) -> tuple[Option, ...]:
+    """Fields of the dataclass; of those that it inherits from another plug-in, too."""
+    found = {}
+    for base in plugin.bases:
+        for sibling in sorted(path.parent.glob("*.py")):
+            tree = ast.parse(sibling.read_text("utf-8"))
+            parents = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == ast.unparse(base)]
+            found.update({option.name: option for parent in parents for option in _options(parent, sibling)})
+    for node, after in zip(plugin.body, [*plugin.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and not _is_internal(node):
+            about = (
+                after.value.value
+                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                else ""
+            )
+            default = ast.unparse(node.value) if node.value is not None else None
+            name = ast.unparse(node.target)
+            found[name] = Option(name, ast.unparse(node.annotation), default, _line(str(about)))
+    return tuple(found.values())
+
+
+def _is_internal(node: ast.AnnAssign) -> bool:
+    """A class attribute, or a field that is no option."""
+    return "ClassVar" in ast.unparse(node.annotation) or (
+        node.value is not None and "init=False" in ast.unparse(node.value)
+    )
