@@ -1,21 +1,21 @@
-"""The machine without CUDA: makes the real Megatron-core run on CPU tensors over gloo. Inert where CUDA is present.
+"""The machine without CUDA: makes the real Megatron-core run on CPU tensors over gloo. Inert with CUDA.
 
 Megatron has no notion of a device; it names CUDA at a few hundred places, in two ways:
 
-    functions of torch.cuda     (current_device, streams, RNG state, ...)  install() replaces them once per process
-    device literals in torch calls  ("cuda", Tensor.cuda(), pin_memory, ...)   scope() redirects them, in the calling thread
+    functions of torch.cuda         (current_device, streams, ...)   install() replaces them in this process
+    device literals in torch calls  ("cuda", Tensor.cuda(), ...)     scope() redirects them in this thread
 
-Both can be recorded: tests hold the list of Megatron functions that rely on them, so that a release of Megatron which
-names CUDA at a new place is noticed.
+Both can be recorded: a test holds the list of Megatron functions that rely on them, so that a release of
+Megatron which names CUDA at a new place is noticed.
 """
 
 import contextlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -25,23 +25,32 @@ from hybridrl.hosts.fused_adam import FusedAdam
 
 CPU = torch.device("cpu")
 
+_NOT_OURS = (
+    r"`torch.distributed.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated",
+    r"`load_state_dict` is deprecated",
+    r"Please use DTensor instead",
+    r"The .grad attribute of a Tensor that is not a leaf",
+)
+"""Warnings of torch about code of Megatron, for nobody who could act on them."""
+
 _recording: set[str] | None = None
 _installed = False
 
 
 def install() -> None:
-    """Prepare this process to import and run Megatron. Call it before anything imports `megatron`; repeating is free.
+    """Prepare this process to import and run Megatron. Repeating it is free.
 
     Raises:
-        RuntimeError: Megatron was imported already, with its functions bound to a compiler that a CPU host may not have.
+        RuntimeError: Megatron was imported before, so that its functions are bound to a compiler which a CPU
+            host may lack.
     """
     global _installed
+    for message in _NOT_OURS:
+        warnings.filterwarnings("ignore", message)
     if _installed or torch.cuda.is_available():
         return
     if "megatron.core" in sys.modules:
-        raise RuntimeError(
-            "hosts.cpu.install() came after the import of megatron.core: import hybridrl.trainer.megatron first"
-        )
+        raise RuntimeError("megatron.core was imported before hybridrl.trainer.megatron: import that first")
     _installed = True
     _replace_cuda_functions()
     _import_uncompiled()
@@ -55,7 +64,7 @@ def scope() -> AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def record() -> Iterator[set[str]]:
-    """Collect every Megatron function that was redirected while inside, as "what  megatron/core/file.py:function"."""
+    """Collect the Megatron functions that are redirected inside, as "what  file:function"."""
     global _recording
     _recording = set()
     try:
@@ -70,42 +79,28 @@ class _CudaLiteralsToCpu(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if kwargs:
-            if _is_cuda(kwargs.get("device")):
-                _note("device=cuda")
-                kwargs = {**kwargs, "device": CPU}
-            if kwargs.get("pin_memory"):
-                _note("pin_memory=True")
-                kwargs = {**kwargs, "pin_memory": False}
+            kwargs = _without_cuda(kwargs)
         if func is Tensor.cuda:
             _note("Tensor.cuda()")
             return args[0]
         if func is Tensor.type and len(args) == 1 and not kwargs:
             _note("Tensor.type()")  # compared with the names of CUDA types
             return func(*args).replace("torch.", "torch.cuda.", 1)
-        if func is Tensor.to and len(args) > 1 and _is_cuda(args[1]):
-            _note("Tensor.to(cuda)")
-            args = (args[0], CPU, *args[2:])
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
+
+
+def _without_cuda(kwargs: dict[str, Any]) -> dict[str, Any]:
+    if _is_cuda(kwargs.get("device")):
+        _note("device=cuda")
+        kwargs = {**kwargs, "device": CPU}
+    return kwargs
 
 
 def _is_cuda(device: Any) -> bool:
     if isinstance(device, torch.device):
         return device.type == "cuda"
     return isinstance(device, str) and device.startswith("cuda")
-
-
-class _Stream:
-    """An in-order device has one stream, which never has to wait."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
-
-    def wait_stream(self, stream: "_Stream") -> None: ...
-
-    def wait_event(self, event: Any) -> None: ...
-
-    def synchronize(self) -> None: ...
 
 
 def _replace_cuda_functions() -> None:
@@ -115,25 +110,25 @@ def _replace_cuda_functions() -> None:
         "manual_seed": torch.manual_seed,
         "get_rng_state": lambda *a, **k: torch.get_rng_state(),
         "set_rng_state": lambda state, *a, **k: torch.set_rng_state(state),
-        "current_stream": lambda *a, **k: _Stream(),
-        "default_stream": lambda *a, **k: _Stream(),
-        "stream": lambda *a, **k: contextlib.nullcontext(),
     }
     for name, function in replacements.items():
         setattr(torch.cuda, name, _noted(f"torch.cuda.{name}", function))
         if hasattr(torch.cuda.random, name):
             setattr(torch.cuda.random, name, getattr(torch.cuda, name))
-    torch.cuda.Stream = _Stream
-    torch.cuda.nvtx.range_push = lambda *a, **k: None
-    torch.cuda.nvtx.range_pop = lambda *a, **k: None
 
 
 def _import_uncompiled() -> None:
-    """Megatron compiles small functions as it is imported; on CPU they run as written, without a C++ compiler."""
-    with patch.object(torch, "compile", lambda function=None, **options: function):
-        import megatron.core
-    import megatron.core.jit
-
+    """Megatron compiles small functions as it is imported; on CPU they run as written, without a compiler."""
+    compile_ = torch.compile
+    torch.compile = lambda function: function
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one for each GPU library that is not here
+            import megatron.core
+            import megatron.core.jit
+            import megatron.core.models.gpt.gpt_layer_specs
+    finally:
+        torch.compile = compile_
     megatron.core.jit.disable_jit_fuser()
 
 
@@ -143,11 +138,11 @@ def _repair_megatron() -> None:
     import megatron.core.tensor_parallel.random as random
 
     # These two go past torch.cuda, to the generators of CUDA devices.
+    random._get_cuda_rng_state = _noted("_get_cuda_rng_state", lambda *a, **k: torch.get_rng_state())
     random._set_cuda_rng_state = _noted(
         "_set_cuda_rng_state", lambda state, *a, **k: torch.set_rng_state(state)
     )
-    random._get_cuda_rng_state = _noted("_get_cuda_rng_state", lambda *a, **k: torch.get_rng_state())
-    # With torch's own Adam, DistributedOptimizer cannot be saved before its first step; with a fused one it can.
+    # DistributedOptimizer can save the state of a fused Adam, and not that of torch's own.
     if importlib.util.find_spec("transformer_engine") is None and importlib.util.find_spec("apex") is None:
         megatron.core.optimizer.Adam, megatron.core.optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
         distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = (

@@ -1,7 +1,7 @@
-"""Adam with the contract of the fused GPU optimizers: the step count is kept in the parameter group, not per parameter.
+"""Adam with the contract of the fused GPU optimizers: the step count is kept per group, not per parameter.
 
-Megatron's DistributedOptimizer saves and loads a fused optimizer through a code path of its own; with this class a CPU run
-takes the same one.
+Megatron's DistributedOptimizer saves and loads a fused optimizer through a code path of its own; with this
+class a CPU run takes the same one.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """The owner sets exp_avg and exp_avg_sq of every parameter to 0 before the first step, as Megatron does."""
+    """The owner sets exp_avg and exp_avg_sq of every parameter to 0 before the first step."""
 
     def __init__(
         self,
@@ -26,9 +26,9 @@ class FusedAdam(torch.optim.Optimizer):
     ) -> None:
         """
         Args:
-            adam_w_mode: True decouples weight decay from the gradient (AdamW), False adds it to the gradient (Adam).
+            adam_w_mode: True decouples weight decay from the gradient (AdamW), False adds it there (Adam).
         """
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._update = adamw if adam_w_mode else adam
 
     @torch.no_grad()

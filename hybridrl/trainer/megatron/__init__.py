@@ -1,6 +1,6 @@
 """Policy training on Megatron-core.
 
-Importing this package prepares the host first: on a machine without CUDA, Megatron has to be imported in a special way.
+Importing this package prepares the host first: without CUDA, Megatron has to be imported in a special way.
 """
 
 from hybridrl.hosts import cpu

@@ -1,8 +1,7 @@
-"""Checkpoints of model, optimizer, schedule and random state through Megatron's dist_checkpointing, committed atomically.
+"""Checkpoints of model, optimizer, schedule and random state, through Megatron's dist_checkpointing.
 
-Everything is written into FOLDER.tmp and flushed to disk; a last file, COMMITTED, lists every file with its size; then the
-folder gets its name. A checkpoint without that list, or that does not match it, is refused: it was cut short.
-Who waits for whom: rank 0 makes the folder, all wait; all write, rank 0 waits for all and commits, all wait for it.
+Everything is written into FOLDER.tmp and then committed (trainer/committed.py): whole, or refused.
+Who waits for whom: rank 0 makes the folder, all wait; all write, rank 0 waits for all and commits, all wait.
 """
 
 import shutil
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -29,9 +28,6 @@ from hybridrl.errors import CheckpointError
 from hybridrl.trainer import committed
 from hybridrl.trainer.megatron.model import policy_model
 from hybridrl.trainer.megatron.optimizer import Optimizer
-
-# Megatron's "fully_reshardable" format zeroes parts of the state of tied models under pipeline parallelism (0.16.1).
-_METADATA = {"distrib_optim_sharding_type": "dp_reshardable"}
 
 
 def save(
@@ -58,9 +54,7 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it saved
         unfinished.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(
-        _state(model, optimizer, loading=False), str(unfinished), _WriteHere("torch_dist", 1)
-    )
+    dist_checkpointing.save(_state(model, optimizer), str(unfinished), _WriteHere("torch_dist", 1))
     dist.barrier()
     if dist.get_rank() == 0:
         committed.commit(unfinished, folder, {**(facts or {}), "topology": _topology()})
@@ -74,11 +68,12 @@ def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) 
         CheckpointError: it is not whole, or of another topology; nothing was changed.
     """
     check(folder)
-    state = dist_checkpointing.load(_state(model, optimizer, loading=True), str(folder))
-    with torch.no_grad():  # Megatron copies into views of parameters
-        policy_model(model).load_state_dict(state["model"])
-        optimizer.megatron.load_state_dict(state["optimizer"])
-    optimizer.num_steps_done = state["num_steps_done"]
+    state = dist_checkpointing.load(_state(model, optimizer), str(folder))
+    policy_model(model).load_state_dict(state["model"])
+    with torch.no_grad():
+        for name, tensor in optimizer.tensors().items():
+            tensor.copy_(state["optimizer"][name])
+    optimizer.resume(state["num_steps_done"])
     torch.set_rng_state(state["random"]["torch"])
     get_cuda_rng_tracker().set_states(state["random"]["tracker"])
 
@@ -86,7 +81,7 @@ def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) 
 def check(folder: Path) -> None:
     """
     Raises:
-        CheckpointError: the checkpoint is not whole, or was made by ranks that shared the model in another way.
+        CheckpointError: the checkpoint is not whole, or the model was cut in another way.
     """
     made_with = committed.read(folder)["topology"]
     if made_with != _topology():
@@ -104,16 +99,23 @@ def _topology() -> dict[str, int]:
     }
 
 
-def _state(model: DistributedDataParallel, optimizer: Optimizer, *, loading: bool) -> dict[str, Any]:
-    tensors = policy_model(model).sharded_state_dict(metadata=dict(_METADATA))
+def _state(model: DistributedDataParallel, optimizer: Optimizer) -> dict[str, Any]:
     return {
-        "model": tensors,
-        "optimizer": optimizer.megatron.sharded_state_dict(
-            tensors, is_loading=loading, metadata=dict(_METADATA)
-        ),
+        "model": policy_model(model).sharded_state_dict(),
+        "optimizer": _own(optimizer.tensors()),
         "num_steps_done": optimizer.num_steps_done,
         "random": _random_state(),
     }
+
+
+def _own(tensors: dict[str, torch.Tensor]) -> dict[str, ShardedTensor]:
+    """Each rank's under keys of its own.
+
+    Megatron's formats for this (0.16) know no padding between the buckets of a gradient buffer, which tied
+    models have under pipeline parallelism: one loses numbers there, the other cannot be written.
+    """
+    place = f"optimizer.{dist.get_rank()}"
+    return {n: ShardedTensor.from_rank_offsets(f"{place}.{n}", t.detach()) for n, t in tensors.items()}
 
 
 def _random_state() -> ShardedObject:
@@ -123,7 +125,8 @@ def _random_state() -> ShardedObject:
 
 
 class _WriteHere(TorchDistSaveShardedStrategy):
-    """Megatron's file format, written by this process; Megatron's own writer forks, which threads of Ray would not survive."""
+    """Megatron's file format, written by this process: its own writer forks, which is not safe beside the
+    threads of Ray and gloo."""
 
     def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
         sharded, _, _ = _replace_state_dict_keys_with_sharded_keys(

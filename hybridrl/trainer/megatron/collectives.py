@@ -1,4 +1,4 @@
-"""What ranks tell each other beside gradients: columns and metrics, over data-parallel ranks and along the pipeline."""
+"""What ranks tell each other beside gradients: columns and metrics."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ class DataParallelReduce:
 
 
 def from_last_stage(value: Value) -> Value:
-    """What the last pipeline stage passed, on all of its stages; others pass anything. *Collective* over the pipeline."""
+    """What the last pipeline stage passes, on every stage. *Collective* over the pipeline."""
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         return value
     box = [value]

@@ -49,32 +49,27 @@ class PackedAttention(MegatronModule):
     ) -> Tensor:
         """
         Args:
-            query: [T, H, D]; key and value may have fewer heads, each then serves several query heads.
+            query: [T, 1, H, D]; key and value may have fewer heads, each then serves several query heads.
 
         Returns:
-            [T, H * D]
+            [T, 1, H * D]
         """
-        sizes = [count * length for count, length in packed_seq_params.runs]
-        parts = zip(
-            packed_seq_params.runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True
-        )
-        return torch.cat([self._attend(q, k, v, *run) for run, q, k, v in parts])
+        runs = packed_seq_params.runs
+        sizes = [count * length for count, length in runs]
+        parts = zip(runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+        return torch.cat([self._attend(*run, q, k, v) for run, q, k, v in parts])
 
-    def _attend(
-        self, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, count: int, length: int
-    ) -> Tensor:
-        query, key, value = (
-            x.unflatten(0, (count, length)).transpose(1, 2) for x in (query_THD, key_THD, value_THD)
-        )
+    def _attend(self, count: int, length: int, *query_key_value: Tensor) -> Tensor:
+        query, key, value = (x.view(count, length, *x.shape[2:]).transpose(1, 2) for x in query_key_value)
         grouped = query.shape[1] != key.shape[1]
         out_BHLD = F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=self._scale, enable_gqa=grouped
         )
-        return out_BHLD.transpose(1, 2).reshape(count * length, -1)
+        return out_BHLD.transpose(1, 2).reshape(count * length, 1, -1)
 
 
 def layer_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """Megatron's layer of plain linear layers, with our norm and attention; `num_layers` of them on this pipeline stage."""
+    """Megatron's layer of plain linear layers with our norm and attention, `num_layers` times."""
     spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
     layer = spec.submodules
     layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm

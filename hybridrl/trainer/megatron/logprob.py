@@ -1,6 +1,7 @@
-"""Log-probability of given tokens, and entropy, from logits that are split over the tensor-parallel ranks by vocabulary.
+"""Log-probability of given tokens, and entropy, from logits that are split over ranks by vocabulary.
 
-Two small all-reduces (the maximum, then three sums at once); one tensor of the size of the logits is kept for the backward.
+Two small all-reduces: the maximum, then three sums at once. One tensor of the size of the logits is kept for
+the backward pass.
 Shape letters: R rows, V vocabulary entries of this rank.
 """
 
@@ -15,7 +16,7 @@ from torch.autograd import Function
 def logprob_and_entropy(
     logits_RV: Tensor, target_R: Tensor, *, first: int, temperature: float, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability in nats of each target under softmax(logits / temperature), and the entropy of that distribution.
+    """Log-probability of each target under softmax(logits / temperature), and that distribution's entropy.
 
     *Collective* over `group`; every rank gets the same result.
 

@@ -3,7 +3,6 @@
 Shape letters: T packed tokens, R trained tokens, V vocabulary entries of this rank.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +20,10 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from hybridrl.errors import ModelError
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.layers import layer_spec
 from hybridrl.trainer.megatron.packing import Microbatch, Packing
+from hybridrl.trainer.megatron.rope import PackedRotary
 
 
 class PolicyModel(GPTModel):
@@ -42,13 +41,13 @@ class PolicyModel(GPTModel):
             share_embeddings_and_output_weights=spec.tied,
             position_embedding_type="rope",
         )
-        self.rotary_pos_emb.inv_freq = inverse_frequencies(spec)
+        self.rotary_pos_emb = PackedRotary(spec)
         share = padded_vocab_size // config.tensor_model_parallel_size
         self.first_entry = share * parallel_state.get_tensor_model_parallel_rank()
         self.num_entries = max(0, min(share, spec.vocab_size - self.first_entry))
 
     def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
-        """Logits of the trained tokens without the padding of the vocabulary, [R, V]; on other stages the hidden states."""
+        """Logits of the trained tokens without padding of the vocabulary, [R, V]; elsewhere hidden states."""
         if not self.post_process:
             return hidden_states
         weight = (
@@ -63,7 +62,7 @@ class PolicyModel(GPTModel):
 def build(
     config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int, device: torch.device
 ) -> DistributedDataParallel:
-    """This stage's model, with all parameters 0, gradients of fp32 and a data-parallel gradient buffer. *Collective*."""
+    """This stage's model, with all parameters 0, inside Megatron's gradient buffers of fp32. *Collective*."""
     model: torch.nn.Module = PolicyModel(config, spec, padded_vocab_size).to(device)
     _mark_tensor_parallel(model)
     with torch.no_grad():
@@ -76,7 +75,7 @@ def build(
 
 
 def _mark_tensor_parallel(model: torch.nn.Module) -> None:
-    """Tell weights of which each rank has a part from those that it has in full, which count once in the gradient norm.
+    """Tell weights that are cut over ranks from those that all have, which count once in the gradient norm.
 
     Megatron does so while it initialises weights, which we skip.
     """
@@ -96,7 +95,7 @@ def policy_model(model: torch.nn.Module) -> PolicyModel:
 
 
 def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of this rank under their names in the whole model: layers carry their global index, from 0."""
+    """Parameters of this rank under their names in the whole model: layers carry their global index."""
     inner = policy_model(model)
     for name, parameter in inner.named_parameters():
         if name.startswith("decoder.layers."):
@@ -109,40 +108,7 @@ def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:
     """Logits [R, V] on the last pipeline stage, hidden states elsewhere."""
     return model(
         input_ids=microbatch.token_T.unsqueeze(0),
-        position_ids=microbatch.position_T.unsqueeze(0),
+        position_ids=microbatch.packing.position_T.unsqueeze(0),
         attention_mask=None,
         packed_seq_params=microbatch.packing,
     )
-
-
-def inverse_frequencies(spec: ModelSpec) -> Tensor:
-    """Radians per position of each pair of a head's dims, float32 [head_dim / 2].
-
-    Raises:
-        ModelError: a kind of rope scaling that is not supported.
-    """
-    exponent = torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim
-    frequency = 1.0 / (spec.rope_theta**exponent)
-    if spec.rope_scaling is None:
-        return frequency
-    kind = spec.rope_scaling["rope_type"]
-    if kind != "llama3":
-        raise ModelError(
-            f"rope scaling {kind!r} is not supported", fix="use a model with default or llama3 scaling"
-        )
-    return _llama3(frequency, **{k: v for k, v in spec.rope_scaling.items() if k != "rope_type"})
-
-
-def _llama3(
-    frequency: Tensor,
-    factor: float,
-    low_freq_factor: float,
-    high_freq_factor: float,
-    original_max_position_embeddings: int,
-) -> Tensor:
-    """Llama 3.1: slow dims are slowed by `factor`, fast ones kept, and those between are interpolated."""
-    turns = (
-        original_max_position_embeddings * frequency / (2 * math.pi)
-    )  # in the context that the model was trained on
-    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
-    return frequency * (kept + (1 - kept) / factor)

@@ -2,10 +2,12 @@
 
 import math
 
+import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
+from torch import Tensor
 
 from hybridrl.config.schema import OptimizerConfig
 
@@ -47,8 +49,9 @@ class Optimizer:
             use_distributed_optimizer=True,
         )
         self.megatron: ChainedOptimizer = get_megatron_optimizer(options, [model])
-        for part in self.megatron.chained_optimizers:
-            part.init_state_fn(part.optimizer, options)  # a checkpoint may be written before the first step
+        whole = self.megatron.chained_optimizers[0]  # a second one would hold the experts
+        self._inner: torch.optim.Optimizer = whole.optimizer
+        whole.init_state_fn(self._inner, options)  # moments of 0: a checkpoint may come before the first step
 
     def zero_gradients(self) -> None:
         self._model.zero_grad_buffer()
@@ -60,7 +63,7 @@ class Optimizer:
         return float(self.megatron.get_grad_norm())
 
     def step(self, gradient_norm: float) -> float:
-        """Clip the gradients, whose norm is known by now, and update the parameters. Returns the learning rate."""
+        """Clip the gradients by their known norm and update the parameters. Returns the learning rate."""
         if self._config.clip_grad_norm > 0:
             parameters = self.megatron.chained_optimizers[0].get_parameters()
             clip_grad_by_total_norm_fp32(parameters, self._config.clip_grad_norm, gradient_norm)
@@ -71,3 +74,18 @@ class Optimizer:
         self.megatron.step_with_ready_grads()
         self.num_steps_done += 1
         return lr
+
+    def tensors(self) -> dict[str, Tensor]:
+        """This rank's share of main parameters and moments: live, named by its place in the optimizer."""
+        return {
+            f"{g}.{i}.{name}": tensor
+            for g, group in enumerate(self._inner.param_groups)
+            for i, parameter in enumerate(group["params"])
+            for name, tensor in {"param": parameter, **self._inner.state[parameter]}.items()
+        }
+
+    def resume(self, num_steps_done: int) -> None:
+        """Continue the schedule there; `tensors` hold the state of that moment."""
+        self.num_steps_done = num_steps_done
+        for group in self._inner.param_groups:
+            group["step"] = num_steps_done

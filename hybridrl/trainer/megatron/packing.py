@@ -1,9 +1,9 @@
 """Turns rows of a batch into packed microbatches.
 
-Sequences are laid end to end in order of length: equal lengths are neighbours, so attention handles each run of them with one
-call. A trajectory enters up to its last trained token, exclusively: nothing behind that position has an effect on the loss.
-Shape letters: T input tokens of a microbatch, R trained tokens (the rows that logits are computed for), S its sequences,
-U trained tokens of the whole batch, N trajectories of the batch.
+Sequences are laid end to end in order of length: equal lengths are neighbours, so attention handles each run
+of them with one call. A trajectory enters up to the token before its last trained one: the rest is idle.
+Shape letters: T input tokens of a microbatch, R its trained tokens, for which logits are computed, S its
+sequences, U trained tokens of the whole batch, N trajectories of the batch.
 """
 
 from collections.abc import Sequence
@@ -21,6 +21,9 @@ from hybridrl.batch import RankBatch, TokenBlock
 class Packing(PackedSeqParams):
     """Where sequences lie among the packed tokens; Megatron hands it to every attention layer."""
 
+    position_T: Tensor | None = None
+    """int64: of each token in its sequence."""
+
     runs: tuple[tuple[int, int], ...] = ()
     """(number of sequences, their length) of neighbours of equal length."""
 
@@ -35,9 +38,6 @@ class Microbatch:
     token_T: Tensor
     """int64"""
 
-    position_T: Tensor
-    """int64: from 0 in each sequence."""
-
     packing: Packing
 
     target_R: Tensor
@@ -47,7 +47,7 @@ class Microbatch:
     """int64: sequence of each trained token, in [0, S)."""
 
     trained_R: Tensor
-    """int64: position of each trained token among the U of the batch; columns of the batch are indexed with it."""
+    """int64: position of each trained token among the U of the batch, for whose columns it is an index."""
 
     num_seqs: int
 
@@ -116,7 +116,6 @@ class PackedBatch:
         seq_T = np.repeat(np.arange(len(index)), length_S)
         return Microbatch(
             token_T=self._tensor(token_T),
-            position_T=self._tensor(_spans(np.zeros_like(length_S), length_S)),
             packing=self._packing(length_S, predict_R),
             target_R=self._tensor(next_T[predict_R]),
             seq_R=self._tensor(seq_T[predict_R]),
@@ -141,17 +140,10 @@ class PackedBatch:
         return token_T, next_T, trained_next_T
 
     def _packing(self, length_S: np.ndarray, predict_R: np.ndarray) -> Packing:
-        start_S = torch.from_numpy(np.concatenate([[0], np.cumsum(length_S)]).astype(np.int32)).to(
-            self._device
-        )
-        longest = int(length_S[-1])
         lengths, counts = np.unique(length_S, return_counts=True)
         return Packing(
-            qkv_format="thd",
-            cu_seqlens_q=start_S,
-            cu_seqlens_kv=start_S,
-            max_seqlen_q=longest,
-            max_seqlen_kv=longest,
+            qkv_format="sbhd",  # for Megatron one long sequence; ours is what keeps its parts apart
+            position_T=self._tensor(_spans(np.zeros_like(length_S), length_S)),
             runs=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
             predict_R=self._tensor(predict_R),
         )
@@ -171,9 +163,8 @@ class PackedBatch:
 def _describe(block: TokenBlock, first: int) -> _Rows:
     start, mask_T = block.start_N[:-1], block.loss_mask_T
     if mask_T[start].any():
-        raise ValueError(
-            f"row {int(np.flatnonzero(mask_T[start])[0])} of a block trains on its first token, which nothing predicts"
-        )
+        row = int(np.flatnonzero(mask_T[start])[0])
+        raise ValueError(f"row {row} of a block trains on its first token, which nothing predicts")
     trained = np.add.reduceat(mask_T, start, dtype=np.int64)
     position_T = _spans(np.zeros_like(start), np.diff(block.start_N))
     last = np.maximum.reduceat(np.where(mask_T, position_T, 0), start)

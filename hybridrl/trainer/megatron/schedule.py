@@ -1,7 +1,7 @@
 """Runs microbatches through Megatron's pipeline schedules.
 
-Gradients are summed over microbatches and data-parallel ranks and divided by nothing: every loss is this microbatch's share
-of a global mean already. A rank without trained tokens takes part in the reduction of gradients only.
+Gradients are summed over microbatches and data-parallel ranks and divided by nothing: every loss is a
+microbatch's share of a global mean already. A rank without trained tokens only takes part in that sum.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +48,10 @@ def accumulate_gradients(
     microbatches: Sequence[Microbatch],
     loss: Callable[[Microbatch, Tensor], tuple[Tensor, Result]],
 ) -> list[Result]:
-    """Forward and backward; afterwards the gradients are those of the whole minibatch. *Collective* over all ranks.
+    """Forward and backward; then the gradients are those of the whole minibatch. *Collective*, all ranks.
 
     Args:
-        loss: maps the logits [R, V] of a microbatch to its share of the objective, and whatever shall be returned.
+        loss: maps the logits [R, V] of a microbatch to its share of the objective, and what to return.
 
     Returns:
         The second results of `loss`, in order; empty on the other pipeline stages.

@@ -22,7 +22,7 @@ class Scorer:
         self._group = parallel_state.get_tensor_model_parallel_group()
 
     def score(self, microbatch: Microbatch, logits_RV: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy, float32 [R], with gradients. *Collective* over tensor-parallel ranks."""
+        """Log-probability and entropy, float32 [R], differentiable. *Collective*, tensor-parallel ranks."""
         return logprob_and_entropy(
             logits_RV,
             microbatch.target_R,
@@ -32,8 +32,10 @@ class Scorer:
         )
 
     def columns(self, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy [U] of the tokens of the microbatches, 0 at all others; all 0 except on the last
-        pipeline stage. No gradients. *Collective* over tensor and pipeline ranks."""
+        """Log-probability and entropy of the tokens of the microbatches, 0 at all others; [U], no gradients.
+
+        *Collective* over tensor and pipeline ranks; all 0 except on the last pipeline stage.
+        """
         logp_U, entropy_U = packed.zeros_U(), packed.zeros_U()
 
         def keep(microbatch: Microbatch, logits_RV: Tensor) -> None:

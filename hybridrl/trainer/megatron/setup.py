@@ -75,7 +75,7 @@ def transformer_config(setup: TrainerSetup, device: torch.device) -> Transformer
         tensor_model_parallel_size=setup.tp,
         pipeline_model_parallel_size=setup.pp,
         variable_seq_lengths=setup.pp > 1,  # packed microbatches differ in length
-        moe_token_dispatcher_type="alltoall",  # Megatron insists on it where lengths vary, also without experts
+        moe_token_dispatcher_type="alltoall",  # demanded where lengths vary, even without experts
         deallocate_pipeline_outputs=True,
         params_dtype=dtype,
         pipeline_dtype=dtype,

@@ -1,0 +1,90 @@
+"""The batch that a data-parallel rank trains on: its microbatches, and columns of their tokens.
+
+Shape letters: U trained tokens of the whole batch, H those of trajectories held here, N trajectories.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.base import Reduce, Tokens
+from hybridrl.batch import Minibatch, RankBatch
+from hybridrl.trainer.megatron.packing import Microbatch, PackedBatch
+
+
+class LoadedBatch:
+    def __init__(self, batch: RankBatch, dp_rank: int, device: torch.device) -> None:
+        self.step, self.minibatches = batch.step, batch.minibatches
+        self.first_epoch = _first_epoch(batch.minibatches)
+        self.packed = PackedBatch(batch, device)
+        self.reward_N = torch.tensor(batch.reward_N, device=device)
+        self.group_N = torch.tensor(batch.group_N, device=device)
+        self.columns: dict[str, Tensor] = {"rollout_logp": self.packed.column_U("rollout_logp_T")}
+        """Each [U], float32; those that are computed on the ranks are 0 at tokens that others hold."""
+
+        self._dp_rank = dp_rank
+        rows = [n for minibatch in self.first_epoch for rank, n in _placed(minibatch) if rank == dp_rank]
+        self.held_H, trajectory_H = self.packed.trained(rows)
+        self.tokens_H = Tokens(
+            trajectory_H, torch.ones_like(trajectory_H, dtype=torch.bool), len(self.reward_N)
+        )
+        """Of the trajectories that this rank has in the first epoch; seq_T indexes the whole batch."""
+
+        self._own: set[str] = set()
+        if batch.advantage_N is not None:
+            at_U, trajectory_U = self.packed.trained(range(len(self.reward_N)))
+            self.columns["advantage"] = self.packed.zeros_U()
+            self.columns["advantage"][at_U] = torch.tensor(batch.advantage_N, device=device)[trajectory_U]
+
+    def microbatches(self, minibatches: Iterable[Minibatch]) -> list[Microbatch]:
+        """Those of this data-parallel rank that have a trained token."""
+        packed = (self.packed.microbatch(rows) for m in minibatches for rows in m.rows[self._dp_rank])
+        return [microbatch for microbatch in packed if microbatch is not None]
+
+    def held(self, name: str) -> Tensor:
+        """A column at the tokens held here, [H]."""
+        return self.columns[name][self.held_H]
+
+    def add(self, name: str, column_U: Tensor) -> None:
+        """A column that every rank computed for the tokens that it holds."""
+        self.columns[name] = column_U
+        self._own.add(name)
+
+    def add_held(self, name: str, value_H: Tensor) -> None:
+        column_U = self.packed.zeros_U()
+        column_U[self.held_H] = value_H
+        self.add(name, column_U)
+
+    def share(self, reduce: Reduce) -> None:
+        """Complete the added columns, if a later epoch has a trajectory on another rank. *Collective*."""
+        if _rows_stay(self.minibatches):
+            return
+        for name in sorted(self._own):
+            self.columns[name] = reduce.sum(self.columns[name])
+
+
+def _first_epoch(minibatches: Sequence[Minibatch]) -> Sequence[Minibatch]:
+    """The minibatches before the first one that repeats a trajectory."""
+    seen: set[int] = set()
+    for i, minibatch in enumerate(minibatches):
+        rows = {n for _, n in _placed(minibatch)}
+        if rows & seen:
+            return minibatches[:i]
+        seen |= rows
+    return minibatches
+
+
+def _rows_stay(minibatches: Sequence[Minibatch]) -> bool:
+    """Every trajectory is on the same data-parallel rank in all epochs."""
+    home: dict[int, int] = {}
+    return all(
+        home.setdefault(n, rank) == rank for minibatch in minibatches for rank, n in _placed(minibatch)
+    )
+
+
+def _placed(minibatch: Minibatch) -> Iterator[tuple[int, int]]:
+    """(data-parallel rank, trajectory) of all its trajectories."""
+    return (
+        (rank, n) for rank, microbatches in enumerate(minibatch.rows) for rows in microbatches for n in rows
+    )

@@ -1,0 +1,120 @@
+"""Columns, estimators and objectives on ranks: nothing depends on who holds a trajectory."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trainer_scenarios as scenarios
+import trainer_values as values
+from trainer_ranks import on_ranks
+
+from hybridrl.config.schema import AlgorithmConfig
+
+IN_LOSS = AlgorithmConfig(kl={"coefficient": 0.1, "estimator": "k3", "in": "loss"})
+IN_REWARD = AlgorithmConfig(
+    kl={"coefficient": 0.1, "estimator": "k1", "in": "reward"}, estimator="reinforce_plus_plus"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return values.make_model(tmp_path_factory.mktemp("models"), "qwen3")
+
+
+def compare(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Every number of two runs within what DESIGN.md allows a change of ranks."""
+    for a, b in zip(one["played"], other["played"], strict=True):
+        assert a["loaded"] == pytest.approx(b["loaded"], rel=2e-6, abs=1e-6)
+        for report_a, report_b in zip(a["reports"], b["reports"], strict=True):
+            # Whitened advantages make the loss a difference of equal sums of size 1.
+            assert report_a["loss"] == pytest.approx(report_b["loss"], rel=2e-6, abs=1e-7)
+            assert report_a["grad_norm"] == pytest.approx(report_b["grad_norm"], rel=2e-6)
+    for logp_a, logp_b in zip(one["logps"], other["logps"], strict=True):
+        np.testing.assert_allclose(logp_a, logp_b, atol=5e-6, rtol=0)
+
+
+def test_the_reference_is_the_initial_model_whatever_was_trained(model) -> None:
+    minibatches = [scenarios.split(0, 1, (6,))]
+    run = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), IN_LOSS, minibatches)[0]
+    initial, before, _ = run["logps"]
+    mask_T = values.make_block().loss_mask_T
+    gap = (initial - before)[mask_T].astype(float)
+    k3 = (np.exp(gap) - 1 - gap).mean()
+    first, second = (played["reports"][0]["metrics"]["actor/kl_loss"] for played in run["played"])
+    assert first == 0.0  # not trained yet: the very same forward pass
+    assert k3 > 1e-4
+    assert second == pytest.approx(k3, rel=1e-4)
+
+
+def test_a_token_level_estimator_sees_the_same_batch_on_any_ranks(model) -> None:
+    alone = on_ranks(
+        1, scenarios.algorithm_run, model, (1, 1, 1), IN_REWARD, [scenarios.split(0, 1, ())], advantage_N=None
+    )
+    for shape in ((1, 1, 2), (1, 2, 1)):
+        split = [scenarios.split(0, shape[2], (4,))]
+        shared = on_ranks(2, scenarios.algorithm_run, model, shape, IN_REWARD, split, advantage_N=None)
+        compare(alone[0], shared[0])
+
+
+def test_a_later_epoch_may_hand_trajectories_to_other_ranks(model) -> None:
+    """The second epoch swaps the ranks' trajectories: their old_logp was computed by the other one."""
+    block, mine, other = values.make_block(), range(0, 6), range(6, 12)
+    epochs = [
+        values.make_minibatch(0, [[mine], [other]], block),
+        values.make_minibatch(1, [[other], [mine]], block),
+    ]
+    swapped = on_ranks(2, scenarios.algorithm_run, model, (1, 1, 2), IN_LOSS, epochs)
+    whole = [values.make_minibatch(i, [[range(12)]], block) for i in range(2)]
+    compare(on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), IN_LOSS, whole)[0], swapped[0])
+
+
+def test_ranks_and_microbatches_may_be_empty(model) -> None:
+    """Row 3 has no trained token; a microbatch of it alone has nothing to do, nor has a rank of such."""
+    block, rest = values.make_block(), [n for n in range(12) if n != 3]
+    uneven = [values.make_minibatch(i, [[rest, [3]], [[3], []]], block) for i in range(2)]
+    whole = [values.make_minibatch(i, [[range(12)]], block) for i in range(2)]
+    lone = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), AlgorithmConfig(), whole)
+    shared = on_ranks(2, scenarios.algorithm_run, model, (1, 1, 2), AlgorithmConfig(), uneven)
+    compare(lone[0], shared[0])
+
+
+def test_leaving_old_logp_to_a_single_step_changes_nothing(model) -> None:
+    """One minibatch takes old_logp from its own forward pass; two force a pass of their own before."""
+    lone = [scenarios.split(0, 1, (6,))]
+    first = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), AlgorithmConfig(), lone)[0]["played"][0]
+    twice = [scenarios.split(i, 1, (6,)) for i in range(2)]
+    other = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), AlgorithmConfig(), twice)[0]["played"][0]
+    agreement = {k: v for k, v in first["reports"][0]["metrics"].items() if k.startswith("training/")}
+    assert first["loaded"] == {}
+    assert agreement == {k: v for k, v in other["loaded"].items() if k.startswith("training/")}
+    assert first["reports"][0]["loss"] == other["reports"][0]["loss"]
+    assert first["reports"][0]["grad_norm"] == other["reports"][0]["grad_norm"]
+    assert first["reports"][0]["metrics"]["actor/ratio_max_abs_err"] == 0.0
+
+
+def test_a_loss_that_is_not_finite_is_refused_on_every_rank_and_changes_nothing(model) -> None:
+    for rank in on_ranks(2, scenarios.not_finite, model, (1, 1, 2)):
+        assert rank["said"].startswith("NonFiniteError")
+        assert "step 1, minibatch 0" in rank["said"]
+        assert rank["unchanged"]
+        assert rank["after_refusal"] == rank["alone"]
+
+
+def test_recomputed_activations_give_the_same_bits(model) -> None:
+    kept, recomputed = (
+        on_ranks(1, scenarios.with_actor, model, (1, 1, 1), values.make_actor(recompute=choice))[0]
+        for choice in ("none", "full")
+    )
+    assert kept["reports"] == recomputed["reports"]
+    for name, weight in kept["weights"].items():
+        np.testing.assert_array_equal(weight, recomputed["weights"][name])
+
+
+def test_bf16_is_fp32_up_to_its_rounding(model) -> None:
+    """bf16 keeps 8 bits: relative rounding of 2**-9 per operation, over about forty operations in depth."""
+    full = on_ranks(1, scenarios.with_actor, model, (1, 1, 1), values.make_actor())[0]
+    half = on_ranks(2, scenarios.with_actor, model, (2, 1, 1), values.make_actor(precision="bf16"))[0]
+    assert half["reports"][0]["loss"] == full["reports"][0]["loss"]  # all ratios are 1
+    assert half["reports"][0]["metrics"]["actor/ratio_max_abs_err"] == 0.0
+    assert half["reports"][0]["grad_norm"] == pytest.approx(full["reports"][0]["grad_norm"], rel=0.08)

@@ -1,0 +1,67 @@
+"""A resumed policy is the uninterrupted one, bit for bit; a checkpoint that is not whole is refused."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trainer_scenarios as scenarios
+import trainer_values as values
+from trainer_ranks import on_ranks
+
+SHAPES = {"dp2": (1, 1, 2), "tp2pp2": (2, 2, 1)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return values.make_model(tmp_path_factory.mktemp("models"), "qwen2_tied")
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def resumed(request, model, tmp_path_factory) -> list[dict[str, Any]]:
+    shape, saved = SHAPES[request.param], tmp_path_factory.mktemp("run") / "step_000001"
+    return on_ranks(int(np.prod(shape)), scenarios.resume, model, shape, saved)
+
+
+def test_reports_and_weights_continue_bit_for_bit(resumed) -> None:
+    for rank in resumed:
+        (through, weights), (again, weights_again) = rank["through"], rank["again"]
+        assert through == again
+        assert weights.keys() == weights_again.keys()
+        for name, weight in weights.items():
+            np.testing.assert_array_equal(weight, weights_again[name])
+
+
+def test_the_schedule_and_random_numbers_continue(resumed) -> None:
+    for rank in resumed:
+        numbers, numbers_again = rank["numbers"]
+        assert numbers == numbers_again
+        through, again = (rank[k][0]["reports"][0]["lr"] for k in ("through", "again"))
+        assert through == again == 1e-3  # the third optimizer step: warm-up of two is over
+
+
+def test_a_checkpoint_is_never_overwritten(resumed) -> None:
+    for rank in resumed:
+        assert "CheckpointError" in rank["refusals"][0]
+        assert "exists already" in rank["refusals"][0]
+
+
+def test_damaged_and_foreign_checkpoints_are_refused_and_change_nothing(model, tmp_path) -> None:
+    on_ranks(1, scenarios.resume, model, (1, 1, 1), tmp_path / "whole")
+    on_ranks(2, scenarios.resume, model, (2, 1, 1), tmp_path / "tp2")
+    damaged = {name: tmp_path / name for name in ("uncommitted", "missing", "cut")}
+    for path in damaged.values():
+        shutil.copytree(tmp_path / "whole", path)
+    (damaged["uncommitted"] / "COMMITTED").unlink()
+    data = next(damaged["missing"].glob("*.distcp")).name
+    (damaged["missing"] / data).unlink()
+    with (damaged["cut"] / data).open("r+b") as file:
+        file.truncate(1000)
+
+    said = on_ranks(1, scenarios.restore_damaged, model, [*damaged.values(), tmp_path / "tp2"])[0]
+    for words, text in zip(
+        (["no COMMITTED"], [data, "missing"], [data, "1000 bytes"], ["'tp': 2", "'tp': 1"]), said, strict=True
+    ):
+        assert text.startswith("CheckpointError")
+        assert all(word in text for word in words), text

@@ -1,0 +1,158 @@
+"""What trainer ranks do in the tests; each function runs on every rank and returns plain values."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import trainer_values as values
+
+from hybridrl.batch import Minibatch
+from hybridrl.errors import HybridRLError
+
+if TYPE_CHECKING:
+    from hybridrl.trainer.megatron.policy import MegatronPolicy
+
+Meet = Callable[[], str]
+Shape = tuple[int, int, int]
+
+
+@contextmanager
+def policy(rank: int, meet: Meet, folder: Path, shape: Shape, **changes: Any) -> "Iterator[MegatronPolicy]":
+    from hybridrl.trainer.megatron.policy import MegatronPolicy
+
+    made = MegatronPolicy(values.make_setup(rank, meet(), folder, shape, **changes))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def split(index: int, dp: int, cuts: Sequence[int]) -> Minibatch:
+    """All twelve rows, dealt to `dp` ranks, each rank's cut into microbatches."""
+    ranks = [list(range(r, 12, dp)) for r in range(dp)]
+    edges = [0, *(c // dp for c in cuts), 12]
+    rows = [[rank[a:b] for a, b in zip(edges, edges[1:])] for rank in ranks]
+    return values.make_minibatch(index, rows, values.make_block())
+
+
+def play(trained: "MegatronPolicy", batch: Any) -> dict[str, Any]:
+    """Load a batch and step through all its minibatches."""
+    loaded = trained.load(batch)
+    return {"loaded": loaded, "reports": [asdict(trained.step(m.index)) for m in batch.minibatches]}
+
+
+def copy(trained: "MegatronPolicy") -> dict[str, np.ndarray]:
+    return {name: tensor.float().numpy().copy() for name, tensor in trained.tensors().items()}
+
+
+def train(
+    rank: int, meet: Meet, folders: list[Path], shape: Shape, cuts: tuple[int, ...], steps: int, out: Path
+) -> list[dict[str, Any]]:
+    """Several models after one another: log-probabilities, `steps` steps on one minibatch, an export."""
+    found = []
+    for folder in folders:
+        with policy(rank, meet, folder, shape) as trained:
+            before = trained.logp(values.make_block())
+            played = play(trained, values.make_batch([split(i, shape[2], cuts) for i in range(steps)]))
+            after = trained.logp(values.make_block())
+            trained.export(out / folder.name)
+        found.append(played | {"before": before, "after": after, "export": out / folder.name})
+    return found
+
+
+def resume(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -> dict[str, Any]:
+    """Two batches with a checkpoint between; then the second one again, by a policy that starts there."""
+    import torch
+
+    changes = {"actor": values.make_actor(schedule="cosine", warmup_steps=2)}
+    batches = [
+        values.make_batch([split(i, shape[2], (6,)) for i in range(2)], seed=seed, step=step)
+        for step, seed in ((1, 0), (2, 5))
+    ]
+    with policy(rank, meet, folder, shape, **changes) as trained:
+        play(trained, batches[0])
+        trained.save(saved, {"position": 7})
+        numbers = torch.rand(3).tolist()
+        through = (play(trained, batches[1]), copy(trained))
+    with policy(rank, meet, folder, shape, **changes) as trained:
+        torch.rand(17)
+        trained.restore(saved)
+        numbers_again = torch.rand(3).tolist()
+        again = (play(trained, batches[1]), copy(trained))
+        refusals = [refusal(lambda: trained.save(saved))]
+    return {"through": through, "again": again, "numbers": (numbers, numbers_again), "refusals": refusals}
+
+
+def restore_damaged(rank: int, meet: Meet, folder: Path, saved: list[Path]) -> list[str]:
+    """What is said about checkpoints that cannot be restored; the policy stays as it was."""
+    with policy(rank, meet, folder, (1, 1, 1)) as trained:
+        before = copy(trained)
+        found = [refusal(lambda path=path: trained.restore(path)) for path in saved]
+        assert all(np.array_equal(before[name], now) for name, now in copy(trained).items())
+    return found
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """Kind and text of the error that a call raises."""
+    try:
+        call()
+    except HybridRLError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def algorithm_run(
+    rank: int,
+    meet: Meet,
+    folder: Path,
+    shape: Shape,
+    algorithm: Any,
+    minibatches: list[Minibatch],
+    **changes: Any,
+) -> dict[str, Any]:
+    """Two batches with a given algorithm; log-probabilities before, between and after."""
+    block = values.make_block()
+    with policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
+        logps = [trained.logp(block)]
+        played = []
+        for step in (1, 2):
+            played.append(play(trained, values.make_batch(minibatches, **(changes | {"step": step}))))
+            logps.append(trained.logp(block))
+    return {"played": played, "logps": logps}
+
+
+def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, Any]:
+    """A batch with an infinite advantage, then a sound one."""
+    sound = values.make_batch([split(0, shape[2], (6,))])
+    advantage_N = sound.advantage_N.copy()
+    advantage_N[0] = np.inf
+    with policy(rank, meet, folder, shape) as trained:
+        before = copy(trained)
+        trained.load(replace(sound, advantage_N=advantage_N))
+        said = refusal(lambda: trained.step(0))
+        unchanged = all(np.array_equal(before[name], now) for name, now in copy(trained).items())
+        after_refusal = play(trained, sound)
+    with policy(rank, meet, folder, shape) as trained:
+        alone = play(trained, sound)
+    return {"said": said, "unchanged": unchanged, "after_refusal": after_refusal, "alone": alone}
+
+
+def with_actor(rank: int, meet: Meet, folder: Path, shape: Shape, actor: Any) -> dict[str, Any]:
+    with policy(rank, meet, folder, shape, actor=actor) as trained:
+        played = play(trained, values.make_batch([split(i, shape[2], (6,)) for i in range(2)]))
+        return played | {"weights": copy(trained)}
+
+
+def cuda_sites(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -> set[str]:
+    """Megatron functions that the CPU host redirects while a policy is built, trained, saved and restored."""
+    from hybridrl.hosts import cpu
+
+    with cpu.record() as sites:
+        with policy(rank, meet, folder, shape, actor=values.make_actor(recompute="full")) as trained:
+            play(trained, values.make_batch([split(i, shape[2], (6,)) for i in range(2)]))
+            trained.save(saved)
+            trained.restore(saved)
+    return sites

@@ -1,0 +1,189 @@
+"""Tiny models, batches and setups for tests of the trainer, and the plain transformers version of a step."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hybridrl.batch import Minibatch, RankBatch, TokenBlock
+from hybridrl.config.schema import ActorConfig, AlgorithmConfig
+from hybridrl.models.spec import read
+from hybridrl.trainer.setup import TrainerSetup
+
+VOCAB = 37  # divides over no number of ranks that is tested
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "llama3": (
+        "Llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+}
+
+
+def make_model(folder: Path, family: str) -> Path:
+    """A random model, with weights far enough from 0 that every part of it matters, in `folder`/`family`."""
+    import transformers
+
+    name, extra = FAMILIES[family]
+    options = {"tie_word_embeddings": False, **SIZES, **extra}
+    config = getattr(transformers, f"{name}Config")(**options)
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+            else:
+                parameter.mul_(4.0)
+    model.save_pretrained(folder / family)
+    return folder / family
+
+
+def load_plain(folder: Path) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def make_actor(*, precision: str | None = None, recompute: str = "none", **optimizer: Any) -> ActorConfig:
+    options = {"lr": 1e-3, "weight_decay": 0.1, "clip_grad_norm": 0.5, "eps": 1e-4}
+    return ActorConfig(precision=precision, recompute=recompute, optimizer=options | optimizer)
+
+
+def make_setup(
+    rank: int, rendezvous: str, folder: Path, shape: tuple[int, int, int], **changes: Any
+) -> TrainerSetup:
+    """
+    Args:
+        shape: tp, pp, dp.
+    """
+    tp, pp, dp = shape
+    values = {
+        "actor": make_actor(),
+        "algorithm": AlgorithmConfig(),
+        "temperature": 0.8,
+        "max_response_tokens": 16,
+        "seed": 0,
+        "num_optimizer_steps": 10,
+        "timeout_s": 60.0,
+    }
+    return TrainerSetup(
+        rank=rank,
+        rendezvous=rendezvous,
+        tp=tp,
+        pp=pp,
+        dp=dp,
+        model=read(folder),
+        model_folder=folder,
+        **(values | changes),
+    )
+
+
+def make_block(count: int = 12, seed: int = 0) -> TokenBlock:
+    """Answers of several lengths: one has a gap in its loss mask, one ends untrained, one is untrained."""
+    draw = np.random.default_rng(seed)
+    prompts = [draw.integers(0, VOCAB, draw.integers(2, 5)).tolist() for _ in range(count)]
+    responses = [draw.integers(0, VOCAB, draw.integers(3, 9)).tolist() for _ in range(count)]
+    block = TokenBlock.from_answers(
+        prompts, responses, [(-2 * draw.random(len(r))).tolist() for r in responses], 0
+    )
+    gap, tail, dead = block.row(1), block.row(2), block.row(3)
+    block.loss_mask_T[gap.stop - 2] = block.loss_mask_T[tail.stop - 1] = False
+    block.loss_mask_T[dead] = False
+    block.rollout_logp_T[~block.loss_mask_T] = 0.0
+    return block
+
+
+def make_batch(minibatches: Sequence[Minibatch], count: int = 12, seed: int = 0, **changes: Any) -> RankBatch:
+    """Trajectories in two blocks, in mixed order."""
+    whole = make_block(count, seed)
+    blocks = [whole.select(range(0, count, 2)), whole.select(range(1, count, 2))]
+    index = np.arange(count)
+    advantage_N = np.random.default_rng(seed + 1).normal(size=count).astype(np.float32)
+    values = {
+        "step": 1,
+        "blocks": blocks,
+        "block_N": index % 2,
+        "row_N": index // 2,
+        "group_N": index // 4,
+        "reward_N": advantage_N,
+        "advantage_N": advantage_N,
+        "minibatches": tuple(minibatches),
+    }
+    return RankBatch(**(values | changes))
+
+
+def make_minibatch(index: int, rows: Sequence[Sequence[Sequence[int]]], block: TokenBlock) -> Minibatch:
+    """
+    Args:
+        rows: by data-parallel rank and microbatch: rows of `block`.
+    """
+    flat = [n for rank in rows for microbatch in rank for n in microbatch]
+    num_tokens = sum(int(block.loss_mask_T[block.row(n)].sum()) for n in flat)
+    return Minibatch(index, tuple(tuple(tuple(m) for m in rank) for rank in rows), num_tokens, len(flat))
+
+
+def plain_logp(model: torch.nn.Module, block: TokenBlock, temperature: float) -> list[torch.Tensor]:
+    """Log-probabilities of the trained tokens of each row, one sequence at a time."""
+    found = []
+    for n in range(len(block)):
+        row = block.row(n)
+        token_T = torch.from_numpy(block.token_T[row].astype(np.int64))
+        logits_TV = model(token_T[None]).logits[0].float() / temperature
+        logp_T = logits_TV[:-1].log_softmax(-1).gather(1, token_T[1:, None])[:, 0]
+        found.append(logp_T[torch.from_numpy(block.loss_mask_T[row][1:])])
+    return found
+
+
+def plain_steps(
+    model: torch.nn.Module, block: TokenBlock, advantage_N: np.ndarray, setup: TrainerSetup, steps: int
+) -> Iterator[tuple[float, float]]:
+    """Loss and gradient norm of PPO-clip steps on a whole block, by torch and transformers alone."""
+    options = setup.actor.optimizer
+    groups = [[p for p in model.parameters() if (p.dim() == 1) == vector] for vector in (False, True)]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": groups[0], "weight_decay": options.weight_decay},
+            {"params": groups[1], "weight_decay": 0.0},
+        ],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+    )
+    with torch.no_grad():
+        old = plain_logp(model, block, setup.temperature)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        total = 0.0
+        for logp, before, advantage in zip(
+            plain_logp(model, block, setup.temperature), old, advantage_N.tolist()
+        ):
+            ratio = (logp - before).exp()
+            total = total + torch.maximum(-ratio * advantage, -ratio.clamp(0.8, 1.2) * advantage).sum()
+        loss = total / sum(len(logp) for logp in old)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_grad_norm)
+        optimizer.step()
+        yield loss.item(), norm.item()
