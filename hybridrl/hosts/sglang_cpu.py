@@ -1,8 +1,9 @@
-"""How SGLang is started on this machine: its CPU engine where there is no CUDA, its CUDA engine where there is.
+"""How SGLang is started on this machine: its CPU engine without CUDA, its CUDA engine with it.
 
-On CPU weights stay as the model has them, which the in-place swap relies on. SGLang would repack half-precision weights for
-Intel AMX, but only with the operator `convert_weight_packed` of a real sgl-kernel; the stand-in has none, and float32 is
-never repacked. The weight receiver refuses a model with a repacked layer all the same.
+On CPU, weights stay as the model has them, which the in-place swap relies on. SGLang repacks half-precision
+weights for Intel AMX, but only with `convert_weight_packed` of a real sgl-kernel: the stand-in has none,
+and float32, which the CPU engine gets here, is never repacked. The receiver refuses a repacked layer all
+the same.
 """
 
 import os
@@ -12,13 +13,25 @@ from typing import Any
 import torch
 
 import hybridrl
+from hybridrl.errors import ResourceError
 
 LOOPBACK = "127.0.0.1"
 
 _PROJECT = str(Path(hybridrl.__file__).resolve().parent.parent)
 
 _CPU_KV_TOKENS = 65536
-"""Slots of the key-value cache on CPU when the config leaves them open: main memory has no budget of its own to divide."""
+"""Slots of the key-value cache on CPU when the config leaves them open: there is no memory of its own to
+divide.
+"""
+
+_SHORT_PROMPT_TOKENS = 64
+"""On CPU, looking up the prefixes of shorter prompts costs more than computing them: half of the engine's
+time.
+"""
+
+
+_SPARE_TOKENS = 8
+"""SGLang cuts answers, silently, that come closer than this to the end of the context or of the cache."""
 
 
 def has_cuda() -> bool:
@@ -30,12 +43,13 @@ def environment(tp: int, folder: str) -> dict[str, str]:
     """Variables that the processes of one engine need, on top of those of their parent.
 
     Args:
-        folder: empty, the engine's own: for sockets, temporary files, and the file where its tensor-parallel ranks meet. (A TCP
-            rendezvous would listen on all interfaces.) Its path is short, a socket's may have 107 bytes.
+        folder: empty, the engine's own: for sockets, temporary files, and the file where its tensor-parallel
+            ranks meet. (A TCP rendezvous would listen on all interfaces.) A socket's path may have 107 bytes.
     """
     common = {
         "TMPDIR": folder,
         "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{folder}/rendezvous",
+        "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
     if has_cuda():
@@ -50,13 +64,13 @@ def environment(tp: int, folder: str) -> dict[str, str]:
 
 
 def process_environment(tp: int, folder: str) -> dict[str, str]:
-    """The whole environment of an engine's processes: this process's own, this project importable, and environment()."""
+    """All variables of an engine's processes: this process's, the project importable, and environment()."""
     paths = [_PROJECT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **environment(tp, folder)}
 
 
 def _threads(tp: int) -> int:
-    """Half of the cores, shared by the ranks: engines spin, and trainers and rewards have to run beside them."""
+    """Half of the cores, shared by the ranks: trainers and rewards have to run beside the engine."""
     return max(1, len(os.sched_getaffinity(0)) // (2 * tp))
 
 
@@ -64,29 +78,42 @@ def engine_arguments(
     *,
     tp: int,
     seed: int,
+    max_prompt_tokens: int,
+    max_response_tokens: int,
     kv_cache_tokens: int | None,
     memory_fraction: float,
     max_running_requests: int,
-    context_tokens: int,
 ) -> dict[str, Any]:
-    """Keyword arguments of sglang.Engine that depend on the machine or that hybridrl always sets."""
+    """Keyword arguments of sglang.Engine, all but the model and its version.
+
+    Raises:
+        ResourceError: the key-value cache cannot hold one request.
+    """
+    context_tokens = max_prompt_tokens + max_response_tokens + _SPARE_TOKENS
+    cache_tokens = kv_cache_tokens if has_cuda() else kv_cache_tokens or _CPU_KV_TOKENS
+    if cache_tokens is not None and cache_tokens < context_tokens:
+        raise ResourceError(
+            f"a cache of {cache_tokens} tokens cannot hold a prompt of {max_prompt_tokens} and an answer of "
+            f"{max_response_tokens}",
+            fix=f"rollout.kv_cache_tokens = {context_tokens} or more",
+        )
     common = {
         "tp_size": tp,
         "random_seed": seed,
         "max_running_requests": max_running_requests,
         "context_length": context_tokens,
+        "max_total_tokens": cache_tokens,
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
+        "schedule_policy": "fcfs",
         "host": LOOPBACK,
         "log_level": "warning",
-        "schedule_policy": "fcfs",
     }
     if has_cuda():
         return common | {
-            "mem_fraction_static": memory_fraction,
-            "max_total_tokens": kv_cache_tokens,
-            "enable_memory_saver": True,
             "dtype": "bfloat16",
+            "mem_fraction_static": memory_fraction,
+            "enable_memory_saver": True,
         }
     return common | {
         "device": "cpu",
@@ -95,6 +122,6 @@ def engine_arguments(
         "sampling_backend": "pytorch",
         "disable_cuda_graph": True,
         "disable_overlap_schedule": True,
-        "max_total_tokens": kv_cache_tokens or _CPU_KV_TOKENS,
+        "disable_radix_cache": max_prompt_tokens < _SHORT_PROMPT_TOKENS,
         "sleep_on_idle": True,
     }

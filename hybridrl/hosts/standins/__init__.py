@@ -1,8 +1,8 @@
 """Stand-ins for what the CUDA builds of SGLang's dependencies lack on a machine without CUDA.
 
-`python -m hybridrl.hosts.standins install` writes one .pth file into the environment, which runs hook.py at the start of
-every interpreter: Ray workers and the processes that SGLang spawns get the stand-ins without any variable being set.
-On a machine with CUDA, or beside the real packages, both finders step aside.
+`python -m hybridrl.hosts.standins install` writes one .pth file into the environment, which runs hook.py at
+the start of every interpreter: Ray workers and the processes that SGLang spawns get the stand-ins without
+any variable being set. On a machine with CUDA, or beside the real packages, both finders step aside.
 """
 
 import sys
@@ -14,10 +14,11 @@ from hybridrl.hosts.standins.hook import CpuKernels, TorchvisionSchemas, activat
 
 _HOOK = Path(__file__).with_name("hook.py").resolve()
 
-# SourceFileLoader keeps the compiled hook in __pycache__; a project folder that was moved or removed leaves the line idle.
+# SourceFileLoader keeps the compiled hook in __pycache__. Without the hook's file the line does nothing.
 _LINE = (
-    "import os; from _frozen_importlib_external import SourceFileLoader as L; p = {path!r}; g = {{'__name__': 'hybridrl_standins',"
-    " '__file__': p}}; os.path.isfile(p) and (exec(L('hybridrl_standins', p).get_code('hybridrl_standins'), g), g['activate']())\n"
+    "import os; from _frozen_importlib_external import SourceFileLoader as L; "
+    "p = {path!r}; n = 'hybridrl_standins'; g = {{'__name__': n, '__file__': p}}; "
+    "os.path.isfile(p) and (exec(L(n, p).get_code(n), g), g['activate']())\n"
 )
 
 
@@ -37,7 +38,8 @@ def install() -> Path:
         path.write_text(_LINE.format(path=str(_HOOK)))
     except OSError as error:
         raise ResourceError(
-            f"cannot write {path}: {error.strerror}", fix="use an environment of your own: python -m venv .venv"
+            f"cannot write {path}: {error.strerror}",
+            fix="use an environment of your own: python -m venv .venv",
         ) from error
     activate()
     return path

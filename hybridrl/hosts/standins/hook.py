@@ -1,27 +1,35 @@
-"""Runs at the start of every interpreter of the environment: puts two finders into sys.meta_path and imports nothing.
+"""Runs when an interpreter of the environment starts: puts two finders into sys.meta_path, imports nothing.
 
-One finder acts before PyPI's torchvision registers its operators, the other answers for `sgl_kernel` when nobody else does.
+One acts before PyPI's torchvision registers its operators, the other finds `sgl_kernel` when nobody else
+does.
 """
 
 import os
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class TorchvisionSchemas:
-    """Beside a CPU torch, torchvision's CUDA-linked library cannot load and its import fails on operators without a schema."""
+    """Beside a CPU torch torchvision's CUDA-linked library cannot load: its import needs schemas nobody
+    declared.
+    """
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "torchvision._meta_registrations":
             _declare_schemas()
-        return None
 
 
 class CpuKernels:
-    """Finds the CPU stand-in for `sgl_kernel`. Last in sys.meta_path: an installed sgl_kernel is always found first."""
+    """Finds the CPU stand-in for `sgl_kernel`. Last in sys.meta_path, so an installed one is always
+    found first.
+    """
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
         if name != "sgl_kernel":
             return None
         import torch
@@ -33,16 +41,19 @@ class CpuKernels:
         return spec_from_file_location(name, os.path.join(_HERE, "sgl_kernel.py"))
 
 
-def _declare_schemas():
+def _declare_schemas() -> None:
     import torch
 
     for op in ("nms", "qnms"):
         if not hasattr(torch.ops.torchvision, op):
-            torch.library.define(f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{op}", schema)
 
 
-def activate():
-    """Idempotent over copies of this module: finders are told apart by the name of their class."""
+def activate() -> None:
+    """Repeating it is free, also through another copy of this module: finders are known by their
+    class's name.
+    """
     present = {type(finder).__name__ for finder in sys.meta_path}
     if TorchvisionSchemas.__name__ not in present:
         sys.meta_path.insert(0, TorchvisionSchemas())

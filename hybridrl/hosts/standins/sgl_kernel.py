@@ -1,6 +1,7 @@
 """What SGLang needs of its CUDA kernel package on a machine without CUDA: one operation.
 
-SGLang imports further CPU operations by name at start and calls them only for speculative decoding, which is refused here.
+SGLang imports further CPU operations by name at its start, and calls them only for speculative decoding; here
+they refuse.
 """
 
 from collections.abc import Callable
@@ -16,9 +17,14 @@ def assign_req_to_token_pool_cpu(
     out_cache_loc: Tensor,
     pool_len: int,
 ) -> None:
-    """Give each request its new cache slots: req_to_token[request, start:end] takes the next end - start of out_cache_loc."""
+    """Give each request its new cache slots, in place.
+
+    req_to_token[request, start:end] takes the next end - start of out_cache_loc.
+    """
     taken = 0
-    for request, start, end in zip(req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True):
+    for request, start, end in zip(
+        req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True
+    ):
         req_to_token[request, start:end] = out_cache_loc[taken : taken + end - start]
         taken += end - start
 

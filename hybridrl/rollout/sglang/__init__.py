@@ -1,9 +1,12 @@
 """SGLang as a rollout engine.
 
-engine.py     SGLangEngine, in the process of its caller: state of the swap, deadlines, errors. Imports no sglang.
-channel.py    calls and replies between that process and
-host.py       the process that hosts one sglang.Engine; scheduler processes are its children, one per tensor-parallel rank
-scheduler.py  what runs inside them: our hooks,
-receive.py    the export of parameters to shared memory and their checksums, and
-draw.py       sampling from counter-based seeds
+engine.py      SGLangEngine, in its owner's process: state of the swap, deadlines, errors. Imports no sglang
+channel.py     calls and replies between that process and
+host.py        the process of one sglang.Engine; its children are schedulers, one a tensor-parallel rank
+scheduler.py   what runs in those: our remote calls, and
+receive.py     the export of parameters to shared memory, and their checksums
+hooks.py       SGLang's sampler and attention on CPU, replaced by
+draw.py        sampling from counter-based seeds
+attention.py   attention for many requests at a time
+leftovers.py   files in shared memory that killed processes leave
 """

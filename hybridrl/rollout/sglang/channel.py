@@ -1,7 +1,7 @@
 """Calls from one process to another over a pipe: pickled, numbered, any number of them under way at once.
 
-A reader thread on each side waits for the other process. The end of the pipe is how either side learns that the other one
-is gone: the caller's futures fail, the callee stops.
+A reader thread on each side waits for the other process. By the end of the pipe either side learns that the
+other is gone: the caller's futures fail, the callee stops.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Caller:
             EngineError: through the future, when the other side is gone or answered with one.
         """
         future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()  # a waiter that gives up must not take the future from the reader
+        future.set_running_or_notify_cancel()  # whoever gives up waiting must not take it from the reader
         with self._lock:
             if self._gone:
                 future.set_exception(self._why_gone())

@@ -1,8 +1,8 @@
-"""Sampling one token per row from a counter: the draw depends on the request's seed and the token's position, on nothing else.
+"""Sampling a token a row from a counter: a draw depends on the request's seed and the token's position only.
 
-SGLang's own samplers use one generator per process, so an answer would depend on which requests happen to run together
-and on everything sampled before; a resumed run could not repeat it. Its seeded sampler hashes every token of the
-vocabulary; here one number per row is enough.
+SGLang's sampler has one generator a process, so an answer depends on which requests happen to run together
+and on everything sampled before; a resumed run could not repeat it. (Its seeded sampler needs GPU kernels,
+and hashes every token of the vocabulary where one number a row is enough.)
 
 Shape letters: B rows, V vocabulary.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 _GOLDEN = -0x61C8864680B583EB
 _FRACTION_BITS = 48
-"""Bits of the uniform number: fine enough for any vocabulary, and its product with a float64 total stays below the total."""
+"""Of the uniform number: fine enough for any vocabulary; its product with a total stays below the total."""
 
 
 def draw(weight_BV: Tensor, seed_B: Tensor, position_B: Tensor) -> Tensor:
@@ -41,11 +41,12 @@ def truncated(
 ) -> tuple[Tensor, Tensor]:
     """What top-k, top-p and min-p leave of the distribution.
 
-    A token stays while fewer than top_k tokens are likelier, while the likelier ones have at most top_p together, and if it
+    A token stays if fewer than top_k tokens are likelier, if those have at most top_p together, and if it
     has at least min_p times the probability of the likeliest.
 
     Returns:
-        (weight_BV, token_BV): by falling probability, 0 where a token is left out, and which token each column is.
+        (weight_BV, token_BV): weights by falling probability, 0 where a token is left out; each column's
+        token.
     """
     weight_BV, token_BV = prob_BV.sort(dim=-1, descending=True)
     rank_V = torch.arange(weight_BV.shape[-1], device=weight_BV.device)

@@ -1,15 +1,16 @@
-"""One SGLang engine, as its owner sees it: answers to prompts, parameters in shared memory, and the swap of weights.
+"""One SGLang engine as its owner sees it: answers to prompts, shared parameters, the swap of weights.
 
-The engine itself runs in processes of its own (host.py), so this module imports no sglang and works in any thread, with or
-without an event loop, and in a Ray actor. When a process of the engine dies, calls end with an EngineError that shows the
-last lines of its log.
+The engine runs in processes of its own (host.py), so this module imports no sglang and works in any thread,
+with or without an event loop, and in a Ray actor. When a process of the engine dies, calls end with an
+EngineError that shows the last lines of its log.
 
-Waits: generate() waits on the engine, begin_swap() on the requests that run, shutdown() on the processes.
+Waits: generate() on the engine, begin_swap() on the requests that run, shutdown() on the processes.
 """
 
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from hybridrl.batch import TokenBlock
-from hybridrl.errors import DeadlineError, EngineError
+from hybridrl.errors import ConfigError, DeadlineError, EngineError
 from hybridrl.hosts import sglang_cpu
+from hybridrl.models import spec
 from hybridrl.reshard.session import EngineSession
 from hybridrl.reshard.transports.shm import SharedTensor
 from hybridrl.rollout.sglang import leftovers
@@ -37,7 +39,10 @@ from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
 _EXIT_S = 30.0
 _LAST_LINES = 12
 _NOISE = "Ignore import error when loading"
-"""SGLang says so of every model whose CUDA kernels are absent; the log keeps it, an error message leaves it out."""
+"""SGLang says so of every model without CUDA kernels. The log keeps it, an error message does not."""
+
+_REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b")
+"""Last line of a traceback."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +71,17 @@ class EngineSetup:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What the host is told when it starts."""
+
+    arguments: dict[str, Any]
+    """Of sglang.Engine."""
+
+    folder: str
+    """For its temporary files; it removes it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """What the host says once it is up."""
 
@@ -77,23 +93,26 @@ class Started:
 
 
 class SGLangEngine:
-    """A running engine. Methods may be called from any thread; the swap's are called in order by one caller."""
+    """A running engine. Any thread or loop may call generate(); one caller makes the swaps, in order."""
 
     def __init__(self, setup: EngineSetup) -> None:
         """Start the engine and wait until it serves: 10 to 20 seconds for a small model.
 
         Raises:
+            ModelError: setup.model_folder holds no model that a table describes.
+            ConfigError: a prompt and an answer together are longer than the model's positions.
+            ResourceError: they are larger than the key-value cache.
             EngineError: it did not start; nothing of it is left behind.
             DeadlineError: it was not up after setup.start_timeout_s.
         """
+        arguments = _arguments(setup)
         self.setup = setup
-        self.session = EngineSession(setup.version, name=f"engine {Path(setup.log_path).stem}")
+        self.session = EngineSession(setup.version, name=Path(setup.log_path).stem)
         self._running: set[Future[Any]] = set()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
         self._started = Started("", [])
+        self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
+        self._process, connection = _spawn(Order(arguments, self._folder), setup.tp, Path(setup.log_path))
         try:
-            self._process, connection = _spawn(setup, self._folder)
             self._started = self._wait_until_up(connection)
         except BaseException:
             self._end_processes()
@@ -106,12 +125,15 @@ class SGLangEngine:
         """Answer prompts: token ids in, token ids out.
 
         Args:
-            sampling: answer i, counted over prompts and samples, is drawn from seed + i; with seed None from one of the engine's.
+            prompts: at least one.
+            sampling: answer i, counted over prompts and samples, is drawn from seed + i; with seed None from
+                seeds of the engine's. The model's own end tokens end an answer, besides stop_token_ids.
 
         Returns:
-            (trajectories, block): num_samples trajectories a prompt, in order, and their tokens. A stop token is part of the
-            answer, has its log-probability and is trained on. Log-probabilities are those of the distribution at the sampling
-            temperature, before top-p and top-k cut it; at temperature 0 those at temperature 1.
+            (trajectories, block): num_samples trajectories a prompt, in order, and their tokens. A stop
+            token is part of its answer, has a log-probability and is trained on. Log-probabilities are
+            those of the whole vocabulary at the sampling temperature, before top-p and top-k; for
+            temperature 0, at 1.
 
         Raises:
             EngineError: a swap is under way or failed, the engine died, or a prompt does not fit.
@@ -125,9 +147,13 @@ class SGLangEngine:
         return [[next(rows) for _ in range(sampling.num_samples)] for _ in prompts], block
 
     def export_parameters(self) -> list[dict[str, SharedTensor]]:
-        """Move the parameters to shared memory, in place, and say where they are: SGLang's names, one dict a TP rank.
+        """Move the parameters to shared memory, in place. One dict a TP rank, by SGLang's names.
 
         Blocks, and so does the engine. A second call gives the same memory again.
+
+        Raises:
+            ResourceError: shared memory is full.
+            EngineError: SGLang repacked a parameter, or the engine died.
         """
         return self._caller.call("export_parameters").result()
 
@@ -140,19 +166,20 @@ class SGLangEngine:
         """
         self.session.quiesce(version)
         while self._running:
-            await asyncio.wait([asyncio.wrap_future(future) for future in self._running])
+            ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
+            await asyncio.gather(*ends, return_exceptions=True)
         self.session.begin_write()
 
     async def checksums(self) -> list[dict[str, int]]:
-        """Of what the parameters hold now, computed by the engine itself; one dict a TP rank."""
+        """Of what the parameters hold now, as the engine's own processes read it; one dict a TP rank."""
         return await asyncio.wrap_future(self._caller.call("checksums"))
 
     async def commit_swap(self, version: PolicyVersion) -> None:
-        """Serve the weights that were written. Call it once the checksums are equal; without it the engine never serves again.
+        """Serve the weights that were written, once their checksums are equal. A swap left open never serves.
 
         Raises:
             VersionError: the swap was begun for another version.
-            EngineError: no swap is under way, or SGLang kept a cache of the old weights; the engine does not serve.
+            EngineError: no swap is under way, or SGLang kept its cache of the old weights; it does not serve.
         """
         self.session.commit(version)
         await asyncio.wrap_future(self._caller.call("adopt", version))
@@ -161,50 +188,71 @@ class SGLangEngine:
     def shutdown(self) -> None:
         """End the engine's processes and remove what they leave behind. Repeating it is free."""
         self._caller.hang_up()
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_EXIT_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_EXIT_S)
         self._end_processes()
 
     def _wait_until_up(self, connection: Connection) -> Started:
-        if not connection.poll(self.setup.start_timeout_s):
-            raise DeadlineError(
-                f"the engine was not up after {self.setup.start_timeout_s:.0f} s",
-                where=self.setup.log_path,
-                fix=self._last_lines(),
-            )
+        limit = self.setup.start_timeout_s
+        if not connection.poll(limit):
+            raise DeadlineError(f"{self.session.name} was not up after {limit:.0f} s", where=self._log())
         try:
             return connection.recv()
         except (EOFError, OSError):
             raise self._why_gone() from None
 
     def _why_gone(self) -> EngineError:
-        return EngineError("the engine's process ended", where=self.setup.log_path, fix=self._last_lines())
+        reasons = [line for line in self._lines() if _REASON.match(line)]
+        reason = reasons[-1] if reasons else "it gave no reason"
+        return EngineError(f"{self.session.name} ended: {reason}", where=self._log())
 
-    def _last_lines(self) -> str:
+    def _log(self) -> str:
+        return "\n".join([f"{self.setup.log_path} ends with", *self._lines()[-_LAST_LINES:]])
+
+    def _lines(self) -> list[str]:
         lines = Path(self.setup.log_path).read_text(errors="replace").splitlines()
-        return "\n".join([line for line in lines if line.strip() and _NOISE not in line][-_LAST_LINES:])
+        return [line for line in lines if line.strip() and _NOISE not in line]
 
     def _end_processes(self) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
         leftovers.remove(self._started.pids, self._started.name)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _spawn(setup: EngineSetup, folder: str) -> tuple[subprocess.Popen[bytes], Connection]:
+def _arguments(setup: EngineSetup) -> dict[str, Any]:
+    positions = spec.read(setup.model_folder).max_positions
+    if setup.max_prompt_tokens + setup.max_response_tokens > positions:
+        raise ConfigError(
+            f"a prompt of {setup.max_prompt_tokens} tokens and an answer of {setup.max_response_tokens} are "
+            f"longer than the {positions} positions of {setup.model_folder}",
+            fix=f"rollout.max_response_tokens = {positions - setup.max_prompt_tokens} or less",
+        )
+    depending = sglang_cpu.engine_arguments(
+        tp=setup.tp,
+        seed=setup.seed,
+        max_prompt_tokens=setup.max_prompt_tokens,
+        max_response_tokens=setup.max_response_tokens,
+        kv_cache_tokens=setup.kv_cache_tokens,
+        memory_fraction=setup.memory_fraction,
+        max_running_requests=setup.max_running_requests,
+    )
+    return depending | {"model_path": setup.model_folder, "weight_version": str(setup.version)}
+
+
+def _spawn(order: Order, tp: int, log_path: Path) -> tuple[subprocess.Popen[bytes], Connection]:
     """Start the host in a session of its own: a signal to its group reaches every process of the engine.
 
     By -c and not by -m: the processes that it spawns would import a main module again.
     """
     ours, theirs = socket.socketpair()
-    Path(setup.log_path).parent.mkdir(parents=True, exist_ok=True)
-    with theirs, open(setup.log_path, "wb") as log:
+    program = f"from hybridrl.rollout.sglang.host import main; main({theirs.fileno()})"
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with theirs, open(log_path, "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from hybridrl.rollout.sglang.host import main; main({theirs.fileno()})"],
-            env=sglang_cpu.process_environment(setup.tp, folder),
+            [sys.executable, "-c", program],
+            env=sglang_cpu.process_environment(tp, order.folder),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -212,7 +260,7 @@ def _spawn(setup: EngineSetup, folder: str) -> tuple[subprocess.Popen[bytes], Co
             start_new_session=True,
         )
     connection = Connection(ours.detach())
-    connection.send((setup, folder))
+    connection.send(order)
     return process, connection
 
 

@@ -1,9 +1,10 @@
 """The process that hosts one sglang.Engine; engine.py starts it.
 
-SGLang replaces signal handlers and the event loop policy of its process, kills all its children at shutdown, and ends the
-process when a scheduler dies. So it gets a process of its own: what happens here reaches the caller as an EngineError.
+SGLang replaces signal handlers and the event loop policy of its process, kills all its children at
+shutdown, and ends the process when a scheduler dies. So it gets a process of its own: whatever happens here
+reaches the engine's owner as an EngineError.
 
-Waits: on the caller (until it hangs up or dies, which ends the pipe), and on the schedulers.
+Waits: on the owner (until it hangs up, or dies, which ends the pipe), and on the schedulers.
 """
 
 import asyncio
@@ -12,26 +13,27 @@ import pickle
 import random
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 from sglang.srt.entrypoints import engine as sglang_engine
-from sglang.srt.managers.io_struct import GenerateReqInput, ShutdownReq, UpdateWeightVersionReqInput
+from sglang.srt.managers.io_struct import GenerateReqInput, UpdateWeightVersionReqInput
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineError
-from hybridrl.hosts import sglang_cpu
 from hybridrl.rollout.sglang import leftovers, scheduler
 from hybridrl.rollout.sglang.channel import Callee
-from hybridrl.rollout.sglang.engine import EngineSetup, Started
+from hybridrl.rollout.sglang.engine import Order, Started
 from hybridrl.types import Finish, PolicyVersion, Sampling
 
 _EXIT_S = 10.0
+
+TokenIds = Sequence[int]
 
 
 class Engine(sglang_engine.Engine):
@@ -39,8 +41,9 @@ class Engine(sglang_engine.Engine):
 
     @classmethod
     def _launch_scheduler_processes(cls, *args: Any, **kwargs: Any) -> Any:
-        # SGLang's own handler kills this process at once, before anything can be cleaned up.
-        signal.signal(signal.SIGQUIT, _scheduler_failed)
+        # A scheduler that fails sends SIGQUIT. SGLang's own handler kills this process before it can clean
+        # up.
+        signal.signal(signal.SIGQUIT, lambda number, frame: sys.exit(1))
         return super()._launch_scheduler_processes(*args, **kwargs)
 
     @classmethod
@@ -49,44 +52,48 @@ class Engine(sglang_engine.Engine):
         return [], []
 
 
-def _scheduler_failed(number: int, frame: FrameType | None) -> None:
-    raise EngineError("a scheduler failed while the engine started; its own words are above")
-
-
 class Host:
     """The calls that the engine's owner may make; see SGLangEngine."""
 
-    def __init__(self, setup: EngineSetup) -> None:
-        arguments = sglang_cpu.engine_arguments(
-            tp=setup.tp,
-            seed=setup.seed,
-            kv_cache_tokens=setup.kv_cache_tokens,
-            memory_fraction=setup.memory_fraction,
-            max_running_requests=setup.max_running_requests,
-            context_tokens=setup.max_prompt_tokens + setup.max_response_tokens,
-        )
-        self._setup = setup
-        self._engine = Engine(model_path=setup.model_folder, weight_version=str(setup.version), **arguments)
-        self._unseeded = random.Random(setup.seed)
+    def __init__(self, order: Order) -> None:
+        arguments = order.arguments
+        self._engine = Engine(**arguments)
+        self._manager = self._engine.tokenizer_manager
+        self._tp = arguments["tp_size"]
+        self._caches_prefixes = not arguments.get("disable_radix_cache")
+        self._unseeded = random.Random(arguments["random_seed"])
 
     @property
     def started(self) -> Started:
         return Started(self._engine.port_args.instance_id, self._engine.get_all_child_pids())
 
+    async def serve(self, connection: Connection) -> None:
+        """Until the owner hangs up or a scheduler fails."""
+        self._manager.auto_create_handle_loop()  # sets SGLang's signal handlers, before ours
+        loop, failed = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGQUIT, signal.SIGTERM):
+            loop.add_signal_handler(number, failed.set)
+        ends = [loop.create_task(end) for end in (failed.wait(), Callee(connection, self).serve())]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+
     async def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, version: PolicyVersion
+        self, prompts: Sequence[TokenIds], sampling: Sampling, version: PolicyVersion
     ) -> tuple[TokenBlock, list[Finish]]:
         """Rows in the order prompt by prompt, sample by sample."""
+        self._check(prompts)
+        if self._caches_prefixes and sampling.num_samples > 1:
+            await self._prefill(prompts)
         repeated = [list(ids) for ids in prompts for _ in range(sampling.num_samples)]
-        first = self._unseeded.getrandbits(62) if sampling.seed is None else sampling.seed
+        first_seed = self._unseeded.getrandbits(62) if sampling.seed is None else sampling.seed
         shared = _sampling_parameters(sampling)
         request = GenerateReqInput(
             input_ids=repeated,
-            sampling_params=[shared | {"sampling_seed": first + i} for i in range(len(repeated))],
+            sampling_params=[shared | {"sampling_seed": first_seed + i} for i in range(len(repeated))],
             return_logprob=True,
         )
-        answers = await anext(self._engine.tokenizer_manager.generate_request(request))
+        answers = await anext(self._manager.generate_request(request))
         described = [answer["meta_info"] for answer in answers]
+        _expect_version(described, version)
         block = TokenBlock.from_answers(
             repeated,
             [answer["output_ids"] for answer in answers],
@@ -107,31 +114,36 @@ class Host:
         Raises:
             EngineError: a request still runs.
         """
-        manager = self._engine.tokenizer_manager
-        flushed = await manager.flush_cache()
+        flushed = await self._manager.flush_cache()
         if not flushed.success:
             raise EngineError(
-                "SGLang did not flush its prefix cache: a request still runs",
-                fix="end all requests before a swap",
+                "SGLang kept its prefix cache: a request still runs", fix="end all requests first"
             )
-        await manager.update_weight_version(
-            UpdateWeightVersionReqInput(new_version=str(version), abort_all_requests=False)
-        )
+        renamed = UpdateWeightVersionReqInput(new_version=str(version), abort_all_requests=False)
+        await self._manager.update_weight_version(renamed)
 
-    def stop(self) -> None:
-        """End the schedulers in good order, so that they give back what they hold."""
-        manager = self._engine.tokenizer_manager
-        schedulers = [psutil.Process(pid) for pid in self.started.pids if psutil.pid_exists(pid)]
-        if manager._subprocess_watchdog is not None:
-            manager._subprocess_watchdog.stop()
-        manager._dispatch_to_scheduler(ShutdownReq())
-        psutil.wait_procs(schedulers, timeout=_EXIT_S)
+    def _check(self, prompts: Sequence[TokenIds]) -> None:
+        """A token id past the embedding would end the scheduler."""
+        vocab_size = self._manager.model_config.vocab_size
+        for ids in prompts:
+            if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
+                raise EngineError(
+                    f"a prompt is empty or has a token outside the model's {vocab_size}: {list(ids)[:16]}"
+                )
+
+    async def _prefill(self, prompts: Sequence[TokenIds]) -> None:
+        """Put each prompt into the prefix cache once; samples that run together would each compute it."""
+        request = GenerateReqInput(
+            input_ids=[list(ids) for ids in dict.fromkeys(map(tuple, prompts))],
+            sampling_params={"max_new_tokens": 0, "temperature": 0.0},
+        )
+        await anext(self._manager.generate_request(request))
 
     def _ask_schedulers(self, method: str) -> list[Any]:
         """Every tensor-parallel rank's answer. Blocks the event loop: no request runs meanwhile."""
         with tempfile.TemporaryDirectory() as folder:
             self._engine.collective_rpc(method, folder=folder)
-            answers = [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(self._setup.tp)]
+            answers = [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(self._tp)]
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -148,29 +160,33 @@ def _sampling_parameters(sampling: Sampling) -> dict[str, Any]:
     }
 
 
+def _expect_version(described: Sequence[dict[str, Any]], version: PolicyVersion) -> None:
+    found = {answer["weight_version"] for answer in described}
+    if found != {str(version)}:
+        raise EngineError(f"answers come from versions {sorted(found)}, not from {version}")
+
+
 def main(file_descriptor: int) -> None:
     connection = Connection(file_descriptor)
-    setup, folder = connection.recv()
+    order: Order = connection.recv()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     started = Started("", [])
     try:
-        host = Host(setup)
+        host = Host(order)
         started = host.started
         connection.send(started)
-        try:
-            loop.run_until_complete(Callee(connection, host).serve())
-        finally:
-            host.stop()
+        loop.run_until_complete(host.serve(connection))
     finally:
         _end_children(started)
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(order.folder, ignore_errors=True)
 
 
 def _end_children(started: Started) -> None:
-    children = psutil.Process().children(recursive=True)
-    for child in children:
+    children = psutil.Process().children()
+    family = psutil.Process().children(recursive=True)
+    for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    psutil.wait_procs(children, timeout=_EXIT_S)
-    leftovers.remove([*started.pids, *(child.pid for child in children)], started.name)
+            process.kill()
+    psutil.wait_procs(children, timeout=_EXIT_S)  # children of children are somebody else's to wait for
+    leftovers.remove([*started.pids, *(process.pid for process in family)], started.name)

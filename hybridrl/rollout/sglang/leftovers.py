@@ -1,4 +1,4 @@
-"""What processes of an engine leave in shared memory when they are killed, found by the names that carry their numbers."""
+"""What an engine's processes leave in shared memory when they are killed, found by names with their pids."""
 
 from collections.abc import Iterable
 from pathlib import Path

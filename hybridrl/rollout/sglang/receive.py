@@ -1,6 +1,6 @@
-"""Inside a scheduler process: give the model's parameters away to be written by others, and tell what they hold.
+"""Inside a scheduler process: give the model's parameters to others to write, and tell what they hold.
 
-Parameters go by SGLang's own names. A tied weight appears once, buffers (rotary tables) not at all: they are no weights.
+Parameters go by SGLang's own names. A tied weight appears once; buffers (rotary tables) are no weights.
 """
 
 from torch import nn
@@ -14,7 +14,7 @@ def export_parameters(model: nn.Module) -> dict[str, SharedTensor]:
     """Move every parameter's storage to shared memory, in place.
 
     Raises:
-        EngineError: SGLang repacked a layer for Intel AMX, so that its parameters no longer lie as the model has them.
+        EngineError: SGLang repacked a layer for Intel AMX, so that it no longer lies as the model has it.
         ResourceError: shared memory is full, or the model is not on CPU.
     """
     packed = [name for name, layer in model.named_modules() if getattr(layer, "use_intel_amx_backend", False)]

@@ -1,0 +1,91 @@
+"""SGLang's classes with our sampling and our attention in them, for its CPU engine.
+
+On a GPU its own kernels are faster; they draw from one generator, so that a run is not repeatable there.
+"""
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.sampler import Sampler
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+from torch import Tensor
+
+from hybridrl.rollout.sglang.attention import attend
+from hybridrl.rollout.sglang.draw import draw, truncated
+
+
+def with_seeds(info: SamplingBatchInfo, _: type, batch: ScheduleBatch, *args: Any) -> SamplingBatchInfo:
+    """Hand requests' seeds to the sampler, as SGLang does in its deterministic mode only."""
+    if info.sampling_seed is None:
+        seeds = [request.sampling_params.sampling_seed or 0 for request in batch.reqs]
+        info.sampling_seed = torch.tensor(seeds, dtype=torch.int64, device=info.device)
+    return info
+
+
+class SeededSampler(Sampler):
+    def _sample_from_probs(
+        self, probs: Tensor, sampling_info: SamplingBatchInfo, positions: Tensor, simple_sampling_case: bool
+    ) -> tuple[Tensor, None]:
+        seed, position = sampling_info.sampling_seed, positions.long()
+        if simple_sampling_case:
+            return draw(probs, seed, position).int(), None
+        min_p = sampling_info.min_ps if sampling_info.need_min_p_sampling else None
+        weight, token = truncated(probs, sampling_info.top_ks, sampling_info.top_ps, min_p)
+        column = draw(weight, seed, position)
+        return token.gather(1, column[:, None]).flatten().int(), None
+
+
+class BatchedAttention(TorchNativeAttnBackend):
+    """Sliding windows and cross attention stay with SGLang's class."""
+
+    def _run_sdpa_forward_decode(
+        self,
+        query: Tensor,
+        output: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        req_to_token: Tensor,
+        req_pool_indices: Tensor,
+        seq_lens: Tensor,
+        encoder_lens: Tensor | None = None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> Tensor:
+        if encoder_lens is not None or options.get("sliding_window_size") is not None:
+            given = (query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, encoder_lens)
+            return super()._run_sdpa_forward_decode(*given, scaling=scaling, **options)
+        slots = _slots(req_to_token, req_pool_indices, seq_lens)
+        one = torch.ones_like(seq_lens)
+        return attend(query, output, k_cache, v_cache, slots, seq_lens - one, one, scaling)
+
+    def _run_sdpa_forward_extend(
+        self,
+        query: Tensor,
+        output: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        req_to_token: Tensor,
+        req_pool_indices: Tensor,
+        seq_lens: Tensor,
+        extend_prefix_lens: Tensor,
+        extend_seq_lens: Tensor,
+        encoder_lens: Tensor | None = None,
+        scaling: float | None = None,
+        **options: Any,
+    ) -> Tensor:
+        if (
+            encoder_lens is not None
+            or options.get("sliding_window_size") is not None
+            or not options["causal"]
+        ):
+            given = (query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens)
+            lengths = (extend_prefix_lens, extend_seq_lens, encoder_lens)
+            return super()._run_sdpa_forward_extend(*given, *lengths, scaling=scaling, **options)
+        slots = _slots(req_to_token, req_pool_indices, seq_lens)
+        return attend(query, output, k_cache, v_cache, slots, extend_prefix_lens, extend_seq_lens, scaling)
+
+
+def _slots(req_to_token: Tensor, request: Tensor, length: Tensor) -> Tensor:
+    return req_to_token[:, : int(length.max())].index_select(0, request)
