@@ -18,6 +18,7 @@ from hybridrl.algorithms.base import (
     Tokens,
     argument,
 )
+from hybridrl.algorithms.groups import check_rewards
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.sequences import at_last_token, masked, sequence_sum
 from hybridrl.config.schema import AlgorithmConfig
@@ -79,6 +80,7 @@ class WithTokenRewards:
             reward_N, group_N: of the whole batch, the same on every rank.
             tokens: those held here; seq_T indexes the whole batch.
         """
+        check_rewards(reward_N, group_N)
         penalty_T = self._penalty(tokens, columns)
         token_reward_T = at_last_token(reward_N, tokens) - penalty_T
         own = {argument(c): columns[argument(c)] for c in self._columns}

@@ -1,7 +1,8 @@
 """What there is: every plug-in with its formula, source, options and use, read from its file without
 importing it.
 
-The head of a plug-in's file is its entry: a first line that names it, then `Source:`, `Formula:` and `Use:`.
+The head of a plug-in's file is its entry: a first sentence that names it, then `Source:`, `Formula:` and
+`Use:`.
 """
 
 import ast
@@ -139,7 +140,12 @@ def _entry(kind: str, path: Path) -> Entry:
     plugin = _plugin(tree, path)
     about = ast.get_docstring(plugin) or ""
     return Entry(
-        kind, path.stem, head.partition("\n")[0], **fields, about=_line(about), options=_options(plugin, path)
+        kind,
+        path.stem,
+        _line(head.partition("\n\n")[0]),
+        **fields,
+        about=_line(about),
+        options=_options(plugin, path),
     )
 
 

@@ -130,3 +130,14 @@ def check_length_correlation(
         f"reward and length correlate by {correlation:.2f} within groups: {grows} answers win, right or not?"
     )
     return Finding("length", "warning", text)
+
+
+GUARDS = {
+    "groups": check_groups,
+    "kl_sign": check_kl_sign,
+    "mask": check_mask,
+    "first_ratio": check_first_ratio,
+    "centred": check_centred,
+    "length": check_length_correlation,
+}
+"""By the name in their findings."""

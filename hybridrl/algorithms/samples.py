@@ -183,7 +183,7 @@ def run_ranks(num_ranks: int, function: Callable[[int, ThreadReduce], Any]) -> l
         futures = [pool.submit(function, r, ThreadReduce(r, barrier, slots)) for r in range(num_ranks)]
         for future in futures:
             future.add_done_callback(let_go)
-    errors = [f.exception() for f in futures if f.exception() is not None]
+    errors = [error for f in futures if (error := f.exception()) is not None]
     cause = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
     if errors:
         raise (cause or errors)[0]

@@ -116,3 +116,33 @@ def test_on_policy_every_loss_is_the_policy_gradient(ragged, prepared, evaluate,
     config = config_of(name)
     plain_T = gradient("reinforce", config.aggregate)
     torch.testing.assert_close(gradient(config.loss, config.aggregate), plain_T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_inputs_are_left_as_they_were(ragged, prepared, evaluate, name):
+    # Elsewhere one of these losses writes its penalty into the columns that it was given.
+    batch, untouched, objective = ragged(8), ragged(8), Objective(config_of(name))
+    evaluate(objective, prepared(objective, batch), batch, batch.columns["logp"])
+    assert all(torch.equal(c, untouched.columns[n]) for n, c in batch.columns.items())
+
+
+@pytest.mark.parametrize("name,column", [("kl_cov", "penalised"), ("clip_cov", "kept")])
+def test_a_share_of_tokens_is_a_share_not_a_count(ragged, prepared, name, column):
+    # Elsewhere a share is compared with a number of tokens, and the whole batch is chosen.
+    batch = ragged(9, sizes=(16,) * 8)
+    loss = {"name": name, "share": 0.01, **({"lowest": 0.0} if name == "clip_cov" else {})}
+    made = prepared(Objective(AlgorithmConfig(loss=loss)), batch)[column]
+    chosen = made == (1 if column == "penalised" else 0)
+    assert int((chosen & batch.mask_T).sum()) == int(0.01 * int(batch.mask_T.sum()))
+
+
+def test_a_random_choice_depends_on_seed_and_step_alone(ragged, prepared):
+    # Elsewhere it draws from the global generator, and ranks and reruns differ.
+    batch = ragged(9, sizes=(16,) * 8)
+    loss = {"name": "clip_cov", "share": 0.05, "lowest": 0.0}
+    torch.manual_seed(1)
+    first = prepared(Objective(AlgorithmConfig(loss=loss)), batch)["kept"]
+    torch.manual_seed(2)
+    again = prepared(Objective(AlgorithmConfig(loss=loss)), batch)["kept"]
+    other = prepared(Objective(AlgorithmConfig(loss={**loss, "seed": 1})), batch)["kept"]
+    assert torch.equal(first, again) and not torch.equal(first, other)

@@ -1,0 +1,155 @@
+"""The same algorithm as two frameworks compute it, on one batch: which choices differ, and by how much it
+matters.
+
+Shape letters: N trajectories of the sample batch.
+"""
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.advantages import load_estimator
+from hybridrl.algorithms.base import Advantage, OneRank, argument
+from hybridrl.algorithms.catalog import entries, flat
+from hybridrl.algorithms.objective import Objective
+from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
+from hybridrl.config.compatibility import COMPATIBILITY, Row
+from hybridrl.config.presets import PRESETS
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.errors import ConfigError
+
+OURS = "hybridrl"
+
+REASONS: Mapping[str, str] = {
+    "estimator": "another formula for the advantage",
+    "estimator.eps": "added to the std of the group: matters where rewards of a group hardly differ",
+    "estimator.mean": "others: leave one out, so advantages are larger by n / (n - 1)",
+    "estimator.std": "what the centred reward is divided by",
+    "estimator.singleton": "what the only answer to a prompt trains on",
+    "estimator.whiten": "a second normalisation, over the batch",
+    "estimator.bessel": "variance with n-1 or n: a factor sqrt(n / (n - 1)) over all tokens",
+    "loss": "another formula for the policy loss",
+    "loss.dual_clip": "bounds the loss of tokens with negative advantage",
+    "loss.clip_high": "how far a good token may rise in one batch",
+    "loss.clip_low": "how far a bad token may fall in one batch",
+    "aggregate": "token means let long answers weigh more than means of answers do",
+    "kl.estimator": "gradient and clamp of the divergence",
+    "kl.in": "in the reward it reaches the advantage, in the loss it does not",
+    "kl.coefficient": "weight of the divergence",
+}
+"""Why a choice matters, by its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A key in which the two differ."""
+
+    key: str
+    a: str
+    b: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One trajectory of the sample batch and what each makes of it; advantages are means over its trained
+    tokens."""
+
+    group: int
+    reward: float
+    length: int
+    advantage_a: float
+    advantage_b: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    a: str
+    b: str
+    choices: tuple[Choice, ...]
+    trajectories: tuple[Trajectory, ...]
+    loss_a: float
+    loss_b: float
+    notes: tuple[str, ...]
+    """What the rows leave out."""
+
+    @property
+    def max_abs_advantage(self) -> float:
+        return max(abs(t.advantage_a - t.advantage_b) for t in self.trajectories)
+
+
+def frameworks(algorithm: str) -> list[str]:
+    """Names that `diff` takes for an algorithm."""
+    return [OURS, *COMPATIBILITY.get(algorithm, {})]
+
+
+def diff(algorithm: str, a: str, b: str) -> Difference:
+    """
+    Raises:
+        ConfigError: there is no such algorithm, or no row of a framework for it.
+    """
+    batch = ragged_batch(0, sizes=(4, 3, 4, 1))
+    alone_N = torch.bincount(batch.group_N)[batch.group_N] == 1
+    batch.reward_N = ((batch.reward_N > 0) | alone_N).double()
+    rows = [_row(algorithm, name) for name in (a, b)]
+    advantages_N, losses = zip(*(_numbers(row.algorithm, batch) for row in rows), strict=True)
+    order = sorted(range(len(batch.reward_N)), key=lambda i: batch.groups[i])
+    length = batch.columns["length"].tolist()
+    trajectories = tuple(
+        Trajectory(
+            batch.groups[i], batch.rewards[i], length[i], float(advantages_N[0][i]), float(advantages_N[1][i])
+        )
+        for i in order
+    )
+    notes = tuple(f"{name}: {row.not_kept}" for name, row in zip((a, b), rows, strict=True) if row.not_kept)
+    return Difference(a, b, _choices(*rows), trajectories, losses[0], losses[1], notes)
+
+
+def _row(algorithm: str, framework: str) -> Row:
+    rows = COMPATIBILITY.get(algorithm, {})
+    if framework == OURS and algorithm in PRESETS:
+        return Row(PRESETS[algorithm].about, PRESETS[algorithm].algorithm)
+    if framework not in rows:
+        known = frameworks(algorithm) if algorithm in PRESETS else sorted(COMPATIBILITY)
+        raise ConfigError(f"there is no row of {framework} for {algorithm}", fix=f"use {', '.join(known)}")
+    return rows[framework]
+
+
+def _choices(a: Row, b: Row) -> tuple[Choice, ...]:
+    left, right = _resolved(a.algorithm), _resolved(b.algorithm)
+    # An option that only one of them has belongs to a plug-in whose name differs already.
+    keys = [key for key in left if key in right and left[key] != right[key]]
+    return tuple(Choice(key, left[key], right[key], REASONS.get(key, "")) for key in keys)
+
+
+def _resolved(row: Mapping[str, Any]) -> dict[str, str]:
+    """Every key of a row, with the defaults of what it does not set."""
+    defaults = AlgorithmConfig()
+    found = {"kl.in": defaults.kl.place, "kl.coefficient": str(defaults.kl.coefficient)}
+    for kind, key in (("estimator", "estimator"), ("policy_loss", "loss")):
+        (entry,) = [e for e in entries(kind) if e.name == row[key]["name"]]
+        known = {o.name: o.default for o in entry.options if o.default is not None}
+        found.update({f"{key}.{name}": str(ast.literal_eval(text)) for name, text in known.items()})
+    return found | dict(flat(row))
+
+
+def _numbers(row: Mapping[str, Any], batch: RaggedBatch) -> tuple[Tensor, float]:
+    """Mean advantage of each trajectory, [N], and the loss of a later minibatch."""
+    config = AlgorithmConfig.model_validate(row)
+    estimator = load_estimator(config)
+    arguments = {argument(c): batch.columns[c] for c in estimator.needs}
+    if "old_logp" in estimator.needs:
+        arguments = {**arguments, "tokens": batch.tokens, "reduce": OneRank()}
+    out = estimator(reward_N=batch.reward_N, group_N=batch.group_N, **arguments)
+    advantage_T = out.advantage_T if isinstance(out, Advantage) else out[batch.seq_T]
+    objective = Objective(config, max_response_tokens=16)
+    columns = {n: batch.columns[n] for n in objective.columns}
+    loss, _ = objective(
+        batch.columns["logp"], batch.columns["entropy"], columns, advantage_T, batch.tokens, batch.totals
+    )
+    rows = [torch.tensor(row, dtype=torch.float64).mean() for row in batch.trained(advantage_T)]
+    return torch.stack(rows), float(loss)
