@@ -92,7 +92,7 @@ class TokenBlock:
 
 @dataclass(slots=True)
 class Batch:
-    """One policy update's trajectories on the controller: metadata, scalars and references to token blocks."""
+    """One policy update on the controller: metadata, scalars and references to token blocks."""
 
     step: int
     groups: list[Group]
@@ -164,7 +164,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
-    """One optimizer step: which trajectories of the loaded batch, and how ranks and microbatches share them."""
+    """One optimizer step: which trajectories of the loaded batch, and how ranks and microbatches share it."""
 
     index: int
     """Position among the minibatches of its batch, over all epochs."""

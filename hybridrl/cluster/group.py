@@ -1,4 +1,4 @@
-"""Groups of Ray actors: call them all, wait with a deadline, and turn what Ray raises into our named errors."""
+"""Groups of Ray actors: call them all, wait with a deadline, turn what Ray raises into our named errors."""
 
 import asyncio
 import inspect

@@ -42,6 +42,7 @@ def local_ray(num_workers: int) -> Iterator[str]:
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address=LOOPBACK,
             _temp_dir=folder,
+            _system_config={"worker_niceness": 0},  # Ray lets every other process of the machine go first
         )
         yield os.path.join(folder, "session_latest", "logs")
     finally:

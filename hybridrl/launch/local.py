@@ -1,8 +1,10 @@
 """A run on this machine: from a checked config to processes, through the loop, to the exported model.
 
-prepare     tokenizer, prompts, estimator: no process is started before these are in order
-Crew.up     engines, trainer ranks and reward workers start together; engines export their parameters,
-trainers map them loop.run    until the last step finish      export, summary, curve
+prepare     prompts and reward: no worker is started before these are in order
+_crew       engines, trainer ranks and reward workers start together; engines export their parameters,
+            trainer ranks map them
+loop.run    until the last step
+finish      export, curve, summary
 """
 
 import asyncio
@@ -19,20 +21,17 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
 from hybridrl.controller.evaluate import Evaluator
-from hybridrl.controller.roles import PromptSource
 from hybridrl.data.packing import plan_minibatches
-from hybridrl.data.source import load_source
-from hybridrl.data.tokenize import load_tokenizer
-from hybridrl.errors import CheckpointError
+from hybridrl.errors import CheckpointError, ResourceError
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.plan import RunFiles, RunShape
+from hybridrl.launch.prepare import Prepared, prepare
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.sglang.engine import EngineSetup
 from hybridrl.trainer.setup import TrainerSetup
-from hybridrl.types import Prompt
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 from hybridrl.workers.sync import RaySync
@@ -52,9 +51,11 @@ def run(loaded: LoadedConfig, *, resume: bool) -> None:
 
     Raises:
         CheckpointError: --resume, and there is no whole checkpoint.
+        ResourceError: it would take GPUs.
         HybridRLError: what a part of the run raised; everything that was started is stopped.
     """
-    cfg, terminal = loaded.config, Terminal()
+    cfg, terminal, machine = loaded.config, Terminal(), Machine.here()
+    refuse_gpus(loaded, machine)
     files, shape = RunFiles(Path(cfg.run.folder) / cfg.run.name), RunShape.of(cfg)
     checkpoint = newest_checkpoint(files.checkpoints) if resume else None
     if resume and checkpoint is None:
@@ -62,20 +63,17 @@ def run(loaded: LoadedConfig, *, resume: bool) -> None:
             f"{files.checkpoints} holds no whole checkpoint", fix="run.name=... starts another run"
         )
     start_step = checkpoint.step if checkpoint else 0
-    with terminal.working("data", "reading and tokenising prompts"):
-        prompts, heldout = load_prompts(loaded)
+    prepared = prepare(loaded)
+    terminal.say("data", prepared.describe())
     if checkpoint:
-        prompts.load_state_dict(checkpoint.position)
+        prepared.train.load_state_dict(checkpoint.position)
     with (
         RunObserver(cfg, terminal, resume_step=start_step if resume else None, num_devices=1) as observe,
         local_ray(num_workers=shape.trainer_ranks + shape.num_engines + 1) as logs,
     ):
         observe.keep(files.folder / "resolved.yaml")
-        session = Session(
-            cfg, files, shape, logs=Path(logs), prompts=prompts, heldout=heldout, observe=observe
-        )
+        session = Session(cfg, files, shape, logs=Path(logs), prepared=prepared, observe=observe)
         asyncio.run(session.play(checkpoint.folder if checkpoint else None, start_step))
-        machine = Machine.here()
         observe.finish(
             {"model": f"{files.export}/"} if cfg.run.export else {},
             following=FOLLOWING,
@@ -83,31 +81,19 @@ def run(loaded: LoadedConfig, *, resume: bool) -> None:
         )
 
 
-def load_prompts(loaded: LoadedConfig) -> tuple[PromptSource, list[Prompt]]:
-    """The stream to learn from, and all held-out prompts."""
-    cfg = loaded.config
-    tokenizer = load_tokenizer(cfg.model.path)
-    train = load_source(
-        cfg.data.train,
-        cfg.data,
-        tokenizer,
-        split="train",
-        seed=cfg.run.seed,
-        max_prompt_tokens=cfg.rollout.max_prompt_tokens,
-        where=loaded.where("data.train"),
-    )
-    if cfg.data.heldout is None:
-        return train, []
-    heldout = load_source(
-        cfg.data.heldout,
-        cfg.data,
-        tokenizer,
-        split="heldout",
-        seed=cfg.run.seed,
-        max_prompt_tokens=cfg.rollout.max_prompt_tokens,
-        where=loaded.where("data.heldout"),
-    )
-    return train, heldout.all()
+def refuse_gpus(loaded: LoadedConfig, machine: Machine) -> None:
+    """
+    Raises:
+        ResourceError: the run would take GPUs.
+    """
+    asked = loaded.config.cluster.gpus_per_node
+    gpus = len(machine.gpus) if asked is None else asked
+    if gpus:
+        raise ResourceError(
+            f"this run would take {gpus} GPUs, but weights cannot be swapped through CUDA IPC yet",
+            where=loaded.where("cluster.gpus_per_node"),
+            fix="cluster.gpus_per_node=0 runs it on the CPU",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +116,11 @@ class Session:
         shape: RunShape,
         *,
         logs: Path,
-        prompts: PromptSource,
-        heldout: list[Prompt],
+        prepared: Prepared,
         observe: RunObserver,
     ) -> None:
         self._cfg, self._files, self._shape, self._logs = cfg, files, shape, logs
-        self._prompts, self._heldout, self._observe = prompts, heldout, observe
+        self._prepared, self._observe = prepared, observe
 
     async def play(self, checkpoint: Path | None, start_step: int) -> None:
         """Start the workers, train, export, stop the workers."""
@@ -145,9 +130,9 @@ class Session:
                 await crew.trainer.export(self._files.export)
 
     def _roles(self, crew: Crew) -> loop.Roles:
-        cfg = self._cfg
+        cfg, heldout = self._cfg, self._prepared.heldout
         return loop.Roles(
-            prompts=self._prompts,
+            prompts=self._prepared.train,
             engine=crew.rollout,
             reward=crew.reward,
             estimator=load_estimator(cfg.algorithm),
@@ -161,7 +146,7 @@ class Session:
             ),
             trainer=crew.trainer,
             sync=crew.sync,
-            evaluator=Evaluator(cfg, self._heldout, crew.rollout, crew.reward) if self._heldout else None,
+            evaluator=Evaluator(cfg, heldout, crew.rollout, crew.reward) if heldout else None,
             observe=self._observe,
         )
 
@@ -195,7 +180,7 @@ class Session:
                 group.kill()
 
     def _group(self, name: str, worker: type, arguments: list[tuple]) -> WorkerGroup:
-        environment = {"env_vars": worker_environment({})}
+        environment = {"env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": ""})}
         actors = [worker.options(num_cpus=1, runtime_env=environment).remote(*a) for a in arguments]
         return WorkerGroup(name, actors, self._logs)
 

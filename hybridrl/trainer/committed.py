@@ -1,6 +1,7 @@
 """The commit record of a checkpoint: a list of its files with their sizes, written last. Imports no Megatron.
 
-A folder is written under another name, flushed to disk, given its record, and renamed: it is whole, or it is refused.
+A folder is written under another name, flushed to disk, given its record, and renamed: it is whole, or it is
+refused.
 """
 
 import json
@@ -15,7 +16,7 @@ RECORD = "COMMITTED"
 
 
 def commit(unfinished: Path, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Flush what is in `unfinished`, list it with `facts`, and rename it to `folder`, which does not exist."""
+    """Flush what is in `unfinished`, list it with `facts`, and rename it to `folder`, which is not there."""
     paths = sorted(path for path in unfinished.rglob("*") if path.is_file())
     for path in paths:
         _flush(path)

@@ -32,8 +32,9 @@ class TrainerWorker:
         return os.getpid()
 
     def build(self, checkpoint: Path | None) -> None:
-        """Build the model with the weights of the model folder, then those of `checkpoint` if there is one."""
-        from hybridrl.trainer.megatron.policy import MegatronPolicy  # seconds that the controller's process is spared
+        """Build the model with the weights of the model folder, then those of `checkpoint` if given."""
+        # Imported here: the controller's process, which makes these actors, is spared the seconds.
+        from hybridrl.trainer.megatron.policy import MegatronPolicy
 
         self._policy = MegatronPolicy(self._setup)
         if checkpoint is not None:

@@ -13,7 +13,7 @@ from hybridrl.types import Group, Prompt, StepReport, SwapReport, Trajectory
 
 
 def config(**changes) -> Config:
-    """A run of 6 steps, 4 prompts x 2 answers; `changes` replaces keys of a section, as in run={"steps": 3}."""
+    """6 steps, 4 prompts x 2 answers; `changes` replaces keys of a section, as in run={"steps": 3}."""
     sections = {
         "run": {"name": "test", "steps": 6, "evaluate_every": 2, "save_every": 3},
         "batch": {"prompts_per_step": 4, "minibatch_prompts": 2},

@@ -1,4 +1,4 @@
-"""Worker groups on a real Ray: errors keep their class, the dead are named with their last words, the late with a deadline."""
+"""Worker groups on a real Ray: errors keep their class; the dead and the late are named."""
 
 import asyncio
 import os

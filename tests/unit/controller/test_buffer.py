@@ -1,4 +1,4 @@
-"""The buffer's slots bound what is in flight; a failure reaches the consumer after what was already delivered."""
+"""The buffer's slots bound what is in flight; a failure arrives after what was already delivered."""
 
 import asyncio
 

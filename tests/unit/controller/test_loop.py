@@ -2,9 +2,8 @@
 
 import asyncio
 
-import pytest
-
 import controller_fakes as fakes
+import pytest
 
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run

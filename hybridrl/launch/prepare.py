@@ -1,0 +1,56 @@
+"""Prompts and reward of a run, read and tried before any worker starts."""
+
+from dataclasses import dataclass
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.schema import SourceConfig
+from hybridrl.data.source import TablePrompts, load_source
+from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
+from hybridrl.rewards.gold import GoldCheck, check_on_gold
+from hybridrl.rewards.pool import Scorer
+from hybridrl.types import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    train: TablePrompts
+    heldout: list[Prompt]
+    gold: GoldCheck
+
+    def describe(self) -> str:
+        """One line for a person."""
+        heldout = f", {len(self.heldout):,} held out" if self.heldout else ", none held out"
+        gold = (
+            f"; the reward accepts {1 - self.gold.rejected_share:.0%} of {self.gold.num_checked} gold answers"
+        )
+        return f"{len(self.train):,} prompts{heldout}{gold if self.gold.num_checked else ''}"
+
+
+def prepare(loaded: LoadedConfig) -> Prepared:
+    """Open the data and try the reward on its reference answers; the model folder exists.
+
+    Raises:
+        DataError, ConfigError, ModelError: data or tokenizer are not as the config says.
+        RewardError: the reward cannot be loaded, raises, or rejects the data's own answers.
+        DeadlineError: it hangs.
+    """
+    cfg = loaded.config
+    tokenizer = load_tokenizer(cfg.model.path)
+    train = _open(loaded, cfg.data.train, tokenizer, "train")
+    heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout").all() if cfg.data.heldout else []
+    with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
+        gold = check_on_gold(scorer, train.rows, where=cfg.data.train.path or str(cfg.data.train.task))
+    return Prepared(train, heldout, gold)
+
+
+def _open(loaded: LoadedConfig, source: SourceConfig, tokenizer: ModelTokenizer, split: str) -> TablePrompts:
+    cfg = loaded.config
+    return load_source(
+        source,
+        cfg.data,
+        tokenizer,
+        split=split,
+        seed=cfg.run.seed,
+        max_prompt_tokens=cfg.rollout.max_prompt_tokens,
+        where=loaded.where(f"data.{split}.path", f"data.{split}.task"),
+    )
