@@ -184,7 +184,7 @@ def schedule_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[Hybrid
             f"actor.optimizer.warmup_steps = {optimizer.warmup_steps} never ends, "
             f"the run has {updates} optimizer steps",
             where=loaded.where("actor.optimizer.warmup_steps", "run.steps"),
-            fix=f"use fewer than {updates}",
+            fix=f"use fewer than {updates}; actor.optimizer.warmup_steps=0 for a short try",
         )
     if optimizer.min_lr and (optimizer.schedule == "constant" or optimizer.min_lr > optimizer.lr):
         why = (
