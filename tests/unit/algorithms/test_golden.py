@@ -66,7 +66,7 @@ def batch_of(stored: dict[str, Any]) -> RaggedBatch:
 
 
 STORED = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
-CASES = [(kind, name) for kind in KINDS for name in registry.names(PACKAGES[kind])]
+CASES = [(kind, name) for kind in KINDS for name in STORED.get(kind, ())]
 
 
 @pytest.mark.parametrize("kind,name", CASES)
@@ -81,7 +81,7 @@ def write() -> None:
     batch = ragged_batch(0, sizes=(3, 2, 1))
     stored = {n: getattr(batch, n).tolist() for n in ("reward_N", "group_N", "seq_T", "mask_T")}
     out: dict[str, Any] = {"batch": {**stored, "columns": {n: c.tolist() for n, c in batch.columns.items()}}}
-    for kind, name in CASES:
+    for kind, name in ((k, n) for k in KINDS for n in registry.names(PACKAGES[k])):
         own = batch_of(out["batch"])
         if name == "max_rl":
             own.reward_N = own.reward_N.abs()
