@@ -109,7 +109,6 @@ def _replace_cuda_functions() -> None:
         "synchronize": lambda *a, **k: None,
         "manual_seed": torch.manual_seed,
         "get_rng_state": lambda *a, **k: torch.get_rng_state(),
-        "set_rng_state": lambda state, *a, **k: torch.set_rng_state(state),
     }
     for name, function in replacements.items():
         setattr(torch.cuda, name, _noted(f"torch.cuda.{name}", function))

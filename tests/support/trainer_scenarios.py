@@ -146,6 +146,24 @@ def with_actor(rank: int, meet: Meet, folder: Path, shape: Shape, actor: Any) ->
         return played | {"weights": copy(trained)}
 
 
+def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) -> dict[str, Any]:
+    """Log-probabilities, entropies and gradients, from logits that are cut over ranks in uneven parts."""
+    import torch
+    import torch.distributed as dist
+
+    from hybridrl.trainer.megatron.logprob import logprob_and_entropy
+
+    dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    logits_RV, target_R, weight_R = values.make_logits(sum(sizes))
+    part = logits_RV.split(sizes, dim=1)[rank].clone().requires_grad_()
+    logp_R, entropy_R = logprob_and_entropy(
+        part, target_R, first=sum(sizes[:rank]), temperature=temperature, group=dist.group.WORLD
+    )
+    sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
+    grads = [torch.autograd.grad(s, part, retain_graph=True)[0].numpy() for s in sums]
+    return {"logp": logp_R.detach().numpy(), "entropy": entropy_R.detach().numpy(), "grads": grads}
+
+
 def cuda_sites(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -> set[str]:
     """Megatron functions that the CPU host redirects while a policy is built, trained, saved and restored."""
     from hybridrl.hosts import cpu

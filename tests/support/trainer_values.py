@@ -145,6 +145,15 @@ def make_minibatch(index: int, rows: Sequence[Sequence[Sequence[int]]], block: T
     return Minibatch(index, tuple(tuple(tuple(m) for m in rank) for rank in rows), num_tokens, len(flat))
 
 
+def make_logits(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of five rows, one of them nearly certain; targets; weights to sum the rows with."""
+    draw = torch.Generator().manual_seed(0)
+    logits_RV = 3 * torch.randn(5, vocab_size, generator=draw)
+    logits_RV[4, 1] = 60.0
+    target_R = torch.tensor([0, vocab_size - 1, vocab_size // 2, 2, 1])
+    return logits_RV, target_R, torch.randn(5, generator=draw)
+
+
 def plain_logp(model: torch.nn.Module, block: TokenBlock, temperature: float) -> list[torch.Tensor]:
     """Log-probabilities of the trained tokens of each row, one sequence at a time."""
     found = []

@@ -1,0 +1,97 @@
+"""The CPU host of Megatron: what it redirects is known, and elsewhere it stays out of the way."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import trainer_scenarios as scenarios
+import trainer_values as values
+from trainer_ranks import on_ranks
+
+from hybridrl.hosts import cpu
+
+SITES = """
+Tensor.cuda()  models/common/language_module/language_module.py:LanguageModule.setup_embeddings_and_output_layer
+Tensor.type()  optimizer/clip_grads.py:clip_grad_by_total_norm_fp32
+Tensor.type()  optimizer/distrib_optimizer.py:DistributedOptimizer.__init__
+Tensor.type()  optimizer/distrib_optimizer.py:DistributedOptimizer._build_model_and_main_param_groups
+_get_cuda_rng_state  tensor_parallel/random.py:_get_all_rng_states
+_set_cuda_rng_state  tensor_parallel/random.py:CudaRNGStatesTracker.add
+_set_cuda_rng_state  tensor_parallel/random.py:_set_all_rng_states
+device=cuda  optimizer/clip_grads.py:clip_grad_by_total_norm_fp32
+device=cuda  optimizer/clip_grads.py:get_grad_norm_fp32
+device=cuda  optimizer/optimizer.py:MixedPrecisionOptimizer.__init__
+device=cuda  pipeline_parallel/schedules.py:forward_backward_no_pipelining
+device=cuda  pipeline_parallel/schedules.py:forward_backward_pipelining_without_interleaving
+device=cuda  utils.py:local_multi_tensor_l2_norm
+torch.cuda.current_device  distributed/param_and_grad_buffer.py:_ParamAndGradBuffer.__init__
+torch.cuda.current_device  pipeline_parallel/p2p_communication.py:P2PCommunicator._communicate.<locals>.create_tensor_recv_next
+torch.cuda.current_device  pipeline_parallel/p2p_communication.py:P2PCommunicator._communicate.<locals>.create_tensor_recv_prev
+torch.cuda.current_device  pipeline_parallel/p2p_communication.py:P2PCommunicator._communicate_shapes
+torch.cuda.get_rng_state  tensor_parallel/random.py:CudaRNGStatesTracker.add
+torch.cuda.manual_seed  tensor_parallel/random.py:CudaRNGStatesTracker.add
+torch.cuda.manual_seed  tensor_parallel/random.py:model_parallel_cuda_manual_seed
+torch.cuda.synchronize  pipeline_parallel/p2p_communication.py:P2PCommunicator._communicate
+torch.cuda.synchronize  pipeline_parallel/p2p_communication.py:P2PCommunicator._communicate_shapes
+"""  # noqa: E501
+"""Of megatron-core 0.16.1: all that names CUDA while a policy is built, trained, saved and restored."""
+
+WITH_CUDA = """
+import sys, torch
+torch.cuda.is_available = lambda: True
+before = torch.cuda.current_device
+from hybridrl.hosts import cpu
+cpu.install()
+with cpu.scope():
+    assert torch.zeros(1).cpu is not None
+assert torch.cuda.current_device is before
+assert torch.overrides._get_current_function_mode() is None
+assert not any(name.startswith("megatron") for name in sys.modules)
+"""
+
+AFTER_MEGATRON = """
+import sys, types
+sys.modules["megatron.core"] = types.ModuleType("megatron.core")
+from hybridrl.hosts import cpu
+try:
+    cpu.install()
+except RuntimeError as error:
+    assert "before hybridrl.trainer.megatron" in str(error)
+else:
+    raise AssertionError("not refused")
+"""
+
+
+def test_every_redirected_function_of_megatron_is_known(tmp_path) -> None:
+    model = values.make_model(tmp_path, "qwen2_tied")
+    pipeline = on_ranks(4, scenarios.cuda_sites, model, (2, 2, 1), tmp_path / "pipeline")
+    alone = on_ranks(1, scenarios.cuda_sites, model, (1, 1, 1), tmp_path / "alone")
+    assert sorted(set().union(*pipeline, *alone)) == SITES.split("\n")[1:-1]
+
+
+@pytest.mark.parametrize(
+    "script", [WITH_CUDA, AFTER_MEGATRON], ids=["inert with CUDA", "refused after megatron"]
+)
+def test_installing(script) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+
+
+def test_the_scope_ends_and_is_of_one_thread() -> None:
+    found = []
+
+    def allocate() -> None:
+        try:
+            found.append(torch.zeros(2, device="cuda").device.type)
+        except (AssertionError, RuntimeError) as error:  # torch has no CUDA here
+            found.append(type(error).__name__)
+
+    with cpu.scope():
+        allocate()
+        other = threading.Thread(target=allocate)
+        other.start()
+        other.join()
+    allocate()
+    assert found[0] == "cpu"
+    assert found[1] == found[2] != "cpu"
