@@ -21,7 +21,7 @@ from hybridrl.errors import ConfigError, HybridRLError
 COMMAND_LINE = "command line"
 DEFAULT = "default"
 
-Path_ = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,6 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     return LoadedConfig(config, _all_origins(config, origins), file)
 
 
-def value_of(config: BaseModel, dotted: str) -> Any:
-    """The value at a dotted key, options of plug-ins included.
-
-    Raises:
-        KeyError: there is no such key.
-    """
-    return dict(values(config))[dotted]
-
-
 def values(section: BaseModel, prefix: str = "") -> list[tuple[str, Any]]:
     """Every value of a config under its dotted key, in the order of the schema; options come last in a
     section.
@@ -114,7 +105,7 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path} is not UTF-8 text", where=f"byte {error.start}") from error
 
 
-def _whole_sections(tree: Any, section: type[BaseModel], path: Path_, origins: dict[Path_, str]) -> Any:
+def _whole_sections(tree: Any, section: type[BaseModel], path: KeyPath, origins: dict[KeyPath, str]) -> Any:
     """The tree with short forms written out and empty sections as {}; what else is wrong, validation says."""
     if not isinstance(tree, dict):
         name = keys.short_form(section)
@@ -132,7 +123,7 @@ def _whole_sections(tree: Any, section: type[BaseModel], path: Path_, origins: d
     return found
 
 
-def _apply(tree: dict[str, Any], override: str, origins: dict[Path_, str]) -> None:
+def _apply(tree: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> None:
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
@@ -148,7 +139,7 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[Path_, str]) -> No
     _put(tree, path, value)
 
 
-def _put(tree: dict[str, Any], path: Path_, value: Any) -> None:
+def _put(tree: dict[str, Any], path: KeyPath, value: Any) -> None:
     for i, name in enumerate(path[:-1]):
         inner = tree.setdefault(name, {})
         if inner is None:
@@ -164,19 +155,19 @@ def _put(tree: dict[str, Any], path: Path_, value: Any) -> None:
     tree[path[-1]] = value
 
 
-def _forget(origins: dict[Path_, str], path: Path_) -> None:
+def _forget(origins: dict[KeyPath, str], path: KeyPath) -> None:
     for known in [key for key in origins if key[: len(path)] == path]:
         del origins[known]
 
 
-def _mark(value: Any, path: Path_, origins: dict[Path_, str]) -> None:
+def _mark(value: Any, path: KeyPath, origins: dict[KeyPath, str]) -> None:
     origins[path] = COMMAND_LINE
     for name, inner in value.items() if isinstance(value, dict) else ():
         _mark(inner, (*path, name), origins)
 
 
 def _unknown_keys(
-    tree: Any, section: type[BaseModel], path: Path_, origins: Mapping[Path_, str]
+    tree: Any, section: type[BaseModel], path: KeyPath, origins: Mapping[KeyPath, str]
 ) -> list[ConfigError]:
     errors: list[ConfigError] = []
     fields = keys.fields_of(section)
@@ -194,13 +185,13 @@ def _unknown_keys(
     return errors
 
 
-def _leaves(value: Any, path: Path_) -> list[Path_]:
+def _leaves(value: Any, path: KeyPath) -> list[KeyPath]:
     if not isinstance(value, dict) or not value:
         return [path]
     return [leaf for name, inner in value.items() for leaf in _leaves(inner, (*path, name))]
 
 
-def _unknown(path: Path_, section: type[BaseModel], origins: Mapping[Path_, str]) -> ConfigError:
+def _unknown(path: KeyPath, section: type[BaseModel], origins: Mapping[KeyPath, str]) -> ConfigError:
     dotted = ".".join(path)
     if nested := [name for name in path if "." in name]:
         return ConfigError(
@@ -219,12 +210,12 @@ def _line(error: ConfigError) -> int:
     return int(line) if line.isdecimal() else sys.maxsize
 
 
-def _place(path: Path_, origins: Mapping[Path_, str]) -> str:
+def _place(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
     """Where a key, or what is nearest above it, stands."""
     return next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), "")
 
 
-def _merge_preset(tree: dict[str, Any], origins: dict[Path_, str]) -> list[ConfigError]:
+def _merge_preset(tree: dict[str, Any], origins: dict[KeyPath, str]) -> list[ConfigError]:
     algorithm = tree.get("algorithm")
     if not isinstance(algorithm, dict) or not isinstance(algorithm.get("preset"), str):
         return []
@@ -240,7 +231,7 @@ def _merge_preset(tree: dict[str, Any], origins: dict[Path_, str]) -> list[Confi
 
 
 def _fill(
-    tree: dict[str, Any], row: Mapping[str, Any], path: Path_, origin: str, origins: dict[Path_, str]
+    tree: dict[str, Any], row: Mapping[str, Any], path: KeyPath, origin: str, origins: dict[KeyPath, str]
 ) -> None:
     """Put the preset's values where nothing was written; its options only under its own plug-in."""
     for name, value in row.items():
@@ -254,7 +245,9 @@ def _fill(
             tree[name], origins[here] = value, origin
 
 
-def _validate(tree: dict, origins: Mapping[Path_, str], file: str) -> tuple[Config | None, list[ConfigError]]:
+def _validate(
+    tree: dict, origins: Mapping[KeyPath, str], file: str
+) -> tuple[Config | None, list[ConfigError]]:
     try:
         # JSON mode: strict about types, and a list may still become a tuple
         return Config.model_validate_json(json.dumps(tree), strict=True), []
@@ -263,7 +256,7 @@ def _validate(tree: dict, origins: Mapping[Path_, str], file: str) -> tuple[Conf
         return None, [_explain(problem, tree, origins, file) for problem in wrong]
 
 
-def _explain(problem: Any, tree: dict, origins: Mapping[Path_, str], file: str) -> ConfigError:
+def _explain(problem: Any, tree: dict, origins: Mapping[KeyPath, str], file: str) -> ConfigError:
     path = tuple(map(str, problem["loc"]))
     inside = False  # a list: its items have no key of their own
     while len(path) > 1 and keys.find(".".join(path)) is None:
@@ -277,7 +270,7 @@ def _explain(problem: Any, tree: dict, origins: Mapping[Path_, str], file: str) 
     return _wrong_value(key, _at(tree, path) if inside else problem["input"], place)
 
 
-def _at(tree: Any, path: Path_) -> Any:
+def _at(tree: Any, path: KeyPath) -> Any:
     for name in path:
         tree = tree[name]
     return tree
@@ -299,6 +292,6 @@ def _wrong_value(key: keys.Key, value: Any, place: str) -> ConfigError:
     return ConfigError(f"{written} is not {expected}", where=place, fix=fix)
 
 
-def _all_origins(config: Config, origins: Mapping[Path_, str]) -> dict[str, str]:
+def _all_origins(config: Config, origins: Mapping[KeyPath, str]) -> dict[str, str]:
     written = {".".join(path): origin for path, origin in origins.items()}
     return {dotted: written.get(dotted, DEFAULT) for dotted, _ in values(config)}

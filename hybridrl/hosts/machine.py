@@ -43,11 +43,6 @@ class Machine:
         total, available = memory()
         return cls(cores(), total, available, shm_free(), gpus())
 
-    @property
-    def device_bytes(self) -> int:
-        """Memory that training and rollout have: of all GPUs, or of the machine."""
-        return sum(gpu.memory_bytes - gpu.used_bytes for gpu in self.gpus) or self.available_bytes
-
     def describe(self) -> str:
         """One line for a person."""
         size = f"{self.cores} cores, {self.memory_bytes / GIB:.0f} GiB"
