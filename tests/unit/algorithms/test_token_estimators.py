@@ -207,10 +207,10 @@ def test_equals_its_oracle(ragged, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_float32_is_as_good_as_float32(ragged, name):
-    # 4e-6: sums over ten tokens before whitening; against the float64 oracle of the same float32 inputs.
+    # Against the float64 oracle of the same float32 inputs.
     config, oracle = CASES[name]
     batch = ragged(5, torch.float32)
-    assert_rows(batch, run(config, batch).advantage_T, oracle(batch), 4e-6)
+    assert_rows(batch, run(config, batch).advantage_T, oracle(batch), 1e-6)
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
