@@ -4,7 +4,6 @@ count.
 
 import os
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,18 +127,6 @@ def visible(found: tuple[GPU, ...], names: str | None) -> tuple[GPU, ...]:
             break
         shown.append(match[0])
     return tuple(shown)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on now. Another process may take one before you do."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for one in held:
-            one.bind((LOOPBACK, 0))
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def _read(path: Path) -> str:

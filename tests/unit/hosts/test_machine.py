@@ -1,11 +1,10 @@
-"""What the machine is: nvidia-smi's table, CUDA_VISIBLE_DEVICES, memory and ports."""
+"""What the machine is: nvidia-smi's table, CUDA_VISIBLE_DEVICES, memory."""
 
 import os
-import socket
 
 import pytest
 
-from hybridrl.hosts.machine import GIB, GPU, LOOPBACK, Machine, free_ports, memory, parse_gpus, visible
+from hybridrl.hosts.machine import GIB, GPU, Machine, memory, parse_gpus, visible
 
 TABLE = """\
 0, GPU-1f2e, NVIDIA H100 80GB HBM3, 81559, 4
@@ -54,11 +53,3 @@ def test_this_machine_has_what_the_kernel_says() -> None:
         <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
     assert memory()[0] == here.memory_bytes
-
-
-def test_free_ports_are_different_and_can_be_bound() -> None:
-    ports = free_ports(4)
-    assert len(set(ports)) == 4
-    for port in ports:
-        with socket.socket() as one:
-            one.bind((LOOPBACK, port))
