@@ -40,6 +40,12 @@ def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
             fix=f"use {least} or more, or an estimator without a group baseline (reinforce_plus_plus)",
         )
     in_reward = config.kl.place == "reward" and config.kl.coefficient > 0
+    if in_reward and hasattr(inner, "state_dict"):
+        raise ConfigError(
+            f"{config.estimator.name} keeps a state and knows no KL in the reward",
+            where="algorithm.kl.in",
+            fix="use in: loss",
+        )
     per_token = getattr(inner, "per_token", False)
     if not in_reward and not per_token and "token_reward" not in inner.needs:
         return inner

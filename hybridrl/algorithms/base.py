@@ -84,8 +84,7 @@ class Totals:
 
 
 class Reduce(Protocol):
-    """Elementwise reduction over the data-parallel ranks. *Collective*: all of them call it, in the same
-    order."""
+    """Elementwise reduction over the data-parallel ranks. *Collective*: all call it, in the same order."""
 
     def sum(self, value: Tensor) -> Tensor: ...
 
@@ -155,8 +154,8 @@ class AdvantageEstimator(Protocol):
 
 
 class TokenForm(Protocol):
-    """More attributes of an estimator on scalars whose formula is another once rewards differ from token
-    to token."""
+    """More attributes of an estimator on scalars whose formula is another one for rewards of single
+    tokens."""
 
     @property
     def per_token(self) -> bool:
@@ -204,7 +203,7 @@ class Prepares(Protocol):
 
     What depends on the whole batch (a quantile, a random choice, a mean) cannot be computed from a
     microbatch: it would change with the split. It is computed once, from the columns before the update, and
-        handed to the loss as a column.
+    handed to the loss as a column.
     """
 
     makes: frozenset[Column]
@@ -226,10 +225,10 @@ class TokenLoss(NamedTuple):
 
 
 class PolicyLoss(Protocol):
-    """Loss of every token, called as loss(logp_T=, advantage_T=, tokens=, old_logp_T=, ...); `needs` names
-    token columns.
+    """Loss of every token, called as loss(logp_T=, advantage_T=, tokens=, old_logp_T=, ...).
 
-    A loss that has a meaning in some aggregation modes only names them in `aggregates`.
+    `needs` names token columns. A loss that has a meaning in some aggregation modes only names them in
+    `aggregates`.
     """
 
     @property
@@ -283,8 +282,7 @@ class KL(Protocol):
 
 
 class Aggregate(Protocol):
-    """This microbatch's share of one number over the minibatch: shares of microbatches and ranks add up to
-    it."""
+    """This microbatch's share of one number over the minibatch: the shares add up to it."""
 
     def __call__(self, value_T: Tensor, tokens: Tokens, totals: Totals) -> Tensor: ...
 

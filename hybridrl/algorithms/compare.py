@@ -56,8 +56,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One trajectory of the sample batch and what each makes of it; advantages are means over its trained
-    tokens."""
+    """One trajectory of the sample batch, and its mean advantage over trained tokens as each computes it."""
 
     group: int
     reward: float

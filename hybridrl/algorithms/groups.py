@@ -65,13 +65,12 @@ def group_std(centred_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Ten
 
 
 def others_std(value_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Tensor:
-    """Standard deviation of the group of each trajectory without itself, [N]; 0 where fewer than two are
-    left."""
+    """Standard deviation of each trajectory's group without itself, [N]; 0 where fewer than two are left."""
     size_N = group_size(group_N, value_N.dtype)
     num_others_N = (size_N - 1).clamp(min=1)
     centred_N = centre(value_N, group_N)
-    # The others' mean is -d / (n - 1) in centred units, so their squares around it sum to S - d^2 - d^2 / (n
-    # - 1).
+    # In centred units the others' mean is -d / (n - 1); their squares around it sum to S - d^2 - d^2 / (n -
+    # 1).
     squares_N = group_sum(centred_N.square(), group_N) - centred_N.square() * size_N / num_others_N
     scale_N = group_max(centred_N.square(), group_N)
     # What is left of equal values after cancellation is rounding, not spread.

@@ -92,8 +92,7 @@ def check_first_ratio(ratio_max_abs_err: float) -> Finding | None:
 
 
 def check_centred(advantage_N: Tensor, group_N: Tensor, over: Literal["group", "batch"]) -> Finding | None:
-    """Advantages of an estimator that subtracts a group mean sum to 0 in each group; whitened ones over the
-    batch.
+    """Advantages over a group mean sum to 0 in each group, whitened ones over the batch.
 
     Args:
         over: "group" for estimators like grpo; "batch" for whitened ones, whose advantages are weighed by

@@ -1,7 +1,6 @@
 """How far the engine's probabilities are from the trainer's, and what correcting for it costs.
 
-Everything is over the trained tokens, or trajectories, of all ranks, under verl's names. All functions are
-*collective*.
+Over the trained tokens, or trajectories, of all ranks, under verl's names. All functions are *collective*.
 Shape letters: T packed tokens held here, S trajectories (tokens.num_seqs).
 """
 

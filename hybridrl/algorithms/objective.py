@@ -44,8 +44,7 @@ class Objective:
 
         Raises:
             ConfigError: an unknown plug-in or option, or a loss that has no meaning in the aggregation mode;
-            `where` is the
-                config key.
+                `where` is the config key.
         """
         self.loss = build("policy_loss", config.loss.name, config.loss.options, where="algorithm.loss")
         self.aggregate = _aggregate(config, self.loss, max_response_tokens)
@@ -111,7 +110,10 @@ class Objective:
         moved_T = masked(log_ratio(known.columns["old_logp"], known.columns["rollout_logp"]), known.tokens)
         for correction in self.corrections:
             weight_T = correction(weight_T, moved_T, known.tokens, reduce)
-        return weight_T, mismatch.weight_metrics(weight_T, moved_T, known.tokens, reduce)
+        metrics = mismatch.divergence_metrics(
+            known.columns["old_logp"], known.columns["rollout_logp"], known.tokens, reduce
+        )
+        return weight_T, metrics | mismatch.weight_metrics(weight_T, moved_T, known.tokens, reduce)
 
     def __call__(
         self,

@@ -1,10 +1,10 @@
-"""From a name and options in a config to a plug-in, with every mistake refused at the key where it was
-made."""
+"""From a name and options in a config to a plug-in; every mistake is refused at the key where it was made."""
 
 import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
+from dataclasses import MISSING
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,6 +13,9 @@ from hybridrl import registry
 from hybridrl.algorithms.base import SCALAR_COLUMNS, TOKEN_COLUMNS
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.errors import ConfigError
+
+_DECLARE_COLUMNS = {"estimator", "policy_loss", "kl", "shaping"}
+"""Kinds whose plug-ins have `needs`."""
 
 
 def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> Any:
@@ -24,39 +27,40 @@ def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> An
         where: the config key, named in errors.
 
     Raises:
-        ConfigError: no such plug-in, an unknown or mistyped option, options that contradict each other, or a
-        needed column
-            that does not exist.
+        ConfigError: no such plug-in, an unknown or mistyped option, options that contradict each other, or
+            a needed column that does not exist.
     """
     plugin = registry.find(PACKAGES[kind], name, where=where)
-    made = (
-        _make(plugin, name, options, where)
-        if isinstance(plugin, type)
-        else _function(plugin, name, options, where)
-    )
-    unknown = (
-        set(getattr(made, "needs", ())) - SCALAR_COLUMNS - TOKEN_COLUMNS - getattr(made, "makes", frozenset())
-    )
-    if unknown:
-        known = ", ".join(sorted(SCALAR_COLUMNS | TOKEN_COLUMNS))
-        raise ConfigError(
-            f"{name} needs unknown columns {sorted(unknown)}", where=where, fix=f"columns are {known}"
-        )
+    if isinstance(plugin, type):
+        made = _make(plugin, name, options, where)
+    else:
+        _check_known(options, [], name, where)
+        made = plugin
+    if kind in _DECLARE_COLUMNS:
+        _check_columns(made, name, where)
     return made
+
+
+def _check_columns(made: Any, name: str, where: str) -> None:
+    if not hasattr(made, "needs"):
+        raise ConfigError(
+            f"{name} does not say which columns it needs", where=where, fix="needs = frozenset()"
+        )
+    known = SCALAR_COLUMNS | TOKEN_COLUMNS
+    unknown = set(made.needs) - known - getattr(made, "makes", frozenset())
+    if unknown:
+        fix = f"columns are {', '.join(sorted(known))}"
+        raise ConfigError(f"{name} needs unknown columns {sorted(unknown)}", where=where, fix=fix)
 
 
 def _make(plugin: type, name: str, options: Mapping[str, Any], where: str) -> Any:
     fields = [f for f in dataclasses.fields(plugin) if f.init] if dataclasses.is_dataclass(plugin) else []
+    _check_known(options, [f.name for f in fields], name, where)
+    required = [f.name for f in fields if f.default is MISSING and f.default_factory is MISSING]
+    for option in required:
+        if option not in options:
+            raise ConfigError(f"{name} needs the option {option}", where=where, fix=f"set {where}.{option}")
     hints = get_type_hints(plugin)
-    for option in options:
-        _check_known(option, [f.name for f in fields], name, where)
-    for f in fields:
-        if (
-            f.default is dataclasses.MISSING
-            and f.default_factory is dataclasses.MISSING
-            and f.name not in options
-        ):
-            raise ConfigError(f"{name} needs the option {f.name}", where=where, fix=f"set {where}.{f.name}")
     values = {option: _typed(value, hints[option], f"{where}.{option}") for option, value in options.items()}
     try:
         return plugin(**values)
@@ -64,23 +68,13 @@ def _make(plugin: type, name: str, options: Mapping[str, Any], where: str) -> An
         raise ConfigError(f"{name}: {error}", where=where) from error
 
 
-def _function(plugin: Any, name: str, options: Mapping[str, Any], where: str) -> Any:
+def _check_known(options: Mapping[str, Any], known: list[str], name: str, where: str) -> None:
     for option in options:
-        _check_known(option, [], name, where)
-    return plugin
-
-
-def _check_known(option: str, known: list[str], name: str, where: str) -> None:
-    if option not in known:
-        near = difflib.get_close_matches(option, known, n=1, cutoff=0.4)
-        fix = (
-            f"did you mean {near[0]}?"
-            if near
-            else f"its options are {', '.join(known)}"
-            if known
-            else "it has none"
-        )
-        raise ConfigError(f"{name} has no option {option!r}", where=f"{where}.{option}", fix=fix)
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1, cutoff=0.4)
+            listed = f"its options are {', '.join(known)}" if known else "it has none"
+            fix = f"did you mean {near[0]}?" if near else listed
+            raise ConfigError(f"{name} has no option {option!r}", where=f"{where}.{option}", fix=fix)
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:

@@ -19,8 +19,8 @@ _OTHER_TOKEN_COLUMNS = frozenset({"advantage", "logp", "entropy"})
 
 @dataclass
 class RaggedBatch:
-    """Trajectories of unequal length with prompts and tool answers between trained tokens, in shuffled
-    groups."""
+    """Trajectories of unequal length, with prompts and tool answers between trained tokens, groups
+    shuffled."""
 
     reward_N: Tensor
     group_N: Tensor

@@ -91,8 +91,7 @@ class DynamicSampling:
 
 @dataclass(kw_only=True, slots=True)
 class SolveRates:
-    """Remembers how often each prompt is solved, and leaves out those that are too easy or too hard for
-    now."""
+    """Remembers how often each prompt is solved, and leaves out those too easy or too hard for now."""
 
     lowest: float = 0.0
     highest: float = 1.0

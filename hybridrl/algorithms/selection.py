@@ -87,8 +87,7 @@ def _bin_of_kth(bin_M: Tensor, k: int, reduce: Reduce) -> int:
 
 
 def random_per_token(seed: int, step: int, tokens: Tokens) -> Tensor:
-    """Uniform in [0, 1), float32 [T], from the token's place in the batch alone: the same on whichever rank
-    it is."""
+    """Uniform in [0, 1), float32 [T], from the token's place in the batch alone: the same on any rank."""
     mixed_T = _mix(tokens.seq_T + _mix(torch.tensor(seed * 1_000_003 + step, device=tokens.seq_T.device)))
     mixed_T = _mix(mixed_T + position(tokens))
     return ((mixed_T >> 40) & 0xFFFFFF).float() / (1 << 24)

@@ -10,8 +10,7 @@ from hybridrl.algorithms.base import Reduce, Tokens
 
 
 def masked(value_T: Tensor, tokens: Tokens) -> Tensor:
-    """The column with 0 outside the loss mask, whatever was there (inf and NaN included), without a gradient
-    there."""
+    """The column with 0 outside the loss mask, whatever was there (inf, NaN), and no gradient there."""
     return torch.where(tokens.mask_T, value_T, torch.zeros_like(value_T))
 
 
@@ -54,8 +53,7 @@ def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:
 
 
 def position(tokens: Tokens) -> Tensor:
-    """int64 [T]: how many trained tokens of the trajectory come before this one, which is trained; 0
-    elsewhere."""
+    """int64 [T]: trained tokens of the trajectory before this trained one; 0 outside the mask."""
     count_T = torch.cumsum(tokens.mask_T, 0)
     starts_T = torch.ones_like(tokens.mask_T)
     starts_T[1:] = tokens.seq_T[1:] != tokens.seq_T[:-1]
@@ -64,8 +62,7 @@ def position(tokens: Tokens) -> Tensor:
 
 
 def next_token(value_T: Tensor, tokens: Tokens) -> Tensor:
-    """The column's value at the next trained token of the trajectory, [T]; 0 at the last one and outside the
-    mask."""
+    """The value at the next trained token of the trajectory, [T]; 0 at the last one and outside the mask."""
     at_M = torch.nonzero(tokens.mask_T).flatten()
     seq_M, next_M = tokens.seq_T[at_M], torch.zeros_like(value_T[at_M])
     next_M[:-1] = torch.where(seq_M[1:] == seq_M[:-1], value_T[at_M][1:], 0)

@@ -38,6 +38,13 @@ def plain(reward_N, group_N):
     return reward_N
 
 
+plain.needs = frozenset()
+
+
+def silent(reward_N, group_N):
+    return reward_N
+
+
 def make(plugin: str, **options):
     return build("estimator", f"{__name__}:{plugin}", options, where="algorithm.estimator")
 
@@ -94,6 +101,18 @@ def test_a_plain_function_is_a_plugin_without_options():
     assert make("plain") is plain
     with pytest.raises(ConfigError, match="no option 'eps'"):
         make("plain", eps=1)
+
+
+def test_a_plugin_that_does_not_say_what_it_needs_is_refused():
+    with pytest.raises(ConfigError, match="does not say which columns it needs"):
+        make("silent")
+
+
+def test_a_stateful_estimator_refuses_kl_in_the_reward():
+    # Its state would live on every rank, out of the checkpoint's sight.
+    config = AlgorithmConfig(estimator="rae", kl={"coefficient": 0.1, "in": "reward"})
+    with pytest.raises(ConfigError, match="keeps a state"):
+        load_estimator(config)
 
 
 def test_an_unknown_column_is_refused():
