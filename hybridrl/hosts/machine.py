@@ -1,6 +1,4 @@
-"""What this machine is, found without importing torch: cores, memory, GPUs, ports. Limits of a container
-count.
-"""
+"""What this machine is, found without importing torch: cores, memory, GPUs. A container's limits count."""
 
 import os
 import shutil
