@@ -1,0 +1,112 @@
+"""How engines of SGLang start, fail and end: with a reason, and without anything left behind."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from engine_values import ROOT, TOLERANCE, answer, largest_difference, model, prompts, sampling, setup
+
+from hybridrl.errors import ConfigError, DeadlineError, EngineError, ModelError, ResourceError
+from hybridrl.rollout.sglang.engine import SGLangEngine
+
+
+@pytest.fixture(scope="module")
+def first():
+    return model(1)
+
+
+@pytest.fixture(scope="module")
+def folder(first, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    first.save_pretrained(path)
+    return path
+
+
+def left_behind(engine):
+    """Processes and files of an engine that are still there."""
+    pids = [engine._process.pid, *engine._started.pids]
+    processes = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    marks = [engine._started.name, *(f"torch_{pid}_" for pid in pids), *(f"loky-{pid}-" for pid in pids)]
+    files = [path.name for path in Path("/dev/shm").iterdir() if any(mark in path.name for mark in marks)]
+    return processes, files, Path(engine._folder).exists()
+
+
+def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first):
+    engine = SGLangEngine(setup(folder, version=None, log_path=str(folder / "doomed.log")))
+    with pytest.raises(EngineError, match="must not serve"):
+        answer(engine, prompts(1), sampling())
+
+    async def first_swap():
+        await engine.begin_swap(7)
+        await engine.commit_swap(7)
+
+    engine.export_parameters()
+    asyncio.run(first_swap())
+    _, block = answer(engine, prompts(2), sampling())
+    assert largest_difference(first, block, 1.0) < TOLERANCE
+
+    async def die():
+        request = asyncio.create_task(engine.generate(prompts(32), sampling(max_response_tokens=30)))
+        await asyncio.sleep(0)
+        psutil.Process(engine._started.pids[0]).kill()
+        await request
+
+    with pytest.raises(EngineError, match="doomed ended"):
+        asyncio.run(die())
+    with pytest.raises(EngineError, match="doomed ended"):
+        answer(engine, prompts(1), sampling())
+    engine.shutdown()
+    engine.shutdown()
+    assert left_behind(engine) == ([], [], False)
+
+
+def test_an_engine_ends_with_its_owner(folder):
+    program = f"""
+from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
+engine = SGLangEngine(EngineSetup(model_folder={str(folder)!r}, log_path={str(folder / "orphan.log")!r},
+                                  max_prompt_tokens=32, max_response_tokens=32))
+engine.export_parameters()
+print(engine._process.pid, engine._folder, engine._started.name, *engine._started.pids, flush=True)
+import os; os.kill(os.getpid(), 9)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    host, temporary, name, *pids = done.stdout.split()
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(host)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(int(host)) and not Path(temporary).exists()
+    marks = [name, *(f"_{pid}_" for pid in pids), *(f"-{pid}-" for pid in pids)]
+    assert not [p.name for p in Path("/dev/shm").iterdir() if any(mark in p.name for mark in marks)]
+
+
+def test_an_engine_that_cannot_start_says_why(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(EngineError, match="engine ended: .*Error") as caught:
+        SGLangEngine(setup(tmp_path))
+    assert "engine.log ends with" in caught.value.where
+
+
+def test_an_engine_that_does_not_come_up_in_time_is_given_up(folder):
+    with pytest.raises(DeadlineError, match="not up after 0 s"):
+        SGLangEngine(setup(folder, start_timeout_s=0.01, log_path=str(folder / "late.log")))
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (ModelError, {"model_folder": "/nowhere"}),
+        (ConfigError, {"max_response_tokens": 200}),
+        (ResourceError, {"kv_cache_tokens": 100}),
+    ],
+)
+def test_a_setup_that_cannot_work_is_refused_before_anything_starts(folder, kind, options):
+    with pytest.raises(kind):
+        SGLangEngine(setup(folder, **{"log_path": str(folder / "never.log")} | options))
+    assert not (folder / "never.log").exists()
