@@ -38,7 +38,7 @@ FAMILIES = {
         },
     ),
     "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
-    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3": ("Qwen3", {"head_dim": 16, "num_key_value_heads": 1}),  # fewer heads than ranks of TP2
 }
 
 

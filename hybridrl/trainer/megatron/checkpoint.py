@@ -21,8 +21,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
-from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint import save as torch_save
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 
 from hybridrl.errors import CheckpointError
 from hybridrl.trainer import committed

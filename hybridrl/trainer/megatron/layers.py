@@ -21,10 +21,10 @@ class RMSNorm(torch.nn.Module):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = (
-            config.sequence_parallel
-        )  # Megatron then sums its gradient over tensor-parallel ranks
+        weight: Any = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Where ranks have different tokens, Megatron sums the gradients of what is marked so.
+        weight.sequence_parallel = config.sequence_parallel
+        self.weight = weight
         self._eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -72,16 +72,14 @@ class _LogProbAndEntropy(Function):
     ) -> tuple[Tensor | None, ...]:
         """d logp / d score = onehot - p;  d entropy / d score = -p * (log p + entropy)."""
         log_prob_RV, entry_R1, here_R, entropy_R = ctx.saved_tensors
-        if log_prob_RV.shape[1] == 0 or (grad_logp_R is None and grad_entropy_R is None):
-            return torch.zeros_like(log_prob_RV, dtype=ctx.dtype), None, None, None, None
+        if grad_logp_R is None:
+            grad_logp_R = torch.zeros_like(entropy_R)
         grad_RV = log_prob_RV.exp()
         if grad_entropy_R is None:
             grad_RV.mul_(-grad_logp_R.unsqueeze(1))
         else:
             factor_RV = (log_prob_RV + entropy_R.unsqueeze(1)).mul_(grad_entropy_R.unsqueeze(1))
-            if grad_logp_R is not None:
-                factor_RV.add_(grad_logp_R.unsqueeze(1))
-            grad_RV.mul_(factor_RV.neg_())
-        if grad_logp_R is not None:
+            grad_RV.mul_(factor_RV.add_(grad_logp_R.unsqueeze(1)).neg_())
+        if log_prob_RV.shape[1]:
             grad_RV.scatter_add_(1, entry_R1, (grad_logp_R * here_R).unsqueeze(1))
         return grad_RV.div_(ctx.temperature).to(ctx.dtype), None, None, None, None

@@ -89,9 +89,10 @@ def _mark_tensor_parallel(model: torch.nn.Module) -> None:
 
 def policy_model(model: torch.nn.Module) -> PolicyModel:
     """The model inside Megatron's wrappers."""
-    while not isinstance(model, PolicyModel):
-        model = model.module
-    return model
+    inner: Any = model
+    while not isinstance(inner, PolicyModel):
+        inner = inner.module
+    return inner
 
 
 def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:

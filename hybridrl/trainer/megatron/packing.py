@@ -17,17 +17,17 @@ from torch import Tensor
 from hybridrl.batch import RankBatch, TokenBlock
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Packing(PackedSeqParams):
     """Where sequences lie among the packed tokens; Megatron hands it to every attention layer."""
 
-    position_T: Tensor | None = None
+    position_T: Tensor
     """int64: of each token in its sequence."""
 
-    runs: tuple[tuple[int, int], ...] = ()
+    runs: tuple[tuple[int, int], ...]
     """(number of sequences, their length) of neighbours of equal length."""
 
-    predict_R: Tensor | None = None
+    predict_R: Tensor
     """int64: the token whose output predicts each trained token."""
 
 

@@ -18,7 +18,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import Known, Metrics, Tokens, Totals, argument
+from hybridrl.algorithms.base import Advantage, Known, Metrics, Tokens, Totals, argument
 from hybridrl.algorithms.objective import Objective
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
@@ -43,6 +43,7 @@ class MegatronPolicy:
         """Join the other ranks and build the model with the weights of the model folder.
 
         Raises:
+            ResourceError: torch would use a GPU.
             LayoutError, ModelError: the model cannot be split as asked, or has a part that is not supported.
             ConfigError: an algorithm plug-in that does not exist.
         """
@@ -51,7 +52,7 @@ class MegatronPolicy:
         self._estimator = load_estimator(setup.algorithm)
         with cpu.scope():
             self._device = start(setup)
-            self.layout = make_layout(setup, self._device)
+            self.layout = make_layout(setup)
             config = transformer_config(setup, self._device)
             self._model = build(config, setup.model, self.layout.padded_vocab, self._device)
             load_hf(setup.model_folder, self.layout, setup.rank, self.tensors())
@@ -85,7 +86,7 @@ class MegatronPolicy:
             if needs_now or not one_step:
                 metrics |= self._add_policy_columns()
             if self._reference is not None:
-                self._add_reference_column()
+                self._add_reference_column(self._reference)
             if batch.advantage_N is None and self._on_last_stage:
                 self._add_advantage()
             if self._objective.prepares:
@@ -215,9 +216,9 @@ class MegatronPolicy:
         loaded = self._loaded
         return from_last_stage(agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._reduce))
 
-    def _add_reference_column(self) -> None:
+    def _add_reference_column(self, reference: Mapping[str, Tensor]) -> None:
         loaded = self._loaded
-        with self._reference_weights():
+        with self._weights(reference):
             logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
         loaded.add("ref_logp", logp_U)
 
@@ -234,6 +235,7 @@ class MegatronPolicy:
             reduce=self._reduce,
             **columns,
         )
+        assert isinstance(advantage, Advantage), "an estimator that needs token columns returns token columns"
         loaded.add_held("advantage", advantage.advantage_T)
 
     def _add_prepared_columns(self) -> dict[str, float]:
@@ -250,10 +252,10 @@ class MegatronPolicy:
         return from_last_stage({name: float(value) for name, value in prepared.metrics.items()})
 
     @contextlib.contextmanager
-    def _reference_weights(self) -> Iterator[None]:
-        """Inside, the model computes with the initial weights; the live ones are not touched."""
+    def _weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the model computes with other weights; the live ones are not touched."""
         live = self.tensors()
-        self._point_to(self._reference)
+        self._point_to(tensors)
         try:
             yield
         finally:

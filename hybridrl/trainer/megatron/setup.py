@@ -9,27 +9,29 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from hybridrl.config.schema import ActorConfig
-from hybridrl.errors import ModelError
-from hybridrl.hosts import cuda
+from hybridrl.errors import ModelError, ResourceError
+from hybridrl.hosts import cpu
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.trainer.setup import TrainerSetup
 
 
 def start(setup: TrainerSetup) -> torch.device:
-    """Join the process groups and seed. *Collective*. Returns the device of this rank."""
-    has_cuda = torch.cuda.is_available()
-    device = cuda.bind(setup.rank) if has_cuda else torch.device("cpu")
-    dist.init_process_group(
-        "nccl" if has_cuda else "gloo",
-        init_method=setup.rendezvous,
-        rank=setup.rank,
-        world_size=setup.world_size,
-        timeout=timedelta(seconds=setup.timeout_s),
-    )
+    """Join the process groups and seed. *Collective*. Returns the device of this rank.
+
+    Raises:
+        ResourceError: torch would use a GPU.
+    """
+    if torch.cuda.is_available():
+        raise ResourceError(
+            "the trainer has no Transformer Engine layers and no NCCL groups yet, and torch sees a GPU",
+            fix="an empty CUDA_VISIBLE_DEVICES trains on the CPU",
+        )
+    address = {"init_method": setup.rendezvous, "rank": setup.rank, "world_size": setup.world_size}
+    dist.init_process_group("gloo", timeout=timedelta(seconds=setup.timeout_s), **address)
     parallel_state.initialize_model_parallel(setup.tp, setup.pp)
     torch.manual_seed(setup.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(setup.seed)
-    return device
+    return cpu.CPU
 
 
 def stop() -> None:
@@ -38,7 +40,7 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
-def make_layout(setup: TrainerSetup, device: torch.device) -> MegatronLayout:
+def make_layout(setup: TrainerSetup) -> MegatronLayout:
     """Who holds which part of the model.
 
     Raises:
@@ -47,9 +49,8 @@ def make_layout(setup: TrainerSetup, device: torch.device) -> MegatronLayout:
     """
     if setup.model.attention_out_bias:
         raise ModelError("a bias on the attention output is not supported", where=str(setup.model_folder))
-    # Tensor cores want round sizes of the output layer; a CPU pays for every padded row.
-    multiple = 128 if device.type == "cuda" else 1
-    return MegatronLayout(setup.model, tp=setup.tp, pp=setup.pp, dp=setup.dp, vocab_multiple=multiple)
+    # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
+    return MegatronLayout(setup.model, tp=setup.tp, pp=setup.pp, dp=setup.dp, vocab_multiple=1)
 
 
 def transformer_config(setup: TrainerSetup, device: torch.device) -> TransformerConfig:
