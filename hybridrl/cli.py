@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from typer.exceptions import TyperException
 
 from hybridrl import __version__
 from hybridrl.errors import HybridRLError
+
+if TYPE_CHECKING:
+    from hybridrl.config.load import LoadedConfig
 
 INTERRUPTED = 130
 
@@ -34,6 +37,10 @@ config_app = typer.Typer(
     rich_markup_mode="rich", no_args_is_help=True, help="Look at a config before running it."
 )
 app.add_typer(config_app, name="config")
+algo_app = typer.Typer(
+    rich_markup_mode="rich", no_args_is_help=True, help="Look at the algorithms, and check one of your own."
+)
+app.add_typer(algo_app, name="algo")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -122,6 +129,7 @@ def launch(
     loaded = load(config, overrides or [])
     preflight(loaded, Machine.here(), say, make_model=not dry_run)
     if dry_run:
+        _try_data(loaded)
         say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
         return
     folder = RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded)
@@ -176,13 +184,94 @@ def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
     from hybridrl.hosts.machine import Machine
     from hybridrl.launch.preflight import preflight
 
-    preflight(load(config, overrides or []), Machine.here(), say, make_model=False)
+    loaded = load(config, overrides or [])
+    preflight(loaded, Machine.here(), say, make_model=False)
+    _try_data(loaded)
     say("ok", f"hybridrl launch {config} would start")
+
+
+@algo_app.command("list")
+def algo_list(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """Every estimator, loss, KL form, correction and preset, with its source."""
+    from hybridrl.algorithms.catalog import listing
+
+    found = listing()
+    if as_json:
+        out.print_json(data=found)
+        return
+    for kind, plugins in found.items():
+        out.print(f"\n[bold]{escape(kind)}[/]")
+        for plugin in plugins:
+            out.print(f"  {plugin['name']:<28} {escape(plugin.get('title') or plugin['about'])}")
+
+
+@algo_app.command("explain")
+def algo_explain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in grpo, ppo_clip, dapo.")],
+) -> None:
+    """Formula, source, options and defaults of an algorithm."""
+    from hybridrl.algorithms.catalog import explain
+
+    for heading, text in explain(name):
+        out.print(f"[bold]{escape(heading)}[/]  {escape(text)}")
+
+
+@algo_app.command("diff")
+def algo_diff(
+    algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="As in grpo.")],
+    a: Annotated[str, typer.Option("--a", help="A framework, as in verl; or hybridrl.")],
+    b: Annotated[str, typer.Option("--b", help="Another one.")],
+) -> None:
+    """The same algorithm as two frameworks compute it: what differs, why, and by how much on a batch."""
+    from hybridrl.algorithms.compare import diff
+
+    found = diff(algorithm, a, b)
+    for choice in found.choices:
+        out.print(
+            f"[bold]{escape(choice.key)}[/]  {escape(f'{choice.a} | {choice.b}')}   {escape(choice.why)}"
+        )
+    out.print(f"\n{'group':>5} {'reward':>7} {'length':>7} {found.a:>10} {found.b:>10}")
+    for t in found.trajectories:
+        out.print(
+            f"{t.group:>5} {t.reward:>7.3f} {t.length:>7} {t.advantage_a:>10.6f} {t.advantage_b:>10.6f}"
+        )
+    out.print(f"largest difference of an advantage {found.max_abs_advantage:.2e}")
+    out.print(f"loss {found.loss_a:.8f} | {found.loss_b:.8f}")
+    for note in found.notes:
+        out.print(escape(note))
+
+
+@algo_app.command("check")
+def algo_check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An estimator, or module:Name of yours.")],
+) -> None:
+    """Try an advantage estimator on batches that break wrong ones: order, flat groups, padding, ranks."""
+    from hybridrl.algorithms.check import check_estimator
+    from hybridrl.config.schema import PluginConfig
+
+    checks = check_estimator(PluginConfig(name=name))
+    for check in checks:
+        mark = "[green]ok[/]" if check.holds else "[red]no[/]"
+        out.print(f"{mark}  {escape(check.name)}: {escape(check.text)}")
+    raise typer.Exit(0 if all(check.holds for check in checks) else 2)
 
 
 def say(heading: str, text: str) -> None:
     """A line of what happens before the live view begins."""
     out.print(f"[bold]{escape(heading):<9}[/] {escape(text)}")
+
+
+def _try_data(loaded: "LoadedConfig") -> None:
+    """Read the data and try the reward, if there is a model whose tokenizer can be used."""
+    from hybridrl.launch.prepare import prepare
+
+    if Path(loaded.config.model.path).is_dir():
+        try:
+            say("data", prepare(loaded).describe())
+        except HybridRLError as error:
+            raise loaded.locate(error) from error
 
 
 def _keep_traceback() -> Path:

@@ -19,7 +19,7 @@ _MARK = "__hybridrl_plugin__"
 
 
 def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
-    """Mark a class or function as the plug-in `name` of its kind: "estimator", "policy_loss", "reward", ..."""
+    """Mark a class or function as the plug-in `name` of its kind: "estimator", "policy_loss", "reward" ..."""
 
     def mark(plugin: Plugin) -> Plugin:
         setattr(plugin, _MARK, (kind, name))

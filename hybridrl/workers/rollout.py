@@ -28,7 +28,6 @@ _STOP_S = 60.0
 class RolloutWorker:
     def __init__(self, setup: EngineSetup) -> None:
         self._setup = setup
-        self._engine: SGLangEngine | None = None
 
     def pid(self) -> int:
         return os.getpid()
@@ -55,8 +54,7 @@ class RolloutWorker:
         await self._engine.commit_swap(version)
 
     def stop(self) -> None:
-        if self._engine is not None:
-            self._engine.shutdown()
+        self._engine.shutdown()
 
 
 class RayRollout:
