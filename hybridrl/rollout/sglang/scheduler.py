@@ -4,6 +4,7 @@ The calls go through SGLang's collective_rpc and not through a custom weight loa
 update session, which restores and reprocesses weights around it, and an exception in it ends the process.
 """
 
+import gc
 import pickle
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,7 @@ def run(*args: Any, **kwargs: Any) -> None:
         HookRegistry.register(
             f"{_SRT}.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", with_seeds
         )
+    HookRegistry.apply_hooks()
     run_scheduler_process(*args, **kwargs)
 
 
@@ -43,6 +45,12 @@ class RolloutScheduler(Scheduler):
     """Every tensor-parallel rank writes its answer to a file `folder`/<rank>: SGLang returns errors of
     rank 0 only.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # SGLang collects garbage at every cache flush on CPU: 0.5 s over all that the imports made.
+        gc.collect()
+        gc.freeze()
 
     def export_parameters(self, folder: str) -> None:
         self._answer(folder, receive.export_parameters)
