@@ -111,6 +111,16 @@ def test_recomputed_activations_give_the_same_bits(model) -> None:
         np.testing.assert_array_equal(weight, recomputed["weights"][name])
 
 
+def test_logits_may_be_computed_in_pieces(model) -> None:
+    actor = values.make_actor()
+    whole = on_ranks(1, scenarios.with_actor, model, (1, 1, 1), actor)[0]
+    pieces = on_ranks(2, scenarios.with_actor, model, (2, 1, 1), actor, rows_at_once=5)[0]
+    for one, other in zip(whole["reports"], pieces["reports"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-6)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-6)
+    assert pieces["reports"][0]["metrics"]["actor/ratio_max_abs_err"] == 0.0
+
+
 def test_bf16_is_fp32_up_to_its_rounding(model) -> None:
     """bf16 keeps 8 bits: relative rounding of 2**-9 per operation, over about forty operations in depth."""
     full = on_ranks(1, scenarios.with_actor, model, (1, 1, 1), values.make_actor())[0]

@@ -147,8 +147,12 @@ def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, A
     return {"said": said, "unchanged": unchanged, "after_refusal": after_refusal, "alone": alone}
 
 
-def with_actor(rank: int, meet: Meet, folder: Path, shape: Shape, actor: Any) -> dict[str, Any]:
+def with_actor(
+    rank: int, meet: Meet, folder: Path, shape: Shape, actor: Any, *, rows_at_once: int | None = None
+) -> dict[str, Any]:
     with policy(rank, meet, folder, shape, actor=actor) as trained:
+        if rows_at_once is not None:
+            trained._scorer._rows_at_once = rows_at_once
         played = play(trained, values.make_batch([split(i, shape[2], (6,)) for i in range(2)]))
         return played | {"weights": copy(trained)}
 

@@ -27,7 +27,7 @@ from hybridrl.trainer.megatron.rope import PackedRotary
 
 
 class PolicyModel(GPTModel):
-    """GPT whose output layer sees the rows before trained tokens and nothing else."""
+    """GPT that leaves its output layer to the caller, who takes as many rows at a time as memory allows."""
 
     def __init__(self, config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int) -> None:
         first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
@@ -42,21 +42,24 @@ class PolicyModel(GPTModel):
             position_embedding_type="rope",
         )
         self.rotary_pos_emb = PackedRotary(spec)
-        share = padded_vocab_size // config.tensor_model_parallel_size
-        self.first_entry = share * parallel_state.get_tensor_model_parallel_rank()
-        self.num_entries = max(0, min(share, spec.vocab_size - self.first_entry))
+        self.share = padded_vocab_size // config.tensor_model_parallel_size
+        """Vocabulary entries of every tensor-parallel rank, padding included."""
+
+        self.first_entry = self.share * parallel_state.get_tensor_model_parallel_rank()
+        self._num_entries = max(0, min(self.share, spec.vocab_size - self.first_entry))
 
     def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
-        """Logits of the trained tokens without padding of the vocabulary, [R, V]; elsewhere hidden states."""
-        if not self.post_process:
-            return hidden_states
-        weight = (
-            self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None
+        """On the last stage, what the output layer predicts trained tokens from, [R, 1, hidden size]."""
+        return (
+            hidden_states.index_select(0, packed_seq_params.predict_R) if self.post_process else hidden_states
         )
-        logits_R1V, _ = self.output_layer(
-            hidden_states.index_select(0, packed_seq_params.predict_R), weight=weight
-        )
-        return logits_R1V.squeeze(1)[:, : self.num_entries]
+
+    def logits(self, hidden_R1: Tensor) -> Tensor:
+        """Output layer without the padding of the vocabulary, [R, V]. *Collective*, tensor-parallel ranks."""
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        logits_R1V, _ = self.output_layer(hidden_R1.to(weight.dtype), weight=weight)
+        return logits_R1V.squeeze(1)[:, : self._num_entries]
 
 
 def build(
@@ -106,7 +109,7 @@ def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Par
 
 
 def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:
-    """Logits [R, V] on the last pipeline stage, hidden states elsewhere."""
+    """Hidden states: on the last pipeline stage those before trained tokens, elsewhere all."""
     return model(
         input_ids=microbatch.token_T.unsqueeze(0),
         position_ids=microbatch.packing.position_T.unsqueeze(0),

@@ -110,8 +110,8 @@ class MegatronPolicy:
         if fills_old_logp:
             loaded.add("old_logp", loaded.packed.zeros_U())
 
-        def loss(microbatch: Microbatch, logits_RV: Tensor) -> tuple[Tensor, Metrics]:
-            logp_R, entropy_R = self._scorer.score(microbatch, logits_RV)
+        def loss(microbatch: Microbatch, hidden_R1: Tensor) -> tuple[Tensor, Metrics]:
+            logp_R, entropy_R = self._scorer.score(microbatch, hidden_R1)
             if fills_old_logp:
                 loaded.columns["old_logp"][microbatch.trained_R] = logp_R.detach()
             return self._share(microbatch, logp_R, entropy_R, totals)

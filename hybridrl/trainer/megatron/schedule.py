@@ -19,28 +19,27 @@ from hybridrl.trainer.megatron.packing import Microbatch
 
 Result = TypeVar("Result")
 
+_NO_COUNT = torch.zeros((), dtype=torch.int)
+"""In the place of a number of tokens, by which Megatron could divide: see sum_gradients."""
+
 
 def evaluate(
     model: DistributedDataParallel,
     microbatches: Sequence[Microbatch],
-    collect: Callable[[Microbatch, Tensor], Result],
-) -> list[Result]:
+    visit: Callable[[Microbatch, Tensor], None],
+) -> None:
     """Forward without gradients. *Collective* over tensor and pipeline ranks.
 
     Args:
-        collect: called with the logits [R, V] of each microbatch, on the last pipeline stage.
-
-    Returns:
-        What `collect` returned, in order; empty on the other stages.
+        visit: called with the hidden states of each microbatch, in order, on the last pipeline stage.
     """
 
-    def keep(microbatch: Microbatch, logits_RV: Tensor, non_loss_data: bool) -> Result:
-        return collect(microbatch, logits_RV)
+    def finish(microbatch: Microbatch, hidden_R1: Tensor, non_loss_data: bool) -> None:
+        visit(microbatch, hidden_R1)
 
-    if not microbatches:
-        return []
-    with torch.no_grad():
-        return _run(model, microbatches, keep, forward_only=True, collect_non_loss_data=True)
+    if microbatches:
+        with torch.no_grad():
+            _run(model, microbatches, finish, forward_only=True, collect_non_loss_data=True)
 
 
 def accumulate_gradients(
@@ -51,22 +50,18 @@ def accumulate_gradients(
     """Forward and backward; then the gradients are those of the whole minibatch. *Collective*, all ranks.
 
     Args:
-        loss: maps the logits [R, V] of a microbatch to its share of the objective, and what to return.
+        loss: maps the hidden states of a microbatch to its share of the objective, and what to return.
 
     Returns:
         The second results of `loss`, in order; empty on the other pipeline stages.
     """
 
-    def share(microbatch: Microbatch, logits_RV: Tensor) -> tuple[Tensor, Tensor, Result]:
-        scalar, result = loss(microbatch, logits_RV)
-        return (
-            scalar,
-            torch.zeros((), dtype=torch.int),
-            result,
-        )  # the count of tokens is of no use here: see sum_gradients
+    def finish(microbatch: Microbatch, hidden_R1: Tensor) -> tuple[Tensor, Tensor, Result]:
+        scalar, result = loss(microbatch, hidden_R1)
+        return scalar, _NO_COUNT, result
 
     if microbatches:
-        return _run(model, microbatches, share, forward_only=False)
+        return _run(model, microbatches, finish, forward_only=False)
     sum_gradients([model])
     return []
 
