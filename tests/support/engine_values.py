@@ -28,7 +28,7 @@ def model(seed):
     config = Qwen3Config(
         vocab_size=120,
         hidden_size=64,
-        intermediate_size=96,
+        intermediate_size=90,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

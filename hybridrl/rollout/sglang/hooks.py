@@ -6,6 +6,8 @@ On a GPU its own kernels are faster; they draw from one generator, so that a run
 from typing import Any
 
 import torch
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -14,6 +16,11 @@ from torch import Tensor
 
 from hybridrl.rollout.sglang.attention import attend
 from hybridrl.rollout.sglang.draw import draw, truncated
+
+
+def unpadded(model_config: ModelConfig, load_config: LoadConfig, tp_size: int) -> ModelConfig:
+    """The model's own sizes. SGLang pads heads and feed-forward for AMX, and layouts would not fit."""
+    return model_config
 
 
 def with_seeds(info: SamplingBatchInfo, _: type, batch: ScheduleBatch, *args: Any) -> SamplingBatchInfo:

@@ -9,6 +9,8 @@ Waits: on the owner (until it hangs up, or dies, which ends the pipe), and on th
 
 import asyncio
 import contextlib
+import multiprocessing
+import os
 import pickle
 import random
 import shutil
@@ -26,6 +28,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput, UpdateWeightVersionR
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineError
+from hybridrl.hosts import sglang_cpu
 from hybridrl.rollout.sglang import leftovers, scheduler
 from hybridrl.rollout.sglang.channel import Callee
 from hybridrl.rollout.sglang.engine import Order, Started
@@ -41,9 +44,11 @@ class Engine(sglang_engine.Engine):
 
     @classmethod
     def _launch_scheduler_processes(cls, *args: Any, **kwargs: Any) -> Any:
-        # A scheduler that fails sends SIGQUIT. SGLang's own handler kills this process before it can clean
-        # up.
+        # A scheduler that fails sends SIGQUIT; SGLang's own handler would kill this process at once.
         signal.signal(signal.SIGQUIT, lambda number, frame: sys.exit(1))
+        if not sglang_cpu.has_cuda():
+            # SGLang spawns. A fork has its modules already: half of the engine's start, and of its memory.
+            multiprocessing.set_start_method("fork", force=True)
         return super()._launch_scheduler_processes(*args, **kwargs)
 
     @classmethod
@@ -180,6 +185,7 @@ def main(file_descriptor: int) -> None:
     finally:
         _end_children(started)
         shutil.rmtree(order.folder, ignore_errors=True)
+    os._exit(0)  # SGLang's exit handlers wait for processes that are gone
 
 
 def _end_children(started: Started) -> None:

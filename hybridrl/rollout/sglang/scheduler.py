@@ -19,7 +19,7 @@ from torch import nn
 from hybridrl.errors import EngineError, HybridRLError
 from hybridrl.hosts import sglang_cpu
 from hybridrl.rollout.sglang import receive
-from hybridrl.rollout.sglang.hooks import BatchedAttention, SeededSampler, with_seeds
+from hybridrl.rollout.sglang.hooks import BatchedAttention, SeededSampler, unpadded, with_seeds
 
 _SRT = "sglang.srt"
 
@@ -30,14 +30,14 @@ def run(*args: Any, **kwargs: Any) -> None:
     if not sglang_cpu.has_cuda():
         _replace("layers.attention.torch_native_backend.TorchNativeAttnBackend", BatchedAttention)
         _replace("layers.sampler.Sampler", SeededSampler)
-        HookRegistry.register(
-            f"{_SRT}.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", with_seeds
-        )
+        _replace("configs.update_config.adjust_config_with_unaligned_cpu_tp", unpadded)
+        batch = f"{_SRT}.sampling.sampling_batch_info.SamplingBatchInfo"
+        HookRegistry.register(f"{batch}.from_schedule_batch", with_seeds, HookType.AFTER)
     HookRegistry.apply_hooks()
     run_scheduler_process(*args, **kwargs)
 
 
-def _replace(name: str, replacement: type) -> None:
+def _replace(name: str, replacement: Callable[..., Any]) -> None:
     HookRegistry.register(f"{_SRT}.{name}", replacement, HookType.REPLACE)
 
 

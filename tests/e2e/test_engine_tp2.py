@@ -1,0 +1,82 @@
+"""An engine over two tensor-parallel ranks: the same answers, and shards that the layout describes."""
+
+import asyncio
+
+import pytest
+import torch
+from engine_values import (
+    TOLERANCE,
+    answer,
+    hf_greedy,
+    largest_difference,
+    model,
+    prompts,
+    responses,
+    sampling,
+    setup,
+)
+
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.models import spec
+from hybridrl.reshard.checkpoint import load_hf
+from hybridrl.reshard.checksum import checksum
+from hybridrl.reshard.transports import shm
+from hybridrl.rollout.sglang.engine import SGLangEngine
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two models and the folders they are in."""
+    found = []
+    for seed in (1, 2):
+        folder = tmp_path_factory.mktemp("model")
+        made = model(seed)
+        made.save_pretrained(folder)
+        found.append((made, folder))
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine(models):
+    engine = SGLangEngine(setup(models[0][1], tp=2))
+    yield engine
+    engine.shutdown()
+
+
+def expected_checksums(folder):
+    layout = SGLangLayout(spec.read(folder), tp=2)
+    found = []
+    for rank in range(2):
+        tensors = {name: torch.empty(shard.shape) for name, shard in layout.shards(rank).items()}
+        load_hf(folder, layout, rank, tensors)
+        found.append({name: checksum(tensor) for name, tensor in tensors.items()})
+    return found
+
+
+def test_two_ranks_answer_as_transformers_does_and_hold_what_the_layout_says(engine, models):
+    first, folder = models[0]
+    asked = prompts(6)
+    _, block = answer(engine, asked, sampling(temperature=0.0))
+    assert responses(block) == [hf_greedy(first, prompt, 8) for prompt in asked]
+    _, block = answer(engine, asked, sampling(num_samples=8, temperature=0.8))
+    assert largest_difference(first, block, 0.8) < TOLERANCE
+    assert asyncio.run(engine.checksums()) == expected_checksums(folder)
+
+
+def test_both_ranks_take_weights_in_place(engine, models):
+    second, folder = models[1]
+    layout = SGLangLayout(spec.read(folder), tp=2)
+
+    async def swap():
+        await engine.begin_swap(engine.session.version + 1)
+        for rank, shared in enumerate(engine.export_parameters()):
+            load_hf(folder, layout, rank, {name: shm.attach(handle) for name, handle in shared.items()})
+        found = await engine.checksums()
+        await engine.commit_swap(engine.session.version + 1)
+        return found
+
+    assert asyncio.run(swap()) == expected_checksums(folder)
+    asked = prompts(6)
+    _, block = answer(engine, asked, sampling(temperature=0.0))
+    assert responses(block) == [hf_greedy(second, prompt, 8) for prompt in asked]
+    assert largest_difference(second, block, 1.0) < TOLERANCE
