@@ -2,8 +2,8 @@
 
 Megatron has no notion of a device; it names CUDA at a few hundred places, in two ways:
 
-    functions of torch.cuda         (current_device, streams, ...)   install() replaces them in this process
-    device literals in torch calls  ("cuda", Tensor.cuda(), ...)     scope() redirects them in this thread
+    functions of torch.cuda, as current_device()      install() replaces them in this process
+    device literals in torch calls, as device="cuda"  scope() redirects them in this thread
 
 Both can be recorded: a test holds the list of Megatron functions that rely on them, so that a release of
 Megatron which names CUDA at a new place is noticed.
@@ -143,12 +143,9 @@ def _repair_megatron() -> None:
     )
     # DistributedOptimizer can save the state of a fused Adam, and not that of torch's own.
     if importlib.util.find_spec("transformer_engine") is None and importlib.util.find_spec("apex") is None:
-        megatron.core.optimizer.Adam, megatron.core.optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
-        distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = (
-            FusedAdam,
-            True,
-            True,
-        )
+        megatron.core.optimizer.Adam = distributed.Adam = FusedAdam
+        megatron.core.optimizer.USING_PYTORCH_OPTIMIZER = False
+        distributed.HAVE_APEX_OR_TE = distributed.USING_APEX_OPTIMIZER = True
 
 
 def _noted(what: str, function: Callable) -> Callable:

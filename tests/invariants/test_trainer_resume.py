@@ -10,7 +10,7 @@ import trainer_scenarios as scenarios
 import trainer_values as values
 from trainer_ranks import on_ranks
 
-SHAPES = {"dp2": (1, 1, 2), "tp2pp2": (2, 2, 1)}
+CASES = {"dp2": ((1, 1, 2), "fp32"), "tp2pp2": ((2, 2, 1), "fp32"), "bf16": ((1, 1, 1), "bf16")}
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +18,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return values.make_model(tmp_path_factory.mktemp("models"), "qwen2_tied")
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module", params=CASES)
 def resumed(request, model, tmp_path_factory) -> list[dict[str, Any]]:
-    shape, saved = SHAPES[request.param], tmp_path_factory.mktemp("run") / "step_000001"
-    return on_ranks(int(np.prod(shape)), scenarios.resume, model, shape, saved)
+    shape, precision = CASES[request.param]
+    saved = tmp_path_factory.mktemp("run") / "step_000001"
+    return on_ranks(int(np.prod(shape)), scenarios.resume, model, shape, saved, precision)
 
 
 def test_reports_and_weights_continue_bit_for_bit(resumed) -> None:

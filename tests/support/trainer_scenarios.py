@@ -63,11 +63,13 @@ def train(
     return found
 
 
-def resume(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -> dict[str, Any]:
+def resume(
+    rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path, precision: str = "fp32"
+) -> dict[str, Any]:
     """Two batches with a checkpoint between; then the second one again, by a policy that starts there."""
     import torch
 
-    changes = {"actor": values.make_actor(schedule="cosine", warmup_steps=2)}
+    changes = {"actor": values.make_actor(precision=precision, schedule="cosine", warmup_steps=2)}
     batches = [
         values.make_batch([split(i, shape[2], (6,)) for i in range(2)], seed=seed, step=step)
         for step, seed in ((1, 0), (2, 5))

@@ -32,11 +32,8 @@ def from_last_stage(value: Value) -> Value:
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
         return value
     box = [value]
-    source, group = (
-        parallel_state.get_pipeline_model_parallel_last_rank(),
-        parallel_state.get_pipeline_model_parallel_group(),
-    )
-    dist.broadcast_object_list(box, src=source, group=group)
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    dist.broadcast_object_list(box, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     return box[0]
 
 

@@ -76,13 +76,17 @@ class Optimizer:
         return lr
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's share of main parameters and moments: live, named by its place in the optimizer."""
-        return {
-            f"{g}.{i}.{name}": tensor
-            for g, group in enumerate(self._inner.param_groups)
-            for i, parameter in enumerate(group["params"])
-            for name, tensor in {"param": parameter, **self._inner.state[parameter]}.items()
-        }
+        """This rank's share of the moments, and of the fp32 parameters of a model of lower precision.
+
+        Live, named by place in the optimizer.
+        """
+        found = {}
+        for g, group in enumerate(self._inner.param_groups):
+            for i, parameter in enumerate(group["params"]):
+                found |= {f"{g}.{i}.{name}": moment for name, moment in self._inner.state[parameter].items()}
+                if self._model.config.bf16:
+                    found[f"{g}.{i}.param"] = parameter
+        return found
 
     def resume(self, num_steps_done: int) -> None:
         """Continue the schedule there; `tensors` hold the state of that moment."""

@@ -135,15 +135,11 @@ class MegatronPolicy:
 
         Every data-parallel rank computes all of it: for checks, not for training.
         """
-        zero_N = np.zeros(len(block), np.int64)
-        reward_N = np.zeros(len(block), np.float32)
-        packed = PackedBatch(
-            RankBatch(0, [block], zero_N, np.arange(len(block)), zero_N, reward_N, None), self._device
-        )
-        limit = self._setup.actor.microbatch_tokens
-        microbatches = [
-            packed.microbatch(rows) for rows in _by_tokens(np.diff(block.start_N).tolist(), limit)
-        ]
+        zero_N, row_N = np.zeros(len(block), np.int64), np.arange(len(block))
+        batch = RankBatch(0, [block], zero_N, row_N, zero_N, zero_N.astype(np.float32), None)
+        packed, lengths = PackedBatch(batch, self._device), np.diff(block.start_N).tolist()
+        rows_of = _by_tokens(lengths, self._setup.actor.microbatch_tokens)
+        microbatches = [packed.microbatch(rows) for rows in rows_of]
         with cpu.scope():
             logp_U, _ = self._scorer.columns(packed, [m for m in microbatches if m is not None])
             logp_T = np.zeros(len(block.token_T), np.float32)
