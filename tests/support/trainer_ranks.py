@@ -27,7 +27,6 @@ def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, **option
     Raises:
         AssertionError: a rank raised, died or took too long; carries its traceback.
     """
-    os.environ["OMP_NUM_THREADS"], os.environ["GLOO_SOCKET_IFNAME"] = "1", "lo"
     with tempfile.TemporaryDirectory() as folder:
         pipes = [_CONTEXT.Pipe(duplex=False) for _ in range(world_size)]
         processes = [
@@ -65,6 +64,7 @@ def _rank(
     import torch
 
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
         results.send((True, function(rank, Meeting(folder), *args, **options)))
     except BaseException:  # the process ends here: the parent gets the reason
