@@ -143,12 +143,10 @@ class Batch:
             for trajectory in group.trajectories:
                 if trajectory.reward is None:
                     raise ValueError(f"trajectory of {group.prompt.uid} has no reward")
-                (
-                    block_N.append(block),
-                    row_N.append(trajectory.row),
-                    group_N.append(g),
-                    found.append(trajectory),
-                )
+                block_N.append(block)
+                row_N.append(trajectory.row)
+                group_N.append(g)
+                found.append(trajectory)
         return cls(
             step,
             list(groups),

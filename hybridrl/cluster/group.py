@@ -62,7 +62,9 @@ class WorkerGroup:
         for task in late:
             task.cancel()
         failed = {
-            rank: t.exception() for rank, t in zip(ranks, tasks, strict=True) if t in done and t.exception()
+            rank: error
+            for rank, task in zip(ranks, tasks, strict=True)
+            if task in done and (error := task.exception()) is not None
         }
         if failed:
             raise self._cause(method, failed)

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.cluster.env import worker_environment
@@ -179,7 +180,7 @@ class Session:
             for group in groups:
                 group.kill()
 
-    def _group(self, name: str, worker: type, arguments: list[tuple]) -> WorkerGroup:
+    def _group(self, name: str, worker: Any, arguments: list[tuple]) -> WorkerGroup:
         environment = {"env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": ""})}
         actors = [worker.options(num_cpus=1, runtime_env=environment).remote(*a) for a in arguments]
         return WorkerGroup(name, actors, self._logs)

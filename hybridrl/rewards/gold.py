@@ -1,11 +1,19 @@
 """Does the reward accept the data's own reference answers? Most runs that could not learn are found here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from hybridrl.errors import RewardError
 from hybridrl.rewards.pool import Scorer
+
+
+class Rows(Protocol):
+    """A sequence of rows, or a table that reads them from a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,7 @@ class GoldCheck:
 
 def check_on_gold(
     scorer: Scorer,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Rows,
     *,
     where: str,
     sample: int = 200,

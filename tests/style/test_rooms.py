@@ -34,7 +34,7 @@ DOORS = {
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
     | {"trainer", "rollout", "cluster", "controller", "workers"},
     "doctor": {"errors", "hosts"},
-    "cli": {"errors", "config", "hosts", "launch", "doctor"},
+    "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""
