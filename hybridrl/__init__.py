@@ -1,3 +1,3 @@
-"""hybridrl: reinforcement learning of language models with Megatron-core trainers and colocated SGLang engines."""
+"""hybridrl: reinforcement learning of language models with Megatron-core and colocated SGLang engines."""
 
 __version__ = "0.1.0"
