@@ -181,7 +181,9 @@ class Session:
                 group.kill()
 
     def _group(self, name: str, worker: Any, arguments: list[tuple]) -> WorkerGroup:
-        environment = {"env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": ""})}
+        environment = {
+            "env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"})
+        }
         actors = [worker.options(num_cpus=1, runtime_env=environment).remote(*a) for a in arguments]
         return WorkerGroup(name, actors, self._logs)
 
