@@ -32,9 +32,9 @@ def attend(
     """Causal attention of each request's last `extend` tokens over all its tokens.
 
     Args:
-        output_TND: written in place, and returned. slot_RS: where the keys and values of each request's
-        tokens lie in the cache; arbitrary past its length. prefix_R, extend_R: tokens before the queries,
-        and queries, of each request.
+        output_TND: written in place, and returned.
+        slot_RS: where the keys and values of each request's tokens lie in the cache, any number past its end.
+        prefix_R, extend_R: tokens before the queries, and queries, of each request.
     """
     length_R = prefix_R + extend_R
     first_R = extend_R.cumsum(0) - extend_R

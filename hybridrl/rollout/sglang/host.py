@@ -9,6 +9,7 @@ Waits: on the owner (until it hangs up, or dies, which ends the pipe), and on th
 
 import asyncio
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -67,6 +68,9 @@ class Host:
         self._tp = arguments["tp_size"]
         self._caches_prefixes = not arguments.get("disable_radix_cache")
         self._unseeded = random.Random(arguments["random_seed"])
+        # What start-up made stays. Going through it took 0.4 s of every second call with a thousand answers.
+        gc.collect()
+        gc.freeze()
 
     @property
     def started(self) -> Started:
@@ -108,10 +112,10 @@ class Host:
         return block, [answer["finish_reason"]["type"] for answer in described]
 
     async def export_parameters(self) -> list[Any]:
-        return self._ask_schedulers("export_parameters")
+        return await self._ask_schedulers("export_parameters")
 
     async def checksums(self) -> list[Any]:
-        return self._ask_schedulers("checksums")
+        return await self._ask_schedulers("checksums")
 
     async def adopt(self, version: PolicyVersion) -> None:
         """The parameters are those of `version`: forget what was computed with the old ones.
@@ -144,10 +148,11 @@ class Host:
         )
         await anext(self._manager.generate_request(request))
 
-    def _ask_schedulers(self, method: str) -> list[Any]:
-        """Every tensor-parallel rank's answer. Blocks the event loop: no request runs meanwhile."""
+    async def _ask_schedulers(self, method: str) -> list[Any]:
+        """Every tensor-parallel rank's answer. One call at a time."""
         with tempfile.TemporaryDirectory() as folder:
-            self._engine.collective_rpc(method, folder=folder)
+            # In a thread, because a scheduler that dies meanwhile never answers, and the loop has to notice.
+            await asyncio.to_thread(self._engine.collective_rpc, method, folder=folder)
             answers = [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(self._tp)]
         for answer in answers:
             if isinstance(answer, Exception):

@@ -42,9 +42,7 @@ def _replace(name: str, replacement: Callable[..., Any]) -> None:
 
 
 class RolloutScheduler(Scheduler):
-    """Every tensor-parallel rank writes its answer to a file `folder`/<rank>: SGLang returns errors of
-    rank 0 only.
-    """
+    """Every rank writes its answer to a file, `folder`/<rank>: SGLang returns errors of rank 0 only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
