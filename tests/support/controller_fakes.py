@@ -110,12 +110,17 @@ class World:
             engine=self,
             reward=self,
             estimator=Centred(),
-            plan_minibatches=lambda batch: [Minibatch(i, ((),), 1, 1) for i in range(self.num_minibatches)],
+            plan_minibatches=self._deal,
             trainer=self,
             sync=self,
             evaluator=evaluator,
             observe=Notes(self),
         )
+
+    def _deal(self, batch: Batch) -> list[Minibatch]:
+        """Every trajectory in one minibatch, on one rank."""
+        rows = [tuple(range(i, len(batch), self.num_minibatches)) for i in range(self.num_minibatches)]
+        return [Minibatch(i, ((each,),), len(each), len(each)) for i, each in enumerate(rows)]
 
 
 class Centred:

@@ -22,8 +22,18 @@ def items(count):
     )
 
 
+EARLIER: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def earlier_processes():
+    """Tests of other rooms leave multiprocessing's helper processes, which live as long as pytest does."""
+    EARLIER.clear()
+    EARLIER.update(process.pid for process in psutil.Process().children(recursive=True))
+
+
 def processes():
-    return psutil.Process().children(recursive=True)
+    return [p for p in psutil.Process().children(recursive=True) if p.pid not in EARLIER]
 
 
 def gone(pids, *, patience_s=20.0):
@@ -233,7 +243,7 @@ scorer.score(["a"] * 2, [{{}}] * 2, ["a", "b"])
 def test_processes_that_somebody_else_ended_are_reported(scorer, module):
     name = module("def f(answer, row): return 1")
     one = scorer(f"{name}:f")
-    [nursery], [_, child] = psutil.Process().children(), processes()
+    [nursery, child] = processes()
     os.kill(nursery.pid, signal.SIGKILL)
     assert gone([child.pid])
     with pytest.raises(WorkerError, match="are gone: its process was ended by SIGKILL"):
