@@ -46,7 +46,7 @@ class PluginConfig(BaseModel):
 
 class ModelConfig(Section):
     path: str
-    """Folder in Hugging Face format (config.json, safetensors, tokenizer)."""
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer). {seed} in it stands for run.seed."""
 
     make: str | None = None
     """module:function that writes `path` when it is absent, called as function(folder, seed)."""
@@ -323,3 +323,11 @@ class Config(Section):
     rollout: RolloutConfig = RolloutConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _model_of_the_seed(self) -> "Config":
+        """A made model differs by seed, so its folder may as well."""
+        path = self.model.path.replace("{seed}", str(self.run.seed))
+        if path == self.model.path:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"path": path})})

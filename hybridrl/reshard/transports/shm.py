@@ -8,6 +8,7 @@ that was killed.
 import errno
 import os
 import resource
+from typing import Any, cast
 
 import torch
 
@@ -69,7 +70,7 @@ def _attached(pid: int, descriptor: int, identity: tuple[int, int], size: int) -
     try:
         if _identity(mine) != identity:  # Its number has gone to another file.
             raise OSError(errno.ESTALE, "its exporter let go of it")
-        return torch.UntypedStorage._new_shared_fd_cpu(mine, size)  # Keeps a duplicate of it.
+        return cast(Any, torch.UntypedStorage)._new_shared_fd_cpu(mine, size)  # Keeps a duplicate of it.
     finally:
         os.close(mine)
 

@@ -43,6 +43,13 @@ def test_short_forms_are_whole_sections(tmp_path: Path) -> None:
     )
 
 
+def test_the_folder_of_a_made_model_may_name_the_seed(tmp_path: Path) -> None:
+    text = BASE.replace("models/tiny", "'models/tiny-{seed}'")
+    assert loaded(tmp_path, text).config.model.path == "models/tiny-0"
+    assert loaded(tmp_path, text, "run.seed=3").config.model.path == "models/tiny-3"
+    assert loaded(tmp_path, text, "run.seed=3").origins["model.path"] == f"{tmp_path / 'my.yaml'}:1"
+
+
 def test_a_value_knows_where_it_comes_from(tmp_path: Path) -> None:
     text = BASE + "algorithm: {preset: dapo, samples_per_prompt: 4}\n"
     found = loaded(tmp_path, text, "run.seed=3").origins
