@@ -46,7 +46,7 @@ class PluginConfig(BaseModel):
 
 class ModelConfig(Section):
     path: str
-    """Folder in Hugging Face format (config.json, safetensors, tokenizer). {seed} in it stands for run.seed."""
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer). {seed} in it is run.seed."""
 
     make: str | None = None
     """module:function that writes `path` when it is absent, called as function(folder, seed)."""
