@@ -5,7 +5,7 @@ A per-token column is aligned with the token it describes: logp[t] is the log-pr
 tokens before it in its own trajectory, and is 0 where the loss mask is 0.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -114,11 +114,20 @@ class Batch:
     trained_N: np.ndarray
     """int64: tokens of the trajectory that are trained on."""
 
+    score_N: np.ndarray
+    """float32: the outcome, as it was scored."""
+
     reward_N: np.ndarray
-    """float32"""
+    """float32: what the estimator sees, the shaped score."""
 
     advantage_N: np.ndarray | None = None
     """float32; None until the estimator ran, or when it yields one value per token on the trainer ranks."""
+
+    scalars: dict[str, np.ndarray] = field(default_factory=dict)
+    """Scalar columns for an estimator that runs on the trainer ranks, each [N] or [N, K]."""
+
+    dropped_N: np.ndarray | None = None
+    """bool: not trained on; None: every trajectory is."""
 
     def __len__(self) -> int:
         return len(self.row_N)
@@ -156,6 +165,7 @@ class Batch:
             np.array(group_N, np.int64),
             length_N=np.array([t.prompt_tokens + t.response_tokens for t in found], np.int64),
             trained_N=np.array([t.trained_tokens for t in found], np.int64),
+            score_N=np.array([t.reward for t in found], np.float32),
             reward_N=np.array([t.reward for t in found], np.float32),
         )
 
@@ -188,7 +198,9 @@ class RankBatch:
     group_N: np.ndarray
     reward_N: np.ndarray
     advantage_N: np.ndarray | None
-    minibatches: tuple[Minibatch, ...] = field(default=())
+    minibatches: tuple[Minibatch, ...] = ()
+    scalars: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Those of Batch.scalars."""
 
     def trajectory(self, index: int) -> tuple[TokenBlock, slice]:
         """The block of trajectory `index` and where its tokens are in it."""

@@ -87,6 +87,10 @@ class NonFiniteError(HybridRLError):
     """A loss or gradient norm that is inf or NaN; parameters are unchanged."""
 
 
+class GuardError(HybridRLError):
+    """A step that is certainly wrong, though every number is finite; parameters are unchanged."""
+
+
 class WorkerError(HybridRLError):
     """A worker process that died."""
 

@@ -74,6 +74,9 @@ class Group:
     block: Any
     """Where the tokens are: a batch.TokenBlock, or an opaque reference to one that the driver never opens."""
 
+    greedy_reward: float | None = None
+    """Of the greedy answer to the same prompt; None unless the estimator needs it."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:

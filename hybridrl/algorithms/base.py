@@ -143,6 +143,7 @@ class AdvantageEstimator(Protocol):
 
         estimator(reward_N=..., group_N=..., tokens=..., reduce=..., value_T=...) -> Advantage
 
+    One whose advantages sum to 0 in each group says `centred = "group"`, and every step is checked for it.
     A group-relative estimator has `min_group_size = 2`: one sample per prompt is then refused before the
     run. Groups that shrink to one trajectory during a run (dynamic sampling) get advantage 0 and are counted.
     """

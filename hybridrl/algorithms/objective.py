@@ -53,7 +53,7 @@ class Objective:
         self.entropy_coefficient = config.entropy_coefficient
         self.entropy_top_share = config.entropy_top_share
         self.corrections = [_correction(entry) for entry in config.correction]
-        self._has_kl = self.kl_coefficient > 0
+        self.has_kl = self.kl_coefficient > 0
         _check_token_columns(self.loss, "algorithm.loss")
 
     @property
@@ -62,11 +62,11 @@ class Objective:
 
         old_logp is among them because the first ratio is checked to be 1, unless the engine's stands for it.
         """
-        kl = self.kl.needs | {"ref_logp"} if self._has_kl else frozenset()
+        kl = self.kl.needs | {"ref_logp"} if self.has_kl else frozenset()
         rollout = {"rollout_logp"} if self.corrections else frozenset()
         entropy = {"old_entropy"} if self.entropy_top_share < 1 else frozenset()
         wanted = self.loss.needs - self._loss_makes | kl | rollout | entropy | {"old_logp"}
-        return frozenset(wanted - {"old_logp"} if self._bypass else wanted)
+        return frozenset(wanted - {"old_logp"} if self.bypass else wanted)
 
     @property
     def prepares(self) -> bool:
@@ -83,7 +83,8 @@ class Objective:
         return self._loss_makes | ({"weight"} if weighs else frozenset())
 
     @property
-    def _bypass(self) -> bool:
+    def bypass(self) -> bool:
+        """The engine's log-probabilities stand for old_logp: the first ratio is then not exactly 1."""
         return any(getattr(c, "replaces_old_logp", False) for c in self.corrections)
 
     def prepare(self, known: Known, reduce: Reduce) -> Prepared:
@@ -144,7 +145,7 @@ class Objective:
         columns = {n: masked(columns[n], tokens) for n in self.columns | self._makes}
         columns = self._with_old_logp(columns)
         total, metrics = self._policy_share(logp_T, columns, advantage_T, tokens, totals)
-        if self._has_kl:
+        if self.has_kl:
             kl_T = self.kl(logp_T=logp_T, ref_logp_T=columns["ref_logp"], **_pick(self.kl, columns))
             kl_loss = self.aggregate(kl_T, tokens, totals)
             metrics.sum["actor/kl_loss"] = kl_loss.detach()
@@ -153,6 +154,7 @@ class Objective:
         if entropy_T is not None:
             metrics.sum["actor/entropy"] = _token_mean(entropy_T, tokens, totals)
         if self.entropy_coefficient:
+            metrics.max["actor/entropy_coef"] = torch.tensor(self.entropy_coefficient, device=logp_T.device)
             if entropy_T is None:
                 raise ValueError(
                     f"entropy_coefficient = {self.entropy_coefficient} without an entropy column"
@@ -180,7 +182,7 @@ class Objective:
         return policy_loss, metrics
 
     def _with_old_logp(self, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**columns, "old_logp": columns["rollout_logp"]} if self._bypass else dict(columns)
+        return {**columns, "old_logp": columns["rollout_logp"]} if self.bypass else dict(columns)
 
 
 def _aggregate(config: AlgorithmConfig, loss: Any, max_response_tokens: int | None) -> Any:

@@ -127,6 +127,28 @@ class KLConfig(Section):
     place: Literal["loss", "reward"] = Field(default="loss", alias="in")
     """loss: added to the objective; reward: subtracted from each token's reward before the advantage."""
 
+    target: PositiveFloat | None = None
+    """Divergence to hold, in nats per token: the coefficient then follows it. None: the coefficient stays."""
+
+    horizon: PositiveInt = 10_000
+    """With a target: trajectories over which an error of 20 % moves the coefficient by 20 %."""
+
+
+class DynamicSamplingConfig(Section):
+    """Further prompts are answered until enough groups have answers of different reward."""
+
+    max_rounds: PositiveInt = 10
+    """Rounds of sampling for one policy update; then the run stops and says so."""
+
+    lowest: float = Field(default=0.0, ge=0.0, le=1.0)
+    """A group is dropped too if a smaller share of its answers is solved."""
+
+    highest: float = Field(default=1.0, ge=0.0, le=1.0)
+    """A group is dropped too if a larger share of its answers is solved."""
+
+    solved_above: float = 0.0
+    """An answer is solved if its reward is above this."""
+
 
 class AlgorithmConfig(Section):
     preset: str | None = None
@@ -149,8 +171,24 @@ class AlgorithmConfig(Section):
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""
 
+    entropy_target: PositiveFloat | None = None
+    """Mean entropy to hold, in nats: the coefficient then moves by 0.005 a policy update. None: it stays."""
+
     entropy_top_share: PositiveFloat = Field(default=1.0, le=1.0)
     """The policy loss trains on this share of the tokens, those with the highest entropy; 1: on all."""
+
+    shaping: tuple[str | dict[str, Any], ...] = ()
+    """Changes to the rewards before the advantage, in order: file names in hybridrl.algorithms.shaping, or
+    {name: overlong, limit: 8192, margin: 1024}."""
+
+    dynamic_sampling: DynamicSamplingConfig | None = None
+    """Replace groups that teach nothing; {} for the defaults. None: train on every group."""
+
+    drop_truncated: bool = False
+    """Answers that were cut at max_response_tokens count in their group's baseline but are not trained on."""
+
+    guards: Literal["stop", "off"] = "stop"
+    """stop: a step that is certainly wrong ends the run, a suspicious one warns; see docs/algorithms.md."""
 
     correction: tuple[str | dict[str, Any], ...] = ()
     """Weights against the gap between engine and trainer probabilities, in order: file names in

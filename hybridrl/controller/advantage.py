@@ -1,56 +1,161 @@
-"""Runs an estimator that needs only scalars on the controller; one that needs token columns runs on the
-trainer ranks. Columns that nobody computes are refused before the run.
+"""Credit assignment of a policy update: shaped rewards, advantages, and the checks between them.
+
+An estimator that needs only scalars runs here; one that needs token columns runs on the trainer ranks.
+Columns that nobody computes are refused before the run.
+Shape letters: N trajectories, K parts of the reward.
 """
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hybridrl.algorithms.base import TOKEN_COLUMNS, AdvantageEstimator, argument
+from hybridrl.algorithms.advantages import load_estimator
+from hybridrl.algorithms.base import TOKEN_COLUMNS, AdvantageEstimator, Column, argument
+from hybridrl.algorithms.guards import Finding, check_centred, check_groups, check_length_correlation, stop
+from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
 from hybridrl.batch import Batch
+from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError
 
 
-def _reward_parts(batch: Batch) -> Tensor:
+def _of_trajectories(value: Callable[[Any], Any]) -> Callable[[Batch], np.ndarray]:
+    return lambda batch: np.array([value(trajectory) for trajectory in batch.trajectories])
+
+
+def _reward_parts(batch: Batch) -> np.ndarray:
     names = sorted({name for t in batch.trajectories for name in t.reward_parts})
-    return torch.tensor([[t.reward_parts.get(name, 0.0) for name in names] for t in batch.trajectories])
+    parts = [[t.reward_parts.get(name, 0.0) for name in names] for t in batch.trajectories]
+    return np.array(parts, np.float32).reshape(len(batch), len(names))
 
 
-CONTROLLER_COLUMNS: dict[str, Callable[[Batch], Tensor]] = {
-    "length": lambda batch: torch.from_numpy(batch.trained_N),
-    "prompt_length": lambda batch: torch.tensor([t.prompt_tokens for t in batch.trajectories]),
-    "truncated": lambda batch: torch.from_numpy(np.array([t.finish == "length" for t in batch.trajectories])),
+def _greedy_reward(batch: Batch) -> np.ndarray:
+    return np.array([group.greedy_reward for group in batch.groups], np.float32)[batch.group_N]
+
+
+CONTROLLER_COLUMNS: Mapping[Column, Callable[[Batch], np.ndarray]] = {
+    "length": lambda batch: batch.trained_N,
+    "prompt_length": _of_trajectories(lambda t: t.prompt_tokens),
+    "turns": _of_trajectories(lambda t: 1),
+    "truncated": _of_trajectories(lambda t: t.finish == "length"),
     "reward_parts": _reward_parts,
+    "greedy_reward": _greedy_reward,
 }
 """What the controller knows of every trajectory."""
 
-TRAINER_COLUMNS = frozenset({"rollout_logp", "old_logp", "ref_logp", "old_entropy", "length"})
-"""What trainer ranks know."""
+TRAINER_COLUMNS = frozenset({"rollout_logp", "old_logp", "ref_logp", "old_entropy"})
+"""What trainer ranks compute."""
 
 
-def refuse_unprovided(estimator: AdvantageEstimator) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditAssignment:
+    """From the scores of a batch to its advantages."""
+
+    estimator: AdvantageEstimator
+    shaping: ShapingChain = ShapingChain(())
+    drop_truncated: bool = False
+    guards: bool = True
+
+    @property
+    def needs_greedy_answers(self) -> bool:
+        return "greedy_reward" in self.estimator.needs | self.shaping.needs
+
+    def __call__(self, batch: Batch) -> list[Finding]:
+        """Set reward_N, and advantage_N if scalars are enough; the trainer ranks compute it otherwise.
+
+        Returns:
+            What looks suspicious.
+
+        Raises:
+            GuardError: what is certainly wrong.
+        """
+        batch.reward_N = self._shaped(batch)
+        if self.drop_truncated:
+            batch.dropped_N = CONTROLLER_COLUMNS["truncated"](batch)
+        if self.estimator.needs & TOKEN_COLUMNS:
+            batch.scalars = {
+                name: CONTROLLER_COLUMNS[name](batch) for name in sorted(self.estimator.needs - TOKEN_COLUMNS)
+            }
+        else:
+            advantage_N = self.estimator(**_rewards(batch), **_columns(batch, self.estimator.needs))
+            assert isinstance(advantage_N, Tensor), "scalars in, one scalar per trajectory out"
+            batch.advantage_N = advantage_N.numpy()
+        return stop(self._findings(batch), step=batch.step) if self.guards else []
+
+    def _shaped(self, batch: Batch) -> np.ndarray:
+        shaped_N = self.shaping(**_rewards(batch), **_columns(batch, self.shaping.needs))
+        return shaped_N.numpy().astype(np.float32)
+
+    def _findings(self, batch: Batch) -> Iterator[Finding | None]:
+        group_N = torch.from_numpy(batch.group_N)
+        yield check_groups(group_N, torch.from_numpy(_prompt_numbers(batch)))
+        over = getattr(self.estimator, "centred", None)
+        if over is not None and batch.advantage_N is not None:
+            yield check_centred(torch.from_numpy(batch.advantage_N), group_N, over)
+        score_N, length_N = torch.from_numpy(batch.score_N), torch.from_numpy(batch.trained_N)
+        yield check_length_correlation(score_N, group_N, length_N)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What shaping and estimator remember from step to step: part of a checkpoint."""
+        return {name: part.state_dict() for name, part in self._stateful()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, part in self._stateful():
+            part.load_state_dict(state[name])
+
+    def _stateful(self) -> Iterable[tuple[str, Any]]:
+        parts: dict[str, Any] = {f"shaping{i}": step for i, step in enumerate(self.shaping.steps)}
+        parts["estimator"] = self.estimator
+        return [(name, part) for name, part in parts.items() if hasattr(part, "state_dict")]
+
+
+def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
     """
     Raises:
-        ConfigError: the estimator needs a column that no part of a run computes.
+        ConfigError: an unknown plug-in or option, or one that needs a column which no part of a run computes.
     """
-    known = TRAINER_COLUMNS if estimator.needs & TOKEN_COLUMNS else CONTROLLER_COLUMNS.keys()
-    missing = sorted(estimator.needs - known)
+    credit = CreditAssignment(
+        estimator=load_estimator(algorithm),
+        shaping=load_shaping(algorithm.shaping, where="algorithm.shaping"),
+        drop_truncated=algorithm.drop_truncated,
+        guards=algorithm.guards == "stop",
+    )
+    estimator, shaping = credit.estimator.needs, credit.shaping.needs
+    per_token = bool(estimator & TOKEN_COLUMNS)
+    known = CONTROLLER_COLUMNS.keys() | (TRAINER_COLUMNS if per_token else frozenset())
+    _refuse_unknown(estimator - known, "the estimator", "algorithm.estimator")
+    _refuse_unknown(shaping - CONTROLLER_COLUMNS.keys(), "the shaping", "algorithm.shaping")
+    if algorithm.drop_truncated and per_token:
+        raise ConfigError(
+            f"drop_truncated leaves answers out, but {algorithm.estimator.name} needs the tokens of all",
+            where="algorithm.drop_truncated",
+            fix="use an estimator of outcome rewards (grpo), with algorithm.kl.in=loss",
+        )
+    return credit
+
+
+def _refuse_unknown(missing: frozenset[Column], who: str, where: str) -> None:
     if missing:
         raise ConfigError(
-            f"the estimator needs {', '.join(missing)}, which no part of a run computes yet",
-            where="algorithm.estimator",
+            f"{who} needs {', '.join(sorted(missing))}, which no part of a run computes yet",
+            where=where,
             fix="choose one that needs less; `hybridrl algo list` shows what each needs",
         )
 
 
-def add_advantage(batch: Batch, estimator: AdvantageEstimator) -> None:
-    """Set batch.advantage_N if scalars are enough; leave it None for the trainer ranks otherwise."""
-    if estimator.needs & TOKEN_COLUMNS:
-        return
-    columns = {argument(name): CONTROLLER_COLUMNS[name](batch) for name in sorted(estimator.needs)}
-    reward_N, group_N = torch.from_numpy(batch.reward_N), torch.from_numpy(batch.group_N)
-    advantage_N = estimator(reward_N=reward_N, group_N=group_N, **columns)
-    assert isinstance(advantage_N, Tensor)
-    batch.advantage_N = advantage_N.numpy()
+def _rewards(batch: Batch) -> dict[str, Tensor]:
+    return {"reward_N": torch.from_numpy(batch.reward_N), "group_N": torch.from_numpy(batch.group_N)}
+
+
+def _columns(batch: Batch, needs: frozenset[Column]) -> dict[str, Tensor]:
+    return {argument(name): torch.from_numpy(CONTROLLER_COLUMNS[name](batch)) for name in sorted(needs)}
+
+
+def _prompt_numbers(batch: Batch) -> np.ndarray:
+    """int64 [N], from the prompts' own uids and not from group_N, which is what they check."""
+    numbers = [zlib.crc32(group.prompt.uid.encode()) for group in batch.groups for _ in group.trajectories]
+    return np.array(numbers, np.int64)

@@ -8,7 +8,7 @@ version k - 1 - max_lag or newer.
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hybridrl.types import Group
@@ -21,6 +21,9 @@ class Rollouts:
     groups: list[Group]
     position: Mapping[str, Any]
     """Where the prompt source stands after them: what a checkpoint of this update keeps."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Of the selection among them."""
 
 
 class RolloutBuffer:

@@ -1,8 +1,8 @@
 """One RL run, start to end. Read this file first.
 
-    prompts -> rollout -> reward -> buffer -> advantage -> columns -> minibatch steps -> weight sync
-       ^                              |                                                      |
-       |                              +-- max_lag + 1 slots, each for one step <-------------+ frees one
+    prompts -> rollout -> reward -> buffer -> credit -> columns -> minibatch steps -> weight sync
+       ^                              |                                                   |
+       |                              +-- max_lag + 1 slots, each for one step <----------+ frees one
        +-- fill() keeps the buffer full while the trainer works
 
 max_lag = 0 is synchronous; max_lag >= 1 overlaps rollout with training. Step k produces policy version k from
@@ -17,14 +17,13 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hybridrl.algorithms.base import AdvantageEstimator
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import Config
-from hybridrl.controller.advantage import add_advantage
+from hybridrl.controller.advantage import CreditAssignment
 from hybridrl.controller.buffer import RolloutBuffer, Rollouts
+from hybridrl.controller.collect import collect
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.roles import Observer, PolicyTrainer, PromptSource, Reward, RolloutEngine, WeightSync
-from hybridrl.controller.sampling import train_sampling
 from hybridrl.errors import VersionError
 
 PlanMinibatches = Callable[[Batch], Sequence[Minibatch]]
@@ -38,7 +37,7 @@ class Roles:
     prompts: PromptSource
     engine: RolloutEngine
     reward: Reward
-    estimator: AdvantageEstimator
+    credit: CreditAssignment
     plan_minibatches: PlanMinibatches
     trainer: PolicyTrainer
     sync: WeightSync
@@ -73,7 +72,8 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
         batch = Batch.pack(step, rollouts.groups)
         refuse_stale(batch, cfg.batch.max_lag)
         with observe.span("adv"):
-            add_advantage(batch, roles.estimator)
+            for finding in roles.credit(batch):
+                observe.warn(finding.guard, finding.text)
         minibatches = roles.plan_minibatches(batch)
         with observe.span("old_log_prob"):
             metrics = await trainer.load(batch, minibatches)
@@ -81,7 +81,7 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
             reports = [await trainer.step(minibatch.index) for minibatch in minibatches]
         with observe.span("update_weights"):
             swap = await roles.sync.push(step)
-    observe.step(step, batch, reports, swap, metrics, minibatches=minibatches)
+    observe.step(step, batch, reports, swap, {**rollouts.metrics, **metrics}, minibatches=minibatches)
     await evaluate(cfg, roles, step)
     await save(cfg, roles, step, rollouts)
     await buffer.release()
@@ -92,13 +92,7 @@ async def fill(cfg: Config, roles: Roles, buffer: RolloutBuffer, *, first_step: 
     try:
         for step in range(first_step, cfg.run.steps + 1):
             await buffer.reserve()
-            prompts = roles.prompts.take(cfg.batch.prompts_per_step)
-            position = roles.prompts.state_dict()
-            with roles.observe.span("gen"):
-                groups = await roles.engine.generate(prompts, train_sampling(cfg, step))
-            with roles.observe.span("reward"):
-                await roles.reward.score(groups, keep_text=kept_texts(cfg, step))
-            await buffer.put(Rollouts(groups, position))
+            await buffer.put(await collect(cfg, roles, step))
     except Exception as error:  # handed to train(), which raises it where the run can end
         await buffer.fail(error)
 
@@ -110,11 +104,6 @@ def refuse_stale(batch: Batch, max_lag: int) -> None:
             f"step {batch.step} got an answer of policy version {oldest}; "
             f"max_lag = {max_lag} allows {batch.step - 1 - max_lag}"
         )
-
-
-def kept_texts(cfg: Config, step: int) -> int:
-    """How many answers of a step are kept as text for a person to read."""
-    return cfg.run.samples_kept if step % cfg.run.sample_every == 0 or step == 1 else 0
 
 
 async def evaluate(cfg: Config, roles: Roles, step: int) -> None:
@@ -129,4 +118,5 @@ async def save(cfg: Config, roles: Roles, step: int, rollouts: Rollouts) -> None
     """A checkpoint at the end of the run and every save_every steps."""
     if step == cfg.run.steps or (cfg.run.save_every and step % cfg.run.save_every == 0):
         with roles.observe.span("save_checkpoint"):
-            await roles.trainer.save(step, rollouts.position)
+            progress = {"prompts": rollouts.position, "credit": roles.credit.state_dict()}
+            await roles.trainer.save(step, progress)

@@ -61,8 +61,8 @@ class PolicyTrainer(Protocol):
         """One optimizer step on minibatch `index` of the loaded batch."""
         ...
 
-    async def save(self, step: int, position: Mapping[str, Any]) -> None:
-        """Write a checkpoint that holds the prompt source's position too, and commit it."""
+    async def save(self, step: int, progress: Mapping[str, Any]) -> None:
+        """Write a checkpoint that holds the controller's progress too, and commit it."""
         ...
 
 
@@ -95,6 +95,10 @@ class Observer(Protocol):
         minibatches: Sequence[Minibatch],
     ) -> None:
         """Publish policy update `step`; the spans entered since the last call are its timings."""
+        ...
+
+    def warn(self, about: str, text: str) -> None:
+        """Tell the person something suspicious, once for each thing that it is about."""
         ...
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...

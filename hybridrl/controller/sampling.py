@@ -18,6 +18,12 @@ def train_sampling(cfg: Config, step: int) -> Sampling:
     )
 
 
+def greedy_sampling(cfg: Config) -> Sampling:
+    """One greedy answer to each prompt, as a baseline."""
+    longest = cfg.rollout.max_response_tokens
+    return Sampling(num_samples=1, max_response_tokens=longest, temperature=0.0, seed=0)
+
+
 def heldout_sampling(cfg: Config, step: int) -> Sampling:
     """Sampling of an evaluation; its seeds are not those of any training step."""
     return Sampling(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hybridrl.batch import Batch, Minibatch
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, DataError
 from hybridrl.types import mean
 
 
@@ -29,6 +29,7 @@ def plan_minibatches(
 
     Raises:
         ConfigError: a trajectory is longer than microbatch_tokens.
+        DataError: every trajectory was dropped.
     """
     longest = int(batch.length_N.max(initial=0))
     if longest > microbatch_tokens:
@@ -43,13 +44,24 @@ def plan_minibatches(
         order_G = np.random.default_rng([seed, batch.step, epoch]).permutation(len(rows_G))
         for at in range(0, len(order_G), minibatch_prompts):
             rows = np.sort(np.concatenate([rows_G[g] for g in order_G[at : at + minibatch_prompts]]))
-            found.append(_minibatch(len(found), rows, batch, num_ranks, microbatch_tokens))
+            if len(rows):
+                found.append(_minibatch(len(found), rows, batch, num_ranks, microbatch_tokens))
+    if not found:
+        raise DataError(
+            f"all {len(batch)} answers of step {batch.step} were cut at the token limit, nothing is left",
+            where="algorithm.drop_truncated leaves them out",
+            fix="raise rollout.max_response_tokens",
+        )
     return found
 
 
 def _rows_of_groups(batch: Batch) -> list[np.ndarray]:
+    """Trajectories of each group that are trained on."""
     ends = np.cumsum([len(group.trajectories) for group in batch.groups])
-    return np.split(np.arange(len(batch)), ends[:-1])
+    rows_G = np.split(np.arange(len(batch)), ends[:-1])
+    if batch.dropped_N is None:
+        return rows_G
+    return [rows[~batch.dropped_N[rows]] for rows in rows_G]
 
 
 def _minibatch(

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.cluster.env import worker_environment
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
+from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.data.packing import plan_minibatches
 from hybridrl.errors import CheckpointError, ResourceError
@@ -66,14 +66,18 @@ def run(loaded: LoadedConfig, *, resume: bool) -> None:
     start_step = checkpoint.step if checkpoint else 0
     prepared = prepare(loaded)
     terminal.say("data", prepared.describe())
+    credit = load_credit(cfg.algorithm)
     if checkpoint:
-        prepared.train.load_state_dict(checkpoint.position)
+        prepared.train.load_state_dict(checkpoint.progress["prompts"])
+        credit.load_state_dict(checkpoint.progress["credit"])
     with (
         RunObserver(cfg, terminal, resume_step=start_step if resume else None, num_devices=1) as observe,
         local_ray(num_workers=shape.trainer_ranks + shape.num_engines + 1) as logs,
     ):
         observe.keep(files.folder / "resolved.yaml")
-        session = Session(cfg, files, shape, logs=Path(logs), prepared=prepared, observe=observe)
+        session = Session(
+            cfg, files, shape, logs=Path(logs), prepared=prepared, credit=credit, observe=observe
+        )
         asyncio.run(session.play(checkpoint.folder if checkpoint else None, start_step))
         observe.finish(
             {"model": f"{files.export}/"} if cfg.run.export else {},
@@ -118,10 +122,11 @@ class Session:
         *,
         logs: Path,
         prepared: Prepared,
+        credit: CreditAssignment,
         observe: RunObserver,
     ) -> None:
         self._cfg, self._files, self._shape, self._logs = cfg, files, shape, logs
-        self._prepared, self._observe = prepared, observe
+        self._prepared, self._credit, self._observe = prepared, credit, observe
 
     async def play(self, checkpoint: Path | None, start_step: int) -> None:
         """Start the workers, train, export, stop the workers."""
@@ -136,7 +141,7 @@ class Session:
             prompts=self._prepared.train,
             engine=crew.rollout,
             reward=crew.reward,
-            estimator=load_estimator(cfg.algorithm),
+            credit=self._credit,
             plan_minibatches=lambda batch: plan_minibatches(
                 batch,
                 minibatch_prompts=cfg.batch.minibatch_prompts or cfg.batch.prompts_per_step,

@@ -57,13 +57,13 @@ def _world(machine: Machine, spec: models.ModelSpec | None) -> World:
 
 def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
     """What the plug-ins themselves refuse: an unknown name, an unknown option, a group too small."""
-    from hybridrl.algorithms import Objective, load_estimator
-    from hybridrl.controller.advantage import refuse_unprovided
+    from hybridrl.algorithms import Objective
+    from hybridrl.controller.advantage import load_credit
     from hybridrl.rewards.plugin import load_reward
 
     config, reward = loaded.config, loaded.config.reward
     trials = [
-        lambda: refuse_unprovided(load_estimator(config.algorithm)),
+        lambda: load_credit(config.algorithm),
         lambda: Objective(config.algorithm, max_response_tokens=config.rollout.max_response_tokens),
     ]
     if (make := config.model.make) is not None:

@@ -45,6 +45,7 @@ def step_metrics(
         "training/global_step": float(batch.step),
         **reward_metrics(batch),
         **group_metrics(batch),
+        **({} if batch.dropped_N is None else {"rollout/dropped_share": float(batch.dropped_N.mean())}),
         **update_metrics(reports),
         **length_metrics(batch, limits),
         **time_metrics(batch, spent_s, limits.num_devices),
@@ -53,7 +54,7 @@ def step_metrics(
 
 
 def reward_metrics(batch: Batch) -> dict[str, float]:
-    metrics = {**_spread("critic/score", batch.reward_N), **_spread("critic/rewards", batch.reward_N)}
+    metrics = {**_spread("critic/score", batch.score_N), **_spread("critic/rewards", batch.reward_N)}
     if batch.advantage_N is not None:
         metrics |= _spread("critic/advantages", batch.advantage_N, weight_N=batch.trained_N)
     parts = defaultdict(list)
@@ -99,7 +100,7 @@ def balance_metrics(batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str,
         [i for minibatch in minibatches for micro in minibatch.rows[rank] for i in micro]
         for rank in _ranks(minibatches)
     ]
-    passes = sum(len(rows) for rows in dealt) / len(batch)
+    passes = sum(map(len, dealt)) / len({i for rows in dealt for i in rows})
     tokens = [float(batch.length_N[rows].sum()) / passes for rows in dealt]
     low, high = min(tokens), max(tokens)
     return {

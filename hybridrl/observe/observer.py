@@ -47,6 +47,7 @@ class RunObserver:
         self._first_step = resume_step or 0
         self._clock = Clock()
         self._live = self._stepped = False
+        self._warned: set[str] = set()
         self._zero_or_one = True  # every reward so far: then their mean is an accuracy
         self._wall_since: float | None = None
         self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
@@ -94,7 +95,13 @@ class RunObserver:
             self._samples.write(step, samples)
             self.terminal.sample(samples[0])
         self._stepped = True
-        self._zero_or_one &= bool(np.isin(batch.reward_N, (0.0, 1.0)).all())
+        self._zero_or_one &= bool(np.isin(batch.score_N, (0.0, 1.0)).all())
+
+    def warn(self, about: str, text: str) -> None:
+        """Show a person something suspicious, the first time for each thing that it is about."""
+        if about not in self._warned:
+            self._warned.add(about)
+            self.terminal.warn(text)
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Publish a held-out evaluation, and end the span "testing" with it."""

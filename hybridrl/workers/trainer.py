@@ -58,8 +58,8 @@ class TrainerWorker:
         """Write this rank's share of the weights into the engines' parameters."""
         return self._writer.write(self._policy.tensors())
 
-    def save(self, folder: Path, position: Mapping[str, Any]) -> None:
-        self._policy.save(folder, {"position": position})
+    def save(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        self._policy.save(folder, {"progress": progress})
 
     def export(self, folder: Path) -> None:
         self._policy.export(folder)
@@ -96,6 +96,7 @@ class RayTrainer:
                 batch.reward_N,
                 batch.advantage_N,
                 tuple(minibatches),
+                batch.scalars,
             )
         )
         return (await self._all("load", scalars, *batch.blocks))[0]
@@ -110,8 +111,8 @@ class RayTrainer:
             self.version = report.version
         return report
 
-    async def save(self, step: int, position: Mapping[str, Any]) -> None:
-        await self._all("save", self._folder / f"step_{step:06d}", position)
+    async def save(self, step: int, progress: Mapping[str, Any]) -> None:
+        await self._all("save", self._folder / f"step_{step:06d}", progress)
         for old in whole_checkpoints(self._folder)[: -self._keep]:
             shutil.rmtree(old.folder)
 
@@ -128,8 +129,8 @@ class Checkpoint:
 
     step: int
     folder: Path
-    position: Mapping[str, Any]
-    """Of the prompt source."""
+    progress: Mapping[str, Any]
+    """Of the controller: where the prompt source stands, what shaping and estimator remember."""
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
@@ -138,7 +139,7 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     for path in sorted(folder.glob("step_*")):
         with contextlib.suppress(CheckpointError, ValueError):
             facts = committed.read(path)
-            found.append(Checkpoint(int(path.name.removeprefix("step_")), path, facts["position"]))
+            found.append(Checkpoint(int(path.name.removeprefix("step_")), path, facts["progress"]))
     return found
 
 

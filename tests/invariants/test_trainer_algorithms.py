@@ -111,10 +111,14 @@ def test_recomputed_activations_give_the_same_bits(model) -> None:
         np.testing.assert_array_equal(weight, recomputed["weights"][name])
 
 
-def test_logits_may_be_computed_in_pieces(model) -> None:
-    actor = values.make_actor()
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 1), (1, 2, 1)])
+@pytest.mark.parametrize("family", ["qwen3", "qwen2_tied"])
+def test_logits_may_be_computed_in_pieces(tmp_path, shape, family) -> None:
+    """400 logits at once, of 19 or 37 entries by some thirty rows."""
+    actor, model = values.make_actor(), values.make_model(tmp_path, family)
     whole = on_ranks(1, scenarios.with_actor, model, (1, 1, 1), actor)[0]
-    pieces = on_ranks(2, scenarios.with_actor, model, (2, 1, 1), actor, rows_at_once=5)[0]
+    num_ranks = int(np.prod(shape))
+    pieces = on_ranks(num_ranks, scenarios.with_actor, model, shape, actor, logits_at_once=400)[0]
     for one, other in zip(whole["reports"], pieces["reports"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-6)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-6)
@@ -128,3 +132,20 @@ def test_bf16_is_fp32_up_to_its_rounding(model) -> None:
     assert half["reports"][0]["loss"] == full["reports"][0]["loss"]  # all ratios are 1
     assert half["reports"][0]["metrics"]["actor/ratio_max_abs_err"] == 0.0
     assert half["reports"][0]["grad_norm"] == pytest.approx(full["reports"][0]["grad_norm"], rel=0.08)
+
+
+def test_a_leaked_mask_and_moved_weights_stop_the_step(model) -> None:
+    found = on_ranks(1, scenarios.guarded, model)[0]
+    assert found["leaked"].startswith("GuardError: the loss mask covers")
+    assert found["moved"].startswith("GuardError: first ratio is off by")
+
+
+def test_a_kl_coefficient_follows_its_target_and_a_resumed_run_goes_on_with_it(model, tmp_path) -> None:
+    """The target is far above what two steps move: 20 % less at each batch of twelve, by a horizon of twelve."""
+    kl = {"coefficient": 0.1, "target": 10.0, "horizon": 12}
+    for place, metric in (("loss", "actor/kl_coef"), ("reward", "actor/reward_kl_penalty_coeff")):
+        algorithm = AlgorithmConfig(kl={**kl, "in": place}, entropy_coefficient=0.01, entropy_target=50.0)
+        run = on_ranks(1, scenarios.followed, model, algorithm, tmp_path / place, advantage_N=None)[0]
+        assert run["seen"][metric] == pytest.approx([0.1, 0.08, 0.064], rel=1e-6)
+        assert run["seen"]["actor/entropy_coef"] == pytest.approx([0.01, 0.015, 0.02], rel=1e-6)
+        assert run["again"] == run["seen"][metric][2]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hybridrl.batch import Batch, Minibatch, TokenBlock
-from hybridrl.config.schema import Config
+from hybridrl.config.schema import AlgorithmConfig, Config
+from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.loop import Roles
 from hybridrl.types import Group, Prompt, StepReport, SwapReport, Trajectory
 
@@ -61,6 +62,8 @@ class World:
     batches: list[Batch] = field(default_factory=list)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    credit: CreditAssignment = field(default_factory=lambda: load_credit(AlgorithmConfig()))
 
     async def generate(self, prompts, sampling) -> list[Group]:
         if any(p.uid == f"train/{self.fail_at_prompt}" for p in prompts):
@@ -95,8 +98,8 @@ class World:
 
     num_minibatches = 2
 
-    async def save(self, step, position) -> None:
-        self.events.append(("save", step, position))
+    async def save(self, step, progress) -> None:
+        self.events.append(("save", step, progress))
 
     async def push(self, version) -> SwapReport:
         assert version == self.version
@@ -109,7 +112,7 @@ class World:
             prompts=self.prompts,
             engine=self,
             reward=self,
-            estimator=Centred(),
+            credit=self.credit,
             plan_minibatches=self._deal,
             trainer=self,
             sync=self,
@@ -121,13 +124,6 @@ class World:
         """Every trajectory in one minibatch, on one rank."""
         rows = [tuple(range(i, len(batch), self.num_minibatches)) for i in range(self.num_minibatches)]
         return [Minibatch(i, ((each,),), len(each), len(each)) for i, each in enumerate(rows)]
-
-
-class Centred:
-    needs: frozenset = frozenset()
-
-    def __call__(self, *, reward_N, group_N):
-        return reward_N - reward_N.mean()
 
 
 @dataclass
@@ -144,6 +140,9 @@ class Notes:
     def step(self, step, batch, reports, swap, metrics, *, minibatches) -> None:
         self.world.events.append(("observed", step))
         assert np.isfinite(batch.advantage_N).all()
+
+    def warn(self, about, text) -> None:
+        self.world.warnings.append((about, text))
 
     def evaluation(self, step, metrics) -> None:
         self.world.evaluations[step] = metrics

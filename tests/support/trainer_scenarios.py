@@ -133,6 +133,30 @@ def algorithm_run(
     return {"played": played, "logps": logps}
 
 
+def followed(
+    rank: int, meet: Meet, folder: Path, algorithm: Any, saved: Path, **changes: Any
+) -> dict[str, Any]:
+    """Coefficients that three batches saw, the third once more after a resume."""
+    place = "loss" if algorithm.kl.place == "loss" else "reward"
+    if place == "loss":
+        changes.pop("advantage_N")
+
+    def seen(trained: "MegatronPolicy", step: int) -> dict[str, float]:
+        played = play(trained, values.make_batch([split(i, 1, ()) for i in range(2)], step=step, **changes))
+        return played["loaded"] | played["reports"][0]["metrics"]
+
+    with policy(rank, meet, folder, (1, 1, 1), algorithm=algorithm) as trained:
+        metrics = [seen(trained, 1), seen(trained, 2)]
+        trained.save(saved)
+        metrics.append(seen(trained, 3))
+    with policy(rank, meet, folder, (1, 1, 1), algorithm=algorithm) as trained:
+        trained.restore(saved)
+        again = seen(trained, 3)
+    name = {"loss": "actor/kl_coef", "reward": "actor/reward_kl_penalty_coeff"}[place]
+    names = (name, "actor/entropy_coef")
+    return {"seen": {n: [m[n] for m in metrics] for n in names}, "again": again[name]}
+
+
 def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, Any]:
     """A batch with an infinite advantage, then a sound one."""
     sound = values.make_batch([split(0, shape[2], (6,))])
@@ -150,13 +174,34 @@ def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, A
 
 
 def with_actor(
-    rank: int, meet: Meet, folder: Path, shape: Shape, actor: Any, *, rows_at_once: int | None = None
+    rank: int, meet: Meet, folder: Path, shape: Shape, actor: Any, *, logits_at_once: int | None = None
 ) -> dict[str, Any]:
+    from hybridrl.trainer.megatron import score
+
+    score.LOGITS_AT_ONCE = logits_at_once or score.LOGITS_AT_ONCE
     with policy(rank, meet, folder, shape, actor=actor) as trained:
-        if rows_at_once is not None:
-            trained._scorer._rows_at_once = rows_at_once
         played = play(trained, values.make_batch([split(i, shape[2], (6,)) for i in range(2)]))
         return played | {"weights": copy(trained)}
+
+
+def guarded(rank: int, meet: Meet, folder: Path) -> dict[str, Any]:
+    """What is said about planted bugs, each in a policy of its own, and whether weights stayed."""
+    sound = values.make_batch([split(i, 1, ()) for i in range(2)])
+
+    def leaked(trained: "MegatronPolicy") -> None:
+        block = replace(sound.blocks[0], loss_mask_T=np.ones_like(sound.blocks[0].loss_mask_T))
+        trained.load(replace(sound, blocks=[block, sound.blocks[1]]))
+
+    def moved(trained: "MegatronPolicy") -> None:
+        trained.load(sound)
+        next(iter(trained.tensors().values())).mul_(1.01)
+        trained.step(0)
+
+    found = {}
+    for name, bug in {"leaked": leaked, "moved": moved}.items():
+        with policy(rank, meet, folder, (1, 1, 1)) as trained:
+            found[name] = refusal(lambda bug=bug, trained=trained: bug(trained))
+    return found
 
 
 def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) -> dict[str, Any]:
@@ -175,6 +220,31 @@ def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) ->
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     grads = [torch.autograd.grad(s, part, retain_graph=True)[0].numpy() for s in sums]
     return {"logp": logp_R.detach().numpy(), "entropy": entropy_R.detach().numpy(), "grads": grads}
+
+
+def cut_linear_logprobs(
+    rank: int, meet: Meet, sizes: list[int], padding: int, temperature: float, piece: int
+) -> dict[str, Any]:
+    """As cut_logprobs, from hidden states and an output layer whose rows are cut over ranks."""
+    import torch
+    import torch.distributed as dist
+
+    from hybridrl.trainer.megatron.linear_logprob import Shard, linear_logprob
+
+    dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
+    own_VH = weight_VH.split(sizes)[rank]
+    part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
+    hidden_RH.requires_grad_()
+    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=dist.group.WORLD)
+    logp_R, entropy_R = linear_logprob(hidden_RH, part, target_R, shard, temperature=temperature, piece=piece)
+    sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
+    grads = [torch.autograd.grad(s, (hidden_RH, part), retain_graph=True) for s in sums]
+    return {
+        "logp": logp_R.detach().numpy(),
+        "entropy": entropy_R.detach().numpy(),
+        "grads": [(of_hidden.numpy(), of_part.numpy()) for of_hidden, of_part in grads],
+    }
 
 
 def cuda_sites(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -> set[str]:

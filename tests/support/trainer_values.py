@@ -145,6 +145,20 @@ def make_minibatch(index: int, rows: Sequence[Sequence[Sequence[int]]], block: T
     return Minibatch(index, tuple(tuple(tuple(m) for m in rank) for rank in rows), num_tokens, len(flat))
 
 
+def make_output_layer(vocab_size: int) -> tuple[Any, Any, Any, Any]:
+    """Hidden states [R, H], an output layer [V, H], a target and a weight for each row."""
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    hidden_RH, weight_VH = (torch.randn(n, 5, generator=draw) for n in (7, vocab_size))
+    return (
+        hidden_RH,
+        weight_VH,
+        torch.randint(vocab_size, (7,), generator=draw),
+        torch.randn(7, generator=draw),
+    )
+
+
 def make_logits(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits of five rows, one of them nearly certain; targets; weights to sum the rows with."""
     draw = torch.Generator().manual_seed(0)

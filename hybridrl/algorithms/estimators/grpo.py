@@ -28,6 +28,7 @@ class GRPO:
 
     needs: ClassVar[frozenset[Column]] = frozenset()
     min_group_size: ClassVar[int] = 2
+    centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
         """Advantage of each trajectory.

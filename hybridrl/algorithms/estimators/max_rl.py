@@ -26,6 +26,7 @@ class MaxRL:
 
     needs: ClassVar[frozenset[Column]] = frozenset()
     min_group_size: ClassVar[int] = 2
+    centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
         """[N]; 0 in a flat group and in a group of one.

@@ -22,6 +22,7 @@ class RLOO:
 
     needs: ClassVar[frozenset[Column]] = frozenset()
     min_group_size: ClassVar[int] = 2
+    centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
         """[N]; sums to 0 within each group up to rounding; 0 in a flat group and in a group of one."""

@@ -61,13 +61,16 @@ def save(
     dist.barrier()
 
 
-def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) -> None:
+def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) -> dict[str, Any]:
     """Load a checkpoint into a model and optimizer of the same topology. *Collective*.
+
+    Returns:
+        The facts of its commit record.
 
     Raises:
         CheckpointError: it is not whole, or of another topology; nothing was changed.
     """
-    check(folder)
+    facts = check(folder)
     state = dist_checkpointing.load(_state(model, optimizer), str(folder))
     policy_model(model).load_state_dict(state["model"])
     with torch.no_grad():
@@ -76,19 +79,23 @@ def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) 
     optimizer.resume(state["num_steps_done"])
     torch.set_rng_state(state["random"]["torch"])
     get_cuda_rng_tracker().set_states(state["random"]["tracker"])
+    return facts
 
 
-def check(folder: Path) -> None:
-    """
+def check(folder: Path) -> dict[str, Any]:
+    """The facts of its commit record.
+
     Raises:
         CheckpointError: the checkpoint is not whole, or the model was cut in another way.
     """
-    made_with = committed.read(folder)["topology"]
+    facts = committed.read(folder)
+    made_with = facts["topology"]
     if made_with != _topology():
         raise CheckpointError(
             f"{folder} was made with {made_with}, this run has {_topology()}",
             fix="use actor.parallel as it was",
         )
+    return facts
 
 
 def _topology() -> dict[str, int]:

@@ -20,6 +20,9 @@ class LoadedBatch:
         self.packed = PackedBatch(batch, device)
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)
+        self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}
+        """Scalar columns of the whole batch, for the estimator."""
+
         self.columns: dict[str, Tensor] = {"rollout_logp": self.packed.column_U("rollout_logp_T")}
         """Each [U], float32; those that are computed on the ranks are 0 at tokens that others hold."""
 

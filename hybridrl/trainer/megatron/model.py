@@ -27,7 +27,7 @@ from hybridrl.trainer.megatron.rope import PackedRotary
 
 
 class PolicyModel(GPTModel):
-    """GPT that leaves its output layer to the caller, who takes as many rows at a time as memory allows."""
+    """GPT that leaves its output layer to the caller, who decides how much of the logits is held."""
 
     def __init__(self, config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int) -> None:
         first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
@@ -46,7 +46,7 @@ class PolicyModel(GPTModel):
         """Vocabulary entries of every tensor-parallel rank, padding included."""
 
         self.first_entry = self.share * parallel_state.get_tensor_model_parallel_rank()
-        self._num_entries = max(0, min(self.share, spec.vocab_size - self.first_entry))
+        self.num_entries = max(0, min(self.share, spec.vocab_size - self.first_entry))
 
     def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
         """On the last stage, what the output layer predicts trained tokens from, [R, 1, hidden size]."""
@@ -56,10 +56,15 @@ class PolicyModel(GPTModel):
 
     def logits(self, hidden_R1: Tensor) -> Tensor:
         """Output layer without the padding of the vocabulary, [R, V]. *Collective*, tensor-parallel ranks."""
-        tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        weight = self.output_weight
         logits_R1V, _ = self.output_layer(hidden_R1.to(weight.dtype), weight=weight)
-        return logits_R1V.squeeze(1)[:, : self._num_entries]
+        return logits_R1V.squeeze(1)[:, : self.num_entries]
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[V + padding, hidden size]"""
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
 
 def build(

@@ -91,11 +91,6 @@ class PackedBatch:
     def zeros_U(self) -> Tensor:
         return torch.zeros(self.num_trained, device=self._device)
 
-    @property
-    def length_N(self) -> Tensor:
-        """Trained tokens of every trajectory, int64."""
-        return self._tensor(self._gather(np.arange(len(self._batch.row_N)), "trained"))
-
     def trained(self, trajectories: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The trained tokens of trajectories: positions among the U, and the trajectory of each; int64."""
         index = np.asarray(trajectories, np.int64)

@@ -18,14 +18,16 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import Advantage, Known, Metrics, Tokens, Totals, argument
+from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, Metrics, Tokens, Totals, argument
+from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.objective import Objective
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
 from hybridrl.hosts import cpu
 from hybridrl.reshard.checkpoint import export_hf, load_hf
-from hybridrl.trainer.megatron import checkpoint
+from hybridrl.trainer.megatron import checkpoint, watch
 from hybridrl.trainer.megatron.agreement import agreement
+from hybridrl.trainer.megatron.coefficients import Coefficients
 from hybridrl.trainer.megatron.collectives import DataParallelReduce, combine, from_last_stage
 from hybridrl.trainer.megatron.loaded import LoadedBatch
 from hybridrl.trainer.megatron.model import build, named_parameters
@@ -33,7 +35,7 @@ from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.packing import Microbatch, PackedBatch
 from hybridrl.trainer.megatron.schedule import accumulate_gradients
 from hybridrl.trainer.megatron.score import Scorer
-from hybridrl.trainer.megatron.setup import make_layout, start, stop, transformer_config
+from hybridrl.trainer.megatron.setup import leave, make_layout, start, transformer_config
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import StepReport
 
@@ -49,7 +51,8 @@ class MegatronPolicy:
         """
         self._setup = setup
         self._objective = Objective(setup.algorithm, max_response_tokens=setup.max_response_tokens)
-        self._estimator = load_estimator(setup.algorithm)
+        self._coefficients = Coefficients(setup.algorithm, self._objective, load_estimator(setup.algorithm))
+        self._guards = setup.algorithm.guards == "stop"
         with cpu.scope():
             self._device = start(setup)
             self.layout = make_layout(setup)
@@ -61,6 +64,7 @@ class MegatronPolicy:
         self._reduce = DataParallelReduce()
         self._on_last_stage = parallel_state.is_pipeline_last_stage()
         needs_reference = "ref_logp" in self._needs
+        self._divergence: float | None = None
         self._reference = {n: t.clone() for n, t in self.tensors().items()} if needs_reference else None
 
     def tensors(self) -> dict[str, Tensor]:
@@ -78,15 +82,24 @@ class MegatronPolicy:
             How far trainer and engine agree about the trained tokens, the entropy, and what the objective
             reports on the whole batch; the same on every rank.
         """
+        if self._guards:
+            stop(watch.masks(batch), step=batch.step)
         self._loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
         one_step = len(batch.minibatches) == 1
-        needs_now = batch.advantage_N is None or self._objective.prepares or "old_entropy" in self._needs
+        needs_now = (
+            batch.advantage_N is None
+            or self._objective.prepares
+            or "old_entropy" in self._needs
+            or self._coefficients.follows_kl
+        )
         metrics: dict[str, float] = {}
         with cpu.scope():
             if needs_now or not one_step:
                 metrics |= self._add_policy_columns()
             if self._reference is not None:
-                self._add_reference_column(self._reference)
+                metrics |= self._add_reference_column(self._reference)
+                if self._guards and self._on_last_stage:
+                    stop(watch.divergence(batch, self._loaded), step=batch.step)
             if batch.advantage_N is None and self._on_last_stage:
                 self._add_advantage()
             if self._objective.prepares:
@@ -103,6 +116,7 @@ class MegatronPolicy:
 
         Raises:
             NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are as they were.
+            GuardError: a check of the first step failed; parameters and optimizer are as they were.
         """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
         totals = Totals(minibatch.num_tokens, minibatch.num_sequences)
@@ -125,9 +139,15 @@ class MegatronPolicy:
             if not (math.isfinite(objective) and math.isfinite(grad_norm)):
                 where = f"step {loaded.step}, minibatch {index}"
                 raise NonFiniteError(f"loss {objective}, gradient norm {grad_norm}", where=where)
+            if self._guards and index == 0 and not self._objective.bypass:
+                stop(watch.ratio(metrics), step=loaded.step)
             lr = self._optimizer.step(grad_norm)
             if fills_old_logp:
                 metrics |= self._agreement()
+            if minibatch is loaded.minibatches[-1]:
+                self._coefficients.after_batch(
+                    self._divergence, metrics["actor/entropy"], len(loaded.reward_N)
+                )
         return StepReport(loaded.step, objective, grad_norm, lr, metrics)
 
     def logp(self, block: TokenBlock) -> np.ndarray:
@@ -156,7 +176,10 @@ class MegatronPolicy:
             CheckpointError: the folder exists.
         """
         with cpu.scope():
-            checkpoint.save(folder, self._model, self._optimizer, facts)
+            coefficients = self._coefficients.state_dict()
+            checkpoint.save(
+                folder, self._model, self._optimizer, {**(facts or {}), "coefficients": coefficients}
+            )
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint as if there had been no interruption. The reference policy stays that of
@@ -166,7 +189,8 @@ class MegatronPolicy:
             CheckpointError: it is not whole, or was made with another topology.
         """
         with cpu.scope():
-            checkpoint.restore(folder, self._model, self._optimizer)
+            facts = checkpoint.restore(folder, self._model, self._optimizer)
+        self._coefficients.load_state_dict(facts["coefficients"])
 
     def export(self, folder: Path) -> None:
         """Write the present weights in Hugging Face format."""
@@ -181,11 +205,15 @@ class MegatronPolicy:
 
     def close(self) -> None:
         """Leave the other ranks; the policy is of no use afterwards."""
-        stop()
+        leave()
 
     @property
     def _needs(self) -> frozenset[str]:
         return self._objective.columns | self._estimator.needs
+
+    @property
+    def _estimator(self) -> AdvantageEstimator:
+        return self._coefficients.estimator
 
     def _share(
         self, microbatch: Microbatch, logp_R: Tensor, entropy_R: Tensor, totals: Totals
@@ -212,18 +240,27 @@ class MegatronPolicy:
         loaded = self._loaded
         return from_last_stage(agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._reduce))
 
-    def _add_reference_column(self, reference: Mapping[str, Tensor]) -> None:
+    def _add_reference_column(self, reference: Mapping[str, Tensor]) -> dict[str, float]:
+        """ref_logp, and how far policy and reference are apart where old_logp is known by now."""
         loaded = self._loaded
         with self._weights(reference):
             logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
         loaded.add("ref_logp", logp_U)
+        if "old_logp" not in loaded.columns:
+            return {}
+        apart_U = loaded.columns["old_logp"] - logp_U
+        num_tokens = max(1, sum(m.num_tokens for m in loaded.first_epoch))
+        self._divergence = combine([Metrics({"kl": apart_U.sum() / num_tokens})])["kl"]
+        weight = getattr(self._estimator, "kl_coefficient", 0.0)
+        if not weight:
+            return {}
+        return {"actor/reward_kl_penalty": self._divergence, "actor/reward_kl_penalty_coeff": weight}
 
     def _add_advantage(self) -> None:
         """By an estimator that needs token columns."""
         loaded = self._loaded
         columns = {argument(c): loaded.held(c) for c in self._estimator.needs & loaded.columns.keys()}
-        if "length" in self._estimator.needs:
-            columns["length_N"] = loaded.packed.length_N
+        columns |= {argument(c): column_N for c, column_N in loaded.scalars.items()}
         advantage = self._estimator(
             reward_N=loaded.reward_N,
             group_N=loaded.group_N,

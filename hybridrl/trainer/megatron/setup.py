@@ -34,7 +34,7 @@ def start(setup: TrainerSetup) -> torch.device:
     return cpu.CPU
 
 
-def stop() -> None:
+def leave() -> None:
     """Leave the process groups, so that `start` can be called again in this process."""
     parallel_state.destroy_model_parallel()
     dist.destroy_process_group()

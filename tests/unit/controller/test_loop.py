@@ -73,7 +73,7 @@ def test_checkpoints_come_at_the_interval_and_at_the_end() -> None:
 def test_a_checkpoint_holds_the_position_after_the_prompts_that_were_trained_on(max_lag: int) -> None:
     world = fakes.World(update_s=0.01)
     play(fakes.config(batch={"max_lag": max_lag}), world)
-    saved = {event[1]: event[2] for event in world.events if event[0] == "save"}
+    saved = {event[1]: event[2]["prompts"] for event in world.events if event[0] == "save"}
     assert saved == {3: {"taken": 12}, 6: {"taken": 24}}
 
 
@@ -107,3 +107,10 @@ def test_a_swap_that_fails_ends_the_run() -> None:
     with pytest.raises(ValueError, match="torn"):
         play(fakes.config(), world)
     assert [event for event in world.events if event[0] == "observed"] == [("observed", 1)]
+
+
+def test_findings_of_a_step_reach_the_person() -> None:
+    world = fakes.World()
+    world.prompts.take = lambda count: [fakes.Prompt("train/0", (1, 2), {})] * count
+    play(fakes.config(run={"steps": 1}), world)
+    assert {about for about, _ in world.warnings} == {"groups"}

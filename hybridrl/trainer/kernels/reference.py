@@ -1,0 +1,80 @@
+"""Softmax over a vocabulary that comes in pieces, in torch.
+
+The state of a row after some pieces is four numbers, with l the scores seen so far:
+
+    0  m = max l        2  sum exp(l - m) (l - m)
+    1  sum exp(l - m)   3  the target's score, 0 before it came
+
+Source: online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867; the entropy's sum moves along with m.
+Shape letters: R rows, C columns of a piece.
+"""
+
+import torch
+from torch import Tensor
+
+
+def start(num_rows: int, device: torch.device) -> Tensor:
+    """float32 [4, R], before the first piece."""
+    state_4R = torch.zeros(4, num_rows, device=device)
+    state_4R[0] = -torch.inf
+    return state_4R
+
+
+def take(state_4R: Tensor, logits_RC: Tensor, target_R: Tensor, first: int, temperature: float) -> None:
+    """Add a piece to the state, in place.
+
+    Args:
+        logits_RC: of any dtype, before the temperature; may have no columns.
+        target_R: int64, token ids of the whole vocabulary.
+        first: token id of the first column.
+    """
+    num_columns = logits_RC.shape[1]
+    if num_columns == 0:
+        return
+    score_RC = logits_RC.float() / temperature
+    move(state_4R, torch.maximum(state_4R[0], score_RC.amax(1)))
+    here_R = (target_R >= first) & (target_R < first + num_columns)
+    column_R1 = torch.where(here_R, target_R - first, 0).unsqueeze(1)
+    state_4R[3] += score_RC.gather(1, column_R1).squeeze(1) * here_R
+    score_RC -= state_4R[0].unsqueeze(1)
+    exp_RC = score_RC.exp()
+    state_4R[1] += exp_RC.sum(1)
+    state_4R[2] += exp_RC.mul_(score_RC).sum(1)
+
+
+def move(state_4R: Tensor, largest_R: Tensor) -> None:
+    """Express the sums relative to a larger maximum, in place."""
+    down_R = torch.where(state_4R[0] == largest_R, 0.0, state_4R[0] - largest_R)
+    shrink_R = down_R.exp()
+    # A row that has seen nothing has sums of 0, and is infinitely far below: 0 * inf must stay 0.
+    moved_R = torch.where(state_4R[1] == 0, 0.0, state_4R[2] + down_R * state_4R[1])
+    state_4R[2] = moved_R * shrink_R
+    state_4R[1] *= shrink_R
+    state_4R[0] = largest_R
+
+
+def turn_into_gradient(
+    logits_RC: Tensor,
+    target_R: Tensor,
+    log_sum_R: Tensor,
+    entropy_R: Tensor,
+    grad_logp_R: Tensor,
+    grad_entropy_R: Tensor,
+    first: int,
+    temperature: float,
+) -> Tensor:
+    """Gradient of the logits, of their dtype; may overwrite them.
+
+    d logp / d score = onehot - p;  d entropy / d score = -p (log p + entropy).
+
+    Args:
+        log_sum_R: log of the sum of exp(score) over the whole vocabulary.
+    """
+    log_p_RC = (logits_RC.float() / temperature).sub_(log_sum_R.unsqueeze(1))
+    grad_RC = log_p_RC.exp()
+    factor_RC = log_p_RC.add_(entropy_R.unsqueeze(1)).mul_(grad_entropy_R.unsqueeze(1))
+    grad_RC.mul_(factor_RC.add_(grad_logp_R.unsqueeze(1)).neg_())
+    here_R = (target_R >= first) & (target_R < first + logits_RC.shape[1])
+    column_R1 = torch.where(here_R, target_R - first, 0).unsqueeze(1)
+    grad_RC.scatter_add_(1, column_R1, (grad_logp_R * here_R).unsqueeze(1))
+    return grad_RC.div_(temperature).to(logits_RC.dtype)

@@ -1,0 +1,117 @@
+"""Log-probability and entropy of tokens from hidden states, the output layer included: the logits of a whole
+vocabulary are never held.
+
+The vocabulary is cut over ranks, and each rank takes its part in pieces, forward and once more backward. That
+costs one more multiplication by the output layer, and saves every tensor of the size of the logits.
+Shape letters: R rows, H hidden size, V vocabulary entries of this rank, C those of a piece.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from hybridrl.trainer.kernels import reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """Of the output layer."""
+
+    first: int
+    """Token id of this rank's first entry."""
+
+    num_entries: int
+    """Entries of this rank without padding; the weight may have more rows."""
+
+    group: dist.ProcessGroup
+    """Ranks that have the other entries."""
+
+
+def linear_logprob(
+    hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor, shard: Shard, *, temperature: float, piece: int
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target under softmax(hidden @ weight.T / temperature), and its entropy.
+
+    *Collective* over the shard's group; every rank gets the same result. The gradient of hidden_RH is this
+    rank's share of it: the caller adds them up (copy_to_tensor_model_parallel_region).
+
+    Args:
+        target_R: int64, token ids of the whole vocabulary.
+        piece: entries that are taken at a time; R x piece logits are held.
+
+    Returns:
+        float32 [R] each, both differentiable.
+    """
+    return _LinearLogprob.apply(hidden_RH, weight_VH, target_R, shard, temperature, piece)
+
+
+class _LinearLogprob(Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_RH: Tensor,
+        weight_VH: Tensor,
+        target_R: Tensor,
+        shard: Shard,
+        temperature: float,
+        piece: int,
+    ) -> tuple[Tensor, Tensor]:
+        kernels = kernels_for(hidden_RH)
+        state_4R = reference.start(len(hidden_RH), hidden_RH.device)
+        for part in _pieces(shard.num_entries, piece):
+            logits_RC = hidden_RH @ weight_VH[part].T
+            kernels.take(state_4R, logits_RC, target_R, shard.first + part.start, temperature)
+        largest_R = state_4R[0].clone()
+        dist.all_reduce(largest_R, dist.ReduceOp.MAX, shard.group)
+        reference.move(state_4R, largest_R)
+        sums_3R = state_4R[1:]
+        dist.all_reduce(sums_3R, dist.ReduceOp.SUM, shard.group)
+
+        log_sum_R = largest_R + sums_3R[0].log()
+        logp_R = sums_3R[2] - log_sum_R
+        entropy_R = sums_3R[0].log() - sums_3R[1] / sums_3R[0]
+        ctx.save_for_backward(hidden_RH, weight_VH, target_R, log_sum_R, entropy_R)
+        ctx.shard, ctx.temperature, ctx.piece = shard, temperature, piece
+        ctx.set_materialize_grads(False)
+        return logp_R, entropy_R
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_logp_R: Tensor | None, grad_entropy_R: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        hidden_RH, weight_VH, target_R, log_sum_R, entropy_R = ctx.saved_tensors
+        grads = [torch.zeros_like(entropy_R) if g is None else g for g in (grad_logp_R, grad_entropy_R)]
+        kernels = kernels_for(hidden_RH)
+        grad_hidden_RH = torch.zeros_like(hidden_RH, dtype=torch.float32)
+        grad_weight_VH = torch.zeros_like(weight_VH)
+        for part in _pieces(ctx.shard.num_entries, ctx.piece):
+            grad_RC = kernels.turn_into_gradient(
+                hidden_RH @ weight_VH[part].T,
+                target_R,
+                log_sum_R,
+                entropy_R,
+                *grads,
+                ctx.shard.first + part.start,
+                ctx.temperature,
+            )
+            grad_hidden_RH += grad_RC @ weight_VH[part]
+            grad_weight_VH[part] = grad_RC.T @ hidden_RH
+        return grad_hidden_RH.to(hidden_RH.dtype), grad_weight_VH, None, None, None, None
+
+
+def kernels_for(tensor: Tensor) -> ModuleType:
+    if not tensor.is_cuda:
+        return reference
+    from hybridrl.trainer.kernels import fused
+
+    return fused
+
+
+def _pieces(num_entries: int, piece: int) -> Iterator[slice]:
+    return (slice(at, min(at + piece, num_entries)) for at in range(0, num_entries, piece))

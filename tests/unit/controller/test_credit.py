@@ -1,0 +1,141 @@
+"""From scores to advantages: shaping, estimator, what is dropped, and what is refused."""
+
+import numpy as np
+import pytest
+
+from hybridrl.batch import Batch, TokenBlock
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.controller.advantage import load_credit
+from hybridrl.data.packing import plan_minibatches
+from hybridrl.errors import ConfigError, DataError, GuardError
+from hybridrl.types import Group, Prompt, Trajectory
+
+
+def batch_of(rewards, *, lengths=None, greedy=None, uids=None, cut=()) -> Batch:
+    """Groups of answers; `rewards[g][i]` is of answer i to prompt g, `cut` holds (g, i)."""
+    groups = []
+    for g, row in enumerate(rewards):
+        sizes = lengths[g] if lengths else [2] * len(row)
+        block = TokenBlock.from_answers(
+            [(1,)] * len(row), [(5,) * n for n in sizes], [(-1.0,) * n for n in sizes], 0
+        )
+        answers = [
+            Trajectory(i, 1, n, n, "length" if (g, i) in cut else "stop", 0, float(reward), {"part": reward})
+            for i, (reward, n) in enumerate(zip(row, sizes, strict=True))
+        ]
+        uid = uids[g] if uids else f"train/{g}"
+        groups.append(Group(Prompt(uid, (1,), {}), answers, block, greedy[g] if greedy else None))
+    return Batch.pack(3, groups)
+
+
+def credit(**algorithm):
+    return load_credit(AlgorithmConfig.model_validate(algorithm))
+
+
+def test_grpo_centres_each_group() -> None:
+    batch = batch_of([[0, 1], [2, 2]])
+    assert credit()(batch) == []
+    half = 0.5**0.5
+    assert batch.advantage_N == pytest.approx([-half, half, 0, 0], rel=1e-5)
+
+
+def test_remax_subtracts_the_greedy_reward() -> None:
+    batch = batch_of([[0, 1], [1, 1]], greedy=[0.25, 1.0])
+    credit(estimator="remax")(batch)
+    assert batch.advantage_N.tolist() == [-0.25, 0.75, 0.0, 0.0]
+
+
+def test_shaping_changes_what_the_estimator_sees_and_keeps_the_score() -> None:
+    batch = batch_of([[0, 1], [1, 0]], lengths=[[8, 8], [6, 6]])
+    shaping = [
+        {"name": "overlong", "limit": 8, "margin": 4, "penalty": 0.5},
+        {"name": "affine", "scale": 2.0},
+    ]
+    credit(shaping=shaping)(batch)
+    assert batch.score_N.tolist() == [0, 1, 1, 0]
+    assert batch.reward_N.tolist() == [-1.0, 1.0, 1.5, -0.5]
+
+
+def test_what_shaping_remembers_goes_through_a_checkpoint() -> None:
+    first, second = [[0, 4], [1, 3]], [[2, 2], [9, 0]]
+    whole, before, after = (credit(shaping=["running_norm"]) for _ in range(3))
+    expected = batch_of(second)
+    whole(batch_of(first))
+    whole(expected)
+    before(batch_of(first))
+    after.load_state_dict(before.state_dict())
+    resumed = batch_of(second)
+    after(resumed)
+    assert resumed.reward_N.tolist() == expected.reward_N.tolist()
+    assert before.state_dict() != credit(shaping=["running_norm"]).state_dict()
+
+
+def test_cut_answers_count_in_the_baseline_and_are_in_no_minibatch() -> None:
+    batch = batch_of([[0, 1], [0, 1], [0, 1]], cut={(0, 1), (1, 0), (1, 1)})
+    credit(drop_truncated=True)(batch)
+    assert batch.advantage_N[0] < 0  # though it is the only one left of its group
+    plan = plan_minibatches(batch, minibatch_prompts=3, epochs=2, num_ranks=1, microbatch_tokens=100, seed=0)
+    assert [sorted(i for m in minibatch.rows[0] for i in m) for minibatch in plan] == [[0, 4, 5]] * 2
+    assert [(m.num_tokens, m.num_sequences) for m in plan] == [(6, 3)] * 2
+
+
+def test_a_minibatch_without_anything_left_is_no_optimizer_step() -> None:
+    batch = batch_of([[0, 1], [0, 1]], cut={(1, 0), (1, 1)})
+    credit(drop_truncated=True)(batch)
+    plan = plan_minibatches(batch, minibatch_prompts=1, epochs=1, num_ranks=1, microbatch_tokens=100, seed=0)
+    assert [m.index for m in plan] == [0]
+
+
+def test_a_step_of_cut_answers_only_says_what_to_change() -> None:
+    batch = batch_of([[0, 1]], cut={(0, 0), (0, 1)})
+    credit(drop_truncated=True)(batch)
+    with pytest.raises(DataError, match="all 2 answers of step 3 were cut.*max_response_tokens"):
+        plan_minibatches(batch, minibatch_prompts=1, epochs=1, num_ranks=1, microbatch_tokens=9, seed=0)
+
+
+def test_an_estimator_of_token_columns_gets_its_scalars_on_the_ranks() -> None:
+    batch = batch_of([[0, 1]], greedy=[0.5])
+    credit(estimator="remax", kl={"coefficient": 0.1, "in": "reward"})(batch)
+    assert batch.advantage_N is None
+    assert batch.scalars["greedy_reward"].tolist() == [0.5, 0.5]
+
+
+def test_answers_to_different_prompts_in_one_group_stop_the_run() -> None:
+    # planted: group numbers that are off by one
+    batch = batch_of([[0, 1], [0, 1]])
+    batch.group_N = np.array([0, 0, 0, 1])
+    with pytest.raises(GuardError, match="group 0 holds answers to different prompts.*guards=off"):
+        credit()(batch)
+    assert credit(guards="off")(batch) == []
+
+
+def test_a_prompt_in_two_groups_is_suspicious() -> None:
+    (finding,) = credit()(batch_of([[0, 1], [0, 1]], uids=["train/0", "train/0"]))
+    assert finding.guard == "groups" and "several groups" in finding.text
+
+
+def test_an_estimator_that_forgets_the_baseline_stops_the_run(monkeypatch) -> None:
+    # planted: GRPO without its mean
+    monkeypatch.setattr("hybridrl.algorithms.estimators.grpo.centre", lambda reward_N, group_N: reward_N)
+    with pytest.raises(GuardError, match="advantages of group 1 sum to"):
+        credit()(batch_of([[0, 1], [1, 1]]))
+
+
+def test_a_reward_that_counts_tokens_is_suspicious() -> None:
+    lengths = [[g + i + 1 for i in range(8)] for g in range(8)]
+    (finding,) = credit()(batch_of(lengths, lengths=lengths))
+    assert finding.guard == "length" and "longer answers win" in finding.text
+
+
+@pytest.mark.parametrize(
+    "algorithm,message",
+    [
+        ({"estimator": "rae"}, "the estimator needs agent"),
+        ({"estimator": "gae"}, "the estimator needs value"),
+        ({"shaping": ["overlong"]}, "needs the option limit"),
+        ({"drop_truncated": True, "kl": {"coefficient": 0.1, "in": "reward"}}, "needs the tokens of all"),
+    ],
+)
+def test_what_no_run_can_do_is_refused(algorithm, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        credit(**algorithm)
