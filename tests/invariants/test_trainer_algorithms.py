@@ -141,7 +141,7 @@ def test_a_leaked_mask_and_moved_weights_stop_the_step(model) -> None:
 
 
 def test_a_kl_coefficient_follows_its_target_and_a_resumed_run_goes_on_with_it(model, tmp_path) -> None:
-    """The target is far above what two steps move: 20 % less at each batch of twelve, by a horizon of twelve."""
+    """The target is far above what two steps move: 20 % less at each batch, whose twelve are the horizon."""
     kl = {"coefficient": 0.1, "target": 10.0, "horizon": 12}
     for place, metric in (("loss", "actor/kl_coef"), ("reward", "actor/reward_kl_penalty_coeff")):
         algorithm = AlgorithmConfig(kl={**kl, "in": place}, entropy_coefficient=0.01, entropy_target=50.0)
