@@ -114,6 +114,11 @@ def test_a_prompt_in_two_groups_is_suspicious() -> None:
     assert finding.guard == "groups" and "several groups" in finding.text
 
 
+def test_a_prompt_that_comes_again_where_an_epoch_ends_is_not() -> None:
+    uids = ["train/0", "train/1", "train/2", "train/3", "train/0"]
+    assert credit()(batch_of([[0, 1]] * 5, uids=uids)) == []
+
+
 def test_an_estimator_that_forgets_the_baseline_stops_the_run(monkeypatch) -> None:
     # planted: GRPO without its mean
     monkeypatch.setattr("hybridrl.algorithms.estimators.grpo.centre", lambda reward_N, group_N: reward_N)
