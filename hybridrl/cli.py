@@ -194,7 +194,7 @@ def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
 def algo_list(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
 ) -> None:
-    """Every estimator, loss, KL form, correction and preset, with its source."""
+    """Every estimator, loss, KL form, correction, setting and preset, with its source."""
     from hybridrl.algorithms.catalog import listing
 
     found = listing()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.config.presets import PRESETS
 from hybridrl.errors import ConfigError
 
@@ -33,6 +34,7 @@ CONFIG_KEYS = {
     "aggregate": "algorithm.aggregate",
     "kl": "algorithm.kl.estimator",
     "correction": "algorithm.correction",
+    "shaping": "algorithm.shaping",
 }
 """Where a config names a plug-in of each kind."""
 
@@ -77,9 +79,11 @@ def entries(kind: str | None = None) -> list[Entry]:
 
 
 def listing() -> dict[str, Any]:
-    """What `hybridrl algo list --json` prints: plug-ins by kind, and presets."""
+    """What `hybridrl algo list --json` prints: plug-ins by kind, settings and presets."""
     plugins = {kind: [asdict(entry) for entry in entries(kind)] for kind in TITLES}
-    return {**plugins, "preset": [{"name": n, "about": p.about} for n, p in PRESETS.items()]}
+    settings = [asdict(setting) for setting in SETTINGS]
+    presets = [{"name": n, "about": p.about} for n, p in PRESETS.items()]
+    return {**plugins, "setting": settings, "preset": presets}
 
 
 def find(name: str) -> list[Entry]:
@@ -90,8 +94,9 @@ def find(name: str) -> list[Entry]:
     """
     everything = entries()
     found = [entry for entry in everything if entry.name == name]
-    if not found and name not in PRESETS:
-        known = sorted({entry.name for entry in everything} | set(PRESETS))
+    others = set(PRESETS) | {setting.name for setting in SETTINGS}
+    if not found and name not in others:
+        known = sorted({entry.name for entry in everything} | others)
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
         raise ConfigError(
             f"there is no algorithm {name!r}", fix=f"did you mean {' or '.join(near)}?" if near else ""
@@ -100,7 +105,7 @@ def find(name: str) -> list[Entry]:
 
 
 def explain(name: str) -> Iterator[tuple[str, str]]:
-    """Pairs of a label and a text about every plug-in and preset of this name, for a person to read.
+    """Pairs of a label and a text about all that has this name, for a person to read.
 
     Raises:
         ConfigError: there is none; names the nearest.
@@ -114,6 +119,10 @@ def explain(name: str) -> Iterator[tuple[str, str]]:
         for option in entry.options:
             default = "required" if option.default is None else f"default {option.default}"
             yield f"  {option.name}", f"{option.type}, {default}. {option.about}".rstrip(" .") + "."
+    for setting in SETTINGS:
+        if setting.name == name:
+            yield setting.name, f"Setting ({setting.key}): {setting.title}"
+            yield from (("formula", setting.formula), ("source", setting.source), ("use", setting.use))
     if name in PRESETS:
         yield "preset", PRESETS[name].about
         yield from ((f"  {key}", value) for key, value in flat(PRESETS[name].algorithm))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from hybridrl.algorithms.base import SCALARS, TOKENS
 from hybridrl.algorithms.catalog import CONFIG_KEYS, TITLES, Entry, entries, flat
 from hybridrl.algorithms.guards import GUARDS
+from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.config.compatibility import COMPATIBILITY
 from hybridrl.config.presets import PRESETS
 
@@ -117,7 +118,7 @@ be edited.
 
 def render() -> str:
     """The whole page."""
-    parts = [_HEAD, *(_table(kind) for kind in TITLES), _presets(), _frameworks(), _guards()]
+    parts = [_HEAD, *(_table(kind) for kind in TITLES), _settings(), _presets(), _frameworks(), _guards()]
     parts += [_PLUG_IN.format(estimator=ESTIMATOR_EXAMPLE, loss=LOSS_EXAMPLE), _columns()]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
@@ -137,6 +138,18 @@ def _row(entry: Entry) -> str:
     options = ", ".join(o.name if o.default is None else f"{o.name} = {o.default}" for o in entry.options)
     cells = [f"**{entry.name}**", f"{entry.title} `{entry.formula}`", options, entry.use, entry.source]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _settings() -> str:
+    lines = [
+        "## Selection and coefficients\n",
+        "| name | formula | config | when | source |",
+        "|---|---|---|---|---|",
+    ]
+    for s in SETTINGS:
+        cells = [f"**{s.name}**", f"{s.title} `{s.formula}`", f"`{s.key}`", s.use, s.source]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _presets() -> str:
@@ -169,7 +182,9 @@ def _choices(pairs: list[tuple[str, str]]) -> str:
 def _guards() -> str:
     lines = [
         "## Guards\n",
-        "`hybridrl/algorithms/guards.py` looks for what trains without an error and is wrong all the same:\n",
+        "Every step is looked at for what trains without an error and is wrong all the same."
+        " What is certainly wrong ends the run before the optimizer moves; what is suspicious is said once."
+        " `algorithm.guards: off` turns them off.\n",
     ]
     return "\n".join(lines + [f"- **{name}**: {text}" for name, text in _guard_texts()]) + "\n"
 

@@ -59,8 +59,14 @@ _PAPERS: Mapping[str, Preset] = {
         },
     ),
     "dapo": Preset(
-        "higher upper clip and token mean, arXiv:2503.14476; no dynamic sampling, no overlong penalty",
-        {"estimator": {"name": "grpo"}, "loss": _CLIP | {"clip_high": 0.28}, "aggregate": "token_mean"},
+        "higher upper clip, token mean, dynamic sampling, arXiv:2503.14476; its overlong penalty: shaping "
+        "[{name: overlong, limit: ..., margin: ...}]",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": _CLIP | {"clip_high": 0.28},
+            "aggregate": "token_mean",
+            "dynamic_sampling": {},
+        },
     ),
     "opo": Preset(
         "length-weighted mean as baseline, exactly on-policy, no clip, arXiv:2505.23585",

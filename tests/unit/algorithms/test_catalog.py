@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hybridrl import registry
 from hybridrl.algorithms import catalog
@@ -15,6 +16,7 @@ from hybridrl.algorithms.check import check_estimator, check_policy_loss
 from hybridrl.algorithms.document import render
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig, PluginConfig
 from hybridrl.errors import ConfigError
@@ -72,6 +74,14 @@ def test_explain_is_for_a_person():
     lines = dict(catalog.explain("gspo"))
     assert "2507.18071" in lines["source"] and "default 0.0003" in lines["  clip_low"]
     assert dict(catalog.explain("dapo"))["  loss.clip_high"] == "0.28"
+
+
+def test_settings_are_explained_too_and_their_keys_are_those_of_a_config():
+    assert "2503.14476" in dict(catalog.explain("dynamic_sampling"))["source"]
+    for setting in SETTINGS:
+        section, _, value = setting.key.partition(": ")
+        assert section.startswith("algorithm.")
+        AlgorithmConfig.model_validate({section.removeprefix("algorithm."): yaml.safe_load(value)})
 
 
 def test_explain_knows_inherited_options():

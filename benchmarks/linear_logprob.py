@@ -1,0 +1,93 @@
+"""Log-probability and entropy of a large vocabulary, forward and backward: memory and time of three ways.
+
+naive: the logits as a whole, in fp32, through log_softmax; kept: hybridrl's function on whole logits, which
+keeps one tensor of their size; pieces: from hidden states, logits are never held. Each way runs in a
+process of its own; the ways take turns, so that other load on the machine falls on all.
+"""
+
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from benchmarks._report import arguments, publish
+from hybridrl.trainer.megatron.linear_logprob import Shard, linear_logprob
+from hybridrl.trainer.megatron.logprob import logprob_and_entropy
+from hybridrl.trainer.megatron.score import LOGITS_AT_ONCE
+
+Way = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def main() -> None:
+    options = arguments(__doc__, rows=1024, hidden=896, vocab=151936, rounds=3)
+    shape = (options.rows, options.hidden, options.vocab)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    for _ in range(options.rounds):
+        for name, results in found.items():
+            with get_context("spawn").Pool(1) as pool:
+                results.append(pool.apply(measure, (name, *shape)))
+    times = {name: median(t for t, _ in results) for name, results in found.items()}
+    peaks = {name: max(m for _, m in results) for name, results in found.items()}
+    publish(
+        {
+            "rows": options.rows,
+            "hidden": options.hidden,
+            "vocab": options.vocab,
+            "rounds": options.rounds,
+            "logits_gib": round(options.rows * options.vocab * 4 / 2**30, 3),
+            "peak_gib_beyond_inputs": {name: round(peak, 3) for name, peak in peaks.items()},
+            "median_s": {name: round(t, 3) for name, t in times.items()},
+            "pieces_over_naive": {
+                "memory": round(peaks["pieces"] / peaks["naive"], 3),
+                "time": round(times["pieces"] / times["naive"], 3),
+            },
+        },
+        options.json,
+    )
+
+
+def measure(name: str, rows: int, hidden: int, vocab: int) -> tuple[float, float]:
+    """Seconds, and GiB at the peak above what the process held before."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    draw = torch.Generator().manual_seed(0)
+    hidden_RH = torch.randn(rows, hidden, generator=draw).requires_grad_()
+    weight_VH = (0.02 * torch.randn(vocab, hidden, generator=draw)).requires_grad_()
+    target_R = torch.randint(vocab, (rows,), generator=draw)
+    weight_VH.grad, hidden_RH.grad = torch.zeros_like(weight_VH), torch.zeros_like(hidden_RH)
+    before, start = peak_gib(), time.perf_counter()
+    logp_R, entropy_R = WAYS[name](hidden_RH, weight_VH, target_R)
+    (logp_R.mean() - 0.01 * entropy_R.mean()).backward()
+    return time.perf_counter() - start, peak_gib() - before
+
+
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def naive(hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
+    log_p_RV = (hidden_RH @ weight_VH.T).log_softmax(1)
+    entropy_R = -(log_p_RV.exp() * log_p_RV).sum(1)
+    return log_p_RV.gather(1, target_R[:, None])[:, 0], entropy_R
+
+
+def kept(hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
+    logits_RV = hidden_RH @ weight_VH.T
+    return logprob_and_entropy(logits_RV, target_R, first=0, temperature=1.0, group=dist.group.WORLD)
+
+
+def pieces(hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
+    shard = Shard(first=0, num_entries=len(weight_VH), group=dist.group.WORLD)
+    piece = LOGITS_AT_ONCE // len(hidden_RH)
+    return linear_logprob(hidden_RH, weight_VH, target_R, shard, temperature=1.0, piece=piece)
+
+
+WAYS: dict[str, Way] = {"naive": naive, "kept": kept, "pieces": pieces}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What of an algorithm is a config key instead of a plug-in: selection of prompts and answers, coefficients.
+
+Rows for the catalog and its page; what they describe is in sampling.py, controllers.py and objective.py.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One row; `key` is where a config sets it."""
+
+    name: str
+    title: str
+    key: str
+    formula: str
+    source: str
+    use: str
+
+
+SETTINGS = (
+    Setting(
+        name="dynamic_sampling",
+        title="DAPO's dynamic sampling: groups without a signal are replaced.",
+        key="algorithm.dynamic_sampling: {}",
+        formula="keep a group iff max s > min s; answer further prompts until prompts_per_step are kept",
+        source='Yu et al. 2025, "DAPO", arXiv:2503.14476',
+        use="where many prompts are always solved, or never; costs rollout, saves optimizer steps.",
+    ),
+    Setting(
+        name="difficulty_filter",
+        title="Groups outside a range of difficulty are replaced.",
+        key="algorithm.dynamic_sampling: {lowest: 0.2, highest: 0.8}",
+        formula="keep a group iff lowest <= share of answers with s > solved_above <= highest",
+        source='Cui et al. 2025, "PRIME", arXiv:2502.01456, online prompt filtering',
+        use="with dynamic sampling, to leave out the nearly solved and the nearly hopeless as well.",
+    ),
+    Setting(
+        name="overlong_filter",
+        title="DAPO's overlong filtering: answers that were cut are not trained on.",
+        key="algorithm.drop_truncated: true",
+        formula="A_i counts in its group's mean; its tokens are in no minibatch and in no denominator",
+        source='Yu et al. 2025, "DAPO", arXiv:2503.14476, section 3.4',
+        use="where the token limit cuts answers whose reward says nothing about them.",
+    ),
+    Setting(
+        name="kl_in_loss",
+        title="KL to the reference as a term of the loss.",
+        key="algorithm.kl: {coefficient: 0.001, in: loss}",
+        formula="loss + coefficient * aggregate(KL_t)",
+        source='Shao et al. 2024, "DeepSeekMath", arXiv:2402.03300',
+        use="the usual place with group-relative estimators.",
+    ),
+    Setting(
+        name="kl_in_reward",
+        title="KL to the reference as a cost of each token.",
+        key="algorithm.kl: {coefficient: 0.001, in: reward}",
+        formula="s_t - coefficient * KL_t(old policy, reference), s_t = s on the last trained token",
+        source="Ziegler et al. 2019, arXiv:1909.08593",
+        use="with PPO and REINFORCE++, whose returns are sums over tokens.",
+    ),
+    Setting(
+        name="adaptive_kl",
+        title="A KL coefficient that holds a divergence.",
+        key="algorithm.kl: {coefficient: 0.001, target: 0.05}",
+        formula="c <- c (1 + clip(KL / target - 1, -0.2, 0.2) N / horizon) after each batch",
+        source="Ziegler et al. 2019, arXiv:1909.08593",
+        use="where a fixed coefficient is too strong early or too weak late.",
+    ),
+    Setting(
+        name="entropy_bonus",
+        title="Entropy as a term of the loss.",
+        key="algorithm.entropy_coefficient: 0.001",
+        formula="loss - c aggregate(H_t), H_t over the whole vocabulary at the sampling temperature",
+        source="Williams and Peng 1991; Mnih et al. 2016, arXiv:1602.01783",
+        use="against a policy that stops exploring.",
+    ),
+    Setting(
+        name="adaptive_entropy",
+        title="An entropy coefficient that holds an entropy.",
+        key="algorithm.entropy_target: 0.2",
+        formula="c <- clip(c +- 0.005, 0, 1) after each batch, up while H < target",
+        source='He et al. 2025, "Skywork-OR1", arXiv:2505.22312',
+        use="where a fixed bonus collapses or runs away.",
+    ),
+    Setting(
+        name="top_entropy_tokens",
+        title="The policy loss of the tokens with the highest entropy only.",
+        key="algorithm.entropy_top_share: 0.2",
+        formula="mask_t and H_t among the largest share of the batch's trained tokens, by exact threshold",
+        source='Wang et al. 2025, "Beyond the 80/20 Rule", arXiv:2506.01939',
+        use="long chains of thought, where few tokens decide.",
+    ),
+)
