@@ -98,6 +98,40 @@ def chat_template_is_there(loaded: LoadedConfig, world: World) -> Iterator[Hybri
         )
 
 
+def distillation_has_a_teacher(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    algorithm = loaded.config.algorithm
+    teacher, learns = algorithm.teacher, algorithm.estimator.name == "distillation"
+    where = loaded.where("algorithm.teacher", "algorithm.estimator.name")
+    if teacher is None and learns:
+        yield ConfigError(
+            "estimator distillation learns from a teacher, but algorithm.teacher is not set",
+            where=where,
+            fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes",
+        )
+    if teacher is None:
+        return
+    if not learns:
+        yield ConfigError(
+            f"algorithm.teacher = {teacher} is not asked by estimator {algorithm.estimator.name}",
+            where=where,
+            fix="use estimator distillation, or leave the teacher out",
+        )
+    if not Path(teacher).is_dir():
+        yield ModelError(f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one")
+        return
+    try:
+        spec = models.read(teacher)
+    except ModelError as error:
+        yield error
+        return
+    if world.spec is not None and spec != world.spec:
+        yield ModelError(
+            f"the teacher {teacher} is not of the architecture and sizes of {loaded.config.model.path}",
+            where=where,
+            fix="use a teacher that differs in its weights only",
+        )
+
+
 def minibatches_divide_the_step(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
     batch = loaded.config.batch
     size = batch.minibatch_prompts or batch.prompts_per_step
@@ -263,6 +297,7 @@ RULES: Sequence[Rule] = (
     model_exists,
     data_exists,
     chat_template_is_there,
+    distillation_has_a_teacher,
     minibatches_divide_the_step,
     ranks_have_work,
     actor_parallel_divides_the_model,

@@ -20,7 +20,7 @@ class Need:
     """Bytes, of the whole machine on CPU and of one GPU otherwise."""
 
     training: int
-    """Weights, gradients and optimizer of the actor, and the reference policy's weights."""
+    """Weights, gradients and optimizers of what is trained, and the weights of reference and teacher."""
 
     engines: int
     """Weights, and the key-value cache where its size is set."""
@@ -51,8 +51,12 @@ def _training(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
     precision = config.actor.precision or ("bf16" if on_gpu else "fp32")
     weight_bytes, master_bytes = (2, _MASTER_BYTES) if precision == "bf16" else (4, 0)
     dp = config.actor.parallel.dp or 1
-    reference = weight_bytes if config.algorithm.kl.coefficient else 0
-    held, shared = weight_bytes + _GRADIENT_BYTES + reference, _ADAM_BYTES + master_bytes
+    algorithm, trained = config.algorithm, 1
+    frozen = [bool(algorithm.kl.coefficient), algorithm.teacher is not None]
+    if algorithm.estimator.name == "prime":
+        trained, frozen[0] = 2, True
+    held = trained * (weight_bytes + _GRADIENT_BYTES) + sum(frozen) * weight_bytes
+    shared = trained * (_ADAM_BYTES + master_bytes)
     per_weight = held + shared / dp if on_gpu else held * dp + shared
     return int(models.count(spec) * per_weight)
 

@@ -150,6 +150,40 @@ class DynamicSamplingConfig(Section):
     """An answer is solved if its reward is above this."""
 
 
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: PositiveFloat = 1.0e-6
+    """Peak learning rate."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, over the optimizer steps of the run."""
+
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of a linear or cosine schedule."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up from 0."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1.0e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled; not applied to norms and biases."""
+
+    clip_grad_norm: NonNegativeFloat = 1.0
+    """Global L2 norm that gradients are clipped to; 0: never."""
+
+
+class ProcessModelConfig(Section):
+    """The process reward model of estimator prime: a copy of the initial policy, trained on outcomes."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """One optimizer step a policy update; the learning rate stays constant after its warm-up."""
+
+    solved_above: float = 0.0
+    """An answer is solved if its reward is above this."""
+
+
 class AlgorithmConfig(Section):
     preset: str | None = None
     """A named row of choices for the keys below; keys given beside it win."""
@@ -167,6 +201,12 @@ class AlgorithmConfig(Section):
     """How token losses become one number; denominators are of the global minibatch."""
 
     kl: KLConfig = KLConfig()
+
+    process_model: ProcessModelConfig = ProcessModelConfig()
+
+    teacher: str | None = None
+    """Folder of the model that estimator distillation learns from: of the same architecture, vocabulary and
+    sizes as the policy. None: no teacher is held."""
 
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""
@@ -218,30 +258,6 @@ class TrainParallel(Section):
 
     dp: PositiveInt | None = None
     """Data parallel size. None: the devices that tp and pp leave over; 1 on a machine without GPUs."""
-
-
-class OptimizerConfig(Section):
-    """AdamW."""
-
-    lr: PositiveFloat = 1.0e-6
-    """Peak learning rate."""
-
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after warm-up, over the optimizer steps of the run."""
-
-    min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end of a linear or cosine schedule."""
-
-    warmup_steps: NonNegativeInt = 0
-    """Optimizer steps of linear warm-up from 0."""
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: PositiveFloat = 1.0e-8
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled; not applied to norms and biases."""
-
-    clip_grad_norm: NonNegativeFloat = 1.0
-    """Global L2 norm that gradients are clipped to; 0: never."""
 
 
 class ActorConfig(Section):

@@ -47,7 +47,9 @@ CONTROLLER_COLUMNS: Mapping[Column, Callable[[Batch], np.ndarray]] = {
 }
 """What the controller knows of every trajectory."""
 
-TRAINER_COLUMNS = frozenset({"rollout_logp", "old_logp", "ref_logp", "old_entropy"})
+TRAINER_COLUMNS = frozenset(
+    {"rollout_logp", "old_logp", "ref_logp", "teacher_logp", "process_logp", "old_entropy"}
+)
 """What trainer ranks compute."""
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trainer_scenarios as scenarios
 import trainer_values as values
 from trainer_ranks import on_ranks
@@ -15,6 +16,9 @@ IN_LOSS = AlgorithmConfig(kl={"coefficient": 0.1, "estimator": "k3", "in": "loss
 IN_REWARD = AlgorithmConfig(
     kl={"coefficient": 0.1, "estimator": "k1", "in": "reward"}, estimator="reinforce_plus_plus"
 )
+
+PRIME = AlgorithmConfig(estimator="prime", process_model={"optimizer": {"lr": 1e-3}})
+SOLVED = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +153,30 @@ def test_a_kl_coefficient_follows_its_target_and_a_resumed_run_goes_on_with_it(m
         assert run["seen"][metric] == pytest.approx([0.1, 0.08, 0.064], rel=1e-6)
         assert run["seen"]["actor/entropy_coef"] == pytest.approx([0.01, 0.015, 0.02], rel=1e-6)
         assert run["again"] == run["seen"][metric][2]
+
+
+def test_primes_process_model_learns_outcomes_and_does_so_alike_on_any_ranks(model) -> None:
+    minibatches = [scenarios.split(0, 1, (6,))]
+    alone = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), PRIME, minibatches, steps=6, **SOLVED)[0]
+    loaded = [played["loaded"] for played in alone["played"]]
+    # It starts as the reference: log 2 for each of the eleven answers that have a trained token.
+    assert loaded[0]["process/loss"] == pytest.approx(np.log(2) * 11 / 12, rel=1e-6)
+    assert loaded[-1]["process/loss"] < 0.9 * loaded[0]["process/loss"]
+    assert loaded[-1]["process/accuracy"] > 0.75
+    for shape in ((2, 1, 1), (1, 2, 1), (1, 1, 2)):
+        split = [scenarios.split(0, shape[2], (4,))]
+        shared = on_ranks(2, scenarios.algorithm_run, model, shape, PRIME, split, **SOLVED)
+        compare({"played": alone["played"][:2], "logps": alone["logps"][:3]}, shared[0])
+
+
+def test_a_student_moves_towards_its_teacher(tmp_path) -> None:
+    student, teacher = (values.make_model(tmp_path / name, "qwen3", seed=i) for i, name in enumerate("st"))
+    algorithm = AlgorithmConfig(estimator="distillation", teacher=str(teacher))
+    minibatches = [scenarios.split(0, 1, ())]
+    run = on_ranks(1, scenarios.algorithm_run, student, (1, 1, 1), algorithm, minibatches, advantage_N=None)
+    block = values.make_block()
+    with torch.no_grad():
+        of_teacher = torch.cat(values.plain_logp(values.load_plain(teacher), block, 0.8)).numpy()
+    of_student = run[0]["logps"][0][block.loss_mask_T]
+    first = run[0]["played"][0]["reports"][0]
+    assert first["loss"] == pytest.approx(-(of_teacher - of_student).mean(), rel=1e-5)  # the ratios are 1

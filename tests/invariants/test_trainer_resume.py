@@ -10,6 +10,8 @@ import trainer_scenarios as scenarios
 import trainer_values as values
 from trainer_ranks import on_ranks
 
+from hybridrl.config.schema import AlgorithmConfig
+
 CASES = {"dp2": ((1, 1, 2), "fp32"), "tp2pp2": ((2, 2, 1), "fp32"), "bf16": ((1, 1, 1), "bf16")}
 
 
@@ -40,6 +42,16 @@ def test_the_schedule_and_random_numbers_continue(resumed) -> None:
         assert numbers == numbers_again
         through, again = (rank[k][0]["reports"][0]["lr"] for k in ("through", "again"))
         assert through == again == 1e-3  # the third optimizer step: warm-up of two is over
+
+
+def test_primes_process_model_continues_bit_for_bit_too(model, tmp_path) -> None:
+    algorithm = AlgorithmConfig(estimator="prime", process_model={"optimizer": {"lr": 1e-3}})
+    columns = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
+    (rank,) = on_ranks(
+        1, scenarios.resume, model, (1, 1, 1), tmp_path / "run", algorithm=algorithm, **columns
+    )
+    assert rank["through"][0] == rank["again"][0]
+    assert rank["through"][0]["loaded"]["process/loss"] != pytest.approx(np.log(2), rel=1e-3)
 
 
 def test_a_checkpoint_is_never_overwritten(resumed) -> None:

@@ -64,14 +64,23 @@ def train(
 
 
 def resume(
-    rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path, precision: str = "fp32"
+    rank: int,
+    meet: Meet,
+    folder: Path,
+    shape: Shape,
+    saved: Path,
+    precision: str = "fp32",
+    algorithm: Any = None,
+    **columns: Any,
 ) -> dict[str, Any]:
     """Two batches with a checkpoint between; then the second one again, by a policy that starts there."""
     import torch
 
     changes = {"actor": values.make_actor(precision=precision, schedule="cosine", warmup_steps=2)}
+    if algorithm is not None:
+        changes["algorithm"] = algorithm
     batches = [
-        values.make_batch([split(i, shape[2], (6,)) for i in range(2)], seed=seed, step=step)
+        values.make_batch([split(i, shape[2], (6,)) for i in range(2)], seed=seed, step=step, **columns)
         for step, seed in ((1, 0), (2, 5))
     ]
     with policy(rank, meet, folder, shape, **changes) as trained:
@@ -122,12 +131,13 @@ def algorithm_run(
     minibatches: list[Minibatch],
     **changes: Any,
 ) -> dict[str, Any]:
-    """Two batches with a given algorithm; log-probabilities before, between and after."""
+    """Two batches, or `steps`, with a given algorithm; log-probabilities before, between and after."""
     block = values.make_block()
+    steps = changes.pop("steps", 2)
     with policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
         logps = [trained.logp(block)]
         played = []
-        for step in (1, 2):
+        for step in range(1, steps + 1):
             played.append(play(trained, values.make_batch(minibatches, **(changes | {"step": step}))))
             logps.append(trained.logp(block))
     return {"played": played, "logps": logps}

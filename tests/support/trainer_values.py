@@ -42,14 +42,14 @@ FAMILIES = {
 }
 
 
-def make_model(folder: Path, family: str) -> Path:
+def make_model(folder: Path, family: str, seed: int = 0) -> Path:
     """A random model, with weights far enough from 0 that every part of it matters, in `folder`/`family`."""
     import transformers
 
     name, extra = FAMILIES[family]
     options = {"tie_word_embeddings": False, **SIZES, **extra}
     config = getattr(transformers, f"{name}Config")(**options)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = getattr(transformers, f"{name}ForCausalLM")(config).float()
     with torch.no_grad():
         for parameter in model.parameters():

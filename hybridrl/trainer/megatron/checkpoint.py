@@ -29,16 +29,18 @@ from hybridrl.trainer import committed
 from hybridrl.trainer.megatron.model import policy_model
 from hybridrl.trainer.megatron.optimizer import Optimizer
 
+Trained = tuple[DistributedDataParallel, Optimizer]
+
 
 def save(
     folder: Path,
-    model: DistributedDataParallel,
-    optimizer: Optimizer,
+    parts: Mapping[str, Trained],
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a new checkpoint. *Collective*.
 
     Args:
+        parts: everything that is trained, by name.
         facts: what the commit record is to hold besides; JSON.
 
     Raises:
@@ -54,15 +56,15 @@ def save(
         shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it saved
         unfinished.mkdir(parents=True)
     dist.barrier()
-    dist_checkpointing.save(_state(model, optimizer), str(unfinished), _WriteHere("torch_dist", 1))
+    dist_checkpointing.save(_state(parts), str(unfinished), _WriteHere("torch_dist", 1))
     dist.barrier()
     if dist.get_rank() == 0:
         committed.commit(unfinished, folder, {**(facts or {}), "topology": _topology()})
     dist.barrier()
 
 
-def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into a model and optimizer of the same topology. *Collective*.
+def restore(folder: Path, parts: Mapping[str, Trained]) -> dict[str, Any]:
+    """Load a checkpoint into models and optimizers of the same topology. *Collective*.
 
     Returns:
         The facts of its commit record.
@@ -71,12 +73,14 @@ def restore(folder: Path, model: DistributedDataParallel, optimizer: Optimizer) 
         CheckpointError: it is not whole, or of another topology; nothing was changed.
     """
     facts = check(folder)
-    state = dist_checkpointing.load(_state(model, optimizer), str(folder))
-    policy_model(model).load_state_dict(state["model"])
-    with torch.no_grad():
-        for name, tensor in optimizer.tensors().items():
-            tensor.copy_(state["optimizer"][name])
-    optimizer.resume(state["num_steps_done"])
+    state = dist_checkpointing.load(_state(parts), str(folder))
+    for part, (model, optimizer) in parts.items():
+        weights = {name.removeprefix(f"{part}."): tensor for name, tensor in state[part]["model"].items()}
+        policy_model(model).load_state_dict(weights)
+        with torch.no_grad():
+            for name, tensor in optimizer.tensors().items():
+                tensor.copy_(state[part]["optimizer"][name])
+        optimizer.resume(state[part]["num_steps_done"])
     torch.set_rng_state(state["random"]["torch"])
     get_cuda_rng_tracker().set_states(state["random"]["tracker"])
     return facts
@@ -106,22 +110,25 @@ def _topology() -> dict[str, int]:
     }
 
 
-def _state(model: DistributedDataParallel, optimizer: Optimizer) -> dict[str, Any]:
-    return {
-        "model": policy_model(model).sharded_state_dict(),
-        "optimizer": _own(optimizer.tensors()),
-        "num_steps_done": optimizer.num_steps_done,
-        "random": _random_state(),
+def _state(parts: Mapping[str, Trained]) -> dict[str, Any]:
+    trained = {
+        part: {
+            "model": policy_model(model).sharded_state_dict(prefix=f"{part}."),
+            "optimizer": _own(part, optimizer.tensors()),
+            "num_steps_done": optimizer.num_steps_done,
+        }
+        for part, (model, optimizer) in parts.items()
     }
+    return {**trained, "random": _random_state()}
 
 
-def _own(tensors: dict[str, torch.Tensor]) -> dict[str, ShardedTensor]:
+def _own(part: str, tensors: dict[str, torch.Tensor]) -> dict[str, ShardedTensor]:
     """Each rank's under keys of its own.
 
     Megatron's formats for this (0.16) know no padding between the buckets of a gradient buffer, which tied
     models have under pipeline parallelism: one loses numbers there, the other cannot be written.
     """
-    place = f"optimizer.{dist.get_rank()}"
+    place = f"{part}.optimizer.{dist.get_rank()}"
     return {n: ShardedTensor.from_rank_offsets(f"{place}.{n}", t.detach()) for n, t in tensors.items()}
 
 

@@ -34,11 +34,13 @@ class LoadedBatch:
         )
         """Of the trajectories that this rank has in the first epoch; seq_T indexes the whole batch."""
 
+        at_U, trajectory_U = self.packed.trained(range(len(self.reward_N)))
+        self.trajectory_U = torch.zeros_like(trajectory_U).index_copy_(0, at_U, trajectory_U)
+        """int64: whose token it is."""
+
         self._own: set[str] = set()
         if batch.advantage_N is not None:
-            at_U, trajectory_U = self.packed.trained(range(len(self.reward_N)))
-            self.columns["advantage"] = self.packed.zeros_U()
-            self.columns["advantage"][at_U] = torch.tensor(batch.advantage_N, device=device)[trajectory_U]
+            self.columns["advantage"] = torch.tensor(batch.advantage_N, device=device)[self.trajectory_U]
 
     def microbatches(self, minibatches: Iterable[Minibatch]) -> list[Microbatch]:
         """Those of this data-parallel rank that have a trained token."""

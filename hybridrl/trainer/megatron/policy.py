@@ -9,12 +9,13 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
@@ -33,6 +34,7 @@ from hybridrl.trainer.megatron.loaded import LoadedBatch
 from hybridrl.trainer.megatron.model import build, named_parameters
 from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.packing import Microbatch, PackedBatch
+from hybridrl.trainer.megatron.process_model import ProcessModel
 from hybridrl.trainer.megatron.schedule import accumulate_gradients
 from hybridrl.trainer.megatron.score import Scorer
 from hybridrl.trainer.megatron.setup import leave, make_layout, start, transformer_config
@@ -60,12 +62,12 @@ class MegatronPolicy:
             self._model = build(config, setup.model, self.layout.padded_vocab, self._device)
             load_hf(setup.model_folder, self.layout, setup.rank, self.tensors())
             self._optimizer = Optimizer(setup.actor.optimizer, self._model, setup.num_optimizer_steps)
+            self._process = self._build_process_model(config) if "process_logp" in self._needs else None
         self._scorer = Scorer(self._model, setup.temperature)
         self._reduce = DataParallelReduce()
         self._on_last_stage = parallel_state.is_pipeline_last_stage()
-        needs_reference = "ref_logp" in self._needs
         self._divergence: float | None = None
-        self._reference = {n: t.clone() for n, t in self.tensors().items()} if needs_reference else None
+        self._frozen = self._frozen_policies()
 
     def tensors(self) -> dict[str, Tensor]:
         """The live parameters of this rank, by their name in `layout`."""
@@ -96,10 +98,13 @@ class MegatronPolicy:
         with cpu.scope():
             if needs_now or not one_step:
                 metrics |= self._add_policy_columns()
-            if self._reference is not None:
-                metrics |= self._add_reference_column(self._reference)
-                if self._guards and self._on_last_stage:
-                    stop(watch.divergence(batch, self._loaded), step=batch.step)
+            for column, weights in self._frozen.items():
+                self._add_frozen_column(column, weights)
+            if "ref_logp" in self._frozen:
+                metrics |= self._measure_divergence(batch)
+            if self._process is not None:
+                metrics |= self._process.train(self._loaded)
+                self._loaded.add("process_logp", self._process.logp(self._loaded))
             if batch.advantage_N is None and self._on_last_stage:
                 self._add_advantage()
             if self._objective.prepares:
@@ -177,9 +182,7 @@ class MegatronPolicy:
         """
         with cpu.scope():
             coefficients = self._coefficients.state_dict()
-            checkpoint.save(
-                folder, self._model, self._optimizer, {**(facts or {}), "coefficients": coefficients}
-            )
+            checkpoint.save(folder, self._trained, {**(facts or {}), "coefficients": coefficients})
 
     def restore(self, folder: Path) -> None:
         """Continue from a checkpoint as if there had been no interruption. The reference policy stays that of
@@ -189,7 +192,7 @@ class MegatronPolicy:
             CheckpointError: it is not whole, or was made with another topology.
         """
         with cpu.scope():
-            facts = checkpoint.restore(folder, self._model, self._optimizer)
+            facts = checkpoint.restore(folder, self._trained)
         self._coefficients.load_state_dict(facts["coefficients"])
 
     def export(self, folder: Path) -> None:
@@ -240,15 +243,50 @@ class MegatronPolicy:
         loaded = self._loaded
         return from_last_stage(agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._reduce))
 
-    def _add_reference_column(self, reference: Mapping[str, Tensor]) -> dict[str, float]:
-        """ref_logp, and how far policy and reference are apart where old_logp is known by now."""
+    def _frozen_policies(self) -> dict[str, dict[str, Tensor]]:
+        """Weights of policies that are asked but not trained, by the column that they fill."""
+        frozen = {}
+        if "ref_logp" in self._needs:
+            frozen["ref_logp"] = {n: t.clone() for n, t in self.tensors().items()}
+        if "teacher_logp" in self._needs:
+            assert self._setup.algorithm.teacher is not None, "config/check.py asks for one"
+            frozen["teacher_logp"] = {n: torch.empty_like(t) for n, t in self.tensors().items()}
+            folder = Path(self._setup.algorithm.teacher)
+            load_hf(folder, self.layout, self._setup.rank, frozen["teacher_logp"])
+        return frozen
+
+    def _build_process_model(self, config: TransformerConfig) -> ProcessModel:
+        setup, estimator = self._setup, self._estimator
+        return ProcessModel(
+            setup.algorithm.process_model,
+            build(config, setup.model, self.layout.padded_vocab, self._device),
+            self.tensors(),
+            beta=cast(Any, getattr(estimator, "inner", estimator)).beta,
+            temperature=setup.temperature,
+        )
+
+    @property
+    def _trained(self) -> dict[str, checkpoint.Trained]:
+        """What a checkpoint holds."""
+        parts = {"policy": (self._model, self._optimizer)}
+        if self._process is not None:
+            parts["process_model"] = (self._process.model, self._process.optimizer)
+        return parts
+
+    def _add_frozen_column(self, column: str, weights: Mapping[str, Tensor]) -> None:
         loaded = self._loaded
-        with self._weights(reference):
+        with self._weights(weights):
             logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
-        loaded.add("ref_logp", logp_U)
+        loaded.add(column, logp_U)
+
+    def _measure_divergence(self, batch: RankBatch) -> dict[str, float]:
+        """How far policy and reference are apart, where old_logp is known by now."""
+        loaded = self._loaded
         if "old_logp" not in loaded.columns:
             return {}
-        apart_U = loaded.columns["old_logp"] - logp_U
+        if self._guards and self._on_last_stage:
+            stop(watch.divergence(batch, loaded), step=batch.step)
+        apart_U = loaded.columns["old_logp"] - loaded.columns["ref_logp"]
         num_tokens = max(1, sum(m.num_tokens for m in loaded.first_epoch))
         self._divergence = combine([Metrics({"kl": apart_U.sum() / num_tokens})])["kl"]
         weight = getattr(self._estimator, "kl_coefficient", 0.0)

@@ -160,6 +160,22 @@ def test_key_value_heads_are_shared_evenly_or_repeated_evenly(run, spec: models.
     assert error.endswith("use 1, 2, 4 or 12")
 
 
+def test_distillation_and_its_teacher_belong_together(run, tmp_path: Path) -> None:
+    learns = "algorithm.estimator=distillation"
+    (error,) = run(learns)
+    assert "learns from a teacher, but algorithm.teacher is not set" in error
+    (error,) = run(f"algorithm.teacher={tmp_path / 'Qwen2.5-7B'}")
+    assert "is not asked by estimator grpo" in error
+    (error,) = run(learns, "algorithm.teacher=nowhere")
+    assert "no model folder at algorithm.teacher = nowhere" in error
+    assert run(learns, f"algorithm.teacher={tmp_path / 'Qwen2.5-7B'}") == []
+    other = tmp_path / "smaller"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps(QWEN | {"num_hidden_layers": 14}))
+    (error,) = run(learns, f"algorithm.teacher={other}")
+    assert "is not of the architecture and sizes of Qwen2.5-7B" in error
+
+
 def test_gpus_are_counted(run) -> None:
     assert run("actor.parallel.tp=4", "rollout.parallel.tp=4", num_gpus=4) == []
     (error,) = run("actor.parallel={tp: 4, dp: 2}", num_gpus=4)

@@ -1,0 +1,95 @@
+"""PRIME's implicit process reward model on one Megatron rank: a copy of the policy, trained on outcomes only.
+
+Source: Cui et al. 2025, "Process Reinforcement through Implicit Rewards", arXiv:2502.01456, algorithm 1: with
+each batch it is trained first, and then asked.
+Shape letters: U trained tokens of the batch, R those of one microbatch, S sequences of one microbatch.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from torch import Tensor
+
+from hybridrl.algorithms.base import Metrics, Tokens
+from hybridrl.algorithms.estimators.prime import implicit_reward_loss
+from hybridrl.algorithms.sequences import sequence_sum
+from hybridrl.config.schema import ProcessModelConfig
+from hybridrl.errors import NonFiniteError
+from hybridrl.trainer.megatron.collectives import combine
+from hybridrl.trainer.megatron.loaded import LoadedBatch
+from hybridrl.trainer.megatron.model import named_parameters
+from hybridrl.trainer.megatron.optimizer import Optimizer
+from hybridrl.trainer.megatron.packing import Microbatch
+from hybridrl.trainer.megatron.schedule import accumulate_gradients
+from hybridrl.trainer.megatron.score import Scorer
+
+
+class ProcessModel:
+    """Every method is *collective*."""
+
+    def __init__(
+        self,
+        config: ProcessModelConfig,
+        model: DistributedDataParallel,
+        weights: Mapping[str, Tensor],
+        *,
+        beta: float,
+        temperature: float,
+    ) -> None:
+        """
+        Args:
+            model: built as the policy's; takes over `weights`.
+            beta: reward per nat above the reference.
+        """
+        self._config, self._beta, self.model = config, beta, model
+        with torch.no_grad():
+            for name, parameter in named_parameters(model):
+                parameter.copy_(weights[name])
+        self.optimizer = Optimizer(config.optimizer, model, num_steps=1)
+        self._scorer = Scorer(model, temperature)
+
+    def train(self, loaded: LoadedBatch) -> dict[str, float]:
+        """One optimizer step on the outcomes of a batch that has its column ref_logp.
+
+        Raises:
+            NonFiniteError: loss or gradient norm is inf or NaN; its weights are as they were.
+        """
+        solved_U = (loaded.reward_N > self._config.solved_above)[loaded.trajectory_U]
+        num_sequences = sum(m.num_sequences for m in loaded.first_epoch)
+
+        def loss(microbatch: Microbatch, hidden_R1: Tensor) -> tuple[Tensor, Metrics]:
+            process_logp_R, _ = self._scorer.score(microbatch, hidden_R1)
+            ref_logp_R = loaded.columns["ref_logp"][microbatch.trained_R]
+            tokens = Tokens(
+                microbatch.seq_R, torch.ones_like(microbatch.seq_R, dtype=torch.bool), microbatch.num_seqs
+            )
+            solved_S = torch.zeros(microbatch.num_seqs, dtype=torch.bool, device=ref_logp_R.device)
+            solved_S[microbatch.seq_R] = solved_U[microbatch.trained_R]
+            share = implicit_reward_loss(
+                process_logp_R, ref_logp_R, solved_S, tokens, beta=self._beta, num_sequences=num_sequences
+            )
+            logit_S = sequence_sum(process_logp_R.detach() - ref_logp_R, tokens)
+            right = ((logit_S > 0) == solved_S)[microbatch.seq_R.unique()].sum() / num_sequences
+            return share, Metrics({_LOSS: share.detach().clone(), "process/accuracy": right})
+
+        self.optimizer.zero_gradients()
+        shares = accumulate_gradients(self.model, loaded.microbatches(loaded.first_epoch), loss)
+        metrics = combine(shares)
+        grad_norm = self.optimizer.gradient_norm()
+        if not (math.isfinite(grad_norm) and math.isfinite(metrics[_LOSS])):
+            raise NonFiniteError(
+                f"process model: loss {metrics[_LOSS]}, gradient norm {grad_norm}",
+                where=f"step {loaded.step}",
+            )
+        self.optimizer.step(grad_norm)
+        return metrics | {"process/grad_norm": grad_norm}
+
+    def logp(self, loaded: LoadedBatch) -> Tensor:
+        """Column process_logp, [U]."""
+        logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
+        return logp_U
+
+
+_LOSS = "process/loss"
