@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 
 from benchmarks._report import arguments, publish
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
-from hybridrl.config.schema import ActorConfig, AlgorithmConfig
+from hybridrl.config.schema import ActorConfig, AlgorithmConfig, CriticConfig
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
 
@@ -80,7 +80,8 @@ def measure(rank: int, folder: Path, tp: int, rounds: int, result: Path) -> None
         model=read(folder),
         model_folder=folder,
         actor=ActorConfig(),
-        algorithm=AlgorithmConfig(),
+        algorithm=AlgorithmConfig(guards="off"),  # rounds step again on one batch: its first ratio is not 1
+        critic=CriticConfig(),
         temperature=1.0,
         max_response_tokens=4,
         seed=0,

@@ -55,6 +55,8 @@ def _training(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
     frozen = [bool(algorithm.kl.coefficient), algorithm.teacher is not None]
     if algorithm.estimator.name == "prime":
         trained, frozen[0] = 2, True
+    if algorithm.estimator.name == "gae":
+        trained = 2
     held = trained * (weight_bytes + _GRADIENT_BYTES) + sum(frozen) * weight_bytes
     shared = trained * (_ADAM_BYTES + master_bytes)
     per_weight = held + shared / dp if on_gpu else held * dp + shared

@@ -185,7 +185,7 @@ _PAPERS: Mapping[str, Preset] = {
         {"estimator": {"name": "remax"}, "loss": {"name": "reinforce"}, "aggregate": "seq_mean_token_sum"},
     ),
     "prime": Preset(
-        "implicit process rewards beside the outcome, arXiv:2502.01456; the process model is trained apart",
+        "implicit process rewards beside the outcome, arXiv:2502.01456; options in algorithm.process_model",
         {"estimator": {"name": "prime"}, "loss": _CLIP, "aggregate": "token_mean"},
     ),
     "a_star_po": Preset(

@@ -275,6 +275,18 @@ class ActorConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
+class CriticConfig(Section):
+    """The value function of estimator gae: the policy's model with one number in place of the vocabulary."""
+
+    loss: PluginConfig = PluginConfig(name="clipped")
+    """File name in hybridrl.algorithms.value_losses."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1.0e-5)
+
+    pretrain_steps: NonNegativeInt = 0
+    """Policy updates at the beginning in which only the critic is trained."""
+
+
 class EngineParallel(Section):
     tp: PositiveInt = 1
     """Tensor parallel size of one engine."""
@@ -374,6 +386,7 @@ class Config(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     batch: BatchConfig = BatchConfig()
     actor: ActorConfig = ActorConfig()
+    critic: CriticConfig = CriticConfig()
     rollout: RolloutConfig = RolloutConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()

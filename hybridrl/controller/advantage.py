@@ -48,7 +48,7 @@ CONTROLLER_COLUMNS: Mapping[Column, Callable[[Batch], np.ndarray]] = {
 """What the controller knows of every trajectory."""
 
 TRAINER_COLUMNS = frozenset(
-    {"rollout_logp", "old_logp", "ref_logp", "teacher_logp", "process_logp", "old_entropy"}
+    {"rollout_logp", "old_logp", "ref_logp", "teacher_logp", "process_logp", "value", "old_entropy"}
 )
 """What trainer ranks compute."""
 

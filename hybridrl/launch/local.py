@@ -226,6 +226,7 @@ class Session:
             model_folder=Path(cfg.model.path),
             actor=cfg.actor,
             algorithm=cfg.algorithm,
+            critic=cfg.critic,
             temperature=cfg.rollout.temperature,
             max_response_tokens=cfg.rollout.max_response_tokens,
             seed=cfg.run.seed,

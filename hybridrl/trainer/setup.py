@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridrl.config.schema import ActorConfig, AlgorithmConfig
+from hybridrl.config.schema import ActorConfig, AlgorithmConfig, CriticConfig
 from hybridrl.models.spec import ModelSpec
 
 
@@ -26,6 +26,7 @@ class TrainerSetup:
 
     actor: ActorConfig
     algorithm: AlgorithmConfig
+    critic: CriticConfig
     temperature: float
     """Of sampling; logits are divided by it."""
 

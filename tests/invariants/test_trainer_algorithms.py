@@ -10,7 +10,7 @@ import trainer_scenarios as scenarios
 import trainer_values as values
 from trainer_ranks import on_ranks
 
-from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.schema import AlgorithmConfig, CriticConfig
 
 IN_LOSS = AlgorithmConfig(kl={"coefficient": 0.1, "estimator": "k3", "in": "loss"})
 IN_REWARD = AlgorithmConfig(
@@ -18,6 +18,7 @@ IN_REWARD = AlgorithmConfig(
 )
 
 PRIME = AlgorithmConfig(estimator="prime", process_model={"optimizer": {"lr": 1e-3}})
+GAE = AlgorithmConfig(estimator="gae")
 SOLVED = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
 
 
@@ -180,3 +181,39 @@ def test_a_student_moves_towards_its_teacher(tmp_path) -> None:
     of_student = run[0]["logps"][0][block.loss_mask_T]
     first = run[0]["played"][0]["reports"][0]
     assert first["loss"] == pytest.approx(-(of_teacher - of_student).mean(), rel=1e-5)  # the ratios are 1
+
+
+def test_a_critic_learns_the_returns_and_does_so_alike_on_any_ranks(model) -> None:
+    """Discount and lambda are 1: the return of every token is its answer's reward."""
+    critic = CriticConfig(optimizer={"lr": 3e-3, "eps": 1e-4})
+    changes = {**SOLVED, "setup": {"critic": critic}}
+    minibatches = [scenarios.split(i, 1, (6,)) for i in range(2)]
+    alone = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), GAE, minibatches, steps=6, **changes)[0]
+    block = values.make_block()
+    trained_N = [int(block.loss_mask_T[block.row(n)].sum()) for n in range(12)]
+    mean_return = np.average(SOLVED["reward_N"], weights=trained_N)
+    first, last = (alone["played"][i] for i in (0, -1))
+    assert first["loaded"]["critic/values/mean"] == 0.0  # before it learned anything
+    assert first["loaded"]["critic/returns/mean"] == pytest.approx(mean_return, rel=1e-6)
+    assert first["reports"][0]["metrics"]["critic/vf_loss"] == pytest.approx(mean_return / 2, rel=1e-6)
+    assert first["loaded"]["critic/vf_explained_var"] == pytest.approx(0.0, abs=1e-6)
+    assert last["loaded"]["critic/vf_explained_var"] > 0.3
+    for shape in ((2, 1, 1), (1, 2, 1), (1, 1, 2)):
+        split = [scenarios.split(i, shape[2], (4,)) for i in range(2)]
+        shared = on_ranks(2, scenarios.algorithm_run, model, shape, GAE, split, **changes)[0]
+        compare({"played": alone["played"][:2], "logps": alone["logps"][:3]}, shared)
+        for one, other in zip(alone["played"][:2], shared["played"], strict=True):
+            for report_one, report_other in zip(one["reports"], other["reports"], strict=True):
+                for name in ("critic/vf_loss", "critic/grad_norm"):
+                    expected = pytest.approx(report_one["metrics"][name], rel=1e-5)
+                    assert report_other["metrics"][name] == expected, (shape, name)
+
+
+def test_a_critic_may_learn_before_the_policy_moves(model) -> None:
+    changes = {**SOLVED, "setup": {"critic": CriticConfig(pretrain_steps=1)}}
+    run = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), GAE, [scenarios.split(0, 1, ())], **changes)[
+        0
+    ]
+    initial, after_first, after_second = run["logps"]
+    np.testing.assert_array_equal(initial, after_first)
+    assert np.abs(after_second - initial).max() > 1e-4

@@ -133,8 +133,8 @@ def algorithm_run(
 ) -> dict[str, Any]:
     """Two batches, or `steps`, with a given algorithm; log-probabilities before, between and after."""
     block = values.make_block()
-    steps = changes.pop("steps", 2)
-    with policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
+    steps, setup = changes.pop("steps", 2), changes.pop("setup", {})
+    with policy(rank, meet, folder, shape, algorithm=algorithm, **setup) as trained:
         logps = [trained.logp(block)]
         played = []
         for step in range(1, steps + 1):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
-from hybridrl.config.schema import ActorConfig, AlgorithmConfig
+from hybridrl.config.schema import ActorConfig, AlgorithmConfig, CriticConfig
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
 
@@ -83,6 +83,7 @@ def make_setup(
     values = {
         "actor": make_actor(),
         "algorithm": AlgorithmConfig(),
+        "critic": CriticConfig(),
         "temperature": 0.8,
         "max_response_tokens": 16,
         "seed": 0,

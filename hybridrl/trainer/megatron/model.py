@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -29,7 +29,9 @@ from hybridrl.trainer.megatron.rope import PackedRotary
 class PolicyModel(GPTModel):
     """GPT that leaves its output layer to the caller, who decides how much of the logits is held."""
 
-    def __init__(self, config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int) -> None:
+    def __init__(
+        self, config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int, *, value_head: bool
+    ) -> None:
         first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
         super().__init__(
             config,
@@ -38,10 +40,13 @@ class PolicyModel(GPTModel):
             max_sequence_length=spec.max_positions,
             pre_process=first,
             post_process=last,
-            share_embeddings_and_output_weights=spec.tied,
+            share_embeddings_and_output_weights=spec.tied and not value_head,
             position_embedding_type="rope",
         )
         self.rotary_pos_emb = PackedRotary(spec)
+        if value_head and last:
+            self.register_module("output_layer", None)
+            self.value_head = torch.nn.Linear(config.hidden_size, 1, bias=False, dtype=config.params_dtype)
         self.share = padded_vocab_size // config.tensor_model_parallel_size
         """Vocabulary entries of every tensor-parallel rank, padding included."""
 
@@ -60,6 +65,16 @@ class PolicyModel(GPTModel):
         logits_R1V, _ = self.output_layer(hidden_R1.to(weight.dtype), weight=weight)
         return logits_R1V.squeeze(1)[:, : self.num_entries]
 
+    def values(self, hidden_R1: Tensor) -> Tensor:
+        """Of a model with a value head, float32 [R]; the same on all tensor-parallel ranks."""
+        return self.value_head(hidden_R1.to(self.value_head.weight.dtype)).float().flatten()
+
+    def sharded_state_dict(self, *args: Any, **options: Any) -> Any:
+        """For checkpoints. Megatron's language model asks for an output layer, which a value head replaces."""
+        if hasattr(self, "value_head"):
+            return MegatronModule.sharded_state_dict(self, *args, **options)
+        return super().sharded_state_dict(*args, **options)
+
     @property
     def output_weight(self) -> Tensor:
         """[V + padding, hidden size]"""
@@ -68,10 +83,19 @@ class PolicyModel(GPTModel):
 
 
 def build(
-    config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int, device: torch.device
+    config: TransformerConfig,
+    spec: ModelSpec,
+    padded_vocab_size: int,
+    device: torch.device,
+    *,
+    value_head: bool = False,
 ) -> DistributedDataParallel:
-    """This stage's model, with all parameters 0, inside Megatron's gradient buffers of fp32. *Collective*."""
-    model: torch.nn.Module = PolicyModel(config, spec, padded_vocab_size).to(device)
+    """This stage's model, with all parameters 0, inside Megatron's gradient buffers of fp32. *Collective*.
+
+    Args:
+        value_head: one number in place of the vocabulary.
+    """
+    model: torch.nn.Module = PolicyModel(config, spec, padded_vocab_size, value_head=value_head).to(device)
     _mark_tensor_parallel(model)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -30,6 +30,7 @@ from hybridrl.trainer.megatron import checkpoint, watch
 from hybridrl.trainer.megatron.agreement import agreement
 from hybridrl.trainer.megatron.coefficients import Coefficients
 from hybridrl.trainer.megatron.collectives import DataParallelReduce, combine, from_last_stage
+from hybridrl.trainer.megatron.critic import Critic, value_metrics
 from hybridrl.trainer.megatron.loaded import LoadedBatch
 from hybridrl.trainer.megatron.model import build, named_parameters
 from hybridrl.trainer.megatron.optimizer import Optimizer
@@ -62,6 +63,7 @@ class MegatronPolicy:
             self._model = build(config, setup.model, self.layout.padded_vocab, self._device)
             load_hf(setup.model_folder, self.layout, setup.rank, self.tensors())
             self._optimizer = Optimizer(setup.actor.optimizer, self._model, setup.num_optimizer_steps)
+            self._critic = self._build_critic(config) if "value" in self._needs else None
             self._process = self._build_process_model(config) if "process_logp" in self._needs else None
         self._scorer = Scorer(self._model, setup.temperature)
         self._reduce = DataParallelReduce()
@@ -105,8 +107,10 @@ class MegatronPolicy:
             if self._process is not None:
                 metrics |= self._process.train(self._loaded)
                 self._loaded.add("process_logp", self._process.logp(self._loaded))
-            if batch.advantage_N is None and self._on_last_stage:
-                self._add_advantage()
+            if self._critic is not None:
+                self._loaded.add("value", self._critic.values(self._loaded))
+            if batch.advantage_N is None:
+                metrics |= self._add_advantage()
             if self._objective.prepares:
                 metrics |= self._add_prepared_columns()
             if self._on_last_stage:
@@ -146,7 +150,10 @@ class MegatronPolicy:
                 raise NonFiniteError(f"loss {objective}, gradient norm {grad_norm}", where=where)
             if self._guards and index == 0 and not self._objective.bypass:
                 stop(watch.ratio(metrics), step=loaded.step)
-            lr = self._optimizer.step(grad_norm)
+            only_critic = self._critic is not None and loaded.step <= self._setup.critic.pretrain_steps
+            lr = 0.0 if only_critic else self._optimizer.step(grad_norm)
+            if self._critic is not None:
+                metrics |= self._critic.step(loaded, minibatch)
             if fills_old_logp:
                 metrics |= self._agreement()
             if minibatch is loaded.minibatches[-1]:
@@ -265,12 +272,19 @@ class MegatronPolicy:
             temperature=setup.temperature,
         )
 
+    def _build_critic(self, config: TransformerConfig) -> Critic:
+        setup, vocab = self._setup, self.layout.padded_vocab
+        model = build(config, setup.model, vocab, self._device, value_head=True)
+        return Critic(setup.critic, model, self.tensors(), num_steps=setup.num_optimizer_steps)
+
     @property
     def _trained(self) -> dict[str, checkpoint.Trained]:
         """What a checkpoint holds."""
         parts = {"policy": (self._model, self._optimizer)}
         if self._process is not None:
             parts["process_model"] = (self._process.model, self._process.optimizer)
+        if self._critic is not None:
+            parts["critic"] = (self._critic.model, self._critic.optimizer)
         return parts
 
     def _add_frozen_column(self, column: str, weights: Mapping[str, Tensor]) -> None:
@@ -294,8 +308,10 @@ class MegatronPolicy:
             return {}
         return {"actor/reward_kl_penalty": self._divergence, "actor/reward_kl_penalty_coeff": weight}
 
-    def _add_advantage(self) -> None:
-        """By an estimator that needs token columns."""
+    def _add_advantage(self) -> dict[str, float]:
+        """By an estimator that needs token columns; with the returns if it has a value function."""
+        if not self._on_last_stage:
+            return from_last_stage({})
         loaded = self._loaded
         columns = {argument(c): loaded.held(c) for c in self._estimator.needs & loaded.columns.keys()}
         columns |= {argument(c): column_N for c, column_N in loaded.scalars.items()}
@@ -308,6 +324,10 @@ class MegatronPolicy:
         )
         assert isinstance(advantage, Advantage), "an estimator that needs token columns returns token columns"
         loaded.add_held("advantage", advantage.advantage_T)
+        if advantage.return_T is None:
+            return from_last_stage({})
+        loaded.add_held("return", advantage.return_T)
+        return from_last_stage(value_metrics(loaded, self._reduce))
 
     def _add_prepared_columns(self) -> dict[str, float]:
         """What the objective makes of the whole batch."""

@@ -136,7 +136,7 @@ def test_a_reward_that_counts_tokens_is_suspicious() -> None:
     "algorithm,message",
     [
         ({"estimator": "rae"}, "the estimator needs agent"),
-        ({"estimator": "gae"}, "the estimator needs value"),
+        ({"estimator": "gigpo"}, "the estimator needs anchor"),
         ({"shaping": ["overlong"]}, "needs the option limit"),
         ({"drop_truncated": True, "kl": {"coefficient": 0.1, "in": "reward"}}, "needs the tokens of all"),
     ],
