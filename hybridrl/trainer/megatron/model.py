@@ -70,7 +70,7 @@ class PolicyModel(GPTModel):
         return self.value_head(hidden_R1.to(self.value_head.weight.dtype)).float().flatten()
 
     def sharded_state_dict(self, *args: Any, **options: Any) -> Any:
-        """For checkpoints. Megatron's language model asks for an output layer, which a value head replaces."""
+        """For checkpoints. Megatron's language models have an output layer, which a value head replaces."""
         if hasattr(self, "value_head"):
             return MegatronModule.sharded_state_dict(self, *args, **options)
         return super().sharded_state_dict(*args, **options)
