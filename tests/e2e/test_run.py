@@ -187,3 +187,48 @@ def test_other_shapes_of_trainer_and_engines_run(folder: Path, shape: tuple[str,
     summary = json.loads((folder / "runs" / name / "summary.json").read_text())
     assert summary["swap_checksums_ok"] is True
     assert summary["logprob_max_abs_diff"] <= 2e-5 or "batch.max_lag=1" in shape
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "metrics"),
+    [
+        (
+            [
+                "algorithm.preset=ppo",
+                "algorithm.kl={coefficient: 0.01, in: reward, target: 0.1}",
+                "algorithm.shaping=[{name: overlong, limit: 4, margin: 2}]",
+            ],
+            {"critic/vf_loss", "critic/values/mean", "actor/reward_kl_penalty_coeff"},
+        ),
+        pytest.param(
+            ["algorithm.preset=prime", "algorithm.dynamic_sampling={max_rounds: 50}"],
+            {"process/loss", "rollout/kept_share"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [
+                "algorithm.preset=remax",
+                "algorithm.drop_truncated=true",
+                "algorithm.entropy_target=1.0",
+                "algorithm.entropy_coefficient=0.01",
+            ],
+            {"rollout/dropped_share", "actor/entropy_coef"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["ppo", "prime", "remax"],
+)
+def test_algorithms_with_more_than_a_policy_run(
+    folder: Path, algorithm: list[str], metrics: set[str]
+) -> None:
+    name = algorithm[0].rpartition("=")[2]
+    process = launch(folder, *algorithm, f"run.name={name}", "run.steps=2")
+    out = finish(process)
+    assert process.returncode == 0, out
+    first, second = (r for r in lines(folder / "runs" / name) if r["kind"] == "step")
+    assert metrics <= first.keys() & second.keys()
+    summary = json.loads((folder / "runs" / name / "summary.json").read_text())
+    assert summary["first_ratio_max_abs_err"] == 0.0 and summary["swap_checksums_ok"] is True
+    if name == "ppo":
+        assert first["critic/values/mean"] == 0.0 != second["critic/values/mean"]
+        assert first["critic/score/mean"] >= first["critic/rewards/mean"]

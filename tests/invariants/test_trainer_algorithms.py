@@ -209,6 +209,20 @@ def test_a_critic_learns_the_returns_and_does_so_alike_on_any_ranks(model) -> No
                     assert report_other["metrics"][name] == expected, (shape, name)
 
 
+@pytest.mark.parametrize("algorithm", [PRIME, GAE, IN_LOSS], ids=["prime", "gae", "kl in loss"])
+def test_trajectories_that_were_dropped_from_their_blocks_change_nothing(model, algorithm) -> None:
+    changes = SOLVED if algorithm is not IN_LOSS else {}
+    minibatches = [scenarios.split(i, 1, (6,)) for i in range(2)]
+    whole, index = values.make_block(), np.arange(12)
+    blocks = [whole.select([*range(0, 12, 2), 5, 7]), whole.select([0, 4, *range(1, 12, 2)])]
+    more = {"blocks": blocks, "row_N": index // 2 + 2 * (index % 2)}
+    run, with_more = (
+        on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), algorithm, minibatches, **changes, **extra)[0]
+        for extra in ({}, more)
+    )
+    compare(run, with_more)
+
+
 def test_a_critic_may_learn_before_the_policy_moves(model) -> None:
     changes = {**SOLVED, "setup": {"critic": CriticConfig(pretrain_steps=1)}}
     run = on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), GAE, [scenarios.split(0, 1, ())], **changes)[

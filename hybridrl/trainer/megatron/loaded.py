@@ -35,8 +35,10 @@ class LoadedBatch:
         """Of the trajectories that this rank has in the first epoch; seq_T indexes the whole batch."""
 
         at_U, trajectory_U = self.packed.trained(range(len(self.reward_N)))
-        self.trajectory_U = torch.zeros_like(trajectory_U).index_copy_(0, at_U, trajectory_U)
-        """int64: whose token it is."""
+        self.trajectory_U = torch.zeros(self.packed.num_trained, dtype=torch.int64, device=device)
+        """Whose token it is; 0 for tokens of the blocks that belong to no trajectory of the batch."""
+
+        self.trajectory_U[at_U] = trajectory_U
 
         self._own: set[str] = set()
         if batch.advantage_N is not None:
