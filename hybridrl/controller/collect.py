@@ -5,21 +5,18 @@ dropped, further prompts take their place. Shape letters: N trajectories.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from hybridrl.algorithms.sampling import DynamicSampling, informative, within_difficulty
 from hybridrl.config.schema import Config, DynamicSamplingConfig
 from hybridrl.controller.buffer import Rollouts
+from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import greedy_sampling, train_sampling
 from hybridrl.types import Group, Prompt, mean
 
-if TYPE_CHECKING:
-    from hybridrl.controller.loop import Roles
 
-
-async def collect(cfg: Config, roles: "Roles", step: int) -> Rollouts:
+async def collect(cfg: Config, roles: Roles, step: int) -> Rollouts:
     """
     Raises:
         DataError: with dynamic sampling, too few groups carried a signal after max_rounds.
@@ -40,7 +37,7 @@ async def collect(cfg: Config, roles: "Roles", step: int) -> Rollouts:
 
 
 async def answer(
-    cfg: Config, roles: "Roles", prompts: Sequence[Prompt], *, step: int, first_prompt: int
+    cfg: Config, roles: Roles, prompts: Sequence[Prompt], *, step: int, first_prompt: int
 ) -> list[Group]:
     """Scored groups, one per prompt.
 

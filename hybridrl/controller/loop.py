@@ -14,35 +14,13 @@ from mixed weights.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from hybridrl.batch import Batch, Minibatch
+from hybridrl.batch import Batch
 from hybridrl.config.schema import Config
-from hybridrl.controller.advantage import CreditAssignment
 from hybridrl.controller.buffer import RolloutBuffer, Rollouts
 from hybridrl.controller.collect import collect
-from hybridrl.controller.evaluate import Evaluator
-from hybridrl.controller.roles import Observer, PolicyTrainer, PromptSource, Reward, RolloutEngine, WeightSync
+from hybridrl.controller.roles import Roles
 from hybridrl.errors import VersionError
-
-PlanMinibatches = Callable[[Batch], Sequence[Minibatch]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Roles:
-    """Who does the work; none of them is a Ray handle here, so tests run this very loop on small in-process
-    fakes."""
-
-    prompts: PromptSource
-    engine: RolloutEngine
-    reward: Reward
-    credit: CreditAssignment
-    plan_minibatches: PlanMinibatches
-    trainer: PolicyTrainer
-    sync: WeightSync
-    evaluator: Evaluator | None
-    observe: Observer
 
 
 async def run(cfg: Config, roles: Roles) -> None:

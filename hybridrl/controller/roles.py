@@ -1,10 +1,12 @@
 """What the training loop needs from the world, as Protocols. The loop sees no Ray handle and no Megatron."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hybridrl.batch import Batch, Minibatch
+from hybridrl.controller.advantage import CreditAssignment
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, SwapReport
 
 
@@ -102,3 +104,30 @@ class Observer(Protocol):
         ...
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+
+class HeldOut(Protocol):
+    """The held-out evaluation."""
+
+    async def run(self, step: int) -> dict[str, float]:
+        """Metrics of the policy that the engines serve."""
+        ...
+
+
+PlanMinibatches = Callable[[Batch], Sequence[Minibatch]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roles:
+    """Who does the work; none of them is a Ray handle here, so tests run this very loop on small in-process
+    fakes."""
+
+    prompts: PromptSource
+    engine: RolloutEngine
+    reward: Reward
+    credit: CreditAssignment
+    plan_minibatches: PlanMinibatches
+    trainer: PolicyTrainer
+    sync: WeightSync
+    evaluator: HeldOut | None
+    observe: Observer

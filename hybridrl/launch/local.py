@@ -22,6 +22,7 @@ from hybridrl.config.schema import Config
 from hybridrl.controller import loop
 from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.evaluate import Evaluator
+from hybridrl.controller.roles import Roles
 from hybridrl.data.packing import plan_minibatches
 from hybridrl.errors import CheckpointError, ResourceError
 from hybridrl.hosts.machine import GIB, Machine
@@ -135,9 +136,9 @@ class Session:
             if self._cfg.run.export:
                 await crew.trainer.export(self._files.export)
 
-    def _roles(self, crew: Crew) -> loop.Roles:
+    def _roles(self, crew: Crew) -> Roles:
         cfg, heldout = self._cfg, self._prepared.heldout
-        return loop.Roles(
+        return Roles(
             prompts=self._prepared.train,
             engine=crew.rollout,
             reward=crew.reward,

@@ -9,7 +9,7 @@ import numpy as np
 from hybridrl.batch import Batch, Minibatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.controller.advantage import CreditAssignment, load_credit
-from hybridrl.controller.loop import Roles
+from hybridrl.controller.roles import Roles
 from hybridrl.types import Group, Prompt, StepReport, SwapReport, Trajectory
 
 
