@@ -20,7 +20,7 @@ from hybridrl.algorithms.guards import Finding, check_centred, check_groups, che
 from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
 from hybridrl.batch import Batch
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, DataError
 
 
 def _of_trajectories(value: Callable[[Any], Any]) -> Callable[[Batch], np.ndarray]:
@@ -31,6 +31,18 @@ def _reward_parts(batch: Batch) -> np.ndarray:
     names = sorted({name for t in batch.trajectories for name in t.reward_parts})
     parts = [[t.reward_parts.get(name, 0.0) for name in names] for t in batch.trajectories]
     return np.array(parts, np.float32).reshape(len(batch), len(names))
+
+
+def _soft_value(batch: Batch) -> np.ndarray:
+    """A field of the data: A*-PO estimates it before the run, from answers of the reference policy."""
+    missing = [group.prompt.uid for group in batch.groups if "v_star" not in group.prompt.row]
+    if missing:
+        raise DataError(
+            f"prompt {missing[0]} has no field v_star",
+            where="the estimator reads the soft value of each prompt from the data",
+            fix="compute it with hybridrl.algorithms.estimators.a_star_po.soft_value",
+        )
+    return np.array([group.prompt.row["v_star"] for group in batch.groups], np.float32)[batch.group_N]
 
 
 def _greedy_reward(batch: Batch) -> np.ndarray:
@@ -44,11 +56,12 @@ CONTROLLER_COLUMNS: Mapping[Column, Callable[[Batch], np.ndarray]] = {
     "truncated": _of_trajectories(lambda t: t.finish == "length"),
     "reward_parts": _reward_parts,
     "greedy_reward": _greedy_reward,
+    "v_star": _soft_value,
 }
 """What the controller knows of every trajectory."""
 
 TRAINER_COLUMNS = frozenset(
-    {"rollout_logp", "old_logp", "ref_logp", "teacher_logp", "process_logp", "value", "old_entropy"}
+    "rollout_logp lag old_logp old_entropy old_collision ref_logp teacher_logp process_logp value".split()
 )
 """What trainer ranks compute."""
 

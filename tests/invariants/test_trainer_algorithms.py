@@ -231,3 +231,27 @@ def test_a_critic_may_learn_before_the_policy_moves(model) -> None:
     initial, after_first, after_second = run["logps"]
     np.testing.assert_array_equal(initial, after_first)
     assert np.abs(after_second - initial).max() > 1e-4
+
+
+def test_the_optimal_token_baseline_sees_the_whole_vocabulary_on_any_ranks(model) -> None:
+    algorithm = AlgorithmConfig(estimator="optimal_token_baseline")
+    alone = on_ranks(
+        1, scenarios.algorithm_run, model, (1, 1, 1), algorithm, [scenarios.split(0, 1, ())], **SOLVED
+    )[0]
+    for shape in ((2, 1, 1), (1, 2, 1), (1, 1, 2)):
+        split = [scenarios.split(0, shape[2], (4,))]
+        compare(alone, on_ranks(2, scenarios.algorithm_run, model, shape, algorithm, split, **SOLVED)[0])
+    assert alone["played"][0]["reports"][0]["grad_norm"] > 0
+    with torch.no_grad():
+        expected = values.plain_collision(values.load_plain(model), values.make_block(), 0.8)
+    for shape in ((1, 1, 1), (2, 1, 1)):
+        found = on_ranks(shape[0], scenarios.collisions, model, shape)
+        for rank in found:
+            np.testing.assert_allclose(rank, expected, rtol=1e-5)
+
+
+def test_the_lag_of_a_token_is_counted_in_updates(model) -> None:
+    """Tokens of version 0 in a batch that makes version 3 are two updates old."""
+    algorithm = AlgorithmConfig(loss={"name": "decoupled_ppo", "near": "interpolated"})
+    minibatches = [scenarios.split(i, 1, ()) for i in range(2)]
+    assert on_ranks(1, scenarios.lags, model, algorithm, minibatches, 3)[0] == [2.0]

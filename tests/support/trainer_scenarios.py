@@ -167,6 +167,28 @@ def followed(
     return {"seen": {n: [m[n] for m in metrics] for n in names}, "again": again[name]}
 
 
+def collisions(rank: int, meet: Meet, folder: Path, shape: Shape) -> Any:
+    """Column old_collision of the whole block, its rows in order."""
+    from hybridrl.hosts import cpu
+
+    in_order = {"block_N": np.zeros(12, np.int64), "row_N": np.arange(12), "blocks": [values.make_block()]}
+    with policy(rank, meet, folder, shape) as trained:
+        trained.load(values.make_batch([split(0, 1, ())], **in_order))
+        loaded = trained._loaded
+        with cpu.scope():
+            microbatches = loaded.microbatches(loaded.minibatches)
+            return trained._scorer.collisions(loaded.packed, microbatches).numpy()
+
+
+def lags(
+    rank: int, meet: Meet, folder: Path, algorithm: Any, minibatches: list[Minibatch], step: int
+) -> list[float]:
+    with policy(rank, meet, folder, (1, 1, 1), algorithm=algorithm) as trained:
+        played = play(trained, values.make_batch(minibatches, step=step))
+        assert np.isfinite(played["reports"][1]["loss"])
+        return trained._loaded.columns["lag"].unique().tolist()
+
+
 def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, Any]:
     """A batch with an infinite advantage, then a sound one."""
     sound = values.make_batch([split(0, shape[2], (6,))])

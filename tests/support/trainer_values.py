@@ -181,6 +181,17 @@ def plain_logp(model: torch.nn.Module, block: TokenBlock, temperature: float) ->
     return found
 
 
+def plain_collision(model: torch.nn.Module, block: TokenBlock, temperature: float) -> np.ndarray:
+    """Sum of squared probabilities where a token is trained on, one sequence at a time."""
+    found = []
+    for n in range(len(block)):
+        row = block.row(n)
+        logits_TV = model(torch.from_numpy(block.token_T[row].astype(np.int64))[None]).logits[0]
+        collision_T = (logits_TV.float() / temperature).softmax(-1).square().sum(-1)[:-1]
+        found.append(collision_T[torch.from_numpy(block.loss_mask_T[row][1:])])
+    return torch.cat(found).numpy()
+
+
 def plain_steps(
     model: torch.nn.Module, block: TokenBlock, advantage_N: np.ndarray, setup: TrainerSetup, steps: int
 ) -> Iterator[tuple[float, float]]:

@@ -44,6 +44,10 @@ class LoadedBatch:
         if batch.advantage_N is not None:
             self.columns["advantage"] = torch.tensor(batch.advantage_N, device=device)[self.trajectory_U]
 
+    def add_lag(self) -> None:
+        """Column lag: by how many updates the policy that sampled a token is older than the trainer's."""
+        self.columns["lag"] = self.step - 1 - self.packed.column_U("version_T").float()
+
     def microbatches(self, minibatches: Iterable[Minibatch]) -> list[Microbatch]:
         """Those of this data-parallel rank that have a trained token."""
         packed = (self.packed.microbatch(rows) for m in minibatches for rows in m.rows[self._dp_rank])

@@ -89,6 +89,8 @@ class MegatronPolicy:
         if self._guards:
             stop(watch.masks(batch), step=batch.step)
         self._loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
+        if "lag" in self._needs:
+            self._loaded.add_lag()
         one_step = len(batch.minibatches) == 1
         needs_now = (
             batch.advantage_N is None
@@ -100,6 +102,10 @@ class MegatronPolicy:
         with cpu.scope():
             if needs_now or not one_step:
                 metrics |= self._add_policy_columns()
+            if "old_collision" in self._needs:
+                loaded = self._loaded
+                collision_U = self._scorer.collisions(loaded.packed, loaded.microbatches(loaded.first_epoch))
+                loaded.add("old_collision", collision_U)
             for column, weights in self._frozen.items():
                 self._add_frozen_column(column, weights)
             if "ref_logp" in self._frozen:

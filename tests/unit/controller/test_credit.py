@@ -1,5 +1,7 @@
 """From scores to advantages: shaping, estimator, what is dropped, and what is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -43,6 +45,16 @@ def test_remax_subtracts_the_greedy_reward() -> None:
     batch = batch_of([[0, 1], [1, 1]], greedy=[0.25, 1.0])
     credit(estimator="remax")(batch)
     assert batch.advantage_N.tolist() == [-0.25, 0.75, 0.0, 0.0]
+
+
+def test_a_star_po_reads_the_soft_value_beside_the_prompt() -> None:
+    batch = batch_of([[0, 1], [1, 1]])
+    for group, value in zip(batch.groups, (0.25, 1.0), strict=True):
+        group.prompt = replace(group.prompt, row={"v_star": value})
+    credit(estimator="a_star_po")(batch)
+    assert batch.advantage_N.tolist() == [-0.25, 0.75, 0.0, 0.0]
+    with pytest.raises(DataError, match="prompt train/0 has no field v_star"):
+        credit(estimator="a_star_po")(batch_of([[0, 1]]))
 
 
 def test_shaping_changes_what_the_estimator_sees_and_keeps_the_score() -> None:
