@@ -132,6 +132,8 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Leaves of nested mappings under dotted keys; a plug-in's name stands under the key of the plug-in."""
     if not hasattr(tree, "items"):
         return [(prefix, str(tree))]
+    if not tree:
+        return [(prefix, "with its defaults")]
     found = []
     for key, value in tree.items():
         found += flat(value, prefix if key == "name" and prefix else f"{prefix}.{key}".lstrip("."))

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.groups import check_rewards, group_max, group_min, group_size, group_sum
-from hybridrl.errors import DataError
 
 
 def informative(reward_N: Tensor, group_N: Tensor) -> Tensor:
@@ -68,23 +67,15 @@ class DynamicSampling:
     """Rounds of sampling for one batch."""
 
     def next_prompts(self, kept: int, sampled: int, rounds: int) -> int:
-        """Prompts to sample now, 0 when the batch is full; more than are missing if earlier rounds kept few.
+        """Prompts to sample now; more than are missing if earlier rounds kept few. 0 when the batch is full, or
+        after the last round.
 
         Args:
             kept, sampled: groups so far; rounds: how many times was sampled.
-
-        Raises:
-            DataError: the last round has passed and groups are missing.
         """
         missing = self.wanted - kept
-        if missing <= 0:
+        if missing <= 0 or rounds >= self.max_rounds:
             return 0
-        if rounds >= self.max_rounds:
-            raise DataError(
-                f"{kept} of {self.wanted} groups carry a signal after {rounds} rounds of sampling",
-                where=f"{sampled} prompts were tried: almost all are always solved, or never",
-                fix="use prompts of another difficulty, or raise max_rounds",
-            )
         share = kept / sampled if kept else 0.5
         return min(math.ceil(missing / max(share, 0.1)), self.wanted)
 

@@ -138,7 +138,7 @@ class DynamicSamplingConfig(Section):
     """Further prompts are answered until enough groups have answers of different reward."""
 
     max_rounds: PositiveInt = 10
-    """Rounds of sampling for one policy update; then the run stops and says so."""
+    """Rounds of sampling for one policy update; then it trains on the groups that were found."""
 
     lowest: float = Field(default=0.0, ge=0.0, le=1.0)
     """A group is dropped too if a smaller share of its answers is solved."""

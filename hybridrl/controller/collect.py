@@ -17,10 +17,8 @@ from hybridrl.types import Group, Prompt, mean
 
 
 async def collect(cfg: Config, roles: Roles, step: int) -> Rollouts:
-    """
-    Raises:
-        DataError: with dynamic sampling, too few groups carried a signal after max_rounds.
-    """
+    """With dynamic sampling there may be fewer groups than prompts_per_step, where prompts are solved or
+    hopeless; if none teaches anything, a step on flat groups moves nothing."""
     wanted, dynamic = cfg.batch.prompts_per_step, cfg.algorithm.dynamic_sampling
     more = DynamicSampling(wanted=wanted, max_rounds=dynamic.max_rounds if dynamic else 1)
     kept: list[Group] = []
@@ -33,7 +31,13 @@ async def collect(cfg: Config, roles: Roles, step: int) -> Rollouts:
         sampled, rounds = sampled + groups, rounds + 1
         count = more.next_prompts(len(kept), len(sampled), rounds)
     metrics = selection_metrics(sampled, len(kept), rounds) if dynamic else {}
-    return Rollouts(kept[:wanted], roles.prompts.state_dict(), metrics)
+    if len(kept) < wanted:
+        roles.observe.warn(
+            "dynamic_sampling",
+            f"step {step}: {len(kept)} of {wanted} groups carry a signal after {rounds} rounds of sampling; "
+            "the other prompts are always solved, or never",
+        )
+    return Rollouts(kept[:wanted] or sampled[:wanted], roles.prompts.state_dict(), metrics)
 
 
 async def answer(

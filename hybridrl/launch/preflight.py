@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybridrl import registry
+from hybridrl.algorithms.catalog import flat
 from hybridrl.config.check import World, check
-from hybridrl.config.load import LoadedConfig
+from hybridrl.config.load import LoadedConfig, values
+from hybridrl.config.presets import PRESETS
 from hybridrl.config.problems import refuse
 from hybridrl.errors import HybridRLError, ModelError
 from hybridrl.hosts.machine import Machine
@@ -37,7 +39,20 @@ def preflight(loaded: LoadedConfig, machine: Machine, say: Say, *, make_model: b
         say("model", f"{_name(spec)} {how} {loaded.config.model.path}")
     else:
         say("model", f"{loaded.config.model.make} will write {loaded.config.model.path}")
+    say("algorithm", algorithm_row(loaded))
     say("plan", _plan(RunShape.of(loaded.config), loaded))
+
+
+def algorithm_row(loaded: LoadedConfig) -> str:
+    """What a preset stands for, with the keys that were set beside it."""
+    algorithm = loaded.config.algorithm
+    row = dict(flat(PRESETS[algorithm.preset].algorithm)) if algorithm.preset else {}
+    for name, value in values(algorithm):
+        if name != "preset" and loaded.origins[f"algorithm.{name}"] != "default":
+            row[name.removesuffix(".name")] = str(value)
+    unused = "kl." if algorithm.kl.coefficient == 0 else "-"
+    choices = ", ".join(f"{name} {value}" for name, value in row.items() if not name.startswith(unused))
+    return f"{algorithm.preset}: {choices}" if algorithm.preset else choices or "grpo"
 
 
 def _spec(loaded: LoadedConfig) -> tuple[models.ModelSpec | None, list[HybridRLError]]:

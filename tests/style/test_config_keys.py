@@ -12,7 +12,6 @@ from hybridrl.config.readers import last_name, names_of_sections, readers, reads
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
 READ_WHILE_LOADING = {
-    "algorithm.preset": "filled into the keys below it before anybody sees the config",
     "cluster.nodes": "a local run has one; config/check.py refuses more",
     "cluster.placement": "has one value",
     "rollout.engine": "has one value",

@@ -9,7 +9,6 @@ import pytest
 from hybridrl.config.schema import AlgorithmConfig, DynamicSamplingConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.collect import collect, teaches
-from hybridrl.errors import DataError
 from hybridrl.types import Group, Prompt, Trajectory
 
 
@@ -62,15 +61,30 @@ def test_rounds_of_a_step_share_no_seed() -> None:
     assert len(set(used)) == len(used)
 
 
-def test_prompts_that_teach_nothing_end_the_run_after_the_last_round() -> None:
-    class Solved(fakes.World):
-        async def score(self, groups, *, keep_text=0) -> None:
-            for group in groups:
-                for trajectory in group.trajectories:
-                    trajectory.reward = 1.0
+class Solved(fakes.World):
+    """Every answer is right, but for those to one prompt."""
 
-    with pytest.raises(DataError, match="0 of 4 groups carry a signal after 3 rounds"):
-        collected(Solved(), dynamic_sampling={"max_rounds": 3})
+    hard = "none"
+
+    async def score(self, groups, *, keep_text=0) -> None:
+        for group in groups:
+            for i, trajectory in enumerate(group.trajectories):
+                trajectory.reward = float(i or group.prompt.uid != self.hard)
+
+
+def test_after_the_last_round_a_step_trains_on_what_was_found() -> None:
+    world = Solved()
+    world.hard = "train/9"
+    found = collected(world, dynamic_sampling={"max_rounds": 3})
+    assert [g.prompt.uid for g in found.groups] == ["train/9"]
+    assert world.prompts.taken == 4 + 4 + 4 and found.metrics["rollout/rounds"] == 3
+    ((about, text),) = world.warnings
+    assert about == "dynamic_sampling" and "1 of 4 groups carry a signal after 3 rounds" in text
+
+
+def test_a_step_on_solved_prompts_has_groups_all_the_same() -> None:
+    found = collected(Solved(), dynamic_sampling={"max_rounds": 2})
+    assert len(found.groups) == 4 and found.metrics["rollout/kept_share"] == 0.0
 
 
 @pytest.mark.parametrize(
