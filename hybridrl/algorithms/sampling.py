@@ -67,8 +67,9 @@ class DynamicSampling:
     """Rounds of sampling for one batch."""
 
     def next_prompts(self, kept: int, sampled: int, rounds: int) -> int:
-        """Prompts to sample now; more than are missing if earlier rounds kept few. 0 when the batch is full, or
-        after the last round.
+        """Prompts to sample now, more than are missing if earlier rounds kept few.
+
+        0 when the batch is full, or after the last round.
 
         Args:
             kept, sampled: groups so far; rounds: how many times was sampled.
