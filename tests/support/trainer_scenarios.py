@@ -10,6 +10,7 @@ import numpy as np
 import trainer_values as values
 
 from hybridrl.batch import Minibatch
+from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import HybridRLError
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def restore_damaged(rank: int, meet: Meet, folder: Path, saved: list[Path]) -> l
         before = copy(trained)
         found = [refusal(lambda path=path: trained.restore(path)) for path in saved]
         assert all(np.array_equal(before[name], now) for name, now in copy(trained).items())
+    with policy(rank, meet, folder, (1, 1, 1), algorithm=AlgorithmConfig(estimator="gae")) as trained:
+        found.append(refusal(lambda: trained.restore(saved[-1].with_name("whole"))))
     return found
 
 

@@ -59,7 +59,7 @@ def save(
     dist_checkpointing.save(_state(parts), str(unfinished), _WriteHere("torch_dist", 1))
     dist.barrier()
     if dist.get_rank() == 0:
-        committed.commit(unfinished, folder, {**(facts or {}), "topology": _topology()})
+        committed.commit(unfinished, folder, {**(facts or {}), "topology": _topology(parts)})
     dist.barrier()
 
 
@@ -72,7 +72,7 @@ def restore(folder: Path, parts: Mapping[str, Trained]) -> dict[str, Any]:
     Raises:
         CheckpointError: it is not whole, or of another topology; nothing was changed.
     """
-    facts = check(folder)
+    facts = check(folder, parts)
     state = dist_checkpointing.load(_state(parts), str(folder))
     for part, (model, optimizer) in parts.items():
         weights = {name.removeprefix(f"{part}."): tensor for name, tensor in state[part]["model"].items()}
@@ -86,27 +86,28 @@ def restore(folder: Path, parts: Mapping[str, Trained]) -> dict[str, Any]:
     return facts
 
 
-def check(folder: Path) -> dict[str, Any]:
+def check(folder: Path, parts: Mapping[str, Trained]) -> dict[str, Any]:
     """The facts of its commit record.
 
     Raises:
-        CheckpointError: the checkpoint is not whole, or the model was cut in another way.
+        CheckpointError: it is not whole, the model was cut in another way, or something else was trained.
     """
     facts = committed.read(folder)
     made_with = facts["topology"]
-    if made_with != _topology():
+    if made_with != _topology(parts):
         raise CheckpointError(
-            f"{folder} was made with {made_with}, this run has {_topology()}",
-            fix="use actor.parallel as it was",
+            f"{folder} was made with {made_with}, this run has {_topology(parts)}",
+            fix="use actor.parallel and algorithm.estimator as they were",
         )
     return facts
 
 
-def _topology() -> dict[str, int]:
+def _topology(parts: Mapping[str, Trained]) -> dict[str, Any]:
     return {
         "tp": parallel_state.get_tensor_model_parallel_world_size(),
         "pp": parallel_state.get_pipeline_model_parallel_world_size(),
         "dp": parallel_state.get_data_parallel_world_size(),
+        "trained": sorted(parts),
     }
 
 

@@ -102,10 +102,7 @@ class MegatronPolicy:
         with cpu.scope():
             if needs_now or not one_step:
                 metrics |= self._add_policy_columns()
-            if "old_collision" in self._needs:
-                loaded = self._loaded
-                collision_U = self._scorer.collisions(loaded.packed, loaded.microbatches(loaded.first_epoch))
-                loaded.add("old_collision", collision_U)
+            self._add_collision()
             for column, weights in self._frozen.items():
                 self._add_frozen_column(column, weights)
             if "ref_logp" in self._frozen:
@@ -163,9 +160,8 @@ class MegatronPolicy:
             if fills_old_logp:
                 metrics |= self._agreement()
             if minibatch is loaded.minibatches[-1]:
-                self._coefficients.after_batch(
-                    self._divergence, metrics["actor/entropy"], len(loaded.reward_N)
-                )
+                entropy = metrics.get("actor/entropy", 0.0)  # none where no rank has a trained token
+                self._coefficients.after_batch(self._divergence, entropy, len(loaded.reward_N))
         return StepReport(loaded.step, objective, grad_norm, lr, metrics)
 
     def logp(self, block: TokenBlock) -> np.ndarray:
@@ -292,6 +288,12 @@ class MegatronPolicy:
         if self._critic is not None:
             parts["critic"] = (self._critic.model, self._critic.optimizer)
         return parts
+
+    def _add_collision(self) -> None:
+        loaded = self._loaded
+        if "old_collision" in self._needs:
+            collision_U = self._scorer.collisions(loaded.packed, loaded.microbatches(loaded.first_epoch))
+            loaded.add("old_collision", collision_U)
 
     def _add_frozen_column(self, column: str, weights: Mapping[str, Tensor]) -> None:
         loaded = self._loaded
