@@ -1,13 +1,11 @@
-"""Which prompts, groups and answers to train on: pure functions of scalars.
+"""Which groups to train on: pure functions of scalars.
 
 Shape letters: N trajectories, G prompts (groups).
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hybridrl.algorithms.groups import check_rewards, group_max, group_min, group_size, group_sum
@@ -35,27 +33,6 @@ def within_difficulty(
     return (share_N >= lowest) & (share_N <= highest)
 
 
-def not_truncated(truncated_N: Tensor) -> Tensor:
-    """bool [N]: answers that ended by themselves; leaving out the others is DAPO's overlong filtering.
-
-    They still count in their group's baseline: drop them after the advantage.
-    """
-    return ~truncated_N.bool()
-
-
-def group_counts(reward_N: Tensor, group_N: Tensor) -> dict[str, float]:
-    """How many groups carry no signal, for the metrics of a step."""
-    check_rewards(reward_N, group_N)
-    size_G = torch.bincount(group_N)
-    # Each trajectory of a flat group counts for its share of the group.
-    flat = (~informative(reward_N, group_N) / group_size(group_N, torch.float64)).sum()
-    return {
-        "batch/groups": float((size_G > 0).sum()),
-        "batch/singleton_groups": float((size_G == 1).sum()),
-        "batch/flat_groups": round(float(flat)),
-    }
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicSampling:
     """Sample further prompts until enough groups carry a signal."""
@@ -79,30 +56,3 @@ class DynamicSampling:
             return 0
         share = kept / sampled if kept else 0.5
         return min(math.ceil(missing / max(share, 0.1)), self.wanted)
-
-
-@dataclass(kw_only=True, slots=True)
-class SolveRates:
-    """Remembers how often each prompt is solved, and leaves out those too easy or too hard for now."""
-
-    lowest: float = 0.0
-    highest: float = 1.0
-    decay: float = 0.5
-    """Of the running share, per visit."""
-
-    rates: dict[str, float] = field(default_factory=dict)
-
-    def add(self, uid: str, solved: float) -> None:
-        """A visit to a prompt in which this share of its answers was right."""
-        before = self.rates.get(uid, solved)
-        self.rates[uid] = self.decay * before + (1 - self.decay) * solved
-
-    def admits(self, uid: str) -> bool:
-        """A prompt that was never visited is always admitted."""
-        return uid not in self.rates or self.lowest <= self.rates[uid] <= self.highest
-
-    def state_dict(self) -> dict[str, float]:
-        return dict(self.rates)
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.rates = dict(state)

@@ -12,10 +12,7 @@ from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.sampling import (
     DynamicSampling,
-    SolveRates,
-    group_counts,
     informative,
-    not_truncated,
     within_difficulty,
 )
 from hybridrl.algorithms.shaping_chain import load_shaping
@@ -154,21 +151,9 @@ def test_flat_groups_and_groups_of_one_are_not_informative():
     assert informative(REWARDS, GROUPS).tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
 
 
-def test_counts_of_groups_without_a_signal():
-    assert group_counts(REWARDS, GROUPS) == {
-        "batch/groups": 4,
-        "batch/singleton_groups": 1,
-        "batch/flat_groups": 3,
-    }
-
-
 def test_difficulty_is_a_band_of_solved_shares():
     assert within_difficulty(REWARDS, GROUPS, lowest=0.2, highest=0.8).tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
     assert within_difficulty(REWARDS, GROUPS, lowest=0.0, highest=0.4).tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
-
-
-def test_truncated_answers_are_left_out():
-    assert not_truncated(torch.tensor([1, 0])).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -181,18 +166,6 @@ def test_dynamic_sampling_asks_for_what_is_missing(kept, sampled, rounds, expect
 
 def test_dynamic_sampling_ends_after_its_last_round():
     assert DynamicSampling(wanted=64, max_rounds=3).next_prompts(12, 192, 3) == 0
-
-
-def test_prompts_that_are_always_solved_are_left_out():
-    rates = SolveRates(lowest=0.1, highest=0.9, decay=0.5)
-    for _ in range(3):
-        rates.add("easy", 1.0), rates.add("fair", 0.5), rates.add("hard", 0.0)
-    assert [rates.admits(u) for u in ("easy", "fair", "hard", "new")] == [False, True, False, True]
-    rates.add("hard", 1.0)
-    assert rates.admits("hard")
-    resumed = SolveRates(lowest=0.1, highest=0.9)
-    resumed.load_state_dict(rates.state_dict())
-    assert resumed.rates == rates.rates
 
 
 @pytest.mark.parametrize(
