@@ -12,7 +12,6 @@ import numpy as np
 
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.errors import ConfigError, DataError
-from hybridrl.types import mean
 
 
 def plan_minibatches(
@@ -119,39 +118,3 @@ def _deal(loads: Sequence[int], num_ranks: int) -> list[list[int]]:
             owned[rank].append(b)
             total[rank] += loads[b]
     return owned
-
-
-def packing_metrics(
-    minibatches: Sequence[Minibatch], batch: Batch, microbatch_tokens: int
-) -> dict[str, float]:
-    """How evenly a plan uses ranks and microbatches.
-
-    global_seqlen/* counts tokens of one rank in one minibatch: min and max as they would be with the
-    trajectories dealt out in order, balanced_min and balanced_max as planned. packing/fill is the mean
-    share of microbatch_tokens that is used, packing/imbalance the mean over minibatches of (fullest rank /
-    mean rank - 1): the share of the step that ranks wait for each other.
-    """
-    balanced = [
-        [sum(int(batch.length_N[list(m)].sum()) for m in rank) for rank in mb.rows] for mb in minibatches
-    ]
-    in_order = [
-        [int(part.sum()) for part in np.array_split(batch.length_N[_members(mb)], len(mb.rows))]
-        for mb in minibatches
-    ]
-    planned, naive = [n for ranks in balanced for n in ranks], [n for ranks in in_order for n in ranks]
-    bins = sum(len(rank) for mb in minibatches for rank in mb.rows)
-    return {
-        "global_seqlen/min": min(naive),
-        "global_seqlen/max": max(naive),
-        "global_seqlen/minmax_diff": max(naive) - min(naive),
-        "global_seqlen/balanced_min": min(planned),
-        "global_seqlen/balanced_max": max(planned),
-        "global_seqlen/mean": mean(planned),
-        "packing/microbatches": mean([len(mb.rows[0]) for mb in minibatches]),
-        "packing/fill": sum(planned) / (bins * microbatch_tokens),
-        "packing/imbalance": mean([max(ranks) / mean(ranks) - 1 for ranks in balanced]),
-    }
-
-
-def _members(minibatch: Minibatch) -> list[int]:
-    return sorted(i for rank in minibatch.rows for microbatch in rank for i in microbatch)

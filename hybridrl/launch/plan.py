@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridrl.config.check import optimizer_steps
 from hybridrl.config.schema import Config
 
 
@@ -26,7 +27,6 @@ class RunShape:
     def of(cls, cfg: Config) -> "RunShape":
         """Without GPUs there is one replica and one engine unless the config says otherwise."""
         parallel, batch = cfg.actor.parallel, cfg.batch
-        minibatch_prompts = batch.minibatch_prompts or batch.prompts_per_step
         return cls(
             tp=parallel.tp,
             pp=parallel.pp,
@@ -34,7 +34,7 @@ class RunShape:
             num_engines=cfg.rollout.num_engines or 1,
             engine_tp=cfg.rollout.parallel.tp,
             trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
-            optimizer_steps_per_step=batch.prompts_per_step // minibatch_prompts * batch.epochs,
+            optimizer_steps_per_step=optimizer_steps(cfg),
         )
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridrl.batch import Batch
-from hybridrl.data.packing import packing_metrics, plan_minibatches
+from hybridrl.data.packing import plan_minibatches
 from hybridrl.errors import ConfigError
 from hybridrl.types import Group, Prompt, Trajectory
 
@@ -132,20 +132,3 @@ def test_a_trajectory_longer_than_a_microbatch_names_both_numbers():
         ConfigError, match=r"microbatch_tokens = 64, a trajectory of step 3 has 65.*=65 or more"
     ):
         plan(batch_of([[10, 65]], step=3), microbatch_tokens=64)
-
-
-def test_packing_metrics_of_a_plan_worked_out_by_hand():
-    batch = batch_of([[60, 10], [20, 10]])
-    [mb] = plan(batch, num_ranks=2, microbatch_tokens=80)
-    # Ranks: 60 | 20 + 10 + 10; in order: 60 + 10 | 20 + 10.
-    assert packing_metrics([mb], batch, 80) == {
-        "global_seqlen/min": 30,
-        "global_seqlen/max": 70,
-        "global_seqlen/minmax_diff": 40,
-        "global_seqlen/balanced_min": 40,
-        "global_seqlen/balanced_max": 60,
-        "global_seqlen/mean": 50,
-        "packing/microbatches": 1,
-        "packing/fill": 100 / 160,
-        "packing/imbalance": pytest.approx(0.2),
-    }
