@@ -46,13 +46,15 @@ def preflight(loaded: LoadedConfig, machine: Machine, say: Say, *, make_model: b
 def algorithm_row(loaded: LoadedConfig) -> str:
     """What a preset stands for, with the keys that were set beside it."""
     algorithm = loaded.config.algorithm
-    row = dict(flat(PRESETS[algorithm.preset].algorithm)) if algorithm.preset else {}
+    row = {"estimator": algorithm.estimator.name, "loss": algorithm.loss.name}
+    if algorithm.preset:
+        row |= dict(flat(PRESETS[algorithm.preset].algorithm))
     for name, value in values(algorithm):
         if name != "preset" and loaded.origins[f"algorithm.{name}"] != "default":
             row[name.removesuffix(".name")] = str(value)
-    unused = "kl." if algorithm.kl.coefficient == 0 else "-"
-    choices = ", ".join(f"{name} {value}" for name, value in row.items() if not name.startswith(unused))
-    return f"{algorithm.preset}: {choices}" if algorithm.preset else choices or "grpo"
+    uses_kl = algorithm.kl.coefficient > 0
+    choices = ", ".join(f"{name} {value}" for name, value in row.items() if uses_kl or name[:3] != "kl.")
+    return f"{algorithm.preset}: {choices}" if algorithm.preset else choices
 
 
 def _spec(loaded: LoadedConfig) -> tuple[models.ModelSpec | None, list[HybridRLError]]:

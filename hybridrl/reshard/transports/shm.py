@@ -53,7 +53,7 @@ def attach(shared: SharedTensor) -> torch.Tensor:
     _allow_a_descriptor_for_every_parameter()
     try:
         storage = _attached(*shared.address)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise ResourceError(
             f"shared memory is gone: {error}", fix="restart the engine that exported it"
         ) from error

@@ -11,8 +11,8 @@ from hybridrl.launch.preflight import algorithm_row
 @pytest.mark.parametrize(
     ("overrides", "row"),
     [
-        ([], "grpo"),
-        (["algorithm.samples_per_prompt=4"], "samples_per_prompt 4"),
+        ([], "estimator grpo, loss ppo_clip"),
+        (["algorithm.estimator=rloo"], "estimator rloo, loss ppo_clip"),
         (
             ["algorithm.preset=dapo", "algorithm.loss.clip_high=0.3"],
             "dapo: estimator grpo, loss ppo_clip, loss.clip_low 0.2, loss.clip_high 0.3, "
