@@ -98,24 +98,10 @@ def chat_template_is_there(loaded: LoadedConfig, world: World) -> Iterator[Hybri
         )
 
 
-def distillation_has_a_teacher(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    algorithm = loaded.config.algorithm
-    teacher, learns = algorithm.teacher, algorithm.estimator.name == "distillation"
-    where = loaded.where("algorithm.teacher", "algorithm.estimator.name")
-    if teacher is None and learns:
-        yield ConfigError(
-            "estimator distillation learns from a teacher, but algorithm.teacher is not set",
-            where=where,
-            fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes",
-        )
+def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    teacher, where = loaded.config.algorithm.teacher, loaded.where("algorithm.teacher")
     if teacher is None:
         return
-    if not learns:
-        yield ConfigError(
-            f"algorithm.teacher = {teacher} is not asked by estimator {algorithm.estimator.name}",
-            where=where,
-            fix="use estimator distillation, or leave the teacher out",
-        )
     if not Path(teacher).is_dir():
         yield ModelError(f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one")
         return
@@ -297,7 +283,7 @@ RULES: Sequence[Rule] = (
     model_exists,
     data_exists,
     chat_template_is_there,
-    distillation_has_a_teacher,
+    teacher_is_of_the_policys_kind,
     minibatches_divide_the_step,
     ranks_have_work,
     actor_parallel_divides_the_model,

@@ -144,6 +144,7 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
     known = CONTROLLER_COLUMNS.keys() | (TRAINER_COLUMNS if per_token else frozenset())
     _refuse_unknown(estimator - known, "the estimator", "algorithm.estimator")
     _refuse_unknown(shaping - CONTROLLER_COLUMNS.keys(), "the shaping", "algorithm.shaping")
+    _check_teacher(algorithm, asked="teacher_logp" in estimator)
     if algorithm.drop_truncated and per_token:
         raise ConfigError(
             f"drop_truncated leaves answers out, but {algorithm.estimator.name} needs the tokens of all",
@@ -151,6 +152,22 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
             fix="use an estimator of outcome rewards (grpo), with algorithm.kl.in=loss",
         )
     return credit
+
+
+def _check_teacher(algorithm: AlgorithmConfig, *, asked: bool) -> None:
+    name, teacher = algorithm.estimator.name, algorithm.teacher
+    if asked and teacher is None:
+        raise ConfigError(
+            f"estimator {name} learns from a teacher, but algorithm.teacher is not set",
+            where="algorithm.teacher",
+            fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes",
+        )
+    if teacher is not None and not asked:
+        raise ConfigError(
+            f"algorithm.teacher = {teacher} is not asked by estimator {name}",
+            where="algorithm.teacher",
+            fix="use estimator distillation, or leave the teacher out",
+        )
 
 
 def _refuse_unknown(missing: frozenset[Column], who: str, where: str) -> None:

@@ -150,6 +150,8 @@ def test_a_reward_that_counts_tokens_is_suspicious() -> None:
         ({"estimator": "rae"}, "the estimator needs agent"),
         ({"estimator": "gigpo"}, "the estimator needs anchor"),
         ({"shaping": ["overlong"]}, "needs the option limit"),
+        ({"estimator": "distillation"}, "learns from a teacher, but algorithm.teacher is not set"),
+        ({"teacher": "some/model"}, "algorithm.teacher = some/model is not asked by estimator grpo"),
         ({"drop_truncated": True, "kl": {"coefficient": 0.1, "in": "reward"}}, "needs the tokens of all"),
     ],
 )
