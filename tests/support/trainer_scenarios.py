@@ -172,15 +172,11 @@ def followed(
 
 def collisions(rank: int, meet: Meet, folder: Path, shape: Shape) -> Any:
     """Column old_collision of the whole block, its rows in order."""
-    from hybridrl.hosts import cpu
-
     in_order = {"block_N": np.zeros(12, np.int64), "row_N": np.arange(12), "blocks": [values.make_block()]}
-    with policy(rank, meet, folder, shape) as trained:
-        trained.load(values.make_batch([split(0, 1, ())], **in_order))
-        loaded = trained._loaded
-        with cpu.scope():
-            microbatches = loaded.microbatches(loaded.minibatches)
-            return trained._scorer.collisions(loaded.packed, microbatches).numpy()
+    algorithm = AlgorithmConfig(estimator="optimal_token_baseline")
+    with policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
+        trained.load(values.make_batch([split(0, 1, ())], advantage_N=None, **in_order))
+        return trained._loaded.columns["old_collision"].numpy()
 
 
 def lags(

@@ -3,7 +3,7 @@
 Shape letters: R rows, C columns of a piece.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import triton
@@ -16,19 +16,7 @@ _COLUMNS = 4096
 
 def take(state_4R: Tensor, logits_RC: Tensor, target_R: Tensor, first: int, temperature: float) -> None:
     """As reference.take."""
-    num_rows, num_columns = logits_RC.shape
-    if num_rows and num_columns:
-        cast(Any, _take)[(num_rows,)](
-            state_4R,
-            logits_RC,
-            target_R,
-            first,
-            1.0 / temperature,
-            num_rows,
-            num_columns,
-            logits_RC.stride(0),
-            COLUMNS=min(_COLUMNS, triton.next_power_of_2(num_columns)),
-        )
+    _launch(_take, state_4R, logits_RC, target_R, first, temperature)
 
 
 def turn_into_gradient(
@@ -42,13 +30,25 @@ def turn_into_gradient(
     temperature: float,
 ) -> Tensor:
     """As reference.turn_into_gradient; the gradient takes the place of the logits."""
-    num_rows, num_columns = logits_RC.shape
     row_4R = torch.stack([log_sum_R, entropy_R, grad_logp_R, grad_entropy_R])
+    _launch(_turn_into_gradient, row_4R, logits_RC, target_R, first, temperature)
+    return logits_RC
+
+
+def _launch(
+    kernel: Any, row_4R: Tensor, logits_RC: Tensor, target_R: Tensor, first: int, temperature: float
+) -> None:
+    """One program a row.
+
+    Args:
+        row_4R: four numbers of each row, read or written.
+    """
+    num_rows, num_columns = logits_RC.shape
     if num_rows and num_columns:
-        cast(Any, _turn_into_gradient)[(num_rows,)](
+        kernel[(num_rows,)](
+            row_4R,
             logits_RC,
             target_R,
-            row_4R,
             first,
             1.0 / temperature,
             num_rows,
@@ -56,7 +56,6 @@ def turn_into_gradient(
             logits_RC.stride(0),
             COLUMNS=min(_COLUMNS, triton.next_power_of_2(num_columns)),
         )
-    return logits_RC
 
 
 @triton.jit
@@ -92,7 +91,7 @@ def _take(
 
 @triton.jit
 def _turn_into_gradient(
-    logits, target, rows, first, inverse_temperature, num_rows, num_columns, stride, COLUMNS: tl.constexpr
+    rows, logits, target, first, inverse_temperature, num_rows, num_columns, stride, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     log_sum = tl.load(rows + row)

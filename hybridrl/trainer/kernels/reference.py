@@ -33,8 +33,7 @@ def take(state_4R: Tensor, logits_RC: Tensor, target_R: Tensor, first: int, temp
         return
     score_RC = logits_RC.float() / temperature
     move(state_4R, torch.maximum(state_4R[0], score_RC.amax(1)))
-    here_R = (target_R >= first) & (target_R < first + num_columns)
-    column_R1 = torch.where(here_R, target_R - first, 0).unsqueeze(1)
+    here_R, column_R1 = _place(target_R, first, num_columns)
     state_4R[3] += score_RC.gather(1, column_R1).squeeze(1) * here_R
     score_RC -= state_4R[0].unsqueeze(1)
     exp_RC = score_RC.exp()
@@ -65,16 +64,42 @@ def turn_into_gradient(
 ) -> Tensor:
     """Gradient of the logits, of their dtype; may overwrite them.
 
-    d logp / d score = onehot - p;  d entropy / d score = -p (log p + entropy).
-
     Args:
         log_sum_R: log of the sum of exp(score) over the whole vocabulary.
     """
     log_p_RC = (logits_RC.float() / temperature).sub_(log_sum_R.unsqueeze(1))
-    grad_RC = log_p_RC.exp()
-    factor_RC = log_p_RC.add_(entropy_R.unsqueeze(1)).mul_(grad_entropy_R.unsqueeze(1))
-    grad_RC.mul_(factor_RC.add_(grad_logp_R.unsqueeze(1)).neg_())
-    here_R = (target_R >= first) & (target_R < first + logits_RC.shape[1])
-    column_R1 = torch.where(here_R, target_R - first, 0).unsqueeze(1)
-    grad_RC.scatter_add_(1, column_R1, (grad_logp_R * here_R).unsqueeze(1))
+    grad_RC = gradient(log_p_RC, target_R, entropy_R, grad_logp_R, grad_entropy_R, first)
     return grad_RC.div_(temperature).to(logits_RC.dtype)
+
+
+def gradient(
+    log_p_RC: Tensor,
+    target_R: Tensor,
+    entropy_R: Tensor,
+    grad_logp_R: Tensor,
+    grad_entropy_R: Tensor | None,
+    first: int,
+) -> Tensor:
+    """Of the scores, a new tensor.
+
+    d logp / d score = onehot - p;  d entropy / d score = -p (log p + entropy).
+
+    Args:
+        log_p_RC: logarithms of the probabilities; may have no columns.
+    """
+    grad_RC = log_p_RC.exp()
+    if grad_entropy_R is None:
+        grad_RC.mul_(-grad_logp_R.unsqueeze(1))
+    else:
+        factor_RC = (log_p_RC + entropy_R.unsqueeze(1)).mul_(grad_entropy_R.unsqueeze(1))
+        grad_RC.mul_(factor_RC.add_(grad_logp_R.unsqueeze(1)).neg_())
+    if log_p_RC.shape[1]:
+        here_R, column_R1 = _place(target_R, first, log_p_RC.shape[1])
+        grad_RC.scatter_add_(1, column_R1, (grad_logp_R * here_R).unsqueeze(1))
+    return grad_RC
+
+
+def _place(target_R: Tensor, first: int, num_columns: int) -> tuple[Tensor, Tensor]:
+    """Whether each target is among the columns, and its column, [R, 1]; 0 where it is not."""
+    here_R = (target_R >= first) & (target_R < first + num_columns)
+    return here_R, torch.where(here_R, target_R - first, 0).unsqueeze(1)

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from hybridrl.trainer.kernels.reference import gradient
+
 
 def logprob_and_entropy(
     logits_RV: Tensor, target_R: Tensor, *, first: int, temperature: float, group: dist.ProcessGroup
@@ -61,8 +63,8 @@ class _LogProbAndEntropy(Function):
         log_sum_R = sums_3R[0].log()
         logp_R = sums_3R[2] - log_sum_R
         entropy_R = log_sum_R - sums_3R[1] / sums_3R[0]
-        ctx.save_for_backward(score_RV.sub_(log_sum_R.unsqueeze(1)), entry_R1, here_R, entropy_R)
-        ctx.temperature, ctx.dtype = temperature, logits_RV.dtype
+        ctx.save_for_backward(score_RV.sub_(log_sum_R.unsqueeze(1)), target_R, entropy_R)
+        ctx.first, ctx.temperature, ctx.dtype = first, temperature, logits_RV.dtype
         ctx.set_materialize_grads(False)
         return logp_R, entropy_R
 
@@ -70,16 +72,8 @@ class _LogProbAndEntropy(Function):
     def backward(
         ctx: Any, grad_logp_R: Tensor | None, grad_entropy_R: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        """d logp / d score = onehot - p;  d entropy / d score = -p * (log p + entropy)."""
-        log_prob_RV, entry_R1, here_R, entropy_R = ctx.saved_tensors
+        log_prob_RV, target_R, entropy_R = ctx.saved_tensors
         if grad_logp_R is None:
             grad_logp_R = torch.zeros_like(entropy_R)
-        grad_RV = log_prob_RV.exp()
-        if grad_entropy_R is None:
-            grad_RV.mul_(-grad_logp_R.unsqueeze(1))
-        else:
-            factor_RV = (log_prob_RV + entropy_R.unsqueeze(1)).mul_(grad_entropy_R.unsqueeze(1))
-            grad_RV.mul_(factor_RV.add_(grad_logp_R.unsqueeze(1)).neg_())
-        if log_prob_RV.shape[1]:
-            grad_RV.scatter_add_(1, entry_R1, (grad_logp_R * here_R).unsqueeze(1))
+        grad_RV = gradient(log_prob_RV, target_R, entropy_R, grad_logp_R, grad_entropy_R, ctx.first)
         return grad_RV.div_(ctx.temperature).to(ctx.dtype), None, None, None, None

@@ -258,7 +258,7 @@ class MegatronPolicy:
         if "ref_logp" in self._needs:
             frozen["ref_logp"] = {n: t.clone() for n, t in self.tensors().items()}
         if "teacher_logp" in self._needs:
-            assert self._setup.algorithm.teacher is not None, "config/check.py asks for one"
+            assert self._setup.algorithm.teacher is not None, "load_credit asks for one"
             frozen["teacher_logp"] = {n: torch.empty_like(t) for n, t in self.tensors().items()}
             folder = Path(self._setup.algorithm.teacher)
             load_hf(folder, self.layout, self._setup.rank, frozen["teacher_logp"])
@@ -290,10 +290,12 @@ class MegatronPolicy:
         return parts
 
     def _add_collision(self) -> None:
+        """sum p^2 = exp(2 logp - logp'), with logp' at half the temperature, whatever token both are of."""
         loaded = self._loaded
         if "old_collision" in self._needs:
-            collision_U = self._scorer.collisions(loaded.packed, loaded.microbatches(loaded.first_epoch))
-            loaded.add("old_collision", collision_U)
+            half = Scorer(self._model, self._setup.temperature / 2)
+            logp_U, _ = half.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
+            loaded.add_held("old_collision", (2 * loaded.columns["old_logp"] - logp_U)[loaded.held_H].exp())
 
     def _add_frozen_column(self, column: str, weights: Mapping[str, Tensor]) -> None:
         loaded = self._loaded

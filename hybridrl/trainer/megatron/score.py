@@ -5,8 +5,6 @@ Shape letters: U trained tokens of a batch, R those of one microbatch, V vocabul
 
 from collections.abc import Sequence
 
-import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.tensor_parallel import copy_to_tensor_model_parallel_region
@@ -52,32 +50,6 @@ class Scorer:
             temperature=self._temperature,
             piece=max(1, LOGITS_AT_ONCE // len(hidden_RH)),
         )
-
-    def collisions(self, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> Tensor:
-        """Sum of the squared probabilities of the whole vocabulary at the tokens of the microbatches, [U].
-
-        *Collective* as `columns`.
-        """
-        collision_U = packed.zeros_U()
-        rows_at_once = max(1, LOGITS_AT_ONCE // self._inner.share)
-
-        def keep(microbatch: Microbatch, hidden_R1: Tensor) -> None:
-            parts = [self._collision(rows) for rows in hidden_R1.split(rows_at_once)]
-            collision_U[microbatch.trained_R] = torch.cat(parts)
-
-        evaluate(self._model, microbatches, keep)
-        return collision_U
-
-    def _collision(self, hidden_R1: Tensor) -> Tensor:
-        score_RV = self._inner.logits(hidden_R1).float() / self._temperature
-        largest_R = score_RV.new_full((len(score_RV),), -torch.inf)
-        if score_RV.shape[1]:
-            largest_R = score_RV.amax(1)
-        dist.all_reduce(largest_R, dist.ReduceOp.MAX, self._group)
-        exp_RV = (score_RV - largest_R.unsqueeze(1)).exp()
-        sums_2R = torch.stack([exp_RV.sum(1), exp_RV.square().sum(1)])
-        dist.all_reduce(sums_2R, dist.ReduceOp.SUM, self._group)
-        return sums_2R[1] / sums_2R[0].square()
 
     def columns(self, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of the tokens of the microbatches, 0 at all others; [U], no gradients.
