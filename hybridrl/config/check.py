@@ -20,6 +20,9 @@ from hybridrl.models import spec as models
 class World:
     """What rules need to know besides the config."""
 
+    here: bool = True
+    """Whether the run would use this machine. Without, rules about devices and memory have nothing to say."""
+
     num_gpus: int
     """Of this machine."""
 
@@ -90,7 +93,7 @@ def chat_template_is_there(loaded: LoadedConfig, world: World) -> Iterator[Hybri
             where=loaded.where("data.system_prompt"),
             fix="set data.chat_template: model, or put the text into the prompts",
         )
-    if data.chat_template == "model" and folder.is_dir() and not _has_chat_template(folder):
+    if data.chat_template == "model" and folder.is_dir() and not has_chat_template(folder):
         yield ConfigError(
             f"data.chat_template = model, but the tokenizer of {folder} has no chat template",
             where=loaded.where("data.chat_template", "model.path"),
@@ -237,12 +240,16 @@ def greedy_answers_once(loaded: LoadedConfig, world: World) -> Iterator[HybridRL
 
 
 def devices_are_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    if not world.here:
+        return
     config = loaded.config
     wanted, parallel = config.cluster.gpus_per_node, config.actor.parallel
     if config.cluster.nodes > 1:
         place = loaded.where("cluster.nodes")
         yield ResourceError(
-            f"cluster.nodes = {config.cluster.nodes}, a local run has 1", where=place, fix="cluster.nodes=1"
+            f"cluster.nodes = {config.cluster.nodes}, but a run is of one node so far",
+            where=place,
+            fix="cluster.nodes=1",
         )
     if wanted is not None and wanted > world.num_gpus:
         has = f"{world.num_gpus} GPUs" if world.num_gpus else "no GPU"
@@ -263,7 +270,7 @@ def devices_are_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLEr
 
 
 def memory_is_enough(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    if world.spec is None:
+    if world.spec is None or not world.here:
         return
     need = Need.of(loaded.config, world.spec, on_gpu=world.num_gpus > 0)
     if need.peak_bytes > world.available_bytes:
@@ -311,7 +318,7 @@ def _sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
         yield "data.heldout", config.data.heldout
 
 
-def _has_chat_template(folder: Path) -> bool:
+def has_chat_template(folder: Path) -> bool:
     """Where transformers looks: a file of its own, or a key of the tokenizer's."""
     written = folder / "tokenizer_config.json"
     apart = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
@@ -322,16 +329,15 @@ def _tensor_parallel(
     loaded: LoadedConfig, spec: models.ModelSpec, key: str, tp: int
 ) -> Iterator[HybridRLError]:
     def fits(size: int) -> bool:
-        kv_heads = spec.num_kv_heads % size == 0 or size % spec.num_kv_heads == 0
-        return not spec.num_heads % size and not spec.ffn_size % size and kv_heads
+        return spec.heads_divide(size) and spec.ffn_divides(size)
 
     if fits(tp):
         return
     good = [size for size in _divisors(spec.num_heads) if fits(size)]
     if spec.num_heads % tp:
         why = f"does not divide the {spec.num_heads} attention heads"
-    elif spec.ffn_size % tp:
-        why = f"does not divide the {spec.ffn_size} feed-forward columns"
+    elif not spec.ffn_divides(tp):
+        why = f"does not divide the {' and '.join(map(str, spec.ffn_sizes))} feed-forward columns"
     else:
         why = f"neither divides the {spec.num_kv_heads} key-value heads nor is a multiple of them"
     what = f"{key} = {tp} {why} of {_model(loaded)}"

@@ -65,5 +65,5 @@ def _training(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
 
 def _engine(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
     number_bytes = 2 if on_gpu else 4
-    token_bytes = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * number_bytes
-    return models.count(spec) * number_bytes + (config.rollout.kv_cache_tokens or 0) * token_bytes
+    cached = (config.rollout.kv_cache_tokens or 0) * spec.kv_cache_size
+    return (models.count(spec) + cached) * number_bytes

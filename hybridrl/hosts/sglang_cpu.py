@@ -105,6 +105,7 @@ def engine_arguments(
         "max_total_tokens": cache_tokens,
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
+        "disable_shared_experts_fusion": True,  # the swap knows them by their own tensors
         "schedule_policy": "fcfs",
         "host": LOOPBACK,
         "log_level": "warning",

@@ -1,11 +1,12 @@
 """A layout: of every parameter, which ranks hold which part, on which layers and under which name."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 from hybridrl.layout.cuts import Held
-from hybridrl.layout.runs import Runs
+from hybridrl.layout.runs import Run, Runs, join
 from hybridrl.layout.shard import Shard
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter
@@ -13,13 +14,17 @@ from hybridrl.models.table import Parameter
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """Ranks that all hold the same boxes of a parameter, alike on every layer of `layers`."""
+    """Ranks that all hold the same boxes of a parameter, alike on every layer and for every expert.
+
+    The experts of a layer lie end to end in the canonical parameter. `rows` are those of one expert.
+    """
 
     param: str
     """Canonical name; * is the layer."""
 
     tensor: str
-    """Name on those ranks; * is the layer, counted over the whole model."""
+    """Name on those ranks; * is the layer, counted over the whole model; # is the expert, counted over
+    `experts`, where each has its own tensor."""
 
     shape: tuple[int, ...]
     rows: Runs
@@ -27,15 +32,51 @@ class Holding:
     layers: range
     """range(1) for a parameter that the model has once."""
 
-    ranks: tuple[int, ...]
+    ranks: range
+    experts: range = range(1)
+    """Of the layer; range(1) for a parameter that is not an expert's."""
+
+    expert_rows: int = 0
+    """Rows of one expert in the parameter."""
+
+    step: int = 0
+    """Rows from one expert to the next in the tensor; 0: each has its own."""
 
     @classmethod
     def of(
-        cls, parameter: Parameter, tensor: str, held: Held, layers: range, ranks: tuple[int, ...]
+        cls, parameter: Parameter, tensor: str, held: Held, layers: range, ranks: range, experts: range
     ) -> "Holding":
         """What a cut leaves on `ranks`."""
+        stacked = parameter.row.per_expert and "#" not in tensor
         shape = (held.num_rows,) if parameter.cols is None else (held.num_rows, held.num_cols)
-        return cls(parameter.name, tensor, shape, held.rows, held.cols, layers, ranks)
+        return cls(
+            param=parameter.name,
+            tensor=tensor,
+            shape=(len(experts), *shape) if stacked else shape,
+            rows=held.rows,
+            cols=held.cols,
+            layers=layers,
+            ranks=ranks,
+            experts=experts,
+            expert_rows=parameter.num_rows if parameter.row.per_expert else 0,
+            step=held.num_rows if stacked else 0,
+        )
+
+    def shards(self, layer: int) -> Iterator[tuple[str, Shard]]:
+        """(name, what it holds) of every tensor on a layer."""
+        param = instance(self.param, layer)
+        rows = [self._rows(i) for i in range(len(self.experts))]
+        if self.step:
+            merged = join(run for part in rows for run in part)
+            yield instance(self.tensor, layer), Shard(param, self.shape, merged, self.cols)
+            return
+        for i, part in enumerate(rows):
+            yield instance(self.tensor, layer, i), Shard(param, self.shape, part, self.cols)
+
+    def _rows(self, index: int) -> Runs:
+        """Row map of the index-th expert held here, in the whole parameter and in its tensor."""
+        at, local = self.experts[index] * self.expert_rows, index * self.step
+        return tuple(Run(run.at + at, run.length, run.local + local) for run in self.rows)
 
 
 @dataclass(frozen=True)
@@ -49,7 +90,7 @@ class Layout(ABC):
     def world_size(self) -> int: ...
 
     @abstractmethod
-    def _holdings(self) -> list[Holding]: ...
+    def _holdings(self) -> Iterator[Holding]: ...
 
     @cached_property
     def holdings(self) -> tuple[Holding, ...]:
@@ -61,21 +102,19 @@ class Layout(ABC):
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank {rank} of a layout of {self.world_size} ranks")
         return {
-            instance(held.tensor, layer): Shard(instance(held.param, layer), held.shape, held.rows, held.cols)
+            name: shard
             for held in self.holdings
             if rank in held.ranks
             for layer in held.layers
+            for name, shard in held.shards(layer)
         }
 
 
-def instance(pattern: str, layer: int) -> str:
-    """The name of a parameter or tensor on one layer."""
-    return pattern.replace("*", str(layer))
+def instance(pattern: str, layer: int, expert: int = 0) -> str:
+    """The name of a parameter or tensor on one layer, of one expert."""
+    return pattern.replace("*", str(layer)).replace("#", str(expert))
 
 
-def merge(holdings: list[Holding]) -> list[Holding]:
-    """Holdings that differ in their ranks only, made one: replicas are what a planner chooses among."""
-    ranks: dict[Holding, list[int]] = {}
-    for held in holdings:
-        ranks.setdefault(replace(held, ranks=()), []).extend(held.ranks)
-    return [replace(alike, ranks=tuple(sorted(found))) for alike, found in ranks.items()]
+def meet(a: range, b: range) -> range:
+    """What two ranges share; both have step 1."""
+    return range(max(a.start, b.start), min(a.stop, b.stop))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hybridrl.errors import LayoutError
 from hybridrl.layout.runs import Run, Runs, join, whole, window
 from hybridrl.models.spec import ModelSpec
-from hybridrl.models.table import Cut, Parameter
+from hybridrl.models.table import Parameter, Site
 
 
 class Place(NamedTuple):
@@ -21,6 +21,9 @@ class Place(NamedTuple):
     padded_vocab: int
     """Rows of the vocabulary in this layout, a multiple of `size`."""
 
+    interleave: int = 0
+    """Rows of gate before as many of up, where a layout interleaves them; 0: it does not."""
+
 
 class Held(NamedTuple):
     """A rank's part: local row count and row map, local column count and column map."""
@@ -31,13 +34,17 @@ class Held(NamedTuple):
     cols: Runs
 
 
-def cut(kind: Cut, parameter: Parameter, place: Place) -> Held:
-    """The part of `parameter` that the rank at `place` holds.
+def cut(site: Site, parameter: Parameter, place: Place) -> Held:
+    """The part of `parameter` that the rank at `place` holds in the tensor at `site`, of one expert.
 
     Raises:
         LayoutError: it does not divide over the group.
     """
-    return _CUTS[kind](parameter, place)
+    before, kept = parameter.keep(site.blocks)
+    held = _CUTS[site.cut](kept, place)
+    if not before:
+        return held
+    return held._replace(rows=tuple(run._replace(at=run.at + before) for run in held.rows))
 
 
 def _whole(parameter: Parameter, place: Place) -> Held:
@@ -52,6 +59,24 @@ def _even_rows(parameter: Parameter, place: Place) -> Held:
         runs.append(Run(at + place.rank * part, part, local))
         at, local = at + block, local + part
     return _rows(parameter, local, join(runs))
+
+
+def _gate_up(parameter: Parameter, place: Place) -> Held:
+    """An engine's experts: as _even_rows, or with stretches of gate and up in turn."""
+    held = _even_rows(parameter, place)
+    step = place.interleave
+    if not step:
+        return held
+    part = held.num_rows // 2
+    if part % step:
+        raise LayoutError(f"{parameter.name}: {part} rows do not divide into stretches of {step}")
+    first, up = place.rank * part, parameter.blocks[0] + place.rank * part
+    runs = [
+        run
+        for i in range(0, part, step)
+        for run in (Run(first + i, step, 2 * i), Run(up + i, step, 2 * i + step))
+    ]
+    return held._replace(rows=join(runs))
 
 
 def _even_columns(parameter: Parameter, place: Place) -> Held:
@@ -97,9 +122,8 @@ def _heads(parameter: Parameter, place: Place) -> Held:
 
 
 def fits(spec: ModelSpec, tp: int) -> bool:
-    """Both Megatron and SGLang cut between heads, or repeat key-value heads a whole number of times."""
-    kv_heads = spec.num_kv_heads % tp == 0 or tp % spec.num_kv_heads == 0
-    return spec.num_heads % tp == 0 and kv_heads and spec.ffn_size % tp == 0
+    """Tensor parallelism of this size can cut the model, experts aside."""
+    return spec.heads_divide(tp) and spec.ffn_divides(tp)
 
 
 def refuse_unfit(spec: ModelSpec, tp: int) -> None:
@@ -109,16 +133,47 @@ def refuse_unfit(spec: ModelSpec, tp: int) -> None:
     """
     if not fits(spec, tp):
         sizes = [size for size in range(1, spec.num_heads + 1) if fits(spec, size)]
+        parts = [f"{spec.num_heads} attention heads"]
+        if not spec.latent:
+            parts.append(f"{spec.num_kv_heads} key-value heads")
+        parts += [f"{size} feed-forward columns" for size in spec.ffn_sizes]
         raise LayoutError(
-            f"tp = {tp} does not divide the model's {spec.num_heads} attention heads, "
-            f"{spec.num_kv_heads} key-value heads and {spec.ffn_size} feed-forward columns",
+            f"tp = {tp} does not divide the model's {', '.join(parts)}",
             fix=f"use one of {', '.join(map(str, sizes))}",
         )
+
+
+def refuse_unfit_experts(spec: ModelSpec, ep: int, tp: int) -> None:
+    """
+    Args:
+        ep: parts that the experts of a layer are dealt into.
+        tp: ranks that each expert is cut over.
+
+    Raises:
+        LayoutError: that does not divide them; names the sizes that do.
+    """
+    if spec.num_experts % ep:
+        raise LayoutError(
+            f"ep = {ep} does not divide the {spec.num_experts} experts",
+            fix=f"use one of {', '.join(map(str, divisors(spec.num_experts)))}",
+        )
+    if not spec.num_experts and ep > 1:
+        raise LayoutError(f"ep = {ep}, and the model has no experts", fix="ep = 1")
+    if spec.expert_ffn_size % tp:
+        raise LayoutError(
+            f"{tp} ranks for each expert do not divide its {spec.expert_ffn_size} feed-forward columns",
+            fix=f"use one of {', '.join(map(str, divisors(spec.expert_ffn_size)))}",
+        )
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 _CUTS: dict[str, Callable[[Parameter, Place], Held]] = {
     "whole": _whole,
     "rows": _even_rows,
+    "gate_up": _gate_up,
     "columns": _even_columns,
     "vocab": _vocabulary,
     "grouped_qkv": _grouped_qkv,

@@ -1,41 +1,94 @@
-"""Megatron-core shards: tensor, pipeline and data parallel. Ranks count tp fastest, then dp, then pp."""
+"""Megatron-core shards over every kind of parallelism but FSDP.
+
+Ranks count tp fastest, then cp, dp, pp. Inside a pipeline stage the experts count them again: expert tensor
+parallel fastest, then ep, then the replicas of an expert. A context-parallel rank is one more replica.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, Layout, merge
-from hybridrl.layout.cuts import Place, cut, refuse_unfit
+from hybridrl.layout.base import Holding, Layout, meet
+from hybridrl.layout.cuts import Place, cut, divisors, refuse_unfit, refuse_unfit_experts
 from hybridrl.models.spec import parameters
-from hybridrl.models.table import Parameter, Site
+from hybridrl.models.table import Parameter, Row, Site
 
 
 @dataclass(frozen=True)
 class MegatronLayout(Layout):
-    """Layers in equal parts over the pipeline; embedding on the first stage, output layer on the last."""
+    """Embedding on the first pipeline stage, output layer on the last."""
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
+    """Of what is not an expert's; world size = tp * cp * dp * pp."""
+
+    cp: int = 1
+    ep: int = 1
+    etp: int = 1
+    """Tensor parallel size of the experts; Megatron's own default is tp."""
+
+    vpp: int = 1
+    """Chunks of layers a stage has; chunk v of stage p comes at place v * pp + p of the model."""
+
+    stage_layers: tuple[int, ...] = ()
+    """Layers of each chunk, in model order; (): equal parts."""
+
     vocab_multiple: int = 128
     """The vocabulary is padded to a multiple of this times tp (Megatron's make_vocab_size_divisible_by)."""
 
+    transformer_engine: bool = False
+    """Modules of Transformer Engine, with grouped experts, instead of Megatron's own."""
+
     def __post_init__(self) -> None:
         refuse_unfit(self.spec, self.tp)
-        qkv_rows = (self.spec.num_heads + 2 * self.spec.num_kv_heads) * self.spec.head_dim
-        if qkv_rows % self.tp:
+        refuse_unfit_experts(self.spec, self.ep, self.etp)
+        self._refuse_uneven_rows()
+        self._refuse_uneven_layers()
+        if self._stage_size % (self.ep * self.etp):
             raise LayoutError(
-                f"tp = {self.tp} does not divide the {qkv_rows} rows of fused q, k and v", fix="lower tp"
+                f"ep = {self.ep} times etp = {self.etp} does not divide the {self._stage_size} ranks "
+                f"of a pipeline stage (tp {self.tp} x cp {self.cp} x dp {self.dp})",
+                fix="lower ep or raise dp",
             )
-        if self.spec.num_layers % self.pp:
+
+    def _refuse_uneven_rows(self) -> None:
+        """Megatron cuts these without regard to heads."""
+        spec = self.spec
+        if not spec.latent:
+            sizes = {"fused q, k and v": (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim}
+        elif self.transformer_engine:
+            sizes = {}
+        else:
+            down = spec.kv_lora_rank + spec.rope_head_dim
+            sizes = {"compressed q": spec.q_lora_rank, "compressed k and v": down}
+        for what, rows in sizes.items():
+            if rows % self.tp:
+                raise LayoutError(f"tp = {self.tp} does not divide the {rows} rows of {what}", fix="lower tp")
+
+    def _refuse_uneven_layers(self) -> None:
+        chunks, num_layers = self.pp * self.vpp, self.spec.num_layers
+        if not self.stage_layers and num_layers % chunks:
+            named = f"pp = {self.pp}" + (f" times vpp = {self.vpp}" if self.vpp > 1 else "")
             raise LayoutError(
-                f"pp = {self.pp} does not divide the {self.spec.num_layers} layers",
-                fix=f"use one of {', '.join(map(str, _divisors(self.spec.num_layers)))}",
+                f"{named} does not divide the {num_layers} layers",
+                fix=f"use one of {', '.join(map(str, divisors(num_layers)))}, or set stage_layers",
+            )
+        if self.stage_layers and (len(self.stage_layers) != chunks or sum(self.stage_layers) != num_layers):
+            raise LayoutError(
+                f"stage_layers {list(self.stage_layers)} has {len(self.stage_layers)} chunks and "
+                f"{sum(self.stage_layers)} layers; pp x vpp is {chunks}, the model has {num_layers} layers",
+                fix=f"give {chunks} numbers that add up to {num_layers}",
             )
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.dp * self.pp
+        return self._stage_size * self.pp
+
+    @property
+    def _stage_size(self) -> int:
+        return self.tp * self.cp * self.dp
 
     @property
     def padded_vocab(self) -> int:
@@ -43,40 +96,51 @@ class MegatronLayout(Layout):
         multiple = self.vocab_multiple * self.tp
         return -(-self.spec.vocab_size // multiple) * multiple
 
-    def rank(self, tp: int, dp: int, pp: int) -> int:
-        return tp + self.tp * (dp + self.dp * pp)
+    def rank(self, tp: int, dp: int, pp: int, cp: int = 0) -> int:
+        return tp + self.tp * (cp + self.cp * (dp + self.dp * pp))
 
-    def layers(self, pp: int) -> range:
-        """Layers of a pipeline stage."""
-        part = self.spec.num_layers // self.pp
-        return range(pp * part, (pp + 1) * part)
+    def chunks(self, pp: int) -> list[range]:
+        """The layers of a pipeline stage: one range for each of its chunks."""
+        return self._chunks()[pp :: self.pp]
 
-    def _holdings(self) -> list[Holding]:
-        return [
-            held
-            for parameter in parameters(self.spec)
-            for site, pp, layers in self._stages(parameter)
-            for held in self._cut(parameter, site, pp, layers)
-        ]
+    def _chunks(self) -> list[range]:
+        count = self.pp * self.vpp
+        sizes = self.stage_layers or (self.spec.num_layers // count,) * count
+        edges = list(accumulate(sizes, initial=0))
+        return [range(a, b) for a, b in pairwise(edges)]
 
-    def _stages(self, parameter: Parameter) -> Iterator[tuple[Site, int, range]]:
-        """(where it is kept, pipeline stage, its layers there)"""
-        row = parameter.row
-        if row.stage == "layers":
-            yield from ((row.megatron, pp, self.layers(pp)) for pp in range(self.pp))
-        else:
-            yield row.megatron, 0 if row.stage == "first" else self.pp - 1, range(1)
-        if row.tied_copy and self.spec.tied and self.pp > 1:
-            yield row.tied_copy, self.pp - 1, range(1)
+    def _holdings(self) -> Iterator[Holding]:
+        for parameter in parameters(self.spec):
+            row, last = parameter.row, self.pp - 1
+            if parameter.per_layer:
+                stages = [
+                    (i % self.pp, meet(parameter.layers, part)) for i, part in enumerate(self._chunks())
+                ]
+            else:
+                stages = [(0 if row.stage == "first" else last, range(1))]
+            for site in self._sites(row):
+                yield from self._cut(parameter, site, stages)
+            if row.tied_copy and self.spec.tied and self.pp > 1:
+                yield from self._cut(parameter, row.tied_copy, [(last, range(1))])
 
-    def _cut(self, parameter: Parameter, site: Site, pp: int, layers: range) -> list[Holding]:
-        found = []
-        for tp in range(self.tp):
-            held = cut(site.cut, parameter, Place(tp, self.tp, self.spec, self.padded_vocab))
-            ranks = tuple(self.rank(tp, dp, pp) for dp in range(self.dp))
-            found.append(Holding.of(parameter, site.tensor, held, layers, ranks))
-        return merge(found)
+    def _sites(self, row: Row) -> tuple[Site, ...]:
+        return self.transformer_engine and row.transformer_engine or row.megatron
 
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
+    def _cut(self, parameter: Parameter, site: Site, stages: list[tuple[int, range]]) -> Iterator[Holding]:
+        """Cut once, then placed on every stage."""
+        size = self._stage_size
+        per_expert = parameter.row.per_expert
+        tp = self.etp if per_expert else self.tp
+        ep = self.ep if per_expert else 1
+        experts = len(parameter.experts) // ep
+        if site.cut == "whole":
+            tp = 1
+        for at in range(tp):
+            held = cut(site, parameter, Place(at, tp, self.spec, self.padded_vocab))
+            for e in range(ep):
+                mine = parameter.experts[e * experts : (e + 1) * experts]
+                first, every = at + tp * e, tp * ep
+                for pp, layers in stages:
+                    if layers:
+                        ranks = range(pp * size + first, (pp + 1) * size, every)
+                        yield Holding.of(parameter, site.tensor, held, layers, ranks, mine)

@@ -11,7 +11,7 @@ from typing import Any
 from hybridrl import registry
 from hybridrl.errors import ModelError
 from hybridrl.models import families
-from hybridrl.models.table import Family, Parameter
+from hybridrl.models.table import Family, Kind, Parameter, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +47,78 @@ class ModelSpec:
     dtype: str
     """Of the checkpoint: "float32", "bfloat16" or "float16"."""
 
+    num_experts: int = 0
+    """Of a layer with experts, without shared ones; 0: no layer has experts."""
+
+    experts_per_token: int = 0
+    expert_ffn_size: int = 0
+    shared_ffn_size: int = 0
+    """Of all shared experts together; 0: none."""
+
+    first_moe_layer: int = 0
+    """Layers before it have a plain feed-forward."""
+
+    router_bias: bool = False
+    """A bias decides which experts are chosen, not how much they count."""
+
+    q_lora_rank: int = 0
+    """Of latent attention (MLA); 0: queries are not compressed."""
+
+    kv_lora_rank: int = 0
+    """Of latent attention; 0: attention is not latent."""
+
+    rope_head_dim: int = 0
+    nope_head_dim: int = 0
+    v_head_dim: int = 0
+
     @property
     def untied(self) -> bool:
         return not self.tied
+
+    @property
+    def compressed_q(self) -> bool:
+        return self.q_lora_rank > 0
+
+    @property
+    def plain_q(self) -> bool:
+        return self.q_lora_rank == 0
+
+    @property
+    def shared_experts(self) -> bool:
+        return self.shared_ffn_size > 0
+
+    @property
+    def latent(self) -> bool:
+        """Multi-head latent attention."""
+        return self.kv_lora_rank > 0
+
+    @property
+    def kv_cache_size(self) -> int:
+        """Numbers that an engine keeps of every token."""
+        if self.latent:
+            return self.num_layers * (self.kv_lora_rank + self.rope_head_dim)
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+    def heads_divide(self, tp: int) -> bool:
+        """Both Megatron and engines cut between heads, or repeat key-value heads a whole number of times."""
+        kv_heads = self.latent or self.num_kv_heads % tp == 0 or tp % self.num_kv_heads == 0
+        return self.num_heads % tp == 0 and kv_heads
+
+    @property
+    def ffn_sizes(self) -> list[int]:
+        """Of what every token passes: plain layers, and the shared experts of the others."""
+        plain = [self.ffn_size] if self.layers("dense") else []
+        return plain + ([self.shared_ffn_size] if self.shared_experts else [])
+
+    def ffn_divides(self, tp: int) -> bool:
+        return all(size % tp == 0 for size in self.ffn_sizes)
+
+    def layers(self, kind: Kind = "every") -> range:
+        """The layers of a kind."""
+        first_moe = self.first_moe_layer if self.num_experts else self.num_layers
+        if kind == "every":
+            return range(self.num_layers)
+        return range(first_moe) if kind == "dense" else range(first_moe, self.num_layers)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -61,6 +130,15 @@ class ModelSpec:
             "q": self.num_heads * self.head_dim,
             "kv": self.num_kv_heads * self.head_dim,
             "head": self.head_dim,
+            "experts": self.num_experts,
+            "expert_ffn": self.expert_ffn_size,
+            "shared_ffn": self.shared_ffn_size,
+            "q_lora": self.q_lora_rank,
+            "kv_lora": self.kv_lora_rank,
+            "kv_lora_rope": self.kv_lora_rank + self.rope_head_dim,
+            "mla_q": self.num_heads * (self.nope_head_dim + self.rope_head_dim),
+            "mla_kv": self.num_heads * (self.nope_head_dim + self.v_head_dim),
+            "mla_out": self.num_heads * self.v_head_dim,
         }
 
 
@@ -69,12 +147,12 @@ def read(folder: str | Path) -> ModelSpec:
 
     Raises:
         ModelError: no config.json, an architecture that no table describes, a missing key, or something that
-            the tables do not cover (sliding windows, quantised weights, an activation other than SiLU).
+            its table does not cover (quantised weights, another activation, experts on some of the layers).
     """
     path = Path(folder) / "config.json"
     config = _json(path)
     name, family = _family(config, path)
-    _refuse_unsupported(config, path)
+    _refuse_unsupported(config, path, family)
     theta, scaling = _rope(config)
     try:
         fields = {
@@ -92,27 +170,39 @@ def read(folder: str | Path) -> ModelSpec:
             "rope_scaling": scaling,
             "max_positions": config["max_position_embeddings"],
             "dtype": config.get("dtype") or config.get("torch_dtype") or "float32",
+            **family.traits(config),
         }
     except KeyError as error:
         raise ModelError(f"config.json has no {error.args[0]!r}", where=str(path), fix="add it") from error
-    return ModelSpec(**(fields | family.traits(config)))
+    return ModelSpec(**fields)
 
 
 def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
     """The canonical parameters of a model, from its family's table, in the order of the table."""
-    sizes = spec.sizes
-    return tuple(
-        Parameter(
-            row.name, tuple(sizes[r] for r in row.rows), None if row.cols is None else sizes[row.cols], row
-        )
-        for row in _families()[spec.family].rows
-        if not row.when or getattr(spec, row.when)
-    )
+    rows = [row for row in family_of(spec).rows if not row.when or getattr(spec, row.when)]
+    return tuple(parameter for parameter in (_parameter(spec, row) for row in rows) if parameter.layers)
+
+
+def family_of(spec: ModelSpec) -> Family:
+    """The table that a model follows."""
+    return _families()[spec.family]
 
 
 def count(spec: ModelSpec) -> int:
     """Number of weights; a tied output layer counts once."""
-    return sum(p.num_elements * (spec.num_layers if p.per_layer else 1) for p in parameters(spec))
+    return sum(parameter.num_elements for parameter in parameters(spec))
+
+
+def _parameter(spec: ModelSpec, row: Row) -> Parameter:
+    sizes = spec.sizes
+    return Parameter(
+        name=row.name,
+        blocks=tuple(sizes[word] for word in row.rows),
+        cols=None if row.cols is None else sizes[row.cols],
+        row=row,
+        layers=spec.layers(row.kind) if row.stage == "layers" else range(1),
+        experts=range(spec.num_experts) if row.per_expert else range(1),
+    )
 
 
 @cache
@@ -145,12 +235,13 @@ def _family(config: Mapping[str, Any], path: Path) -> tuple[str, Family]:
     raise ModelError(f"no model table for architecture {named}", where=str(path), fix=f"use one of {known}")
 
 
-def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
-    if config.get("hidden_act", "silu") != "silu":
+def _refuse_unsupported(config: Mapping[str, Any], path: Path, family: Family) -> None:
+    key = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
+    if config.get(key, family.activation) != family.activation:
         raise ModelError(
-            f"hidden_act = {config['hidden_act']} is not supported",
+            f"{key} = {config[key]} is not supported",
             where=str(path),
-            fix="use a model with silu",
+            fix=f"use a model with {family.activation}",
         )
     if config.get("use_sliding_window", False):
         raise ModelError(
@@ -163,8 +254,12 @@ def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling, under `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`."""
-    scaling = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    """Base and scaling, under `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`.
+
+    A model with windows has them for each kind of attention: those of full attention are meant.
+    """
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = dict(scaling.get("full_attention", scaling))
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)

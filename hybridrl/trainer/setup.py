@@ -4,7 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridrl.config.schema import ActorConfig, AlgorithmConfig, CriticConfig
+from hybridrl.errors import ModelError
 from hybridrl.models.spec import ModelSpec
+
+_BUILDABLE = ("llama", "qwen2", "qwen3")
+"""Families whose layers the trainer can build."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +45,23 @@ class TrainerSetup:
     @property
     def world_size(self) -> int:
         return self.tp * self.dp * self.pp
+
+
+def refuse_unbuildable(model: ModelSpec, *, where: str) -> None:
+    """
+    Args:
+        where: the model was named.
+
+    Raises:
+        ModelError: the trainer has no layers of the model's kind, or lacks a part of them.
+    """
+    if model.family not in _BUILDABLE:
+        raise ModelError(
+            f"the trainer cannot build a model of family {model.family}",
+            where=where,
+            fix=f"use one of {', '.join(_BUILDABLE)}",
+        )
+    if model.attention_out_bias:
+        raise ModelError(
+            "a bias on the attention output is not supported", where=where, fix="use a model without"
+        )

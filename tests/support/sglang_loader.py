@@ -1,8 +1,9 @@
-"""What SGLang's own loader puts into each tensor-parallel rank. A program: it changes its process for good.
+"""What SGLang's own loader puts into each rank of an engine. A program: it changes its process for good.
 
-    python sglang_loader.py OUT TP[,TP...] FOLDER...
+    python sglang_loader.py OUT FOLDER=TP[:EP[:DP]][,...]...
 
-Builds each model on CPU once a rank, without engine or process group: SGLang allows that before groups exist.
+Builds each model on CPU once a rank, without engine or process group: SGLang allows that before groups exist,
+and finds a rank's place in them by itself. DP is that of the attention.
 """
 
 import os
@@ -15,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 from sglang.srt import runtime_context
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.layers.dp_attention import initialize_dp_attention_flags
+from sglang.srt.layers.moe.utils import resolve_shared_experts_config
 from sglang.srt.model_loader.loader import set_default_torch_dtype
 from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.server_args import ServerArgs
@@ -27,10 +30,14 @@ def group(rank, size):
     )
 
 
-def loaded(folder, tp, rank):
+def on_model(folder, tp, rank, question, ep=1, dp=1):
+    """What `question` says of a rank's model, before weights are loaded."""
     arguments = ServerArgs(
         model_path=folder,
         tp_size=tp,
+        ep_size=ep,
+        attn_dp_size=dp,
+        enable_dp_lm_head=dp > 1,
         device="cpu",
         skip_tokenizer_init=True,
         attention_backend="torch_native",
@@ -38,28 +45,40 @@ def loaded(folder, tp, rank):
     place = runtime_context.SpawnRanks(gpu_id=0, world_rank=rank)
     context = runtime_context.create_context(arguments, role="scheduler", ranks=place)
     with runtime_context.use_context(context):
-        alone, ours = group(0, 1), group(rank, tp)
-        context.parallel.override_permanently(
-            pp_group=alone,
-            moe_ep_group=alone,
-            attn_cp_group=alone,
-            tp_group=ours,
-            attn_tp_group=ours,
-            moe_tp_group=ours,
+        parallel = context.parallel
+        parallel.override_permanently(
+            pp_group=group(0, 1),
+            attn_cp_group=group(0, 1),
+            tp_group=group(rank, tp),
+            attn_tp_group=group(parallel.attn_tp_rank, parallel.attn_tp_size),
+            moe_ep_group=group(parallel.moe_ep_rank, parallel.moe_ep_size),
+            moe_tp_group=group(parallel.moe_tp_rank, parallel.moe_tp_size),
         )
+        initialize_dp_attention_flags(arguments)
         config = ModelConfig.from_server_args(arguments)
         model_class, _ = get_model_architecture(config)
-        with set_default_torch_dtype(torch.float32):
+        shared = resolve_shared_experts_config(model_class, config.hf_config, None)
+        with (
+            set_default_torch_dtype(torch.float32),
+            runtime_context.get_model().override(shared_experts=shared),
+        ):
             model = model_class(config=config.hf_config)
+        return question(model)
+
+
+def loaded(folder, tp, rank, ep=1, dp=1):
+    def load(model):
         model.load_weights(iter(load_file(f"{folder}/model.safetensors").items()))
         return {name: parameter.data for name, parameter in model.named_parameters()}
 
+    return on_model(folder, tp, rank, load, ep, dp)
+
 
 if __name__ == "__main__":
-    out, sizes, *folders = sys.argv[1:]
-    found = {
-        (folder, int(tp)): [loaded(folder, int(tp), rank) for rank in range(int(tp))]
-        for folder in folders
-        for tp in sizes.split(",")
-    }
+    out, *orders = sys.argv[1:]
+    found = {}
+    for folder, _, cases in (order.partition("=") for order in orders):
+        for case in cases.split(","):
+            tp, *rest = map(int, case.split(":"))
+            found[folder, case] = [loaded(folder, tp, rank, *rest) for rank in range(tp)]
     torch.save(found, out)

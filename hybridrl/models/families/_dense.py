@@ -1,7 +1,7 @@
 """Lines that dense decoders share: pre-norm attention with grouped queries, gated feed-forward, RMS norms.
 
 Megatron keeps q, k and v of a query group together, SGLang all its q, then its k, then its v: two cuts of the
-same canonical parameter.
+same canonical parameter. Transformer Engine keeps a norm inside the linear layer that follows it.
 """
 
 from hybridrl.models.table import Row, Site
@@ -11,8 +11,9 @@ EMBED = Row(
     rows=("vocab",),
     cols="hidden",
     hf=("model.embed_tokens.weight",),
-    megatron=Site("embedding.word_embeddings.weight", "vocab"),
-    sglang=Site("model.embed_tokens.weight", "vocab"),
+    megatron=(Site("embedding.word_embeddings.weight", "vocab"),),
+    engine=(Site("model.embed_tokens.weight", "vocab"),),
+    group="embed",
     stage="first",
     tied_copy=Site("output_layer.weight", "vocab"),
 )
@@ -20,8 +21,9 @@ ATTENTION_NORM = Row(
     name="layers.*.attention_norm",
     rows=("hidden",),
     hf=("model.layers.*.input_layernorm.weight",),
-    megatron=Site("decoder.layers.*.input_layernorm.weight", "whole"),
-    sglang=Site("model.layers.*.input_layernorm.weight", "whole"),
+    megatron=(Site("decoder.layers.*.input_layernorm.weight", "whole"),),
+    transformer_engine=(Site("decoder.layers.*.self_attention.linear_qkv.layer_norm_weight", "whole"),),
+    engine=(Site("model.layers.*.input_layernorm.weight", "whole"),),
 )
 QKV = Row(
     name="layers.*.qkv",
@@ -32,8 +34,9 @@ QKV = Row(
         "model.layers.*.self_attn.k_proj.weight",
         "model.layers.*.self_attn.v_proj.weight",
     ),
-    megatron=Site("decoder.layers.*.self_attention.linear_qkv.weight", "grouped_qkv"),
-    sglang=Site("model.layers.*.self_attn.qkv_proj.weight", "heads"),
+    megatron=(Site("decoder.layers.*.self_attention.linear_qkv.weight", "grouped_qkv"),),
+    engine=(Site("model.layers.*.self_attn.qkv_proj.weight", "heads"),),
+    group="attention",
 )
 QKV_BIAS = Row(
     name="layers.*.qkv_bias",
@@ -43,24 +46,25 @@ QKV_BIAS = Row(
         "model.layers.*.self_attn.k_proj.bias",
         "model.layers.*.self_attn.v_proj.bias",
     ),
-    megatron=Site("decoder.layers.*.self_attention.linear_qkv.bias", "grouped_qkv"),
-    sglang=Site("model.layers.*.self_attn.qkv_proj.bias", "heads"),
+    megatron=(Site("decoder.layers.*.self_attention.linear_qkv.bias", "grouped_qkv"),),
+    engine=(Site("model.layers.*.self_attn.qkv_proj.bias", "heads"),),
+    group="attention",
     when="qkv_bias",
 )
 Q_NORM = Row(
     name="layers.*.q_norm",
     rows=("head",),
     hf=("model.layers.*.self_attn.q_norm.weight",),
-    megatron=Site("decoder.layers.*.self_attention.q_layernorm.weight", "whole"),
-    sglang=Site("model.layers.*.self_attn.q_norm.weight", "whole"),
+    megatron=(Site("decoder.layers.*.self_attention.q_layernorm.weight", "whole"),),
+    engine=(Site("model.layers.*.self_attn.q_norm.weight", "whole"),),
     when="qk_norm",
 )
 K_NORM = Row(
     name="layers.*.k_norm",
     rows=("head",),
     hf=("model.layers.*.self_attn.k_norm.weight",),
-    megatron=Site("decoder.layers.*.self_attention.k_layernorm.weight", "whole"),
-    sglang=Site("model.layers.*.self_attn.k_norm.weight", "whole"),
+    megatron=(Site("decoder.layers.*.self_attention.k_layernorm.weight", "whole"),),
+    engine=(Site("model.layers.*.self_attn.k_norm.weight", "whole"),),
     when="qk_norm",
 )
 ATTENTION_OUT = Row(
@@ -68,46 +72,51 @@ ATTENTION_OUT = Row(
     rows=("hidden",),
     cols="q",
     hf=("model.layers.*.self_attn.o_proj.weight",),
-    megatron=Site("decoder.layers.*.self_attention.linear_proj.weight", "columns"),
-    sglang=Site("model.layers.*.self_attn.o_proj.weight", "columns"),
+    megatron=(Site("decoder.layers.*.self_attention.linear_proj.weight", "columns"),),
+    engine=(Site("model.layers.*.self_attn.o_proj.weight", "columns"),),
+    group="attention",
 )
 ATTENTION_OUT_BIAS = Row(
     name="layers.*.attention_out_bias",
     rows=("hidden",),
     hf=("model.layers.*.self_attn.o_proj.bias",),
-    megatron=Site("decoder.layers.*.self_attention.linear_proj.bias", "whole"),
-    sglang=Site("model.layers.*.self_attn.o_proj.bias", "whole"),
+    megatron=(Site("decoder.layers.*.self_attention.linear_proj.bias", "whole"),),
+    engine=(Site("model.layers.*.self_attn.o_proj.bias", "whole"),),
     when="attention_out_bias",
 )
 FFN_NORM = Row(
     name="layers.*.ffn_norm",
     rows=("hidden",),
     hf=("model.layers.*.post_attention_layernorm.weight",),
-    megatron=Site("decoder.layers.*.pre_mlp_layernorm.weight", "whole"),
-    sglang=Site("model.layers.*.post_attention_layernorm.weight", "whole"),
+    megatron=(Site("decoder.layers.*.pre_mlp_layernorm.weight", "whole"),),
+    transformer_engine=(Site("decoder.layers.*.mlp.linear_fc1.layer_norm_weight", "whole"),),
+    engine=(Site("model.layers.*.post_attention_layernorm.weight", "whole"),),
+    kind="dense",
 )
 GATE_UP = Row(
     name="layers.*.gate_up",
     rows=("ffn", "ffn"),
     cols="hidden",
     hf=("model.layers.*.mlp.gate_proj.weight", "model.layers.*.mlp.up_proj.weight"),
-    megatron=Site("decoder.layers.*.mlp.linear_fc1.weight", "rows"),
-    sglang=Site("model.layers.*.mlp.gate_up_proj.weight", "rows"),
+    megatron=(Site("decoder.layers.*.mlp.linear_fc1.weight", "rows"),),
+    engine=(Site("model.layers.*.mlp.gate_up_proj.weight", "rows"),),
+    kind="dense",
 )
 DOWN = Row(
     name="layers.*.down",
     rows=("hidden",),
     cols="ffn",
     hf=("model.layers.*.mlp.down_proj.weight",),
-    megatron=Site("decoder.layers.*.mlp.linear_fc2.weight", "columns"),
-    sglang=Site("model.layers.*.mlp.down_proj.weight", "columns"),
+    megatron=(Site("decoder.layers.*.mlp.linear_fc2.weight", "columns"),),
+    engine=(Site("model.layers.*.mlp.down_proj.weight", "columns"),),
+    kind="dense",
 )
 FINAL_NORM = Row(
     name="final_norm",
     rows=("hidden",),
     hf=("model.norm.weight",),
-    megatron=Site("decoder.final_layernorm.weight", "whole"),
-    sglang=Site("model.norm.weight", "whole"),
+    megatron=(Site("decoder.final_layernorm.weight", "whole"),),
+    engine=(Site("model.norm.weight", "whole"),),
     stage="last",
 )
 LM_HEAD = Row(
@@ -115,8 +124,9 @@ LM_HEAD = Row(
     rows=("vocab",),
     cols="hidden",
     hf=("lm_head.weight",),
-    megatron=Site("output_layer.weight", "vocab"),
-    sglang=Site("lm_head.weight", "vocab"),
+    megatron=(Site("output_layer.weight", "vocab"),),
+    engine=(Site("lm_head.weight", "vocab"),),
+    group="head",
     stage="last",
     when="untied",
 )

@@ -32,5 +32,6 @@ FAMILY = Family(
         dense.FINAL_NORM,
         dense.LM_HEAD,
     ),
+    dp_attention=True,
     traits=_traits,
 )

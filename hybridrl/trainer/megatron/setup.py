@@ -9,10 +9,10 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from hybridrl.config.schema import ActorConfig
-from hybridrl.errors import ModelError, ResourceError
+from hybridrl.errors import ResourceError
 from hybridrl.hosts import cpu
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import TrainerSetup, refuse_unbuildable
 
 
 def start(setup: TrainerSetup) -> torch.device:
@@ -45,10 +45,9 @@ def make_layout(setup: TrainerSetup) -> MegatronLayout:
 
     Raises:
         LayoutError: the model does not divide over the ranks.
-        ModelError: it has a part that Megatron's layers lack.
+        ModelError: it has a part that our layers lack.
     """
-    if setup.model.attention_out_bias:
-        raise ModelError("a bias on the attention output is not supported", where=str(setup.model_folder))
+    refuse_unbuildable(setup.model, where=str(setup.model_folder))
     # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
     return MegatronLayout(setup.model, tp=setup.tp, pp=setup.pp, dp=setup.dp, vocab_multiple=1)
 

@@ -3,12 +3,20 @@
 import json
 import subprocess
 import sys
+from math import prod
+from pathlib import Path
 
 import pytest
+from model_values import FAMILIES, tiny
 
 from hybridrl.errors import ModelError
 from hybridrl.layout.hf import HFLayout
-from hybridrl.models.spec import count, parameters, read
+from hybridrl.models import families as families_package
+from hybridrl.models.spec import count, family_of, read
+
+FAMILY_FILES = [
+    path for path in Path(families_package.__path__[0]).glob("*.py") if not path.name.startswith("_")
+]
 
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -24,6 +32,26 @@ QWEN3 = {
     "tie_word_embeddings": True,
     "dtype": "bfloat16",
 }
+MOE = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
+LATENT = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "n_routed_experts": 4,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+}
+GEMMA = {"architectures": ["Gemma2ForCausalLM"], "hidden_activation": "gelu_pytorch_tanh"}
 
 
 def folder_with(tmp_path, **changes):
@@ -96,6 +124,34 @@ def test_biases_by_family(tmp_path, architecture, attention_bias, qkv, out):
     assert (spec.qkv_bias, spec.attention_out_bias) == (qkv, out)
 
 
+@pytest.mark.parametrize(("key", "plain"), [("num_experts", 0), ("num_local_experts", 0), ("num_experts", 2)])
+def test_reads_experts_under_either_key(tmp_path, key, plain):
+    experts = MOE | {"num_experts": None} | {key: 4, "mlp_only_layers": list(range(plain))}
+    spec = read(folder_with(tmp_path, **experts))
+    assert (spec.num_experts, spec.experts_per_token, spec.expert_ffn_size) == (4, 2, 48)
+    assert (spec.layers("dense"), spec.layers("moe")) == (range(plain), range(plain, 3))
+
+
+@pytest.mark.parametrize(
+    ("topk_method", "router_bias"), [(None, True), ("noaux_tc", True), ("greedy", False)]
+)
+def test_reads_latent_attention_and_shared_experts(tmp_path, topk_method, router_bias):
+    spec = read(folder_with(tmp_path, **LATENT, topk_method=topk_method))
+    assert spec.latent and spec.router_bias == router_bias
+    assert (spec.q_lora_rank, spec.kv_lora_rank, spec.nope_head_dim, spec.v_head_dim) == (24, 16, 8, 6)
+    assert (spec.shared_ffn_size, spec.first_moe_layer, spec.layers("dense")) == (96, 1, range(1))
+    assert spec.kv_cache_size == 3 * (16 + 4), "compressed, and the rotary key"
+
+
+def test_a_model_with_windows_is_read_by_its_full_attention(tmp_path):
+    rope = {"full_attention": {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}}
+    rope["sliding_attention"] = {"rope_theta": 1e4, "rope_type": "default"}
+    gemma = GEMMA | {"architectures": ["Gemma3ForCausalLM"], "rope_parameters": rope}
+    spec = read(folder_with(tmp_path, **gemma, tie_word_embeddings=None))
+    assert spec.tied and spec.qk_norm
+    assert (spec.rope_theta, spec.rope_scaling) == (1e6, {"rope_type": "linear", "factor": 8.0})
+
+
 def test_kv_heads_default_to_heads(tmp_path):
     assert read(folder_with(tmp_path, num_key_value_heads=None)).num_kv_heads == 4
 
@@ -105,14 +161,23 @@ def test_kv_heads_default_to_heads(tmp_path):
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            "GPT2LMHeadModel.*LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+            "GPT2LMHeadModel.*LlamaForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
         ),
         ({"architectures": None}, "no model table for architecture none"),
         ({"hidden_size": None}, "config.json has no 'hidden_size'"),
         ({"hidden_act": "gelu"}, "hidden_act = gelu"),
+        ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act = gelu_pytorch_tanh.*use a model with silu"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantised"),
         ({"architectures": ["LlamaForCausalLM"], "mlp_bias": True}, "mlp_bias"),
+        (MOE | {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+        (MOE | {"mlp_only_layers": [0, 2]}, r"mlp_only_layers = \[0, 2\].*must come first"),
+        (MOE | {"num_experts": None}, "config.json has no 'num_local_experts'"),
+        (LATENT | {"moe_layer_freq": 2}, "moe_layer_freq = 2"),
+        (LATENT | {"attention_bias": True}, "attention_bias = True"),
+        (LATENT | {"kv_lora_rank": None}, "config.json has no 'kv_lora_rank'"),
+        (GEMMA | {"hidden_activation": "silu"}, "hidden_activation = silu.*gelu_pytorch_tanh"),
+        (GEMMA | {"tie_word_embeddings": False}, "tie_word_embeddings = false"),
     ],
 )
 def test_unsupported_models_are_refused(tmp_path, changes, message):
@@ -136,46 +201,166 @@ def test_reading_a_spec_imports_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+GROUPED = {"num_key_value_heads": 2}
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 48, "num_experts_per_tok": 2}
+LATENT_SIZES = {key: size for key, size in LATENT.items() if key != "architectures"}
+
+
 @pytest.mark.parametrize(
     ("config_class", "options"),
     [
-        ("LlamaConfig", {}),
-        ("LlamaConfig", {"attention_bias": True, "head_dim": 24}),
-        ("Qwen2Config", {}),
-        ("Qwen3Config", {"head_dim": 32}),
-        ("Qwen3Config", {"attention_bias": True}),
+        ("LlamaConfig", GROUPED),
+        ("LlamaConfig", GROUPED | {"attention_bias": True, "head_dim": 24, "tie_word_embeddings": True}),
+        ("Qwen2Config", GROUPED),
+        ("Qwen2Config", GROUPED | {"tie_word_embeddings": True}),
+        ("Qwen3Config", GROUPED | {"head_dim": 32, "tie_word_embeddings": True}),
+        ("Qwen3Config", GROUPED | {"attention_bias": True}),
+        ("Qwen3MoeConfig", GROUPED | EXPERTS),
+        ("Qwen3MoeConfig", GROUPED | EXPERTS | {"mlp_only_layers": [0], "attention_bias": True}),
+        ("MixtralConfig", GROUPED | {"num_local_experts": 4}),
+        ("DeepseekV2Config", LATENT_SIZES),
+        ("DeepseekV2Config", LATENT_SIZES | {"q_lora_rank": None, "first_k_dense_replace": 0}),
+        ("DeepseekV3Config", LATENT_SIZES),
+        ("DeepseekV3Config", LATENT_SIZES | {"q_lora_rank": None}),
+        ("Gemma2Config", GROUPED | {"head_dim": 32}),
+        ("Gemma3TextConfig", GROUPED | {"head_dim": 32}),
     ],
 )
-def test_tables_name_what_transformers_saves(tmp_path, config_class, options, tied):
+def test_tables_name_what_transformers_saves(tmp_path, config_class, options):
     import torch
     import transformers
+    from safetensors import safe_open
 
     sizes = {
         "hidden_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
         "intermediate_size": 96,
         "vocab_size": 151,
     }
-    config = getattr(transformers, config_class)(**sizes, **options, tie_word_embeddings=tied)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(tmp_path)
+    config = getattr(transformers, config_class)(**sizes, **options)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     spec = read(tmp_path)
-    saved = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if tied:
-        del saved["lm_head.weight"]
     assert {name: shard.shape for name, shard in HFLayout(spec).shards(0).items()} == saved
-    assert count(spec) == sum(p.numel() for p in model.parameters())
+    assert count(spec) == sum(prod(shape) for shape in saved.values())
 
 
-def test_every_block_of_a_row_has_one_checkpoint_tensor(tmp_path):
-    for architecture in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
-        for parameter in parameters(read(folder_with(tmp_path, architectures=[architecture]))):
-            row = parameter.row
-            assert len(row.hf) == len(row.rows)
-            names = [row.name, *row.hf, row.megatron.tensor, row.sglang.tensor]
-            assert [("*" in name) for name in names] == [row.stage == "layers"] * len(names)
+BIG = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 4, "tie_word_embeddings": False}
+QWEN3_MOE = BIG | {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128, "num_experts_per_tok": 8}
+DEEPSEEK = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("billions", "config"),
+    [
+        (
+            30.5,
+            QWEN3_MOE
+            | {"hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 32}
+            | {"moe_intermediate_size": 768},
+        ),
+        (
+            235,
+            QWEN3_MOE
+            | {"hidden_size": 4096, "num_hidden_layers": 94, "num_attention_heads": 64}
+            | {"moe_intermediate_size": 1536},
+        ),
+        (671, DEEPSEEK),
+        (
+            1026,
+            DEEPSEEK
+            | {"num_attention_heads": 64, "n_routed_experts": 384, "first_k_dense_replace": 1}
+            | {"vocab_size": 163840},
+        ),
+        (
+            15.7,
+            DEEPSEEK
+            | {"architectures": ["DeepseekV2ForCausalLM"], "hidden_size": 2048, "intermediate_size": 10944}
+            | {"moe_intermediate_size": 1408, "num_hidden_layers": 27, "num_attention_heads": 16}
+            | {"n_routed_experts": 64, "n_shared_experts": 2, "first_k_dense_replace": 1}
+            | {"q_lora_rank": None, "vocab_size": 102400},
+        ),
+        (
+            46.7,
+            {
+                "architectures": ["MixtralForCausalLM"],
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "num_local_experts": 8,
+                "num_experts_per_tok": 2,
+                "head_dim": None,
+                "vocab_size": 32000,
+                "tie_word_embeddings": False,
+            },
+        ),
+        (
+            27.2,
+            GEMMA
+            | {"hidden_size": 4608, "num_hidden_layers": 46, "num_attention_heads": 32}
+            | {"num_key_value_heads": 16, "head_dim": 128, "intermediate_size": 36864, "vocab_size": 256000},
+        ),
+        (
+            1.0,
+            GEMMA
+            | {"architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "num_hidden_layers": 26}
+            | {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256}
+            | {"intermediate_size": 6912, "vocab_size": 262144},
+        ),
+    ],
+)
+def test_published_models_have_their_published_sizes(tmp_path, billions, config):
+    spec = read(folder_with(tmp_path, **config))
+    assert count(spec) / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def families():
+    return {path.stem: family_of(tiny(path.stem)) for path in FAMILY_FILES}
+
+
+def test_every_block_of_a_row_has_one_checkpoint_tensor():
+    for row in (row for family in families().values() for row in family.rows):
+        assert len(row.hf) == len(row.rows)
+
+
+def test_names_have_a_place_for_the_layer_and_for_the_expert():
+    for row in (row for family in families().values() for row in family.rows):
+        sites = (*row.megatron, *row.transformer_engine, *row.engine, *row.vllm)
+        names = [*row.hf, *(site.tensor for site in sites)]
+        assert [("*" in name) for name in names] == [row.stage == "layers"] * len(names)
+        numbered = [*row.hf, *(site.tensor for site in (*row.megatron, *row.transformer_engine))]
+        assert [("#" in name) for name in numbered] == [row.per_expert] * len(numbered)
+
+
+def test_canonical_names_are_unique():
+    for family in families().values():
+        names = [row.name for row in family.rows]
+        assert len(names) == len(set(names))
+
+
+def test_tables_of_families_with_a_file_are_all_tried():
+    assert families().keys() == FAMILIES.keys()

@@ -1,0 +1,88 @@
+"""vLLM engine shards (0.33): tensor parallel inside each data-parallel engine, experts over all of them.
+
+A tied model has no lm_head: the engine reads the embedding. Not covered: quantised weights, experts that are
+held twice (EPLB) or dealt out in turn (expert_placement_strategy round_robin), and kernels that want up
+before gate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hybridrl.errors import LayoutError
+from hybridrl.layout.base import Holding, Layout
+from hybridrl.layout.cuts import Place, cut, refuse_unfit, refuse_unfit_experts
+from hybridrl.models.spec import parameters
+from hybridrl.models.table import Parameter, Row, Site
+
+_VOCAB_MULTIPLE = 64
+"""vLLM's DEFAULT_VOCAB_PADDING_SIZE."""
+
+
+@dataclass(frozen=True)
+class VLLMLayout(Layout):
+    """Ranks count tp fastest, then dp."""
+
+    tp: int = 1
+    dp: int = 1
+    """Engines that work as one: each has all weights but the experts."""
+
+    expert_parallel: bool = False
+    """All ranks deal the experts out; otherwise all ranks cut each expert (--enable-expert-parallel)."""
+
+    def __post_init__(self) -> None:
+        refuse_unfit(self.spec, self.tp)
+        if not self.expert_parallel:
+            refuse_unfit_experts(self.spec, 1, self.world_size)
+        elif self.spec.num_experts < self.world_size:
+            raise LayoutError(
+                f"{self.world_size} ranks for {self.spec.num_experts} experts", fix="lower tp or dp"
+            )
+        if self.padded_vocab % self.tp:
+            raise LayoutError(
+                f"tp = {self.tp} does not divide the vocabulary, padded to {self.padded_vocab}",
+                fix="use another tp",
+            )
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.dp
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the vocabulary over all tp ranks."""
+        return -(-self.spec.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+
+    def _holdings(self) -> Iterator[Holding]:
+        for parameter in parameters(self.spec):
+            for site in parameter.row.vllm or parameter.row.engine:
+                if parameter.row.per_expert and self.expert_parallel:
+                    yield from self._deal(parameter, site)
+                else:
+                    yield from self._cut(parameter, site)
+
+    def _deal(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
+        """Whole experts, in order; the first ranks have one more where they do not divide."""
+        held = cut(site, parameter, self._place(0, 1))
+        least, more = divmod(len(parameter.experts), self.world_size)
+        for rank in range(self.world_size):
+            first = rank * least + min(rank, more)
+            mine = parameter.experts[first : first + least + (rank < more)]
+            yield Holding.of(parameter, site.tensor, held, parameter.layers, range(rank, rank + 1), mine)
+
+    def _cut(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
+        size = 1 if site.cut == "whole" else self._size(parameter.row)
+        for at in range(size):
+            held = cut(site, parameter, self._place(at, size))
+            ranks = range(at, self.world_size, size)
+            yield Holding.of(parameter, site.tensor, held, parameter.layers, ranks, parameter.experts)
+
+    def _size(self, row: Row) -> int:
+        """Ranks that a copy of the parameter is cut over."""
+        if row.per_expert:
+            return self.world_size
+        # Then each rank sends part of the tokens through the shared experts.
+        scattered = self.expert_parallel and self.tp > 1 and self.dp > 1
+        return 1 if row.group == "shared" and scattered else self.tp
+
+    def _place(self, rank: int, size: int) -> Place:
+        return Place(rank, size, self.spec, self.padded_vocab)

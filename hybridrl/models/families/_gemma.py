@@ -1,0 +1,56 @@
+"""Lines of Gemma 2 and 3: norms before and after attention and feed-forward.
+
+Megatron has no norms after them: `post_attention_layernorm` and `post_mlp_layernorm` are names of ours. All
+systems store a norm's weight as its distance from 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from hybridrl.errors import ModelError
+from hybridrl.models.families import _dense as dense
+from hybridrl.models.table import Row, Site
+
+ACTIVATION = "gelu_pytorch_tanh"
+
+POST_ATTENTION_NORM = Row(
+    name="layers.*.post_attention_norm",
+    rows=("hidden",),
+    hf=("model.layers.*.post_attention_layernorm.weight",),
+    megatron=(Site("decoder.layers.*.post_attention_layernorm.weight", "whole"),),
+    engine=(Site("model.layers.*.post_attention_layernorm.weight", "whole"),),
+)
+FFN_NORM = replace(
+    dense.FFN_NORM,
+    hf=("model.layers.*.pre_feedforward_layernorm.weight",),
+    engine=(Site("model.layers.*.pre_feedforward_layernorm.weight", "whole"),),
+)
+POST_FFN_NORM = Row(
+    name="layers.*.post_ffn_norm",
+    rows=("hidden",),
+    hf=("model.layers.*.post_feedforward_layernorm.weight",),
+    megatron=(Site("decoder.layers.*.post_mlp_layernorm.weight", "whole"),),
+    engine=(Site("model.layers.*.post_feedforward_layernorm.weight", "whole"),),
+)
+
+
+def traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Raises:
+        ModelError: the output layer has weights of its own.
+    """
+    if not config.get("tie_word_embeddings", True):  # Gemma's own files leave it out
+        raise ModelError(
+            "tie_word_embeddings = false is not supported: engines do not load the output layer of a Gemma",
+            where="config.json",
+            fix="use a model with tied embeddings",
+        )
+    bias = config.get("attention_bias", False)
+    return {
+        "head_dim": config.get("head_dim") or 256,
+        "tied": True,
+        "qkv_bias": bias,
+        "attention_out_bias": bias,
+        "qk_norm": False,
+    }

@@ -1,0 +1,18 @@
+"""DeepSeek-V3 and R1, and Kimi-K2, which is one of other sizes: V2 with a bias in the router.
+
+The layers that predict further tokens, after the last one in a checkpoint, are left out: neither training nor
+plain decoding uses them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hybridrl.models.families import _mla as mla
+from hybridrl.models.table import Family
+
+
+def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    return mla.traits(config) | {"router_bias": config.get("topk_method", "noaux_tc") == "noaux_tc"}
+
+
+FAMILY = Family(architecture="DeepseekV3ForCausalLM", rows=mla.ROWS, dp_attention=True, traits=_traits)
