@@ -1,179 +1,311 @@
 """Who copies what: the intersection of a source layout with target layouts, as data. No tensor, no message.
 
-A transfer is planned once for a parameter class and holds on all its layers. Every rank plans alone: the
-rules read only the layouts, so all get the same plan, and equal digests say that they had the same layouts.
+A transfer is planned once for a parameter class and holds on all its layers and for all its experts. Every
+rank plans alone: the rules read only the layouts and where ranks sit, so all get the same plan, and equal
+digests say that they had the same input.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
+from math import gcd
 from typing import NamedTuple
 
-from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.runs import Run, Runs, Span, join, overlap, size, window
+import numpy as np
 
-_RULES = 1
-"""Part of the digest: it changes with any rule below."""
+from hybridrl.errors import LayoutError
+from hybridrl.layout.base import Holding, meet
+from hybridrl.layout.runs import Run, Runs, Span, join, overlap, size, window
+from hybridrl.reshard.cells import Cell, Cells
+from hybridrl.reshard.job import CopyBox, Job, Stack, Transfer
+from hybridrl.reshard.shares import Part, Shares
+
+__all__ = ["CopyBox", "Job", "Stack", "Transfer", "plan"]
 
 _SHARE_ELEMENTS = 1 << 16
-"""Replicas share the rows of a box when each gets this many elements; smaller boxes take turns by layer."""
+"""Replicas share the rows of a box of at least this many elements, and otherwise its layers."""
 
 
-class CopyBox(NamedTuple):
-    """One rectangle: (row, column) in the source and in the target tensor. A vector is one row."""
-
-    source: tuple[int, int]
-    target: tuple[int, int]
-    shape: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """What a source rank copies into a target tensor on every layer of `layers`; in names, * is the layer."""
-
-    param: str
-    source_rank: int
-    source_tensor: str
-    target: int
-    """Index into the target layouts."""
-
-    target_rank: int
-    target_tensor: str
-    layers: range
-    boxes: tuple[CopyBox, ...]
-
-
-@dataclass(frozen=True)
-class Job:
-    """Layouts to plan between."""
-
-    source: Layout
-    targets: tuple[Layout, ...]
-    near: Mapping[tuple[int, int], frozenset[int]] = field(default_factory=dict)
-    """(target, target rank) -> source ranks close to it, preferred among those that hold the same."""
-
-    @property
-    def digest(self) -> str:
-        """Equal on two ranks if and only if they plan the same."""
-        layouts = [[type(layout).__name__, asdict(layout)] for layout in (self.source, *self.targets)]
-        near = sorted([*place, *sorted(ranks)] for place, ranks in self.near.items())
-        text = json.dumps([_RULES, _SHARE_ELEMENTS, layouts, near], sort_keys=True, default=dict)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
-def plan(job: Job, *, source_rank: int | None = None, target_rank: int | None = None) -> list[Transfer]:
+def plan(
+    job: Job, *, source_rank: int | None = None, target: int | None = None, target_rank: int | None = None
+) -> list[Transfer]:
     """All transfers of a job, or those of one rank. They write each element of each target rank exactly once.
 
     Args:
         source_rank: only what this source rank copies.
-        target_rank: only what is written on this rank of the targets.
+        target, target_rank: only what is written into this target, on this rank of the targets.
 
     Returns:
-        Ordered by target and by its model table, alike on every rank.
+        Ordered by target, its rank and its model table, alike on every rank.
+
+    Raises:
+        LayoutError: the last holder of something is lost.
     """
-    pools = {
-        param: [pool for pool in pools if source_rank is None or source_rank in pool.ranks]
-        for param, pools in _pools(job.source).items()
-    }
-    found: list[Transfer] = []
-    for target, layout in enumerate(job.targets):
-        for turn, wanted in enumerate(layout.holdings):
-            for rank in wanted.ranks if target_rank is None else {target_rank}.intersection(wanted.ranks):
-                order = _Order(wanted, target, rank, turn + target + rank, source_rank)
-                near = job.near.get((target, rank), frozenset())
-                for pool in pools.get(wanted.param, ()):
-                    found += _fill(order, pool, near)
-    return found
+    planner = _planner(job)
+    if source_rank is not None:
+        found = [
+            (key, transfer)
+            for key, transfer in planner.of_source(source_rank)
+            if target in (None, transfer.target) and target_rank in (None, transfer.target_rank)
+        ]
+    else:
+        found = [
+            keyed
+            for index, layout in enumerate(job.targets)
+            if target in (None, index)
+            for rank in (range(layout.world_size) if target_rank is None else (target_rank,))
+            for keyed in planner.of_target(index, rank)
+        ]
+    return [transfer for _, transfer in sorted(found, key=lambda keyed: keyed[0])]
 
 
-class _Holder(NamedTuple):
-    rank: int
+_Key = tuple[int, ...]
+_Keyed = tuple[_Key, Transfer]
+
+
+class _Wanted(NamedTuple):
+    """A holding of some targets, which are all alike."""
+
+    kind: int
+    index: int
+    """Of the holding in its layout."""
+
     held: Holding
 
 
-class _Pool(NamedTuple):
-    """Cells of one parameter that the same holders have, on some layers: any of them can send any of it."""
+class _Line(NamedTuple):
+    """Ranks of the targets that want some of a cell: targets in order, then their ranks."""
 
-    layers: range
-    rows: Runs
-    cols: Runs
-    holders: tuple[_Holder, ...]
-    ranks: frozenset[int]
+    which_T: np.ndarray
+    """Of what is wanted."""
+
+    target_T: np.ndarray
+    rank_T: np.ndarray
+    size_T: np.ndarray
+    device_T: np.ndarray
+
+    def place(self, demand: int) -> tuple[int, int]:
+        """(target, its rank)"""
+        return int(self.target_T[demand]), int(self.rank_T[demand])
 
 
-class _Order(NamedTuple):
-    """A tensor of a target rank that is to be filled."""
+class _Holders(NamedTuple):
+    """Of a cell, by rank."""
 
-    wanted: Holding
-    target: int
+    rank_H: np.ndarray
+    which_H: np.ndarray
+    """Of the cell's holdings."""
+
+
+class _Giver(NamedTuple):
+    """Who copies: a source rank of its own, or of a target on its device."""
+
     rank: int
-    turn: int
-    """Which of several replicas begins, so that they begin equally often."""
-
-    source_rank: int | None
-    """Only the transfers of this one are asked for."""
+    held: Holding
+    via: tuple[int, int] | None = None
 
 
-@lru_cache(maxsize=16)
-def _pools(source: Layout) -> dict[str, list[_Pool]]:
-    """Source parameters cut at every edge of every holding: who holds some of a cell holds all of it."""
-    alike: dict[tuple[str, range], list[Holding]] = {}
-    for held in source.holdings:
-        alike.setdefault((held.param, held.layers), []).append(held)
-    pools: dict[str, list[_Pool]] = {}
-    for (param, layers), holdings in alike.items():
-        pools.setdefault(param, []).extend(_cells(layers, holdings))
-    return pools
+class _Demands(NamedTuple):
+    wanted: list[_Wanted]
+    holdings: tuple[Holding, ...]
+    holders: _Holders
+    line: _Line
+    shares: Shares
+
+    def holder(self, index: int) -> _Giver:
+        return _Giver(int(self.holders.rank_H[index]), self.holdings[self.holders.which_H[index]])
 
 
-def _cells(layers: range, holdings: list[Holding]) -> list[_Pool]:
-    row_maps = _by_owners([held.rows for held in holdings])
-    col_maps = _by_owners([held.cols for held in holdings])
-    found = []
-    for (row_owners, rows), (col_owners, cols) in product(row_maps.items(), col_maps.items()):
-        shared = [holdings[i] for i in row_owners & col_owners]
-        holders = [_Holder(rank, held) for held in shared for rank in held.ranks]
-        holders.sort(key=lambda holder: (holder.rank, holder.held.tensor))
-        if holders:
-            found.append(_Pool(layers, rows, cols, tuple(holders), frozenset(h.rank for h in holders)))
-    return found
+class _Planner:
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._cells = Cells(job.source)
+        kinds = list(dict.fromkeys(job.targets))
+        self._targets = [[i for i, layout in enumerate(job.targets) if layout == kind] for kind in kinds]
+        self._kind = {i: kind for kind, members in enumerate(self._targets) for i in members}
+        self._wanted: dict[str, list[_Wanted]] = {}
+        for kind, layout in enumerate(kinds):
+            for index, held in enumerate(layout.holdings):
+                self._wanted.setdefault(held.param, []).append(_Wanted(kind, index, held))
+        self._lines: dict[tuple[tuple[int, range, int], ...], _Line] = {}
+        self._found: dict[tuple[int, ...], int] = {}
+        self._holders: dict[tuple[range, ...], _Holders] = {}
+        self._shared: dict[tuple[object, ...], Shares] = {}
+        self._device_S = self._device_D = None
+        if job.topology is not None:
+            self._device_S = np.array(job.topology.source, np.int64)
+            self._device_D = np.array([d for devices in job.topology.targets for d in devices], np.int64)
+        self._first_D = np.cumsum([0, *(layout.world_size for layout in job.targets)])
+
+    def of_target(self, target: int, rank: int) -> Iterator[_Keyed]:
+        kind = self._kind[target]
+        for index, held in enumerate(self._job.targets[target].holdings):
+            if rank not in held.ranks:
+                continue
+            wanted = _Wanted(kind, index, held)
+            for cell in self._cells.meeting(held):
+                if _elements(cell, held):
+                    demands = self._demands(held.param, cell)
+                    demand = self._find(demands, wanted, (target, rank))
+                    for holder, part in demands.shares.of_demand(demand):
+                        yield from _transfer(cell, demands.holder(holder), wanted, (target, rank), part)
+                    for other, part in demands.shares.given(demand):
+                        giver = self._neighbour(demands.line.place(other), held)
+                        yield from _transfer(cell, giver, wanted, (target, rank), part)
+
+    def of_source(self, rank: int) -> Iterator[_Keyed]:
+        if rank in self._job.lost:
+            return
+        yield from self._passed_on(rank)
+        for param, cell in self._cells.of_rank(rank):
+            demands = self._demands(param, cell)
+            for holder in np.flatnonzero(demands.holders.rank_H == rank).tolist() if demands.wanted else ():
+                for demand, part in demands.shares.of_holder(holder):
+                    wanted = demands.wanted[demands.line.which_T[demand]]
+                    place = demands.line.place(demand)
+                    yield from _transfer(cell, demands.holder(holder), wanted, place, part)
+
+    def _passed_on(self, rank: int) -> Iterator[_Keyed]:
+        """What a rank copies from the targets on its device to others of its node."""
+        topology = self._job.topology
+        if topology is None or not self._job.once_per_node:
+            return
+        for place in topology.beside(rank):
+            for index, held in enumerate(self._job.targets[place[0]].holdings):
+                if place[1] in held.ranks:
+                    wanted = _Wanted(self._kind[place[0]], index, held)
+                    yield from self._passed_on_of(wanted, place)
+
+    def _passed_on_of(self, wanted: _Wanted, place: tuple[int, int]) -> Iterator[_Keyed]:
+        for cell in self._cells.meeting(wanted.held):
+            if _elements(cell, wanted.held):
+                demands = self._demands(wanted.held.param, cell)
+                giver = self._neighbour(place, wanted.held)
+                for other, part in demands.shares.passed_on(self._find(demands, wanted, place)):
+                    yield from _transfer(cell, giver, wanted, demands.line.place(other), part)
+
+    def _neighbour(self, place: tuple[int, int], held: Holding) -> _Giver:
+        topology = self._job.topology
+        assert topology is not None
+        return _Giver(topology.rank_on[topology.targets[place[0]][place[1]]], held, place)
+
+    def _demands(self, param: str, cell: Cell) -> _Demands:
+        """Classes of parameters that are cut alike are also wanted and shared alike."""
+        sizes = [(w, _elements(cell, w.held)) for w in self._wanted.get(param, ())]
+        sizes = [(wanted, elements) for wanted, elements in sizes if elements]
+        unit = gcd(*(elements for _, elements in sizes))
+        wanted = tuple((w.kind, w.held.ranks, elements // unit) for w, elements in sizes)
+        if wanted not in self._lines:
+            self._lines[wanted] = self._line_up(wanted)
+        line, holders = self._lines[wanted], self._who_holds(cell)
+        key = (tuple(held.ranks for held in cell.holdings), wanted)
+        if key not in self._shared:
+            rank_H = holders.rank_H
+            device_H = rank_H if self._device_S is None else self._device_S[rank_H]
+            node_size = self._job.topology and self._job.topology.node_size
+            alike_T = line.which_T if self._job.once_per_node else None
+            self._shared[key] = Shares(device_H, line.device_T, line.size_T, node_size, alike_T)
+        wanted_here = [wanted for wanted, _ in sizes]
+        return _Demands(wanted_here, cell.holdings, holders, line, self._shared[key])
+
+    def _find(self, demands: _Demands, wanted: _Wanted, place: tuple[int, int]) -> int:
+        """Where a target rank stands in the line."""
+        which = next(i for i, other in enumerate(demands.wanted) if other[:2] == wanted[:2])
+        line = demands.line
+        key = (id(line), which, *place)  # lines live as long as the planner
+        if key not in self._found:
+            alike = (line.target_T == place[0]) & (line.rank_T == place[1]) & (line.which_T == which)
+            self._found[key] = int(np.flatnonzero(alike)[0])
+        return self._found[key]
+
+    def _who_holds(self, cell: Cell) -> _Holders:
+        key = tuple(held.ranks for held in cell.holdings)
+        if key not in self._holders:
+            places = sorted((rank, i) for i, ranks in enumerate(key) for rank in ranks)
+            left = [place for place in places if place[0] not in self._job.lost]
+            self._holders[key] = _Holders(*np.array(left, np.int64).T)
+        return self._holders[key]
+
+    def _line_up(self, wanted: tuple[tuple[int, range, int], ...]) -> _Line:
+        parts = [np.empty((4, 0), np.int64)]
+        for which, (kind, ranks, elements) in enumerate(wanted):
+            targets, count = self._targets[kind], len(ranks)
+            places = np.repeat(targets, count), np.tile(ranks, len(targets))
+            parts.append(
+                np.array([*places, np.full(len(places[0]), which), np.full(len(places[0]), elements)])
+            )
+        target_T, rank_T, which_T, size_T = np.concatenate(parts, 1)
+        order = np.lexsort((which_T, rank_T, target_T))
+        device_T = np.zeros_like(target_T)
+        if self._device_D is not None:
+            device_T = self._device_D[self._first_D[target_T] + rank_T]
+        return _Line(which_T[order], target_T[order], rank_T[order], size_T[order], device_T[order])
 
 
-def _by_owners(maps: list[Runs]) -> dict[frozenset[int], Runs]:
-    """Stretches of a dimension that the same maps cover, by the indices of those; local is canonical."""
-    edges = sorted({edge for runs in maps for run in runs for edge in (run.at, run.at + run.length)})
-    index = {edge: i for i, edge in enumerate(edges)}
-    owners: list[set[int]] = [set() for _ in edges]
-    for i, runs in enumerate(maps):
-        for run in runs:
-            for j in range(index[run.at], index[run.at + run.length]):
-                owners[j].add(i)
-    stretches: dict[frozenset[int], list[Run]] = {}
-    for (start, stop), names in zip(pairwise(edges), owners, strict=False):
-        stretches.setdefault(frozenset(names), []).append(Run(start, stop - start, start))
-    return {names: join(runs) for names, runs in stretches.items() if names}
+@lru_cache(maxsize=4)
+def _planner(job: Job) -> _Planner:
+    if job.lost:
+        _refuse_unheld(job)
+    return _Planner(job)
 
 
-def _fill(order: _Order, pool: _Pool, near: frozenset[int]) -> list[Transfer]:
-    """Share what `pool` has of the tensor among its holders: by rows if that is much, else by layers."""
-    wanted = order.wanted
-    layers = range(max(pool.layers.start, wanted.layers.start), min(pool.layers.stop, wanted.layers.stop))
-    rows, cols = _meet(pool.rows, wanted.rows), _meet(pool.cols, wanted.cols)
-    holders = [holder for holder in pool.holders if holder.rank in near] or pool.holders
-    count = len(holders)
-    by_rows = size(rows) >= count and size(rows) * size(cols) >= count * _SHARE_ELEMENTS
-    found = []
-    for i, (rank, held) in enumerate(holders):
-        mine = layers if by_rows else layers[(i - order.turn) % count :: count]
-        if mine and order.source_rank in (None, rank):
-            boxes = _boxes(held, wanted, _part(rows, i, count) if by_rows else rows, cols)
-            if boxes:
-                place = (order.target, order.rank, wanted.tensor)
-                found.append(Transfer(wanted.param, rank, held.tensor, *place, mine, boxes))
-    return found
+def _refuse_unheld(job: Job) -> None:
+    """A source rank plans what it holds itself, so its own part would not miss what only lost ranks held.
+
+    Raises:
+        LayoutError: lost ranks were the only holders of something.
+    """
+    cells = Cells(job.source)
+    for param, cell in (held for rank in sorted(job.lost) for held in cells.of_rank(rank)):
+        holders = sorted({rank for held in cell.holdings for rank in held.ranks})
+        if job.lost.issuperset(holders):
+            layers = f", layers {cell.layers.start} to {cell.layers.stop - 1}" if "*" in param else ""
+            raise LayoutError(
+                f"nobody is left that holds {param}{layers}",
+                where=f"lost: trainer ranks {holders}",
+                fix="resume from the last checkpoint",
+            )
+
+
+def _elements(cell: Cell, held: Holding) -> int:
+    """That a cell and a holding share, over all layers and experts."""
+    layers = min(cell.layers.stop, held.layers.stop) - max(cell.layers.start, held.layers.start)
+    experts = min(cell.experts.stop, held.experts.stop) - max(cell.experts.start, held.experts.start)
+    if layers <= 0 or experts <= 0:
+        return 0
+    return layers * experts * _shared(cell.rows, held.rows) * _shared(cell.cols, held.cols)
+
+
+def _transfer(
+    cell: Cell, giver: _Giver, wanted: _Wanted, place: tuple[int, int], part: Part
+) -> Iterator[_Keyed]:
+    """Nothing, where the part is less than a row or a layer."""
+    held, theirs = giver.held, wanted.held
+    layers, experts = meet(cell.layers, theirs.layers), meet(cell.experts, theirs.experts)
+    rows, cols = _meet(cell.rows, theirs.rows), _meet(cell.cols, theirs.cols)
+    if not part.is_whole:
+        if size(rows) * size(cols) >= _SHARE_ELEMENTS:
+            rows = _window(rows, *part.cut(size(rows)))
+        else:
+            layers = layers[slice(*part.cut(len(layers)))]
+    if not (layers and rows):
+        return
+    boxes = _boxes(held.rows, held.cols, theirs.rows, theirs.cols, rows, cols, len(held.shape) == 1)
+    transfer = Transfer(
+        param=theirs.param,
+        source_rank=giver.rank,
+        source_tensor=held.tensor,
+        target=place[0],
+        target_rank=place[1],
+        target_tensor=theirs.tensor,
+        layers=layers,
+        boxes=boxes,
+        experts=experts,
+        source_stack=Stack(held.experts.start, held.step),
+        target_stack=Stack(theirs.experts.start, theirs.step),
+        via=giver.via,
+    )
+    yield (*place, wanted.index, layers.start, experts.start, giver.rank, *boxes[0].target), transfer
 
 
 @lru_cache(maxsize=1 << 14)
@@ -182,20 +314,24 @@ def _meet(cells: Runs, wanted: Runs) -> Runs:
     return join(Run(span.at, span.length, span.at) for span in overlap(cells, wanted))
 
 
-def _part(rows: Runs, index: int, count: int) -> Runs:
-    """The index-th of `count` nearly equal parts of the rows."""
-    total = size(rows)
-    stretches = [(run.at, run.length) for run in rows]
-    part = window(stretches, total * index // count, total * (index + 1) // count)
+@lru_cache(maxsize=1 << 14)
+def _shared(cells: Runs, wanted: Runs) -> int:
+    return size(_meet(cells, wanted))
+
+
+def _window(rows: Runs, start: int, stop: int) -> Runs:
+    part = window([(run.at, run.length) for run in rows], start, stop)
     return tuple(Run(run.at, run.length, run.at) for run in part)
 
 
 @lru_cache(maxsize=1 << 14)
-def _boxes(held: Holding, wanted: Holding, rows: Runs, cols: Runs) -> tuple[CopyBox, ...]:
+def _boxes(
+    rows: Runs, cols: Runs, to_rows: Runs, to_cols: Runs, cell_rows: Runs, cell_cols: Runs, is_vector: bool
+) -> tuple[CopyBox, ...]:
     """Copies from one holder's tensor to another's, limited to the given cells."""
-    row_spans = _fuse(overlap(_within(held.rows, rows), wanted.rows))
-    col_spans = _fuse(overlap(_within(held.cols, cols), wanted.cols))
-    if len(wanted.shape) == 1:
+    row_spans = _fuse(overlap(_within(rows, cell_rows), to_rows))
+    col_spans = _fuse(overlap(_within(cols, cell_cols), to_cols))
+    if is_vector:
         row_spans, col_spans = col_spans, row_spans
     return tuple(
         CopyBox((row.first, col.first), (row.second, col.second), (row.length, col.length))

@@ -1,12 +1,13 @@
 """Proves a plan without running it: every element of every target exactly once, from a rank that holds it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, Layout
+from hybridrl.layout.base import Holding, Layout, meet
 from hybridrl.layout.runs import Runs, size
 from hybridrl.reshard.plan import CopyBox, Job, Transfer
 
@@ -27,56 +28,112 @@ class Proof:
     """Most that a source rank sends over the mean of those that hold anything."""
 
 
-def prove(job: Job, transfers: Sequence[Transfer]) -> Proof:
+def prove(job: Job, transfers: Sequence[Transfer], places: Collection[tuple[int, int]] = ()) -> Proof:
     """Check a plan of all ranks.
+
+    Args:
+        places: (target, rank) to look at; (): all.
 
     Raises:
         LayoutError: an element is written twice or never, or comes from elsewhere; names tensor and range.
     """
     inbox: dict[tuple[int, int, str], list[Transfer]] = {}
     for transfer in transfers:
-        inbox.setdefault((transfer.target, transfer.target_rank, transfer.target_tensor), []).append(transfer)
+        place = (transfer.target, transfer.target_rank, transfer.target_tensor)
+        inbox.setdefault(place, []).append(transfer)
     origins: _Origins = {}
     for held in job.source.holdings:
         for rank in held.ranks:
-            origins.setdefault((rank, held.tensor), []).append(held)
+            origins.setdefault((None, rank, held.tensor), []).append(held)
+    _prove_passed_on(job, inbox, origins)
     num_tensors = bound = 0
     for target, layout in enumerate(job.targets):
         for wanted in layout.holdings:
-            for rank in wanted.ranks:
+            ranks = [rank for rank in wanted.ranks if not places or (target, rank) in places]
+            for rank in ranks:
                 where = f"target {target}, rank {rank}, {wanted.tensor}"
-                _prove_tensor(wanted, inbox.pop((target, rank, wanted.tensor), []), origins, where)
-            num_tensors += len(wanted.ranks) * len(wanted.layers)
-            bound += len(wanted.ranks) * len(wanted.layers) * size(wanted.rows) * size(wanted.cols)
+                mine = _take(inbox, (target, rank, wanted.tensor), wanted)
+                _prove_tensor(wanted, mine, origins, where)
+            num_tensors += len(ranks) * len(wanted.layers) * (1 if wanted.step else len(wanted.experts))
+            bound += len(ranks) * _num_elements(wanted)
     if inbox:
-        raise LayoutError(f"the plan writes {next(iter(inbox))}, which no target holds")
+        place, ((first, *_)) = next(iter(inbox.items()))
+        layers = f"layers {first.layers.start} to {first.layers.stop - 1}"
+        raise LayoutError(f"the plan writes {place}, {layers}, which no target holds")
     sent = _sent(job.source, transfers)
-    num_boxes = sum(len(transfer.boxes) * len(transfer.layers) for transfer in transfers)
-    return Proof(num_tensors, num_boxes, sum(sent), bound, max(sent) * len(sent) / sum(sent))
+    num_boxes = sum(len(t.boxes) * len(t.layers) * len(t.experts) for t in transfers)
+    elements = sum(transfer.elements for transfer in transfers)
+    return Proof(num_tensors, num_boxes, elements, bound, max(sent) * len(sent) / sum(sent))
 
 
-_Origins = dict[tuple[int, str], list[Holding]]
-"""Source rank and tensor -> what it holds under that name, one for each range of layers."""
+_Origins = dict[tuple[int | None, int, str], list[Holding]]
+"""Target or None for the source, rank and tensor -> holdings, one for each range of layers and of experts."""
+
+
+def _prove_passed_on(job: Job, inbox: dict[tuple[int, int, str], list[Transfer]], origins: _Origins) -> None:
+    """What one target rank gives another must have come to it from a source."""
+    for transfer in (t for transfers in list(inbox.values()) for t in transfers if t.via):
+        assert transfer.via is not None
+        place = (*transfer.via, transfer.source_tensor)
+        if place not in origins:
+            held = job.targets[transfer.via[0]].holdings
+            origins[place] = [h for h in held if transfer.via[1] in h.ranks and h.tensor == place[2]]
+        for other in inbox.get(place, ()):
+            if other.via and _overlap(transfer, other):
+                raise LayoutError(f"{other.via} and {transfer.via} pass {transfer.param} on to each other")
+
+
+def _overlap(given: Transfer, received: Transfer) -> bool:
+    """Some of what is given was received so."""
+    layers, experts = meet(given.layers, received.layers), meet(given.experts, received.experts)
+    return bool(layers and experts) and any(
+        all(
+            a < b + n and b < a + m
+            for a, b, m, n in zip(one.source, two.target, one.shape, two.shape, strict=True)
+        )
+        for one, two in product(given.boxes, received.boxes)
+    )
+
+
+def _take(
+    inbox: dict[tuple[int, int, str], list[Transfer]], place: tuple[int, int, str], wanted: Holding
+) -> list[Transfer]:
+    """Transfers to a place for layers and experts of `wanted`, which leave the inbox."""
+    all_here = inbox.pop(place, [])
+    mine = [t for t in all_here if _inside(t.layers, wanted.layers) and _inside(t.experts, wanted.experts)]
+    if len(mine) < len(all_here):
+        inbox[place] = [t for t in all_here if t not in mine]
+    return mine
+
+
+def _inside(part: range, whole: range) -> bool:
+    return bool(part) and whole.start <= part.start and part.stop <= whole.stop
+
+
+def _num_elements(held: Holding) -> int:
+    return len(held.layers) * len(held.experts) * size(held.rows) * size(held.cols)
 
 
 def _sent(source: Layout, transfers: Sequence[Transfer]) -> list[int]:
     """Elements by source rank, for every rank that holds any."""
     sent = dict.fromkeys((rank for held in source.holdings for rank in held.ranks), 0)
     for transfer in transfers:
-        elements = sum(box.shape[0] * box.shape[1] for box in transfer.boxes)
-        sent[transfer.source_rank] += len(transfer.layers) * elements
+        if transfer.via is None:
+            sent[transfer.source_rank] += transfer.elements
     return list(sent.values())
 
 
 def _prove_tensor(wanted: Holding, transfers: list[Transfer], origins: _Origins, where: str) -> None:
-    """Layers that the same transfers fill are alike, so each such set is looked at once."""
+    """Layers and experts that the same transfers fill are alike, so each such set is looked at once."""
     for transfer in transfers:
         _prove_origin(wanted, transfer, origins, where)
-    for members in {tuple(layer in transfer.layers for transfer in transfers) for layer in wanted.layers}:
+    by_layer = {tuple(layer in transfer.layers for transfer in transfers) for layer in wanted.layers}
+    by_expert = {tuple(expert in transfer.experts for transfer in transfers) for expert in wanted.experts}
+    for on_layer, of_expert in product(by_layer, by_expert):
         boxes = [
             box
-            for transfer, inside in zip(transfers, members, strict=True)
-            if inside
+            for transfer, layer, expert in zip(transfers, on_layer, of_expert, strict=True)
+            if layer and expert
             for box in transfer.boxes
         ]
         _prove_cover(wanted, boxes, where)
@@ -104,6 +161,9 @@ def _prove_origin(wanted: Holding, transfer: Transfer, origins: _Origins, where:
     held = _origin(transfer, origins)
     if held is None or held.param != wanted.param:
         raise LayoutError(f"rank {transfer.source_rank} does not hold {transfer.source_tensor}", where=where)
+    for stack, end in ((transfer.source_stack, held), (transfer.target_stack, wanted)):
+        if stack != (end.experts.start, end.step):
+            raise LayoutError(f"{end.tensor} keeps its experts {(end.experts.start, end.step)}, not {stack}")
     for box in transfer.boxes:
         (row, col), shape = _upright(box.source, box.shape, wanted)
         (to_row, to_col), _ = _upright(box.target, box.shape, wanted)
@@ -116,8 +176,10 @@ def _prove_origin(wanted: Holding, transfer: Transfer, origins: _Origins, where:
 
 
 def _origin(transfer: Transfer, origins: _Origins) -> Holding | None:
-    held = origins.get((transfer.source_rank, transfer.source_tensor), ())
-    return next((h for h in held if all(layer in h.layers for layer in transfer.layers)), None)
+    target, rank = transfer.via or (None, transfer.source_rank)
+    held = origins.get((target, rank, transfer.source_tensor), ())
+    inside = (h for h in held if _inside(transfer.layers, h.layers) and _inside(transfer.experts, h.experts))
+    return next(inside, None)
 
 
 def _elements(runs: Runs, local: int, length: int) -> list[tuple[int, int]]:

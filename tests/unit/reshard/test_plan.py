@@ -6,44 +6,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shard_oracle import hf_tensors, megatron_shard, sglang_shard, specs, strided_copies, tiny, tp_sizes
+from layout_values import held_by, layouts
+from model_values import DENSE, FAMILIES, specs, tiny
+from shard_oracle import strided_copies
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
-from hybridrl.reshard.execute import tabulate
+from hybridrl.models.spec import count
 from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.proof import prove
+from hybridrl.reshard.table import tabulate
+from hybridrl.reshard.topology import Topology
 
 
 @st.composite
-def layouts(draw, spec):
-    """A layout and the tensors that each of its ranks holds of `hf_tensors(spec)`."""
-    hf = hf_tensors(spec)
-    tp = draw(st.sampled_from(tp_sizes(spec)))
-    kind = draw(st.sampled_from(["hf", "megatron", "sglang"]))
-    if kind == "hf":
-        return HFLayout(spec), [hf]
-    if kind == "sglang":
-        return SGLangLayout(spec, tp=tp), [sglang_shard(spec, hf, tp=tp, rank=rank) for rank in range(tp)]
-    pp = draw(st.sampled_from([n for n in (1, 2, 3) if spec.num_layers % n == 0]))
-    layout = MegatronLayout(
-        spec, tp=tp, pp=pp, dp=draw(st.integers(1, 3)), vocab_multiple=draw(st.sampled_from([1, 8, 128]))
-    )
-    sizes = {"tp": tp, "pp": pp, "vocab_multiple": layout.vocab_multiple}
-    return layout, [
-        megatron_shard(spec, hf, rank_tp=rank % tp, rank_pp=rank // (tp * layout.dp), **sizes)
-        for rank in range(layout.world_size)
-    ]
-
-
-@st.composite
-def jobs(draw):
-    spec = draw(specs())
-    source, held = draw(layouts(spec))
+def jobs(draw, families=DENSE):
+    spec = draw(specs(families))
+    source = draw(layouts(spec))
     targets = draw(st.lists(layouts(spec), min_size=1, max_size=3))
-    return Job(source, tuple(layout for layout, _ in targets)), held, [wanted for _, wanted in targets]
+    wanted = [held_by(target) for target in targets]
+    return Job(source, tuple(targets)), held_by(source), wanted
 
 
 def carry_out(transfers, held, wanted):
@@ -58,7 +41,7 @@ def carry_out(transfers, held, wanted):
     return found
 
 
-@given(jobs())
+@given(jobs(tuple(FAMILIES)))
 def test_any_layout_becomes_any_other(drawn):
     job, held, wanted = drawn
     transfers = plan(job)
@@ -69,7 +52,7 @@ def test_any_layout_becomes_any_other(drawn):
                 assert torch.equal(found[target][rank][name], tensor), (target, rank, name)
 
 
-@given(jobs())
+@given(jobs(tuple(FAMILIES)))
 def test_every_plan_is_proved_and_moves_no_more_than_it_must(drawn):
     job, _, wanted = drawn
     proof = prove(job, plan(job))
@@ -77,7 +60,7 @@ def test_every_plan_is_proved_and_moves_no_more_than_it_must(drawn):
     assert proof.num_tensors == sum(len(tensors) for ranks in wanted for tensors in ranks)
 
 
-@given(jobs())
+@given(jobs(tuple(FAMILIES)))
 def test_ranks_that_plan_alone_find_their_part_of_the_whole_plan(drawn):
     job, held, _ = drawn
     transfers = plan(job)
@@ -85,6 +68,43 @@ def test_ranks_that_plan_alone_find_their_part_of_the_whole_plan(drawn):
         assert plan(job, source_rank=rank) == [t for t in transfers if t.source_rank == rank]
     for rank in range(max(layout.world_size for layout in job.targets)):
         assert plan(job, target_rank=rank) == [t for t in transfers if t.target_rank == rank]
+
+
+@given(jobs(), st.sampled_from([1, 2, 4]), st.sampled_from([Topology.colocated, Topology.apart]))
+def test_bytes_that_cross_once_per_node_fill_every_rank(drawn, node_size, make):
+    job, held, _ = drawn
+    sizes = [layout.world_size for layout in job.targets]
+    if make == Topology.colocated and sum(sizes) > len(held):
+        make = Topology.apart
+    topology = make(len(held), sizes, node_size)
+    unicast = replace(job, topology=topology)
+    once = replace(unicast, once_per_node=True)
+    transfers = plan(once)
+    proof = prove(once, transfers)
+    assert proof.elements == proof.bound
+    crossing = far_elements(once, transfers)
+    assert crossing <= far_elements(unicast, plan(unicast))
+    if node_size == 1:
+        assert crossing == far_elements(unicast, plan(unicast))
+    for rank in range(len(topology.source) + len(topology.agents)):
+        assert plan(once, source_rank=rank) == [t for t in transfers if t.source_rank == rank]
+
+
+def far_elements(job, transfers):
+    topology = job.topology
+    return sum(
+        t.elements
+        for t in transfers
+        if topology.node(topology.targets[t.target][t.target_rank])
+        != topology.node(topology.targets[t.via[0]][t.via[1]] if t.via else topology.source[t.source_rank])
+    )
+
+
+def test_a_model_enters_a_node_of_four_engines_once():
+    spec = tiny(num_layers=8)
+    job = Job(MegatronLayout(spec, tp=2), (SGLangLayout(spec, tp=2),) * 4, Topology.apart(2, [2] * 4, 8))
+    once = replace(job, once_per_node=True)
+    assert far_elements(once, plan(once)) == count(spec) < far_elements(job, plan(job)) / 4
 
 
 def small_job(**changes):
@@ -115,11 +135,13 @@ def test_the_two_copies_of_a_tied_embedding_share_the_work():
 
 def test_replicas_nearby_are_preferred():
     job = small_job()
-    near = {(1, 0): frozenset({0, 1, 4, 5})}
-    transfers = plan(replace(job, near=near))
+    node_of = (0, 0, 1, 1, 0, 0, 1, 1)
+    devices = tuple(8 * node + rank for rank, node in enumerate(node_of))
+    near = replace(job, topology=Topology(devices, ((17, 18, 19, 20), (6,)), 8))
+    transfers = plan(near)
     assert {t.source_rank for t in transfers if t.target == 1} == {0, 1, 4, 5}
     assert {t.source_rank for t in transfers if t.target == 0} == set(range(8))
-    assert prove(replace(job, near=near), transfers).elements == prove(job, plan(job)).elements
+    assert prove(near, transfers).elements == prove(job, plan(job)).elements
 
 
 def test_runs_that_touch_on_both_sides_are_one_copy():
@@ -137,7 +159,9 @@ def test_digests_tell_jobs_apart():
         replace(job, source=replace(job.source, spec=replace(job.source.spec, rope_scaling={"factor": 2}))),
         replace(job, targets=job.targets[:1]),
         replace(job, targets=job.targets[::-1]),
-        replace(job, near={(0, 0): frozenset({1})}),
+        replace(job, lost=frozenset({1})),
+        replace(job, topology=Topology.colocated(8, (4, 1), 8)),
+        replace(job, topology=Topology.colocated(8, (4, 1), 4)),
     ]
     assert small_job().digest == job.digest
     assert len({job.digest, *(o.digest for o in other)}) == 1 + len(other)

@@ -1,0 +1,90 @@
+"""Source parameters cut at every edge of every holding: who holds some of a cell holds all of it."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise, product
+from typing import NamedTuple
+
+from hybridrl.layout.base import Holding, Layout
+from hybridrl.layout.runs import Run, Runs, join
+
+
+class Cell(NamedTuple):
+    """A part of one parameter, of one expert, on some layers and for some experts.
+
+    Every rank of every holding has it.
+    """
+
+    layers: range
+    experts: range
+    rows: Runs
+    cols: Runs
+    holdings: tuple[Holding, ...]
+
+
+class Cells:
+    """The cells of a source layout, made when they are asked for."""
+
+    def __init__(self, source: Layout) -> None:
+        self._groups: dict[str, dict[tuple[range, range], list[Holding]]] = {}
+        for held in source.holdings:
+            alike = self._groups.setdefault(held.param, {})
+            alike.setdefault((held.layers, held.experts), []).append(held)
+        self._made: dict[tuple[str, range, range], list[Cell]] = {}
+
+    def of_rank(self, rank: int) -> Iterator[tuple[str, Cell]]:
+        """(parameter, cell) of all that a rank holds."""
+        for param, groups in self._groups.items():
+            for (layers, experts), holdings in groups.items():
+                if any(rank in held.ranks for held in holdings):
+                    for cell in self._cells(param, layers, experts):
+                        if any(rank in held.ranks for held in cell.holdings):
+                            yield param, cell
+
+    def meeting(self, wanted: Holding) -> Iterator[Cell]:
+        """Those on layers and of experts that a target holding has."""
+        for layers, experts in self._groups.get(wanted.param, ()):
+            if _touch(layers, wanted.layers) and _touch(experts, wanted.experts):
+                yield from self._cells(wanted.param, layers, experts)
+
+    def _cells(self, param: str, layers: range, experts: range) -> list[Cell]:
+        key = (param, layers, experts)
+        if key not in self._made:
+            holdings = self._groups[param][layers, experts]
+            maps = tuple((held.rows, held.cols) for held in holdings)
+            self._made[key] = [
+                Cell(layers, experts, rows, cols, tuple(holdings[i] for i in owners))
+                for rows, cols, owners in _cut(maps)
+            ]
+        return self._made[key]
+
+
+def _touch(a: range, b: range) -> bool:
+    return a.start < b.stop and b.start < a.stop
+
+
+@lru_cache(maxsize=1 << 12)
+def _cut(maps: tuple[tuple[Runs, Runs], ...]) -> list[tuple[Runs, Runs, list[int]]]:
+    """(rows, columns, who covers them) of all cells between the edges of the maps; local is canonical."""
+    row_maps = _by_owners([rows for rows, _ in maps])
+    col_maps = _by_owners([cols for _, cols in maps])
+    return [
+        (rows, cols, sorted(row_owners & col_owners))
+        for (row_owners, rows), (col_owners, cols) in product(row_maps.items(), col_maps.items())
+        if row_owners & col_owners
+    ]
+
+
+def _by_owners(maps: list[Runs]) -> dict[frozenset[int], Runs]:
+    """Stretches of a dimension that the same maps cover, by the indices of those."""
+    edges = sorted({edge for runs in maps for run in runs for edge in (run.at, run.at + run.length)})
+    index = {edge: i for i, edge in enumerate(edges)}
+    owners: list[set[int]] = [set() for _ in edges]
+    for i, runs in enumerate(maps):
+        for run in runs:
+            for j in range(index[run.at], index[run.at + run.length]):
+                owners[j].add(i)
+    stretches: dict[frozenset[int], list[Run]] = {}
+    for (start, stop), names in zip(pairwise(edges), owners, strict=False):
+        stretches.setdefault(frozenset(names), []).append(Run(start, stop - start, start))
+    return {names: join(runs) for names, runs in stretches.items() if names}

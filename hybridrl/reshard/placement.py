@@ -1,0 +1,84 @@
+"""Which device each engine rank sits on, so that most of its bytes are there already.
+
+HybridFlow (arXiv:2409.19256, section 5.4) nests generation ranks in training ranks by their numbers, which
+needs sizes that divide each other. Here it is a linear assignment: it finds the same groups, and covers
+experts, pipeline stages and everything else that a layout can say.
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from hybridrl.layout.base import Holding, Layout, meet
+from hybridrl.layout.runs import overlap, size
+from hybridrl.reshard.topology import Topology
+
+Scope = Literal["node", "cluster"]
+
+
+def held_there(source: Layout, target: Layout) -> np.ndarray:
+    """int64 [source ranks, target ranks]: elements that a target rank needs and a source rank holds."""
+    found = np.zeros((source.world_size, target.world_size), np.int64)
+    wanted = {}
+    for held in target.holdings:
+        wanted.setdefault(held.param, []).append(held)
+    for held in source.holdings:
+        for want in wanted.get(held.param, ()):
+            shared = _shared(held, want)
+            if shared:
+                rows, cols = (
+                    slice(ranks.start, ranks.stop, ranks.step) for ranks in (held.ranks, want.ranks)
+                )
+                found[rows, cols] += shared
+    return found
+
+
+def needed(target: Layout) -> np.ndarray:
+    """int64 [target ranks]: elements that each holds."""
+    found = np.zeros(target.world_size, np.int64)
+    for held in target.holdings:
+        elements = len(held.layers) * len(held.experts) * size(held.rows) * size(held.cols)
+        found[held.ranks.start : held.ranks.stop : held.ranks.step] += elements
+    return found
+
+
+def place(source: Layout, targets: tuple[Layout, ...], topology: Topology, scope: Scope) -> Topology:
+    """Permute target ranks over the devices that they have, inside each node or over all of them.
+
+    Returns:
+        The topology with the most elements on devices that hold them; as given where nothing is gained.
+    """
+    slots = [(target, rank) for target, layout in enumerate(targets) for rank in range(layout.world_size)]
+    devices = np.array([topology.targets[target][rank] for target, rank in slots])
+    local = _local(source, targets, topology, devices)
+    chosen = devices.copy()
+    nodes = devices // topology.node_size if scope == "node" else np.zeros_like(devices)
+    for node in np.unique(nodes):
+        here = np.flatnonzero(nodes == node)
+        gain = local[np.ix_(here, here)]
+        rows, cols = linear_sum_assignment(gain, maximize=True)
+        if gain[rows, cols].sum() > np.trace(gain):
+            chosen[here[cols]] = devices[here[rows]]
+    moved = iter(chosen.tolist())
+    return replace(topology, targets=tuple(tuple(next(moved) for _ in ranks) for ranks in topology.targets))
+
+
+def _local(
+    source: Layout, targets: tuple[Layout, ...], topology: Topology, devices: np.ndarray
+) -> np.ndarray:
+    """[devices in this order, target ranks]: elements that are there already."""
+    kinds = {layout: held_there(source, layout) for layout in dict.fromkeys(targets)}
+    held = np.concatenate([kinds[layout] for layout in targets], 1)
+    ranks = {device: rank for rank, device in enumerate(topology.source)}
+    rows = [held[ranks[device]] if device in ranks else np.zeros_like(held[0]) for device in devices.tolist()]
+    return np.stack(rows)
+
+
+def _shared(held: Holding, want: Holding) -> int:
+    count = len(meet(held.layers, want.layers)) * len(meet(held.experts, want.experts))
+    if not count:
+        return 0
+    rows = sum(span.length for span in overlap(held.rows, want.rows))
+    return rows and count * rows * sum(span.length for span in overlap(held.cols, want.cols))

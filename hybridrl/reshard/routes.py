@@ -1,0 +1,86 @@
+"""What a rank writes itself, and what it sends to the rank beside an engine that it cannot reach."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hybridrl.errors import SwapError
+from hybridrl.reshard.plan import Job, Transfer, plan
+from hybridrl.reshard.topology import Topology
+
+Reach = Literal["device", "node"]
+"""Engine ranks whose memory a rank can map: those on its device, or on its node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    direct: list[Transfer] = field(default_factory=list)
+    """Into memory that this rank maps."""
+
+    sends: dict[int, list[Transfer]] = field(default_factory=dict)
+    """By the rank that writes them; in the same order there."""
+
+    receives: dict[int, list[Transfer]] = field(default_factory=dict)
+    """By the rank they come from."""
+
+    passed_on: list[Transfer] = field(default_factory=list)
+    """From one engine's memory into another's, after all else."""
+
+    def map(self, change: Callable[[list[Transfer]], list[Transfer]]) -> "Routes":
+        """Every list changed; a peer that is left with nothing stays."""
+        sends, receives = (
+            {peer: change(transfers) for peer, transfers in way.items()}
+            for way in (self.sends, self.receives)
+        )
+        return Routes(change(self.direct), sends, receives, change(self.passed_on))
+
+
+def routes(job: Job, rank: int, reach: Reach) -> Routes:
+    """A rank's part of a job.
+
+    Args:
+        job: with a topology.
+        rank: of the communicator: a source rank or an agent.
+
+    Raises:
+        SwapError: an engine rank is out of reach, and no rank sits on its device.
+    """
+    assert job.topology is not None
+    found, near = Routes(), _Near(job.topology, reach, job.lost)
+    for transfer in plan(job, source_rank=rank):
+        if near.reaches(transfer.source_rank, transfer):
+            (found.passed_on if transfer.via else found.direct).append(transfer)
+        else:
+            found.sends.setdefault(near.writer(transfer), []).append(transfer)
+    for target, target_rank in job.topology.beside(rank):
+        for transfer in plan(job, target=target, target_rank=target_rank):
+            if not near.reaches(transfer.source_rank, transfer):
+                found.receives.setdefault(transfer.source_rank, []).append(transfer)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    topology: Topology
+    reach: Reach
+    lost: frozenset[int]
+
+    def reaches(self, rank: int, transfer: Transfer) -> bool:
+        here, there = self.topology.device(rank), self._device(transfer)
+        if self.reach == "device":
+            return here == there
+        return self.topology.node(here) == self.topology.node(there)
+
+    def writer(self, transfer: Transfer) -> int:
+        device = self._device(transfer)
+        rank = self.topology.rank_on.get(device)
+        if rank is None or rank in self.lost:
+            raise SwapError(
+                f"no rank is left on device {device} to write for engine {transfer.target}, rank "
+                f"{transfer.target_rank}, and trainer rank {transfer.source_rank} cannot reach it",
+                fix="put an agent on that device",
+            )
+        return rank
+
+    def _device(self, transfer: Transfer) -> int:
+        return self.topology.targets[transfer.target][transfer.target_rank]

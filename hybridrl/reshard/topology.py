@@ -1,0 +1,67 @@
+"""Which device every rank sits on: devices are numbered over the whole job, node after node."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+Targets = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Topology:
+    source: tuple[int, ...]
+    """Device of each source rank."""
+
+    targets: Targets
+    """Device of each rank of each target."""
+
+    node_size: int
+    """Devices of a node."""
+
+    agents: tuple[int, ...] = ()
+    """Devices of processes that hold no source shard and write what arrives for the targets beside them.
+
+    They follow the source ranks in the communicator.
+    """
+
+    @classmethod
+    def colocated(cls, num_ranks: int, sizes: Sequence[int], node_size: int) -> "Topology":
+        """Source rank and target rank i sit on device i, counting over the targets one after another."""
+        return cls(tuple(range(num_ranks)), _dealt(sizes, 0), node_size)
+
+    @classmethod
+    def apart(cls, num_ranks: int, sizes: Sequence[int], node_size: int) -> "Topology":
+        """Targets begin on the first node without a source rank, and each of their devices has an agent."""
+        first = -(-num_ranks // node_size) * node_size
+        agents = tuple(range(first, first + sum(sizes)))
+        return cls(tuple(range(num_ranks)), _dealt(sizes, first), node_size, agents)
+
+    @cached_property
+    def rank_on(self) -> dict[int, int]:
+        """Device -> rank of the communicator, the first where several share a device."""
+        devices = (*self.source, *self.agents)
+        return {device: rank for rank, device in reversed(list(enumerate(devices)))}
+
+    def beside(self, rank: int) -> list[tuple[int, int]]:
+        """(target, its rank) of those that a rank of the communicator writes for."""
+        return [
+            (target, target_rank)
+            for target, devices in enumerate(self.targets)
+            for target_rank, device in enumerate(devices)
+            if self.rank_on.get(device) == rank
+        ]
+
+    def device(self, rank: int) -> int:
+        """Of a rank of the communicator."""
+        return (*self.source, *self.agents)[rank]
+
+    def node(self, device: int) -> int:
+        return device // self.node_size
+
+
+def _dealt(sizes: Sequence[int], first: int) -> Targets:
+    found = []
+    for size in sizes:
+        found.append(tuple(range(first, first + size)))
+        first += size
+    return tuple(found)
