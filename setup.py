@@ -5,10 +5,20 @@ packages without their dependencies cannot be said here; `make setup` installs b
 import re
 from pathlib import Path
 
-from setuptools import find_namespace_packages, setup
+from setuptools import Extension, find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
+
+# Plain C that ctypes loads. Optional: without a compiler weights are moved by torch, more slowly.
+NATIVE = Extension(
+    "hybridrl.reshard.kernels._native",
+    sources=["hybridrl/reshard/kernels/native.c"],
+    # Contracted or reordered arithmetic would not be that of the reference
+    extra_compile_args=["-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-strict-aliasing", "-pthread"],
+    extra_link_args=["-pthread"],
+    optional=True,
+)
 
 setup(
     name="hybridrl",
@@ -20,7 +30,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["hybridrl", "hybridrl.*"]),
-    package_data={"hybridrl": ["**/*.json", "**/*.yaml", "**/*.txt", "**/*.jinja"]},
+    package_data={"hybridrl": ["**/*.json", "**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.in"]},
+    ext_modules=[NATIVE],
     install_requires=["numpy>=1.26", "pydantic>=2.9", "pyyaml>=6", "rich>=13", "typer>=0.15"],
     entry_points={"console_scripts": ["hybridrl = hybridrl.cli:main"]},
     zip_safe=False,

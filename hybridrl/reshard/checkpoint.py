@@ -16,8 +16,9 @@ from hybridrl.layout.base import Layout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.shard import Shard
 from hybridrl.reshard import hf_files
-from hybridrl.reshard.execute import copy, tabulate
+from hybridrl.reshard.execute import copy
 from hybridrl.reshard.plan import Job, plan
+from hybridrl.reshard.table import tabulate
 
 
 def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str, torch.Tensor]) -> None:

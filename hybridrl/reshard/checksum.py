@@ -60,9 +60,9 @@ def box_checksum(values: torch.Tensor, start: tuple[int, int]) -> int:
     row, col = start
     num_rows, num_cols = values.shape
     per_word = _WORD_BYTES // values.element_size()
-    row_factors = _factors(_ROW_SEED, row + num_rows)[row : row + num_rows]
+    of_rows = row_factors(row + num_rows)[row : row + num_rows]
     if _is_words(values, col, per_word):
-        return _weighted_sum(_words(values), row_factors, col // per_word)
+        return _weighted_sum(_words(values), of_rows, col // per_word)
     lead = col % per_word
     width = -(-(lead + num_cols) // per_word) * per_word
     step = max(1, min(num_rows, _STAGING_BYTES // (width * values.element_size())))
@@ -72,8 +72,18 @@ def box_checksum(values: torch.Tensor, start: tuple[int, int]) -> int:
     for first in range(0, num_rows, step):
         rows = staging[: min(step, num_rows - first)]
         rows[:, lead : lead + num_cols] = values[first : first + step]
-        total += _weighted_sum(_words(rows), row_factors[first : first + step], col // per_word)
+        total += _weighted_sum(_words(rows), of_rows[first : first + step], col // per_word)
     return total % MODULUS
+
+
+def row_factors(count: int) -> np.ndarray:
+    """row(r) of the formula above for at least the first `count` rows: uint64, odd."""
+    return _factors(_ROW_SEED, count)
+
+
+def col_factors(count: int) -> np.ndarray:
+    """col(w) for at least the first `count` words of a row: uint64, odd."""
+    return _factors(_COL_SEED, count)
 
 
 def _is_words(values: torch.Tensor, col: int, per_word: int) -> bool:
@@ -88,11 +98,11 @@ def _words(values: torch.Tensor) -> np.ndarray:
     return values.view(_INTEGER[values.element_size()]).numpy().view(np.uint64)
 
 
-def _weighted_sum(words: np.ndarray, row_factors: np.ndarray, first_word: int) -> int:
+def _weighted_sum(words: np.ndarray, of_rows: np.ndarray, first_word: int) -> int:
     # Integer einsum makes one pass at the speed of memory, without a temporary, and wraps modulo 2**64.
     num_words = words.shape[1]
-    col_factors = _factors(_COL_SEED, first_word + num_words)[first_word : first_word + num_words]
-    return int(np.dot(np.einsum("rw,w->r", words, col_factors), row_factors))
+    of_cols = col_factors(first_word + num_words)[first_word : first_word + num_words]
+    return int(np.dot(np.einsum("rw,w->r", words, of_cols), of_rows))
 
 
 _ROW_SEED, _COL_SEED = 0x5851F42D4C957F2D, 0x14057B7EF767814F

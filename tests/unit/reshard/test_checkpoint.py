@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_values import hf_tensors, specs, tiny, tp_sizes
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from shard_oracle import hf_tensors, megatron_shard, sglang_shard, specs, tiny, tp_sizes
+from shard_oracle import megatron_shard, sglang_shard
 
 from hybridrl.errors import ModelError, ResourceError, RunFolderError
 from hybridrl.layout.hf import HFLayout
