@@ -3,21 +3,34 @@
 The engines take no part: their parameters were exported once, and this rank attached to those it writes.
 Trainer ranks write at the same time, each its own boxes, and none waits for another. The caller quiesces the
 engines first, adds the checksum parts over the ranks, and compares them with the engines' own to commit.
+
+What a rank cannot reach goes to the rank beside that engine, which writes it (exchange.py).
+
+A write that failed is repeated, by writers made anew if ranks died. A delta writes some parameters only; the
+other tensors must still hold what the swap to its base version gave them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import filter as matching
+from fnmatch import fnmatchcase
 
 import torch
+import torch.distributed as dist
 
 from hybridrl.errors import SwapError
-from hybridrl.layout.base import Layout
-from hybridrl.reshard.execute import Target, copy_and_sum, tabulate
-from hybridrl.reshard.plan import Job, plan
-from hybridrl.reshard.transports.base import SharedTensor, attach
+from hybridrl.layout.base import Layout, instance
+from hybridrl.reshard.agreement import Checksums, expected, plan_fields
+from hybridrl.reshard.copies import Copies, Engine, attached, checksums, half, passed_on, weights
+from hybridrl.reshard.exchange import Exchange
+from hybridrl.reshard.executors.base import Written
+from hybridrl.reshard.plan import Job, Transfer, plan
+from hybridrl.reshard.routes import Reach, Routes, routes
+from hybridrl.reshard.topology import Topology
+from hybridrl.reshard.transports.base import SharedTensor
 
-Engine = tuple[Layout, Sequence[Mapping[str, SharedTensor]]]
-"""An engine's layout, and what each of its ranks exported."""
+__all__ = ["Engine", "SwapWriter", "SwapWritten"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +42,7 @@ class SwapWritten:
 
     bytes: int
     staging_bytes: int
-    checksums: dict[Target, int]
-    """(engine, its rank, tensor) -> this rank's part of the tensor's checksum."""
+    checksums: Checksums
 
 
 class SwapWriter:
@@ -42,43 +54,76 @@ class SwapWriter:
         rank: int,
         engines: Sequence[Engine],
         *,
-        near: Mapping[tuple[int, int], frozenset[int]] | None = None,
+        topology: Topology | None = None,
+        lost: frozenset[int] = frozenset(),
+        only: Sequence[str] | None = None,
+        group: dist.ProcessGroup | None = None,
+        reach: Reach = "node",
+        once_per_node: bool = False,
     ) -> None:
-        """
+        """*Collective* over `group`, if there is one.
+
         Args:
-            rank: of this process in `source`.
+            rank: of this process in `source`, or of an agent, which follow its ranks.
             engines: all of them, in the same order on every rank.
-            near: (engine, its rank) -> trainer ranks on the same device, preferred among replicas.
+            topology: where all ranks sit; None: this rank reaches all engines, and all replicas are alike.
+            lost: trainer ranks that are gone; replicas write what these would have.
+            only: of a delta: canonical parameters that it writes, as fnmatch patterns of names like
+                "layers.3.qkv"; None: all.
+            group: trainer ranks and agents, for what is out of reach.
+            reach: engine ranks whose memory a rank maps.
+            once_per_node: as in Job.
 
         Raises:
-            SwapError: an engine's tensors are not those of its layout.
+            SwapError: an engine's tensors are not those of its layout, `only` fits no parameter, or an engine
+                is out of reach.
+            LayoutError: lost ranks were the only holders of a weight.
             ResourceError: an engine's memory cannot be reached.
         """
-        job = Job(source, tuple(layout for layout, _ in engines), near or {})
-        self.plan_hash = job.digest
+        job = Job(source, tuple(layout for layout, _ in engines), topology, lost, once_per_node)
+        self.plan_hash = hashlib.sha256(f"{job.digest} {only} {reach}".encode()).hexdigest()
         """Equal on all trainer ranks; compare before the first swap."""
+        self.plan_fields = plan_fields(job) | {"only": str(only), "reach": reach}
+        """What the plan follows from."""
         for index, (layout, exported) in enumerate(engines):
             _refuse_other_layout(index, layout, exported)
-        shards = source.shards(rank)
-        self._table = tabulate(plan(job, source_rank=rank))
-        self._shapes = {name: shards[name].shape for name in self._table.sources}
-        self._empty = _empty(engines) if rank == 0 else {}
-        self._targets = [
-            attach(engines[engine][1][place][name]) for engine, place, name in self._table.targets
-        ]
+        ways = routes(job, rank, reach) if topology else Routes(direct=plan(job, source_rank=rank))
+        if only is not None:
+            ways = ways.map(lambda transfers: list(_chosen(job, transfers, only)))
+        is_source = rank < source.world_size
+        self._shapes = {name: shard.shape for name, shard in source.shards(rank).items()} if is_source else {}
+        self._direct, self._passed_on = Copies(ways.direct, engines), passed_on(ways.passed_on, engines)
+        self._remote = _exchange(ways, engines, group)
+        is_first = rank == min(set(range(source.world_size)) - lost)
+        self._empty = _empty(engines) if is_first and only is None else {}
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> SwapWritten:
-        """Write this rank's part of the new weights into every engine.
+        """Write this rank's part of the new weights into every engine. *Collective* over the group.
 
         Args:
             tensors: this rank's shards, by the names of the source layout; cast to the engine's dtype.
 
         Returns:
-            What was sent; it is in the engines when this returns.
+            What was sent. It is in the engines when this has returned on all ranks.
 
         Raises:
-            SwapError: a tensor is missing or has another shape than the layout says; nothing was written.
+            SwapError: a tensor is missing or has another shape than the layout says: nothing was written. Or
+                a rank is lost that bytes come from or go to.
         """
+        self._refuse_other_tensors(tensors)
+        parts = [self._direct.write(tensors)]
+        if self._remote:
+            moved = self._remote.run(tensors)
+            parts.append(Written(moved.sent_bytes, moved.staging_bytes, moved.checksums, {}))
+        parts += [copies.write({}) for copies in self._passed_on]
+        return SwapWritten(
+            sum(len(part.checksums) for part in parts),
+            sum(part.bytes for part in parts),
+            max(part.staging_bytes for part in parts),
+            expected((self._empty, *(checksums(part) for part in parts))),
+        )
+
+    def _refuse_other_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         for name, shape in self._shapes.items():
             if name not in tensors:
                 raise SwapError(f"the trainer did not give {name}", where="weights of the swap")
@@ -86,11 +131,39 @@ class SwapWriter:
                 raise SwapError(
                     f"the trainer's {name} is {tuple(tensors[name].shape)}, its layout says {shape}"
                 )
-        done = copy_and_sum(self._table, [tensors[name] for name in self._table.sources], self._targets)
-        return SwapWritten(len(self._targets), done.bytes, done.staging_bytes, self._empty | done.checksums)
 
 
-def _empty(engines: Sequence[Engine]) -> dict[Target, int]:
+def _exchange(ways: Routes, engines: Sequence[Engine], group: dist.ProcessGroup | None) -> Exchange | None:
+    """What a rank sends to others, and writes for them."""
+    if group is None:
+        for transfer in (t for transfers in ways.sends.values() for t in transfers):
+            raise SwapError(
+                f"engine {transfer.target}, rank {transfer.target_rank} is out of reach, and there is no "
+                "group of ranks that could pass weights on",
+                fix="give the process group of the trainer ranks",
+            )
+        return None
+    sends = {peer: half(transfers, engines) for peer, transfers in ways.sends.items()}
+    receives = {peer: half(transfers, engines) for peer, transfers in ways.receives.items()}
+    names = {name for one in receives.values() for name in one.table.targets}
+    return Exchange(group, sends, receives, {name: attached(engines, name) for name in names})
+
+
+def _chosen(job: Job, transfers: Iterable[Transfer], only: Sequence[str]) -> Iterator[Transfer]:
+    """Those of the parameters that a pattern fits. An engine tensor has its bytes from one parameter, so it
+    is written whole or not at all."""
+    held = {(held.param, held.layers) for layout in job.targets for held in layout.holdings}
+    names = {instance(param, layer) for param, layers in held for layer in layers}
+    for pattern in only:
+        if not matching(names, pattern):
+            raise SwapError(f"the engines have no parameter {pattern!r}", where="names of a delta")
+    for transfer in transfers:
+        for layer in transfer.layers:
+            if any(fnmatchcase(instance(transfer.param, layer), pattern) for pattern in only):
+                yield replace(transfer, layers=range(layer, layer + 1))
+
+
+def _empty(engines: Sequence[Engine]) -> Checksums:
     """Engine tensors that are padding from end to end: nobody writes them, and their checksum is 0."""
     return {
         (engine, rank, name): 0
@@ -105,8 +178,8 @@ def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping
     """With another layout than the engine's, weights would silently land in the wrong place."""
     if len(exported) != layout.world_size:
         raise SwapError(f"engine {engine} exported {len(exported)} ranks, its layout has {layout.world_size}")
-    for rank, tensors in enumerate(exported):
-        shards = layout.shards(rank)
+    for rank, every in enumerate(exported):
+        shards, tensors = layout.shards(rank), weights(every)
         where = f"engine {engine}, rank {rank}"
         other = sorted(tensors.keys() ^ shards.keys())
         if other:

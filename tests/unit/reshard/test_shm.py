@@ -157,8 +157,10 @@ def test_only_tensors_without_gaps_are_dense():
 
 
 def test_a_transport_that_is_not_there_is_named():
-    with pytest.raises(ResourceError, match="no weight transport 'cuda_ipc' here.*use one of shm"):
-        base.find("cuda_ipc")
+    with pytest.raises(
+        ResourceError, match="no weight transport 'nccl_window' here.*use one of cuda_ipc, shm"
+    ):
+        base.find("nccl_window")
 
 
 def test_tensors_elsewhere_are_refused():

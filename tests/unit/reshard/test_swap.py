@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_oracle import hf_tensors, megatron_shard, sglang_shard, specs, tiny, tp_sizes
+from model_values import hf_tensors, specs, tiny, tp_sizes
+from shard_oracle import megatron_shard, sglang_shard
 
-from hybridrl.errors import SwapError
+from hybridrl.errors import LayoutError, SwapError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
-from hybridrl.reshard.checksum import MODULUS, checksum
+from hybridrl.reshard.agreement import difference, expected
+from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
 
@@ -34,12 +36,8 @@ def trainer_of(layout, seed=0):
     ]
 
 
-def added(written):
-    total = {}
-    for share in written:
-        for key, value in share.checksums.items():
-            total[key] = (total.get(key, 0) + value) % MODULUS
-    return total
+def added(written, base=None):
+    return expected([share.checksums for share in written], base)
 
 
 def sums(engines):
@@ -98,7 +96,7 @@ def test_weights_are_cast_to_the_dtype_of_the_engine():
     expected = sglang_shard(source.spec, hf_tensors(source.spec), tp=2, rank=1)
     assert all(torch.equal(ranks[1][name], expected[name].bfloat16()) for name in expected)
     assert added(written) == sums([ranks])
-    assert all(share.staging_bytes > 0 for share in written)
+    assert all(share.staging_bytes <= 1 << 22 for share in written)
 
 
 def test_bytes_written_are_the_bytes_that_engines_hold():
@@ -179,3 +177,72 @@ def test_a_trainer_whose_tensors_are_not_as_declared_writes_nothing():
     with pytest.raises(SwapError, match=r"is \(5, 8\), its layout says \(6, 8\)"):
         writers[0].write(tensors | {name: tensors[name][:5]})
     assert all(tensor.count_nonzero() == 0 for rank in ranks for tensor in rank.values())
+
+
+@given(setups(), st.data())
+@settings(max_examples=15)
+def test_replicas_write_what_lost_ranks_would_have_and_whole_engines_come_of_it(drawn, data):
+    source, layouts = drawn
+    ranks = range(source.world_size)
+    replica = data.draw(st.integers(0, source.dp - 1))
+    lost = frozenset(r for r in ranks if r // source.tp % source.dp == replica and data.draw(st.booleans()))
+    engines, exports = zip(*(engine_of(layout) for layout in layouts))
+    left = [rank for rank in ranks if rank not in lost]
+    if source.dp == 1 and lost:
+        with pytest.raises(LayoutError, match="nobody is left that holds"):
+            SwapWriter(source, left[0] if left else 0, exports, lost=lost)
+        return
+    writers = [SwapWriter(source, rank, exports, lost=lost) for rank in left]
+    tensors = trainer_of(source)
+    written = [writer.write(tensors[rank]) for writer, rank in zip(writers, left)]
+    assert added(written) == sums(engines)
+    assert len({writer.plan_hash for writer in writers}) == 1
+
+
+DELTA = ["layers.2.*", "final_norm"]
+
+
+def delta(only=DELTA):
+    """Engines at version 0 with their checksums, and writers of a delta."""
+    spec = tiny(vocab_size=20)
+    source, ranks, writers = swap(MegatronLayout(spec, tp=2, dp=2), SGLangLayout(spec, tp=4))
+    base = added([w.write(tensors) for w, tensors in zip(writers, trainer_of(source))])
+    exported = [{name: shm.export(tensor) for name, tensor in tensors.items()} for tensors in ranks]
+    engines = [(SGLangLayout(spec, tp=4), exported)]
+    return source, ranks, base, [SwapWriter(source, r, engines, only=only) for r in range(source.world_size)]
+
+
+def test_a_delta_writes_its_parameters_on_its_layers_and_nothing_else():
+    source, ranks, base, writers = delta()
+    written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source, seed=1))]
+    old, new = (
+        [sglang_shard(source.spec, hf_tensors(source.spec, seed), tp=4, rank=r) for r in range(4)]
+        for seed in (0, 1)
+    )
+    for rank, tensors in enumerate(ranks):
+        for name, tensor in tensors.items():
+            is_new = ".layers.2." in name or name == "model.norm.weight"
+            assert torch.equal(tensor, (new if is_new else old)[rank][name])
+    assert difference(added(written, base), sums([ranks])) is None
+
+
+def test_damage_to_what_a_delta_leaves_alone_shows_in_the_checksums():
+    source, ranks, base, writers = delta()
+    written = [w.write(tensors) for w, tensors in zip(writers, trainer_of(source, seed=1))]
+    ranks[1]["model.layers.0.mlp.down_proj.weight"][2, 1] += 1.0
+    error = difference(added(written, base), sums([ranks]))
+    assert "rank 1, model.layers.0.mlp.down_proj.weight" in str(error)
+    assert "left out" in str(difference(added(written), sums([ranks])))
+
+
+def test_all_ranks_must_mean_the_same_delta():
+    _, _, _, writers = delta()
+    _, _, _, others = delta(only=["layers.1.*"])
+    assert len({writer.plan_hash for writer in writers}) == 1
+    assert others[0].plan_hash != writers[0].plan_hash
+    assert others[0].plan_fields["only"] == "['layers.1.*']"
+
+
+def test_a_delta_of_nothing_is_refused():
+    with pytest.raises(SwapError, match=r"no parameter 'layers.9.\*'"):
+        delta(only=["layers.1.*", "layers.9.*"])

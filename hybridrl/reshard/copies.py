@@ -1,0 +1,103 @@
+"""Transfers into the memory of engines, ready to be carried out: tables, and the tensors that they write."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from hybridrl.errors import SwapError
+from hybridrl.layout.base import Layout
+from hybridrl.reshard.agreement import Checksums
+from hybridrl.reshard.block_fp8 import BlockFP8
+from hybridrl.reshard.executors.base import Prepared, Written, best
+from hybridrl.reshard.plan import Transfer
+from hybridrl.reshard.table import Target, tabulate
+from hybridrl.reshard.transports.base import SharedTensor, attach
+from hybridrl.reshard.waves import Half
+
+Engine = tuple[Layout, Sequence[Mapping[str, SharedTensor]]]
+"""An engine's layout, and what each of its ranks exported."""
+
+SCALES = "_scale_inv"
+"""SGLang keeps the scales of a block-FP8 weight under its name with this behind it."""
+
+
+class Copies:
+    """Transfers of one rank into engines that it reaches: attached once, carried out often."""
+
+    def __init__(
+        self, transfers: Sequence[Transfer], engines: Sequence[Engine], via: tuple[int, int] | None = None
+    ) -> None:
+        """
+        Args:
+            via: (engine, its rank) that the bytes are taken from; None: from the tensors of each write.
+        """
+        self._table = tabulate(transfers)
+        self._targets = [_target(engines, name) for name in self._table.targets]
+        self._held = {name: attached(engines, (*via, name)) for name in self._table.sources} if via else {}
+        self._prepared: Prepared | None = None
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> Written:
+        """Write every box; it is in the engines when this returns."""
+        sources = [(self._held or tensors)[name] for name in self._table.sources]
+        if self._prepared is None:
+            device = sources[0].device if sources else "cpu"
+            self._prepared = best(device).prepare(self._table, sources, self._targets)
+        return self._prepared.write(sources)
+
+
+def passed_on(transfers: Iterable[Transfer], engines: Sequence[Engine]) -> list[Copies]:
+    """Copies from engines to others of the node, by the engine rank they are taken from."""
+    places: dict[tuple[int, int], list[Transfer]] = {}
+    for transfer in transfers:
+        assert transfer.via is not None
+        places.setdefault(transfer.via, []).append(transfer)
+    return [Copies(found, engines, place) for place, found in places.items()]
+
+
+def half(transfers: Sequence[Transfer], engines: Sequence[Engine]) -> Half:
+    """One side of what two ranks exchange.
+
+    Raises:
+        SwapError: a weight in block FP8, whose blocks have to be whole where they are quantised.
+    """
+    table = tabulate(transfers)
+    dtypes = tuple(engines[engine][1][rank][name].dtype for engine, rank, name in table.targets)
+    for target, dtype in zip(table.targets, dtypes, strict=True):
+        if dtype == torch.float8_e4m3fn:
+            raise SwapError(
+                f"{target[2]} is block FP8 and out of reach: only a rank that maps it can quantise for it",
+                where=f"engine {target[0]}, rank {target[1]}",
+                fix="colocate that engine, or serve bf16",
+            )
+    return Half(table, dtypes)
+
+
+def attached(engines: Sequence[Engine], name: Target) -> torch.Tensor:
+    engine, rank, tensor = name
+    return attach(engines[engine][1][rank][tensor])
+
+
+def checksums(written: Written) -> Checksums:
+    """Of tensors and of the scales of those that are quantised, by the engines' names."""
+    scales = {(*name[:2], name[2] + SCALES): value for name, value in written.scale_checksums.items()}
+    return written.checksums | scales
+
+
+def weights(exported: Mapping[str, SharedTensor]) -> dict[str, SharedTensor]:
+    """What an engine rank exported, without the scales of its quantised weights."""
+    scales = {name + SCALES for name in exported}
+    return {name: tensor for name, tensor in exported.items() if name not in scales}
+
+
+def _target(engines: Sequence[Engine], name: Target) -> torch.Tensor | BlockFP8:
+    engine, rank, tensor = name
+    values = attached(engines, name)
+    if values.dtype != torch.float8_e4m3fn:
+        return values
+    if tensor + SCALES not in engines[engine][1][rank]:
+        raise SwapError(
+            f"{tensor} is FP8 without the scales of blocks of 128 x 128",
+            where=f"engine {engine}, rank {rank}",
+            fix="serve bf16, or quantise in blocks",
+        )
+    return BlockFP8(values, attached(engines, (engine, rank, tensor + SCALES)))

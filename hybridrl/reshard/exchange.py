@@ -1,0 +1,248 @@
+"""Bytes between trainer ranks: the source packs, messages carry, and the rank that maps the target unpacks.
+
+Who waits for whom: a rank waits for the peers of one wave, while it packs the next wave and unpacks the one
+before. The communicator holds trainer ranks only. Checksums are taken from what was packed, on the CPU.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from hybridrl.errors import SwapError
+from hybridrl.reshard.checksum import MODULUS, box_checksum
+from hybridrl.reshard.executors.base import Prepared, Signature, best, signature
+from hybridrl.reshard.table import Target
+from hybridrl.reshard.waves import BUFFERS, Bounds, Half, Load, Wave, waves
+
+__all__ = ["Exchange", "Exchanged", "Half"]
+
+_GRACE = timedelta(milliseconds=1)
+"""After a failure, for what is there already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """What one rank moved."""
+
+    sent_bytes: int
+    """On the wire: boxes, and what aligns them."""
+
+    received_bytes: int
+    staging_bytes: int
+    """Of all buffers together."""
+
+    checksums: dict[Target, int]
+    """This rank's part of the checksum of each tensor it sent to: of what was sent, not of what arrived."""
+
+
+class Exchange:
+    """A rank's part of an exchange: agreed, scheduled and staged once, then run as often as needed."""
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        sends: Mapping[int, Half],
+        receives: Mapping[int, Half],
+        targets: Mapping[Target, torch.Tensor],
+        *,
+        device: torch.device | None = None,
+        staging_bytes: int = 512 << 20,
+    ) -> None:
+        """*Collective* over the group.
+
+        Args:
+            group: the trainer ranks. Its timeout is how long a rank waits for one that is lost.
+            sends, receives: by rank in the group.
+            targets: what the receiving halves name, in the dtypes of these.
+            device: of all tensors; None: the CPU.
+            staging_bytes: that a rank may use for all buffers together, which it keeps; equal on all ranks.
+
+        Raises:
+            SwapError: on all ranks: two of them disagree about what they exchange, or one is lost. On this
+                rank: a target is missing or has another dtype.
+            ValueError: a peer that the group does not have, too little staging, or a box leaves its target.
+        """
+        self._group, self._device = group, device or torch.device("cpu")
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        _refuse_other_peers({*sends, *receives}, rank, size)
+        _refuse_other_targets(receives.values(), targets)
+        bounds = Bounds.of(staging_bytes)
+        _agree(
+            group,
+            self._device,
+            {peer: half.digest(bounds.message_bytes) for peer, half in sends.items()},
+            {peer: half.digest(bounds.message_bytes) for peer, half in receives.items()},
+        )
+        self._waves = waves(rank, size, sends, receives, bounds)
+        self._sent = {name for half in sends.values() for name in half.table.targets}
+        self._outgoing = self._buffers([wave.outgoing for wave in self._waves])
+        self._incoming = self._buffers([wave.incoming for wave in self._waves])
+        self._sources = {name for half in sends.values() for name in half.table.sources}
+        self._signatures: dict[str, Signature] | None = None
+        self._packs: list[Prepared] = []
+        self._unpacks = [
+            best(self._device).prepare(
+                load.table,
+                load.views(self._incoming[number % BUFFERS]),
+                [targets[name] for name in load.table.targets],
+            )
+            for number, load in enumerate(wave.incoming for wave in self._waves)
+        ]
+
+    def run(self, sources: Mapping[str, torch.Tensor]) -> Exchanged:
+        """Send every box and write every box that arrives. *Collective* over the ranks that share boxes.
+
+        Args:
+            sources: what the sending halves name; cast to the target's dtype before they leave.
+
+        Raises:
+            SwapError: a source is missing: nothing was written. Or a peer is lost: targets are partly
+                written, and the group is of no further use.
+            ValueError: a box leaves its source, or has no cast to the target's dtype; nothing was written.
+        """
+        self._prepare(sources)
+        sums = dict.fromkeys(self._sent, 0)
+        before: _Flight | None = None
+        for number, wave in enumerate(self._waves):
+            self._pack(number, sources, sums)
+            if before:
+                before.wait()
+            buffers = self._outgoing[number % BUFFERS], self._incoming[number % BUFFERS]
+            flight = _Flight(self._group, wave, *buffers)
+            if before:
+                self._unpack(number - 1)
+            before = flight
+        if before:
+            before.wait()
+            self._unpack(len(self._waves) - 1)
+        return Exchanged(
+            sum(wave.outgoing.num_bytes for wave in self._waves),
+            sum(wave.incoming.num_bytes for wave in self._waves),
+            sum(buffer.nbytes for buffer in (*self._outgoing, *self._incoming)),
+            {name: total % MODULUS for name, total in sums.items()},
+        )
+
+    def _buffers(self, loads: Sequence[Load]) -> list[torch.Tensor]:
+        # They stay between runs: on a CPU, new pages cost more than the bytes that pass through them.
+        num_bytes = max((load.num_bytes for load in loads), default=0)
+        count = min(BUFFERS, len(loads))
+        return [torch.empty(num_bytes, dtype=torch.uint8, device=self._device) for _ in range(count)]
+
+    def _prepare(self, sources: Mapping[str, torch.Tensor]) -> None:
+        """Resolve what is packed: in the first run, and when the sources are of another kind than before."""
+        missing = sorted(self._sources - sources.keys())
+        if missing:
+            raise SwapError(f"the exchange was not given {', '.join(missing[:4])}")
+        found = {name: signature(sources[name]) for name in self._sources}
+        if found != self._signatures:
+            self._packs = [
+                best(self._device).prepare(
+                    load.table,
+                    [sources[name] for name in load.table.sources],
+                    load.views(self._outgoing[number % BUFFERS]),
+                )
+                for number, load in enumerate(wave.outgoing for wave in self._waves)
+            ]
+            self._signatures = found
+
+    def _pack(self, number: int, sources: Mapping[str, torch.Tensor], sums: dict[Target, int]) -> None:
+        load, buffer = self._waves[number].outgoing, self._outgoing[number % BUFFERS]
+        self._packs[number].write([sources[name] for name in load.table.sources], sums=False)
+        for values, piece in zip(load.views(buffer.cpu()), load.pieces, strict=True):
+            sums[piece.target] += box_checksum(values, piece.at)
+
+    def _unpack(self, number: int) -> None:
+        load = self._waves[number].incoming
+        self._unpacks[number].write(load.views(self._incoming[number % BUFFERS]), sums=False)
+
+
+class _Flight:
+    """A wave that was posted."""
+
+    def __init__(
+        self, group: dist.ProcessGroup, wave: Wave, outgoing: torch.Tensor, incoming: torch.Tensor
+    ) -> None:
+        operations = [
+            dist.P2POp(call, buffer[start:stop], group=group, group_peer=peer)
+            for call, load, buffer in (
+                (dist.irecv, wave.incoming, incoming),
+                (dist.isend, wave.outgoing, outgoing),
+            )
+            for peer, start, stop in load.spans
+        ]
+        self._peers = [peer for load in (wave.incoming, wave.outgoing) for peer, _, _ in load.spans]
+        try:
+            self._works = dist.batch_isend_irecv(operations)
+        except RuntimeError as error:
+            raise _lost(self._peers, error) from error
+
+    def wait(self) -> None:
+        for number, work in enumerate(self._works):
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise _lost(self._late(number), error) from error
+
+    def _late(self, first: int) -> list[int]:
+        """Peers whose work did not end, when the work `first` failed."""
+        if len(self._works) != len(self._peers):  # NCCL has one work for all operations, gloo one for each.
+            return self._peers
+        rest = zip(self._peers[first + 1 :], self._works[first + 1 :], strict=True)
+        return [self._peers[first], *(peer for peer, work in rest if not _has_ended(work))]
+
+
+def _has_ended(work: dist.Work) -> bool:
+    try:
+        return work.wait(_GRACE)
+    except RuntimeError:
+        return False
+
+
+def _agree(
+    group: dist.ProcessGroup, device: torch.device, sends: Mapping[int, int], receives: Mapping[int, int]
+) -> None:
+    """Compare digests with those of each peer. All ranks hear of a fault, so that none waits for another."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    told = torch.tensor([(sends.get(peer, 0), receives.get(peer, 0)) for peer in range(size)], device=device)
+    heard = torch.empty_like(told)
+    try:
+        dist.all_to_all_single(heard, told, group=group)
+        differ = (heard != told.flip(1)).any(1).nonzero().flatten().tolist()
+        fault = torch.tensor([1 + rank * size + differ[0] if differ else 0], device=device)
+        dist.all_reduce(fault, dist.ReduceOp.MAX, group=group)
+    except RuntimeError as error:
+        raise SwapError(f"the ranks cannot agree on an exchange: {error}") from error
+    if int(fault):
+        one, other = (rank, differ[0]) if differ else divmod(int(fault) - 1, size)
+        raise SwapError(
+            f"ranks {one} and {other} disagree about what they exchange",
+            where="tensors, boxes, dtypes or staging",
+            fix="plan on all ranks from the same layouts",
+        )
+
+
+def _lost(peers: Sequence[int], error: Exception) -> SwapError:
+    names = ", ".join(str(peer) for peer in dict.fromkeys(peers))
+    return SwapError(
+        f"the exchange waited in vain for rank {names}",
+        where=str(error).splitlines()[0],
+        fix="replan without it, and write again",
+    )
+
+
+def _refuse_other_peers(peers: set[int], rank: int, size: int) -> None:
+    for peer in sorted(peers):
+        if peer == rank or not 0 <= peer < size:
+            raise ValueError(f"rank {rank} of {size} cannot exchange with rank {peer}")
+
+
+def _refuse_other_targets(receives: Iterable[Half], targets: Mapping[Target, torch.Tensor]) -> None:
+    for half in receives:
+        for name, dtype in zip(half.table.targets, half.dtypes, strict=True):
+            if name not in targets:
+                raise SwapError(f"the exchange was not given {name}")
+            if targets[name].dtype != dtype:
+                raise SwapError(f"{name} is {targets[name].dtype}, and {dtype} arrives for it")

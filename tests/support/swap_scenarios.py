@@ -1,0 +1,71 @@
+"""A swap over ranks that do not reach all engines: each has the engine ranks of its own device."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from model_values import hf_tensors
+from shard_oracle import megatron_shard, sglang_shard
+
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.reshard.agreement import Checksums
+from hybridrl.reshard.checksum import checksum
+from hybridrl.reshard.swap import SwapWriter
+from hybridrl.reshard.topology import Topology
+from hybridrl.reshard.transports import shm
+
+
+def swap(
+    group: dist.ProcessGroup,
+    source: MegatronLayout,
+    engines: Sequence[SGLangLayout],
+    topology: Topology,
+    reach: str,
+    once_per_node: bool,
+) -> tuple[list[str], Checksums, Checksums]:
+    """(engine tensors here that are wrong, checksums of what was sent, of what arrived here)"""
+    rank = dist.get_rank(group)
+    mine = {
+        place: {n: torch.zeros(s.shape) for n, s in engines[place[0]].shards(place[1]).items()}
+        for place in topology.beside(rank)
+    }
+    exported = {
+        place: {name: shm.export(tensor) for name, tensor in tensors.items()}
+        for place, tensors in mine.items()
+    }
+    parts: list[dict] = [{} for _ in range(dist.get_world_size(group))]
+    dist.all_gather_object(parts, exported, group=group)
+    every = {place: tensors for part in parts for place, tensors in part.items()}
+    exports = [
+        (layout, [every[engine, r] for r in range(layout.world_size)])
+        for engine, layout in enumerate(engines)
+    ]
+    writer = SwapWriter(
+        source, rank, exports, topology=topology, group=group, reach=reach, once_per_node=once_per_node
+    )
+    wrong, sent = [], {}
+    for seed in (0, 1):
+        hf = hf_tensors(source.spec, seed)
+        sent = writer.write(shard_of(source, hf, rank)).checksums
+        dist.barrier(group)
+        for (engine, r), tensors in mine.items():
+            layout = engines[engine]
+            expected = sglang_shard(source.spec, hf, tp=layout.tp, ep=layout.ep, rank=r)
+            wrong += [f"{engine} {r} {n}" for n, t in tensors.items() if not torch.equal(t, expected[n])]
+        dist.barrier(group)
+    arrived = {(e, r, n): checksum(t) for (e, r), tensors in mine.items() for n, t in tensors.items()}
+    return wrong, sent, arrived
+
+
+def shard_of(layout: MegatronLayout, hf: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """Of a source rank; an agent has nothing."""
+    if rank >= layout.world_size:
+        return {}
+    stage = layout.tp * layout.dp
+    pp, place = divmod(rank, stage)
+    etp, ep = place % layout.etp, place // layout.etp % layout.ep
+    sizes = {"tp": layout.tp, "pp": layout.pp, "etp": layout.etp, "ep": layout.ep}
+    return megatron_shard(
+        layout.spec, hf, rank_tp=place % layout.tp, rank_pp=pp, rank_etp=etp, rank_ep=ep, **sizes
+    )

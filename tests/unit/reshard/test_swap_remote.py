@@ -1,0 +1,67 @@
+"""Swaps into engines out of reach: what their loader would have loaded, whatever way bytes take."""
+
+import pytest
+import torch
+from gloo_ranks import GlooRanks
+from model_values import tiny
+from swap_scenarios import swap
+
+from hybridrl.errors import SwapError
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.reshard.agreement import expected
+from hybridrl.reshard.swap import SwapWriter
+from hybridrl.reshard.topology import Topology
+from hybridrl.reshard.transports import shm
+
+DENSE, EXPERTS, LATENT = tiny("qwen3"), tiny("qwen3_moe"), tiny("deepseek_v3")
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with GlooRanks(4) as group:
+        yield group
+
+
+def colocated(source, engines, node_size):
+    return Topology.colocated(source.world_size, [engine.world_size for engine in engines], node_size)
+
+
+@pytest.mark.parametrize("reach", ["device", "node"])
+@pytest.mark.parametrize("node_size", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("source", "engines"),
+    [
+        (MegatronLayout(DENSE, tp=2, pp=2), (SGLangLayout(DENSE, tp=2),) * 2),
+        (MegatronLayout(DENSE, dp=4), (SGLangLayout(DENSE, tp=4),)),
+        (MegatronLayout(EXPERTS, tp=2, dp=2, ep=2), (SGLangLayout(EXPERTS, tp=2),) * 2),
+        (MegatronLayout(LATENT, dp=4, ep=4), (SGLangLayout(LATENT, tp=2, ep=2), SGLangLayout(LATENT))),
+    ],
+    ids=["dense", "replicas", "experts", "latent"],
+)
+def test_every_engine_holds_what_its_loader_would_have_loaded(ranks, source, engines, node_size, reach):
+    topology = colocated(source, engines, node_size)
+    answers = ranks(swap, source, engines, topology, reach, False)
+    assert [wrong for wrong, _, _ in answers] == [[]] * 4
+    arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
+    assert expected(sent for _, sent, _ in answers) == arrived
+
+
+@pytest.mark.parametrize("once_per_node", [False, True])
+@pytest.mark.parametrize("node_size", [1, 2])
+def test_engines_on_devices_of_their_own(ranks, node_size, once_per_node):
+    """Two trainer ranks; beside each of the two engines an agent that holds no weights of the trainer."""
+    source, engines = MegatronLayout(EXPERTS, tp=2, ep=2), (SGLangLayout(EXPERTS),) * 2
+    topology = Topology.apart(2, [1, 1], node_size)
+    answers = ranks(swap, source, engines, topology, "node", once_per_node)
+    assert [wrong for wrong, _, _ in answers] == [[]] * 4
+    arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
+    assert expected(sent for _, sent, _ in answers) == arrived
+
+
+def test_an_engine_out_of_reach_needs_a_group():
+    source, engine = MegatronLayout(DENSE, tp=2), SGLangLayout(DENSE)
+    live = {name: torch.zeros(shard.shape) for name, shard in engine.shards(0).items()}
+    exported = {name: shm.export(tensor) for name, tensor in live.items()}
+    with pytest.raises(SwapError, match="engine 0, rank 0 is out of reach"):
+        SwapWriter(source, 1, [(engine, [exported])], topology=colocated(source, (engine,), 1))
