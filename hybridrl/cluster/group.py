@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,30 @@ class WorkerGroup:
             await self._wait(method, [getattr(self.actors[rank], method).remote(*args)], [rank], timeout_s)
         )[0]
 
+    async def outcomes(
+        self, method: str, *args: Any, ranks: Sequence[int], timeout_s: float
+    ) -> dict[int, Any]:
+        """Call a method on the actors of `ranks` and wait until each has ended, well or not.
+
+        Returns:
+            Rank -> what it returned, or its error: WorkerError if it died, otherwise what it raised.
+
+        Raises:
+            DeadlineError: some did not answer in time; names them.
+        """
+        refs = [getattr(self.actors[rank], method).remote(*args) for rank in ranks]
+        tasks = {rank: asyncio.ensure_future(_result(ref)) for rank, ref in zip(ranks, refs, strict=True)}
+        _, late = await asyncio.wait(tasks.values(), timeout=timeout_s)
+        for task in late:
+            task.cancel()
+        if late:
+            raise self._late(method, tasks, late, timeout_s)
+        errors = {rank: task.exception() for rank, task in tasks.items()}
+        return {
+            rank: tasks[rank].result() if error is None else self._named(method, rank, _unwrap(error))
+            for rank, error in errors.items()
+        }
+
     async def wait(self, method: str, refs: Sequence[ray.ObjectRef], *, timeout_s: float) -> list[Any]:
         """Wait for calls that are under way, one per rank."""
         return await self._wait(method, refs, list(range(len(refs))), timeout_s)
@@ -57,25 +81,30 @@ class WorkerGroup:
     async def _wait(
         self, method: str, refs: Sequence[ray.ObjectRef], ranks: list[int], timeout_s: float
     ) -> list[Any]:
-        tasks = [asyncio.ensure_future(_result(ref)) for ref in refs]
-        done, late = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-        for task in late:
-            task.cancel()
+        tasks = {rank: asyncio.ensure_future(_result(ref)) for rank, ref in zip(ranks, refs, strict=True)}
+        done, late = await asyncio.wait(
+            tasks.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
+        )
         failed = {
             rank: error
-            for rank, task in zip(ranks, tasks, strict=True)
+            for rank, task in tasks.items()
             if task in done and (error := task.exception()) is not None
         }
+        for task in late:
+            task.cancel()
         if failed:
             raise self._cause(method, failed)
         if late:
-            waiting = [rank for rank, task in zip(ranks, tasks, strict=True) if task in late]
-            raise DeadlineError(
-                f"{self.name} rank {waiting} did not finish {method!r} in {timeout_s:g} s",
-                where=f"logs in {self.logs}",
-                fix="raise cluster.step_timeout_s if the work is that long",
-            )
-        return [task.result() for task in tasks]
+            raise self._late(method, tasks, late, timeout_s)
+        return [task.result() for task in tasks.values()]
+
+    def _late(self, method: str, tasks: Mapping[int, Any], late: Set[Any], timeout_s: float) -> DeadlineError:
+        waiting = [rank for rank, task in tasks.items() if task in late]
+        return DeadlineError(
+            f"{self.name} rank {waiting} did not finish {method!r} in {timeout_s:g} s",
+            where=f"logs in {self.logs}",
+            fix="raise cluster.step_timeout_s if the work is that long",
+        )
 
     def _cause(self, method: str, failed: dict[int, BaseException]) -> BaseException:
         """The error to show: one of ours before a stranger's, a stranger's before the death of a worker."""
@@ -83,7 +112,12 @@ class WorkerGroup:
         for error in errors.values():
             if isinstance(error, HybridRLError):
                 return error
-        rank, error = next(iter(errors.items()))
+        return self._named(method, *next(iter(errors.items())))
+
+    def _named(self, method: str, rank: int, error: BaseException) -> BaseException:
+        """What one worker raised, with its rank if it is not one of our errors."""
+        if isinstance(error, HybridRLError):
+            return error
         if isinstance(error, ActorDiedError | ActorUnavailableError):
             return WorkerError(f"{self.name} rank {rank} died during {method!r}{self._last_words(rank)}")
         error.add_note(f"in {self.name} rank {rank}, {method!r}; logs in {self.logs}")

@@ -4,6 +4,7 @@
                 -- commit(v+1) -->   COMMITTED(v+1)  -- serve() -->        SERVING(v+1)
 
 A swap writes absolute values, so one that failed is repeated from the start: DIRTY -- quiesce --> QUIESCING.
+A delta writes some tensors only: it starts from the base version that it was made for, never from DIRTY.
 An engine whose weights belong to no version yet starts DIRTY. Only SERVING answers a request.
 """
 
@@ -61,13 +62,21 @@ class EngineSession:
             )
         return self._version
 
-    def quiesce(self, target: PolicyVersion) -> None:
+    def quiesce(self, target: PolicyVersion, *, base: PolicyVersion | None = None) -> None:
         """Announce a swap: from here on no request is taken. The caller lets running ones end.
 
+        Args:
+            base: of a delta: the version that the tensors it does not write must be of.
+
         Raises:
-            VersionError: `target` is not the next version.
+            VersionError: `target` is not the next version, or `base` is not what the engine serves.
         """
         self._expect("quiesce", State.SERVING, State.DIRTY)
+        if base is not None and (self.state is State.DIRTY or base != self._version):
+            raise VersionError(
+                f"{self.name} is {self.state.value} at version {self._version}; the delta is to {base}",
+                fix="swap all weights",
+            )
         if self._next is not None and target != self._next:
             raise VersionError(f"{self.name} goes to version {self._next} next, not to {target}")
         self.state, self._target = State.QUIESCING, target

@@ -1,31 +1,66 @@
-"""The WeightSync role: trainer ranks write into the engines' own parameters, then both sides' checksums are
-compared.
+"""The WeightSync role: trainer ranks write into the engines' own parameters, then every rank votes.
 
-Order of one swap, over all engines: close the gate -> begin (engines DIRTY) -> write -> checksums -> commit
--> open the gate. An error anywhere leaves the gate closed and the engines DIRTY, so nothing is sampled from
-weights that did not commit.
+Order of one swap, over all engines: close the gate -> begin (engines DIRTY) -> write -> vote -> commit ->
+open the gate. A write puts absolute values, so after a no it is repeated. Trainer ranks that died are left
+out then: the others plan again, and replicas write their share. No engine commits before every rank of both
+sides said yes. An error leaves the gate closed: nothing is sampled from weights that did not commit.
+
+Waits: push() for running requests, then for every trainer rank that is left, then for every engine.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import SwapError
+from hybridrl.errors import WorkerError
 from hybridrl.layout.sglang import SGLangLayout
-from hybridrl.reshard.swap import SwapWritten
+from hybridrl.reshard.agreement import difference, disagreement, expected
+from hybridrl.reshard.swap import Engine, SwapWritten
 from hybridrl.types import PolicyVersion, SwapReport
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
 
-Checksums = dict[tuple[int, int, str], int]
-"""By engine, tensor-parallel rank of the engine, and tensor."""
+_MAX_REPLAYS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What all ranks say about one write."""
+
+    outcomes: Mapping[int, Any]
+    """Trainer rank -> SwapWritten, or its error."""
+
+    num_tensors: int
+    """Of the engines."""
+
+    objection: BaseException | None
+    """Why no engine may commit; None: all said yes."""
+
+    @property
+    def written(self) -> list[SwapWritten]:
+        return [outcome for outcome in self.outcomes.values() if isinstance(outcome, SwapWritten)]
 
 
 class RaySync:
     def __init__(
-        self, trainer: RayTrainer, rollout: RayRollout, layout: SGLangLayout, cluster: ClusterConfig
+        self,
+        trainer: RayTrainer,
+        rollout: RayRollout,
+        layout: SGLangLayout,
+        cluster: ClusterConfig,
+        warn: Callable[[str, str], None],
     ) -> None:
+        """
+        Args:
+            layout: of every engine.
+            warn: called with (about, text) when a write is repeated.
+        """
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
+        self._warn = warn
+        self._engines: list[Engine] = []
+        self._lost: frozenset[int] = frozenset()
 
     async def connect(self) -> None:
         """Once, when both sides are up: engines export their parameters, trainer ranks map them and agree on
@@ -35,54 +70,90 @@ class RaySync:
             SwapError: two ranks planned differently.
         """
         exports = await self._rollout.all("export_parameters")
-        engines = [(self._layout, export) for export in exports]
-        hashes = await self._trainer.workers.all("connect", engines, timeout_s=self._cluster.start_timeout_s)
-        if len(set(hashes)) != 1:
-            raise SwapError(f"trainer ranks disagree about the swap plan: {hashes}")
+        self._engines = [(self._layout, export) for export in exports]
+        await self._agree(await self._plan())
 
     async def push(self, version: PolicyVersion) -> SwapReport:
-        start = time.perf_counter()
+        """
+        Raises:
+            WorkerError, SwapError, ...: what was still wrong after the last replay. No engine serves.
+            LayoutError: a trainer rank that died was the only holder of a weight. No engine serves.
+            EngineError: an engine died or refused to commit.
+        """
+        start, replays = time.perf_counter(), 0
         async with self._rollout.quiet():
             await self._rollout.all("begin_swap", version)
-            written = await self._trainer.workers.all("write_weights", timeout_s=self._cluster.step_timeout_s)
-            found = await self._rollout.all("checksums")
-            compare(
-                add_up(written),
-                {(e, r, n): c for e, tp in enumerate(found) for r, d in enumerate(tp) for n, c in d.items()},
-            )
+            vote = await self._write()
+            while vote.objection and replays < _MAX_REPLAYS:
+                replays += 1
+                self._warn(f"swap to {version}", f"writing version {version} again: {vote.objection}")
+                await self._leave_out(dead(vote.outcomes))
+                vote = await self._write()
+            if vote.objection:
+                raise vote.objection
             await self._rollout.all("commit_swap", version)
-        return SwapReport(
-            version=version,
-            time_s=time.perf_counter() - start,
-            num_tensors=sum(len(d) for tp in found for d in tp),
-            written_bytes=sum(w.bytes for w in written),
-            staging_bytes=max(w.staging_bytes for w in written),
-            checksums_equal=True,
-        )
+        return _report(version, vote, replays, time.perf_counter() - start)
+
+    async def _write(self) -> Vote:
+        """Every trainer rank writes its share; then the engines tell what they hold."""
+        outcomes = await self._on_trainer("write_weights", timeout_s=self._cluster.step_timeout_s)
+        if error := first_error(outcomes):
+            return Vote(outcomes, 0, error)
+        found = await self._rollout.all("checksums")
+        held = {(e, r, n): c for e, tp in enumerate(found) for r, d in enumerate(tp) for n, c in d.items()}
+        return Vote(outcomes, len(held), difference(expected(w.checksums for w in outcomes.values()), held))
+
+    async def _leave_out(self, ranks: frozenset[int]) -> None:
+        """Let the other trainer ranks plan again, also without those that die meanwhile.
+
+        Raises:
+            LayoutError: one of them was the only holder of a weight.
+        """
+        while ranks:
+            self._lost |= ranks
+            plans = await self._plan()
+            ranks = dead(plans)
+            if not ranks:
+                await self._agree(plans)
+
+    async def _plan(self) -> dict[int, Any]:
+        timeout_s = self._cluster.start_timeout_s
+        return await self._on_trainer("connect", self._engines, self._lost, timeout_s=timeout_s)
+
+    async def _agree(self, plans: Mapping[int, Any]) -> None:
+        """
+        Raises:
+            SwapError: two ranks planned differently. Otherwise what a rank raised.
+        """
+        if error := first_error(plans):
+            raise error
+        if len(set(plans.values())) > 1:
+            fields = await self._on_trainer("plan_fields", timeout_s=self._cluster.step_timeout_s)
+            raise disagreement(plans, fields)
+
+    async def _on_trainer(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:
+        """Call a method on every trainer rank that is not lost; by rank what it returned, or its error."""
+        ranks = [rank for rank in range(len(self._trainer.workers)) if rank not in self._lost]
+        if not ranks:
+            raise WorkerError("every trainer rank died")
+        return await self._trainer.workers.outcomes(method, *args, ranks=ranks, timeout_s=timeout_s)
 
 
-def add_up(written: Iterable[SwapWritten]) -> Checksums:
-    """Checksums of whole engine tensors from the shares of them that the trainer ranks wrote."""
-    total: Checksums = {}
-    for share in written:
-        for key, value in share.checksums.items():
-            total[key] = (total.get(key, 0) + value) % 2**64
-    return total
+def first_error(outcomes: Mapping[int, Any]) -> BaseException | None:
+    return next((outcome for outcome in outcomes.values() if isinstance(outcome, BaseException)), None)
 
 
-def compare(source: Checksums, engine: Checksums) -> None:
-    """
-    Raises:
-        SwapError: a tensor of an engine was not written, or does not hold what the trainer has.
-    """
-    if source.keys() != engine.keys():
-        raise SwapError(
-            f"the swap left out {sorted(engine.keys() - source.keys())[:4]} "
-            f"and wrote {sorted(source.keys() - engine.keys())[:4]}, which no engine has"
-        )
-    wrong = sorted(key for key, value in engine.items() if value != source[key])
-    if wrong:
-        raise SwapError(
-            f"{len(wrong)} of {len(engine)} tensors differ after the swap",
-            where=f"first: engine {wrong[0][0]}, rank {wrong[0][1]}, {wrong[0][2]}",
-        )
+def dead(outcomes: Mapping[int, Any]) -> frozenset[int]:
+    return frozenset(rank for rank, outcome in outcomes.items() if isinstance(outcome, WorkerError))
+
+
+def _report(version: PolicyVersion, vote: Vote, replays: int, time_s: float) -> SwapReport:
+    return SwapReport(
+        version=version,
+        time_s=time_s,
+        num_tensors=vote.num_tensors,
+        written_bytes=sum(share.bytes for share in vote.written),
+        staging_bytes=max(share.staging_bytes for share in vote.written),
+        checksums_equal=True,
+        replays=replays,
+    )

@@ -1,6 +1,7 @@
 """One Megatron rank per actor, and the PolicyTrainer role over all of them.
 
-Every method of TrainerWorker except `pid` is collective: RayTrainer calls it on all ranks, in the same order.
+Every method of TrainerWorker except `pid` and those of the swap (connect, plan_fields, write_weights) is
+collective: RayTrainer calls it on all ranks, in the same order.
 """
 
 import contextlib
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import CheckpointError, VersionError
+from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
+from hybridrl.reshard.transports import shm
+from hybridrl.reshard.transports.base import SharedTensor, attach
 from hybridrl.trainer import committed
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import PolicyVersion, StepReport
@@ -49,14 +54,35 @@ class TrainerWorker:
     def step(self, index: int) -> StepReport:
         return self._policy.step(index)
 
-    def connect(self, engines: list[Engine]) -> str:
-        """Map the engines' parameters and plan the swap; returns the plan's hash."""
-        self._writer = SwapWriter(self._policy.layout, self._setup.rank, engines)
+    def connect(self, engines: list[Engine], lost: frozenset[int]) -> str:
+        """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash."""
+        self._writer = SwapWriter(self._policy.layout, self._setup.rank, engines, lost=lost)
         return self._writer.plan_hash
+
+    def plan_fields(self) -> dict[str, str]:
+        """What the plan follows from."""
+        return self._writer.plan_fields
 
     def write_weights(self) -> SwapWritten:
         """Write this rank's share of the weights into the engines' parameters."""
         return self._writer.write(self._policy.tensors())
+
+    def weight_dtypes(self) -> set[torch.dtype]:
+        return {tensor.dtype for tensor in self._policy.tensors().values()}
+
+    def open_buckets(self, buckets: list[Bucket]) -> SharedTensor:
+        """On one rank: a buffer for the largest bucket, shared with the others and with the engines."""
+        self._buffer = torch.empty(max(bucket.nbytes for bucket in buckets), dtype=torch.uint8)
+        return shm.export(self._buffer)
+
+    def plan_buckets(self, buckets: list[Bucket], buffer: SharedTensor) -> str:
+        """Map the buffer and plan what this rank writes of each bucket; returns the plan's hash."""
+        self._buckets = BucketWriter(self._policy.layout, self._setup.rank, buckets, attach(buffer))
+        return self._buckets.plan_hash
+
+    def write_bucket(self, index: int) -> int:
+        """Write this rank's share of a bucket; returns its bytes."""
+        return self._buckets.write(index, self._policy.tensors())
 
     def save(self, folder: Path, progress: Mapping[str, Any]) -> None:
         self._policy.save(folder, {"progress": progress})

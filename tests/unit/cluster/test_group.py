@@ -86,6 +86,15 @@ def test_a_dead_worker_is_named_with_its_last_words(group: WorkerGroup) -> None:
         asyncio.run(group.one(0, "die", timeout_s=30))
 
 
+def test_outcomes_wait_for_all_and_tell_the_dead_from_those_that_raised(group: WorkerGroup) -> None:
+    refused = asyncio.run(group.outcomes("refuse", ranks=[1], timeout_s=30))
+    assert [str(error) for error in refused.values()] == ["no reward  (row 3): mend it"]
+    group.actors[0].die.remote()
+    found = asyncio.run(group.outcomes("double", 4, ranks=[0, 1], timeout_s=30))
+    assert isinstance(found[0], WorkerError) and "trainer rank 0 died during 'double'" in str(found[0])
+    assert found[1] == 8
+
+
 def test_every_port_of_the_local_ray_is_on_loopback(group: WorkerGroup) -> None:
     found = subprocess.run(["ss", "-ltnp"], capture_output=True, text=True, check=True).stdout.splitlines()
     ours = [line for line in found if "ray" in line or "gcs_server" in line]

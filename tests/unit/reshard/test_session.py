@@ -80,6 +80,22 @@ def test_a_swap_that_failed_is_repeated_to_the_same_version():
     assert session.require_serving() == 4
 
 
+def test_a_delta_starts_from_the_version_that_it_was_made_for():
+    session = EngineSession(3)
+    with pytest.raises(VersionError, match="serving at version 3; the delta is to 2"):
+        session.quiesce(4, base=2)
+    assert session.require_serving() == 3
+    session.quiesce(4, base=3)
+    assert session.state is State.QUIESCING
+
+
+@pytest.mark.parametrize("session", [EngineSession(None), session_in(State.DIRTY)])
+def test_a_delta_does_not_repair_what_another_swap_left(session):
+    with pytest.raises(VersionError, match="dirty.*swap all weights"):
+        session.quiesce(4, base=3)
+    assert session.state is State.DIRTY
+
+
 def test_an_engine_without_a_version_serves_after_its_first_swap_to_any():
     session = EngineSession(None)
     with pytest.raises(EngineError, match="dirty"):

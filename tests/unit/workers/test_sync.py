@@ -1,30 +1,196 @@
-"""Checksums of the two sides of a swap: shares add up, and whatever differs is named."""
+"""The protocol of a swap over engines and trainer ranks in this process, with faults at each of its steps."""
+
+import asyncio
 
 import pytest
+import torch
+from model_values import tiny
+from swap_crew import Engine, LocalGroup, World, Writer
 
-from hybridrl.errors import SwapError
-from hybridrl.reshard.swap import SwapWritten
-from hybridrl.workers.sync import add_up, compare
-
-
-def written(checksums) -> SwapWritten:
-    return SwapWritten(len(checksums), 0, 0, checksums)
-
-
-def test_shares_of_a_tensor_add_up_modulo_two_to_the_64() -> None:
-    shares = [written({(0, 0, "a"): 2**64 - 1, (0, 0, "b"): 5}), written({(0, 0, "a"): 3})]
-    assert add_up(shares) == {(0, 0, "a"): 2, (0, 0, "b"): 5}
+from hybridrl.config.schema import ClusterConfig
+from hybridrl.errors import EngineError, LayoutError, SwapError, WorkerError
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.workers.rollout import RayRollout
+from hybridrl.workers.sync import RaySync
+from hybridrl.workers.trainer import RayTrainer
 
 
-def test_equal_sides_pass() -> None:
-    compare({(0, 0, "a"): 1, (1, 0, "a"): 1}, {(1, 0, "a"): 1, (0, 0, "a"): 1})
+class FaultyWriter(Writer):
+    """Writes rubbish and then raises, once for each of its errors."""
+
+    def __init__(self, *arguments, errors=(), plan_errors=()):
+        super().__init__(*arguments)
+        self.errors, self.plan_errors = list(errors), list(plan_errors)
+
+    def connect(self, engines, lost):
+        if lost and self.plan_errors:
+            raise self.plan_errors.pop(0)
+        return super().connect(engines, lost)
+
+    def write_weights(self):
+        if self.errors:
+            self.writer.write({name: torch.full_like(t, 7.0) for name, t in self.tensors.items()})
+            raise self.errors.pop(0)
+        return super().write_weights()
 
 
-def test_a_tensor_that_differs_is_named_with_its_engine_and_rank() -> None:
-    with pytest.raises(SwapError, match=r"1 of 2 tensors differ.*engine 1, rank 0, b"):
-        compare({(0, 0, "a"): 1, (1, 0, "b"): 1}, {(0, 0, "a"): 1, (1, 0, "b"): 2})
+class DamagedEngine(Engine):
+    """One of its weights changes after each of the first writes."""
+
+    damages = 1
+
+    def checksums(self):
+        if self.damages:
+            self.damages -= 1
+            self.ranks[0]["model.norm.weight"][1] += 1.0
+        return super().checksums()
 
 
-def test_a_tensor_that_nobody_wrote_is_an_error() -> None:
-    with pytest.raises(SwapError, match=r"left out \[\(0, 0, 'b'\)\]"):
-        compare({(0, 0, "a"): 1}, {(0, 0, "a"): 1, (0, 0, "b"): 2})
+class EngineThatDiesAtCommit(Engine):
+    def commit_swap(self, version):
+        raise WorkerError("engine rank 0 died during 'commit_swap'")
+
+
+def died(rank):
+    return WorkerError(f"trainer rank {rank} died during 'write_weights'")
+
+
+class Crew:
+    """Two engines, and trainer ranks of tp 2 and dp 2: 0 and 2 are replicas, and 1 and 3."""
+
+    def __init__(self, faults=None, first_engine=Engine, dp=2, plan_faults=None):
+        faults, plan_faults = faults or {}, plan_faults or {}
+        spec = tiny()
+        world = World(MegatronLayout(spec, tp=2, dp=dp), [SGLangLayout(spec, tp=2)] * 2)
+        recipes = [world.writer(rank)[1] for rank in range(world.source.world_size)]
+        self.writers = LocalGroup(
+            "trainer",
+            [
+                FaultyWriter(*recipe, errors=faults.get(r, ()), plan_errors=plan_faults.get(r, ()))
+                for r, recipe in enumerate(recipes)
+            ],
+        )
+        self.engines = LocalGroup("engine", [first_engine(*world.engine(0)[1]), Engine(*world.engine(1)[1])])
+        self.warnings = []
+        self.rollout = RayRollout(self.engines, ClusterConfig())
+        self.sync = RaySync(
+            RayTrainer(self.writers, ClusterConfig(), None, 1),
+            self.rollout,
+            world.engines[0],
+            ClusterConfig(),
+            lambda about, text: self.warnings.append(text),
+        )
+
+    def push(self, *versions):
+        async def scenario():
+            await self.sync.connect()
+            for version in versions:
+                for writer in self.writers.actors:
+                    writer.load(version)
+                report = await self.sync.push(version)
+            return report
+
+        return asyncio.run(scenario())
+
+    def states(self):
+        return [engine.state() for engine in self.engines.actors]
+
+    def serve_whole(self, version):
+        return [engine.request() for engine in self.engines.actors] == [(version, True)] * 2
+
+    def gate_is_closed(self):
+        async def request():
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01), self.rollout._request():
+                    pass
+            return True
+
+        return asyncio.run(request())
+
+
+def test_a_swap_without_faults_is_written_once():
+    crew = Crew()
+    report = crew.push(0, 1)
+    assert crew.serve_whole(1) and not crew.warnings
+    assert (report.version, report.replays, report.num_tensors) == (
+        1,
+        0,
+        2 * 2 * len(crew.engines.actors[0].ranks[0]),
+    )
+
+
+def test_no_engine_commits_before_all_ranks_of_both_sides_said_yes():
+    crew = Crew(faults={3: [died(3)]})
+    crew.push(0)
+    voted = [crew.writers.last("write_weights"), crew.engines.last("checksums")]
+    assert [call.ranks for call in voted] == [(0, 1, 2), (0, 1)]
+    committed = crew.engines.last("commit_swap")
+    assert committed.ranks == (0, 1) and max(call.end for call in voted) <= committed.start
+
+
+@pytest.mark.parametrize("error", [SwapError("no memory"), ValueError("a stranger's")])
+def test_after_an_error_of_a_living_rank_all_write_again(error):
+    crew = Crew(faults={1: [error]})
+    assert crew.push(0).replays == 1
+    assert crew.serve_whole(0) and crew.sync._lost == frozenset()
+    assert crew.warnings == [f"writing version 0 again: {error}"]
+
+
+def test_after_a_checksum_that_differs_all_write_again():
+    crew = Crew(first_engine=DamagedEngine)
+    assert crew.push(0).replays == 1
+    assert crew.serve_whole(0) and "1 of 140 tensors differ" in crew.warnings[0]
+
+
+def test_a_fault_that_stays_ends_the_swap_with_engines_dirty_and_the_gate_closed():
+    crew = Crew(faults={1: [SwapError("no memory")] * 3})
+    with pytest.raises(SwapError, match="no memory"):
+        crew.push(0)
+    assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed()
+    assert len(crew.warnings) == 2
+    with pytest.raises(EngineError, match="dirty"):
+        crew.engines.actors[0].request()
+
+
+def test_replicas_write_what_a_dead_rank_would_have():
+    crew = Crew(faults={2: [died(2)]})
+    assert crew.push(0).replays == 1
+    assert crew.serve_whole(0) and "rank 2 died" in crew.warnings[0]
+
+
+def test_ranks_that_die_one_after_the_other_are_all_left_out():
+    crew = Crew(faults={2: [died(2)]}, plan_faults={1: [died(1)]})
+    assert crew.push(0).replays == 1
+    assert crew.serve_whole(0) and crew.sync._lost == {1, 2}
+
+
+def test_without_a_replica_the_swap_ends_and_names_rank_and_weight():
+    crew = Crew(faults={1: [died(1)]}, dp=1)
+    with pytest.raises(LayoutError, match=r"nobody is left .*qkv, layers 0 to 3.*trainer ranks \[1\]"):
+        crew.push(0)
+    assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed()
+
+
+def test_when_every_trainer_rank_died_the_swap_ends():
+    crew = Crew(faults={rank: [died(rank)] for rank in range(4)})
+    with pytest.raises(WorkerError, match="every trainer rank died"):
+        crew.push(0)
+    assert crew.states() == ["dirty", "dirty"]
+
+
+def test_an_engine_that_dies_at_commit_is_reported_and_the_others_are_whole():
+    crew = Crew(first_engine=EngineThatDiesAtCommit)
+    with pytest.raises(WorkerError, match="engine rank 0 died during 'commit_swap'"):
+        crew.push(0)
+    assert crew.engines.actors[1].request() == (0, True) and crew.gate_is_closed()
+
+
+def test_ranks_that_plan_differently_are_refused_before_the_first_write():
+    crew = Crew()
+    crew.writers.actors[3].layout = MegatronLayout(tiny(), tp=2, dp=2, vocab_multiple=64)
+    with pytest.raises(
+        SwapError, match=r"ranks \[0, 1, 2\] and \[3\].*vocab_multiple is 128 on \[0, 1, 2\], 64 on \[3\]"
+    ):
+        crew.push(0)
+    assert "write_weights" not in [call.method for call in crew.writers.calls]
