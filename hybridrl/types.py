@@ -103,7 +103,11 @@ class SwapReport:
     num_tensors: int
     written_bytes: int
     staging_bytes: int
-    checksums_equal: bool
+    checksums_equal: bool | None
+    """None: engines took the weights through their own loader, and only said that it succeeded."""
+
+    replays: int = 0
+    """Times that the weights were written again, after a checksum that differed or a rank that failed."""
 
 
 def mean(values: Sequence[float]) -> float:

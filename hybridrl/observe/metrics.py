@@ -151,12 +151,15 @@ def overhead_share(spent_s: Mapping[str, float]) -> float:
 
 
 def sync_metrics(swap: SwapReport) -> dict[str, float]:
+    equal = swap.checksums_equal
     return {
+        **({} if equal is None else {"sync/checksum_ok": float(equal)}),
+        "sync/in_place": float(equal is not None),
         "sync/time_s": swap.time_s,
         "sync/written_bytes": float(swap.written_bytes),
         "sync/staging_bytes": float(swap.staging_bytes),
         "sync/tensors": float(swap.num_tensors),
-        "sync/checksum_ok": float(swap.checksums_equal),
+        "sync/replays": float(swap.replays),
     }
 
 

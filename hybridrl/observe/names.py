@@ -127,6 +127,11 @@ _ROWS: list[tuple[str, Metric]] = [
     ("sync/staging_bytes", Metric("bytes", "Largest buffer that a rank held besides the weights.")),
     ("sync/tensors", Metric("tensors", "Engine tensors that were written.")),
     ("sync/checksum_ok", Metric("0 or 1", "Checksums of every tensor are equal on both sides.")),
+    (
+        "sync/in_place",
+        Metric("0 or 1", "0: weights went through the engine's own loader, and nothing was compared."),
+    ),
+    ("sync/replays", Metric("writes", "Repeated after a fault in the swap; 0 if all is well.")),
 ]
 
 METRICS: dict[str, Metric] = {name: metric for names, metric in _ROWS for name in _each(names)}

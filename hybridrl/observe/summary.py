@@ -13,6 +13,8 @@ from hybridrl.observe.units import duration
 
 SUMMARY_FILE = "summary.json"
 
+_CHECKSUMS = {True: "all checksums equal", False: "CHECKSUMS DIFFER", None: "through the engine's own loader"}
+
 LIBRARIES = ("hybridrl", "torch", "megatron-core", "sglang", "ray", "transformers", "mlflow", "numpy")
 
 
@@ -24,6 +26,7 @@ def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[st
         rest_s: spans after the last step: the last checkpoint.
     """
     steps = [r for r in records if r.kind == "step"]
+    in_place = [r for r in steps if r.metrics.get("sync/in_place") != 0.0]
     heldout = [reward for r in records if (reward := heldout_reward(r.metrics)) is not None]
     spent_s = _phases(records, rest_s)
     return {
@@ -33,7 +36,9 @@ def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[st
         "steps": steps[-1].step if steps else 0,
         "logprob_max_abs_diff": _largest(steps, LOGP_GAP),
         "first_ratio_max_abs_err": _largest(steps, FIRST_RATIO_ERROR),
-        "swap_checksums_ok": all(r.metrics.get("sync/checksum_ok") == 1.0 for r in steps) if steps else None,
+        "swap_checksums_ok": all(r.metrics.get("sync/checksum_ok") == 1.0 for r in in_place)
+        if in_place
+        else None,
         "swaps": len(steps),
         "overhead_share": overhead_share(spent_s) if spent_s.get("step") else None,
         "seconds_by_phase": {name: round(seconds, 3) for name, seconds in spent_s.items()},
@@ -71,9 +76,15 @@ def closing_lines(
 def _results(summary: Mapping[str, Any], reward_word: str) -> Iterable[str]:
     took = f"in {summary['steps']} steps, {duration(summary['train_wall_s'])}"
     before, after, gap = (summary[key] for key in ("heldout_before", "heldout_after", "logprob_max_abs_diff"))
-    yield f"done {took}" if after is None else f"held-out {reward_word} {before:.2f} -> {after:.2f} {took}"
+    signal = summary.get("stopped_by")
+    if signal:
+        yield f"stopped at step {summary['steps']} by {signal}, --resume continues"
+    if after is not None:
+        yield f"held-out {reward_word} {before:.2f} -> {after:.2f} {took}"
+    elif not signal:
+        yield f"done {took}"
     if gap is not None:
-        checksums = "all checksums equal" if summary["swap_checksums_ok"] else "CHECKSUMS DIFFER"
+        checksums = _CHECKSUMS[summary["swap_checksums_ok"]]
         yield f"trainer and engine agree to {gap:.1e} nats; {summary['swaps']} swaps, {checksums}"
 
 

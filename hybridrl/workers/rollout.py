@@ -17,6 +17,9 @@ import ray
 from hybridrl.batch import TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
+from hybridrl.errors import LayoutError
+from hybridrl.layout.base import Layout
+from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.shm import SharedTensor
 from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
@@ -44,8 +47,14 @@ class RolloutWorker:
     def export_parameters(self) -> list[dict[str, SharedTensor]]:
         return self._engine.export_parameters()
 
+    async def probe_loader(self, layout: Layout) -> LayoutError | None:
+        return await self._engine.probe_loader(layout)
+
     async def begin_swap(self, version: PolicyVersion) -> None:
         await self._engine.begin_swap(version)
+
+    async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, first: bool, last: bool) -> None:
+        await self._engine.load_bucket(bucket, buffer, first=first, last=last)
 
     async def checksums(self) -> list[dict[str, int]]:
         return await self._engine.checksums()

@@ -27,9 +27,11 @@ from typing import Any
 import numpy as np
 
 from hybridrl.batch import TokenBlock
-from hybridrl.errors import ConfigError, DeadlineError, EngineError
+from hybridrl.errors import ConfigError, DeadlineError, EngineError, LayoutError
 from hybridrl.hosts import sglang_cpu
+from hybridrl.layout.base import Layout
 from hybridrl.models import spec
+from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.session import EngineSession
 from hybridrl.reshard.transports.shm import SharedTensor
 from hybridrl.rollout.sglang import leftovers
@@ -157,6 +159,25 @@ class SGLangEngine:
         """
         return self._caller.call("export_parameters").result()
 
+    async def probe_loader(self, layout: Layout) -> LayoutError | None:
+        """Compare what SGLang's own loader does with `layout`, before anybody writes by it.
+
+        The loader takes tags in place of weights, which are restored bit for bit. No request may run.
+
+        Returns:
+            Why weights must not be written in place; None: `layout` is that of the engine.
+
+        Raises:
+            EngineError: a request runs, or the loader failed on the tags.
+        """
+        if self._running:
+            raise EngineError(f"{self.session.name} answers requests; its loader is probed before the first")
+        try:
+            await asyncio.wrap_future(self._caller.call("probe_loader", layout))
+        except LayoutError as difference:
+            return difference
+        return None
+
     async def begin_swap(self, version: PolicyVersion) -> None:
         """Refuse new requests and wait for those that run; then parameters may be written.
 
@@ -173,6 +194,17 @@ class SGLangEngine:
     async def checksums(self) -> list[dict[str, int]]:
         """Of what the parameters hold now, as the engine's own processes read it; one dict a TP rank."""
         return await asyncio.wrap_future(self._caller.call("checksums"))
+
+    async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, *, first: bool, last: bool) -> None:
+        """Take a part of a checkpoint through SGLang's own loader, during a swap; all parts are a swap.
+
+        Args:
+            buffer: holds the bucket until this returns.
+
+        Raises:
+            EngineError: SGLang did not take it; a later swap repeats from the first bucket.
+        """
+        await asyncio.wrap_future(self._caller.call("load_bucket", bucket, buffer, first, last))
 
     async def commit_swap(self, version: PolicyVersion) -> None:
         """Serve the weights that were written, once their checksums are equal. A swap left open never serves.

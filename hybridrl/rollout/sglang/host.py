@@ -30,6 +30,9 @@ from sglang.srt.managers.io_struct import GenerateReqInput, UpdateWeightVersionR
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineError
 from hybridrl.hosts import sglang_cpu
+from hybridrl.layout.base import Layout
+from hybridrl.reshard.buckets import Bucket
+from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.sglang import leftovers, scheduler
 from hybridrl.rollout.sglang.channel import Callee
 from hybridrl.rollout.sglang.engine import Order, Started
@@ -67,6 +70,9 @@ class Host:
         self._manager = self._engine.tokenizer_manager
         self._tp = arguments["tp_size"]
         self._caches_prefixes = not arguments.get("disable_radix_cache")
+        self._derives: bool | None = None
+        """The model has tensors that follow from its weights; None: nobody asked yet."""
+
         self._unseeded = random.Random(arguments["random_seed"])
         # What start-up made stays. Going through it took 0.4 s of every second call with a thousand answers.
         gc.collect()
@@ -117,12 +123,22 @@ class Host:
     async def checksums(self) -> list[Any]:
         return await self._ask_schedulers("checksums")
 
+    async def probe_loader(self, layout: Layout) -> None:
+        await self._ask_schedulers("probe_loader", layout)
+
+    async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, first: bool, last: bool) -> None:
+        await self._ask_schedulers("load_bucket", bucket, buffer, first, last)
+
     async def adopt(self, version: PolicyVersion) -> None:
-        """The parameters are those of `version`: forget what was computed with the old ones.
+        """The parameters are those of `version`: forget or renew what was computed with the old ones.
 
         Raises:
             EngineError: a request still runs.
         """
+        if self._derives is None:
+            self._derives = any(await self._ask_schedulers("derives"))
+        if self._derives:
+            await self._ask_schedulers("derive")
         flushed = await self._manager.flush_cache()
         if not flushed.success:
             raise EngineError(
@@ -148,9 +164,10 @@ class Host:
         )
         await anext(self._manager.generate_request(request))
 
-    async def _ask_schedulers(self, method: str) -> list[Any]:
+    async def _ask_schedulers(self, method: str, *args: Any) -> list[Any]:
         """Every tensor-parallel rank's answer. One call at a time."""
         with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "arguments").write_bytes(pickle.dumps(args))
             # In a thread, because a scheduler that dies meanwhile never answers, and the loop has to notice.
             await asyncio.to_thread(self._engine.collective_rpc, method, folder=folder)
             answers = [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(self._tp)]

@@ -1,4 +1,4 @@
-"""What runs in an engine's scheduler processes: SGLang's scheduler with two more remote calls, and our hooks.
+"""What runs in an engine's scheduler processes: SGLang's scheduler with more remote calls, and our hooks.
 
 The calls go through SGLang's collective_rpc and not through a custom weight loader: that one needs an open
 update session, which restores and reprocesses weights around it, and an exception in it ends the process.
@@ -14,12 +14,12 @@ from typing import Any
 from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_parallel
-from torch import nn
 
 from hybridrl.errors import EngineError, HybridRLError
 from hybridrl.hosts import sglang_cpu
 from hybridrl.rollout.sglang import receive
 from hybridrl.rollout.sglang.hooks import BatchedAttention, SeededSampler, unpadded, with_seeds
+from hybridrl.rollout.sglang.probe import probe_loader
 
 _SRT = "sglang.srt"
 
@@ -42,7 +42,10 @@ def _replace(name: str, replacement: Callable[..., Any]) -> None:
 
 
 class RolloutScheduler(Scheduler):
-    """Every rank writes its answer to a file, `folder`/<rank>: SGLang returns errors of rank 0 only."""
+    """Every rank writes its answer to a file, `folder`/<rank>: SGLang returns errors of rank 0 only.
+
+    Arguments come in a file too, `folder`/arguments: SGLang passes strings and numbers only.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,23 +54,48 @@ class RolloutScheduler(Scheduler):
         gc.freeze()
 
     def export_parameters(self, folder: str) -> None:
-        self._answer(folder, receive.export_parameters)
+        self._answer(folder, lambda runner: receive.export_parameters(runner.model))
 
     def checksums(self, folder: str) -> None:
-        self._answer(folder, receive.checksums)
+        self._answer(folder, lambda runner: receive.checksums(runner.model))
 
-    def _answer(self, folder: str, question: Callable[[nn.Module], Any]) -> None:
+    def derives(self, folder: str) -> None:
+        self._answer(folder, lambda runner: receive.derives(runner.model))
+
+    def derive(self, folder: str) -> None:
+        self._answer(folder, lambda runner: receive.derive(runner.model))
+
+    def probe_loader(self, folder: str) -> None:
+        (layout,) = _arguments(folder)
+        self._answer(folder, lambda runner: probe_loader(runner.model, layout, get_parallel().tp_rank))
+
+    def load_bucket(self, folder: str) -> None:
+        bucket, buffer, first, last = _arguments(folder)
+        self._answer(
+            folder,
+            lambda runner: receive.load_bucket(runner.weight_updater, bucket, buffer, first=first, last=last),
+        )
+
+    def _answer(self, folder: str, question: Callable[[Any], Any]) -> None:
+        """
+        Args:
+            question: to SGLang's ModelRunner.
+        """
         try:
             runner = self.tp_worker.model_runner
             if not sglang_cpu.has_cuda():
                 _expect(runner.sampler, SeededSampler)
                 _expect(runner.attn_backend, BatchedAttention)
-            found = question(runner.model)
+            found = question(runner)
         except HybridRLError as error:
             found = error
         except Exception as error:  # a process edge: the caller gets it
             found = EngineError(f"{type(error).__name__}: {error}", where=traceback.format_exc())
         Path(folder, str(get_parallel().tp_rank)).write_bytes(pickle.dumps(found))
+
+
+def _arguments(folder: str) -> tuple[Any, ...]:
+    return pickle.loads(Path(folder, "arguments").read_bytes())
 
 
 def _expect(found: object, kind: type) -> None:

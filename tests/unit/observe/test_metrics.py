@@ -1,5 +1,7 @@
 """Metrics of a policy update against numbers worked out by hand."""
 
+from dataclasses import replace
+
 import observe_values as values
 import pytest
 
@@ -135,7 +137,14 @@ def test_a_swap_is_reported_whole() -> None:
         "sync/staging_bytes": 64.0,
         "sync/tensors": 26.0,
         "sync/checksum_ok": 1.0,
+        "sync/in_place": 1.0,
+        "sync/replays": 0.0,
     }
+
+
+def test_checksums_that_nobody_compared_are_not_reported_as_equal() -> None:
+    found = metrics.sync_metrics(replace(values.SWAP, checksums_equal=None))
+    assert "sync/checksum_ok" not in found and found["sync/in_place"] == 0.0
 
 
 def test_memory_is_that_of_this_process_and_machine() -> None:

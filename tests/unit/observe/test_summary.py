@@ -67,6 +67,21 @@ def test_a_swap_that_was_not_checked_is_not_called_good() -> None:
     assert summarise([values.record(1, **{"timing_s/step": 1.0})], {})["swap_checksums_ok"] is False
 
 
+def test_swaps_through_the_loader_of_the_engine_are_not_called_checked() -> None:
+    step = {"timing_s/step": 1.0, "sync/in_place": 0.0, "training/rollout_logp_diff_max": 1e-6}
+    summary = summarise([values.record(1, **step)], {})
+    assert summary["swap_checksums_ok"] is None
+    assert closing_lines(summary, "reward", {}, [])[1].endswith("1 swaps, through the engine's own loader")
+
+
+def test_a_run_that_stopped_says_where_and_how_it_goes_on() -> None:
+    summary = summarise(run(), {}) | {"stopped_by": "SIGTERM"}
+    lines = closing_lines(summary, "reward", {}, [])
+    assert lines[0] == "stopped at step 2 by SIGTERM, --resume continues"
+    bare = summarise([values.record(2, **{"timing_s/step": 1.0})], {}) | {"stopped_by": "SIGUSR1"}
+    assert closing_lines(bare, "reward", {}, []) == ["stopped at step 2 by SIGUSR1, --resume continues"]
+
+
 def test_what_was_not_measured_is_null() -> None:
     summary = summarise([], {})
     missing = ("heldout_before", "heldout_after", "logprob_max_abs_diff", "swap_checksums_ok")

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from hybridrl.errors import EngineError
+from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.transports import shm
 from hybridrl.rollout.sglang import receive
@@ -59,3 +60,54 @@ def test_a_layer_repacked_for_amx_is_refused():
     model.head.use_intel_amx_backend = True
     with pytest.raises(EngineError, match="head is repacked"):
         receive.export_parameters(model)
+
+
+class Updater:
+    """Of an engine that says what it was asked for."""
+
+    def __init__(self, answer=(True, "")):
+        self.calls, self._answer = [], answer
+
+    def begin_weight_update(self):
+        self.calls.append("begin")
+
+    def load_weights_from_distributed(self, named):
+        self.calls.append({name: tensor.clone() for name, tensor in named})
+        return self._answer
+
+    def end_weight_update(self, *, run_post_load):
+        self.calls.append("end" if run_post_load else "end without what is derived")
+
+
+def test_a_bucket_goes_to_the_loader_inside_one_update():
+    bucket = Bucket(torch.float32, {"a": (2, 3), "b": (3,)})
+    buffer = torch.arange(bucket.nbytes // 4, dtype=torch.float32).view(torch.uint8)
+    updater = Updater()
+    receive.load_bucket(updater, bucket, shm.export(buffer), first=True, last=False)
+    receive.load_bucket(updater, bucket, shm.export(buffer), first=False, last=True)
+    begin, first, second, end = updater.calls
+    assert (begin, end) == ("begin", "end")
+    for loaded in (first, second):
+        assert torch.equal(loaded["a"], torch.arange(6.0).view(2, 3))
+        assert torch.equal(loaded["b"], torch.arange(6.0, 9.0))
+
+
+def test_a_bucket_that_the_engine_did_not_take_is_an_error():
+    bucket, buffer = Bucket(torch.float32, {"a": (2,)}), torch.zeros(8, dtype=torch.uint8)
+    updater = Updater((False, "no such parameter"))
+    with pytest.raises(EngineError, match="did not load a .*no such parameter"):
+        receive.load_bucket(updater, bucket, shm.export(buffer), first=False, last=True)
+    assert "end" not in updater.calls
+
+
+def test_tensors_that_follow_from_weights_are_computed_again():
+    class Latent(Tied):
+        def post_load_weights(self):
+            self.absorbed = self.embed.weight.detach().T.clone()
+
+    model = Latent()
+    assert receive.derives(model) and not receive.derives(Tied())
+    (shared, *_) = receive.export_parameters(model).values()
+    shm.attach(shared).fill_(2.0)
+    receive.derive(model)
+    assert torch.equal(model.absorbed, torch.full((4, 6), 2.0))

@@ -1,0 +1,55 @@
+"""Inside a scheduler process: compare what SGLang's loader does with a declared layout, without a trace."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from sglang.srt.layers.quantization.base_config import QuantizeMethodBase
+from torch import nn
+
+from hybridrl.errors import LayoutError
+from hybridrl.layout.base import Layout
+from hybridrl.reshard.probe import LoaderProbe
+from hybridrl.rollout.sglang.receive import repacked
+from hybridrl.rollout.sglang.saved import Saved
+
+
+def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:
+    """Feed tags to the model's own load_weights. No request may run; weights are restored whatever happens.
+
+    Costs a copy of the first and last layer, the embedding and the output layer in main memory, and three
+    loads of these, or about seven in half precision.
+
+    Raises:
+        LayoutError: the parameters are not where `layout` says.
+    """
+    packed = repacked(model)
+    if packed:
+        raise LayoutError(f"{packed} is repacked for AMX: it does not lie as any layout says")
+    probe = LoaderProbe(layout, rank)
+    parameters = dict(model.named_parameters())
+    targets = [name for name in probe.targets if name in parameters]
+    owners = [model.get_submodule(path) for path in sorted({name.rpartition(".")[0] for name in targets})]
+
+    def load(tags: Iterator[tuple[str, torch.Tensor]]) -> None:
+        # As SGLang updates weights: what it packs after a load it unpacks before the next. Only where tags
+        # go, because packing what is packed would break it.
+        methods: list[tuple[nn.Module, Any]] = [
+            (module, getattr(module, "quant_method", None)) for module in owners
+        ]
+        for module, method in methods:
+            if isinstance(method, QuantizeMethodBase):
+                method.restore_weights_before_loading(module)
+        cast(Any, model).load_weights(tags)
+        for module, method in methods:
+            if method is not None:
+                method.process_weights_after_loading(module)
+
+    saved = Saved(model, targets)
+    try:
+        with torch.no_grad():
+            probe.run(load, lambda: {name: p.data for name, p in model.named_parameters()})
+    finally:
+        saved.restore()
+        # Requests run on another stream.
+        torch.get_device_module(next(iter(parameters.values())).device).synchronize()

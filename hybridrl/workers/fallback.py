@@ -1,0 +1,107 @@
+"""The way that weights take into the engines, and the WeightSync role for the slow one: SGLang's own loader.
+
+Order of one such swap, over all engines: close the gate -> begin (engines DIRTY) -> bucket by bucket: trainer
+ranks write it, engines load it -> commit -> open the gate. Nobody knows where the loader puts weights, so no
+checksums can be compared: the engines' word that they loaded every bucket is all that is checked.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from hybridrl.config.schema import ClusterConfig
+from hybridrl.errors import SwapError
+from hybridrl.layout.hf import HFLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.reshard.buckets import split
+from hybridrl.types import PolicyVersion, SwapReport
+from hybridrl.workers.rollout import RayRollout
+from hybridrl.workers.sync import RaySync
+from hybridrl.workers.trainer import RayTrainer
+
+WeightPath = Literal["auto", "in_place", "engine_api"]
+"""As rollout.weight_path says."""
+
+
+async def connect(
+    path: WeightPath,
+    trainer: RayTrainer,
+    rollout: RayRollout,
+    layout: SGLangLayout,
+    cluster: ClusterConfig,
+    warn: Callable[[str, str], None],
+) -> "RaySync | EngineApiSync":
+    """Once, when both sides are up and before the first request: choose the way, and prepare it.
+
+    Args:
+        layout: of every engine, as we know SGLang; its loader is probed before anything is written by it.
+        warn: called with (about, text).
+
+    Raises:
+        LayoutError: the loader does something else, and `path` allows no other way.
+        SwapError: two trainer ranks planned differently.
+    """
+    if path != "engine_api":
+        differences = await rollout.all("probe_loader", layout)
+        difference = next(filter(None, differences), None)
+        if difference is None:
+            in_place = RaySync(trainer, rollout, layout, cluster, warn)
+            await in_place.connect()
+            return in_place
+        if path == "in_place":
+            raise difference
+        warn("weight path", f"weights take the slow way, through the engine's own loader: {difference.what}")
+    through_loader = EngineApiSync(trainer, rollout, HFLayout(layout.spec), cluster)
+    await through_loader.connect()
+    return through_loader
+
+
+class EngineApiSync:
+    def __init__(
+        self, trainer: RayTrainer, rollout: RayRollout, checkpoint: HFLayout, cluster: ClusterConfig
+    ) -> None:
+        self._trainer, self._rollout, self._checkpoint, self._cluster = trainer, rollout, checkpoint, cluster
+
+    async def connect(self) -> None:
+        """Trainer ranks agree on the buckets and map the buffer that they go through.
+
+        Raises:
+            SwapError: two ranks planned differently.
+        """
+        timeout_s = self._cluster.start_timeout_s
+        workers = self._trainer.workers
+        dtypes = set().union(*await workers.all("weight_dtypes", timeout_s=timeout_s))
+        # The widest loses nothing: the loader casts to what the engine holds, as the in-place swap does.
+        self._buckets = split(self._checkpoint, max(dtypes, key=lambda dtype: dtype.itemsize))
+        self._buffer = await workers.one(0, "open_buckets", self._buckets, timeout_s=timeout_s)
+        hashes = await workers.all("plan_buckets", self._buckets, self._buffer, timeout_s=timeout_s)
+        if len(set(hashes)) != 1:
+            raise SwapError(f"trainer ranks disagree about the buckets: {hashes}")
+
+    async def push(self, version: PolicyVersion) -> SwapReport:
+        """
+        Raises:
+            EngineError: an engine did not load a bucket. No engine serves.
+            WorkerError: a trainer rank died. No engine serves.
+        """
+        start = time.perf_counter()
+        async with self._rollout.quiet():
+            await self._rollout.all("begin_swap", version)
+            written_bytes = sum([await self._move(index) for index in range(len(self._buckets))])
+            await self._rollout.all("commit_swap", version)
+        return SwapReport(
+            version=version,
+            time_s=time.perf_counter() - start,
+            num_tensors=sum(len(bucket.shapes) for bucket in self._buckets) * len(self._rollout.workers),
+            written_bytes=written_bytes,
+            staging_bytes=max(bucket.nbytes for bucket in self._buckets),
+            checksums_equal=None,
+        )
+
+    async def _move(self, index: int) -> int:
+        """A bucket from the trainer into every engine; returns its bytes."""
+        workers, timeout_s = self._trainer.workers, self._cluster.step_timeout_s
+        written = await workers.all("write_bucket", index, timeout_s=timeout_s)
+        first, last = index == 0, index == len(self._buckets) - 1
+        await self._rollout.all("load_bucket", self._buckets[index], self._buffer, first, last)
+        return sum(written)
