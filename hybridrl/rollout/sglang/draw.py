@@ -36,25 +36,23 @@ def uniform(seed_B: Tensor, position_B: Tensor) -> Tensor:
     return _shifted(bits_B, 64 - _FRACTION_BITS).double() * 2.0**-_FRACTION_BITS
 
 
-def truncated(
-    prob_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What top-k, top-p and min-p leave of the distribution.
+def truncated(prob_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor | None) -> Tensor:
+    """What top-k, top-p and min-p leave of the distribution: [B, V], 0 where a token is left out.
+
+    Columns stay in their order, so a row that keeps all of them draws as it does alone: SGLang takes this way
+    for a whole batch when one request needs it, or when requests have joined.
 
     A token stays if fewer than top_k tokens are likelier, if those have at most top_p together, and if it
     has at least min_p times the probability of the likeliest.
-
-    Returns:
-        (weight_BV, token_BV): weights by falling probability, 0 where a token is left out; each column's
-        token.
     """
     weight_BV, token_BV = prob_BV.sort(dim=-1, descending=True)
     rank_V = torch.arange(weight_BV.shape[-1], device=weight_BV.device)
     likelier_BV = weight_BV.cumsum(dim=-1) - weight_BV
-    left_out_BV = (rank_V >= top_k_B[:, None]) | (likelier_BV > top_p_B[:, None])
+    beyond_p_BV = (likelier_BV > top_p_B[:, None]) & (top_p_B[:, None] < 1)  # sums may round to above 1
+    left_out_BV = (rank_V >= top_k_B[:, None]) | beyond_p_BV
     if min_p_B is not None:
         left_out_BV |= weight_BV < weight_BV[:, :1] * min_p_B[:, None]
-    return weight_BV.masked_fill(left_out_BV, 0.0), token_BV
+    return torch.empty_like(prob_BV).scatter_(1, token_BV, weight_BV.masked_fill(left_out_BV, 0.0))
 
 
 def _mixed(x_B: Tensor) -> Tensor:

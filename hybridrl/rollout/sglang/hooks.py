@@ -39,9 +39,8 @@ class SeededSampler(Sampler):
         if simple_sampling_case:
             return draw(probs, seed, position).int(), None
         min_p = sampling_info.min_ps if sampling_info.need_min_p_sampling else None
-        weight, token = truncated(probs, sampling_info.top_ks, sampling_info.top_ps, min_p)
-        column = draw(weight, seed, position)
-        return token.gather(1, column[:, None]).flatten().int(), None
+        weight = truncated(probs, sampling_info.top_ks, sampling_info.top_ps, min_p)
+        return draw(weight, seed, position).int(), None
 
 
 class BatchedAttention(TorchNativeAttnBackend):

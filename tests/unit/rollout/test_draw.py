@@ -81,16 +81,23 @@ def kept(prob, top_k, top_p, min_p):
 )
 def test_truncation_keeps_what_each_rule_keeps(top_k, top_p, min_p):
     prob = torch.tensor([0.08, 0.4, 0.02, 0.3, 0.2])
-    weight, token = truncated(
+    weight = truncated(
         prob[None], torch.tensor([top_k]), torch.tensor([top_p]), torch.tensor([min_p]) if min_p else None
     )
-    assert {int(t) for w, t in zip(weight[0], token[0], strict=True) if w > 0} == kept(
-        prob.tolist(), top_k, top_p, min_p
-    )
-    assert torch.equal(weight[0][weight[0] > 0], prob[token[0]][weight[0] > 0])
+    stays = weight[0] > 0
+    assert set(stays.nonzero().flatten().tolist()) == kept(prob.tolist(), top_k, top_p, min_p)
+    assert torch.equal(weight[0][stays], prob[stays])
 
 
 def test_rows_are_truncated_by_their_own_rules():
     prob = torch.tensor([[0.5, 0.3, 0.2]]).repeat(3, 1)
-    weight, _ = truncated(prob, torch.tensor([1, 3, 3]), torch.tensor([1.0, 0.4, 1.0]), None)
+    weight = truncated(prob, torch.tensor([1, 3, 3]), torch.tensor([1.0, 0.4, 1.0]), None)
     assert (weight > 0).sum(dim=1).tolist() == [1, 1, 3]
+
+
+def test_a_row_that_keeps_every_token_draws_as_it_does_alone():
+    """Whatever others in its batch leave out."""
+    prob = torch.rand(64, 50, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
+    seed, position = counters(64)
+    all_of_it = truncated(prob, torch.full((64,), 50), torch.ones(64), None)
+    assert torch.equal(draw(all_of_it, seed, position), draw(prob, seed, position))
