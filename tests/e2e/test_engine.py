@@ -21,12 +21,18 @@ from engine_values import (
     responses,
     sampling,
     setup,
+    shard,
     swap,
+    swap_through_loader,
     write,
 )
 
 from hybridrl.errors import EngineError, VersionError
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.models import spec
 from hybridrl.reshard.checksum import checksum
+from hybridrl.reshard.swap import SwapWriter
 from hybridrl.rollout.sglang.engine import SGLangEngine
 from hybridrl.types import Prompt
 
@@ -151,15 +157,17 @@ def test_without_a_seed_answers_differ(engine):
     assert responses(block) != responses(again)
 
 
-def test_calls_may_overlap(engine):
-    async def together():
-        calls = [engine.generate(prompts(3, seed=i), sampling(num_samples=2)) for i in range(4)]
-        return await asyncio.gather(*calls)
+def test_calls_may_overlap_and_join_those_that_run(engine):
+    async def call(i, delay_s):
+        await asyncio.sleep(delay_s)
+        return await engine.generate(prompts(3, seed=i), sampling(num_samples=2))
 
-    overlapping = [responses(block) for _, block in asyncio.run(together())]
-    assert overlapping == [
-        responses(answer(engine, prompts(3, seed=i), sampling(num_samples=2))[1]) for i in range(4)
-    ]
+    async def together(step_s):
+        return await asyncio.gather(*(call(i, i * step_s) for i in range(4)))
+
+    alone = [responses(answer(engine, prompts(3, seed=i), sampling(num_samples=2))[1]) for i in range(4)]
+    for step_s in (0.0, 0.002, 0.005, 0.01):
+        assert [responses(block) for _, block in asyncio.run(together(step_s))] == alone
 
 
 @pytest.mark.parametrize("ids", [(), (5, 120), (-1,), tuple(range(3, 3 + 97))])
@@ -191,6 +199,52 @@ def test_prefixes_of_the_old_weights_are_forgotten(engine, second, back_to_first
     swap(engine, engine_weights(second))
     _, block = answer(engine, asked, sampling(num_samples=4))
     assert largest_difference(second, block, 1.0) < TOLERANCE
+
+
+def test_the_probe_of_the_loader_passes_and_leaves_no_trace(engine, folder):
+    asked, greedy = prompts(4), sampling(temperature=0.0)
+    answer(engine, asked, greedy)  # Later answers find these prompts in the prefix cache, all alike.
+    before, (_, block) = asyncio.run(engine.checksums()), answer(engine, asked, greedy)
+    assert asyncio.run(engine.probe_loader(SGLangLayout(spec.read(folder)))) is None
+    after, (_, again) = asyncio.run(engine.checksums()), answer(engine, asked, greedy)
+    assert after == before
+    assert responses(again) == responses(block)
+    assert np.array_equal(again.rollout_logp_T, block.rollout_logp_T)
+
+
+def test_a_layout_that_is_not_the_engines_is_refused_by_the_probe_and_the_engine_serves_on(engine, folder):
+    before = asyncio.run(engine.checksums())
+    difference = asyncio.run(engine.probe_loader(SGLangLayout(spec.read(folder), tp=2)))
+    assert "its layout says" in difference.what
+    assert asyncio.run(engine.checksums()) == before
+    answer(engine, prompts(1), sampling())
+
+
+def test_the_loader_is_not_probed_while_requests_run(engine, folder):
+    async def run():
+        asked = sampling(num_samples=16, max_response_tokens=30)
+        request = asyncio.create_task(engine.generate(prompts(8), asked))
+        await asyncio.sleep(0)
+        with pytest.raises(EngineError, match="answers requests"):
+            await engine.probe_loader(SGLangLayout(spec.read(folder)))
+        await request
+
+    asyncio.run(run())
+
+
+def test_weights_through_the_engines_loader_are_those_written_in_place(
+    engine, second, back_to_first, tmp_path
+):
+    second.save_pretrained(tmp_path)
+    asked = prompts(4)
+    _, (in_place,) = swap(engine, engine_weights(second))
+    _, block = answer(engine, asked, sampling(temperature=0.0))
+    swap(engine, engine_weights(model(1)))
+    assert swap_through_loader(engine, tmp_path, limit_bytes=1 << 16) > 2
+    assert asyncio.run(engine.checksums()) == [in_place]
+    _, again = answer(engine, asked, sampling(temperature=0.0))
+    assert responses(again) == responses(block) == [hf_greedy(second, prompt, 8) for prompt in asked]
+    assert np.array_equal(again.rollout_logp_T, block.rollout_logp_T)
 
 
 def test_one_wrong_element_shows_in_the_checksums(engine, first):
@@ -244,25 +298,34 @@ def memory(engine):
     return sum(process.memory_info().rss for process in (host, *host.children(recursive=True)))
 
 
-def test_memory_does_not_grow_over_two_hundred_swaps(engine):
+def test_memory_does_not_grow_over_five_hundred_swaps(engine, folder):
     asked = prompts(8)
+    source = MegatronLayout(spec.read(folder), tp=2)
+    target = SGLangLayout(source.spec)
+    exported = engine.export_parameters()
+    writers = [SwapWriter(source, rank, [(target, exported)]) for rank in range(2)]
+    shards = [shard(source, rank, folder) for rank in range(2)]
 
-    async def step():
+    async def step(number):
         version = engine.session.version + 1
-        await engine.generate(asked, sampling(num_samples=4, max_response_tokens=4))
+        if number % 10 == 0:
+            await engine.generate(asked, sampling(num_samples=4, max_response_tokens=4))
         await engine.begin_swap(version)
+        for writer, tensors in zip(writers, shards, strict=True):
+            writer.write(tensors)
         await engine.checksums()
         await engine.commit_swap(version)
 
     async def steps(count):
-        for _ in range(count):
-            await step()
+        for number in range(count):
+            await step(number)
 
-    asyncio.run(steps(40))
-    before = memory(engine)
-    asyncio.run(steps(200))
-    # What 200 leaked answers or checksum tables would take; pages that an allocator keeps come and go.
+    asyncio.run(steps(100))
+    before, descriptors = memory(engine), psutil.Process(engine._process.pid).num_fds()
+    asyncio.run(steps(500))
+    # What 500 leaked answers or checksum tables would take; pages that an allocator keeps come and go.
     assert memory(engine) - before < 24 * 2**20
+    assert psutil.Process(engine._process.pid).num_fds() <= descriptors + 2
 
 
 def test_listeners_are_on_loopback(engine):

@@ -7,6 +7,7 @@ import torch
 from engine_values import (
     TOLERANCE,
     answer,
+    assert_in_place_is_what_the_loader_loads,
     hf_greedy,
     largest_difference,
     model,
@@ -14,8 +15,10 @@ from engine_values import (
     responses,
     sampling,
     setup,
+    swap_through_loader,
 )
 
+from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.reshard.checkpoint import load_hf
@@ -63,6 +66,18 @@ def test_two_ranks_answer_as_transformers_does_and_hold_what_the_layout_says(eng
     assert asyncio.run(engine.checksums()) == expected_checksums(folder)
 
 
+def test_both_ranks_pass_the_probe_and_keep_their_weights(engine, models):
+    layout = SGLangLayout(spec.read(models[0][1]), tp=2)
+    assert asyncio.run(engine.probe_loader(layout)) is None
+    assert asyncio.run(engine.checksums()) == expected_checksums(models[0][1])
+
+
+def test_both_ranks_take_weights_through_their_loader(engine, models):
+    for _, folder in (models[1], models[0]):
+        assert swap_through_loader(engine, folder, limit_bytes=1 << 16) > 2
+        assert asyncio.run(engine.checksums()) == expected_checksums(folder)
+
+
 def test_both_ranks_take_weights_in_place(engine, models):
     second, folder = models[1]
     layout = SGLangLayout(spec.read(folder), tp=2)
@@ -80,3 +95,9 @@ def test_both_ranks_take_weights_in_place(engine, models):
     _, block = answer(engine, asked, sampling(temperature=0.0))
     assert responses(block) == [hf_greedy(second, prompt, 8) for prompt in asked]
     assert largest_difference(second, block, 1.0) < TOLERANCE
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 1}, {"tp": 2, "pp": 2}, {"tp": 2, "dp": 2}])
+def test_a_trainers_ranks_write_what_the_loader_loads(engine, models, sizes):
+    source = MegatronLayout(spec.read(models[0][1]), **sizes)
+    assert_in_place_is_what_the_loader_loads(engine, source, models[0], models[1])

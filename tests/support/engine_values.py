@@ -11,6 +11,15 @@ import numpy as np
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from hybridrl.layout.hf import HFLayout
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.models import spec
+from hybridrl.reshard.agreement import difference, expected
+from hybridrl.reshard.buckets import BucketWriter, split
+from hybridrl.reshard.checkpoint import load_hf
+from hybridrl.reshard.swap import SwapWriter
+from hybridrl.reshard.transports import shm
 from hybridrl.rollout.sglang.engine import EngineSetup
 from hybridrl.types import Prompt, Sampling
 
@@ -123,6 +132,7 @@ def engine_weights(model):
 
 WRITER = """
 import pickle, sys
+from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
 shared, weights = pickle.load(sys.stdin.buffer)
 for name, weight in weights.items():
@@ -148,3 +158,78 @@ def swap(engine, weights):
         return version, found
 
     return asyncio.run(run())
+
+
+def swap_in_place(engine, source, folder):
+    """Give an engine the weights in `folder` as the ranks of a trainer's layout do: each writes its boxes."""
+    exported = engine.export_parameters()
+    target = SGLangLayout(source.spec, tp=len(exported))
+    writers = [SwapWriter(source, rank, [(target, exported)]) for rank in range(source.world_size)]
+    assert len({writer.plan_hash for writer in writers}) == 1
+
+    async def run():
+        version = (engine.session.version or 0) + 1
+        await engine.begin_swap(version)
+        written = [writer.write(shard(source, rank, folder)) for rank, writer in enumerate(writers)]
+        held = {(0, r, n): c for r, sums in enumerate(await engine.checksums()) for n, c in sums.items()}
+        assert difference(expected(share.checksums for share in written), held) is None
+        await engine.commit_swap(version)
+
+    asyncio.run(run())
+
+
+def shard(layout, rank, folder):
+    """What a rank holds of a checkpoint."""
+    tensors = {name: torch.empty(shard.shape) for name, shard in layout.shards(rank).items()}
+    load_hf(folder, layout, rank, tensors)
+    return tensors
+
+
+def held(engine):
+    """A copy of an engine's parameters, by tensor-parallel rank."""
+    return [
+        {name: shm.attach(handle).clone() for name, handle in shared.items()}
+        for shared in engine.export_parameters()
+    ]
+
+
+def assert_in_place_is_what_the_loader_loads(engine, source, before, after):
+    """Two folders: the engine's own loader gives it `after`; `before` comes between; then `source` writes it.
+
+    Answers must follow.
+    """
+    swap_through_loader(engine, after[1], limit_bytes=1 << 20)
+    loaded = held(engine)
+    swap_in_place(engine, source, before[1])
+    asked = prompts(4)
+    assert responses(answer(engine, asked, sampling(temperature=0.0))[1]) == greedy(before[0], asked)
+    swap_in_place(engine, source, after[1])
+    for ours, theirs in zip(held(engine), loaded, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert responses(answer(engine, asked, sampling(temperature=0.0))[1]) == greedy(after[0], asked)
+
+
+def greedy(model, prompts):
+    return [hf_greedy(model, prompt, 8) for prompt in prompts]
+
+
+def swap_through_loader(engine, folder, limit_bytes):
+    """Give an engine the weights in `folder` in buckets, as a trainer rank of its own would; how many."""
+    layout = MegatronLayout(spec.read(folder))
+    tensors = shard(layout, 0, folder)
+    buckets = split(HFLayout(layout.spec), torch.float32, limit_bytes)
+    buffer = torch.empty(max(bucket.nbytes for bucket in buckets), dtype=torch.uint8)
+    shared = shm.export(buffer)
+    writer = BucketWriter(layout, 0, buckets, buffer)
+
+    async def run():
+        version = (engine.session.version or 0) + 1
+        await engine.begin_swap(version)
+        for i, bucket in enumerate(buckets):
+            writer.write(i, tensors)
+            await engine.load_bucket(bucket, shared, first=i == 0, last=i == len(buckets) - 1)
+        await engine.commit_swap(version)
+
+    asyncio.run(run())
+    return len(buckets)
