@@ -1,0 +1,164 @@
+"""The weight swap before a run: its plan, proved, and bytes by link against the least that must move."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hybridrl.reshard.placement import held_there, needed, place
+from hybridrl.reshard.plan import Job, Transfer, plan
+from hybridrl.reshard.proof import prove
+from hybridrl.reshard.topology import Topology
+
+_PROVED_RANKS = 64
+"""Engine ranks whose plan is proved element by element. Larger clusters repeat the same layouts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwapEstimate:
+    """Bytes of one swap over all engines."""
+
+    num_engine_ranks: int
+    num_proved_ranks: int
+    num_tensors: int
+    """On the ranks that were proved: each element is written once, from a rank that holds it."""
+
+    written_bytes: int
+    device_bytes: int
+    """Already on the device that needs them."""
+
+    node_bytes: int
+    """From another device of the node."""
+
+    remote_bytes: int
+    """From another node."""
+
+    bound_bytes: int
+    """The least that must reach a device from others."""
+
+    imbalance: float
+    """Most that a trainer rank sends to other devices, over the mean; 1 if nothing is sent."""
+
+    largest_table: int
+    """Copies in the longest table of an engine rank."""
+
+    plan_s: float
+    """To plan for one trainer rank and one engine rank."""
+
+    held: dict[str, float]
+    """Placement -> share of the bytes that are on their device already."""
+
+    def as_dict(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def estimate(job: Job, element_bytes: int) -> SwapEstimate:
+    """
+    Args:
+        job: with a topology.
+        element_bytes: of an engine parameter.
+
+    Raises:
+        LayoutError: the plan is not what it must be.
+    """
+    assert job.topology is not None
+    placed = {
+        "as numbered": job.topology,
+        "inside nodes": place(job.source, job.targets, job.topology, "node"),
+        "anywhere": place(job.source, job.targets, job.topology, "cluster"),
+    }
+    local = {name: _local(job, topology) for name, topology in placed.items()}
+    need = sum(int(needed(layout).sum()) for layout in job.targets)
+    best = replace(job, topology=placed["inside nodes"])
+    start = time.perf_counter()
+    plan(best, source_rank=0)
+    plan(best, target=0, target_rank=0)
+    plan_s = time.perf_counter() - start
+    places = [(t, r) for t, layout in enumerate(job.targets) for r in range(layout.world_size)]
+    every = [transfer for t, r in places for transfer in plan(best, target=t, target_rank=r)]
+    proved = places[:_PROVED_RANKS]
+    mine = [t for t in every if (t.target, t.target_rank) in set(proved)]
+    proof = prove(best, mine, proved)
+    links = _by_link(best, every)
+    return SwapEstimate(
+        num_engine_ranks=len(places),
+        num_proved_ranks=len(proved),
+        num_tensors=proof.num_tensors,
+        written_bytes=need * element_bytes,
+        device_bytes=links["device"] * element_bytes,
+        node_bytes=links["node"] * element_bytes,
+        remote_bytes=links["remote"] * element_bytes,
+        bound_bytes=(need - local["inside nodes"]) * element_bytes,
+        imbalance=_imbalance(best, every),
+        largest_table=max(_num_copies(t for t in mine if (t.target, t.target_rank) == at) for at in proved),
+        plan_s=plan_s,
+        held={name: count / need for name, count in local.items()},
+    )
+
+
+def lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
+    """(heading, text) for a person."""
+    network = swap.node_bytes + swap.remote_bytes
+    ranks = "1 engine rank" if swap.num_engine_ranks == 1 else f"{swap.num_engine_ranks} engine ranks"
+    ratio = (
+        f"{network / swap.bound_bytes:.3f} x the least possible" if swap.bound_bytes else "nothing must move"
+    )
+    yield (
+        "swap",
+        f"{_gb(swap.written_bytes)} into {ranks}: {_gb(swap.device_bytes)} are "
+        f"on their device, {_gb(swap.node_bytes)} on its node, {_gb(swap.remote_bytes)} on other nodes",
+    )
+    yield "network", f"{_gb(network)}, {ratio}; a trainer rank sends at most {swap.imbalance:.2f} x the mean"
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in swap.held.items())
+    yield "placement", f"bytes on their device already: {shares}"
+    yield (
+        "proof",
+        f"{swap.num_tensors:,} tensors on {swap.num_proved_ranks} of them: every element written once, "
+        f"from a rank that holds it; at most {swap.largest_table:,} copies a rank, planned in "
+        f"{swap.plan_s * 1e3:.0f} ms",
+    )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
+
+
+def _local(job: Job, topology: Topology) -> int:
+    """Elements on their device already."""
+    there = {layout: held_there(job.source, layout) for layout in dict.fromkeys(job.targets)}
+    rank_on = {device: rank for rank, device in enumerate(topology.source)}
+    places = ((t, r) for t, layout in enumerate(job.targets) for r in range(layout.world_size))
+    return sum(
+        int(there[job.targets[target]][rank_on[device], rank])
+        for target, rank in places
+        if (device := topology.targets[target][rank]) in rank_on
+    )
+
+
+def _by_link(job: Job, transfers: list[Transfer]) -> dict[str, int]:
+    found = {"device": 0, "node": 0, "remote": 0}
+    for transfer in transfers:
+        source, target = _devices(job, transfer)
+        assert job.topology is not None
+        same_node = job.topology.node(source) == job.topology.node(target)
+        found["device" if source == target else "node" if same_node else "remote"] += transfer.elements
+    return found
+
+
+def _imbalance(job: Job, transfers: list[Transfer]) -> float:
+    sent = [0] * job.source.world_size
+    for transfer in transfers:
+        source, target = _devices(job, transfer)
+        if source != target and transfer.via is None:
+            sent[transfer.source_rank] += transfer.elements
+    return max(sent) * len(sent) / sum(sent) if any(sent) else 1.0
+
+
+def _devices(job: Job, transfer: Transfer) -> tuple[int, int]:
+    assert job.topology is not None
+    return job.topology.source[transfer.source_rank], job.topology.targets[transfer.target][
+        transfer.target_rank
+    ]
+
+
+def _num_copies(transfers: Iterator[Transfer]) -> int:
+    return sum(len(t.boxes) * len(t.layers) * len(t.experts) for t in transfers)

@@ -1,0 +1,47 @@
+"""The weight swap that a config comes to: layouts of trainer and engines, and where their ranks sit."""
+
+import tempfile
+from pathlib import Path
+
+from hybridrl import registry
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.schema import Config
+from hybridrl.hosts.machine import Machine
+from hybridrl.launch.plan import RunShape
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.models import spec as models
+from hybridrl.reshard.plan import Job
+from hybridrl.reshard.topology import Topology
+
+
+def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
+    """Engines fill the devices of the trainer in order. Without GPUs a rank counts as a device."""
+    shape = RunShape.of(cfg)
+    source = MegatronLayout(model, tp=shape.tp, pp=shape.pp, dp=shape.dp, vocab_multiple=1)
+    engines = (SGLangLayout(model, tp=shape.engine_tp),) * shape.num_engines
+    ranks = max(source.world_size, shape.num_engines * shape.engine_tp)
+    node_size = cfg.cluster.gpus_per_node or -(-ranks // cfg.cluster.nodes)
+    sizes = [layout.world_size for layout in engines]
+    return Job(source, engines, Topology.colocated(source.world_size, sizes, node_size))
+
+
+def read_model(loaded: LoadedConfig) -> models.ModelSpec:
+    """The spec of the config's model; one that is still to be made is made elsewhere and thrown away.
+
+    Raises:
+        ModelError: the folder holds no model that a table describes.
+    """
+    model = loaded.config.model
+    if Path(model.path).is_dir() or model.make is None:
+        return models.read(model.path)
+    maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
+    with tempfile.TemporaryDirectory() as folder:
+        maker(Path(folder) / "model", loaded.config.run.seed)
+        return models.read(Path(folder) / "model")
+
+
+def element_bytes(cfg: Config, machine: Machine) -> int:
+    """Of an engine parameter: engines compute in bf16 on GPUs, in fp32 without."""
+    asked = cfg.cluster.gpus_per_node
+    return 2 if (len(machine.gpus) if asked is None else asked) else 4
