@@ -2,7 +2,8 @@
 
 import pytest
 
-from hybridrl.doctor import Finding, Report, examine
+from hybridrl.doctor.findings import examine
+from hybridrl.doctor.report import Finding, Report
 
 
 def names(report: Report) -> list[str]:

@@ -13,7 +13,7 @@ import pytest
 from hybridrl.config.load import LoadedConfig, load, values
 from hybridrl.config.problems import ConfigErrors
 from hybridrl.config.resolved import as_yaml
-from hybridrl.config.run_folder import MAY_CHANGE, RunFolder, path_of, step_of
+from hybridrl.config.run_folder import MAY_CHANGE, MAY_CHANGE_BELOW, RunFolder, path_of, step_of
 from hybridrl.errors import RunFolderError
 
 TEXT = """\
@@ -159,7 +159,14 @@ def test_a_schedule_over_the_run_fixes_its_length(config) -> None:
 
 
 def test_keys_that_may_change_exist(config) -> None:
-    assert MAY_CHANGE <= dict(values(config().config)).keys()
+    names = dict(values(config().config)).keys()
+    assert names >= MAY_CHANGE
+    assert all(any(name.startswith(f"{section}.") for name in names) for section in MAY_CHANGE_BELOW)
+
+
+def test_a_run_goes_on_in_another_partition(config) -> None:
+    RunFolder.create(config("cluster.slurm.partition=a")).release()
+    RunFolder.open_for_resume(config("cluster.slurm={partition: b, sbatch: [--qos=x]}")).release()
 
 
 def test_a_folder_that_cannot_be_written_is_said(config, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""A first config for an algorithm, a model and data: short, with a comment where a newcomer would ask."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridrl.config import strict_yaml
+from hybridrl.config.check import has_chat_template
+from hybridrl.config.presets import PRESETS
+from hybridrl.errors import ConfigError
+
+_ONE_SAMPLE = {"ppo", "vapo", "reinforce_plus_plus", "remax"}
+"""Papers that sample one answer to a prompt: their baseline is not the group."""
+
+_COMMENT_AT = 52
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What a first config depends on."""
+
+    algorithm: str
+    """A preset."""
+
+    model: str
+    data: str
+    """A .jsonl or .parquet file, or reasoning_gym:DATASET."""
+
+    heldout: str | None = None
+    reward: str | None = None
+    """None: reasoning_gym for its data, else math_verify."""
+
+    prompt_field: str = "prompt"
+    answer_field: str = "answer"
+    teacher: str | None = None
+    """Model folder; the preset distillation needs it."""
+
+
+def check_algorithm(name: str) -> None:
+    """
+    Raises:
+        ConfigError: there is no preset of this name.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
+        raise ConfigError(f"there is no algorithm {name!r}", fix=fix)
+
+
+def starter(answers: Answers, run_name: str) -> str:
+    """The config as a file of at most 25 lines.
+
+    Raises:
+        ConfigError: there is no such algorithm, or it needs an answer that is not given.
+    """
+    check_algorithm(answers.algorithm)
+    if answers.algorithm == "distillation" and answers.teacher is None:
+        raise ConfigError("algorithm distillation learns from a teacher", fix="--teacher FOLDER")
+    rows = [
+        (f"# {PRESETS[answers.algorithm].about}", ""),
+        (f"model: {_text(answers.model)}", "folder in Hugging Face format"),
+        ("data:", ""),
+        *_data(answers),
+        *_template(Path(answers.model)),
+        (f"reward: {_reward(answers)}", "or my_module:my_function"),
+        *_algorithm(answers),
+        ("batch: {prompts_per_step: 64, minibatch_prompts: 32}", "2 optimizer steps a policy update"),
+        ("actor:", ""),
+        ("  parallel: {tp: 1}", "GPUs that share a layer"),
+        ("  microbatch_tokens: 16384", "when memory runs out, lower this first"),
+        ("  optimizer: {lr: 1.0e-6}", ""),
+        ("rollout:", ""),
+        ("  max_prompt_tokens: 1024", "longer prompts are refused"),
+        ("  max_response_tokens: 1024", "longer answers are cut"),
+        (f"run: {{name: {_text(run_name)}, steps: 100, save_every: 20}}", "in runs/; --resume goes on"),
+    ]
+    return "".join(f"{row:<{_COMMENT_AT}}  # {about}\n" if about else f"{row}\n" for row, about in rows)
+
+
+Rows = list[tuple[str, str]]
+"""Lines of a config and their comments."""
+
+
+def _algorithm(answers: Answers) -> Rows:
+    samples = 1 if answers.algorithm in _ONE_SAMPLE else 8
+    teacher = [(f"  teacher: {_text(answers.teacher)}", "of the same sizes")] if answers.teacher else []
+    return [
+        ("algorithm:", ""),
+        (f"  preset: {answers.algorithm}", f"hybridrl algo explain {answers.algorithm}"),
+        (f"  samples_per_prompt: {samples}", "answers to each prompt"),
+        *teacher,
+    ]
+
+
+def _data(answers: Answers) -> Rows:
+    if dataset := _gym_dataset(answers):
+        source = f"task: reasoning_gym, dataset: {_text(dataset)}"
+        return [
+            (f"  train: {{{source}, size: 2000}}", ""),
+            (f"  heldout: {{{source}, size: 100}}", "never trained on"),
+        ]
+    heldout = f"  heldout: {_text(answers.heldout)}" if answers.heldout else "  # heldout: FILE"
+    return [
+        (f"  train: {_text(answers.data)}", "one prompt a row"),
+        (heldout, "evaluated on, never trained on"),
+        (f"  prompt_field: {_text(answers.prompt_field)}", "column: text, or chat messages"),
+    ]
+
+
+def _template(model: Path) -> Rows:
+    has_none = model.is_dir() and not has_chat_template(model)
+    return [("  chat_template: none", "its tokenizer has none")] if has_none else []
+
+
+def _reward(answers: Answers) -> str:
+    if _gym_dataset(answers):
+        return _text(answers.reward or "reasoning_gym")
+    return f"{{name: {_text(answers.reward or 'math_verify')}, answer_field: {_text(answers.answer_field)}}}"
+
+
+def _gym_dataset(answers: Answers) -> str:
+    """Of reasoning_gym:DATASET; empty for a file."""
+    task, _, dataset = answers.data.partition(":")
+    return dataset if task == "reasoning_gym" else ""
+
+
+def _text(text: str) -> str:
+    return strict_yaml.inline(text)

@@ -1,0 +1,1 @@
+"""What this machine has for a run, what is missing, and the command that gets it."""

@@ -1,0 +1,229 @@
+"""Everything that `hybridrl doctor` judges, found in well under a second and without importing what is heavy.
+
+Facts are plain values, so that a test can describe a machine that nobody has.
+"""
+
+import glob
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from hybridrl import __version__
+from hybridrl.hosts import standins
+from hybridrl.hosts.machine import LOOPBACK, Machine
+
+_ENVIRONMENT = (
+    "NCCL_IB_DISABLE",
+    "NCCL_P2P_DISABLE",
+    "NCCL_SOCKET_IFNAME",
+    "RAY_ADDRESS",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NUM_NODES",
+)
+_PIN = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s;#]+)", re.MULTILINE)
+_RAY_PROCESSES = {"raylet", "gcs_server"}
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of an InfiniBand or RoCE device."""
+
+    name: str
+    """As in mlx5_0/1."""
+
+    state: str
+    """As in ACTIVE, DOWN."""
+
+    rate: str
+    """As in "400 Gb/sec (4X NDR)"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    path: str
+    free_bytes: int
+    writable: bool
+    """Also true of a folder that does not exist yet and could be made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    machine: Machine
+    version: str
+    """Of hybridrl."""
+
+    python: str
+    installed: Mapping[str, str]
+    """Package -> version, names in lower case with hyphens."""
+
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """What requirements/ says, for this kind of machine; empty where that folder is not there."""
+
+    has_standins: bool = False
+    loopback_error: str = ""
+    """Why loopback takes no connections."""
+
+    driver: str | None = None
+    """Of NVIDIA's kernel module, as in 580.65.06; None: not loaded."""
+
+    torch_cuda: str | None = None
+    """CUDA release that torch was built for, as in 13.0; None: without CUDA, or no torch."""
+
+    infiniband: tuple[Port, ...] = ()
+    max_open_files: int
+    max_locked_bytes: int
+    """-1: without limit. Soft limits, both."""
+
+    listening: frozenset[int] = frozenset()
+    """TCP ports that something listens on."""
+
+    num_ray_processes: int = 0
+    ray_sessions: tuple[str, ...] = ()
+    """Folders of Ray sessions, of runs that go on or are over."""
+
+    has_slurm: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The variables among _ENVIRONMENT that are set."""
+
+    run_folder: Folder
+    cache_folder: Folder
+    temporary_folder: Folder
+
+    @classmethod
+    def here(cls) -> "Facts":
+        machine = Machine.here()
+        return cls(
+            machine=machine,
+            version=__version__,
+            python=platform.python_version(),
+            installed=_installed(),
+            pins=_pins(on_gpu=bool(machine.gpus)),
+            has_standins=standins.is_installed(),
+            loopback_error=_loopback_error(),
+            driver=_driver(),
+            torch_cuda=_torch_cuda(),
+            infiniband=tuple(_infiniband(Path("/sys/class/infiniband"))),
+            max_open_files=_limit(resource.RLIMIT_NOFILE),
+            max_locked_bytes=_limit(resource.RLIMIT_MEMLOCK),
+            listening=frozenset(_listening()),
+            num_ray_processes=_num_ray_processes(),
+            ray_sessions=tuple(_ray_sessions()),
+            has_slurm=shutil.which("sinfo") is not None,
+            environment={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+            run_folder=_folder(Path("runs")),
+            cache_folder=_folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")),
+            temporary_folder=_folder(Path(tempfile.gettempdir())),
+        )
+
+
+def parse_pins(text: str) -> dict[str, str]:
+    """Package -> version of the name==version lines of a requirements file."""
+    return {_canonical(name): version for name, version in _PIN.findall(text)}
+
+
+def parse_driver(text: str) -> str | None:
+    """The version in /proc/driver/nvidia/version."""
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d[\d.]*)\s", text)
+    return found[1] if found else None
+
+
+def parse_listening(table: str) -> Iterator[int]:
+    """Ports of the listening sockets in /proc/net/tcp."""
+    for line in table.splitlines()[1:]:
+        words = line.split()
+        if len(words) > 3 and words[3] == "0A":
+            yield int(words[1].rpartition(":")[2], 16)
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _installed() -> dict[str, str]:
+    # From the names of folders: reading every METADATA takes twenty times as long
+    found: dict[str, str] = {}
+    for path in sys.path:
+        for folder in Path(path or ".").glob("*.dist-info"):
+            name, _, version = folder.stem.rpartition("-")
+            found.setdefault(_canonical(name), version)
+    return found
+
+
+def _pins(*, on_gpu: bool) -> dict[str, str]:
+    folders = (Path(__file__).parents[2] / "requirements", Path("requirements"))
+    folder = next((one for one in folders if (one / "cpu.txt").is_file()), None)
+    names = ("gpu.txt", "gpu-source.txt") if on_gpu else ("cpu.txt", "cpu-nodeps.txt")
+    files = [folder / name for name in names] if folder else []
+    return {
+        name: pin for file in files if file.is_file() for name, pin in parse_pins(file.read_text()).items()
+    }
+
+
+def _loopback_error() -> str:
+    with socket.socket() as probe:
+        try:
+            probe.bind((LOOPBACK, 0))
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+    return ""
+
+
+def _driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    return parse_driver(path.read_text()) if path.exists() else None
+
+
+def _torch_cuda() -> str | None:
+    try:
+        file = Path(str(metadata.distribution("torch").locate_file("torch/version.py")))
+    except metadata.PackageNotFoundError:
+        return None
+    found = re.search(r"^cuda\b.*= '([\d.]+)'", file.read_text(), re.MULTILINE) if file.exists() else None
+    return found[1] if found else None
+
+
+def _infiniband(root: Path) -> Iterator[Port]:
+    for port in sorted(root.glob("*/ports/*")) if root.is_dir() else ():
+        state, rate = ((port / name).read_text().strip() for name in ("state", "rate"))
+        yield Port(f"{port.parents[1].name}/{port.name}", state.rpartition(" ")[2], rate)
+
+
+def _limit(kind: int) -> int:
+    soft = resource.getrlimit(kind)[0]
+    return -1 if soft == resource.RLIM_INFINITY else soft
+
+
+def _listening() -> Iterator[int]:
+    for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        if path.exists():
+            yield from parse_listening(path.read_text())
+
+
+def _num_ray_processes() -> int:
+    count = 0
+    for path in glob.iglob("/proc/[0-9]*/comm"):
+        try:
+            count += Path(path).read_text().strip() in _RAY_PROCESSES
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+    return count
+
+
+def _ray_sessions() -> list[str]:
+    root = tempfile.gettempdir()
+    return sorted(glob.glob(f"{root}/ray/session_2*") + glob.glob(f"{root}/hybridrl-*/session_2*"))
+
+
+def _folder(path: Path) -> Folder:
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    can_write = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return Folder(str(path), shutil.disk_usage(there).free, can_write)

@@ -1,0 +1,1 @@
+"""Launch scripts of other frameworks, read and translated into a config."""

@@ -1,0 +1,282 @@
+"""verl's overrides as a config of ours: single keys by the tables of verl_keys, the rest by the parts below.
+
+What a script does not set has verl's default, which is written too where ours is another: the config computes
+what the script computes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from hybridrl.config import keys, load, presets
+from hybridrl.config.schema import Config
+from hybridrl.errors import ConfigError
+from hybridrl.importer import verl_algorithm
+from hybridrl.importer.overrides import Launch
+from hybridrl.importer.translation import Line, Remark, Translation
+from hybridrl.importer.verl_keys import CRITIC, DIRECT, IGNORED, NO_COUNTERPART, A, M, R, To
+from hybridrl.importer.verl_script import Found, Script
+
+
+def translate(launch: Launch, num_prompts: int | None = None) -> Translation:
+    """
+    Args:
+        num_prompts: rows of the training file, which turn epochs into steps. None: not known.
+
+    Raises:
+        ConfigError: no model or data is set, or a value is not of the kind that verl takes.
+    """
+    script = Script(launch)
+    found = [one for part in PARTS for one in part(script)]
+    found += _steps(script, num_prompts)
+    lines = [one for one in found if isinstance(one, Line)]
+    rest, ignored = _untranslated(script)
+    missing = [one for one in found if isinstance(one, Remark)] + rest
+    return Translation(tuple(_ordered(_needed(lines))), tuple(missing), tuple(ignored))
+
+
+def _direct(script: Script, table: Mapping[str, To] = DIRECT) -> Found:
+    for key, to in table.items():
+        value = script.get(key, to.default)
+        if value is not None:
+            yield Line(to.key, _converted(script, key, to, value), script.source(key), to.note)
+
+
+def _converted(script: Script, key: str, to: To, value: Any) -> Any:
+    try:
+        return to.convert(value)
+    except (TypeError, ValueError) as error:
+        place = f"line {script.by_key[key].line}"
+        raise ConfigError(
+            f"{key}={value} cannot become {to.key}", where=place, fix="give a number"
+        ) from error
+
+
+def _model_and_data(script: Script) -> Found:
+    for key in (f"{M}.path", "data.train_files"):
+        if key not in script.by_key or script.by_key[key].unknown:
+            unknown = script.by_key[key].unknown if key in script.by_key else ""
+            why = (
+                f"only a run of the script could tell {unknown}" if unknown else "the script does not set it"
+            )
+            raise ConfigError(f"no {key}", where=why, fix=f"add {key}=... at the end of the call")
+    for key, ours in (("data.train_files", "data.train"), ("data.val_files", "data.heldout")):
+        files = script.get(key)
+        files = files if isinstance(files, list) else [files]
+        if files[0] is not None:
+            yield Line(ours, files[0], script.source(key))
+        for more in files[1:]:
+            yield Remark(f"{key}: {more}", f"{ours} is one file: put their rows together")
+
+
+def _reward(script: Script) -> Found:
+    path = script.get("custom_reward_function.path") or script.get("reward.custom_reward_function.path")
+    name = script.get("custom_reward_function.name") or script.get("reward.custom_reward_function.name")
+    if path:
+        yield Remark(
+            f"custom_reward_function {path}:{name or 'compute_score'}",
+            "a reward is module:function of (answer, row, *, answer_field): wrap it, then set reward.name",
+        )
+    yield Line(
+        "reward.name",
+        "math_verify",
+        "scorer by data_source",
+        "check: verl picks a scorer by column data_source",
+    )
+    yield Remark(
+        "reward_model.ground_truth of a row",
+        "reward.answer_field names a plain column: write the reference into a column answer",
+    )
+
+
+def _optimizer(script: Script) -> Found:
+    clip = "clip_grad" if f"{A}.optim.clip_grad" in script.by_key or script.is_megatron else "grad_clip"
+    key = f"{A}.optim.clip_grad" if clip == "clip_grad" else f"{A}.grad_clip"
+    yield Line("actor.optimizer.clip_grad_norm", float(script.number(key, 1.0)), script.source(key))
+    for name in ("lr_decay_style", "lr_scheduler_type", "warmup_style"):
+        key = f"{A}.optim.{name}"
+        if (style := script.get(key)) in {"linear", "cosine"}:
+            yield Line("actor.optimizer.schedule", style, script.source(key))
+        elif style not in {None, "constant"}:
+            yield Remark(script.source(key), "choose actor.optimizer.schedule: constant, linear or cosine")
+    lr = float(script.number(f"{A}.optim.lr", 1e-6))
+    lowest = script.number(f"{A}.optim.min_lr") or lr * float(script.number(f"{A}.optim.min_lr_ratio", 0.0))
+    if lowest:
+        yield Line("actor.optimizer.min_lr", float(lowest), "min_lr or min_lr_ratio")
+
+
+def _microbatch(script: Script) -> Found:
+    longest = script.number("data.max_prompt_length", 512) + script.number("data.max_response_length", 512)
+    samples, key = script.number(f"{A}.ppo_micro_batch_size_per_gpu"), f"{A}.ppo_max_token_len_per_gpu"
+    dynamic = script.get(f"{A}.use_dynamic_bsz", False)
+    if dynamic or samples is None:
+        tokens, note = script.number(key, 16384), "use_dynamic_bsz: packed by tokens" if dynamic else ""
+    else:
+        key, tokens = f"{A}.ppo_micro_batch_size_per_gpu", samples * longest
+        note = f"{samples} samples of at most {longest} tokens"
+    if tokens < longest:
+        tokens, note = longest, "the longest trajectory: none is split"
+    yield Line("actor.microbatch_tokens", tokens, script.source(key), note)
+
+
+def _recompute(script: Script) -> Found:
+    key = f"{M}.enable_gradient_checkpointing"
+    on = script.get(key, True)
+    if script.is_megatron:
+        key = f"{A}.megatron.override_transformer_config.recompute_granularity"
+        on = script.get(key) == "full"
+    yield Line("actor.recompute", "full" if on else "none", script.source(key))
+
+
+def _parallel(script: Script) -> Found:
+    if not script.is_megatron:
+        key = f"{R}.tensor_model_parallel_size"
+        why = "FSDP becomes Megatron's tensor parallelism: the engine's size to begin with; hybridrl plan"
+        yield Line("actor.parallel.tp", script.number(key, 2), script.source(key), why)
+        return
+    for name, ours in (("tensor", "tp"), ("pipeline", "pp")):
+        key = f"{A}.megatron.{name}_model_parallel_size"
+        yield Line(f"actor.parallel.{ours}", script.number(key, 1), script.source(key))
+
+
+def _evaluation(script: Script) -> Found:
+    key = f"{R}.val_kwargs.do_sample"
+    sampled = script.get(key, False)
+    temperature = script.number(f"{R}.val_kwargs.temperature", 0.0)
+    note = "" if sampled or not temperature else "greedy: do_sample is False"
+    value = float(temperature) if sampled else 0.0
+    yield Line("evaluate.temperature", value, script.source(f"{R}.val_kwargs.temperature"), note)
+
+
+def _critic(script: Script) -> Found:
+    if script.get("algorithm.adv_estimator", "gae") == "gae":
+        yield from _direct(script, CRITIC)
+        yield Line("critic.loss.name", "clipped", script.source("critic.cliprange_value"))
+
+
+PARTS: Sequence[Callable[[Script], Found]] = (
+    _model_and_data,
+    _direct,
+    _reward,
+    verl_algorithm.estimator,
+    verl_algorithm.loss,
+    verl_algorithm.kl,
+    verl_algorithm.dynamic_sampling,
+    verl_algorithm.overlong,
+    verl_algorithm.correction,
+    _optimizer,
+    _microbatch,
+    _recompute,
+    _parallel,
+    _evaluation,
+    _critic,
+)
+
+
+def _steps(script: Script, num_prompts: int | None) -> Found:
+    """Length of the run, and warm-up, which verl counts in policy updates and we in optimizer steps."""
+    prompts = script.number("data.train_batch_size", 1024)
+    updates = max(1, prompts // script.number(f"{A}.ppo_mini_batch_size", 256)) * script.number(
+        f"{A}.ppo_epochs", 1
+    )
+    key = "trainer.total_training_steps"
+    steps = script.number(key)
+    if steps is None:
+        key = "trainer.total_epochs"
+        if num_prompts is None:
+            yield Remark(
+                script.source(key), f"run.steps is epochs x rows // {prompts}: --prompts ROWS works it out"
+            )
+        else:
+            steps = script.number(key, 30) * (num_prompts // prompts)
+    if steps is not None:
+        yield Line("run.steps", steps, script.source(key))
+    warmup, ratio = script.number(f"{A}.optim.lr_warmup_steps", -1), f"{A}.optim.lr_warmup_steps_ratio"
+    share = script.number(ratio, 0.0)
+    if warmup <= 0 and share and steps is None:
+        yield Remark(script.source(ratio), "actor.optimizer.warmup_steps needs run.steps: --prompts ROWS")
+    count = warmup if warmup > 0 else int(share * (steps or 0))
+    if count:
+        key = f"{A}.optim.lr_warmup_steps" if warmup > 0 else ratio
+        note = f"optimizer steps: verl counts policy updates, each of {updates}" if updates > 1 else ""
+        yield Line("actor.optimizer.warmup_steps", count * updates, script.source(key), note)
+
+
+def _untranslated(script: Script) -> tuple[list[Remark], list[Remark]]:
+    """What is left: without a counterpart, and without an effect."""
+    missing, ignored = [], []
+    for key, one in script.by_key.items():
+        why, matters = _verdict(key, one.value)
+        if one.unknown and (matters or key in script.used):
+            missing.append(
+                Remark(one.text, f"only a run of the script could tell {one.unknown}: set it by hand")
+            )
+        elif key not in script.used:
+            (missing if matters else ignored).append(Remark(one.text, why))
+    return missing, ignored
+
+
+def _verdict(key: str, value: Any) -> tuple[str, bool]:
+    """Why a key was not translated, and whether that changes the result."""
+    for pattern, harmless, why in NO_COUNTERPART:
+        if fnmatchcase(key, pattern):
+            return ("as here", False) if value in harmless else (why, True)
+    for pattern, why in IGNORED:
+        if fnmatchcase(key, pattern):
+            return why, False
+    return "not a key that this importer knows", True
+
+
+def _needed(lines: Sequence[Line]) -> list[Line]:
+    """Without those that say what our default, or the preset, says anyway."""
+    wanted = {line.key: line.value for line in lines}
+    preset = wanted.get("algorithm.preset")
+    base = _base(presets.PRESETS[preset].algorithm if preset else {})
+    other = {
+        plugin
+        for plugin in ("algorithm.loss", "algorithm.estimator", "critic.loss")
+        if wanted.get(f"{plugin}.name", base[f"{plugin}.name"]) != base[f"{plugin}.name"]
+    }
+
+    def says_more(line: Line) -> bool:
+        section = line.key.rpartition(".")[0]
+        if section in other or section == "run" and line.key == "run.name":
+            return True
+        return line.key not in base or base[line.key] != _plain(line.value)
+
+    kept = [line for line in lines if says_more(line)]
+    # An option alone names no plug-in
+    named = {line.key for line in kept}
+    return [
+        line
+        for line in lines
+        if line in kept
+        or (line.key.endswith(".name") and any(key.startswith(f"{line.key[:-5]}.") for key in named))
+    ]
+
+
+def _base(algorithm: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says that sets nothing but a preset."""
+    least = {
+        "model": "",
+        "data": {"train": "-"},
+        "reward": "-",
+        "run": {"name": ""},
+        "algorithm": dict(algorithm),
+    }
+    return {key: _plain(value) for key, value in load.values(Config.model_validate(least))}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _ordered(lines: Sequence[Line]) -> list[Line]:
+    """In the order of the schema, the run last."""
+    place = {key.name: at for at, key in enumerate(keys.all_keys())}
+
+    def at(line: Line) -> tuple[bool, int]:
+        plugin = line.key.rpartition(".")[0] + ".name"
+        return line.key.startswith("run."), place[line.key if line.key in place else plugin]
+
+    return sorted(lines, key=at)

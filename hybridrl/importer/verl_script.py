@@ -1,0 +1,54 @@
+"""The overrides of a verl launch, asked for key by key: whatever nobody asks for was not translated."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hybridrl.errors import ConfigError
+from hybridrl.importer.overrides import Launch, Override
+from hybridrl.importer.translation import Line, Remark
+from hybridrl.importer.verl_keys import A
+
+Found = Iterator[Line | Remark]
+"""Lines are translated, remarks have no counterpart."""
+
+
+class Script:
+    """The overrides of a launch, and which of them have been translated."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.by_key: Mapping[str, Override] = {one.key: one for one in launch.overrides}
+        self.used: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value, or verl's default; the key counts as translated."""
+        found = self.by_key.get(key)
+        if found is None:
+            return default
+        self.used.add(key)
+        return default if found.unknown or found.value is None else found.value
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        """A value that has to be a number.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = self.get(key, default)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(
+                f"{key}={value} is not a number", where=f"line {self.by_key[key].line}", fix="give one"
+            )
+        return value
+
+    def source(self, key: str) -> str:
+        """What the script says of the key."""
+        found = self.by_key.get(key)
+        return found.text if found and not found.unknown and found.value is not None else f"default of {key}"
+
+    @property
+    def is_megatron(self) -> bool:
+        named = (
+            self.launch.config_name + str(self.get("model_engine", "")) + str(self.get(f"{A}.strategy", ""))
+        )
+        return "megatron" in named or any(".megatron." in key for key in self.by_key)

@@ -1,0 +1,89 @@
+"""The lists of packages are whole, pinned and of one mind."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hybridrl.hosts.facts import parse_pins
+
+FOLDER = Path(__file__).parents[2] / "requirements"
+LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "gpu.txt", "gpu-source.txt"]
+
+SHARED = (
+    "math-verify",
+    "mlflow",
+    "pydantic",
+    "pyyaml",
+    "ray",
+    "reasoning-gym",
+    "rich",
+    "sglang",
+    "transformers",
+)
+"""Packages whose interface our code names: of one version on both kinds of machine."""
+
+
+def lines(name: str) -> list[str]:
+    text = (FOLDER / name).read_text("utf-8")
+    return [line for line in text.splitlines() if line and line.lstrip()[:1] != "#"]
+
+
+def pins(name: str) -> dict[str, str]:
+    return parse_pins((FOLDER / name).read_text("utf-8"))
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_everything_is_pinned_once(name: str) -> None:
+    assert all(re.match(r"[\w.\[\]-]+==[^*\s]+( |$)", line) for line in lines(name))
+    assert len(pins(name)) == len(lines(name))
+
+
+def test_the_lock_holds_what_was_asked_for() -> None:
+    lock = pins("gpu.txt") | pins("gpu-source.txt")
+    for line in lines("gpu.in"):
+        name, _, version = line.partition("==")
+        pin = lock[canonical(re.sub(r"\[.*\]", "", name))]
+        assert pin == version or (version.endswith(".*") and pin.startswith(version[:-1])), line
+
+
+def test_everything_in_the_lock_is_asked_for_by_something_in_it() -> None:
+    known = pins("gpu.txt") | pins("gpu-source.txt")
+    for line in lines("gpu.txt"):
+        package, _, why = line.partition("# via ")
+        askers = [asker.strip() for asker in why.split(",")]
+        assert why and all(
+            asker == "-r requirements/gpu.in" or canonical(asker) in known for asker in askers
+        ), package
+
+
+def test_both_kinds_of_machine_have_the_same_interfaces() -> None:
+    cpu, gpu = pins("cpu.txt") | pins("cpu-nodeps.txt"), pins("gpu.txt")
+    assert {name: gpu[name] for name in SHARED} == {name: cpu[name] for name in SHARED}
+
+
+def test_kernels_are_compiled_for_the_cuda_of_torch() -> None:
+    lock = pins("gpu.txt")
+    release = lock["cuda-toolkit"].rpartition(".")[0].rpartition(".")[0]
+    for name in ("nvidia-cuda-nvcc", "nvidia-cuda-nvrtc", "nvidia-cuda-runtime", "nvidia-nvjitlink"):
+        assert lock[name].startswith(f"{release}."), name
+
+
+@pytest.mark.slow
+def test_the_lock_resolves_to_itself(tmp_path: Path) -> None:
+    """Asks the package registry: half a minute."""
+    if shutil.which("uv") is None and not (FOLDER.parent / ".venv/bin/uv").exists():
+        pytest.skip("uv of requirements/dev.txt is not installed")
+    again = tmp_path / "gpu.txt"
+    shutil.copy(FOLDER / "gpu.txt", again)
+    found = subprocess.run([FOLDER / "lock", again], capture_output=True, text=True)
+    if "error sending request" in found.stderr:
+        pytest.skip("no package registry can be reached")
+    assert found.returncode == 0, found.stderr
+    assert again.read_text("utf-8") == (FOLDER / "gpu.txt").read_text("utf-8")
