@@ -39,7 +39,9 @@ check: setup ## formatting, lint, types, style
 bench: setup ## every benchmark, results in benchmarks/results/
 	@mkdir -p benchmarks/results
 	@set -e; for file in benchmarks/[!_]*.py; do \
-	  name=$$(basename $$file .py); echo "bench     $$name"; \
+	  name=$$(basename $$file .py); \
+	  case $$name in *_gpu) [ -e /dev/nvidia0 ] || { echo "bench     $$name needs a GPU"; continue; };; esac; \
+	  echo "bench     $$name"; \
 	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; \
 	done
 

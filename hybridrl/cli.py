@@ -1,8 +1,8 @@
 """The command line: reads a config, checks it, and hands it to the room that does the work.
 
 The only module that knows everything. What is slow to import is imported where it is used, so that --help
-answers at once. Exit codes: 0 done, 1 a failure of ours, 2 a mistake of the user's, 3 a deadline, 130
-interrupted.
+answers at once. Exit codes: 0 done, 1 a failure of ours, 2 a mistake of the user's, 3 a deadline, 75 asked to
+stop and saved, 130 interrupted.
 """
 
 import sys
@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -18,10 +18,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from hybridrl import __version__
-from hybridrl.errors import HybridRLError
-
-if TYPE_CHECKING:
-    from hybridrl.config.load import LoadedConfig
+from hybridrl.errors import HybridRLError, UserError
 
 INTERRUPTED = 130
 
@@ -41,6 +38,10 @@ algo_app = typer.Typer(
     rich_markup_mode="rich", no_args_is_help=True, help="Look at the algorithms, and check one of your own."
 )
 app.add_typer(algo_app, name="algo")
+import_app = typer.Typer(
+    rich_markup_mode="rich", no_args_is_help=True, help="Turn another framework's run into a config."
+)
+app.add_typer(import_app, name="import")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -114,35 +115,58 @@ def _root(
 def launch(
     config: ConfigPath,
     overrides: Overrides = None,
-    on: Annotated[Literal["local"], typer.Option(help="Where: local is this machine.")] = "local",
+    on: Annotated[
+        Literal["local", "ray", "slurm"],
+        typer.Option(help="Where: this machine, a Ray that runs already, a Slurm cluster."),
+    ] = "local",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run that the folder holds.")
     ] = False,
+    go_on: Annotated[
+        bool,
+        typer.Option("--continue", help="Go on if something was saved, else begin; as a requeued job."),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and start nothing.")] = False,
+    submit: Annotated[bool, typer.Option("--submit", help="With --on ray: hand it to Ray's jobs.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="With --on slurm: until the job is over.")] = False,
 ) -> None:
     """Train: check the config, start the workers, run to the end."""
     from hybridrl.config.load import load
-    from hybridrl.config.run_folder import RunFolder, path_of
-    from hybridrl.hosts.machine import Machine
-    from hybridrl.launch.preflight import preflight
+    from hybridrl.config.run_folder import path_of
+    from hybridrl.launch import start
 
     loaded = load(config, overrides or [])
-    preflight(loaded, Machine.here(), say, make_model=not dry_run)
-    if dry_run:
-        _try_data(loaded)
-        say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
-        return
-    folder = RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded)
-    from hybridrl.launch import local
-
+    mode = "required" if resume else "if_possible" if go_on else "never"
+    request = start.Request(on=on, resume=mode, dry_run=dry_run, submit=submit, wait=wait)
     try:
-        local.run(loaded, resume=resume)
-    except HybridRLError as error:
-        raise loaded.locate(error) from error
+        raise typer.Exit(start.launch(loaded, overrides or [], request, say))
     except KeyboardInterrupt:
-        raise Interrupted(f"{folder.path} keeps what was saved, --resume continues it") from None
-    finally:
-        folder.release()
+        kept = f"{path_of(loaded.config)} keeps what was saved, --resume continues it"
+        raise Interrupted("the job goes on" if on == "slurm" else kept) from None
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """Show what a config would run, and prove its weight swap: bytes by link, against the least possible."""
+    from hybridrl.config.load import load
+    from hybridrl.estimate import swap
+    from hybridrl.hosts.machine import Machine
+    from hybridrl.launch.preflight import preflight
+    from hybridrl.launch.swap_plan import element_bytes, read_model, swap_job
+
+    loaded, machine = load(config, overrides or []), Machine.here()
+    preflight(loaded, machine, (lambda *_: None) if as_json else say, make_model=False)
+    job = swap_job(loaded.config, read_model(loaded))
+    found = swap.estimate(job, element_bytes(loaded.config, machine))
+    if as_json:
+        out.print_json(data={"swap": found.as_dict()})
+        return
+    for heading, text in swap.lines(found):
+        say(heading, text)
 
 
 @app.command()
@@ -150,11 +174,68 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
 ) -> None:
     """Show what this machine has, what is missing, and the command that gets it."""
-    from hybridrl import doctor as examination
+    from hybridrl.doctor.findings import examine
 
-    report = examination.examine()
+    report = examine()
     out.print_json(data=report.as_dict()) if as_json else out.print(report.as_table())
     raise typer.Exit(0 if report.can_run else 2)
+
+
+@app.command()
+def init(
+    algorithm: Annotated[str | None, typer.Argument(help="A preset, as in grpo.", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option(help="Folder in Hugging Face format.")] = None,
+    data: Annotated[str | None, typer.Option(help="A .jsonl or .parquet, or reasoning_gym:DATASET.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Prompts to evaluate on.")] = None,
+    reward: Annotated[str | None, typer.Option(help="As in math_verify, or module:function.")] = None,
+    prompt_field: Annotated[str, typer.Option(help="Column with the question.")] = "prompt",
+    answer_field: Annotated[str, typer.Option(help="Column with the reference answer.")] = "answer",
+    teacher: Annotated[str | None, typer.Option(help="Model folder, for distillation.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: ALGORITHM.yaml.")] = None,
+) -> None:
+    """Write a short config for an algorithm, a model and data; asks for what is not given."""
+    from hybridrl.config.starter import Answers, check_algorithm, starter
+
+    name = _answer(algorithm, "algorithm", "ALGORITHM, as in hybridrl init grpo")
+    check_algorithm(name)
+    answers = Answers(
+        algorithm=name,
+        model=_answer(model, "model folder", "--model FOLDER"),
+        data=_answer(data, "prompts (.jsonl, .parquet, reasoning_gym:DATASET)", "--data FILE"),
+        heldout=heldout,
+        reward=reward,
+        prompt_field=prompt_field,
+        answer_field=answer_field,
+        teacher=teacher,
+    )
+    path = output or Path(f"{name.replace('/', '-')}.yaml")
+    _write_new(path, starter(answers, path.stem))
+    say("wrote", f"{path}; next: hybridrl config check {path}")
+
+
+@import_app.command("verl")
+def import_verl(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="run.sh, key=value lines, or a YAML.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME.yaml here.")] = None,
+    prompts: Annotated[int | None, typer.Option(help="Rows of the training file: epochs to steps.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, write no file.")] = False,
+) -> None:
+    """Translate a verl launch; say what has no counterpart here and what does not change the result."""
+    from hybridrl.importer.overrides import read
+    from hybridrl.importer.verl import translate
+
+    found = translate(read(script, {"HOME": str(Path.home()), "PWD": str(Path.cwd())}), prompts)
+    if as_json:
+        out.print_json(data=found.as_dict())
+        return
+    path = output or Path(f"{script.stem}.yaml")
+    _write_new(path, found.as_yaml(f"{script.name}, by hybridrl import verl"))
+    for heading, rows in found.report():
+        out.print(f"[bold]{heading}[/]")
+        for source, became, why in rows:
+            said = f"{source}  ->  {became}" if became else source
+            out.print(f"  {escape(said)}{escape(f'    # {why}') if why else ''}")
+    say("wrote", f"{path}; next: hybridrl config check {path}")
 
 
 @config_app.command("show")
@@ -183,10 +264,11 @@ def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
     from hybridrl.config.load import load
     from hybridrl.hosts.machine import Machine
     from hybridrl.launch.preflight import preflight
+    from hybridrl.launch.prepare import try_data
 
     loaded = load(config, overrides or [])
     preflight(loaded, Machine.here(), say, make_model=False)
-    _try_data(loaded)
+    try_data(loaded, say)
     say("ok", f"hybridrl launch {config} would start")
 
 
@@ -263,15 +345,21 @@ def say(heading: str, text: str) -> None:
     out.print(f"[bold]{escape(heading):<9}[/] {escape(text)}")
 
 
-def _try_data(loaded: "LoadedConfig") -> None:
-    """Read the data and try the reward, if there is a model whose tokenizer can be used."""
-    from hybridrl.launch.prepare import prepare
+def _answer(given: str | None, question: str, flag: str) -> str:
+    """What was given, or what a person answers; without a terminal there is nobody to ask."""
+    if given is None and not sys.stdin.isatty():
+        raise UserError(f"no {question}", fix=f"give {flag}")
+    return typer.prompt(question) if given is None else given
 
-    if Path(loaded.config.model.path).is_dir():
-        try:
-            say("data", prepare(loaded).describe())
-        except HybridRLError as error:
-            raise loaded.locate(error) from error
+
+def _write_new(path: Path, text: str) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists", fix="choose another with --output")
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        why = f"cannot write {path}: {error.strerror}"
+        raise UserError(why, fix="choose another with --output") from error
 
 
 def _keep_traceback() -> Path:

@@ -22,5 +22,20 @@ def _python_path() -> str:
     return os.pathsep.join(dict.fromkeys(p for p in paths if p))
 
 
+def ray_address() -> str | None:
+    """host:port of a running Ray, where the environment names one; Ray's own jobs do."""
+    return os.environ.get("RAY_ADDRESS")
+
+
+def ray_dashboard() -> str | None:
+    """Where `ray job submit` hands jobs over."""
+    return os.environ.get("RAY_API_SERVER_ADDRESS")
+
+
+def expected_nodes() -> tuple[str, ...]:
+    """Names of the nodes that the job script started Ray on; empty outside such a job."""
+    return tuple(os.environ.get("HYBRIDRL_NODES", "").split())
+
+
 def python_version() -> str:
     return sys.version.split()[0]

@@ -30,7 +30,7 @@ def local_ray(num_workers: int) -> Iterator[str]:
         prefix="hybridrl-"
     )  # short: Ray puts sockets inside, whose paths may have 107 bytes
     try:
-        ray_worker.print_to_stdstream = _to_log
+        quiet()
         ray_constants.ENABLE_RAY_CLUSTER = (
             False  # else Ray trades loopback for the address that other machines see
         )
@@ -48,6 +48,11 @@ def local_ray(num_workers: int) -> Iterator[str]:
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def quiet() -> None:
+    """Send what Ray prints to the log."""
+    ray_worker.print_to_stdstream = _to_log
 
 
 def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:

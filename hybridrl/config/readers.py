@@ -23,7 +23,7 @@ Read = tuple[str, str]
 def readers(dotted: str) -> list[str]:
     """Places outside config/ that read a key, as "trainer/megatron/policy.py:31"."""
     section, name = _field(dotted)
-    owners = [kind.__name__ for kind in section.__mro__ if kind.__module__ == schema.__name__]
+    owners = [kind.__name__ for kind in section.__mro__ if kind.__name__ in sections()]
     return list(dict.fromkeys(place for owner in owners for place in _reads().get((owner, name), [])))
 
 
@@ -64,7 +64,7 @@ def names_of_sections(tree: ast.AST) -> dict[str, set[str]]:
     kinds = {name: set(found) for name, found in _section_fields().items()}
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
-            words = {n.id for n in ast.walk(node.annotation) if isinstance(n, ast.Name)} & _section_classes()
+            words = {n.id for n in ast.walk(node.annotation) if isinstance(n, ast.Name)} & sections().keys()
             name = node.arg if isinstance(node, ast.arg) else last_name(node.target)
             kinds.setdefault(name, set()).update(words)
     for name, value in (pair for node in ast.walk(tree) for pair in _assigned(node)):
@@ -92,7 +92,7 @@ def last_name(node: ast.AST) -> str:
 def _section_fields() -> dict[str, set[str]]:
     """Fields that hold a section, over all sections -> class names."""
     found: dict[str, set[str]] = {}
-    for kind in _sections():
+    for kind in sections().values():
         for name, field in kind.model_fields.items():
             inner = keys.section_of(field.annotation)
             if inner is not None:
@@ -101,9 +101,7 @@ def _section_fields() -> dict[str, set[str]]:
 
 
 @cache
-def _section_classes() -> set[str]:
-    return {kind.__name__ for kind in _sections()}
-
-
-def _sections() -> list[type[BaseModel]]:
-    return [kind for kind in vars(schema).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+def sections() -> dict[str, type[BaseModel]]:
+    """Sections by class name, and the classes that they are derived from."""
+    kinds = [schema.Config, *(key.section for key in keys.all_keys() if key.section)]
+    return {base.__name__: base for kind in kinds for base in kind.__mro__ if issubclass(base, BaseModel)}

@@ -35,6 +35,9 @@ MAY_CHANGE = frozenset(
 )
 """Keys that a resume may change: they decide how long and how closely we look, not what is learnt."""
 
+MAY_CHANGE_BELOW = ("cluster.slurm", "cluster.ray")
+"""Sections that a resume may change: they decide where it runs."""
+
 _UNSET = object()
 
 
@@ -135,7 +138,9 @@ def step_of(path: Path) -> int | None:
 def changes(before: LoadedConfig, now: LoadedConfig) -> list[ConfigError]:
     """What keeps a run from going on with another config: the keys that differ, except those that may."""
     then, today = dict(values(before.config)), dict(values(now.config))
-    names = [key for key in {**then, **today} if key not in MAY_CHANGE]
+    names = [
+        key for key in {**then, **today} if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_BELOW)
+    ]
     errors = [
         _changed(key, then.get(key, _UNSET), today.get(key, _UNSET), now)
         for key in names

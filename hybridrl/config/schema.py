@@ -17,13 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-
-class Section(BaseModel):
-    """A part of a config: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, populate_by_name=True, allow_inf_nan=False
-    )
+from hybridrl.config.cluster import ClusterConfig
+from hybridrl.config.section import Section
 
 
 class PluginConfig(BaseModel):
@@ -318,6 +313,10 @@ class RolloutConfig(Section):
     max_running_requests: PositiveInt = 256
     """Requests that one engine decodes together."""
 
+    weight_path: Literal["auto", "in_place", "engine_api"] = "auto"
+    """in_place: straight into the engine's parameters; the run ends if its own loader puts weights elsewhere.
+    engine_api: through that loader, which is slower. auto: in_place, or engine_api with a warning."""
+
 
 class EvaluateConfig(Section):
     samples_per_prompt: PositiveInt = 1
@@ -325,21 +324,6 @@ class EvaluateConfig(Section):
 
     temperature: NonNegativeFloat = 0.0
     """0: greedy."""
-
-
-class ClusterConfig(Section):
-    nodes: PositiveInt = 1
-    gpus_per_node: NonNegativeInt | None = None
-    """None: as many as this machine has."""
-
-    placement: Literal["colocated"] = "colocated"
-    """colocated: trainer and engines share the devices and take turns."""
-
-    start_timeout_s: PositiveFloat = 600.0
-    """Workers and engines must be up by then."""
-
-    step_timeout_s: PositiveFloat = 3600.0
-    """No phase of a step may take longer."""
 
 
 class RunConfig(Section):

@@ -24,7 +24,9 @@ from hybridrl.errors import VersionError
 
 
 async def run(cfg: Config, roles: Roles) -> None:
-    """Train until cfg.run.steps policy updates are done, from the trainer's version on.
+    """Train from the trainer's version on until cfg.run.steps updates are done, or until asked to stop.
+
+    Either way a checkpoint holds the last update.
 
     Raises: whatever a role raises. Nothing is retried here; a run goes on from its last checkpoint.
     """
@@ -36,13 +38,14 @@ async def run(cfg: Config, roles: Roles) -> None:
     filler = asyncio.create_task(fill(cfg, roles, buffer, first_step=version + 1))
     try:
         for step in range(version + 1, cfg.run.steps + 1):
-            await train(cfg, roles, buffer, step)
+            if await train(cfg, roles, buffer, step):
+                break
     finally:
         filler.cancel()
 
 
-async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> None:
-    """One policy update, from scored groups to engines that serve version `step`."""
+async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> bool:
+    """One policy update, from scored groups to engines that serve version `step`. True: it was the last."""
     observe, trainer = roles.observe, roles.trainer
     with observe.span("step"):
         with observe.span("wait_for_batch"):
@@ -61,8 +64,11 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
             swap = await roles.sync.push(step)
     observe.step(step, batch, reports, swap, {**rollouts.metrics, **metrics}, minibatches=minibatches)
     await evaluate(cfg, roles, step)
-    await save(cfg, roles, step, rollouts)
-    await buffer.release()
+    last = step == cfg.run.steps or roles.stop_requested()
+    await save(cfg, roles, step, rollouts, last=last)
+    if not last:
+        await buffer.release()
+    return last
 
 
 async def fill(cfg: Config, roles: Roles, buffer: RolloutBuffer, *, first_step: int) -> None:
@@ -92,9 +98,9 @@ async def evaluate(cfg: Config, roles: Roles, step: int) -> None:
             roles.observe.evaluation(step, await roles.evaluator.run(step))
 
 
-async def save(cfg: Config, roles: Roles, step: int, rollouts: Rollouts) -> None:
-    """A checkpoint at the end of the run and every save_every steps."""
-    if step == cfg.run.steps or (cfg.run.save_every and step % cfg.run.save_every == 0):
+async def save(cfg: Config, roles: Roles, step: int, rollouts: Rollouts, *, last: bool) -> None:
+    """A checkpoint after the last step and every save_every steps."""
+    if last or (cfg.run.save_every and step % cfg.run.save_every == 0):
         with roles.observe.span("save_checkpoint"):
             progress = {"prompts": rollouts.position, "credit": roles.credit.state_dict()}
             await roles.trainer.save(step, progress)

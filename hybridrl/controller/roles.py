@@ -131,3 +131,5 @@ class Roles:
     sync: WeightSync
     evaluator: HeldOut | None
     observe: Observer
+    stop_requested: Callable[[], bool]
+    """Whether the step that runs shall be the last, with a checkpoint: asked once a step."""

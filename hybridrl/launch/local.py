@@ -1,5 +1,6 @@
-"""A run on this machine: from a checked config to processes, through the loop, to the exported model.
+"""A run, driven from this machine: from a checked config to processes, through the loop, to the model.
 
+_cluster    a Ray of this machine, or one that runs already
 prepare     prompts and reward: no worker is started before these are in order
 _crew       engines, trainer ranks and reward workers start together; engines export their parameters,
             trainer ranks map them
@@ -9,35 +10,44 @@ finish      export, curve, summary
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from hybridrl.cluster.env import worker_environment
+from hybridrl.cluster.env import expected_nodes, ray_address, worker_environment
 from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.nodes import ExpectedNodes
+from hybridrl.cluster.placement import Placing, anywhere, reserved
+from hybridrl.cluster.ray_attached import attached_ray
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
 from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.evaluate import Evaluator
-from hybridrl.controller.roles import Roles
+from hybridrl.controller.roles import Roles, WeightSync
 from hybridrl.data.packing import plan_minibatches
-from hybridrl.errors import CheckpointError, ResourceError
+from hybridrl.errors import CheckpointError, ConfigError
 from hybridrl.hosts.machine import GIB, Machine
-from hybridrl.launch.plan import RunFiles, RunShape
+from hybridrl.launch.limits import refuse_gpus
+from hybridrl.launch.plan import Resume, RunFiles, RunShape, Seats
 from hybridrl.launch.prepare import Prepared, prepare
+from hybridrl.launch.stop import StopRequest
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.sglang.engine import EngineSetup
 from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
-from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer, TrainerWorker, newest_checkpoint
+
+Place = Literal["local", "ray"]
+"""A Ray that is started here, or one that runs already."""
 
 FOLLOWING = (
     ("hybridrl launch configs/smollm2_reasoning_gym.yaml", "a real 135 M model"),
@@ -46,21 +56,40 @@ FOLLOWING = (
 """Commands that the end of a run proposes."""
 
 
-def run(loaded: LoadedConfig, *, resume: bool) -> None:
-    """Train to the last step of a config that passed its checks.
+def run(loaded: LoadedConfig, *, on: Place, resume: Resume) -> str | None:
+    """Train to the last step of a config that passed its checks, or until a signal asks to stop.
 
     The run folder exists and belongs to this process.
 
+    Returns:
+        The signal that the run stopped at, with a checkpoint or before its first step; None: it is done.
+
     Raises:
-        CheckpointError: --resume, and there is no whole checkpoint.
-        ResourceError: it would take GPUs.
+        CheckpointError: there is no whole checkpoint, and `resume` demands one.
+        ResourceError: it would take GPUs, or the cluster lacks room.
         HybridRLError: what a part of the run raised; everything that was started is stopped.
+        KeyboardInterrupt: Ctrl-C, or a second signal.
     """
-    cfg, terminal, machine = loaded.config, Terminal(), Machine.here()
+    terminal = Terminal()
+    with StopRequest(terminal.warn) as stop:
+        try:
+            return _train(loaded, terminal, stop, on=on, resume=resume)
+        except KeyboardInterrupt:
+            if stop.came_early:
+                terminal.say("stopped", f"by {stop.signal} before a step began")
+                return stop.signal
+            raise
+
+
+def _train(
+    loaded: LoadedConfig, terminal: Terminal, stop: StopRequest, *, on: Place, resume: Resume
+) -> str | None:
+    cfg, machine = loaded.config, Machine.here()
     refuse_gpus(loaded, machine)
+    address = _address(cfg) if on == "ray" else None
     files, shape = RunFiles(Path(cfg.run.folder) / cfg.run.name), RunShape.of(cfg)
-    checkpoint = newest_checkpoint(files.checkpoints) if resume else None
-    if resume and checkpoint is None:
+    checkpoint = newest_checkpoint(files.checkpoints) if resume != "never" else None
+    if resume == "required" and checkpoint is None:
         raise CheckpointError(
             f"{files.checkpoints} holds no whole checkpoint", fix="run.name=... starts another run"
         )
@@ -71,35 +100,56 @@ def run(loaded: LoadedConfig, *, resume: bool) -> None:
     if checkpoint:
         prepared.train.load_state_dict(checkpoint.progress["prompts"])
         credit.load_state_dict(checkpoint.progress["credit"])
+    resume_step, seats = None if resume == "never" else start_step, Seats.of(shape, cfg.cluster.nodes)
     with (
-        RunObserver(cfg, terminal, resume_step=start_step if resume else None, num_devices=1) as observe,
-        local_ray(num_workers=shape.trainer_ranks + shape.num_engines + 1) as logs,
+        RunObserver(cfg, terminal, resume_step=resume_step, num_devices=1) as observe,
+        _cluster(cfg, seats, address) as cluster,
     ):
+        stop.listen()
         observe.keep(files.folder / "resolved.yaml")
         session = Session(
-            cfg, files, shape, logs=Path(logs), prepared=prepared, credit=credit, observe=observe
+            cfg, files, shape, cluster=cluster, prepared=prepared, credit=credit, observe=observe, stop=stop
         )
-        asyncio.run(session.play(checkpoint.folder if checkpoint else None, start_step))
+        stopped_by = asyncio.run(session.play(checkpoint.folder if checkpoint else None, start_step))
         observe.finish(
-            {"model": f"{files.export}/"} if cfg.run.export else {},
-            following=FOLLOWING,
+            {"model": f"{files.export}/"} if cfg.run.export and not stopped_by else {},
+            following=() if stopped_by else FOLLOWING,
             facts={"machine": {"cores": machine.cores, "memory_gib": round(machine.memory_bytes / GIB, 1)}},
+            stopped_by=stopped_by,
         )
+    return stopped_by
 
 
-def refuse_gpus(loaded: LoadedConfig, machine: Machine) -> None:
-    """
-    Raises:
-        ResourceError: the run would take GPUs.
-    """
-    asked = loaded.config.cluster.gpus_per_node
-    gpus = len(machine.gpus) if asked is None else asked
-    if gpus:
-        raise ResourceError(
-            f"this run would take {gpus} GPUs, but weights cannot be swapped through CUDA IPC yet",
-            where=loaded.where("cluster.gpus_per_node"),
-            fix="cluster.gpus_per_node=0 runs it on the CPU",
-        )
+def _address(cfg: Config) -> str:
+    address = cfg.cluster.ray.address or ray_address()
+    if address is None:
+        raise ConfigError("no Ray to join", fix="set cluster.ray.address=host:port, or RAY_ADDRESS")
+    return address
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The Ray of a run."""
+
+    logs: Path
+    place: Placing
+    described: str
+
+
+@contextlib.contextmanager
+def _cluster(cfg: Config, seats: Seats, address: str | None) -> Iterator[Cluster]:
+    """A Ray of this machine, or the one at an address."""
+    if address is None:
+        with local_ray(num_workers=sum(seats.per_node)) as logs:
+            yield Cluster(Path(logs), anywhere, "loopback only")
+        return
+    nodes = ExpectedNodes(cfg.cluster.nodes, cfg.cluster.gpus_per_node or 0, expected_nodes())
+    timeout_s = cfg.cluster.start_timeout_s
+    with (
+        attached_ray(address, nodes, timeout_s=timeout_s) as logs,
+        reserved(seats.per_node, timeout_s=timeout_s) as place,
+    ):
+        yield Cluster(logs, place, f"on the Ray at {address}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +159,7 @@ class Crew:
     rollout: RayRollout
     trainer: RayTrainer
     reward: RayReward
-    sync: RaySync
+    sync: WeightSync
 
 
 class Session:
@@ -121,20 +171,30 @@ class Session:
         files: RunFiles,
         shape: RunShape,
         *,
-        logs: Path,
+        cluster: Cluster,
         prepared: Prepared,
         credit: CreditAssignment,
         observe: RunObserver,
+        stop: StopRequest,
     ) -> None:
-        self._cfg, self._files, self._shape, self._logs = cfg, files, shape, logs
-        self._prepared, self._credit, self._observe = prepared, credit, observe
+        self._cfg, self._files, self._shape, self._cluster = cfg, files, shape, cluster
+        self._prepared, self._credit, self._observe, self._stop = prepared, credit, observe, stop
+        self._seats = Seats.of(shape, cfg.cluster.nodes)
 
-    async def play(self, checkpoint: Path | None, start_step: int) -> None:
-        """Start the workers, train, export, stop the workers."""
+    async def play(self, checkpoint: Path | None, start_step: int) -> str | None:
+        """Start the workers, train, export, stop the workers.
+
+        Returns:
+            The signal that training stopped at before its last step.
+        """
         async with self._crew(checkpoint, start_step) as crew:
+            self._stop.begin()
             await loop.run(self._cfg, self._roles(crew))
+            if crew.trainer.version < self._cfg.run.steps:
+                return self._stop.signal
             if self._cfg.run.export:
                 await crew.trainer.export(self._files.export)
+        return None
 
     def _roles(self, crew: Crew) -> Roles:
         cfg, heldout = self._cfg, self._prepared.heldout
@@ -155,43 +215,50 @@ class Session:
             sync=crew.sync,
             evaluator=Evaluator(cfg, heldout, crew.rollout, crew.reward) if heldout else None,
             observe=self._observe,
+            stop_requested=self._stop.requested,
         )
 
     @contextlib.asynccontextmanager
     async def _crew(self, checkpoint: Path | None, start_step: int) -> AsyncIterator[Crew]:
         """All workers, up and connected; stopped in the end, whatever happened."""
         cfg = self._cfg
-        rollout = RayRollout(self._group("engine", RolloutWorker, self._engine_setups()), cfg.cluster)
+        seats, scoring = self._seats, [(cfg.reward, cfg.model.path)]
+        rollout = RayRollout(
+            self._group("engine", RolloutWorker, self._engine_setups(), seats.engine), cfg.cluster
+        )
         trainer = RayTrainer(
-            self._group("trainer", TrainerWorker, self._trainer_setups()),
+            self._group("trainer", TrainerWorker, self._trainer_setups(), seats.trainer),
             cfg.cluster,
             self._files.checkpoints,
             cfg.run.keep_checkpoints,
         )
-        reward = RayReward(self._group("reward", RewardWorker, [(cfg.reward, cfg.model.path)]), cfg.cluster)
-        sync = RaySync(
-            trainer, rollout, SGLangLayout(spec.read(cfg.model.path), tp=self._shape.engine_tp), cfg.cluster
-        )
+        reward = RayReward(self._group("reward", RewardWorker, scoring, seats.reward), cfg.cluster)
+        layout = SGLangLayout(spec.read(cfg.model.path), tp=self._shape.engine_tp)
         groups = (rollout.workers, trainer.workers, reward.workers)
         try:
             with self._observe.terminal.working(
-                "ray", f"{sum(map(len, groups))} workers start, loopback only"
+                "ray", f"{sum(map(len, groups))} workers start, {self._cluster.described}"
             ):
                 await asyncio.gather(*(g.learn_pids(timeout_s=cfg.cluster.start_timeout_s) for g in groups))
                 await asyncio.gather(rollout.start(), trainer.build(checkpoint, start_step), reward.start())
-                await sync.connect()
+                sync = await connect(
+                    cfg.rollout.weight_path, trainer, rollout, layout, cfg.cluster, self._observe.warn
+                )
             yield Crew(rollout=rollout, trainer=trainer, reward=reward, sync=sync)
         finally:
             await asyncio.gather(rollout.stop(), reward.stop(), return_exceptions=True)
             for group in groups:
                 group.kill()
 
-    def _group(self, name: str, worker: Any, arguments: list[tuple]) -> WorkerGroup:
+    def _group(self, name: str, worker: Any, arguments: list[tuple], nodes: Sequence[int]) -> WorkerGroup:
         environment = {
             "env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"})
         }
-        actors = [worker.options(num_cpus=1, runtime_env=environment).remote(*a) for a in arguments]
-        return WorkerGroup(name, actors, self._logs)
+        actors = [
+            worker.options(runtime_env=environment, **self._cluster.place(node)).remote(*a)
+            for a, node in zip(arguments, nodes, strict=True)
+        ]
+        return WorkerGroup(name, actors, self._cluster.logs)
 
     def _engine_setups(self) -> list[tuple[EngineSetup]]:
         rollout = self._cfg.rollout
@@ -219,7 +286,7 @@ class Session:
         cfg, shape = self._cfg, self._shape
         first = TrainerSetup(
             rank=0,
-            rendezvous=f"file://{self._logs.resolve() / 'trainer-rendezvous'}",
+            rendezvous=f"file://{self._cluster.logs.resolve() / f'trainers-{secrets.token_hex(8)}'}",
             tp=shape.tp,
             pp=shape.pp,
             dp=shape.dp,

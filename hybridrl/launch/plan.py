@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hybridrl.config.check import optimizer_steps
 from hybridrl.config.schema import Config
+
+Resume = Literal["never", "if_possible", "required"]
+"""if_possible: from the newest checkpoint, and from the beginning where nothing was saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,32 @@ class RunShape:
 
 
 @dataclass(frozen=True, slots=True)
+class Seats:
+    """The node of every worker: replicas of trainer and engines are spread so that each node has of both."""
+
+    trainer: tuple[int, ...]
+    """Node of each rank."""
+
+    engine: tuple[int, ...]
+    reward: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: RunShape, num_nodes: int) -> "Seats":
+        """Neighbouring ranks share a node. Rewards are computed on the first, beside the controller."""
+        return cls(_spread(shape.trainer_ranks, num_nodes), _spread(shape.num_engines, num_nodes), (0,))
+
+    @property
+    def per_node(self) -> list[int]:
+        """Workers on each node."""
+        nodes = (*self.trainer, *self.engine, *self.reward)
+        return [nodes.count(node) for node in range(max(nodes) + 1)]
+
+
+def _spread(count: int, num_nodes: int) -> tuple[int, ...]:
+    return tuple(i * num_nodes // count for i in range(count))
+
+
+@dataclass(frozen=True, slots=True)
 class RunFiles:
     """Paths inside a run folder."""
 
@@ -55,3 +85,8 @@ class RunFiles:
     @property
     def logs(self) -> Path:
         return self.folder / "logs"
+
+    @property
+    def job(self) -> Path:
+        """What was handed to Slurm."""
+        return self.folder / "slurm"

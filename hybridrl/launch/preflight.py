@@ -9,35 +9,45 @@ from hybridrl.config.check import World, check
 from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.problems import refuse
-from hybridrl.errors import HybridRLError, ModelError
+from hybridrl.errors import DataError, HybridRLError, ModelError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.plan import RunShape
 from hybridrl.models import spec as models
+from hybridrl.trainer.setup import refuse_unbuildable
 
 Say = Callable[[str, str], None]
 """Prints a line: its heading, its text."""
 
 
-def preflight(loaded: LoadedConfig, machine: Machine, say: Say, *, make_model: bool) -> None:
+def preflight(
+    loaded: LoadedConfig, machine: Machine | None, say: Say, *, make_model: bool, needs_files: bool = True
+) -> None:
     """Check a config against this machine, make its model if it has to be made, and say what will run.
 
     Args:
+        machine: None: the run takes place elsewhere; rules about devices and memory wait.
         make_model: write model.path with model.make when it is absent; without, rules about that model wait.
+        needs_files: without, model and data may be on another machine; what is not here is said.
 
     Raises:
         ConfigErrors: everything that is wrong.
     """
-    say("doctor", machine.describe())
+    if machine:
+        say("doctor", machine.describe())
     spec, unreadable = _spec(loaded)
-    refuse(unreadable + check(loaded, _world(machine, spec)) + _plugin_errors(loaded))
+    wrong = _model_errors(loaded, machine, spec)
+    away = [] if needs_files else [error for error in wrong if _is_absence(error, spec)]
+    refuse(unreadable + [error for error in wrong if error not in away] + _plugin_errors(loaded))
+    for error in away:
+        say("not here", f"{error.what}  ({error.where})")
     made = spec is None and make_model
     if made:
         spec = _make_model(loaded)
-        refuse(check(loaded, _world(machine, spec)))
+        refuse(_model_errors(loaded, machine, spec))
     if spec is not None:
         how = "written to" if made else "from"
         say("model", f"{_name(spec)} {how} {loaded.config.model.path}")
-    else:
+    elif loaded.config.model.make:
         say("model", f"{loaded.config.model.make} will write {loaded.config.model.path}")
     say("algorithm", algorithm_row(loaded))
     say("plan", _plan(RunShape.of(loaded.config), loaded))
@@ -67,7 +77,21 @@ def _spec(loaded: LoadedConfig) -> tuple[models.ModelSpec | None, list[HybridRLE
         return None, [error]
 
 
-def _world(machine: Machine, spec: models.ModelSpec | None) -> World:
+def _model_errors(
+    loaded: LoadedConfig, machine: Machine | None, spec: models.ModelSpec | None
+) -> list[HybridRLError]:
+    """What rules refuse, about the model as far as it is known, and what the trainer does."""
+    unbuildable = spec and _refusal(lambda: refuse_unbuildable(spec, where="model"))
+    return check(loaded, _world(machine, spec)) + ([loaded.locate(unbuildable)] if unbuildable else [])
+
+
+def _is_absence(error: HybridRLError, spec: models.ModelSpec | None) -> bool:
+    return isinstance(error, DataError) or (spec is None and isinstance(error, ModelError))
+
+
+def _world(machine: Machine | None, spec: models.ModelSpec | None) -> World:
+    if machine is None:
+        return World(here=False, num_gpus=0, available_bytes=0, spec=spec)
     free = min((gpu.memory_bytes - gpu.used_bytes for gpu in machine.gpus), default=machine.available_bytes)
     return World(num_gpus=len(machine.gpus), available_bytes=free, spec=spec)
 

@@ -1,11 +1,14 @@
 """Prompts and reward of a run, read and tried before any worker starts."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import SourceConfig
 from hybridrl.data.source import TablePrompts, load_source
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
+from hybridrl.errors import HybridRLError
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
 from hybridrl.types import Prompt
@@ -41,6 +44,18 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
         gold = check_on_gold(scorer, train.rows, where=cfg.data.train.path or str(cfg.data.train.task))
     return Prepared(train, heldout, gold)
+
+
+def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
+    """Read the data and try the reward, if there is a model whose tokenizer can be used; say what was found.
+
+    Raises: as prepare(), with the line of the config.
+    """
+    if Path(loaded.config.model.path).is_dir():
+        try:
+            say("data", prepare(loaded).describe())
+        except HybridRLError as error:
+            raise loaded.locate(error) from error
 
 
 def _open(loaded: LoadedConfig, source: SourceConfig, tokenizer: ModelTokenizer, split: str) -> TablePrompts:

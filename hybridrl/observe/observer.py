@@ -48,6 +48,7 @@ class RunObserver:
         self._clock = Clock()
         self._live = self._stepped = False
         self._warned: set[str] = set()
+        self._stopped_by: str | None = None
         self._zero_or_one = True  # every reward so far: then their mean is an accuracy
         self._wall_since: float | None = None
         self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
@@ -59,7 +60,7 @@ class RunObserver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        interrupted = kind is not None and not issubclass(kind, Exception)
+        interrupted = self._stopped_by is not None or (kind is not None and not issubclass(kind, Exception))
         self._close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
 
     @contextmanager
@@ -124,20 +125,24 @@ class RunObserver:
         files: Mapping[str, str],
         following: Sequence[tuple[str, str]],
         facts: Mapping[str, Any] | None = None,
+        stopped_by: str | None = None,
     ) -> dict[str, Any]:
-        """The last step is done: draw the curve, write summary.json, and tell the person the result.
+        """The run came to its end, or to a stop: draw the curve, write summary.json, tell the result.
 
         Args:
             files: what else the run has left, as {"model": "runs/a/export/"}.
             following: commands to go on with, and what each is for.
             facts: what summary.json shall say besides, as {"machine": {"cores": 2}}.
+            stopped_by: the signal that the run stopped at; None: it came to its end.
 
         Returns:
             What summary.json holds.
         """
         self._end_live()
+        self._stopped_by = stopped_by
         summary = {
             **summarise(read(self.folder / METRICS_FILE), self._clock.take()),
+            "stopped_by": stopped_by,
             "seed": self._cfg.run.seed,
             "num_devices": self._limits.num_devices,
             "versions": versions(),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CONFIG = {
@@ -81,6 +82,11 @@ def step_values(run: Path, name: str) -> dict[int, float]:
     return {r["step"]: r[name] for r in lines(run) if r["kind"] == "step"}
 
 
+def mlflow_status(run: Path) -> str:
+    client = MlflowClient(tracking_uri=f"sqlite:///{run.parent / 'mlflow.db'}")
+    return client.get_run((run / "mlflow_run_id").read_text().strip()).info.status
+
+
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> Path:
     """An uninterrupted run."""
@@ -147,6 +153,29 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(whole: Path, folder
     assert (killed / exported).read_bytes() == (whole / exported).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_run_told_to_stop_saves_its_step_and_resumes_bit_for_bit(whole: Path, folder: Path) -> None:
+    process, told = launch(folder, "run.name=told", "run.save_every=0"), folder / "runs" / "told"
+    deadline = time.monotonic() + 300
+    while not (told / "metrics.jsonl").exists() or not step_values(told, "actor/loss"):
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    out = finish(process)
+    stopped = json.loads((told / "summary.json").read_text())
+    assert process.returncode == 75 and stopped["stopped_by"] == "SIGTERM", out
+    assert f"stopped at step {stopped['steps']} by SIGTERM, --resume continues" in out
+    assert [path.name for path in (told / "checkpoints").iterdir()] == [f"step_{stopped['steps']:06d}"]
+    assert mlflow_status(told) == "KILLED"
+    process = launch(folder, "run.name=told", "run.save_every=0", "--resume")
+    out = finish(process)
+    assert process.returncode == 0 and mlflow_status(told) == "FINISHED", out
+    for name in ("critic/score/mean", "actor/grad_norm", "actor/loss", "actor/entropy", "actor/lr"):
+        assert step_values(told, name) == step_values(whole, name)
+    exported = "export/model.safetensors"
+    assert (told / exported).read_bytes() == (whole / exported).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("function", "exit_code", "message"),
     [("raising", 2, "KeyError"), ("hanging", 3, "did not return")],
@@ -187,6 +216,21 @@ def test_other_shapes_of_trainer_and_engines_run(folder: Path, shape: tuple[str,
     summary = json.loads((folder / "runs" / name / "summary.json").read_text())
     assert summary["swap_checksums_ok"] is True
     assert summary["logprob_max_abs_diff"] <= 2e-5 or "batch.max_lag=1" in shape
+
+
+@pytest.mark.slow
+def test_a_run_whose_weights_go_through_the_engines_loader_is_the_same_run(whole: Path, folder: Path) -> None:
+    process = launch(folder, "rollout.weight_path=engine_api", "run.name=loader", "run.steps=2")
+    out = finish(process)
+    assert process.returncode == 0, out
+    run = folder / "runs" / "loader"
+    for name in ("critic/score/mean", "actor/grad_norm", "actor/loss", "training/rollout_logp_diff_max"):
+        expected = step_values(whole, name)
+        assert step_values(run, name) == {step: expected[step] for step in (1, 2)}
+    assert set(step_values(run, "sync/in_place").values()) == {0.0}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["swap_checksums_ok"] is None
+    assert "through the engine's own loader" in out
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ DOORS = {
     "data": NOUNS | {"config"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
+    "estimate": NOUNS | {"models", "layout", "reshard"},
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
     "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard"},
     "cluster": {"errors"},
@@ -33,8 +34,9 @@ DOORS = {
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
     | {"trainer", "rollout", "cluster", "controller", "workers"},
+    "importer": {"errors", "config"},
     "doctor": {"errors", "hosts"},
-    "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms"},
+    "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""
@@ -47,6 +49,7 @@ KEYS = {
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},
     "triton": {"reshard", "trainer"},
+    "scipy": {"reshard"},
     "transformers": {"data", "models", "trainer"},
     "tokenizers": {"data", "models"},
     "safetensors": {"models", "reshard", "trainer"},

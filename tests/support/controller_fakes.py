@@ -57,6 +57,9 @@ class World:
     generate_s: float = 0.0
     update_s: float = 0.0
     fail_at_prompt: int | None = None
+    stop_in_step: int | None = None
+    """A signal to stop arrives while this step runs."""
+
     prompts: CountingPrompts = field(default_factory=CountingPrompts)
     spans: list[str] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
@@ -118,6 +121,7 @@ class World:
             sync=self,
             evaluator=evaluator,
             observe=Notes(self),
+            stop_requested=lambda: self.version == self.stop_in_step,
         )
 
     def _deal(self, batch: Batch) -> list[Minibatch]:

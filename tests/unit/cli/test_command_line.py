@@ -84,7 +84,7 @@ def test_the_version_is_the_packages(capsys: Captured) -> None:
         (["lauch"], "No such command 'lauch'. Did you mean 'launch'?"),
         (["launch"], "Missing argument 'CONFIG'"),
         (["launch", "my.yaml", "--onn", "x"], "No such option: --onn"),
-        (["launch", "my.yaml", "--on", "mars"], "'mars' is not one of 'local'"),
+        (["launch", "my.yaml", "--on", "mars"], "'mars' is not one of 'local', 'ray', 'slurm'"),
         (["launch", "none.yaml"], "no config at none.yaml: there is my.yaml"),
         (
             ["launch", "my.yaml", "run.step=3"],
@@ -123,6 +123,23 @@ def test_rules_and_plugins_are_refused_together(folder: Path, capsys: Captured) 
     assert "clip_hi" in said and "clip_high" in said
     assert "samples_per_prompt = 1" in said
     assert "Traceback" not in said
+
+
+def test_a_model_that_the_trainer_cannot_build_is_refused_before_anything_starts(
+    folder: Path, capsys: Captured
+) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    rest = {"vocab_size": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "num_local_experts": 2}
+    (folder / "mixture").mkdir()
+    (folder / "mixture" / "config.json").write_text(
+        json.dumps({"architectures": ["MixtralForCausalLM"], "num_experts_per_tok": 1, **sizes, **rest})
+    )
+    for command in (["launch"], ["launch", "--dry-run"], ["config", "check"]):
+        code, _, said = run(capsys, *command, "my.yaml", "model=mixture")
+        assert code == 2
+        assert "the trainer cannot build a model of family mixtral  (command line)" in said
+        assert "use one of llama, qwen2, qwen3" in said
+    assert not (folder / "out").exists()
 
 
 def test_a_dry_run_starts_nothing_and_writes_nothing(folder: Path, capsys: Captured) -> None:
@@ -204,3 +221,13 @@ def test_doctor_says_what_is_there_and_whether_a_run_can_start(capsys: Captured)
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "hybridrl", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"hybridrl {__version__}\n")
+
+
+def test_a_plan_proves_the_weight_swap_and_starts_nothing(folder: Path, capsys: Captured) -> None:
+    code, said, _ = run(capsys, "plan", "my.yaml", "actor.parallel.tp=2", "rollout.num_engines=2")
+    assert code == 0
+    assert "1.000 x the least possible" in said and "every element written once" in said
+    code, said, _ = run(capsys, "plan", "my.yaml", "actor.parallel.tp=2", "rollout.num_engines=2", "--json")
+    swap = json.loads(said)["swap"]
+    assert code == 0 and swap["node_bytes"] + swap["remote_bytes"] == swap["bound_bytes"] > 0
+    assert sorted(path.name for path in folder.iterdir()) == ["my.yaml", "prompts.jsonl"]

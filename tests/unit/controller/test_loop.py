@@ -70,6 +70,22 @@ def test_checkpoints_come_at_the_interval_and_at_the_end() -> None:
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves_it(max_lag: int) -> None:
+    world = fakes.World(stop_in_step=4, update_s=0.01)
+    play(fakes.config(batch={"max_lag": max_lag}), world)
+    assert [batch.step for batch in world.batches] == [1, 2, 3, 4] and world.version == world.served == 4
+    saved = {event[1]: event[2]["prompts"] for event in world.events if event[0] == "save"}
+    assert saved == {3: {"taken": 12}, 4: {"taken": 16}}
+    assert 4 in world.evaluations
+
+
+def test_a_stop_that_comes_in_the_last_step_saves_it_once() -> None:
+    world = fakes.World(stop_in_step=6)
+    play(fakes.config(), world)
+    assert [event[1] for event in world.events if event[0] == "save"] == [3, 6]
+
+
+@pytest.mark.parametrize("max_lag", [0, 2])
 def test_a_checkpoint_holds_the_position_after_the_prompts_that_were_trained_on(max_lag: int) -> None:
     world = fakes.World(update_s=0.01)
     play(fakes.config(batch={"max_lag": max_lag}), world)

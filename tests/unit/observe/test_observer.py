@@ -155,6 +155,15 @@ def test_the_person_is_told_the_result(tmp_path) -> None:
     ]
 
 
+def test_a_run_that_stopped_says_so_on_the_screen_and_in_its_summary(tmp_path) -> None:
+    stream = io.StringIO()
+    with observer(tmp_path, stream) as observe:
+        train(observe, 1)
+        observe.finish({}, [], stopped_by="SIGTERM")
+    assert "stopped at step 1 by SIGTERM, --resume continues" in stream.getvalue()
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["stopped_by"] == "SIGTERM"
+
+
 def test_rewards_that_are_not_zero_or_one_are_no_accuracy(tmp_path) -> None:
     stream = io.StringIO()
     with observer(tmp_path, stream) as observe:

@@ -1,0 +1,87 @@
+"""Keys about the machines of a run: how many, how long to wait for them, and how Slurm and Ray are asked."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hybridrl.config.section import Section
+
+
+class ContainerConfig(Section):
+    """The image that a Slurm job runs in."""
+
+    runtime: Literal["pyxis", "apptainer"]
+    """pyxis: srun --container-image, by enroot; apptainer: apptainer exec --nv."""
+
+    image: str
+    """As the runtime names it: registry#name:tag or a .sqsh file; a .sif file."""
+
+    mounts: tuple[str, ...] = ()
+    """/outside or /outside:/inside. The folder that the launch was typed in is always there."""
+
+
+class SlurmConfig(Section):
+    """What a job of `launch --on slurm` asks for. cluster.nodes and cluster.gpus_per_node count here too."""
+
+    account: str | None = None
+    """Account that pays. None: the user's default."""
+
+    partition: str | None = None
+    """Partition, or several with commas. None: the default one."""
+
+    time: str | None = Field(default=None, pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")
+    """Time limit, as 24:00:00 or 2-00:00:00. None: the partition's."""
+
+    exclusive: bool = True
+    """Whole nodes, all cores and memory of them. false: what the partition gives, or `sbatch` asks for."""
+
+    container: ContainerConfig | None = None
+    """None: the environment that the launch was typed in, at the same path on every node."""
+
+    setup: tuple[str, ...] = ()
+    """Shell lines before anything else on every node, inside the container: module load cuda."""
+
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch: --qos=high, --constraint=h100."""
+
+    interface: str | None = None
+    """Network interface of the nodes that Ray talks over, as ib0. None: of the first address. A job of one
+    node stays on loopback."""
+
+    drain_s: PositiveInt = 600
+    """Seconds before the end of its time at which a job is told to stop: a step and a checkpoint must fit."""
+
+    max_requeues: NonNegativeInt = 50
+    """How often a job that was told to stop goes back into the queue; 0: never."""
+
+
+class RayConfig(Section):
+    """The running Ray that `launch --on ray` uses."""
+
+    address: str | None = None
+    """host:port of its head. None: RAY_ADDRESS."""
+
+    dashboard: str | None = None
+    """http://host:8265, where --submit hands a run over. None: RAY_API_SERVER_ADDRESS."""
+
+    working_dir: str | None = None
+    """Folder that --submit uploads for the job to run in. None: this one, which the cluster sees as well."""
+
+
+class ClusterConfig(Section):
+    nodes: PositiveInt = 1
+    gpus_per_node: NonNegativeInt | None = None
+    """None: as many as this machine has; for Slurm, none are asked for."""
+
+    placement: Literal["colocated"] = "colocated"
+    """colocated: trainer and engines share the devices and take turns."""
+
+    start_timeout_s: PositiveFloat = 600.0
+    """Nodes, workers and engines must be up by then."""
+
+    step_timeout_s: PositiveFloat = 3600.0
+    """No phase of a step may take longer."""
+
+    slurm: SlurmConfig = SlurmConfig()
+
+    ray: RayConfig = RayConfig()

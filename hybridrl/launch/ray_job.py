@@ -1,0 +1,56 @@
+"""A run as a job of a Ray cluster: the command that hands it over, and the hand-over itself."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from hybridrl.cluster import ray_jobs
+from hybridrl.cluster.env import ray_dashboard
+from hybridrl.config.load import LoadedConfig
+from hybridrl.errors import ConfigError
+from hybridrl.launch.preflight import Say
+
+
+def launch(loaded: LoadedConfig, overrides: Sequence[str], say: Say, *, resume: bool, dry_run: bool) -> None:
+    """Hand a checked config to the cluster whose dashboard is named.
+
+    Args:
+        overrides: of the command line, for the job to have as well.
+        dry_run: say the command that would do it.
+
+    Raises:
+        ConfigError: no dashboard is named.
+        ResourceError: none answers.
+    """
+    asked = loaded.config.cluster.ray
+    dashboard = asked.dashboard or ray_dashboard()
+    if dashboard is None:
+        raise ConfigError(
+            "no Ray dashboard to hand the run to",
+            where=loaded.where("cluster.ray.dashboard"),
+            fix="set cluster.ray.dashboard=http://host:8265, or RAY_API_SERVER_ADDRESS",
+        )
+    folder = None if asked.working_dir else Path.cwd()
+    line = entrypoint(loaded.file, overrides, resume=resume, folder=folder)
+    if dry_run:
+        say("dry run", f"nothing started; {command(dashboard, asked.working_dir, line)}")
+        return
+    job = ray_jobs.submit(dashboard, line, asked.working_dir)
+    say("submitted", f"{job}; follow it with: ray job logs --address {dashboard} --follow {job}")
+
+
+def entrypoint(file: str, overrides: Sequence[str], *, resume: bool, folder: Path | None) -> str:
+    """The line that the job runs.
+
+    Args:
+        folder: to run in; None: the one that was uploaded.
+    """
+    words = ["python", "-m", "hybridrl", "launch", file, *overrides, "--on", "ray", *["--resume"][:resume]]
+    run = shlex.join(words)
+    return f"cd {shlex.quote(str(folder))} && {run}" if folder else run
+
+
+def command(dashboard: str, working_dir: str | None, line: str) -> str:
+    """`ray job submit` with the same effect."""
+    upload = ["--working-dir", working_dir] if working_dir else []
+    return shlex.join(["ray", "job", "submit", "--address", dashboard, *upload, "--", "bash", "-c", line])

@@ -1,0 +1,90 @@
+"""What `hybridrl launch` does, by place: train here or on a running Ray, or hand the run to Slurm or Ray."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.run_folder import RunFolder, path_of
+from hybridrl.errors import ConfigError, HybridRLError
+from hybridrl.hosts.machine import Machine
+from hybridrl.launch.plan import Resume
+from hybridrl.launch.preflight import Say, preflight
+from hybridrl.launch.prepare import try_data
+from hybridrl.launch.stop import STOPPED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The options of a launch."""
+
+    on: Literal["local", "ray", "slurm"]
+    resume: Resume
+    dry_run: bool
+    submit: bool
+    """Hand the run to Ray's job server instead of driving it from here."""
+
+    wait: bool
+    """Return when the Slurm job is over."""
+
+
+def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say: Say) -> int:
+    """Check a config and run it where the request says.
+
+    Args:
+        overrides: that the config was loaded with.
+
+    Returns:
+        Exit code: 0, or STOPPED if the run stopped early and can be resumed; of --wait, the job's.
+
+    Raises:
+        HybridRLError: its place is the line of the config that it is about.
+    """
+    _refuse_idle_options(request)
+    try:
+        return _launch(loaded, overrides, request, say)
+    except HybridRLError as error:
+        raise loaded.locate(error) from error
+
+
+def _launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say: Say) -> int:
+    dry_run, elsewhere = request.dry_run, request.on == "slurm" or request.submit
+    machine = None if elsewhere else Machine.here()
+    preflight(
+        loaded, machine, say, make_model=not (dry_run or elsewhere), needs_files=not (elsewhere and dry_run)
+    )
+    if request.on == "slurm":
+        from hybridrl.launch import slurm
+
+        resume = request.resume != "never"
+        return slurm.launch(loaded, overrides, say, resume=resume, dry_run=dry_run, wait=request.wait)
+    if request.submit:
+        from hybridrl.launch import ray_job
+
+        ray_job.launch(loaded, overrides, say, resume=request.resume == "required", dry_run=dry_run)
+        return 0
+    if dry_run:
+        try_data(loaded, say)
+        say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
+        return 0
+    return _train(loaded, request)
+
+
+def _train(loaded: LoadedConfig, request: Request) -> int:
+    begun = (path_of(loaded.config) / "resolved.yaml").exists()
+    resume: Resume = "never" if request.resume == "if_possible" and not begun else request.resume
+    folder = RunFolder.create(loaded) if resume == "never" else RunFolder.open_for_resume(loaded)
+    try:
+        from hybridrl.launch import local
+
+        stopped_by = local.run(loaded, on="ray" if request.on == "ray" else "local", resume=resume)
+    finally:
+        folder.release()
+    return STOPPED if stopped_by else 0
+
+
+def _refuse_idle_options(request: Request) -> None:
+    if request.wait and request.on != "slurm":
+        raise ConfigError("--wait waits for a Slurm job", fix="--on slurm")
+    if request.submit and request.on != "ray":
+        raise ConfigError("--submit hands a run to Ray's job server", fix="--on ray")

@@ -1,0 +1,82 @@
+"""A Ray that runs already: its workers, its nodes, its room."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from hybridrl.cluster.nodes import ExpectedNodes
+from hybridrl.cluster.placement import reserved
+from hybridrl.cluster.ray_attached import attached_ray
+from hybridrl.errors import DeadlineError, ResourceError
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray of one node, n1, with 3 slots, that was started in another folder and listens on loopback."""
+    folder = tmp_path_factory.mktemp("ray")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = "-m ray.scripts.scripts start --head --block --include-dashboard=false --num-cpus=3 --num-gpus=0"
+    places = f"--node-name=n1 --node-ip-address=127.0.0.1 --port={port} --temp-dir={folder}"
+    quiet = {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+    }
+    with (folder / "out").open("w") as out:
+        head = subprocess.Popen(
+            [sys.executable, *start.split(), *places.split()],
+            env=os.environ | quiet,
+            stdout=out,
+            stderr=out,
+            cwd=folder,
+        )
+    deadline = time.monotonic() + 60
+    while not _answers(port):
+        assert time.monotonic() < deadline and head.poll() is None, (folder / "out").read_text()
+        time.sleep(0.1)
+    yield f"127.0.0.1:{port}"
+    head.terminate()
+    head.wait(60)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_workers_of_an_attached_ray_run_in_the_folder_of_the_driver(
+    address: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        attached_ray(address, ExpectedNodes(1, 0, ("n1",)), timeout_s=30) as logs,
+        reserved([2], timeout_s=30) as place,
+    ):
+        assert list(logs.glob("raylet*"))
+        where = ray.remote(lambda: os.getcwd()).options(**place(0))
+        assert ray.get(where.remote(), timeout=60) == str(tmp_path)
+
+
+def test_what_an_attached_ray_lacks_is_said_before_a_worker_starts(address: str) -> None:
+    with (
+        pytest.raises(DeadlineError, match="n2 did not join Ray; n1 has 0 of 4 GPUs"),
+        attached_ray(address, ExpectedNodes(2, 4, ("n1", "n2")), timeout_s=0.1),
+    ):
+        pass
+    with (
+        attached_ray(address, ExpectedNodes(1, 0), timeout_s=30),
+        pytest.raises(
+            ResourceError, match=r"needs \[4\] of Ray's CPUs, one a worker, on 1 nodes; 3 are free"
+        ),
+        reserved([4], timeout_s=0.5),
+    ):
+        pass

@@ -1,0 +1,70 @@
+"""What a signal does to a run: it stops where it can go on without loss, and a second signal ends it."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from hybridrl.launch.stop import SIGNALS, StopRequest
+
+
+def said_within(said: list[str], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not said and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return bool(said)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_first_signal_during_training_is_noted_and_said(number: int) -> None:
+    said: list[str] = []
+    with StopRequest(said.append) as stop:
+        stop.begin()
+        assert not stop.requested()
+        os.kill(os.getpid(), number)
+        assert stop.requested() and stop.signal == signal.Signals(number).name
+        assert not stop.came_early
+        assert said_within(said, 5) and stop.signal in said[0]
+
+
+def test_a_second_signal_is_ctrl_c_and_the_first_keeps_its_name() -> None:
+    with StopRequest(lambda text: None) as stop:
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == "SIGUSR1" and not stop.came_early
+
+
+def test_a_signal_before_the_first_step_ends_the_start() -> None:
+    with StopRequest(lambda text: None) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.came_early
+
+
+def test_a_screen_that_is_locked_where_the_signal_comes_does_not_hold_the_run() -> None:
+    lock, said = threading.Lock(), []
+
+    def say(text: str) -> None:
+        with lock:
+            said.append(text)
+
+    with StopRequest(say) as stop:
+        stop.begin()
+        with lock:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert said_within(said, 5)
+
+
+def test_a_handler_that_a_library_set_meanwhile_is_replaced_and_the_old_one_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(lambda text: None) as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.listen()
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested()
+    assert signal.getsignal(signal.SIGTERM) is before
