@@ -105,8 +105,18 @@ class _Giver(NamedTuple):
     via: tuple[int, int] | None = None
 
 
+class _Sizes(NamedTuple):
+    """Of what is wanted of a cell, in the smallest unit: (targets, their ranks, size)."""
+
+    wanted: list[_Wanted]
+    key: tuple[tuple[int, range, int], ...]
+    index: dict[tuple[int, int], int]
+    """(targets, holding) -> place in the list."""
+
+
 class _Demands(NamedTuple):
     wanted: list[_Wanted]
+    index: dict[tuple[int, int], int]
     holdings: tuple[Holding, ...]
     holders: _Holders
     line: _Line
@@ -127,6 +137,7 @@ class _Planner:
         for kind, layout in enumerate(kinds):
             for index, held in enumerate(layout.holdings):
                 self._wanted.setdefault(held.param, []).append(_Wanted(kind, index, held))
+        self._sizes: dict[tuple[object, ...], _Sizes] = {}
         self._lines: dict[tuple[tuple[int, range, int], ...], _Line] = {}
         self._found: dict[tuple[int, ...], int] = {}
         self._holders: dict[tuple[range, ...], _Holders] = {}
@@ -191,26 +202,39 @@ class _Planner:
 
     def _demands(self, param: str, cell: Cell) -> _Demands:
         """Classes of parameters that are cut alike are also wanted and shared alike."""
-        sizes = [(w, _elements(cell, w.held)) for w in self._wanted.get(param, ())]
-        sizes = [(wanted, elements) for wanted, elements in sizes if elements]
-        unit = gcd(*(elements for _, elements in sizes))
-        wanted = tuple((w.kind, w.held.ranks, elements // unit) for w, elements in sizes)
-        if wanted not in self._lines:
-            self._lines[wanted] = self._line_up(wanted)
-        line, holders = self._lines[wanted], self._who_holds(cell)
-        key = (tuple(held.ranks for held in cell.holdings), wanted)
+        wanted, wanted_key, index = self._sizes_of(param, cell)
+        if wanted_key not in self._lines:
+            self._lines[wanted_key] = self._line_up(wanted_key)
+        line, holders = self._lines[wanted_key], self._who_holds(cell)
+        key = (tuple([held.ranks for held in cell.holdings]), wanted_key)
         if key not in self._shared:
             rank_H = holders.rank_H
             device_H = rank_H if self._device_S is None else self._device_S[rank_H]
             node_size = self._job.topology and self._job.topology.node_size
             alike_T = line.which_T if self._job.once_per_node else None
             self._shared[key] = Shares(device_H, line.device_T, line.size_T, node_size, alike_T)
-        wanted_here = [wanted for wanted, _ in sizes]
-        return _Demands(wanted_here, cell.holdings, holders, line, self._shared[key])
+        return _Demands(wanted, index, cell.holdings, holders, line, self._shared[key])
+
+    def _sizes_of(self, param: str, cell: Cell) -> _Sizes:
+        """Alike for cells that differ in their layers, where whoever wants some wants all of these."""
+        wanted = self._wanted.get(param, ())
+        spans = all(
+            w.held.layers.start <= cell.layers.start < cell.layers.stop <= w.held.layers.stop for w in wanted
+        )
+        key = (param, cell.experts, cell.rows, cell.cols, None if spans else cell.layers)
+        if key not in self._sizes:
+            sizes = [(w, elements) for w in wanted if (elements := _elements(cell, w.held))]
+            unit = gcd(*(elements for _, elements in sizes))
+            self._sizes[key] = _Sizes(
+                [w for w, _ in sizes],
+                tuple((w.kind, w.held.ranks, elements // unit) for w, elements in sizes),
+                {w[:2]: i for i, (w, _) in enumerate(sizes)},
+            )
+        return self._sizes[key]
 
     def _find(self, demands: _Demands, wanted: _Wanted, place: tuple[int, int]) -> int:
         """Where a target rank stands in the line."""
-        which = next(i for i, other in enumerate(demands.wanted) if other[:2] == wanted[:2])
+        which = demands.index[wanted[:2]]
         line = demands.line
         key = (id(line), which, *place)  # lines live as long as the planner
         if key not in self._found:
@@ -219,7 +243,7 @@ class _Planner:
         return self._found[key]
 
     def _who_holds(self, cell: Cell) -> _Holders:
-        key = tuple(held.ranks for held in cell.holdings)
+        key = tuple([held.ranks for held in cell.holdings])
         if key not in self._holders:
             places = sorted((rank, i) for i, ranks in enumerate(key) for rank in ranks)
             left = [place for place in places if place[0] not in self._job.lost]

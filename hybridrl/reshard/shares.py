@@ -66,6 +66,7 @@ class Shares:
             self._serve_the_own_device(holder_device_H[order_H], device_T)
         self._node_H = node_H[order_H]
         self._lines: dict[int, _Line] = {}
+        self._served: dict[int, list[tuple[int, Part]]] = {}
         self._circles: dict[int, list[int]] = {}
         """Demand -> all that are for the same bytes on its node, if there are several."""
 
@@ -106,8 +107,13 @@ class Shares:
         here = device_H[place_T] == device_T
         self._first_T[here], self._count_T[here], self._line_T[here] = place_T[here], 1, _HERE
 
-    def of_demand(self, demand: int) -> Iterator[tuple[int, Part]]:
+    def of_demand(self, demand: int) -> list[tuple[int, Part]]:
         """(holder, what it serves)"""
+        if demand not in self._served:
+            self._served[demand] = list(self._serve(demand))
+        return self._served[demand]
+
+    def _serve(self, demand: int) -> Iterator[tuple[int, Part]]:
         first = int(self._first_T[demand])
         if self._line_T[demand] == _HERE:
             yield int(self._order_H[first]), _WHOLE

@@ -33,20 +33,28 @@ def tabulate(transfers: Iterable[Transfer]) -> Table:
 
 def _rows(transfer: Transfer, sources: dict[str, int], targets: dict[Target, int]) -> np.ndarray:
     """The boxes of a transfer: layer by layer, there expert by expert."""
-    places = [(layer, expert) for layer in transfer.layers for expert in transfer.experts]
-    first, step = transfer.source_stack
-    to_first, to_step = transfer.target_stack
-    target, rank = transfer.target, transfer.target_rank
-    names = [instance(transfer.source_tensor, layer, expert - first) for layer, expert in places]
-    to_names = [instance(transfer.target_tensor, layer, expert - to_first) for layer, expert in places]
+    (first, step), (to_first, to_step) = transfer.source_stack, transfer.target_stack
+    experts = np.arange(transfer.experts.start, transfer.experts.stop)
+    count, repeat = len(transfer.layers) * len(experts), len(transfer.boxes)
     boxes = np.array([(0, 0, *box.source, *box.target, *box.shape) for box in transfer.boxes], np.int64)
-    rows = np.tile(boxes, (len(places), 1))
-    repeat = len(boxes)
-    rows[:, 0] = np.repeat([sources.setdefault(name, len(sources)) for name in names], repeat)
-    rows[:, 1] = np.repeat(
-        [targets.setdefault((target, rank, name), len(targets)) for name in to_names], repeat
-    )
-    expert = np.repeat([expert for _, expert in places], repeat)
+    rows = np.tile(boxes, (count, 1))
+    names = _names(transfer.source_tensor, transfer, first)
+    place = (transfer.target, transfer.target_rank)
+    to_names = [(*place, name) for name in _names(transfer.target_tensor, transfer, to_first)]
+    numbers = [sources.setdefault(name, len(sources)) for name in names]
+    to_numbers = [targets.setdefault(name, len(targets)) for name in to_names]
+    rows[:, 0] = np.repeat(numbers, count // len(numbers) * repeat)
+    rows[:, 1] = np.repeat(to_numbers, count // len(to_numbers) * repeat)
+    expert = np.tile(np.repeat(experts, repeat), len(transfer.layers))
     rows[:, 2] += (expert - first) * step
     rows[:, 4] += (expert - to_first) * to_step
     return rows
+
+
+def _names(pattern: str, transfer: Transfer, first: int) -> list[str]:
+    """By layer; and by expert, where each has its own tensor."""
+    if "#" not in pattern:
+        return [instance(pattern, layer) for layer in transfer.layers]
+    numbers = [str(expert - first) for expert in transfer.experts]
+    parts = [pattern.replace("*", str(layer)).partition("#") for layer in transfer.layers]
+    return [before + number + after for before, _, after in parts for number in numbers]
