@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from benchmarks._reshard_peers import Swap
 from hybridrl.reshard.exchange import Exchange, Half
-from hybridrl.reshard.executors.base import best
+from hybridrl.reshard.execute import best
 from hybridrl.reshard.plan import Job, Transfer
 from hybridrl.reshard.routes import routes
 from hybridrl.reshard.swap import SwapWriter

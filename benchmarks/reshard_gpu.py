@@ -24,7 +24,8 @@ from benchmarks._workloads import WORKLOADS
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.block_fp8 import BlockFP8
 from hybridrl.reshard.checksum import as_matrix
-from hybridrl.reshard.executors.base import Executor, best
+from hybridrl.reshard.execute import best
+from hybridrl.reshard.executors.base import Executor
 from hybridrl.reshard.kernels.reference import BLOCK
 from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.table import Table, tabulate

@@ -8,7 +8,8 @@ from hybridrl.errors import SwapError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.agreement import Checksums
 from hybridrl.reshard.block_fp8 import BlockFP8
-from hybridrl.reshard.executors.base import Prepared, Written, best
+from hybridrl.reshard.execute import best
+from hybridrl.reshard.executors.base import Prepared, Written
 from hybridrl.reshard.plan import Transfer
 from hybridrl.reshard.table import Target, tabulate
 from hybridrl.reshard.transports.base import SharedTensor, attach

@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from hybridrl.errors import SwapError
 from hybridrl.reshard.checksum import MODULUS, box_checksum
-from hybridrl.reshard.executors.base import Prepared, Signature, best, signature
+from hybridrl.reshard.execute import best
+from hybridrl.reshard.executors.base import Prepared, Signature, signature
 from hybridrl.reshard.table import Target
 from hybridrl.reshard.waves import BUFFERS, Bounds, Half, Load, Wave, waves
 

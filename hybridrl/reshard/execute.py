@@ -1,15 +1,28 @@
-"""Carries a table out once, by the best executor where its targets are.
+"""Chooses the executor, and carries a table out once.
 
-Whoever writes the same table again and again keeps what `executors.base.best(device).prepare` returns.
+Whoever writes the same table again and again keeps what `best(device).prepare` returns.
 """
 
+import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
 from hybridrl.reshard.block_fp8 import BlockFP8
-from hybridrl.reshard.executors.base import Prepared, Written, best
+from hybridrl.reshard.executors import native
+from hybridrl.reshard.executors.base import Executor, Prepared, Written, find
 from hybridrl.reshard.table import Table
+
+
+def best(device: torch.device | str) -> Executor:
+    """The fastest executor for tensors on a device; warns once where the native one is not built."""
+    if torch.device(device).type == "cuda":
+        return find("triton")
+    if native.is_built():
+        return find("native")
+    _warn_not_built()
+    return find("torch_copy")
 
 
 def copy(table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor | BlockFP8]) -> None:
@@ -36,3 +49,13 @@ def _prepared(
 ) -> Prepared:
     held = [target.values if isinstance(target, BlockFP8) else target for target in targets]
     return best(held[0].device if held else "cpu").prepare(table, sources, targets)
+
+
+@lru_cache(maxsize=1)
+def _warn_not_built() -> None:
+    warnings.warn(
+        "the native executor is not built, weights move several times slower: install a C compiler, then "
+        "`pip install -e .` again",
+        RuntimeWarning,
+        stacklevel=3,
+    )

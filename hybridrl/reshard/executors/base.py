@@ -5,10 +5,8 @@ the same checksums; they differ in where they run and how fast.
 """
 
 import importlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol, cast
 
 import torch
@@ -86,28 +84,6 @@ def find(name: str) -> Executor:
     if name not in known:
         raise ResourceError(f"no executor {name!r} here", fix=f"use one of {', '.join(known)}")
     return cast(Executor, importlib.import_module(f"{_FOLDER}.{name}"))
-
-
-def best(device: torch.device | str) -> Executor:
-    """The fastest executor for tensors on a device; warns once where the native one is not built."""
-    if torch.device(device).type == "cuda":
-        return find("triton")
-    from hybridrl.reshard.executors import native
-
-    if native.is_built():
-        return find("native")
-    _warn_not_built()
-    return find("torch_copy")
-
-
-@lru_cache(maxsize=1)
-def _warn_not_built() -> None:
-    warnings.warn(
-        "the native executor is not built, weights move several times slower: install a C compiler, then "
-        "`pip install -e .` again",
-        RuntimeWarning,
-        stacklevel=3,
-    )
 
 
 Signature = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridrl.errors import ResourceError
+from hybridrl.reshard import execute
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.executors import base, native, oracle, torch_copy
 from hybridrl.reshard.table import Table
@@ -181,10 +182,10 @@ def test_an_executor_that_is_not_there_is_refused_with_those_that_are():
 
 def test_without_the_built_library_torch_is_the_best_and_says_so_once(monkeypatch):
     monkeypatch.setattr(native, "is_built", lambda: False)
-    base._warn_not_built.cache_clear()
+    execute._warn_not_built.cache_clear()
     with pytest.warns(RuntimeWarning, match="not built"):
-        assert base.best("cpu") is torch_copy
-    assert base.best("cpu") is torch_copy
+        assert execute.best("cpu") is torch_copy
+    assert execute.best("cpu") is torch_copy
     with pytest.raises(ResourceError, match="not built"):
         native.prepare(box_tables.table_of([], [], []), [], [])
 
