@@ -139,6 +139,7 @@ class _Planner:
                 self._wanted.setdefault(held.param, []).append(_Wanted(kind, index, held))
         self._sizes: dict[tuple[object, ...], _Sizes] = {}
         self._lines: dict[tuple[tuple[int, range, int], ...], _Line] = {}
+        self._regions: dict[tuple[object, ...], tuple[bool, tuple[CopyBox, ...]]] = {}
         self._found: dict[tuple[int, ...], int] = {}
         self._holders: dict[tuple[range, ...], _Holders] = {}
         self._shared: dict[tuple[object, ...], Shares] = {}
@@ -159,10 +160,10 @@ class _Planner:
                     demands = self._demands(held.param, cell)
                     demand = self._find(demands, wanted, (target, rank))
                     for holder, part in demands.shares.of_demand(demand):
-                        yield from _transfer(cell, demands.holder(holder), wanted, (target, rank), part)
+                        yield from self._transfer(cell, demands.holder(holder), wanted, (target, rank), part)
                     for other, part in demands.shares.given(demand):
                         giver = self._neighbour(demands.line.place(other), held)
-                        yield from _transfer(cell, giver, wanted, (target, rank), part)
+                        yield from self._transfer(cell, giver, wanted, (target, rank), part)
 
     def of_source(self, rank: int) -> Iterator[_Keyed]:
         if rank in self._job.lost:
@@ -174,7 +175,7 @@ class _Planner:
                 for demand, part in demands.shares.of_holder(holder):
                     wanted = demands.wanted[demands.line.which_T[demand]]
                     place = demands.line.place(demand)
-                    yield from _transfer(cell, demands.holder(holder), wanted, place, part)
+                    yield from self._transfer(cell, demands.holder(holder), wanted, place, part)
 
     def _passed_on(self, rank: int) -> Iterator[_Keyed]:
         """What a rank copies from the targets on its device to others of its node."""
@@ -193,7 +194,7 @@ class _Planner:
                 demands = self._demands(wanted.held.param, cell)
                 giver = self._neighbour(place, wanted.held)
                 for other, part in demands.shares.passed_on(self._find(demands, wanted, place)):
-                    yield from _transfer(cell, giver, wanted, demands.line.place(other), part)
+                    yield from self._transfer(cell, giver, wanted, demands.line.place(other), part)
 
     def _neighbour(self, place: tuple[int, int], held: Holding) -> _Giver:
         topology = self._job.topology
@@ -231,6 +232,47 @@ class _Planner:
                 {w[:2]: i for i, (w, _) in enumerate(sizes)},
             )
         return self._sizes[key]
+
+    def _transfer(
+        self, cell: Cell, giver: _Giver, wanted: _Wanted, place: tuple[int, int], part: Part
+    ) -> Iterator[_Keyed]:
+        """Nothing, where the part is less than a row or a layer."""
+        held, theirs = giver.held, wanted.held
+        by_rows, boxes = self._region(cell, held, theirs, part)
+        layers, experts = meet(cell.layers, theirs.layers), meet(cell.experts, theirs.experts)
+        if not by_rows:
+            layers = layers[slice(*part.cut(len(layers)))]
+        if not (layers and boxes):
+            return
+        transfer = Transfer(
+            param=theirs.param,
+            source_rank=giver.rank,
+            source_tensor=held.tensor,
+            target=place[0],
+            target_rank=place[1],
+            target_tensor=theirs.tensor,
+            layers=layers,
+            boxes=boxes,
+            experts=experts,
+            source_stack=Stack(held.experts.start, held.step),
+            target_stack=Stack(theirs.experts.start, theirs.step),
+            via=giver.via,
+        )
+        yield (*place, wanted.index, layers.start, experts.start, giver.rank, *boxes[0].target), transfer
+
+    def _region(
+        self, cell: Cell, held: Holding, theirs: Holding, part: Part
+    ) -> tuple[bool, tuple[CopyBox, ...]]:
+        """(whether rows and not layers are shared, boxes); alike on all stages, whose maps are one object."""
+        maps = (cell.rows, cell.cols, held.rows, held.cols, theirs.rows, theirs.cols)
+        key = (*map(id, maps), len(held.shape), part)
+        if key not in self._regions:
+            rows, cols = _meet(cell.rows, theirs.rows), _meet(cell.cols, theirs.cols)
+            by_rows = not part.is_whole and size(rows) * size(cols) >= _SHARE_ELEMENTS
+            if by_rows:
+                rows = _window(rows, *part.cut(size(rows)))
+            self._regions[key] = by_rows, _boxes(maps[2:], rows, cols, is_vector=len(held.shape) == 1)
+        return self._regions[key]
 
     def _find(self, demands: _Demands, wanted: _Wanted, place: tuple[int, int]) -> int:
         """Where a target rank stands in the line."""
@@ -300,38 +342,6 @@ def _elements(cell: Cell, held: Holding) -> int:
     return layers * experts * _shared(cell.rows, held.rows) * _shared(cell.cols, held.cols)
 
 
-def _transfer(
-    cell: Cell, giver: _Giver, wanted: _Wanted, place: tuple[int, int], part: Part
-) -> Iterator[_Keyed]:
-    """Nothing, where the part is less than a row or a layer."""
-    held, theirs = giver.held, wanted.held
-    layers, experts = meet(cell.layers, theirs.layers), meet(cell.experts, theirs.experts)
-    rows, cols = _meet(cell.rows, theirs.rows), _meet(cell.cols, theirs.cols)
-    if not part.is_whole:
-        if size(rows) * size(cols) >= _SHARE_ELEMENTS:
-            rows = _window(rows, *part.cut(size(rows)))
-        else:
-            layers = layers[slice(*part.cut(len(layers)))]
-    if not (layers and rows):
-        return
-    boxes = _boxes(held.rows, held.cols, theirs.rows, theirs.cols, rows, cols, len(held.shape) == 1)
-    transfer = Transfer(
-        param=theirs.param,
-        source_rank=giver.rank,
-        source_tensor=held.tensor,
-        target=place[0],
-        target_rank=place[1],
-        target_tensor=theirs.tensor,
-        layers=layers,
-        boxes=boxes,
-        experts=experts,
-        source_stack=Stack(held.experts.start, held.step),
-        target_stack=Stack(theirs.experts.start, theirs.step),
-        via=giver.via,
-    )
-    yield (*place, wanted.index, layers.start, experts.start, giver.rank, *boxes[0].target), transfer
-
-
 @lru_cache(maxsize=1 << 14)
 def _meet(cells: Runs, wanted: Runs) -> Runs:
     """The stretches of `cells` that `wanted` covers."""
@@ -348,11 +358,15 @@ def _window(rows: Runs, start: int, stop: int) -> Runs:
     return tuple(Run(run.at, run.length, run.at) for run in part)
 
 
-@lru_cache(maxsize=1 << 14)
 def _boxes(
-    rows: Runs, cols: Runs, to_rows: Runs, to_cols: Runs, cell_rows: Runs, cell_cols: Runs, is_vector: bool
+    maps: tuple[Runs, Runs, Runs, Runs], cell_rows: Runs, cell_cols: Runs, *, is_vector: bool
 ) -> tuple[CopyBox, ...]:
-    """Copies from one holder's tensor to another's, limited to the given cells."""
+    """Copies from one holder's tensor to another's, limited to the given cells.
+
+    Args:
+        maps: rows and columns of the one, then of the other.
+    """
+    rows, cols, to_rows, to_cols = maps
     row_spans = _fuse(overlap(_within(rows, cell_rows), to_rows))
     col_spans = _fuse(overlap(_within(cols, cell_cols), to_cols))
     if is_vector:
