@@ -10,7 +10,7 @@ from hybridrl.hosts.facts import Facts, Folder, Port
 from hybridrl.hosts.machine import GIB
 
 FULL = Folder("/full", GIB // 10, True)
-CLOSED = Folder("/root/runs", 500 * GIB, False)
+CLOSED = Folder("/closed/runs", 500 * GIB, False)
 
 
 @pytest.mark.parametrize("facts", [laptop(), node(), node(num_gpus=1)], ids=["laptop", "node", "one GPU"])
