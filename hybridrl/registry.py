@@ -9,9 +9,10 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
+from types import ModuleType
 from typing import TypeVar
 
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, ResourceError
 
 Plugin = TypeVar("Plugin", bound=Callable)
 
@@ -55,8 +56,8 @@ def find(package: str, name: str, *, where: str = "") -> Callable:
             where=where,
             fix=f"use one of {', '.join(near)}, or module:Name",
         )
-    module = importlib.import_module(f"{package}.{name}")
-    marked = [v for v in vars(module).values() if getattr(v, _MARK, (None, None))[1] == name]
+    plugins = vars(importlib.import_module(f"{package}.{name}"))
+    marked = [v for v in plugins.values() if getattr(v, _MARK, (None, None))[1] == name]
     if not marked:
         raise ConfigError(
             f"{package}.{name} registers nothing as {name!r}", where=where, fix="add @register(kind, name)"
@@ -64,17 +65,32 @@ def find(package: str, name: str, *, where: str = "") -> Callable:
     return marked[0]
 
 
+def module(package: str, name: str, *, what: str) -> ModuleType:
+    """A module of a package whose base.py says what its modules offer.
+
+    Args:
+        what: such a module is, for the error.
+
+    Raises:
+        ResourceError: this version has none of that name.
+    """
+    known = [found for found in names(package) if found != "base"]
+    if name not in known:
+        raise ResourceError(f"no {what} {name!r} here", fix=f"use one of {', '.join(known)}")
+    return importlib.import_module(f"{package}.{name}")
+
+
 def _outside(path: str, where: str) -> Callable:
     module_name, _, attribute = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        found = importlib.import_module(module_name)
     except ImportError as error:
         raise ConfigError(
             f"cannot import {module_name!r}: {error}", where=where, fix="check the name, or set PYTHONPATH"
         ) from error
-    if not hasattr(module, attribute):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
+    if not hasattr(found, attribute):
+        near = difflib.get_close_matches(attribute, dir(found), n=1)
         raise ConfigError(
             f"{module_name} has no {attribute!r}", where=where, fix=f"did you mean {near[0]}?" if near else ""
         )
-    return getattr(module, attribute)
+    return getattr(found, attribute)

@@ -12,25 +12,26 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import parameters
 
+_WITH_DP_ATTENTION = ("qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+
+
+def layouts(spec):
+    """Of any system."""
+    kinds = (megatron_layouts, sglang_layouts, fsdp_layouts)
+    return st.one_of(st.just(HFLayout(spec)), *(kind(spec) for kind in kinds))
+
 
 @st.composite
-def layouts(draw, spec, kinds=("hf", "fsdp", "sglang", "megatron")):
-    kind = draw(st.sampled_from(kinds))
-    if kind == "hf":
-        return HFLayout(spec)
-    if kind == "fsdp":
-        return FSDPLayout(spec, num_shards=draw(st.integers(1, 4)))
+def megatron_layouts(draw, spec):
     tp = draw(st.sampled_from(tp_sizes(spec)))
-    if kind == "sglang":
-        parts = [n for n in range(1, tp + 1) if tp % n == 0]
-        ep = draw(st.sampled_from([n for n in parts if spec.num_experts % n == 0])) if spec.num_experts else 1
-        return SGLangLayout(spec, tp=tp, ep=ep, interleave=draw(st.sampled_from([0, 1])))
-    pp, vpp = draw(st.sampled_from([(1, 1), (2, 1), (2, 2)]))
-    cp, dp = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2]))
+    pp, vpp = draw(st.sampled_from([(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)]))
+    cp, dp = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 3]))
     ranks, experts = tp * cp * dp, spec.num_experts
     ep = draw(st.sampled_from([n for n in range(1, (experts or 1) + 1) if experts % n == 0 == ranks % n]))
-    etp = draw(st.sampled_from([n for n in (1, 2) if ranks // ep % n == 0])) if experts else 1
+    etp = draw(st.sampled_from([n for n in (1, 2, 3) if ranks // ep % n == 0])) if experts else 1
+    even = spec.num_layers % (pp * vpp) == 0 and draw(st.booleans())
     cuts = sorted(draw(st.integers(0, spec.num_layers)) for _ in range(pp * vpp - 1))
+    edges = [0, *cuts, spec.num_layers]
     return MegatronLayout(
         spec,
         tp=tp,
@@ -40,10 +41,34 @@ def layouts(draw, spec, kinds=("hf", "fsdp", "sglang", "megatron")):
         ep=ep,
         etp=etp,
         vpp=vpp,
-        stage_layers=tuple(np.diff([0, *cuts, spec.num_layers]).tolist()),
+        stage_layers=() if even else tuple(np.diff(edges).tolist()),
         vocab_multiple=draw(st.sampled_from([1, 8, 128])),
         transformer_engine=draw(st.booleans()),
     )
+
+
+@st.composite
+def sglang_layouts(draw, spec):
+    tp = draw(st.sampled_from(tp_sizes(spec)))
+    parts = [n for n in range(1, tp + 1) if tp % n == 0]
+    ep = draw(st.sampled_from([n for n in parts if spec.num_experts % n == 0])) if spec.num_experts else 1
+    copies = 1
+    if spec.family in _WITH_DP_ATTENTION:
+        copies = draw(st.sampled_from([n for n in parts if tp // n in tp_sizes(spec)]))
+    stretches = [n for n in (0, 1, 2) if not n or spec.expert_ffn_size // (tp // ep) % n == 0]
+    return SGLangLayout(
+        spec,
+        tp=tp,
+        ep=ep,
+        dp_attention=copies,
+        dp_lm_head=copies > 1 and draw(st.booleans()),
+        interleave=draw(st.sampled_from(stretches)),
+    )
+
+
+@st.composite
+def fsdp_layouts(draw, spec):
+    return FSDPLayout(spec, num_shards=draw(st.integers(1, 6)), num_replicas=draw(st.integers(1, 2)))
 
 
 def held_by(layout, seed=0):

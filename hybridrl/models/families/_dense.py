@@ -130,3 +130,9 @@ LM_HEAD = Row(
     stage="last",
     when="untied",
 )
+
+ATTENTION = (ATTENTION_NORM, QKV, QKV_BIAS, Q_NORM, K_NORM, ATTENTION_OUT, ATTENTION_OUT_BIAS)
+"""With grouped queries; a family's traits say which of the biases and norms a model has."""
+
+ROWS = (EMBED, *ATTENTION, FFN_NORM, GATE_UP, DOWN, FINAL_NORM, LM_HEAD)
+"""A whole model without experts."""

@@ -33,6 +33,16 @@ POST_FFN_NORM = Row(
     megatron=(Site("decoder.layers.*.post_mlp_layernorm.weight", "whole"),),
     engine=(Site("model.layers.*.post_feedforward_layernorm.weight", "whole"),),
 )
+LAYERS = (
+    *dense.ATTENTION,
+    POST_ATTENTION_NORM,
+    FFN_NORM,
+    dense.GATE_UP,
+    dense.DOWN,
+    POST_FFN_NORM,
+    dense.FINAL_NORM,
+)
+"""All that follows the embedding."""
 
 
 def traits(config: Mapping[str, Any]) -> dict[str, Any]:

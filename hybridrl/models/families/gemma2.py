@@ -6,20 +6,7 @@ from hybridrl.models.table import Family
 
 FAMILY = Family(
     architecture="Gemma2ForCausalLM",
-    rows=(
-        dense.EMBED,
-        dense.ATTENTION_NORM,
-        dense.QKV,
-        dense.QKV_BIAS,
-        dense.ATTENTION_OUT,
-        dense.ATTENTION_OUT_BIAS,
-        gemma.POST_ATTENTION_NORM,
-        gemma.FFN_NORM,
-        dense.GATE_UP,
-        dense.DOWN,
-        gemma.POST_FFN_NORM,
-        dense.FINAL_NORM,
-    ),
+    rows=(dense.EMBED, *gemma.LAYERS),
     activation=gemma.ACTIVATION,
     traits=gemma.traits,
 )

@@ -20,22 +20,7 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
 
 FAMILY = Family(
     architecture="Gemma3ForCausalLM",
-    rows=(
-        _EMBED,
-        dense.ATTENTION_NORM,
-        dense.QKV,
-        dense.QKV_BIAS,
-        dense.Q_NORM,
-        dense.K_NORM,
-        dense.ATTENTION_OUT,
-        dense.ATTENTION_OUT_BIAS,
-        gemma.POST_ATTENTION_NORM,
-        gemma.FFN_NORM,
-        dense.GATE_UP,
-        dense.DOWN,
-        gemma.POST_FFN_NORM,
-        dense.FINAL_NORM,
-    ),
+    rows=(_EMBED, *gemma.LAYERS),
     activation=gemma.ACTIVATION,
     traits=_traits,
 )

@@ -45,9 +45,7 @@ FAMILY = Family(
     architecture="MixtralForCausalLM",
     rows=(
         dense.EMBED,
-        dense.ATTENTION_NORM,
-        dense.QKV,
-        dense.ATTENTION_OUT,
+        *dense.ATTENTION,
         moe.NORM,
         _ROUTER,
         _EXPERTS_GATE_UP,

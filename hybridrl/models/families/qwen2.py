@@ -13,17 +13,6 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
 
 FAMILY = Family(
     architecture="Qwen2ForCausalLM",
-    rows=(
-        dense.EMBED,
-        dense.ATTENTION_NORM,
-        dense.QKV,
-        dense.QKV_BIAS,
-        dense.ATTENTION_OUT,
-        dense.FFN_NORM,
-        dense.GATE_UP,
-        dense.DOWN,
-        dense.FINAL_NORM,
-        dense.LM_HEAD,
-    ),
+    rows=dense.ROWS,
     traits=_traits,
 )

@@ -17,21 +17,7 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
 
 FAMILY = Family(
     architecture="Qwen3ForCausalLM",
-    rows=(
-        dense.EMBED,
-        dense.ATTENTION_NORM,
-        dense.QKV,
-        dense.QKV_BIAS,
-        dense.Q_NORM,
-        dense.K_NORM,
-        dense.ATTENTION_OUT,
-        dense.ATTENTION_OUT_BIAS,
-        dense.FFN_NORM,
-        dense.GATE_UP,
-        dense.DOWN,
-        dense.FINAL_NORM,
-        dense.LM_HEAD,
-    ),
+    rows=dense.ROWS,
     dp_attention=True,
     traits=_traits,
 )

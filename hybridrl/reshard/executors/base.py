@@ -4,7 +4,6 @@ A file in this folder is an executor, and its name is the name in a config. All 
 the same checksums; they differ in where they run and how fast.
 """
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -12,7 +11,6 @@ from typing import Protocol, cast
 import torch
 
 from hybridrl import registry
-from hybridrl.errors import ResourceError
 from hybridrl.reshard.block_fp8 import BlockFP8
 from hybridrl.reshard.descriptors import Descriptors
 from hybridrl.reshard.table import Table, Target
@@ -80,10 +78,7 @@ def find(name: str) -> Executor:
     Raises:
         ResourceError: this version has no such executor.
     """
-    known = [n for n in registry.names(_FOLDER) if n != "base"]
-    if name not in known:
-        raise ResourceError(f"no executor {name!r} here", fix=f"use one of {', '.join(known)}")
-    return cast(Executor, importlib.import_module(f"{_FOLDER}.{name}"))
+    return cast(Executor, registry.module(_FOLDER, name, what="executor"))
 
 
 Signature = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]

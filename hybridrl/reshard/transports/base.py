@@ -3,7 +3,6 @@
 A file in this folder is a transport, and its name is the name that its addresses carry.
 """
 
-import importlib
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -12,7 +11,6 @@ from typing import Any, Protocol, cast
 import torch
 
 from hybridrl import registry
-from hybridrl.errors import ResourceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +55,7 @@ def find(name: str) -> Transport:
     Raises:
         ResourceError: this version has no such transport.
     """
-    known = [n for n in registry.names(_FOLDER) if n != "base"]
-    if name not in known:
-        raise ResourceError(f"no weight transport {name!r} here", fix=f"use one of {', '.join(known)}")
-    return cast(Transport, importlib.import_module(f"{_FOLDER}.{name}"))
+    return cast(Transport, registry.module(_FOLDER, name, what="weight transport"))
 
 
 def attach(shared: SharedTensor) -> torch.Tensor:

@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from layout_values import hold, whole_parameters
+from layout_values import fsdp_layouts, hold, megatron_layouts, sglang_layouts, whole_parameters
 from model_values import DENSE, FAMILIES, MIXTURES, hf_tensors, specs, tiny, tp_sizes
 from shard_oracle import fsdp_shard, megatron_shard, sglang_shard, vllm_shard
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import instance
-from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
@@ -21,69 +20,15 @@ from hybridrl.layout.vllm import VLLMLayout
 from hybridrl.models.spec import parameters
 from hybridrl.trainer.megatron.setup import parallel_state
 
-WITH_DP_ATTENTION = ("qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3")
+EVERY = specs(tuple(FAMILIES))
 
 
 @st.composite
-def megatron_layouts(draw, families=tuple(FAMILIES)):
-    spec = draw(specs(families))
-    tp = draw(st.sampled_from(tp_sizes(spec)))
-    pp, vpp = draw(st.sampled_from([(1, 1), (2, 1), (3, 1), (2, 2), (3, 2)]))
-    cp, dp = draw(st.sampled_from([1, 2])), draw(st.sampled_from([1, 2, 3]))
-    ranks, experts = tp * cp * dp, spec.num_experts
-    ep = draw(st.sampled_from([n for n in range(1, (experts or 1) + 1) if experts % n == 0 == ranks % n]))
-    etp = draw(st.sampled_from([n for n in (1, 2, 3) if ranks // ep % n == 0])) if experts else 1
-    even = spec.num_layers % (pp * vpp) == 0 and draw(st.booleans())
-    cuts = sorted(draw(st.integers(0, spec.num_layers)) for _ in range(pp * vpp - 1))
-    edges = [0, *cuts, spec.num_layers]
-    return MegatronLayout(
-        spec,
-        tp=tp,
-        pp=pp,
-        dp=dp,
-        cp=cp,
-        ep=ep,
-        etp=etp,
-        vpp=vpp,
-        stage_layers=() if even else tuple(np.diff(edges).tolist()),
-        vocab_multiple=draw(st.sampled_from([1, 8, 128])),
-        transformer_engine=draw(st.booleans()),
-    )
-
-
-@st.composite
-def sglang_layouts(draw, families=tuple(FAMILIES)):
-    spec = draw(specs(families))
-    tp = draw(st.sampled_from(tp_sizes(spec)))
-    parts = [n for n in range(1, tp + 1) if tp % n == 0]
-    ep = draw(st.sampled_from([n for n in parts if spec.num_experts % n == 0])) if spec.num_experts else 1
-    copies = 1
-    if spec.family in WITH_DP_ATTENTION:
-        copies = draw(st.sampled_from([n for n in parts if tp // n in tp_sizes(spec)]))
-    stretches = [n for n in (0, 1, 2) if not n or spec.expert_ffn_size // (tp // ep) % n == 0]
-    return SGLangLayout(
-        spec,
-        tp=tp,
-        ep=ep,
-        dp_attention=copies,
-        dp_lm_head=copies > 1 and draw(st.booleans()),
-        interleave=draw(st.sampled_from(stretches)),
-    )
-
-
-@st.composite
-def vllm_layouts(draw):
-    spec = draw(specs(tuple(FAMILIES)))
+def vllm_layouts(draw, spec):
     tp = draw(st.sampled_from([n for n in tp_sizes(spec) if -(-spec.vocab_size // 64) * 64 % n == 0]))
     dp = draw(st.sampled_from([n for n in (1, 2, 3) if spec.expert_ffn_size % (tp * n) == 0]))
     expert_parallel = spec.num_experts >= tp * dp and draw(st.booleans())
     return VLLMLayout(spec, tp=tp, dp=dp, expert_parallel=expert_parallel)
-
-
-@st.composite
-def fsdp_layouts(draw):
-    spec = draw(specs(tuple(FAMILIES)))
-    return FSDPLayout(spec, num_shards=draw(st.integers(1, 6)), num_replicas=draw(st.integers(1, 2)))
 
 
 def coverage(layout):
@@ -131,7 +76,7 @@ def megatron_places(layout):
     ]
 
 
-@given(megatron_layouts())
+@given(EVERY.flatmap(megatron_layouts))
 def test_megatron_shards_are_those_that_splitting_gives(layout):
     names = ("tp", "pp", "ep", "etp", "vpp", "stage_layers", "vocab_multiple", "transformer_engine")
     sizes = {name: getattr(layout, name) for name in names}
@@ -139,14 +84,14 @@ def test_megatron_shards_are_those_that_splitting_gives(layout):
     assert_shards(layout, lambda hf, rank: megatron_shard(layout.spec, hf, **sizes, **places[rank]))
 
 
-@given(sglang_layouts())
+@given(EVERY.flatmap(sglang_layouts))
 def test_sglang_shards_are_those_that_splitting_gives(layout):
     names = ("tp", "ep", "dp_attention", "dp_lm_head", "interleave")
     sizes = {name: getattr(layout, name) for name in names}
     assert_shards(layout, lambda hf, rank: sglang_shard(layout.spec, hf, rank=rank, **sizes))
 
 
-@given(vllm_layouts())
+@given(EVERY.flatmap(vllm_layouts))
 def test_vllm_shards_are_those_that_splitting_gives(layout):
     sizes = {name: getattr(layout, name) for name in ("tp", "dp", "expert_parallel")}
     assert_shards(layout, lambda hf, rank: vllm_shard(layout.spec, hf, rank=rank, **sizes))
@@ -159,19 +104,19 @@ def test_vllm_does_not_cut_shared_experts_where_ranks_share_out_tokens(tp, dp):
     assert_shards(layout, lambda hf, rank: vllm_shard(layout.spec, hf, rank=rank, **sizes))
 
 
-@given(fsdp_layouts())
+@given(EVERY.flatmap(fsdp_layouts))
 def test_fsdp_shards_are_those_that_torch_chunk_gives(layout):
     size = layout.num_shards
     assert_shards(layout, lambda hf, rank: fsdp_shard(layout.spec, hf, shards=size, rank=rank % size))
 
 
-@given(specs(tuple(FAMILIES)))
+@given(EVERY)
 def test_a_checkpoint_holds_everything_once_under_its_names(spec):
     assert_shards(HFLayout(spec), lambda hf, rank: hf)
     assert all((held == 1).all() for _, held in coverage(HFLayout(spec)))
 
 
-@given(megatron_layouts())
+@given(EVERY.flatmap(megatron_layouts))
 def test_megatron_tiles_every_parameter_once_in_each_replica(layout):
     ranks = layout.world_size // layout.pp
     for parameter, held in coverage(layout):
@@ -183,7 +128,7 @@ def test_megatron_tiles_every_parameter_once_in_each_replica(layout):
         assert (held == once).all(), parameter.name
 
 
-@given(sglang_layouts(), st.data())
+@given(EVERY.flatmap(sglang_layouts), st.data())
 def test_sglang_tiles_every_parameter_and_repeats_only_what_it_copies(layout, data):
     spec, heads = layout.spec, layout.tp // layout.dp_attention
     for parameter, held in coverage(layout):
@@ -199,7 +144,7 @@ def test_sglang_tiles_every_parameter_and_repeats_only_what_it_copies(layout, da
         assert (held == once).all(), parameter.name
 
 
-@given(fsdp_layouts())
+@given(EVERY.flatmap(fsdp_layouts))
 def test_fsdp_tiles_every_parameter_once_in_each_replica(layout):
     assert all((held == layout.num_replicas).all() for _, held in coverage(layout))
 
