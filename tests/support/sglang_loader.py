@@ -74,11 +74,16 @@ def loaded(folder, tp, rank, ep=1, dp=1):
     return on_model(folder, tp, rank, load, ep, dp)
 
 
-if __name__ == "__main__":
-    out, *orders = sys.argv[1:]
+def answers(orders, question):
+    """(folder, sizes) -> question(folder, tp, rank, ep, dp) of each rank; orders are FOLDER=TP[:EP[:DP]],..."""
     found = {}
     for folder, _, cases in (order.partition("=") for order in orders):
         for case in cases.split(","):
             tp, *rest = map(int, case.split(":"))
-            found[folder, case] = [loaded(folder, tp, rank, *rest) for rank in range(tp)]
-    torch.save(found, out)
+            found[folder, case] = [question(folder, tp, rank, *rest) for rank in range(tp)]
+    return found
+
+
+if __name__ == "__main__":
+    out, *orders = sys.argv[1:]
+    torch.save(answers(orders, loaded), out)

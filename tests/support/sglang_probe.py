@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass, replace
 
 import torch
-from sglang_loader import on_model
+from sglang_loader import answers, on_model
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Layout
@@ -87,10 +87,6 @@ def asked(folder, tp, rank, ep=1, dp=1):
 
 if __name__ == "__main__":
     out, *orders = sys.argv[1:]
-    found = {}
-    for folder, _, cases in (order.partition("=") for order in orders):
-        for case in cases.split(","):
-            tp, *rest = map(int, case.split(":"))
-            found[f"{folder} {case}"] = [asked(folder, tp, rank, *rest) for rank in range(tp)]
+    found = {f"{folder} {case}": ranks for (folder, case), ranks in answers(orders, asked).items()}
     with open(out, "w") as file:
         json.dump(found, file)

@@ -1,0 +1,90 @@
+"""Configs of small models of every family, as SGLang reads them, and orders of programs that load them."""
+
+import transformers
+
+SIZES = {
+    "vocab_size": 151,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+}
+_GROUPED = SIZES | {"num_key_value_heads": 2}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0}
+_YARN |= {"original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
+_LATENT = SIZES | _EXPERTS
+_LATENT |= {
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 8,
+}
+_LATENT |= {"kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8}
+_LATENT |= {
+    "num_key_value_heads": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_layer_freq": 1,
+    "rope_parameters": _YARN,
+}
+
+DENSE = ("llama", "llama-bias-tied", "qwen2", "qwen3-tied", "qwen3-bias", "gemma2", "gemma3")
+CONFIGS = {
+    "llama": ("LlamaForCausalLM", transformers.LlamaConfig(**_GROUPED)),
+    "llama-bias-tied": (
+        "LlamaForCausalLM",
+        transformers.LlamaConfig(**_GROUPED, attention_bias=True, tie_word_embeddings=True),
+    ),
+    "qwen2": ("Qwen2ForCausalLM", transformers.Qwen2Config(**_GROUPED)),
+    "qwen3-tied": (
+        "Qwen3ForCausalLM",
+        transformers.Qwen3Config(**_GROUPED, head_dim=16, tie_word_embeddings=True),
+    ),
+    "qwen3-bias": (
+        "Qwen3ForCausalLM",
+        transformers.Qwen3Config(**_GROUPED, head_dim=16, attention_bias=True),
+    ),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        transformers.Qwen3MoeConfig(**_GROUPED, **_EXPERTS, head_dim=16, num_experts=8),
+    ),
+    "mixtral": (
+        "MixtralForCausalLM",
+        transformers.MixtralConfig(**_GROUPED, num_local_experts=4, num_experts_per_tok=2),
+    ),
+    "deepseek-v2": (
+        "DeepseekV2ForCausalLM",
+        transformers.DeepseekV2Config(**_LATENT, q_lora_rank=24, scoring_func="softmax"),
+    ),
+    "deepseek-v2-lite": (
+        "DeepseekV2ForCausalLM",
+        transformers.DeepseekV2Config(**_LATENT, q_lora_rank=None, scoring_func="softmax"),
+    ),
+    "deepseek-v3": (
+        "DeepseekV3ForCausalLM",
+        transformers.DeepseekV3Config(
+            **_LATENT, q_lora_rank=24, scoring_func="sigmoid", topk_method="noaux_tc"
+        ),
+    ),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        transformers.Gemma2Config(**_GROUPED, head_dim=16, hidden_act="gelu_pytorch_tanh"),
+    ),
+    "gemma3": ("Gemma3ForCausalLM", transformers.Gemma3TextConfig(**_GROUPED, head_dim=16)),
+}
+"""Name -> (architecture, config)."""
+
+
+def cases(sizes):
+    """(model, one of its sizes) of {model: "TP[:EP[:DP]],..."}."""
+    return [(model, size) for model, every in sizes.items() for size in every.split(",")]
+
+
+def orders(root, sizes):
+    """Write the configs of models into folders of `root`; what a program that loads them is told."""
+    for name in sizes:
+        architecture, config = CONFIGS[name]
+        config.architectures = [architecture]
+        config.save_pretrained(root / name)
+    return [f"{root / name}={every}" for name, every in sizes.items()]
