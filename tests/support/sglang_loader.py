@@ -75,7 +75,7 @@ def loaded(folder, tp, rank, ep=1, dp=1):
 
 
 def answers(orders, question):
-    """(folder, sizes) -> question(folder, tp, rank, ep, dp) of each rank; orders are FOLDER=TP[:EP[:DP]],..."""
+    """(folder, sizes) -> question(folder, tp, rank, ep, dp) of each rank; orders: FOLDER=TP[:EP[:DP]],..."""
     found = {}
     for folder, _, cases in (order.partition("=") for order in orders):
         for case in cases.split(","):
