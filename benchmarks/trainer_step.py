@@ -18,7 +18,8 @@ import torch.multiprocessing as mp
 
 from benchmarks._report import arguments, publish
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
-from hybridrl.config.schema import ActorConfig, AlgorithmConfig, CriticConfig
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
 
@@ -74,9 +75,7 @@ def measure(rank: int, folder: Path, tp: int, rounds: int, result: Path) -> None
     setup = TrainerSetup(
         rank=rank,
         rendezvous=f"file://{folder / 'rendezvous'}",
-        tp=tp,
-        pp=1,
-        dp=1,
+        parallel=TrainParallel(tp=tp, dp=1),
         model=read(folder),
         model_folder=folder,
         actor=ActorConfig(),

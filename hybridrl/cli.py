@@ -331,7 +331,7 @@ def algo_check(
 ) -> None:
     """Try an advantage estimator on batches that break wrong ones: order, flat groups, padding, ranks."""
     from hybridrl.algorithms.check import check_estimator
-    from hybridrl.config.schema import PluginConfig
+    from hybridrl.config.section import PluginConfig
 
     checks = check_estimator(PluginConfig(name=name))
     for check in checks:

@@ -15,7 +15,8 @@ from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, AdvantageEstimator, Known, OneRank, Reduce
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch, run_ranks
-from hybridrl.config.schema import AlgorithmConfig, PluginConfig
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.section import PluginConfig
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

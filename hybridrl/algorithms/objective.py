@@ -26,7 +26,8 @@ from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.ratios import log_ratio
 from hybridrl.algorithms.selection import largest_share
 from hybridrl.algorithms.sequences import masked
-from hybridrl.config.schema import AlgorithmConfig, PluginConfig
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.section import PluginConfig
 from hybridrl.errors import ConfigError
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hybridrl.algorithms.base import Column, Shaping, argument
 from hybridrl.algorithms.plugins import build
-from hybridrl.config.schema import PluginConfig
+from hybridrl.config.section import PluginConfig
 
 
 @dataclass(frozen=True, slots=True)

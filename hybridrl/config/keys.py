@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hybridrl.config.meanings import MEANINGS
-from hybridrl.config.schema import Config, ModelConfig, PluginConfig, SourceConfig
+from hybridrl.config.schema import Config, ModelConfig, SourceConfig
+from hybridrl.config.section import PluginConfig
 
 SHORT_FORM: dict[type[BaseModel], str] = {ModelConfig: "path", SourceConfig: "path", PluginConfig: "name"}
 """Sections that may be written as one text, and the key that the text is the value of."""

@@ -18,25 +18,8 @@ from pydantic import (
 )
 
 from hybridrl.config.cluster import ClusterConfig
-from hybridrl.config.section import Section
-
-
-class PluginConfig(BaseModel):
-    """A plug-in and its own options, which the plug-in declares and checks: every further key is one."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
-    name: str
-    """File name in the project's package of this kind, or module:Name for code outside."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+from hybridrl.config.section import PluginConfig, Section
+from hybridrl.config.training import ActorConfig, CriticConfig, ProcessModelConfig
 
 
 class ModelConfig(Section):
@@ -145,40 +128,6 @@ class DynamicSamplingConfig(Section):
     """An answer is solved if its reward is above this."""
 
 
-class OptimizerConfig(Section):
-    """AdamW."""
-
-    lr: PositiveFloat = 1.0e-6
-    """Peak learning rate."""
-
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after warm-up, over the optimizer steps of the run."""
-
-    min_lr: NonNegativeFloat = 0.0
-    """Learning rate at the end of a linear or cosine schedule."""
-
-    warmup_steps: NonNegativeInt = 0
-    """Optimizer steps of linear warm-up from 0."""
-
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: PositiveFloat = 1.0e-8
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled; not applied to norms and biases."""
-
-    clip_grad_norm: NonNegativeFloat = 1.0
-    """Global L2 norm that gradients are clipped to; 0: never."""
-
-
-class ProcessModelConfig(Section):
-    """The process reward model of estimator prime: a copy of the initial policy, trained on outcomes."""
-
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """One optimizer step a policy update; the learning rate stays constant after its warm-up."""
-
-    solved_above: float = 0.0
-    """An answer is solved if its reward is above this."""
-
-
 class AlgorithmConfig(Section):
     preset: str | None = None
     """A named row of choices for the keys below; keys given beside it win."""
@@ -244,47 +193,15 @@ class BatchConfig(Section):
     """Policy updates that a trajectory may be old. 0 is on-policy, 1 or more overlap rollout and training."""
 
 
-class TrainParallel(Section):
-    tp: PositiveInt = 1
-    """Tensor parallel size."""
-
-    pp: PositiveInt = 1
-    """Pipeline parallel size."""
-
-    dp: PositiveInt | None = None
-    """Data parallel size. None: the devices that tp and pp leave over; 1 on a machine without GPUs."""
-
-
-class ActorConfig(Section):
-    parallel: TrainParallel = TrainParallel()
-
-    microbatch_tokens: PositiveInt = 16384
-    """Tokens, prompts included, packed into one forward and backward on one data-parallel rank."""
-
-    precision: Literal["fp32", "bf16"] | None = None
-    """Of parameters and activations. None: bf16 on GPUs, fp32 on CPU."""
-
-    recompute: Literal["none", "full"] = "none"
-    """full: activations of each layer are computed again in the backward pass, to save memory."""
-
-    optimizer: OptimizerConfig = OptimizerConfig()
-
-
-class CriticConfig(Section):
-    """The value function of estimator gae: the policy's model with one number in place of the vocabulary."""
-
-    loss: PluginConfig = PluginConfig(name="clipped")
-    """File name in hybridrl.algorithms.value_losses."""
-
-    optimizer: OptimizerConfig = OptimizerConfig(lr=1.0e-5)
-
-    pretrain_steps: NonNegativeInt = 0
-    """Policy updates at the beginning in which only the critic is trained."""
-
-
 class EngineParallel(Section):
     tp: PositiveInt = 1
-    """Tensor parallel size of one engine."""
+    """Tensor parallel size of one engine: its devices."""
+
+    ep: PositiveInt = 1
+    """Parts that the experts of a layer are dealt into; divides tp."""
+
+    dp_attention: PositiveInt = 1
+    """Copies of the attention inside an engine, each over tp / dp_attention devices; divides tp."""
 
 
 class RolloutConfig(Section):

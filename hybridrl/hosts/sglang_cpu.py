@@ -77,6 +77,8 @@ def _threads(tp: int) -> int:
 def engine_arguments(
     *,
     tp: int,
+    ep: int,
+    dp_attention: int,
     seed: int,
     max_prompt_tokens: int,
     max_response_tokens: int,
@@ -99,6 +101,9 @@ def engine_arguments(
         )
     common = {
         "tp_size": tp,
+        "ep_size": ep,
+        "dp_size": dp_attention,
+        "enable_dp_attention": dp_attention > 1,
         "random_seed": seed,
         "max_running_requests": max_running_requests,
         "context_length": context_tokens,

@@ -35,11 +35,11 @@ from hybridrl.launch.limits import refuse_gpus
 from hybridrl.launch.plan import Resume, RunFiles, RunShape, Seats
 from hybridrl.launch.prepare import Prepared, prepare
 from hybridrl.launch.stop import StopRequest
-from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.sglang.engine import EngineSetup
+from hybridrl.rollout.sglang.layout import engine_layout
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
@@ -207,7 +207,7 @@ class Session:
                 batch,
                 minibatch_prompts=cfg.batch.minibatch_prompts or cfg.batch.prompts_per_step,
                 epochs=cfg.batch.epochs,
-                num_ranks=self._shape.dp,
+                num_ranks=self._shape.parallel.dp or 1,
                 microbatch_tokens=cfg.actor.microbatch_tokens,
                 seed=cfg.run.seed,
             ),
@@ -233,7 +233,7 @@ class Session:
             cfg.run.keep_checkpoints,
         )
         reward = RayReward(self._group("reward", RewardWorker, scoring, seats.reward), cfg.cluster)
-        layout = SGLangLayout(spec.read(cfg.model.path), tp=self._shape.engine_tp)
+        layout = engine_layout(spec.read(cfg.model.path), self._shape.engine)
         groups = (rollout.workers, trainer.workers, reward.workers)
         try:
             with self._observe.terminal.working(
@@ -268,7 +268,7 @@ class Session:
                 EngineSetup(
                     model_folder=self._cfg.model.path,
                     log_path=str(self._files.logs / f"engine{rank}.log"),
-                    tp=self._shape.engine_tp,
+                    **self._shape.engine.model_dump(),
                     seed=self._cfg.run.seed,
                     max_prompt_tokens=rollout.max_prompt_tokens,
                     max_response_tokens=rollout.max_response_tokens,
@@ -287,9 +287,7 @@ class Session:
         first = TrainerSetup(
             rank=0,
             rendezvous=f"file://{self._cluster.logs.resolve() / f'trainers-{secrets.token_hex(8)}'}",
-            tp=shape.tp,
-            pp=shape.pp,
-            dp=shape.dp,
+            parallel=shape.parallel,
             model=spec.read(cfg.model.path),
             model_folder=Path(cfg.model.path),
             actor=cfg.actor,

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from hybridrl.config.check import optimizer_steps
-from hybridrl.config.schema import Config
+from hybridrl.config.schema import Config, EngineParallel
+from hybridrl.config.training import TrainParallel
 
 Resume = Literal["never", "if_possible", "required"]
 """if_possible: from the newest checkpoint, and from the beginning where nothing was saved."""
@@ -15,28 +16,29 @@ Resume = Literal["never", "if_possible", "required"]
 class RunShape:
     """Counts that follow from a config; the batch identity that is printed before a run."""
 
-    tp: int
-    pp: int
-    dp: int
+    parallel: TrainParallel
+    """Of the trainer, with its dp."""
+
     num_engines: int
-    engine_tp: int
+    engine: EngineParallel
     trajectories_per_step: int
     optimizer_steps_per_step: int
 
     @property
     def trainer_ranks(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.parallel.num_ranks
 
     @classmethod
     def of(cls, cfg: Config) -> "RunShape":
-        """Without GPUs there is one replica and one engine unless the config says otherwise."""
-        parallel, batch = cfg.actor.parallel, cfg.batch
+        """Trainer and engines each fill all GPUs; without any there is one replica and one engine. The config
+        may say otherwise."""
+        parallel, engine, batch = cfg.actor.parallel, cfg.rollout.parallel, cfg.batch
+        gpus = cfg.cluster.nodes * (cfg.cluster.gpus_per_node or 0)
+        dp = parallel.dp or max(1, gpus // parallel.model_ranks)
         return cls(
-            tp=parallel.tp,
-            pp=parallel.pp,
-            dp=parallel.dp or 1,
-            num_engines=cfg.rollout.num_engines or 1,
-            engine_tp=cfg.rollout.parallel.tp,
+            parallel=parallel.model_copy(update={"dp": dp}),
+            num_engines=cfg.rollout.num_engines or max(1, gpus // engine.tp),
+            engine=engine,
             trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
             optimizer_steps_per_step=optimizer_steps(cfg),
         )

@@ -137,12 +137,12 @@ def _name(spec: models.ModelSpec) -> str:
 
 def _plan(shape: RunShape, loaded: LoadedConfig) -> str:
     batch, samples = loaded.config.batch, loaded.config.algorithm.samples_per_prompt
-    actor = "".join(
-        f" {axis}{size}" for axis, size in (("TP", shape.tp), ("PP", shape.pp), ("DP", shape.dp)) if size > 1
-    )
+    axes = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp")
+    sizes = {axis.upper(): getattr(shape.parallel, axis) for axis in axes}
+    actor = "".join(f" {axis}{size}" for axis, size in sizes.items() if size > 1)
     engines = "engine" if shape.num_engines == 1 else f"{shape.num_engines} engines"
     answers, updates = shape.trajectories_per_step, shape.optimizer_steps_per_step
     return (
         f"{batch.prompts_per_step} prompts x {samples} samples = {answers:,} trajectories/step "
-        f"-> {updates} optimizer steps; actor{actor or ' TP1'}, {engines} TP{shape.engine_tp}"
+        f"-> {updates} optimizer steps; actor{actor or ' TP1'}, {engines} TP{shape.engine.tp}"
     )

@@ -8,19 +8,19 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.plan import RunShape
-from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec as models
 from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
+from hybridrl.rollout.sglang.layout import engine_layout
+from hybridrl.trainer.setup import megatron_layout
 
 
 def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
     """Engines fill the devices of the trainer in order. Without GPUs a rank counts as a device."""
     shape = RunShape.of(cfg)
-    source = MegatronLayout(model, tp=shape.tp, pp=shape.pp, dp=shape.dp, vocab_multiple=1)
-    engines = (SGLangLayout(model, tp=shape.engine_tp),) * shape.num_engines
-    ranks = max(source.world_size, shape.num_engines * shape.engine_tp)
+    source = megatron_layout(model, shape.parallel)
+    engines = (engine_layout(model, shape.engine),) * shape.num_engines
+    ranks = max(source.world_size, shape.num_engines * shape.engine.tp)
     node_size = cfg.cluster.gpus_per_node or -(-ranks // cfg.cluster.nodes)
     sizes = [layout.world_size for layout in engines]
     return Job(source, engines, Topology.colocated(source.world_size, sizes, node_size))

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridrl.config.schema import ActorConfig, AlgorithmConfig, CriticConfig
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.errors import ModelError
+from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models.spec import ModelSpec
 
 _BUILDABLE = ("llama", "qwen2", "qwen3")
@@ -16,14 +18,14 @@ class TrainerSetup:
     """Everything that one trainer rank is made from; equal on all ranks but for `rank`."""
 
     rank: int
-    """In [0, tp * dp * pp): tensor parallel fastest, then data, then pipeline."""
+    """In [0, parallel.num_ranks): tensor parallel fastest, then context, data, pipeline."""
 
     rendezvous: str
     """Where the ranks meet: file:///path, or tcp://host:port."""
 
-    tp: int
-    pp: int
-    dp: int
+    parallel: TrainParallel
+    """With its dp."""
+
     model: ModelSpec
     model_folder: Path
     """Hugging Face format: the initial weights, which are the reference policy too."""
@@ -42,9 +44,26 @@ class TrainerSetup:
     timeout_s: float
     """A collective may take this long, then the ranks give up."""
 
-    @property
-    def world_size(self) -> int:
-        return self.tp * self.dp * self.pp
+
+def megatron_layout(model: ModelSpec, parallel: TrainParallel) -> MegatronLayout:
+    """Who holds which part of the model.
+
+    Raises:
+        LayoutError: the model does not divide over the ranks.
+    """
+    # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
+    return MegatronLayout(
+        model,
+        tp=parallel.tp,
+        pp=parallel.pp,
+        dp=parallel.dp or 1,
+        cp=parallel.cp,
+        ep=parallel.ep,
+        etp=parallel.etp,
+        vpp=parallel.vpp,
+        stage_layers=parallel.stage_layers,
+        vocab_multiple=1,
+    )
 
 
 def refuse_unbuildable(model: ModelSpec, *, where: str) -> None:

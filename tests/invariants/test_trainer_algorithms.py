@@ -10,7 +10,8 @@ import trainer_scenarios as scenarios
 import trainer_values as values
 from trainer_ranks import on_ranks
 
-from hybridrl.config.schema import AlgorithmConfig, CriticConfig
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.training import CriticConfig
 
 IN_LOSS = AlgorithmConfig(kl={"coefficient": 0.1, "estimator": "k3", "in": "loss"})
 IN_REWARD = AlgorithmConfig(

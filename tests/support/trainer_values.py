@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
-from hybridrl.config.schema import ActorConfig, AlgorithmConfig, CriticConfig
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
 
@@ -93,9 +94,7 @@ def make_setup(
     return TrainerSetup(
         rank=rank,
         rendezvous=rendezvous,
-        tp=tp,
-        pp=pp,
-        dp=dp,
+        parallel=TrainParallel(tp=tp, pp=pp, dp=dp),
         model=read(folder),
         model_folder=folder,
         **(values | changes),

@@ -58,6 +58,8 @@ class EngineSetup:
     """File that takes everything the engine's processes print."""
 
     tp: int = 1
+    ep: int = 1
+    dp_attention: int = 1
     seed: int = 0
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
@@ -263,6 +265,8 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
         )
     depending = sglang_cpu.engine_arguments(
         tp=setup.tp,
+        ep=setup.ep,
+        dp_attention=setup.dp_attention,
         seed=setup.seed,
         max_prompt_tokens=setup.max_prompt_tokens,
         max_response_tokens=setup.max_response_tokens,

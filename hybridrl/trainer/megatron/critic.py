@@ -14,7 +14,7 @@ from torch import Tensor
 from hybridrl.algorithms.base import Metrics, Reduce, TokenLoss, Tokens
 from hybridrl.algorithms.plugins import build as build_plugin
 from hybridrl.batch import Minibatch
-from hybridrl.config.schema import CriticConfig
+from hybridrl.config.training import CriticConfig
 from hybridrl.errors import NonFiniteError
 from hybridrl.trainer.megatron.collectives import combine
 from hybridrl.trainer.megatron.loaded import LoadedBatch

@@ -15,7 +15,7 @@ from torch import Tensor
 from hybridrl.algorithms.base import Metrics, Tokens
 from hybridrl.algorithms.estimators.prime import implicit_reward_loss
 from hybridrl.algorithms.sequences import sequence_sum
-from hybridrl.config.schema import ProcessModelConfig
+from hybridrl.config.training import ProcessModelConfig
 from hybridrl.errors import NonFiniteError
 from hybridrl.trainer.megatron.collectives import combine
 from hybridrl.trainer.megatron.loaded import LoadedBatch

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from hybridrl.config.schema import ActorConfig
+from hybridrl.config.training import ActorConfig
 from hybridrl.errors import ResourceError
 from hybridrl.hosts import cpu
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.trainer.setup import TrainerSetup, refuse_unbuildable
+from hybridrl.trainer.setup import TrainerSetup, megatron_layout, refuse_unbuildable
 
 
 def start(setup: TrainerSetup) -> torch.device:
@@ -26,9 +26,9 @@ def start(setup: TrainerSetup) -> torch.device:
             "the trainer has no Transformer Engine layers and no NCCL groups yet, and torch sees a GPU",
             fix="an empty CUDA_VISIBLE_DEVICES trains on the CPU",
         )
-    address = {"init_method": setup.rendezvous, "rank": setup.rank, "world_size": setup.world_size}
+    address = {"init_method": setup.rendezvous, "rank": setup.rank, "world_size": setup.parallel.num_ranks}
     dist.init_process_group("gloo", timeout=timedelta(seconds=setup.timeout_s), **address)
-    parallel_state.initialize_model_parallel(setup.tp, setup.pp)
+    parallel_state.initialize_model_parallel(setup.parallel.tp, setup.parallel.pp)
     torch.manual_seed(setup.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(setup.seed)
     return cpu.CPU
@@ -48,8 +48,7 @@ def make_layout(setup: TrainerSetup) -> MegatronLayout:
         ModelError: it has a part that our layers lack.
     """
     refuse_unbuildable(setup.model, where=str(setup.model_folder))
-    # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
-    return MegatronLayout(setup.model, tp=setup.tp, pp=setup.pp, dp=setup.dp, vocab_multiple=1)
+    return megatron_layout(setup.model, setup.parallel)
 
 
 def transformer_config(setup: TrainerSetup, device: torch.device) -> TransformerConfig:
@@ -72,9 +71,9 @@ def transformer_config(setup: TrainerSetup, device: torch.device) -> Transformer
         qk_layernorm=model.qk_norm,
         hidden_dropout=0.0,
         attention_dropout=0.0,
-        tensor_model_parallel_size=setup.tp,
-        pipeline_model_parallel_size=setup.pp,
-        variable_seq_lengths=setup.pp > 1,  # packed microbatches differ in length
+        tensor_model_parallel_size=setup.parallel.tp,
+        pipeline_model_parallel_size=setup.parallel.pp,
+        variable_seq_lengths=setup.parallel.pp > 1,  # packed microbatches differ in length
         moe_token_dispatcher_type="alltoall",  # demanded where lengths vary, even without experts
         deallocate_pipeline_outputs=True,
         params_dtype=dtype,

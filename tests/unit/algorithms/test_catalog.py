@@ -18,7 +18,8 @@ from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.config.presets import PRESETS
-from hybridrl.config.schema import AlgorithmConfig, PluginConfig
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.section import PluginConfig
 from hybridrl.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

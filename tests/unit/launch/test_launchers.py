@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
+from hybridrl.config.schema import EngineParallel
+from hybridrl.config.training import TrainParallel
 from hybridrl.launch.plan import RunShape, Seats
 
 LAUNCHERS = Path(__file__).parents[3] / "launchers"
@@ -46,7 +48,7 @@ def test_ray_start_takes_texts_and_mounts_have_their_volumes(rayjob: dict[str, A
 
 def test_a_pod_has_slots_for_the_workers_of_its_gpus(rayjob: dict[str, Any]) -> None:
     gpus = int(pods(rayjob)[0]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
-    most = max(Seats.of(RunShape(gpus, 1, 1, gpus // 2, 1, 1, 1), 1).per_node)
+    most = max(Seats.of(RunShape(TrainParallel(tp=gpus), gpus // 2, EngineParallel(), 1, 1), 1).per_node)
     assert int(rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"]) >= most
 
 

@@ -19,6 +19,8 @@ from hybridrl.cluster.slurm import parse_state
 from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig, load
 from hybridrl.config.problems import ConfigErrors
+from hybridrl.config.schema import EngineParallel
+from hybridrl.config.training import TrainParallel
 from hybridrl.launch.plan import RunFiles, RunShape, Seats
 from hybridrl.launch.slurm import directives, render, runtime_command, script, srun_options
 from hybridrl.launch.stop import STOPPED
@@ -99,7 +101,7 @@ def test_a_template_and_its_values_name_the_same_places() -> None:
 
 @given(tp=st.integers(1, 8), dp=st.integers(1, 8), engines=st.integers(1, 8), nodes=st.integers(1, 8))
 def test_every_worker_has_a_node_and_neighbours_share_one(tp: int, dp: int, engines: int, nodes: int) -> None:
-    shape = RunShape(tp, 1, dp, engines, 1, 1, 1)
+    shape = RunShape(TrainParallel(tp=tp, dp=dp), engines, EngineParallel(), 1, 1)
     seats = Seats.of(shape, nodes)
     assert len(seats.trainer) == tp * dp and len(seats.engine) == engines
     for kind in (seats.trainer, seats.engine):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hybridrl.config.schema import OptimizerConfig
+from hybridrl.config.training import OptimizerConfig
 from hybridrl.trainer.megatron.optimizer import learning_rate
 
 

@@ -1,0 +1,107 @@
+"""Keys about what is trained: how it is cut over ranks, its optimizer, its memory."""
+
+from typing import Literal
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from hybridrl.config.section import PluginConfig, Section
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    lr: PositiveFloat = 1.0e-6
+    """Peak learning rate."""
+
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up, over the optimizer steps of the run."""
+
+    min_lr: NonNegativeFloat = 0.0
+    """Learning rate at the end of a linear or cosine schedule."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up from 0."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: PositiveFloat = 1.0e-8
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled; not applied to norms and biases."""
+
+    clip_grad_norm: NonNegativeFloat = 1.0
+    """Global L2 norm that gradients are clipped to; 0: never."""
+
+
+class ProcessModelConfig(Section):
+    """The process reward model of estimator prime: a copy of the initial policy, trained on outcomes."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """One optimizer step a policy update; the learning rate stays constant after its warm-up."""
+
+    solved_above: float = 0.0
+    """An answer is solved if its reward is above this."""
+
+
+class TrainParallel(Section):
+    tp: PositiveInt = 1
+    """Tensor parallel size."""
+
+    pp: PositiveInt = 1
+    """Pipeline parallel size."""
+
+    dp: PositiveInt | None = None
+    """Data parallel size. None: the devices that tp, cp and pp leave over; 1 on a machine without GPUs."""
+
+    cp: PositiveInt = 1
+    """Context parallel size: ranks that share the tokens of every sequence."""
+
+    ep: PositiveInt = 1
+    """Expert parallel size: parts that the experts of a layer are dealt into; divides tp x cp x dp."""
+
+    etp: PositiveInt = 1
+    """Tensor parallel size inside an expert."""
+
+    vpp: PositiveInt = 1
+    """Chunks of layers of each pipeline stage, which take turns (interleaved schedule)."""
+
+    sp: bool | None = None
+    """Sequence parallel: norms and dropout share the tokens over the tp ranks. None: with tp above 1, where
+    there are GPUs or experts."""
+
+    stage_layers: tuple[PositiveInt, ...] = ()
+    """Layers of each of the pp x vpp chunks, in model order; []: equal parts."""
+
+    @property
+    def model_ranks(self) -> int:
+        """Ranks that hold one copy of what is not an expert's."""
+        return self.tp * self.cp * self.pp
+
+    @property
+    def num_ranks(self) -> int:
+        return self.model_ranks * (self.dp or 1)
+
+
+class ActorConfig(Section):
+    parallel: TrainParallel = TrainParallel()
+
+    microbatch_tokens: PositiveInt = 16384
+    """Tokens, prompts included, packed into one forward and backward on one data-parallel rank."""
+
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of parameters and activations. None: bf16 on GPUs, fp32 on CPU."""
+
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What is computed again in the backward pass, to save memory. selective: attention; full: each layer."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class CriticConfig(Section):
+    """The value function of estimator gae: the policy's model with one number in place of the vocabulary."""
+
+    loss: PluginConfig = PluginConfig(name="clipped")
+    """File name in hybridrl.algorithms.value_losses."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(lr=1.0e-5)
+
+    pretrain_steps: NonNegativeInt = 0
+    """Policy updates at the beginning in which only the critic is trained."""
