@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks._reshard_peers import Swap
-from hybridrl.reshard.exchange import Exchange, Half
+from hybridrl.reshard.exchange import Carrier, Exchange, Half
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.plan import Job, Transfer
 from hybridrl.reshard.routes import routes
@@ -19,8 +19,12 @@ from hybridrl.reshard.topology import Topology
 class OverGloo:
     """What stays on a rank is copied there, the rest is exchanged."""
 
-    def __init__(self, swap: Swap) -> None:
-        self._swap = swap
+    def __init__(self, swap: Swap, on_host: Carrier) -> None:
+        """
+        Args:
+            on_host: "messages" takes every rank for another host.
+        """
+        self._swap, self._on_host = swap, on_host
         self._targets: dict[Target, torch.Tensor] = {
             (0, swap.rank, name): tensor for name, tensor in swap.wanted.items()
         }
@@ -34,7 +38,11 @@ class OverGloo:
         )
         group = cast(dist.ProcessGroup, dist.group.WORLD)
         self._exchange = Exchange(
-            group, self._halves(found.sends), self._halves(found.receives), self._targets
+            group,
+            self._halves(found.sends),
+            self._halves(found.receives),
+            self._targets,
+            on_host=self._on_host,
         )
 
     def run(self) -> None:

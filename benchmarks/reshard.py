@@ -32,10 +32,13 @@ CONTENDERS: dict[str, Callable[[Swap], Contender]] = {
     "megatron-core, gloo service": lambda swap: MegatronResharding(swap, "gloo"),
     "full gather (our implementation)": FullGather,
     "rank-0 broadcast (our implementation)": RankZeroBroadcast,
-    "hybridrl over gloo": OverGloo,
+    "hybridrl over gloo": lambda swap: OverGloo(swap, "memory"),
+    "hybridrl over gloo, as between hosts": lambda swap: OverGloo(swap, "messages"),
     "hybridrl in shared memory": InPlace,
 }
-OURS = ("hybridrl over gloo", "hybridrl in shared memory")
+OURS = ("hybridrl over gloo", "hybridrl over gloo, as between hosts", "hybridrl in shared memory")
+"""The bytes of the first go through shared memory and its signals over gloo, the second sends all over gloo."""
+
 SWAPS: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = (
     ({"tp": 4}, {"tp": 2, "dp": 2}),
     ({"tp": 2, "pp": 2}, {"tp": 2, "dp": 2}),

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from hybridrl.layout.cuts import Held
 from hybridrl.layout.runs import Run, Runs, join
@@ -12,8 +13,7 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(NamedTuple):
     """Ranks that all hold the same boxes of a parameter, alike on every layer and for every expert.
 
     The experts of a layer lie end to end in the canonical parameter. `rows` are those of one expert.
@@ -61,6 +61,11 @@ class Holding:
             expert_rows=parameter.num_rows if parameter.row.per_expert else 0,
             step=held.num_rows if stacked else 0,
         )
+
+    def on(self, layers: range, ranks: range, experts: range) -> "Holding":
+        """The same of other layers, and of as many other experts, on other ranks."""
+        param, tensor, shape, rows, cols, *_, expert_rows, step = self
+        return Holding(param, tensor, shape, rows, cols, layers, ranks, experts, expert_rows, step)
 
     def shards(self, layer: int) -> Iterator[tuple[str, Shard]]:
         """(name, what it holds) of every tensor on a layer."""

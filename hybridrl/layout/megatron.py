@@ -137,10 +137,10 @@ class MegatronLayout(Layout):
             tp = 1
         for at in range(tp):
             held = cut(site, parameter, Place(at, tp, self.spec, self.padded_vocab))
+            one = Holding.of(parameter, site.tensor, held, range(0), range(0), parameter.experts[:experts])
             for e in range(ep):
                 mine = parameter.experts[e * experts : (e + 1) * experts]
                 first, every = at + tp * e, tp * ep
                 for pp, layers in stages:
                     if layers:
-                        ranks = range(pp * size + first, (pp + 1) * size, every)
-                        yield Holding.of(parameter, site.tensor, held, layers, ranks, mine)
+                        yield one.on(layers, range(pp * size + first, (pp + 1) * size, every), mine)

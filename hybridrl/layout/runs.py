@@ -55,13 +55,13 @@ def window(order: Iterable[tuple[int, int]], start: int, stop: int) -> Runs:
 
 def overlap(a: Sequence[Run], b: Sequence[Run]) -> list[Span]:
     """What two holders share, in canonical order: one pass over both."""
-    spans, i, j = [], 0, 0
-    while i < len(a) and j < len(b):
-        at = max(a[i].at, b[j].at)
-        end_a, end_b = a[i].at + a[i].length, b[j].at + b[j].length
-        end = min(end_a, end_b)
+    spans, i, j, num_a, num_b = [], 0, 0, len(a), len(b)
+    while i < num_a and j < num_b:
+        (at_a, length_a, local_a), (at_b, length_b, local_b) = a[i], b[j]
+        end_a, end_b = at_a + length_a, at_b + length_b
+        at, end = at_a if at_a > at_b else at_b, end_a if end_a < end_b else end_b
         if at < end:
-            spans.append(Span(at, end - at, a[i].local + at - a[i].at, b[j].local + at - b[j].at))
+            spans.append(Span(at, end - at, local_a + at - at_a, local_b + at - at_b))
         i, j = i + (end_a <= end_b), j + (end_b <= end_a)
     return spans
 

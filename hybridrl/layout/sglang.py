@@ -76,10 +76,12 @@ class SGLangLayout(Layout):
         experts = len(parameter.experts) // ep
         for at in range(size):
             held = cut(site, parameter, Place(at, size, self.spec, self.padded_vocab(size), self.interleave))
+            one = Holding.of(
+                parameter, site.tensor, held, parameter.layers, range(0), parameter.experts[:experts]
+            )
             for e in range(ep):
                 mine = parameter.experts[e * experts : (e + 1) * experts]
-                ranks = range(at + e * size, self.tp, size * ep)
-                yield Holding.of(parameter, site.tensor, held, parameter.layers, ranks, mine)
+                yield one.on(parameter.layers, range(at + e * size, self.tp, size * ep), mine)
 
     def _size(self, parameter: Parameter) -> int:
         """Ranks that a copy of the parameter is cut over."""

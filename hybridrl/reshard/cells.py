@@ -1,12 +1,23 @@
 """Source parameters cut at every edge of every holding: who holds some of a cell holds all of it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
 from typing import NamedTuple
 
 from hybridrl.layout.base import Holding, Layout
 from hybridrl.layout.runs import Run, Runs, join
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """Where holdings of a parameter overlap: one object for all layers and experts that are cut alike."""
+
+    rows: Runs
+    cols: Runs
+    owners: tuple[int, ...]
+    """Which of the holdings."""
 
 
 class Cell(NamedTuple):
@@ -17,9 +28,9 @@ class Cell(NamedTuple):
 
     layers: range
     experts: range
-    rows: Runs
-    cols: Runs
+    patch: Patch
     holdings: tuple[Holding, ...]
+    """In the order of the patch's owners."""
 
 
 class Cells:
@@ -31,45 +42,66 @@ class Cells:
             alike = self._groups.setdefault(held.param, {})
             alike.setdefault((held.layers, held.experts), []).append(held)
         self._made: dict[tuple[str, range, range], list[Cell]] = {}
+        self._last: dict[str, tuple[_Maps, list[Patch]]] = {}
 
     def of_rank(self, rank: int) -> Iterator[tuple[str, Cell]]:
         """(parameter, cell) of all that a rank holds."""
         for param, groups in self._groups.items():
             for (layers, experts), holdings in groups.items():
-                if any(rank in held.ranks for held in holdings):
+                if _holds(holdings, rank):
                     for cell in self._cells(param, layers, experts):
-                        if any(rank in held.ranks for held in cell.holdings):
+                        if _holds(cell.holdings, rank):
                             yield param, cell
 
     def meeting(self, wanted: Holding) -> Iterator[Cell]:
         """Those on layers and of experts that a target holding has."""
+        first, end = wanted.layers.start, wanted.layers.stop
+        first_expert, end_expert = wanted.experts.start, wanted.experts.stop
         for layers, experts in self._groups.get(wanted.param, ()):
-            if _touch(layers, wanted.layers) and _touch(experts, wanted.experts):
+            if (
+                layers.start < end
+                and first < layers.stop
+                and experts.start < end_expert
+                and first_expert < experts.stop
+            ):
                 yield from self._cells(wanted.param, layers, experts)
 
     def _cells(self, param: str, layers: range, experts: range) -> list[Cell]:
         key = (param, layers, experts)
         if key not in self._made:
             holdings = self._groups[param][layers, experts]
-            maps = tuple((held.rows, held.cols) for held in holdings)
             self._made[key] = [
-                Cell(layers, experts, rows, cols, tuple(holdings[i] for i in owners))
-                for rows, cols, owners in _cut(maps)
+                Cell(layers, experts, patch, tuple([holdings[i] for i in patch.owners]))
+                for patch in self._patches(param, holdings)
             ]
         return self._made[key]
 
+    def _patches(self, param: str, holdings: list[Holding]) -> list[Patch]:
+        """The same objects as long as the maps do not change; from stage to stage they seldom do."""
+        maps = tuple([(held.rows, held.cols) for held in holdings])
+        last = self._last.get(param)
+        if last is None or last[0] != maps:
+            last = self._last[param] = (maps, [Patch(*found) for found in _cut(maps)])
+        return last[1]
 
-def _touch(a: range, b: range) -> bool:
-    return a.start < b.stop and b.start < a.stop
+
+_Maps = tuple[tuple[Runs, Runs], ...]
+
+
+def _holds(holdings: list[Holding] | tuple[Holding, ...], rank: int) -> bool:
+    for held in holdings:
+        if rank in held.ranks:
+            return True
+    return False
 
 
 @lru_cache(maxsize=1 << 12)
-def _cut(maps: tuple[tuple[Runs, Runs], ...]) -> list[tuple[Runs, Runs, list[int]]]:
+def _cut(maps: _Maps) -> list[tuple[Runs, Runs, tuple[int, ...]]]:
     """(rows, columns, who covers them) of all cells between the edges of the maps; local is canonical."""
     row_maps = _by_owners([rows for rows, _ in maps])
     col_maps = _by_owners([cols for _, cols in maps])
     return [
-        (rows, cols, sorted(row_owners & col_owners))
+        (rows, cols, tuple(sorted(row_owners & col_owners)))
         for (row_owners, rows), (col_owners, cols) in product(row_maps.items(), col_maps.items())
         if row_owners & col_owners
     ]

@@ -1,27 +1,40 @@
 """Bytes between trainer ranks: the source packs, messages carry, and the rank that maps the target unpacks.
 
+Between hosts a message carries its bytes. On one host it only says that they are there, in shared memory, and
+its answer that they were read (same_host.py): half the copies, and no socket.
+
 Who waits for whom: a rank waits for the peers of one wave, while it packs the next wave and unpacks the one
-before. The communicator holds trainer ranks only. Checksums are taken from what was packed, on the CPU.
+before. It packs into a buffer again when all who read in it have answered, and answers message by message, in
+the order of all ranks, so that these waits do not close a circle either. The communicator holds trainer ranks
+only. Checksums are of what was packed: its packer takes them, or whoever reads it in the packer's memory.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from hybridrl.errors import SwapError
+from hybridrl.reshard import same_host
 from hybridrl.reshard.checksum import MODULUS, box_checksum
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.executors.base import Prepared, Signature, signature
 from hybridrl.reshard.table import Target
-from hybridrl.reshard.waves import BUFFERS, Bounds, Half, Load, Wave, waves
+from hybridrl.reshard.waves import BUFFERS, Bounds, Half, Load, Span, Wave, waves
 
 __all__ = ["Exchange", "Exchanged", "Half"]
 
+Carrier = Literal["memory", "messages"]
+"""Of bytes between ranks of one host."""
+
 _GRACE = timedelta(milliseconds=1)
 """After a failure, for what is there already."""
+
+_ANSWERS = 1
+"""Tag of messages that say that something was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +42,15 @@ class Exchanged:
     """What one rank moved."""
 
     sent_bytes: int
-    """On the wire: boxes, and what aligns them."""
+    """Boxes, and what aligns them."""
 
     received_bytes: int
     staging_bytes: int
     """Of all buffers together."""
 
     checksums: dict[Target, int]
-    """This rank's part of the checksum of each tensor it sent to: of what was sent, not of what arrived."""
+    """This rank's part of the checksum of tensors that it sent to, or read for: of what was sent, not of what
+    arrived. Parts of all ranks add up."""
 
 
 class Exchange:
@@ -51,6 +65,7 @@ class Exchange:
         *,
         device: torch.device | None = None,
         staging_bytes: int = 512 << 20,
+        on_host: Carrier = "memory",
     ) -> None:
         """*Collective* over the group.
 
@@ -60,6 +75,7 @@ class Exchange:
             targets: what the receiving halves name, in the dtypes of these.
             device: of all tensors; None: the CPU.
             staging_bytes: that a rank may use for all buffers together, which it keeps; equal on all ranks.
+            on_host: "memory" has an effect on the CPU only; equal on all ranks.
 
         Raises:
             SwapError: on all ranks: two of them disagree about what they exchange, or one is lost. On this
@@ -77,10 +93,20 @@ class Exchange:
             {peer: half.digest(bounds.message_bytes) for peer, half in sends.items()},
             {peer: half.digest(bounds.message_bytes) for peer, half in receives.items()},
         )
-        self._waves = waves(rank, size, sends, receives, bounds)
-        self._sent = {name for half in sends.values() for name in half.table.targets}
+        shares = on_host == "memory" and self._device.type == "cpu"
+        self._near = same_host.neighbours(group) if shares else frozenset()
+        self._waves = waves(rank, size, sends, receives, bounds, self._near)
+        self._sent = {n for peer, half in sends.items() if peer not in self._near for n in half.table.targets}
         self._outgoing = self._buffers([wave.outgoing for wave in self._waves])
         self._incoming = self._buffers([wave.incoming for wave in self._waves])
+        found = (
+            same_host.messages(group, self._waves, self._outgoing, self._near)
+            if shares
+            else [{}] * len(self._waves)
+        )
+        self._reads = [
+            self._readers(wave, there, targets) for wave, there in zip(self._waves, found, strict=True)
+        ]
         self._sources = {name for half in sends.values() for name in half.table.sources}
         self._signatures: dict[str, Signature] | None = None
         self._packs: list[Prepared] = []
@@ -106,31 +132,47 @@ class Exchange:
         """
         self._prepare(sources)
         sums = dict.fromkeys(self._sent, 0)
-        before: _Flight | None = None
-        for number, wave in enumerate(self._waves):
+        flights: list[_Flight] = []
+        for number in range(len(self._waves)):
+            if number >= BUFFERS:
+                flights[number - BUFFERS].wait_for_answers()
             self._pack(number, sources, sums)
-            if before:
-                before.wait()
-            buffers = self._outgoing[number % BUFFERS], self._incoming[number % BUFFERS]
-            flight = _Flight(self._group, wave, *buffers)
-            if before:
+            if number:
+                flights[-1].wait(sums)
+            flights.append(self._post(number))
+            if number:
                 self._unpack(number - 1)
-            before = flight
-        if before:
-            before.wait()
-            self._unpack(len(self._waves) - 1)
+        if flights:
+            flights[-1].wait(sums)
+            self._unpack(len(flights) - 1)
+        for flight in flights[-BUFFERS:]:
+            flight.wait_for_answers()
         return Exchanged(
             sum(wave.outgoing.num_bytes for wave in self._waves),
-            sum(wave.incoming.num_bytes for wave in self._waves),
+            sum(wave.received_bytes for wave in self._waves),
             sum(buffer.nbytes for buffer in (*self._outgoing, *self._incoming)),
             {name: total % MODULUS for name, total in sums.items()},
         )
+
+    def _post(self, number: int) -> "_Flight":
+        buffers = self._outgoing[number % BUFFERS], self._incoming[number % BUFFERS]
+        return _Flight(self._group, self._waves[number], *buffers, self._reads[number], self._near)
 
     def _buffers(self, loads: Sequence[Load]) -> list[torch.Tensor]:
         # They stay between runs: on a CPU, new pages cost more than the bytes that pass through them.
         num_bytes = max((load.num_bytes for load in loads), default=0)
         count = min(BUFFERS, len(loads))
         return [torch.empty(num_bytes, dtype=torch.uint8, device=self._device) for _ in range(count)]
+
+    def _readers(
+        self, wave: Wave, there: Mapping[int, torch.Tensor], targets: Mapping[Target, torch.Tensor]
+    ) -> "dict[int, _Read]":
+        executor, found = best(self._device), {}
+        for place, load in wave.near.items():
+            views = load.views(there[place])
+            into = [targets[name] for name in load.table.targets]
+            found[place] = _Read(executor.prepare(load.table, views, into), views)
+        return found
 
     def _prepare(self, sources: Mapping[str, torch.Tensor]) -> None:
         """Resolve what is packed: in the first run, and when the sources are of another kind than before."""
@@ -150,49 +192,112 @@ class Exchange:
             self._signatures = found
 
     def _pack(self, number: int, sources: Mapping[str, torch.Tensor], sums: dict[Target, int]) -> None:
-        load, buffer = self._waves[number].outgoing, self._outgoing[number % BUFFERS]
+        load = self._waves[number].outgoing
         self._packs[number].write([sources[name] for name in load.table.sources], sums=False)
-        for values, piece in zip(load.views(buffer.cpu()), load.pieces, strict=True):
-            sums[piece.target] += box_checksum(values, piece.at)
+        if self._sent:
+            buffer = self._outgoing[number % BUFFERS].cpu()
+            for piece in load.pieces:
+                if piece.target in self._sent:
+                    sums[piece.target] += box_checksum(piece.view(buffer), piece.at)
 
     def _unpack(self, number: int) -> None:
         load = self._waves[number].incoming
         self._unpacks[number].write(load.views(self._incoming[number % BUFFERS]), sums=False)
 
 
+class _Read(NamedTuple):
+    """A message in the sender's memory, and where it belongs."""
+
+    prepared: Prepared
+    there: list[torch.Tensor]
+
+    def write(self, sums: dict[Target, int]) -> None:
+        for name, part in self.prepared.write(self.there).checksums.items():
+            sums[name] = sums.get(name, 0) + part
+
+
 class _Flight:
     """A wave that was posted."""
 
     def __init__(
-        self, group: dist.ProcessGroup, wave: Wave, outgoing: torch.Tensor, incoming: torch.Tensor
+        self,
+        group: dist.ProcessGroup,
+        wave: Wave,
+        outgoing: torch.Tensor,
+        incoming: torch.Tensor,
+        reads: Mapping[int, _Read],
+        near: frozenset[int],
     ) -> None:
+        self._group, self._reads = group, reads
+        arrive, leave = wave.incoming.spans, wave.outgoing.spans
+        answer = [span.peer for span in leave if span.peer in near]
         operations = [
-            dist.P2POp(call, buffer[start:stop], group=group, group_peer=peer)
-            for call, load, buffer in (
-                (dist.irecv, wave.incoming, incoming),
-                (dist.isend, wave.outgoing, outgoing),
-            )
-            for peer, start, stop in load.spans
+            *(self._operation(dist.irecv, span, incoming, i in reads) for i, span in enumerate(arrive)),
+            *(self._operation(dist.isend, span, outgoing, span.peer in near) for span in leave),
+            *(dist.P2POp(dist.irecv, _word(), group=group, group_peer=p, tag=_ANSWERS) for p in answer),
         ]
-        self._peers = [peer for load in (wave.incoming, wave.outgoing) for peer, _, _ in load.spans]
+        peers = [span.peer for span in (*arrive, *leave)]
         try:
-            self._works = dist.batch_isend_irecv(operations)
+            works = dist.batch_isend_irecv(operations)
         except RuntimeError as error:
-            raise _lost(self._peers, error) from error
+            raise _lost(peers, error) from error
+        self._moves = _Works(works[: len(peers)], peers)
+        self._answers = _Works(works[len(peers) :], answer)
+        self._answered = _Works([], [])
 
-    def wait(self) -> None:
-        for number, work in enumerate(self._works):
-            try:
-                work.wait()
-            except RuntimeError as error:
-                raise _lost(self._late(number), error) from error
+    def wait(self, sums: dict[Target, int]) -> None:
+        """Until all is sent and has arrived; what lies in a peer's memory is read, and summed, on the way."""
+        for number in range(len(self._moves.works)):
+            self._moves.wait(number)
+            if number in self._reads:
+                self._reads[number].write(sums)
+                self._answer(self._moves.peers[number])
+
+    def wait_for_answers(self) -> None:
+        """Until nobody reads in the outgoing buffer."""
+        for works in (self._answers, self._answered):
+            for number in range(len(works.works)):
+                works.wait(number)
+
+    def _operation(
+        self, call: Callable[..., object], span: Span, buffer: torch.Tensor, only_a_word: bool
+    ) -> dist.P2POp:
+        tensor = _word() if only_a_word else buffer[span.start : span.stop]
+        return dist.P2POp(call, tensor, group=self._group, group_peer=span.peer)
+
+    def _answer(self, peer: int) -> None:
+        try:
+            work = dist.isend(_word(), group=self._group, group_dst=peer, tag=_ANSWERS)
+        except RuntimeError as error:
+            raise _lost([peer], error) from error
+        assert work is not None  # This rank is in the group.
+        self._answered.works.append(work)
+        self._answered.peers.append(peer)
+
+
+def _word() -> torch.Tensor:
+    """What is sent where the message says all."""
+    return torch.zeros(1, dtype=torch.uint8)
+
+
+class _Works(NamedTuple):
+    """Operations that were posted together."""
+
+    works: list[dist.Work]
+    peers: list[int]
+
+    def wait(self, number: int) -> None:
+        try:
+            self.works[number].wait()
+        except RuntimeError as error:
+            raise _lost(self._late(number), error) from error
 
     def _late(self, first: int) -> list[int]:
         """Peers whose work did not end, when the work `first` failed."""
-        if len(self._works) != len(self._peers):  # NCCL has one work for all operations, gloo one for each.
-            return self._peers
-        rest = zip(self._peers[first + 1 :], self._works[first + 1 :], strict=True)
-        return [self._peers[first], *(peer for peer, work in rest if not _has_ended(work))]
+        if len(self.works) != len(self.peers):  # NCCL has one work for all operations, gloo one for each.
+            return self.peers
+        rest = zip(self.peers[first + 1 :], self.works[first + 1 :], strict=True)
+        return [self.peers[first], *(peer for peer, work in rest if not _has_ended(work))]
 
 
 def _has_ended(work: dist.Work) -> bool:

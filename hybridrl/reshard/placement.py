@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from hybridrl.layout.base import Holding, Layout, meet
 from hybridrl.layout.runs import overlap, size
@@ -58,11 +57,18 @@ def place(source: Layout, targets: tuple[Layout, ...], topology: Topology, scope
     for node in np.unique(nodes):
         here = np.flatnonzero(nodes == node)
         gain = local[np.ix_(here, here)]
-        rows, cols = linear_sum_assignment(gain, maximize=True)
-        if gain[rows, cols].sum() > np.trace(gain):
-            chosen[here[cols]] = devices[here[rows]]
+        if np.trace(gain) < gain.max(axis=0).sum():  # else every rank is where most of its bytes are
+            rows, cols = _best_assignment(gain)
+            if gain[rows, cols].sum() > np.trace(gain):
+                chosen[here[cols]] = devices[here[rows]]
     moved = iter(chosen.tolist())
     return replace(topology, targets=tuple(tuple(next(moved) for _ in ranks) for ranks in topology.targets))
+
+
+def _best_assignment(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    from scipy.optimize import linear_sum_assignment  # takes half a second, and is not always needed
+
+    return linear_sum_assignment(gain, maximize=True)
 
 
 def _local(

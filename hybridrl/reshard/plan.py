@@ -5,25 +5,24 @@ rank plans alone: the rules read only the layouts and where ranks sit, so all ge
 digests say that they had the same input.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import chain
 from math import gcd
 from typing import NamedTuple
 
 import numpy as np
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, meet
-from hybridrl.layout.runs import Run, Runs, Span, join, overlap, size, window
+from hybridrl.layout.base import Holding, Layout, meet
+from hybridrl.layout.runs import Runs
 from hybridrl.reshard.cells import Cell, Cells
 from hybridrl.reshard.job import CopyBox, Job, Stack, Transfer
+from hybridrl.reshard.regions import OF_TARGET, Regions, Wanted
 from hybridrl.reshard.shares import Part, Shares
 
 __all__ = ["CopyBox", "Job", "Stack", "Transfer", "plan"]
-
-_SHARE_ELEMENTS = 1 << 16
-"""Replicas share the rows of a box of at least this many elements, and otherwise its layers."""
 
 
 def plan(
@@ -63,17 +62,8 @@ _Key = tuple[int, ...]
 _Keyed = tuple[_Key, Transfer]
 
 
-class _Wanted(NamedTuple):
-    """A holding of some targets, which are all alike."""
-
-    kind: int
-    index: int
-    """Of the holding in its layout."""
-
-    held: Holding
-
-
-class _Line(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Line:
     """Ranks of the targets that want some of a cell: targets in order, then their ranks."""
 
     which_T: np.ndarray
@@ -89,7 +79,8 @@ class _Line(NamedTuple):
         return int(self.target_T[demand]), int(self.rank_T[demand])
 
 
-class _Holders(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Holders:
     """Of a cell, by rank."""
 
     rank_H: np.ndarray
@@ -102,28 +93,31 @@ class _Giver(NamedTuple):
 
     rank: int
     held: Holding
+    which: int
+    """Of the cell's holdings, or OF_TARGET."""
+
     via: tuple[int, int] | None = None
 
 
-class _Sizes(NamedTuple):
-    """Of what is wanted of a cell, in the smallest unit: (targets, their ranks, size)."""
+class _Queue(NamedTuple):
+    """Who wants some of a cell."""
 
-    wanted: list[_Wanted]
-    key: tuple[tuple[int, range, int], ...]
-    index: dict[tuple[int, int], int]
-    """(targets, holding) -> place in the list."""
+    wanted: list[Wanted]
+    """As the line counts them."""
+
+    line: _Line
 
 
 class _Demands(NamedTuple):
-    wanted: list[_Wanted]
-    index: dict[tuple[int, int], int]
+    wanted: list[Wanted]
+    line: _Line
     holdings: tuple[Holding, ...]
     holders: _Holders
-    line: _Line
     shares: Shares
 
     def holder(self, index: int) -> _Giver:
-        return _Giver(int(self.holders.rank_H[index]), self.holdings[self.holders.which_H[index]])
+        which = int(self.holders.which_H[index])
+        return _Giver(int(self.holders.rank_H[index]), self.holdings[which], which)
 
 
 class _Planner:
@@ -133,16 +127,20 @@ class _Planner:
         kinds = list(dict.fromkeys(job.targets))
         self._targets = [[i for i, layout in enumerate(job.targets) if layout == kind] for kind in kinds]
         self._kind = {i: kind for kind, members in enumerate(self._targets) for i in members}
-        self._wanted: dict[str, list[_Wanted]] = {}
-        for kind, layout in enumerate(kinds):
-            for index, held in enumerate(layout.holdings):
-                self._wanted.setdefault(held.param, []).append(_Wanted(kind, index, held))
-        self._sizes: dict[tuple[object, ...], _Sizes] = {}
+        self._held_by = list(_wanted(kinds))
+        self._wanted: dict[str, list[Wanted]] = {}
+        self._common: dict[str, range] = {}
+        """Layers of a parameter that all have who want some of it."""
+        for wanted in chain.from_iterable(self._held_by):
+            held = wanted.held
+            self._wanted.setdefault(held.param, []).append(wanted)
+            self._common[held.param] = meet(self._common.get(held.param, held.layers), held.layers)
+        self._regions = Regions()
+        self._queues: dict[tuple[object, ...], _Queue] = {}
         self._lines: dict[tuple[tuple[int, range, int], ...], _Line] = {}
-        self._regions: dict[tuple[object, ...], tuple[bool, tuple[CopyBox, ...]]] = {}
-        self._found: dict[tuple[int, ...], int] = {}
+        self._found: dict[tuple[_Line, int, int, int], int] = {}
         self._holders: dict[tuple[range, ...], _Holders] = {}
-        self._shared: dict[tuple[object, ...], Shares] = {}
+        self._shared: dict[tuple[_Holders, _Line], Shares] = {}
         self._device_S = self._device_D = None
         if job.topology is not None:
             self._device_S = np.array(job.topology.source, np.int64)
@@ -150,13 +148,12 @@ class _Planner:
         self._first_D = np.cumsum([0, *(layout.world_size for layout in job.targets)])
 
     def of_target(self, target: int, rank: int) -> Iterator[_Keyed]:
-        kind = self._kind[target]
-        for index, held in enumerate(self._job.targets[target].holdings):
+        for wanted in self._held_by[self._kind[target]]:
+            held = wanted.held
             if rank not in held.ranks:
                 continue
-            wanted = _Wanted(kind, index, held)
             for cell in self._cells.meeting(held):
-                if _elements(cell, held):
+                if self._regions.elements(cell, wanted):
                     demands = self._demands(held.param, cell)
                     demand = self._find(demands, wanted, (target, rank))
                     for holder, part in demands.shares.of_demand(demand):
@@ -183,14 +180,13 @@ class _Planner:
         if topology is None or not self._job.once_per_node:
             return
         for place in topology.beside(rank):
-            for index, held in enumerate(self._job.targets[place[0]].holdings):
-                if place[1] in held.ranks:
-                    wanted = _Wanted(self._kind[place[0]], index, held)
+            for wanted in self._held_by[self._kind[place[0]]]:
+                if place[1] in wanted.held.ranks:
                     yield from self._passed_on_of(wanted, place)
 
-    def _passed_on_of(self, wanted: _Wanted, place: tuple[int, int]) -> Iterator[_Keyed]:
+    def _passed_on_of(self, wanted: Wanted, place: tuple[int, int]) -> Iterator[_Keyed]:
         for cell in self._cells.meeting(wanted.held):
-            if _elements(cell, wanted.held):
+            if self._regions.elements(cell, wanted):
                 demands = self._demands(wanted.held.param, cell)
                 giver = self._neighbour(place, wanted.held)
                 for other, part in demands.shares.passed_on(self._find(demands, wanted, place)):
@@ -199,46 +195,41 @@ class _Planner:
     def _neighbour(self, place: tuple[int, int], held: Holding) -> _Giver:
         topology = self._job.topology
         assert topology is not None
-        return _Giver(topology.rank_on[topology.targets[place[0]][place[1]]], held, place)
+        return _Giver(topology.rank_on[topology.targets[place[0]][place[1]]], held, OF_TARGET, place)
 
     def _demands(self, param: str, cell: Cell) -> _Demands:
         """Classes of parameters that are cut alike are also wanted and shared alike."""
-        wanted, wanted_key, index = self._sizes_of(param, cell)
-        if wanted_key not in self._lines:
-            self._lines[wanted_key] = self._line_up(wanted_key)
-        line, holders = self._lines[wanted_key], self._who_holds(cell)
-        key = (tuple([held.ranks for held in cell.holdings]), wanted_key)
+        (wanted, line), holders = self._queue(param, cell), self._who_holds(cell)
+        key = (holders, line)
         if key not in self._shared:
             rank_H = holders.rank_H
             device_H = rank_H if self._device_S is None else self._device_S[rank_H]
             node_size = self._job.topology and self._job.topology.node_size
             alike_T = line.which_T if self._job.once_per_node else None
             self._shared[key] = Shares(device_H, line.device_T, line.size_T, node_size, alike_T)
-        return _Demands(wanted, index, cell.holdings, holders, line, self._shared[key])
+        return _Demands(wanted, line, cell.holdings, holders, self._shared[key])
 
-    def _sizes_of(self, param: str, cell: Cell) -> _Sizes:
+    def _queue(self, param: str, cell: Cell) -> _Queue:
         """Alike for cells that differ in their layers, where whoever wants some wants all of these."""
         wanted = self._wanted.get(param, ())
-        spans = all(
-            w.held.layers.start <= cell.layers.start < cell.layers.stop <= w.held.layers.stop for w in wanted
-        )
-        key = (param, cell.experts, cell.rows, cell.cols, None if spans else cell.layers)
-        if key not in self._sizes:
-            sizes = [(w, elements) for w in wanted if (elements := _elements(cell, w.held))]
+        common = self._common.get(param, cell.layers)
+        spans = common.start <= cell.layers.start and cell.layers.stop <= common.stop
+        key = (cell.patch, cell.experts, None if spans else cell.layers)
+        if key not in self._queues:
+            sizes = [(w, elements) for w in wanted if (elements := self._regions.elements(cell, w))]
             unit = gcd(*(elements for _, elements in sizes))
-            self._sizes[key] = _Sizes(
-                [w for w, _ in sizes],
-                tuple((w.kind, w.held.ranks, elements // unit) for w, elements in sizes),
-                {w[:2]: i for i, (w, _) in enumerate(sizes)},
-            )
-        return self._sizes[key]
+            line_key = tuple([(w.kind, w.held.ranks, elements // unit) for w, elements in sizes])
+            if line_key not in self._lines:
+                self._lines[line_key] = self._line_up(line_key)
+            self._queues[key] = _Queue([w for w, _ in sizes], self._lines[line_key])
+        return self._queues[key]
 
     def _transfer(
-        self, cell: Cell, giver: _Giver, wanted: _Wanted, place: tuple[int, int], part: Part
+        self, cell: Cell, giver: _Giver, wanted: Wanted, place: tuple[int, int], part: Part
     ) -> Iterator[_Keyed]:
         """Nothing, where the part is less than a row or a layer."""
         held, theirs = giver.held, wanted.held
-        by_rows, boxes = self._region(cell, held, theirs, part)
+        by_rows, boxes = self._regions.region(cell, giver.which, wanted, part)
         layers, experts = meet(cell.layers, theirs.layers), meet(cell.experts, theirs.experts)
         if not by_rows:
             layers = layers[slice(*part.cut(len(layers)))]
@@ -260,25 +251,10 @@ class _Planner:
         )
         yield (*place, wanted.index, layers.start, experts.start, giver.rank, *boxes[0].target), transfer
 
-    def _region(
-        self, cell: Cell, held: Holding, theirs: Holding, part: Part
-    ) -> tuple[bool, tuple[CopyBox, ...]]:
-        """(whether rows and not layers are shared, boxes); alike on all stages, whose maps are one object."""
-        maps = (cell.rows, cell.cols, held.rows, held.cols, theirs.rows, theirs.cols)
-        key = (*map(id, maps), len(held.shape), part)
-        if key not in self._regions:
-            rows, cols = _meet(cell.rows, theirs.rows), _meet(cell.cols, theirs.cols)
-            by_rows = not part.is_whole and size(rows) * size(cols) >= _SHARE_ELEMENTS
-            if by_rows:
-                rows = _window(rows, *part.cut(size(rows)))
-            self._regions[key] = by_rows, _boxes(maps[2:], rows, cols, is_vector=len(held.shape) == 1)
-        return self._regions[key]
-
-    def _find(self, demands: _Demands, wanted: _Wanted, place: tuple[int, int]) -> int:
+    def _find(self, demands: _Demands, wanted: Wanted, place: tuple[int, int]) -> int:
         """Where a target rank stands in the line."""
-        which = demands.index[wanted[:2]]
-        line = demands.line
-        key = (id(line), which, *place)  # lines live as long as the planner
+        line, which = demands.line, demands.wanted.index(wanted)
+        key = (line, which, *place)
         if key not in self._found:
             alike = (line.target_T == place[0]) & (line.rank_T == place[1]) & (line.which_T == which)
             self._found[key] = int(np.flatnonzero(alike)[0])
@@ -308,6 +284,16 @@ class _Planner:
         return _Line(which_T[order], target_T[order], rank_T[order], size_T[order], device_T[order])
 
 
+def _wanted(kinds: Sequence[Layout]) -> Iterator[list[Wanted]]:
+    """What each kind of target holds."""
+    alike: dict[tuple[Runs, Runs], int] = {}
+    for kind, layout in enumerate(kinds):
+        yield [
+            Wanted(kind, index, alike.setdefault((held.rows, held.cols), len(alike)), held)
+            for index, held in enumerate(layout.holdings)
+        ]
+
+
 @lru_cache(maxsize=4)
 def _planner(job: Job) -> _Planner:
     if job.lost:
@@ -331,63 +317,3 @@ def _refuse_unheld(job: Job) -> None:
                 where=f"lost: trainer ranks {holders}",
                 fix="resume from the last checkpoint",
             )
-
-
-def _elements(cell: Cell, held: Holding) -> int:
-    """That a cell and a holding share, over all layers and experts."""
-    layers = min(cell.layers.stop, held.layers.stop) - max(cell.layers.start, held.layers.start)
-    experts = min(cell.experts.stop, held.experts.stop) - max(cell.experts.start, held.experts.start)
-    if layers <= 0 or experts <= 0:
-        return 0
-    return layers * experts * _shared(cell.rows, held.rows) * _shared(cell.cols, held.cols)
-
-
-@lru_cache(maxsize=1 << 14)
-def _meet(cells: Runs, wanted: Runs) -> Runs:
-    """The stretches of `cells` that `wanted` covers."""
-    return join(Run(span.at, span.length, span.at) for span in overlap(cells, wanted))
-
-
-@lru_cache(maxsize=1 << 14)
-def _shared(cells: Runs, wanted: Runs) -> int:
-    return size(_meet(cells, wanted))
-
-
-def _window(rows: Runs, start: int, stop: int) -> Runs:
-    part = window([(run.at, run.length) for run in rows], start, stop)
-    return tuple(Run(run.at, run.length, run.at) for run in part)
-
-
-def _boxes(
-    maps: tuple[Runs, Runs, Runs, Runs], cell_rows: Runs, cell_cols: Runs, *, is_vector: bool
-) -> tuple[CopyBox, ...]:
-    """Copies from one holder's tensor to another's, limited to the given cells.
-
-    Args:
-        maps: rows and columns of the one, then of the other.
-    """
-    rows, cols, to_rows, to_cols = maps
-    row_spans = _fuse(overlap(_within(rows, cell_rows), to_rows))
-    col_spans = _fuse(overlap(_within(cols, cell_cols), to_cols))
-    if is_vector:
-        row_spans, col_spans = col_spans, row_spans
-    return tuple(
-        CopyBox((row.first, col.first), (row.second, col.second), (row.length, col.length))
-        for row, col in product(row_spans, col_spans)
-    )
-
-
-def _within(runs: Runs, cells: Runs) -> list[Run]:
-    return [Run(span.at, span.length, span.first) for span in overlap(runs, cells)]
-
-
-def _fuse(spans: Iterable[Span]) -> list[Span]:
-    """Spans that are neighbours in both tensors made one, though they may lie apart in the parameter."""
-    fused: list[Span] = []
-    for span in sorted(spans, key=lambda span: span.second):
-        last = fused[-1] if fused else None
-        if last and last.first + last.length == span.first and last.second + last.length == span.second:
-            fused[-1] = last._replace(length=last.length + span.length)
-        else:
-            fused.append(span)
-    return fused

@@ -9,6 +9,7 @@ of them from other nodes, and passes it on.
 """
 
 from collections.abc import Iterator
+from itertools import groupby
 from math import lcm
 from typing import NamedTuple
 
@@ -55,16 +56,16 @@ class Shares:
         """
         node_H = np.zeros_like(holder_device_H) if node_size is None else holder_device_H // node_size
         node_T = np.zeros_like(device_T) if node_size is None else device_T // node_size
-        order_H = np.lexsort((holder_device_H, node_H))
-        first_T = np.searchsorted(node_H[order_H], node_T, "left")
-        count_T = np.searchsorted(node_H[order_H], node_T, "right") - first_T
+        order_H = holder_device_H.argsort(kind="stable")
+        self._node_H = node_H = node_H[order_H]
+        first_T = node_H.searchsorted(node_T, "left")
+        count_T = node_H.searchsorted(node_T, "right") - first_T
         far = count_T == 0
         first_T[far], count_T[far] = 0, len(order_H)
         self._order_H, self._first_T, self._count_T, self._size_T = order_H, first_T, count_T, size_T
         self._line_T = np.where(far, _FAR, node_T)
         if node_size is not None:
             self._serve_the_own_device(holder_device_H[order_H], device_T)
-        self._node_H = node_H[order_H]
         self._lines: dict[int, _Line] = {}
         self._served: dict[int, list[tuple[int, Part]]] = {}
         self._circles: dict[int, list[int]] = {}
@@ -102,7 +103,7 @@ class Shares:
         return Part(circle.index(demand), circle.index(demand) + 1, len(circle))
 
     def _serve_the_own_device(self, device_H: np.ndarray, device_T: np.ndarray) -> None:
-        place_T = np.searchsorted(device_H, device_T)
+        place_T = device_H.searchsorted(device_T)
         place_T[place_T == len(device_H)] = 0
         here = device_H[place_T] == device_T
         self._first_T[here], self._count_T[here], self._line_T[here] = place_T[here], 1, _HERE
@@ -157,19 +158,20 @@ class Shares:
 
         Holders that serve their own node more than that take nothing.
         """
-        nodes, counts = np.unique(self._node_H, return_counts=True)
+        nodes = [(node, len(list(same))) for node, same in groupby(self._node_H.tolist())]
         near_T = self._line_T >= 0
-        lengths = np.bincount(
-            np.searchsorted(nodes, self._line_T[near_T]), self._size_T[near_T], minlength=len(nodes)
-        )
-        unit = lcm(*counts[lengths > 0].tolist())
-        load_H = np.repeat(lengths.astype(np.int64) * unit // counts, counts)
-        total = length * unit
-        sums = np.cumsum(np.sort(load_H))
-        ranks = np.arange(1, len(load_H) + 1)
-        active = int(np.flatnonzero(total + sums > ranks * np.sort(load_H))[-1]) + 1
-        take_H = np.maximum(total + int(sums[active - 1]) - active * load_H, 0)
-        return np.concatenate([[0], np.cumsum(take_H)]), unit * active
+        lengths = np.bincount(self._line_T[near_T], self._size_T[near_T], minlength=nodes[-1][0] + 1)
+        unit = lcm(*(count for node, count in nodes if lengths[node]))
+        loads = [(int(lengths[node]) * unit // count, count) for node, count in nodes]
+        held = length * unit
+        active = 0
+        for load, count in sorted(loads):
+            if held <= active * load:
+                break
+            held, active = held + load * count, active + count
+        takes = [max(held - active * load, 0) for load, _ in loads]
+        take_H = np.repeat(takes, [count for _, count in nodes])
+        return np.concatenate([[0], take_H.cumsum()]), unit * active
 
 
 _FAR, _HERE = -1, -2

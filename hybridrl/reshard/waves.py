@@ -7,7 +7,7 @@ whatever the pattern, and the waves of two ranks need not match.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -81,6 +81,10 @@ class Piece(NamedTuple):
     target: Target
     at: tuple[int, int]
 
+    def view(self, buffer: torch.Tensor) -> torch.Tensor:
+        (rows, cols), size = self.shape, self.dtype.itemsize
+        return buffer[self.start : self.start + rows * cols * size].view(self.dtype).view(rows, cols)
+
 
 class Span(NamedTuple):
     """One point-to-point operation: bytes of a buffer."""
@@ -104,10 +108,7 @@ class Load(NamedTuple):
 
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """The pieces as tensors."""
-        return [
-            buffer[start : start + rows * cols * dtype.itemsize].view(dtype).view(rows, cols)
-            for start, dtype, (rows, cols), _, _ in self.pieces
-        ]
+        return [piece.view(buffer) for piece in self.pieces]
 
 
 class Wave(NamedTuple):
@@ -115,6 +116,14 @@ class Wave(NamedTuple):
 
     outgoing: Load
     incoming: Load
+    """Spans of messages from near peers are empty."""
+
+    near: dict[int, Load]
+    """By place among the incoming spans: a message that is read where its sender packed it."""
+
+    @property
+    def received_bytes(self) -> int:
+        return self.incoming.num_bytes + sum(load.num_bytes for load in self.near.values())
 
 
 class _Message(NamedTuple):
@@ -136,13 +145,19 @@ class _Message(NamedTuple):
 
 
 def waves(
-    rank: int, size: int, sends: Mapping[int, Half], receives: Mapping[int, Half], bounds: Bounds
+    rank: int,
+    size: int,
+    sends: Mapping[int, Half],
+    receives: Mapping[int, Half],
+    bounds: Bounds,
+    near: Collection[int] = (),
 ) -> list[Wave]:
     """All of a rank's part, in the order in which it must be posted; every wave has an operation.
 
     Args:
         rank, size: of the group.
         sends, receives: by peer.
+        near: peers whose outgoing buffers this rank reads.
     """
     queue = [
         _Message((number, distance), peer, outgoing, half, boxes, ends)
@@ -154,13 +169,16 @@ def waves(
     queue.sort(key=lambda message: message.order)
     most = max(sum(m.num_bytes for m in queue if m.outgoing == outgoing) for outgoing in (True, False))
     wave_bytes = min(bounds.wave_bytes, max(bounds.message_bytes, most // _WAVES))
-    return [
-        Wave(
-            _load([message for message in wave if message.outgoing], outgoing=True),
-            _load([message for message in wave if not message.outgoing], outgoing=False),
-        )
-        for wave in _stretches(queue, wave_bytes)
-    ]
+    return [_wave(wave, near) for wave in _stretches(queue, wave_bytes)]
+
+
+def _wave(messages: Sequence[_Message], near: Collection[int]) -> Wave:
+    incoming = [message for message in messages if not message.outgoing]
+    return Wave(
+        _load([message for message in messages if message.outgoing], outgoing=True),
+        _load(incoming, outgoing=False, near=near),
+        {i: _load([m], outgoing=False) for i, m in enumerate(incoming) if m.peer in near},
+    )
 
 
 def _messages(half: Half, message_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -214,13 +232,16 @@ def _stretches(queue: Sequence[_Message], wave_bytes: int) -> Iterator[list[_Mes
         yield wave
 
 
-def _load(messages: Sequence[_Message], *, outgoing: bool) -> Load:
+def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int] = ()) -> Load:
     spans: list[Span] = []
     pieces: list[Piece] = []
     rows: list[tuple[int, ...]] = []
     names: dict[Any, int] = {}
     start = 0
     for message in messages:
+        if message.peer in near:
+            spans.append(Span(message.peer, start, start))
+            continue
         begins = [0, *message.ends[:-1].tolist()]
         for begin, box in zip(begins, message.boxes.tolist(), strict=True):
             row = (_outgoing if outgoing else _incoming)(message.half.table, box, names, len(pieces))

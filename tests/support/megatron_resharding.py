@@ -11,7 +11,8 @@ from hybridrl.layout.megatron import MegatronLayout
 _EVERY_MODEL = {
     "Megatron, point to point": lambda swap: MegatronResharding(swap, "nccl"),
     "Megatron, gloo service": lambda swap: MegatronResharding(swap, "gloo"),
-    "over gloo": OverGloo,
+    "over gloo": lambda swap: OverGloo(swap, "memory"),
+    "over gloo, as between hosts": lambda swap: OverGloo(swap, "messages"),
     "in place": InPlace,
 }
 _DENSE_ONLY = {"full gather": FullGather, "rank-0 broadcast": RankZeroBroadcast}

@@ -1,0 +1,123 @@
+"""What a patch of a source parameter shares with what is wanted: how much, and the rectangles to copy.
+
+Each answer is found once for all layers and experts that are cut alike.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+from hybridrl.layout.base import Holding
+from hybridrl.layout.runs import Run, Runs, Span, join, overlap, size, window
+from hybridrl.reshard.cells import Cell, Patch
+from hybridrl.reshard.job import CopyBox
+from hybridrl.reshard.shares import Part
+
+_SHARE_ELEMENTS = 1 << 16
+"""Replicas share the rows of a box of at least this many elements, and otherwise its layers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """A holding of some targets, which are all alike."""
+
+    kind: int
+    """Which targets."""
+
+    index: int
+    """Of the holding in their layout."""
+
+    alike: int
+    """Equal for holdings with the same rows and columns."""
+
+    held: Holding
+
+
+class Region(NamedTuple):
+    """What one holder copies from a cell, of one expert and on one layer."""
+
+    by_rows: bool
+    """Only part of the rows: then of all layers. Otherwise all of it, and part of the layers."""
+
+    boxes: tuple[CopyBox, ...]
+
+
+OF_TARGET = -1
+"""Who gives is a target with the same holding, not one of the cell's."""
+
+
+class Regions:
+    def __init__(self) -> None:
+        self._areas: dict[tuple[Patch, int], int] = {}
+        self._regions: dict[tuple[Patch, int, int, Part | None], Region] = {}
+
+    def elements(self, cell: Cell, wanted: Wanted) -> int:
+        """That a cell and what is wanted share, over all layers and experts."""
+        held = wanted.held
+        layers = min(cell.layers.stop, held.layers.stop) - max(cell.layers.start, held.layers.start)
+        experts = min(cell.experts.stop, held.experts.stop) - max(cell.experts.start, held.experts.start)
+        if layers <= 0 or experts <= 0:
+            return 0
+        key = (cell.patch, wanted.alike)
+        if key not in self._areas:
+            self._areas[key] = _shared(cell.patch.rows, held.rows) * _shared(cell.patch.cols, held.cols)
+        return layers * experts * self._areas[key]
+
+    def region(self, cell: Cell, giver: int, wanted: Wanted, part: Part) -> Region:
+        """
+        Args:
+            giver: which holding of the cell, or OF_TARGET.
+        """
+        key = (cell.patch, giver, wanted.alike, None if part.is_whole else part)
+        if key not in self._regions:
+            held = wanted.held if giver == OF_TARGET else cell.holdings[giver]
+            self._regions[key] = _region(cell.patch, held, wanted.held, part)
+        return self._regions[key]
+
+
+def _region(patch: Patch, held: Holding, wanted: Holding, part: Part) -> Region:
+    rows, cols = _meet(patch.rows, wanted.rows), _meet(patch.cols, wanted.cols)
+    by_rows = not part.is_whole and size(rows) * size(cols) >= _SHARE_ELEMENTS
+    if by_rows:
+        rows = _window(rows, *part.cut(size(rows)))
+    row_spans = _fuse(overlap(_within(held.rows, rows), wanted.rows))
+    col_spans = _fuse(overlap(_within(held.cols, cols), wanted.cols))
+    if len(held.shape) == 1:
+        row_spans, col_spans = col_spans, row_spans
+    boxes = [
+        CopyBox((row.first, col.first), (row.second, col.second), (row.length, col.length))
+        for row, col in product(row_spans, col_spans)
+    ]
+    return Region(by_rows, tuple(boxes))
+
+
+def _shared(runs: Runs, wanted: Runs) -> int:
+    """Elements of a dimension that both have."""
+    return sum([span.length for span in overlap(runs, wanted)])
+
+
+def _meet(runs: Runs, wanted: Runs) -> Runs:
+    """The stretches of `runs` that `wanted` covers."""
+    return join(Run(span.at, span.length, span.at) for span in overlap(runs, wanted))
+
+
+def _window(rows: Runs, start: int, stop: int) -> Runs:
+    part = window([(run.at, run.length) for run in rows], start, stop)
+    return tuple(Run(run.at, run.length, run.at) for run in part)
+
+
+def _within(runs: Runs, cells: Runs) -> list[Run]:
+    return [Run(span.at, span.length, span.first) for span in overlap(runs, cells)]
+
+
+def _fuse(spans: Iterable[Span]) -> list[Span]:
+    """Spans that are neighbours in both tensors made one, though they may lie apart in the parameter."""
+    fused: list[Span] = []
+    for span in sorted(spans, key=lambda span: span.second):
+        last = fused[-1] if fused else None
+        if last and last.first + last.length == span.first and last.second + last.length == span.second:
+            fused[-1] = last._replace(length=last.length + span.length)
+        else:
+            fused.append(span)
+    return fused

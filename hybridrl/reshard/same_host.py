@@ -1,0 +1,86 @@
+"""Ranks of one host: a message between them stays where its sender packed it, and is read there.
+
+What travels is the word that it is there, and back, that it was read.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from hybridrl.errors import ResourceError
+from hybridrl.reshard.transports import shm
+from hybridrl.reshard.transports.base import SharedTensor
+from hybridrl.reshard.waves import Wave
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Tells machines apart, whatever they are called."""
+
+
+def neighbours(group: dist.ProcessGroup) -> frozenset[int]:
+    """Ranks whose memory this rank can map, and that can map its own. *Collective*, on the CPU."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    probe = torch.zeros(1)
+    here = _BOOT.read_text() if _BOOT.exists() else f"unknown machine of rank {rank}"
+    told: list[tuple[str, SharedTensor]] = [(here, shm.export(probe))] * size
+    dist.all_gather_object(told, told[rank], group=group)
+    reached = torch.tensor([boot == here and _reaches(shared) for boot, shared in told])
+    reaching = torch.empty(size, dtype=torch.bool)
+    dist.all_to_all_single(reaching, reached, group=group)
+    return frozenset((reached & reaching).nonzero().flatten().tolist()) - {rank}
+
+
+class _Place(NamedTuple):
+    """Of a message in its sender's buffers."""
+
+    buffer: int
+    start: int
+    stop: int
+
+
+class _Told(NamedTuple):
+    """What a rank says about its messages to near peers."""
+
+    buffers: list[SharedTensor]
+    places: dict[int, list[_Place]]
+    """By receiver, in the order of sending."""
+
+
+def messages(
+    group: dist.ProcessGroup, waves: Sequence[Wave], buffers: Sequence[torch.Tensor], near: frozenset[int]
+) -> list[dict[int, torch.Tensor]]:
+    """What near peers send to this rank, in their memory: by wave, then as in Wave.near. *Collective*.
+
+    Args:
+        buffers: that this rank packs its waves into, in turns; they move to shared memory.
+
+    Raises:
+        ResourceError: shared memory is full.
+    """
+    rank = dist.get_rank(group)
+    shared = [shm.export(buffer) for buffer in buffers if near and buffer.nbytes]
+    mine = _Told(shared, {peer: [] for peer in near})
+    for number, wave in enumerate(waves):
+        for peer, start, stop in wave.outgoing.spans:
+            if peer in near:
+                mine.places[peer].append(_Place(number % len(buffers), start, stop))
+    told = [mine] * dist.get_world_size(group)
+    dist.all_gather_object(told, mine, group=group)
+    arriving = {peer: iter(_mapped(told[peer], rank)) for peer in near}
+    dist.barrier(group)  # A buffer can be mapped as long as its owner lives.
+    return [{i: next(arriving[wave.incoming.spans[i].peer]) for i in wave.near} for wave in waves]
+
+
+def _mapped(told: _Told, receiver: int) -> list[torch.Tensor]:
+    buffers = [shm.attach(shared) for shared in told.buffers]
+    return [buffers[buffer][start:stop] for buffer, start, stop in told.places[receiver]]
+
+
+def _reaches(shared: SharedTensor) -> bool:
+    try:
+        shm.attach(shared)
+    except ResourceError:
+        return False
+    return True
