@@ -4,128 +4,33 @@ Colocated engines fill the devices of the trainer in order, disaggregated ones t
 eight devices.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from hybridrl.layout.base import Layout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
-from hybridrl.models.spec import ModelSpec, read
+from hybridrl.models.published import published_config
+from hybridrl.models.spec import ModelSpec, from_config
 from hybridrl.reshard.topology import Topology
 
 NODE_SIZE = 8
 
-_QWEN = {
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "max_position_embeddings": 32768,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
+_HUB = {
+    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
+    "qwen2.5-72b": "Qwen/Qwen2.5-72B-Instruct",
+    "qwen3-30b-a3b": "Qwen/Qwen3-30B-A3B",
+    "qwen3-235b-a22b": "Qwen/Qwen3-235B-A22B",
+    "deepseek-v3": "deepseek-ai/DeepSeek-V3",
+    "kimi-k2": "moonshotai/Kimi-K2-Instruct",
 }
-_QWEN3_MOE = _QWEN | {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "vocab_size": 151936,
-    "head_dim": 128,
-    "num_key_value_heads": 4,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "attention_bias": False,
-}
-_DEEPSEEK_V3 = {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "hidden_act": "silu",
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "num_hidden_layers": 61,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "q_lora_rank": 1536,
-    "kv_lora_rank": 512,
-    "qk_rope_head_dim": 64,
-    "qk_nope_head_dim": 128,
-    "v_head_dim": 128,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 8,
-    "first_k_dense_replace": 3,
-    "moe_layer_freq": 1,
-    "n_group": 8,
-    "topk_group": 4,
-    "topk_method": "noaux_tc",
-    "scoring_func": "sigmoid",
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 2.5,
-    "vocab_size": 129280,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 163840,
-    "attention_bias": False,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
-_QWEN25_7B = _QWEN | {
-    "architectures": ["Qwen2ForCausalLM"],
-    "vocab_size": 152064,
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-}
+_PUBLISHED = {model: published_config(name) or {} for model, name in _HUB.items()}
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "qwen2.5-7b": _QWEN25_7B,
-    "qwen2.5-72b": _QWEN25_7B
-    | {
-        "hidden_size": 8192,
-        "intermediate_size": 29568,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-    },
-    "qwen3-30b-a3b": _QWEN3_MOE
-    | {
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "moe_intermediate_size": 768,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 32,
-    },
-    "qwen3-235b-a22b": _QWEN3_MOE
-    | {
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "moe_intermediate_size": 1536,
-        "num_hidden_layers": 94,
-        "num_attention_heads": 64,
-    },
-    "deepseek-v3": _DEEPSEEK_V3,
-    "kimi-k2": _DEEPSEEK_V3
-    | {
-        "num_attention_heads": 64,
-        "num_key_value_heads": 64,
-        "n_routed_experts": 384,
-        "first_k_dense_replace": 1,
-        "n_group": 1,
-        "topk_group": 1,
-        "routed_scaling_factor": 2.827,
-        "vocab_size": 163840,
-        "rope_theta": 50000.0,
-        "max_position_embeddings": 131072,
-    },
+CONFIGS: dict[str, dict[str, Any]] = _PUBLISHED | {
     # Nobody ships these two: every awkward case of a layout in two small models.
-    "awkward-gqa": _QWEN3_MOE
+    "awkward-gqa": _PUBLISHED["qwen3-30b-a3b"]
     | {
         "vocab_size": 50021,
         "hidden_size": 1024,
@@ -137,7 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_experts": 16,
         "tie_word_embeddings": True,
     },
-    "awkward-mla": _DEEPSEEK_V3
+    "awkward-mla": _PUBLISHED["deepseek-v3"]
     | {
         "vocab_size": 50021,
         "hidden_size": 1024,
@@ -261,14 +166,7 @@ WORKLOADS = (
 @cache
 def spec(model: str) -> ModelSpec:
     """The layouts' view of a model of CONFIGS."""
-    return read_config(CONFIGS[model])
-
-
-def read_config(config: Mapping[str, Any]) -> ModelSpec:
-    """As from a model folder."""
-    with TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config))
-        return read(folder)
+    return from_config(CONFIGS[model], where=model)
 
 
 def shrunk(model: str, *, divide: int, layers: int, vocab: int) -> ModelSpec:

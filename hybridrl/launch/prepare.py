@@ -9,6 +9,7 @@ from hybridrl.config.schema import SourceConfig
 from hybridrl.data.source import TablePrompts, load_source
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import HybridRLError
+from hybridrl.launch.model_folders import in_folders
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
 from hybridrl.types import Prompt
@@ -51,9 +52,10 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
 
     Raises: as prepare(), with the line of the config.
     """
-    if Path(loaded.config.model.path).is_dir():
+    here = in_folders(loaded)
+    if Path(here.config.model.path).is_dir():
         try:
-            say("data", prepare(loaded).describe())
+            say("data", prepare(here).describe())
         except HybridRLError as error:
             raise loaded.locate(error) from error
 

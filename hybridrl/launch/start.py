@@ -8,6 +8,8 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.hosts.machine import Machine
+from hybridrl.launch import model_folders
+from hybridrl.launch.limits import refuse_gpus
 from hybridrl.launch.plan import Resume
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
@@ -50,9 +52,15 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
 def _launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say: Say) -> int:
     dry_run, elsewhere = request.dry_run, request.on == "slurm" or request.submit
     machine = None if elsewhere else Machine.here()
+    downloads = not dry_run and not request.submit and model_folders.absent(loaded)
+    if downloads:
+        refuse_gpus(loaded, machine)
+        model_folders.fetch_specs(loaded)
     preflight(
         loaded, machine, say, make_model=not (dry_run or elsewhere), needs_files=not (elsewhere and dry_run)
     )
+    if downloads:
+        model_folders.fetch(loaded, say)
     if request.on == "slurm":
         from hybridrl.launch import slurm
 
@@ -77,7 +85,8 @@ def _train(loaded: LoadedConfig, request: Request) -> int:
     try:
         from hybridrl.launch import local
 
-        stopped_by = local.run(loaded, on="ray" if request.on == "ray" else "local", resume=resume)
+        here = model_folders.in_folders(loaded)
+        stopped_by = local.run(here, on="ray" if request.on == "ray" else "local", resume=resume)
     finally:
         folder.release()
     return STOPPED if stopped_by else 0

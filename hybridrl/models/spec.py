@@ -3,15 +3,19 @@
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hybridrl import registry
 from hybridrl.errors import ModelError
 from hybridrl.models import families
+from hybridrl.models.families._dense import VALUE_HEAD
 from hybridrl.models.table import Family, Kind, Parameter, Row
+
+_CLASSIFICATION = "ForSequenceClassification"
+"""End of the name of an architecture that transformers gives a head of labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,10 @@ class ModelSpec:
     dtype: str
     """Of the checkpoint: "float32", "bfloat16" or "float16"."""
 
+    head: Literal["vocabulary", "value", "none"] = "vocabulary"
+    """value: one number in place of the vocabulary, as a reward model has it. Only with a vocabulary a model
+    is tied."""
+
     num_experts: int = 0
     """Of a layer with experts, without shared ones; 0: no layer has experts."""
 
@@ -61,6 +69,20 @@ class ModelSpec:
     router_bias: bool = False
     """A bias decides which experts are chosen, not how much they count."""
 
+    router_score: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes the router's output the score of an expert."""
+
+    router_normalizes: bool = False
+    """The scores of a token's experts are divided by their sum."""
+
+    router_scale: float = 1.0
+    """That these scores are multiplied by, after that."""
+
+    router_groups: int = 1
+    """Equal groups of neighbours; a token chooses from the experts of its best `router_top_groups`."""
+
+    router_top_groups: int = 1
+
     q_lora_rank: int = 0
     """Of latent attention (MLA); 0: queries are not compressed."""
 
@@ -71,9 +93,38 @@ class ModelSpec:
     nope_head_dim: int = 0
     v_head_dim: int = 0
 
+    query_scale: float | None = None
+    """Of the product of query and key; None: 1 / sqrt(head_dim)."""
+
+    attention_soft_cap: float | None = None
+    """Such products x become cap * tanh(x / cap); None: they stay."""
+
+    output_soft_cap: float | None = None
+    """The same of the output layer."""
+
+    window: int | None = None
+    """On the windowed layers, a token sees itself and the window - 1 tokens before it."""
+
+    windowed_layers: tuple[int, ...] = ()
+    window_rope_theta: float | None = None
+    """Of the windowed layers, without scaling; None: they turn as the others do."""
+
+    scaled_embedding: bool = False
+    """The embedding is multiplied by sqrt(hidden_size)."""
+
+    centred_norms: bool = False
+    """Norms have their weight as its distance from 1."""
+
+    post_norms: bool = False
+    """Attention and feed-forward are followed by a norm too."""
+
     @property
     def untied(self) -> bool:
-        return not self.tied
+        return self.head == "vocabulary" and not self.tied
+
+    @property
+    def value_head(self) -> bool:
+        return self.head == "value"
 
     @property
     def compressed_q(self) -> bool:
@@ -91,6 +142,11 @@ class ModelSpec:
     def latent(self) -> bool:
         """Multi-head latent attention."""
         return self.kv_lora_rank > 0
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of a head that turn with the position."""
+        return self.rope_head_dim if self.latent else self.head_dim
 
     @property
     def kv_cache_size(self) -> int:
@@ -139,6 +195,7 @@ class ModelSpec:
             "mla_q": self.num_heads * (self.nope_head_dim + self.rope_head_dim),
             "mla_kv": self.num_heads * (self.nope_head_dim + self.v_head_dim),
             "mla_out": self.num_heads * self.v_head_dim,
+            "value": 1,
         }
 
 
@@ -150,9 +207,20 @@ def read(folder: str | Path) -> ModelSpec:
             its table does not cover (quantised weights, another activation, experts on some of the layers).
     """
     path = Path(folder) / "config.json"
-    config = _json(path)
-    name, family = _family(config, path)
-    _refuse_unsupported(config, path, family)
+    return from_config(_json(path), where=str(path))
+
+
+def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
+    """The spec of a model, from the content of its config.json.
+
+    Args:
+        where: it comes from.
+
+    Raises:
+        ModelError: as read(), but for a file that is missing.
+    """
+    name, family = _family(config, where)
+    _refuse_unsupported(config, where, family)
     theta, scaling = _rope(config)
     try:
         fields = {
@@ -173,13 +241,19 @@ def read(folder: str | Path) -> ModelSpec:
             **family.traits(config),
         }
     except KeyError as error:
-        raise ModelError(f"config.json has no {error.args[0]!r}", where=str(path), fix="add it") from error
-    return ModelSpec(**fields)
+        raise ModelError(f"config.json has no {error.args[0]!r}", where=where, fix="add it") from error
+    found = ModelSpec(**fields)
+    return without_vocabulary(found, head="value") if _scores(config, where) else found
+
+
+def without_vocabulary(spec: ModelSpec, *, head: Literal["value", "none"]) -> ModelSpec:
+    """The same model with another head, or with none."""
+    return replace(spec, tied=False, head=head)
 
 
 def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
     """The canonical parameters of a model, from its family's table, in the order of the table."""
-    rows = [row for row in family_of(spec).rows if not row.when or getattr(spec, row.when)]
+    rows = [row for row in (*family_of(spec).rows, VALUE_HEAD) if not row.when or getattr(spec, row.when)]
     return tuple(parameter for parameter in (_parameter(spec, row) for row in rows) if parameter.layers)
 
 
@@ -226,31 +300,57 @@ def _json(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _family(config: Mapping[str, Any], path: Path) -> tuple[str, Family]:
-    named = (config.get("architectures") or ["none"])[0]
+def _family(config: Mapping[str, Any], where: str) -> tuple[str, Family]:
+    named = _architecture(config).replace(_CLASSIFICATION, "ForCausalLM")
     for name, family in _families().items():
         if family.architecture == named:
             return name, family
     known = ", ".join(family.architecture for family in _families().values())
-    raise ModelError(f"no model table for architecture {named}", where=str(path), fix=f"use one of {known}")
+    raise ModelError(f"no model table for architecture {named}", where=where, fix=f"use one of {known}")
 
 
-def _refuse_unsupported(config: Mapping[str, Any], path: Path, family: Family) -> None:
+def _architecture(config: Mapping[str, Any]) -> str:
+    return (config.get("architectures") or ["none"])[0]
+
+
+def with_one_label(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the same model with a value head, as transformers wants it."""
+    name = _architecture(config).replace("ForCausalLM", _CLASSIFICATION)
+    return {**config, "architectures": [name], "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+
+
+def _scores(config: Mapping[str, Any], where: str) -> bool:
+    """Whether a value head is in place of the vocabulary.
+
+    Raises:
+        ModelError: it has several.
+    """
+    if not _architecture(config).endswith(_CLASSIFICATION):
+        return False
+    labels = len(config.get("id2label", ("LABEL_0", "LABEL_1")))  # what transformers takes it to be
+    if labels != 1:
+        raise ModelError(
+            f"a model of {labels} labels is no reward model", where=where, fix="use one with num_labels = 1"
+        )
+    return True
+
+
+def _refuse_unsupported(config: Mapping[str, Any], where: str, family: Family) -> None:
     key = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
     if config.get(key, family.activation) != family.activation:
         raise ModelError(
             f"{key} = {config[key]} is not supported",
-            where=str(path),
+            where=where,
             fix=f"use a model with {family.activation}",
         )
     if config.get("use_sliding_window", False):
         raise ModelError(
             "use_sliding_window = true is not supported",
-            where=str(path),
+            where=where,
             fix="use a model with full attention",
         )
     if config.get("quantization_config"):
-        raise ModelError("the checkpoint is quantised", where=str(path), fix="use its bf16 or fp32 version")
+        raise ModelError("the checkpoint is quantised", where=where, fix="use its bf16 or fp32 version")
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:

@@ -24,11 +24,12 @@ Size = Literal[
     "mla_q",
     "mla_kv",
     "mla_out",
+    "value",
 ]
 """q and kv: number of heads times head_dim; head: head_dim; shared_ffn: of all shared experts together.
 
 Of latent attention: kv_lora_rope, the compressed k and v with the rotary key; mla_q, heads times (nope +
-rope); mla_kv, heads times (nope + v); mla_out, heads times v.
+rope); mla_kv, heads times (nope + v); mla_out, heads times v. value: the one number of a value head.
 """
 
 Cut = Literal["whole", "rows", "columns", "vocab", "grouped_qkv", "heads", "gate_up"]

@@ -130,6 +130,18 @@ LM_HEAD = Row(
     stage="last",
     when="untied",
 )
+VALUE_HEAD = Row(
+    name="value_head",
+    rows=("value",),
+    cols="hidden",
+    hf=("score.weight",),
+    megatron=(Site("value_head.weight", "whole"),),
+    engine=(Site("score.weight", "whole"),),
+    group="head",
+    stage="last",
+    when="value_head",
+)
+"""Of every family, in place of the output layer: transformers' ...ForSequenceClassification, one label."""
 
 ATTENTION = (ATTENTION_NORM, QKV, QKV_BIAS, Q_NORM, K_NORM, ATTENTION_OUT, ATTENTION_OUT_BIAS)
 """With grouped queries; a family's traits say which of the biases and norms a model has."""

@@ -45,16 +45,25 @@ LAYERS = (
 """All that follows the embedding."""
 
 
-def traits(config: Mapping[str, Any]) -> dict[str, Any]:
+def traits(config: Mapping[str, Any], *, full_every: int) -> dict[str, Any]:
     """
+    Args:
+        full_every: of so many layers, the last one has no window, unless the config says otherwise.
+
     Raises:
-        ModelError: the output layer has weights of its own.
+        ModelError: the output layer has weights of its own, or tokens see those after them.
     """
     if not config.get("tie_word_embeddings", True):  # Gemma's own files leave it out
         raise ModelError(
             "tie_word_embeddings = false is not supported: engines do not load the output layer of a Gemma",
             where="config.json",
             fix="use a model with tied embeddings",
+        )
+    if config.get("use_bidirectional_attention"):
+        raise ModelError(
+            "use_bidirectional_attention = true is not supported",
+            where="config.json",
+            fix="use a model that generates text",
         )
     bias = config.get("attention_bias", False)
     return {
@@ -63,4 +72,20 @@ def traits(config: Mapping[str, Any]) -> dict[str, Any]:
         "qkv_bias": bias,
         "attention_out_bias": bias,
         "qk_norm": False,
+        "query_scale": config.get("query_pre_attn_scalar", 256) ** -0.5,
+        "window": config.get("sliding_window", 4096),
+        "windowed_layers": _windowed_layers(config, full_every),
+        "scaled_embedding": True,
+        "centred_norms": True,
+        "post_norms": True,
     }
+
+
+def _windowed_layers(config: Mapping[str, Any], full_every: int) -> tuple[int, ...]:
+    every = config.get("sliding_window_pattern", full_every)
+    layers = range(config["num_hidden_layers"])
+    kinds = config.get("layer_types") or ["" if (i + 1) % every == 0 else _WINDOWED for i in layers]
+    return tuple(i for i, kind in enumerate(kinds) if kind == _WINDOWED)
+
+
+_WINDOWED = "sliding_attention"

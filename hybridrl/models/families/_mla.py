@@ -22,9 +22,10 @@ def traits(config: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of ModelSpec for a model of DeepSeek's: latent attention, experts after the first layers.
 
     Raises:
-        ModelError: biases in the attention, or experts on some of the later layers only.
+        ModelError: biases in the attention, experts on some of the later layers only, or rotary dims that are
+            not pairs of neighbours.
     """
-    for key, only in (("attention_bias", False), ("moe_layer_freq", 1)):
+    for key, only in (("attention_bias", False), ("moe_layer_freq", 1), ("rope_interleave", True)):
         if config.get(key, only) != only:
             raise ModelError(
                 f"{key} = {config[key]} is not supported", where="config.json", fix=f"use a model with {only}"
@@ -41,6 +42,7 @@ def traits(config: Mapping[str, Any]) -> dict[str, Any]:
         "expert_ffn_size": ffn,
         "shared_ffn_size": ffn * (config.get("n_shared_experts") or 0),
         "first_moe_layer": config.get("first_k_dense_replace", 0),
+        "router_scale": config.get("routed_scaling_factor", 1.0),
         "q_lora_rank": config.get("q_lora_rank") or 0,
         "kv_lora_rank": config["kv_lora_rank"],
         "rope_head_dim": config["qk_rope_head_dim"],

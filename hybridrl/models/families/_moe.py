@@ -15,6 +15,12 @@ def num_experts(config: Mapping[str, Any], key: str) -> int:
     return config[key] if key in config else config["num_local_experts"]
 
 
+def router_groups(config: Mapping[str, Any]) -> dict[str, int]:
+    """Fields of ModelSpec for a router that chooses groups of experts first."""
+    groups = {"router_groups": config.get("n_group"), "router_top_groups": config.get("topk_group")}
+    return {name: count or 1 for name, count in groups.items()}
+
+
 NORM = Row(
     name="layers.*.moe_norm",
     rows=("hidden",),

@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from hybridrl.models.families import _mla as mla
+from hybridrl.models.families import _moe as moe
 from hybridrl.models.table import Family
 
 
 def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
-    return mla.traits(config) | {"router_bias": config.get("topk_method", "noaux_tc") == "noaux_tc"}
+    router = {
+        "router_score": "sigmoid",
+        "router_bias": config.get("topk_method", "noaux_tc") == "noaux_tc",
+        "router_normalizes": config.get("norm_topk_prob", True),
+    }
+    return mla.traits(config) | moe.router_groups(config) | router
 
 
 FAMILY = Family(architecture="DeepseekV3ForCausalLM", rows=mla.ROWS, dp_attention=True, traits=_traits)

@@ -1,4 +1,5 @@
-"""Gemma 3, text only: Gemma 2 with RMS norm over the head dimension of q and k, and without soft caps.
+"""Gemma 3, text only: Gemma 2 with RMS norm over the head dimension of q and k, and without soft caps in the
+attention; one layer in six has no window and turns slower.
 
 SGLang gives every rank all of the embedding, unpadded.
 """
@@ -15,7 +16,17 @@ _EMBED = replace(dense.EMBED, engine=(Site("model.embed_tokens.weight", "whole")
 
 
 def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
-    return gemma.traits(config) | {"qk_norm": True}
+    return gemma.traits(config, full_every=6) | {
+        "qk_norm": True,
+        "output_soft_cap": config.get("final_logit_softcapping"),
+        "window_rope_theta": _window_rope_theta(config),
+    }
+
+
+def _window_rope_theta(config: Mapping[str, Any]) -> float:
+    kinds = config.get("rope_parameters") or {}
+    named = kinds.get("sliding_attention") or {}
+    return float(named.get("rope_theta") or config.get("rope_local_base_freq") or 10000.0)
 
 
 FAMILY = Family(

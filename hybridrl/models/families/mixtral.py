@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hybridrl.errors import ModelError
 from hybridrl.models.families import _dense as dense
 from hybridrl.models.families import _moe as moe
 from hybridrl.models.table import Family, Site
@@ -31,6 +32,12 @@ _EXPERTS_DOWN = replace(
 
 
 def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("sliding_window") is not None:
+        raise ModelError(
+            f"sliding_window = {config['sliding_window']} is not supported",
+            where="config.json",
+            fix="use a model with full attention",
+        )
     return {
         "qkv_bias": False,
         "attention_out_bias": False,
@@ -38,6 +45,7 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_experts": moe.num_experts(config, "num_local_experts"),
         "experts_per_token": config["num_experts_per_tok"],
         "expert_ffn_size": config["intermediate_size"],
+        "router_normalizes": True,
     }
 
 

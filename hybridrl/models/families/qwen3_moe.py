@@ -19,6 +19,7 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
         "experts_per_token": config["num_experts_per_tok"],
         "expert_ffn_size": config["moe_intermediate_size"],
         "first_moe_layer": _first_moe_layer(config),
+        "router_normalizes": config.get("norm_topk_prob", False),
     }
 
 

@@ -13,7 +13,7 @@ from benchmarks import reshard, reshard_gpu
 from benchmarks._bounds import held_by_rank, missing, needed
 from benchmarks._reshard_awex import _tensors
 from benchmarks._reshard_planning import cold_rank, planned
-from benchmarks._workloads import CONFIGS, WORKLOADS, spec
+from benchmarks._workloads import CONFIGS, WORKLOADS
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import count
@@ -21,21 +21,8 @@ from hybridrl.reshard.executors.base import find
 from hybridrl.reshard.plan import Job
 
 CPU = torch.device("cpu")
-PUBLISHED = {
-    "qwen2.5-7b": 7.62e9,
-    "qwen2.5-72b": 72.7e9,
-    "qwen3-30b-a3b": 30.5e9,
-    "qwen3-235b-a22b": 235e9,
-    "deepseek-v3": 671e9,
-    "kimi-k2": 1.03e12,
-}
 SIZES = {"hidden_size": 8, "num_heads": 8, "num_kv_heads": 2, "ffn_size": 16, "num_layers": 4}
 LAYOUTS = [{}, {"dp": 4}, {"tp": 4}, {"tp": 2, "pp": 2}, {"tp": 2, "pp": 2, "vpp": 2}, {"pp": 2, "cp": 2}]
-
-
-@pytest.mark.parametrize("model", PUBLISHED)
-def test_models_have_the_published_number_of_weights(model) -> None:
-    assert count(spec(model)) == pytest.approx(PUBLISHED[model], rel=5e-3)
 
 
 def test_every_workload_fills_its_devices() -> None:

@@ -1,0 +1,63 @@
+"""From models that a config names as the hub does to folders that workers read.
+
+The config of a run keeps the name, so that a job elsewhere finds its own copy; only what starts workers here
+sees folders. In a job of several nodes they share the cache of the hub.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.launch.preflight import Say
+from hybridrl.models import hub
+
+
+def absent(loaded: LoadedConfig) -> bool:
+    """A model of the config is a name on the hub, and this machine has no copy of it."""
+    return any(True for _ in _absent(loaded))
+
+
+def fetch_specs(loaded: LoadedConfig) -> None:
+    """Get the config.json of every absent model, so that checks come before the long download.
+
+    Raises:
+        ModelError: the hub does not give it, or no table describes it.
+    """
+    for key, name in _absent(loaded):
+        hub.fetch_spec(name, where=loaded.where(key))
+
+
+def fetch(loaded: LoadedConfig, say: Say) -> None:
+    """Download every absent model.
+
+    Raises:
+        ModelError: the hub does not give it, or it is not in safetensors.
+    """
+    for key, name in _absent(loaded):
+        say("download", name)
+        say("download", f"{name} is in {hub.fetch(name, where=loaded.where(key))}")
+
+
+def in_folders(loaded: LoadedConfig) -> LoadedConfig:
+    """The config with its models as folders, as far as they are here."""
+    cfg = loaded.config
+    found = {name: str(folder) for _, name in _named(loaded) if (folder := hub.find_folder(name))}
+    model = cfg.model.model_copy(update={"path": found.get(cfg.model.path, cfg.model.path)})
+    teacher = cfg.algorithm.teacher and found.get(cfg.algorithm.teacher, cfg.algorithm.teacher)
+    algorithm = cfg.algorithm.model_copy(update={"teacher": teacher})
+    return replace(loaded, config=cfg.model_copy(update={"model": model, "algorithm": algorithm}))
+
+
+def _absent(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    for key, name in _named(loaded):
+        if hub.is_name(name) and hub.find_folder(name) is None:
+            yield key, name
+
+
+def _named(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    """Key and value of every model that is not written by a program."""
+    cfg = loaded.config
+    if cfg.model.make is None:
+        yield "model.path", cfg.model.path
+    if cfg.algorithm.teacher:
+        yield "algorithm.teacher", cfg.algorithm.teacher

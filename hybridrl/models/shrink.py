@@ -1,0 +1,118 @@
+"""A small model of the same kind as another: its family and switches, other sizes, random weights.
+
+For checks of code, which does not depend on sizes. They divide over two ranks of every kind of parallelism,
+and the vocabulary over none, so that its padding shows.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from hybridrl.models import spec
+from hybridrl.models.folder import write_json, write_once
+from hybridrl.models.spec import ModelSpec
+from hybridrl.models.table import Parameter
+
+LAYERS = 4
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "vocab_size": 61,
+    "query_pre_attn_scalar": 8,
+    "moe_intermediate_size": 16,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+    "num_local_experts": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 20,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "sliding_window": 8,
+}
+"""New values of the keys that a config.json has and sets; 0 and null are switches, and stay."""
+
+LIMITS = {
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "sliding_window_pattern": 2,
+}
+"""Largest values of other keys."""
+
+
+def shrink(config: Mapping[str, Any], folder: Path, seed: int) -> None:
+    """Write a small model of the kind that a config.json says, without a tokenizer; one seed, one model.
+
+    Raises:
+        ModelError: no model table describes it.
+    """
+    write_once(folder, lambda made: _fill(made, small(config), seed))
+
+
+def small(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the small model."""
+    changes: dict[str, Any] = {key: size for key, size in SIZES.items() if config.get(key)}
+    changes |= {key: min(config[key], most) for key, most in LIMITS.items() if config.get(key)}
+    heads = config["num_attention_heads"]
+    if kv_heads := config.get("num_key_value_heads"):
+        changes["num_key_value_heads"] = {heads: 4, 1: 1}.get(kv_heads, 2)
+    if kinds := config.get("layer_types"):
+        changes["layer_types"] = _pick(kinds)
+    if config.get("qk_rope_head_dim") and config.get("head_dim"):  # transformers' name for the same size
+        changes["head_dim"] = SIZES["qk_rope_head_dim"]
+    if config.get("mlp_only_layers"):
+        changes["mlp_only_layers"] = [0]
+    return {**config, **changes, "dtype": "float32"}
+
+
+def _pick(kinds: list[str]) -> list[str]:
+    """Layers of every kind that the model has, in the order of its first ones."""
+    rare = [kind for kind in dict.fromkeys(kinds) if kind not in kinds[:LAYERS]]
+    return [*kinds[: LAYERS - len(rare)], *rare]
+
+
+def _fill(folder: Path, config: dict[str, Any], seed: int) -> None:
+    write_json(folder / "config.json", config)
+    rng, model = np.random.default_rng(seed), spec.read(folder)
+    tensors: dict[str, np.ndarray] = {}
+    for parameter in spec.parameters(model):
+        for name, rows in _names(parameter):
+            tensors[name] = _values(parameter, rows, rng, model)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _names(parameter: Parameter) -> Iterator[tuple[str, int]]:
+    """Tensors of a checkpoint that hold a parameter, and the rows of each."""
+    for layer in parameter.layers:
+        for expert in parameter.experts:
+            for name, rows in zip(parameter.row.hf, parameter.blocks, strict=True):
+                yield name.replace("*", str(layer)).replace("#", str(expert)), rows
+
+
+def _values(parameter: Parameter, rows: int, rng: np.random.Generator, model: ModelSpec) -> np.ndarray:
+    """Far enough from 0, and norms from 1, that a weight in a wrong place shows; calm enough that rounding
+    does not grow from layer to layer."""
+    shape = (rows,) if parameter.cols is None else (rows, parameter.cols)
+    noise = rng.standard_normal(shape, np.float32)
+    if parameter.cols is None:
+        return np.float32(0.2) * noise + np.float32(_middle(parameter.name, model))
+    if parameter.name == "embed":
+        return noise * np.float32(0.1 if model.tied else 1.0)
+    return noise * np.float32(0.5 / np.sqrt(parameter.cols))
+
+
+def _middle(name: str, model: ModelSpec) -> float:
+    """Of the values of a vector; a norm after a layer, unlike one before it, sets how much the layer adds."""
+    if not name.endswith("norm"):
+        return 0.0
+    scale = 0.3 if name.startswith("layers.*.post_") else 1.0
+    return scale - 1.0 if model.centred_norms else scale
