@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridrl.config.cuts import trainer_cuts, wrong_cut
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.memory import GIB, Need
+from hybridrl.config.roles import microbatch_limits, wrong_roles
 from hybridrl.config.schema import Config, SourceConfig
+from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
+from hybridrl.models import hub
 from hybridrl.models import spec as models
+from hybridrl.models.published import published_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +55,25 @@ def run_name_is_one_folder(loaded: LoadedConfig, world: World) -> Iterator[Hybri
 
 
 def model_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    model = loaded.config.model
-    folder = Path(model.path)
-    if model.make is None and not folder.is_dir():
-        known = [str(found.parent) for found in folder.parent.glob("*/config.json")]
-        near = difflib.get_close_matches(str(folder), known, n=1, cutoff=0.5)
-        fix = f"there is {near[0]}" if near else "download it in Hugging Face format and give its folder"
+    path = loaded.config.model.path
+    downloadable = hub.is_name(path) and world.spec is not None
+    if loaded.config.model.make is None and hub.find_folder(path) is None and not downloadable:
         yield ModelError(
-            f"no model folder at model.path = {folder}", where=loaded.where("model.path"), fix=fix
+            f"no model folder at model.path = {path}",
+            where=loaded.where("model.path"),
+            fix=_near_model(path),
         )
+
+
+def _near_model(path: str) -> str:
+    known = [str(found.parent) for found in Path(path).parent.glob("*/config.json")]
+    if near := difflib.get_close_matches(path, known, n=1, cutoff=0.5):
+        return f"there is {near[0]}"
+    if not hub.is_name(path):
+        return "download it in Hugging Face format and give its folder"
+    near = difflib.get_close_matches(path, published_names(), n=1, cutoff=0.8)
+    mean = f"did you mean {near[0]}? Otherwise " if near else ""
+    return f"{mean}hf download {path} config.json gets what can be checked before a launch"
 
 
 def data_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
@@ -86,14 +101,14 @@ def data_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
 
 
 def chat_template_is_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    data, folder = loaded.config.data, Path(loaded.config.model.path)
+    data, folder = loaded.config.data, hub.find_folder(loaded.config.model.path)
     if data.chat_template == "none" and data.system_prompt is not None:
         yield ConfigError(
             "data.system_prompt needs a chat template, data.chat_template = none",
             where=loaded.where("data.system_prompt"),
             fix="set data.chat_template: model, or put the text into the prompts",
         )
-    if data.chat_template == "model" and folder.is_dir() and not has_chat_template(folder):
+    if data.chat_template == "model" and folder and not has_chat_template(folder):
         yield ConfigError(
             f"data.chat_template = model, but the tokenizer of {folder} has no chat template",
             where=loaded.where("data.chat_template", "model.path"),
@@ -105,13 +120,13 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterat
     teacher, where = loaded.config.algorithm.teacher, loaded.where("algorithm.teacher")
     if teacher is None:
         return
-    if not Path(teacher).is_dir():
-        yield ModelError(f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one")
-        return
     try:
-        spec = models.read(teacher)
+        spec = hub.find_spec(teacher)
     except ModelError as error:
         yield error
+        return
+    if spec is None:
+        yield ModelError(f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one")
         return
     if world.spec is not None and spec != world.spec:
         yield ModelError(
@@ -148,16 +163,18 @@ def ranks_have_work(loaded: LoadedConfig, world: World) -> Iterator[HybridRLErro
 
 
 def actor_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    if world.spec is None:
-        return
-    parallel, layers = loaded.config.actor.parallel, world.spec.num_layers
-    yield from _tensor_parallel(loaded, world.spec, "actor.parallel.tp", parallel.tp)
-    if layers % parallel.pp:
-        yield ConfigError(
-            f"actor.parallel.pp = {parallel.pp} does not divide the {layers} layers of {_model(loaded)}",
-            where=loaded.where("actor.parallel.pp"),
-            fix=f"use {_one_of(_divisors(layers))}",
-        )
+    yield from _trainer_parallel(loaded, world, "actor.parallel", loaded.config.actor.parallel)
+
+
+def other_trainers_divide_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    for key, cut in trainer_cuts(loaded.config)[1:]:
+        yield from _trainer_parallel(loaded, world, key, cut)
+
+
+def precision_suits_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    if loaded.config.actor.precision == "fp16" and world.spec is not None and world.spec.num_experts:
+        what = f"actor.precision = fp16 has one loss scale, {_model(loaded)} has experts that need their own"
+        yield ConfigError(what, where=loaded.where("actor.precision"), fix="use bf16")
 
 
 def engine_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
@@ -168,10 +185,12 @@ def engine_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Ite
 
 
 def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    limit = loaded.config.actor.microbatch_tokens
-    yield from _longest(
-        loaded, limit, f"actor.microbatch_tokens = {limit}", "actor.microbatch_tokens", "raise it to {}"
-    )
+    for key, limit in microbatch_limits(loaded.config):
+        yield from _longest(loaded, limit, f"{key} = {limit}", key, "raise it to {}")
+
+
+def roles_fit_the_run(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    yield from wrong_roles(loaded)
 
 
 def a_trajectory_fits_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
@@ -243,7 +262,7 @@ def devices_are_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLEr
     if not world.here:
         return
     config = loaded.config
-    wanted, parallel = config.cluster.gpus_per_node, config.actor.parallel
+    wanted = config.cluster.gpus_per_node
     if config.cluster.nodes > 1:
         place = loaded.where("cluster.nodes")
         yield ResourceError(
@@ -259,11 +278,11 @@ def devices_are_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLEr
             fix=f"cluster.gpus_per_node={world.num_gpus}",
         )
     gpus = world.num_gpus if wanted is None else min(wanted, world.num_gpus)
-    ranks = parallel.tp * parallel.pp * (parallel.dp or 1)
     engines = config.rollout.parallel.tp * (config.rollout.num_engines or 1)
-    for key, need in (("actor.parallel", ranks), ("rollout.parallel", engines)):
+    ranks = {key: cut.num_ranks for key, cut in trainer_cuts(config)}
+    for key, need in {**ranks, "rollout.parallel": engines}.items():
         if gpus and need > gpus:
-            place = loaded.where(f"{key}.tp", "actor.parallel.pp", "actor.parallel.dp", "rollout.num_engines")
+            place = loaded.where(*(f"{key}.{axis}" for axis in ("tp", "pp", "dp")), "rollout.num_engines")
             yield ResourceError(
                 f"{key} needs {need} GPUs, there are {gpus}", where=place, fix="use smaller sizes"
             )
@@ -294,8 +313,11 @@ RULES: Sequence[Rule] = (
     minibatches_divide_the_step,
     ranks_have_work,
     actor_parallel_divides_the_model,
+    other_trainers_divide_the_model,
+    precision_suits_the_model,
     engine_parallel_divides_the_model,
     a_trajectory_fits_a_microbatch,
+    roles_fit_the_run,
     a_trajectory_fits_the_model,
     a_trajectory_fits_the_cache,
     lag_is_shorter_than_the_run,
@@ -323,6 +345,14 @@ def has_chat_template(folder: Path) -> bool:
     written = folder / "tokenizer_config.json"
     apart = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
     return apart or (written.exists() and '"chat_template"' in written.read_text("utf-8"))
+
+
+def _trainer_parallel(
+    loaded: LoadedConfig, world: World, key: str, cut: TrainParallel
+) -> Iterator[HybridRLError]:
+    if world.spec is not None:
+        yield from _tensor_parallel(loaded, world.spec, f"{key}.tp", cut.tp)
+    yield from wrong_cut(loaded, key, cut, world.spec)
 
 
 def _tensor_parallel(

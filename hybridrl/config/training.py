@@ -80,23 +80,54 @@ class TrainParallel(Section):
         return self.model_ranks * (self.dp or 1)
 
 
+class MoEConfig(Section):
+    """Of an actor with experts."""
+
+    aux_loss: NonNegativeFloat = 0.0
+    """Weight of a loss that balances the experts, summed over layers: that of DeepSeek-V3 (arXiv:2412.19437,
+    2.1.2) for each trajectory with its prompt, mean over those of an optimizer step. It does not depend on
+    microbatches or ranks."""
+
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of the square of log(sum(exp)) of a router's output: mean over tokens, then as aux_loss."""
+
+    router_replay: Literal["none", "old_logp"] = "none"
+    """Which experts a token has in the optimizer steps of a batch. none: what the router chooses by then;
+    old_logp: what it chose when the log-probabilities before the first step were computed."""
+
+
 class ActorConfig(Section):
     parallel: TrainParallel = TrainParallel()
 
     microbatch_tokens: PositiveInt = 16384
     """Tokens, prompts included, packed into one forward and backward on one data-parallel rank."""
 
-    precision: Literal["fp32", "bf16"] | None = None
-    """Of parameters and activations. None: bf16 on GPUs, fp32 on CPU."""
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    """Of parameters and activations; gradients and what the optimizer steps are fp32. None: bf16 on GPUs,
+    fp32 on CPU. fp16 scales the loss, and skips an optimizer step whose gradients overflow."""
+
+    overlap: bool = False
+    """Sum gradients over ranks while the backward pass still runs."""
 
     recompute: Literal["none", "selective", "full"] = "none"
     """What is computed again in the backward pass, to save memory. selective: attention; full: each layer."""
 
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in host memory while engines generate. optimizer: its state; all: gradients too, and every
+    weight but the policy's. Holds for critic and reference wherever they are."""
+
+    moe: MoEConfig = MoEConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
 class CriticConfig(Section):
     """The value function of estimator gae: the policy's model with one number in place of the vocabulary."""
+
+    parallel: TrainParallel | None = None
+    """Ranks of its own, beside the actor's. None: on the actor's ranks, cut as the actor."""
+
+    microbatch_tokens: PositiveInt | None = None
+    """As actor.microbatch_tokens, for a critic with ranks of its own. None: the actor's."""
 
     loss: PluginConfig = PluginConfig(name="clipped")
     """File name in hybridrl.algorithms.value_losses."""
@@ -105,3 +136,13 @@ class CriticConfig(Section):
 
     pretrain_steps: NonNegativeInt = 0
     """Policy updates at the beginning in which only the critic is trained."""
+
+
+class ReferenceConfig(Section):
+    """The policies that are asked and never trained: the reference of the KL term, and the teacher."""
+
+    parallel: TrainParallel | None = None
+    """Ranks of their own, beside the actor's. None: on the actor's ranks, cut as the actor."""
+
+    microbatch_tokens: PositiveInt | None = None
+    """As actor.microbatch_tokens, on ranks of their own. None: the actor's."""

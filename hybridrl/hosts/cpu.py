@@ -134,7 +134,11 @@ def _import_uncompiled() -> None:
 def _repair_megatron() -> None:
     import megatron.core.optimizer
     import megatron.core.optimizer.distrib_optimizer as distributed
+    import megatron.core.tensor_parallel.mappings as mappings
     import megatron.core.tensor_parallel.random as random
+    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer.moe import moe_utils
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     # These two go past torch.cuda, to the generators of CUDA devices.
     random._get_cuda_rng_state = _noted("_get_cuda_rng_state", lambda *a, **k: torch.get_rng_state())
@@ -146,6 +150,57 @@ def _repair_megatron() -> None:
         megatron.core.optimizer.Adam = distributed.Adam = FusedAdam
         megatron.core.optimizer.USING_PYTORCH_OPTIMIZER = False
         distributed.HAVE_APEX_OR_TE = distributed.USING_APEX_OPTIMIZER = True
+    if importlib.util.find_spec("transformer_engine") is None:  # these ask names that only it defines
+        moe_utils.te_general_gemm = None
+        multi_latent_attention.HAVE_TE = False
+    mappings._gather_along_first_dim = _gather_uneven(mappings._gather_along_first_dim)
+    mappings._reduce_scatter_along_first_dim = _scatter_uneven(mappings._reduce_scatter_along_first_dim)
+    # Copies to the CPU, on a CUDA stream of its own.
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = CPU
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _noted(
+        "_maybe_dtoh_and_synchronize", _splits_to_lists
+    )
+
+
+def _splits_to_lists(dispatcher: Any, point: str, tokens_per_expert: Tensor | None = None) -> Tensor | None:
+    """Gloo exchanges parts of uneven size only by their sizes as integers."""
+    if point == dispatcher.cuda_dtoh_point:
+        for name in ("input_splits", "output_splits"):
+            splits = getattr(dispatcher, name)
+            setattr(dispatcher, name, splits if splits is None else splits.tolist())
+    return tokens_per_expert
+
+
+def _gather_uneven(gather: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Gloo gathers parts of one size only: others are padded to the longest. Megatron's arguments."""
+
+    def gathered(part: Tensor, group: Any, sizes: list[int] | None = None, *rest: Any, **more: Any) -> Tensor:
+        sizes = more.pop("output_split_sizes", sizes)
+        if sizes is None or len(set(sizes)) == 1:
+            return gather(part, group, sizes, *rest, **more)
+        padded = part.new_zeros(max(sizes), *part.shape[1:])
+        padded[: len(part)] = part
+        parts = [torch.empty_like(padded) for _ in sizes]
+        torch.distributed.all_gather(parts, padded, group=group)
+        return torch.cat([found[:size] for found, size in zip(parts, sizes, strict=True)])
+
+    return gathered
+
+
+def _scatter_uneven(scatter: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As _gather_uneven: every rank sums all parts, and keeps its own."""
+
+    def scattered(
+        whole: Tensor, group: Any, sizes: list[int] | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        sizes = more.pop("input_split_sizes", sizes)
+        if sizes is None or len(set(sizes)) == 1:
+            return scatter(whole, group, sizes, *rest, **more)
+        total = whole.clone()
+        torch.distributed.all_reduce(total, group=group)
+        return total.split(sizes)[group.rank()].clone()
+
+    return scattered
 
 
 def _noted(what: str, function: Callable) -> Callable:

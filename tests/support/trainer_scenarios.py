@@ -11,13 +11,13 @@ import trainer_values as values
 
 from hybridrl.batch import Minibatch
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.errors import HybridRLError
+from hybridrl.errors import HybridRLError, ResourceError
 
 if TYPE_CHECKING:
     from hybridrl.trainer.megatron.policy import MegatronPolicy
 
 Meet = Callable[[], str]
-Shape = tuple[int, int, int]
+Shape = values.Shape
 
 
 @contextmanager
@@ -39,6 +39,10 @@ def split(index: int, dp: int, cuts: Sequence[int]) -> Minibatch:
     return values.make_minibatch(index, rows, values.make_block())
 
 
+def dp_of(shape: Shape) -> int:
+    return values.parallel_of(shape).dp or 1
+
+
 def play(trained: "MegatronPolicy", batch: Any) -> dict[str, Any]:
     """Load a batch and step through all its minibatches."""
     loaded = trained.load(batch)
@@ -50,14 +54,21 @@ def copy(trained: "MegatronPolicy") -> dict[str, np.ndarray]:
 
 
 def train(
-    rank: int, meet: Meet, folders: list[Path], shape: Shape, cuts: tuple[int, ...], steps: int, out: Path
+    rank: int,
+    meet: Meet,
+    folders: list[Path],
+    shape: Shape,
+    cuts: tuple[int, ...],
+    steps: int,
+    out: Path,
+    **changes: Any,
 ) -> list[dict[str, Any]]:
     """Several models after one another: log-probabilities, `steps` steps on one minibatch, an export."""
     found = []
     for folder in folders:
-        with policy(rank, meet, folder, shape) as trained:
+        with policy(rank, meet, folder, shape, **changes) as trained:
             before = trained.logp(values.make_block())
-            played = play(trained, values.make_batch([split(i, shape[2], cuts) for i in range(steps)]))
+            played = play(trained, values.make_batch([split(i, dp_of(shape), cuts) for i in range(steps)]))
             after = trained.logp(values.make_block())
             trained.export(out / folder.name)
         found.append(played | {"before": before, "after": after, "export": out / folder.name})
@@ -81,7 +92,7 @@ def resume(
     if algorithm is not None:
         changes["algorithm"] = algorithm
     batches = [
-        values.make_batch([split(i, shape[2], (6,)) for i in range(2)], seed=seed, step=step, **columns)
+        values.make_batch([split(i, dp_of(shape), (6,)) for i in range(2)], seed=seed, step=step, **columns)
         for step, seed in ((1, 0), (2, 5))
     ]
     with policy(rank, meet, folder, shape, **changes) as trained:
@@ -96,6 +107,70 @@ def resume(
         again = (play(trained, batches[1]), copy(trained))
         refusals = [refusal(lambda: trained.save(saved))]
     return {"through": through, "again": again, "numbers": (numbers, numbers_again), "refusals": refusals}
+
+
+def save_between(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -> list[dict[str, Any]]:
+    """Two batches with a checkpoint between: what the second one reports."""
+    with policy(rank, meet, folder, shape) as trained:
+        play(trained, _second(shape, seed=0, step=1))
+        trained.save(saved)
+        return play(trained, _second(shape))["reports"]
+
+
+def resume_cut(
+    rank: int, meet: Meet, folder: Path, shapes: dict[str, Shape], saved: Path, out: Path
+) -> dict[str, dict[str, Any]]:
+    """For each shape: restore, save again as out/NAME, then the second batch; restored twice."""
+    import torch
+
+    found = {}
+    for name, shape in shapes.items():
+        with policy(rank, meet, folder, shape) as trained:
+            notes = trained.restore(saved)
+            trained.save(out / name)
+            numbers = torch.rand(3).tolist()
+            torch.rand(5)
+            trained.restore(saved)
+            numbers_again = torch.rand(3).tolist()
+            reports = play(trained, _second(shape))["reports"]
+        found[name] = {"notes": notes, "numbers": (numbers, numbers_again), "reports": reports}
+    return found
+
+
+def save_beside(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -> dict[str, Any]:
+    """A checkpoint whose writer is held up until the next batch is trained on; then one that fails."""
+    import threading
+
+    from hybridrl.reshard import rank_files
+
+    gate, write = threading.Event(), rank_files.write
+
+    def held_up(*args: Any) -> None:
+        gate.wait()
+        write(*args)
+
+    def failing(*args: Any) -> None:
+        raise ResourceError("no room for 7 bytes")
+
+    with policy(rank, meet, folder, shape, async_save=True) as trained:
+        play(trained, _second(shape, seed=0, step=1))
+        rank_files.write = held_up
+        trained.save(saved)
+        through, there = play(trained, _second(shape)), [saved.exists()]
+        gate.set()
+        trained.finish_saving()
+        there.append(saved.exists())
+        rank_files.write = failing
+        trained.save(saved.with_name("failed"))
+        trained._saver._background._pool.submit(lambda: None).result()  # the writer has ended
+        said = refusal(lambda: trained.load(_second(shape)))
+    with policy(rank, meet, folder, shape) as trained:
+        trained.restore(saved)
+        return {"through": through, "again": play(trained, _second(shape)), "there": there, "said": said}
+
+
+def _second(shape: Shape, seed: int = 5, step: int = 2) -> Any:
+    return values.make_batch([split(i, dp_of(shape), (6,)) for i in range(2)], seed=seed, step=step)
 
 
 def restore_damaged(rank: int, meet: Meet, folder: Path, saved: list[Path]) -> list[str]:
@@ -146,6 +221,25 @@ def algorithm_run(
     return {"played": played, "logps": logps}
 
 
+def algorithm_runs(
+    rank: int, meet: Meet, folder: Path, shape: Shape, algorithms: dict[str, Any], **options: Any
+) -> dict[str, dict[str, Any]]:
+    """algorithm_run of several algorithms, each of them with changes of its own."""
+    minibatches = [split(i, dp_of(shape), (4,)) for i in range(2)]
+    return {
+        name: algorithm_run(rank, meet, folder, shape, algorithm, minibatches, **(options | changes))
+        for name, (algorithm, changes) in algorithms.items()
+    }
+
+
+def lopsided(
+    rank: int, meet: Meet, folder: Path, shape: Shape, minibatches: list[Minibatch], overlap: bool
+) -> list[dict[str, Any]]:
+    """Reports on minibatches of which ranks have unequal numbers of microbatches, or none."""
+    with policy(rank, meet, folder, shape, actor=values.make_actor(overlap=overlap)) as trained:
+        return play(trained, values.make_batch(minibatches))["reports"]
+
+
 def followed(
     rank: int, meet: Meet, folder: Path, algorithm: Any, saved: Path, **changes: Any
 ) -> dict[str, Any]:
@@ -190,7 +284,7 @@ def lags(
 
 def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, Any]:
     """A batch with an infinite advantage, then a sound one."""
-    sound = values.make_batch([split(0, shape[2], (6,))])
+    sound = values.make_batch([split(0, dp_of(shape), (6,))])
     advantage_N = sound.advantage_N.copy()
     advantage_N[0] = np.inf
     with policy(rank, meet, folder, shape) as trained:
@@ -211,8 +305,39 @@ def with_actor(
 
     score.LOGITS_AT_ONCE = logits_at_once or score.LOGITS_AT_ONCE
     with policy(rank, meet, folder, shape, actor=actor) as trained:
-        played = play(trained, values.make_batch([split(i, shape[2], (6,)) for i in range(2)]))
+        played = play(trained, values.make_batch([split(i, dp_of(shape), (6,)) for i in range(2)]))
         return played | {"weights": copy(trained)}
+
+
+def in_fp16(rank: int, meet: Meet, folder: Path, saved: Path) -> dict[str, Any]:
+    """Steps in fp16 and fp32, some that overflow, and some with a checkpoint between."""
+    from hybridrl.trainer.megatron import optimizer
+
+    half, shape, usual = (
+        {"actor": values.make_actor(precision="fp16")},
+        (1, 1, 1),
+        optimizer.INITIAL_LOSS_SCALE,
+    )
+    batch = values.make_batch([split(i, 1, (6,)) for i in range(3)])
+    found: dict[str, Any] = {}
+    for precision in ("fp16", "fp32"):
+        with policy(rank, meet, folder, shape, actor=values.make_actor(precision=precision)) as trained:
+            found[precision] = play(trained, batch)
+    optimizer.INITIAL_LOSS_SCALE = 2.0**100
+    with policy(rank, meet, folder, shape, **half) as trained:
+        found["before"] = copy(trained)
+        found["overflowed"] = play(trained, batch)
+        found["after"] = copy(trained)
+    optimizer.INITIAL_LOSS_SCALE = usual / 2
+    with policy(rank, meet, folder, shape, **half) as trained:
+        play(trained, batch)
+        trained.save(saved)
+        found["through"] = (play(trained, batch), copy(trained))
+    optimizer.INITIAL_LOSS_SCALE = usual
+    with policy(rank, meet, folder, shape, **half) as trained:
+        trained.restore(saved)
+        found["again"] = (play(trained, batch), copy(trained))
+    return found
 
 
 def guarded(rank: int, meet: Meet, folder: Path) -> dict[str, Any]:
@@ -254,7 +379,13 @@ def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) ->
 
 
 def cut_linear_logprobs(
-    rank: int, meet: Meet, sizes: list[int], padding: int, temperature: float, piece: int
+    rank: int,
+    meet: Meet,
+    sizes: list[int],
+    padding: int,
+    temperature: float,
+    piece: int,
+    soft_cap: float | None,
 ) -> dict[str, Any]:
     """As cut_logprobs, from hidden states and an output layer whose rows are cut over ranks."""
     import torch
@@ -267,7 +398,7 @@ def cut_linear_logprobs(
     own_VH = weight_VH.split(sizes)[rank]
     part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
     hidden_RH.requires_grad_()
-    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=dist.group.WORLD)
+    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=dist.group.WORLD, soft_cap=soft_cap)
     logp_R, entropy_R = linear_logprob(hidden_RH, part, target_R, shard, temperature=temperature, piece=piece)
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     grads = [torch.autograd.grad(s, (hidden_RH, part), retain_graph=True) for s in sums]
@@ -284,7 +415,7 @@ def cuda_sites(rank: int, meet: Meet, folder: Path, shape: Shape, saved: Path) -
 
     with cpu.record() as sites:
         with policy(rank, meet, folder, shape, actor=values.make_actor(recompute="full")) as trained:
-            play(trained, values.make_batch([split(i, shape[2], (6,)) for i in range(2)]))
+            play(trained, values.make_batch([split(i, dp_of(shape), (6,)) for i in range(2)]))
             trained.save(saved)
             trained.restore(saved)
     return sites

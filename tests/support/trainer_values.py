@@ -9,7 +9,7 @@ import torch
 
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
+from hybridrl.config.training import ActorConfig, CriticConfig, OptimizerConfig, TrainParallel
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
 
@@ -40,7 +40,11 @@ FAMILIES = {
     ),
     "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 16, "num_key_value_heads": 1}),  # fewer heads than ranks of TP2
+    "deep": ("Qwen3", {"head_dim": 16, "num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "odd": ("Llama", {"num_hidden_layers": 5}),
 }
+Shape = tuple[int, int, int] | TrainParallel
+"""tp, pp, dp; or everything, with its dp."""
 
 
 def make_model(folder: Path, family: str, seed: int = 0) -> Path:
@@ -68,19 +72,16 @@ def load_plain(folder: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def make_actor(*, precision: str | None = None, recompute: str = "none", **optimizer: Any) -> ActorConfig:
+def make_actor(
+    *, precision: str | None = None, recompute: str = "none", overlap: bool = False, **optimizer: Any
+) -> ActorConfig:
     options = {"lr": 1e-3, "weight_decay": 0.1, "clip_grad_norm": 0.5, "eps": 1e-4}
-    return ActorConfig(precision=precision, recompute=recompute, optimizer=options | optimizer)
+    return ActorConfig(
+        precision=precision, recompute=recompute, overlap=overlap, optimizer=options | optimizer
+    )
 
 
-def make_setup(
-    rank: int, rendezvous: str, folder: Path, shape: tuple[int, int, int], **changes: Any
-) -> TrainerSetup:
-    """
-    Args:
-        shape: tp, pp, dp.
-    """
-    tp, pp, dp = shape
+def make_setup(rank: int, rendezvous: str, folder: Path, shape: Shape, **changes: Any) -> TrainerSetup:
     values = {
         "actor": make_actor(),
         "algorithm": AlgorithmConfig(),
@@ -94,11 +95,18 @@ def make_setup(
     return TrainerSetup(
         rank=rank,
         rendezvous=rendezvous,
-        parallel=TrainParallel(tp=tp, pp=pp, dp=dp),
+        parallel=parallel_of(shape),
         model=read(folder),
         model_folder=folder,
         **(values | changes),
     )
+
+
+def parallel_of(shape: Shape) -> TrainParallel:
+    if isinstance(shape, TrainParallel):
+        return shape
+    tp, pp, dp = shape
+    return TrainParallel(tp=tp, pp=pp, dp=dp)
 
 
 def make_block(count: int = 12, seed: int = 0) -> TokenBlock:
@@ -196,16 +204,7 @@ def plain_steps(
 ) -> Iterator[tuple[float, float]]:
     """Loss and gradient norm of PPO-clip steps on a whole block, by torch and transformers alone."""
     options = setup.actor.optimizer
-    groups = [[p for p in model.parameters() if (p.dim() == 1) == vector] for vector in (False, True)]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": groups[0], "weight_decay": options.weight_decay},
-            {"params": groups[1], "weight_decay": 0.0},
-        ],
-        lr=options.lr,
-        betas=options.betas,
-        eps=options.eps,
-    )
+    optimizer = plain_adamw(model, options)
     with torch.no_grad():
         old = plain_logp(model, block, setup.temperature)
     for _ in range(steps):
@@ -221,3 +220,17 @@ def plain_steps(
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_grad_norm)
         optimizer.step()
         yield loss.item(), norm.item()
+
+
+def plain_adamw(model: torch.nn.Module, options: OptimizerConfig) -> torch.optim.AdamW:
+    """As the trainer's: norms and biases are not decayed."""
+    groups = [[p for p in model.parameters() if (p.dim() == 1) == vector] for vector in (False, True)]
+    return torch.optim.AdamW(
+        [
+            {"params": groups[0], "weight_decay": options.weight_decay},
+            {"params": groups[1], "weight_decay": 0.0},
+        ],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+    )

@@ -8,6 +8,8 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from hybridrl.algorithms.base import Metrics
+from hybridrl.trainer.megatron.context import gather_rows
+from hybridrl.trainer.megatron.packing import Microbatch
 
 Value = TypeVar("Value")
 
@@ -25,6 +27,17 @@ class DataParallelReduce:
         result = value.clone()
         dist.all_reduce(result, operation, parallel_state.get_data_parallel_group())
         return result
+
+
+def from_context(microbatch: Microbatch, own_O: Tensor) -> Tensor:
+    """Outputs for all trained tokens of a microbatch, [R, ...], from those that each rank has.
+
+    *Collective* over context-parallel ranks; differentiable, if all of them go on to compute the same.
+    """
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
+        return own_O
+    return gather_rows(own_O, microbatch.most_predicted, microbatch.from_R, group)
 
 
 def from_last_stage(value: Value) -> Value:

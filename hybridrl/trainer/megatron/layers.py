@@ -1,80 +1,115 @@
-"""The parts of a transformer layer that we choose ourselves, and the layer specification made of them.
+"""The layers of every family, as Megatron's specifications: its linear layers, our attention and norms."""
 
-Shape letters: T packed tokens, H heads, D size of a head, B sequences of equal length, L that length.
-"""
-
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.megatron.attention import PackedAttention
+from hybridrl.trainer.megatron.mla import LatentAttention
+from hybridrl.trainer.megatron.norms import RMSNorm
 from hybridrl.trainer.megatron.packing import Packing
+from hybridrl.trainer.megatron.rope import PackedRotary
+from hybridrl.trainer.megatron.router import Router
 
 
-class RMSNorm(torch.nn.Module):
-    """Root mean square norm. Megatron's own refuses sequence parallelism."""
+def layer_specs(
+    config: TransformerConfig, model: ModelSpec, layers: Sequence[int]
+) -> TransformerBlockSubmodules:
+    """Some layers of a model, neighbours, and the norm after the last one.
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
-        super().__init__()
-        weight: Any = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Where ranks have different tokens, Megatron sums the gradients of what is marked so.
-        weight.sequence_parallel = config.sequence_parallel
-        self.weight = weight
-        self._eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self._eps)
+    Args:
+        layers: counted over the whole model, from 0.
+    """
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer(config, model, layer) for layer in layers], layer_norm=RMSNorm
+    )
 
 
-class PackedAttention(MegatronModule):
-    """Causal attention inside each packed sequence: one call for every run of sequences of equal length."""
+class DecoderLayer(TransformerLayer):
+    """Megatron's layer, with what some families add to it."""
 
-    def __init__(self, config: TransformerConfig, softmax_scale: float | None = None, **unused: Any) -> None:
-        super().__init__(config=config)
-        self._scale = softmax_scale
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: Any,
+        *,
+        post_norms: bool,
+        angles: int | None,
+        **options: Any,
+    ) -> None:
+        """
+        Args:
+            post_norms: what attention and feed-forward add to the residual stream is normed.
+            angles: which of the rotary embedding's it turns by; None: there is one kind.
+        """
+        super().__init__(config, submodules, **options)
+        self._angles = angles
+        if post_norms:
+            size, eps = config.hidden_size, config.layernorm_epsilon
+            self.post_attention_layernorm = RMSNorm(config, size, eps)
+            self.post_mlp_layernorm = RMSNorm(config, size, eps)
+            self.self_attn_bda = partial(_add_normed, self.post_attention_layernorm)
+            self.mlp_bda = partial(_add_normed, self.post_mlp_layernorm)
 
     def forward(
         self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: None,
+        *args: Any,
         packed_seq_params: Packing,
-        **unused: Any,
-    ) -> Tensor:
-        """
-        Args:
-            query: [T, 1, H, D]; key and value may have fewer heads, each then serves several query heads.
-
-        Returns:
-            [T, 1, H * D]
-        """
-        runs = packed_seq_params.runs
-        sizes = [count * length for count, length in runs]
-        parts = zip(runs, query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
-        return torch.cat([self._attend(*run, q, k, v) for run, q, k, v in parts])
-
-    def _attend(self, count: int, length: int, *query_key_value: Tensor) -> Tensor:
-        query, key, value = (x.view(count, length, *x.shape[2:]).transpose(1, 2) for x in query_key_value)
-        grouped = query.shape[1] != key.shape[1]
-        out_BHLD = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self._scale, enable_gqa=grouped
+        rotary_pos_emb: Tensor | None = None,
+        **options: Any,
+    ) -> Any:
+        if self.is_moe_layer:  # Megatron tells the attention only
+            self.mlp.router.packing = packed_seq_params
+        if rotary_pos_emb is not None and self._angles is not None:
+            rotary_pos_emb = rotary_pos_emb[self._angles]
+        return super().forward(
+            *args, packed_seq_params=packed_seq_params, rotary_pos_emb=rotary_pos_emb, **options
         )
-        return out_BHLD.transpose(1, 2).reshape(count * length, 1, -1)
 
 
-def layer_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """Megatron's layer of plain linear layers with our norm and attention, `num_layers` times."""
-    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization="RMSNorm")
-    layer = spec.submodules
-    layer.input_layernorm = layer.pre_mlp_layernorm = RMSNorm
-    attention = layer.self_attention.submodules
-    attention.core_attention = PackedAttention
-    if config.qk_layernorm:
-        attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules(layer_specs=[spec] * num_layers, layer_norm=RMSNorm)
+def _add_normed(norm: torch.nn.Module, training: bool, fused: bool) -> Callable[..., Tensor]:
+    """In place of Megatron's bias, dropout and addition: there is neither bias nor dropout."""
+
+    def add(output_with_bias: tuple[Tensor, None], residual: Tensor, dropout: float) -> Tensor:
+        return residual + norm(output_with_bias[0])
+
+    return add
+
+
+def _layer(config: TransformerConfig, model: ModelSpec, layer: int) -> ModuleSpec:
+    windowed = layer in model.windowed_layers
+    has_experts = layer in model.layers("moe")
+    spec = get_gpt_layer_local_spec(
+        num_experts=model.num_experts if has_experts else None,
+        qk_layernorm=model.qk_norm,
+        multi_latent_attention=model.latent,
+        normalization="RMSNorm",
+    )
+    spec.module = DecoderLayer
+    spec.params["post_norms"] = model.post_norms
+    spec.params["angles"] = None if model.window_rope_theta is None else int(windowed)
+    parts = spec.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention
+    attention.submodules.core_attention = ModuleSpec(
+        PackedAttention,
+        {"window": model.window if windowed else None, "soft_cap": model.attention_soft_cap},
+    )
+    if model.latent:
+        attention.module = LatentAttention
+        attention.params["rotary"] = PackedRotary(model)
+        attention.submodules.q_layernorm = attention.submodules.kv_layernorm = RMSNorm
+    elif model.qk_norm:
+        attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
+    if has_experts:
+        parts.mlp.submodules.router = partial(Router, model=model)
+    return spec

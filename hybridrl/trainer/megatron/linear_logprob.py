@@ -32,6 +32,18 @@ class Shard:
     group: dist.ProcessGroup
     """Ranks that have the other entries."""
 
+    soft_cap: float | None = None
+    """Logits x become cap * tanh(x / cap); None: they stay."""
+
+    def logits(self, hidden_RH: Tensor, weight_CH: Tensor) -> Tensor:
+        """Of some entries, [R, C]."""
+        logits_RC, cap = hidden_RH @ weight_CH.T, self.soft_cap
+        return logits_RC if cap is None else logits_RC.div_(cap).tanh_().mul_(cap)
+
+    def slope(self, logits_RC: Tensor) -> Tensor | float:
+        """Of capped logits over plain ones."""
+        return 1.0 if self.soft_cap is None else 1 - (logits_RC / self.soft_cap).square()
+
 
 def linear_logprob(
     hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor, shard: Shard, *, temperature: float, piece: int
@@ -65,7 +77,7 @@ class _LinearLogprob(Function):
         kernels = kernels_for(hidden_RH)
         state_4R = reference.start(len(hidden_RH), hidden_RH.device)
         for part in _pieces(shard.num_entries, piece):
-            logits_RC = hidden_RH @ weight_VH[part].T
+            logits_RC = shard.logits(hidden_RH, weight_VH[part])
             kernels.take(state_4R, logits_RC, target_R, shard.first + part.start, temperature)
         largest_R = state_4R[0].clone()
         dist.all_reduce(largest_R, dist.ReduceOp.MAX, shard.group)
@@ -91,8 +103,10 @@ class _LinearLogprob(Function):
         grad_hidden_RH = torch.zeros_like(hidden_RH, dtype=torch.float32)
         grad_weight_VH = torch.zeros_like(weight_VH)
         for part in _pieces(ctx.shard.num_entries, ctx.piece):
-            grad_RC = kernels.turn_into_gradient(
-                hidden_RH @ weight_VH[part].T,
+            logits_RC = ctx.shard.logits(hidden_RH, weight_VH[part])
+            slope_RC = ctx.shard.slope(logits_RC)
+            grad_RC = slope_RC * kernels.turn_into_gradient(
+                logits_RC,
                 target_R,
                 log_sum_R,
                 entropy_R,

@@ -5,19 +5,20 @@ Shape letters: U trained tokens of the whole batch, H those of trajectories held
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Reduce, Tokens
 from hybridrl.batch import Minibatch, RankBatch
-from hybridrl.trainer.megatron.packing import Microbatch, PackedBatch
+from hybridrl.trainer.megatron.packing import Deal, Microbatch, PackedBatch
 
 
 class LoadedBatch:
     def __init__(self, batch: RankBatch, dp_rank: int, device: torch.device) -> None:
-        self.step, self.minibatches = batch.step, batch.minibatches
+        self.batch, self.step, self.minibatches = batch, batch.step, batch.minibatches
         self.first_epoch = _first_epoch(batch.minibatches)
-        self.packed = PackedBatch(batch, device)
+        self.packed = PackedBatch(batch, device, Deal.here())
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)
         self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}
@@ -73,6 +74,23 @@ class LoadedBatch:
             return
         for name in sorted(self._own):
             self.columns[name] = reduce.sum(self.columns[name])
+        self._own.clear()
+
+    def whole(self, name: str, reduce: Reduce) -> Tensor:
+        """A column with what other ranks hold of it, [U]. *Collective* over data-parallel ranks."""
+        return reduce.sum(self.columns[name]) if name in self._own else self.columns[name]
+
+    def take(self, name: str, column_U: np.ndarray) -> None:
+        """A whole column from elsewhere.
+
+        Raises:
+            ValueError: it is not of the trained tokens of this batch.
+        """
+        if column_U.shape != (self.packed.num_trained,):
+            raise ValueError(
+                f"{name} is {column_U.shape}, step {self.step} trains on {self.packed.num_trained}"
+            )
+        self.columns[name] = torch.tensor(column_U, device=self.held_H.device)
 
 
 def _first_epoch(minibatches: Sequence[Minibatch]) -> Sequence[Minibatch]:

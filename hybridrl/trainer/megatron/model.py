@@ -1,6 +1,6 @@
 """The policy: Megatron's GPT model on one pipeline stage, with outputs only where a token is trained on.
 
-Shape letters: T packed tokens, R trained tokens, V vocabulary entries of this rank.
+Shape letters: T packed tokens of this rank, O trained tokens that it predicts, V vocabulary entries of it.
 """
 
 from collections.abc import Iterator
@@ -14,60 +14,105 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    gather_from_sequence_parallel_region,
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.module import Float16Module, MegatronModule
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.layers import layer_spec
+from hybridrl.trainer.megatron.layers import layer_specs
 from hybridrl.trainer.megatron.packing import Microbatch, Packing
 from hybridrl.trainer.megatron.rope import PackedRotary
+
+Stage = list[DistributedDataParallel]
+"""The model on one pipeline stage: its chunks of layers, which take turns; mostly there is one."""
 
 
 class PolicyModel(GPTModel):
     """GPT that leaves its output layer to the caller, who decides how much of the logits is held."""
 
     def __init__(
-        self, config: TransformerConfig, spec: ModelSpec, padded_vocab_size: int, *, value_head: bool
+        self,
+        config: TransformerConfig,
+        spec: ModelSpec,
+        padded_vocab_size: int,
+        *,
+        chunk: int | None,
+        value_head: bool,
     ) -> None:
-        first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
+        """
+        Args:
+            chunk: of this stage; None where it has one only.
+        """
+        here = {"ignore_virtual": False, "vp_stage": chunk}
+        first = parallel_state.is_pipeline_first_stage(**here)
+        last = parallel_state.is_pipeline_last_stage(**here)
         super().__init__(
             config,
-            layer_spec(config, spec.num_layers // config.pipeline_model_parallel_size),
+            layer_specs(config, spec, _layers(config, chunk)),
             vocab_size=padded_vocab_size,
             max_sequence_length=spec.max_positions,
             pre_process=first,
             post_process=last,
             share_embeddings_and_output_weights=spec.tied and not value_head,
             position_embedding_type="rope",
+            vp_stage=chunk,
         )
+        self.has_value_head = value_head
+        """Of the whole model; the head itself is on the last stage."""
+
         self.rotary_pos_emb = PackedRotary(spec)
+        self.soft_cap = spec.output_soft_cap
+        scale = torch.tensor(spec.hidden_size**0.5, dtype=config.params_dtype).item()
+        self._embedding_scale = scale if spec.scaled_embedding else None
         if value_head and last:
             self.register_module("output_layer", None)
             self.value_head = torch.nn.Linear(config.hidden_size, 1, bias=False, dtype=config.params_dtype)
+        if last and not value_head:
+            self.output_layer.sequence_parallel = False  # its input is gathered before
         self.share = padded_vocab_size // config.tensor_model_parallel_size
         """Vocabulary entries of every tensor-parallel rank, padding included."""
 
         self.first_entry = self.share * parallel_state.get_tensor_model_parallel_rank()
         self.num_entries = max(0, min(self.share, spec.vocab_size - self.first_entry))
 
+    def _preprocess(self, *args: Any, **options: Any) -> Any:
+        """On the first stage, the embedding of the tokens; with the rotary angles."""
+        hidden_states, *rest = super()._preprocess(*args, **options)
+        if hidden_states is not None and self._embedding_scale is not None:
+            hidden_states = hidden_states * self._embedding_scale
+        return hidden_states, *rest
+
     def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
-        """On the last stage, what the output layer predicts trained tokens from, [R, 1, hidden size]."""
-        return (
-            hidden_states.index_select(0, packed_seq_params.predict_R) if self.post_process else hidden_states
-        )
+        """On the last stage, what the output layer predicts trained tokens from, [O, 1, hidden size]."""
+        if not self.post_process:
+            return hidden_states
+        if self.config.sequence_parallel:
+            # Every tensor-parallel rank then computes the whole gradient of the result.
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False
+            )
+        return hidden_states.index_select(0, packed_seq_params.predict_O)
 
-    def logits(self, hidden_R1: Tensor) -> Tensor:
-        """Output layer without the padding of the vocabulary, [R, V]. *Collective*, tensor-parallel ranks."""
+    def logits(self, hidden_O1: Tensor) -> Tensor:
+        """Output layer without the padding of the vocabulary, [O, V]. *Collective*, tensor-parallel ranks."""
         weight = self.output_weight
-        logits_R1V, _ = self.output_layer(hidden_R1.to(weight.dtype), weight=weight)
-        return logits_R1V.squeeze(1)[:, : self.num_entries]
+        logits_O1V, _ = self.output_layer(hidden_O1.to(weight.dtype), weight=weight)
+        logits_OV = logits_O1V.squeeze(1)[:, : self.num_entries]
+        return logits_OV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_OV / self.soft_cap)
 
-    def values(self, hidden_R1: Tensor) -> Tensor:
-        """Of a model with a value head, float32 [R]; the same on all tensor-parallel ranks."""
-        return self.value_head(hidden_R1.to(self.value_head.weight.dtype)).float().flatten()
+    def values(self, hidden_O1: Tensor) -> Tensor:
+        """Of a model with a value head, float32 [O]; the same on all tensor-parallel ranks."""
+        return self.value_head(hidden_O1.to(self.value_head.weight.dtype)).float().flatten()
+
+    def no_loss(self, hidden_O1: Tensor) -> Tensor:
+        """0: the sum over no token, whose backward pass reaches every parameter. *Collective* as `logits`."""
+        outputs = self.values if hasattr(self, "value_head") else self.logits
+        return outputs(hidden_O1).sum()
 
     def sharded_state_dict(self, *args: Any, **options: Any) -> Any:
         """For checkpoints. Megatron's language models have an output layer, which a value head replaces."""
@@ -82,6 +127,12 @@ class PolicyModel(GPTModel):
         return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
 
+def _layers(config: TransformerConfig, chunk: int | None) -> range:
+    """Of a chunk of this pipeline stage, counted over the whole model."""
+    first = get_transformer_layer_offset(config, vp_stage=chunk)
+    return range(first, first + get_num_layers_to_build(config, vp_stage=chunk))
+
+
 def build(
     config: TransformerConfig,
     spec: ModelSpec,
@@ -89,21 +140,33 @@ def build(
     device: torch.device,
     *,
     value_head: bool = False,
-) -> DistributedDataParallel:
+    overlap: bool = False,
+) -> Stage:
     """This stage's model, with all parameters 0, inside Megatron's gradient buffers of fp32. *Collective*.
 
     Args:
         value_head: one number in place of the vocabulary.
+        overlap: gradients are summed over ranks while the backward pass still runs.
     """
-    model: torch.nn.Module = PolicyModel(config, spec, padded_vocab_size, value_head=value_head).to(device)
-    _mark_tensor_parallel(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-    if config.bf16:
-        model = Float16Module(config, model)
-    options = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-    return DistributedDataParallel(config, options, model)
+    options = DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap
+    )
+    num_chunks = config.virtual_pipeline_model_parallel_size
+    stage = []
+    for chunk in [None] if num_chunks is None else range(num_chunks):
+        model: torch.nn.Module = PolicyModel(
+            config, spec, padded_vocab_size, chunk=chunk, value_head=value_head
+        ).to(device)
+        _mark_tensor_parallel(model)
+        _mark_experts(model, config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        if config.bf16 or config.fp16:
+            model = Float16Module(config, model)
+        # Later chunks are behind the first in the backward pass: nothing is left to overlap with.
+        stage.append(DistributedDataParallel(config, options, model, disable_bucketing=bool(stage)))
+    return stage
 
 
 def _mark_tensor_parallel(model: torch.nn.Module) -> None:
@@ -119,22 +182,43 @@ def _mark_tensor_parallel(model: torch.nn.Module) -> None:
             )
 
 
-def policy_model(model: torch.nn.Module) -> PolicyModel:
-    """The model inside Megatron's wrappers."""
+def _mark_experts(model: torch.nn.Module, config: TransformerConfig) -> None:
+    """Tell their weights from those that all data-parallel ranks have, where other ranks have them.
+
+    Megatron does so with ep above 1 only, and with less tensor parallelism than around them leaves out ranks.
+    """
+    if config.expert_tensor_parallel_size == config.tensor_model_parallel_size:
+        return
+    for name, parameter in model.named_parameters():
+        if ".local_experts." in name:
+            parameter.allreduce = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def chunks(stage: Stage) -> list[PolicyModel]:
+    """The models inside Megatron's wrappers."""
+    return [_unwrapped(chunk) for chunk in stage]
+
+
+def policy_model(stage: Stage) -> PolicyModel:
+    """The last chunk: on the last pipeline stage, the one with the output layer."""
+    return _unwrapped(stage[-1])
+
+
+def _unwrapped(model: torch.nn.Module) -> PolicyModel:
     inner: Any = model
     while not isinstance(inner, PolicyModel):
         inner = inner.module
     return inner
 
 
-def named_parameters(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def named_parameters(stage: Stage) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Parameters of this rank under their names in the whole model: layers carry their global index."""
-    inner = policy_model(model)
-    for name, parameter in inner.named_parameters():
-        if name.startswith("decoder.layers."):
-            _, _, local, rest = name.split(".", 3)
-            name = f"decoder.layers.{inner.decoder.layers[int(local)].layer_number - 1}.{rest}"
-        yield name, parameter
+    for chunk in chunks(stage):
+        for name, parameter in chunk.named_parameters():
+            if name.startswith("decoder.layers."):
+                _, _, local, rest = name.split(".", 3)
+                name = f"decoder.layers.{chunk.decoder.layers[int(local)].layer_number - 1}.{rest}"
+            yield name, parameter
 
 
 def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:

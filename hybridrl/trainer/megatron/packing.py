@@ -2,19 +2,56 @@
 
 Sequences are laid end to end in order of length: equal lengths are neighbours, so attention handles each run
 of them with one call. A trajectory enters up to the token before its last trained one: the rest is idle.
-Shape letters: T input tokens of a microbatch, R its trained tokens, for which logits are computed, S its
-sequences, U trained tokens of the whole batch, N trajectories of the batch.
+Filler makes sequences divide over context-parallel ranks, and tokens over tensor-parallel ones: it comes
+after what it fills up, so that no other token sees it, and nothing is predicted from it.
+Shape letters: W tokens of a microbatch, T those of this rank, R trained tokens, for which logits are
+computed, O those that this rank predicts, S sequences, U trained tokens of the whole batch, N trajectories.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from hybridrl.batch import RankBatch, TokenBlock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deal:
+    """How the tokens of a microbatch are dealt over the ranks that share it: see context.py."""
+
+    rank: int = 0
+    """Of context parallelism."""
+
+    size: int = 1
+    """Ranks of context parallelism."""
+
+    tp: int = 1
+    """Each rank's number of tokens is a multiple of it: sequence parallelism deals them out evenly."""
+
+    @classmethod
+    def here(cls) -> "Deal":
+        """That of this rank, by Megatron's process groups."""
+        return cls(
+            rank=parallel_state.get_context_parallel_rank(),
+            size=parallel_state.get_context_parallel_world_size(),
+            tp=parallel_state.get_tensor_model_parallel_world_size(),
+        )
+
+    @property
+    def piece(self) -> int:
+        """Sequences are a multiple of it."""
+        return 1 if self.size == 1 else 2 * self.size
+
+    @property
+    def whole(self) -> int:
+        """Microbatches are a multiple of it."""
+        return math.lcm(self.piece, self.size * self.tp)
 
 
 @dataclass(kw_only=True)
@@ -25,23 +62,32 @@ class Packing(PackedSeqParams):
     """int64: of each token in its sequence."""
 
     runs: tuple[tuple[int, int], ...]
-    """(number of sequences, their length) of neighbours of equal length."""
+    """(number of sequences, their length over all ranks) of neighbours of equal length, filler included."""
 
-    predict_R: Tensor
-    """int64: the token whose output predicts each trained token."""
+    predict_O: Tensor
+    """int64: the token of this rank whose output predicts each trained token."""
+
+    source_T: Tensor
+    """int64: place of each token among those of all blocks of the batch; -1 of filler."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Microbatch:
-    """One forward and backward."""
+    """One forward and backward. Without trained tokens it is idle: run because other ranks run one."""
 
     token_T: Tensor
     """int64"""
 
     packing: Packing
 
-    target_R: Tensor
-    """int64: the trained tokens."""
+    target_O: Tensor
+    """int64: the trained tokens that this rank predicts."""
+
+    most_predicted: int
+    """Length of O on the rank where it is longest."""
+
+    from_R: Tensor
+    """int64: rank * most_predicted + place in its O, of each trained token."""
 
     seq_R: Tensor
     """int64: sequence of each trained token, in [0, S)."""
@@ -70,18 +116,20 @@ class _Rows:
 class PackedBatch:
     """A batch on one rank: its trained tokens numbered 0 to U, in the order of the blocks."""
 
-    def __init__(self, batch: RankBatch, device: torch.device) -> None:
+    def __init__(self, batch: RankBatch, device: torch.device, deal: Deal) -> None:
         """
         Raises:
             ValueError: the first token of a trajectory is trained on: nothing predicts it.
         """
-        self._batch, self._device = batch, device
+        self._batch, self._device, self._deal = batch, device, deal
         self._rows: list[_Rows] = []
         self.num_trained = 0
         for block in batch.blocks:
             rows = _describe(block, self.num_trained)
             self._rows.append(rows)
             self.num_trained += int(rows.trained.sum())
+        lengths = [len(block.token_T) for block in batch.blocks]
+        self._first_token, self.num_tokens = np.cumsum([0, *lengths]), sum(lengths)
 
     def column_U(self, name: str) -> Tensor:
         """A float32 column of the blocks at the trained tokens."""
@@ -106,42 +154,37 @@ class PackedBatch:
         length_S = self._gather(index, "last")
         order = np.argsort(length_S, kind="stable")
         index, length_S = index[order], length_S[order]
-        token_T, next_T, trained_next_T = self._tokens(index, length_S)
-        predict_R = np.flatnonzero(trained_next_T)
-        seq_T = np.repeat(np.arange(len(index)), length_S)
-        return Microbatch(
-            token_T=self._tensor(token_T),
-            packing=self._packing(length_S, predict_R),
-            target_R=self._tensor(next_T[predict_R]),
-            seq_R=self._tensor(seq_T[predict_R]),
-            trained_R=self._tensor(
-                _spans(self._gather(index, "first_trained"), self._gather(index, "trained"))
-            ),
-            num_seqs=len(index),
+        places = _Places(length_S, self._deal)
+        token_W, next_W, trained_next_W, source_W = self._tokens(index, length_S, places)
+        predict_R = np.flatnonzero(trained_next_W)
+        seq_R = np.searchsorted(places.offset_S, predict_R, side="right") - 1
+        return places.microbatch(
+            token_W,
+            next_W,
+            predict_R,
+            source_W=source_W,
+            seq_R=seq_R,
+            trained_R=_spans(self._gather(index, "first_trained"), self._gather(index, "trained")),
+            device=self._device,
         )
 
-    def _tokens(self, index: np.ndarray, length_S: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Input tokens, the token after each, and whether that one is trained on."""
-        token_T, next_T = np.empty((2, length_S.sum()), np.int64)
-        trained_next_T = np.empty(len(token_T), bool)
-        offset_S = np.cumsum(length_S) - length_S
+    def _tokens(
+        self, index: np.ndarray, length_S: np.ndarray, places: "_Places"
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Input tokens, the token after each, whether that one is trained on, and where each is among those
+        of the blocks. Filler is 0, and nowhere."""
+        token_W, next_W = np.zeros((2, places.num_tokens), np.int64)
+        source_W = np.full(places.num_tokens, -1)
+        trained_next_W = np.zeros(places.num_tokens, bool)
         start_S, block_S = self._gather(index, "start"), self._batch.block_N[index]
         for b in np.unique(block_S):
             here, block = block_S == b, self._batch.blocks[b]
             source = _spans(start_S[here], length_S[here])
-            target = _spans(offset_S[here], length_S[here])
-            token_T[target], next_T[target] = block.token_T[source], block.token_T[source + 1]
-            trained_next_T[target] = block.loss_mask_T[source + 1]
-        return token_T, next_T, trained_next_T
-
-    def _packing(self, length_S: np.ndarray, predict_R: np.ndarray) -> Packing:
-        lengths, counts = np.unique(length_S, return_counts=True)
-        return Packing(
-            qkv_format="sbhd",  # for Megatron one long sequence; ours is what keeps its parts apart
-            position_T=self._tensor(_spans(np.zeros_like(length_S), length_S)),
-            runs=tuple(zip(counts.tolist(), lengths.tolist(), strict=True)),
-            predict_R=self._tensor(predict_R),
-        )
+            target = _spans(places.offset_S[here], length_S[here])
+            token_W[target], next_W[target] = block.token_T[source], block.token_T[source + 1]
+            trained_next_W[target] = block.loss_mask_T[source + 1]
+            source_W[target] = self._first_token[b] + source
+        return token_W, next_W, trained_next_W, source_W
 
     def _gather(self, index: np.ndarray, name: str) -> np.ndarray:
         """A number of each trajectory, from the description of the row that it is."""
@@ -153,6 +196,82 @@ class PackedBatch:
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def idle_microbatch(deal: Deal, device: torch.device) -> Microbatch:
+    """The least that the ranks can run together; nothing in it is trained on."""
+    places, none = _Places(np.zeros(0, np.int64), deal), np.zeros(0, np.int64)
+    token_W = np.zeros(places.num_tokens, np.int64)
+    return places.microbatch(
+        token_W, token_W, none, source_W=token_W - 1, seq_R=none, trained_R=none, device=device
+    )
+
+
+class _Places:
+    """Where the tokens of a microbatch are: sequences of given lengths in order, each with its filler, and
+    one of filler alone at the end."""
+
+    def __init__(self, length_S: np.ndarray, deal: Deal) -> None:
+        self._deal = deal
+        padded_S = -(-length_S // deal.piece) * deal.piece
+        lacking = -int(padded_S.sum()) % deal.whole if len(length_S) else deal.whole
+        self.offset_S = np.cumsum(padded_S) - padded_S
+        self.num_tokens = int(padded_S.sum()) + lacking
+        lengths, counts = np.unique(padded_S, return_counts=True)
+        runs = list(zip(counts.tolist(), lengths.tolist(), strict=True))
+        self._runs = tuple([*runs, (1, lacking)] if lacking else runs)
+        padded_S = np.append(padded_S, lacking)
+        self._position_W = _spans(np.zeros_like(padded_S), padded_S)
+        self._rank_W = self._ranks(np.repeat(padded_S, padded_S))
+
+    def _ranks(self, length_W: np.ndarray) -> np.ndarray:
+        """Which rank has each token."""
+        pieces = 2 * self._deal.size
+        piece_W = self._position_W * pieces // length_W
+        return np.minimum(piece_W, pieces - 1 - piece_W) if self._deal.size > 1 else np.zeros_like(length_W)
+
+    def microbatch(
+        self,
+        token_W: np.ndarray,
+        next_W: np.ndarray,
+        predict_R: np.ndarray,
+        *,
+        source_W: np.ndarray,
+        seq_R: np.ndarray,
+        trained_R: np.ndarray,
+        device: torch.device,
+    ) -> Microbatch:
+        """This rank's part.
+
+        Args:
+            predict_R: the tokens that predict, ascending.
+        """
+        own, rank_R = np.flatnonzero(self._rank_W == self._deal.rank), self._rank_W[predict_R]
+        predict_O = predict_R[rank_R == self._deal.rank]
+        count = np.bincount(rank_R, minlength=self._deal.size)
+        from_R = rank_R * count.max()
+        for rank in range(self._deal.size):
+            from_R[rank_R == rank] += np.arange(count[rank])
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return Microbatch(
+            token_T=tensor(token_W[own]),
+            packing=Packing(
+                qkv_format="sbhd",  # for Megatron one long sequence; ours is what keeps its parts apart
+                position_T=tensor(self._position_W[own]),
+                runs=self._runs,
+                predict_O=tensor(np.searchsorted(own, predict_O)),
+                source_T=tensor(source_W[own]),
+            ),
+            target_O=tensor(next_W[predict_O]),
+            most_predicted=int(count.max()),
+            from_R=tensor(from_R),
+            seq_R=tensor(seq_R),
+            trained_R=tensor(trained_R),
+            num_seqs=len(self.offset_S),
+        )
 
 
 def _describe(block: TokenBlock, first: int) -> _Rows:

@@ -1,17 +1,18 @@
 """Rotary position embedding of packed sequences: every token turns by its position in its own sequence.
 
-Shape letters: T packed tokens, D size of a head.
+Shape letters: T packed tokens, D size of the part of a head that turns.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hybridrl.errors import ModelError
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.packing import Packing
+from hybridrl.trainer.setup import ROPE_SCALINGS
 
 
 class PackedRotary(torch.nn.Module):
@@ -19,44 +20,90 @@ class PackedRotary(torch.nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self._frequency = inverse_frequencies(spec)
+        self.amplitude = amplitude(spec)
+        """Of sine and cosine; who applies the angles multiplies by it, or the product of query and key by its
+        square."""
+
+        self._frequencies = [inverse_frequencies(spec)]
+        if spec.window_rope_theta is not None:
+            self._frequencies.append(plain_frequencies(spec.window_rope_theta, spec.rotary_dim))
 
     def get_rotary_seq_len(self, *unused: Any) -> Packing:
         """Megatron asks for a length here, only to pass it to `forward`; its last argument is the packing."""
         return unused[-1]
 
     def forward(self, packing: Packing, **unused: Any) -> Tensor:
-        """Angles in radians, float32 [T, 1, 1, D]."""
-        angle = torch.outer(packing.position_T.float(), self._frequency.to(packing.position_T.device))
-        return torch.cat([angle, angle], dim=1)[:, None, None]
+        """Angles in radians, float32 [T, 1, 1, D]; where windowed layers turn by angles of their own,
+        [2, T, 1, 1, D] with these last."""
+        position_T = packing.position_T.float()
+        angles = [torch.outer(position_T, f.to(position_T.device)) for f in self._frequencies]
+        both = [torch.cat([angle, angle], dim=1)[:, None, None] for angle in angles]
+        return torch.stack(both) if len(both) > 1 else both[0]
 
 
 def inverse_frequencies(spec: ModelSpec) -> Tensor:
-    """Radians per position of each pair of a head's dims, float32 [D / 2].
+    """Radians per position of each pair of dims that turn, float32 [D / 2]."""
+    plain = plain_frequencies(spec.rope_theta, spec.rotary_dim)
+    scaling = spec.rope_scaling
+    return plain if scaling is None else _SCALINGS[scaling["rope_type"]](plain, spec, scaling)
 
-    Raises:
-        ModelError: a kind of rope scaling that is not supported.
+
+def plain_frequencies(theta: float, dim: int) -> Tensor:
+    """float32 [dim / 2]"""
+    return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+
+
+def amplitude(spec: ModelSpec) -> float:
+    """What sine and cosine are multiplied by: YaRN keeps attention sharp over a longer context.
+
+    Source: Peng et al. 2023, "YaRN", arXiv:2309.00071, section 3.4; mscale and mscale_all_dim are DeepSeek's.
     """
-    exponent = torch.arange(0, spec.head_dim, 2, dtype=torch.float32) / spec.head_dim
-    frequency = 1.0 / (spec.rope_theta**exponent)
-    if spec.rope_scaling is None:
-        return frequency
-    kind = spec.rope_scaling["rope_type"]
-    if kind != "llama3":
-        raise ModelError(
-            f"rope scaling {kind!r} is not supported", fix="use a model with default or llama3 scaling"
-        )
-    return _llama3(frequency, **{k: v for k, v in spec.rope_scaling.items() if k != "rope_type"})
+    scaling = spec.rope_scaling or {}
+    if scaling.get("rope_type") != "yarn":
+        return 1.0
+    if scaling.get("attention_factor") is not None:
+        return scaling["attention_factor"]
+    factor, one, all_dims = _factor(spec, scaling), scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return _growth(factor, one) / _growth(factor, all_dims) if one and all_dims else _growth(factor, 1.0)
 
 
-def _llama3(
-    frequency: Tensor,
-    factor: float,
-    low_freq_factor: float,
-    high_freq_factor: float,
-    original_max_position_embeddings: int,
-) -> Tensor:
+def _growth(factor: float, weight: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _factor(spec: ModelSpec, scaling: Mapping[str, Any]) -> float:
+    return scaling.get("factor") or spec.max_positions / scaling["original_max_position_embeddings"]
+
+
+def _linear(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tensor:
+    return plain / scaling["factor"]
+
+
+def _llama3(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tensor:
     """Llama 3.1: slow dims are slowed by `factor`, fast ones kept, those between interpolated."""
-    turns = original_max_position_embeddings * frequency / (2 * math.pi)  # within the original context
-    kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
-    return frequency * (kept + (1 - kept) / factor)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)  # within the old context
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return plain * (kept + (1 - kept) / scaling["factor"])
+
+
+def _yarn(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tensor:
+    """As Llama 3.1's, but interpolated over the dims, not over their turns."""
+    last, context = spec.rotary_dim - 1, scaling["original_max_position_embeddings"]
+
+    def dim_of(turns: float) -> float:
+        """The dim, of D, that turns so often within the old context."""
+        return spec.rotary_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(spec.rope_theta))
+
+    low, high = dim_of(scaling.get("beta_fast") or 32), dim_of(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, last)
+    if low == high:
+        high += 0.001
+    slowed = ((torch.arange(len(plain), dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return plain * (1 - slowed) + plain / _factor(spec, scaling) * slowed
+
+
+_SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+assert set(_SCALINGS) == set(ROPE_SCALINGS), "others are refused before"

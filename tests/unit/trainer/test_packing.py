@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import torch
 import trainer_values as values
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hybridrl.trainer.megatron.packing import PackedBatch
+from hybridrl.trainer.megatron.context import in_order
+from hybridrl.trainer.megatron.packing import Deal, PackedBatch, idle_microbatch
 
 CPU = torch.device("cpu")
 
 
 def packed(**changes) -> tuple[PackedBatch, values.RankBatch]:
     batch = values.make_batch([], **changes)
-    return PackedBatch(batch, CPU), batch
+    return PackedBatch(batch, CPU, Deal()), batch
 
 
 def test_every_trained_token_is_predicted_from_the_tokens_before_it() -> None:
@@ -23,7 +26,7 @@ def test_every_trained_token_is_predicted_from_the_tokens_before_it() -> None:
     microbatch = made.microbatch(rows)
     token_T, position_T = microbatch.token_T.numpy(), microbatch.packing.position_T.numpy()
     found = set()
-    for at, target in zip(microbatch.packing.predict_R.tolist(), microbatch.target_R.tolist()):
+    for at, target in zip(microbatch.packing.predict_O.tolist(), microbatch.target_O.tolist()):
         found.add((*token_T[at - position_T[at] : at + 1].tolist(), target))
     expected = set()
     for n in rows:
@@ -31,7 +34,7 @@ def test_every_trained_token_is_predicted_from_the_tokens_before_it() -> None:
         tokens = block.token_T[row].tolist()
         expected |= {tuple(tokens[: t + 1]) for t in np.flatnonzero(block.loss_mask_T[row])}
     assert found == expected
-    assert len(microbatch.target_R) == sum(
+    assert len(microbatch.target_O) == sum(
         int(b.loss_mask_T[r].sum()) for b, r in map(batch.trajectory, rows)
     )
 
@@ -71,7 +74,7 @@ def test_a_microbatch_indexes_columns_by_its_own_tokens() -> None:
         positions, _ = made.trained([n])
         token_U[positions] = torch.from_numpy(block.token_T[row][block.loss_mask_T[row]].astype(np.int64))
     microbatch = made.microbatch([8, 2, 1, 5])
-    assert torch.equal(token_U[microbatch.trained_R], microbatch.target_R)
+    assert torch.equal(token_U[microbatch.trained_R], microbatch.target_O)
     assert microbatch.seq_R.unique().tolist() == list(range(microbatch.num_seqs))
 
 
@@ -87,4 +90,52 @@ def test_training_on_a_first_token_is_refused() -> None:
     mask_T[batch.blocks[0].start_N[2]] = True
     blocks = [replace(batch.blocks[0], loss_mask_T=mask_T), batch.blocks[1]]
     with pytest.raises(ValueError, match="row 2 of a block trains on its first token"):
-        PackedBatch(replace(batch, blocks=blocks), CPU)
+        PackedBatch(replace(batch, blocks=blocks), CPU, Deal())
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.lists(st.integers(0, 11), min_size=1, unique=True), size=st.integers(1, 3), tp=st.integers(1, 3)
+)
+def test_ranks_that_share_sequences_have_all_of_them_together(rows: list[int], size: int, tp: int) -> None:
+    batch = values.make_batch([])
+    whole = PackedBatch(batch, CPU, Deal()).microbatch(rows)
+    parts = [PackedBatch(batch, CPU, Deal(rank=r, size=size, tp=tp)).microbatch(rows) for r in range(size)]
+    if whole is None:
+        assert parts == [None] * size
+        return
+    assert len({len(part.token_T) for part in parts}) == 1
+    assert len(parts[0].token_T) % tp == 0
+    most = parts[0].most_predicted
+    gathered = torch.full((size, most), -1)
+    for rank, part in enumerate(parts):
+        gathered[rank, : len(part.target_O)] = part.target_O
+        assert torch.equal(part.trained_R, whole.trained_R)
+        assert torch.equal(part.seq_R, whole.seq_R)
+        assert torch.equal(part.from_R, parts[0].from_R)
+    assert torch.equal(gathered.flatten()[parts[0].from_R], whole.target_O)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_sequences_come_back_from_the_pieces_that_ranks_have(size) -> None:
+    batch, rows = values.make_batch([]), list(range(12))
+    parts = [PackedBatch(batch, CPU, Deal(rank=r, size=size)).microbatch(rows) for r in range(size)]
+    dealt, at, found = torch.stack([part.token_T for part in parts]), 0, []
+    positions = torch.stack([part.packing.position_T for part in parts])
+    for count, length in parts[0].packing.runs:
+        own = slice(at, at + count * length // size)
+        assert (in_order(positions[:, own], count, length) == torch.arange(length)).all()
+        found += in_order(dealt[:, own], count, length).tolist()
+        at = own.stop
+    whole = PackedBatch(batch, CPU, Deal()).microbatch(rows)
+    lengths = [length for count, length in whole.packing.runs for _ in range(count)]
+    expected = [sequence.tolist() for sequence in whole.token_T.split(lengths)]
+    assert [sequence[: len(e)] for sequence, e in zip(found, expected, strict=True)] == expected
+
+
+def test_an_idle_microbatch_is_one_that_all_ranks_can_run() -> None:
+    for size, tp in ((1, 1), (1, 3), (2, 1), (2, 3)):
+        idle = [idle_microbatch(Deal(rank=r, size=size, tp=tp), CPU) for r in range(size)]
+        assert {len(m.token_T) % tp for m in idle} == {0}
+        assert min(len(m.token_T) for m in idle) == max(len(m.token_T) for m in idle) > 0
+        assert all(m.num_seqs == len(m.target_O) == len(m.trained_R) == 0 for m in idle)

@@ -1,0 +1,93 @@
+"""How trainer ranks cut a model, as far as a config alone and the sizes of the model show what is wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.schema import Config
+from hybridrl.config.training import TrainParallel
+from hybridrl.errors import ConfigError
+from hybridrl.models.spec import ModelSpec
+
+
+def trainer_cuts(config: Config) -> list[tuple[str, TrainParallel]]:
+    """(key, cut) of every group of trainer ranks that the config describes, the actor's first."""
+    others = (("critic.parallel", config.critic.parallel), ("reference.parallel", config.reference.parallel))
+    return [("actor.parallel", config.actor.parallel), *((key, cut) for key, cut in others if cut)]
+
+
+def wrong_cut(
+    loaded: LoadedConfig, key: str, cut: TrainParallel, spec: ModelSpec | None
+) -> Iterator[ConfigError]:
+    """
+    Args:
+        key: of the cut.
+        spec: None: not known yet.
+    """
+    yield from _sizes_that_need_others(loaded, key, cut)
+    yield from _wrong_stages(loaded, key, cut, spec.num_layers if spec else None)
+    if spec is not None and not spec.num_experts:
+        yield from _experts_that_are_not_there(loaded, key, cut)
+    if spec is not None and spec.num_experts and cut.sp is False and cut.tp > 1:
+        yield ConfigError(
+            f"{key}.sp = false with {key}.tp = {cut.tp}: Megatron trains experts with shared tokens only",
+            where=loaded.where(f"{key}.sp", f"{key}.tp"),
+            fix=f"leave {key}.sp out, or set {key}.tp: 1",
+        )
+
+
+def _sizes_that_need_others(loaded: LoadedConfig, key: str, cut: TrainParallel) -> Iterator[ConfigError]:
+    if cut.vpp > 1 and cut.pp == 1:
+        yield ConfigError(
+            f"{key}.vpp = {cut.vpp} chunks take turns in a pipeline, {key}.pp = 1 has none",
+            where=loaded.where(f"{key}.vpp", f"{key}.pp"),
+            fix=f"set {key}.pp: 2, or {key}.vpp: 1",
+        )
+    if cut.sp and cut.tp == 1:
+        yield ConfigError(
+            f"{key}.sp = true shares tokens over the tensor-parallel ranks, {key}.tp = 1",
+            where=loaded.where(f"{key}.sp", f"{key}.tp"),
+            fix=f"set {key}.tp: 2, or leave {key}.sp out",
+        )
+
+
+def _wrong_stages(
+    loaded: LoadedConfig, key: str, cut: TrainParallel, num_layers: int | None
+) -> Iterator[ConfigError]:
+    num_chunks, name = cut.pp * cut.vpp, f"{key}.stage_layers"
+    if cut.stage_layers and len(cut.stage_layers) != num_chunks:
+        yield ConfigError(
+            f"{name} = {list(cut.stage_layers)} describes {len(cut.stage_layers)} chunks, "
+            f"{key}.pp x vpp = {num_chunks}",
+            where=loaded.where(name, f"{key}.pp", f"{key}.vpp"),
+            fix=f"give {num_chunks} numbers, or [] for equal parts",
+        )
+    elif cut.stage_layers and num_layers not in (None, sum(cut.stage_layers)):
+        yield ConfigError(
+            f"{name} = {list(cut.stage_layers)} adds up to {sum(cut.stage_layers)} layers, "
+            f"{_model(loaded)} has {num_layers}",
+            where=loaded.where(name),
+            fix=f"give {num_chunks} numbers that add up to {num_layers}",
+        )
+    elif not cut.stage_layers and num_layers is not None and num_layers % num_chunks:
+        counts = [str(count) for count in range(1, num_layers + 1) if num_layers % count == 0]
+        product = f"{key}.pp = {cut.pp}" + (f" times vpp = {cut.vpp}" if cut.vpp > 1 else "")
+        yield ConfigError(
+            f"{product} does not divide the {num_layers} layers of {_model(loaded)}",
+            where=loaded.where(f"{key}.pp", f"{key}.vpp"),
+            fix=f"use {', '.join(counts)}, or give {name}",
+        )
+
+
+def _experts_that_are_not_there(loaded: LoadedConfig, key: str, cut: TrainParallel) -> Iterator[ConfigError]:
+    for axis, size in (("ep", cut.ep), ("etp", cut.etp)):
+        if size > 1:
+            yield ConfigError(
+                f"{key}.{axis} = {size} cuts experts, {_model(loaded)} has none",
+                where=loaded.where(f"{key}.{axis}"),
+                fix=f"set {key}.{axis}: 1",
+            )
+
+
+def _model(loaded: LoadedConfig) -> str:
+    return Path(loaded.config.model.path).name

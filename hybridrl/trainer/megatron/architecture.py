@@ -1,0 +1,152 @@
+"""From our description of a model to Megatron's."""
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+
+from hybridrl.config.training import ActorConfig
+from hybridrl.models.spec import ModelSpec, family_of
+from hybridrl.trainer.megatron.rope import amplitude
+from hybridrl.trainer.setup import TrainerSetup
+
+_ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
+"""Of the gate, by their names in config.json."""
+
+
+def transformer_config(setup: TrainerSetup, device: torch.device) -> TransformerConfig:
+    """Megatron's description of the model; every fusion that needs a CUDA kernel is off."""
+    model, dtype = setup.model, precision(setup.actor, device)
+    make = MLATransformerConfig if model.latent else TransformerConfig
+    return make(
+        **_sizes(model),
+        **(_latent_attention(model) if model.latent else _attention(model)),
+        **(_experts(model) if model.num_experts else {}),
+        moe_token_dispatcher_type="alltoall",  # demanded where lengths vary, even without experts
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        **_parallel(setup, device),
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        **_recompute(setup.actor),
+        calculate_per_token_loss=True,  # gradients are summed: every loss is a share of a global mean already
+        use_cpu_initialization=True,
+        perform_initialization=False,  # weights come from a checkpoint
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        bias_dropout_fusion=False,
+        bias_activation_fusion=False,
+        apply_rope_fusion=False,
+    )
+
+
+def precision(actor: ActorConfig, device: torch.device) -> torch.dtype:
+    """Of parameters and activations; bf16 on GPUs and fp32 on CPU unless the config says otherwise."""
+    name = actor.precision or ("bf16" if device.type == "cuda" else "fp32")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _parallel(setup: TrainerSetup, device: torch.device) -> dict[str, Any]:
+    parallel = setup.parallel
+    several_chunks = parallel.vpp > 1
+    return {
+        "tensor_model_parallel_size": parallel.tp,
+        "sequence_parallel": _shares_sequence(setup, device),
+        "context_parallel_size": parallel.cp,
+        "expert_model_parallel_size": parallel.ep,
+        "expert_tensor_parallel_size": parallel.etp,
+        "pipeline_model_parallel_size": parallel.pp,
+        "virtual_pipeline_model_parallel_size": parallel.vpp if several_chunks else None,
+        "pipeline_model_parallel_layout": _stages(parallel.stage_layers),
+        "variable_seq_lengths": parallel.pp > 1,  # packed microbatches differ in length
+        "deallocate_pipeline_outputs": True,
+        # Batched messages give an interleaved pipeline wrong gradients (Megatron 0.16).
+        "overlap_p2p_comm": several_chunks,
+        "batch_p2p_comm": not several_chunks,
+    }
+
+
+def _shares_sequence(setup: TrainerSetup, device: torch.device) -> bool:
+    parallel = setup.parallel
+    if parallel.sp is None:
+        return parallel.tp > 1 and (device.type == "cuda" or setup.model.num_experts > 0)
+    return parallel.sp
+
+
+def _stages(stage_layers: tuple[int, ...]) -> list[list[str]] | None:
+    """What every chunk has, in Megatron's words; None: layers in equal parts."""
+    if not stage_layers:
+        return None
+    stages = [["decoder"] * count for count in stage_layers]
+    stages[0].insert(0, "embedding")
+    stages[-1].append("loss")
+    return stages
+
+
+def _recompute(actor: ActorConfig) -> dict[str, Any]:
+    if actor.recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    if actor.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    return {}
+
+
+def _sizes(model: ModelSpec) -> dict[str, Any]:
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_size,
+        "num_attention_heads": model.num_heads,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": model.norm_eps,
+        "layernorm_zero_centered_gamma": model.centred_norms,
+        "gated_linear_unit": True,
+        "activation_func": _ACTIVATIONS[family_of(model).activation],
+        "add_bias_linear": False,
+    }
+
+
+def _attention(model: ModelSpec) -> dict[str, Any]:
+    # Both query and key would be multiplied by the amplitude.
+    scale = (model.query_scale or model.head_dim**-0.5) * amplitude(model) ** 2
+    return {
+        "num_query_groups": model.num_kv_heads,
+        "kv_channels": model.head_dim,
+        "add_qkv_bias": model.qkv_bias,
+        "qk_layernorm": model.qk_norm,
+        "softmax_scale": scale,
+    }
+
+
+def _latent_attention(model: ModelSpec) -> dict[str, Any]:
+    scaling = model.rope_scaling or {}
+    return {
+        "q_lora_rank": model.q_lora_rank or None,
+        "kv_lora_rank": model.kv_lora_rank,
+        "qk_head_dim": model.nope_head_dim,
+        "qk_pos_emb_head_dim": model.rope_head_dim,
+        "v_head_dim": model.v_head_dim,
+        "rope_type": "rope",
+        # With these two, Megatron widens the softmax; the angles are ours.
+        "rotary_scaling_factor": scaling.get("factor") or 1.0,
+        "mscale_all_dim": scaling.get("mscale_all_dim") or 0.0,
+        # Megatron would add up the gradients of norms by this name, which every rank has whole already.
+        "qk_layernorm": False,
+    }
+
+
+def _experts(model: ModelSpec) -> dict[str, Any]:
+    return {
+        "num_moe_experts": model.num_experts,
+        "moe_router_topk": model.experts_per_token,
+        "moe_ffn_hidden_size": model.expert_ffn_size,
+        "moe_shared_expert_intermediate_size": model.shared_ffn_size or None,
+        "moe_layer_freq": [int(layer in model.layers("moe")) for layer in range(model.num_layers)],
+        "moe_router_load_balancing_type": "none",
+        "moe_router_dtype": "fp32",
+    }

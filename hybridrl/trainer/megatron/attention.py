@@ -1,0 +1,136 @@
+"""Causal attention inside each packed sequence: one call for every run of sequences of equal length.
+
+Under context parallelism every rank gathers all keys and values, and attends with the queries that it has.
+Shape letters: T packed tokens of this rank, H query heads, K key heads, D size of a query and key head, E of
+a value head, B sequences of equal length, L that length, Q queries of each of them.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from hybridrl.trainer.megatron.context import gather_tokens, in_order, pieces_of
+from hybridrl.trainer.megatron.packing import Packing
+
+
+class PackedAttention(MegatronModule):
+    """In place of Megatron's core attention, which knows neither packed sequences nor context parallelism."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        softmax_scale: float | None = None,
+        *,
+        window: int | None = None,
+        soft_cap: float | None = None,
+        **unused: Any,
+    ) -> None:
+        """
+        Args:
+            softmax_scale: of the product of query and key; None: 1 / sqrt(D).
+            window: a token sees itself and the `window` - 1 tokens before it; None: all before it.
+            soft_cap: scores x become soft_cap * tanh(x / soft_cap); None: they stay.
+        """
+        super().__init__(config=config)
+        self._scale, self._window, self._soft_cap = softmax_scale, window, soft_cap
+        self._context = parallel_state.get_context_parallel_group()
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        packed_seq_params: Packing,
+        **unused: Any,
+    ) -> Tensor:
+        """
+        Args:
+            query: [T, 1, H, D]
+            key: [T, 1, K, D]; with fewer heads than queries have, each serves several of them.
+            value: [T, 1, K, E]
+
+        Returns:
+            [T, 1, H * E]
+        """
+        runs, size = packed_seq_params.runs, self._context.size()
+        if size > 1:
+            key, value = self._gather(key, value)
+        sizes = [count * length // size for count, length in runs]
+        axis = 0 if size == 1 else 1
+        parts = zip(runs, query.split(sizes), key.split(sizes, axis), value.split(sizes, axis), strict=True)
+        attend = self._attend if size == 1 else self._attend_over_ranks
+        return torch.cat([attend(*run, q, k, v) for run, q, k, v in parts])
+
+    def _gather(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of all ranks, [cp, T, 1, K, D] and [cp, T, 1, K, E]: heads may differ in size."""
+        together = torch.cat([key.flatten(1), value.flatten(1)], dim=1)
+        split = [key[0].numel(), value[0].numel()]
+        keys, values = gather_tokens(together, self._context).split(split, dim=2)
+        return keys.unflatten(2, key.shape[1:]), values.unflatten(2, value.shape[1:])
+
+    def _attend(self, count: int, length: int, *query_key_value: Tensor) -> Tensor:
+        heads = (x.reshape(count, length, *x.shape[2:]).transpose(1, 2) for x in query_key_value)
+        out_BHLE = self._product(*heads, first=0)
+        return out_BHLE.transpose(1, 2).reshape(count * length, 1, -1)
+
+    def _attend_over_ranks(
+        self, count: int, length: int, query: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
+        """Queries of this rank's two pieces of each sequence, against the keys up to the end of the piece."""
+        size, piece = self._context.size(), length // (2 * self._context.size())
+        query_BH2QD = query.view(count, 2, piece, *query.shape[2:]).permute(0, 3, 1, 2, 4)
+        key_BKLD, value_BKLE = (in_order(x, count, length).squeeze(2).transpose(1, 2) for x in (keys, values))
+        outs = []
+        for i, number in enumerate(pieces_of(self._context.rank(), size)):
+            first, end = number * piece, (number + 1) * piece
+            seen = (key_BKLD[:, :, :end], value_BKLE[:, :, :end])
+            outs.append(self._product(query_BH2QD[:, :, i], *seen, first=first).transpose(1, 2))
+        return torch.stack(outs, dim=1).reshape(2 * count * piece, 1, -1)
+
+    def _product(self, query_BHQD: Tensor, key_BKLD: Tensor, value_BKLE: Tensor, *, first: int) -> Tensor:
+        """Attention of queries at positions `first` and up, [B, H, Q, E]."""
+        num_queries, num_keys = query_BHQD.shape[2], key_BKLD.shape[2]
+        visible_QL = _visible(num_queries, num_keys, first, self._window, query_BHQD.device)
+        scale = query_BHQD.shape[3] ** -0.5 if self._scale is None else self._scale
+        if self._soft_cap is not None:
+            return _capped(query_BHQD, key_BKLD, value_BKLE, visible_QL, scale, self._soft_cap)
+        plain = first == 0 and (self._window is None or num_keys <= self._window)
+        return F.scaled_dot_product_attention(
+            query_BHQD,
+            key_BKLD,
+            value_BKLE,
+            attn_mask=None if plain else visible_QL,
+            is_causal=plain,
+            scale=scale,
+            enable_gqa=query_BHQD.shape[1] != key_BKLD.shape[1],
+        )
+
+
+def _visible(num_queries: int, num_keys: int, first: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys, from position 0, each query sees, the first of them being at `first`; bool [Q, L]."""
+    at_Q = torch.arange(first, first + num_queries, device=device)
+    back_QL = at_Q.unsqueeze(1) - torch.arange(num_keys, device=device)
+    return back_QL >= 0 if window is None else (back_QL >= 0) & (back_QL < window)
+
+
+def _capped(
+    query_BHQD: Tensor,
+    key_BKLD: Tensor,
+    value_BKLE: Tensor,
+    visible_QL: Tensor,
+    scale: float,
+    soft_cap: float,
+) -> Tensor:
+    """Torch's own product has no soft cap: this one holds all scores."""
+    served = query_BHQD.shape[1] // key_BKLD.shape[1]
+    key_BHLD, value_BHLE = (x.repeat_interleave(served, dim=1) for x in (key_BKLD, value_BKLE))
+    score_BHQL = (query_BHQD @ key_BHLD.mT) * scale
+    score_BHQL = soft_cap * torch.tanh(score_BHQL / soft_cap)
+    score_BHQL = score_BHQL.masked_fill(~visible_QL, -torch.inf)
+    return score_BHQL.softmax(-1, dtype=torch.float32).to(value_BHLE.dtype) @ value_BHLE

@@ -1,0 +1,89 @@
+"""Multi-head latent attention: q, and k with v, pass through a narrow layer and its norm.
+
+Source: DeepSeek-AI 2024, "DeepSeek-V2", arXiv:2405.04434, section 2.1.
+Shape letters: T packed tokens, S those of this rank under sequence parallelism, else T; H heads of this rank,
+D rotary size of a head.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+from torch import Tensor
+
+from hybridrl.trainer.megatron.packing import Packing
+from hybridrl.trainer.megatron.rope import PackedRotary
+
+
+class LatentAttention(MLASelfAttention):
+    """Megatron's modules; its way through them loses gradients of the rotary key under tensor parallelism."""
+
+    def __init__(
+        self, config: MLATransformerConfig, submodules: Any, *, rotary: PackedRotary, **options: Any
+    ) -> None:
+        super().__init__(config, submodules, **options)
+        self.rotary_pos_emb = rotary
+
+    def get_query_key_value_tensors(
+        self,
+        hidden_states: Tensor,
+        key_value_states: None,
+        position_ids: None,
+        packing: Packing,
+        **unused: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """
+        Args:
+            hidden_states: [S, 1, hidden size]
+
+        Returns:
+            Query, key and value, [T, 1, H, head size of each]; then what query, and key and value, come from.
+        """
+        config = self.config
+        angle_T = self.rotary_pos_emb(packing)
+        latent_q = self._latent_query(hidden_states)
+        up_q = self.linear_q_proj if config.q_lora_rank is None else self.linear_q_up_proj
+        nope_q, rope_q = self._heads(up_q, latent_q).split(
+            [config.qk_head_dim, config.qk_pos_emb_head_dim], -1
+        )
+        latent_kv, rope_k = self._latent_key_value(hidden_states)
+        nope_k, value = self._heads(self.linear_kv_up_proj, latent_kv).split(
+            [config.qk_head_dim, config.v_head_dim], -1
+        )
+        rope_k = self._turn(rope_k.unsqueeze(-2), angle_T).expand(-1, -1, nope_k.shape[2], -1)
+        query = torch.cat([nope_q, self._turn(rope_q, angle_T)], -1)
+        return query, torch.cat([nope_k, rope_k], -1), value, latent_q, latent_kv
+
+    def _latent_query(self, hidden: Tensor) -> Tensor:
+        """[S, 1, q_lora_rank], normed; hidden states where queries are not compressed."""
+        if self.config.q_lora_rank is None:
+            return hidden
+        part, _ = self.linear_q_down_proj(hidden)
+        return self.q_layernorm(self._own_tokens(gather_from_tensor_model_parallel_region(part)))
+
+    def _latent_key_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, 1, kv_lora_rank], normed, and the key's rotary part [T, 1, D]."""
+        part, _ = self.linear_kv_down_proj(hidden)
+        whole = gather_from_tensor_model_parallel_region(part)
+        latent, rope = whole.split([self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim], -1)
+        # Every rank takes it to heads of its own: their gradients are summed.
+        rope = copy_to_tensor_model_parallel_region(rope)
+        return self.kv_layernorm(self._own_tokens(latent)), rope
+
+    def _own_tokens(self, whole_T: Tensor) -> Tensor:
+        """Where norms share the tokens, those of this rank."""
+        return scatter_to_sequence_parallel_region(whole_T) if self.config.sequence_parallel else whole_T
+
+    def _heads(self, up: torch.nn.Module, latent: Tensor) -> Tensor:
+        wide, _ = up(latent)
+        return wide.unflatten(-1, (self.num_attention_heads_per_partition, -1))
+
+    def _turn(self, heads: Tensor, angle_T: Tensor) -> Tensor:
+        return apply_rotary_pos_emb(heads, angle_T, self.config, mscale=self.rotary_pos_emb.amplitude)

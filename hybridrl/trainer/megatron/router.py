@@ -1,0 +1,193 @@
+"""Chooses the experts of every token.
+
+Sources: DeepSeek-AI 2024, "DeepSeek-V2", arXiv:2405.04434, section 2.1.3 (groups), and "DeepSeek-V3",
+arXiv:2412.19437, section 2.1.2 (sigmoid scores, a bias that only chooses).
+Shape letters: T packed tokens, N those of this rank, E experts of a layer, K those of a token, G groups of
+experts, B tokens of all blocks of a batch, S sequences of a microbatch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.moe import router as megatron
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.megatron.packing import Packing
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Weights of losses of a router, each a sum over the sequences of a microbatch."""
+
+    balance: float = 0.0
+    """DeepSeek-V3's sequence-wise balance: experts that a sequence uses more are made less likely in it."""
+
+    z: float = 0.0
+    """Squared logarithm of the sum of exp(logits), mean over a sequence (ST-MoE, arXiv:2202.08906, 2.2)."""
+
+
+class Choices:
+    """Experts of the tokens of a batch on one layer."""
+
+    def __init__(self, num_tokens: int, num_chosen: int, device: torch.device) -> None:
+        self._expert_BK = torch.full((num_tokens, num_chosen), -1, dtype=torch.int16, device=device)
+        self._complete = False
+
+    def settle(self, source_N: Tensor, chosen_NK: Tensor) -> Tensor:
+        """The experts to go to: those that were chosen, which are kept; when complete, those that were kept.
+
+        Filler, and tokens of which nothing was kept, always go where they choose.
+        """
+        if not self._complete:
+            real_N = source_N >= 0
+            self._expert_BK[source_N[real_N]] = chosen_NK[real_N].to(torch.int16)
+            return chosen_NK
+        kept_NK = self._expert_BK[source_N.clamp(min=0)].long()
+        return torch.where((source_N >= 0).unsqueeze(1) & (kept_NK >= 0), kept_NK, chosen_NK)
+
+    def complete(self, group: dist.ProcessGroup | None) -> None:
+        """Nothing is kept from here on. *Collective* over a group, whose ranks then know what others kept."""
+        self._complete = True
+        if group is not None:
+            whole_BK = self._expert_BK.int()  # gloo has no shorter integers
+            dist.all_reduce(whole_BK, dist.ReduceOp.MAX, group)
+            self._expert_BK.copy_(whole_BK)
+
+
+class Router(megatron.Router):
+    """In place of Megatron's, which knows neither the groups of DeepSeek-V2 nor packed sequences."""
+
+    packing: Packing
+    """Of the microbatch that is routed; its layer sets it."""
+
+    def __init__(self, config: TransformerConfig, pg_collection: Any, *, model: ModelSpec) -> None:
+        super().__init__(config, pg_collection)
+        self._model, self.topk = model, model.experts_per_token
+        bias = torch.nn.Parameter(torch.zeros(self.num_experts), requires_grad=False)
+        self.register_parameter("expert_bias", bias if model.router_bias else None)
+        self.choices: Choices | None = None
+        self.penalties = Penalties()
+        """Of passes with gradients."""
+
+        self.count_from_zero()
+
+    def count_from_zero(self) -> None:
+        self.count_E = torch.zeros(self.num_experts, device=self.weight.device)
+        """Tokens that went to each expert in passes with gradients."""
+
+        self.penalty = torch.zeros((), device=self.weight.device)
+        """Sum of the penalties of those passes."""
+
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        """Casts and moves all but the type of the bias, to which a rounding is a choice of other experts."""
+        super()._apply(*args, **options)
+        if self.expert_bias is not None:
+            self.expert_bias.data = self.expert_bias.data.float()
+        return self
+
+    def forward(self, input: Tensor, padding_mask: None = None) -> tuple[Tensor, Tensor]:
+        """Weight of every expert for every token, 0 of those that were not chosen, and which were; [N, E]."""
+        return self.routing(self.gating(input))
+
+    def routing(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, from the output of the router's linear layer, [..., E]."""
+        logits_NE = logits.flatten(0, -2)
+        score_NE = scores(self._model, logits_NE)
+        chosen_NK = choose(self._model, score_NE.detach(), self.expert_bias)
+        if self.choices is not None:
+            chosen_NK = self.choices.settle(self._own(self.packing.source_T), chosen_NK)
+        weight_NE = torch.zeros_like(score_NE).scatter(1, chosen_NK, weigh(self._model, score_NE, chosen_NK))
+        map_NE = torch.zeros_like(score_NE, dtype=torch.bool).scatter(1, chosen_NK, True)
+        if torch.is_grad_enabled():  # not in the first of two passes of a layer that is computed again
+            weight_NE = self._observe(weight_NE, logits_NE, score_NE, map_NE)
+        return weight_NE, map_NE
+
+    def _observe(self, weight_NE: Tensor, logits_NE: Tensor, score_NE: Tensor, map_NE: Tensor) -> Tensor:
+        """Counts; and the weights, whose backward pass is that of the penalties too."""
+        real_N = self._own(self.packing.source_T) >= 0
+        self.count_E += map_NE[real_N].sum(0)
+        if self.penalties == Penalties():
+            return weight_NE
+        seq_N = self._own(self._sequence_T())[real_N]
+        total = penalty(
+            self.penalties, seq_N, logits_NE[real_N], score_NE[real_N], map_NE[real_N], self.tp_cp_group
+        )
+        self.penalty += total.detach()
+        return MoEAuxLossAutoScaler.apply(weight_NE, total)
+
+    def _sequence_T(self) -> Tensor:
+        """Which of the packed sequences each token belongs to."""
+        size, runs = self.cp_group.size(), self.packing.runs
+        own_S = torch.tensor([length // size for count, length in runs for _ in range(count)])
+        return torch.repeat_interleave(torch.arange(len(own_S)), own_S).to(self.packing.source_T.device)
+
+    def _own(self, value_T: Tensor) -> Tensor:
+        """Where ranks share the tokens, the part of this rank."""
+        if not self.config.sequence_parallel:
+            return value_T
+        return value_T.chunk(self.tp_group.size())[self.tp_group.rank()]
+
+
+def penalty(
+    weights: Penalties,
+    seq_N: Tensor,
+    logits_NE: Tensor,
+    score_NE: Tensor,
+    map_NE: Tensor,
+    group: dist.ProcessGroup,
+) -> Tensor:
+    """This rank's part of the sum over sequences. *Collective* over the ranks that share them.
+
+    Balance of a sequence is the sum over experts of f_e P_e, with f_e the part of its tokens that go to e,
+    times E / K, and P_e the mean of their scores over those of all experts. Nothing flows back through f_e.
+    """
+    num_experts = score_NE.shape[1]
+    size = torch.tensor([int(seq_N.max()) + 1 if len(seq_N) else 0], device=seq_N.device)
+    dist.all_reduce(size, dist.ReduceOp.MAX, group)
+    used = torch.cat([map_NE.float(), torch.ones_like(score_NE[:, :1])], dim=1)
+    used_SE = used.new_zeros(int(size), num_experts + 1).index_add(0, seq_N, used)
+    dist.all_reduce(used_SE, group=group)
+    used_SE, length_S1 = used_SE[:, :-1], used_SE[:, -1:].clamp(min=1)
+    num_chosen = int(map_NE[0].sum()) if len(map_NE) else 1
+    often_SE = used_SE * num_experts / (num_chosen * length_S1)
+    likely_NE = score_NE / score_NE.sum(1, keepdim=True)
+    balance = (often_SE[seq_N] * likely_NE / length_S1[seq_N]).sum()
+    z = (logits_NE.float().logsumexp(1).square() / length_S1[seq_N, 0]).sum()
+    return weights.balance * balance + weights.z * z
+
+
+def scores(model: ModelSpec, logits_NE: Tensor) -> Tensor:
+    """In [0, 1], float32 [N, E]."""
+    logits_NE = logits_NE.float()
+    return logits_NE.sigmoid() if model.router_score == "sigmoid" else logits_NE.softmax(-1)
+
+
+def choose(model: ModelSpec, score_NE: Tensor, bias_E: Tensor | None) -> Tensor:
+    """Experts of every token, int64 [N, K], in no particular order.
+
+    With groups, first the best of these: a group is as good as its best expert where scores are softmax's, as
+    its best two together where they are sigmoid's.
+    """
+    if bias_E is not None:
+        score_NE = score_NE + bias_E
+    if model.router_groups > 1:
+        group_NGE = score_NE.unflatten(1, (model.router_groups, -1))
+        best = 2 if model.router_score == "sigmoid" else 1
+        merit_NG = group_NGE.topk(best, dim=2).values.sum(2)
+        open_NG = torch.zeros_like(merit_NG, dtype=torch.bool)
+        open_NG.scatter_(1, merit_NG.topk(model.router_top_groups, dim=1).indices, True)
+        score_NE = group_NGE.masked_fill(~open_NG.unsqueeze(2), -torch.inf).flatten(1)
+    return score_NE.topk(model.experts_per_token, dim=1).indices
+
+
+def weigh(model: ModelSpec, score_NE: Tensor, chosen_NK: Tensor) -> Tensor:
+    """How much each expert's output counts, [N, K]."""
+    weight_NK = score_NE.gather(1, chosen_NK)
+    if model.router_normalizes:
+        weight_NK = weight_NK / (weight_NK.sum(1, keepdim=True) + 1e-20)
+    return weight_NK * model.router_scale

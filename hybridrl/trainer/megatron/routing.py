@@ -1,0 +1,90 @@
+"""What the routers of a model do together: keep choices over the passes of a batch, balance, count.
+
+Shape letters: E experts of a layer, L layers of the whole model.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from hybridrl.config.training import MoEConfig
+from hybridrl.trainer.megatron.model import Stage, chunks
+from hybridrl.trainer.megatron.router import Choices, Penalties, Router
+
+
+class Routing:
+    """Of the policy. Without experts, nothing here does anything."""
+
+    def __init__(self, config: MoEConfig, stage: Stage) -> None:
+        self._config = config
+        modules = (module for chunk in chunks(stage) for module in chunk.modules())
+        self._routers = [module for module in modules if isinstance(module, Router)]
+        self._num_layers, self._num_experts = stage[0].config.num_layers, stage[0].config.num_moe_experts or 0
+        self._kept: list[Choices] = []
+        """Of each router, or of none."""
+
+    @contextlib.contextmanager
+    def keeping(self, num_tokens: int, *, share: bool) -> Iterator[None]:
+        """Inside, the choices of a new batch are kept, if they are to be replayed. *Collective*.
+
+        Args:
+            num_tokens: of all blocks.
+            share: a token may be on another rank later.
+        """
+        self._kept = []
+        if self._config.router_replay == "none":
+            yield
+            return
+        kept = [Choices(num_tokens, router.topk, router.weight.device) for router in self._routers]
+        with self._visiting(kept):
+            yield
+        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+        for choices in kept:
+            choices.complete(group if share else None)
+        self._kept = kept
+
+    @contextlib.contextmanager
+    def training(self, num_sequences: int) -> Iterator[None]:
+        """Inside are the passes of one optimizer step.
+
+        Args:
+            num_sequences: of that step, over all ranks.
+        """
+        config = self._config
+        penalties = Penalties(config.aux_loss / num_sequences, config.z_loss / num_sequences)
+        for router in self._routers:
+            router.count_from_zero()
+            router.penalties = penalties
+        with self._visiting(self._kept):
+            yield
+        for router in self._routers:
+            router.penalties = Penalties()
+
+    @contextlib.contextmanager
+    def _visiting(self, kept: Sequence[Choices]) -> Iterator[None]:
+        for router, choices in zip(self._routers, kept):
+            router.choices = choices
+        try:
+            yield
+        finally:
+            for router in self._routers:
+                router.choices = None
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last step. *Collective*, all ranks."""
+        if not self._num_experts:
+            return {}
+        report = torch.zeros(self._num_layers, self._num_experts + 1, dtype=torch.float64)
+        for router in self._routers:
+            report[router.layer_number - 1, :-1] = router.count_E.cpu()
+            report[router.layer_number - 1, -1] = router.penalty.cpu()
+        dist.all_reduce(report)
+        count_LE = report[:, :-1]
+        count_LE = count_LE[count_LE.sum(1) > 0]
+        found = {"moe/load_max": (count_LE.amax(1) / count_LE.mean(1)).mean().item()} if len(count_LE) else {}
+        if self._config.aux_loss or self._config.z_loss:
+            found["moe/penalty"] = report[:, -1].sum().item()
+        return found
