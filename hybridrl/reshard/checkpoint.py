@@ -15,6 +15,7 @@ from hybridrl.errors import ModelError, RunFolderError
 from hybridrl.layout.base import Layout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.shard import Shard
+from hybridrl.models.spec import ModelSpec, with_one_label
 from hybridrl.reshard import hf_files
 from hybridrl.reshard.execute import copy
 from hybridrl.reshard.plan import Job, plan
@@ -65,7 +66,7 @@ def export_hf(
         tensors: this rank's shards, by the names of `layout`.
         source_folder: where config.json and the tokenizer come from.
         barrier: returns when all ranks have called it.
-        dtype: of the files; None: that of the source checkpoint.
+        dtype: of the files; None: each tensor's in the source folder.
         max_shard_bytes: a file holds no more, unless it holds one tensor.
 
     Raises:
@@ -77,14 +78,12 @@ def export_hf(
     if folder.exists():
         raise RunFolderError(f"{folder} exists already", where=str(folder), fix="choose another folder")
     _refuse_other_tensors(layout.shards(rank), tensors, rank)
-    file_dtype = dtype or getattr(torch, layout.spec.dtype)
     target = HFLayout(layout.spec)
-    shapes = {name: shard.shape for name, shard in target.shards(0).items()}
-    files = hf_files.split(shapes, file_dtype, max_shard_bytes)
-    partial = folder.with_name(f".{folder.name}.partial")
+    files = plan_files(target, source_folder, dtype, max_shard_bytes)
+    partial = partial_folder(folder)
     barrier()  # all ranks have seen that `folder` is not there
     if rank == 0:
-        _create(partial, files)
+        create(partial, files)
     barrier()  # the files are there
     table = tabulate(plan(Job(layout, (target,)), source_rank=rank))
     places = {name: tensor for file in files for name, tensor in file.tensors(partial).items()}
@@ -92,10 +91,40 @@ def export_hf(
     _sync(partial)
     barrier()  # the files are full
     if rank == 0:
-        _copy_beside(Path(source_folder), partial, file_dtype)
-        _sync(partial)
-        partial.rename(folder)
+        finish(partial, folder, source_folder, layout.spec, dtype)
     barrier()  # `folder` is there
+
+
+def plan_files(
+    target: HFLayout, source_folder: str | Path, dtype: torch.dtype | None, max_shard_bytes: int
+) -> list[hf_files.FilePlan]:
+    """The weight files of a model folder.
+
+    Args:
+        dtype: None: each tensor's in the source folder; of one that is not there, the model's.
+    """
+    shapes = {name: shard.shape for name, shard in target.shards(0).items()}
+    default = getattr(torch, target.spec.dtype)
+    if dtype is None:
+        source = hf_files.Checkpoint(source_folder)
+        dtypes = {name: (source.dtype(name) if name in source else None) or default for name in shapes}
+    else:
+        dtypes = dict.fromkeys(shapes, dtype)
+    return hf_files.split(shapes, dtypes, max_shard_bytes)
+
+
+def partial_folder(folder: Path) -> Path:
+    """Where a model folder is written before it gets its name."""
+    return folder.with_name(f".{folder.name}.partial")
+
+
+def finish(
+    partial: Path, folder: Path, source_folder: str | Path, spec: ModelSpec, dtype: torch.dtype | None
+) -> None:
+    """Add what a model has beside its weights, and give the folder its name."""
+    _copy_beside(Path(source_folder), partial, spec, dtype)
+    _sync(partial)
+    partial.rename(folder)
 
 
 def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) -> None:
@@ -129,7 +158,12 @@ def _refuse_other_tensors(
             )
 
 
-def _create(partial: Path, files: Sequence[hf_files.FilePlan]) -> None:
+def create(partial: Path, files: Sequence[hf_files.FilePlan]) -> None:
+    """The files of a new model folder, full of zeros, in place of what a stopped writer left.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -139,15 +173,17 @@ def _create(partial: Path, files: Sequence[hf_files.FilePlan]) -> None:
         (partial / hf_files.INDEX).write_text(hf_files.index(files))
 
 
-def _copy_beside(source: Path, target: Path, dtype: torch.dtype) -> None:
+def _copy_beside(source: Path, target: Path, spec: ModelSpec, dtype: torch.dtype | None) -> None:
     """What a model has beside its weights: tokenizer, chat template, generation config, config.json."""
     for path in source.iterdir():
         of_weights = path.name == "config.json" or path.name.endswith(".index.json")
         if path.suffix in (".json", ".txt", ".model", ".jinja") and not of_weights:
             shutil.copyfile(path, target / path.name)
     config = json.loads((source / "config.json").read_text())
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    config[key] = str(dtype).removeprefix("torch.")
+    if dtype is not None:
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).removeprefix("torch.")
+    if spec.value_head:
+        config = with_one_label(config)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -8,8 +8,10 @@ import json
 import mmap
 import os
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from hybridrl.errors import ModelError, ResourceError
 
 INDEX = "model.safetensors.index.json"
 
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 class Checkpoint:
@@ -44,6 +47,10 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open(self._where[name]).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """None: one that no model trains in."""
+        return _DTYPES.get(self._open(self._where[name]).get_slice(name).get_dtype())
 
     def _index(self) -> dict[str, Path]:
         index = self.folder / INDEX
@@ -81,24 +88,36 @@ class FilePlan:
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
-    dtype: torch.dtype
+    dtypes: Mapping[str, torch.dtype]
+    """Of each of its tensors."""
+
+    metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     @property
     def header(self) -> bytes:
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, shape in self.shapes.items():
-            end = offset + prod(shape) * self.dtype.itemsize
-            entries[name] = {"dtype": _NAMES[self.dtype], "shape": list(shape), "data_offsets": [offset, end]}
-            offset = end
+        entries: dict[str, object] = {"__metadata__": dict(self.metadata)}
+        for name, (start, stop) in self.offsets.items():
+            shape, dtype = list(self.shapes[name]), _NAMES[self.dtypes[name]]
+            entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
         text = json.dumps(entries, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
     @property
+    def offsets(self) -> dict[str, tuple[int, int]]:
+        """Where each tensor starts and stops behind the header: the widest elements first, so that all are
+        aligned."""
+        names = sorted(self.shapes, key=lambda name: -self.dtypes[name].itemsize)
+        edges = list(accumulate((self._size(name) for name in names), initial=0))
+        return dict(zip(names, pairwise(edges), strict=True))
+
+    @property
     def bytes(self) -> int:
         """Of its tensors."""
-        return sum(prod(shape) for shape in self.shapes.values()) * self.dtype.itemsize
+        return sum(self._size(name) for name in self.shapes)
+
+    def _size(self, name: str) -> int:
+        return prod(self.shapes[name]) * self.dtypes[name].itemsize
 
     def create(self, folder: Path) -> None:
         """Write the header and reserve the rest, which reads as zeros.
@@ -113,41 +132,84 @@ class FilePlan:
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
             except OSError as error:
-                raise ResourceError(
-                    f"no room for {size} bytes: {error.strerror}",
-                    where=str(folder / self.name),
-                    fix="free disk space",
-                ) from error
+                raise _no_room(folder / self.name, size, error) from error
 
     def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
         """Tensors on the file: what is written to them is in it, for every process that maps it."""
         with open(folder / self.name, "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
-        found, offset = {}, len(self.header)
-        for name, shape in self.shapes.items():
-            flat = torch.frombuffer(memory, dtype=self.dtype, count=prod(shape), offset=offset)
+        found, begin = {}, len(self.header)
+        for name, (start, _) in self.offsets.items():
+            shape, dtype = self.shapes[name], self.dtypes[name]
+            flat = torch.frombuffer(memory, dtype=dtype, count=prod(shape), offset=begin + start)
             found[name] = flat.view(shape)
-            offset += prod(shape) * self.dtype.itemsize
         return found
 
+    def write(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> int:
+        """Write the whole file, to the disk; returns the CRC-32 of its bytes.
 
-def split(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, max_bytes: int) -> list[FilePlan]:
+        Args:
+            tensors: contiguous, in host memory, with shapes and dtypes of this plan.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        checksum = 0
+        with open(folder / self.name, "xb") as file:
+            try:
+                for part in (self.header, *(_bytes(tensors[name]) for name in self.offsets)):
+                    file.write(part)
+                    checksum = zlib.crc32(part, checksum)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise _no_room(folder / self.name, len(self.header) + self.bytes, error) from error
+        return checksum
+
+
+def plan_of(name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> FilePlan:
+    """A file for tensors that are there."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    return FilePlan(name, shapes, {key: tensor.dtype for key, tensor in tensors.items()}, metadata)
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            found = zlib.crc32(part, found)
+    return found
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data
+
+
+def _no_room(path: Path, size: int, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"no room for {size} bytes: {error.strerror}", where=str(path), fix="free disk space"
+    )
+
+
+def split(
+    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], max_bytes: int
+) -> list[FilePlan]:
     """Files of at most `max_bytes` of tensors, in the given order; a tensor is never cut."""
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     room = max_bytes
     for name, shape in shapes.items():
-        need = prod(shape) * dtype.itemsize
+        need = prod(shape) * dtypes[name].itemsize
         if need > room and groups[-1]:
             groups.append({})
             room = max_bytes
         groups[-1][name] = shape
         room -= need
-    if len(groups) == 1:
-        return [FilePlan("model.safetensors", groups[0], dtype)]
     count = len(groups)
+    names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     return [
-        FilePlan(f"model-{i:05d}-of-{count:05d}.safetensors", group, dtype)
-        for i, group in enumerate(groups, 1)
+        FilePlan(name, group, {key: dtypes[key] for key in group})
+        for name, group in zip(names if count > 1 else ["model.safetensors"], groups, strict=True)
     ]
 
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
-from hybridrl.errors import ModelError
+from hybridrl.config.training import ActorConfig, CriticConfig, MoEConfig, TrainParallel
+from hybridrl.errors import ConfigError, ModelError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models.spec import ModelSpec
 
-_BUILDABLE = ("llama", "qwen2", "qwen3")
-"""Families whose layers the trainer can build."""
+ROPE_SCALINGS = ("linear", "llama3", "yarn")
+"""Kinds, as config.json names them, that the trainer has beside the plain rotary embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,14 @@ class TrainerSetup:
     num_optimizer_steps: int
     """Of the whole run: the length of the learning-rate schedule."""
 
+    elsewhere: frozenset[str] = frozenset()
+    """Token columns that other groups of ranks compute for these."""
+
     timeout_s: float
     """A collective may take this long, then the ranks give up."""
+
+    async_save: bool = False
+    """Checkpoints are written by a thread beside the training."""
 
 
 def megatron_layout(model: ModelSpec, parallel: TrainParallel) -> MegatronLayout:
@@ -72,15 +78,35 @@ def refuse_unbuildable(model: ModelSpec, *, where: str) -> None:
         where: the model was named.
 
     Raises:
-        ModelError: the trainer has no layers of the model's kind, or lacks a part of them.
+        ModelError: its layers have a part that the trainer's lack.
     """
-    if model.family not in _BUILDABLE:
-        raise ModelError(
-            f"the trainer cannot build a model of family {model.family}",
-            where=where,
-            fix=f"use one of {', '.join(_BUILDABLE)}",
-        )
     if model.attention_out_bias:
         raise ModelError(
             "a bias on the attention output is not supported", where=where, fix="use a model without"
         )
+    kind = (model.rope_scaling or {}).get("rope_type")
+    windows = " on a model with windows" if model.windowed_layers else ""
+    if kind not in (None, *ROPE_SCALINGS) or (kind == "yarn" and windows):
+        raise ModelError(
+            f"rope scaling {kind!r}{windows} is not supported",
+            where=where,
+            fix=f"use a model with {', '.join(ROPE_SCALINGS)} or plain rotary embedding",
+        )
+
+
+def refuse_unfit_experts(moe: MoEConfig, model: ModelSpec, *, where: str) -> None:
+    """
+    Args:
+        where: the model was named.
+
+    Raises:
+        ConfigError: a key about experts is set for a model that has none.
+    """
+    plain = MoEConfig()
+    for key, value in moe:
+        if not model.num_experts and value != getattr(plain, key):
+            raise ConfigError(
+                f"actor.moe.{key} is {value}, the model of family {model.family} has no experts",
+                where=where,
+                fix=f"remove actor.moe.{key}",
+            )

@@ -1,6 +1,8 @@
 """A resumed policy is the uninterrupted one, bit for bit; a checkpoint that is not whole is refused."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,16 @@ def test_what_is_trained_beside_the_policy_continues_too(model, tmp_path, estima
     assert rank["through"][0]["loaded"][metric] not in (0.0, pytest.approx(np.log(2), rel=1e-3))
 
 
+def test_a_checkpoint_that_is_written_beside_the_training_is_of_the_moment_it_was_begun(
+    model, tmp_path
+) -> None:
+    for rank in on_ranks(2, scenarios.save_beside, model, (1, 1, 2), tmp_path / "saved"):
+        assert rank["there"] == [False, True]
+        assert rank["through"] == rank["again"]
+        assert rank["said"] == "ResourceError: no room for 7 bytes"
+    assert [path.name for path in tmp_path.iterdir() if not path.suffix] == ["saved"]
+
+
 def test_a_checkpoint_is_never_overwritten(resumed) -> None:
     for rank in resumed:
         assert "CheckpointError" in rank["refusals"][0]
@@ -63,24 +75,36 @@ def test_a_checkpoint_is_never_overwritten(resumed) -> None:
 
 def test_damaged_and_foreign_checkpoints_are_refused_and_change_nothing(model, tmp_path) -> None:
     on_ranks(1, scenarios.resume, model, (1, 1, 1), tmp_path / "whole")
-    on_ranks(2, scenarios.resume, model, (2, 1, 1), tmp_path / "tp2")
-    damaged = {name: tmp_path / name for name in ("uncommitted", "missing", "cut")}
+    damaged = {name: tmp_path / name for name in ("uncommitted", "missing", "cut", "old", "small")}
     for path in damaged.values():
         shutil.copytree(tmp_path / "whole", path)
     (damaged["uncommitted"] / "COMMITTED").unlink()
-    data = next(damaged["missing"].glob("*.distcp")).name
+    data = next(damaged["missing"].glob("*.safetensors")).name
     (damaged["missing"] / data).unlink()
     with (damaged["cut"] / data).open("r+b") as file:
         file.truncate(1000)
+    change_record(damaged["old"], lambda record: record.pop("format"))
+    change_record(damaged["small"], lambda record: shrink(record["parts"]["policy"]["layout"]["spec"]))
 
-    said = on_ranks(1, scenarios.restore_damaged, model, [*damaged.values(), tmp_path / "tp2"])[0]
+    said = on_ranks(1, scenarios.restore_damaged, model, [*damaged.values()])[0]
     expected = (
         ["no COMMITTED"],
         [data, "missing"],
         [data, "1000 bytes"],
-        ["'tp': 2", "'tp': 1"],
-        ["'trained': ['policy']", "'trained': ['critic', 'policy']"],
+        ["format 1", "reads 2"],
+        ["policy with other parameters", "model.path"],
+        ["holds policy", "trains critic, policy"],
     )
     for words, text in zip(expected, said, strict=True):
         assert text.startswith("CheckpointError")
         assert all(word in text for word in words), text
+
+
+def change_record(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((checkpoint / "COMMITTED").read_text())
+    change(record)
+    (checkpoint / "COMMITTED").write_text(json.dumps(record))
+
+
+def shrink(spec: dict[str, Any]) -> None:
+    spec["ffn_size"] //= 2

@@ -1,15 +1,21 @@
 """AdamW through Megatron's DistributedOptimizer: optimizer state is split over the data-parallel ranks."""
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
 from torch import Tensor
+from torch.nn import Parameter
 
 from hybridrl.config.training import OptimizerConfig
+from hybridrl.trainer.megatron.model import Stage
+
+WEIGHTS = "weights"
+"""Quantity: the parameters themselves, in the precision that they are updated in."""
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -26,17 +32,22 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return config.min_lr + (config.lr - config.min_lr) * left
 
 
+INITIAL_LOSS_SCALE = 2.0**16
+"""Of fp16. Megatron's own, 2**32, spends the first dozen of optimizer steps on finding a smaller one."""
+
+
 class Optimizer:
     """Steps the parameters along the schedule. Every method is *collective* over all ranks."""
 
-    def __init__(self, config: OptimizerConfig, model: DistributedDataParallel, num_steps: int) -> None:
+    def __init__(self, config: OptimizerConfig, stage: Stage, num_steps: int) -> None:
         """
         Args:
-            model: holds the weights that training begins from; they are copied where they are not fp32.
+            stage: holds the weights that training begins from; they are copied where they are not fp32.
             num_steps: length of the learning-rate schedule.
         """
-        self._config, self._model, self._num_steps = config, model, num_steps
+        self._config, self._stage, self._num_steps = config, stage, num_steps
         self.num_steps_done = 0
+        self._overflowed = False
         options = MegatronOptimizerConfig(
             optimizer="adam",
             lr=config.lr,
@@ -44,28 +55,51 @@ class Optimizer:
             adam_beta1=config.betas[0],
             adam_beta2=config.betas[1],
             adam_eps=config.eps,
-            bf16=model.config.bf16,
-            params_dtype=model.config.params_dtype,
+            bf16=stage[0].config.bf16,
+            fp16=stage[0].config.fp16,
+            initial_loss_scale=INITIAL_LOSS_SCALE,
+            params_dtype=stage[0].config.params_dtype,
             use_distributed_optimizer=True,
         )
-        self.megatron: ChainedOptimizer = get_megatron_optimizer(options, [model])
-        whole = self.megatron.chained_optimizers[0]  # a second one would hold the experts
-        self._inner: torch.optim.Optimizer = whole.optimizer
-        whole.init_state_fn(self._inner, options)  # moments of 0: a checkpoint may come before the first step
+        self.megatron: ChainedOptimizer = get_megatron_optimizer(options, cast(Any, stage))
+        self._parts = [p for p in self.megatron.chained_optimizers if p.optimizer is not None]
+        """Of what is not an expert's, and of experts."""
+
+        for part in self._parts:
+            part.init_state_fn(part.optimizer, options)  # 0: a checkpoint may come before the first step
 
     def zero_gradients(self) -> None:
-        self._model.zero_grad_buffer()
+        for chunk in self._stage:
+            chunk.zero_grad_buffer()
         self.megatron.zero_grad()
+        config = self._stage[0].config  # other models may share it: what comes next is scaled as this one
+        config.grad_scale_func = self.megatron.scale_loss if config.fp16 else None
 
     def gradient_norm(self) -> float:
-        """L2 norm of the accumulated gradients over all ranks; changes nothing."""
-        self.megatron.prepare_grads()
-        return float(self.megatron.get_grad_norm())
+        """L2 norm of the accumulated gradients over all ranks; changes no parameter.
+
+        0 where fp16 overflowed: `step` then does nothing, and the next loss is scaled less.
+        """
+        self._overflowed = self.megatron.prepare_grads()
+        return 0.0 if self._overflowed else float(self.megatron.get_grad_norm())
+
+    def scaling(self) -> dict[str, float]:
+        """Of fp16, as metrics: the loss scale from here on, and 1 if the last gradients overflowed."""
+        if not self._stage[0].config.fp16:
+            return {}
+        scale = float(self.megatron.get_loss_scale())
+        return {"actor/loss_scale": scale, "actor/overflow": float(self._overflowed)}
 
     def step(self, gradient_norm: float) -> float:
-        """Clip the gradients by their known norm and update the parameters. Returns the learning rate."""
+        """Clip the gradients by their known norm and update the parameters.
+
+        Returns:
+            The learning rate; 0 where fp16 overflowed.
+        """
+        if self._overflowed:
+            return 0.0
         if self._config.clip_grad_norm > 0:
-            parameters = self.megatron.chained_optimizers[0].get_parameters()
+            parameters = [parameter for part in self._parts for parameter in part.get_parameters()]
             clip_grad_by_total_norm_fp32(parameters, self._config.clip_grad_norm, gradient_norm)
         lr = learning_rate(self._config, self.num_steps_done, self._num_steps)
         for group in self.megatron.param_groups:
@@ -81,15 +115,52 @@ class Optimizer:
         Live, named by place in the optimizer.
         """
         found = {}
-        for g, group in enumerate(self._inner.param_groups):
+        groups = [(part, group) for part in self._parts for group in part.optimizer.param_groups]
+        for g, (part, group) in enumerate(groups):
             for i, parameter in enumerate(group["params"]):
-                found |= {f"{g}.{i}.{name}": moment for name, moment in self._inner.state[parameter].items()}
-                if self._model.config.bf16:
+                state = part.optimizer.state[parameter]
+                found |= {f"{g}.{i}.{name}": moment for name, moment in state.items()}
+                if self._stage[0].config.bf16 or self._stage[0].config.fp16:
                     found[f"{g}.{i}.param"] = parameter
         return found
 
-    def resume(self, num_steps_done: int) -> None:
-        """Continue the schedule there; `tensors` hold the state of that moment."""
-        self.num_steps_done = num_steps_done
-        for group in self._inner.param_groups:
-            group["step"] = num_steps_done
+    @property
+    def quantities(self) -> list[str]:
+        """That `stretches` gives of every parameter."""
+        return [WEIGHTS, "exp_avg", "exp_avg_sq"]
+
+    def stretches(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
+        """This rank's share of every parameter of which it has one: first element, and quantity -> flat fp32.
+
+        Live; `resume` makes weights that were written there those of the model.
+        """
+        for part in cast(Any, self._parts):
+            for parameter in part.model_param_group_index_map:
+                state = part._get_main_param_and_optimizer_states(parameter)
+                start = part._get_model_param_range_map(parameter)["param"].start
+                moments = {name: state[name] for name in self.quantities if name != WEIGHTS}
+                yield parameter, start, {WEIGHTS: state["param"], **moments}
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What `resume` takes; JSON."""
+        scalers = [part.grad_scaler.state_dict() for part in self._scaled_parts]
+        plain = [{name: float(value) for name, value in scaler.items()} for scaler in scalers]
+        return {"num_steps_done": self.num_steps_done, "scalers": plain}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        """Continue the schedule there; `stretches` hold the state of that moment."""
+        self.num_steps_done = progress["num_steps_done"]
+        for part in cast(Any, self._parts):
+            for group in part.optimizer.param_groups:
+                group["step"] = self.num_steps_done
+            part._copy_main_params_to_model_params()
+        for part, scaler in zip(self._scaled_parts, progress["scalers"], strict=True):
+            counts = {name: int(value) for name, value in scaler.items() if name != "scale"}
+            part.grad_scaler.load_state_dict({"scale": torch.tensor([scaler["scale"]]), **counts})
+        for chunk in self._stage:
+            chunk.start_param_sync(force_sync=True)
+
+    @property
+    def _scaled_parts(self) -> list[Any]:
+        return [part for part in cast(Any, self._parts) if part.grad_scaler is not None]

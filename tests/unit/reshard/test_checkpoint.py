@@ -193,7 +193,7 @@ def _fail(*_):
 
 
 def test_a_disk_without_room_is_found_out_before_anything_is_written(tmp_path):
-    huge = hf_files.FilePlan("model.safetensors", {"weight": (1 << 60,)}, torch.float16)
+    huge = hf_files.FilePlan("model.safetensors", {"weight": (1 << 60,)}, {"weight": torch.float16})
     with pytest.raises(ResourceError, match="no room for"):
         huge.create(tmp_path)
 

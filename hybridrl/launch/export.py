@@ -1,0 +1,147 @@
+"""From a checkpoint of a run to a Hugging Face folder, without workers; and the proof that it is the policy.
+
+The proof computes log-probabilities of some of the run's prompts twice, in fp32 and in this process: by
+Megatron on one rank, with the weights of the checkpoint, and by plain transformers from the new folder.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hybridrl.batch import TokenBlock
+from hybridrl.config.load import LoadedConfig, load
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.training import ActorConfig, TrainParallel
+from hybridrl.data.source import load_source
+from hybridrl.data.tokenize import load_tokenizer
+from hybridrl.errors import CheckpointError, RunFolderError
+from hybridrl.launch.model_folders import in_folders
+from hybridrl.launch.plan import RunFiles
+from hybridrl.models import spec
+from hybridrl.trainer import committed, export
+from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.workers.trainer import Checkpoint, whole_checkpoints
+
+TOLERANCE = 1e-4
+"""Largest difference of a log-probability, in nats, that is rounding."""
+
+_PROMPTS, _TOKENS = 8, 256
+"""Prompts that are compared, and how many of the first tokens of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A model folder that was made of a checkpoint."""
+
+    step: int
+    checkpoint: Path
+    folder: Path
+    config: LoadedConfig
+    """Of the run, with model folders for names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """How far trainer and export are apart."""
+
+    num_tokens: int
+    max_abs_diff: float
+
+    @property
+    def holds(self) -> bool:
+        return self.max_abs_diff <= TOLERANCE
+
+
+def export_run(run: Path, *, step: int | None, to: Path | None) -> Exported:
+    """Write the policy of a checkpoint of a run as a model folder.
+
+    Args:
+        step: of the checkpoint; None: the newest.
+        to: None: exports/step_... in the run folder.
+
+    Raises:
+        RunFolderError: `run` holds no run, or the folder is there already.
+        CheckpointError: no such checkpoint is whole.
+    """
+    files = RunFiles(run)
+    resolved = run / "resolved.yaml"
+    if not resolved.is_file():
+        raise RunFolderError(
+            f"{run} holds no run", where=str(run), fix="give the folder of one, as runs/NAME"
+        )
+    config, checkpoint = in_folders(load(resolved)), _checkpoint(files, step)
+    folder = to or files.exports / checkpoint.folder.name
+    export.export(checkpoint.folder, folder, config.config.model.path)
+    return Exported(checkpoint.step, checkpoint.folder, folder, config)
+
+
+def prove(exported: Exported) -> Proof:
+    """Compare the model folder with the checkpoint that it was made of.
+
+    Raises:
+        CheckpointError: a file of the checkpoint is not what was written.
+        DataError, ConfigError: the data of the run are not there any more.
+    """
+    # Imported here: an export without a proof takes no Megatron.
+    from hybridrl.trainer.megatron.export_proof import logp_of_checkpoint, logp_of_folder
+
+    committed.verify(exported.checkpoint)
+    block = _block(exported.config)
+    with tempfile.TemporaryDirectory() as meeting:
+        setup = _alone(exported.config, Path(meeting))
+        ours = logp_of_checkpoint(exported.checkpoint, setup, exported.folder, block)
+    theirs = logp_of_folder(exported.folder, block, temperature=setup.temperature)
+    trained = block.loss_mask_T
+    return Proof(int(trained.sum()), float(np.abs(ours - theirs)[trained].max()))
+
+
+def _checkpoint(files: RunFiles, step: int | None) -> Checkpoint:
+    whole = whole_checkpoints(files.checkpoints)
+    found = whole if step is None else [checkpoint for checkpoint in whole if checkpoint.step == step]
+    if not found:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in whole)
+        raise CheckpointError(
+            f"{files.checkpoints} holds no whole checkpoint" + (f" of step {step}" if step else ""),
+            fix=f"there are those of steps {steps}" if steps else "train with run.save_every",
+        )
+    return found[-1]
+
+
+def _block(loaded: LoadedConfig) -> TokenBlock:
+    """The first prompts of the run's data; all their tokens but the first are compared."""
+    cfg = loaded.config
+    source = load_source(
+        cfg.data.train,
+        cfg.data,
+        load_tokenizer(cfg.model.path),
+        split="train",
+        seed=cfg.run.seed,
+        max_prompt_tokens=cfg.rollout.max_prompt_tokens,
+        where=loaded.where("data.train.path", "data.train.task"),
+    )
+    prompts = [prompt.token_ids[:_TOKENS] for prompt in source.take(_PROMPTS)]
+    longer = [tokens for tokens in prompts if len(tokens) > 1]
+    first, rest = [list(tokens[:1]) for tokens in longer], [list(tokens[1:]) for tokens in longer]
+    return TokenBlock.from_answers(first, rest, [[0.0] * len(tokens) for tokens in rest], 0)
+
+
+def _alone(loaded: LoadedConfig, meeting: Path) -> TrainerSetup:
+    """Of one rank that has the whole policy, in fp32."""
+    cfg = loaded.config
+    return TrainerSetup(
+        rank=0,
+        rendezvous=f"file://{meeting.resolve() / 'alone'}",
+        parallel=TrainParallel(dp=1),
+        model=spec.read(cfg.model.path),
+        model_folder=Path(cfg.model.path),
+        actor=ActorConfig(precision="fp32", microbatch_tokens=cfg.actor.microbatch_tokens),
+        algorithm=AlgorithmConfig(),
+        critic=cfg.critic,
+        temperature=cfg.rollout.temperature,
+        max_response_tokens=cfg.rollout.max_response_tokens,
+        seed=cfg.run.seed,
+        num_optimizer_steps=1,
+        timeout_s=cfg.cluster.step_timeout_s,
+    )

@@ -1,0 +1,125 @@
+"""Files of a checkpoint: each rank writes one, of the stretches it keeps; any layout reads what it needs.
+
+A file PART.RANK.safetensors has the tensors QUANTITY/NAME, flat, with NAME as in the layout of its writers.
+Beside it, PART.RANK.done says that it is whole and on the disk.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from hybridrl.errors import CheckpointError
+from hybridrl.layout.base import Layout
+from hybridrl.layout.shard import Shard
+from hybridrl.reshard import hf_files
+from hybridrl.reshard.stretches import Filling, Stretch, Wanted
+
+_STARTS = "starts"
+"""Metadata of a file: tensor name -> first element of the stretch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The stretch of a tensor that a rank keeps."""
+
+    name: str
+    """In the layout."""
+
+    start: int
+    tensors: Mapping[str, torch.Tensor]
+    """Quantity -> the stretch, flat; all of one length."""
+
+    def stretch(self, shard: Shard) -> Stretch:
+        """
+        Args:
+            shard: what the rank holds under this name.
+        """
+        return Stretch(shard, self.start, self.start + next(iter(self.tensors.values())).numel())
+
+
+def file_name(part: str, rank: int) -> str:
+    return f"{part}.{rank:05d}.safetensors"
+
+
+def write(
+    folder: Path, part: str, rank: int, kept: Sequence[Kept], beside: Mapping[str, torch.Tensor]
+) -> None:
+    """Write a rank's file, then its mark. Waits for nobody.
+
+    Args:
+        kept: in host memory. Over all ranks, each element of the model exactly once.
+        beside: tensors that only the same rank of the same layout reads, by names of their own.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    tensors = {f"{quantity}/{k.name}": t for k in kept for quantity, t in k.tensors.items()}
+    starts = json.dumps({k.name: k.start for k in kept})
+    plan = hf_files.plan_of(file_name(part, rank), {**tensors, **beside}, {_STARTS: starts})
+    checksum = plan.write(folder, {**tensors, **beside})
+    mark, unfinished = _mark(folder, part, rank), folder / f"{part}.{rank:05d}.mark"
+    unfinished.write_text(json.dumps(checksum))
+    unfinished.rename(mark)
+
+
+def collect(folder: Path, part: str, world_size: int) -> dict[str, int] | None:
+    """File -> CRC-32 of all that a part's ranks wrote, whose marks are then gone; None: some still write."""
+    marks = [_mark(folder, part, rank) for rank in range(world_size)]
+    if not all(mark.is_file() for mark in marks):
+        return None
+    found = {file_name(part, rank): json.loads(mark.read_text()) for rank, mark in enumerate(marks)}
+    for mark in marks:
+        mark.unlink()
+    return found
+
+
+def fill(folder: Path, part: str, layout: Layout, wanted: Iterable[Wanted]) -> None:
+    """Read stretches of any layout.
+
+    Args:
+        layout: of those who wrote the part.
+
+    Raises:
+        CheckpointError: something that is wanted is in no file; what is there was read.
+    """
+    filling = Filling(wanted)
+    with torch.no_grad():
+        for rank, shards in _holders(layout, filling).items():
+            with safe_open(folder / file_name(part, rank), framework="pt") as file:
+                starts = json.loads(file.metadata()[_STARTS])
+                for name in shards.keys() & starts.keys():
+                    quantities = filling.quantities(shards[name].param)
+                    tensors = {quantity: file.get_tensor(f"{quantity}/{name}") for quantity in quantities}
+                    filling.take(Kept(name, starts[name], tensors).stretch(shards[name]), tensors)
+    if missing := filling.missing():
+        raise CheckpointError(
+            f"{folder} lacks some of {', '.join(missing[:3])} ({len(missing)} parameters) of {part}",
+            fix="resume from an earlier checkpoint",
+        )
+
+
+def read_beside(folder: Path, part: str, rank: int, prefix: str) -> dict[str, torch.Tensor]:
+    """What a rank wrote beside its stretches, under names that begin with `prefix`, which is cut off."""
+    with safe_open(folder / file_name(part, rank), framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _holders(layout: Layout, filling: Filling) -> dict[int, dict[str, Shard]]:
+    """Rank -> the tensors that may have some of what is wanted."""
+    found: dict[int, dict[str, Shard]] = {}
+    for held in layout.holdings:
+        for layer in held.layers:
+            for name, shard in held.shards(layer):
+                if filling.wants(shard):
+                    for rank in held.ranks:
+                        found.setdefault(rank, {})[name] = shard
+    return dict(sorted(found.items()))
+
+
+def _mark(folder: Path, part: str, rank: int) -> Path:
+    return folder / f"{part}.{rank:05d}.done"

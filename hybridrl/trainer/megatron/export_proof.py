@@ -1,0 +1,59 @@
+"""The same log-probabilities twice: of a checkpoint, by Megatron; of its export, by transformers."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hybridrl.batch import TokenBlock
+from hybridrl.layout.hf import HFLayout
+from hybridrl.reshard.hf_files import Checkpoint
+from hybridrl.reshard.rank_files import fill
+from hybridrl.reshard.stretches import Stretch, Wanted
+from hybridrl.trainer import committed
+from hybridrl.trainer.megatron.optimizer import WEIGHTS
+from hybridrl.trainer.megatron.policy import MegatronPolicy
+from hybridrl.trainer.setup import TrainerSetup
+
+
+def logp_of_checkpoint(checkpoint: Path, setup: TrainerSetup, export: Path, block: TokenBlock) -> np.ndarray:
+    """Of the trained tokens of a block, 0 elsewhere; float32 [T].
+
+    Args:
+        setup: of one rank.
+        export: of the checkpoint; its weights are rounded to the dtypes there.
+    """
+    policy = MegatronPolicy(setup)
+    try:
+        _fill(policy, checkpoint, export)
+        return policy.logp(block)
+    finally:
+        policy.close()
+
+
+def logp_of_folder(folder: Path, block: TokenBlock, *, temperature: float) -> np.ndarray:
+    """As logp_of_checkpoint, of a model folder, in fp32, one sequence at a time."""
+    # Imported here: it takes seconds.
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    logp_T = np.zeros(len(block.token_T), np.float32)
+    for n in range(len(block)):
+        row = block.row(n)
+        token_T = torch.from_numpy(block.token_T[row].astype(np.int64))
+        with torch.no_grad():
+            logits_TV = model(token_T[None]).logits[0] / temperature
+        found_T = logits_TV[:-1].log_softmax(-1).gather(1, token_T[1:, None])[:, 0].numpy()
+        logp_T[row.start + 1 : row.stop] = found_T
+    return np.where(block.loss_mask_T, logp_T, np.float32(0))
+
+
+def _fill(policy: MegatronPolicy, checkpoint: Path, export: Path) -> None:
+    layout = committed.layout(committed.read(checkpoint), "policy")
+    shards, tensors = policy.layout.shards(0), policy.tensors()
+    wanted = [Wanted(Stretch.whole(shards[n]), {WEIGHTS: tensors[n].flatten()}) for n in shards]
+    fill(checkpoint, "policy", layout, wanted)
+    files = Checkpoint(export)
+    dtypes = {shard.param: files.dtype(name) for name, shard in HFLayout(layout.spec).shards(0).items()}
+    for name, shard in shards.items():
+        tensors[name].copy_(tensors[name].to(dtypes[shard.param]))
