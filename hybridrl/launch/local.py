@@ -10,9 +10,8 @@ finish      export, curve, summary
 
 import asyncio
 import contextlib
-import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,16 +34,17 @@ from hybridrl.launch.limits import refuse_gpus
 from hybridrl.launch.plan import Resume, RunFiles, RunShape, Seats
 from hybridrl.launch.prepare import Prepared, prepare
 from hybridrl.launch.stop import StopRequest
+from hybridrl.launch.trainers import Trainers
 from hybridrl.models import spec
+from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.sglang.engine import EngineSetup
 from hybridrl.rollout.sglang.layout import engine_layout
-from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
-from hybridrl.workers.trainer import RayTrainer, TrainerWorker, newest_checkpoint
+from hybridrl.workers.trainer import RayTrainer, newest_checkpoint
 
 Place = Literal["local", "ray"]
 """A Ray that is started here, or one that runs already."""
@@ -198,6 +198,7 @@ class Session:
 
     def _roles(self, crew: Crew) -> Roles:
         cfg, heldout = self._cfg, self._prepared.heldout
+        length = attention_length(spec.read(cfg.model.path))
         return Roles(
             prompts=self._prepared.train,
             engine=crew.rollout,
@@ -210,6 +211,7 @@ class Session:
                 num_ranks=self._shape.parallel.dp or 1,
                 microbatch_tokens=cfg.actor.microbatch_tokens,
                 seed=cfg.run.seed,
+                attention_length=length,
             ),
             trainer=crew.trainer,
             sync=crew.sync,
@@ -226,21 +228,21 @@ class Session:
         rollout = RayRollout(
             self._group("engine", RolloutWorker, self._engine_setups(), seats.engine), cfg.cluster
         )
-        trainer = RayTrainer(
-            self._group("trainer", TrainerWorker, self._trainer_setups(), seats.trainer),
-            cfg.cluster,
-            self._files.checkpoints,
-            cfg.run.keep_checkpoints,
-        )
+        trainers = Trainers(cfg, self._shape, seats, self._cluster.logs)
+        trainer = trainers.start(self._group, self._files)
         reward = RayReward(self._group("reward", RewardWorker, scoring, seats.reward), cfg.cluster)
         layout = engine_layout(spec.read(cfg.model.path), self._shape.engine)
-        groups = (rollout.workers, trainer.workers, reward.workers)
+        groups = (rollout.workers, *trainer.groups, reward.workers)
         try:
             with self._observe.terminal.working(
                 "ray", f"{sum(map(len, groups))} workers start, {self._cluster.described}"
             ):
                 await asyncio.gather(*(g.learn_pids(timeout_s=cfg.cluster.start_timeout_s) for g in groups))
-                await asyncio.gather(rollout.start(), trainer.build(checkpoint, start_step), reward.start())
+                _, notes, _ = await asyncio.gather(
+                    rollout.start(), trainer.build(checkpoint, start_step), reward.start()
+                )
+                for note in notes:
+                    self._observe.warn("resume", note)
                 sync = await connect(
                     cfg.rollout.weight_path, trainer, rollout, layout, cfg.cluster, self._observe.warn
                 )
@@ -281,22 +283,3 @@ class Session:
             )
             for rank in range(self._shape.num_engines)
         ]
-
-    def _trainer_setups(self) -> list[tuple[TrainerSetup]]:
-        cfg, shape = self._cfg, self._shape
-        first = TrainerSetup(
-            rank=0,
-            rendezvous=f"file://{self._cluster.logs.resolve() / f'trainers-{secrets.token_hex(8)}'}",
-            parallel=shape.parallel,
-            model=spec.read(cfg.model.path),
-            model_folder=Path(cfg.model.path),
-            actor=cfg.actor,
-            algorithm=cfg.algorithm,
-            critic=cfg.critic,
-            temperature=cfg.rollout.temperature,
-            max_response_tokens=cfg.rollout.max_response_tokens,
-            seed=cfg.run.seed,
-            num_optimizer_steps=cfg.run.steps * shape.optimizer_steps_per_step,
-            timeout_s=cfg.cluster.step_timeout_s,
-        )
-        return [(replace(first, rank=rank),) for rank in range(shape.trainer_ranks)]

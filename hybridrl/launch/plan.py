@@ -24,24 +24,41 @@ class RunShape:
     trajectories_per_step: int
     optimizer_steps_per_step: int
 
+    critic: TrainParallel | None = None
+    """With its dp; None: on the actor's ranks, if there is one."""
+
+    reference: TrainParallel | None = None
+    """Of reference and teacher, as `critic`."""
+
     @property
     def trainer_ranks(self) -> int:
         return self.parallel.num_ranks
 
     @classmethod
     def of(cls, cfg: Config) -> "RunShape":
-        """Trainer and engines each fill all GPUs; without any there is one replica and one engine. The config
-        may say otherwise."""
-        parallel, engine, batch = cfg.actor.parallel, cfg.rollout.parallel, cfg.batch
-        gpus = cfg.cluster.nodes * (cfg.cluster.gpus_per_node or 0)
-        dp = parallel.dp or max(1, gpus // parallel.model_ranks)
+        """Actor, critic, reference and engines each fill all GPUs; without any there is one replica of each.
+        The config may say otherwise."""
+        engine, batch = cfg.rollout.parallel, cfg.batch
+        gpus = _num_gpus(cfg)
+        critic, reference = cfg.critic.parallel, cfg.reference.parallel
         return cls(
-            parallel=parallel.model_copy(update={"dp": dp}),
+            parallel=with_dp(cfg.actor.parallel, cfg),
+            critic=critic and with_dp(critic, cfg),
+            reference=reference and with_dp(reference, cfg),
             num_engines=cfg.rollout.num_engines or max(1, gpus // engine.tp),
             engine=engine,
             trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
             optimizer_steps_per_step=optimizer_steps(cfg),
         )
+
+
+def with_dp(parallel: TrainParallel, cfg: Config) -> TrainParallel:
+    """With the data-parallel size that the devices of the config leave."""
+    return parallel.model_copy(update={"dp": parallel.dp or max(1, _num_gpus(cfg) // parallel.model_ranks)})
+
+
+def _num_gpus(cfg: Config) -> int:
+    return cfg.cluster.nodes * (cfg.cluster.gpus_per_node or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +70,21 @@ class Seats:
 
     engine: tuple[int, ...]
     reward: tuple[int, ...]
+    critic: tuple[int, ...] = ()
+    reference: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, shape: RunShape, num_nodes: int) -> "Seats":
         """Neighbouring ranks share a node. Rewards are computed on the first, beside the controller."""
-        return cls(_spread(shape.trainer_ranks, num_nodes), _spread(shape.num_engines, num_nodes), (0,))
+        beside = [_spread(one.num_ranks if one else 0, num_nodes) for one in (shape.critic, shape.reference)]
+        return cls(
+            _spread(shape.trainer_ranks, num_nodes), _spread(shape.num_engines, num_nodes), (0,), *beside
+        )
 
     @property
     def per_node(self) -> list[int]:
         """Workers on each node."""
-        nodes = (*self.trainer, *self.engine, *self.reward)
+        nodes = (*self.trainer, *self.engine, *self.reward, *self.critic, *self.reference)
         return [nodes.count(node) for node in range(max(nodes) + 1)]
 
 
@@ -83,6 +105,11 @@ class RunFiles:
     @property
     def export(self) -> Path:
         return self.folder / "export"
+
+    @property
+    def exports(self) -> Path:
+        """Of models that are made while the training goes on, one sub-folder a step."""
+        return self.folder / "exports"
 
     @property
     def logs(self) -> Path:

@@ -4,14 +4,16 @@ Every method of TrainerWorker except `pid` and those of the swap (connect, plan_
 collective: RayTrainer calls it on all ranks, in the same order.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
@@ -26,6 +28,7 @@ from hybridrl.reshard.transports.base import SharedTensor, attach
 from hybridrl.trainer import committed
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import PolicyVersion, StepReport
+from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of, critic_part, rank_batch
 
 
 @ray.remote(max_restarts=0)
@@ -36,20 +39,29 @@ class TrainerWorker:
     def pid(self) -> int:
         return os.getpid()
 
-    def build(self, checkpoint: Path | None) -> None:
-        """Build the model with the weights of the model folder, then those of `checkpoint` if given."""
+    def build(self, checkpoint: Path | None) -> list[str]:
+        """Build the model with the weights of the model folder, then those of `checkpoint` if given.
+
+        Returns:
+            What a person is to be told about the checkpoint.
+        """
         # Imported here: the controller's process, which makes these actors, is spared the seconds.
         from hybridrl.trainer.megatron.policy import MegatronPolicy
 
         self._policy = MegatronPolicy(self._setup)
-        if checkpoint is not None:
-            self._policy.restore(checkpoint)
+        return [] if checkpoint is None else self._policy.restore(checkpoint)
 
-    def load(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
+    def measure(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
         """Take a batch; its blocks are top-level arguments so that Ray maps them from its store instead of
         copying."""
         batch.blocks.extend(blocks)
-        return self._policy.load(batch)
+        return self._policy.measure(batch)
+
+    def complete(self, names: Sequence[str], *columns: np.ndarray) -> dict[str, float]:
+        return self._policy.complete(dict(zip(names, columns, strict=True)))
+
+    def column(self, name: str) -> np.ndarray | None:
+        return self._policy.column(name)
 
     def step(self, index: int) -> StepReport:
         return self._policy.step(index)
@@ -84,69 +96,131 @@ class TrainerWorker:
         """Write this rank's share of a bucket; returns its bytes."""
         return self._buckets.write(index, self._policy.tensors())
 
-    def save(self, folder: Path, progress: Mapping[str, Any]) -> None:
-        self._policy.save(folder, {"progress": progress})
+    def save(self, folder: Path, progress: Mapping[str, Any], export: Path | None) -> None:
+        apart = "value" in self._setup.elsewhere
+        self._policy.save(folder, {"progress": progress, "critic_apart": apart}, export)
+
+    def finish_saving(self) -> None:
+        self._policy.finish_saving()
 
     def export(self, folder: Path) -> None:
         self._policy.export(folder)
 
 
 class RayTrainer:
-    """PolicyTrainer over a group of TrainerWorkers."""
+    """PolicyTrainer over a group of TrainerWorkers, and the groups that compute columns for it."""
 
-    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, folder: Path, keep: int) -> None:
+    def __init__(
+        self,
+        workers: WorkerGroup,
+        cluster: ClusterConfig,
+        folder: Path,
+        keep: int,
+        *,
+        exports: "Exports | None" = None,
+        critic: RayCritic | None = None,
+        frozen: ColumnGroup | None = None,
+    ) -> None:
         """
         Args:
             folder: of the run's checkpoints, one sub-folder a step.
             keep: how many of them stay.
+            exports: models that are made of some of them; None: of none.
+            critic, frozen: on ranks of their own; None: what of it there is, is on the actor's.
         """
         self.workers, self.version = workers, 0
-        self._cluster, self._folder, self._keep = cluster, folder, keep
+        self._critic, self._frozen = critic, frozen
+        self._beside = [group for group in (critic, frozen) if group is not None]
+        self._cluster, self._folder, self._keep, self._exports = cluster, folder, keep, exports
         self._loaded: tuple[PolicyVersion, int] | None = (
             None  # version that the loaded batch makes, its last minibatch
         )
 
-    async def build(self, checkpoint: Path | None, version: PolicyVersion) -> None:
-        await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
+    @property
+    def groups(self) -> list[WorkerGroup]:
+        """All workers that train, or compute for those that do."""
+        return [self.workers, *(group.workers for group in self._beside)]
+
+    async def build(self, checkpoint: Path | None, version: PolicyVersion) -> list[str]:
+        """
+        Returns:
+            What a person is to be told about the checkpoint.
+        """
+        beside = [
+            *([self._critic.resume(checkpoint)] if self._critic else []),
+            *([self._frozen.build()] if self._frozen else []),
+        ]
+        build = self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
+        notes, _ = await asyncio.gather(build, asyncio.gather(*beside))
         self.version = version
+        return notes[0]
 
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
         self._loaded = (batch.step, minibatches[-1].index)
-        scalars = ray.put(
-            RankBatch(
-                batch.step,
-                [],
-                batch.block_N,
-                batch.row_N,
-                batch.group_N,
-                batch.reward_N,
-                batch.advantage_N,
-                tuple(minibatches),
-                batch.scalars,
-            )
+        scalars = ray.put(rank_batch(batch, minibatches))
+        measured, _ = await asyncio.gather(
+            self._all("measure", scalars, *batch.blocks),
+            asyncio.gather(*(group.load(batch, minibatches) for group in self._beside)),
         )
-        return (await self._all("load", scalars, *batch.blocks))[0]
+        columns = {name: group.column(name) for group in self._beside for name in group.columns}
+        completed = await self._all("complete", list(columns), *columns.values())
+        if self._critic:
+            await self._critic.take(column_of(self.workers, "return"))
+        return measured[0] | completed[0]
 
     async def step(self, index: int) -> StepReport:
-        report = (await self._all("step", index))[0]
+        reports, of_critic = await asyncio.gather(self._all("step", index), self._step_critic(index))
+        report: StepReport = reports[0]
         if self._loaded is None or report.version != self._loaded[0]:
             raise VersionError(
                 f"trainer stepped version {report.version}, the loaded batch makes {self._loaded}"
             )
         if index == self._loaded[1]:
             self.version = report.version
-        return report
+        return replace(report, metrics={**report.metrics, **of_critic})
 
     async def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        await self._all("save", self._folder / f"step_{step:06d}", progress)
+        folder = self._folder / f"step_{step:06d}"
+        if self._critic:
+            await self._critic.save(folder)
+        export = self._exports.folder_of(step) if self._exports else None
+        await self._all("save", folder, progress, export)
+        self._delete_old()
+
+    async def finish_saving(self) -> None:
+        await self._all("finish_saving")
+        if self._critic:
+            await self._critic.finish_saving()
+        self._delete_old()
+
+    def _delete_old(self) -> None:
+        """Only whole ones count, so the newest whole one always stays."""
         for old in whole_checkpoints(self._folder)[: -self._keep]:
             shutil.rmtree(old.folder)
+            shutil.rmtree(critic_part(old.folder), ignore_errors=True)  # most have none
 
     async def export(self, folder: Path) -> None:
         await self._all("export", folder)
 
+    async def _step_critic(self, index: int) -> dict[str, float]:
+        return await self._critic.step(index) if self._critic else {}
+
     async def _all(self, method: str, *args: Any) -> list[Any]:
         return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Exports:
+    """Models in Hugging Face format that are made while the training goes on."""
+
+    folder: Path
+    every: int
+    """Policy updates between them."""
+
+    def folder_of(self, step: int) -> Path | None:
+        """Where the model of a step goes; None: there is none, or it is there already."""
+        folder = self.folder / f"step_{step:06d}"
+        return None if step % self.every or folder.exists() else folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +239,8 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
     for path in sorted(folder.glob("step_*")):
         with contextlib.suppress(CheckpointError, ValueError):
             facts = committed.read(path)
+            if facts.get("critic_apart"):
+                committed.read(critic_part(path))
             found.append(Checkpoint(int(path.name.removeprefix("step_")), path, facts["progress"]))
     return found
 

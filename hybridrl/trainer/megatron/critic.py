@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from hybridrl.algorithms.base import Metrics, Reduce, TokenLoss, Tokens
@@ -16,9 +15,9 @@ from hybridrl.algorithms.plugins import build as build_plugin
 from hybridrl.batch import Minibatch
 from hybridrl.config.training import CriticConfig
 from hybridrl.errors import NonFiniteError
-from hybridrl.trainer.megatron.collectives import combine
+from hybridrl.trainer.megatron.collectives import combine, from_context
 from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import named_parameters, policy_model
+from hybridrl.trainer.megatron.model import Stage, named_parameters, policy_model
 from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.packing import Microbatch
 from hybridrl.trainer.megatron.schedule import accumulate_gradients, evaluate
@@ -30,7 +29,7 @@ class Critic:
     def __init__(
         self,
         config: CriticConfig,
-        model: DistributedDataParallel,
+        model: Stage,
         weights: Mapping[str, Tensor],
         *,
         num_steps: int,
@@ -55,8 +54,8 @@ class Critic:
         """Column value, [U]: of the answer up to and without each trained token."""
         value_U = loaded.packed.zeros_U()
 
-        def visit(microbatch: Microbatch, hidden_R1: Tensor) -> None:
-            value_U[microbatch.trained_R] = self._value(hidden_R1)
+        def visit(microbatch: Microbatch, hidden_O1: Tensor) -> None:
+            value_U[microbatch.trained_R] = self._value(microbatch, hidden_O1)
 
         evaluate(self.model, loaded.microbatches(loaded.first_epoch), visit)
         return value_U
@@ -69,11 +68,11 @@ class Critic:
         """
         num_tokens = max(1, minibatch.num_tokens)
 
-        def loss(microbatch: Microbatch, hidden_R1: Tensor) -> tuple[Tensor, Metrics]:
+        def loss(microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Metrics]:
             old_value_R, return_R = (loaded.columns[c][microbatch.trained_R] for c in ("value", "return"))
             mask_R = torch.ones_like(microbatch.seq_R, dtype=torch.bool)
             outcome: TokenLoss = self._loss(
-                value_T=self._value(hidden_R1),
+                value_T=self._value(microbatch, hidden_O1),
                 return_T=return_R,
                 tokens=Tokens(microbatch.seq_R, mask_R, microbatch.num_seqs),
                 old_value_T=old_value_R,
@@ -93,8 +92,8 @@ class Critic:
         lr = self.optimizer.step(grad_norm)
         return metrics | {"critic/grad_norm": grad_norm, "critic/lr": lr}
 
-    def _value(self, hidden_R1: Tensor) -> Tensor:
-        return policy_model(self.model).values(hidden_R1)
+    def _value(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
+        return from_context(microbatch, policy_model(self.model).values(hidden_O1))
 
 
 def value_metrics(loaded: LoadedBatch, reduce: Reduce) -> dict[str, float]:

@@ -5,9 +5,9 @@ Log-probabilities exist on the last pipeline stage only; what is returned is bro
 Shape letters: U trained tokens of the whole batch, R those of one microbatch, T tokens of a block.
 """
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,26 +19,32 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, Metrics, Tokens, Totals, argument
+from hybridrl.algorithms.base import Metrics, Tokens, Totals
 from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.objective import Objective
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
 from hybridrl.hosts import cpu
 from hybridrl.reshard.checkpoint import export_hf, load_hf
+from hybridrl.trainer.export import export as export_checkpoint
 from hybridrl.trainer.megatron import checkpoint, watch
-from hybridrl.trainer.megatron.agreement import agreement
+from hybridrl.trainer.megatron.architecture import transformer_config
 from hybridrl.trainer.megatron.coefficients import Coefficients
-from hybridrl.trainer.megatron.collectives import DataParallelReduce, combine, from_last_stage
-from hybridrl.trainer.megatron.critic import Critic, value_metrics
+from hybridrl.trainer.megatron.collectives import combine, from_last_stage
+from hybridrl.trainer.megatron.columns import Askable, Columns, needed_columns
+from hybridrl.trainer.megatron.critic import Critic
+from hybridrl.trainer.megatron.frozen import FrozenPolicies, reference_weights, teacher_weights
+from hybridrl.trainer.megatron.gradients import whole_gradients
 from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import build, named_parameters
+from hybridrl.trainer.megatron.model import Stage, build, named_parameters
+from hybridrl.trainer.megatron.offload import Offload, gradient_buffers
 from hybridrl.trainer.megatron.optimizer import Optimizer
-from hybridrl.trainer.megatron.packing import Microbatch, PackedBatch
+from hybridrl.trainer.megatron.packing import Deal, Microbatch, PackedBatch
 from hybridrl.trainer.megatron.process_model import ProcessModel
+from hybridrl.trainer.megatron.routing import Routing
 from hybridrl.trainer.megatron.schedule import accumulate_gradients
 from hybridrl.trainer.megatron.score import Scorer
-from hybridrl.trainer.megatron.setup import leave, make_layout, start, transformer_config
+from hybridrl.trainer.megatron.setup import leave, make_layout, start
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import StepReport
 
@@ -60,65 +66,62 @@ class MegatronPolicy:
             self._device = start(setup)
             self.layout = make_layout(setup)
             config = transformer_config(setup, self._device)
-            self._model = build(config, setup.model, self.layout.padded_vocab, self._device)
+            self._model = self._build(config)
             load_hf(setup.model_folder, self.layout, setup.rank, self.tensors())
             self._optimizer = Optimizer(setup.actor.optimizer, self._model, setup.num_optimizer_steps)
-            self._critic = self._build_critic(config) if "value" in self._needs else None
-            self._process = self._build_process_model(config) if "process_logp" in self._needs else None
-        self._scorer = Scorer(self._model, setup.temperature)
-        self._reduce = DataParallelReduce()
-        self._on_last_stage = parallel_state.is_pipeline_last_stage()
-        self._divergence: float | None = None
-        self._frozen = self._frozen_policies()
+            self._scorer = Scorer(self._model, setup.temperature)
+            self._routing = Routing(setup.actor.moe, self._model)
+            needs = needed_columns(self._objective, self._coefficients) - setup.elsewhere
+            self._critic = self._build_critic(config) if "value" in needs else None
+            self._process = self._build_process_model(config) if "process_logp" in needs else None
+            self._frozen = self._frozen_policies(needs)
+            self._columns = self._make_columns()
+            self._offload = self._make_offload()
+            self._offload.leave()
+        self._saver = checkpoint.Saver(self.layout, timeout_s=setup.timeout_s, background=setup.async_save)
 
     def tensors(self) -> dict[str, Tensor]:
         """The live parameters of this rank, by their name in `layout`."""
         return {name: parameter.data for name, parameter in named_parameters(self._model)}
 
     def load(self, batch: RankBatch) -> dict[str, float]:
-        """Take a batch and compute the columns that the algorithm needs, over the very microbatches of the
-        steps to come.
+        """Take a batch and compute the columns that the algorithm needs: `measure`, then `complete`."""
+        return self.measure(batch) | self.complete({})
 
-        A batch of a single optimizer step leaves old_logp to the forward pass of that step, unless something
-        needs it before.
+    def measure(self, batch: RankBatch) -> dict[str, float]:
+        """Take a batch and compute the columns of the policy itself, over the very microbatches of the steps
+        to come.
 
         Returns:
-            How far trainer and engine agree about the trained tokens, the entropy, and what the objective
-            reports on the whole batch; the same on every rank.
+            How far trainer and engine agree about the trained tokens, and the entropy; equal on all ranks.
         """
+        self._saver.raise_failure()
         if self._guards:
             stop(watch.masks(batch), step=batch.step)
         self._loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
-        if "lag" in self._needs:
-            self._loaded.add_lag()
-        one_step = len(batch.minibatches) == 1
-        needs_now = (
-            batch.advantage_N is None
-            or self._objective.prepares
-            or "old_entropy" in self._needs
-            or self._coefficients.follows_kl
-        )
-        metrics: dict[str, float] = {}
         with cpu.scope():
-            if needs_now or not one_step:
-                metrics |= self._add_policy_columns()
-            self._add_collision()
-            for column, weights in self._frozen.items():
-                self._add_frozen_column(column, weights)
-            if "ref_logp" in self._frozen:
-                metrics |= self._measure_divergence(batch)
-            if self._process is not None:
-                metrics |= self._process.train(self._loaded)
-                self._loaded.add("process_logp", self._process.logp(self._loaded))
-            if self._critic is not None:
-                self._loaded.add("value", self._critic.values(self._loaded))
-            if batch.advantage_N is None:
-                metrics |= self._add_advantage()
-            if self._objective.prepares:
-                metrics |= self._add_prepared_columns()
-            if self._on_last_stage:
-                self._loaded.share(self._reduce)
-        return metrics
+            self._offload.begin_return()
+            rows_move = len(batch.minibatches) > len(self._loaded.first_epoch)
+            with self._routing.keeping(self._loaded.packed.num_tokens, share=rows_move):
+                return self._columns.measure(self._loaded)
+
+    def complete(self, arrived: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Compute all other columns of the batch that `measure` took.
+
+        Args:
+            arrived: those that setup.elsewhere names, float32 [trained tokens of the blocks, in their order].
+
+        Returns:
+            What estimator and objective report on the whole batch; the same on every rank.
+        """
+        with cpu.scope():
+            self._offload.finish_return()
+            return self._columns.complete(self._loaded, arrived)
+
+    def column(self, name: str) -> np.ndarray | None:
+        """A column of the loaded batch as `complete` takes it; None except on the last pipeline stage."""
+        with cpu.scope():
+            return self._columns.whole(self._loaded, name)
 
     def step(self, index: int) -> StepReport:
         """One optimizer step on minibatch `index` of the loaded batch.
@@ -131,38 +134,39 @@ class MegatronPolicy:
             GuardError: a check of the first step failed; parameters and optimizer are as they were.
         """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
-        totals = Totals(minibatch.num_tokens, minibatch.num_sequences)
         fills_old_logp = "old_logp" not in loaded.columns
-        if fills_old_logp:
-            loaded.add("old_logp", loaded.packed.zeros_U())
-
-        def loss(microbatch: Microbatch, hidden_R1: Tensor) -> tuple[Tensor, Metrics]:
-            logp_R, entropy_R = self._scorer.score(microbatch, hidden_R1)
-            if fills_old_logp:
-                loaded.columns["old_logp"][microbatch.trained_R] = logp_R.detach()
-            return self._share(microbatch, logp_R, entropy_R, totals)
-
         with cpu.scope():
-            self._optimizer.zero_gradients()
-            shares = accumulate_gradients(self._model, loaded.microbatches([minibatch]), loss)
-            metrics = combine(shares)
-            objective = metrics.pop(_OBJECTIVE, 0.0)
-            grad_norm = self._optimizer.gradient_norm()
+            self._return()
+            objective, grad_norm, metrics = self._accumulate(index)
             if not (math.isfinite(objective) and math.isfinite(grad_norm)):
                 where = f"step {loaded.step}, minibatch {index}"
                 raise NonFiniteError(f"loss {objective}, gradient norm {grad_norm}", where=where)
             if self._guards and index == 0 and not self._objective.bypass:
                 stop(watch.ratio(metrics), step=loaded.step)
-            only_critic = self._critic is not None and loaded.step <= self._setup.critic.pretrain_steps
+            only_critic = "value" in self._columns.needs and loaded.step <= self._setup.critic.pretrain_steps
             lr = 0.0 if only_critic else self._optimizer.step(grad_norm)
+            metrics |= self._optimizer.scaling()
             if self._critic is not None:
                 metrics |= self._critic.step(loaded, minibatch)
             if fills_old_logp:
-                metrics |= self._agreement()
+                metrics |= self._columns.agreement(loaded)
             if minibatch is loaded.minibatches[-1]:
                 entropy = metrics.get("actor/entropy", 0.0)  # none where no rank has a trained token
-                self._coefficients.after_batch(self._divergence, entropy, len(loaded.reward_N))
+                self._coefficients.after_batch(self._columns.divergence, entropy, len(loaded.reward_N))
+                self._offload.leave()
         return StepReport(loaded.step, objective, grad_norm, lr, metrics)
+
+    def gradients(self, index: int) -> tuple[float, float, dict[str, Tensor]]:
+        """What `step` would begin with, at the present weights; updates nothing.
+
+        Returns:
+            Loss and gradient norm, the same on every rank, and the gradients of this rank's parameters by
+            their name in `layout`: views that the next call overwrites.
+        """
+        with cpu.scope():
+            self._return()
+            loss, grad_norm, _ = self._accumulate(index)
+            return loss, grad_norm, whole_gradients(self._model)
 
     def logp(self, block: TokenBlock) -> np.ndarray:
         """Log-probability of the trained tokens of a block, 0 elsewhere; float32 [T].
@@ -171,7 +175,7 @@ class MegatronPolicy:
         """
         zero_N, row_N = np.zeros(len(block), np.int64), np.arange(len(block))
         batch = RankBatch(0, [block], zero_N, row_N, zero_N, zero_N.astype(np.float32), None)
-        packed, lengths = PackedBatch(batch, self._device), np.diff(block.start_N).tolist()
+        packed, lengths = PackedBatch(batch, self._device, Deal.here()), np.diff(block.start_N).tolist()
         rows_of = _by_tokens(lengths, self._setup.actor.microbatch_tokens)
         microbatches = [packed.microbatch(rows) for rows in rows_of]
         with cpu.scope():
@@ -180,29 +184,46 @@ class MegatronPolicy:
             logp_T[block.loss_mask_T] = logp_U.cpu().numpy()
             return from_last_stage(logp_T)
 
-    def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    def save(self, folder: Path, facts: Mapping[str, Any] | None = None, export: Path | None = None) -> None:
         """Write model, optimizer, schedule and random state into a new folder.
+
+        With setup.async_save it is not there before `finish_saving`, and the training may go on.
 
         Args:
             facts: what the commit record is to hold besides; JSON.
+            export: where the policy goes in Hugging Face format after that.
 
         Raises:
             CheckpointError: the folder exists.
+            ResourceError, DeadlineError: it, or the one before, could not be written.
         """
-        with cpu.scope():
-            coefficients = self._coefficients.state_dict()
-            checkpoint.save(folder, self._trained, {**(facts or {}), "coefficients": coefficients})
+        then = partial(export_checkpoint, folder, export, self._setup.model_folder) if export else None
+        with cpu.scope(), self._offload.at_home():
+            facts = {**(facts or {}), "coefficients": self._coefficients.state_dict()}
+            self._saver.save(folder, self._trained, facts, then)
 
-    def restore(self, folder: Path) -> None:
+    def finish_saving(self) -> None:
+        """Returns when the last checkpoint is there.
+
+        Raises:
+            ResourceError, DeadlineError: it could not be written.
+        """
+        self._saver.finish()
+
+    def restore(self, folder: Path) -> list[str]:
         """Continue from a checkpoint as if there had been no interruption. The reference policy stays that of
         the model folder.
 
+        Returns:
+            What a person is to be told, where the checkpoint was made by ranks that were cut in another way.
+
         Raises:
-            CheckpointError: it is not whole, or was made with another topology.
+            CheckpointError: it is not whole, or of another model, or something else was trained.
         """
-        with cpu.scope():
-            facts = checkpoint.restore(folder, self._trained)
+        with cpu.scope(), self._offload.at_home():
+            facts, notes = checkpoint.restore(folder, self.layout, self._trained, self._setup.seed)
         self._coefficients.load_state_dict(facts["coefficients"])
+        return notes
 
     def export(self, folder: Path) -> None:
         """Write the present weights in Hugging Face format."""
@@ -219,13 +240,30 @@ class MegatronPolicy:
         """Leave the other ranks; the policy is of no use afterwards."""
         leave()
 
-    @property
-    def _needs(self) -> frozenset[str]:
-        return self._objective.columns | self._estimator.needs
+    def _return(self) -> None:
+        """For a step on a batch that was stepped through before."""
+        self._offload.begin_return()
+        self._offload.finish_return()
 
-    @property
-    def _estimator(self) -> AdvantageEstimator:
-        return self._coefficients.estimator
+    def _accumulate(self, index: int) -> tuple[float, float, dict[str, float]]:
+        """Gradients of a minibatch; returns loss, norm and metrics. Fills old_logp if nothing has."""
+        loaded, minibatch = self._loaded, self._loaded.minibatches[index]
+        totals = Totals(minibatch.num_tokens, minibatch.num_sequences)
+        fills_old_logp = "old_logp" not in loaded.columns
+        if fills_old_logp:
+            loaded.add("old_logp", loaded.packed.zeros_U())
+
+        def loss(microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Metrics]:
+            logp_R, entropy_R = self._scorer.score(microbatch, hidden_O1)
+            if fills_old_logp:
+                loaded.columns["old_logp"][microbatch.trained_R] = logp_R.detach()
+            return self._share(microbatch, logp_R, entropy_R, totals)
+
+        self._optimizer.zero_gradients()
+        with self._routing.training(minibatch.num_sequences):
+            shares = accumulate_gradients(self._model, loaded.microbatches([minibatch]), loss)
+        metrics = combine(shares) | self._routing.metrics()
+        return metrics.pop(_OBJECTIVE, 0.0), self._optimizer.gradient_norm(), metrics
 
     def _share(
         self, microbatch: Microbatch, logp_R: Tensor, entropy_R: Tensor, totals: Totals
@@ -239,45 +277,57 @@ class MegatronPolicy:
         metrics.sum[_OBJECTIVE] = scalar.detach().clone()  # Megatron scales the loss in place
         return scalar, metrics
 
-    def _add_policy_columns(self) -> dict[str, float]:
-        """old_logp and old_entropy, and a report on them."""
-        loaded = self._loaded
-        logp_U, entropy_U = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
-        loaded.add("old_logp", logp_U)
-        loaded.add("old_entropy", entropy_U)
-        num_tokens = max(1, sum(m.num_tokens for m in loaded.first_epoch))
-        return self._agreement() | combine([Metrics({"actor/entropy": entropy_U.sum() / num_tokens})])
-
-    def _agreement(self) -> dict[str, float]:
-        loaded = self._loaded
-        return from_last_stage(agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._reduce))
-
-    def _frozen_policies(self) -> dict[str, dict[str, Tensor]]:
-        """Weights of policies that are asked but not trained, by the column that they fill."""
-        frozen = {}
-        if "ref_logp" in self._needs:
-            frozen["ref_logp"] = {n: t.clone() for n, t in self.tensors().items()}
-        if "teacher_logp" in self._needs:
-            assert self._setup.algorithm.teacher is not None, "load_credit asks for one"
-            frozen["teacher_logp"] = {n: torch.empty_like(t) for n, t in self.tensors().items()}
-            folder = Path(self._setup.algorithm.teacher)
-            load_hf(folder, self.layout, self._setup.rank, frozen["teacher_logp"])
-        return frozen
-
     def _build_process_model(self, config: TransformerConfig) -> ProcessModel:
-        setup, estimator = self._setup, self._estimator
+        setup, estimator = self._setup, self._coefficients.estimator
         return ProcessModel(
             setup.algorithm.process_model,
-            build(config, setup.model, self.layout.padded_vocab, self._device),
+            self._build(config),
             self.tensors(),
             beta=cast(Any, getattr(estimator, "inner", estimator)).beta,
             temperature=setup.temperature,
         )
 
     def _build_critic(self, config: TransformerConfig) -> Critic:
+        model, num_steps = self._build(config, value_head=True), self._setup.num_optimizer_steps
+        return Critic(self._setup.critic, model, self.tensors(), num_steps=num_steps)
+
+    def _build(self, config: TransformerConfig, *, value_head: bool = False) -> Stage:
         setup, vocab = self._setup, self.layout.padded_vocab
-        model = build(config, setup.model, vocab, self._device, value_head=True)
-        return Critic(setup.critic, model, self.tensors(), num_steps=setup.num_optimizer_steps)
+        options = {"value_head": value_head, "overlap": setup.actor.overlap}
+        return build(config, setup.model, vocab, self._device, **options)
+
+    def _frozen_policies(self, needs: Set[str]) -> FrozenPolicies:
+        weights: dict[str, dict[str, Tensor]] = {}
+        if "ref_logp" in needs:
+            weights["ref_logp"] = reference_weights(self.tensors())
+        if "teacher_logp" in needs:
+            weights["teacher_logp"] = teacher_weights(self._setup, self.layout, self.tensors())
+        return FrozenPolicies(self._model, self._scorer, weights)
+
+    def _make_columns(self) -> Columns:
+        models = Askable(
+            scorer=self._scorer,
+            half_scorer=Scorer(self._model, self._setup.temperature / 2),
+            frozen=self._frozen,
+            process=self._process,
+            critic=self._critic,
+        )
+        return Columns(self._objective, self._coefficients, models, guards=self._guards)
+
+    def _make_offload(self) -> Offload:
+        """Of everything that the weight swap does not read, as far as the config says."""
+        parts, choice = self._trained, self._setup.actor.offload
+        state = [tensor for _, optimizer in parts.values() for tensor in optimizer.tensors().values()]
+        if choice != "all":
+            return Offload(state if choice == "optimizer" else ())
+        beside = [
+            parameter.data
+            for part, (stage, _) in parts.items()
+            if part != "policy"
+            for _, parameter in named_parameters(stage)
+        ]
+        gradients = [buffer for model, _ in parts.values() for buffer in gradient_buffers(model)]
+        return Offload([*state, *self._frozen.tensors(), *beside], gradients)
 
     @property
     def _trained(self) -> dict[str, checkpoint.Trained]:
@@ -288,83 +338,6 @@ class MegatronPolicy:
         if self._critic is not None:
             parts["critic"] = (self._critic.model, self._critic.optimizer)
         return parts
-
-    def _add_collision(self) -> None:
-        """sum p^2 = exp(2 logp - logp'), with logp' at half the temperature, whatever token both are of."""
-        loaded = self._loaded
-        if "old_collision" in self._needs:
-            half = Scorer(self._model, self._setup.temperature / 2)
-            logp_U, _ = half.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
-            loaded.add_held("old_collision", (2 * loaded.columns["old_logp"] - logp_U)[loaded.held_H].exp())
-
-    def _add_frozen_column(self, column: str, weights: Mapping[str, Tensor]) -> None:
-        loaded = self._loaded
-        with self._weights(weights):
-            logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
-        loaded.add(column, logp_U)
-
-    def _measure_divergence(self, batch: RankBatch) -> dict[str, float]:
-        """How far policy and reference are apart, where old_logp is known by now."""
-        loaded = self._loaded
-        if "old_logp" not in loaded.columns:
-            return {}
-        if self._guards and self._on_last_stage:
-            stop(watch.divergence(batch, loaded), step=batch.step)
-        apart_U = loaded.columns["old_logp"] - loaded.columns["ref_logp"]
-        num_tokens = max(1, sum(m.num_tokens for m in loaded.first_epoch))
-        self._divergence = combine([Metrics({"kl": apart_U.sum() / num_tokens})])["kl"]
-        weight = getattr(self._estimator, "kl_coefficient", 0.0)
-        if not weight:
-            return {}
-        return {"actor/reward_kl_penalty": self._divergence, "actor/reward_kl_penalty_coeff": weight}
-
-    def _add_advantage(self) -> dict[str, float]:
-        """By an estimator that needs token columns; with the returns if it has a value function."""
-        if not self._on_last_stage:
-            return from_last_stage({})
-        loaded = self._loaded
-        columns = {argument(c): loaded.held(c) for c in self._estimator.needs & loaded.columns.keys()}
-        columns |= {argument(c): column_N for c, column_N in loaded.scalars.items()}
-        advantage = self._estimator(
-            reward_N=loaded.reward_N,
-            group_N=loaded.group_N,
-            tokens=loaded.tokens_H,
-            reduce=self._reduce,
-            **columns,
-        )
-        assert isinstance(advantage, Advantage), "an estimator that needs token columns returns token columns"
-        loaded.add_held("advantage", advantage.advantage_T)
-        if advantage.return_T is None:
-            return from_last_stage({})
-        loaded.add_held("return", advantage.return_T)
-        return from_last_stage(value_metrics(loaded, self._reduce))
-
-    def _add_prepared_columns(self) -> dict[str, float]:
-        """What the objective makes of the whole batch."""
-        if not self._on_last_stage:
-            return from_last_stage({})
-        loaded = self._loaded
-        columns = {name: loaded.held(name) for name in loaded.columns}
-        advantage_H = columns.pop("advantage")
-        known = Known(loaded.step, loaded.reward_N, loaded.group_N, advantage_H, loaded.tokens_H, columns)
-        prepared = self._objective.prepare(known, self._reduce)
-        for name, value_H in prepared.columns.items():
-            loaded.add_held(name, value_H)
-        return from_last_stage({name: float(value) for name, value in prepared.metrics.items()})
-
-    @contextlib.contextmanager
-    def _weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the model computes with other weights; the live ones are not touched."""
-        live = self.tensors()
-        self._point_to(tensors)
-        try:
-            yield
-        finally:
-            self._point_to(live)
-
-    def _point_to(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in named_parameters(self._model):
-            parameter.data = tensors[name]
 
 
 _OBJECTIVE = "objective"

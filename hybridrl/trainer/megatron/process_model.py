@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 
 import torch
-from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
 from hybridrl.algorithms.base import Metrics, Tokens
@@ -19,7 +18,7 @@ from hybridrl.config.training import ProcessModelConfig
 from hybridrl.errors import NonFiniteError
 from hybridrl.trainer.megatron.collectives import combine
 from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import named_parameters
+from hybridrl.trainer.megatron.model import Stage, named_parameters
 from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.packing import Microbatch
 from hybridrl.trainer.megatron.schedule import accumulate_gradients
@@ -32,7 +31,7 @@ class ProcessModel:
     def __init__(
         self,
         config: ProcessModelConfig,
-        model: DistributedDataParallel,
+        model: Stage,
         weights: Mapping[str, Tensor],
         *,
         beta: float,
@@ -59,8 +58,8 @@ class ProcessModel:
         solved_U = (loaded.reward_N > self._config.solved_above)[loaded.trajectory_U]
         num_sequences = sum(m.num_sequences for m in loaded.first_epoch)
 
-        def loss(microbatch: Microbatch, hidden_R1: Tensor) -> tuple[Tensor, Metrics]:
-            process_logp_R, _ = self._scorer.score(microbatch, hidden_R1)
+        def loss(microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Metrics]:
+            process_logp_R, _ = self._scorer.score(microbatch, hidden_O1)
             ref_logp_R = loaded.columns["ref_logp"][microbatch.trained_R]
             tokens = Tokens(
                 microbatch.seq_R, torch.ones_like(microbatch.seq_R, dtype=torch.bool), microbatch.num_seqs

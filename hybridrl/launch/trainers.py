@@ -1,0 +1,91 @@
+"""The trainer of a run: the actor's ranks, and those of critic and reference where they have their own."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.schema import Config
+from hybridrl.config.training import TrainParallel
+from hybridrl.launch.column_groups import columns_elsewhere
+from hybridrl.launch.plan import RunFiles, RunShape, Seats
+from hybridrl.models import spec
+from hybridrl.models.cost import attention_length
+from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.workers.columns import ColumnGroup, CriticWorker, FrozenWorker, RayCritic
+from hybridrl.workers.trainer import Exports, RayTrainer, TrainerWorker
+
+Start = Callable[[str, Any, list[tuple], Sequence[int]], WorkerGroup]
+"""Starts workers: their name, the actor class, the arguments of each, the node of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trainers:
+    """What the ranks of a run are made from."""
+
+    cfg: Config
+    shape: RunShape
+    seats: Seats
+    meeting: Path
+    """A folder that all ranks see, for their rendezvous."""
+
+    def start(self, start: Start, files: RunFiles) -> RayTrainer:
+        """Starts all ranks."""
+        cfg, elsewhere = self.cfg, columns_elsewhere(self.cfg)
+        missing = frozenset(column for columns in elsewhere.values() for column in columns)
+        setups = [(setup,) for setup in self._setups("trainers", self.shape.parallel, elsewhere=missing)]
+        return RayTrainer(
+            start("trainer", TrainerWorker, setups, self.seats.trainer),
+            cfg.cluster,
+            files.checkpoints,
+            cfg.run.keep_checkpoints,
+            exports=Exports(files.exports, cfg.run.export_every) if cfg.run.export_every else None,
+            critic=self._critic(start),
+            frozen=self._frozen(start, elsewhere.get("reference", ())),
+        )
+
+    def _critic(self, start: Start) -> RayCritic | None:
+        parallel, limit = self.shape.critic, self.cfg.critic.microbatch_tokens
+        if parallel is None:
+            return None
+        setups = [(setup,) for setup in self._setups("critics", parallel)]
+        workers = start("critic", CriticWorker, setups, self.seats.critic)
+        return RayCritic(workers, ("value",), self.cfg.cluster, **self._dealing(parallel, limit))
+
+    def _frozen(self, start: Start, columns: Sequence[str]) -> ColumnGroup | None:
+        parallel, limit = self.shape.reference, self.cfg.reference.microbatch_tokens
+        if parallel is None:
+            return None
+        setups = [(setup, columns) for setup in self._setups("references", parallel)]
+        workers = start("reference", FrozenWorker, setups, self.seats.reference)
+        return ColumnGroup(workers, columns, self.cfg.cluster, **self._dealing(parallel, limit))
+
+    def _dealing(self, parallel: TrainParallel, limit: int | None) -> dict[str, Any]:
+        return {
+            "dp": parallel.dp,
+            "microbatch_tokens": limit or self.cfg.actor.microbatch_tokens,
+            "attention_length": attention_length(spec.read(self.cfg.model.path)),
+        }
+
+    def _setups(self, name: str, parallel: TrainParallel, **changes: Any) -> list[TrainerSetup]:
+        cfg = self.cfg
+        first = TrainerSetup(
+            rank=0,
+            rendezvous=f"file://{self.meeting.resolve() / f'{name}-{secrets.token_hex(8)}'}",
+            parallel=parallel,
+            model=spec.read(cfg.model.path),
+            model_folder=Path(cfg.model.path),
+            actor=cfg.actor,
+            algorithm=cfg.algorithm,
+            critic=cfg.critic,
+            temperature=cfg.rollout.temperature,
+            max_response_tokens=cfg.rollout.max_response_tokens,
+            seed=cfg.run.seed,
+            num_optimizer_steps=cfg.run.steps * self.shape.optimizer_steps_per_step,
+            timeout_s=cfg.cluster.step_timeout_s,
+            async_save=cfg.run.async_save,
+            **changes,
+        )
+        return [replace(first, rank=rank) for rank in range(parallel.num_ranks)]

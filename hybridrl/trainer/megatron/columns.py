@@ -1,0 +1,179 @@
+"""Fills the columns of a loaded batch that its algorithm needs.
+
+Two parts: `measure` asks the policy itself, `complete` whoever else gives a column and then makes of them all
+what the objective wants. Between them, columns from other groups of ranks may arrive. Both are *collective*.
+Shape letters: U trained tokens of the whole batch, H those of trajectories held here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from megatron.core import parallel_state
+
+from hybridrl.algorithms.base import Advantage, Known, Metrics, argument
+from hybridrl.algorithms.guards import stop
+from hybridrl.algorithms.objective import Objective
+from hybridrl.trainer.megatron import watch
+from hybridrl.trainer.megatron.agreement import agreement
+from hybridrl.trainer.megatron.coefficients import Coefficients
+from hybridrl.trainer.megatron.collectives import DataParallelReduce, combine, from_last_stage
+from hybridrl.trainer.megatron.critic import Critic, value_metrics
+from hybridrl.trainer.megatron.frozen import FrozenPolicies
+from hybridrl.trainer.megatron.loaded import LoadedBatch
+from hybridrl.trainer.megatron.process_model import ProcessModel
+from hybridrl.trainer.megatron.score import Scorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Askable:
+    """The models of these ranks, besides critics and policies that are elsewhere."""
+
+    scorer: Scorer
+    """Of the policy."""
+
+    half_scorer: Scorer
+    """Of the policy, at half the temperature."""
+
+    frozen: FrozenPolicies
+    process: ProcessModel | None
+    critic: Critic | None
+
+
+class Columns:
+    def __init__(
+        self, objective: Objective, coefficients: Coefficients, models: Askable, *, guards: bool
+    ) -> None:
+        self._objective, self._coefficients, self._models = objective, coefficients, models
+        self._guards, self._reduce = guards, DataParallelReduce()
+        self._on_last_stage = parallel_state.is_pipeline_last_stage()
+        self.divergence: float | None = None
+        """Of policy and reference on the batch before, in nats per trained token; None: not measured."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needed_columns(self._objective, self._coefficients)
+
+    def measure(self, loaded: LoadedBatch) -> dict[str, float]:
+        """Columns of the policy, over the very microbatches of the steps to come.
+
+        A batch of a single optimizer step leaves old_logp to the forward pass of that step, unless something
+        needs it before.
+        """
+        if "lag" in self.needs:
+            loaded.add_lag()
+        needs_now = (
+            loaded.batch.advantage_N is None
+            or self._objective.prepares
+            or "old_entropy" in self.needs
+            or self._coefficients.follows_kl
+        )
+        metrics = self._add_policy_columns(loaded) if needs_now or len(loaded.minibatches) > 1 else {}
+        if "old_collision" in self.needs:
+            self._add_collision(loaded)
+        return metrics
+
+    def complete(self, loaded: LoadedBatch, arrived: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """
+        Args:
+            arrived: columns that other groups of ranks computed, float32 [U], the same on every rank.
+
+        Raises:
+            ValueError: one of them is not of U tokens.
+        """
+        metrics: dict[str, float] = {}
+        for name, column_U in arrived.items():
+            loaded.take(name, column_U)
+        self._models.frozen.add(loaded)
+        if "ref_logp" in loaded.columns:
+            metrics |= self._measure_divergence(loaded)
+        if (process := self._models.process) is not None:
+            metrics |= process.train(loaded)
+            loaded.add("process_logp", process.logp(loaded))
+        if (critic := self._models.critic) is not None:
+            loaded.add("value", critic.values(loaded))
+        if loaded.batch.advantage_N is None:
+            metrics |= self._add_advantage(loaded)
+        if self._objective.prepares:
+            metrics |= self._add_prepared_columns(loaded)
+        if self._on_last_stage:
+            loaded.share(self._reduce)
+        return metrics
+
+    def agreement(self, loaded: LoadedBatch) -> dict[str, float]:
+        """How far trainer and engine agree about the tokens of a batch that has its column old_logp."""
+        return from_last_stage(agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._reduce))
+
+    def whole(self, loaded: LoadedBatch, name: str) -> np.ndarray | None:
+        """A column of the tokens of all ranks, float32 [U]; None except on the last pipeline stage."""
+        return loaded.whole(name, self._reduce).cpu().numpy() if self._on_last_stage else None
+
+    def _add_policy_columns(self, loaded: LoadedBatch) -> dict[str, float]:
+        """old_logp and old_entropy, and a report on them."""
+        microbatches = loaded.microbatches(loaded.first_epoch)
+        logp_U, entropy_U = self._models.scorer.columns(loaded.packed, microbatches)
+        loaded.add("old_logp", logp_U)
+        loaded.add("old_entropy", entropy_U)
+        entropy = Metrics({"actor/entropy": entropy_U.sum() / _num_tokens(loaded)})
+        return self.agreement(loaded) | combine([entropy])
+
+    def _add_collision(self, loaded: LoadedBatch) -> None:
+        """sum p^2 = exp(2 logp - logp'), with logp' at half the temperature, whatever token both are of."""
+        microbatches = loaded.microbatches(loaded.first_epoch)
+        logp_U, _ = self._models.half_scorer.columns(loaded.packed, microbatches)
+        loaded.add_held("old_collision", (2 * loaded.columns["old_logp"] - logp_U)[loaded.held_H].exp())
+
+    def _measure_divergence(self, loaded: LoadedBatch) -> dict[str, float]:
+        """How far policy and reference are apart, where old_logp is known by now."""
+        if "old_logp" not in loaded.columns:
+            return {}
+        if self._guards and self._on_last_stage:
+            stop(watch.divergence(loaded.batch, loaded), step=loaded.step)
+        apart_H = loaded.held("old_logp") - loaded.held("ref_logp")
+        self.divergence = combine([Metrics({"kl": apart_H.sum() / _num_tokens(loaded)})])["kl"]
+        weight = getattr(self._coefficients.estimator, "kl_coefficient", 0.0)
+        if not weight:
+            return {}
+        return {"actor/reward_kl_penalty": self.divergence, "actor/reward_kl_penalty_coeff": weight}
+
+    def _add_advantage(self, loaded: LoadedBatch) -> dict[str, float]:
+        """By an estimator that needs token columns; with the returns if it has a value function."""
+        if not self._on_last_stage:
+            return from_last_stage({})
+        estimator = self._coefficients.estimator
+        columns = {argument(c): loaded.held(c) for c in estimator.needs & loaded.columns.keys()}
+        columns |= {argument(c): column_N for c, column_N in loaded.scalars.items()}
+        advantage = estimator(
+            reward_N=loaded.reward_N,
+            group_N=loaded.group_N,
+            tokens=loaded.tokens_H,
+            reduce=self._reduce,
+            **columns,
+        )
+        assert isinstance(advantage, Advantage), "an estimator that needs token columns returns token columns"
+        loaded.add_held("advantage", advantage.advantage_T)
+        if advantage.return_T is None:
+            return from_last_stage({})
+        loaded.add_held("return", advantage.return_T)
+        return from_last_stage(value_metrics(loaded, self._reduce))
+
+    def _add_prepared_columns(self, loaded: LoadedBatch) -> dict[str, float]:
+        """What the objective makes of the whole batch."""
+        if not self._on_last_stage:
+            return from_last_stage({})
+        columns = {name: loaded.held(name) for name in loaded.columns}
+        advantage_H = columns.pop("advantage")
+        known = Known(loaded.step, loaded.reward_N, loaded.group_N, advantage_H, loaded.tokens_H, columns)
+        prepared = self._objective.prepare(known, self._reduce)
+        for name, value_H in prepared.columns.items():
+            loaded.add_held(name, value_H)
+        return from_last_stage({name: float(value) for name, value in prepared.metrics.items()})
+
+
+def needed_columns(objective: Objective, coefficients: Coefficients) -> frozenset[str]:
+    return objective.columns | coefficients.estimator.needs
+
+
+def _num_tokens(loaded: LoadedBatch) -> int:
+    """Trained tokens of the batch, over all ranks."""
+    return max(1, sum(minibatch.num_tokens for minibatch in loaded.first_epoch))

@@ -1,0 +1,186 @@
+"""Ranks beside the actor's, each group cut in its own way: the critic, and policies that are only asked.
+
+They get the actor's batches, dealt to their own ranks, and compute columns. A column goes from the rank that
+has it to the ranks that take it, by reference: the driver never opens one.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.schema import ClusterConfig
+from hybridrl.data.packing import share_out
+from hybridrl.trainer.setup import TrainerSetup
+
+
+@ray.remote(max_restarts=0)
+class CriticWorker:
+    """One rank of the critic. Every method but `pid` is collective."""
+
+    def __init__(self, setup: TrainerSetup) -> None:
+        self._setup = setup
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def build(self, checkpoint: Path | None) -> None:
+        # Imported here: the controller's process, which makes these actors, is spared the seconds.
+        from hybridrl.trainer.megatron.critic_ranks import CriticRanks
+
+        self._critic = CriticRanks(self._setup)
+        if checkpoint is not None:
+            self._critic.restore(checkpoint)
+
+    def load(self, batch: RankBatch, *blocks: TokenBlock) -> None:
+        batch.blocks.extend(blocks)
+        self._critic.load(batch)
+
+    def column(self, name: str) -> np.ndarray | None:
+        return self._critic.column(name)
+
+    def take(self, return_U: np.ndarray) -> None:
+        self._critic.take(return_U)
+
+    def step(self, index: int) -> dict[str, float]:
+        return self._critic.step(index)
+
+    def save(self, folder: Path) -> None:
+        self._critic.save(folder)
+
+    def finish_saving(self) -> None:
+        self._critic.finish_saving()
+
+
+@ray.remote(max_restarts=0)
+class FrozenWorker:
+    """One rank of the policies that are only asked. Every method but `pid` is collective."""
+
+    def __init__(self, setup: TrainerSetup, columns: Sequence[str]) -> None:
+        self._setup, self._columns = setup, columns
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def build(self) -> None:
+        from hybridrl.trainer.megatron.frozen_ranks import FrozenRanks
+
+        self._policies = FrozenRanks(self._setup, self._columns)
+
+    def load(self, batch: RankBatch, *blocks: TokenBlock) -> None:
+        batch.blocks.extend(blocks)
+        self._policies.load(batch)
+
+    def column(self, name: str) -> np.ndarray | None:
+        return self._policies.column(name)
+
+
+class ColumnGroup:
+    """Ranks that compute columns for the actor's."""
+
+    def __init__(
+        self,
+        workers: WorkerGroup,
+        columns: Sequence[str],
+        cluster: ClusterConfig,
+        *,
+        dp: int,
+        microbatch_tokens: int,
+        attention_length: float,
+    ) -> None:
+        """
+        Args:
+            columns: what they compute.
+            dp: their data-parallel size.
+            microbatch_tokens: of one microbatch on one of them; no trajectory is longer.
+            attention_length: as in data.packing.plan_minibatches.
+        """
+        self.workers, self.columns = workers, columns
+        self._cluster = cluster
+        self._dealing = {
+            "num_ranks": dp,
+            "microbatch_tokens": microbatch_tokens,
+            "attention_length": attention_length,
+        }
+
+    async def build(self) -> None:
+        await self.workers.all("build", timeout_s=self._cluster.start_timeout_s)
+
+    async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> None:
+        """Compute their columns of a batch."""
+        own = [dealt(minibatch, batch.length_N, **self._dealing) for minibatch in minibatches]
+        await self.all("load", ray.put(rank_batch(batch, own)), *batch.blocks)
+
+    def column(self, name: str) -> ray.ObjectRef:
+        return column_of(self.workers, name)
+
+    async def all(self, method: str, *args: Any) -> list[Any]:
+        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
+
+
+class RayCritic(ColumnGroup):
+    """The critic, which takes the returns and is trained beside the actor."""
+
+    async def resume(self, checkpoint: Path | None) -> None:
+        """Build it, with the weights of its part of the actor's `checkpoint` if given."""
+        part = critic_part(checkpoint) if checkpoint else None
+        await self.workers.all("build", part, timeout_s=self._cluster.start_timeout_s)
+
+    async def take(self, returns: ray.ObjectRef) -> None:
+        await self.all("take", returns)
+
+    async def step(self, index: int) -> dict[str, float]:
+        """One optimizer step on minibatch `index`; its metrics."""
+        return (await self.all("step", index))[0]
+
+    async def save(self, checkpoint: Path) -> None:
+        """Write its part of the actor's `checkpoint`; both are committed, or it counts for nothing."""
+        part = critic_part(checkpoint)
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed before the actor's was there
+        await self.all("save", part)
+
+    async def finish_saving(self) -> None:
+        await self.all("finish_saving")
+
+
+def rank_batch(batch: Batch, minibatches: Sequence[Minibatch]) -> RankBatch:
+    """The scalars of a batch, for ranks that get its blocks beside it."""
+    return RankBatch(
+        batch.step,
+        [],
+        batch.block_N,
+        batch.row_N,
+        batch.group_N,
+        batch.reward_N,
+        batch.advantage_N,
+        tuple(minibatches),
+        batch.scalars,
+    )
+
+
+def dealt(minibatch: Minibatch, length_N: np.ndarray, **dealing: Any) -> Minibatch:
+    """The trajectories of an optimizer step, on other ranks.
+
+    Args:
+        length_N: tokens of every trajectory of the batch.
+        dealing: of data.packing.share_out.
+    """
+    rows = np.array(sorted(n for rank in minibatch.rows for rows in rank for n in rows), np.int64)
+    return replace(minibatch, rows=share_out(rows, length_N[rows], **dealing))
+
+
+def column_of(workers: WorkerGroup, name: str) -> ray.ObjectRef:
+    """A column of the batch that the ranks hold. They all take part; the last one has it."""
+    return [actor.column.remote(name) for actor in workers.actors][-1]
+
+
+def critic_part(checkpoint: Path) -> Path:
+    """Where the critic's part of a checkpoint is, if it had ranks of its own."""
+    return checkpoint.parent / "critic" / checkpoint.name

@@ -1,0 +1,49 @@
+"""Ranks of their own compute what the algorithm asks, or are refused."""
+
+from typing import Any
+
+import pytest
+
+from hybridrl.config.schema import Config
+from hybridrl.errors import ConfigError
+from hybridrl.launch.column_groups import columns_elsewhere
+from hybridrl.launch.plan import RunShape, Seats
+
+
+def config(**sections: Any) -> Config:
+    needed = {"model": "m", "data": {"train": "d.jsonl"}, "reward": "exact_match", "run": {"name": "test"}}
+    return Config.model_validate({**needed, **sections})
+
+
+APART: dict[str, Any] = {"critic": {"parallel": {"pp": 2}}, "reference": {"parallel": {"tp": 2, "dp": 2}}}
+
+
+def test_each_group_computes_what_is_asked_of_it() -> None:
+    kl = {"coefficient": 0.1}
+    assert columns_elsewhere(config(algorithm={"estimator": "gae"})) == {}
+    both = config(algorithm={"estimator": "gae", "kl": kl}, **APART)
+    assert columns_elsewhere(both) == {"critic": ("value",), "reference": ("ref_logp",)}
+    taught = {"estimator": "distillation", "teacher": "t", "kl": kl}
+    found = columns_elsewhere(config(algorithm=taught, reference=APART["reference"]))
+    assert found == {"reference": ("ref_logp", "teacher_logp")}
+
+
+@pytest.mark.parametrize("group", ["critic", "reference"])
+def test_ranks_that_nobody_asks_are_refused(group: str) -> None:
+    with pytest.raises(ConfigError, match=f"{group}.parallel is set, but estimator grpo"):
+        columns_elsewhere(config(**{group: APART[group]}))
+
+
+def test_every_rank_has_a_seat() -> None:
+    shape = RunShape.of(config(actor={"parallel": {"tp": 2}}, **APART))
+    assert shape.critic is not None and shape.reference is not None
+    assert (shape.trainer_ranks, shape.critic.num_ranks, shape.reference.num_ranks) == (2, 2, 4)
+    seats = Seats.of(shape, 2)
+    assert (seats.critic, seats.reference) == ((0, 1), (0, 0, 1, 1))
+    assert sum(seats.per_node) == 2 + 2 + 4 + 1 + 1
+
+
+def test_groups_fill_the_gpus_unless_told_otherwise() -> None:
+    shape = RunShape.of(config(cluster={"gpus_per_node": 8}, critic={"parallel": {"tp": 2}}))
+    assert shape.critic is not None and shape.critic.dp == 4
+    assert shape.reference is None

@@ -1,0 +1,43 @@
+"""What is away holds no memory, and comes back bit for bit."""
+
+import torch
+
+from hybridrl.trainer.megatron.offload import Offload
+
+
+def test_contents_leave_and_return_through_every_view() -> None:
+    whole = torch.randn(12)
+    part, before = whole.view(3, 4)[1], whole.clone()
+    offload = Offload([whole, part])
+    for _ in range(2):
+        offload.leave()
+        offload.leave()
+        assert whole.untyped_storage().nbytes() == 0
+        offload.begin_return()
+        offload.finish_return()
+        assert torch.equal(whole, before) and torch.equal(part, before.view(3, 4)[1])
+
+
+def test_scratch_returns_with_its_size_only() -> None:
+    scratch = torch.ones(8, dtype=torch.float64)
+    offload = Offload((), [scratch])
+    offload.leave()
+    assert scratch.untyped_storage().nbytes() == 0
+    offload.begin_return()
+    assert scratch.untyped_storage().nbytes() == 64
+    scratch.fill_(2.0)
+
+
+def test_at_home_leaves_things_where_they_were() -> None:
+    tensor = torch.arange(5)
+    offload = Offload([tensor])
+    with offload.at_home():
+        assert tensor.tolist() == [0, 1, 2, 3, 4]
+    assert tensor.untyped_storage().nbytes() > 0
+    offload.leave()
+    with offload.at_home():
+        assert tensor.tolist() == [0, 1, 2, 3, 4]
+        tensor.mul_(2)
+    assert tensor.untyped_storage().nbytes() == 0
+    with offload.at_home():
+        assert tensor.tolist() == [0, 2, 4, 6, 8]
