@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from hybridrl.config.section import Section
 
@@ -73,6 +73,9 @@ class ClusterConfig(Section):
     gpus_per_node: NonNegativeInt | None = None
     """None: as many as this machine has; for Slurm, none are asked for."""
 
+    gpu: Literal["a100-40", "a100", "h100", "h200", "b200"] | None = None
+    """What they are: `plan` counts with their memory and speed. None: as this machine's."""
+
     placement: Literal["colocated"] = "colocated"
     """colocated: trainer and engines share the devices and take turns."""
 
@@ -85,3 +88,11 @@ class ClusterConfig(Section):
     slurm: SlurmConfig = SlurmConfig()
 
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _named_gpus_are_counted(self) -> "ClusterConfig":
+        if self.gpu is not None and not self.gpus_per_node:
+            raise ValueError(
+                f"gpu = {self.gpu}, but gpus_per_node = {self.gpus_per_node}: a node has how many?"
+            )
+        return self

@@ -9,7 +9,7 @@ from hybridrl.reshard.plan import Job, Transfer, plan
 from hybridrl.reshard.proof import prove
 from hybridrl.reshard.topology import Topology
 
-_PROVED_RANKS = 64
+_PROVED_RANKS = 32
 """Engine ranks whose plan is proved element by element. Larger clusters repeat the same layouts."""
 
 

@@ -6,14 +6,18 @@ from pathlib import Path
 from hybridrl import registry
 from hybridrl.algorithms.catalog import flat
 from hybridrl.config.check import World, check
+from hybridrl.config.cuts import trainer_cuts
 from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.problems import refuse
-from hybridrl.errors import DataError, HybridRLError, ModelError
+from hybridrl.config.training import TrainParallel
+from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch.plan import RunShape
+from hybridrl.launch.column_groups import columns_elsewhere
+from hybridrl.launch.plan import RunShape, with_dp
+from hybridrl.models import hub
 from hybridrl.models import spec as models
-from hybridrl.trainer.setup import refuse_unbuildable
+from hybridrl.trainer.setup import megatron_layout, refuse_unbuildable, refuse_unfit_experts
 
 Say = Callable[[str, str], None]
 """Prints a line: its heading, its text."""
@@ -68,11 +72,8 @@ def algorithm_row(loaded: LoadedConfig) -> str:
 
 
 def _spec(loaded: LoadedConfig) -> tuple[models.ModelSpec | None, list[HybridRLError]]:
-    folder = Path(loaded.config.model.path)
-    if not folder.is_dir():
-        return None, []
     try:
-        return models.read(folder), []
+        return hub.find_spec(loaded.config.model.path), []
     except ModelError as error:
         return None, [error]
 
@@ -81,8 +82,25 @@ def _model_errors(
     loaded: LoadedConfig, machine: Machine | None, spec: models.ModelSpec | None
 ) -> list[HybridRLError]:
     """What rules refuse, about the model as far as it is known, and what the trainer does."""
-    unbuildable = spec and _refusal(lambda: refuse_unbuildable(spec, where="model"))
-    return check(loaded, _world(machine, spec)) + ([loaded.locate(unbuildable)] if unbuildable else [])
+    wrong = check(loaded, _world(machine, spec))
+    if spec is not None:
+        moe = loaded.config.actor.moe
+        asked = (
+            lambda: refuse_unbuildable(spec, where="model"),
+            lambda: refuse_unfit_experts(moe, spec, where="actor.moe"),
+        )
+        wrong += [loaded.locate(error) for one in asked if (error := _refusal(one))]
+    return wrong or (_layout_errors(loaded, spec) if spec else [])
+
+
+def _layout_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridRLError]:
+    """What only the layout of the shards shows, asked where no rule refuses the config."""
+    errors = []
+    for key, cut in trainer_cuts(loaded.config):
+        whole = with_dp(cut, loaded.config)
+        if error := _refusal(lambda whole=whole: megatron_layout(spec, whole)):
+            errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
+    return errors
 
 
 def _is_absence(error: HybridRLError, spec: models.ModelSpec | None) -> bool:
@@ -106,6 +124,7 @@ def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
     trials = [
         lambda: load_credit(config.algorithm),
         lambda: Objective(config.algorithm, max_response_tokens=config.rollout.max_response_tokens),
+        lambda: columns_elsewhere(config),
     ]
     if (make := config.model.make) is not None:
         trials.append(lambda: registry.find("hybridrl.models", make, where="model.make"))
@@ -137,12 +156,17 @@ def _name(spec: models.ModelSpec) -> str:
 
 def _plan(shape: RunShape, loaded: LoadedConfig) -> str:
     batch, samples = loaded.config.batch, loaded.config.algorithm.samples_per_prompt
-    axes = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp")
-    sizes = {axis.upper(): getattr(shape.parallel, axis) for axis in axes}
-    actor = "".join(f" {axis}{size}" for axis, size in sizes.items() if size > 1)
+    ranks = {"actor": shape.parallel, "critic": shape.critic, "reference": shape.reference}
+    cuts = ", ".join(f"{role} {_cut(parallel)}" for role, parallel in ranks.items() if parallel)
     engines = "engine" if shape.num_engines == 1 else f"{shape.num_engines} engines"
     answers, updates = shape.trajectories_per_step, shape.optimizer_steps_per_step
     return (
         f"{batch.prompts_per_step} prompts x {samples} samples = {answers:,} trajectories/step "
-        f"-> {updates} optimizer steps; actor{actor or ' TP1'}, {engines} TP{shape.engine.tp}"
+        f"-> {updates} optimizer steps; {cuts}, {engines} TP{shape.engine.tp}"
     )
+
+
+def _cut(parallel: TrainParallel) -> str:
+    axes = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp")
+    sizes = {axis.upper(): getattr(parallel, axis) for axis in axes}
+    return " ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "TP1"

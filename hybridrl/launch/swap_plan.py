@@ -8,6 +8,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.plan import RunShape
+from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
@@ -27,14 +28,16 @@ def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
 
 
 def read_model(loaded: LoadedConfig) -> models.ModelSpec:
-    """The spec of the config's model; one that is still to be made is made elsewhere and thrown away.
+    """The spec of the config's model, without a download; one that is still to be made is made elsewhere and
+    thrown away.
 
     Raises:
         ModelError: the folder holds no model that a table describes.
     """
     model = loaded.config.model
-    if Path(model.path).is_dir() or model.make is None:
-        return models.read(model.path)
+    found = hub.find_spec(model.path)
+    if found is not None or model.make is None:
+        return found or models.read(model.path)
     maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
     with tempfile.TemporaryDirectory() as folder:
         maker(Path(folder) / "model", loaded.config.run.seed)

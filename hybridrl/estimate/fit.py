@@ -1,0 +1,104 @@
+"""Whether a setting fits its GPUs; and if not, the single key whose change costs least."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hybridrl.estimate.memory import Phase, kv_bytes, kv_tokens, phases
+from hybridrl.estimate.setting import Setting
+from hybridrl.estimate.time import step_time
+
+_MOST_NODES = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One key set to another value."""
+
+    key: str
+    value: Any
+    was: Any
+    setting: Setting
+
+    @property
+    def text(self) -> str:
+        return f"{self.key} = {self.value}"
+
+
+def fits(setting: Setting) -> bool:
+    """On GPUs: everything divides, no phase is too large, the cache holds the longest answer."""
+    if setting.gpu is None or not setting.divides() or setting.microbatch_tokens < setting.batch.longest:
+        return False
+    return kv_tokens(setting) >= setting.batch.longest and fullest(setting).peak <= setting.gpu.memory_bytes
+
+
+def fullest(setting: Setting) -> Phase:
+    return max(phases(setting), key=lambda phase: phase.peak)
+
+
+def too_small_cache(setting: Setting) -> str:
+    """Why an engine cannot hold the longest answer; "": it can."""
+    longest, room = setting.batch.longest, kv_tokens(setting)
+    if room >= longest:
+        return ""
+    if kv_bytes(setting) <= 0 and setting.gpu:
+        share = setting.memory_fraction * setting.gpu.memory_bytes
+        return f"the engine's weights need more than its {share / 1e9:.1f} GB per GPU"
+    return f"the engine's cache holds {room:,} tokens, a trajectory may have {longest:,}"
+
+
+def cheapest_change(setting: Setting) -> Change | None:
+    """The change of one key after which the setting fits, by the GPU seconds of a step; None: no single one.
+
+    More nodes come last: they are asked for when nothing else helps.
+    """
+    same = [change for change in _on_the_same_gpus(setting) if fits(change.setting)]
+    if same:
+        return min(same, key=lambda change: step_time(change.setting).total)
+    return next((change for change in _more_nodes(setting) if fits(change.setting)), None)
+
+
+def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
+    yield from _microbatches(setting)
+    for how in ("selective", "full"):
+        yield from _change(setting, "actor.recompute", setting.recompute, how, recompute=how)
+    for how in ("optimizer", "all"):
+        yield from _change(setting, "actor.offload", setting.offload, how, offload=how)
+    for axis in ("tp", "pp", "cp", "ep"):
+        was = getattr(setting.train, axis)
+        for size in _powers(was * 2, setting.num_gpus):
+            recut = setting.recut(**{axis: size})
+            yield Change(key=f"actor.parallel.{axis}", value=size, was=was, setting=recut)
+    for size in _powers(setting.engine.tp * 2, setting.num_gpus):
+        engine = setting.engine.model_copy(update={"tp": size})
+        recut = replace(setting, engine=engine).filled(dp=setting.train.dp)
+        yield Change(key="rollout.parallel.tp", value=size, was=setting.engine.tp, setting=recut)
+    was = setting.memory_fraction
+    for fraction in (step / 20 for step in range(19, 5, -1)):
+        yield from _change(setting, "rollout.memory_fraction", was, fraction, memory_fraction=fraction)
+
+
+def _microbatches(setting: Setting) -> Iterator[Change]:
+    """Smaller ones, in steps of 1,024 tokens, down to the longest trajectory."""
+    was, step = setting.microbatch_tokens, 1024
+    sizes = [size for size in range(was // step * step, 0, -step) if setting.batch.longest <= size < was]
+    for size in (*sizes, setting.batch.longest):
+        yield from _change(setting, "actor.microbatch_tokens", was, size, microbatch_tokens=size)
+
+
+def _change(setting: Setting, key: str, was: Any, value: Any, **fields: Any) -> Iterator[Change]:
+    if value != was:
+        yield Change(key=key, value=value, was=was, setting=replace(setting, **fields))
+
+
+def _more_nodes(setting: Setting) -> Iterator[Change]:
+    for nodes in _powers(1, _MOST_NODES):
+        if nodes > setting.nodes:
+            grown = replace(setting, nodes=nodes).filled()
+            yield Change(key="cluster.nodes", value=nodes, was=setting.nodes, setting=grown)
+
+
+def _powers(first: int, last: int) -> Iterator[int]:
+    while first <= last:
+        yield first
+        first *= 2

@@ -1,0 +1,92 @@
+"""Datacenter GPUs by the name that a config gives them: what a run has of each, and how fast it is.
+
+Sources: NVIDIA's data sheets of A100 (SXM4), H100 and H200 (SXM5), HGX B200; bf16 without sparsity, links in
+one direction. Memory is in GB as the product is named. The driver shows 5 to 7 % more: that goes to the CUDA
+context, NCCL's buffers and fragmentation, which no formula here counts.
+"""
+
+from dataclasses import dataclass
+
+from hybridrl.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPUModel:
+    name: str
+    memory_bytes: int
+    flops: float
+    """A second, in bf16."""
+
+    hbm_bytes_s: float
+    nvlink_bytes_s: float
+    """Of one GPU to all others of its node together."""
+
+    network_bytes_s: float
+    """Of one GPU to other nodes: its share of the node's InfiniBand."""
+
+    host_bytes_s: float
+    """Between a GPU and host memory, over PCIe."""
+
+
+_A100 = GPUModel(
+    name="A100",
+    memory_bytes=80 * 10**9,
+    flops=312e12,
+    hbm_bytes_s=2.039e12,
+    nvlink_bytes_s=300e9,
+    network_bytes_s=25e9,
+    host_bytes_s=25e9,
+)
+_A100_40 = GPUModel(
+    name="A100 40 GB",
+    memory_bytes=40 * 10**9,
+    flops=312e12,
+    hbm_bytes_s=1.555e12,
+    nvlink_bytes_s=300e9,
+    network_bytes_s=25e9,
+    host_bytes_s=25e9,
+)
+_H100 = GPUModel(
+    name="H100",
+    memory_bytes=80 * 10**9,
+    flops=989e12,
+    hbm_bytes_s=3.35e12,
+    nvlink_bytes_s=450e9,
+    network_bytes_s=50e9,
+    host_bytes_s=50e9,
+)
+_H200 = GPUModel(
+    name="H200",
+    memory_bytes=141 * 10**9,
+    flops=989e12,
+    hbm_bytes_s=4.8e12,
+    nvlink_bytes_s=450e9,
+    network_bytes_s=50e9,
+    host_bytes_s=50e9,
+)
+_B200 = GPUModel(
+    name="B200",
+    memory_bytes=180 * 10**9,
+    flops=2250e12,
+    hbm_bytes_s=7.7e12,
+    nvlink_bytes_s=900e9,
+    network_bytes_s=50e9,
+    host_bytes_s=50e9,
+)
+
+GPUS = {"a100-40": _A100_40, "a100": _A100, "h100": _H100, "h200": _H200, "b200": _B200}
+
+
+def recognise(name: str, memory_bytes: int) -> GPUModel:
+    """The model of a GPU that a driver names, as in "NVIDIA H100 80GB HBM3".
+
+    Raises:
+        ConfigError: it is none of GPUS.
+    """
+    found = [gpu for key, gpu in GPUS.items() if key.partition("-")[0].upper() in name.upper()]
+    fitting = [gpu for gpu in found if gpu.memory_bytes <= memory_bytes]
+    if not fitting:
+        raise ConfigError(
+            f"no figures of a {name}", where="cluster.gpu", fix=f"set cluster.gpu to one of {', '.join(GPUS)}"
+        )
+    return max(fitting, key=lambda gpu: gpu.memory_bytes)

@@ -1,0 +1,251 @@
+"""Seconds of a step by phase, on GPUs: a model, within some 25 % where its assumptions hold.
+
+Matrix products run at a share of the peak, links at a share of their rate, and nothing overlaps. Generation
+is a roofline: each decoding step reads the engine's weights and its running requests' key-value cache.
+"""
+
+from dataclasses import dataclass
+
+from hybridrl.config.training import TrainParallel
+from hybridrl.estimate import flops
+from hybridrl.estimate.activations import kv_width
+from hybridrl.estimate.gpus import GPUModel
+from hybridrl.estimate.memory import (
+    GRADIENT_BYTES,
+    engine_weights,
+    kv_bytes_per_token,
+    kv_tokens,
+    num_microbatches,
+    resident,
+)
+from hybridrl.estimate.setting import Setting, trainer_layout
+from hybridrl.estimate.swap import SwapEstimate
+from hybridrl.estimate.weights import on_stage
+
+_MATMUL = 0.6
+"""Of the peak, by the large products of a layer. Megatron-LM reports 41 to 48 % on H100 for whole steps."""
+
+_HALF_WIDTH = 256
+"""Columns of a product at which it reaches half of that."""
+
+_LINK = 0.7
+_HBM = 0.75
+"""Of the rate of a link, and of memory, by long transfers."""
+
+_NODE_LATENCY_S = 10e-6
+_NETWORK_LATENCY_S = 40e-6
+"""Of one small all-reduce."""
+
+_DECODE_OVERHEAD_S = 1e-3
+"""Of one decoding step: scheduling and sampling."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """Seconds, one phase after the other."""
+
+    generate: float
+    logprobs: float
+    train: float
+    offload: float
+    swap: float
+    mfu: float
+    """Operations of the model in the training phase, recomputed ones not counted, over the peak."""
+
+    @property
+    def total(self) -> float:
+        return self.generate + self.logprobs + self.train + self.offload + self.swap
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"total": self.total}
+
+
+def step_time(setting: Setting, swap: SwapEstimate | None = None) -> StepTime:
+    """
+    Args:
+        setting: on GPUs.
+        swap: None: every byte comes over the slowest link that there is.
+    """
+    train, logprobs = train_s(setting), logprobs_s(setting)
+    gpu = _gpu(setting)
+    done = 3 * _forward_flops(setting) * setting.batch.epochs * len(setting.trained)
+    return StepTime(
+        generate=generate_s(setting),
+        logprobs=logprobs,
+        train=train,
+        offload=_offload_s(setting),
+        swap=_least_swap_s(setting) if swap is None else swap_s(swap, gpu),
+        mfu=done / (train * setting.train.num_ranks * gpu.flops),
+    )
+
+
+def train_s(setting: Setting) -> float:
+    """All optimizer steps of a policy update, of every trained model."""
+    factor = {"none": 3.0, "selective": 3.2, "full": 4.0}[setting.recompute]
+    schedule = _schedule_s(setting, factor)
+    once = schedule + _data_parallel_s(setting) + _optimizer_s(setting)
+    return once * setting.batch.optimizer_steps * len(setting.trained)
+
+
+def logprobs_s(setting: Setting) -> float:
+    """Forward passes over the whole batch: old_logp, those of frozen policies, values."""
+    passes = setting.scores_first + len(setting.frozen) + len(setting.trained) - 1
+    per_minibatch = _schedule_s(setting, 1.0)
+    return passes * per_minibatch * setting.batch.optimizer_steps / setting.batch.epochs
+
+
+def generate_s(setting: Setting) -> float:
+    """Until the last answer of a step is there. Answers to one prompt share its prefill."""
+    batch, gpu = setting.batch, _gpu(setting)
+    answers = batch.trajectories / setting.num_engines
+    mean, longest = batch.mean_response, batch.response_tokens
+    running = _running(setting, answers)
+    tail = max(0.0, longest - mean)
+    steady = max(0.0, (answers * mean - tail * running / 2) / running)
+    if steady + tail < longest:
+        decoding = longest * _decode_s(setting, max(1.0, answers * mean / longest))
+    else:
+        decoding = steady * _decode_s(setting, running) + tail * _decode_s(setting, max(1.0, running / 2))
+    prefill = batch.prompts / setting.num_engines * batch.mean_prompt
+    operations = prefill * 2 * flops.active_weights(setting.model)
+    return decoding + operations / (setting.engine.tp * gpu.flops * _MATMUL)
+
+
+def swap_s(swap: SwapEstimate, gpu: GPUModel) -> float:
+    """Each rank's part over each link, the busiest sender's over the network."""
+    ranks = swap.num_engine_ranks
+    local = 2 * swap.device_bytes / (gpu.hbm_bytes_s * _HBM)
+    node = swap.node_bytes / (gpu.nvlink_bytes_s * _LINK)
+    remote = swap.remote_bytes * swap.imbalance / (gpu.network_bytes_s * _LINK)
+    return (local + node + remote) / ranks
+
+
+def _schedule_s(setting: Setting, factor: float) -> float:
+    """The microbatches of one minibatch through the pipeline.
+
+    Args:
+        factor: 1 forward, 3 with backward, 4 with recomputation.
+    """
+    cut, count = setting.train, num_microbatches(setting)
+    slowest = max(_stage_s(setting, stage, count, factor) for stage in {0, cut.pp - 1})
+    return slowest * (count + (cut.pp - 1) / cut.vpp)
+
+
+def _stage_s(setting: Setting, stage: int, count: int, factor: float) -> float:
+    """One microbatch on one stage."""
+    model, cut, batch = setting.model, setting.train, setting.batch
+    tokens = batch.trajectories_per_minibatch * batch.mean_length / ((cut.dp or 1) * count)
+    layers = sum(len(chunk) for chunk in setting.layout().chunks(stage))
+    share = layers / model.num_layers
+    per_token = share * flops.forward(model, mean_length=batch.mean_length, trained_share=0.0)
+    if stage == cut.pp - 1:
+        per_token += flops.output_layer(model) * batch.mean_response / batch.mean_length
+    rate = _gpu(setting).flops * _MATMUL * _width_share(setting)
+    compute = factor * tokens * per_token / (cut.tp * cut.cp * rate)
+    # Backward moves what forward moves, recomputation once more: a product takes twice as long backward.
+    moves = factor if factor <= 1 else factor - 1
+    return compute + moves * share * _layer_links_s(setting, tokens / cut.cp)
+
+
+def _width_share(setting: Setting) -> float:
+    """Narrow products are slow: of the feed-forward, or of an expert."""
+    model, cut = setting.model, setting.train
+    width = model.expert_ffn_size / cut.etp if model.num_experts else model.ffn_size / cut.tp
+    return width / (width + _HALF_WIDTH)
+
+
+def _layer_links_s(setting: Setting, tokens: float) -> float:
+    """Forward communication of all layers of the model for the tokens of a context-parallel rank."""
+    model, cut = setting.model, setting.train
+    hidden = tokens * model.hidden_size * setting.weight_bytes
+    tensor = 2 * 2 * (cut.tp - 1) / cut.tp * hidden / _link(setting, cut.tp)
+    keys = (cut.cp - 1) * tokens * kv_width(setting) * setting.weight_bytes
+    context = keys / _link(setting, cut.tp * cut.cp)
+    found = model.num_layers * (tensor + context)
+    if cut.ep > 1:
+        sent = hidden / cut.tp * model.experts_per_token * (cut.ep - 1) / cut.ep
+        found += len(model.layers("moe")) * 2 * sent / _link(setting, cut.ep * cut.etp)
+    return found
+
+
+def _data_parallel_s(setting: Setting) -> float:
+    """Gradients are summed and weights gathered, once an optimizer step."""
+    cut = setting.train
+    share = on_stage(setting.layout(), 0)
+    replicas = cut.cp * (cut.dp or 1)
+    experts = cut.tp * replicas / (cut.ep * cut.etp)
+    moved = share.dense * (replicas - 1) / replicas + share.expert * (experts - 1) / experts
+    return moved * (GRADIENT_BYTES + setting.weight_bytes) / _link(setting, cut.tp * replicas)
+
+
+def _optimizer_s(setting: Setting) -> float:
+    """State, gradients and weights are read and written."""
+    held = resident(setting, 0)
+    moved = 2 * held.optimizer + held.gradients + held.policy
+    return moved / (_gpu(setting).hbm_bytes_s * _HBM)
+
+
+def _offload_s(setting: Setting) -> float:
+    """Away and back."""
+    held = resident(setting, 0)
+    away = held.all - held.after_offload(setting).all
+    return 2 * away / (_gpu(setting).host_bytes_s * _LINK)
+
+
+def _least_swap_s(setting: Setting) -> float:
+    return engine_weights(setting) / _link(setting, setting.num_gpus)
+
+
+def _running(setting: Setting, answers: float) -> float:
+    """Requests that an engine decodes together."""
+    room = kv_tokens(setting) / (setting.batch.mean_prompt + setting.batch.mean_response)
+    return max(1.0, min(answers, setting.running_requests, room))
+
+
+def _decode_s(setting: Setting, running: float) -> float:
+    """One token for each of the running requests."""
+    model, cut, gpu = setting.model, setting.engine, _gpu(setting)
+    context = setting.batch.mean_prompt + setting.batch.mean_response / 2
+    read = engine_weights(setting) * _touched(setting, running)
+    read += running / cut.dp_attention * context * kv_bytes_per_token(setting)
+    operations = 2 * flops.active_weights(model) + flops.attention(model, context)
+    operations = running * (operations + flops.output_layer(model)) / cut.tp
+    link = _link(setting, cut.tp)
+    latency = _NODE_LATENCY_S if cut.tp <= setting.gpus_per_node else _NETWORK_LATENCY_S
+    sent = running * model.hidden_size * setting.engine_bytes * 2 * (cut.tp - 1) / cut.tp
+    links = 2 * model.num_layers * (latency + sent / link) if cut.tp > 1 else 0.0
+    busy = max(read / (gpu.hbm_bytes_s * _HBM), operations / (gpu.flops * _MATMUL))
+    return busy + links + _DECODE_OVERHEAD_S
+
+
+def _touched(setting: Setting, running: float) -> float:
+    """Share of the engine's weights that some request needs: of the experts, those that are chosen."""
+    model = setting.model
+    if not model.num_experts:
+        return 1.0
+    missed = (1 - model.experts_per_token / model.num_experts) ** running
+    whole = on_stage(trainer_layout(model, TrainParallel()), 0)
+    return 1 - missed * whole.expert / whole.all
+
+
+def _link(setting: Setting, ranks: int) -> float:
+    """Bytes a second of a rank in a group of neighbours."""
+    gpu = _gpu(setting)
+    inside = ranks <= setting.gpus_per_node
+    return _LINK * (gpu.nvlink_bytes_s if inside else gpu.network_bytes_s)
+
+
+def _forward_flops(setting: Setting) -> float:
+    """Of the batch once."""
+    batch = setting.batch
+    per_token = flops.forward(
+        setting.model,
+        mean_length=batch.mean_length,
+        trained_share=batch.mean_response / batch.mean_length,
+    )
+    return batch.trajectories * batch.mean_length * per_token
+
+
+def _gpu(setting: Setting) -> GPUModel:
+    assert setting.gpu is not None, "there is no time model of a CPU"
+    return setting.gpu

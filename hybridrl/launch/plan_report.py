@@ -1,0 +1,232 @@
+"""A plan for a person, as lines under headings, and for programs, as one object."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from hybridrl.estimate import swap
+from hybridrl.estimate.fit import fits, fullest
+from hybridrl.estimate.gpus import GPUS
+from hybridrl.estimate.memory import (
+    Phase,
+    checkpoint_bytes,
+    host_bytes,
+    kv_tokens,
+    logprobs,
+    num_microbatches,
+    phases,
+    rollout,
+    training,
+)
+from hybridrl.estimate.search import Proposal
+from hybridrl.estimate.setting import Setting
+from hybridrl.estimate.time import step_time
+from hybridrl.launch.planning import Plan, machine_bytes
+
+_COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
+
+
+def lines(found: Plan) -> Iterator[tuple[str, str]]:
+    """(heading, text); a line without a heading belongs to the one above."""
+    setting = found.setting
+    yield from _batch(setting)
+    yield from _memory(found)
+    if found.swap is not None:
+        yield from swap.lines(found.swap)
+    if setting.gpu is not None and setting.divides():
+        yield from _time(found)
+    yield from _verdict(found)
+    yield from _proposals(found)
+
+
+def as_dict(found: Plan) -> dict[str, Any]:
+    """The same numbers, in bytes and seconds."""
+    setting = found.setting
+    told: dict[str, Any] = {
+        "fits": found.refusal is None,
+        "batch": _batch_dict(setting),
+        "swap": None if found.swap is None else found.swap.as_dict(),
+    }
+    if setting.gpu is None or setting.divides():
+        told["memory"] = [_phase_dict(phase) for phase in phases(setting)]
+        told["checkpoint_bytes"] = checkpoint_bytes(setting)
+        told["host_bytes_per_node"] = host_bytes(setting)
+    if setting.gpu is not None and setting.divides():
+        told["gpu_bytes"] = setting.gpu.memory_bytes
+        told["time_s"] = {
+            name: step_time(replace(setting, gpu=gpu), found.swap).as_dict() for name, gpu in GPUS.items()
+        }
+    if found.proposals:
+        told["proposals"] = [_proposal_dict(proposal) for proposal in found.proposals]
+    return told
+
+
+def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
+    batch, dp = setting.batch, setting.train.dp or 1
+    steps, most = batch.optimizer_steps, batch.trajectories * batch.longest
+    yield (
+        "BATCH",
+        f"{batch.prompts:,} prompts x {batch.samples} samples = {batch.trajectories:,} trajectories/step, "
+        f"at most {_count(most)} tokens/step",
+    )
+    micro = num_microbatches(setting)
+    yield (
+        "",
+        f"{batch.trajectories_per_minibatch:,.0f} trajectories a minibatch -> {steps} optimizer steps "
+        f"({steps - 1} of them off-policy), each about {micro} microbatches of at most "
+        f"{setting.microbatch_tokens:,} tokens on each of {dp} data-parallel ranks",
+    )
+    yield (
+        "",
+        f"actor: {dp} x ({cut_name(setting)}); engines: {setting.num_engines} x TP{setting.engine.tp}, "
+        f"{kv_tokens(setting):,} tokens of cache each",
+    )
+
+
+def _memory(found: Plan) -> Iterator[tuple[str, str]]:
+    setting = found.setting
+    if setting.gpu is not None and not setting.divides():
+        return
+    per = f"per GPU, {_gb(setting.gpu.memory_bytes)}" if setting.gpu else "per trainer rank"
+    yield "MEMORY", f"{per:<26}" + "".join(f"{name:>13}" for name in _COLUMNS)
+    last = setting.train.pp - 1
+    rows = [training(setting, stage) for stage in sorted({0, last})] + [logprobs(setting, last)]
+    if setting.gpu is not None:
+        rows.append(rollout(setting, 0))
+    for phase in rows:
+        yield "", f"{phase.name:<26}" + "".join(f"{_gb(size):>13}" for size in _cells(phase))
+    host = (
+        f"host RAM {_gb(host_bytes(setting))} a node beside its processes"
+        if setting.gpu
+        else f"the machine in all {_gb(machine_bytes(setting))} of {_gb(found.machine.available_bytes)} free"
+    )
+    yield "", f"{host}; checkpoint {_gb(checkpoint_bytes(setting))} on disk"
+
+
+def _cells(phase: Phase) -> tuple[float, ...]:
+    state = phase.gradients + phase.optimizer
+    return phase.weights, state, phase.activations, phase.engine, phase.kv, phase.peak
+
+
+def _time(found: Plan) -> Iterator[tuple[str, str]]:
+    setting = found.setting
+    assert setting.gpu is not None
+    own = step_time(setting, found.swap)
+    yield (
+        "TIME",
+        f"generate {_s(own.generate)}, logprobs {_s(own.logprobs)}, train {_s(own.train)}, offload "
+        f"{_s(own.offload)}, swap {_s(own.swap)} -> {_s(own.total)}/step (model, +-25 %), "
+        f"MFU {own.mfu:.0%} in training",
+    )
+    others = {gpu.name: step_time(replace(setting, gpu=gpu), found.swap) for gpu in GPUS.values()}
+    told = ", ".join(f"{name} {_s(time.total)} ({time.mfu:.0%})" for name, time in others.items())
+    yield "", f"the same step elsewhere: {told}"
+    batch = setting.batch
+    yield (
+        "",
+        f"counted with {batch.mean_prompt:,.0f} + {batch.mean_response:,.0f} tokens a trajectory on average; "
+        f"--mean-response says otherwise",
+    )
+
+
+def _verdict(found: Plan) -> Iterator[tuple[str, str]]:
+    setting = found.setting
+    if found.refusal is not None:
+        yield "NO", str(found.refusal)
+    elif setting.gpu is not None:
+        phase = fullest(setting)
+        yield "OK", f"fits with {_gb(setting.gpu.memory_bytes - phase.peak)} to spare, in {phase.name}"
+    else:
+        spare = found.machine.available_bytes - machine_bytes(setting)
+        yield "OK", f"fits with {_gb(spare)} to spare"
+
+
+def _proposals(found: Plan) -> Iterator[tuple[str, str]]:
+    if not found.proposals:
+        return
+    setting = found.setting
+    assert setting.gpu is not None
+    count = setting.num_gpus
+    yield "SEARCH", f"the fastest on {count} {setting.gpu.name}, by the same model:"
+    if fits(setting):
+        yield "", f"{'as it is':<10} {_proposal(Proposal.of(setting))}"
+    for proposal in found.proposals:
+        yield "", f"{'proposed':<10} {_proposal(proposal)}"
+    best = found.proposals[0]
+    yield "", f"to take the first: {' '.join(f'{k}={v}' for k, v in keys(best.setting).items())}"
+
+
+def _proposal(proposal: Proposal) -> str:
+    setting, time = proposal.setting, proposal.time
+    return (
+        f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.train.dp} x "
+        f"({cut_name(setting)}), recompute {setting.recompute}, {setting.microbatch_tokens:,} tokens a "
+        f"microbatch, offload {setting.offload}; engines {setting.num_engines} x TP{setting.engine.tp}"
+    )
+
+
+def keys(setting: Setting) -> dict[str, Any]:
+    """What makes a config this setting, as overrides."""
+    axes = ("tp", "pp", "dp", "cp", "ep", "vpp")
+    found = {f"actor.parallel.{axis}": getattr(setting.train, axis) for axis in axes}
+    if setting.train.stage_layers:
+        found["actor.parallel.stage_layers"] = str(list(setting.train.stage_layers)).replace(" ", "")
+    return found | {
+        "actor.recompute": setting.recompute,
+        "actor.microbatch_tokens": setting.microbatch_tokens,
+        "actor.offload": setting.offload,
+        "rollout.parallel.tp": setting.engine.tp,
+        "rollout.parallel.ep": setting.engine.ep,
+        "rollout.num_engines": setting.num_engines,
+        "rollout.memory_fraction": setting.memory_fraction,
+    }
+
+
+def cut_name(setting: Setting) -> str:
+    """As in TP8 x PP4 x CP2."""
+    cut = setting.train
+    sizes = {"TP": cut.tp, "PP": cut.pp, "VPP": cut.vpp, "CP": cut.cp, "EP": cut.ep, "ETP": cut.etp}
+    return " x ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "TP1"
+
+
+def _batch_dict(setting: Setting) -> dict[str, Any]:
+    batch = setting.batch
+    return {
+        "prompts": batch.prompts,
+        "samples_per_prompt": batch.samples,
+        "trajectories": batch.trajectories,
+        "tokens_at_most": batch.trajectories * batch.longest,
+        "optimizer_steps": batch.optimizer_steps,
+        "off_policy_updates": batch.optimizer_steps - 1,
+        "microbatches": num_microbatches(setting),
+        "data_parallel": setting.train.dp,
+        "engines": setting.num_engines,
+    }
+
+
+def _phase_dict(phase: Phase) -> dict[str, Any]:
+    return {name: getattr(phase, name) for name in phase.__slots__} | {"peak": phase.peak}
+
+
+def _proposal_dict(proposal: Proposal) -> dict[str, Any]:
+    return {
+        "keys": keys(proposal.setting),
+        "time_s": proposal.time.as_dict(),
+        "spare_bytes": proposal.spare_bytes,
+    }
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e12:.1f} TB" if size >= 1e12 else f"{size / 1e9:.1f} GB" if size >= 1e8 else _mb(size)
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size else "-"
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2f} s"
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,.0f}"

@@ -1,0 +1,191 @@
+"""What `hybridrl plan` does: from a config to its memory, time and weight swap, or a refusal. Needs no GPU,
+and imports no torch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import hybridrl
+from hybridrl.config.check import World, check
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.problems import refuse
+from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError
+from hybridrl.estimate import swap
+from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
+from hybridrl.estimate.gpus import GPUS, GPUModel, recognise
+from hybridrl.estimate.memory import engine_weights, kv_bytes, least_training, training
+from hybridrl.estimate.search import Proposal, search
+from hybridrl.estimate.setting import Setting
+from hybridrl.hosts.machine import Machine
+from hybridrl.launch.swap_plan import read_model, swap_job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The options of a plan."""
+
+    search: bool
+    gpus: int | None
+    """To search for. None: those of the config."""
+
+    mean_response: float | None
+    """Tokens. None: half of what is allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    setting: Setting
+    machine: Machine
+    refusal: ResourceError | None
+    """Why it does not fit; only a search goes on."""
+
+    swap: swap.SwapEstimate | None
+    proposals: tuple[Proposal, ...]
+
+
+def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
+    """
+    Raises:
+        ConfigErrors, ConfigError, ModelError: the config is wrong, whatever it runs on.
+        ResourceError: it does not fit its GPUs, and no search was asked for.
+    """
+    model = read_model(loaded)
+    world = World(here=False, num_gpus=0, available_bytes=0, spec=model)
+    wrong = [error for error in check(loaded, world) if not isinstance(error, DataError)]
+    refuse(wrong + list(_unknown_plugins(loaded)))
+    gpu = gpu_of(loaded, machine)
+    setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
+    if gpu and request.gpus:
+        setting = _on_gpus(setting, request.gpus, loaded)
+    refusal = _refusal(loaded, setting, machine)
+    if refusal is not None and not (gpu and request.search):
+        raise refusal
+    found = None if refusal else swap.estimate(swap_job(loaded.config, model), setting.engine_bytes)
+    proposals = tuple(search(setting)) if gpu and request.search else ()
+    return Plan(setting=setting, machine=machine, refusal=refusal, swap=found, proposals=proposals)
+
+
+def gpu_of(loaded: LoadedConfig, machine: Machine) -> GPUModel | None:
+    """The GPUs that a config names, or this machine's; None: the run takes none.
+
+    Raises:
+        ConfigError: it takes some, and nothing says which.
+    """
+    cluster = loaded.config.cluster
+    if cluster.gpu is not None:
+        return GPUS[cluster.gpu]
+    if cluster.gpus_per_node == 0 or not (machine.gpus or cluster.gpus_per_node):
+        return None
+    if not machine.gpus:
+        raise ConfigError(
+            f"cluster.gpus_per_node = {cluster.gpus_per_node}, and nothing says which GPUs they are",
+            where=loaded.where("cluster.gpus_per_node"),
+            fix=f"cluster.gpu=h100, or another of {', '.join(GPUS)}",
+        )
+    return recognise(machine.gpus[0].name, machine.gpus[0].memory_bytes)
+
+
+def _on_gpus(setting: Setting, gpus: int, loaded: LoadedConfig) -> Setting:
+    nodes, rest = divmod(gpus, setting.gpus_per_node)
+    if rest or not nodes:
+        raise ConfigError(
+            f"--gpus {gpus} is no number of whole nodes",
+            where=loaded.where("cluster.gpus_per_node"),
+            fix=f"use a multiple of {setting.gpus_per_node}",
+        )
+    return replace(setting, nodes=nodes).filled()
+
+
+def _refusal(loaded: LoadedConfig, setting: Setting, machine: Machine) -> ResourceError | None:
+    """Why the config does not fit, and the cheapest change that helps."""
+    if setting.gpu is None:
+        return _too_large_here(loaded, setting, machine)
+    if not setting.missing_gpus():
+        try:
+            setting.layout()
+            setting.engine_layout()
+        except LayoutError as error:
+            where = loaded.where("actor.parallel", "rollout.parallel")
+            raise ConfigError(error.what, where=where, fix=error.fix) from error
+    if fits(setting):
+        return None
+    what, place = _shortage(loaded, setting)
+    change = cheapest_change(setting)
+    found = f"cheapest change that fits: {change.text}" if change else "no change of one key makes it fit"
+    return ResourceError(what, where=place, fix=f"{found} (hybridrl plan --search finds others)")
+
+
+def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:
+    """(what does not fit with both numbers, where to look)"""
+    assert setting.gpu is not None
+    gpu, cut = setting.gpu, setting.train
+    if missing := setting.missing_gpus():
+        key = missing.partition(" ")[0]
+        least = least_training(setting) / setting.num_gpus / 1e9
+        what = (
+            f"does not fit: {missing}, the cluster has {setting.num_gpus}; training alone needs "
+            f"{least:.1f} GB on each of these, {gpu.name} has {gpu.memory_bytes / 1e9:.1f} GB"
+        )
+        return what, loaded.where(key, "cluster.nodes")
+    if cache := too_small_cache(setting):
+        return f"does not fit: {cache}", loaded.where("rollout.parallel", "rollout.memory_fraction")
+    phase = fullest(setting)
+    parts = {
+        "weights": phase.weights,
+        "gradients and optimizer": phase.gradients + phase.optimizer,
+        "activations": phase.activations,
+        "engine": phase.engine + phase.kv,
+    }
+    shares = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
+    what = (
+        f"does not fit: {phase.name} needs {phase.peak / 1e9:.1f} GB per GPU ({shares}), "
+        f"{gpu.name} has {gpu.memory_bytes / 1e9:.1f} GB"
+    )
+    keys = (
+        ("actor.microbatch_tokens", "actor.parallel") if phase.activations else ("rollout.memory_fraction",)
+    )
+    cuts = " ".join(f"{axis}{getattr(cut, axis)}" for axis in ("tp", "cp", "pp", "dp"))
+    return f"{what} with {cuts}", loaded.where(*keys, "actor.parallel")
+
+
+def _too_large_here(loaded: LoadedConfig, setting: Setting, machine: Machine) -> ResourceError | None:
+    """On CPU all ranks and engines are in one memory, at the same time."""
+    need = machine_bytes(setting)
+    if need <= machine.available_bytes:
+        return None
+    return ResourceError(
+        f"does not fit: all ranks need {need / 1e9:.1f} GB, this machine has "
+        f"{machine.available_bytes / 1e9:.1f} GB free",
+        where=loaded.where("model.path"),
+        fix="use a smaller model, or smaller actor.microbatch_tokens",
+    )
+
+
+def machine_bytes(setting: Setting) -> float:
+    """On a machine without GPUs: the trainer's ranks at their fullest, and the engines."""
+    stages = [training(setting, stage).peak for stage in range(setting.train.pp)]
+    ranks = setting.train.num_ranks // setting.train.pp
+    engines = setting.num_engines * setting.engine.tp * (engine_weights(setting) + kv_bytes(setting))
+    return sum(stages) * ranks + engines
+
+
+def _unknown_plugins(loaded: LoadedConfig) -> Iterator[HybridRLError]:
+    """Names of the algorithm that have no file; what is inside is for a launch to check, with torch."""
+    algorithm = loaded.config.algorithm
+    named = {
+        "algorithm.estimator": ("estimators", algorithm.estimator.name),
+        "algorithm.loss": ("policy_losses", algorithm.loss.name),
+        "algorithm.aggregate": ("aggregates", algorithm.aggregate),
+        "algorithm.kl.estimator": ("kl", algorithm.kl.estimator),
+    }
+    for key, (folder, name) in named.items():
+        known = _plugin_files(folder)
+        if ":" not in name and name not in known:
+            fix = f"use one of {', '.join(known)}, or module:Name"
+            yield ConfigError(f"{folder} has no {name!r}", where=loaded.where(key), fix=fix)
+
+
+def _plugin_files(folder: str) -> list[str]:
+    root = Path(hybridrl.__path__[0], "algorithms", folder)
+    return sorted(path.stem for path in root.glob("[!_]*.py"))

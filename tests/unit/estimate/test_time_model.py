@@ -1,0 +1,77 @@
+from dataclasses import replace
+
+import pytest
+
+from hybridrl.errors import ConfigError
+from hybridrl.estimate import flops
+from hybridrl.estimate.fit import cheapest_change, fits
+from hybridrl.estimate.gpus import GPUS, recognise
+from hybridrl.estimate.search import Proposal, search
+from hybridrl.estimate.time import step_time
+from tests.support.plan_values import make_setting
+
+
+def test_a_dense_models_operations_are_six_a_weight_and_token() -> None:
+    """Qwen2.5-7B: 7.62 B weights, of which 0.54 B are the embedding; attention at length 0 is free."""
+    model = make_setting("Qwen/Qwen2.5-7B-Instruct").model
+    one = flops.forward(model, mean_length=0.0, trained_share=1.0)
+    assert 3 * one == pytest.approx(6 * (7.616e9 - 152064 * 3584), rel=1e-3)
+
+
+def test_a_mixture_computes_with_the_experts_that_are_chosen() -> None:
+    """Qwen3-30B-A3B: 3.3 B active weights, 0.6 B of them in embedding and output layer."""
+    model = make_setting("Qwen/Qwen3-30B-A3B").model
+    assert flops.active_weights(model) == pytest.approx(3.35e9 - 2 * 151936 * 2048, rel=0.02)
+
+
+def test_attention_grows_with_the_square_of_the_length() -> None:
+    model = make_setting("Qwen/Qwen2.5-7B-Instruct").model
+    base, short, long = (flops.forward(model, mean_length=n, trained_share=1.0) for n in (0, 1000, 2000))
+    assert long - base == pytest.approx(2 * (short - base))
+
+
+def test_a_step_is_faster_on_faster_gpus() -> None:
+    setting = make_setting("Qwen/Qwen2.5-7B-Instruct")
+    totals = [step_time(replace(setting, gpu=GPUS[name])).total for name in ("a100", "h100", "h200", "b200")]
+    assert totals == sorted(totals, reverse=True)
+    assert all(0.2 < step_time(replace(setting, gpu=gpu)).mfu < 0.6 for gpu in GPUS.values())
+
+
+def test_a_search_is_never_worse_than_what_it_begins_with() -> None:
+    setting = replace(make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8), offload="all", recompute="full")
+    setting = replace(setting.recut(tp=8, pp=4), engine=setting.engine.model_copy(update={"tp": 8})).filled()
+    assert fits(setting)
+    found = search(setting)
+    assert all(fits(proposal.setting) and proposal.spare_bytes >= 0 for proposal in found)
+    assert found[0].time.total <= Proposal.of(setting).time.total
+
+
+def test_the_cheapest_change_makes_it_fit_and_is_cheap() -> None:
+    """A 7B model whose microbatches are too long for the memory that its state leaves."""
+    setting = replace(make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=2), offload="all")
+    setting = replace(setting, microbatch_tokens=65536)
+    assert not fits(setting)
+    change = cheapest_change(setting)
+    assert change is not None and fits(change.setting)
+    assert change.setting.num_gpus == setting.num_gpus
+
+
+def test_what_no_single_key_repairs_has_no_cheapest_change() -> None:
+    assert cheapest_change(make_setting("deepseek-ai/DeepSeek-V3")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", 79.6, "h100"),
+        ("NVIDIA A100-SXM4-40GB", 40, "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", 80, "a100"),
+    ],
+)
+def test_a_drivers_name_is_recognised(name: str, gib: float, key: str) -> None:
+    assert recognise(name, int(gib * 2**30)) is GPUS[key]
+
+
+def test_an_unknown_gpu_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no figures"):
+        recognise("GeForce", 2**34)
