@@ -1,11 +1,13 @@
 """Shares the trajectories of a batch out over optimizer steps, data-parallel ranks and microbatches.
 
-Shape letters: N trajectories of the batch. A *bin* is one microbatch on one rank. Trajectories go, longest
-first, into the emptiest bin (Graham's LPT rule): bins then differ by at most one trajectory, and the fullest
-is at most 4/3 of the best possible. Cost is counted in tokens, prompt included.
+Ranks are balanced first: trajectories go, most costly first, to the rank that has least to do (Graham's LPT
+rule), so that ranks differ by less than one trajectory. Then each rank packs its own into microbatches, as
+many on every rank. Cost is time: tokens, and their square for attention. The limit of a microbatch is memory:
+tokens, prompt included.
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +17,14 @@ from hybridrl.errors import ConfigError, DataError
 
 
 def plan_minibatches(
-    batch: Batch, *, minibatch_prompts: int, epochs: int, num_ranks: int, microbatch_tokens: int, seed: int
+    batch: Batch,
+    *,
+    minibatch_prompts: int,
+    epochs: int,
+    num_ranks: int,
+    microbatch_tokens: int,
+    seed: int,
+    attention_length: float = math.inf,
 ) -> list[Minibatch]:
     """Minibatches of whole groups, in a new order at each epoch. The same arguments give the same plan.
 
@@ -25,6 +34,7 @@ def plan_minibatches(
         num_ranks: data-parallel size.
         microbatch_tokens: limit of one microbatch on one rank.
         seed: of the run; the order depends on it, the batch's step and the epoch.
+        attention_length: tokens at which attention costs as much as the weights; models/cost.py knows it.
 
     Raises:
         ConfigError: a trajectory is longer than microbatch_tokens.
@@ -44,7 +54,9 @@ def plan_minibatches(
         for at in range(0, len(order_G), minibatch_prompts):
             rows = np.sort(np.concatenate([rows_G[g] for g in order_G[at : at + minibatch_prompts]]))
             if len(rows):
-                found.append(_minibatch(len(found), rows, batch, num_ranks, microbatch_tokens))
+                found.append(
+                    _minibatch(len(found), rows, batch, num_ranks, microbatch_tokens, attention_length)
+                )
     if not found:
         raise DataError(
             f"all {len(batch)} answers of step {batch.step} were cut at the token limit, nothing is left",
@@ -64,57 +76,97 @@ def _rows_of_groups(batch: Batch) -> list[np.ndarray]:
 
 
 def _minibatch(
-    index: int, rows: np.ndarray, batch: Batch, num_ranks: int, microbatch_tokens: int
+    index: int,
+    rows: np.ndarray,
+    batch: Batch,
+    num_ranks: int,
+    microbatch_tokens: int,
+    attention_length: float,
 ) -> Minibatch:
-    trained = batch.trained_N[rows]
+    trained, length = batch.trained_N[rows], batch.length_N[rows]
+    shared = share_out(
+        rows,
+        length,
+        num_ranks=num_ranks,
+        microbatch_tokens=microbatch_tokens,
+        attention_length=attention_length,
+    )
+    cost = dict(zip(rows.tolist(), _cost(length, attention_length).tolist(), strict=True))
+    busy = [sum(cost[n] for microbatch in rank for n in microbatch) for rank in shared]
     return Minibatch(
         index,
-        _share_out(rows, batch.length_N[rows], num_ranks, microbatch_tokens),
+        shared,
         num_tokens=int(trained.sum()),
         num_sequences=int(np.count_nonzero(trained)),
+        idle_share=1 - sum(busy) / (num_ranks * max(busy)),
     )
 
 
-def _share_out(
-    rows: np.ndarray, length: np.ndarray, num_ranks: int, microbatch_tokens: int
+def share_out(
+    rows: np.ndarray,
+    length: np.ndarray,
+    *,
+    num_ranks: int,
+    microbatch_tokens: int,
+    attention_length: float = math.inf,
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """rows[rank][microbatch], the fullest microbatch first: a lack of memory shows at once."""
-    longest_first = np.argsort(-length, kind="stable")
-    order, cost = rows[longest_first].tolist(), length[longest_first].tolist()
-    num_microbatches = max(1, -(-sum(cost) // (num_ranks * microbatch_tokens)))
-    while (bins := _fill(cost, num_ranks * num_microbatches, microbatch_tokens)) is None:
-        num_microbatches += 1
-    loads = [sum(cost[i] for i in members) for members in bins]
-    return tuple(
-        tuple(tuple(sorted(order[i] for i in bins[b])) for b in owned) for owned in _deal(loads, num_ranks)
-    )
-
-
-def _fill(cost: Sequence[int], num_bins: int, limit: int) -> list[list[int]] | None:
-    """Indices of the costs in each bin, each cost into the emptiest; None where that exceeds the limit.
+    """rows[rank][microbatch], the most costly microbatch of a rank first: a lack of memory shows at once.
 
     Args:
-        cost: descending.
+        rows: numbers of trajectories, which the result consists of.
+        length: tokens of each; none above microbatch_tokens.
     """
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    heap = [(0, b) for b in range(num_bins)]
-    for i, c in enumerate(cost):
-        load, b = heap[0]
-        if load + c > limit:
-            return None
-        bins[b].append(i)
-        heapq.heapreplace(heap, (load + c, b))
-    return bins
+    longest_first = np.argsort(-length, kind="stable")
+    rows, length = rows[longest_first], length[longest_first]
+    cost = _cost(length, attention_length)
+    owned = _balance(cost.tolist(), num_ranks)
+    count = max(1, *(-(-int(length[own].sum()) // microbatch_tokens) for own in owned))
+    while (packed := _pack_all(owned, length, cost, count, microbatch_tokens)) is None:
+        count += 1
+    return tuple(tuple(tuple(sorted(rows[bin_].tolist())) for bin_ in bins) for bins in packed)
 
 
-def _deal(loads: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Bins of each rank: in every round the fullest bin left goes to the rank that has least."""
-    fullest_first = sorted(range(len(loads)), key=lambda b: -loads[b])
+def _cost(length: np.ndarray, attention_length: float) -> np.ndarray:
+    """Time of each sequence, in tokens of short ones."""
+    return length * (1.0 + length / attention_length)
+
+
+def _balance(cost: Sequence[float], num_ranks: int) -> list[list[int]]:
+    """Indices of the costs, which descend, that each rank gets."""
     owned: list[list[int]] = [[] for _ in range(num_ranks)]
-    total = [0] * num_ranks
-    for at in range(0, len(loads), num_ranks):
-        ranks = sorted(range(num_ranks), key=lambda rank: total[rank])
-        for rank, b in zip(ranks, fullest_first[at : at + num_ranks]):
-            owned[rank].append(b)
-            total[rank] += loads[b]
+    heap = [(0.0, rank) for rank in range(num_ranks)]
+    for i, c in enumerate(cost):
+        busy, rank = heap[0]
+        owned[rank].append(i)
+        heapq.heapreplace(heap, (busy + c, rank))
     return owned
+
+
+def _pack_all(
+    owned: Sequence[Sequence[int]], length: np.ndarray, cost: np.ndarray, count: int, limit: int
+) -> list[list[list[int]]] | None:
+    """Each rank's own in `count` microbatches; None where a rank's do not fit."""
+    packed = []
+    for own in owned:
+        bins = _pack(own, length, cost, count, limit)
+        if bins is None:
+            return None
+        packed.append(bins)
+    return packed
+
+
+def _pack(
+    own: Sequence[int], length: np.ndarray, cost: np.ndarray, count: int, limit: int
+) -> list[list[int]] | None:
+    """Each into the least costly microbatch that has room; None where none has."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    tokens, busy = np.zeros(count, np.int64), np.zeros(count)
+    for i in own:
+        room = tokens + length[i] <= limit
+        if not room.any():
+            return None
+        best = int(np.where(room, busy, np.inf).argmin())
+        bins[best].append(i)
+        tokens[best] += length[i]
+        busy[best] += cost[i]
+    return [bins[b] for b in np.argsort(-busy, kind="stable")]

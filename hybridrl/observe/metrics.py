@@ -95,7 +95,7 @@ def length_metrics(batch: Batch, limits: Limits) -> dict[str, float]:
 
 
 def balance_metrics(batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
-    """Tokens of each data-parallel rank in one pass over the batch."""
+    """Tokens of each data-parallel rank in one pass over the batch, and how even the work is."""
     dealt = [
         [i for minibatch in minibatches for micro in minibatch.rows[rank] for i in micro]
         for rank in _ranks(minibatches)
@@ -108,6 +108,7 @@ def balance_metrics(batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str,
         "global_seqlen/max": high,
         "global_seqlen/minmax_diff": high - low,
         "global_seqlen/mean": mean(tokens),
+        "perf/dp_idle_share": mean([minibatch.idle_share for minibatch in minibatches]),
     }
 
 

@@ -72,7 +72,11 @@ _ROWS: list[tuple[str, Metric]] = [
     ("process/loss", Metric("nats", "Cross entropy of PRIME's process model with the outcomes.")),
     ("process/accuracy", Metric("share", "Trajectories whose outcome it tells.")),
     ("process/grad_norm", Metric("1", "Of its optimizer step, before clipping.")),
+    ("actor/loss_scale", Metric("1", "Factor of the loss in fp16, so that gradients do not vanish.", "last")),
+    ("actor/overflow", Metric("share", "Optimizer steps that fp16 skipped: gradients overflowed.")),
     ("actor/entropy_coef", Metric("1", "Weight of the entropy bonus.", "last")),
+    ("moe/load_max", Metric("1", "Tokens of the busiest expert over the mean one's, mean over layers.")),
+    ("moe/penalty", Metric("loss", "Balance and z loss of the routers, weighted; not part of actor/loss.")),
     ("actor/entropy", Metric("nats", "Of the policy, mean over trained tokens.")),
     ("actor/pg_clipfrac", Metric("share", "Trained tokens whose ratio was clipped.")),
     ("actor/pg_clipfrac_lower", Metric("share", "Trained tokens at the dual clip.")),
@@ -106,6 +110,10 @@ _ROWS: list[tuple[str, Metric]] = [
     (
         "perf/overhead_share",
         Metric("share", "Time of the step in neither generation nor trainer; 0 where they overlap."),
+    ),
+    (
+        "perf/dp_idle_share",
+        Metric("share", "Time in which data-parallel ranks wait for the busiest; by sequence lengths."),
     ),
     ("perf/cpu_memory_used_gb", Metric("GiB", "Main memory in use on the driver's machine.")),
     ("perf/driver_memory_gb", Metric("GiB", "Main memory of the driver process.")),

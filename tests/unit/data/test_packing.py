@@ -1,5 +1,7 @@
 """Every trajectory once an epoch, no microbatch over its budget, ranks and microbatches even."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,7 +33,16 @@ def batch_of(lengths, *, step=1, trained=None):
     return Batch.pack(step, groups)
 
 
-def plan(batch, *, minibatch_prompts=2, epochs=1, num_ranks=1, microbatch_tokens=100, seed=0):
+def plan(
+    batch,
+    *,
+    minibatch_prompts=2,
+    epochs=1,
+    num_ranks=1,
+    microbatch_tokens=100,
+    seed=0,
+    attention_length=math.inf,
+):
     return plan_minibatches(
         batch,
         minibatch_prompts=minibatch_prompts,
@@ -39,6 +50,7 @@ def plan(batch, *, minibatch_prompts=2, epochs=1, num_ranks=1, microbatch_tokens
         num_ranks=num_ranks,
         microbatch_tokens=microbatch_tokens,
         seed=seed,
+        attention_length=attention_length,
     )
 
 
@@ -70,15 +82,16 @@ def test_a_plan_is_a_partition_within_its_budget(lengths, options):
         assert sorted(i for mb in part for i in members(mb)) == list(range(len(batch)))
     for mb in found:
         loads = [[int(batch.length_N[list(m)].sum()) for m in rank] for rank in mb.rows]
-        flat = [load for rank in loads for load in rank]
         rows = members(mb)
-        assert len(mb.rows) == options["num_ranks"] and len({len(rank) for rank in mb.rows}) == 1
-        assert max(flat) <= options["microbatch_tokens"]
-        assert len(rows) < len(flat) or min(flat) > 0
         longest = int(batch.length_N[rows].max())
-        assert max(flat) - min(flat) <= longest
+        assert len(mb.rows) == options["num_ranks"] and len({len(rank) for rank in mb.rows}) == 1
+        for load, rank in zip(loads, mb.rows, strict=True):
+            assert max(load) <= options["microbatch_tokens"]
+            assert max(load) - min(load) <= longest
+            assert sum(map(len, rank)) < len(rank) or min(load) > 0
         totals = [sum(rank) for rank in loads]
         assert max(totals) - min(totals) <= longest
+        assert mb.idle_share == pytest.approx(1 - sum(totals) / (len(totals) * max(totals)), abs=1e-12)
         assert mb.num_tokens == batch.trained_N[rows].sum()
         assert mb.num_sequences == np.count_nonzero(batch.trained_N[rows])
 
@@ -103,9 +116,51 @@ def test_each_epoch_and_each_step_has_its_own_order_and_one_seed_one_plan():
     assert one[:8] == plan(batch_of(lengths), epochs=1)
 
 
-def test_as_few_microbatches_as_the_tokens_allow():
-    batch = batch_of([[50, 50, 30, 70], [100, 60, 40]])
-    [mb] = plan(batch, microbatch_tokens=100, num_ranks=2)
+@settings(max_examples=100, deadline=None)
+@given(lengths, settings_of_a_plan, st.floats(1.0, 500.0))
+def test_with_the_cost_of_attention_ranks_differ_by_at_most_one_trajectory(lengths, options, attention):
+    batch = batch_of(lengths)
+    cost_N = batch.length_N * (1 + batch.length_N / attention)
+    for mb in plan(batch, **options, attention_length=attention):
+        busy = [cost_N[[i for m in rank for i in m]].sum() for rank in mb.rows]
+        assert max(busy) - min(busy) <= cost_N[members(mb)].max() * (1 + 1e-9)
+        assert mb.idle_share == pytest.approx(1 - np.mean(busy) / max(busy), abs=1e-9)
+        tokens = [batch.length_N[list(m)].sum() for rank in mb.rows for m in rank]
+        assert max(tokens) <= options["microbatch_tokens"]
+
+
+def test_a_long_trajectory_counts_for_more_than_its_tokens():
+    batch = batch_of([[60, 20, 20, 20, 20]])
+    [by_tokens] = plan(batch, num_ranks=2)
+    [by_cost] = plan(batch, num_ranks=2, attention_length=10.0)
+    assert sorted(len(rank) for rank in _owned(by_tokens)) == [2, 3]
+    assert sorted(len(rank) for rank in _owned(by_cost)) == [1, 4]
+
+
+def _owned(minibatch):
+    return [[i for microbatch in rank for i in microbatch] for rank in minibatch.rows]
+
+
+@pytest.mark.parametrize("attention", [math.inf, 24_576.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_tail_leaves_ranks_idle_for_less_than_a_twentieth_of_their_time(attention, seed):
+    draw = np.random.default_rng(seed)
+    drawn = np.minimum(draw.lognormal(6.5, 0.9, (64, 8)), 8192).astype(int) + 200
+    [mb] = plan(
+        batch_of(drawn.tolist()),
+        minibatch_prompts=64,
+        num_ranks=8,
+        microbatch_tokens=16_384,
+        attention_length=attention,
+    )
+    assert mb.idle_share < 0.05
+    least = -(-drawn.sum() // (8 * 16_384))
+    assert len(mb.rows[0]) <= least + 1
+
+
+def test_as_few_microbatches_as_the_tokens_of_the_fullest_rank_allow():
+    batch = batch_of([[50, 50, 30, 70], [90, 60, 40]])
+    [mb] = plan(batch, microbatch_tokens=120, num_ranks=2)
     assert [len(rank) for rank in mb.rows] == [2, 2]
 
 

@@ -1,0 +1,180 @@
+"""`hybridrl verify`: every way to cut one batch, against one rank that takes one sequence at a time."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from hybridrl.algorithms.objective import Objective
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.training import TrainParallel
+from hybridrl.controller.advantage import load_credit
+from hybridrl.errors import HybridRLError, LayoutError, WorkerError
+from hybridrl.models import spec as models
+from hybridrl.trainer.setup import TrainerSetup, megatron_layout, refuse_unbuildable
+from hybridrl.verify import report
+from hybridrl.verify.compare import Reference
+from hybridrl.verify.findings import Certificate, Finding
+from hybridrl.verify.layouts import DEFAULT_LAYOUTS, REFERENCE, Row, name_of, rows
+from hybridrl.verify.measure import Measured, measure, policy_logp
+from hybridrl.verify.model import choose
+from hybridrl.verify.ranks import RankGroup
+from hybridrl.verify.recorded import LONGEST_RESPONSE, RecordedBatch, make_tokens, record
+
+TOLERANCE = 2e-6
+TOLERANCE_OF_POST_NORMS = 1e-5
+"""A norm after a layer divides by what the layer gives, which may be little: rounding grows."""
+
+MOST_RANKS = 8
+"""Processes that are started at once."""
+
+_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be shown."""
+
+    layouts: Sequence[str] = ()
+    """Names as in tp2pp2. (): DEFAULT_LAYOUTS, and that of the config."""
+
+    tolerance: float | None = None
+    """Largest relative difference that counts as equal. None: TOLERANCE, or TOLERANCE_OF_POST_NORMS."""
+
+    full: bool = False
+    """The model of the config with its weights, instead of a small one of its kind."""
+
+
+def certify(loaded: LoadedConfig, request: Request, say: Callable[[str], object]) -> Certificate:
+    """Measure all rows; takes a minute or two, and as many processes as the largest row has ranks.
+
+    Args:
+        say: hears the table, line by line, as it is found.
+
+    Raises:
+        UserError: a config, model, loss or layout that is refused before any row.
+        WorkerError: the reference itself failed, as with a loss that raises.
+    """
+    own = name_of(loaded.config.actor.parallel)
+    wanted = rows(request.layouts or [name for name in (*DEFAULT_LAYOUTS, own) if name])
+    _refuse_plugins(loaded)
+    with tempfile.TemporaryDirectory(prefix="hybridrl-verify-") as folder:
+        return _Session(loaded, request, Path(folder), say).run(wanted)
+
+
+def _refuse_plugins(loaded: LoadedConfig) -> None:
+    algorithm = loaded.config.algorithm
+    try:
+        load_credit(algorithm)
+        Objective(algorithm, max_response_tokens=LONGEST_RESPONSE)
+    except HybridRLError as error:
+        raise loaded.locate(error) from error
+
+
+class _Session:
+    def __init__(
+        self, loaded: LoadedConfig, request: Request, folder: Path, say: Callable[[str], object]
+    ) -> None:
+        self._request, self._folder, self._say = request, folder, say
+        self._setup = _setup(loaded, request, folder)
+        usual = TOLERANCE_OF_POST_NORMS if self._setup.model.post_norms else TOLERANCE
+        self._tolerance = usual if request.tolerance is None else request.tolerance
+        self._timeout_s = loaded.config.cluster.step_timeout_s
+
+    def run(self, wanted: Sequence[Row]) -> Certificate:
+        """The table from its first line to its last."""
+        model = _describe_model(self._setup, full=self._request.full)
+        self._say(f"model: {model}")
+        recorded, measured = self._reference()
+        batch = _describe_batch(recorded)
+        self._say(f"batch: {batch}")
+        self._say(report.COLUMNS)
+        reference = Reference(measured, self._setup.model)
+        refused = [finding for row in wanted if (finding := self._refusal(row))]
+        out = {finding.row for finding in refused}
+        findings = list(self._rows([row for row in wanted if row not in out], recorded, reference))
+        for line in report.left_out(refused):
+            self._say(line)
+        findings += refused
+        return Certificate(model, batch, self._tolerance, measured, findings)
+
+    def _reference(self) -> tuple[RecordedBatch, Measured]:
+        """The batch, and what one rank makes of it."""
+        setup, seed = self._setup, self._setup.seed
+        with RankGroup(1, self._timeout_s) as one:
+            block = make_tokens(setup.model.vocab_size, _SAMPLES, seed)
+            recorded = record(setup.algorithm, block, one(policy_logp, setup, block), seed)
+            return recorded, self._measure(one, REFERENCE, recorded)
+
+    def _rows(
+        self, wanted: Sequence[Row], recorded: RecordedBatch, reference: Reference
+    ) -> Iterator[Finding]:
+        """One group of processes for all rows of as many ranks."""
+        for num_ranks, same in groupby(sorted(wanted, key=_num_ranks), key=_num_ranks):
+            with RankGroup(num_ranks, self._timeout_s) as group:
+                for row in same:
+                    finding = self._row(group, row, recorded, reference)
+                    self._say(report.line(finding))
+                    yield finding
+
+    def _refusal(self, row: Row) -> Finding | None:
+        """Of a row that the model or this machine does not admit."""
+        if (num_ranks := _num_ranks(row)) > MOST_RANKS:
+            return Finding(row, None, f"{num_ranks} ranks, at most {MOST_RANKS} are started here")
+        try:
+            megatron_layout(self._setup.model, row.parallel)
+        except LayoutError as error:
+            return Finding(row, None, error.what)
+        return None
+
+    def _row(self, group: RankGroup, row: Row, recorded: RecordedBatch, reference: Reference) -> Finding:
+        try:
+            difference = reference.compare(self._measure(group, row, recorded))
+        except HybridRLError as error:
+            return Finding(row, None, error.what, failed=isinstance(error, WorkerError))
+        return Finding(row, difference, failed=difference.largest > self._tolerance)
+
+    def _measure(self, group: RankGroup, row: Row, recorded: RecordedBatch) -> Measured:
+        out = Path(tempfile.mkdtemp(dir=self._folder))
+        return group(measure, self._setup, row, recorded, out)
+
+
+def _num_ranks(row: Row) -> int:
+    return row.parallel.num_ranks
+
+
+def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> TrainerSetup:
+    """Of one rank, in fp32."""
+    cfg, chosen = loaded.config, choose(loaded, folder, full=request.full)
+    model = models.read(chosen.folder)
+    refuse_unbuildable(model, where=loaded.where("model.path"))
+    return TrainerSetup(
+        rank=0,
+        rendezvous="",
+        parallel=TrainParallel(dp=1),
+        model=model,
+        model_folder=chosen.folder,
+        actor=cfg.actor.model_copy(update={"precision": "fp32"}),
+        algorithm=cfg.algorithm.model_copy(update={"guards": "off", "teacher": chosen.teacher}),
+        critic=cfg.critic,
+        temperature=cfg.rollout.temperature,
+        max_response_tokens=LONGEST_RESPONSE,
+        seed=cfg.run.seed,
+        num_optimizer_steps=cfg.run.steps,
+        timeout_s=cfg.cluster.step_timeout_s,
+    )
+
+
+def _describe_model(setup: TrainerSetup, *, full: bool) -> str:
+    spec = setup.model
+    kind = "with its weights" if full else "of small sizes with random weights"
+    return f"{spec.family} {kind}: {spec.num_layers} layers, {models.count(spec):,} parameters, fp32"
+
+
+def _describe_batch(recorded: RecordedBatch) -> str:
+    lengths = recorded.lengths
+    return (
+        f"{len(lengths)} sequences of {min(lengths)} to {max(lengths)} tokens, "
+        f"{int(recorded.batch.trained_N.sum())} of {sum(lengths)} tokens trained on"
+    )

@@ -1,0 +1,68 @@
+"""The model that the certificate computes with: a small one of the config's kind, or the config's own."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridrl import registry
+from hybridrl.config.load import LoadedConfig
+from hybridrl.errors import ModelError
+from hybridrl.models import hub
+from hybridrl.models.published import published_config
+from hybridrl.models.shrink import shrink
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    folder: Path
+    teacher: str | None
+    """Folder of the teacher, for an algorithm that has one."""
+
+
+def choose(loaded: LoadedConfig, folder: Path, *, full: bool) -> Chosen:
+    """
+    Args:
+        folder: where a model may be made.
+        full: the config's own model, with its weights.
+
+    Raises:
+        ModelError: the model is not here, or no table describes it.
+    """
+    cfg = loaded.config
+    source, teacher = _folder(loaded, folder / "made"), cfg.algorithm.teacher
+    if full:
+        return Chosen(source or _refuse(loaded), teacher)
+    config = _config(source) if source else published_config(cfg.model.path) or _refuse(loaded)
+    shrink(config, folder / "small", cfg.run.seed)
+    if teacher is None:
+        return Chosen(folder / "small", None)
+    shrink(config, folder / "teacher", cfg.run.seed + 1)  # of the policy's kind, as a run demands
+    return Chosen(folder / "small", str(folder / "teacher"))
+
+
+def _folder(loaded: LoadedConfig, made: Path) -> Path | None:
+    """Of the config's model; one that a program still has to write is written to `made`."""
+    model = loaded.config.model
+    if (found := hub.find_folder(model.path)) or model.make is None:
+        return found
+    maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
+    maker(made, loaded.config.run.seed)
+    return made
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"no config.json in {folder}", where=str(folder), fix="give a model folder")
+    return json.loads(path.read_text("utf-8"))
+
+
+def _refuse(loaded: LoadedConfig) -> Any:
+    path = loaded.config.model.path
+    raise ModelError(
+        f"model.path = {path} is not on this machine",
+        where=loaded.where("model.path"),
+        fix="give a folder; without --full its config.json is enough",
+    )

@@ -1,0 +1,66 @@
+"""Names of layouts, and that every way to deal a batch deals all of it."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridrl.errors import UserError
+from hybridrl.verify.layouts import DEFAULT_LAYOUTS, REFERENCE, Row, deal, name_of, parse, rows
+
+sizes = st.integers(1, 4)
+
+
+@given(tp=sizes, cp=sizes, pp=sizes, vpp=sizes, dp=sizes, sp=st.booleans())
+def test_a_name_is_read_as_it_was_written(tp, cp, pp, vpp, dp, sp):
+    parallel = parse(f"tp{tp}cp{cp}pp{pp}vpp{vpp}dp{dp}{'sp' if sp else ''}")
+    assert (parallel.tp, parallel.cp, parallel.pp, parallel.vpp, parallel.dp) == (tp, cp, pp, vpp, dp)
+    assert parallel.sp is (True if sp else None)
+    if name := name_of(parallel):
+        assert parse(name) == parallel
+
+
+def test_experts_bring_the_replicas_that_they_need():
+    assert parse("ep2").num_ranks == parse("tp2ep2").num_ranks == 2
+    assert parse("ep2etp2").num_ranks == 4
+    assert parse("ep2dp4").dp == 4
+
+
+@pytest.mark.parametrize("name", ["", "tp", "tp0", "xp2", "tp2-pp2", "tp2tp2", "spsp", "2tp"])
+def test_other_names_are_refused(name):
+    with pytest.raises(UserError, match="no layout"):
+        parse(name)
+
+
+def test_the_default_rows_change_every_axis_by_itself_or_beside_one_that_is_shown_alone():
+    found = rows(DEFAULT_LAYOUTS)
+    alone = {axis for row in found if len(row.axes) == 1 for axis in row.axes}
+    assert alone == {"microbatches", "packing", "recompute", "tp", "pp", "cp", "dp"}
+    assert {axis for row in found for axis in row.axes} - alone == {"order", "sp", "vpp", "ep", "etp"}
+    for axis in ("order", "sp", "vpp", "ep"):
+        assert any(row.axes - alone == {axis} for row in found)
+    assert len({row.name for row in found}) == len(found)
+
+
+@given(
+    st.lists(st.integers(2, 50), min_size=1, max_size=20),
+    st.sampled_from([REFERENCE, *rows(["dp2", "dp3"])]),
+    st.integers(0, 30),
+)
+def test_every_sequence_is_computed_once_and_ranks_have_equally_many_microbatches(lengths, row, first):
+    members = np.arange(first, first + len(lengths))
+    length_N = np.concatenate([np.zeros(first, int), lengths])
+    dealt = deal(row, members, length_N)
+    assert len(dealt) == row.parallel.dp
+    assert len({len(rank) for rank in dealt}) == 1
+    assert sorted(n for rank in dealt for microbatch in rank for n in microbatch) == members.tolist()
+
+
+def test_the_reference_takes_one_sequence_at_a_time_in_order():
+    assert deal(REFERENCE, np.array([4, 5, 6]), np.full(7, 9)) == (((4,), (5,), (6,)),)
+
+
+def test_rows_of_a_layout_are_one_at_a_time_and_packed():
+    plain, packed = rows(["tp2"])[-2:]
+    assert isinstance(plain, Row) and plain.axes == {"tp"} and plain.deal == "single"
+    assert packed.axes == {"tp", "packing"} and packed.parallel == plain.parallel
