@@ -19,7 +19,8 @@ def explain(dotted: str) -> Iterator[tuple[str, str]]:
     Raises:
         ConfigError: there is no such key; names the nearest.
     """
-    key = keys.find(dotted)
+    root = keys.root_of(dotted)
+    key = keys.find(dotted, root) if root else None
     if key is None:
         near = keys.meant(dotted)
         fix = (

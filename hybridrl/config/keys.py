@@ -15,6 +15,10 @@ from pydantic.fields import FieldInfo
 from hybridrl.config.meanings import MEANINGS
 from hybridrl.config.schema import Config, ModelConfig, SourceConfig
 from hybridrl.config.section import PluginConfig
+from hybridrl.config.supervised import RMConfig, SFTConfig
+
+ROOTS: tuple[type[BaseModel], ...] = (Config, SFTConfig, RMConfig)
+"""What a file may describe: a run of reinforcement learning, fine-tuning, a reward model."""
 
 SHORT_FORM: dict[type[BaseModel], str] = {ModelConfig: "path", SourceConfig: "path", PluginConfig: "name"}
 """Sections that may be written as one text, and the key that the text is the value of."""
@@ -69,19 +73,24 @@ def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Ke
             yield from all_keys(key.section, f"{key.name}.")
 
 
-def find(dotted: str) -> Key | None:
+def find(dotted: str, root: type[BaseModel] = Config) -> Key | None:
     """The key with this name; None: there is none, or it is an option of a plug-in."""
-    return next((key for key in all_keys() if key.name == dotted), None)
+    return next((key for key in all_keys(root) if key.name == dotted), None)
 
 
-def meant(dotted: str) -> list[str]:
+def root_of(dotted: str) -> type[BaseModel] | None:
+    """The first of ROOTS that has a key of this name."""
+    return next((root for root in ROOTS if find(dotted, root)), None)
+
+
+def meant(dotted: str, root: type[BaseModel] = Config) -> list[str]:
     """Known keys that the writer of an unknown one may have meant, best first; [] when no guess is fair."""
-    known = [key.name for key in all_keys()]
+    known = [key.name for key in all_keys(root)]
     parent, _, word = dotted.rpartition(".")
     beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
     if typo := difflib.get_close_matches(word, beside, n=1, cutoff=0.75):
         return [beside[typo[0]]]
-    if key := _meaning(dotted):
+    if (key := _meaning(dotted)) in known:
         return [beside.get(key.rpartition(".")[2], key)]
     if same := [name for name in known if name.rpartition(".")[2] == word]:
         return sorted(same, key=lambda name: -_shared(name, dotted))[:2]

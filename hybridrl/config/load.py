@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from pydantic import BaseModel, ValidationError
+from typing_extensions import TypeVar
 
 from hybridrl.config import keys, presets, strict_yaml
 from hybridrl.config.problems import refuse
@@ -23,12 +24,15 @@ DEFAULT = "default"
 
 KeyPath = tuple[str, ...]
 
+Root = TypeVar("Root", bound=BaseModel, default=Config)
+"""What a file describes: a run of reinforcement learning, or another kind of training."""
+
 
 @dataclass(frozen=True, slots=True)
-class LoadedConfig:
+class LoadedConfig(Generic[Root]):
     """A config and the origin of its values."""
 
-    config: Config
+    config: Root
     origins: Mapping[str, str]
     """Dotted key of every value -> "my.yaml:14", "command line", "preset dapo" or "default"."""
 
@@ -53,8 +57,8 @@ class LoadedConfig:
         return type(error)(error.what, where=self.where(error.where), fix=error.fix) if known else error
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Read a config.
+def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Config]:
+    """Read the config of a run of reinforcement learning.
 
     Args:
         overrides: "a.b=c", c read as YAML; later ones win.
@@ -63,15 +67,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
         ConfigError: the file is missing or not YAML.
         ConfigErrors: everything that the schema finds wrong with its keys and values.
     """
+    return load_as(Config, path, overrides)
+
+
+def load_as(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Root]:
+    """Read a config of any kind; otherwise as `load`."""
     file = str(path)
     document = strict_yaml.parse(_read(Path(path)), file)
     origins = {key: f"{file}:{line}" for key, line in document.line.items()}
-    tree = _whole_sections(document.tree, Config, (), origins)
+    tree = _whole_sections(document.tree, root, (), origins)
     for override in overrides:
-        _apply(tree, override, origins)
-    errors = _unknown_keys(tree, Config, (), origins)
+        _apply(tree, override, origins, root)
+    errors = _unknown_keys(tree, root, (), origins, root)
     errors += _merge_preset(tree, origins)
-    config, invalid = _validate(tree, origins, file)
+    config, invalid = _validate(tree, origins, file, root)
     refuse(sorted(errors + invalid, key=_line))
     assert config is not None
     return LoadedConfig(config, _all_origins(config, origins), file)
@@ -123,7 +132,7 @@ def _whole_sections(tree: Any, section: type[BaseModel], path: KeyPath, origins:
     return found
 
 
-def _apply(tree: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> None:
+def _apply(tree: dict[str, Any], override: str, origins: dict[KeyPath, str], root: type[BaseModel]) -> None:
     dotted, equals, text = override.partition("=")
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
@@ -131,7 +140,7 @@ def _apply(tree: dict[str, Any], override: str, origins: dict[KeyPath, str]) -> 
             f"{override!r} is not an override", where=COMMAND_LINE, fix="write key=value, as in run.steps=20"
         )
     value = strict_yaml.parse_value(text, COMMAND_LINE)
-    key = keys.find(dotted)
+    key = keys.find(dotted, root)
     _forget(origins, path)
     _mark(value, path, origins)
     if key is not None and key.section is not None and value is not None:
@@ -167,16 +176,20 @@ def _mark(value: Any, path: KeyPath, origins: dict[KeyPath, str]) -> None:
 
 
 def _unknown_keys(
-    tree: Any, section: type[BaseModel], path: KeyPath, origins: Mapping[KeyPath, str]
+    tree: Any,
+    section: type[BaseModel],
+    path: KeyPath,
+    origins: Mapping[KeyPath, str],
+    root: type[BaseModel],
 ) -> list[ConfigError]:
     errors: list[ConfigError] = []
     fields = keys.fields_of(section)
     for name, value in tree.items() if isinstance(tree, dict) else ():
         inner = keys.section_of(fields[name].annotation) if name in fields else None
         if inner is not None:
-            errors += _unknown_keys(value, inner, (*path, name), origins)
+            errors += _unknown_keys(value, inner, (*path, name), origins, root)
         elif name not in fields and not keys.takes_options(section):
-            errors += [_unknown(leaf, section, origins) for leaf in _leaves(value, (*path, name))]
+            errors += [_unknown(leaf, section, origins, root) for leaf in _leaves(value, (*path, name))]
         elif name not in fields and not name.isidentifier():
             place = _place((*path, name), origins)
             errors.append(
@@ -191,13 +204,15 @@ def _leaves(value: Any, path: KeyPath) -> list[KeyPath]:
     return [leaf for name, inner in value.items() for leaf in _leaves(inner, (*path, name))]
 
 
-def _unknown(path: KeyPath, section: type[BaseModel], origins: Mapping[KeyPath, str]) -> ConfigError:
+def _unknown(
+    path: KeyPath, section: type[BaseModel], origins: Mapping[KeyPath, str], root: type[BaseModel]
+) -> ConfigError:
     dotted = ".".join(path)
     if nested := [name for name in path if "." in name]:
         return ConfigError(
             f"the key {nested[0]!r}", where=_place(path, origins), fix="write one level for each dot"
         )
-    near = keys.meant(dotted)
+    near = keys.meant(dotted, root)
     fix = (
         f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(keys.fields_of(section))}"
     )
@@ -246,22 +261,24 @@ def _fill(
 
 
 def _validate(
-    tree: dict, origins: Mapping[KeyPath, str], file: str
-) -> tuple[Config | None, list[ConfigError]]:
+    tree: dict, origins: Mapping[KeyPath, str], file: str, root: type[Root]
+) -> tuple[Root | None, list[ConfigError]]:
     try:
         # JSON mode: strict about types, and a list may still become a tuple
-        return Config.model_validate_json(json.dumps(tree), strict=True), []
+        return root.model_validate_json(json.dumps(tree), strict=True), []
     except ValidationError as error:
         wrong = [problem for problem in error.errors() if problem["type"] != "extra_forbidden"]
-        return None, [_explain(problem, tree, origins, file) for problem in wrong]
+        return None, [_explain(problem, tree, origins, file, root) for problem in wrong]
 
 
-def _explain(problem: Any, tree: dict, origins: Mapping[KeyPath, str], file: str) -> ConfigError:
+def _explain(
+    problem: Any, tree: dict, origins: Mapping[KeyPath, str], file: str, root: type[BaseModel]
+) -> ConfigError:
     path = tuple(map(str, problem["loc"]))
     inside = False  # a list: its items have no key of their own
-    while len(path) > 1 and keys.find(".".join(path)) is None:
+    while len(path) > 1 and keys.find(".".join(path), root) is None:
         path, inside = path[:-1], True
-    dotted, key, place = ".".join(path), keys.find(".".join(path)), _place(path, origins) or file
+    dotted, key, place = ".".join(path), keys.find(".".join(path), root), _place(path, origins) or file
     if problem["type"] == "missing" and not inside:
         about = f": {key.field.description}" if key and key.field.description else ""
         return ConfigError(f"missing key {dotted}", where=file, fix=f"add it{about}")
@@ -292,6 +309,6 @@ def _wrong_value(key: keys.Key, value: Any, place: str) -> ConfigError:
     return ConfigError(f"{written} is not {expected}", where=place, fix=fix)
 
 
-def _all_origins(config: Config, origins: Mapping[KeyPath, str]) -> dict[str, str]:
+def _all_origins(config: BaseModel, origins: Mapping[KeyPath, str]) -> dict[str, str]:
     written = {".".join(path): origin for path, origin in origins.items()}
     return {dotted: written.get(dotted, DEFAULT) for dotted, _ in values(config)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from hybridrl.config import keys, schema
+from hybridrl.config import keys
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -21,7 +21,7 @@ Read = tuple[str, str]
 
 
 def readers(dotted: str) -> list[str]:
-    """Places outside config/ that read a key, as "trainer/megatron/policy.py:31"."""
+    """Places outside config/ that read a key of one of keys.ROOTS, as "trainer/megatron/policy.py:31"."""
     section, name = _field(dotted)
     owners = [kind.__name__ for kind in section.__mro__ if kind.__name__ in sections()]
     return list(dict.fromkeys(place for owner in owners for place in _reads().get((owner, name), [])))
@@ -29,8 +29,9 @@ def readers(dotted: str) -> list[str]:
 
 def _field(dotted: str) -> tuple[type[BaseModel], str]:
     """Section class and Python name of a key: the name differs where Python has the word taken (kl.place)."""
-    owner, name = schema.Config, ""
-    inner: type[BaseModel] | None = schema.Config
+    inner = keys.root_of(dotted)
+    assert inner is not None, f"there is no key {dotted}"
+    owner, name = inner, ""
     for word in dotted.split("."):
         assert inner is not None, f"{dotted} goes through a value"
         owner = inner
@@ -103,5 +104,6 @@ def _section_fields() -> dict[str, set[str]]:
 @cache
 def sections() -> dict[str, type[BaseModel]]:
     """Sections by class name, and the classes that they are derived from."""
-    kinds = [schema.Config, *(key.section for key in keys.all_keys() if key.section)]
+    inner = [key.section for root in keys.ROOTS for key in keys.all_keys(root) if key.section]
+    kinds = [*keys.ROOTS, *inner]
     return {base.__name__: base for kind in kinds for base in kind.__mro__ if issubclass(base, BaseModel)}

@@ -5,13 +5,14 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
-from hybridrl.config.load import LoadedConfig, load, values
+from hybridrl.config.load import LoadedConfig, load_as, values
 from hybridrl.config.problems import refuse
 from hybridrl.config.resolved import as_yaml
 from hybridrl.config.schema import Config
 from hybridrl.config.strict_yaml import inline
+from hybridrl.config.supervised import SupervisedConfig
 from hybridrl.errors import ConfigError, RunFolderError
 
 MAY_CHANGE = frozenset(
@@ -24,19 +25,24 @@ MAY_CHANGE = frozenset(
         "run.evaluate_every",
         "run.keep_checkpoints",
         "run.export",
+        "run.export_every",
+        "run.async_save",
         "run.mlflow",
         "run.sample_every",
         "run.samples_kept",
+        "rollout.num_engines",
+        "cluster.nodes",
+        "cluster.gpus_per_node",
         "cluster.start_timeout_s",
         "cluster.step_timeout_s",
         "reward.timeout_s",
         "reward.num_workers",
     }
 )
-"""Keys that a resume may change: they decide how long and how closely we look, not what is learnt."""
+"""Keys that a resume may change: they decide how long, where, and how closely we look, not what is learnt."""
 
-MAY_CHANGE_BELOW = ("cluster.slurm", "cluster.ray")
-"""Sections that a resume may change: they decide where it runs."""
+MAY_CHANGE_BELOW = ("actor.parallel", "rollout.parallel", "cluster.slurm", "cluster.ray")
+"""Sections that a resume may change: they decide where it runs, and how it is cut over ranks."""
 
 _UNSET = object()
 
@@ -49,7 +55,7 @@ class RunFolder:
     _lock: TextIO = field(repr=False)
 
     @classmethod
-    def create(cls, loaded: LoadedConfig) -> "RunFolder":
+    def create(cls, loaded: LoadedConfig[Any]) -> "RunFolder":
         """Take the folder for a new run and write its resolved.yaml. What a launch left that never came to
         its first record is written over.
 
@@ -67,7 +73,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open_for_resume(cls, loaded: LoadedConfig) -> "RunFolder":
+    def open_for_resume(cls, loaded: LoadedConfig[Any]) -> "RunFolder":
         """Take the folder of a run to go on with it, and bring its resolved.yaml up to date.
 
         Raises:
@@ -79,7 +85,7 @@ class RunFolder:
             raise RunFolderError(f"{path} holds no run to resume", fix="launch without --resume")
         folder = cls._take(path)
         try:
-            refuse(changes(load(path / "resolved.yaml"), loaded))
+            refuse(changes(load_as(type(loaded.config), path / "resolved.yaml"), loaded))
             folder._write_resolved(loaded)
         except Exception:
             folder.release()
@@ -111,13 +117,13 @@ class RunFolder:
         lock.flush()
         return cls(path, lock)
 
-    def _write_resolved(self, loaded: LoadedConfig) -> None:
+    def _write_resolved(self, loaded: LoadedConfig[Any]) -> None:
         beside = self.path / ".resolved.yaml"
         beside.write_text(as_yaml(loaded), "utf-8")
         beside.replace(self.path / "resolved.yaml")
 
 
-def path_of(config: Config) -> Path:
+def path_of(config: Config | SupervisedConfig) -> Path:
     """Where the run of a config lives."""
     return Path(config.run.folder) / config.run.name
 
@@ -135,7 +141,7 @@ def step_of(path: Path) -> int | None:
     return max(found, default=0) if found or saved else None
 
 
-def changes(before: LoadedConfig, now: LoadedConfig) -> list[ConfigError]:
+def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigError]:
     """What keeps a run from going on with another config: the keys that differ, except those that may."""
     then, today = dict(values(before.config)), dict(values(now.config))
     names = [
@@ -156,7 +162,7 @@ def changes(before: LoadedConfig, now: LoadedConfig) -> list[ConfigError]:
     return errors
 
 
-def _changed(key: str, then: object, today: object, now: LoadedConfig) -> ConfigError:
+def _changed(key: str, then: object, today: object, now: LoadedConfig[Any]) -> ConfigError:
     was, is_ = (
         "unset" if value is _UNSET else inline(list(value) if isinstance(value, tuple) else value)
         for value in (then, today)

@@ -19,12 +19,13 @@ from pydantic import (
 
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.section import PluginConfig, Section
-from hybridrl.config.training import ActorConfig, CriticConfig, ProcessModelConfig
+from hybridrl.config.training import ActorConfig, CriticConfig, ProcessModelConfig, ReferenceConfig
 
 
 class ModelConfig(Section):
     path: str
-    """Folder in Hugging Face format (config.json, safetensors, tokenizer). {seed} in it is run.seed."""
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer), {seed} in it being run.seed; or a
+    name on the hub, as Qwen/Qwen3-8B: its copy in the cache (HF_HOME), else `launch` downloads it."""
 
     make: str | None = None
     """module:function that writes `path` when it is absent, called as function(folder, seed)."""
@@ -86,7 +87,7 @@ class DataConfig(Section):
 
 class RewardConfig(PluginConfig):
     answer_field: str = "answer"
-    """Column of the data with the reference answer."""
+    """Column of the data with the reference answer; reward_model.ground_truth is a field inside a column."""
 
     timeout_s: PositiveFloat = 10.0
     """One trajectory's reward may take this long; then its process is killed and the run stops."""
@@ -149,8 +150,8 @@ class AlgorithmConfig(Section):
     process_model: ProcessModelConfig = ProcessModelConfig()
 
     teacher: str | None = None
-    """Folder of the model that estimator distillation learns from: of the same architecture, vocabulary and
-    sizes as the policy. None: no teacher is held."""
+    """Model that estimator distillation learns from, as in model.path: of the same architecture, vocabulary
+    and sizes as the policy. None: no teacher is held."""
 
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""
@@ -243,7 +244,9 @@ class EvaluateConfig(Section):
     """0: greedy."""
 
 
-class RunConfig(Section):
+class TrainingRun(Section):
+    """A run of any kind of training."""
+
     name: str
     """Folder of the run inside `folder`."""
 
@@ -251,15 +254,15 @@ class RunConfig(Section):
     """Where runs and the MLflow store are."""
 
     steps: PositiveInt = 100
-    """Policy updates."""
+    """Updates of the model: policy updates, where it is reinforcement learning."""
 
     seed: NonNegativeInt = 0
 
     save_every: NonNegativeInt = 0
-    """Policy updates between checkpoints; 0: one at the end."""
+    """Updates between checkpoints; 0: one at the end."""
 
     evaluate_every: NonNegativeInt = 10
-    """Policy updates between evaluations on data.heldout; 0: only before and after the run."""
+    """Updates between evaluations on data.heldout; 0: only before and after the run."""
 
     keep_checkpoints: PositiveInt = 2
     """Older ones are deleted once a newer one is committed."""
@@ -269,6 +272,16 @@ class RunConfig(Section):
 
     mlflow: bool = True
     """Log to the MLflow store in `folder`."""
+
+
+class RunConfig(TrainingRun):
+    async_save: bool = True
+    """A checkpoint is copied to host memory (12 bytes a parameter over all ranks) and written while the
+    training goes on; the next one waits for it. False: the training waits."""
+
+    export_every: NonNegativeInt = 0
+    """Policy updates between models in Hugging Face format, made of checkpoints while the training goes on;
+    0: only the final one."""
 
     sample_every: PositiveInt = 10
     """Policy updates between rollouts that are kept as text."""
@@ -288,6 +301,7 @@ class Config(Section):
     batch: BatchConfig = BatchConfig()
     actor: ActorConfig = ActorConfig()
     critic: CriticConfig = CriticConfig()
+    reference: ReferenceConfig = ReferenceConfig()
     rollout: RolloutConfig = RolloutConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -99,8 +99,10 @@ async def evaluate(cfg: Config, roles: Roles, step: int) -> None:
 
 
 async def save(cfg: Config, roles: Roles, step: int, rollouts: Rollouts, *, last: bool) -> None:
-    """A checkpoint after the last step and every save_every steps."""
-    if last or (cfg.run.save_every and step % cfg.run.save_every == 0):
+    """A checkpoint after the last step, and at multiples of save_every and export_every."""
+    if last or any(every and step % every == 0 for every in (cfg.run.save_every, cfg.run.export_every)):
         with roles.observe.span("save_checkpoint"):
             progress = {"prompts": rollouts.position, "credit": roles.credit.state_dict()}
             await roles.trainer.save(step, progress)
+            if last:
+                await roles.trainer.finish_saving()

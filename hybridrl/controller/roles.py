@@ -64,7 +64,14 @@ class PolicyTrainer(Protocol):
         ...
 
     async def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint that holds the controller's progress too, and commit it."""
+        """Write a checkpoint that holds the controller's progress too, and commit it.
+
+        The training may go on meanwhile; the next one, and `finish_saving`, wait until it is there.
+        """
+        ...
+
+    async def finish_saving(self) -> None:
+        """Returns when the last checkpoint is there."""
         ...
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from hybridrl import registry
 from hybridrl.config.options import check_options
 from hybridrl.config.schema import DataConfig, SourceConfig
+from hybridrl.data.order import EpochOrder
 from hybridrl.data.prompts import PromptFormat, text_bytes
 from hybridrl.data.tables import Row, Rows, Table, open_table
 from hybridrl.data.tokenize import ModelTokenizer
-from hybridrl.errors import CheckpointError, ConfigError, DataError
+from hybridrl.errors import ConfigError, DataError
 from hybridrl.types import Prompt
 
 _BATCH = 512
@@ -21,7 +22,7 @@ _BATCH = 512
 
 
 class TablePrompts:
-    """PromptSource over a table. The order of an epoch depends on seed and epoch alone: resumes are exact."""
+    """PromptSource over a table."""
 
     def __init__(
         self, table: Table, prompts: PromptFormat, *, name: str, split: str, seed: int, max_prompt_tokens: int
@@ -34,31 +35,22 @@ class TablePrompts:
         """
         self.rows: Table = table
         self._prompts, self._name, self._split = prompts, name, split
-        self._seed, self._max_prompt_tokens = seed, max_prompt_tokens
-        self.epoch, self.position = 0, 0
-        self._order_N = self._order()
+        self._max_prompt_tokens = max_prompt_tokens
+        self.order = EpochOrder(len(table), seed=seed, shuffle=prompts.data.shuffle, split=split)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, count: int) -> list[Prompt]:
         """The next prompts; goes on into the next epoch where this one ends."""
-        picked: list[int] = []
-        while len(picked) < count:
-            more = self._order_N[self.position : self.position + count - len(picked)]
-            picked += more.tolist()
-            self.position += len(more)
-            if self.position == len(self):
-                self.epoch, self.position = self.epoch + 1, 0
-                self._order_N = self._order()
-        return self._read(picked)
+        return self._read(self.order.take(count))
 
     def all(self) -> list[Prompt]:
         """Every prompt once, in the order of the rows; the position stays."""
         return self._read(range(len(self)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+        return self.order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where a source of the same data was.
@@ -66,23 +58,7 @@ class TablePrompts:
         Raises:
             CheckpointError: that source had other rows, another seed or another order.
         """
-        for key, here in self._identity().items():
-            if state[key] != here:
-                raise CheckpointError(
-                    f"the {self._split} data has {key} = {here}, in the checkpoint it is {state[key]}",
-                    where="the order of prompts cannot be continued",
-                    fix="resume with the data and seed of the run, or start another run",
-                )
-        self.epoch, self.position = state["epoch"], state["position"]
-        self._order_N = self._order()
-
-    def _identity(self) -> dict[str, Any]:
-        return {"num_rows": len(self), "seed": self._seed, "shuffle": self._prompts.data.shuffle}
-
-    def _order(self) -> np.ndarray:
-        if not self._prompts.data.shuffle:
-            return np.arange(len(self))
-        return np.random.default_rng([self._seed, self.epoch]).permutation(len(self))
+        self.order.load_state_dict(state)
 
     def _read(self, indices: Sequence[int]) -> list[Prompt]:
         found: list[Prompt] = []
@@ -122,9 +98,7 @@ def load_source(
         ConfigError: no such task, or options that it does not take; a chat template that the tokenizer lacks.
         DataError: no such file, no rows, no such column, a row that is no prompt, or one that is too long.
     """
-    name, table = _open(source, split, seed, where)
-    if not len(table):
-        raise DataError(f"{name} has no rows", where=where)
+    name, table = open_rows(source, split=split, seed=seed, where=where)
     prompts = PromptFormat(data, tokenizer, where)
     _check(table, prompts, name, max_prompt_tokens)
     stem = Path(source.path).stem if source.path else name
@@ -133,12 +107,21 @@ def load_source(
     )
 
 
-def _open(source: SourceConfig, split: str, seed: int, where: str) -> tuple[str, Table]:
+def open_rows(source: SourceConfig, *, split: str, seed: int, where: str) -> tuple[str, Table]:
+    """The name and the rows of a file or a task; otherwise as load_source().
+
+    Raises:
+        ConfigError, DataError: it cannot be opened, or has no rows.
+    """
     if source.path is not None:
-        return source.path, open_table(source.path, where=where)
-    assert source.task is not None
-    rows = make_rows(source.task, source.options, split=split, seed=seed, where=where)
-    return source.task, Rows(rows, source.task)
+        name, table = source.path, open_table(source.path, where=where)
+    else:
+        assert source.task is not None
+        rows = make_rows(source.task, source.options, split=split, seed=seed, where=where)
+        name, table = source.task, Rows(rows, source.task)
+    if not len(table):
+        raise DataError(f"{name} has no rows", where=where)
+    return name, table
 
 
 def make_rows(

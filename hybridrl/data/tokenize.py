@@ -35,10 +35,14 @@ class ModelTokenizer:
                 fix="data.chat_template=none",
             )
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as the model wants to read it, up to where its answer begins."""
+    def render(self, messages: Sequence[Message], *, answered: bool = False) -> str:
+        """A conversation as the model wants to read it, up to where its answer begins.
+
+        Args:
+            answered: the last message is the answer: up to its end.
+        """
         text = self.hf.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
+            [dict(m) for m in messages], tokenize=False, add_generation_prompt=not answered
         )
         assert isinstance(text, str)
         return text

@@ -1,6 +1,7 @@
-"""reward.png: how the reward went, drawn from metrics.jsonl alone, so it can be drawn after a crash too."""
+"""How the reward or the loss went, drawn from metrics.jsonl alone, so it can be drawn after a crash too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,37 +14,53 @@ from hybridrl.observe.jsonl import read
 from hybridrl.observe.metrics import heldout_reward
 from hybridrl.observe.record import Record
 
-CURVE_FILE = "reward.png"
-
 _TRAIN, _HELDOUT, _INK, _GRID = "#2a78d6", "#c2410c", "#222222", "#e4e4e4"
-_REWARD = "critic/score/mean"
 _WINDOWS_PER_RUN = 15
 
 
-def draw(folder: Path) -> Path | None:
-    """Write reward.png into a run folder; None if the run has no step yet.
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What is drawn."""
+
+    file: str
+    metric: str
+    """Of every step."""
+
+    heldout: Callable[[Mapping[str, float]], float | None]
+    """Of the metrics of an evaluation."""
+
+    axis: str
+    steps: str
+
+
+REWARD = Curve("reward.png", "critic/score/mean", heldout_reward, "mean reward", "step (policy updates)")
+LOSS = Curve("loss.png", "train/loss", lambda metrics: metrics.get("val/loss"), "loss", "step (updates)")
+
+
+def draw(folder: Path, curve: Curve = REWARD) -> Path | None:
+    """Write the picture into a run folder; None if the run has no step yet.
 
     Costs a second for the import of matplotlib and the picture: not for the inside of a step.
     """
     records = read(folder / "metrics.jsonl")
-    if not any(_REWARD in r.metrics for r in records):
+    if not any(curve.metric in r.metrics for r in records):
         return None
-    path = folder / CURVE_FILE
-    figure(records, folder.name).savefig(path, dpi=150)
+    path = folder / curve.file
+    figure(records, folder.name, curve).savefig(path, dpi=150)
     return path
 
 
-def figure(records: Sequence[Record], title: str) -> Figure:
-    """Reward of every step, its running mean within one standard deviation, and the held-out evaluations."""
-    steps = [(r.step, r.metrics[_REWARD]) for r in records if _REWARD in r.metrics]
-    heldout = [(r.step, reward) for r in records if (reward := heldout_reward(r.metrics)) is not None]
+def figure(records: Sequence[Record], title: str, curve: Curve = REWARD) -> Figure:
+    """The metric of each step, its running mean within one standard deviation, the held-out evaluations."""
+    steps = [(r.step, r.metrics[curve.metric]) for r in records if curve.metric in r.metrics]
+    heldout = [(r.step, found) for r in records if (found := curve.heldout(r.metrics)) is not None]
     picture = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(picture)  # no window system, no state shared with the user's own figures
     axes = picture.add_subplot()
     _draw_training(axes, np.array(steps))
     if heldout:
         _draw_heldout(axes, np.array(heldout))
-    _dress(axes, title)
+    _dress(axes, title, curve)
     return picture
 
 
@@ -77,10 +94,10 @@ def running(value_N: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
     return np.array([p.mean() for p in parts]), np.array([p.std() for p in parts])
 
 
-def _dress(axes: Axes, title: str) -> None:
+def _dress(axes: Axes, title: str, curve: Curve) -> None:
     axes.set_title(title, loc="left", color=_INK, fontsize=12)
-    axes.set_xlabel("step (policy updates)", color=_INK)
-    axes.set_ylabel("mean reward", color=_INK)
+    axes.set_xlabel(curve.steps, color=_INK)
+    axes.set_ylabel(curve.axis, color=_INK)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

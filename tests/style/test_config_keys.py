@@ -17,7 +17,7 @@ READ_WHILE_LOADING = {
 }
 """Keys that need no reader outside config/, and why."""
 
-VALUES = [key.name for key in keys.all_keys() if key.section is None]
+VALUES = sorted({key.name for root in keys.ROOTS for key in keys.all_keys(root) if key.section is None})
 
 
 @pytest.mark.parametrize("key", VALUES)

@@ -54,12 +54,26 @@ def run(tmp_path: Path, spec: models.ModelSpec):
 def test_a_good_config_passes(run) -> None:
     assert run() == []
     assert run("actor.parallel={tp: 2, pp: 7, dp: 2}", "rollout.parallel.tp=4") == []
+    assert run("actor.parallel={tp: 2, sp: true, cp: 2, pp: 3, stage_layers: [9, 10, 9]}") == []
+    assert run("actor.parallel={pp: 2, vpp: 2}") == []
+    assert run("critic={parallel: {pp: 2}, microbatch_tokens: 8192}", "actor.offload=optimizer") == []
     assert run("batch={prompts_per_step: 512, minibatch_prompts: 128, max_lag: 1}") == []
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["critic.microbatch_tokens=512"],
+            "critic.microbatch_tokens = 512 has no effect on the actor's ranks",
+        ),
+        (
+            ["reference={parallel: {tp: 2}, microbatch_tokens: 100}"],
+            "is more than reference.microbatch_tokens = 100",
+        ),
+        (["critic.parallel={dp: 100000}"], "critic.parallel.dp = 100000 ranks share"),
+        (["critic.parallel={pp: 3}"], "critic.parallel.pp = 3 does not divide"),
+        (["actor.offload=all", "batch.max_lag=1"], "actor.offload = all makes room while engines generate"),
         (
             ["rollout.parallel.tp=3"],
             "rollout.parallel.tp = 3 does not divide the 28 attention heads of Qwen2.5-7B  (command line): "
@@ -70,6 +84,26 @@ def test_a_good_config_passes(run) -> None:
         (
             ["actor.parallel.pp=3"],
             "pp = 3 does not divide the 28 layers of Qwen2.5-7B  (command line): use 1, 2, 4, 7",
+        ),
+        (
+            ["actor.parallel.vpp=2"],
+            "actor.parallel.vpp = 2 chunks take turns in a pipeline, actor.parallel.pp = 1",
+        ),
+        (["actor.parallel.sp=true"], "actor.parallel.sp = true shares tokens over the tensor-parallel ranks"),
+        (["actor.parallel={pp: 4, vpp: 3}"], "pp = 4 times vpp = 3 does not divide the 28 layers"),
+        (
+            ["actor.parallel={pp: 2, stage_layers: [14, 7, 7]}"],
+            "actor.parallel.stage_layers = [14, 7, 7] describes 3 chunks, actor.parallel.pp x vpp = 2",
+        ),
+        (
+            ["actor.parallel={pp: 2, stage_layers: [14, 13]}"],
+            "adds up to 27 layers, Qwen2.5-7B has 28  (command line): give 2 numbers that add up to 28",
+        ),
+        (["actor.parallel.ep=2"], "actor.parallel.ep = 2 cuts experts, Qwen2.5-7B has none"),
+        (["actor.parallel.etp=2"], "actor.parallel.etp = 2 cuts experts, Qwen2.5-7B has none"),
+        (
+            ["critic.parallel={tp: 2, sp: true, pp: 3}"],
+            "critic.parallel.pp = 3 does not divide the 28 layers",
         ),
         (
             ["batch.prompts_per_step=500", "batch.minibatch_prompts=128"],
@@ -226,3 +260,12 @@ def test_a_cache_of_known_size_counts(tmp_path: Path, spec: models.ModelSpec) ->
 
 def test_rules_have_names_of_their_own() -> None:
     assert len({rule.__name__ for rule in RULES}) == len(RULES)
+
+
+def test_fp16_is_refused_where_there_are_experts(run, spec) -> None:
+    assert run("actor.precision=fp16") == []
+    experts = dataclasses.replace(
+        spec, family="qwen3_moe", num_experts=8, experts_per_token=2, expert_ffn_size=64
+    )
+    (error,) = run("actor.precision=fp16", spec=experts)
+    assert error.startswith("actor.precision = fp16 has one loss scale, Qwen2.5-7B has experts")

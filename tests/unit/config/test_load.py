@@ -170,7 +170,7 @@ def test_unknown_keys_name_the_nearest_and_the_line(tmp_path: Path) -> None:
         ("rollout: {memory_fraction: 1.5}", "is not a number above 0 and at most 1  (my.yaml:6)"),
         (
             "actor: {recompute: ful}",
-            "actor.recompute = ful is not one of none, full  (my.yaml:6): did you mean full?",
+            "actor.recompute = ful is not one of none, selective, full  (my.yaml:6): did you mean full?",
         ),
         ("actor: {optimizer: {lr: .inf}}", "actor.optimizer.lr = .inf is not a number above 0  (my.yaml:6)"),
         ("actor: {optimizer: {betas: [0.9]}}", "betas = [0.9] is not a list of 2 numbers  (my.yaml:6)"),

@@ -46,7 +46,7 @@ def test_an_epoch_holds_every_row_once_and_the_next_one_in_another_order(path, t
     first, second = uids(source.take(11)), uids(source.take(11))
     assert sorted(first) == sorted(second) == sorted(f"train/{i}" for i in range(11))
     assert first != second
-    assert (source.epoch, source.position) == (2, 0)
+    assert (source.order.epoch, source.order.position) == (2, 0)
 
 
 def test_the_stream_does_not_depend_on_how_it_is_cut_into_takes(path, tokenizer):

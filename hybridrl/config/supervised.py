@@ -1,0 +1,79 @@
+"""Keys of training on examples: supervised fine-tuning (SFT), and reward models (RM).
+
+Both share the sections of a run of reinforcement learning that they need: model, actor, run, cluster.
+"""
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from hybridrl.config.cluster import ClusterConfig
+from hybridrl.config.schema import ModelConfig, SourceConfig, TrainingRun
+from hybridrl.config.section import Section
+from hybridrl.config.training import ActorConfig
+
+
+class ExamplesConfig(Section):
+    train: SourceConfig
+    """Examples to learn from."""
+
+    heldout: SourceConfig | None = None
+    """Examples to evaluate on; None: no evaluation."""
+
+    prompt_field: str = "prompt"
+    """Column with the question: a string, or a list of chat messages."""
+
+    system_prompt: str | None = None
+    """Put before every prompt as a system message; needs chat_template: model."""
+
+    chat_template: Literal["model", "none"] = "model"
+    """model: the tokenizer's chat template; none: the text as it is, the answer right after the prompt."""
+
+    shuffle: bool = True
+    """A new order at each epoch, from run.seed."""
+
+
+class SFTDataConfig(ExamplesConfig):
+    response_field: str = "response"
+    """Column with the answer to learn."""
+
+    messages_field: str | None = None
+    """Column with a conversation, instead of prompt and answer: every turn of the assistant is learnt."""
+
+
+class RMDataConfig(ExamplesConfig):
+    chosen_field: str = "chosen"
+    """Column with the better answer."""
+
+    rejected_field: str = "rejected"
+    """Column with the worse one."""
+
+    margin_field: str | None = None
+    """Column with the least difference of reward that is wanted between the two. None: 0."""
+
+
+class ExamplesBatchConfig(Section):
+    examples_per_step: PositiveInt = 64
+    """Examples of one optimizer step: conversations, or pairs of answers."""
+
+
+class SupervisedConfig(Section):
+    """What SFT and RM have in common."""
+
+    model: ModelConfig
+    run: TrainingRun
+    batch: ExamplesBatchConfig = ExamplesBatchConfig()
+    actor: ActorConfig = ActorConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class SFTConfig(SupervisedConfig):
+    """`hybridrl sft`: the likelihood of given answers."""
+
+    data: SFTDataConfig
+
+
+class RMConfig(SupervisedConfig):
+    """`hybridrl rm`: a reward for whole answers, from pairs of which one is better."""
+
+    data: RMDataConfig

@@ -1,0 +1,105 @@
+"""Examples of a run: an endless stream, in a new order at each epoch, of rows that were all looked at."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hybridrl.config.schema import SourceConfig
+from hybridrl.data.examples import Example, ExampleFormat
+from hybridrl.data.order import EpochOrder
+from hybridrl.data.source import open_rows
+from hybridrl.data.tables import Table
+from hybridrl.errors import DataError
+
+_BATCH = 512
+"""Rows tokenised together."""
+
+
+class TableExamples:
+    def __init__(
+        self, table: Table, form: ExampleFormat, order: EpochOrder, *, name: str, max_tokens: int
+    ) -> None:
+        """
+        Args:
+            max_tokens: a longer example is an error when it is taken.
+        """
+        self._table, self._form, self._order = table, form, order
+        self._name, self._max_tokens = name, max_tokens
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def take(self, count: int) -> list[Example]:
+        """The next examples; goes on into the next epoch where this one ends."""
+        return self._read(self._order.take(count))
+
+    def all(self) -> list[Example]:
+        """Every example once, in the order of the rows; the position stays."""
+        return self._read(range(len(self)))
+
+    def check(self) -> None:
+        """Look at every row.
+
+        Raises:
+            DataError: one is no example, or is too long.
+        """
+        for at in range(0, len(self), _BATCH):
+            self._read(range(at, min(at + _BATCH, len(self))))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where a source of the same data was.
+
+        Raises:
+            CheckpointError: that source had other rows, another seed or another order.
+        """
+        self._order.load_state_dict(state)
+
+    def _read(self, indices: Sequence[int]) -> list[Example]:
+        found: list[Example] = []
+        for at in range(0, len(indices), _BATCH):
+            part = indices[at : at + _BATCH]
+            places = [f"row {i} of {self._name}" for i in part]
+            found += self._form.encode([self._table[i] for i in part], places)
+        for i, example in zip(indices, found, strict=True):
+            self._refuse_long(i, example)
+        return found
+
+    def _refuse_long(self, index: int, example: Example) -> None:
+        if example.num_tokens > self._max_tokens:
+            raise DataError(
+                f"row {index} of {self._name} has {example.num_tokens} tokens, actor.microbatch_tokens = "
+                f"{self._max_tokens} is for whole examples",
+                fix=f"actor.microbatch_tokens={example.num_tokens}, or drop the row",
+            )
+
+
+def load_examples(
+    source: SourceConfig,
+    form: ExampleFormat,
+    *,
+    split: str,
+    seed: int,
+    shuffle: bool,
+    max_tokens: int,
+    where: str,
+) -> TableExamples:
+    """Open a file or make a task's rows, and refuse whatever is wrong with any of them now.
+
+    Args:
+        split: "train" or "heldout"; a task makes other rows for each.
+        where: the config place, named in errors.
+
+    Raises:
+        ConfigError: no such task, or options that it does not take.
+        DataError: no such file, no rows, a row that is no example, or one that is too long.
+    """
+    name, table = open_rows(source, split=split, seed=seed, where=where)
+    order = EpochOrder(len(table), seed=seed, shuffle=shuffle, split=split)
+    examples = TableExamples(table, form, order, name=name, max_tokens=max_tokens)
+    try:
+        examples.check()
+    except DataError as error:
+        raise DataError(error.what, where=error.where or where, fix=error.fix) from error
+    return examples

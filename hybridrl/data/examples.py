@@ -1,0 +1,273 @@
+"""From rows to what is learnt from: conversations whose answers are learnt, and pairs of which one is better.
+
+A conversation is tokenised in pieces that end where an answer begins or ends, as in a rollout: the prompt by
+itself, the answer by itself. Of an answer everything is learnt up to the token that ends it; what a template
+writes behind that (a line end) is read, not learnt.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol, cast
+
+import numpy as np
+
+from hybridrl.batch import TokenBlock
+from hybridrl.config.supervised import ExamplesConfig, RMDataConfig, SFTDataConfig
+from hybridrl.data.tables import Row
+from hybridrl.data.tokenize import Message, ModelTokenizer
+from hybridrl.errors import ConfigError, DataError
+
+Piece = tuple[str, bool]
+"""Text of a part of a conversation, and whether it is an answer of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Encoded of one conversation."""
+
+    token_ids: list[int]
+    learnt: list[bool]
+    """Of each token. In a pair: only of one more token at the end, which stands for the score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What enters an optimizer step as a whole."""
+
+    sequences: tuple[Encoded, ...]
+    """One conversation; or the chosen one and the rejected one."""
+
+    margin: float = 0.0
+    """Of a pair."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(sequence.token_ids) for sequence in self.sequences)
+
+
+class ExampleFormat(Protocol):
+    """How the rows of a data set become examples."""
+
+    def encode(self, rows: Sequence[Row], places: Sequence[str]) -> list[Example]:
+        """
+        Args:
+            places: of the rows, for messages.
+
+        Raises:
+            DataError: a row is no example; says which and why.
+        """
+        ...
+
+
+class Conversations:
+    """For supervised fine-tuning."""
+
+    def __init__(self, data: SFTDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
+        """
+        Args:
+            where: the data is named in the config.
+
+        Raises:
+            ConfigError: the tokenizer lacks what the format needs, or two keys contradict each other.
+        """
+        if data.messages_field is not None and data.chat_template == "none":
+            raise ConfigError(
+                "data.messages_field needs a chat template, and data.chat_template = none",
+                where=where,
+                fix="data.chat_template=model",
+            )
+        self._data, self._writer = data, _Writer(data, tokenizer, where)
+
+    def encode(self, rows: Sequence[Row], places: Sequence[str]) -> list[Example]:
+        pieces = [list(self._pieces(row, place)) for row, place in zip(rows, places, strict=True)]
+        sequences = self._writer.tokenise(pieces)
+        for sequence, place in zip(sequences, places, strict=True):
+            if not any(sequence.learnt):
+                raise DataError(f"{place}: no token of the answer is left to learn")
+        return [Example((sequence,)) for sequence in sequences]
+
+    def _pieces(self, row: Row, place: str) -> Iterator[Piece]:
+        field = self._data.messages_field
+        if field is None:
+            prompt, answer = (
+                _column(row, f, place) for f in (self._data.prompt_field, self._data.response_field)
+            )
+            return self._writer.answered(prompt, answer, place)
+        return self._writer.conversation(_column(row, field, place), place)
+
+
+class Pairs:
+    """For reward models. `chosen` and `rejected` are answers to `prompt`, or whole conversations."""
+
+    def __init__(self, data: RMDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
+        """As Conversations()."""
+        self._data, self._writer = data, _Writer(data, tokenizer, where)
+        self._score_token = tokenizer.stop_token_ids[0] if tokenizer.stop_token_ids else 0
+
+    def encode(self, rows: Sequence[Row], places: Sequence[str]) -> list[Example]:
+        pieces = list(chain.from_iterable(map(self._both, rows, places)))
+        scored = [self._scored(sequence) for sequence in self._writer.tokenise(pieces)]
+        for place, chosen, rejected in zip(places, scored[::2], scored[1::2], strict=True):
+            if chosen == rejected:
+                raise DataError(f"{place}: chosen and rejected are the same", fix="drop the row")
+        margins = [self._margin(row, place) for row, place in zip(rows, places, strict=True)]
+        return [
+            Example((chosen, rejected), margin)
+            for chosen, rejected, margin in zip(scored[::2], scored[1::2], margins, strict=True)
+        ]
+
+    def _both(self, row: Row, place: str) -> list[list[Piece]]:
+        return [
+            list(self._pieces(row, field, place))
+            for field in (self._data.chosen_field, self._data.rejected_field)
+        ]
+
+    def _pieces(self, row: Row, field: str, place: str) -> Iterator[Piece]:
+        answer = _column(row, field, place)
+        if isinstance(answer, list):
+            return self._writer.conversation(answer, place)
+        return self._writer.answered(_column(row, self._data.prompt_field, place), answer, place)
+
+    def _scored(self, sequence: Encoded) -> Encoded:
+        """Up to the end of its last answer, where a rollout ends too, and a token that stands for the score:
+        the model never reads it, its place takes what the model says of all before."""
+        end = len(sequence.learnt) - sequence.learnt[::-1].index(True)
+        return Encoded([*sequence.token_ids[:end], self._score_token], [*[False] * end, True])
+
+    def _margin(self, row: Row, place: str) -> float:
+        field = self._data.margin_field
+        if field is None:
+            return 0.0
+        value = _column(row, field, place)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+            raise DataError(f"{place}: {field} = {value!r} is not a finite number")
+        return float(value)
+
+
+class _Writer:
+    """Texts of conversations and their tokens."""
+
+    def __init__(self, data: ExamplesConfig, tokenizer: ModelTokenizer, where: str) -> None:
+        self._data, self._tokenizer = data, tokenizer
+        if data.chat_template == "model":
+            tokenizer.require_template(where)
+            return
+        if data.system_prompt is not None:
+            raise ConfigError(
+                "data.system_prompt is set and data.chat_template = none",
+                where=where,
+                fix="data.chat_template=model",
+            )
+        if tokenizer.hf.eos_token_id is None:
+            raise ConfigError(
+                "the tokenizer has no token that ends an answer", where=where, fix="use one with an eos_token"
+            )
+
+    def answered(self, prompt: Any, answer: Any, place: str) -> Iterator[Piece]:
+        """A prompt and the answer to it."""
+        if not isinstance(answer, str) or not answer.strip():
+            raise DataError(f"{place}: the answer is {_shown(answer)}, not text", fix="drop the row")
+        if self._data.chat_template == "none":
+            if not isinstance(prompt, str) or not prompt:
+                raise DataError(f"{place}: the prompt is {_shown(prompt)}, not text")
+            return iter(((prompt, False), (answer, True)))
+        asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if not isinstance(asked, list):
+            raise DataError(f"{place}: the prompt is {_shown(prompt)}, neither text nor a list of messages")
+        return self.conversation([*asked, {"role": "assistant", "content": answer}], place)
+
+    def conversation(self, messages: Any, place: str) -> Iterator[Piece]:
+        """A list of messages, up to its last answer.
+
+        Raises:
+            DataError: it has no answer, or the template writes its beginning otherwise once more follows.
+        """
+        _refuse_malformed(messages, place)
+        if self._data.system_prompt is not None:
+            messages = [{"role": "system", "content": self._data.system_prompt}, *messages]
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if not answers:
+            raise DataError(f"{place}: no message of the assistant to learn")
+        written = ""
+        for turn, i in enumerate(answers):
+            for text, learnt in (
+                (self._render(messages[:i], False), False),
+                (self._render(messages[: i + 1], True), True),
+            ):
+                if not text.startswith(written):
+                    raise DataError(
+                        f"{place}: the chat template writes what comes before answer {turn + 1} otherwise "
+                        "once more follows, so not all of its answers can be learnt at once",
+                        fix="give each answer a row of its own, with the turns before it as its prompt",
+                    )
+                yield text[len(written) :], learnt
+                written = text
+
+    def _render(self, messages: Sequence[Message], answered: bool) -> str:
+        return self._tokenizer.render(messages, answered=answered) if messages else ""
+
+    def tokenise(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoded]:
+        ids = iter(self._ids([piece for pieces in conversations for piece in pieces]))
+        return [self._joined([(next(ids), learnt) for _, learnt in pieces]) for pieces in conversations]
+
+    def _ids(self, pieces: Sequence[Piece]) -> list[list[int]]:
+        """Of all pieces in two calls. Plain text gets the tokenizer's own beginning, and an end token."""
+        plain = self._data.chat_template == "none"
+        asked = iter(
+            self._tokenizer.encode([t for t, learnt in pieces if not learnt], add_special_tokens=plain)
+        )
+        told = iter(self._tokenizer.encode([t for t, learnt in pieces if learnt], add_special_tokens=False))
+        end: list[int] = [cast(int, self._tokenizer.hf.eos_token_id)] if plain else []
+        return [[*next(told), *end] if learnt else next(asked) for _, learnt in pieces]
+
+    def _joined(self, parts: Sequence[tuple[list[int], bool]]) -> Encoded:
+        tokens: list[int] = []
+        learnt: list[bool] = []
+        for ids, is_answer in parts:
+            end = self._end(ids) if is_answer else 0
+            tokens += ids
+            learnt += [True] * end + [False] * (len(ids) - end)
+        if learnt[0]:  # nothing stands before it to predict it from
+            learnt[0] = False
+        return Encoded(tokens, learnt)
+
+    def _end(self, ids: Sequence[int]) -> int:
+        """Encoded of an answer up to the last one that ends it; all, where the template writes none."""
+        stops = self._tokenizer.stop_token_ids
+        return next((i + 1 for i in range(len(ids) - 1, -1, -1) if ids[i] in stops), len(ids))
+
+
+def block_of(examples: Sequence[Example]) -> TokenBlock:
+    """Their sequences, one a row, in order."""
+    sequences = [sequence for example in examples for sequence in example.sequences]
+    length_N = np.array([len(sequence.token_ids) for sequence in sequences], np.int64)
+    learnt_T = np.array([learnt for sequence in sequences for learnt in sequence.learnt], bool)
+    return TokenBlock(
+        token_T=np.array([token for sequence in sequences for token in sequence.token_ids], np.int32),
+        start_N=np.concatenate([[0], np.cumsum(length_N)]),
+        prompt_tokens_N=np.array([sequence.learnt.index(True) for sequence in sequences], np.int32),
+        rollout_logp_T=np.zeros(len(learnt_T), np.float32),
+        loss_mask_T=learnt_T,
+        version_T=np.full(len(learnt_T), -1, np.int32),
+    )
+
+
+def _column(row: Mapping[str, Any], field: str, place: str) -> Any:
+    if field not in row:
+        raise DataError(f"{place} has no column {field!r}", fix=f"its columns are {', '.join(row)}")
+    return row[field]
+
+
+def _refuse_malformed(messages: Any, place: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{place}: the conversation is {_shown(messages)}, not a list of messages")
+    for message in messages:
+        if not isinstance(message, dict) or not all(
+            isinstance(message.get(k), str) for k in ("role", "content")
+        ):
+            raise DataError(f"{place}: a message needs a role and content, both text: {message!r:.80}")
+
+
+def _shown(value: Any) -> str:
+    return "empty" if value in ("", [], None) else f"{type(value).__name__}"

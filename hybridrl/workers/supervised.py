@@ -1,0 +1,95 @@
+"""One Megatron rank per actor that learns from examples, and the role over all of them.
+
+Every method of SupervisedWorker except `pid` is collective: RaySupervised calls it on all ranks, in the same
+order.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.schema import ClusterConfig
+from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.types import PolicyVersion, StepReport
+from hybridrl.workers.columns import rank_batch
+from hybridrl.workers.trainer import whole_checkpoints
+
+
+@ray.remote(max_restarts=0)
+class SupervisedWorker:
+    def __init__(self, setup: TrainerSetup) -> None:
+        self._setup = setup
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def build(self, checkpoint: Path | None) -> None:
+        """Build the model with the weights of the model folder, then those of `checkpoint` if given."""
+        # Imported here: the controller's process, which makes these actors, is spared the seconds.
+        from hybridrl.trainer.megatron.supervised import MegatronSupervised
+
+        self._model = MegatronSupervised(self._setup)
+        if checkpoint is not None:
+            self._model.restore(checkpoint)
+
+    def step(self, batch: RankBatch, *blocks: TokenBlock) -> StepReport:
+        """One optimizer step; blocks are top-level arguments so that Ray maps them from its store."""
+        batch.blocks.extend(blocks)
+        return self._model.step(batch)
+
+    def evaluate(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
+        batch.blocks.extend(blocks)
+        return self._model.evaluate(batch)
+
+    def save(self, folder: Path, progress: Mapping[str, Any]) -> None:
+        self._model.save(folder, {"progress": progress, "critic_apart": False})
+
+    def export(self, folder: Path) -> None:
+        self._model.export(folder)
+
+
+class RaySupervised:
+    """ExampleTrainer over a group of SupervisedWorkers."""
+
+    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, folder: Path, keep: int) -> None:
+        """
+        Args:
+            folder: of the run's checkpoints, one sub-folder a step.
+            keep: how many of them stay.
+        """
+        self.workers, self.version = workers, 0
+        self._cluster, self._folder, self._keep = cluster, folder, keep
+
+    async def build(self, checkpoint: Path | None, version: PolicyVersion) -> None:
+        await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
+        self.version = version
+
+    async def step(self, batch: Batch, minibatch: Minibatch) -> StepReport:
+        report: StepReport = await self._on_all("step", batch, minibatch)
+        self.version = report.version
+        return report
+
+    async def evaluate(self, batch: Batch, minibatch: Minibatch) -> dict[str, float]:
+        return await self._on_all("evaluate", batch, minibatch)
+
+    async def save(self, step: int, progress: Mapping[str, Any]) -> None:
+        await self._all("save", self._folder / f"step_{step:06d}", progress)
+        for old in whole_checkpoints(self._folder)[: -self._keep]:
+            shutil.rmtree(old.folder)
+
+    async def export(self, folder: Path) -> None:
+        await self._all("export", folder)
+
+    async def _on_all(self, method: str, batch: Batch, minibatch: Minibatch) -> Any:
+        """Its tokens go into Ray's store once, for all ranks; all of them find the same."""
+        blocks = [ray.put(block) for block in batch.blocks]
+        return (await self._all(method, ray.put(rank_batch(batch, [minibatch])), *blocks))[0]
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
