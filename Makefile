@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all check bench clean
+.PHONY: help setup quickstart test test-all check docs-check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,11 +30,14 @@ test: setup ## style, unit, invariants and end to end on CPU, without what is sl
 test-all: setup ## every test that this machine can run
 	@$(PYTEST) -q
 
-check: setup ## formatting, lint, types, style
+check: setup ## formatting, lint, types, style, documentation
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/pyright
 	@$(PYTEST) -q tests/style
+
+docs-check: setup ## the documentation alone: commands run or parse, configs load, files and keys exist
+	@$(PYTEST) -q tests/style/test_docs.py tests/style/test_recipes.py tests/style/test_coming_from_verl.py
 
 bench: setup ## every benchmark, results in benchmarks/results/
 	@mkdir -p benchmarks/results

@@ -83,10 +83,7 @@ def _reward(script: Script) -> Found:
         "scorer by data_source",
         "check: verl picks a scorer by column data_source",
     )
-    yield Remark(
-        "reward_model.ground_truth of a row",
-        "reward.answer_field names a plain column: write the reference into a column answer",
-    )
+    yield Line("reward.answer_field", "reward_model.ground_truth", "reward_model.ground_truth of a row")
 
 
 def _optimizer(script: Script) -> Found:

@@ -34,14 +34,14 @@ class LoadedReward:
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> Any:
         """What the reward returns for an answer, unchecked."""
         given = {"answer_field": answer_field} if self.takes_answer_field else {}
-        return self.function(answer, row, **given)
+        return self.function(answer, _with_answer(row, answer_field), **given)
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
         """An answer that this reward should accept, made from the reference; None: there is none to be made.
 
         A reward says how in a method `gold(row, answer_field=...)`; without one it is the reference as text.
         """
-        own = getattr(self.function, "gold", None)
+        own, row = getattr(self.function, "gold", None), _with_answer(row, answer_field)
         if own is not None:
             return own(row, answer_field=answer_field)
         value = row.get(answer_field)
@@ -73,6 +73,16 @@ def load_reward(name: str, options: Mapping[str, Any], *, where: str) -> LoadedR
     takes_answer_field = _takes_answer_field(function, name, where)
     hang_score = getattr(function if is_class else plugin, "hang_score", None)
     return LoadedReward(name, function, takes_answer_field, _place(plugin), hang_score)
+
+
+def _with_answer(row: Mapping[str, Any], answer_field: str) -> Mapping[str, Any]:
+    """The row, with an answer that lies inside a column (reward_model.ground_truth) under its whole name."""
+    value: Any = row
+    for name in () if answer_field in row else answer_field.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return row
+        value = value[name]
+    return row if value is row else {**row, answer_field: value}
 
 
 def _make(plugin: type, name: str, options: Mapping[str, Any], where: str) -> Callable[..., Any]:

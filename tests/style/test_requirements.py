@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parents[2] / "requirements"
 LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "gpu.txt", "gpu-source.txt"]
 
 SHARED = (
+    "huggingface-hub",
     "math-verify",
     "mlflow",
     "pydantic",

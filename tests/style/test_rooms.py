@@ -23,7 +23,7 @@ DOORS = {
     "data": NOUNS | {"config"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
-    "estimate": NOUNS | {"models", "layout", "reshard"},
+    "estimate": NOUNS | {"config", "models", "layout", "reshard"},
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
     "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard"},
     "cluster": {"errors"},
@@ -33,10 +33,12 @@ DOORS = {
     | {"trainer", "rollout", "cluster"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
-    | {"trainer", "rollout", "cluster", "controller", "workers"},
+    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate"},
+    "verify": NOUNS
+    | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "trainer", "controller"},
     "importer": {"errors", "config"},
     "doctor": {"errors", "hosts"},
-    "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer"},
+    "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""
@@ -51,6 +53,7 @@ KEYS = {
     "triton": {"reshard", "trainer"},
     "scipy": {"reshard"},
     "transformers": {"data", "models", "trainer"},
+    "huggingface_hub": {"models"},
     "tokenizers": {"data", "models"},
     "safetensors": {"models", "reshard", "trainer"},
     "gguf": {"models"},
@@ -62,6 +65,7 @@ KEYS = {
     "psutil": {"observe", "rollout", "hosts"},
     "pydantic": {"config", "algorithms"},
     "pydantic_core": {"config"},
+    "typing_extensions": {"config"},
     "yaml": {"config"},
     "typer": {"cli"},
     "rich": {"cli", "doctor", "observe"},

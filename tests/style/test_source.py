@@ -12,13 +12,14 @@ PACKAGE = ROOT / "hybridrl"
 TREES = {path: ast.parse(path.read_text("utf-8"), str(path)) for path in sorted(PACKAGE.rglob("*.py"))}
 
 PROCESS_EDGES: set[str] = {
-    "cli.py:guarded",
+    "cli/__init__.py:guarded",
     "controller/loop.py:fill",
     "observe/mlflow_sink.py:_serve",
     "rewards/children.py:main",
     "rewards/children.py:_work",
     "rollout/sglang/channel.py:_answer",
     "rollout/sglang/scheduler.py:_answer",
+    "verify/ranks.py:_serve",
 }
 """Where a broad except ends an error's way: process edges, which hand it to the peer or to a person."""
 

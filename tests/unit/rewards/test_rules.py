@@ -150,3 +150,25 @@ def test_reasoning_gym_needs_rows_of_its_task():
     reward = load_reward("reasoning_gym", {}, where="")
     with pytest.raises(ValueError, match="no 'metadata': this reward scores rows of the task reasoning_gym"):
         reward("2", {"prompt": "a", "answer": "2", "data_source": "x"}, answer_field="answer")
+
+
+def test_an_answer_inside_a_column_is_found_by_its_dotted_name():
+    row = {"reward_model": {"ground_truth": "7", "style": "rule"}}
+    for name, options in (
+        ("exact_match", {}),
+        ("math_verify", {}),
+        ("weighted_sum", {"parts": {"right": {"name": "exact_match", "weight": 1.0}}}),
+    ):
+        reward = load_reward(name, options, where="")
+        field = "reward_model.ground_truth"
+        gold = reward.gold(row, answer_field=field)
+        for answer, expected in ((gold, 1), ("8", 0)):
+            scored = reward(answer, row, answer_field=field)
+            assert (scored["reward"] if isinstance(scored, dict) else scored) == expected
+        with pytest.raises(ValueError, match="the row has no 'reward_model.truth'"):
+            reward("7", row, answer_field="reward_model.truth")
+
+
+def test_a_column_with_a_dot_in_its_name_comes_first():
+    row = {"a.b": "7", "a": {"b": "8"}}
+    assert load_reward("exact_match", {}, where="")("7", row, answer_field="a.b") == 1

@@ -1,0 +1,194 @@
+"""Every command of the documentation is run if it is cheap, or else parsed; every config is loaded."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from documented import (
+    OTHERS,
+    PAGES,
+    RECIPES,
+    ROOT,
+    Command,
+    blocks,
+    commands,
+    configs,
+    make_targets,
+    named_files,
+    named_keys,
+    python_files,
+)
+from pydantic import BaseModel
+from typer._click.exceptions import MissingParameter
+from typer.exceptions import TyperException
+
+from hybridrl import cli
+from hybridrl.config import keys
+from hybridrl.config.load import load_as
+from hybridrl.config.schema import Config
+from hybridrl.config.strict_yaml import parse
+from hybridrl.config.supervised import RMConfig, SFTConfig
+
+CONFIG = """\
+model: {path: models/tiny, make: "hybridrl.models.tiny:qwen3_arithmetic"}
+data: {train: prompts.jsonl, prompt_field: question, chat_template: none}
+reward: exact_match
+batch: {prompts_per_step: 64, minibatch_prompts: 32}
+rollout: {max_prompt_tokens: 16, max_response_tokens: 16}
+run: {name: first, folder: out}
+"""
+"""What `my.yaml` is in the documentation."""
+
+RUN = {"doctor", "init", "import", "plan", "config", "algo", "launch", "sft", "rm"}
+"""Commands that take seconds, those that start something with --dry-run."""
+
+STARTS = {"launch", "sft", "rm"}
+
+KINDS = {"sft": SFTConfig, "rm": RMConfig}
+"""Commands whose configs are of another kind than those of reinforcement learning."""
+
+ALL = [command for page in [*PAGES, *RECIPES] for command in commands(page)]
+OURS = list({command.text: command for command in ALL if command.words[0] == "hybridrl"}.values())
+PLACEHOLDERS = {
+    "...": "my.yaml",
+    "CONFIG": "my.yaml",
+    "NAME": "grpo",
+    "KEY": "actor",
+    "FILE": "prompts.jsonl",
+}
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def arguments(command: Command) -> list[str]:
+    return [PLACEHOLDERS.get(word, word) for word in command.words[1:]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader would be: with a config, its data, a launch of verl's, and what the pages write."""
+    (tmp_path / "my.yaml").write_text(CONFIG)
+    (tmp_path / "prompts.jsonl").write_text('{"question": "1+1=", "answer": "2"}\n')
+    (tmp_path / "run.sh").write_text(blocks((ROOT / "docs/coming_from_verl.md").read_text("utf-8"))[0])
+    for name in ("configs", "docs", "benchmarks"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for path, content in (item for page in PAGES for item in python_files(page).items()):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    return tmp_path
+
+
+def parsed(words: list[str]) -> tuple[list[str], dict[str, object]]:
+    """The path of a command in the command line, and its parameters.
+
+    Raises:
+        TyperException: there is no such command or option.
+    """
+    command, context, path = typer.main.get_command(cli.app), None, []
+    while True:
+        context = command.make_context(command.name, list(words), parent=context)
+        if not hasattr(command, "commands") or not (rest := [*context._protected_args, *context.args]):
+            return path, context.params
+        name, command, words = command.resolve_command(context, rest)
+        path.append(name)
+
+
+@pytest.mark.parametrize("words", ["launch my.yaml --dryrun", "lunch my.yaml", "config explan actor", "plan"])
+def test_a_wrong_command_is_found(words: str) -> None:
+    with pytest.raises(TyperException):
+        parsed(words.split())
+
+
+def test_the_pages_show_commands() -> None:
+    assert {command.page for command in OURS} >= {"README.md", "docs/slurm.md", "docs/coming_from_verl.md"}
+    assert any(command.text == "make quickstart" for command in ALL)
+
+
+@pytest.mark.parametrize("command", OURS, ids=str)
+def test_commands_and_their_options_exist(command: Command, folder: Path) -> None:
+    try:
+        path, given = parsed(arguments(command))
+    except MissingParameter:
+        assert command.inline
+        return
+    if config := given.get("config"):
+        load_as(KINDS.get(path[0], Config), str(config), given.get("overrides") or [])
+
+
+def is_run(command: Command) -> bool:
+    """It is cheap, and the page shows no error of it."""
+    names = command.words[1:2]
+    return names != [] and names[0] in RUN and not command.fails and not command.inline
+
+
+PAGES_THAT_RUN = list(dict.fromkeys(command.page for command in OURS if is_run(command)))
+
+
+@pytest.mark.parametrize("page", PAGES_THAT_RUN)
+def test_cheap_commands_run(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order of the page: a later command may need what an earlier one wrote."""
+    for command in (command for command in OURS if command.page == page and is_run(command)):
+        words = arguments(command)
+        dry = ["--dry-run"] if words[0] in STARTS and "--dry-run" not in words else []
+        code = cli.main([*words, *dry])
+        said = capsys.readouterr()
+        # Of a machine that lacks something, doctor says so
+        assert code == 0 or words[0] == "doctor", f"{command}\n{said.out}{said.err}"
+
+
+def test_other_programs_are_known() -> None:
+    unknown = [
+        str(command) for command in ALL if command.words[0] not in {"hybridrl", "make", "python", *OTHERS}
+    ]
+    assert not unknown
+
+
+def test_make_targets_exist() -> None:
+    named = {word for command in ALL if command.words[0] == "make" for word in command.words[1:]}
+    assert named and named <= make_targets()
+
+
+def test_modules_exist() -> None:
+    named = {command.words[2] for command in ALL if command.words[:2] == ["python", "-m"]}
+    assert not [name for name in named if not (ROOT / f"{name.replace('.', '/')}.py").exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_files_exist(page: Path) -> None:
+    assert not [name for name in sorted(named_files(page)) if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_keys_exist(page: Path) -> None:
+    unknown = [name for name in sorted(named_keys(page)) if not is_key(name)]
+    assert not unknown, unknown
+
+
+def is_key(dotted: str) -> bool:
+    """A key, a section, or an option of a plug-in."""
+    return any(is_key_of(root, dotted) for root in (Config, *KINDS.values()))
+
+
+def is_key_of(root: type[BaseModel], dotted: str) -> bool:
+    above = keys.find(dotted.rpartition(".")[0], root)
+    takes_it = above is not None and above.section is not None and keys.takes_options(above.section)
+    return takes_it or keys.find(dotted, root) is not None
+
+
+CONFIGS = [pytest.param(page, text, id=page_name(page)) for page in PAGES for text in configs(page)]
+
+
+@pytest.mark.parametrize(("page", "text"), CONFIGS)
+def test_configs_load(page: Path, text: str, folder: Path) -> None:
+    given = parse(text, page.name).tree
+    kind = KINDS.get(page.stem, Config)
+    missing = [line for line in CONFIG.splitlines() if line.partition(":")[0] not in given]
+    rest = [] if "model" in given and kind is not Config else missing
+    (folder / "page.yaml").write_text("\n".join([*rest, text]) + "\n")
+    load_as(kind, "page.yaml")
