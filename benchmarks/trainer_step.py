@@ -140,7 +140,7 @@ def bare_loop(policy: Any, batch: RankBatch) -> Callable[[], None]:
 
     def ppo(i: int, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         logits = policy_model(network).logits(hidden)
-        logp = -vocab_parallel_cross_entropy(logits[None].contiguous(), steps[i].target_R[None])[0]
+        logp = -vocab_parallel_cross_entropy(logits[None].contiguous(), steps[i].target_O[None])[0]
         ratio = (logp - old[i]).exp()
         loss = torch.maximum(-ratio * advantage[i], -ratio.clamp(0.8, 1.2) * advantage[i]).mean()
         return loss, torch.zeros((), dtype=torch.int), loss.detach().clone()

@@ -186,6 +186,9 @@ class Minibatch:
 
     num_sequences: int
 
+    idle_share: float = 0.0
+    """Share of the ranks' time in which they wait for the busiest one, by what their sequences cost."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankBatch:

@@ -5,7 +5,7 @@ Shape letters: N trajectories of the sample batch.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,18 @@ class Difference:
     @property
     def max_abs_advantage(self) -> float:
         return max(abs(t.advantage_a - t.advantage_b) for t in self.trajectories)
+
+    def lines(self) -> Iterator[tuple[str, str]]:
+        """(heading, text) for a person; without a heading, a line of the table."""
+        for choice in self.choices:
+            yield choice.key, f"{choice.a} | {choice.b}   {choice.why}"
+        yield "", f"\n{'group':>5} {'reward':>7} {'length':>7} {self.a:>10} {self.b:>10}"
+        for t in self.trajectories:
+            numbers = f"{t.advantage_a:>10.6f} {t.advantage_b:>10.6f}"
+            yield "", f"{t.group:>5} {t.reward:>7.3f} {t.length:>7} {numbers}"
+        yield "", f"largest difference of an advantage {self.max_abs_advantage:.2e}"
+        yield "", f"loss {self.loss_a:.8f} | {self.loss_b:.8f}"
+        yield from (("", note) for note in self.notes)
 
 
 def frameworks(algorithm: str) -> list[str]:

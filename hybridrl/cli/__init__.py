@@ -1,6 +1,6 @@
 """The command line: reads a config, checks it, and hands it to the room that does the work.
 
-The only module that knows everything. What is slow to import is imported where it is used, so that --help
+The only room that knows everything. What is slow to import is imported where it is used, so that --help
 answers at once. Exit codes: 0 done, 1 a failure of ours, 2 a mistake of the user's, 3 a deadline, 75 asked to
 stop and saved, 130 interrupted.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer.exceptions import TyperException
 
 from hybridrl import __version__
+from hybridrl.cli.console import ConfigPath, Overrides, err, out, say
+from hybridrl.cli.look import algo_app, config_app
 from hybridrl.errors import HybridRLError, UserError
 
 INTERRUPTED = 130
@@ -30,31 +31,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="A first run: [bold]hybridrl launch configs/quickstart.yaml[/]",
 )
-config_app = typer.Typer(
-    rich_markup_mode="rich", no_args_is_help=True, help="Look at a config before running it."
-)
 app.add_typer(config_app, name="config")
-algo_app = typer.Typer(
-    rich_markup_mode="rich", no_args_is_help=True, help="Look at the algorithms, and check one of your own."
-)
 app.add_typer(algo_app, name="algo")
 import_app = typer.Typer(
     rich_markup_mode="rich", no_args_is_help=True, help="Turn another framework's run into a config."
 )
 app.add_typer(import_app, name="import")
-
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...", help="Set keys: run.steps=20 actor.optimizer.lr=1e-5", show_default=False
-    ),
-]
 
 
 class Interrupted(Exception):
@@ -150,23 +132,95 @@ def plan(
     config: ConfigPath,
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+    search: Annotated[bool, typer.Option("--search", help="Propose faster cuts and sizes.")] = False,
+    gpus: Annotated[int | None, typer.Option(help="Search for this number of GPUs.")] = None,
+    mean_response: Annotated[int | None, typer.Option(help="Tokens of an answer on average.")] = None,
 ) -> None:
-    """Show what a config would run, and prove its weight swap: bytes by link, against the least possible."""
+    """Show what a config needs before it runs: batch, memory, weight swap, time; refuse what cannot fit."""
     from hybridrl.config.load import load
-    from hybridrl.estimate import swap
     from hybridrl.hosts.machine import Machine
-    from hybridrl.launch.preflight import preflight
-    from hybridrl.launch.swap_plan import element_bytes, read_model, swap_job
+    from hybridrl.launch import plan_report, planning
 
-    loaded, machine = load(config, overrides or []), Machine.here()
-    preflight(loaded, machine, (lambda *_: None) if as_json else say, make_model=False)
-    job = swap_job(loaded.config, read_model(loaded))
-    found = swap.estimate(job, element_bytes(loaded.config, machine))
+    request = planning.Request(search=search, gpus=gpus, mean_response=mean_response)
+    found = planning.plan(load(config, overrides or []), Machine.here(), request)
     if as_json:
-        out.print_json(data={"swap": found.as_dict()})
-        return
-    for heading, text in swap.lines(found):
+        return out.print_json(data=plan_report.as_dict(found))
+    for heading, text in plan_report.lines(found):
         say(heading, text)
+
+
+@app.command()
+def verify(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    layouts: Annotated[str, typer.Option(help="As in tp2,pp2vpp2; default: all that the model has.")] = "",
+    tolerance: Annotated[
+        float | None, typer.Option(help="What counts as equal; default 2e-6, Gemma 1e-5.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="The real model, not a small one of its kind.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """Show that loss and gradients do not depend on how model and batch are cut; exit code 1 if they do."""
+    from hybridrl.config.load import load
+    from hybridrl.verify import report
+    from hybridrl.verify.certificate import Request, certify
+
+    request = Request([name for name in layouts.split(",") if name], tolerance, full)
+    show = (lambda _: None) if as_json else lambda text: out.print(escape(text))
+    found = certify(load(config, overrides or []), request, show)
+    out.print_json(data=report.as_dict(found)) if as_json else out.print(escape(report.conclusion(found)))
+    raise typer.Exit(0 if found.holds else 1)
+
+
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and start nothing.")]
+
+
+@app.command()
+def sft(
+    config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Supervised fine-tuning: learn the answers of examples, before reinforcement learning or instead."""
+    from hybridrl.launch import supervised
+
+    code = supervised.launch(supervised.SFT, config, overrides or [], say, resume=resume, dry_run=dry_run)
+    raise typer.Exit(code)
+
+
+@app.command()
+def rm(
+    config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
+) -> None:
+    """Train a reward model: learn from pairs of answers which of the two is better."""
+    from hybridrl.launch import supervised
+
+    code = supervised.launch(supervised.RM, config, overrides or [], say, resume=resume, dry_run=dry_run)
+    raise typer.Exit(code)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as runs/NAME.")],
+    step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
+    to: Annotated[Path | None, typer.Option(help="New folder; default: RUN/exports/step_...")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare its log-probabilities with the trainer's.")
+    ] = False,
+) -> None:
+    """Make the Hugging Face model of a checkpoint; with --verify exit code 1 if it is not the trainer's."""
+    from hybridrl.launch import export as exporting
+
+    exported = exporting.export_run(run, step=step, to=to)
+    say("wrote", f"{exported.folder}, the policy of step {exported.step}")
+    if verify:
+        proof = exporting.prove(exported)
+        what = (
+            f"{proof.max_abs_diff:.1e} nats over {proof.num_tokens} tokens, {exporting.TOLERANCE:g} allowed"
+        )
+        say("verified" if proof.holds else "differs", f"largest difference of a log-probability {what}")
+        raise typer.Exit(0 if proof.holds else 1)
 
 
 @app.command()
@@ -184,7 +238,7 @@ def doctor(
 @app.command()
 def init(
     algorithm: Annotated[str | None, typer.Argument(help="A preset, as in grpo.", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option(help="Folder in Hugging Face format.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hugging Face folder, or name on its hub.")] = None,
     data: Annotated[str | None, typer.Option(help="A .jsonl or .parquet, or reasoning_gym:DATASET.")] = None,
     heldout: Annotated[str | None, typer.Option(help="Prompts to evaluate on.")] = None,
     reward: Annotated[str | None, typer.Option(help="As in math_verify, or module:function.")] = None,
@@ -236,113 +290,6 @@ def import_verl(
             said = f"{source}  ->  {became}" if became else source
             out.print(f"  {escape(said)}{escape(f'    # {why}') if why else ''}")
     say("wrote", f"{path}; next: hybridrl config check {path}")
-
-
-@config_app.command("show")
-def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Print every value of a config and where it comes from."""
-    from hybridrl.config.load import load
-    from hybridrl.config.resolved import as_yaml
-
-    out.print(escape(as_yaml(load(config, overrides or []))), end="")
-
-
-@config_app.command("explain")
-def config_explain(
-    key: Annotated[str, typer.Argument(metavar="KEY", help="As in actor.microbatch_tokens, or a section.")],
-) -> None:
-    """Tell what a key means, what it takes, its default, and who reads it."""
-    from hybridrl.config.explain import explain
-
-    for heading, text in explain(key):
-        out.print(f"[bold]{escape(heading)}[/]  {escape(text)}")
-
-
-@config_app.command("check")
-def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Check a config against this machine without starting anything."""
-    from hybridrl.config.load import load
-    from hybridrl.hosts.machine import Machine
-    from hybridrl.launch.preflight import preflight
-    from hybridrl.launch.prepare import try_data
-
-    loaded = load(config, overrides or [])
-    preflight(loaded, Machine.here(), say, make_model=False)
-    try_data(loaded, say)
-    say("ok", f"hybridrl launch {config} would start")
-
-
-@algo_app.command("list")
-def algo_list(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
-) -> None:
-    """Every estimator, loss, KL form, correction, setting and preset, with its source."""
-    from hybridrl.algorithms.catalog import listing
-
-    found = listing()
-    if as_json:
-        out.print_json(data=found)
-        return
-    for kind, plugins in found.items():
-        out.print(f"\n[bold]{escape(kind)}[/]")
-        for plugin in plugins:
-            out.print(f"  {plugin['name']:<28} {escape(plugin.get('title') or plugin['about'])}")
-
-
-@algo_app.command("explain")
-def algo_explain(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As in grpo, ppo_clip, dapo.")],
-) -> None:
-    """Formula, source, options and defaults of an algorithm."""
-    from hybridrl.algorithms.catalog import explain
-
-    for heading, text in explain(name):
-        out.print(f"[bold]{escape(heading)}[/]  {escape(text)}")
-
-
-@algo_app.command("diff")
-def algo_diff(
-    algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="As in grpo.")],
-    a: Annotated[str, typer.Option("--a", help="A framework, as in verl; or hybridrl.")],
-    b: Annotated[str, typer.Option("--b", help="Another one.")],
-) -> None:
-    """The same algorithm as two frameworks compute it: what differs, why, and by how much on a batch."""
-    from hybridrl.algorithms.compare import diff
-
-    found = diff(algorithm, a, b)
-    for choice in found.choices:
-        out.print(
-            f"[bold]{escape(choice.key)}[/]  {escape(f'{choice.a} | {choice.b}')}   {escape(choice.why)}"
-        )
-    out.print(f"\n{'group':>5} {'reward':>7} {'length':>7} {found.a:>10} {found.b:>10}")
-    for t in found.trajectories:
-        out.print(
-            f"{t.group:>5} {t.reward:>7.3f} {t.length:>7} {t.advantage_a:>10.6f} {t.advantage_b:>10.6f}"
-        )
-    out.print(f"largest difference of an advantage {found.max_abs_advantage:.2e}")
-    out.print(f"loss {found.loss_a:.8f} | {found.loss_b:.8f}")
-    for note in found.notes:
-        out.print(escape(note))
-
-
-@algo_app.command("check")
-def algo_check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An estimator, or module:Name of yours.")],
-) -> None:
-    """Try an advantage estimator on batches that break wrong ones: order, flat groups, padding, ranks."""
-    from hybridrl.algorithms.check import check_estimator
-    from hybridrl.config.section import PluginConfig
-
-    checks = check_estimator(PluginConfig(name=name))
-    for check in checks:
-        mark = "[green]ok[/]" if check.holds else "[red]no[/]"
-        out.print(f"{mark}  {escape(check.name)}: {escape(check.text)}")
-    raise typer.Exit(0 if all(check.holds for check in checks) else 2)
-
-
-def say(heading: str, text: str) -> None:
-    """A line of what happens before the live view begins."""
-    out.print(f"[bold]{escape(heading):<9}[/] {escape(text)}")
 
 
 def _answer(given: str | None, question: str, flag: str) -> str:

@@ -58,7 +58,7 @@ def starter(answers: Answers, run_name: str) -> str:
         raise ConfigError("algorithm distillation learns from a teacher", fix="--teacher FOLDER")
     rows = [
         (f"# {PRESETS[answers.algorithm].about}", ""),
-        (f"model: {_text(answers.model)}", "folder in Hugging Face format"),
+        (f"model: {_text(answers.model)}", "folder, or name on the Hugging Face hub"),
         ("data:", ""),
         *_data(answers),
         *_template(Path(answers.model)),

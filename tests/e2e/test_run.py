@@ -23,11 +23,19 @@ CONFIG = {
         "chat_template": "none",
     },
     "reward": "exact_match",
-    "algorithm": {"preset": "grpo", "samples_per_prompt": 4},
+    # The entropy bonus: weights move although hardly an answer is right so early.
+    "algorithm": {"preset": "grpo", "samples_per_prompt": 4, "entropy_coefficient": 0.01},
     "batch": {"prompts_per_step": 8, "minibatch_prompts": 4},
     "actor": {"parallel": {"tp": 2}, "microbatch_tokens": 128, "optimizer": {"lr": 1.0e-3}},
     "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 4},
-    "run": {"name": "whole", "steps": 4, "save_every": 2, "evaluate_every": 2, "sample_every": 1},
+    "run": {
+        "name": "whole",
+        "steps": 4,
+        "save_every": 2,
+        "evaluate_every": 2,
+        "sample_every": 1,
+        "export_every": 2,
+    },
 }
 
 
@@ -124,6 +132,32 @@ def test_the_exported_model_is_the_policy_that_the_engine_sampled_from(whole: Pa
         text = tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True)
         right.append(text.strip() == row["answer"])
     assert np.mean(right) == pytest.approx(json.loads((whole / "summary.json").read_text())["heldout_after"])
+
+
+def test_a_checkpoint_becomes_the_very_model_that_the_trainer_exports(whole: Path, folder: Path) -> None:
+    assert sorted(path.name for path in (whole / "exports").iterdir()) == ["step_000002", "step_000004"]
+    again = hybridrl(folder, "export", "runs/whole", "--to", "again", "--verify")
+    assert again.returncode == 0, again.stdout
+    assert "the policy of step 4" in again.stdout and "verified" in again.stdout
+    trained = (whole / "export" / "model.safetensors").read_bytes()
+    for made in (whole / "exports" / "step_000004", folder / "again"):
+        assert sorted(p.name for p in made.iterdir()) == sorted(p.name for p in (whole / "export").iterdir())
+        assert (made / "model.safetensors").read_bytes() == trained
+    assert (whole / "exports" / "step_000002" / "model.safetensors").read_bytes() != trained
+    missing = hybridrl(folder, "export", "runs/whole", "--step", "3", "--to", "never")
+    assert missing.returncode == 2
+    assert "no whole checkpoint of step 3: there are those of steps 2, 4" in missing.stdout
+
+
+def hybridrl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hybridrl", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
 
 
 def test_a_finished_run_is_not_overwritten(whole: Path, folder: Path) -> None:

@@ -104,6 +104,9 @@ class World:
     async def save(self, step, progress) -> None:
         self.events.append(("save", step, progress))
 
+    async def finish_saving(self) -> None:
+        self.events.append(("saved", self.version))
+
     async def push(self, version) -> SwapReport:
         assert version == self.version
         self.served = version

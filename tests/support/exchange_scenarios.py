@@ -112,11 +112,11 @@ def patterns(draw, size, most=12):
     return Pattern(size, tuple(copies))
 
 
-def run_pattern(group, pattern, staging_bytes, times=1):
+def run_pattern(group, pattern, staging_bytes, times=1, on_host="memory"):
     """(targets, what the rank moved)"""
     rank = dist.get_rank(group)
     targets, moved = pattern.empty_targets(rank), None
-    exchange = Exchange(group, *pattern.halves(rank), targets, staging_bytes=staging_bytes)
+    exchange = Exchange(group, *pattern.halves(rank), targets, staging_bytes=staging_bytes, on_host=on_host)
     for _ in range(times):
         moved = exchange.run(pattern.sources(rank))
     return targets, moved

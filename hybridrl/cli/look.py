@@ -1,0 +1,105 @@
+"""`hybridrl config` and `hybridrl algo`: look at configs and algorithms without running anything."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from hybridrl.cli.console import ConfigPath, Overrides, out, say
+
+config_app = typer.Typer(
+    rich_markup_mode="rich", no_args_is_help=True, help="Look at a config before running it."
+)
+algo_app = typer.Typer(
+    rich_markup_mode="rich", no_args_is_help=True, help="Look at the algorithms, and check one of your own."
+)
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print every value of a config and where it comes from."""
+    from hybridrl.config.load import load
+    from hybridrl.config.resolved import as_yaml
+
+    out.print(escape(as_yaml(load(config, overrides or []))), end="")
+
+
+@config_app.command("explain")
+def config_explain(
+    key: Annotated[str, typer.Argument(metavar="KEY", help="As in actor.microbatch_tokens, or a section.")],
+) -> None:
+    """Tell what a key means, what it takes, its default, and who reads it."""
+    from hybridrl.config.explain import explain
+
+    for heading, text in explain(key):
+        out.print(f"[bold]{escape(heading)}[/]  {escape(text)}")
+
+
+@config_app.command("check")
+def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a config against this machine without starting anything."""
+    from hybridrl.config.load import load
+    from hybridrl.hosts.machine import Machine
+    from hybridrl.launch.preflight import preflight
+    from hybridrl.launch.prepare import try_data
+
+    loaded = load(config, overrides or [])
+    preflight(loaded, Machine.here(), say, make_model=False)
+    try_data(loaded, say)
+    say("ok", f"hybridrl launch {config} would start")
+
+
+@algo_app.command("list")
+def algo_list(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+) -> None:
+    """Every estimator, loss, KL form, correction, setting and preset, with its source."""
+    from hybridrl.algorithms.catalog import listing
+
+    found = listing()
+    if as_json:
+        out.print_json(data=found)
+        return
+    for kind, plugins in found.items():
+        out.print(f"\n[bold]{escape(kind)}[/]")
+        for plugin in plugins:
+            out.print(f"  {plugin['name']:<28} {escape(plugin.get('title') or plugin['about'])}")
+
+
+@algo_app.command("explain")
+def algo_explain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in grpo, ppo_clip, dapo.")],
+) -> None:
+    """Formula, source, options and defaults of an algorithm."""
+    from hybridrl.algorithms.catalog import explain
+
+    for heading, text in explain(name):
+        out.print(f"[bold]{escape(heading)}[/]  {escape(text)}")
+
+
+@algo_app.command("diff")
+def algo_diff(
+    algorithm: Annotated[str, typer.Argument(metavar="ALGORITHM", help="As in grpo.")],
+    a: Annotated[str, typer.Option("--a", help="A framework, as in verl; or hybridrl.")],
+    b: Annotated[str, typer.Option("--b", help="Another one.")],
+) -> None:
+    """The same algorithm as two frameworks compute it: what differs, why, and by how much on a batch."""
+    from hybridrl.algorithms.compare import diff
+
+    for heading, text in diff(algorithm, a, b).lines():
+        out.print(f"[bold]{escape(heading)}[/]  {escape(text)}" if heading else escape(text))
+
+
+@algo_app.command("check")
+def algo_check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An estimator, or module:Name of yours.")],
+) -> None:
+    """Try an advantage estimator on batches that break wrong ones: order, flat groups, padding, ranks."""
+    from hybridrl.algorithms.check import check_estimator
+    from hybridrl.config.section import PluginConfig
+
+    checks = check_estimator(PluginConfig(name=name))
+    for check in checks:
+        mark = "[green]ok[/]" if check.holds else "[red]no[/]"
+        out.print(f"{mark}  {escape(check.name)}: {escape(check.text)}")
+    raise typer.Exit(0 if all(check.holds for check in checks) else 2)
