@@ -37,7 +37,7 @@ CONTENDERS: dict[str, Callable[[Swap], Contender]] = {
     "hybridrl in shared memory": InPlace,
 }
 OURS = ("hybridrl over gloo", "hybridrl over gloo, as between hosts", "hybridrl in shared memory")
-"""The bytes of the first go through shared memory and its signals over gloo, the second sends all over gloo."""
+"""The first sends signals over gloo and bytes through shared memory, the second sends all over gloo."""
 
 SWAPS: tuple[tuple[Mapping[str, Any], Mapping[str, Any]], ...] = (
     ({"tp": 4}, {"tp": 2, "dp": 2}),

@@ -97,7 +97,7 @@ class RankGroup:
     def _receive(self, rank: int) -> Any:
         try:
             kind, value = self._pipes[rank].recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise WorkerError(f"rank {rank} died") from None
         if kind == "refused":
             raise value

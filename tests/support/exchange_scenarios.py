@@ -1,7 +1,9 @@
 """What the ranks of an exchange do in a test, and what their targets must be after it."""
 
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch.distributed as dist
 from hypothesis import strategies as st
 
 from hybridrl.errors import SwapError
+from hybridrl.reshard import same_host
 from hybridrl.reshard.exchange import Exchange, Half
 from hybridrl.reshard.table import Table
 
@@ -112,14 +115,33 @@ def patterns(draw, size, most=12):
     return Pattern(size, tuple(copies))
 
 
-def run_pattern(group, pattern, staging_bytes, times=1, on_host="memory"):
-    """(targets, what the rank moved)"""
+def run_pattern(group, pattern, staging_bytes, times=1, machines=1):
+    """(targets, what the rank moved)
+
+    Args:
+        machines: that the ranks take themselves to be on, dealt out in turn; 0: all carry all in messages.
+    """
     rank = dist.get_rank(group)
     targets, moved = pattern.empty_targets(rank), None
-    exchange = Exchange(group, *pattern.halves(rank), targets, staging_bytes=staging_bytes, on_host=on_host)
+    on_host = "memory" if machines else "messages"
+    with _machine(rank % max(machines, 1)):
+        exchange = Exchange(
+            group, *pattern.halves(rank), targets, staging_bytes=staging_bytes, on_host=on_host
+        )
     for _ in range(times):
         moved = exchange.run(pattern.sources(rank))
     return targets, moved
+
+
+@contextmanager
+def _machine(number):
+    """As if this process were on another one."""
+    true = same_host._BOOT
+    same_host._BOOT = [true, Path("/proc/sys/kernel/ostype")][number]
+    try:
+        yield
+    finally:
+        same_host._BOOT = true
 
 
 def disagree(group, patterns):
@@ -160,7 +182,7 @@ def other_sources(group, pattern):
 _BUILT = []
 
 
-def build_all_to_all(group, num_rows):
+def build_all_to_all(group, num_rows, on_host):
     """Rows of 4 KB to every rank, in staging of 1 MB."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     boxes = np.array([(0, 0, 0, 0, 0, 0, num_rows, 1024)], np.int64)
@@ -172,6 +194,7 @@ def build_all_to_all(group, num_rows):
         {peer: Half(Table(["x"], [(0, rank, str(peer))], boxes), dtypes) for peer in peers},
         {(0, rank, str(peer)): torch.zeros(num_rows, 1024) for peer in peers},
         staging_bytes=1 << 20,
+        on_host=on_host,
     )
     _BUILT.append((exchange, {"x": torch.ones(num_rows, 1024)}))
 

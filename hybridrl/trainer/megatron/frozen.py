@@ -17,9 +17,6 @@ from hybridrl.trainer.megatron.model import Stage, named_parameters
 from hybridrl.trainer.megatron.score import Scorer
 from hybridrl.trainer.setup import TrainerSetup
 
-FROZEN = ("ref_logp", "teacher_logp")
-"""Columns that frozen policies fill."""
-
 
 class FrozenPolicies:
     def __init__(
@@ -34,10 +31,6 @@ class FrozenPolicies:
             weights: of each policy, by the column that it fills.
         """
         self._model, self._scorer, self._weights = model, scorer, weights
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self._weights)
 
     def tensors(self) -> Iterator[Tensor]:
         return (tensor for weights in self._weights.values() for tensor in weights.values())

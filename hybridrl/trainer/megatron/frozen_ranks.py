@@ -27,7 +27,7 @@ from hybridrl.trainer.setup import TrainerSetup
 
 class FrozenRanks:
     def __init__(self, setup: TrainerSetup, columns: Sequence[str]) -> None:
-        """Join the other ranks and hold the policies that fill `columns`, of frozen.FROZEN.
+        """Join the other ranks and hold the policies that fill `columns`: ref_logp, teacher_logp.
 
         Raises: as MegatronPolicy.
         """

@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.module import Float16Module, MegatronModule
+from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -113,12 +113,6 @@ class PolicyModel(GPTModel):
         """0: the sum over no token, whose backward pass reaches every parameter. *Collective* as `logits`."""
         outputs = self.values if hasattr(self, "value_head") else self.logits
         return outputs(hidden_O1).sum()
-
-    def sharded_state_dict(self, *args: Any, **options: Any) -> Any:
-        """For checkpoints. Megatron's language models have an output layer, which a value head replaces."""
-        if hasattr(self, "value_head"):
-            return MegatronModule.sharded_state_dict(self, *args, **options)
-        return super().sharded_state_dict(*args, **options)
 
     @property
     def output_weight(self) -> Tensor:

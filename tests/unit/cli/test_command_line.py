@@ -224,10 +224,12 @@ def test_the_module_is_the_command() -> None:
 
 
 def test_a_plan_proves_the_weight_swap_and_starts_nothing(folder: Path, capsys: Captured) -> None:
-    code, said, _ = run(capsys, "plan", "my.yaml", "actor.parallel.tp=2", "rollout.num_engines=2")
+    short = ("rollout.max_response_tokens=8", "rollout.max_prompt_tokens=8")
+    command = ("plan", "my.yaml", "actor.parallel.tp=2", "rollout.num_engines=2", *short)
+    code, said, _ = run(capsys, *command)
     assert code == 0
     assert "1.000 x the least possible" in said and "every element written once" in said
-    code, said, _ = run(capsys, "plan", "my.yaml", "actor.parallel.tp=2", "rollout.num_engines=2", "--json")
+    code, said, _ = run(capsys, *command, "--json")
     swap = json.loads(said)["swap"]
     assert code == 0 and swap["node_bytes"] + swap["remote_bytes"] == swap["bound_bytes"] > 0
     assert sorted(path.name for path in folder.iterdir()) == ["my.yaml", "prompts.jsonl"]

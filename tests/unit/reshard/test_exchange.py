@@ -33,6 +33,9 @@ from hybridrl.reshard.table import tabulate
 F32, BF16 = torch.float32, torch.bfloat16
 ONE_WAY = Pattern(4, (Copy(2, 1, 0, 1, 3, 5, 37, 2, F32), Copy(2, 1, 1, 0, 0, 1, 1, 0, BF16)))
 
+CROWD = Pattern(4, tuple(Copy(a, b, 0, 0, 0, 6, 40, 0, F32) for a in range(4) for b in range(4) if a != b))
+"""Many messages of all to all, each a wave where staging is small."""
+
 
 @pytest.fixture(scope="module")
 def ranks():
@@ -56,25 +59,35 @@ def assert_moved(pattern, results, staging_bytes):
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pattern=patterns(4), staging_bytes=st.sampled_from([64, 256, 2048, 1 << 20]))
-def test_boxes_arrive_whatever_the_pattern_and_the_staging(ranks, pattern, staging_bytes):
-    assert_moved(pattern, ranks(run_pattern, pattern, staging_bytes), staging_bytes)
+@given(
+    pattern=patterns(4),
+    staging_bytes=st.sampled_from([64, 256, 2048, 1 << 20]),
+    machines=st.sampled_from([0, 1, 2]),
+)
+def test_boxes_arrive_whatever_the_pattern_the_staging_and_the_carrier(
+    ranks, pattern, staging_bytes, machines
+):
+    assert_moved(pattern, ranks(run_pattern, pattern, staging_bytes, 1, machines), staging_bytes)
 
 
-def test_one_way_with_ranks_that_have_no_part(ranks):
-    results = ranks(run_pattern, ONE_WAY, 1 << 20)
+@pytest.mark.parametrize("machines", [0, 1])
+def test_one_way_with_ranks_that_have_no_part(ranks, machines):
+    results = ranks(run_pattern, ONE_WAY, 1 << 20, 1, machines)
     assert_moved(ONE_WAY, results, 1 << 20)
     (_, idle), (_, receiver), (_, sender), _ = results
     assert idle.staging_bytes == idle.sent_bytes == idle.received_bytes == 0 and idle.checksums == {}
     assert sender.sent_bytes == receiver.received_bytes == 5 * 37 * 4 + 12 + 16
+    assert bool(receiver.staging_bytes) == (machines == 0)  # on one machine nothing is staged twice
 
 
-def test_an_exchange_runs_again(ranks):
-    assert_moved(ONE_WAY, ranks(run_pattern, ONE_WAY, 128, 3), 128)
+@pytest.mark.parametrize("machines", [0, 1, 2])
+def test_an_exchange_runs_again(ranks, machines):
+    assert_moved(ONE_WAY, ranks(run_pattern, ONE_WAY, 128, 3, machines), 128)
+    assert_moved(CROWD, ranks(run_pattern, CROWD, 64, 3, machines), 64)
 
 
 def test_a_byte_that_arrives_damaged_shows(ranks):
-    results = ranks(run_pattern, ONE_WAY, 1 << 20)
+    results = ranks(run_pattern, ONE_WAY, 1 << 20, 1, 0)
     name = (0, 1, str(F32))
     damaged = results[1][0][name]
     damaged.view(torch.uint8)[2, 9] ^= 1
@@ -165,10 +178,11 @@ def test_a_plan_between_real_layouts_is_carried_out(ranks):
         assert all(torch.equal(targets[name], value) for name, value in expected.items())
 
 
+@pytest.mark.parametrize("on_host", ["memory", "messages"])
 @pytest.mark.parametrize("loss, least_s", [("kill", 0.0), ("stop", 2.0)])
-def test_a_peer_that_is_lost_is_named_and_nobody_hangs(loss, least_s):
+def test_a_peer_that_is_lost_is_named_and_nobody_hangs(loss, least_s, on_host):
     with GlooRanks(3, timeout_s=4.0) as three:
-        three(build_all_to_all, 500)
+        three(build_all_to_all, 500, on_host)
         three.begin(run_until_lost)
         time.sleep(0.5)
         begin = time.monotonic()
