@@ -1,5 +1,6 @@
 """What the swap benchmarks count and compare, on models small enough to count one by one."""
 
+from itertools import combinations
 from math import prod
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from model_values import tiny
 
 from benchmarks import reshard, reshard_gpu
-from benchmarks._bounds import held_by_rank, missing, needed
+from benchmarks._bounds import demand, held_by_rank, least_peak, missing, needed
 from benchmarks._reshard_awex import _tensors
 from benchmarks._reshard_planning import cold_rank, planned
 from benchmarks._workloads import CONFIGS, WORKLOADS
@@ -19,6 +20,7 @@ from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import count
 from hybridrl.reshard.executors.base import find
 from hybridrl.reshard.plan import Job
+from hybridrl.reshard.topology import Topology
 
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 8, "num_heads": 8, "num_kv_heads": 2, "ffn_size": 16, "num_layers": 4}
@@ -67,6 +69,39 @@ def test_plans_move_as_little_as_the_bound_and_cover_everything(name) -> None:
     found = planned(next(w for w in WORKLOADS if w.name == name))
     assert found["network_bytes"] == found["bound_bytes"]
     assert found["covered_bytes"] == found["covered_tensors"] == 1.0
+    assert found["least_imbalance_any_node"] <= found["least_imbalance"] <= found["imbalance"] + 1e-4
+    assert found["imbalance"] <= max(1.15, 1.01 * found["least_imbalance"])
+
+
+def test_who_alone_holds_something_sends_it() -> None:
+    alone, shared = frozenset({0}), frozenset({0, 1, 2})
+    assert least_peak({alone: 6, shared: 6}) == pytest.approx(6)
+    assert least_peak({alone: 3, shared: 6}) == pytest.approx(3)
+    assert least_peak({alone: 3, shared: 9}) == pytest.approx(4)
+    assert least_peak({}) == 0
+
+
+@given(st.dictionaries(st.frozensets(st.integers(0, 4), min_size=1), st.integers(1, 20), max_size=6))
+def test_the_peak_is_what_the_worst_set_of_ranks_cannot_pass_on(crossing) -> None:
+    """Hall's theorem, as Ford and Fulkerson have it for amounts: some ranks send all that only they hold."""
+    ranks = sorted(set().union(*crossing))
+    sets = [set(some) for size in range(1, len(ranks) + 1) for some in combinations(ranks, size)]
+    worst = max(
+        (sum(n for who, n in crossing.items() if who <= some) / len(some) for some in sets), default=0
+    )
+    assert least_peak(crossing) == pytest.approx(worst)
+
+
+def test_what_crosses_is_counted_once_for_each_device_that_misses_it() -> None:
+    model = tiny("qwen2", **SIZES | {"tied": True})
+    source, engine = MegatronLayout(model, tp=2, dp=2), SGLangLayout(model, tp=1)
+    topology = Topology.colocated(4, [1] * 4, node_size=2)
+    have, need = held_by_rank(source), held_by_rank(engine)[0]
+    for nearest in (False, True):
+        crossing = demand(source, engine, topology, nearest=nearest)
+        assert sum(crossing.values()) == sum(missing(need, have[rank]) for rank in range(4))
+        halves = [{0, 2}, {1, 3}] if not nearest else [{0}, {1}, {2}, {3}]
+        assert sorted(map(sorted, crossing)) == sorted(map(sorted, halves))
 
 
 def test_placement_gains_are_those_of_the_reference() -> None:

@@ -129,16 +129,16 @@ def test_a_model_that_the_trainer_cannot_build_is_refused_before_anything_starts
     folder: Path, capsys: Captured
 ) -> None:
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    rest = {"vocab_size": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 64, "num_local_experts": 2}
-    (folder / "mixture").mkdir()
-    (folder / "mixture" / "config.json").write_text(
-        json.dumps({"architectures": ["MixtralForCausalLM"], "num_experts_per_tok": 1, **sizes, **rest})
+    rest = {"vocab_size": 32, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096, "attention_bias": True}
+    (folder / "biased").mkdir()
+    (folder / "biased" / "config.json").write_text(
+        json.dumps({"architectures": ["LlamaForCausalLM"], **sizes, **rest})
     )
     for command in (["launch"], ["launch", "--dry-run"], ["config", "check"]):
-        code, _, said = run(capsys, *command, "my.yaml", "model=mixture")
+        code, _, said = run(capsys, *command, "my.yaml", "model=biased")
         assert code == 2
-        assert "the trainer cannot build a model of family mixtral  (command line)" in said
-        assert "use one of llama, qwen2, qwen3" in said
+        assert "a bias on the attention output is not supported  (command line)" in said
+        assert "use a model without" in said
     assert not (folder / "out").exists()
 
 

@@ -76,7 +76,7 @@ def test_every_section_is_small() -> None:
         ("run.seed", "an integer of at least 0"),
         ("actor.parallel.dp", "an integer above 0 or null"),
         ("rollout.memory_fraction", "a number above 0 and at most 1"),
-        ("actor.precision", "one of fp32, bf16 or null"),
+        ("actor.precision", "one of fp32, bf16, fp16 or null"),
         ("run.export", "true or false"),
         ("run.name", "text"),
         ("actor.optimizer.betas", "a list of 2 numbers"),

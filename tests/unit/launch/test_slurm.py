@@ -224,8 +224,8 @@ def test_every_further_node_gets_a_ray_of_its_own_name(tmp_path: Path) -> None:
     code, journal, out = job.run(SLURM_JOB_NODELIST="n1,n2", DRIVER_S="1")
     assert code == 0, out
     assert {line for line in journal if line.startswith("ray")} == {
-        "ray on n1 --num-cpus=3 --num-gpus=8 --node-name=n1",
-        "ray on n2 --num-cpus=3 --num-gpus=8 --node-name=n2",
+        "ray on n1 --num-cpus=10 --num-gpus=8 --node-name=n1",
+        "ray on n2 --num-cpus=10 --num-gpus=8 --node-name=n2",
     }
     assert any(line.endswith("of n1 n2") for line in journal)
 

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import numpy as np
+import output_scenarios as scenarios
 import pytest
 import torch
-import trainer_scenarios as scenarios
 import trainer_values as values
 from trainer_ranks import on_ranks
 

@@ -1,9 +1,9 @@
 """Log-probability and entropy over a vocabulary that is cut over ranks."""
 
 import numpy as np
+import output_scenarios as scenarios
 import pytest
 import torch
-import trainer_scenarios as scenarios
 import trainer_values as values
 from trainer_ranks import on_ranks
 

@@ -1,0 +1,57 @@
+"""Output layers that are cut over ranks; each function runs on every rank and returns plain values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import trainer_values as values
+
+Meet = Callable[[], str]
+
+
+def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) -> dict[str, Any]:
+    """Log-probabilities, entropies and gradients, from logits that are cut over ranks in uneven parts."""
+    import torch
+    import torch.distributed as dist
+
+    from hybridrl.trainer.megatron.logprob import logprob_and_entropy
+
+    dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    logits_RV, target_R, weight_R = values.make_logits(sum(sizes))
+    part = logits_RV.split(sizes, dim=1)[rank].clone().requires_grad_()
+    logp_R, entropy_R = logprob_and_entropy(
+        part, target_R, first=sum(sizes[:rank]), temperature=temperature, group=dist.group.WORLD
+    )
+    sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
+    grads = [torch.autograd.grad(s, part, retain_graph=True)[0].numpy() for s in sums]
+    return {"logp": logp_R.detach().numpy(), "entropy": entropy_R.detach().numpy(), "grads": grads}
+
+
+def cut_linear_logprobs(
+    rank: int,
+    meet: Meet,
+    sizes: list[int],
+    padding: int,
+    temperature: float,
+    piece: int,
+    soft_cap: float | None,
+) -> dict[str, Any]:
+    """As cut_logprobs, from hidden states and an output layer whose rows are cut over ranks."""
+    import torch
+    import torch.distributed as dist
+
+    from hybridrl.trainer.megatron.linear_logprob import Shard, linear_logprob
+
+    dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
+    own_VH = weight_VH.split(sizes)[rank]
+    part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
+    hidden_RH.requires_grad_()
+    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=dist.group.WORLD, soft_cap=soft_cap)
+    logp_R, entropy_R = linear_logprob(hidden_RH, part, target_R, shard, temperature=temperature, piece=piece)
+    sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
+    grads = [torch.autograd.grad(s, (hidden_RH, part), retain_graph=True) for s in sums]
+    return {
+        "logp": logp_R.detach().numpy(),
+        "entropy": entropy_R.detach().numpy(),
+        "grads": [(of_hidden.numpy(), of_part.numpy()) for of_hidden, of_part in grads],
+    }
