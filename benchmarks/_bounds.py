@@ -1,16 +1,22 @@
 """How little a swap can move, counted from what the layouts say that ranks hold. Knows nothing of planners.
 
-A device must receive what its engine rank needs and its trainer rank does not hold, each element once.
+A device must receive what its engine rank needs and its trainer rank does not hold, each element once. Who
+holds an element may send it, so a rank has to send much where few hold what many need: there the most loaded
+sender has a lower bound too.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 
 import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import csr_array, hstack
 
 from hybridrl.layout.base import Holding, Layout
 from hybridrl.layout.runs import Runs
+from hybridrl.reshard.topology import Topology
 
 Held = dict[str, list[Holding]]
 """Canonical parameter -> what one rank holds of it."""
@@ -35,6 +41,92 @@ def missing(need: Held, have: Held) -> int:
     return needed(need) - sum(
         _present(want, have.get(param, ())) for param, wanted in need.items() for want in wanted
     )
+
+
+Demand = dict[frozenset[int], int]
+"""Who holds some elements -> how often these must cross to a device that does not hold them, all together."""
+
+
+def demand(source: Layout, engine: Layout, topology: Topology, *, nearest: bool = False) -> Demand:
+    """
+    Args:
+        engine: all targets are like it.
+        nearest: what a node has is not sent to it: only holders on the receiver's node count, if it has any.
+    """
+    wanted: dict[str, list[Holding]] = {}
+    for want in engine.holdings:
+        wanted.setdefault(want.param, []).append(want)
+    found: Counter[frozenset[int]] = Counter()
+    for held in _alike(source.holdings):
+        for want in wanted.get(held[0].param, ()):
+            count = _count(*(_common(a, b) for a, b in _extents(held[0], want)))
+            if count:
+                for owners, area in _owned(_rectangles([want]), _rectangles(held)):
+                    ranks = frozenset(rank for i in owners for rank in held[i].ranks)
+                    for senders, times in _senders(ranks, want.ranks, topology, nearest=nearest).items():
+                        found[senders] += count * area * times
+    return dict(found)
+
+
+def _senders(holders: frozenset[int], wanting: range, topology: Topology, *, nearest: bool) -> Demand:
+    """Who may send -> to how many devices of `wanting`, in all targets."""
+    by_node: dict[int, set[int]] = {}
+    for rank in holders:
+        by_node.setdefault(topology.node(topology.source[rank]), set()).add(rank)
+    here = {topology.source[rank] for rank in holders}
+    away = [devices[r] for devices in topology.targets for r in wanting if devices[r] not in here]
+    if not nearest:
+        return {holders: len(away)} if away else {}
+    return Counter(frozenset(by_node.get(topology.node(device), holders)) for device in away)
+
+
+def least_peak(demand: Mapping[frozenset[int], int]) -> float:
+    """Elements that the most loaded sender sends at least, however the holders share the demand.
+
+    A linear program: shares add up to each demand, and no rank's add up to more than the peak.
+    """
+    owners = [(place, rank) for place, ranks in enumerate(demand) for rank in sorted(ranks)]
+    if not owners:
+        return 0.0
+    places, ranks = np.array(owners).T
+    shares, one = np.arange(len(owners)), np.ones(len(owners))
+    _, senders = np.unique(ranks, return_inverse=True)
+    met = csr_array((one, (places, shares)), (len(demand), len(owners) + 1))
+    num_senders = int(senders.max()) + 1
+    sent = csr_array((one, (senders, shares)), (num_senders, len(owners)))
+    below = hstack([sent, csr_array(-np.ones((num_senders, 1)))])
+    amounts = np.array(list(demand.values()), float)
+    cost = np.append(np.zeros(len(owners)), 1.0)
+    solved = linprog(cost, below, np.zeros(num_senders), met, amounts / amounts.sum())
+    return float(solved.fun * amounts.sum())
+
+
+def _alike(holdings: Sequence[Holding]) -> Iterator[list[Holding]]:
+    """Holdings of a parameter with the same layers and experts."""
+    groups: dict[tuple[str, range, range], list[Holding]] = {}
+    for held in holdings:
+        groups.setdefault((held.param, held.layers, held.experts), []).append(held)
+    yield from groups.values()
+
+
+def _extents(a: Holding, b: Holding) -> tuple[tuple[range, range], tuple[range, range]]:
+    return (a.layers, b.layers), (a.experts, b.experts)
+
+
+@lru_cache(maxsize=1 << 16)
+def _owned(wanted: "_Rectangles", have: "_Rectangles") -> list[tuple[tuple[int, ...], int]]:
+    """(which of `have` cover some wanted elements, how many these are)"""
+    edges = _edges(wanted, have)
+    want = _painted(wanted, edges)
+    if not want.size:
+        return []
+    heights, widths = (np.diff(found) for found in edges)
+    area = (want * heights[:, None] * widths).ravel()
+    covers = np.stack([_painted((one,), edges).ravel() for one in have])[:, area > 0]
+    kinds, which = np.unique(covers, axis=1, return_inverse=True)
+    sizes = np.zeros(kinds.shape[1], np.int64)
+    np.add.at(sizes, which.ravel(), area[area > 0])
+    return [(tuple(np.flatnonzero(kind).tolist()), int(size)) for kind, size in zip(kinds.T, sizes)]
 
 
 def _present(want: Holding, have: Sequence[Holding]) -> int:
@@ -71,13 +163,17 @@ def _area(rectangles: _Rectangles) -> int:
 @lru_cache(maxsize=1 << 16)
 def _covered(wanted: _Rectangles, have: _Rectangles) -> int:
     """Elements in both, each once, on a grid of all edges."""
-    edges = [
-        np.unique([edge for pair in (*wanted, *have) for r in pair[dim] for edge in (r.at, r.at + r.length)])
-        for dim in (0, 1)
-    ]
+    edges = _edges(wanted, have)
     both = _painted(wanted, edges) & _painted(have, edges)
     heights, widths = (np.diff(found) for found in edges)
     return int(heights @ both @ widths) if both.size else 0
+
+
+def _edges(wanted: _Rectangles, have: _Rectangles) -> list[np.ndarray]:
+    return [
+        np.unique([edge for pair in (*wanted, *have) for r in pair[dim] for edge in (r.at, r.at + r.length)])
+        for dim in (0, 1)
+    ]
 
 
 def _painted(rectangles: _Rectangles, edges: list[np.ndarray]) -> np.ndarray:

@@ -24,7 +24,8 @@ class OverGloo:
         Args:
             on_host: "messages" takes every rank for another host.
         """
-        self._swap, self._on_host = swap, on_host
+        self._swap = swap
+        self._on_host: Carrier = on_host
         self._targets: dict[Target, torch.Tensor] = {
             (0, swap.rank, name): tensor for name, tensor in swap.wanted.items()
         }

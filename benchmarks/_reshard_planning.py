@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from benchmarks._bounds import held_by_rank, missing, needed
+from benchmarks._bounds import demand, held_by_rank, least_peak, missing, needed
 from benchmarks._workloads import WORKLOADS, Workload, spec
 from hybridrl.layout.base import Holding
 from hybridrl.reshard.placement import place
@@ -37,6 +37,8 @@ def planned(workload: Workload) -> dict[str, Any]:
         "covered_tensors": traffic.full_tensors / traffic.tensors,
         "tensors": traffic.tensors,
         "imbalance": round(traffic.imbalance, 4),
+        "least_imbalance": least_imbalance(workload, topology, nearest=True),
+        "least_imbalance_any_node": least_imbalance(workload, topology, nearest=False),
         "local_share": local_shares(workload, topology),
         "place_s": round(place_s, 4),
     }
@@ -51,6 +53,13 @@ def least_bytes(workload: Workload, topology: Topology) -> tuple[int, int]:
     ]
     bound = sum(missing(wanted, held) for wanted, held in places)
     return bound * ELEMENT_BYTES, sum(needed(wanted) for wanted, _ in places) * ELEMENT_BYTES
+
+
+def least_imbalance(workload: Workload, topology: Topology, *, nearest: bool) -> float:
+    """Most that a trainer rank must send, over the mean; `nearest`: and what a node has is not sent to it."""
+    crossing = demand(workload.source, workload.engine, topology, nearest=nearest)
+    total = sum(crossing.values())
+    return round(least_peak(crossing) * workload.source.world_size / total, 4) if total else 1.0
 
 
 def local_shares(workload: Workload, in_nodes: Topology) -> dict[str, float]:
