@@ -20,8 +20,10 @@ from hybridrl.reshard.table import Table, Target
 BUFFERS = 2
 """Of each direction: one is filled or emptied while the other is on its way."""
 
-_MESSAGE_BYTES = 8 << 20
-_WAVES = 8
+_MESSAGE_BYTES = 32 << 20
+"""Ranks that share cores pay more for a word between them than for the bytes: few messages, and long ones."""
+
+_WAVES = 4
 """At least, if messages are many: packing and unpacking then hide behind what is on its way."""
 
 _WAVE_OPERATIONS = 1024

@@ -146,7 +146,7 @@ def test_a_box_is_cut_by_rows_and_by_columns_only_if_a_row_does_not_fit(rows, co
 def test_a_wave_has_a_bounded_number_of_operations(monkeypatch):
     monkeypatch.setattr(schedule, "_MESSAGE_BYTES", 16)
     found = one_box(3000, 4, 1 << 20)
-    assert [len(wave.outgoing.spans) for wave in found] == [375] * 8
+    assert [len(wave.outgoing.spans) for wave in found] == [750] * 4
     monkeypatch.setattr(schedule, "_WAVES", 1)
     assert [len(wave.outgoing.spans) for wave in one_box(3000, 4, 1 << 20)] == [1024, 1024, 952]
 
