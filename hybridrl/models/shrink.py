@@ -4,7 +4,7 @@ For checks of code, which does not depend on sizes. They divide over two ranks o
 and the vocabulary over none, so that its padding shows.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +85,9 @@ def _fill(folder: Path, config: dict[str, Any], seed: int) -> None:
     rng, model = np.random.default_rng(seed), spec.read(folder)
     tensors: dict[str, np.ndarray] = {}
     for parameter in spec.parameters(model):
-        for name, rows in _names(parameter):
+        for name, rows in parameter.checkpoint_tensors():
             tensors[name] = _values(parameter, rows, rng, model)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def _names(parameter: Parameter) -> Iterator[tuple[str, int]]:
-    """Tensors of a checkpoint that hold a parameter, and the rows of each."""
-    for layer in parameter.layers:
-        for expert in parameter.experts:
-            for name, rows in zip(parameter.row.hf, parameter.blocks, strict=True):
-                yield name.replace("*", str(layer)).replace("#", str(expert)), rows
 
 
 def _values(parameter: Parameter, rows: int, rng: np.random.Generator, model: ModelSpec) -> np.ndarray:

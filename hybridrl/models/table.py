@@ -4,7 +4,7 @@ A canonical parameter is what the systems agree on after fusing: q, k and v are 
 parameter, gate and up the two of another. Sizes are words ("hidden", "kv") for numbers of a ModelSpec.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -148,6 +148,13 @@ class Parameter:
         """Over all its layers and experts."""
         one = self.num_rows * (1 if self.cols is None else self.cols)
         return one * len(self.layers) * len(self.experts)
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, int]]:
+        """(name, rows) of the tensors of a Hugging Face checkpoint that hold it."""
+        for layer in self.layers:
+            for expert in self.experts:
+                for name, rows in zip(self.row.hf, self.blocks, strict=True):
+                    yield name.replace("*", str(layer)).replace("#", str(expert)), rows
 
     def keep(self, blocks: tuple[int, ...]) -> tuple[int, "Parameter"]:
         """(rows before them, the parameter with these row blocks only); (): as it is."""

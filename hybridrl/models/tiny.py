@@ -30,10 +30,18 @@ _CHAT_TEMPLATE = (
 )
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
+_EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
 _MODEL_TYPES = {
     "llama": ("LlamaForCausalLM", {}),
     "qwen2": ("Qwen2ForCausalLM", {"use_sliding_window": False}),
     "qwen3": ("Qwen3ForCausalLM", {"use_sliding_window": False, "attention_bias": False}),
+    "qwen3_moe": ("Qwen3MoeForCausalLM", {"attention_bias": False, "norm_topk_prob": True, **_EXPERTS}),
 }
 
 _RANDOM_SIZES = {
@@ -53,6 +61,15 @@ def qwen3_arithmetic(folder: Path, seed: int) -> None:
     Divides over two tensor parallel ranks. Every character of ARITHMETIC is a token; there is no chat
     template.
     """
+    _arithmetic("qwen3", folder, seed)
+
+
+def qwen3_moe_arithmetic(folder: Path, seed: int) -> None:
+    """As qwen3_arithmetic, with 8 experts in each layer, of which a token has 2: 1.3 M weights."""
+    _arithmetic("qwen3_moe", folder, seed, moe_intermediate_size=192)
+
+
+def _arithmetic(family: str, folder: Path, seed: int, **sizes: int) -> None:
     sizes = {
         "hidden_size": 128,
         "num_hidden_layers": 2,
@@ -61,15 +78,12 @@ def qwen3_arithmetic(folder: Path, seed: int) -> None:
         "head_dim": 32,
         "intermediate_size": 384,
         "vocab_size": len(ARITHMETIC) + len(_SPECIAL),
+        **sizes,
     }
-    config = _config("qwen3", sizes, tied=False, eos_token_id=len(ARITHMETIC))
+    config = _config(family, sizes, tied=False, eos_token_id=len(ARITHMETIC))
     tokenizer = _tokenizer(ARITHMETIC, _SPECIAL)
-    write_once(
-        folder,
-        partial(
-            _fill, config=config, tokenizer=tokenizer, chat_template=None, seed=seed, std=0.05, norm_std=0.0
-        ),
-    )
+    fill = partial(_fill, config=config, tokenizer=tokenizer, chat_template=None, seed=seed)
+    write_once(folder, partial(fill, std=0.05, norm_std=0.0))
 
 
 def random_model(folder: Path, family: str, seed: int, *, tied: bool = False, **sizes: int) -> None:
@@ -117,8 +131,8 @@ def _config(family: str, sizes: Mapping[str, int], *, tied: bool, eos_token_id: 
     return {
         "architectures": [architecture],
         "model_type": family,
-        **sizes,
         **switches,
+        **sizes,
         "hidden_act": "silu",
         "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-6,
@@ -179,12 +193,10 @@ def _random_tensors(
     """Every tensor of a checkpoint: matrices around 0, norm weights around 1, biases around 0."""
     tensors: dict[str, np.ndarray] = {}
     for parameter in spec.parameters(model):
-        for layer in range(model.num_layers if parameter.per_layer else 1):
-            for name, rows in zip(parameter.row.hf, parameter.blocks, strict=True):
-                shape = _shape(parameter, rows)
-                noise = rng.standard_normal(shape, np.float32)
-                scale, centre = _distribution(parameter, std, norm_std)
-                tensors[name.replace("*", str(layer))] = noise * np.float32(scale) + np.float32(centre)
+        scale, centre = _distribution(parameter, std, norm_std)
+        for name, rows in parameter.checkpoint_tensors():
+            noise = rng.standard_normal(_shape(parameter, rows), np.float32)
+            tensors[name] = noise * np.float32(scale) + np.float32(centre)
     return tensors
 
 
