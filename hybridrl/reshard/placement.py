@@ -8,6 +8,7 @@ experts, pipeline stages and everything else that a layout can say.
 from dataclasses import replace
 from typing import Literal
 
+import lap
 import numpy as np
 
 from hybridrl.layout.base import Holding, Layout, meet
@@ -58,17 +59,11 @@ def place(source: Layout, targets: tuple[Layout, ...], topology: Topology, scope
         here = np.flatnonzero(nodes == node)
         gain = local[np.ix_(here, here)]
         if np.trace(gain) < gain.max(axis=0).sum():  # else every rank is where most of its bytes are
-            rows, cols = _best_assignment(gain)
+            _, rows, cols = lap.lapjvx(-gain.astype(np.float64))  # whole numbers below 2^53 stay exact
             if gain[rows, cols].sum() > np.trace(gain):
                 chosen[here[cols]] = devices[here[rows]]
     moved = iter(chosen.tolist())
     return replace(topology, targets=tuple(tuple(next(moved) for _ in ranks) for ranks in topology.targets))
-
-
-def _best_assignment(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.optimize import linear_sum_assignment  # takes half a second, and is not always needed
-
-    return linear_sum_assignment(gain, maximize=True)
 
 
 def _local(

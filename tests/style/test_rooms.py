@@ -51,7 +51,7 @@ KEYS = {
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},
     "triton": {"reshard", "trainer"},
-    "scipy": {"reshard"},
+    "lap": {"reshard"},
     "transformers": {"data", "models", "trainer"},
     "huggingface_hub": {"models"},
     "tokenizers": {"data", "models"},
