@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -25,10 +26,10 @@ quickstart: setup ## train a small model on the real stack, from nothing; a seco
 	$(BIN)/hybridrl launch configs/quickstart.yaml run.name=$$name $(ARGS)
 
 test: setup ## style, unit, invariants and end to end on CPU, without what is slow
-	@$(PYTEST) -q -m "not slow and not gpu"
+	@$(PYTEST) -q -m "not slow and not gpu" $(TOGETHER) $(ARGS)
 
 test-all: setup ## every test that this machine can run
-	@$(PYTEST) -q
+	@$(PYTEST) -q $(TOGETHER) $(ARGS)
 
 check: setup ## formatting, lint, types, style, documentation
 	@$(BIN)/ruff format --check --quiet .

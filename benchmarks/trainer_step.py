@@ -1,11 +1,14 @@
-"""CPU seconds of trainer steps against a bare Megatron-core loop over the same packed microbatches.
+"""CPU seconds of trainer steps against a bare Megatron-core loop, and against transformers with AdamW.
 
-The bare loop has Megatron's schedule, its cross entropy, a plain PPO loss and its optimizer step; it reports
-nothing. Rounds of both alternate, and processor time is compared: other load on the machine cancels.
+The bare loop runs over the same packed microbatches, with Megatron's schedule, its cross entropy, a plain PPO
+loss and its optimizer step. The other, on one process, pads the same trajectories to the longest of an
+optimizer step. Neither reports anything. Rounds alternate, and processor time is compared: other load on
+the machine cancels.
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,43 +26,91 @@ from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
 
-VOCAB, PROMPTS, SAMPLES, MINIBATCHES = 32, 64, 16, 4
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A Qwen3 with random weights, and a batch for it."""
+
+    hidden: int
+    ffn: int
+    layers: int
+    vocab: int
+    prompt: int
+    """Tokens."""
+
+    responses: tuple[int, int]
+    """Tokens, from the shortest to one more than the longest."""
+
+    trajectories: int
+    minibatches: int
+    rounds: int
+
+
+SHAPES = {
+    "quickstart": Shape(
+        hidden=128,
+        ffn=256,
+        layers=2,
+        vocab=32,
+        prompt=5,
+        responses=(1, 5),
+        trajectories=1024,
+        minibatches=4,
+        rounds=20,
+    ),
+    "medium": Shape(
+        hidden=512,
+        ffn=1408,
+        layers=6,
+        vocab=8192,
+        prompt=64,
+        responses=(32, 193),
+        trajectories=16,
+        minibatches=2,
+        rounds=8,
+    ),
+}
 
 
 def main() -> None:
-    options = arguments(__doc__, tp=2, rounds=10)
+    options = arguments(__doc__)
+    publish({"runs": [run(name, tp) for name in SHAPES for tp in (1, 2)]}, options.json)
+
+
+def run(name: str, tp: int) -> dict[str, object]:
     with TemporaryDirectory() as folder:
-        write_model(Path(folder))
+        write_model(SHAPES[name], Path(folder))
         result = Path(folder) / "result.pt"
-        mp.spawn(measure, (Path(folder), options.tp, options.rounds, result), nprocs=options.tp)
-        publish(torch.load(result), options.json)
+        mp.spawn(measure, (SHAPES[name], Path(folder), tp, result), nprocs=tp)
+        row = {"shape": name, **torch.load(result)}
+    print(row, flush=True)
+    return row
 
 
-def write_model(folder: Path) -> None:
-    """A Qwen3 of the size of the quickstart's, with random weights."""
+def write_model(shape: Shape, folder: Path) -> None:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
-        vocab_size=VOCAB,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=32,
+        head_dim=shape.hidden // 4,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
-def make_batch() -> RankBatch:
-    """64 prompts of five tokens x 16 answers of one to four, as four optimizer steps of one microbatch."""
-    draw, count = np.random.default_rng(0), PROMPTS * SAMPLES
-    prompts = draw.integers(0, VOCAB, (count, 5)).tolist()
-    answers = [draw.integers(0, VOCAB, draw.integers(1, 5)).tolist() for _ in range(count)]
+def make_batch(shape: Shape) -> RankBatch:
+    """Optimizer steps of one microbatch each."""
+    draw, count = np.random.default_rng(0), shape.trajectories
+    prompts = draw.integers(0, shape.vocab, (count, shape.prompt)).tolist()
+    answers = [draw.integers(0, shape.vocab, draw.integers(*shape.responses)).tolist() for _ in range(count)]
     block = TokenBlock.from_answers(prompts, answers, [[-1.0] * len(a) for a in answers], version=0)
     advantage_N = draw.normal(size=count).astype(np.float32)
     minibatches = []
-    for i, rows in enumerate(np.array_split(np.arange(count), MINIBATCHES)):
+    for i, rows in enumerate(np.array_split(np.arange(count), shape.minibatches)):
         num_tokens = sum(len(answers[n]) for n in rows)
         minibatches.append(Minibatch(i, ((tuple(rows.tolist()),),), num_tokens, len(rows)))
     zero_N = np.zeros(count, np.int64)
@@ -68,7 +119,7 @@ def make_batch() -> RankBatch:
     )
 
 
-def measure(rank: int, folder: Path, tp: int, rounds: int, result: Path) -> None:
+def measure(rank: int, shape: Shape, folder: Path, tp: int, result: Path) -> None:
     torch.set_num_threads(1)
     from hybridrl.trainer.megatron.policy import MegatronPolicy
 
@@ -82,16 +133,18 @@ def measure(rank: int, folder: Path, tp: int, rounds: int, result: Path) -> None
         algorithm=AlgorithmConfig(guards="off"),  # rounds step again on one batch: its first ratio is not 1
         critic=CriticConfig(),
         temperature=1.0,
-        max_response_tokens=4,
+        max_response_tokens=shape.responses[1],
         seed=0,
         num_optimizer_steps=1,
         timeout_s=60.0,
     )
-    policy, batch = MegatronPolicy(setup), make_batch()
+    policy, batch = MegatronPolicy(setup), make_batch(shape)
     policy.load(batch)
     contestants = {"bare": bare_loop(policy, batch), "ours": partial(step_all, policy, batch)}
+    if tp == 1:
+        contestants["transformers"] = transformers_loop(folder, batch)
     spent: dict[str, list[float]] = {name: [] for name in (*contestants, "load")}
-    for _ in range(rounds + 1):  # the first is warm-up
+    for _ in range(shape.rounds + 1):  # the first is warm-up
         for name, contestant in contestants.items():
             spent[name].append(processor_time(contestant))
         spent["load"].append(processor_time(partial(policy.load, batch)))
@@ -112,16 +165,58 @@ def processor_time(call: Callable[[], object]) -> float:
 
 
 def summary(spent: dict[str, list[float]], batch: RankBatch, tp: int) -> dict[str, object]:
-    ratios = [ours / bare for ours, bare in zip(spent["ours"], spent["bare"])]
+    ratios = {
+        f"ours_over_{name}": round(median(ours / other for ours, other in zip(spent["ours"], spent[name])), 3)
+        for name in spent
+        if name not in ("ours", "load")
+    }
     return {
         "trajectories": len(batch.row_N),
         "tokens": int(batch.blocks[0].start_N[-1]),
         "optimizer_steps": len(batch.minibatches),
         "tp": tp,
-        "rounds": len(ratios),
+        "rounds": len(spent["ours"]),
         "median_cpu_s_of_rank_0": {name: round(median(times), 4) for name, times in spent.items()},
-        "ours_over_bare": round(median(ratios), 3),
+        **ratios,
     }
+
+
+def transformers_loop(folder: Path, batch: RankBatch) -> Callable[[], None]:
+    """The same trajectories, padded, in plain torch."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0)
+    steps = [padded(batch, minibatch.rows[0][0]) for minibatch in batch.minibatches]
+
+    def loop() -> None:
+        for token_NL, mask_NL, advantage_N in steps:
+            logits = model(token_NL[:, :-1]).logits.log_softmax(-1)
+            logp_NL = logits.gather(-1, token_NL[:, 1:, None]).squeeze(-1)
+            ratio_NL = (logp_NL + 1.0).exp()
+            loss_NL = torch.maximum(
+                -ratio_NL * advantage_N[:, None], -ratio_NL.clamp(0.8, 1.2) * advantage_N[:, None]
+            )
+            ((loss_NL * mask_NL).sum() / mask_NL.sum()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return loop
+
+
+def padded(batch: RankBatch, rows: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """token_NL, mask_NL of those that are predicted and trained, advantage_N."""
+    block = batch.blocks[0]
+    places = [block.row(row) for row in rows]
+    longest = max(place.stop - place.start for place in places)
+    token_NL = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask_NL = torch.zeros(len(rows), longest - 1)
+    for i, place in enumerate(places):
+        length = place.stop - place.start
+        token_NL[i, :length] = torch.from_numpy(block.token_T[place])
+        mask_NL[i, : length - 1] = torch.from_numpy(block.loss_mask_T[place][1:].astype(np.float32))
+    return token_NL, mask_NL, torch.from_numpy(batch.advantage_N[list(rows)])
 
 
 def bare_loop(policy: Any, batch: RankBatch) -> Callable[[], None]:

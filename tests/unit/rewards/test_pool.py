@@ -1,5 +1,6 @@
 """Scorers in processes: order, limits, deaths, and nothing left behind."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from hybridrl.errors import DeadlineError, RewardError, WorkerError
+from hybridrl.rewards import children
 from hybridrl.rewards.score import Score
 
 
@@ -248,6 +250,19 @@ def test_processes_that_somebody_else_ended_are_reported(scorer, module):
     assert gone([child.pid])
     with pytest.raises(WorkerError, match="are gone: its process was ended by SIGKILL"):
         one.score(*items(3))
+
+
+def test_a_child_whose_nursery_ended_before_it_could_ask_to_die_with_it_ends():
+    progress_fd = os.memfd_create("progress")
+    os.ftruncate(progress_fd, children.SHARED_BYTES)
+    jobs, kept = multiprocessing.Pipe()  # open: the child is not told by its end
+    pid = os.fork()
+    if pid == 0:
+        not_its_parent = os.getpid()
+        children._child(jobs.fileno(), progress_fd, None, "answer", not_its_parent)
+    assert gone([pid], patience_s=5.0)
+    os.waitpid(pid, 0)
+    kept.close()
 
 
 def test_columns_of_unequal_length_are_refused(scorer):
