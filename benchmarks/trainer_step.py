@@ -67,7 +67,7 @@ SHAPES = {
         responses=(32, 193),
         trajectories=16,
         minibatches=2,
-        rounds=8,
+        rounds=5,
     ),
 }
 
@@ -228,13 +228,13 @@ def bare_loop(policy: Any, batch: RankBatch) -> Callable[[], None]:
     from hybridrl.hosts import cpu
     from hybridrl.trainer.megatron.model import forward, policy_model
 
-    loaded, network, optimizer = policy._loaded, policy._model, policy._optimizer.megatron
+    loaded, [network], optimizer = policy._loaded, policy._model, policy._optimizer.megatron
     steps = [loaded.microbatches([m])[0] for m in batch.minibatches]
     old = [loaded.columns["old_logp"][m.trained_R] for m in steps]
     advantage = [loaded.columns["advantage"][m.trained_R] for m in steps]
 
     def ppo(i: int, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits = policy_model(network).logits(hidden)
+        logits = policy_model([network]).logits(hidden)
         logp = -vocab_parallel_cross_entropy(logits[None].contiguous(), steps[i].target_O[None])[0]
         ratio = (logp - old[i]).exp()
         loss = torch.maximum(-ratio * advantage[i], -ratio.clamp(0.8, 1.2) * advantage[i]).mean()
