@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridrl.config.adapters import adapters_fit_the_model
 from hybridrl.config.cuts import trainer_cuts, wrong_cut
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.memory import GIB, Need
@@ -315,6 +316,7 @@ RULES: Sequence[Rule] = (
     actor_parallel_divides_the_model,
     other_trainers_divide_the_model,
     precision_suits_the_model,
+    adapters_fit_the_model,
     engine_parallel_divides_the_model,
     a_trajectory_fits_a_microbatch,
     roles_fit_the_run,

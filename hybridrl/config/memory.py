@@ -57,7 +57,10 @@ def _training(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
         trained, frozen[0] = 2, True
     if algorithm.estimator.name == "gae":
         trained = 2
-    held = trained * (weight_bytes + _GRADIENT_BYTES) + sum(frozen) * weight_bytes
+    adapters = config.actor.lora is not None
+    if adapters:  # too small to count; the model without them is the reference
+        trained, frozen[0] = trained - 1, False
+    held = trained * (weight_bytes + _GRADIENT_BYTES) + (sum(frozen) + adapters) * weight_bytes
     shared = trained * (_ADAM_BYTES + master_bytes)
     per_weight = held + shared / dp if on_gpu else held * dp + shared
     return int(models.count(spec) * per_weight)

@@ -258,6 +258,10 @@ class TrainingRun(Section):
 
     seed: NonNegativeInt = 0
 
+    deterministic: bool = False
+    """Training uses only algorithms that give the same bits from the same input, and ends at an operation
+    that has none. On a CPU it changes nothing; a GPU is slower with it."""
+
     save_every: NonNegativeInt = 0
     """Updates between checkpoints; 0: one at the end."""
 

@@ -96,6 +96,20 @@ class MoEConfig(Section):
     old_logp: what it chose when the log-probabilities before the first step were computed."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters, arXiv:2106.09685: a weight is W + alpha / rank * B A, where A and B are trained."""
+
+    rank: PositiveInt = 16
+    """Columns of B, rows of A."""
+
+    alpha: PositiveFloat = 32.0
+    """How much of B A is added, times the rank."""
+
+    targets: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = ("qkv", "proj", "fc1", "fc2")
+    """Linear layers that have an adapter. qkv: one for q, k and v together; proj: output of the attention;
+    fc1: one for gate and up together; fc2: down. Experts have none."""
+
+
 class ActorConfig(Section):
     parallel: TrainParallel = TrainParallel()
 
@@ -117,6 +131,10 @@ class ActorConfig(Section):
     weight but the policy's. Holds for critic and reference wherever they are."""
 
     moe: MoEConfig = MoEConfig()
+
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and freeze all else. None: train all weights."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
 
 

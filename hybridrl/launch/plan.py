@@ -7,6 +7,7 @@ from typing import Literal
 from hybridrl.config.check import optimizer_steps
 from hybridrl.config.schema import Config, EngineParallel
 from hybridrl.config.training import TrainParallel
+from hybridrl.trainer.setup import Host
 
 Resume = Literal["never", "if_possible", "required"]
 """if_possible: from the newest checkpoint, and from the beginning where nothing was saved."""
@@ -55,6 +56,11 @@ class RunShape:
 def with_dp(parallel: TrainParallel, cfg: Config) -> TrainParallel:
     """With the data-parallel size that the devices of the config leave."""
     return parallel.model_copy(update={"dp": parallel.dp or max(1, _num_gpus(cfg) // parallel.model_ranks)})
+
+
+def trainer_host(cfg: Config) -> Host:
+    """What the trainer's ranks compute on."""
+    return "cuda" if _num_gpus(cfg) else "cpu"
 
 
 def _num_gpus(cfg: Config) -> int:

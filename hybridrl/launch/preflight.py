@@ -14,7 +14,7 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.column_groups import columns_elsewhere
-from hybridrl.launch.plan import RunShape, with_dp
+from hybridrl.launch.plan import RunShape, trainer_host, with_dp
 from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.trainer.setup import megatron_layout, refuse_unbuildable, refuse_unfit_experts
@@ -96,9 +96,10 @@ def _model_errors(
 def _layout_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridRLError]:
     """What only the layout of the shards shows, asked where no rule refuses the config."""
     errors = []
+    host = trainer_host(loaded.config)
     for key, cut in trainer_cuts(loaded.config):
         whole = with_dp(cut, loaded.config)
-        if error := _refusal(lambda whole=whole: megatron_layout(spec, whole)):
+        if error := _refusal(lambda whole=whole: megatron_layout(spec, whole, host)):
             errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
     return errors
 

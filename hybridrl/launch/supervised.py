@@ -13,6 +13,7 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.placement import anywhere
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config import check
+from hybridrl.config.adapters import examples_train_all_weights
 from hybridrl.config.load import LoadedConfig, load_as
 from hybridrl.config.problems import refuse
 from hybridrl.config.run_folder import RunFolder, path_of
@@ -40,6 +41,7 @@ from hybridrl.workers.trainer import Checkpoint, newest_checkpoint
 Of = TypeVar("Of", SFTConfig, RMConfig)
 
 _RULES = (
+    examples_train_all_weights,
     check.run_name_is_one_folder,
     check.model_exists,
     check.actor_parallel_divides_the_model,
@@ -220,6 +222,7 @@ def _workers(cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, log
         seed=cfg.run.seed,
         num_optimizer_steps=cfg.run.steps,
         timeout_s=cfg.cluster.step_timeout_s,
+        deterministic=cfg.run.deterministic,
     )
     variables = worker_environment({"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"})
     worker = cast(Any, SupervisedWorker).options(runtime_env={"env_vars": variables}, **anywhere(0))

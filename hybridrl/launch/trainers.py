@@ -86,6 +86,7 @@ class Trainers:
             num_optimizer_steps=cfg.run.steps * self.shape.optimizer_steps_per_step,
             timeout_s=cfg.cluster.step_timeout_s,
             async_save=cfg.run.async_save,
+            deterministic=cfg.run.deterministic,
             **changes,
         )
         return [replace(first, rank=rank) for rank in range(parallel.num_ranks)]

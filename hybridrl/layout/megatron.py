@@ -4,7 +4,7 @@ Ranks count tp fastest, then cp, dp, pp. Inside a pipeline stage the experts cou
 parallel fastest, then ep, then the replicas of an expert. A context-parallel rank is one more replica.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -110,7 +110,7 @@ class MegatronLayout(Layout):
         return [range(a, b) for a, b in pairwise(edges)]
 
     def _holdings(self) -> Iterator[Holding]:
-        for parameter in parameters(self.spec):
+        for parameter in self._parameters():
             row, last = parameter.row, self.pp - 1
             if parameter.per_layer:
                 stages = [
@@ -122,6 +122,9 @@ class MegatronLayout(Layout):
                 yield from self._cut(parameter, site, stages)
             if row.tied_copy and self.spec.tied and self.pp > 1:
                 yield from self._cut(parameter, row.tied_copy, [(last, range(1))])
+
+    def _parameters(self) -> Iterable[Parameter]:
+        return parameters(self.spec)
 
     def _sites(self, row: Row) -> tuple[Site, ...]:
         return self.transformer_engine and row.transformer_engine or row.megatron

@@ -42,7 +42,7 @@ class ExampleRunObserver:
         self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
         self._before_s = max((r.wall_s for r in read(self.folder / METRICS_FILE)), default=0.0)
         self._mlflow = self._open_mlflow(resume_step is not None) if cfg.run.mlflow else None
-        self._first_step, self._finished = resume_step or 0, False
+        self._first_step, self._stepping_s, self._finished = resume_step or 0, 0.0, False
 
     def __enter__(self) -> "ExampleRunObserver":
         return self
@@ -61,6 +61,7 @@ class ExampleRunObserver:
     def step(self, report: StepReport, batch: Batch) -> None:
         """Publish update `report.version`; the spans since the last call are its timings."""
         spent_s = self._clock.take()
+        self._stepping_s += spent_s["step"]
         tokens = float(batch.length_N.sum())
         metrics = {
             **report.metrics,
@@ -142,7 +143,7 @@ class ExampleRunObserver:
         self.terminal.line(f"  {step:>6}/{self._cfg.run.steps}   {'   '.join(found)}   {rest}")
 
     def _eta(self, step: int) -> str:
-        each_s = (time.perf_counter() - self._since) / (step - self._first_step)
+        each_s = self._stepping_s / (step - self._first_step)
         left = self._cfg.run.steps - step
         return f"eta {duration(each_s * left)}" if left else ""
 

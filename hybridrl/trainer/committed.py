@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.errors import CheckpointError
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.reshard.hf_files import checksum
@@ -96,7 +97,8 @@ def layout(facts: Mapping[str, Any], part: str) -> MegatronLayout:
     """How the ranks were cut that wrote a part."""
     fields = dict(facts["parts"][part]["layout"])
     spec = ModelSpec(**_tuples(fields.pop("spec")))
-    return MegatronLayout(spec, **_tuples(fields))
+    kind = AdapterLayout if "adapter_rank" in fields else MegatronLayout
+    return kind(spec, **_tuples(fields))
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,20 @@
 """Hugging Face folders from checkpoints, read from their files: takes no ranks and no Megatron."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hybridrl.errors import RunFolderError
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.reshard import checkpoint as hf
+from hybridrl.reshard.hf_files import Checkpoint
 from hybridrl.reshard.rank_files import fill
 from hybridrl.reshard.stretches import Stretch, Wanted
-from hybridrl.trainer import committed
+from hybridrl.trainer import adapters, committed
+from hybridrl.trainer.adapters import Factors
 
 _MAX_SHARD_BYTES = 5_000_000_000
 
@@ -42,10 +47,22 @@ def export(
     shards, files = target.shards(0), hf.plan_files(target, source_folder, dtype, _MAX_SHARD_BYTES)
     partial = hf.partial_folder(folder)
     hf.create(partial, files)
-    for file in files:
-        wanted = [
-            Wanted(Stretch.whole(shards[name]), {"weights": tensor.flatten()})
-            for name, tensor in file.tensors(partial).items()
-        ]
-        fill(checkpoint, part, layout, wanted)
+    if isinstance(layout, AdapterLayout):
+        factors = adapters.read(checkpoint, layout, part=part)
+        for file in files:
+            _merge(file.tensors(partial), Checkpoint(source_folder), factors)
+    else:
+        for file in files:
+            wanted = [
+                Wanted(Stretch.whole(shards[name]), {"weights": tensor.flatten()})
+                for name, tensor in file.tensors(partial).items()
+            ]
+            fill(checkpoint, part, layout, wanted)
     hf.finish(partial, folder, source_folder, layout.spec, dtype)
+
+
+def _merge(tensors: Mapping[str, Tensor], base: Checkpoint, factors: Mapping[str, Factors]) -> None:
+    """Fill tensors with those of the model that adapters were trained on, and the adapters in them."""
+    for name, tensor in tensors.items():
+        weight = base[name]
+        tensor.copy_(weight.float() + factors[name].update() if name in factors else weight)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, MoEConfig, TrainParallel
@@ -9,13 +10,16 @@ from hybridrl.errors import ConfigError, ModelError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models.spec import ModelSpec
 
+Host = Literal["cpu", "cuda"]
+"""What trainer ranks compute on."""
+
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
 """Kinds, as config.json names them, that the trainer has beside the plain rotary embedding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerSetup:
-    """Everything that one trainer rank is made from; equal on all ranks but for `rank`."""
+    """Everything that one trainer rank is made from; equal on all ranks but for `rank` and `device`."""
 
     rank: int
     """In [0, parallel.num_ranks): tensor parallel fastest, then context, data, pipeline."""
@@ -50,14 +54,24 @@ class TrainerSetup:
     async_save: bool = False
     """Checkpoints are written by a thread beside the training."""
 
+    device: int | None = None
+    """CUDA device of the rank, as its process counts them; None: it computes on the CPU."""
 
-def megatron_layout(model: ModelSpec, parallel: TrainParallel) -> MegatronLayout:
+    deterministic: bool = False
+    """The same input gives the same bits, on a GPU too."""
+
+    @property
+    def host(self) -> Host:
+        return "cpu" if self.device is None else "cuda"
+
+
+def megatron_layout(model: ModelSpec, parallel: TrainParallel, host: Host = "cpu") -> MegatronLayout:
     """Who holds which part of the model.
 
     Raises:
         LayoutError: the model does not divide over the ranks.
     """
-    # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
+    on_gpu = host == "cuda"
     return MegatronLayout(
         model,
         tp=parallel.tp,
@@ -68,7 +82,9 @@ def megatron_layout(model: ModelSpec, parallel: TrainParallel) -> MegatronLayout
         etp=parallel.etp,
         vpp=parallel.vpp,
         stage_layers=parallel.stage_layers,
-        vocab_multiple=1,
+        # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
+        vocab_multiple=128 if on_gpu else 1,
+        transformer_engine=on_gpu,
     )
 
 

@@ -155,7 +155,7 @@ def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> TrainerSetup
         parallel=TrainParallel(dp=1),
         model=model,
         model_folder=chosen.folder,
-        actor=cfg.actor.model_copy(update={"precision": "fp32"}),
+        actor=cfg.actor.model_copy(update={"precision": "fp32", "lora": None}),
         algorithm=cfg.algorithm.model_copy(update={"guards": "off", "teacher": chosen.teacher}),
         critic=cfg.critic,
         temperature=cfg.rollout.temperature,

@@ -1,5 +1,6 @@
 """From our description of a model to Megatron's."""
 
+import importlib.util
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ _ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate
 
 
 def transformer_config(setup: TrainerSetup, device: torch.device) -> TransformerConfig:
-    """Megatron's description of the model; every fusion that needs a CUDA kernel is off."""
+    """Megatron's description of the model, and of what computes it on this device."""
     model, dtype = setup.model, precision(setup.actor, device)
     make = MLATransformerConfig if model.latent else TransformerConfig
     return make(
@@ -34,15 +35,38 @@ def transformer_config(setup: TrainerSetup, device: torch.device) -> Transformer
         fp16=dtype == torch.float16,
         **_recompute(setup.actor),
         calculate_per_token_loss=True,  # gradients are summed: every loss is a share of a global mean already
-        use_cpu_initialization=True,
         perform_initialization=False,  # weights come from a checkpoint
         persist_layer_norm=False,
-        masked_softmax_fusion=False,
-        gradient_accumulation_fusion=False,
-        bias_dropout_fusion=False,
-        bias_activation_fusion=False,
-        apply_rope_fusion=False,
+        masked_softmax_fusion=False,  # attention has its own
+        use_cpu_initialization=device.type == "cpu",
+        **(_fusions(setup) if device.type == "cuda" else _NO_FUSIONS),
     )
+
+
+_NO_FUSIONS = {
+    "gradient_accumulation_fusion": False,
+    "bias_dropout_fusion": False,
+    "bias_activation_fusion": False,
+    "apply_rope_fusion": False,
+}
+"""Each needs a CUDA kernel."""
+
+
+def _fusions(setup: TrainerSetup) -> dict[str, Any]:
+    """On a GPU, where every kernel is there but one that Apex alone has."""
+    model = setup.model
+    return {
+        "gradient_accumulation_fusion": importlib.util.find_spec(_APEX_KERNEL) is not None,
+        "bias_dropout_fusion": True,
+        "bias_activation_fusion": family_of(model).activation == "silu",  # of the gated ones, the only kernel
+        "apply_rope_fusion": not model.latent,  # that kernel has angles of its own
+        "moe_grouped_gemm": model.num_experts > 0,
+        "deterministic_mode": setup.deterministic,
+    }
+
+
+_APEX_KERNEL = "fused_weight_gradient_mlp_cuda"
+"""Adds a weight's gradient to its buffer while it computes it; Megatron's own linear layers demand it."""
 
 
 def precision(actor: ActorConfig, device: torch.device) -> torch.dtype:

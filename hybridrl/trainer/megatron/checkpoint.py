@@ -22,6 +22,7 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_c
 from torch import Tensor
 
 from hybridrl.errors import CheckpointError, DeadlineError
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models.spec import count, parameters, without_vocabulary
 from hybridrl.reshard import rank_files
@@ -160,7 +161,10 @@ _POLL_S = 0.02
 
 
 def layout_of(stage: Stage, layout: MegatronLayout) -> MegatronLayout:
-    """Of a part that is cut as the policy is, and may have a value head in place of its output layer."""
+    """Of what is trained of a part that is cut as the policy is: its adapters, or all of it, which may have a
+    value head in place of its output layer."""
+    if (adapters := policy_model(stage).adapters) is not None:
+        return adapters
     if layout.spec.head == "value" or not policy_model(stage).has_value_head:
         return layout
     return replace(layout, spec=without_vocabulary(layout.spec, head="value"))
@@ -219,13 +223,25 @@ def check(folder: Path, layout: MegatronLayout, parts: Parts) -> dict[str, Any]:
             fix="use algorithm.estimator as it was",
         )
     for part, (stage, _) in parts.items():
-        made_with, now = committed.layout(record, part).spec, layout_of(stage, layout).spec
-        if parameters(made_with) != parameters(now):
+        made_with, now = committed.layout(record, part), layout_of(stage, layout)
+        if parameters(made_with.spec) != parameters(now.spec):
             raise CheckpointError(
                 f"{folder} holds a {part} with other parameters than this run's",
                 fix="use model.path as it was",
             )
+        if _adapters(made_with) != _adapters(now):
+            raise CheckpointError(
+                f"{folder} holds a {part} with {_adapters(made_with)}, this run trains {_adapters(now)}",
+                fix="use actor.lora as it was",
+            )
     return record
+
+
+def _adapters(layout: MegatronLayout) -> str:
+    if not isinstance(layout, AdapterLayout):
+        return "all weights"
+    targets = ", ".join(layout.adapter_targets)
+    return f"adapters of rank {layout.adapter_rank}, alpha {layout.adapter_alpha:g}, on {targets}"
 
 
 def _snapshot(layout: MegatronLayout, rank: int, stage: Stage, optimizer: Optimizer) -> Iterator[Kept]:
@@ -242,6 +258,8 @@ def _wanted(layout: MegatronLayout, rank: int, stage: Stage, optimizer: Optimize
     """What this rank reads."""
     shards = layout.shards(rank)
     for kept in (*_trained(stage, optimizer), *_untrained(stage)):
+        if kept.name not in shards:  # frozen under adapters
+            continue
         yield Wanted(kept.stretch(shards[kept.name]), {n: t.detach() for n, t in kept.tensors.items()})
 
 

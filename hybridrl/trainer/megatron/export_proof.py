@@ -1,12 +1,17 @@
 """The same log-probabilities twice: of a checkpoint, by Megatron; of its export, by transformers."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hybridrl.batch import TokenBlock
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.hf import HFLayout
+from hybridrl.layout.shard import Shard
 from hybridrl.reshard.hf_files import Checkpoint
 from hybridrl.reshard.rank_files import fill
 from hybridrl.reshard.stretches import Stretch, Wanted
@@ -51,9 +56,27 @@ def logp_of_folder(folder: Path, block: TokenBlock, *, temperature: float) -> np
 def _fill(policy: MegatronPolicy, checkpoint: Path, export: Path) -> None:
     layout = committed.layout(committed.read(checkpoint), "policy")
     shards, tensors = policy.layout.shards(0), policy.tensors()
-    wanted = [Wanted(Stretch.whole(shards[n]), {WEIGHTS: tensors[n].flatten()}) for n in shards]
-    fill(checkpoint, "policy", layout, wanted)
+    if isinstance(layout, AdapterLayout):
+        _add_adapters(tensors, checkpoint, layout)
+    else:
+        fill(checkpoint, "policy", layout, _wanted(shards, tensors))
     files = Checkpoint(export)
     dtypes = {shard.param: files.dtype(name) for name, shard in HFLayout(layout.spec).shards(0).items()}
     for name, shard in shards.items():
         tensors[name].copy_(tensors[name].to(dtypes[shard.param]))
+
+
+def _add_adapters(tensors: Mapping[str, Tensor], checkpoint: Path, layout: AdapterLayout) -> None:
+    """To the weights of the model folder, on one rank."""
+    alone = replace(layout, tp=1, pp=1, dp=1, cp=1, ep=1, etp=1, vpp=1, stage_layers=())
+    shards = alone.shards(0)
+    factors = {name: torch.zeros(shard.shape) for name, shard in shards.items()}
+    fill(checkpoint, "policy", layout, _wanted(shards, factors))
+    for name in factors:
+        if name.endswith(".adapter.b"):
+            stem = name.removesuffix("adapter.b")
+            tensors[f"{stem}weight"].add_(layout.scale * (factors[name] @ factors[f"{stem}adapter.a"]))
+
+
+def _wanted(shards: Mapping[str, Shard], tensors: Mapping[str, Tensor]) -> list[Wanted]:
+    return [Wanted(Stretch.whole(shards[name]), {WEIGHTS: tensors[name].flatten()}) for name in shards]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.reshard.checkpoint import load_hf
+from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.loaded import LoadedBatch
 from hybridrl.trainer.megatron.model import Stage, named_parameters
 from hybridrl.trainer.megatron.score import Scorer
@@ -28,7 +29,8 @@ class FrozenPolicies:
         """
         Args:
             scorer: of `model`.
-            weights: of each policy, by the column that it fills.
+            weights: of each policy, by the column that it fills; what is not among them is as the model has
+                it, without adapters.
         """
         self._model, self._scorer, self._weights = model, scorer, weights
 
@@ -38,7 +40,7 @@ class FrozenPolicies:
     def add(self, loaded: LoadedBatch) -> None:
         """Its columns, at the tokens that this rank holds. *Collective*."""
         for column, weights in self._weights.items():
-            with self._in_place(weights):
+            with lora.switched_off(self._model), self._in_place(weights):
                 logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
             loaded.add(column, logp_U)
 
@@ -54,7 +56,8 @@ class FrozenPolicies:
 
     def _point_to(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in named_parameters(self._model):
-            parameter.data = weights[name]
+            if name in weights:
+                parameter.data = weights[name]
 
 
 def reference_weights(live: Mapping[str, Tensor]) -> dict[str, Tensor]:

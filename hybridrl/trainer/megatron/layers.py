@@ -1,4 +1,4 @@
-"""The layers of every family, as Megatron's specifications: its linear layers, our attention and norms."""
+"""The layers of every family, as Megatron's specifications, made of the parts of a host."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -13,16 +14,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.attention import PackedAttention
-from hybridrl.trainer.megatron.mla import LatentAttention
-from hybridrl.trainer.megatron.norms import RMSNorm
 from hybridrl.trainer.megatron.packing import Packing
+from hybridrl.trainer.megatron.parts import LayerParts
 from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.megatron.router import Router
 
 
 def layer_specs(
-    config: TransformerConfig, model: ModelSpec, layers: Sequence[int]
+    config: TransformerConfig, model: ModelSpec, layers: Sequence[int], parts: LayerParts
 ) -> TransformerBlockSubmodules:
     """Some layers of a model, neighbours, and the norm after the last one.
 
@@ -30,7 +29,7 @@ def layer_specs(
         layers: counted over the whole model, from 0.
     """
     return TransformerBlockSubmodules(
-        layer_specs=[_layer(config, model, layer) for layer in layers], layer_norm=RMSNorm
+        layer_specs=[_layer(config, model, layer, parts) for layer in layers], layer_norm=parts.norm
     )
 
 
@@ -42,21 +41,22 @@ class DecoderLayer(TransformerLayer):
         config: TransformerConfig,
         submodules: Any,
         *,
-        post_norms: bool,
+        post_norm: Callable[..., torch.nn.Module] | None,
         angles: int | None,
         **options: Any,
     ) -> None:
         """
         Args:
-            post_norms: what attention and feed-forward add to the residual stream is normed.
+            post_norm: class of the norms of what attention and feed-forward add to the residual stream; None:
+                there are none.
             angles: which of the rotary embedding's it turns by; None: there is one kind.
         """
         super().__init__(config, submodules, **options)
         self._angles = angles
-        if post_norms:
+        if post_norm is not None:
             size, eps = config.hidden_size, config.layernorm_epsilon
-            self.post_attention_layernorm = RMSNorm(config, size, eps)
-            self.post_mlp_layernorm = RMSNorm(config, size, eps)
+            self.post_attention_layernorm = post_norm(config, size, eps)
+            self.post_mlp_layernorm = post_norm(config, size, eps)
             self.self_attn_bda = partial(_add_normed, self.post_attention_layernorm)
             self.mlp_bda = partial(_add_normed, self.post_mlp_layernorm)
 
@@ -85,7 +85,7 @@ def _add_normed(norm: torch.nn.Module, training: bool, fused: bool) -> Callable[
     return add
 
 
-def _layer(config: TransformerConfig, model: ModelSpec, layer: int) -> ModuleSpec:
+def _layer(config: TransformerConfig, model: ModelSpec, layer: int, parts: LayerParts) -> ModuleSpec:
     windowed = layer in model.windowed_layers
     has_experts = layer in model.layers("moe")
     spec = get_gpt_layer_local_spec(
@@ -95,21 +95,60 @@ def _layer(config: TransformerConfig, model: ModelSpec, layer: int) -> ModuleSpe
         normalization="RMSNorm",
     )
     spec.module = DecoderLayer
-    spec.params["post_norms"] = model.post_norms
+    spec.params["post_norm"] = parts.norm if model.post_norms else None
     spec.params["angles"] = None if model.window_rope_theta is None else int(windowed)
-    parts = spec.submodules
-    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
-    attention = parts.self_attention
-    attention.submodules.core_attention = ModuleSpec(
-        PackedAttention,
-        {"window": model.window if windowed else None, "soft_cap": model.attention_soft_cap},
+    places = spec.submodules
+    places.input_layernorm = places.pre_mlp_layernorm = parts.norm
+    attention = places.self_attention
+    attention.submodules.core_attention = parts.core_attention(
+        config, model, model.window if windowed else None
     )
+    attention.submodules.linear_proj = parts.row
     if model.latent:
-        attention.module = LatentAttention
+        attention.module = parts.latent_attention
         attention.params["rotary"] = PackedRotary(model)
-        attention.submodules.q_layernorm = attention.submodules.kv_layernorm = RMSNorm
-    elif model.qk_norm:
-        attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
+        _place_latent(attention.submodules, parts)
+    else:
+        _place_grouped(places, model, parts)
     if has_experts:
-        parts.mlp.submodules.router = partial(Router, model=model)
+        _place_experts(inside(places.mlp), model, parts)
+    else:
+        _place_feed_forward(places, parts)
     return spec
+
+
+def _place_grouped(places: Any, model: ModelSpec, parts: LayerParts) -> None:
+    """Attention with grouped queries."""
+    attention = places.self_attention.submodules
+    attention.linear_qkv = parts.norm_column or parts.column
+    if parts.norm_column:
+        places.input_layernorm = IdentityOp
+    if model.qk_norm:
+        attention.q_layernorm = attention.k_layernorm = parts.norm
+
+
+def _place_latent(attention: Any, parts: LayerParts) -> None:
+    attention.linear_q_proj = parts.column
+    attention.linear_q_down_proj = attention.linear_kv_down_proj = parts.narrow
+    attention.linear_q_up_proj = attention.linear_kv_up_proj = parts.norm_column or parts.column
+    attention.q_layernorm = attention.kv_layernorm = IdentityOp if parts.norm_column else parts.norm
+
+
+def _place_feed_forward(places: Any, parts: LayerParts) -> None:
+    linears = inside(places.mlp)
+    linears.linear_fc1, linears.linear_fc2 = parts.norm_column or parts.column, parts.row
+    if parts.norm_column:
+        places.pre_mlp_layernorm = IdentityOp
+
+
+def _place_experts(moe: Any, model: ModelSpec, parts: LayerParts) -> None:
+    moe.router = partial(Router, model=model)
+    shared = inside(moe.shared_experts)
+    shared.linear_fc1, shared.linear_fc2 = parts.column, parts.row
+    if parts.experts is not None:
+        moe.experts = parts.experts(model.num_experts)
+
+
+def inside(spec: Any) -> Any:
+    """The places inside a module: newer releases of Megatron bind them to its class."""
+    return spec.keywords["submodules"] if isinstance(spec, partial) else spec.submodules

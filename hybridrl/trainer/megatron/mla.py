@@ -11,6 +11,7 @@ import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
     gather_from_tensor_model_parallel_region,
     scatter_to_sequence_parallel_region,
 )
@@ -87,3 +88,20 @@ class LatentAttention(MLASelfAttention):
 
     def _turn(self, heads: Tensor, angle_T: Tensor) -> Tensor:
         return apply_rotary_pos_emb(heads, angle_T, self.config, mscale=self.rotary_pos_emb.amplitude)
+
+
+class WholeLatentAttention(LatentAttention):
+    """Where every tensor-parallel rank has the narrow layers whole, and the wide ones norm what they get."""
+
+    def _latent_query(self, hidden: Tensor) -> Tensor:
+        """[S, 1, q_lora_rank], not normed; hidden states where queries are not compressed."""
+        return hidden if self.config.q_lora_rank is None else self.linear_q_down_proj(hidden)[0]
+
+    def _latent_key_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """[S, 1, kv_lora_rank], not normed, and the key's rotary part [T, 1, D]."""
+        whole, _ = self.linear_kv_down_proj(hidden)
+        latent, rope = whole.split([self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim], -1)
+        # Both ways back, the gradients of the ranks' heads are summed.
+        shared = self.config.sequence_parallel
+        all_tokens = gather_from_sequence_parallel_region if shared else copy_to_tensor_model_parallel_region
+        return latent.contiguous(), all_tokens(rope)

@@ -23,9 +23,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.layers import layer_specs
 from hybridrl.trainer.megatron.packing import Microbatch, Packing
+from hybridrl.trainer.megatron.parts import LayerParts, parts_of
 from hybridrl.trainer.megatron.rope import PackedRotary
 
 Stage = list[DistributedDataParallel]
@@ -40,12 +43,14 @@ class PolicyModel(GPTModel):
         config: TransformerConfig,
         spec: ModelSpec,
         padded_vocab_size: int,
+        parts: LayerParts,
         *,
         chunk: int | None,
         value_head: bool,
     ) -> None:
         """
         Args:
+            parts: that layers are made of.
             chunk: of this stage; None where it has one only.
         """
         here = {"ignore_virtual": False, "vp_stage": chunk}
@@ -53,7 +58,7 @@ class PolicyModel(GPTModel):
         last = parallel_state.is_pipeline_last_stage(**here)
         super().__init__(
             config,
-            layer_specs(config, spec, _layers(config, chunk)),
+            layer_specs(config, spec, _layers(config, chunk), parts),
             vocab_size=padded_vocab_size,
             max_sequence_length=spec.max_positions,
             pre_process=first,
@@ -64,6 +69,9 @@ class PolicyModel(GPTModel):
         )
         self.has_value_head = value_head
         """Of the whole model; the head itself is on the last stage."""
+
+        self.adapters: AdapterLayout | None = None
+        """What is trained, if that is not the model itself."""
 
         self.rotary_pos_emb = PackedRotary(spec)
         self.soft_cap = spec.output_soft_cap
@@ -135,12 +143,16 @@ def build(
     *,
     value_head: bool = False,
     overlap: bool = False,
+    parts: LayerParts | None = None,
+    adapters: AdapterLayout | None = None,
 ) -> Stage:
     """This stage's model, with all parameters 0, inside Megatron's gradient buffers of fp32. *Collective*.
 
     Args:
         value_head: one number in place of the vocabulary.
         overlap: gradients are summed over ranks while the backward pass still runs.
+        parts: that layers are made of; None: those of the device.
+        adapters: what is trained; None: the model itself.
     """
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap
@@ -148,11 +160,15 @@ def build(
     num_chunks = config.virtual_pipeline_model_parallel_size
     stage = []
     for chunk in [None] if num_chunks is None else range(num_chunks):
-        model: torch.nn.Module = PolicyModel(
-            config, spec, padded_vocab_size, chunk=chunk, value_head=value_head
+        policy = PolicyModel(
+            config, spec, padded_vocab_size, parts or parts_of(device), chunk=chunk, value_head=value_head
         ).to(device)
+        model: torch.nn.Module = policy
         _mark_tensor_parallel(model)
         _mark_experts(model, config)
+        if adapters is not None:
+            policy.adapters = adapters
+            lora.attach(policy, adapters)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
@@ -166,14 +182,18 @@ def build(
 def _mark_tensor_parallel(model: torch.nn.Module) -> None:
     """Tell weights that are cut over ranks from those that all have, which count once in the gradient norm.
 
-    Megatron does so while it initialises weights, which we skip.
+    Megatron 0.16 does so while it initialises weights, which we skip; Transformer Engine always does.
     """
     dims = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
     for module in model.modules():
-        if type(module) in dims and module.weight is not None:
+        if type(module) in dims and module.weight is not None and not _is_marked(module.weight):
             set_tensor_model_parallel_attributes(
                 module.weight, is_parallel=True, dim=dims[type(module)], stride=1
             )
+
+
+def _is_marked(parameter: Any) -> bool:
+    return hasattr(parameter, "tensor_model_parallel")
 
 
 def _mark_experts(model: torch.nn.Module, config: TransformerConfig) -> None:
@@ -184,7 +204,7 @@ def _mark_experts(model: torch.nn.Module, config: TransformerConfig) -> None:
     if config.expert_tensor_parallel_size == config.tensor_model_parallel_size:
         return
     for name, parameter in model.named_parameters():
-        if ".local_experts." in name:
+        if ".mlp.experts." in name:
             parameter.allreduce = False  # pyright: ignore[reportAttributeAccessIssue]
 
 

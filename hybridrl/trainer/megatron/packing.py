@@ -64,6 +64,9 @@ class Packing(PackedSeqParams):
     runs: tuple[tuple[int, int], ...]
     """(number of sequences, their length over all ranks) of neighbours of equal length, filler included."""
 
+    edge_S: Tensor
+    """int32: the first token of every sequence of `runs` over all ranks, and the end of the last."""
+
     predict_O: Tensor
     """int64: the token of this rank whose output predicts each trained token."""
 
@@ -224,6 +227,10 @@ class _Places:
         self._position_W = _spans(np.zeros_like(padded_S), padded_S)
         self._rank_W = self._ranks(np.repeat(padded_S, padded_S))
 
+    def _edges(self) -> np.ndarray:
+        lengths = [length for count, length in self._runs for _ in range(count)]
+        return np.cumsum([0, *lengths], dtype=np.int32)
+
     def _ranks(self, length_W: np.ndarray) -> np.ndarray:
         """Which rank has each token."""
         pieces = 2 * self._deal.size
@@ -262,6 +269,7 @@ class _Places:
                 qkv_format="sbhd",  # for Megatron one long sequence; ours is what keeps its parts apart
                 position_T=tensor(self._position_W[own]),
                 runs=self._runs,
+                edge_S=tensor(self._edges()),
                 predict_O=tensor(np.searchsorted(own, predict_O)),
                 source_T=tensor(source_W[own]),
             ),

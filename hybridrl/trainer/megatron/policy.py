@@ -25,9 +25,10 @@ from hybridrl.algorithms.objective import Objective
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
 from hybridrl.hosts import cpu
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 from hybridrl.trainer.export import export as export_checkpoint
-from hybridrl.trainer.megatron import checkpoint, watch
+from hybridrl.trainer.megatron import checkpoint, lora, watch
 from hybridrl.trainer.megatron.architecture import transformer_config
 from hybridrl.trainer.megatron.coefficients import Coefficients
 from hybridrl.trainer.megatron.collectives import combine, from_last_stage
@@ -66,8 +67,9 @@ class MegatronPolicy:
             self._device = start(setup)
             self.layout = make_layout(setup)
             config = transformer_config(setup, self._device)
-            self._model = self._build(config)
-            load_hf(setup.model_folder, self.layout, setup.rank, self.tensors())
+            self._model = self._build(config, adapters=self._adapter_layout())
+            load_hf(setup.model_folder, self.layout, setup.rank, self._base())
+            lora.start(self._model, setup.seed)
             self._optimizer = Optimizer(setup.actor.optimizer, self._model, setup.num_optimizer_steps)
             self._scorer = Scorer(self._model, setup.temperature)
             self._routing = Routing(setup.actor.moe, self._model)
@@ -80,9 +82,11 @@ class MegatronPolicy:
             self._offload.leave()
         self._saver = checkpoint.Saver(self.layout, timeout_s=setup.timeout_s, background=setup.async_save)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The live parameters of this rank, by their name in `layout`."""
-        return {name: parameter.data for name, parameter in named_parameters(self._model)}
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The parameters of this rank, by their name in `layout`. Live, but for those that have an adapter:
+        each is computed, with its adapter in it, when it is asked for.
+        """
+        return self._base() if self._setup.actor.lora is None else lora.Merged(self._base(), self._model)
 
     def load(self, batch: RankBatch) -> dict[str, float]:
         """Take a batch and compute the columns that the algorithm needs: `measure`, then `complete`."""
@@ -291,17 +295,31 @@ class MegatronPolicy:
         model, num_steps = self._build(config, value_head=True), self._setup.num_optimizer_steps
         return Critic(self._setup.critic, model, self.tensors(), num_steps=num_steps)
 
-    def _build(self, config: TransformerConfig, *, value_head: bool = False) -> Stage:
+    def _build(
+        self, config: TransformerConfig, *, value_head: bool = False, adapters: AdapterLayout | None = None
+    ) -> Stage:
         setup, vocab = self._setup, self.layout.padded_vocab
-        options = {"value_head": value_head, "overlap": setup.actor.overlap}
+        options = {"value_head": value_head, "overlap": setup.actor.overlap, "adapters": adapters}
         return build(config, setup.model, vocab, self._device, **options)
+
+    def _adapter_layout(self) -> AdapterLayout | None:
+        chosen = self._setup.actor.lora
+        if chosen is None:
+            return None
+        return AdapterLayout.on(self.layout, rank=chosen.rank, alpha=chosen.alpha, targets=chosen.targets)
+
+    def _base(self) -> dict[str, Tensor]:
+        """The live parameters without adapters."""
+        names = self.layout.shards(self._setup.rank)
+        return {name: parameter.data for name, parameter in named_parameters(self._model) if name in names}
 
     def _frozen_policies(self, needs: Set[str]) -> FrozenPolicies:
         weights: dict[str, dict[str, Tensor]] = {}
         if "ref_logp" in needs:
-            weights["ref_logp"] = reference_weights(self.tensors())
+            whole = self._setup.actor.lora is None  # with adapters, the model without them is the reference
+            weights["ref_logp"] = reference_weights(self._base()) if whole else {}
         if "teacher_logp" in needs:
-            weights["teacher_logp"] = teacher_weights(self._setup, self.layout, self.tensors())
+            weights["teacher_logp"] = teacher_weights(self._setup, self.layout, self._base())
         return FrozenPolicies(self._model, self._scorer, weights)
 
     def _make_columns(self) -> Columns:

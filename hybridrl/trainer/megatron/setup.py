@@ -1,5 +1,6 @@
 """Process groups, and who holds which part of the model."""
 
+import math
 from datetime import timedelta
 
 import torch
@@ -7,7 +8,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
 from hybridrl.errors import ResourceError
-from hybridrl.hosts import cpu
+from hybridrl.hosts import cpu, cuda
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.trainer.setup import (
     TrainerSetup,
@@ -21,16 +22,18 @@ def start(setup: TrainerSetup) -> torch.device:
     """Join the process groups and seed. *Collective*. Returns the device of this rank.
 
     Raises:
-        ResourceError: torch would use a GPU.
+        ResourceError: the device of the setup is not there, or torch sees one and the setup names none.
     """
-    if torch.cuda.is_available():
-        raise ResourceError(
-            "the trainer has no Transformer Engine layers and no NCCL groups yet, and torch sees a GPU",
-            fix="an empty CUDA_VISIBLE_DEVICES trains on the CPU",
-        )
-    address = {"init_method": setup.rendezvous, "rank": setup.rank, "world_size": setup.parallel.num_ranks}
-    dist.init_process_group("gloo", timeout=timedelta(seconds=setup.timeout_s), **address)
-    parallel = setup.parallel
+    device = _device(setup)
+    parallel, timeout = setup.parallel, timedelta(seconds=setup.timeout_s)
+    dist.init_process_group(
+        cuda.BACKEND if device.type == "cuda" else "gloo",
+        timeout=timeout,
+        init_method=setup.rendezvous,
+        rank=setup.rank,
+        world_size=parallel.num_ranks,
+        device_id=device if device.type == "cuda" else None,
+    )
     parallel_state.initialize_model_parallel(
         parallel.tp,
         parallel.pp,
@@ -38,9 +41,24 @@ def start(setup: TrainerSetup) -> torch.device:
         context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.etp,
+        distributed_timeout_minutes=math.ceil(setup.timeout_s / 60),
     )
     torch.manual_seed(setup.seed)
     tensor_parallel.model_parallel_cuda_manual_seed(setup.seed)
+    return device
+
+
+def _device(setup: TrainerSetup) -> torch.device:
+    if setup.deterministic and setup.host == "cuda":
+        cuda.make_deterministic()
+    torch.use_deterministic_algorithms(setup.deterministic)
+    if setup.device is not None:
+        return cuda.take(setup.device)
+    if torch.cuda.is_available():
+        raise ResourceError(
+            "this trainer rank computes on the CPU, and torch sees a GPU: Megatron would use it",
+            fix="an empty CUDA_VISIBLE_DEVICES hides it; cluster.gpus_per_node=1 trains on it",
+        )
     return cpu.CPU
 
 
@@ -60,4 +78,4 @@ def make_layout(setup: TrainerSetup) -> MegatronLayout:
     """
     refuse_unbuildable(setup.model, where=str(setup.model_folder))
     refuse_unfit_experts(setup.actor.moe, setup.model, where=str(setup.model_folder))
-    return megatron_layout(setup.model, setup.parallel)
+    return megatron_layout(setup.model, setup.parallel, setup.host)

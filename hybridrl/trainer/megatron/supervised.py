@@ -145,7 +145,9 @@ class MegatronSupervised:
         """Of what the model folder has of this model: its value head may be new."""
         spec = self._setup.model
         if spec.value_head and not read(self._setup.model_folder).value_head:
-            return megatron_layout(without_vocabulary(spec, head="none"), self._setup.parallel)
+            return megatron_layout(
+                without_vocabulary(spec, head="none"), self._setup.parallel, self._setup.host
+            )
         return self.layout
 
     def _likelihood(

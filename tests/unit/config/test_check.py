@@ -269,3 +269,11 @@ def test_fp16_is_refused_where_there_are_experts(run, spec) -> None:
     )
     (error,) = run("actor.precision=fp16", spec=experts)
     assert error.startswith("actor.precision = fp16 has one loss scale, Qwen2.5-7B has experts")
+
+
+def test_adapters_are_refused_where_the_model_has_no_place_for_them(run, spec) -> None:
+    assert run("actor.lora={rank: 8}") == []
+    assert "names no linear layer, or one twice" in run("actor.lora.targets=[qkv, qkv]")[0]
+    experts = dataclasses.replace(spec, family="qwen3_moe", num_experts=4, expert_ffn_size=8)
+    (said,) = [error for error in run("actor.lora={rank: 8}", spec=experts) if "lora" in error]
+    assert "fc1, fc2" in said and "[qkv, proj]" in said

@@ -1,0 +1,44 @@
+"""What actor.lora asks of the model, and where it does not apply."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from hybridrl.errors import ConfigError
+from hybridrl.models.linears import present
+
+if TYPE_CHECKING:
+    from hybridrl.config.check import World
+    from hybridrl.config.load import LoadedConfig
+
+
+def adapters_fit_the_model(loaded: "LoadedConfig", world: "World") -> Iterator[ConfigError]:
+    lora, where = loaded.config.actor.lora, loaded.where("actor.lora.targets", "actor.lora")
+    if lora is None:
+        return
+    if not lora.targets or len(set(lora.targets)) < len(lora.targets):
+        yield ConfigError(
+            f"actor.lora.targets = {list(lora.targets)} names no linear layer, or one twice",
+            where=where,
+            fix="name each once, or leave it out",
+        )
+    if world.spec is None:
+        return
+    found = present(world.spec)
+    if absent := [target for target in lora.targets if target not in found]:
+        fix = f"use actor.lora.targets: [{', '.join(found)}]" if found else "remove actor.lora"
+        yield ConfigError(
+            f"actor.lora.targets has {', '.join(absent)}, this model of family {world.spec.family} has no "
+            "such linear layer outside of its experts",
+            where=where,
+            fix=fix,
+        )
+
+
+def examples_train_all_weights(loaded: "LoadedConfig[Any]", world: "World") -> Iterator[ConfigError]:
+    """Of training on examples."""
+    if loaded.config.actor.lora is not None:
+        yield ConfigError(
+            "actor.lora has no effect on training with examples, which trains all weights",
+            where=loaded.where("actor.lora"),
+            fix="remove actor.lora",
+        )

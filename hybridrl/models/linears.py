@@ -1,0 +1,25 @@
+"""The linear layers of a model that can have an adapter, by the names that a config gives them."""
+
+from collections.abc import Sequence
+
+from hybridrl.models.spec import ModelSpec, parameters
+from hybridrl.models.table import Parameter
+
+LINEARS = {
+    "qkv": "layers.*.qkv",
+    "proj": "layers.*.attention_out",
+    "fc1": "layers.*.gate_up",
+    "fc2": "layers.*.down",
+}
+"""Target -> the line of a model table."""
+
+
+def linears(spec: ModelSpec, targets: Sequence[str]) -> list[Parameter]:
+    """The weights of a model that targets name; none for a target that it lacks."""
+    lines = {LINEARS[target] for target in targets}
+    return [parameter for parameter in parameters(spec) if parameter.name in lines]
+
+
+def present(spec: ModelSpec) -> list[str]:
+    """The targets that a model has."""
+    return [target for target in LINEARS if linears(spec, [target])]

@@ -1,0 +1,188 @@
+"""LoRA on Megatron's linear layers: frozen weights, and a trained product of low rank beside each.
+
+Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1. Which rank has which part: layout/adapters.py.
+The gradient of a factor that all tensor-parallel ranks have is whole on each of them, but with sequence
+parallelism, where it is of the rank's own tokens: Megatron then adds them up, as it does for norms.
+Shape letters: T tokens, I and O inputs and outputs of a linear layer on this rank, R rank of the adapter.
+"""
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+    set_tensor_model_parallel_attributes,
+)
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from hybridrl.errors import ConfigError
+from hybridrl.layout.adapters import AdapterLayout
+
+
+class Adapter(Module):
+    """What it maps the input of a linear layer to is added to the layer's output."""
+
+    def __init__(self, linear: Any, rank: int, scale: float) -> None:
+        super().__init__()
+        weight_OI, self._scale, self.switched_on = linear.weight, scale, True
+        self.name = ""
+        """Of the layer, in the whole model."""
+
+        self._sequence_parallel: bool = linear.sequence_parallel
+        options = {"dtype": weight_OI.dtype, "device": weight_OI.device}
+        self.a = Parameter(torch.zeros(rank, weight_OI.shape[1], **options))
+        self.b = Parameter(torch.zeros(weight_OI.shape[0], rank, **options))
+
+    def merged(self, weight_OI: Tensor) -> Tensor:
+        """The weight that does the same alone, in its own precision: a copy."""
+        update_OI = self._scale * (self.b.detach().float() @ self.a.detach().float())
+        return (weight_OI.float() + update_OI).to(weight_OI.dtype)
+
+    def _cut(self, factor: Parameter, dim: int, whole: Parameter) -> None:
+        """Tell the factor that is cut from the one that is not, which counts once in the gradient norm."""
+        set_tensor_model_parallel_attributes(factor, is_parallel=True, dim=dim, stride=1)
+        whole.sequence_parallel = self._sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class ColumnAdapter(Adapter):
+    """Of a layer with its rows cut: every rank has A."""
+
+    def __init__(self, linear: Any, rank: int, scale: float) -> None:
+        super().__init__(linear, rank, scale)
+        self._cut(self.b, 0, whole=self.a)
+
+    def forward(self, input_TI: Tensor) -> Tensor:
+        low_TR = F.linear(input_TI, self.a)
+        # Each rank's rows of B give a part of the gradient of what is between the two.
+        if self._sequence_parallel:
+            low_TR = gather_from_sequence_parallel_region(low_TR, tensor_parallel_output_grad=True)
+        else:
+            low_TR = copy_to_tensor_model_parallel_region(low_TR)
+        return self._scale * F.linear(low_TR, self.b)
+
+
+class RowAdapter(Adapter):
+    """Of a layer with its columns cut: every rank has B. What is between the two is summed over ranks."""
+
+    def __init__(self, linear: Any, rank: int, scale: float) -> None:
+        super().__init__(linear, rank, scale)
+        self._cut(self.a, 1, whole=self.b)
+
+    def forward(self, input_TI: Tensor) -> Tensor:
+        low_TR = F.linear(input_TI, self.a)
+        if self._sequence_parallel:
+            low_TR = reduce_scatter_to_sequence_parallel_region(low_TR)
+        else:
+            low_TR = reduce_from_tensor_model_parallel_region(low_TR)
+        return self._scale * F.linear(low_TR, self.b)
+
+
+def attach(model: Any, layout: AdapterLayout) -> None:
+    """Freeze a model and give adapters to the linear layers of the layout; they are 0, and so without effect.
+
+    Called before Megatron makes its gradient buffers, which then have room for the adapters only.
+
+    Raises:
+        ConfigError: the linear layers are not Megatron's own.
+    """
+    model.requires_grad_(False)
+    names = {held.tensor.removesuffix(".adapter.a") for held in layout.holdings}
+    for layer in model.decoder.layers:
+        number = layer.layer_number - 1
+        for name, linear in list(layer.named_modules()):
+            if f"decoder.layers.*.{name}" in names:
+                linear.adapter = _kind(linear)(linear, layout.adapter_rank, layout.scale)
+                linear.adapter.name = f"decoder.layers.{number}.{name}"  # pyright: ignore[reportArgumentType]
+                linear.register_forward_hook(_add)
+    if model.pre_process and model.config.recompute_granularity == "full":
+        # A layer whose input needs no gradient would not be computed again, and so get none itself.
+        model.embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+
+
+def _kind(linear: Module) -> type[Adapter]:
+    for parallel, kind in ((ColumnParallelLinear, ColumnAdapter), (RowParallelLinear, RowAdapter)):
+        if isinstance(linear, parallel):
+            return kind
+    raise ConfigError(
+        f"adapters of actor.lora do not fit {type(linear).__name__}, which may norm its input by itself",
+        where="actor.lora",
+        fix="train on the CPU, or without actor.lora",
+    )
+
+
+def _add(linear: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor | None]) -> Any:
+    result, bias = output
+    return (result + linear.adapter(inputs[0]), bias) if linear.adapter.switched_on else output
+
+
+def adapters(stage: list[Any]) -> Iterator[Any]:
+    """All of this rank."""
+    return (module for chunk in stage for module in chunk.modules() if isinstance(module, Adapter))
+
+
+def start(stage: list[Any], seed: int) -> None:
+    """Draw every A as a linear layer of its size is drawn: uniform within 1 / sqrt(inputs). B stays 0.
+
+    What is drawn depends on the seed and on the layer, not on how it is cut.
+    """
+    for adapter in adapters(stage):
+        a, parts = adapter.a, 1
+        if isinstance(adapter, RowAdapter):
+            parts = parallel_state.get_tensor_model_parallel_world_size()
+        inputs = a.shape[1] * parts
+        digest = hashlib.sha256(f"{seed}/{adapter.name}".encode()).digest()
+        draw = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+        whole = torch.empty(a.shape[0], inputs).uniform_(-1, 1, generator=draw) / math.sqrt(inputs)
+        at = parallel_state.get_tensor_model_parallel_rank() * a.shape[1] if parts > 1 else 0
+        with torch.no_grad():
+            a.copy_(whole[:, at : at + a.shape[1]])
+
+
+@contextlib.contextmanager
+def switched_off(stage: list[Any]) -> Iterator[None]:
+    """Inside, the model is the one that training began from."""
+    found = list(adapters(stage))
+    try:
+        for adapter in found:
+            adapter.switched_on = False
+        yield
+    finally:
+        for adapter in found:
+            adapter.switched_on = True
+
+
+class Merged(Mapping[str, Tensor]):
+    """The weights of a model with its adapters in them, by name. One is computed when it is asked for."""
+
+    def __init__(self, weights: Mapping[str, Tensor], stage: list[Any]) -> None:
+        """
+        Args:
+            weights: live, of the model without adapters.
+        """
+        self._weights = weights
+        self._adapters = {f"{adapter.name}.weight": adapter for adapter in adapters(stage)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        adapter = self._adapters.get(name)
+        return self._weights[name] if adapter is None else adapter.merged(self._weights[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
