@@ -106,6 +106,9 @@ class SwapReport:
     checksums_equal: bool | None
     """None: engines took the weights through their own loader, and only said that it succeeded."""
 
+    sent_bytes: int = 0
+    """Of what was written, what a trainer rank sent to another one, on the engine's node."""
+
     replays: int = 0
     """Times that the weights were written again, after a checksum that differed or a rank that failed."""
 

@@ -264,13 +264,6 @@ def devices_are_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLEr
         return
     config = loaded.config
     wanted = config.cluster.gpus_per_node
-    if config.cluster.nodes > 1:
-        place = loaded.where("cluster.nodes")
-        yield ResourceError(
-            f"cluster.nodes = {config.cluster.nodes}, but a run is of one node so far",
-            where=place,
-            fix="cluster.nodes=1",
-        )
     if wanted is not None and wanted > world.num_gpus:
         has = f"{world.num_gpus} GPUs" if world.num_gpus else "no GPU"
         yield ResourceError(

@@ -23,15 +23,18 @@ def refuse_gpus(loaded: LoadedConfig, machine: Machine | None) -> None:
         )
 
 
-def refuse_nodes(loaded: LoadedConfig) -> None:
+def refuse_nodes(loaded: LoadedConfig, fix: str) -> None:
     """
+    Args:
+        fix: what starts several machines, or one.
+
     Raises:
         ResourceError: the run would take several machines.
     """
     nodes = loaded.config.cluster.nodes
     if nodes > 1:
         raise ResourceError(
-            f"cluster.nodes = {nodes}, but a run is of one node so far",
+            f"cluster.nodes = {nodes}, but what starts here has this machine only",
             where=loaded.where("cluster.nodes"),
-            fix="cluster.nodes=1",
+            fix=fix,
         )

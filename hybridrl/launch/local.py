@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from hybridrl.cluster.env import expected_nodes, ray_address, worker_environment
 from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.network import Meet, at, in_folder, networks
 from hybridrl.cluster.nodes import ExpectedNodes
 from hybridrl.cluster.placement import Placing, anywhere, reserved
 from hybridrl.cluster.ray_attached import attached_ray
@@ -134,6 +135,9 @@ class Cluster:
     logs: Path
     place: Placing
     described: str
+    meet: Meet
+    interfaces: tuple[str, ...]
+    """Network interface that the workers of each node talk over."""
 
 
 @contextlib.contextmanager
@@ -141,7 +145,7 @@ def _cluster(cfg: Config, seats: Seats, address: str | None) -> Iterator[Cluster
     """A Ray of this machine, or the one at an address."""
     if address is None:
         with local_ray(num_workers=sum(seats.per_node)) as logs:
-            yield Cluster(Path(logs), anywhere, "loopback only")
+            yield Cluster(Path(logs), anywhere, "loopback only", in_folder(Path(logs)), ("lo",))
         return
     nodes = ExpectedNodes(cfg.cluster.nodes, cfg.cluster.gpus_per_node or 0, expected_nodes())
     timeout_s = cfg.cluster.start_timeout_s
@@ -149,7 +153,13 @@ def _cluster(cfg: Config, seats: Seats, address: str | None) -> Iterator[Cluster
         attached_ray(address, nodes, timeout_s=timeout_s) as logs,
         reserved(seats.per_node, timeout_s=timeout_s) as place,
     ):
-        yield Cluster(logs, place, f"on the Ray at {address}")
+        described = f"on the Ray at {address}"
+        if cfg.cluster.nodes == 1:
+            yield Cluster(logs, place, described, in_folder(logs), ("lo",))
+        else:
+            found = networks(place, cfg.cluster.nodes, timeout_s=timeout_s)
+            interfaces = tuple(network.interface for network in found)
+            yield Cluster(logs, place, described, at(found[0]), interfaces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +238,7 @@ class Session:
         rollout = RayRollout(
             self._group("engine", RolloutWorker, self._engine_setups(), seats.engine), cfg.cluster
         )
-        trainers = Trainers(cfg, self._shape, seats, self._cluster.logs)
+        trainers = Trainers(cfg, self._shape, seats, self._cluster.meet)
         trainer = trainers.start(self._group, self._files)
         reward = RayReward(self._group("reward", RewardWorker, scoring, seats.reward), cfg.cluster)
         layout = engine_layout(spec.read(cfg.model.path), self._shape.engine)
@@ -244,7 +254,13 @@ class Session:
                 for note in notes:
                     self._observe.warn("resume", note)
                 sync = await connect(
-                    cfg.rollout.weight_path, trainer, rollout, layout, cfg.cluster, self._observe.warn
+                    cfg.rollout.weight_path,
+                    trainer,
+                    rollout,
+                    layout,
+                    cfg.cluster,
+                    self._observe.warn,
+                    seats.topology(layout.world_size),
                 )
             yield Crew(rollout=rollout, trainer=trainer, reward=reward, sync=sync)
         finally:
@@ -253,14 +269,16 @@ class Session:
                 group.kill()
 
     def _group(self, name: str, worker: Any, arguments: list[tuple], nodes: Sequence[int]) -> WorkerGroup:
-        environment = {
-            "env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"})
-        }
+        cluster = self._cluster
+        environments = [
+            {"env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": interface})}
+            for interface in cluster.interfaces
+        ]
         actors = [
-            worker.options(runtime_env=environment, **self._cluster.place(node)).remote(*a)
+            worker.options(runtime_env=environments[node], **cluster.place(node)).remote(*a)
             for a, node in zip(arguments, nodes, strict=True)
         ]
-        return WorkerGroup(name, actors, self._cluster.logs)
+        return WorkerGroup(name, actors, cluster.logs)
 
     def _engine_setups(self) -> list[tuple[EngineSetup]]:
         rollout = self._cfg.rollout

@@ -1,5 +1,6 @@
 """What a config comes to on a machine: how many ranks, engines, optimizer steps; and the folders of a run."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from hybridrl.config.check import optimizer_steps
 from hybridrl.config.schema import Config, EngineParallel
 from hybridrl.config.training import TrainParallel
+from hybridrl.reshard.topology import Topology
 from hybridrl.trainer.setup import Host
 
 Resume = Literal["never", "if_possible", "required"]
@@ -87,11 +89,43 @@ class Seats:
             _spread(shape.trainer_ranks, num_nodes), _spread(shape.num_engines, num_nodes), (0,), *beside
         )
 
+    def topology(self, engine_ranks: int) -> Topology | None:
+        """Which trainer ranks and engine ranks share a node; None: there is one node.
+
+        Args:
+            engine_ranks: of each engine.
+        """
+        if {*self.trainer, *self.engine} == {0}:
+            return None
+        assert {*self.engine} <= {*self.trainer}, "every node has a trainer rank"
+        size = max(self.trainer.count(node) for node in self.trainer)
+        place = _Devices(self.trainer, size)
+        targets = tuple(tuple(place.take(node) for _ in range(engine_ranks)) for node in self.engine)
+        return Topology(place.of_trainer, targets, size)
+
     @property
     def per_node(self) -> list[int]:
         """Workers on each node."""
         nodes = (*self.trainer, *self.engine, *self.reward, *self.critic, *self.reference)
         return [nodes.count(node) for node in range(max(nodes) + 1)]
+
+
+class _Devices:
+    """Numbers for the places of trainer ranks; engine ranks share them in turn."""
+
+    def __init__(self, trainer: tuple[int, ...], size: int) -> None:
+        """
+        Args:
+            trainer: node of each rank, neighbours on one node.
+            size: devices of a node.
+        """
+        self.of_trainer = tuple(node * size + rank - trainer.index(node) for rank, node in enumerate(trainer))
+        self._trainer, self._size, self._taken = trainer, size, Counter[int]()
+
+    def take(self, node: int) -> int:
+        """The next device of a node for an engine rank."""
+        self._taken[node] += 1
+        return node * self._size + (self._taken[node] - 1) % self._trainer.count(node)
 
 
 def _spread(count: int, num_nodes: int) -> tuple[int, ...]:

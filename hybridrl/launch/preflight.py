@@ -11,7 +11,7 @@ from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.problems import refuse
 from hybridrl.config.training import TrainParallel
-from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError
+from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.column_groups import columns_elsewhere
 from hybridrl.launch.plan import RunShape, trainer_host, with_dp
@@ -82,7 +82,7 @@ def _model_errors(
     loaded: LoadedConfig, machine: Machine | None, spec: models.ModelSpec | None
 ) -> list[HybridRLError]:
     """What rules refuse, about the model as far as it is known, and what the trainer does."""
-    wrong = check(loaded, _world(machine, spec))
+    wrong = check(loaded, _world(machine, spec)) + _nodes_without_ranks(loaded)
     if spec is not None:
         moe = loaded.config.actor.moe
         asked = (
@@ -91,6 +91,21 @@ def _model_errors(
         )
         wrong += [loaded.locate(error) for one in asked if (error := _refusal(one))]
     return wrong or (_layout_errors(loaded, spec) if spec else [])
+
+
+def _nodes_without_ranks(loaded: LoadedConfig) -> list[HybridRLError]:
+    """A trainer rank writes into the engines of its own node."""
+    nodes, ranks = loaded.config.cluster.nodes, RunShape.of(loaded.config).trainer_ranks
+    if nodes <= ranks:
+        return []
+    return [
+        ResourceError(
+            f"cluster.nodes = {nodes}, and the trainer has {ranks} ranks: every node needs one, which writes "
+            "the weights of the engines beside it",
+            where=loaded.where("actor.parallel", "cluster.nodes"),
+            fix=f"give it {nodes} ranks, as with a larger actor.parallel.dp; or cluster.nodes={ranks}",
+        )
+    ]
 
 
 def _layout_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridRLError]:

@@ -9,7 +9,7 @@ from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
-from hybridrl.launch.limits import refuse_gpus
+from hybridrl.launch.limits import refuse_gpus, refuse_nodes
 from hybridrl.launch.plan import Resume
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
@@ -50,6 +50,8 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
 
 
 def _launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say: Say) -> int:
+    if request.on == "local":
+        refuse_nodes(loaded, "launch --on slurm or --on ray; cluster.nodes=1 runs it here")
     dry_run, elsewhere = request.dry_run, request.on == "slurm" or request.submit
     machine = None if elsewhere else Machine.here()
     downloads = not dry_run and not request.submit and model_folders.absent(loaded)

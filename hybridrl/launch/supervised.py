@@ -85,7 +85,7 @@ def _launch(kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, resume: boo
     machine = Machine.here()
     say("doctor", machine.describe())
     refuse_gpus(loaded, machine)
-    refuse_nodes(loaded)
+    refuse_nodes(loaded, "cluster.nodes=1")
     folder = _model_folder(loaded, dry_run=dry_run)
     spec = hub.find_spec(str(folder))
     world = check.World(num_gpus=0, available_bytes=machine.available_bytes, spec=spec)

@@ -1,12 +1,12 @@
 """The trainer of a run: the actor's ranks, and those of critic and reference where they have their own."""
 
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.network import Meet
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.launch.column_groups import columns_elsewhere
@@ -28,8 +28,8 @@ class Trainers:
     cfg: Config
     shape: RunShape
     seats: Seats
-    meeting: Path
-    """A folder that all ranks see, for their rendezvous."""
+    meet: Meet
+    """Where the ranks of a group find each other."""
 
     def start(self, start: Start, files: RunFiles) -> RayTrainer:
         """Starts all ranks."""
@@ -73,7 +73,7 @@ class Trainers:
         cfg = self.cfg
         first = TrainerSetup(
             rank=0,
-            rendezvous=f"file://{self.meeting.resolve() / f'{name}-{secrets.token_hex(8)}'}",
+            rendezvous=self.meet(name),
             parallel=parallel,
             model=spec.read(cfg.model.path),
             model_folder=Path(cfg.model.path),

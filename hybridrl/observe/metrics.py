@@ -158,6 +158,7 @@ def sync_metrics(swap: SwapReport) -> dict[str, float]:
         "sync/in_place": float(equal is not None),
         "sync/time_s": swap.time_s,
         "sync/written_bytes": float(swap.written_bytes),
+        "sync/sent_bytes": float(swap.sent_bytes),
         "sync/staging_bytes": float(swap.staging_bytes),
         "sync/tensors": float(swap.num_tensors),
         "sync/replays": float(swap.replays),

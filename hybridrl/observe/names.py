@@ -132,6 +132,10 @@ _ROWS: list[tuple[str, Metric]] = [
     ("timing_per_token_ms/{adv,old_log_prob,update_actor}", Metric("ms", "Per token, prompts included.")),
     ("sync/time_s", Metric("s", "The weight swap.")),
     ("sync/written_bytes", Metric("bytes", "Written into engine parameters, by all ranks.")),
+    (
+        "sync/sent_bytes",
+        Metric("bytes", "Of these, sent from one trainer rank to another, on the engine's node."),
+    ),
     ("sync/staging_bytes", Metric("bytes", "Largest buffer that a rank held besides the weights.")),
     ("sync/tensors", Metric("tensors", "Engine tensors that were written.")),
     ("sync/checksum_ok", Metric("0 or 1", "Checksums of every tensor are equal on both sides.")),

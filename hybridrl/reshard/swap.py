@@ -41,6 +41,9 @@ class SwapWritten:
     """Engine tensors, or parts of them."""
 
     bytes: int
+    sent_bytes: int
+    """Of these, to ranks beside engines out of reach."""
+
     staging_bytes: int
     checksums: Checksums
 
@@ -112,13 +115,14 @@ class SwapWriter:
         """
         self._refuse_other_tensors(tensors)
         parts = [self._direct.write(tensors)]
-        if self._remote:
-            moved = self._remote.run(tensors)
+        moved = self._remote.run(tensors) if self._remote else None
+        if moved:
             parts.append(Written(moved.sent_bytes, moved.staging_bytes, moved.checksums, {}))
         parts += [copies.write({}) for copies in self._passed_on]
         return SwapWritten(
             sum(len(part.checksums) for part in parts),
             sum(part.bytes for part in parts),
+            moved.sent_bytes if moved else 0,
             max(part.staging_bytes for part in parts),
             expected((self._empty, *(checksums(part) for part in parts))),
         )

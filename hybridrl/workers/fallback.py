@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Literal
 
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import SwapError
+from hybridrl.errors import ResourceError, SwapError
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.buckets import split
+from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.sync import RaySync
@@ -30,27 +31,36 @@ async def connect(
     layout: SGLangLayout,
     cluster: ClusterConfig,
     warn: Callable[[str, str], None],
+    topology: Topology | None = None,
 ) -> "RaySync | EngineApiSync":
     """Once, when both sides are up and before the first request: choose the way, and prepare it.
 
     Args:
         layout: of every engine, as we know SGLang; its loader is probed before anything is written by it.
         warn: called with (about, text).
+        topology: where all ranks sit; None: on one node.
 
     Raises:
-        LayoutError: the loader does something else, and `path` allows no other way.
+        LayoutError: the loader does something else, and `path` or the topology allows no other way.
+        ResourceError: `path` names a way that several nodes do not have.
         SwapError: two trainer ranks planned differently.
     """
     if path != "engine_api":
         differences = await rollout.all("probe_loader", layout)
         difference = next(filter(None, differences), None)
         if difference is None:
-            in_place = RaySync(trainer, rollout, layout, cluster, warn)
+            in_place = RaySync(trainer, rollout, layout, cluster, warn, topology)
             await in_place.connect()
             return in_place
-        if path == "in_place":
+        if path == "in_place" or topology:
             raise difference
         warn("weight path", f"weights take the slow way, through the engine's own loader: {difference.what}")
+    elif topology:
+        raise ResourceError(
+            "weights take the engines' own loader through the memory of one machine, the run has several",
+            where="rollout.weight_path",
+            fix="rollout.weight_path=in_place, or cluster.nodes=1",
+        )
     through_loader = EngineApiSync(trainer, rollout, HFLayout(layout.spec), cluster)
     await through_loader.connect()
     return through_loader

@@ -2,8 +2,9 @@
 
 Order of one swap, over all engines: close the gate -> begin (engines DIRTY) -> write -> vote -> commit ->
 open the gate. A write puts absolute values, so after a no it is repeated. Trainer ranks that died are left
-out then: the others plan again, and replicas write their share. No engine commits before every rank of both
-sides said yes. An error leaves the gate closed: nothing is sampled from weights that did not commit.
+out then: the others plan again, and replicas write their share; over several nodes the swap fails. No
+engine commits before every rank of both sides said yes. An error leaves the gate closed: nothing is sampled
+from weights that did not commit.
 
 Waits: push() for running requests, then for every trainer rank that is left, then for every engine.
 """
@@ -18,6 +19,7 @@ from hybridrl.errors import WorkerError
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.agreement import difference, disagreement, expected
 from hybridrl.reshard.swap import Engine, SwapWritten
+from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
@@ -51,14 +53,16 @@ class RaySync:
         layout: SGLangLayout,
         cluster: ClusterConfig,
         warn: Callable[[str, str], None],
+        topology: Topology | None = None,
     ) -> None:
         """
         Args:
             layout: of every engine.
             warn: called with (about, text) when a write is repeated.
+            topology: where all ranks sit; None: on one node.
         """
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
-        self._warn = warn
+        self._warn, self._topology = warn, topology
         self._engines: list[Engine] = []
         self._lost: frozenset[int] = frozenset()
 
@@ -87,7 +91,10 @@ class RaySync:
             while vote.objection and replays < _MAX_REPLAYS:
                 replays += 1
                 self._warn(f"swap to {version}", f"writing version {version} again: {vote.objection}")
-                await self._leave_out(dead(vote.outcomes))
+                lost = dead(vote.outcomes)
+                if lost and self._topology:  # the group that carries weights between nodes died with it
+                    raise vote.objection
+                await self._leave_out(lost)
                 vote = await self._write()
             if vote.objection:
                 raise vote.objection
@@ -118,7 +125,8 @@ class RaySync:
 
     async def _plan(self) -> dict[int, Any]:
         timeout_s = self._cluster.start_timeout_s
-        return await self._on_trainer("connect", self._engines, self._lost, timeout_s=timeout_s)
+        placed = (self._engines, self._lost, self._topology)
+        return await self._on_trainer("connect", *placed, timeout_s=timeout_s)
 
     async def _agree(self, plans: Mapping[int, Any]) -> None:
         """
@@ -153,6 +161,7 @@ def _report(version: PolicyVersion, vote: Vote, replays: int, time_s: float) -> 
         time_s=time_s,
         num_tensors=vote.num_tensors,
         written_bytes=sum(share.bytes for share in vote.written),
+        sent_bytes=sum(share.sent_bytes for share in vote.written),
         staging_bytes=max(share.staging_bytes for share in vote.written),
         checksums_equal=True,
         replays=replays,

@@ -10,12 +10,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
+import torch.distributed as dist
 
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
@@ -23,6 +25,7 @@ from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import CheckpointError, VersionError
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
+from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
 from hybridrl.trainer import committed
@@ -66,9 +69,15 @@ class TrainerWorker:
     def step(self, index: int) -> StepReport:
         return self._policy.step(index)
 
-    def connect(self, engines: list[Engine], lost: frozenset[int]) -> str:
-        """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash."""
-        self._writer = SwapWriter(self._policy.layout, self._setup.rank, engines, lost=lost)
+    def connect(self, engines: list[Engine], lost: frozenset[int], topology: Topology | None) -> str:
+        """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash.
+
+        *Collective* with a topology: ranks then send weights to each other.
+        """
+        layout, rank = self._policy.layout, self._setup.rank
+        timeout = timedelta(seconds=self._setup.timeout_s)
+        group: Any = dist.new_group(backend="gloo", timeout=timeout) if topology else None
+        self._writer = SwapWriter(layout, rank, engines, topology=topology, lost=lost, group=group)
         return self._writer.plan_hash
 
     def plan_fields(self) -> dict[str, str]:

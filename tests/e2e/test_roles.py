@@ -43,6 +43,7 @@ def test_the_task_is_learnt(tmp_path: Path, roles: tuple[str, str]) -> None:
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     arguments = (PPO, "algorithm.kl={coefficient: 0.001, in: reward}", CRITIC, REFERENCE, "actor.offload=all")
     few = ("batch={prompts_per_step: 8, minibatch_prompts: 4}", "run.steps=3", "run.save_every=2")
+    few += ("actor.optimizer={lr: 1.0e-3}",)
     whole = launch(tmp_path, "whole", *arguments, *few)
     cut = whole.with_name("cut")
     shutil.copytree(whole, cut)

@@ -62,7 +62,7 @@ KEYS = {
     "pyarrow": {"data"},
     "reasoning_gym": {"data", "rewards"},
     "math_verify": {"rewards"},
-    "psutil": {"observe", "rollout", "hosts"},
+    "psutil": {"cluster", "observe", "rollout", "hosts"},
     "pydantic": {"config", "algorithms"},
     "pydantic_core": {"config"},
     "typing_extensions": {"config"},

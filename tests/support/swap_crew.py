@@ -85,7 +85,7 @@ class Writer:
         for name, tensor in self.first.items():
             torch.mul(tensor, version + 1, out=self.tensors[name])
 
-    def connect(self, engines, lost):
+    def connect(self, engines, lost, topology):
         self.writer = SwapWriter(self.layout, self.rank, engines, lost=lost)
         return self.writer.plan_hash
 

@@ -36,8 +36,8 @@ class CriticRanks:
             layout, config = make_layout(setup), transformer_config(setup, self._device)
             self._layout, self._seed = layout, setup.seed
             self._saver = checkpoint.Saver(layout, timeout_s=setup.timeout_s, background=setup.async_save)
-            options = {"value_head": True, "overlap": setup.actor.overlap}
-            model = build(config, setup.model, layout.padded_vocab, self._device, **options)
+            size, overlap = layout.padded_vocab, setup.actor.overlap
+            model = build(config, setup.model, size, self._device, value_head=True, overlap=overlap)
             trunk = replace(layout, spec=without_vocabulary(setup.model, head="none"))
             weights = {name: parameter.data for name, parameter in named_parameters(model)}
             load_hf(setup.model_folder, trunk, setup.rank, weights)

@@ -55,14 +55,14 @@ class MegatronSupervised:
             self._device = start(setup)
             self.layout = make_layout(setup)
             config = transformer_config(setup, self._device)
-            heads, options = setup.model.value_head, {"overlap": setup.actor.overlap}
-            options["value_head"] = heads
-            self._model = build(config, setup.model, self.layout.padded_vocab, self._device, **options)
+            scores, overlap = setup.model.value_head, setup.actor.overlap
+            size = self.layout.padded_vocab
+            self._model = build(config, setup.model, size, self._device, value_head=scores, overlap=overlap)
             load_hf(setup.model_folder, self._initial_layout(), setup.rank, self.tensors())
             self._optimizer = Optimizer(setup.actor.optimizer, self._model, setup.num_optimizer_steps)
             self._scorer = Scorer(self._model, temperature=1.0)
         self._saver = checkpoint.Saver(self.layout, timeout_s=setup.timeout_s)
-        self._loss: Loss = self._preference if heads else self._likelihood
+        self._loss: Loss = self._preference if scores else self._likelihood
 
     def tensors(self) -> dict[str, Tensor]:
         """The live parameters of this rank, by their name in `layout`."""

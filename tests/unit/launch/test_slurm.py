@@ -111,6 +111,23 @@ def test_every_worker_has_a_node_and_neighbours_share_one(tp: int, dp: int, engi
     assert sum(seats.per_node) == tp * dp + engines + 1
 
 
+@given(ranks=st.integers(1, 12), engines=st.integers(1, 6), size=st.integers(1, 4), nodes=st.integers(1, 6))
+def test_a_topology_has_every_worker_on_the_node_of_its_seat(
+    ranks: int, engines: int, size: int, nodes: int
+) -> None:
+    shape = RunShape(TrainParallel(tp=ranks, dp=1), engines, EngineParallel(), 1, 1)
+    seats = Seats.of(shape, min(nodes, ranks))
+    topology = seats.topology(size)
+    if topology is None:
+        assert {*seats.trainer, *seats.engine} == {0}
+        return
+    assert len(set(topology.source)) == ranks
+    assert [topology.node(device) for device in topology.source] == list(seats.trainer)
+    for devices, node in zip(topology.targets, seats.engine, strict=True):
+        assert len(devices) == size
+        assert all(topology.node(d) == node and d in topology.rank_on for d in devices)
+
+
 @pytest.mark.parametrize(
     ("line", "name", "code"),
     [

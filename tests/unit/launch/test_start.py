@@ -59,16 +59,19 @@ def test_a_dry_run_does_not_keep_the_folder_from_the_launch(folder: Path, capsys
     assert run(capsys, "--on", "slurm", "--dry-run", "run.seed=4")[0] == 0
 
 
-def test_a_job_that_cannot_run_yet_is_refused_before_it_waits_in_a_queue(
-    folder: Path, capsys: Captured
-) -> None:
+def test_a_job_that_cannot_run_is_refused_before_it_waits_in_a_queue(folder: Path, capsys: Captured) -> None:
     for key, message in (
-        ("cluster.nodes=2", "cluster.nodes = 2, but a run is of one node so far"),
+        ("cluster.nodes=3", "cluster.nodes = 3, and the trainer has 1 ranks: every node needs one"),
         ("cluster.gpus_per_node=8", "would take 8 GPUs"),
     ):
         code, _, err = run(capsys, "--on", "slurm", key)
         assert code == 2 and message in err
     assert not (folder / "out").exists()
+
+
+def test_several_nodes_need_something_that_starts_them(folder: Path, capsys: Captured) -> None:
+    code, _, err = run(capsys, "cluster.nodes=2")
+    assert code == 2 and "cluster.nodes = 2, but what starts here has this machine only" in err
 
 
 def test_a_machine_without_slurm_is_said(folder: Path, capsys: Captured) -> None:

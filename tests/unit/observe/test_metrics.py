@@ -136,6 +136,7 @@ def test_a_swap_is_reported_whole() -> None:
     assert metrics.sync_metrics(values.SWAP) == {
         "sync/time_s": 0.008,
         "sync/written_bytes": 1800.0,
+        "sync/sent_bytes": 0.0,
         "sync/staging_bytes": 64.0,
         "sync/tensors": 26.0,
         "sync/checksum_ok": 1.0,

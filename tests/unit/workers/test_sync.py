@@ -11,6 +11,7 @@ from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import EngineError, LayoutError, SwapError, WorkerError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.reshard.topology import Topology
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer
@@ -23,10 +24,10 @@ class FaultyWriter(Writer):
         super().__init__(*arguments)
         self.errors, self.plan_errors = list(errors), list(plan_errors)
 
-    def connect(self, engines, lost):
+    def connect(self, engines, lost, topology):
         if lost and self.plan_errors:
             raise self.plan_errors.pop(0)
-        return super().connect(engines, lost)
+        return super().connect(engines, lost, topology)
 
     def write_weights(self):
         if self.errors:
@@ -59,7 +60,7 @@ def died(rank):
 class Crew:
     """Two engines, and trainer ranks of tp 2 and dp 2: 0 and 2 are replicas, and 1 and 3."""
 
-    def __init__(self, faults=None, first_engine=Engine, dp=2, plan_faults=None):
+    def __init__(self, faults=None, first_engine=Engine, dp=2, plan_faults=None, topology=None):
         faults, plan_faults = faults or {}, plan_faults or {}
         spec = tiny()
         world = World(MegatronLayout(spec, tp=2, dp=dp), [SGLangLayout(spec, tp=2)] * 2)
@@ -80,6 +81,7 @@ class Crew:
             world.engines[0],
             ClusterConfig(),
             lambda about, text: self.warnings.append(text),
+            topology,
         )
 
     def push(self, *versions):
@@ -170,6 +172,13 @@ def test_without_a_replica_the_swap_ends_and_names_rank_and_weight():
     with pytest.raises(LayoutError, match=r"nobody is left .*qkv, layers 0 to 3.*trainer ranks \[1\]"):
         crew.push(0)
     assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed()
+
+
+def test_over_several_nodes_a_dead_rank_ends_the_swap():
+    crew = Crew(faults={3: [died(3)]}, topology=Topology.colocated(4, [2, 2], 4))
+    with pytest.raises(WorkerError, match="trainer rank 3 died"):
+        crew.push(0)
+    assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed() and not crew.warnings[1:]
 
 
 def test_when_every_trainer_rank_died_the_swap_ends():

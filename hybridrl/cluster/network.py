@@ -1,0 +1,97 @@
+"""How ranks find each other: in a folder of their machine, or over the network between the nodes of a run."""
+
+import ipaddress
+import random
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import ray
+from ray.util import get_node_ip_address
+
+from hybridrl.cluster.placement import Placing
+from hybridrl.errors import ResourceError
+
+Meet = Callable[[str], str]
+"""Name of a group of ranks -> where they meet, as torch.distributed takes it; a new place at each call."""
+
+_PORTS = range(20_000, 30_000)
+"""Below those that Linux gives to outgoing connections."""
+
+_GROUPS = 3
+"""That a run has at most: the trainer, critic and reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Of one node, as the other nodes see it."""
+
+    address: str
+    interface: str
+    ports: tuple[int, ...]
+    """Free when they were looked for, one for each group of ranks."""
+
+
+def in_folder(folder: Path) -> Meet:
+    """On one machine."""
+    return lambda name: f"file://{folder.resolve() / f'{name}-{secrets.token_hex(8)}'}"
+
+
+def at(network: Network) -> Meet:
+    """On the node of every group's first rank."""
+    ports = iter(network.ports)
+    return lambda name: f"tcp://{network.address}:{next(ports)}"
+
+
+def networks(place: Placing, num_nodes: int, *, timeout_s: float) -> list[Network]:
+    """Of each node of a run, asked there.
+
+    Raises:
+        ResourceError: a node has no interface with the address that Ray knows it by.
+    """
+    look = ray.remote(max_retries=0)(_here)
+    return ray.get([look.options(**place(node)).remote() for node in range(num_nodes)], timeout=timeout_s)
+
+
+def _here() -> Network:
+    address = get_node_ip_address()
+    return Network(address, interface_of(address), tuple(_free_ports(address, _GROUPS)))
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this machine that has an address.
+
+    Raises:
+        ResourceError: none has it.
+    """
+    wanted = ipaddress.ip_address(address)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family in (socket.AF_INET, socket.AF_INET6) and _same(a.address, wanted) for a in addresses):
+            return name
+    if wanted.is_loopback:  # the whole network of 127.0.0.1 is
+        return interface_of("127.0.0.1")
+    raise ResourceError(
+        f"Ray knows this node by {address}, which no network interface of it has",
+        fix="start Ray with --node-ip-address; for Slurm jobs cluster.slurm.interface names the interface",
+    )
+
+
+def _same(text: str, wanted: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return ipaddress.ip_address(text.partition("%")[0]) == wanted
+
+
+def _free_ports(address: str, count: int) -> list[int]:
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise ResourceError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} of {address} is free")
