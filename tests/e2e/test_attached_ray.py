@@ -1,15 +1,12 @@
 """A Ray that runs already: its workers, its nodes, its room."""
 
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
+from ray_nodes import RayNode
 
 from hybridrl.cluster.nodes import ExpectedNodes
 from hybridrl.cluster.placement import reserved
@@ -20,37 +17,9 @@ from hybridrl.errors import DeadlineError, ResourceError
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Ray of one node, n1, with 3 slots, that was started in another folder and listens on loopback."""
-    folder = tmp_path_factory.mktemp("ray")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = "-m ray.scripts.scripts start --head --block --include-dashboard=false --num-cpus=3 --num-gpus=0"
-    places = f"--node-name=n1 --node-ip-address=127.0.0.1 --port={port} --temp-dir={folder}"
-    quiet = {
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AUTH_MODE": "disabled",
-    }
-    with (folder / "out").open("w") as out:
-        head = subprocess.Popen(
-            [sys.executable, *start.split(), *places.split()],
-            env=os.environ | quiet,
-            stdout=out,
-            stderr=out,
-            cwd=folder,
-        )
-    deadline = time.monotonic() + 60
-    while not _answers(port):
-        assert time.monotonic() < deadline and head.poll() is None, (folder / "out").read_text()
-        time.sleep(0.1)
-    yield f"127.0.0.1:{port}"
-    head.terminate()
-    head.wait(60)
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    head, where = RayNode.head(tmp_path_factory.mktemp("ray"), "n1", num_cpus=3)
+    yield where
+    head.end()
 
 
 def test_workers_of_an_attached_ray_run_in_the_folder_of_the_driver(
