@@ -19,7 +19,7 @@ from typer.exceptions import TyperException
 from hybridrl import __version__
 from hybridrl.cli.console import ConfigPath, Overrides, err, out, say
 from hybridrl.cli.look import algo_app, config_app
-from hybridrl.errors import HybridRLError, UserError
+from hybridrl.errors import ConfigError, HybridRLError, UserError
 
 INTERRUPTED = 130
 
@@ -208,10 +208,19 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare its log-probabilities with the trainer's.")
     ] = False,
+    adapters: Annotated[
+        bool, typer.Option("--adapters", help="Those of actor.lora alone, in the format of PEFT.")
+    ] = False,
 ) -> None:
     """Make the Hugging Face model of a checkpoint; with --verify exit code 1 if it is not the trainer's."""
     from hybridrl.launch import export as exporting
 
+    if adapters and verify:
+        raise ConfigError("--verify compares a whole model", fix="leave out --adapters, or --verify")
+    if adapters:
+        exported = exporting.export_adapters(run, step=step, to=to)
+        say("wrote", f"{exported.folder}, the adapters of step {exported.step}")
+        return
     exported = exporting.export_run(run, step=step, to=to)
     say("wrote", f"{exported.folder}, the policy of step {exported.step}")
     if verify:

@@ -20,7 +20,7 @@ from hybridrl.errors import CheckpointError, RunFolderError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.plan import RunFiles
 from hybridrl.models import spec
-from hybridrl.trainer import committed, export
+from hybridrl.trainer import adapters, committed, export
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.workers.trainer import Checkpoint, whole_checkpoints
 
@@ -65,15 +65,28 @@ def export_run(run: Path, *, step: int | None, to: Path | None) -> Exported:
         RunFolderError: `run` holds no run, or the folder is there already.
         CheckpointError: no such checkpoint is whole.
     """
-    files = RunFiles(run)
-    resolved = run / "resolved.yaml"
-    if not resolved.is_file():
-        raise RunFolderError(
-            f"{run} holds no run", where=str(run), fix="give the folder of one, as runs/NAME"
-        )
-    config, checkpoint = in_folders(load(resolved)), _checkpoint(files, step)
+    files, config = _files(run), _config(run)
+    checkpoint = _checkpoint(files, step)
     folder = to or files.exports / checkpoint.folder.name
     export.export(checkpoint.folder, folder, config.config.model.path)
+    return Exported(checkpoint.step, checkpoint.folder, folder, config)
+
+
+def export_adapters(run: Path, *, step: int | None, to: Path | None) -> Exported:
+    """Write the adapters of a checkpoint of a run in the format of PEFT.
+
+    Args:
+        step: of the checkpoint; None: the newest.
+        to: None: exports/step_...-adapters in the run folder.
+
+    Raises:
+        RunFolderError: `run` holds no run, or the folder is there already.
+        CheckpointError: no such checkpoint is whole, or it holds no adapters.
+    """
+    files, config = _files(run), _config(run)
+    checkpoint = _checkpoint(files, step)
+    folder = to or files.exports / f"{checkpoint.folder.name}-adapters"
+    adapters.write_peft(checkpoint.folder, folder, config.config.model.path)
     return Exported(checkpoint.step, checkpoint.folder, folder, config)
 
 
@@ -95,6 +108,18 @@ def prove(exported: Exported) -> Proof:
     theirs = logp_of_folder(exported.folder, block, temperature=setup.temperature)
     trained = block.loss_mask_T
     return Proof(int(trained.sum()), float(np.abs(ours - theirs)[trained].max()))
+
+
+def _files(run: Path) -> RunFiles:
+    if not (run / "resolved.yaml").is_file():
+        raise RunFolderError(
+            f"{run} holds no run", where=str(run), fix="give the folder of one, as runs/NAME"
+        )
+    return RunFiles(run)
+
+
+def _config(run: Path) -> LoadedConfig:
+    return in_folders(load(run / "resolved.yaml"))
 
 
 def _checkpoint(files: RunFiles, step: int | None) -> Checkpoint:

@@ -23,7 +23,7 @@ from model_values import tiny
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.trainer.megatron.layers import PackedAttention
+from hybridrl.trainer.megatron.attention import PackedAttention
 
 torch.cuda.Stream = object  # the dispatcher of tokens makes one when it is built
 multi_latent_attention.TELinear = type("Absent", (), {})  # it asks whether a layer is one, and has none

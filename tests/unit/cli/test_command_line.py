@@ -93,6 +93,9 @@ def test_the_version_is_the_packages(capsys: Captured) -> None:
         (["launch", "my.yaml", "run.steps"], "'run.steps' is not an override"),
         (["launch", "my.yaml", "--resume", "model=model"], "no model folder at model.path = model"),
         (["config", "explain", "batch.size"], "no key batch.size"),
+        (["export", "runs/one", "--adapters", "--verify"], "--verify compares a whole model"),
+        (["export", "runs/one"], "runs/one holds no run"),
+        (["export", "runs/one", "--adapters"], "runs/one holds no run"),
         (["config", "check", "my.yaml", "data.train=x.jsonl"], "no file at data.train = x.jsonl"),
     ],
 )
