@@ -55,5 +55,7 @@ class StopRequest:
             text = f"{self.signal}: this step ends and is saved; a second signal ends the run at once"
             # In a thread: what was interrupted here may hold the lock of the screen.
             threading.Thread(target=self._say, args=(text,), daemon=True).start()
+        elif signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
+            raise KeyboardInterrupt
         else:  # the way of Ctrl-C, which every wait of a run knows
             signal.raise_signal(signal.SIGINT)

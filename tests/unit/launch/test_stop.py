@@ -4,10 +4,19 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from hybridrl.launch.stop import SIGNALS, StopRequest
+
+
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def started_in(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What SIGINT does: a shell script ignores it for what it starts in the background."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def said_within(said: list[str], seconds: float) -> bool:
@@ -29,7 +38,7 @@ def test_a_first_signal_during_training_is_noted_and_said(number: int) -> None:
         assert said_within(said, 5) and stop.signal in said[0]
 
 
-def test_a_second_signal_is_ctrl_c_and_the_first_keeps_its_name() -> None:
+def test_a_second_signal_is_ctrl_c_and_the_first_keeps_its_name(started_in: None) -> None:
     with StopRequest(lambda text: None) as stop:
         stop.begin()
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -38,7 +47,7 @@ def test_a_second_signal_is_ctrl_c_and_the_first_keeps_its_name() -> None:
         assert stop.signal == "SIGUSR1" and not stop.came_early
 
 
-def test_a_signal_before_the_first_step_ends_the_start() -> None:
+def test_a_signal_before_the_first_step_ends_the_start(started_in: None) -> None:
     with StopRequest(lambda text: None) as stop:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
