@@ -116,24 +116,56 @@ def _microbatch(script: Script) -> Found:
     yield Line("actor.microbatch_tokens", tokens, script.source(key), note)
 
 
+_MEGATRON_SIZES = {
+    "tensor_model": "tp",
+    "pipeline_model": "pp",
+    "virtual_pipeline_model": "vpp",
+    "context": "cp",
+    "expert_model": "ep",
+    "expert_tensor": "etp",
+}
+"""verl's names of them -> ours."""
+
+_REPLAYS = {"R2": "old_logp", "R3": "rollout"}
+
+
 def _recompute(script: Script) -> Found:
     key = f"{M}.enable_gradient_checkpointing"
     on = script.get(key, True)
     if script.is_megatron:
         key = f"{A}.megatron.override_transformer_config.recompute_granularity"
-        on = script.get(key) == "full"
-    yield Line("actor.recompute", "full" if on else "none", script.source(key))
+        on = script.get(key) or False
+    how = on if on in ("full", "selective") else "full" if on else "none"
+    yield Line("actor.recompute", how, script.source(key))
 
 
 def _parallel(script: Script) -> Found:
+    key = f"{R}.expert_parallel_size"
+    if (experts := script.number(key, 1)) > 1:
+        yield Line("rollout.parallel.ep", experts, script.source(key))
     if not script.is_megatron:
         key = f"{R}.tensor_model_parallel_size"
         why = "FSDP becomes Megatron's tensor parallelism: the engine's size to begin with; hybridrl plan"
         yield Line("actor.parallel.tp", script.number(key, 2), script.source(key), why)
         return
-    for name, ours in (("tensor", "tp"), ("pipeline", "pp")):
-        key = f"{A}.megatron.{name}_model_parallel_size"
-        yield Line(f"actor.parallel.{ours}", script.number(key, 1), script.source(key))
+    for name, ours in _MEGATRON_SIZES.items():
+        key = f"{A}.megatron.{name}_parallel_size"
+        if ours in ("tp", "pp") or script.get(key) is not None:
+            yield Line(f"actor.parallel.{ours}", script.number(key, 1), script.source(key))
+
+
+def _replay(script: Script) -> Found:
+    key = f"{A}.router_replay.mode"
+    if (mode := script.get(key)) in _REPLAYS:
+        yield Line("actor.moe.router_replay", _REPLAYS[mode], script.source(key))
+
+
+def _adapters(script: Script) -> Found:
+    for section in (f"{M}.lora_", f"{M}.lora."):  # of FSDP, of Megatron
+        if rank := script.number(f"{section}rank", 0):
+            alpha = float(script.number(f"{section}alpha", 16))
+            yield Line("actor.lora.rank", rank, script.source(f"{section}rank"))
+            yield Line("actor.lora.alpha", alpha, script.source(f"{section}alpha"))
 
 
 def _evaluation(script: Script) -> Found:
@@ -165,6 +197,8 @@ PARTS: Sequence[Callable[[Script], Found]] = (
     _microbatch,
     _recompute,
     _parallel,
+    _replay,
+    _adapters,
     _evaluation,
     _critic,
 )

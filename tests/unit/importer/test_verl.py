@@ -183,13 +183,35 @@ def test_megatron_keeps_its_layout(tmp_path: Path) -> None:
     assert (parallel.tp, parallel.pp) == (4, 2)
 
 
+def test_megatron_keeps_its_other_sizes_too(tmp_path: Path) -> None:
+    sizes = {"virtual_pipeline_model": 3, "context": 2, "expert_model": 8, "expert_tensor": 2}
+    keys = {f"{A}.megatron.{name}_parallel_size": size for name, size in sizes.items()}
+    keys |= {f"{A}.megatron.pipeline_model_parallel_size": 2, f"{R}.expert_parallel_size": 4}
+    lines = {line.key: line.value for line in translate(launch(keys, "ppo_megatron_trainer")).translated}
+    assert [lines[f"actor.parallel.{axis}"] for axis in ("vpp", "cp", "ep", "etp")] == [3, 2, 8, 2]
+    assert lines["rollout.parallel.ep"] == 4
+
+
+@pytest.mark.parametrize(("mode", "ours"), [("R2", "old_logp"), ("R3", "rollout"), ("disabled", "none")])
+def test_routers_are_replayed_as_in_verl(tmp_path: Path, mode: str, ours: str) -> None:
+    found = translated(**{f"{A}.router_replay.mode": mode})
+    assert config(tmp_path, found).actor.moe.router_replay == ours
+    assert "router_replay" not in whys(found)
+
+
+@pytest.mark.parametrize("section", ["lora_", "lora."])
+def test_adapters_keep_rank_and_alpha(tmp_path: Path, section: str) -> None:
+    keys = {f"{M}.{section}rank": 8, f"{M}.{section}alpha": 16}
+    lora = config(tmp_path, translated(**keys)).actor.lora
+    assert lora is not None and (lora.rank, lora.alpha) == (8, 16.0)
+
+
 @pytest.mark.parametrize(
     "key",
     [
         f"{R}.top_p",
-        f"{M}.lora_rank",
         "reward_model.enable",
-        f"{A}.megatron.context_parallel_size",
+        f"{R}.data_parallel_size",
         "data.truncation",
     ],
 )
