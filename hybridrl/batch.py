@@ -1,6 +1,7 @@
 """Token columns of trajectories, and the batch of one policy update.
 
-Shape letters: N trajectories, T tokens of all trajectories end to end (prompt and response), G groups.
+Shape letters: N trajectories, T tokens of all trajectories end to end (prompt and response), G groups, L
+layers of the model, K experts that a token goes to.
 A per-token column is aligned with the token it describes: logp[t] is the log-probability of token t given the
 tokens before it in its own trajectory, and is 0 where the loss mask is 0.
 """
@@ -36,10 +37,15 @@ class TokenBlock:
     version_T: np.ndarray
     """int32: policy version that generated the token; -1 where loss_mask_T is False."""
 
+    experts_TLK: np.ndarray | None = None
+    """Experts that the engine sent the token to; uint8 or uint16, whose largest number says that the engine
+    did not run the token, as the last one of a trajectory. None: nobody asked."""
+
     def __post_init__(self) -> None:
         total = int(self.start_N[-1])
-        for column in ("token_T", "rollout_logp_T", "loss_mask_T", "version_T"):
-            if len(getattr(self, column)) != total:
+        for column in ("token_T", "rollout_logp_T", "loss_mask_T", "version_T", "experts_TLK"):
+            values = getattr(self, column)
+            if values is not None and len(values) != total:
                 raise ValueError(f"{column} has {len(getattr(self, column))} tokens, start_N says {total}")
         if len(self.prompt_tokens_N) != len(self):
             raise ValueError(f"{len(self.prompt_tokens_N)} prompt lengths for {len(self)} trajectories")
@@ -58,12 +64,15 @@ class TokenBlock:
         responses: Sequence[Sequence[int]],
         logps: Sequence[Sequence[float]],
         version: int,
+        *,
+        experts: Sequence[np.ndarray] | None = None,
     ) -> "TokenBlock":
         """Single-turn answers: every response token is trained on.
 
         Args:
             prompts, responses, logps: per trajectory; a response and its logps have equal length.
             version: the policy version that sampled all of them.
+            experts: int [tokens of the trajectory but the last, L, K].
         """
         prompt_tokens_N = np.array([len(p) for p in prompts], np.int32)
         response_tokens_N = np.array([len(r) for r in responses], np.int32)
@@ -77,7 +86,8 @@ class TokenBlock:
             token_T[at:middle], token_T[middle:end] = prompt, response
             logp_T[middle:end], mask_T[middle:end] = logp, True
         version_T = np.where(mask_T, np.int32(version), np.int32(-1))
-        return cls(token_T, start_N, prompt_tokens_N, logp_T, mask_T, version_T)
+        experts_TLK = None if experts is None else _end_to_end(experts, start_N)
+        return cls(token_T, start_N, prompt_tokens_N, logp_T, mask_T, version_T, experts_TLK)
 
     def select(self, rows: Sequence[int]) -> "TokenBlock":
         """The given trajectories, in the given order, as a block of its own (a copy)."""
@@ -86,8 +96,23 @@ class TokenBlock:
         )
         length_N = np.diff(self.start_N)[list(rows)]
         columns = {f.name: getattr(self, f.name)[pick] for f in fields(self) if f.name.endswith("_T")}
+        if self.experts_TLK is not None:
+            columns["experts_TLK"] = self.experts_TLK[pick]
         start_N = np.concatenate([[0], np.cumsum(length_N, dtype=np.int64)])
         return TokenBlock(start_N=start_N, prompt_tokens_N=self.prompt_tokens_N[list(rows)], **columns)
+
+
+def _end_to_end(experts: Sequence[np.ndarray], start_N: np.ndarray) -> np.ndarray:
+    """Of all trajectories, in the smallest integers."""
+    largest = max((int(found.max(initial=0)) for found in experts), default=0)
+    dtype = np.uint8 if largest < np.iinfo(np.uint8).max else np.uint16
+    shape = experts[0].shape[1:] if experts else (0, 0)
+    experts_TLK = np.full((start_N[-1], *shape), np.iinfo(dtype).max, dtype)
+    for start, end, found in zip(start_N, start_N[1:], experts, strict=False):
+        if len(found) != end - start - 1:
+            raise ValueError(f"experts of {len(found)} tokens for a trajectory of {end - start}")
+        experts_TLK[start : end - 1] = found
+    return experts_TLK
 
 
 @dataclass(slots=True)

@@ -1,8 +1,9 @@
 """An engine with experts over two ranks: what expert-parallel ranks write in place is what it loads."""
 
+import numpy as np
 import pytest
 import torch
-from engine_values import END, assert_in_place_is_what_the_loader_loads, setup
+from engine_values import END, answer, assert_in_place_is_what_the_loader_loads, prompts, sampling, setup
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hybridrl.layout.megatron import MegatronLayout
@@ -52,3 +53,23 @@ def engine(models):
 def test_expert_parallel_ranks_write_what_the_loader_loads(engine, models, sizes):
     source = MegatronLayout(spec.read(models[0][1]), **sizes)
     assert_in_place_is_what_the_loader_loads(engine, source, models[0], models[1])
+
+
+def test_the_engine_says_which_experts_tokens_went_to(models):
+    """As transformers chooses them, with prompts from the prefix cache too; nothing of the last token."""
+    made, folder = models[0]
+    engine = SGLangEngine(setup(folder, returns_experts=True, max_prompt_tokens=80))
+    try:
+        asked = [*prompts(2, length=70), *prompts(1, length=5)]
+        _, block = answer(engine, asked, sampling(num_samples=2))
+    finally:
+        engine.shutdown()
+    assert block.experts_TLK.dtype == np.uint8
+    for row in map(block.row, range(len(block))):
+        tokens = torch.tensor(block.token_T[row].astype(np.int64))
+        with torch.no_grad():
+            logits = made(tokens[None], output_router_logits=True).router_logits
+        chosen_LTK = torch.stack([layer.topk(2).indices for layer in logits]).sort().values
+        found_TLK = np.sort(block.experts_TLK[row], axis=2)
+        np.testing.assert_array_equal(found_TLK[:-1], chosen_LTK.transpose(0, 1)[:-1].numpy())
+        assert (found_TLK[-1] == 255).all()

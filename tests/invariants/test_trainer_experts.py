@@ -12,6 +12,8 @@ from trainer_ranks import on_ranks
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
+from hybridrl.models.spec import read
+from hybridrl.trainer.megatron.router import EngineExperts
 from hybridrl.trainer.megatron.setup import make_layout
 
 RELATIVE = 2e-6
@@ -70,6 +72,46 @@ def test_a_replayed_token_stays_with_its_experts_when_the_router_moves(folder, r
     first, second = np.sum([rank["counts"] for rank in ranks], axis=0)
     assert (first.sum(-1) == first.sum(-1)[0]).all(), "no token is lost"
     assert np.array_equal(first, second) == (replay == "old_logp")
+
+
+@pytest.fixture(scope="module")
+def as_the_engine(folder) -> dict[str, Any]:
+    return run(folder, TrainParallel(dp=1), (), models.make_actor({"router_replay": "rollout"}, lr=0.05))[0]
+
+
+@pytest.mark.parametrize("name", ["ep2", "tp2", *SLOW])
+def test_tokens_go_where_the_engine_sent_them_however_the_model_is_cut(folder, as_the_engine, name) -> None:
+    shape, cuts = SHAPES[name]
+    actor = models.make_actor({"router_replay": "rollout"}, recompute="full", lr=0.05)
+    for rank in run(folder, shape, cuts, actor):
+        assert rank["measured"] == pytest.approx(as_the_engine["measured"], rel=1e-5)
+        for report, expected in zip(rank["reports"], as_the_engine["reports"], strict=True):
+            for quantity in ("loss", "grad_norm"):
+                assert report[quantity] == pytest.approx(expected[quantity], rel=1e-5)
+
+
+def test_the_engines_choice_holds_in_all_passes_and_what_differs_is_told(folder, as_the_engine) -> None:
+    first, second = as_the_engine["counts"]
+    model = read(folder)
+    layers, planted = list(model.layers("moe")), []
+    for block in values.make_batch([]).blocks:
+        told = models.engine_chose(block, model)
+        for row in map(block.row, range(len(block))):
+            trained = np.flatnonzero(block.loss_mask_T[row])
+            if len(trained):  # what comes before the last trained token is run
+                planted.append(told.experts_TLK[row][: trained[-1], layers])
+    layer_of = range(len(layers))
+    expected = [
+        np.bincount(np.concatenate(planted)[:, i].ravel(), minlength=model.num_experts) for i in layer_of
+    ]
+    np.testing.assert_array_equal(first, expected)
+    np.testing.assert_array_equal(second, expected)
+    assert 0.5 < as_the_engine["measured"]["moe/engine_differs"] <= 1
+
+
+def test_answers_without_experts_cannot_be_replayed() -> None:
+    with pytest.raises(ConfigError, match="router_replay=old_logp"):
+        EngineExperts([values.make_block()])
 
 
 def test_a_model_without_experts_is_not_balanced(tmp_path) -> None:

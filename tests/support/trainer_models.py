@@ -9,7 +9,9 @@ import torch
 import trainer_scenarios as scenarios
 import trainer_values as values
 
+from hybridrl.batch import TokenBlock
 from hybridrl.config.training import ActorConfig, MoEConfig
+from hybridrl.models.spec import ModelSpec, read
 
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _LATENT = _EXPERTS | {
@@ -71,7 +73,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 """transformers' name of the family, and the keys of its config.json."""
 
 
-def make_model(folder: Path, kind: str, seed: int = 0) -> Path:
+def make_model(folder: Path, kind: str, seed: int = 0, **sizes: int) -> Path:
     """A random model in `folder`/`kind`, with weights so far from 0 that every part matters."""
     import transformers
 
@@ -79,7 +81,7 @@ def make_model(folder: Path, kind: str, seed: int = 0) -> Path:
     text = "Text" if name == "Gemma3" else ""
     if name == "Gemma3":
         extra = extra | {"rope_parameters": _GEMMA_ROPE}
-    options = {"tie_word_embeddings": False, **values.SIZES, **extra}
+    options = {"tie_word_embeddings": False, **values.SIZES, **extra, **sizes}
     config = getattr(transformers, f"{name}{text}Config")(**options)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{name}ForCausalLM")(config).float()
@@ -151,12 +153,24 @@ def route(
     first, whole = scenarios.split(0, dp, cuts), scenarios.split(1, dp, ())
     minibatches = [first, replace(whole, rows=whole.rows[::-1])]
     with scenarios.policy(rank, meet, folder, shape, actor=actor) as trained:
-        trained.load(values.make_batch(minibatches))
+        batch = values.make_batch(minibatches)
+        if actor.moe.router_replay == "rollout":
+            batch = replace(batch, blocks=[engine_chose(block, read(folder)) for block in batch.blocks])
+        measured = trained.load(batch)
         reports, counts = [], []
         for minibatch in minibatches:
             reports.append(asdict(trained.step(minibatch.index)))
             counts.append([router.count_E.tolist() for router in trained._routing._routers])
-    return {"reports": reports, "counts": np.array(counts)}
+    return {"measured": measured, "reports": reports, "counts": np.array(counts)}
+
+
+def engine_chose(block: TokenBlock, model: ModelSpec, seed: int = 3) -> TokenBlock:
+    """The block with experts that no router would choose, and none for the last token of each trajectory."""
+    draw = np.random.default_rng(seed)
+    scores = draw.random((len(block.token_T), model.num_layers, model.num_experts))
+    experts_TLK = scores.argsort(axis=2)[..., : model.experts_per_token].astype(np.uint8)
+    experts_TLK[block.start_N[1:] - 1] = 255
+    return replace(block, experts_TLK=experts_TLK)
 
 
 def make_actor(moe: dict[str, Any], **options: Any) -> ActorConfig:

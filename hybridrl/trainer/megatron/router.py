@@ -3,12 +3,14 @@
 Sources: DeepSeek-AI 2024, "DeepSeek-V2", arXiv:2405.04434, section 2.1.3 (groups), and "DeepSeek-V3",
 arXiv:2412.19437, section 2.1.2 (sigmoid scores, a bias that only chooses).
 Shape letters: T packed tokens, N those of this rank, E experts of a layer, K those of a token, G groups of
-experts, B tokens of all blocks of a batch, S sequences of a microbatch.
+experts, B tokens of all blocks of a batch, S sequences of a microbatch, L layers of the model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core.transformer.moe import router as megatron
@@ -16,6 +18,8 @@ from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from hybridrl.batch import TokenBlock
+from hybridrl.errors import ConfigError
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.packing import Packing
 
@@ -59,6 +63,59 @@ class Choices:
             self._expert_BK.copy_(whole_BK)
 
 
+class EngineExperts:
+    """Where the engine sent the tokens of a batch, on all layers."""
+
+    def __init__(self, blocks: Sequence[TokenBlock]) -> None:
+        """
+        Raises:
+            ConfigError: an engine did not say.
+        """
+        found = [block.experts_TLK for block in blocks if block.experts_TLK is not None]
+        if len(found) < len(blocks):
+            raise ConfigError(
+                "these answers do not say which experts the engine sent their tokens to",
+                where="actor.moe.router_replay",
+                fix="actor.moe.router_replay=old_logp",
+            )
+        self._blocks, self._first_token = found, np.cumsum([0, *map(len, found)])
+        self._seen: tuple[Packing, Tensor] | None = None
+
+    def of(self, packing: Packing) -> Tensor:
+        """Of the tokens of a microbatch, int16 [T, L, K], on their device; -1 where nothing is known."""
+        if self._seen is None or self._seen[0] is not packing:
+            self._seen = packing, self._gathered(packing.source_T)
+        return self._seen[1]
+
+    def _gathered(self, source_T: Tensor) -> Tensor:
+        """Only those tokens leave the memory that all processes of the machine share."""
+        from_T = source_T.cpu().numpy()
+        block_T = np.searchsorted(self._first_token, from_T, side="right") - 1  # -1: filler
+        expert_TLK = np.full((len(from_T), *self._blocks[0].shape[1:]), -1, np.int16)
+        for number, (block, first) in enumerate(zip(self._blocks, self._first_token, strict=False)):
+            at = np.flatnonzero(block_T == number)
+            expert = block[from_T[at] - first].astype(np.int16)
+            expert_TLK[at] = np.where(expert == np.iinfo(block.dtype).max, np.int16(-1), expert)
+        return torch.from_numpy(expert_TLK).to(source_T.device)
+
+
+class EngineChoices:
+    """What an engine chose for the tokens of a batch on one layer."""
+
+    def __init__(self, experts: EngineExperts, router: "Router", layer: int) -> None:
+        self._experts, self._router, self._layer = experts, router, layer
+        self.count_2 = torch.zeros(2, dtype=torch.float64)
+        """Tokens that the router would send elsewhere than the engine, and all that were settled."""
+
+    def settle(self, source_N: Tensor, chosen_NK: Tensor) -> Tensor:
+        """The experts to go to: the engine's. Filler and tokens that it did not run go where they choose."""
+        kept_NK = self._router.own(self._experts.of(self._router.packing)[:, self._layer]).long()
+        known_N = kept_NK.amin(1) >= 0
+        differs_N = (kept_NK.sort(1).values != chosen_NK.sort(1).values).any(1) & known_N
+        self.count_2 += torch.stack([differs_N.sum(), known_N.sum()]).cpu()
+        return torch.where(known_N.unsqueeze(1), kept_NK, chosen_NK)
+
+
 class Router(megatron.Router):
     """In place of Megatron's, which knows neither the groups of DeepSeek-V2 nor packed sequences."""
 
@@ -70,7 +127,7 @@ class Router(megatron.Router):
         self._model, self.topk = model, model.experts_per_token
         bias = torch.nn.Parameter(torch.zeros(self.num_experts), requires_grad=False)
         self.register_parameter("expert_bias", bias if model.router_bias else None)
-        self.choices: Choices | None = None
+        self.choices: Choices | EngineChoices | None = None
         self.penalties = Penalties()
         """Of passes with gradients."""
 
@@ -100,7 +157,7 @@ class Router(megatron.Router):
         score_NE = scores(self._model, logits_NE)
         chosen_NK = choose(self._model, score_NE.detach(), self.expert_bias)
         if self.choices is not None:
-            chosen_NK = self.choices.settle(self._own(self.packing.source_T), chosen_NK)
+            chosen_NK = self.choices.settle(self.own(self.packing.source_T), chosen_NK)
         weight_NE = torch.zeros_like(score_NE).scatter(1, chosen_NK, weigh(self._model, score_NE, chosen_NK))
         map_NE = torch.zeros_like(score_NE, dtype=torch.bool).scatter(1, chosen_NK, True)
         if torch.is_grad_enabled():  # not in the first of two passes of a layer that is computed again
@@ -109,11 +166,11 @@ class Router(megatron.Router):
 
     def _observe(self, weight_NE: Tensor, logits_NE: Tensor, score_NE: Tensor, map_NE: Tensor) -> Tensor:
         """Counts; and the weights, whose backward pass is that of the penalties too."""
-        real_N = self._own(self.packing.source_T) >= 0
+        real_N = self.own(self.packing.source_T) >= 0
         self.count_E += map_NE[real_N].sum(0)
         if self.penalties == Penalties():
             return weight_NE
-        seq_N = self._own(self._sequence_T())[real_N]
+        seq_N = self.own(self._sequence_T())[real_N]
         total = penalty(
             self.penalties, seq_N, logits_NE[real_N], score_NE[real_N], map_NE[real_N], self.tp_cp_group
         )
@@ -126,7 +183,7 @@ class Router(megatron.Router):
         own_S = torch.tensor([length // size for count, length in runs for _ in range(count)])
         return torch.repeat_interleave(torch.arange(len(own_S)), own_S).to(self.packing.source_T.device)
 
-    def _own(self, value_T: Tensor) -> Tensor:
+    def own(self, value_T: Tensor) -> Tensor:
         """Where ranks share the tokens, the part of this rank."""
         if not self.config.sequence_parallel:
             return value_T

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from hybridrl.batch import TokenBlock
 from hybridrl.config.training import MoEConfig
 from hybridrl.trainer.megatron.model import Stage, chunks
-from hybridrl.trainer.megatron.router import Choices, Penalties, Router
+from hybridrl.trainer.megatron.router import Choices, EngineChoices, EngineExperts, Penalties, Router
 
 
 class Routing:
@@ -23,21 +24,31 @@ class Routing:
         modules = (module for chunk in chunks(stage) for module in chunk.modules())
         self._routers = [module for module in modules if isinstance(module, Router)]
         self._num_layers, self._num_experts = stage[0].config.num_layers, stage[0].config.num_moe_experts or 0
-        self._kept: list[Choices] = []
+        self._kept: Sequence[Choices | EngineChoices] = []
         """Of each router, or of none."""
 
     @contextlib.contextmanager
-    def keeping(self, num_tokens: int, *, share: bool) -> Iterator[None]:
-        """Inside, the choices of a new batch are kept, if they are to be replayed. *Collective*.
+    def keeping(self, blocks: Sequence[TokenBlock], *, share: bool) -> Iterator[None]:
+        """Inside, the choices of a new batch are kept, if they are to be replayed; the engine's hold
+        already. *Collective*.
 
         Args:
-            num_tokens: of all blocks.
             share: a token may be on another rank later.
+
+        Raises:
+            ConfigError: the engine's are to hold, and are not there.
         """
         self._kept = []
+        if self._config.router_replay == "rollout":
+            experts = EngineExperts(blocks)
+            self._kept = [EngineChoices(experts, r, r.layer_number - 1) for r in self._routers]
+            with self._visiting(self._kept):
+                yield
+            return
         if self._config.router_replay == "none":
             yield
             return
+        num_tokens = sum(len(block.token_T) for block in blocks)
         kept = [Choices(num_tokens, router.topk, router.weight.device) for router in self._routers]
         with self._visiting(kept):
             yield
@@ -64,7 +75,7 @@ class Routing:
             router.penalties = Penalties()
 
     @contextlib.contextmanager
-    def _visiting(self, kept: Sequence[Choices]) -> Iterator[None]:
+    def _visiting(self, kept: Sequence[Choices | EngineChoices]) -> Iterator[None]:
         for router, choices in zip(self._routers, kept):
             router.choices = choices
         try:
@@ -72,6 +83,20 @@ class Routing:
         finally:
             for router in self._routers:
                 router.choices = None
+
+    def agreement(self) -> dict[str, float]:
+        """How often router and engine differed since the batch came, as a metric. *Collective*, all ranks."""
+        if self._config.router_replay != "rollout":
+            return {}
+        count_L2 = torch.zeros(self._num_layers, 2, dtype=torch.float64)
+        for router, choices in zip(self._routers, self._kept, strict=True):
+            assert isinstance(choices, EngineChoices)
+            count_L2[router.layer_number - 1] = choices.count_2
+        dist.all_reduce(count_L2)
+        count_L2 = count_L2[count_L2[:, 1] > 0]
+        return (
+            {"moe/engine_differs": (count_L2[:, 0] / count_L2[:, 1]).mean().item()} if len(count_L2) else {}
+        )
 
     def metrics(self) -> dict[str, float]:
         """Of the last step. *Collective*, all ranks."""
