@@ -13,14 +13,19 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hybridrl.config.meanings import MEANINGS
-from hybridrl.config.schema import Config, ModelConfig, SourceConfig
+from hybridrl.config.schema import Config, ModelConfig, RewardModelConfig, SourceConfig
 from hybridrl.config.section import PluginConfig
 from hybridrl.config.supervised import RMConfig, SFTConfig
 
 ROOTS: tuple[type[BaseModel], ...] = (Config, SFTConfig, RMConfig)
 """What a file may describe: a run of reinforcement learning, fine-tuning, a reward model."""
 
-SHORT_FORM: dict[type[BaseModel], str] = {ModelConfig: "path", SourceConfig: "path", PluginConfig: "name"}
+SHORT_FORM: dict[type[BaseModel], str] = {
+    ModelConfig: "path",
+    RewardModelConfig: "path",
+    SourceConfig: "path",
+    PluginConfig: "name",
+}
 """Sections that may be written as one text, and the key that the text is the value of."""
 
 _BY_MEANING = {name: key for key, names in MEANINGS.items() for name in names.split()}

@@ -39,6 +39,7 @@ MEANINGS: dict[str, str] = {
     "batch.minibatch_prompts": "ppo_mini_batch_size mini_batch_size minibatch_size",
     "batch.epochs": "ppo_epochs num_iterations num_ppo_epochs max_epochs",
     "batch.max_lag": "max_staleness max_head_offpolicyness async_level max_async_level staleness",
+    "reward_model.path": "reward_model_path rm_path reward_pretrain",
     "rollout.max_response_tokens": (
         "max_response_length rollout_max_response_len response_length max_new_tokens "
         "max_completion_length generate_max_len max_tokens"

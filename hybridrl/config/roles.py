@@ -1,4 +1,4 @@
-"""What critic and reference with ranks of their own, and offload, ask of other keys."""
+"""What critic, reference and reward model with ranks of their own, and offload, ask of other keys."""
 
 from collections.abc import Iterator
 
@@ -43,14 +43,19 @@ def wrong_roles(loaded: LoadedConfig) -> Iterator[ConfigError]:
 def _roles(config: Config) -> Iterator[_Role]:
     yield "critic", config.critic.parallel, config.critic.microbatch_tokens
     yield "reference", config.reference.parallel, config.reference.microbatch_tokens
+    if (own := config.reward_model) is not None:
+        yield "reward_model", own.parallel, own.microbatch_tokens
 
 
 def _idle_ranks(loaded: LoadedConfig, role: str, dp: int) -> Iterator[ConfigError]:
     batch, samples = loaded.config.batch, loaded.config.algorithm.samples_per_prompt
-    answers = (batch.minibatch_prompts or batch.prompts_per_step) * samples
+    of_step = role == "reward_model"  # it scores before there are minibatches
+    size = None if of_step else batch.minibatch_prompts
+    answers = (size or batch.prompts_per_step) * samples
     if answers < dp:
+        whole = "step" if of_step else "minibatch"
         yield ConfigError(
-            f"{role}.parallel.dp = {dp} ranks share {answers} trajectories of a minibatch",
+            f"{role}.parallel.dp = {dp} ranks share {answers} trajectories of a {whole}",
             where=loaded.where(f"{role}.parallel.dp"),
             fix=f"use at most {answers}",
         )

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    FiniteFloat,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -19,7 +20,13 @@ from pydantic import (
 
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.section import PluginConfig, Section
-from hybridrl.config.training import ActorConfig, CriticConfig, ProcessModelConfig, ReferenceConfig
+from hybridrl.config.training import (
+    ActorConfig,
+    CriticConfig,
+    ProcessModelConfig,
+    ReferenceConfig,
+    TrainParallel,
+)
 
 
 class ModelConfig(Section):
@@ -94,6 +101,37 @@ class RewardConfig(PluginConfig):
 
     num_workers: PositiveInt = 1
     """Processes that compute rewards."""
+
+
+REWARD_MODEL = "reward_model"
+"""Part of a reward that the reward model gives, before its weight; named as the section."""
+
+
+class RewardModelConfig(Section):
+    """A model that scores whole answers, prompt and answer as they were sampled: `hybridrl rm` trains one.
+
+    It is asked beside the section `reward`, before dynamic sampling and shaping, and never trained. With
+    `reward: none` it judges alone. Held-out answers get what `reward` gives them; with `reward: none`, what
+    this model does.
+    """
+
+    path: str
+    """Folder or name on the hub, as model.path: one of transformers' ...ForSequenceClassification with one
+    label, of any family and size, with the policy's tokenizer."""
+
+    weight: FiniteFloat = 1.0
+    """Of its score: the reward of an answer is that of the section `reward` plus weight times score."""
+
+    parallel: TrainParallel | None = None
+    """Ranks of its own, beside the actor's. None: on the actor's ranks, cut as the actor."""
+
+    microbatch_tokens: PositiveInt | None = None
+    """As actor.microbatch_tokens, for a reward model with ranks of its own. None: the actor's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
 
 class KLConfig(Section):
@@ -300,6 +338,7 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
+    reward_model: RewardModelConfig | None = None
     run: RunConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
     batch: BatchConfig = BatchConfig()

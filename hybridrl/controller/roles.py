@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.controller.advantage import CreditAssignment
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, SwapReport
@@ -32,6 +34,10 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    async def rest(self) -> None:
+        """Nothing is asked before the next swap: memory that only answering needs is the trainer's."""
+        ...
+
 
 class Reward(Protocol):
     """Gives every trajectory of the groups its reward, in place."""
@@ -44,6 +50,18 @@ class Reward(Protocol):
         Raises:
             RewardError: the reward raised, or returned something that is not a finite number.
             DeadlineError: it did not return in time.
+        """
+        ...
+
+
+class RewardModel(Protocol):
+    """A model that scores whole trajectories, over all its ranks."""
+
+    async def scores(self, groups: Sequence[Group]) -> np.ndarray:
+        """Score of each trajectory, after its last token; float32 [N], in the order of the groups.
+
+        Raises:
+            DataError: a trajectory has a token that is not in the model's vocabulary.
         """
         ...
 

@@ -45,7 +45,11 @@ def in_folders(loaded: LoadedConfig) -> LoadedConfig:
     model = cfg.model.model_copy(update={"path": found.get(cfg.model.path, cfg.model.path)})
     teacher = cfg.algorithm.teacher and found.get(cfg.algorithm.teacher, cfg.algorithm.teacher)
     algorithm = cfg.algorithm.model_copy(update={"teacher": teacher})
-    return replace(loaded, config=cfg.model_copy(update={"model": model, "algorithm": algorithm}))
+    judge = cfg.reward_model and cfg.reward_model.model_copy(
+        update={"path": found.get(cfg.reward_model.path, cfg.reward_model.path)}
+    )
+    changed = {"model": model, "algorithm": algorithm, "reward_model": judge}
+    return replace(loaded, config=cfg.model_copy(update=changed))
 
 
 def _absent(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
@@ -61,3 +65,5 @@ def _named(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         yield "model.path", cfg.model.path
     if cfg.algorithm.teacher:
         yield "algorithm.teacher", cfg.algorithm.teacher
+    if cfg.reward_model:
+        yield "reward_model.path", cfg.reward_model.path

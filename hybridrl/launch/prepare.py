@@ -8,7 +8,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import SourceConfig
 from hybridrl.data.source import TablePrompts, load_source
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.errors import HybridRLError
+from hybridrl.errors import HybridRLError, ModelError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
@@ -40,6 +40,7 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     """
     cfg = loaded.config
     tokenizer = load_tokenizer(cfg.model.path)
+    _refuse_other_tokenizer(loaded, tokenizer)
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout").all() if cfg.data.heldout else []
     with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
@@ -58,6 +59,23 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
             say("data", prepare(here).describe())
         except HybridRLError as error:
             raise loaded.locate(error) from error
+
+
+def _refuse_other_tokenizer(loaded: LoadedConfig, tokenizer: ModelTokenizer) -> None:
+    """The reward model reads the policy's tokens as they are."""
+    own = loaded.config.reward_model
+    if own is None:
+        return
+    ids, other = tokenizer.hf.get_vocab(), load_tokenizer(own.path).hf.get_vocab()
+    if ids == other:
+        return
+    token = min(text for text, _ in ids.items() ^ other.items())
+    raise ModelError(
+        f"the tokenizer of the reward model {own.path} is not that of {loaded.config.model.path}: "
+        f"{token!r} is token {ids.get(token, 'none')} of the policy and {other.get(token, 'none')} of it",
+        where=loaded.where("reward_model.path"),
+        fix="train one on a model with the policy's tokenizer: hybridrl rm",
+    )
 
 
 def _open(loaded: LoadedConfig, source: SourceConfig, tokenizer: ModelTokenizer, split: str) -> TablePrompts:

@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 
 from hybridrl.batch import Batch, Minibatch
+from hybridrl.config.schema import REWARD_MODEL
 from hybridrl.observe.names import FIRST_RATIO_ERROR, over
 from hybridrl.types import StepReport, SwapReport, mean
 
@@ -61,6 +62,8 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
     for trajectory in batch.trajectories:
         for name, value in trajectory.reward_parts.items():
             parts[name].append(value)
+    if REWARD_MODEL in parts:
+        metrics |= _spread(f"{REWARD_MODEL}/score", np.array(parts.pop(REWARD_MODEL)))
     return metrics | {f"reward/{name}/mean": mean(values) for name, values in parts.items()}
 
 

@@ -15,12 +15,13 @@ from hybridrl.algorithms.plugins import build as build_plugin
 from hybridrl.batch import Minibatch
 from hybridrl.config.training import CriticConfig
 from hybridrl.errors import NonFiniteError
-from hybridrl.trainer.megatron.collectives import combine, from_context
+from hybridrl.trainer.megatron.collectives import combine
 from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import Stage, named_parameters, policy_model
+from hybridrl.trainer.megatron.model import Stage, named_parameters
 from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.packing import Microbatch
-from hybridrl.trainer.megatron.schedule import accumulate_gradients, evaluate
+from hybridrl.trainer.megatron.schedule import accumulate_gradients
+from hybridrl.trainer.megatron.score import value_column, values
 
 
 class Critic:
@@ -52,13 +53,7 @@ class Critic:
 
     def values(self, loaded: LoadedBatch) -> Tensor:
         """Column value, [U]: of the answer up to and without each trained token."""
-        value_U = loaded.packed.zeros_U()
-
-        def visit(microbatch: Microbatch, hidden_O1: Tensor) -> None:
-            value_U[microbatch.trained_R] = self._value(microbatch, hidden_O1)
-
-        evaluate(self.model, loaded.microbatches(loaded.first_epoch), visit)
-        return value_U
+        return value_column(self.model, loaded.packed, loaded.microbatches(loaded.first_epoch))
 
     def step(self, loaded: LoadedBatch, minibatch: Minibatch) -> dict[str, float]:
         """One optimizer step towards the column return.
@@ -72,7 +67,7 @@ class Critic:
             old_value_R, return_R = (loaded.columns[c][microbatch.trained_R] for c in ("value", "return"))
             mask_R = torch.ones_like(microbatch.seq_R, dtype=torch.bool)
             outcome: TokenLoss = self._loss(
-                value_T=self._value(microbatch, hidden_O1),
+                value_T=values(self.model, microbatch, hidden_O1),
                 return_T=return_R,
                 tokens=Tokens(microbatch.seq_R, mask_R, microbatch.num_seqs),
                 old_value_T=old_value_R,
@@ -91,9 +86,6 @@ class Critic:
             )
         lr = self.optimizer.step(grad_norm)
         return metrics | {"critic/grad_norm": grad_norm, "critic/lr": lr}
-
-    def _value(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
-        return from_context(microbatch, policy_model(self.model).values(hidden_O1))
 
 
 def value_metrics(loaded: LoadedBatch, reduce: Reduce) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Policies that are asked but not trained, as weights that the model takes for a while: reference, teacher.
+"""Models that are asked but not trained. Reference and teacher are weights that a model takes for a while.
 
 Shape letters: U trained tokens of the batch.
 """
@@ -13,8 +13,10 @@ from torch import Tensor
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.reshard.checkpoint import load_hf
 from hybridrl.trainer.megatron import lora
+from hybridrl.trainer.megatron.architecture import transformer_config
 from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import Stage, named_parameters
+from hybridrl.trainer.megatron.model import Stage, build, named_parameters
+from hybridrl.trainer.megatron.offload import Offload, gradient_buffers
 from hybridrl.trainer.megatron.score import Scorer
 from hybridrl.trainer.setup import TrainerSetup
 
@@ -58,6 +60,16 @@ class FrozenPolicies:
         for name, parameter in named_parameters(self._model):
             if name in weights:
                 parameter.data = weights[name]
+
+
+def frozen_model(
+    setup: TrainerSetup, layout: MegatronLayout, device: torch.device, *, value_head: bool = False
+) -> Stage:
+    """A model that nobody trains: all parameters 0, and no memory for gradients. *Collective*."""
+    config = transformer_config(setup, device)
+    model = build(config, setup.model, layout.padded_vocab, device, value_head=value_head)
+    Offload((), gradient_buffers(model)).leave()  # for good
+    return model
 
 
 def reference_weights(live: Mapping[str, Tensor]) -> dict[str, Tensor]:

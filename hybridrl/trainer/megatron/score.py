@@ -1,4 +1,4 @@
-"""Log-probability and entropy of trained tokens under the present weights of a model.
+"""What a model says of trained tokens under its present weights: log-probability and entropy, or a value.
 
 Shape letters: U trained tokens of a batch, R those of one microbatch, O those of them that this rank
 predicts, V vocabulary entries of this rank.
@@ -78,3 +78,25 @@ class Scorer:
 
         evaluate(self._model, microbatches, keep)
         return logp_U, entropy_U
+
+
+def values(model: Stage, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
+    """What the value head of a model says before each trained token, float32 [R], differentiable.
+
+    *Collective* over context-parallel ranks.
+    """
+    return from_context(microbatch, policy_model(model).values(hidden_O1))
+
+
+def value_column(model: Stage, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> Tensor:
+    """The same for the tokens of the microbatches, 0 at all others; [U], no gradients.
+
+    *Collective* over all ranks; all 0 except on the last pipeline stage.
+    """
+    value_U = packed.zeros_U()
+
+    def keep(microbatch: Microbatch, hidden_O1: Tensor) -> None:
+        value_U[microbatch.trained_R] = values(model, microbatch, hidden_O1)
+
+    evaluate(model, microbatches, keep)
+    return value_U

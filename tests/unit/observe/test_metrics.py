@@ -57,6 +57,14 @@ def test_parts_of_a_reward_are_means_over_those_that_have_them() -> None:
     assert metrics.reward_metrics(packed)["reward/format/mean"] == 0.75
 
 
+def test_scores_of_a_reward_model_are_told_with_their_spread() -> None:
+    scored = [values.trajectory(0.0, reward_model=score, rule=1.0) for score in (3.0, -1.0)]
+    found = metrics.reward_metrics(values.batch([scored]))
+    assert [found[f"reward_model/score/{k}"] for k in ("mean", "max", "min")] == [1.0, 3.0, -1.0]
+    assert found["reward/rule/mean"] == 1.0 and "reward/reward_model/mean" not in found
+    assert "reward_model/score/max" in METRICS
+
+
 def test_flat_groups_are_told_apart() -> None:
     rewards = [(1, 1), (0, 0), (0, 0), (1, 0)]
     found = metrics.group_metrics(values.batch([[values.trajectory(r) for r in group] for group in rewards]))

@@ -172,3 +172,8 @@ def test_an_answer_inside_a_column_is_found_by_its_dotted_name():
 def test_a_column_with_a_dot_in_its_name_comes_first():
     row = {"a.b": "7", "a": {"b": "8"}}
     assert load_reward("exact_match", {}, where="")("7", row, answer_field="a.b") == 1
+
+
+def test_no_rule_gives_nothing_and_rejects_no_reference() -> None:
+    assert judge("none", "7", "7") == 0
+    assert load_reward("none", {}, where="").gold({"answer": "7"}, answer_field="answer") is None

@@ -1,0 +1,85 @@
+"""What the section reward_model asks of the model that it names, and of other keys."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hybridrl.config.cuts import wrong_cut
+from hybridrl.config.schema import Config, RewardModelConfig
+from hybridrl.errors import ConfigError, HybridRLError, ModelError
+from hybridrl.models import hub
+from hybridrl.models.spec import VALUE_HEAD, ModelSpec
+
+if TYPE_CHECKING:
+    from hybridrl.config.check import World
+    from hybridrl.config.load import LoadedConfig
+
+HEAD = VALUE_HEAD.hf[0]
+"""Tensor of a reward model's folder that makes a score of what the layers say."""
+
+_TRAIN_ONE = "give the export of a `hybridrl rm` run"
+
+
+def no_rule(config: Config) -> bool:
+    """No rule gives a reward: the reward model judges alone."""
+    return config.reward.name == "none"
+
+
+def reward_model_spec(config: Config) -> ModelSpec | None:
+    """Of the reward model; None: there is none, or its folder is not here or not of a known model."""
+    own = config.reward_model
+    try:
+        return hub.find_spec(own.path) if own else None
+    except ModelError:
+        return None
+
+
+def reward_model_fits_the_run(loaded: "LoadedConfig", world: "World") -> Iterator[HybridRLError]:
+    own = loaded.config.reward_model
+    if own is None:
+        if no_rule(loaded.config):
+            yield ConfigError(
+                "reward = none judges no answer, and reward_model is not set",
+                where=loaded.where("reward.name"),
+                fix="set reward_model.path, or another reward",
+            )
+        return
+    if own.weight == 0:
+        yield ConfigError(
+            "reward_model.weight = 0: its score has no effect",
+            where=loaded.where("reward_model.weight"),
+            fix="remove reward_model",
+        )
+    try:
+        spec = hub.find_spec(own.path)
+    except ModelError as error:
+        yield error
+        return
+    if spec is None:
+        yield ModelError(
+            f"no model folder at reward_model.path = {own.path}",
+            where=loaded.where("reward_model.path"),
+            fix=_TRAIN_ONE,
+        )
+        return
+    yield from _wrong_model(loaded, own, spec)
+
+
+def _wrong_model(loaded: "LoadedConfig", own: RewardModelConfig, spec: ModelSpec) -> Iterator[HybridRLError]:
+    rollout, where = loaded.config.rollout, loaded.where("reward_model.path")
+    if not spec.value_head:
+        yield ModelError(
+            f"the model {own.path} has no {HEAD}: by its config.json it gives a vocabulary and no score",
+            where=where,
+            fix=_TRAIN_ONE,
+        )
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if longest > spec.max_positions:
+        yield ConfigError(
+            f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than the "
+            f"{spec.max_positions} positions of the reward model {Path(own.path).name}",
+            where=loaded.where("rollout.max_response_tokens", "reward_model.path"),
+            fix=f"lower both to {spec.max_positions} together",
+        )
+    if own.parallel is not None:
+        yield from wrong_cut(loaded, "reward_model.parallel", own.parallel, spec, path=own.path)

@@ -1,0 +1,61 @@
+"""Rewards that a model has a say in: what a rule gives, plus the model's score of the trajectory, weighted.
+
+JudgedReward is a Reward, so whatever looks at rewards sees the sum: dynamic sampling, greedy baselines,
+shaping, the estimator. It waits for rule and model, which work at the same time.
+Shape letters: N trajectories.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from hybridrl.config.schema import REWARD_MODEL
+from hybridrl.controller.roles import Reward, RewardModel
+from hybridrl.errors import RewardError
+from hybridrl.types import Group, Trajectory
+
+RULE = "rule"
+"""Part of a reward that the rule gave, where it names no parts itself."""
+
+
+class JudgedReward:
+    def __init__(self, rule: Reward, model: RewardModel, weight: float, *, judges_alone: bool) -> None:
+        """
+        Args:
+            weight: of a score.
+            judges_alone: the rule gives 0 to all.
+        """
+        self._rule, self._model, self._weight, self._alone = rule, model, weight, judges_alone
+
+    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+        """As Reward.score.
+
+        Raises:
+            RewardError: a score is not a finite number; or as the rule.
+        """
+        _, score_N = await asyncio.gather(
+            self._rule.score(groups, keep_text=keep_text), self._model.scores(groups)
+        )
+        _refuse_non_finite(groups, score_N)
+        trajectories = [t for group in groups for t in group.trajectories]
+        for trajectory, score in zip(trajectories, score_N.tolist(), strict=True):
+            self._add(trajectory, score)
+
+    def _add(self, trajectory: Trajectory, score: float) -> None:
+        given = trajectory.reward
+        assert given is not None, "the rule scored it"
+        own = {} if self._alone else trajectory.reward_parts or {RULE: given}
+        trajectory.reward_parts = {**own, REWARD_MODEL: score}
+        trajectory.reward = given + self._weight * score
+
+
+def _refuse_non_finite(groups: Sequence[Group], score_N: np.ndarray) -> None:
+    uids = [group.prompt.uid for group in groups for _ in group.trajectories]
+    wrong = [uid for uid, finite in zip(uids, np.isfinite(score_N), strict=True) if not finite]
+    if wrong:
+        raise RewardError(
+            f"the reward model's score of {len(wrong)} of {len(uids)} answers is not a finite number",
+            where=f"first: an answer to {wrong[0]}",
+            fix="check its weights; actor.precision=fp32 or bf16 has more range than fp16",
+        )

@@ -1,0 +1,70 @@
+"""The reward model of a run before its ranks start: what it cannot be, and what a rank is made from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from hybridrl.config.reward_model import HEAD, reward_model_spec
+from hybridrl.config.schema import Config, RewardModelConfig
+from hybridrl.config.training import MoEConfig, TrainParallel
+from hybridrl.errors import ModelError
+from hybridrl.launch.plan import RunShape, trainer_host
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.models import hub, spec
+from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.setup import TrainerSetup, megatron_layout, refuse_unbuildable
+
+_OF_THE_TRAINED = {"moe": MoEConfig(), "lora": None, "fp8": "none", "bf16_layers": 0}
+"""Keys of the actor that do not hold for it: its sizes and its experts are others."""
+
+
+def refuse_unfit_reward_model(cfg: Config) -> None:
+    """
+    Raises:
+        ModelError: the trainer's layers lack a part of it, or its files lack the head.
+    """
+    model, own = reward_model_spec(cfg), cfg.reward_model
+    if model is None or own is None:
+        return
+    refuse_unbuildable(model, where="reward_model.path")
+    folder = hub.find_folder(own.path)
+    if folder is None or not model.value_head:
+        return
+    # Imported here: who has no reward model is spared torch.
+    from hybridrl.reshard.hf_files import Checkpoint
+
+    if HEAD not in Checkpoint(folder):
+        raise ModelError(
+            f"the files of {own.path} have no tensor {HEAD}, which its config.json promises",
+            where="reward_model.path",
+            fix="give the export of a `hybridrl rm` run",
+        )
+
+
+def reward_model_layout(cfg: Config) -> MegatronLayout | None:
+    """Who holds which part of it; None: there is none, or it is not here.
+
+    Raises:
+        LayoutError: it does not divide over its ranks.
+    """
+    model, shape = reward_model_spec(cfg), RunShape.of(cfg)
+    if model is None:
+        return None
+    cut = _without_experts(shape.reward_model or shape.parallel, model)
+    return megatron_layout(model, cut, trainer_host(cfg))
+
+
+def scoring(setup: TrainerSetup, reward_model: RewardModelConfig) -> TrainerSetup:
+    """Of a rank of the reward model, from that of a rank of the policy that is cut alike."""
+    model = spec.read(reward_model.path)
+    return replace(
+        setup,
+        model=model,
+        model_folder=Path(reward_model.path),
+        parallel=_without_experts(setup.parallel, model),
+        actor=setup.actor.model_copy(update=_OF_THE_TRAINED),
+    )
+
+
+def _without_experts(cut: TrainParallel, model: ModelSpec) -> TrainParallel:
+    """The cut, where a model has no experts that it could deal out."""
+    return cut if model.num_experts else cut.model_copy(update={"ep": 1, "etp": 1})

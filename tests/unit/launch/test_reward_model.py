@@ -1,0 +1,141 @@
+"""A reward model before a run: which folders can judge it, what its ranks are made from, where they sit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_values import cached
+from safetensors.numpy import load_file, save_file
+
+from hybridrl.config.load import load
+from hybridrl.config.schema import AlgorithmConfig, Config, RewardModelConfig
+from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
+from hybridrl.errors import HybridRLError
+from hybridrl.launch import model_folders
+from hybridrl.launch.plan import RunShape, Seats
+from hybridrl.launch.preflight import preflight
+from hybridrl.launch.prepare import prepare
+from hybridrl.launch.reward_model import scoring
+from hybridrl.models import tiny
+from hybridrl.models.spec import read, with_one_label
+from hybridrl.trainer.setup import TrainerSetup
+
+TEXT = """\
+model: policy
+data: {train: prompts.jsonl, chat_template: none}
+reward: exact_match
+reward_model: judge
+rollout: {max_prompt_tokens: 8, max_response_tokens: 4}
+run: {name: first}
+"""
+
+
+def write_reward_model(folder: Path, *, drop: str = "none") -> None:
+    """As `hybridrl rm` exports one; `drop` names a tensor that is left out."""
+    tiny.qwen3_arithmetic(folder, 1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(with_one_label(config)))
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["lm_head.weight"]
+    tensors["score.weight"] = np.ones((1, config["hidden_size"]), np.float32)
+    tensors.pop(drop, None)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(TEXT)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    tiny.qwen3_arithmetic(tmp_path / "policy", 0)
+    write_reward_model(tmp_path / "judge")
+    return tmp_path
+
+
+def refusal(*overrides: str) -> str:
+    said: list[tuple[str, str]] = []
+    with pytest.raises(HybridRLError) as refused:
+        preflight(load("my.yaml", overrides), None, lambda *line: said.append(line), make_model=False)
+        prepare(load("my.yaml", overrides))
+    return str(refused.value)
+
+
+def test_an_export_of_the_same_tokenizer_passes(here: Path) -> None:
+    said: list[tuple[str, str]] = []
+    loaded = load("my.yaml", ["reward_model={path: judge, parallel: {pp: 2}}", "reward=none"])
+    preflight(loaded, None, lambda *line: said.append(line), make_model=False)
+    assert "reward model PP2" in dict(said)["plan"]
+    assert prepare(loaded).gold.num_checked == 0
+
+
+def test_files_without_the_head_are_refused_by_its_name(here: Path) -> None:
+    write_reward_model(here / "headless", drop="score.weight")
+    assert "the files of headless have no tensor score.weight" in refusal("reward_model=headless")
+    assert "the model policy has no score.weight" in refusal("reward_model=policy")
+
+
+def test_a_cut_that_does_not_divide_it_is_refused(here: Path) -> None:
+    assert "does not divide" in refusal("reward_model={path: judge, parallel: {tp: 3}}")
+
+
+def test_another_tokenizer_is_refused(here: Path) -> None:
+    shutil.copytree("judge", "other")
+    told = json.loads(Path("other/tokenizer.json").read_text())
+    vocab = told["model"]["vocab"]
+    vocab["1"], vocab["2"] = vocab["2"], vocab["1"]
+    Path("other/tokenizer.json").write_text(json.dumps(told))
+    found = refusal("reward_model=other")
+    assert "the tokenizer of the reward model other is not that of policy: '1' is token 1" in found
+
+
+def test_workers_see_the_folder_of_a_name_on_the_hub(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(here / "cache"))
+    folder = cached(here / "cache", "acme/judge", {})
+    loaded = load("my.yaml", ["reward_model=acme/judge"])
+    assert model_folders.absent(loaded)
+    folder.rmdir()
+    write_reward_model(folder)
+    assert not model_folders.absent(loaded)
+    own = model_folders.in_folders(loaded).config.reward_model
+    assert own is not None and own.path == str(folder)
+
+
+def config(**sections: Any) -> Config:
+    needed = {"model": "m", "data": {"train": "d.jsonl"}, "reward": "none", "run": {"name": "test"}}
+    return Config.model_validate({**needed, **sections})
+
+
+def test_its_ranks_have_seats() -> None:
+    own = {"path": "judge", "parallel": {"tp": 2, "dp": 2}}
+    shape = RunShape.of(config(reward_model=own))
+    assert shape.reward_model == TrainParallel(tp=2, dp=2)
+    seats = Seats.of(shape, 2)
+    assert seats.reward_model == (0, 0, 1, 1) and sum(seats.per_node) == 1 + 1 + 1 + 4
+    shared = RunShape.of(config(reward_model="judge"))
+    assert shared.reward_model is None and Seats.of(shared, 1).reward_model == ()
+
+
+def test_a_rank_is_made_from_the_policys(here: Path) -> None:
+    actor = ActorConfig.model_validate({"offload": "all", "moe": {"aux_loss": 0.1}, "lora": {}})
+    setup = TrainerSetup(
+        rank=1,
+        rendezvous="file:///x",
+        parallel=TrainParallel(tp=2, ep=2, dp=1),
+        model=read("policy"),
+        model_folder=Path("policy"),
+        actor=actor,
+        algorithm=AlgorithmConfig(),
+        critic=CriticConfig(),
+        temperature=1.0,
+        max_response_tokens=4,
+        seed=0,
+        num_optimizer_steps=1,
+        timeout_s=1.0,
+    )
+    made = scoring(setup, RewardModelConfig(path="judge"))
+    assert made.model.value_head and made.model_folder == Path("judge")
+    assert (made.rank, made.parallel) == (1, TrainParallel(tp=2, dp=1))  # it has no experts to deal out
+    assert (made.actor.offload, made.actor.lora, made.actor.moe.aux_loss) == ("all", None, 0.0)
