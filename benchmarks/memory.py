@@ -49,13 +49,16 @@ class Shape:
     parallel: dict[str, int] = field(default_factory=dict)
     recompute: str = "none"
     algorithm: dict[str, Any] = field(default_factory=dict)
+    lora: dict[str, Any] | None = None
 
     @property
     def title(self) -> str:
         cut = " ".join(f"{axis}{size}" for axis, size in self.parallel.items()) or "1 rank"
         beside = self.algorithm.get("estimator", "") or ("reference" if self.algorithm.get("kl") else "")
         sizes = f"{self.architecture} {self.layers} x {self.hidden}, {self.vocab:,} entries"
-        return f"{sizes}, {cut}, {self.tokens} tokens, recompute {self.recompute} {beside}".strip()
+        adapters = f"adapters of {self.lora['rank']}" if self.lora else ""
+        told = f"{sizes}, {cut}, {self.tokens} tokens, recompute {self.recompute} {beside} {adapters}"
+        return " ".join(told.split())
 
     @property
     def num_ranks(self) -> int:
@@ -79,6 +82,7 @@ SHAPES = (
     Shape(parallel={"dp": 2}, hidden=512, ffn=1408),
     Shape(parallel={"tp": 2}, hidden=512, heads=(8, 4), algorithm={"kl": {"coefficient": 0.01}}),
     Shape(parallel={"pp": 2}, layers=4, microbatches=1, recompute="full", tokens=8192),
+    Shape(hidden=512, ffn=1408, tokens=2048, algorithm={"kl": {"coefficient": 0.01}}, lora={"rank": 16}),
 )
 
 
@@ -140,6 +144,7 @@ def config_of(shape: Shape, folder: str = "model") -> Config:
                 "parallel": shape.parallel,
                 "microbatch_tokens": shape.tokens,
                 "recompute": shape.recompute,
+                "lora": shape.lora,
             },
             "rollout": {"max_prompt_tokens": PROMPT, "max_response_tokens": RESPONSE},
         }

@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hybridrl.config.adapters import adapters_fit_the_model
+from hybridrl.config.adapters import adapters_fit_the_model, examples_train_all_weights
 from hybridrl.config.cuts import trainer_cuts, wrong_cut
+from hybridrl.config.devices import gpus_are_there
+from hybridrl.config.fp8 import fp8_fits_the_run
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.memory import GIB, Need
+from hybridrl.config.reward_model import reward_model_fits_the_run
 from hybridrl.config.roles import microbatch_limits, wrong_roles
 from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.config.training import TrainParallel
@@ -259,29 +262,6 @@ def greedy_answers_once(loaded: LoadedConfig, world: World) -> Iterator[HybridRL
         )
 
 
-def devices_are_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    if not world.here:
-        return
-    config = loaded.config
-    wanted = config.cluster.gpus_per_node
-    if wanted is not None and wanted > world.num_gpus:
-        has = f"{world.num_gpus} GPUs" if world.num_gpus else "no GPU"
-        yield ResourceError(
-            f"cluster.gpus_per_node = {wanted}, this machine has {has}",
-            where=loaded.where("cluster.gpus_per_node"),
-            fix=f"cluster.gpus_per_node={world.num_gpus}",
-        )
-    gpus = world.num_gpus if wanted is None else min(wanted, world.num_gpus)
-    engines = config.rollout.parallel.tp * (config.rollout.num_engines or 1)
-    ranks = {key: cut.num_ranks for key, cut in trainer_cuts(config)}
-    for key, need in {**ranks, "rollout.parallel": engines}.items():
-        if gpus and need > gpus:
-            place = loaded.where(*(f"{key}.{axis}" for axis in ("tp", "pp", "dp")), "rollout.num_engines")
-            yield ResourceError(
-                f"{key} needs {need} GPUs, there are {gpus}", where=place, fix="use smaller sizes"
-            )
-
-
 def memory_is_enough(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
     if world.spec is None or not world.here:
         return
@@ -304,11 +284,13 @@ RULES: Sequence[Rule] = (
     data_exists,
     chat_template_is_there,
     teacher_is_of_the_policys_kind,
+    reward_model_fits_the_run,
     minibatches_divide_the_step,
     ranks_have_work,
     actor_parallel_divides_the_model,
     other_trainers_divide_the_model,
     precision_suits_the_model,
+    fp8_fits_the_run,
     adapters_fit_the_model,
     engine_parallel_divides_the_model,
     a_trajectory_fits_a_microbatch,
@@ -318,9 +300,20 @@ RULES: Sequence[Rule] = (
     lag_is_shorter_than_the_run,
     schedule_fits_the_run,
     greedy_answers_once,
-    devices_are_there,
+    gpus_are_there,
     memory_is_enough,
 )
+
+
+EXAMPLE_RULES: Sequence[Rule] = (
+    examples_train_all_weights,
+    run_name_is_one_folder,
+    model_exists,
+    actor_parallel_divides_the_model,
+    fp8_fits_the_run,
+    gpus_are_there,
+)
+"""Of training on examples: those of a run of reinforcement learning that hold for it as well, and its own."""
 
 
 def optimizer_steps(config: Config) -> int:

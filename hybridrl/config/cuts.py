@@ -16,18 +16,27 @@ def trainer_cuts(config: Config) -> list[tuple[str, TrainParallel]]:
     return [("actor.parallel", config.actor.parallel), *((key, cut) for key, cut in others if cut)]
 
 
+def all_cuts(config: Config) -> list[tuple[str, TrainParallel]]:
+    """Those of trainer_cuts, and of the reward model, which may be another model than the policy."""
+    reward_model = config.reward_model
+    own = reward_model.parallel if reward_model else None
+    return [*trainer_cuts(config), *([("reward_model.parallel", own)] if own else [])]
+
+
 def wrong_cut(
-    loaded: LoadedConfig, key: str, cut: TrainParallel, spec: ModelSpec | None
+    loaded: LoadedConfig, key: str, cut: TrainParallel, spec: ModelSpec | None, *, path: str | None = None
 ) -> Iterator[ConfigError]:
     """
     Args:
         key: of the cut.
-        spec: None: not known yet.
+        spec: of what is cut; None: not known yet.
+        path: of what is cut; None: the policy's.
     """
+    name = Path(path or loaded.config.model.path).name
     yield from _sizes_that_need_others(loaded, key, cut)
-    yield from _wrong_stages(loaded, key, cut, spec.num_layers if spec else None)
+    yield from _wrong_stages(loaded, key, cut, spec.num_layers if spec else None, name)
     if spec is not None and not spec.num_experts:
-        yield from _experts_that_are_not_there(loaded, key, cut)
+        yield from _experts_that_are_not_there(loaded, key, cut, name)
     if spec is not None and spec.num_experts and cut.sp is False and cut.tp > 1:
         yield ConfigError(
             f"{key}.sp = false with {key}.tp = {cut.tp}: Megatron trains experts with shared tokens only",
@@ -52,7 +61,7 @@ def _sizes_that_need_others(loaded: LoadedConfig, key: str, cut: TrainParallel) 
 
 
 def _wrong_stages(
-    loaded: LoadedConfig, key: str, cut: TrainParallel, num_layers: int | None
+    loaded: LoadedConfig, key: str, cut: TrainParallel, num_layers: int | None, model: str
 ) -> Iterator[ConfigError]:
     num_chunks, name = cut.pp * cut.vpp, f"{key}.stage_layers"
     if cut.stage_layers and len(cut.stage_layers) != num_chunks:
@@ -65,7 +74,7 @@ def _wrong_stages(
     elif cut.stage_layers and num_layers not in (None, sum(cut.stage_layers)):
         yield ConfigError(
             f"{name} = {list(cut.stage_layers)} adds up to {sum(cut.stage_layers)} layers, "
-            f"{_model(loaded)} has {num_layers}",
+            f"{model} has {num_layers}",
             where=loaded.where(name),
             fix=f"give {num_chunks} numbers that add up to {num_layers}",
         )
@@ -73,21 +82,19 @@ def _wrong_stages(
         counts = [str(count) for count in range(1, num_layers + 1) if num_layers % count == 0]
         product = f"{key}.pp = {cut.pp}" + (f" times vpp = {cut.vpp}" if cut.vpp > 1 else "")
         yield ConfigError(
-            f"{product} does not divide the {num_layers} layers of {_model(loaded)}",
+            f"{product} does not divide the {num_layers} layers of {model}",
             where=loaded.where(f"{key}.pp", f"{key}.vpp"),
             fix=f"use {', '.join(counts)}, or give {name}",
         )
 
 
-def _experts_that_are_not_there(loaded: LoadedConfig, key: str, cut: TrainParallel) -> Iterator[ConfigError]:
+def _experts_that_are_not_there(
+    loaded: LoadedConfig, key: str, cut: TrainParallel, model: str
+) -> Iterator[ConfigError]:
     for axis, size in (("ep", cut.ep), ("etp", cut.etp)):
         if size > 1:
             yield ConfigError(
-                f"{key}.{axis} = {size} cuts experts, {_model(loaded)} has none",
+                f"{key}.{axis} = {size} cuts experts, {model} has none",
                 where=loaded.where(f"{key}.{axis}"),
                 fix=f"set {key}.{axis}: 1",
             )
-
-
-def _model(loaded: LoadedConfig) -> str:
-    return Path(loaded.config.model.path).name

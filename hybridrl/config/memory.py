@@ -5,6 +5,7 @@ may not.
 
 from dataclasses import dataclass
 
+from hybridrl.config.reward_model import reward_model_spec
 from hybridrl.config.schema import Config
 from hybridrl.models import spec as models
 
@@ -20,7 +21,8 @@ class Need:
     """Bytes, of the whole machine on CPU and of one GPU otherwise."""
 
     training: int
-    """Weights, gradients and optimizers of what is trained, and the weights of reference and teacher."""
+    """Weights, gradients and optimizers of what is trained, and the weights of reference, teacher and reward
+    model."""
 
     engines: int
     """Weights, and the key-value cache where its size is set."""
@@ -63,7 +65,15 @@ def _training(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:
     held = trained * (weight_bytes + _GRADIENT_BYTES) + (sum(frozen) + adapters) * weight_bytes
     shared = trained * (_ADAM_BYTES + master_bytes)
     per_weight = held + shared / dp if on_gpu else held * dp + shared
-    return int(models.count(spec) * per_weight)
+    return int(models.count(spec) * per_weight) + _reward_model(config, weight_bytes, on_gpu)
+
+
+def _reward_model(config: Config, weight_bytes: int, on_gpu: bool) -> int:
+    spec, own = reward_model_spec(config), config.reward_model
+    if spec is None or own is None:
+        return 0
+    replicas = 1 if on_gpu else (own.parallel or config.actor.parallel).dp or 1
+    return models.count(spec) * weight_bytes * replicas
 
 
 def _engine(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:

@@ -91,9 +91,10 @@ class MoEConfig(Section):
     z_loss: NonNegativeFloat = 0.0
     """Weight of the square of log(sum(exp)) of a router's output: mean over tokens, then as aux_loss."""
 
-    router_replay: Literal["none", "old_logp"] = "none"
+    router_replay: Literal["none", "old_logp", "rollout"] = "none"
     """Which experts a token has in the optimizer steps of a batch. none: what the router chooses by then;
-    old_logp: what it chose when the log-probabilities before the first step were computed."""
+    old_logp: what it chose when the log-probabilities before the first step were computed; rollout: what the
+    engine chose, for these too (arXiv:2510.11370), so that trainer and engine compute the same function."""
 
 
 class LoraConfig(Section):
@@ -120,6 +121,14 @@ class ActorConfig(Section):
     """Of parameters and activations; gradients and what the optimizer steps are fp32. None: bf16 on GPUs,
     fp32 on CPU. fp16 scales the loss, and skips an optimizer step whose gradients overflow."""
 
+    fp8: Literal["none", "tensorwise", "blockwise", "mxfp8"] = "none"
+    """Linear layers multiply in FP8, on GPUs. tensorwise: one scale for a tensor; blockwise: for 128 numbers,
+    or 128 x 128 of a weight, on Hopper; mxfp8: for 32 numbers, on Blackwell. Parameters stay bf16, in which
+    attention, router, embedding and output layer compute. Holds for all models but the reward model."""
+
+    bf16_layers: NonNegativeInt = 0
+    """With fp8: so many layers at each end of the model compute in bf16."""
+
     overlap: bool = False
     """Sum gradients over ranks while the backward pass still runs."""
 
@@ -128,7 +137,7 @@ class ActorConfig(Section):
 
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in host memory while engines generate. optimizer: its state; all: gradients too, and every
-    weight but the policy's. Holds for critic and reference wherever they are."""
+    weight but the policy's. Holds for critic, reference and reward model wherever they are."""
 
     moe: MoEConfig = MoEConfig()
 

@@ -44,18 +44,26 @@ def layer(setting: Setting, *, moe: bool) -> Layer:
     routed = _routed(setting) if moe else 0.0
     ffn = (3 if setting.fused else 5) * width
     gathered = model.hidden_size if setting.sequence_parallel else 0  # whole again before a cut linear layer
+    low = (
+        setting.lora.rank * len(setting.lora.targets) if setting.lora else 0
+    )  # between the factors of an adapter
+    widths = 6 if setting.lora else 5  # gate and up, what an adapter adds to both, and their sum
     return Layer(
-        kept=norms + attention + ffn + routed,
+        kept=norms + attention + ffn + routed + low,
         input=hidden,
         backward=2 * width + 2 * hidden + gathered,
-        forward=5 * width + 4 * hidden + gathered + routed,
+        forward=widths * width + 4 * hidden + gathered + routed,
     )
 
 
 def _norms(setting: Setting, hidden: float) -> float:
     """Two sums along the residual path, and of each norm what enters its scale, and what leaves it."""
-    per_norm = 1 if setting.fused else 2
-    return 2 * hidden + 2 * per_norm * hidden
+    return 2 * hidden + 2 * norm_outputs(setting) * hidden
+
+
+def norm_outputs(setting: Setting) -> int:
+    """What a norm keeps, in sizes of its output: a frozen scale needs nothing for its gradient."""
+    return 1 if setting.fused or setting.lora else 2
 
 
 def _attention(setting: Setting) -> float:
@@ -68,7 +76,8 @@ def _attention(setting: Setting) -> float:
     product = q if setting.recompute == "selective" else 2 * q  # the concatenated runs, and each run's own
     product = q if setting.fused else product
     angles = 0 if setting.fused else 4 * model.head_dim  # sines and cosines, for q and for k
-    normed = 2 * q + kv if model.qk_norm else 0  # q in a place of its own, and both before their scale
+    # q in a place of its own, and both before their scale, unless that is frozen.
+    normed = q + (0 if setting.lora else q + kv) if model.qk_norm else 0
     gathered = kv_width(setting) * (setting.train.cp - 1)
     return (q + 2 * kv) + turned + product + angles + normed + gathered
 
@@ -118,6 +127,8 @@ def loss_bytes(setting: Setting, trained: float, *, backward: bool) -> float:
     model, width = setting.model, setting.weight_bytes
     share = model.vocab_size / setting.train.tp
     selected = trained * model.hidden_size * width
+    if model.value_head:
+        return selected
     if trained * share <= LOGITS_AT_ONCE:
         return selected + trained * share * (width + 4 + 4)  # logits, their scores, the exponentials of these
     piece = max(1, LOGITS_AT_ONCE // trained) * trained

@@ -29,7 +29,7 @@ def fits(setting: Setting) -> bool:
     """On GPUs: everything divides, no phase is too large, the cache holds the longest answer."""
     if setting.gpu is None or not setting.divides() or setting.microbatch_tokens < setting.batch.longest:
         return False
-    return kv_tokens(setting) >= setting.batch.longest and fullest(setting).peak <= setting.gpu.memory_bytes
+    return not too_small_cache(setting) and fullest(setting).peak <= setting.gpu.memory_bytes
 
 
 def fullest(setting: Setting) -> Phase:
@@ -38,6 +38,8 @@ def fullest(setting: Setting) -> Phase:
 
 def too_small_cache(setting: Setting) -> str:
     """Why an engine cannot hold the longest answer; "": it can."""
+    if not setting.num_engines:
+        return ""
     longest, room = setting.batch.longest, kv_tokens(setting)
     if room >= longest:
         return ""

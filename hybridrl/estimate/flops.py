@@ -29,8 +29,8 @@ def attention(model: ModelSpec, context: float) -> float:
 
 
 def output_layer(model: ModelSpec) -> float:
-    """Of one token whose logits are computed."""
-    return 2.0 * model.vocab_size * model.hidden_size
+    """Of one token whose logits, or value, are computed."""
+    return 2.0 * (1 if model.value_head else model.vocab_size) * model.hidden_size
 
 
 def forward(model: ModelSpec, *, mean_length: float, trained_share: float) -> float:

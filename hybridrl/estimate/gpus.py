@@ -1,8 +1,8 @@
 """Datacenter GPUs by the name that a config gives them: what a run has of each, and how fast it is.
 
-Sources: NVIDIA's data sheets of A100 (SXM4), H100 and H200 (SXM5), HGX B200; bf16 without sparsity, links in
-one direction. Memory is in GB as the product is named. The driver shows 5 to 7 % more: that goes to the CUDA
-context, NCCL's buffers and fragmentation, which no formula here counts.
+Sources: NVIDIA's data sheets of A100 (SXM4), H100 and H200 (SXM5), HGX B200; bf16 and FP8 without sparsity,
+links in one direction. Memory is in GB as the product is named. The driver shows 5 to 7 % more: that goes to
+the CUDA context, NCCL's buffers and fragmentation, which no formula here counts.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,9 @@ class GPUModel:
     memory_bytes: int
     flops: float
     """A second, in bf16."""
+
+    fp8_flops: float
+    """A second, in FP8; 0: it has none."""
 
     hbm_bytes_s: float
     nvlink_bytes_s: float
@@ -32,6 +35,7 @@ _A100 = GPUModel(
     name="A100",
     memory_bytes=80 * 10**9,
     flops=312e12,
+    fp8_flops=0.0,
     hbm_bytes_s=2.039e12,
     nvlink_bytes_s=300e9,
     network_bytes_s=25e9,
@@ -41,6 +45,7 @@ _A100_40 = GPUModel(
     name="A100 40 GB",
     memory_bytes=40 * 10**9,
     flops=312e12,
+    fp8_flops=0.0,
     hbm_bytes_s=1.555e12,
     nvlink_bytes_s=300e9,
     network_bytes_s=25e9,
@@ -50,6 +55,7 @@ _H100 = GPUModel(
     name="H100",
     memory_bytes=80 * 10**9,
     flops=989e12,
+    fp8_flops=1979e12,
     hbm_bytes_s=3.35e12,
     nvlink_bytes_s=450e9,
     network_bytes_s=50e9,
@@ -59,6 +65,7 @@ _H200 = GPUModel(
     name="H200",
     memory_bytes=141 * 10**9,
     flops=989e12,
+    fp8_flops=1979e12,
     hbm_bytes_s=4.8e12,
     nvlink_bytes_s=450e9,
     network_bytes_s=50e9,
@@ -68,6 +75,7 @@ _B200 = GPUModel(
     name="B200",
     memory_bytes=180 * 10**9,
     flops=2250e12,
+    fp8_flops=4500e12,
     hbm_bytes_s=7.7e12,
     nvlink_bytes_s=900e9,
     network_bytes_s=50e9,

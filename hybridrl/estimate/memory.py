@@ -5,11 +5,11 @@ writes into them; its key-value cache comes and goes. What the trainer leaves on
 generate is actor.offload's to say. Activations are those of the fullest microbatch.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from hybridrl.config.training import TrainParallel
-from hybridrl.estimate.activations import in_flight, layer, loss_bytes
+from hybridrl.estimate.activations import in_flight, layer, loss_bytes, norm_outputs
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.weights import Share, on_engine, on_stage
 
@@ -50,14 +50,17 @@ class Resident:
 
     policy: float
     others: float
-    """Weights of critic, process model, reference, teacher."""
+    """Weights of critic, process model, reference, teacher, reward model."""
 
     gradients: float
     optimizer: float
+    fp8: float = 0.0
+    """Weights once more, as FP8 products take them: Transformer Engine makes them at the first microbatch of
+    a pass, and keeps them."""
 
     @property
     def all(self) -> float:
-        return self.policy + self.others + self.gradients + self.optimizer
+        return self.policy + self.others + self.gradients + self.optimizer + self.fp8
 
     def after_offload(self, setting: Setting) -> "Resident":
         """What of it stays while engines generate."""
@@ -69,18 +72,22 @@ class Resident:
             others=0.0 if all_ else self.others,
             gradients=0.0 if all_ else self.gradients,
             optimizer=0.0,
+            fp8=self.fp8,
         )
 
 
 def resident(setting: Setting, stage: int) -> Resident:
     """Of a rank of a pipeline stage."""
-    shares = {role: _share(setting, stage, role) for role in (*setting.trained, *setting.frozen)}
+    whole: dict[Role, Share] = {role: _share(setting, stage, role) for role in _held(setting)}
+    changed: dict[Role, Share] = {role: _trained_share(setting, stage, role) for role in setting.trained}
     width = setting.weight_bytes
+    adapters = changed["actor"].all if setting.lora and "actor" in changed else 0.0
     return Resident(
-        policy=shares["actor"].all * width,
-        others=sum(share.all for role, share in shares.items() if role != "actor") * width,
-        gradients=sum(shares[role].all for role in setting.trained) * GRADIENT_BYTES,
-        optimizer=sum(_optimizer(setting, role, shares[role]) for role in setting.trained),
+        policy=(whole["actor"].all + adapters) * width,
+        others=sum(share.all for role, share in whole.items() if role != "actor") * width,
+        gradients=sum(share.all for share in changed.values()) * GRADIENT_BYTES,
+        optimizer=sum(_optimizer(setting, role, share) for role, share in changed.items()),
+        fp8=sum(_fp8_weights(setting, stage, role) for role in whole),
     )
 
 
@@ -88,18 +95,35 @@ def training(setting: Setting, stage: int) -> Phase:
     """Forward and backward of the fullest microbatch, and the optimizer step."""
     held = resident(setting, stage)
     scratch = 0.0 if setting.fused else _optimizer_scratch(setting, stage)
-    kept = activations(setting, stage)
+    here = [setting.alone(role) for role in setting.trained if not setting.is_apart(role)]
+    kept = max(activations(own, stage) for own in here)
+    kept += sum(_fullest(setting, role, activations) for role in setting.trained if setting.is_apart(role))
     return _trainer_phase(setting, f"train, stage {stage}", held, max(kept, scratch))
 
 
 def logprobs(setting: Setting, stage: int) -> Phase:
-    """A forward pass without gradients."""
-    model, tokens = setting.model, setting.packed_tokens / setting.train.cp
-    moe = len(model.layers("moe")) > 0
-    at_once = layer(setting, moe=moe).forward * tokens * setting.weight_bytes
-    last = stage == setting.train.pp - 1
+    """A forward pass without gradients. Ranks beside the actor's make theirs at the same time."""
+    beside: list[Role] = [role for role in (*setting.trained, *setting.frozen) if setting.is_apart(role)]
+    at_once = _forward_bytes(setting, stage) + sum(_fullest(setting, role, _forward_bytes) for role in beside)
+    return _trainer_phase(setting, f"logprobs, stage {stage}", resident(setting, stage), at_once)
+
+
+def _forward_bytes(setting: Setting, stage: int) -> float:
+    tokens, last = setting.packed_tokens / setting.train.cp, stage == setting.train.pp - 1
     loss = loss_bytes(setting, tokens * setting.batch.trained_share, backward=False) if last else 0.0
-    return _trainer_phase(setting, f"logprobs, stage {stage}", resident(setting, stage), max(at_once, loss))
+    return max(_layer_bytes(setting), loss)
+
+
+def _layer_bytes(setting: Setting) -> float:
+    """A forward pass through a layer."""
+    tokens, moe = setting.packed_tokens / setting.train.cp, len(setting.model.layers("moe")) > 0
+    return layer(setting, moe=moe).forward * tokens * setting.weight_bytes
+
+
+def _fullest(setting: Setting, role: Role, size: Callable[[Setting, int], float]) -> float:
+    """Bytes of a role with ranks of its own, of whose stages any may be on a GPU."""
+    own = setting.alone(role)
+    return max(size(own, stage) for stage in {0, own.train.pp - 1})
 
 
 def activations(setting: Setting, stage: int) -> float:
@@ -118,7 +142,7 @@ def activations(setting: Setting, stage: int) -> float:
     held = flying * (kept + (0.0 if full else entry)) * width
     if stage != setting.train.pp - 1:
         return held + (again + backward) * width
-    final = entry * (1 if setting.fused else 2) * width
+    final = entry * norm_outputs(setting) * width
     loss = loss_bytes(setting, tokens * setting.batch.trained_share, backward=True)
     return held + max(final + loss, (again + backward) * width)
 
@@ -129,7 +153,7 @@ def rollout(setting: Setting, stage: int) -> Phase:
     weights = engine_weights(setting)
     return Phase(
         name=f"rollout, stage {stage}",
-        weights=stays.policy + stays.others,
+        weights=stays.policy + stays.others + stays.fp8,
         gradients=stays.gradients,
         optimizer=stays.optimizer,
         engine=weights,
@@ -137,8 +161,24 @@ def rollout(setting: Setting, stage: int) -> Phase:
     )
 
 
+def scoring(setting: Setting, stage: int) -> Phase:
+    """While the reward model scores answers. Engines keep their cache: more may be asked of them."""
+    answering, own = rollout(setting, stage), setting.alone("reward model")
+    back = (
+        _share(setting, stage, "reward model").all * setting.weight_bytes if setting.offload == "all" else 0.0
+    )
+    return replace(
+        answering,
+        name=f"score, stage {stage}",
+        weights=answering.weights + back,
+        activations=_layer_bytes(own),
+    )
+
+
 def engine_weights(setting: Setting) -> float:
     """Of one rank of an engine."""
+    if not setting.num_engines:
+        return 0.0
     return on_engine(setting.engine_layout()) * setting.engine_bytes
 
 
@@ -176,9 +216,13 @@ def phases(setting: Setting) -> Iterator[Phase]:
     """Of the GPUs of each pipeline stage."""
     for stage in range(setting.train.pp):
         yield training(setting, stage)
+        if not setting.num_engines:
+            continue
         yield logprobs(setting, stage)
         if setting.gpu is not None:
             yield rollout(setting, stage)
+            if setting.reward_model is not None:
+                yield scoring(setting, stage)
 
 
 def host_bytes(setting: Setting) -> float:
@@ -192,16 +236,14 @@ def host_bytes(setting: Setting) -> float:
 def checkpoint_bytes(setting: Setting) -> float:
     """On disk: the trained models and their optimizers."""
     per_weight = setting.weight_bytes + _MOMENT_BYTES + (_MASTER_BYTES if setting.bf16 else 0)
-    return sum(_whole(setting, role) for role in setting.trained) * per_weight
+    return sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
 
 
 def least_training(setting: Setting) -> float:
     """Bytes of the trainer's state on all GPUs together, cut without any repetition."""
-    per_weight = (
-        setting.weight_bytes + GRADIENT_BYTES + _MOMENT_BYTES + (_MASTER_BYTES if setting.bf16 else 0)
-    )
-    trained = sum(_whole(setting, role) for role in setting.trained) * per_weight
-    return trained + sum(_whole(setting, role) for role in setting.frozen) * setting.weight_bytes
+    per_weight = GRADIENT_BYTES + _MOMENT_BYTES + (_MASTER_BYTES if setting.bf16 else 0)
+    state = sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
+    return state + sum(_weights(setting, role) for role in _held(setting)) * setting.weight_bytes
 
 
 _CPU_CACHE_TOKENS = 65536
@@ -214,7 +256,7 @@ _TOKEN_BYTES = 4 + 4 + 1 + 4
 def _trainer_phase(setting: Setting, name: str, held: Resident, activations: float) -> Phase:
     return Phase(
         name=name,
-        weights=held.policy + held.others,
+        weights=held.policy + held.others + held.fp8,
         gradients=held.gradients,
         optimizer=held.optimizer,
         activations=activations,
@@ -222,13 +264,35 @@ def _trainer_phase(setting: Setting, name: str, held: Resident, activations: flo
     )
 
 
-def _share(setting: Setting, stage: int, role: Role) -> Share:
+def _held(setting: Setting) -> list[Role]:
+    """Roles that have weights: with adapters, the model without them is the reference."""
+    shares = setting.lora is not None and not setting.is_apart("reference")
+    return [role for role in (*setting.trained, *setting.frozen) if not (shares and role == "reference")]
+
+
+def _stage_of(setting: Setting, stage: int, role: Role) -> int:
     """Where a role has a cut of its own, its fullest stage may be on any GPU."""
-    cut = setting.cut_of(role)
-    mine = stage if cut == setting.train else 0
-    return on_stage(
-        trainer_layout(setting.model, cut, fused=setting.fused), mine, value_head=role == "critic"
-    )
+    return stage if not setting.is_apart(role) or setting.cut_of(role) == setting.train else 0
+
+
+def _share(setting: Setting, stage: int, role: Role) -> Share:
+    return on_stage(setting.layout_of(role), _stage_of(setting, stage, role))
+
+
+def _trained_share(setting: Setting, stage: int, role: Role) -> Share:
+    """Of it, what is trained."""
+    adapters = setting.adapters() if role == "actor" else None
+    return on_stage(adapters, stage) if adapters else _share(setting, stage, role)
+
+
+def _fp8_weights(setting: Setting, stage: int, role: Role) -> float:
+    """Bytes: one of each weight of the layers for the forward pass, one for the backward pass. What is not
+    trained passes through the actor's modules, if they are on its ranks."""
+    if not setting.fp8_share or role == "reward model":
+        return 0.0
+    passes = 2 if role in setting.trained else int(setting.is_apart(role))
+    layers = on_stage(setting.layout_of(role), _stage_of(setting, stage, role), layers_only=True)
+    return passes * setting.fp8_share * layers.all
 
 
 def _optimizer(setting: Setting, role: Role, share: Share) -> float:
@@ -243,7 +307,7 @@ def _optimizer(setting: Setting, role: Role, share: Share) -> float:
 def _optimizer_scratch(setting: Setting, stage: int) -> float:
     """Torch's own Adam makes a root and a quotient of every parameter at once; fused ones do not."""
     replicas = setting.train.cp * (setting.train.dp or 1)
-    return 4 * max(_share(setting, stage, role).all for role in setting.trained) / replicas
+    return 4 * max(_trained_share(setting, stage, role).all for role in setting.trained) / replicas
 
 
 def _layers(setting: Setting, stage: int) -> list[tuple[bool, int]]:
@@ -255,5 +319,12 @@ def _layers(setting: Setting, stage: int) -> list[tuple[bool, int]]:
     return [(moe, count) for moe, count in ((False, dense), (True, total - dense)) if count]
 
 
-def _whole(setting: Setting, role: Role) -> float:
-    return on_stage(trainer_layout(setting.model, TrainParallel()), 0, value_head=role == "critic").all
+def _weights(setting: Setting, role: Role) -> float:
+    """Of the whole model."""
+    return on_stage(trainer_layout(setting.model_of(role), TrainParallel()), 0).all
+
+
+def _trained_weights(setting: Setting, role: Role) -> float:
+    """Of the whole model, those that are trained."""
+    adapters = replace(setting, train=TrainParallel()).adapters() if role == "actor" else None
+    return on_stage(adapters, 0).all if adapters else _weights(setting, role)

@@ -5,57 +5,20 @@ from functools import cache
 from typing import Any, Literal
 
 from hybridrl.config.check import optimizer_steps
+from hybridrl.config.reward_model import reward_model_spec
 from hybridrl.config.schema import AlgorithmConfig, Config, EngineParallel
-from hybridrl.config.training import TrainParallel
+from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
 from hybridrl.errors import LayoutError
+from hybridrl.estimate.batch import Batch
 from hybridrl.estimate.gpus import GPUModel
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
-from hybridrl.models.spec import ModelSpec
+from hybridrl.models.spec import ModelSpec, without_vocabulary
 
-Role = Literal["actor", "critic", "process model", "reference", "teacher"]
+Role = Literal["actor", "critic", "process model", "reference", "teacher", "reward model"]
 Recompute = Literal["none", "selective", "full"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Of one policy update."""
-
-    prompts: int
-    samples: int
-    """Answers to each prompt."""
-
-    prompt_tokens: int
-    """At most."""
-
-    response_tokens: int
-    """At most."""
-
-    mean_prompt: float
-    mean_response: float
-    optimizer_steps: int
-    epochs: int
-
-    @property
-    def trajectories(self) -> int:
-        return self.prompts * self.samples
-
-    @property
-    def longest(self) -> int:
-        return self.prompt_tokens + self.response_tokens
-
-    @property
-    def mean_length(self) -> float:
-        return self.mean_prompt + self.mean_response
-
-    @property
-    def trained_share(self) -> float:
-        """Of the tokens of a microbatch of the longest trajectories."""
-        return self.response_tokens / self.longest
-
-    @property
-    def trajectories_per_minibatch(self) -> float:
-        return self.trajectories * self.epochs / self.optimizer_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +46,26 @@ class Setting:
     offload: Literal["none", "optimizer", "all"]
     engine: EngineParallel
     num_engines: int
+    """0: answers are given, as in training on examples."""
+
     memory_fraction: float
     kv_cache_tokens: int | None
     running_requests: int
     batch: Batch
     scores_first: bool
     """The policy scores its own answers before the first optimizer step."""
+
+    reward_model: ModelSpec | None = None
+    """None: there is none, or nothing is known of it."""
+
+    apart_tokens: tuple[tuple[Role, int], ...] = ()
+    """Sizes of the microbatches of those with a cut of their own."""
+
+    lora: LoraConfig | None = None
+    """What the actor trains; None: all weights."""
+
+    fp8_share: float = 0.0
+    """Of the layers, those that multiply in FP8."""
 
     @classmethod
     def of(
@@ -106,7 +83,7 @@ class Setting:
             nodes=cfg.cluster.nodes,
             gpus_per_node=gpus_per_node,
             trained=_trained(cfg.algorithm),
-            frozen=_frozen(cfg.algorithm),
+            frozen=_frozen(cfg),
             train=cfg.actor.parallel,
             apart=_apart(cfg),
             recompute=cfg.actor.recompute,
@@ -119,10 +96,56 @@ class Setting:
             memory_fraction=cfg.rollout.memory_fraction,
             kv_cache_tokens=cfg.rollout.kv_cache_tokens,
             running_requests=cfg.rollout.max_running_requests,
-            batch=_batch(cfg, mean_response),
+            batch=Batch.of(cfg, mean_response),
             scores_first=optimizer_steps(cfg) > 1,
+            reward_model=reward_model_spec(cfg),
+            apart_tokens=_apart_tokens(cfg),
+            lora=cfg.actor.lora,
+            fp8_share=_fp8_share(cfg.actor, model),
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)
+
+    @classmethod
+    def of_examples(
+        cls,
+        cfg: SupervisedConfig,
+        model: ModelSpec,
+        gpu: GPUModel | None,
+        *,
+        answers: int,
+        mean_length: float | None = None,
+    ) -> "Setting":
+        """Training on examples: without engines, one optimizer step a batch.
+
+        Args:
+            answers: of an example.
+            mean_length: tokens of one with its prompt. None: half of what is allowed.
+        """
+        longest = min(cfg.actor.microbatch_tokens, model.max_positions)
+        setting = cls(
+            model=model,
+            gpu=gpu,
+            nodes=cfg.cluster.nodes,
+            gpus_per_node=(cfg.cluster.gpus_per_node or 0) if gpu else 0,
+            trained=("actor",),
+            frozen=(),
+            train=cfg.actor.parallel,
+            apart=(),
+            recompute=cfg.actor.recompute,
+            microbatch_tokens=cfg.actor.microbatch_tokens,
+            bf16=(cfg.actor.precision or ("bf16" if gpu else "fp32")) == "bf16",
+            fused=gpu is not None,
+            offload="none",
+            engine=EngineParallel(),
+            num_engines=0,
+            memory_fraction=0.0,
+            kv_cache_tokens=None,
+            running_requests=1,
+            batch=Batch.of_examples(cfg.batch.examples_per_step, answers, longest, mean_length),
+            scores_first=False,
+            fp8_share=_fp8_share(cfg.actor, model),
+        )
+        return setting.filled(dp=cfg.actor.parallel.dp)
 
     @property
     def num_gpus(self) -> int:
@@ -151,15 +174,42 @@ class Setting:
         automatic = self.gpu is not None or self.model.num_experts > 0
         return self.train.tp > 1 and (automatic if wanted is None else wanted)
 
+    def model_of(self, role: Role) -> ModelSpec:
+        """Only the reward model may be another one than the policy; a critic has another head."""
+        if role == "critic":
+            return without_vocabulary(self.model, head="value")
+        return self.reward_model if role == "reward model" and self.reward_model else self.model
+
+    def alone(self, role: Role) -> "Setting":
+        """As if a role were the actor and there were no other."""
+        if role == "actor":
+            return replace(self, trained=("actor",), frozen=())
+        return replace(
+            self,
+            model=self.model_of(role),
+            trained=("actor",) if role in self.trained else (),
+            frozen=() if role in self.trained else ("actor",),
+            train=self.cut_of(role),
+            microbatch_tokens=dict(self.apart_tokens).get(role, self.microbatch_tokens),
+            lora=None,
+            fp8_share=0.0 if role == "reward model" else self.fp8_share,
+        )
+
+    def is_apart(self, role: Role) -> bool:
+        """It has ranks of its own, on the same GPUs."""
+        return role in dict(self.apart)
+
     def cut_of(self, role: Role) -> TrainParallel:
         """With its dp."""
         cut = dict(self.apart).get(role, self.train)
+        if role == "reward model" and not self.model_of(role).num_experts:
+            cut = cut.model_copy(update={"ep": 1, "etp": 1})
         return cut.model_copy(update={"dp": cut.dp or max(1, self.num_gpus // cut.model_ranks)})
 
     def filled(self, *, dp: int | None = None, num_engines: int | None = None) -> "Setting":
         """With as many replicas as the GPUs hold, where a number is not given."""
         dp = dp or max(1, self.num_gpus // self.train.model_ranks)
-        engines = num_engines or max(1, self.num_gpus // self.engine.tp)
+        engines = (num_engines or max(1, self.num_gpus // self.engine.tp)) if self.num_engines else 0
         return replace(self, train=self.train.model_copy(update={"dp": dp}), num_engines=engines)
 
     def recut(self, **axes: Any) -> "Setting":
@@ -174,6 +224,22 @@ class Setting:
         """
         return trainer_layout(self.model, self.train, fused=self.fused)
 
+    def adapters(self) -> AdapterLayout | None:
+        """
+        Raises:
+            LayoutError: as `layout`, or the model lacks a linear layer that is to have one.
+        """
+        if (lora := self.lora) is None:
+            return None
+        return AdapterLayout.on(self.layout(), rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+
+    def layout_of(self, role: Role) -> MegatronLayout:
+        """
+        Raises:
+            LayoutError: its model does not divide so.
+        """
+        return trainer_layout(self.model_of(role), self.cut_of(role), fused=self.fused)
+
     def engine_layout(self) -> SGLangLayout:
         """
         Raises:
@@ -187,6 +253,8 @@ class Setting:
         try:
             self.layout()
             self.engine_layout()
+            if self.reward_model is not None:
+                self.layout_of("reward model")
         except LayoutError:
             return False
         return not self.missing_gpus()
@@ -237,34 +305,38 @@ def _trained(algorithm: AlgorithmConfig) -> tuple[Role, ...]:
     return ("actor", *beside.get(algorithm.estimator.name, ()))
 
 
-def _frozen(algorithm: AlgorithmConfig) -> tuple[Role, ...]:
+def _frozen(cfg: Config) -> tuple[Role, ...]:
+    algorithm = cfg.algorithm
     reference = algorithm.kl.coefficient > 0 or algorithm.estimator.name == "prime"
     roles: tuple[tuple[Role, bool], ...] = (
         ("reference", reference),
         ("teacher", algorithm.teacher is not None),
+        ("reward model", reward_model_spec(cfg) is not None),
     )
     return tuple(role for role, held in roles if held)
 
 
 def _apart(cfg: Config) -> tuple[tuple[Role, TrainParallel], ...]:
     critic, frozen = cfg.critic.parallel, cfg.reference.parallel
+    reward_model = cfg.reward_model.parallel if cfg.reward_model else None
     roles: tuple[tuple[Role, TrainParallel | None], ...] = (
         ("critic", critic),
         ("reference", frozen),
         ("teacher", frozen),
+        ("reward model", reward_model),
     )
     return tuple((role, cut) for role, cut in roles if cut is not None)
 
 
-def _batch(cfg: Config, mean_response: float | None) -> Batch:
-    rollout = cfg.rollout
-    return Batch(
-        prompts=cfg.batch.prompts_per_step,
-        samples=cfg.algorithm.samples_per_prompt,
-        prompt_tokens=rollout.max_prompt_tokens,
-        response_tokens=rollout.max_response_tokens,
-        mean_prompt=rollout.max_prompt_tokens / 2,
-        mean_response=rollout.max_response_tokens / 2 if mean_response is None else mean_response,
-        optimizer_steps=optimizer_steps(cfg),
-        epochs=cfg.batch.epochs,
+def _apart_tokens(cfg: Config) -> tuple[tuple[Role, int], ...]:
+    sizes: tuple[tuple[Role, int | None], ...] = (
+        ("critic", cfg.critic.microbatch_tokens),
+        ("reference", cfg.reference.microbatch_tokens),
+        ("teacher", cfg.reference.microbatch_tokens),
+        ("reward model", cfg.reward_model.microbatch_tokens if cfg.reward_model else None),
     )
+    return tuple((role, size) for role, size in sizes if size is not None)
+
+
+def _fp8_share(actor: ActorConfig, model: ModelSpec) -> float:
+    return 0.0 if actor.fp8 == "none" else 1 - 2 * actor.bf16_layers / model.num_layers

@@ -18,12 +18,17 @@ from hybridrl.estimate.memory import (
     num_microbatches,
     resident,
 )
-from hybridrl.estimate.setting import Setting, trainer_layout
+from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.swap import SwapEstimate
 from hybridrl.estimate.weights import on_stage
 
 _MATMUL = 0.6
 """Of the peak, by the large products of a layer. Megatron-LM reports 41 to 48 % on H100 for whole steps."""
+
+_FP8_MATMUL = 0.45
+"""Of the peak in FP8, with the conversions: 1.5 times the rate in bf16. For whole steps of a 70 B model in
+mxfp8, PyTorch's TorchAO reports 1.22 to 1.28 times that of bf16 on B200.
+"""
 
 _HALF_WIDTH = 256
 """Columns of a product at which it reaches half of that."""
@@ -50,7 +55,7 @@ class StepTime:
     offload: float
     swap: float
     mfu: float
-    """Operations of the model in the training phase, recomputed ones not counted, over the peak."""
+    """Operations of the model in the training phase, recomputed ones not counted, over the peak in bf16."""
 
     @property
     def total(self) -> float:
@@ -68,7 +73,8 @@ def step_time(setting: Setting, swap: SwapEstimate | None = None) -> StepTime:
     """
     train, logprobs = train_s(setting), logprobs_s(setting)
     gpu = _gpu(setting)
-    done = 3 * _forward_flops(setting) * setting.batch.epochs * len(setting.trained)
+    alone = [setting.alone(role) for role in setting.trained]
+    done = sum(_passes(own, 3.0) * _forward_flops(own) for own in alone) * setting.batch.epochs
     return StepTime(
         generate=generate_s(setting),
         logprobs=logprobs,
@@ -80,22 +86,25 @@ def step_time(setting: Setting, swap: SwapEstimate | None = None) -> StepTime:
 
 
 def train_s(setting: Setting) -> float:
-    """All optimizer steps of a policy update, of every trained model."""
+    """All optimizer steps of a policy update, of every trained model. Those with ranks of their own share the
+    GPUs with the actor's."""
     factor = {"none": 3.0, "selective": 3.2, "full": 4.0}[setting.recompute]
-    schedule = _schedule_s(setting, factor)
-    once = schedule + _data_parallel_s(setting) + _optimizer_s(setting)
-    return once * setting.batch.optimizer_steps * len(setting.trained)
+    alone = [setting.alone(role) for role in setting.trained]
+    once = sum(_schedule_s(own, factor) + _data_parallel_s(own) + _optimizer_s(own) for own in alone)
+    return once * setting.batch.optimizer_steps
 
 
 def logprobs_s(setting: Setting) -> float:
-    """Forward passes over the whole batch: old_logp, those of frozen policies, values."""
-    passes = setting.scores_first + len(setting.frozen) + len(setting.trained) - 1
-    per_minibatch = _schedule_s(setting, 1.0)
-    return passes * per_minibatch * setting.batch.optimizer_steps / setting.batch.epochs
+    """Forward passes over the whole batch: old_logp, those of frozen models, values."""
+    asked: list[Role] = [*(["actor"] if setting.scores_first else []), *setting.frozen, *setting.trained[1:]]
+    per_minibatch = sum(_schedule_s(setting.alone(role), 1.0) for role in asked)
+    return per_minibatch * setting.batch.optimizer_steps / setting.batch.epochs
 
 
 def generate_s(setting: Setting) -> float:
     """Until the last answer of a step is there. Answers to one prompt share its prefill."""
+    if not setting.num_engines:
+        return 0.0
     batch, gpu = setting.batch, _gpu(setting)
     answers = batch.trajectories / setting.num_engines
     mean, longest = batch.mean_response, batch.response_tokens
@@ -137,14 +146,29 @@ def _stage_s(setting: Setting, stage: int, count: int, factor: float) -> float:
     tokens = batch.trajectories_per_minibatch * batch.mean_length / ((cut.dp or 1) * count)
     layers = sum(len(chunk) for chunk in setting.layout().chunks(stage))
     share = layers / model.num_layers
-    per_token = share * flops.forward(model, mean_length=batch.mean_length, trained_share=0.0)
+    products = 2.0 * share * flops.active_weights(model) * _fp8_slowness(setting)
     if stage == cut.pp - 1:
-        per_token += flops.output_layer(model) * batch.mean_response / batch.mean_length
+        products += flops.output_layer(model) * batch.mean_response / batch.mean_length
+    attention = share * flops.attention(model, batch.mean_length / 2)
     rate = _gpu(setting).flops * _MATMUL * _width_share(setting)
-    compute = factor * tokens * per_token / (cut.tp * cut.cp * rate)
+    per_token = _passes(setting, factor) * products + factor * attention
+    compute = tokens * per_token / (cut.tp * cut.cp * rate)
     # Backward moves what forward moves, recomputation once more: a product takes twice as long backward.
     moves = factor if factor <= 1 else factor - 1
     return compute + moves * share * _layer_links_s(setting, tokens / cut.cp)
+
+
+def _passes(setting: Setting, factor: float) -> float:
+    """Of the products with weights: frozen ones get no gradient."""
+    return factor - 1 if setting.lora and factor > 1 else factor
+
+
+def _fp8_slowness(setting: Setting) -> float:
+    """Time of the layers' products, over that in bf16; a GPU without FP8 computes in bf16."""
+    gpu = _gpu(setting)
+    if not gpu.fp8_flops:
+        return 1.0
+    return 1 - setting.fp8_share * (1 - gpu.flops * _MATMUL / (gpu.fp8_flops * _FP8_MATMUL))
 
 
 def _width_share(setting: Setting) -> float:
@@ -171,7 +195,7 @@ def _layer_links_s(setting: Setting, tokens: float) -> float:
 def _data_parallel_s(setting: Setting) -> float:
     """Gradients are summed and weights gathered, once an optimizer step."""
     cut = setting.train
-    share = on_stage(setting.layout(), 0)
+    share = on_stage(setting.adapters() or setting.layout(), 0)
     replicas = cut.cp * (cut.dp or 1)
     experts = cut.tp * replicas / (cut.ep * cut.etp)
     moved = share.dense * (replicas - 1) / replicas + share.expert * (experts - 1) / experts
@@ -181,7 +205,8 @@ def _data_parallel_s(setting: Setting) -> float:
 def _optimizer_s(setting: Setting) -> float:
     """State, gradients and weights are read and written."""
     held = resident(setting, 0)
-    moved = 2 * held.optimizer + held.gradients + held.policy
+    weights = held.gradients / GRADIENT_BYTES * setting.weight_bytes
+    moved = 2 * held.optimizer + held.gradients + weights
     return moved / (_gpu(setting).hbm_bytes_s * _HBM)
 
 

@@ -1,14 +1,16 @@
 """How many parameters each rank of a pipeline stage holds: the layout's cuts, counted without its boxes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from hybridrl.layout.adapters import AdapterLayout, factors
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec as models
+from hybridrl.models.linears import linears
 from hybridrl.models.spec import ModelSpec
-from hybridrl.models.table import Kind, Row, Stage
+from hybridrl.models.table import Kind, Parameter, Row, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +39,18 @@ class _Amount:
 
 
 @cache
-def on_stage(cut: MegatronLayout, stage: int, *, value_head: bool = False) -> Share:
+def on_stage(cut: MegatronLayout, stage: int, *, layers_only: bool = False) -> Share:
     """Of a rank of a pipeline stage.
 
     Args:
-        value_head: in place of the output layer, as a critic has it.
+        layers_only: without embedding, last norm and output layer.
     """
-    model, chunks = cut.spec, cut.chunks(stage)
-    if value_head:
-        model = models.without_vocabulary(model, head="value")
+    chunks = cut.chunks(stage)
     dense = expert = 0.0
-    for amount in _amounts(model, cut.transformer_engine):
-        times = _times(amount, model, chunks, first=stage == 0, last=stage == cut.pp - 1)
+    for amount in _amounts(cut):
+        if layers_only and amount.stage != "layers":
+            continue
+        times = _times(amount, cut.spec, chunks, first=stage == 0, last=stage == cut.pp - 1)
         if amount.per_expert:
             expert += times * amount.count / (cut.ep * cut.etp)
         else:
@@ -77,13 +79,30 @@ def _repeats(model: ModelSpec, row: Row, size: int) -> float:
     return heads / (model.num_heads + 2 * model.num_kv_heads)
 
 
+def _amounts(cut: MegatronLayout) -> tuple[_Amount, ...]:
+    adapters = (cut.adapter_rank, cut.adapter_targets) if isinstance(cut, AdapterLayout) else None
+    return _of_model(cut.spec, cut.transformer_engine, adapters)
+
+
 @cache
-def _amounts(model: ModelSpec, transformer_engine: bool) -> tuple[_Amount, ...]:
-    return tuple(_read_amounts(model, transformer_engine))
+def _of_model(
+    model: ModelSpec, transformer_engine: bool, adapters: tuple[int, tuple[str, ...]] | None
+) -> tuple[_Amount, ...]:
+    """
+    Args:
+        adapters: their rank and what has one; None: the model itself.
+    """
+    if adapters is None:
+        return tuple(_read_amounts(model, models.parameters(model), transformer_engine))
+    rank, targets = adapters
+    pairs = (factors(parameter, rank) for parameter in linears(model, targets))
+    return tuple(_read_amounts(model, (factor for pair in pairs for factor in pair), transformer_engine))
 
 
-def _read_amounts(model: ModelSpec, transformer_engine: bool) -> Iterator[_Amount]:
-    for parameter in models.parameters(model):
+def _read_amounts(
+    model: ModelSpec, parameters: Iterable[Parameter], transformer_engine: bool
+) -> Iterator[_Amount]:
+    for parameter in parameters:
         row = parameter.row
         for site in transformer_engine and row.transformer_engine or row.megatron:
             part = parameter.keep(site.blocks)[1]

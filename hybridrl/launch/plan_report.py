@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import swap
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.gpus import GPUS
@@ -16,12 +17,14 @@ from hybridrl.estimate.memory import (
     num_microbatches,
     phases,
     rollout,
+    scoring,
     training,
 )
 from hybridrl.estimate.search import Proposal
-from hybridrl.estimate.setting import Setting
+from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.launch.planning import Plan, machine_bytes
+from hybridrl.models import spec as models
 
 _COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
 
@@ -62,6 +65,9 @@ def as_dict(found: Plan) -> dict[str, Any]:
 
 
 def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
+    if not setting.num_engines:
+        yield from _example_batch(setting)
+        return
     batch, dp = setting.batch, setting.train.dp or 1
     steps, most = batch.optimizer_steps, batch.trajectories * batch.longest
     yield (
@@ -78,9 +84,38 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
     )
     yield (
         "",
-        f"actor: {dp} x ({cut_name(setting)}); engines: {setting.num_engines} x TP{setting.engine.tp}, "
+        f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}, "
         f"{kv_tokens(setting):,} tokens of cache each",
     )
+    beside = [_beside(setting, role) for role in (*setting.trained, *setting.frozen) if role != "actor"]
+    if beside:
+        yield "", "; ".join(beside)
+
+
+def _example_batch(setting: Setting) -> Iterator[tuple[str, str]]:
+    batch, micro = setting.batch, num_microbatches(setting)
+    answers = f" x {batch.samples} answers" if batch.samples > 1 else ""
+    yield (
+        "BATCH",
+        f"{batch.prompts:,} examples{answers} -> 1 optimizer step, about {micro} microbatches of at most "
+        f"{setting.microbatch_tokens:,} tokens on each of {setting.train.dp} data-parallel ranks",
+    )
+    yield "", f"actor: {_actor(setting)}"
+
+
+def _actor(setting: Setting) -> str:
+    """Its cut, and what is special about its training."""
+    adapters = f", only adapters of rank {setting.lora.rank} are trained" if setting.lora else ""
+    fp8 = f", {setting.fp8_share:.0%} of the layers in FP8" if setting.fp8_share else ""
+    return f"{setting.train.dp} x ({cut_name(setting.train)}){adapters}{fp8}"
+
+
+def _beside(setting: Setting, role: Role) -> str:
+    """A model that the run has besides the policy, with its cut if that is its own."""
+    own, cut = setting.reward_model if role == "reward model" else None, setting.cut_of(role)
+    size = f" ({own.family}, {_count(models.count(own))} parameters)" if own else ""
+    place = f"{cut.dp} x ({cut_name(cut)})" if role in dict(setting.apart) else "on the actor's ranks"
+    return f"{role}{size}: {place}"
 
 
 def _memory(found: Plan) -> Iterator[tuple[str, str]]:
@@ -90,9 +125,12 @@ def _memory(found: Plan) -> Iterator[tuple[str, str]]:
     per = f"per GPU, {_gb(setting.gpu.memory_bytes)}" if setting.gpu else "per trainer rank"
     yield "MEMORY", f"{per:<26}" + "".join(f"{name:>13}" for name in _COLUMNS)
     last = setting.train.pp - 1
-    rows = [training(setting, stage) for stage in sorted({0, last})] + [logprobs(setting, last)]
-    if setting.gpu is not None:
+    rows = [training(setting, stage) for stage in sorted({0, last})]
+    if setting.num_engines:
+        rows.append(logprobs(setting, last))
+    if setting.num_engines and setting.gpu is not None:
         rows.append(rollout(setting, 0))
+        rows += [scoring(setting, 0)] if setting.reward_model else []
     for phase in rows:
         yield "", f"{phase.name:<26}" + "".join(f"{_gb(size):>13}" for size in _cells(phase))
     host = (
@@ -112,12 +150,9 @@ def _time(found: Plan) -> Iterator[tuple[str, str]]:
     setting = found.setting
     assert setting.gpu is not None
     own = step_time(setting, found.swap)
-    yield (
-        "TIME",
-        f"generate {_s(own.generate)}, logprobs {_s(own.logprobs)}, train {_s(own.train)}, offload "
-        f"{_s(own.offload)}, swap {_s(own.swap)} -> {_s(own.total)}/step (model, +-25 %), "
-        f"MFU {own.mfu:.0%} in training",
-    )
+    names = ("generate", "logprobs", "train", "offload", "swap") if setting.num_engines else ("train",)
+    phases = ", ".join(f"{name} {_s(getattr(own, name))}" for name in names)
+    yield "TIME", f"{phases} -> {_s(own.total)}/step (model, +-25 %), MFU {own.mfu:.0%} in training"
     others = {gpu.name: step_time(replace(setting, gpu=gpu), found.swap) for gpu in GPUS.values()}
     told = ", ".join(f"{name} {_s(time.total)} ({time.mfu:.0%})" for name, time in others.items())
     yield "", f"the same step elsewhere: {told}"
@@ -160,7 +195,7 @@ def _proposal(proposal: Proposal) -> str:
     setting, time = proposal.setting, proposal.time
     return (
         f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.train.dp} x "
-        f"({cut_name(setting)}), recompute {setting.recompute}, {setting.microbatch_tokens:,} tokens a "
+        f"({cut_name(setting.train)}), recompute {setting.recompute}, {setting.microbatch_tokens:,} tokens a "
         f"microbatch, offload {setting.offload}; engines {setting.num_engines} x TP{setting.engine.tp}"
     )
 
@@ -182,9 +217,8 @@ def keys(setting: Setting) -> dict[str, Any]:
     }
 
 
-def cut_name(setting: Setting) -> str:
+def cut_name(cut: TrainParallel) -> str:
     """As in TP8 x PP4 x CP2."""
-    cut = setting.train
     sizes = {"TP": cut.tp, "PP": cut.pp, "VPP": cut.vpp, "CP": cut.cp, "EP": cut.ep, "ETP": cut.etp}
     return " x ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "TP1"
 

@@ -5,11 +5,13 @@ and imports no torch.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import hybridrl
-from hybridrl.config.check import World, check
+from hybridrl.config.check import EXAMPLE_RULES, World, check
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.problems import refuse
+from hybridrl.config.supervised import RMConfig
 from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError
 from hybridrl.estimate import swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
@@ -19,6 +21,7 @@ from hybridrl.estimate.search import Proposal, search
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.swap_plan import read_model, swap_job
+from hybridrl.models.spec import without_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     world = World(here=False, num_gpus=0, available_bytes=0, spec=model)
     wrong = [error for error in check(loaded, world) if not isinstance(error, DataError)]
     refuse(wrong + list(_unknown_plugins(loaded)))
-    gpu = gpu_of(loaded, machine)
+    gpu = _gpu_with_fp8(loaded, machine)
     setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
     if gpu and request.gpus:
         setting = _on_gpus(setting, request.gpus, loaded)
@@ -66,7 +69,46 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     return Plan(setting=setting, machine=machine, refusal=refusal, swap=found, proposals=proposals)
 
 
-def gpu_of(loaded: LoadedConfig, machine: Machine) -> GPUModel | None:
+def plan_examples(loaded: LoadedConfig[Any], machine: Machine, request: Request) -> Plan:
+    """Of `hybridrl sft` and `hybridrl rm`.
+
+    Raises:
+        ConfigErrors, ConfigError, ModelError, ResourceError: as `plan`, or a search was asked for.
+    """
+    if request.search or request.gpus:
+        raise ConfigError("--search lays out trainer and engines, training on examples has no engines")
+    model, pairs = read_model(loaded), isinstance(loaded.config, RMConfig)
+    world = World(here=False, num_gpus=0, available_bytes=0, spec=model)
+    refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
+    if pairs and not model.value_head:
+        model = without_vocabulary(model, head="value")
+    gpu, answers = _gpu_with_fp8(loaded, machine), 2 if pairs else 1
+    setting = Setting.of_examples(
+        loaded.config, model, gpu, answers=answers, mean_length=request.mean_response
+    )
+    if (refusal := _refusal(loaded, setting, machine)) is not None:
+        raise refusal
+    return Plan(setting=setting, machine=machine, refusal=None, swap=None, proposals=())
+
+
+def _gpu_with_fp8(loaded: LoadedConfig[Any], machine: Machine) -> GPUModel | None:
+    """As gpu_of.
+
+    Raises:
+        ConfigError: as gpu_of, or the run asks for FP8, which they lack.
+    """
+    gpu, recipe = gpu_of(loaded, machine), loaded.config.actor.fp8
+    if recipe != "none" and not (gpu and gpu.fp8_flops):
+        has = f"{gpu.name} has no FP8" if gpu else "there are none"
+        raise ConfigError(
+            f"actor.fp8 = {recipe} needs GPUs with FP8, {has}",
+            where=loaded.where("actor.fp8"),
+            fix="remove actor.fp8, or name other GPUs in cluster.gpu",
+        )
+    return gpu
+
+
+def gpu_of(loaded: LoadedConfig[Any], machine: Machine) -> GPUModel | None:
     """The GPUs that a config names, or this machine's; None: the run takes none.
 
     Raises:
@@ -113,7 +155,8 @@ def _refusal(loaded: LoadedConfig, setting: Setting, machine: Machine) -> Resour
     what, place = _shortage(loaded, setting)
     change = cheapest_change(setting)
     found = f"cheapest change that fits: {change.text}" if change else "no change of one key makes it fit"
-    return ResourceError(what, where=place, fix=f"{found} (hybridrl plan --search finds others)")
+    others = " (hybridrl plan --search finds others)" if setting.num_engines else ""
+    return ResourceError(what, where=place, fix=f"{found}{others}")
 
 
 def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hybridrl.algorithms.objective import Objective
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.training import TrainParallel
+from hybridrl.config.schema import Config
+from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.controller.advantage import load_credit
 from hybridrl.errors import HybridRLError, LayoutError, WorkerError
 from hybridrl.models import spec as models
@@ -155,7 +156,9 @@ def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> TrainerSetup
         parallel=TrainParallel(dp=1),
         model=model,
         model_folder=chosen.folder,
-        actor=cfg.actor.model_copy(update={"precision": "fp32", "lora": None}),
+        actor=cfg.actor.model_copy(
+            update={"precision": "fp32", "lora": None, "fp8": "none", "bf16_layers": 0, "moe": _routed(cfg)}
+        ),
         algorithm=cfg.algorithm.model_copy(update={"guards": "off", "teacher": chosen.teacher}),
         critic=cfg.critic,
         temperature=cfg.rollout.temperature,
@@ -164,6 +167,12 @@ def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> TrainerSetup
         num_optimizer_steps=cfg.run.steps,
         timeout_s=cfg.cluster.step_timeout_s,
     )
+
+
+def _routed(cfg: Config) -> MoEConfig:
+    """No engine chooses experts here."""
+    moe = cfg.actor.moe
+    return moe.model_copy(update={"router_replay": "none"}) if moe.router_replay == "rollout" else moe
 
 
 def _describe_model(setup: TrainerSetup, *, full: bool) -> str:

@@ -83,6 +83,9 @@ class World:
         self.events.append(("generated", prompts[0].uid, version))
         return groups
 
+    async def rest(self) -> None:
+        self.events.append(("rest",))
+
     async def score(self, groups, *, keep_text=0) -> None:
         for group in groups:
             for i, trajectory in enumerate(group.trajectories):

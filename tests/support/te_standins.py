@@ -6,18 +6,23 @@ Shape letters: T tokens, H query heads, K key heads, D size of a head, N tokens 
 
 import hybridrl.trainer.megatron  # noqa: F401  # isort: skip  # makes Megatron importable on a CPU
 
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import trainer_models as models
+from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
+    VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer import multi_latent_attention, transformer_block
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import TEGroupedMLP
@@ -25,7 +30,9 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.utils import get_pg_size
 from torch import Tensor, nn
 
+from hybridrl.config.training import ActorConfig
 from hybridrl.trainer.megatron import model, policy
+from hybridrl.trainer.megatron.architecture import fp8, transformer_config
 from hybridrl.trainer.megatron.cuda_layers import VarlenAttention
 from hybridrl.trainer.megatron.mla import WholeLatentAttention
 from hybridrl.trainer.megatron.norms import RMSNorm
@@ -172,9 +179,58 @@ STANDINS = LayerParts(
 )
 
 
+LINEARS = (ColumnParallelLinear, RowParallelLinear, Whole, VocabParallelEmbedding)
+
+
 def learn(rank: int, meet: Any, folders: list[Path], *args: Any) -> Any:
     """trainer_models.learn on a rank whose layers are a GPU's, and so is its layout."""
     multi_latent_attention.TELinear = Whole  # what it takes for a layer that all ranks have whole
     model.parts_of = lambda device: STANDINS
     policy.make_layout = lambda setup: megatron_layout(setup.model, setup.parallel, "cuda")
     return models.learn(rank, meet, folders, *args)
+
+
+class Call(NamedTuple):
+    """Of a module of the model, on one pipeline stage."""
+
+    name: str
+    in_fp8: bool
+    tokens: int
+
+
+def learn_in_fp8(
+    rank: int, meet: Any, folders: list[Path], shape: Any, actor: ActorConfig, out: Path
+) -> tuple[list[Any], list[Call]]:
+    """`learn` with what actor.fp8 makes of Megatron's config; the context of FP8 only notes who is inside."""
+    seen: list[Call] = []
+    inside = [False]
+
+    def told(setup: Any, device: torch.device) -> Any:
+        config = transformer_config(setup, device)
+        _set(config, **fp8(actor))
+        return config
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def context(config: Any, layer: int = -1, is_init: bool = False) -> Any:
+        off = is_init or is_first_last_bf16_layer(config, layer)
+        return contextlib.nullcontext() if off else entered()
+
+    def built(*args: Any, **options: Any) -> Any:
+        stage = model.build(*args, **options)
+        for name, module in model.policy_model(stage).named_modules():
+            if isinstance(module, LINEARS):
+                module.register_forward_pre_hook(partial(note, name))
+        return stage
+
+    def note(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        tokens = inputs[0].shape[:2].numel()
+        seen.append(Call(name, inside[0], tokens))
+
+    policy.transformer_config, policy.build = told, built
+    transformer_block.get_fp8_context = context
+    return learn(rank, meet, folders, shape, (6,), out), seen

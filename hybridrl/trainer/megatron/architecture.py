@@ -33,6 +33,7 @@ def transformer_config(setup: TrainerSetup, device: torch.device) -> Transformer
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
+        **fp8(setup.actor),
         **_recompute(setup.actor),
         calculate_per_token_loss=True,  # gradients are summed: every loss is a share of a global mean already
         perform_initialization=False,  # weights come from a checkpoint
@@ -73,6 +74,22 @@ def precision(actor: ActorConfig, device: torch.device) -> torch.dtype:
     """Of parameters and activations; bf16 on GPUs and fp32 on CPU unless the config says otherwise."""
     name = actor.precision or ("bf16" if device.type == "cuda" else "fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def fp8(actor: ActorConfig) -> dict[str, Any]:
+    """What Megatron is told; its block of layers then enters Transformer Engine's FP8 context by itself.
+
+    Where few numbers share a scale, gradients do without the wide exponent of e5m2.
+    """
+    if actor.fp8 == "none":
+        return {}
+    return {
+        "fp8": "hybrid" if actor.fp8 == "tensorwise" else "e4m3",
+        "fp8_recipe": actor.fp8,
+        "first_last_layers_bf16": actor.bf16_layers > 0,
+        "num_layers_at_start_in_bf16": actor.bf16_layers,
+        "num_layers_at_end_in_bf16": actor.bf16_layers,
+    }
 
 
 def _parallel(setup: TrainerSetup, device: torch.device) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from hybridrl.trainer.megatron.critic import Critic
 from hybridrl.trainer.megatron.loaded import LoadedBatch
 from hybridrl.trainer.megatron.model import build, named_parameters
 from hybridrl.trainer.megatron.offload import Offload, gradient_buffers
+from hybridrl.trainer.megatron.packing import Deal
 from hybridrl.trainer.megatron.setup import leave, make_layout, start
 from hybridrl.trainer.setup import TrainerSetup
 
@@ -34,7 +35,7 @@ class CriticRanks:
         with cpu.scope():
             self._device = start(setup)
             layout, config = make_layout(setup), transformer_config(setup, self._device)
-            self._layout, self._seed = layout, setup.seed
+            self._layout, self._seed, self._deal = layout, setup.seed, Deal.here(config)
             self._saver = checkpoint.Saver(layout, timeout_s=setup.timeout_s, background=setup.async_save)
             size, overlap = layout.padded_vocab, setup.actor.overlap
             model = build(config, setup.model, size, self._device, value_head=True, overlap=overlap)
@@ -51,7 +52,8 @@ class CriticRanks:
         with cpu.scope():
             self._offload.begin_return()
             self._offload.finish_return()
-            self._loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
+            dp_rank = parallel_state.get_data_parallel_rank()
+            self._loaded = LoadedBatch(batch, dp_rank, self._device, self._deal)
             self._loaded.add("value", self._critic.values(self._loaded))
             if parallel_state.is_pipeline_last_stage():
                 self._loaded.share(self._reduce)

@@ -14,12 +14,12 @@ from torch import Tensor
 from hybridrl.batch import RankBatch
 from hybridrl.hosts import cpu
 from hybridrl.reshard.checkpoint import load_hf
-from hybridrl.trainer.megatron.architecture import transformer_config
 from hybridrl.trainer.megatron.collectives import DataParallelReduce
-from hybridrl.trainer.megatron.frozen import FrozenPolicies, frozen_folder
+from hybridrl.trainer.megatron.frozen import FrozenPolicies, frozen_folder, frozen_model
 from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import build, named_parameters
-from hybridrl.trainer.megatron.offload import Offload, gradient_buffers
+from hybridrl.trainer.megatron.model import named_parameters
+from hybridrl.trainer.megatron.offload import Offload
+from hybridrl.trainer.megatron.packing import Deal
 from hybridrl.trainer.megatron.score import Scorer
 from hybridrl.trainer.megatron.setup import leave, make_layout, start
 from hybridrl.trainer.setup import TrainerSetup
@@ -33,9 +33,9 @@ class FrozenRanks:
         """
         with cpu.scope():
             self._device = start(setup)
-            layout, config = make_layout(setup), transformer_config(setup, self._device)
-            model = build(config, setup.model, layout.padded_vocab, self._device)
-            Offload((), gradient_buffers(model)).leave()  # for good: nothing is trained here
+            layout = make_layout(setup)
+            model = frozen_model(setup, layout, self._device)
+            self._deal = Deal.here(model[0].config)
             own = {name: parameter.data for name, parameter in named_parameters(model)}
             held: dict[str, dict[str, Tensor]] = {}
             for column in columns:
@@ -48,7 +48,8 @@ class FrozenRanks:
 
     def load(self, batch: RankBatch) -> None:
         """Take a batch and compute its columns."""
-        self._loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
+        dp_rank = parallel_state.get_data_parallel_rank()
+        self._loaded = LoadedBatch(batch, dp_rank, self._device, self._deal)
         with cpu.scope(), self._offload.at_home():
             self._policies.add(self._loaded)
 

@@ -15,10 +15,10 @@ from hybridrl.trainer.megatron.packing import Deal, Microbatch, PackedBatch
 
 
 class LoadedBatch:
-    def __init__(self, batch: RankBatch, dp_rank: int, device: torch.device) -> None:
+    def __init__(self, batch: RankBatch, dp_rank: int, device: torch.device, deal: Deal) -> None:
         self.batch, self.step, self.minibatches = batch, batch.step, batch.minibatches
         self.first_epoch = _first_epoch(batch.minibatches)
-        self.packed = PackedBatch(batch, device, Deal.here())
+        self.packed = PackedBatch(batch, device, deal)
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)
         self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}

@@ -2,8 +2,9 @@
 
 Sequences are laid end to end in order of length: equal lengths are neighbours, so attention handles each run
 of them with one call. A trajectory enters up to the token before its last trained one: the rest is idle.
-Filler makes sequences divide over context-parallel ranks, and tokens over tensor-parallel ones: it comes
-after what it fills up, so that no other token sees it, and nothing is predicted from it.
+Filler makes sequences divide over context-parallel ranks, and tokens over tensor-parallel ones and into what
+FP8 products take: it comes after what it fills up, so that no other token sees it, and nothing is predicted
+from it.
 Shape letters: W tokens of a microbatch, T those of this rank, R trained tokens, for which logits are
 computed, O those that this rank predicts, S sequences, U trained tokens of the whole batch, N trajectories.
 """
@@ -16,9 +17,15 @@ import numpy as np
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.batch import RankBatch, TokenBlock
+
+FP8_TOKENS = {"tensorwise": 16, "blockwise": 128, "mxfp8": 32}
+"""Rows of a matrix that Transformer Engine multiplies in FP8 are a multiple of this, by recipe. It multiplies
+blockwise with 16 too, but gathers tokens over ranks in FP8 only where each has whole blocks.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +41,18 @@ class Deal:
     tp: int = 1
     """Each rank's number of tokens is a multiple of it: sequence parallelism deals them out evenly."""
 
+    multiple: int = 1
+    """So is each tensor-parallel rank's share of this."""
+
     @classmethod
-    def here(cls) -> "Deal":
-        """That of this rank, by Megatron's process groups."""
+    def here(cls, config: TransformerConfig) -> "Deal":
+        """That of this rank, by Megatron's process groups.
+
+        Args:
+            config: of the model that the microbatches are for.
+        """
         return cls(
+            multiple=FP8_TOKENS[config.fp8_recipe] if config.fp8 else 1,  # pyright: ignore[reportArgumentType]
             rank=parallel_state.get_context_parallel_rank(),
             size=parallel_state.get_context_parallel_world_size(),
             tp=parallel_state.get_tensor_model_parallel_world_size(),
@@ -51,7 +66,7 @@ class Deal:
     @property
     def whole(self) -> int:
         """Microbatches are a multiple of it."""
-        return math.lcm(self.piece, self.size * self.tp)
+        return math.lcm(self.piece, self.size * self.tp * self.multiple)
 
 
 @dataclass(kw_only=True)

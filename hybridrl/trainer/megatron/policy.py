@@ -64,9 +64,10 @@ class MegatronPolicy:
         self._coefficients = Coefficients(setup.algorithm, self._objective, load_estimator(setup.algorithm))
         self._guards = setup.algorithm.guards == "stop"
         with cpu.scope():
-            self._device = start(setup)
+            self.device = start(setup)
             self.layout = make_layout(setup)
-            config = transformer_config(setup, self._device)
+            config = transformer_config(setup, self.device)
+            self._deal = Deal.here(config)
             self._model = self._build(config, adapters=self._adapter_layout())
             load_hf(setup.model_folder, self.layout, setup.rank, self._base())
             lora.start(self._model, setup.seed)
@@ -102,12 +103,13 @@ class MegatronPolicy:
         self._saver.raise_failure()
         if self._guards:
             stop(watch.masks(batch), step=batch.step)
-        self._loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
+        dp_rank = parallel_state.get_data_parallel_rank()
+        self._loaded = LoadedBatch(batch, dp_rank, self.device, self._deal)
         with cpu.scope():
             self._offload.begin_return()
             rows_move = len(batch.minibatches) > len(self._loaded.first_epoch)
-            with self._routing.keeping(self._loaded.packed.num_tokens, share=rows_move):
-                return self._columns.measure(self._loaded)
+            with self._routing.keeping(batch.blocks, share=rows_move):
+                return self._columns.measure(self._loaded) | self._routing.agreement()
 
     def complete(self, arrived: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Compute all other columns of the batch that `measure` took.
@@ -179,7 +181,7 @@ class MegatronPolicy:
         """
         zero_N, row_N = np.zeros(len(block), np.int64), np.arange(len(block))
         batch = RankBatch(0, [block], zero_N, row_N, zero_N, zero_N.astype(np.float32), None)
-        packed, lengths = PackedBatch(batch, self._device, Deal.here()), np.diff(block.start_N).tolist()
+        packed, lengths = PackedBatch(batch, self.device, self._deal), np.diff(block.start_N).tolist()
         rows_of = _by_tokens(lengths, self._setup.actor.microbatch_tokens)
         microbatches = [packed.microbatch(rows) for rows in rows_of]
         with cpu.scope():
@@ -300,7 +302,7 @@ class MegatronPolicy:
     ) -> Stage:
         setup, vocab = self._setup, self.layout.padded_vocab
         options = {"value_head": value_head, "overlap": setup.actor.overlap, "adapters": adapters}
-        return build(config, setup.model, vocab, self._device, **options)
+        return build(config, setup.model, vocab, self.device, **options)
 
     def _adapter_layout(self) -> AdapterLayout | None:
         chosen = self._setup.actor.lora

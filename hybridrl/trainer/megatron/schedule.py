@@ -89,7 +89,7 @@ def _filled(stage: Stage, microbatches: Sequence[Microbatch], least: int = 0) ->
         count = int(most)
     if len(stage) > 1:
         count += -count % config.pipeline_model_parallel_size  # chunks take turns in rounds of that many
-    idle = [idle_microbatch(Deal.here(), device) for _ in range(count - len(microbatches))]
+    idle = [idle_microbatch(Deal.here(config), device) for _ in range(count - len(microbatches))]
     return [*microbatches, *idle]
 
 

@@ -22,7 +22,8 @@ def start(setup: TrainerSetup) -> torch.device:
     """Join the process groups and seed. *Collective*. Returns the device of this rank.
 
     Raises:
-        ResourceError: the device of the setup is not there, or torch sees one and the setup names none.
+        ResourceError: the device of the setup is not there, or lacks the FP8 that is asked for, or torch sees
+            one and the setup names none.
     """
     device = _device(setup)
     parallel, timeout = setup.parallel, timedelta(seconds=setup.timeout_s)
@@ -53,7 +54,15 @@ def _device(setup: TrainerSetup) -> torch.device:
         cuda.make_deterministic()
     torch.use_deterministic_algorithms(setup.deterministic)
     if setup.device is not None:
-        return cuda.take(setup.device)
+        device = cuda.take(setup.device)
+        cuda.refuse_fp8(setup.actor.fp8, device)
+        return device
+    if setup.actor.fp8 != "none":
+        raise ResourceError(
+            f"actor.fp8 = {setup.actor.fp8} needs GPUs, this trainer rank computes on the CPU",
+            where="actor.fp8",
+            fix="remove actor.fp8, or set cluster.gpus_per_node",
+        )
     if torch.cuda.is_available():
         raise ResourceError(
             "this trainer rank computes on the CPU, and torch sees a GPU: Megatron would use it",

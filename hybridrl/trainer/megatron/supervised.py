@@ -23,13 +23,13 @@ from hybridrl.models.spec import read, without_vocabulary
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 from hybridrl.trainer.megatron import checkpoint
 from hybridrl.trainer.megatron.architecture import transformer_config
-from hybridrl.trainer.megatron.collectives import combine, from_context
+from hybridrl.trainer.megatron.collectives import combine
 from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import build, named_parameters, policy_model
+from hybridrl.trainer.megatron.model import build, named_parameters
 from hybridrl.trainer.megatron.optimizer import Optimizer
-from hybridrl.trainer.megatron.packing import Microbatch
+from hybridrl.trainer.megatron.packing import Deal, Microbatch
 from hybridrl.trainer.megatron.schedule import accumulate_gradients, evaluate
-from hybridrl.trainer.megatron.score import Scorer
+from hybridrl.trainer.megatron.score import Scorer, values
 from hybridrl.trainer.megatron.setup import leave, make_layout, start
 from hybridrl.trainer.setup import TrainerSetup, megatron_layout
 from hybridrl.types import StepReport
@@ -55,6 +55,7 @@ class MegatronSupervised:
             self._device = start(setup)
             self.layout = make_layout(setup)
             config = transformer_config(setup, self._device)
+            self._deal = Deal.here(config)
             scores, overlap = setup.model.value_head, setup.actor.overlap
             size = self.layout.padded_vocab
             self._model = build(config, setup.model, size, self._device, value_head=scores, overlap=overlap)
@@ -78,7 +79,7 @@ class MegatronSupervised:
         Raises:
             NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are as they were.
         """
-        loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
+        loaded = self._load(batch)
         (minibatch,) = loaded.minibatches
         with cpu.scope():
             self._optimizer.zero_gradients()
@@ -93,7 +94,7 @@ class MegatronSupervised:
 
     def evaluate(self, batch: RankBatch) -> dict[str, float]:
         """What a step would report of a batch of one minibatch; nothing is learnt."""
-        loaded = LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device)
+        loaded = self._load(batch)
         (minibatch,) = loaded.minibatches
         shares: list[Metrics] = []
 
@@ -150,6 +151,9 @@ class MegatronSupervised:
             )
         return self.layout
 
+    def _load(self, batch: RankBatch) -> LoadedBatch:
+        return LoadedBatch(batch, parallel_state.get_data_parallel_rank(), self._device, self._deal)
+
     def _likelihood(
         self, loaded: LoadedBatch, minibatch: Minibatch, microbatch: Microbatch, hidden_O1: Tensor
     ) -> tuple[Tensor, Metrics]:
@@ -164,7 +168,7 @@ class MegatronSupervised:
         """Mean of -log sigmoid(chosen - rejected - margin) over the pairs (Bradley and Terry 1952)."""
         row_R = loaded.trajectory_U[microbatch.trained_R]
         order_R = row_R.argsort()
-        value_R = from_context(microbatch, policy_model(self._model).values(hidden_O1))
+        value_R = values(self._model, microbatch, hidden_O1)
         score_P2 = value_R[order_R].view(-1, 2)
         ahead_P = score_P2[:, 0] - score_P2[:, 1]
         margin_P = loaded.scalars["margin"][row_R[order_R][::2]]

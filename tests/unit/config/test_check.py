@@ -276,3 +276,46 @@ def test_adapters_are_refused_where_the_model_has_no_place_for_them(run, spec) -
     experts = dataclasses.replace(spec, family="qwen3_moe", num_experts=4, expert_ffn_size=8)
     (said,) = [error for error in run("actor.lora={rank: 8}", spec=experts) if "lora" in error]
     assert "fc1, fc2" in said and "[qkv, proj]" in said
+
+
+H100S = "cluster={gpus_per_node: 8, gpu: h100}"
+
+
+def test_fp8_passes_where_gpus_and_sizes_allow_it(run) -> None:
+    facts = {"here": False}
+    for recipe in ("tensorwise", "blockwise"):
+        assert run(f"actor.fp8={recipe}", "actor.bf16_layers=2", "actor.parallel.tp=4", H100S, **facts) == []
+    assert run("actor.fp8=mxfp8", "cluster={gpus_per_node: 8, gpu: b200}", **facts) == []
+    assert run("actor.fp8=tensorwise", num_gpus=8) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["actor.bf16_layers=2"], "actor.bf16_layers = 2 has no effect with actor.fp8 = none"),
+        (["actor.fp8=tensorwise"], "actor.fp8 = tensorwise needs GPUs, this machine has none"),
+        (["actor.fp8=tensorwise", "cluster.gpus_per_node=0"], "needs GPUs, cluster.gpus_per_node = 0"),
+        (
+            ["actor.fp8=mxfp8", H100S],
+            "needs b200, cluster.gpu = h100  (command line): use tensorwise or blockwise",
+        ),
+        (["actor.fp8=tensorwise", "cluster={gpus_per_node: 8, gpu: a100}"], "cluster.gpu = a100"),
+        (["actor.fp8=tensorwise", "actor.precision=fp16", H100S], "actor.precision = fp16"),
+        (["actor.fp8=tensorwise", "actor.lora={rank: 8}", H100S], "actor.lora is not for these"),
+        (["actor.fp8=tensorwise", "actor.bf16_layers=14", H100S], "use at most 13"),
+        (["actor.fp8=tensorwise", "actor.bf16_layers=8", "actor.parallel.pp=4", H100S], "use at most 7"),
+    ],
+)
+def test_fp8_is_refused_with_what_it_lacks(run, overrides: list[str], message: str) -> None:
+    assert any(message in error for error in run(*overrides))
+
+
+def test_fp8_asks_for_sizes_that_can_be_multiplied(run, spec) -> None:
+    odd = dataclasses.replace(spec, ffn_size=4 * 1000)
+    assert run("actor.fp8=tensorwise", "actor.parallel.tp=2", H100S, spec=odd, here=False) == []
+    (said,) = run("actor.fp8=tensorwise", "actor.parallel.tp=4", H100S, spec=odd, here=False)
+    assert (
+        "multiples of 16" in said and "feed-forward columns 1000" in said and "actor.parallel.tp = 4" in said
+    )
+    (said,) = run("actor.fp8=tensorwise", "critic.parallel.tp=4", H100S, spec=odd, here=False)
+    assert "critic.parallel.tp = 4" in said

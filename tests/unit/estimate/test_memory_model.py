@@ -6,10 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.memory import SHAPES, compare
+from hybridrl.config.training import LoraConfig, TrainParallel
 from hybridrl.estimate import memory
 from hybridrl.estimate.activations import in_flight
+from hybridrl.estimate.setting import trainer_layout
 from hybridrl.estimate.weights import on_engine, on_stage
 from hybridrl.layout.base import Layout
+from hybridrl.models.spec import count, without_vocabulary
 from tests.support.plan_values import make_setting
 
 MODELS = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3")
@@ -79,6 +82,85 @@ def test_an_offload_leaves_only_the_policy() -> None:
     assert kept["all"].all == held.policy
 
 
+def test_a_reward_model_is_counted_as_a_reference_of_its_own_size() -> None:
+    """A judge of 7 B with a head of one number, beside a policy of 72 B; and on ranks of its own."""
+    without = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).recut(tp=4)
+    judge = without_vocabulary(make_setting("Qwen/Qwen2.5-7B-Instruct").model, head="value")
+    setting = replace(without, frozen=(*without.frozen, "reward model"), reward_model=judge)
+    more = memory.resident(setting, 0).others - memory.resident(without, 0).others
+    assert more == 2 * on_stage(trainer_layout(judge, setting.train, fused=True), 0).all
+    assert 2 * count(judge) / 4 < more < 2 * count(judge) / 3.9  # norms are on every rank
+    apart = replace(setting, apart=(("reward model", TrainParallel(tp=2)),))
+    assert memory.resident(apart, 0).others - memory.resident(without, 0).others > 1.9 * more
+    away = replace(setting, offload="all")
+    assert memory.resident(setting, 0).after_offload(away).others == 0
+    for one in (setting, away):  # wherever it waits, it is there while it scores
+        answering, scoring = memory.rollout(one, 0), memory.scoring(one, 0)
+        assert scoring.weights - answering.weights == (more if one is away else 0)
+        assert scoring.kv == answering.kv and scoring.activations > 0
+    assert not replace(setting, reward_model=replace(judge, num_layers=27)).recut(pp=2).divides()
+
+
+LORA = LoraConfig(rank=16)
+
+
+def test_adapters_alone_have_gradients_optimizer_and_checkpoint() -> None:
+    """Rank 16: so many numbers for each input and each output of four linear layers of 28 layers."""
+    whole = make_setting("Qwen/Qwen2.5-7B-Instruct")
+    setting = replace(whole, lora=LORA)
+    q, kv, hidden, ffn = 28 * 128, 4 * 128, 3584, 18944
+    sides = (hidden + q + 2 * kv) + (q + hidden) + (hidden + 2 * ffn) + (ffn + hidden)
+    numbers = 28 * 16 * sides
+    held, before = memory.resident(setting, 0), memory.resident(whole, 0)
+    assert held.gradients == 4 * numbers
+    assert held.optimizer == pytest.approx(12 * numbers / 8)  # over eight replicas
+    assert held.policy == before.policy + 2 * numbers
+    assert memory.checkpoint_bytes(setting) == 14 * numbers
+    on_cpu = replace(whole, fused=False)
+    assert memory.activations(replace(on_cpu, lora=LORA), 0) < memory.activations(on_cpu, 0)
+
+
+@pytest.mark.parametrize("axes", [{"tp": 2}, {"tp": 4, "pp": 2}, {"pp": 4, "dp": 2}])
+def test_adapters_are_cut_as_their_layout_says(axes: dict[str, Any]) -> None:
+    layout = replace(make_setting("Qwen/Qwen2.5-7B-Instruct").recut(**axes), lora=LORA).adapters()
+    assert layout is not None
+    for stage in range(layout.pp):
+        expected = elements(layout, layout.world_size // layout.pp * stage)
+        assert on_stage(layout, stage).all == expected
+
+
+def test_with_adapters_only_a_reference_apart_has_weights() -> None:
+    setting = replace(make_setting("Qwen/Qwen2.5-7B-Instruct"), lora=LORA)
+    assert setting.frozen == ("reference",) and memory.resident(setting, 0).others == 0
+    apart = replace(setting, apart=(("reference", TrainParallel(tp=2)),))
+    assert memory.resident(apart, 0).others > 7e9  # 2 bytes each, over two ranks
+
+
+def test_ranks_beside_the_actors_have_activations_of_their_own() -> None:
+    """A critic on one rank each, with long microbatches, beside an actor over four."""
+    actor = make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=4)
+    shared = replace(actor, trained=("actor", "critic"))
+    apart = replace(shared, apart=(("critic", TrainParallel()),), apart_tokens=(("critic", 32768),))
+    own = memory.activations(apart.alone("critic"), 0)
+    shorter = replace(apart, apart_tokens=(("critic", 16384),))
+    assert own > 1.9 * memory.activations(shorter.alone("critic"), 0)
+    assert memory.training(apart, 0).activations == memory.activations(actor, 0) + own
+    assert memory.training(shared, 0).activations == memory.training(actor, 0).activations
+    asked = replace(actor, apart=(("reference", TrainParallel(tp=2)),))
+    assert memory.logprobs(asked, 0).activations > memory.logprobs(actor, 0).activations
+
+
+def test_fp8_holds_the_layers_weights_twice_more_in_one_byte() -> None:
+    plain = make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=2)
+    setting = replace(plain, fp8_share=0.5)
+    layers = 28 * (3584 * (28 + 8) * 128 + 28 * 128 * 3584 + 3 * 3584 * 18944) / 2
+    assert memory.resident(setting, 0).fp8 == pytest.approx(layers, rel=1e-3)  # two bytes of half of them
+    more = memory.training(setting, 0).peak - memory.training(plain, 0).peak
+    assert more == pytest.approx(memory.resident(setting, 0).fp8)
+    away = memory.resident(setting, 0).after_offload(replace(setting, offload="all"))
+    assert away.fp8 == memory.resident(setting, 0).fp8 and away.optimizer == 0
+
+
 def test_a_checkpoint_of_72b_is_a_terabyte() -> None:
     """72.7 B weights of 2 bytes, and 12 bytes of optimizer each."""
     setting = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8)
@@ -87,5 +169,5 @@ def test_a_checkpoint_of_72b_is_a_terabyte() -> None:
 
 @pytest.mark.slow
 def test_predicted_peaks_are_within_ten_percent_of_measured_ones() -> None:
-    for row in compare([SHAPES[0], SHAPES[11]]):
+    for row in compare([SHAPES[0], SHAPES[11], SHAPES[16]]):
         assert abs(row["error"]) < 0.1, row

@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import pytest
 
+from hybridrl.config.training import LoraConfig, TrainParallel
 from hybridrl.errors import ConfigError
 from hybridrl.estimate import flops
 from hybridrl.estimate.fit import cheapest_change, fits
 from hybridrl.estimate.gpus import GPUS, recognise
 from hybridrl.estimate.search import Proposal, search
-from hybridrl.estimate.time import step_time
+from hybridrl.estimate.time import generate_s, logprobs_s, step_time, train_s
 from tests.support.plan_values import make_setting
 
 
@@ -35,6 +36,36 @@ def test_a_step_is_faster_on_faster_gpus() -> None:
     totals = [step_time(replace(setting, gpu=GPUS[name])).total for name in ("a100", "h100", "h200", "b200")]
     assert totals == sorted(totals, reverse=True)
     assert all(0.2 < step_time(replace(setting, gpu=gpu)).mfu < 0.6 for gpu in GPUS.values())
+
+
+def test_fp8_speeds_up_training_on_gpus_that_have_it() -> None:
+    """Attention, output layer, links and optimizer stay: a step gains less than its products."""
+    plain = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).recut(tp=4, pp=2)
+    for name, gain in (("a100", 1.0), ("h100", 1.3), ("b200", 1.3)):
+        on = replace(plain, gpu=GPUS[name])
+        faster = train_s(on) / train_s(replace(on, fp8_share=1.0))
+        assert faster == pytest.approx(gain, abs=0.1 * (gain > 1)), name
+        assert faster <= 1.5
+    assert generate_s(plain) == generate_s(replace(plain, fp8_share=1.0))
+
+
+def test_frozen_weights_cost_two_thirds_of_a_training_pass() -> None:
+    """No gradient of a weight: two products of three, and nothing to sum over ranks."""
+    whole = make_setting("Qwen/Qwen2.5-7B-Instruct")
+    adapters = replace(whole, lora=LoraConfig(rank=16))
+    assert 0.6 < train_s(adapters) / train_s(whole) < 0.72
+    assert logprobs_s(adapters) == logprobs_s(whole)
+
+
+def test_a_critic_on_ranks_of_its_own_is_timed_by_its_own_cut() -> None:
+    """The same cut written apart takes as long as the shared one; a long pipeline has idle stages."""
+    actor = make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=2)
+    shared = replace(actor, trained=("actor", "critic"))
+    same = replace(shared, apart=(("critic", actor.train),))
+    assert train_s(same) == pytest.approx(train_s(shared))
+    assert train_s(shared) < 2 * train_s(actor)  # a head of one number
+    deep = replace(shared, apart=(("critic", TrainParallel(tp=2, pp=4)),), apart_tokens=(("critic", 262144),))
+    assert train_s(deep) > train_s(shared)
 
 
 def test_a_search_is_never_worse_than_what_it_begins_with() -> None:

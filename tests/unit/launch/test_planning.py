@@ -1,11 +1,17 @@
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hybridrl.config.load import load
-from hybridrl.errors import ConfigError, ResourceError
+from hybridrl.config.load import load, load_as
+from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.errors import ConfigError, HybridRLError, ResourceError
+from hybridrl.estimate import memory
+from hybridrl.estimate.memory import training
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import plan_report, planning
 from tests.support.plan_values import write_cluster_config
@@ -26,6 +32,28 @@ def test_a_plan_of_a_cluster_run_needs_no_gpu_and_says_all(tmp_path: Path) -> No
     told = plan_report.as_dict(found)
     assert told["fits"] and set(told["time_s"]) == {"a100-40", "a100", "h100", "h200", "b200"}
     assert max(phase["peak"] for phase in told["memory"]) <= told["gpu_bytes"]
+
+
+def test_models_beside_the_policy_are_named_with_their_place(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["LlamaForSequenceClassification"],
+        "id2label": {"0": "reward"},
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 128256,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 131072,
+    }
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(config))
+    without = planned(tmp_path)
+    found = planned(tmp_path, f"reward_model={{path: {tmp_path / 'judge'}, parallel: {{tp: 4}}}}")
+    said = "\n".join(text for _, text in plan_report.lines(found))
+    assert "reference: on the actor's ranks; reward model (llama, 7,504.9 M parameters): 32 x (TP4)" in said
+    assert training(found.setting, 0).weights - training(without.setting, 0).weights > 2 * 7.5e9 / 4
 
 
 def test_too_few_gpus_are_refused_with_both_numbers_and_the_change(tmp_path: Path) -> None:
@@ -63,6 +91,80 @@ def test_a_search_goes_on_where_the_config_does_not_fit(tmp_path: Path) -> None:
 def test_a_wrong_config_is_refused_first(tmp_path: Path, override: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         planned(tmp_path, override)
+
+
+SFT_YAML = """\
+model: Qwen/Qwen2.5-7B-Instruct
+data: {train: examples.jsonl}
+batch: {examples_per_step: 256}
+actor: {parallel: {tp: 4}}
+cluster: {gpus_per_node: 8, gpu: h100}
+run: {name: tuned}
+"""
+
+
+def planned_for(kind: Any, folder: Path, *overrides: str, **options: Any) -> planning.Plan:
+    path = folder / "examples.yaml"
+    path.write_text(SFT_YAML)
+    request = replace(PLAIN, **options)
+    return planning.plan_examples(load_as(kind, path, overrides), BARE, request)
+
+
+def test_a_plan_for_examples_has_neither_engines_nor_swap(tmp_path: Path) -> None:
+    found = planned_for(SFTConfig, tmp_path, mean_response=1000)
+    said = "\n".join(f"{heading} {text}" for heading, text in plan_report.lines(found))
+    for part in (
+        "256 examples -> 1 optimizer step, about 8 microbatches",
+        "2 x (TP4)",
+        "train",
+        "TIME",
+        "OK",
+    ):
+        assert part in said
+    assert not any(part in said for part in ("rollout", "logprobs", "swap", "engines"))
+    told = plan_report.as_dict(found)
+    assert told["swap"] is None and all(not phase["engine"] and not phase["kv"] for phase in told["memory"])
+    time = told["time_s"]["h100"]
+    assert time["total"] == time["train"] > 0
+
+
+def test_a_reward_model_learns_from_two_answers_and_has_no_logits(tmp_path: Path) -> None:
+    answers, pairs = (planned_for(kind, tmp_path).setting for kind in (SFTConfig, RMConfig))
+    assert pairs.batch.trajectories == 2 * answers.batch.trajectories
+    assert pairs.model.value_head and not answers.model.value_head
+    assert memory.checkpoint_bytes(pairs) < memory.checkpoint_bytes(answers)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "options", "match"),
+    [
+        (["actor.lora={rank: 8}"], {}, "actor.lora has no effect"),
+        (["actor.parallel.tp=3"], {}, "does not divide the 28 attention heads"),
+        ([], {"search": True}, "has no engines"),
+        (["cluster.gpu=a100", "actor.fp8=tensorwise"], {}, "cluster.gpu = a100"),
+        (["actor.parallel.tp=1"], {}, "does not fit"),
+    ],
+)
+def test_a_plan_for_examples_refuses_what_cannot_work(
+    tmp_path: Path, overrides: list[str], options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(HybridRLError, match=match):
+        planned_for(SFTConfig, tmp_path, *overrides, **options)
+
+
+def test_fp8_is_planned_and_refused_without_gpus_that_have_it(tmp_path: Path) -> None:
+    plain, found = planned(tmp_path), planned(tmp_path, "actor.fp8=blockwise", "actor.bf16_layers=4")
+    said = "\n".join(text for _, text in plan_report.lines(found))
+    assert "90% of the layers in FP8" in said
+    times = [plan_report.as_dict(one)["time_s"]["h100"]["train"] for one in (plain, found)]
+    assert times[1] < 0.85 * times[0]
+    with pytest.raises(ConfigError, match="needs GPUs with FP8"):
+        planned(tmp_path, "actor.fp8=tensorwise", "cluster={nodes: 1}")
+
+
+def test_adapters_are_planned(tmp_path: Path) -> None:
+    said = "\n".join(text for _, text in plan_report.lines(planned(tmp_path, "actor.lora={rank: 8}")))
+    assert "only adapters of rank 8 are trained" in said
 
 
 def test_a_plan_imports_no_torch(tmp_path: Path) -> None:

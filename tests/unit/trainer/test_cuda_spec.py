@@ -94,13 +94,6 @@ def test_weights_after_the_steps_equal_adamw(runs) -> None:
             )
 
 
-@pytest.fixture
-def rope_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of Transformer Engine: Megatron refuses its use where it is not."""
-    for name in ("fused_apply_rotary_pos_emb", "fused_apply_rotary_pos_emb_thd"):
-        monkeypatch.setattr(f"megatron.core.models.common.embeddings.rope_utils.{name}", print)
-
-
 def config_of(folder: Path, precision: str | None = None, **parallel: int) -> Any:
     """Megatron's description of a model on a GPU."""
     shape = TrainParallel(dp=1, **parallel)
