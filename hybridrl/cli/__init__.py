@@ -135,14 +135,22 @@ def plan(
     search: Annotated[bool, typer.Option("--search", help="Propose faster cuts and sizes.")] = False,
     gpus: Annotated[int | None, typer.Option(help="Search for this number of GPUs.")] = None,
     mean_response: Annotated[int | None, typer.Option(help="Tokens of an answer on average.")] = None,
+    command: Annotated[
+        Literal["launch", "sft", "rm"], typer.Option("--for", help="The command that the config is for.")
+    ] = "launch",
 ) -> None:
     """Show what a config needs before it runs: batch, memory, weight swap, time; refuse what cannot fit."""
-    from hybridrl.config.load import load
+    from hybridrl.config.load import load, load_as
+    from hybridrl.config.supervised import RMConfig, SFTConfig
     from hybridrl.hosts.machine import Machine
     from hybridrl.launch import plan_report, planning
 
     request = planning.Request(search=search, gpus=gpus, mean_response=mean_response)
-    found = planning.plan(load(config, overrides or []), Machine.here(), request)
+    if command == "launch":
+        found = planning.plan(load(config, overrides or []), Machine.here(), request)
+    else:
+        loaded = load_as({"sft": SFTConfig, "rm": RMConfig}[command], config, overrides or [])
+        found = planning.plan_examples(loaded, Machine.here(), request)
     if as_json:
         return out.print_json(data=plan_report.as_dict(found))
     for heading, text in plan_report.lines(found):

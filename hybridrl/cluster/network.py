@@ -21,8 +21,8 @@ Meet = Callable[[str], str]
 _PORTS = range(20_000, 30_000)
 """Below those that Linux gives to outgoing connections."""
 
-_GROUPS = 3
-"""That a run has at most: the trainer, critic and reference."""
+_GROUPS = 4
+"""That a run has at most: the trainer, critic, reference and reward model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,11 @@ class Network:
     ports: tuple[int, ...]
     """Free when they were looked for, one for each group of ranks."""
 
+    @property
+    def of_engine(self) -> str:
+        """host:port where the parts of an engine meet whose first part is on this node."""
+        return f"{self.address}:{self.ports[-1]}"
+
 
 def in_folder(folder: Path) -> Meet:
     """On one machine."""
@@ -42,7 +47,7 @@ def in_folder(folder: Path) -> Meet:
 
 def at(network: Network) -> Meet:
     """On the node of every group's first rank."""
-    ports = iter(network.ports)
+    ports = iter(network.ports[:-1])
     return lambda name: f"tcp://{network.address}:{next(ports)}"
 
 
@@ -58,7 +63,7 @@ def networks(place: Placing, num_nodes: int, *, timeout_s: float) -> list[Networ
 
 def _here() -> Network:
     address = get_node_ip_address()
-    return Network(address, interface_of(address), tuple(_free_ports(address, _GROUPS)))
+    return Network(address, interface_of(address), tuple(_free_ports(address, _GROUPS + 1)))
 
 
 def interface_of(address: str) -> str:

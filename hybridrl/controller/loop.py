@@ -50,6 +50,8 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
     with observe.span("step"):
         with observe.span("wait_for_batch"):
             rollouts = await buffer.take()
+        if not cfg.batch.max_lag:  # else engines answer meanwhile
+            await roles.engine.rest()
         batch = Batch.pack(step, rollouts.groups)
         refuse_stale(batch, cfg.batch.max_lag)
         with observe.span("adv"):

@@ -39,19 +39,23 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def environment(tp: int, folder: str) -> dict[str, str]:
+def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
     """Variables that the processes of one engine need, on top of those of their parent.
 
     Args:
+        parts: nodes that it is on.
         folder: empty, the engine's own: for sockets, temporary files, and the file where its tensor-parallel
             ranks meet. (A TCP rendezvous would listen on all interfaces.) A socket's path may have 107 bytes.
     """
     common = {
         "TMPDIR": folder,
-        "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{folder}/rendezvous",
         "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if parts == 1:
+        common["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{folder}/rendezvous"
+    else:
+        common["SGLANG_BLOCK_NONZERO_RANK_CHILDREN"] = "0"  # a part without requests returns from its start
     if has_cuda():
         return common
     return common | {
@@ -59,14 +63,18 @@ def environment(tp: int, folder: str) -> dict[str, str]:
         "OMP_NUM_THREADS": str(_threads(tp)),
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(map(str, range(tp))),
         "TORCHDYNAMO_DISABLE": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
+        **({"GLOO_SOCKET_IFNAME": "lo"} if parts == 1 else {}),
     }
 
 
-def process_environment(tp: int, folder: str) -> dict[str, str]:
+def process_environment(tp: int, parts: int, folder: str) -> dict[str, str]:
     """All variables of an engine's processes: this process's, the project importable, and environment()."""
     paths = [_PROJECT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), **environment(tp, folder)}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        **environment(tp, parts, folder),
+    }
 
 
 def _threads(tp: int) -> int:

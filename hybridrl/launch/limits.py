@@ -1,26 +1,19 @@
-"""What no launch can do yet, refused before anything starts."""
+"""What a launch lacks, as far as it shows before models are downloaded and anything starts."""
 
+from hybridrl.config.check import World
+from hybridrl.config.devices import gpus_are_there
 from hybridrl.config.load import LoadedConfig
+from hybridrl.config.problems import refuse
 from hybridrl.errors import ResourceError
 from hybridrl.hosts.machine import Machine
 
 
-def refuse_gpus(loaded: LoadedConfig, machine: Machine | None) -> None:
+def refuse_missing_gpus(loaded: LoadedConfig, machine: Machine) -> None:
     """
-    Args:
-        machine: whose GPUs are taken where cluster.gpus_per_node does not say; None: no machine that is here.
-
     Raises:
-        ResourceError: the run would take GPUs.
+        ConfigErrors: this machine has fewer GPUs than the config takes.
     """
-    asked = loaded.config.cluster.gpus_per_node
-    gpus = (len(machine.gpus) if machine else 0) if asked is None else asked
-    if gpus:
-        raise ResourceError(
-            f"this run would take {gpus} GPUs, but weights cannot be swapped through CUDA IPC yet",
-            where=loaded.where("cluster.gpus_per_node"),
-            fix="cluster.gpus_per_node=0 runs it on the CPU",
-        )
+    refuse(list(gpus_are_there(loaded, World(num_gpus=len(machine.gpus), available_bytes=0, spec=None))))
 
 
 def refuse_nodes(loaded: LoadedConfig, fix: str) -> None:

@@ -15,24 +15,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hybridrl.cluster.env import expected_nodes, ray_address, worker_environment
+from hybridrl.cluster.env import expected_nodes, ray_address
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.network import Meet, at, in_folder, networks
 from hybridrl.cluster.nodes import ExpectedNodes
-from hybridrl.cluster.placement import Placing, anywhere, reserved
+from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
 from hybridrl.cluster.ray_attached import attached_ray
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.load import LoadedConfig
+from hybridrl.config.reward_model import no_rule
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
 from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.evaluate import Evaluator
-from hybridrl.controller.roles import Roles, WeightSync
+from hybridrl.controller.reward_model import JudgedReward
+from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import plan_minibatches
 from hybridrl.errors import CheckpointError, ConfigError
 from hybridrl.hosts.machine import GIB, Machine
-from hybridrl.launch.limits import refuse_gpus
-from hybridrl.launch.plan import Resume, RunFiles, RunShape, Seats
+from hybridrl.launch.devices import Devices, environment
+from hybridrl.launch.engines import Engines
+from hybridrl.launch.plan import Resume, RunFiles, RunShape, Seats, num_gpus, trainer_host
 from hybridrl.launch.prepare import Prepared, prepare
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.trainers import Trainers
@@ -40,11 +43,12 @@ from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
-from hybridrl.rollout.sglang.engine import EngineSetup
 from hybridrl.rollout.sglang.layout import engine_layout
+from hybridrl.trainer.setup import megatron_layout
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
-from hybridrl.workers.rollout import RayRollout, RolloutWorker
+from hybridrl.workers.reward_model import RayRewardModel
+from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer, newest_checkpoint
 
 Place = Literal["local", "ray"]
@@ -67,7 +71,7 @@ def run(loaded: LoadedConfig, *, on: Place, resume: Resume) -> str | None:
 
     Raises:
         CheckpointError: there is no whole checkpoint, and `resume` demands one.
-        ResourceError: it would take GPUs, or the cluster lacks room.
+        ResourceError: the cluster lacks room.
         HybridRLError: what a part of the run raised; everything that was started is stopped.
         KeyboardInterrupt: Ctrl-C, or a second signal.
     """
@@ -86,7 +90,6 @@ def _train(
     loaded: LoadedConfig, terminal: Terminal, stop: StopRequest, *, on: Place, resume: Resume
 ) -> str | None:
     cfg, machine = loaded.config, Machine.here()
-    refuse_gpus(loaded, machine)
     address = _address(cfg) if on == "ray" else None
     files, shape = RunFiles(Path(cfg.run.folder) / cfg.run.name), RunShape.of(cfg)
     checkpoint = newest_checkpoint(files.checkpoints) if resume != "never" else None
@@ -103,8 +106,10 @@ def _train(
         credit.load_state_dict(checkpoint.progress["credit"])
     resume_step, seats = None if resume == "never" else start_step, Seats.of(shape, cfg.cluster.nodes)
     with (
-        RunObserver(cfg, terminal, resume_step=resume_step, num_devices=1) as observe,
-        _cluster(cfg, seats, address) as cluster,
+        RunObserver(
+            cfg, terminal, resume_step=resume_step, num_devices=num_gpus(cfg.cluster) or 1
+        ) as observe,
+        _cluster(cfg, seats, address, machine) as cluster,
     ):
         stop.listen()
         observe.keep(files.folder / "resolved.yaml")
@@ -139,27 +144,37 @@ class Cluster:
     interfaces: tuple[str, ...]
     """Network interface that the workers of each node talk over."""
 
+    gpus: Sequence[Sequence[str]] = ()
+    """Of each node, as CUDA names them."""
+
+    engines_meet: Sequence[str] = ()
+    """Of each node, where parts of an engine meet whose first part is there; one node: there are no parts."""
+
 
 @contextlib.contextmanager
-def _cluster(cfg: Config, seats: Seats, address: str | None) -> Iterator[Cluster]:
+def _cluster(cfg: Config, seats: Seats, address: str | None, machine: Machine) -> Iterator[Cluster]:
     """A Ray of this machine, or the one at an address."""
+    num_gpus = cfg.cluster.gpus_per_node or 0
     if address is None:
+        gpus = [[str(gpu.index) for gpu in machine.gpus][:num_gpus]]
         with local_ray(num_workers=sum(seats.per_node)) as logs:
-            yield Cluster(Path(logs), anywhere, "loopback only", in_folder(Path(logs)), ("lo",))
+            yield Cluster(Path(logs), anywhere, "loopback only", in_folder(Path(logs)), ("lo",), gpus)
         return
-    nodes = ExpectedNodes(cfg.cluster.nodes, cfg.cluster.gpus_per_node or 0, expected_nodes())
+    nodes = ExpectedNodes(cfg.cluster.nodes, num_gpus, expected_nodes())
     timeout_s = cfg.cluster.start_timeout_s
     with (
         attached_ray(address, nodes, timeout_s=timeout_s) as logs,
-        reserved(seats.per_node, timeout_s=timeout_s) as place,
+        reserved(seats.per_node, num_gpus, timeout_s=timeout_s) as place,
     ):
         described = f"on the Ray at {address}"
+        gpus = gpu_names(place, cfg.cluster.nodes, num_gpus) if num_gpus else []
         if cfg.cluster.nodes == 1:
-            yield Cluster(logs, place, described, in_folder(logs), ("lo",))
+            yield Cluster(logs, place, described, in_folder(logs), ("lo",), gpus)
         else:
             found = networks(place, cfg.cluster.nodes, timeout_s=timeout_s)
             interfaces = tuple(network.interface for network in found)
-            yield Cluster(logs, place, described, at(found[0]), interfaces)
+            engines_meet = tuple(network.of_engine for network in found)
+            yield Cluster(logs, place, described, at(found[0]), interfaces, gpus, engines_meet)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +183,10 @@ class Crew:
 
     rollout: RayRollout
     trainer: RayTrainer
-    reward: RayReward
+    reward: Reward
+    heldout_reward: Reward
+    """Of held-out answers."""
+
     sync: WeightSync
 
 
@@ -189,7 +207,10 @@ class Session:
     ) -> None:
         self._cfg, self._files, self._shape, self._cluster = cfg, files, shape, cluster
         self._prepared, self._credit, self._observe, self._stop = prepared, credit, observe, stop
-        self._seats = Seats.of(shape, cfg.cluster.nodes)
+        self._seats, model = Seats.of(shape, cfg.cluster.nodes), spec.read(cfg.model.path)
+        self._engine_layout = engine_layout(model, shape.engine)
+        layouts = megatron_layout(model, shape.parallel, trainer_host(cfg)), self._engine_layout
+        self._devices = Devices.of(cfg, self._seats, cluster.gpus, *layouts, parts=shape.engine_parts)
 
     async def play(self, checkpoint: Path | None, start_step: int) -> str | None:
         """Start the workers, train, export, stop the workers.
@@ -225,7 +246,7 @@ class Session:
             ),
             trainer=crew.trainer,
             sync=crew.sync,
-            evaluator=Evaluator(cfg, heldout, crew.rollout, crew.reward) if heldout else None,
+            evaluator=Evaluator(cfg, heldout, crew.rollout, crew.heldout_reward) if heldout else None,
             observe=self._observe,
             stop_requested=self._stop.requested,
         )
@@ -235,21 +256,27 @@ class Session:
         """All workers, up and connected; stopped in the end, whatever happened."""
         cfg = self._cfg
         seats, scoring = self._seats, [(cfg.reward, cfg.model.path)]
-        rollout = RayRollout(
-            self._group("engine", RolloutWorker, self._engine_setups(), seats.engine), cfg.cluster
-        )
+        engines = Engines(cfg, self._shape, seats, self._cluster.engines_meet)
+        rollout = engines.start(self._group, self._files)
         trainers = Trainers(cfg, self._shape, seats, self._cluster.meet)
         trainer = trainers.start(self._group, self._files)
-        reward = RayReward(self._group("reward", RewardWorker, scoring, seats.reward), cfg.cluster)
-        layout = engine_layout(spec.read(cfg.model.path), self._shape.engine)
-        groups = (rollout.workers, *trainer.groups, reward.workers)
+        rule = RayReward(self._group("reward", RewardWorker, scoring, seats.reward), cfg.cluster)
+        reward_model = trainers.reward_model(self._group, trainer)
+        own_workers = reward_model.own_workers if reward_model else []
+        groups = (*rollout.groups, *trainer.groups, rule.workers, *own_workers)
         try:
             with self._observe.terminal.working(
                 "ray", f"{sum(map(len, groups))} workers start, {self._cluster.described}"
             ):
                 await asyncio.gather(*(g.learn_pids(timeout_s=cfg.cluster.start_timeout_s) for g in groups))
-                _, notes, _ = await asyncio.gather(
-                    rollout.start(), trainer.build(checkpoint, start_step), reward.start()
+                beside = [rollout.start(), rule.start(), *([reward_model.build()] if reward_model else [])]
+                if self._devices.visible:
+                    # An engine's share is of what is free on its GPU. The rest is the trainer's, and this too
+                    # until the engine answers.
+                    await beside.pop(0)
+                    await rollout.rest()
+                notes, _ = await asyncio.gather(
+                    trainer.build(checkpoint, start_step), asyncio.gather(*beside)
                 )
                 for note in notes:
                     self._observe.warn("resume", note)
@@ -257,47 +284,35 @@ class Session:
                     cfg.rollout.weight_path,
                     trainer,
                     rollout,
-                    layout,
+                    self._engine_layout,
                     cfg.cluster,
                     self._observe.warn,
-                    seats.topology(layout.world_size),
+                    self._devices.topology,
                 )
-            yield Crew(rollout=rollout, trainer=trainer, reward=reward, sync=sync)
+            reward, heldout = self._rewards(rule, reward_model)
+            yield Crew(rollout=rollout, trainer=trainer, reward=reward, heldout_reward=heldout, sync=sync)
         finally:
-            await asyncio.gather(rollout.stop(), reward.stop(), return_exceptions=True)
+            await asyncio.gather(rollout.stop(), rule.stop(), return_exceptions=True)
             for group in groups:
                 group.kill()
 
+    def _rewards(self, rule: RayReward, model: RayRewardModel | None) -> tuple[Reward, Reward]:
+        """Of answers that are trained on, and of held-out ones, which the rule judges where there is one."""
+        own = self._cfg.reward_model
+        if own is None or model is None:
+            return rule, rule
+        alone = no_rule(self._cfg)
+        judged = JudgedReward(rule, model, own.weight, judges_alone=alone)
+        return judged, judged if alone else rule
+
     def _group(self, name: str, worker: Any, arguments: list[tuple], nodes: Sequence[int]) -> WorkerGroup:
-        cluster = self._cluster
-        environments = [
-            {"env_vars": worker_environment({"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": interface})}
-            for interface in cluster.interfaces
-        ]
+        cluster, gpus = self._cluster, self._devices.visible.get(name, [""] * len(nodes))
+        trains = not name.startswith("engine")
         actors = [
-            worker.options(runtime_env=environments[node], **cluster.place(node)).remote(*a)
-            for a, node in zip(arguments, nodes, strict=True)
+            worker.options(
+                runtime_env={"env_vars": environment(cluster.interfaces[node], visible, trains=trains)},
+                **cluster.place(node),
+            ).remote(*given)
+            for given, node, visible in zip(arguments, nodes, gpus, strict=True)
         ]
         return WorkerGroup(name, actors, cluster.logs)
-
-    def _engine_setups(self) -> list[tuple[EngineSetup]]:
-        rollout = self._cfg.rollout
-        self._files.logs.mkdir(parents=True, exist_ok=True)
-        return [
-            (
-                EngineSetup(
-                    model_folder=self._cfg.model.path,
-                    log_path=str(self._files.logs / f"engine{rank}.log"),
-                    **self._shape.engine.model_dump(),
-                    seed=self._cfg.run.seed,
-                    max_prompt_tokens=rollout.max_prompt_tokens,
-                    max_response_tokens=rollout.max_response_tokens,
-                    kv_cache_tokens=rollout.kv_cache_tokens,
-                    memory_fraction=rollout.memory_fraction,
-                    max_running_requests=rollout.max_running_requests,
-                    version=None,
-                    start_timeout_s=self._cfg.cluster.start_timeout_s,
-                ),
-            )
-            for rank in range(self._shape.num_engines)
-        ]

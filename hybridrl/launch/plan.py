@@ -1,11 +1,13 @@
 """What a config comes to on a machine: how many ranks, engines, optimizer steps; and the folders of a run."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from hybridrl.config.check import optimizer_steps
+from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.schema import Config, EngineParallel
 from hybridrl.config.training import TrainParallel
 from hybridrl.reshard.topology import Topology
@@ -33,40 +35,51 @@ class RunShape:
     reference: TrainParallel | None = None
     """Of reference and teacher, as `critic`."""
 
+    reward_model: TrainParallel | None = None
+    """As `critic`."""
+
+    engine_parts: int = 1
+    """Nodes that each engine is on."""
+
     @property
     def trainer_ranks(self) -> int:
         return self.parallel.num_ranks
 
     @classmethod
     def of(cls, cfg: Config) -> "RunShape":
-        """Actor, critic, reference and engines each fill all GPUs; without any there is one replica of each.
-        The config may say otherwise."""
+        """Actor, critic, reference, reward model and engines each fill all GPUs; without any there is one
+        replica of each. The config may say otherwise."""
         engine, batch = cfg.rollout.parallel, cfg.batch
-        gpus = _num_gpus(cfg)
         critic, reference = cfg.critic.parallel, cfg.reference.parallel
+        reward_model = cfg.reward_model.parallel if cfg.reward_model else None
         return cls(
-            parallel=with_dp(cfg.actor.parallel, cfg),
-            critic=critic and with_dp(critic, cfg),
-            reference=reference and with_dp(reference, cfg),
-            num_engines=cfg.rollout.num_engines or max(1, gpus // engine.tp),
+            parallel=with_dp(cfg.actor.parallel, cfg.cluster),
+            critic=critic and with_dp(critic, cfg.cluster),
+            reference=reference and with_dp(reference, cfg.cluster),
+            reward_model=reward_model and with_dp(reward_model, cfg.cluster),
+            num_engines=cfg.rollout.num_engines or max(1, num_gpus(cfg.cluster) // engine.tp),
             engine=engine,
             trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
             optimizer_steps_per_step=optimizer_steps(cfg),
+            engine_parts=-(-engine.tp // (cfg.cluster.gpus_per_node or engine.tp)),
         )
 
 
-def with_dp(parallel: TrainParallel, cfg: Config) -> TrainParallel:
+def with_dp(parallel: TrainParallel, cluster: ClusterConfig) -> TrainParallel:
     """With the data-parallel size that the devices of the config leave."""
-    return parallel.model_copy(update={"dp": parallel.dp or max(1, _num_gpus(cfg) // parallel.model_ranks)})
+    return parallel.model_copy(
+        update={"dp": parallel.dp or max(1, num_gpus(cluster) // parallel.model_ranks)}
+    )
 
 
 def trainer_host(cfg: Config) -> Host:
     """What the trainer's ranks compute on."""
-    return "cuda" if _num_gpus(cfg) else "cpu"
+    return "cuda" if num_gpus(cfg.cluster) else "cpu"
 
 
-def _num_gpus(cfg: Config) -> int:
-    return cfg.cluster.nodes * (cfg.cluster.gpus_per_node or 0)
+def num_gpus(cluster: ClusterConfig) -> int:
+    """Of all nodes."""
+    return cluster.nodes * (cluster.gpus_per_node or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,55 +90,59 @@ class Seats:
     """Node of each rank."""
 
     engine: tuple[int, ...]
+    """Of each engine, or of each part of an engine that is on several nodes; parts follow one another."""
+
     reward: tuple[int, ...]
     critic: tuple[int, ...] = ()
     reference: tuple[int, ...] = ()
+    reward_model: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, shape: RunShape, num_nodes: int) -> "Seats":
         """Neighbouring ranks share a node. Rewards are computed on the first, beside the controller."""
-        beside = [_spread(one.num_ranks if one else 0, num_nodes) for one in (shape.critic, shape.reference)]
-        return cls(
-            _spread(shape.trainer_ranks, num_nodes), _spread(shape.num_engines, num_nodes), (0,), *beside
-        )
+        cuts = (shape.critic, shape.reference, shape.reward_model)
+        beside = [_spread(cut.num_ranks if cut else 0, num_nodes) for cut in cuts]
+        engines = _spread(shape.num_engines * shape.engine_parts, num_nodes)
+        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *beside)
 
-    def topology(self, engine_ranks: int) -> Topology | None:
-        """Which trainer ranks and engine ranks share a node; None: there is one node.
+    def topology(self, engine_ranks: int, gpus_per_node: int = 0, *, parts: int = 1) -> Topology | None:
+        """Which trainer ranks and engine ranks share a device; None: there is one node, without GPUs.
 
         Args:
             engine_ranks: of each engine.
+            parts: of each engine.
+            gpus_per_node: 0: each trainer rank is a device, which engine ranks of its node share.
         """
-        if {*self.trainer, *self.engine} == {0}:
+        if not gpus_per_node and {*self.trainer, *self.engine} == {0}:
             return None
         assert {*self.engine} <= {*self.trainer}, "every node has a trainer rank"
-        size = max(self.trainer.count(node) for node in self.trainer)
-        place = _Devices(self.trainer, size)
-        targets = tuple(tuple(place.take(node) for _ in range(engine_ranks)) for node in self.engine)
-        return Topology(place.of_trainer, targets, size)
+        ranks_on = Counter(self.trainer)
+        size = gpus_per_node or max(ranks_on.values())
+        nodes = [node for node in self.engine for _ in range(engine_ranks // parts)]
+        of_engines = devices(nodes, size, ranks_on)
+        targets = tuple(zip(*[iter(of_engines)] * engine_ranks, strict=True))
+        return Topology(tuple(devices(self.trainer, size, ranks_on)), targets, size)
 
     @property
     def per_node(self) -> list[int]:
         """Workers on each node."""
-        nodes = (*self.trainer, *self.engine, *self.reward, *self.critic, *self.reference)
+        beside = (*self.critic, *self.reference, *self.reward_model)
+        nodes = (*self.trainer, *self.engine, *self.reward, *beside)
         return [nodes.count(node) for node in range(max(nodes) + 1)]
 
 
-class _Devices:
-    """Numbers for the places of trainer ranks; engine ranks share them in turn."""
+def devices(nodes: Iterable[int], size: int, used: Mapping[int, int] | None = None) -> list[int]:
+    """Numbers of the devices that workers on these nodes take, one after the other.
 
-    def __init__(self, trainer: tuple[int, ...], size: int) -> None:
-        """
-        Args:
-            trainer: node of each rank, neighbours on one node.
-            size: devices of a node.
-        """
-        self.of_trainer = tuple(node * size + rank - trainer.index(node) for rank, node in enumerate(trainer))
-        self._trainer, self._size, self._taken = trainer, size, Counter[int]()
-
-    def take(self, node: int) -> int:
-        """The next device of a node for an engine rank."""
-        self._taken[node] += 1
-        return node * self._size + (self._taken[node] - 1) % self._trainer.count(node)
+    Args:
+        size: devices of a node.
+        used: of each node, how many of them are taken in turn; None: all.
+    """
+    taken, found = Counter[int](), []
+    for node in nodes:
+        found.append(node * size + taken[node] % (used[node] if used else size))
+        taken[node] += 1
+    return found
 
 
 def _spread(count: int, num_nodes: int) -> tuple[int, ...]:

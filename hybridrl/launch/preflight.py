@@ -14,7 +14,9 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.column_groups import columns_elsewhere
+from hybridrl.launch.devices import unshared_gpus
 from hybridrl.launch.plan import RunShape, trainer_host, with_dp
+from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.trainer.setup import megatron_layout, refuse_unbuildable, refuse_unfit_experts
@@ -82,12 +84,13 @@ def _model_errors(
     loaded: LoadedConfig, machine: Machine | None, spec: models.ModelSpec | None
 ) -> list[HybridRLError]:
     """What rules refuse, about the model as far as it is known, and what the trainer does."""
-    wrong = check(loaded, _world(machine, spec)) + _nodes_without_ranks(loaded)
+    wrong = check(loaded, _world(machine, spec)) + _nodes_without_ranks(loaded) + unshared_gpus(loaded)
     if spec is not None:
         moe = loaded.config.actor.moe
         asked = (
             lambda: refuse_unbuildable(spec, where="model"),
             lambda: refuse_unfit_experts(moe, spec, where="actor.moe"),
+            lambda: refuse_unfit_reward_model(loaded.config),
         )
         wrong += [loaded.locate(error) for one in asked if (error := _refusal(one))]
     return wrong or (_layout_errors(loaded, spec) if spec else [])
@@ -113,9 +116,14 @@ def _layout_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridR
     errors = []
     host = trainer_host(loaded.config)
     for key, cut in trainer_cuts(loaded.config):
-        whole = with_dp(cut, loaded.config)
+        whole = with_dp(cut, loaded.config.cluster)
         if error := _refusal(lambda whole=whole: megatron_layout(spec, whole, host)):
             errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
+    shape = RunShape.of(loaded.config)
+    if error := _refusal(lambda: reward_model_layout(loaded.config)):
+        what, place = f"the reward model: {error.what}", loaded.where("reward_model.parallel", "reward_model")
+        fix = error.fix if shape.reward_model else f"{error.fix}; or give it ranks with reward_model.parallel"
+        errors.append(ConfigError(what, where=place, fix=fix))
     return errors
 
 
@@ -173,6 +181,7 @@ def _name(spec: models.ModelSpec) -> str:
 def _plan(shape: RunShape, loaded: LoadedConfig) -> str:
     batch, samples = loaded.config.batch, loaded.config.algorithm.samples_per_prompt
     ranks = {"actor": shape.parallel, "critic": shape.critic, "reference": shape.reference}
+    ranks |= {"reward model": shape.reward_model}
     cuts = ", ".join(f"{role} {_cut(parallel)}" for role, parallel in ranks.items() if parallel)
     engines = "engine" if shape.num_engines == 1 else f"{shape.num_engines} engines"
     answers, updates = shape.trajectories_per_step, shape.optimizer_steps_per_step

@@ -17,7 +17,6 @@ from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.errors import ResourceError, RunFolderError
-from hybridrl.launch.limits import refuse_gpus
 from hybridrl.launch.plan import RunFiles, RunShape, Seats
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.stop import STOPPED
@@ -43,8 +42,6 @@ def launch(
         ResourceError: nothing could run such a job, or Slurm refuses it.
     """
     files = RunFiles(path_of(loaded.config))
-    if not dry_run:
-        refuse_gpus(loaded, None)
     _refuse_owned(files)
     folder = RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded)
     try:

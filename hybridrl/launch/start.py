@@ -9,7 +9,8 @@ from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
-from hybridrl.launch.limits import refuse_gpus, refuse_nodes
+from hybridrl.launch.devices import with_gpus
+from hybridrl.launch.limits import refuse_missing_gpus, refuse_nodes
 from hybridrl.launch.plan import Resume
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
@@ -54,9 +55,11 @@ def _launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, sa
         refuse_nodes(loaded, "launch --on slurm or --on ray; cluster.nodes=1 runs it here")
     dry_run, elsewhere = request.dry_run, request.on == "slurm" or request.submit
     machine = None if elsewhere else Machine.here()
+    loaded = with_gpus(loaded, machine) if machine else loaded
     downloads = not dry_run and not request.submit and model_folders.absent(loaded)
     if downloads:
-        refuse_gpus(loaded, machine)
+        if machine:
+            refuse_missing_gpus(loaded, machine)
         model_folders.fetch_specs(loaded)
     preflight(
         loaded, machine, say, make_model=not (dry_run or elsewhere), needs_files=not (elsewhere and dry_run)

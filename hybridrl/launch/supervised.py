@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from hybridrl import registry
-from hybridrl.cluster.env import worker_environment
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.placement import anywhere
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config import check
-from hybridrl.config.adapters import examples_train_all_weights
 from hybridrl.config.load import LoadedConfig, load_as
 from hybridrl.config.problems import refuse
 from hybridrl.config.run_folder import RunFolder, path_of
@@ -25,9 +23,10 @@ from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import CheckpointError, HybridRLError
-from hybridrl.hosts.machine import Machine
-from hybridrl.launch.limits import refuse_gpus, refuse_nodes
-from hybridrl.launch.plan import RunFiles
+from hybridrl.hosts.machine import GPU, Machine
+from hybridrl.launch.devices import environment, with_gpus
+from hybridrl.launch.limits import refuse_nodes
+from hybridrl.launch.plan import RunFiles, with_dp
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.stop import STOPPED, StopRequest
 from hybridrl.models import hub
@@ -39,14 +38,6 @@ from hybridrl.workers.supervised import RaySupervised, SupervisedWorker
 from hybridrl.workers.trainer import Checkpoint, newest_checkpoint
 
 Of = TypeVar("Of", SFTConfig, RMConfig)
-
-_RULES = (
-    examples_train_all_weights,
-    check.run_name_is_one_folder,
-    check.model_exists,
-    check.actor_parallel_divides_the_model,
-)
-"""Those of a run of reinforcement learning that hold for these as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +74,13 @@ def launch(
 
 def _launch(kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, resume: bool, dry_run: bool) -> int:
     machine = Machine.here()
+    loaded = with_gpus(loaded, machine)
     say("doctor", machine.describe())
-    refuse_gpus(loaded, machine)
     refuse_nodes(loaded, "cluster.nodes=1")
     folder = _model_folder(loaded, dry_run=dry_run)
     spec = hub.find_spec(str(folder))
-    world = check.World(num_gpus=0, available_bytes=machine.available_bytes, spec=spec)
-    refuse([error for rule in _RULES for error in rule(loaded, world)])
+    world = check.World(num_gpus=len(machine.gpus), available_bytes=machine.available_bytes, spec=spec)
+    refuse([error for rule in check.EXAMPLE_RULES for error in rule(loaded, world)])
     if not folder.is_dir():
         say("dry run", f"nothing started; {loaded.config.model.path} would be downloaded or made")
         return 0
@@ -162,14 +153,15 @@ def _train(
         )
     if checkpoint:
         data.train.load_state_dict(checkpoint.progress["examples"])
-    num_ranks = cfg.actor.parallel.num_ranks
+    num_ranks = with_dp(cfg.actor.parallel, cfg.cluster).num_ranks
     with (
         StopRequest(terminal.warn) as stop,
         ExampleRunObserver(cfg, terminal, resume_step=checkpoint.step if checkpoint else None) as observe,
         local_ray(num_workers=num_ranks) as logs,
     ):
         stop.listen()
-        workers = _workers(cfg, spec, model_folder, Path(logs))
+        gpus = Machine.here().gpus[: cfg.cluster.gpus_per_node or 0]
+        workers = _workers(cfg, spec, model_folder, gpus, Path(logs))
         trainer = RaySupervised(workers, cfg.cluster, files.checkpoints, cfg.run.keep_checkpoints)
         try:
             asyncio.run(_play(cfg, trainer, data, observe, stop, files, checkpoint))
@@ -206,12 +198,14 @@ async def _play(
         await trainer.export(files.export)
 
 
-def _workers(cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, logs: Path) -> WorkerGroup:
-    parallel = cfg.actor.parallel
+def _workers(
+    cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, gpus: Sequence[GPU], logs: Path
+) -> WorkerGroup:
+    parallel = with_dp(cfg.actor.parallel, cfg.cluster)
     first = TrainerSetup(
         rank=0,
         rendezvous=f"file://{logs.resolve() / f'trainers-{secrets.token_hex(8)}'}",
-        parallel=parallel.model_copy(update={"dp": parallel.dp or 1}),
+        parallel=parallel,
         model=spec,
         model_folder=model_folder,
         actor=cfg.actor,
@@ -222,9 +216,12 @@ def _workers(cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, log
         seed=cfg.run.seed,
         num_optimizer_steps=cfg.run.steps,
         timeout_s=cfg.cluster.step_timeout_s,
+        device=0 if gpus else None,  # a worker sees its own GPU only
         deterministic=cfg.run.deterministic,
     )
-    variables = worker_environment({"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"})
-    worker = cast(Any, SupervisedWorker).options(runtime_env={"env_vars": variables}, **anywhere(0))
-    ranks = [worker.remote(replace(first, rank=rank)) for rank in range(parallel.num_ranks)]
+    ranks = []
+    for rank in range(parallel.num_ranks):
+        variables = environment("lo", str(gpus[rank].index) if gpus else "", trains=True)
+        worker = cast(Any, SupervisedWorker).options(runtime_env={"env_vars": variables}, **anywhere(0))
+        ranks.append(worker.remote(replace(first, rank=rank)))
     return WorkerGroup("trainer", ranks, logs)

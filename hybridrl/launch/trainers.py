@@ -1,4 +1,4 @@
-"""The trainer of a run: the actor's ranks, and those of critic and reference where they have their own."""
+"""The ranks of a run: the actor's, and those of critic, reference and reward model that have their own."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,13 @@ from hybridrl.cluster.network import Meet
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.launch.column_groups import columns_elsewhere
-from hybridrl.launch.plan import RunFiles, RunShape, Seats
+from hybridrl.launch.plan import RunFiles, RunShape, Seats, trainer_host
+from hybridrl.launch.reward_model import scoring
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.workers.columns import ColumnGroup, CriticWorker, FrozenWorker, RayCritic
+from hybridrl.workers.reward_model import RayRewardModel, RewardModelWorker
 from hybridrl.workers.trainer import Exports, RayTrainer, TrainerWorker
 
 Start = Callable[[str, Any, list[tuple], Sequence[int]], WorkerGroup]
@@ -32,12 +34,12 @@ class Trainers:
     """Where the ranks of a group find each other."""
 
     def start(self, start: Start, files: RunFiles) -> RayTrainer:
-        """Starts all ranks."""
+        """Starts all ranks that train, or compute for those that do."""
         cfg, elsewhere = self.cfg, columns_elsewhere(self.cfg)
         missing = frozenset(column for columns in elsewhere.values() for column in columns)
-        setups = [(setup,) for setup in self._setups("trainers", self.shape.parallel, elsewhere=missing)]
+        setups = self._setups("trainers", self.shape.parallel, elsewhere=missing)
         return RayTrainer(
-            start("trainer", TrainerWorker, setups, self.seats.trainer),
+            start("trainer", TrainerWorker, self._with_reward_model(setups), self.seats.trainer),
             cfg.cluster,
             files.checkpoints,
             cfg.run.keep_checkpoints,
@@ -46,13 +48,33 @@ class Trainers:
             frozen=self._frozen(start, elsewhere.get("reference", ())),
         )
 
+    def reward_model(self, start: Start, trainer: RayTrainer) -> RayRewardModel | None:
+        """Starts its own ranks, if it is to have some; `trainer` has it otherwise. None: the run has none."""
+        own, parallel = self.cfg.reward_model, self.shape.reward_model
+        if own is None:
+            return None
+        cut, limit = parallel or self.shape.parallel, own.microbatch_tokens
+        dealing = _dealing(cut, limit or self.cfg.actor.microbatch_tokens, own.path)
+        if parallel is None:
+            return RayRewardModel(trainer.workers, self.cfg.cluster, shared=True, **dealing)
+        setups = [(scoring(setup, own),) for setup in self._setups("reward models", parallel)]
+        workers = start("reward model", RewardModelWorker, setups, self.seats.reward_model)
+        return RayRewardModel(workers, self.cfg.cluster, shared=False, **dealing)
+
+    def _with_reward_model(self, setups: Sequence[TrainerSetup]) -> list[tuple]:
+        """Arguments of the actor's ranks."""
+        own = self.cfg.reward_model
+        if own is None or own.parallel is not None:
+            return [(setup,) for setup in setups]
+        return [(setup, scoring(setup, own)) for setup in setups]
+
     def _critic(self, start: Start) -> RayCritic | None:
         parallel, limit = self.shape.critic, self.cfg.critic.microbatch_tokens
         if parallel is None:
             return None
         setups = [(setup,) for setup in self._setups("critics", parallel)]
         workers = start("critic", CriticWorker, setups, self.seats.critic)
-        return RayCritic(workers, ("value",), self.cfg.cluster, **self._dealing(parallel, limit))
+        return RayCritic(workers, ("value",), self.cfg.cluster, **self._dealt(parallel, limit))
 
     def _frozen(self, start: Start, columns: Sequence[str]) -> ColumnGroup | None:
         parallel, limit = self.shape.reference, self.cfg.reference.microbatch_tokens
@@ -60,14 +82,10 @@ class Trainers:
             return None
         setups = [(setup, columns) for setup in self._setups("references", parallel)]
         workers = start("reference", FrozenWorker, setups, self.seats.reference)
-        return ColumnGroup(workers, columns, self.cfg.cluster, **self._dealing(parallel, limit))
+        return ColumnGroup(workers, columns, self.cfg.cluster, **self._dealt(parallel, limit))
 
-    def _dealing(self, parallel: TrainParallel, limit: int | None) -> dict[str, Any]:
-        return {
-            "dp": parallel.dp,
-            "microbatch_tokens": limit or self.cfg.actor.microbatch_tokens,
-            "attention_length": attention_length(spec.read(self.cfg.model.path)),
-        }
+    def _dealt(self, parallel: TrainParallel, limit: int | None) -> dict[str, Any]:
+        return _dealing(parallel, limit or self.cfg.actor.microbatch_tokens, self.cfg.model.path)
 
     def _setups(self, name: str, parallel: TrainParallel, **changes: Any) -> list[TrainerSetup]:
         cfg = self.cfg
@@ -86,7 +104,13 @@ class Trainers:
             num_optimizer_steps=cfg.run.steps * self.shape.optimizer_steps_per_step,
             timeout_s=cfg.cluster.step_timeout_s,
             async_save=cfg.run.async_save,
+            device=0 if trainer_host(cfg) == "cuda" else None,  # a worker sees its own GPU only
             deterministic=cfg.run.deterministic,
             **changes,
         )
         return [replace(first, rank=rank) for rank in range(parallel.num_ranks)]
+
+
+def _dealing(parallel: TrainParallel, limit: int, path: str) -> dict[str, Any]:
+    length = attention_length(spec.read(path))
+    return {"dp": parallel.dp, "microbatch_tokens": limit, "attention_length": length}

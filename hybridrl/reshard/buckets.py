@@ -73,11 +73,16 @@ class BucketWriter:
         table = tabulate(plan(job, source_rank=rank))
         self._places = [(_part(table, bucket), bucket.views(buffer)) for bucket in buckets]
 
+    def sources(self, index: int) -> Sequence[str]:
+        """Tensors of this rank that a bucket takes from."""
+        return self._places[index][0].sources
+
     def write(self, index: int, tensors: Mapping[str, torch.Tensor]) -> int:
         """Write this rank's part of a bucket; returns its bytes.
 
         Args:
-            tensors: this rank's shards, by the names of the source layout; cast to the dtype of the bucket.
+            tensors: this rank's shards, by the names of the source layout, those of `sources` at least, in
+                main memory; cast to the dtype of the bucket.
 
         Raises:
             SwapError: a tensor is missing; nothing was written.

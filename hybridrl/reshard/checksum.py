@@ -23,12 +23,15 @@ _WORD_BYTES = 8
 _STAGING_BYTES = 1 << 20
 """Of the buffer for boxes that do not begin and end at a word."""
 
+_DEVICE_WORDS = 1 << 24
+"""That one step on a GPU makes a temporary for: 128 MiB."""
+
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By element size: numpy has no bfloat16, and only bits matter here."""
 
 
 def checksum(tensor: torch.Tensor, boxes: Iterable[Box] | None = None) -> int:
-    """Checksum of a CPU tensor, or of some boxes of it.
+    """Checksum of a tensor, or of some boxes of it, computed where it lies.
 
     Args:
         tensor: any dtype of 1 to 8 bytes and any number of dimensions; all but the last count as rows.
@@ -62,17 +65,17 @@ def box_checksum(values: torch.Tensor, start: tuple[int, int]) -> int:
     per_word = _WORD_BYTES // values.element_size()
     of_rows = row_factors(row + num_rows)[row : row + num_rows]
     if _is_words(values, col, per_word):
-        return _weighted_sum(_words(values), of_rows, col // per_word)
+        return _weighted_sum(values, of_rows, col // per_word)
     lead = col % per_word
     width = -(-(lead + num_cols) // per_word) * per_word
     step = max(1, min(num_rows, _STAGING_BYTES // (width * values.element_size())))
     # Zeros around the values: they add nothing, and the values begin at a word.
-    staging = torch.zeros(step, width, dtype=values.dtype)
+    staging = torch.zeros(step, width, dtype=values.dtype, device=values.device)
     total = 0
     for first in range(0, num_rows, step):
         rows = staging[: min(step, num_rows - first)]
         rows[:, lead : lead + num_cols] = values[first : first + step]
-        total += _weighted_sum(_words(rows), of_rows[first : first + step], col // per_word)
+        total += _weighted_sum(rows, of_rows[first : first + step], col // per_word)
     return total % MODULUS
 
 
@@ -93,16 +96,28 @@ def _is_words(values: torch.Tensor, col: int, per_word: int) -> bool:
     return num_rows == 1 or values.stride(0) % per_word == 0
 
 
-def _words(values: torch.Tensor) -> np.ndarray:
-    """The same memory as uint64."""
-    return values.view(_INTEGER[values.element_size()]).numpy().view(np.uint64)
-
-
-def _weighted_sum(words: np.ndarray, of_rows: np.ndarray, first_word: int) -> int:
-    # Integer einsum makes one pass at the speed of memory, without a temporary, and wraps modulo 2**64.
-    num_words = words.shape[1]
+def _weighted_sum(values: torch.Tensor, of_rows: np.ndarray, first_word: int) -> int:
+    bits = values.view(_INTEGER[values.element_size()])
+    num_words = values.shape[1] * values.element_size() // _WORD_BYTES
     of_cols = col_factors(first_word + num_words)[first_word : first_word + num_words]
-    return int(np.dot(np.einsum("rw,w->r", words, of_cols), of_rows))
+    if bits.device.type != "cpu":
+        return weighted_sum_by_torch(bits, of_rows, of_cols)
+    # Integer einsum makes one pass at the speed of memory, without a temporary, and wraps modulo 2**64.
+    return int(np.dot(np.einsum("rw,w->r", bits.numpy().view(np.uint64), of_cols), of_rows))
+
+
+def weighted_sum_by_torch(bits: torch.Tensor, of_rows: np.ndarray, of_cols: np.ndarray) -> int:
+    """On any device: torch's int64 wraps too. A part at a time, for the temporaries' sake."""
+    words = bits.contiguous().view(torch.int64)
+    rows, cols = (
+        torch.from_numpy(f.view(np.int64)).to(words.device, non_blocking=True) for f in (of_rows, of_cols)
+    )
+    step = max(1, _DEVICE_WORDS // max(1, words.shape[1]))
+    parts = [
+        ((words[first : first + step] * cols).sum(1) * rows[first : first + step]).sum()
+        for first in range(0, len(words), step)
+    ]
+    return int(torch.stack(parts).sum()) % MODULUS if parts else 0
 
 
 _ROW_SEED, _COL_SEED = 0x5851F42D4C957F2D, 0x14057B7EF767814F

@@ -195,7 +195,7 @@ class Exchange:
         load = self._waves[number].outgoing
         self._packs[number].write([sources[name] for name in load.table.sources], sums=False)
         if self._sent:
-            buffer = self._outgoing[number % BUFFERS].cpu()
+            buffer = self._outgoing[number % BUFFERS]
             for piece in load.pieces:
                 if piece.target in self._sent:
                     sums[piece.target] += box_checksum(piece.view(buffer), piece.at)

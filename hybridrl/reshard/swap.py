@@ -61,6 +61,7 @@ class SwapWriter:
         lost: frozenset[int] = frozenset(),
         only: Sequence[str] | None = None,
         group: dist.ProcessGroup | None = None,
+        device: torch.device | None = None,
         reach: Reach = "node",
         once_per_node: bool = False,
     ) -> None:
@@ -74,6 +75,7 @@ class SwapWriter:
             only: of a delta: canonical parameters that it writes, as fnmatch patterns of names like
                 "layers.3.qkv"; None: all.
             group: trainer ranks and agents, for what is out of reach.
+            device: of this rank's tensors; None: the CPU.
             reach: engine ranks whose memory a rank maps.
             once_per_node: as in Job.
 
@@ -96,7 +98,7 @@ class SwapWriter:
         is_source = rank < source.world_size
         self._shapes = {name: shard.shape for name, shard in source.shards(rank).items()} if is_source else {}
         self._direct, self._passed_on = Copies(ways.direct, engines), passed_on(ways.passed_on, engines)
-        self._remote = _exchange(ways, engines, group)
+        self._remote = _exchange(ways, engines, group, device)
         is_first = rank == min(set(range(source.world_size)) - lost)
         self._empty = _empty(engines) if is_first and only is None else {}
 
@@ -137,7 +139,9 @@ class SwapWriter:
                 )
 
 
-def _exchange(ways: Routes, engines: Sequence[Engine], group: dist.ProcessGroup | None) -> Exchange | None:
+def _exchange(
+    ways: Routes, engines: Sequence[Engine], group: dist.ProcessGroup | None, device: torch.device | None
+) -> Exchange | None:
     """What a rank sends to others, and writes for them."""
     if group is None:
         for transfer in (t for transfers in ways.sends.values() for t in transfers):
@@ -150,7 +154,8 @@ def _exchange(ways: Routes, engines: Sequence[Engine], group: dist.ProcessGroup 
     sends = {peer: half(transfers, engines) for peer, transfers in ways.sends.items()}
     receives = {peer: half(transfers, engines) for peer, transfers in ways.receives.items()}
     names = {name for one in receives.values() for name in one.table.targets}
-    return Exchange(group, sends, receives, {name: attached(engines, name) for name in names})
+    targets = {name: attached(engines, name) for name in names}
+    return Exchange(group, sends, receives, targets, device=device)
 
 
 def _chosen(job: Job, transfers: Iterable[Transfer], only: Sequence[str]) -> Iterator[Transfer]:

@@ -20,7 +20,7 @@ from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
-from hybridrl.reshard.transports.shm import SharedTensor
+from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
 
@@ -50,6 +50,9 @@ class RolloutWorker:
     async def probe_loader(self, layout: Layout) -> LayoutError | None:
         return await self._engine.probe_loader(layout)
 
+    async def rest(self) -> None:
+        await self._engine.rest()
+
     async def begin_swap(self, version: PolicyVersion) -> None:
         await self._engine.begin_swap(version)
 
@@ -69,18 +72,29 @@ class RolloutWorker:
 class RayRollout:
     """RolloutEngine over a group of RolloutWorkers in data parallel."""
 
-    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig) -> None:
-        self.workers, self._cluster = workers, cluster
+    def __init__(
+        self, workers: WorkerGroup, cluster: ClusterConfig, parts: WorkerGroup | None = None
+    ) -> None:
+        """
+        Args:
+            parts: of the workers' engines, on other nodes, where they have some: start and end with them.
+        """
+        self.workers, self._cluster, self._parts = workers, cluster, parts
         self._running, self._open = 0, True
         self._changed = asyncio.Condition()
 
+    @property
+    def groups(self) -> list[WorkerGroup]:
+        return [self.workers] if self._parts is None else [self.workers, self._parts]
+
     async def start(self) -> None:
         """Start the engines, all at once."""
-        await self.workers.all("start", timeout_s=self._cluster.start_timeout_s)
+        timeout_s = self._cluster.start_timeout_s
+        await asyncio.gather(*(group.all("start", timeout_s=timeout_s) for group in self.groups))
 
     async def stop(self) -> None:
         """End the engines' processes; also after a failure."""
-        await self.workers.all("stop", timeout_s=_STOP_S)
+        await asyncio.gather(*(group.all("stop", timeout_s=_STOP_S) for group in self.groups))
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         async with self._request():
@@ -126,6 +140,10 @@ class RayRollout:
         async with self._changed:
             self._open = True
             self._changed.notify_all()
+
+    async def rest(self) -> None:
+        """Give the memory that only answering needs back to the trainer, until the next swap."""
+        await self.all("rest")
 
     async def all(self, method: str, *args: Any) -> list[Any]:
         return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)

@@ -36,14 +36,18 @@ from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of, critic_p
 
 @ray.remote(max_restarts=0)
 class TrainerWorker:
-    def __init__(self, setup: TrainerSetup) -> None:
-        self._setup = setup
+    def __init__(self, setup: TrainerSetup, reward_model: TrainerSetup | None = None) -> None:
+        """
+        Args:
+            reward_model: of one that shares these ranks.
+        """
+        self._setup, self._reward_setup = setup, reward_model
 
     def pid(self) -> int:
         return os.getpid()
 
     def build(self, checkpoint: Path | None) -> list[str]:
-        """Build the model with the weights of the model folder, then those of `checkpoint` if given.
+        """Build the models with the weights of their folders, then the policy's of `checkpoint` if given.
 
         Returns:
             What a person is to be told about the checkpoint.
@@ -52,6 +56,10 @@ class TrainerWorker:
         from hybridrl.trainer.megatron.policy import MegatronPolicy
 
         self._policy = MegatronPolicy(self._setup)
+        if self._reward_setup is not None:
+            from hybridrl.trainer.megatron.reward_model import RewardModel
+
+            self._reward_model = RewardModel(self._reward_setup, self._policy.device)
         return [] if checkpoint is None else self._policy.restore(checkpoint)
 
     def measure(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
@@ -59,6 +67,11 @@ class TrainerWorker:
         copying."""
         batch.blocks.extend(blocks)
         return self._policy.measure(batch)
+
+    def scores(self, batch: RankBatch, *blocks: TokenBlock) -> np.ndarray | None:
+        """Of the reward model that shares these ranks."""
+        batch.blocks.extend(blocks)
+        return self._reward_model.scores(batch)
 
     def complete(self, names: Sequence[str], *columns: np.ndarray) -> dict[str, float]:
         return self._policy.complete(dict(zip(names, columns, strict=True)))
@@ -74,10 +87,20 @@ class TrainerWorker:
 
         *Collective* with a topology: ranks then send weights to each other.
         """
-        layout, rank = self._policy.layout, self._setup.rank
+        layout, rank, on_gpu = self._policy.layout, self._setup.rank, self._setup.host == "cuda"
         timeout = timedelta(seconds=self._setup.timeout_s)
-        group: Any = dist.new_group(backend="gloo", timeout=timeout) if topology else None
-        self._writer = SwapWriter(layout, rank, engines, topology=topology, lost=lost, group=group)
+        backend = "nccl" if on_gpu else "gloo"
+        group: Any = dist.new_group(backend=backend, timeout=timeout) if topology else None
+        self._writer = SwapWriter(
+            layout,
+            rank,
+            engines,
+            topology=topology,
+            lost=lost,
+            group=group,
+            device=self._policy.device,
+            reach="device" if on_gpu else "node",  # memory of another GPU takes NCCL, which knows the links
+        )
         return self._writer.plan_hash
 
     def plan_fields(self) -> dict[str, str]:
@@ -103,7 +126,9 @@ class TrainerWorker:
 
     def write_bucket(self, index: int) -> int:
         """Write this rank's share of a bucket; returns its bytes."""
-        return self._buckets.write(index, self._policy.tensors())
+        tensors = self._policy.tensors()
+        names = self._buckets.sources(index)
+        return self._buckets.write(index, {name: tensors[name].cpu() for name in names if name in tensors})
 
     def save(self, folder: Path, progress: Mapping[str, Any], export: Path | None) -> None:
         apart = "value" in self._setup.elsewhere

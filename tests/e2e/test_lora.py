@@ -16,7 +16,7 @@ FEW = (
     "batch={prompts_per_step: 8, minibatch_prompts: 8}",
     "run.steps=3",
     "run.save_every=2",
-    "run.eval_every=3",
+    "run.evaluate_every=3",
 )
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_adapters_are_written_for_peft(run: Path) -> None:
 
     done = hybridrl(run.parents[1], "export", str(run), "--adapters")
     assert done.returncode == 0, done.stdout + done.stderr
-    folder = run / "export" / "step_000003-adapters"
+    folder = run / "exports" / "step_000003-adapters"
     config = json.loads((folder / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"]) == ("LORA", 8)
     with safe_open(folder / "adapter_model.safetensors", "pt") as file:

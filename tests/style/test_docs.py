@@ -118,7 +118,7 @@ def test_commands_and_their_options_exist(command: Command, folder: Path) -> Non
         assert command.inline
         return
     if config := given.get("config"):
-        load_as(KINDS.get(path[0], Config), str(config), given.get("overrides") or [])
+        load_as(KINDS.get(given.get("command", path[0]), Config), str(config), given.get("overrides") or [])
 
 
 def is_run(command: Command) -> bool:

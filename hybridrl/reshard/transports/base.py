@@ -58,6 +58,11 @@ def find(name: str) -> Transport:
     return cast(Transport, registry.module(_FOLDER, name, what="weight transport"))
 
 
+def of(device: torch.device) -> Transport:
+    """The one for memory of a device."""
+    return find("cuda_ipc" if device.type == "cuda" else "shm")
+
+
 def attach(shared: SharedTensor) -> torch.Tensor:
     """Attach through the transport that exported the tensor."""
     return find(shared.transport).attach(shared)

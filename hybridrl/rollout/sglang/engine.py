@@ -33,7 +33,7 @@ from hybridrl.layout.base import Layout
 from hybridrl.models import spec
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.session import EngineSession
-from hybridrl.reshard.transports.shm import SharedTensor
+from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.sglang import leftovers
 from hybridrl.rollout.sglang.channel import Caller
 from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
@@ -72,6 +72,17 @@ class EngineSetup:
     """None: the weights are of no version, so that the engine serves only after its first swap."""
 
     start_timeout_s: float = 600.0
+    returns_experts: bool = False
+    """Blocks say which experts each token went to."""
+
+    parts: int = 1
+    """Of the engine, each on a node of its own with its share of the ranks. They start together."""
+
+    part: int = 0
+    """Which of them this is. The first answers; the others only start and end."""
+
+    meet: str = ""
+    """host:port of the first part, where several find each other; and the six ports that follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +126,7 @@ class SGLangEngine:
         self._running: set[Future[Any]] = set()
         self._started = Started("", [])
         self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
-        self._process, connection = _spawn(Order(arguments, self._folder), setup.tp, Path(setup.log_path))
+        self._process, connection = _spawn(Order(arguments, self._folder), setup, Path(setup.log_path))
         try:
             self._started = self._wait_until_up(connection)
         except BaseException:
@@ -151,12 +162,12 @@ class SGLangEngine:
         return [[next(rows) for _ in range(sampling.num_samples)] for _ in prompts], block
 
     def export_parameters(self) -> list[dict[str, SharedTensor]]:
-        """Move the parameters to shared memory, in place. One dict a TP rank, by SGLang's names.
+        """Let other processes reach the parameters, in place. One dict a TP rank, by SGLang's names.
 
         Blocks, and so does the engine. A second call gives the same memory again.
 
         Raises:
-            ResourceError: shared memory is full.
+            ResourceError: shared memory is full, or memory of a GPU cannot be shared.
             EngineError: SGLang repacked a parameter, or the engine died.
         """
         return self._caller.call("export_parameters").result()
@@ -188,10 +199,16 @@ class SGLangEngine:
             EngineError: a swap is under way already.
         """
         self.session.quiesce(version)
-        while self._running:
-            ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
-            await asyncio.gather(*ends, return_exceptions=True)
+        await self._running_to_end()
         self.session.begin_write()
+
+    async def rest(self) -> None:
+        """Give back the memory that only answering needs, on a GPU, until weights are committed.
+
+        Until then no request may come; those that run end first.
+        """
+        await self._running_to_end()
+        await asyncio.wrap_future(self._caller.call("rest"))
 
     async def checksums(self) -> list[dict[str, int]]:
         """Of what the parameters hold now, as the engine's own processes read it; one dict a TP rank."""
@@ -218,6 +235,11 @@ class SGLangEngine:
         self.session.commit(version)
         await asyncio.wrap_future(self._caller.call("adopt", version))
         self.session.serve()
+
+    async def _running_to_end(self) -> None:
+        while self._running:
+            ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
+            await asyncio.gather(*ends, return_exceptions=True)
 
     def shutdown(self) -> None:
         """End the engine's processes and remove what they leave behind. Repeating it is free."""
@@ -274,10 +296,17 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
         memory_fraction=setup.memory_fraction,
         max_running_requests=setup.max_running_requests,
     )
-    return depending | {"model_path": setup.model_folder, "weight_version": str(setup.version)}
+    model = {
+        "model_path": setup.model_folder,
+        "weight_version": str(setup.version),
+        "enable_return_routed_experts": setup.returns_experts,
+    }
+    if setup.parts == 1:
+        return depending | model
+    return depending | model | {"nnodes": setup.parts, "node_rank": setup.part, "dist_init_addr": setup.meet}
 
 
-def _spawn(order: Order, tp: int, log_path: Path) -> tuple[subprocess.Popen[bytes], Connection]:
+def _spawn(order: Order, setup: EngineSetup, log_path: Path) -> tuple[subprocess.Popen[bytes], Connection]:
     """Start the host in a session of its own: a signal to its group reaches every process of the engine.
 
     By -c and not by -m: the processes that it spawns would import a main module again.
@@ -288,7 +317,7 @@ def _spawn(order: Order, tp: int, log_path: Path) -> tuple[subprocess.Popen[byte
     with theirs, open(log_path, "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", program],
-            env=sglang_cpu.process_environment(tp, order.folder),
+            env=sglang_cpu.process_environment(setup.tp, setup.parts, order.folder),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,

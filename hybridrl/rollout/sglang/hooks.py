@@ -1,13 +1,16 @@
-"""SGLang's classes with our sampling and our attention in them, for its CPU engine.
+"""SGLang's classes with our sampling and our attention in them, for its CPU engine; what it shares on a GPU.
 
 On a GPU its own kernels are faster; they draw from one generator, so that a run is not repeatable there.
 """
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.constants import GPU_MEMORY_TYPE_WEIGHTS
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.schedule_batch import ScheduleBatch
@@ -29,6 +32,20 @@ def with_seeds(info: SamplingBatchInfo, _: type, batch: ScheduleBatch, *args: An
         seeds = [request.sampling_params.sampling_seed or 0 for request in batch.reqs]
         info.sampling_seed = torch.tensor(seeds, dtype=torch.int64, device=info.device)
     return info
+
+
+def weights_stay(region: Callable[..., Any], saver: Any, tag: str, *args: Any, **options: Any) -> Any:
+    """Weights lie in memory that can be shared, and that never moves: the memory saver's has no CUDA IPC."""
+    if tag == GPU_MEMORY_TYPE_WEIGHTS:
+        return contextlib.nullcontext()
+    return region(saver, tag, *args, **options)
+
+
+def without_pinning(
+    dims: tuple[int, ...], dtype: torch.dtype, device: str, pin_memory: bool, allocator: Any
+) -> Tensor:
+    """Where SGLang keeps what it captured of each token. There is no GPU that could copy to pinned memory."""
+    return torch.empty(dims, dtype=dtype)
 
 
 class SeededSampler(Sampler):

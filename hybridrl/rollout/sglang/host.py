@@ -18,14 +18,23 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from base64 import b64decode
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.entrypoints import engine as sglang_engine
-from sglang.srt.managers.io_struct import GenerateReqInput, UpdateWeightVersionReqInput
+from sglang.srt.managers.io_struct import (
+    GenerateReqInput,
+    ReleaseMemoryOccupationReqInput,
+    ResumeMemoryOccupationReqInput,
+    UpdateWeightVersionReqInput,
+)
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineError
@@ -39,6 +48,9 @@ from hybridrl.rollout.sglang.engine import Order, Started
 from hybridrl.types import Finish, PolicyVersion, Sampling
 
 _EXIT_S = 10.0
+_IDLE_S = 5.0
+_POLL_S = 0.02
+_RESTING = [GPU_MEMORY_TYPE_KV_CACHE]
 
 TokenIds = Sequence[int]
 
@@ -67,9 +79,12 @@ class Host:
     def __init__(self, order: Order) -> None:
         arguments = order.arguments
         self._engine = Engine(**arguments)
-        self._manager = self._engine.tokenizer_manager
-        self._tp = arguments["tp_size"]
+        self._manager: Any = self._engine.tokenizer_manager
+        """None: another part of this engine takes requests and calls, for all."""
+
         self._caches_prefixes = not arguments.get("disable_radix_cache")
+        self._returns_experts = arguments["enable_return_routed_experts"]
+        self._rests = False
         self._derives: bool | None = None
         """The model has tensors that follow from its weights; None: nobody asked yet."""
 
@@ -84,7 +99,8 @@ class Host:
 
     async def serve(self, connection: Connection) -> None:
         """Until the owner hangs up or a scheduler fails."""
-        self._manager.auto_create_handle_loop()  # sets SGLang's signal handlers, before ours
+        if self._manager is not None:
+            self._manager.auto_create_handle_loop()  # sets SGLang's signal handlers, before ours
         loop, failed = asyncio.get_running_loop(), asyncio.Event()
         for number in (signal.SIGQUIT, signal.SIGTERM):
             loop.add_signal_handler(number, failed.set)
@@ -105,6 +121,7 @@ class Host:
             input_ids=repeated,
             sampling_params=[shared | {"sampling_seed": first_seed + i} for i in range(len(repeated))],
             return_logprob=True,
+            return_routed_experts=self._returns_experts,
         )
         answers = await anext(self._manager.generate_request(request))
         described = [answer["meta_info"] for answer in answers]
@@ -114,11 +131,28 @@ class Host:
             [answer["output_ids"] for answer in answers],
             [[logp for logp, *_ in answer["output_token_logprobs"]] for answer in described],
             version,
+            experts=self._experts(answers) if self._returns_experts else None,
         )
         return block, [answer["finish_reason"]["type"] for answer in described]
 
+    def _experts(self, answers: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+        """Of every token that a layer saw, [all but the last, layers, experts of a token]."""
+        config = self._manager.model_config.hf_text_config
+        sizes = config.num_hidden_layers, config.num_experts_per_tok
+        return [
+            np.frombuffer(b64decode(answer["meta_info"]["routed_experts"]), np.int32).reshape(-1, *sizes)
+            for answer in answers
+        ]
+
     async def export_parameters(self) -> list[Any]:
         return await self._ask_schedulers("export_parameters")
+
+    async def rest(self) -> None:
+        """Free the key-value cache on a GPU, until `adopt`. No request may run."""
+        if sglang_cpu.has_cuda() and not self._rests:
+            await self._flush_cache()  # SGLang's release ends a scheduler that is not idle
+            await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=_RESTING))
+            self._rests = True
 
     async def checksums(self) -> list[Any]:
         return await self._ask_schedulers("checksums")
@@ -130,22 +164,36 @@ class Host:
         await self._ask_schedulers("load_bucket", bucket, buffer, first, last)
 
     async def adopt(self, version: PolicyVersion) -> None:
-        """The parameters are those of `version`: forget or renew what was computed with the old ones.
+        """The parameters are those of `version`: forget or renew what was computed with the old ones. Ends
+        a rest.
 
         Raises:
             EngineError: a request still runs.
         """
+        if self._rests:
+            await self._manager.resume_memory_occupation(ResumeMemoryOccupationReqInput(tags=_RESTING))
+            self._rests = False
         if self._derives is None:
             self._derives = any(await self._ask_schedulers("derives"))
         if self._derives:
             await self._ask_schedulers("derive")
-        flushed = await self._manager.flush_cache()
-        if not flushed.success:
-            raise EngineError(
-                "SGLang kept its prefix cache: a request still runs", fix="end all requests first"
-            )
+        await self._flush_cache()
         renamed = UpdateWeightVersionReqInput(new_version=str(version), abort_all_requests=False)
         await self._manager.update_weight_version(renamed)
+
+    async def _flush_cache(self) -> None:
+        """Forget the prefixes. With overlapped scheduling the last batch may end a moment after its answers.
+
+        Raises:
+            EngineError: a request still runs.
+        """
+        deadline = time.monotonic() + _IDLE_S
+        while not (await self._manager.flush_cache()).success:
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    "SGLang kept its prefix cache: a request still runs", fix="end all requests first"
+                )
+            await asyncio.sleep(_POLL_S)
 
     def _check(self, prompts: Sequence[TokenIds]) -> None:
         """A token id past the embedding would end the scheduler."""
@@ -170,7 +218,7 @@ class Host:
             Path(folder, "arguments").write_bytes(pickle.dumps(args))
             # In a thread, because a scheduler that dies meanwhile never answers, and the loop has to notice.
             await asyncio.to_thread(self._engine.collective_rpc, method, folder=folder)
-            answers = [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(self._tp)]
+            answers = pickle.loads(Path(folder, "answers").read_bytes())
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer

@@ -11,16 +11,16 @@ from torch import nn
 from hybridrl.errors import EngineError
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.checksum import checksum
-from hybridrl.reshard.transports.base import attach
-from hybridrl.reshard.transports.shm import SharedTensor, export
+from hybridrl.reshard.transports import base as transports
+from hybridrl.reshard.transports.base import SharedTensor, attach
 
 
 def export_parameters(model: nn.Module) -> dict[str, SharedTensor]:
-    """Move every parameter's storage to shared memory, in place.
+    """Let other processes of the machine reach every parameter, in place.
 
     Raises:
         EngineError: SGLang repacked a layer for Intel AMX, so that it no longer lies as the model has it.
-        ResourceError: shared memory is full, or the model is not on CPU.
+        ResourceError: shared memory is full, or memory of the GPU cannot be shared.
     """
     packed = repacked(model)
     if packed:
@@ -28,7 +28,10 @@ def export_parameters(model: nn.Module) -> dict[str, SharedTensor]:
             f"{packed} is repacked for AMX and cannot be written in place",
             fix="uninstall the CPU build of sgl-kernel",
         )
-    return {name: export(parameter.data) for name, parameter in model.named_parameters()}
+    return {
+        name: transports.of(parameter.device).export(parameter.data)
+        for name, parameter in model.named_parameters()
+    }
 
 
 def checksums(model: nn.Module) -> dict[str, int]:

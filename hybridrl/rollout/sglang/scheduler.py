@@ -11,14 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
+from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_parallel
 
 from hybridrl.errors import EngineError, HybridRLError
 from hybridrl.hosts import sglang_cpu
 from hybridrl.rollout.sglang import receive
-from hybridrl.rollout.sglang.hooks import BatchedAttention, SeededSampler, unpadded, with_seeds
+from hybridrl.rollout.sglang.hooks import (
+    BatchedAttention,
+    SeededSampler,
+    unpadded,
+    weights_stay,
+    with_seeds,
+    without_pinning,
+)
 from hybridrl.rollout.sglang.probe import probe_loader
 
 _SRT = "sglang.srt"
@@ -27,7 +36,11 @@ _SRT = "sglang.srt"
 def run(*args: Any, **kwargs: Any) -> None:
     """Entry point of a scheduler process, in place of SGLang's own."""
     _replace("managers.scheduler.Scheduler", RolloutScheduler)
-    if not sglang_cpu.has_cuda():
+    if sglang_cpu.has_cuda():
+        saver = f"{_SRT}.utils.torch_memory_saver_adapter._TorchMemorySaverAdapterReal"
+        HookRegistry.register(f"{saver}.region", weights_stay, HookType.AROUND)
+    else:
+        ALLOC_MEMORY_FUNCS["cpu"] = without_pinning
         _replace("layers.attention.torch_native_backend.TorchNativeAttnBackend", BatchedAttention)
         _replace("layers.sampler.Sampler", SeededSampler)
         _replace("configs.update_config.adjust_config_with_unaligned_cpu_tp", unpadded)
@@ -42,7 +55,8 @@ def _replace(name: str, replacement: Callable[..., Any]) -> None:
 
 
 class RolloutScheduler(Scheduler):
-    """Every rank writes its answer to a file, `folder`/<rank>: SGLang returns errors of rank 0 only.
+    """Answers of all ranks, on whatever nodes, go to a file of the first rank's, `folder`/answers: SGLang
+    returns errors of that rank only.
 
     Arguments come in a file too, `folder`/arguments: SGLang passes strings and numbers only.
     """
@@ -66,11 +80,11 @@ class RolloutScheduler(Scheduler):
         self._answer(folder, lambda runner: receive.derive(runner.model))
 
     def probe_loader(self, folder: str) -> None:
-        (layout,) = _arguments(folder)
+        (layout,) = self._arguments(folder)
         self._answer(folder, lambda runner: probe_loader(runner.model, layout, get_parallel().tp_rank))
 
     def load_bucket(self, folder: str) -> None:
-        bucket, buffer, first, last = _arguments(folder)
+        bucket, buffer, first, last = self._arguments(folder)
         self._answer(
             folder,
             lambda runner: receive.load_bucket(runner.weight_updater, bucket, buffer, first=first, last=last),
@@ -91,11 +105,20 @@ class RolloutScheduler(Scheduler):
             found = error
         except Exception as error:  # a process edge: the caller gets it
             found = EngineError(f"{type(error).__name__}: {error}", where=traceback.format_exc())
-        Path(folder, str(get_parallel().tp_rank)).write_bytes(pickle.dumps(found))
+        answers = [found] * get_parallel().tp_size
+        first = dist.get_global_rank(self.tp_cpu_group, 0)
+        is_first = get_parallel().tp_rank == 0
+        dist.gather_object(found, answers if is_first else None, first, self.tp_cpu_group)
+        if is_first:
+            Path(folder, "answers").write_bytes(pickle.dumps(answers))
 
-
-def _arguments(folder: str) -> tuple[Any, ...]:
-    return pickle.loads(Path(folder, "arguments").read_bytes())
+    def _arguments(self, folder: str) -> tuple[Any, ...]:
+        """Read by the first rank, for all."""
+        is_first = get_parallel().tp_rank == 0
+        told = [pickle.loads(Path(folder, "arguments").read_bytes()) if is_first else None]
+        dist.broadcast_object_list(told, dist.get_global_rank(self.tp_cpu_group, 0), self.tp_cpu_group)
+        assert told[0] is not None, "the first rank read them"
+        return told[0]
 
 
 def _expect(found: object, kind: type) -> None:

@@ -28,7 +28,9 @@ def test_ports_are_free_and_differ():
 
 
 def test_every_group_has_a_place_of_its_own(tmp_path):
-    meet = at(Network("10.0.0.5", "ib0", (20_001, 20_002)))
+    network = Network("10.0.0.5", "ib0", (20_001, 20_002, 20_003))
+    meet = at(network)
+    assert network.of_engine == "10.0.0.5:20003"
     assert [meet("trainers"), meet("critics")] == ["tcp://10.0.0.5:20001", "tcp://10.0.0.5:20002"]
     meet = in_folder(tmp_path)
     assert meet("trainers") != meet("trainers")

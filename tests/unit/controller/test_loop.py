@@ -1,6 +1,7 @@
 """The loop on in-process fakes: order, staleness, errors, where it stops and where it goes on."""
 
 import asyncio
+import re
 
 import controller_fakes as fakes
 import pytest
@@ -37,6 +38,17 @@ def test_answers_are_at_most_max_lag_updates_old_and_the_bound_is_reached(max_la
     lags = [batch.step - 1 - t.version for batch in world.batches for t in batch.trajectories]
     assert max(lags) == max_lag
     assert min(lags) >= 0
+
+
+def test_engines_rest_while_the_trainer_works_unless_they_run_ahead() -> None:
+    def phases(max_lag: int) -> str:
+        world = fakes.World()
+        play(fakes.config(batch={"max_lag": max_lag}), world)
+        letters = {"generated": "g", "rest": "r", "load": "l"}
+        return "".join(letters.get(event[0], "") for event in world.events)
+
+    assert re.fullmatch("(g+rl){6}g*", phases(max_lag=0))
+    assert "r" not in phases(max_lag=1)
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])

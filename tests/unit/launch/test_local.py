@@ -6,15 +6,10 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.errors import ConfigError, DataError, ResourceError
-from hybridrl.hosts.machine import GPU, Machine
-from hybridrl.launch.local import refuse_gpus
+from hybridrl.errors import ConfigError, DataError
 from hybridrl.launch.plan import RunShape
 from hybridrl.launch.prepare import prepare
 from hybridrl.models.tiny import qwen3_arithmetic
-
-CPU_ONLY = Machine(2, 2**34, 2**33, 2**33, ())
-WITH_GPU = Machine(2, 2**34, 2**33, 2**33, (GPU(0, "GPU-0", "H100", 80 * 2**30, 0),))
 
 
 def written(folder: Path, **changes: str) -> Path:
@@ -31,15 +26,6 @@ def written(folder: Path, **changes: str) -> Path:
     path = folder / "run.yaml"
     path.write_text("\n".join(f"{key}: {value}" for key, value in (keys | changes).items()))
     return path
-
-
-def test_a_machine_with_gpus_is_refused_until_the_config_asks_for_none(tmp_path: Path) -> None:
-    refuse_gpus(load(written(tmp_path)), CPU_ONLY)
-    with pytest.raises(ResourceError, match="cluster.gpus_per_node=0 runs it on the CPU"):
-        refuse_gpus(load(tmp_path / "run.yaml"), WITH_GPU)
-    refuse_gpus(load(tmp_path / "run.yaml", ["cluster.gpus_per_node=0"]), WITH_GPU)
-    with pytest.raises(ResourceError, match="would take 4 GPUs"):
-        refuse_gpus(load(tmp_path / "run.yaml", ["cluster.gpus_per_node=4"]), CPU_ONLY)
 
 
 def test_the_shape_of_a_run_counts_ranks_trajectories_and_optimizer_steps(tmp_path: Path) -> None:

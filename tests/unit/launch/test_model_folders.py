@@ -88,4 +88,4 @@ def test_an_unknown_name_is_a_mistake(cache: Path, capsys: Captured, name: str, 
 
 def test_a_download_waits_for_what_no_launch_can_do(cache: Path, capsys: Captured) -> None:
     code, out, err = run(capsys, "launch", "my.yaml", "cluster.gpus_per_node=8")
-    assert code == 2 and "would take 8 GPUs" in err and "download" not in out
+    assert code == 2 and "cluster.gpus_per_node = 8, this machine has no GPU" in err and "download" not in out

@@ -60,11 +60,11 @@ def test_a_dry_run_does_not_keep_the_folder_from_the_launch(folder: Path, capsys
 
 
 def test_a_job_that_cannot_run_is_refused_before_it_waits_in_a_queue(folder: Path, capsys: Captured) -> None:
-    for key, message in (
-        ("cluster.nodes=3", "cluster.nodes = 3, and the trainer has 1 ranks: every node needs one"),
-        ("cluster.gpus_per_node=8", "would take 8 GPUs"),
+    for keys, message in (
+        (["cluster.nodes=3"], "cluster.nodes = 3, and the trainer has 1 ranks: every node needs one"),
+        (["cluster.gpus_per_node=8", "actor.parallel.dp=3"], "3 ranks, 1 a replica, and the cluster 8 GPUs"),
     ):
-        code, _, err = run(capsys, "--on", "slurm", key)
+        code, _, err = run(capsys, "--on", "slurm", *keys)
         assert code == 2 and message in err
     assert not (folder / "out").exists()
 

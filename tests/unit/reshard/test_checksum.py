@@ -43,6 +43,19 @@ def test_is_its_formula(dtype, rows, cols):
     assert checksum(matrix) == by_formula(matrix)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_sums_as_numpy_does(dtype, monkeypatch):
+    monkeypatch.setattr(module, "_DEVICE_WORDS", 512)  # several parts
+    matrix = values(7, 1600, dtype)
+    words = 1600 * matrix.element_size() // 8
+    found = module.weighted_sum_by_torch(
+        matrix.view(module._INTEGER[matrix.element_size()]),
+        module.row_factors(7)[:7],
+        module.col_factors(words)[:words],
+    )
+    assert found == checksum(matrix)
+
+
 @given(
     st.sampled_from(DTYPES),
     st.lists(st.integers(1, 9), min_size=1, max_size=4),

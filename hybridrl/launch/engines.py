@@ -1,0 +1,61 @@
+"""The engines of a run, each on one node or in parts over several."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from hybridrl.config.schema import Config
+from hybridrl.launch.plan import RunFiles, RunShape, Seats
+from hybridrl.launch.trainers import Start
+from hybridrl.rollout.sglang.engine import EngineSetup
+from hybridrl.workers.rollout import RayRollout, RolloutWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """What they are made from."""
+
+    cfg: Config
+    shape: RunShape
+    seats: Seats
+    meet: Sequence[str]
+    """Of each node: host:port for the engine in parts whose first part is there."""
+
+    def start(self, start: Start, files: RunFiles) -> RayRollout:
+        """Starts the processes, not yet the engines."""
+        files.logs.mkdir(parents=True, exist_ok=True)
+        parts = self.shape.engine_parts
+        seated = list(zip(self._setups(files), self.seats.engine, strict=True))
+        first = seated[::parts]
+        others = [one for place, one in enumerate(seated) if place % parts]
+        return RayRollout(
+            start("engine", RolloutWorker, [(s,) for s, _ in first], [node for _, node in first]),
+            self.cfg.cluster,
+            start("engine part", RolloutWorker, [(s,) for s, _ in others], [node for _, node in others])
+            if others
+            else None,
+        )
+
+    def _setups(self, files: RunFiles) -> Iterator[EngineSetup]:
+        """Part by part of one engine after the other."""
+        cfg, rollout, parts = self.cfg, self.cfg.rollout, self.shape.engine_parts
+        for engine in range(self.shape.num_engines):
+            node = self.seats.engine[engine * parts]
+            for part in range(parts):
+                name = f"engine{engine}-{part}" if part else f"engine{engine}"
+                yield EngineSetup(
+                    model_folder=cfg.model.path,
+                    log_path=str(files.logs / f"{name}.log"),
+                    **self.shape.engine.model_dump(),
+                    seed=cfg.run.seed,
+                    max_prompt_tokens=rollout.max_prompt_tokens,
+                    max_response_tokens=rollout.max_response_tokens,
+                    kv_cache_tokens=rollout.kv_cache_tokens,
+                    memory_fraction=rollout.memory_fraction,
+                    max_running_requests=rollout.max_running_requests,
+                    version=None,
+                    start_timeout_s=cfg.cluster.start_timeout_s,
+                    returns_experts=cfg.actor.moe.router_replay == "rollout",
+                    parts=parts,
+                    part=part,
+                    meet=self.meet[node] if parts > 1 else "",
+                )
