@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from hybridrl.cluster.env import worker_environment
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
-from hybridrl.errors import HybridRLError, ResourceError
+from hybridrl.errors import ConfigError, HybridRLError, ResourceError
 from hybridrl.hosts import cuda
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.plan import RunShape, Seats, devices
@@ -50,7 +50,16 @@ def unshared_gpus(loaded: LoadedConfig) -> list[HybridRLError]:
     per_node = cluster.gpus_per_node
     if not per_node:
         return []
-    return [*_idle(loaded, shape, cluster.nodes * per_node), *_crowded(loaded, shape, per_node)]
+    wrong = [*_idle(loaded, shape, cluster.nodes * per_node), *_crowded(loaded, shape, per_node)]
+    if loaded.config.actor.lora is not None:
+        wrong.append(
+            ConfigError(
+                f"actor.lora with {per_node} GPUs a node: Transformer Engine's layers take no adapters yet",
+                where=loaded.where("actor.lora"),
+                fix="train all weights: leave actor.lora out; adapters train with cluster.gpus_per_node=0",
+            )
+        )
+    return wrong
 
 
 def _idle(loaded: LoadedConfig, shape: RunShape, gpus: int) -> Iterator[HybridRLError]:

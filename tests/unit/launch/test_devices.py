@@ -117,6 +117,7 @@ def test_the_roles_of_every_recipe_share_its_gpus(path: Path) -> None:
         (("rollout.parallel.tp=8",), "1 engines of 8 ranks on 1 nodes of 4 GPUs"),
         (("rollout.parallel.tp=3", "actor.parallel.tp=1"), "1 engines of 3 ranks on 2 nodes of 2 GPUs"),
         (("rollout.parallel.tp=4",), None),
+        (("actor.lora={rank: 8}",), "Transformer Engine's layers take no adapters yet"),
         (("rollout={parallel: {tp: 2}, num_engines: 3}",), "2 engines of 2 ranks on a node of 2 GPUs"),
     ],
 )
