@@ -11,6 +11,7 @@ import hybridrl
 from hybridrl.config.check import EXAMPLE_RULES, World, check
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.problems import refuse
+from hybridrl.config.schema import Config
 from hybridrl.config.supervised import RMConfig
 from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError
 from hybridrl.estimate import swap
@@ -64,9 +65,17 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     refusal = _refusal(loaded, setting, machine)
     if refusal is not None and not (gpu and request.search):
         raise refusal
-    found = None if refusal else swap.estimate(swap_job(loaded.config, model), setting.engine_bytes)
+    job = swap_job(_on_nodes_of(setting, loaded.config) if request.gpus else loaded.config, model)
+    found = None if refusal else swap.estimate(job, setting.engine_bytes)
     proposals = tuple(search(setting)) if gpu and request.search else ()
     return Plan(setting=setting, machine=machine, refusal=refusal, swap=found, proposals=proposals)
+
+
+def _on_nodes_of(setting: Setting, config: Config) -> Config:
+    cluster = config.cluster.model_copy(update={"nodes": setting.nodes})
+    rollout = config.rollout.model_copy(update={"num_engines": setting.num_engines})
+    actor = config.actor.model_copy(update={"parallel": setting.train})
+    return config.model_copy(update={"cluster": cluster, "rollout": rollout, "actor": actor})
 
 
 def plan_examples(loaded: LoadedConfig[Any], machine: Machine, request: Request) -> Plan:

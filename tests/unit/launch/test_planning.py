@@ -71,6 +71,11 @@ def test_the_change_that_a_refusal_names_is_accepted(tmp_path: Path) -> None:
     assert planned(tmp_path, "actor.offload=none", f"{key}={value.split()[0]}").refusal is None
 
 
+def test_the_swap_is_that_of_the_gpus_that_were_asked_for(tmp_path: Path) -> None:
+    gpus = [planned(tmp_path, request=replace(PLAIN, gpus=count)).swap for count in (None, 64)]
+    assert [swap and swap.num_engine_ranks for swap in gpus] == [128, 64]
+
+
 def test_a_search_goes_on_where_the_config_does_not_fit(tmp_path: Path) -> None:
     request = planning.Request(search=True, gpus=64, mean_response=None)
     found = planned(tmp_path, "actor.parallel.pp=8", request=request)
