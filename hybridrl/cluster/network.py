@@ -18,8 +18,10 @@ from hybridrl.errors import ResourceError
 Meet = Callable[[str], str]
 """Name of a group of ranks -> where they meet, as torch.distributed takes it; a new place at each call."""
 
-_PORTS = range(20_000, 30_000)
-"""Below those that Linux gives to outgoing connections."""
+_PORTS = range(20_000, 30_000, 8)
+"""Below those that Linux gives to outgoing connections. An engine in parts takes the six that follow its own
+as well.
+"""
 
 _GROUPS = 4
 """That a run has at most: the trainer, critic, reference and reward model."""

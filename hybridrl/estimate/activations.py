@@ -44,9 +44,8 @@ def layer(setting: Setting, *, moe: bool) -> Layer:
     routed = _routed(setting) if moe else 0.0
     ffn = (3 if setting.fused else 5) * width
     gathered = model.hidden_size if setting.sequence_parallel else 0  # whole again before a cut linear layer
-    low = (
-        setting.lora.rank * len(setting.lora.targets) if setting.lora else 0
-    )  # between the factors of an adapter
+    # Between the factors of an adapter.
+    low = setting.lora.rank * len(setting.lora.targets) if setting.lora else 0
     widths = 6 if setting.lora else 5  # gate and up, what an adapter adds to both, and their sum
     return Layer(
         kept=norms + attention + ffn + routed + low,

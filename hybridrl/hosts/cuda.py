@@ -1,6 +1,6 @@
 """The machine with CUDA: the device of a rank, and what makes its results the same from run to run.
 
-Needs Transformer Engine. Nothing here is imported where there is no GPU.
+Taking a device needs Transformer Engine; importing this needs neither.
 """
 
 import importlib.util

@@ -82,8 +82,8 @@ def _crowded(loaded: LoadedConfig, shape: RunShape, per_node: int) -> Iterator[H
     parts = shape.engine_parts
     if parts > 1 and (tp % parts or shape.num_engines * parts > nodes):
         yield ResourceError(
-            f"{shape.num_engines} engines of {tp} ranks on {nodes} nodes of {per_node} GPUs: one that is "
-            "larger than a node fills nodes of its own, evenly",
+            f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x {per_node} GPUs: an "
+            "engine that is larger than a node fills nodes of its own, evenly",
             where=where,
             fix=f"rollout.parallel.tp={per_node}",
         )

@@ -114,15 +114,18 @@ def test_the_roles_of_every_recipe_share_its_gpus(path: Path) -> None:
         (("actor.parallel={tp: 2}",), None),
         (("cluster.gpus_per_node=0", "actor.parallel={tp: 2}"), None),
         (("actor.parallel={tp: 2, dp: 1}",), "the trainer has 2 ranks, 2 a replica, and the cluster 4 GPUs"),
-        (("rollout.parallel.tp=8",), "1 engines of 8 ranks on 1 nodes of 4 GPUs"),
-        (("rollout.parallel.tp=3", "actor.parallel.tp=1"), "1 engines of 3 ranks on 2 nodes of 2 GPUs"),
+        (("rollout.parallel.tp=8",), "rollout.parallel.tp = 8, num_engines = 1, on 1 x 4 GPUs"),
+        (
+            ("rollout.parallel.tp=3", "actor.parallel.tp=1"),
+            "rollout.parallel.tp = 3, num_engines = 1, on 2 x 2 GPUs",
+        ),
         (("rollout.parallel.tp=4",), None),
         (("actor.lora={rank: 8}",), "Transformer Engine's layers take no adapters yet"),
         (("rollout={parallel: {tp: 2}, num_engines: 3}",), "2 engines of 2 ranks on a node of 2 GPUs"),
     ],
 )
 def test_gpus_that_roles_cannot_share_are_refused(overrides: tuple[str, ...], refusal: str | None) -> None:
-    per_node = 2 if refusal and "of 2 GPUs" in refusal else 4
+    per_node = 2 if refusal and "2 GPUs" in refusal else 4
     size = f"cluster={{nodes: {4 // per_node}, gpus_per_node: {per_node}}}"
     found = [error.what for error in unshared_gpus(config(size, *overrides))]
     assert [what for what in found if refusal and refusal in what] == found
