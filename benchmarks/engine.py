@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import arguments, publish
-from hybridrl.hosts import sglang_cpu
 from hybridrl.models.tiny import qwen3_arithmetic
 from hybridrl.rollout.sglang import leftovers
+from hybridrl.rollout.sglang.arguments import engine_arguments, process_environment
 from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
 from hybridrl.types import Prompt, Sampling
 
@@ -37,7 +37,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bare-") as own:
             done = subprocess.run(
                 [sys.executable, "-c", program],
-                env=sglang_cpu.process_environment(1, own),
+                env=process_environment(1, own),
                 stdout=subprocess.PIPE,
                 check=True,
             )
@@ -77,7 +77,7 @@ def bare(model: str, options: dict[str, Any]) -> None:
     start = time.perf_counter()
     engine = Engine(
         model_path=model,
-        **sglang_cpu.engine_arguments(
+        **engine_arguments(
             tp=1,
             seed=0,
             max_prompt_tokens=_PROMPT_TOKENS,

@@ -143,7 +143,8 @@ def plan(
     from hybridrl.config.load import load, load_as
     from hybridrl.config.supervised import RMConfig, SFTConfig
     from hybridrl.hosts.machine import Machine
-    from hybridrl.launch import plan_report, planning
+    from hybridrl.plan import command as planning
+    from hybridrl.plan import report as plan_report
 
     request = planning.Request(search=search, gpus=gpus, mean_response=mean_response)
     if command == "launch":
@@ -221,7 +222,7 @@ def export(
     ] = False,
 ) -> None:
     """Make the Hugging Face model of a checkpoint; with --verify exit code 1 if it is not the trainer's."""
-    from hybridrl.launch import export as exporting
+    from hybridrl.export import command as exporting
 
     if adapters and verify:
         raise ConfigError("--verify compares a whole model", fix="leave out --adapters, or --verify")

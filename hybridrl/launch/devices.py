@@ -13,7 +13,7 @@ from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError, HybridRLError, ResourceError
 from hybridrl.hosts import cuda
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch.plan import RunShape, Seats, devices
+from hybridrl.launch.shape import RunShape, Seats, devices
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.placement import place
 from hybridrl.reshard.topology import Topology
@@ -82,8 +82,8 @@ def _crowded(loaded: LoadedConfig, shape: RunShape, per_node: int) -> Iterator[H
     parts = shape.engine_parts
     if parts > 1 and (tp % parts or shape.num_engines * parts > nodes):
         yield ResourceError(
-            f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x {per_node} GPUs: an "
-            "engine that is larger than a node fills nodes of its own, evenly",
+            f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x {per_node} GPUs: "
+            "an engine that is larger than a node fills nodes of its own, evenly",
             where=where,
             fix=f"rollout.parallel.tp={per_node}",
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hybridrl.config.schema import Config
-from hybridrl.launch.plan import RunFiles, RunShape, Seats
+from hybridrl.launch.shape import RunFiles, RunShape, Seats
 from hybridrl.launch.trainers import Start
 from hybridrl.rollout.sglang.engine import EngineSetup
 from hybridrl.workers.rollout import RayRollout, RolloutWorker

@@ -35,8 +35,8 @@ from hybridrl.errors import CheckpointError, ConfigError
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.devices import Devices, environment
 from hybridrl.launch.engines import Engines
-from hybridrl.launch.plan import Resume, RunFiles, RunShape, Seats, num_gpus, trainer_host
 from hybridrl.launch.prepare import Prepared, prepare
+from hybridrl.launch.shape import Resume, RunFiles, RunShape, Seats, num_gpus, trainer_host
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.trainers import Trainers
 from hybridrl.models import spec

@@ -15,8 +15,8 @@ from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, R
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.column_groups import columns_elsewhere
 from hybridrl.launch.devices import unshared_gpus
-from hybridrl.launch.plan import RunShape, trainer_host, with_dp
 from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model_layout
+from hybridrl.launch.shape import RunShape, trainer_host, with_dp
 from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.trainer.setup import megatron_layout, refuse_unbuildable, refuse_unfit_experts

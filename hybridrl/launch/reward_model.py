@@ -7,7 +7,7 @@ from hybridrl.config.reward_model import HEAD, reward_model_spec
 from hybridrl.config.schema import Config, RewardModelConfig
 from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.errors import ModelError
-from hybridrl.launch.plan import RunShape, trainer_host
+from hybridrl.launch.shape import RunShape, trainer_host
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models import hub, spec
 from hybridrl.models.spec import ModelSpec

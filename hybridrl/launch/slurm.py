@@ -17,8 +17,8 @@ from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.errors import ResourceError, RunFolderError
-from hybridrl.launch.plan import RunFiles, RunShape, Seats
 from hybridrl.launch.preflight import Say
+from hybridrl.launch.shape import RunFiles, RunShape, Seats
 from hybridrl.launch.stop import STOPPED
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")

@@ -26,8 +26,8 @@ from hybridrl.errors import CheckpointError, HybridRLError
 from hybridrl.hosts.machine import GPU, Machine
 from hybridrl.launch.devices import environment, with_gpus
 from hybridrl.launch.limits import refuse_nodes
-from hybridrl.launch.plan import RunFiles, with_dp
 from hybridrl.launch.preflight import Say
+from hybridrl.launch.shape import RunFiles, with_dp
 from hybridrl.launch.stop import STOPPED, StopRequest
 from hybridrl.models import hub
 from hybridrl.models.spec import ModelSpec, without_vocabulary

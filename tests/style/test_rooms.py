@@ -34,11 +34,16 @@ DOORS = {
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
     | {"trainer", "rollout", "cluster", "controller", "workers", "estimate"},
+    "plan": NOUNS
+    | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
+    "export": NOUNS
+    | {"config", "data", "hosts", "models", "layout", "trainer", "cluster", "workers", "launch"},
     "verify": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "trainer", "controller"},
     "importer": {"errors", "config"},
     "doctor": {"errors", "hosts"},
-    "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"},
+    "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
+    | {"plan", "export"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself."""

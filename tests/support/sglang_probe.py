@@ -7,7 +7,7 @@ Writes for each rank what a true layout gives, what a false one, and which tenso
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from sglang_loader import answers, on_model
@@ -31,7 +31,7 @@ class UpBeforeGate(SGLangLayout):
                 continue
             part, first = self.spec.ffn_size // self.tp, held.rows[0].at
             gate, up = Run(first, part, part), Run(self.spec.ffn_size + first, part, 0)
-            yield replace(held, rows=(gate, up))
+            yield held._replace(rows=(gate, up))
 
 
 def verdict(model, layout: Layout, rank: int) -> str:

@@ -21,10 +21,10 @@ from hybridrl.errors import WorkerError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.checksum import checksum
-from hybridrl.reshard.session import EngineSession
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import attach
+from hybridrl.rollout.session import EngineSession
 
 
 class Engine:

@@ -28,13 +28,13 @@ import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import ConfigError, DeadlineError, EngineError, LayoutError
-from hybridrl.hosts import sglang_cpu
 from hybridrl.layout.base import Layout
 from hybridrl.models import spec
 from hybridrl.reshard.buckets import Bucket
-from hybridrl.reshard.session import EngineSession
 from hybridrl.reshard.transports.base import SharedTensor
+from hybridrl.rollout.session import EngineSession
 from hybridrl.rollout.sglang import leftovers
+from hybridrl.rollout.sglang.arguments import engine_arguments, process_environment
 from hybridrl.rollout.sglang.channel import Caller
 from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
 
@@ -285,7 +285,7 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
             f"longer than the {positions} positions of {setup.model_folder}",
             fix=f"rollout.max_response_tokens = {positions - setup.max_prompt_tokens} or less",
         )
-    depending = sglang_cpu.engine_arguments(
+    depending = engine_arguments(
         tp=setup.tp,
         ep=setup.ep,
         dp_attention=setup.dp_attention,
@@ -317,7 +317,7 @@ def _spawn(order: Order, setup: EngineSetup, log_path: Path) -> tuple[subprocess
     with theirs, open(log_path, "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", program],
-            env=sglang_cpu.process_environment(setup.tp, setup.parts, order.folder),
+            env=process_environment(setup.tp, setup.parts, order.folder),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,

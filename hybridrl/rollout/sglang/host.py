@@ -38,11 +38,11 @@ from sglang.srt.managers.io_struct import (
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineError
-from hybridrl.hosts import sglang_cpu
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.sglang import leftovers, scheduler
+from hybridrl.rollout.sglang.arguments import has_cuda
 from hybridrl.rollout.sglang.channel import Callee
 from hybridrl.rollout.sglang.engine import Order, Started
 from hybridrl.types import Finish, PolicyVersion, Sampling
@@ -62,7 +62,7 @@ class Engine(sglang_engine.Engine):
     def _launch_scheduler_processes(cls, *args: Any, **kwargs: Any) -> Any:
         # A scheduler that fails sends SIGQUIT; SGLang's own handler would kill this process at once.
         signal.signal(signal.SIGQUIT, lambda number, frame: sys.exit(1))
-        if not sglang_cpu.has_cuda():
+        if not has_cuda():
             # SGLang spawns. A fork has its modules already: half of the engine's start, and of its memory.
             multiprocessing.set_start_method("fork", force=True)
         return super()._launch_scheduler_processes(*args, **kwargs)
@@ -149,7 +149,7 @@ class Host:
 
     async def rest(self) -> None:
         """Free the key-value cache on a GPU, until `adopt`. No request may run."""
-        if sglang_cpu.has_cuda() and not self._rests:
+        if has_cuda() and not self._rests:
             await self._flush_cache()  # SGLang's release ends a scheduler that is not idle
             await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=_RESTING))
             self._rests = True

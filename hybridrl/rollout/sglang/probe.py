@@ -9,7 +9,7 @@ from torch import nn
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Layout
-from hybridrl.reshard.probe import LoaderProbe
+from hybridrl.rollout.probe import LoaderProbe
 from hybridrl.rollout.sglang.receive import repacked
 from hybridrl.rollout.sglang.saved import Saved
 

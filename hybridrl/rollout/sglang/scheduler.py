@@ -18,8 +18,8 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.runtime_context import get_parallel
 
 from hybridrl.errors import EngineError, HybridRLError
-from hybridrl.hosts import sglang_cpu
 from hybridrl.rollout.sglang import receive
+from hybridrl.rollout.sglang.arguments import has_cuda
 from hybridrl.rollout.sglang.hooks import (
     BatchedAttention,
     SeededSampler,
@@ -36,7 +36,7 @@ _SRT = "sglang.srt"
 def run(*args: Any, **kwargs: Any) -> None:
     """Entry point of a scheduler process, in place of SGLang's own."""
     _replace("managers.scheduler.Scheduler", RolloutScheduler)
-    if sglang_cpu.has_cuda():
+    if has_cuda():
         saver = f"{_SRT}.utils.torch_memory_saver_adapter._TorchMemorySaverAdapterReal"
         HookRegistry.register(f"{saver}.region", weights_stay, HookType.AROUND)
     else:
@@ -97,7 +97,7 @@ class RolloutScheduler(Scheduler):
         """
         try:
             runner = self.tp_worker.model_runner
-            if not sglang_cpu.has_cuda():
+            if not has_cuda():
                 _expect(runner.sampler, SeededSampler)
                 _expect(runner.attn_backend, BatchedAttention)
             found = question(runner)

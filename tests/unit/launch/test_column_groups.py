@@ -7,7 +7,7 @@ import pytest
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError
 from hybridrl.launch.column_groups import columns_elsewhere
-from hybridrl.launch.plan import RunShape, Seats
+from hybridrl.launch.shape import RunShape, Seats
 
 
 def config(**sections: Any) -> Config:

@@ -12,7 +12,7 @@ from hybridrl.config.load import LoadedConfig, load
 from hybridrl.config.training import TrainParallel
 from hybridrl.hosts.machine import GPU, Machine
 from hybridrl.launch.devices import Devices, environment, unshared_gpus, with_gpus
-from hybridrl.launch.plan import RunShape, Seats
+from hybridrl.launch.shape import RunShape, Seats
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 

@@ -9,7 +9,7 @@ import yaml
 
 from hybridrl.config.schema import EngineParallel
 from hybridrl.config.training import TrainParallel
-from hybridrl.launch.plan import RunShape, Seats
+from hybridrl.launch.shape import RunShape, Seats
 
 LAUNCHERS = Path(__file__).parents[3] / "launchers"
 

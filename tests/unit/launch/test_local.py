@@ -7,8 +7,8 @@ import pytest
 
 from hybridrl.config.load import load
 from hybridrl.errors import ConfigError, DataError
-from hybridrl.launch.plan import RunShape
 from hybridrl.launch.prepare import prepare
+from hybridrl.launch.shape import RunShape
 from hybridrl.models.tiny import qwen3_arithmetic
 
 

@@ -15,10 +15,10 @@ from hybridrl.config.schema import AlgorithmConfig, Config, RewardModelConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.errors import HybridRLError
 from hybridrl.launch import model_folders
-from hybridrl.launch.plan import RunShape, Seats
 from hybridrl.launch.preflight import preflight
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.reward_model import scoring
+from hybridrl.launch.shape import RunShape, Seats
 from hybridrl.models import tiny
 from hybridrl.models.spec import read, with_one_label
 from hybridrl.trainer.setup import TrainerSetup

@@ -21,7 +21,7 @@ from hybridrl.config.load import LoadedConfig, load
 from hybridrl.config.problems import ConfigErrors
 from hybridrl.config.schema import EngineParallel
 from hybridrl.config.training import TrainParallel
-from hybridrl.launch.plan import RunFiles, RunShape, Seats
+from hybridrl.launch.shape import RunFiles, RunShape, Seats
 from hybridrl.launch.slurm import directives, render, runtime_command, script, srun_options
 from hybridrl.launch.stop import STOPPED
 

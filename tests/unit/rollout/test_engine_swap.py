@@ -6,7 +6,7 @@ from concurrent.futures import Future
 import pytest
 
 from hybridrl.errors import EngineError
-from hybridrl.reshard.session import EngineSession
+from hybridrl.rollout.session import EngineSession
 from hybridrl.rollout.sglang.engine import SGLangEngine
 from hybridrl.types import Prompt, Sampling
 

@@ -7,7 +7,7 @@ from hybridrl import registry
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch.plan import RunShape, trainer_host
+from hybridrl.launch.shape import RunShape, trainer_host
 from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.reshard.plan import Job

@@ -23,8 +23,8 @@ from hybridrl.estimate.memory import (
 from hybridrl.estimate.search import Proposal
 from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import step_time
-from hybridrl.launch.planning import Plan, machine_bytes
 from hybridrl.models import spec as models
+from hybridrl.plan.command import Plan, machine_bytes
 
 _COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
 

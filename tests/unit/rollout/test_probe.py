@@ -13,7 +13,7 @@ from shard_oracle import sglang_shard
 from hybridrl.errors import LayoutError
 from hybridrl.layout.cuts import fits
 from hybridrl.layout.sglang import SGLangLayout
-from hybridrl.reshard.probe import LoaderProbe
+from hybridrl.rollout.probe import LoaderProbe
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -18,7 +18,7 @@ from hybridrl.data.source import load_source
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.errors import CheckpointError, RunFolderError
 from hybridrl.launch.model_folders import in_folders
-from hybridrl.launch.plan import RunFiles
+from hybridrl.launch.shape import RunFiles
 from hybridrl.models import spec
 from hybridrl.trainer import adapters, committed, export
 from hybridrl.trainer.setup import TrainerSetup

@@ -21,8 +21,8 @@ from hybridrl.estimate.memory import engine_weights, kv_bytes, least_training, t
 from hybridrl.estimate.search import Proposal, search
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch.swap_plan import read_model, swap_job
 from hybridrl.models.spec import without_vocabulary
+from hybridrl.plan.swap_job import read_model, swap_job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

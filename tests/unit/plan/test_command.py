@@ -13,7 +13,8 @@ from hybridrl.errors import ConfigError, HybridRLError, ResourceError
 from hybridrl.estimate import memory
 from hybridrl.estimate.memory import training
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch import plan_report, planning
+from hybridrl.plan import command as planning
+from hybridrl.plan import report as plan_report
 from tests.support.plan_values import write_cluster_config
 
 BARE = Machine(cores=2, memory_bytes=2**34, available_bytes=2**34, shm_bytes=2**33, gpus=())

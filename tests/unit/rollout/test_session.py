@@ -3,7 +3,7 @@
 import pytest
 
 from hybridrl.errors import EngineError, VersionError
-from hybridrl.reshard.session import EngineSession, State
+from hybridrl.rollout.session import EngineSession, State
 
 CALLS = {
     "require_serving": lambda session: session.require_serving(),

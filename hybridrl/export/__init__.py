@@ -1,0 +1,1 @@
+"""`hybridrl export`: the Hugging Face model of a checkpoint."""

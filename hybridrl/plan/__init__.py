@@ -1,0 +1,1 @@
+"""`hybridrl plan`: memory, time and weight swap of a run before it starts."""
