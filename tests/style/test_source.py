@@ -23,7 +23,7 @@ PROCESS_EDGES: set[str] = {
 }
 """Where a broad except ends an error's way: process edges, which hand it to the peer or to a person."""
 
-ENVIRONMENT_READERS = {"hosts", "cluster/env.py"}
+ENVIRONMENT_READERS = {"hosts", "cluster/env.py", "rollout/sglang/arguments.py"}
 
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
