@@ -1,6 +1,6 @@
 """Every key of a config, once, with its only default. `hybridrl config explain` prints the text under a key.
 
-Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in check.py, presets in
+Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in rules/, presets in
 presets.py.
 """
 
@@ -230,6 +230,11 @@ class BatchConfig(Section):
 
     max_lag: NonNegativeInt = 0
     """Policy updates that a trajectory may be old. 0 is on-policy, 1 or more overlap rollout and training."""
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of one policy update."""
+        return self.prompts_per_step // (self.minibatch_prompts or self.prompts_per_step) * self.epochs
 
 
 class EngineParallel(Section):

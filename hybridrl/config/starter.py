@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridrl.config import strict_yaml
-from hybridrl.config.check import has_chat_template
 from hybridrl.config.presets import PRESETS
+from hybridrl.config.rules.data import has_chat_template
 from hybridrl.errors import ConfigError
 
 _ONE_SAMPLE = {"ppo", "vapo", "reinforce_plus_plus", "remax"}

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from hybridrl.config.check import optimizer_steps
 from hybridrl.config.schema import Config
 
 
@@ -39,7 +38,7 @@ class Batch:
             response_tokens=rollout.max_response_tokens,
             mean_prompt=rollout.max_prompt_tokens / 2,
             mean_response=rollout.max_response_tokens / 2 if mean_response is None else mean_response,
-            optimizer_steps=optimizer_steps(cfg),
+            optimizer_steps=cfg.batch.optimizer_steps,
             epochs=cfg.batch.epochs,
         )
 

@@ -4,8 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from hybridrl.config.check import optimizer_steps
-from hybridrl.config.reward_model import reward_model_spec
+from hybridrl.config.rules.reward_model import reward_model_spec
 from hybridrl.config.schema import AlgorithmConfig, Config, EngineParallel
 from hybridrl.config.supervised import SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
@@ -97,7 +96,7 @@ class Setting:
             kv_cache_tokens=cfg.rollout.kv_cache_tokens,
             running_requests=cfg.rollout.max_running_requests,
             batch=Batch.of(cfg, mean_response),
-            scores_first=optimizer_steps(cfg) > 1,
+            scores_first=cfg.batch.optimizer_steps > 1,
             reward_model=reward_model_spec(cfg),
             apart_tokens=_apart_tokens(cfg),
             lora=cfg.actor.lora,

@@ -1,9 +1,9 @@
 """What a launch lacks, as far as it shows before models are downloaded and anything starts."""
 
-from hybridrl.config.check import World
-from hybridrl.config.devices import gpus_are_there
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.problems import refuse
+from hybridrl.config.rules import World
+from hybridrl.config.rules.gpus import gpus_are_there
 from hybridrl.errors import ResourceError
 from hybridrl.hosts.machine import Machine
 

@@ -23,7 +23,7 @@ from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
 from hybridrl.cluster.ray_attached import attached_ray
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.reward_model import no_rule
+from hybridrl.config.rules.reward_model import no_rule
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
 from hybridrl.controller.advantage import CreditAssignment, load_credit

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from hybridrl import registry
 from hybridrl.algorithms.catalog import flat
-from hybridrl.config.check import World, check
-from hybridrl.config.cuts import trainer_cuts
 from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.problems import refuse
+from hybridrl.config.rules import World, check
+from hybridrl.config.rules.parallel import trainer_cuts
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
 from hybridrl.hosts.machine import Machine

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from hybridrl.config.reward_model import HEAD, reward_model_spec
+from hybridrl.config.rules.reward_model import HEAD, reward_model_spec
 from hybridrl.config.schema import Config, RewardModelConfig
 from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.errors import ModelError

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hybridrl.config.check import optimizer_steps
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.schema import Config, EngineParallel
 from hybridrl.config.training import TrainParallel
@@ -60,7 +59,7 @@ class RunShape:
             num_engines=cfg.rollout.num_engines or max(1, num_gpus(cfg.cluster) // engine.tp),
             engine=engine,
             trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
-            optimizer_steps_per_step=optimizer_steps(cfg),
+            optimizer_steps_per_step=cfg.batch.optimizer_steps,
             engine_parts=-(-engine.tp // (cfg.cluster.gpus_per_node or engine.tp)),
         )
 

@@ -11,9 +11,9 @@ from hybridrl import registry
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.placement import anywhere
 from hybridrl.cluster.ray_local import local_ray
-from hybridrl.config import check
 from hybridrl.config.load import LoadedConfig, load_as
 from hybridrl.config.problems import refuse
+from hybridrl.config.rules import EXAMPLE_RULES, World
 from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.config.schema import AlgorithmConfig, SourceConfig
 from hybridrl.config.supervised import RMConfig, SFTConfig
@@ -79,8 +79,8 @@ def _launch(kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, resume: boo
     refuse_nodes(loaded, "cluster.nodes=1")
     folder = _model_folder(loaded, dry_run=dry_run)
     spec = hub.find_spec(str(folder))
-    world = check.World(num_gpus=len(machine.gpus), available_bytes=machine.available_bytes, spec=spec)
-    refuse([error for rule in check.EXAMPLE_RULES for error in rule(loaded, world)])
+    world = World(num_gpus=len(machine.gpus), available_bytes=machine.available_bytes, spec=spec)
+    refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
     if not folder.is_dir():
         say("dry run", f"nothing started; {loaded.config.model.path} would be downloaded or made")
         return 0

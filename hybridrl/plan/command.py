@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import hybridrl
-from hybridrl.config.check import EXAMPLE_RULES, World, check
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.problems import refuse
+from hybridrl.config.rules import EXAMPLE_RULES, World, check
 from hybridrl.config.schema import Config
 from hybridrl.config.supervised import RMConfig
 from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError

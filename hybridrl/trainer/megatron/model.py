@@ -29,7 +29,7 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.layers import layer_specs
 from hybridrl.trainer.megatron.packing import Microbatch, Packing
-from hybridrl.trainer.megatron.parts import LayerParts, parts_of
+from hybridrl.trainer.megatron.parts import MEGATRONS, LayerParts
 from hybridrl.trainer.megatron.rope import PackedRotary
 
 Stage = list[DistributedDataParallel]
@@ -245,3 +245,12 @@ def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:
         attention_mask=None,
         packed_seq_params=microbatch.packing,
     )
+
+
+def parts_of(device: torch.device) -> LayerParts:
+    """What layers on a device are made of."""
+    if device.type == "cpu":
+        return MEGATRONS
+    from hybridrl.trainer.megatron.cuda_layers import TRANSFORMER_ENGINES
+
+    return TRANSFORMER_ENGINES

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -56,12 +55,3 @@ MEGATRONS = LayerParts(
     core_attention=packed_attention,
 )
 """Megatron's own linear layers with our norms and attention: on a CPU."""
-
-
-def parts_of(device: torch.device) -> LayerParts:
-    """What layers on a device are made of."""
-    if device.type == "cpu":
-        return MEGATRONS
-    from hybridrl.trainer.megatron.cuda_layers import TRANSFORMER_ENGINES
-
-    return TRANSFORMER_ENGINES

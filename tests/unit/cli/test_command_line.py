@@ -52,7 +52,7 @@ def loaded_modules(code: str) -> set[str]:
         "from hybridrl.cli import main; main(['--help'])",
         "from hybridrl.cli import main; main(['config', 'explain', 'actor'])",
         "from hybridrl.cli import main; main(['doctor', '--json'])",
-        "import hybridrl.config.check, hybridrl.config.run_folder",
+        "import hybridrl.config.rules, hybridrl.config.run_folder",
     ],
 )
 def test_quick_commands_import_nothing_heavy(code: str) -> None:

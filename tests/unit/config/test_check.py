@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hybridrl.config.check import RULES, World, check
 from hybridrl.config.load import load
-from hybridrl.config.memory import Need
+from hybridrl.config.rules import RULES, World, check
+from hybridrl.config.rules.memory import Need
 from hybridrl.models import spec as models
 
 QWEN = {

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from hybridrl.config.check import World, check
 from hybridrl.config.load import load
-from hybridrl.config.memory import Need
-from hybridrl.config.reward_model import reward_model_spec
+from hybridrl.config.rules import World, check
+from hybridrl.config.rules.memory import Need
+from hybridrl.config.rules.reward_model import reward_model_spec
 from hybridrl.config.schema import RewardModelConfig
 from hybridrl.models import spec as models
 from hybridrl.models.spec import with_one_label

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hybridrl.config.check import World, check
 from hybridrl.config.load import load
+from hybridrl.config.rules import World, check
 from hybridrl.errors import ConfigError, DataError, ModelError, ResourceError
 from hybridrl.importer.overrides import Launch, Override, read
 from hybridrl.importer.translation import Translation

@@ -1,17 +1,15 @@
 """What actor.lora asks of the model, and where it does not apply."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World
 from hybridrl.errors import ConfigError
 from hybridrl.models.linears import present
 
-if TYPE_CHECKING:
-    from hybridrl.config.check import World
-    from hybridrl.config.load import LoadedConfig
 
-
-def adapters_fit_the_model(loaded: "LoadedConfig", world: "World") -> Iterator[ConfigError]:
+def adapters_fit_the_model(loaded: LoadedConfig, world: World) -> Iterator[ConfigError]:
     lora, where = loaded.config.actor.lora, loaded.where("actor.lora.targets", "actor.lora")
     if lora is None:
         return
@@ -34,7 +32,7 @@ def adapters_fit_the_model(loaded: "LoadedConfig", world: "World") -> Iterator[C
         )
 
 
-def examples_train_all_weights(loaded: "LoadedConfig[Any]", world: "World") -> Iterator[ConfigError]:
+def examples_train_all_weights(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError]:
     """Of training on examples."""
     if loaded.config.actor.lora is not None:
         yield ConfigError(

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hybridrl.config.cuts import trainer_cuts
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World
+from hybridrl.config.rules.parallel import trainer_cuts
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from hybridrl.config.check import World
-    from hybridrl.config.load import LoadedConfig
 
 FP8_GPUS = {
     "tensorwise": ("h100", "h200", "b200"),
@@ -27,7 +25,7 @@ in FP8.
 """
 
 
-def fp8_fits_the_run(loaded: "LoadedConfig[Any]", world: "World") -> Iterator[ConfigError]:
+def fp8_fits_the_run(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError]:
     """Also of training on examples."""
     actor = loaded.config.actor
     if actor.fp8 == "none":
@@ -45,7 +43,7 @@ def fp8_fits_the_run(loaded: "LoadedConfig[Any]", world: "World") -> Iterator[Co
         yield from _too_many_left_out(loaded, world.spec)
 
 
-def _unfit_keys(loaded: "LoadedConfig[Any]") -> Iterator[ConfigError]:
+def _unfit_keys(loaded: LoadedConfig[Any]) -> Iterator[ConfigError]:
     actor = loaded.config.actor
     if actor.precision not in (None, "bf16"):
         yield ConfigError(
@@ -61,7 +59,7 @@ def _unfit_keys(loaded: "LoadedConfig[Any]") -> Iterator[ConfigError]:
         )
 
 
-def _unfit_gpus(loaded: "LoadedConfig[Any]", world: "World") -> Iterator[ConfigError]:
+def _unfit_gpus(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError]:
     recipe, cluster = loaded.config.actor.fp8, loaded.config.cluster
     without = cluster.gpus_per_node == 0 or (
         cluster.gpus_per_node is None and world.here and not world.num_gpus
@@ -80,7 +78,7 @@ def _unfit_gpus(loaded: "LoadedConfig[Any]", world: "World") -> Iterator[ConfigE
         )
 
 
-def _unfit_sizes(loaded: "LoadedConfig[Any]", spec: ModelSpec) -> Iterator[ConfigError]:
+def _unfit_sizes(loaded: LoadedConfig[Any], spec: ModelSpec) -> Iterator[ConfigError]:
     config = loaded.config
     recipe, model = config.actor.fp8, Path(config.model.path).name
     multiple = _MULTIPLE[recipe]
@@ -113,7 +111,7 @@ def _sizes(spec: ModelSpec, cut: TrainParallel) -> dict[str, float]:
     return {"hidden size": whole["hidden"], **narrow, **{k: n / tp for k, n in wide.items()}, **experts}
 
 
-def _too_many_left_out(loaded: "LoadedConfig[Any]", spec: ModelSpec) -> Iterator[ConfigError]:
+def _too_many_left_out(loaded: LoadedConfig[Any], spec: ModelSpec) -> Iterator[ConfigError]:
     actor = loaded.config.actor
     most = spec.num_layers // actor.parallel.pp  # what Megatron allows
     if actor.bf16_layers > most or 2 * actor.bf16_layers >= spec.num_layers:

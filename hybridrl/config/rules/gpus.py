@@ -3,17 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from hybridrl.config.cuts import all_cuts
 from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World
+from hybridrl.config.rules.parallel import all_cuts
 from hybridrl.config.schema import Config
 from hybridrl.errors import ResourceError
 
 
-def gpus_are_there(loaded: LoadedConfig, world: Any) -> Iterator[ResourceError]:
-    """
-    Args:
-        world: check.World.
-    """
+def gpus_are_there(loaded: LoadedConfig[Any], world: World) -> Iterator[ResourceError]:
     if not world.here:
         return
     cluster, has = loaded.config.cluster, world.num_gpus

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World, model_name, one_of
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.models.spec import ModelSpec
 
 
@@ -42,6 +43,22 @@ def wrong_cut(
             f"{key}.sp = false with {key}.tp = {cut.tp}: Megatron trains experts with shared tokens only",
             where=loaded.where(f"{key}.sp", f"{key}.tp"),
             fix=f"leave {key}.sp out, or set {key}.tp: 1",
+        )
+
+
+def actor_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    yield from _trainer_parallel(loaded, world, "actor.parallel", loaded.config.actor.parallel)
+
+
+def other_trainers_divide_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    for key, cut in trainer_cuts(loaded.config)[1:]:
+        yield from _trainer_parallel(loaded, world, key, cut)
+
+
+def engine_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    if world.spec is not None:
+        yield from _tensor_parallel(
+            loaded, world.spec, "rollout.parallel.tp", loaded.config.rollout.parallel.tp
         )
 
 
@@ -98,3 +115,32 @@ def _experts_that_are_not_there(
                 where=loaded.where(f"{key}.{axis}"),
                 fix=f"set {key}.{axis}: 1",
             )
+
+
+def _trainer_parallel(
+    loaded: LoadedConfig, world: World, key: str, cut: TrainParallel
+) -> Iterator[HybridRLError]:
+    if world.spec is not None:
+        yield from _tensor_parallel(loaded, world.spec, f"{key}.tp", cut.tp)
+    yield from wrong_cut(loaded, key, cut, world.spec)
+
+
+def _tensor_parallel(loaded: LoadedConfig, spec: ModelSpec, key: str, tp: int) -> Iterator[HybridRLError]:
+    def fits(size: int) -> bool:
+        return spec.heads_divide(size) and spec.ffn_divides(size)
+
+    if fits(tp):
+        return
+    good = [size for size in _divisors(spec.num_heads) if fits(size)]
+    if spec.num_heads % tp:
+        why = f"does not divide the {spec.num_heads} attention heads"
+    elif not spec.ffn_divides(tp):
+        why = f"does not divide the {' and '.join(map(str, spec.ffn_sizes))} feed-forward columns"
+    else:
+        why = f"neither divides the {spec.num_kv_heads} key-value heads nor is a multiple of them"
+    what = f"{key} = {tp} {why} of {model_name(loaded)}"
+    yield ConfigError(what, where=loaded.where(key), fix=f"use {one_of(good)}")
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

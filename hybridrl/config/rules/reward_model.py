@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hybridrl.config.cuts import wrong_cut
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World
+from hybridrl.config.rules.parallel import wrong_cut
 from hybridrl.config.schema import Config, RewardModelConfig
 from hybridrl.errors import ConfigError, HybridRLError, ModelError
 from hybridrl.models import hub
 from hybridrl.models.spec import VALUE_HEAD, ModelSpec
-
-if TYPE_CHECKING:
-    from hybridrl.config.check import World
-    from hybridrl.config.load import LoadedConfig
 
 HEAD = VALUE_HEAD.hf[0]
 """Tensor of a reward model's folder that makes a score of what the layers say."""
@@ -34,7 +31,7 @@ def reward_model_spec(config: Config) -> ModelSpec | None:
         return None
 
 
-def reward_model_fits_the_run(loaded: "LoadedConfig", world: "World") -> Iterator[HybridRLError]:
+def reward_model_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
     own = loaded.config.reward_model
     if own is None:
         if no_rule(loaded.config):
@@ -65,7 +62,7 @@ def reward_model_fits_the_run(loaded: "LoadedConfig", world: "World") -> Iterato
     yield from _wrong_model(loaded, own, spec)
 
 
-def _wrong_model(loaded: "LoadedConfig", own: RewardModelConfig, spec: ModelSpec) -> Iterator[HybridRLError]:
+def _wrong_model(loaded: LoadedConfig, own: RewardModelConfig, spec: ModelSpec) -> Iterator[HybridRLError]:
     rollout, where = loaded.config.rollout, loaded.where("reward_model.path")
     if not spec.value_head:
         yield ModelError(

@@ -3,10 +3,14 @@ the processes themselves come on top, so a run that this refuses cannot work, an
 may not.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hybridrl.config.reward_model import reward_model_spec
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World, model_name
+from hybridrl.config.rules.reward_model import reward_model_spec
 from hybridrl.config.schema import Config
+from hybridrl.errors import HybridRLError, ResourceError
 from hybridrl.models import spec as models
 
 GIB = 2**30
@@ -46,6 +50,22 @@ class Need:
                 training // (parallel.tp * parallel.pp), engine // config.rollout.parallel.tp, together=False
             )
         return cls(training, engine * (config.rollout.num_engines or 1), together=True)
+
+
+def memory_is_enough(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    if world.spec is None or not world.here:
+        return
+    need = Need.of(loaded.config, world.spec, on_gpu=world.num_gpus > 0)
+    if need.peak_bytes > world.available_bytes:
+        what, has = ("a GPU", "has") if world.num_gpus else ("the machine", "has available")
+        yield ResourceError(
+            f"{model_name(loaded)} needs at least {need.peak_bytes / GIB:.1f} GiB ({need.describe()}), "
+            f"{what} {has} {world.available_bytes / GIB:.1f} GiB",
+            where=loaded.where("model.path"),
+            fix="use a smaller model"
+            if not world.num_gpus
+            else "use a smaller model, or raise actor.parallel.tp or pp",
+        )
 
 
 def _training(config: Config, spec: models.ModelSpec, on_gpu: bool) -> int:

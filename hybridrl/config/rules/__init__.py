@@ -1,0 +1,84 @@
+"""Everything that a config is refused for: keys against each other, against the model and the machine.
+
+The rules stand in one list, so that a person sees all mistakes at once. Nothing here imports torch.
+"""
+
+from collections.abc import Sequence
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import Rule, World
+from hybridrl.config.rules.data import (
+    chat_template_is_there,
+    data_exists,
+    model_exists,
+    run_name_is_one_folder,
+)
+from hybridrl.config.rules.fp8 import fp8_fits_the_run
+from hybridrl.config.rules.gpus import gpus_are_there
+from hybridrl.config.rules.lora import adapters_fit_the_model, examples_train_all_weights
+from hybridrl.config.rules.memory import memory_is_enough
+from hybridrl.config.rules.model import (
+    a_trajectory_fits_a_microbatch,
+    a_trajectory_fits_the_cache,
+    a_trajectory_fits_the_model,
+    precision_suits_the_model,
+    teacher_is_of_the_policys_kind,
+)
+from hybridrl.config.rules.parallel import (
+    actor_parallel_divides_the_model,
+    engine_parallel_divides_the_model,
+    other_trainers_divide_the_model,
+)
+from hybridrl.config.rules.reward_model import reward_model_fits_the_run
+from hybridrl.config.rules.roles import roles_fit_the_run
+from hybridrl.config.rules.steps import (
+    greedy_answers_once,
+    lag_is_shorter_than_the_run,
+    minibatches_divide_the_step,
+    ranks_have_work,
+    schedule_fits_the_run,
+)
+from hybridrl.errors import HybridRLError
+
+
+def check(loaded: LoadedConfig, world: World) -> list[HybridRLError]:
+    """Everything that the rules find wrong, in the order of RULES."""
+    return [error for rule in RULES for error in rule(loaded, world)]
+
+
+RULES: Sequence[Rule] = (
+    run_name_is_one_folder,
+    model_exists,
+    data_exists,
+    chat_template_is_there,
+    teacher_is_of_the_policys_kind,
+    reward_model_fits_the_run,
+    minibatches_divide_the_step,
+    ranks_have_work,
+    actor_parallel_divides_the_model,
+    other_trainers_divide_the_model,
+    precision_suits_the_model,
+    fp8_fits_the_run,
+    adapters_fit_the_model,
+    engine_parallel_divides_the_model,
+    a_trajectory_fits_a_microbatch,
+    roles_fit_the_run,
+    a_trajectory_fits_the_model,
+    a_trajectory_fits_the_cache,
+    lag_is_shorter_than_the_run,
+    schedule_fits_the_run,
+    greedy_answers_once,
+    gpus_are_there,
+    memory_is_enough,
+)
+
+
+EXAMPLE_RULES: Sequence[Rule] = (
+    examples_train_all_weights,
+    run_name_is_one_folder,
+    model_exists,
+    actor_parallel_divides_the_model,
+    fp8_fits_the_run,
+    gpus_are_there,
+)
+"""Of training on examples: those of a run of reinforcement learning that hold for it as well, and its own."""

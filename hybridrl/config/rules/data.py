@@ -1,0 +1,95 @@
+"""Rules about the run's folder, its model folder and its data files."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World
+from hybridrl.config.schema import Config, SourceConfig
+from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError
+from hybridrl.models import hub
+from hybridrl.models.published import published_names
+
+
+def run_name_is_one_folder(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    name = loaded.config.run.name
+    if Path(name).name != name or name in {"", ".."}:
+        yield ConfigError(
+            f"run.name = {name!r} is not a folder name", where=loaded.where("run.name"), fix="set run.folder"
+        )
+
+
+def model_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    path = loaded.config.model.path
+    downloadable = hub.is_name(path) and world.spec is not None
+    if loaded.config.model.make is None and hub.find_folder(path) is None and not downloadable:
+        yield ModelError(
+            f"no model folder at model.path = {path}",
+            where=loaded.where("model.path"),
+            fix=_near_model(path),
+        )
+
+
+def data_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    for key, source in _sources(loaded.config):
+        path = Path(source.path or "")
+        if source.path is None:
+            continue
+        if path.suffix not in {".jsonl", ".parquet"}:
+            yield DataError(
+                f"{key} = {path} is no prompt file",
+                where=loaded.where(f"{key}.path"),
+                fix="give .jsonl or .parquet",
+            )
+        elif not path.is_file():
+            files = [
+                str(found)
+                for ending in ("jsonl", "parquet")
+                for found in sorted(path.parent.glob(f"*.{ending}"))
+            ]
+            near = difflib.get_close_matches(str(path), files, n=2, cutoff=0.4) or files[:3]
+            fix = (
+                f"there is {', '.join(near)}" if near else f"{path.parent} has no .jsonl and no .parquet file"
+            )
+            yield DataError(f"no file at {key} = {path}", where=loaded.where(f"{key}.path"), fix=fix)
+
+
+def chat_template_is_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    data, folder = loaded.config.data, hub.find_folder(loaded.config.model.path)
+    if data.chat_template == "none" and data.system_prompt is not None:
+        yield ConfigError(
+            "data.system_prompt needs a chat template, data.chat_template = none",
+            where=loaded.where("data.system_prompt"),
+            fix="set data.chat_template: model, or put the text into the prompts",
+        )
+    if data.chat_template == "model" and folder and not has_chat_template(folder):
+        yield ConfigError(
+            f"data.chat_template = model, but the tokenizer of {folder} has no chat template",
+            where=loaded.where("data.chat_template", "model.path"),
+            fix="data.chat_template: none takes the prompts as they are",
+        )
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Where transformers looks: a file of its own, or a key of the tokenizer's."""
+    written = folder / "tokenizer_config.json"
+    apart = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
+    return apart or (written.exists() and '"chat_template"' in written.read_text("utf-8"))
+
+
+def _near_model(path: str) -> str:
+    known = [str(found.parent) for found in Path(path).parent.glob("*/config.json")]
+    if near := difflib.get_close_matches(path, known, n=1, cutoff=0.5):
+        return f"there is {near[0]}"
+    if not hub.is_name(path):
+        return "download it in Hugging Face format and give its folder"
+    near = difflib.get_close_matches(path, published_names(), n=1, cutoff=0.8)
+    mean = f"did you mean {near[0]}? Otherwise " if near else ""
+    return f"{mean}hf download {path} config.json gets what can be checked before a launch"
+
+
+def _sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
+    yield "data.train", config.data.train
+    if config.data.heldout is not None:
+        yield "data.heldout", config.data.heldout

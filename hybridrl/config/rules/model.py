@@ -1,0 +1,68 @@
+"""Rules about what the model is: the teacher beside it, the precision and the lengths that it can have."""
+
+from collections.abc import Iterator
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import World, model_name
+from hybridrl.config.rules.roles import microbatch_limits
+from hybridrl.errors import ConfigError, HybridRLError, ModelError
+from hybridrl.models import hub
+
+
+def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    teacher, where = loaded.config.algorithm.teacher, loaded.where("algorithm.teacher")
+    if teacher is None:
+        return
+    try:
+        spec = hub.find_spec(teacher)
+    except ModelError as error:
+        yield error
+        return
+    if spec is None:
+        yield ModelError(f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one")
+        return
+    if world.spec is not None and spec != world.spec:
+        yield ModelError(
+            f"the teacher {teacher} is not of the architecture and sizes of {loaded.config.model.path}",
+            where=where,
+            fix="use a teacher that differs in its weights only",
+        )
+
+
+def precision_suits_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    if loaded.config.actor.precision == "fp16" and world.spec is not None and world.spec.num_experts:
+        what = (
+            f"actor.precision = fp16 has one loss scale, {model_name(loaded)} has experts that need their own"
+        )
+        yield ConfigError(what, where=loaded.where("actor.precision"), fix="use bf16")
+
+
+def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    for key, limit in microbatch_limits(loaded.config):
+        yield from _longest(loaded, limit, f"{key} = {limit}", key, "raise it to {}")
+
+
+def a_trajectory_fits_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    if world.spec is not None:
+        limit = world.spec.max_positions
+        name, key = f"the {limit} positions of {model_name(loaded)}", "rollout.max_response_tokens"
+        yield from _longest(loaded, limit, name, key, "lower both to {limit} together")
+
+
+def a_trajectory_fits_the_cache(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+    limit = loaded.config.rollout.kv_cache_tokens
+    if limit is not None:
+        yield from _longest(
+            loaded, limit, f"rollout.kv_cache_tokens = {limit}", "rollout.kv_cache_tokens", "raise it to {}"
+        )
+
+
+def _longest(loaded: LoadedConfig, limit: int, name: str, key: str, fix: str) -> Iterator[HybridRLError]:
+    rollout = loaded.config.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if longest > limit:
+        yield ConfigError(
+            f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than {name}",
+            where=loaded.where(key, "rollout.max_response_tokens", "rollout.max_prompt_tokens"),
+            fix=fix.format(longest, limit=limit),
+        )
