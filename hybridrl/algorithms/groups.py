@@ -54,6 +54,16 @@ def centre(value_N: Tensor, group_N: Tensor) -> Tensor:
     return above_N - group_sum(above_N, group_N) / group_size(group_N, value_N.dtype)
 
 
+def group_rank(value_N: Tensor, group_N: Tensor) -> Tensor:
+    """Place of each value in its group from the least on, float64 [N], equal ones sharing the mean of theirs;
+    up to a constant of the group.
+    """
+    _, order_N = torch.unique(value_N, return_inverse=True)
+    cell_N = group_N * (len(value_N) + 1) + order_N
+    _, cell_N, count_C = torch.unique(cell_N, return_inverse=True, return_counts=True)
+    return (count_C.cumsum(0) - 0.5 * count_C.double())[cell_N]
+
+
 def group_std(centred_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Tensor:
     """Standard deviation of the group of each trajectory, [N], from centred values; 0 in a group of one.
 

@@ -74,6 +74,8 @@ class CreditAssignment:
     shaping: ShapingChain = ShapingChain(())
     drop_truncated: bool = False
     guards: bool = True
+    samples_per_prompt: int | None = None
+    """Answers of a whole group. None: not known."""
 
     @property
     def needs_greedy_answers(self) -> bool:
@@ -107,7 +109,7 @@ class CreditAssignment:
 
     def _findings(self, batch: Batch) -> Iterator[Finding | None]:
         group_N = torch.from_numpy(batch.group_N)
-        yield check_groups(group_N, torch.from_numpy(_prompt_numbers(batch)))
+        yield check_groups(group_N, torch.from_numpy(_prompt_numbers(batch)), self.samples_per_prompt)
         over = getattr(self.estimator, "centred", None)
         if over is not None and batch.advantage_N is not None:
             yield check_centred(torch.from_numpy(batch.advantage_N), group_N, over)
@@ -138,6 +140,7 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
         shaping=load_shaping(algorithm.shaping, where="algorithm.shaping"),
         drop_truncated=algorithm.drop_truncated,
         guards=algorithm.guards == "stop",
+        samples_per_prompt=algorithm.samples_per_prompt,
     )
     estimator, shaping = credit.estimator.needs, credit.shaping.needs
     per_token = bool(estimator & TOKEN_COLUMNS)

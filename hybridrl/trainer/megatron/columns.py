@@ -42,10 +42,10 @@ class Askable:
 
 class Columns:
     def __init__(
-        self, objective: Objective, coefficients: Coefficients, models: Askable, *, guards: bool
+        self, objective: Objective, coefficients: Coefficients, models: Askable, *, watches_divergence: bool
     ) -> None:
         self._objective, self._coefficients, self._models = objective, coefficients, models
-        self._guards, self._reduce = guards, DataParallelReduce()
+        self._watches_divergence, self._reduce = watches_divergence, DataParallelReduce()
         self._on_last_stage = parallel_state.is_pipeline_last_stage()
         self.divergence: float | None = None
         """Of policy and reference on the batch before, in nats per trained token; None: not measured."""
@@ -125,10 +125,10 @@ class Columns:
 
     def _measure_divergence(self, loaded: LoadedBatch) -> dict[str, float]:
         """How far policy and reference are apart, where old_logp is known by now."""
+        if self._watches_divergence and self._on_last_stage:
+            stop(watch.divergence(loaded, self._reduce), step=loaded.step)
         if "old_logp" not in loaded.columns:
             return {}
-        if self._guards and self._on_last_stage:
-            stop(watch.divergence(loaded.batch, loaded), step=loaded.step)
         apart_H = loaded.held("old_logp") - loaded.held("ref_logp")
         self.divergence = combine([Metrics({"kl": apart_H.sum() / _num_tokens(loaded)})])["kl"]
         weight = getattr(self._coefficients.estimator, "kl_coefficient", 0.0)

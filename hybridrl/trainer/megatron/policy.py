@@ -332,7 +332,8 @@ class MegatronPolicy:
             process=self._process,
             critic=self._critic,
         )
-        return Columns(self._objective, self._coefficients, models, guards=self._guards)
+        watches = self._guards and watch.trains_on_all_samples(self._setup.algorithm)
+        return Columns(self._objective, self._coefficients, models, watches_divergence=watches)
 
     def _make_offload(self) -> Offload:
         """Of everything that the weight swap does not read, as far as the config says."""

@@ -126,6 +126,10 @@ def test_a_prompt_in_two_groups_is_suspicious() -> None:
     assert finding.guard == "groups" and "several groups" in finding.text
 
 
+def test_a_step_that_takes_every_prompt_twice_is_not() -> None:
+    assert credit(samples_per_prompt=2)(batch_of([[0, 1], [0, 1]], uids=["train/0", "train/0"])) == []
+
+
 def test_a_prompt_that_comes_again_where_an_epoch_ends_is_not() -> None:
     uids = ["train/0", "train/1", "train/2", "train/3", "train/0"]
     assert credit()(batch_of([[0, 1]] * 5, uids=uids)) == []
