@@ -22,6 +22,9 @@ from torch import Tensor
 from hybridrl.trainer.megatron.packing import Packing
 from hybridrl.trainer.megatron.rope import PackedRotary
 
+NORM_PLACES = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
+"""Norms of the narrow layers' outputs, and the linear layers that may norm these instead."""
+
 
 class LatentAttention(MLASelfAttention):
     """Megatron's modules; its way through them loses gradients of the rotary key under tensor parallelism."""
@@ -31,6 +34,13 @@ class LatentAttention(MLASelfAttention):
     ) -> None:
         super().__init__(config, submodules, **options)
         self.rotary_pos_emb = rotary
+
+    def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
+        """What is built at the places that norms depend on: what the specification has there.
+
+        Megatron 0.16 does so by itself. 0.19 asks this method, and its own chooses by config.qk_layernorm.
+        """
+        return {place: getattr(submodules, place) for place in NORM_PLACES}
 
     def get_query_key_value_tensors(
         self,
