@@ -23,6 +23,7 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import CheckpointError, VersionError
+from hybridrl.hosts import cuda
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
@@ -109,7 +110,9 @@ class TrainerWorker:
 
     def write_weights(self) -> SwapWritten:
         """Write this rank's share of the weights into the engines' parameters."""
-        return self._writer.write(self._policy.tensors())
+        written = self._writer.write(self._policy.tensors())
+        cuda.release_cached_memory()  # an engine that takes the weights takes its cache back next
+        return written
 
     def weight_dtypes(self) -> set[torch.dtype]:
         return {tensor.dtype for tensor in self._policy.tensors().values()}
