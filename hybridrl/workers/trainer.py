@@ -86,12 +86,16 @@ class TrainerWorker:
     def connect(self, engines: list[Engine], lost: frozenset[int], topology: Topology | None) -> str:
         """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash.
 
-        *Collective* with a topology: ranks then send weights to each other.
+        *Collective* with a topology: ranks then send weights to each other. With lost ranks they cannot, as
+        no group of processes is made without them: each writes what it reaches.
+
+        Raises:
+            SwapError: a part of an engine is out of reach.
         """
         layout, rank, on_gpu = self._policy.layout, self._setup.rank, self._setup.host == "cuda"
         timeout = timedelta(seconds=self._setup.timeout_s)
         backend = "nccl" if on_gpu else "gloo"
-        group: Any = dist.new_group(backend=backend, timeout=timeout) if topology else None
+        group: Any = dist.new_group(backend=backend, timeout=timeout) if topology and not lost else None
         self._writer = SwapWriter(
             layout,
             rank,
