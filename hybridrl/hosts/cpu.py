@@ -106,6 +106,7 @@ def _is_cuda(device: Any) -> bool:
 def _replace_cuda_functions() -> None:
     replacements: dict[str, Callable] = {
         "current_device": lambda: CPU,
+        "current_stream": torch.cpu.current_stream,
         "synchronize": lambda *a, **k: None,
         "manual_seed": torch.manual_seed,
         "get_rng_state": lambda *a, **k: torch.get_rng_state(),

@@ -65,6 +65,17 @@ def take(device: int) -> torch.device:
     return torch.device("cuda", device)
 
 
+def release_cached_memory() -> None:
+    """Give the device memory that this process keeps for tensors to come back to the driver: only from there
+    can an engine, another process on the same GPU, take it.
+
+    Waits for the device. Nothing happens in a process that uses none.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
 def refuse_fp8(recipe: str, device: torch.device) -> None:
     """
     Args:

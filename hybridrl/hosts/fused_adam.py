@@ -23,11 +23,18 @@ class FusedAdam(torch.optim.Optimizer):
         eps: float,
         weight_decay: float,
         adam_w_mode: bool,
+        capturable: bool = False,
     ) -> None:
         """
         Args:
             adam_w_mode: True decouples weight decay from the gradient (AdamW), False adds it there (Adam).
+            capturable: by CUDA graphs, which a CPU has none of; newer releases of Megatron say whether.
+
+        Raises:
+            ValueError: it is to be captured.
         """
+        if capturable:
+            raise ValueError("no CUDA graph captures an optimizer on a CPU: leave capturable at False")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self._update = adamw if adam_w_mode else adam
 

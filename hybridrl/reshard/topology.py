@@ -42,6 +42,12 @@ class Topology:
         devices = (*self.source, *self.agents)
         return {device: rank for rank, device in reversed(list(enumerate(devices)))}
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that have a rank."""
+        of_targets = (device for devices in self.targets for device in devices)
+        return len({self.node(device) for device in (*self.source, *self.agents, *of_targets)})
+
     def beside(self, rank: int) -> list[tuple[int, int]]:
         """(target, its rank) of those that a rank of the communicator writes for."""
         return [

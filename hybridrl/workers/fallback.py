@@ -38,13 +38,14 @@ async def connect(
     Args:
         layout: of every engine, as we know SGLang; its loader is probed before anything is written by it.
         warn: called with (about, text).
-        topology: where all ranks sit; None: on one node.
+        topology: where all ranks sit; None: on one node, and every rank reaches every engine.
 
     Raises:
-        LayoutError: the loader does something else, and `path` or the topology allows no other way.
+        LayoutError: the loader does something else, and `path` or the number of nodes allows no other way.
         ResourceError: `path` names a way that several nodes do not have.
         SwapError: two trainer ranks planned differently.
     """
+    several_nodes = topology is not None and topology.num_nodes > 1
     if path != "engine_api":
         differences = await rollout.all("probe_loader", layout)
         difference = next(filter(None, differences), None)
@@ -52,10 +53,10 @@ async def connect(
             in_place = RaySync(trainer, rollout, layout, cluster, warn, topology)
             await in_place.connect()
             return in_place
-        if path == "in_place" or topology:
+        if path == "in_place" or several_nodes:
             raise difference
         warn("weight path", f"weights take the slow way, through the engine's own loader: {difference.what}")
-    elif topology:
+    elif several_nodes:
         raise ResourceError(
             "weights take the engines' own loader through the memory of one machine, the run has several",
             where="rollout.weight_path",

@@ -59,7 +59,7 @@ class RaySync:
         Args:
             layout: of every engine.
             warn: called with (about, text) when a write is repeated.
-            topology: where all ranks sit; None: on one node.
+            topology: where all ranks sit; None: on one node, and every rank reaches every engine.
         """
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
         self._warn, self._topology = warn, topology
@@ -92,8 +92,8 @@ class RaySync:
                 replays += 1
                 self._warn(f"swap to {version}", f"writing version {version} again: {vote.objection}")
                 lost = dead(vote.outcomes)
-                if lost and self._topology:  # the group that carries weights between nodes died with it
-                    raise vote.objection
+                if lost and self._topology is not None and self._topology.num_nodes > 1:
+                    raise vote.objection  # the group that carries weights between nodes died with them
                 await self._leave_out(lost)
                 vote = await self._write()
             if vote.objection:

@@ -23,6 +23,7 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import CheckpointError, VersionError
+from hybridrl.hosts import cuda
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
@@ -85,12 +86,16 @@ class TrainerWorker:
     def connect(self, engines: list[Engine], lost: frozenset[int], topology: Topology | None) -> str:
         """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash.
 
-        *Collective* with a topology: ranks then send weights to each other.
+        *Collective* with a topology: ranks then send weights to each other. With lost ranks they cannot, as
+        no group of processes is made without them: each writes what it reaches.
+
+        Raises:
+            SwapError: a part of an engine is out of reach.
         """
         layout, rank, on_gpu = self._policy.layout, self._setup.rank, self._setup.host == "cuda"
         timeout = timedelta(seconds=self._setup.timeout_s)
         backend = "nccl" if on_gpu else "gloo"
-        group: Any = dist.new_group(backend=backend, timeout=timeout) if topology else None
+        group: Any = dist.new_group(backend=backend, timeout=timeout) if topology and not lost else None
         self._writer = SwapWriter(
             layout,
             rank,
@@ -109,7 +114,9 @@ class TrainerWorker:
 
     def write_weights(self) -> SwapWritten:
         """Write this rank's share of the weights into the engines' parameters."""
-        return self._writer.write(self._policy.tensors())
+        written = self._writer.write(self._policy.tensors())
+        cuda.release_cached_memory()  # an engine that takes the weights takes its cache back next
+        return written
 
     def weight_dtypes(self) -> set[torch.dtype]:
         return {tensor.dtype for tensor in self._policy.tensors().values()}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import trainer_models as models
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 from megatron.core.fp8_utils import is_first_last_bf16_layer
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
@@ -185,6 +186,7 @@ LINEARS = (ColumnParallelLinear, RowParallelLinear, Whole, VocabParallelEmbeddin
 def learn(rank: int, meet: Any, folders: list[Path], *args: Any) -> Any:
     """trainer_models.learn on a rank whose layers are a GPU's, and so is its layout."""
     multi_latent_attention.TELinear = Whole  # what it takes for a layer that all ranks have whole
+    TESpecProvider.column_parallel_layer_norm_linear = lambda _: NormColumn  # and for one with a norm inside
     model.parts_of = lambda device: STANDINS
     policy.make_layout = lambda setup: megatron_layout(setup.model, setup.parallel, "cuda")
     return models.learn(rank, meet, folders, *args)

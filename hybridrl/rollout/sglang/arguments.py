@@ -4,6 +4,8 @@ On CPU, weights stay as the model has them, which the in-place swap relies on. S
 weights for Intel AMX, but only with `convert_weight_packed` of a real sgl-kernel: the stand-in has none,
 and float32, which the CPU engine gets here, is never repacked. The receiver refuses a repacked layer all
 the same.
+
+On CUDA they stay so as well, in bfloat16, with the kernels for experts that are named here.
 """
 
 import os
@@ -57,7 +59,7 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
     else:
         common["SGLANG_BLOCK_NONZERO_RANK_CHILDREN"] = "0"  # a part without requests returns from its start
     if has_cuda():
-        return common
+        return common | {"SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0"}  # it would reorder the rows of experts
     return common | {
         "SGLANG_USE_CPU_ENGINE": "1",
         "OMP_NUM_THREADS": str(_threads(tp)),
@@ -128,6 +130,7 @@ def engine_arguments(
             "dtype": "bfloat16",
             "mem_fraction_static": memory_fraction,
             "enable_memory_saver": True,
+            "moe_runner_backend": "triton",  # others repack experts, as the default does on Blackwell
         }
     return common | {
         "device": "cpu",

@@ -8,7 +8,6 @@ D rotary size of a head.
 from typing import Any
 
 import torch
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -20,7 +19,10 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
 from hybridrl.trainer.megatron.packing import Packing
-from hybridrl.trainer.megatron.rope import PackedRotary
+from hybridrl.trainer.megatron.rope import PackedRotary, turn_pairs
+
+NORM_PLACES = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
+"""Norms of the narrow layers' outputs, and the linear layers that may norm these instead."""
 
 
 class LatentAttention(MLASelfAttention):
@@ -31,6 +33,13 @@ class LatentAttention(MLASelfAttention):
     ) -> None:
         super().__init__(config, submodules, **options)
         self.rotary_pos_emb = rotary
+
+    def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
+        """What is built at the places that norms depend on: what the specification has there.
+
+        Megatron 0.16 does so by itself. 0.19 asks this method, and its own chooses by config.qk_layernorm.
+        """
+        return {place: getattr(submodules, place) for place in NORM_PLACES}
 
     def get_query_key_value_tensors(
         self,
@@ -87,7 +96,8 @@ class LatentAttention(MLASelfAttention):
         return wide.unflatten(-1, (self.num_attention_heads_per_partition, -1))
 
     def _turn(self, heads: Tensor, angle_T: Tensor) -> Tensor:
-        return apply_rotary_pos_emb(heads, angle_T, self.config, mscale=self.rotary_pos_emb.amplitude)
+        # Not by Megatron: 0.16 takes the order of the dims from the config, 0.19 from an argument.
+        return turn_pairs(heads, angle_T, self.rotary_pos_emb.amplitude)
 
 
 class WholeLatentAttention(LatentAttention):

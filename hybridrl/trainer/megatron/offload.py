@@ -2,6 +2,7 @@
 
 A storage that is away has no bytes, so every view of it stays what it is and is valid again afterwards. On
 CUDA, copies run on a stream of their own into pinned memory: `leave` waits for them, `begin_return` does not.
+The engines beside then find what was left: `leave` ends with what the process itself kept for reuse.
 Without CUDA the same path copies within the machine's memory and frees the storage.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from hybridrl.hosts import cuda
 from hybridrl.trainer.megatron.model import Stage
 
 
@@ -29,7 +31,10 @@ class Offload:
         self._away = False
 
     def leave(self) -> None:
-        """Free the device memory; nothing happens if it is free already."""
+        """Free the device memory, for other processes too; nothing happens if it is free already.
+
+        Where nothing is to leave, what the work since the return took is freed all the same.
+        """
         if self._away:
             return
         with self._copying():
@@ -39,6 +44,7 @@ class Offload:
             self._stream.synchronize()
         for storage in [*(parked.storage for parked in self._kept), *(s for s, _ in self._scratch)]:
             storage.resize_(0)
+        cuda.release_cached_memory()
         self._away = True
 
     def begin_return(self) -> None:

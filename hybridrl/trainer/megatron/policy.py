@@ -24,7 +24,7 @@ from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.objective import Objective
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
-from hybridrl.hosts import cpu
+from hybridrl.hosts import cpu, cuda
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 from hybridrl.trainer.export import export as export_checkpoint
@@ -241,6 +241,7 @@ class MegatronPolicy:
             source_folder=self._setup.model_folder,
             barrier=dist.barrier,
         )
+        cuda.release_cached_memory()
 
     def close(self) -> None:
         """Leave the other ranks; the policy is of no use afterwards."""

@@ -41,6 +41,22 @@ class PackedRotary(torch.nn.Module):
         return torch.stack(both) if len(both) > 1 else both[0]
 
 
+def turn_pairs(heads: Tensor, angle_T: Tensor, amplitude: float) -> Tensor:
+    """Turn dims 0 and 1 by the first angle, 2 and 3 by the second, and so on: DeepSeek's order of a head.
+
+    Args:
+        heads: [T, 1, H, D]
+        angle_T: as of PackedRotary, [T, 1, 1, D]: the angles of all pairs, twice.
+
+    Returns:
+        [T, 1, H, D], amplitude times as long: first dims of the pairs, then the second ones.
+    """
+    first, second = heads[..., 0::2], heads[..., 1::2]
+    angle = angle_T[..., : first.shape[-1]]
+    cos, sin = ((wave * amplitude).to(heads.dtype) for wave in (angle.cos(), angle.sin()))
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
 def inverse_frequencies(spec: ModelSpec) -> Tensor:
     """Radians per position of each pair of dims that turn, float32 [D / 2]."""
     plain = plain_frequencies(spec.rope_theta, spec.rotary_dim)

@@ -122,8 +122,15 @@ class Router(megatron.Router):
     packing: Packing
     """Of the microbatch that is routed; its layer sets it."""
 
-    def __init__(self, config: TransformerConfig, pg_collection: Any, *, model: ModelSpec) -> None:
-        super().__init__(config, pg_collection)
+    def __init__(
+        self, config: TransformerConfig, pg_collection: Any, *, model: ModelSpec, **options: Any
+    ) -> None:
+        """
+        Args:
+            options: what else a release of Megatron tells its routers: 0.19 says whether the layer
+                predicts several tokens.
+        """
+        super().__init__(config, pg_collection, **options)
         self._model, self.topk = model, model.experts_per_token
         bias = torch.nn.Parameter(torch.zeros(self.num_experts), requires_grad=False)
         self.register_parameter("expert_bias", bias if model.router_bias else None)

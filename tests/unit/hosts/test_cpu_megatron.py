@@ -11,6 +11,7 @@ import trainer_values as values
 from trainer_ranks import on_ranks
 
 from hybridrl.hosts import cpu
+from hybridrl.hosts.fused_adam import FusedAdam
 
 SITES = """
 Tensor.cuda()  models/common/language_module/language_module.py:LanguageModule.setup_embeddings_and_output_layer
@@ -95,3 +96,16 @@ def test_the_scope_ends_and_is_of_one_thread() -> None:
     allocate()
     assert found[0] == "cpu"
     assert found[1] == found[2] != "cpu"
+
+
+def test_newer_releases_of_megatron_ask_for_the_current_stream_before_they_reduce_gradients() -> None:
+    cpu.install()
+    assert isinstance(torch.cuda.current_stream(), torch.cpu.Stream)
+
+
+def test_newer_releases_of_megatron_say_whether_graphs_capture_the_optimizer() -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    options = {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "adam_w_mode": True}
+    FusedAdam([weight], **options, capturable=False)
+    with pytest.raises(ValueError, match="capturable"):
+        FusedAdam([weight], **options, capturable=True)

@@ -2,6 +2,7 @@
 
 import torch
 
+from hybridrl.hosts import cuda
 from hybridrl.trainer.megatron.offload import Offload
 
 
@@ -41,3 +42,27 @@ def test_at_home_leaves_things_where_they_were() -> None:
     assert tensor.untyped_storage().nbytes() == 0
     with offload.at_home():
         assert tensor.tolist() == [0, 2, 4, 6, 8]
+
+
+def test_other_processes_get_the_memory_once_it_is_empty(monkeypatch) -> None:
+    kept, scratch = torch.ones(4), torch.ones(4)
+    sizes = []
+    monkeypatch.setattr(
+        cuda,
+        "release_cached_memory",
+        lambda: sizes.append([x.untyped_storage().nbytes() for x in (kept, scratch)]),
+    )
+    offload = Offload([kept], [scratch])
+    offload.leave()
+    offload.leave()
+    assert sizes == [[0, 0]]
+
+
+def test_where_nothing_leaves_the_memory_of_the_work_is_given_back_all_the_same(monkeypatch) -> None:
+    released = []
+    monkeypatch.setattr(cuda, "release_cached_memory", lambda: released.append("memory"))
+    offload = Offload(())
+    offload.leave()
+    with offload.at_home():
+        assert released == ["memory"]
+    assert released == ["memory"] * 2

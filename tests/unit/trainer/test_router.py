@@ -1,18 +1,24 @@
 """Experts of a token and their weights, against loops over tokens; penalties, against their formulas."""
 
+import hybridrl.trainer.megatron  # noqa: F401  # isort: skip  # makes Megatron importable on a CPU
+
 import math
 from collections.abc import Iterator
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from megatron.core.transformer.moe import router as megatron
+from megatron.core.transformer.transformer_config import TransformerConfig
 from model_values import tiny
 from torch.testing import assert_close
 
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.router import Choices, Penalties, choose, penalty, scores, weigh
+from hybridrl.trainer.megatron.router import Choices, Penalties, Router, choose, penalty, scores, weigh
 
 TOKENS, EXPERTS = 9, 12
 
@@ -109,3 +115,20 @@ def test_kept_choices_come_back_in_any_order_and_filler_chooses_itself() -> None
     other = torch.tensor([[9, 9], [8, 8], [7, 7], [6, 6]])
     again = choices.settle(torch.tensor([1, 4, -1, 3]), other)
     assert again.tolist() == [[4, 5], [0, 1], [7, 7], [6, 6]], "nothing was kept of token 3"
+
+
+def test_what_newer_releases_of_megatron_tell_a_router_reaches_megatrons_own(monkeypatch) -> None:
+    """Its layers build routers by keyword, and 0.19 has one more than 0.16."""
+    told, build = {}, megatron.Router.__init__
+
+    def newer(router, config, pg_collection=None, is_mtp_layer=False) -> None:
+        build(router, config, pg_collection)
+        told["is_mtp_layer"] = is_mtp_layer
+
+    monkeypatch.setattr(megatron.Router, "__init__", newer)
+    config = TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=2, num_moe_experts=EXPERTS)
+    groups = SimpleNamespace(tp=None, cp=None, tp_cp=None, tp_dp_cp=None)
+    place = partial(Router, model=tiny("deepseek_v3", num_experts=EXPERTS, experts_per_token=3))
+    router = place(config=config, pg_collection=groups, is_mtp_layer=True)
+    assert told == {"is_mtp_layer": True}
+    assert (router.topk, tuple(router.weight.shape)) == (3, (EXPERTS, 8))

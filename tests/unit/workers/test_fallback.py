@@ -8,8 +8,9 @@ import torch
 from model_values import tiny
 
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import EngineError, LayoutError, SwapError
+from hybridrl.errors import EngineError, LayoutError, ResourceError, SwapError
 from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.reshard.topology import Topology
 from hybridrl.workers import fallback
 from hybridrl.workers.fallback import EngineApiSync
 from hybridrl.workers.sync import RaySync
@@ -71,7 +72,11 @@ class Rollout:
         self._calls.append("open")
 
 
-def connect(path, *, differences=(None,), hashes=("same", "same"), fails_at=None):
+ONE_NODE_OF_GPUS = Topology.colocated(2, [2], node_size=8)
+TWO_NODES = Topology.colocated(2, [2], node_size=1)
+
+
+def connect(path, *, differences=(None,), hashes=("same", "same"), fails_at=None, topology=None):
     """(the role, calls so far, warnings)"""
     calls, warnings = [], []
     sync = asyncio.run(
@@ -82,6 +87,7 @@ def connect(path, *, differences=(None,), hashes=("same", "same"), fails_at=None
             SGLangLayout(tiny("qwen3")),
             ClusterConfig(),
             lambda about, text: warnings.append(text),
+            topology,
         )
     )
     return sync, calls, warnings
@@ -94,8 +100,9 @@ def test_weights_are_written_in_place_where_the_probe_passes(path):
     assert calls == ["probe_loader", "export_parameters", "connect"] and not warnings
 
 
-def test_a_difference_in_one_engine_sends_all_through_the_loader_with_a_warning():
-    sync, calls, (warning,) = connect("auto", differences=(None, DIFFERENCE))
+@pytest.mark.parametrize("topology", [None, ONE_NODE_OF_GPUS])
+def test_a_difference_in_one_engine_sends_all_through_the_loader_with_a_warning(topology):
+    sync, calls, (warning,) = connect("auto", differences=(None, DIFFERENCE), topology=topology)
     assert isinstance(sync, EngineApiSync)
     assert "export_parameters" not in calls
     assert "qkv_proj" in warning and "rows 4-7" in warning
@@ -106,9 +113,20 @@ def test_in_place_or_not_at_all():
         connect("in_place", differences=(DIFFERENCE,))
 
 
-def test_the_engines_loader_can_be_asked_for():
-    sync, calls, warnings = connect("engine_api")
+def test_over_several_nodes_there_is_no_way_around_a_difference():
+    with pytest.raises(LayoutError, match="qkv_proj"):
+        connect("auto", differences=(DIFFERENCE,), topology=TWO_NODES)
+
+
+@pytest.mark.parametrize("topology", [None, ONE_NODE_OF_GPUS])
+def test_the_engines_loader_can_be_asked_for(topology):
+    sync, calls, warnings = connect("engine_api", topology=topology)
     assert isinstance(sync, EngineApiSync) and "probe_loader" not in calls and not warnings
+
+
+def test_over_several_nodes_the_engines_loader_is_refused():
+    with pytest.raises(ResourceError, match="memory of one machine, the run has several"):
+        connect("engine_api", topology=TWO_NODES)
 
 
 def test_every_bucket_is_written_and_then_loaded_before_the_commit():

@@ -174,8 +174,14 @@ def test_without_a_replica_the_swap_ends_and_names_rank_and_weight():
     assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed()
 
 
+def test_on_one_node_of_gpus_replicas_write_what_a_dead_rank_would_have():
+    crew = Crew(faults={2: [died(2)]}, topology=Topology.colocated(4, [2, 2], 8))
+    assert crew.push(0).replays == 1
+    assert crew.serve_whole(0) and "rank 2 died" in crew.warnings[0]
+
+
 def test_over_several_nodes_a_dead_rank_ends_the_swap():
-    crew = Crew(faults={3: [died(3)]}, topology=Topology.colocated(4, [2, 2], 4))
+    crew = Crew(faults={3: [died(3)]}, topology=Topology.colocated(4, [2, 2], 2))
     with pytest.raises(WorkerError, match="trainer rank 3 died"):
         crew.push(0)
     assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed() and not crew.warnings[1:]

@@ -1,0 +1,124 @@
+"""When ranks give device memory back to the engines beside them: counted, by a device that is not there."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import reward_model_values as reward_models
+import trainer_scenarios as scenarios
+import trainer_values as values
+
+from hybridrl.config.schema import AlgorithmConfig, RewardModelConfig
+from hybridrl.hosts import cuda
+from hybridrl.launch.reward_model import scoring
+
+PPO = AlgorithmConfig(estimator="gae", kl={"coefficient": 0.1, "estimator": "k1", "in": "reward"})
+COLUMNS = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
+Releases = dict[str, int]
+"""By what a rank did: how often it gave memory back."""
+
+
+class Ledger:
+    """In the place of the device, in a process of its own."""
+
+    def __init__(self) -> None:
+        self.releases: Releases = {}
+        self._count = 0
+        cuda.release_cached_memory = self._release
+
+    @contextmanager
+    def during(self, what: str) -> Iterator[None]:
+        before = self._count
+        yield
+        self.releases[what] = self._count - before
+
+    def _release(self) -> None:
+        self._count += 1
+
+
+def released(
+    rank: int, meet: Callable[[], str], model: Path, reward_model: Path, choice: str, out: Path
+) -> dict[str, Releases]:
+    """By group of ranks. Each is built, has one batch of two optimizer steps, and does what else it can."""
+    actor = values.make_actor().model_copy(update={"offload": choice})
+
+    def setup(**changes: Any) -> Any:
+        return values.make_setup(rank, meet(), model, (1, 1, 1), actor=actor, **changes)
+
+    groups = {"policy": _policy, "reward model": _reward_model, "critic": _critic, "frozen": _frozen}
+    return {name: group(setup, reward_model, out) for name, group in groups.items()}
+
+
+def _batch() -> Any:
+    return values.make_batch([scenarios.split(i, 1, (6,)) for i in range(2)], **COLUMNS)
+
+
+def _policy(setup: Any, reward_model: Path, out: Path) -> Releases:
+    from hybridrl.trainer.megatron.policy import MegatronPolicy
+
+    ledger = Ledger()
+    with ledger.during("build"):
+        policy = MegatronPolicy(setup(algorithm=PPO))
+    with ledger.during("load"):
+        policy.load(_batch())
+    with ledger.during("first step"):
+        policy.step(0)
+    with ledger.during("last step"):
+        policy.step(1)
+    with ledger.during("save"):
+        policy.save(out / "policy")
+    with ledger.during("restore"):
+        policy.restore(out / "policy")
+    with ledger.during("export"):
+        policy.export(out / "exported")
+    policy.close()
+    return ledger.releases
+
+
+def _reward_model(setup: Any, reward_model: Path, out: Path) -> Releases:
+    from hybridrl.trainer.megatron.reward_model import RewardModelRanks
+
+    ledger = Ledger()
+    with ledger.during("build"):
+        ranks = RewardModelRanks(scoring(setup(), RewardModelConfig(path=str(reward_model))))
+    with ledger.during("scores"):
+        ranks.scores(reward_models.batch(1))
+    ranks.close()
+    return ledger.releases
+
+
+def _critic(setup: Any, reward_model: Path, out: Path) -> Releases:
+    from hybridrl.trainer.megatron.critic_ranks import CriticRanks
+
+    ledger, batch = Ledger(), _batch()
+    with ledger.during("build"):
+        critic = CriticRanks(setup(algorithm=PPO))
+    with ledger.during("load"):
+        critic.load(batch)
+        value_U = critic.column("value")
+        assert value_U is not None
+        critic.take(value_U + 1)
+    with ledger.during("first step"):
+        critic.step(0)
+    with ledger.during("last step"):
+        critic.step(1)
+    with ledger.during("save"):
+        critic.save(out / "critic")
+    with ledger.during("restore"):
+        critic.restore(out / "critic")
+    critic.close()
+    return ledger.releases
+
+
+def _frozen(setup: Any, reward_model: Path, out: Path) -> Releases:
+    from hybridrl.trainer.megatron.frozen_ranks import FrozenRanks
+
+    ledger = Ledger()
+    with ledger.during("build"):
+        frozen = FrozenRanks(setup(algorithm=PPO), ["ref_logp"])
+    with ledger.during("load"):
+        frozen.load(_batch())
+    frozen.close()
+    return ledger.releases

@@ -1,0 +1,60 @@
+"""How SGLang is started: on a GPU so that weights stay where its loader puts them."""
+
+from types import SimpleNamespace
+
+import pytest
+from sglang.srt.arg_groups.choices import MOE_RUNNER_BACKEND_CHOICES
+from sglang.srt.arg_groups.model_overrides import qwen3_moe
+from sglang.srt.environ import envs
+
+from hybridrl.rollout.sglang import arguments
+
+SIZES = {
+    "tp": 2,
+    "ep": 1,
+    "dp_attention": 1,
+    "seed": 0,
+    "max_prompt_tokens": 16,
+    "max_response_tokens": 16,
+    "kv_cache_tokens": None,
+    "memory_fraction": 0.8,
+    "max_running_requests": 8,
+}
+SWITCH = "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED"
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments, "has_cuda", lambda: True)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_blackwell_computes_experts_from_weights_as_they_were_loaded(monkeypatch) -> None:
+    """SGLang's choice there, where it is left the choice, repacks them."""
+    monkeypatch.setattr(qwen3_moe, "get_platform", lambda: SimpleNamespace(is_sm100=True))
+    monkeypatch.setattr(qwen3_moe, "get_quantization_config", lambda config: None)
+    monkeypatch.setattr(qwen3_moe, "resolving_view", lambda args: args)
+
+    def override(**options) -> dict:
+        left_open = {"moe_runner_backend": "auto", "moe_a2a_backend": "none", "quantization": None}
+        args = SimpleNamespace(_quantization_explicitly_unset=False, **(left_open | options))
+        model = SimpleNamespace(architectures=["Qwen3MoeForCausalLM"])
+        return qwen3_moe._qwen3_moe_family_overrides(args, model)
+
+    chosen = arguments.engine_arguments(**SIZES)
+    assert override()["moe_runner_backend"] == "flashinfer_trtllm"
+    assert override(moe_runner_backend=chosen["moe_runner_backend"]) == {}
+    assert chosen["moe_runner_backend"] in MOE_RUNNER_BACKEND_CHOICES
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_an_inherited_switch_does_not_reorder_the_rows_of_experts(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv(SWITCH, "1")
+    assert getattr(envs, SWITCH).get()
+    inherited = arguments.process_environment(2, 1, str(tmp_path))
+    monkeypatch.setenv(SWITCH, inherited[SWITCH])
+    assert not getattr(envs, SWITCH).get()
+
+
+def test_a_cpu_engine_has_no_kernels_to_choose() -> None:
+    assert "moe_runner_backend" not in arguments.engine_arguments(**SIZES)

@@ -1,0 +1,37 @@
+"""What a trainer rank does around the work of its policy."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from hybridrl.hosts import cuda
+from hybridrl.reshard.topology import Topology
+from hybridrl.workers import trainer
+from hybridrl.workers.trainer import TrainerWorker
+
+
+def worker(policy):
+    """A trainer rank with a policy, in this process."""
+    made = object.__new__(TrainerWorker.__ray_metadata__.modified_class)
+    made._policy = policy
+    return made
+
+
+def test_what_writing_weights_took_is_given_back_before_engines_fill_their_caches(monkeypatch) -> None:
+    done = []
+    rank = worker(SimpleNamespace(tensors=lambda: {"weight": 1.0}))
+    rank._writer = SimpleNamespace(write=lambda tensors: done.append(f"write {tensors}") or "written")
+    monkeypatch.setattr(cuda, "release_cached_memory", lambda: done.append("release"))
+    assert rank.write_weights() == "written"
+    assert done == ["write {'weight': 1.0}", "release"]
+
+
+@pytest.mark.parametrize(("lost", "group"), [((), "all ranks"), ((1,), None)])
+def test_ranks_meet_to_send_weights_unless_one_is_gone_and_would_never_come(lost, group, monkeypatch) -> None:
+    monkeypatch.setattr(dist, "new_group", lambda **options: "all ranks")
+    monkeypatch.setattr(trainer, "SwapWriter", lambda *args, **options: SimpleNamespace(plan_hash=options))
+    rank = worker(SimpleNamespace(layout="layout", device="cpu"))
+    rank._setup = SimpleNamespace(rank=0, host="cuda", timeout_s=1.0)
+    planned = rank.connect([], frozenset(lost), Topology.colocated(2, [2], 8))
+    assert (planned["group"], planned["lost"], planned["reach"]) == (group, set(lost), "device")
