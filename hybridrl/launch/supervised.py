@@ -139,7 +139,8 @@ class Data:
 
     def describe(self) -> str:
         """One line for a person."""
-        return f"{len(self.train):,} examples, {len(self.heldout) if self.heldout else 'none':,} held out"
+        heldout = f"{len(self.heldout):,}" if self.heldout else "none"
+        return f"{len(self.train):,} examples, {heldout} held out"
 
 
 def _train(

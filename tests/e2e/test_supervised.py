@@ -52,3 +52,11 @@ def test_a_reward_model_prefers_the_right_answer(tmp_path: Path) -> None:
     train(tmp_path, "rm", "rm_arithmetic.yaml", "run.name=rm")
     looks = metrics(tmp_path / "runs/rm", "evaluation")
     assert looks[0]["val/accuracy"] < 0.7 and looks[150]["val/accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("command", ["sft", "rm"])
+def test_a_run_without_held_out_examples_trains_and_looks_at_none(tmp_path: Path, command: str) -> None:
+    few = ("run.steps=2", "data.heldout=null", "actor.optimizer.warmup_steps=0")
+    train(tmp_path, command, f"{command}_arithmetic.yaml", "run.name=alone", *few)
+    assert set(metrics(tmp_path / "runs/alone", "step")) == {1, 2}
+    assert not metrics(tmp_path / "runs/alone", "evaluation")

@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hub_values import cached
-from safetensors.numpy import load_file, save_file
+from reward_model_folders import write_reward_model
 
 from hybridrl.config.load import load
 from hybridrl.config.schema import AlgorithmConfig, Config, RewardModelConfig
@@ -20,7 +19,7 @@ from hybridrl.launch.prepare import prepare
 from hybridrl.launch.reward_model import scoring
 from hybridrl.launch.shape import RunShape, Seats
 from hybridrl.models import tiny
-from hybridrl.models.spec import read, with_one_label
+from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
 
 TEXT = """\
@@ -31,18 +30,6 @@ reward_model: judge
 rollout: {max_prompt_tokens: 8, max_response_tokens: 4}
 run: {name: first}
 """
-
-
-def write_reward_model(folder: Path, *, drop: str = "none") -> None:
-    """As `hybridrl rm` exports one; `drop` names a tensor that is left out."""
-    tiny.qwen3_arithmetic(folder, 1)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(with_one_label(config)))
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["lm_head.weight"]
-    tensors["score.weight"] = np.ones((1, config["hidden_size"]), np.float32)
-    tensors.pop(drop, None)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 @pytest.fixture
