@@ -41,6 +41,10 @@ class Sampling:
     """Seed of this request; None leaves it to the engine."""
 
 
+HANG_PART = "timeout"
+"""Part of the reward of an answer that was not judged in time: for metrics, no estimator sees it."""
+
+
 @dataclass(slots=True)
 class Trajectory:
     """One sampled answer without its tokens, which are row `row` of its group's block."""

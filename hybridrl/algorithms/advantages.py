@@ -72,6 +72,11 @@ class WithTokenRewards:
         penalty = self.kl.needs | {"ref_logp"} if self.kl_coefficient else frozenset()
         return frozenset(self._columns | penalty | {"old_logp"})
 
+    def check_parts(self, count: int) -> None:
+        """As that of the inner estimator, if it has one."""
+        if hasattr(self.inner, "check_parts"):
+            self.inner.check_parts(count)
+
     @property
     def _columns(self) -> frozenset[Column]:
         """Of the inner estimator, less the one made here."""

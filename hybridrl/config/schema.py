@@ -166,6 +166,14 @@ class DynamicSamplingConfig(Section):
     solved_above: float = 0.0
     """An answer is solved if its reward is above this."""
 
+    @model_validator(mode="after")
+    def _some_group_stays(self) -> "DynamicSamplingConfig":
+        if self.lowest > self.highest:
+            raise ValueError(
+                f"lowest = {self.lowest} is above highest = {self.highest}: every group is dropped"
+            )
+        return self
+
 
 class AlgorithmConfig(Section):
     preset: str | None = None

@@ -6,7 +6,7 @@ Shape letters: N trajectories, K parts of the reward.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,20 @@ from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
 from hybridrl.batch import Batch
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError, DataError
+from hybridrl.types import HANG_PART, Trajectory
 
 
 def _of_trajectories(value: Callable[[Any], Any]) -> Callable[[Batch], np.ndarray]:
     return lambda batch: np.array([value(trajectory) for trajectory in batch.trajectories])
 
 
+def part_names(trajectories: Iterable[Trajectory]) -> list[str]:
+    """Names of the parts that any of these rewards has, in the order of the column reward_parts."""
+    return sorted({name for t in trajectories for name in t.reward_parts} - {HANG_PART})
+
+
 def _reward_parts(batch: Batch) -> np.ndarray:
-    names = sorted({name for t in batch.trajectories for name in t.reward_parts})
+    names = part_names(batch.trajectories)
     parts = [[t.reward_parts.get(name, 0.0) for name in names] for t in batch.trajectories]
     return np.array(parts, np.float32).reshape(len(batch), len(names))
 
@@ -81,6 +87,26 @@ class CreditAssignment:
     def needs_greedy_answers(self) -> bool:
         return "greedy_reward" in self.estimator.needs | self.shaping.needs
 
+    @property
+    def needs_reward_parts(self) -> bool:
+        return "reward_parts" in self.estimator.needs | self.shaping.needs
+
+    def check_parts(self, names: Sequence[str]) -> None:
+        """
+        Args:
+            names: of the parts of the reward.
+
+        Raises:
+            ConfigError: parts are needed, and these are too few: every advantage would be 0.
+        """
+        why = _unfit_parts(self.estimator, len(names)) if self.needs_reward_parts else None
+        if why is not None:
+            raise ConfigError(
+                f"{why}; its parts are {', '.join(names) or 'none: it is a number alone'}",
+                where="algorithm.estimator",
+                fix="use reward weighted_sum, return a mapping of 'reward' and its parts, or estimator grpo",
+            )
+
     def __call__(self, batch: Batch) -> list[Finding]:
         """Set reward_N, and advantage_N if scalars are enough; the trainer ranks compute it otherwise.
 
@@ -88,8 +114,11 @@ class CreditAssignment:
             What looks suspicious.
 
         Raises:
+            ConfigError: as check_parts().
             GuardError: what is certainly wrong.
         """
+        if self.needs_reward_parts:
+            self.check_parts(part_names(batch.trajectories))
         batch.reward_N = self._shaped(batch)
         if self.drop_truncated:
             batch.dropped_N = CONTROLLER_COLUMNS["truncated"](batch)
@@ -155,6 +184,14 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
             fix="use an estimator of outcome rewards (grpo), with algorithm.kl.in=loss",
         )
     return credit
+
+
+def _unfit_parts(estimator: Any, count: int) -> str | None:
+    try:
+        estimator.check_parts(count) if hasattr(estimator, "check_parts") else None
+    except ValueError as error:
+        return str(error)
+    return None if count else "the algorithm needs the parts of the reward"
 
 
 def _check_teacher(algorithm: AlgorithmConfig, *, asked: bool) -> None:

@@ -6,7 +6,7 @@ Shape letters: N trajectories.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,9 +45,14 @@ class JudgedReward:
     def _add(self, trajectory: Trajectory, score: float) -> None:
         given = trajectory.reward
         assert given is not None, "the rule scored it"
-        own = {} if self._alone else trajectory.reward_parts or {RULE: given}
-        trajectory.reward_parts = {**own, REWARD_MODEL: score}
+        trajectory.reward_parts = judged_parts(trajectory.reward_parts, given, score, alone=self._alone)
         trajectory.reward = given + self._weight * score
+
+
+def judged_parts(parts: Mapping[str, float], given: float, score: float, *, alone: bool) -> dict[str, float]:
+    """Parts of the sum: those of the rule, or what it gave where it names none, and the model's score."""
+    own = {} if alone else parts or {RULE: given}
+    return {**own, REWARD_MODEL: score}
 
 
 def _refuse_non_finite(groups: Sequence[Group], score_N: np.ndarray) -> None:

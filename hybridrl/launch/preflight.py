@@ -141,6 +141,7 @@ def _world(machine: Machine | None, spec: models.ModelSpec | None) -> World:
 def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
     """What the plug-ins themselves refuse: an unknown name, an unknown option, a group too small."""
     from hybridrl.algorithms import Objective
+    from hybridrl.algorithms.mute import refuse_mute
     from hybridrl.controller.advantage import load_credit
     from hybridrl.rewards.plugin import load_reward
 
@@ -149,6 +150,7 @@ def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
         lambda: load_credit(config.algorithm),
         lambda: Objective(config.algorithm, max_response_tokens=config.rollout.max_response_tokens),
         lambda: columns_elsewhere(config),
+        lambda: refuse_mute(config.algorithm),
     ]
     if (make := config.model.make) is not None:
         trials.append(lambda: registry.find("hybridrl.models", make, where="model.make"))

@@ -1,18 +1,22 @@
 """Prompts and reward of a run, read and tried before any worker starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.schema import SourceConfig
+from hybridrl.config.rules.reward_model import no_rule
+from hybridrl.config.schema import Config, SourceConfig
+from hybridrl.controller.advantage import load_credit
+from hybridrl.controller.reward_model import judged_parts
 from hybridrl.data.source import TablePrompts, load_source
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import HybridRLError, ModelError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
-from hybridrl.types import Prompt
+from hybridrl.types import HANG_PART, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout").all() if cfg.data.heldout else []
     with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
         gold = check_on_gold(scorer, train.rows, where=cfg.data.train.path or str(cfg.data.train.task))
+        _refuse_missing_parts(cfg, scorer, train.rows[0])
     return Prepared(train, heldout, gold)
 
 
@@ -59,6 +64,24 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
             say("data", prepare(here).describe())
         except HybridRLError as error:
             raise loaded.locate(error) from error
+
+
+def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:
+    """Score one answer, the row's own reference or else an empty one, if the algorithm looks at the parts.
+
+    Raises:
+        ConfigError: its reward has too few.
+        RewardError, DeadlineError: as Scorer.score.
+    """
+    credit = load_credit(cfg.algorithm)
+    if not credit.needs_reward_parts:
+        return
+    score = scorer.score_gold([row], ["the gold answer of the first row"])[0]
+    score = score or scorer.score([""], [row], ["an empty answer to the first row"])[0]
+    parts = score.parts
+    if cfg.reward_model is not None:
+        parts = judged_parts(parts, score.reward, 0.0, alone=no_rule(cfg))
+    credit.check_parts(sorted(parts.keys() - {HANG_PART}))
 
 
 def _refuse_other_tokenizer(loaded: LoadedConfig, tokenizer: ModelTokenizer) -> None:

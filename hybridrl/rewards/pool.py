@@ -16,11 +16,9 @@ from hybridrl.errors import DeadlineError, HybridRLError, RewardError
 from hybridrl.rewards.children import NOT_BEGUN, Job, Load
 from hybridrl.rewards.processes import Child, Nursery, stack_place
 from hybridrl.rewards.score import Score
+from hybridrl.types import HANG_PART
 
 __all__ = ["Score", "Scorer"]
-
-HANG_PART = "timeout"
-"""Part of the score of an answer that got the reward's hang_score."""
 
 
 @dataclass(slots=True)

@@ -36,17 +36,30 @@ class GDPO:
     needs: ClassVar[frozenset[Column]] = frozenset({"reward_parts", "length"})
     min_group_size: ClassVar[int] = 2
 
+    def __post_init__(self) -> None:
+        if self.weights is not None and not any(self.weights):
+            raise ValueError(f"weights = {list(self.weights)}: no part of the reward counts")
+
+    def check_parts(self, count: int) -> None:
+        """
+        Raises:
+            ValueError: there are fewer than two parts, or not as many as weights.
+        """
+        if count < 2:
+            raise ValueError(f"gdpo normalises parts of the reward against each other, and it has {count}")
+        if self.weights is not None and len(self.weights) != count:
+            raise ValueError(f"{len(self.weights)} weights for {count} parts of the reward")
+
     def __call__(
         self, reward_N: Tensor, group_N: Tensor, reward_parts_NK: Tensor, length_N: Tensor
     ) -> Tensor:
         """[N]
 
         Raises:
-            ValueError: there are not as many weights as parts, or a part is not finite.
+            ValueError: as check_parts(), or a part is not finite.
         """
+        self.check_parts(reward_parts_NK.shape[1])
         weights = self.weights or (1.0,) * reward_parts_NK.shape[1]
-        if len(weights) != reward_parts_NK.shape[1]:
-            raise ValueError(f"{len(weights)} weights for {reward_parts_NK.shape[1]} parts of the reward")
         total_N = torch.zeros_like(reward_N)
         for weight, part_N in zip(weights, reward_parts_NK.unbind(1), strict=True):
             check_rewards(part_N, group_N)

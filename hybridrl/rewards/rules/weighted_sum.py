@@ -31,6 +31,8 @@ class WeightedSum:
         if not parts:
             raise ValueError("weighted_sum has no parts")
         self.rewards = {label: _part(label, dict(options)) for label, options in parts.items()}
+        if not any(weight for weight, _ in self.rewards.values()):
+            raise ValueError("every weight is 0: every reward would be 0")
         hang_scores = [reward.hang_score for _, reward in self.rewards.values()]
         self.hang_score = None if all(score is None for score in hang_scores) else 0.0
 

@@ -41,6 +41,45 @@ def test_grpo_centres_each_group() -> None:
     assert batch.advantage_N == pytest.approx([-half, half, 0, 0], rel=1e-5)
 
 
+def with_parts(batch: Batch, *parts: dict[str, float]) -> Batch:
+    for trajectory, own in zip((t for group in batch.groups for t in group.trajectories), parts, strict=True):
+        trajectory.reward_parts = own
+    return batch
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({}, "it has 0; its parts are none: it is a number alone"),
+        ({"right": 1.0}, "it has 1; its parts are right"),
+        ({"timeout": 1.0}, "it has 0; its parts are none"),
+    ],
+)
+def test_gdpo_without_parts_to_weigh_stops_at_the_first_batch(parts: dict[str, float], said: str) -> None:
+    batch = with_parts(batch_of([[0, 1]]), parts, parts)
+    with pytest.raises(ConfigError, match=said) as refused:
+        credit(estimator="gdpo")(batch)
+    assert refused.value.where == "algorithm.estimator"
+
+
+def test_gdpo_asks_for_a_weight_for_each_part() -> None:
+    three = credit(estimator={"name": "gdpo", "weights": [1.0, 1.0, 1.0]})
+    with pytest.raises(ConfigError, match="3 weights for 2 parts of the reward; its parts are form, right"):
+        three.check_parts(["form", "right"])
+    in_reward = {"coefficient": 0.1, "in": "reward"}
+    with pytest.raises(ConfigError, match="it has 1"):
+        credit(estimator="gdpo", kl=in_reward).check_parts(["right"])
+
+
+def test_an_answer_that_was_not_judged_in_time_adds_no_part_to_the_others() -> None:
+    judged = {"form": 1.0, "right": 0.0}, {"form": 0.0, "right": 1.0}, {"form": 1.0, "right": 1.0}
+    credit(estimator="gdpo")(hung := with_parts(batch_of([[0, 1], [1, 0]]), *judged, {"timeout": 1.0}))
+    credit(estimator="gdpo")(
+        none := with_parts(batch_of([[0, 1], [1, 0]]), *judged, {"form": 0.0, "right": 0.0})
+    )
+    assert hung.advantage_N is not None and np.array_equal(hung.advantage_N, none.advantage_N)
+
+
 def test_remax_subtracts_the_greedy_reward() -> None:
     batch = batch_of([[0, 1], [1, 1]], greedy=[0.25, 1.0])
     credit(estimator="remax")(batch)

@@ -1,0 +1,116 @@
+"""Refuses an algorithm that teaches nothing, whatever the rewards: it would run to its end on zeros.
+
+Its shaping, estimator and policy loss are tried on made-up batches before a run. Where one cannot be tried on
+them (it refuses their rewards, say), nothing is concluded.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.advantages import load_estimator
+from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, Known, OneRank
+from hybridrl.algorithms.objective import Objective
+from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
+from hybridrl.algorithms.shaping_chain import load_shaping
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.section import PluginConfig
+from hybridrl.errors import ConfigError, HybridRLError
+
+_LARGEST_GROUP = 8
+_MAX_RESPONSE_TOKENS = 16
+
+
+def refuse_mute(config: AlgorithmConfig) -> None:
+    """
+    Raises:
+        ConfigError: every advantage is 0, or the policy loss has no gradient, in all batches that were tried;
+            or an unknown plug-in or option.
+    """
+    if config.shaping and _is_mute(_shaped(config)):
+        named = [PluginConfig.model_validate(entry).name for entry in config.shaping]
+        what = f"after shaping {', '.join(named)} every reward is the same"
+        raise ConfigError(what, where="algorithm.shaping", fix="change its options, or leave it out")
+    if _is_mute(_advantages(config)):
+        raise ConfigError(
+            f"estimator {config.estimator.name} makes every advantage 0, whatever the rewards of "
+            f"{config.samples_per_prompt} answers to a prompt",
+            where="algorithm.estimator",
+            fix="change its options, or use another",
+        )
+    if _is_mute(_gradients(config)):
+        raise ConfigError(
+            f"policy loss {config.loss.name} with its corrections has no gradient",
+            where="algorithm.loss",
+            fix="change their options, or use others",
+        )
+
+
+def _is_mute(tried: Iterator[Tensor | None]) -> bool:
+    found = [value for value in tried if value is not None]
+    return bool(found) and not any(bool(value.any()) for value in found)
+
+
+def _batches(config: AlgorithmConfig) -> Iterator[RaggedBatch]:
+    """Rewards of many sizes, of small ones above 0, and of 0 and 1."""
+    size = min(config.samples_per_prompt, _LARGEST_GROUP)
+    for seed in range(3):
+        batch = ragged_batch(seed, sizes=(size,) * 6)
+        draw = batch.reward_N
+        batch.reward_N = (draw * 10.0 ** (8 * draw).round().clamp(-6, 6), draw.abs(), (draw > 0) * 1.0)[seed]
+        yield batch
+
+
+def _shaped(config: AlgorithmConfig) -> Iterator[Tensor | None]:
+    """Distances of the rewards from the first one."""
+    for batch in _batches(config):
+        reward_N = _reward(config, batch)
+        yield None if reward_N is None else reward_N - reward_N[0]
+
+
+def _reward(config: AlgorithmConfig, batch: RaggedBatch) -> Tensor | None:
+    shaping = load_shaping(config.shaping, where="algorithm.shaping")
+    return _tried(shaping, batch.reward_N, batch.group_N, **batch.arguments(*shaping.needs))
+
+
+def _advantages(config: AlgorithmConfig) -> Iterator[Tensor | None]:
+    for batch in _batches(config):
+        reward_N, estimator = _reward(config, batch), load_estimator(config)  # fresh: it may keep a state
+        arguments = batch.arguments(*estimator.needs)
+        if estimator.needs & TOKEN_COLUMNS:
+            arguments |= {"tokens": batch.tokens, "reduce": OneRank()}
+        if reward_N is None:
+            yield None
+            continue
+        made = _tried(estimator, reward_N=reward_N, group_N=batch.group_N, **arguments)
+        yield made.advantage_T if isinstance(made, Advantage) else made
+
+
+def _gradients(config: AlgorithmConfig) -> Iterator[Tensor | None]:
+    """Of the policy loss alone, at its start, where the policy is the one that answered, and away from it."""
+    plain = config.kl.model_copy(update={"coefficient": 0.0})
+    alone = config.model_copy(update={"kl": plain, "entropy_coefficient": 0.0})
+    objective = Objective(alone, max_response_tokens=_MAX_RESPONSE_TOKENS)
+    for batch in _batches(config):
+        yield _tried(_gradient, objective, batch)
+        batch.columns |= dict.fromkeys(("logp", "rollout_logp"), batch.columns["old_logp"])
+        yield _tried(_gradient, objective, batch)
+
+
+def _gradient(objective: Objective, batch: RaggedBatch) -> Tensor:
+    columns, advantage_T = {n: batch.columns[n] for n in objective.columns}, batch.columns["advantage"]
+    if objective.prepares:
+        known = Known(0, batch.reward_N, batch.group_N, advantage_T, batch.tokens, columns)
+        columns |= objective.prepare(known, OneRank()).columns
+    logp_T = batch.columns["logp"].clone().requires_grad_()
+    total, _ = objective(logp_T, None, columns, advantage_T, batch.tokens, batch.totals)
+    return torch.autograd.grad(total, logp_T, allow_unused=True, materialize_grads=True)[0]
+
+
+def _tried(function: Any, *args: Any, **columns: Any) -> Any:
+    try:
+        return function(*args, **columns)
+    except (ValueError, HybridRLError):
+        return None

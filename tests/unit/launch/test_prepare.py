@@ -1,0 +1,64 @@
+"""What is refused when data and reward are tried, before any worker starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reward_model_folders import write_reward_model
+
+from hybridrl.config.load import load
+from hybridrl.errors import ConfigError
+from hybridrl.launch.prepare import try_data
+from hybridrl.models import tiny
+
+TEXT = """\
+model: policy
+data: {train: rows.jsonl, chat_template: none}
+reward: exact_match
+rollout: {max_prompt_tokens: 16, max_response_tokens: 16}
+algorithm: {preset: gdpo}
+run: {name: first}
+"""
+A, B = "{name: exact_match, weight: 1}", "{name: regex, weight: 1, pattern: '.'}"
+TWO = f"{{name: weighted_sum, parts: {{a: {A}, b: {B}}}}}"
+
+
+@pytest.fixture
+def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(TEXT)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    tiny.qwen3_arithmetic(tmp_path / "policy", 0)
+    write_reward_model(tmp_path / "judge")
+    return lambda *overrides: try_data(load("my.yaml", overrides), lambda heading, text: None)
+
+
+ONE = [
+    "reward=exact_match",
+    "reward={name: regex, pattern: '2'}",
+    f"reward={{name: weighted_sum, parts: {{a: {A}}}}}",
+    "reward=none reward_model=judge",
+]
+
+
+@pytest.mark.parametrize("reward", ONE)
+def test_gdpo_is_refused_where_one_answer_shows_nothing_to_weigh(
+    tried: Callable[..., None], reward: str
+) -> None:
+    keys = reward.split(" ") if "none" in reward else [reward]
+    with pytest.raises(
+        ConfigError, match="gdpo normalises parts of the reward against each other"
+    ) as refused:
+        tried(*keys)
+    assert refused.value.where in ("preset gdpo", "my.yaml:5")
+
+
+def test_gdpo_takes_two_parts_and_a_rule_beside_a_model(tried: Callable[..., None]) -> None:
+    tried(f"reward={TWO}")
+    tried("reward_model=judge")
+
+
+def test_as_many_weights_as_parts(tried: Callable[..., None]) -> None:
+    three = "algorithm={estimator: {name: gdpo, weights: [1.0, 1.0, 1.0]}}"
+    with pytest.raises(ConfigError, match="3 weights for 2 parts of the reward; its parts are a, b"):
+        tried(f"reward={TWO}", three)
