@@ -55,6 +55,10 @@ class RewardError(UserError):
     """A reward that cannot be loaded, raises, or returns something that is not a finite number."""
 
 
+class UserCodeError(UserError):
+    """Code that a config names by module:Name, and that does not import, raises, or ends the process."""
+
+
 class RunFolderError(UserError):
     """A run folder that already holds a run, or a resume from one that does not."""
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TypeVar
 
-from hybridrl.errors import ConfigError, ResourceError
+from hybridrl.errors import ConfigError, ResourceError, UserCodeError
+from hybridrl.outside import user_code
 
 Plugin = TypeVar("Plugin", bound=Callable)
 
@@ -35,19 +36,21 @@ def names(package: str) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
 
 
-def find(package: str, name: str, *, where: str = "") -> Callable:
+def find(package: str, name: str, *, where: str = "", key: str = "") -> Callable:
     """The plug-in a config names.
 
     Args:
         package: where the project's own plug-ins of this kind are.
         name: file name in `package`, or "module.path:attribute" for code outside.
         where: the config place to name in an error.
+        key: the config key that names it; "" where `where` is the key.
 
     Raises:
         ConfigError: there is no such plug-in; names the nearest ones.
+        UserCodeError: code outside raises while it is imported.
     """
     if ":" in name:
-        return _outside(name, where)
+        return _outside(name, where, key or where)
     known = names(package)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
@@ -80,17 +83,26 @@ def module(package: str, name: str, *, what: str) -> ModuleType:
     return importlib.import_module(f"{package}.{name}")
 
 
-def _outside(path: str, where: str) -> Callable:
+def _outside(path: str, where: str, key: str) -> Callable:
     module_name, _, attribute = path.partition(":")
     try:
-        found = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"cannot import {module_name!r}: {error}", where=where, fix="check the name, or set PYTHONPATH"
-        ) from error
+        with user_code(path, key=key, where=where):
+            found = importlib.import_module(module_name)
+    except (ModuleNotFoundError, UserCodeError) as error:
+        missing = error.__cause__ if isinstance(error, UserCodeError) else error
+        if not _is_missing(module_name, missing):
+            raise
+        what = f"cannot import {module_name!r}: {missing}"
+        raise ConfigError(what, where=where, fix="check the name, or set PYTHONPATH") from error
     if not hasattr(found, attribute):
         near = difflib.get_close_matches(attribute, dir(found), n=1)
         raise ConfigError(
             f"{module_name} has no {attribute!r}", where=where, fix=f"did you mean {near[0]}?" if near else ""
         )
     return getattr(found, attribute)
+
+
+def _is_missing(module_name: str, error: BaseException | None) -> bool:
+    """The module itself is not there, or a package of its name; not something that it imports."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    return missing is not None and f"{module_name}.".startswith(f"{missing}.")

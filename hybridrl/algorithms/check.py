@@ -17,6 +17,7 @@ from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch, run_ranks
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.section import PluginConfig
+from hybridrl.errors import UserCodeError
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
@@ -107,7 +108,7 @@ def _refuses_nan(advantage: _Run, batch: RaggedBatch) -> Check:
     broken.columns["reward_parts"] = torch.full_like(broken.columns["reward_parts"], torch.nan)
     try:
         found = advantage(broken)
-    except ValueError as error:
+    except (ValueError, UserCodeError) as error:
         return Check("non-finite reward", True, f"refused: {error}")
     unused = bool(torch.isfinite(found).all())
     return Check(

@@ -83,6 +83,9 @@ r = exp(logp - old_logp), sg[.] no gradient, x = logp - ref_logp. Means and sums
 - **A group of one** gets 0 and is counted; `samples_per_prompt: 1` with a group-relative estimator is refused
   before the run. Other frameworks train such an answer on its raw reward.
 - **A reward that is not finite** is refused.
+- **An algorithm that teaches nothing** whatever the rewards (every advantage 0, or no gradient of the policy
+  loss, on batches made for the trial) is refused before the run; so is `gdpo` with a reward of fewer than two
+  parts.
 - **Log ratios** are clamped to +-20 before the exponential.
 - **What depends on the whole batch** (quantiles, covariances, random choices) is computed once before its
   first optimizer step, from the policy before the update, by threshold and never by position.
@@ -110,7 +113,10 @@ A policy loss gives one loss per token; masking, aggregation, corrections and KL
 
 `needs` may name the columns below. With scalar columns only, an estimator runs on the controller over the
 whole batch; with a token column it runs on every data-parallel rank and is called with `tokens` and `reduce`
-as well (`hybridrl/algorithms/base.py`). To add one to the project, put the file into
+as well (`hybridrl/algorithms/base.py`). Code that cannot run (it does not import, does not take its columns,
+returns something else) is refused before the run; what it raises in a run, in whichever process, ends the
+command with exit code 2 and names the config key, the file and the line. A `ValueError` says that data are
+not what it takes. To add one to the project, put the file into
 `hybridrl/algorithms/estimators/` under its name and its oracle into `tests/unit/algorithms/`; no list has to
 be edited.
 """

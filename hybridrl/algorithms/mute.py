@@ -1,26 +1,30 @@
 """Refuses an algorithm that teaches nothing, whatever the rewards: it would run to its end on zeros.
 
 Its shaping, estimator and policy loss are tried on made-up batches before a run. Where one cannot be tried on
-them (it refuses their rewards, say), nothing is concluded.
+them (it refuses their rewards, say), nothing is concluded; code from outside that runs on none
+is refused.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, Known, OneRank
+from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, AdvantageEstimator, Known, OneRank
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
 from hybridrl.algorithms.shaping_chain import load_shaping
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.section import PluginConfig
-from hybridrl.errors import ConfigError, HybridRLError
+from hybridrl.errors import ConfigError, HybridRLError, UserCodeError
+from hybridrl.outside import is_outside, user_code
 
 _LARGEST_GROUP = 8
 _MAX_RESPONSE_TOKENS = 16
+_WRONG_ANYWHERE = (TypeError, NameError, AttributeError, ImportError, SyntaxError, SystemExit)
 
 
 def refuse_mute(config: AlgorithmConfig) -> None:
@@ -28,6 +32,7 @@ def refuse_mute(config: AlgorithmConfig) -> None:
     Raises:
         ConfigError: every advantage is 0, or the policy loss has no gradient, in all batches that were tried;
             or an unknown plug-in or option.
+        UserCodeError: code from outside does not run.
     """
     if config.shaping and _is_mute(_shaped(config)):
         named = [PluginConfig.model_validate(entry).name for entry in config.shaping]
@@ -72,20 +77,40 @@ def _shaped(config: AlgorithmConfig) -> Iterator[Tensor | None]:
 
 def _reward(config: AlgorithmConfig, batch: RaggedBatch) -> Tensor | None:
     shaping = load_shaping(config.shaping, where="algorithm.shaping")
-    return _tried(shaping, batch.reward_N, batch.group_N, **batch.arguments(*shaping.needs))
+    names = [PluginConfig.model_validate(entry).name for entry in config.shaping]
+
+    def shaped() -> Tensor:
+        return _scalars(
+            shaping(batch.reward_N, batch.group_N, **batch.arguments(*shaping.needs)), batch.reward_N
+        )
+
+    return _tried(shaped, "algorithm.shaping", *names)
 
 
 def _advantages(config: AlgorithmConfig) -> Iterator[Tensor | None]:
     for batch in _batches(config):
         reward_N, estimator = _reward(config, batch), load_estimator(config)  # fresh: it may keep a state
-        arguments = batch.arguments(*estimator.needs)
-        if estimator.needs & TOKEN_COLUMNS:
-            arguments |= {"tokens": batch.tokens, "reduce": OneRank()}
-        if reward_N is None:
-            yield None
-            continue
-        made = _tried(estimator, reward_N=reward_N, group_N=batch.group_N, **arguments)
-        yield made.advantage_T if isinstance(made, Advantage) else made
+        if reward_N is not None:
+            advantage = partial(_advantage, estimator, batch, reward_N)
+            yield _tried(advantage, "algorithm.estimator", config.estimator.name)
+
+
+def _advantage(estimator: AdvantageEstimator, batch: RaggedBatch, reward_N: Tensor) -> Tensor:
+    arguments = batch.arguments(*estimator.needs)
+    if not estimator.needs & TOKEN_COLUMNS:
+        return _scalars(estimator(reward_N=reward_N, group_N=batch.group_N, **arguments), reward_N)
+    arguments |= {"tokens": batch.tokens, "reduce": OneRank()}
+    made = estimator(reward_N=reward_N, group_N=batch.group_N, **arguments)
+    if not isinstance(made, Advantage):
+        raise TypeError(f"it returned {type(made).__name__}, not an Advantage")
+    return made.advantage_T
+
+
+def _scalars(value: Any, reward_N: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.shape != reward_N.shape:
+        shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+        raise TypeError(f"it returned {type(value).__name__}{shape}, not a tensor [{len(reward_N)}]")
+    return value
 
 
 def _gradients(config: AlgorithmConfig) -> Iterator[Tensor | None]:
@@ -94,9 +119,9 @@ def _gradients(config: AlgorithmConfig) -> Iterator[Tensor | None]:
     alone = config.model_copy(update={"kl": plain, "entropy_coefficient": 0.0})
     objective = Objective(alone, max_response_tokens=_MAX_RESPONSE_TOKENS)
     for batch in _batches(config):
-        yield _tried(_gradient, objective, batch)
+        yield _tried(partial(_gradient, objective, batch), "algorithm.loss", config.loss.name)
         batch.columns |= dict.fromkeys(("logp", "rollout_logp"), batch.columns["old_logp"])
-        yield _tried(_gradient, objective, batch)
+        yield _tried(partial(_gradient, objective, batch), "algorithm.loss", config.loss.name)
 
 
 def _gradient(objective: Objective, batch: RaggedBatch) -> Tensor:
@@ -109,8 +134,20 @@ def _gradient(objective: Objective, batch: RaggedBatch) -> Tensor:
     return torch.autograd.grad(total, logp_T, allow_unused=True, materialize_grads=True)[0]
 
 
-def _tried(function: Any, *args: Any, **columns: Any) -> Any:
+def _tried(function: Callable[[], Tensor], key: str, *names: str) -> Tensor | None:
+    """What it returns, or None where it may only be these batches that it does not take.
+
+    Args:
+        names: of its plug-ins. One from outside is to blame for what fails, be it only for what it returned.
+
+    Raises:
+        UserCodeError: code from outside is wrong on any batch.
+    """
+    blamed = next((name for name in names if is_outside(name)), "")
     try:
-        return function(*args, **columns)
-    except (ValueError, HybridRLError):
+        with user_code(blamed, key=key, where=key):
+            return function()
+    except (ValueError, HybridRLError) as error:
+        if isinstance(error, UserCodeError) and isinstance(error.__cause__, _WRONG_ANYWHERE):
+            raise
         return None

@@ -13,6 +13,7 @@ from hybridrl import registry
 from hybridrl.algorithms.base import SCALAR_COLUMNS, TOKEN_COLUMNS
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.errors import ConfigError
+from hybridrl.outside import Guarded, is_outside, user_code
 
 _DECLARE_COLUMNS = {"estimator", "policy_loss", "kl", "shaping"}
 """Kinds whose plug-ins have `needs`."""
@@ -29,13 +30,17 @@ def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> An
     Raises:
         ConfigError: no such plug-in, an unknown or mistyped option, options that contradict each other, or
             a needed column that does not exist.
+        UserCodeError: code from outside raises, now or when it is called.
     """
     plugin = registry.find(PACKAGES[kind], name, where=where)
     if isinstance(plugin, type):
-        made = _make(plugin, name, options, where)
+        with user_code(name, key=where, where=where, plugin=plugin):
+            made = _make(plugin, name, options, where)
     else:
         _check_known(options, [], name, where)
         made = plugin
+    if is_outside(name):
+        made = Guarded(made, name, where=where)
     if kind in _DECLARE_COLUMNS:
         _check_columns(made, name, where)
     return made

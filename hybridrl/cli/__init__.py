@@ -63,6 +63,12 @@ def guarded(command: Callable[[], object]) -> int:
     except Interrupted as stop:
         err.print(f"interrupted: {escape(str(stop))}")
         return INTERRUPTED
+    except SystemExit as stop:
+        err.print(
+            f"[bold red]error:[/] something ended the command before it was done, by SystemExit: "
+            f"{escape(str(stop))}; its traceback is in {_keep_traceback()}"
+        )
+        return 1
     except Exception:
         err.print(
             f"[bold red]error:[/] a failure of hybridrl itself; its traceback is in {_keep_traceback()}"

@@ -15,6 +15,7 @@ from hybridrl.data.prompts import PromptFormat, text_bytes
 from hybridrl.data.tables import Row, Rows, Table, open_table
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
+from hybridrl.outside import user_code
 from hybridrl.types import Prompt
 
 _BATCH = 512
@@ -135,8 +136,10 @@ def make_rows(
     Raises:
         ConfigError: no such task, or options that it does not take.
         DataError: it returned something else than a list of dicts.
+        UserCodeError: it is code from outside, and raises.
     """
-    make = registry.find("hybridrl.data.tasks", task, where=where)
+    key = f"data.{split}.task"
+    make = registry.find("hybridrl.data.tasks", task, where=where, key=key)
     words = np.random.SeedSequence([seed, zlib.crc32(split.encode())]).generate_state(1)
     given = {
         "seed": int(words[0] >> 1),
@@ -144,7 +147,8 @@ def make_rows(
     }  # 31 bits: libraries seed numpy with it, and with seed + 1
     check_options(make, given, title=f"task {task}", where=where, beside=("path", "task"))
     try:
-        rows = make(**given)
+        with user_code(task, key=key, where=where, plugin=make):
+            rows = make(**given)
     except ConfigError as error:  # a task does not know where its options are written
         raise ConfigError(error.what, where=error.where or where, fix=error.fix) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

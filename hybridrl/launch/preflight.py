@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridrl import registry
 from hybridrl.algorithms.catalog import flat
 from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
@@ -19,6 +18,7 @@ from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model
 from hybridrl.launch.shape import RunShape, trainer_host, with_dp
 from hybridrl.models import hub
 from hybridrl.models import spec as models
+from hybridrl.models.make import find_maker, make_model
 from hybridrl.trainer.setup import megatron_layout, refuse_unbuildable, refuse_unfit_experts
 
 Say = Callable[[str, str], None]
@@ -153,7 +153,7 @@ def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
         lambda: refuse_mute(config.algorithm),
     ]
     if (make := config.model.make) is not None:
-        trials.append(lambda: registry.find("hybridrl.models", make, where="model.make"))
+        trials.append(lambda: find_maker(make, where="model.make"))
     if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
         trials.append(lambda: load_reward(reward.name, reward.options, where="reward"))
     errors = [loaded.locate(error) for trial in trials if (error := _refusal(trial))]
@@ -171,8 +171,7 @@ def _refusal(trial: Callable[[], object]) -> HybridRLError | None:
 def _make_model(loaded: LoadedConfig) -> models.ModelSpec:
     model = loaded.config.model
     assert model.make is not None, "a folder that is missing without a maker was refused"
-    maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
-    maker(Path(model.path), loaded.config.run.seed)
+    make_model(model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make"))
     return models.read(model.path)
 
 

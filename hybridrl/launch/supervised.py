@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from hybridrl import registry
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.placement import anywhere
 from hybridrl.cluster.ray_local import local_ray
@@ -30,6 +29,7 @@ from hybridrl.launch.preflight import Say
 from hybridrl.launch.shape import RunFiles, with_dp
 from hybridrl.launch.stop import STOPPED, StopRequest
 from hybridrl.models import hub
+from hybridrl.models.make import find_maker, make_model
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
@@ -101,9 +101,11 @@ def _launch(kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, resume: boo
 def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
     """Made, or downloaded, if it is not there."""
     model = loaded.config.model
-    if not Path(model.path).is_dir() and model.make is not None and not dry_run:
-        maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
-        maker(Path(model.path), loaded.config.run.seed)
+    if not Path(model.path).is_dir() and model.make is not None:
+        place = loaded.where("model.make")
+        find_maker(model.make, where=place)
+        if not dry_run:
+            make_model(model.make, Path(model.path), loaded.config.run.seed, where=place)
     if hub.is_name(model.path) and not dry_run:
         return hub.fetch(model.path, where=loaded.where("model.path"))
     return hub.find_folder(model.path) or Path(model.path)

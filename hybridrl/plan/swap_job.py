@@ -3,13 +3,13 @@
 import tempfile
 from pathlib import Path
 
-from hybridrl import registry
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.shape import RunShape, trainer_host
 from hybridrl.models import hub
 from hybridrl.models import spec as models
+from hybridrl.models.make import make_model
 from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
 from hybridrl.rollout.sglang.layout import engine_layout
@@ -38,9 +38,9 @@ def read_model(loaded: LoadedConfig) -> models.ModelSpec:
     found = hub.find_spec(model.path)
     if found is not None or model.make is None:
         return found or models.read(model.path)
-    maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
     with tempfile.TemporaryDirectory() as folder:
-        maker(Path(folder) / "model", loaded.config.run.seed)
+        made, seed = Path(folder) / "model", loaded.config.run.seed
+        make_model(model.make, made, seed, where=loaded.where("model.make"))
         return models.read(Path(folder) / "model")
 
 

@@ -216,7 +216,9 @@ def _frame(trace: TracebackType | None) -> str:
     """Where it was raised: the innermost call outside Python's own library and these files."""
     ours = (__file__, load_reward.__code__.co_filename)
     frames = [f for f in traceback.extract_tb(trace) if f.filename not in ours]
-    return innermost([(f.filename, f.lineno or 0, f.name) for f in reversed(frames)])
+    named = {innermost([(f.filename, f.lineno or 0, f.name)]): f.line for f in frames}
+    place = innermost([(f.filename, f.lineno or 0, f.name) for f in reversed(frames)])
+    return f"{place}: {named[place]}" if named.get(place) else place
 
 
 def innermost(frames: Sequence[tuple[str, int, str]]) -> str:

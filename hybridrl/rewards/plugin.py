@@ -10,6 +10,7 @@ from typing import Any
 from hybridrl import registry
 from hybridrl.config.options import check_options
 from hybridrl.errors import ConfigError
+from hybridrl.outside import user_code
 
 RULES = "hybridrl.rewards.rules"
 
@@ -48,17 +49,21 @@ class LoadedReward:
         return None if value is None else str(value)
 
 
-def load_reward(name: str, options: Mapping[str, Any], *, where: str) -> LoadedReward:
+def load_reward(
+    name: str, options: Mapping[str, Any], *, where: str, key: str = "reward.name"
+) -> LoadedReward:
     """The reward of a config, ready to be called.
 
     Args:
         name: file name in hybridrl.rewards.rules, or module:name for code outside.
         where: the config place, named in errors.
+        key: the config key that names it.
 
     Raises:
         ConfigError: no such reward, options that it does not take, or nothing that can be called as one.
+        UserCodeError: code from outside raises while it is imported or made.
     """
-    plugin = registry.find(RULES, name, where=where)
+    plugin = registry.find(RULES, name, where=where, key=key)
     is_class = isinstance(plugin, type)
     check_options(
         plugin,
@@ -69,7 +74,8 @@ def load_reward(name: str, options: Mapping[str, Any], *, where: str) -> LoadedR
         supplied=() if is_class else ("answer_field",),
         beside=SECTION_KEYS,
     )
-    function = _make(plugin, name, options, where) if is_class else partial(plugin, **options)
+    with user_code(name, key=key, where=where, plugin=plugin):
+        function = _make(plugin, name, options, where) if is_class else partial(plugin, **options)
     takes_answer_field = _takes_answer_field(function, name, where)
     hang_score = getattr(function if is_class else plugin, "hang_score", None)
     return LoadedReward(name, function, takes_answer_field, _place(plugin), hang_score)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridrl import registry
 from hybridrl.config.load import LoadedConfig
 from hybridrl.errors import ModelError
 from hybridrl.models import hub
+from hybridrl.models.make import make_model
 from hybridrl.models.published import published_config
 from hybridrl.models.shrink import shrink
 
@@ -47,8 +47,7 @@ def _folder(loaded: LoadedConfig, made: Path) -> Path | None:
     model = loaded.config.model
     if (found := hub.find_folder(model.path)) or model.make is None:
         return found
-    maker = registry.find("hybridrl.models", model.make, where=loaded.where("model.make"))
-    maker(made, loaded.config.run.seed)
+    make_model(model.make, made, loaded.config.run.seed, where=loaded.where("model.make"))
     return made
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-NOUNS = {"errors", "types", "batch", "registry"}
+NOUNS = {"errors", "types", "batch", "registry", "outside"}
 DOORS = {
     "errors": set(),
     "types": {"errors"},
     "batch": {"types", "errors"},
-    "registry": {"errors"},
+    "outside": {"errors"},
+    "registry": {"errors", "outside"},
     "models": NOUNS,
     "config": {"errors", "registry", "models"},
     "hosts": NOUNS,

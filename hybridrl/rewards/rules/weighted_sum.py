@@ -54,4 +54,5 @@ def _part(label: str, options: dict[str, Any]) -> tuple[float, LoadedReward]:
     if label == "reward" or "name" not in options or not isinstance(options.get("weight"), (int, float)):
         raise ValueError(f"part {label!r} needs a name and a weight, and a label other than 'reward'")
     name, weight = options.pop("name"), float(options.pop("weight"))
-    return weight, load_reward(name, options, where=f"reward.parts.{label}")
+    key = f"reward.parts.{label}"
+    return weight, load_reward(name, options, where=key, key=f"{key}.name")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridrl.errors import ConfigError, RewardError
+from hybridrl.errors import ConfigError, RewardError, UserCodeError
 from hybridrl.rewards.score import Score
 
 ROW = {"answer": "7", "solution": "8"}
@@ -82,10 +82,10 @@ def test_a_mistake_in_the_config_is_named_before_anything_is_scored(scorer, conf
 
 def test_a_module_that_raises_while_it_is_imported_names_the_line(scorer, module):
     name = module("import os\n\nx = 1 / 0\n")
-    with pytest.raises(RewardError) as caught:
+    with pytest.raises(UserCodeError) as caught:
         scorer(f"{name}:f")
-    assert caught.value.what == f"reward {name}:f cannot be loaded: ZeroDivisionError: division by zero"
-    assert f"{name}.py:3" in caught.value.where
+    assert f"reward.name = {name}:f raises ZeroDivisionError: division by zero, at " in caught.value.what
+    assert caught.value.what.endswith(f"{name}.py:3 in <module>: x = 1 / 0")
 
 
 def test_a_module_that_ends_the_process_while_it_is_imported_is_reported(scorer, module):

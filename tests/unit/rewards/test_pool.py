@@ -94,10 +94,10 @@ def test_a_raising_reward_names_function_item_error_and_line(scorer, module):
     with pytest.raises(RewardError) as caught:
         scorer(f"{name}:f").score(*items(9))
     assert caught.value.what == f"reward {name}:f raised ZeroDivisionError on train/5: division by zero"
-    assert caught.value.where.endswith(f"{name}.py:7 in helper")
+    assert caught.value.where.endswith(f"{name}.py:7 in helper: return 1 / (int(answer) - 5)")
     with pytest.raises(RewardError) as caught:
         scorer(f"{name}:inside_a_library").score(*items(1))
-    assert caught.value.where.endswith(f"{name}.py:10 in inside_a_library")
+    assert caught.value.where.endswith(f"{name}.py:10 in inside_a_library: return json.loads(None)")
 
 
 def test_a_scorer_serves_on_after_every_kind_of_failure(scorer, module):
