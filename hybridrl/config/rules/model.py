@@ -27,6 +27,15 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterat
             where=where,
             fix="use a teacher that differs in its weights only",
         )
+    estimator, folder = loaded.config.algorithm.estimator, hub.find_folder(teacher)
+    rewarded = estimator.name != "distillation" or estimator.options.get("outcome_weight")
+    policy = hub.find_folder(loaded.config.model.path)
+    if folder and policy and folder.samefile(policy) and not rewarded:
+        yield ConfigError(
+            f"algorithm.teacher = {teacher} is model.path, the policy itself: every advantage would be 0",
+            where=where,
+            fix="use a teacher that differs in its weights, or set algorithm.estimator.outcome_weight",
+        )
 
 
 def precision_suits_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:

@@ -197,12 +197,22 @@ def test_a_teacher_is_of_the_policys_architecture_and_sizes(run, tmp_path: Path)
     learns = "algorithm.estimator=distillation"
     (error,) = run(learns, "algorithm.teacher=nowhere")
     assert "no model folder at algorithm.teacher = nowhere" in error
-    assert run(learns, f"algorithm.teacher={tmp_path / 'Qwen2.5-7B'}") == []
+    alike = tmp_path / "alike"
+    alike.mkdir()
+    (alike / "config.json").write_text(json.dumps(QWEN))
+    assert run(learns, f"algorithm.teacher={alike}") == []
     other = tmp_path / "smaller"
     other.mkdir()
     (other / "config.json").write_text(json.dumps(QWEN | {"num_hidden_layers": 14}))
     (error,) = run(learns, f"algorithm.teacher={other}")
     assert "is not of the architecture and sizes of Qwen2.5-7B" in error
+
+
+def test_a_policy_has_nothing_to_learn_from_itself(run, tmp_path: Path) -> None:
+    itself = f"algorithm.teacher={tmp_path / 'Qwen2.5-7B'}"
+    (error,) = run("algorithm.estimator=distillation", itself)
+    assert "is model.path, the policy itself: every advantage would be 0" in error
+    assert run("algorithm.estimator={name: distillation, outcome_weight: 1.0}", itself) == []
 
 
 def test_gpus_are_counted(run) -> None:

@@ -1,6 +1,7 @@
 """The first config that `hybridrl init` writes is one that a run accepts."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,9 @@ NO_RUN_YET = {"gigpo", "spiral"}
 def test_every_preset_gives_a_config_that_passes_the_check(
     tmp_path: Path, answered: Answers, algorithm: str
 ) -> None:
-    teacher = answered.model if algorithm == "distillation" else None
+    teacher = None
+    if algorithm == "distillation":
+        teacher = str(shutil.copytree(answered.model, tmp_path / "teacher"))
     path = config(tmp_path, replace(answered, algorithm=algorithm, teacher=teacher))
     room = load(
         path, ["rollout.max_prompt_tokens=8", "rollout.max_response_tokens=8"]
