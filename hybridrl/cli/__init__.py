@@ -234,9 +234,13 @@ def export(
         raise ConfigError("--verify compares a whole model", fix="leave out --adapters, or --verify")
     if adapters:
         exported = exporting.export_adapters(run, step=step, to=to)
+        for text in exported.passed_over:
+            say("warning", text)
         say("wrote", f"{exported.folder}, the adapters of step {exported.step}")
         return
     exported = exporting.export_run(run, step=step, to=to)
+    for text in exported.passed_over:
+        say("warning", text)
     say("wrote", f"{exported.folder}, the policy of step {exported.step}")
     if verify:
         proof = exporting.prove(exported)

@@ -16,13 +16,12 @@ from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.data.source import load_source
 from hybridrl.data.tokenize import load_tokenizer
-from hybridrl.errors import CheckpointError, RunFolderError
+from hybridrl.errors import RunFolderError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.shape import RunFiles
 from hybridrl.models import spec
-from hybridrl.trainer import adapters, committed, export
+from hybridrl.trainer import adapters, checkpoints, committed, export
 from hybridrl.trainer.setup import TrainerSetup
-from hybridrl.workers.trainer import Checkpoint, whole_checkpoints
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats, that is rounding."""
@@ -40,6 +39,9 @@ class Exported:
     folder: Path
     config: LoadedConfig
     """Of the run, with model folders for names."""
+
+    passed_over: list[str]
+    """Newer checkpoints that were not taken, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,15 @@ def export_run(run: Path, *, step: int | None, to: Path | None) -> Exported:
 
     Raises:
         RunFolderError: `run` holds no run, or the folder is there already.
-        CheckpointError: no such checkpoint is whole.
+        CheckpointError: the checkpoint of `step` is not there or damaged, none is undamaged, or it is of
+            another model than model.path.
     """
     files, config = _files(run), _config(run)
-    checkpoint = _checkpoint(files, step)
+    base = config.config.model.path
+    checkpoint, passed_over = _checkpoint(files, step, base)
     folder = to or files.exports / checkpoint.folder.name
-    export.export(checkpoint.folder, folder, config.config.model.path)
-    return Exported(checkpoint.step, checkpoint.folder, folder, config)
+    export.export(checkpoint.folder, folder, base, verified=True)
+    return Exported(checkpoint.step, checkpoint.folder, folder, config, passed_over)
 
 
 def export_adapters(run: Path, *, step: int | None, to: Path | None) -> Exported:
@@ -81,13 +85,14 @@ def export_adapters(run: Path, *, step: int | None, to: Path | None) -> Exported
 
     Raises:
         RunFolderError: `run` holds no run, or the folder is there already.
-        CheckpointError: no such checkpoint is whole, or it holds no adapters.
+        CheckpointError: as export_run, or it holds no adapters.
     """
     files, config = _files(run), _config(run)
-    checkpoint = _checkpoint(files, step)
+    base = config.config.model.path
+    checkpoint, passed_over = _checkpoint(files, step, base)
     folder = to or files.exports / f"{checkpoint.folder.name}-adapters"
-    adapters.write_peft(checkpoint.folder, folder, config.config.model.path)
-    return Exported(checkpoint.step, checkpoint.folder, folder, config)
+    adapters.write_peft(checkpoint.folder, folder, base, verified=True)
+    return Exported(checkpoint.step, checkpoint.folder, folder, config, passed_over)
 
 
 def prove(exported: Exported) -> Proof:
@@ -122,16 +127,15 @@ def _config(run: Path) -> LoadedConfig:
     return in_folders(load(run / "resolved.yaml"))
 
 
-def _checkpoint(files: RunFiles, step: int | None) -> Checkpoint:
-    whole = whole_checkpoints(files.checkpoints)
-    found = whole if step is None else [checkpoint for checkpoint in whole if checkpoint.step == step]
-    if not found:
-        steps = ", ".join(str(checkpoint.step) for checkpoint in whole)
-        raise CheckpointError(
-            f"{files.checkpoints} holds no whole checkpoint" + (f" of step {step}" if step else ""),
-            fix=f"there are those of steps {steps}" if steps else "train with run.save_every",
-        )
-    return found[-1]
+def _checkpoint(files: RunFiles, step: int | None, base: str) -> tuple[checkpoints.Checkpoint, list[str]]:
+    """The checkpoint to export, all of it read, and what a person is to be told of newer ones."""
+    if step is None:
+        choice = checkpoints.newest_undamaged(files.checkpoints)
+        found, passed_over = choice.taken(files.checkpoints), choice.describe()
+    else:
+        found, passed_over = checkpoints.undamaged(files.checkpoints, step), []
+    committed.refuse_other_model(found.folder, found.record, spec.read(base))
+    return found, passed_over
 
 
 def _block(loaded: LoadedConfig) -> TokenBlock:

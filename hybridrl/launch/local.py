@@ -31,11 +31,12 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.reward_model import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import plan_minibatches
-from hybridrl.errors import CheckpointError, ConfigError
+from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.devices import Devices, environment
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.prepare import Prepared, prepare
+from hybridrl.launch.resume import checkpoint_of
 from hybridrl.launch.shape import Resume, RunFiles, RunShape, Seats, num_gpus, trainer_host
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.trainers import Trainers
@@ -49,7 +50,7 @@ from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model import RayRewardModel
 from hybridrl.workers.rollout import RayRollout
-from hybridrl.workers.trainer import RayTrainer, newest_checkpoint
+from hybridrl.workers.trainer import RayTrainer
 
 Place = Literal["local", "ray"]
 """A Ray that is started here, or one that runs already."""
@@ -70,7 +71,8 @@ def run(loaded: LoadedConfig, *, on: Place, resume: Resume) -> str | None:
         The signal that the run stopped at, with a checkpoint or before its first step; None: it is done.
 
     Raises:
-        CheckpointError: there is no whole checkpoint, and `resume` demands one.
+        CheckpointError: there is no undamaged checkpoint, and `resume` demands one, or it is of another
+            model.
         ResourceError: the cluster lacks room.
         HybridRLError: what a part of the run raised; everything that was started is stopped.
         KeyboardInterrupt: Ctrl-C, or a second signal.
@@ -92,11 +94,7 @@ def _train(
     cfg, machine = loaded.config, Machine.here()
     address = _address(cfg) if on == "ray" else None
     files, shape = RunFiles(Path(cfg.run.folder) / cfg.run.name), RunShape.of(cfg)
-    checkpoint = newest_checkpoint(files.checkpoints) if resume != "never" else None
-    if resume == "required" and checkpoint is None:
-        raise CheckpointError(
-            f"{files.checkpoints} holds no whole checkpoint", fix="run.name=... starts another run"
-        )
+    checkpoint = checkpoint_of(files, spec.read(cfg.model.path), resume, terminal)
     start_step = checkpoint.step if checkpoint else 0
     prepared = prepare(loaded)
     terminal.say("data", prepared.describe())

@@ -21,11 +21,12 @@ from hybridrl.controller import supervised as loop
 from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.errors import CheckpointError, HybridRLError
+from hybridrl.errors import HybridRLError
 from hybridrl.hosts.machine import GPU, Machine
 from hybridrl.launch.devices import environment, with_gpus
 from hybridrl.launch.limits import refuse_nodes
 from hybridrl.launch.preflight import Say
+from hybridrl.launch.resume import checkpoint_of
 from hybridrl.launch.shape import RunFiles, with_dp
 from hybridrl.launch.stop import STOPPED, StopRequest
 from hybridrl.models import hub
@@ -33,9 +34,9 @@ from hybridrl.models.make import find_maker, make_model
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
+from hybridrl.trainer.checkpoints import Checkpoint
 from hybridrl.trainer.setup import TrainerSetup, refuse_unbuildable
 from hybridrl.workers.supervised import RaySupervised, SupervisedWorker
-from hybridrl.workers.trainer import Checkpoint, newest_checkpoint
 
 Of = TypeVar("Of", SFTConfig, RMConfig)
 
@@ -149,11 +150,7 @@ def _train(
     cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, data: Data, *, resume: bool
 ) -> int:
     terminal, files = Terminal(), RunFiles(Path(cfg.run.folder) / cfg.run.name)
-    checkpoint = newest_checkpoint(files.checkpoints) if resume else None
-    if resume and checkpoint is None:
-        raise CheckpointError(
-            f"{files.checkpoints} holds no whole checkpoint", fix="run.name=... starts another run"
-        )
+    checkpoint = checkpoint_of(files, spec, "required" if resume else "never", terminal)
     if checkpoint:
         data.train.load_state_dict(checkpoint.progress["examples"])
     num_ranks = with_dp(cfg.actor.parallel, cfg.cluster).num_ranks

@@ -173,12 +173,23 @@ def plan_of(name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[st
     return FilePlan(name, shapes, {key: tensor.dtype for key, tensor in tensors.items()}, metadata)
 
 
-def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    found = 0
-    with path.open("rb") as file:
-        while part := file.read(1 << 24):
-            found = zlib.crc32(part, found)
+_BLOCK_BYTES = 1 << 22
+"""That are read at once for a checksum: they stay in the cache of the core until they are summed."""
+
+
+def checksum(path: Path, *, from_disk: bool = False) -> int:
+    """CRC-32 of a file, which is never in memory as a whole. Other threads run meanwhile.
+
+    Args:
+        from_disk: read what the disk has, not what the operating system remembers of the writing; of a file
+            that was flushed.
+    """
+    found, block = 0, memoryview(bytearray(_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        if from_disk:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while size := file.readinto(block):
+            found = zlib.crc32(block[:size], found)
     return found
 
 

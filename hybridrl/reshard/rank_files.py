@@ -48,7 +48,7 @@ def file_name(part: str, rank: int) -> str:
 def write(
     folder: Path, part: str, rank: int, kept: Sequence[Kept], beside: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a rank's file, then its mark. Waits for nobody.
+    """Write a rank's file, read it back from the disk, then write its mark. Waits for nobody.
 
     Args:
         kept: in host memory. Over all ranks, each element of the model exactly once.
@@ -56,11 +56,13 @@ def write(
 
     Raises:
         ResourceError: the disk is full.
+        CheckpointError: the disk does not hold what was written; the file has no mark.
     """
     tensors = {f"{quantity}/{k.name}": t for k in kept for quantity, t in k.tensors.items()}
     starts = json.dumps({k.name: k.start for k in kept})
     plan = hf_files.plan_of(file_name(part, rank), {**tensors, **beside}, {_STARTS: starts})
     checksum = plan.write(folder, {**tensors, **beside})
+    _refuse_otherwise(folder / plan.name, checksum)
     mark, unfinished = _mark(folder, part, rank), folder / f"{part}.{rank:05d}.mark"
     unfinished.write_text(json.dumps(checksum))
     unfinished.rename(mark)
@@ -107,6 +109,16 @@ def read_beside(folder: Path, part: str, rank: int, prefix: str) -> dict[str, to
     with safe_open(folder / file_name(part, rank), framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _refuse_otherwise(path: Path, written: int) -> None:
+    """Older checkpoints are deleted for the sake of this one, so its bytes must be on the disk."""
+    if hf_files.checksum(path, from_disk=True) != written:
+        raise CheckpointError(
+            f"{path} is damaged: it reads back otherwise than it was written",
+            where="the disk or its file system fails",
+            fix="set run.folder to another disk",
+        )
 
 
 def _holders(layout: Layout, filling: Filling) -> dict[int, dict[str, Shard]]:

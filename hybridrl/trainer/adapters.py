@@ -59,19 +59,23 @@ def read(checkpoint: Path, layout: AdapterLayout, *, part: str = "policy") -> di
     return dict(_by_weight(layout, tensors))
 
 
-def write_peft(checkpoint: Path, folder: Path, base: str, *, part: str = "policy") -> None:
+def write_peft(
+    checkpoint: Path, folder: Path, base: str, *, part: str = "policy", verified: bool = False
+) -> None:
     """Write the adapters of a checkpoint in the format of PEFT, fp32.
 
     Args:
         base: name or folder of the model that they belong to.
+        verified: who calls has read all of the checkpoint.
 
     Raises:
         RunFolderError: `folder` exists already; nothing was written.
-        CheckpointError: the checkpoint is not whole, of another format, or holds no adapters.
+        CheckpointError: the checkpoint is not whole, damaged, of another format, or holds no adapters;
+            nothing was written.
     """
     if folder.exists():
         raise RunFolderError(f"{folder} exists already", where=str(folder), fix="choose another folder")
-    record = committed.read(checkpoint)
+    record = committed.read(checkpoint) if verified else committed.verify(checkpoint)
     committed.refuse_other_format(checkpoint, record)
     layout = committed.layout(record, part)
     if not isinstance(layout, AdapterLayout):

@@ -26,21 +26,23 @@ def export(
     *,
     part: str = "policy",
     dtype: torch.dtype | None = None,
+    verified: bool = False,
 ) -> None:
     """Write a part of a checkpoint as a model folder, which appears whole or not at all.
 
     Args:
         source_folder: where config.json, the tokenizer and the dtypes come from.
         dtype: of all tensors; None: each as in the source folder.
+        verified: who calls has read all of the checkpoint, or has just written it.
 
     Raises:
         RunFolderError: `folder` exists already; nothing was written.
-        CheckpointError: the checkpoint is not whole, or of another format.
+        CheckpointError: the checkpoint is not whole, damaged, or of another format; nothing was written.
         ResourceError: the disk is full.
     """
     if folder.exists():
         raise RunFolderError(f"{folder} exists already", where=str(folder), fix="choose another folder")
-    record = committed.read(checkpoint)
+    record = committed.read(checkpoint) if verified else committed.verify(checkpoint)
     committed.refuse_other_format(checkpoint, record)
     layout = committed.layout(record, part)
     target = HFLayout(layout.spec)

@@ -18,6 +18,7 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.data.packing import share_out
+from hybridrl.trainer.checkpoints import critic_part
 from hybridrl.trainer.setup import TrainerSetup
 
 
@@ -179,8 +180,3 @@ def dealt(minibatch: Minibatch, length_N: np.ndarray, **dealing: Any) -> Minibat
 def column_of(workers: WorkerGroup, name: str) -> ray.ObjectRef:
     """A column of the batch that the ranks hold. They all take part; the last one has it."""
     return [actor.column.remote(name) for actor in workers.actors][-1]
-
-
-def critic_part(checkpoint: Path) -> Path:
-    """Where the critic's part of a checkpoint is, if it had ranks of its own."""
-    return checkpoint.parent / "critic" / checkpoint.name

@@ -5,7 +5,6 @@ order.
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import ray
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
+from hybridrl.trainer import checkpoints
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import PolicyVersion, StepReport
 from hybridrl.workers.columns import rank_batch
-from hybridrl.workers.trainer import whole_checkpoints
 
 
 @ray.remote(max_restarts=0)
@@ -79,9 +78,8 @@ class RaySupervised:
         return await self._on_all("evaluate", batch, minibatch)
 
     async def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        await self._all("save", self._folder / f"step_{step:06d}", progress)
-        for old in whole_checkpoints(self._folder)[: -self._keep]:
-            shutil.rmtree(old.folder)
+        await self._all("save", checkpoints.named(self._folder, step), progress)
+        checkpoints.delete_old(self._folder, self._keep)
 
     async def export(self, folder: Path) -> None:
         await self._all("export", folder)

@@ -5,9 +5,7 @@ collective: RayTrainer calls it on all ranks, in the same order.
 """
 
 import asyncio
-import contextlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,17 +20,17 @@ import torch.distributed as dist
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import CheckpointError, VersionError
+from hybridrl.errors import VersionError
 from hybridrl.hosts import cuda
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
-from hybridrl.trainer import committed
+from hybridrl.trainer import checkpoints
 from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import PolicyVersion, StepReport
-from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of, critic_part, rank_batch
+from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of, rank_batch
 
 
 @ray.remote(max_restarts=0)
@@ -221,24 +219,18 @@ class RayTrainer:
         return replace(report, metrics={**report.metrics, **of_critic})
 
     async def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        folder = self._folder / f"step_{step:06d}"
+        folder = checkpoints.named(self._folder, step)
         if self._critic:
             await self._critic.save(folder)
         export = self._exports.folder_of(step) if self._exports else None
         await self._all("save", folder, progress, export)
-        self._delete_old()
+        checkpoints.delete_old(self._folder, self._keep)
 
     async def finish_saving(self) -> None:
         await self._all("finish_saving")
         if self._critic:
             await self._critic.finish_saving()
-        self._delete_old()
-
-    def _delete_old(self) -> None:
-        """Only whole ones count, so the newest whole one always stays."""
-        for old in whole_checkpoints(self._folder)[: -self._keep]:
-            shutil.rmtree(old.folder)
-            shutil.rmtree(critic_part(old.folder), ignore_errors=True)  # most have none
+        checkpoints.delete_old(self._folder, self._keep)
 
     async def export(self, folder: Path) -> None:
         await self._all("export", folder)
@@ -262,30 +254,3 @@ class Exports:
         """Where the model of a step goes; None: there is none, or it is there already."""
         folder = self.folder / f"step_{step:06d}"
         return None if step % self.every or folder.exists() else folder
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A whole checkpoint of a run."""
-
-    step: int
-    folder: Path
-    progress: Mapping[str, Any]
-    """Of the controller: where the prompt source stands, what shaping and estimator remember."""
-
-
-def whole_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Committed checkpoints of a run, oldest first. What a kill left half-written is passed over."""
-    found = []
-    for path in sorted(folder.glob("step_*")):
-        with contextlib.suppress(CheckpointError, ValueError):
-            facts = committed.read(path)
-            if facts.get("critic_apart"):
-                committed.read(critic_part(path))
-            found.append(Checkpoint(int(path.name.removeprefix("step_")), path, facts["progress"]))
-    return found
-
-
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The one to resume from."""
-    return next(reversed(whole_checkpoints(folder)), None)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from checkpoint_values import flip_a_byte
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -185,6 +187,25 @@ def test_a_run_killed_after_a_checkpoint_resumes_bit_for_bit(whole: Path, folder
         assert step_values(killed, name) == step_values(whole, name)
     exported = "export/model.safetensors"
     assert (killed / exported).read_bytes() == (whole / exported).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_neither_resumed_nor_exported(whole: Path, folder: Path) -> None:
+    spoilt = shutil.copytree(whole, folder / "runs" / "spoilt")
+    shutil.rmtree(spoilt / "export")
+    file = spoilt / "checkpoints" / "step_000004" / "policy.00001.safetensors"
+    flip_a_byte(file)
+    named = hybridrl(folder, "export", "runs/spoilt", "--step", "4", "--to", "never")
+    assert named.returncode == 2 and f"{file.name} is damaged" in " ".join(named.stdout.split())
+    newest = hybridrl(folder, "export", "runs/spoilt", "--to", "before")
+    assert newest.returncode == 0 and "the policy of step 2" in newest.stdout
+    for out in (newest.stdout, finish(launch(folder, "run.name=spoilt", "--resume"))):
+        assert "passed over, step 2 is taken instead" in " ".join(out.split())
+    for name in ("actor/grad_norm", "actor/loss", "actor/entropy"):
+        assert step_values(spoilt, name) == step_values(whole, name)
+    exported = "export/model.safetensors"
+    assert (spoilt / exported).read_bytes() == (whole / exported).read_bytes()
+    assert (spoilt / "checkpoints" / "step_000004.damaged" / file.name).exists()
 
 
 @pytest.mark.slow

@@ -7,16 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoint_values import flip_a_byte
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 pytestmark = pytest.mark.slow
 
 
-def train(folder: Path, command: str, config: str, *arguments: str) -> None:
+def train(folder: Path, command: str, config: str, *arguments: str) -> str:
     line = [sys.executable, "-m", "hybridrl", command, str(CONFIGS / config), *arguments]
     done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def metrics(run: Path, kind: str) -> dict[int, dict]:
@@ -46,6 +48,20 @@ def test_a_resumed_fine_tuning_is_the_uninterrupted_one(tmp_path: Path) -> None:
     for step in (4, 5, 6):
         for name in ("train/loss", "train/grad_norm"):
             assert metrics(cut, "step")[step][name] == metrics(whole, "step")[step][name]
+
+
+def test_a_fine_tuning_goes_on_from_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:
+    few = ("run.save_every=2", "run.evaluate_every=0", "run.name=sft", "run.export=false")
+    few += ("actor.optimizer={lr: 1.0e-3}",)
+    train(tmp_path, "sft", "sft_arithmetic.yaml", *few, "run.steps=4")
+    run = tmp_path / "runs/sft"
+    before = metrics(run, "step")[4]["train/loss"]
+    flip_a_byte(run / "checkpoints/step_000004/policy.00000.safetensors")
+    out = train(tmp_path, "sft", "sft_arithmetic.yaml", *few, "run.steps=6", "--resume")
+    assert "passed over, step 2 is taken instead" in " ".join(out.split())
+    assert metrics(run, "step")[4]["train/loss"] == before
+    kept = {"step_000004", "step_000006", "step_000004.damaged"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept
 
 
 def test_a_reward_model_prefers_the_right_answer(tmp_path: Path) -> None:

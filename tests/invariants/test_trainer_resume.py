@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trainer_scenarios as scenarios
 import trainer_values as values
+from checkpoint_values import flip_a_byte
 from trainer_ranks import on_ranks
 
 from hybridrl.config.schema import AlgorithmConfig
@@ -75,7 +76,7 @@ def test_a_checkpoint_is_never_overwritten(resumed) -> None:
 
 def test_damaged_and_foreign_checkpoints_are_refused_and_change_nothing(model, tmp_path) -> None:
     on_ranks(1, scenarios.resume, model, (1, 1, 1), tmp_path / "whole")
-    damaged = {name: tmp_path / name for name in ("uncommitted", "missing", "cut", "old", "small")}
+    damaged = {name: tmp_path / name for name in ("uncommitted", "missing", "cut", "flipped", "old", "small")}
     for path in damaged.values():
         shutil.copytree(tmp_path / "whole", path)
     (damaged["uncommitted"] / "COMMITTED").unlink()
@@ -83,6 +84,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_change_nothing(model, t
     (damaged["missing"] / data).unlink()
     with (damaged["cut"] / data).open("r+b") as file:
         file.truncate(1000)
+    flip_a_byte(damaged["flipped"] / data)
     change_record(damaged["old"], lambda record: record.pop("format"))
     change_record(damaged["small"], lambda record: shrink(record["parts"]["policy"]["layout"]["spec"]))
 
@@ -91,6 +93,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_change_nothing(model, t
         ["no COMMITTED"],
         [data, "missing"],
         [data, "1000 bytes"],
+        [data, "is damaged"],
         ["format 1", "reads 2"],
         ["policy with other parameters", "model.path"],
         ["holds policy", "trains critic, policy"],
@@ -103,6 +106,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_change_nothing(model, t
 def change_record(checkpoint: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads((checkpoint / "COMMITTED").read_text())
     change(record)
+    del record["record_crc32"]  # as older records have none
     (checkpoint / "COMMITTED").write_text(json.dumps(record))
 
 

@@ -1,7 +1,8 @@
 """Checkpoints of model, optimizer, schedule and random state; ranks that are cut in any way can read them.
 
 Each rank writes the stretches of parameters and moments that its optimizer keeps, in fp32, into FOLDER.tmp
-(reshard/rank_files.py). Rank 0 waits for the files of all and commits (trainer/committed.py).
+(reshard/rank_files.py), and reads its file back. Rank 0 waits for the files of all and commits
+(trainer/committed.py).
 Who waits for whom: rank 0 makes the folder, all wait. From there on nobody waits but rank 0's writer, which
 may be a thread beside the training.
 """
@@ -66,7 +67,7 @@ class Saver:
 
         Raises:
             CheckpointError: the folder exists; nothing was written.
-            ResourceError, DeadlineError: the one before could not be written.
+            CheckpointError, ResourceError, DeadlineError: the one before could not be written.
         """
         self.finish()
         if folder.exists():
@@ -88,7 +89,7 @@ class Saver:
         """Returns when the last checkpoint is there.
 
         Raises:
-            ResourceError, DeadlineError: it could not be written.
+            CheckpointError, ResourceError, DeadlineError: it could not be written.
         """
         self._background.finish()
         dist.barrier()
@@ -96,7 +97,8 @@ class Saver:
     def raise_failure(self) -> None:
         """
         Raises:
-            ResourceError, DeadlineError: the writer has failed since the last call. Waits for nothing.
+            CheckpointError, ResourceError, DeadlineError: the writer has failed since the last call. Waits
+                for nothing.
         """
         self._background.raise_failure()
 
@@ -184,8 +186,8 @@ def restore(
         Its commit record, and what a person is to be told about the difference.
 
     Raises:
-        CheckpointError: it is not whole, of another model or format, or something else was trained; nothing
-            was changed.
+        CheckpointError: it is not whole, damaged, of another model or format, or something else was trained;
+            nothing was changed.
     """
     record = check(folder, layout, parts)
     rank = dist.get_rank()
@@ -209,12 +211,16 @@ def restore(
 
 
 def check(folder: Path, layout: MegatronLayout, parts: Parts) -> dict[str, Any]:
-    """The commit record of a checkpoint that fits.
+    """The commit record of a checkpoint that fits. Ranks share the reading of its files. *Collective*.
 
     Raises:
-        CheckpointError: as `restore`.
+        CheckpointError: as `restore`; on every rank.
     """
     record = committed.read(folder)
+    found: list[list[str]] = [[]] * dist.get_world_size()
+    share = committed.flaws(folder, record, rank=dist.get_rank(), num_ranks=len(found))
+    dist.all_gather_object(found, share)
+    committed.refuse_flawed(folder, [flaw for of_rank in found for flaw in of_rank])
     committed.refuse_other_format(folder, record)
     if record["parts"].keys() != parts.keys():
         held, trained = (", ".join(sorted(names)) for names in (record["parts"], parts))

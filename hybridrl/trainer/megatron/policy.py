@@ -201,9 +201,10 @@ class MegatronPolicy:
 
         Raises:
             CheckpointError: the folder exists.
-            ResourceError, DeadlineError: it, or the one before, could not be written.
+            CheckpointError, ResourceError, DeadlineError: it, or the one before, could not be written.
         """
-        then = partial(export_checkpoint, folder, export, self._setup.model_folder) if export else None
+        source = self._setup.model_folder
+        then = partial(export_checkpoint, folder, export, source, verified=True) if export else None
         with cpu.scope(), self._offload.at_home():
             facts = {**(facts or {}), "coefficients": self._coefficients.state_dict()}
             self._saver.save(folder, self._trained, facts, then)
@@ -212,7 +213,7 @@ class MegatronPolicy:
         """Returns when the last checkpoint is there.
 
         Raises:
-            ResourceError, DeadlineError: it could not be written.
+            CheckpointError, ResourceError, DeadlineError: it could not be written.
         """
         self._saver.finish()
 
@@ -224,7 +225,7 @@ class MegatronPolicy:
             What a person is to be told, where the checkpoint was made by ranks that were cut in another way.
 
         Raises:
-            CheckpointError: it is not whole, or of another model, or something else was trained.
+            CheckpointError: it is not whole, damaged, or of another model, or something else was trained.
         """
         with cpu.scope(), self._offload.at_home():
             facts, notes = checkpoint.restore(folder, self.layout, self._trained, self._setup.seed)

@@ -118,7 +118,7 @@ class MegatronSupervised:
         """Continue from a checkpoint as if there had been no interruption.
 
         Raises:
-            CheckpointError: it is not whole.
+            CheckpointError: it is not whole, damaged, or of another model.
         """
         with cpu.scope():
             checkpoint.restore(folder, self.layout, self._trained, self._setup.seed)

@@ -2,41 +2,26 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from layout_values import held_by
-from model_values import tiny
+from checkpoint_values import DAMAGE, FILE, LAYOUT, flip_a_byte, write_checkpoint
+from model_values import FAMILIES, tiny
 
 from hybridrl.errors import CheckpointError
+from hybridrl.layout.adapters import AdapterLayout, present
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.reshard.rank_files import Kept, collect, write
 from hybridrl.trainer import committed
 
-LAYOUT = MegatronLayout(tiny(), tp=2)
-PARTS = {"policy": {"layout": asdict(LAYOUT), "progress": {}}}
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
 """Python tells of these before it does them."""
-
-
-def write_checkpoint(folder: Path) -> None:
-    """As the trainer's ranks do, one after the other."""
-    unfinished = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for rank, tensors in enumerate(held_by(LAYOUT)):
-        kept = [Kept(name, 0, {"weights": tensor.flatten()}) for name, tensor in tensors.items()]
-        write(unfinished, "policy", rank, kept, {})
-    files = collect(unfinished, "policy", LAYOUT.world_size)
-    assert files is not None
-    committed.commit(unfinished, folder, {"parts": PARTS}, files)
 
 
 def is_killed_at(moment: int, work: Callable[[], None]) -> bool:
@@ -85,15 +70,77 @@ def test_every_format_but_this_one_is_refused_by_its_number(tmp_path: Path) -> N
         committed.refuse_other_format(tmp_path / "now", old)
 
 
-def test_a_damaged_byte_is_found_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_named(tmp_path: Path, kind: str) -> None:
     write_checkpoint(tmp_path / "now")
     committed.verify(tmp_path / "now")
-    with (tmp_path / "now" / "policy.00001.safetensors").open("r+b") as file:
-        file.seek(-2, os.SEEK_END)
-        file.write(b"?")
-    committed.read(tmp_path / "now")  # its size is right
-    with pytest.raises(CheckpointError, match="policy.00001.safetensors is damaged"):
+    spoil, reason = DAMAGE[kind]
+    spoil(tmp_path / "now" / FILE)
+    with pytest.raises(CheckpointError, match=f"{FILE} {reason.split(':')[0]}|{FILE} has .* {reason}"):
         committed.verify(tmp_path / "now")
+
+
+def test_ranks_that_share_the_reading_find_what_one_finds(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "now")
+    flip_a_byte(tmp_path / "now" / FILE)
+    record = committed.read(tmp_path / "now")  # its size is right
+    shares = [committed.flaws(tmp_path / "now", record, rank=rank, num_ranks=3) for rank in range(3)]
+    assert sum(shares, []) == committed.flaws(tmp_path / "now", record) != []
+
+
+def test_a_record_that_says_something_else_than_was_written_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "now", {"progress": {"prompts": 1234}})
+    path = tmp_path / "now" / committed.RECORD
+    path.write_text(path.read_text().replace("1234", "1235"))
+    with pytest.raises(CheckpointError, match="COMMITTED is damaged"):
+        committed.read(tmp_path / "now")
+
+
+def test_a_file_without_a_checksum_gets_one_and_a_lost_one_stops_the_commit(tmp_path: Path) -> None:
+    for name in ("beside", "lost"):
+        (tmp_path / f"{name}.tmp").mkdir()
+        (tmp_path / f"{name}.tmp" / "notes").write_text("some")
+    committed.commit(tmp_path / "beside.tmp", tmp_path / "beside", {}, {})
+    flip_a_byte(tmp_path / "beside" / "notes")
+    with pytest.raises(CheckpointError, match="notes is damaged"):
+        committed.verify(tmp_path / "beside")
+    with pytest.raises(CheckpointError, match="policy.0 went missing"):
+        committed.commit(tmp_path / "lost.tmp", tmp_path / "lost", {}, {"policy.0": 1})
+    assert not (tmp_path / "lost").exists()
+
+
+def test_what_reads_back_otherwise_than_it_was_written_is_never_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path / "step_1")
+    flush = os.fsync
+
+    def failing_disk(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == FILE:
+            flip_a_byte(path)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing_disk)
+    with pytest.raises(CheckpointError, match="reads back otherwise than it was written"):
+        write_checkpoint(tmp_path / "step_2")
+    assert not (tmp_path / "step_2").exists()
+    committed.verify(tmp_path / "step_1")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["vocabulary", "value"])
+def test_a_model_of_any_family_is_known_again(family: str, head: Literal["vocabulary", "value"]) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "long_factor": [1.0, 2.0]}
+    model = replace(tiny(family), rope_scaling=scaling, windowed_layers=(0, 2), tied=False, head=head)
+    whole = MegatronLayout(model, tp=2)
+    targets = present(model)
+    adapters = [AdapterLayout.on(whole, rank=4, alpha=8.0, targets=targets)] if targets else []
+    for layout in (whole, *adapters):
+        facts = json.loads(json.dumps({"parts": {"policy": {"layout": asdict(layout)}}}))
+        committed.refuse_other_model(Path("now"), facts, model)
+        with pytest.raises(CheckpointError, match="hidden_size is 6 there, 8 here"):
+            committed.refuse_other_model(Path("now"), facts, replace(model, hidden_size=8))
 
 
 def test_the_layout_of_its_ranks_comes_back(tmp_path: Path) -> None:

@@ -1,19 +1,19 @@
 """A checkpoint becomes a model folder without its ranks."""
 
 import json
-from dataclasses import asdict
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from layout_values import held_by
+from checkpoint_values import flip_a_byte, write_checkpoint
 from model_values import hf_tensors, tiny
 from safetensors.torch import load_file, save_file
 
 from hybridrl.errors import CheckpointError, RunFolderError
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.reshard.rank_files import Kept, collect, write
 from hybridrl.trainer import committed
+from hybridrl.trainer.adapters import write_peft
 from hybridrl.trainer.export import export
 
 BIAS = "mlp.gate.e_score_correction_bias"
@@ -25,16 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     bf16 but for that bias."""
     folder = tmp_path_factory.mktemp("run")
     layout = MegatronLayout(tiny("deepseek_v3", dtype="bfloat16"), tp=2, pp=2, ep=2, dp=2)
-    unfinished, first = folder / "step.tmp", set()
-    unfinished.mkdir()
-    for rank, tensors in enumerate(held_by(layout)):
-        shards = layout.shards(rank)
-        own = {name: tensor for name, tensor in tensors.items() if shards[name] not in first}
-        first |= set(shards.values())
-        kept = [Kept(name, 0, {"weights": tensor.flatten()}) for name, tensor in own.items()]
-        write(unfinished, "policy", rank, kept, {})
-    files = collect(unfinished, "policy", layout.world_size) or {}
-    committed.commit(unfinished, folder / "step", {"parts": {"policy": {"layout": asdict(layout)}}}, files)
+    write_checkpoint(folder / "step", layout=layout)
     (folder / "source").mkdir()
     source = {
         name: tensor if BIAS in name else tensor.bfloat16()
@@ -72,4 +63,15 @@ def test_nothing_is_written_over_and_nothing_unfinished_is_read(folders, tmp_pat
     (tmp_path / "cut").mkdir()
     with pytest.raises(CheckpointError, match="no COMMITTED"):
         export(tmp_path / "cut", tmp_path / "model", source)
+    assert not (tmp_path / "model").exists()
+
+
+def test_nothing_is_made_of_a_damaged_checkpoint(folders, tmp_path: Path) -> None:
+    checkpoint, source = folders
+    damaged = shutil.copytree(checkpoint, tmp_path / "damaged")
+    file = sorted(damaged.glob("policy.*"))[0]
+    flip_a_byte(file)
+    for made_of in (export, write_peft):
+        with pytest.raises(CheckpointError, match=f"{file.name} is damaged"):
+            made_of(damaged, tmp_path / "model", source)
     assert not (tmp_path / "model").exists()
