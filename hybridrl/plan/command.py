@@ -59,7 +59,10 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     wrong = [error for error in check(loaded, world) if not isinstance(error, DataError)]
     refuse(wrong + list(_unknown_plugins(loaded)))
     gpu = _gpu_with_fp8(loaded, machine)
-    setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
+    try:
+        setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
+    except HybridRLError as error:
+        raise loaded.locate(error) from error
     if gpu and request.gpus:
         setting = _on_gpus(setting, request.gpus, loaded)
     refusal = _refusal(loaded, setting, machine)
@@ -223,7 +226,7 @@ def machine_bytes(setting: Setting) -> float:
 
 
 def _unknown_plugins(loaded: LoadedConfig) -> Iterator[HybridRLError]:
-    """Names of the algorithm that have no file; what is inside is for a launch to check, with torch."""
+    """Names of the algorithm that have no file; options are for a launch to check, with torch."""
     algorithm = loaded.config.algorithm
     named = {
         "algorithm.estimator": ("estimators", algorithm.estimator.name),
