@@ -51,6 +51,22 @@ def find(package: str, name: str, *, where: str = "", key: str = "") -> Callable
     """
     if ":" in name:
         return _outside(name, where, key or where)
+    check_name(package, name, where=where)
+    plugins = vars(importlib.import_module(f"{package}.{name}"))
+    marked = [v for v in plugins.values() if getattr(v, _MARK, (None, None))[1] == name]
+    if not marked:
+        raise ConfigError(
+            f"{package}.{name} registers nothing as {name!r}", where=where, fix="add @register(kind, name)"
+        )
+    return marked[0]
+
+
+def check_name(package: str, name: str, *, where: str = "") -> None:
+    """Refuse a name that no file in a package has, without importing any; arguments as `find`.
+
+    Raises:
+        ConfigError: names the nearest ones.
+    """
     known = names(package)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
@@ -59,13 +75,6 @@ def find(package: str, name: str, *, where: str = "", key: str = "") -> Callable
             where=where,
             fix=f"use one of {', '.join(near)}, or module:Name",
         )
-    plugins = vars(importlib.import_module(f"{package}.{name}"))
-    marked = [v for v in plugins.values() if getattr(v, _MARK, (None, None))[1] == name]
-    if not marked:
-        raise ConfigError(
-            f"{package}.{name} registers nothing as {name!r}", where=where, fix="add @register(kind, name)"
-        )
-    return marked[0]
 
 
 def module(package: str, name: str, *, what: str) -> ModuleType:

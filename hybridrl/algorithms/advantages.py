@@ -9,16 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hybridrl.algorithms.base import (
-    TOKEN_COLUMNS,
-    Advantage,
-    AdvantageEstimator,
-    Column,
-    Reduce,
-    Tokens,
-    argument,
-)
+from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Reduce, Tokens
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
 from hybridrl.algorithms.groups import check_rewards
+from hybridrl.algorithms.needs import inner_columns, takes_token_rewards, token_reward_columns
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.sequences import at_last_token, masked, sequence_sum
 from hybridrl.config.schema import AlgorithmConfig
@@ -46,10 +40,9 @@ def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
             where="algorithm.kl.in",
             fix="use in: loss",
         )
-    per_token = getattr(inner, "per_token", False)
-    if not in_reward and not per_token and "token_reward" not in inner.needs:
-        return inner
     kl = build("kl", config.kl.estimator, {}, where="algorithm.kl.estimator")
+    if not takes_token_rewards(inner, kl if in_reward else None):
+        return inner
     return WithTokenRewards(inner, kl, config.kl.coefficient if in_reward else 0.0)
 
 
@@ -67,10 +60,7 @@ class WithTokenRewards:
 
     @property
     def needs(self) -> frozenset[Column]:
-        """old_logp is always among them: a token column is what sends an estimator to the data-parallel
-        ranks."""
-        penalty = self.kl.needs | {"ref_logp"} if self.kl_coefficient else frozenset()
-        return frozenset(self._columns | penalty | {"old_logp"})
+        return token_reward_columns(self.inner, self.kl if self.kl_coefficient else None)
 
     def check_parts(self, count: int) -> None:
         """As that of the inner estimator, if it has one."""
@@ -80,7 +70,7 @@ class WithTokenRewards:
     @property
     def _columns(self) -> frozenset[Column]:
         """Of the inner estimator, less the one made here."""
-        return getattr(self.inner, "token_needs", self.inner.needs) - {"token_reward"}
+        return inner_columns(self.inner)
 
     def __call__(
         self, reward_N: Tensor, group_N: Tensor, tokens: Tokens, reduce: Reduce, **columns: Tensor

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.algorithms.declared import folder, parents, plugin_class
 from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.config.presets import PRESETS
 from hybridrl.errors import ConfigError
@@ -75,7 +75,7 @@ class Entry:
 def entries(kind: str | None = None) -> list[Entry]:
     """Every plug-in of the project, in the order of TITLES and then of names."""
     kinds = [kind] if kind else list(TITLES)
-    return [_entry(k, path) for k in kinds for path in sorted(_folder(k).glob("*.py")) if path.stem[0] != "_"]
+    return [_entry(k, path) for k in kinds for path in sorted(folder(k).glob("*.py")) if path.stem[0] != "_"]
 
 
 def listing() -> dict[str, Any]:
@@ -140,15 +140,11 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def _folder(kind: str) -> Path:
-    return Path(__file__).parent / PACKAGES[kind].rpartition(".")[2]
-
-
 def _entry(kind: str, path: Path) -> Entry:
     tree = ast.parse(path.read_text("utf-8"))
     head = ast.get_docstring(tree) or ""
     fields = {name.lower(): _field(head, name) for name in _FIELDS}
-    plugin = _plugin(tree, path)
+    plugin = plugin_class(tree, path)
     about = ast.get_docstring(plugin) or ""
     return Entry(
         kind,
@@ -171,24 +167,11 @@ def _line(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _plugin(tree: ast.Module, path: Path) -> ast.ClassDef:
-    """The class that is registered under the file's name."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and any(
-            f"({path.stem!r})" in ast.unparse(d) for d in node.decorator_list
-        ):
-            return node
-    raise AssertionError(f"{path} registers nothing under its own name")
-
-
 def _options(plugin: ast.ClassDef, path: Path) -> tuple[Option, ...]:
     """Fields of the dataclass; of those that it inherits from another plug-in, too."""
     found = {}
-    for base in plugin.bases:
-        for sibling in sorted(path.parent.glob("*.py")):
-            tree = ast.parse(sibling.read_text("utf-8"))
-            parents = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == ast.unparse(base)]
-            found.update({option.name: option for parent in parents for option in _options(parent, sibling)})
+    for parent, sibling in parents(plugin, path):
+        found.update({option.name: option for option in _options(parent, sibling)})
     for node, after in zip(plugin.body, [*plugin.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and not _is_internal(node):
             about = (

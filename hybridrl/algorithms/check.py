@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, AdvantageEstimator, Known, OneRank, Reduce
+from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, OneRank, Reduce
+from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch, run_ranks
 from hybridrl.config.schema import AlgorithmConfig

@@ -3,8 +3,8 @@ docs/algorithms.md"""
 
 from collections.abc import Iterator
 
-from hybridrl.algorithms.base import SCALARS, TOKENS
 from hybridrl.algorithms.catalog import CONFIG_KEYS, TITLES, Entry, entries, flat
+from hybridrl.algorithms.columns import SCALARS, TOKENS
 from hybridrl.algorithms.guards import GUARDS
 from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.config.compatibility import COMPATIBILITY
@@ -111,6 +111,8 @@ A policy loss gives one loss per token; masking, aggregation, corrections and KL
 
     algorithm: {{loss: "my_lab.hinge_loss:HingeLoss"}}
 
+`needs` may be a property, where the columns depend on options. In a file of the project it is then one
+expression over them: `hybridrl plan` reads it without torch. A class from outside is imported and asked.
 `needs` may name the columns below. With scalar columns only, an estimator runs on the controller over the
 whole batch; with a token column it runs on every data-parallel rank and is called with `tokens` and `reduce`
 as well (`hybridrl/algorithms/base.py`). Code that cannot run (it does not import, does not take its columns,

@@ -11,17 +11,9 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms import mismatch
-from hybridrl.algorithms.base import (
-    TOKEN_COLUMNS,
-    Column,
-    Known,
-    Metrics,
-    Prepared,
-    Reduce,
-    Tokens,
-    Totals,
-    argument,
-)
+from hybridrl.algorithms.base import Known, Metrics, Prepared, Reduce, Tokens, Totals
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
+from hybridrl.algorithms.needs import objective_columns, objective_makes, replaces_old_logp
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.ratios import log_ratio
 from hybridrl.algorithms.selection import largest_share
@@ -59,15 +51,9 @@ class Objective:
 
     @property
     def columns(self) -> frozenset[Column]:
-        """Token columns to call it with, and to prepare from.
-
-        old_logp is among them because the first ratio is checked to be 1, unless the engine's stands for it.
-        """
-        kl = self.kl.needs | {"ref_logp"} if self.has_kl else frozenset()
-        rollout = {"rollout_logp"} if self.corrections else frozenset()
-        entropy = {"old_entropy"} if self.entropy_top_share < 1 else frozenset()
-        wanted = self.loss.needs - self._loss_makes | kl | rollout | entropy | {"old_logp"}
-        return frozenset(wanted - {"old_logp"} if self.bypass else wanted)
+        """Token columns to call it with, and to prepare from."""
+        kl = self.kl if self.has_kl else None
+        return objective_columns(self.loss, kl, self.corrections, self.entropy_top_share)
 
     @property
     def prepares(self) -> bool:
@@ -80,13 +66,12 @@ class Objective:
 
     @property
     def _makes(self) -> frozenset[Column]:
-        weighs = bool(self.corrections) or self.entropy_top_share < 1
-        return self._loss_makes | ({"weight"} if weighs else frozenset())
+        return objective_makes(self.loss, self.corrections, self.entropy_top_share)
 
     @property
     def bypass(self) -> bool:
         """The engine's log-probabilities stand for old_logp: the first ratio is then not exactly 1."""
-        return any(getattr(c, "replaces_old_logp", False) for c in self.corrections)
+        return replaces_old_logp(self.corrections)
 
     def prepare(self, known: Known, reduce: Reduce) -> Prepared:
         """Columns that depend on the whole batch, to be passed in every call beside `columns`. *Collective*.

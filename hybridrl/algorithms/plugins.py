@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from hybridrl import registry
-from hybridrl.algorithms.base import SCALAR_COLUMNS, TOKEN_COLUMNS
+from hybridrl.algorithms.columns import SCALAR_COLUMNS, TOKEN_COLUMNS
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.errors import ConfigError
 from hybridrl.outside import Guarded, is_outside, user_code

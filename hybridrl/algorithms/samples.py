@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridrl.algorithms.base import TOKEN_COLUMNS, Tokens, Totals, argument
+from hybridrl.algorithms.base import Tokens, Totals
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, argument
 
 _OTHER_TOKEN_COLUMNS = frozenset({"advantage", "logp", "entropy"})
 

@@ -19,6 +19,12 @@ class Preset:
     algorithm: Mapping[str, Any]
     """Keys of the section `algorithm`."""
 
+    samples_per_prompt: int = 8
+    """Answers to a prompt in a first config; 1 where the paper's baseline is not the group."""
+
+    has_teacher: bool = False
+    """A config with it names algorithm.teacher."""
+
 
 _CLIP = {"name": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2}
 
@@ -48,6 +54,7 @@ _PAPERS: Mapping[str, Preset] = {
             "aggregate": "token_mean",
             "kl": {"estimator": "k1", "in": "reward"},
         },
+        samples_per_prompt=1,
     ),
     "reinforce_plus_plus_baseline": Preset(
         "group mean as baseline, then whitened over the batch, KL (k2) in the loss, arXiv:2501.03262",
@@ -171,6 +178,7 @@ _PAPERS: Mapping[str, Preset] = {
     "ppo": Preset(
         "GAE with a value function, arXiv:1707.06347",
         {"estimator": {"name": "gae"}, "loss": _CLIP, "aggregate": "token_mean"},
+        samples_per_prompt=1,
     ),
     "vapo": Preset(
         "length-adaptive GAE, higher upper clip, likelihood loss on solved answers, arXiv:2504.05118",
@@ -179,10 +187,12 @@ _PAPERS: Mapping[str, Preset] = {
             "loss": {"name": "vapo"},
             "aggregate": "token_mean",
         },
+        samples_per_prompt=1,
     ),
     "remax": Preset(
         "greedy answer as baseline, arXiv:2310.10505",
         {"estimator": {"name": "remax"}, "loss": {"name": "reinforce"}, "aggregate": "seq_mean_token_sum"},
+        samples_per_prompt=1,
     ),
     "prime": Preset(
         "implicit process rewards beside the outcome, arXiv:2502.01456; options in algorithm.process_model",
@@ -207,6 +217,7 @@ _PAPERS: Mapping[str, Preset] = {
     "distillation": Preset(
         "a teacher's log-probabilities as advantages, arXiv:2601.02780",
         {"estimator": {"name": "distillation"}, "loss": {"name": "reinforce"}, "aggregate": "token_mean"},
+        has_teacher=True,
     ),
 }
 

@@ -9,9 +9,6 @@ from hybridrl.config.presets import PRESETS
 from hybridrl.config.rules.data import has_chat_template
 from hybridrl.errors import ConfigError
 
-_ONE_SAMPLE = {"ppo", "vapo", "reinforce_plus_plus", "remax"}
-"""Papers that sample one answer to a prompt: their baseline is not the group."""
-
 _COMMENT_AT = 52
 
 
@@ -33,7 +30,7 @@ class Answers:
     prompt_field: str = "prompt"
     answer_field: str = "answer"
     teacher: str | None = None
-    """Model folder; the preset distillation needs it."""
+    """Model folder, for a preset that has one."""
 
 
 def check_algorithm(name: str) -> None:
@@ -54,8 +51,8 @@ def starter(answers: Answers, run_name: str) -> str:
         ConfigError: there is no such algorithm, or it needs an answer that is not given.
     """
     check_algorithm(answers.algorithm)
-    if answers.algorithm == "distillation" and answers.teacher is None:
-        raise ConfigError("algorithm distillation learns from a teacher", fix="--teacher FOLDER")
+    if PRESETS[answers.algorithm].has_teacher and answers.teacher is None:
+        raise ConfigError(f"algorithm {answers.algorithm} learns from a teacher", fix="--teacher FOLDER")
     rows = [
         (f"# {PRESETS[answers.algorithm].about}", ""),
         (f"model: {_text(answers.model)}", "folder, or name on the Hugging Face hub"),
@@ -82,7 +79,7 @@ Rows = list[tuple[str, str]]
 
 
 def _algorithm(answers: Answers) -> Rows:
-    samples = 1 if answers.algorithm in _ONE_SAMPLE else 8
+    samples = PRESETS[answers.algorithm].samples_per_prompt
     teacher = [(f"  teacher: {_text(answers.teacher)}", "of the same sizes")] if answers.teacher else []
     return [
         ("algorithm:", ""),

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import TOKEN_COLUMNS, AdvantageEstimator, Column, argument
+from hybridrl.algorithms.base import AdvantageEstimator
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
 from hybridrl.algorithms.guards import Finding, check_centred, check_groups, check_length_correlation, stop
+from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
 from hybridrl.batch import Batch
 from hybridrl.config.schema import AlgorithmConfig
@@ -176,7 +178,7 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
     known = CONTROLLER_COLUMNS.keys() | (TRAINER_COLUMNS if per_token else frozenset())
     _refuse_unknown(estimator - known, "the estimator", "algorithm.estimator")
     _refuse_unknown(shaping - CONTROLLER_COLUMNS.keys(), "the shaping", "algorithm.shaping")
-    _check_teacher(algorithm, asked="teacher_logp" in estimator)
+    _check_teacher(algorithm, asked="teacher" in Needs.of(algorithm).models)
     if algorithm.drop_truncated and per_token:
         raise ConfigError(
             f"drop_truncated leaves answers out, but {algorithm.estimator.name} needs the tokens of all",
@@ -195,16 +197,17 @@ def _unfit_parts(estimator: Any, count: int) -> str | None:
 
 
 def _check_teacher(algorithm: AlgorithmConfig, *, asked: bool) -> None:
-    name, teacher = algorithm.estimator.name, algorithm.teacher
+    teacher = algorithm.teacher
+    names = f"estimator {algorithm.estimator.name}, loss {algorithm.loss.name}"
     if asked and teacher is None:
         raise ConfigError(
-            f"estimator {name} learns from a teacher, but algorithm.teacher is not set",
+            f"the algorithm learns from a teacher ({names}), but algorithm.teacher is not set",
             where="algorithm.teacher",
             fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes",
         )
     if teacher is not None and not asked:
         raise ConfigError(
-            f"algorithm.teacher = {teacher} is not asked by estimator {name}",
+            f"algorithm.teacher = {teacher} is not asked ({names})",
             where="algorithm.teacher",
             fix="use estimator distillation, or leave the teacher out",
         )

@@ -85,6 +85,12 @@ _B200 = GPUModel(
 GPUS = {"a100-40": _A100_40, "a100": _A100, "h100": _H100, "h200": _H200, "b200": _B200}
 
 
+def only_memory(name: str, memory_bytes: int) -> GPUModel:
+    """A GPU of which nothing is known but its memory: it has no time model."""
+    rates = ("flops", "fp8_flops", "hbm_bytes_s", "nvlink_bytes_s", "network_bytes_s", "host_bytes_s")
+    return GPUModel(name=name, memory_bytes=memory_bytes, **dict.fromkeys(rates, 0.0))
+
+
 def recognise(name: str, memory_bytes: int) -> GPUModel:
     """The model of a GPU that a driver names, as in "NVIDIA H100 80GB HBM3".
 

@@ -225,6 +225,29 @@ def phases(setting: Setting) -> Iterator[Phase]:
                 yield scoring(setting, stage)
 
 
+def on_cpu(setting: Setting) -> Phase:
+    """On a machine without GPUs all ranks and engines are in one memory, at the same time."""
+    engines = setting.num_engines * setting.engine.tp
+    groups = [_all_ranks(group) for group in _groups(setting)]
+    return Phase(
+        name="the machine",
+        **{part: sum(getattr(group, part) for group in groups) for part in _OF_RANKS},
+        engine=engines * engine_weights(setting),
+        kv=engines * kv_bytes(setting),
+    )
+
+
+def least(setting: Setting) -> Phase:
+    """The fullest moment of a GPU, or of the machine without GPUs, in what is certain before a run:
+    activations, and a key-value cache whose size is not set, come on top."""
+    whole = [on_cpu(setting)] if setting.gpu is None else phases(setting)
+    cache = {} if setting.kv_cache_tokens is not None else {"kv": 0.0}
+    return max(
+        (replace(phase, activations=0.0, staging=0.0, **cache) for phase in whole),
+        key=lambda phase: phase.peak,
+    )
+
+
 def host_bytes(setting: Setting) -> float:
     """Of a node, beside its processes: what leaves its GPUs while engines generate, the tokens of a step."""
     held = resident(setting, 0)
@@ -249,6 +272,9 @@ def least_training(setting: Setting) -> float:
 _CPU_CACHE_TOKENS = 65536
 """What rollout.kv_cache_tokens is on CPU where nobody sets it."""
 
+_OF_RANKS = ("weights", "gradients", "optimizer", "activations")
+"""Parts of a phase that trainer ranks hold."""
+
 _TOKEN_BYTES = 4 + 4 + 1 + 4
 """Token, rollout_logp, loss mask and version."""
 
@@ -262,6 +288,22 @@ def _trainer_phase(setting: Setting, name: str, held: Resident, activations: flo
         activations=activations,
         engine=engine_weights(setting) if setting.gpu else 0.0,
     )
+
+
+def _groups(setting: Setting) -> Iterator[Setting]:
+    """The actor's ranks with the models that are on them, and every group of ranks beside these."""
+    trained = tuple(role for role in setting.trained if not setting.is_apart(role))
+    frozen = tuple(role for role in setting.frozen if not setting.is_apart(role))
+    yield replace(setting, trained=trained, frozen=frozen)
+    yield from (setting.alone(role) for role in _held(setting) if setting.is_apart(role))
+
+
+def _all_ranks(setting: Setting) -> Phase:
+    """Of one group of ranks, the fullest moments of all."""
+    fullest = training if setting.trained else logprobs
+    stages = [fullest(setting, stage) for stage in range(setting.train.pp)]
+    ranks = setting.train.num_ranks // setting.train.pp
+    return Phase(name="ranks", **{part: ranks * sum(getattr(s, part) for s in stages) for part in _OF_RANKS})
 
 
 def _held(setting: Setting) -> list[Role]:

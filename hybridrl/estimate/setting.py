@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
+from hybridrl.algorithms.needs import Needs
 from hybridrl.config.rules.reward_model import reward_model_spec
-from hybridrl.config.schema import AlgorithmConfig, Config, EngineParallel
+from hybridrl.config.schema import Config, EngineParallel
 from hybridrl.config.supervised import SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
 from hybridrl.errors import LayoutError
@@ -18,6 +19,8 @@ from hybridrl.models.spec import ModelSpec, without_vocabulary
 
 Role = Literal["actor", "critic", "process model", "reference", "teacher", "reward model"]
 Recompute = Literal["none", "selective", "full"]
+
+_TRAINED: tuple[Role, ...] = ("critic", "process model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +54,8 @@ class Setting:
     kv_cache_tokens: int | None
     running_requests: int
     batch: Batch
-    scores_first: bool
-    """The policy scores its own answers before the first optimizer step."""
+    policy_passes: int
+    """Forward passes of the policy over a whole batch before its first optimizer step."""
 
     reward_model: ModelSpec | None = None
     """None: there is none, or nothing is known of it."""
@@ -74,15 +77,19 @@ class Setting:
         Args:
             gpu: of the cluster that the config names; None: there are none.
             mean_response: tokens of an answer. None: half of what is allowed.
+
+        Raises:
+            ConfigError, UserCodeError: an algorithm plug-in does not exist, or raises.
         """
         gpus_per_node = (cfg.cluster.gpus_per_node or 0) if gpu else 0
+        needs = Needs.of(cfg.algorithm)
         setting = cls(
             model=model,
             gpu=gpu,
             nodes=cfg.cluster.nodes,
             gpus_per_node=gpus_per_node,
-            trained=_trained(cfg.algorithm),
-            frozen=_frozen(cfg),
+            trained=("actor", *(role for role in needs.models if role in _TRAINED)),
+            frozen=_frozen(cfg, needs),
             train=cfg.actor.parallel,
             apart=_apart(cfg),
             recompute=cfg.actor.recompute,
@@ -96,7 +103,7 @@ class Setting:
             kv_cache_tokens=cfg.rollout.kv_cache_tokens,
             running_requests=cfg.rollout.max_running_requests,
             batch=Batch.of(cfg, mean_response),
-            scores_first=cfg.batch.optimizer_steps > 1,
+            policy_passes=needs.policy_passes(cfg.batch.optimizer_steps),
             reward_model=reward_model_spec(cfg),
             apart_tokens=_apart_tokens(cfg),
             lora=cfg.actor.lora,
@@ -141,7 +148,7 @@ class Setting:
             kv_cache_tokens=None,
             running_requests=1,
             batch=Batch.of_examples(cfg.batch.examples_per_step, answers, longest, mean_length),
-            scores_first=False,
+            policy_passes=0,
             fp8_share=_fp8_share(cfg.actor, model),
         )
         return setting.filled(dp=cfg.actor.parallel.dp)
@@ -299,20 +306,9 @@ def _layout(
     )
 
 
-def _trained(algorithm: AlgorithmConfig) -> tuple[Role, ...]:
-    beside: dict[str, tuple[Role, ...]] = {"gae": ("critic",), "prime": ("process model",)}
-    return ("actor", *beside.get(algorithm.estimator.name, ()))
-
-
-def _frozen(cfg: Config) -> tuple[Role, ...]:
-    algorithm = cfg.algorithm
-    reference = algorithm.kl.coefficient > 0 or algorithm.estimator.name == "prime"
-    roles: tuple[tuple[Role, bool], ...] = (
-        ("reference", reference),
-        ("teacher", algorithm.teacher is not None),
-        ("reward model", reward_model_spec(cfg) is not None),
-    )
-    return tuple(role for role, held in roles if held)
+def _frozen(cfg: Config, needs: Needs) -> tuple[Role, ...]:
+    asked: tuple[Role, ...] = tuple(role for role in needs.models if role not in _TRAINED)
+    return asked if reward_model_spec(cfg) is None else (*asked, "reward model")
 
 
 def _apart(cfg: Config) -> tuple[tuple[Role, TrainParallel], ...]:

@@ -96,7 +96,8 @@ def train_s(setting: Setting) -> float:
 
 def logprobs_s(setting: Setting) -> float:
     """Forward passes over the whole batch: old_logp, those of frozen models, values."""
-    asked: list[Role] = [*(["actor"] if setting.scores_first else []), *setting.frozen, *setting.trained[1:]]
+    own: list[Role] = ["actor"] * setting.policy_passes
+    asked: list[Role] = [*own, *setting.frozen, *setting.trained[1:]]
     per_minibatch = sum(_schedule_s(setting.alone(role), 1.0) for role in asked)
     return per_minibatch * setting.batch.optimizer_steps / setting.batch.epochs
 

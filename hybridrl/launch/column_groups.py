@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from hybridrl.algorithms.needs import Needs
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
@@ -20,7 +21,9 @@ def columns_elsewhere(cfg: Config) -> dict[str, tuple[str, ...]]:
         "critic": cfg.critic.parallel,
         "reference": cfg.reference.parallel,
     }
-    found = {group: _asked(cfg, group) for group, parallel in apart.items() if parallel is not None}
+    groups = [group for group, parallel in apart.items() if parallel is not None]
+    needs = Needs.of(cfg.algorithm).columns if groups else frozenset()
+    found = {group: tuple(column for column in _COLUMNS[group] if column in needs) for group in groups}
     for group, columns in found.items():
         if not columns:
             estimator = cfg.algorithm.estimator.name
@@ -31,13 +34,3 @@ def columns_elsewhere(cfg: Config) -> dict[str, tuple[str, ...]]:
                 fix=f"leave {group}.parallel out",
             )
     return found
-
-
-def _asked(cfg: Config, group: str) -> tuple[str, ...]:
-    # Imported here: who has no such groups is spared torch.
-    from hybridrl.algorithms import Objective
-    from hybridrl.algorithms.advantages import load_estimator
-
-    objective = Objective(cfg.algorithm, max_response_tokens=cfg.rollout.max_response_tokens)
-    needs = objective.columns | load_estimator(cfg.algorithm).needs
-    return tuple(column for column in _COLUMNS[group] if column in needs)

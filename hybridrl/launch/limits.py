@@ -13,7 +13,7 @@ def refuse_missing_gpus(loaded: LoadedConfig, machine: Machine) -> None:
     Raises:
         ConfigErrors: this machine has fewer GPUs than the config takes.
     """
-    refuse(list(gpus_are_there(loaded, World(num_gpus=len(machine.gpus), available_bytes=0, spec=None))))
+    refuse(list(gpus_are_there(loaded, World(num_gpus=len(machine.gpus), spec=None))))
 
 
 def refuse_nodes(loaded: LoadedConfig, fix: str) -> None:

@@ -14,6 +14,7 @@ from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, R
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.column_groups import columns_elsewhere
 from hybridrl.launch.devices import unshared_gpus
+from hybridrl.launch.memory import refuse_too_little_memory
 from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.launch.shape import RunShape, trainer_host, with_dp
 from hybridrl.models import hub
@@ -37,6 +38,7 @@ def preflight(
 
     Raises:
         ConfigErrors: everything that is wrong.
+        ResourceError: nothing is, but this machine has too little memory.
     """
     if machine:
         say("doctor", machine.describe())
@@ -50,6 +52,8 @@ def preflight(
     if made:
         spec = _make_model(loaded)
         refuse(_model_errors(loaded, machine, spec))
+    if machine and spec is not None:
+        refuse_too_little_memory(loaded, spec, machine)
     if spec is not None:
         how = "written to" if made else "from"
         say("model", f"{_name(spec)} {how} {loaded.config.model.path}")
@@ -133,9 +137,8 @@ def _is_absence(error: HybridRLError, spec: models.ModelSpec | None) -> bool:
 
 def _world(machine: Machine | None, spec: models.ModelSpec | None) -> World:
     if machine is None:
-        return World(here=False, num_gpus=0, available_bytes=0, spec=spec)
-    free = min((gpu.memory_bytes - gpu.used_bytes for gpu in machine.gpus), default=machine.available_bytes)
-    return World(num_gpus=len(machine.gpus), available_bytes=free, spec=spec)
+        return World(here=False, num_gpus=0, spec=spec)
+    return World(num_gpus=len(machine.gpus), spec=spec)
 
 
 def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:

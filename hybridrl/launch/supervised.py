@@ -80,7 +80,7 @@ def _launch(kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, resume: boo
     refuse_nodes(loaded, "cluster.nodes=1")
     folder = _model_folder(loaded, dry_run=dry_run)
     spec = hub.find_spec(str(folder))
-    world = World(num_gpus=len(machine.gpus), available_bytes=machine.available_bytes, spec=spec)
+    world = World(num_gpus=len(machine.gpus), spec=spec)
     refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
     if not folder.is_dir():
         say("dry run", f"nothing started; {loaded.config.model.path} would be downloaded or made")

@@ -14,10 +14,9 @@ from hybridrl.config.rules import EXAMPLE_RULES, World, check
 from hybridrl.config.schema import Config
 from hybridrl.config.supervised import RMConfig
 from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError
-from hybridrl.estimate import swap
+from hybridrl.estimate import memory, swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
 from hybridrl.estimate.gpus import GPUS, GPUModel, recognise
-from hybridrl.estimate.memory import engine_weights, kv_bytes, least_training, training
 from hybridrl.estimate.search import Proposal, search
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import Machine
@@ -55,11 +54,14 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
         ResourceError: it does not fit its GPUs, and no search was asked for.
     """
     model = read_model(loaded)
-    world = World(here=False, num_gpus=0, available_bytes=0, spec=model)
+    world = World(here=False, num_gpus=0, spec=model)
     wrong = [error for error in check(loaded, world) if not isinstance(error, DataError)]
     refuse(wrong + list(_unknown_plugins(loaded)))
     gpu = _gpu_with_fp8(loaded, machine)
-    setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
+    try:
+        setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
+    except HybridRLError as error:
+        raise loaded.locate(error) from error
     if gpu and request.gpus:
         setting = _on_gpus(setting, request.gpus, loaded)
     refusal = _refusal(loaded, setting, machine)
@@ -87,7 +89,7 @@ def plan_examples(loaded: LoadedConfig[Any], machine: Machine, request: Request)
     if request.search or request.gpus:
         raise ConfigError("--search lays out trainer and engines, training on examples has no engines")
     model, pairs = read_model(loaded), isinstance(loaded.config, RMConfig)
-    world = World(here=False, num_gpus=0, available_bytes=0, spec=model)
+    world = World(here=False, num_gpus=0, spec=model)
     refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
     if pairs and not model.value_head:
         model = without_vocabulary(model, head="value")
@@ -174,7 +176,7 @@ def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:
     gpu, cut = setting.gpu, setting.train
     if missing := setting.missing_gpus():
         key = missing.partition(" ")[0]
-        least = least_training(setting) / setting.num_gpus / 1e9
+        least = memory.least_training(setting) / setting.num_gpus / 1e9
         what = (
             f"does not fit: {missing}, the cluster has {setting.num_gpus}; training alone needs "
             f"{least:.1f} GB on each of these, {gpu.name} has {gpu.memory_bytes / 1e9:.1f} GB"
@@ -203,7 +205,7 @@ def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:
 
 def _too_large_here(loaded: LoadedConfig, setting: Setting, machine: Machine) -> ResourceError | None:
     """On CPU all ranks and engines are in one memory, at the same time."""
-    need = machine_bytes(setting)
+    need = memory.on_cpu(setting).peak
     if need <= machine.available_bytes:
         return None
     return ResourceError(
@@ -214,16 +216,8 @@ def _too_large_here(loaded: LoadedConfig, setting: Setting, machine: Machine) ->
     )
 
 
-def machine_bytes(setting: Setting) -> float:
-    """On a machine without GPUs: the trainer's ranks at their fullest, and the engines."""
-    stages = [training(setting, stage).peak for stage in range(setting.train.pp)]
-    ranks = setting.train.num_ranks // setting.train.pp
-    engines = setting.num_engines * setting.engine.tp * (engine_weights(setting) + kv_bytes(setting))
-    return sum(stages) * ranks + engines
-
-
 def _unknown_plugins(loaded: LoadedConfig) -> Iterator[HybridRLError]:
-    """Names of the algorithm that have no file; what is inside is for a launch to check, with torch."""
+    """Names of the algorithm that have no file; options are for a launch to check, with torch."""
     algorithm = loaded.config.algorithm
     named = {
         "algorithm.estimator": ("estimators", algorithm.estimator.name),

@@ -15,6 +15,7 @@ from hybridrl.estimate.memory import (
     kv_tokens,
     logprobs,
     num_microbatches,
+    on_cpu,
     phases,
     rollout,
     scoring,
@@ -24,7 +25,7 @@ from hybridrl.estimate.search import Proposal
 from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.models import spec as models
-from hybridrl.plan.command import Plan, machine_bytes
+from hybridrl.plan.command import Plan
 
 _COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
 
@@ -136,7 +137,7 @@ def _memory(found: Plan) -> Iterator[tuple[str, str]]:
     host = (
         f"host RAM {_gb(host_bytes(setting))} a node beside its processes"
         if setting.gpu
-        else f"the machine in all {_gb(machine_bytes(setting))} of {_gb(found.machine.available_bytes)} free"
+        else f"the machine in all {_gb(on_cpu(setting).peak)} of {_gb(found.machine.available_bytes)} free"
     )
     yield "", f"{host}; checkpoint {_gb(checkpoint_bytes(setting))} on disk"
 
@@ -172,7 +173,7 @@ def _verdict(found: Plan) -> Iterator[tuple[str, str]]:
         phase = fullest(setting)
         yield "OK", f"fits with {_gb(setting.gpu.memory_bytes - phase.peak)} to spare, in {phase.name}"
     else:
-        spare = found.machine.available_bytes - machine_bytes(setting)
+        spare = found.machine.available_bytes - on_cpu(setting).peak
         yield "OK", f"fits with {_gb(spare)} to spare"
 
 

@@ -24,7 +24,8 @@ DOORS = {
     "data": NOUNS | {"config"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
-    "estimate": NOUNS | {"config", "models", "layout", "reshard"},
+    "estimate": NOUNS
+    | {"config", "models", "layout", "reshard", "algorithms"},  # algorithms.needs: what is held
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
     "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard"},
     "cluster": {"errors"},

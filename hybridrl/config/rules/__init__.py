@@ -16,7 +16,6 @@ from hybridrl.config.rules.data import (
 from hybridrl.config.rules.fp8 import fp8_fits_the_run
 from hybridrl.config.rules.gpus import gpus_are_there
 from hybridrl.config.rules.lora import adapters_fit_the_model, examples_train_all_weights
-from hybridrl.config.rules.memory import memory_is_enough
 from hybridrl.config.rules.model import (
     a_trajectory_fits_a_microbatch,
     a_trajectory_fits_the_cache,
@@ -69,7 +68,6 @@ RULES: Sequence[Rule] = (
     schedule_fits_the_run,
     greedy_answers_once,
     gpus_are_there,
-    memory_is_enough,
 )
 
 

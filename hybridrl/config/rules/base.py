@@ -18,13 +18,10 @@ class World:
     """What rules need to know besides the config."""
 
     here: bool = True
-    """Whether the run would use this machine. Without, rules about devices and memory have nothing to say."""
+    """Whether the run would use this machine. Without, rules about devices have nothing to say."""
 
     num_gpus: int
     """Of this machine."""
-
-    available_bytes: int
-    """Memory for training and rollout: of one GPU, or of the machine without GPUs."""
 
     spec: models.ModelSpec | None
     """None: the model folder is not there, and another rule says so; or it is made at launch."""

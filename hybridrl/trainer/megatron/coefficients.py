@@ -25,10 +25,6 @@ class Coefficients:
         if target is not None:
             self._entropy = AdaptiveEntropy(coefficient=algorithm.entropy_coefficient, target=target)
 
-    @property
-    def follows_kl(self) -> bool:
-        return self._kl is not None
-
     def after_batch(self, kl: float | None, entropy: float, num_trajectories: int) -> None:
         """
         Args:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from megatron.core import parallel_state
 
-from hybridrl.algorithms.base import Advantage, Known, Metrics, argument
+from hybridrl.algorithms.base import Advantage, Known, Metrics
+from hybridrl.algorithms.columns import argument
 from hybridrl.algorithms.guards import stop
+from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
 from hybridrl.trainer.megatron import watch
 from hybridrl.trainer.megatron.agreement import agreement
@@ -42,17 +44,19 @@ class Askable:
 
 class Columns:
     def __init__(
-        self, objective: Objective, coefficients: Coefficients, models: Askable, *, watches_divergence: bool
+        self,
+        objective: Objective,
+        coefficients: Coefficients,
+        models: Askable,
+        needs: Needs,
+        *,
+        watches_divergence: bool,
     ) -> None:
         self._objective, self._coefficients, self._models = objective, coefficients, models
-        self._watches_divergence, self._reduce = watches_divergence, DataParallelReduce()
+        self._needs, self._watches_divergence, self._reduce = needs, watches_divergence, DataParallelReduce()
         self._on_last_stage = parallel_state.is_pipeline_last_stage()
         self.divergence: float | None = None
         """Of policy and reference on the batch before, in nats per trained token; None: not measured."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return needed_columns(self._objective, self._coefficients)
 
     def measure(self, loaded: LoadedBatch) -> dict[str, float]:
         """Columns of the policy, over the very microbatches of the steps to come.
@@ -60,16 +64,11 @@ class Columns:
         A batch of a single optimizer step leaves old_logp to the forward pass of that step, unless something
         needs it before.
         """
-        if "lag" in self.needs:
+        if "lag" in self._needs.columns:
             loaded.add_lag()
-        needs_now = (
-            loaded.batch.advantage_N is None
-            or self._objective.prepares
-            or "old_entropy" in self.needs
-            or self._coefficients.follows_kl
-        )
-        metrics = self._add_policy_columns(loaded) if needs_now or len(loaded.minibatches) > 1 else {}
-        if "old_collision" in self.needs:
+        scores = self._needs.scores_first or len(loaded.minibatches) > 1
+        metrics = self._add_policy_columns(loaded) if scores else {}
+        if "old_collision" in self._needs.columns:
             self._add_collision(loaded)
         return metrics
 
@@ -168,10 +167,6 @@ class Columns:
         for name, value_H in prepared.columns.items():
             loaded.add_held(name, value_H)
         return from_last_stage({name: float(value) for name, value in prepared.metrics.items()})
-
-
-def needed_columns(objective: Objective, coefficients: Coefficients) -> frozenset[str]:
-    return objective.columns | coefficients.estimator.needs
 
 
 def _num_tokens(loaded: LoadedBatch) -> int:

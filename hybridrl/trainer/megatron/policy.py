@@ -21,6 +21,7 @@ from torch import Tensor
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import Metrics, Tokens, Totals
 from hybridrl.algorithms.guards import stop
+from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
@@ -32,7 +33,7 @@ from hybridrl.trainer.megatron import checkpoint, lora, watch
 from hybridrl.trainer.megatron.architecture import transformer_config
 from hybridrl.trainer.megatron.coefficients import Coefficients
 from hybridrl.trainer.megatron.collectives import combine, from_last_stage
-from hybridrl.trainer.megatron.columns import Askable, Columns, needed_columns
+from hybridrl.trainer.megatron.columns import Askable, Columns
 from hybridrl.trainer.megatron.critic import Critic
 from hybridrl.trainer.megatron.frozen import FrozenPolicies, reference_weights, teacher_weights
 from hybridrl.trainer.megatron.gradients import whole_gradients
@@ -62,6 +63,7 @@ class MegatronPolicy:
         self._setup = setup
         self._objective = Objective(setup.algorithm, max_response_tokens=setup.max_response_tokens)
         self._coefficients = Coefficients(setup.algorithm, self._objective, load_estimator(setup.algorithm))
+        self._needs = Needs.of(setup.algorithm)
         self._guards = setup.algorithm.guards == "stop"
         with cpu.scope():
             self.device = start(setup)
@@ -74,7 +76,7 @@ class MegatronPolicy:
             self._optimizer = Optimizer(setup.actor.optimizer, self._model, setup.num_optimizer_steps)
             self._scorer = Scorer(self._model, setup.temperature)
             self._routing = Routing(setup.actor.moe, self._model)
-            needs = needed_columns(self._objective, self._coefficients) - setup.elsewhere
+            needs = self._needs.columns - setup.elsewhere
             self._critic = self._build_critic(config) if "value" in needs else None
             self._process = self._build_process_model(config) if "process_logp" in needs else None
             self._frozen = self._frozen_policies(needs)
@@ -149,7 +151,7 @@ class MegatronPolicy:
                 raise NonFiniteError(f"loss {objective}, gradient norm {grad_norm}", where=where)
             if self._guards and index == 0 and not self._objective.bypass:
                 stop(watch.ratio(metrics), step=loaded.step)
-            only_critic = "value" in self._columns.needs and loaded.step <= self._setup.critic.pretrain_steps
+            only_critic = "value" in self._needs.columns and loaded.step <= self._setup.critic.pretrain_steps
             lr = 0.0 if only_critic else self._optimizer.step(grad_norm)
             metrics |= self._optimizer.scaling()
             if self._critic is not None:
@@ -335,7 +337,7 @@ class MegatronPolicy:
             critic=self._critic,
         )
         watches = self._guards and watch.trains_on_all_samples(self._setup.algorithm)
-        return Columns(self._objective, self._coefficients, models, watches_divergence=watches)
+        return Columns(self._objective, self._coefficients, models, self._needs, watches_divergence=watches)
 
     def _make_offload(self) -> Offload:
         """Of everything that the weight swap does not read, as far as the config says."""

@@ -52,6 +52,7 @@ def loaded_modules(code: str) -> set[str]:
         "from hybridrl.cli import main; main(['--help'])",
         "from hybridrl.cli import main; main(['config', 'explain', 'actor'])",
         "from hybridrl.cli import main; main(['doctor', '--json'])",
+        "from hybridrl.cli import main; main(['plan', 'configs/grpo_qwen72b.yaml', 'algorithm.preset=copg'])",
         "import hybridrl.config.rules, hybridrl.config.run_folder",
     ],
 )

@@ -9,7 +9,6 @@ import pytest
 
 from hybridrl.config.load import load
 from hybridrl.config.rules import RULES, World, check
-from hybridrl.config.rules.memory import Need
 from hybridrl.models import spec as models
 
 QWEN = {
@@ -24,7 +23,6 @@ QWEN = {
     "max_position_embeddings": 32768,
     "tie_word_embeddings": False,
 }
-GIB = 2**30
 
 
 @pytest.fixture
@@ -45,7 +43,7 @@ def run(tmp_path: Path, spec: models.ModelSpec):
     file.write_text(f"model: {model}\ndata: {{train: {data}}}\nreward: exact\nrun: {{name: first}}\n")
 
     def errors(*overrides: str, **facts: Any) -> list[str]:
-        world = {"num_gpus": 0, "available_bytes": 10**15, "spec": spec} | facts
+        world = {"num_gpus": 0, "spec": spec} | facts
         return [str(e).replace(f"{tmp_path}/", "") for e in check(load(file, overrides), World(**world))]
 
     return errors
@@ -223,48 +221,6 @@ def test_gpus_are_counted(run) -> None:
     assert error.startswith("rollout.parallel needs 8 GPUs, there are 4")
     (error,) = run("cluster.gpus_per_node=8", num_gpus=4)
     assert "this machine has 4 GPUs" in error
-
-
-def test_too_little_memory_is_refused_with_both_numbers(run) -> None:
-    (error,) = run(available_bytes=24 * GIB)
-    assert error.startswith("Qwen2.5-7B needs at least 141.9 GiB (training 113.5, engines 28.4)")
-    assert "the machine has available 24.0 GiB" in error
-
-
-@pytest.mark.parametrize(
-    ("overrides", "on_gpu", "training", "engines"),
-    [
-        ([], False, 4 + 4 + 8, 4),
-        (["actor.parallel.dp=2", "rollout.num_engines=2"], False, 2 * (4 + 4) + 8, 8),
-        (["algorithm.kl.coefficient=0.1"], False, 4 + 4 + 4 + 8, 4),
-        (["actor.precision=bf16"], False, 2 + 4 + 8 + 4, 4),
-        ([], True, 2 + 4 + 8 + 4, 2),
-        (["actor.parallel={tp: 2, dp: 2}", "rollout.parallel.tp=4"], True, (2 + 4 + (8 + 4) / 2) / 2, 2 / 4),
-    ],
-)
-def test_memory_is_bytes_per_weight(
-    tmp_path: Path,
-    spec: models.ModelSpec,
-    overrides: list[str],
-    on_gpu: bool,
-    training: float,
-    engines: float,
-) -> None:
-    file = tmp_path / "my.yaml"
-    file.write_text("model: m\ndata: {train: t.jsonl}\nreward: exact\nrun: {name: first}\n")
-    need = Need.of(load(file, overrides).config, spec, on_gpu=on_gpu)
-    weights = models.count(spec)
-    assert (need.training, need.engines) == (int(weights * training), int(weights * engines))
-    assert need.peak_bytes == (max(need.training, need.engines) if on_gpu else need.training + need.engines)
-
-
-def test_a_cache_of_known_size_counts(tmp_path: Path, spec: models.ModelSpec) -> None:
-    file = tmp_path / "my.yaml"
-    file.write_text("model: m\ndata: {train: t.jsonl}\nreward: exact\nrun: {name: first}\n")
-    without = Need.of(load(file).config, spec, on_gpu=False)
-    with_cache = Need.of(load(file, ["rollout.kv_cache_tokens=1000"]).config, spec, on_gpu=False)
-    keys_and_values = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * 4
-    assert with_cache.engines - without.engines == 1000 * keys_and_values
 
 
 def test_rules_have_names_of_their_own() -> None:

@@ -8,8 +8,6 @@ import pytest
 
 from hybridrl.config.load import load
 from hybridrl.config.rules import World, check
-from hybridrl.config.rules.memory import Need
-from hybridrl.config.rules.reward_model import reward_model_spec
 from hybridrl.config.schema import RewardModelConfig
 from hybridrl.models import spec as models
 from hybridrl.models.spec import with_one_label
@@ -52,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path):
     def errors(*overrides: str, **facts: Any) -> list[str]:
         spec = models.read(folder / "policy")
-        world = {"num_gpus": 0, "available_bytes": 10**15, "spec": spec} | facts
+        world = {"num_gpus": 0, "spec": spec} | facts
         overrides = tuple(text.replace("@", f"{folder}/") for text in overrides)
         found = check(load(folder / "my.yaml", overrides), World(**world))
         return [str(error).replace(f"{folder}/", "") for error in found]
@@ -116,19 +114,6 @@ def test_a_minibatch_may_have_fewer_answers_than_it_has_ranks(run) -> None:
 def test_its_gpus_are_counted(run) -> None:
     (error,) = run("reward_model={path: @judge, parallel: {tp: 4, dp: 4}}", num_gpus=8)
     assert error.startswith("reward_model.parallel needs 16 GPUs, there are 8")
-
-
-@pytest.mark.parametrize(
-    ("reward_model", "on_gpu", "weights_of_it"),
-    [("@judge", False, 4), ("{path: @judge, parallel: {dp: 3}}", False, 12), ("@judge", True, 2)],
-)
-def test_its_memory_is_counted(folder: Path, reward_model: str, on_gpu: bool, weights_of_it: int) -> None:
-    override = f"reward_model={reward_model.replace('@', f'{folder}/')}"
-    without, with_it = load(folder / "my.yaml", ()).config, load(folder / "my.yaml", [override]).config
-    spec, judge = models.read(folder / "policy"), reward_model_spec(with_it)
-    assert judge is not None and models.count(judge) == models.count(spec) - 100 * 64 + 64
-    before = Need.of(without, spec, on_gpu=on_gpu).training
-    assert Need.of(with_it, spec, on_gpu=on_gpu).training - before == models.count(judge) * weights_of_it
 
 
 def test_a_path_alone_is_the_short_form() -> None:

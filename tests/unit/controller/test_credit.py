@@ -193,8 +193,14 @@ def test_a_reward_that_counts_tokens_is_suspicious() -> None:
         ({"estimator": "rae"}, "the estimator needs agent"),
         ({"estimator": "gigpo"}, "the estimator needs anchor"),
         ({"shaping": ["overlong"]}, "needs the option limit"),
-        ({"estimator": "distillation"}, "learns from a teacher, but algorithm.teacher is not set"),
-        ({"teacher": "some/model"}, "algorithm.teacher = some/model is not asked by estimator grpo"),
+        (
+            {"estimator": "distillation"},
+            r"learns from a teacher \(estimator distillation, .*algorithm.teacher is not set",
+        ),
+        (
+            {"teacher": "some/model"},
+            r"algorithm.teacher = some/model is not asked \(estimator grpo, loss ppo_clip",
+        ),
         ({"drop_truncated": True, "kl": {"coefficient": 0.1, "in": "reward"}}, "needs the tokens of all"),
     ],
 )

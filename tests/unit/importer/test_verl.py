@@ -46,7 +46,7 @@ def test_scripts_translate_to_the_golden_config(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_golden_configs_pass_the_check_but_for_files_and_machine(script: Path) -> None:
-    world = World(num_gpus=8, available_bytes=2**40, spec=None)
+    world = World(num_gpus=8, spec=None)
     errors = check(load(script.with_suffix(".yaml")), world)
     assert not [one for one in errors if not isinstance(one, DataError | ModelError | ResourceError)]
 

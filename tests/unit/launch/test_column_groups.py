@@ -28,6 +28,12 @@ def test_each_group_computes_what_is_asked_of_it() -> None:
     assert found == {"reference": ("ref_logp", "teacher_logp")}
 
 
+def test_a_loss_that_asks_the_reference_gives_its_ranks_work() -> None:
+    assert columns_elsewhere(config(algorithm={"loss": "copg"}, reference=APART["reference"])) == {
+        "reference": ("ref_logp",)
+    }
+
+
 @pytest.mark.parametrize("group", ["critic", "reference"])
 def test_ranks_that_nobody_asks_are_refused(group: str) -> None:
     with pytest.raises(ConfigError, match=f"{group}.parallel is set, but estimator grpo"):

@@ -12,6 +12,7 @@ from hybridrl.config.supervised import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError, HybridRLError, ResourceError
 from hybridrl.estimate import memory
 from hybridrl.estimate.memory import training
+from hybridrl.estimate.time import step_time
 from hybridrl.hosts.machine import Machine
 from hybridrl.plan import command as planning
 from hybridrl.plan import report as plan_report
@@ -55,6 +56,32 @@ def test_models_beside_the_policy_are_named_with_their_place(tmp_path: Path) -> 
     said = "\n".join(text for _, text in plan_report.lines(found))
     assert "reference: on the actor's ranks; reward model (llama, 7,504.9 M parameters): 32 x (TP4)" in said
     assert training(found.setting, 0).weights - training(without.setting, 0).weights > 2 * 7.5e9 / 4
+
+
+@pytest.mark.parametrize("preset", ["copg", "a_star_po"])
+def test_a_loss_that_compares_with_the_reference_has_it_in_memory_and_time(preset: str) -> None:
+    def cost(*overrides: str) -> tuple[float, float]:
+        """(GB of the trainer's weights on a GPU, seconds of log-probabilities)"""
+        found = planning.plan(load("configs/grpo_qwen72b.yaml", overrides), BARE, PLAIN)
+        return training(found.setting, 0).weights / 1e9, step_time(found.setting).logprobs
+
+    without_kl = "algorithm.kl={coefficient: 0.0}"
+    alone, with_reference = cost(without_kl), cost(f"algorithm.preset={preset}", without_kl)
+    assert with_reference == cost() == pytest.approx((9.4, 242), rel=0.01)
+    assert alone == pytest.approx((4.7, 121), rel=0.01)
+
+
+def test_a_plugin_from_outside_says_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outside_plan.py").write_text("class Valued:\n    needs = frozenset({'value'})\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    valued = "algorithm.estimator=outside_plan:Valued"
+    assert planned(tmp_path, valued, "actor.parallel.pp=8").setting.trained == ("actor", "critic")
+    with pytest.raises(ConfigError, match="has no 'Vlued'") as refused:
+        planned(tmp_path, "algorithm.estimator=outside_plan:Vlued")
+    assert refused.value.where == "command line"
+    with pytest.raises(ConfigError, match="corrections has no 'bypas'") as refused:
+        planned(tmp_path, "algorithm.correction=[bypas]")
+    assert refused.value.where == "command line"
 
 
 def test_too_few_gpus_are_refused_with_both_numbers_and_the_change(tmp_path: Path) -> None:

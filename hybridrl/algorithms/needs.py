@@ -1,0 +1,146 @@
+"""What an algorithm asks of a run: columns, and the models beside the policy that compute some of them.
+
+A plan's memory and time, the groups of ranks and the trainer's models all come from here. Imports no torch:
+plug-ins of the project are read, not imported.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column
+from hybridrl.algorithms.declared import declared
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.section import PluginConfig
+
+Model = Literal["critic", "process model", "reference", "teacher"]
+
+MODELS: Mapping[Column, Model] = {
+    "value": "critic",
+    "process_logp": "process model",
+    "ref_logp": "reference",
+    "teacher_logp": "teacher",
+}
+"""The model that computes a column, where it is not the policy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    objective: frozenset[Column]
+    """Token columns that the objective is called with, and prepares from."""
+
+    estimator: frozenset[Column]
+    """Columns that the advantage estimator is called with."""
+
+    prepares: bool
+    """The objective makes columns of the whole batch before its first optimizer step."""
+
+    follows_kl: bool
+    """The KL coefficient follows the divergence of every batch."""
+
+    @classmethod
+    def of(cls, algorithm: AlgorithmConfig) -> "Needs":
+        """
+        Raises:
+            ConfigError: there is no plug-in of a name that the config gives.
+            UserCodeError: code from outside raises.
+        """
+        loss = _declared("policy_loss", algorithm.loss, "algorithm.loss")
+        estimator = _declared("estimator", algorithm.estimator, "algorithm.estimator")
+        entries = [PluginConfig.model_validate(entry) for entry in algorithm.correction]
+        corrections = [_declared("correction", entry, "algorithm.correction") for entry in entries]
+        weight, share = algorithm.kl.coefficient, algorithm.entropy_top_share
+        kl = declared("kl", algorithm.kl.estimator, {}, where="algorithm.kl.estimator") if weight else None
+        in_loss, in_reward = (kl if algorithm.kl.place == place else None for place in ("loss", "reward"))
+        return cls(
+            objective=objective_columns(loss, in_loss, corrections, share),
+            estimator=estimator_columns(estimator, in_reward),
+            prepares=bool(objective_makes(loss, corrections, share)),
+            follows_kl=kl is not None and algorithm.kl.target is not None,
+        )
+
+    @property
+    def columns(self) -> frozenset[Column]:
+        return self.objective | self.estimator
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """Those beside the policy that the run holds, in the order of MODELS."""
+        return tuple(model for column, model in MODELS.items() if column in self.columns)
+
+    @property
+    def scores_first(self) -> bool:
+        """The policy scores its own answers before the optimizer steps of a batch, however few these are."""
+        per_token = bool(self.estimator & TOKEN_COLUMNS)
+        return per_token or self.prepares or self.follows_kl or "old_entropy" in self.columns
+
+    def policy_passes(self, optimizer_steps: int) -> int:
+        """Forward passes of the policy over a whole batch before its first optimizer step.
+
+        A batch of a single step leaves old_logp to the forward pass of that step, unless something needs it
+        before. old_collision takes a pass at half the temperature.
+        """
+        return int(optimizer_steps > 1 or self.scores_first) + int("old_collision" in self.columns)
+
+
+def objective_columns(
+    loss: Any, kl: Any | None, corrections: Iterable[Any], top_share: float
+) -> frozenset[Column]:
+    """Token columns of an objective. old_logp is among them because the first ratio is checked to be 1,
+    unless the engine's stands for it.
+
+    Args:
+        loss, kl, corrections: plug-ins, or what `declared` gives for them; kl None: without a KL term.
+        top_share: of the tokens that the loss trains on, by entropy.
+    """
+    kl_columns = kl.needs | {"ref_logp"} if kl is not None else frozenset()
+    rollout = {"rollout_logp"} if corrections else frozenset()
+    entropy = {"old_entropy"} if top_share < 1 else frozenset()
+    wanted = loss.needs - _makes(loss) | kl_columns | rollout | entropy | {"old_logp"}
+    return frozenset(wanted - {"old_logp"} if replaces_old_logp(corrections) else wanted)
+
+
+def objective_makes(loss: Any, corrections: Iterable[Any], top_share: float) -> frozenset[Column]:
+    """Columns that an objective makes of the whole batch; arguments as `objective_columns`."""
+    return _makes(loss) | ({"weight"} if corrections or top_share < 1 else frozenset())
+
+
+def replaces_old_logp(corrections: Iterable[Any]) -> bool:
+    """The engine's log-probabilities stand for old_logp: the first ratio is then not exactly 1."""
+    return any(getattr(correction, "replaces_old_logp", False) for correction in corrections)
+
+
+def estimator_columns(estimator: Any, kl: Any | None) -> frozenset[Column]:
+    """Columns that an estimator is called with.
+
+    Args:
+        estimator, kl: plug-ins, or what `declared` gives for them; kl None: rewards are without KL.
+    """
+    if takes_token_rewards(estimator, kl):
+        return token_reward_columns(estimator, kl)
+    return frozenset(estimator.needs)
+
+
+def takes_token_rewards(estimator: Any, kl: Any | None) -> bool:
+    """Rewards differ from token to token; arguments as `estimator_columns`."""
+    return kl is not None or getattr(estimator, "per_token", False) or "token_reward" in estimator.needs
+
+
+def token_reward_columns(estimator: Any, kl: Any | None) -> frozenset[Column]:
+    """Columns of an estimator on token rewards; arguments as `estimator_columns`. old_logp is always among
+    them: a token column is what sends an estimator to the data-parallel ranks."""
+    penalty = kl.needs | {"ref_logp"} if kl is not None else frozenset()
+    return frozenset(inner_columns(estimator) | penalty | {"old_logp"})
+
+
+def inner_columns(estimator: Any) -> frozenset[Column]:
+    """Columns of an estimator on token rewards, beside these."""
+    return frozenset(getattr(estimator, "token_needs", estimator.needs) - {"token_reward"})
+
+
+def _makes(loss: Any) -> frozenset[Column]:
+    return getattr(loss, "makes", frozenset())
+
+
+def _declared(kind: str, plugin: PluginConfig, where: str) -> Any:
+    return declared(kind, plugin.name, plugin.options, where=where)

@@ -1,0 +1,41 @@
+"""Refuses a launch on a machine that cannot hold it, by the memory that a plan counts."""
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import model_name
+from hybridrl.errors import ResourceError
+from hybridrl.estimate.gpus import only_memory
+from hybridrl.estimate.memory import Phase, least
+from hybridrl.estimate.setting import Setting
+from hybridrl.hosts.machine import GIB, Machine
+from hybridrl.launch.devices import with_gpus
+from hybridrl.models.spec import ModelSpec
+
+
+def refuse_too_little_memory(loaded: LoadedConfig, model: ModelSpec, machine: Machine) -> None:
+    """
+    Args:
+        loaded: a config that the rules let pass.
+
+    Raises:
+        ResourceError: a GPU, or the machine where the run takes none, has less than the run holds at least.
+    """
+    cfg, gpus = with_gpus(loaded, machine).config, machine.gpus
+    takes_gpus = bool(gpus and cfg.cluster.gpus_per_node)
+    free = min(gpu.memory_bytes - gpu.used_bytes for gpu in gpus) if takes_gpus else machine.available_bytes
+    known = only_memory(gpus[0].name, free) if takes_gpus else None
+    need = least(Setting.of(cfg, model, known))
+    if need.peak <= free:
+        return
+    what, has = ("a GPU", "has free") if takes_gpus else ("the machine", "has available")
+    smaller = "use a smaller model"
+    raise ResourceError(
+        f"{model_name(loaded)} needs at least {need.peak / GIB:.1f} GiB ({_shares(need)}), "
+        f"{what} {has} {free / GIB:.1f} GiB",
+        where=loaded.where("model.path"),
+        fix=f"{smaller}, or raise actor.parallel.tp or pp" if takes_gpus else smaller,
+    )
+
+
+def _shares(need: Phase) -> str:
+    training = need.weights + need.gradients + need.optimizer
+    return f"training {training / GIB:.1f}, engines {(need.engine + need.kv) / GIB:.1f}"
