@@ -9,15 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hybridrl.algorithms.base import (
-    TOKEN_COLUMNS,
-    Advantage,
-    AdvantageEstimator,
-    Column,
-    Reduce,
-    Tokens,
-    argument,
-)
+from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Reduce, Tokens
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
 from hybridrl.algorithms.groups import check_rewards
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.sequences import at_last_token, masked, sequence_sum

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, AdvantageEstimator, Known, OneRank, Reduce
+from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, OneRank, Reduce
+from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch, run_ranks
 from hybridrl.config.schema import AlgorithmConfig
@@ -226,5 +227,7 @@ def _dirty(batch: RaggedBatch) -> RaggedBatch:
     per_token = {
         n: c for n, c in batch.columns.items() if len(c) == len(batch.seq_T) and c.is_floating_point()
     }
-    nan = {n: torch.where(batch.mask_T, c, torch.nan) for n, c in per_token.items()}
+    nan = {n: c.clone() for n, c in per_token.items()}
+    for column_T in nan.values():
+        column_T[~batch.mask_T] = torch.nan
     return RaggedBatch(batch.reward_N, batch.group_N, batch.seq_T, batch.mask_T, batch.columns | nan)

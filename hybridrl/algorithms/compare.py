@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import Advantage, OneRank, argument
+from hybridrl.algorithms.base import Advantage, OneRank
 from hybridrl.algorithms.catalog import entries, flat
+from hybridrl.algorithms.columns import argument
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
 from hybridrl.config.compatibility import COMPATIBILITY, Row

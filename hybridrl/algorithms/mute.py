@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, AdvantageEstimator, Known, OneRank
+from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, OneRank
+from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
 from hybridrl.algorithms.shaping_chain import load_shaping

@@ -11,17 +11,8 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms import mismatch
-from hybridrl.algorithms.base import (
-    TOKEN_COLUMNS,
-    Column,
-    Known,
-    Metrics,
-    Prepared,
-    Reduce,
-    Tokens,
-    Totals,
-    argument,
-)
+from hybridrl.algorithms.base import Known, Metrics, Prepared, Reduce, Tokens, Totals
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.ratios import log_ratio
 from hybridrl.algorithms.selection import largest_share

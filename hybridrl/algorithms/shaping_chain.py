@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hybridrl.algorithms.base import Column, Shaping, argument
+from hybridrl.algorithms.base import Shaping
+from hybridrl.algorithms.columns import Column, argument
 from hybridrl.algorithms.plugins import build
 from hybridrl.config.section import PluginConfig
 

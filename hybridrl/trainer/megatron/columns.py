@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from megatron.core import parallel_state
 
-from hybridrl.algorithms.base import Advantage, Known, Metrics, argument
+from hybridrl.algorithms.base import Advantage, Known, Metrics
+from hybridrl.algorithms.columns import PROMPT_COLUMNS, argument
 from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.objective import Objective
 from hybridrl.trainer.megatron import watch
@@ -60,8 +61,7 @@ class Columns:
         A batch of a single optimizer step leaves old_logp to the forward pass of that step, unless something
         needs it before.
         """
-        if "lag" in self.needs:
-            loaded.add_lag()
+        loaded.unpack(self.needs | {"rollout_logp"})  # by which engine and trainer are compared, always
         needs_now = (
             loaded.batch.advantage_N is None
             or self._objective.prepares
@@ -143,6 +143,7 @@ class Columns:
         estimator = self._coefficients.estimator
         columns = {argument(c): loaded.held(c) for c in estimator.needs & loaded.columns.keys()}
         columns |= {argument(c): column_N for c, column_N in loaded.scalars.items()}
+        columns |= {argument(c): loaded.of_prompts(c) for c in estimator.needs & PROMPT_COLUMNS}
         advantage = estimator(
             reward_N=loaded.reward_N,
             group_N=loaded.group_N,

@@ -13,7 +13,8 @@ import torch
 
 from hybridrl import registry
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import TOKEN_COLUMNS, Advantage, Known, OneRank, argument
+from hybridrl.algorithms.base import Advantage, Known, OneRank
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, argument
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.plugins import build

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybridrl import registry
-from hybridrl.algorithms.base import argument
+from hybridrl.algorithms.columns import argument
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.plugins import build

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import OneRank, Tokens, argument
+from hybridrl.algorithms.base import OneRank, Tokens
+from hybridrl.algorithms.columns import argument
 from hybridrl.algorithms.estimators.prime import implicit_reward_loss
 from hybridrl.config.schema import AlgorithmConfig
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import OneRank, Tokens, argument
+from hybridrl.algorithms.base import OneRank, Tokens
+from hybridrl.algorithms.columns import argument
 from hybridrl.algorithms.sequences import at_last_token, discounted_sum, sequence_mean, whiten
 from hybridrl.config.schema import AlgorithmConfig
 

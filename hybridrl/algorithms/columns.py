@@ -1,0 +1,23 @@
+"""Columns of a batch, by name: what a plug-in may need. Imports no torch."""
+
+from collections.abc import Set
+
+from hybridrl.columns import COLUMNS, Names
+
+Column = str
+
+SCALAR_COLUMNS: Set[Column] = Names("trajectory")
+"""Columns of one value per trajectory."""
+
+TOKEN_COLUMNS: Set[Column] = Names("token", "turn")
+"""Columns of one value per token, aligned with it, 0 where the loss mask is 0. One per turn arrives so, too:
+each token has the value of its turn."""
+
+PROMPT_COLUMNS: Set[Column] = Names("prompt")
+"""Columns of one array per prompt; a plug-in gets a list with the array of every trajectory's prompt."""
+
+
+def argument(column: Column) -> str:
+    """The parameter that receives a column: "length" -> "length_N", "old_logp" -> "old_logp_T"."""
+    spec = COLUMNS.get(column)
+    return f"{column}_{spec.shape if spec else 'T'}"
