@@ -200,7 +200,7 @@ def make_batch(shape: Shape) -> RankBatch:
     advantage_N = None if shape.algorithm.get("estimator") == "gae" else scalar_N
     return RankBatch(
         1,
-        [block],
+        (block,),
         zero_N,
         np.arange(count),
         np.arange(count) // 4,

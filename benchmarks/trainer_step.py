@@ -115,7 +115,7 @@ def make_batch(shape: Shape) -> RankBatch:
         minibatches.append(Minibatch(i, ((tuple(rows.tolist()),),), num_tokens, len(rows)))
     zero_N = np.zeros(count, np.int64)
     return RankBatch(
-        1, [block], zero_N, np.arange(count), zero_N, advantage_N, advantage_N, tuple(minibatches)
+        1, (block,), zero_N, np.arange(count), zero_N, advantage_N, advantage_N, tuple(minibatches)
     )
 
 

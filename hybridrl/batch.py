@@ -1,17 +1,19 @@
-"""Token columns of trajectories, and the batch of one policy update.
+"""Token blocks of trajectories, and the batch of one policy update.
 
-Shape letters: N trajectories, T tokens of all trajectories end to end (prompt and response), G groups, L
-layers of the model, K experts that a token goes to.
-A per-token column is aligned with the token it describes: logp[t] is the log-probability of token t given the
-tokens before it in its own trajectory, and is 0 where the loss mask is 0.
+Shape letters: N trajectories, T tokens of all trajectories end to end (prompt and response), U those of them
+that are trained on, M turns, G groups, L layers of the model, K experts that a token goes to.
+A column per token is aligned with the token it describes: logp[t] is the log-probability of token t given the
+tokens before it in its own trajectory. columns.py declares every column that a block may carry.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from hybridrl.columns import COLUMNS, TURN_START, ColumnSpec, spec_of
+from hybridrl.errors import ColumnError
 from hybridrl.types import Group, Trajectory
 
 
@@ -28,34 +30,64 @@ class TokenBlock:
     prompt_tokens_N: np.ndarray
     """int32: how many of its first tokens are the prompt."""
 
-    rollout_logp_T: np.ndarray
-    """float32: as the engine sampled it, at the sampling temperature; 0 where loss_mask_T is 0."""
-
     loss_mask_T: np.ndarray
     """bool: True at tokens that the policy generated."""
 
-    version_T: np.ndarray
-    """int32: policy version that generated the token; -1 where loss_mask_T is False."""
-
-    experts_TLK: np.ndarray | None = None
-    """Experts that the engine sent the token to; uint8 or uint16, whose largest number says that the engine
-    did not run the token, as the last one of a trajectory. None: nobody asked."""
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What else it carries, by the names of columns.py. Per token: [T, ...]. Per turn: [M, ...], with
+    turn_start beside it. Per prompt: object [N], each entry the array of that trajectory's prompt, the same
+    object for all samples of a prompt, which a block then holds and sends once."""
 
     def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: lengths differ.
+            ColumnError: a column was not declared, or is not as it was declared.
+        """
         total = int(self.start_N[-1])
-        for column in ("token_T", "rollout_logp_T", "loss_mask_T", "version_T", "experts_TLK"):
-            values = getattr(self, column)
-            if values is not None and len(values) != total:
-                raise ValueError(f"{column} has {len(getattr(self, column))} tokens, start_N says {total}")
+        for name in ("token_T", "loss_mask_T"):
+            if len(getattr(self, name)) != total:
+                raise ValueError(f"{name} has {len(getattr(self, name))} tokens, start_N says {total}")
         if len(self.prompt_tokens_N) != len(self):
             raise ValueError(f"{len(self.prompt_tokens_N)} prompt lengths for {len(self)} trajectories")
+        for name, values in self.columns.items():
+            _refuse_misfit(self, name, spec_of(name), values)
+        if TURN_START in self.columns:
+            _refuse_turns(self)
 
     def __len__(self) -> int:
         return len(self.start_N) - 1
 
     def row(self, index: int) -> slice:
-        """The tokens of trajectory `index`, as a slice of every _T column."""
+        """The tokens of trajectory `index`, as a slice of every column per token."""
         return slice(int(self.start_N[index]), int(self.start_N[index + 1]))
+
+    def column(self, name: str) -> np.ndarray:
+        """
+        Raises:
+            ColumnError: the block does not carry it.
+        """
+        if name not in self.columns:
+            raise ColumnError(
+                f"tokens came without column {name}, with {', '.join(sorted(self.columns)) or 'none'}",
+                where="it is needed on trainer ranks",
+                fix="leave out what needs it, or have whoever plays the trajectories give it",
+            )
+        return self.columns[name]
+
+    def trained(self, name: str) -> np.ndarray:
+        """A column at the tokens that are trained on, [U, ...]; if it is per turn, that of each token's turn.
+
+        Raises:
+            ColumnError: the block does not carry it, or it has no value per token.
+        """
+        values = self.column(name)
+        per = COLUMNS[name].per
+        if per == "token":
+            return values[self.loss_mask_T]
+        if per == "turn":
+            return values[_turn_of(np.flatnonzero(self.loss_mask_T), self.columns[TURN_START])]
+        raise ColumnError(f"column {name} is per {per} and has no values at tokens")
 
     @classmethod
     def from_answers(
@@ -85,21 +117,91 @@ class TokenBlock:
             middle, end = at + len(prompt), int(start_N[i + 1])
             token_T[at:middle], token_T[middle:end] = prompt, response
             logp_T[middle:end], mask_T[middle:end] = logp, True
-        version_T = np.where(mask_T, np.int32(version), np.int32(-1))
-        experts_TLK = None if experts is None else _end_to_end(experts, start_N)
-        return cls(token_T, start_N, prompt_tokens_N, logp_T, mask_T, version_T, experts_TLK)
+        columns = {"rollout_logp": logp_T, "version": np.where(mask_T, np.int32(version), np.int32(-1))}
+        if experts is not None:
+            columns["experts"] = _end_to_end(experts, start_N)
+        return cls(token_T, start_N, prompt_tokens_N, mask_T, columns)
 
     def select(self, rows: Sequence[int]) -> "TokenBlock":
-        """The given trajectories, in the given order, as a block of its own (a copy)."""
-        pick = np.concatenate(
-            [np.arange(*self.row(i).indices(len(self.token_T))) for i in rows] or [np.zeros(0, int)]
-        )
-        length_N = np.diff(self.start_N)[list(rows)]
-        columns = {f.name: getattr(self, f.name)[pick] for f in fields(self) if f.name.endswith("_T")}
-        if self.experts_TLK is not None:
-            columns["experts_TLK"] = self.experts_TLK[pick]
+        """The given trajectories, in the given order, as a block of its own: a copy, but for arrays per
+        prompt, which both then share."""
+        rows_N = np.asarray(rows, np.int64)
+        first_N, length_N = self.start_N[rows_N], np.diff(self.start_N)[rows_N]
         start_N = np.concatenate([[0], np.cumsum(length_N, dtype=np.int64)])
-        return TokenBlock(start_N=start_N, prompt_tokens_N=self.prompt_tokens_N[list(rows)], **columns)
+        token_T = spans(first_N, length_N)
+        picks = {"token": token_T, "prompt": rows_N}
+        turn_start = self.columns.get(TURN_START)
+        if turn_start is not None:
+            turn_N = np.searchsorted(turn_start, first_N)
+            turns_N = np.searchsorted(turn_start, first_N + length_N) - turn_N
+            picks["turn"] = spans(turn_N, turns_N)
+        columns = {name: values[picks[COLUMNS[name].per]] for name, values in self.columns.items()}
+        if turn_start is not None:
+            columns[TURN_START] += np.repeat(start_N[:-1] - first_N, turns_N)
+        return TokenBlock(
+            self.token_T[token_T], start_N, self.prompt_tokens_N[rows_N], self.loss_mask_T[token_T], columns
+        )
+
+
+def spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
+    offset = np.cumsum(length) - length
+    return np.arange(length.sum()) + np.repeat(start - offset, length)
+
+
+def _turn_of(at_U: np.ndarray, turn_start: np.ndarray) -> np.ndarray:
+    """Which turn each token is in: the last that begins with it or before."""
+    return np.searchsorted(turn_start, at_U, side="right") - 1
+
+
+def _refuse_misfit(block: TokenBlock, name: str, spec: ColumnSpec, values: np.ndarray) -> None:
+    """What a column of a block must be by its row of the table."""
+    if spec.per == "trajectory":
+        raise ColumnError(f"column {name} is per trajectory, which token blocks do not carry")
+    if spec.per == "turn" and TURN_START not in block.columns:
+        raise ColumnError(f"column {name} is per turn, and {TURN_START} is not beside it")
+    count = {
+        "token": len(block.token_T),
+        "prompt": len(block),
+        "turn": len(block.columns.get(TURN_START, ())),
+    }
+    if len(values) != count[spec.per]:
+        raise ColumnError(
+            f"column {name} has {len(values)} values, one per {spec.per} makes {count[spec.per]}"
+        )
+    if spec.per == "prompt" and values.dtype != object:
+        raise ColumnError(
+            f"column {name} is one array of all prompts, and samples of one could not share theirs",
+            fix="an array of type object, each entry the array of one trajectory's prompt",
+        )
+    arrays = [np.asarray(array) for array in (values if spec.per == "prompt" else [values])]
+    dtypes = {array.dtype.name for array in arrays}
+    if not dtypes <= set(spec.dtypes):
+        raise ColumnError(
+            f"column {name} is of type {', '.join(sorted(dtypes))}, it was declared {spec.dtype}"
+        )
+    axes = {array.ndim + (spec.per == "prompt") for array in arrays}
+    if axes - {len(spec.shape)}:
+        raise ColumnError(f"column {name} has {max(axes)} axes, it was declared [{', '.join(spec.shape)}]")
+    if spec.per == "token" and spec.outside is not None:
+        wrong = int((values[~block.loss_mask_T] != spec.outside).sum())
+        if wrong:
+            raise ColumnError(
+                f"column {name} is not {spec.outside:g} at {wrong} tokens that are not trained on",
+                fix=f"fill it with {spec.outside:g} where the loss mask is False",
+            )
+
+
+def _refuse_turns(block: TokenBlock) -> None:
+    """Turns that are not in order, or a trained token that is in none of its own trajectory."""
+    start = block.columns[TURN_START]
+    if (np.diff(start) <= 0).any() or (len(start) and not 0 <= start[0] <= start[-1] < block.start_N[-1]):
+        raise ColumnError(f"{TURN_START} does not ascend within the {block.start_N[-1]} tokens of its block")
+    at_U = np.flatnonzero(block.loss_mask_T)
+    turn_U = _turn_of(at_U, start)
+    first_U = block.start_N[np.searchsorted(block.start_N, at_U, side="right") - 1]
+    if (turn_U < 0).any() or (start[turn_U] < first_U).any():
+        raise ColumnError("a token is trained on before the first turn of its trajectory")
 
 
 def _end_to_end(experts: Sequence[np.ndarray], start_N: np.ndarray) -> np.ndarray:
@@ -217,10 +319,10 @@ class Minibatch:
 
 @dataclass(frozen=True, slots=True)
 class RankBatch:
-    """A batch as every trainer rank receives it: scalars in full, tokens by reference."""
+    """A batch as every trainer rank receives it: scalars in full, tokens by reference. Nobody changes it."""
 
     step: int
-    blocks: list[TokenBlock]
+    blocks: tuple[TokenBlock, ...]
     block_N: np.ndarray
     row_N: np.ndarray
     group_N: np.ndarray
@@ -229,6 +331,10 @@ class RankBatch:
     minibatches: tuple[Minibatch, ...] = ()
     scalars: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Those of Batch.scalars."""
+
+    def with_blocks(self, blocks: Iterable[TokenBlock]) -> "RankBatch":
+        """The same batch over these blocks: they arrive beside the scalars, and are not copied."""
+        return replace(self, blocks=tuple(blocks))
 
     def trajectory(self, index: int) -> tuple[TokenBlock, slice]:
         """The block of trajectory `index` and where its tokens are in it."""

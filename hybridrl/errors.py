@@ -71,6 +71,10 @@ class ResourceError(UserError):
     """The machine lacks what the run needs: memory, a port, a device."""
 
 
+class ColumnError(HybridRLError):
+    """A column that nobody declared, that is not as it was declared, or that is needed and not there."""
+
+
 class LayoutError(HybridRLError):
     """A layout that cannot be realised on the mesh it was asked for."""
 

@@ -68,6 +68,9 @@ class Trajectory:
     text: str | None = None
     """The answer as text, kept only for the few trajectories that are shown to a person."""
 
+    turns: int = 1
+    """Answers of the policy in it: an engine gives one to a prompt."""
+
 
 @dataclass(slots=True)
 class Group:

@@ -227,5 +227,7 @@ def _dirty(batch: RaggedBatch) -> RaggedBatch:
     per_token = {
         n: c for n, c in batch.columns.items() if len(c) == len(batch.seq_T) and c.is_floating_point()
     }
-    nan = {n: torch.where(batch.mask_T, c, torch.nan) for n, c in per_token.items()}
+    nan = {n: c.clone() for n, c in per_token.items()}
+    for column_T in nan.values():
+        column_T[~batch.mask_T] = torch.nan
     return RaggedBatch(batch.reward_N, batch.group_N, batch.seq_T, batch.mask_T, batch.columns | nan)

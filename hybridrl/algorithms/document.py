@@ -4,9 +4,9 @@ docs/algorithms.md"""
 from collections.abc import Iterator
 
 from hybridrl.algorithms.catalog import CONFIG_KEYS, TITLES, Entry, entries, flat
-from hybridrl.algorithms.columns import SCALARS, TOKENS
 from hybridrl.algorithms.guards import GUARDS
 from hybridrl.algorithms.settings import SETTINGS
+from hybridrl.columns import COLUMNS
 from hybridrl.config.compatibility import COMPATIBILITY
 from hybridrl.config.presets import PRESETS
 
@@ -113,14 +113,23 @@ A policy loss gives one loss per token; masking, aggregation, corrections and KL
 
 `needs` may be a property, where the columns depend on options. In a file of the project it is then one
 expression over them: `hybridrl plan` reads it without torch. A class from outside is imported and asked.
-`needs` may name the columns below. With scalar columns only, an estimator runs on the controller over the
-whole batch; with a token column it runs on every data-parallel rank and is called with `tokens` and `reduce`
-as well (`hybridrl/algorithms/base.py`). Code that cannot run (it does not import, does not take its columns,
-returns something else) is refused before the run; what it raises in a run, in whichever process, ends the
-command with exit code 2 and names the config key, the file and the line. A `ValueError` says that data are
-not what it takes. To add one to the project, put the file into
-`hybridrl/algorithms/estimators/` under its name and its oracle into `tests/unit/algorithms/`; no list has to
-be edited.
+`needs` may name the columns below. With columns per trajectory only, an estimator runs on the controller over
+the whole batch; with a token column it runs on every data-parallel rank and is called with `tokens` and
+`reduce` as well (`hybridrl/algorithms/base.py`). Code that cannot run (it does not import, does not take its
+columns, returns something else) is refused before the run; what it raises in a run, in whichever process,
+ends the command with exit code 2 and names the config key, the file and the line. A `ValueError` says that
+data are not what it takes. To add one to the project, put the file into `hybridrl/algorithms/estimators/`
+under its name and its oracle into `tests/unit/algorithms/`; no list has to be edited.
+
+A column of your own takes one declaration, in the module that makes it or needs it, and whoever puts it into
+token blocks (`TokenBlock.columns`). It then arrives under its name, like those below:
+
+```python
+declare("hint", ColumnSpec("token", "float32", "block", "how much of the token was given away", outside=0))
+```
+
+A column per turn arrives as one value per token, that of its turn; a column per prompt as a list with the
+array of each trajectory's prompt, which its samples share.
 """
 
 
@@ -205,10 +214,16 @@ def _guard_texts() -> Iterator[tuple[str, str]]:
         yield name, " ".join((guard.__doc__ or "").split("\n\n")[0].split())
 
 
+_SOURCES = {"controller": "controller", "block": "token blocks", "ranks": "trainer ranks", None: "-"}
+
+
 def _columns() -> str:
-    lines = ["## Columns\n", "| column | per | meaning |", "|---|---|---|"]
-    lines += [f"| {name} | trajectory | {text} |" for name, text in SCALARS.items()]
-    lines += [f"| {name} | token | {text} |" for name, text in TOKENS.items()]
+    lines = ["## Columns\n", "| column | per | shape | type | from | meaning |", "|---|---|---|---|---|---|"]
+    for name, spec in COLUMNS.items():
+        dtype, source = spec.dtype.replace("|", " or "), _SOURCES[spec.source]
+        lines.append(
+            f"| {name} | {spec.per} | [{', '.join(spec.shape)}] | {dtype} | {source} | {spec.meaning} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -10,8 +10,8 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from hybridrl import registry
-from hybridrl.algorithms.columns import SCALAR_COLUMNS, TOKEN_COLUMNS
 from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.columns import COLUMNS
 from hybridrl.errors import ConfigError
 from hybridrl.outside import Guarded, is_outside, user_code
 
@@ -51,10 +51,9 @@ def _check_columns(made: Any, name: str, where: str) -> None:
         raise ConfigError(
             f"{name} does not say which columns it needs", where=where, fix="needs = frozenset()"
         )
-    known = SCALAR_COLUMNS | TOKEN_COLUMNS
-    unknown = set(made.needs) - known - getattr(made, "makes", frozenset())
+    unknown = set(made.needs) - COLUMNS.keys() - getattr(made, "makes", frozenset())
     if unknown:
-        fix = f"columns are {', '.join(sorted(known))}"
+        fix = f"columns are {', '.join(sorted(COLUMNS))}; others by hybridrl.columns.declare"
         raise ConfigError(f"{name} needs unknown columns {sorted(unknown)}", where=where, fix=fix)
 
 

@@ -9,11 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Tokens, Totals
 from hybridrl.algorithms.columns import TOKEN_COLUMNS, argument
+from hybridrl.columns import COLUMNS, ColumnSpec
 
 _OTHER_TOKEN_COLUMNS = frozenset({"advantage", "logp", "entropy"})
 
@@ -93,6 +95,7 @@ def ragged_batch(
     mask_T = (place_T > 0) & ~(hole_T & (place_T > 1))
     batch = RaggedBatch(reward_N.to(dtype), group_N, seq_T, mask_T)
     columns = {**_token_columns(batch, normal, draw), **_scalar_columns(batch, normal, draw)}
+    columns |= {name: _any(spec, batch, normal) for name, spec in COLUMNS.items() if name not in columns}
     batch.columns = {n: c.to(dtype) if c.is_floating_point() else c for n, c in columns.items()}
     return batch
 
@@ -135,6 +138,15 @@ def _scalar_columns(
         "agent": torch.randint(0, 2, (n,), generator=draw),
         "episode": torch.randint(0, 3, (n,), generator=draw),
     }
+
+
+def _any(spec: ColumnSpec, batch: RaggedBatch, normal: Callable[..., Tensor]) -> Any:
+    """Random values of a column that nothing above makes, as one that was declared elsewhere."""
+    count = len(batch.seq_T) if spec.shape[0] == "T" else len(batch.reward_N)
+    value = normal(count, *(2 for _ in spec.axes))
+    if np.issubdtype(np.dtype(spec.dtypes[0]), np.floating):
+        return value
+    return value > 0 if spec.dtype == "bool" else (value.abs() * 3).long()
 
 
 def _turns(batch: RaggedBatch) -> Tensor:

@@ -10,8 +10,10 @@ from hybridrl.algorithms.base import Reduce, Tokens
 
 
 def masked(value_T: Tensor, tokens: Tokens) -> Tensor:
-    """The column with 0 outside the loss mask, whatever was there (inf, NaN), and no gradient there."""
-    return torch.where(tokens.mask_T, value_T, torch.zeros_like(value_T))
+    """The column, [T, ...], with 0 outside the loss mask, whatever was there (inf, NaN), and no gradient
+    there."""
+    mask_T = tokens.mask_T.reshape(-1, *(1 for _ in value_T.shape[1:]))
+    return torch.where(mask_T, value_T, torch.zeros_like(value_T))
 
 
 def sequence_sum(value_T: Tensor, tokens: Tokens) -> Tensor:

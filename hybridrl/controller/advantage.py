@@ -6,7 +6,7 @@ Shape letters: N trajectories, K parts of the reward.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import AdvantageEstimator
-from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
+from hybridrl.algorithms.columns import SCALAR_COLUMNS, TOKEN_COLUMNS, Column, argument
 from hybridrl.algorithms.guards import Finding, check_centred, check_groups, check_length_correlation, stop
 from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
 from hybridrl.batch import Batch
+from hybridrl.columns import given_by
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.types import HANG_PART, Trajectory
@@ -60,18 +61,13 @@ def _greedy_reward(batch: Batch) -> np.ndarray:
 CONTROLLER_COLUMNS: Mapping[Column, Callable[[Batch], np.ndarray]] = {
     "length": lambda batch: batch.trained_N,
     "prompt_length": _of_trajectories(lambda t: t.prompt_tokens),
-    "turns": _of_trajectories(lambda t: 1),
+    "turns": _of_trajectories(lambda t: t.turns),
     "truncated": _of_trajectories(lambda t: t.finish == "length"),
     "reward_parts": _reward_parts,
     "greedy_reward": _greedy_reward,
     "v_star": _soft_value,
 }
-"""What the controller knows of every trajectory."""
-
-TRAINER_COLUMNS = frozenset(
-    "rollout_logp lag old_logp old_entropy old_collision ref_logp teacher_logp process_logp value".split()
-)
-"""What trainer ranks compute."""
+"""What the controller knows of every trajectory: how it makes each column that the table says it gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +122,8 @@ class CreditAssignment:
             batch.dropped_N = CONTROLLER_COLUMNS["truncated"](batch)
         if self.estimator.needs & TOKEN_COLUMNS:
             batch.scalars = {
-                name: CONTROLLER_COLUMNS[name](batch) for name in sorted(self.estimator.needs - TOKEN_COLUMNS)
+                name: CONTROLLER_COLUMNS[name](batch)
+                for name in sorted(self.estimator.needs & SCALAR_COLUMNS)
             }
         else:
             advantage_N = self.estimator(**_rewards(batch), **_columns(batch, self.estimator.needs))
@@ -175,9 +172,9 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
     )
     estimator, shaping = credit.estimator.needs, credit.shaping.needs
     per_token = bool(estimator & TOKEN_COLUMNS)
-    known = CONTROLLER_COLUMNS.keys() | (TRAINER_COLUMNS if per_token else frozenset())
-    _refuse_unknown(estimator - known, "the estimator", "algorithm.estimator")
-    _refuse_unknown(shaping - CONTROLLER_COLUMNS.keys(), "the shaping", "algorithm.shaping")
+    known = CONTROLLER_COLUMNS.keys() | (given_by("block", "ranks") if per_token else frozenset())
+    refuse_unknown(estimator - known, "the estimator", "algorithm.estimator")
+    refuse_unknown(shaping - CONTROLLER_COLUMNS.keys(), "the shaping", "algorithm.shaping")
     _check_teacher(algorithm, asked="teacher" in Needs.of(algorithm).models)
     if algorithm.drop_truncated and per_token:
         raise ConfigError(
@@ -213,7 +210,14 @@ def _check_teacher(algorithm: AlgorithmConfig, *, asked: bool) -> None:
         )
 
 
-def _refuse_unknown(missing: frozenset[Column], who: str, where: str) -> None:
+def refuse_unknown(missing: Set[Column], who: str, where: str) -> None:
+    """
+    Args:
+        missing: columns that a plug-in needs and no part of a run gives.
+
+    Raises:
+        ConfigError: there are some.
+    """
     if missing:
         raise ConfigError(
             f"{who} needs {', '.join(sorted(missing))}, which no part of a run computes yet",

@@ -247,9 +247,7 @@ def block_of(examples: Sequence[Example]) -> TokenBlock:
         token_T=np.array([token for sequence in sequences for token in sequence.token_ids], np.int32),
         start_N=np.concatenate([[0], np.cumsum(length_N)]),
         prompt_tokens_N=np.array([sequence.learnt.index(True) for sequence in sequences], np.int32),
-        rollout_logp_T=np.zeros(len(learnt_T), np.float32),
         loss_mask_T=learnt_T,
-        version_T=np.full(len(learnt_T), -1, np.int32),
     )
 
 

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybridrl.algorithms.catalog import flat
+from hybridrl.columns import given_by
 from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.problems import refuse
 from hybridrl.config.rules import World, check
 from hybridrl.config.rules.parallel import trainer_cuts
+from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
 from hybridrl.hosts.machine import Machine
@@ -143,15 +145,14 @@ def _world(machine: Machine | None, spec: models.ModelSpec | None) -> World:
 
 def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
     """What the plug-ins themselves refuse: an unknown name, an unknown option, a group too small."""
-    from hybridrl.algorithms import Objective
     from hybridrl.algorithms.mute import refuse_mute
     from hybridrl.controller.advantage import load_credit
     from hybridrl.rewards.plugin import load_reward
 
     config, reward = loaded.config, loaded.config.reward
-    trials = [
+    trials: list[Callable[[], object]] = [
         lambda: load_credit(config.algorithm),
-        lambda: Objective(config.algorithm, max_response_tokens=config.rollout.max_response_tokens),
+        lambda: _try_objective(config),
         lambda: columns_elsewhere(config),
         lambda: refuse_mute(config.algorithm),
     ]
@@ -161,6 +162,14 @@ def _plugin_errors(loaded: LoadedConfig) -> list[HybridRLError]:
         trials.append(lambda: load_reward(reward.name, reward.options, where="reward"))
     errors = [loaded.locate(error) for trial in trials if (error := _refusal(trial))]
     return list({str(error): error for error in errors}.values())  # two trials build the same KL estimator
+
+
+def _try_objective(config: Config) -> None:
+    from hybridrl.algorithms import Objective
+    from hybridrl.controller.advantage import refuse_unknown
+
+    objective = Objective(config.algorithm, max_response_tokens=config.rollout.max_response_tokens)
+    refuse_unknown(objective.columns - given_by("block", "ranks"), "the policy loss", "algorithm.loss")
 
 
 def _refusal(trial: Callable[[], object]) -> HybridRLError | None:

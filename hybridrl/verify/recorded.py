@@ -35,7 +35,7 @@ class RecordedBatch:
         batch = self.batch
         return RankBatch(
             batch.step,
-            [self.block],
+            (self.block,),
             batch.block_N,
             batch.row_N,
             batch.group_N,
@@ -69,7 +69,7 @@ class RecordedBatch:
 
 
 def make_tokens(vocab_size: int, num_samples: int, seed: int) -> TokenBlock:
-    """Prompts and answers; rollout_logp_T is 0 until the policy was asked."""
+    """Prompts and answers; its rollout_logp is 0 until the policy was asked."""
     draw = np.random.default_rng(seed)
     count = NUM_GROUPS * num_samples
     prompts = [
@@ -84,8 +84,8 @@ def make_tokens(vocab_size: int, num_samples: int, seed: int) -> TokenBlock:
     block.loss_mask_T[gap.stop - 2] = block.loss_mask_T[tail.stop - 1] = False
     block.loss_mask_T[untrained] = False
     for n in range(count):
-        block.version_T[block.row(n)] = n % STEP
-    block.version_T[~block.loss_mask_T] = -1
+        block.columns["version"][block.row(n)] = n % STEP
+    block.columns["version"][~block.loss_mask_T] = -1
     return block
 
 
@@ -93,7 +93,7 @@ def record(algorithm: AlgorithmConfig, block: TokenBlock, logp_T: np.ndarray, se
     """Rewards, the algorithm's credit for them, and an engine that nearly agrees with the policy.
 
     Args:
-        block: of make_tokens; its rollout_logp_T is filled.
+        block: of make_tokens; its rollout_logp is filled.
         logp_T: the policy's own log-probabilities.
 
     Raises:
@@ -101,7 +101,7 @@ def record(algorithm: AlgorithmConfig, block: TokenBlock, logp_T: np.ndarray, se
     """
     draw = np.random.default_rng([seed, 1])
     noise_T = draw.normal(0.0, 0.05, len(logp_T)).astype(np.float32)
-    block.rollout_logp_T[:] = np.where(block.loss_mask_T, np.minimum(logp_T + noise_T, 0.0), 0.0)
+    block.columns["rollout_logp"][:] = np.where(block.loss_mask_T, np.minimum(logp_T + noise_T, 0.0), 0.0)
     num_samples = len(block) // NUM_GROUPS
     groups = [_group(block, range(g * num_samples, (g + 1) * num_samples), draw) for g in range(NUM_GROUPS)]
     batch = Batch.pack(STEP, groups)

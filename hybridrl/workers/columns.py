@@ -41,8 +41,7 @@ class CriticWorker:
             self._critic.restore(checkpoint)
 
     def load(self, batch: RankBatch, *blocks: TokenBlock) -> None:
-        batch.blocks.extend(blocks)
-        self._critic.load(batch)
+        self._critic.load(batch.with_blocks(blocks))
 
     def column(self, name: str) -> np.ndarray | None:
         return self._critic.column(name)
@@ -76,8 +75,7 @@ class FrozenWorker:
         self._policies = FrozenRanks(self._setup, self._columns)
 
     def load(self, batch: RankBatch, *blocks: TokenBlock) -> None:
-        batch.blocks.extend(blocks)
-        self._policies.load(batch)
+        self._policies.load(batch.with_blocks(blocks))
 
     def column(self, name: str) -> np.ndarray | None:
         return self._policies.column(name)
@@ -155,7 +153,7 @@ def rank_batch(batch: Batch, minibatches: Sequence[Minibatch]) -> RankBatch:
     """The scalars of a batch, for ranks that get its blocks beside it."""
     return RankBatch(
         batch.step,
-        [],
+        (),
         batch.block_N,
         batch.row_N,
         batch.group_N,

@@ -35,8 +35,7 @@ class RewardModelWorker:
         self._model = RewardModelRanks(self._setup)
 
     def scores(self, batch: RankBatch, *blocks: TokenBlock) -> np.ndarray | None:
-        batch.blocks.extend(blocks)
-        return self._model.scores(batch)
+        return self._model.scores(batch.with_blocks(blocks))
 
 
 class RayRewardModel:
@@ -90,7 +89,7 @@ def _dealt(groups: Sequence[Group], blocks: Sequence[Any], dealing: dict[str, An
     rows = share_out(np.arange(count), length_N, **dealing)
     return RankBatch(
         step=0,
-        blocks=[],
+        blocks=(),
         block_N=np.array([block for block, _ in placed], np.int64),
         row_N=np.array([t.row for _, t in placed], np.int64),
         group_N=np.zeros(count, np.int64),

@@ -39,12 +39,10 @@ class SupervisedWorker:
 
     def step(self, batch: RankBatch, *blocks: TokenBlock) -> StepReport:
         """One optimizer step; blocks are top-level arguments so that Ray maps them from its store."""
-        batch.blocks.extend(blocks)
-        return self._model.step(batch)
+        return self._model.step(batch.with_blocks(blocks))
 
     def evaluate(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
-        batch.blocks.extend(blocks)
-        return self._model.evaluate(batch)
+        return self._model.evaluate(batch.with_blocks(blocks))
 
     def save(self, folder: Path, progress: Mapping[str, Any]) -> None:
         self._model.save(folder, {"progress": progress, "critic_apart": False})

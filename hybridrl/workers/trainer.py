@@ -64,13 +64,11 @@ class TrainerWorker:
     def measure(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
         """Take a batch; its blocks are top-level arguments so that Ray maps them from its store instead of
         copying."""
-        batch.blocks.extend(blocks)
-        return self._policy.measure(batch)
+        return self._policy.measure(batch.with_blocks(blocks))
 
     def scores(self, batch: RankBatch, *blocks: TokenBlock) -> np.ndarray | None:
         """Of the reward model that shares these ranks."""
-        batch.blocks.extend(blocks)
-        return self._reward_model.scores(batch)
+        return self._reward_model.scores(batch.with_blocks(blocks))
 
     def complete(self, names: Sequence[str], *columns: np.ndarray) -> dict[str, float]:
         return self._policy.complete(dict(zip(names, columns, strict=True)))

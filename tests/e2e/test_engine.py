@@ -136,8 +136,8 @@ def test_rows_of_the_block_are_prompts_in_order_with_their_samples(engine):
         for trajectory in group:
             tokens = block.token_T[block.row(trajectory.row)][: trajectory.prompt_tokens]
             assert tuple(tokens.tolist()) == prompt.token_ids
-    assert set(block.version_T[block.loss_mask_T]) == {engine.session.version}
-    assert set(block.version_T[~block.loss_mask_T]) == {-1}
+    assert set(block.columns["version"][block.loss_mask_T]) == {engine.session.version}
+    assert set(block.columns["version"][~block.loss_mask_T]) == {-1}
 
 
 def test_the_same_seed_gives_the_same_answers_in_any_company(engine):
@@ -147,7 +147,7 @@ def test_the_same_seed_gives_the_same_answers_in_any_company(engine):
     _, later_half = answer(engine, asked[6:], sampling(num_samples=4, seed=11 + 6 * 4))
     _, other = answer(engine, asked, sampling(num_samples=4, seed=12345))
     assert responses(block) == responses(again) != responses(other)
-    assert np.array_equal(block.rollout_logp_T, again.rollout_logp_T)
+    assert np.array_equal(block.columns["rollout_logp"], again.columns["rollout_logp"])
     assert responses(later_half) == responses(block)[24:]
 
 
@@ -190,7 +190,7 @@ def test_weights_written_by_another_process_are_served(engine, second, back_to_f
     assert found == {name: checksum(weight) for name, weight in engine_weights(second).items()}
     assert responses(after) == [hf_greedy(second, prompt, 8) for prompt in asked] != responses(before)
     assert largest_difference(second, after, 1.0) < TOLERANCE
-    assert set(after.version_T[after.loss_mask_T]) == {version}
+    assert set(after.columns["version"][after.loss_mask_T]) == {version}
 
 
 def test_prefixes_of_the_old_weights_are_forgotten(engine, second, back_to_first):
@@ -209,7 +209,7 @@ def test_the_probe_of_the_loader_passes_and_leaves_no_trace(engine, folder):
     after, (_, again) = asyncio.run(engine.checksums()), answer(engine, asked, greedy)
     assert after == before
     assert responses(again) == responses(block)
-    assert np.array_equal(again.rollout_logp_T, block.rollout_logp_T)
+    assert np.array_equal(again.columns["rollout_logp"], block.columns["rollout_logp"])
 
 
 def test_a_layout_that_is_not_the_engines_is_refused_by_the_probe_and_the_engine_serves_on(engine, folder):
@@ -244,7 +244,7 @@ def test_weights_through_the_engines_loader_are_those_written_in_place(
     assert asyncio.run(engine.checksums()) == [in_place]
     _, again = answer(engine, asked, sampling(temperature=0.0))
     assert responses(again) == responses(block) == [hf_greedy(second, prompt, 8) for prompt in asked]
-    assert np.array_equal(again.rollout_logp_T, block.rollout_logp_T)
+    assert np.array_equal(again.columns["rollout_logp"], block.columns["rollout_logp"])
 
 
 def test_one_wrong_element_shows_in_the_checksums(engine, first):

@@ -64,12 +64,12 @@ def test_the_engine_says_which_experts_tokens_went_to(models):
         _, block = answer(engine, asked, sampling(num_samples=2))
     finally:
         engine.shutdown()
-    assert block.experts_TLK.dtype == np.uint8
+    assert block.columns["experts"].dtype == np.uint8
     for row in map(block.row, range(len(block))):
         tokens = torch.tensor(block.token_T[row].astype(np.int64))
         with torch.no_grad():
             logits = made(tokens[None], output_router_logits=True).router_logits
         chosen_LTK = torch.stack([layer.topk(2).indices for layer in logits]).sort().values
-        found_TLK = np.sort(block.experts_TLK[row], axis=2)
+        found_TLK = np.sort(block.columns["experts"][row], axis=2)
         np.testing.assert_array_equal(found_TLK[:-1], chosen_LTK.transpose(0, 1)[:-1].numpy())
         assert (found_TLK[-1] == 255).all()

@@ -52,7 +52,7 @@ def test_two_parts_answer_as_one_engine_does(parts, folder):
     finally:
         one.shutdown()
     np.testing.assert_array_equal(found.token_T, expected.token_T)
-    np.testing.assert_array_equal(found.rollout_logp_T, expected.rollout_logp_T)
+    np.testing.assert_array_equal(found.columns["rollout_logp"], expected.columns["rollout_logp"])
 
 
 def test_the_first_part_speaks_for_the_ranks_of_all(parts, folder):

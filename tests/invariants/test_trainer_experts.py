@@ -99,7 +99,7 @@ def test_the_engines_choice_holds_in_all_passes_and_what_differs_is_told(folder,
         for row in map(block.row, range(len(block))):
             trained = np.flatnonzero(block.loss_mask_T[row])
             if len(trained):  # what comes before the last trained token is run
-                planted.append(told.experts_TLK[row][: trained[-1], layers])
+                planted.append(told.columns["experts"][row][: trained[-1], layers])
     layer_of = range(len(layers))
     expected = [
         np.bincount(np.concatenate(planted)[:, i].ravel(), minlength=model.num_experts) for i in layer_of

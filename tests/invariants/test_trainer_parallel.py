@@ -147,7 +147,7 @@ def test_every_rank_reports_the_same(runs) -> None:
 def test_the_agreement_with_the_engine_is_over_all_trained_tokens(runs, plain) -> None:
     block = values.make_block()
     for family, ranks in runs.items():
-        p = np.exp(block.rollout_logp_T[block.loss_mask_T].astype(float))
+        p = np.exp(block.columns["rollout_logp"][block.loss_mask_T].astype(float))
         q = np.exp(plain[family]["before"].astype(float))
         gap, loaded = np.abs(p - q), ranks[0]["loaded"]
         assert loaded["training/rollout_probs_diff_mean"] == pytest.approx(gap.mean(), abs=1e-6)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-NOUNS = {"errors", "types", "batch", "registry", "outside"}
+NOUNS = {"errors", "types", "columns", "batch", "registry", "outside"}
 DOORS = {
     "errors": set(),
     "types": {"errors"},
-    "batch": {"types", "errors"},
+    "columns": {"errors"},
+    "batch": {"types", "errors", "columns"},
     "outside": {"errors"},
     "registry": {"errors", "outside"},
     "models": NOUNS,
@@ -52,7 +53,7 @@ DOORS = {
 
 ALL = set(DOORS)
 KEYS = {
-    "torch": ALL - {"errors", "types", "batch", "registry", "config", "observe", "doctor", "cli"},
+    "torch": ALL - {"errors", "types", "columns", "batch", "registry", "config", "observe", "doctor", "cli"},
     "numpy": ALL - {"errors", "types", "registry", "config", "doctor", "cli"},
     "ray": {"cluster", "workers", "launch"},
     "megatron": {"trainer", "hosts"},

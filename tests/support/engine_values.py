@@ -96,7 +96,7 @@ def largest_difference(model, block, temperature):
         row = block.row(i)
         mask = torch.from_numpy(block.loss_mask_T[row].copy())
         expected = hf_logp(model, block.token_T[row].tolist(), temperature)
-        logp = torch.from_numpy(block.rollout_logp_T[row].copy())
+        logp = torch.from_numpy(block.columns["rollout_logp"][row].copy())
         found = max(found, float((logp - expected)[mask].abs().max()))
         assert not logp[~mask].any()
     return found

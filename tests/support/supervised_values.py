@@ -73,7 +73,7 @@ def rank_batch(actor: Any, step: int, examples: list[Example]) -> RankBatch:
     batch, minibatch = pack(actor, step, examples)
     return RankBatch(
         step,
-        batch.blocks,
+        tuple(batch.blocks),
         batch.block_N,
         batch.row_N,
         batch.group_N,

@@ -155,7 +155,7 @@ def route(
     with scenarios.policy(rank, meet, folder, shape, actor=actor) as trained:
         batch = values.make_batch(minibatches)
         if actor.moe.router_replay == "rollout":
-            batch = replace(batch, blocks=[engine_chose(block, read(folder)) for block in batch.blocks])
+            batch = batch.with_blocks(engine_chose(block, read(folder)) for block in batch.blocks)
         measured = trained.load(batch)
         reports, counts = [], []
         for minibatch in minibatches:
@@ -170,7 +170,7 @@ def engine_chose(block: TokenBlock, model: ModelSpec, seed: int = 3) -> TokenBlo
     scores = draw.random((len(block.token_T), model.num_layers, model.num_experts))
     experts_TLK = scores.argsort(axis=2)[..., : model.experts_per_token].astype(np.uint8)
     experts_TLK[block.start_N[1:] - 1] = 255
-    return replace(block, experts_TLK=experts_TLK)
+    return replace(block, columns={**block.columns, "experts": experts_TLK})
 
 
 def make_actor(moe: dict[str, Any], **options: Any) -> ActorConfig:

@@ -346,7 +346,7 @@ def guarded(rank: int, meet: Meet, folder: Path) -> dict[str, Any]:
 
     def leaked(trained: "MegatronPolicy") -> None:
         block = replace(sound.blocks[0], loss_mask_T=np.ones_like(sound.blocks[0].loss_mask_T))
-        trained.load(replace(sound, blocks=[block, sound.blocks[1]]))
+        trained.load(sound.with_blocks([block, sound.blocks[1]]))
 
     def moved(trained: "MegatronPolicy") -> None:
         trained.load(sound)

@@ -120,14 +120,14 @@ def make_block(count: int = 12, seed: int = 0) -> TokenBlock:
     gap, tail, dead = block.row(1), block.row(2), block.row(3)
     block.loss_mask_T[gap.stop - 2] = block.loss_mask_T[tail.stop - 1] = False
     block.loss_mask_T[dead] = False
-    block.rollout_logp_T[~block.loss_mask_T] = 0.0
+    block.columns["rollout_logp"][~block.loss_mask_T] = 0.0
     return block
 
 
 def make_batch(minibatches: Sequence[Minibatch], count: int = 12, seed: int = 0, **changes: Any) -> RankBatch:
     """Trajectories in two blocks, in mixed order."""
     whole = make_block(count, seed)
-    blocks = [whole.select(range(0, count, 2)), whole.select(range(1, count, 2))]
+    blocks = whole.select(range(0, count, 2)), whole.select(range(1, count, 2))
     index = np.arange(count)
     advantage_N = np.random.default_rng(seed + 1).normal(size=count).astype(np.float32)
     values = {

@@ -7,12 +7,13 @@ Shape letters: U trained tokens of the whole batch, H those of trajectories held
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from megatron.core import parallel_state
 
 from hybridrl.algorithms.base import Advantage, Known, Metrics
-from hybridrl.algorithms.columns import argument
+from hybridrl.algorithms.columns import PROMPT_COLUMNS, argument
 from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
@@ -64,8 +65,8 @@ class Columns:
         A batch of a single optimizer step leaves old_logp to the forward pass of that step, unless something
         needs it before.
         """
-        if "lag" in self._needs.columns:
-            loaded.add_lag()
+        # By rollout_logp engine and trainer are compared, whatever the algorithm needs.
+        loaded.unpack(self._needs.columns | {"rollout_logp"})
         scores = self._needs.scores_first or len(loaded.minibatches) > 1
         metrics = self._add_policy_columns(loaded) if scores else {}
         if "old_collision" in self._needs.columns:
@@ -140,8 +141,11 @@ class Columns:
         if not self._on_last_stage:
             return from_last_stage({})
         estimator = self._coefficients.estimator
-        columns = {argument(c): loaded.held(c) for c in estimator.needs & loaded.columns.keys()}
+        columns: dict[str, Any] = {
+            argument(c): loaded.held(c) for c in estimator.needs & loaded.columns.keys()
+        }
         columns |= {argument(c): column_N for c, column_N in loaded.scalars.items()}
+        columns |= {argument(c): loaded.of_prompts(c) for c in estimator.needs & PROMPT_COLUMNS}
         advantage = estimator(
             reward_N=loaded.reward_N,
             group_N=loaded.group_N,

@@ -3,14 +3,16 @@
 Shape letters: U trained tokens of the whole batch, H those of trajectories held here, N trajectories.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Reduce, Tokens
+from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.batch import Minibatch, RankBatch
+from hybridrl.columns import given_by
 from hybridrl.trainer.megatron.packing import Deal, Microbatch, PackedBatch
 
 
@@ -24,8 +26,8 @@ class LoadedBatch:
         self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}
         """Scalar columns of the whole batch, for the estimator."""
 
-        self.columns: dict[str, Tensor] = {"rollout_logp": self.packed.column_U("rollout_logp_T")}
-        """Each [U], float32; those that are computed on the ranks are 0 at tokens that others hold."""
+        self.columns: dict[str, Tensor] = {}
+        """Each [U, ...]; those that are computed on the ranks are 0 at tokens that others hold."""
 
         self._dp_rank = dp_rank
         rows = [n for minibatch in self.first_epoch for rank, n in _placed(minibatch) if rank == dp_rank]
@@ -45,9 +47,20 @@ class LoadedBatch:
         if batch.advantage_N is not None:
             self.columns["advantage"] = torch.tensor(batch.advantage_N, device=device)[self.trajectory_U]
 
-    def add_lag(self) -> None:
-        """Column lag: by how many updates the policy that sampled a token is older than the trainer's."""
-        self.columns["lag"] = self.step - 1 - self.packed.column_U("version_T").float()
+    def unpack(self, names: Set[str]) -> None:
+        """Take the columns that token blocks carry, of all tokens, and lag, which follows from one of them.
+
+        Raises:
+            ColumnError: a block does not carry one of them.
+        """
+        for name in sorted(names & given_by("block") & TOKEN_COLUMNS):
+            self.columns[name] = self.packed.column_U(name)
+        if "lag" in names:
+            self.columns["lag"] = self.step - 1 - self.packed.column_U("version").float()
+
+    def of_prompts(self, name: str) -> list[np.ndarray]:
+        """A column per prompt: the array of every trajectory's prompt, in the order of the batch."""
+        return self.packed.of_prompts(name, range(len(self.reward_N)))
 
     def microbatches(self, minibatches: Iterable[Minibatch]) -> list[Microbatch]:
         """Those of this data-parallel rank that have a trained token."""

@@ -20,7 +20,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from hybridrl.batch import RankBatch, TokenBlock
+from hybridrl.batch import RankBatch, TokenBlock, spans
+from hybridrl.columns import COLUMNS
 
 FP8_TOKENS = {"tensorwise": 16, "blockwise": 128, "mxfp8": 32}
 """Rows of a matrix that Transformer Engine multiplies in FP8 are a multiple of this, by recipe. It multiplies
@@ -115,6 +116,9 @@ class Microbatch:
 
     num_seqs: int
 
+    trajectory_S: np.ndarray
+    """int64, in host memory: trajectory of each sequence, for PackedBatch.of_prompts."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -150,9 +154,23 @@ class PackedBatch:
         self._first_token, self.num_tokens = np.cumsum([0, *lengths]), sum(lengths)
 
     def column_U(self, name: str) -> Tensor:
-        """A float32 column of the blocks at the trained tokens."""
-        parts = [getattr(block, name)[block.loss_mask_T] for block in self._batch.blocks]
-        return torch.from_numpy(np.concatenate([*parts, np.zeros(0, np.float32)])).to(self._device)
+        """A column of the blocks at the trained tokens, [U, ...], as it was declared; one per turn, too.
+
+        Raises:
+            ColumnError: a block does not carry it.
+        """
+        parts = [block.trained(name) for block in self._batch.blocks]
+        none = np.zeros(0, COLUMNS[name].dtypes[0])
+        return torch.from_numpy(np.concatenate(parts) if parts else none).to(self._device)
+
+    def of_prompts(self, name: str, trajectories: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The array of the prompt of each trajectory: samples of a prompt share it with their block.
+
+        Raises:
+            ColumnError: a block does not carry it.
+        """
+        batch = self._batch
+        return [batch.blocks[batch.block_N[n]].column(name)[batch.row_N[n]] for n in trajectories]
 
     def zeros_U(self) -> Tensor:
         return torch.zeros(self.num_trained, device=self._device)
@@ -161,7 +179,7 @@ class PackedBatch:
         """The trained tokens of trajectories: positions among the U, and the trajectory of each; int64."""
         index = np.asarray(trajectories, np.int64)
         first, count = self._gather(index, "first_trained"), self._gather(index, "trained")
-        return self._tensor(_spans(first, count)), self._tensor(np.repeat(index, count))
+        return self._tensor(spans(first, count)), self._tensor(np.repeat(index, count))
 
     def microbatch(self, trajectories: Sequence[int]) -> Microbatch | None:
         """The packed form of some trajectories; None if none of them has a trained token."""
@@ -182,7 +200,8 @@ class PackedBatch:
             predict_R,
             source_W=source_W,
             seq_R=seq_R,
-            trained_R=_spans(self._gather(index, "first_trained"), self._gather(index, "trained")),
+            trained_R=spans(self._gather(index, "first_trained"), self._gather(index, "trained")),
+            trajectory_S=index,
             device=self._device,
         )
 
@@ -197,8 +216,8 @@ class PackedBatch:
         start_S, block_S = self._gather(index, "start"), self._batch.block_N[index]
         for b in np.unique(block_S):
             here, block = block_S == b, self._batch.blocks[b]
-            source = _spans(start_S[here], length_S[here])
-            target = _spans(places.offset_S[here], length_S[here])
+            source = spans(start_S[here], length_S[here])
+            target = spans(places.offset_S[here], length_S[here])
             token_W[target], next_W[target] = block.token_T[source], block.token_T[source + 1]
             trained_next_W[target] = block.loss_mask_T[source + 1]
             source_W[target] = self._first_token[b] + source
@@ -221,7 +240,14 @@ def idle_microbatch(deal: Deal, device: torch.device) -> Microbatch:
     places, none = _Places(np.zeros(0, np.int64), deal), np.zeros(0, np.int64)
     token_W = np.zeros(places.num_tokens, np.int64)
     return places.microbatch(
-        token_W, token_W, none, source_W=token_W - 1, seq_R=none, trained_R=none, device=device
+        token_W,
+        token_W,
+        none,
+        source_W=token_W - 1,
+        seq_R=none,
+        trained_R=none,
+        trajectory_S=none,
+        device=device,
     )
 
 
@@ -239,7 +265,7 @@ class _Places:
         runs = list(zip(counts.tolist(), lengths.tolist(), strict=True))
         self._runs = tuple([*runs, (1, lacking)] if lacking else runs)
         padded_S = np.append(padded_S, lacking)
-        self._position_W = _spans(np.zeros_like(padded_S), padded_S)
+        self._position_W = spans(np.zeros_like(padded_S), padded_S)
         self._rank_W = self._ranks(np.repeat(padded_S, padded_S))
 
     def _edges(self) -> np.ndarray:
@@ -261,6 +287,7 @@ class _Places:
         source_W: np.ndarray,
         seq_R: np.ndarray,
         trained_R: np.ndarray,
+        trajectory_S: np.ndarray,
         device: torch.device,
     ) -> Microbatch:
         """This rank's part.
@@ -294,6 +321,7 @@ class _Places:
             seq_R=tensor(seq_R),
             trained_R=tensor(trained_R),
             num_seqs=len(self.offset_S),
+            trajectory_S=trajectory_S,
         )
 
 
@@ -303,12 +331,6 @@ def _describe(block: TokenBlock, first: int) -> _Rows:
         row = int(np.flatnonzero(mask_T[start])[0])
         raise ValueError(f"row {row} of a block trains on its first token, which nothing predicts")
     trained = np.add.reduceat(mask_T, start, dtype=np.int64)
-    position_T = _spans(np.zeros_like(start), np.diff(block.start_N))
+    position_T = spans(np.zeros_like(start), np.diff(block.start_N))
     last = np.maximum.reduceat(np.where(mask_T, position_T, 0), start)
     return _Rows(start, trained, last, first + np.cumsum(trained) - trained)
-
-
-def _spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
-    offset = np.cumsum(length) - length
-    return np.arange(length.sum()) + np.repeat(start - offset, length)

@@ -182,7 +182,7 @@ class MegatronPolicy:
         Every data-parallel rank computes all of it: for checks, not for training.
         """
         zero_N, row_N = np.zeros(len(block), np.int64), np.arange(len(block))
-        batch = RankBatch(0, [block], zero_N, row_N, zero_N, zero_N.astype(np.float32), None)
+        batch = RankBatch(0, (block,), zero_N, row_N, zero_N, zero_N.astype(np.float32), None)
         packed, lengths = PackedBatch(batch, self.device, self._deal), np.diff(block.start_N).tolist()
         rows_of = _by_tokens(lengths, self._setup.actor.microbatch_tokens)
         microbatches = [packed.microbatch(rows) for rows in rows_of]

@@ -4,8 +4,6 @@ Its ranks may be those of the actor, whose cut it then has, or its own. Every me
 Shape letters: N trajectories, T tokens of a block, U rows of all blocks: each has one score.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from megatron.core import parallel_state
@@ -59,7 +57,7 @@ class RewardModel:
             DataError: a token is not in the model's vocabulary.
         """
         self._refuse_unknown_tokens(batch)
-        scored = replace(batch, blocks=[with_place_of_score(block) for block in batch.blocks])
+        scored = batch.with_blocks(with_place_of_score(block) for block in batch.blocks)
         dp_rank, deal = parallel_state.get_data_parallel_rank(), Deal.here(self._model[0].config)
         loaded = LoadedBatch(scored, dp_rank, self._device, deal)
         with cpu.scope():
@@ -117,7 +115,5 @@ def with_place_of_score(block: TokenBlock) -> TokenBlock:
         token_T=token_T,
         start_N=start_N,
         prompt_tokens_N=np.diff(block.start_N).astype(np.int32),
-        rollout_logp_T=np.zeros(len(token_T), np.float32),
         loss_mask_T=mask_T,
-        version_T=np.full(len(token_T), -1, np.int32),
     )

@@ -71,7 +71,7 @@ class EngineExperts:
         Raises:
             ConfigError: an engine did not say.
         """
-        found = [block.experts_TLK for block in blocks if block.experts_TLK is not None]
+        found = [block.columns["experts"] for block in blocks if "experts" in block.columns]
         if len(found) < len(blocks):
             raise ConfigError(
                 "these answers do not say which experts the engine sent their tokens to",

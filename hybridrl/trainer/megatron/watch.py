@@ -23,8 +23,10 @@ def masks(batch: RankBatch) -> Iterator[Finding | None]:
         length_N = torch.tensor(block.start_N).diff()
         seq_T = torch.arange(len(length_N)).repeat_interleave(length_N)
         tokens = Tokens(seq_T, torch.tensor(block.loss_mask_T), num_seqs=len(length_N))
-        yield check_mask(tokens, torch.tensor(block.version_T))
-        yield check_rollout_logp(torch.tensor(block.token_T), torch.tensor(block.rollout_logp_T), tokens)
+        yield check_mask(tokens, torch.tensor(block.column("version")))
+        yield check_rollout_logp(
+            torch.tensor(block.token_T), torch.tensor(block.column("rollout_logp")), tokens
+        )
 
 
 def trains_on_all_samples(algorithm: AlgorithmConfig) -> bool:
@@ -43,7 +45,7 @@ def divergence(loaded: LoadedBatch, reduce: Reduce) -> Iterator[Finding | None]:
     The trainer's stands for it only where it is of the same version. Called if `trains_on_all_samples`.
     """
     blocks = loaded.batch.blocks
-    on_policy = all((block.version_T[block.loss_mask_T] == loaded.step - 1).all() for block in blocks)
+    on_policy = all((block.trained("version") == loaded.step - 1).all() for block in blocks)
     policy = "old_logp" if on_policy and "old_logp" in loaded.columns else "rollout_logp"
     rollout_logp_H, policy_logp_H = loaded.held("rollout_logp"), loaded.held(policy)
     yield check_kl_sign(policy_logp_H, loaded.held("ref_logp"), loaded.tokens_H, rollout_logp_H, reduce)

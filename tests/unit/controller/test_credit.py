@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from hybridrl.batch import Batch, TokenBlock
+from hybridrl.columns import COLUMNS, given_by
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.controller.advantage import load_credit
+from hybridrl.controller.advantage import CONTROLLER_COLUMNS, load_credit
 from hybridrl.data.packing import plan_minibatches
 from hybridrl.errors import ConfigError, DataError, GuardError
 from hybridrl.types import Group, Prompt, Trajectory
@@ -149,6 +150,33 @@ def test_an_estimator_of_token_columns_gets_its_scalars_on_the_ranks() -> None:
     credit(estimator="remax", kl={"coefficient": 0.1, "in": "reward"})(batch)
     assert batch.advantage_N is None
     assert batch.scalars["greedy_reward"].tolist() == [0.5, 0.5]
+
+
+def test_an_estimator_gets_the_number_of_turns_that_was_played() -> None:
+    batch = batch_of([[0, 1], [1, 1]])
+    assert CONTROLLER_COLUMNS["turns"](batch).tolist() == [1, 1, 1, 1]
+    for turns, trajectory in enumerate(batch.trajectories, 2):
+        trajectory.turns = turns
+    assert CONTROLLER_COLUMNS["turns"](batch).tolist() == [2, 3, 4, 5]
+
+
+def test_the_controller_gives_what_the_table_says_it_gives() -> None:
+    batch = batch_of([[0, 1], [1, 1]], greedy=[0.5, 1.0])
+    for group in batch.groups:
+        group.prompt = replace(group.prompt, row={"v_star": 0.5})
+    assert CONTROLLER_COLUMNS.keys() == given_by("controller")
+    for name, make in CONTROLLER_COLUMNS.items():
+        column_N, spec = make(batch), COLUMNS[name]
+        assert (column_N.dtype, column_N.ndim) == (spec.dtypes[0], 1 + len(spec.axes)), name
+        assert len(column_N) == len(batch)
+
+
+def test_a_column_that_was_declared_is_known_by_who_gives_it(monkeypatch) -> None:
+    with pytest.raises(ConfigError, match="the estimator needs anchor, turn, turn_reward, which no part"):
+        credit(estimator="gigpo")
+    for name in ("anchor", "turn", "turn_reward"):
+        monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], source="block"))
+    assert credit(estimator="gigpo").estimator.needs == {"anchor", "turn", "turn_reward"}
 
 
 def test_answers_to_different_prompts_in_one_group_stop_the_run() -> None:

@@ -69,6 +69,18 @@ def test_a_job_that_cannot_run_is_refused_before_it_waits_in_a_queue(folder: Pat
     assert not (folder / "out").exists()
 
 
+def test_a_loss_of_a_column_that_nothing_gives_is_refused(
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run without turns gives none of their rewards."""
+    (folder / "turn_loss.py").write_text(
+        "class TurnLoss:\n    needs = frozenset({'turn_reward'})\n    def __call__(self, **columns): ...\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    code, _, err = run(capsys, "--on", "slurm", "--dry-run", "algorithm.loss=turn_loss:TurnLoss")
+    assert code == 2 and "the policy loss needs turn_reward, which no part of a run computes yet" in err
+
+
 def test_several_nodes_need_something_that_starts_them(folder: Path, capsys: Captured) -> None:
     code, _, err = run(capsys, "cluster.nodes=2")
     assert code == 2 and "cluster.nodes = 2, but what starts here has this machine only" in err

@@ -27,8 +27,8 @@ def test_each_token_keeps_its_experts_and_the_last_has_none(
     lengths: list[int], num_experts: int, seed: int
 ) -> None:
     block, experts = block_of(lengths, num_experts, seed)
-    found = block.experts_TLK
-    assert found is not None and found.dtype in (np.uint8, np.uint16)
+    found = block.columns["experts"]
+    assert found.dtype in (np.uint8, np.uint16)
     assert len(found) == len(block.token_T)
     for row, given_experts in enumerate(experts):
         np.testing.assert_array_equal(found[block.row(row)][:-1], given_experts)
@@ -38,9 +38,9 @@ def test_each_token_keeps_its_experts_and_the_last_has_none(
 def test_selected_rows_take_theirs_along() -> None:
     block, _ = block_of([3, 1, 2], 8, 0)
     picked = block.select([2, 0])
-    assert block.experts_TLK is not None and picked.experts_TLK is not None
-    np.testing.assert_array_equal(picked.experts_TLK[picked.row(0)], block.experts_TLK[block.row(2)])
-    np.testing.assert_array_equal(picked.experts_TLK[picked.row(1)], block.experts_TLK[block.row(0)])
+    found, given_experts = picked.columns["experts"], block.columns["experts"]
+    np.testing.assert_array_equal(found[picked.row(0)], given_experts[block.row(2)])
+    np.testing.assert_array_equal(found[picked.row(1)], given_experts[block.row(0)])
 
 
 def test_experts_of_another_number_of_tokens_are_refused() -> None:
@@ -50,4 +50,4 @@ def test_experts_of_another_number_of_tokens_are_refused() -> None:
 
 def test_without_experts_nothing_is_carried() -> None:
     block = TokenBlock.from_answers([[0]], [[1]], [[-1.0]], 0)
-    assert block.experts_TLK is None and block.select([0]).experts_TLK is None
+    assert "experts" not in block.columns and "experts" not in block.select([0]).columns

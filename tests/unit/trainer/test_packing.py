@@ -9,6 +9,8 @@ import trainer_values as values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hybridrl.columns import COLUMNS, ColumnSpec
+from hybridrl.errors import ColumnError
 from hybridrl.trainer.megatron.context import in_order
 from hybridrl.trainer.megatron.packing import Deal, PackedBatch, idle_microbatch
 
@@ -57,11 +59,11 @@ def test_sequences_lie_in_runs_of_equal_length_and_end_before_their_last_trained
 
 def test_columns_come_back_in_the_order_of_the_tokens() -> None:
     made, batch = packed()
-    logp_U = made.column_U("rollout_logp_T")
+    logp_U = made.column_U("rollout_logp")
     assert len(logp_U) == made.num_trained == sum(int(block.loss_mask_T.sum()) for block in batch.blocks)
     for rows in ([5, 0, 9], [3], [11, 10, 3, 1]):
         positions, trajectory = made.trained(rows)
-        parts = [b.rollout_logp_T[r][b.loss_mask_T[r]] for b, r in map(batch.trajectory, rows)]
+        parts = [b.columns["rollout_logp"][r][b.loss_mask_T[r]] for b, r in map(batch.trajectory, rows)]
         np.testing.assert_array_equal(logp_U[positions], np.concatenate(parts))
         np.testing.assert_array_equal(trajectory, np.repeat(rows, [len(p) for p in parts]))
 
@@ -90,7 +92,7 @@ def test_training_on_a_first_token_is_refused() -> None:
     mask_T[batch.blocks[0].start_N[2]] = True
     blocks = [replace(batch.blocks[0], loss_mask_T=mask_T), batch.blocks[1]]
     with pytest.raises(ValueError, match="row 2 of a block trains on its first token"):
-        PackedBatch(replace(batch, blocks=blocks), CPU, Deal())
+        PackedBatch(batch.with_blocks(blocks), CPU, Deal())
 
 
 @settings(max_examples=25, deadline=None)
@@ -139,3 +141,37 @@ def test_an_idle_microbatch_is_one_that_all_ranks_can_run() -> None:
         assert {len(m.token_T) % tp for m in idle} == {0}
         assert min(len(m.token_T) for m in idle) == max(len(m.token_T) for m in idle) > 0
         assert all(m.num_seqs == len(m.target_O) == len(m.trained_R) == 0 for m in idle)
+
+
+def test_a_column_of_any_name_and_kind_is_taken_at_the_trained_tokens(monkeypatch) -> None:
+    """Per token as it is; per turn as the turn of each token; per prompt without a copy for any sample."""
+    monkeypatch.setitem(COLUMNS, "mood", ColumnSpec("token", "int64", "block", "a number of each token", 0))
+    monkeypatch.setitem(COLUMNS, "goal", ColumnSpec("turn", "float32", "block", "a number of each turn"))
+    monkeypatch.setitem(
+        COLUMNS, "picture", ColumnSpec("prompt", "float32", "block", "of the question", axes="PC")
+    )
+    whole = values.make_block(4)
+    picture = np.ones((5, 2), np.float32)
+    pictures = np.empty(4, object)
+    pictures[:] = [picture, picture, picture[:2].copy(), picture]
+    found = {
+        "mood": np.where(whole.loss_mask_T, np.arange(len(whole.token_T)), 0),
+        "turn_start": whole.start_N[:-1],
+        "goal": np.array([3, 1, 4, 2], np.float32),
+        "picture": pictures,
+    }
+    block = replace(whole, columns=found)
+    batch = values.make_batch([], count=4).with_blocks([block.select([2, 0]), block.select([1, 3])])
+    made = PackedBatch(batch, CPU, Deal())
+    rows_of_blocks = ([2, 0], [1, 3])
+    moods = [found["mood"][block.row(n)][block.loss_mask_T[block.row(n)]] for r in rows_of_blocks for n in r]
+    assert made.column_U("mood").tolist() == np.concatenate(moods).tolist()
+    goals = np.repeat([found["goal"][n] for rows in rows_of_blocks for n in rows], [len(m) for m in moods])
+    assert made.column_U("goal").tolist() == goals.tolist()
+    microbatch = made.microbatch([2, 1, 0])  # rows 0, 1 and 2 of the batch are 2, 1 and 0 of the block
+    assert len(microbatch.trajectory_S) == microbatch.num_seqs == 3
+    arrays = made.of_prompts("picture", microbatch.trajectory_S)
+    shared = [np.shares_memory(array, picture) for array in arrays]
+    assert shared == [n != 0 for n in microbatch.trajectory_S]
+    with pytest.raises(ColumnError, match="tokens came without column version"):
+        made.column_U("version")

@@ -38,7 +38,7 @@ def block_of(responses, logp, version=STEP - 1):
 
 def batch_of(*blocks):
     nothing_N = np.zeros(0, np.int64)
-    return RankBatch(STEP, list(blocks), nothing_N, nothing_N, nothing_N, np.zeros(0, np.float32), None)
+    return RankBatch(STEP, blocks, nothing_N, nothing_N, nothing_N, np.zeros(0, np.float32), None)
 
 
 def findings(version, **logp):

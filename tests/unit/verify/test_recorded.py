@@ -20,7 +20,7 @@ def recorded(seed=0, **algorithm):
 def test_a_seed_has_one_batch():
     one, same, other = recorded(), recorded(), recorded(seed=1)
     np.testing.assert_array_equal(one.batch.advantage_N, same.batch.advantage_N)
-    np.testing.assert_array_equal(one.block.rollout_logp_T, same.block.rollout_logp_T)
+    np.testing.assert_array_equal(one.block.columns["rollout_logp"], same.block.columns["rollout_logp"])
     assert not np.array_equal(one.block.token_T, other.block.token_T)
 
 
@@ -31,15 +31,15 @@ def test_lengths_differ_and_some_tokens_are_not_trained_on():
     assert (found.batch.trained_N == 0).any()
     response_N = found.batch.length_N - found.block.prompt_tokens_N
     assert (found.batch.trained_N < response_N).sum() >= 3
-    assert set(found.block.version_T.tolist()) == {-1, *range(STEP)}
+    assert set(found.block.columns["version"].tolist()) == {-1, *range(STEP)}
 
 
 def test_the_engine_nearly_agrees_with_the_policy():
     found = recorded()
     trained_T = found.block.loss_mask_T
-    apart = found.block.rollout_logp_T[trained_T] + 1.0
+    apart = found.block.columns["rollout_logp"][trained_T] + 1.0
     assert 0.01 < apart.std() < 0.1
-    assert not found.block.rollout_logp_T[~trained_T].any()
+    assert not found.block.columns["rollout_logp"][~trained_T].any()
 
 
 def test_all_rows_compute_the_same_minibatches():
