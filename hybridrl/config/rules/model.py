@@ -28,7 +28,8 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterat
             fix="use a teacher that differs in its weights only",
         )
     estimator, folder = loaded.config.algorithm.estimator, hub.find_folder(teacher)
-    rewarded = estimator.name != "distillation" or estimator.options.get("outcome_weight")
+    # An estimator from outside may know rewards besides; ours takes them by this option alone.
+    rewarded = ":" in estimator.name or estimator.options.get("outcome_weight")
     policy = hub.find_folder(loaded.config.model.path)
     if folder and policy and folder.samefile(policy) and not rewarded:
         yield ConfigError(
