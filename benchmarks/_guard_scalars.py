@@ -38,7 +38,7 @@ def advantages(
     Args:
         sizes: (answers to a prompt, prompts), which take turns, as estimators do.
     """
-    estimators = [load_estimator(AlgorithmConfig(estimator={"name": name})) for name in CENTRED]
+    estimators = [load_estimator(AlgorithmConfig.model_validate({"estimator": name})) for name in CENTRED]
     cases = cycle([(estimator, size) for estimator in estimators for size in sizes])
     for estimator, (samples, prompts) in islice(cases, steps):
         group_N = torch.arange(prompts).repeat(samples)
@@ -49,7 +49,7 @@ def advantages(
 
 def whitened(steps: int, draw: Generator, *, tail: float) -> Iterator[Finding | None]:
     """Whitened over the tokens of a batch, of answers of very unequal length."""
-    estimator = load_estimator(AlgorithmConfig(estimator={"name": "reinforce_plus_plus_baseline"}))
+    estimator = load_estimator(AlgorithmConfig.model_validate({"estimator": "reinforce_plus_plus_baseline"}))
     group_N = torch.arange(64) // 8
     for _ in range(steps):
         length_N = (400 * torch.exp(torch.randn(64, generator=draw))).long().clamp(1, 32_768)

@@ -1,9 +1,14 @@
-"""What every result says beside its numbers: hardware, versions, and the command that made it."""
+"""What all benchmarks share: how they take arguments, and what every result says beside its numbers.
+
+A benchmark is a module with a `main()`, and `RESULT`: the keys of its result, each with what it means. Every
+size is an option; `--smoke` is the same program at sizes that take seconds, whose numbers mean nothing.
+"""
 
 import argparse
 import json
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +17,33 @@ from hybridrl.observe.files import atomic_write_json
 from hybridrl.observe.summary import versions
 
 
-def arguments(description: str | None, **options: Any) -> argparse.Namespace:
-    """--json FILE, and one option for each keyword, with its default."""
+def arguments(
+    description: str | None,
+    *,
+    smoke: Mapping[str, Any],
+    places: Mapping[str, str] | None = None,
+    given: Sequence[str] | None = None,
+    **options: Any,
+) -> argparse.Namespace:
+    """--json FILE, --smoke, and one option for each keyword, with its default.
+
+    Args:
+        smoke: defaults of the options under --smoke; what is given on the command line goes before them.
+        places: positional arguments, which may be left out, with their defaults.
+        given: the command line; None: that of this process.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, help="write the result here")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: to see that it runs")
+    for name, default in (places or {}).items():
+        parser.add_argument(name, nargs="?", default=default)
     for name, default in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    return parser.parse_args()
+    if unknown := smoke.keys() - options.keys():
+        raise ValueError(f"--smoke changes options that there are not: {', '.join(sorted(unknown))}")
+    if parser.parse_args(given).smoke:
+        parser.set_defaults(**smoke)
+    return parser.parse_args(given)
 
 
 def publish(result: dict[str, Any], file: Path | None) -> None:

@@ -13,6 +13,12 @@ from benchmarks._report import arguments, publish
 from hybridrl.observe.jsonl import read
 from hybridrl.observe.metrics import heldout_reward
 
+RESULT = {
+    "config": "that was run",
+    "steps": "policy updates of each run",
+    "heldout_by_step": "held-out accuracy by preset and policy update",
+}
+
 PRESETS = {
     "grpo": [],
     "dapo": ["algorithm.dynamic_sampling.max_rounds=3"],  # once all is solved, there is nothing to look for
@@ -24,9 +30,19 @@ COLOURS = ("#2a78d6", "#c2410c", "#15803d", "#7e22ce", "#a16207")
 
 
 def main() -> None:
-    options = arguments(__doc__, config="configs/quickstart.yaml", steps=80, picture="")
+    options = arguments(
+        __doc__,
+        smoke={"steps": 3, "presets": "grpo,dapo"},
+        config="configs/quickstart.yaml",
+        steps=80,
+        presets=",".join(PRESETS),
+        picture="",
+    )
+    presets = options.presets.split(",")
+    if unknown := set(presets) - PRESETS.keys():
+        raise SystemExit(f"--presets {','.join(sorted(unknown))}: they are of {', '.join(PRESETS)}")
     with tempfile.TemporaryDirectory() as folder:
-        curves = {preset: train(options.config, folder, preset, options.steps) for preset in PRESETS}
+        curves = {preset: train(options.config, folder, preset, options.steps) for preset in presets}
     publish({"config": options.config, "steps": options.steps, "heldout_by_step": curves}, options.json)
     if options.picture:
         draw(curves, Path(options.picture))

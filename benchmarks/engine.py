@@ -21,12 +21,25 @@ from hybridrl.rollout.sglang.arguments import engine_arguments, process_environm
 from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
 from hybridrl.types import Prompt, Sampling
 
+RESULT = {
+    "engine": "tokens a second of our engine, seconds of its best call and of its start",
+    "bare": "the same of SGLang's own",
+    "share": "tokens a second of ours over those of the bare one",
+}
+
 _PROMPT_TOKENS = 5
 _MAX_RUNNING = 256
 
 
 def main() -> None:
-    options = arguments(__doc__, prompts=64, samples=16, tokens=8, calls=6)
+    options = arguments(
+        __doc__,
+        smoke={"prompts": 2, "samples": 2, "tokens": 2, "calls": 1},
+        prompts=64,
+        samples=16,
+        tokens=8,
+        calls=6,
+    )
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
         qwen3_arithmetic(model, 0)
@@ -37,7 +50,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bare-") as own:
             done = subprocess.run(
                 [sys.executable, "-c", program],
-                env=process_environment(1, own),
+                env=process_environment(1, 1, own),
                 stdout=subprocess.PIPE,
                 check=True,
             )
@@ -79,6 +92,8 @@ def bare(model: str, options: dict[str, Any]) -> None:
         model_path=model,
         **engine_arguments(
             tp=1,
+            ep=1,
+            dp_attention=1,
             seed=0,
             max_prompt_tokens=_PROMPT_TOKENS,
             max_response_tokens=options["tokens"],

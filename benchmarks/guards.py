@@ -14,6 +14,12 @@ from benchmarks._guard_columns import COLUMNS
 from benchmarks._guard_scalars import SCALARS
 from benchmarks._report import arguments, publish
 
+RESULT = {
+    "confidence": "of the upper bounds",
+    "regimes": "by guard and regime: steps, alarms, their rate and its upper bound",
+    "worst": "by guard: the same over all of its regimes, and the rate of the worst one",
+}
+
 SEVERITY = {
     "groups": "error, warning",
     "kl_sign": "error",
@@ -29,7 +35,7 @@ CONFIDENCE = 0.95
 
 
 def main() -> None:
-    options = arguments(__doc__, steps=30_000, seed=0)
+    options = arguments(__doc__, smoke={"steps": 20}, steps=30_000, seed=0)
     rows = [measure(*regime, options.steps, options.seed) for regime in regimes()]
     publish({"confidence": CONFIDENCE, "regimes": rows, "worst": worst(rows)}, options.json)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.multiprocessing.spawn import spawn
 
+from benchmarks._ranks import on_ranks
 from benchmarks._report import arguments, publish
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import Config
@@ -21,6 +21,8 @@ from hybridrl.estimate import memory
 from hybridrl.estimate.setting import Setting
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
+
+RESULT = {"shapes": "by shape: measured and predicted peak of every rank, and the largest relative error"}
 
 PROMPT, RESPONSE = 32, 96
 LENGTH = PROMPT + RESPONSE
@@ -86,9 +88,15 @@ SHAPES = (
 )
 
 
+SMOKE = Shape(hidden=64, ffn=128, layers=2, heads=(2, 1), vocab=256, tokens=512)
+"""For --smoke alone: of a model so small a plan predicts little."""
+
+
 def main() -> None:
-    options = arguments(__doc__, only="")
+    options = arguments(__doc__, smoke={}, only="")
     shapes = [SHAPES[int(i)] for i in options.only.split(",")] if options.only else list(SHAPES)
+    if options.smoke:
+        shapes = [SMOKE]
     publish({"shapes": compare(shapes)}, options.json)
 
 
@@ -123,7 +131,7 @@ def measure(shapes: Sequence[Shape]) -> Iterator[list[dict[str, int]]]:
         with TemporaryDirectory() as name:
             folder = Path(name)
             write_model(shape, folder / "model")
-            spawn(_rank, (shape, folder), nprocs=shape.num_ranks)
+            on_ranks(shape.num_ranks, _rank, shape, folder)
             yield [torch.load(folder / f"{rank}.pt") for rank in range(shape.num_ranks)]
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -11,17 +12,36 @@ import numpy as np
 from benchmarks._report import arguments, publish
 from hybridrl.observe.jsonl import read
 
+RESULT = {
+    "config": "that was run",
+    "steps": "policy updates, those of the warm-up included",
+    "median_s": "of each phase of a step",
+    "median_swap_s": "of the weight swap",
+    "overhead_share": "time of a step in neither generation nor trainer, median",
+    "tokens_per_s": "of a step over its time, median",
+    "driver_memory_gb": "of the driver process: at the first and last step, and its slope",
+}
+
 PHASES = ("gen", "reward", "adv", "old_log_prob", "update_actor", "update_weights", "step")
-WARM_UP_STEPS = 10
 
 
 def main() -> None:
-    options = arguments(__doc__, config="configs/quickstart.yaml", steps=200)
+    options = arguments(
+        __doc__,
+        smoke={"steps": 3, "warm_up": 1},
+        config="configs/quickstart.yaml",
+        steps=200,
+        warm_up=10,
+    )
+    if options.steps < options.warm_up + 2:
+        raise SystemExit(
+            f"--steps {options.steps}: a slope needs two steps after --warm-up {options.warm_up}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         launch(options.config, folder, options.steps)
         records = [r.metrics for r in read(Path(folder) / "bench" / "metrics.jsonl") if r.kind == "step"]
     publish(
-        {"config": options.config, "steps": len(records), **summary(records[WARM_UP_STEPS:])}, options.json
+        {"config": options.config, "steps": len(records), **summary(records[options.warm_up :])}, options.json
     )
 
 
@@ -30,7 +50,7 @@ def launch(config: str, folder: str, steps: int) -> None:
     subprocess.run([sys.executable, "-m", "hybridrl", "launch", config, *overrides], check=True)
 
 
-def summary(records: list[dict[str, float]]) -> dict[str, object]:
+def summary(records: Sequence[Mapping[str, float]]) -> dict[str, object]:
     """Medians over the steps after warm-up."""
     memory_gb = np.array([r["perf/driver_memory_gb"] for r in records])
     slope_gb, _ = np.polyfit(np.arange(len(memory_gb)), memory_gb, 1)

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 
+from benchmarks._ranks import on_ranks
 from benchmarks._report import arguments, publish
 from benchmarks._reshard_awex import measure as measure_awex
 from benchmarks._reshard_ours import InPlace, OverGloo
@@ -26,6 +26,12 @@ from benchmarks._reshard_peers import Contender, FullGather, MegatronResharding,
 from benchmarks._reshard_planning import alone, cold, planned
 from benchmarks._workloads import WORKLOADS, shrunk
 from hybridrl.layout.megatron import MegatronLayout
+
+RESULT = {
+    "planning": "by workload: what a plan moves and costs, beside its lower bounds",
+    "swaps": "by pair of layouts: seconds and bytes per second of every contender, ours against theirs",
+    "awex_planner": "by workload: seconds of awex's planner, or why it was not measured",
+}
 
 CONTENDERS: dict[str, Callable[[Swap], Contender]] = {
     "megatron-core, point to point": lambda swap: MegatronResharding(swap, "nccl"),
@@ -50,13 +56,21 @@ NUM_RANKS = 4
 
 def main() -> None:
     options = arguments(
-        __doc__, workloads="", rounds=7, divide=4, layers=8, awex="", awex_workloads="W2,W7,W10"
+        __doc__,
+        smoke={"workloads": "W2", "rounds": 2, "divide": 16, "layers": 2, "swaps": 1},
+        workloads="",
+        rounds=7,
+        divide=4,
+        layers=8,
+        swaps=len(SWAPS),
+        awex="",
+        awex_workloads="W2,W7,W10",
     )
     names = options.workloads.split(",") if options.workloads else [w.name for w in WORKLOADS]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks._reshard_planning"])
     planning = [_tell(planned(w) | cold(w, context)) for w in WORKLOADS if w.name in names]
-    swaps = [_tell(race(*swap, options)) for swap in SWAPS]
+    swaps = [_tell(race(*swap, options)) for swap in SWAPS[: options.swaps]]
     awex = [
         _tell({"workload": w.name} | alone(context, measure_awex, options.awex, w.name))
         for w in WORKLOADS
@@ -68,7 +82,7 @@ def main() -> None:
 def race(fields: Mapping[str, Any], to_fields: Mapping[str, Any], options: Any) -> dict[str, Any]:
     """All contenders between two Megatron layouts."""
     with TemporaryDirectory() as folder:
-        spawn(_race_rank, (folder, fields, to_fields, options), nprocs=NUM_RANKS)
+        on_ranks(NUM_RANKS, _race_rank, folder, fields, to_fields, options)
         return json.loads((Path(folder) / "result.json").read_text())
 
 

@@ -31,6 +31,12 @@ from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.table import Table, tabulate
 from hybridrl.reshard.transports.base import SharedTensor, attach, find
 
+RESULT = {
+    "gpu": "its name",
+    "ceiling_gb_per_s": "payload of one plain copy on the device",
+    "workloads": "by workload: every way to write one engine rank, in bfloat16 and to block FP8",
+}
+
 BUCKET_BYTES = 512 << 20
 CEILING_BYTES = 4 << 30
 UNQUANTISED = ("embed_tokens", "lm_head", "mlp.gate.")
@@ -38,22 +44,29 @@ UNQUANTISED = ("embed_tokens", "lm_head", "mlp.gate.")
 
 
 def main() -> None:
-    options = arguments(__doc__, workloads="W1,W4,W8", fp8_workloads="W4,W8", rounds=20)
+    options = arguments(
+        __doc__,
+        smoke={"workloads": "W4", "fp8_workloads": "W4", "rounds": 2},
+        workloads="W1,W4,W8",
+        fp8_workloads="W4,W8",
+        rounds=20,
+    )
     if not torch.cuda.is_available():
         print("no CUDA device here: benchmarks/reshard_gpu.py measures a GPU", file=sys.stderr)
         raise SystemExit(2)
     device, executor = torch.device("cuda"), best("cuda")
     ceiling = ceiling_gb_per_s(device, options.rounds)
-    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(device), "ceiling_gb_per_s": ceiling}
+    workloads: dict[str, dict[str, Any]] = {}
     for name in options.workloads.split(","):
         workload = next(w for w in WORKLOADS if w.name == name)
         job = Job(workload.source, workload.targets, workload.topology)
         work = replay(job)
         print(f"{name}: {workload.title}, {work.payload_bytes / 1e9:.1f} GB", file=sys.stderr, flush=True)
-        result[name] = {"title": workload.title} | measure(work, executor, device, ceiling, options.rounds)
+        workloads[name] = {"title": workload.title} | measure(work, executor, device, ceiling, options.rounds)
         if name in options.fp8_workloads.split(","):
-            result[name]["fp8"] = measure_fp8(work, executor, device, ceiling, options.rounds)
-    publish(result, options.json)
+            workloads[name]["fp8"] = measure_fp8(work, executor, device, ceiling, options.rounds)
+    name = torch.cuda.get_device_name(device)
+    publish({"gpu": name, "ceiling_gb_per_s": ceiling, "workloads": workloads}, options.json)
 
 
 @dataclass(frozen=True)

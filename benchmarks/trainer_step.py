@@ -17,14 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 
+from benchmarks._ranks import on_ranks
 from benchmarks._report import arguments, publish
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import TrainerSetup
+
+RESULT = {
+    "runs": "by shape and tensor-parallel size: processor seconds of every contestant, and ratios to ours"
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +73,33 @@ SHAPES = {
         minibatches=2,
         rounds=5,
     ),
+    "smoke": Shape(
+        hidden=32,
+        ffn=64,
+        layers=2,
+        vocab=32,
+        prompt=5,
+        responses=(1, 5),
+        trajectories=8,
+        minibatches=2,
+        rounds=2,
+    ),
 }
 
 
 def main() -> None:
-    options = arguments(__doc__)
-    publish({"runs": [run(name, tp) for name in SHAPES for tp in (1, 2)]}, options.json)
+    options = arguments(__doc__, smoke={"shapes": "smoke"}, shapes="quickstart,medium")
+    names = options.shapes.split(",")
+    if unknown := set(names) - SHAPES.keys():
+        raise SystemExit(f"--shapes {','.join(sorted(unknown))}: they are of {', '.join(SHAPES)}")
+    publish({"runs": [run(name, tp) for name in names for tp in (1, 2)]}, options.json)
 
 
 def run(name: str, tp: int) -> dict[str, object]:
     with TemporaryDirectory() as folder:
         write_model(SHAPES[name], Path(folder))
         result = Path(folder) / "result.pt"
-        mp.spawn(measure, (SHAPES[name], Path(folder), tp, result), nprocs=tp)
+        on_ranks(tp, measure, SHAPES[name], Path(folder), tp, result)
         row = {"shape": name, **torch.load(result)}
     print(row, flush=True)
     return row
@@ -207,7 +225,8 @@ def transformers_loop(folder: Path, batch: RankBatch) -> Callable[[], None]:
 
 def padded(batch: RankBatch, rows: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """token_NL, mask_NL of those that are predicted and trained, advantage_N."""
-    block = batch.blocks[0]
+    block, advantage_N = batch.blocks[0], batch.advantage_N
+    assert advantage_N is not None  # make_batch gives one to every trajectory
     places = [block.row(row) for row in rows]
     longest = max(place.stop - place.start for place in places)
     token_NL = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -216,7 +235,7 @@ def padded(batch: RankBatch, rows: tuple[int, ...]) -> tuple[torch.Tensor, torch
         length = place.stop - place.start
         token_NL[i, :length] = torch.from_numpy(block.token_T[place])
         mask_NL[i, : length - 1] = torch.from_numpy(block.loss_mask_T[place][1:].astype(np.float32))
-    return token_NL, mask_NL, torch.from_numpy(batch.advantage_N[list(rows)])
+    return token_NL, mask_NL, torch.from_numpy(advantage_N[list(rows)])
 
 
 def bare_loop(policy: Any, batch: RankBatch) -> Callable[[], None]:

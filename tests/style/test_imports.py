@@ -1,4 +1,4 @@
-"""What tests, benchmarks and launchers import from hybridrl is there: type checks cover the package alone."""
+"""What tests, benchmarks and launchers import from hybridrl is there: type checks leave most of them out."""
 
 import ast
 from collections.abc import Iterator

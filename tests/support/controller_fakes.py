@@ -1,6 +1,7 @@
 """Small classes that satisfy the roles of the loop in one process, and note what happened in which order."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ class CountingPrompts:
     def state_dict(self) -> dict[str, int]:
         return {"taken": self.taken}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.taken = state["taken"]
 
 
@@ -72,6 +73,7 @@ class World:
         if any(p.uid == f"train/{self.fail_at_prompt}" for p in prompts):
             raise RuntimeError("engine broke")
         version = self.served
+        assert version is not None, "sampled before the first swap"
         self.seeds.append(sampling.seed)
         await asyncio.sleep(self.generate_s)
         count = len(prompts) * sampling.num_samples

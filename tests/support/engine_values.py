@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def model(seed):
 
 def setup(folder, **options):
     """Of an engine with the model in `folder`, and its log beside it."""
-    given = {
+    given: dict[str, Any] = {
         "model_folder": str(folder),
         "log_path": str(folder / "engine.log"),
         "max_prompt_tokens": 96,
@@ -69,7 +70,8 @@ def prompts(count, length=6, seed=0):
 
 
 def sampling(**options):
-    return Sampling(**{"num_samples": 1, "max_response_tokens": 8, "seed": 11} | options)
+    given: dict[str, Any] = {"num_samples": 1, "max_response_tokens": 8, "seed": 11}
+    return Sampling(**given | options)
 
 
 def answer(engine, prompts, sampling):

@@ -66,7 +66,7 @@ class Pattern:
                     source = copy.source if side == 0 else 0
                     boxes.append((source, number, *from_place, row, copy.to_col, copy.rows, copy.cols))
         sources = [str(i) for i in range(NUM_SOURCES)]
-        return [
+        sends, receives = (
             {
                 peer: Half(
                     Table(sources, list(names), np.array(boxes, np.int64)),
@@ -75,7 +75,8 @@ class Pattern:
                 for peer, (names, dtypes, boxes) in side.items()
             }
             for side in found
-        ]
+        )
+        return sends, receives
 
     def sources(self, rank):
         draw = torch.Generator().manual_seed(rank)
@@ -124,10 +125,9 @@ def run_pattern(group, pattern, staging_bytes, times=1, machines=1):
     rank = dist.get_rank(group)
     targets, moved = pattern.empty_targets(rank), None
     on_host = "memory" if machines else "messages"
+    sends, receives = pattern.halves(rank)
     with _machine(rank % max(machines, 1)):
-        exchange = Exchange(
-            group, *pattern.halves(rank), targets, staging_bytes=staging_bytes, on_host=on_host
-        )
+        exchange = Exchange(group, sends, receives, targets, staging_bytes=staging_bytes, on_host=on_host)
     for _ in range(times):
         moved = exchange.run(pattern.sources(rank))
     return targets, moved
@@ -147,8 +147,9 @@ def _machine(number):
 def disagree(group, patterns):
     """The message of the error, when every rank plans from its own pattern."""
     rank = dist.get_rank(group)
+    sends, receives = patterns[rank].halves(rank)
     try:
-        Exchange(group, *patterns[rank].halves(rank), patterns[rank].empty_targets(rank))
+        Exchange(group, sends, receives, patterns[rank].empty_targets(rank))
     except SwapError as error:
         return str(error)
     return None
@@ -158,10 +159,11 @@ def refused(group, pattern):
     """Messages of the errors when a target is missing, has another dtype, and when a source is missing."""
     rank = dist.get_rank(group)
     targets = pattern.empty_targets(rank)
+    sends, receives = pattern.halves(rank)
     found = []
     for given in ({}, {name: target.double() for name, target in targets.items()}, targets):
         try:
-            Exchange(group, *pattern.halves(rank), given).run({})
+            Exchange(group, sends, receives, given).run({})
         except SwapError as error:
             found.append(str(error))
     return found
@@ -171,7 +173,8 @@ def other_sources(group, pattern):
     """Targets after sources in float32, and after the same ones in bfloat16, which lie elsewhere."""
     rank = dist.get_rank(group)
     targets = pattern.empty_targets(rank)
-    exchange = Exchange(group, *pattern.halves(rank), targets)
+    sends, receives = pattern.halves(rank)
+    exchange = Exchange(group, sends, receives, targets)
     sources, found = pattern.sources(rank), []
     for given in (sources, {name: value.bfloat16() for name, value in sources.items()}):
         exchange.run(given)
@@ -213,4 +216,5 @@ def run_halves(group, halves, sources, shapes, dtype):
     """(targets, what the rank moved) of an exchange that the parent planned; everything by rank."""
     rank = dist.get_rank(group)
     targets = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes[rank].items()}
-    return targets, Exchange(group, *halves[rank], targets, staging_bytes=1 << 14).run(sources[rank])
+    sends, receives = halves[rank]
+    return targets, Exchange(group, sends, receives, targets, staging_bytes=1 << 14).run(sources[rank])

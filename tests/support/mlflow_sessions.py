@@ -52,7 +52,7 @@ def play(runs: Path) -> dict[str, Any]:
 
     longer = {**PARAMS, "run": {"name": "a", "steps": 3}, "new": 1}
     second = MlflowSink(folder, resume=True, params=longer, warn=warnings.append)
-    second.write(values.record(3, **dict.fromkeys(METRICS, 0.5)))
+    second.write(values.record(3, kind="step", **dict.fromkeys(METRICS, 0.5)))
     second.close("FINISHED", deadline_s=120.0)
     return {"attempts": attempts, "warnings": warnings, "lazy": lazy}
 

@@ -141,7 +141,7 @@ def _attention_shapes(spec):
     hidden, heads = spec.hidden_size, spec.num_heads
     if spec.kv_lora_rank:
         kv, head = spec.kv_lora_rank, spec.nope_head_dim + spec.rope_head_dim
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "kv_a_proj_with_mqa.weight": (kv + spec.rope_head_dim, hidden),
             "kv_a_layernorm.weight": (kv,),
             "kv_b_proj.weight": (heads * (spec.nope_head_dim + spec.v_head_dim), kv),
@@ -155,7 +155,7 @@ def _attention_shapes(spec):
         return {f"self_attn.{name}": shape for name, shape in shapes.items()}
     rows = {"q": heads * spec.head_dim, "k": spec.num_kv_heads * spec.head_dim}
     rows["v"] = rows["k"]
-    shapes = {f"self_attn.{x}_proj.weight": (n, hidden) for x, n in rows.items()}
+    shapes: dict[str, tuple[int, ...]] = {f"self_attn.{x}_proj.weight": (n, hidden) for x, n in rows.items()}
     shapes["self_attn.o_proj.weight"] = (hidden, rows["q"])
     if spec.qkv_bias:
         shapes |= {f"self_attn.{x}_proj.bias": (n,) for x, n in rows.items()}
@@ -178,7 +178,7 @@ def _ffn_shapes(spec, layer):
         return gated("mlp", spec.ffn_size)
     names = ("w1", "w3", "w2") if spec.family == "mixtral" else ()
     block = moe_block(spec)
-    shapes = {f"{block}.gate.weight": (spec.num_experts, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {f"{block}.gate.weight": (spec.num_experts, hidden)}
     for expert in range(spec.num_experts):
         shapes |= gated(f"{block}.experts.{expert}", spec.expert_ffn_size, *names)
     if spec.router_bias:

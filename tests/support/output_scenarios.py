@@ -16,10 +16,12 @@ def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) ->
     from hybridrl.trainer.megatron.logprob import logprob_and_entropy
 
     dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    everyone = dist.group.WORLD
+    assert everyone is not None
     logits_RV, target_R, weight_R = values.make_logits(sum(sizes))
     part = logits_RV.split(sizes, dim=1)[rank].clone().requires_grad_()
     logp_R, entropy_R = logprob_and_entropy(
-        part, target_R, first=sum(sizes[:rank]), temperature=temperature, group=dist.group.WORLD
+        part, target_R, first=sum(sizes[:rank]), temperature=temperature, group=everyone
     )
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     grads = [torch.autograd.grad(s, part, retain_graph=True)[0].numpy() for s in sums]
@@ -42,11 +44,13 @@ def cut_linear_logprobs(
     from hybridrl.trainer.megatron.linear_logprob import Shard, linear_logprob
 
     dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    everyone = dist.group.WORLD
+    assert everyone is not None
     hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
     own_VH = weight_VH.split(sizes)[rank]
     part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
     hidden_RH.requires_grad_()
-    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=dist.group.WORLD, soft_cap=soft_cap)
+    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=everyone, soft_cap=soft_cap)
     logp_R, entropy_R = linear_logprob(hidden_RH, part, target_R, shard, temperature=temperature, piece=piece)
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     grads = [torch.autograd.grad(s, (hidden_RH, part), retain_graph=True) for s in sums]

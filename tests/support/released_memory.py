@@ -14,7 +14,9 @@ from hybridrl.config.schema import AlgorithmConfig, RewardModelConfig
 from hybridrl.hosts import cuda
 from hybridrl.launch.reward_model import scoring
 
-PPO = AlgorithmConfig(estimator="gae", kl={"coefficient": 0.1, "estimator": "k1", "in": "reward"})
+PPO = AlgorithmConfig.model_validate(
+    {"estimator": "gae", "kl": {"coefficient": 0.1, "estimator": "k1", "in": "reward"}}
+)
 COLUMNS = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
 Releases = dict[str, int]
 """By what a rank did: how often it gave memory back."""

@@ -1,19 +1,27 @@
 """Configs of small models of every family, as SGLang reads them, and orders of programs that load them."""
 
+from typing import Any
+
 import transformers
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 151,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 8,
 }
-_GROUPED = SIZES | {"num_key_value_heads": 2}
-_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
-_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0}
+_GROUPED: dict[str, Any] = SIZES | {"num_key_value_heads": 2}
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 40,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 _YARN |= {"original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1}
-_LATENT = SIZES | _EXPERTS
+_LATENT: dict[str, Any] = SIZES | _EXPERTS
 _LATENT |= {
     "n_routed_experts": 8,
     "n_shared_experts": 1,
@@ -28,6 +36,12 @@ _LATENT |= {
     "moe_layer_freq": 1,
     "rope_parameters": _YARN,
 }
+
+# What SGLang reads and the configs of transformers have no fields for.
+_HEADS: dict[str, Any] = {"head_dim": 16}
+_SOFTMAX: dict[str, Any] = {"scoring_func": "softmax"}
+_SIGMOID: dict[str, Any] = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+_GELU: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh"}
 
 DENSE = ("llama", "llama-bias-tied", "qwen2", "qwen3-tied", "qwen3-bias", "gemma2", "gemma3")
 CONFIGS = {
@@ -47,7 +61,7 @@ CONFIGS = {
     ),
     "qwen3-moe": (
         "Qwen3MoeForCausalLM",
-        transformers.Qwen3MoeConfig(**_GROUPED, **_EXPERTS, head_dim=16, num_experts=8),
+        transformers.Qwen3MoeConfig(**_GROUPED, **_EXPERTS, **_HEADS, num_experts=8),
     ),
     "mixtral": (
         "MixtralForCausalLM",
@@ -55,21 +69,19 @@ CONFIGS = {
     ),
     "deepseek-v2": (
         "DeepseekV2ForCausalLM",
-        transformers.DeepseekV2Config(**_LATENT, q_lora_rank=24, scoring_func="softmax"),
+        transformers.DeepseekV2Config(**_LATENT, **_SOFTMAX, q_lora_rank=24),
     ),
     "deepseek-v2-lite": (
         "DeepseekV2ForCausalLM",
-        transformers.DeepseekV2Config(**_LATENT, q_lora_rank=None, scoring_func="softmax"),
+        transformers.DeepseekV2Config(**_LATENT, **_SOFTMAX, q_lora_rank=None),
     ),
     "deepseek-v3": (
         "DeepseekV3ForCausalLM",
-        transformers.DeepseekV3Config(
-            **_LATENT, q_lora_rank=24, scoring_func="sigmoid", topk_method="noaux_tc"
-        ),
+        transformers.DeepseekV3Config(**_LATENT, **_SIGMOID, q_lora_rank=24),
     ),
     "gemma2": (
         "Gemma2ForCausalLM",
-        transformers.Gemma2Config(**_GROUPED, head_dim=16, hidden_act="gelu_pytorch_tanh"),
+        transformers.Gemma2Config(**_GROUPED, **_GELU, head_dim=16),
     ),
     "gemma3": ("Gemma3ForCausalLM", transformers.Gemma3TextConfig(**_GROUPED, head_dim=16)),
 }

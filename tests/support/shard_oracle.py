@@ -236,7 +236,8 @@ def _engine_mlp(name, gate, up, down, tp, rank):
 def _gated(hf, prefix):
     """(gate, up, down)"""
     names = ("w1", "w3", "w2") if f"{prefix}.w1.weight" in hf else ("gate_proj", "up_proj", "down_proj")
-    return [hf[f"{prefix}.{name}.weight"] for name in names]
+    gate, up, down = (hf[f"{prefix}.{name}.weight"] for name in names)
+    return gate, up, down
 
 
 def _below(tensors, prefix):

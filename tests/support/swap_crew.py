@@ -10,8 +10,9 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
-from typing import NamedTuple
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import torch
 from trainer_ranks import _CONTEXT  # one server for all tests, which has imported torch once
@@ -100,7 +101,7 @@ class Writer:
 class World:
     """Layouts, and the weights of version 0 as every rank of both sides has them."""
 
-    source: object
+    source: MegatronLayout
     engines: list
     exports: dict = field(default_factory=dict)
     owners: list = field(default_factory=list)
@@ -115,11 +116,11 @@ class World:
             [self._shared(sglang_shard(spec, hf, tp=layout.tp, rank=rank)) for rank in range(layout.tp)]
             for layout in self.engines
         ]
-        sizes = {"tp": self.source.tp, "pp": self.source.pp}
+        tps, pps = self.source.tp, self.source.pp
         shards = {
-            (tp, pp): self._shared(megatron_shard(spec, hf, rank_tp=tp, rank_pp=pp, **sizes))
-            for tp in range(self.source.tp)
-            for pp in range(self.source.pp)
+            (tp, pp): self._shared(megatron_shard(spec, hf, tp=tps, pp=pps, rank_tp=tp, rank_pp=pp))
+            for tp in range(tps)
+            for pp in range(pps)
         }
         stage = self.source.tp * self.source.dp
         self.first = [shards[r % self.source.tp, r // stage] for r in range(self.source.world_size)]
@@ -250,13 +251,15 @@ class Stage:
     def push(self, *versions):
         """Swaps to these versions over new handles of both sides; the report of the last one."""
         # Imported here: Ray is for the driver, and the processes do without it.
+        from hybridrl.cluster.group import WorkerGroup
         from hybridrl.workers.rollout import RayRollout
         from hybridrl.workers.sync import RaySync
         from hybridrl.workers.trainer import RayTrainer
 
         self.warnings.clear()
         cluster = ClusterConfig()
-        trainer, rollout = RayTrainer(self.writers, cluster, None, 1), RayRollout(self.engines, cluster)
+        writers, engines = (cast(WorkerGroup, group) for group in (self.writers, self.engines))
+        trainer, rollout = RayTrainer(writers, cluster, Path(), 1), RayRollout(engines, cluster)
         sync = RaySync(trainer, rollout, self.layout, cluster, lambda about, text: self.warnings.append(text))
 
         async def swaps():
@@ -290,5 +293,5 @@ def _serve(pipes, kind, arguments):
     worker = kind(*arguments)
     with contextlib.suppress(EOFError):
         while True:
-            for pipe in wait(pipes):
+            for pipe in cast(list[Connection], wait(pipes)):
                 pipe.send(outcome(worker, *pipe.recv()))

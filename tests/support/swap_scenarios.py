@@ -11,6 +11,7 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.agreement import Checksums
 from hybridrl.reshard.checksum import checksum
+from hybridrl.reshard.routes import Reach
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
@@ -21,7 +22,7 @@ def swap(
     source: MegatronLayout,
     engines: Sequence[SGLangLayout],
     topology: Topology,
-    reach: str,
+    reach: Reach,
     once_per_node: bool,
 ) -> tuple[list[str], Checksums, Checksums]:
     """(engine tensors here that are wrong, checksums of what was sent, of what arrived here)"""
@@ -65,7 +66,15 @@ def shard_of(layout: MegatronLayout, hf: dict[str, torch.Tensor], rank: int) -> 
     stage = layout.tp * layout.dp
     pp, place = divmod(rank, stage)
     etp, ep = place % layout.etp, place // layout.etp % layout.ep
-    sizes = {"tp": layout.tp, "pp": layout.pp, "etp": layout.etp, "ep": layout.ep}
     return megatron_shard(
-        layout.spec, hf, rank_tp=place % layout.tp, rank_pp=pp, rank_etp=etp, rank_ep=ep, **sizes
+        layout.spec,
+        hf,
+        tp=layout.tp,
+        pp=layout.pp,
+        etp=layout.etp,
+        ep=layout.ep,
+        rank_tp=place % layout.tp,
+        rank_pp=pp,
+        rank_etp=etp,
+        rank_ep=ep,
     )

@@ -87,7 +87,9 @@ def marked_batch(dp: int) -> RankBatch:
 def travel(rank: int, meet: scenarios.Meet, folder: Path, shape: scenarios.Shape) -> dict[str, Any]:
     """What a loss and an estimator of this rank received over two optimizer steps, and their losses."""
     declare_all()
-    algorithm = AlgorithmConfig(loss="trainer_columns:MoodLoss", estimator="trainer_columns:MoodAdvantage")
+    algorithm = AlgorithmConfig.model_validate(
+        {"loss": "trainer_columns:MoodLoss", "estimator": "trainer_columns:MoodAdvantage"}
+    )
     batch = marked_batch(scenarios.dp_of(shape))
     with scenarios.policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
         reports = scenarios.play(trained, batch)["reports"]

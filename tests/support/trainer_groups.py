@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 import trainer_scenarios as scenarios
 import trainer_values as values
+from torch._C._distributed_c10d import FileStore
 
 from hybridrl.batch import Minibatch
 
@@ -45,14 +45,14 @@ class Post:
     """Columns from rank to rank; asking waits until there is one."""
 
     def __init__(self, address: str) -> None:
-        self._store = dist.FileStore(address.removeprefix("file://"))
+        self._store = FileStore(address.removeprefix("file://"), -1)
 
     def put(self, name: str, column: np.ndarray | None) -> None:
         if column is not None:
-            self._store.set(name, pickle.dumps(column))
+            self._store.set(name, pickle.dumps(column).hex())
 
     def get(self, name: str) -> np.ndarray:
-        return pickle.loads(self._store.get(name))
+        return pickle.loads(bytes.fromhex(self._store.get(name).decode()))
 
 
 def minibatches(dp: int, turned: bool) -> list[Minibatch]:

@@ -179,7 +179,9 @@ def restore_damaged(rank: int, meet: Meet, folder: Path, saved: list[Path]) -> l
         before = copy(trained)
         found = [refusal(lambda path=path: trained.restore(path)) for path in saved]
         assert all(np.array_equal(before[name], now) for name, now in copy(trained).items())
-    with policy(rank, meet, folder, (1, 1, 1), algorithm=AlgorithmConfig(estimator="gae")) as trained:
+    with policy(
+        rank, meet, folder, (1, 1, 1), algorithm=AlgorithmConfig.model_validate({"estimator": "gae"})
+    ) as trained:
         found.append(refusal(lambda: trained.restore(saved[-1].with_name("whole"))))
     return found
 
@@ -267,7 +269,7 @@ def followed(
 def collisions(rank: int, meet: Meet, folder: Path, shape: Shape) -> Any:
     """Column old_collision of the whole block, its rows in order."""
     in_order = {"block_N": np.zeros(12, np.int64), "row_N": np.arange(12), "blocks": [values.make_block()]}
-    algorithm = AlgorithmConfig(estimator="optimal_token_baseline")
+    algorithm = AlgorithmConfig.model_validate({"estimator": "optimal_token_baseline"})
     with policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
         trained.load(values.make_batch([split(0, 1, ())], advantage_N=None, **in_order))
         return trained._loaded.columns["old_collision"].numpy()
@@ -285,6 +287,7 @@ def lags(
 def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, Any]:
     """A batch with an infinite advantage, then a sound one."""
     sound = values.make_batch([split(0, dp_of(shape), (6,))])
+    assert sound.advantage_N is not None
     advantage_N = sound.advantage_N.copy()
     advantage_N[0] = np.inf
     with policy(rank, meet, folder, shape) as trained:

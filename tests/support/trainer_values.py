@@ -76,9 +76,8 @@ def make_actor(
     *, precision: str | None = None, recompute: str = "none", overlap: bool = False, **optimizer: Any
 ) -> ActorConfig:
     options = {"lr": 1e-3, "weight_decay": 0.1, "clip_grad_norm": 0.5, "eps": 1e-4}
-    return ActorConfig(
-        precision=precision, recompute=recompute, overlap=overlap, optimizer=options | optimizer
-    )
+    actor = {"precision": precision, "recompute": recompute, "overlap": overlap}
+    return ActorConfig.model_validate(actor | {"optimizer": options | optimizer})
 
 
 def make_setup(rank: int, rendezvous: str, folder: Path, shape: Shape, **changes: Any) -> TrainerSetup:
@@ -209,7 +208,7 @@ def plain_steps(
         old = plain_logp(model, block, setup.temperature)
     for _ in range(steps):
         optimizer.zero_grad()
-        total = 0.0
+        total = torch.zeros(())
         for logp, before, advantage in zip(
             plain_logp(model, block, setup.temperature), old, advantage_N.tolist()
         ):
