@@ -13,7 +13,7 @@ def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) ->
     import torch
     import torch.distributed as dist
 
-    from hybridrl.trainer.megatron.logprob import logprob_and_entropy
+    from hybridrl.trainer.logprob import logprob_and_entropy
 
     dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
     logits_RV, target_R, weight_R = values.make_logits(sum(sizes))
@@ -39,7 +39,7 @@ def cut_linear_logprobs(
     import torch
     import torch.distributed as dist
 
-    from hybridrl.trainer.megatron.linear_logprob import Shard, linear_logprob
+    from hybridrl.trainer.linear_logprob import Shard, linear_logprob
 
     dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
     hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
