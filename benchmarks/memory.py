@@ -20,7 +20,7 @@ from hybridrl.config.schema import Config
 from hybridrl.estimate import memory
 from hybridrl.estimate.setting import Setting
 from hybridrl.models.spec import read
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import PolicySetup
 
 RESULT = {"shapes": "by shape: measured and predicted peak of every rank, and the largest relative error"}
 
@@ -235,12 +235,12 @@ def _rank(rank: int, shape: Shape, folder: Path) -> None:
     torch.set_num_threads(1)
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+    from hybridrl.trainer.policy import Policy
 
     setup, batch = _setup(rank, shape, folder), make_batch(shape)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         with record_function(_PHASE + "build"):
-            policy = MegatronPolicy(setup)
+            policy = Policy(setup)
         with record_function(_PHASE + "load"):
             policy.load(batch)
         with record_function(_PHASE + "step"):
@@ -250,9 +250,9 @@ def _rank(rank: int, shape: Shape, folder: Path) -> None:
     policy.close()
 
 
-def _setup(rank: int, shape: Shape, folder: Path) -> TrainerSetup:
+def _setup(rank: int, shape: Shape, folder: Path) -> PolicySetup:
     cfg = config_of(shape)
-    return TrainerSetup(
+    return PolicySetup(
         rank=rank,
         rendezvous=f"file://{folder / 'rendezvous'}",
         parallel=cfg.actor.parallel.model_copy(update={"dp": shape.parallel.get("dp", 1)}),

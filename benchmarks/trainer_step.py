@@ -24,7 +24,7 @@ from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import PolicySetup
 
 RESULT = {
     "runs": "by shape and tensor-parallel size: processor seconds of every contestant, and ratios to ours"
@@ -139,9 +139,9 @@ def make_batch(shape: Shape) -> RankBatch:
 
 def measure(rank: int, shape: Shape, folder: Path, tp: int, result: Path) -> None:
     torch.set_num_threads(1)
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+    from hybridrl.trainer.policy import Policy
 
-    setup = TrainerSetup(
+    setup = PolicySetup(
         rank=rank,
         rendezvous=f"file://{folder / 'rendezvous'}",
         parallel=TrainParallel(tp=tp, dp=1),
@@ -156,7 +156,7 @@ def measure(rank: int, shape: Shape, folder: Path, tp: int, result: Path) -> Non
         num_optimizer_steps=1,
         timeout_s=60.0,
     )
-    policy, batch = MegatronPolicy(setup), make_batch(shape)
+    policy, batch = Policy(setup), make_batch(shape)
     policy.load(batch)
     contestants = {"bare": bare_loop(policy, batch), "ours": partial(step_all, policy, batch)}
     if tp == 1:
@@ -247,7 +247,7 @@ def bare_loop(policy: Any, batch: RankBatch) -> Callable[[], None]:
     from hybridrl.hosts import cpu
     from hybridrl.trainer.megatron.model import forward, policy_model
 
-    loaded, [network], optimizer = policy._loaded, policy._model, policy._optimizer.megatron
+    loaded, [network], optimizer = policy._loaded, policy._model.stage, policy._optimizer.megatron
     steps = [loaded.microbatches([m])[0] for m in batch.minibatches]
     old = [loaded.columns["old_logp"][m.trained_R] for m in steps]
     advantage = [loaded.columns["advantage"][m.trained_R] for m in steps]

@@ -9,6 +9,7 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
@@ -90,6 +91,12 @@ def module(package: str, name: str, *, what: str) -> ModuleType:
     if name not in known:
         raise ResourceError(f"no {what} {name!r} here", fix=f"use one of {', '.join(known)}")
     return importlib.import_module(f"{package}.{name}")
+
+
+def folders(package: str, part: str) -> list[str]:
+    """Names of the sub-packages of a package that have a module `part`, sorted, without importing them."""
+    (root,) = importlib.import_module(package).__path__
+    return sorted(path.parent.name for path in Path(root).glob(f"*/{part}.py"))
 
 
 def _outside(path: str, where: str, key: str) -> Callable:

@@ -21,7 +21,7 @@ Read = tuple[str, str]
 
 
 def readers(dotted: str) -> list[str]:
-    """Places outside config/ that read a key of one of keys.ROOTS, as "trainer/megatron/policy.py:31"."""
+    """Places outside config/ that read a key of one of keys.ROOTS, as "trainer/policy.py:31"."""
     section, name = _field(dotted)
     owners = [kind.__name__ for kind in section.__mro__ if kind.__name__ in sections()]
     return list(dict.fromkeys(place for owner in owners for place in _reads().get((owner, name), [])))

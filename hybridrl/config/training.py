@@ -1,9 +1,10 @@
 """Keys about what is trained: how it is cut over ranks, its optimizer, its memory."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
+from hybridrl import registry
 from hybridrl.config.section import PluginConfig, Section
 
 
@@ -79,6 +80,11 @@ class TrainParallel(Section):
     def num_ranks(self) -> int:
         return self.model_ranks * (self.dp or 1)
 
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """What a layout is made of."""
+        return {name: value for name, value in self if name != "sp"} | {"dp": self.dp or 1}
+
 
 class MoEConfig(Section):
     """Of an actor with experts."""
@@ -112,6 +118,9 @@ class LoraConfig(Section):
 
 
 class ActorConfig(Section):
+    backend: str = "megatron"
+    """Library that all models but the engine's run on: a folder in hybridrl.trainer that has a backend.py."""
+
     parallel: TrainParallel = TrainParallel()
 
     microbatch_tokens: PositiveInt = 16384
@@ -145,6 +154,14 @@ class ActorConfig(Section):
     """Train low-rank adapters and freeze all else. None: train all weights."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = registry.folders("hybridrl.trainer", "backend")
+        if name not in known:
+            raise ValueError(f"there is no trainer backend {name!r}, use one of {', '.join(known)}")
+        return name
 
 
 class CriticConfig(Section):

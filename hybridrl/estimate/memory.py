@@ -363,7 +363,7 @@ def _layers(setting: Setting, stage: int) -> list[tuple[bool, int]]:
 
 def _weights(setting: Setting, role: Role) -> float:
     """Of the whole model."""
-    return on_stage(trainer_layout(setting.model_of(role), TrainParallel()), 0).all
+    return on_stage(trainer_layout(setting.backend, setting.model_of(role), TrainParallel()), 0).all
 
 
 def _trained_weights(setting: Setting, role: Role) -> float:

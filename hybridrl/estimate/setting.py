@@ -13,8 +13,8 @@ from hybridrl.errors import LayoutError
 from hybridrl.estimate.batch import Batch
 from hybridrl.estimate.gpus import GPUModel
 from hybridrl.layout.adapters import AdapterLayout
-from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 
 Role = Literal["actor", "critic", "process model", "reference", "teacher", "reward model"]
@@ -35,6 +35,9 @@ class Setting:
     frozen: tuple[Role, ...]
     train: TrainParallel
     """With its dp."""
+
+    backend: str
+    """Of the trainer."""
 
     apart: tuple[tuple[Role, TrainParallel], ...]
     """Cuts of those that are not on the actor's ranks."""
@@ -91,6 +94,7 @@ class Setting:
             trained=("actor", *(role for role in needs.models if role in _TRAINED)),
             frozen=_frozen(cfg, needs),
             train=cfg.actor.parallel,
+            backend=cfg.actor.backend,
             apart=_apart(cfg),
             recompute=cfg.actor.recompute,
             microbatch_tokens=cfg.actor.microbatch_tokens,
@@ -136,6 +140,7 @@ class Setting:
             trained=("actor",),
             frozen=(),
             train=cfg.actor.parallel,
+            backend=cfg.actor.backend,
             apart=(),
             recompute=cfg.actor.recompute,
             microbatch_tokens=cfg.actor.microbatch_tokens,
@@ -222,13 +227,13 @@ class Setting:
         """Another cut of the trainer over the same GPUs."""
         return replace(self, train=self.train.model_copy(update=axes)).filled(num_engines=self.num_engines)
 
-    def layout(self) -> MegatronLayout:
+    def layout(self) -> TrainerLayout:
         """Of the trainer.
 
         Raises:
             LayoutError: the model does not divide so.
         """
-        return trainer_layout(self.model, self.train, fused=self.fused)
+        return trainer_layout(self.backend, self.model, self.train, fused=self.fused)
 
     def adapters(self) -> AdapterLayout | None:
         """
@@ -239,12 +244,12 @@ class Setting:
             return None
         return AdapterLayout.on(self.layout(), rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
 
-    def layout_of(self, role: Role) -> MegatronLayout:
+    def layout_of(self, role: Role) -> TrainerLayout:
         """
         Raises:
             LayoutError: its model does not divide so.
         """
-        return trainer_layout(self.model_of(role), self.cut_of(role), fused=self.fused)
+        return trainer_layout(self.backend, self.model_of(role), self.cut_of(role), fused=self.fused)
 
     def engine_layout(self) -> SGLangLayout:
         """
@@ -275,35 +280,23 @@ class Setting:
         return f"rollout.parallel needs {engines} GPUs" if engines > self.num_gpus else ""
 
 
-def trainer_layout(model: ModelSpec, cut: TrainParallel, *, fused: bool = False) -> MegatronLayout:
+def trainer_layout(
+    backend: str, model: ModelSpec, parallel: TrainParallel, *, fused: bool = False
+) -> TrainerLayout:
     """
     Args:
-        cut: with its dp.
+        backend: actor.backend.
+        parallel: with its dp.
 
     Raises:
         LayoutError: the model does not divide so.
     """
-    dp, chunks = cut.dp or 1, (cut.vpp, cut.stage_layers)
-    return _layout(model, cut.tp, cut.pp, dp, cut.cp, cut.ep, cut.etp, *chunks, fused)
+    return _layout(backend, model, fused, tuple(parallel.sizes.items()))
 
 
 @cache
-def _layout(
-    model: ModelSpec,
-    tp: int,
-    pp: int,
-    dp: int,
-    cp: int,
-    ep: int,
-    etp: int,
-    vpp: int,
-    stage_layers: tuple[int, ...],
-    fused: bool,
-) -> MegatronLayout:
-    axes = {"tp": tp, "pp": pp, "dp": dp, "cp": cp, "ep": ep, "etp": etp, "vpp": vpp}
-    return MegatronLayout(
-        model, stage_layers=stage_layers, vocab_multiple=1, transformer_engine=fused, **axes
-    )
+def _layout(backend: str, model: ModelSpec, fused: bool, sizes: tuple[tuple[str, Any], ...]) -> TrainerLayout:
+    return layout_of(backend).of(model, on_gpu=fused, **dict(sizes))
 
 
 def _frozen(cfg: Config, needs: Needs) -> tuple[Role, ...]:

@@ -250,7 +250,7 @@ def _touched(setting: Setting, running: float) -> float:
     if not model.num_experts:
         return 1.0
     missed = (1 - model.experts_per_token / model.num_experts) ** running
-    whole = on_stage(trainer_layout(model, TrainParallel()), 0)
+    whole = on_stage(trainer_layout(setting.backend, model, TrainParallel()), 0)
     return 1 - missed * whole.expert / whole.all
 
 

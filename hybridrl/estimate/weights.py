@@ -4,11 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from hybridrl.layout.adapters import AdapterLayout, factors
-from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models import spec as models
-from hybridrl.models.linears import linears
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Kind, Parameter, Row, Stage
 
@@ -31,7 +30,9 @@ class _Amount:
 
     stage: Stage
     kind: Kind
-    cut: bool
+    pieces: int
+    """That ranks of the stage share out."""
+
     per_expert: bool
     count: int
     copied: bool
@@ -39,22 +40,23 @@ class _Amount:
 
 
 @cache
-def on_stage(cut: MegatronLayout, stage: int, *, layers_only: bool = False) -> Share:
+def on_stage(cut: TrainerLayout | AdapterLayout, stage: int, *, layers_only: bool = False) -> Share:
     """Of a rank of a pipeline stage.
 
     Args:
         layers_only: without embedding, last norm and output layer.
     """
-    chunks = cut.chunks(stage)
+    base = _base(cut)
+    chunks, last = base.chunks(stage), stage == base.pp - 1
     dense = expert = 0.0
     for amount in _amounts(cut):
         if layers_only and amount.stage != "layers":
             continue
-        times = _times(amount, cut.spec, chunks, first=stage == 0, last=stage == cut.pp - 1)
+        count = _times(amount, cut.spec, chunks, first=stage == 0, last=last) * amount.count / amount.pieces
         if amount.per_expert:
-            expert += times * amount.count / (cut.ep * cut.etp)
+            expert += count
         else:
-            dense += times * amount.count / (cut.tp if amount.cut else 1)
+            dense += count
     return Share(dense, expert)
 
 
@@ -79,40 +81,28 @@ def _repeats(model: ModelSpec, row: Row, size: int) -> float:
     return heads / (model.num_heads + 2 * model.num_kv_heads)
 
 
-def _amounts(cut: MegatronLayout) -> tuple[_Amount, ...]:
-    adapters = (cut.adapter_rank, cut.adapter_targets) if isinstance(cut, AdapterLayout) else None
-    return _of_model(cut.spec, cut.transformer_engine, adapters)
-
-
 @cache
-def _of_model(
-    model: ModelSpec, transformer_engine: bool, adapters: tuple[int, tuple[str, ...]] | None
-) -> tuple[_Amount, ...]:
-    """
-    Args:
-        adapters: their rank and what has one; None: the model itself.
-    """
-    if adapters is None:
-        return tuple(_read_amounts(model, models.parameters(model), transformer_engine))
-    rank, targets = adapters
-    pairs = (factors(parameter, rank) for parameter in linears(model, targets))
-    return tuple(_read_amounts(model, (factor for pair in pairs for factor in pair), transformer_engine))
+def _amounts(cut: TrainerLayout | AdapterLayout) -> tuple[_Amount, ...]:
+    held = cut.parameters if isinstance(cut, AdapterLayout) else models.parameters(cut.spec)
+    return tuple(_read_amounts(_base(cut), held))
 
 
-def _read_amounts(
-    model: ModelSpec, parameters: Iterable[Parameter], transformer_engine: bool
-) -> Iterator[_Amount]:
+def _base(cut: TrainerLayout | AdapterLayout) -> TrainerLayout:
+    return cut.base if isinstance(cut, AdapterLayout) else cut
+
+
+def _read_amounts(cut: TrainerLayout, parameters: Iterable[Parameter]) -> Iterator[_Amount]:
     for parameter in parameters:
         row = parameter.row
-        for site in transformer_engine and row.transformer_engine or row.megatron:
+        for site in cut.sites(row):
             part = parameter.keep(site.blocks)[1]
             yield _Amount(
                 stage=row.stage,
                 kind=row.kind,
-                cut=site.cut != "whole",
+                pieces=cut.pieces(row, site),
                 per_expert=row.per_expert,
                 count=part.num_elements // len(parameter.layers),
-                copied=row.tied_copy is not None and model.tied,
+                copied=row.tied_copy is not None and cut.spec.tied,
             )
 
 

@@ -1,7 +1,7 @@
 """From a checkpoint of a run to a Hugging Face folder, without workers; and the proof that it is the policy.
 
 The proof computes log-probabilities of some of the run's prompts twice, in fp32 and in this process: by
-Megatron on one rank, with the weights of the checkpoint, and by plain transformers from the new folder.
+the trainer on one rank, with the weights of the checkpoint, and by plain transformers from the new folder.
 """
 
 import tempfile
@@ -12,7 +12,6 @@ import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.config.load import LoadedConfig, load
-from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.data.source import load_source
 from hybridrl.data.tokenize import load_tokenizer
@@ -21,7 +20,7 @@ from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.shape import RunFiles
 from hybridrl.models import spec
 from hybridrl.trainer import adapters, checkpoints, committed, export
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import RankSetup
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats, that is rounding."""
@@ -102,15 +101,15 @@ def prove(exported: Exported) -> Proof:
         CheckpointError: a file of the checkpoint is not what was written.
         DataError, ConfigError: the data of the run are not there any more.
     """
-    # Imported here: an export without a proof takes no Megatron.
-    from hybridrl.trainer.megatron.export_proof import logp_of_checkpoint, logp_of_folder
+    # Imported here: an export without a proof takes no trainer.
+    from hybridrl.trainer.export_proof import logp_of_checkpoint, logp_of_folder
 
     committed.verify(exported.checkpoint)
-    block = _block(exported.config)
+    block, temperature = _block(exported.config), exported.config.config.rollout.temperature
     with tempfile.TemporaryDirectory() as meeting:
         setup = _alone(exported.config, Path(meeting))
-        ours = logp_of_checkpoint(exported.checkpoint, setup, exported.folder, block)
-    theirs = logp_of_folder(exported.folder, block, temperature=setup.temperature)
+        ours = logp_of_checkpoint(exported.checkpoint, setup, exported.folder, block, temperature=temperature)
+    theirs = logp_of_folder(exported.folder, block, temperature=temperature)
     trained = block.loss_mask_T
     return Proof(int(trained.sum()), float(np.abs(ours - theirs)[trained].max()))
 
@@ -156,21 +155,18 @@ def _block(loaded: LoadedConfig) -> TokenBlock:
     return TokenBlock.from_answers(first, rest, [[0.0] * len(tokens) for tokens in rest], 0)
 
 
-def _alone(loaded: LoadedConfig, meeting: Path) -> TrainerSetup:
+def _alone(loaded: LoadedConfig, meeting: Path) -> RankSetup:
     """Of one rank that has the whole policy, in fp32."""
     cfg = loaded.config
-    return TrainerSetup(
+    return RankSetup(
         rank=0,
         rendezvous=f"file://{meeting.resolve() / 'alone'}",
         parallel=TrainParallel(dp=1),
         model=spec.read(cfg.model.path),
         model_folder=Path(cfg.model.path),
-        actor=ActorConfig(precision="fp32", microbatch_tokens=cfg.actor.microbatch_tokens),
-        algorithm=AlgorithmConfig(),
-        critic=cfg.critic,
-        temperature=cfg.rollout.temperature,
-        max_response_tokens=cfg.rollout.max_response_tokens,
+        actor=ActorConfig(
+            backend=cfg.actor.backend, precision="fp32", microbatch_tokens=cfg.actor.microbatch_tokens
+        ),
         seed=cfg.run.seed,
-        num_optimizer_steps=1,
         timeout_s=cfg.cluster.step_timeout_s,
     )

@@ -37,7 +37,7 @@ from hybridrl.launch.devices import Devices, environment
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.prepare import Prepared, prepare
 from hybridrl.launch.resume import checkpoint_of
-from hybridrl.launch.shape import Resume, RunFiles, RunShape, Seats, num_gpus, trainer_host
+from hybridrl.launch.shape import Resume, RunFiles, RunShape, Seats, num_gpus, trainer_layout
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.trainers import Trainers
 from hybridrl.models import spec
@@ -45,7 +45,6 @@ from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.sglang.layout import engine_layout
-from hybridrl.trainer.setup import megatron_layout
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model import RayRewardModel
@@ -207,7 +206,7 @@ class Session:
         self._prepared, self._credit, self._observe, self._stop = prepared, credit, observe, stop
         self._seats, model = Seats.of(shape, cfg.cluster.nodes), spec.read(cfg.model.path)
         self._engine_layout = engine_layout(model, shape.engine)
-        layouts = megatron_layout(model, shape.parallel, trainer_host(cfg)), self._engine_layout
+        layouts = trainer_layout(cfg, model, shape.parallel), self._engine_layout
         self._devices = Devices.of(cfg, self._seats, cluster.gpus, *layouts, parts=shape.engine_parts)
 
     async def play(self, checkpoint: Path | None, start_step: int) -> str | None:

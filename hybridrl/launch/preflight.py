@@ -18,11 +18,12 @@ from hybridrl.launch.column_groups import columns_elsewhere
 from hybridrl.launch.devices import unshared_gpus
 from hybridrl.launch.memory import refuse_too_little_memory
 from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model_layout
-from hybridrl.launch.shape import RunShape, trainer_host, with_dp
+from hybridrl.launch.shape import RunShape, trainer_layout, with_dp
+from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.models.make import find_maker, make_model
-from hybridrl.trainer.setup import megatron_layout, refuse_unbuildable, refuse_unfit_experts
+from hybridrl.trainer.setup import refuse_unfit_experts
 
 Say = Callable[[str, str], None]
 """Prints a line: its heading, its text."""
@@ -94,7 +95,7 @@ def _model_errors(
     if spec is not None:
         moe = loaded.config.actor.moe
         asked = (
-            lambda: refuse_unbuildable(spec, where="model"),
+            lambda: layout_of(loaded.config.actor.backend).refuse_unbuildable(spec, where="model"),
             lambda: refuse_unfit_experts(moe, spec, where="actor.moe"),
             lambda: refuse_unfit_reward_model(loaded.config),
         )
@@ -120,10 +121,9 @@ def _nodes_without_ranks(loaded: LoadedConfig) -> list[HybridRLError]:
 def _layout_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridRLError]:
     """What only the layout of the shards shows, asked where no rule refuses the config."""
     errors = []
-    host = trainer_host(loaded.config)
     for key, cut in trainer_cuts(loaded.config):
         whole = with_dp(cut, loaded.config.cluster)
-        if error := _refusal(lambda whole=whole: megatron_layout(spec, whole, host)):
+        if error := _refusal(lambda whole=whole: trainer_layout(loaded.config, spec, whole)):
             errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
     shape = RunShape.of(loaded.config)
     if error := _refusal(lambda: reward_model_layout(loaded.config)):

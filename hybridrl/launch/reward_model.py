@@ -1,17 +1,17 @@
 """The reward model of a run before its ranks start: what it cannot be, and what a rank is made from."""
 
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 
 from hybridrl.config.rules.reward_model import HEAD, reward_model_spec
 from hybridrl.config.schema import Config, RewardModelConfig
 from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.errors import ModelError
-from hybridrl.launch.shape import RunShape, trainer_host
-from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.launch.shape import RunShape, trainer_layout
+from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models import hub, spec
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.setup import TrainerSetup, megatron_layout, refuse_unbuildable
+from hybridrl.trainer.setup import RankSetup
 
 _OF_THE_TRAINED = {"moe": MoEConfig(), "lora": None, "fp8": "none", "bf16_layers": 0}
 """Keys of the actor that do not hold for it: its sizes and its experts are others."""
@@ -25,7 +25,7 @@ def refuse_unfit_reward_model(cfg: Config) -> None:
     model, own = reward_model_spec(cfg), cfg.reward_model
     if model is None or own is None:
         return
-    refuse_unbuildable(model, where="reward_model.path")
+    layout_of(cfg.actor.backend).refuse_unbuildable(model, where="reward_model.path")
     folder = hub.find_folder(own.path)
     if folder is None or not model.value_head:
         return
@@ -40,7 +40,7 @@ def refuse_unfit_reward_model(cfg: Config) -> None:
         )
 
 
-def reward_model_layout(cfg: Config) -> MegatronLayout | None:
+def reward_model_layout(cfg: Config) -> TrainerLayout | None:
     """Who holds which part of it; None: there is none, or it is not here.
 
     Raises:
@@ -50,19 +50,19 @@ def reward_model_layout(cfg: Config) -> MegatronLayout | None:
     if model is None:
         return None
     cut = _without_experts(shape.reward_model or shape.parallel, model)
-    return megatron_layout(model, cut, trainer_host(cfg))
+    return trainer_layout(cfg, model, cut)
 
 
-def scoring(setup: TrainerSetup, reward_model: RewardModelConfig) -> TrainerSetup:
+def scoring(setup: RankSetup, reward_model: RewardModelConfig) -> RankSetup:
     """Of a rank of the reward model, from that of a rank of the policy that is cut alike."""
     model = spec.read(reward_model.path)
-    return replace(
-        setup,
-        model=model,
-        model_folder=Path(reward_model.path),
-        parallel=_without_experts(setup.parallel, model),
-        actor=setup.actor.model_copy(update=_OF_THE_TRAINED),
-    )
+    changes = {
+        "model": model,
+        "model_folder": Path(reward_model.path),
+        "parallel": _without_experts(setup.parallel, model),
+        "actor": setup.actor.model_copy(update=_OF_THE_TRAINED),
+    }
+    return RankSetup(**{field.name: getattr(setup, field.name) for field in fields(RankSetup)} | changes)
 
 
 def _without_experts(cut: TrainParallel, model: ModelSpec) -> TrainParallel:

@@ -9,6 +9,8 @@ from typing import Literal
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.schema import Config, EngineParallel
 from hybridrl.config.training import TrainParallel
+from hybridrl.layout.trainers import TrainerLayout, layout_of
+from hybridrl.models.spec import ModelSpec
 from hybridrl.reshard.topology import Topology
 from hybridrl.trainer.setup import Host
 
@@ -74,6 +76,16 @@ def with_dp(parallel: TrainParallel, cluster: ClusterConfig) -> TrainParallel:
 def trainer_host(cfg: Config) -> Host:
     """What the trainer's ranks compute on."""
     return "cuda" if num_gpus(cfg.cluster) else "cpu"
+
+
+def trainer_layout(cfg: Config, model: ModelSpec, parallel: TrainParallel) -> TrainerLayout:
+    """Who holds which part of a model that the trainer's ranks have.
+
+    Raises:
+        LayoutError: it does not divide over them.
+    """
+    on_gpu = trainer_host(cfg) == "cuda"
+    return layout_of(cfg.actor.backend).of(model, on_gpu=on_gpu, **parallel.sizes)
 
 
 def num_gpus(cluster: ClusterConfig) -> int:

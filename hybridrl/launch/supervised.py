@@ -14,9 +14,8 @@ from hybridrl.config.load import LoadedConfig, load_as
 from hybridrl.config.problems import refuse
 from hybridrl.config.rules import EXAMPLE_RULES, World
 from hybridrl.config.run_folder import RunFolder, path_of
-from hybridrl.config.schema import AlgorithmConfig, SourceConfig
+from hybridrl.config.schema import SourceConfig
 from hybridrl.config.supervised import RMConfig, SFTConfig
-from hybridrl.config.training import CriticConfig
 from hybridrl.controller import supervised as loop
 from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
@@ -29,13 +28,14 @@ from hybridrl.launch.preflight import Say
 from hybridrl.launch.resume import checkpoint_of
 from hybridrl.launch.shape import RunFiles, with_dp
 from hybridrl.launch.stop import STOPPED, StopRequest
+from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
 from hybridrl.models.make import find_maker, make_model
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.trainer.checkpoints import Checkpoint
-from hybridrl.trainer.setup import TrainerSetup, refuse_unbuildable
+from hybridrl.trainer.setup import RankSetup
 from hybridrl.workers.supervised import RaySupervised, SupervisedWorker
 
 Of = TypeVar("Of", SFTConfig, RMConfig)
@@ -86,7 +86,7 @@ def _launch(kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, resume: boo
         say("dry run", f"nothing started; {loaded.config.model.path} would be downloaded or made")
         return 0
     assert spec is not None, "a folder without a model was refused"
-    refuse_unbuildable(spec, where=str(folder))
+    layout_of(loaded.config.actor.backend).refuse_unbuildable(spec, where=str(folder))
     data = Data.open(kind, loaded, folder)
     say("data", data.describe())
     if dry_run:
@@ -202,19 +202,14 @@ def _workers(
     cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, gpus: Sequence[GPU], logs: Path
 ) -> WorkerGroup:
     parallel = with_dp(cfg.actor.parallel, cfg.cluster)
-    first = TrainerSetup(
+    first = RankSetup(
         rank=0,
         rendezvous=f"file://{logs.resolve() / f'trainers-{secrets.token_hex(8)}'}",
         parallel=parallel,
         model=spec,
         model_folder=model_folder,
         actor=cfg.actor,
-        algorithm=AlgorithmConfig(),
-        critic=CriticConfig(),
-        temperature=1.0,
-        max_response_tokens=1,
         seed=cfg.run.seed,
-        num_optimizer_steps=cfg.run.steps,
         timeout_s=cfg.cluster.step_timeout_s,
         device=0 if gpus else None,  # a worker sees its own GPU only
         deterministic=cfg.run.deterministic,
@@ -223,5 +218,5 @@ def _workers(
     for rank in range(parallel.num_ranks):
         variables = environment("lo", str(gpus[rank].index) if gpus else "", trains=True)
         worker = cast(Any, SupervisedWorker).options(runtime_env={"env_vars": variables}, **anywhere(0))
-        ranks.append(worker.remote(replace(first, rank=rank)))
+        ranks.append(worker.remote(replace(first, rank=rank), cfg.run.steps))
     return WorkerGroup("trainer", ranks, logs)

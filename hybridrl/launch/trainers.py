@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.network import Meet
@@ -14,11 +14,12 @@ from hybridrl.launch.reward_model import scoring
 from hybridrl.launch.shape import RunFiles, RunShape, Seats, trainer_host
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
-from hybridrl.trainer.setup import TrainerSetup
-from hybridrl.workers.columns import ColumnGroup, CriticWorker, FrozenWorker, RayCritic
-from hybridrl.workers.reward_model import RayRewardModel, RewardModelWorker
+from hybridrl.trainer.setup import PolicySetup, RankSetup
+from hybridrl.workers.columns import ColumnGroup, RayCritic, RoleWorker
+from hybridrl.workers.reward_model import RayRewardModel
 from hybridrl.workers.trainer import Exports, RayTrainer, TrainerWorker
 
+Setup = TypeVar("Setup", bound=RankSetup)
 Start = Callable[[str, Any, list[tuple], Sequence[int]], WorkerGroup]
 """Starts workers: their name, the actor class, the arguments of each, the node of each."""
 
@@ -37,7 +38,7 @@ class Trainers:
         """Starts all ranks that train, or compute for those that do."""
         cfg, elsewhere = self.cfg, columns_elsewhere(self.cfg)
         missing = frozenset(column for columns in elsewhere.values() for column in columns)
-        setups = self._setups("trainers", self.shape.parallel, elsewhere=missing)
+        setups = self._policies("trainers", self.shape.parallel, elsewhere=missing)
         return RayTrainer(
             start("trainer", TrainerWorker, self._with_reward_model(setups), self.seats.trainer),
             cfg.cluster,
@@ -57,11 +58,14 @@ class Trainers:
         dealing = _dealing(cut, limit or self.cfg.actor.microbatch_tokens, own.path)
         if parallel is None:
             return RayRewardModel(trainer.workers, self.cfg.cluster, shared=True, **dealing)
-        setups = [(scoring(setup, own),) for setup in self._setups("reward models", parallel)]
-        workers = start("reward model", RewardModelWorker, setups, self.seats.reward_model)
+        setups = [
+            (scoring(setup, own), "reward model")
+            for setup in self._ranks(RankSetup, "reward models", parallel)
+        ]
+        workers = start("reward model", RoleWorker, setups, self.seats.reward_model)
         return RayRewardModel(workers, self.cfg.cluster, shared=False, **dealing)
 
-    def _with_reward_model(self, setups: Sequence[TrainerSetup]) -> list[tuple]:
+    def _with_reward_model(self, setups: Sequence[PolicySetup]) -> list[tuple]:
         """Arguments of the actor's ranks."""
         own = self.cfg.reward_model
         if own is None or own.parallel is not None:
@@ -72,41 +76,50 @@ class Trainers:
         parallel, limit = self.shape.critic, self.cfg.critic.microbatch_tokens
         if parallel is None:
             return None
-        setups = [(setup,) for setup in self._setups("critics", parallel)]
-        workers = start("critic", CriticWorker, setups, self.seats.critic)
+        setups = [(setup, "critic") for setup in self._policies("critics", parallel)]
+        workers = start("critic", RoleWorker, setups, self.seats.critic)
         return RayCritic(workers, ("value",), self.cfg.cluster, **self._dealt(parallel, limit))
 
     def _frozen(self, start: Start, columns: Sequence[str]) -> ColumnGroup | None:
         parallel, limit = self.shape.reference, self.cfg.reference.microbatch_tokens
         if parallel is None:
             return None
-        setups = [(setup, columns) for setup in self._setups("references", parallel)]
-        workers = start("reference", FrozenWorker, setups, self.seats.reference)
+        setups = [(setup, "frozen", *columns) for setup in self._policies("references", parallel)]
+        workers = start("reference", RoleWorker, setups, self.seats.reference)
         return ColumnGroup(workers, columns, self.cfg.cluster, **self._dealt(parallel, limit))
 
     def _dealt(self, parallel: TrainParallel, limit: int | None) -> dict[str, Any]:
         return _dealing(parallel, limit or self.cfg.actor.microbatch_tokens, self.cfg.model.path)
 
-    def _setups(self, name: str, parallel: TrainParallel, **changes: Any) -> list[TrainerSetup]:
+    def _policies(self, name: str, parallel: TrainParallel, **more: Any) -> list[PolicySetup]:
         cfg = self.cfg
-        first = TrainerSetup(
+        return self._ranks(
+            PolicySetup,
+            name,
+            parallel,
+            algorithm=cfg.algorithm,
+            critic=cfg.critic,
+            temperature=cfg.rollout.temperature,
+            max_response_tokens=cfg.rollout.max_response_tokens,
+            num_optimizer_steps=cfg.run.steps * self.shape.optimizer_steps_per_step,
+            async_save=cfg.run.async_save,
+            **more,
+        )
+
+    def _ranks(self, kind: type[Setup], name: str, parallel: TrainParallel, **more: Any) -> list[Setup]:
+        cfg = self.cfg
+        first = kind(
             rank=0,
             rendezvous=self.meet(name),
             parallel=parallel,
             model=spec.read(cfg.model.path),
             model_folder=Path(cfg.model.path),
             actor=cfg.actor,
-            algorithm=cfg.algorithm,
-            critic=cfg.critic,
-            temperature=cfg.rollout.temperature,
-            max_response_tokens=cfg.rollout.max_response_tokens,
             seed=cfg.run.seed,
-            num_optimizer_steps=cfg.run.steps * self.shape.optimizer_steps_per_step,
             timeout_s=cfg.cluster.step_timeout_s,
-            async_save=cfg.run.async_save,
             device=0 if trainer_host(cfg) == "cuda" else None,  # a worker sees its own GPU only
             deterministic=cfg.run.deterministic,
-            **changes,
+            **more,
         )
         return [replace(first, rank=rank) for rank in range(parallel.num_ranks)]
 

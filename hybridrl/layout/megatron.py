@@ -5,35 +5,26 @@ parallel fastest, then ep, then the replicas of an expert. A context-parallel ra
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from typing import Any, Self
 
-from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, Layout, meet
+from hybridrl.errors import LayoutError, ModelError
+from hybridrl.layout.base import Holding, meet
 from hybridrl.layout.cuts import Place, cut, divisors, refuse_unfit, refuse_unfit_experts
-from hybridrl.models.spec import parameters
+from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, Row, Site
+
+ROPE_SCALINGS = ("linear", "llama3", "yarn")
+"""Kinds, as config.json names them, that the layers have beside the plain rotary embedding."""
 
 
 @dataclass(frozen=True)
-class MegatronLayout(Layout):
-    """Embedding on the first pipeline stage, output layer on the last."""
+class MegatronLayout(TrainerLayout):
+    """Embedding on the first pipeline stage, output layer on the last. Megatron's default of etp is tp."""
 
-    tp: int = 1
-    pp: int = 1
-    dp: int = 1
-    """Of what is not an expert's; world size = tp * cp * dp * pp."""
-
-    cp: int = 1
-    ep: int = 1
-    etp: int = 1
-    """Tensor parallel size of the experts; Megatron's own default is tp."""
-
-    vpp: int = 1
-    """Chunks of layers a stage has; chunk v of stage p comes at place v * pp + p of the model."""
-
-    stage_layers: tuple[int, ...] = ()
-    """Layers of each chunk, in model order; (): equal parts."""
+    PACKAGES = ("megatron-core",)
 
     vocab_multiple: int = 128
     """The vocabulary is padded to a multiple of this times tp (Megatron's make_vocab_size_divisible_by)."""
@@ -82,9 +73,25 @@ class MegatronLayout(Layout):
                 fix=f"give {chunks} numbers that add up to {num_layers}",
             )
 
-    @property
-    def world_size(self) -> int:
-        return self._stage_size * self.pp
+    @classmethod
+    def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
+        # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
+        return cls(spec, **sizes, vocab_multiple=128 if on_gpu else 1, transformer_engine=on_gpu)
+
+    @classmethod
+    def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
+        if model.attention_out_bias:
+            raise ModelError(
+                "a bias on the attention output is not supported", where=where, fix="use a model without"
+            )
+        kind = (model.rope_scaling or {}).get("rope_type")
+        windows = " on a model with windows" if model.windowed_layers else ""
+        if kind not in (None, *ROPE_SCALINGS) or (kind == "yarn" and windows):
+            raise ModelError(
+                f"rope scaling {kind!r}{windows} is not supported",
+                where=where,
+                fix=f"use a model with {', '.join(ROPE_SCALINGS)} or plain rotary embedding",
+            )
 
     @property
     def _stage_size(self) -> int:
@@ -99,9 +106,8 @@ class MegatronLayout(Layout):
     def rank(self, tp: int, dp: int, pp: int, cp: int = 0) -> int:
         return tp + self.tp * (cp + self.cp * (dp + self.dp * pp))
 
-    def chunks(self, pp: int) -> list[range]:
-        """The layers of a pipeline stage: one range for each of its chunks."""
-        return self._chunks()[pp :: self.pp]
+    def chunks(self, stage: int) -> list[range]:
+        return self._chunks()[stage :: self.pp]
 
     def _chunks(self) -> list[range]:
         count = self.pp * self.vpp
@@ -109,8 +115,8 @@ class MegatronLayout(Layout):
         edges = list(accumulate(sizes, initial=0))
         return [range(a, b) for a, b in pairwise(edges)]
 
-    def _holdings(self) -> Iterator[Holding]:
-        for parameter in self._parameters():
+    def place(self, parameters: Iterable[Parameter]) -> Iterator[Holding]:
+        for parameter in parameters:
             row, last = parameter.row, self.pp - 1
             if parameter.per_layer:
                 stages = [
@@ -118,16 +124,19 @@ class MegatronLayout(Layout):
                 ]
             else:
                 stages = [(0 if row.stage == "first" else last, range(1))]
-            for site in self._sites(row):
+            for site in self.sites(row):
                 yield from self._cut(parameter, site, stages)
             if row.tied_copy and self.spec.tied and self.pp > 1:
                 yield from self._cut(parameter, row.tied_copy, [(last, range(1))])
 
-    def _parameters(self) -> Iterable[Parameter]:
-        return parameters(self.spec)
-
-    def _sites(self, row: Row) -> tuple[Site, ...]:
+    def sites(self, row: Row) -> tuple[Site, ...]:
         return self.transformer_engine and row.transformer_engine or row.megatron
+
+    def at(self, row: Row, name: str, site: Site) -> Row:
+        return replace(row, name=name, megatron=(site,), transformer_engine=())
+
+    def pieces(self, row: Row, site: Site) -> int:
+        return self.ep * self.etp if row.per_expert else 1 if site.cut == "whole" else self.tp
 
     def _cut(self, parameter: Parameter, site: Site, stages: list[tuple[int, range]]) -> Iterator[Holding]:
         """Cut once, then placed on every stage."""
@@ -147,3 +156,6 @@ class MegatronLayout(Layout):
                 for pp, layers in stages:
                     if layers:
                         yield one.on(layers, range(pp * size + first, (pp + 1) * size, every), mine)
+
+
+LAYOUT = MegatronLayout

@@ -6,20 +6,19 @@ from pathlib import Path
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch.shape import RunShape, trainer_host
+from hybridrl.launch.shape import RunShape, trainer_layout
 from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.models.make import make_model
 from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
 from hybridrl.rollout.sglang.layout import engine_layout
-from hybridrl.trainer.setup import megatron_layout
 
 
 def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
     """Engines fill the devices of the trainer in order. Without GPUs a rank counts as a device."""
     shape = RunShape.of(cfg)
-    source = megatron_layout(model, shape.parallel, trainer_host(cfg))
+    source = trainer_layout(cfg, model, shape.parallel)
     engines = (engine_layout(model, shape.engine),) * shape.num_engines
     ranks = max(source.world_size, shape.num_engines * shape.engine.tp)
     node_size = cfg.cluster.gpus_per_node or -(-ranks // cfg.cluster.nodes)

@@ -1,4 +1,4 @@
-"""Adapters from checkpoints, read from their files: takes no ranks and no Megatron.
+"""Adapters from checkpoints, read from their files: takes no ranks and no backend.
 
 PEFT has an adapter for each of q, k, v, gate and up. Ours of a fused layer have A in common, and map exactly
 to adapters of PEFT with the same A; not so the other way round.
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hybridrl.errors import CheckpointError, RunFolderError
-from hybridrl.layout.adapters import AdapterLayout, factors
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import instance
 from hybridrl.layout.runs import whole
 from hybridrl.layout.shard import Shard
@@ -97,8 +97,8 @@ def _peft_config(layout: AdapterLayout, found: dict[str, Factors], base: str) ->
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": layout.adapter_rank,
-        "lora_alpha": layout.adapter_alpha,
+        "r": layout.rank,
+        "lora_alpha": layout.alpha,
         "lora_dropout": 0.0,
         "target_modules": sorted({name.split(".")[-2] for name in found}),
         "bias": "none",
@@ -109,7 +109,7 @@ def _peft_config(layout: AdapterLayout, found: dict[str, Factors], base: str) ->
 
 def _shapes(layout: AdapterLayout) -> Iterator[tuple[str, tuple[int, int]]]:
     for linear in layout.linears:
-        for factor in factors(linear, layout.adapter_rank):
+        for factor in layout.factors(linear):
             assert factor.cols is not None, "both factors are matrices"
             for layer in factor.layers:
                 yield instance(factor.name, layer), (factor.num_rows, factor.cols)
@@ -117,7 +117,7 @@ def _shapes(layout: AdapterLayout) -> Iterator[tuple[str, tuple[int, int]]]:
 
 def _by_weight(layout: AdapterLayout, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Factors]]:
     for linear in layout.linears:
-        a, b = factors(linear, layout.adapter_rank)
+        a, b = layout.factors(linear)
         for layer in linear.layers:
             a_RI, b_OR = (tensors[instance(factor.name, layer)] for factor in (a, b))
             for name, part_OR in zip(linear.row.hf, b_OR.split(linear.blocks), strict=True):

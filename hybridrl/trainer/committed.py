@@ -1,4 +1,4 @@
-"""The commit record of a checkpoint: what it holds, and its files with their checksums. Imports no Megatron.
+"""The commit record of a checkpoint: what it holds, and its files with their checksums. Takes no ranks.
 
 A folder is written under another name, flushed to disk, given its record, and renamed: it is whole, or it is
 refused. The record has a checksum of itself too.
@@ -9,13 +9,14 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from hybridrl.config.training import ActorConfig
 from hybridrl.errors import CheckpointError
 from hybridrl.layout.adapters import AdapterLayout
-from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec
 from hybridrl.reshard.hf_files import checksum
 
@@ -120,6 +121,13 @@ def refuse_other_format(folder: Path, facts: Mapping[str, Any]) -> None:
         )
 
 
+def layout_record(layout: TrainerLayout | AdapterLayout) -> dict[str, Any]:
+    """What `layout` takes; JSON."""
+    if isinstance(layout, TrainerLayout):
+        return asdict(layout)
+    return asdict(layout.base) | {f"adapter_{name}": getattr(layout, name) for name in _ADAPTERS}
+
+
 def refuse_other_model(folder: Path, facts: Mapping[str, Any], model: ModelSpec) -> None:
     """
     Args:
@@ -141,12 +149,17 @@ def refuse_other_model(folder: Path, facts: Mapping[str, Any], model: ModelSpec)
         )
 
 
-def layout(facts: Mapping[str, Any], part: str) -> MegatronLayout:
-    """How the ranks were cut that wrote a part."""
+def layout(facts: Mapping[str, Any], part: str) -> TrainerLayout | AdapterLayout:
+    """The layout of the ranks that wrote a part."""
     fields = dict(facts["parts"][part]["layout"])
     spec = ModelSpec(**_tuples(fields.pop("spec")))
-    kind = AdapterLayout if "adapter_rank" in fields else MegatronLayout
-    return kind(spec, **_tuples(fields))
+    adapters = {name: fields.pop(f"adapter_{name}") for name in _ADAPTERS if f"adapter_{name}" in fields}
+    backend = facts.get("backend") or ActorConfig().backend  # a record of before there was a choice
+    base = layout_of(backend)(spec, **_tuples(fields))
+    return AdapterLayout.on(base, **_tuples(adapters)) if adapters else base
+
+
+_ADAPTERS = ("rank", "alpha", "targets")
 
 
 _OWN = "record_crc32"

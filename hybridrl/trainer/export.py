@@ -1,4 +1,4 @@
-"""Hugging Face folders from checkpoints, read from their files: takes no ranks and no Megatron."""
+"""Hugging Face folders from checkpoints, read from their files: takes no ranks and no backend."""
 
 from collections.abc import Mapping
 from pathlib import Path

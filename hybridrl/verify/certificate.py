@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from hybridrl.config.schema import Config
 from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.controller.advantage import load_credit
 from hybridrl.errors import HybridRLError, LayoutError, WorkerError
+from hybridrl.layout.trainers import layout_of
 from hybridrl.models import spec as models
-from hybridrl.trainer.setup import TrainerSetup, megatron_layout, refuse_unbuildable
+from hybridrl.trainer.setup import PolicySetup, make_layout
 from hybridrl.verify import report
 from hybridrl.verify.compare import Reference
 from hybridrl.verify.findings import Certificate, Finding
@@ -103,7 +104,7 @@ class _Session:
     def _reference(self) -> tuple[RecordedBatch, Measured]:
         """The batch, and what one rank makes of it."""
         setup, seed = self._setup, self._setup.seed
-        with RankGroup(1, self._timeout_s) as one:
+        with RankGroup(1, self._timeout_s, self._setup.actor.backend) as one:
             block = make_tokens(setup.model.vocab_size, _SAMPLES, seed)
             recorded = record(setup.algorithm, block, one(policy_logp, setup, block), seed)
             return recorded, self._measure(one, REFERENCE, recorded)
@@ -113,7 +114,7 @@ class _Session:
     ) -> Iterator[Finding]:
         """One group of processes for all rows of as many ranks."""
         for num_ranks, same in groupby(sorted(wanted, key=_num_ranks), key=_num_ranks):
-            with RankGroup(num_ranks, self._timeout_s) as group:
+            with RankGroup(num_ranks, self._timeout_s, self._setup.actor.backend) as group:
                 for row in same:
                     finding = self._row(group, row, recorded, reference)
                     self._say(report.line(finding))
@@ -124,7 +125,7 @@ class _Session:
         if (num_ranks := _num_ranks(row)) > MOST_RANKS:
             return Finding(row, None, f"{num_ranks} ranks, at most {MOST_RANKS} are started here")
         try:
-            megatron_layout(self._setup.model, row.parallel)
+            make_layout(replace(self._setup, parallel=row.parallel))
         except LayoutError as error:
             return Finding(row, None, error.what)
         return None
@@ -145,12 +146,12 @@ def _num_ranks(row: Row) -> int:
     return row.parallel.num_ranks
 
 
-def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> TrainerSetup:
+def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> PolicySetup:
     """Of one rank, in fp32."""
     cfg, chosen = loaded.config, choose(loaded, folder, full=request.full)
     model = models.read(chosen.folder)
-    refuse_unbuildable(model, where=loaded.where("model.path"))
-    return TrainerSetup(
+    layout_of(cfg.actor.backend).refuse_unbuildable(model, where=loaded.where("model.path"))
+    return PolicySetup(
         rank=0,
         rendezvous="",
         parallel=TrainParallel(dp=1),
@@ -175,7 +176,7 @@ def _routed(cfg: Config) -> MoEConfig:
     return moe.model_copy(update={"router_replay": "none"}) if moe.router_replay == "rollout" else moe
 
 
-def _describe_model(setup: TrainerSetup, *, full: bool) -> str:
+def _describe_model(setup: PolicySetup, *, full: bool) -> str:
     spec = setup.model
     kind = "with its weights" if full else "of small sizes with random weights"
     return f"{spec.family} {kind}: {spec.num_layers} layers, {models.count(spec):,} parameters, fp32"

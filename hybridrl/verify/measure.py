@@ -14,12 +14,12 @@ import torch.distributed as dist
 
 from hybridrl.batch import TokenBlock
 from hybridrl.reshard.checkpoint import export_hf
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import PolicySetup
 from hybridrl.verify.layouts import Row
 from hybridrl.verify.recorded import RecordedBatch
 
 if TYPE_CHECKING:
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+    from hybridrl.trainer.policy import Policy
 
 MOVED = 1.05
 """Every weight is multiplied by it; exact on any shard."""
@@ -37,7 +37,7 @@ class Measured:
     """Of each minibatch: a folder in Hugging Face format, fp32, with gradients in the place of weights."""
 
 
-def policy_logp(rank: int, rendezvous: str, setup: TrainerSetup, block: TokenBlock) -> np.ndarray:
+def policy_logp(rank: int, rendezvous: str, setup: PolicySetup, block: TokenBlock) -> np.ndarray:
     """Log-probabilities of a block under the model folder's weights, float32 [T]."""
     policy = _policy(rank, rendezvous, setup)
     try:
@@ -47,7 +47,7 @@ def policy_logp(rank: int, rendezvous: str, setup: TrainerSetup, block: TokenBlo
 
 
 def measure(
-    rank: int, rendezvous: str, setup: TrainerSetup, row: Row, recorded: RecordedBatch, out: Path
+    rank: int, rendezvous: str, setup: PolicySetup, row: Row, recorded: RecordedBatch, out: Path
 ) -> Measured:
     """
     Args:
@@ -71,15 +71,15 @@ def measure(
     return Measured(loss, grad_norm, folders)
 
 
-def _policy(rank: int, rendezvous: str, setup: TrainerSetup) -> "MegatronPolicy":
+def _policy(rank: int, rendezvous: str, setup: PolicySetup) -> "Policy":
     # Imported here: the process that starts the ranks is spared the seconds.
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+    from hybridrl.trainer.policy import Policy
 
-    return MegatronPolicy(replace(setup, rank=rank, rendezvous=rendezvous))
+    return Policy(replace(setup, rank=rank, rendezvous=rendezvous))
 
 
 def _minibatch(
-    policy: "MegatronPolicy", index: int, setup: TrainerSetup, rank: int, out: Path
+    policy: "Policy", index: int, setup: PolicySetup, rank: int, out: Path
 ) -> tuple[float, float, Path]:
     loss, grad_norm, gradients = policy.gradients(index)
     untrained = {name: torch.zeros_like(t) for name, t in policy.tensors().items() if name not in gradients}

@@ -7,7 +7,6 @@ import multiprocessing
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,11 +21,13 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 class RankGroup:
     """A context manager. After an error the processes are gone; the next call starts new ones."""
 
-    def __init__(self, num_ranks: int, timeout_s: float) -> None:
+    def __init__(self, num_ranks: int, timeout_s: float, backend: str) -> None:
         """
         Args:
             timeout_s: of one call.
+            backend: that the ranks compute with.
         """
+        self._preload = ["hybridrl.trainer.policy", f"hybridrl.trainer.{backend}.backend"]
         self._num_ranks, self._timeout_s = num_ranks, timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="hybridrl-verify-")
         self._pipes: list[Connection] = []
@@ -64,7 +65,7 @@ class RankGroup:
             raise
 
     def _start(self) -> None:
-        _CONTEXT.set_forkserver_preload(["hybridrl.trainer.megatron.policy"])
+        _CONTEXT.set_forkserver_preload(self._preload)
         with on_cpu_alone():
             for rank in range(self._num_ranks):
                 ours, theirs = _CONTEXT.Pipe()
@@ -111,7 +112,6 @@ def _serve(rank: int, orders: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="megatron")  # advice about GPUs, once for each rank
     with on_cpu_alone():
         while True:
             function, rendezvous, args = orders.recv()

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -19,66 +19,57 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.data.packing import share_out
 from hybridrl.trainer.checkpoints import critic_part
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import RankSetup
+
+Kind = Literal["critic", "frozen", "reward model"]
+"""What ranks of their own may be; frozen: policies that are only asked."""
 
 
 @ray.remote(max_restarts=0)
-class CriticWorker:
-    """One rank of the critic. Every method but `pid` is collective."""
+class RoleWorker:
+    """One rank beside the actor's. Every method but `pid` is collective."""
 
-    def __init__(self, setup: TrainerSetup) -> None:
-        self._setup = setup
+    def __init__(self, setup: RankSetup, kind: Kind, *columns: str) -> None:
+        """
+        Args:
+            columns: that frozen policies fill.
+        """
+        self._setup, self._kind, self._columns = setup, kind, columns
 
     def pid(self) -> int:
         return os.getpid()
 
-    def build(self, checkpoint: Path | None) -> None:
+    def build(self, checkpoint: Path | None = None) -> None:
         # Imported here: the controller's process, which makes these actors, is spared the seconds.
-        from hybridrl.trainer.megatron.critic_ranks import CriticRanks
+        from hybridrl.trainer.roles.critic import CriticRanks
+        from hybridrl.trainer.roles.frozen import FrozenRanks
+        from hybridrl.trainer.roles.reward_model import RewardModelRanks
 
-        self._critic = CriticRanks(self._setup)
+        kinds = {"critic": CriticRanks, "frozen": FrozenRanks, "reward model": RewardModelRanks}
+        self._role: Any = kinds[self._kind](self._setup, *self._columns)
         if checkpoint is not None:
-            self._critic.restore(checkpoint)
+            self._role.restore(checkpoint)
 
     def load(self, batch: RankBatch, *blocks: TokenBlock) -> None:
-        self._critic.load(batch.with_blocks(blocks))
+        self._role.load(batch.with_blocks(blocks))
+
+    def scores(self, batch: RankBatch, *blocks: TokenBlock) -> np.ndarray | None:
+        return self._role.scores(batch.with_blocks(blocks))
 
     def column(self, name: str) -> np.ndarray | None:
-        return self._critic.column(name)
+        return self._role.column(name)
 
     def take(self, return_U: np.ndarray) -> None:
-        self._critic.take(return_U)
+        self._role.take(return_U)
 
     def step(self, index: int) -> dict[str, float]:
-        return self._critic.step(index)
+        return self._role.step(index)
 
     def save(self, folder: Path) -> None:
-        self._critic.save(folder)
+        self._role.save(folder)
 
     def finish_saving(self) -> None:
-        self._critic.finish_saving()
-
-
-@ray.remote(max_restarts=0)
-class FrozenWorker:
-    """One rank of the policies that are only asked. Every method but `pid` is collective."""
-
-    def __init__(self, setup: TrainerSetup, columns: Sequence[str]) -> None:
-        self._setup, self._columns = setup, columns
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def build(self) -> None:
-        from hybridrl.trainer.megatron.frozen_ranks import FrozenRanks
-
-        self._policies = FrozenRanks(self._setup, self._columns)
-
-    def load(self, batch: RankBatch, *blocks: TokenBlock) -> None:
-        self._policies.load(batch.with_blocks(blocks))
-
-    def column(self, name: str) -> np.ndarray | None:
-        return self._policies.column(name)
+        self._role.finish_saving()
 
 
 class ColumnGroup:

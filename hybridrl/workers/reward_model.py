@@ -3,80 +3,46 @@
 Answers go to the ranks by reference, and a number for each comes back.
 """
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
-from hybridrl.batch import Minibatch, RankBatch, TokenBlock
+from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.data.packing import share_out
-from hybridrl.trainer.setup import TrainerSetup
 from hybridrl.types import Group
+from hybridrl.workers.columns import ColumnGroup
 
 
-@ray.remote(max_restarts=0)
-class RewardModelWorker:
-    """One rank of a reward model with ranks of its own. Every method but `pid` is collective."""
-
-    def __init__(self, setup: TrainerSetup) -> None:
-        self._setup = setup
-
-    def pid(self) -> int:
-        return os.getpid()
-
-    def build(self) -> None:
-        # Imported here: the controller's process, which makes these actors, is spared the seconds.
-        from hybridrl.trainer.megatron.reward_model import RewardModelRanks
-
-        self._model = RewardModelRanks(self._setup)
-
-    def scores(self, batch: RankBatch, *blocks: TokenBlock) -> np.ndarray | None:
-        return self._model.scores(batch.with_blocks(blocks))
-
-
-class RayRewardModel:
+class RayRewardModel(ColumnGroup):
     """RewardModel over workers that have a method `scores`."""
 
-    def __init__(
-        self,
-        workers: WorkerGroup,
-        cluster: ClusterConfig,
-        *,
-        shared: bool,
-        dp: int,
-        microbatch_tokens: int,
-        attention_length: float,
-    ) -> None:
+    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, *, shared: bool, **dealing: Any) -> None:
         """
         Args:
             workers: of its own, or the trainer's.
             shared: they are the trainer's, which builds them.
-            dp, microbatch_tokens, attention_length: as of a ColumnGroup.
+            dealing: as a ColumnGroup takes it.
         """
-        self._workers, self._cluster, self._shared = workers, cluster, shared
-        self._dealing = {
-            "num_ranks": dp,
-            "microbatch_tokens": microbatch_tokens,
-            "attention_length": attention_length,
-        }
+        super().__init__(workers, (), cluster, **dealing)
+        self._shared = shared
 
     @property
     def own_workers(self) -> list[WorkerGroup]:
         """Those that are not the trainer's."""
-        return [] if self._shared else [self._workers]
+        return [] if self._shared else [self.workers]
 
     async def build(self) -> None:
-        for workers in self.own_workers:
-            await workers.all("build", timeout_s=self._cluster.start_timeout_s)
+        if not self._shared:
+            await super().build()
 
     async def scores(self, groups: Sequence[Group]) -> np.ndarray:
         blocks = list({id(group.block): group.block for group in groups}.values())
         batch = ray.put(_dealt(groups, blocks, self._dealing))
-        found = await self._workers.all("scores", batch, *blocks, timeout_s=self._cluster.step_timeout_s)
+        found = await self.all("scores", batch, *blocks)
         return found[-1]  # of a rank of the last pipeline stage
 
 

@@ -1,4 +1,4 @@
-"""One Megatron rank per actor that learns from examples, and the role over all of them.
+"""One trainer rank per actor that learns from examples, and the role over all of them.
 
 Every method of SupervisedWorker except `pid` is collective: RaySupervised calls it on all ranks, in the same
 order.
@@ -15,15 +15,15 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.trainer import checkpoints
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import RankSetup
 from hybridrl.types import PolicyVersion, StepReport
 from hybridrl.workers.columns import rank_batch
 
 
 @ray.remote(max_restarts=0)
 class SupervisedWorker:
-    def __init__(self, setup: TrainerSetup) -> None:
-        self._setup = setup
+    def __init__(self, setup: RankSetup, num_steps: int) -> None:
+        self._setup, self._num_steps = setup, num_steps
 
     def pid(self) -> int:
         return os.getpid()
@@ -31,9 +31,9 @@ class SupervisedWorker:
     def build(self, checkpoint: Path | None) -> None:
         """Build the model with the weights of the model folder, then those of `checkpoint` if given."""
         # Imported here: the controller's process, which makes these actors, is spared the seconds.
-        from hybridrl.trainer.megatron.supervised import MegatronSupervised
+        from hybridrl.trainer.roles.supervised import Supervised
 
-        self._model = MegatronSupervised(self._setup)
+        self._model = Supervised(self._setup, self._num_steps)
         if checkpoint is not None:
             self._model.restore(checkpoint)
 

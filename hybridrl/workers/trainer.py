@@ -1,4 +1,4 @@
-"""One Megatron rank per actor, and the PolicyTrainer role over all of them.
+"""One trainer rank per actor, and the PolicyTrainer role over all of them.
 
 Every method of TrainerWorker except `pid` and those of the swap (connect, plan_fields, write_weights) is
 collective: RayTrainer calls it on all ranks, in the same order.
@@ -28,14 +28,14 @@ from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
 from hybridrl.trainer import checkpoints
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import PolicySetup, RankSetup
 from hybridrl.types import PolicyVersion, StepReport
 from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of, rank_batch
 
 
 @ray.remote(max_restarts=0)
 class TrainerWorker:
-    def __init__(self, setup: TrainerSetup, reward_model: TrainerSetup | None = None) -> None:
+    def __init__(self, setup: PolicySetup, reward_model: RankSetup | None = None) -> None:
         """
         Args:
             reward_model: of one that shares these ranks.
@@ -52,13 +52,13 @@ class TrainerWorker:
             What a person is to be told about the checkpoint.
         """
         # Imported here: the controller's process, which makes these actors, is spared the seconds.
-        from hybridrl.trainer.megatron.policy import MegatronPolicy
+        from hybridrl.trainer.policy import Policy
 
-        self._policy = MegatronPolicy(self._setup)
+        self._policy = Policy(self._setup)
         if self._reward_setup is not None:
-            from hybridrl.trainer.megatron.reward_model import RewardModel
+            from hybridrl.trainer.roles.reward_model import RewardModel
 
-            self._reward_model = RewardModel(self._reward_setup, self._policy.device)
+            self._reward_model = RewardModel(self._policy.backend.sharing(self._reward_setup))
         return [] if checkpoint is None else self._policy.restore(checkpoint)
 
     def measure(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:

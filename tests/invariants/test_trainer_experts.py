@@ -14,7 +14,7 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import read
 from hybridrl.trainer.megatron.router import EngineExperts
-from hybridrl.trainer.megatron.setup import make_layout
+from hybridrl.trainer.setup import make_layout
 
 RELATIVE = 2e-6
 PENALTIES = {"aux_loss": 0.3, "z_loss": 0.02}

@@ -43,7 +43,7 @@ def learn(rank: int, meet: scenarios.Meet, folder: Path, shapes: dict[str, Any],
     for name, shape in shapes.items():
         recompute = "full" if name == "pp" else "none"
         with scenarios.policy(rank, meet, folder, shape, actor=make_actor(recompute=recompute)) as trained:
-            base = {n: t.clone() for n, t in trained._base().items()}
+            base = {n: t.clone() for n, t in trained._model.tensors().items()}
             before = trained.logp(values.make_block())
             trained.save(out / f"{name}_before")
             dp = scenarios.dp_of(shape)
@@ -55,7 +55,7 @@ def learn(rank: int, meet: scenarios.Meet, folder: Path, shapes: dict[str, Any],
                 "before": before,
                 "reports": reports,
                 "after": trained.logp(values.make_block()),
-                "frozen": all(torch.equal(t, base[n]) for n, t in trained._base().items()),
+                "frozen": all(torch.equal(t, base[n]) for n, t in trained._model.tensors().items()),
                 "moved": sum(not torch.equal(t, base[n]) for n, t in trained.tensors().items()),
                 "state": sum(t.numel() for t in trained._optimizer.tensors().values()),
             }
@@ -216,9 +216,7 @@ def resume(rank: int, meet: scenarios.Meet, folder: Path, saved: Path) -> dict[s
 
 
 def lora_switched_off(trained: Any) -> Any:
-    from hybridrl.trainer.megatron import lora
-
-    return lora.switched_off(trained._model)
+    return trained._model.without_adapters()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def write_checkpoint(
         write(unfinished, "policy", rank, kept, {})
     files = collect(unfinished, "policy", layout.world_size)
     assert files is not None
-    parts = {"policy": {"layout": asdict(layout), "progress": {}}}
+    parts = {"policy": {"layout": committed.layout_record(layout), "progress": {}}}
     committed.commit(unfinished, folder, {"parts": parts, **(facts or {})}, files)
 
 

@@ -13,7 +13,7 @@ def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) ->
     import torch
     import torch.distributed as dist
 
-    from hybridrl.trainer.megatron.logprob import logprob_and_entropy
+    from hybridrl.trainer.logprob import logprob_and_entropy
 
     dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
     everyone = dist.group.WORLD
@@ -41,7 +41,7 @@ def cut_linear_logprobs(
     import torch
     import torch.distributed as dist
 
-    from hybridrl.trainer.megatron.linear_logprob import Shard, linear_logprob
+    from hybridrl.trainer.linear_logprob import Shard, linear_logprob
 
     dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
     everyone = dist.group.WORLD

@@ -58,11 +58,11 @@ def _batch() -> Any:
 
 
 def _policy(setup: Any, reward_model: Path, out: Path) -> Releases:
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+    from hybridrl.trainer.policy import Policy
 
     ledger = Ledger()
     with ledger.during("build"):
-        policy = MegatronPolicy(setup(algorithm=PPO))
+        policy = Policy(setup(algorithm=PPO))
     with ledger.during("load"):
         policy.load(_batch())
     with ledger.during("first step"):
@@ -80,7 +80,7 @@ def _policy(setup: Any, reward_model: Path, out: Path) -> Releases:
 
 
 def _reward_model(setup: Any, reward_model: Path, out: Path) -> Releases:
-    from hybridrl.trainer.megatron.reward_model import RewardModelRanks
+    from hybridrl.trainer.roles.reward_model import RewardModelRanks
 
     ledger = Ledger()
     with ledger.during("build"):
@@ -92,7 +92,7 @@ def _reward_model(setup: Any, reward_model: Path, out: Path) -> Releases:
 
 
 def _critic(setup: Any, reward_model: Path, out: Path) -> Releases:
-    from hybridrl.trainer.megatron.critic_ranks import CriticRanks
+    from hybridrl.trainer.roles.critic import CriticRanks
 
     ledger, batch = Ledger(), _batch()
     with ledger.during("build"):
@@ -115,11 +115,11 @@ def _critic(setup: Any, reward_model: Path, out: Path) -> Releases:
 
 
 def _frozen(setup: Any, reward_model: Path, out: Path) -> Releases:
-    from hybridrl.trainer.megatron.frozen_ranks import FrozenRanks
+    from hybridrl.trainer.roles.frozen import FrozenRanks
 
     ledger = Ledger()
     with ledger.during("build"):
-        frozen = FrozenRanks(setup(algorithm=PPO), ["ref_logp"])
+        frozen = FrozenRanks(setup(algorithm=PPO), "ref_logp")
     with ledger.during("load"):
         frozen.load(_batch())
     frozen.close()

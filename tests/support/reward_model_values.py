@@ -53,7 +53,7 @@ def scored(
     rank: int, meet: Callable[[], str], folder: Path, shapes: Sequence[Any]
 ) -> list[list[float] | None]:
     """The scores that this rank has in each shape; again, after the weights were away, they are the same."""
-    from hybridrl.trainer.megatron.reward_model import RewardModelRanks
+    from hybridrl.trainer.roles.reward_model import RewardModelRanks
 
     found: list[list[float] | None] = []
     for shape in shapes:
@@ -71,7 +71,7 @@ def beside_the_policy(
     rank: int, meet: Callable[[], str], policy: Path, reward_model: Path, shape: Any
 ) -> dict[bool, dict[str, Any]]:
     """Optimizer steps of a policy whose ranks score before each of them; and the same without."""
-    from hybridrl.trainer.megatron.reward_model import RewardModel
+    from hybridrl.trainer.roles.reward_model import RewardModel
 
     dp = scenarios.dp_of(shape)
     found = {}
@@ -79,7 +79,7 @@ def beside_the_policy(
         minibatches = [scenarios.split(i, dp, (6,)) for i in range(2)]
         with scenarios.policy(rank, meet, policy, shape) as trained:
             setup = scoring(trained._setup, RewardModelConfig(path=str(reward_model)))
-            model = RewardModel(setup, trained.device) if shares else None
+            model = RewardModel(trained.backend.sharing(setup)) if shares else None
             trained.load(values.make_batch(minibatches))
             scores, played = [], []
             for minibatch in minibatches:

@@ -48,15 +48,14 @@ def train(
     rank: int, meet: Callable[[], str], folder: Path, shape: Any, steps: int, out: Path
 ) -> dict[str, Any]:
     """Both kinds after one another: reports of `steps` steps, an evaluation, an export."""
-    from hybridrl.trainer.megatron.supervised import MegatronSupervised
+    from hybridrl.trainer.roles.supervised import Supervised
 
     found = {}
     for kind, examples in EXAMPLES.items():
         setup = values.make_setup(rank, meet(), folder, shape)
-        setup = replace(setup, temperature=1.0)
         if kind == "rm":
             setup = replace(setup, model=without_vocabulary(read(folder), head="value"))
-        model = MegatronSupervised(setup)
+        model = Supervised(setup, setup.num_optimizer_steps)
         actor = setup.actor.model_copy(
             update={"parallel": setup.parallel, "microbatch_tokens": MICROBATCH_TOKENS}
         )

@@ -32,13 +32,12 @@ from megatron.core.utils import get_pg_size
 from torch import Tensor, nn
 
 from hybridrl.config.training import ActorConfig
-from hybridrl.trainer.megatron import model, policy
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.trainer.megatron import backend, model
 from hybridrl.trainer.megatron.architecture import fp8, transformer_config
 from hybridrl.trainer.megatron.cuda_layers import VarlenAttention
 from hybridrl.trainer.megatron.mla import WholeLatentAttention
-from hybridrl.trainer.megatron.norms import RMSNorm
-from hybridrl.trainer.megatron.parts import LayerParts, packed_attention
-from hybridrl.trainer.setup import megatron_layout
+from hybridrl.trainer.megatron.parts import LayerParts, RMSNorm, packed_attention
 
 
 class NormColumn(ColumnParallelLinear):
@@ -188,7 +187,7 @@ def learn(rank: int, meet: Any, folders: list[Path], *args: Any) -> Any:
     multi_latent_attention.TELinear = Whole  # what it takes for a layer that all ranks have whole
     TESpecProvider.column_parallel_layer_norm_linear = lambda _: NormColumn  # and for one with a norm inside
     model.parts_of = lambda device: STANDINS
-    policy.make_layout = lambda setup: megatron_layout(setup.model, setup.parallel, "cuda")
+    backend.make_layout = lambda setup: MegatronLayout.of(setup.model, on_gpu=True, **setup.parallel.sizes)
     return models.learn(rank, meet, folders, *args)
 
 
@@ -233,6 +232,6 @@ def learn_in_fp8(
         tokens = inputs[0].shape[:2].numel()
         seen.append(Call(name, inside[0], tokens))
 
-    policy.transformer_config, policy.build = told, built
+    backend.transformer_config, backend.build = told, built
     transformer_block.get_fp8_context = context
     return learn(rank, meet, folders, shape, (6,), out), seen

@@ -108,9 +108,9 @@ def _play(
 
 
 def _actor(setup: Any, batches: Sequence[Any], post: Post) -> Any:
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+    from hybridrl.trainer.policy import Policy
 
-    policy, played = MegatronPolicy(setup), []
+    policy, played = Policy(setup), []
     logps = [policy.logp(values.make_block())]
     for batch in batches:
         measured = policy.measure(batch)
@@ -141,7 +141,7 @@ def _critic(setup: Any, again: Any, batches: Sequence[Any], post: Post, saved: P
 
 @contextmanager
 def _critic_ranks(setup: Any):
-    from hybridrl.trainer.megatron.critic_ranks import CriticRanks
+    from hybridrl.trainer.roles.critic import CriticRanks
 
     critic = CriticRanks(setup)
     try:
@@ -158,9 +158,9 @@ def _critic_steps(critic: Any, batch: Any, post: Post) -> list[dict[str, float]]
 
 
 def _reference(setup: Any, batches: Sequence[Any], post: Post) -> None:
-    from hybridrl.trainer.megatron.frozen_ranks import FrozenRanks
+    from hybridrl.trainer.roles.frozen import FrozenRanks
 
-    reference = FrozenRanks(setup, ["ref_logp"])
+    reference = FrozenRanks(setup, "ref_logp")
     for batch in batches:
         reference.load(batch)
         post.put(f"ref_logp {batch.step}", reference.column("ref_logp"))
@@ -196,13 +196,10 @@ def played_with_offload(
 
 def _away(trained: Any) -> dict[str, bool]:
     """Whether the storages of a policy's parts are empty, all of them."""
-    from hybridrl.trainer.megatron.model import named_parameters
-    from hybridrl.trainer.megatron.offload import gradient_buffers
-
-    critic = [p.data for _, p in named_parameters(trained._critic.model)]
+    critic = list(trained._critic.part[0].tensors().values())
     parts = {
         "state": [t for _, o in trained._trained.values() for t in o.tensors().values()],
-        "gradients": [g for model, _ in trained._trained.values() for g in gradient_buffers(model)],
+        "gradients": [g for model, _ in trained._trained.values() for g in model.gradient_buffers()],
         "frozen": list(trained._frozen.tensors()),
         "critic": critic,
     }

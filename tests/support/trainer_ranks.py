@@ -1,4 +1,4 @@
-"""Runs a function on Megatron ranks, each in a process of its own, and gathers what they return.
+"""Runs a function on trainer ranks, each in a process of its own, and gathers what they return.
 
 The processes are forked from a server that has imported the trainer once: a group of them is up in a second.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 _TIMEOUT_S = 240.0
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["hybridrl.trainer.megatron.policy"])
+_CONTEXT.set_forkserver_preload(["hybridrl.trainer.policy", "hybridrl.trainer.megatron.backend"])
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:

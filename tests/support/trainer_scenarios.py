@@ -14,17 +14,17 @@ from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import HybridRLError, ResourceError
 
 if TYPE_CHECKING:
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+    from hybridrl.trainer.policy import Policy
 
 Meet = Callable[[], str]
 Shape = values.Shape
 
 
 @contextmanager
-def policy(rank: int, meet: Meet, folder: Path, shape: Shape, **changes: Any) -> "Iterator[MegatronPolicy]":
-    from hybridrl.trainer.megatron.policy import MegatronPolicy
+def policy(rank: int, meet: Meet, folder: Path, shape: Shape, **changes: Any) -> "Iterator[Policy]":
+    from hybridrl.trainer.policy import Policy
 
-    made = MegatronPolicy(values.make_setup(rank, meet(), folder, shape, **changes))
+    made = Policy(values.make_setup(rank, meet(), folder, shape, **changes))
     try:
         yield made
     finally:
@@ -43,13 +43,13 @@ def dp_of(shape: Shape) -> int:
     return values.parallel_of(shape).dp or 1
 
 
-def play(trained: "MegatronPolicy", batch: Any) -> dict[str, Any]:
+def play(trained: "Policy", batch: Any) -> dict[str, Any]:
     """Load a batch and step through all its minibatches."""
     loaded = trained.load(batch)
     return {"loaded": loaded, "reports": [asdict(trained.step(m.index)) for m in batch.minibatches]}
 
 
-def copy(trained: "MegatronPolicy") -> dict[str, np.ndarray]:
+def copy(trained: "Policy") -> dict[str, np.ndarray]:
     return {name: tensor.float().numpy().copy() for name, tensor in trained.tensors().items()}
 
 
@@ -250,7 +250,7 @@ def followed(
     if place == "loss":
         changes.pop("advantage_N")
 
-    def seen(trained: "MegatronPolicy", step: int) -> dict[str, float]:
+    def seen(trained: "Policy", step: int) -> dict[str, float]:
         played = play(trained, values.make_batch([split(i, 1, ()) for i in range(2)], step=step, **changes))
         return played["loaded"] | played["reports"][0]["metrics"]
 
@@ -304,9 +304,9 @@ def not_finite(rank: int, meet: Meet, folder: Path, shape: Shape) -> dict[str, A
 def with_actor(
     rank: int, meet: Meet, folder: Path, shape: Shape, actor: Any, *, logits_at_once: int | None = None
 ) -> dict[str, Any]:
-    from hybridrl.trainer.megatron import score
+    from hybridrl.trainer.megatron import model
 
-    score.LOGITS_AT_ONCE = logits_at_once or score.LOGITS_AT_ONCE
+    model.LOGITS_AT_ONCE = logits_at_once or model.LOGITS_AT_ONCE
     with policy(rank, meet, folder, shape, actor=actor) as trained:
         played = play(trained, values.make_batch([split(i, dp_of(shape), (6,)) for i in range(2)]))
         return played | {"weights": copy(trained)}
@@ -347,11 +347,11 @@ def guarded(rank: int, meet: Meet, folder: Path) -> dict[str, Any]:
     """What is said about planted bugs, each in a policy of its own, and whether weights stayed."""
     sound = values.make_batch([split(i, 1, ()) for i in range(2)])
 
-    def leaked(trained: "MegatronPolicy") -> None:
+    def leaked(trained: "Policy") -> None:
         block = replace(sound.blocks[0], loss_mask_T=np.ones_like(sound.blocks[0].loss_mask_T))
         trained.load(sound.with_blocks([block, sound.blocks[1]]))
 
-    def moved(trained: "MegatronPolicy") -> None:
+    def moved(trained: "Policy") -> None:
         trained.load(sound)
         next(iter(trained.tensors().values())).mul_(1.01)
         trained.step(0)

@@ -11,7 +11,7 @@ from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, OptimizerConfig, TrainParallel
 from hybridrl.models.spec import read
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import PolicySetup
 
 VOCAB = 37  # divides over no number of ranks that is tested
 SIZES = {
@@ -80,7 +80,7 @@ def make_actor(
     return ActorConfig.model_validate(actor | {"optimizer": options | optimizer})
 
 
-def make_setup(rank: int, rendezvous: str, folder: Path, shape: Shape, **changes: Any) -> TrainerSetup:
+def make_setup(rank: int, rendezvous: str, folder: Path, shape: Shape, **changes: Any) -> PolicySetup:
     values = {
         "actor": make_actor(),
         "algorithm": AlgorithmConfig(),
@@ -91,7 +91,7 @@ def make_setup(rank: int, rendezvous: str, folder: Path, shape: Shape, **changes
         "num_optimizer_steps": 10,
         "timeout_s": 60.0,
     }
-    return TrainerSetup(
+    return PolicySetup(
         rank=rank,
         rendezvous=rendezvous,
         parallel=parallel_of(shape),
@@ -199,7 +199,7 @@ def plain_collision(model: torch.nn.Module, block: TokenBlock, temperature: floa
 
 
 def plain_steps(
-    model: torch.nn.Module, block: TokenBlock, advantage_N: np.ndarray, setup: TrainerSetup, steps: int
+    model: torch.nn.Module, block: TokenBlock, advantage_N: np.ndarray, setup: PolicySetup, steps: int
 ) -> Iterator[tuple[float, float]]:
     """Loss and gradient norm of PPO-clip steps on a whole block, by torch and transformers alone."""
     options = setup.actor.optimizer

@@ -11,13 +11,18 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from hybridrl.config.training import ActorConfig
 from hybridrl.models.spec import ModelSpec, family_of
 from hybridrl.trainer.megatron.rope import amplitude
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import RankSetup
+
+FP8_TOKENS = {"tensorwise": 16, "blockwise": 128, "mxfp8": 32}
+"""Rows of a matrix that Transformer Engine multiplies in FP8 are a multiple of this, by recipe. It multiplies
+blockwise with 16 too, but gathers tokens over ranks in FP8 only where each has whole blocks.
+"""
 
 _ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 """Of the gate, by their names in config.json."""
 
 
-def transformer_config(setup: TrainerSetup, device: torch.device) -> TransformerConfig:
+def transformer_config(setup: RankSetup, device: torch.device) -> TransformerConfig:
     """Megatron's description of the model, and of what computes it on this device."""
     model, dtype = setup.model, precision(setup.actor, device)
     make = MLATransformerConfig if model.latent else TransformerConfig
@@ -53,7 +58,7 @@ _NO_FUSIONS = {
 """Each needs a CUDA kernel."""
 
 
-def _fusions(setup: TrainerSetup) -> dict[str, Any]:
+def _fusions(setup: RankSetup) -> dict[str, Any]:
     """On a GPU, where every kernel is there but one that Apex alone has."""
     model = setup.model
     return {
@@ -92,7 +97,7 @@ def fp8(actor: ActorConfig) -> dict[str, Any]:
     }
 
 
-def _parallel(setup: TrainerSetup, device: torch.device) -> dict[str, Any]:
+def _parallel(setup: RankSetup, device: torch.device) -> dict[str, Any]:
     parallel = setup.parallel
     several_chunks = parallel.vpp > 1
     return {
@@ -112,7 +117,7 @@ def _parallel(setup: TrainerSetup, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _shares_sequence(setup: TrainerSetup, device: torch.device) -> bool:
+def _shares_sequence(setup: RankSetup, device: torch.device) -> bool:
     parallel = setup.parallel
     if parallel.sp is None:
         return parallel.tp > 1 and (device.type == "cuda" or setup.model.num_experts > 0)

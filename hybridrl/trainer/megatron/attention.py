@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.trainer.megatron.context import gather_tokens, in_order, pieces_of
-from hybridrl.trainer.megatron.packing import Packing
+from hybridrl.trainer.packing import Packing
 
 
 class PackedAttention(MegatronModule):

@@ -10,8 +10,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from torch import Tensor
 from torch.autograd import Function
+
+from hybridrl.trainer.packing import Microbatch
+
+
+def from_context(microbatch: Microbatch, own_O: Tensor) -> Tensor:
+    """Outputs for all trained tokens of a microbatch, [R, ...], from those that each rank has.
+
+    *Collective* over context-parallel ranks; differentiable, if all of them go on to compute the same.
+    """
+    group = parallel_state.get_context_parallel_group()
+    if group.size() == 1:
+        return own_O
+    return gather_rows(own_O, microbatch.most_predicted, microbatch.from_R, group)
 
 
 def pieces_of(rank: int, size: int) -> tuple[int, int]:

@@ -29,8 +29,8 @@ from torch import Tensor
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.layers import inside
 from hybridrl.trainer.megatron.mla import WholeLatentAttention
-from hybridrl.trainer.megatron.packing import Packing
 from hybridrl.trainer.megatron.parts import LayerParts, packed_attention
+from hybridrl.trainer.packing import Packing
 
 
 class VarlenAttention(MegatronModule):

@@ -24,6 +24,13 @@ def whole_gradients(stage: Stage) -> dict[str, Tensor]:
     return {name: parameter.main_grad for name, parameter in parameters if parameter.requires_grad}
 
 
+def gradient_buffers(stage: Stage) -> Iterator[Tensor]:
+    """Of every parameter that is trained."""
+    for chunk in stage:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            yield buffer.grad_data
+
+
 def _bucket_groups(stage: Stage) -> Iterator[Any]:
     for chunk in stage:
         yield from chunk.bucket_groups

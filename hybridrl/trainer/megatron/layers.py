@@ -14,10 +14,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.packing import Packing
 from hybridrl.trainer.megatron.parts import LayerParts
 from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.megatron.router import Router
+from hybridrl.trainer.packing import Packing
 
 
 def layer_specs(

@@ -103,7 +103,7 @@ def attach(model: Any, layout: AdapterLayout) -> None:
         number = layer.layer_number - 1
         for name, linear in list(layer.named_modules()):
             if f"decoder.layers.*.{name}" in names:
-                linear.adapter = _kind(linear)(linear, layout.adapter_rank, layout.scale)
+                linear.adapter = _kind(linear)(linear, layout.rank, layout.scale)
                 linear.adapter.name = f"decoder.layers.{number}.{name}"  # pyright: ignore[reportArgumentType]
                 linear.register_forward_hook(_add)
     if model.pre_process and model.config.recompute_granularity == "full":

@@ -18,8 +18,8 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
-from hybridrl.trainer.megatron.packing import Packing
 from hybridrl.trainer.megatron.rope import PackedRotary, turn_pairs
+from hybridrl.trainer.packing import Packing
 
 NORM_PLACES = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
 """Norms of the narrow layers' outputs, and the linear layers that may norm these instead."""

@@ -4,6 +4,7 @@ Shape letters: T packed tokens of this rank, O trained tokens that it predicts, 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
     VocabParallelEmbedding,
+    copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     set_tensor_model_parallel_attributes,
 )
@@ -26,11 +29,18 @@ from torch import Tensor
 
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.linear_logprob import Shard, linear_logprob
+from hybridrl.trainer.logprob import logprob_and_entropy
 from hybridrl.trainer.megatron import lora
+from hybridrl.trainer.megatron.context import from_context
 from hybridrl.trainer.megatron.layers import layer_specs
-from hybridrl.trainer.megatron.packing import Microbatch, Packing
 from hybridrl.trainer.megatron.parts import MEGATRONS, LayerParts
 from hybridrl.trainer.megatron.rope import PackedRotary
+from hybridrl.trainer.packing import Microbatch, Packing
+
+LOGITS_AT_ONCE = 2**24
+"""Elements. Up to here the logits of a microbatch are kept for the backward pass; more are never held, but
+computed piece by piece, and once more in the backward pass."""
 
 Stage = list[DistributedDataParallel]
 """The model on one pipeline stage: its chunks of layers, which take turns; mostly there is one."""
@@ -68,12 +78,6 @@ class PolicyModel(GPTModel):
             position_embedding_type="rope",
             vp_stage=chunk,
         )
-        self.has_value_head = value_head
-        """Of the whole model; the head itself is on the last stage."""
-
-        self.adapters: AdapterLayout | None = None
-        """What is trained, if that is not the model itself."""
-
         self.rotary_pos_emb = PackedRotary(spec)
         self.soft_cap = spec.output_soft_cap
         scale = torch.tensor(spec.hidden_size**0.5, dtype=config.params_dtype).item()
@@ -114,6 +118,37 @@ class PolicyModel(GPTModel):
         logits_OV = logits_O1V.squeeze(1)[:, : self.num_entries]
         return logits_OV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_OV / self.soft_cap)
 
+    def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """As base.Model.score. *Collective*, tensor- and context-parallel ranks."""
+        in_pieces = len(hidden_O1) * self.share > LOGITS_AT_ONCE
+        score_own = self._score_in_pieces if in_pieces else self._score_whole
+        own_O2 = torch.stack(score_own(microbatch.target_O, hidden_O1, temperature), dim=1)
+        logp_R, entropy_R = from_context(microbatch, own_O2).unbind(1)
+        return logp_R, entropy_R
+
+    def _score_whole(self, target_O: Tensor, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        group, first = parallel_state.get_tensor_model_parallel_group(), self.first_entry
+        logits_OV = self.logits(hidden_O1)
+        return logprob_and_entropy(logits_OV, target_O, first=first, temperature=temperature, group=group)
+
+    def _score_in_pieces(
+        self, target_O: Tensor, hidden_O1: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        shard = Shard(
+            first=self.first_entry,
+            num_entries=self.num_entries,
+            group=parallel_state.get_tensor_model_parallel_group(),
+            soft_cap=self.soft_cap,
+        )
+        hidden_OH = hidden_O1.squeeze(1).to(self.output_weight.dtype)
+        piece, hidden_OH = (
+            max(1, LOGITS_AT_ONCE // len(hidden_OH)),
+            copy_to_tensor_model_parallel_region(hidden_OH),
+        )
+        return linear_logprob(
+            hidden_OH, self.output_weight, target_O, shard, temperature=temperature, piece=piece
+        )
+
     def values(self, hidden_O1: Tensor) -> Tensor:
         """Of a model with a value head, float32 [O]; the same on all tensor-parallel ranks."""
         # In bf16, answers to one prompt would get the same score where theirs differ by less than 1 %.
@@ -147,6 +182,7 @@ def build(
     overlap: bool = False,
     parts: LayerParts | None = None,
     adapters: AdapterLayout | None = None,
+    seed: int = 0,
 ) -> Stage:
     """This stage's model, with all parameters 0, inside Megatron's gradient buffers of fp32. *Collective*.
 
@@ -154,7 +190,7 @@ def build(
         value_head: one number in place of the vocabulary.
         overlap: gradients are summed over ranks while the backward pass still runs.
         parts: that layers are made of; None: those of the device.
-        adapters: what is trained; None: the model itself.
+        adapters: what is trained, drawn from the seed; None: the model itself.
     """
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap
@@ -169,7 +205,6 @@ def build(
         _mark_tensor_parallel(model)
         _mark_experts(model, config)
         if adapters is not None:
-            policy.adapters = adapters
             lora.attach(policy, adapters)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -178,6 +213,7 @@ def build(
             model = Float16Module(config, model)
         # Later chunks are behind the first in the backward pass: nothing is left to overlap with.
         stage.append(DistributedDataParallel(config, options, model, disable_bucketing=bool(stage)))
+    lora.start(stage, seed)
     return stage
 
 
@@ -237,13 +273,19 @@ def named_parameters(stage: Stage) -> Iterator[tuple[str, torch.nn.Parameter]]:
             yield name, parameter
 
 
+@dataclass(kw_only=True)
+class MegatronPacking(Packing, PackedSeqParams):
+    """Megatron hands it to every attention layer."""
+
+
 def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:
     """Hidden states: on the last pipeline stage those before trained tokens, elsewhere all."""
     return model(
         input_ids=microbatch.token_T.unsqueeze(0),
         position_ids=microbatch.packing.position_T.unsqueeze(0),
         attention_mask=None,
-        packed_seq_params=microbatch.packing,
+        # For Megatron one long sequence; ours is what keeps its parts apart.
+        packed_seq_params=MegatronPacking(qkv_format="sbhd", **vars(microbatch.packing)),
     )
 
 

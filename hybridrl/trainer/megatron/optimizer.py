@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hybridrl.config.training import OptimizerConfig
+from hybridrl.trainer.base import WEIGHTS
 from hybridrl.trainer.megatron.model import Stage
-
-WEIGHTS = "weights"
-"""Quantity: the parameters themselves, in the precision that they are updated in."""
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -37,7 +35,9 @@ INITIAL_LOSS_SCALE = 2.0**16
 
 
 class Optimizer:
-    """Steps the parameters along the schedule. Every method is *collective* over all ranks."""
+    """As base.Optimizer. Every method is *collective* over all ranks."""
+
+    quantities = (WEIGHTS, "exp_avg", "exp_avg_sq")
 
     def __init__(self, config: OptimizerConfig, stage: Stage, num_steps: int) -> None:
         """
@@ -76,26 +76,16 @@ class Optimizer:
         config.grad_scale_func = self.megatron.scale_loss if config.fp16 else None
 
     def gradient_norm(self) -> float:
-        """L2 norm of the accumulated gradients over all ranks; changes no parameter.
-
-        0 where fp16 overflowed: `step` then does nothing, and the next loss is scaled less.
-        """
         self._overflowed = self.megatron.prepare_grads()
         return 0.0 if self._overflowed else float(self.megatron.get_grad_norm())
 
     def scaling(self) -> dict[str, float]:
-        """Of fp16, as metrics: the loss scale from here on, and 1 if the last gradients overflowed."""
         if not self._stage[0].config.fp16:
             return {}
         scale = float(self.megatron.get_loss_scale())
         return {"actor/loss_scale": scale, "actor/overflow": float(self._overflowed)}
 
     def step(self, gradient_norm: float) -> float:
-        """Clip the gradients by their known norm and update the parameters.
-
-        Returns:
-            The learning rate; 0 where fp16 overflowed.
-        """
         if self._overflowed:
             return 0.0
         if self._config.clip_grad_norm > 0:
@@ -124,16 +114,7 @@ class Optimizer:
                     found[f"{g}.{i}.param"] = parameter
         return found
 
-    @property
-    def quantities(self) -> list[str]:
-        """That `stretches` gives of every parameter."""
-        return [WEIGHTS, "exp_avg", "exp_avg_sq"]
-
     def stretches(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
-        """This rank's share of every parameter of which it has one: first element, and quantity -> flat fp32.
-
-        Live; `resume` makes weights that were written there those of the model.
-        """
         for part in cast(Any, self._parts):
             for parameter in part.model_param_group_index_map:
                 state = part._get_main_param_and_optimizer_states(parameter)
@@ -143,13 +124,11 @@ class Optimizer:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What `resume` takes; JSON."""
         scalers = [part.grad_scaler.state_dict() for part in self._scaled_parts]
         plain = [{name: float(value) for name, value in scaler.items()} for scaler in scalers]
         return {"num_steps_done": self.num_steps_done, "scalers": plain}
 
     def resume(self, progress: Mapping[str, Any]) -> None:
-        """Continue the schedule there; `stretches` hold the state of that moment."""
         self.num_steps_done = progress["num_steps_done"]
         for part in cast(Any, self._parts):
             for group in part.optimizer.param_groups:

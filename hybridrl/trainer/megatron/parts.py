@@ -8,14 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.attention import PackedAttention
 from hybridrl.trainer.megatron.mla import LatentAttention
-from hybridrl.trainer.megatron.norms import RMSNorm
 
 CoreAttention = Callable[[TransformerConfig, ModelSpec, int | None], ModuleSpec]
 """Attention itself, of a layer with that window; None: without."""
@@ -40,6 +42,27 @@ class LayerParts:
     core_attention: CoreAttention
     experts: Callable[[int], Any] | None = None
     """Of a layer with that many experts; None: Megatron's own, one after the other."""
+
+
+class RMSNorm(torch.nn.Module):
+    """Root mean square norm in place of Megatron's, which refuses sequence parallelism.
+
+    In a family with centred norms, the weight is its distance from 1.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        weight: Any = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # Where ranks have different tokens, Megatron sums the gradients of what is marked so.
+        weight.sequence_parallel = config.sequence_parallel
+        self.weight = weight
+        self._eps, self._centred = eps, config.layernorm_zero_centered_gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._centred:
+            return F.rms_norm(x, self.weight.shape, self.weight, self._eps)
+        weight = 1.0 + self.weight.float()  # bf16 would round the sum
+        return F.rms_norm(x.float(), weight.shape, weight, self._eps).to(x.dtype)
 
 
 def packed_attention(config: TransformerConfig, model: ModelSpec, window: int | None) -> ModuleSpec:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridrl.layout.megatron import ROPE_SCALINGS
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.packing import Packing
-from hybridrl.trainer.setup import ROPE_SCALINGS
+from hybridrl.trainer.packing import Packing
 
 
 class PackedRotary(torch.nn.Module):

@@ -21,7 +21,7 @@ from torch import Tensor
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.packing import Packing
+from hybridrl.trainer.packing import Packing
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from hybridrl.trainer.megatron.router import Choices, EngineChoices, EngineExper
 
 
 class Routing:
-    """Of the policy. Without experts, nothing here does anything."""
+    """As base.Routing."""
 
     def __init__(self, config: MoEConfig, stage: Stage) -> None:
         self._config = config
@@ -29,15 +29,7 @@ class Routing:
 
     @contextlib.contextmanager
     def keeping(self, blocks: Sequence[TokenBlock], *, share: bool) -> Iterator[None]:
-        """Inside, the choices of a new batch are kept, if they are to be replayed; the engine's hold
-        already. *Collective*.
-
-        Args:
-            share: a token may be on another rank later.
-
-        Raises:
-            ConfigError: the engine's are to hold, and are not there.
-        """
+        """As base.Routing.keeping. *Collective*."""
         self._kept = []
         if self._config.router_replay == "rollout":
             experts = EngineExperts(blocks)
@@ -59,11 +51,7 @@ class Routing:
 
     @contextlib.contextmanager
     def training(self, num_sequences: int) -> Iterator[None]:
-        """Inside are the passes of one optimizer step.
-
-        Args:
-            num_sequences: of that step, over all ranks.
-        """
+        """As base.Routing.training."""
         config = self._config
         penalties = Penalties(config.aux_loss / num_sequences, config.z_loss / num_sequences)
         for router in self._routers:

@@ -10,8 +10,8 @@ from hub_values import cached
 from reward_model_folders import write_reward_model
 
 from hybridrl.config.load import load
-from hybridrl.config.schema import AlgorithmConfig, Config, RewardModelConfig
-from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
+from hybridrl.config.schema import Config, RewardModelConfig
+from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import HybridRLError
 from hybridrl.launch import model_folders
 from hybridrl.launch.preflight import preflight
@@ -20,7 +20,7 @@ from hybridrl.launch.reward_model import scoring
 from hybridrl.launch.shape import RunShape, Seats
 from hybridrl.models import tiny
 from hybridrl.models.spec import read
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer.setup import RankSetup
 
 TEXT = """\
 model: policy
@@ -107,19 +107,14 @@ def test_its_ranks_have_seats() -> None:
 
 def test_a_rank_is_made_from_the_policys(here: Path) -> None:
     actor = ActorConfig.model_validate({"offload": "all", "moe": {"aux_loss": 0.1}, "lora": {}})
-    setup = TrainerSetup(
+    setup = RankSetup(
         rank=1,
         rendezvous="file:///x",
         parallel=TrainParallel(tp=2, ep=2, dp=1),
         model=read("policy"),
         model_folder=Path("policy"),
         actor=actor,
-        algorithm=AlgorithmConfig(),
-        critic=CriticConfig(),
-        temperature=1.0,
-        max_response_tokens=4,
         seed=0,
-        num_optimizer_steps=1,
         timeout_s=1.0,
     )
     made = scoring(setup, RewardModelConfig(path="judge"))

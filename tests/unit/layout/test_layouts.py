@@ -18,7 +18,7 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.layout.vllm import VLLMLayout
 from hybridrl.models.spec import parameters
-from hybridrl.trainer.megatron.setup import parallel_state
+from hybridrl.trainer.megatron.backend import parallel_state
 
 EVERY = specs(tuple(FAMILIES))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridrl.algorithms.base import OneRank
-from hybridrl.trainer.megatron.agreement import agreement
+from hybridrl.trainer.guards import agreement
 
 
 def test_equal_logprobs_agree_fully() -> None:

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from hybridrl.errors import ResourceError
-from hybridrl.trainer.megatron.background import Background
+from hybridrl.trainer.checkpoint import Background
 
 
 def test_a_job_waits_for_the_one_before() -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -137,7 +137,7 @@ def test_a_model_of_any_family_is_known_again(family: str, head: Literal["vocabu
     targets = present(model)
     adapters = [AdapterLayout.on(whole, rank=4, alpha=8.0, targets=targets)] if targets else []
     for layout in (whole, *adapters):
-        facts = json.loads(json.dumps({"parts": {"policy": {"layout": asdict(layout)}}}))
+        facts = json.loads(json.dumps({"parts": {"policy": {"layout": committed.layout_record(layout)}}}))
         committed.refuse_other_model(Path("now"), facts, model)
         with pytest.raises(CheckpointError, match="hidden_size is 6 there, 8 here"):
             committed.refuse_other_model(Path("now"), facts, replace(model, hidden_size=8))

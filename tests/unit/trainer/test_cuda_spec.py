@@ -17,11 +17,11 @@ from trainer_ranks import on_ranks
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ResourceError
 from hybridrl.hosts import cuda
+from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models.spec import read
 from hybridrl.trainer.megatron import cuda_layers
 from hybridrl.trainer.megatron.architecture import transformer_config
 from hybridrl.trainer.megatron.attention import PackedAttention
-from hybridrl.trainer.setup import megatron_layout
 
 RELATIVE = 2e-6  # what DESIGN.md promises of loss and gradients in fp32
 SLOW = pytest.mark.slow
@@ -139,7 +139,7 @@ def test_a_gpu_computes_in_bf16_with_fused_kernels(folders) -> None:
 
 def test_a_gpus_layout_is_padded_and_holds_transformer_engines_names(folders) -> None:
     spec = read(folders["qwen3_moe"])
-    on_cpu, on_gpu = (megatron_layout(spec, TrainParallel(tp=2), host) for host in ("cpu", "cuda"))
+    on_cpu, on_gpu = (MegatronLayout.of(spec, on_gpu=on_gpu, tp=2) for on_gpu in (False, True))
     assert (on_cpu.padded_vocab, on_gpu.padded_vocab) == (38, 256)
     names = {holding.tensor for holding in on_gpu.holdings}
     assert any(name.endswith("linear_qkv.layer_norm_weight") for name in names)

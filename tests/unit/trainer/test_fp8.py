@@ -18,9 +18,9 @@ from trainer_ranks import on_ranks
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ResourceError
 from hybridrl.hosts import cuda
-from hybridrl.trainer.megatron.architecture import transformer_config
-from hybridrl.trainer.megatron.packing import FP8_TOKENS, Deal, PackedBatch, idle_microbatch
-from hybridrl.trainer.megatron.setup import start
+from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
+from hybridrl.trainer.megatron.backend import start
+from hybridrl.trainer.packing import Deal, PackedBatch, idle_microbatch
 
 CPU = torch.device("cpu")
 

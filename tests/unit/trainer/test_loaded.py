@@ -6,8 +6,8 @@ import trainer_values as values
 
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
-from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.packing import Deal
+from hybridrl.trainer.loaded import LoadedBatch
+from hybridrl.trainer.packing import Deal
 
 
 def loaded() -> LoadedBatch:

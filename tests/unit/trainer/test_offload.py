@@ -3,7 +3,7 @@
 import torch
 
 from hybridrl.hosts import cuda
-from hybridrl.trainer.megatron.offload import Offload
+from hybridrl.trainer.offload import Offload
 
 
 def test_contents_leave_and_return_through_every_view() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
 from hybridrl.trainer.megatron.context import in_order
-from hybridrl.trainer.megatron.packing import Deal, PackedBatch, idle_microbatch
+from hybridrl.trainer.packing import Deal, PackedBatch, idle_microbatch
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ import trainer_values as values
 from trainer_ranks import on_ranks
 
 from hybridrl.errors import LayoutError, ModelError
-from hybridrl.trainer.megatron.setup import make_layout
+from hybridrl.trainer.setup import make_layout
 
 
 def write_config(folder: Path, **changes: object) -> Path:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridrl.batch import TokenBlock
-from hybridrl.trainer.megatron.reward_model import with_place_of_score
+from hybridrl.trainer.roles.reward_model import with_place_of_score
 
 TOKENS = st.lists(st.integers(0, 99), max_size=6)
 

@@ -10,9 +10,9 @@ import torch
 import trainer_values as values
 
 from hybridrl.errors import ModelError
+from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models.spec import ModelSpec, read
 from hybridrl.trainer.megatron.rope import amplitude, inverse_frequencies
-from hybridrl.trainer.setup import refuse_unbuildable
 
 
 def spec(folder: Path) -> ModelSpec:
@@ -30,14 +30,14 @@ def test_frequencies_fall_from_one_radian_per_token_towards_the_base(tmp_path) -
 def test_an_unknown_scaling_is_refused(tmp_path) -> None:
     longrope = replace(spec(tmp_path), rope_scaling={"rope_type": "longrope", "factor": 4.0})
     with pytest.raises(ModelError, match="'longrope'.*yarn"):
-        refuse_unbuildable(longrope, where="here")
+        MegatronLayout.refuse_unbuildable(longrope, where="here")
 
 
 def test_yarn_is_refused_where_some_layers_have_a_window(tmp_path) -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     windowed = replace(spec(tmp_path), rope_scaling=yarn, window=4, windowed_layers=(0,))
     with pytest.raises(ModelError, match="'yarn' on a model with windows"):
-        refuse_unbuildable(windowed, where="here")
+        MegatronLayout.refuse_unbuildable(windowed, where="here")
 
 
 def test_linear_scaling_slows_every_dim(tmp_path) -> None:

@@ -8,14 +8,14 @@ import torch
 from hybridrl.algorithms.base import OneRank, Tokens
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.trainer.megatron import watch
+from hybridrl.trainer import guards
 
 STEP, NUM_TOKENS = 5, 100
 
 
 @dataclass
 class Loaded:
-    """What `watch.divergence` asks of a loaded batch."""
+    """What `guards.divergence` asks of a loaded batch."""
 
     batch: RankBatch
     columns: dict[str, torch.Tensor]
@@ -44,7 +44,7 @@ def batch_of(*blocks):
 def findings(version, **logp):
     batch = batch_of(block_of([[3] * NUM_TOKENS], logp["rollout_logp"], version))
     loaded = Loaded(batch, {name: torch.full((NUM_TOKENS,), value) for name, value in logp.items()})
-    return [finding for finding in watch.divergence(loaded, OneRank()) if finding is not None]
+    return [finding for finding in guards.divergence(loaded, OneRank()) if finding is not None]
 
 
 def test_the_trainers_column_is_checked_on_answers_of_its_own_version():
@@ -65,13 +65,13 @@ def test_the_engines_column_is_checked_where_the_trainer_has_none_yet():
 
 
 def test_answers_that_were_chosen_are_no_samples():
-    assert watch.trains_on_all_samples(AlgorithmConfig())
-    assert not watch.trains_on_all_samples(AlgorithmConfig.model_validate({"dynamic_sampling": {}}))
-    assert not watch.trains_on_all_samples(AlgorithmConfig(drop_truncated=True))
+    assert guards.trains_on_all_samples(AlgorithmConfig())
+    assert not guards.trains_on_all_samples(AlgorithmConfig.model_validate({"dynamic_sampling": {}}))
+    assert not guards.trains_on_all_samples(AlgorithmConfig(drop_truncated=True))
 
 
 def test_blocks_are_checked_trajectory_by_trajectory():
     certain, unfilled = block_of([[5, 6]] * 3, 0.0), block_of([[5, 6], [5, 7]], 0.0)
-    assert [finding for finding in watch.masks(batch_of(certain)) if finding] == []
-    (found,) = [finding for finding in watch.masks(batch_of(certain, unfilled)) if finding]
+    assert [finding for finding in guards.masks(batch_of(certain)) if finding] == []
+    (found,) = [finding for finding in guards.masks(batch_of(certain, unfilled)) if finding]
     assert found.guard == "rollout_logp"

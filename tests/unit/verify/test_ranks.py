@@ -33,7 +33,7 @@ def sleep(rank, rendezvous):
 
 
 def test_a_group_answers_and_survives_every_kind_of_failure():
-    with RankGroup(2, timeout_s=50.0) as group:
+    with RankGroup(2, timeout_s=50.0, backend="megatron") as group:
         assert group(add, 1) == (0, 2, "")
         with pytest.raises(WorkerError, match=r"rank 1 raised ZeroDivisionError.*test_ranks.py:\d+"):
             group(divide, 1)
@@ -43,5 +43,8 @@ def test_a_group_answers_and_survives_every_kind_of_failure():
         assert isinstance(caught.value, HybridRLError) and caught.value.fix == "another"
         with pytest.raises(WorkerError, match="rank 1 died"):
             group(die)
-    with RankGroup(1, timeout_s=0.2) as group, pytest.raises(WorkerError, match=r"\[0\] did not answer"):
+    with (
+        RankGroup(1, timeout_s=0.2, backend="megatron") as group,
+        pytest.raises(WorkerError, match=r"\[0\] did not answer"),
+    ):
         group(sleep)

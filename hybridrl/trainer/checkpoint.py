@@ -1,4 +1,4 @@
-"""Checkpoints of model, optimizer, schedule and random state; ranks that are cut in any way can read them.
+"""Checkpoints of model, optimizer, schedule and random state; ranks of any layout can read them.
 
 Each rank writes the stretches of parameters and moments that its optimizer keeps, in fp32, into FOLDER.tmp
 (reshard/rank_files.py), and reads its file back. Rank 0 waits for the files of all and commits
@@ -12,44 +12,68 @@ import importlib.metadata
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
-from torch import Tensor
 
 from hybridrl.errors import CheckpointError, DeadlineError
 from hybridrl.layout.adapters import AdapterLayout
-from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.models.spec import count, parameters, without_vocabulary
+from hybridrl.layout.base import Layout
+from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.models.spec import count, parameters
 from hybridrl.reshard import rank_files
 from hybridrl.reshard.rank_files import Kept
 from hybridrl.reshard.stretches import Wanted
 from hybridrl.trainer import committed
-from hybridrl.trainer.megatron.background import Background
-from hybridrl.trainer.megatron.model import Stage, named_parameters, policy_model
-from hybridrl.trainer.megatron.optimizer import WEIGHTS, Optimizer
+from hybridrl.trainer.base import WEIGHTS, Backend, Model, Optimizer, Trained
 
-Trained = tuple[Stage, Optimizer]
 Parts = Mapping[str, Trained]
 """Everything that is trained, by name."""
+
+
+class Background:
+    """One job at a time in a thread of this process; what it raises is raised where it is waited for."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._job: Future[None] | None = None
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Begin a job, once the one before has ended.
+
+        Raises: what the one before raised; then this one is not begun.
+        """
+        self.finish()
+        self._job = self._pool.submit(job)
+
+    def finish(self) -> None:
+        """Wait for the job.
+
+        Raises: what it raised, once.
+        """
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def raise_failure(self) -> None:
+        """Raises: what the job has raised so far, once; waits for nothing."""
+        if self._job is not None and self._job.done():
+            self.finish()
 
 
 class Saver:
     """Writes checkpoints, one at a time. Every method but `raise_failure` is *collective*."""
 
-    def __init__(self, layout: MegatronLayout, *, timeout_s: float, background: bool = False) -> None:
+    def __init__(self, backend: Backend, *, background: bool = False) -> None:
         """
         Args:
-            layout: of the policy on these ranks.
-            timeout_s: rank 0 waits this long for the files of the others.
             background: `save` copies to host memory and returns; a thread writes.
         """
-        self._layout, self._timeout_s, self._in_background = layout, timeout_s, background
+        self._backend, self._in_background = backend, background
         self._background = Background()
 
     def save(
@@ -112,9 +136,9 @@ class Saver:
     ) -> Callable[[], None]:
         """What writes the present state, whatever becomes of it meanwhile."""
         rank = dist.get_rank()
-        snapshots = {part: list(_snapshot(self._of(part, parts), rank, *parts[part])) for part in parts}
-        beside = dict(_random_state())
-        record = {**facts, "parts": self._record(parts), "versions": _versions()}
+        snapshots = {part: list(_snapshot(self._backend, *parts[part])) for part in parts}
+        beside = {f"{_RANDOM}{name}": state for name, state in self._backend.random_state().items()}
+        record = {**facts, **self._record(parts)}
         collect = partial(self._collect, unfinished, list(parts))
 
         def write() -> None:
@@ -129,12 +153,13 @@ class Saver:
 
     def _collect(self, unfinished: Path, parts: list[str]) -> dict[str, int]:
         """The files of all ranks, with their checksums, when all are there."""
-        deadline, found = time.monotonic() + self._timeout_s, {}
+        timeout_s = self._backend.setup.timeout_s
+        deadline, found = time.monotonic() + timeout_s, {}
         for part in parts:
-            while (files := rank_files.collect(unfinished, part, self._layout.world_size)) is None:
+            while (files := rank_files.collect(unfinished, part, self._backend.layout.world_size)) is None:
                 if time.monotonic() > deadline:
                     raise DeadlineError(
-                        f"ranks did not write their files of {part} in {self._timeout_s:g} s",
+                        f"ranks did not write their files of {part} in {timeout_s:g} s",
                         where=str(unfinished),
                         fix="raise cluster.step_timeout_s if the disk is that slow",
                     )
@@ -143,44 +168,31 @@ class Saver:
         return found
 
     def _record(self, parts: Parts) -> dict[str, Any]:
-        layouts = {part: self._of(part, parts) for part in parts}
+        packages = ("hybridrl", "torch", *self._backend.layout.PACKAGES)
         return {
-            part: {
-                "layout": asdict(layouts[part]),
-                "parameters": count(layouts[part].spec),
-                "dtype": "float32",
-                "quantities": optimizer.quantities,
-                "progress": optimizer.progress,
-            }
-            for part, (_, optimizer) in parts.items()
+            "backend": self._backend.setup.actor.backend,
+            "versions": {name: importlib.metadata.version(name) for name in packages},
+            "parts": {
+                part: {
+                    "layout": committed.layout_record(model.trained),
+                    "parameters": count(model.trained.spec),
+                    "dtype": "float32",
+                    "quantities": optimizer.quantities,
+                    "progress": optimizer.progress,
+                }
+                for part, (model, optimizer) in parts.items()
+            },
         }
-
-    def _of(self, part: str, parts: Parts) -> MegatronLayout:
-        return layout_of(parts[part][0], self._layout)
 
 
 _POLL_S = 0.02
 
 
-def layout_of(stage: Stage, layout: MegatronLayout) -> MegatronLayout:
-    """Of what is trained of a part that is cut as the policy is: its adapters, or all of it, which may have a
-    value head in place of its output layer."""
-    if (adapters := policy_model(stage).adapters) is not None:
-        return adapters
-    if layout.spec.head == "value" or not policy_model(stage).has_value_head:
-        return layout
-    return replace(layout, spec=without_vocabulary(layout.spec, head="value"))
-
-
-def restore(
-    folder: Path, layout: MegatronLayout, parts: Parts, seed: int
-) -> tuple[dict[str, Any], list[str]]:
-    """Load a checkpoint into models and optimizers, which may be cut in another way than when it was made.
+def restore(folder: Path, backend: Backend, parts: Parts) -> tuple[dict[str, Any], list[str]]:
+    """Load a checkpoint into models and optimizers, whose layouts may be others than when it was made.
     *Collective*.
 
-    Args:
-        layout: of the policy on these ranks.
-        seed: of the run; where ranks are cut in another way, random numbers begin anew from it and the step.
+    Where the ranks have another layout, random numbers begin anew from the seed and the step.
 
     Returns:
         Its commit record, and what a person is to be told about the difference.
@@ -189,28 +201,28 @@ def restore(
         CheckpointError: it is not whole, damaged, of another model or format, or something else was trained;
             nothing was changed.
     """
-    record = check(folder, layout, parts)
-    rank = dist.get_rank()
-    for part, (stage, optimizer) in parts.items():
-        wanted = list(_wanted(layout_of(stage, layout), rank, stage, optimizer))
+    record = check(folder, parts)
+    for part, (model, optimizer) in parts.items():
+        wanted = list(_wanted(backend.setup.rank, model, optimizer))
         for want in wanted:
             for tensor in want.tensors.values():
                 tensor.zero_()  # what no file has is padding
         rank_files.fill(folder, part, committed.layout(record, part), wanted)
         optimizer.resume(record["parts"][part]["progress"])
     first = next(iter(parts))
-    made_with, now = committed.layout(record, first), layout_of(parts[first][0], layout)
+    made_with, now = committed.layout(record, first), parts[first][0].trained
     if made_with == now:
-        _set_random_state(rank_files.read_beside(folder, first, rank, _RANDOM))
+        backend.set_random_state(rank_files.read_beside(folder, first, backend.setup.rank, _RANDOM))
         return record, []
-    _reseed(seed, record["parts"][first]["progress"])
+    num_steps = record["parts"][first]["progress"]["num_steps_done"]
+    backend.reseed(hashlib.sha256(f"{backend.setup.seed}/{num_steps}".encode()).digest())
     return record, [
         f"the checkpoint was made with {_shape(made_with)}, this run has {_shape(now)}: it goes on with the "
         "same numbers up to rounding, and with random numbers from the seed and the step"
     ]
 
 
-def check(folder: Path, layout: MegatronLayout, parts: Parts) -> dict[str, Any]:
+def check(folder: Path, parts: Parts) -> dict[str, Any]:
     """The commit record of a checkpoint that fits. Ranks share the reading of its files. *Collective*.
 
     Raises:
@@ -228,8 +240,8 @@ def check(folder: Path, layout: MegatronLayout, parts: Parts) -> dict[str, Any]:
             f"{folder} holds {held}, this run trains {trained}",
             fix="use algorithm.estimator as it was",
         )
-    for part, (stage, _) in parts.items():
-        made_with, now = committed.layout(record, part), layout_of(stage, layout)
+    for part, (model, _) in parts.items():
+        made_with, now = committed.layout(record, part), model.trained
         if parameters(made_with.spec) != parameters(now.spec):
             raise CheckpointError(
                 f"{folder} holds a {part} with other parameters than this run's",
@@ -243,94 +255,48 @@ def check(folder: Path, layout: MegatronLayout, parts: Parts) -> dict[str, Any]:
     return record
 
 
-def _adapters(layout: MegatronLayout) -> str:
+def _adapters(layout: Layout) -> str:
     if not isinstance(layout, AdapterLayout):
         return "all weights"
-    targets = ", ".join(layout.adapter_targets)
-    return f"adapters of rank {layout.adapter_rank}, alpha {layout.adapter_alpha:g}, on {targets}"
+    return f"adapters of rank {layout.rank}, alpha {layout.alpha:g}, on {', '.join(layout.targets)}"
 
 
-def _snapshot(layout: MegatronLayout, rank: int, stage: Stage, optimizer: Optimizer) -> Iterator[Kept]:
+def _shape(layout: TrainerLayout | AdapterLayout) -> str:
+    return (layout.base if isinstance(layout, AdapterLayout) else layout).shape
+
+
+def _snapshot(backend: Backend, model: Model, optimizer: Optimizer) -> Iterator[Kept]:
     """What this rank writes, copied to host memory. Of what several ranks hold alike, one writes it."""
-    trained, untrained = _written(layout, rank)
-    for names, found in ((trained, _trained(stage, optimizer)), (untrained, _untrained(stage))):
+    trained, untrained = backend.written(model.trained)
+    for names, found in ((trained, _trained(model, optimizer)), (untrained, _untrained(model))):
         for kept in found:
             if kept.name in names:
                 copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in kept.tensors.items()}
                 yield replace(kept, tensors=copies)
 
 
-def _wanted(layout: MegatronLayout, rank: int, stage: Stage, optimizer: Optimizer) -> Iterator[Wanted]:
+def _wanted(rank: int, model: Model, optimizer: Optimizer) -> Iterator[Wanted]:
     """What this rank reads."""
-    shards = layout.shards(rank)
-    for kept in (*_trained(stage, optimizer), *_untrained(stage)):
+    shards = model.trained.shards(rank)
+    for kept in (*_trained(model, optimizer), *_untrained(model)):
         if kept.name not in shards:  # frozen under adapters
             continue
         yield Wanted(kept.stretch(shards[kept.name]), {n: t.detach() for n, t in kept.tensors.items()})
 
 
-def _trained(stage: Stage, optimizer: Optimizer) -> Iterator[Kept]:
+def _trained(model: Model, optimizer: Optimizer) -> Iterator[Kept]:
     """The stretches of the optimizer. Live."""
-    names = {id(parameter): name for name, parameter in named_parameters(stage)}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, start, tensors in optimizer.stretches():
         yield Kept(names[id(parameter)], start, tensors)
 
 
-def _untrained(stage: Stage) -> Iterator[Kept]:
+def _untrained(model: Model) -> Iterator[Kept]:
     """Whole parameters that have no optimizer state. Live."""
-    for name, parameter in named_parameters(stage):
+    for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             yield Kept(name, 0, {WEIGHTS: parameter.detach().flatten()})
 
 
-def _written(layout: MegatronLayout, rank: int) -> tuple[set[str], set[str]]:
-    """Tensors of which this rank writes its stretch, if they are trained and if they are not.
-
-    Tensor-parallel ranks that hold the same of a tensor keep the same stretches: the first of them writes.
-    Data-parallel ranks share in a tensor that is trained, and so do all that have the same expert; of others
-    there are whole copies.
-    """
-    first: dict[tuple[object, ...], str] = {}
-    trained, untrained = set(), set()
-    for held in layout.holdings:
-        tied_copy = first.setdefault((held.param, held.rows, held.cols), held.tensor) != held.tensor
-        if rank not in held.ranks or tied_copy:
-            continue
-        names = {name for layer in held.layers for name, _ in held.shards(layer)}
-        on_every_rank = held.ranks.step == 1 and not held.expert_rows
-        if not on_every_rank or rank % layout.tp == 0:
-            trained |= names
-        if rank == held.ranks.start:
-            untrained |= names
-    return trained, untrained
-
-
 _RANDOM = "random/"
-
-
-def _random_state() -> Iterator[tuple[str, Tensor]]:
-    """Every rank has its own."""
-    yield f"{_RANDOM}torch", torch.get_rng_state()
-    for name, state in get_cuda_rng_tracker().get_states().items():
-        yield f"{_RANDOM}tracker/{name}", state.to("cpu", copy=True)
-
-
-def _set_random_state(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["torch"])
-    tracked = {name.removeprefix("tracker/"): s for name, s in states.items() if name != "torch"}
-    get_cuda_rng_tracker().set_states(tracked)
-
-
-def _reseed(seed: int, progress: Mapping[str, Any]) -> None:
-    digest = hashlib.sha256(f"{seed}/{progress['num_steps_done']}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:4]))
-    model_parallel_cuda_manual_seed(int.from_bytes(digest[4:7]), force_reset_rng=True)
-
-
-def _shape(layout: MegatronLayout) -> str:
-    sizes = {axis: getattr(layout, axis) for axis in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")}
-    return " ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1 or axis in ("tp", "pp", "dp"))
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("hybridrl", "torch", "megatron-core")}
+"""Prefix of the random state of a rank in its first file."""

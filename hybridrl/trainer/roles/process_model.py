@@ -1,12 +1,9 @@
-"""PRIME's implicit process reward model on one Megatron rank: a copy of the policy, trained on outcomes only.
+"""PRIME's implicit process reward model on one rank: a copy of the policy, trained on outcomes only.
 
 Source: Cui et al. 2025, "Process Reinforcement through Implicit Rewards", arXiv:2502.01456, algorithm 1: with
 each batch it is trained first, and then asked.
 Shape letters: U trained tokens of the batch, R those of one microbatch, S sequences of one microbatch.
 """
-
-import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,38 +12,27 @@ from hybridrl.algorithms.base import Metrics, Tokens
 from hybridrl.algorithms.estimators.prime import implicit_reward_loss
 from hybridrl.algorithms.sequences import sequence_sum
 from hybridrl.config.training import ProcessModelConfig
-from hybridrl.errors import NonFiniteError
-from hybridrl.trainer.megatron.collectives import combine
-from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.model import Stage, named_parameters
-from hybridrl.trainer.megatron.optimizer import Optimizer
-from hybridrl.trainer.megatron.packing import Microbatch
-from hybridrl.trainer.megatron.schedule import accumulate_gradients
-from hybridrl.trainer.megatron.score import Scorer
+from hybridrl.trainer.base import Model
+from hybridrl.trainer.loaded import LoadedBatch
+from hybridrl.trainer.mesh import Mesh
+from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.roles.base import learn
+from hybridrl.trainer.score import Scorer
 
 
 class ProcessModel:
     """Every method is *collective*."""
 
     def __init__(
-        self,
-        config: ProcessModelConfig,
-        model: Stage,
-        weights: Mapping[str, Tensor],
-        *,
-        beta: float,
-        temperature: float,
+        self, config: ProcessModelConfig, model: Model, mesh: Mesh, *, beta: float, temperature: float
     ) -> None:
         """
         Args:
-            model: built as the policy's; takes over `weights`.
+            model: has the weights that training begins from: the policy's.
             beta: reward per nat above the reference.
         """
-        self._config, self._beta, self.model = config, beta, model
-        with torch.no_grad():
-            for name, parameter in named_parameters(model):
-                parameter.copy_(weights[name])
-        self.optimizer = Optimizer(config.optimizer, model, num_steps=1)
+        self._config, self._beta, self._mesh = config, beta, mesh
+        self.part = model, model.optimizer(config.optimizer, num_steps=1)
         self._scorer = Scorer(model, temperature)
 
     def train(self, loaded: LoadedBatch) -> dict[str, float]:
@@ -73,16 +59,8 @@ class ProcessModel:
             right = ((logit_S > 0) == solved_S)[microbatch.seq_R.unique()].sum() / num_sequences
             return share, Metrics({_LOSS: share.detach().clone(), "process/accuracy": right})
 
-        self.optimizer.zero_gradients()
-        shares = accumulate_gradients(self.model, loaded.microbatches(loaded.first_epoch), loss)
-        metrics = combine(shares)
-        grad_norm = self.optimizer.gradient_norm()
-        if not (math.isfinite(grad_norm) and math.isfinite(metrics[_LOSS])):
-            raise NonFiniteError(
-                f"process model: loss {metrics[_LOSS]}, gradient norm {grad_norm}",
-                where=f"step {loaded.step}",
-            )
-        self.optimizer.step(grad_norm)
+        microbatches, where = loaded.microbatches(loaded.first_epoch), f"step {loaded.step}"
+        metrics, grad_norm, _ = learn(self.part, self._mesh, microbatches, loss, name=_LOSS, where=where)
         return metrics | {"process/grad_norm": grad_norm}
 
     def logp(self, loaded: LoadedBatch) -> Tensor:

@@ -13,7 +13,7 @@ from hybridrl.algorithms.base import Reduce, Tokens
 from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.columns import given_by
-from hybridrl.trainer.megatron.packing import Deal, Microbatch, PackedBatch
+from hybridrl.trainer.packing import Deal, Microbatch, PackedBatch
 
 
 class LoadedBatch:

@@ -6,41 +6,25 @@ Shape letters: U trained tokens of the whole batch, H those of trajectories held
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from megatron.core import parallel_state
 
 from hybridrl.algorithms.base import Advantage, Known, Metrics
 from hybridrl.algorithms.columns import PROMPT_COLUMNS, argument
 from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
-from hybridrl.trainer.megatron import watch
-from hybridrl.trainer.megatron.agreement import agreement
-from hybridrl.trainer.megatron.coefficients import Coefficients
-from hybridrl.trainer.megatron.collectives import DataParallelReduce, combine, from_last_stage
-from hybridrl.trainer.megatron.critic import Critic, value_metrics
-from hybridrl.trainer.megatron.frozen import FrozenPolicies
-from hybridrl.trainer.megatron.loaded import LoadedBatch
-from hybridrl.trainer.megatron.process_model import ProcessModel
-from hybridrl.trainer.megatron.score import Scorer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Askable:
-    """The models of these ranks, besides critics and policies that are elsewhere."""
-
-    scorer: Scorer
-    """Of the policy."""
-
-    half_scorer: Scorer
-    """Of the policy, at half the temperature."""
-
-    frozen: FrozenPolicies
-    process: ProcessModel | None
-    critic: Critic | None
+from hybridrl.trainer import guards
+from hybridrl.trainer.base import Model
+from hybridrl.trainer.coefficients import Coefficients
+from hybridrl.trainer.guards import agreement
+from hybridrl.trainer.loaded import LoadedBatch
+from hybridrl.trainer.mesh import Mesh
+from hybridrl.trainer.roles.critic import Critic, value_metrics
+from hybridrl.trainer.roles.frozen import FrozenPolicies
+from hybridrl.trainer.roles.process_model import ProcessModel
+from hybridrl.trainer.score import Scorer
 
 
 class Columns:
@@ -48,14 +32,25 @@ class Columns:
         self,
         objective: Objective,
         coefficients: Coefficients,
-        models: Askable,
         needs: Needs,
+        model: Model,
+        mesh: Mesh,
         *,
+        temperature: float,
+        frozen: FrozenPolicies,
+        process: ProcessModel | None,
+        critic: Critic | None,
         watches_divergence: bool,
     ) -> None:
-        self._objective, self._coefficients, self._models = objective, coefficients, models
-        self._needs, self._watches_divergence, self._reduce = needs, watches_divergence, DataParallelReduce()
-        self._on_last_stage = parallel_state.is_pipeline_last_stage()
+        """
+        Args:
+            model: the policy's.
+            frozen, process, critic: on these ranks.
+        """
+        self._objective, self._coefficients, self._needs, self._mesh = objective, coefficients, needs, mesh
+        self._scorer, self._half_scorer = Scorer(model, temperature), Scorer(model, temperature / 2)
+        self._frozen, self._process, self._critic = frozen, process, critic
+        self._watches_divergence = watches_divergence
         self.divergence: float | None = None
         """Of policy and reference on the batch before, in nats per trained token; None: not measured."""
 
@@ -84,53 +79,51 @@ class Columns:
         metrics: dict[str, float] = {}
         for name, column_U in arrived.items():
             loaded.take(name, column_U)
-        self._models.frozen.add(loaded)
+        self._frozen.add(loaded)
         if "ref_logp" in loaded.columns:
             metrics |= self._measure_divergence(loaded)
-        if (process := self._models.process) is not None:
+        if (process := self._process) is not None:
             metrics |= process.train(loaded)
             loaded.add("process_logp", process.logp(loaded))
-        if (critic := self._models.critic) is not None:
+        if (critic := self._critic) is not None:
             loaded.add("value", critic.values(loaded))
         if loaded.batch.advantage_N is None:
             metrics |= self._add_advantage(loaded)
         if self._objective.prepares:
             metrics |= self._add_prepared_columns(loaded)
-        if self._on_last_stage:
-            loaded.share(self._reduce)
+        if self._mesh.is_last_stage:
+            loaded.share(self._mesh)
         return metrics
 
     def agreement(self, loaded: LoadedBatch) -> dict[str, float]:
         """How far trainer and engine agree about the tokens of a batch that has its column old_logp."""
-        return from_last_stage(agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._reduce))
-
-    def whole(self, loaded: LoadedBatch, name: str) -> np.ndarray | None:
-        """A column of the tokens of all ranks, float32 [U]; None except on the last pipeline stage."""
-        return loaded.whole(name, self._reduce).cpu().numpy() if self._on_last_stage else None
+        return self._mesh.from_last_stage(
+            agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._mesh)
+        )
 
     def _add_policy_columns(self, loaded: LoadedBatch) -> dict[str, float]:
         """old_logp and old_entropy, and a report on them."""
         microbatches = loaded.microbatches(loaded.first_epoch)
-        logp_U, entropy_U = self._models.scorer.columns(loaded.packed, microbatches)
+        logp_U, entropy_U = self._scorer.columns(loaded.packed, microbatches)
         loaded.add("old_logp", logp_U)
         loaded.add("old_entropy", entropy_U)
         entropy = Metrics({"actor/entropy": entropy_U.sum() / _num_tokens(loaded)})
-        return self.agreement(loaded) | combine([entropy])
+        return self.agreement(loaded) | self._mesh.combine([entropy])
 
     def _add_collision(self, loaded: LoadedBatch) -> None:
         """sum p^2 = exp(2 logp - logp'), with logp' at half the temperature, whatever token both are of."""
         microbatches = loaded.microbatches(loaded.first_epoch)
-        logp_U, _ = self._models.half_scorer.columns(loaded.packed, microbatches)
+        logp_U, _ = self._half_scorer.columns(loaded.packed, microbatches)
         loaded.add_held("old_collision", (2 * loaded.columns["old_logp"] - logp_U)[loaded.held_H].exp())
 
     def _measure_divergence(self, loaded: LoadedBatch) -> dict[str, float]:
         """How far policy and reference are apart, where old_logp is known by now."""
-        if self._watches_divergence and self._on_last_stage:
-            stop(watch.divergence(loaded, self._reduce), step=loaded.step)
+        if self._watches_divergence and self._mesh.is_last_stage:
+            stop(guards.divergence(loaded, self._mesh), step=loaded.step)
         if "old_logp" not in loaded.columns:
             return {}
         apart_H = loaded.held("old_logp") - loaded.held("ref_logp")
-        self.divergence = combine([Metrics({"kl": apart_H.sum() / _num_tokens(loaded)})])["kl"]
+        self.divergence = self._mesh.combine([Metrics({"kl": apart_H.sum() / _num_tokens(loaded)})])["kl"]
         weight = getattr(self._coefficients.estimator, "kl_coefficient", 0.0)
         if not weight:
             return {}
@@ -138,8 +131,8 @@ class Columns:
 
     def _add_advantage(self, loaded: LoadedBatch) -> dict[str, float]:
         """By an estimator that needs token columns; with the returns if it has a value function."""
-        if not self._on_last_stage:
-            return from_last_stage({})
+        if not self._mesh.is_last_stage:
+            return self._mesh.from_last_stage({})
         estimator = self._coefficients.estimator
         columns: dict[str, Any] = {
             argument(c): loaded.held(c) for c in estimator.needs & loaded.columns.keys()
@@ -150,27 +143,27 @@ class Columns:
             reward_N=loaded.reward_N,
             group_N=loaded.group_N,
             tokens=loaded.tokens_H,
-            reduce=self._reduce,
+            reduce=self._mesh,
             **columns,
         )
         assert isinstance(advantage, Advantage), "an estimator that needs token columns returns token columns"
         loaded.add_held("advantage", advantage.advantage_T)
         if advantage.return_T is None:
-            return from_last_stage({})
+            return self._mesh.from_last_stage({})
         loaded.add_held("return", advantage.return_T)
-        return from_last_stage(value_metrics(loaded, self._reduce))
+        return self._mesh.from_last_stage(value_metrics(loaded, self._mesh))
 
     def _add_prepared_columns(self, loaded: LoadedBatch) -> dict[str, float]:
         """What the objective makes of the whole batch."""
-        if not self._on_last_stage:
-            return from_last_stage({})
+        if not self._mesh.is_last_stage:
+            return self._mesh.from_last_stage({})
         columns = {name: loaded.held(name) for name in loaded.columns}
         advantage_H = columns.pop("advantage")
         known = Known(loaded.step, loaded.reward_N, loaded.group_N, advantage_H, loaded.tokens_H, columns)
-        prepared = self._objective.prepare(known, self._reduce)
+        prepared = self._objective.prepare(known, self._mesh)
         for name, value_H in prepared.columns.items():
             loaded.add_held(name, value_H)
-        return from_last_stage({name: float(value) for name, value in prepared.metrics.items()})
+        return self._mesh.from_last_stage({name: float(value) for name, value in prepared.metrics.items()})
 
 
 def _num_tokens(loaded: LoadedBatch) -> int:

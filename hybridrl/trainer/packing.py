@@ -15,23 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.batch import RankBatch, TokenBlock, spans
 from hybridrl.columns import COLUMNS
 
-FP8_TOKENS = {"tensorwise": 16, "blockwise": 128, "mxfp8": 32}
-"""Rows of a matrix that Transformer Engine multiplies in FP8 are a multiple of this, by recipe. It multiplies
-blockwise with 16 too, but gathers tokens over ranks in FP8 only where each has whole blocks.
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deal:
-    """How the tokens of a microbatch are dealt over the ranks that share it: see context.py."""
+    """How the tokens of a microbatch are dealt over the ranks that share it, so that all have equal work.
+
+    A sequence is cut into 2 * size pieces; rank r has piece r and piece 2 * size - 1 - r, a cheap one under a
+    causal mask and a dear one.
+    """
 
     rank: int = 0
     """Of context parallelism."""
@@ -45,20 +41,6 @@ class Deal:
     multiple: int = 1
     """So is each tensor-parallel rank's share of this."""
 
-    @classmethod
-    def here(cls, config: TransformerConfig) -> "Deal":
-        """That of this rank, by Megatron's process groups.
-
-        Args:
-            config: of the model that the microbatches are for.
-        """
-        return cls(
-            multiple=FP8_TOKENS[config.fp8_recipe] if config.fp8 else 1,  # pyright: ignore[reportArgumentType]
-            rank=parallel_state.get_context_parallel_rank(),
-            size=parallel_state.get_context_parallel_world_size(),
-            tp=parallel_state.get_tensor_model_parallel_world_size(),
-        )
-
     @property
     def piece(self) -> int:
         """Sequences are a multiple of it."""
@@ -71,8 +53,8 @@ class Deal:
 
 
 @dataclass(kw_only=True)
-class Packing(PackedSeqParams):
-    """Where sequences lie among the packed tokens; Megatron hands it to every attention layer."""
+class Packing:
+    """Where sequences lie among the packed tokens."""
 
     position_T: Tensor
     """int64: of each token in its sequence."""
@@ -308,7 +290,6 @@ class _Places:
         return Microbatch(
             token_T=tensor(token_W[own]),
             packing=Packing(
-                qkv_format="sbhd",  # for Megatron one long sequence; ours is what keeps its parts apart
                 position_T=tensor(self._position_W[own]),
                 runs=self._runs,
                 edge_S=tensor(self._edges()),

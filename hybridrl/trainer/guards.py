@@ -1,8 +1,10 @@
-"""The checks of a step that need what only trainer ranks hold: masks, log-probabilities, ratios."""
+"""What a step is checked by that only trainer ranks hold: masks, log-probabilities, ratios; and how far the
+engine's probabilities of sampled tokens are from the trainer's."""
 
 from collections.abc import Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from hybridrl.algorithms.base import Reduce, Tokens
 from hybridrl.algorithms.guards import (
@@ -14,7 +16,7 @@ from hybridrl.algorithms.guards import (
 )
 from hybridrl.batch import RankBatch
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.trainer.megatron.loaded import LoadedBatch
+from hybridrl.trainer.loaded import LoadedBatch
 
 
 def masks(batch: RankBatch) -> Iterator[Finding | None]:
@@ -54,3 +56,32 @@ def divergence(loaded: LoadedBatch, reduce: Reduce) -> Iterator[Finding | None]:
 def ratio(metrics: Mapping[str, float]) -> Iterator[Finding | None]:
     """What is wrong with the ratios of the first optimizer step of a batch."""
     yield check_first_ratio(metrics.get("actor/ratio_max_abs_err", 0.0))
+
+
+def agreement(rollout_logp: Tensor, old_logp: Tensor, reduce: Reduce) -> dict[str, float]:
+    """Differences and correlation over the trained tokens of all data-parallel ranks, by verl's names.
+
+    *Collective* over them.
+
+    Args:
+        rollout_logp, old_logp: what engine and trainer say about the tokens of this rank.
+    """
+    log_p, log_q = rollout_logp.double(), old_logp.double()
+    p, q = log_p.exp(), log_q.exp()
+    gap = (p - q).abs()
+    terms = (torch.ones_like(p), gap, gap.square(), p, q, p.square(), q.square(), p * q)
+    n, gaps, gap_squares, sum_p, sum_q, pp, qq, pq = reduce.sum(
+        torch.stack([t.sum() for t in terms])
+    ).tolist()
+    none = p.new_zeros(1)  # a rank may hold no token
+    largest = torch.stack([torch.cat([none, gap]).max(), torch.cat([none, (log_p - log_q).abs()]).max()])
+    gap_max, logp_gap_max = reduce.max(largest).tolist()
+    count = max(n, 1.0)
+    spread = max((n * pp - sum_p**2) * (n * qq - sum_q**2), 0.0) ** 0.5
+    return {
+        "training/rollout_probs_diff_mean": gaps / count,
+        "training/rollout_probs_diff_max": gap_max,
+        "training/rollout_probs_diff_std": max(gap_squares / count - (gaps / count) ** 2, 0.0) ** 0.5,
+        "training/rollout_logp_diff_max": logp_gap_max,
+        "training/rollout_actor_probs_pearson_corr": (n * pq - sum_p * sum_q) / spread if spread > 0 else 1.0,
+    }

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hybridrl.hosts import cuda
-from hybridrl.trainer.megatron.model import Stage
 
 
 class Offload:
@@ -111,13 +110,6 @@ class _Parked:
 
     def _bytes(self) -> Tensor:
         return torch.empty(0, dtype=torch.uint8, device=self.storage.device).set_(self.storage)
-
-
-def gradient_buffers(stage: Stage) -> Iterator[Tensor]:
-    """Of every parameter that is trained."""
-    for chunk in stage:
-        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
-            yield buffer.grad_data
 
 
 def _storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:

@@ -1,4 +1,4 @@
-"""The same log-probabilities twice: of a checkpoint, by Megatron; of its export, by transformers."""
+"""The same log-probabilities twice: of a checkpoint, by the trainer; of its export, by transformers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,25 +15,30 @@ from hybridrl.layout.shard import Shard
 from hybridrl.reshard.hf_files import Checkpoint
 from hybridrl.reshard.rank_files import fill
 from hybridrl.reshard.stretches import Stretch, Wanted
-from hybridrl.trainer import committed
-from hybridrl.trainer.megatron.optimizer import WEIGHTS
-from hybridrl.trainer.megatron.policy import MegatronPolicy
-from hybridrl.trainer.setup import TrainerSetup
+from hybridrl.trainer import base, committed
+from hybridrl.trainer.base import WEIGHTS, Model
+from hybridrl.trainer.score import Scorer, block_logp
+from hybridrl.trainer.setup import RankSetup
 
 
-def logp_of_checkpoint(checkpoint: Path, setup: TrainerSetup, export: Path, block: TokenBlock) -> np.ndarray:
+def logp_of_checkpoint(
+    checkpoint: Path, setup: RankSetup, export: Path, block: TokenBlock, *, temperature: float
+) -> np.ndarray:
     """Of the trained tokens of a block, 0 elsewhere; float32 [T].
 
     Args:
         setup: of one rank.
         export: of the checkpoint; its weights are rounded to the dtypes there.
     """
-    policy = MegatronPolicy(setup)
+    backend = base.open(setup)
     try:
-        _fill(policy, checkpoint, export)
-        return policy.logp(block)
+        with backend.scope():
+            model = backend.build(trained=False)
+            model.load(setup.model_folder)
+            _fill(model, checkpoint, export)
+            return block_logp(backend, Scorer(model, temperature), block)
     finally:
-        policy.close()
+        backend.close()
 
 
 def logp_of_folder(folder: Path, block: TokenBlock, *, temperature: float) -> np.ndarray:
@@ -53,11 +58,11 @@ def logp_of_folder(folder: Path, block: TokenBlock, *, temperature: float) -> np
     return np.where(block.loss_mask_T, logp_T, np.float32(0))
 
 
-def _fill(policy: MegatronPolicy, checkpoint: Path, export: Path) -> None:
+def _fill(model: Model, checkpoint: Path, export: Path) -> None:
     layout = committed.layout(committed.read(checkpoint), "policy")
-    shards, tensors = policy.layout.shards(0), policy.tensors()
+    shards, tensors = model.layout.shards(0), model.tensors()
     if isinstance(layout, AdapterLayout):
-        _add_adapters(tensors, checkpoint, layout)
+        _add_adapters(model, checkpoint, layout)
     else:
         fill(checkpoint, "policy", layout, _wanted(shards, tensors))
     files = Checkpoint(export)
@@ -66,9 +71,9 @@ def _fill(policy: MegatronPolicy, checkpoint: Path, export: Path) -> None:
         tensors[name].copy_(tensors[name].to(dtypes[shard.param]))
 
 
-def _add_adapters(tensors: Mapping[str, Tensor], checkpoint: Path, layout: AdapterLayout) -> None:
+def _add_adapters(model: Model, checkpoint: Path, layout: AdapterLayout) -> None:
     """To the weights of the model folder, on one rank."""
-    alone = replace(layout, tp=1, pp=1, dp=1, cp=1, ep=1, etp=1, vpp=1, stage_layers=())
+    alone, tensors = replace(layout, base=model.layout), model.tensors()
     shards = alone.shards(0)
     factors = {name: torch.zeros(shard.shape) for name, shard in shards.items()}
     fill(checkpoint, "policy", layout, _wanted(shards, factors))

@@ -1,0 +1,257 @@
+"""Megatron-core as a trainer backend: its models, optimizers and random state behind trainer/base.py."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
+from torch import Tensor
+from torch.nn import Parameter
+
+from hybridrl.config.training import LoraConfig, MoEConfig, OptimizerConfig
+from hybridrl.errors import ResourceError
+from hybridrl.hosts import cpu, cuda
+from hybridrl.layout.adapters import AdapterLayout
+from hybridrl.layout.base import Layout
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.models.spec import without_vocabulary
+from hybridrl.trainer.base import Backend, Model, Result
+from hybridrl.trainer.megatron import lora, schedule
+from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
+from hybridrl.trainer.megatron.context import from_context
+from hybridrl.trainer.megatron.gradients import gradient_buffers, whole_gradients
+from hybridrl.trainer.megatron.model import Stage, build, named_parameters, policy_model
+from hybridrl.trainer.megatron.optimizer import Optimizer
+from hybridrl.trainer.megatron.routing import Routing
+from hybridrl.trainer.mesh import Mesh
+from hybridrl.trainer.offload import Offload
+from hybridrl.trainer.packing import Deal, Microbatch
+from hybridrl.trainer.setup import RankSetup, make_layout
+
+
+class MegatronModel(Model):
+    def __init__(
+        self, stage: Stage, layout: TrainerLayout, rank: int, deal: Deal, adapters: AdapterLayout | None
+    ) -> None:
+        """
+        Args:
+            deal: of idle microbatches.
+        """
+        self.stage, self.layout, self.rank, self.adapters = stage, layout, rank, adapters
+        self._inner, self._deal = policy_model(stage), deal
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        return named_parameters(self.stage)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        return lora.Merged(self.tensors(), self.stage) if self.adapters else self.tensors()
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        return lora.switched_off(self.stage)
+
+    def evaluate(
+        self, microbatches: Sequence[Microbatch], visit: Callable[[Microbatch, Tensor], None]
+    ) -> None:
+        def finish(microbatch: Microbatch, hidden_O1: Tensor, non_loss_data: bool) -> None:
+            if microbatch.num_seqs:
+                visit(microbatch, hidden_O1)
+
+        if filled := schedule.filled(self.stage, microbatches, self._deal):
+            with torch.no_grad():
+                schedule.run(self.stage, filled, finish, forward_only=True, collect_non_loss_data=True)
+
+    def accumulate_gradients(
+        self,
+        microbatches: Sequence[Microbatch],
+        loss: Callable[[Microbatch, Tensor], tuple[Tensor, Result]],
+    ) -> list[Result]:
+        def finish(microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Tensor, Result | None]:
+            if not microbatch.num_seqs:
+                return self._inner.no_loss(hidden_O1), schedule.NO_COUNT, None
+            scalar, result = loss(microbatch, hidden_O1)
+            return scalar, schedule.NO_COUNT, result
+
+        least = int(self.stage[0].ddp_config.overlap_grad_reduce)  # the backward pass begins the sum
+        if filled := schedule.filled(self.stage, microbatches, self._deal, least):
+            results = schedule.run(self.stage, filled, finish, forward_only=False)
+            return [result for result in results if result is not None]
+        schedule.sum_gradients(self.stage)
+        return []
+
+    def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        return self._inner.score(microbatch, hidden_O1, temperature)
+
+    def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
+        return from_context(microbatch, self._inner.values(hidden_O1))
+
+    def whole_gradients(self) -> dict[str, Tensor]:
+        return whole_gradients(self.stage)
+
+    def gradient_buffers(self) -> Iterator[Tensor]:
+        return gradient_buffers(self.stage)
+
+    def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
+        return Optimizer(config, self.stage, num_steps)
+
+    def routing(self, config: MoEConfig) -> Routing:
+        return Routing(config, self.stage)
+
+
+class MegatronBackend(Backend):
+    layout: MegatronLayout
+
+    def __init__(self, setup: RankSetup, device: torch.device) -> None:
+        """On ranks that have joined each other."""
+        self.setup, self.device = setup, device
+        self.layout = cast(MegatronLayout, make_layout(setup))
+        self.mesh = Mesh(
+            parallel_state.get_data_parallel_group(), parallel_state.get_pipeline_model_parallel_group()
+        )
+        with self.scope():
+            config = self._config = transformer_config(setup, device)
+        self.deal = Deal(
+            rank=parallel_state.get_context_parallel_rank(),
+            size=parallel_state.get_context_parallel_world_size(),
+            tp=parallel_state.get_tensor_model_parallel_world_size(),
+            multiple=FP8_TOKENS[config.fp8_recipe] if config.fp8 else 1,  # pyright: ignore[reportArgumentType]
+        )
+
+    def scope(self) -> AbstractContextManager[object]:
+        return cpu.scope()
+
+    def sharing(self, setup: RankSetup) -> "MegatronBackend":
+        return MegatronBackend(setup, self.device)
+
+    def build(
+        self, *, value_head: bool = False, trained: bool = True, lora: LoraConfig | None = None
+    ) -> MegatronModel:
+        setup, layout, adapters = self.setup, self.layout, None
+        if lora is not None:
+            adapters = AdapterLayout.on(layout, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+        stage = build(
+            self._config,
+            setup.model,
+            layout.padded_vocab,
+            self.device,
+            value_head=value_head,
+            overlap=setup.actor.overlap and trained,
+            adapters=adapters,
+            seed=setup.seed,
+        )
+        if not trained:
+            Offload((), gradient_buffers(stage)).leave()  # for good
+        if value_head and layout.spec.head != "value":
+            layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
+        return MegatronModel(stage, layout, setup.rank, self.deal, adapters)
+
+    def written(self, layout: Layout) -> tuple[set[str], set[str]]:
+        return written(layout, self.setup.rank, self.layout.tp)
+
+    def random_state(self) -> dict[str, Tensor]:
+        tracked = get_cuda_rng_tracker().get_states().items()
+        states = {f"tracker/{name}": state.to("cpu", copy=True) for name, state in tracked}
+        return {"torch": torch.get_rng_state(), **states}
+
+    def set_random_state(self, states: Mapping[str, Tensor]) -> None:
+        torch.set_rng_state(states["torch"])
+        tracked = {name.removeprefix("tracker/"): s for name, s in states.items() if name != "torch"}
+        get_cuda_rng_tracker().set_states(tracked)
+
+    def reseed(self, digest: bytes) -> None:
+        torch.manual_seed(int.from_bytes(digest[:4]))
+        model_parallel_cuda_manual_seed(int.from_bytes(digest[4:7]), force_reset_rng=True)
+
+    def close(self) -> None:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def open(setup: RankSetup) -> MegatronBackend:
+    """As trainer/base.open."""
+    if setup.host == "cpu":
+        warnings.filterwarnings("ignore", module="megatron")  # advice about GPUs
+    with cpu.scope():
+        return MegatronBackend(setup, start(setup))
+
+
+def start(setup: RankSetup) -> torch.device:
+    """Join the process groups and seed. *Collective*. Returns the device of this rank.
+
+    Raises:
+        ResourceError: the device of the setup is not there, or lacks the FP8 that is asked for, or torch sees
+            one and the setup names none.
+    """
+    device = _device(setup)
+    parallel, timeout = setup.parallel, timedelta(seconds=setup.timeout_s)
+    dist.init_process_group(
+        cuda.BACKEND if device.type == "cuda" else "gloo",
+        timeout=timeout,
+        init_method=setup.rendezvous,
+        rank=setup.rank,
+        world_size=parallel.num_ranks,
+        device_id=device if device.type == "cuda" else None,
+    )
+    parallel_state.initialize_model_parallel(
+        parallel.tp,
+        parallel.pp,
+        parallel.vpp if parallel.vpp > 1 else None,
+        context_parallel_size=parallel.cp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.etp,
+        distributed_timeout_minutes=math.ceil(setup.timeout_s / 60),
+    )
+    torch.manual_seed(setup.seed)
+    model_parallel_cuda_manual_seed(setup.seed)
+    return device
+
+
+def _device(setup: RankSetup) -> torch.device:
+    if setup.deterministic and setup.host == "cuda":
+        cuda.make_deterministic()
+    torch.use_deterministic_algorithms(setup.deterministic)
+    if setup.device is not None:
+        device = cuda.take(setup.device)
+        cuda.refuse_fp8(setup.actor.fp8, device)
+        return device
+    if setup.actor.fp8 != "none":
+        raise ResourceError(
+            f"actor.fp8 = {setup.actor.fp8} needs GPUs, this trainer rank computes on the CPU",
+            where="actor.fp8",
+            fix="remove actor.fp8, or set cluster.gpus_per_node",
+        )
+    if torch.cuda.is_available():
+        raise ResourceError(
+            "this trainer rank computes on the CPU, and torch sees a GPU: Megatron would use it",
+            fix="an empty CUDA_VISIBLE_DEVICES hides it; cluster.gpus_per_node=1 trains on it",
+        )
+    return cpu.CPU
+
+
+def written(layout: Layout, rank: int, tp: int) -> tuple[set[str], set[str]]:
+    """As Backend.written.
+
+    Tensor-parallel ranks that hold the same of a tensor keep the same stretches: the first of them writes.
+    Data-parallel ranks share in a tensor that is trained, and so do all that have the same expert; of others
+    there are whole copies.
+    """
+    first: dict[tuple[object, ...], str] = {}
+    trained, untrained = set(), set()
+    for held in layout.holdings:
+        tied_copy = first.setdefault((held.param, held.rows, held.cols), held.tensor) != held.tensor
+        if rank not in held.ranks or tied_copy:
+            continue
+        names = {name for layer in held.layers for name, _ in held.shards(layer)}
+        on_every_rank = held.ranks.step == 1 and not held.expert_rows
+        if not on_every_rank or rank % tp == 0:
+            trained |= names
+        if rank == held.ranks.start:
+            untrained |= names
+    return trained, untrained

@@ -1,0 +1,259 @@
+"""The actor on one rank: columns of a batch, optimizer steps, checkpoints.
+
+Every method of Policy except `tensors` is *collective*: all ranks call it, in the same order.
+Log-probabilities exist on the last pipeline stage only; what is returned is broadcast from there.
+Shape letters: U trained tokens of the whole batch, R those of one microbatch, T tokens of a block.
+"""
+
+import math
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridrl.algorithms.advantages import load_estimator
+from hybridrl.algorithms.base import Metrics, Tokens, Totals
+from hybridrl.algorithms.guards import stop
+from hybridrl.algorithms.needs import Needs
+from hybridrl.algorithms.objective import Objective
+from hybridrl.batch import RankBatch, TokenBlock
+from hybridrl.errors import NonFiniteError
+from hybridrl.hosts import cuda
+from hybridrl.trainer import base, guards
+from hybridrl.trainer.coefficients import Coefficients
+from hybridrl.trainer.columns import Columns
+from hybridrl.trainer.offload import Offload
+from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.roles.base import Role, offload
+from hybridrl.trainer.roles.critic import Critic
+from hybridrl.trainer.roles.frozen import FrozenPolicies, reference_weights, teacher_weights
+from hybridrl.trainer.roles.process_model import ProcessModel
+from hybridrl.trainer.score import Scorer, block_logp
+from hybridrl.trainer.setup import PolicySetup
+from hybridrl.types import StepReport
+
+
+class Policy(Role):
+    def __init__(self, setup: PolicySetup) -> None:
+        """Join the other ranks and build the model with the weights of the model folder.
+
+        Raises:
+            ResourceError: torch would use a GPU.
+            LayoutError, ModelError: the model cannot be split as asked, or has a part that is not supported.
+            ConfigError: an algorithm plug-in that does not exist.
+        """
+        self._setup = setup
+        self._objective = Objective(setup.algorithm, max_response_tokens=setup.max_response_tokens)
+        self._coefficients = Coefficients(setup.algorithm, self._objective, load_estimator(setup.algorithm))
+        self._needs = Needs.of(setup.algorithm)
+        self._guards = setup.algorithm.guards == "stop"
+        super().__init__(base.open(setup), async_save=setup.async_save)
+        self.layout, self.device = self.backend.layout, self.backend.device
+        with self.backend.scope():
+            self._model = self.backend.build(lora=setup.actor.lora)
+            self._model.load(setup.model_folder)
+            self._optimizer = self._model.optimizer(setup.actor.optimizer, setup.num_optimizer_steps)
+            self._scorer = Scorer(self._model, setup.temperature)
+            self._routing = self._model.routing(setup.actor.moe)
+            needs = self._needs.columns - setup.elsewhere
+            self._critic = self._build_critic() if "value" in needs else None
+            self._process = self._build_process_model() if "process_logp" in needs else None
+            self._frozen = self._frozen_policies(needs)
+            parts = {"policy": (self._model, self._optimizer)}
+            parts |= {"process_model": self._process.part} if self._process else {}
+            self._trained = parts | ({"critic": self._critic.part} if self._critic else {})
+            self._columns = self._make_columns()
+            self._offload = self._make_offload()
+            self._offload.leave()
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The parameters of this rank, by their name in `layout`. Live, but for those that have an adapter:
+        each is computed, with its adapter in it, when it is asked for.
+        """
+        return self._model.weights()
+
+    def load(self, batch: RankBatch) -> dict[str, float]:
+        """Take a batch and compute the columns that the algorithm needs: `measure`, then `complete`."""
+        return self.measure(batch) | self.complete({})
+
+    def measure(self, batch: RankBatch) -> dict[str, float]:
+        """Take a batch and compute the columns of the policy itself, over the very microbatches of the steps
+        to come.
+
+        Returns:
+            How far trainer and engine agree about the trained tokens, and the entropy; equal on all ranks.
+        """
+        self._saver.raise_failure()
+        if self._guards:
+            stop(guards.masks(batch), step=batch.step)
+        self._loaded = self.backend.load(batch)
+        with self.backend.scope():
+            self._offload.begin_return()
+            rows_move = len(batch.minibatches) > len(self._loaded.first_epoch)
+            with self._routing.keeping(batch.blocks, share=rows_move):
+                return self._columns.measure(self._loaded) | self._routing.agreement()
+
+    def complete(self, arrived: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Compute all other columns of the batch that `measure` took.
+
+        Args:
+            arrived: those that setup.elsewhere names, float32 [trained tokens of the blocks, in their order].
+
+        Returns:
+            What estimator and objective report on the whole batch; the same on every rank.
+        """
+        with self.backend.scope():
+            self._offload.finish_return()
+            return self._columns.complete(self._loaded, arrived)
+
+    def step(self, index: int) -> StepReport:
+        """One optimizer step on minibatch `index` of the loaded batch.
+
+        Returns:
+            The same report on every rank.
+
+        Raises:
+            NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are as they were.
+            GuardError: a check of the first step failed; parameters and optimizer are as they were.
+        """
+        loaded, minibatch = self._loaded, self._loaded.minibatches[index]
+        fills_old_logp = "old_logp" not in loaded.columns
+        with self.backend.scope():
+            self._return()
+            objective, grad_norm, metrics = self._accumulate(index)
+            if not (math.isfinite(objective) and math.isfinite(grad_norm)):
+                where = f"step {loaded.step}, minibatch {index}"
+                raise NonFiniteError(f"loss {objective}, gradient norm {grad_norm}", where=where)
+            if self._guards and index == 0 and not self._objective.bypass:
+                stop(guards.ratio(metrics), step=loaded.step)
+            only_critic = "value" in self._needs.columns and loaded.step <= self._setup.critic.pretrain_steps
+            lr = 0.0 if only_critic else self._optimizer.step(grad_norm)
+            metrics |= self._optimizer.scaling()
+            if self._critic is not None:
+                metrics |= self._critic.step(loaded, minibatch)
+            if fills_old_logp:
+                metrics |= self._columns.agreement(loaded)
+            if minibatch is loaded.minibatches[-1]:
+                entropy = metrics.get("actor/entropy", 0.0)  # none where no rank has a trained token
+                self._coefficients.after_batch(self._columns.divergence, entropy, len(loaded.reward_N))
+                self._offload.leave()
+        return StepReport(loaded.step, objective, grad_norm, lr, metrics)
+
+    def gradients(self, index: int) -> tuple[float, float, dict[str, Tensor]]:
+        """What `step` would begin with, at the present weights; updates nothing.
+
+        Returns:
+            Loss and gradient norm, the same on every rank, and the gradients of this rank's parameters by
+            their name in `layout`: views that the next call overwrites.
+        """
+        with self.backend.scope():
+            self._return()
+            loss, grad_norm, _ = self._accumulate(index)
+            return loss, grad_norm, self._model.whole_gradients()
+
+    def logp(self, block: TokenBlock) -> np.ndarray:
+        """Log-probability of the trained tokens of a block, 0 elsewhere; float32 [T].
+
+        Every data-parallel rank computes all of it: for checks, not for training.
+        """
+        with self.backend.scope():
+            return block_logp(self.backend, self._scorer, block)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"coefficients": self._coefficients.state_dict()}
+
+    def _resume(self, facts: Mapping[str, Any]) -> None:
+        self._coefficients.load_state_dict(facts["coefficients"])
+
+    def export(self, folder: Path) -> None:
+        """Write the present weights in Hugging Face format."""
+        self.backend.export(folder, self.tensors())
+        cuda.release_cached_memory()
+
+    def _return(self) -> None:
+        """For a step on a batch that was stepped through before."""
+        self._offload.begin_return()
+        self._offload.finish_return()
+
+    def _accumulate(self, index: int) -> tuple[float, float, dict[str, float]]:
+        """Gradients of a minibatch; returns loss, norm and metrics. Fills old_logp if nothing has."""
+        loaded, minibatch = self._loaded, self._loaded.minibatches[index]
+        totals = Totals(minibatch.num_tokens, minibatch.num_sequences)
+        fills_old_logp = "old_logp" not in loaded.columns
+        if fills_old_logp:
+            loaded.add("old_logp", loaded.packed.zeros_U())
+
+        def loss(microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Metrics]:
+            logp_R, entropy_R = self._scorer.score(microbatch, hidden_O1)
+            if fills_old_logp:
+                loaded.columns["old_logp"][microbatch.trained_R] = logp_R.detach()
+            return self._share(microbatch, logp_R, entropy_R, totals)
+
+        self._optimizer.zero_gradients()
+        with self._routing.training(minibatch.num_sequences):
+            shares = self._model.accumulate_gradients(loaded.microbatches([minibatch]), loss)
+        metrics = self._mesh.combine(shares) | self._routing.metrics()
+        return metrics.pop(_OBJECTIVE, 0.0), self._optimizer.gradient_norm(), metrics
+
+    def _share(
+        self, microbatch: Microbatch, logp_R: Tensor, entropy_R: Tensor, totals: Totals
+    ) -> tuple[Tensor, Metrics]:
+        """This microbatch's share of the objective, and of the metrics."""
+        tokens = Tokens(
+            microbatch.seq_R, torch.ones_like(microbatch.seq_R, dtype=torch.bool), microbatch.num_seqs
+        )
+        columns = {name: column_U[microbatch.trained_R] for name, column_U in self._loaded.columns.items()}
+        scalar, metrics = self._objective(logp_R, entropy_R, columns, columns["advantage"], tokens, totals)
+        metrics.sum[_OBJECTIVE] = scalar.detach().clone()  # it may be scaled in place
+        return scalar, metrics
+
+    def _build_process_model(self) -> ProcessModel:
+        setup, estimator = self._setup, self._coefficients.estimator
+        model = self.backend.build()
+        model.copy(self.tensors())
+        beta = cast(Any, getattr(estimator, "inner", estimator)).beta
+        config, temperature = setup.algorithm.process_model, setup.temperature
+        return ProcessModel(config, model, self._mesh, beta=beta, temperature=temperature)
+
+    def _build_critic(self) -> Critic:
+        setup, model = self._setup, self.backend.build(value_head=True)
+        model.copy(self.tensors())
+        return Critic(setup.critic, model, self._mesh, num_steps=setup.num_optimizer_steps)
+
+    def _frozen_policies(self, needs: Set[str]) -> FrozenPolicies:
+        weights: dict[str, dict[str, Tensor]] = {}
+        if "ref_logp" in needs:
+            whole = self._setup.actor.lora is None  # with adapters, the model without them is the reference
+            weights["ref_logp"] = reference_weights(self._model.tensors()) if whole else {}
+        if "teacher_logp" in needs:
+            weights["teacher_logp"] = teacher_weights(self._setup, self._model, self._model.tensors())
+        return FrozenPolicies(self._model, self._scorer, weights)
+
+    def _make_columns(self) -> Columns:
+        return Columns(
+            self._objective,
+            self._coefficients,
+            self._needs,
+            self._model,
+            self._mesh,
+            temperature=self._setup.temperature,
+            frozen=self._frozen,
+            process=self._process,
+            critic=self._critic,
+            watches_divergence=self._guards and guards.trains_on_all_samples(self._setup.algorithm),
+        )
+
+    def _make_offload(self) -> Offload:
+        """Of everything that the weight swap does not read, as far as the config says."""
+        trained = self._trained
+        beside = [
+            w for part, (model, _) in trained.items() if part != "policy" for w in model.tensors().values()
+        ]
+        weights = [*self._frozen.tensors(), *beside]
+        return offload(self._setup.actor.offload, trained.values(), weights)
+
+
+_OBJECTIVE = "objective"

@@ -1,0 +1,1 @@
+"""What trainer ranks hold besides the policy: models that are trained beside it, or only asked."""

@@ -1,0 +1,104 @@
+"""Models that are asked but not trained. Reference and teacher are weights that a model takes for a while.
+
+Shape letters: U trained tokens of the batch.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hybridrl.batch import RankBatch
+from hybridrl.trainer import base
+from hybridrl.trainer.base import Model
+from hybridrl.trainer.loaded import LoadedBatch
+from hybridrl.trainer.offload import Offload
+from hybridrl.trainer.roles.base import Role
+from hybridrl.trainer.score import Scorer
+from hybridrl.trainer.setup import PolicySetup
+
+
+class FrozenPolicies:
+    def __init__(self, model: Model, scorer: Scorer, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """
+        Args:
+            scorer: of `model`.
+            weights: of each policy, by the column that it fills; what is not among them is as the model has
+                it, without adapters.
+        """
+        self._model, self._scorer, self._weights = model, scorer, weights
+
+    def tensors(self) -> Iterator[Tensor]:
+        return (tensor for weights in self._weights.values() for tensor in weights.values())
+
+    def add(self, loaded: LoadedBatch) -> None:
+        """Its columns, at the tokens that this rank holds. *Collective*."""
+        for column, weights in self._weights.items():
+            with self._model.without_adapters(), self._in_place(weights):
+                logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
+            loaded.add(column, logp_U)
+
+    @contextlib.contextmanager
+    def _in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the model computes with these; its own are not touched."""
+        own = self._model.tensors()
+        self._point_to(weights)
+        try:
+            yield
+        finally:
+            self._point_to(own)
+
+    def _point_to(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._model.named_parameters():
+            if name in weights:
+                parameter.data = weights[name]
+
+
+class FrozenRanks(Role):
+    """Reference and teacher on ranks of their own: another layout than the actor's, so another group of
+    processes. They get the batches of the actor, shared out to their own ranks, and give columns back."""
+
+    def __init__(self, setup: PolicySetup, *columns: str) -> None:
+        """Join the other ranks and hold the policies that fill `columns`: ref_logp, teacher_logp.
+
+        Raises: as Policy.
+        """
+        super().__init__(base.open(setup))
+        with self.backend.scope():
+            model = self.backend.build(trained=False)
+            own = model.tensors()
+            held: dict[str, dict[str, Tensor]] = {}
+            for column in columns:
+                held[column] = {n: torch.empty_like(t) for n, t in own.items()} if held else own
+                model.load(frozen_folder(setup, column), into=held[column])
+            self._policies = FrozenPolicies(model, Scorer(model, setup.temperature), held)
+            self._offload = Offload(self._policies.tensors() if setup.actor.offload == "all" else ())
+            self._offload.leave()
+
+    def load(self, batch: RankBatch) -> None:
+        """Take a batch and compute its columns."""
+        self._loaded = self.backend.load(batch)
+        with self.backend.scope(), self._offload.at_home():
+            self._policies.add(self._loaded)
+
+
+def reference_weights(live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the reference policy, which is the model folder's: a copy, taken before anything is trained."""
+    return {name: tensor.clone() for name, tensor in live.items()}
+
+
+def teacher_weights(setup: PolicySetup, model: Model, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of the teacher, sharded as the `live` ones."""
+    weights = {name: torch.empty_like(tensor) for name, tensor in live.items()}
+    model.load(frozen_folder(setup, "teacher_logp"), into=weights)
+    return weights
+
+
+def frozen_folder(setup: PolicySetup, column: str) -> Path:
+    """The model that fills a column."""
+    if column == "ref_logp":
+        return setup.model_folder
+    assert setup.algorithm.teacher is not None, "load_credit asks for one"
+    return Path(setup.algorithm.teacher)

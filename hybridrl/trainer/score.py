@@ -1,0 +1,79 @@
+"""What a model says of trained tokens under its present weights: log-probability and entropy, or a value.
+
+Shape letters: U trained tokens of a batch, R those of one microbatch, O those of them that this rank
+predicts, T tokens of a block.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from hybridrl.batch import RankBatch, TokenBlock
+from hybridrl.trainer.base import Backend, Model
+from hybridrl.trainer.packing import Microbatch, PackedBatch
+
+
+class Scorer:
+    def __init__(self, model: Model, temperature: float) -> None:
+        self._model, self._temperature = model, temperature
+
+    def score(self, microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Tensor]:
+        """As Model.score."""
+        return self._model.score(microbatch, hidden_O1, self._temperature)
+
+    def columns(self, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of the tokens of the microbatches, 0 at all others; [U], no gradients.
+
+        *Collective* over all ranks; all 0 except on the last pipeline stage.
+        """
+        logp_U, entropy_U = packed.zeros_U(), packed.zeros_U()
+
+        def keep(microbatch: Microbatch, hidden_O1: Tensor) -> None:
+            logp_U[microbatch.trained_R], entropy_U[microbatch.trained_R] = self.score(microbatch, hidden_O1)
+
+        self._model.evaluate(microbatches, keep)
+        return logp_U, entropy_U
+
+
+def value_column(model: Model, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> Tensor:
+    """What the value head says before the tokens of the microbatches, 0 at all others; [U], no gradients.
+
+    *Collective* over all ranks; all 0 except on the last pipeline stage.
+    """
+    value_U = packed.zeros_U()
+
+    def keep(microbatch: Microbatch, hidden_O1: Tensor) -> None:
+        value_U[microbatch.trained_R] = model.values(microbatch, hidden_O1)
+
+    model.evaluate(microbatches, keep)
+    return value_U
+
+
+def block_logp(backend: Backend, scorer: Scorer, block: TokenBlock) -> np.ndarray:
+    """Log-probability of the trained tokens of a block, 0 elsewhere; float32 [T]. *Collective*.
+
+    Every data-parallel rank computes all of it: for checks, not for training.
+    """
+    zero_N, row_N = np.zeros(len(block), np.int64), np.arange(len(block))
+    batch = RankBatch(0, (block,), zero_N, row_N, zero_N, zero_N.astype(np.float32), None)
+    packed, lengths = PackedBatch(batch, backend.device, backend.deal), np.diff(block.start_N).tolist()
+    rows_of = _by_tokens(lengths, backend.setup.actor.microbatch_tokens)
+    microbatches = [packed.microbatch(rows) for rows in rows_of]
+    logp_U, _ = scorer.columns(packed, [m for m in microbatches if m is not None])
+    logp_T = np.zeros(len(block.token_T), np.float32)
+    logp_T[block.loss_mask_T] = logp_U.cpu().numpy()
+    return backend.mesh.from_last_stage(logp_T)
+
+
+def _by_tokens(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Neighbours of at most `limit` tokens together; a longer one by itself."""
+    rows: list[int] = []
+    room = limit
+    for n, length in enumerate(lengths):
+        if length > room and rows:
+            yield rows
+            rows, room = [], limit
+        rows.append(n)
+        room -= length
+    yield rows
