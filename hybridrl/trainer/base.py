@@ -6,6 +6,7 @@ Shape letters: U trained tokens of a batch, R those of one microbatch, O those t
 """
 
 import importlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -79,6 +80,20 @@ class Optimizer(Protocol):
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Continue the schedule there; `stretches` hold the state of that moment."""
+
+
+def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Of optimizer step `step`, counted from 0, in a run of `num_steps`.
+
+    The first of `warmup_steps` takes lr / warmup_steps and the last the full lr: no step is without effect.
+    """
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
+    left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 class Routing(Protocol):

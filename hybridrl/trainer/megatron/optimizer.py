@@ -1,6 +1,5 @@
 """AdamW through Megatron's DistributedOptimizer: optimizer state is split over the data-parallel ranks."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -12,22 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hybridrl.config.training import OptimizerConfig
-from hybridrl.trainer.base import WEIGHTS
+from hybridrl.trainer.base import WEIGHTS, learning_rate
 from hybridrl.trainer.megatron.model import Stage
-
-
-def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Of optimizer step `step`, counted from 0, in a run of `num_steps`.
-
-    The first of `warmup_steps` takes lr / warmup_steps and the last the full lr: no step is without effect.
-    """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
-    left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 INITIAL_LOSS_SCALE = 2.0**16
