@@ -66,11 +66,6 @@ class Entry:
 
     options: tuple[Option, ...]
 
-    @property
-    def papers(self) -> list[str]:
-        """arXiv numbers in the source."""
-        return re.findall(r"\d{4}\.\d{5}", self.source)
-
 
 def entries(kind: str | None = None) -> list[Entry]:
     """Every plug-in of the project, in the order of TITLES and then of names."""

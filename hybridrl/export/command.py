@@ -20,6 +20,7 @@ from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.shape import RunFiles
 from hybridrl.models import spec
 from hybridrl.trainer import adapters, checkpoints, committed, export
+from hybridrl.trainer.export_proof import logp_of_checkpoint, logp_of_folder
 from hybridrl.trainer.setup import RankSetup
 
 TOLERANCE = 1e-4
@@ -101,9 +102,6 @@ def prove(exported: Exported) -> Proof:
         CheckpointError: a file of the checkpoint is not what was written.
         DataError, ConfigError: the data of the run are not there any more.
     """
-    # Imported here: an export without a proof takes no trainer.
-    from hybridrl.trainer.export_proof import logp_of_checkpoint, logp_of_folder
-
     committed.verify(exported.checkpoint)
     block, temperature = _block(exported.config), exported.config.config.rollout.temperature
     with tempfile.TemporaryDirectory() as meeting:

@@ -14,6 +14,9 @@ from hybridrl.launch.reward_model import scoring
 from hybridrl.launch.shape import RunFiles, RunShape, Seats, trainer_host
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
+from hybridrl.trainer.roles.critic import CriticRanks
+from hybridrl.trainer.roles.frozen import FrozenRanks
+from hybridrl.trainer.roles.reward_model import RewardModelRanks
 from hybridrl.trainer.setup import PolicySetup, RankSetup
 from hybridrl.workers.columns import ColumnGroup, RayCritic, RoleWorker
 from hybridrl.workers.reward_model import RayRewardModel
@@ -59,7 +62,7 @@ class Trainers:
         if parallel is None:
             return RayRewardModel(trainer.workers, self.cfg.cluster, shared=True, **dealing)
         setups = [
-            (scoring(setup, own), "reward model")
+            (RewardModelRanks, scoring(setup, own))
             for setup in self._ranks(RankSetup, "reward models", parallel)
         ]
         workers = start("reward model", RoleWorker, setups, self.seats.reward_model)
@@ -76,7 +79,7 @@ class Trainers:
         parallel, limit = self.shape.critic, self.cfg.critic.microbatch_tokens
         if parallel is None:
             return None
-        setups = [(setup, "critic") for setup in self._policies("critics", parallel)]
+        setups = [(CriticRanks, setup) for setup in self._policies("critics", parallel)]
         workers = start("critic", RoleWorker, setups, self.seats.critic)
         return RayCritic(workers, ("value",), self.cfg.cluster, **self._dealt(parallel, limit))
 
@@ -84,7 +87,7 @@ class Trainers:
         parallel, limit = self.shape.reference, self.cfg.reference.microbatch_tokens
         if parallel is None:
             return None
-        setups = [(setup, "frozen", *columns) for setup in self._policies("references", parallel)]
+        setups = [(FrozenRanks, setup, *columns) for setup in self._policies("references", parallel)]
         workers = start("reference", RoleWorker, setups, self.seats.reference)
         return ColumnGroup(workers, columns, self.cfg.cluster, **self._dealt(parallel, limit))
 

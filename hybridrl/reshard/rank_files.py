@@ -104,6 +104,19 @@ def fill(folder: Path, part: str, layout: Layout, wanted: Iterable[Wanted]) -> N
         )
 
 
+def fill_whole(
+    folder: Path,
+    part: str,
+    layout: Layout,
+    shards: Mapping[str, Shard],
+    tensors: Mapping[str, torch.Tensor],
+    quantity: str = "weights",
+) -> None:
+    """As `fill`, of one quantity: `tensors`, by the names of their `shards`."""
+    flat = {name: {quantity: tensor.flatten()} for name, tensor in tensors.items()}
+    fill(folder, part, layout, [Wanted(Stretch.whole(shards[name]), want) for name, want in flat.items()])
+
+
 def read_beside(folder: Path, part: str, rank: int, prefix: str) -> dict[str, torch.Tensor]:
     """What a rank wrote beside its stretches, under names that begin with `prefix`, which is cut off."""
     with safe_open(folder / file_name(part, rank), framework="pt") as file:

@@ -18,8 +18,7 @@ from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import instance
 from hybridrl.layout.runs import whole
 from hybridrl.layout.shard import Shard
-from hybridrl.reshard.rank_files import fill
-from hybridrl.reshard.stretches import Stretch, Wanted
+from hybridrl.reshard.rank_files import fill_whole
 from hybridrl.trainer import committed
 
 _PREFIX = "base_model.model."
@@ -48,14 +47,8 @@ def read(checkpoint: Path, layout: AdapterLayout, *, part: str = "policy") -> di
         CheckpointError: some are in no file.
     """
     tensors = {name: torch.zeros(shape) for name, shape in _shapes(layout)}
-    wanted = [
-        Wanted(
-            Stretch.whole(Shard(name, tuple(t.shape), whole(t.shape[0]), whole(t.shape[1]))),
-            {"weights": t.flatten()},
-        )
-        for name, t in tensors.items()
-    ]
-    fill(checkpoint, part, layout, wanted)
+    shards = {n: Shard(n, tuple(t.shape), *(whole(size) for size in t.shape)) for n, t in tensors.items()}
+    fill_whole(checkpoint, part, layout, shards, tensors)
     return dict(_by_weight(layout, tensors))
 
 

@@ -11,8 +11,7 @@ from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.reshard import checkpoint as hf
 from hybridrl.reshard.hf_files import Checkpoint
-from hybridrl.reshard.rank_files import fill
-from hybridrl.reshard.stretches import Stretch, Wanted
+from hybridrl.reshard.rank_files import fill_whole
 from hybridrl.trainer import adapters, committed
 from hybridrl.trainer.adapters import Factors
 
@@ -55,11 +54,7 @@ def export(
             _merge(file.tensors(partial), Checkpoint(source_folder), factors)
     else:
         for file in files:
-            wanted = [
-                Wanted(Stretch.whole(shards[name]), {"weights": tensor.flatten()})
-                for name, tensor in file.tensors(partial).items()
-            ]
-            fill(checkpoint, part, layout, wanted)
+            fill_whole(checkpoint, part, layout, shards, file.tensors(partial))
     hf.finish(partial, folder, source_folder, layout.spec, dtype)
 
 

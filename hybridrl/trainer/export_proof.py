@@ -1,22 +1,18 @@
 """The same log-probabilities twice: of a checkpoint, by the trainer; of its export, by transformers."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hybridrl.batch import TokenBlock
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.hf import HFLayout
-from hybridrl.layout.shard import Shard
 from hybridrl.reshard.hf_files import Checkpoint
-from hybridrl.reshard.rank_files import fill
-from hybridrl.reshard.stretches import Stretch, Wanted
+from hybridrl.reshard.rank_files import fill_whole
 from hybridrl.trainer import base, committed
-from hybridrl.trainer.base import WEIGHTS, Model
+from hybridrl.trainer.base import Model
 from hybridrl.trainer.score import Scorer, block_logp
 from hybridrl.trainer.setup import RankSetup
 
@@ -64,7 +60,7 @@ def _fill(model: Model, checkpoint: Path, export: Path) -> None:
     if isinstance(layout, AdapterLayout):
         _add_adapters(model, checkpoint, layout)
     else:
-        fill(checkpoint, "policy", layout, _wanted(shards, tensors))
+        fill_whole(checkpoint, "policy", layout, shards, {name: tensors[name] for name in shards})
     files = Checkpoint(export)
     dtypes = {shard.param: files.dtype(name) for name, shard in HFLayout(layout.spec).shards(0).items()}
     for name, shard in shards.items():
@@ -76,12 +72,8 @@ def _add_adapters(model: Model, checkpoint: Path, layout: AdapterLayout) -> None
     alone, tensors = replace(layout, base=model.layout), model.tensors()
     shards = alone.shards(0)
     factors = {name: torch.zeros(shard.shape) for name, shard in shards.items()}
-    fill(checkpoint, "policy", layout, _wanted(shards, factors))
+    fill_whole(checkpoint, "policy", layout, shards, factors)
     for name in factors:
         if name.endswith(".adapter.b"):
             stem = name.removesuffix("adapter.b")
             tensors[f"{stem}weight"].add_(layout.scale * (factors[name] @ factors[f"{stem}adapter.a"]))
-
-
-def _wanted(shards: Mapping[str, Shard], tensors: Mapping[str, Tensor]) -> list[Wanted]:
-    return [Wanted(Stretch.whole(shards[name]), {WEIGHTS: tensors[name].flatten()}) for name in shards]

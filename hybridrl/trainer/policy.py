@@ -29,7 +29,7 @@ from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.packing import Microbatch
 from hybridrl.trainer.roles.base import Role, offload
 from hybridrl.trainer.roles.critic import Critic
-from hybridrl.trainer.roles.frozen import FrozenPolicies, reference_weights, teacher_weights
+from hybridrl.trainer.roles.frozen import FrozenPolicies, frozen_folder
 from hybridrl.trainer.roles.process_model import ProcessModel
 from hybridrl.trainer.score import Scorer, block_logp
 from hybridrl.trainer.setup import PolicySetup
@@ -227,9 +227,11 @@ class Policy(Role):
         weights: dict[str, dict[str, Tensor]] = {}
         if "ref_logp" in needs:
             whole = self._setup.actor.lora is None  # with adapters, the model without them is the reference
-            weights["ref_logp"] = reference_weights(self._model.tensors()) if whole else {}
+            own = self._model.tensors() if whole else {}
+            weights["ref_logp"] = {name: tensor.clone() for name, tensor in own.items()}
         if "teacher_logp" in needs:
-            weights["teacher_logp"] = teacher_weights(self._setup, self._model, self._model.tensors())
+            weights["teacher_logp"] = {n: torch.empty_like(t) for n, t in self._model.tensors().items()}
+            self._model.load(frozen_folder(self._setup, "teacher_logp"), into=weights["teacher_logp"])
         return FrozenPolicies(self._model, self._scorer, weights)
 
     def _make_columns(self) -> Columns:

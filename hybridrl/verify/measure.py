@@ -6,7 +6,6 @@ factor: ratios are then not 1, some tokens are clipped, and divergences from the
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,12 +13,10 @@ import torch.distributed as dist
 
 from hybridrl.batch import TokenBlock
 from hybridrl.reshard.checkpoint import export_hf
+from hybridrl.trainer.policy import Policy
 from hybridrl.trainer.setup import PolicySetup
 from hybridrl.verify.layouts import Row
 from hybridrl.verify.recorded import RecordedBatch
-
-if TYPE_CHECKING:
-    from hybridrl.trainer.policy import Policy
 
 MOVED = 1.05
 """Every weight is multiplied by it; exact on any shard."""
@@ -39,7 +36,7 @@ class Measured:
 
 def policy_logp(rank: int, rendezvous: str, setup: PolicySetup, block: TokenBlock) -> np.ndarray:
     """Log-probabilities of a block under the model folder's weights, float32 [T]."""
-    policy = _policy(rank, rendezvous, setup)
+    policy = Policy(replace(setup, rank=rank, rendezvous=rendezvous))
     try:
         return policy.logp(block)
     finally:
@@ -58,7 +55,8 @@ def measure(
         HybridRLError: the trainer cannot build the row, on every rank.
     """
     actor = setup.actor.model_copy(update={"parallel": row.parallel, "recompute": row.recompute})
-    policy = _policy(rank, rendezvous, replace(setup, parallel=row.parallel, actor=actor))
+    here = {"rank": rank, "rendezvous": rendezvous, "parallel": row.parallel}
+    policy = Policy(replace(setup, actor=actor, **here))
     try:
         batch = recorded.for_ranks(row)
         policy.load(batch)
@@ -71,15 +69,8 @@ def measure(
     return Measured(loss, grad_norm, folders)
 
 
-def _policy(rank: int, rendezvous: str, setup: PolicySetup) -> "Policy":
-    # Imported here: the process that starts the ranks is spared the seconds.
-    from hybridrl.trainer.policy import Policy
-
-    return Policy(replace(setup, rank=rank, rendezvous=rendezvous))
-
-
 def _minibatch(
-    policy: "Policy", index: int, setup: PolicySetup, rank: int, out: Path
+    policy: Policy, index: int, setup: PolicySetup, rank: int, out: Path
 ) -> tuple[float, float, Path]:
     loss, grad_norm, gradients = policy.gradients(index)
     untrained = {name: torch.zeros_like(t) for name, t in policy.tensors().items() if name not in gradients}

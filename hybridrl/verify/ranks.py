@@ -27,7 +27,7 @@ class RankGroup:
             timeout_s: of one call.
             backend: that the ranks compute with.
         """
-        self._preload = ["hybridrl.trainer.policy", f"hybridrl.trainer.{backend}.backend"]
+        self._preload = ["hybridrl.verify.measure", f"hybridrl.trainer.{backend}.backend"]
         self._num_ranks, self._timeout_s = num_ranks, timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="hybridrl-verify-")
         self._pipes: list[Connection] = []

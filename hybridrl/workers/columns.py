@@ -6,10 +6,11 @@ has it to the ranks that take it, by reference: the driver never opens one.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -19,34 +20,25 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.data.packing import share_out
 from hybridrl.trainer.checkpoints import critic_part
-from hybridrl.trainer.setup import RankSetup
-
-Kind = Literal["critic", "frozen", "reward model"]
-"""What ranks of their own may be; frozen: policies that are only asked."""
 
 
 @ray.remote(max_restarts=0)
 class RoleWorker:
     """One rank beside the actor's. Every method but `pid` is collective."""
 
-    def __init__(self, setup: RankSetup, kind: Kind, *columns: str) -> None:
+    def __init__(self, role: Callable[..., Any], *arguments: Any) -> None:
         """
         Args:
-            columns: that frozen policies fill.
+            role: CriticRanks, FrozenRanks or RewardModelRanks.
+            arguments: that it is made from.
         """
-        self._setup, self._kind, self._columns = setup, kind, columns
+        self._make = partial(role, *arguments)
 
     def pid(self) -> int:
         return os.getpid()
 
     def build(self, checkpoint: Path | None = None) -> None:
-        # Imported here: the controller's process, which makes these actors, is spared the seconds.
-        from hybridrl.trainer.roles.critic import CriticRanks
-        from hybridrl.trainer.roles.frozen import FrozenRanks
-        from hybridrl.trainer.roles.reward_model import RewardModelRanks
-
-        kinds = {"critic": CriticRanks, "frozen": FrozenRanks, "reward model": RewardModelRanks}
-        self._role: Any = kinds[self._kind](self._setup, *self._columns)
+        self._role = self._make()
         if checkpoint is not None:
             self._role.restore(checkpoint)
 

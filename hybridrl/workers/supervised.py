@@ -15,6 +15,7 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.trainer import checkpoints
+from hybridrl.trainer.roles.supervised import Supervised
 from hybridrl.trainer.setup import RankSetup
 from hybridrl.types import PolicyVersion, StepReport
 from hybridrl.workers.columns import rank_batch
@@ -30,9 +31,6 @@ class SupervisedWorker:
 
     def build(self, checkpoint: Path | None) -> None:
         """Build the model with the weights of the model folder, then those of `checkpoint` if given."""
-        # Imported here: the controller's process, which makes these actors, is spared the seconds.
-        from hybridrl.trainer.roles.supervised import Supervised
-
         self._model = Supervised(self._setup, self._num_steps)
         if checkpoint is not None:
             self._model.restore(checkpoint)

@@ -28,6 +28,8 @@ from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
 from hybridrl.trainer import checkpoints
+from hybridrl.trainer.policy import Policy
+from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
 from hybridrl.types import PolicyVersion, StepReport
 from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of, rank_batch
@@ -51,13 +53,8 @@ class TrainerWorker:
         Returns:
             What a person is to be told about the checkpoint.
         """
-        # Imported here: the controller's process, which makes these actors, is spared the seconds.
-        from hybridrl.trainer.policy import Policy
-
         self._policy = Policy(self._setup)
         if self._reward_setup is not None:
-            from hybridrl.trainer.roles.reward_model import RewardModel
-
             self._reward_model = RewardModel(self._policy.backend.sharing(self._reward_setup))
         return [] if checkpoint is None else self._policy.restore(checkpoint)
 

@@ -14,7 +14,6 @@ from hybridrl.config.training import OptimizerConfig
 from hybridrl.trainer.base import WEIGHTS, learning_rate
 from hybridrl.trainer.megatron.model import Stage
 
-
 INITIAL_LOSS_SCALE = 2.0**16
 """Of fp16. Megatron's own, 2**32, spends the first dozen of optimizer steps on finding a smaller one."""
 

@@ -84,18 +84,6 @@ class FrozenRanks(Role):
             self._policies.add(self._loaded)
 
 
-def reference_weights(live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of the reference policy, which is the model folder's: a copy, taken before anything is trained."""
-    return {name: tensor.clone() for name, tensor in live.items()}
-
-
-def teacher_weights(setup: PolicySetup, model: Model, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of the teacher, sharded as the `live` ones."""
-    weights = {name: torch.empty_like(tensor) for name, tensor in live.items()}
-    model.load(frozen_folder(setup, "teacher_logp"), into=weights)
-    return weights
-
-
 def frozen_folder(setup: PolicySetup, column: str) -> Path:
     """The model that fills a column."""
     if column == "ref_logp":
