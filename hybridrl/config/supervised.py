@@ -8,29 +8,20 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from hybridrl.config.cluster import ClusterConfig
-from hybridrl.config.schema import ModelConfig, SourceConfig, TrainingRun
+from hybridrl.config.schema import DataConfig, ModelConfig, SourceConfig, TrainingRun
 from hybridrl.config.section import Section
 from hybridrl.config.training import ActorConfig
 
 
-class ExamplesConfig(Section):
+class ExamplesConfig(DataConfig):
     train: SourceConfig
     """Examples to learn from."""
 
     heldout: SourceConfig | None = None
     """Examples to evaluate on; None: no evaluation."""
 
-    prompt_field: str = "prompt"
-    """Column with the question: a string, or a list of chat messages."""
-
-    system_prompt: str | None = None
-    """Put before every prompt as a system message; needs chat_template: model."""
-
     chat_template: Literal["model", "none"] = "model"
     """model: the tokenizer's chat template; none: the text as it is, the answer right after the prompt."""
-
-    shuffle: bool = True
-    """A new order at each epoch, from run.seed."""
 
 
 class SFTDataConfig(ExamplesConfig):

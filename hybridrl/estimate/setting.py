@@ -84,22 +84,12 @@ class Setting:
         Raises:
             ConfigError, UserCodeError: an algorithm plug-in does not exist, or raises.
         """
-        gpus_per_node = (cfg.cluster.gpus_per_node or 0) if gpu else 0
         needs = Needs.of(cfg.algorithm)
         setting = cls(
-            model=model,
-            gpu=gpu,
-            nodes=cfg.cluster.nodes,
-            gpus_per_node=gpus_per_node,
+            **_trainer(cfg, model, gpu),
             trained=("actor", *(role for role in needs.models if role in _TRAINED)),
             frozen=_frozen(cfg, needs),
-            train=cfg.actor.parallel,
-            backend=cfg.actor.backend,
             apart=_apart(cfg),
-            recompute=cfg.actor.recompute,
-            microbatch_tokens=cfg.actor.microbatch_tokens,
-            bf16=(cfg.actor.precision or ("bf16" if gpu else "fp32")) == "bf16",
-            fused=gpu is not None,
             offload=cfg.actor.offload,
             engine=cfg.rollout.parallel,
             num_engines=1,
@@ -111,7 +101,6 @@ class Setting:
             reward_model=reward_model_spec(cfg),
             apart_tokens=_apart_tokens(cfg),
             lora=cfg.actor.lora,
-            fp8_share=_fp8_share(cfg.actor, model),
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)
 
@@ -133,19 +122,10 @@ class Setting:
         """
         longest = min(cfg.actor.microbatch_tokens, model.max_positions)
         setting = cls(
-            model=model,
-            gpu=gpu,
-            nodes=cfg.cluster.nodes,
-            gpus_per_node=(cfg.cluster.gpus_per_node or 0) if gpu else 0,
+            **_trainer(cfg, model, gpu),
             trained=("actor",),
             frozen=(),
-            train=cfg.actor.parallel,
-            backend=cfg.actor.backend,
             apart=(),
-            recompute=cfg.actor.recompute,
-            microbatch_tokens=cfg.actor.microbatch_tokens,
-            bf16=(cfg.actor.precision or ("bf16" if gpu else "fp32")) == "bf16",
-            fused=gpu is not None,
             offload="none",
             engine=EngineParallel(),
             num_engines=0,
@@ -154,7 +134,6 @@ class Setting:
             running_requests=1,
             batch=Batch.of_examples(cfg.batch.examples_per_step, answers, longest, mean_length),
             policy_passes=0,
-            fp8_share=_fp8_share(cfg.actor, model),
         )
         return setting.filled(dp=cfg.actor.parallel.dp)
 
@@ -324,6 +303,23 @@ def _apart_tokens(cfg: Config) -> tuple[tuple[Role, int], ...]:
         ("reward model", cfg.reward_model.microbatch_tokens if cfg.reward_model else None),
     )
     return tuple((role, size) for role, size in sizes if size is not None)
+
+
+def _trainer(cfg: Config | SupervisedConfig, model: ModelSpec, gpu: GPUModel | None) -> dict[str, Any]:
+    """Fields that follow from the actor and the cluster."""
+    return {
+        "model": model,
+        "gpu": gpu,
+        "nodes": cfg.cluster.nodes,
+        "gpus_per_node": (cfg.cluster.gpus_per_node or 0) if gpu else 0,
+        "train": cfg.actor.parallel,
+        "backend": cfg.actor.backend,
+        "recompute": cfg.actor.recompute,
+        "microbatch_tokens": cfg.actor.microbatch_tokens,
+        "bf16": (cfg.actor.precision or ("bf16" if gpu else "fp32")) == "bf16",
+        "fused": gpu is not None,
+        "fp8_share": _fp8_share(cfg.actor, model),
+    }
 
 
 def _fp8_share(actor: ActorConfig, model: ModelSpec) -> float:

@@ -55,8 +55,8 @@ def measure(
         HybridRLError: the trainer cannot build the row, on every rank.
     """
     actor = setup.actor.model_copy(update={"parallel": row.parallel, "recompute": row.recompute})
-    here = {"rank": rank, "rendezvous": rendezvous, "parallel": row.parallel}
-    policy = Policy(replace(setup, actor=actor, **here))
+    own = replace(setup, rank=rank, rendezvous=rendezvous, parallel=row.parallel, actor=actor)
+    policy = Policy(own)
     try:
         batch = recorded.for_ranks(row)
         policy.load(batch)
