@@ -21,7 +21,8 @@ from hybridrl.reshard.buckets import BucketWriter, split
 from hybridrl.reshard.checkpoint import load_hf
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
-from hybridrl.rollout.sglang.engine import EngineSetup
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.sglang.kind import SGLangParallel
 from hybridrl.types import Prompt, Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +52,10 @@ def model(seed):
     return Qwen3ForCausalLM(config).float().eval()
 
 
-def setup(folder, **options):
+def setup(folder, tp=1, **options):
     """Of an engine with the model in `folder`, and its log beside it."""
     given: dict[str, Any] = {
+        "parallel": SGLangParallel(tp=tp),
         "model_folder": str(folder),
         "log_path": str(folder / "engine.log"),
         "max_prompt_tokens": 96,

@@ -17,7 +17,7 @@ def test_a_swap_waits_for_running_requests_and_later_requests_wait_for_the_swap(
         rollout, order = gate(), []
 
         async def request(name: str, seconds: float) -> None:
-            async with rollout._request():
+            async with rollout._requests(2):
                 order.append(f"{name} starts")
                 await asyncio.sleep(seconds)
             order.append(f"{name} ends")
@@ -46,7 +46,7 @@ def test_after_a_failed_swap_no_request_passes() -> None:
             async with rollout.quiet():
                 raise ValueError("torn")
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.02), rollout._request():
+            async with asyncio.timeout(0.02), rollout._requests(2):
                 pass
 
     asyncio.run(scenario())
