@@ -19,7 +19,7 @@ from hybridrl.models.tiny import qwen3_arithmetic
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.sglang.arguments import engine_arguments, process_environment
 from hybridrl.rollout.sglang.engine import SGLangEngine, remove_leftovers
-from hybridrl.rollout.sglang.kind import SGLangParallel
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 from hybridrl.types import Prompt, Sampling
 
 RESULT = {

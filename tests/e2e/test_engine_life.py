@@ -69,7 +69,7 @@ def test_an_engine_ends_with_its_owner(folder):
     program = f"""
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.sglang.engine import SGLangEngine
-from hybridrl.rollout.sglang.kind import SGLangParallel
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 engine = SGLangEngine(EngineSetup(model_folder={str(folder)!r}, log_path={str(folder / "orphan.log")!r},
                                   parallel=SGLangParallel(), max_prompt_tokens=32, max_response_tokens=32))
 engine.export_parameters()

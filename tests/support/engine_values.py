@@ -22,7 +22,7 @@ from hybridrl.reshard.checkpoint import load_hf
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
 from hybridrl.rollout.base import EngineSetup
-from hybridrl.rollout.sglang.kind import SGLangParallel
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 from hybridrl.types import Prompt, Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -34,21 +34,26 @@ TOLERANCE = 2e-5
 """Nats between two fp32 programs, as DESIGN.md promises."""
 
 
-def model(seed):
+def model(seed, **changes):
+    """
+    Args:
+        changes: keys of its config.json.
+    """
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=120,
-        hidden_size=64,
-        intermediate_size=90,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        eos_token_id=END,
-    )
+    given = {
+        "vocab_size": 120,
+        "hidden_size": 64,
+        "intermediate_size": 90,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "eos_token_id": END,
+    }
+    config = Qwen3Config(**given | changes)
     return Qwen3ForCausalLM(config).float().eval()
 
 

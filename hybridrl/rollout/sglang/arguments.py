@@ -16,7 +16,7 @@ import torch
 
 import hybridrl
 from hybridrl.rollout.base import EngineSetup
-from hybridrl.rollout.sglang.kind import CPU_CACHE_TOKENS, context_tokens, sizes_of
+from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, context_tokens, sizes_of
 
 LOOPBACK = "127.0.0.1"
 

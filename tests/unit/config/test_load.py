@@ -9,7 +9,7 @@ from hybridrl.config.load import LoadedConfig, load, values
 from hybridrl.config.problems import ConfigErrors
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.errors import ConfigError
-from hybridrl.rollout.sglang.kind import SGLangParallel
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 
 BASE = """\
 model: models/tiny
