@@ -127,19 +127,22 @@ def _layout_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridR
         whole = with_dp(cut, loaded.config.cluster)
         if error := _refusal(lambda whole=whole: trainer_layout(loaded.config, spec, whole)):
             errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
-    kind, key, sizes = (
-        kind_of(loaded.config.rollout.engine),
-        "rollout.parallel",
-        loaded.config.rollout.parallel,
-    )
-    if error := _refusal(lambda: kind.layout(spec, sizes)):
-        errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
-    errors += [loaded.locate(error) for error in kind.refuse(loaded.config, spec)]
+    errors += _engine_errors(loaded, spec)
     shape = RunShape.of(loaded.config)
     if error := _refusal(lambda: reward_model_layout(loaded.config)):
         what, place = f"the reward model: {error.what}", loaded.where("reward_model.parallel", "reward_model")
         fix = error.fix if shape.reward_model else f"{error.fix}; or give it ranks with reward_model.parallel"
         errors.append(ConfigError(what, where=place, fix=fix))
+    return errors
+
+
+def _engine_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridRLError]:
+    """What the kind of engine cannot do that the config asks of it."""
+    cfg, key = loaded.config, "rollout.parallel"
+    kind = kind_of(cfg.rollout.engine)
+    errors = [loaded.locate(error) for error in kind.refuse(cfg, spec)]
+    if error := _refusal(lambda: kind.layout(spec, cfg.rollout.parallel)):
+        errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
     return errors
 
 
