@@ -91,7 +91,7 @@ class Answer:
     """int32; an end token is among them."""
 
     logp_T: np.ndarray
-    """float32, as in TokenBlock.rollout_logp_T."""
+    """float32, as the column rollout_logp of a TokenBlock."""
 
     version_T: np.ndarray
     """int32: of the weights that drew the token; several after a swap between pause and continue."""

@@ -85,7 +85,7 @@ def test_a_request_is_answered_as_the_batched_call_answers_it(engine, temperatur
         assert [one.token_T.tolist() for one in found] == responses(block)
         assert [one.finish for one in found] == [t.finish for (t,) in trajectories]
         logp_T = np.concatenate([one.logp_T for one in found])
-        assert np.abs(logp_T - block.rollout_logp_T[block.loss_mask_T]).max() < TOLERANCE
+        assert np.abs(logp_T - block.trained("rollout_logp")).max() < TOLERANCE
         assert {version for one in found for version in one.version_T} == {engine.session.version}
 
 
@@ -230,7 +230,7 @@ def test_weights_swapped_in_a_pause_leave_each_token_the_probability_of_its_vers
         assert versions == sorted(versions) and set(versions) == {old, old + 1}
         assert largest_difference(one, unending(seed), {old: first, old + 1: second}) < TOLERANCE
     _, block = answer(engine, prompts(2), sampling())
-    assert set(block.version_T[block.loss_mask_T]) == {old + 1}
+    assert set(block.trained("version")) == {old + 1}
 
 
 def test_the_cache_is_given_back_and_had_again(engine):

@@ -101,7 +101,7 @@ def test_a_request_is_answered_as_the_batched_call_answers_it(engine):
     for i, (answer, (trajectory,)) in enumerate(zip(found, trajectories)):
         row = slice(block.row(i).start + len(prompts[i].token_ids), block.row(i).stop)
         assert answer.token_T.tolist() == block.token_T[row].tolist()
-        assert np.array_equal(answer.logp_T, block.rollout_logp_T[row])
+        assert np.array_equal(answer.logp_T, block.columns["rollout_logp"][row])
         assert answer.finish == trajectory.finish and set(answer.version_T) == {0}
         assert largest_difference(answer, prompts[i].token_ids, engine.parameters) < 1e-5
 
