@@ -1,18 +1,15 @@
 """What an engine is to the rest of the project: how one is started, what it does, and where it is found.
 
 A folder beside this file is a kind of engine, and its name is the name in a config (rollout.engine): its
-package registers an EngineKind. Neither that package nor this file imports torch or the engine, since configs
-are checked and plans are made with them.
+package registers an EngineKind. Neither that package nor this file imports numpy, torch or the engine, since
+configs are loaded and plans are made with them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from hybridrl import registry
-from hybridrl.batch import TokenBlock
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError, LayoutError
@@ -21,7 +18,10 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.rollout.session import EngineSession
 from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
 
-if TYPE_CHECKING:  # they import torch
+if TYPE_CHECKING:  # a config is loaded without numpy and torch
+    import numpy as np
+
+    from hybridrl.batch import TokenBlock
     from hybridrl.reshard.buckets import Bucket
     from hybridrl.reshard.transports.base import SharedTensor
 
@@ -75,7 +75,7 @@ class Request:
     sampling: Sampling
     """num_samples is 1; the answer is drawn from `seed` and depends on no other request."""
 
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    arrays: Mapping[str, "np.ndarray"] = field(default_factory=dict)
     """What the model takes beside tokens, such as pictures, by name."""
 
 
@@ -87,19 +87,19 @@ class Answer:
     """
 
     id: str
-    token_T: np.ndarray
+    token_T: "np.ndarray"
     """int32; an end token is among them."""
 
-    logp_T: np.ndarray
+    logp_T: "np.ndarray"
     """float32, as the column rollout_logp of a TokenBlock."""
 
-    version_T: np.ndarray
+    version_T: "np.ndarray"
     """int32: of the weights that drew the token; several after a swap between pause and continue."""
 
     finish: Finish
     """"abort": somebody asked for it; these are the tokens up to then."""
 
-    experts_SLK: np.ndarray | None = None
+    experts_SLK: "np.ndarray | None" = None
     """int32, without the last token. None: nobody asked, or the answer was aborted."""
 
 
@@ -111,7 +111,7 @@ class Engine(Protocol):
 
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> tuple[list[list[Trajectory]], TokenBlock]:
+    ) -> tuple[list[list[Trajectory]], "TokenBlock"]:
         """Answer prompts: token ids in, token ids out.
 
         Args:

@@ -1,6 +1,8 @@
 """From YAML and overrides to a config: values, origins, and every mistake with its place."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,3 +256,12 @@ def test_a_kind_of_engine_that_is_not_there_and_sizes_that_it_has_not_are_mistak
     assert wrong.startswith("rollout.parallel.ep = 0 is not an integer above 0  (command line)")
     (wrong,) = mistakes(tmp_path, BASE, "rollout.parallel=[2]")
     assert "is not a section" in wrong and "tp, ep, dp_attention" in wrong
+
+
+def test_a_config_is_loaded_without_numpy_torch_and_the_engine(tmp_path: Path) -> None:
+    program = (
+        "import sys; from hybridrl.config.load import load; load(sys.argv[1], ['rollout.engine=sglang']);"
+        "print({'numpy', 'torch', 'sglang', 'ray'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", program, str(write(tmp_path))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"
