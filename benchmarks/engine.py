@@ -16,9 +16,10 @@ from typing import Any
 
 from benchmarks._report import arguments, publish
 from hybridrl.models.tiny import qwen3_arithmetic
-from hybridrl.rollout.sglang import leftovers
+from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.sglang.arguments import engine_arguments, process_environment
-from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
+from hybridrl.rollout.sglang.engine import SGLangEngine, remove_leftovers
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 from hybridrl.types import Prompt, Sampling
 
 RESULT = {
@@ -59,15 +60,8 @@ def main() -> None:
 
 
 def _ours(model: Path, options: Any) -> dict[str, float]:
-    setup = EngineSetup(
-        model_folder=str(model),
-        log_path=str(model.parent / "engine.log"),
-        max_prompt_tokens=_PROMPT_TOKENS,
-        max_response_tokens=options.tokens,
-        max_running_requests=_MAX_RUNNING,
-    )
     start = time.perf_counter()
-    engine = SGLangEngine(setup)
+    engine = SGLangEngine(_setup(model, options.tokens))
     start_s = time.perf_counter() - start
     asked = [Prompt(str(i), ids, {}) for i, ids in enumerate(_prompts(options.prompts))]
     sampling = Sampling(num_samples=options.samples, max_response_tokens=options.tokens, seed=0)
@@ -90,17 +84,7 @@ def bare(model: str, options: dict[str, Any]) -> None:
     start = time.perf_counter()
     engine = Engine(
         model_path=model,
-        **engine_arguments(
-            tp=1,
-            ep=1,
-            dp_attention=1,
-            seed=0,
-            max_prompt_tokens=_PROMPT_TOKENS,
-            max_response_tokens=options["tokens"],
-            kv_cache_tokens=None,
-            memory_fraction=0.8,
-            max_running_requests=_MAX_RUNNING,
-        ),
+        **engine_arguments(_setup(Path(model), options["tokens"])),
     )
     start_s = time.perf_counter() - start
     repeated = [list(ids) for ids in _prompts(options["prompts"]) for _ in range(options["samples"])]
@@ -112,8 +96,19 @@ def bare(model: str, options: dict[str, Any]) -> None:
 
     found = _best(options["calls"], call)
     engine.shutdown()
-    leftovers.remove(engine.get_all_child_pids(), engine.port_args.instance_id)
+    remove_leftovers(engine.get_all_child_pids(), engine.port_args.instance_id)
     print(json.dumps(found | {"start_s": start_s}))
+
+
+def _setup(model: Path, tokens: int) -> EngineSetup:
+    return EngineSetup(
+        model_folder=str(model),
+        log_path=str(model.parent / "engine.log"),
+        parallel=SGLangParallel(),
+        max_prompt_tokens=_PROMPT_TOKENS,
+        max_response_tokens=tokens,
+        max_running_requests=_MAX_RUNNING,
+    )
 
 
 def _prompts(count: int) -> Sequence[tuple[int, ...]]:

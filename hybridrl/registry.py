@@ -31,13 +31,18 @@ def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
     return mark
 
 
-def names(package: str) -> list[str]:
-    """Plug-in names in a package, sorted, without importing them."""
+def names(package: str, *, folders: bool = False) -> list[str]:
+    """Plug-in names in a package, sorted, without importing them.
+
+    Args:
+        folders: plug-ins are the folders of the package; files beside them are none.
+    """
     path = importlib.import_module(package).__path__
-    return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+    found = (m for m in pkgutil.iter_modules(path) if m.ispkg or not folders)
+    return sorted(m.name for m in found if not m.name.startswith("_"))
 
 
-def find(package: str, name: str, *, where: str = "", key: str = "") -> Callable:
+def find(package: str, name: str, *, where: str = "", key: str = "", folders: bool = False) -> Callable:
     """The plug-in a config names.
 
     Args:
@@ -45,6 +50,7 @@ def find(package: str, name: str, *, where: str = "", key: str = "") -> Callable
         name: file name in `package`, or "module.path:attribute" for code outside.
         where: the config place to name in an error.
         key: the config key that names it; "" where `where` is the key.
+        folders: as `names` has it.
 
     Raises:
         ConfigError: there is no such plug-in; names the nearest ones.
@@ -52,7 +58,7 @@ def find(package: str, name: str, *, where: str = "", key: str = "") -> Callable
     """
     if ":" in name:
         return _outside(name, where, key or where)
-    check_name(package, name, where=where)
+    check_name(package, name, where=where, folders=folders)
     plugins = vars(importlib.import_module(f"{package}.{name}"))
     marked = [v for v in plugins.values() if getattr(v, _MARK, (None, None))[1] == name]
     if not marked:
@@ -62,13 +68,13 @@ def find(package: str, name: str, *, where: str = "", key: str = "") -> Callable
     return marked[0]
 
 
-def check_name(package: str, name: str, *, where: str = "") -> None:
+def check_name(package: str, name: str, *, where: str = "", folders: bool = False) -> None:
     """Refuse a name that no file in a package has, without importing any; arguments as `find`.
 
     Raises:
         ConfigError: names the nearest ones.
     """
-    known = names(package)
+    known = names(package, folders=folders)
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise ConfigError(

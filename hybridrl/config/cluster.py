@@ -76,8 +76,9 @@ class ClusterConfig(Section):
     gpu: Literal["a100-40", "a100", "h100", "h200", "b200"] | None = None
     """What they are: `plan` counts with their memory and speed. None: as this machine's."""
 
-    placement: Literal["colocated"] = "colocated"
-    """colocated: trainer and engines share the devices and take turns."""
+    placement: Literal["colocated", "separate"] = "colocated"
+    """colocated: trainer and engines share the devices and take turns. separate: engines have devices of
+    their own, which no run can have yet."""
 
     start_timeout_s: PositiveFloat = 600.0
     """Nodes, workers and engines must be up by then."""

@@ -43,13 +43,9 @@ def _value(key: keys.Key) -> Iterator[tuple[str, str]]:
 
 def _section(key: keys.Key, section: type[BaseModel]) -> Iterator[tuple[str, str]]:
     yield key.name, _about(key)
-    for name, field in keys.fields_of(section).items():
+    for name, field in key.fields.items():
         inner = keys.Key(f"{key.name}.{name}", field)
-        text = (
-            _about(inner)
-            if inner.section is None
-            else f"{_about(inner)} -> {', '.join(keys.fields_of(inner.section))}"
-        )
+        text = _about(inner) if inner.section is None else f"{_about(inner)} -> {', '.join(inner.fields)}"
         yield inner.name, f"{text}  [{default(inner)}]" if inner.section is None else text
     if keys.takes_options(section):
         yield f"{key.name}.*", "options of the plug-in"

@@ -3,9 +3,10 @@
 A dotted key is what stands in a YAML: actor.parallel.tp, algorithm.kl.in.
 """
 
+import contextlib
 import difflib
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -14,8 +15,9 @@ from pydantic.fields import FieldInfo
 
 from hybridrl.config.meanings import MEANINGS
 from hybridrl.config.schema import Config, ModelConfig, RewardModelConfig, SourceConfig
-from hybridrl.config.section import PluginConfig
+from hybridrl.config.section import PluginConfig, SectionOf
 from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.errors import HybridRLError
 
 ROOTS: tuple[type[BaseModel], ...] = (Config, SFTConfig, RMConfig)
 """What a file may describe: a run of reinforcement learning, fine-tuning, a reward model."""
@@ -45,6 +47,13 @@ class Key:
         """The section that stands here; None for a value."""
         return section_of(self.field.annotation)
 
+    @property
+    def fields(self) -> dict[str, FieldInfo]:
+        """What the section has; also what only some plug-ins give it. {} for a value."""
+        return {
+            n: field for kind in reversed(sections_of(self.field)) for n, field in fields_of(kind).items()
+        }
+
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """The section class that an annotation means, alone or beside None."""
@@ -52,6 +61,30 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
         a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
     ]
     return found[0] if found else None
+
+
+def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """Section classes that may stand in a place: what is common to them, then those of plug-ins; [] for a
+    value.
+    """
+    common = section_of(field.annotation)
+    given = [kind for mark in field.metadata if isinstance(mark, SectionOf) for kind in mark.all()]
+    return [common, *given] if common else []
+
+
+def section_in(section: type[BaseModel], name: str, tree: Mapping[str, Any]) -> type[BaseModel] | None:
+    """The section class that stands under a name, given what is written beside it; None for a value.
+
+    Args:
+        tree: of `section`, as it was written.
+    """
+    fields = fields_of(section)
+    kinds = sections_of(fields[name])
+    for mark in fields[name].metadata:
+        if isinstance(mark, SectionOf):
+            with contextlib.suppress(HybridRLError):  # said where the plug-in is named
+                return mark.named(tree.get(mark.key, fields[mark.key].default))
+    return kinds[-1] if kinds else None
 
 
 def takes_options(section: type[BaseModel]) -> bool:
@@ -69,13 +102,16 @@ def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
-def all_keys(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[Key]:
+def all_keys(section: type[BaseModel] = Config) -> Iterator[Key]:
     """Every key of the schema, sections before what they hold."""
     for name, field in fields_of(section).items():
-        key = Key(f"{prefix}{name}", field)
-        yield key
-        if key.section is not None:
-            yield from all_keys(key.section, f"{key.name}.")
+        yield from _keys_from(Key(name, field))
+
+
+def _keys_from(key: Key) -> Iterator[Key]:
+    yield key
+    for name, field in key.fields.items():
+        yield from _keys_from(Key(f"{key.name}.{name}", field))
 
 
 def find(dotted: str, root: type[BaseModel] = Config) -> Key | None:
@@ -108,7 +144,7 @@ def meant(dotted: str, root: type[BaseModel] = Config) -> list[str]:
 def expected(key: Key) -> str:
     """What the key takes, in words: "a positive integer", "one of none, full"."""
     if key.section is not None:
-        return f"keys of {key.name}: {', '.join(fields_of(key.section))}"
+        return f"keys of {key.name}: {', '.join(key.fields)}"
     kinds = [a for a in _members(key.field.annotation) if a is not type(None)]
     words = " or ".join(_kind(kind, key.field) for kind in kinds)
     optional = type(None) in _members(key.field.annotation)

@@ -185,7 +185,7 @@ def _unknown_keys(
     errors: list[ConfigError] = []
     fields = keys.fields_of(section)
     for name, value in tree.items() if isinstance(tree, dict) else ():
-        inner = keys.section_of(fields[name].annotation) if name in fields else None
+        inner = keys.section_in(section, name, tree) if name in fields else None
         if inner is not None:
             errors += _unknown_keys(value, inner, (*path, name), origins, root)
         elif name not in fields and not keys.takes_options(section):
@@ -299,7 +299,7 @@ def _wrong_value(key: keys.Key, value: Any, place: str) -> ConfigError:
         return ConfigError(
             f"{written} is not a section",
             where=place,
-            fix=f"its keys are {', '.join(keys.fields_of(key.section))}",
+            fix=f"its keys are {', '.join(key.fields)}",
         )
     expected = keys.expected(key)
     near = difflib.get_close_matches(

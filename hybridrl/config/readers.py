@@ -29,14 +29,16 @@ def readers(dotted: str) -> list[str]:
 
 def _field(dotted: str) -> tuple[type[BaseModel], str]:
     """Section class and Python name of a key: the name differs where Python has the word taken (kl.place)."""
-    inner = keys.root_of(dotted)
-    assert inner is not None, f"there is no key {dotted}"
-    owner, name = inner, ""
+    root = keys.root_of(dotted)
+    assert root is not None, f"there is no key {dotted}"
+    inner: list[type[BaseModel]] = [root]
+    owner, name = root, ""
     for word in dotted.split("."):
-        assert inner is not None, f"{dotted} goes through a value"
-        owner = inner
-        name, field = next((n, f) for n, f in owner.model_fields.items() if (f.alias or n) == word)
-        inner = keys.section_of(field.annotation)
+        assert inner, f"{dotted} goes through a value"
+        owner, name, field = next(
+            (kind, n, f) for kind in inner for n, f in kind.model_fields.items() if (f.alias or n) == word
+        )
+        inner = keys.sections_of(field)
     return owner, name
 
 
@@ -95,15 +97,17 @@ def _section_fields() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for kind in sections().values():
         for name, field in kind.model_fields.items():
-            inner = keys.section_of(field.annotation)
-            if inner is not None:
-                found.setdefault(name, set()).add(inner.__name__)
+            inner = {section.__name__ for section in keys.sections_of(field)}
+            if inner:
+                found.setdefault(name, set()).update(inner)
     return found
 
 
 @cache
 def sections() -> dict[str, type[BaseModel]]:
     """Sections by class name, and the classes that they are derived from."""
-    inner = [key.section for root in keys.ROOTS for key in keys.all_keys(root) if key.section]
+    inner = [
+        kind for root in keys.ROOTS for key in keys.all_keys(root) for kind in keys.sections_of(key.field)
+    ]
     kinds = [*keys.ROOTS, *inner]
     return {base.__name__: base for kind in kinds for base in kind.__mro__ if issubclass(base, BaseModel)}

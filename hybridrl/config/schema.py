@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from hybridrl.config.cluster import ClusterConfig
+from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import PluginConfig, Section
 from hybridrl.config.training import (
     ActorConfig,
@@ -245,48 +246,6 @@ class BatchConfig(Section):
         return self.prompts_per_step // (self.minibatch_prompts or self.prompts_per_step) * self.epochs
 
 
-class EngineParallel(Section):
-    tp: PositiveInt = 1
-    """Tensor parallel size of one engine: its devices."""
-
-    ep: PositiveInt = 1
-    """Parts that the experts of a layer are dealt into; divides tp."""
-
-    dp_attention: PositiveInt = 1
-    """Copies of the attention inside an engine, each over tp / dp_attention devices; divides tp."""
-
-
-class RolloutConfig(Section):
-    engine: Literal["sglang"] = "sglang"
-
-    parallel: EngineParallel = EngineParallel()
-
-    num_engines: PositiveInt | None = None
-    """Engines in data parallel. None: as many as the devices hold; 1 on a machine without GPUs."""
-
-    max_prompt_tokens: PositiveInt = 1024
-    """A longer prompt is refused before the run starts."""
-
-    max_response_tokens: PositiveInt = 1024
-    """An answer is cut here."""
-
-    temperature: PositiveFloat = 1.0
-    """Of sampling; the trainer divides its logits by it too."""
-
-    kv_cache_tokens: PositiveInt | None = None
-    """Tokens that the key-value cache of an engine holds. None: by memory_fraction on GPUs, 65536 on CPU."""
-
-    memory_fraction: PositiveFloat = Field(default=0.8, le=1.0)
-    """Share of a GPU's memory for weights and key-value cache while the engine is awake."""
-
-    max_running_requests: PositiveInt = 256
-    """Requests that one engine decodes together."""
-
-    weight_path: Literal["auto", "in_place", "engine_api"] = "auto"
-    """in_place: straight into the engine's parameters; the run ends if its own loader puts weights elsewhere.
-    engine_api: through that loader, which is slower. auto: in_place, or engine_api with a warning."""
-
-
 class EvaluateConfig(Section):
     samples_per_prompt: PositiveInt = 1
     """k of mean@k."""
@@ -358,7 +317,7 @@ class Config(Section):
     actor: ActorConfig = ActorConfig()
     critic: CriticConfig = CriticConfig()
     reference: ReferenceConfig = ReferenceConfig()
-    rollout: RolloutConfig = RolloutConfig()
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
 

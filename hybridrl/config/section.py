@@ -1,8 +1,11 @@
 """What all sections of a config are made from."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+from hybridrl import registry
 
 
 class Section(BaseModel):
@@ -29,3 +32,33 @@ class PluginConfig(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+Common = TypeVar("Common", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class SectionOf(Generic[Common]):
+    """Marks a field of a section: a plug-in that a key beside it names brings the class of what stands there.
+
+    The field's own class, `common`, has what all of them share. The plug-in has its class as `attribute`.
+    """
+
+    package: str
+    """Every folder in it is such a plug-in, named as the folder is."""
+
+    key: str
+    attribute: str
+    common: type[Common]
+
+    def named(self, name: str) -> type[Common]:
+        """
+        Raises:
+            HybridRLError: there is no such plug-in, or code outside the project fails.
+        """
+        found = registry.find(self.package, name, folders=True)
+        return getattr(found, self.attribute)
+
+    def all(self) -> list[type[Common]]:
+        """The classes of the project's own plug-ins."""
+        return [self.named(name) for name in registry.names(self.package, folders=True)]

@@ -185,7 +185,7 @@ def engine_weights(setting: Setting) -> float:
 def kv_bytes_per_token(setting: Setting) -> float:
     """Of one rank of an engine, for every token in its cache."""
     model, cut = setting.model, setting.engine
-    ranks = cut.tp // cut.dp_attention
+    ranks = cut.tp // cut.attention_copies
     shared_by = 1 if model.latent else min(ranks, model.num_kv_heads)
     return model.kv_cache_size * setting.engine_bytes / shared_by
 
@@ -202,7 +202,7 @@ def kv_bytes(setting: Setting) -> float:
 def kv_tokens(setting: Setting) -> int:
     """Tokens that the cache of one engine holds."""
     per_copy = max(0.0, kv_bytes(setting)) / kv_bytes_per_token(setting)
-    return int(per_copy) * setting.engine.dp_attention
+    return int(per_copy) * setting.engine.attention_copies
 
 
 def num_microbatches(setting: Setting) -> int:

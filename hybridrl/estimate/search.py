@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from hybridrl.config.schema import EngineParallel
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import LayoutError
 from hybridrl.estimate.fit import fits, fullest
@@ -21,6 +20,8 @@ _KEPT = 60
 
 _JOINED = 20
 """Pairs of both that fit, before the search ends."""
+
+_MOST_ENGINE_RANKS = 64
 
 _FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
@@ -113,16 +114,16 @@ def _uneven(layers: int, chunks: int) -> tuple[int, ...]:
 def _engines(setting: Setting) -> Iterator[Setting]:
     """Every cut of an engine with room for its longest answer."""
     model, gpus = setting.model, setting.num_gpus
-    for tp in _powers(min(gpus, 64)):
-        for ep in (1, tp) if model.num_experts and tp > 1 else (1,):
-            cut = EngineParallel(tp=tp, ep=ep)
-            tried = replace(setting, engine=cut, num_engines=gpus // tp, memory_fraction=_FRACTIONS[0])
-            try:
-                tried.engine_layout()
-            except LayoutError:
-                continue
-            if kv_tokens(tried) >= setting.batch.longest:
-                yield tried
+    assert setting.engine_kind is not None, "there are engines"
+    for sizes in setting.engine_kind.sizes(model, min(gpus, _MOST_ENGINE_RANKS)):
+        engines = gpus // sizes.tp
+        tried = replace(setting, engine=sizes, num_engines=engines, memory_fraction=_FRACTIONS[0])
+        try:
+            tried.engine_layout()
+        except LayoutError:
+            continue
+        if kv_tokens(tried) >= setting.batch.longest:
+            yield tried
 
 
 def _joined(trainer: Setting, engine: Setting) -> list[Proposal]:

@@ -5,17 +5,19 @@ from functools import cache
 from typing import Any, Literal
 
 from hybridrl.algorithms.needs import Needs
+from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.rules.reward_model import reward_model_spec
-from hybridrl.config.schema import Config, EngineParallel
+from hybridrl.config.schema import Config
 from hybridrl.config.supervised import SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
 from hybridrl.errors import LayoutError
 from hybridrl.estimate.batch import Batch
 from hybridrl.estimate.gpus import GPUModel
 from hybridrl.layout.adapters import AdapterLayout
-from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec, without_vocabulary
+from hybridrl.rollout.base import EngineKind, kind_of
 
 Role = Literal["actor", "critic", "process model", "reference", "teacher", "reward model"]
 Recompute = Literal["none", "selective", "full"]
@@ -49,6 +51,9 @@ class Setting:
     """Layers of Transformer Engine, which keep fewer tensors than Megatron's own."""
 
     offload: Literal["none", "optimizer", "all"]
+    engine_kind: EngineKind | None
+    """None: there are no engines."""
+
     engine: EngineParallel
     num_engines: int
     """0: answers are given, as in training on examples."""
@@ -91,6 +96,7 @@ class Setting:
             frozen=_frozen(cfg, needs),
             apart=_apart(cfg),
             offload=cfg.actor.offload,
+            engine_kind=kind_of(cfg.rollout.engine),
             engine=cfg.rollout.parallel,
             num_engines=1,
             memory_fraction=cfg.rollout.memory_fraction,
@@ -127,6 +133,7 @@ class Setting:
             frozen=(),
             apart=(),
             offload="none",
+            engine_kind=None,
             engine=EngineParallel(),
             num_engines=0,
             memory_fraction=0.0,
@@ -230,19 +237,20 @@ class Setting:
         """
         return trainer_layout(self.backend, self.model_of(role), self.cut_of(role), fused=self.fused)
 
-    def engine_layout(self) -> SGLangLayout:
+    def engine_layout(self) -> Layout:
         """
         Raises:
             LayoutError: the model does not divide so.
         """
-        cut = self.engine
-        return SGLangLayout(self.model, tp=cut.tp, ep=cut.ep, dp_attention=cut.dp_attention)
+        assert self.engine_kind is not None, "there are engines"
+        return self.engine_kind.layout(self.model, self.engine)
 
     def divides(self) -> bool:
         """Trainer and engines can be cut so, and have the GPUs for it."""
         try:
             self.layout()
-            self.engine_layout()
+            if self.num_engines:
+                self.engine_layout()
             if self.reward_model is not None:
                 self.layout_of("reward model")
         except LayoutError:

@@ -233,7 +233,7 @@ def _decode_s(setting: Setting, running: float) -> float:
     model, cut, gpu = setting.model, setting.engine, _gpu(setting)
     context = setting.batch.mean_prompt + setting.batch.mean_response / 2
     read = engine_weights(setting) * _touched(setting, running)
-    read += running / cut.dp_attention * context * kv_bytes_per_token(setting)
+    read += running / cut.attention_copies * context * kv_bytes_per_token(setting)
     operations = 2 * flops.active_weights(model) + flops.attention(model, context)
     operations = running * (operations + flops.output_layer(model)) / cut.tp
     link = _link(setting, cut.tp)

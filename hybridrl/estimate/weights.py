@@ -1,15 +1,16 @@
 """How many parameters each rank of a pipeline stage holds: the layout's cuts, counted without its boxes."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 from hybridrl.layout.adapters import AdapterLayout
-from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.base import Holding, Layout
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models import spec as models
 from hybridrl.models.spec import ModelSpec
-from hybridrl.models.table import Kind, Parameter, Row, Stage
+from hybridrl.models.table import Kind, Parameter, Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +62,18 @@ def on_stage(cut: TrainerLayout | AdapterLayout, stage: int, *, layers_only: boo
 
 
 @cache
-def on_engine(cut: SGLangLayout) -> float:
-    """Parameters of one rank of an engine."""
-    model, found = cut.spec, 0.0
-    for parameter in models.parameters(model):
-        row = parameter.row
-        whole = all(site.cut == "whole" for site in row.engine)
-        copied = row.group in ("attention", "embed") and not row.per_expert
-        size = 1 if whole else cut.tp // cut.dp_attention if copied else cut.tp
-        found += parameter.num_elements * _repeats(model, row, size) / size
-    return found
+def on_engine(layout: Layout) -> float:
+    """Parameters of the fullest rank of an engine, with what pads its vocabulary."""
+    return max(
+        sum(map(_size, (held for held in layout.holdings if rank in held.ranks)))
+        for rank in range(layout.world_size)
+    )
 
 
-def _repeats(model: ModelSpec, row: Row, size: int) -> float:
-    """Key-value heads are repeated where there are fewer than ranks."""
-    if row.name not in ("layers.*.qkv", "layers.*.qkv_bias") or model.num_kv_heads >= size:
-        return 1.0
-    heads = model.num_heads + 2 * size
-    return heads / (model.num_heads + 2 * model.num_kv_heads)
+def _size(held: Holding) -> int:
+    """Elements on each of its ranks."""
+    tensors = 1 if held.step else len(held.experts)
+    return math.prod(held.shape) * tensors * len(held.layers)
 
 
 @cache

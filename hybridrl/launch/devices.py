@@ -44,6 +44,17 @@ def environment(interface: str, gpus: str, *, trains: bool) -> dict[str, str]:
     return worker_environment({"CUDA_VISIBLE_DEVICES": gpus, **ours, **network})
 
 
+def separate_engines(loaded: LoadedConfig) -> Iterator[HybridRLError]:
+    """Engines on devices of their own: nothing places them there."""
+    if loaded.config.cluster.placement == "separate":
+        yield ResourceError(
+            "cluster.placement = separate: engines on devices of their own are not there yet. What places "
+            "workers, and what writes weights, takes every device for one that trainer and engines share",
+            where=loaded.where("cluster.placement"),
+            fix="cluster.placement=colocated, the default",
+        )
+
+
 def unshared_gpus(loaded: LoadedConfig) -> list[HybridRLError]:
     """A GPU that not every role has its part of: weights go from the rank on a GPU to the engine on it."""
     cluster, shape = loaded.config.cluster, RunShape.of(loaded.config)

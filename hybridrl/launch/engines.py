@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hybridrl.config.schema import Config
 from hybridrl.launch.shape import RunFiles, RunShape, Seats
 from hybridrl.launch.trainers import Start
-from hybridrl.rollout.sglang.engine import EngineSetup
+from hybridrl.rollout.base import EngineSetup, kind_of
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 
 
@@ -25,12 +25,12 @@ class Engines:
         files.logs.mkdir(parents=True, exist_ok=True)
         parts = self.shape.engine_parts
         seated = list(zip(self._setups(files), self.seats.engine, strict=True))
-        first = seated[::parts]
+        kind, first = kind_of(self.cfg.rollout.engine), seated[::parts]
         others = [one for place, one in enumerate(seated) if place % parts]
         return RayRollout(
-            start("engine", RolloutWorker, [(s,) for s, _ in first], [node for _, node in first]),
+            start("engine", RolloutWorker, [(kind, s) for s, _ in first], [node for _, node in first]),
             self.cfg.cluster,
-            start("engine part", RolloutWorker, [(s,) for s, _ in others], [node for _, node in others])
+            start("engine part", RolloutWorker, [(kind, s) for s, _ in others], [node for _, node in others])
             if others
             else None,
         )
@@ -45,7 +45,7 @@ class Engines:
                 yield EngineSetup(
                     model_folder=cfg.model.path,
                     log_path=str(files.logs / f"{name}.log"),
-                    **self.shape.engine.model_dump(),
+                    parallel=self.shape.engine,
                     seed=cfg.run.seed,
                     max_prompt_tokens=rollout.max_prompt_tokens,
                     max_response_tokens=rollout.max_response_tokens,

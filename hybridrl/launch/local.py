@@ -44,7 +44,7 @@ from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
-from hybridrl.rollout.sglang.layout import engine_layout
+from hybridrl.rollout.base import kind_of
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model import RayRewardModel
@@ -117,7 +117,10 @@ def _train(
         observe.finish(
             {"model": f"{files.export}/"} if cfg.run.export and not stopped_by else {},
             following=() if stopped_by else FOLLOWING,
-            facts={"machine": {"cores": machine.cores, "memory_gib": round(machine.memory_bytes / GIB, 1)}},
+            facts={
+                "machine": {"cores": machine.cores, "memory_gib": round(machine.memory_bytes / GIB, 1)},
+                "engine": dict(kind_of(cfg.rollout.engine).versions()),
+            },
             stopped_by=stopped_by,
         )
     return stopped_by
@@ -205,7 +208,7 @@ class Session:
         self._cfg, self._files, self._shape, self._cluster = cfg, files, shape, cluster
         self._prepared, self._credit, self._observe, self._stop = prepared, credit, observe, stop
         self._seats, model = Seats.of(shape, cfg.cluster.nodes), spec.read(cfg.model.path)
-        self._engine_layout = engine_layout(model, shape.engine)
+        self._engine_layout = kind_of(cfg.rollout.engine).layout(model, shape.engine)
         layouts = trainer_layout(cfg, model, shape.parallel), self._engine_layout
         self._devices = Devices.of(cfg, self._seats, cluster.gpus, *layouts, parts=shape.engine_parts)
 

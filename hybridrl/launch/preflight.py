@@ -15,7 +15,7 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.column_groups import columns_elsewhere
-from hybridrl.launch.devices import unshared_gpus
+from hybridrl.launch.devices import separate_engines, unshared_gpus
 from hybridrl.launch.memory import refuse_too_little_memory
 from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.launch.shape import RunShape, trainer_layout, with_dp
@@ -23,6 +23,7 @@ from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
 from hybridrl.models import spec as models
 from hybridrl.models.make import find_maker, make_model
+from hybridrl.rollout.base import kind_of
 from hybridrl.trainer.setup import refuse_unfit_experts
 
 Say = Callable[[str, str], None]
@@ -91,7 +92,8 @@ def _model_errors(
     loaded: LoadedConfig, machine: Machine | None, spec: models.ModelSpec | None
 ) -> list[HybridRLError]:
     """What rules refuse, about the model as far as it is known, and what the trainer does."""
-    wrong = check(loaded, _world(machine, spec)) + _nodes_without_ranks(loaded) + unshared_gpus(loaded)
+    wrong = check(loaded, _world(machine, spec)) + _nodes_without_ranks(loaded)
+    wrong += [*separate_engines(loaded), *unshared_gpus(loaded)]
     if spec is not None:
         moe = loaded.config.actor.moe
         asked = (
@@ -120,16 +122,27 @@ def _nodes_without_ranks(loaded: LoadedConfig) -> list[HybridRLError]:
 
 def _layout_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridRLError]:
     """What only the layout of the shards shows, asked where no rule refuses the config."""
-    errors = []
+    errors: list[HybridRLError] = []
     for key, cut in trainer_cuts(loaded.config):
         whole = with_dp(cut, loaded.config.cluster)
         if error := _refusal(lambda whole=whole: trainer_layout(loaded.config, spec, whole)):
             errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
+    errors += _engine_errors(loaded, spec)
     shape = RunShape.of(loaded.config)
     if error := _refusal(lambda: reward_model_layout(loaded.config)):
         what, place = f"the reward model: {error.what}", loaded.where("reward_model.parallel", "reward_model")
         fix = error.fix if shape.reward_model else f"{error.fix}; or give it ranks with reward_model.parallel"
         errors.append(ConfigError(what, where=place, fix=fix))
+    return errors
+
+
+def _engine_errors(loaded: LoadedConfig, spec: models.ModelSpec) -> list[HybridRLError]:
+    """What the kind of engine cannot do that the config asks of it."""
+    cfg, key = loaded.config, "rollout.parallel"
+    kind = kind_of(cfg.rollout.engine)
+    errors = [loaded.locate(error) for error in kind.refuse(cfg, spec)]
+    if error := _refusal(lambda: kind.layout(spec, cfg.rollout.parallel)):
+        errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
     return errors
 
 

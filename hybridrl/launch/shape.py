@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from hybridrl.config.cluster import ClusterConfig
-from hybridrl.config.schema import Config, EngineParallel
+from hybridrl.config.rollout import EngineParallel
+from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from hybridrl.layout.cuts import Held
 from hybridrl.layout.runs import Run, Runs, join
@@ -89,6 +89,9 @@ class Layout(ABC):
     """Which part of a model each rank holds. Pure data: two layouts with equal fields are the same layout."""
 
     spec: ModelSpec
+
+    scales: ClassVar[str] = "_scale_inv"
+    """What follows the name of a block-FP8 weight in that of its scales."""
 
     @property
     @abstractmethod

@@ -157,7 +157,8 @@ def _refusal(loaded: LoadedConfig, setting: Setting, machine: Machine) -> Resour
     if not setting.missing_gpus():
         try:
             setting.layout()
-            setting.engine_layout()
+            if setting.num_engines:
+                setting.engine_layout()
         except LayoutError as error:
             where = loaded.where("actor.parallel", "rollout.parallel")
             raise ConfigError(error.what, where=where, fix=error.fix) from error

@@ -211,8 +211,7 @@ def keys(setting: Setting) -> dict[str, Any]:
         "actor.recompute": setting.recompute,
         "actor.microbatch_tokens": setting.microbatch_tokens,
         "actor.offload": setting.offload,
-        "rollout.parallel.tp": setting.engine.tp,
-        "rollout.parallel.ep": setting.engine.ep,
+        **{f"rollout.parallel.{size}": value for size, value in setting.engine.model_dump().items()},
         "rollout.num_engines": setting.num_engines,
         "rollout.memory_fraction": setting.memory_fraction,
     }

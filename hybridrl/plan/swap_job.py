@@ -12,14 +12,14 @@ from hybridrl.models import spec as models
 from hybridrl.models.make import make_model
 from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
-from hybridrl.rollout.sglang.layout import engine_layout
+from hybridrl.rollout.base import kind_of
 
 
 def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
     """Engines fill the devices of the trainer in order. Without GPUs a rank counts as a device."""
     shape = RunShape.of(cfg)
     source = trainer_layout(cfg, model, shape.parallel)
-    engines = (engine_layout(model, shape.engine),) * shape.num_engines
+    engines = (kind_of(cfg.rollout.engine).layout(model, shape.engine),) * shape.num_engines
     ranks = max(source.world_size, shape.num_engines * shape.engine.tp)
     node_size = cfg.cluster.gpus_per_node or -(-ranks // cfg.cluster.nodes)
     sizes = [layout.world_size for layout in engines]

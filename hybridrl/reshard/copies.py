@@ -18,9 +18,6 @@ from hybridrl.reshard.waves import Half
 Engine = tuple[Layout, Sequence[Mapping[str, SharedTensor]]]
 """An engine's layout, and what each of its ranks exported."""
 
-SCALES = "_scale_inv"
-"""SGLang keeps the scales of a block-FP8 weight under its name with this behind it."""
-
 
 class Copies:
     """Transfers of one rank into engines that it reaches: attached once, carried out often."""
@@ -78,15 +75,20 @@ def attached(engines: Sequence[Engine], name: Target) -> torch.Tensor:
     return attach(engines[engine][1][rank][tensor])
 
 
-def checksums(written: Written) -> Checksums:
-    """Of tensors and of the scales of those that are quantised, by the engines' names."""
-    scales = {(*name[:2], name[2] + SCALES): value for name, value in written.scale_checksums.items()}
+def checksums(written: Written, layouts: Sequence[Layout]) -> Checksums:
+    """Of tensors and of the scales of those that are quantised, by the engines' names.
+
+    Args:
+        layouts: of the engines.
+    """
+    found = written.scale_checksums.items()
+    scales = {(e, rank, name + layouts[e].scales): value for (e, rank, name), value in found}
     return written.checksums | scales
 
 
-def weights(exported: Mapping[str, SharedTensor]) -> dict[str, SharedTensor]:
+def weights(exported: Mapping[str, SharedTensor], layout: Layout) -> dict[str, SharedTensor]:
     """What an engine rank exported, without the scales of its quantised weights."""
-    scales = {name + SCALES for name in exported}
+    scales = {name + layout.scales for name in exported}
     return {name: tensor for name, tensor in exported.items() if name not in scales}
 
 
@@ -95,10 +97,11 @@ def _target(engines: Sequence[Engine], name: Target) -> torch.Tensor | BlockFP8:
     values = attached(engines, name)
     if values.dtype != torch.float8_e4m3fn:
         return values
-    if tensor + SCALES not in engines[engine][1][rank]:
+    scales = tensor + engines[engine][0].scales
+    if scales not in engines[engine][1][rank]:
         raise SwapError(
             f"{tensor} is FP8 without the scales of blocks of 128 x 128",
             where=f"engine {engine}, rank {rank}",
             fix="serve bf16, or quantise in blocks",
         )
-    return BlockFP8(values, attached(engines, (engine, rank, tensor + SCALES)))
+    return BlockFP8(values, attached(engines, (engine, rank, scales)))

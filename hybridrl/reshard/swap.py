@@ -99,6 +99,7 @@ class SwapWriter:
         self._shapes = {name: shard.shape for name, shard in source.shards(rank).items()} if is_source else {}
         self._direct, self._passed_on = Copies(ways.direct, engines), passed_on(ways.passed_on, engines)
         self._remote = _exchange(ways, engines, group, device)
+        self._layouts = [layout for layout, _ in engines]
         is_first = rank == min(set(range(source.world_size)) - lost)
         self._empty = _empty(engines) if is_first and only is None else {}
 
@@ -126,7 +127,7 @@ class SwapWriter:
             sum(part.bytes for part in parts),
             moved.sent_bytes if moved else 0,
             max(part.staging_bytes for part in parts),
-            expected((self._empty, *(checksums(part) for part in parts))),
+            expected((self._empty, *(checksums(part, self._layouts) for part in parts))),
         )
 
     def _refuse_other_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -188,7 +189,7 @@ def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping
     if len(exported) != layout.world_size:
         raise SwapError(f"engine {engine} exported {len(exported)} ranks, its layout has {layout.world_size}")
     for rank, every in enumerate(exported):
-        shards, tensors = layout.shards(rank), weights(every)
+        shards, tensors = layout.shards(rank), weights(every, layout)
         where = f"engine {engine}, rank {rank}"
         other = sorted(tensors.keys() ^ shards.keys())
         if other:

@@ -1,4 +1,4 @@
-"""The way that weights take into the engines, and the WeightSync role for the slow one: SGLang's own loader.
+"""The way that weights take into the engines, and the WeightSync role for the slow one: their own loader.
 
 Order of one such swap, over all engines: close the gate -> begin (engines DIRTY) -> bucket by bucket: trainer
 ranks write it, engines load it -> commit -> open the gate. Nobody knows where the loader puts weights, so no
@@ -11,8 +11,8 @@ from typing import Literal
 
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import ResourceError, SwapError
+from hybridrl.layout.base import Layout
 from hybridrl.layout.hf import HFLayout
-from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.buckets import split
 from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
@@ -28,7 +28,7 @@ async def connect(
     path: WeightPath,
     trainer: RayTrainer,
     rollout: RayRollout,
-    layout: SGLangLayout,
+    layout: Layout,
     cluster: ClusterConfig,
     warn: Callable[[str, str], None],
     topology: Topology | None = None,
@@ -36,7 +36,7 @@ async def connect(
     """Once, when both sides are up and before the first request: choose the way, and prepare it.
 
     Args:
-        layout: of every engine, as we know SGLang; its loader is probed before anything is written by it.
+        layout: of every engine, as we know its kind; its loader is probed before anything is written by it.
         warn: called with (about, text).
         topology: where all ranks sit; None: on one node, and every rank reaches every engine.
 

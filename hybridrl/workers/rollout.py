@@ -1,4 +1,4 @@
-"""One SGLang engine per actor, and the RolloutEngine role over all of them.
+"""One engine per actor, and the RolloutEngine role over all of them.
 
 RayRollout keeps a gate: a swap closes it, waits until no request runs, and opens it again once every engine
 serves the new version. So a request never meets weights that are being written, and fill() simply waits
@@ -21,7 +21,7 @@ from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
-from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
+from hybridrl.rollout.base import Answer, EngineKind, EngineSetup, Request
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
 
 _STOP_S = 60.0
@@ -29,14 +29,14 @@ _STOP_S = 60.0
 
 @ray.remote(max_restarts=0)
 class RolloutWorker:
-    def __init__(self, setup: EngineSetup) -> None:
-        self._setup = setup
+    def __init__(self, kind: EngineKind, setup: EngineSetup) -> None:
+        self._kind, self._setup = kind, setup
 
     def pid(self) -> int:
         return os.getpid()
 
     def start(self) -> None:
-        self._engine = SGLangEngine(self._setup)
+        self._engine = self._kind.open(self._setup)
 
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
@@ -44,14 +44,29 @@ class RolloutWorker:
         """Two returns: metadata for the controller, and the tokens, which stay in the object store."""
         return await self._engine.generate(prompts, sampling)
 
+    async def request(self, request: Request) -> Answer:
+        return await self._engine.request(request)
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        await self._engine.abort(ids)
+
+    async def pause(self) -> None:
+        await self._engine.pause()
+
+    async def continue_(self) -> None:
+        await self._engine.continue_()
+
     def export_parameters(self) -> list[dict[str, SharedTensor]]:
         return self._engine.export_parameters()
 
     async def probe_loader(self, layout: Layout) -> LayoutError | None:
         return await self._engine.probe_loader(layout)
 
-    async def rest(self) -> None:
-        await self._engine.rest()
+    async def release_cache(self) -> None:
+        await self._engine.release_cache()
+
+    async def resume_cache(self) -> None:
+        await self._engine.resume_cache()
 
     async def begin_swap(self, version: PolicyVersion) -> None:
         await self._engine.begin_swap(version)
@@ -97,7 +112,7 @@ class RayRollout:
         await asyncio.gather(*(group.all("stop", timeout_s=_STOP_S) for group in self.groups))
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
-        async with self._request():
+        async with self._requests(len(prompts) * sampling.num_samples):
             shares = _shares(len(prompts), len(self.workers))
             answers = await asyncio.gather(
                 *(
@@ -106,6 +121,13 @@ class RayRollout:
                 )
             )
         return [group for groups in answers for group in groups]
+
+    async def request(self, engine: int, request: Request) -> Answer:
+        """Answer one prompt on an engine of the caller's choice: it may have a part of the prompt cached."""
+        async with self._requests(1):
+            method, timeout_s = self.workers.actors[engine].request, self._cluster.step_timeout_s
+            (answer,) = await self.workers.wait("request", [method.remote(request)], timeout_s=timeout_s)
+        return answer
 
     async def _generate_on(self, rank: int, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         if not prompts:
@@ -119,15 +141,15 @@ class RayRollout:
         ]
 
     @contextlib.asynccontextmanager
-    async def _request(self) -> AsyncIterator[None]:
+    async def _requests(self, count: int) -> AsyncIterator[None]:
         async with self._changed:
             await self._changed.wait_for(lambda: self._open)
-            self._running += 1
+            self._running += count
         try:
             yield
         finally:
             async with self._changed:
-                self._running -= 1
+                self._running -= count
                 self._changed.notify_all()
 
     @contextlib.asynccontextmanager
@@ -143,7 +165,7 @@ class RayRollout:
 
     async def rest(self) -> None:
         """Give the memory that only answering needs back to the trainer, until the next swap."""
-        await self.all("rest")
+        await self.all("release_cache")
 
     async def all(self, method: str, *args: Any) -> list[Any]:
         return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)

@@ -16,7 +16,7 @@ from typing import Any
 
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import WorkerError
-from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.base import Layout
 from hybridrl.reshard.agreement import difference, disagreement, expected
 from hybridrl.reshard.swap import Engine, SwapWritten
 from hybridrl.reshard.topology import Topology
@@ -50,7 +50,7 @@ class RaySync:
         self,
         trainer: RayTrainer,
         rollout: RayRollout,
-        layout: SGLangLayout,
+        layout: Layout,
         cluster: ClusterConfig,
         warn: Callable[[str, str], None],
         topology: Topology | None = None,

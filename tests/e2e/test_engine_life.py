@@ -67,9 +67,11 @@ def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first
 
 def test_an_engine_ends_with_its_owner(folder):
     program = f"""
-from hybridrl.rollout.sglang.engine import EngineSetup, SGLangEngine
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 engine = SGLangEngine(EngineSetup(model_folder={str(folder)!r}, log_path={str(folder / "orphan.log")!r},
-                                  max_prompt_tokens=32, max_response_tokens=32))
+                                  parallel=SGLangParallel(), max_prompt_tokens=32, max_response_tokens=32))
 engine.export_parameters()
 print(engine._process.pid, engine._folder, engine._started.name, *engine._started.pids, flush=True)
 import os; os.kill(os.getpid(), 9)

@@ -21,7 +21,8 @@ from hybridrl.reshard.buckets import BucketWriter, split
 from hybridrl.reshard.checkpoint import load_hf
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
-from hybridrl.rollout.sglang.engine import EngineSetup
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 from hybridrl.types import Prompt, Sampling
 
 ROOT = Path(__file__).parents[2]
@@ -33,27 +34,33 @@ TOLERANCE = 2e-5
 """Nats between two fp32 programs, as DESIGN.md promises."""
 
 
-def model(seed):
+def model(seed, **changes):
+    """
+    Args:
+        changes: keys of its config.json.
+    """
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=120,
-        hidden_size=64,
-        intermediate_size=90,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        initializer_range=0.2,
-        eos_token_id=END,
-    )
+    given = {
+        "vocab_size": 120,
+        "hidden_size": 64,
+        "intermediate_size": 90,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "eos_token_id": END,
+    }
+    config = Qwen3Config(**given | changes)
     return Qwen3ForCausalLM(config).float().eval()
 
 
-def setup(folder, **options):
+def setup(folder, tp=1, **options):
     """Of an engine with the model in `folder`, and its log beside it."""
     given: dict[str, Any] = {
+        "parallel": SGLangParallel(tp=tp),
         "model_folder": str(folder),
         "log_path": str(folder / "engine.log"),
         "max_prompt_tokens": 96,

@@ -6,6 +6,7 @@ weights is v + 1 times version 0.
 
 import asyncio
 import contextlib
+import inspect
 import os
 import signal
 import time
@@ -176,7 +177,13 @@ class LocalGroup:
         return next(call for call in reversed(self.calls) if call.method == method)
 
     async def _ask(self, rank, method, args):
-        return outcome(self.actors[rank], method, args)
+        found = outcome(self.actors[rank], method, args)
+        if not inspect.isawaitable(found):
+            return found
+        try:
+            return await found
+        except Exception as error:
+            return error
 
 
 class ProcessGroup(LocalGroup):

@@ -1,5 +1,7 @@
 """SGLang as a rollout engine.
 
+kind.py        what is known of it without starting it: SGLang, the kind of engine
+sizes.py       ranks and cache of an engine
 engine.py      SGLangEngine, in its owner's process: state of the swap, deadlines, errors. Imports no sglang
 channel.py     calls and replies between that process and
 host.py        the process of one sglang.Engine; its children are schedulers, one a tensor-parallel rank
@@ -10,5 +12,8 @@ saved.py       put back bit for bit
 hooks.py       SGLang's sampler and attention on CPU, replaced by
 draw.py        sampling from counter-based seeds
 attention.py   attention for many requests at a time
-leftovers.py   files in shared memory that killed processes leave
 """
+
+from hybridrl.rollout.sglang.kind import SGLang
+
+__all__ = ["SGLang"]

@@ -15,25 +15,17 @@ from typing import Any
 import torch
 
 import hybridrl
-from hybridrl.errors import ResourceError
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, context_tokens, sizes_of
 
 LOOPBACK = "127.0.0.1"
 
 _PROJECT = str(Path(hybridrl.__file__).resolve().parent.parent)
 
-_CPU_KV_TOKENS = 65536
-"""Slots of the key-value cache on CPU when the config leaves them open: there is no memory of its own to
-divide.
-"""
-
 _SHORT_PROMPT_TOKENS = 64
 """On CPU, looking up the prefixes of shorter prompts costs more than computing them: half of the engine's
 time.
 """
-
-
-_SPARE_TOKENS = 8
-"""SGLang cuts answers, silently, that come closer than this to the end of the context or of the cache."""
 
 
 def has_cuda() -> bool:
@@ -84,39 +76,23 @@ def _threads(tp: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // (2 * tp))
 
 
-def engine_arguments(
-    *,
-    tp: int,
-    ep: int,
-    dp_attention: int,
-    seed: int,
-    max_prompt_tokens: int,
-    max_response_tokens: int,
-    kv_cache_tokens: int | None,
-    memory_fraction: float,
-    max_running_requests: int,
-) -> dict[str, Any]:
+def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
     """Keyword arguments of sglang.Engine, all but the model and its version.
 
     Raises:
         ResourceError: the key-value cache cannot hold one request.
     """
-    context_tokens = max_prompt_tokens + max_response_tokens + _SPARE_TOKENS
-    cache_tokens = kv_cache_tokens if has_cuda() else kv_cache_tokens or _CPU_KV_TOKENS
-    if cache_tokens is not None and cache_tokens < context_tokens:
-        raise ResourceError(
-            f"a cache of {cache_tokens} tokens cannot hold a prompt of {max_prompt_tokens} and an answer of "
-            f"{max_response_tokens}",
-            fix=f"rollout.kv_cache_tokens = {context_tokens} or more",
-        )
+    sizes = sizes_of(setup.parallel)
+    cache_tokens = setup.kv_cache_tokens if has_cuda() else setup.kv_cache_tokens or CPU_CACHE_TOKENS
+    context = context_tokens(setup.max_prompt_tokens, setup.max_response_tokens, cache_tokens)
     common = {
-        "tp_size": tp,
-        "ep_size": ep,
-        "dp_size": dp_attention,
-        "enable_dp_attention": dp_attention > 1,
-        "random_seed": seed,
-        "max_running_requests": max_running_requests,
-        "context_length": context_tokens,
+        "tp_size": sizes.tp,
+        "ep_size": sizes.ep,
+        "dp_size": sizes.dp_attention,
+        "enable_dp_attention": sizes.dp_attention > 1,
+        "random_seed": setup.seed,
+        "max_running_requests": setup.max_running_requests,
+        "context_length": context,
         "max_total_tokens": cache_tokens,
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
@@ -128,7 +104,7 @@ def engine_arguments(
     if has_cuda():
         return common | {
             "dtype": "bfloat16",
-            "mem_fraction_static": memory_fraction,
+            "mem_fraction_static": setup.memory_fraction,
             "enable_memory_saver": True,
             "moe_runner_backend": "triton",  # others repack experts, as the default does on Blackwell
         }
@@ -139,6 +115,6 @@ def engine_arguments(
         "sampling_backend": "pytorch",
         "disable_cuda_graph": True,
         "disable_overlap_schedule": True,
-        "disable_radix_cache": max_prompt_tokens < _SHORT_PROMPT_TOKENS,
+        "disable_radix_cache": setup.max_prompt_tokens < _SHORT_PROMPT_TOKENS,
         "sleep_on_idle": True,
     }

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -32,8 +32,8 @@ from hybridrl.layout.base import Layout
 from hybridrl.models import spec
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
+from hybridrl.rollout.base import Answer, EngineSetup, Request
 from hybridrl.rollout.session import EngineSession
-from hybridrl.rollout.sglang import leftovers
 from hybridrl.rollout.sglang.arguments import engine_arguments, process_environment
 from hybridrl.rollout.sglang.channel import Caller
 from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
@@ -46,43 +46,10 @@ _NOISE = "Ignore import error when loading"
 _REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b")
 """Last line of a traceback."""
 
+_SHARED_MEMORY = Path("/dev/shm")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineSetup:
-    """What an engine is started with."""
-
-    model_folder: str
-    """Hugging Face format; its weights are those of `version`."""
-
-    log_path: str
-    """File that takes everything the engine's processes print."""
-
-    tp: int = 1
-    ep: int = 1
-    dp_attention: int = 1
-    seed: int = 0
-    max_prompt_tokens: int = 1024
-    max_response_tokens: int = 1024
-    kv_cache_tokens: int | None = None
-    """None: by memory_fraction on a GPU, 65536 on CPU."""
-
-    memory_fraction: float = 0.8
-    max_running_requests: int = 256
-    version: PolicyVersion | None = 0
-    """None: the weights are of no version, so that the engine serves only after its first swap."""
-
-    start_timeout_s: float = 600.0
-    returns_experts: bool = False
-    """Blocks say which experts each token went to."""
-
-    parts: int = 1
-    """Of the engine, each on a node of its own with its share of the ranks. They start together."""
-
-    part: int = 0
-    """Which of them this is. The first answers; the others only start and end."""
-
-    meet: str = ""
-    """host:port of the first part, where several find each other; and the six ports that follow."""
+_OF_PROCESS = ("torch_{pid}_*", "sem.loky-{pid}-*", "sgl_shm_*_{pid}_*")
+_OF_ENGINE = ("sglang_loads_{name}_*",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +75,15 @@ class Started:
 
 
 class SGLangEngine:
-    """A running engine. Any thread or loop may call generate(); one caller makes the swaps, in order."""
+    """Engine, of rollout/base.py, which says what its methods do."""
 
     def __init__(self, setup: EngineSetup) -> None:
-        """Start the engine and wait until it serves: 10 to 20 seconds for a small model.
-
-        Raises:
-            ModelError: setup.model_folder holds no model that a table describes.
-            ConfigError: a prompt and an answer together are longer than the model's positions.
-            ResourceError: they are larger than the key-value cache.
-            EngineError: it did not start; nothing of it is left behind.
-            DeadlineError: it was not up after setup.start_timeout_s.
-        """
+        """Start it and wait until it serves: 10 to 20 seconds for a small model. Errors: EngineKind.open."""
         arguments = _arguments(setup)
         self.setup = setup
         self.session = EngineSession(setup.version, name=Path(setup.log_path).stem)
         self._running: set[Future[Any]] = set()
+        self._paused = False
         self._started = Started("", [])
         self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
         self._process, connection = _spawn(Order(arguments, self._folder), setup, Path(setup.log_path))
@@ -137,116 +97,85 @@ class SGLangEngine:
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> tuple[list[list[Trajectory]], TokenBlock]:
-        """Answer prompts: token ids in, token ids out.
-
-        Args:
-            prompts: at least one.
-            sampling: answer i, counted over prompts and samples, is drawn from seed + i; with seed None from
-                seeds of the engine's. The model's own end tokens end an answer, besides stop_token_ids.
-
-        Returns:
-            (trajectories, block): num_samples trajectories a prompt, in order, and their tokens. A stop
-            token is part of its answer, has a log-probability and is trained on. Log-probabilities are
-            those of the whole vocabulary at the sampling temperature, before top-p and top-k; for
-            temperature 0, at 1.
-
-        Raises:
-            EngineError: a swap is under way or failed, the engine died, or a prompt does not fit.
-        """
         version = self.session.require_serving()
-        future = self._caller.call("generate", [prompt.token_ids for prompt in prompts], sampling, version)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        block, finish = await asyncio.wrap_future(future)
+        block, finish = await self._answered(
+            "generate", [prompt.token_ids for prompt in prompts], sampling, version
+        )
         rows = iter(_trajectories(block, finish, version))
         return [[next(rows) for _ in range(sampling.num_samples)] for _ in prompts], block
 
+    async def request(self, request: Request) -> Answer:
+        self.session.require_serving()
+        return await self._answered("request", request)
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        await self._call("abort", list(ids))
+
+    async def pause(self) -> None:
+        self._paused = True
+        await self._call("pause")
+
+    async def continue_(self) -> None:
+        self.session.require_serving()
+        self._paused = False
+        await self._call("continue_")
+
+    async def release_cache(self) -> None:
+        await self._running_to_end()
+        await self._call("release_cache")
+
+    async def resume_cache(self) -> None:
+        await self._call("resume_cache")
+
     def export_parameters(self) -> list[dict[str, SharedTensor]]:
-        """Let other processes reach the parameters, in place. One dict a TP rank, by SGLang's names.
-
-        Blocks, and so does the engine. A second call gives the same memory again.
-
-        Raises:
-            ResourceError: shared memory is full, or memory of a GPU cannot be shared.
-            EngineError: SGLang repacked a parameter, or the engine died.
-        """
         return self._caller.call("export_parameters").result()
 
     async def probe_loader(self, layout: Layout) -> LayoutError | None:
-        """Compare what SGLang's own loader does with `layout`, before anybody writes by it.
-
-        The loader takes tags in place of weights, which are restored bit for bit. No request may run.
-
-        Returns:
-            Why weights must not be written in place; None: `layout` is that of the engine.
-
-        Raises:
-            EngineError: a request runs, or the loader failed on the tags.
-        """
         if self._running:
             raise EngineError(f"{self.session.name} answers requests; its loader is probed before the first")
         try:
-            await asyncio.wrap_future(self._caller.call("probe_loader", layout))
+            await self._call("probe_loader", layout)
         except LayoutError as difference:
             return difference
         return None
 
     async def begin_swap(self, version: PolicyVersion) -> None:
-        """Refuse new requests and wait for those that run; then parameters may be written.
-
-        Raises:
-            VersionError: `version` is not the next one.
-            EngineError: a swap is under way already.
-        """
         self.session.quiesce(version)
         await self._running_to_end()
         self.session.begin_write()
 
-    async def rest(self) -> None:
-        """Give back the memory that only answering needs, on a GPU, until weights are committed.
-
-        Until then no request may come; those that run end first.
-        """
-        await self._running_to_end()
-        await asyncio.wrap_future(self._caller.call("rest"))
-
     async def checksums(self) -> list[dict[str, int]]:
-        """Of what the parameters hold now, as the engine's own processes read it; one dict a TP rank."""
-        return await asyncio.wrap_future(self._caller.call("checksums"))
+        return await self._call("checksums")
 
     async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, *, first: bool, last: bool) -> None:
-        """Take a part of a checkpoint through SGLang's own loader, during a swap; all parts are a swap.
-
-        Args:
-            buffer: holds the bucket until this returns.
-
-        Raises:
-            EngineError: SGLang did not take it; a later swap repeats from the first bucket.
-        """
-        await asyncio.wrap_future(self._caller.call("load_bucket", bucket, buffer, first, last))
+        await self._call("load_bucket", bucket, buffer, first, last)
 
     async def commit_swap(self, version: PolicyVersion) -> None:
-        """Serve the weights that were written, once their checksums are equal. A swap left open never serves.
-
-        Raises:
-            VersionError: the swap was begun for another version.
-            EngineError: no swap is under way, or SGLang kept its cache of the old weights; it does not serve.
-        """
         self.session.commit(version)
-        await asyncio.wrap_future(self._caller.call("adopt", version))
+        await self._call("adopt", version)
         self.session.serve()
 
-    async def _running_to_end(self) -> None:
-        while self._running:
-            ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
-            await asyncio.gather(*ends, return_exceptions=True)
-
     def shutdown(self) -> None:
-        """End the engine's processes and remove what they leave behind. Repeating it is free."""
         self._caller.hang_up()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_S)
         self._end_processes()
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        return await asyncio.wrap_future(self._caller.call(method, *args))
+
+    async def _answered(self, method: str, *args: Any) -> Any:
+        """A call that the engine's sampling ends."""
+        future = self._caller.call(method, *args)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        return await asyncio.wrap_future(future)
+
+    async def _running_to_end(self) -> None:
+        """A paused engine's do not end, and hold no cache."""
+        while self._running and not self._paused:
+            ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
+            await asyncio.gather(*ends, return_exceptions=True)
 
     def _wait_until_up(self, connection: Connection) -> Started:
         limit = self.setup.start_timeout_s
@@ -273,7 +202,7 @@ class SGLangEngine:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        leftovers.remove(self._started.pids, self._started.name)
+        remove_leftovers(self._started.pids, self._started.name)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -285,17 +214,7 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
             f"longer than the {positions} positions of {setup.model_folder}",
             fix=f"rollout.max_response_tokens = {positions - setup.max_prompt_tokens} or less",
         )
-    depending = engine_arguments(
-        tp=setup.tp,
-        ep=setup.ep,
-        dp_attention=setup.dp_attention,
-        seed=setup.seed,
-        max_prompt_tokens=setup.max_prompt_tokens,
-        max_response_tokens=setup.max_response_tokens,
-        kv_cache_tokens=setup.kv_cache_tokens,
-        memory_fraction=setup.memory_fraction,
-        max_running_requests=setup.max_running_requests,
-    )
+    depending = engine_arguments(setup)
     model = {
         "model_path": setup.model_folder,
         "weight_version": str(setup.version),
@@ -317,7 +236,7 @@ def _spawn(order: Order, setup: EngineSetup, log_path: Path) -> tuple[subprocess
     with theirs, open(log_path, "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", program],
-            env=process_environment(setup.tp, setup.parts, order.folder),
+            env=process_environment(setup.parallel.tp, setup.parts, order.folder),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -336,3 +255,19 @@ def _trajectories(block: TokenBlock, finish: Sequence[Finish], version: PolicyVe
         Trajectory(row=i, prompt_tokens=p, response_tokens=r, trained_tokens=r, finish=f, version=version)
         for i, (p, r, f) in enumerate(zip(prompt_N, response_N, finish, strict=True))
     ]
+
+
+def remove_leftovers(pids: Iterable[int], name: str) -> None:
+    """Unlink what an engine's processes leave in shared memory when they are killed; whoever has one mapped
+    keeps it until it lets go.
+
+    Args:
+        pids: of processes that ended.
+        name: what SGLang calls the engine; "" when it did not come that far.
+    """
+    patterns = [p.format(pid=pid) for pid in pids for p in _OF_PROCESS]
+    if name:
+        patterns += [p.format(name=name) for p in _OF_ENGINE]
+    for pattern in patterns:
+        for path in _SHARED_MEMORY.glob(pattern):
+            path.unlink(missing_ok=True)

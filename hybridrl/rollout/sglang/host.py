@@ -19,8 +19,10 @@ import signal
 import sys
 import tempfile
 import time
+import uuid
 from base64 import b64decode
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,9 @@ import psutil
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.entrypoints import engine as sglang_engine
 from sglang.srt.managers.io_struct import (
+    ContinueGenerationReqInput,
     GenerateReqInput,
+    PauseGenerationReqInput,
     ReleaseMemoryOccupationReqInput,
     ResumeMemoryOccupationReqInput,
     UpdateWeightVersionReqInput,
@@ -41,18 +45,30 @@ from hybridrl.errors import EngineError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
-from hybridrl.rollout.sglang import leftovers, scheduler
+from hybridrl.rollout.base import Answer, Request
+from hybridrl.rollout.sglang import scheduler
 from hybridrl.rollout.sglang.arguments import has_cuda
 from hybridrl.rollout.sglang.channel import Callee
-from hybridrl.rollout.sglang.engine import Order, Started
+from hybridrl.rollout.sglang.engine import Order, Started, remove_leftovers
 from hybridrl.types import Finish, PolicyVersion, Sampling
 
 _EXIT_S = 10.0
 _IDLE_S = 5.0
 _POLL_S = 0.02
-_RESTING = [GPU_MEMORY_TYPE_KV_CACHE]
+_CACHE = [GPU_MEMORY_TYPE_KV_CACHE]
 
 TokenIds = Sequence[int]
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request on its way."""
+
+    rid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Its name in SGLang, which aborts every request whose name begins like the one it is told."""
+
+    sent: bool = False
+    aborted: bool = False
 
 
 class Engine(sglang_engine.Engine):
@@ -74,7 +90,7 @@ class Engine(sglang_engine.Engine):
 
 
 class Host:
-    """The calls that the engine's owner may make; see SGLangEngine."""
+    """The calls that the engine's owner may make; see rollout/base.py."""
 
     def __init__(self, order: Order) -> None:
         arguments = order.arguments
@@ -84,7 +100,9 @@ class Host:
 
         self._caches_prefixes = not arguments.get("disable_radix_cache")
         self._returns_experts = arguments["enable_return_routed_experts"]
-        self._rests = False
+        self._requests: dict[str, _Running] = {}
+        self._paused, self._changed = False, asyncio.Condition()
+        self._cache_released = False
         self._derives: bool | None = None
         """The model has tensors that follow from its weights; None: nobody asked yet."""
 
@@ -135,6 +153,63 @@ class Host:
         )
         return block, [answer["finish_reason"]["type"] for answer in described]
 
+    async def request(self, request: Request) -> Answer:
+        self._check([request.token_ids])
+        _refuse(request)
+        if request.id in self._requests:
+            raise EngineError(f"request {request.id!r} runs already", fix="give each an id of its own")
+        running = self._requests[request.id] = _Running()
+        try:
+            async with self._changed:
+                await self._changed.wait_for(lambda: running.aborted or not self._paused)
+            if running.aborted:
+                return _no_answer(request)
+            running.sent = True
+            return await self._answer(request, running.rid)
+        finally:
+            del self._requests[request.id]
+
+    async def abort(self, ids: Sequence[str]) -> None:
+        for running in [self._requests[one] for one in ids if one in self._requests]:
+            running.aborted = True
+            if running.sent:
+                self._manager.abort_request(running.rid)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def pause(self) -> None:
+        """SGLang's mode retract: it computes the cache of the requests again when it goes on."""
+        self._paused = True
+        await self._manager.pause_generation(PauseGenerationReqInput(mode="retract"))
+
+    async def continue_(self) -> None:
+        await self._manager.continue_generation(ContinueGenerationReqInput(torch_empty_cache=False))
+        async with self._changed:
+            self._paused = False
+            self._changed.notify_all()
+
+    async def _answer(self, request: Request, rid: str) -> Answer:
+        seed = request.sampling.seed
+        asked = GenerateReqInput(
+            rid=rid,
+            input_ids=list(request.token_ids),
+            sampling_params=_sampling_parameters(request.sampling)
+            | {"sampling_seed": self._unseeded.getrandbits(62) if seed is None else seed},
+            return_logprob=True,
+            return_routed_experts=self._returns_experts,
+        )
+        answer = await anext(self._manager.generate_request(asked))
+        described = answer["meta_info"]
+        has_experts = self._returns_experts and "routed_experts" in described
+        return Answer(
+            id=request.id,
+            token_T=np.array(answer["output_ids"], np.int32),
+            logp_T=np.array([logp for logp, *_ in described["output_token_logprobs"]], np.float32),
+            version_T=_versions(described, len(answer["output_ids"])),
+            finish=described["finish_reason"]["type"],
+            experts_SLK=self._experts([answer])[0] if has_experts else None,
+        )
+
     def _experts(self, answers: Sequence[dict[str, Any]]) -> list[np.ndarray]:
         """Of every token that a layer saw, [all but the last, layers, experts of a token]."""
         config = self._manager.model_config.hf_text_config
@@ -147,12 +222,17 @@ class Host:
     async def export_parameters(self) -> list[Any]:
         return await self._ask_schedulers("export_parameters")
 
-    async def rest(self) -> None:
-        """Free the key-value cache on a GPU, until `adopt`. No request may run."""
-        if has_cuda() and not self._rests:
+    async def release_cache(self) -> None:
+        """Free the key-value cache on a GPU. No request may run, unless paused."""
+        if has_cuda() and not self._cache_released:
             await self._flush_cache()  # SGLang's release ends a scheduler that is not idle
-            await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=_RESTING))
-            self._rests = True
+            await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=_CACHE))
+            self._cache_released = True
+
+    async def resume_cache(self) -> None:
+        if self._cache_released:
+            await self._manager.resume_memory_occupation(ResumeMemoryOccupationReqInput(tags=_CACHE))
+            self._cache_released = False
 
     async def checksums(self) -> list[Any]:
         return await self._ask_schedulers("checksums")
@@ -164,15 +244,13 @@ class Host:
         await self._ask_schedulers("load_bucket", bucket, buffer, first, last)
 
     async def adopt(self, version: PolicyVersion) -> None:
-        """The parameters are those of `version`: forget or renew what was computed with the old ones. Ends
-        a rest.
+        """The parameters are those of `version`: forget or renew what was computed with the old ones. The
+        cache is there again.
 
         Raises:
             EngineError: a request still runs.
         """
-        if self._rests:
-            await self._manager.resume_memory_occupation(ResumeMemoryOccupationReqInput(tags=_RESTING))
-            self._rests = False
+        await self.resume_cache()
         if self._derives is None:
             self._derives = any(await self._ask_schedulers("derives"))
         if self._derives:
@@ -241,6 +319,33 @@ def _expect_version(described: Sequence[dict[str, Any]], version: PolicyVersion)
         raise EngineError(f"answers come from versions {sorted(found)}, not from {version}")
 
 
+def _versions(described: dict[str, Any], num_tokens: int) -> np.ndarray:
+    """int32: of the weights that drew each token."""
+    found = np.empty(num_tokens, np.int32)
+    for span in described["weight_versions"] if num_tokens else ():
+        found[span["start"] : span["end"]] = int(span["version"])
+    return found
+
+
+def _no_answer(request: Request) -> Answer:
+    """A request that was aborted before SGLang knew of it."""
+    none = np.zeros(0, np.int32)
+    return Answer(id=request.id, token_T=none, logp_T=none.astype(np.float32), version_T=none, finish="abort")
+
+
+def _refuse(request: Request) -> None:
+    if request.sampling.num_samples != 1:
+        raise EngineError(
+            f"request {request.id!r} asks for {request.sampling.num_samples} answers",
+            fix="one request an answer, or generate()",
+        )
+    if request.arrays:
+        raise EngineError(
+            f"request {request.id!r} brings {', '.join(request.arrays)}: SGLang is given token ids only",
+            fix="leave its arrays out",
+        )
+
+
 def main(file_descriptor: int) -> None:
     connection = Connection(file_descriptor)
     order: Order = connection.recv()
@@ -265,4 +370,4 @@ def _end_children(started: Started) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(children, timeout=_EXIT_S)  # children of children are somebody else's to wait for
-    leftovers.remove([*started.pids, *(process.pid for process in family)], started.name)
+    remove_leftovers([*started.pids, *(process.pid for process in family)], started.name)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from sglang.srt.managers.io_struct import AbortReq
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -66,6 +68,17 @@ class RolloutScheduler(Scheduler):
         # SGLang collects garbage at every cache flush on CPU: 0.5 s over all that the imports made.
         gc.collect()
         gc.freeze()
+
+    def abort_request(self, recv_req: AbortReq) -> None:
+        """SGLang answers for a request that waits with the tokens of its last report, some fifty behind. A
+        paused one has sampled more than that."""
+        begun = [req for req in self.waiting_queue if req.output_ids and req.rid.startswith(recv_req.rid)]
+        self.waiting_queue = [req for req in self.waiting_queue if req not in begun]
+        for req in begun:
+            req.finished_reason = FINISH_ABORT()
+            self._release_aborted_request(req)
+            self.output_streamer.stream_output([req], req.return_logprob)
+        super().abort_request(recv_req)
 
     def export_parameters(self, folder: str) -> None:
         self._answer(folder, lambda runner: receive.export_parameters(runner.model))

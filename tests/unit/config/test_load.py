@@ -1,13 +1,17 @@
 """From YAML and overrides to a config: values, origins, and every mistake with its place."""
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from hybridrl.config.load import LoadedConfig, load, values
 from hybridrl.config.problems import ConfigErrors
+from hybridrl.config.rollout import EngineParallel
 from hybridrl.errors import ConfigError
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 
 BASE = """\
 model: models/tiny
@@ -231,3 +235,37 @@ def test_a_folder_and_bytes_are_no_config(tmp_path: Path) -> None:
         load(tmp_path)
     with pytest.raises(ConfigError, match="is not UTF-8 text"):
         load(tmp_path / "b.yaml")
+
+
+def test_the_sizes_of_an_engine_are_those_of_its_kind(tmp_path: Path) -> None:
+    found = loaded(tmp_path, BASE, "rollout.parallel={tp: 4, ep: 2}")
+    assert found.config.rollout.parallel == SGLangParallel(tp=4, ep=2)
+    assert dict(values(found.config))["rollout.parallel.dp_attention"] == 1
+    assert found.origins["rollout.parallel.ep"] == "command line"
+    other = loaded(tmp_path, BASE, "rollout.engine=tiny_engine:Tiny", "rollout.parallel.tp=2").config
+    assert other.rollout.parallel == EngineParallel(tp=2)
+    assert other.model_dump()["rollout"]["parallel"] == {"tp": 2}
+    assert found.config.model_dump()["rollout"]["parallel"] == {"tp": 4, "ep": 2, "dp_attention": 1}
+
+
+def test_a_kind_of_engine_that_is_not_there_and_sizes_that_it_has_not_are_mistakes(tmp_path: Path) -> None:
+    text = BASE + "rollout:\n  engine: slang\n  parallel: {tp: 2, ep: 2}\n"
+    assert mistakes(tmp_path, text) == [
+        "rollout.engine: rollout has no 'slang'; use one of sglang, or module:Name  (my.yaml:7)"
+    ]
+    text = BASE + "rollout:\n  engine: tiny_engine:Tiny\n  parallel: {tp: 2, ep: 2}\n"
+    (unknown,) = mistakes(tmp_path, text)
+    assert unknown.startswith("unknown key rollout.parallel.ep  (my.yaml:8)")
+    (wrong,) = mistakes(tmp_path, BASE, "rollout.parallel={ep: 0}")
+    assert wrong.startswith("rollout.parallel.ep = 0 is not an integer above 0  (command line)")
+    (wrong,) = mistakes(tmp_path, BASE, "rollout.parallel=[2]")
+    assert "is not a section" in wrong and "tp, ep, dp_attention" in wrong
+
+
+def test_a_config_is_loaded_without_numpy_torch_and_the_engine(tmp_path: Path) -> None:
+    program = (
+        "import sys; from hybridrl.config.load import load; load(sys.argv[1], ['rollout.engine=sglang']);"
+        "print({'numpy', 'torch', 'sglang', 'ray'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", program, str(write(tmp_path))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "set()\n"

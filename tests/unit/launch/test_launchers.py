@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hybridrl.config.schema import EngineParallel
+from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.training import TrainParallel
 from hybridrl.launch.shape import RunShape, Seats
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.launch.preflight import algorithm_row
+from hybridrl.config.problems import ConfigErrors
+from hybridrl.launch.preflight import algorithm_row, preflight
+from hybridrl.models.tiny import random_model
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,43 @@ def test_a_preset_is_printed_as_the_row_that_it_stands_for(
     file = tmp_path / "my.yaml"
     file.write_text("model: m\ndata: {train: t.jsonl}\nreward: exact\nrun: {name: first}\n")
     assert algorithm_row(load(file, overrides)) == row
+
+
+@pytest.mark.parametrize(
+    ("overrides", "refusal"),
+    [
+        ([], None),
+        (["rollout.parallel={tp: 2, dp_attention: 2}"], None),
+        (["rollout.parallel={tp: 2, ep: 2}"], "rollout.parallel: ep = 2"),
+        (["rollout.parallel={tp: 4, dp_attention: 3}"], "rollout.parallel: dp_attention = 3 does not divide"),
+        (
+            ["rollout.kv_cache_tokens=68"],
+            "a cache of 68 tokens cannot hold a prompt of 32 and an answer of 32",
+        ),
+        (["rollout.engine=tiny_engine:Tiny"], None),
+        (["rollout.engine=tiny_engine:Tiny", "rollout.parallel.tp=2"], "a tiny engine has one rank"),
+        (["cluster.placement=separate"], "engines on devices of their own are not there yet"),
+    ],
+)
+def test_what_the_kind_of_engine_cannot_do_is_refused_before_a_start(
+    tmp_path: Path, overrides: list[str], refusal: str | None
+) -> None:
+    random_model(tmp_path / "model", "qwen3", 0)
+    (tmp_path / "t.jsonl").write_text('{"prompt": "1", "answer": "2"}\n')
+    file, said = tmp_path / "my.yaml", []
+    file.write_text(
+        f"model: {tmp_path}/model\ndata: {{train: {tmp_path}/t.jsonl}}\nreward: exact_match\n"
+        "run: {name: first}\nrollout: {max_prompt_tokens: 32, max_response_tokens: 32}\n"
+    )
+
+    def check() -> None:
+        preflight(load(file, overrides), None, lambda *line: said.append(line), make_model=False)
+
+    if refusal is None:
+        check()
+        assert said
+        return
+    with pytest.raises(ConfigErrors) as error:
+        check()
+    (found,) = error.value.errors
+    assert refusal in found.what and found.fix and "command line" in found.where

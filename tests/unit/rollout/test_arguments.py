@@ -7,19 +7,18 @@ from sglang.srt.arg_groups.choices import MOE_RUNNER_BACKEND_CHOICES
 from sglang.srt.arg_groups.model_overrides import qwen3_moe
 from sglang.srt.environ import envs
 
+from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.sglang import arguments
+from hybridrl.rollout.sglang.sizes import SGLangParallel
 
-SIZES = {
-    "tp": 2,
-    "ep": 1,
-    "dp_attention": 1,
-    "seed": 0,
-    "max_prompt_tokens": 16,
-    "max_response_tokens": 16,
-    "kv_cache_tokens": None,
-    "memory_fraction": 0.8,
-    "max_running_requests": 8,
-}
+SETUP = EngineSetup(
+    model_folder="",
+    log_path="",
+    parallel=SGLangParallel(tp=2),
+    max_prompt_tokens=16,
+    max_response_tokens=16,
+    max_running_requests=8,
+)
 SWITCH = "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED"
 
 
@@ -41,7 +40,7 @@ def test_blackwell_computes_experts_from_weights_as_they_were_loaded(monkeypatch
         model = SimpleNamespace(architectures=["Qwen3MoeForCausalLM"])
         return qwen3_moe._qwen3_moe_family_overrides(args, model)
 
-    chosen = arguments.engine_arguments(**SIZES)
+    chosen = arguments.engine_arguments(SETUP)
     assert override()["moe_runner_backend"] == "flashinfer_trtllm"
     assert override(moe_runner_backend=chosen["moe_runner_backend"]) == {}
     assert chosen["moe_runner_backend"] in MOE_RUNNER_BACKEND_CHOICES
@@ -57,4 +56,4 @@ def test_an_inherited_switch_does_not_reorder_the_rows_of_experts(monkeypatch, t
 
 
 def test_a_cpu_engine_has_no_kernels_to_choose() -> None:
-    assert "moe_runner_backend" not in arguments.engine_arguments(**SIZES)
+    assert "moe_runner_backend" not in arguments.engine_arguments(SETUP)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from hybridrl.rollout.sglang import leftovers
+from hybridrl.rollout.sglang import engine
 
 
 @pytest.fixture
 def shared_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(leftovers, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(engine, "_SHARED_MEMORY", tmp_path)
     return tmp_path
 
 
@@ -18,11 +18,11 @@ OTHERS = ["torch_123_345_0", "sem.loky-123-abc", "sglang_loads_e2_ff.shm", "sgla
 def test_files_of_other_processes_and_engines_stay(shared_memory):
     for name in OURS + OTHERS:
         (shared_memory / name).touch()
-    leftovers.remove([12], "e1")
+    engine.remove_leftovers([12], "e1")
     assert sorted(path.name for path in shared_memory.iterdir()) == sorted(OTHERS)
 
 
 def test_an_engine_that_never_got_a_name_has_no_files_by_name(shared_memory):
     (shared_memory / "sglang_loads__ff.shm").touch()
-    leftovers.remove([], "")
+    engine.remove_leftovers([], "")
     assert [path.name for path in shared_memory.iterdir()] == ["sglang_loads__ff.shm"]

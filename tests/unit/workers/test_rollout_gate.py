@@ -1,9 +1,13 @@
 """The gate between requests and swaps, and how requests are dealt to engines."""
 
 import asyncio
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
+from hybridrl.config.cluster import ClusterConfig
+from hybridrl.rollout.base import Request
 from hybridrl.types import Sampling
 from hybridrl.workers.rollout import RayRollout, _shares, _shifted
 
@@ -17,7 +21,7 @@ def test_a_swap_waits_for_running_requests_and_later_requests_wait_for_the_swap(
         rollout, order = gate(), []
 
         async def request(name: str, seconds: float) -> None:
-            async with rollout._request():
+            async with rollout._requests(2):
                 order.append(f"{name} starts")
                 await asyncio.sleep(seconds)
             order.append(f"{name} ends")
@@ -46,10 +50,46 @@ def test_after_a_failed_swap_no_request_passes() -> None:
             async with rollout.quiet():
                 raise ValueError("torn")
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.02), rollout._request():
+            async with asyncio.timeout(0.02), rollout._requests(2):
                 pass
 
     asyncio.run(scenario())
+
+
+class Workers:
+    """Two engines behind Ray's way of calling them: a request is answered with the engine and its id."""
+
+    def __init__(self) -> None:
+        self.actors = [SimpleNamespace(request=Method(engine)) for engine in range(2)]
+
+    async def wait(self, method: str, calls: list, *, timeout_s: float) -> list:
+        await asyncio.sleep(0.01)
+        return calls
+
+
+@dataclass
+class Method:
+    engine: int
+
+    def remote(self, request: Request) -> tuple[int, str]:
+        return self.engine, request.id
+
+
+def test_a_request_goes_to_the_engine_that_it_names_and_a_swap_waits_for_each() -> None:
+    sampling = Sampling(num_samples=1, max_response_tokens=1)
+
+    async def scenario() -> tuple[list, list[int]]:
+        rollout, seen = RayRollout(workers=Workers(), cluster=ClusterConfig()), []
+        asked = [Request(id=name, token_ids=(1,), sampling=sampling) for name in "abc"]
+        running = [asyncio.create_task(rollout.request(i % 2, one)) for i, one in enumerate(asked)]
+        await asyncio.sleep(0)
+        seen.append(rollout._running)
+        async with rollout.quiet():
+            seen.append(rollout._running)
+            assert all(one.done() for one in running)
+        return await asyncio.gather(*running), seen
+
+    assert asyncio.run(scenario()) == ([(0, "a"), (1, "b"), (0, "c")], [3, 0])
 
 
 @pytest.mark.parametrize(("count", "engines"), [(8, 3), (2, 3), (0, 2), (7, 1)])

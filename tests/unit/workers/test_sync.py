@@ -104,7 +104,7 @@ class Crew:
     def gate_is_closed(self):
         async def request():
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01), self.rollout._request():
+                async with asyncio.timeout(0.01), self.rollout._requests(1):
                     pass
             return True
 

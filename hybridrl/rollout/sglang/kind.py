@@ -1,0 +1,47 @@
+"""What is known of SGLang without starting it. Imports neither torch nor sglang."""
+
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+
+from hybridrl.config.rollout import EngineParallel
+from hybridrl.config.schema import Config
+from hybridrl.errors import HybridRLError, ResourceError
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.models.spec import ModelSpec
+from hybridrl.registry import register
+from hybridrl.rollout.base import Engine, EngineSetup
+from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SGLangParallel, context_tokens, sizes_of
+
+
+@register("engine", "sglang")
+class SGLang:
+    """EngineKind."""
+
+    name = "sglang"
+    parallel = SGLangParallel
+
+    def layout(self, model: ModelSpec, parallel: EngineParallel) -> SGLangLayout:
+        sizes: SGLangParallel = sizes_of(parallel)
+        return SGLangLayout(model, tp=sizes.tp, ep=sizes.ep, dp_attention=sizes.dp_attention)
+
+    def sizes(self, model: ModelSpec, most: int) -> Iterator[SGLangParallel]:
+        for tp in (1 << n for n in range(most.bit_length())):
+            yield SGLangParallel(tp=tp)
+            if model.num_experts and tp > 1:
+                yield SGLangParallel(tp=tp, ep=tp)
+
+    def refuse(self, cfg: Config, model: ModelSpec) -> Iterator[HybridRLError]:
+        rollout = cfg.rollout
+        tokens = rollout.kv_cache_tokens or (None if cfg.cluster.gpus_per_node else CPU_CACHE_TOKENS)
+        try:
+            context_tokens(rollout.max_prompt_tokens, rollout.max_response_tokens, tokens)
+        except ResourceError as error:
+            yield error
+
+    def versions(self) -> Mapping[str, str]:
+        return {"sglang": version("sglang")}
+
+    def open(self, setup: EngineSetup) -> Engine:
+        from hybridrl.rollout.sglang.engine import SGLangEngine
+
+        return SGLangEngine(setup)
