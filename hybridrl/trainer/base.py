@@ -51,6 +51,7 @@ class Optimizer(Protocol):
 
         0 where fp16 overflowed: `step` then does nothing, and the next loss is scaled less.
         """
+        ...
 
     def step(self, gradient_norm: float) -> float:
         """Clip the gradients by their known norm and update the parameters.
@@ -58,28 +59,34 @@ class Optimizer(Protocol):
         Returns:
             The learning rate; 0 where fp16 overflowed.
         """
+        ...
 
     def scaling(self) -> dict[str, float]:
         """Of fp16, as metrics: the loss scale from here on, and 1 if the last gradients overflowed.
 
         Not collective.
         """
+        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """This rank's share of the state, live, under any names. Not collective."""
+        ...
 
     def stretches(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
         """This rank's share of every parameter of which it has one: first element, and quantity -> flat fp32.
 
         Live; `resume` makes weights that were written there those of the model. Not collective.
         """
+        ...
 
     @property
     def progress(self) -> dict[str, Any]:
         """What `resume` takes; JSON."""
+        ...
 
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Continue the schedule there; `stretches` hold the state of that moment."""
+        ...
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -108,15 +115,19 @@ class Routing(Protocol):
         Raises:
             ConfigError: the engine's are to hold, and are not there.
         """
+        ...
 
     def training(self, num_sequences: int) -> AbstractContextManager[None]:
         """Inside are the passes of one optimizer step of so many sequences, over all ranks."""
+        ...
 
     def agreement(self) -> dict[str, float]:
         """How often router and engine differed since the batch came, as a metric."""
+        ...
 
     def metrics(self) -> dict[str, float]:
         """Of the last step."""
+        ...
 
 
 class Model(ABC):

@@ -72,14 +72,18 @@ class PlainOptimizer:
         for parameter in self._network.parameters():
             parameter.grad = torch.zeros_like(parameter)
 
+    @property
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._network.parameters() if parameter.grad is not None]
+
     def gradient_norm(self) -> float:
-        return torch.nn.utils.get_total_norm([p.grad for p in self._network.parameters()]).item()
+        return torch.nn.utils.get_total_norm(self._gradients).item()
 
     def step(self, gradient_norm: float) -> float:
         lr = learning_rate(self._config, self.num_steps_done, self._num_steps)
         scale = min(1.0, self._config.clip_grad_norm / (gradient_norm + 1e-6))
-        for parameter in self._network.parameters():
-            parameter.grad.mul_(scale)
+        for gradient in self._gradients:
+            gradient.mul_(scale)
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
@@ -181,6 +185,7 @@ class PlainModel(Model):
 class PlainBackend(Backend):
     def __init__(self, setup: RankSetup) -> None:
         self.setup, self.device, self.layout = setup, torch.device("cpu"), make_layout(setup)
+        assert dist.group.WORLD is not None, "the ranks have met"
         self.mesh, self.deal = Mesh(dist.group.WORLD), Deal()
 
     def scope(self) -> Any:

@@ -89,7 +89,9 @@ class TinyEngine:
         )
         if any((answer.version_T != version).any() for answer in found):
             raise EngineError(f"weights of version {version} were swapped while they answered")
-        block = TokenBlock.from_answers(asked, [a.token_T for a in found], [a.logp_T for a in found], version)
+        block = TokenBlock.from_answers(
+            asked, [a.token_T.tolist() for a in found], [a.logp_T.tolist() for a in found], version
+        )
         rows = iter(
             Trajectory(i, len(ids), len(a.token_T), len(a.token_T), a.finish, version)
             for i, (ids, a) in enumerate(zip(asked, found, strict=True))
@@ -193,7 +195,12 @@ class TinyEngine:
                     finish = "abort"
                 elif not self._paused:
                     token, logp = self._sample((*prompt, *tokens), sampling, seed)
-                    tokens.append(token), logps.append(logp), versions.append(self.session.require_serving())
+                    for column, value in (
+                        (tokens, token),
+                        (logps, logp),
+                        (versions, self.session.require_serving()),
+                    ):
+                        column.append(value)
                     finish = self._finish(tokens, sampling)
         finally:
             self._running -= 1

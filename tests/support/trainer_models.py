@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def route(
         reports, counts = [], []
         for minibatch in minibatches:
             reports.append(asdict(trained.step(minibatch.index)))
-            counts.append([router.count_E.tolist() for router in trained._routing._routers])
+            counts.append([router.count_E.tolist() for router in cast(Any, trained._routing)._routers])
     return {"measured": measured, "reports": reports, "counts": np.array(counts)}
 
 
