@@ -27,7 +27,6 @@ from hybridrl.trainer.base import Backend, Model, Result
 from hybridrl.trainer.megatron import lora, schedule
 from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
 from hybridrl.trainer.megatron.context import from_context
-from hybridrl.trainer.megatron.gradients import gradient_buffers, whole_gradients
 from hybridrl.trainer.megatron.model import Stage, build, named_parameters, policy_model
 from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.routing import Routing
@@ -93,10 +92,10 @@ class MegatronModel(Model):
         return from_context(microbatch, self._inner.values(hidden_O1))
 
     def whole_gradients(self) -> dict[str, Tensor]:
-        return whole_gradients(self.stage)
+        return schedule.whole_gradients(self.stage)
 
     def gradient_buffers(self) -> Iterator[Tensor]:
-        return gradient_buffers(self.stage)
+        return schedule.gradient_buffers(self.stage)
 
     def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
         return Optimizer(config, self.stage, num_steps)
@@ -147,7 +146,7 @@ class MegatronBackend(Backend):
             seed=setup.seed,
         )
         if not trained:
-            Offload((), gradient_buffers(stage)).leave()  # for good
+            Offload((), schedule.gradient_buffers(stage)).leave()  # for good
         if value_head and layout.spec.head != "value":
             layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
         return MegatronModel(stage, layout, setup.rank, self.deal, adapters)

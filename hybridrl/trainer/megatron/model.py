@@ -120,33 +120,24 @@ class PolicyModel(GPTModel):
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """As base.Model.score. *Collective*, tensor- and context-parallel ranks."""
-        in_pieces = len(hidden_O1) * self.share > LOGITS_AT_ONCE
-        score_own = self._score_in_pieces if in_pieces else self._score_whole
-        own_O2 = torch.stack(score_own(microbatch.target_O, hidden_O1, temperature), dim=1)
+        own_O2 = torch.stack(self._score_own(microbatch.target_O, hidden_O1, temperature), dim=1)
         logp_R, entropy_R = from_context(microbatch, own_O2).unbind(1)
         return logp_R, entropy_R
 
-    def _score_whole(self, target_O: Tensor, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _score_own(self, target_O: Tensor, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         group, first = parallel_state.get_tensor_model_parallel_group(), self.first_entry
-        logits_OV = self.logits(hidden_O1)
-        return logprob_and_entropy(logits_OV, target_O, first=first, temperature=temperature, group=group)
-
-    def _score_in_pieces(
-        self, target_O: Tensor, hidden_O1: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        shard = Shard(
-            first=self.first_entry,
-            num_entries=self.num_entries,
-            group=parallel_state.get_tensor_model_parallel_group(),
-            soft_cap=self.soft_cap,
-        )
+        if len(hidden_O1) * self.share <= LOGITS_AT_ONCE:
+            logits_OV = self.logits(hidden_O1)
+            return logprob_and_entropy(logits_OV, target_O, first=first, temperature=temperature, group=group)
+        shard = Shard(first=first, num_entries=self.num_entries, group=group, soft_cap=self.soft_cap)
         hidden_OH = hidden_O1.squeeze(1).to(self.output_weight.dtype)
-        piece, hidden_OH = (
-            max(1, LOGITS_AT_ONCE // len(hidden_OH)),
-            copy_to_tensor_model_parallel_region(hidden_OH),
-        )
         return linear_logprob(
-            hidden_OH, self.output_weight, target_O, shard, temperature=temperature, piece=piece
+            copy_to_tensor_model_parallel_region(hidden_OH),
+            self.output_weight,
+            target_O,
+            shard,
+            temperature=temperature,
+            piece=max(1, LOGITS_AT_ONCE // len(hidden_OH)),
         )
 
     def values(self, hidden_O1: Tensor) -> Tensor:
