@@ -315,4 +315,4 @@ class Session:
             ).remote(*given)
             for given, node, visible in zip(arguments, nodes, gpus, strict=True)
         ]
-        return WorkerGroup(name, actors, cluster.logs)
+        return WorkerGroup(name, actors, cluster.logs, self._cfg.cluster.step_timeout_s)

@@ -219,4 +219,4 @@ def _workers(
         variables = environment("lo", str(gpus[rank].index) if gpus else "", trains=True)
         worker = cast(Any, SupervisedWorker).options(runtime_env={"env_vars": variables}, **anywhere(0))
         ranks.append(worker.remote(replace(first, rank=rank), cfg.run.steps))
-    return WorkerGroup("trainer", ranks, logs)
+    return WorkerGroup("trainer", ranks, logs, cfg.cluster.step_timeout_s)
