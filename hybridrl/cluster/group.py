@@ -1,7 +1,6 @@
 """Groups of Ray actors: call them all, wait with a deadline, turn what Ray raises into our named errors."""
 
 import asyncio
-import inspect
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +75,7 @@ class WorkerGroup:
             DeadlineError: some did not answer in time; names them.
         """
         refs = [getattr(self.actors[rank], method).remote(*args) for rank in ranks]
-        tasks = {rank: asyncio.ensure_future(_result(ref)) for rank, ref in zip(ranks, refs, strict=True)}
+        tasks = {rank: asyncio.ensure_future(ref) for rank, ref in zip(ranks, refs, strict=True)}
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         _, late = await asyncio.wait(tasks.values(), timeout=timeout_s)
         for task in late:
@@ -93,7 +92,7 @@ class WorkerGroup:
         self, method: str, refs: Mapping[int, ray.ObjectRef], timeout_s: float | None
     ) -> tuple[list[Any], BaseException | None]:
         """The results of calls by their rank, or the error that they are to end with."""
-        tasks = {rank: asyncio.ensure_future(_result(ref)) for rank, ref in refs.items()}
+        tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         done, late = await asyncio.wait(
             tasks.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
@@ -152,10 +151,6 @@ class WorkerGroup:
         """End the processes; for the end of a run, after which nobody asks them anything."""
         for actor in self.actors:
             ray.kill(actor)
-
-
-async def _result(ref: Any) -> Any:
-    return await ref if inspect.isawaitable(ref) else ref
 
 
 def _unwrap(error: BaseException) -> BaseException:

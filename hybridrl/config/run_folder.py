@@ -49,7 +49,7 @@ _UNSET = object()
 
 @dataclass(slots=True)
 class RunFolder:
-    """The folder of one run, held by this process until `release`."""
+    """The folder of one run, held by this process until `release`, or until it is left as a context."""
 
     path: Path
     _lock: TextIO = field(repr=False)
@@ -95,6 +95,12 @@ class RunFolder:
     def release(self) -> None:
         """Let another process have the folder; the end of this process does the same."""
         self._lock.close()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     @classmethod
     def _take(cls, path: Path) -> "RunFolder":
