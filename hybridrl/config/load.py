@@ -16,9 +16,8 @@ from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
 from hybridrl.config import keys, presets, strict_yaml
-from hybridrl.config.problems import refuse
 from hybridrl.config.schema import Config
-from hybridrl.errors import ConfigError, HybridRLError
+from hybridrl.errors import ConfigError, HybridRLError, refuse
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"

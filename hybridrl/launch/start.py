@@ -11,8 +11,7 @@ from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
 from hybridrl.launch.devices import with_gpus
-from hybridrl.launch.limits import refuse_missing_gpus, refuse_nodes
-from hybridrl.launch.preflight import Say, preflight
+from hybridrl.launch.preflight import Say, preflight, refuse_missing_gpus, refuse_nodes
 from hybridrl.launch.prepare import try_data
 from hybridrl.launch.shape import Resume
 from hybridrl.launch.stop import StopRequest

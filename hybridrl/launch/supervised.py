@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hybridrl.config.load import LoadedConfig, load_as
-from hybridrl.config.problems import refuse
 from hybridrl.config.rules import EXAMPLE_RULES, World
 from hybridrl.config.run_folder import path_of
 from hybridrl.config.schema import SourceConfig
@@ -17,10 +16,10 @@ from hybridrl.controller import supervised as loop
 from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
+from hybridrl.errors import refuse
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.devices import with_gpus
-from hybridrl.launch.limits import refuse_nodes
-from hybridrl.launch.preflight import Say
+from hybridrl.launch.preflight import Say, refuse_nodes
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
 from hybridrl.launch.shape import with_dp
