@@ -4,6 +4,8 @@ exit code.
 Every class survives a trip through pickle, because most of them are raised inside a Ray actor.
 """
 
+from collections.abc import Sequence
+
 
 class HybridRLError(Exception):
     """A failure with a message for a person. `exit_code` is what the command line returns for it."""
@@ -41,6 +43,17 @@ class UserError(HybridRLError):
 
 class ConfigError(UserError):
     """A config that cannot be run as written."""
+
+
+class ConfigErrors(ConfigError):
+    """Several mistakes of one config, shown at once: a person repairs it in one go."""
+
+    def __init__(self, errors: Sequence[HybridRLError]) -> None:
+        super().__init__("\n".join(map(str, errors)))
+        self.errors = tuple(errors)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.errors,)
 
 
 class DataError(UserError):
@@ -107,3 +120,13 @@ class DeadlineError(HybridRLError):
     """Something took longer than its deadline."""
 
     exit_code = 3
+
+
+def refuse(errors: Sequence[HybridRLError]) -> None:
+    """Raise what was found; nothing when nothing was.
+
+    Raises:
+        ConfigErrors: there are errors.
+    """
+    if errors:
+        raise ConfigErrors(errors)

@@ -8,7 +8,6 @@ stop and saved, 130 interrupted.
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,42 +46,32 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the process ends with the code returned."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # where a config's module:name is looked for first, as python itself does
-    return guarded(lambda: app(arguments, prog_name="hybridrl", standalone_mode=False))
-
-
-def guarded(command: Callable[[], object]) -> int:
-    """The exit code of a command; what it raises becomes a line for a person, here and nowhere else."""
     try:
-        code = command()
-    except HybridRLError as error:
-        show_error(error)
-        return error.exit_code
-    except TyperException as error:
-        err.print(f"[bold red]error:[/] {escape(error.format_message())}  (see hybridrl --help)")
-        return 2
-    except Interrupted as stop:
-        err.print(f"interrupted: {escape(str(stop))}")
-        return INTERRUPTED
-    except SystemExit as stop:
-        err.print(
-            f"[bold red]error:[/] something ended the command before it was done, by SystemExit: "
-            f"{escape(str(stop))}; its traceback is in {_keep_traceback()}"
-        )
-        return 1
-    except Exception:
-        err.print(
-            f"[bold red]error:[/] a failure of hybridrl itself; its traceback is in {_keep_traceback()}"
-        )
-        return 1
+        code = app(arguments, prog_name="hybridrl", standalone_mode=False)
+    except (Exception, SystemExit) as error:
+        return show_error(error)
     if code == INTERRUPTED:
         err.print("interrupted")
     return code if isinstance(code, int) else 0
 
 
-def show_error(error: HybridRLError) -> None:
-    """One "error:" line for each mistake."""
-    for one in getattr(error, "errors", (error,)):
-        err.print(f"[bold red]error:[/] {escape(str(one))}")
+def show_error(error: BaseException) -> int:
+    """Tell a person what ended a command, one "error:" line for each mistake; returns its exit code."""
+    if isinstance(error, Interrupted):
+        err.print(f"interrupted: {escape(str(error))}")
+        return INTERRUPTED
+    if isinstance(error, HybridRLError):
+        lines, code = [str(one) for one in getattr(error, "errors", (error,))], error.exit_code
+    elif isinstance(error, TyperException):
+        lines, code = [f"{error.format_message()}  (see hybridrl --help)"], 2
+    else:
+        what = "a failure of hybridrl itself"
+        if isinstance(error, SystemExit):
+            what = f"something ended the command before it was done, by SystemExit: {error}"
+        lines, code = [f"{what}; its traceback is in {_keep_traceback(error)}"], 1
+    for line in lines:
+        err.print(f"[bold red]error:[/] {escape(line)}")
+    return code
 
 
 @app.callback(invoke_without_command=True)
@@ -337,7 +326,7 @@ def _write_new(path: Path, text: str) -> None:
         raise UserError(why, fix="choose another with --output") from error
 
 
-def _keep_traceback() -> Path:
+def _keep_traceback(error: BaseException) -> Path:
     with tempfile.NamedTemporaryFile("w", prefix="hybridrl-", suffix=".log", delete=False) as file:
-        traceback.print_exc(file=file)
+        traceback.print_exception(error, file=file)
     return Path(file.name)

@@ -19,7 +19,7 @@ algo_app = typer.Typer(
 def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print every value of a config and where it comes from."""
     from hybridrl.config.load import load
-    from hybridrl.config.resolved import as_yaml
+    from hybridrl.config.run_folder import as_yaml
 
     out.print(escape(as_yaml(load(config, overrides or []))), end="")
 

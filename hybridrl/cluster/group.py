@@ -1,7 +1,6 @@
 """Groups of Ray actors: call them all, wait with a deadline, turn what Ray raises into our named errors."""
 
 import asyncio
-import inspect
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,31 +26,45 @@ class WorkerGroup:
     logs: Path
     """Ray's log folder, where a dead worker left its last words."""
 
+    timeout_s: float
+    """Deadline of a call that names no other."""
+
     pids: dict[int, int] = field(default_factory=dict)
     """Process of each rank, once known."""
 
     def __len__(self) -> int:
         return len(self.actors)
 
-    async def all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+    async def all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
         """Call a method on every actor with the same arguments; the results in order of rank.
 
         Raises:
             DeadlineError: some did not answer in time; names them.
             WorkerError: one died. Otherwise what the first failing one raised.
         """
-        return await self.wait(
-            method, [getattr(a, method).remote(*args) for a in self.actors], timeout_s=timeout_s
+        refs = [getattr(actor, method).remote(*args) for actor in self.actors]
+        results, error = await self._settled(method, dict(enumerate(refs)), timeout_s)
+        if error is not None:
+            raise error
+        return results
+
+    async def one(self, rank: int, method: str, *args: Any, timeout_s: float | None = None) -> Any:
+        """Call a method on one actor."""
+        return await self.result(
+            rank, method, getattr(self.actors[rank], method).remote(*args), timeout_s=timeout_s
         )
 
-    async def one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
-        """Call a method on one actor."""
-        return (
-            await self._wait(method, [getattr(self.actors[rank], method).remote(*args)], [rank], timeout_s)
-        )[0]
+    async def result(
+        self, rank: int, method: str, ref: ray.ObjectRef, *, timeout_s: float | None = None
+    ) -> Any:
+        """Wait for a call to one actor that is under way."""
+        results, error = await self._settled(method, {rank: ref}, timeout_s)
+        if error is not None:
+            raise error
+        return results[0]
 
     async def outcomes(
-        self, method: str, *args: Any, ranks: Sequence[int], timeout_s: float
+        self, method: str, *args: Any, ranks: Sequence[int], timeout_s: float | None = None
     ) -> dict[int, Any]:
         """Call a method on the actors of `ranks` and wait until each has ended, well or not.
 
@@ -62,7 +75,8 @@ class WorkerGroup:
             DeadlineError: some did not answer in time; names them.
         """
         refs = [getattr(self.actors[rank], method).remote(*args) for rank in ranks]
-        tasks = {rank: asyncio.ensure_future(_result(ref)) for rank, ref in zip(ranks, refs, strict=True)}
+        tasks = {rank: asyncio.ensure_future(ref) for rank, ref in zip(ranks, refs, strict=True)}
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         _, late = await asyncio.wait(tasks.values(), timeout=timeout_s)
         for task in late:
             task.cancel()
@@ -74,14 +88,12 @@ class WorkerGroup:
             for rank, error in errors.items()
         }
 
-    async def wait(self, method: str, refs: Sequence[ray.ObjectRef], *, timeout_s: float) -> list[Any]:
-        """Wait for calls that are under way, one per rank."""
-        return await self._wait(method, refs, list(range(len(refs))), timeout_s)
-
-    async def _wait(
-        self, method: str, refs: Sequence[ray.ObjectRef], ranks: list[int], timeout_s: float
-    ) -> list[Any]:
-        tasks = {rank: asyncio.ensure_future(_result(ref)) for rank, ref in zip(ranks, refs, strict=True)}
+    async def _settled(
+        self, method: str, refs: Mapping[int, ray.ObjectRef], timeout_s: float | None
+    ) -> tuple[list[Any], BaseException | None]:
+        """The results of calls by their rank, or the error that they are to end with."""
+        tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         done, late = await asyncio.wait(
             tasks.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
         )
@@ -93,10 +105,10 @@ class WorkerGroup:
         for task in late:
             task.cancel()
         if failed:
-            raise self._cause(method, failed)
+            return [], self._cause(method, failed)
         if late:
-            raise self._late(method, tasks, late, timeout_s)
-        return [task.result() for task in tasks.values()]
+            return [], self._late(method, tasks, late, timeout_s)
+        return [task.result() for task in tasks.values()], None
 
     def _late(self, method: str, tasks: Mapping[int, Any], late: Set[Any], timeout_s: float) -> DeadlineError:
         waiting = [rank for rank, task in tasks.items() if task in late]
@@ -141,10 +153,13 @@ class WorkerGroup:
             ray.kill(actor)
 
 
-async def _result(ref: Any) -> Any:
-    return await ref if inspect.isawaitable(ref) else ref
-
-
 def _unwrap(error: BaseException) -> BaseException:
-    """What the worker raised, instead of Ray's wrapping of it."""
-    return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    """What the worker raised, instead of Ray's wrapping of it.
+
+    The wrapping becomes its cause: the text of it has the worker's traceback, which the error itself lost on
+    its way here.
+    """
+    if not isinstance(error, RayTaskError) or error.cause is None:
+        return error
+    error.cause.__cause__ = error
+    return error.cause

@@ -3,10 +3,11 @@
 The order of precedence: command line, file, preset, default. All mistakes are found before any is reported.
 """
 
+import contextlib
 import difflib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -15,9 +16,8 @@ from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
 from hybridrl.config import keys, presets, strict_yaml
-from hybridrl.config.problems import refuse
 from hybridrl.config.schema import Config
-from hybridrl.errors import ConfigError, HybridRLError
+from hybridrl.errors import ConfigError, HybridRLError, refuse
 
 COMMAND_LINE = "command line"
 DEFAULT = "default"
@@ -50,6 +50,16 @@ class LoadedConfig(Generic[Root]):
             if origin != DEFAULT and (name == key or name.startswith(f"{key}."))
         ]
         return found[0] if found else f"default of {dotted[0]}, {self.file} does not set it"
+
+    @contextlib.contextmanager
+    def located(self) -> Iterator[None]:
+        """Errors raised inside name the place in the config that they are about."""
+        try:
+            yield
+        except HybridRLError as error:
+            if (found := self.locate(error)) is error:
+                raise
+            raise found from error
 
     def locate(self, error: HybridRLError) -> HybridRLError:
         """The error with the config key that it names as its place turned into where that key was written."""

@@ -3,17 +3,17 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from hybridrl import __version__
 from hybridrl.config.load import LoadedConfig, load_as, values
-from hybridrl.config.problems import refuse
-from hybridrl.config.resolved import as_yaml
 from hybridrl.config.schema import Config
 from hybridrl.config.strict_yaml import inline
 from hybridrl.config.supervised import SupervisedConfig
-from hybridrl.errors import ConfigError, RunFolderError
+from hybridrl.errors import ConfigError, RunFolderError, refuse
 
 MAY_CHANGE = frozenset(
     {
@@ -49,7 +49,7 @@ _UNSET = object()
 
 @dataclass(slots=True)
 class RunFolder:
-    """The folder of one run, held by this process until `release`."""
+    """The folder of one run, held by this process until `release`, or until it is left as a context."""
 
     path: Path
     _lock: TextIO = field(repr=False)
@@ -96,6 +96,12 @@ class RunFolder:
         """Let another process have the folder; the end of this process does the same."""
         self._lock.close()
 
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     @classmethod
     def _take(cls, path: Path) -> "RunFolder":
         try:
@@ -141,6 +147,14 @@ def step_of(path: Path) -> int | None:
     return max(found, default=0) if found or saved else None
 
 
+def as_yaml(loaded: LoadedConfig) -> str:
+    """Every value of a run with where it came from, one a line. It loads like any other config."""
+    lines = list(_lines(loaded))
+    column = min(60, max(len(line) for line, _ in lines))
+    body = [f"{line:<{column}}  # {origin}" if origin else line for line, origin in lines]
+    return "\n".join([f"# hybridrl {__version__}, from {loaded.file}", *body]) + "\n"
+
+
 def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigError]:
     """What keeps a run from going on with another config: the keys that differ, except those that may."""
     then, today = dict(values(before.config)), dict(values(now.config))
@@ -160,6 +174,20 @@ def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigErr
             ConfigError(what, where=now.where("run.steps"), fix="start a new run from the exported model")
         )
     return errors
+
+
+def _lines(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    above: tuple[str, ...] = ()
+    for dotted, value in values(loaded.config):
+        *sections, name = dotted.split(".")
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(above, sections)) if a != b), min(len(above), len(sections))
+        )
+        for depth in range(shared, len(sections)):
+            yield f"{'  ' * depth}{sections[depth]}:", ""
+        above = tuple(sections)
+        value = list(value) if isinstance(value, tuple) else value
+        yield f"{'  ' * len(sections)}{name}: {inline(value)}", loaded.origins[dotted]
 
 
 def _changed(key: str, then: object, today: object, now: LoadedConfig[Any]) -> ConfigError:

@@ -1,43 +1,38 @@
-"""A run, driven from this machine: from a checked config to processes, through the loop, to the model.
+"""A run of reinforcement learning, driven from this machine: its workers, and the roles that the loop knows.
 
-_cluster    a Ray of this machine, or one that runs already
 prepare     prompts and reward: no worker is started before these are in order
-_crew       engines, trainer ranks and reward workers start together; engines export their parameters,
+workers     engines, trainer ranks and reward workers start together; engines export their parameters,
             trainer ranks map them
 loop.run    until the last step
-finish      export, curve, summary
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
-from hybridrl.cluster.env import expected_nodes, ray_address
+from hybridrl.cluster.env import ray_address
 from hybridrl.cluster.group import WorkerGroup
-from hybridrl.cluster.network import Meet, at, in_folder, networks
-from hybridrl.cluster.nodes import ExpectedNodes
-from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
-from hybridrl.cluster.ray_attached import attached_ray
-from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model import no_rule
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
-from hybridrl.controller.advantage import CreditAssignment, load_credit
+from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.reward_model import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import plan_minibatches
 from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import GIB, Machine
-from hybridrl.launch.devices import Devices, environment
+from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
-from hybridrl.launch.prepare import Prepared, prepare
-from hybridrl.launch.resume import checkpoint_of
-from hybridrl.launch.shape import Resume, RunFiles, RunShape, Seats, num_gpus, trainer_layout
+from hybridrl.launch.model_folders import in_folders
+from hybridrl.launch.prepare import prepare
+from hybridrl.launch.ray_cluster import Cluster, ray_cluster
+from hybridrl.launch.run import Run
+from hybridrl.launch.shape import Resume, RunShape, Seats, num_gpus, trainer_layout
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.trainers import Trainers
 from hybridrl.models import spec
@@ -54,186 +49,118 @@ from hybridrl.workers.trainer import RayTrainer
 Place = Literal["local", "ray"]
 """A Ray that is started here, or one that runs already."""
 
-FOLLOWING = (
-    ("hybridrl launch configs/smollm2_reasoning_gym.yaml", "a real 135 M model"),
-    ("hybridrl config explain algorithm", "what else there is to choose"),
-)
-"""Commands that the end of a run proposes."""
 
-
-def run(loaded: LoadedConfig, *, on: Place, resume: Resume) -> str | None:
-    """Train to the last step of a config that passed its checks, or until a signal asks to stop.
-
-    The run folder exists and belongs to this process.
-
-    Returns:
-        The signal that the run stopped at, with a checkpoint or before its first step; None: it is done.
-
-    Raises:
-        CheckpointError: there is no undamaged checkpoint, and `resume` demands one, or it is of another
-            model.
-        ResourceError: the cluster lacks room.
-        HybridRLError: what a part of the run raised; everything that was started is stopped.
-        KeyboardInterrupt: Ctrl-C, or a second signal.
-    """
-    terminal = Terminal()
-    with StopRequest(terminal.warn) as stop:
-        try:
-            return _train(loaded, terminal, stop, on=on, resume=resume)
-        except KeyboardInterrupt:
-            if stop.came_early:
-                terminal.say("stopped", f"by {stop.signal} before a step began")
-                return stop.signal
-            raise
-
-
-def _train(
-    loaded: LoadedConfig, terminal: Terminal, stop: StopRequest, *, on: Place, resume: Resume
-) -> str | None:
-    cfg, machine = loaded.config, Machine.here()
-    address = _address(cfg) if on == "ray" else None
-    files, shape = RunFiles(Path(cfg.run.folder) / cfg.run.name), RunShape.of(cfg)
-    checkpoint = checkpoint_of(files, spec.read(cfg.model.path), resume, terminal)
-    start_step = checkpoint.step if checkpoint else 0
-    prepared = prepare(loaded)
-    terminal.say("data", prepared.describe())
-    credit = load_credit(cfg.algorithm)
-    if checkpoint:
-        prepared.train.load_state_dict(checkpoint.progress["prompts"])
-        credit.load_state_dict(checkpoint.progress["credit"])
-    resume_step, seats = None if resume == "never" else start_step, Seats.of(shape, cfg.cluster.nodes)
-    with (
-        RunObserver(
-            cfg, terminal, resume_step=resume_step, num_devices=num_gpus(cfg.cluster) or 1
-        ) as observe,
-        _cluster(cfg, seats, address, machine) as cluster,
-    ):
-        stop.listen()
-        observe.keep(files.folder / "resolved.yaml")
-        session = Session(
-            cfg, files, shape, cluster=cluster, prepared=prepared, credit=credit, observe=observe, stop=stop
-        )
-        stopped_by = asyncio.run(session.play(checkpoint.folder if checkpoint else None, start_step))
-        observe.finish(
-            {"model": f"{files.export}/"} if cfg.run.export and not stopped_by else {},
-            following=() if stopped_by else FOLLOWING,
-            facts={
-                "machine": {"cores": machine.cores, "memory_gib": round(machine.memory_bytes / GIB, 1)},
-                "engine": dict(kind_of(cfg.rollout.engine).versions()),
-            },
-            stopped_by=stopped_by,
-        )
-    return stopped_by
-
-
-def _address(cfg: Config) -> str:
-    address = cfg.cluster.ray.address or ray_address()
-    if address is None:
-        raise ConfigError("no Ray to join", fix="set cluster.ray.address=host:port, or RAY_ADDRESS")
-    return address
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """The Ray of a run."""
-
-    logs: Path
-    place: Placing
-    described: str
-    meet: Meet
-    interfaces: tuple[str, ...]
-    """Network interface that the workers of each node talk over."""
-
-    gpus: Sequence[Sequence[str]] = ()
-    """Of each node, as CUDA names them."""
-
-    engines_meet: Sequence[str] = ()
-    """Of each node, where parts of an engine meet whose first part is there; one node: there are no parts."""
-
-
-@contextlib.contextmanager
-def _cluster(cfg: Config, seats: Seats, address: str | None, machine: Machine) -> Iterator[Cluster]:
-    """A Ray of this machine, or the one at an address."""
-    num_gpus = cfg.cluster.gpus_per_node or 0
-    if address is None:
-        gpus = [[str(gpu.index) for gpu in machine.gpus][:num_gpus]]
-        with local_ray(num_workers=sum(seats.per_node)) as logs:
-            yield Cluster(Path(logs), anywhere, "loopback only", in_folder(Path(logs)), ("lo",), gpus)
-        return
-    nodes = ExpectedNodes(cfg.cluster.nodes, num_gpus, expected_nodes())
-    timeout_s = cfg.cluster.start_timeout_s
-    with (
-        attached_ray(address, nodes, timeout_s=timeout_s) as logs,
-        reserved(seats.per_node, num_gpus, timeout_s=timeout_s) as place,
-    ):
-        described = f"on the Ray at {address}"
-        gpus = gpu_names(place, cfg.cluster.nodes, num_gpus) if num_gpus else []
-        if cfg.cluster.nodes == 1:
-            yield Cluster(logs, place, described, in_folder(logs), ("lo",), gpus)
-        else:
-            found = networks(place, cfg.cluster.nodes, timeout_s=timeout_s)
-            interfaces = tuple(network.interface for network in found)
-            engines_meet = tuple(network.of_engine for network in found)
-            yield Cluster(logs, place, described, at(found[0]), interfaces, gpus, engines_meet)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Crew:
-    """The workers of a run as the roles that the loop knows."""
-
-    rollout: RayRollout
-    trainer: RayTrainer
-    reward: Reward
-    heldout_reward: Reward
-    """Of held-out answers."""
-
-    sync: WeightSync
-
-
-class Session:
-    """One start of a run, until it ends or fails."""
+class RLRun(Run[Config, RunObserver]):
+    following = (
+        ("hybridrl launch configs/smollm2_reasoning_gym.yaml", "a real 135 M model"),
+        ("hybridrl config explain algorithm", "what else there is to choose"),
+    )
 
     def __init__(
-        self,
-        cfg: Config,
-        files: RunFiles,
-        shape: RunShape,
-        *,
-        cluster: Cluster,
-        prepared: Prepared,
-        credit: CreditAssignment,
-        observe: RunObserver,
-        stop: StopRequest,
+        self, loaded: LoadedConfig, terminal: Terminal, stop: StopRequest, *, on: Place, resume: Resume
     ) -> None:
-        self._cfg, self._files, self._shape, self._cluster = cfg, files, shape, cluster
-        self._prepared, self._credit, self._observe, self._stop = prepared, credit, observe, stop
-        self._seats, model = Seats.of(shape, cfg.cluster.nodes), spec.read(cfg.model.path)
-        self._engine_layout = kind_of(cfg.rollout.engine).layout(model, shape.engine)
-        layouts = trainer_layout(cfg, model, shape.parallel), self._engine_layout
-        self._devices = Devices.of(cfg, self._seats, cluster.gpus, *layouts, parts=shape.engine_parts)
-
-    async def play(self, checkpoint: Path | None, start_step: int) -> str | None:
-        """Start the workers, train, export, stop the workers.
-
-        Returns:
-            The signal that training stopped at before its last step.
         """
-        async with self._crew(checkpoint, start_step) as crew:
-            self._stop.begin()
-            await loop.run(self._cfg, self._roles(crew))
-            if crew.trainer.version < self._cfg.run.steps:
-                return self._stop.signal
-            if self._cfg.run.export:
-                await crew.trainer.export(self._files.export)
-        return None
+        Raises:
+            ConfigError: no Ray to join is named.
+        """
+        self._here = in_folders(loaded)
+        cfg = self._here.config
+        super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
+        self._address = _address(cfg) if on == "ray" else None
+        self._machine, self._shape = Machine.here(), RunShape.of(cfg)
+        self._seats = Seats.of(self._shape, cfg.cluster.nodes)
 
-    def _roles(self, crew: Crew) -> Roles:
-        cfg, heldout = self._cfg, self._prepared.heldout
-        length = attention_length(spec.read(cfg.model.path))
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        memory_gib = round(self._machine.memory_bytes / GIB, 1)
+        return {
+            "machine": {"cores": self._machine.cores, "memory_gib": memory_gib},
+            "engine": dict(kind_of(self.cfg.rollout.engine).versions()),
+        }
+
+    def prepare(self, progress: Mapping[str, Any] | None) -> None:
+        self._prepared, self._credit = prepare(self._here), load_credit(self.cfg.algorithm)
+        self.terminal.say("data", self._prepared.describe())
+        if progress:
+            self._prepared.train.load_state_dict(progress["prompts"])
+            self._credit.load_state_dict(progress["credit"])
+
+    def observer(self, resume_step: int | None) -> RunObserver:
+        devices = num_gpus(self.cfg.cluster) or 1
+        return RunObserver(self.cfg, self.terminal, resume_step=resume_step, num_devices=devices)
+
+    def start_ray(self) -> contextlib.AbstractContextManager[Cluster]:
+        return ray_cluster(self.cfg.cluster, self._seats.per_node, self._machine, self._address)
+
+    @contextlib.asynccontextmanager
+    async def workers(self) -> AsyncIterator[tuple[RayTrainer, Roles]]:
+        cfg, shape = self.cfg, self._shape
+        engine = kind_of(cfg.rollout.engine).layout(self.model, shape.engine)
+        layouts = trainer_layout(cfg, self.model, shape.parallel), engine
+        devices = Devices.of(cfg, self._seats, self.cluster.gpus, *layouts, parts=shape.engine_parts)
+        workers = self._start(devices)
+        try:
+            with self.terminal.working(
+                "ray", f"{sum(map(len, workers.groups))} workers start, {self.cluster.described}"
+            ):
+                await self._build(workers, engines_first=bool(devices.visible))
+                sync = await connect(
+                    cfg.rollout.weight_path,
+                    workers.trainer,
+                    workers.rollout,
+                    engine,
+                    cfg.cluster,
+                    self.observe.warn,
+                    devices.topology,
+                )
+            yield workers.trainer, self._roles(workers, sync)
+        finally:
+            await asyncio.gather(workers.rollout.stop(), workers.rule.stop(), return_exceptions=True)
+            for group in workers.groups:
+                group.kill()
+
+    def train(self, roles: Roles) -> Coroutine[Any, Any, None]:
+        return loop.run(self.cfg, roles)
+
+    def _start(self, devices: Devices) -> "Workers":
+        """Start all processes; nothing is built in them yet."""
+        cfg, seats, cluster = self.cfg, self._seats, self.cluster
+        start = partial(cluster.start, devices.visible)
+        rollout = Engines(cfg, self._shape, seats, cluster.engines_meet).start(start, self.files)
+        trainers = Trainers(cfg, self._shape, seats, cluster.meet)
+        trainer = trainers.start(start, self.files)
+        rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], seats.reward)
+        reward_model = trainers.reward_model(start, trainer)
+        return Workers(rollout, trainer, RayReward(rule, cfg.cluster), reward_model)
+
+    async def _build(self, workers: "Workers", *, engines_first: bool) -> None:
+        """
+        Args:
+            engines_first: an engine's share is of what is free on its GPU. The rest is the trainer's, and so
+                is this share until the engine answers.
+        """
+        timeout_s, rollout = self.cfg.cluster.start_timeout_s, workers.rollout
+        await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
+        if engines_first:
+            await rollout.start()
+            await rollout.rest()
+        beside = [workers.rule.start(), *([] if engines_first else [rollout.start()])]
+        if workers.reward_model:
+            beside.append(workers.reward_model.build())
+        checkpoint = self.checkpoint.folder if self.checkpoint else None
+        build = workers.trainer.build(checkpoint, self.start_step)
+        notes, _ = await asyncio.gather(build, asyncio.gather(*beside))
+        for note in notes:
+            self.observe.warn("resume", note)
+
+    def _roles(self, workers: "Workers", sync: WeightSync) -> Roles:
+        cfg, heldout = self.cfg, self._prepared.heldout
+        reward, heldout_reward = workers.rewards(cfg)
+        length = attention_length(self.model)
         return Roles(
             prompts=self._prepared.train,
-            engine=crew.rollout,
-            reward=crew.reward,
+            engine=workers.rollout,
+            reward=reward,
             credit=self._credit,
             plan_minibatches=lambda batch: plan_minibatches(
                 batch,
@@ -244,75 +171,39 @@ class Session:
                 seed=cfg.run.seed,
                 attention_length=length,
             ),
-            trainer=crew.trainer,
-            sync=crew.sync,
-            evaluator=Evaluator(cfg, heldout, crew.rollout, crew.heldout_reward) if heldout else None,
-            observe=self._observe,
-            stop_requested=self._stop.requested,
+            trainer=workers.trainer,
+            sync=sync,
+            evaluator=Evaluator(cfg, heldout, workers.rollout, heldout_reward) if heldout else None,
+            observe=self.observe,
+            stop_requested=self.stop.requested,
         )
 
-    @contextlib.asynccontextmanager
-    async def _crew(self, checkpoint: Path | None, start_step: int) -> AsyncIterator[Crew]:
-        """All workers, up and connected; stopped in the end, whatever happened."""
-        cfg = self._cfg
-        seats, scoring = self._seats, [(cfg.reward, cfg.model.path)]
-        engines = Engines(cfg, self._shape, seats, self._cluster.engines_meet)
-        rollout = engines.start(self._group, self._files)
-        trainers = Trainers(cfg, self._shape, seats, self._cluster.meet)
-        trainer = trainers.start(self._group, self._files)
-        rule = RayReward(self._group("reward", RewardWorker, scoring, seats.reward), cfg.cluster)
-        reward_model = trainers.reward_model(self._group, trainer)
-        own_workers = reward_model.own_workers if reward_model else []
-        groups = (*rollout.groups, *trainer.groups, rule.workers, *own_workers)
-        try:
-            with self._observe.terminal.working(
-                "ray", f"{sum(map(len, groups))} workers start, {self._cluster.described}"
-            ):
-                await asyncio.gather(*(g.learn_pids(timeout_s=cfg.cluster.start_timeout_s) for g in groups))
-                beside = [rollout.start(), rule.start(), *([reward_model.build()] if reward_model else [])]
-                if self._devices.visible:
-                    # An engine's share is of what is free on its GPU. The rest is the trainer's, and this too
-                    # until the engine answers.
-                    await beside.pop(0)
-                    await rollout.rest()
-                notes, _ = await asyncio.gather(
-                    trainer.build(checkpoint, start_step), asyncio.gather(*beside)
-                )
-                for note in notes:
-                    self._observe.warn("resume", note)
-                sync = await connect(
-                    cfg.rollout.weight_path,
-                    trainer,
-                    rollout,
-                    self._engine_layout,
-                    cfg.cluster,
-                    self._observe.warn,
-                    self._devices.topology,
-                )
-            reward, heldout = self._rewards(rule, reward_model)
-            yield Crew(rollout=rollout, trainer=trainer, reward=reward, heldout_reward=heldout, sync=sync)
-        finally:
-            await asyncio.gather(rollout.stop(), rule.stop(), return_exceptions=True)
-            for group in groups:
-                group.kill()
 
-    def _rewards(self, rule: RayReward, model: RayRewardModel | None) -> tuple[Reward, Reward]:
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """All workers of a run."""
+
+    rollout: RayRollout
+    trainer: RayTrainer
+    rule: RayReward
+    reward_model: RayRewardModel | None
+
+    @property
+    def groups(self) -> list[WorkerGroup]:
+        judges = self.reward_model.own_workers if self.reward_model else []
+        return [*self.rollout.groups, *self.trainer.groups, self.rule.workers, *judges]
+
+    def rewards(self, cfg: Config) -> tuple[Reward, Reward]:
         """Of answers that are trained on, and of held-out ones, which the rule judges where there is one."""
-        own = self._cfg.reward_model
-        if own is None or model is None:
-            return rule, rule
-        alone = no_rule(self._cfg)
-        judged = JudgedReward(rule, model, own.weight, judges_alone=alone)
-        return judged, judged if alone else rule
+        if cfg.reward_model is None or self.reward_model is None:
+            return self.rule, self.rule
+        alone = no_rule(cfg)
+        judged = JudgedReward(self.rule, self.reward_model, cfg.reward_model.weight, judges_alone=alone)
+        return judged, judged if alone else self.rule
 
-    def _group(self, name: str, worker: Any, arguments: list[tuple], nodes: Sequence[int]) -> WorkerGroup:
-        cluster, gpus = self._cluster, self._devices.visible.get(name, [""] * len(nodes))
-        trains = not name.startswith("engine")
-        actors = [
-            worker.options(
-                runtime_env={"env_vars": environment(cluster.interfaces[node], visible, trains=trains)},
-                **cluster.place(node),
-            ).remote(*given)
-            for given, node, visible in zip(arguments, nodes, gpus, strict=True)
-        ]
-        return WorkerGroup(name, actors, cluster.logs)
+
+def _address(cfg: Config) -> str:
+    address = cfg.cluster.ray.address or ray_address()
+    if address is None:
+        raise ConfigError("no Ray to join", fix="set cluster.ray.address=host:port, or RAY_ADDRESS")
+    return address

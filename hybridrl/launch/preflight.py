@@ -7,12 +7,12 @@ from hybridrl.algorithms.catalog import flat
 from hybridrl.columns import given_by
 from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
-from hybridrl.config.problems import refuse
 from hybridrl.config.rules import World, check
+from hybridrl.config.rules.gpus import gpus_are_there
 from hybridrl.config.rules.parallel import trainer_cuts
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
-from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
+from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError, refuse
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.column_groups import columns_elsewhere
 from hybridrl.launch.devices import separate_engines, unshared_gpus
@@ -65,6 +65,31 @@ def preflight(
         say("model", f"{loaded.config.model.make} will write {loaded.config.model.path}")
     say("algorithm", algorithm_row(loaded))
     say("plan", _plan(RunShape.of(loaded.config), loaded))
+
+
+def refuse_missing_gpus(loaded: LoadedConfig, machine: Machine) -> None:
+    """
+    Raises:
+        ConfigErrors: this machine has fewer GPUs than the config takes.
+    """
+    refuse(list(gpus_are_there(loaded, World(num_gpus=len(machine.gpus), spec=None))))
+
+
+def refuse_nodes(loaded: LoadedConfig, fix: str) -> None:
+    """
+    Args:
+        fix: what starts several machines, or one.
+
+    Raises:
+        ResourceError: the run would take several machines.
+    """
+    nodes = loaded.config.cluster.nodes
+    if nodes > 1:
+        raise ResourceError(
+            f"cluster.nodes = {nodes}, but what starts here has this machine only",
+            where=loaded.where("cluster.nodes"),
+            fix=fix,
+        )
 
 
 def algorithm_row(loaded: LoadedConfig) -> str:

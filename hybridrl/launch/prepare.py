@@ -12,7 +12,7 @@ from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.reward_model import judged_parts
 from hybridrl.data.source import TablePrompts, load_source
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.errors import HybridRLError, ModelError
+from hybridrl.errors import ModelError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
@@ -60,10 +60,8 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
     """
     here = in_folders(loaded)
     if Path(here.config.model.path).is_dir():
-        try:
+        with loaded.located():
             say("data", prepare(here).describe())
-        except HybridRLError as error:
-            raise loaded.locate(error) from error
 
 
 def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:

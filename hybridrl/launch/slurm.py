@@ -43,8 +43,7 @@ def launch(
     """
     files = RunFiles(path_of(loaded.config))
     _refuse_owned(files)
-    folder = RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded)
-    try:
+    with RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded):
         path = write(loaded, overrides, files)
         say("script", f"{path}, config as it is now in {path.with_name('config.yaml')}")
         cluster = loaded.config.cluster
@@ -54,8 +53,6 @@ def launch(
             return 0
         job = slurm.submit(path)
         (files.job / "job_id").write_text(f"{job}\n")
-    finally:
-        folder.release()
     say("submitted", f"job {job}: {asked}; it says what it does in {files.job / f'{job}.out'}")
     return _await_end(job, say) if wait else 0
 

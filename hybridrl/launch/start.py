@@ -1,20 +1,21 @@
 """What `hybridrl launch` does, by place: train here or on a running Ray, or hand the run to Slurm or Ray."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.run_folder import RunFolder, path_of
-from hybridrl.errors import ConfigError, HybridRLError
+from hybridrl.config.run_folder import path_of
+from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
 from hybridrl.launch.devices import with_gpus
-from hybridrl.launch.limits import refuse_missing_gpus, refuse_nodes
-from hybridrl.launch.preflight import Say, preflight
+from hybridrl.launch.preflight import Say, preflight, refuse_missing_gpus, refuse_nodes
 from hybridrl.launch.prepare import try_data
 from hybridrl.launch.shape import Resume
-from hybridrl.launch.stop import STOPPED
+from hybridrl.launch.stop import StopRequest
+from hybridrl.observe.terminal import Terminal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,38 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
         HybridRLError: its place is the line of the config that it is about.
     """
     _refuse_idle_options(request)
-    try:
-        return _launch(loaded, overrides, request, say)
-    except HybridRLError as error:
-        raise loaded.locate(error) from error
+    with loaded.located():
+        loaded = _checked(loaded, request, say)
+        if request.on == "slurm":
+            from hybridrl.launch import slurm
+
+            resume, dry_run, wait = request.resume != "never", request.dry_run, request.wait
+            return slurm.launch(loaded, overrides, say, resume=resume, dry_run=dry_run, wait=wait)
+        if request.submit:
+            from hybridrl.launch import ray_job
+
+            resume, dry_run = request.resume == "required", request.dry_run
+            ray_job.launch(loaded, overrides, say, resume=resume, dry_run=dry_run)
+            return 0
+        if request.dry_run:
+            try_data(loaded, say)
+            say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
+            return 0
+        # Imported here, as the other two: what a launch does not need is not waited for.
+        from hybridrl.launch.local import RLRun
+
+        terminal = Terminal()
+        with (
+            StopRequest(terminal.warn) as stop,
+            RLRun(loaded, terminal, stop, on=request.on, resume=request.resume) as run,
+        ):
+            asyncio.run(run.play())
+            run.finish()
+        return stop.exit_code
 
 
-def _launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say: Say) -> int:
+def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
+    """The config with the GPUs of this machine, if it runs here; all that can be checked before is."""
     if request.on == "local":
         refuse_nodes(loaded, "launch --on slurm or --on ray; cluster.nodes=1 runs it here")
     dry_run, elsewhere = request.dry_run, request.on == "slurm" or request.submit
@@ -66,35 +92,7 @@ def _launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, sa
     )
     if downloads:
         model_folders.fetch(loaded, say)
-    if request.on == "slurm":
-        from hybridrl.launch import slurm
-
-        resume = request.resume != "never"
-        return slurm.launch(loaded, overrides, say, resume=resume, dry_run=dry_run, wait=request.wait)
-    if request.submit:
-        from hybridrl.launch import ray_job
-
-        ray_job.launch(loaded, overrides, say, resume=request.resume == "required", dry_run=dry_run)
-        return 0
-    if dry_run:
-        try_data(loaded, say)
-        say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
-        return 0
-    return _train(loaded, request)
-
-
-def _train(loaded: LoadedConfig, request: Request) -> int:
-    begun = (path_of(loaded.config) / "resolved.yaml").exists()
-    resume: Resume = "never" if request.resume == "if_possible" and not begun else request.resume
-    folder = RunFolder.create(loaded) if resume == "never" else RunFolder.open_for_resume(loaded)
-    try:
-        from hybridrl.launch import local
-
-        here = model_folders.in_folders(loaded)
-        stopped_by = local.run(here, on="ray" if request.on == "ray" else "local", resume=resume)
-    finally:
-        folder.release()
-    return STOPPED if stopped_by else 0
+    return loaded
 
 
 def _refuse_idle_options(request: Request) -> None:

@@ -12,25 +12,36 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """What a run was asked. A context of the main thread: leaving it puts the old handlers back."""
+    """What a run was asked. A context of the main thread: leaving it puts the old handlers back.
+
+    A signal that comes before training begins ends the context at once, without an error.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         """
         Args:
-            say: tells a person what happens now; called in a thread of its own.
+            say: tells a person what happens now; called from any thread.
         """
         self._say, self._training = say, False
         self.signal: str | None = None
         """Name of the first signal that came."""
+
+        self.stopped_by: str | None = None
+        """The signal that the run ended at before its last step; None: it did not."""
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
         self.listen()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        early = kind is KeyboardInterrupt and self.signal is not None and not self._training
+        if early:
+            self.stopped_by = self.signal
+            self._say(f"{self.signal}: stopped before a step began")
+        return early
 
     def listen(self) -> None:
         """Take the signals, again if a library took them meanwhile: ray.init does."""
@@ -45,9 +56,8 @@ class StopRequest:
         return self.signal is not None
 
     @property
-    def came_early(self) -> bool:
-        """Whether a signal came while no step was there to be saved."""
-        return self.signal is not None and not self._training
+    def exit_code(self) -> int:
+        return STOPPED if self.stopped_by else 0
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         first, self.signal = self.signal is None, self.signal or signal.Signals(number).name

@@ -1,40 +1,35 @@
 """Training on examples, driven from this machine: `hybridrl sft` and `hybridrl rm`."""
 
 import asyncio
-import secrets
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from hybridrl.cluster.group import WorkerGroup
-from hybridrl.cluster.placement import anywhere
-from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.load import LoadedConfig, load_as
-from hybridrl.config.problems import refuse
 from hybridrl.config.rules import EXAMPLE_RULES, World
-from hybridrl.config.run_folder import RunFolder, path_of
+from hybridrl.config.run_folder import path_of
 from hybridrl.config.schema import SourceConfig
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.supervised import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.controller import supervised as loop
 from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.errors import HybridRLError
-from hybridrl.hosts.machine import GPU, Machine
-from hybridrl.launch.devices import environment, with_gpus
-from hybridrl.launch.limits import refuse_nodes
-from hybridrl.launch.preflight import Say
-from hybridrl.launch.resume import checkpoint_of
-from hybridrl.launch.shape import RunFiles, with_dp
-from hybridrl.launch.stop import STOPPED, StopRequest
+from hybridrl.errors import refuse
+from hybridrl.hosts.machine import Machine
+from hybridrl.launch.devices import with_gpus
+from hybridrl.launch.preflight import Say, refuse_nodes
+from hybridrl.launch.ray_cluster import Cluster, ray_cluster
+from hybridrl.launch.run import Run
+from hybridrl.launch.shape import with_dp
+from hybridrl.launch.stop import StopRequest
 from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
 from hybridrl.models.make import find_maker, make_model
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
-from hybridrl.trainer.checkpoints import Checkpoint
 from hybridrl.trainer.setup import RankSetup
 from hybridrl.workers.supervised import RaySupervised, SupervisedWorker
 
@@ -66,37 +61,34 @@ def launch(
     Raises:
         HybridRLError: its place is the line of the config that it is about.
     """
-    loaded = load_as(kind.config, path, overrides)
-    try:
-        return _launch(kind, loaded, say, resume=resume, dry_run=dry_run)
-    except HybridRLError as error:
-        raise cast(Any, loaded).locate(error) from error
-
-
-def _launch(kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, resume: bool, dry_run: bool) -> int:
-    machine = Machine.here()
-    loaded = with_gpus(loaded, machine)
-    say("doctor", machine.describe())
-    refuse_nodes(loaded, "cluster.nodes=1")
-    folder = _model_folder(loaded, dry_run=dry_run)
-    spec = hub.find_spec(str(folder))
-    world = World(num_gpus=len(machine.gpus), spec=spec)
-    refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
-    if not folder.is_dir():
-        say("dry run", f"nothing started; {loaded.config.model.path} would be downloaded or made")
-        return 0
-    assert spec is not None, "a folder without a model was refused"
-    layout_of(loaded.config.actor.backend).refuse_unbuildable(spec, where=str(folder))
-    data = Data.open(kind, loaded, folder)
-    say("data", data.describe())
-    if dry_run:
-        say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
-        return 0
-    run_folder = RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded)
-    try:
-        return _train(loaded.config, kind.spec(spec), folder, data, resume=resume)
-    finally:
-        run_folder.release()
+    loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
+    with loaded.located():
+        machine = Machine.here()
+        loaded = with_gpus(loaded, machine)
+        say("doctor", machine.describe())
+        refuse_nodes(loaded, "cluster.nodes=1")
+        folder = _model_folder(loaded, dry_run=dry_run)
+        spec = hub.find_spec(str(folder))
+        world = World(num_gpus=len(machine.gpus), spec=spec)
+        refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
+        if not folder.is_dir():
+            say("dry run", f"nothing started; {loaded.config.model.path} would be downloaded or made")
+            return 0
+        assert spec is not None, "a folder without a model was refused"
+        layout_of(loaded.config.actor.backend).refuse_unbuildable(spec, where=str(folder))
+        data = Data.open(kind, loaded, folder)
+        say("data", data.describe())
+        if dry_run:
+            say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
+            return 0
+        terminal = Terminal()
+        with (
+            StopRequest(terminal.warn) as stop,
+            ExampleRun(loaded, kind.spec(spec), folder, data, machine, terminal, stop, resume=resume) as run,
+        ):
+            asyncio.run(run.play())
+            run.finish()
+        return stop.exit_code
 
 
 def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
@@ -146,77 +138,83 @@ class Data:
         return f"{len(self.train):,} examples, {heldout} held out"
 
 
-def _train(
-    cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, data: Data, *, resume: bool
-) -> int:
-    terminal, files = Terminal(), RunFiles(Path(cfg.run.folder) / cfg.run.name)
-    checkpoint = checkpoint_of(files, spec, "required" if resume else "never", terminal)
-    if checkpoint:
-        data.train.load_state_dict(checkpoint.progress["examples"])
-    num_ranks = with_dp(cfg.actor.parallel, cfg.cluster).num_ranks
-    with (
-        StopRequest(terminal.warn) as stop,
-        ExampleRunObserver(cfg, terminal, resume_step=checkpoint.step if checkpoint else None) as observe,
-        local_ray(num_workers=num_ranks) as logs,
-    ):
-        stop.listen()
-        gpus = Machine.here().gpus[: cfg.cluster.gpus_per_node or 0]
-        workers = _workers(cfg, spec, model_folder, gpus, Path(logs))
-        trainer = RaySupervised(workers, cfg.cluster, files.checkpoints, cfg.run.keep_checkpoints)
+class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
+    def __init__(
+        self,
+        loaded: LoadedConfig[Any],
+        model: ModelSpec,
+        model_folder: Path,
+        data: Data,
+        machine: Machine,
+        terminal: Terminal,
+        stop: StopRequest,
+        *,
+        resume: bool,
+    ) -> None:
+        """
+        Args:
+            model: that is trained, with weights from the folder.
+        """
+        mode = "required" if resume else "never"
+        super().__init__(loaded, loaded.config, model, terminal, stop, resume=mode)
+        self._model_folder, self._data, self._machine = model_folder, data, machine
+        self._parallel = with_dp(self.cfg.actor.parallel, self.cfg.cluster)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"ranks": self._parallel.num_ranks}
+
+    def prepare(self, progress: Mapping[str, Any] | None) -> None:
+        if progress:
+            self._data.train.load_state_dict(progress["examples"])
+
+    def observer(self, resume_step: int | None) -> ExampleRunObserver:
+        return ExampleRunObserver(self.cfg, self.terminal, resume_step=resume_step)
+
+    def start_ray(self) -> contextlib.AbstractContextManager[Cluster]:
+        return ray_cluster(self.cfg.cluster, [self._parallel.num_ranks], self._machine)
+
+    @contextlib.asynccontextmanager
+    async def workers(self) -> AsyncIterator[tuple[RaySupervised, loop.ExampleRoles]]:
+        cfg, num_ranks = self.cfg, self._parallel.num_ranks
+        gpus = self.cluster.gpus[0][:num_ranks]
+        setups = [(setup, cfg.run.steps) for setup in self._setups(on_gpu=bool(gpus))]
+        visible = {"trainer": gpus} if gpus else {}
+        group = self.cluster.start(visible, "trainer", SupervisedWorker, setups, [0] * num_ranks)
+        trainer = RaySupervised(group, cfg.cluster, self.files.checkpoints, cfg.run.keep_checkpoints)
         try:
-            asyncio.run(_play(cfg, trainer, data, observe, stop, files, checkpoint))
+            with self.terminal.working("ray", f"{num_ranks} trainer ranks start, {self.cluster.described}"):
+                await group.learn_pids(timeout_s=cfg.cluster.start_timeout_s)
+                checkpoint = self.checkpoint.folder if self.checkpoint else None
+                await trainer.build(checkpoint, self.start_step)
+            yield (
+                trainer,
+                loop.ExampleRoles(
+                    train=self._data.train,
+                    heldout=self._data.heldout.all() if self._data.heldout else [],
+                    trainer=trainer,
+                    observe=self.observe,
+                    stop_requested=self.stop.requested,
+                ),
+            )
         finally:
-            workers.kill()
-        stopped_by = stop.signal if trainer.version < cfg.run.steps else None
-        exported = str(files.export) if cfg.run.export and not stopped_by else None
-        observe.finish(exported, stopped_by=stopped_by, facts={"ranks": num_ranks})
-    return STOPPED if stopped_by else 0
+            group.kill()
 
+    def train(self, roles: loop.ExampleRoles) -> Coroutine[Any, Any, None]:
+        return loop.run(self.cfg, roles)
 
-async def _play(
-    cfg: SFTConfig | RMConfig,
-    trainer: RaySupervised,
-    data: Data,
-    observe: ExampleRunObserver,
-    stop: StopRequest,
-    files: RunFiles,
-    checkpoint: Checkpoint | None,
-) -> None:
-    with observe.terminal.working("ray", f"{len(trainer.workers)} trainer ranks start, loopback only"):
-        await trainer.workers.learn_pids(timeout_s=cfg.cluster.start_timeout_s)
-        await trainer.build(checkpoint.folder if checkpoint else None, checkpoint.step if checkpoint else 0)
-    stop.begin()
-    roles = loop.ExampleRoles(
-        train=data.train,
-        heldout=data.heldout.all() if data.heldout else [],
-        trainer=trainer,
-        observe=observe,
-        stop_requested=stop.requested,
-    )
-    await loop.run(cfg, roles)
-    if cfg.run.export and trainer.version == cfg.run.steps:
-        await trainer.export(files.export)
-
-
-def _workers(
-    cfg: SFTConfig | RMConfig, spec: ModelSpec, model_folder: Path, gpus: Sequence[GPU], logs: Path
-) -> WorkerGroup:
-    parallel = with_dp(cfg.actor.parallel, cfg.cluster)
-    first = RankSetup(
-        rank=0,
-        rendezvous=f"file://{logs.resolve() / f'trainers-{secrets.token_hex(8)}'}",
-        parallel=parallel,
-        model=spec,
-        model_folder=model_folder,
-        actor=cfg.actor,
-        seed=cfg.run.seed,
-        timeout_s=cfg.cluster.step_timeout_s,
-        device=0 if gpus else None,  # a worker sees its own GPU only
-        deterministic=cfg.run.deterministic,
-    )
-    ranks = []
-    for rank in range(parallel.num_ranks):
-        variables = environment("lo", str(gpus[rank].index) if gpus else "", trains=True)
-        worker = cast(Any, SupervisedWorker).options(runtime_env={"env_vars": variables}, **anywhere(0))
-        ranks.append(worker.remote(replace(first, rank=rank), cfg.run.steps))
-    return WorkerGroup("trainer", ranks, logs)
+    def _setups(self, *, on_gpu: bool) -> list[RankSetup]:
+        cfg = self.cfg
+        first = RankSetup(
+            rank=0,
+            rendezvous=self.cluster.meet("trainers"),
+            parallel=self._parallel,
+            model=self.model,
+            model_folder=self._model_folder,
+            actor=cfg.actor,
+            seed=cfg.run.seed,
+            timeout_s=cfg.cluster.step_timeout_s,
+            device=0 if on_gpu else None,  # a worker sees its own GPU only
+            deterministic=cfg.run.deterministic,
+        )
+        return [replace(first, rank=rank) for rank in range(self._parallel.num_ranks)]

@@ -37,13 +37,14 @@ REWARD = Curve("reward.png", "critic/score/mean", heldout_reward, "mean reward",
 LOSS = Curve("loss.png", "train/loss", lambda metrics: metrics.get("val/loss"), "loss", "step (updates)")
 
 
-def draw(folder: Path, curve: Curve = REWARD) -> Path | None:
-    """Write the picture into a run folder; None if the run has no step yet.
+def draw(folder: Path) -> Path | None:
+    """Write the picture of the rewards or of the losses into a run folder; None if the run has no step yet.
 
     Costs a second for the import of matplotlib and the picture: not for the inside of a step.
     """
     records = read(folder / "metrics.jsonl")
-    if not any(curve.metric in r.metrics for r in records):
+    curve = next((one for one in (REWARD, LOSS) if any(one.metric in r.metrics for r in records)), None)
+    if curve is None:
         return None
     path = folder / curve.file
     figure(records, folder.name, curve).savefig(path, dpi=150)

@@ -59,15 +59,31 @@ def closing_lines(
     files: Mapping[str, str],
     following: Sequence[tuple[str, str]],
 ) -> list[str]:
-    """The end of a run for a person.
+    """The end of a run of reinforcement learning for a person.
 
     Args:
         reward_word: "reward", or "accuracy" where that is what it is.
+        files, following: as end_lines().
+    """
+    return end_lines(summary, _results(summary, reward_word), files, following)
+
+
+def end_lines(
+    summary: Mapping[str, Any],
+    results: Iterable[str],
+    files: Mapping[str, str],
+    following: Sequence[tuple[str, str]],
+) -> list[str]:
+    """The end of a run for a person: its results, where it stopped if it did, what it left.
+
+    Args:
         files: what lies where, as {"curve": "runs/a/reward.png"}.
         following: commands to go on with, and what each is for.
     """
+    signal = summary.get("stopped_by")
     return [
-        *_results(summary, reward_word),
+        *([f"stopped at step {summary['steps']} by {signal}, --resume continues"] if signal else ()),
+        *results,
         *(f"  {label:<8} {place}" for label, place in files.items()),
         *_following(following),
     ]
@@ -76,12 +92,9 @@ def closing_lines(
 def _results(summary: Mapping[str, Any], reward_word: str) -> Iterable[str]:
     took = f"in {summary['steps']} steps, {duration(summary['train_wall_s'])}"
     before, after, gap = (summary[key] for key in ("heldout_before", "heldout_after", "logprob_max_abs_diff"))
-    signal = summary.get("stopped_by")
-    if signal:
-        yield f"stopped at step {summary['steps']} by {signal}, --resume continues"
     if after is not None:
         yield f"held-out {reward_word} {before:.2f} -> {after:.2f} {took}"
-    elif not signal:
+    elif not summary.get("stopped_by"):
         yield f"done {took}"
     if gap is not None:
         checksums = _CHECKSUMS[summary["swap_checksums_ok"]]

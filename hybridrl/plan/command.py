@@ -9,11 +9,10 @@ from typing import Any
 
 import hybridrl
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.problems import refuse
 from hybridrl.config.rules import EXAMPLE_RULES, World, check
 from hybridrl.config.schema import Config
 from hybridrl.config.supervised import RMConfig
-from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError
+from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError, refuse
 from hybridrl.estimate import memory, swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
 from hybridrl.estimate.gpus import GPUS, GPUModel, recognise

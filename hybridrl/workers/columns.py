@@ -98,13 +98,10 @@ class ColumnGroup:
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> None:
         """Compute their columns of a batch."""
         own = [dealt(minibatch, batch.length_N, **self._dealing) for minibatch in minibatches]
-        await self.all("load", ray.put(rank_batch(batch, own)), *batch.blocks)
+        await self.workers.all("load", ray.put(rank_batch(batch, own)), *batch.blocks)
 
     def column(self, name: str) -> ray.ObjectRef:
         return column_of(self.workers, name)
-
-    async def all(self, method: str, *args: Any) -> list[Any]:
-        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
 
 
 class RayCritic(ColumnGroup):
@@ -116,20 +113,20 @@ class RayCritic(ColumnGroup):
         await self.workers.all("build", part, timeout_s=self._cluster.start_timeout_s)
 
     async def take(self, returns: ray.ObjectRef) -> None:
-        await self.all("take", returns)
+        await self.workers.all("take", returns)
 
     async def step(self, index: int) -> dict[str, float]:
         """One optimizer step on minibatch `index`; its metrics."""
-        return (await self.all("step", index))[0]
+        return (await self.workers.all("step", index))[0]
 
     async def save(self, checkpoint: Path) -> None:
         """Write its part of the actor's `checkpoint`; both are committed, or it counts for nothing."""
         part = critic_part(checkpoint)
         shutil.rmtree(part, ignore_errors=True)  # of a run that was killed before the actor's was there
-        await self.all("save", part)
+        await self.workers.all("save", part)
 
     async def finish_saving(self) -> None:
-        await self.all("finish_saving")
+        await self.workers.all("finish_saving")
 
 
 def rank_batch(batch: Batch, minibatches: Sequence[Minibatch]) -> RankBatch:

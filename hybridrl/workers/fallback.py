@@ -111,8 +111,7 @@ class EngineApiSync:
 
     async def _move(self, index: int) -> int:
         """A bucket from the trainer into every engine; returns its bytes."""
-        workers, timeout_s = self._trainer.workers, self._cluster.step_timeout_s
-        written = await workers.all("write_bucket", index, timeout_s=timeout_s)
+        written = await self._trainer.workers.all("write_bucket", index)
         first, last = index == 0, index == len(self._buckets) - 1
         await self._rollout.all("load_bucket", self._buckets[index], self._buffer, first, last)
         return sum(written)

@@ -75,8 +75,6 @@ class RayReward:
         trajectories = [t for group in groups for t in group.trajectories]
         prompts = [group.prompt for group in groups for _ in group.trajectories]
         rows = [t.row for t in trajectories]
-        results = await self.workers.one(
-            rank, "score", prompts, rows, keep_text, groups[0].block, timeout_s=self._cluster.step_timeout_s
-        )
+        results = await self.workers.one(rank, "score", prompts, rows, keep_text, groups[0].block)
         for trajectory, (score, text) in zip(trajectories, results, strict=True):
             trajectory.reward, trajectory.reward_parts, trajectory.text = score.reward, score.parts, text

@@ -42,7 +42,7 @@ class RayRewardModel(ColumnGroup):
     async def scores(self, groups: Sequence[Group]) -> np.ndarray:
         blocks = list({id(group.block): group.block for group in groups}.values())
         batch = ray.put(_dealt(groups, blocks, self._dealing))
-        found = await self.all("scores", batch, *blocks)
+        found = await self.workers.all("scores", batch, *blocks)
         return found[-1]  # of a rank of the last pipeline stage
 
 

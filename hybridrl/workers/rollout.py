@@ -134,7 +134,7 @@ class RayRollout:
             return []
         method = self.workers.actors[rank].generate.options(num_returns=2)
         metadata, block = method.remote(list(prompts), sampling)
-        (found,) = await self.workers.wait("generate", [metadata], timeout_s=self._cluster.step_timeout_s)
+        found = await self.workers.result(rank, "generate", metadata)
         return [
             Group(prompt, list(trajectories), block)
             for prompt, trajectories in zip(prompts, found, strict=True)
@@ -168,7 +168,7 @@ class RayRollout:
         await self.all("release_cache")
 
     async def all(self, method: str, *args: Any) -> list[Any]:
-        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
+        return await self.workers.all(method, *args)
 
 
 def _shares(count: int, num_engines: int) -> list[slice]:

@@ -66,24 +66,22 @@ class RaySupervised:
         self.version = version
 
     async def step(self, batch: Batch, minibatch: Minibatch) -> StepReport:
-        report: StepReport = await self._on_all("step", batch, minibatch)
-        self.version = report.version
-        return report
+        reports: list[StepReport] = await self.workers.all("step", *_sent(batch, minibatch))
+        self.version = reports[0].version
+        return reports[0]
 
     async def evaluate(self, batch: Batch, minibatch: Minibatch) -> dict[str, float]:
-        return await self._on_all("evaluate", batch, minibatch)
+        return (await self.workers.all("evaluate", *_sent(batch, minibatch)))[0]
 
     async def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        await self._all("save", checkpoints.named(self._folder, step), progress)
+        await self.workers.all("save", checkpoints.named(self._folder, step), progress)
         checkpoints.delete_old(self._folder, self._keep)
 
     async def export(self, folder: Path) -> None:
-        await self._all("export", folder)
+        await self.workers.all("export", folder)
 
-    async def _on_all(self, method: str, batch: Batch, minibatch: Minibatch) -> Any:
-        """Its tokens go into Ray's store once, for all ranks; all of them find the same."""
-        blocks = [ray.put(block) for block in batch.blocks]
-        return (await self._all(method, ray.put(rank_batch(batch, [minibatch])), *blocks))[0]
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
-        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
+def _sent(batch: Batch, minibatch: Minibatch) -> tuple[ray.ObjectRef, ...]:
+    """What every rank is called with. Tokens go into Ray's store once, for all of them."""
+    blocks = [ray.put(block) for block in batch.blocks]
+    return ray.put(rank_batch(batch, [minibatch])), *blocks

@@ -103,7 +103,7 @@ class RaySync:
 
     async def _write(self) -> Vote:
         """Every trainer rank writes its share; then the engines tell what they hold."""
-        outcomes = await self._on_trainer("write_weights", timeout_s=self._cluster.step_timeout_s)
+        outcomes = await self._on_trainer("write_weights")
         if error := first_error(outcomes):
             return Vote(outcomes, 0, error)
         found = await self._rollout.all("checksums")
@@ -136,10 +136,10 @@ class RaySync:
         if error := first_error(plans):
             raise error
         if len(set(plans.values())) > 1:
-            fields = await self._on_trainer("plan_fields", timeout_s=self._cluster.step_timeout_s)
+            fields = await self._on_trainer("plan_fields")
             raise disagreement(plans, fields)
 
-    async def _on_trainer(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:
+    async def _on_trainer(self, method: str, *args: Any, timeout_s: float | None = None) -> dict[int, Any]:
         """Call a method on every trainer rank that is not lost; by rank what it returned, or its error."""
         ranks = [rank for rank in range(len(self._trainer.workers)) if rank not in self._lost]
         if not ranks:

@@ -193,17 +193,17 @@ class RayTrainer:
         self._loaded = (batch.step, minibatches[-1].index)
         scalars = ray.put(rank_batch(batch, minibatches))
         measured, _ = await asyncio.gather(
-            self._all("measure", scalars, *batch.blocks),
+            self.workers.all("measure", scalars, *batch.blocks),
             asyncio.gather(*(group.load(batch, minibatches) for group in self._beside)),
         )
         columns = {name: group.column(name) for group in self._beside for name in group.columns}
-        completed = await self._all("complete", list(columns), *columns.values())
+        completed = await self.workers.all("complete", list(columns), *columns.values())
         if self._critic:
             await self._critic.take(column_of(self.workers, "return"))
         return measured[0] | completed[0]
 
     async def step(self, index: int) -> StepReport:
-        reports, of_critic = await asyncio.gather(self._all("step", index), self._step_critic(index))
+        reports, of_critic = await asyncio.gather(self.workers.all("step", index), self._step_critic(index))
         report: StepReport = reports[0]
         if self._loaded is None or report.version != self._loaded[0]:
             raise VersionError(
@@ -218,23 +218,20 @@ class RayTrainer:
         if self._critic:
             await self._critic.save(folder)
         export = self._exports.folder_of(step) if self._exports else None
-        await self._all("save", folder, progress, export)
+        await self.workers.all("save", folder, progress, export)
         checkpoints.delete_old(self._folder, self._keep)
 
     async def finish_saving(self) -> None:
-        await self._all("finish_saving")
+        await self.workers.all("finish_saving")
         if self._critic:
             await self._critic.finish_saving()
         checkpoints.delete_old(self._folder, self._keep)
 
     async def export(self, folder: Path) -> None:
-        await self._all("export", folder)
+        await self.workers.all("export", folder)
 
     async def _step_critic(self, index: int) -> dict[str, float]:
         return await self._critic.step(index) if self._critic else {}
-
-    async def _all(self, method: str, *args: Any) -> list[Any]:
-        return await self.workers.all(method, *args, timeout_s=self._cluster.step_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "hybridrl"
 TREES = {path: ast.parse(path.read_text("utf-8"), str(path)) for path in sorted(PACKAGE.rglob("*.py"))}
 
 PROCESS_EDGES: set[str] = {
-    "cli/__init__.py:guarded",
+    "cli/__init__.py:main",
     "controller/loop.py:fill",
     "observe/mlflow_sink.py:_serve",
     "rewards/children.py:main",

@@ -159,14 +159,14 @@ class LocalGroup:
     def __len__(self):
         return len(self.actors)
 
-    async def all(self, method, *args, timeout_s):
+    async def all(self, method, *args, timeout_s=None):
         outcomes = await self.outcomes(method, *args, ranks=range(len(self)), timeout_s=timeout_s)
         for outcome in outcomes.values():
             if isinstance(outcome, Exception):
                 raise outcome
         return list(outcomes.values())
 
-    async def outcomes(self, method, *args, ranks, timeout_s):
+    async def outcomes(self, method, *args, ranks, timeout_s=None):
         start = time.perf_counter()
         found = await asyncio.gather(*(self._ask(rank, method, args) for rank in ranks))
         self.calls.append(Called(method, tuple(ranks), start, time.perf_counter()))

@@ -52,28 +52,35 @@ def logs() -> Iterator[Path]:
 def group(logs: Path) -> Iterator[WorkerGroup]:
     options = {"num_cpus": 1, "runtime_env": {"env_vars": worker_environment({"COLOUR": "blue"})}}
     actors = [ray.remote(max_restarts=0)(Worker).options(**options).remote() for _ in range(2)]
-    group = WorkerGroup("trainer", actors, logs)
+    group = WorkerGroup("trainer", actors, logs, timeout_s=30)
     asyncio.run(group.learn_pids(timeout_s=60))
     yield group
     group.kill()
 
 
 def test_results_come_in_the_order_of_ranks(group: WorkerGroup) -> None:
-    assert asyncio.run(group.all("double", 4, timeout_s=30)) == [8, 8]
-    assert asyncio.run(group.one(1, "pid", timeout_s=30)) == group.pids[1]
-    assert asyncio.run(group.all("variable", "COLOUR", timeout_s=30)) == ["blue", "blue"]
+    assert asyncio.run(group.all("double", 4)) == [8, 8]
+    assert asyncio.run(group.one(1, "pid")) == group.pids[1]
+    assert asyncio.run(group.all("variable", "COLOUR")) == ["blue", "blue"]
 
 
 def test_our_errors_keep_class_and_message(group: WorkerGroup) -> None:
     with pytest.raises(RewardError) as caught:
-        asyncio.run(group.all("refuse", timeout_s=30))
+        asyncio.run(group.all("refuse"))
     assert (caught.value.what, caught.value.where, caught.value.fix) == ("no reward", "row 3", "mend it")
 
 
 def test_other_errors_say_in_which_worker(group: WorkerGroup) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
-        asyncio.run(group.one(1, "break_down", timeout_s=30))
+        asyncio.run(group.one(1, "break_down"))
     assert "trainer rank 1, 'break_down'" in caught.value.__notes__[0]
+
+
+def test_what_a_worker_raised_has_the_traceback_of_the_worker_as_its_cause(group: WorkerGroup) -> None:
+    for method in ("break_down", "refuse"):
+        with pytest.raises((ZeroDivisionError, RewardError)) as caught:
+            asyncio.run(group.all(method))
+        assert f"in {method}\n" in str(caught.value.__cause__), "a failure is looked for where it happened"
 
 
 def test_a_late_worker_is_named(group: WorkerGroup) -> None:
@@ -83,14 +90,14 @@ def test_a_late_worker_is_named(group: WorkerGroup) -> None:
 
 def test_a_dead_worker_is_named_with_its_last_words(group: WorkerGroup) -> None:
     with pytest.raises(WorkerError, match=r"(?s)trainer rank 0 died during 'die'.*my last words"):
-        asyncio.run(group.one(0, "die", timeout_s=30))
+        asyncio.run(group.one(0, "die"))
 
 
 def test_outcomes_wait_for_all_and_tell_the_dead_from_those_that_raised(group: WorkerGroup) -> None:
-    refused = asyncio.run(group.outcomes("refuse", ranks=[1], timeout_s=30))
+    refused = asyncio.run(group.outcomes("refuse", ranks=[1]))
     assert [str(error) for error in refused.values()] == ["no reward  (row 3): mend it"]
     group.actors[0].die.remote()
-    found = asyncio.run(group.outcomes("double", 4, ranks=[0, 1], timeout_s=30))
+    found = asyncio.run(group.outcomes("double", 4, ranks=[0, 1]))
     assert isinstance(found[0], WorkerError) and "trainer rank 0 died during 'double'" in str(found[0])
     assert found[1] == 8
 

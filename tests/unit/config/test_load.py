@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import LoadedConfig, load, values
-from hybridrl.config.problems import ConfigErrors
 from hybridrl.config.rollout import EngineParallel
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, ConfigErrors
 from hybridrl.rollout.sglang.sizes import SGLangParallel
 
 BASE = """\

@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import LoadedConfig, load, values
-from hybridrl.config.problems import ConfigErrors
-from hybridrl.config.resolved import as_yaml
-from hybridrl.config.run_folder import MAY_CHANGE, MAY_CHANGE_BELOW, RunFolder, path_of, step_of
-from hybridrl.errors import RunFolderError
+from hybridrl.config.run_folder import MAY_CHANGE, MAY_CHANGE_BELOW, RunFolder, as_yaml, path_of, step_of
+from hybridrl.errors import ConfigErrors, RunFolderError
 
 TEXT = """\
 model: models/tiny

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.config.problems import ConfigErrors
+from hybridrl.errors import ConfigErrors
 from hybridrl.launch.preflight import algorithm_row, preflight
 from hybridrl.models.tiny import random_model
 

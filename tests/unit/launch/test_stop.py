@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hybridrl.launch.stop import SIGNALS, StopRequest
+from hybridrl.launch.stop import SIGNALS, STOPPED, StopRequest
 
 
 @pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
@@ -34,8 +34,8 @@ def test_a_first_signal_during_training_is_noted_and_said(number: int) -> None:
         assert not stop.requested()
         os.kill(os.getpid(), number)
         assert stop.requested() and stop.signal == signal.Signals(number).name
-        assert not stop.came_early
         assert said_within(said, 5) and stop.signal in said[0]
+    assert stop.exit_code == 0, "whether the run stopped at it is for the loop to say"
 
 
 def test_a_second_signal_is_ctrl_c_and_the_first_keeps_its_name(started_in: None) -> None:
@@ -44,14 +44,25 @@ def test_a_second_signal_is_ctrl_c_and_the_first_keeps_its_name(started_in: None
         os.kill(os.getpid(), signal.SIGUSR1)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.signal == "SIGUSR1" and not stop.came_early
+        assert stop.signal == "SIGUSR1"
 
 
 def test_a_signal_before_the_first_step_ends_the_start(started_in: None) -> None:
-    with StopRequest(lambda text: None) as stop:
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.came_early
+    said: list[str] = []
+    with StopRequest(said.append) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("the start goes on")
+    assert (stop.stopped_by, stop.exit_code) == ("SIGTERM", STOPPED)
+    assert said == ["SIGTERM: stopped before a step began"]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_ctrl_c_stays_ctrl_c(started_in: None, begins: bool) -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest(lambda text: None) as stop:
+        if begins:
+            stop.begin()
+        raise KeyboardInterrupt
+    assert stop.stopped_by is None
 
 
 def test_a_screen_that_is_locked_where_the_signal_comes_does_not_hold_the_run() -> None:

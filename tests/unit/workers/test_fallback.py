@@ -29,7 +29,7 @@ class Ranks:
     def __len__(self):
         return 2
 
-    async def all(self, method, *args, timeout_s):
+    async def all(self, method, *args, timeout_s=None):
         self._calls.append(method)
         answers = {
             "weight_dtypes": [{torch.bfloat16}, {torch.bfloat16, torch.float32}],

@@ -1,0 +1,92 @@
+"""The Ray of a run, started on this machine or joined, and the workers that it starts on the run's nodes."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hybridrl.cluster.env import expected_nodes
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.network import Meet, at, in_folder, networks
+from hybridrl.cluster.nodes import ExpectedNodes
+from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
+from hybridrl.cluster.ray_attached import attached_ray
+from hybridrl.cluster.ray_local import local_ray
+from hybridrl.config.cluster import ClusterConfig
+from hybridrl.hosts.machine import Machine
+from hybridrl.launch.devices import Visible, environment
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    logs: Path
+    place: Placing
+    described: str
+    meet: Meet
+    step_timeout_s: float
+    interfaces: tuple[str, ...]
+    """Network interface that the workers of each node talk over."""
+
+    gpus: Sequence[Sequence[str]] = ()
+    """Of each node, as CUDA names them."""
+
+    engines_meet: Sequence[str] = ()
+    """Of each node, where parts of an engine meet whose first part is there; one node: there are no parts."""
+
+    def start(
+        self, visible: Visible, name: str, worker: Any, arguments: Sequence[tuple], nodes: Sequence[int]
+    ) -> WorkerGroup:
+        """Start workers that do the same job.
+
+        Args:
+            worker: the actor class.
+            arguments, nodes: of each worker.
+        """
+        trains = not name.startswith("engine")
+        actors = [
+            worker.options(
+                runtime_env={"env_vars": environment(self.interfaces[node], gpus, trains=trains)},
+                **self.place(node),
+            ).remote(*given)
+            for given, node, gpus in zip(arguments, nodes, visible.get(name, [""] * len(nodes)), strict=True)
+        ]
+        return WorkerGroup(name, actors, self.logs, self.step_timeout_s)
+
+
+@contextlib.contextmanager
+def ray_cluster(
+    cfg: ClusterConfig, per_node: Sequence[int], machine: Machine, address: str | None = None
+) -> Iterator[Cluster]:
+    """Ray, for as long as a run lasts.
+
+    Args:
+        per_node: workers on each node.
+        address: of a Ray to join; None: one is started on this machine.
+
+    Raises:
+        ResourceError: the cluster lacks room.
+    """
+    num_gpus, timeout_s = cfg.gpus_per_node or 0, cfg.start_timeout_s
+    if address is None:
+        gpus = [[str(gpu.index) for gpu in machine.gpus][:num_gpus]]
+        with local_ray(num_workers=sum(per_node)) as folder:
+            meet = in_folder(Path(folder))
+            yield Cluster(Path(folder), anywhere, "loopback only", meet, cfg.step_timeout_s, ("lo",), gpus)
+        return
+    nodes = ExpectedNodes(cfg.nodes, num_gpus, expected_nodes())
+    with (
+        attached_ray(address, nodes, timeout_s=timeout_s) as logs,
+        reserved(per_node, num_gpus, timeout_s=timeout_s) as place,
+    ):
+        described = f"on the Ray at {address}"
+        gpus = gpu_names(place, cfg.nodes, num_gpus) if num_gpus else []
+        if cfg.nodes == 1:
+            yield Cluster(logs, place, described, in_folder(logs), cfg.step_timeout_s, ("lo",), gpus)
+        else:
+            found = networks(place, cfg.nodes, timeout_s=timeout_s)
+            interfaces = tuple(network.interface for network in found)
+            engines_meet = tuple(network.of_engine for network in found)
+            yield Cluster(
+                logs, place, described, at(found[0]), cfg.step_timeout_s, interfaces, gpus, engines_meet
+            )

@@ -1,0 +1,162 @@
+"""A run on this machine, whatever it trains on, from a checked config to the exported model:
+
+    with StopRequest(terminal.warn) as stop, SomeRun(...) as run:
+        asyncio.run(run.play())
+        run.finish()
+
+Reinforcement learning (local.py) and training on examples (supervised.py) share what is here: the folder, the
+checkpoint to go on from, the observer, Ray, the stop, the export.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.run_folder import RunFolder, path_of
+from hybridrl.config.schema import Config
+from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.launch.ray_cluster import Cluster
+from hybridrl.launch.shape import Resume, RunFiles
+from hybridrl.launch.stop import StopRequest
+from hybridrl.models.spec import ModelSpec
+from hybridrl.observe.examples import ExampleRunObserver
+from hybridrl.observe.observer import RunObserver
+from hybridrl.observe.terminal import Terminal
+from hybridrl.trainer.checkpoints import Checkpoint, to_resume_from
+from hybridrl.types import PolicyVersion
+
+
+class Trainer(Protocol):
+    """What a run asks of its trainer; the loop asks for more."""
+
+    @property
+    def version(self) -> PolicyVersion: ...
+
+    async def export(self, folder: Path) -> None: ...
+
+
+Cfg = TypeVar("Cfg", bound=Config | SupervisedConfig)
+Observer = TypeVar("Observer", bound=RunObserver | ExampleRunObserver)
+
+
+class Run(ABC, Generic[Cfg, Observer]):
+    """One start of a run, until it ends, stops or fails.
+
+    Inside the context this process holds the run's folder, data stand where the checkpoint left them, the
+    observer's files are open and Ray is up. Leaving it closes and ends all of that, whatever happened.
+    """
+
+    following: ClassVar[Sequence[tuple[str, str]]] = ()
+    """Commands that the end of a run proposes, and what each is for."""
+
+    observe: Observer
+    cluster: Cluster
+
+    def __init__(
+        self,
+        loaded: LoadedConfig[Any],
+        cfg: Cfg,
+        model: ModelSpec,
+        terminal: Terminal,
+        stop: StopRequest,
+        *,
+        resume: Resume,
+    ) -> None:
+        """
+        Args:
+            loaded: passed its checks; the run folder keeps it.
+            cfg: the same, with folders for the names of models.
+            model: that is trained.
+        """
+        self.loaded, self.cfg, self.terminal, self.stop = loaded, cfg, terminal, stop
+        self.model = model
+        self.files = RunFiles(path_of(cfg))
+        self.checkpoint: Checkpoint | None = None
+        begun = (self.files.folder / "resolved.yaml").exists()
+        self._resume: Resume = "never" if resume == "if_possible" and not begun else resume
+
+    def __enter__(self) -> Self:
+        """
+        Raises:
+            RunFolderError, ConfigErrors: the folder cannot be had, or holds a run of another config.
+            CheckpointError: there is no undamaged checkpoint, and `resume` demands one, or it is of another
+                model.
+            DataError: data are not as the config says.
+            ResourceError: the cluster lacks room.
+        """
+        with contextlib.ExitStack() as opened:
+            resumes = self._resume != "never"
+            take = RunFolder.open_for_resume if resumes else RunFolder.create
+            opened.enter_context(take(self.loaded))
+            if resumes:
+                self.checkpoint = self._verified_checkpoint()
+            self.prepare(self.checkpoint.progress if self.checkpoint else None)
+            self.observe = opened.enter_context(self.observer(self.start_step if resumes else None))
+            self.observe.keep(self.files.folder / "resolved.yaml")
+            self.cluster = opened.enter_context(self.start_ray())
+            self.stop.listen()
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    async def play(self) -> None:
+        """Start the workers, train, export, stop the workers."""
+        async with self.workers() as (trainer, roles):
+            self.stop.begin()
+            await self.train(roles)
+            if trainer.version < self.cfg.run.steps:
+                self.stop.stopped_by = self.stop.signal
+            elif self.cfg.run.export:
+                await trainer.export(self.files.export)
+
+    def finish(self) -> None:
+        """Draw the curve, write the summary, tell what lies where."""
+        stopped_by = self.stop.stopped_by
+        files = {"model": f"{self.files.export}/"} if self.cfg.run.export and not stopped_by else {}
+        following = () if stopped_by else self.following
+        self.observe.finish(files, following, self.facts, stopped_by)
+
+    def _verified_checkpoint(self) -> Checkpoint | None:
+        """The newest undamaged one; a person is told of newer ones that are passed over. None: the run starts
+        anew."""
+        with self.terminal.working("resume", "checksums of the newest checkpoint"):
+            required, warn = self._resume == "required", self.terminal.warn
+            return to_resume_from(self.files.checkpoints, self.model, required=required, warn=warn)
+
+    @property
+    def start_step(self) -> int:
+        """Policy updates that are done before this start."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    @abstractmethod
+    def facts(self) -> Mapping[str, Any]:
+        """What summary.json shall say besides."""
+
+    @abstractmethod
+    def prepare(self, progress: Mapping[str, Any] | None) -> None:
+        """Open the data.
+
+        Args:
+            progress: where the checkpoint says that the controller stood; None: the run begins.
+        """
+
+    @abstractmethod
+    def observer(self, resume_step: int | None) -> Observer: ...
+
+    @abstractmethod
+    def start_ray(self) -> contextlib.AbstractContextManager[Cluster]: ...
+
+    @abstractmethod
+    def workers(self) -> contextlib.AbstractAsyncContextManager[tuple[Trainer, Any]]:
+        """All workers, up and with the weights to begin with: the trainer among them, and the roles of the
+        loop. They are stopped in the end, whatever happened."""
+
+    @abstractmethod
+    def train(self, roles: Any) -> Coroutine[Any, Any, None]:
+        """The loop, which trains to the last step or until asked to stop."""

@@ -1,0 +1,109 @@
+"""One session of a run, from a start to its end or failure, and the files that it leaves: metrics.jsonl,
+summary.json, the run in MLflow. What it trains on makes no difference here."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from hybridrl.config.schema import Config
+from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.observe.files import atomic_write_json
+from hybridrl.observe.jsonl import JsonLines, read
+from hybridrl.observe.mlflow_sink import MlflowSink, store_uri
+from hybridrl.observe.names import safe
+from hybridrl.observe.record import Kind, Record
+from hybridrl.observe.summary import SUMMARY_FILE, versions
+from hybridrl.observe.terminal import Terminal
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Session:
+    """A context: leaving it closes every sink, and tells MLflow how the session ended."""
+
+    def __init__(
+        self, cfg: Config | SupervisedConfig, terminal: Terminal, *, resume_step: int | None
+    ) -> None:
+        """Opens the files of the run folder, which exists already; MLflow starts up in a thread meanwhile.
+
+        Args:
+            resume_step: updates of the checkpoint that the run goes on from; None: a new run.
+
+        Raises:
+            RunFolderError: a new run, and its folder has metrics already.
+        """
+        self.terminal, self._run, self._since = terminal, cfg.run, time.perf_counter()
+        self.folder = Path(cfg.run.folder) / cfg.run.name
+        self._first_step = resume_step or 0
+        self._stopped_by: str | None = None
+        self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
+        self._before_s = max((record.wall_s for record in self._records()), default=0.0)
+        self._mlflow: MlflowSink | None = None
+        if cfg.run.mlflow:
+            params = cfg.model_dump(mode="json", by_alias=True)
+            resumes = resume_step is not None
+            self._mlflow = MlflowSink(self.folder, resume=resumes, params=params, warn=terminal.warn)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        interrupted = self._stopped_by is not None or (kind is not None and not issubclass(kind, Exception))
+        self._lines.close()
+        if self._mlflow:
+            self._mlflow.close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
+
+    def keep(self, path: Path) -> None:
+        """Keep a file of the run folder with the MLflow run as well."""
+        if self._mlflow:
+            self._mlflow.keep(path)
+
+    def _publish(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> Record:
+        named = {safe(name): float(value) for name, value in metrics.items()}
+        wall_s = self._before_s + self._here_s()
+        record = Record(kind=kind, step=step, time=time.time(), wall_s=wall_s, metrics=named)
+        self._lines.write(record)
+        if self._mlflow:
+            self._mlflow.write(record)
+        return record
+
+    def _here_s(self) -> float:
+        """Seconds of training in this session."""
+        return time.perf_counter() - self._since
+
+    def _records(self) -> list[Record]:
+        """All that the run has, of earlier sessions too."""
+        return read(self.folder / METRICS_FILE)
+
+    def _end(self, summary: Mapping[str, Any], stopped_by: str | None) -> dict[str, Any]:
+        """Write summary.json.
+
+        Args:
+            stopped_by: the signal that the run stopped at; None: it came to its end.
+
+        Returns:
+            What the file holds: the summary, and what every run has.
+        """
+        self._stopped_by = stopped_by
+        of_every_run = {"stopped_by": stopped_by, "seed": self._run.seed, "versions": versions()}
+        whole = {**summary, **of_every_run}
+        atomic_write_json(self.folder / SUMMARY_FILE, whole)
+        self.keep(self.folder / SUMMARY_FILE)
+        return whole
+
+    def _left(self, files: Mapping[str, str]) -> dict[str, str]:
+        """What lies where: the curve, if it can be drawn, `files`, and the metrics."""
+        # Imported here: matplotlib takes a second, which no run should begin with.
+        from hybridrl.observe.curve import draw
+
+        curve = draw(self.folder)
+        if curve:
+            self.keep(curve)
+        metrics = str(self.folder / METRICS_FILE)
+        if self._mlflow:
+            metrics = f"mlflow ui --backend-store-uri {store_uri(self.folder.parent)}"
+        return ({"curve": str(curve)} if curve else {}) | dict(files) | {"metrics": metrics}
