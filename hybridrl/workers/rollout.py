@@ -125,9 +125,7 @@ class RayRollout:
     async def request(self, engine: int, request: Request) -> Answer:
         """Answer one prompt on an engine of the caller's choice: it may have a part of the prompt cached."""
         async with self._requests(1):
-            method, timeout_s = self.workers.actors[engine].request, self._cluster.step_timeout_s
-            (answer,) = await self.workers.wait("request", [method.remote(request)], timeout_s=timeout_s)
-        return answer
+            return await self.workers.one(engine, "request", request)
 
     async def _generate_on(self, rank: int, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         if not prompts:
