@@ -61,11 +61,11 @@ class MoodAdvantage:
         tokens: Tokens,
         reduce: Reduce,
         mood_T: Tensor,
-        picture_N: list[np.ndarray],
+        picture_NPC: list[np.ndarray],
     ) -> Advantage:
         SEEN["estimator"].append(mood_T.numpy().copy())
-        SEEN["pictures"].append([float(picture[0, 0]) for picture in picture_N])
-        shown_N = torch.tensor([float(picture.sum()) for picture in picture_N])
+        SEEN["pictures"].append([float(picture[0, 0]) for picture in picture_NPC])
+        shown_N = torch.tensor([float(picture.sum()) for picture in picture_NPC])
         return Advantage(shown_N[tokens.seq_T] * mood_T)
 
 
