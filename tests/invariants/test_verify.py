@@ -28,9 +28,7 @@ def test_a_local_denominator_is_found_and_blamed_on_the_split() -> None:
 
 def test_what_is_wrong_before_any_row_is_refused() -> None:
     loaded = load(CONFIG, ["algorithm.loss=verify_losses:Raises"])
-    with pytest.raises(
-        UserCodeError, match="ArithmeticError: a mistake of the user's, at .*verify_losses.py"
-    ):
+    with pytest.raises(UserCodeError, match="a mistake of the user's, at .*verify_losses.py"):
         certify(loaded, Request(["tp2"]), print)
     with pytest.raises(UserError, match="no layout 'tp'"):
         certify(loaded, Request(["tp"]), print)
