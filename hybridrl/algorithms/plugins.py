@@ -1,19 +1,14 @@
 """From a name and options in a config to a plug-in; every mistake is refused at the key where it was made."""
 
-import dataclasses
-import difflib
-import json
 from collections.abc import Mapping
-from dataclasses import MISSING
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from hybridrl import registry
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.columns import COLUMNS
+from hybridrl.config.options import make, taken
 from hybridrl.errors import ConfigError
-from hybridrl.outside import Guarded, is_outside, user_code
+from hybridrl.outside import Guarded, is_outside
 
 _DECLARE_COLUMNS = {"estimator", "policy_loss", "kl", "shaping"}
 """Kinds whose plug-ins have `needs`."""
@@ -34,10 +29,9 @@ def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> An
     """
     plugin = registry.find(PACKAGES[kind], name, where=where)
     if isinstance(plugin, type):
-        with user_code(name, key=where, where=where, plugin=plugin):
-            made = _make(plugin, name, options, where)
+        made = make(plugin, name, options, title=name, where=where, are_keys=True)
     else:
-        _check_known(options, [], name, where)
+        taken(plugin, options, title=name, where=where, are_keys=True, positional=None)
         made = plugin
     if is_outside(name):
         made = Guarded(made, name, where=where)
@@ -55,38 +49,3 @@ def _check_columns(made: Any, name: str, where: str) -> None:
     if unknown:
         fix = f"columns are {', '.join(sorted(COLUMNS))}; others by hybridrl.columns.declare"
         raise ConfigError(f"{name} needs unknown columns {sorted(unknown)}", where=where, fix=fix)
-
-
-def _make(plugin: type, name: str, options: Mapping[str, Any], where: str) -> Any:
-    fields = [f for f in dataclasses.fields(plugin) if f.init] if dataclasses.is_dataclass(plugin) else []
-    _check_known(options, [f.name for f in fields], name, where)
-    required = [f.name for f in fields if f.default is MISSING and f.default_factory is MISSING]
-    for option in required:
-        if option not in options:
-            raise ConfigError(f"{name} needs the option {option}", where=where, fix=f"set {where}.{option}")
-    hints = get_type_hints(plugin)
-    values = {option: _typed(value, hints[option], f"{where}.{option}") for option, value in options.items()}
-    try:
-        return plugin(**values)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}", where=where) from error
-
-
-def _check_known(options: Mapping[str, Any], known: list[str], name: str, where: str) -> None:
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1, cutoff=0.4)
-            listed = f"its options are {', '.join(known)}" if known else "it has none"
-            fix = f"did you mean {near[0]}?" if near else listed
-            raise ConfigError(f"{name} has no option {option!r}", where=f"{where}.{option}", fix=fix)
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    try:
-        # Strict JSON rules: an int is a float, a list is a tuple, but a string or a bool is no number.
-        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
-    except (ValidationError, TypeError) as error:
-        expected = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-        raise ConfigError(
-            f"{value!r} is not a value for this option", where=where, fix=f"it takes {expected}"
-        ) from error

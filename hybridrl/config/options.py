@@ -2,50 +2,97 @@
 
 import difflib
 import inspect
+import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_type_hints
 
 from hybridrl.errors import ConfigError
+from hybridrl.outside import user_code
 
 
-def check_options(
+def make(
+    plugin: type,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    title: str,
+    where: str,
+    key: str = "",
+    **beside: Any,
+) -> Any:
+    """A plug-in that is a class, made with its options.
+
+    Args:
+        name: of the plug-in, as the config has it.
+        key: the config key that names it; "" where `where` is the key.
+        title, where, beside: as `taken` has them.
+
+    Raises:
+        ConfigError: as `taken`; or the options contradict each other.
+        UserCodeError: code from outside raises.
+    """
+    values = taken(plugin, options, title=title, where=where, **beside)
+    with user_code(name, key=key or where, where=where, plugin=plugin):
+        try:
+            return plugin(**values)
+        except (ValueError, re.error) as error:
+            raise ConfigError(f"{title}: {error}", where=where) from error
+
+
+def taken(
     plugin: Callable,
     options: Mapping[str, Any],
     *,
     title: str,
     where: str,
-    positional: int = 0,
+    are_keys: bool = False,
+    positional: int | None = 0,
     supplied: Collection[str] = (),
     beside: Collection[str] = (),
-) -> None:
+) -> dict[str, Any]:
     """Refuse an unknown option, a missing one, and a value of another type than the plug-in declares.
 
     Args:
         title: names the plug-in in an error: "reward regex".
         where: the config place of its options.
-        positional: how many leading parameters the caller fills, which are no options.
+        are_keys: `where` is a config key, and each option a key below it.
+        positional: how many leading parameters the caller fills, which are no options; None: all.
         supplied: parameters that the caller fills by name.
         beside: keys that stand beside the options in the config; a mistyped one is looked for there too.
+
+    Returns:
+        The options as the plug-in takes them: a list of the config is a tuple where it declares one.
 
     Raises:
         ConfigError: names the nearest option.
     """
-    parameters = _parameters(plugin, positional)
+
+    def place(option: str) -> str:
+        return f"{where}.{option}" if are_keys else where
+
+    parameters = [p for p in _parameters(plugin, positional) if p.name not in supplied]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
     known = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    known = {name: p for name, p in known.items() if name not in supplied}
     for option in options:
         if option not in known and not takes_any:
-            raise ConfigError(
-                f"{title} has no option {option!r}", where=where, fix=_nearest(option, known, beside)
-            )
+            what = f"{title} has no option {option!r}"
+            raise ConfigError(what, where=place(option), fix=_nearest(option, known, beside))
     missing = [name for name, p in known.items() if p.default is p.empty and name not in options]
     if missing:
         raise ConfigError(f"{title} needs the option {missing[0]}", where=where, fix=f"add {missing[0]}: ...")
-    _check_types(plugin, {k: v for k, v in options.items() if k in known}, title, where)
+    hints = _hints(plugin)
+    return {
+        option: _typed(option, value, hints[option], title, place(option))
+        if option in known and option in hints
+        else value
+        for option, value in options.items()
+    }
 
 
-def _parameters(plugin: Callable, positional: int) -> list[inspect.Parameter]:
+def _parameters(plugin: Callable, positional: int | None) -> list[inspect.Parameter]:
+    if positional is None:
+        return []
     try:
         return list(inspect.signature(plugin).parameters.values())[positional:]
     except ValueError:  # a builtin without a signature takes no options
@@ -59,17 +106,6 @@ def _nearest(option: str, known: Collection[str], beside: Collection[str]) -> st
     return f"its options are {', '.join(known)}" if known else "it has none"
 
 
-def _check_types(plugin: Callable, options: Mapping[str, Any], title: str, where: str) -> None:
-    hints = _hints(plugin)
-    for option, value in options.items():
-        if option in hints and not _fits(value, hints[option]):
-            hint = hints[option]
-            kind = hint.__name__ if isinstance(hint, type) else str(hint)
-            raise ConfigError(
-                f"{title}: {option} = {value!r} is not {kind}", where=where, fix=f"give {option} a {kind}"
-            )
-
-
 def _hints(plugin: Callable) -> dict[str, Any]:
     if isinstance(plugin, type):
         plugin = plugin.__init__
@@ -81,14 +117,16 @@ def _hints(plugin: Callable) -> dict[str, Any]:
         return {}
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _typed(option: str, value: Any, hint: Any, title: str, where: str) -> Any:
     # Imported here: 0.1 s that a plug-in without options need not wait.
     from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
     try:
-        TypeAdapter(hint).validate_python(value, strict=True)
+        # Strict JSON rules: an int is a float, a list is a tuple, but a string or a bool is no number.
+        return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except PydanticSchemaGenerationError:  # a class of the author's own
-        return True
-    except ValidationError:
-        return False
-    return True
+        return value
+    except (ValidationError, TypeError) as error:
+        kind = hint.__name__ if isinstance(hint, type) else str(hint)
+        what = f"{title}: {option} = {value!r} is not {kind}"
+        raise ConfigError(what, where=where, fix=f"give {option} a {kind}") from error

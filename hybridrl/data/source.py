@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hybridrl import registry
-from hybridrl.config.options import check_options
+from hybridrl.config.options import taken
 from hybridrl.config.schema import DataConfig, SourceConfig
 from hybridrl.data.order import EpochOrder
 from hybridrl.data.prompts import PromptFormat, text_bytes
@@ -145,7 +145,7 @@ def make_rows(
         "seed": int(words[0] >> 1),
         **options,
     }  # 31 bits: libraries seed numpy with it, and with seed + 1
-    check_options(make, given, title=f"task {task}", where=where, beside=("path", "task"))
+    given = taken(make, given, title=f"task {task}", where=where, beside=("path", "task"))
     try:
         with user_code(task, key=key, where=where, plugin=make):
             rows = make(**given)

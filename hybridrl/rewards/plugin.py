@@ -1,16 +1,14 @@
 """From the name and options of a reward to something that scores an answer."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from hybridrl import registry
-from hybridrl.config.options import check_options
+from hybridrl.config.options import make, taken
 from hybridrl.errors import ConfigError
-from hybridrl.outside import user_code
 
 RULES = "hybridrl.rewards.rules"
 
@@ -65,17 +63,12 @@ def load_reward(
     """
     plugin = registry.find(RULES, name, where=where, key=key)
     is_class = isinstance(plugin, type)
-    check_options(
-        plugin,
-        options,
-        title=f"reward {name}",
-        where=where,
-        positional=0 if is_class else 2,
-        supplied=() if is_class else ("answer_field",),
-        beside=SECTION_KEYS,
-    )
-    with user_code(name, key=key, where=where, plugin=plugin):
-        function = _make(plugin, name, options, where) if is_class else partial(plugin, **options)
+    place = {"title": f"reward {name}", "where": where, "beside": SECTION_KEYS}
+    if is_class:
+        function = make(plugin, name, options, key=key, **place)
+    else:
+        values = taken(plugin, options, positional=2, supplied=("answer_field",), **place)
+        function = partial(plugin, **values)
     takes_answer_field = _takes_answer_field(function, name, where)
     hang_score = getattr(function if is_class else plugin, "hang_score", None)
     return LoadedReward(name, function, takes_answer_field, _place(plugin), hang_score)
@@ -89,13 +82,6 @@ def _with_answer(row: Mapping[str, Any], answer_field: str) -> Mapping[str, Any]
             return row
         value = value[name]
     return row if value is row else {**row, answer_field: value}
-
-
-def _make(plugin: type, name: str, options: Mapping[str, Any], where: str) -> Callable[..., Any]:
-    try:
-        return plugin(**options)
-    except (ValueError, re.error) as error:
-        raise ConfigError(f"reward {name}: {error}", where=where) from error
 
 
 def _takes_answer_field(function: Callable[..., Any], name: str, where: str) -> bool:

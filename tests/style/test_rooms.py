@@ -17,7 +17,7 @@ DOORS = {
     "outside": {"errors"},
     "registry": {"errors", "outside"},
     "models": NOUNS,
-    "config": {"errors", "registry", "models"},
+    "config": {"errors", "outside", "registry", "models"},
     "hosts": NOUNS,
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
@@ -75,7 +75,7 @@ KEYS = {
     "reasoning_gym": {"data", "rewards"},
     "math_verify": {"rewards"},
     "psutil": {"cluster", "observe", "rollout", "hosts"},
-    "pydantic": {"config", "algorithms", "rollout"},  # a kind of engine brings a section of the config
+    "pydantic": {"config", "rollout"},  # a kind of engine brings a section of the config
     "pydantic_core": {"config"},
     "typing_extensions": {"config"},
     "yaml": {"config"},

@@ -8,6 +8,7 @@ from textwrap import dedent
 import pytest
 
 from hybridrl import cli
+from hybridrl.doctor import findings
 from hybridrl.errors import UserCodeError
 from hybridrl.models import tiny
 from hybridrl.outside import Guarded, user_code
@@ -174,6 +175,9 @@ def test_what_a_guarded_plugin_has_and_has_not_is_seen_through_it() -> None:
         _ = guarded.centred
 
 
-def test_a_process_end_from_elsewhere_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.guarded(lambda: sys.exit(0)) == 1
+def test_a_process_end_from_elsewhere_is_no_success(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "examine", lambda: sys.exit(0))
+    assert cli.main(["doctor"]) == 1
     assert "something ended the command before it was done, by SystemExit: 0" in capsys.readouterr().err
