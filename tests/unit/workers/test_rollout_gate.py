@@ -1,8 +1,6 @@
 """The gate between requests and swaps, and how requests are dealt to engines."""
 
 import asyncio
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 
@@ -57,22 +55,11 @@ def test_after_a_failed_swap_no_request_passes() -> None:
 
 
 class Workers:
-    """Two engines behind Ray's way of calling them: a request is answered with the engine and its id."""
+    """Engines: a request is answered with the engine's rank and the request's id."""
 
-    def __init__(self) -> None:
-        self.actors = [SimpleNamespace(request=Method(engine)) for engine in range(2)]
-
-    async def wait(self, method: str, calls: list, *, timeout_s: float) -> list:
+    async def one(self, rank: int, method: str, request: Request) -> tuple[int, str]:
         await asyncio.sleep(0.01)
-        return calls
-
-
-@dataclass
-class Method:
-    engine: int
-
-    def remote(self, request: Request) -> tuple[int, str]:
-        return self.engine, request.id
+        return rank, request.id
 
 
 def test_a_request_goes_to_the_engine_that_it_names_and_a_swap_waits_for_each() -> None:
