@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING
 from typing import Any, get_type_hints
 
@@ -32,18 +32,22 @@ def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> An
             a needed column that does not exist.
         UserCodeError: code from outside raises, now or when it is called.
     """
-    plugin = registry.find(PACKAGES[kind], name, where=where)
+    return made(kind, registry.find(PACKAGES[kind], name, where=where), name, options, where=where)
+
+
+def made(kind: str, plugin: Callable, name: str, options: Mapping[str, Any], *, where: str) -> Any:
+    """As `build`, of a plug-in that was found, or of what stands for it (declared.py)."""
     if isinstance(plugin, type):
         with user_code(name, key=where, where=where, plugin=plugin):
-            made = _make(plugin, name, options, where)
+            found = _make(plugin, name, options, where)
     else:
         _check_known(options, [], name, where)
-        made = plugin
+        found = plugin
     if is_outside(name):
-        made = Guarded(made, name, where=where)
+        found = Guarded(found, name, where=where)
     if kind in _DECLARE_COLUMNS:
-        _check_columns(made, name, where)
-    return made
+        _check_columns(found, name, where)
+    return found
 
 
 def _check_columns(made: Any, name: str, where: str) -> None:
