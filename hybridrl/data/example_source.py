@@ -1,11 +1,10 @@
 """Examples of a run: an endless stream, in a new order at each epoch, of rows that were all looked at."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from hybridrl.config.schema import SourceConfig
 from hybridrl.data.examples import Example, ExampleFormat
-from hybridrl.data.order import EpochOrder
+from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.source import open_rows
 from hybridrl.data.tables import Table
 from hybridrl.errors import DataError
@@ -14,7 +13,7 @@ _BATCH = 512
 """Rows tokenised together."""
 
 
-class TableExamples:
+class TableExamples(Stream[Example]):
     def __init__(
         self, table: Table, form: ExampleFormat, order: EpochOrder, *, name: str, max_tokens: int
     ) -> None:
@@ -22,19 +21,8 @@ class TableExamples:
         Args:
             max_tokens: a longer example is an error when it is taken.
         """
-        self._table, self._form, self._order = table, form, order
-        self._name, self._max_tokens = name, max_tokens
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def take(self, count: int) -> list[Example]:
-        """The next examples; goes on into the next epoch where this one ends."""
-        return self._read(self._order.take(count))
-
-    def all(self) -> list[Example]:
-        """Every example once, in the order of the rows; the position stays."""
-        return self._read(range(len(self)))
+        super().__init__(table, order)
+        self._form, self._name, self._max_tokens = form, name, max_tokens
 
     def check(self) -> None:
         """Look at every row.
@@ -45,23 +33,12 @@ class TableExamples:
         for at in range(0, len(self), _BATCH):
             self._read(range(at, min(at + _BATCH, len(self))))
 
-    def state_dict(self) -> dict[str, Any]:
-        return self._order.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where a source of the same data was.
-
-        Raises:
-            CheckpointError: that source had other rows, another seed or another order.
-        """
-        self._order.load_state_dict(state)
-
     def _read(self, indices: Sequence[int]) -> list[Example]:
         found: list[Example] = []
         for at in range(0, len(indices), _BATCH):
             part = indices[at : at + _BATCH]
             places = [f"row {i} of {self._name}" for i in part]
-            found += self._form.encode([self._table[i] for i in part], places)
+            found += self._form.encode([self.rows[i] for i in part], places)
         for i, example in zip(indices, found, strict=True):
             self._refuse_long(i, example)
         return found

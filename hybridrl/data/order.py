@@ -1,11 +1,15 @@
 """The order in which the rows of a data set are taken: endless, and it can be put back to any position."""
 
-from collections.abc import Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from hybridrl.data.tables import Table
 from hybridrl.errors import CheckpointError
+
+Item = TypeVar("Item")
 
 
 class EpochOrder:
@@ -59,3 +63,39 @@ class EpochOrder:
         if not self._shuffle:
             return np.arange(self._num_rows)
         return np.random.default_rng([self._seed, self.epoch]).permutation(self._num_rows)
+
+
+class Stream(ABC, Generic[Item]):
+    """What the rows of a table stand for, in an order."""
+
+    def __init__(self, table: Table, order: EpochOrder) -> None:
+        self.rows, self.order = table, order
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, count: int) -> list[Item]:
+        """The next ones; goes on into the next epoch where this one ends."""
+        return self._read(self.order.take(count))
+
+    def all(self) -> list[Item]:
+        """Every one once, in the order of the rows; the position stays."""
+        return self._read(range(len(self)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.order.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to where a source of the same data was.
+
+        Raises:
+            CheckpointError: that source had other rows, another seed or another order.
+        """
+        self.order.load_state_dict(state)
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int]) -> list[Item]:
+        """
+        Raises:
+            DataError: a row is not what it should be, or too long.
+        """

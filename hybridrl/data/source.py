@@ -10,7 +10,7 @@ import numpy as np
 from hybridrl import registry
 from hybridrl.config.options import taken
 from hybridrl.config.schema import DataConfig, SourceConfig
-from hybridrl.data.order import EpochOrder
+from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.prompts import PromptFormat, text_bytes
 from hybridrl.data.tables import Row, Rows, Table, open_table
 from hybridrl.data.tokenize import ModelTokenizer
@@ -22,7 +22,7 @@ _BATCH = 512
 """Prompts tokenised together."""
 
 
-class TablePrompts:
+class TablePrompts(Stream[Prompt]):
     """PromptSource over a table."""
 
     def __init__(
@@ -34,32 +34,10 @@ class TablePrompts:
             split: begins every uid.
             max_prompt_tokens: a longer prompt is an error when it is taken.
         """
-        self.rows: Table = table
+        order = EpochOrder(len(table), seed=seed, shuffle=prompts.data.shuffle, split=split)
+        super().__init__(table, order)
         self._prompts, self._name, self._split = prompts, name, split
         self._max_prompt_tokens = max_prompt_tokens
-        self.order = EpochOrder(len(table), seed=seed, shuffle=prompts.data.shuffle, split=split)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, count: int) -> list[Prompt]:
-        """The next prompts; goes on into the next epoch where this one ends."""
-        return self._read(self.order.take(count))
-
-    def all(self) -> list[Prompt]:
-        """Every prompt once, in the order of the rows; the position stays."""
-        return self._read(range(len(self)))
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.order.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where a source of the same data was.
-
-        Raises:
-            CheckpointError: that source had other rows, another seed or another order.
-        """
-        self.order.load_state_dict(state)
 
     def _read(self, indices: Sequence[int]) -> list[Prompt]:
         found: list[Prompt] = []
