@@ -38,6 +38,11 @@ import_app = typer.Typer(
 app.add_typer(import_app, name="import")
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and start nothing.")]
+
+
 class Interrupted(Exception):
     """Ctrl-C while a run was going on; the message says what becomes of it."""
 
@@ -96,14 +101,12 @@ def launch(
         Literal["local", "ray", "slurm"],
         typer.Option(help="Where: this machine, a Ray that runs already, a Slurm cluster."),
     ] = "local",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run that the folder holds.")
-    ] = False,
+    resume: Resume = False,
     go_on: Annotated[
         bool,
         typer.Option("--continue", help="Go on if something was saved, else begin; as a requeued job."),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and start nothing.")] = False,
+    dry_run: DryRun = False,
     submit: Annotated[bool, typer.Option("--submit", help="With --on ray: hand it to Ray's jobs.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With --on slurm: until the job is over.")] = False,
 ) -> None:
@@ -126,7 +129,7 @@ def launch(
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+    as_json: AsJson = False,
     search: Annotated[bool, typer.Option("--search", help="Propose faster cuts and sizes.")] = False,
     gpus: Annotated[int | None, typer.Option(help="Search for this number of GPUs.")] = None,
     mean_response: Annotated[int | None, typer.Option(help="Tokens of an answer on average.")] = None,
@@ -162,7 +165,7 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full", help="The real model, not a small one of its kind.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show that loss and gradients do not depend on how model and batch are cut; exit code 1 if they do."""
     from hybridrl.config.load import load
@@ -174,10 +177,6 @@ def verify(
     found = certify(load(config, overrides or []), request, show)
     out.print_json(data=report.as_dict(found)) if as_json else out.print(escape(report.conclusion(found)))
     raise typer.Exit(0 if found.holds else 1)
-
-
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and start nothing.")]
 
 
 @app.command()
@@ -219,16 +218,13 @@ def export(
 
     if adapters and verify:
         raise ConfigError("--verify compares a whole model", fix="leave out --adapters, or --verify")
+    write, what = exporting.export_run, "the policy"
     if adapters:
-        exported = exporting.export_adapters(run, step=step, to=to)
-        for text in exported.passed_over:
-            say("warning", text)
-        say("wrote", f"{exported.folder}, the adapters of step {exported.step}")
-        return
-    exported = exporting.export_run(run, step=step, to=to)
+        write, what = exporting.export_adapters, "the adapters"
+    exported = write(run, step=step, to=to)
     for text in exported.passed_over:
         say("warning", text)
-    say("wrote", f"{exported.folder}, the policy of step {exported.step}")
+    say("wrote", f"{exported.folder}, {what} of step {exported.step}")
     if verify:
         proof = exporting.prove(exported)
         what = (
@@ -240,7 +236,7 @@ def export(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what this machine has, what is missing, and the command that gets it."""
     from hybridrl.doctor.findings import examine

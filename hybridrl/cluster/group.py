@@ -74,12 +74,9 @@ class WorkerGroup:
         Raises:
             DeadlineError: some did not answer in time; names them.
         """
-        refs = [getattr(self.actors[rank], method).remote(*args) for rank in ranks]
-        tasks = {rank: asyncio.ensure_future(ref) for rank, ref in zip(ranks, refs, strict=True)}
+        refs = {rank: getattr(self.actors[rank], method).remote(*args) for rank in ranks}
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        _, late = await asyncio.wait(tasks.values(), timeout=timeout_s)
-        for task in late:
-            task.cancel()
+        tasks, late = await _ended(refs, timeout_s, asyncio.ALL_COMPLETED)
         if late:
             raise self._late(method, tasks, late, timeout_s)
         errors = {rank: task.exception() for rank, task in tasks.items()}
@@ -92,18 +89,10 @@ class WorkerGroup:
         self, method: str, refs: Mapping[int, ray.ObjectRef], timeout_s: float | None
     ) -> tuple[list[Any], BaseException | None]:
         """The results of calls by their rank, or the error that they are to end with."""
-        tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        done, late = await asyncio.wait(
-            tasks.values(), timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION
-        )
-        failed = {
-            rank: error
-            for rank, task in tasks.items()
-            if task in done and (error := task.exception()) is not None
-        }
-        for task in late:
-            task.cancel()
+        tasks, late = await _ended(refs, timeout_s, asyncio.FIRST_EXCEPTION)
+        done = {rank: task for rank, task in tasks.items() if task not in late}
+        failed = {rank: error for rank, task in done.items() if (error := task.exception()) is not None}
         if failed:
             return [], self._cause(method, failed)
         if late:
@@ -151,6 +140,17 @@ class WorkerGroup:
         """End the processes; for the end of a run, after which nobody asks them anything."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+async def _ended(
+    refs: Mapping[int, Any], timeout_s: float, until: str
+) -> tuple[dict[int, asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+    """Calls as tasks, and those that had not ended by then; nobody waits for these any more."""
+    tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
+    _, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
+    for task in late:
+        task.cancel()
+    return tasks, late
 
 
 def _unwrap(error: BaseException) -> BaseException:

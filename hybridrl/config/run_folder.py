@@ -1,5 +1,6 @@
 """The folder of a run: one run each, never overwritten, one process at a time."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -62,14 +63,12 @@ class RunFolder:
         Raises:
             RunFolderError: it holds a run, another process holds it, or it cannot be written.
         """
-        folder = cls._take(path_of(loaded.config))
-        try:
+        with contextlib.ExitStack() as held:
+            folder = held.enter_context(cls._take(path_of(loaded.config)))
             _refuse_to_overwrite(folder.path)
             (folder.path / "metrics.jsonl").unlink(missing_ok=True)
             folder._write_resolved(loaded)
-        except Exception:
-            folder.release()
-            raise
+            held.pop_all()
         return folder
 
     @classmethod
@@ -83,13 +82,11 @@ class RunFolder:
         path = path_of(loaded.config)
         if not (path / "resolved.yaml").exists():
             raise RunFolderError(f"{path} holds no run to resume", fix="launch without --resume")
-        folder = cls._take(path)
-        try:
+        with contextlib.ExitStack() as held:
+            folder = held.enter_context(cls._take(path))
             refuse(changes(load_as(type(loaded.config), path / "resolved.yaml"), loaded))
             folder._write_resolved(loaded)
-        except Exception:
-            folder.release()
-            raise
+            held.pop_all()
         return folder
 
     def release(self) -> None:

@@ -20,11 +20,11 @@ from hybridrl.launch.devices import Visible, environment
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
+    cfg: ClusterConfig
     logs: Path
     place: Placing
     described: str
     meet: Meet
-    step_timeout_s: float
     interfaces: tuple[str, ...]
     """Network interface that the workers of each node talk over."""
 
@@ -43,15 +43,13 @@ class Cluster:
             worker: the actor class.
             arguments, nodes: of each worker.
         """
-        trains = not name.startswith("engine")
-        actors = [
-            worker.options(
-                runtime_env={"env_vars": environment(self.interfaces[node], gpus, trains=trains)},
-                **self.place(node),
-            ).remote(*given)
-            for given, node, gpus in zip(arguments, nodes, visible.get(name, [""] * len(nodes)), strict=True)
-        ]
-        return WorkerGroup(name, actors, self.logs, self.step_timeout_s)
+        actors, trains = [], not name.startswith("engine")
+        of_each = visible.get(name, [""] * len(nodes))
+        for given, node, gpus in zip(arguments, nodes, of_each, strict=True):
+            variables = environment(self.interfaces[node], gpus, trains=trains)
+            started = worker.options(runtime_env={"env_vars": variables}, **self.place(node))
+            actors.append(started.remote(*given))
+        return WorkerGroup(name, actors, self.logs, self.cfg.step_timeout_s)
 
 
 @contextlib.contextmanager
@@ -69,24 +67,20 @@ def ray_cluster(
     """
     num_gpus, timeout_s = cfg.gpus_per_node or 0, cfg.start_timeout_s
     if address is None:
-        gpus = [[str(gpu.index) for gpu in machine.gpus][:num_gpus]]
         with local_ray(num_workers=sum(per_node)) as folder:
-            meet = in_folder(Path(folder))
-            yield Cluster(Path(folder), anywhere, "loopback only", meet, cfg.step_timeout_s, ("lo",), gpus)
+            gpus, logs = [[str(gpu.index) for gpu in machine.gpus][:num_gpus]], Path(folder)
+            yield Cluster(cfg, logs, anywhere, "loopback only", in_folder(logs), ("lo",), gpus)
         return
-    nodes = ExpectedNodes(cfg.nodes, num_gpus, expected_nodes())
     with (
-        attached_ray(address, nodes, timeout_s=timeout_s) as logs,
+        attached_ray(
+            address, ExpectedNodes(cfg.nodes, num_gpus, expected_nodes()), timeout_s=timeout_s
+        ) as logs,
         reserved(per_node, num_gpus, timeout_s=timeout_s) as place,
     ):
-        described = f"on the Ray at {address}"
         gpus = gpu_names(place, cfg.nodes, num_gpus) if num_gpus else []
-        if cfg.nodes == 1:
-            yield Cluster(logs, place, described, in_folder(logs), cfg.step_timeout_s, ("lo",), gpus)
-        else:
+        meet, interfaces, engines_meet = in_folder(logs), ("lo",), ()
+        if cfg.nodes > 1:
             found = networks(place, cfg.nodes, timeout_s=timeout_s)
-            interfaces = tuple(network.interface for network in found)
+            meet, interfaces = at(found[0]), tuple(network.interface for network in found)
             engines_meet = tuple(network.of_engine for network in found)
-            yield Cluster(
-                logs, place, described, at(found[0]), cfg.step_timeout_s, interfaces, gpus, engines_meet
-            )
+        yield Cluster(cfg, logs, place, f"on the Ray at {address}", meet, interfaces, gpus, engines_meet)

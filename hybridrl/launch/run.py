@@ -11,8 +11,7 @@ checkpoint to go on from, the observer, Ray, the stop, the export.
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
@@ -26,17 +25,8 @@ from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.trainer.checkpoints import Checkpoint, to_resume_from
-from hybridrl.types import PolicyVersion
-
-
-class Trainer(Protocol):
-    """What a run asks of its trainer; the loop asks for more."""
-
-    @property
-    def version(self) -> PolicyVersion: ...
-
-    async def export(self, folder: Path) -> None: ...
-
+from hybridrl.workers.supervised import RaySupervised
+from hybridrl.workers.trainer import RayTrainer
 
 Cfg = TypeVar("Cfg", bound=Config | SupervisedConfig)
 Observer = TypeVar("Observer", bound=RunObserver | ExampleRunObserver)
@@ -71,8 +61,7 @@ class Run(ABC, Generic[Cfg, Observer]):
             cfg: the same, with folders for the names of models.
             model: that is trained.
         """
-        self.loaded, self.cfg, self.terminal, self.stop = loaded, cfg, terminal, stop
-        self.model = model
+        self.loaded, self.cfg, self.model, self.terminal, self.stop = loaded, cfg, model, terminal, stop
         self.files = RunFiles(path_of(cfg))
         self.checkpoint: Checkpoint | None = None
         begun = (self.files.folder / "resolved.yaml").exists()
@@ -92,7 +81,10 @@ class Run(ABC, Generic[Cfg, Observer]):
             take = RunFolder.open_for_resume if resumes else RunFolder.create
             opened.enter_context(take(self.loaded))
             if resumes:
-                self.checkpoint = self._verified_checkpoint()
+                with self.terminal.working("resume", "checksums of the newest checkpoint"):
+                    required, warn = self._resume == "required", self.terminal.warn
+                    found = to_resume_from(self.files.checkpoints, self.model, required=required, warn=warn)
+                self.checkpoint = found
             self.prepare(self.checkpoint.progress if self.checkpoint else None)
             self.observe = opened.enter_context(self.observer(self.start_step if resumes else None))
             self.observe.keep(self.files.folder / "resolved.yaml")
@@ -121,13 +113,6 @@ class Run(ABC, Generic[Cfg, Observer]):
         following = () if stopped_by else self.following
         self.observe.finish(files, following, self.facts, stopped_by)
 
-    def _verified_checkpoint(self) -> Checkpoint | None:
-        """The newest undamaged one; a person is told of newer ones that are passed over. None: the run starts
-        anew."""
-        with self.terminal.working("resume", "checksums of the newest checkpoint"):
-            required, warn = self._resume == "required", self.terminal.warn
-            return to_resume_from(self.files.checkpoints, self.model, required=required, warn=warn)
-
     @property
     def start_step(self) -> int:
         """Policy updates that are done before this start."""
@@ -153,7 +138,7 @@ class Run(ABC, Generic[Cfg, Observer]):
     def start_ray(self) -> contextlib.AbstractContextManager[Cluster]: ...
 
     @abstractmethod
-    def workers(self) -> contextlib.AbstractAsyncContextManager[tuple[Trainer, Any]]:
+    def workers(self) -> contextlib.AbstractAsyncContextManager[tuple[RayTrainer | RaySupervised, Any]]:
         """All workers, up and with the weights to begin with: the trainer among them, and the roles of the
         loop. They are stopped in the end, whatever happened."""
 

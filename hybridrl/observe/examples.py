@@ -1,12 +1,10 @@
 """The observer of training on examples: lines for a person, metrics.jsonl, MLflow, a curve of the loss."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridrl.batch import Batch
 from hybridrl.config.supervised import SupervisedConfig
-from hybridrl.observe.clock import Clock
 from hybridrl.observe.metrics import memory_metrics
 from hybridrl.observe.session import Session
 from hybridrl.observe.summary import end_lines
@@ -23,12 +21,7 @@ class ExampleRunObserver(Session):
     def __init__(self, cfg: SupervisedConfig, terminal: Terminal, *, resume_step: int | None) -> None:
         """As Session."""
         super().__init__(cfg, terminal, resume_step=resume_step)
-        self._clock, self._stepping_s = Clock(), 0.0
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        with self._clock.span(name):
-            yield
+        self._stepping_s = 0.0
 
     def step(self, report: StepReport, batch: Batch) -> None:
         """Publish update `report.version`; the spans since the last call are its timings."""

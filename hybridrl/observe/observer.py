@@ -1,8 +1,7 @@
 """The Observer role: turns what the loop tells into records, and gives them to the sinks of the run."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import Config
-from hybridrl.observe.clock import Clock
 from hybridrl.observe.metrics import Limits, balance_metrics, memory_metrics, step_metrics
 from hybridrl.observe.samples import SampleFile, samples_of
 from hybridrl.observe.session import Session
@@ -36,7 +34,6 @@ class RunObserver(Session):
         super().__init__(cfg, terminal, resume_step=resume_step)
         self._prompt_field, self._num_devices = cfg.data.prompt_field, num_devices
         self._limits = Limits(max_prompt_tokens=cfg.rollout.max_prompt_tokens, num_devices=num_devices)
-        self._clock = Clock()
         self._live = self._stepped = False
         self._warned: set[str] = set()
         self._zero_or_one = True  # every reward so far: then their mean is an accuracy
@@ -49,12 +46,6 @@ class RunObserver(Session):
         self._end_live()
         self._samples.close()
         super().__exit__(kind, error, trace)
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        self._begin()
-        with self._clock.span(name):
-            yield
 
     def step(
         self,

@@ -2,13 +2,15 @@
 summary.json, the run in MLflow. What it trains on makes no difference here."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from hybridrl.config.schema import Config
 from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.observe.clock import Clock
 from hybridrl.observe.files import atomic_write_json
 from hybridrl.observe.jsonl import JsonLines, read
 from hybridrl.observe.mlflow_sink import MlflowSink, store_uri
@@ -36,7 +38,7 @@ class Session:
         """
         self.terminal, self._run, self._since = terminal, cfg.run, time.perf_counter()
         self.folder = Path(cfg.run.folder) / cfg.run.name
-        self._first_step = resume_step or 0
+        self._first_step, self._clock = resume_step or 0, Clock()
         self._stopped_by: str | None = None
         self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
         self._before_s = max((record.wall_s for record in self._records()), default=0.0)
@@ -57,6 +59,13 @@ class Session:
         if self._mlflow:
             self._mlflow.close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
 
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to timing_s/<name> of the current step."""
+        self._begin()
+        with self._clock.span(name):
+            yield
+
     def keep(self, path: Path) -> None:
         """Keep a file of the run folder with the MLflow run as well."""
         if self._mlflow:
@@ -70,6 +79,9 @@ class Session:
         if self._mlflow:
             self._mlflow.write(record)
         return record
+
+    def _begin(self) -> None:
+        """Something of the run happens."""
 
     def _here_s(self) -> float:
         """Seconds of training in this session."""
