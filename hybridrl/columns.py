@@ -41,6 +41,9 @@ class ColumnSpec:
     axes: str = ""
     """Letters of the axes after the first; per prompt those of its array."""
 
+    tells_with: str | None = None
+    """Another column: as long as nobody gives that one, this one is the same everywhere and tells nothing."""
+
     @property
     def shape(self) -> str:
         """Shape letters of what a plug-in receives, and the ending of the parameter that receives it."""
@@ -52,8 +55,10 @@ class ColumnSpec:
         return tuple(self.dtype.split("|"))
 
 
-def _trajectory(dtype: str, source: Source | None, meaning: str, axes: str = "") -> ColumnSpec:
-    return ColumnSpec("trajectory", dtype, source, meaning, axes=axes)
+def _trajectory(
+    dtype: str, source: Source | None, meaning: str, axes: str = "", *, tells_with: str | None = None
+) -> ColumnSpec:
+    return ColumnSpec("trajectory", dtype, source, meaning, axes=axes, tells_with=tells_with)
 
 
 def _token(dtype: str, source: Source | None, meaning: str, outside: float | None = 0) -> ColumnSpec:
@@ -63,7 +68,12 @@ def _token(dtype: str, source: Source | None, meaning: str, outside: float | Non
 COLUMNS: dict[str, ColumnSpec] = {
     "length": _trajectory("int64", "controller", "trained tokens"),
     "prompt_length": _trajectory("int64", "controller", "tokens of the prompt"),
-    "turns": _trajectory("int64", "controller", "answers of the policy in a conversation, 1 without tools"),
+    "turns": _trajectory(
+        "int64",
+        "controller",
+        "answers of the policy in a conversation, 1 without tools",
+        tells_with=TURN_START,
+    ),
     "truncated": _trajectory("bool", "controller", "True where the answer was cut at the token limit"),
     "reward_parts": _trajectory(
         "float32", "controller", "the named parts of the reward in alphabetical order of their names", "K"
@@ -179,3 +189,13 @@ class Names(Set[str]):
 def given_by(*sources: Source) -> frozenset[str]:
     """Columns that a part of a run gives."""
     return frozenset(name for name, spec in COLUMNS.items() if spec.source in sources)
+
+
+def not_computed(names: Iterable[str]) -> list[str]:
+    """Those that no part of a run gives yet, or that tell nothing yet; sorted."""
+
+    def is_given(name: str) -> bool:
+        spec = spec_of(name)
+        return spec.source is not None and (spec.tells_with is None or is_given(spec.tells_with))
+
+    return sorted(name for name in names if not is_given(name))

@@ -64,6 +64,18 @@ class ModelError(UserError):
     """A model that cannot be read, or that no model table describes."""
 
 
+class Absence:
+    """Marks an error about a folder or file that this machine lacks: a run elsewhere may find it there."""
+
+
+class AbsentDataError(DataError, Absence):
+    """There is no data file at a path that a config names."""
+
+
+class AbsentModelError(ModelError, Absence):
+    """There is no model folder at a path that a config names."""
+
+
 class RewardError(UserError):
     """A reward that cannot be loaded, raises, or returns something that is not a finite number."""
 

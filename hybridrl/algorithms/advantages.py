@@ -14,9 +14,9 @@ from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
 from hybridrl.algorithms.groups import check_rewards
 from hybridrl.algorithms.needs import inner_columns, takes_token_rewards, token_reward_columns
 from hybridrl.algorithms.plugins import build
+from hybridrl.algorithms.rules import estimator_errors
 from hybridrl.algorithms.sequences import at_last_token, masked, sequence_sum
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.errors import ConfigError
 
 
 def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
@@ -26,24 +26,12 @@ def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
         ConfigError: an unknown plug-in or option, or fewer samples per prompt than the estimator can compare.
     """
     inner = build("estimator", config.estimator.name, config.estimator.options, where="algorithm.estimator")
-    least = getattr(inner, "min_group_size", 1)
-    if config.samples_per_prompt < least:
-        raise ConfigError(
-            f"{config.estimator.name} compares answers, but samples_per_prompt = {config.samples_per_prompt}",
-            where="algorithm.samples_per_prompt",
-            fix=f"use {least} or more, or an estimator without a group baseline (reinforce_plus_plus)",
-        )
-    in_reward = config.kl.place == "reward" and config.kl.coefficient > 0
-    if in_reward and hasattr(inner, "state_dict"):
-        raise ConfigError(
-            f"{config.estimator.name} keeps a state and knows no KL in the reward",
-            where="algorithm.kl.in",
-            fix="use in: loss",
-        )
+    for error in estimator_errors(config, inner):
+        raise error
     kl = build("kl", config.kl.estimator, {}, where="algorithm.kl.estimator")
-    if not takes_token_rewards(inner, kl if in_reward else None):
+    if not takes_token_rewards(inner, kl if config.kl.in_reward else None):
         return inner
-    return WithTokenRewards(inner, kl, config.kl.coefficient if in_reward else 0.0)
+    return WithTokenRewards(inner, kl, config.kl.coefficient if config.kl.in_reward else 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,18 @@ The head of a plug-in's file is its entry: a first sentence that names it, then 
 import ast
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hybridrl.algorithms.declared import folder, parents, plugin_class
+from hybridrl.algorithms.columns import Column
+from hybridrl.algorithms.declared import by_default, folder, parents, plugin_class
+from hybridrl.algorithms.needs import MODELS, Needs, estimator_columns
 from hybridrl.algorithms.settings import SETTINGS
+from hybridrl.columns import not_computed
 from hybridrl.config.presets import PRESETS
+from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError
 
 TITLES = {
@@ -37,6 +41,9 @@ CONFIG_KEYS = {
     "shaping": "algorithm.shaping",
 }
 """Where a config names a plug-in of each kind."""
+
+UNUSABLE = "not usable yet: nothing computes it"
+"""Mark of a column that no part of a run gives."""
 
 _FIELDS = ("Source", "Formula", "Use")
 
@@ -65,6 +72,8 @@ class Entry:
     """What its class says of itself."""
 
     options: tuple[Option, ...]
+    needs: str
+    """Columns, with its defaults: of each the model that computes it, or that nothing does yet."""
 
 
 def entries(kind: str | None = None) -> list[Entry]:
@@ -77,7 +86,7 @@ def listing() -> dict[str, Any]:
     """What `hybridrl algo list --json` prints: plug-ins by kind, settings and presets."""
     plugins = {kind: [asdict(entry) for entry in entries(kind)] for kind in TITLES}
     settings = [asdict(setting) for setting in SETTINGS]
-    presets = [{"name": n, "about": p.about} for n, p in PRESETS.items()]
+    presets = [{"name": n, "about": p.about, "needs": needs_of(n)} for n, p in PRESETS.items()]
     return {**plugins, "setting": settings, "preset": presets}
 
 
@@ -111,6 +120,8 @@ def explain(name: str) -> Iterator[tuple[str, str]]:
         yield "formula", entry.formula
         yield "source", entry.source
         yield "use", entry.use
+        if entry.needs:
+            yield "needs", entry.needs
         for option in entry.options:
             default = "required" if option.default is None else f"default {option.default}"
             yield f"  {option.name}", f"{option.type}, {default}. {option.about}".rstrip(" .") + "."
@@ -120,7 +131,14 @@ def explain(name: str) -> Iterator[tuple[str, str]]:
             yield from (("formula", setting.formula), ("source", setting.source), ("use", setting.use))
     if name in PRESETS:
         yield "preset", PRESETS[name].about
+        if needs := needs_of(name):
+            yield "needs", needs
         yield from ((f"  {key}", value) for key, value in flat(PRESETS[name].algorithm))
+
+
+def needs_of(preset: str) -> str:
+    """Columns that a preset needs, as Entry.needs."""
+    return _needs(Needs.of(AlgorithmConfig.model_validate(dict(PRESETS[preset].algorithm))).columns)
 
 
 def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -148,7 +166,21 @@ def _entry(kind: str, path: Path) -> Entry:
         **fields,
         about=_line(about),
         options=_options(plugin, path),
+        needs=_needs(_of_plugin(kind, path.stem)),
     )
+
+
+def _needs(columns: Set[Column]) -> str:
+    by = {name: f" (by the {model})" for name, model in MODELS.items()}
+    by |= dict.fromkeys(not_computed(columns), f" ({UNUSABLE})")
+    return ", ".join(f"{name}{by.get(name, '')}" for name in sorted(columns))
+
+
+def _of_plugin(kind: str, name: str) -> frozenset[Column]:
+    plugin = by_default(kind, name)
+    if kind == "estimator":
+        return estimator_columns(plugin, None)
+    return frozenset(getattr(plugin, "needs", ())) - getattr(plugin, "makes", frozenset())
 
 
 def _field(head: str, name: str) -> str:

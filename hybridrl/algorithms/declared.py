@@ -1,7 +1,8 @@
 """What a plug-in declares in its class body, read from its file without importing it, and torch with it.
 
-Its declarations are class attributes, or properties of one expression, over options and `frozenset` alone:
+Its declarations are its options, class attributes, and properties and `__post_init__` over options alone:
 
+    discount: float = 1.0
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 
     @property
@@ -10,6 +11,7 @@ Its declarations are class attributes, or properties of one expression, over opt
 """
 
 import ast
+import dataclasses
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,29 +19,31 @@ from typing import Any
 
 from hybridrl import registry
 from hybridrl.algorithms.packages import PACKAGES
+from hybridrl.algorithms.plugins import build, made
+
+_TORCH_FREE = {"dataclasses", "typing", "collections.abc", "hybridrl.algorithms.bounds"}
+"""Modules that annotations of options and `__post_init__` of plug-ins may use."""
 
 
 def declared(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> Any:
-    """What stands for the plug-in that a config names where nobody calls it: it has the options and the
-    declarations of the plug-in, and no methods.
+    """What stands for the plug-in that a config names where nobody computes with it: it has the options, the
+    declarations and the names of the methods of the plug-in. A method that uses torch cannot be called.
 
     A plug-in from outside the project ("module:Name") is itself the answer: its module is imported.
 
-    Args:
-        options: they are not checked; `plugins.build` does that.
-
     Raises:
-        ConfigError, UserCodeError: as `plugins.build`.
+        ConfigError, UserCodeError: as `plugins.build`, and in the same words.
     """
     if ":" in name:
-        # Imported here: it takes torch, which the plug-in takes too.
-        from hybridrl.algorithms.plugins import build
-
         return build(kind, name, options, where=where)
     registry.check_name(PACKAGES[kind], name, where=where)
-    made = _plugin(folder(kind) / f"{name}.py")()
-    vars(made).update(options)
-    return made
+    return made(kind, _plugin(folder(kind) / f"{name}.py"), name, options, where=where)
+
+
+def by_default(kind: str, name: str) -> Any:
+    """The project's plug-in as `declared`, with its defaults alone: an option without one is not there."""
+    plugin = _plugin(folder(kind) / f"{name}.py")
+    return plugin.__new__(plugin)
 
 
 def folder(kind: str) -> Path:
@@ -76,22 +80,35 @@ def _plugin(path: Path) -> type:
 def _class(node: ast.ClassDef, path: Path) -> type:
     """A class with the declarations of a plug-in's class, and of those that it inherits from."""
     bases = tuple(_class(parent, sibling) for parent, sibling in parents(node, path))
-    body = ast.Module([kept for statement in node.body if (kept := _declaration(statement))], [])
-    names = {"__builtins__": {}, "frozenset": frozenset, "property": property}
-    attributes: dict[str, Any] = {}
-    exec(compile(ast.fix_missing_locations(body), str(path), "exec"), names, attributes)
-    return type(node.name, bases, attributes)
+    body = ast.Module([_declaration(statement) for statement in node.body], [])
+    module, attributes = _without_torch(path), {}
+    exec(compile(ast.fix_missing_locations(body), str(path), "exec"), module, attributes)
+    made = type(node.name, bases, attributes)
+    options = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return dataclasses.dataclass(kw_only=True)(made) if options else made
 
 
-def _declaration(node: ast.stmt) -> ast.stmt | None:
-    """The statement without annotations; None: it is no declaration."""
-    if isinstance(node, ast.AnnAssign) and node.value is not None and _is_data(node.value):
+def _without_torch(path: Path) -> dict[str, Any]:
+    """The names that a plug-in's file imports from modules that import no torch."""
+    imports = [
+        node
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.ImportFrom) and node.module in _TORCH_FREE
+    ]
+    names: dict[str, Any] = {"__name__": f"declared.{path.stem}"}
+    exec(compile(ast.Module(list(imports), []), str(path), "exec"), names)
+    return names
+
+
+def _declaration(node: ast.stmt) -> ast.stmt:
+    """The statement as far as it makes sense without torch: class attributes and methods lose their types."""
+    if isinstance(node, ast.AnnAssign) and "ClassVar" in ast.unparse(node.annotation):
+        assert node.value is not None, "a class attribute has a value"
         return ast.copy_location(ast.Assign([node.target], node.value), node)
-    if isinstance(node, ast.FunctionDef) and [ast.unparse(d) for d in node.decorator_list] == ["property"]:
+    if isinstance(node, ast.FunctionDef):
         node.returns = None
-        return node
-    return None
-
-
-def _is_data(value: ast.expr) -> bool:
-    return {node.id for node in ast.walk(value) if isinstance(node, ast.Name)} <= {"frozenset"}
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        for argument in [*arguments, node.args.vararg, node.args.kwarg]:
+            if argument is not None:
+                argument.annotation = None
+    return node

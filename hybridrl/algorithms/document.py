@@ -3,7 +3,7 @@ docs/algorithms.md"""
 
 from collections.abc import Iterator
 
-from hybridrl.algorithms.catalog import CONFIG_KEYS, TITLES, Entry, entries, flat
+from hybridrl.algorithms.catalog import CONFIG_KEYS, TITLES, Entry, entries, flat, needs_of
 from hybridrl.algorithms.guards import GUARDS
 from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.columns import COLUMNS
@@ -83,6 +83,8 @@ r = exp(logp - old_logp), sg[.] no gradient, x = logp - ref_logp. Means and sums
 - **A group of one** gets 0 and is counted; `samples_per_prompt: 1` with a group-relative estimator is refused
   before the run. Other frameworks train such an answer on its raw reward.
 - **A reward that is not finite** is refused.
+- **An algorithm that needs a column which nothing computes** is marked in these tables and refused by every
+  command; a part of a run that gives the column, in the table of columns, takes the mark away.
 - **An algorithm that teaches nothing** whatever the rewards (every advantage 0, or no gradient of the policy
   loss, on batches made for the trial) is refused before the run; so is `gdpo` with a reward of fewer than two
   parts.
@@ -144,8 +146,8 @@ def _table(kind: str) -> str:
     key = f"Config key: `{CONFIG_KEYS[kind]}`.\n\n" if kind in CONFIG_KEYS else ""
     lines = [
         f"## {TITLES[kind]}\n",
-        key + "| name | formula | options | when | source |",
-        "|---|---|---|---|---|",
+        key + "| name | formula | options | needs | when | source |",
+        "|---|---|---|---|---|---|",
     ]
     lines += [_row(entry) for entry in entries(kind)]
     return "\n".join(lines) + "\n"
@@ -153,7 +155,8 @@ def _table(kind: str) -> str:
 
 def _row(entry: Entry) -> str:
     options = ", ".join(o.name if o.default is None else f"{o.name} = {o.default}" for o in entry.options)
-    cells = [f"**{entry.name}**", f"{entry.title} `{entry.formula}`", options, entry.use, entry.source]
+    formula = f"{entry.title} `{entry.formula}`"
+    cells = [f"**{entry.name}**", formula, options, entry.needs, entry.use, entry.source]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -170,10 +173,11 @@ def _settings() -> str:
 
 
 def _presets() -> str:
-    lines = ["## Presets\n", "| preset | what it sets | about |", "|---|---|---|"]
+    lines = ["## Presets\n", "| preset | what it sets | needs | about |", "|---|---|---|---|"]
     for name, preset in PRESETS.items():
         if "/" not in name:
-            lines.append(f"| **{name}** | {_choices(flat(preset.algorithm))} | {preset.about} |")
+            cells = [f"**{name}**", _choices(flat(preset.algorithm)), needs_of(name), preset.about]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

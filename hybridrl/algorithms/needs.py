@@ -23,6 +23,12 @@ MODELS: Mapping[Column, Model] = {
 }
 """The model that computes a column, where it is not the policy."""
 
+GROUP_COLUMNS: Mapping[str, tuple[Column, ...]] = {
+    "critic": ("value",),
+    "reference": ("ref_logp", "teacher_logp"),
+}
+"""Columns that ranks of their own compute, by the section of the config that gives them some."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from hybridrl.algorithms import mismatch
 from hybridrl.algorithms.base import Known, Metrics, Prepared, Reduce, Tokens, Totals
-from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
+from hybridrl.algorithms.columns import Column, argument
 from hybridrl.algorithms.needs import objective_columns, objective_makes, replaces_old_logp
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.ratios import log_ratio
+from hybridrl.algorithms.rules import loss_errors
 from hybridrl.algorithms.selection import largest_share
 from hybridrl.algorithms.sequences import masked
 from hybridrl.config.schema import AlgorithmConfig
@@ -40,14 +41,15 @@ class Objective:
                 `where` is the config key.
         """
         self.loss = build("policy_loss", config.loss.name, config.loss.options, where="algorithm.loss")
-        self.aggregate = _aggregate(config, self.loss, max_response_tokens)
+        for error in loss_errors(config, self.loss):
+            raise error
+        self.aggregate = _aggregate(config.aggregate, max_response_tokens)
         self.kl = build("kl", config.kl.estimator, {}, where="algorithm.kl.estimator")
         self.kl_coefficient = config.kl.coefficient if config.kl.place == "loss" else 0.0
         self.entropy_coefficient = config.entropy_coefficient
         self.entropy_top_share = config.entropy_top_share
         self.corrections = [_correction(entry) for entry in config.correction]
         self.has_kl = self.kl_coefficient > 0
-        _check_token_columns(self.loss, "algorithm.loss")
 
     @property
     def columns(self) -> frozenset[Column]:
@@ -171,15 +173,8 @@ class Objective:
         return {**columns, "old_logp": columns["rollout_logp"]} if self.bypass else dict(columns)
 
 
-def _aggregate(config: AlgorithmConfig, loss: Any, max_response_tokens: int | None) -> Any:
-    name, where = config.aggregate, "algorithm.aggregate"
-    allowed = getattr(loss, "aggregates", None)
-    if allowed is not None and name not in allowed:
-        raise ConfigError(
-            f"loss {config.loss.name} has no meaning with aggregate = {name}",
-            where=where,
-            fix=f"use {' or '.join(sorted(allowed))}",
-        )
+def _aggregate(name: str, max_response_tokens: int | None) -> Any:
+    where = "algorithm.aggregate"
     if name == "seq_mean_token_sum_norm" and max_response_tokens is None:
         raise ConfigError(
             f"{name} divides by the longest response allowed, which was not given",
@@ -199,12 +194,6 @@ def _masked_known(known: Known, columns: Mapping[str, Tensor]) -> Known:
     columns = {n: masked(c, known.tokens) for n, c in columns.items()}
     advantage_T = masked(known.advantage_T, known.tokens)
     return Known(known.step, known.reward_N, known.group_N, advantage_T, known.tokens, columns)
-
-
-def _check_token_columns(loss: Any, where: str) -> None:
-    scalars = set(loss.needs) - TOKEN_COLUMNS - getattr(loss, "makes", frozenset())
-    if scalars:
-        raise ConfigError(f"a policy loss sees token columns only, not {sorted(scalars)}", where=where)
 
 
 def _pick(plugin: Any, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:

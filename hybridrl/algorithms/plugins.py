@@ -1,6 +1,6 @@
 """From a name and options in a config to a plug-in; every mistake is refused at the key where it was made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hybridrl import registry
@@ -27,17 +27,21 @@ def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> An
             a needed column that does not exist.
         UserCodeError: code from outside raises, now or when it is called.
     """
-    plugin = registry.find(PACKAGES[kind], name, where=where)
+    return made(kind, registry.find(PACKAGES[kind], name, where=where), name, options, where=where)
+
+
+def made(kind: str, plugin: Callable, name: str, options: Mapping[str, Any], *, where: str) -> Any:
+    """As `build`, of a plug-in that was found, or of what stands for it (declared.py)."""
     if isinstance(plugin, type):
-        made = make(plugin, name, options, title=name, where=where, are_keys=True)
+        found = make(plugin, name, options, title=name, where=where, are_keys=True)
     else:
         taken(plugin, options, title=name, where=where, are_keys=True, positional=None)
-        made = plugin
+        found = plugin
     if is_outside(name):
-        made = Guarded(made, name, where=where)
+        found = Guarded(found, name, where=where)
     if kind in _DECLARE_COLUMNS:
-        _check_columns(made, name, where)
-    return made
+        _check_columns(found, name, where)
+    return found
 
 
 def _check_columns(made: Any, name: str, where: str) -> None:

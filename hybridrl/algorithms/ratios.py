@@ -20,15 +20,6 @@ def clipped_surrogate(ratio_T: Tensor, advantage_T: Tensor, low: float, high: fl
     return torch.maximum(free_T, bounded_T), bounded_T > free_T
 
 
-def check_clip(low: float, high: float) -> None:
-    """
-    Raises:
-        ValueError: a bound that is no bound on a ratio.
-    """
-    if not 0 <= low <= 1 or high < 0:
-        raise ValueError(f"clip_low = {low} is not in [0, 1], or clip_high = {high} is negative")
-
-
 def by_sign(positive_T: Tensor, value: float, other: float, dtype: torch.dtype) -> Tensor:
     """A column with `value` where the mask is True; torch.where on two numbers would fall back to float32."""
     return torch.where(positive_T, torch.tensor(value, dtype=dtype, device=positive_T.device), other)

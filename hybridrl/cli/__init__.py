@@ -16,7 +16,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from hybridrl import __version__
-from hybridrl.cli.console import ConfigPath, Overrides, err, out, say
+from hybridrl.cli.console import ConfigPath, ForCommand, Overrides, err, out, say
 from hybridrl.cli.look import algo_app, config_app
 from hybridrl.errors import ConfigError, HybridRLError, UserError
 
@@ -130,9 +130,7 @@ def plan(
     search: Annotated[bool, typer.Option("--search", help="Propose faster cuts and sizes.")] = False,
     gpus: Annotated[int | None, typer.Option(help="Search for this number of GPUs.")] = None,
     mean_response: Annotated[int | None, typer.Option(help="Tokens of an answer on average.")] = None,
-    command: Annotated[
-        Literal["launch", "sft", "rm"], typer.Option("--for", help="The command that the config is for.")
-    ] = "launch",
+    command: ForCommand = "launch",
 ) -> None:
     """Show what a config needs before it runs: batch, memory, weight swap, time; refuse what cannot fit."""
     from hybridrl.config.load import load, load_as
@@ -265,7 +263,13 @@ def init(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: ALGORITHM.yaml.")] = None,
 ) -> None:
     """Write a short config for an algorithm, a model and data; asks for what is not given."""
+    from hybridrl.config.load import parse_as
+    from hybridrl.config.schema import Config
     from hybridrl.config.starter import Answers, check_algorithm, starter
+    from hybridrl.errors import refuse
+    from hybridrl.hosts.machine import Machine
+    from hybridrl.launch.preflight import say_absent
+    from hybridrl.launch.verdict import SCOPES, verdict
 
     name = _answer(algorithm, "algorithm", "ALGORITHM, as in hybridrl init grpo")
     check_algorithm(name)
@@ -280,7 +284,12 @@ def init(
         teacher=teacher,
     )
     path = output or Path(f"{name.replace('/', '-')}.yaml")
-    _write_new(path, starter(answers, path.stem))
+    _refuse_existing(path)
+    text = starter(answers, path.stem)
+    found = verdict(parse_as(Config, text, str(path)), SCOPES["init"], Machine.here())
+    refuse(found.errors)
+    say_absent(found, say)
+    _write_new(path, text)
     say("wrote", f"{path}; next: hybridrl config check {path}")
 
 
@@ -316,9 +325,13 @@ def _answer(given: str | None, question: str, flag: str) -> str:
     return typer.prompt(question) if given is None else given
 
 
-def _write_new(path: Path, text: str) -> None:
+def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise UserError(f"{path} exists", fix="choose another with --output")
+
+
+def _write_new(path: Path, text: str) -> None:
+    _refuse_existing(path)
     try:
         path.write_text(text, "utf-8")
     except OSError as error:

@@ -1,7 +1,7 @@
 """What commands share: where they print, and arguments that many of them take."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +13,10 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.", show_default=False)
 ]
+ForCommand = Annotated[
+    Literal["launch", "sft", "rm"], typer.Option("--for", help="The command that the config is for.")
+]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

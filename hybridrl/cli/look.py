@@ -1,11 +1,13 @@
 """`hybridrl config` and `hybridrl algo`: look at configs and algorithms without running anything."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from hybridrl.cli.console import ConfigPath, Overrides, out, say
+from hybridrl.cli.console import ConfigPath, ForCommand, Overrides, out, say
 
 config_app = typer.Typer(
     rich_markup_mode="rich", no_args_is_help=True, help="Look at a config before running it."
@@ -36,17 +38,27 @@ def config_explain(
 
 
 @config_app.command("check")
-def config_check(config: ConfigPath, overrides: Overrides = None) -> None:
+def config_check(config: ConfigPath, overrides: Overrides = None, command: ForCommand = "launch") -> None:
     """Check a config against this machine without starting anything."""
+    if command == "launch":
+        _check_run(config, overrides or [])
+    else:
+        from hybridrl.launch import supervised
+
+        supervised.check({"sft": supervised.SFT, "rm": supervised.RM}[command], config, overrides or [], say)
+    say("ok", f"hybridrl {command} {config} would start")
+
+
+def _check_run(config: Path, overrides: Sequence[str]) -> None:
     from hybridrl.config.load import load
     from hybridrl.hosts.machine import Machine
     from hybridrl.launch.preflight import preflight
     from hybridrl.launch.prepare import try_data
+    from hybridrl.launch.verdict import SCOPES
 
-    loaded = load(config, overrides or [])
-    preflight(loaded, Machine.here(), say, make_model=False)
+    loaded = load(config, overrides)
+    preflight(loaded, SCOPES["launch"], Machine.here(), say)
     try_data(loaded, say)
-    say("ok", f"hybridrl launch {config} would start")
 
 
 @algo_app.command("list")
@@ -64,6 +76,8 @@ def algo_list(
         out.print(f"\n[bold]{escape(kind)}[/]")
         for plugin in plugins:
             out.print(f"  {plugin['name']:<28} {escape(plugin.get('title') or plugin['about'])}")
+            if needs := plugin.get("needs"):
+                out.print(f"  {'':<28} [dim]needs {escape(needs)}[/]")
 
 
 @algo_app.command("explain")

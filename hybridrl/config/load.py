@@ -82,8 +82,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Config
 
 def load_as(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Root]:
     """Read a config of any kind; otherwise as `load`."""
-    file = str(path)
-    document = strict_yaml.parse(_read(Path(path)), file)
+    return parse_as(root, _read(Path(path)), str(path), overrides)
+
+
+def parse_as(root: type[Root], text: str, file: str, overrides: Sequence[str] = ()) -> LoadedConfig[Root]:
+    """A config from the text of a file, which need not exist yet; otherwise as `load`."""
+    document = strict_yaml.parse(text, file)
     origins = {key: f"{file}:{line}" for key, line in document.line.items()}
     tree = _whole_sections(document.tree, root, (), origins)
     for override in overrides:

@@ -151,6 +151,11 @@ class KLConfig(Section):
     horizon: PositiveInt = 10_000
     """With a target: trajectories over which an error of 20 % moves the coefficient by 20 %."""
 
+    @property
+    def in_reward(self) -> bool:
+        """It is a cost of each token, and not 0."""
+        return self.place == "reward" and self.coefficient > 0
+
 
 class DynamicSamplingConfig(Section):
     """Further prompts are answered until enough groups have answers of different reward."""

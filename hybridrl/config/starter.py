@@ -7,7 +7,8 @@ from pathlib import Path
 from hybridrl.config import strict_yaml
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.rules.data import has_chat_template
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, ModelError
+from hybridrl.models import hub
 
 _COMMENT_AT = 52
 
@@ -53,6 +54,7 @@ def starter(answers: Answers, run_name: str) -> str:
     check_algorithm(answers.algorithm)
     if PRESETS[answers.algorithm].has_teacher and answers.teacher is None:
         raise ConfigError(f"algorithm {answers.algorithm} learns from a teacher", fix="--teacher FOLDER")
+    longest = min(1024, _positions(answers.model) // 2)
     rows = [
         (f"# {PRESETS[answers.algorithm].about}", ""),
         (f"model: {_text(answers.model)}", "folder, or name on the Hugging Face hub"),
@@ -67,8 +69,8 @@ def starter(answers: Answers, run_name: str) -> str:
         ("  microbatch_tokens: 16384", "when memory runs out, lower this first"),
         ("  optimizer: {lr: 1.0e-6}", ""),
         ("rollout:", ""),
-        ("  max_prompt_tokens: 1024", "longer prompts are refused"),
-        ("  max_response_tokens: 1024", "longer answers are cut"),
+        (f"  max_prompt_tokens: {longest}", "longer prompts are refused"),
+        (f"  max_response_tokens: {longest}", "longer answers are cut"),
         (f"run: {{name: {_text(run_name)}, steps: 100, save_every: 20}}", "in runs/; --resume goes on"),
     ]
     return "".join(f"{row:<{_COMMENT_AT}}  # {about}\n" if about else f"{row}\n" for row, about in rows)
@@ -102,6 +104,15 @@ def _data(answers: Answers) -> Rows:
         (heldout, "evaluated on, never trained on"),
         (f"  prompt_field: {_text(answers.prompt_field)}", "column: text, or chat messages"),
     ]
+
+
+def _positions(model: str) -> int:
+    """Tokens that the model is for; many, where nothing is known of it yet."""
+    try:
+        spec = hub.find_spec(model)
+    except ModelError:  # the verdict says what is wrong with it
+        spec = None
+    return spec.max_positions if spec else 2**20
 
 
 def _template(model: Path) -> Rows:

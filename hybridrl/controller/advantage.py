@@ -6,7 +6,7 @@ Shape letters: N trajectories, K parts of the reward.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,9 @@ from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import AdvantageEstimator
 from hybridrl.algorithms.columns import SCALAR_COLUMNS, TOKEN_COLUMNS, Column, argument
 from hybridrl.algorithms.guards import Finding, check_centred, check_groups, check_length_correlation, stop
-from hybridrl.algorithms.needs import Needs
+from hybridrl.algorithms.rules import credit_errors
 from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
 from hybridrl.batch import Batch
-from hybridrl.columns import given_by
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.types import HANG_PART, Trajectory
@@ -170,18 +169,8 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
         guards=algorithm.guards == "stop",
         samples_per_prompt=algorithm.samples_per_prompt,
     )
-    estimator, shaping = credit.estimator.needs, credit.shaping.needs
-    per_token = bool(estimator & TOKEN_COLUMNS)
-    known = CONTROLLER_COLUMNS.keys() | (given_by("block", "ranks") if per_token else frozenset())
-    refuse_unknown(estimator - known, "the estimator", "algorithm.estimator")
-    refuse_unknown(shaping - CONTROLLER_COLUMNS.keys(), "the shaping", "algorithm.shaping")
-    _check_teacher(algorithm, asked="teacher" in Needs.of(algorithm).models)
-    if algorithm.drop_truncated and per_token:
-        raise ConfigError(
-            f"drop_truncated leaves answers out, but {algorithm.estimator.name} needs the tokens of all",
-            where="algorithm.drop_truncated",
-            fix="use an estimator of outcome rewards (grpo), with algorithm.kl.in=loss",
-        )
+    for error in credit_errors(algorithm, credit.estimator.needs, credit.shaping.needs):
+        raise error
     return credit
 
 
@@ -191,39 +180,6 @@ def _unfit_parts(estimator: Any, count: int) -> str | None:
     except ValueError as error:
         return str(error)
     return None if count else "the algorithm needs the parts of the reward"
-
-
-def _check_teacher(algorithm: AlgorithmConfig, *, asked: bool) -> None:
-    teacher = algorithm.teacher
-    names = f"estimator {algorithm.estimator.name}, loss {algorithm.loss.name}"
-    if asked and teacher is None:
-        raise ConfigError(
-            f"the algorithm learns from a teacher ({names}), but algorithm.teacher is not set",
-            where="algorithm.teacher",
-            fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes",
-        )
-    if teacher is not None and not asked:
-        raise ConfigError(
-            f"algorithm.teacher = {teacher} is not asked ({names})",
-            where="algorithm.teacher",
-            fix="use estimator distillation, or leave the teacher out",
-        )
-
-
-def refuse_unknown(missing: Set[Column], who: str, where: str) -> None:
-    """
-    Args:
-        missing: columns that a plug-in needs and no part of a run gives.
-
-    Raises:
-        ConfigError: there are some.
-    """
-    if missing:
-        raise ConfigError(
-            f"{who} needs {', '.join(sorted(missing))}, which no part of a run computes yet",
-            where=where,
-            fix="choose one that needs less; `hybridrl algo list` shows what each needs",
-        )
 
 
 def _rewards(batch: Batch) -> dict[str, Tensor]:

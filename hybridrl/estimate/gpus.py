@@ -97,10 +97,16 @@ def recognise(name: str, memory_bytes: int) -> GPUModel:
     Raises:
         ConfigError: it is none of GPUS.
     """
-    found = [gpu for key, gpu in GPUS.items() if key.partition("-")[0].upper() in name.upper()]
-    fitting = [gpu for gpu in found if gpu.memory_bytes <= memory_bytes]
-    if not fitting:
+    known = name_of(name, memory_bytes)
+    if known is None:
         raise ConfigError(
             f"no figures of a {name}", where="cluster.gpu", fix=f"set cluster.gpu to one of {', '.join(GPUS)}"
         )
-    return max(fitting, key=lambda gpu: gpu.memory_bytes)
+    return GPUS[known]
+
+
+def name_of(name: str, memory_bytes: int) -> str | None:
+    """Its key in GPUS; None: it is none of them. Arguments as `recognise`."""
+    named = {key: gpu for key, gpu in GPUS.items() if key.partition("-")[0].upper() in name.upper()}
+    fitting = [key for key, gpu in named.items() if gpu.memory_bytes <= memory_bytes]
+    return max(fitting, key=lambda key: GPUS[key].memory_bytes, default=None)

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hybridrl.config.schema import Config
-from hybridrl.launch.shape import RunFiles, RunShape, Seats
+from hybridrl.config.shape import RunShape
+from hybridrl.launch.shape import RunFiles, Seats
 from hybridrl.launch.trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
 from hybridrl.workers.rollout import RayRollout, RolloutWorker

@@ -18,6 +18,7 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model import no_rule
 from hybridrl.config.schema import Config
+from hybridrl.config.shape import RunShape, num_gpus
 from hybridrl.controller import loop
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.evaluate import Evaluator
@@ -32,7 +33,7 @@ from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
-from hybridrl.launch.shape import Resume, RunShape, Seats, num_gpus, trainer_layout
+from hybridrl.launch.shape import Resume, Seats, trainer_layout
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.trainers import Trainers
 from hybridrl.models import spec

@@ -7,7 +7,7 @@ from hybridrl.estimate.gpus import only_memory
 from hybridrl.estimate.memory import Phase, least
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import GIB, Machine
-from hybridrl.launch.devices import with_gpus
+from hybridrl.launch.shape import with_gpus
 from hybridrl.models.spec import ModelSpec
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from hybridrl.config.rules.reward_model import HEAD, reward_model_spec
 from hybridrl.config.schema import Config, RewardModelConfig
+from hybridrl.config.shape import RunShape
 from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.errors import ModelError
-from hybridrl.launch.shape import RunShape, trainer_layout
+from hybridrl.launch.shape import trainer_layout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models import hub, spec
+from hybridrl.models.folder import tensor_names
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.setup import RankSetup
 
@@ -29,10 +31,7 @@ def refuse_unfit_reward_model(cfg: Config) -> None:
     folder = hub.find_folder(own.path)
     if folder is None or not model.value_head:
         return
-    # Imported here: who has no reward model is spared torch.
-    from hybridrl.reshard.hf_files import Checkpoint
-
-    if HEAD not in Checkpoint(folder):
+    if HEAD not in tensor_names(folder):
         raise ModelError(
             f"the files of {own.path} have no tensor {HEAD}, which its config.json promises",
             where="reward_model.path",

@@ -1,85 +1,45 @@
-"""What a config comes to on a machine: how many ranks, engines, optimizer steps; and the folders of a run."""
+"""Where the workers of a run sit, how its models lie on them, and the folders of a run."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from hybridrl.config.cluster import ClusterConfig
-from hybridrl.config.rollout import EngineParallel
+from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
+from hybridrl.config.shape import RunShape, num_gpus
+from hybridrl.config.supervised import SupervisedConfig
 from hybridrl.config.training import TrainParallel
+from hybridrl.hosts.machine import Machine
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec
 from hybridrl.reshard.topology import Topology
 from hybridrl.trainer.setup import Host
 
+AnyConfig = Config | SupervisedConfig
+
 Resume = Literal["never", "if_possible", "required"]
 """if_possible: from the newest checkpoint, and from the beginning where nothing was saved."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunShape:
-    """Counts that follow from a config; the batch identity that is printed before a run."""
-
-    parallel: TrainParallel
-    """Of the trainer, with its dp."""
-
-    num_engines: int
-    engine: EngineParallel
-    trajectories_per_step: int
-    optimizer_steps_per_step: int
-
-    critic: TrainParallel | None = None
-    """With its dp; None: on the actor's ranks, if there is one."""
-
-    reference: TrainParallel | None = None
-    """Of reference and teacher, as `critic`."""
-
-    reward_model: TrainParallel | None = None
-    """As `critic`."""
-
-    engine_parts: int = 1
-    """Nodes that each engine is on."""
-
-    @property
-    def trainer_ranks(self) -> int:
-        return self.parallel.num_ranks
-
-    @classmethod
-    def of(cls, cfg: Config) -> "RunShape":
-        """Actor, critic, reference, reward model and engines each fill all GPUs; without any there is one
-        replica of each. The config may say otherwise."""
-        engine, batch = cfg.rollout.parallel, cfg.batch
-        critic, reference = cfg.critic.parallel, cfg.reference.parallel
-        reward_model = cfg.reward_model.parallel if cfg.reward_model else None
-        return cls(
-            parallel=with_dp(cfg.actor.parallel, cfg.cluster),
-            critic=critic and with_dp(critic, cfg.cluster),
-            reference=reference and with_dp(reference, cfg.cluster),
-            reward_model=reward_model and with_dp(reward_model, cfg.cluster),
-            num_engines=cfg.rollout.num_engines or max(1, num_gpus(cfg.cluster) // engine.tp),
-            engine=engine,
-            trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
-            optimizer_steps_per_step=cfg.batch.optimizer_steps,
-            engine_parts=-(-engine.tp // (cfg.cluster.gpus_per_node or engine.tp)),
-        )
+def with_gpus(loaded: LoadedConfig[Any], machine: Machine) -> LoadedConfig[Any]:
+    """The config with the GPUs that this machine has, where it leaves open how many there are."""
+    cluster = loaded.config.cluster
+    if cluster.gpus_per_node is not None or not machine.gpus:
+        return loaded
+    counted = cluster.model_copy(update={"gpus_per_node": len(machine.gpus)})
+    return replace(loaded, config=loaded.config.model_copy(update={"cluster": counted}))
 
 
-def with_dp(parallel: TrainParallel, cluster: ClusterConfig) -> TrainParallel:
-    """With the data-parallel size that the devices of the config leave."""
-    return parallel.model_copy(
-        update={"dp": parallel.dp or max(1, num_gpus(cluster) // parallel.model_ranks)}
-    )
-
-
-def trainer_host(cfg: Config) -> Host:
+def trainer_host(cfg: AnyConfig) -> Host:
     """What the trainer's ranks compute on."""
     return "cuda" if num_gpus(cfg.cluster) else "cpu"
 
 
-def trainer_layout(cfg: Config, model: ModelSpec, parallel: TrainParallel) -> TrainerLayout:
+def trainer_layout(
+    cfg: Config | SupervisedConfig, model: ModelSpec, parallel: TrainParallel
+) -> TrainerLayout:
     """Who holds which part of a model that the trainer's ranks have.
 
     Raises:
@@ -87,11 +47,6 @@ def trainer_layout(cfg: Config, model: ModelSpec, parallel: TrainParallel) -> Tr
     """
     on_gpu = trainer_host(cfg) == "cuda"
     return layout_of(cfg.actor.backend).of(model, on_gpu=on_gpu, **parallel.sizes)
-
-
-def num_gpus(cluster: ClusterConfig) -> int:
-    """Of all nodes."""
-    return cluster.nodes * (cluster.gpus_per_node or 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from hybridrl.cluster import slurm
 from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
+from hybridrl.config.shape import RunShape
 from hybridrl.errors import ResourceError, RunFolderError
 from hybridrl.launch.preflight import Say
-from hybridrl.launch.shape import RunFiles, RunShape, Seats
+from hybridrl.launch.shape import RunFiles, Seats
 from hybridrl.launch.stop import STOPPED
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")

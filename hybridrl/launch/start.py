@@ -10,11 +10,11 @@ from hybridrl.config.run_folder import path_of
 from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
-from hybridrl.launch.devices import with_gpus
-from hybridrl.launch.preflight import Say, preflight, refuse_missing_gpus, refuse_nodes
+from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
-from hybridrl.launch.shape import Resume
+from hybridrl.launch.shape import Resume, with_gpus
 from hybridrl.launch.stop import StopRequest
+from hybridrl.launch.verdict import SCOPES, Scope, refuse_missing_gpus
 from hybridrl.observe.terminal import Terminal
 
 
@@ -77,22 +77,24 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
 
 def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
     """The config with the GPUs of this machine, if it runs here; all that can be checked before is."""
-    if request.on == "local":
-        refuse_nodes(loaded, "launch --on slurm or --on ray; cluster.nodes=1 runs it here")
-    dry_run, elsewhere = request.dry_run, request.on == "slurm" or request.submit
-    machine = None if elsewhere else Machine.here()
-    loaded = with_gpus(loaded, machine) if machine else loaded
+    dry_run, scope, machine = request.dry_run, _scope(request), Machine.here()
+    here = scope.devices == "here"
+    loaded = with_gpus(loaded, machine) if here else loaded
     downloads = not dry_run and not request.submit and model_folders.absent(loaded)
     if downloads:
-        if machine:
+        if here:
             refuse_missing_gpus(loaded, machine)
         model_folders.fetch_specs(loaded)
-    preflight(
-        loaded, machine, say, make_model=not (dry_run or elsewhere), needs_files=not (elsewhere and dry_run)
-    )
+    preflight(loaded, scope, machine, say, make_model=here and not dry_run)
     if downloads:
         model_folders.fetch(loaded, say)
     return loaded
+
+
+def _scope(request: Request) -> Scope:
+    if request.on == "slurm" or request.submit:
+        return SCOPES[f"launch --on slurm{' --dry-run' if request.dry_run else ''}"]
+    return SCOPES["launch --on ray" if request.on == "ray" else "launch"]
 
 
 def _refuse_idle_options(request: Request) -> None:

@@ -8,25 +8,22 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hybridrl.config.load import LoadedConfig, load_as
-from hybridrl.config.rules import EXAMPLE_RULES, World
 from hybridrl.config.run_folder import path_of
 from hybridrl.config.schema import SourceConfig
+from hybridrl.config.shape import with_dp
 from hybridrl.config.supervised import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.controller import supervised as loop
 from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.errors import refuse
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch.devices import with_gpus
-from hybridrl.launch.preflight import Say, refuse_nodes
+from hybridrl.launch.preflight import Say
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
-from hybridrl.launch.shape import with_dp
 from hybridrl.launch.stop import StopRequest
-from hybridrl.layout.trainers import layout_of
+from hybridrl.launch.verdict import SCOPES, verdict
 from hybridrl.models import hub
-from hybridrl.models.make import find_maker, make_model
+from hybridrl.models.make import make_model
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
@@ -63,25 +60,11 @@ def launch(
     """
     loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
     with loaded.located():
-        machine = Machine.here()
-        loaded = with_gpus(loaded, machine)
-        say("doctor", machine.describe())
-        refuse_nodes(loaded, "cluster.nodes=1")
-        folder = _model_folder(loaded, dry_run=dry_run)
-        spec = hub.find_spec(str(folder))
-        world = World(num_gpus=len(machine.gpus), spec=spec)
-        refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
-        if not folder.is_dir():
-            say("dry run", f"nothing started; {loaded.config.model.path} would be downloaded or made")
-            return 0
-        assert spec is not None, "a folder without a model was refused"
-        layout_of(loaded.config.actor.backend).refuse_unbuildable(spec, where=str(folder))
-        data = Data.open(kind, loaded, folder)
-        say("data", data.describe())
-        if dry_run:
+        loaded, spec, folder, data = _checked(kind, loaded, say, dry_run=dry_run)
+        if dry_run or data is None:
             say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
             return 0
-        terminal = Terminal()
+        terminal, machine = Terminal(), Machine.here()
         with (
             StopRequest(terminal.warn) as stop,
             ExampleRun(loaded, kind.spec(spec), folder, data, machine, terminal, stop, resume=resume) as run,
@@ -91,14 +74,40 @@ def launch(
         return stop.exit_code
 
 
+def check(kind: Kind[Any], path: Path, overrides: Sequence[str], say: Say) -> None:
+    """Check a config without starting anything.
+
+    Raises:
+        HybridRLError: as launch().
+    """
+    loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
+    with loaded.located():
+        _checked(kind, loaded, say, dry_run=True)
+
+
+def _checked(
+    kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool
+) -> tuple[LoadedConfig[Any], ModelSpec, Path, "Data | None"]:
+    """The config with the GPUs of this machine, the model, its folder, and the data if that is there."""
+    machine, path = Machine.here(), loaded.config.model.path
+    say("doctor", machine.describe())
+    if hub.is_name(path) and hub.find_spec(path) is None and not dry_run:
+        hub.fetch_spec(path, where=loaded.where("model.path"))
+    found = verdict(loaded, SCOPES["launch"], machine)
+    spec, folder = found.known(), _model_folder(loaded, dry_run=dry_run)
+    if not folder.is_dir():
+        say("model", f"{path} would be downloaded or made")
+        return found.loaded, spec, folder, None
+    data = Data.open(kind, loaded, folder)
+    say("data", data.describe())
+    return found.loaded, spec, folder, data
+
+
 def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
     """Made, or downloaded, if it is not there."""
     model = loaded.config.model
-    if not Path(model.path).is_dir() and model.make is not None:
-        place = loaded.where("model.make")
-        find_maker(model.make, where=place)
-        if not dry_run:
-            make_model(model.make, Path(model.path), loaded.config.run.seed, where=place)
+    if not Path(model.path).is_dir() and model.make is not None and not dry_run:
+        make_model(model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make"))
     if hub.is_name(model.path) and not dry_run:
         return hub.fetch(model.path, where=loaded.where("model.path"))
     return hub.find_folder(model.path) or Path(model.path)

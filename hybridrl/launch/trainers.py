@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.cluster.network import Meet
 from hybridrl.config.schema import Config
+from hybridrl.config.shape import RunShape
 from hybridrl.config.training import TrainParallel
 from hybridrl.launch.column_groups import columns_elsewhere
 from hybridrl.launch.reward_model import scoring
-from hybridrl.launch.shape import RunFiles, RunShape, Seats, trainer_host
+from hybridrl.launch.shape import RunFiles, Seats, trainer_host
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.trainer.roles.critic import CriticRanks

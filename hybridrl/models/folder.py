@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
+from hybridrl.errors import ModelError
+
 
 def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a model beside its place, then move it there; a folder that is there stays as it is.
@@ -29,3 +33,19 @@ def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def tensor_names(folder: Path) -> frozenset[str]:
+    """Names of the tensors in the safetensors files of a model folder. Reads headers, and imports no torch.
+
+    Raises:
+        ModelError: a file is no safetensors.
+    """
+    names: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                names |= set(file.keys())
+        except SafetensorError as error:
+            raise ModelError(f"cannot read {path}: {error}", where=str(path), fix="get it again") from error
+    return frozenset(names)

@@ -1,9 +1,11 @@
 """Models that a program writes: `model.make` of a config."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from hybridrl import registry
+from hybridrl.models.spec import ModelSpec, read
 from hybridrl.outside import called
 
 KEY = "model.make"
@@ -28,3 +30,16 @@ def make_model(name: str, folder: Path, seed: int, *, where: str) -> None:
         ConfigError, UserCodeError: as find_maker(), or it raises.
     """
     called(find_maker(name, where=where), name, folder, seed, key=KEY, where=where)
+
+
+def spec_of_made(name: str, seed: int, *, where: str) -> ModelSpec:
+    """What the model will be: it is written elsewhere, read and thrown away; arguments as make_model().
+
+    Raises:
+        ConfigError, UserCodeError: as make_model().
+        ModelError: what it writes is no model that a table describes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, "model")
+        make_model(name, made, seed, where=where)
+        return read(made)

@@ -1,26 +1,23 @@
 """What `hybridrl plan` does: from a config to its memory, time and weight swap, or a refusal. Needs no GPU,
-and imports no torch.
+and imports torch only where the verdict on an algorithm does.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import hybridrl
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules import EXAMPLE_RULES, World, check
 from hybridrl.config.schema import Config
 from hybridrl.config.supervised import RMConfig
-from hybridrl.errors import ConfigError, DataError, HybridRLError, LayoutError, ResourceError, refuse
+from hybridrl.errors import ConfigError, LayoutError, ResourceError
 from hybridrl.estimate import memory, swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
 from hybridrl.estimate.gpus import GPUS, GPUModel, recognise
 from hybridrl.estimate.search import Proposal, search
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import Machine
+from hybridrl.launch.verdict import SCOPES, verdict
 from hybridrl.models.spec import without_vocabulary
-from hybridrl.plan.swap_job import read_model, swap_job
+from hybridrl.plan.swap_job import swap_job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,24 +49,20 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
         ConfigErrors, ConfigError, ModelError: the config is wrong, whatever it runs on.
         ResourceError: it does not fit its GPUs, and no search was asked for.
     """
-    model = read_model(loaded)
-    world = World(here=False, num_gpus=0, spec=model)
-    wrong = [error for error in check(loaded, world) if not isinstance(error, DataError)]
-    refuse(wrong + list(_unknown_plugins(loaded)))
-    gpu = _gpu_with_fp8(loaded, machine)
-    try:
-        setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
-    except HybridRLError as error:
-        raise loaded.locate(error) from error
+    scope = SCOPES["plan --search" if request.search or request.gpus else "plan"]
+    found = verdict(loaded, scope, machine)
+    model, loaded = found.known(), found.loaded
+    gpu = gpu_of(loaded, machine)
+    setting = Setting.of(loaded.config, model, gpu, mean_response=request.mean_response)
     if gpu and request.gpus:
         setting = _on_gpus(setting, request.gpus, loaded)
     refusal = _refusal(loaded, setting, machine)
     if refusal is not None and not (gpu and request.search):
         raise refusal
     job = swap_job(_on_nodes_of(setting, loaded.config) if request.gpus else loaded.config, model)
-    found = None if refusal else swap.estimate(job, setting.engine_bytes)
+    moved = None if refusal else swap.estimate(job, setting.engine_bytes)
     proposals = tuple(search(setting)) if gpu and request.search else ()
-    return Plan(setting=setting, machine=machine, refusal=refusal, swap=found, proposals=proposals)
+    return Plan(setting=setting, machine=machine, refusal=refusal, swap=moved, proposals=proposals)
 
 
 def _on_nodes_of(setting: Setting, config: Config) -> Config:
@@ -87,35 +80,17 @@ def plan_examples(loaded: LoadedConfig[Any], machine: Machine, request: Request)
     """
     if request.search or request.gpus:
         raise ConfigError("--search lays out trainer and engines, training on examples has no engines")
-    model, pairs = read_model(loaded), isinstance(loaded.config, RMConfig)
-    world = World(here=False, num_gpus=0, spec=model)
-    refuse([error for rule in EXAMPLE_RULES for error in rule(loaded, world)])
+    found = verdict(loaded, SCOPES["plan"], machine)
+    model, loaded, pairs = found.known(), found.loaded, isinstance(loaded.config, RMConfig)
     if pairs and not model.value_head:
         model = without_vocabulary(model, head="value")
-    gpu, answers = _gpu_with_fp8(loaded, machine), 2 if pairs else 1
+    gpu, answers = gpu_of(loaded, machine), 2 if pairs else 1
     setting = Setting.of_examples(
         loaded.config, model, gpu, answers=answers, mean_length=request.mean_response
     )
     if (refusal := _refusal(loaded, setting, machine)) is not None:
         raise refusal
     return Plan(setting=setting, machine=machine, refusal=None, swap=None, proposals=())
-
-
-def _gpu_with_fp8(loaded: LoadedConfig[Any], machine: Machine) -> GPUModel | None:
-    """As gpu_of.
-
-    Raises:
-        ConfigError: as gpu_of, or the run asks for FP8, which they lack.
-    """
-    gpu, recipe = gpu_of(loaded, machine), loaded.config.actor.fp8
-    if recipe != "none" and not (gpu and gpu.fp8_flops):
-        has = f"{gpu.name} has no FP8" if gpu else "there are none"
-        raise ConfigError(
-            f"actor.fp8 = {recipe} needs GPUs with FP8, {has}",
-            where=loaded.where("actor.fp8"),
-            fix="remove actor.fp8, or name other GPUs in cluster.gpu",
-        )
-    return gpu
 
 
 def gpu_of(loaded: LoadedConfig[Any], machine: Machine) -> GPUModel | None:
@@ -214,24 +189,3 @@ def _too_large_here(loaded: LoadedConfig, setting: Setting, machine: Machine) ->
         where=loaded.where("model.path"),
         fix="use a smaller model, or smaller actor.microbatch_tokens",
     )
-
-
-def _unknown_plugins(loaded: LoadedConfig) -> Iterator[HybridRLError]:
-    """Names of the algorithm that have no file; options are for a launch to check, with torch."""
-    algorithm = loaded.config.algorithm
-    named = {
-        "algorithm.estimator": ("estimators", algorithm.estimator.name),
-        "algorithm.loss": ("policy_losses", algorithm.loss.name),
-        "algorithm.aggregate": ("aggregates", algorithm.aggregate),
-        "algorithm.kl.estimator": ("kl", algorithm.kl.estimator),
-    }
-    for key, (folder, name) in named.items():
-        known = _plugin_files(folder)
-        if ":" not in name and name not in known:
-            fix = f"use one of {', '.join(known)}, or module:Name"
-            yield ConfigError(f"{folder} has no {name!r}", where=loaded.where(key), fix=fix)
-
-
-def _plugin_files(folder: str) -> list[str]:
-    root = Path(hybridrl.__path__[0], "algorithms", folder)
-    return sorted(path.stem for path in root.glob("[!_]*.py"))

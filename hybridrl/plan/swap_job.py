@@ -1,15 +1,10 @@
 """The weight swap that a config comes to: layouts of trainer and engines, and where their ranks sit."""
 
-import tempfile
-from pathlib import Path
-
-from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
+from hybridrl.config.shape import RunShape
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch.shape import RunShape, trainer_layout
-from hybridrl.models import hub
+from hybridrl.launch.shape import trainer_layout
 from hybridrl.models import spec as models
-from hybridrl.models.make import make_model
 from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
 from hybridrl.rollout.base import kind_of
@@ -24,23 +19,6 @@ def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
     node_size = cfg.cluster.gpus_per_node or -(-ranks // cfg.cluster.nodes)
     sizes = [layout.world_size for layout in engines]
     return Job(source, engines, Topology.colocated(source.world_size, sizes, node_size))
-
-
-def read_model(loaded: LoadedConfig) -> models.ModelSpec:
-    """The spec of the config's model, without a download; one that is still to be made is made elsewhere and
-    thrown away.
-
-    Raises:
-        ModelError: the folder holds no model that a table describes.
-    """
-    model = loaded.config.model
-    found = hub.find_spec(model.path)
-    if found is not None or model.make is None:
-        return found or models.read(model.path)
-    with tempfile.TemporaryDirectory() as folder:
-        made, seed = Path(folder) / "model", loaded.config.run.seed
-        make_model(model.make, made, seed, where=loaded.where("model.make"))
-        return models.read(Path(folder) / "model")
 
 
 def element_bytes(cfg: Config, machine: Machine) -> int:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import check_clip, clipped_surrogate, log_ratio
+from hybridrl.algorithms.bounds import check_clip
+from hybridrl.algorithms.ratios import clipped_surrogate, log_ratio
 
 
 @register_policy_loss("aspo")

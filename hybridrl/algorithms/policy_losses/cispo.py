@@ -12,7 +12,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import check_clip, log_ratio
+from hybridrl.algorithms.bounds import check_clip
+from hybridrl.algorithms.ratios import log_ratio
 
 
 @register_policy_loss("cispo")

@@ -14,7 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, Known, Prepared, Reduce, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import check_clip, clipped_surrogate, log_ratio
+from hybridrl.algorithms.bounds import check_clip
+from hybridrl.algorithms.ratios import clipped_surrogate, log_ratio
 from hybridrl.algorithms.selection import largest_share, random_per_token, token_covariance
 
 

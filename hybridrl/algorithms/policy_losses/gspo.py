@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import check_clip, clipped_surrogate
+from hybridrl.algorithms.bounds import check_clip
+from hybridrl.algorithms.ratios import clipped_surrogate
 from hybridrl.algorithms.sequences import sequence_mean
 
 MAX_LOG_SEQUENCE_RATIO = 10.0

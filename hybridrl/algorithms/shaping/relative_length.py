@@ -7,7 +7,6 @@ Use: with dr_grpo; groups that are never solved are not pushed to be short.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,15 +29,24 @@ class RelativeLength:
     turns: float = 0.0
     """Weight of turns over the most in the group."""
 
-    needs: ClassVar[frozenset[Column]] = frozenset({"length", "prompt_length", "turns"})
+    @property
+    def needs(self) -> frozenset[Column]:
+        return frozenset({"length", "prompt_length"} | ({"turns"} if self.turns else set()))
 
     def __call__(
-        self, reward_N: Tensor, group_N: Tensor, length_N: Tensor, prompt_length_N: Tensor, turns_N: Tensor
+        self,
+        reward_N: Tensor,
+        group_N: Tensor,
+        length_N: Tensor,
+        prompt_length_N: Tensor,
+        turns_N: Tensor | None = None,
     ) -> Tensor:
         check_rewards(reward_N, group_N)
         share_N = torch.zeros_like(reward_N)
         weighed = ((self.answer, length_N), (self.prompt, prompt_length_N), (self.turns, turns_N))
         for weight, size_N in weighed:
+            if size_N is None:
+                continue
             size_N = size_N.to(reward_N.dtype)
             share_N = share_N + weight * size_N / group_max(size_N, group_N).clamp(min=1)
         mean_N = group_sum(reward_N, group_N) / group_size(group_N, reward_N.dtype)

@@ -4,6 +4,7 @@ The rules stand in one list, so that a person sees all mistakes at once. Nothing
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import Rule, World
@@ -14,8 +15,18 @@ from hybridrl.config.rules.data import (
     run_name_is_one_folder,
 )
 from hybridrl.config.rules.fp8 import fp8_fits_the_run
-from hybridrl.config.rules.gpus import gpus_are_there
-from hybridrl.config.rules.lora import adapters_fit_the_model, examples_train_all_weights
+from hybridrl.config.rules.gpus import (
+    engines_share_the_devices,
+    gpus_are_there,
+    machines_are_started,
+    nodes_have_ranks,
+    roles_share_the_gpus,
+)
+from hybridrl.config.rules.lora import (
+    adapters_fit_the_model,
+    examples_train_all_weights,
+    gpus_train_no_adapters,
+)
 from hybridrl.config.rules.model import (
     a_trajectory_fits_a_microbatch,
     a_trajectory_fits_the_cache,
@@ -37,12 +48,14 @@ from hybridrl.config.rules.steps import (
     ranks_have_work,
     schedule_fits_the_run,
 )
+from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError
 
 
-def check(loaded: LoadedConfig, world: World) -> list[HybridRLError]:
-    """Everything that the rules find wrong, in the order of RULES."""
-    return [error for rule in RULES for error in rule(loaded, world)]
+def check(loaded: LoadedConfig[Any], world: World) -> list[HybridRLError]:
+    """Everything that the rules for a config of its kind find wrong, in their order."""
+    rules = RULES if isinstance(loaded.config, Config) else EXAMPLE_RULES
+    return [error for rule in rules for error in rule(loaded, world)]
 
 
 RULES: Sequence[Rule] = (
@@ -59,6 +72,7 @@ RULES: Sequence[Rule] = (
     precision_suits_the_model,
     fp8_fits_the_run,
     adapters_fit_the_model,
+    gpus_train_no_adapters,
     engine_parallel_divides_the_model,
     a_trajectory_fits_a_microbatch,
     roles_fit_the_run,
@@ -67,7 +81,11 @@ RULES: Sequence[Rule] = (
     lag_is_shorter_than_the_run,
     schedule_fits_the_run,
     greedy_answers_once,
+    machines_are_started,
     gpus_are_there,
+    nodes_have_ranks,
+    engines_share_the_devices,
+    roles_share_the_gpus,
 )
 
 
@@ -75,8 +93,11 @@ EXAMPLE_RULES: Sequence[Rule] = (
     examples_train_all_weights,
     run_name_is_one_folder,
     model_exists,
+    data_exists,
+    chat_template_is_there,
     actor_parallel_divides_the_model,
     fp8_fits_the_run,
+    machines_are_started,
     gpus_are_there,
 )
-"""Of training on examples: those of a run of reinforcement learning that hold for it as well, and its own."""
+"""Rules for training on examples: those of reinforcement learning that hold for it too, and its own."""

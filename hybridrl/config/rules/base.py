@@ -20,11 +20,20 @@ class World:
     here: bool = True
     """Whether the run would use this machine. Without, rules about devices have nothing to say."""
 
+    alone: bool = False
+    """Whether what starts the run has this machine only."""
+
+    seats: bool = True
+    """Whether ranks and engines have to fill the GPUs of the config as they are."""
+
     num_gpus: int
     """Of this machine."""
 
+    gpu: str | None = None
+    """What these are, named as in cluster.gpu; None: not known, or there are none."""
+
     spec: models.ModelSpec | None
-    """None: the model folder is not there, and another rule says so; or it is made at launch."""
+    """None: the model folder is not there, and another rule says so."""
 
 
 Rule = Callable[[LoadedConfig[Any], World], Iterator[HybridRLError]]

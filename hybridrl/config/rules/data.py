@@ -3,11 +3,13 @@
 import difflib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World
 from hybridrl.config.schema import Config, SourceConfig
-from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError
+from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.errors import AbsentDataError, AbsentModelError, ConfigError, DataError, HybridRLError
 from hybridrl.models import hub
 from hybridrl.models.published import published_names
 
@@ -20,18 +22,18 @@ def run_name_is_one_folder(loaded: LoadedConfig, world: World) -> Iterator[Hybri
         )
 
 
-def model_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def model_exists(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLError]:
     path = loaded.config.model.path
     downloadable = hub.is_name(path) and world.spec is not None
     if loaded.config.model.make is None and hub.find_folder(path) is None and not downloadable:
-        yield ModelError(
+        yield AbsentModelError(
             f"no model folder at model.path = {path}",
             where=loaded.where("model.path"),
             fix=_near_model(path),
         )
 
 
-def data_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def data_exists(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLError]:
     for key, source in _sources(loaded.config):
         path = Path(source.path or "")
         if source.path is None:
@@ -52,10 +54,10 @@ def data_exists(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
             fix = (
                 f"there is {', '.join(near)}" if near else f"{path.parent} has no .jsonl and no .parquet file"
             )
-            yield DataError(f"no file at {key} = {path}", where=loaded.where(f"{key}.path"), fix=fix)
+            yield AbsentDataError(f"no file at {key} = {path}", where=loaded.where(f"{key}.path"), fix=fix)
 
 
-def chat_template_is_there(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def chat_template_is_there(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLError]:
     data, folder = loaded.config.data, hub.find_folder(loaded.config.model.path)
     if data.chat_template == "none" and data.system_prompt is not None:
         yield ConfigError(
@@ -89,7 +91,7 @@ def _near_model(path: str) -> str:
     return f"{mean}hf download {path} config.json gets what can be checked before a launch"
 
 
-def _sources(config: Config) -> Iterator[tuple[str, SourceConfig]]:
+def _sources(config: Config | SupervisedConfig) -> Iterator[tuple[str, SourceConfig]]:
     yield "data.train", config.data.train
     if config.data.heldout is not None:
         yield "data.heldout", config.data.heldout

@@ -7,7 +7,6 @@ from typing import Any
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World
 from hybridrl.config.rules.parallel import trainer_cuts
-from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import ModelSpec
@@ -69,10 +68,11 @@ def _unfit_gpus(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError
         yield ConfigError(
             f"actor.fp8 = {recipe} needs GPUs, {has}", where=loaded.where("actor.fp8"), fix="remove actor.fp8"
         )
-    elif cluster.gpu is not None and cluster.gpu not in FP8_GPUS[recipe]:
-        good = [name for name, gpus in FP8_GPUS.items() if cluster.gpu in gpus]
+    elif (gpu := cluster.gpu or world.gpu) is not None and gpu not in FP8_GPUS[recipe]:
+        good = [name for name, gpus in FP8_GPUS.items() if gpu in gpus]
+        has = f"cluster.gpu = {gpu}" if cluster.gpu else f"this machine has {gpu}"
         yield ConfigError(
-            f"actor.fp8 = {recipe} needs {' or '.join(FP8_GPUS[recipe])}, cluster.gpu = {cluster.gpu}",
+            f"actor.fp8 = {recipe} needs {' or '.join(FP8_GPUS[recipe])}, {has}",
             where=loaded.where("actor.fp8", "cluster.gpu"),
             fix=f"use {' or '.join([*good, 'none'])}",
         )
@@ -82,8 +82,7 @@ def _unfit_sizes(loaded: LoadedConfig[Any], spec: ModelSpec) -> Iterator[ConfigE
     config = loaded.config
     recipe, model = config.actor.fp8, Path(config.model.path).name
     multiple = _MULTIPLE[recipe]
-    cuts = trainer_cuts(config) if isinstance(config, Config) else [("actor.parallel", config.actor.parallel)]
-    for key, cut in cuts:
+    for key, cut in trainer_cuts(config):
         wrong = {what: size for what, size in _sizes(spec, cut).items() if size % multiple}
         if wrong:
             told = ", ".join(f"{what} {size:g}" for what, size in wrong.items())

@@ -1,4 +1,7 @@
-"""What a config asks of the GPUs of this machine."""
+"""What a config asks of machines and GPUs: that they are there, and that every role has its part of each.
+
+Weights go from the trainer rank on a GPU to the engine on it, so trainer and engines fill the same GPUs.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +10,19 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World
 from hybridrl.config.rules.parallel import all_cuts
 from hybridrl.config.schema import Config
+from hybridrl.config.shape import RunShape
 from hybridrl.errors import ResourceError
+
+
+def machines_are_started(loaded: LoadedConfig[Any], world: World) -> Iterator[ResourceError]:
+    nodes, examples = loaded.config.cluster.nodes, not isinstance(loaded.config, Config)
+    if nodes > 1 and (world.alone or examples):
+        fix = "" if examples else "launch --on slurm or --on ray; "
+        yield ResourceError(
+            f"cluster.nodes = {nodes}, but what starts here has this machine only",
+            where=loaded.where("cluster.nodes"),
+            fix=f"{fix}cluster.nodes=1{'' if examples else ' runs it here'}",
+        )
 
 
 def gpus_are_there(loaded: LoadedConfig[Any], world: World) -> Iterator[ResourceError]:
@@ -30,10 +45,77 @@ def gpus_are_there(loaded: LoadedConfig[Any], world: World) -> Iterator[Resource
             )
 
 
+def engines_share_the_devices(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
+    """Engines on devices of their own: nothing places them there."""
+    if loaded.config.cluster.placement == "separate":
+        yield ResourceError(
+            "cluster.placement = separate: engines on devices of their own are not there yet. What places "
+            "workers, and what writes weights, takes every device for one that trainer and engines share",
+            where=loaded.where("cluster.placement"),
+            fix="cluster.placement=colocated, the default",
+        )
+
+
+def nodes_have_ranks(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
+    """A trainer rank writes into the engines of its own node."""
+    nodes, ranks = loaded.config.cluster.nodes, RunShape.of(loaded.config).trainer_ranks
+    if world.seats and nodes > ranks:
+        yield ResourceError(
+            f"cluster.nodes = {nodes}, and the trainer has {ranks} ranks: every node needs one, which writes "
+            "the weights of the engines beside it",
+            where=loaded.where("actor.parallel", "cluster.nodes"),
+            fix=f"give it {nodes} ranks, as with a larger actor.parallel.dp; or cluster.nodes={ranks}",
+        )
+
+
+def roles_share_the_gpus(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
+    """No GPU without a trainer rank, none with two engines."""
+    cluster = loaded.config.cluster
+    if cluster.gpus_per_node and world.seats:
+        shape = RunShape.of(loaded.config)
+        yield from _idle(loaded, shape, cluster.gpus_per_node)
+        yield from _crowded(loaded, shape, cluster.gpus_per_node)
+
+
 def _needed(config: Any) -> Iterator[tuple[str, int]]:
     """Key and GPUs of every group of ranks."""
-    if not isinstance(config, Config):  # training on examples
-        yield "actor.parallel", config.actor.parallel.num_ranks
-        return
     yield from ((key, cut.num_ranks) for key, cut in all_cuts(config))
-    yield "rollout.parallel", config.rollout.parallel.tp * (config.rollout.num_engines or 1)
+    if isinstance(config, Config):
+        yield "rollout.parallel", config.rollout.parallel.tp * (config.rollout.num_engines or 1)
+
+
+def _idle(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> Iterator[ResourceError]:
+    gpus, replica = loaded.config.cluster.nodes * per_node, shape.parallel.model_ranks
+    if shape.trainer_ranks == gpus:
+        return
+    fix = f"choose tp, cp and pp so that their product divides {gpus}"
+    if gpus % replica == 0:
+        fix = f"actor.parallel.dp={gpus // replica}"
+    elif replica % per_node == 0:
+        fix = f"{fix}; or cluster.nodes={replica // per_node}"
+    yield ResourceError(
+        f"the trainer has {shape.trainer_ranks} ranks, {replica} a replica, and the cluster {gpus} GPUs: "
+        "each takes one",
+        where=loaded.where("actor.parallel", "cluster.gpus_per_node"),
+        fix=fix,
+    )
+
+
+def _crowded(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> Iterator[ResourceError]:
+    nodes, tp = loaded.config.cluster.nodes, shape.engine.tp
+    most = -(-shape.num_engines // nodes)
+    where = loaded.where("rollout.parallel.tp", "rollout.num_engines", "cluster.gpus_per_node")
+    parts = shape.engine_parts
+    if parts > 1 and (tp % parts or shape.num_engines * parts > nodes):
+        yield ResourceError(
+            f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x {per_node} GPUs: "
+            "an engine that is larger than a node fills nodes of its own, evenly",
+            where=where,
+            fix=f"rollout.parallel.tp={per_node}",
+        )
+    elif parts == 1 and most * tp > per_node:
+        yield ResourceError(
+            f"{most} engines of {tp} ranks on a node of {per_node} GPUs: no two share a GPU",
+            where=where,
+            fix=f"rollout.num_engines={nodes * (per_node // tp)}",
+        )

@@ -32,6 +32,16 @@ def adapters_fit_the_model(loaded: LoadedConfig, world: World) -> Iterator[Confi
         )
 
 
+def gpus_train_no_adapters(loaded: LoadedConfig, world: World) -> Iterator[ConfigError]:
+    per_node = loaded.config.cluster.gpus_per_node
+    if loaded.config.actor.lora is not None and per_node:
+        yield ConfigError(
+            f"actor.lora with {per_node} GPUs a node: Transformer Engine's layers take no adapters yet",
+            where=loaded.where("actor.lora"),
+            fix="train all weights: leave actor.lora out; adapters train with cluster.gpus_per_node=0",
+        )
+
+
 def examples_train_all_weights(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError]:
     """Of training on examples."""
     if loaded.config.actor.lora is not None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World, model_name
 from hybridrl.config.rules.roles import microbatch_limits
-from hybridrl.errors import ConfigError, HybridRLError, ModelError
+from hybridrl.errors import AbsentModelError, ConfigError, HybridRLError, ModelError
 from hybridrl.models import hub
 
 
@@ -19,7 +19,9 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterat
         yield error
         return
     if spec is None:
-        yield ModelError(f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one")
+        yield AbsentModelError(
+            f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one"
+        )
         return
     if world.spec is not None and spec != world.spec:
         yield ModelError(

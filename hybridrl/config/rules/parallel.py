@@ -6,20 +6,24 @@ from pathlib import Path
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World, model_name, one_of
 from hybridrl.config.schema import Config
+from hybridrl.config.supervised import SupervisedConfig
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.models.spec import ModelSpec
 
 
-def trainer_cuts(config: Config) -> list[tuple[str, TrainParallel]]:
+def trainer_cuts(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
     """(key, cut) of every group of trainer ranks that the config describes, the actor's first."""
-    others = (("critic.parallel", config.critic.parallel), ("reference.parallel", config.reference.parallel))
+    others = ()
+    if isinstance(config, Config):
+        critic, reference = config.critic.parallel, config.reference.parallel
+        others = (("critic.parallel", critic), ("reference.parallel", reference))
     return [("actor.parallel", config.actor.parallel), *((key, cut) for key, cut in others if cut)]
 
 
-def all_cuts(config: Config) -> list[tuple[str, TrainParallel]]:
+def all_cuts(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
     """Those of trainer_cuts, and of the reward model, which may be another model than the policy."""
-    reward_model = config.reward_model
+    reward_model = config.reward_model if isinstance(config, Config) else None
     own = reward_model.parallel if reward_model else None
     return [*trainer_cuts(config), *([("reward_model.parallel", own)] if own else [])]
 

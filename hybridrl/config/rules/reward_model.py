@@ -7,7 +7,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World
 from hybridrl.config.rules.parallel import wrong_cut
 from hybridrl.config.schema import Config, RewardModelConfig
-from hybridrl.errors import ConfigError, HybridRLError, ModelError
+from hybridrl.errors import AbsentModelError, ConfigError, HybridRLError, ModelError
 from hybridrl.models import hub
 from hybridrl.models.spec import VALUE_HEAD, ModelSpec
 
@@ -53,7 +53,7 @@ def reward_model_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[Hy
         yield error
         return
     if spec is None:
-        yield ModelError(
+        yield AbsentModelError(
             f"no model folder at reward_model.path = {own.path}",
             where=loaded.where("reward_model.path"),
             fix=_TRAIN_ONE,

@@ -18,6 +18,7 @@ CONFIG = """\
 model: {path: model, make: "hybridrl.models.tiny:qwen3_arithmetic"}
 data: {train: prompts.jsonl, chat_template: none}
 reward: exact_match
+rollout: {max_prompt_tokens: 16, max_response_tokens: 16}
 run: {name: first, folder: out}
 """
 

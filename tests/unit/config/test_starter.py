@@ -14,6 +14,7 @@ from hybridrl.config.starter import Answers, starter
 from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.preflight import preflight
+from hybridrl.launch.verdict import SCOPES
 from hybridrl.models.tiny import qwen3_arithmetic
 
 ANSWERS = Answers(algorithm="grpo", model="models/m", data="train.jsonl", teacher="models/t")
@@ -53,10 +54,7 @@ def test_every_preset_gives_a_config_that_passes_the_check(
     if algorithm == "distillation":
         teacher = str(shutil.copytree(answered.model, tmp_path / "teacher"))
     path = config(tmp_path, replace(answered, algorithm=algorithm, teacher=teacher))
-    room = load(
-        path, ["rollout.max_prompt_tokens=8", "rollout.max_response_tokens=8"]
-    )  # a model of a few positions
-    preflight(room, Machine(2, 64 * GIB, 64 * GIB, 8 * GIB, ()), lambda *_: None, make_model=False)
+    preflight(load(path), SCOPES["launch"], Machine(2, 64 * GIB, 64 * GIB, 8 * GIB, ()), lambda *_: None)
 
 
 @pytest.mark.parametrize(

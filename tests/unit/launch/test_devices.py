@@ -9,10 +9,15 @@ from hypothesis import strategies as st
 from model_values import tiny
 
 from hybridrl.config.load import LoadedConfig, load
+from hybridrl.config.rules import World
+from hybridrl.config.rules.gpus import roles_share_the_gpus
+from hybridrl.config.rules.lora import gpus_train_no_adapters
+from hybridrl.config.shape import RunShape
 from hybridrl.config.training import TrainParallel
+from hybridrl.errors import HybridRLError
 from hybridrl.hosts.machine import GPU, Machine
-from hybridrl.launch.devices import Devices, environment, unshared_gpus, with_gpus
-from hybridrl.launch.shape import RunShape, Seats
+from hybridrl.launch.devices import Devices, environment
+from hybridrl.launch.shape import Seats, with_gpus
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 
@@ -102,9 +107,15 @@ def test_gpus_of_the_machine_count_where_the_config_leaves_them_open() -> None:
     assert with_gpus(config("cluster.gpus_per_node=0"), WITH_GPUS).config.cluster.gpus_per_node == 0
 
 
+def unshared(loaded: LoadedConfig) -> list[HybridRLError]:
+    world = World(here=False, num_gpus=0, spec=None)
+    rules = (roles_share_the_gpus, gpus_train_no_adapters)
+    return [error for rule in rules for error in rule(loaded, world)]
+
+
 @pytest.mark.parametrize("path", ON_GPUS, ids=[path.stem for path in ON_GPUS])
 def test_the_roles_of_every_recipe_share_its_gpus(path: Path) -> None:
-    assert unshared_gpus(load(path)) == []
+    assert unshared(load(path)) == []
 
 
 @pytest.mark.parametrize(
@@ -127,6 +138,6 @@ def test_the_roles_of_every_recipe_share_its_gpus(path: Path) -> None:
 def test_gpus_that_roles_cannot_share_are_refused(overrides: tuple[str, ...], refusal: str | None) -> None:
     per_node = 2 if refusal and "2 GPUs" in refusal else 4
     size = f"cluster={{nodes: {4 // per_node}, gpus_per_node: {per_node}}}"
-    found = [error.what for error in unshared_gpus(config(size, *overrides))]
+    found = [error.what for error in unshared(config(size, *overrides))]
     assert [what for what in found if refusal and refusal in what] == found
     assert bool(found) == (refusal is not None)

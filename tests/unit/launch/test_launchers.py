@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from hybridrl.config.rollout import EngineParallel
+from hybridrl.config.shape import RunShape
 from hybridrl.config.training import TrainParallel
-from hybridrl.launch.shape import RunShape, Seats
+from hybridrl.launch.shape import Seats
 
 LAUNCHERS = Path(__file__).parents[3] / "launchers"
 

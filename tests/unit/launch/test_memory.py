@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.errors import ResourceError
+from hybridrl.errors import ResourceError, UserError
 from hybridrl.hosts.machine import GIB, GPU, Machine
 from hybridrl.launch.memory import refuse_too_little_memory
 from hybridrl.launch.preflight import preflight
+from hybridrl.launch.verdict import SCOPES
 from hybridrl.models.published import read_published
 from hybridrl.models.tiny import qwen3_arithmetic
 
@@ -69,6 +70,6 @@ def test_a_preflight_asks(tmp_path: Path) -> None:
         "reward: exact_match\nrun: {name: first}\n"
         "rollout: {max_prompt_tokens: 8, max_response_tokens: 8}\n"
     )
-    preflight(load(file), BARE, lambda *_: None, make_model=False)
-    with pytest.raises(ResourceError, match="model needs at least 0.0 GiB"):
-        preflight(load(file), replace(BARE, available_bytes=1000), lambda *_: None, make_model=False)
+    preflight(load(file), SCOPES["launch"], BARE, lambda *_: None)
+    with pytest.raises(UserError, match="model needs at least 0.0 GiB"):
+        preflight(load(file), SCOPES["launch"], replace(BARE, available_bytes=1000), lambda *_: None)

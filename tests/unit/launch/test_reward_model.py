@@ -11,16 +11,21 @@ from reward_model_folders import write_reward_model
 
 from hybridrl.config.load import load
 from hybridrl.config.schema import Config, RewardModelConfig
+from hybridrl.config.shape import RunShape
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import HybridRLError
+from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
 from hybridrl.launch.preflight import preflight
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.reward_model import scoring
-from hybridrl.launch.shape import RunShape, Seats
+from hybridrl.launch.shape import Seats
+from hybridrl.launch.verdict import SCOPES
 from hybridrl.models import tiny
 from hybridrl.models.spec import read
 from hybridrl.trainer.setup import RankSetup
+
+BARE = Machine(cores=2, memory_bytes=2**34, available_bytes=2**34, shm_bytes=2**33, gpus=())
 
 TEXT = """\
 model: policy
@@ -45,7 +50,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def refusal(*overrides: str) -> str:
     said: list[tuple[str, str]] = []
     with pytest.raises(HybridRLError) as refused:
-        preflight(load("my.yaml", overrides), None, lambda *line: said.append(line), make_model=False)
+        preflight(
+            load("my.yaml", overrides), SCOPES["launch --on slurm"], BARE, lambda *line: said.append(line)
+        )
         prepare(load("my.yaml", overrides))
     return str(refused.value)
 
@@ -53,7 +60,7 @@ def refusal(*overrides: str) -> str:
 def test_an_export_of_the_same_tokenizer_passes(here: Path) -> None:
     said: list[tuple[str, str]] = []
     loaded = load("my.yaml", ["reward_model={path: judge, parallel: {pp: 2}}", "reward=none"])
-    preflight(loaded, None, lambda *line: said.append(line), make_model=False)
+    preflight(loaded, SCOPES["launch --on slurm"], BARE, lambda *line: said.append(line))
     assert "reward model PP2" in dict(said)["plan"]
     assert prepare(loaded).gold.num_checked == 0
 

@@ -19,9 +19,10 @@ from hybridrl.cluster.slurm import parse_state
 from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig, load
 from hybridrl.config.rollout import EngineParallel
+from hybridrl.config.shape import RunShape
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigErrors
-from hybridrl.launch.shape import RunFiles, RunShape, Seats
+from hybridrl.launch.shape import RunFiles, Seats
 from hybridrl.launch.slurm import directives, render, runtime_command, script, srun_options
 from hybridrl.launch.stop import STOPPED
 

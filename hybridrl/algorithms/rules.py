@@ -1,0 +1,204 @@
+"""What an algorithm is refused for: plug-ins, their options, each other, and columns that nothing computes.
+
+Imports no torch: functions of plug-ins take those, or what `declared` gives for them. Whoever builds plug-ins
+asks the same functions, so that every command refuses a config in the same words.
+"""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import Any
+
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column
+from hybridrl.algorithms.declared import by_default, declared
+from hybridrl.algorithms.needs import GROUP_COLUMNS, Needs
+from hybridrl.columns import given_by, not_computed
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.presets import PRESETS
+from hybridrl.config.rules.base import World
+from hybridrl.config.schema import AlgorithmConfig, Config
+from hybridrl.config.section import PluginConfig
+from hybridrl.errors import ConfigError, HybridRLError, UserCodeError
+from hybridrl.outside import is_outside
+
+_Errors = Iterator[ConfigError]
+
+
+def algorithm_fits_the_run(loaded: LoadedConfig[Config], world: World) -> Iterator[HybridRLError]:
+    """A rule as those of config.rules. Code from outside is imported."""
+    try:
+        yield from map(loaded.locate, _errors(loaded.config))
+    except UserCodeError as error:  # of a property of code from outside
+        yield loaded.locate(error)
+
+
+def _errors(cfg: Config) -> list[HybridRLError]:
+    algorithm, chosen = cfg.algorithm, _Chosen()
+    errors = list(chosen.choose(algorithm, cfg.rollout.max_response_tokens))
+    if chosen.estimator is not None:
+        errors += estimator_errors(algorithm, chosen.estimator)
+    if chosen.loss is not None:
+        errors += loss_errors(algorithm, chosen.loss)
+    if not errors:
+        needs = Needs.of(algorithm)
+        shaped = frozenset().union(*(step.needs for step in chosen.shaping))
+        errors += credit_errors(algorithm, needs.estimator, shaped)
+        errors += objective_errors(needs.objective)
+        errors += idle_group_errors(cfg)
+    return errors
+
+
+def estimator_errors(algorithm: AlgorithmConfig, estimator: Any) -> _Errors:
+    """What the estimator is refused for before its columns are looked at."""
+    least, name = getattr(estimator, "min_group_size", 1), algorithm.estimator.name
+    if algorithm.samples_per_prompt < least:
+        yield ConfigError(
+            f"{name} compares answers, but samples_per_prompt = {algorithm.samples_per_prompt}",
+            where="algorithm.samples_per_prompt",
+            fix=f"use {least} or more, or an estimator without a group baseline (reinforce_plus_plus)",
+        )
+    if algorithm.kl.in_reward and hasattr(estimator, "state_dict"):
+        yield ConfigError(
+            f"{name} keeps a state and knows no KL in the reward", where="algorithm.kl.in", fix="use in: loss"
+        )
+
+
+def loss_errors(algorithm: AlgorithmConfig, loss: Any) -> _Errors:
+    """What the policy loss is refused for before its columns are looked at."""
+    allowed, name = getattr(loss, "aggregates", None), algorithm.aggregate
+    if allowed is not None and name not in allowed:
+        yield ConfigError(
+            f"loss {algorithm.loss.name} has no meaning with aggregate = {name}",
+            where="algorithm.aggregate",
+            fix=f"use {' or '.join(sorted(allowed))}",
+        )
+    scalars = set(loss.needs) - TOKEN_COLUMNS - getattr(loss, "makes", frozenset())
+    if scalars:
+        yield ConfigError(
+            f"a policy loss sees token columns only, not {sorted(scalars)}", where="algorithm.loss"
+        )
+
+
+def credit_errors(algorithm: AlgorithmConfig, needs: frozenset[Column], shaped: frozenset[Column]) -> _Errors:
+    """What advantages are refused for: columns, the teacher, answers that are left out.
+
+    Args:
+        needs: columns that the estimator is called with.
+        shaped: columns that the shaping is called with.
+    """
+    per_token = bool(needs & TOKEN_COLUMNS)
+    beside = given_by("block", "ranks") if per_token else frozenset()
+    yield from _missing(needs, given_by("controller") | beside, "the estimator", "algorithm.estimator")
+    yield from _missing(shaped, given_by("controller"), "the shaping", "algorithm.shaping")
+    yield from _teacher_errors(algorithm, asked="teacher" in Needs.of(algorithm).models)
+    if algorithm.drop_truncated and per_token:
+        yield ConfigError(
+            f"drop_truncated leaves answers out, but {algorithm.estimator.name} needs the tokens of all",
+            where="algorithm.drop_truncated",
+            fix="use an estimator of outcome rewards (grpo), with algorithm.kl.in=loss",
+        )
+
+
+def objective_errors(columns: Set[Column]) -> _Errors:
+    """
+    Args:
+        columns: that the objective is called with.
+    """
+    yield from _missing(columns, given_by("block", "ranks"), "the policy loss", "algorithm.loss")
+
+
+def idle_group_errors(cfg: Config) -> _Errors:
+    """Ranks of their own that nobody asks."""
+    needs, algorithm = Needs.of(cfg.algorithm).columns, cfg.algorithm
+    for group, parallel in (("critic", cfg.critic.parallel), ("reference", cfg.reference.parallel)):
+        if parallel is not None and not needs & set(GROUP_COLUMNS[group]):
+            yield ConfigError(
+                f"{group}.parallel is set, but estimator {algorithm.estimator.name} with "
+                f"algorithm.kl.coefficient = {algorithm.kl.coefficient:g} needs no "
+                f"{' and no '.join(GROUP_COLUMNS[group])}",
+                where=f"{group}.parallel",
+                fix=f"leave {group}.parallel out",
+            )
+
+
+def may_be_mute(algorithm: AlgorithmConfig) -> bool:
+    """Whether mute.refuse_mute has to try it, which takes torch.
+
+    Estimators and losses with their defaults, or with the options of a preset, are known to teach something.
+    """
+    if algorithm.shaping or algorithm.correction or algorithm.entropy_top_share < 1:
+        return True
+    chosen = (("estimator", algorithm.estimator), ("policy_loss", algorithm.loss))
+    return any(_is_untried(kind, plugin) for kind, plugin in chosen)
+
+
+def _is_untried(kind: str, plugin: PluginConfig) -> bool:
+    if is_outside(plugin.name):
+        return True
+    default, key = by_default(kind, plugin.name), "estimator" if kind == "estimator" else "loss"
+    presets = [preset.algorithm.get(key) for preset in PRESETS.values()]
+    changed = any(getattr(default, name, None) != value for name, value in plugin.options.items())
+    return changed and {"name": plugin.name, **plugin.options} not in presets
+
+
+@dataclass(slots=True)
+class _Chosen:
+    """Plug-ins of a config as `declared` gives them; None where one cannot be made."""
+
+    estimator: Any = None
+    loss: Any = None
+    shaping: tuple[Any, ...] = ()
+
+    def choose(self, algorithm: AlgorithmConfig, max_response_tokens: int) -> Iterator[HybridRLError]:
+        """Make them, also those that are not kept, and give what they are refused for."""
+        longest = {"max_response_tokens": max_response_tokens}
+        divides = algorithm.aggregate == "seq_mean_token_sum_norm"
+        aggregate = {"name": algorithm.aggregate, **(longest if divides else {})}
+        wanted = [
+            ("estimator", algorithm.estimator, "algorithm.estimator"),
+            ("kl", algorithm.kl.estimator, "algorithm.kl.estimator"),
+            *(("shaping", entry, "algorithm.shaping") for entry in algorithm.shaping),
+            ("policy_loss", algorithm.loss, "algorithm.loss"),
+            ("aggregate", aggregate, "algorithm.aggregate"),
+            *(("correction", entry, "algorithm.correction") for entry in algorithm.correction),
+        ]
+        for kind, entry, where in wanted:
+            plugin = PluginConfig.model_validate(entry)
+            try:
+                self._keep(kind, declared(kind, plugin.name, plugin.options, where=where))
+            except HybridRLError as error:
+                yield error
+
+    def _keep(self, kind: str, plugin: Any) -> None:
+        match kind:
+            case "estimator":
+                self.estimator = plugin
+            case "policy_loss":
+                self.loss = plugin
+            case "shaping":
+                self.shaping += (plugin,)
+
+
+def _missing(needs: Set[Column], given: Set[Column], who: str, where: str) -> _Errors:
+    if missing := sorted({*(needs - given), *not_computed(needs)}):
+        yield ConfigError(
+            f"{who} needs {', '.join(missing)}, which no part of a run computes yet",
+            where=where,
+            fix="choose one that needs less; `hybridrl algo list` shows what each needs",
+        )
+
+
+def _teacher_errors(algorithm: AlgorithmConfig, *, asked: bool) -> _Errors:
+    teacher = algorithm.teacher
+    names = f"estimator {algorithm.estimator.name}, loss {algorithm.loss.name}"
+    if asked and teacher is None:
+        yield ConfigError(
+            f"the algorithm learns from a teacher ({names}), but algorithm.teacher is not set",
+            where="algorithm.teacher",
+            fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes",
+        )
+    if teacher is not None and not asked:
+        yield ConfigError(
+            f"algorithm.teacher = {teacher} is not asked ({names})",
+            where="algorithm.teacher",
+            fix="use estimator distillation, or leave the teacher out",
+        )

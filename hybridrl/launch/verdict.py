@@ -1,0 +1,226 @@
+"""What a config is refused for: one answer for every command, with the same errors in the same words.
+
+A command is a row of SCOPES, which says what it leaves out and why. Imports torch only where the options of
+an algorithm, or code from outside, have to be tried.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hybridrl.algorithms.rules import algorithm_fits_the_run, may_be_mute
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules import World, check
+from hybridrl.config.rules.gpus import gpus_are_there
+from hybridrl.config.rules.parallel import trainer_cuts
+from hybridrl.config.schema import Config
+from hybridrl.config.shape import with_dp
+from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError, refuse
+from hybridrl.estimate.gpus import name_of
+from hybridrl.hosts.machine import Machine
+from hybridrl.launch.memory import refuse_too_little_memory
+from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model_layout
+from hybridrl.launch.shape import trainer_layout, with_gpus
+from hybridrl.layout.trainers import layout_of
+from hybridrl.models import hub
+from hybridrl.models.make import spec_of_made
+from hybridrl.models.spec import ModelSpec
+from hybridrl.rewards.plugin import load_reward
+from hybridrl.rollout.base import kind_of
+from hybridrl.trainer.setup import refuse_unfit_experts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """What a command does not ask, because it cannot know it."""
+
+    devices: Literal["here", "as named", "elsewhere"]
+    """Whose GPUs and memory the run has: this machine's; those that the config names, else this machine's;
+    or another's, about which nothing is said."""
+
+    alone: bool = False
+    """What starts the run has this machine only."""
+
+    seats: bool = True
+    """Ranks and engines have to fill the GPUs of the config."""
+
+    absent: tuple[type, ...] = ()
+    """Errors about files that may be on another machine: they are told apart from the others."""
+
+    why: str
+
+
+SCOPES: Mapping[str, Scope] = {
+    "launch": Scope(
+        devices="here",
+        alone=True,
+        why="nothing is left out; `sft`, `rm`, `--dry-run` and `config check` ask the same",
+    ),
+    "launch --on ray": Scope(devices="here", why="the Ray that runs already may have more machines"),
+    "launch --on slurm": Scope(
+        devices="elsewhere",
+        why="the job has GPUs and memory of its own, and sees these files; so has --submit",
+    ),
+    "launch --on slurm --dry-run": Scope(
+        devices="elsewhere", absent=(Absence,), why="model and data may be on the cluster only"
+    ),
+    "plan": Scope(
+        devices="as named",
+        absent=(AbsentDataError,),
+        why="it is for GPUs that need not be here, reads no data, and counts memory itself, with activations",
+    ),
+    "plan --search": Scope(
+        devices="as named",
+        seats=False,
+        absent=(AbsentDataError,),
+        why="as plan, and the search looks for the sizes that fill the GPUs",
+    ),
+    "init": Scope(
+        devices="elsewhere", absent=(Absence,), why="the config is for wherever it will be launched"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    loaded: LoadedConfig[Any]
+    """With this machine's GPUs where the config leaves them open and the scope has them."""
+
+    model: ModelSpec | None
+    """None: it is not here."""
+
+    errors: tuple[HybridRLError, ...]
+    absent: tuple[HybridRLError, ...]
+    """Errors that the scope lets pass."""
+
+    def known(self) -> ModelSpec:
+        """The model of a config that is not refused for its absence.
+
+        Raises:
+            ConfigErrors: the config is refused.
+        """
+        refuse(self.errors)
+        assert self.model is not None, "a model that is not here was refused"
+        return self.model
+
+
+def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
+    """All that is wrong with a config of any kind.
+
+    Args:
+        this: machine; a scope that is elsewhere asks it nothing.
+    """
+    machine = _machine(loaded, scope, this)
+    loaded = with_gpus(loaded, machine) if machine else loaded
+    model, errors = _model(loaded)
+    gpus = machine.gpus if machine else ()
+    world = World(
+        here=machine is not None,
+        alone=scope.alone,
+        seats=scope.seats,
+        num_gpus=len(gpus),
+        gpu=name_of(gpus[0].name, gpus[0].memory_bytes) if gpus else None,
+        spec=model,
+    )
+    errors += check(loaded, world)
+    if isinstance(loaded.config, Config):
+        errors += _run_errors(loaded, world)
+    errors += _unfit_model(loaded, model)
+    absent = [error for error in errors if isinstance(error, scope.absent)]
+    errors = list({str(error): error for error in errors if error not in absent}.values())
+    if not errors and model:
+        errors = _layout_errors(loaded, model)
+    if not errors and model and scope.devices == "here" and isinstance(loaded.config, Config):
+        errors = _refusals(loaded, lambda: refuse_too_little_memory(loaded, model, this))
+    return Verdict(loaded=loaded, model=model, errors=tuple(errors), absent=tuple(absent))
+
+
+def refuse_missing_gpus(loaded: LoadedConfig[Any], machine: Machine) -> None:
+    """
+    Raises:
+        ConfigErrors: this machine has fewer GPUs than the config takes.
+    """
+    refuse(list(gpus_are_there(loaded, World(num_gpus=len(machine.gpus), spec=None))))
+
+
+def _machine(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Machine | None:
+    """The one that rules about devices ask."""
+    cluster = loaded.config.cluster
+    named = cluster.gpus_per_node is not None or cluster.gpu is not None
+    return None if scope.devices == "elsewhere" or (scope.devices == "as named" and named) else this
+
+
+def _model(loaded: LoadedConfig[Any]) -> tuple[ModelSpec | None, list[HybridRLError]]:
+    """What the model is, without a download; one that is still to be made is written elsewhere first."""
+    own, seed = loaded.config.model, loaded.config.run.seed
+    try:
+        found = hub.find_spec(own.path)
+        if found is None and own.make is not None:
+            found = spec_of_made(own.make, seed, where=loaded.where("model.make"))
+        return found, []
+    except HybridRLError as error:
+        return None, [loaded.locate(error)]
+
+
+def _run_errors(loaded: LoadedConfig[Config], world: World) -> Iterator[HybridRLError]:
+    """What plug-ins are refused for: the algorithm's, and the reward."""
+    reward, algorithm = loaded.config.reward, loaded.config.algorithm
+    errors = list(algorithm_fits_the_run(loaded, world))
+    yield from errors
+    if not errors and may_be_mute(algorithm):
+        # Imported here: it takes torch.
+        from hybridrl.algorithms.mute import refuse_mute
+
+        yield from _refusals(loaded, lambda: refuse_mute(algorithm))
+    if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
+        yield from _refusals(loaded, lambda: load_reward(reward.name, reward.options, where="reward"))
+
+
+def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator[HybridRLError]:
+    """What the trainer's layers lack of the models, and keys about experts that are not there."""
+    actor, cfg = loaded.config.actor, loaded.config
+    if model is not None:
+        yield from _refusals(
+            loaded,
+            lambda: layout_of(actor.backend).refuse_unbuildable(model, where="model"),
+            lambda: refuse_unfit_experts(actor.moe, model, where="actor.moe"),
+        )
+    if isinstance(cfg, Config):
+        yield from _refusals(loaded, lambda: refuse_unfit_reward_model(cfg))
+
+
+def _layout_errors(loaded: LoadedConfig[Any], model: ModelSpec) -> list[HybridRLError]:
+    """What only the layout of the shards shows, asked where no rule refuses the config."""
+    cfg, errors = loaded.config, list[HybridRLError]()
+    for key, cut in trainer_cuts(cfg):
+        whole = with_dp(cut, cfg.cluster)
+        for error in _refusals(loaded, lambda whole=whole: trainer_layout(cfg, model, whole)):
+            errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
+    if isinstance(cfg, Config):
+        errors += _engine_errors(loaded, model)
+        own = cfg.reward_model is not None and cfg.reward_model.parallel is not None
+        for error in _refusals(loaded, lambda: reward_model_layout(cfg)):
+            what, place = f"the reward model: {error.what}", ("reward_model.parallel", "reward_model")
+            fix = error.fix if own else f"{error.fix}; or give it ranks with reward_model.parallel"
+            errors.append(ConfigError(what, where=loaded.where(*place), fix=fix))
+    return errors
+
+
+def _engine_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[HybridRLError]:
+    """What the kind of engine cannot do that the config asks of it."""
+    cfg, key = loaded.config, "rollout.parallel"
+    kind = kind_of(cfg.rollout.engine)
+    yield from map(loaded.locate, kind.refuse(cfg, model))
+    for error in _refusals(loaded, lambda: kind.layout(model, cfg.rollout.parallel)):
+        yield ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix)
+
+
+def _refusals(loaded: LoadedConfig[Any], *trials: Callable[[], object]) -> list[HybridRLError]:
+    """What the trials raise."""
+    found = []
+    for trial in trials:
+        try:
+            trial()
+        except HybridRLError as error:
+            found.append(loaded.locate(error))
+    return found
