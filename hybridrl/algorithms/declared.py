@@ -43,7 +43,7 @@ def declared(kind: str, name: str, options: Mapping[str, Any], *, where: str) ->
 def by_default(kind: str, name: str) -> Any:
     """The project's plug-in as `declared`, with its defaults alone: an option without one is not there."""
     plugin = _plugin(folder(kind) / f"{name}.py")
-    return plugin.__new__(plugin)
+    return object.__new__(plugin)
 
 
 def folder(kind: str) -> Path:

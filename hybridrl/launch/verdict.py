@@ -15,7 +15,7 @@ from hybridrl.config.rules.gpus import gpus_are_there
 from hybridrl.config.rules.parallel import trainer_cuts
 from hybridrl.config.schema import Config
 from hybridrl.config.shape import with_dp
-from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError, refuse
+from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError, ResourceError, refuse
 from hybridrl.estimate.gpus import name_of
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.memory import refuse_too_little_memory
@@ -163,7 +163,8 @@ def _model(loaded: LoadedConfig[Any]) -> tuple[ModelSpec | None, list[HybridRLEr
 
 
 def _run_errors(loaded: LoadedConfig[Config], world: World) -> Iterator[HybridRLError]:
-    """What plug-ins are refused for: the algorithm's, and the reward."""
+    """What plug-ins are refused for: the algorithm's, and the reward; and where engines are."""
+    yield from _separate_engines(loaded)
     reward, algorithm = loaded.config.reward, loaded.config.algorithm
     errors = list(algorithm_fits_the_run(loaded, world))
     yield from errors
@@ -174,6 +175,17 @@ def _run_errors(loaded: LoadedConfig[Config], world: World) -> Iterator[HybridRL
         yield from _refusals(loaded, lambda: refuse_mute(algorithm))
     if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
         yield from _refusals(loaded, lambda: load_reward(reward.name, reward.options, where="reward"))
+
+
+def _separate_engines(loaded: LoadedConfig[Config]) -> Iterator[ResourceError]:
+    """Engines on devices of their own: nothing places them there."""
+    if loaded.config.cluster.placement == "separate":
+        yield ResourceError(
+            "cluster.placement = separate: engines on devices of their own are not there yet. What places "
+            "workers, and what writes weights, takes every device for one that trainer and engines share",
+            where=loaded.where("cluster.placement"),
+            fix="cluster.placement=colocated, the default",
+        )
 
 
 def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator[HybridRLError]:

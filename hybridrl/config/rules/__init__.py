@@ -16,7 +16,6 @@ from hybridrl.config.rules.data import (
 )
 from hybridrl.config.rules.fp8 import fp8_fits_the_run
 from hybridrl.config.rules.gpus import (
-    engines_share_the_devices,
     gpus_are_there,
     machines_are_started,
     nodes_have_ranks,
@@ -84,7 +83,6 @@ RULES: Sequence[Rule] = (
     machines_are_started,
     gpus_are_there,
     nodes_have_ranks,
-    engines_share_the_devices,
     roles_share_the_gpus,
 )
 

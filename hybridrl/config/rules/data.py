@@ -8,7 +8,7 @@ from typing import Any
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World
 from hybridrl.config.schema import Config, SourceConfig
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.supervised import RMConfig, SFTConfig
 from hybridrl.errors import AbsentDataError, AbsentModelError, ConfigError, DataError, HybridRLError
 from hybridrl.models import hub
 from hybridrl.models.published import published_names
@@ -91,7 +91,7 @@ def _near_model(path: str) -> str:
     return f"{mean}hf download {path} config.json gets what can be checked before a launch"
 
 
-def _sources(config: Config | SupervisedConfig) -> Iterator[tuple[str, SourceConfig]]:
+def _sources(config: Config | SFTConfig | RMConfig) -> Iterator[tuple[str, SourceConfig]]:
     yield "data.train", config.data.train
     if config.data.heldout is not None:
         yield "data.heldout", config.data.heldout

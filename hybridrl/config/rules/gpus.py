@@ -45,17 +45,6 @@ def gpus_are_there(loaded: LoadedConfig[Any], world: World) -> Iterator[Resource
             )
 
 
-def engines_share_the_devices(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
-    """Engines on devices of their own: nothing places them there."""
-    if loaded.config.cluster.placement == "separate":
-        yield ResourceError(
-            "cluster.placement = separate: engines on devices of their own are not there yet. What places "
-            "workers, and what writes weights, takes every device for one that trainer and engines share",
-            where=loaded.where("cluster.placement"),
-            fix="cluster.placement=colocated, the default",
-        )
-
-
 def nodes_have_ranks(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
     """A trainer rank writes into the engines of its own node."""
     nodes, ranks = loaded.config.cluster.nodes, RunShape.of(loaded.config).trainer_ranks
