@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hybridrl.algorithms.document import render
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.settings import SETTINGS
+from hybridrl.columns import COLUMNS
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.section import PluginConfig
@@ -75,6 +77,21 @@ def test_explain_is_for_a_person():
     lines = dict(catalog.explain("gspo"))
     assert "2507.18071" in lines["source"] and "default 0.0003" in lines["  clip_low"]
     assert dict(catalog.explain("dapo"))["  loss.clip_high"] == "0.28"
+
+
+def test_what_nothing_computes_is_marked_until_a_part_of_a_run_gives_it(monkeypatch):
+    def marked() -> set[str]:
+        listing = catalog.listing()
+        return {
+            e["name"] for kind in ("estimator", "preset") for e in listing[kind] if "not usable" in e["needs"]
+        }
+
+    assert marked() == {"gigpo", "step_reinforce", "rae", "hierarchical_grpo", "spiral"}
+    assert "turn_reward (not usable yet" in dict(catalog.explain("gigpo"))["needs"]
+    assert dict(catalog.explain("gae"))["needs"] == "old_logp, value (by the critic)"
+    for name in ("turn", "anchor", "turn_reward", "agent"):
+        monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], source="block"))
+    assert marked() == {"hierarchical_grpo"}
 
 
 def test_settings_are_explained_too_and_their_keys_are_those_of_a_config():

@@ -6,8 +6,12 @@ import pytest
 
 from hybridrl.config.load import load
 from hybridrl.errors import ConfigErrors
+from hybridrl.hosts.machine import Machine
 from hybridrl.launch.preflight import algorithm_row, preflight
+from hybridrl.launch.verdict import SCOPES
 from hybridrl.models.tiny import random_model
+
+BARE = Machine(cores=2, memory_bytes=2**34, available_bytes=2**34, shm_bytes=2**33, gpus=())
 
 
 @pytest.mark.parametrize(
@@ -63,7 +67,7 @@ def test_what_the_kind_of_engine_cannot_do_is_refused_before_a_start(
     )
 
     def check() -> None:
-        preflight(load(file, overrides), None, lambda *line: said.append(line), make_model=False)
+        preflight(load(file, overrides), SCOPES["launch --on slurm"], BARE, lambda *line: said.append(line))
 
     if refusal is None:
         check()
