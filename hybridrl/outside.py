@@ -8,7 +8,7 @@ import inspect
 import linecache
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,24 @@ def user_code(name: str, *, key: str, where: str, plugin: Any = None) -> Iterato
 
 
 class Guarded:
-    """A plug-in from outside: called and read as itself, under user_code()."""
+    """A plug-in from outside: called and read as itself, awaited and iterated over too, under user_code()."""
 
-    def __init__(self, plugin: Any, name: str, *, where: str) -> None:
-        self._plugin, self._name, self._where = plugin, name, where
+    def __init__(self, plugin: Any, name: str, *, where: str, makes: Sequence[str] = ()) -> None:
+        """
+        Args:
+            makes: names of methods whose results are guarded as the plug-in is.
+        """
+        self._plugin, self._name, self._where, self._makes = plugin, name, where, makes
 
     def __call__(self, *args: Any, **columns: Any) -> Any:
         with self._inside():
-            return self._plugin(*args, **columns)
+            result = self._plugin(*args, **columns)
+        if inspect.iscoroutine(result):
+            return self._awaited(result)
+        if inspect.isgenerator(result):
+            return self._iterated(result)
+        makes = inspect.ismethod(self._plugin) and self._plugin.__name__ in self._makes
+        return self._guarded(result) if makes else result
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__") or "_plugin" not in self.__dict__:
@@ -63,7 +73,18 @@ class Guarded:
             raise AttributeError(attribute)
         with self._inside():
             value = getattr(self._plugin, attribute)
-        return Guarded(value, self._name, where=self._where) if inspect.ismethod(value) else value
+        return self._guarded(value) if inspect.ismethod(value) else value
+
+    async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        with self._inside():
+            return await coroutine
+
+    def _iterated(self, items: Iterator[Any]) -> Iterator[Any]:
+        with self._inside():
+            yield from items
+
+    def _guarded(self, part: Any) -> "Guarded":
+        return Guarded(part, self._name, where=self._where, makes=self._makes)
 
     def _inside(self) -> contextlib.AbstractContextManager[None]:
         return user_code(self._name, key=self._where, where=self._where, plugin=self._plugin)

@@ -8,7 +8,7 @@ registered; `find(..., "my_lab.rank_advantage:RankAdvantage")` imports code from
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -42,7 +42,15 @@ def names(package: str, *, folders: bool = False) -> list[str]:
     return sorted(m.name for m in found if not m.name.startswith("_"))
 
 
-def find(package: str, name: str, *, where: str = "", key: str = "", folders: bool = False) -> Callable:
+def find(
+    package: str,
+    name: str,
+    *,
+    where: str = "",
+    key: str = "",
+    folders: bool = False,
+    has: Iterable[str] = (),
+) -> Callable:
     """The plug-in a config names.
 
     Args:
@@ -51,13 +59,21 @@ def find(package: str, name: str, *, where: str = "", key: str = "", folders: bo
         where: the config place to name in an error.
         key: the config key that names it; "" where `where` is the key.
         folders: as `names` has it.
+        has: attributes that code outside must have to be such a plug-in.
 
     Raises:
-        ConfigError: there is no such plug-in; names the nearest ones.
+        ConfigError: there is no such plug-in; names the nearest ones. Or it lacks an attribute.
         UserCodeError: code outside raises while it is imported.
     """
     if ":" in name:
-        return _outside(name, where, key or where)
+        found = _outside(name, where, key or where)
+        if missing := [attribute for attribute in has if not hasattr(found, attribute)]:
+            raise ConfigError(
+                f"{name} has no {', '.join(missing)}",
+                where=where,
+                fix=f"{key or where} names a class with these",
+            )
+        return found
     check_name(package, name, where=where, folders=folders)
     plugins = vars(importlib.import_module(f"{package}.{name}"))
     marked = [v for v in plugins.values() if getattr(v, _MARK, (None, None))[1] == name]

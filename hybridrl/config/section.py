@@ -56,7 +56,7 @@ class SectionOf(Generic[Common]):
         Raises:
             HybridRLError: there is no such plug-in, or code outside the project fails.
         """
-        found = registry.find(self.package, name, folders=True)
+        found = registry.find(self.package, name, key=self.key, folders=True, has=(self.attribute,))
         return getattr(found, self.attribute)
 
     def all(self) -> list[type[Common]]:

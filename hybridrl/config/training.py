@@ -6,6 +6,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from hybridrl import registry
 from hybridrl.config.section import PluginConfig, Section
+from hybridrl.errors import HybridRLError
 
 
 class OptimizerConfig(Section):
@@ -119,7 +120,8 @@ class LoraConfig(Section):
 
 class ActorConfig(Section):
     backend: str = "megatron"
-    """Library that all models but the engine's run on: a folder in hybridrl.trainer that has a backend.py."""
+    """Library that all models but the engine's run on: a folder in hybridrl.trainer that has a backend.py, or
+    module:Kind for code outside."""
 
     parallel: TrainParallel = TrainParallel()
 
@@ -159,8 +161,15 @@ class ActorConfig(Section):
     @classmethod
     def _known(cls, name: str) -> str:
         known = registry.folders("hybridrl.trainer", "backend")
-        if name not in known:
-            raise ValueError(f"there is no trainer backend {name!r}, use one of {', '.join(known)}")
+        if ":" not in name and name not in known:
+            raise ValueError(
+                f"there is no trainer backend {name!r}, use one of {', '.join(known)}, or module:Kind"
+            )
+        try:
+            if ":" in name:
+                registry.find("hybridrl.trainer", name, key="backend")
+        except HybridRLError as error:
+            raise ValueError(f"{error.what}; {error.fix}") from error
         return name
 
 

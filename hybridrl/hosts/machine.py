@@ -44,7 +44,7 @@ class Machine:
         """One line for a person."""
         size = f"{self.cores} cores, {self.memory_bytes / GIB:.0f} GiB"
         if not self.gpus:
-            return f"{size}, no GPU -> CPU host (gloo, SGLang CPU engine)"
+            return f"{size}, no GPU -> CPU host (gloo)"
         first = self.gpus[0]
         return f"{size}, {len(self.gpus)} x {first.name} ({first.memory_bytes / GIB:.0f} GiB) -> CUDA host"
 

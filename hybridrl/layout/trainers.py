@@ -1,4 +1,5 @@
 """How trainers shard a model. Each trainer backend has a file of its name here: `LAYOUT` in it is its class.
+One outside of the project has it as `layout`.
 
 Everything that the rest of the project asks of a backend without torch is asked of that class.
 """
@@ -9,9 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from hybridrl import registry
 from hybridrl.layout.base import Holding, Layout
 from hybridrl.models.spec import ModelSpec, parameters
 from hybridrl.models.table import Parameter, Row, Site
+from hybridrl.outside import Guarded, called
 
 
 @dataclass(frozen=True)
@@ -93,5 +96,24 @@ class TrainerLayout(Layout):
 
 
 def layout_of(backend: str) -> type[TrainerLayout]:
-    """The layouts of a trainer backend."""
+    """The layouts of a trainer backend.
+
+    Raises:
+        ConfigError: it is outside the project, and not there or not a backend.
+        UserCodeError: code outside raises.
+    """
+    if ":" in backend:
+        return Guarded(kind_outside(backend).layout, backend, where=_WHERE)  # type: ignore[return-value]
     return importlib.import_module(f"hybridrl.layout.{backend}").LAYOUT
+
+
+def kind_outside(backend: str) -> Any:
+    """The trainer/base.BackendKind that module:Kind names.
+
+    Raises: as layout_of.
+    """
+    kind = registry.find("hybridrl.trainer", backend, where=_WHERE, has=("layout", "open"))
+    return called(kind, backend, key=_WHERE, where=_WHERE)
+
+
+_WHERE = "actor.backend"

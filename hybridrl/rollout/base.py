@@ -1,8 +1,8 @@
 """What an engine is to the rest of the project: how one is started, what it does, and where it is found.
 
 A folder beside this file is a kind of engine, and its name is the name in a config (rollout.engine): its
-package registers an EngineKind. Neither that package nor this file imports numpy, torch or the engine, since
-configs are loaded and plans are made with them.
+package registers an EngineKind. A class outside of the project is named as module:Kind. Neither its module
+nor this file imports numpy, torch or the engine, since configs are loaded and plans are made with them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError, LayoutError
 from hybridrl.layout.base import Layout
 from hybridrl.models.spec import ModelSpec
+from hybridrl.outside import Guarded, called, is_outside
 from hybridrl.rollout.session import EngineSession
 from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
 
@@ -275,10 +276,17 @@ class EngineKind(Protocol):
 
 
 def kind_of(name: str) -> EngineKind:
-    """The kind of engine that rollout.engine names.
+    """The kind of engine that rollout.engine names. One from outside the project, and the engines that it
+    opens, say so when they fail.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it lacks a part of an EngineKind.
+        UserCodeError: code outside raises.
     """
-    kind: Any = registry.find("hybridrl.rollout", name, where="rollout.engine", folders=True)
-    return kind()
+    where = "rollout.engine"
+    found = registry.find("hybridrl.rollout", name, where=where, folders=True, has=_PARTS)
+    kind: Any = called(found, name, key=where, where=where)
+    return Guarded(kind, name, where=where, makes=("open",)) if is_outside(name) else kind
+
+
+_PARTS = tuple(part for part in vars(EngineKind) if not part.startswith("_"))

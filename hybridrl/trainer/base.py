@@ -1,4 +1,5 @@
-"""What a trainer backend offers: a folder in this package whose backend.py has `open(setup) -> Backend`.
+"""What a trainer backend offers: a folder in this package whose backend.py has `open(setup) -> Backend`, or a
+BackendKind outside of the project.
 
 Policy, critic, reference, reward model and training on examples are written against these classes alone.
 Methods are *collective*: all ranks call them, in the same order, unless they say otherwise.
@@ -23,13 +24,14 @@ from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.config.training import LoraConfig, MoEConfig, OptimizerConfig
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
-from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.layout.trainers import TrainerLayout, kind_outside
 from hybridrl.models.spec import read, without_vocabulary
+from hybridrl.outside import Guarded
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import Deal, Microbatch
-from hybridrl.trainer.setup import RankSetup
+from hybridrl.trainer.setup import RankSetup, module_of
 
 Result = TypeVar("Result")
 
@@ -298,6 +300,18 @@ class Backend(ABC):
         export_hf(folder, self.layout, rank, tensors, source_folder=source, barrier=dist.barrier)
 
 
+class BackendKind(Protocol):
+    """A backend from outside the project: what actor.backend names as module:Kind. It is made without
+    arguments and has no state. Its module imports no torch, since configs are checked and plans made with it.
+    """
+
+    layout: type[TrainerLayout]
+
+    def open(self, setup: RankSetup) -> Backend:
+        """As `open` below."""
+        ...
+
+
 Trained = tuple[Model, Optimizer]
 
 
@@ -309,5 +323,13 @@ def open(setup: RankSetup) -> Backend:
             one and the setup names none.
         LayoutError, ModelError: the model cannot be sharded as asked, or has a part that is not supported.
         ConfigError: the config speaks of experts, of which the model has none.
+        UserCodeError: a backend from outside the project raises; so do its models later.
     """
-    return importlib.import_module(f"hybridrl.trainer.{setup.actor.backend}.backend").open(setup)
+    name = setup.actor.backend
+    if ":" not in name:
+        return importlib.import_module(module_of(name)).open(setup)
+    kind: Any = Guarded(kind_outside(name), name, where="actor.backend", makes=_MAKES)
+    return kind.open(setup)
+
+
+_MAKES = ("open", "sharing", "build", "optimizer", "routing")

@@ -67,6 +67,11 @@ class PolicySetup(RankSetup):
     """Checkpoints are written by a thread beside the training."""
 
 
+def module_of(backend: str) -> str:
+    """The module that a backend is opened by; its import may take seconds."""
+    return backend.partition(":")[0] if ":" in backend else f"hybridrl.trainer.{backend}.backend"
+
+
 def make_layout(setup: RankSetup) -> TrainerLayout:
     """Who holds which part of the model.
 

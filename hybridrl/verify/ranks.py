@@ -14,6 +14,7 @@ from typing import Any
 
 from hybridrl.errors import HybridRLError, WorkerError
 from hybridrl.hosts.processes import on_cpu_alone
+from hybridrl.trainer.setup import module_of
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -27,7 +28,7 @@ class RankGroup:
             timeout_s: of one call.
             backend: that the ranks compute with.
         """
-        self._preload = ["hybridrl.verify.measure", f"hybridrl.trainer.{backend}.backend"]
+        self._preload = ["hybridrl.verify.measure", module_of(backend)]
         self._num_ranks, self._timeout_s = num_ranks, timeout_s
         self._folder = tempfile.TemporaryDirectory(prefix="hybridrl-verify-")
         self._pipes: list[Connection] = []

@@ -1,8 +1,8 @@
 """One engine per actor, and the RolloutEngine role over all of them.
 
-RayRollout keeps a gate: a swap closes it, waits until no request runs, and opens it again once every engine
+RayRollout keeps a gate: a swap closes it, waits until nothing runs, and opens it again once every engine
 serves the new version. So a request never meets weights that are being written, and fill() simply waits
-meanwhile.
+meanwhile. Single requests may outlast a swap: in a pause of the engines it does not wait for them.
 """
 
 import asyncio
@@ -95,7 +95,8 @@ class RayRollout:
             parts: of the workers' engines, on other nodes, where they have some: start and end with them.
         """
         self.workers, self._cluster, self._parts = workers, cluster, parts
-        self._running, self._open = 0, True
+        self._running, self._single = 0, 0  # of those that run, single requests
+        self._open, self._pausing, self._paused = True, False, False
         self._changed = asyncio.Condition()
 
     @property
@@ -124,8 +125,34 @@ class RayRollout:
 
     async def request(self, engine: int, request: Request) -> Answer:
         """Answer one prompt on an engine of the caller's choice: it may have a part of the prompt cached."""
-        async with self._requests(1):
+        async with self._requests(1, single=True):
             return await self.workers.one(engine, "request", request)
+
+    async def abort(self, engine: int, ids: Sequence[str]) -> None:
+        """End requests to an engine early, also in a pause."""
+        await self.workers.one(engine, "abort", ids)
+
+    async def pause(self) -> None:
+        """Let all engines sample nothing until `continue_`; single requests stay meanwhile, over a swap too.
+
+        Waits for batches that run; later ones wait for `continue_`.
+        """
+        async with self._changed:
+            self._pausing = True
+            await self._changed.wait_for(lambda: self._running == self._single)
+        await self.all("pause")
+        async with self._changed:
+            self._paused = True
+            self._changed.notify_all()
+
+    async def continue_(self) -> None:
+        """Waits for the end of a swap that is under way."""
+        async with self._requests(1, single=True):  # else a swap could begin before all engines go on
+            self._paused = False
+            await self.all("continue_")
+        async with self._changed:
+            self._pausing = False
+            self._changed.notify_all()
 
     async def _generate_on(self, rank: int, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         if not prompts:
@@ -139,30 +166,35 @@ class RayRollout:
         ]
 
     @contextlib.asynccontextmanager
-    async def _requests(self, count: int) -> AsyncIterator[None]:
+    async def _requests(self, count: int, *, single: bool = False) -> AsyncIterator[None]:
         async with self._changed:
-            await self._changed.wait_for(lambda: self._open)
-            self._running += count
+            await self._changed.wait_for(lambda: self._open and (single or not self._pausing))
+            self._running, self._single = self._running + count, self._single + single * count
         try:
             yield
         finally:
             async with self._changed:
-                self._running -= count
+                self._running, self._single = self._running - count, self._single - single * count
                 self._changed.notify_all()
+
+    async def _close(self) -> None:
+        async with self._changed:
+            self._open = False
+            await self._changed.wait_for(lambda: self._running == self._single * self._paused)
 
     @contextlib.asynccontextmanager
     async def quiet(self) -> AsyncIterator[None]:
-        """No request runs inside. After an error the gate stays closed: these engines must not serve."""
-        async with self._changed:
-            self._open = False
-            await self._changed.wait_for(lambda: self._running == 0)
+        """Nothing is sampled inside. After an error the gate stays closed: these engines must not serve."""
+        await self._close()
         yield
         async with self._changed:
             self._open = True
             self._changed.notify_all()
 
     async def rest(self) -> None:
-        """Give the memory that only answering needs back to the trainer, until the next swap."""
+        """Give the memory that only answering needs back to the trainer, until the next swap, for which
+        later requests wait."""
+        await self._close()
         await self.all("release_cache")
 
     async def all(self, method: str, *args: Any) -> list[Any]:

@@ -38,7 +38,7 @@ def test_only_visible_gpus_count(names: str | None, indices: list[int]) -> None:
 
 def test_a_machine_describes_itself_in_a_line() -> None:
     plain = Machine(2, 23 * GIB, 20 * GIB, GIB, ())
-    assert plain.describe() == "2 cores, 23 GiB, no GPU -> CPU host (gloo, SGLang CPU engine)"
+    assert plain.describe() == "2 cores, 23 GiB, no GPU -> CPU host (gloo)"
     with_gpus = Machine(128, 1000 * GIB, 900 * GIB, GIB, parse_gpus(TABLE))
     assert with_gpus.describe() == "128 cores, 1000 GiB, 2 x NVIDIA H100 80GB HBM3 (80 GiB) -> CUDA host"
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 from model_values import hf_tensors
 from swap_crew import LocalGroup, World
-from tiny_engine import Tiny, TinyEngine, logp_of
+from tiny_engine import Tiny
+from tiny_engine.engine import TinyEngine
+from tiny_engine.models import logp_of
 
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.rollout import EngineParallel

@@ -21,7 +21,6 @@ OTHER = {"megatron": plain_backend.NAME, plain_backend.NAME: "megatron"}
 
 def played(rank: int, meet: Callable[[], str], folder: Path, saved: Path) -> dict[str, Any]:
     """By backend, two batches; and the second once more, from the other backend's checkpoint."""
-    plain_backend.install()
     batches = [
         values.make_batch([scenarios.split(i, 1, (6,)) for i in range(2)], seed=s, step=s + 1) for s in (0, 1)
     ]

@@ -1,60 +1,22 @@
-"""A second trainer backend: transformers' own model on one rank, in plain torch. Registered by `install`.
+"""Transformers' own model on one rank, in plain torch.
 
 Shape letters: R trained tokens of a microbatch, O those that this rank predicts, all of them.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import trainer_values as values
 from torch import Tensor
 
-from hybridrl.layout.base import Holding
-from hybridrl.layout.cuts import Place, cut
+from hybridrl.config.training import OptimizerConfig
 from hybridrl.layout.trainers import TrainerLayout
-from hybridrl.models.table import Parameter, Row, Site
 from hybridrl.trainer.base import WEIGHTS, Backend, Model, learning_rate
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import Deal, Microbatch
 from hybridrl.trainer.setup import RankSetup, make_layout
-
-NAME = "plain"
-
-
-@dataclass(frozen=True)
-class PlainLayout(TrainerLayout):
-    """Every tensor of the model folder on one rank."""
-
-    @classmethod
-    def of(cls, spec: Any, *, on_gpu: bool, **sizes: Any) -> "PlainLayout":
-        return cls(spec, **sizes)
-
-    @classmethod
-    def refuse_unbuildable(cls, model: Any, *, where: str) -> None: ...
-
-    def chunks(self, stage: int) -> list[range]:
-        return [range(self.spec.num_layers)]
-
-    def sites(self, row: Row) -> tuple[Site, ...]:
-        return tuple(Site(name, "whole", (block,)) for block, name in enumerate(row.hf))
-
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        return replace(row, name=name, hf=(site.tensor,))
-
-    def pieces(self, row: Row, site: Site) -> int:
-        return 1
-
-    def place(self, parameters: Iterable[Parameter]) -> Iterator[Holding]:
-        for parameter in parameters:
-            for site in self.sites(parameter.row):
-                held = cut(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
-                yield Holding.of(parameter, site.tensor, held, parameter.layers, range(1), parameter.experts)
 
 
 class PlainOptimizer:
@@ -62,7 +24,7 @@ class PlainOptimizer:
 
     def __init__(self, network: torch.nn.Module, config: Any, num_steps: int) -> None:
         self._network, self._config, self._num_steps = network, config, num_steps
-        self._adam = values.plain_adamw(network, config)
+        self._adam = _adamw(network, config)
         self.num_steps_done = 0
         for parameter in network.parameters():
             zeros = {name: torch.zeros_like(parameter.data) for name in ("exp_avg", "exp_avg_sq")}
@@ -217,13 +179,15 @@ class PlainBackend(Backend):
         dist.destroy_process_group()
 
 
+def _adamw(network: torch.nn.Module, options: OptimizerConfig) -> torch.optim.AdamW:
+    """Norms and biases are not decayed."""
+    groups = [[p for p in network.parameters() if (p.dim() == 1) == vector] for vector in (False, True)]
+    decays = (options.weight_decay, 0.0)
+    grouped = [{"params": g, "weight_decay": decay} for g, decay in zip(groups, decays, strict=True)]
+    return torch.optim.AdamW(grouped, lr=options.lr, betas=options.betas, eps=options.eps)
+
+
 def open(setup: RankSetup) -> PlainBackend:
     dist.init_process_group("gloo", init_method=setup.rendezvous, rank=setup.rank, world_size=1)
     torch.manual_seed(setup.seed)
     return PlainBackend(setup)
-
-
-def install() -> None:
-    """As if there were a folder of it, and a layout file."""
-    sys.modules[f"hybridrl.trainer.{NAME}.backend"] = SimpleNamespace(open=open)  # type: ignore[assignment]
-    sys.modules[f"hybridrl.layout.{NAME}"] = SimpleNamespace(LAYOUT=PlainLayout)  # type: ignore[assignment]

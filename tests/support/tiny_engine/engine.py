@@ -1,8 +1,5 @@
-"""An engine without SGLang, in its owner's process: a second kind, as rollout.engine=tiny_engine:Tiny has it.
-
-It answers with a recurrent model of one embedding and one linear layer. Of a model folder of any family it
-holds all parameters, as a checkpoint has them, and computes with two. The state of a text is half the state
-of the text before its last token, plus that token's embedding; logits are the output layer times the state.
+"""An engine in its owner's process, with any of models.py. Of a model folder of any family it holds all
+parameters, as a checkpoint has them.
 """
 
 import asyncio
@@ -14,7 +11,6 @@ import numpy as np
 import torch
 
 from hybridrl.batch import TokenBlock
-from hybridrl.config.rollout import EngineParallel
 from hybridrl.errors import ConfigError, EngineError, LayoutError
 from hybridrl.layout.hf import HFLayout
 from hybridrl.models import spec
@@ -28,42 +24,15 @@ from hybridrl.rollout.session import EngineSession
 from hybridrl.rollout.sglang.draw import draw, truncated
 from hybridrl.types import Trajectory
 
-_DECAY = 0.5
-
-
-class Tiny:
-    """EngineKind."""
-
-    name = "tiny_engine:Tiny"
-    parallel = EngineParallel
-
-    def layout(self, model, parallel):
-        if parallel.tp > 1:
-            raise LayoutError(f"tp = {parallel.tp}, a tiny engine has one rank", fix="tp = 1")
-        return HFLayout(model)
-
-    def sizes(self, model, most):
-        yield EngineParallel()
-
-    def refuse(self, cfg, model):
-        if cfg.actor.moe.router_replay == "rollout":
-            yield ConfigError(
-                "actor.moe.router_replay = rollout: a tiny engine has no experts",
-                where="actor.moe.router_replay",
-                fix="none",
-            )
-
-    def versions(self):
-        return {"torch": torch.__version__}
-
-    def open(self, setup):
-        return TinyEngine(setup)
-
 
 class TinyEngine:
-    """Engine. Its cache is the state of every text that it computed, of the weights that it serves."""
+    """Engine. Its cache has the logits after every text that it read, of the weights that it serves."""
 
-    def __init__(self, setup):
+    def __init__(self, setup, make):
+        """
+        Args:
+            make: (model folder, parameters) -> what gives the logits after a text.
+        """
         model = spec.read(setup.model_folder)
         positions = setup.max_prompt_tokens + setup.max_response_tokens
         if positions > model.max_positions:
@@ -73,6 +42,7 @@ class TinyEngine:
         self.parameters = {name: torch.empty(s.shape) for name, s in self.layout.shards(0).items()}
         load_hf(setup.model_folder, self.layout, 0, self.parameters)
         self._ends = _end_tokens(setup.model_folder)
+        self._model = make(setup.model_folder, self.parameters)
         self._cache, self._has_cache, self._paused = {}, True, False
         self._requests, self._aborted, self._running = set(), set(), 0
         self._unseeded = np.random.default_rng(setup.seed)
@@ -120,7 +90,7 @@ class TinyEngine:
             self._aborted |= self._requests & set(ids)
 
     async def pause(self):
-        """States are computed again afterwards, as SGLang's mode retract does it."""
+        """Logits are computed again afterwards, as SGLang's mode retract does it."""
         self._paused = True
         self._cache.clear()
 
@@ -182,7 +152,7 @@ class TinyEngine:
         while self._running and not self._paused:
             await asyncio.sleep(0)
 
-    # The model
+    # Tokens
 
     async def _answer(self, name, prompt, sampling, seed):
         self._refuse(prompt, sampling)
@@ -229,7 +199,9 @@ class TinyEngine:
 
     def _sample(self, text, sampling, seed):
         """The next token by a draw that depends on the seed and its place only, and its log-probability."""
-        logits = self._head @ self._state(text)
+        if text not in self._cache:
+            self._cache[text] = self._model.logits(text)
+        logits = self._cache[text]
         logp = (logits / (sampling.temperature or 1.0)).log_softmax(-1)
         if not sampling.temperature:
             token = int(logits.argmax())
@@ -238,38 +210,6 @@ class TinyEngine:
             weight = truncated(logp.exp()[None], torch.tensor([kept]), torch.tensor([sampling.top_p]), None)
             token = int(draw(weight, torch.tensor([seed]), torch.tensor([len(text)])))
         return token, float(logp[token])
-
-    def _state(self, text):
-        if not text:
-            return torch.zeros(self._embedding.shape[1])
-        if text not in self._cache:
-            before = self._cache.get(text[:-1])
-            if before is None:  # from the beginning, without a frame for every token
-                before = torch.zeros(self._embedding.shape[1])
-                for token in text[:-1]:
-                    before = before * _DECAY + self._embedding[token]
-            self._cache[text] = before * _DECAY + self._embedding[text[-1]]
-        return self._cache[text]
-
-    @property
-    def _embedding(self):
-        return self.parameters["model.embed_tokens.weight"]
-
-    @property
-    def _head(self):
-        return self.parameters.get("lm_head.weight", self._embedding)
-
-
-def logp_of(parameters, text, temperature=1.0):
-    """Log-probability of each token of a text given those before it, [len(text)]; 0 for the first. The oracle
-    of an engine with these parameters.
-    """
-    embedding = parameters["model.embed_tokens.weight"]
-    head, state, found = parameters.get("lm_head.weight", embedding), torch.zeros(embedding.shape[1]), [0.0]
-    for before, token in zip(text, text[1:]):
-        state = state * _DECAY + embedding[before]
-        found.append(float((head @ state / temperature).log_softmax(-1)[token]))
-    return np.array(found, np.float32)
 
 
 def _end_tokens(folder):
