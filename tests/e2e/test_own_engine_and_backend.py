@@ -1,10 +1,11 @@
-"""The quickstart with a trainer backend and an engine from outside the project: tests/support has a folder for
-each, and the config names them. Everything between them is the project's own.
+"""The quickstart with a trainer backend and an engine from outside the project: the config names a folder of
+tests/support for each. Everything between them is the project's own.
 """
 
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -109,7 +110,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
         patch.chdir(folder)
         patch.setenv("PYTHONPATH", f"{SUPPORT}:{ROOT}")  # where workers find what the config names
         loaded = load(QUICKSTART, OVERRIDES)
-        preflight(loaded, Machine.here(), lambda *_: None)
+        preflight(loaded, Machine.here(), lambda *_: None, make_model=True)
         terminal = Terminal()
         with (
             StopRequest(terminal.warn) as stop,
@@ -167,21 +168,26 @@ def _logp(model: Path, answers: Sequence[Answer]) -> list[np.ndarray]:
 
 
 @pytest.mark.slow
-def test_the_command_line_launches_resumes_and_exports_it(tmp_path: Path) -> None:
-    """And steps are the same whether the run is interrupted or not."""
+def test_the_command_line_launches_resumes_and_exports_the_same(played: Played, tmp_path: Path) -> None:
+    run = tmp_path / "runs/quickstart"
 
     def hybridrl(*arguments: str) -> str:
-        line = [sys.executable, "-m", "hybridrl", *arguments]
-        paths = {"PYTHONPATH": f"{SUPPORT}:{ROOT}"}
         done = subprocess.run(
-            line, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "hybridrl", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": f"{SUPPORT}:{ROOT}"},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    launch = ("launch", str(QUICKSTART), *OVERRIDES)
-    hybridrl(*launch, "run.steps=2")
-    hybridrl(*launch, "run.steps=4", "run.name=whole")
-    assert "weights swapped through" not in hybridrl("export", "runs/whole", "--to", "again", "--verify")
-    exported = (tmp_path / "runs/whole/export/model.safetensors").read_bytes()
-    assert (tmp_path / "again/model.safetensors").read_bytes() == exported
+    hybridrl("launch", str(QUICKSTART), *OVERRIDES)
+    shutil.rmtree(run / f"checkpoints/step_{STEPS:06d}")
+    shutil.rmtree(run / "export")
+    hybridrl("launch", str(QUICKSTART), *OVERRIDES, "--resume")
+    assert "verified" in hybridrl("export", "runs/quickstart", "--to", "again", "--verify")
+    expected = (played.folder / "export/model.safetensors").read_bytes()
+    for made in (run / "export", tmp_path / "again"):
+        assert (made / "model.safetensors").read_bytes() == expected
