@@ -1,7 +1,10 @@
 """A user's own code that does not import, raises, or ends the process: named, placed, and exit code 2."""
 
+import asyncio
+import pickle
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from textwrap import dedent
 
@@ -32,6 +35,8 @@ KEYS = {
     "data.train": "{{task: '{}'}}",
     "data.heldout": "{{task: '{}'}}",
     "model": "{{path: gone, make: '{}'}}",
+    "actor.backend": "{}",
+    "rollout.engine": "{}",
 }
 """Keys that name code, and how it is written under them."""
 
@@ -72,7 +77,9 @@ def test_code_that_ends_the_process_while_it_is_imported_is_no_success(refusal: 
     assert "lab.py:2 in <module>: sys.exit(0)" in said
 
 
-@pytest.mark.parametrize("key", ["algorithm.estimator", "reward", "data.train", "model"])
+@pytest.mark.parametrize(
+    "key", ["algorithm.estimator", "reward", "data.train", "model", "actor.backend", "rollout.engine"]
+)
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -173,6 +180,63 @@ def test_what_a_guarded_plugin_has_and_has_not_is_seen_through_it() -> None:
         guarded.state_dict()
     with pytest.raises(UserCodeError, match="in centred: return 1 / 0"):
         _ = guarded.centred
+
+
+def test_a_guarded_plugin_is_guarded_while_it_is_awaited_and_iterated_over_and_in_what_it_makes() -> None:
+    class Made:
+        async def answer(self):
+            raise RuntimeError("mine")
+
+        def each(self):
+            yield 1
+            raise RuntimeError("mine")
+
+    class Mine:
+        def open(self):
+            return Made()
+
+        def other(self):
+            return Made()
+
+    guarded = Guarded(Mine(), "lab:Mine", where="rollout.engine", makes=("open",))
+    with pytest.raises(UserCodeError, match="RuntimeError: mine, at .* in answer"):
+        asyncio.run(guarded.open().answer())
+    with pytest.raises(UserCodeError, match="RuntimeError: mine, at .* in each"):
+        list(guarded.open().each())
+    assert isinstance(guarded.other(), Made)
+    assert isinstance(pickle.loads(pickle.dumps(Guarded(Fraction(1), "lab:f", where=""))), Guarded)
+
+
+KIND = "class Kind:\n    {}\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "body", "said"),
+    [
+        (
+            "actor.backend",
+            "layout = None",
+            "lab:Kind has no open (command line): actor.backend names a class with these",
+        ),
+        ("rollout.engine", "layout = None", "rollout.engine: lab:Kind has no parallel"),
+        (
+            "actor.backend",
+            "layout = open = None\n    def __init__(self): undefined",
+            "lab:Kind raises NameError: name 'undefined' is not defined, at {}:3 in __init__",
+        ),
+        (
+            "actor.backend",
+            "class layout:\n        @classmethod\n        def refuse_unbuildable(cls, model, *, where): 1 / 0"
+            "\n    def open(self, setup): ...",
+            "lab:Kind raises ZeroDivisionError: division by zero, at {}:4 in refuse_unbuildable",
+        ),
+    ],
+)
+def test_a_backend_or_engine_that_is_none_is_refused_before_the_run(
+    refusal: Refusal, tmp_path: Path, key: str, body: str, said: str
+) -> None:
+    found = " ".join(refusal(KIND.format(body), key, "launch", "--dry-run", name="Kind").split())
+    assert said.format(tmp_path / "lab.py") in found
 
 
 def test_a_process_end_from_elsewhere_is_no_success(

@@ -79,6 +79,81 @@ def test_a_request_goes_to_the_engine_that_it_names_and_a_swap_waits_for_each() 
     assert asyncio.run(scenario()) == ([(0, "a"), (1, "b"), (0, "c")], [3, 0])
 
 
+class Paused:
+    """One engine that answers when it is not paused, and tells what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked, self.goes_on = [], asyncio.Event()
+        self.goes_on.set()
+
+    async def one(self, rank: int, method: str, request: Request) -> str:
+        await asyncio.sleep(0.01)
+        await self.goes_on.wait()
+        self.asked.append(request.id)
+        return request.id
+
+    async def all(self, method: str, *args: object) -> None:
+        await asyncio.sleep(0.005)
+        self.asked.append(method)
+        if method in ("pause", "continue_"):
+            (self.goes_on.clear if method == "pause" else self.goes_on.set)()
+
+
+async def settle() -> None:
+    await asyncio.sleep(0.03)
+
+
+def single(name: str) -> Request:
+    return Request(id=name, token_ids=(1,), sampling=Sampling(num_samples=1, max_response_tokens=1))
+
+
+def test_single_requests_outlast_a_swap_in_a_pause_for_which_batches_wait() -> None:
+    async def scenario() -> list[str]:
+        rollout = RayRollout(workers=(engine := Paused()), cluster=ClusterConfig())
+
+        async def batch() -> None:
+            async with rollout._requests(2):
+                engine.asked.append("batch")
+
+        async with rollout._requests(2):
+            pausing = asyncio.create_task(rollout.pause())
+            await settle()
+            engine.asked.append("batch before")
+        await pausing
+        running = [asyncio.create_task(rollout.request(0, single("a"))), asyncio.create_task(batch())]
+        await settle()
+        async with rollout.quiet():
+            engine.asked.append("swap")
+            going_on = asyncio.create_task(rollout.continue_())
+            running.append(asyncio.create_task(rollout.request(0, single("b"))))
+            await settle()
+            engine.asked.append("swapped")
+        await asyncio.gather(going_on, *running)
+        async with rollout.quiet():
+            engine.asked.append("swap")
+        return engine.asked
+
+    order = asyncio.run(scenario())
+    assert order[:5] == ["batch before", "pause", "swap", "swapped", "continue_"]
+    assert sorted(order[5:8]) == ["a", "b", "batch"] and order[8:] == ["swap"]
+
+
+def test_a_request_to_resting_engines_waits_for_the_swap() -> None:
+    async def scenario() -> list[str]:
+        rollout = RayRollout(workers=(engine := Paused()), cluster=ClusterConfig())
+        before = asyncio.create_task(rollout.request(0, single("before")))
+        await asyncio.sleep(0)
+        await rollout.rest()
+        after = asyncio.create_task(rollout.request(0, single("after")))
+        await settle()
+        async with rollout.quiet():
+            engine.asked.append("swap")
+        await asyncio.gather(before, after)
+        return engine.asked
+
+    assert asyncio.run(scenario()) == ["before", "release_cache", "swap", "after"]
+
+
 @pytest.mark.parametrize(("count", "engines"), [(8, 3), (2, 3), (0, 2), (7, 1)])
 def test_shares_are_contiguous_complete_and_even(count: int, engines: int) -> None:
     shares = _shares(count, engines)
