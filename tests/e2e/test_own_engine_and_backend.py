@@ -24,6 +24,7 @@ from hybridrl.hosts.machine import Machine
 from hybridrl.launch.local import RLRun
 from hybridrl.launch.preflight import preflight
 from hybridrl.launch.stop import StopRequest
+from hybridrl.launch.verdict import SCOPES
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import Answer, Request
 from hybridrl.types import PolicyVersion, Sampling, SwapReport
@@ -110,7 +111,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
         patch.chdir(folder)
         patch.setenv("PYTHONPATH", f"{SUPPORT}:{ROOT}")  # where workers find what the config names
         loaded = load(QUICKSTART, OVERRIDES)
-        preflight(loaded, Machine.here(), lambda *_: None, make_model=True)
+        preflight(loaded, SCOPES["launch"], Machine.here(), lambda *_: None, make_model=True)
         terminal = Terminal()
         with (
             StopRequest(terminal.warn) as stop,
