@@ -65,6 +65,8 @@ def show_error(error: BaseException) -> int:
     if isinstance(error, Interrupted):
         err.print(f"interrupted: {escape(str(error))}")
         return INTERRUPTED
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        return 1  # rich's end of a command whose reader left, as `head` does
     if isinstance(error, HybridRLError):
         lines, code = [str(one) for one in getattr(error, "errors", (error,))], error.exit_code
     elif isinstance(error, TyperException):

@@ -234,3 +234,12 @@ def test_a_plan_proves_the_weight_swap_and_starts_nothing(folder: Path, capsys: 
     swap = json.loads(said)["swap"]
     assert code == 0 and swap["node_bytes"] + swap["remote_bytes"] == swap["bound_bytes"] > 0
     assert sorted(path.name for path in folder.iterdir()) == ["my.yaml", "prompts.jsonl"]
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word() -> None:
+    command = [sys.executable, "-m", "hybridrl", "algo", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
