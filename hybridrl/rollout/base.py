@@ -286,7 +286,9 @@ def kind_of(name: str) -> EngineKind:
     where = "rollout.engine"
     found = registry.find("hybridrl.rollout", name, where=where, folders=True, has=_PARTS)
     kind: Any = called(found, name, key=where, where=where)
-    return Guarded(kind, name, where=where, makes=("open",)) if is_outside(name) else kind
+    if is_outside(name):
+        kind = Guarded(kind, name, where=where, makes=("open",))
+    return kind
 
 
 _PARTS = tuple(part for part in vars(EngineKind) if not part.startswith("_"))
