@@ -4,7 +4,7 @@ Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in
 presets.py.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,6 +28,9 @@ from hybridrl.config.training import (
     ReferenceConfig,
     TrainParallel,
 )
+
+Whole = TypeVar("Whole", bound=Section)
+"""The config of a run of any kind."""
 
 
 class ModelConfig(Section):
@@ -328,8 +331,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _model_of_the_seed(self) -> "Config":
-        """A made model differs by seed, so its folder may as well."""
-        path = self.model.path.replace("{seed}", str(self.run.seed))
-        if path == self.model.path:
-            return self
-        return self.model_copy(update={"model": self.model.model_copy(update={"path": path})})
+        return with_model_of_the_seed(self, self.model, self.run.seed)
+
+
+def with_model_of_the_seed(config: Whole, model: ModelConfig, seed: int) -> Whole:
+    """The config with {seed} filled in: a made model differs by seed, so its folder may as well."""
+    path = model.path.replace("{seed}", str(seed))
+    if path == model.path:
+        return config
+    return config.model_copy(update={"model": model.model_copy(update={"path": path})})

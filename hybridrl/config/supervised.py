@@ -3,12 +3,12 @@
 Both share the sections of a run of reinforcement learning that they need: model, actor, run, cluster.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from hybridrl.config.cluster import ClusterConfig
-from hybridrl.config.schema import DataConfig, ModelConfig, SourceConfig, TrainingRun
+from hybridrl.config.schema import DataConfig, ModelConfig, SourceConfig, TrainingRun, with_model_of_the_seed
 from hybridrl.config.section import Section
 from hybridrl.config.training import ActorConfig
 
@@ -56,6 +56,10 @@ class SupervisedConfig(Section):
     batch: ExamplesBatchConfig = ExamplesBatchConfig()
     actor: ActorConfig = ActorConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _model_of_the_seed(self) -> Self:
+        return with_model_of_the_seed(self, self.model, self.run.seed)
 
 
 class SFTConfig(SupervisedConfig):

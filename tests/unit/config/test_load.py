@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hybridrl.config.load import LoadedConfig, load, values
+from hybridrl.config.load import LoadedConfig, load, load_as, values
 from hybridrl.config.rollout import EngineParallel
+from hybridrl.config.supervised import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError, ConfigErrors
 from hybridrl.rollout.sglang.sizes import SGLangParallel
 
@@ -51,6 +52,13 @@ def test_the_folder_of_a_made_model_may_name_the_seed(tmp_path: Path) -> None:
     assert loaded(tmp_path, text).config.model.path == "models/tiny-0"
     assert loaded(tmp_path, text, "run.seed=3").config.model.path == "models/tiny-3"
     assert loaded(tmp_path, text, "run.seed=3").origins["model.path"] == f"{tmp_path / 'my.yaml'}:1"
+
+
+@pytest.mark.parametrize("kind", [SFTConfig, RMConfig])
+def test_the_model_of_training_on_examples_may_name_the_seed(tmp_path: Path, kind: type) -> None:
+    path = tmp_path / "examples.yaml"
+    path.write_text("model: models/tiny-{seed}\ndata: {train: a.jsonl}\nrun: {name: a}\n")
+    assert load_as(kind, path, ["run.seed=3"]).config.model.path == "models/tiny-3"
 
 
 def test_a_value_knows_where_it_comes_from(tmp_path: Path) -> None:
