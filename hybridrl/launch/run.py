@@ -9,6 +9,7 @@ checkpoint to go on from, the observer, Ray, the stop, the export.
 """
 
 import contextlib
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -104,6 +105,7 @@ class Run(ABC, Generic[Cfg, Observer]):
             if trainer.version < self.cfg.run.steps:
                 self.stop.stopped_by = self.stop.signal
             elif self.cfg.run.export:
+                shutil.rmtree(self.files.export, ignore_errors=True)  # of an earlier end of this run
                 await trainer.export(self.files.export)
 
     def finish(self) -> None:

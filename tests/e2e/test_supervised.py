@@ -42,7 +42,6 @@ def test_a_resumed_fine_tuning_is_the_uninterrupted_one(tmp_path: Path) -> None:
     train(tmp_path, "sft", "sft_arithmetic.yaml", *few, "run.name=whole")
     whole, cut = tmp_path / "runs/whole", tmp_path / "runs/cut"
     shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "export")
     shutil.rmtree(cut / "checkpoints/step_000006")
     train(tmp_path, "sft", "sft_arithmetic.yaml", *few, "run.name=cut", "--resume")
     for step in (4, 5, 6):
