@@ -1,7 +1,7 @@
 """A run as a job of a Ray cluster: the command that hands it over, and the hand-over itself."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hybridrl.cluster import ray_jobs
@@ -9,9 +9,18 @@ from hybridrl.cluster.env import ray_dashboard
 from hybridrl.config.load import LoadedConfig
 from hybridrl.errors import ConfigError
 from hybridrl.launch.preflight import Say
+from hybridrl.launch.shape import Resume
+
+_OPTIONS: Mapping[Resume, Sequence[str]] = {
+    "never": (),
+    "if_possible": ("--continue",),
+    "required": ("--resume",),
+}
 
 
-def launch(loaded: LoadedConfig, overrides: Sequence[str], say: Say, *, resume: bool, dry_run: bool) -> None:
+def launch(
+    loaded: LoadedConfig, overrides: Sequence[str], say: Say, *, resume: Resume, dry_run: bool
+) -> None:
     """Hand a checked config to the cluster whose dashboard is named.
 
     Args:
@@ -39,14 +48,14 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], say: Say, *, resume: 
     say("submitted", f"{job}; follow it with: ray job logs --address {dashboard} --follow {job}")
 
 
-def entrypoint(file: str, overrides: Sequence[str], *, resume: bool, folder: Path | None) -> str:
+def entrypoint(file: str, overrides: Sequence[str], *, resume: Resume, folder: Path | None) -> str:
     """The line that the job runs.
 
     Args:
         folder: to run in; None: the one that was uploaded.
     """
-    words = ["python", "-m", "hybridrl", "launch", file, *overrides, "--on", "ray", *["--resume"][:resume]]
-    run = shlex.join(words)
+    words = ["python", "-m", "hybridrl", "launch", file, *overrides, "--on", "ray"]
+    run = shlex.join([*words, *_OPTIONS[resume]])
     return f"cd {shlex.quote(str(folder))} && {run}" if folder else run
 
 

@@ -61,12 +61,12 @@ class Run(ABC, Generic[Cfg, Observer]):
             loaded: passed its checks; the run folder keeps it.
             cfg: the same, with folders for the names of models.
             model: that is trained.
+            resume: if_possible takes a folder that holds a run.
         """
         self.loaded, self.cfg, self.model, self.terminal, self.stop = loaded, cfg, model, terminal, stop
         self.files = RunFiles(path_of(cfg))
         self.checkpoint: Checkpoint | None = None
-        begun = (self.files.folder / "resolved.yaml").exists()
-        self._resume: Resume = "never" if resume == "if_possible" and not begun else resume
+        self._resume = resume
 
     def __enter__(self) -> Self:
         """

@@ -50,13 +50,12 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
         if request.on == "slurm":
             from hybridrl.launch import slurm
 
-            resume, dry_run, wait = request.resume != "never", request.dry_run, request.wait
-            return slurm.launch(loaded, overrides, say, resume=resume, dry_run=dry_run, wait=wait)
+            resumes, dry_run, wait = _resume(loaded, request) != "never", request.dry_run, request.wait
+            return slurm.launch(loaded, overrides, say, resume=resumes, dry_run=dry_run, wait=wait)
         if request.submit:
             from hybridrl.launch import ray_job
 
-            resume, dry_run = request.resume == "required", request.dry_run
-            ray_job.launch(loaded, overrides, say, resume=resume, dry_run=dry_run)
+            ray_job.launch(loaded, overrides, say, resume=request.resume, dry_run=request.dry_run)
             return 0
         if request.dry_run:
             try_data(loaded, say)
@@ -68,7 +67,7 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
         terminal = Terminal()
         with (
             StopRequest(terminal.warn) as stop,
-            RLRun(loaded, terminal, stop, on=request.on, resume=request.resume) as run,
+            RLRun(loaded, terminal, stop, on=request.on, resume=_resume(loaded, request)) as run,
         ):
             asyncio.run(run.play())
             run.finish()
@@ -89,6 +88,11 @@ def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
     if downloads:
         model_folders.fetch(loaded, say)
     return loaded
+
+
+def _resume(loaded: LoadedConfig, request: Request) -> Resume:
+    begun = (path_of(loaded.config) / "resolved.yaml").exists()
+    return "never" if request.resume == "if_possible" and not begun else request.resume
 
 
 def _scope(request: Request) -> Scope:

@@ -15,16 +15,21 @@ from hybridrl.launch.ray_job import command, entrypoint
 
 
 def test_the_job_runs_the_launch_that_was_typed_in_its_folder() -> None:
-    line = entrypoint("my run.yaml", ["run.steps=3", "reward={name: a}"], resume=True, folder=Path("/a b"))
+    line = entrypoint(
+        "my run.yaml", ["run.steps=3", "reward={name: a}"], resume="required", folder=Path("/a b")
+    )
     inside = shlex.split(line)
     assert inside[:3] == ["cd", "/a b", "&&"]
     typed = ["launch", "my run.yaml", "run.steps=3", "reward={name: a}", "--on", "ray", "--resume"]
     assert inside[3:] == ["python", "-m", "hybridrl", *typed]
-    assert entrypoint("a.yaml", [], resume=False, folder=None) == "python -m hybridrl launch a.yaml --on ray"
+    assert (
+        entrypoint("a.yaml", [], resume="never", folder=None) == "python -m hybridrl launch a.yaml --on ray"
+    )
+    assert entrypoint("a.yaml", [], resume="if_possible", folder=None).endswith(" --on ray --continue")
 
 
 def test_the_command_that_is_shown_runs_the_same_line() -> None:
-    line = entrypoint("a.yaml", ["reward={name: a}"], resume=False, folder=None)
+    line = entrypoint("a.yaml", ["reward={name: a}"], resume="never", folder=None)
     words = shlex.split(command("http://head:8265", "/up", line))
     assert words[:6] == ["ray", "job", "submit", "--address", "http://head:8265", "--working-dir"]
     assert words[-4:] == ["--", "bash", "-c", line]

@@ -59,6 +59,12 @@ def test_a_dry_run_does_not_keep_the_folder_from_the_launch(folder: Path, capsys
     assert run(capsys, "--on", "slurm", "--dry-run", "run.seed=4")[0] == 0
 
 
+def test_a_job_that_may_go_on_begins_where_nothing_was_begun(folder: Path, capsys: Captured) -> None:
+    for _ in range(2):
+        code, out, err = run(capsys, "--on", "slurm", "--dry-run", "--continue")
+        assert (code, err) == (0, "") and "nothing started" in out
+
+
 def test_a_job_that_cannot_run_is_refused_before_it_waits_in_a_queue(folder: Path, capsys: Captured) -> None:
     for keys, message in (
         (["cluster.nodes=3"], "cluster.nodes = 3, and the trainer has 1 ranks: every node needs one"),
