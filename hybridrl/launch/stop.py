@@ -49,8 +49,8 @@ class StopRequest:
             signal.signal(number, self._asked)
 
     def begin(self) -> None:
-        """Training begins: from here on a first signal lets the step that runs come to its end."""
-        self._training = True
+        """Training begins, unless a signal came: from here on a first one lets the step that runs end."""
+        self._training = self.signal is None
 
     def requested(self) -> bool:
         return self.signal is not None

@@ -1,5 +1,6 @@
 """What a signal does to a run: it stops where it can go on without loss, and a second signal ends it."""
 
+import asyncio
 import os
 import signal
 import threading
@@ -54,6 +55,17 @@ def test_a_signal_before_the_first_step_ends_the_start(started_in: None) -> None
         pytest.fail("the start goes on")
     assert (stop.stopped_by, stop.exit_code) == ("SIGTERM", STOPPED)
     assert said == ["SIGTERM: stopped before a step began"]
+
+
+def test_a_signal_that_the_event_loop_passes_on_only_after_the_beginning_ends_the_start_too() -> None:
+    async def play(stop: StopRequest) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.begin()
+        await asyncio.sleep(5)
+
+    with StopRequest(lambda text: None) as stop:
+        asyncio.run(play(stop))
+    assert (stop.stopped_by, stop.exit_code) == ("SIGTERM", STOPPED)
 
 
 @pytest.mark.parametrize("begins", [False, True])
