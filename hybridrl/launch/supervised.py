@@ -195,7 +195,8 @@ class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
             with self.terminal.working("ray", f"{num_ranks} trainer ranks start, {self.cluster.described}"):
                 await group.learn_pids(timeout_s=cfg.cluster.start_timeout_s)
                 checkpoint = self.checkpoint.folder if self.checkpoint else None
-                await trainer.build(checkpoint, self.start_step)
+                for note in await trainer.build(checkpoint, self.start_step):
+                    self.terminal.warn(note)
             yield (
                 trainer,
                 loop.ExampleRoles(

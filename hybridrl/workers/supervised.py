@@ -29,11 +29,14 @@ class SupervisedWorker:
     def pid(self) -> int:
         return os.getpid()
 
-    def build(self, checkpoint: Path | None) -> None:
-        """Build the model with the weights of the model folder, then those of `checkpoint` if given."""
+    def build(self, checkpoint: Path | None) -> list[str]:
+        """Build the model with the weights of the model folder, then those of `checkpoint` if given.
+
+        Returns:
+            What a person is to be told about the checkpoint.
+        """
         self._model = Supervised(self._setup, self._num_steps)
-        if checkpoint is not None:
-            self._model.restore(checkpoint)
+        return [] if checkpoint is None else self._model.restore(checkpoint)
 
     def step(self, batch: RankBatch, *blocks: TokenBlock) -> StepReport:
         """One optimizer step; blocks are top-level arguments so that Ray maps them from its store."""
@@ -61,9 +64,14 @@ class RaySupervised:
         self.workers, self.version = workers, 0
         self._cluster, self._folder, self._keep = cluster, folder, keep
 
-    async def build(self, checkpoint: Path | None, version: PolicyVersion) -> None:
-        await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
+    async def build(self, checkpoint: Path | None, version: PolicyVersion) -> list[str]:
+        """
+        Returns:
+            What a person is to be told about the checkpoint.
+        """
+        notes = await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
         self.version = version
+        return notes[0]
 
     async def step(self, batch: Batch, minibatch: Minibatch) -> StepReport:
         reports: list[StepReport] = await self.workers.all("step", *_sent(batch, minibatch))
