@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from hybridrl.errors import DeadlineError, HybridRLError, WorkerError
 
+_DEATHS = (ActorDiedError, ActorUnavailableError)
 _LOG_LINES = 12
 _RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
 
@@ -113,13 +114,13 @@ class WorkerGroup:
         for error in errors.values():
             if isinstance(error, HybridRLError):
                 return error
-        return self._named(method, *next(iter(errors.items())))
+        return self._named(method, *min(errors.items(), key=lambda of_rank: isinstance(of_rank[1], _DEATHS)))
 
     def _named(self, method: str, rank: int, error: BaseException) -> BaseException:
         """What one worker raised, with its rank if it is not one of our errors."""
         if isinstance(error, HybridRLError):
             return error
-        if isinstance(error, ActorDiedError | ActorUnavailableError):
+        if isinstance(error, _DEATHS):
             return WorkerError(f"{self.name} rank {rank} died during {method!r}{self._last_words(rank)}")
         error.add_note(f"in {self.name} rank {rank}, {method!r}; logs in {self.logs}")
         return error

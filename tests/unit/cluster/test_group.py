@@ -7,9 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.exceptions import ActorDiedError
 
 from hybridrl.cluster.env import worker_environment
 from hybridrl.cluster.group import WorkerGroup
@@ -74,6 +76,18 @@ def test_other_errors_say_in_which_worker(group: WorkerGroup) -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         asyncio.run(group.one(1, "break_down"))
     assert "trainer rank 1, 'break_down'" in caught.value.__notes__[0]
+
+
+def test_what_a_worker_raised_is_shown_before_the_death_of_another() -> None:
+    async def call(error: Exception) -> None:
+        raise error
+
+    def actor(error: Exception) -> SimpleNamespace:
+        return SimpleNamespace(step=SimpleNamespace(remote=lambda: call(error)))
+
+    for errors in ([ActorDiedError(), ZeroDivisionError()], [ZeroDivisionError(), ActorDiedError()]):
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(WorkerGroup("trainer", list(map(actor, errors)), Path(), timeout_s=5).all("step"))
 
 
 def test_what_a_worker_raised_has_the_traceback_of_the_worker_as_its_cause(group: WorkerGroup) -> None:
