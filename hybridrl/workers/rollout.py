@@ -65,9 +65,6 @@ class RolloutWorker:
     async def release_cache(self) -> None:
         await self._engine.release_cache()
 
-    async def resume_cache(self) -> None:
-        await self._engine.resume_cache()
-
     async def begin_swap(self, version: PolicyVersion) -> None:
         await self._engine.begin_swap(version)
 
