@@ -25,9 +25,11 @@ from hybridrl.rollout.base import Answer, EngineKind, EngineSetup, Request
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
 
 _STOP_S = 60.0
+_MOST_CALLS = 1_000_000
+"""At a time. Ray's own limit is 1000: so many requests in a pause would shut out `continue_` and `abort`."""
 
 
-@ray.remote(max_restarts=0)
+@ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)
 class RolloutWorker:
     def __init__(self, kind: EngineKind, setup: EngineSetup) -> None:
         self._kind, self._setup = kind, setup
