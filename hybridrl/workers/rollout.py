@@ -128,7 +128,7 @@ class RayRollout:
             return await self.workers.one(engine, "request", request)
 
     async def abort(self, engine: int, ids: Sequence[str]) -> None:
-        """End requests to an engine early, also in a pause."""
+        """End requests to an engine early, also in a pause; one that waits for a swap is not there yet."""
         await self.workers.one(engine, "abort", ids)
 
     async def pause(self) -> None:
