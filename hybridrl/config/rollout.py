@@ -72,7 +72,7 @@ class RolloutConfig(Section):
         try:
             ENGINE_SIZES.named(name)
         except HybridRLError as error:
-            raise ValueError(f"{error.what}; {error.fix}") from error
+            raise ValueError("; ".join(filter(None, (error.what, error.fix)))) from error
         return name
 
     @field_validator("parallel", mode="plain")

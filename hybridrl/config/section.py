@@ -6,6 +6,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from hybridrl import registry
+from hybridrl.errors import ConfigError
 
 
 class Section(BaseModel):
@@ -57,7 +58,12 @@ class SectionOf(Generic[Common]):
             HybridRLError: there is no such plug-in, or code outside the project fails.
         """
         found = registry.find(self.package, name, key=self.key, folders=True, has=(self.attribute,))
-        return getattr(found, self.attribute)
+        section = getattr(found, self.attribute)
+        if not (isinstance(section, type) and issubclass(section, self.common)):
+            common = self.common.__name__
+            what = f"{self.attribute} of {name} is {section!r}, not a class derived from {common}"
+            raise ConfigError(what, fix=f"write {self.attribute} = {common}, or a class of it, in the class")
+        return section
 
     def all(self) -> list[type[Common]]:
         """The classes of the project's own plug-ins."""

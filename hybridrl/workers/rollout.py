@@ -25,9 +25,11 @@ from hybridrl.rollout.base import Answer, EngineKind, EngineSetup, Request
 from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
 
 _STOP_S = 60.0
+_MOST_CALLS = 1_000_000
+"""At a time. Ray's own limit is 1000: so many requests in a pause would shut out `continue_` and `abort`."""
 
 
-@ray.remote(max_restarts=0)
+@ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)
 class RolloutWorker:
     def __init__(self, kind: EngineKind, setup: EngineSetup) -> None:
         self._kind, self._setup = kind, setup
@@ -64,9 +66,6 @@ class RolloutWorker:
 
     async def release_cache(self) -> None:
         await self._engine.release_cache()
-
-    async def resume_cache(self) -> None:
-        await self._engine.resume_cache()
 
     async def begin_swap(self, version: PolicyVersion) -> None:
         await self._engine.begin_swap(version)
@@ -129,7 +128,7 @@ class RayRollout:
             return await self.workers.one(engine, "request", request)
 
     async def abort(self, engine: int, ids: Sequence[str]) -> None:
-        """End requests to an engine early, also in a pause."""
+        """End requests to an engine early, also in a pause; one that waits for a swap is not there yet."""
         await self.workers.one(engine, "abort", ids)
 
     async def pause(self) -> None:

@@ -220,6 +220,12 @@ KIND = "class Kind:\n    {}\n"
         ),
         ("rollout.engine", "layout = None", "rollout.engine: lab:Kind has no parallel"),
         (
+            "rollout.engine",
+            "parallel = dict",
+            "rollout.engine: parallel of lab:Kind is <class 'dict'>, not a class derived from EngineParallel",
+        ),
+        ("rollout.engine", "parallel = property(dict)", "parallel of lab:Kind is <property object at"),
+        (
             "actor.backend",
             "layout = open = None\n    def __init__(self): undefined",
             "lab:Kind raises NameError: name 'undefined' is not defined, at {}:3 in __init__",

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 import hybridrl
+from hybridrl.hosts.machine import LOOPBACK
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, context_tokens, sizes_of
-
-LOOPBACK = "127.0.0.1"
 
 _PROJECT = str(Path(hybridrl.__file__).resolve().parent.parent)
 

@@ -165,12 +165,9 @@ class TinyEngine:
                     finish = "abort"
                 elif not self._paused:
                     token, logp = self._sample((*prompt, *tokens), sampling, seed)
-                    for column, value in (
-                        (tokens, token),
-                        (logps, logp),
-                        (versions, self.session.require_serving()),
-                    ):
-                        column.append(value)
+                    tokens.append(token)
+                    logps.append(logp)
+                    versions.append(self.session.version)  # those that run may end before a swap
                     finish = self._finish(tokens, sampling)
         finally:
             self._running -= 1

@@ -194,8 +194,10 @@ def test_a_swap_without_a_pause_waits_for_requests(engine):
         await engine.begin_swap(1)
         assert running.done()
         await engine.commit_swap(1)
+        return await running
 
-    asyncio.run(scenario())
+    answer = asyncio.run(scenario())
+    assert answer.finish != "abort" and set(answer.version_T) == {0}
 
 
 def test_a_cache_that_was_given_back_is_there_again_after_a_commit(engine):

@@ -7,7 +7,7 @@ import pytest
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.rollout.base import Request
 from hybridrl.types import Sampling
-from hybridrl.workers.rollout import RayRollout, _shares, _shifted
+from hybridrl.workers.rollout import RayRollout, RolloutWorker, _shares, _shifted
 
 
 def gate() -> RayRollout:
@@ -97,6 +97,10 @@ class Paused:
         self.asked.append(method)
         if method in ("pause", "continue_"):
             (self.goes_on.clear if method == "pause" else self.goes_on.set)()
+
+
+def test_requests_that_wait_in_a_pause_leave_an_engine_room_for_the_call_that_ends_it() -> None:
+    assert RolloutWorker._default_options.get("max_concurrency", 1000) >= 100_000  # Ray's own default
 
 
 async def settle() -> None:
