@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Reduce, Tokens
-from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, argument
+from hybridrl.algorithms.columns import Column, argument, on_ranks
 from hybridrl.algorithms.groups import check_rewards
 from hybridrl.algorithms.needs import inner_columns, takes_token_rewards, token_reward_columns
 from hybridrl.algorithms.plugins import build
@@ -80,7 +80,7 @@ class WithTokenRewards:
                 reward_N, group_N, tokens=tokens, reduce=reduce, token_reward_T=token_reward_T, **own
             )
         net_reward_N = reward_N - reduce.sum(sequence_sum(penalty_T, tokens))
-        if self._columns & TOKEN_COLUMNS:
+        if on_ranks(self._columns):
             return self.inner(net_reward_N, group_N, tokens=tokens, reduce=reduce, **own)
         advantage_N = self.inner(net_reward_N, group_N, **own)
         return Advantage(masked(advantage_N[tokens.seq_T], tokens))

@@ -97,7 +97,7 @@ class AdvantageEstimator(Protocol):
 
         estimator(reward_N=..., group_N=..., length_N=...) -> advantage_N
 
-    If it names a token column, it runs on every data-parallel rank over the trajectories held there, with
+    If it names another one, it runs on every data-parallel rank over the trajectories held there, with
     scalars in full:
 
         estimator(reward_N=..., group_N=..., tokens=..., reduce=..., value_T=...) -> Advantage

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, OneRank, Reduce
-from hybridrl.algorithms.columns import TOKEN_COLUMNS
+from hybridrl.algorithms.columns import on_ranks
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch, run_ranks
 from hybridrl.config.schema import AlgorithmConfig
@@ -49,7 +49,7 @@ def check_estimator(plugin: PluginConfig) -> list[Check]:
         )
 
     estimator = load_estimator(AlgorithmConfig(estimator=plugin))
-    token_level = bool(estimator.needs & TOKEN_COLUMNS)
+    token_level = on_ranks(estimator.needs)
     batch = ragged_batch(0, sizes=(4, 3, 4, 2, 1))
     batch.reward_N = batch.reward_N.abs()
     finite = _finite(advantage, batch, token_level)
@@ -68,7 +68,7 @@ def _advantage(
     estimator: AdvantageEstimator, batch: RaggedBatch, part: RaggedBatch, reduce: Reduce
 ) -> Tensor:
     arguments = part.arguments(*estimator.needs)
-    if estimator.needs & TOKEN_COLUMNS:
+    if on_ranks(estimator.needs):
         arguments = {**arguments, "tokens": part.tokens, "reduce": reduce}
     out = estimator(reward_N=batch.reward_N, group_N=batch.group_N, **arguments)
     return out.advantage_T if isinstance(out, Advantage) else out

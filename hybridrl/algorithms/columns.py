@@ -17,6 +17,11 @@ PROMPT_COLUMNS: Set[Column] = Names("prompt")
 """Columns of one array per prompt; a plug-in gets a list with the array of every trajectory's prompt."""
 
 
+def on_ranks(needs: Set[Column]) -> bool:
+    """Whether an estimator runs on trainer ranks: the controller knows scalar columns only."""
+    return not SCALAR_COLUMNS >= needs
+
+
 def argument(column: Column) -> str:
     """The parameter that receives a column: "length" -> "length_N", "old_logp" -> "old_logp_T"."""
     spec = COLUMNS.get(column)

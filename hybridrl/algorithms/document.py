@@ -116,7 +116,7 @@ A policy loss gives one loss per token; masking, aggregation, corrections and KL
 `needs` may be a property, where the columns depend on options. In a file of the project it is then one
 expression over them: `hybridrl plan` reads it without torch. A class from outside is imported and asked.
 `needs` may name the columns below. With columns per trajectory only, an estimator runs on the controller over
-the whole batch; with a token column it runs on every data-parallel rank and is called with `tokens` and
+the whole batch; with any other it runs on every data-parallel rank and is called with `tokens` and
 `reduce` as well (`hybridrl/algorithms/base.py`). Code that cannot run (it does not import, does not take its
 columns, returns something else) is refused before the run; what it raises in a run, in whichever process,
 ends the command with exit code 2 and names the config key, the file and the line. A `ValueError` says that

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, OneRank
-from hybridrl.algorithms.columns import TOKEN_COLUMNS
+from hybridrl.algorithms.columns import on_ranks
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
 from hybridrl.algorithms.shaping_chain import load_shaping
@@ -98,7 +98,7 @@ def _advantages(config: AlgorithmConfig) -> Iterator[Tensor | None]:
 
 def _advantage(estimator: AdvantageEstimator, batch: RaggedBatch, reward_N: Tensor) -> Tensor:
     arguments = batch.arguments(*estimator.needs)
-    if not estimator.needs & TOKEN_COLUMNS:
+    if not on_ranks(estimator.needs):
         return _scalars(estimator(reward_N=reward_N, group_N=batch.group_N, **arguments), reward_N)
     arguments |= {"tokens": batch.tokens, "reduce": OneRank()}
     made = estimator(reward_N=reward_N, group_N=batch.group_N, **arguments)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
-from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column
+from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, on_ranks
 from hybridrl.algorithms.declared import by_default, declared
 from hybridrl.algorithms.needs import GROUP_COLUMNS, Needs
 from hybridrl.columns import given_by, not_computed
@@ -85,12 +85,11 @@ def credit_errors(algorithm: AlgorithmConfig, needs: frozenset[Column], shaped: 
         needs: columns that the estimator is called with.
         shaped: columns that the shaping is called with.
     """
-    per_token = bool(needs & TOKEN_COLUMNS)
-    beside = given_by("block", "ranks") if per_token else frozenset()
+    beside = given_by("block", "ranks") if on_ranks(needs) else frozenset()
     yield from _missing(needs, given_by("controller") | beside, "the estimator", "algorithm.estimator")
     yield from _missing(shaped, given_by("controller"), "the shaping", "algorithm.shaping")
     yield from _teacher_errors(algorithm, asked="teacher" in Needs.of(algorithm).models)
-    if algorithm.drop_truncated and per_token:
+    if algorithm.drop_truncated and on_ranks(needs):
         yield ConfigError(
             f"drop_truncated leaves answers out, but {algorithm.estimator.name} needs the tokens of all",
             where="algorithm.drop_truncated",

@@ -1,6 +1,6 @@
 """Credit assignment of a policy update: shaped rewards, advantages, and the checks between them.
 
-An estimator that needs only scalars runs here; one that needs token columns runs on the trainer ranks.
+An estimator that needs only scalars runs here; one that needs other columns runs on the trainer ranks.
 Columns that nobody computes are refused before the run.
 Shape letters: N trajectories, K parts of the reward.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import AdvantageEstimator
-from hybridrl.algorithms.columns import SCALAR_COLUMNS, TOKEN_COLUMNS, Column, argument
+from hybridrl.algorithms.columns import SCALAR_COLUMNS, Column, argument, on_ranks
 from hybridrl.algorithms.guards import Finding, check_centred, check_groups, check_length_correlation, stop
 from hybridrl.algorithms.rules import credit_errors
 from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
@@ -119,7 +119,7 @@ class CreditAssignment:
         batch.reward_N = self._shaped(batch)
         if self.drop_truncated:
             batch.dropped_N = CONTROLLER_COLUMNS["truncated"](batch)
-        if self.estimator.needs & TOKEN_COLUMNS:
+        if on_ranks(self.estimator.needs):
             batch.scalars = {
                 name: CONTROLLER_COLUMNS[name](batch)
                 for name in sorted(self.estimator.needs & SCALAR_COLUMNS)

@@ -4,9 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from hybridrl.algorithms.advantages import WithTokenRewards
+from hybridrl.algorithms.base import Advantage, OneRank, Tokens
+from hybridrl.algorithms.rules import credit_errors
 from hybridrl.batch import Batch, TokenBlock
-from hybridrl.columns import COLUMNS, given_by
+from hybridrl.columns import COLUMNS, ColumnSpec, given_by
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import CONTROLLER_COLUMNS, load_credit
 from hybridrl.data.packing import plan_minibatches
@@ -40,6 +44,32 @@ def test_grpo_centres_each_group() -> None:
     assert credit()(batch) == []
     half = 0.5**0.5
     assert batch.advantage_N == pytest.approx([-half, half, 0, 0], rel=1e-5)
+
+
+class ByPicture:
+    """An estimator that needs nothing but a column per prompt."""
+
+    needs = frozenset({"picture"})
+
+    def __call__(self, reward_N, group_N, *, tokens, reduce, picture_NP) -> Advantage:
+        return Advantage(torch.tensor([len(one) for one in picture_NP], dtype=torch.float32)[tokens.seq_T])
+
+
+def test_an_estimator_of_prompts_alone_runs_where_the_prompts_are(monkeypatch) -> None:
+    monkeypatch.setitem(COLUMNS, "picture", ColumnSpec("prompt", "float32", "block", "asked about", axes="P"))
+    batch, estimator = batch_of([[0, 1], [2, 2]]), ByPicture()
+    assert replace(credit(), estimator=estimator)(batch) == []
+    assert batch.advantage_N is None and batch.scalars == {}
+    assert [*credit_errors(AlgorithmConfig(), estimator.needs, frozenset())] == []
+    made = WithTokenRewards(estimator, None, 0.0)(
+        torch.zeros(2),
+        torch.tensor([0, 1]),
+        Tokens(torch.tensor([0, 1, 1]), torch.ones(3, dtype=torch.bool), 2),
+        OneRank(),
+        old_logp_T=torch.zeros(3),
+        picture_NP=[np.zeros(3), np.zeros(4)],
+    )
+    assert made.advantage_T.tolist() == [3, 4, 4]
 
 
 def with_parts(batch: Batch, *parts: dict[str, float]) -> Batch:
