@@ -18,7 +18,7 @@ GRADIENT_BYTES = 4
 
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
-"""The fp32 weights of a bf16 model, in the optimizer."""
+"""The fp32 weights of a model in half precision, in the optimizer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,13 +258,13 @@ def host_bytes(setting: Setting) -> float:
 
 def checkpoint_bytes(setting: Setting) -> float:
     """On disk: the trained models and their optimizers."""
-    per_weight = setting.weight_bytes + _MOMENT_BYTES + (_MASTER_BYTES if setting.bf16 else 0)
+    per_weight = setting.weight_bytes + _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
     return sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
 
 
 def least_training(setting: Setting) -> float:
     """Bytes of the trainer's state on all GPUs together, cut without any repetition."""
-    per_weight = GRADIENT_BYTES + _MOMENT_BYTES + (_MASTER_BYTES if setting.bf16 else 0)
+    per_weight = GRADIENT_BYTES + _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
     state = sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
     return state + sum(_weights(setting, role) for role in _held(setting)) * setting.weight_bytes
 
@@ -340,7 +340,7 @@ def _fp8_weights(setting: Setting, stage: int, role: Role) -> float:
 def _optimizer(setting: Setting, role: Role, share: Share) -> float:
     """Bytes on one rank: split over the ranks that hold the same parameters."""
     cut = setting.cut_of(role)
-    per_weight = _MOMENT_BYTES + (_MASTER_BYTES if setting.bf16 else 0)
+    per_weight = _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
     replicas = cut.cp * (cut.dp or 1)
     expert_replicas = cut.tp * replicas / (cut.ep * cut.etp)
     return per_weight * (share.dense / replicas + share.expert / expert_replicas)

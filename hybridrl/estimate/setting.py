@@ -46,7 +46,9 @@ class Setting:
 
     recompute: Recompute
     microbatch_tokens: int
-    bf16: bool
+    half: bool
+    """The trainer's parameters are bf16 or fp16."""
+
     fused: bool
     """Layers of Transformer Engine, which keep fewer tensors than Megatron's own."""
 
@@ -158,7 +160,7 @@ class Setting:
     @property
     def weight_bytes(self) -> int:
         """Of a number of the trainer's parameters and activations."""
-        return 2 if self.bf16 else 4
+        return 2 if self.half else 4
 
     @property
     def engine_bytes(self) -> int:
@@ -324,7 +326,7 @@ def _trainer(cfg: Config | SupervisedConfig, model: ModelSpec, gpu: GPUModel | N
         "backend": cfg.actor.backend,
         "recompute": cfg.actor.recompute,
         "microbatch_tokens": cfg.actor.microbatch_tokens,
-        "bf16": (cfg.actor.precision or ("bf16" if gpu else "fp32")) == "bf16",
+        "half": (cfg.actor.precision or ("bf16" if gpu else "fp32")) != "fp32",
         "fused": gpu is not None,
         "fp8_share": _fp8_share(cfg.actor, model),
     }

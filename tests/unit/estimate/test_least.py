@@ -36,6 +36,7 @@ def setting(*, on_gpu: bool, **sections: Any) -> Setting:
         ({"actor": {"parallel": {"dp": 2}}, "rollout": {"num_engines": 2}}, 2 * (4 + 4) + 8, 8),
         ({"actor": {"parallel": {"pp": 2}}}, 4 + 4 + 8, 4),
         ({"actor": {"precision": "bf16"}}, 2 + 4 + 8 + 4, 4),
+        ({"actor": {"precision": "fp16"}}, 2 + 4 + 8 + 4, 4),
         ({"algorithm": {"kl": {"coefficient": 0.1}}}, 4 + 4 + 8 + 4, 4),
         ({"algorithm": {"loss": "copg"}}, 4 + 4 + 8 + 4, 4),
         ({"algorithm": {"estimator": "prime"}}, 2 * (4 + 4 + 8) + 4, 4),
