@@ -100,6 +100,9 @@ class StepReport:
     metrics: Mapping[str, float]
     """Named as verl names them: actor/pg_loss, actor/pg_clipfrac, actor/ppo_kl, actor/entropy, ..."""
 
+    warnings: tuple[tuple[str, str], ...] = ()
+    """(guard, text) of what looks suspicious in the batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:

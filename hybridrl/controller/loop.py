@@ -62,6 +62,8 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
             metrics = await trainer.load(batch, minibatches)
         with observe.span("update_actor"):
             reports = [await trainer.step(minibatch.index) for minibatch in minibatches]
+        for warning in reports[0].warnings:
+            observe.warn(*warning)
         with observe.span("update_weights"):
             swap = await roles.sync.push(step)
     observe.step(step, batch, reports, swap, {**rollouts.metrics, **metrics}, minibatches=minibatches)

@@ -87,8 +87,8 @@ class Policy(Role):
             How far trainer and engine agree about the trained tokens, and the entropy; equal on all ranks.
         """
         self._saver.raise_failure()
-        if self._guards:
-            stop(guards.masks(batch), step=batch.step)
+        found = stop(guards.masks(batch), step=batch.step) if self._guards else []
+        self._warnings = tuple((finding.guard, finding.text) for finding in found)
         self._loaded = self.backend.load(batch)
         with self.backend.scope():
             self._offload.begin_return()
@@ -140,7 +140,7 @@ class Policy(Role):
                 entropy = metrics.get("actor/entropy", 0.0)  # none where no rank has a trained token
                 self._coefficients.after_batch(self._columns.divergence, entropy, len(loaded.reward_N))
                 self._offload.leave()
-        return StepReport(loaded.step, objective, grad_norm, lr, metrics)
+        return StepReport(loaded.step, objective, grad_norm, lr, metrics, self._warnings)
 
     def gradients(self, index: int) -> tuple[float, float, dict[str, Tensor]]:
         """What `step` would begin with, at the present weights; updates nothing.

@@ -102,7 +102,7 @@ class World:
         await asyncio.sleep(self.update_s)
         if index == self.num_minibatches - 1:
             self.version += 1
-        return StepReport(self.version, 0.0, 0.0, 1e-3, {})
+        return StepReport(self.version, 0.0, 0.0, 1e-3, {}, (("mask", "left out"),))
 
     num_minibatches = 2
 

@@ -141,4 +141,4 @@ def test_findings_of_a_step_reach_the_person() -> None:
     world = fakes.World()
     world.prompts.take = lambda count: [fakes.Prompt("train/0", (1, 2), {})] * count
     play(fakes.config(run={"steps": 1}), world)
-    assert {about for about, _ in world.warnings} == {"groups"}
+    assert {about for about, _ in world.warnings} == {"groups", "mask"}

@@ -62,6 +62,11 @@ def test_a_second_backend_takes_the_same_steps(runs) -> None:
         assert_same(other[batch], one[batch])
 
 
+def test_what_the_checks_of_a_batch_find_comes_with_its_steps(runs) -> None:
+    for report in runs["megatron"]["first"]["reports"]:
+        assert {guard for guard, _ in report["warnings"]} == {"mask"}
+
+
 def test_each_continues_from_the_others_checkpoint(runs) -> None:
     for found in runs.values():
         assert_same(found["resumed"], found["second"])
