@@ -128,7 +128,9 @@ class TrainerWorker:
         """Write this rank's share of a bucket; returns its bytes."""
         tensors = self._policy.tensors()
         names = self._buckets.sources(index)
-        return self._buckets.write(index, {name: tensors[name].cpu() for name in names if name in tensors})
+        written = self._buckets.write(index, {name: tensors[name].cpu() for name in names if name in tensors})
+        cuda.release_cached_memory()  # as in write_weights: adapters are merged on the device
+        return written
 
     def save(self, folder: Path, progress: Mapping[str, Any], export: Path | None) -> None:
         apart = "value" in self._setup.elsewhere

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from hybridrl.hosts import cuda
@@ -25,6 +26,18 @@ def test_what_writing_weights_took_is_given_back_before_engines_fill_their_cache
     monkeypatch.setattr(cuda, "release_cached_memory", lambda: done.append("release"))
     assert rank.write_weights() == "written"
     assert done == ["write {'weight': 1.0}", "release"]
+
+
+def test_so_is_what_writing_a_bucket_took(monkeypatch) -> None:
+    done = []
+    rank = worker(SimpleNamespace(tensors=lambda: {"weight": torch.ones(1)}))
+    rank._buckets = SimpleNamespace(
+        sources=lambda index: ["weight", "another rank's"],
+        write=lambda index, tensors: done.append([*tensors]) or 4,
+    )
+    monkeypatch.setattr(cuda, "release_cached_memory", lambda: done.append("release"))
+    assert rank.write_bucket(0) == 4
+    assert done == [["weight"], "release"]
 
 
 @pytest.mark.parametrize(("lost", "group"), [((), "all ranks"), ((1,), None)])
