@@ -122,26 +122,6 @@ class TokenBlock:
             columns["experts"] = _end_to_end(experts, start_N)
         return cls(token_T, start_N, prompt_tokens_N, mask_T, columns)
 
-    def select(self, rows: Sequence[int]) -> "TokenBlock":
-        """The given trajectories, in the given order, as a block of its own: a copy, but for arrays per
-        prompt, which both then share."""
-        rows_N = np.asarray(rows, np.int64)
-        first_N, length_N = self.start_N[rows_N], np.diff(self.start_N)[rows_N]
-        start_N = np.concatenate([[0], np.cumsum(length_N, dtype=np.int64)])
-        token_T = spans(first_N, length_N)
-        picks = {"token": token_T, "prompt": rows_N}
-        turn_start = self.columns.get(TURN_START)
-        if turn_start is not None:
-            turn_N = np.searchsorted(turn_start, first_N)
-            turns_N = np.searchsorted(turn_start, first_N + length_N) - turn_N
-            picks["turn"] = spans(turn_N, turns_N)
-        columns = {name: values[picks[COLUMNS[name].per]] for name, values in self.columns.items()}
-        if turn_start is not None:
-            columns[TURN_START] += np.repeat(start_N[:-1] - first_N, turns_N)
-        return TokenBlock(
-            self.token_T[token_T], start_N, self.prompt_tokens_N[rows_N], self.loss_mask_T[token_T], columns
-        )
-
 
 def spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """start[0], start[0] + 1, ... (length[0] of them), start[1], ..."""
@@ -335,8 +315,3 @@ class RankBatch:
     def with_blocks(self, blocks: Iterable[TokenBlock]) -> "RankBatch":
         """The same batch over these blocks: they arrive beside the scalars, and are not copied."""
         return replace(self, blocks=tuple(blocks))
-
-    def trajectory(self, index: int) -> tuple[TokenBlock, slice]:
-        """The block of trajectory `index` and where its tokens are in it."""
-        block = self.blocks[int(self.block_N[index])]
-        return block, block.row(int(self.row_N[index]))

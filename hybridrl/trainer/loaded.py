@@ -59,8 +59,13 @@ class LoadedBatch:
             self.columns["lag"] = self.step - 1 - self.packed.column_U("version").float()
 
     def of_prompts(self, name: str) -> list[np.ndarray]:
-        """A column per prompt: the array of every trajectory's prompt, in the order of the batch."""
-        return self.packed.of_prompts(name, range(len(self.reward_N)))
+        """A column per prompt: the array of every trajectory's prompt, which its samples share.
+
+        Raises:
+            ColumnError: a block does not carry it.
+        """
+        batch = self.batch
+        return [batch.blocks[b].column(name)[row] for b, row in zip(batch.block_N, batch.row_N, strict=True)]
 
     def microbatches(self, minibatches: Iterable[Minibatch]) -> list[Microbatch]:
         """Those of this data-parallel rank that have a trained token."""

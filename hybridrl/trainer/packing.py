@@ -98,9 +98,6 @@ class Microbatch:
 
     num_seqs: int
 
-    trajectory_S: np.ndarray
-    """int64, in host memory: trajectory of each sequence, for PackedBatch.of_prompts."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
@@ -133,7 +130,7 @@ class PackedBatch:
             self._rows.append(rows)
             self.num_trained += int(rows.trained.sum())
         lengths = [len(block.token_T) for block in batch.blocks]
-        self._first_token, self.num_tokens = np.cumsum([0, *lengths]), sum(lengths)
+        self._first_token = np.cumsum([0, *lengths])
 
     def column_U(self, name: str) -> Tensor:
         """A column of the blocks at the trained tokens, [U, ...], as it was declared; one per turn, too.
@@ -144,15 +141,6 @@ class PackedBatch:
         parts = [block.trained(name) for block in self._batch.blocks]
         none = np.zeros(0, COLUMNS[name].dtypes[0])
         return torch.from_numpy(np.concatenate(parts) if parts else none).to(self._device)
-
-    def of_prompts(self, name: str, trajectories: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The array of the prompt of each trajectory: samples of a prompt share it with their block.
-
-        Raises:
-            ColumnError: a block does not carry it.
-        """
-        batch = self._batch
-        return [batch.blocks[batch.block_N[n]].column(name)[batch.row_N[n]] for n in trajectories]
 
     def zeros_U(self) -> Tensor:
         return torch.zeros(self.num_trained, device=self._device)
@@ -183,7 +171,6 @@ class PackedBatch:
             source_W=source_W,
             seq_R=seq_R,
             trained_R=spans(self._gather(index, "first_trained"), self._gather(index, "trained")),
-            trajectory_S=index,
             device=self._device,
         )
 
@@ -228,7 +215,6 @@ def idle_microbatch(deal: Deal, device: torch.device) -> Microbatch:
         source_W=token_W - 1,
         seq_R=none,
         trained_R=none,
-        trajectory_S=none,
         device=device,
     )
 
@@ -269,7 +255,6 @@ class _Places:
         source_W: np.ndarray,
         seq_R: np.ndarray,
         trained_R: np.ndarray,
-        trajectory_S: np.ndarray,
         device: torch.device,
     ) -> Microbatch:
         """This rank's part.
@@ -302,7 +287,6 @@ class _Places:
             seq_R=tensor(seq_R),
             trained_R=tensor(trained_R),
             num_seqs=len(self.offset_S),
-            trajectory_S=trajectory_S,
         )
 
 

@@ -60,10 +60,6 @@ class RecordedBatch:
         ]
 
     @property
-    def num_sequences(self) -> int:
-        return len(self.batch)
-
-    @property
     def lengths(self) -> Sequence[int]:
         return self.batch.length_N.tolist()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import trainer_scenarios as scenarios
 import trainer_values as values
+from rows import select
 from trainer_ranks import on_ranks
 
 from hybridrl.config.schema import AlgorithmConfig
@@ -215,7 +216,7 @@ def test_trajectories_that_were_dropped_from_their_blocks_change_nothing(model, 
     changes = SOLVED if algorithm is not IN_LOSS else {}
     minibatches = [scenarios.split(i, 1, (6,)) for i in range(2)]
     whole, index = values.make_block(), np.arange(12)
-    blocks = [whole.select([*range(0, 12, 2), 5, 7]), whole.select([0, 4, *range(1, 12, 2)])]
+    blocks = [select(whole, [*range(0, 12, 2), 5, 7]), select(whole, [0, 4, *range(1, 12, 2)])]
     more = {"blocks": blocks, "row_N": index // 2 + 2 * (index % 2)}
     run, with_more = (
         on_ranks(1, scenarios.algorithm_run, model, (1, 1, 1), algorithm, minibatches, **changes, **extra)[0]

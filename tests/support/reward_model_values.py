@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import trainer_scenarios as scenarios
 import trainer_values as values
+from rows import trajectory
 
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.config.schema import RewardModelConfig
@@ -45,7 +46,7 @@ def batch(dp: int) -> RankBatch:
 
 
 def _length(batch: RankBatch, n: int) -> int:
-    where = batch.trajectory(n)[1]
+    where = trajectory(batch, n)[1]
     return where.stop - where.start
 
 

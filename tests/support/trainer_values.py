@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rows import select
 
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
@@ -126,7 +127,7 @@ def make_block(count: int = 12, seed: int = 0) -> TokenBlock:
 def make_batch(minibatches: Sequence[Minibatch], count: int = 12, seed: int = 0, **changes: Any) -> RankBatch:
     """Trajectories in two blocks, in mixed order."""
     whole = make_block(count, seed)
-    blocks = whole.select(range(0, count, 2)), whole.select(range(1, count, 2))
+    blocks = select(whole, range(0, count, 2)), select(whole, range(1, count, 2))
     index = np.arange(count)
     advantage_N = np.random.default_rng(seed + 1).normal(size=count).astype(np.float32)
     values = {

@@ -35,14 +35,6 @@ def test_each_token_keeps_its_experts_and_the_last_has_none(
         assert (found[block.row(row)][-1] == np.iinfo(found.dtype).max).all()
 
 
-def test_selected_rows_take_theirs_along() -> None:
-    block, _ = block_of([3, 1, 2], 8, 0)
-    picked = block.select([2, 0])
-    found, given_experts = picked.columns["experts"], block.columns["experts"]
-    np.testing.assert_array_equal(found[picked.row(0)], given_experts[block.row(2)])
-    np.testing.assert_array_equal(found[picked.row(1)], given_experts[block.row(0)])
-
-
 def test_experts_of_another_number_of_tokens_are_refused() -> None:
     with pytest.raises(ValueError, match="experts of 2 tokens for a trajectory of 2"):
         TokenBlock.from_answers([[0]], [[1]], [[-1.0]], 0, experts=[np.zeros((2, LAYERS, CHOSEN), int)])
@@ -50,4 +42,4 @@ def test_experts_of_another_number_of_tokens_are_refused() -> None:
 
 def test_without_experts_nothing_is_carried() -> None:
     block = TokenBlock.from_answers([[0]], [[1]], [[-1.0]], 0)
-    assert "experts" not in block.columns and "experts" not in block.select([0]).columns
+    assert "experts" not in block.columns

@@ -8,9 +8,11 @@ import torch
 import trainer_values as values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import select, trajectory
 
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
+from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.megatron.context import in_order
 from hybridrl.trainer.packing import Deal, PackedBatch, idle_microbatch
 
@@ -32,12 +34,12 @@ def test_every_trained_token_is_predicted_from_the_tokens_before_it() -> None:
         found.add((*token_T[at - position_T[at] : at + 1].tolist(), target))
     expected = set()
     for n in rows:
-        block, row = batch.trajectory(n)
+        block, row = trajectory(batch, n)
         tokens = block.token_T[row].tolist()
         expected |= {tuple(tokens[: t + 1]) for t in np.flatnonzero(block.loss_mask_T[row])}
     assert found == expected
     assert len(microbatch.target_O) == sum(
-        int(b.loss_mask_T[r].sum()) for b, r in map(batch.trajectory, rows)
+        int(b.loss_mask_T[r].sum()) for b, r in (trajectory(batch, n) for n in rows)
     )
 
 
@@ -47,7 +49,7 @@ def test_sequences_lie_in_runs_of_equal_length_and_end_before_their_last_trained
     microbatch = made.microbatch(rows)
     lengths = []
     for n in rows:
-        block, row = batch.trajectory(n)
+        block, row = trajectory(batch, n)
         trained = np.flatnonzero(block.loss_mask_T[row])
         lengths += [int(trained[-1])] if len(trained) else []
     runs = microbatch.packing.runs
@@ -62,17 +64,19 @@ def test_columns_come_back_in_the_order_of_the_tokens() -> None:
     logp_U = made.column_U("rollout_logp")
     assert len(logp_U) == made.num_trained == sum(int(block.loss_mask_T.sum()) for block in batch.blocks)
     for rows in ([5, 0, 9], [3], [11, 10, 3, 1]):
-        positions, trajectory = made.trained(rows)
-        parts = [b.columns["rollout_logp"][r][b.loss_mask_T[r]] for b, r in map(batch.trajectory, rows)]
+        positions, owner = made.trained(rows)
+        parts = [
+            b.columns["rollout_logp"][r][b.loss_mask_T[r]] for b, r in (trajectory(batch, n) for n in rows)
+        ]
         np.testing.assert_array_equal(logp_U[positions], np.concatenate(parts))
-        np.testing.assert_array_equal(trajectory, np.repeat(rows, [len(p) for p in parts]))
+        np.testing.assert_array_equal(owner, np.repeat(rows, [len(p) for p in parts]))
 
 
 def test_a_microbatch_indexes_columns_by_its_own_tokens() -> None:
     made, batch = packed()
     token_U = torch.zeros(made.num_trained, dtype=torch.int64)
     for n in range(12):
-        block, row = batch.trajectory(n)
+        block, row = trajectory(batch, n)
         positions, _ = made.trained([n])
         token_U[positions] = torch.from_numpy(block.token_T[row][block.loss_mask_T[row]].astype(np.int64))
     microbatch = made.microbatch([8, 2, 1, 5])
@@ -161,7 +165,7 @@ def test_a_column_of_any_name_and_kind_is_taken_at_the_trained_tokens(monkeypatc
         "picture": pictures,
     }
     block = replace(whole, columns=found)
-    batch = values.make_batch([], count=4).with_blocks([block.select([2, 0]), block.select([1, 3])])
+    batch = values.make_batch([], count=4).with_blocks([select(block, [2, 0]), select(block, [1, 3])])
     made = PackedBatch(batch, CPU, Deal())
     rows_of_blocks = ([2, 0], [1, 3])
     moods = [found["mood"][block.row(n)][block.loss_mask_T[block.row(n)]] for r in rows_of_blocks for n in r]
@@ -169,9 +173,8 @@ def test_a_column_of_any_name_and_kind_is_taken_at_the_trained_tokens(monkeypatc
     goals = np.repeat([found["goal"][n] for rows in rows_of_blocks for n in rows], [len(m) for m in moods])
     assert made.column_U("goal").tolist() == goals.tolist()
     microbatch = made.microbatch([2, 1, 0])  # rows 0, 1 and 2 of the batch are 2, 1 and 0 of the block
-    assert len(microbatch.trajectory_S) == microbatch.num_seqs == 3
-    arrays = made.of_prompts("picture", microbatch.trajectory_S)
-    shared = [np.shares_memory(array, picture) for array in arrays]
-    assert shared == [n != 0 for n in microbatch.trajectory_S]
+    assert microbatch.num_seqs == 3
+    arrays = LoadedBatch(batch, 0, CPU, Deal()).of_prompts("picture")
+    assert [np.shares_memory(array, picture) for array in arrays] == [n != 0 for n in range(4)]
     with pytest.raises(ColumnError, match="tokens came without column version"):
         made.column_U("version")
