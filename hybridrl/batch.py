@@ -276,6 +276,20 @@ class Batch:
             reward_N=np.array([t.reward for t in found], np.float32),
         )
 
+    def for_ranks(self, minibatches: Sequence["Minibatch"]) -> "RankBatch":
+        """Its scalars, for ranks that get its blocks beside it."""
+        return RankBatch(
+            self.step,
+            (),
+            self.block_N,
+            self.row_N,
+            self.group_N,
+            self.reward_N,
+            self.advantage_N,
+            tuple(minibatches),
+            self.scalars,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:

@@ -32,18 +32,7 @@ class RecordedBatch:
 
     def for_ranks(self, row: Row) -> RankBatch:
         """As the trainer ranks of a row receive it."""
-        batch = self.batch
-        return RankBatch(
-            batch.step,
-            (self.block,),
-            batch.block_N,
-            batch.row_N,
-            batch.group_N,
-            batch.reward_N,
-            batch.advantage_N,
-            tuple(self._minibatches(row)),
-            batch.scalars,
-        )
+        return self.batch.for_ranks(self._minibatches(row)).with_blocks([self.block])
 
     def _minibatches(self, row: Row) -> list[Minibatch]:
         """Whole groups, as in a run."""

@@ -98,7 +98,7 @@ class ColumnGroup:
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> None:
         """Compute their columns of a batch."""
         own = [dealt(minibatch, batch.length_N, **self._dealing) for minibatch in minibatches]
-        await self.workers.all("load", ray.put(rank_batch(batch, own)), *batch.blocks)
+        await self.workers.all("load", ray.put(batch.for_ranks(own)), *batch.blocks)
 
     def column(self, name: str) -> ray.ObjectRef:
         return column_of(self.workers, name)
@@ -127,21 +127,6 @@ class RayCritic(ColumnGroup):
 
     async def finish_saving(self) -> None:
         await self.workers.all("finish_saving")
-
-
-def rank_batch(batch: Batch, minibatches: Sequence[Minibatch]) -> RankBatch:
-    """The scalars of a batch, for ranks that get its blocks beside it."""
-    return RankBatch(
-        batch.step,
-        (),
-        batch.block_N,
-        batch.row_N,
-        batch.group_N,
-        batch.reward_N,
-        batch.advantage_N,
-        tuple(minibatches),
-        batch.scalars,
-    )
 
 
 def dealt(minibatch: Minibatch, length_N: np.ndarray, **dealing: Any) -> Minibatch:

@@ -18,7 +18,6 @@ from hybridrl.trainer import checkpoints
 from hybridrl.trainer.roles.supervised import Supervised
 from hybridrl.trainer.setup import RankSetup
 from hybridrl.types import PolicyVersion, StepReport
-from hybridrl.workers.columns import rank_batch
 
 
 @ray.remote(max_restarts=0)
@@ -92,4 +91,4 @@ class RaySupervised:
 def _sent(batch: Batch, minibatch: Minibatch) -> tuple[ray.ObjectRef, ...]:
     """What every rank is called with. Tokens go into Ray's store once, for all of them."""
     blocks = [ray.put(block) for block in batch.blocks]
-    return ray.put(rank_batch(batch, [minibatch])), *blocks
+    return ray.put(batch.for_ranks([minibatch])), *blocks

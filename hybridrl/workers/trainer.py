@@ -32,7 +32,7 @@ from hybridrl.trainer.policy import Policy
 from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
 from hybridrl.types import PolicyVersion, StepReport
-from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of, rank_batch
+from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of
 
 
 @ray.remote(max_restarts=0)
@@ -193,7 +193,7 @@ class RayTrainer:
 
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
         self._loaded = (batch.step, minibatches[-1].index)
-        scalars = ray.put(rank_batch(batch, minibatches))
+        scalars = ray.put(batch.for_ranks(minibatches))
         measured, _ = await asyncio.gather(
             self.workers.all("measure", scalars, *batch.blocks),
             asyncio.gather(*(group.load(batch, minibatches) for group in self._beside)),
