@@ -29,7 +29,8 @@ _MOST_CALLS = 1_000_000
 """At a time. Ray's own limit is 1000: so many requests in a pause would shut out `continue_` and `abort`."""
 
 
-@ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)
+# Ray's types know this option for no class.
+@ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)  # pyright: ignore[reportCallIssue, reportArgumentType]
 class RolloutWorker:
     def __init__(self, kind: EngineKind, setup: EngineSetup) -> None:
         self._kind, self._setup = kind, setup

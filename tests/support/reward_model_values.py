@@ -124,7 +124,6 @@ def by_transformers(folder: Path) -> list[float]:
     model.config.get_text_config().pad_token_id = None
     asked = batch(1)
     with torch.no_grad():
-        tokens = [
-            block.token_T[where].tolist() for block, where in map(asked.trajectory, range(len(asked.row_N)))
-        ]
+        places = [trajectory(asked, index) for index in range(len(asked.row_N))]
+        tokens = [block.token_T[where].tolist() for block, where in places]
         return [float(model(torch.tensor([ids])).logits[0, 0]) for ids in tokens]
