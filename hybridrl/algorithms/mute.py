@@ -60,12 +60,13 @@ def _is_mute(tried: Iterator[Tensor | None]) -> bool:
 
 
 def _batches(config: AlgorithmConfig) -> Iterator[RaggedBatch]:
-    """Rewards of many sizes, of small ones above 0, and of 0 and 1."""
+    """Rewards of many sizes, above 0 and then below, of small ones above 0, and of 0 and 1."""
     size = min(config.samples_per_prompt, _LARGEST_GROUP)
-    for seed in range(3):
+    for seed in range(4):
         batch = ragged_batch(seed, sizes=(size,) * 6)
         draw = batch.reward_N
-        batch.reward_N = (draw * 10.0 ** (8 * draw).round().clamp(-6, 6), draw.abs(), (draw > 0) * 1.0)[seed]
+        large = draw.abs() * 10.0 ** (8 * draw).round().clamp(-6, 6)
+        batch.reward_N = (large, draw.abs(), (draw > 0) * 1.0, -large)[seed]
         yield batch
 
 

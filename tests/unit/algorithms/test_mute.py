@@ -62,6 +62,12 @@ def test_zeros_whatever_the_rewards_are_refused(algorithm: Any, key: str, said: 
     [
         {"shaping": [{"name": "clip", "lowest": 5.0, "highest": 10.0}]},
         {"shaping": [{"name": "clip", "lowest": 0.2, "highest": 0.3}]},
+        {"shaping": [{"name": "clip", "lowest": -100.0, "highest": -50.0}]},
+        {
+            "shaping": [{"name": "clip", "lowest": -1.0, "highest": 0.0}],
+            "estimator": "reinforce_plus_plus",
+            "samples_per_prompt": 1,
+        },
         {"correction": ["geometric_mask"]},
         {"correction": ["bypass", "token_is"]},
         {"estimator": {"name": "gdpo", "weights": [1.0, 0.0]}},
