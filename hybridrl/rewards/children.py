@@ -105,6 +105,7 @@ def main(control_fd: int) -> None:
     signal.alarm(2 * LOAD_LIMIT_S)
     try:
         reward = load_reward(order.name, order.options, where=order.where)
+        reward.warm_up()
     except BaseException as error:  # a process edge: the owner raises it
         control.send(_load_error(error, order))
         return

@@ -35,6 +35,12 @@ class LoadedReward:
         given = {"answer_field": answer_field} if self.takes_answer_field else {}
         return self.function(answer, _with_answer(row, answer_field), **given)
 
+    def warm_up(self) -> None:
+        """What a reward's method `warm_up()` does, if it has one: imports that a check of its options need
+        not wait for, and the first answer should not."""
+        if warm_up := getattr(self.function, "warm_up", None):
+            warm_up()
+
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
         """An answer that this reward should accept, made from the reference; None: there is none to be made.
 

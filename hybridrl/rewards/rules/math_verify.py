@@ -10,11 +10,9 @@ import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from types import FrameType
+from functools import cache, lru_cache
+from types import FrameType, ModuleType
 from typing import Any, ClassVar
-
-import math_verify
 
 from hybridrl.registry import register
 from hybridrl.rewards.rules._text import extracted_reference
@@ -44,10 +42,13 @@ class MathVerify:
         re.compile(self.extract_reference or "")
         if self.cpu_limit_s <= 0:
             raise ValueError(f"cpu_limit_s = {self.cpu_limit_s} is not a positive number of seconds")
-        _equal("(x+1)^2", "$x^2+2x+1$")  # sympy imports much of itself only now; not on an answer's time
+
+    def warm_up(self) -> None:
+        _library()
 
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> float:
         right = extracted_reference(row, answer_field, self.extract_reference)
+        _library()  # not on the answer's time
         # The library's limits are wall clock, which on a busy machine makes right answers wrong.
         signal.signal(signal.SIGPROF, _out_of_time)
         signal.setitimer(signal.ITIMER_PROF, self.cpu_limit_s)
@@ -71,15 +72,26 @@ def _out_of_time(signum: int, frame: FrameType | None) -> None:
     raise _OutOfTime
 
 
+@cache
+def _library() -> ModuleType:
+    # Imported here: 0.5 s that a check of the options need not wait for.
+    import math_verify
+
+    # Sympy imports much of itself only when it compares.
+    first, second = (math_verify.parse(text, parsing_timeout=0) for text in ("$(x+1)^2$", "$x^2+2x+1$"))
+    math_verify.verify(first, second, timeout_seconds=0)
+    return math_verify
+
+
 def _equal(reference: str, answer: str) -> bool:
     right = _parse_reference(reference)
-    found = math_verify.parse(answer, parsing_timeout=0) if right else []
-    return bool(found) and math_verify.verify(right, found, timeout_seconds=0)
+    found = _library().parse(answer, parsing_timeout=0) if right else []
+    return bool(found) and _library().verify(right, found, timeout_seconds=0)
 
 
 @lru_cache(maxsize=4096)  # every answer of a group is compared with the same reference
 def _parse_reference(text: str) -> list:
-    return math_verify.parse(_delimited(text), parsing_timeout=0)
+    return _library().parse(_delimited(text), parsing_timeout=0)
 
 
 def _delimited(text: str) -> str:

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from reasoning_gym.factory import DATASETS
-from reasoning_gym.utils import extract_answer
-
 from hybridrl.registry import register
 
 UNREADABLE = (
@@ -34,7 +31,13 @@ class ReasoningGym:
 
     hang_score: ClassVar[float] = 0.0
 
+    def warm_up(self) -> None:
+        # Imported in functions: 1 s that a check of the options need not wait for.
+        import reasoning_gym.factory  # noqa: F401
+
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> float:
+        from reasoning_gym.utils import extract_answer
+
         entry = _entry(row, answer_field)
         found = answer.strip() if self.extract_tag is None else extract_answer(answer, self.extract_tag)
         if found is None:
@@ -61,5 +64,7 @@ def _entry(row: Mapping[str, Any], answer_field: str) -> dict[str, Any]:
 
 @lru_cache
 def _scorer(dataset: str) -> Callable[[str, dict[str, Any]], float]:
+    from reasoning_gym.factory import DATASETS
+
     kind, config = DATASETS[dataset]
     return kind(config=config()).score_answer

@@ -36,6 +36,10 @@ class WeightedSum:
         hang_scores = [reward.hang_score for _, reward in self.rewards.values()]
         self.hang_score = None if all(score is None for score in hang_scores) else 0.0
 
+    def warm_up(self) -> None:
+        for _, reward in self.rewards.values():
+            reward.warm_up()
+
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> dict[str, float]:
         """Each part as it is, before its weight, and their weighted sum as the reward."""
         values = {

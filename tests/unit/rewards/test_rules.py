@@ -1,5 +1,9 @@
 """The rule rewards, called directly."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import reasoning_gym as library
 from reasoning_gym.factory import DATASETS
@@ -177,3 +181,20 @@ def test_a_column_with_a_dot_in_its_name_comes_first():
 def test_no_rule_gives_nothing_and_rejects_no_reference() -> None:
     assert judge("none", "7", "7") == 0
     assert load_reward("none", {}, where="").gold({"answer": "7"}, answer_field="answer") is None
+
+
+def test_options_are_checked_without_the_libraries_and_a_warm_up_imports_one() -> None:
+    parts = {name: {"name": name, "weight": 1.0} for name in ("math_verify", "reasoning_gym")}
+    code = f"""
+import json, sys
+from hybridrl.rewards.plugin import load_reward
+heavy = ("math_verify", "sympy", "reasoning_gym", "torch")
+load_reward("weighted_sum", {{"parts": {parts!r}}}, where="")
+reward = load_reward("math_verify", {{}}, where="")
+before = [name for name in heavy if name in sys.modules]
+reward.warm_up()
+print(json.dumps([before, [name for name in heavy if name in sys.modules]]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = json.loads(run.stdout)
+    assert before == [] and after == ["math_verify", "sympy"]
