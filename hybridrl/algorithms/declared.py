@@ -29,7 +29,8 @@ def declared(kind: str, name: str, options: Mapping[str, Any], *, where: str) ->
     """What stands for the plug-in that a config names where nobody computes with it: it has the options, the
     declarations and the names of the methods of the plug-in. A method that uses torch cannot be called.
 
-    A plug-in from outside the project ("module:Name") is itself the answer: its module is imported.
+    A plug-in from outside the project ("module:Name"), and one whose declarations use names of its file that
+    are not read, is itself the answer: its module is imported.
 
     Raises:
         ConfigError, UserCodeError: as `plugins.build`, and in the same words.
@@ -37,13 +38,15 @@ def declared(kind: str, name: str, options: Mapping[str, Any], *, where: str) ->
     if ":" in name:
         return build(kind, name, options, where=where)
     registry.check_name(PACKAGES[kind], name, where=where)
-    return made(kind, _plugin(folder(kind) / f"{name}.py"), name, options, where=where)
+    try:
+        return made(kind, _plugin(kind, name), name, options, where=where)
+    except NameError:
+        return build(kind, name, options, where=where)
 
 
 def by_default(kind: str, name: str) -> Any:
     """The project's plug-in as `declared`, with its defaults alone: an option without one is not there."""
-    plugin = _plugin(folder(kind) / f"{name}.py")
-    return object.__new__(plugin)
+    return object.__new__(_plugin(kind, name))
 
 
 def folder(kind: str) -> Path:
@@ -73,8 +76,12 @@ def parents(plugin: ast.ClassDef, path: Path) -> Iterator[tuple[ast.ClassDef, Pa
 
 
 @cache
-def _plugin(path: Path) -> type:
-    return _class(plugin_class(ast.parse(path.read_text("utf-8")), path), path)
+def _plugin(kind: str, name: str) -> Any:
+    path = folder(kind) / f"{name}.py"
+    try:
+        return _class(plugin_class(ast.parse(path.read_text("utf-8")), path), path)
+    except NameError:
+        return registry.find(PACKAGES[kind], name)
 
 
 def _class(node: ast.ClassDef, path: Path) -> type:

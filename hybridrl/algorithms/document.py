@@ -114,7 +114,8 @@ A policy loss gives one loss per token; masking, aggregation, corrections and KL
     algorithm: {{loss: "my_lab.hinge_loss:HingeLoss"}}
 
 `needs` may be a property, where the columns depend on options. In a file of the project it is then one
-expression over them: `hybridrl plan` reads it without torch. A class from outside is imported and asked.
+expression over them: `hybridrl plan` reads it without torch. A class from outside is imported and
+asked, and so is a file that takes more to read than its own options.
 `needs` may name the columns below. With columns per trajectory only, an estimator runs on the controller over
 the whole batch; with any other it runs on every data-parallel rank and is called with `tokens` and
 `reduce` as well (`hybridrl/algorithms/base.py`). Code that cannot run (it does not import, does not take its
