@@ -62,9 +62,16 @@ class LoadedConfig(Generic[Root]):
             raise found from error
 
     def locate(self, error: HybridRLError) -> HybridRLError:
-        """The error with the config key that it names as its place turned into where that key was written."""
-        known = any(name == error.where or name.startswith(f"{error.where}.") for name in self.origins)
-        return type(error)(error.what, where=self.where(error.where), fix=error.fix) if known else error
+        """The error with the config key that it names as its place turned into where that key was written; a
+        key inside an option is where the option is."""
+        key = error.where
+        while key.count(".") > 1 and key not in self.origins and not self._is_section(key):
+            key = key.rpartition(".")[0]
+        known = key in self.origins or self._is_section(key)
+        return type(error)(error.what, where=self.where(key), fix=error.fix) if known else error
+
+    def _is_section(self, key: str) -> bool:
+        return any(name.startswith(f"{key}.") for name in self.origins)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Config]:

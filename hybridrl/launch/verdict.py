@@ -121,6 +121,7 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
         num_gpus=len(gpus),
         gpu=name_of(gpus[0].name, gpus[0].memory_bytes) if gpus else None,
         spec=model,
+        unreadable=bool(errors),
     )
     errors += check(loaded, world)
     if isinstance(loaded.config, Config):

@@ -35,6 +35,9 @@ class World:
     spec: models.ModelSpec | None
     """None: the model folder is not there, and another rule says so."""
 
+    unreadable: bool = False
+    """What is here of the model is no known one, which is said already."""
+
 
 Rule = Callable[[LoadedConfig[Any], World], Iterator[HybridRLError]]
 

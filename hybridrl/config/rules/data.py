@@ -24,7 +24,7 @@ def run_name_is_one_folder(loaded: LoadedConfig, world: World) -> Iterator[Hybri
 
 def model_exists(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLError]:
     path = loaded.config.model.path
-    downloadable = hub.is_name(path) and world.spec is not None
+    downloadable = hub.is_name(path) and (world.spec is not None or world.unreadable)
     if loaded.config.model.make is None and hub.find_folder(path) is None and not downloadable:
         yield AbsentModelError(
             f"no model folder at model.path = {path}",

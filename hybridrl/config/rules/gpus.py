@@ -10,7 +10,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import World
 from hybridrl.config.rules.parallel import all_cuts
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape
+from hybridrl.config.shape import RunShape, num_gpus
 from hybridrl.errors import ResourceError
 
 
@@ -58,12 +58,15 @@ def nodes_have_ranks(loaded: LoadedConfig[Config], world: World) -> Iterator[Res
 
 
 def roles_share_the_gpus(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
-    """No GPU without a trainer rank, none with two engines."""
+    """No GPU without a trainer rank, none with two engines. On this machine gpus_are_there tells of more
+    ranks than GPUs."""
     cluster = loaded.config.cluster
     if cluster.gpus_per_node and world.seats:
-        shape = RunShape.of(loaded.config)
-        yield from _idle(loaded, shape, cluster.gpus_per_node)
-        yield from _crowded(loaded, shape, cluster.gpus_per_node)
+        shape, gpus = RunShape.of(loaded.config), num_gpus(cluster)
+        if not world.here or shape.trainer_ranks <= gpus:
+            yield from _idle(loaded, shape, cluster.gpus_per_node)
+        if not world.here or shape.num_engines * shape.engine.tp <= gpus:
+            yield from _crowded(loaded, shape, cluster.gpus_per_node)
 
 
 def _needed(config: Any) -> Iterator[tuple[str, int]]:

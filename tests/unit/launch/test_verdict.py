@@ -255,6 +255,34 @@ def test_gpus_of_this_machine_count_where_the_config_leaves_them_open() -> None:
         assert here == planned and any(message in what for what in here)
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["actor.parallel.dp=8", "rollout.num_engines=8", "rollout.parallel.tp=8", "model=some/unknown"],
+)
+def test_one_mistake_is_one_error(override: str, cached: None) -> None:
+    card = GPU(0, "GPU-0", "NVIDIA A100-SXM4-80GB", 80 * GIB, 0)
+    found = errors_in("launch", override, machine=replace(BARE, gpus=(card,) * 4))
+    assert len([what for what in found if "attention heads" not in what]) == 1, found
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config.json in the hub's cache that no table describes."""
+    folder = tmp_path / "models--some--unknown"
+    (folder / "snapshots" / "1").mkdir(parents=True)
+    (folder / "snapshots" / "1" / "config.json").write_text('{"architectures": ["OtherForCausalLM"]}')
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+
+def test_a_mistake_inside_an_option_is_where_the_option_is() -> None:
+    parts = "reward={name: weighted_sum, parts: {a: {name: regex, weight: 1.0}}}"
+    assert same_everywhere(parts) == (
+        "reward regex needs the option pattern  (command line): add pattern: ...",
+    )
+
+
 def test_every_scope_says_why() -> None:
     assert all(scope.why for scope in SCOPES.values())
     assert len({scope.why for scope in SCOPES.values()}) == len(SCOPES)
