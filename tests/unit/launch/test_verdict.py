@@ -283,11 +283,6 @@ def test_a_mistake_inside_an_option_is_where_the_option_is() -> None:
     )
 
 
-def test_every_scope_says_why() -> None:
-    assert all(scope.why for scope in SCOPES.values())
-    assert len({scope.why for scope in SCOPES.values()}) == len(SCOPES)
-
-
 def test_a_part_of_a_run_that_gives_a_column_takes_the_mark_away(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("anchor", "turn", "turn_reward", "turn_start"):
         monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], source="block"))
