@@ -8,7 +8,7 @@ from hybridrl.algorithms.needs import Needs
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.rules.reward_model import reward_model_spec
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.supervised import RMConfig, SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
 from hybridrl.errors import LayoutError
 from hybridrl.estimate.batch import Batch
@@ -119,16 +119,17 @@ class Setting:
         model: ModelSpec,
         gpu: GPUModel | None,
         *,
-        answers: int,
         mean_length: float | None = None,
     ) -> "Setting":
         """Training on examples: without engines, one optimizer step a batch.
 
         Args:
-            answers: of an example.
+            model: of the folder; a reward model that is made from it has another head.
             mean_length: tokens of one with its prompt. None: half of what is allowed.
         """
-        longest = min(cfg.actor.microbatch_tokens, model.max_positions)
+        longest, pairs = min(cfg.actor.microbatch_tokens, model.max_positions), isinstance(cfg, RMConfig)
+        if pairs and not model.value_head:
+            model = without_vocabulary(model, head="value")
         setting = cls(
             **_trainer(cfg, model, gpu),
             trained=("actor",),
@@ -141,7 +142,7 @@ class Setting:
             memory_fraction=0.0,
             kv_cache_tokens=None,
             running_requests=1,
-            batch=Batch.of_examples(cfg.batch.examples_per_step, answers, longest, mean_length),
+            batch=Batch.of_examples(cfg.batch.examples_per_step, 2 if pairs else 1, longest, mean_length),
             policy_passes=0,
         )
         return setting.filled(dp=cfg.actor.parallel.dp)

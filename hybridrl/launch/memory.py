@@ -1,7 +1,10 @@
 """Refuses a launch on a machine that cannot hold it, by the memory that a plan counts."""
 
+from typing import Any
+
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import model_name
+from hybridrl.config.schema import Config
 from hybridrl.errors import ResourceError
 from hybridrl.estimate.gpus import only_memory
 from hybridrl.estimate.memory import Phase, least
@@ -11,7 +14,7 @@ from hybridrl.launch.shape import with_gpus
 from hybridrl.models.spec import ModelSpec
 
 
-def refuse_too_little_memory(loaded: LoadedConfig, model: ModelSpec, machine: Machine) -> None:
+def refuse_too_little_memory(loaded: LoadedConfig[Any], model: ModelSpec, machine: Machine) -> None:
     """
     Args:
         loaded: a config that the rules let pass.
@@ -23,7 +26,10 @@ def refuse_too_little_memory(loaded: LoadedConfig, model: ModelSpec, machine: Ma
     takes_gpus = bool(gpus and cfg.cluster.gpus_per_node)
     free = min(gpu.memory_bytes - gpu.used_bytes for gpu in gpus) if takes_gpus else machine.available_bytes
     known = only_memory(gpus[0].name, free) if takes_gpus else None
-    need = least(Setting.of(cfg, model, known))
+    setting = (
+        Setting.of(cfg, model, known) if isinstance(cfg, Config) else Setting.of_examples(cfg, model, known)
+    )
+    need = least(setting)
     if need.peak <= free:
         return
     what, has = ("a GPU", "has free") if takes_gpus else ("the machine", "has available")
@@ -38,4 +44,5 @@ def refuse_too_little_memory(loaded: LoadedConfig, model: ModelSpec, machine: Ma
 
 def _shares(need: Phase) -> str:
     training = need.weights + need.gradients + need.optimizer
-    return f"training {training / GIB:.1f}, engines {(need.engine + need.kv) / GIB:.1f}"
+    engines = need.engine + need.kv
+    return f"training {training / GIB:.1f}{f', engines {engines / GIB:.1f}' if engines else ''}"

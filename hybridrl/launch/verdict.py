@@ -131,7 +131,7 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
     errors = list({str(error): error for error in errors if error not in absent}.values())
     if not errors and model:
         errors = _layout_errors(loaded, model)
-    if not errors and model and scope.devices == "here" and isinstance(loaded.config, Config):
+    if not errors and model and scope.devices == "here":
         errors = _refusals(loaded, lambda: refuse_too_little_memory(loaded, model, this))
     return Verdict(loaded=loaded, model=model, errors=tuple(errors), absent=tuple(absent))
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import RMConfig
 from hybridrl.errors import ConfigError, LayoutError, ResourceError
 from hybridrl.estimate import memory, swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
@@ -16,7 +15,6 @@ from hybridrl.estimate.search import Proposal, search
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.verdict import SCOPES, verdict
-from hybridrl.models.spec import without_vocabulary
 from hybridrl.plan.swap_job import swap_job
 
 
@@ -81,13 +79,9 @@ def plan_examples(loaded: LoadedConfig[Any], machine: Machine, request: Request)
     if request.search or request.gpus:
         raise ConfigError("--search lays out trainer and engines, training on examples has no engines")
     found = verdict(loaded, SCOPES["plan"], machine)
-    model, loaded, pairs = found.known(), found.loaded, isinstance(loaded.config, RMConfig)
-    if pairs and not model.value_head:
-        model = without_vocabulary(model, head="value")
-    gpu, answers = gpu_of(loaded, machine), 2 if pairs else 1
-    setting = Setting.of_examples(
-        loaded.config, model, gpu, answers=answers, mean_length=request.mean_response
-    )
+    model, loaded = found.known(), found.loaded
+    gpu = gpu_of(loaded, machine)
+    setting = Setting.of_examples(loaded.config, model, gpu, mean_length=request.mean_response)
     if (refusal := _refusal(loaded, setting, machine)) is not None:
         raise refusal
     return Plan(setting=setting, machine=machine, refusal=None, swap=None, proposals=())

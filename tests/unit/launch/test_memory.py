@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridrl.config.load import load
+from hybridrl.config.load import load, load_as
+from hybridrl.config.supervised import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.errors import ResourceError, UserError
 from hybridrl.hosts.machine import GIB, GPU, Machine
 from hybridrl.launch.memory import refuse_too_little_memory
@@ -59,6 +60,18 @@ def test_a_gpu_of_any_make_is_asked_for_what_is_free(refused) -> None:
     assert "a GPU has free 23.0 GiB" in text and "raise actor.parallel.tp or pp" in text
     assert refused(node, "actor.parallel={tp: 4, pp: 2}", "rollout.parallel.tp=4") == ""
     assert refused(node, "cluster.gpus_per_node=0") == ""
+
+
+@pytest.mark.parametrize(("kind", "least"), [(SFTConfig, 113.5), (RMConfig, 105.4)])
+def test_training_on_examples_has_no_engines_and_a_reward_model_no_vocabulary(
+    tmp_path: Path, kind: type[SupervisedConfig], least: float
+) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("model: Qwen/Qwen2.5-7B\ndata: {train: t.jsonl}\nrun: {name: first}\n")
+    spec = read_published("Qwen/Qwen2.5-7B")
+    assert spec is not None
+    with pytest.raises(ResourceError, match=rf"needs at least {least} GiB \(training {least}\), the machine"):
+        refuse_too_little_memory(load_as(kind, file), spec, BARE)
 
 
 def test_a_preflight_asks(tmp_path: Path) -> None:

@@ -326,6 +326,13 @@ def test_training_on_examples(kind: str, override: str, message: str) -> None:
     assert message in "\n".join(errors) and code == (2 if message else 0)
 
 
+@pytest.mark.parametrize("kind", SUPERVISED)
+def test_training_on_examples_asks_for_memory(kind: str) -> None:
+    loaded = load_as(SUPERVISED[kind][0], Path("examples.yaml"))
+    small = replace(BARE, available_bytes=1000)
+    assert [len(verdict(loaded, SCOPES["launch"], machine).errors) for machine in (BARE, small)] == [0, 1]
+
+
 def known_to_teach() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in registry.names(PACKAGES["estimator"]):
         yield f"estimator {name}", {"estimator": name}
