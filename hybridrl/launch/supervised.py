@@ -89,9 +89,9 @@ def _checked(
     kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool
 ) -> tuple[LoadedConfig[Any], ModelSpec, Path, "Data | None"]:
     """The config with the GPUs of this machine, the model, its folder, and the data if that is there."""
-    machine, path = Machine.here(), loaded.config.model.path
+    machine, path, made = Machine.here(), loaded.config.model.path, loaded.config.model.make is not None
     say("doctor", machine.describe())
-    if hub.is_name(path) and hub.find_spec(path) is None and not dry_run:
+    if hub.is_name(path) and not made and hub.find_spec(path) is None and not dry_run:
         hub.fetch_spec(path, where=loaded.where("model.path"))
     found = verdict(loaded, SCOPES["launch"], machine)
     spec, folder = found.known(), _model_folder(loaded, dry_run=dry_run)

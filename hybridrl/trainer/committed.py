@@ -176,7 +176,7 @@ def _record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_bytes())
         own = record.pop(_OWN, None)
         whole = own in (None, _checksum_of(record)) and isinstance(record["files"], dict)
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", fix="use an earlier checkpoint") from error
     if not whole:
         raise CheckpointError(

@@ -96,6 +96,14 @@ def test_a_record_that_says_something_else_than_was_written_is_refused(tmp_path:
         committed.read(tmp_path / "now")
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "1", "not JSON"])
+def test_a_record_that_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+    write_checkpoint(tmp_path / "now")
+    (tmp_path / "now" / committed.RECORD).write_text(text)
+    with pytest.raises(CheckpointError, match="COMMITTED is damaged"):
+        committed.read(tmp_path / "now")
+
+
 def test_a_file_without_a_checksum_gets_one_and_a_lost_one_stops_the_commit(tmp_path: Path) -> None:
     for name in ("beside", "lost"):
         (tmp_path / f"{name}.tmp").mkdir()
