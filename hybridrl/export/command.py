@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from hybridrl.batch import TokenBlock
-from hybridrl.config.load import LoadedConfig, load
+from hybridrl.config.load import LoadedConfig, load, load_as
+from hybridrl.config.supervised import RMConfig, SFTConfig
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.data.source import load_source
 from hybridrl.data.tokenize import load_tokenizer
-from hybridrl.errors import RunFolderError
+from hybridrl.errors import ConfigError, RunFolderError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.shape import RunFiles
 from hybridrl.models import spec
@@ -121,7 +122,26 @@ def _files(run: Path) -> RunFiles:
 
 
 def _config(run: Path) -> LoadedConfig:
+    """
+    Raises:
+        RunFolderError: the run trained on examples.
+    """
+    for command, kind in (("sft", SFTConfig), ("rm", RMConfig)):
+        if _is_of(kind, run):
+            raise RunFolderError(
+                f"{run} is a run of `hybridrl {command}`, export makes models of reinforcement learning",
+                where=str(run / "resolved.yaml"),
+                fix=f"its own model is {RunFiles(run).export}; --resume writes it",
+            )
     return in_folders(load(run / "resolved.yaml"))
+
+
+def _is_of(kind: type[SFTConfig | RMConfig], run: Path) -> bool:
+    try:
+        load_as(kind, run / "resolved.yaml")
+    except ConfigError:
+        return False
+    return True
 
 
 def _checkpoint(files: RunFiles, step: int | None, base: str) -> tuple[checkpoints.Checkpoint, list[str]]:

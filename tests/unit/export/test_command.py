@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from checkpoint_values import FILE, flip_a_byte, write_checkpoint
 
-from hybridrl.errors import CheckpointError
+from hybridrl.errors import CheckpointError, RunFolderError
 from hybridrl.export.command import export_adapters, export_run
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.megatron import MegatronLayout
@@ -73,4 +73,15 @@ def test_a_checkpoint_of_another_model_is_refused(run: Path) -> None:
     run.with_name("model").rmdir()
     random_model(run.with_name("model"), "llama", seed=1, intermediate_size=32)
     with pytest.raises(CheckpointError, match="ffn_size is 64 there, 32 here"):
+        export_run(run, step=None, to=None)
+
+
+@pytest.mark.parametrize("command", ["sft", "rm"])
+def test_a_run_on_examples_is_told_from_one_of_reinforcement_learning(run: Path, command: str) -> None:
+    field = {"sft": "response_field: response", "rm": "chosen_field: chosen"}[command]
+    text = (
+        f"model: m\ndata: {{train: t.jsonl, {field}}}\nbatch: {{examples_per_step: 2}}\nrun: {{name: run}}\n"
+    )
+    (run / "resolved.yaml").write_text(text)
+    with pytest.raises(RunFolderError, match=f"a run of `hybridrl {command}`.*run/export"):
         export_run(run, step=None, to=None)
