@@ -70,7 +70,7 @@ def test_the_summary_has_the_run_and_the_facts(tmp_path) -> None:
         summary["swap_checksums_ok"] is True and summary["machine"] == {"cores": 2} and summary["seed"] == 0
     )
     assert summary["seconds_by_phase"].keys() == {"testing", "step", "gen", "save_checkpoint"}
-    assert 0 < summary["train_wall_s"] < 60
+    assert 0 <= summary["train_wall_s"] < 60  # in tenths
 
 
 def test_metrics_of_the_trainer_win(tmp_path) -> None:
