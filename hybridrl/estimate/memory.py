@@ -140,6 +140,8 @@ def activations(setting: Setting, stage: int) -> float:
     flying = in_flight(setting, stage, num_microbatches(setting))
     entry = layer(setting, moe=False).input  # of the first layer, from the embedding or the stage before
     held = flying * (kept + (0.0 if full else entry)) * width
+    if setting.train.vpp > 1:  # an interleaved pipeline keeps what each chunk has sent
+        held += flying * setting.train.vpp * entry * width
     if stage != setting.train.pp - 1:
         return held + (again + backward) * width
     final = entry * norm_outputs(setting) * width

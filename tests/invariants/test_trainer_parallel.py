@@ -157,6 +157,14 @@ def test_the_agreement_with_the_engine_is_over_all_trained_tokens(runs, plain) -
         assert correlation == pytest.approx(np.corrcoef(p, q)[0, 1], abs=1e-5)
 
 
+def test_messages_of_an_interleaved_pipeline_may_leave_late(models, plain, tmp_path) -> None:
+    shape, model = SHAPES["vpp2"], plain["deep"]
+    args = ([models["deep"]], shape.parallel, shape.cuts, 2, tmp_path)
+    for rank in on_ranks(shape.parallel.num_ranks, scenarios.train_with_slow_sends, *args):
+        reports = [(report["loss"], report["grad_norm"]) for report in rank[0]["reports"]]
+        np.testing.assert_allclose(reports, model["steps"][:2], rtol=RELATIVE)
+
+
 SOLVED = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
 OPTIMIZER = {"lr": 1e-3, "eps": 1e-4}
 ALGORITHMS = {

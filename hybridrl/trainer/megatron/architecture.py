@@ -110,7 +110,9 @@ def _parallel(setup: RankSetup, device: torch.device) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": parallel.vpp if several_chunks else None,
         "pipeline_model_parallel_layout": _stages(parallel.stage_layers),
         "variable_seq_lengths": parallel.pp > 1,  # packed microbatches differ in length
-        "deallocate_pipeline_outputs": True,
+        # Interleaved schedules free an output before its asynchronous send has ended (Megatron 0.16): the
+        # receiver then gets whatever the memory holds by now.
+        "deallocate_pipeline_outputs": not several_chunks,
         # Batched messages give an interleaved pipeline wrong gradients (Megatron 0.16).
         "overlap_p2p_comm": several_chunks,
         "batch_p2p_comm": not several_chunks,
