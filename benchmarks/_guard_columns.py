@@ -34,7 +34,7 @@ def kl_of_vocabulary(
     tokens: int = 64,
     vocabulary: int = 8,
     scale: float = 1.0,
-    apart: float = 0.0,
+    separate: float = 0.0,
     ref_scale: float | None = None,
     heavy: bool = False,
     temperature: float = 1.0,
@@ -60,7 +60,7 @@ def kl_of_vocabulary(
         distance = torch.randn(shape, generator=draw)
         if heavy:
             distance /= torch.randn(shape, generator=draw)
-        ref = policy + apart * distance if ref_scale is None else ref_scale * distance
+        ref = policy + separate * distance if ref_scale is None else ref_scale * distance
         engine = policy + noise * torch.randn(shape, generator=draw) if noise else policy
         logps = [(logits / temperature).log_softmax(-1) for logits in (policy, ref, engine)]
         chance = torch.empty(shape).exponential_(generator=draw)
@@ -137,23 +137,25 @@ def _one_trajectory(mask_T: Tensor) -> Tokens:
 _KL = partial(partial, kl_of_vocabulary)
 COLUMNS: dict[str, dict[str, Regime]] = {
     "kl_sign": {
-        "flat policy, reference near": _KL(apart=0.05),
-        "flat policy, reference far": _KL(apart=1.0),
+        "flat policy, reference near": _KL(separate=0.05),
+        "flat policy, reference far": _KL(separate=1.0),
         "flat policy, sharp reference": _KL(ref_scale=8.0),
-        "sharp policy, reference near": _KL(scale=8.0, apart=0.3),
-        "sharp policy, reference far": _KL(scale=8.0, apart=3.0),
+        "sharp policy, reference near": _KL(scale=8.0, separate=0.3),
+        "sharp policy, reference far": _KL(scale=8.0, separate=3.0),
         "sharp policy, flat reference": _KL(scale=8.0, ref_scale=1.0),
         "policy is the reference": _KL(),
         "policy is the reference, rounded": _KL(rounding=1e-6),
-        "Cauchy distances": _KL(apart=0.3, heavy=True),
-        "4 tokens": _KL(tokens=4, apart=0.5),
-        "temperature 0.6": _KL(scale=2.0, apart=0.3, temperature=0.6),
-        "half of the tokens trained": _KL(apart=0.3, trained_share=0.5),
-        "engine in bf16, reference near": _KL(noise=0.05, apart=0.01),
+        "Cauchy distances": _KL(separate=0.3, heavy=True),
+        "4 tokens": _KL(tokens=4, separate=0.5),
+        "temperature 0.6": _KL(scale=2.0, separate=0.3, temperature=0.6),
+        "half of the tokens trained": _KL(separate=0.3, trained_share=0.5),
+        "engine in bf16, reference near": _KL(noise=0.05, separate=0.01),
         "engine in bf16, policy is the reference": _KL(noise=0.05),
-        "engine in fp8, reference near": _KL(noise=0.1, apart=0.02),
-        "engine in fp8, 2048 tokens, reference near": _KL(tokens=2048, vocabulary=2, noise=0.1, apart=0.02),
-        "answers of an older policy": _KL(noise=0.5, apart=0.3, on_policy=False),
+        "engine in fp8, reference near": _KL(noise=0.1, separate=0.02),
+        "engine in fp8, 2048 tokens, reference near": _KL(
+            tokens=2048, vocabulary=2, noise=0.1, separate=0.02
+        ),
+        "answers of an older policy": _KL(noise=0.5, separate=0.3, on_policy=False),
         "256 tokens, rare ones 1e-3": partial(kl_of_rare_tokens, tokens=256, rare=1e-3),
         "1024 tokens, rare ones 1e-4": partial(kl_of_rare_tokens, tokens=1024, rare=1e-4),
         "1024 tokens, rare ones 1e-3": partial(kl_of_rare_tokens, tokens=1024, rare=1e-3, spread=2.0),

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks._reshard_peers import Swap
-from hybridrl.reshard.exchange import Carrier, Exchange, Half
+from hybridrl.reshard.exchange import Carrier, Exchange, Side
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.plan import Job, Transfer
 from hybridrl.reshard.routes import routes
@@ -50,10 +50,10 @@ class OverGloo:
         self._local.write(self._sources)
         self._exchange.run(self._swap.held)
 
-    def _halves(self, by_peer: Mapping[int, Sequence[Transfer]]) -> dict[int, Half]:
+    def _halves(self, by_peer: Mapping[int, Sequence[Transfer]]) -> dict[int, Side]:
         dtype = next(iter(self._swap.held.values())).dtype
         tables = {peer: tabulate(transfers) for peer, transfers in by_peer.items()}
-        return {peer: Half(table, (dtype,) * len(table.targets)) for peer, table in tables.items()}
+        return {peer: Side(table, (dtype,) * len(table.targets)) for peer, table in tables.items()}
 
 
 class InPlace:

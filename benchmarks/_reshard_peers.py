@@ -283,10 +283,10 @@ def _module(layout: MegatronLayout, rank: int, tensors: Mapping[str, Tensor]) ->
     for name, (row, site) in _tensors(layout, rank).items():
         parameter: Any = torch.nn.Parameter(tensors[name], requires_grad=False)
         parameter.allreduce = not row.row.per_expert
-        if site.cut != "whole":
+        if site.sharding != "whole":
             parameter.tensor_model_parallel = True
-            parameter.partition_dim = 1 if site.cut == "columns" else 0
-            parameter.partition_stride = len(row.blocks) if site.cut == "rows" else 1
+            parameter.partition_dim = 1 if site.sharding == "columns" else 0
+            parameter.partition_stride = len(row.blocks) if site.sharding == "rows" else 1
         _register(root, name, parameter)
     return root
 

@@ -87,8 +87,8 @@ class Workload:
     @property
     def topology(self) -> Topology:
         """As long as nobody permutes the engines' ranks."""
-        deal = Topology.colocated if self.colocated else Topology.apart
-        return deal(self.source.world_size, [engine.world_size for engine in self.targets], NODE_SIZE)
+        partition = Topology.colocated if self.colocated else Topology.separate
+        return partition(self.source.world_size, [engine.world_size for engine in self.targets], NODE_SIZE)
 
     @property
     def title(self) -> str:

@@ -33,7 +33,7 @@ RESULT = {
     "pieces_over_naive": "ratios of memory and of time",
 }
 
-Way = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Case = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def main() -> None:
@@ -112,15 +112,15 @@ def kept(hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor) -> tuple[Tensor
 
 def pieces(hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor) -> tuple[Tensor, Tensor]:
     shard = Shard(first=0, num_entries=len(weight_VH), group=_everyone())
-    piece = LOGITS_AT_ONCE // len(hidden_RH)
-    return linear_logprob(hidden_RH, weight_VH, target_R, shard, temperature=1.0, piece=piece)
+    chunk = LOGITS_AT_ONCE // len(hidden_RH)
+    return linear_logprob(hidden_RH, weight_VH, target_R, shard, temperature=1.0, chunk=chunk)
 
 
 def _everyone() -> dist.ProcessGroup:
     return cast(dist.ProcessGroup, dist.group.WORLD)  # there is one: measure() began it
 
 
-WAYS: dict[str, Way] = {"naive": naive, "kept": kept, "pieces": pieces}
+WAYS: dict[str, Case] = {"naive": naive, "kept": kept, "pieces": pieces}
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks._report import arguments, publish
-from hybridrl.data.packing import share_out
+from hybridrl.data.packing import partition_rows
 
 RESULT = {
     "batches": "over which each number is a mean",
@@ -57,7 +57,7 @@ def plan(case: tuple[int, int, int], seed: int, attention_length: float) -> dict
     length_N = draw_lengths(count, limit, seed)
     budget = limit + PROMPT_TOKENS
     began = time.perf_counter()
-    shared = share_out(
+    shared = partition_rows(
         np.arange(count),
         length_N,
         num_ranks=num_ranks,

@@ -54,12 +54,12 @@ def divergence_metrics(
     correlation."""
     old_T, rollout_T = masked(old_logp_T, tokens).double(), masked(rollout_logp_T, tokens).double()
     moved_T = (old_T - rollout_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    apart_T, probs_apart_T = moved_T.abs(), masked((old_T.exp() - rollout_T.exp()).abs(), tokens)
+    gap_T, probs_gap_T = moved_T.abs(), masked((old_T.exp() - rollout_T.exp()).abs(), tokens)
     k3_T = masked(torch.expm1(moved_T) - moved_T, tokens)
-    kl, k3, square, apart = _means(
-        reduce, tokens, -moved_T, k3_T, masked((2 * moved_T).exp(), tokens), apart_T
+    kl, k3, square, difference = _means(
+        reduce, tokens, -moved_T, k3_T, masked((2 * moved_T).exp(), tokens), gap_T
     )
-    probs_mean, probs_std = _mean_std(probs_apart_T, tokens, reduce)
+    probs_mean, probs_std = _mean_std(probs_gap_T, tokens, reduce)
     has_S = sequence_length(tokens, torch.float64) > 0
     old_S, rollout_S = -sequence_mean(old_T, tokens), -sequence_mean(rollout_T, tokens)
     product_S = (2 * sequence_sum(moved_T, tokens)).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -74,11 +74,11 @@ def divergence_metrics(
         "rollout_corr/training_ppl": old_ppl,
         "rollout_corr/rollout_ppl": rollout_ppl,
         "rollout_corr/log_ppl_diff": log_ppl,
-        "rollout_corr/logp_abs_diff_mean": apart,
-        "rollout_corr/logp_abs_diff_max": _range(apart_T, tokens, reduce)[1],
+        "rollout_corr/logp_abs_diff_mean": difference,
+        "rollout_corr/logp_abs_diff_max": _range(gap_T, tokens, reduce)[1],
         "training/rollout_probs_diff_mean": probs_mean,
         "training/rollout_probs_diff_std": probs_std,
-        "training/rollout_probs_diff_max": _range(probs_apart_T, tokens, reduce)[1],
+        "training/rollout_probs_diff_max": _range(probs_gap_T, tokens, reduce)[1],
         "training/rollout_actor_probs_pearson_corr": _pearson(old_T.exp(), rollout_T.exp(), tokens, reduce),
     }
 

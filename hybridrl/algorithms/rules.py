@@ -14,7 +14,7 @@ from hybridrl.algorithms.needs import GROUP_COLUMNS, Needs
 from hybridrl.columns import given_by, not_computed
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.presets import PRESETS
-from hybridrl.config.rules.base import World
+from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.config.section import PluginConfig
 from hybridrl.errors import ConfigError, HybridRLError, UserCodeError
@@ -23,7 +23,7 @@ from hybridrl.outside import is_outside
 _Errors = Iterator[ConfigError]
 
 
-def algorithm_fits_the_run(loaded: LoadedConfig[Config], world: World) -> Iterator[HybridRLError]:
+def algorithm_fits_the_run(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[HybridRLError]:
     """A rule as those of config.rules. Code from outside is imported."""
     try:
         yield from map(loaded.locate, _errors(loaded.config))

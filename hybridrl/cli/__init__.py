@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from hybridrl import __version__
 from hybridrl.cli.console import ConfigPath, ForCommand, Overrides, err, out, say
-from hybridrl.cli.look import algo_app, config_app
+from hybridrl.cli.inspect import algo_app, config_app
 from hybridrl.errors import ConfigError, HybridRLError, UserError
 
 INTERRUPTED = 130
@@ -139,10 +139,10 @@ def plan(
 ) -> None:
     """Show what a config needs before it runs: batch, memory, weight swap, time; refuse what cannot fit."""
     from hybridrl.config.load import load, load_as
-    from hybridrl.config.supervised import RMConfig, SFTConfig
+    from hybridrl.config.sft_rm import RMConfig, SFTConfig
     from hybridrl.hosts.machine import Machine
     from hybridrl.plan import command as planning
-    from hybridrl.plan import report as plan_report
+    from hybridrl.plan import plan_report
 
     request = planning.Request(search=search, gpus=gpus, mean_response=mean_response)
     if command == "launch":
@@ -186,9 +186,11 @@ def sft(
     config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
 ) -> None:
     """Supervised fine-tuning: learn the answers of examples, before reinforcement learning or instead."""
-    from hybridrl.launch import supervised
+    from hybridrl.launch import supervised_run
 
-    code = supervised.launch(supervised.SFT, config, overrides or [], say, resume=resume, dry_run=dry_run)
+    code = supervised_run.launch(
+        supervised_run.SFT, config, overrides or [], say, resume=resume, dry_run=dry_run
+    )
     raise typer.Exit(code)
 
 
@@ -197,9 +199,11 @@ def rm(
     config: ConfigPath, overrides: Overrides = None, resume: Resume = False, dry_run: DryRun = False
 ) -> None:
     """Train a reward model: learn from pairs of answers which of the two is better."""
-    from hybridrl.launch import supervised
+    from hybridrl.launch import supervised_run
 
-    code = supervised.launch(supervised.RM, config, overrides or [], say, resume=resume, dry_run=dry_run)
+    code = supervised_run.launch(
+        supervised_run.RM, config, overrides or [], say, resume=resume, dry_run=dry_run
+    )
     raise typer.Exit(code)
 
 

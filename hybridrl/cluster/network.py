@@ -15,7 +15,7 @@ from ray.util import get_node_ip_address
 from hybridrl.cluster.placement import Placing
 from hybridrl.errors import ResourceError
 
-Meet = Callable[[str], str]
+Rendezvous = Callable[[str], str]
 """Name of a group of ranks -> where they meet, as torch.distributed takes it; a new place at each call."""
 
 _PORTS = range(20_000, 30_000, 8)
@@ -42,12 +42,12 @@ class Network:
         return f"{self.address}:{self.ports[-1]}"
 
 
-def in_folder(folder: Path) -> Meet:
+def in_folder(folder: Path) -> Rendezvous:
     """On one machine."""
     return lambda name: f"file://{folder.resolve() / f'{name}-{secrets.token_hex(8)}'}"
 
 
-def at(network: Network) -> Meet:
+def at(network: Network) -> Rendezvous:
     """On the node of every group's first rank."""
     ports = iter(network.ports[:-1])
     return lambda name: f"tcp://{network.address}:{next(ports)}"
@@ -59,8 +59,8 @@ def networks(place: Placing, num_nodes: int, *, timeout_s: float) -> list[Networ
     Raises:
         ResourceError: a node has no interface with the address that Ray knows it by.
     """
-    look = ray.remote(max_retries=0)(_here)
-    return ray.get([look.options(**place(node)).remote() for node in range(num_nodes)], timeout=timeout_s)
+    asked = ray.remote(max_retries=0)(_here)
+    return ray.get([asked.options(**place(node)).remote() for node in range(num_nodes)], timeout=timeout_s)
 
 
 def _here() -> Network:

@@ -48,9 +48,9 @@ def reserved(slots: Sequence[int], gpus_per_node: int = 0, *, timeout_s: float) 
 
 def gpu_names(place: Placing, num_nodes: int, gpus_per_node: int) -> list[list[str]]:
     """Of the GPUs that are held on each node: what CUDA_VISIBLE_DEVICES takes there."""
-    look = ray.remote(max_retries=0)(_given)
+    asked = ray.remote(max_retries=0)(_given)
     asked = [
-        look.options(**{**place(node), "num_cpus": 0, "num_gpus": gpus_per_node}).remote()
+        asked.options(**{**place(node), "num_cpus": 0, "num_gpus": gpus_per_node}).remote()
         for node in range(num_nodes)
     ]
     return ray.get(asked, timeout=_PROBE_S)

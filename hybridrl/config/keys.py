@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from hybridrl.config.meanings import MEANINGS
 from hybridrl.config.schema import Config, ModelConfig, RewardModelConfig, SourceConfig
 from hybridrl.config.section import PluginConfig, SectionOf
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import HybridRLError
 
 ROOTS: tuple[type[BaseModel], ...] = (Config, SFTConfig, RMConfig)

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 from hybridrl import __version__
 from hybridrl.config.load import LoadedConfig, load_as, values
 from hybridrl.config.schema import Config
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.config.strict_yaml import inline
-from hybridrl.config.supervised import SupervisedConfig
 from hybridrl.errors import ConfigError, RunFolderError, refuse
 
 MAY_CHANGE = frozenset(

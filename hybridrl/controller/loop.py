@@ -51,13 +51,13 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
         with observe.span("wait_for_batch"):
             rollouts = await buffer.take()
         if not cfg.batch.max_lag:  # else engines answer meanwhile
-            await roles.engine.rest()
+            await roles.engine.sleep()
         batch = Batch.pack(step, rollouts.groups)
         refuse_stale(batch, cfg.batch.max_lag)
         with observe.span("adv"):
             for finding in roles.credit(batch):
                 observe.warn(finding.guard, finding.text)
-        minibatches = roles.plan_minibatches(batch)
+        minibatches = roles.pack_minibatches(batch)
         with observe.span("old_log_prob"):
             metrics = await trainer.load(batch, minibatches)
         with observe.span("update_actor"):

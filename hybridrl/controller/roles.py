@@ -34,7 +34,7 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    async def rest(self) -> None:
+    async def sleep(self) -> None:
         """Nothing is asked before the next swap: memory that only answering needs is the trainer's."""
         ...
 
@@ -151,7 +151,7 @@ class Roles:
     engine: RolloutEngine
     reward: Reward
     credit: CreditAssignment
-    plan_minibatches: PlanMinibatches
+    pack_minibatches: PlanMinibatches
     trainer: PolicyTrainer
     sync: WeightSync
     evaluator: HeldOut | None

@@ -13,12 +13,12 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from hybridrl.batch import TokenBlock
-from hybridrl.config.supervised import ExamplesConfig, RMDataConfig, SFTDataConfig
+from hybridrl.config.sft_rm import ExamplesConfig, RMDataConfig, SFTDataConfig
 from hybridrl.data.tables import Row
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 
-Piece = tuple[str, bool]
+Segment = tuple[str, bool]
 """Text of a part of a conversation, and whether it is an answer of the model."""
 
 
@@ -27,7 +27,7 @@ class Encoded:
     """Encoded of one conversation."""
 
     token_ids: list[int]
-    learnt: list[bool]
+    trained: list[bool]
     """Of each token. In a pair: only of one more token at the end, which stands for the score."""
 
 
@@ -80,14 +80,14 @@ class Conversations:
         self._data, self._writer = data, _Writer(data, tokenizer, where)
 
     def encode(self, rows: Sequence[Row], places: Sequence[str]) -> list[Example]:
-        pieces = [list(self._pieces(row, place)) for row, place in zip(rows, places, strict=True)]
-        sequences = self._writer.tokenise(pieces)
+        segments = [list(self._segments(row, place)) for row, place in zip(rows, places, strict=True)]
+        sequences = self._writer.tokenise(segments)
         for sequence, place in zip(sequences, places, strict=True):
-            if not any(sequence.learnt):
+            if not any(sequence.trained):
                 raise DataError(f"{place}: no token of the answer is left to learn")
         return [Example((sequence,)) for sequence in sequences]
 
-    def _pieces(self, row: Row, place: str) -> Iterator[Piece]:
+    def _segments(self, row: Row, place: str) -> Iterator[Segment]:
         field = self._data.messages_field
         if field is None:
             prompt, answer = (
@@ -106,8 +106,8 @@ class Pairs:
         self._score_token = tokenizer.stop_token_ids[0] if tokenizer.stop_token_ids else 0
 
     def encode(self, rows: Sequence[Row], places: Sequence[str]) -> list[Example]:
-        pieces = list(chain.from_iterable(map(self._both, rows, places)))
-        scored = [self._scored(sequence) for sequence in self._writer.tokenise(pieces)]
+        segments = list(chain.from_iterable(map(self._both, rows, places)))
+        scored = [self._scored(sequence) for sequence in self._writer.tokenise(segments)]
         for place, chosen, rejected in zip(places, scored[::2], scored[1::2], strict=True):
             if chosen == rejected:
                 raise DataError(f"{place}: chosen and rejected are the same", fix="drop the row")
@@ -117,13 +117,13 @@ class Pairs:
             for chosen, rejected, margin in zip(scored[::2], scored[1::2], margins, strict=True)
         ]
 
-    def _both(self, row: Row, place: str) -> list[list[Piece]]:
+    def _both(self, row: Row, place: str) -> list[list[Segment]]:
         return [
-            list(self._pieces(row, field, place))
+            list(self._segments(row, field, place))
             for field in (self._data.chosen_field, self._data.rejected_field)
         ]
 
-    def _pieces(self, row: Row, field: str, place: str) -> Iterator[Piece]:
+    def _segments(self, row: Row, field: str, place: str) -> Iterator[Segment]:
         answer = _column(row, field, place)
         if isinstance(answer, list):
             return self._writer.conversation(answer, place)
@@ -132,7 +132,7 @@ class Pairs:
     def _scored(self, sequence: Encoded) -> Encoded:
         """Up to the end of its last answer, where a rollout ends too, and a token that stands for the score:
         the model never reads it, its place takes what the model says of all before."""
-        end = len(sequence.learnt) - sequence.learnt[::-1].index(True)
+        end = len(sequence.trained) - sequence.trained[::-1].index(True)
         return Encoded([*sequence.token_ids[:end], self._score_token], [*[False] * end, True])
 
     def _margin(self, row: Row, place: str) -> float:
@@ -164,7 +164,7 @@ class _Writer:
                 "the tokenizer has no token that ends an answer", where=where, fix="use one with an eos_token"
             )
 
-    def answered(self, prompt: Any, answer: Any, place: str) -> Iterator[Piece]:
+    def answered(self, prompt: Any, answer: Any, place: str) -> Iterator[Segment]:
         """A prompt and the answer to it."""
         if not isinstance(answer, str) or not answer.strip():
             raise DataError(f"{place}: the answer is {_shown(answer)}, not text", fix="drop the row")
@@ -177,7 +177,7 @@ class _Writer:
             raise DataError(f"{place}: the prompt is {_shown(prompt)}, neither text nor a list of messages")
         return self.conversation([*asked, {"role": "assistant", "content": answer}], place)
 
-    def conversation(self, messages: Any, place: str) -> Iterator[Piece]:
+    def conversation(self, messages: Any, place: str) -> Iterator[Segment]:
         """A list of messages, up to its last answer.
 
         Raises:
@@ -191,7 +191,7 @@ class _Writer:
             raise DataError(f"{place}: no message of the assistant to learn")
         written = ""
         for turn, i in enumerate(answers):
-            for text, learnt in (
+            for text, trained in (
                 (self._render(messages[:i], False), False),
                 (self._render(messages[: i + 1], True), True),
             ):
@@ -201,36 +201,38 @@ class _Writer:
                         "once more follows, so not all of its answers can be learnt at once",
                         fix="give each answer a row of its own, with the turns before it as its prompt",
                     )
-                yield text[len(written) :], learnt
+                yield text[len(written) :], trained
                 written = text
 
     def _render(self, messages: Sequence[Message], answered: bool) -> str:
         return self._tokenizer.render(messages, answered=answered) if messages else ""
 
-    def tokenise(self, conversations: Sequence[Sequence[Piece]]) -> list[Encoded]:
-        ids = iter(self._ids([piece for pieces in conversations for piece in pieces]))
-        return [self._joined([(next(ids), learnt) for _, learnt in pieces]) for pieces in conversations]
+    def tokenise(self, conversations: Sequence[Sequence[Segment]]) -> list[Encoded]:
+        ids = iter(self._ids([segment for segments in conversations for segment in segments]))
+        return [self._joined([(next(ids), trained) for _, trained in segments]) for segments in conversations]
 
-    def _ids(self, pieces: Sequence[Piece]) -> list[list[int]]:
+    def _ids(self, segments: Sequence[Segment]) -> list[list[int]]:
         """Of all pieces in two calls. Plain text gets the tokenizer's own beginning, and an end token."""
         plain = self._data.chat_template == "none"
         asked = iter(
-            self._tokenizer.encode([t for t, learnt in pieces if not learnt], add_special_tokens=plain)
+            self._tokenizer.encode([t for t, trained in segments if not trained], add_special_tokens=plain)
         )
-        told = iter(self._tokenizer.encode([t for t, learnt in pieces if learnt], add_special_tokens=False))
+        told = iter(
+            self._tokenizer.encode([t for t, trained in segments if trained], add_special_tokens=False)
+        )
         end: list[int] = [cast(int, self._tokenizer.hf.eos_token_id)] if plain else []
-        return [[*next(told), *end] if learnt else next(asked) for _, learnt in pieces]
+        return [[*next(told), *end] if trained else next(asked) for _, trained in segments]
 
     def _joined(self, parts: Sequence[tuple[list[int], bool]]) -> Encoded:
         tokens: list[int] = []
-        learnt: list[bool] = []
+        trained: list[bool] = []
         for ids, is_answer in parts:
             end = self._end(ids) if is_answer else 0
             tokens += ids
-            learnt += [True] * end + [False] * (len(ids) - end)
-        if learnt[0]:  # nothing stands before it to predict it from
-            learnt[0] = False
-        return Encoded(tokens, learnt)
+            trained += [True] * end + [False] * (len(ids) - end)
+        if trained[0]:  # nothing stands before it to predict it from
+            trained[0] = False
+        return Encoded(tokens, trained)
 
     def _end(self, ids: Sequence[int]) -> int:
         """Encoded of an answer up to the last one that ends it; all, where the template writes none."""
@@ -242,12 +244,12 @@ def block_of(examples: Sequence[Example]) -> TokenBlock:
     """Their sequences, one a row, in order."""
     sequences = [sequence for example in examples for sequence in example.sequences]
     length_N = np.array([len(sequence.token_ids) for sequence in sequences], np.int64)
-    learnt_T = np.array([learnt for sequence in sequences for learnt in sequence.learnt], bool)
+    trained_T = np.array([trained for sequence in sequences for trained in sequence.trained], bool)
     return TokenBlock(
         token_T=np.array([token for sequence in sequences for token in sequence.token_ids], np.int32),
         start_N=np.concatenate([[0], np.cumsum(length_N)]),
-        prompt_tokens_N=np.array([sequence.learnt.index(True) for sequence in sequences], np.int32),
-        loss_mask_T=learnt_T,
+        prompt_tokens_N=np.array([sequence.trained.index(True) for sequence in sequences], np.int32),
+        loss_mask_T=trained_T,
     )
 
 

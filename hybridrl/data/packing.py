@@ -16,7 +16,7 @@ from hybridrl.batch import Batch, Minibatch
 from hybridrl.errors import ConfigError, DataError
 
 
-def plan_minibatches(
+def pack_minibatches(
     batch: Batch,
     *,
     minibatch_prompts: int,
@@ -84,7 +84,7 @@ def _minibatch(
     attention_length: float,
 ) -> Minibatch:
     trained, length = batch.trained_N[rows], batch.length_N[rows]
-    shared = share_out(
+    shared = partition_rows(
         rows,
         length,
         num_ranks=num_ranks,
@@ -102,7 +102,7 @@ def _minibatch(
     )
 
 
-def share_out(
+def partition_rows(
     rows: np.ndarray,
     length: np.ndarray,
     *,

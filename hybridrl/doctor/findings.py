@@ -5,7 +5,7 @@ Thresholds are what a run of the quickstart takes, or what the maker of a part d
 
 from collections.abc import Callable, Iterator, Sequence
 
-from hybridrl.doctor.report import Finding, Report, Status
+from hybridrl.doctor.doctor_report import Finding, Report, Status
 from hybridrl.hosts.facts import Facts, Folder
 from hybridrl.hosts.machine import GIB, LOOPBACK
 

@@ -36,8 +36,8 @@ def layer(setting: Setting, *, moe: bool) -> Layer:
     Args:
         moe: a layer with experts.
     """
-    model, cut = setting.model, setting.train
-    hidden = model.hidden_size / (cut.tp if setting.sequence_parallel else 1)
+    model, sharding = setting.model, setting.train
+    hidden = model.hidden_size / (sharding.tp if setting.sequence_parallel else 1)
     norms = _norms(setting, hidden)
     attention = _attention(setting)
     width = _ffn_width(setting, moe=moe)
@@ -100,10 +100,12 @@ def _latent_attention(setting: Setting) -> float:
 
 def _ffn_width(setting: Setting, *, moe: bool) -> float:
     """Columns of gated feed-forward that a token passes on this rank."""
-    model, cut = setting.model, setting.train
+    model, sharding = setting.model, setting.train
     if not moe:
-        return model.ffn_size / cut.tp
-    return (model.experts_per_token * model.expert_ffn_size) / cut.tp + model.shared_ffn_size / cut.tp
+        return model.ffn_size / sharding.tp
+    return (
+        model.experts_per_token * model.expert_ffn_size
+    ) / sharding.tp + model.shared_ffn_size / sharding.tp
 
 
 def _routed(setting: Setting) -> float:
@@ -111,8 +113,8 @@ def _routed(setting: Setting) -> float:
 
     A rank has tokens / tp of the sequence, and gets as many as it sends.
     """
-    model, cut = setting.model, setting.train
-    share = 1 / cut.tp if setting.sequence_parallel else 1
+    model, sharding = setting.model, setting.train
+    share = 1 / sharding.tp if setting.sequence_parallel else 1
     return (2 * model.experts_per_token * model.hidden_size + 2 * model.num_experts) * share
 
 
@@ -130,13 +132,13 @@ def loss_bytes(setting: Setting, trained: float, *, backward: bool) -> float:
         return selected
     if trained * share <= LOGITS_AT_ONCE:
         return selected + trained * share * (width + 4 + 4)  # logits, their scores, the exponentials of these
-    piece = max(1, LOGITS_AT_ONCE // trained) * trained
+    chunk = max(1, LOGITS_AT_ONCE // trained) * trained
     if not backward:
-        return selected + piece * (width if setting.fused else width + 4 + 4)
+        return selected + chunk * (width if setting.fused else width + 4 + 4)
     # A piece's gradient is there until the next has its own. Fused, that one is written over the logits.
-    pieces = 2 * width if setting.fused else 2 * width + 3 * 4
+    entry_bytes = 2 * width if setting.fused else 2 * width + 3 * 4
     gradients = share * model.hidden_size * width + trained * model.hidden_size * 4
-    return selected + gradients + piece * pieces
+    return selected + gradients + chunk * entry_bytes
 
 
 def in_flight(setting: Setting, stage: int, microbatches: int) -> float:

@@ -69,12 +69,12 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
     for axis in ("tp", "pp", "cp", "ep"):
         was = getattr(setting.train, axis)
         for size in _powers(was * 2, setting.num_gpus):
-            recut = setting.recut(**{axis: size})
-            yield Change(key=f"actor.parallel.{axis}", value=size, was=was, setting=recut)
+            with_sharding = setting.with_sharding(**{axis: size})
+            yield Change(key=f"actor.parallel.{axis}", value=size, was=was, setting=with_sharding)
     for size in _powers(setting.engine.tp * 2, setting.num_gpus):
         engine = setting.engine.model_copy(update={"tp": size})
-        recut = replace(setting, engine=engine).filled(dp=setting.train.dp)
-        yield Change(key="rollout.parallel.tp", value=size, was=setting.engine.tp, setting=recut)
+        with_sharding = replace(setting, engine=engine).filled(dp=setting.train.dp)
+        yield Change(key="rollout.parallel.tp", value=size, was=setting.engine.tp, setting=with_sharding)
     was = setting.memory_fraction
     for fraction in (step / 20 for step in range(19, 5, -1)):
         yield from _change(setting, "rollout.memory_fraction", was, fraction, memory_fraction=fraction)

@@ -95,15 +95,17 @@ def training(setting: Setting, stage: int) -> Phase:
     """Forward and backward of the fullest microbatch, and the optimizer step."""
     held = resident(setting, stage)
     scratch = 0.0 if setting.fused else _optimizer_scratch(setting, stage)
-    here = [setting.alone(role) for role in setting.trained if not setting.is_apart(role)]
+    here = [setting.alone(role) for role in setting.trained if not setting.is_dedicated(role)]
     kept = max(activations(own, stage) for own in here)
-    kept += sum(_fullest(setting, role, activations) for role in setting.trained if setting.is_apart(role))
+    kept += sum(
+        _fullest(setting, role, activations) for role in setting.trained if setting.is_dedicated(role)
+    )
     return _trainer_phase(setting, f"train, stage {stage}", held, max(kept, scratch))
 
 
 def logprobs(setting: Setting, stage: int) -> Phase:
     """A forward pass without gradients. Ranks beside the actor's make theirs at the same time."""
-    beside: list[Role] = [role for role in (*setting.trained, *setting.frozen) if setting.is_apart(role)]
+    beside: list[Role] = [role for role in (*setting.trained, *setting.frozen) if setting.is_dedicated(role)]
     at_once = _forward_bytes(setting, stage) + sum(_fullest(setting, role, _forward_bytes) for role in beside)
     return _trainer_phase(setting, f"logprobs, stage {stage}", resident(setting, stage), at_once)
 
@@ -186,8 +188,8 @@ def engine_weights(setting: Setting) -> float:
 
 def kv_bytes_per_token(setting: Setting) -> float:
     """Of one rank of an engine, for every token in its cache."""
-    model, cut = setting.model, setting.engine
-    ranks = cut.tp // cut.attention_copies
+    model, sharding = setting.model, setting.engine
+    ranks = sharding.tp // sharding.attention_copies
     shared_by = 1 if model.latent else min(ranks, model.num_kv_heads)
     return model.kv_cache_size * setting.engine_bytes / shared_by
 
@@ -294,10 +296,10 @@ def _trainer_phase(setting: Setting, name: str, held: Resident, activations: flo
 
 def _groups(setting: Setting) -> Iterator[Setting]:
     """The actor's ranks with the models that are on them, and every group of ranks beside these."""
-    trained = tuple(role for role in setting.trained if not setting.is_apart(role))
-    frozen = tuple(role for role in setting.frozen if not setting.is_apart(role))
+    trained = tuple(role for role in setting.trained if not setting.is_dedicated(role))
+    frozen = tuple(role for role in setting.frozen if not setting.is_dedicated(role))
     yield replace(setting, trained=trained, frozen=frozen)
-    yield from (setting.alone(role) for role in _held(setting) if setting.is_apart(role))
+    yield from (setting.alone(role) for role in _held(setting) if setting.is_dedicated(role))
 
 
 def _all_ranks(setting: Setting) -> Phase:
@@ -310,13 +312,13 @@ def _all_ranks(setting: Setting) -> Phase:
 
 def _held(setting: Setting) -> list[Role]:
     """Roles that have weights: with adapters, the model without them is the reference."""
-    shares = setting.lora is not None and not setting.is_apart("reference")
+    shares = setting.lora is not None and not setting.is_dedicated("reference")
     return [role for role in (*setting.trained, *setting.frozen) if not (shares and role == "reference")]
 
 
 def _stage_of(setting: Setting, stage: int, role: Role) -> int:
     """Where a role has a cut of its own, its fullest stage may be on any GPU."""
-    return stage if not setting.is_apart(role) or setting.cut_of(role) == setting.train else 0
+    return stage if not setting.is_dedicated(role) or setting.sharding_of(role) == setting.train else 0
 
 
 def _share(setting: Setting, stage: int, role: Role) -> Share:
@@ -334,17 +336,17 @@ def _fp8_weights(setting: Setting, stage: int, role: Role) -> float:
     trained passes through the actor's modules, if they are on its ranks."""
     if not setting.fp8_share or role == "reward model":
         return 0.0
-    passes = 2 if role in setting.trained else int(setting.is_apart(role))
+    passes = 2 if role in setting.trained else int(setting.is_dedicated(role))
     layers = on_stage(setting.layout_of(role), _stage_of(setting, stage, role), layers_only=True)
     return passes * setting.fp8_share * layers.all
 
 
 def _optimizer(setting: Setting, role: Role, share: Share) -> float:
     """Bytes on one rank: split over the ranks that hold the same parameters."""
-    cut = setting.cut_of(role)
+    sharding = setting.sharding_of(role)
     per_weight = _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
-    replicas = cut.cp * (cut.dp or 1)
-    expert_replicas = cut.tp * replicas / (cut.ep * cut.etp)
+    replicas = sharding.cp * (sharding.dp or 1)
+    expert_replicas = sharding.tp * replicas / (sharding.ep * sharding.etp)
     return per_weight * (share.dense / replicas + share.expert / expert_replicas)
 
 

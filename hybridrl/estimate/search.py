@@ -72,10 +72,10 @@ def _fastest(settings: Iterable[Setting], seconds: Callable[[Setting], float]) -
 def _trainers(setting: Setting) -> Iterator[Setting]:
     """Every cut whose training fits, with the least recomputation that does and the largest microbatch."""
     assert setting.gpu is not None
-    for cut in _cuts(setting):
-        cut_so = replace(setting, train=cut, offload="all")
-        if cut_so.divides():
-            yield from _fitting(cut_so)
+    for sharding in _shardings(setting):
+        sharded_so = replace(setting, train=sharding, offload="all")
+        if sharded_so.divides():
+            yield from _fitting(sharded_so)
 
 
 def _fitting(setting: Setting) -> Iterator[Setting]:
@@ -87,7 +87,7 @@ def _fitting(setting: Setting) -> Iterator[Setting]:
             yield tried
 
 
-def _cuts(setting: Setting) -> Iterator[TrainParallel]:
+def _shardings(setting: Setting) -> Iterator[TrainParallel]:
     model, gpus = setting.model, setting.num_gpus
     tensor = [tp for tp in _powers(16) if model.heads_divide(tp)]
     experts = _powers(256) if model.num_experts else [1]
@@ -147,8 +147,8 @@ def _roomiest(setting: Setting) -> Setting | None:
 
 def _outline(setting: Setting) -> tuple[int, ...]:
     """Of those that are alike in this, the best is told."""
-    cut = setting.train
-    return cut.tp, cut.pp, cut.cp, cut.ep, setting.engine.tp
+    sharding = setting.train
+    return sharding.tp, sharding.pp, sharding.cp, sharding.ep, setting.engine.tp
 
 
 def _powers(last: int) -> list[int]:

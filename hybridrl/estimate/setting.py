@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from hybridrl.algorithms.needs import Needs
 from hybridrl.config.rollout import EngineParallel
-from hybridrl.config.rules.reward_model import reward_model_spec
+from hybridrl.config.rules.reward_model_rules import reward_model_spec
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import RMConfig, SupervisedConfig
+from hybridrl.config.sft_rm import RMConfig, SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
 from hybridrl.errors import LayoutError
 from hybridrl.estimate.batch import Batch
@@ -41,7 +41,7 @@ class Setting:
     backend: str
     """Of the trainer."""
 
-    apart: tuple[tuple[Role, TrainParallel], ...]
+    dedicated: tuple[tuple[Role, TrainParallel], ...]
     """Cuts of those that are not on the actor's ranks."""
 
     recompute: Recompute
@@ -70,7 +70,7 @@ class Setting:
     reward_model: ModelSpec | None = None
     """None: there is none, or nothing is known of it."""
 
-    apart_tokens: tuple[tuple[Role, int], ...] = ()
+    dedicated_tokens: tuple[tuple[Role, int], ...] = ()
     """Sizes of the microbatches of those with a cut of their own."""
 
     lora: LoraConfig | None = None
@@ -96,7 +96,7 @@ class Setting:
             **_trainer(cfg, model, gpu),
             trained=("actor", *(role for role in needs.models if role in _TRAINED)),
             frozen=_frozen(cfg, needs),
-            apart=_apart(cfg),
+            dedicated=_dedicated(cfg),
             offload=cfg.actor.offload,
             engine_kind=kind_of(cfg.rollout.engine),
             engine=cfg.rollout.parallel,
@@ -107,7 +107,7 @@ class Setting:
             batch=Batch.of(cfg, mean_response),
             policy_passes=needs.policy_passes(cfg.batch.optimizer_steps),
             reward_model=reward_model_spec(cfg),
-            apart_tokens=_apart_tokens(cfg),
+            dedicated_tokens=_dedicated_tokens(cfg),
             lora=cfg.actor.lora,
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)
@@ -134,7 +134,7 @@ class Setting:
             **_trainer(cfg, model, gpu),
             trained=("actor",),
             frozen=(),
-            apart=(),
+            dedicated=(),
             offload="none",
             engine_kind=None,
             engine=EngineParallel(),
@@ -189,22 +189,24 @@ class Setting:
             model=self.model_of(role),
             trained=("actor",) if role in self.trained else (),
             frozen=() if role in self.trained else ("actor",),
-            train=self.cut_of(role),
-            microbatch_tokens=dict(self.apart_tokens).get(role, self.microbatch_tokens),
+            train=self.sharding_of(role),
+            microbatch_tokens=dict(self.dedicated_tokens).get(role, self.microbatch_tokens),
             lora=None,
             fp8_share=0.0 if role == "reward model" else self.fp8_share,
         )
 
-    def is_apart(self, role: Role) -> bool:
+    def is_dedicated(self, role: Role) -> bool:
         """It has ranks of its own, on the same GPUs."""
-        return role in dict(self.apart)
+        return role in dict(self.dedicated)
 
-    def cut_of(self, role: Role) -> TrainParallel:
+    def sharding_of(self, role: Role) -> TrainParallel:
         """With its dp."""
-        cut = dict(self.apart).get(role, self.train)
+        sharding = dict(self.dedicated).get(role, self.train)
         if role == "reward model" and not self.model_of(role).num_experts:
-            cut = cut.model_copy(update={"ep": 1, "etp": 1})
-        return cut.model_copy(update={"dp": cut.dp or max(1, self.num_gpus // cut.model_ranks)})
+            sharding = sharding.model_copy(update={"ep": 1, "etp": 1})
+        return sharding.model_copy(
+            update={"dp": sharding.dp or max(1, self.num_gpus // sharding.model_ranks)}
+        )
 
     def filled(self, *, dp: int | None = None, num_engines: int | None = None) -> "Setting":
         """With as many replicas as the GPUs hold, where a number is not given."""
@@ -212,7 +214,7 @@ class Setting:
         engines = (num_engines or max(1, self.num_gpus // self.engine.tp)) if self.num_engines else 0
         return replace(self, train=self.train.model_copy(update={"dp": dp}), num_engines=engines)
 
-    def recut(self, **axes: Any) -> "Setting":
+    def with_sharding(self, **axes: Any) -> "Setting":
         """Another cut of the trainer over the same GPUs."""
         return replace(self, train=self.train.model_copy(update=axes)).filled(num_engines=self.num_engines)
 
@@ -238,7 +240,7 @@ class Setting:
         Raises:
             LayoutError: its model does not divide so.
         """
-        return trainer_layout(self.backend, self.model_of(role), self.cut_of(role), fused=self.fused)
+        return trainer_layout(self.backend, self.model_of(role), self.sharding_of(role), fused=self.fused)
 
     def engine_layout(self) -> Layout:
         """
@@ -294,7 +296,7 @@ def _frozen(cfg: Config, needs: Needs) -> tuple[Role, ...]:
     return asked if reward_model_spec(cfg) is None else (*asked, "reward model")
 
 
-def _apart(cfg: Config) -> tuple[tuple[Role, TrainParallel], ...]:
+def _dedicated(cfg: Config) -> tuple[tuple[Role, TrainParallel], ...]:
     critic, frozen = cfg.critic.parallel, cfg.reference.parallel
     reward_model = cfg.reward_model.parallel if cfg.reward_model else None
     roles: tuple[tuple[Role, TrainParallel | None], ...] = (
@@ -303,10 +305,10 @@ def _apart(cfg: Config) -> tuple[tuple[Role, TrainParallel], ...]:
         ("teacher", frozen),
         ("reward model", reward_model),
     )
-    return tuple((role, cut) for role, cut in roles if cut is not None)
+    return tuple((role, sharding) for role, sharding in roles if sharding is not None)
 
 
-def _apart_tokens(cfg: Config) -> tuple[tuple[Role, int], ...]:
+def _dedicated_tokens(cfg: Config) -> tuple[tuple[Role, int], ...]:
     sizes: tuple[tuple[Role, int | None], ...] = (
         ("critic", cfg.critic.microbatch_tokens),
         ("reference", cfg.reference.microbatch_tokens),

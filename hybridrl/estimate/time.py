@@ -136,27 +136,27 @@ def _schedule_s(setting: Setting, factor: float) -> float:
     Args:
         factor: 1 forward, 3 with backward, 4 with recomputation.
     """
-    cut, count = setting.train, num_microbatches(setting)
-    slowest = max(_stage_s(setting, stage, count, factor) for stage in {0, cut.pp - 1})
-    return slowest * (count + (cut.pp - 1) / cut.vpp)
+    sharding, count = setting.train, num_microbatches(setting)
+    slowest = max(_stage_s(setting, stage, count, factor) for stage in {0, sharding.pp - 1})
+    return slowest * (count + (sharding.pp - 1) / sharding.vpp)
 
 
 def _stage_s(setting: Setting, stage: int, count: int, factor: float) -> float:
     """One microbatch on one stage."""
-    model, cut, batch = setting.model, setting.train, setting.batch
-    tokens = batch.trajectories_per_minibatch * batch.mean_length / ((cut.dp or 1) * count)
+    model, sharding, batch = setting.model, setting.train, setting.batch
+    tokens = batch.trajectories_per_minibatch * batch.mean_length / ((sharding.dp or 1) * count)
     layers = sum(len(chunk) for chunk in setting.layout().chunks(stage))
     share = layers / model.num_layers
     products = 2.0 * share * flops.active_weights(model) * _fp8_slowness(setting)
-    if stage == cut.pp - 1:
+    if stage == sharding.pp - 1:
         products += flops.output_layer(model) * batch.mean_response / batch.mean_length
     attention = share * flops.attention(model, batch.mean_length / 2)
     rate = _gpu(setting).flops * _MATMUL * _width_share(setting)
     per_token = _passes(setting, factor) * products + factor * attention
-    compute = tokens * per_token / (cut.tp * cut.cp * rate)
+    compute = tokens * per_token / (sharding.tp * sharding.cp * rate)
     # Backward moves what forward moves, recomputation once more: a product takes twice as long backward.
     moves = factor if factor <= 1 else factor - 1
-    return compute + moves * share * _layer_links_s(setting, tokens / cut.cp)
+    return compute + moves * share * _layer_links_s(setting, tokens / sharding.cp)
 
 
 def _passes(setting: Setting, factor: float) -> float:
@@ -174,33 +174,33 @@ def _fp8_slowness(setting: Setting) -> float:
 
 def _width_share(setting: Setting) -> float:
     """Narrow products are slow: of the feed-forward, or of an expert."""
-    model, cut = setting.model, setting.train
-    width = model.expert_ffn_size / cut.etp if model.num_experts else model.ffn_size / cut.tp
+    model, sharding = setting.model, setting.train
+    width = model.expert_ffn_size / sharding.etp if model.num_experts else model.ffn_size / sharding.tp
     return width / (width + _HALF_WIDTH)
 
 
 def _layer_links_s(setting: Setting, tokens: float) -> float:
     """Forward communication of all layers of the model for the tokens of a context-parallel rank."""
-    model, cut = setting.model, setting.train
+    model, sharding = setting.model, setting.train
     hidden = tokens * model.hidden_size * setting.weight_bytes
-    tensor = 2 * 2 * (cut.tp - 1) / cut.tp * hidden / _link(setting, cut.tp)
-    keys = (cut.cp - 1) * tokens * kv_width(setting) * setting.weight_bytes
-    context = keys / _link(setting, cut.tp * cut.cp)
+    tensor = 2 * 2 * (sharding.tp - 1) / sharding.tp * hidden / _link(setting, sharding.tp)
+    keys = (sharding.cp - 1) * tokens * kv_width(setting) * setting.weight_bytes
+    context = keys / _link(setting, sharding.tp * sharding.cp)
     found = model.num_layers * (tensor + context)
-    if cut.ep > 1:
-        sent = hidden / cut.tp * model.experts_per_token * (cut.ep - 1) / cut.ep
-        found += len(model.layers("moe")) * 2 * sent / _link(setting, cut.ep * cut.etp)
+    if sharding.ep > 1:
+        sent = hidden / sharding.tp * model.experts_per_token * (sharding.ep - 1) / sharding.ep
+        found += len(model.layers("moe")) * 2 * sent / _link(setting, sharding.ep * sharding.etp)
     return found
 
 
 def _data_parallel_s(setting: Setting) -> float:
     """Gradients are summed and weights gathered, once an optimizer step."""
-    cut = setting.train
+    sharding = setting.train
     share = on_stage(setting.adapters() or setting.layout(), 0)
-    replicas = cut.cp * (cut.dp or 1)
-    experts = cut.tp * replicas / (cut.ep * cut.etp)
+    replicas = sharding.cp * (sharding.dp or 1)
+    experts = sharding.tp * replicas / (sharding.ep * sharding.etp)
     moved = share.dense * (replicas - 1) / replicas + share.expert * (experts - 1) / experts
-    return moved * (GRADIENT_BYTES + setting.weight_bytes) / _link(setting, cut.tp * replicas)
+    return moved * (GRADIENT_BYTES + setting.weight_bytes) / _link(setting, sharding.tp * replicas)
 
 
 def _optimizer_s(setting: Setting) -> float:
@@ -230,16 +230,16 @@ def _running(setting: Setting, answers: float) -> float:
 
 def _decode_s(setting: Setting, running: float) -> float:
     """One token for each of the running requests."""
-    model, cut, gpu = setting.model, setting.engine, _gpu(setting)
+    model, sharding, gpu = setting.model, setting.engine, _gpu(setting)
     context = setting.batch.mean_prompt + setting.batch.mean_response / 2
     read = engine_weights(setting) * _touched(setting, running)
-    read += running / cut.attention_copies * context * kv_bytes_per_token(setting)
+    read += running / sharding.attention_copies * context * kv_bytes_per_token(setting)
     operations = 2 * flops.active_weights(model) + flops.attention(model, context)
-    operations = running * (operations + flops.output_layer(model)) / cut.tp
-    link = _link(setting, cut.tp)
-    latency = _NODE_LATENCY_S if cut.tp <= setting.gpus_per_node else _NETWORK_LATENCY_S
-    sent = running * model.hidden_size * setting.engine_bytes * 2 * (cut.tp - 1) / cut.tp
-    links = 2 * model.num_layers * (latency + sent / link) if cut.tp > 1 else 0.0
+    operations = running * (operations + flops.output_layer(model)) / sharding.tp
+    link = _link(setting, sharding.tp)
+    latency = _NODE_LATENCY_S if sharding.tp <= setting.gpus_per_node else _NETWORK_LATENCY_S
+    sent = running * model.hidden_size * setting.engine_bytes * 2 * (sharding.tp - 1) / sharding.tp
+    links = 2 * model.num_layers * (latency + sent / link) if sharding.tp > 1 else 0.0
     busy = max(read / (gpu.hbm_bytes_s * _HBM), operations / (gpu.flops * _MATMUL))
     return busy + links + _DECODE_OVERHEAD_S
 

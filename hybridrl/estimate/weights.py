@@ -31,7 +31,7 @@ class _Amount:
 
     stage: Stage
     kind: Kind
-    pieces: int
+    num_parts: int
     """That ranks of the stage share out."""
 
     per_expert: bool
@@ -41,19 +41,23 @@ class _Amount:
 
 
 @cache
-def on_stage(cut: TrainerLayout | AdapterLayout, stage: int, *, layers_only: bool = False) -> Share:
+def on_stage(sharding: TrainerLayout | AdapterLayout, stage: int, *, layers_only: bool = False) -> Share:
     """Of a rank of a pipeline stage.
 
     Args:
         layers_only: without embedding, last norm and output layer.
     """
-    base = _base(cut)
+    base = _base(sharding)
     chunks, last = base.chunks(stage), stage == base.pp - 1
     dense = expert = 0.0
-    for amount in _amounts(cut):
+    for amount in _amounts(sharding):
         if layers_only and amount.stage != "layers":
             continue
-        count = _times(amount, cut.spec, chunks, first=stage == 0, last=last) * amount.count / amount.pieces
+        count = (
+            _times(amount, sharding.spec, chunks, first=stage == 0, last=last)
+            * amount.count
+            / amount.num_parts
+        )
         if amount.per_expert:
             expert += count
         else:
@@ -77,27 +81,27 @@ def _size(held: Holding) -> int:
 
 
 @cache
-def _amounts(cut: TrainerLayout | AdapterLayout) -> tuple[_Amount, ...]:
-    held = cut.parameters if isinstance(cut, AdapterLayout) else models.parameters(cut.spec)
-    return tuple(_read_amounts(_base(cut), held))
+def _amounts(sharding: TrainerLayout | AdapterLayout) -> tuple[_Amount, ...]:
+    held = sharding.parameters if isinstance(sharding, AdapterLayout) else models.parameters(sharding.spec)
+    return tuple(_read_amounts(_base(sharding), held))
 
 
-def _base(cut: TrainerLayout | AdapterLayout) -> TrainerLayout:
-    return cut.base if isinstance(cut, AdapterLayout) else cut
+def _base(sharding: TrainerLayout | AdapterLayout) -> TrainerLayout:
+    return sharding.base if isinstance(sharding, AdapterLayout) else sharding
 
 
-def _read_amounts(cut: TrainerLayout, parameters: Iterable[Parameter]) -> Iterator[_Amount]:
+def _read_amounts(sharding: TrainerLayout, parameters: Iterable[Parameter]) -> Iterator[_Amount]:
     for parameter in parameters:
         row = parameter.row
-        for site in cut.sites(row):
+        for site in sharding.sites(row):
             part = parameter.keep(site.blocks)[1]
             yield _Amount(
                 stage=row.stage,
                 kind=row.kind,
-                pieces=cut.pieces(row, site),
+                num_parts=sharding.num_parts(row, site),
                 per_expert=row.per_expert,
                 count=part.num_elements // len(parameter.layers),
-                copied=row.tied_copy is not None and cut.spec.tied,
+                copied=row.tied_copy is not None and sharding.spec.tied,
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.config.load import LoadedConfig, load, load_as
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.data.source import load_source
 from hybridrl.data.tokenize import load_tokenizer
@@ -105,8 +105,8 @@ def prove(exported: Exported) -> Proof:
     """
     committed.verify(exported.checkpoint)
     block, temperature = _block(exported.config), exported.config.config.rollout.temperature
-    with tempfile.TemporaryDirectory() as meeting:
-        setup = _alone(exported.config, Path(meeting))
+    with tempfile.TemporaryDirectory() as rendezvous:
+        setup = _alone(exported.config, Path(rendezvous))
         ours = logp_of_checkpoint(exported.checkpoint, setup, exported.folder, block, temperature=temperature)
     theirs = logp_of_folder(exported.folder, block, temperature=temperature)
     trained = block.loss_mask_T
@@ -173,12 +173,12 @@ def _block(loaded: LoadedConfig) -> TokenBlock:
     return TokenBlock.from_answers(first, rest, [[0.0] * len(tokens) for tokens in rest], 0)
 
 
-def _alone(loaded: LoadedConfig, meeting: Path) -> RankSetup:
+def _alone(loaded: LoadedConfig, rendezvous: Path) -> RankSetup:
     """Of one rank that has the whole policy, in fp32."""
     cfg = loaded.config
     return RankSetup(
         rank=0,
-        rendezvous=f"file://{meeting.resolve() / 'alone'}",
+        rendezvous=f"file://{rendezvous.resolve() / 'alone'}",
         parallel=TrainParallel(dp=1),
         model=spec.read(cfg.model.path),
         model_folder=Path(cfg.model.path),

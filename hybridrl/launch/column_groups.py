@@ -4,14 +4,14 @@ from hybridrl.algorithms.needs import GROUP_COLUMNS, Needs
 from hybridrl.config.schema import Config
 
 
-def columns_elsewhere(cfg: Config) -> dict[str, tuple[str, ...]]:
+def dedicated_columns(cfg: Config) -> dict[str, tuple[str, ...]]:
     """Columns that the algorithm needs, by the section of the config whose ranks compute them: those with
     ranks of their own.
 
     Raises:
         ConfigError: an algorithm plug-in that does not exist.
     """
-    apart = {"critic": cfg.critic.parallel, "reference": cfg.reference.parallel}
-    groups = [group for group, parallel in apart.items() if parallel is not None]
+    dedicated = {"critic": cfg.critic.parallel, "reference": cfg.reference.parallel}
+    groups = [group for group, parallel in dedicated.items() if parallel is not None]
     needs = Needs.of(cfg.algorithm).columns if groups else frozenset()
     return {group: tuple(column for column in GROUP_COLUMNS[group] if column in needs) for group in groups}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hybridrl.cluster.env import worker_environment
 from hybridrl.config.schema import Config
 from hybridrl.hosts import cuda
-from hybridrl.launch.shape import Seats, devices
+from hybridrl.launch.shape import Placement, devices
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.placement import place
 from hybridrl.reshard.topology import Topology
@@ -44,7 +44,7 @@ class Devices:
     def of(
         cls,
         cfg: Config,
-        seats: Seats,
+        placement: Placement,
         names: Sequence[Sequence[str]],
         source: Layout,
         engine: Layout,
@@ -59,9 +59,9 @@ class Devices:
             engine: of every engine.
         """
         if not cfg.cluster.gpus_per_node:
-            return cls(seats.topology(engine.world_size), {})
+            return cls(placement.topology(engine.world_size), {})
         size = cfg.cluster.gpus_per_node
-        numbered = seats.topology(engine.world_size, size, parts=parts)
+        numbered = placement.topology(engine.world_size, size, parts=parts)
         assert numbered is not None, "there are GPUs"
         topology = place(source, (engine,) * len(numbered.targets), numbered, "node")
 
@@ -69,9 +69,9 @@ class Devices:
             return names[device // size][device % size]
 
         beside = {
-            "critic": seats.critic,
-            "reference": seats.reference,
-            "reward model": seats.reward_model,
+            "critic": placement.critic,
+            "reference": placement.reference,
+            "reward model": placement.reward_model,
         }
         visible = {
             group: [name(device) for device in devices(nodes, size)] for group, nodes in beside.items()

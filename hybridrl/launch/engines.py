@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape
-from hybridrl.launch.shape import RunFiles, Seats
-from hybridrl.launch.trainers import Start
+from hybridrl.launch.shape import Placement, RunFiles
+from hybridrl.launch.start_trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 
@@ -17,15 +17,15 @@ class Engines:
 
     cfg: Config
     shape: RunShape
-    seats: Seats
-    meet: Sequence[str]
+    placement: Placement
+    rendezvous: Sequence[str]
     """Of each node: host:port for the engine in parts whose first part is there."""
 
     def start(self, start: Start, files: RunFiles) -> RayRollout:
         """Starts the processes, not yet the engines."""
         files.logs.mkdir(parents=True, exist_ok=True)
         parts = self.shape.engine_parts
-        seated = list(zip(self._setups(files), self.seats.engine, strict=True))
+        seated = list(zip(self._setups(files), self.placement.engine, strict=True))
         kind, first = kind_of(self.cfg.rollout.engine), seated[::parts]
         others = [one for place, one in enumerate(seated) if place % parts]
         return RayRollout(
@@ -40,7 +40,7 @@ class Engines:
         """Part by part of one engine after the other."""
         cfg, rollout, parts = self.cfg, self.cfg.rollout, self.shape.engine_parts
         for engine in range(self.shape.num_engines):
-            node = self.seats.engine[engine * parts]
+            node = self.placement.engine[engine * parts]
             for part in range(parts):
                 name = f"engine{engine}-{part}" if part else f"engine{engine}"
                 yield EngineSetup(
@@ -58,5 +58,5 @@ class Engines:
                     returns_experts=cfg.actor.moe.router_replay == "rollout",
                     parts=parts,
                     part=part,
-                    meet=self.meet[node] if parts > 1 else "",
+                    rendezvous=self.rendezvous[node] if parts > 1 else "",
                 )

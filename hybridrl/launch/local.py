@@ -16,15 +16,15 @@ from typing import Any, Literal
 from hybridrl.cluster.env import ray_address
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.reward_model import no_rule
+from hybridrl.config.rules.reward_model_rules import no_rule
+from hybridrl.config.run_shape import RunShape, num_gpus
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape, num_gpus
 from hybridrl.controller import loop
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.evaluate import Evaluator
-from hybridrl.controller.reward_model import JudgedReward
+from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
-from hybridrl.data.packing import plan_minibatches
+from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.devices import Devices
@@ -33,9 +33,9 @@ from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
-from hybridrl.launch.shape import Resume, Seats, trainer_layout
+from hybridrl.launch.shape import Placement, Resume, trainer_layout
+from hybridrl.launch.start_trainers import Trainers
 from hybridrl.launch.stop import StopRequest
-from hybridrl.launch.trainers import Trainers
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
@@ -43,7 +43,7 @@ from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
-from hybridrl.workers.reward_model import RayRewardModel
+from hybridrl.workers.reward_model_ranks import RayRewardModel
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
 
@@ -69,7 +69,7 @@ class RLRun(Run[Config, RunObserver]):
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
         self._address = _address(cfg) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
-        self._seats = Seats.of(self._shape, cfg.cluster.nodes)
+        self._placement = Placement.of(self._shape, cfg.cluster.nodes)
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -91,14 +91,14 @@ class RLRun(Run[Config, RunObserver]):
         return RunObserver(self.cfg, self.terminal, resume_step=resume_step, num_devices=devices)
 
     def start_ray(self) -> contextlib.AbstractContextManager[Cluster]:
-        return ray_cluster(self.cfg.cluster, self._seats.per_node, self._machine, self._address)
+        return ray_cluster(self.cfg.cluster, self._placement.per_node, self._machine, self._address)
 
     @contextlib.asynccontextmanager
     async def workers(self) -> AsyncIterator[tuple[RayTrainer, Roles]]:
         cfg, shape = self.cfg, self._shape
         engine = kind_of(cfg.rollout.engine).layout(self.model, shape.engine)
         layouts = trainer_layout(cfg, self.model, shape.parallel), engine
-        devices = Devices.of(cfg, self._seats, self.cluster.gpus, *layouts, parts=shape.engine_parts)
+        devices = Devices.of(cfg, self._placement, self.cluster.gpus, *layouts, parts=shape.engine_parts)
         workers = self._start(devices)
         try:
             with self.terminal.working(
@@ -125,12 +125,12 @@ class RLRun(Run[Config, RunObserver]):
 
     def _start(self, devices: Devices) -> "Workers":
         """Start all processes; nothing is built in them yet."""
-        cfg, seats, cluster = self.cfg, self._seats, self.cluster
+        cfg, placement, cluster = self.cfg, self._placement, self.cluster
         start = partial(cluster.start, devices.visible)
-        rollout = Engines(cfg, self._shape, seats, cluster.engines_meet).start(start, self.files)
-        trainers = Trainers(cfg, self._shape, seats, cluster.meet)
+        rollout = Engines(cfg, self._shape, placement, cluster.engines_rendezvous).start(start, self.files)
+        trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
         trainer = trainers.start(start, self.files)
-        rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], seats.reward)
+        rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
         reward_model = trainers.reward_model(start, trainer)
         return Workers(rollout, trainer, RayReward(rule, cfg.cluster), reward_model)
 
@@ -144,7 +144,7 @@ class RLRun(Run[Config, RunObserver]):
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
         if engines_first:
             await rollout.start()
-            await rollout.rest()
+            await rollout.sleep()
         beside = [workers.rule.start(), *([] if engines_first else [rollout.start()])]
         if workers.reward_model:
             beside.append(workers.reward_model.build())
@@ -163,7 +163,7 @@ class RLRun(Run[Config, RunObserver]):
             engine=workers.rollout,
             reward=reward,
             credit=self._credit,
-            plan_minibatches=lambda batch: plan_minibatches(
+            pack_minibatches=lambda batch: pack_minibatches(
                 batch,
                 minibatch_prompts=cfg.batch.minibatch_prompts or cfg.batch.prompts_per_step,
                 epochs=cfg.batch.epochs,

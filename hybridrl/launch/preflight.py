@@ -6,7 +6,7 @@ from pathlib import Path
 from hybridrl.algorithms.catalog import flat
 from hybridrl.config.load import LoadedConfig, values
 from hybridrl.config.presets import PRESETS
-from hybridrl.config.shape import RunShape
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import refuse
 from hybridrl.hosts.machine import Machine
@@ -75,16 +75,16 @@ def _plan(shape: RunShape, loaded: LoadedConfig) -> str:
     batch, samples = loaded.config.batch, loaded.config.algorithm.samples_per_prompt
     ranks = {"actor": shape.parallel, "critic": shape.critic, "reference": shape.reference}
     ranks |= {"reward model": shape.reward_model}
-    cuts = ", ".join(f"{role} {_cut(parallel)}" for role, parallel in ranks.items() if parallel)
+    shardings = ", ".join(f"{role} {_sharding(parallel)}" for role, parallel in ranks.items() if parallel)
     engines = "engine" if shape.num_engines == 1 else f"{shape.num_engines} engines"
     answers, updates = shape.trajectories_per_step, shape.optimizer_steps_per_step
     return (
         f"{batch.prompts_per_step} prompts x {samples} samples = {answers:,} trajectories/step "
-        f"-> {updates} optimizer steps; {cuts}, {engines} TP{shape.engine.tp}"
+        f"-> {updates} optimizer steps; {shardings}, {engines} TP{shape.engine.tp}"
     )
 
 
-def _cut(parallel: TrainParallel) -> str:
+def _sharding(parallel: TrainParallel) -> str:
     axes = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp")
     sizes = {axis.upper(): getattr(parallel, axis) for axis in axes}
     return " ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "TP1"

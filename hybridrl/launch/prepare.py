@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.reward_model import no_rule
+from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
-from hybridrl.controller.reward_model import judged_parts
+from hybridrl.controller.judged_reward import judged_parts
 from hybridrl.data.source import TablePrompts, load_source
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError

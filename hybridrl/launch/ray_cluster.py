@@ -8,7 +8,7 @@ from typing import Any
 
 from hybridrl.cluster.env import expected_nodes
 from hybridrl.cluster.group import WorkerGroup
-from hybridrl.cluster.network import Meet, at, in_folder, networks
+from hybridrl.cluster.network import Rendezvous, at, in_folder, networks
 from hybridrl.cluster.nodes import ExpectedNodes
 from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
 from hybridrl.cluster.ray_attached import attached_ray
@@ -24,14 +24,14 @@ class Cluster:
     logs: Path
     place: Placing
     described: str
-    meet: Meet
+    rendezvous: Rendezvous
     interfaces: tuple[str, ...]
     """Network interface that the workers of each node talk over."""
 
     gpus: Sequence[Sequence[str]] = ()
     """Of each node, as CUDA names them."""
 
-    engines_meet: Sequence[str] = ()
+    engines_rendezvous: Sequence[str] = ()
     """Of each node, where parts of an engine meet whose first part is there; one node: there are no parts."""
 
     def start(
@@ -78,9 +78,11 @@ def ray_cluster(
         reserved(per_node, num_gpus, timeout_s=timeout_s) as place,
     ):
         gpus = gpu_names(place, cfg.nodes, num_gpus) if num_gpus else []
-        meet, interfaces, engines_meet = in_folder(logs), ("lo",), ()
+        rendezvous, interfaces, engines_rendezvous = in_folder(logs), ("lo",), ()
         if cfg.nodes > 1:
             found = networks(place, cfg.nodes, timeout_s=timeout_s)
-            meet, interfaces = at(found[0]), tuple(network.interface for network in found)
-            engines_meet = tuple(network.of_engine for network in found)
-        yield Cluster(cfg, logs, place, f"on the Ray at {address}", meet, interfaces, gpus, engines_meet)
+            rendezvous, interfaces = at(found[0]), tuple(network.interface for network in found)
+            engines_rendezvous = tuple(network.of_engine for network in found)
+        yield Cluster(
+            cfg, logs, place, f"on the Ray at {address}", rendezvous, interfaces, gpus, engines_rendezvous
+        )

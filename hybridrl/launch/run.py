@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.launch.ray_cluster import Cluster
 from hybridrl.launch.shape import Resume, RunFiles
 from hybridrl.launch.stop import StopRequest
@@ -26,7 +26,7 @@ from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.trainer.checkpoints import Checkpoint, to_resume_from
-from hybridrl.workers.supervised import RaySupervised
+from hybridrl.workers.supervised_trainer import RaySupervised
 from hybridrl.workers.trainer import RayTrainer
 
 Cfg = TypeVar("Cfg", bound=Config | SupervisedConfig)

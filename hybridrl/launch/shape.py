@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hybridrl.config.load import LoadedConfig
+from hybridrl.config.run_shape import RunShape, num_gpus
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape, num_gpus
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.config.training import TrainParallel
 from hybridrl.hosts.machine import Machine
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec
 from hybridrl.reshard.topology import Topology
-from hybridrl.trainer.setup import Host
+from hybridrl.trainer.setup import DeviceKind
 
 AnyConfig = Config | SupervisedConfig
 
@@ -32,7 +32,7 @@ def with_gpus(loaded: LoadedConfig[Any], machine: Machine) -> LoadedConfig[Any]:
     return replace(loaded, config=loaded.config.model_copy(update={"cluster": counted}))
 
 
-def trainer_host(cfg: AnyConfig) -> Host:
+def trainer_host(cfg: AnyConfig) -> DeviceKind:
     """What the trainer's ranks compute on."""
     return "cuda" if num_gpus(cfg.cluster) else "cpu"
 
@@ -50,7 +50,7 @@ def trainer_layout(
 
 
 @dataclass(frozen=True, slots=True)
-class Seats:
+class Placement:
     """The node of every worker: replicas of trainer and engines are spread so that each node has of both."""
 
     trainer: tuple[int, ...]
@@ -65,10 +65,10 @@ class Seats:
     reward_model: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, shape: RunShape, num_nodes: int) -> "Seats":
+    def of(cls, shape: RunShape, num_nodes: int) -> "Placement":
         """Neighbouring ranks share a node. Rewards are computed on the first, beside the controller."""
-        cuts = (shape.critic, shape.reference, shape.reward_model)
-        beside = [_spread(cut.num_ranks if cut else 0, num_nodes) for cut in cuts]
+        shardings = (shape.critic, shape.reference, shape.reward_model)
+        beside = [_spread(sharding.num_ranks if sharding else 0, num_nodes) for sharding in shardings]
         engines = _spread(shape.num_engines * shape.engine_parts, num_nodes)
         return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *beside)
 

@@ -16,10 +16,10 @@ from hybridrl.cluster import slurm
 from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
-from hybridrl.config.shape import RunShape
+from hybridrl.config.run_shape import RunShape
 from hybridrl.errors import ResourceError, RunFolderError
 from hybridrl.launch.preflight import Say
-from hybridrl.launch.shape import RunFiles, Seats
+from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.stop import STOPPED
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
@@ -81,7 +81,7 @@ def script(loaded: LoadedConfig, overrides: Sequence[str], files: RunFiles, *, f
         "python": "python" if asked.container else sys.executable,
         "setup": "\n".join(asked.setup),
         "interface": asked.interface or "",
-        "slots": str(max(Seats.of(RunShape.of(cfg), cluster.nodes).per_node)),
+        "slots": str(max(Placement.of(RunShape.of(cfg), cluster.nodes).per_node)),
         "gpus": str(cluster.gpus_per_node or 0),
         "start_timeout_s": f"{cluster.start_timeout_s:.0f}",
         "max_requeues": str(asked.max_requeues),

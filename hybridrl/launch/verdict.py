@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 from hybridrl.algorithms.rules import algorithm_fits_the_run, may_be_mute
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules import World, check
+from hybridrl.config.rules import RuleContext, check
 from hybridrl.config.rules.gpus import gpus_are_there
-from hybridrl.config.rules.parallel import trainer_cuts
+from hybridrl.config.rules.parallel import trainer_shardings
+from hybridrl.config.run_shape import with_dp
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import with_dp
 from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError, ResourceError, refuse
 from hybridrl.estimate.gpus import name_of
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.memory import refuse_too_little_memory
-from hybridrl.launch.reward_model import refuse_unfit_reward_model, reward_model_layout
+from hybridrl.launch.reward_model_setup import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.launch.shape import trainer_layout, with_gpus
 from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
@@ -41,7 +41,7 @@ class Scope:
     alone: bool = False
     """What starts the run has this machine only."""
 
-    seats: bool = True
+    fills_gpus: bool = True
     """Ranks and engines have to fill the GPUs of the config."""
 
     absent: tuple[type, ...] = ()
@@ -71,7 +71,7 @@ SCOPES: Mapping[str, Scope] = {
     ),
     "plan --search": Scope(
         devices="as named",
-        seats=False,
+        fills_gpus=False,
         absent=(AbsentDataError,),
         why="as plan, and the search looks for the sizes that fill the GPUs",
     ),
@@ -114,18 +114,18 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
     loaded = with_gpus(loaded, machine) if machine else loaded
     model, errors = _model(loaded)
     gpus = machine.gpus if machine else ()
-    world = World(
+    context = RuleContext(
         here=machine is not None,
         alone=scope.alone,
-        seats=scope.seats,
+        fills_gpus=scope.fills_gpus,
         num_gpus=len(gpus),
         gpu=name_of(gpus[0].name, gpus[0].memory_bytes) if gpus else None,
         spec=model,
         unreadable=bool(errors),
     )
-    errors += check(loaded, world)
+    errors += check(loaded, context)
     if isinstance(loaded.config, Config):
-        errors += _run_errors(loaded, world)
+        errors += _run_errors(loaded, context)
     errors += _unfit_model(loaded, model)
     absent = [error for error in errors if isinstance(error, scope.absent)]
     errors = list({str(error): error for error in errors if error not in absent}.values())
@@ -141,7 +141,7 @@ def refuse_missing_gpus(loaded: LoadedConfig[Any], machine: Machine) -> None:
     Raises:
         ConfigErrors: this machine has fewer GPUs than the config takes.
     """
-    refuse(list(gpus_are_there(loaded, World(num_gpus=len(machine.gpus), spec=None))))
+    refuse(list(gpus_are_there(loaded, RuleContext(num_gpus=len(machine.gpus), spec=None))))
 
 
 def _machine(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Machine | None:
@@ -163,11 +163,11 @@ def _model(loaded: LoadedConfig[Any]) -> tuple[ModelSpec | None, list[HybridRLEr
         return None, [loaded.locate(error)]
 
 
-def _run_errors(loaded: LoadedConfig[Config], world: World) -> Iterator[HybridRLError]:
+def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[HybridRLError]:
     """What plug-ins are refused for: the algorithm's, and the reward; and where engines are."""
     yield from _separate_engines(loaded)
     reward, algorithm = loaded.config.reward, loaded.config.algorithm
-    errors = list(algorithm_fits_the_run(loaded, world))
+    errors = list(algorithm_fits_the_run(loaded, context))
     yield from errors
     if not errors and may_be_mute(algorithm):
         # Imported here: it takes torch.
@@ -205,8 +205,8 @@ def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator
 def _layout_errors(loaded: LoadedConfig[Any], model: ModelSpec) -> list[HybridRLError]:
     """What only the layout of the shards shows, asked where no rule refuses the config."""
     cfg, errors = loaded.config, list[HybridRLError]()
-    for key, cut in trainer_cuts(cfg):
-        whole = with_dp(cut, cfg.cluster)
+    for key, sharding in trainer_shardings(cfg):
+        whole = with_dp(sharding, cfg.cluster)
         for error in _refusals(loaded, lambda whole=whole: trainer_layout(cfg, model, whole)):
             errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
     if isinstance(cfg, Config):

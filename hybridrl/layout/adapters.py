@@ -63,7 +63,7 @@ class AdapterLayout(Layout):
     def factors(self, parameter: Parameter) -> tuple[Parameter, Parameter]:
         """A and B of a weight. The row blocks of B are the weight's."""
         site = self.base.sites(parameter.row)[0]
-        of_a, of_b = ("columns", "whole") if site.cut == "columns" else ("whole", site.cut)
+        of_a, of_b = ("columns", "whole") if site.sharding == "columns" else ("whole", site.sharding)
         stem = site.tensor.removesuffix("weight")
 
         def line(end: str, at: Site) -> tuple[str, Row]:

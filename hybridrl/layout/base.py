@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
-from hybridrl.layout.cuts import Held
 from hybridrl.layout.runs import Run, Runs, join
 from hybridrl.layout.shard import Shard
+from hybridrl.layout.sharding import Held
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter
 
@@ -123,6 +123,6 @@ def instance(pattern: str, layer: int, expert: int = 0) -> str:
     return pattern.replace("*", str(layer)).replace("#", str(expert))
 
 
-def meet(a: range, b: range) -> range:
+def rendezvous(a: range, b: range) -> range:
     """What two ranges share; both have step 1."""
     return range(max(a.start, b.start), min(a.stop, b.stop))

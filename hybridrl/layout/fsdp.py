@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.cuts import Place, cut
 from hybridrl.layout.runs import Run
+from hybridrl.layout.sharding import Place, shard
 from hybridrl.models.spec import parameters
 from hybridrl.models.table import Parameter, Site
 
@@ -32,10 +32,10 @@ class FSDPLayout(Layout):
                 yield from self._chunk(parameter, Site(name, "whole", (block,)))
 
     def _chunk(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
-        whole = cut(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
+        whole = shard(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
         (at, num_rows, _), part = whole.rows[0], -(-whole.num_rows // self.num_shards)
-        for shard, first in enumerate(range(0, num_rows, part)):
+        for number, first in enumerate(range(0, num_rows, part)):
             rows = min(part, num_rows - first)
             held = whole._replace(num_rows=rows, rows=(Run(at + first, rows, 0),))
-            ranks = range(shard, self.world_size, self.num_shards)
+            ranks = range(number, self.world_size, self.num_shards)
             yield Holding.of(parameter, site.tensor, held, parameter.layers, ranks, parameter.experts)

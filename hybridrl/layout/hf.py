@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.cuts import Place, cut
+from hybridrl.layout.sharding import Place, shard
 from hybridrl.models.spec import parameters
 from hybridrl.models.table import Site
 
@@ -20,7 +20,7 @@ class HFLayout(Layout):
     def _holdings(self) -> Iterator[Holding]:
         for parameter in parameters(self.spec):
             for block, name in enumerate(parameter.row.hf):
-                held = cut(
+                held = shard(
                     Site(name, "whole", (block,)), parameter, Place(0, 1, self.spec, self.spec.vocab_size)
                 )
                 yield Holding.of(parameter, name, held, parameter.layers, range(1), parameter.experts)

@@ -10,8 +10,8 @@ from itertools import accumulate, pairwise
 from typing import Any, Self
 
 from hybridrl.errors import LayoutError, ModelError
-from hybridrl.layout.base import Holding, meet
-from hybridrl.layout.cuts import Place, cut, divisors, refuse_unfit, refuse_unfit_experts
+from hybridrl.layout.base import Holding, rendezvous
+from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, Row, Site
@@ -120,14 +120,14 @@ class MegatronLayout(TrainerLayout):
             row, last = parameter.row, self.pp - 1
             if parameter.per_layer:
                 stages = [
-                    (i % self.pp, meet(parameter.layers, part)) for i, part in enumerate(self._chunks())
+                    (i % self.pp, rendezvous(parameter.layers, part)) for i, part in enumerate(self._chunks())
                 ]
             else:
                 stages = [(0 if row.stage == "first" else last, range(1))]
             for site in self.sites(row):
-                yield from self._cut(parameter, site, stages)
+                yield from self._shard(parameter, site, stages)
             if row.tied_copy and self.spec.tied and self.pp > 1:
-                yield from self._cut(parameter, row.tied_copy, [(last, range(1))])
+                yield from self._shard(parameter, row.tied_copy, [(last, range(1))])
 
     def sites(self, row: Row) -> tuple[Site, ...]:
         return self.transformer_engine and row.transformer_engine or row.megatron
@@ -135,20 +135,20 @@ class MegatronLayout(TrainerLayout):
     def at(self, row: Row, name: str, site: Site) -> Row:
         return replace(row, name=name, megatron=(site,), transformer_engine=())
 
-    def pieces(self, row: Row, site: Site) -> int:
-        return self.ep * self.etp if row.per_expert else 1 if site.cut == "whole" else self.tp
+    def num_parts(self, row: Row, site: Site) -> int:
+        return self.ep * self.etp if row.per_expert else 1 if site.sharding == "whole" else self.tp
 
-    def _cut(self, parameter: Parameter, site: Site, stages: list[tuple[int, range]]) -> Iterator[Holding]:
+    def _shard(self, parameter: Parameter, site: Site, stages: list[tuple[int, range]]) -> Iterator[Holding]:
         """Cut once, then placed on every stage."""
         size = self._stage_size
         per_expert = parameter.row.per_expert
         tp = self.etp if per_expert else self.tp
         ep = self.ep if per_expert else 1
         experts = len(parameter.experts) // ep
-        if site.cut == "whole":
+        if site.sharding == "whole":
             tp = 1
         for at in range(tp):
-            held = cut(site, parameter, Place(at, tp, self.spec, self.padded_vocab))
+            held = shard(site, parameter, Place(at, tp, self.spec, self.padded_vocab))
             one = Holding.of(parameter, site.tensor, held, range(0), range(0), parameter.experts[:experts])
             for e in range(ep):
                 mine = parameter.experts[e * experts : (e + 1) * experts]

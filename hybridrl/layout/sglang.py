@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.cuts import Place, cut, refuse_unfit, refuse_unfit_experts
+from hybridrl.layout.sharding import Place, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.models.spec import family_of, parameters
 from hybridrl.models.table import Parameter, Site
 
@@ -68,14 +68,16 @@ class SGLangLayout(Layout):
     def _holdings(self) -> Iterator[Holding]:
         for parameter in parameters(self.spec):
             for site in parameter.row.engine:
-                yield from self._cut(parameter, site)
+                yield from self._shard(parameter, site)
 
-    def _cut(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
-        size = 1 if site.cut == "whole" else self._size(parameter)
+    def _shard(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
+        size = 1 if site.sharding == "whole" else self._size(parameter)
         ep = self.ep if parameter.row.per_expert else 1
         experts = len(parameter.experts) // ep
         for at in range(size):
-            held = cut(site, parameter, Place(at, size, self.spec, self.padded_vocab(size), self.interleave))
+            held = shard(
+                site, parameter, Place(at, size, self.spec, self.padded_vocab(size), self.interleave)
+            )
             one = Holding.of(
                 parameter, site.tensor, held, parameter.layers, range(0), parameter.experts[:experts]
             )

@@ -77,7 +77,7 @@ class TrainerLayout(Layout):
         """The line of another parameter, which lies beside a line's tensors."""
 
     @abstractmethod
-    def pieces(self, row: Row, site: Site) -> int:
+    def num_parts(self, row: Row, site: Site) -> int:
         """Ranks of a stage that share out what a site holds of a line, or of its experts."""
 
     @abstractmethod

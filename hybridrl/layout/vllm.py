@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.cuts import Place, cut, refuse_unfit, refuse_unfit_experts
+from hybridrl.layout.sharding import Place, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.models.spec import parameters
 from hybridrl.models.table import Parameter, Row, Site
 
@@ -56,23 +56,23 @@ class VLLMLayout(Layout):
         for parameter in parameters(self.spec):
             for site in parameter.row.vllm or parameter.row.engine:
                 if parameter.row.per_expert and self.expert_parallel:
-                    yield from self._deal(parameter, site)
+                    yield from self._partition(parameter, site)
                 else:
-                    yield from self._cut(parameter, site)
+                    yield from self._shard(parameter, site)
 
-    def _deal(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
+    def _partition(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
         """Whole experts, in order; the first ranks have one more where they do not divide."""
-        held = cut(site, parameter, self._place(0, 1))
+        held = shard(site, parameter, self._place(0, 1))
         least, more = divmod(len(parameter.experts), self.world_size)
         for rank in range(self.world_size):
             first = rank * least + min(rank, more)
             mine = parameter.experts[first : first + least + (rank < more)]
             yield Holding.of(parameter, site.tensor, held, parameter.layers, range(rank, rank + 1), mine)
 
-    def _cut(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
-        size = 1 if site.cut == "whole" else self._size(parameter.row)
+    def _shard(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
+        size = 1 if site.sharding == "whole" else self._size(parameter.row)
         for at in range(size):
-            held = cut(site, parameter, self._place(at, size))
+            held = shard(site, parameter, self._place(at, size))
             ranks = range(at, self.world_size, size)
             yield Holding.of(parameter, site.tensor, held, parameter.layers, ranks, parameter.experts)
 

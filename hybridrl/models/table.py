@@ -32,7 +32,7 @@ Of latent attention: kv_lora_rope, the compressed k and v with the rotary key; m
 rope); mla_kv, heads times (nope + v); mla_out, heads times v. value: the one number of a value head.
 """
 
-Cut = Literal["whole", "rows", "columns", "vocab", "grouped_qkv", "heads", "gate_up"]
+Sharding = Literal["whole", "rows", "columns", "vocab", "grouped_qkv", "heads", "gate_up"]
 """How tensor parallelism cuts a parameter; layout/cuts.py has one function for each."""
 
 Group = Literal["embed", "attention", "ffn", "shared", "head"]
@@ -54,7 +54,7 @@ class Site(NamedTuple):
     # is the expert, counted over those that the holder has; without it one tensor holds them all, end to end.
     """
 
-    cut: Cut
+    sharding: Sharding
     blocks: tuple[int, ...] = ()
     """Which row blocks of the parameter, neighbours, this tensor keeps; (): all."""
 

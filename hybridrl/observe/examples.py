@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridrl.batch import Batch
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.observe.metrics import memory_metrics
-from hybridrl.observe.session import Session
+from hybridrl.observe.run_session import Session
 from hybridrl.observe.summary import end_lines
 from hybridrl.observe.terminal import Terminal
 from hybridrl.observe.units import duration

@@ -99,12 +99,12 @@ def length_metrics(batch: Batch, limits: Limits) -> dict[str, float]:
 
 def balance_metrics(batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
     """Tokens of each data-parallel rank in one pass over the batch, and how even the work is."""
-    dealt = [
+    partitioned = [
         [i for minibatch in minibatches for micro in minibatch.rows[rank] for i in micro]
         for rank in _ranks(minibatches)
     ]
-    passes = sum(map(len, dealt)) / len({i for rows in dealt for i in rows})
-    tokens = [float(batch.length_N[rows].sum()) / passes for rows in dealt]
+    passes = sum(map(len, partitioned)) / len({i for rows in partitioned for i in rows})
+    tokens = [float(batch.length_N[rows].sum()) / passes for rows in partitioned]
     low, high = min(tokens), max(tokens)
     return {
         "global_seqlen/min": low,

@@ -10,8 +10,8 @@ import numpy as np
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import Config
 from hybridrl.observe.metrics import Limits, balance_metrics, memory_metrics, step_metrics
+from hybridrl.observe.run_session import Session
 from hybridrl.observe.samples import SampleFile, samples_of
-from hybridrl.observe.session import Session
 from hybridrl.observe.summary import closing_lines, summarise
 from hybridrl.observe.terminal import Terminal
 from hybridrl.types import StepReport, SwapReport

@@ -142,7 +142,7 @@ def _refusal(loaded: LoadedConfig, setting: Setting, machine: Machine) -> Resour
 def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:
     """(what does not fit with both numbers, where to look)"""
     assert setting.gpu is not None
-    gpu, cut = setting.gpu, setting.train
+    gpu, sharding = setting.gpu, setting.train
     if missing := setting.missing_gpus():
         key = missing.partition(" ")[0]
         least = memory.least_training(setting) / setting.num_gpus / 1e9
@@ -168,8 +168,8 @@ def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:
     keys = (
         ("actor.microbatch_tokens", "actor.parallel") if phase.activations else ("rollout.memory_fraction",)
     )
-    cuts = " ".join(f"{axis}{getattr(cut, axis)}" for axis in ("tp", "cp", "pp", "dp"))
-    return f"{what} with {cuts}", loaded.where(*keys, "actor.parallel")
+    shardings = " ".join(f"{axis}{getattr(sharding, axis)}" for axis in ("tp", "cp", "pp", "dp"))
+    return f"{what} with {shardings}", loaded.where(*keys, "actor.parallel")
 
 
 def _too_large_here(loaded: LoadedConfig, setting: Setting, machine: Machine) -> ResourceError | None:

@@ -1,7 +1,7 @@
 """The weight swap that a config comes to: layouts of trainer and engines, and where their ranks sit."""
 
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.shape import trainer_layout
 from hybridrl.models import spec as models

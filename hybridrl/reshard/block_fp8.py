@@ -92,7 +92,7 @@ class Area(NamedTuple):
         return moved._replace(scale_row=place[0], scale_col=place[1])
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Part of a block, from a source's (row, col) to (at_row, at_col) in the block."""
 
     source: int
@@ -115,7 +115,7 @@ class Scattered:
     cols: int
     scale_row: int
     scale_col: int
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Chunk] = field(default_factory=list)
 
 
 def fall_into_blocks(
@@ -138,16 +138,16 @@ def fall_into_blocks(
             if isinstance(found, Area):
                 areas.append(found)
             else:
-                block, piece = found
+                block, chunk = found
                 key = (block.target, block.to_row, block.to_col)
-                scattered.setdefault(key, block).pieces.append(piece)
+                scattered.setdefault(key, block).pieces.append(chunk)
     for block in scattered.values():
         _refuse_part_of_a_block(block)
     return areas, list(scattered.values())
 
 
 def _refuse_part_of_a_block(block: Scattered) -> None:
-    held, size = sum(piece.rows * piece.cols for piece in block.pieces), block.rows * block.cols
+    held, size = sum(chunk.rows * chunk.cols for chunk in block.pieces), block.rows * block.cols
     if held != size:
         raise ValueError(
             f"block-FP8 target {block.target}: of the {size} values of the block at row {block.to_row}, "
@@ -155,7 +155,7 @@ def _refuse_part_of_a_block(block: Scattered) -> None:
         )
 
 
-def _parts(box: list[int], target: BlockFP8) -> Iterator[Area | tuple[Scattered, Piece]]:
+def _parts(box: list[int], target: BlockFP8) -> Iterator[Area | tuple[Scattered, Chunk]]:
     _, _, _, _, to_row, _, rows, _ = box
     height = target.values.shape[-2]
     for expert in range(to_row // height, -(-(to_row + rows) // height)):
@@ -164,7 +164,7 @@ def _parts(box: list[int], target: BlockFP8) -> Iterator[Area | tuple[Scattered,
 
 def _parts_of_expert(
     box: list[int], target: BlockFP8, expert: int
-) -> Iterator[Area | tuple[Scattered, Piece]]:
+) -> Iterator[Area | tuple[Scattered, Chunk]]:
     source, index, row, col, to_row, to_col, rows, cols = box
     height, width = target.values.shape[-2:]
     start = expert * height
@@ -189,7 +189,7 @@ def _parts_of_expert(
             begin, end = max(x, left), min(x_end, right)
             yield (
                 block,
-                Piece(source, first + down, begin + across, first - y, begin - x, last - first, end - begin),
+                Chunk(source, first + down, begin + across, first - y, begin - x, last - first, end - begin),
             )
 
 

@@ -53,7 +53,7 @@ class Cells:
                         if _holds(cell.holdings, rank):
                             yield param, cell
 
-    def meeting(self, wanted: Holding) -> Iterator[Cell]:
+    def rendezvous(self, wanted: Holding) -> Iterator[Cell]:
         """Those on layers and of experts that a target holding has."""
         first, end = wanted.layers.start, wanted.layers.stop
         first_expert, end_expert = wanted.experts.start, wanted.experts.stop
@@ -116,7 +116,7 @@ def _by_owners(maps: list[Runs]) -> dict[frozenset[int], Runs]:
         for run in runs:
             for j in range(index[run.at], index[run.at + run.length]):
                 owners[j].add(i)
-    stretches: dict[frozenset[int], list[Run]] = {}
+    flat_ranges: dict[frozenset[int], list[Run]] = {}
     for (start, stop), names in zip(pairwise(edges), owners, strict=False):
-        stretches.setdefault(frozenset(names), []).append(Run(start, stop - start, start))
-    return {names: join(runs) for names, runs in stretches.items() if names}
+        flat_ranges.setdefault(frozenset(names), []).append(Run(start, stop - start, start))
+    return {names: join(runs) for names, runs in flat_ranges.items() if names}

@@ -11,9 +11,9 @@ from hybridrl.reshard.block_fp8 import BlockFP8
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.executors.base import Prepared, Written
 from hybridrl.reshard.plan import Transfer
+from hybridrl.reshard.rounds import Side
 from hybridrl.reshard.table import Target, tabulate
 from hybridrl.reshard.transports.base import SharedTensor, attach
-from hybridrl.reshard.waves import Half
 
 Engine = tuple[Layout, Sequence[Mapping[str, SharedTensor]]]
 """An engine's layout, and what each of its ranks exported."""
@@ -52,7 +52,7 @@ def passed_on(transfers: Iterable[Transfer], engines: Sequence[Engine]) -> list[
     return [Copies(found, engines, place) for place, found in places.items()]
 
 
-def half(transfers: Sequence[Transfer], engines: Sequence[Engine]) -> Half:
+def side(transfers: Sequence[Transfer], engines: Sequence[Engine]) -> Side:
     """One side of what two ranks exchange.
 
     Raises:
@@ -67,7 +67,7 @@ def half(transfers: Sequence[Transfer], engines: Sequence[Engine]) -> Half:
                 where=f"engine {target[0]}, rank {target[1]}",
                 fix="colocate that engine, or serve bf16",
             )
-    return Half(table, dtypes)
+    return Side(table, dtypes)
 
 
 def attached(engines: Sequence[Engine], name: Target) -> torch.Tensor:

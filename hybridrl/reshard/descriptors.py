@@ -90,8 +90,10 @@ def describe(
     areas, scattered = fall_into_blocks(boxes[of_blocks], targets)
     quantised = _Quantised(scaled, froms, tos)
     first = np.concatenate([_strided(boxes[~of_blocks], froms, tos), quantised.straight(areas)])
-    waves = [scattered[i : i + STAGED_BLOCKS] for i in range(0, len(scattered), STAGED_BLOCKS)]
-    staged = [phase for wave in waves for phase in (quantised.gather(wave), quantised.from_staging(wave))]
+    rounds = [scattered[i : i + STAGED_BLOCKS] for i in range(0, len(scattered), STAGED_BLOCKS)]
+    staged = [
+        phase for round_ in rounds for phase in (quantised.gather(round_), quantised.from_staging(round_))
+    ]
     scales = [matrix(t.scales, f"scales of {table.targets[i][2]}") for i, t in scaled.items()]
     held = [*tos, *scales, Matrix(BLOCK, BLOCK, 4 * BLOCK, FLOATS[0])]
     num_blocks = sum(-(-a.rows // BLOCK) * -(-a.cols // BLOCK) for a in areas) + len(scattered)
@@ -225,14 +227,14 @@ class _Quantised:
         """Into staging, as float32: exact, so blocks may come from sources of different dtypes."""
         found, staging = [], len(self.tos) + len(self.scaled)
         for slot, block in enumerate(blocks):
-            for piece in block.pieces:
-                held = self.froms[piece.source]
-                offset = piece.row * held.pitch + piece.col * held.dtype.itemsize
-                to = slot * _STAGED_BYTES + 4 * (piece.at_row * BLOCK + piece.at_col)
+            for chunk in block.pieces:
+                held = self.froms[chunk.source]
+                offset = chunk.row * held.pitch + chunk.col * held.dtype.itemsize
+                to = slot * _STAGED_BYTES + 4 * (chunk.at_row * BLOCK + chunk.at_col)
                 op = operation(held.dtype, FLOATS[0])
                 pitches = (held.pitch, 4 * BLOCK)
-                sizes = (piece.rows, piece.cols)
-                found.append((piece.source, staging, offset, to, *pitches, *sizes, op, *[0] * 6))
+                sizes = (chunk.rows, chunk.cols)
+                found.append((chunk.source, staging, offset, to, *pitches, *sizes, op, *[0] * 6))
         return _rows(found)
 
     def from_staging(self, blocks: Sequence[Scattered]) -> np.ndarray:

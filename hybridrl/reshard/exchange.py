@@ -22,10 +22,10 @@ from hybridrl.reshard import same_host
 from hybridrl.reshard.checksum import MODULUS, box_checksum
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.executors.base import Prepared, Signature, signature
+from hybridrl.reshard.rounds import BUFFERS, Bounds, Load, Round, Side, Span, rounds
 from hybridrl.reshard.table import Target
-from hybridrl.reshard.waves import BUFFERS, Bounds, Half, Load, Span, Wave, waves
 
-__all__ = ["Exchange", "Exchanged", "Half"]
+__all__ = ["Exchange", "Exchanged", "Side"]
 
 Carrier = Literal["memory", "messages"]
 """Of bytes between ranks of one host."""
@@ -59,8 +59,8 @@ class Exchange:
     def __init__(
         self,
         group: dist.ProcessGroup,
-        sends: Mapping[int, Half],
-        receives: Mapping[int, Half],
+        sends: Mapping[int, Side],
+        receives: Mapping[int, Side],
         targets: Mapping[Target, torch.Tensor],
         *,
         device: torch.device | None = None,
@@ -90,24 +90,24 @@ class Exchange:
         _agree(
             group,
             self._device,
-            {peer: half.digest(bounds.message_bytes) for peer, half in sends.items()},
-            {peer: half.digest(bounds.message_bytes) for peer, half in receives.items()},
+            {peer: side.digest(bounds.message_bytes) for peer, side in sends.items()},
+            {peer: side.digest(bounds.message_bytes) for peer, side in receives.items()},
         )
         shares = on_host == "memory" and self._device.type == "cpu"
         self._near = same_host.neighbours(group) if shares else frozenset()
-        self._waves = waves(rank, size, sends, receives, bounds, self._near)
-        self._sent = {n for peer, half in sends.items() if peer not in self._near for n in half.table.targets}
-        self._outgoing = self._buffers([wave.outgoing for wave in self._waves])
-        self._incoming = self._buffers([wave.incoming for wave in self._waves])
+        self._rounds = rounds(rank, size, sends, receives, bounds, self._near)
+        self._sent = {n for peer, side in sends.items() if peer not in self._near for n in side.table.targets}
+        self._outgoing = self._buffers([round_.outgoing for round_ in self._rounds])
+        self._incoming = self._buffers([round_.incoming for round_ in self._rounds])
         found = (
-            same_host.messages(group, self._waves, self._outgoing, self._near)
+            same_host.messages(group, self._rounds, self._outgoing, self._near)
             if shares
-            else [{}] * len(self._waves)
+            else [{}] * len(self._rounds)
         )
         self._reads = [
-            self._readers(wave, there, targets) for wave, there in zip(self._waves, found, strict=True)
+            self._readers(round_, there, targets) for round_, there in zip(self._rounds, found, strict=True)
         ]
-        self._sources = {name for half in sends.values() for name in half.table.sources}
+        self._sources = {name for side in sends.values() for name in side.table.sources}
         self._signatures: dict[str, Signature] | None = None
         self._packs: list[Prepared] = []
         self._unpacks = [
@@ -116,7 +116,7 @@ class Exchange:
                 load.views(self._incoming[number % BUFFERS]),
                 [targets[name] for name in load.table.targets],
             )
-            for number, load in enumerate(wave.incoming for wave in self._waves)
+            for number, load in enumerate(round_.incoming for round_ in self._rounds)
         ]
 
     def run(self, sources: Mapping[str, torch.Tensor]) -> Exchanged:
@@ -133,7 +133,7 @@ class Exchange:
         self._prepare(sources)
         sums = dict.fromkeys(self._sent, 0)
         flights: list[_Flight] = []
-        for number in range(len(self._waves)):
+        for number in range(len(self._rounds)):
             if number >= BUFFERS:
                 flights[number - BUFFERS].wait_for_answers()
             self._pack(number, sources, sums)
@@ -148,15 +148,15 @@ class Exchange:
         for flight in flights[-BUFFERS:]:
             flight.wait_for_answers()
         return Exchanged(
-            sum(wave.outgoing.num_bytes for wave in self._waves),
-            sum(wave.received_bytes for wave in self._waves),
+            sum(round_.outgoing.num_bytes for round_ in self._rounds),
+            sum(round_.received_bytes for round_ in self._rounds),
             sum(buffer.nbytes for buffer in (*self._outgoing, *self._incoming)),
             {name: total % MODULUS for name, total in sums.items()},
         )
 
     def _post(self, number: int) -> "_Flight":
         buffers = self._outgoing[number % BUFFERS], self._incoming[number % BUFFERS]
-        return _Flight(self._group, self._waves[number], *buffers, self._reads[number], self._near)
+        return _Flight(self._group, self._rounds[number], *buffers, self._reads[number], self._near)
 
     def _buffers(self, loads: Sequence[Load]) -> list[torch.Tensor]:
         # They stay between runs: on a CPU, new pages cost more than the bytes that pass through them.
@@ -165,10 +165,10 @@ class Exchange:
         return [torch.empty(num_bytes, dtype=torch.uint8, device=self._device) for _ in range(count)]
 
     def _readers(
-        self, wave: Wave, there: Mapping[int, torch.Tensor], targets: Mapping[Target, torch.Tensor]
+        self, round_: Round, there: Mapping[int, torch.Tensor], targets: Mapping[Target, torch.Tensor]
     ) -> "dict[int, _Read]":
         executor, found = best(self._device), {}
-        for place, load in wave.near.items():
+        for place, load in round_.near.items():
             views = load.views(there[place])
             into = [targets[name] for name in load.table.targets]
             found[place] = _Read(executor.prepare(load.table, views, into), views)
@@ -187,21 +187,21 @@ class Exchange:
                     [sources[name] for name in load.table.sources],
                     load.views(self._outgoing[number % BUFFERS]),
                 )
-                for number, load in enumerate(wave.outgoing for wave in self._waves)
+                for number, load in enumerate(round_.outgoing for round_ in self._rounds)
             ]
             self._signatures = found
 
     def _pack(self, number: int, sources: Mapping[str, torch.Tensor], sums: dict[Target, int]) -> None:
-        load = self._waves[number].outgoing
+        load = self._rounds[number].outgoing
         self._packs[number].write([sources[name] for name in load.table.sources], sums=False)
         if self._sent:
             buffer = self._outgoing[number % BUFFERS]
-            for piece in load.pieces:
-                if piece.target in self._sent:
-                    sums[piece.target] += box_checksum(piece.view(buffer), piece.at)
+            for chunk in load.pieces:
+                if chunk.target in self._sent:
+                    sums[chunk.target] += box_checksum(chunk.view(buffer), chunk.at)
 
     def _unpack(self, number: int) -> None:
-        load = self._waves[number].incoming
+        load = self._rounds[number].incoming
         self._unpacks[number].write(load.views(self._incoming[number % BUFFERS]), sums=False)
 
 
@@ -222,14 +222,14 @@ class _Flight:
     def __init__(
         self,
         group: dist.ProcessGroup,
-        wave: Wave,
+        round_: Round,
         outgoing: torch.Tensor,
         incoming: torch.Tensor,
         reads: Mapping[int, _Read],
         near: frozenset[int],
     ) -> None:
         self._group, self._reads = group, reads
-        arrive, leave = wave.incoming.spans, wave.outgoing.spans
+        arrive, leave = round_.incoming.spans, round_.outgoing.spans
         answer = [span.peer for span in leave if span.peer in near]
         operations = [
             *(self._operation(dist.irecv, span, incoming, i in reads) for i, span in enumerate(arrive)),
@@ -345,9 +345,9 @@ def _refuse_other_peers(peers: set[int], rank: int, size: int) -> None:
             raise ValueError(f"rank {rank} of {size} cannot exchange with rank {peer}")
 
 
-def _refuse_other_targets(receives: Iterable[Half], targets: Mapping[Target, torch.Tensor]) -> None:
-    for half in receives:
-        for name, dtype in zip(half.table.targets, half.dtypes, strict=True):
+def _refuse_other_targets(receives: Iterable[Side], targets: Mapping[Target, torch.Tensor]) -> None:
+    for side in receives:
+        for name, dtype in zip(side.table.targets, side.dtypes, strict=True):
             if name not in targets:
                 raise SwapError(f"the exchange was not given {name}")
             if targets[name].dtype != dtype:

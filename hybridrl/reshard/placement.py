@@ -11,7 +11,7 @@ from typing import Literal
 import lap
 import numpy as np
 
-from hybridrl.layout.base import Holding, Layout, meet
+from hybridrl.layout.base import Holding, Layout, rendezvous
 from hybridrl.layout.runs import overlap, size
 from hybridrl.reshard.topology import Topology
 
@@ -78,7 +78,7 @@ def _local(
 
 
 def _shared(held: Holding, want: Holding) -> int:
-    count = len(meet(held.layers, want.layers)) * len(meet(held.experts, want.experts))
+    count = len(rendezvous(held.layers, want.layers)) * len(rendezvous(held.experts, want.experts))
     if not count:
         return 0
     rows = sum(span.length for span in overlap(held.rows, want.rows))

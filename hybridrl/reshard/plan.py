@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, Layout, meet
+from hybridrl.layout.base import Holding, Layout, rendezvous
 from hybridrl.layout.runs import Runs
 from hybridrl.reshard.cells import Cell, Cells
 from hybridrl.reshard.job import CopyBox, Job, Stack, Transfer
@@ -134,7 +134,7 @@ class _Planner:
         for wanted in chain.from_iterable(self._held_by):
             held = wanted.held
             self._wanted.setdefault(held.param, []).append(wanted)
-            self._common[held.param] = meet(self._common.get(held.param, held.layers), held.layers)
+            self._common[held.param] = rendezvous(self._common.get(held.param, held.layers), held.layers)
         self._regions = Regions()
         self._queues: dict[tuple[object, ...], _Queue] = {}
         self._lines: dict[tuple[tuple[int, range, int], ...], _Line] = {}
@@ -152,7 +152,7 @@ class _Planner:
             held = wanted.held
             if rank not in held.ranks:
                 continue
-            for cell in self._cells.meeting(held):
+            for cell in self._cells.rendezvous(held):
                 if self._regions.elements(cell, wanted):
                     demands = self._demands(held.param, cell)
                     demand = self._find(demands, wanted, (target, rank))
@@ -185,7 +185,7 @@ class _Planner:
                     yield from self._passed_on_of(wanted, place)
 
     def _passed_on_of(self, wanted: Wanted, place: tuple[int, int]) -> Iterator[_Keyed]:
-        for cell in self._cells.meeting(wanted.held):
+        for cell in self._cells.rendezvous(wanted.held):
             if self._regions.elements(cell, wanted):
                 demands = self._demands(wanted.held.param, cell)
                 giver = self._neighbour(place, wanted.held)
@@ -230,7 +230,7 @@ class _Planner:
         """Nothing, where the part is less than a row or a layer."""
         held, theirs = giver.held, wanted.held
         by_rows, boxes = self._regions.region(cell, giver.which, wanted, part)
-        layers, experts = meet(cell.layers, theirs.layers), meet(cell.experts, theirs.experts)
+        layers, experts = rendezvous(cell.layers, theirs.layers), rendezvous(cell.experts, theirs.experts)
         if not by_rows:
             layers = layers[slice(*part.cut(len(layers)))]
         if not (layers and boxes):

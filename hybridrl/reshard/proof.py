@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, Layout, meet
+from hybridrl.layout.base import Holding, Layout, rendezvous
 from hybridrl.layout.runs import Runs, size
 from hybridrl.reshard.plan import CopyBox, Job, Transfer
 
@@ -85,7 +85,7 @@ def _prove_passed_on(job: Job, inbox: dict[tuple[int, int, str], list[Transfer]]
 
 def _overlap(given: Transfer, received: Transfer) -> bool:
     """Some of what is given was received so."""
-    layers, experts = meet(given.layers, received.layers), meet(given.experts, received.experts)
+    layers, experts = rendezvous(given.layers, received.layers), rendezvous(given.experts, received.experts)
     return bool(layers and experts) and any(
         all(
             a < b + n and b < a + m
@@ -206,9 +206,9 @@ def _upright(start: _Pair, shape: _Pair, held: Holding) -> tuple[_Pair, _Pair]:
     return start, shape
 
 
-def _edges(runs: Runs, stretches: list[tuple[int, int]]) -> list[int]:
-    stretches = stretches + [(run.local, run.length) for run in runs]
-    return sorted({edge for start, length in stretches for edge in (start, start + length)})
+def _edges(runs: Runs, flat_ranges: list[tuple[int, int]]) -> list[int]:
+    flat_ranges = flat_ranges + [(run.local, run.length) for run in runs]
+    return sorted({edge for start, length in flat_ranges for edge in (start, start + length)})
 
 
 def _cells(edges: list[int], start: int, length: int) -> slice:

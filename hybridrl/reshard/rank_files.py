@@ -16,7 +16,7 @@ from hybridrl.errors import CheckpointError
 from hybridrl.layout.base import Layout
 from hybridrl.layout.shard import Shard
 from hybridrl.reshard import hf_files
-from hybridrl.reshard.stretches import Filling, Stretch, Wanted
+from hybridrl.reshard.flat_ranges import Filling, FlatRange, Wanted
 
 _STARTS = "starts"
 """Metadata of a file: tensor name -> first element of the stretch."""
@@ -33,12 +33,12 @@ class Kept:
     tensors: Mapping[str, torch.Tensor]
     """Quantity -> the stretch, flat; all of one length."""
 
-    def stretch(self, shard: Shard) -> Stretch:
+    def flat_range(self, shard: Shard) -> FlatRange:
         """
         Args:
             shard: what the rank holds under this name.
         """
-        return Stretch(shard, self.start, self.start + next(iter(self.tensors.values())).numel())
+        return FlatRange(shard, self.start, self.start + next(iter(self.tensors.values())).numel())
 
 
 def file_name(part: str, rank: int) -> str:
@@ -96,7 +96,7 @@ def fill(folder: Path, part: str, layout: Layout, wanted: Iterable[Wanted]) -> N
                 for name in shards.keys() & starts.keys():
                     quantities = filling.quantities(shards[name].param)
                     tensors = {quantity: file.get_tensor(f"{quantity}/{name}") for quantity in quantities}
-                    filling.take(Kept(name, starts[name], tensors).stretch(shards[name]), tensors)
+                    filling.take(Kept(name, starts[name], tensors).flat_range(shards[name]), tensors)
     if missing := filling.missing():
         raise CheckpointError(
             f"{folder} lacks some of {', '.join(missing[:3])} ({len(missing)} parameters) of {part}",
@@ -114,7 +114,7 @@ def fill_whole(
 ) -> None:
     """As `fill`, of one quantity: `tensors`, by the names of their `shards`."""
     flat = {name: {quantity: tensor.flatten()} for name, tensor in tensors.items()}
-    fill(folder, part, layout, [Wanted(Stretch.whole(shards[name]), want) for name, want in flat.items()])
+    fill(folder, part, layout, [Wanted(FlatRange.whole(shards[name]), want) for name, want in flat.items()])
 
 
 def read_beside(folder: Path, part: str, rank: int, prefix: str) -> dict[str, torch.Tensor]:

@@ -77,7 +77,7 @@ class Regions:
 
 
 def _region(patch: Patch, held: Holding, wanted: Holding, part: Part) -> Region:
-    rows, cols = _meet(patch.rows, wanted.rows), _meet(patch.cols, wanted.cols)
+    rows, cols = _rendezvous(patch.rows, wanted.rows), _rendezvous(patch.cols, wanted.cols)
     by_rows = not part.is_whole and size(rows) * size(cols) >= _SHARE_ELEMENTS
     if by_rows:
         rows = _window(rows, *part.cut(size(rows)))
@@ -97,7 +97,7 @@ def _shared(runs: Runs, wanted: Runs) -> int:
     return sum([span.length for span in overlap(runs, wanted)])
 
 
-def _meet(runs: Runs, wanted: Runs) -> Runs:
+def _rendezvous(runs: Runs, wanted: Runs) -> Runs:
     """The stretches of `runs` that `wanted` covers."""
     return join(Run(span.at, span.length, span.at) for span in overlap(runs, wanted))
 

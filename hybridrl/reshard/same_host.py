@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from hybridrl.errors import ResourceError
+from hybridrl.reshard.rounds import Round
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor
-from hybridrl.reshard.waves import Wave
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Tells machines apart, whatever they are called."""
@@ -49,7 +49,7 @@ class _Told(NamedTuple):
 
 
 def messages(
-    group: dist.ProcessGroup, waves: Sequence[Wave], buffers: Sequence[torch.Tensor], near: frozenset[int]
+    group: dist.ProcessGroup, rounds: Sequence[Round], buffers: Sequence[torch.Tensor], near: frozenset[int]
 ) -> list[dict[int, torch.Tensor]]:
     """What near peers send to this rank, in their memory: by wave, then as in Wave.near. *Collective*.
 
@@ -62,15 +62,15 @@ def messages(
     rank = dist.get_rank(group)
     shared = [shm.export(buffer) for buffer in buffers if near and buffer.nbytes]
     mine = _Told(shared, {peer: [] for peer in near})
-    for number, wave in enumerate(waves):
-        for peer, start, stop in wave.outgoing.spans:
+    for number, round_ in enumerate(rounds):
+        for peer, start, stop in round_.outgoing.spans:
             if peer in near:
                 mine.places[peer].append(_Place(number % len(buffers), start, stop))
     told = [mine] * dist.get_world_size(group)
     dist.all_gather_object(told, mine, group=group)
     arriving = {peer: iter(_mapped(told[peer], rank)) for peer in near}
     dist.barrier(group)  # A buffer can be mapped as long as its owner lives.
-    return [{i: next(arriving[wave.incoming.spans[i].peer]) for i in wave.near} for wave in waves]
+    return [{i: next(arriving[round_.incoming.spans[i].peer]) for i in round_.near} for round_ in rounds]
 
 
 def _mapped(told: _Told, receiver: int) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from hybridrl.errors import SwapError
 from hybridrl.layout.base import Layout, instance
 from hybridrl.reshard.agreement import Checksums, expected, plan_fields
-from hybridrl.reshard.copies import Copies, Engine, attached, checksums, half, passed_on, weights
+from hybridrl.reshard.copies import Copies, Engine, attached, checksums, passed_on, side, weights
 from hybridrl.reshard.exchange import Exchange
 from hybridrl.reshard.executors.base import Written
 from hybridrl.reshard.plan import Job, Transfer, plan
@@ -152,8 +152,8 @@ def _exchange(
                 fix="give the process group of the trainer ranks",
             )
         return None
-    sends = {peer: half(transfers, engines) for peer, transfers in ways.sends.items()}
-    receives = {peer: half(transfers, engines) for peer, transfers in ways.receives.items()}
+    sends = {peer: side(transfers, engines) for peer, transfers in ways.sends.items()}
+    receives = {peer: side(transfers, engines) for peer, transfers in ways.receives.items()}
     names = {name for one in receives.values() for name in one.table.targets}
     targets = {name: attached(engines, name) for name in names}
     return Exchange(group, sends, receives, targets, device=device)

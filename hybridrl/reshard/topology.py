@@ -27,14 +27,14 @@ class Topology:
     @classmethod
     def colocated(cls, num_ranks: int, sizes: Sequence[int], node_size: int) -> "Topology":
         """Source rank and target rank i sit on device i, counting over the targets one after another."""
-        return cls(tuple(range(num_ranks)), _dealt(sizes, 0), node_size)
+        return cls(tuple(range(num_ranks)), _partitioned(sizes, 0), node_size)
 
     @classmethod
-    def apart(cls, num_ranks: int, sizes: Sequence[int], node_size: int) -> "Topology":
+    def separate(cls, num_ranks: int, sizes: Sequence[int], node_size: int) -> "Topology":
         """Targets begin on the first node without a source rank, and each of their devices has an agent."""
         first = -(-num_ranks // node_size) * node_size
         agents = tuple(range(first, first + sum(sizes)))
-        return cls(tuple(range(num_ranks)), _dealt(sizes, first), node_size, agents)
+        return cls(tuple(range(num_ranks)), _partitioned(sizes, first), node_size, agents)
 
     @cached_property
     def rank_on(self) -> dict[int, int]:
@@ -65,7 +65,7 @@ class Topology:
         return device // self.node_size
 
 
-def _dealt(sizes: Sequence[int], first: int) -> Targets:
+def _partitioned(sizes: Sequence[int], first: int) -> Targets:
     found = []
     for size in sizes:
         found.append(tuple(range(first, first + size)))

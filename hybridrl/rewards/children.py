@@ -134,11 +134,11 @@ def _obey(
         return
     jobs_fd, shared_fd = recv_handle(control), recv_handle(control)
     sys.stdout.flush()
-    nursery = os.getpid()
+    fork_server = os.getpid()
     pid = os.fork()
     if pid == 0:
         control.close()
-        _child(jobs_fd, shared_fd, reward, answer_field, nursery)
+        _child(jobs_fd, shared_fd, reward, answer_field, fork_server)
     os.close(jobs_fd)
     os.close(shared_fd)
     children.add(pid)
@@ -154,12 +154,12 @@ def _end(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, answer_field: str, nursery: int) -> None:
+def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, answer_field: str, fork_server: int) -> None:
     try:
         os.setsid()
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != nursery:  # it had ended before that was said
+            if os.getppid() != fork_server:  # it had ended before that was said
                 return
         os.lseek(shared_fd, STACK_AT, os.SEEK_SET)
         faulthandler.register(DUMP_SIGNAL, file=shared_fd, all_threads=False)

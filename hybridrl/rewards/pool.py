@@ -14,7 +14,7 @@ from typing import Any, Literal
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, HybridRLError, RewardError
 from hybridrl.rewards.children import NOT_BEGUN, Job, Load
-from hybridrl.rewards.processes import Child, Nursery, stack_place
+from hybridrl.rewards.processes import Child, ForkServer, stack_place
 from hybridrl.rewards.score import Score
 from hybridrl.types import HANG_PART
 
@@ -58,8 +58,8 @@ class Scorer:
             DeadlineError: the module does not finish importing.
         """
         self.reward, self._where = reward, where
-        self._nursery = Nursery(Load(reward.name, reward.options, reward.answer_field, where))
-        self._idle = [self._nursery.fork() for _ in range(reward.num_workers)]
+        self._fork_server = ForkServer(Load(reward.name, reward.options, reward.answer_field, where))
+        self._idle = [self._fork_server.fork() for _ in range(reward.num_workers)]
 
     def score(
         self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]], uids: Sequence[str]
@@ -88,7 +88,7 @@ class Scorer:
 
     def close(self) -> None:
         """End the processes; nothing of them is left. Twice is once."""
-        self._nursery.close()
+        self._fork_server.close()
         for child in self._idle:
             child.close()
         self._idle = []
@@ -160,14 +160,14 @@ class Scorer:
             self._give_hang_score(work, span, item, place)
 
     def _give_hang_score(self, work: _Work, span: range, item: int, place: str) -> None:
-        if self._nursery.loaded.hang_score is None:
+        if self._fork_server.loaded.hang_score is None:
             raise DeadlineError(
                 f"reward {self.reward.name} did not return for {work.uids[span[item]]} "
                 f"within {self.reward.timeout_s:g} s",
                 where=place or self._where,
                 fix="make it faster, or raise reward.timeout_s",
             )
-        work.scores[span[item]] = Score(self._nursery.loaded.hang_score, {HANG_PART: 1.0})
+        work.scores[span[item]] = Score(self._fork_server.loaded.hang_score, {HANG_PART: 1.0})
         work.todo += [part for part in (span[:item], span[item + 1 :]) if part]
 
     def _died(self, child: Child, span: range, work: _Work) -> RewardError:
@@ -176,12 +176,12 @@ class Scorer:
         reason = self._replace(child)
         return RewardError(
             f"reward {self.reward.name} on {work.uids[span[item]]}: {reason}",
-            where=place or self._nursery.loaded.place,
+            where=place or self._fork_server.loaded.place,
             fix="let it return or raise; a SIGKILL that nobody sent means that memory ran out",
         )
 
     def _replace(self, child: Child) -> str:
         """End a child and fork another; says how it had died."""
-        reason = self._nursery.end(child)
-        self._idle.append(self._nursery.fork())
+        reason = self._fork_server.end(child)
+        self._idle.append(self._fork_server.fork())
         return reason

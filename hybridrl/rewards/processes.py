@@ -52,7 +52,7 @@ class Child:
         return stack_place(text)
 
 
-class Nursery:
+class ForkServer:
     """The process that loaded the reward and forks children that score with it.
 
     It is started with subprocess and not with multiprocessing, which would run the main module of a Ray

@@ -61,7 +61,7 @@ class EngineSetup:
     part: int = 0
     """Which of them this is. The first answers; the others only start and end."""
 
-    meet: str = ""
+    rendezvous: str = ""
     """host:port of the first part, where several find each other; and the six ports that follow."""
 
 

@@ -30,7 +30,7 @@ from hybridrl.outside import Guarded
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
-from hybridrl.trainer.packing import Deal, Microbatch
+from hybridrl.trainer.packing import Microbatch, TokenPartition
 from hybridrl.trainer.setup import RankSetup, module_of
 
 Result = TypeVar("Result")
@@ -74,7 +74,7 @@ class Optimizer(Protocol):
         """This rank's share of the state, live, under any names. Not collective."""
         ...
 
-    def stretches(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
+    def flat_ranges(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
         """This rank's share of every parameter of which it has one: first element, and quantity -> flat fp32.
 
         Live; `resume` makes weights that were written there those of the model. Not collective.
@@ -245,7 +245,7 @@ class Backend(ABC):
     device: torch.device
     layout: TrainerLayout
     mesh: Mesh
-    deal: Deal
+    partition: TokenPartition
     """How microbatches are packed for these ranks."""
 
     @abstractmethod
@@ -292,7 +292,7 @@ class Backend(ABC):
 
     def load(self, batch: RankBatch) -> LoadedBatch:
         """Not collective."""
-        return LoadedBatch(batch, self.mesh.dp_rank, self.device, self.deal)
+        return LoadedBatch(batch, self.mesh.dp_rank, self.device, self.partition)
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write weights of `layout` in Hugging Face format, beside what the model folder has besides."""

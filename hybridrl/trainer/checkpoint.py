@@ -26,8 +26,8 @@ from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models.spec import count, parameters
 from hybridrl.reshard import rank_files
+from hybridrl.reshard.flat_ranges import Wanted
 from hybridrl.reshard.rank_files import Kept
-from hybridrl.reshard.stretches import Wanted
 from hybridrl.trainer import committed
 from hybridrl.trainer.base import WEIGHTS, Backend, Model, Optimizer, Trained
 
@@ -281,13 +281,13 @@ def _wanted(rank: int, model: Model, optimizer: Optimizer) -> Iterator[Wanted]:
     for kept in (*_trained(model, optimizer), *_untrained(model)):
         if kept.name not in shards:  # frozen under adapters
             continue
-        yield Wanted(kept.stretch(shards[kept.name]), {n: t.detach() for n, t in kept.tensors.items()})
+        yield Wanted(kept.flat_range(shards[kept.name]), {n: t.detach() for n, t in kept.tensors.items()})
 
 
 def _trained(model: Model, optimizer: Optimizer) -> Iterator[Kept]:
     """The stretches of the optimizer. Live."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter, start, tensors in optimizer.stretches():
+    for parameter, start, tensors in optimizer.flat_ranges():
         yield Kept(names[id(parameter)], start, tensors)
 
 

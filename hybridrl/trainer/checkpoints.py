@@ -189,10 +189,10 @@ def _each_part(path: Path, use: Callable[[Path], dict[str, Any]]) -> dict[str, A
 
 def _parts(path: Path) -> list[Path]:
     try:
-        apart = committed.read(path).get("critic_apart")
+        dedicated = committed.read(path).get("critic_apart")
     except CheckpointError:
-        apart = False
-    return [path, critic_part(path)] if apart else [path]
+        dedicated = False
+    return [path, critic_part(path)] if dedicated else [path]
 
 
 def _set_aside(path: Path) -> Path:

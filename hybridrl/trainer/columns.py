@@ -122,8 +122,8 @@ class Columns:
             stop(guards.divergence(loaded, self._mesh), step=loaded.step)
         if "old_logp" not in loaded.columns:
             return {}
-        apart_H = loaded.held("old_logp") - loaded.held("ref_logp")
-        self.divergence = self._mesh.combine([Metrics({"kl": apart_H.sum() / _num_tokens(loaded)})])["kl"]
+        gap_H = loaded.held("old_logp") - loaded.held("ref_logp")
+        self.divergence = self._mesh.combine([Metrics({"kl": gap_H.sum() / _num_tokens(loaded)})])["kl"]
         weight = getattr(self._coefficients.estimator, "kl_coefficient", 0.0)
         if not weight:
             return {}

@@ -46,7 +46,7 @@ class Shard:
 
 
 def linear_logprob(
-    hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor, shard: Shard, *, temperature: float, piece: int
+    hidden_RH: Tensor, weight_VH: Tensor, target_R: Tensor, shard: Shard, *, temperature: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target under softmax(hidden @ weight.T / temperature), and its entropy.
 
@@ -60,7 +60,7 @@ def linear_logprob(
     Returns:
         float32 [R] each, both differentiable.
     """
-    return _LinearLogprob.apply(hidden_RH, weight_VH, target_R, shard, temperature, piece)
+    return _LinearLogprob.apply(hidden_RH, weight_VH, target_R, shard, temperature, chunk)
 
 
 class _LinearLogprob(Function):
@@ -72,11 +72,11 @@ class _LinearLogprob(Function):
         target_R: Tensor,
         shard: Shard,
         temperature: float,
-        piece: int,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         kernels = kernels_for(hidden_RH)
         state_4R = reference.start(len(hidden_RH), hidden_RH.device)
-        for part in _pieces(shard.num_entries, piece):
+        for part in _chunks(shard.num_entries, chunk):
             logits_RC = shard.logits(hidden_RH, weight_VH[part])
             kernels.take(state_4R, logits_RC, target_R, shard.first + part.start, temperature)
         largest_R = state_4R[0].clone()
@@ -89,7 +89,7 @@ class _LinearLogprob(Function):
         logp_R = sums_3R[2] - log_sum_R
         entropy_R = sums_3R[0].log() - sums_3R[1] / sums_3R[0]
         ctx.save_for_backward(hidden_RH, weight_VH, target_R, log_sum_R, entropy_R)
-        ctx.shard, ctx.temperature, ctx.piece = shard, temperature, piece
+        ctx.shard, ctx.temperature, ctx.chunk = shard, temperature, chunk
         ctx.set_materialize_grads(False)
         return logp_R, entropy_R
 
@@ -102,7 +102,7 @@ class _LinearLogprob(Function):
         kernels = kernels_for(hidden_RH)
         grad_hidden_RH = torch.zeros_like(hidden_RH, dtype=torch.float32)
         grad_weight_VH = torch.zeros_like(weight_VH)
-        for part in _pieces(ctx.shard.num_entries, ctx.piece):
+        for part in _chunks(ctx.shard.num_entries, ctx.chunk):
             logits_RC = ctx.shard.logits(hidden_RH, weight_VH[part])
             slope_RC = ctx.shard.slope(logits_RC)
             grad_RC = slope_RC * kernels.turn_into_gradient(
@@ -127,5 +127,5 @@ def kernels_for(tensor: Tensor) -> ModuleType:
     return fused
 
 
-def _pieces(num_entries: int, piece: int) -> Iterator[slice]:
-    return (slice(at, min(at + piece, num_entries)) for at in range(0, num_entries, piece))
+def _chunks(num_entries: int, chunk: int) -> Iterator[slice]:
+    return (slice(at, min(at + chunk, num_entries)) for at in range(0, num_entries, chunk))

@@ -13,14 +13,16 @@ from hybridrl.algorithms.base import Reduce, Tokens
 from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.columns import given_by
-from hybridrl.trainer.packing import Deal, Microbatch, PackedBatch
+from hybridrl.trainer.packing import Microbatch, PackedBatch, TokenPartition
 
 
 class LoadedBatch:
-    def __init__(self, batch: RankBatch, dp_rank: int, device: torch.device, deal: Deal) -> None:
+    def __init__(
+        self, batch: RankBatch, dp_rank: int, device: torch.device, partition: TokenPartition
+    ) -> None:
         self.batch, self.step, self.minibatches = batch, batch.step, batch.minibatches
         self.first_epoch = _first_epoch(batch.minibatches)
-        self.packed = PackedBatch(batch, device, deal)
+        self.packed = PackedBatch(batch, device, partition)
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)
         self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}

@@ -22,7 +22,7 @@ from hybridrl.columns import COLUMNS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deal:
+class TokenPartition:
     """How the tokens of a microbatch are dealt over the ranks that share it, so that all have equal work.
 
     A sequence is cut into 2 * size pieces; rank r has piece r and piece 2 * size - 1 - r, a cheap one under a
@@ -42,14 +42,14 @@ class Deal:
     """So is each tensor-parallel rank's share of this."""
 
     @property
-    def piece(self) -> int:
+    def chunk(self) -> int:
         """Sequences are a multiple of it."""
         return 1 if self.size == 1 else 2 * self.size
 
     @property
     def whole(self) -> int:
         """Microbatches are a multiple of it."""
-        return math.lcm(self.piece, self.size * self.tp * self.multiple)
+        return math.lcm(self.chunk, self.size * self.tp * self.multiple)
 
 
 @dataclass(kw_only=True)
@@ -117,12 +117,12 @@ class _Rows:
 class PackedBatch:
     """A batch on one rank: its trained tokens numbered 0 to U, in the order of the blocks."""
 
-    def __init__(self, batch: RankBatch, device: torch.device, deal: Deal) -> None:
+    def __init__(self, batch: RankBatch, device: torch.device, partition: TokenPartition) -> None:
         """
         Raises:
             ValueError: the first token of a trajectory is trained on: nothing predicts it.
         """
-        self._batch, self._device, self._deal = batch, device, deal
+        self._batch, self._device, self._partition = batch, device, partition
         self._rows: list[_Rows] = []
         self.num_trained = 0
         for block in batch.blocks:
@@ -160,7 +160,7 @@ class PackedBatch:
         length_S = self._gather(index, "last")
         order = np.argsort(length_S, kind="stable")
         index, length_S = index[order], length_S[order]
-        places = _Places(length_S, self._deal)
+        places = _Places(length_S, self._partition)
         token_W, next_W, trained_next_W, source_W = self._tokens(index, length_S, places)
         predict_R = np.flatnonzero(trained_next_W)
         seq_R = np.searchsorted(places.offset_S, predict_R, side="right") - 1
@@ -204,9 +204,9 @@ class PackedBatch:
         return torch.from_numpy(array).to(self._device)
 
 
-def idle_microbatch(deal: Deal, device: torch.device) -> Microbatch:
+def idle_microbatch(partition: TokenPartition, device: torch.device) -> Microbatch:
     """The least that the ranks can run together; nothing in it is trained on."""
-    places, none = _Places(np.zeros(0, np.int64), deal), np.zeros(0, np.int64)
+    places, none = _Places(np.zeros(0, np.int64), partition), np.zeros(0, np.int64)
     token_W = np.zeros(places.num_tokens, np.int64)
     return places.microbatch(
         token_W,
@@ -223,10 +223,10 @@ class _Places:
     """Where the tokens of a microbatch are: sequences of given lengths in order, each with its filler, and
     one of filler alone at the end."""
 
-    def __init__(self, length_S: np.ndarray, deal: Deal) -> None:
-        self._deal = deal
-        padded_S = -(-length_S // deal.piece) * deal.piece
-        lacking = -int(padded_S.sum()) % deal.whole if len(length_S) else deal.whole
+    def __init__(self, length_S: np.ndarray, partition: TokenPartition) -> None:
+        self._partition = partition
+        padded_S = -(-length_S // partition.chunk) * partition.chunk
+        lacking = -int(padded_S.sum()) % partition.whole if len(length_S) else partition.whole
         self.offset_S = np.cumsum(padded_S) - padded_S
         self.num_tokens = int(padded_S.sum()) + lacking
         lengths, counts = np.unique(padded_S, return_counts=True)
@@ -242,9 +242,11 @@ class _Places:
 
     def _ranks(self, length_W: np.ndarray) -> np.ndarray:
         """Which rank has each token."""
-        pieces = 2 * self._deal.size
-        piece_W = self._position_W * pieces // length_W
-        return np.minimum(piece_W, pieces - 1 - piece_W) if self._deal.size > 1 else np.zeros_like(length_W)
+        pieces = 2 * self._partition.size
+        chunk_W = self._position_W * pieces // length_W
+        return (
+            np.minimum(chunk_W, pieces - 1 - chunk_W) if self._partition.size > 1 else np.zeros_like(length_W)
+        )
 
     def microbatch(
         self,
@@ -262,11 +264,11 @@ class _Places:
         Args:
             predict_R: the tokens that predict, ascending.
         """
-        own, rank_R = np.flatnonzero(self._rank_W == self._deal.rank), self._rank_W[predict_R]
-        predict_O = predict_R[rank_R == self._deal.rank]
-        count = np.bincount(rank_R, minlength=self._deal.size)
+        own, rank_R = np.flatnonzero(self._rank_W == self._partition.rank), self._rank_W[predict_R]
+        predict_O = predict_R[rank_R == self._partition.rank]
+        count = np.bincount(rank_R, minlength=self._partition.size)
         from_R = rank_R * count.max()
-        for rank in range(self._deal.size):
+        for rank in range(self._partition.size):
             from_R[rank_R == rank] += np.arange(count[rank])
 
         def tensor(array: np.ndarray) -> Tensor:

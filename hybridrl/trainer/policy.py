@@ -58,7 +58,7 @@ class Policy(Role):
             self._optimizer = self._model.optimizer(setup.actor.optimizer, setup.num_optimizer_steps)
             self._scorer = Scorer(self._model, setup.temperature)
             self._routing = self._model.routing(setup.actor.moe)
-            needs = self._needs.columns - setup.elsewhere
+            needs = self._needs.columns - setup.remote_columns
             self._critic = self._build_critic() if "value" in needs else None
             self._process = self._build_process_model() if "process_logp" in needs else None
             self._frozen = self._frozen_policies(needs)

@@ -10,7 +10,7 @@ from hybridrl.errors import ConfigError
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec
 
-Host = Literal["cpu", "cuda"]
+DeviceKind = Literal["cpu", "cuda"]
 """What trainer ranks compute on."""
 
 
@@ -43,7 +43,7 @@ class RankSetup:
     """The same input gives the same bits, on a GPU too."""
 
     @property
-    def host(self) -> Host:
+    def host(self) -> DeviceKind:
         return "cpu" if self.device is None else "cuda"
 
 
@@ -60,7 +60,7 @@ class PolicySetup(RankSetup):
     num_optimizer_steps: int
     """Of the whole run: the length of the learning-rate schedule."""
 
-    elsewhere: frozenset[str] = frozenset()
+    remote_columns: frozenset[str] = frozenset()
     """Token columns that other groups of ranks compute for these."""
 
     async_save: bool = False

@@ -56,8 +56,8 @@ class Reference:
         for own, other in zip(self.measured.gradients, folders, strict=True):
             reference, found = Checkpoint(own), Checkpoint(other)
             for name, scale in self._scales.items():
-                apart = float((found[name] - reference[name]).abs().max())
-                yield _number(apart / scale if scale else apart), name
+                difference = float((found[name] - reference[name]).abs().max())
+                yield _number(difference / scale if scale else difference), name
 
 
 def _scales(folders: Sequence[Path], names: Sequence[str]) -> dict[str, float]:
@@ -72,8 +72,8 @@ def _scales(folders: Sequence[Path], names: Sequence[str]) -> dict[str, float]:
 
 def _relative(reference: Sequence[float], found: Sequence[float]) -> float:
     scale = max(map(abs, reference))
-    apart = max(_number(abs(a - b)) for a, b in zip(reference, found, strict=True))
-    return apart / scale if scale else apart
+    difference = max(_number(abs(a - b)) for a, b in zip(reference, found, strict=True))
+    return difference / scale if scale else difference
 
 
 def _number(value: float) -> float:

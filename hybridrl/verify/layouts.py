@@ -12,14 +12,14 @@ from typing import Literal
 import numpy as np
 
 from hybridrl.config.training import TrainParallel
-from hybridrl.data.packing import share_out
+from hybridrl.data.packing import partition_rows
 from hybridrl.errors import UserError
 
-Deal = Literal["single", "pairs", "whole", "packed", "shuffled"]
+TokenPartition = Literal["single", "pairs", "whole", "packed", "shuffled"]
 """How sequences become microbatches: one, two or all at a time, packed to a budget as in a run, three at a
 time in another order."""
 
-_AXES_OF_DEAL = {
+_PARTITION_AXES = {
     "single": frozenset[str](),
     "pairs": frozenset({"microbatches"}),
     "whole": frozenset({"microbatches"}),
@@ -45,16 +45,16 @@ class Row:
     """What differs from the reference."""
 
     parallel: TrainParallel = TrainParallel(dp=1)
-    deal: Deal = "single"
+    partition: TokenPartition = "single"
     recompute: Literal["none", "selective", "full"] = "none"
 
 
 REFERENCE = Row("one sequence at a time", frozenset())
 ON_ONE_RANK = (
-    Row("two at a time", _AXES_OF_DEAL["pairs"], deal="pairs"),
-    Row("all together", _AXES_OF_DEAL["whole"], deal="whole"),
-    Row("packed", _AXES_OF_DEAL["packed"], deal="packed"),
-    Row("shuffled", _AXES_OF_DEAL["shuffled"], deal="shuffled"),
+    Row("two at a time", _PARTITION_AXES["pairs"], partition="pairs"),
+    Row("all together", _PARTITION_AXES["whole"], partition="whole"),
+    Row("packed", _PARTITION_AXES["packed"], partition="packed"),
+    Row("shuffled", _PARTITION_AXES["shuffled"], partition="shuffled"),
     Row("recompute selective", frozenset({"recompute"}), recompute="selective"),
     Row("recompute full", frozenset({"recompute"}), recompute="full"),
 )
@@ -71,7 +71,7 @@ def rows(layouts: Sequence[str]) -> list[Row]:
         parallel = parse(name)
         axes = _axes(parallel)
         found.append(Row(name, axes, parallel))
-        found.append(Row(f"{name}, packed", axes | _AXES_OF_DEAL["packed"], parallel, deal="packed"))
+        found.append(Row(f"{name}, packed", axes | _PARTITION_AXES["packed"], parallel, partition="packed"))
     return found
 
 
@@ -99,18 +99,18 @@ def name_of(parallel: TrainParallel) -> str:
 
 def _axes(parallel: TrainParallel) -> frozenset[str]:
     """What a layout cuts."""
-    cut = {axis for axis in _SIZES if (getattr(parallel, axis) or 1) > 1}
-    return frozenset(cut | {"sp"} if parallel.sp else cut)
+    sharding = {axis for axis in _SIZES if (getattr(parallel, axis) or 1) > 1}
+    return frozenset(sharding | {"sp"} if parallel.sp else sharding)
 
 
-def deal(row: Row, members: np.ndarray, length_N: np.ndarray) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def partition(row: Row, members: np.ndarray, length_N: np.ndarray) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Minibatch.rows of a row: which rank computes which of `members`, in which microbatch."""
     ranks = row.parallel.dp or 1
-    if row.deal == "packed":
+    if row.partition == "packed":
         longest = int(length_N[members].max())
-        return share_out(members, length_N[members], num_ranks=ranks, microbatch_tokens=2 * longest)
-    order = members[::-1] if row.deal == "shuffled" else members
-    together = {"single": 1, "whole": len(members)}.get(row.deal) or _TOGETHER[row.deal]
+        return partition_rows(members, length_N[members], num_ranks=ranks, microbatch_tokens=2 * longest)
+    order = members[::-1] if row.partition == "shuffled" else members
+    together = {"single": 1, "whole": len(members)}.get(row.partition) or _TOGETHER[row.partition]
     owned = [order[rank::ranks].tolist() for rank in range(ranks)]
     count = -(-max(map(len, owned)) // together)
     return tuple(tuple(tuple(own[i * together :][:together]) for i in range(count)) for own in owned)

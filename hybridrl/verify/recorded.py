@@ -14,7 +14,7 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.types import Group, Prompt, Trajectory
-from hybridrl.verify.layouts import Row, deal
+from hybridrl.verify.layouts import Row, partition
 
 STEP = 2
 NUM_GROUPS = 6
@@ -41,7 +41,7 @@ class RecordedBatch:
         return [
             Minibatch(
                 index,
-                deal(row, rows, batch.length_N),
+                partition(row, rows, batch.length_N),
                 num_tokens=int(batch.trained_N[rows].sum()),
                 num_sequences=int(np.count_nonzero(batch.trained_N[rows])),
             )

@@ -18,7 +18,7 @@ import ray
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.data.packing import share_out
+from hybridrl.data.packing import partition_rows
 from hybridrl.trainer.checkpoints import critic_part
 
 
@@ -86,7 +86,7 @@ class ColumnGroup:
         """
         self.workers, self.columns = workers, columns
         self._cluster = cluster
-        self._dealing = {
+        self._partitioning = {
             "num_ranks": dp,
             "microbatch_tokens": microbatch_tokens,
             "attention_length": attention_length,
@@ -97,7 +97,7 @@ class ColumnGroup:
 
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> None:
         """Compute their columns of a batch."""
-        own = [dealt(minibatch, batch.length_N, **self._dealing) for minibatch in minibatches]
+        own = [partitioned(minibatch, batch.length_N, **self._partitioning) for minibatch in minibatches]
         await self.workers.all("load", ray.put(batch.for_ranks(own)), *batch.blocks)
 
     def column(self, name: str) -> ray.ObjectRef:
@@ -129,7 +129,7 @@ class RayCritic(ColumnGroup):
         await self.workers.all("finish_saving")
 
 
-def dealt(minibatch: Minibatch, length_N: np.ndarray, **dealing: Any) -> Minibatch:
+def partitioned(minibatch: Minibatch, length_N: np.ndarray, **partitioning: Any) -> Minibatch:
     """The trajectories of an optimizer step, on other ranks.
 
     Args:
@@ -137,7 +137,7 @@ def dealt(minibatch: Minibatch, length_N: np.ndarray, **dealing: Any) -> Minibat
         dealing: of data.packing.share_out.
     """
     rows = np.array(sorted(n for rank in minibatch.rows for rows in rank for n in rows), np.int64)
-    return replace(minibatch, rows=share_out(rows, length_N[rows], **dealing))
+    return replace(minibatch, rows=partition_rows(rows, length_N[rows], **partitioning))
 
 
 def column_of(workers: WorkerGroup, name: str) -> ray.ObjectRef:

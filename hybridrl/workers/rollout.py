@@ -191,7 +191,7 @@ class RayRollout:
             self._open = True
             self._changed.notify_all()
 
-    async def rest(self) -> None:
+    async def sleep(self) -> None:
         """Give the memory that only answering needs back to the trainer, until the next swap, for which
         later requests wait."""
         await self._close()

@@ -119,7 +119,7 @@ class TrainerWorker:
         self._buffer = torch.empty(max(bucket.nbytes for bucket in buckets), dtype=torch.uint8)
         return shm.export(self._buffer)
 
-    def plan_buckets(self, buckets: list[Bucket], buffer: SharedTensor) -> str:
+    def split_into_buckets(self, buckets: list[Bucket], buffer: SharedTensor) -> str:
         """Map the buffer and plan what this rank writes of each bucket; returns the plan's hash."""
         self._buckets = BucketWriter(self._policy.layout, self._setup.rank, buckets, attach(buffer))
         return self._buckets.plan_hash
@@ -133,8 +133,8 @@ class TrainerWorker:
         return written
 
     def save(self, folder: Path, progress: Mapping[str, Any], export: Path | None) -> None:
-        apart = "value" in self._setup.elsewhere
-        self._policy.save(folder, {"progress": progress, "critic_apart": apart}, export)
+        dedicated = "value" in self._setup.remote_columns
+        self._policy.save(folder, {"progress": progress, "critic_apart": dedicated}, export)
 
     def finish_saving(self) -> None:
         self._policy.finish_saving()

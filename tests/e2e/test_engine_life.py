@@ -29,9 +29,9 @@ def folder(first, tmp_path_factory):
 
 def left_behind(engine):
     """Processes and files of an engine that are still there."""
-    pids = [engine._process.pid, *engine._started.pids]
+    pids = [engine._process.pid, *engine._ready.pids]
     processes = [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
-    marks = [engine._started.name, *(f"torch_{pid}_" for pid in pids), *(f"loky-{pid}-" for pid in pids)]
+    marks = [engine._ready.name, *(f"torch_{pid}_" for pid in pids), *(f"loky-{pid}-" for pid in pids)]
     files = [path.name for path in Path("/dev/shm").iterdir() if any(mark in path.name for mark in marks)]
     return processes, files, Path(engine._folder).exists()
 
@@ -51,7 +51,7 @@ def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first
     assert largest_difference(first, block, 1.0) < TOLERANCE
 
     async def die():
-        scheduler = psutil.Process(engine._started.pids[0])
+        scheduler = psutil.Process(engine._ready.pids[0])
         scheduler.suspend()  # a fast engine would have answered by the time it is killed
         request = asyncio.create_task(engine.generate(prompts(32), sampling(max_response_tokens=30)))
         await asyncio.sleep(0)

@@ -27,10 +27,12 @@ def folder(tmp_path_factory):
 def parts(folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        meet = f"127.0.0.1:{probe.getsockname()[1]}"
+        rendezvous = f"127.0.0.1:{probe.getsockname()[1]}"
     whole = setup(folder, tp=2)
     setups = [
-        dataclasses.replace(whole, log_path=f"{whole.log_path}-{part}", parts=2, part=part, meet=meet)
+        dataclasses.replace(
+            whole, log_path=f"{whole.log_path}-{part}", parts=2, part=part, rendezvous=rendezvous
+        )
         for part in range(2)
     ]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:

@@ -62,10 +62,10 @@ class Interrupted:
         self.batches += 1
         return await self.rollout.generate(prompts, sampling)
 
-    async def rest(self) -> None:
+    async def sleep(self) -> None:
         if self.batches == STEPS:
             await self._interrupt()
-        await self.rollout.rest()
+        await self.rollout.sleep()
 
     async def push(self, version: PolicyVersion) -> SwapReport:
         report = await self.sync.push(version)

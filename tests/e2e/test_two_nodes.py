@@ -46,8 +46,8 @@ def steps(run: Path) -> list[dict]:
 
 
 def test_a_run_over_two_nodes_is_the_run_on_one(tmp_path: Path, address: str) -> None:
-    apart = ("--on", "ray", f"cluster.ray.address={address}", "cluster.nodes=2")
-    two, one = launch(tmp_path, "two", *apart), launch(tmp_path, "one")
+    separate = ("--on", "ray", f"cluster.ray.address={address}", "cluster.nodes=2")
+    two, one = launch(tmp_path, "two", *separate), launch(tmp_path, "one")
     summary = json.loads((two / "summary.json").read_text())
     assert summary["swap_checksums_ok"] is True
     assert 0.0 < summary["logprob_max_abs_diff"] <= 2e-5

@@ -97,6 +97,6 @@ def test_expandable_segments_are_refused():
 
 def test_a_gpu_that_is_not_here_is_named():
     shared = cuda_ipc.export(torch.ones(8, device="cuda"))
-    elsewhere = replace(shared, address=("00000000", *shared.address[1:]))
+    remote_columns = replace(shared, address=("00000000", *shared.address[1:]))
     with pytest.raises(ResourceError, match="does not see GPU 00000000"):
-        base.attach(elsewhere)
+        base.attach(remote_columns)

@@ -12,8 +12,8 @@ from trainer_ranks import on_ranks
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.layout.hf import HFLayout
+from hybridrl.reshard.flat_ranges import FlatRange, Wanted
 from hybridrl.reshard.rank_files import fill
-from hybridrl.reshard.stretches import Stretch, Wanted
 from hybridrl.trainer import committed
 
 SLOW = pytest.mark.slow
@@ -87,7 +87,7 @@ def canonical(checkpoint: Path) -> dict[str, torch.Tensor]:
         for name, shard in shards.items()
     }
     wanted = [
-        Wanted(Stretch.whole(shards[name]), {q: tensor.flatten() for q, tensor in of_name.items()})
+        Wanted(FlatRange.whole(shards[name]), {q: tensor.flatten() for q, tensor in of_name.items()})
         for name, of_name in tensors.items()
     ]
     fill(checkpoint, "policy", layout, wanted)

@@ -10,7 +10,7 @@ import time
 
 import pytest
 from model_values import tiny
-from swap_crew import ProcessGroup, Stage
+from swap_workers import ProcessGroup, Stage
 
 from hybridrl.errors import EngineError, LayoutError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from model_values import tiny
-from swap_crew import Stage
+from swap_workers import Stage
 
 NUM_SWAPS, PUSHES_PER_CONNECTION = 500, 10
 SPEC = tiny(hidden_size=64, num_heads=8, num_kv_heads=4, head_dim=16, ffn_size=256, vocab_size=2000)

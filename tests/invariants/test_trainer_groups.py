@@ -33,33 +33,33 @@ def test_columns_and_steps_are_those_of_shared_ranks(model, tmp_path) -> None:
     together = on_ranks(
         1, scenarios.algorithm_run, model, (1, 1, 1), PPO, epochs, setup=SETUP, steps=2, **COLUMNS
     )[0]
-    apart = on_ranks(
+    separate = on_ranks(
         5, groups.played_apart, model, SHAPES, tmp_path, algorithm=PPO, columns=COLUMNS, setup=SETUP, steps=2
     )
     for i, shapes in enumerate(SHAPES):
         num_actors, num_critics, _ = shapes.num_ranks
         for rank in range(num_actors):
-            _compare_actor(together, apart[rank][i])
+            _compare_actor(together, separate[rank][i])
         for rank in range(num_actors, num_actors + num_critics):
-            _compare_critic(together, apart[rank][i])
+            _compare_critic(together, separate[rank][i])
 
 
-def _compare_actor(together: dict, apart: dict) -> None:
+def _compare_actor(together: dict, separate: dict) -> None:
     """Sums in another order: 2e-6, and where a metric is a difference of equal sums 1e-6 of their size."""
-    for one, other in zip(together["played"], apart["played"], strict=True):
+    for one, other in zip(together["played"], separate["played"], strict=True):
         assert other["loaded"] == pytest.approx(one["loaded"], rel=2e-6, abs=1e-6)
         for report, report_apart in zip(one["reports"], other["reports"], strict=True):
             assert report_apart["loss"] == pytest.approx(report["loss"], rel=2e-6, abs=1e-7)
             assert report_apart["grad_norm"] == pytest.approx(report["grad_norm"], rel=2e-6)
     assert together["played"][1]["loaded"]["actor/reward_kl_penalty"] > 1e-4  # the policy has moved
-    for logp, logp_apart in zip(together["logps"], apart["logps"], strict=True):
+    for logp, logp_apart in zip(together["logps"], separate["logps"], strict=True):
         np.testing.assert_allclose(logp_apart, logp, atol=5e-6, rtol=0)
 
 
-def _compare_critic(together: dict, apart: dict) -> None:
-    for one, steps in zip(together["played"], apart["played"], strict=True):
+def _compare_critic(together: dict, separate: dict) -> None:
+    for one, steps in zip(together["played"], separate["played"], strict=True):
         for report, metrics in zip(one["reports"], steps, strict=True):
             assert metrics.keys() == {name for name in report["metrics"] if name.startswith("critic/")}
             for name, value in metrics.items():
                 assert value == pytest.approx(report["metrics"][name], rel=2e-6, abs=1e-9), name
-    assert apart["resumed"] == apart["played"][-1]
+    assert separate["resumed"] == separate["played"][-1]

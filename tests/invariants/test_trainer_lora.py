@@ -37,12 +37,16 @@ def make_actor(targets: Any = ("qkv", "proj", "fc1", "fc2"), **options: Any) -> 
     return values.make_actor(**options).model_copy(update={"lora": lora})
 
 
-def learn(rank: int, meet: scenarios.Meet, folder: Path, shapes: dict[str, Any], out: Path) -> dict[str, Any]:
+def learn(
+    rank: int, rendezvous: scenarios.Rendezvous, folder: Path, shapes: dict[str, Any], out: Path
+) -> dict[str, Any]:
     """By the layout: checkpoints before and after the steps, an export, and whether the base has moved."""
     found = {}
     for name, shape in shapes.items():
         recompute = "full" if name == "pp" else "none"
-        with scenarios.policy(rank, meet, folder, shape, actor=make_actor(recompute=recompute)) as trained:
+        with scenarios.policy(
+            rank, rendezvous, folder, shape, actor=make_actor(recompute=recompute)
+        ) as trained:
             base = {n: t.clone() for n, t in trained._model.tensors().items()}
             before = trained.logp(values.make_block())
             trained.save(out / f"{name}_before")
@@ -171,8 +175,8 @@ def test_the_first_step_is_that_of_the_base_bit_for_bit(model, learnt) -> None:
     np.testing.assert_array_equal(before, learnt["alone"]["before"])
 
 
-def whole_logp(rank: int, meet: scenarios.Meet, folder: Path) -> np.ndarray:
-    with scenarios.policy(rank, meet, folder, (1, 1, 1)) as trained:
+def whole_logp(rank: int, rendezvous: scenarios.Rendezvous, folder: Path) -> np.ndarray:
+    with scenarios.policy(rank, rendezvous, folder, (1, 1, 1)) as trained:
         return trained.logp(values.make_block())
 
 
@@ -182,7 +186,7 @@ def test_the_optimizer_has_state_of_adapters_only(learnt, out) -> None:
     assert learnt["alone"]["state"] == 2 * (sum(a_sizes.values()) + sum(f.b_OR.numel() for f in found))
 
 
-def resume(rank: int, meet: scenarios.Meet, folder: Path, saved: Path) -> dict[str, Any]:
+def resume(rank: int, rendezvous: scenarios.Rendezvous, folder: Path, saved: Path) -> dict[str, Any]:
     """With a critic and a reference: a checkpoint between two batches, and the second batch from it."""
     algorithm = AlgorithmConfig.model_validate({"estimator": "gae", "kl": {"coefficient": 0.1}})
     shape, changes = TrainParallel(tp=2, dp=1), {"actor": make_actor(), "algorithm": algorithm}
@@ -191,18 +195,18 @@ def resume(rank: int, meet: scenarios.Meet, folder: Path, saved: Path) -> dict[s
         values.make_batch([scenarios.split(i, 1, (6,)) for i in range(2)], step=step, **columns)
         for step in (1, 2)
     ]
-    with scenarios.policy(rank, meet, folder, shape, **changes) as trained:
+    with scenarios.policy(rank, rendezvous, folder, shape, **changes) as trained:
         first = scenarios.play(trained, batches[0])
         trained.save(saved)
         through = (scenarios.play(trained, batches[1]), scenarios.copy(trained))
         held = sum(1 for _ in trained._frozen.tensors())
-    with scenarios.policy(rank, meet, folder, shape, **changes) as trained:
+    with scenarios.policy(rank, rendezvous, folder, shape, **changes) as trained:
         trained.restore(saved)
         again = (scenarios.play(trained, batches[1]), scenarios.copy(trained))
         reference = trained._loaded.columns["ref_logp"].clone()
         with lora_switched_off(trained):
             base = trained.logp(values.make_block())
-    with scenarios.policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
+    with scenarios.policy(rank, rendezvous, folder, shape, algorithm=algorithm) as trained:
         refusal = scenarios.refusal(lambda: trained.restore(saved))
     return {
         "first": first,

@@ -20,7 +20,7 @@ DENSE = ("llama", "llama3", "qwen2_tied", "qwen3")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Case:
     """To cut model and batch."""
 
     cuts: tuple[int, ...] = (6,)
@@ -33,8 +33,8 @@ class Way:
     parallel: TrainParallel
 
 
-def way(cuts: tuple[int, ...] = (6,), **parallel: Any) -> Way:
-    return Way(cuts=cuts, parallel=TrainParallel(dp=parallel.pop("dp", 1), **parallel))
+def way(cuts: tuple[int, ...] = (6,), **parallel: Any) -> Case:
+    return Case(cuts=cuts, parallel=TrainParallel(dp=parallel.pop("dp", 1), **parallel))
 
 
 SHAPES = {

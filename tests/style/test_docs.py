@@ -27,8 +27,8 @@ from hybridrl import cli
 from hybridrl.config import keys
 from hybridrl.config.load import load_as
 from hybridrl.config.schema import Config
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.config.strict_yaml import parse
-from hybridrl.config.supervised import RMConfig, SFTConfig
 
 CONFIG = """\
 model: {path: models/tiny, make: "hybridrl.models.tiny:qwen3_arithmetic"}

@@ -8,7 +8,7 @@ from documented import RECIPES
 from hybridrl import cli
 from hybridrl.config.load import load, load_as
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.models.published import read_published
 
 KINDS = {"sft": SFTConfig, "rm": RMConfig}

@@ -85,8 +85,8 @@ class World:
         self.events.append(("generated", prompts[0].uid, version))
         return groups
 
-    async def rest(self) -> None:
-        self.events.append(("rest",))
+    async def sleep(self) -> None:
+        self.events.append(("sleep",))
 
     async def score(self, groups, *, keep_text=0) -> None:
         for group in groups:
@@ -124,7 +124,7 @@ class World:
             engine=self,
             reward=self,
             credit=self.credit,
-            plan_minibatches=self._deal,
+            pack_minibatches=self._partition,
             trainer=self,
             sync=self,
             evaluator=evaluator,
@@ -132,7 +132,7 @@ class World:
             stop_requested=lambda: self.version == self.stop_in_step,
         )
 
-    def _deal(self, batch: Batch) -> list[Minibatch]:
+    def _partition(self, batch: Batch) -> list[Minibatch]:
         """Every trajectory in one minibatch, on one rank."""
         rows = [tuple(range(i, len(batch), self.num_minibatches)) for i in range(self.num_minibatches)]
         return [Minibatch(i, ((each,),), len(each), len(each)) for i, each in enumerate(rows)]

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from hybridrl.doctor.doctor_report import Finding
 from hybridrl.doctor.findings import CPU_USEFUL, GPU_ONLY, NEEDED, USEFUL, judge
-from hybridrl.doctor.report import Finding
 from hybridrl.hosts.facts import Facts, Folder, Port
 from hybridrl.hosts.machine import GIB, GPU, Machine
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hybridrl.errors import SwapError
 from hybridrl.reshard import same_host
-from hybridrl.reshard.exchange import Exchange, Half
+from hybridrl.reshard.exchange import Exchange, Side
 from hybridrl.reshard.table import Table
 
 SOURCE_SHAPE = (6, 40)
@@ -53,7 +53,7 @@ class Pattern:
         ends = {target: row + copy.rows for copy, target, row in self.places() if copy.receiver == rank}
         return {target: (rows + 1, TARGET_COLS) for target, rows in ends.items()}
 
-    def halves(self, rank):
+    def sides(self, rank):
         """(sends, receives) of a rank."""
         found = ({}, {})
         for copy, target, row in self.places():
@@ -68,7 +68,7 @@ class Pattern:
         sources = [str(i) for i in range(NUM_SOURCES)]
         sends, receives = (
             {
-                peer: Half(
+                peer: Side(
                     Table(sources, list(names), np.array(boxes, np.int64)),
                     tuple(dtypes[name] for name in names),
                 )
@@ -125,7 +125,7 @@ def run_pattern(group, pattern, staging_bytes, times=1, machines=1):
     rank = dist.get_rank(group)
     targets, moved = pattern.empty_targets(rank), None
     on_host = "memory" if machines else "messages"
-    sends, receives = pattern.halves(rank)
+    sends, receives = pattern.sides(rank)
     with _machine(rank % max(machines, 1)):
         exchange = Exchange(group, sends, receives, targets, staging_bytes=staging_bytes, on_host=on_host)
     for _ in range(times):
@@ -147,7 +147,7 @@ def _machine(number):
 def disagree(group, patterns):
     """The message of the error, when every rank plans from its own pattern."""
     rank = dist.get_rank(group)
-    sends, receives = patterns[rank].halves(rank)
+    sends, receives = patterns[rank].sides(rank)
     try:
         Exchange(group, sends, receives, patterns[rank].empty_targets(rank))
     except SwapError as error:
@@ -159,7 +159,7 @@ def refused(group, pattern):
     """Messages of the errors when a target is missing, has another dtype, and when a source is missing."""
     rank = dist.get_rank(group)
     targets = pattern.empty_targets(rank)
-    sends, receives = pattern.halves(rank)
+    sends, receives = pattern.sides(rank)
     found = []
     for given in ({}, {name: target.double() for name, target in targets.items()}, targets):
         try:
@@ -173,7 +173,7 @@ def other_sources(group, pattern):
     """Targets after sources in float32, and after the same ones in bfloat16, which lie elsewhere."""
     rank = dist.get_rank(group)
     targets = pattern.empty_targets(rank)
-    sends, receives = pattern.halves(rank)
+    sends, receives = pattern.sides(rank)
     exchange = Exchange(group, sends, receives, targets)
     sources, found = pattern.sources(rank), []
     for given in (sources, {name: value.bfloat16() for name, value in sources.items()}):
@@ -193,8 +193,8 @@ def build_all_to_all(group, num_rows, on_host):
     peers = [peer for peer in range(size) if peer != rank]
     exchange = Exchange(
         group,
-        {peer: Half(Table(["x"], [(0, peer, str(rank))], boxes), dtypes) for peer in peers},
-        {peer: Half(Table(["x"], [(0, rank, str(peer))], boxes), dtypes) for peer in peers},
+        {peer: Side(Table(["x"], [(0, peer, str(rank))], boxes), dtypes) for peer in peers},
+        {peer: Side(Table(["x"], [(0, rank, str(peer))], boxes), dtypes) for peer in peers},
         {(0, rank, str(peer)): torch.zeros(num_rows, 1024) for peer in peers},
         staging_bytes=1 << 20,
         on_host=on_host,
@@ -212,9 +212,9 @@ def run_until_lost(group):
         return str(error)
 
 
-def run_halves(group, halves, sources, shapes, dtype):
+def run_sides(group, sides, sources, shapes, dtype):
     """(targets, what the rank moved) of an exchange that the parent planned; everything by rank."""
     rank = dist.get_rank(group)
     targets = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes[rank].items()}
-    sends, receives = halves[rank]
+    sends, receives = sides[rank]
     return targets, Exchange(group, sends, receives, targets, staging_bytes=1 << 14).run(sources[rank])

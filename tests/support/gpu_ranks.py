@@ -6,10 +6,12 @@ from typing import Any
 import trainer_scenarios as scenarios
 
 
-def train(rank: int, meet: scenarios.Meet, folders: list[Path], *args: Any, **changes: Any) -> Any:
-    return scenarios.train(rank, meet, folders, *args, device=rank, **changes)
+def train(
+    rank: int, rendezvous: scenarios.Rendezvous, folders: list[Path], *args: Any, **changes: Any
+) -> Any:
+    return scenarios.train(rank, rendezvous, folders, *args, device=rank, **changes)
 
 
-def train_twice(rank: int, meet: scenarios.Meet, folder: Path, *args: Any, **changes: Any) -> Any:
+def train_twice(rank: int, rendezvous: scenarios.Rendezvous, folder: Path, *args: Any, **changes: Any) -> Any:
     """The same run two times."""
-    return train(rank, meet, [folder, folder], *args, deterministic=True, **changes)
+    return train(rank, rendezvous, [folder, folder], *args, deterministic=True, **changes)

@@ -5,17 +5,17 @@ from typing import Any
 
 import trainer_values as values
 
-Meet = Callable[[], str]
+Rendezvous = Callable[[], str]
 
 
-def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) -> dict[str, Any]:
+def cut_logprobs(rank: int, rendezvous: Rendezvous, sizes: list[int], temperature: float) -> dict[str, Any]:
     """Log-probabilities, entropies and gradients, from logits that are cut over ranks in uneven parts."""
     import torch
     import torch.distributed as dist
 
     from hybridrl.trainer.logprob import logprob_and_entropy
 
-    dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    dist.init_process_group("gloo", init_method=rendezvous(), rank=rank, world_size=len(sizes))
     everyone = dist.group.WORLD
     assert everyone is not None
     logits_RV, target_R, weight_R = values.make_logits(sum(sizes))
@@ -30,11 +30,11 @@ def cut_logprobs(rank: int, meet: Meet, sizes: list[int], temperature: float) ->
 
 def cut_linear_logprobs(
     rank: int,
-    meet: Meet,
+    rendezvous: Rendezvous,
     sizes: list[int],
     padding: int,
     temperature: float,
-    piece: int,
+    chunk: int,
     soft_cap: float | None,
 ) -> dict[str, Any]:
     """As cut_logprobs, from hidden states and an output layer whose rows are cut over ranks."""
@@ -43,7 +43,7 @@ def cut_linear_logprobs(
 
     from hybridrl.trainer.linear_logprob import Shard, linear_logprob
 
-    dist.init_process_group("gloo", init_method=meet(), rank=rank, world_size=len(sizes))
+    dist.init_process_group("gloo", init_method=rendezvous(), rank=rank, world_size=len(sizes))
     everyone = dist.group.WORLD
     assert everyone is not None
     hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
@@ -51,7 +51,7 @@ def cut_linear_logprobs(
     part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
     hidden_RH.requires_grad_()
     shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=everyone, soft_cap=soft_cap)
-    logp_R, entropy_R = linear_logprob(hidden_RH, part, target_R, shard, temperature=temperature, piece=piece)
+    logp_R, entropy_R = linear_logprob(hidden_RH, part, target_R, shard, temperature=temperature, chunk=chunk)
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     grads = [torch.autograd.grad(s, (hidden_RH, part), retain_graph=True) for s in sums]
     return {

@@ -12,7 +12,7 @@ import trainer_values as values
 
 from hybridrl.config.schema import AlgorithmConfig, RewardModelConfig
 from hybridrl.hosts import cuda
-from hybridrl.launch.reward_model import scoring
+from hybridrl.launch.reward_model_setup import scoring
 
 PPO = AlgorithmConfig.model_validate(
     {"estimator": "gae", "kl": {"coefficient": 0.1, "estimator": "k1", "in": "reward"}}
@@ -41,13 +41,13 @@ class Ledger:
 
 
 def released(
-    rank: int, meet: Callable[[], str], model: Path, reward_model: Path, choice: str, out: Path
+    rank: int, rendezvous: Callable[[], str], model: Path, reward_model: Path, choice: str, out: Path
 ) -> dict[str, Releases]:
     """By group of ranks. Each is built, has one batch of two optimizer steps, and does what else it can."""
     actor = values.make_actor().model_copy(update={"offload": choice})
 
     def setup(**changes: Any) -> Any:
-        return values.make_setup(rank, meet(), model, (1, 1, 1), actor=actor, **changes)
+        return values.make_setup(rank, rendezvous(), model, (1, 1, 1), actor=actor, **changes)
 
     groups = {"policy": _policy, "reward model": _reward_model, "critic": _critic, "frozen": _frozen}
     return {name: group(setup, reward_model, out) for name, group in groups.items()}

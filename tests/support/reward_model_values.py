@@ -13,9 +13,9 @@ from rows import trajectory
 
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.config.schema import RewardModelConfig
-from hybridrl.data.packing import share_out
+from hybridrl.data.packing import partition_rows
 from hybridrl.errors import DataError
-from hybridrl.launch.reward_model import scoring
+from hybridrl.launch.reward_model_setup import scoring
 
 MICROBATCH_TOKENS = 24
 """Less than two of the longest sequences, so a rank has several microbatches."""
@@ -38,7 +38,7 @@ def batch(dp: int) -> RankBatch:
     whole = values.make_batch([])
     chosen = np.array([n for n in range(len(whole.row_N)) if n not in (2, 9)])
     length_N = np.array([_length(whole, n) for n in chosen], np.int64)
-    rows = share_out(np.arange(len(chosen)), length_N, num_ranks=dp, microbatch_tokens=MICROBATCH_TOKENS)
+    rows = partition_rows(np.arange(len(chosen)), length_N, num_ranks=dp, microbatch_tokens=MICROBATCH_TOKENS)
     columns = {
         c: getattr(whole, c)[chosen] for c in ("block_N", "row_N", "group_N", "reward_N", "advantage_N")
     }
@@ -51,7 +51,7 @@ def _length(batch: RankBatch, n: int) -> int:
 
 
 def scored(
-    rank: int, meet: Callable[[], str], folder: Path, shapes: Sequence[Any]
+    rank: int, rendezvous: Callable[[], str], folder: Path, shapes: Sequence[Any]
 ) -> list[list[float] | None]:
     """The scores that this rank has in each shape; again, after the weights were away, they are the same."""
     from hybridrl.trainer.roles.reward_model import RewardModelRanks
@@ -59,7 +59,7 @@ def scored(
     found: list[list[float] | None] = []
     for shape in shapes:
         actor = values.make_actor().model_copy(update={"offload": "all"})
-        ranks = RewardModelRanks(values.make_setup(rank, meet(), folder, shape, actor=actor))
+        ranks = RewardModelRanks(values.make_setup(rank, rendezvous(), folder, shape, actor=actor))
         first, again = (ranks.scores(batch(scenarios.dp_of(shape))) for _ in range(2))
         ranks.close()
         if first is not None:
@@ -69,7 +69,7 @@ def scored(
 
 
 def beside_the_policy(
-    rank: int, meet: Callable[[], str], policy: Path, reward_model: Path, shape: Any
+    rank: int, rendezvous: Callable[[], str], policy: Path, reward_model: Path, shape: Any
 ) -> dict[bool, dict[str, Any]]:
     """Optimizer steps of a policy whose ranks score before each of them; and the same without."""
     from hybridrl.trainer.roles.reward_model import RewardModel
@@ -78,7 +78,7 @@ def beside_the_policy(
     found = {}
     for shares in (False, True):
         minibatches = [scenarios.split(i, dp, (6,)) for i in range(2)]
-        with scenarios.policy(rank, meet, policy, shape) as trained:
+        with scenarios.policy(rank, rendezvous, policy, shape) as trained:
             setup = scoring(trained._setup, RewardModelConfig(path=str(reward_model)))
             model = RewardModel(trained.backend.sharing(setup)) if shares else None
             trained.load(values.make_batch(minibatches))
@@ -104,12 +104,12 @@ def _refusal(model: Any, dp: int) -> str:
 
 
 def apart_and_beside(
-    rank: int, meet: Callable[[], str], policy: Path, reward_model: Path, shapes: Sequence[Any]
+    rank: int, rendezvous: Callable[[], str], policy: Path, reward_model: Path, shapes: Sequence[Any]
 ) -> dict[str, Any]:
     """Both, the latter in the first of the shapes."""
     return {
-        "apart": scored(rank, meet, reward_model, shapes),
-        "beside": beside_the_policy(rank, meet, policy, reward_model, shapes[0]),
+        "apart": scored(rank, rendezvous, reward_model, shapes),
+        "beside": beside_the_policy(rank, rendezvous, policy, reward_model, shapes[0]),
     }
 
 

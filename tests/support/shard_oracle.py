@@ -216,8 +216,8 @@ def _engine_ffn(spec, hf, place, shared_place, experts, expert_place, interleave
         gate, up, down = _gated(hf, f"{block}.experts.{expert}")
         gate, up = (_split(x, size, 0)[rank] for x in (gate, up))
         if interleave:
-            stretches = [x.reshape(-1, interleave, x.shape[1]) for x in (gate, up)]
-            w13.append(torch.stack(stretches, dim=1).flatten(0, 2))
+            flat_ranges = [x.reshape(-1, interleave, x.shape[1]) for x in (gate, up)]
+            w13.append(torch.stack(flat_ranges, dim=1).flatten(0, 2))
         else:
             w13.append(torch.cat([gate, up]))
         w2.append(_split(down, size, 1)[rank])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import trainer_values as values
 
 from hybridrl.batch import RankBatch
-from hybridrl.controller.supervised import pack
+from hybridrl.controller.supervised_loop import pack
 from hybridrl.data.examples import Encoded, Example
 from hybridrl.models.spec import read, without_vocabulary
 
@@ -45,14 +45,14 @@ EXAMPLES: dict[str, Callable[[], list[Example]]] = {"sft": conversations, "rm": 
 
 
 def train(
-    rank: int, meet: Callable[[], str], folder: Path, shape: Any, steps: int, out: Path
+    rank: int, rendezvous: Callable[[], str], folder: Path, shape: Any, steps: int, out: Path
 ) -> dict[str, Any]:
     """Both kinds after one another: reports of `steps` steps, an evaluation, an export."""
     from hybridrl.trainer.roles.supervised import Supervised
 
     found = {}
     for kind, examples in EXAMPLES.items():
-        setup = values.make_setup(rank, meet(), folder, shape)
+        setup = values.make_setup(rank, rendezvous(), folder, shape)
         if kind == "rm":
             setup = replace(setup, model=without_vocabulary(read(folder), head="value"))
         model = Supervised(setup, setup.num_optimizer_steps)
@@ -92,7 +92,7 @@ def plain_sft(folder: Path, steps: int) -> Iterator[tuple[float, float]]:
         total, count = torch.zeros(()), 0
         for example in conversations():
             (encoded,) = example.sequences
-            token_T, learnt_T = torch.tensor(encoded.token_ids), torch.tensor(encoded.learnt)[1:]
+            token_T, learnt_T = torch.tensor(encoded.token_ids), torch.tensor(encoded.trained)[1:]
             target_T = torch.where(learnt_T, token_T[1:], -100)
             total = total + F.cross_entropy(model(token_T[None]).logits[0, :-1], target_T, reduction="sum")
             count += int(learnt_T.sum())

@@ -37,7 +37,7 @@ from hybridrl.trainer.megatron import backend, model
 from hybridrl.trainer.megatron.architecture import fp8, transformer_config
 from hybridrl.trainer.megatron.cuda_layers import VarlenAttention
 from hybridrl.trainer.megatron.mla import WholeLatentAttention
-from hybridrl.trainer.megatron.parts import LayerParts, RMSNorm, packed_attention
+from hybridrl.trainer.megatron.parts import LayerSpecs, RMSNorm, packed_attention
 
 
 class NormColumn(ColumnParallelLinear):
@@ -165,12 +165,12 @@ def _core_attention(config: Any, spec: Any, window: int | None) -> ModuleSpec:
     return ModuleSpec(VarlenAttention, {"product": Product, "window": window})
 
 
-STANDINS = LayerParts(
+STANDINS = LayerSpecs(
     norm=RMSNorm,
     column=ColumnParallelLinear,
     norm_column=NormColumn,
     row=RowParallelLinear,
-    narrow=Whole,
+    down_proj=Whole,
     latent_attention=WholeLatentAttention,
     core_attention=_core_attention,
     experts=lambda _: ModuleSpec(
@@ -182,13 +182,13 @@ STANDINS = LayerParts(
 LINEARS = (ColumnParallelLinear, RowParallelLinear, Whole, VocabParallelEmbedding)
 
 
-def learn(rank: int, meet: Any, folders: list[Path], *args: Any) -> Any:
+def learn(rank: int, rendezvous: Any, folders: list[Path], *args: Any) -> Any:
     """trainer_models.learn on a rank whose layers are a GPU's, and so is its layout."""
     multi_latent_attention.TELinear = Whole  # what it takes for a layer that all ranks have whole
     TESpecProvider.column_parallel_layer_norm_linear = lambda _: NormColumn  # and for one with a norm inside
     model.parts_of = lambda device: STANDINS
     backend.make_layout = lambda setup: MegatronLayout.of(setup.model, on_gpu=True, **setup.parallel.sizes)
-    return models.learn(rank, meet, folders, *args)
+    return models.learn(rank, rendezvous, folders, *args)
 
 
 class Call(NamedTuple):
@@ -200,7 +200,7 @@ class Call(NamedTuple):
 
 
 def learn_in_fp8(
-    rank: int, meet: Any, folders: list[Path], shape: Any, actor: ActorConfig, out: Path
+    rank: int, rendezvous: Any, folders: list[Path], shape: Any, actor: ActorConfig, out: Path
 ) -> tuple[list[Any], list[Call]]:
     """`learn` with what actor.fp8 makes of Megatron's config; the context of FP8 only notes who is inside."""
     seen: list[Call] = []
@@ -234,4 +234,4 @@ def learn_in_fp8(
 
     backend.transformer_config, backend.build = told, built
     transformer_block.get_fp8_context = context
-    return learn(rank, meet, folders, shape, (6,), out), seen
+    return learn(rank, rendezvous, folders, shape, (6,), out), seen

@@ -84,14 +84,16 @@ def marked_batch(dp: int) -> RankBatch:
     return batch.with_blocks(marked(block, 1000 * (b + 1)) for b, block in enumerate(batch.blocks))
 
 
-def travel(rank: int, meet: scenarios.Meet, folder: Path, shape: scenarios.Shape) -> dict[str, Any]:
+def travel(
+    rank: int, rendezvous: scenarios.Rendezvous, folder: Path, shape: scenarios.Shape
+) -> dict[str, Any]:
     """What a loss and an estimator of this rank received over two optimizer steps, and their losses."""
     declare_all()
     algorithm = AlgorithmConfig.model_validate(
         {"loss": "trainer_columns:MoodLoss", "estimator": "trainer_columns:MoodAdvantage"}
     )
     batch = marked_batch(scenarios.dp_of(shape))
-    with scenarios.policy(rank, meet, folder, shape, algorithm=algorithm) as trained:
+    with scenarios.policy(rank, rendezvous, folder, shape, algorithm=algorithm) as trained:
         reports = scenarios.play(trained, batch)["reports"]
     trained_T = [(block.trained("mood"), block.trained("rollout_logp")) for block in batch.blocks]
     pictures = [float(block.columns["picture"][row][0, 0]) for block, row in map(placed(batch), range(12))]

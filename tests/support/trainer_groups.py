@@ -67,27 +67,30 @@ def minibatches(dp: int, turned: bool) -> list[Minibatch]:
 
 def played_apart(
     rank: int,
-    meet: Callable[[], str],
+    rendezvous: Callable[[], str],
     folder: Path,
     all_shapes: Sequence[Shapes],
     saved: Path,
     **options: Any,
 ) -> list[Any]:
     """The steps of `options` by groups of each of the shapes, one after the other."""
-    return [_play(rank, meet, folder, shapes, saved / str(i), options) for i, shapes in enumerate(all_shapes)]
+    return [
+        _play(rank, rendezvous, folder, shapes, saved / str(i), options)
+        for i, shapes in enumerate(all_shapes)
+    ]
 
 
 def _play(
     rank: int,
-    meet: Callable[[], str],
+    rendezvous: Callable[[], str],
     folder: Path,
     shapes: Shapes,
     saved: Path,
     options: dict[str, Any],
 ) -> Any:
     role, own = shapes.place(rank)
-    places = {name: meet() for name in ("actor", "critic", "reference", "critic again")}
-    post, setup, columns = Post(meet()), dict(options["setup"]), options["columns"]
+    places = {name: rendezvous() for name in ("actor", "critic", "reference", "critic again")}
+    post, setup, columns = Post(rendezvous()), dict(options["setup"]), options["columns"]
     setup["algorithm"] = options["algorithm"]
     if role == "none":
         return None
@@ -98,7 +101,9 @@ def _play(
     ]
     if role == "actor":
         return _actor(
-            values.make_setup(own, places[role], folder, shape, elsewhere=ELSEWHERE, **setup), batches, post
+            values.make_setup(own, places[role], folder, shape, remote_columns=ELSEWHERE, **setup),
+            batches,
+            post,
         )
     made = values.make_setup(own, places[role], folder, shape, **setup)
     if role == "reference":
@@ -169,7 +174,7 @@ def _reference(setup: Any, batches: Sequence[Any], post: Post) -> None:
 
 def played_with_offload(
     rank: int,
-    meet: Callable[[], str],
+    rendezvous: Callable[[], str],
     folder: Path,
     actors: Mapping[str, Any],
     saved: Path,
@@ -180,13 +185,13 @@ def played_with_offload(
     for choice, actor in actors.items():
         batches = [values.make_batch(minibatches(2, False), step=s, **options["columns"]) for s in (1, 2)]
         changes = {"actor": actor, "algorithm": options["algorithm"]}
-        with scenarios.policy(rank, meet, folder, (1, 1, 2), **changes) as trained:
+        with scenarios.policy(rank, rendezvous, folder, (1, 1, 2), **changes) as trained:
             played = [scenarios.play(trained, batches[0])]
             away = _away(trained)
             trained.save(saved / choice)
             played.append(scenarios.play(trained, batches[1]))
             weights = scenarios.copy(trained)
-        with scenarios.policy(rank, meet, folder, (1, 1, 2), **changes) as trained:
+        with scenarios.policy(rank, rendezvous, folder, (1, 1, 2), **changes) as trained:
             trained.restore(saved / choice)
             resumed = scenarios.play(trained, batches[1])
         assert resumed == played[1]

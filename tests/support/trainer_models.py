@@ -114,7 +114,7 @@ STEPS = 2
 
 def learn(
     rank: int,
-    meet: scenarios.Meet,
+    rendezvous: scenarios.Rendezvous,
     folders: list[Path],
     shape: scenarios.Shape,
     cuts: tuple[int, ...],
@@ -123,7 +123,7 @@ def learn(
     """Several models after one another: an export, log-probabilities, steps on one minibatch, an export."""
     found = []
     for folder in folders:
-        with scenarios.policy(rank, meet, folder, shape) as trained:
+        with scenarios.policy(rank, rendezvous, folder, shape) as trained:
             trained.export(out / "imported" / folder.name)
             logp_T = trained.logp(values.make_block())
             minibatches = [scenarios.split(i, scenarios.dp_of(shape), cuts) for i in range(STEPS)]
@@ -146,13 +146,18 @@ def learn_plainly(folder: Path, out: Path) -> dict[str, Any]:
 
 
 def route(
-    rank: int, meet: scenarios.Meet, folder: Path, shape: scenarios.Shape, cuts: tuple[int, ...], actor: Any
+    rank: int,
+    rendezvous: scenarios.Rendezvous,
+    folder: Path,
+    shape: scenarios.Shape,
+    cuts: tuple[int, ...],
+    actor: Any,
 ) -> dict[str, Any]:
     """Two epochs over the same rows: the second in whole, dealt to the ranks in the opposite order."""
     dp = scenarios.dp_of(shape)
     first, whole = scenarios.split(0, dp, cuts), scenarios.split(1, dp, ())
     minibatches = [first, replace(whole, rows=whole.rows[::-1])]
-    with scenarios.policy(rank, meet, folder, shape, actor=actor) as trained:
+    with scenarios.policy(rank, rendezvous, folder, shape, actor=actor) as trained:
         batch = values.make_batch(minibatches)
         if actor.moe.router_replay == "rollout":
             batch = batch.with_blocks(engine_chose(block, read(folder)) for block in batch.blocks)

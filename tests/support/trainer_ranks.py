@@ -47,7 +47,7 @@ def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, **option
                 process.join()
 
 
-class Meeting:
+class RendezvousFiles:
     """Names of rendezvous files, the same on every rank as long as all ask equally often."""
 
     def __init__(self, folder: str) -> None:
@@ -66,7 +66,7 @@ def _rank(
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:
-        results.send((True, function(rank, Meeting(folder), *args, **options)))
+        results.send((True, function(rank, RendezvousFiles(folder), *args, **options)))
     except BaseException:  # the process ends here: the parent gets the reason
         results.send((False, traceback.format_exc()))
 

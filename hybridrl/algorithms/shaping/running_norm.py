@@ -41,11 +41,11 @@ class RunningNorm:
 
     def _add(self, reward_N: Tensor) -> None:
         count, mean = len(reward_N), float(reward_N.mean())
-        total, apart = self.sums["count"] + count, mean - self.sums["mean"]
-        squares = float((reward_N - mean).square().sum()) + apart**2 * self.sums["count"] * count / total
+        total, difference = self.sums["count"] + count, mean - self.sums["mean"]
+        squares = float((reward_N - mean).square().sum()) + difference**2 * self.sums["count"] * count / total
         self.sums.update(
             count=total,
-            mean=self.sums["mean"] + apart * count / total,
+            mean=self.sums["mean"] + difference * count / total,
             squares=self.sums["squares"] + squares,
         )
 

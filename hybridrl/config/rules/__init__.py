@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import Rule, World
+from hybridrl.config.rules.base import Rule, RuleContext
 from hybridrl.config.rules.data import (
     chat_template_is_there,
     data_exists,
@@ -38,7 +38,7 @@ from hybridrl.config.rules.parallel import (
     engine_parallel_divides_the_model,
     other_trainers_divide_the_model,
 )
-from hybridrl.config.rules.reward_model import reward_model_fits_the_run
+from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.roles import roles_fit_the_run
 from hybridrl.config.rules.steps import (
     greedy_answers_once,
@@ -51,10 +51,10 @@ from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError
 
 
-def check(loaded: LoadedConfig[Any], world: World) -> list[HybridRLError]:
+def check(loaded: LoadedConfig[Any], context: RuleContext) -> list[HybridRLError]:
     """Everything that the rules for a config of its kind find wrong, in their order."""
     rules = RULES if isinstance(loaded.config, Config) else EXAMPLE_RULES
-    return [error for rule in rules for error in rule(loaded, world)]
+    return [error for rule in rules for error in rule(loaded, context)]
 
 
 RULES: Sequence[Rule] = (

@@ -14,7 +14,7 @@ from hybridrl.models import spec as models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class World:
+class RuleContext:
     """What rules need to know besides the config."""
 
     here: bool = True
@@ -23,7 +23,7 @@ class World:
     alone: bool = False
     """Whether what starts the run has this machine only."""
 
-    seats: bool = True
+    fills_gpus: bool = True
     """Whether ranks and engines have to fill the GPUs of the config as they are."""
 
     num_gpus: int
@@ -39,7 +39,7 @@ class World:
     """What is here of the model is no known one, which is said already."""
 
 
-Rule = Callable[[LoadedConfig[Any], World], Iterator[HybridRLError]]
+Rule = Callable[[LoadedConfig[Any], RuleContext], Iterator[HybridRLError]]
 
 
 def model_name(loaded: LoadedConfig[Any]) -> str:

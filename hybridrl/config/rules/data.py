@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World
+from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.schema import Config, SourceConfig
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import AbsentDataError, AbsentModelError, ConfigError, DataError, HybridRLError
 from hybridrl.models import hub
 from hybridrl.models.published import published_names
 
 
-def run_name_is_one_folder(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def run_name_is_one_folder(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     name = loaded.config.run.name
     if Path(name).name != name or name in {"", ".."}:
         yield ConfigError(
@@ -22,9 +22,9 @@ def run_name_is_one_folder(loaded: LoadedConfig, world: World) -> Iterator[Hybri
         )
 
 
-def model_exists(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLError]:
+def model_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
     path = loaded.config.model.path
-    downloadable = hub.is_name(path) and (world.spec is not None or world.unreadable)
+    downloadable = hub.is_name(path) and (context.spec is not None or context.unreadable)
     if loaded.config.model.make is None and hub.find_folder(path) is None and not downloadable:
         yield AbsentModelError(
             f"no model folder at model.path = {path}",
@@ -33,7 +33,7 @@ def model_exists(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLEr
         )
 
 
-def data_exists(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLError]:
+def data_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
     for key, source in _sources(loaded.config):
         path = Path(source.path or "")
         if source.path is None:
@@ -57,7 +57,7 @@ def data_exists(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLErr
             yield AbsentDataError(f"no file at {key} = {path}", where=loaded.where(f"{key}.path"), fix=fix)
 
 
-def chat_template_is_there(loaded: LoadedConfig[Any], world: World) -> Iterator[HybridRLError]:
+def chat_template_is_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
     data, folder = loaded.config.data, hub.find_folder(loaded.config.model.path)
     if data.chat_template == "none" and data.system_prompt is not None:
         yield ConfigError(
@@ -76,8 +76,8 @@ def chat_template_is_there(loaded: LoadedConfig[Any], world: World) -> Iterator[
 def has_chat_template(folder: Path) -> bool:
     """Where transformers looks: a file of its own, or a key of the tokenizer's."""
     written = folder / "tokenizer_config.json"
-    apart = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
-    return apart or (written.exists() and '"chat_template"' in written.read_text("utf-8"))
+    own_file = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
+    return own_file or (written.exists() and '"chat_template"' in written.read_text("utf-8"))
 
 
 def _near_model(path: str) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World
-from hybridrl.config.rules.parallel import trainer_cuts
+from hybridrl.config.rules.base import RuleContext
+from hybridrl.config.rules.parallel import trainer_shardings
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import ModelSpec
@@ -24,7 +24,7 @@ in FP8.
 """
 
 
-def fp8_fits_the_run(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError]:
+def fp8_fits_the_run(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ConfigError]:
     """Also of training on examples."""
     actor = loaded.config.actor
     if actor.fp8 == "none":
@@ -36,10 +36,10 @@ def fp8_fits_the_run(loaded: LoadedConfig[Any], world: World) -> Iterator[Config
             )
         return
     yield from _unfit_keys(loaded)
-    yield from _unfit_gpus(loaded, world)
-    if world.spec is not None:
-        yield from _unfit_sizes(loaded, world.spec)
-        yield from _too_many_left_out(loaded, world.spec)
+    yield from _unfit_gpus(loaded, context)
+    if context.spec is not None:
+        yield from _unfit_sizes(loaded, context.spec)
+        yield from _too_many_left_out(loaded, context.spec)
 
 
 def _unfit_keys(loaded: LoadedConfig[Any]) -> Iterator[ConfigError]:
@@ -58,17 +58,17 @@ def _unfit_keys(loaded: LoadedConfig[Any]) -> Iterator[ConfigError]:
         )
 
 
-def _unfit_gpus(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError]:
+def _unfit_gpus(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ConfigError]:
     recipe, cluster = loaded.config.actor.fp8, loaded.config.cluster
     without = cluster.gpus_per_node == 0 or (
-        cluster.gpus_per_node is None and world.here and not world.num_gpus
+        cluster.gpus_per_node is None and context.here and not context.num_gpus
     )
     if without:
         has = "this machine has none" if cluster.gpus_per_node is None else "cluster.gpus_per_node = 0"
         yield ConfigError(
             f"actor.fp8 = {recipe} needs GPUs, {has}", where=loaded.where("actor.fp8"), fix="remove actor.fp8"
         )
-    elif (gpu := cluster.gpu or world.gpu) is not None and gpu not in FP8_GPUS[recipe]:
+    elif (gpu := cluster.gpu or context.gpu) is not None and gpu not in FP8_GPUS[recipe]:
         good = [name for name, gpus in FP8_GPUS.items() if gpu in gpus]
         has = f"cluster.gpu = {gpu}" if cluster.gpu else f"this machine has {gpu}"
         yield ConfigError(
@@ -82,21 +82,21 @@ def _unfit_sizes(loaded: LoadedConfig[Any], spec: ModelSpec) -> Iterator[ConfigE
     config = loaded.config
     recipe, model = config.actor.fp8, Path(config.model.path).name
     multiple = _MULTIPLE[recipe]
-    for key, cut in trainer_cuts(config):
-        wrong = {what: size for what, size in _sizes(spec, cut).items() if size % multiple}
+    for key, sharding in trainer_shardings(config):
+        wrong = {what: size for what, size in _sizes(spec, sharding).items() if size % multiple}
         if wrong:
             told = ", ".join(f"{what} {size:g}" for what, size in wrong.items())
             yield ConfigError(
                 f"actor.fp8 = {recipe} multiplies matrices whose sides are multiples of {multiple}; with "
-                f"{key}.tp = {cut.tp}, etp = {cut.etp} a rank of {model} has {told}",
+                f"{key}.tp = {sharding.tp}, etp = {sharding.etp} a rank of {model} has {told}",
                 where=loaded.where("actor.fp8", f"{key}.tp", f"{key}.etp"),
                 fix=f"use a smaller {key}.tp, or actor.fp8: none",
             )
 
 
-def _sizes(spec: ModelSpec, cut: TrainParallel) -> dict[str, float]:
+def _sizes(spec: ModelSpec, sharding: TrainParallel) -> dict[str, float]:
     """Sides of the weights that a rank multiplies with, by what they are."""
-    whole, tp = spec.sizes, cut.tp
+    whole, tp = spec.sizes, sharding.tp
     if spec.latent:
         narrow = {"compressed q": whole["q_lora"], "compressed k and v": whole["kv_lora"]}
         narrow["compressed k and v with the rotary key"] = whole["kv_lora_rope"]
@@ -106,7 +106,7 @@ def _sizes(spec: ModelSpec, cut: TrainParallel) -> dict[str, float]:
         wide = {"fused q, k and v": whole["q"] + 2 * whole["kv"], "attention output": whole["q"]}
     wide["feed-forward columns"] = whole["ffn"] if spec.layers("dense") else 0
     wide["columns of the shared experts"] = whole["shared_ffn"]
-    experts = {"columns of an expert": whole["expert_ffn"] / cut.etp}
+    experts = {"columns of an expert": whole["expert_ffn"] / sharding.etp}
     return {"hidden size": whole["hidden"], **narrow, **{k: n / tp for k, n in wide.items()}, **experts}
 
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World
-from hybridrl.config.rules.parallel import all_cuts
+from hybridrl.config.rules.base import RuleContext
+from hybridrl.config.rules.parallel import all_shardings
+from hybridrl.config.run_shape import RunShape, num_gpus
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape, num_gpus
 from hybridrl.errors import ResourceError
 
 
-def machines_are_started(loaded: LoadedConfig[Any], world: World) -> Iterator[ResourceError]:
+def machines_are_started(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ResourceError]:
     nodes, examples = loaded.config.cluster.nodes, not isinstance(loaded.config, Config)
-    if nodes > 1 and (world.alone or examples):
+    if nodes > 1 and (context.alone or examples):
         fix = "" if examples else "launch --on slurm or --on ray; "
         yield ResourceError(
             f"cluster.nodes = {nodes}, but what starts here has this machine only",
@@ -25,10 +25,10 @@ def machines_are_started(loaded: LoadedConfig[Any], world: World) -> Iterator[Re
         )
 
 
-def gpus_are_there(loaded: LoadedConfig[Any], world: World) -> Iterator[ResourceError]:
-    if not world.here:
+def gpus_are_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ResourceError]:
+    if not context.here:
         return
-    cluster, has = loaded.config.cluster, world.num_gpus
+    cluster, has = loaded.config.cluster, context.num_gpus
     wanted = cluster.gpus_per_node
     if wanted is not None and wanted > has:
         yield ResourceError(
@@ -45,10 +45,10 @@ def gpus_are_there(loaded: LoadedConfig[Any], world: World) -> Iterator[Resource
             )
 
 
-def nodes_have_ranks(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
+def nodes_have_ranks(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[ResourceError]:
     """A trainer rank writes into the engines of its own node."""
     nodes, ranks = loaded.config.cluster.nodes, RunShape.of(loaded.config).trainer_ranks
-    if world.seats and nodes > ranks:
+    if context.fills_gpus and nodes > ranks:
         yield ResourceError(
             f"cluster.nodes = {nodes}, and the trainer has {ranks} ranks: every node needs one, which writes "
             "the weights of the engines beside it",
@@ -57,21 +57,21 @@ def nodes_have_ranks(loaded: LoadedConfig[Config], world: World) -> Iterator[Res
         )
 
 
-def roles_share_the_gpus(loaded: LoadedConfig[Config], world: World) -> Iterator[ResourceError]:
+def roles_share_the_gpus(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[ResourceError]:
     """No GPU without a trainer rank, none with two engines. On this machine gpus_are_there tells of more
     ranks than GPUs."""
     cluster = loaded.config.cluster
-    if cluster.gpus_per_node and world.seats:
+    if cluster.gpus_per_node and context.fills_gpus:
         shape, gpus = RunShape.of(loaded.config), num_gpus(cluster)
-        if not world.here or shape.trainer_ranks <= gpus:
+        if not context.here or shape.trainer_ranks <= gpus:
             yield from _idle(loaded, shape, cluster.gpus_per_node)
-        if not world.here or shape.num_engines * shape.engine.tp <= gpus:
+        if not context.here or shape.num_engines * shape.engine.tp <= gpus:
             yield from _crowded(loaded, shape, cluster.gpus_per_node)
 
 
 def _needed(config: Any) -> Iterator[tuple[str, int]]:
     """Key and GPUs of every group of ranks."""
-    yield from ((key, cut.num_ranks) for key, cut in all_cuts(config))
+    yield from ((key, sharding.num_ranks) for key, sharding in all_shardings(config))
     if isinstance(config, Config):
         yield "rollout.parallel", config.rollout.parallel.tp * (config.rollout.num_engines or 1)
 

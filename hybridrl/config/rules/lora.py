@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World
+from hybridrl.config.rules.base import RuleContext
 from hybridrl.errors import ConfigError
 from hybridrl.models.linears import present
 
 
-def adapters_fit_the_model(loaded: LoadedConfig, world: World) -> Iterator[ConfigError]:
+def adapters_fit_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
     lora, where = loaded.config.actor.lora, loaded.where("actor.lora.targets", "actor.lora")
     if lora is None:
         return
@@ -19,20 +19,20 @@ def adapters_fit_the_model(loaded: LoadedConfig, world: World) -> Iterator[Confi
             where=where,
             fix="name each once, or leave it out",
         )
-    if world.spec is None:
+    if context.spec is None:
         return
-    found = present(world.spec)
+    found = present(context.spec)
     if absent := [target for target in lora.targets if target not in found]:
         fix = f"use actor.lora.targets: [{', '.join(found)}]" if found else "remove actor.lora"
         yield ConfigError(
-            f"actor.lora.targets has {', '.join(absent)}, this model of family {world.spec.family} has no "
+            f"actor.lora.targets has {', '.join(absent)}, this model of family {context.spec.family} has no "
             "such linear layer outside of its experts",
             where=where,
             fix=fix,
         )
 
 
-def gpus_train_no_adapters(loaded: LoadedConfig, world: World) -> Iterator[ConfigError]:
+def gpus_train_no_adapters(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
     per_node = loaded.config.cluster.gpus_per_node
     if loaded.config.actor.lora is not None and per_node:
         yield ConfigError(
@@ -42,7 +42,7 @@ def gpus_train_no_adapters(loaded: LoadedConfig, world: World) -> Iterator[Confi
         )
 
 
-def examples_train_all_weights(loaded: LoadedConfig[Any], world: World) -> Iterator[ConfigError]:
+def examples_train_all_weights(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ConfigError]:
     """Of training on examples."""
     if loaded.config.actor.lora is not None:
         yield ConfigError(

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World, model_name
+from hybridrl.config.rules.base import RuleContext, model_name
 from hybridrl.config.rules.roles import microbatch_limits
 from hybridrl.errors import AbsentModelError, ConfigError, HybridRLError, ModelError
 from hybridrl.models import hub
 
 
-def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def teacher_is_of_the_policys_kind(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     teacher, where = loaded.config.algorithm.teacher, loaded.where("algorithm.teacher")
     if teacher is None:
         return
@@ -23,7 +23,7 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterat
             f"no model folder at algorithm.teacher = {teacher}", where=where, fix="name one"
         )
         return
-    if world.spec is not None and spec != world.spec:
+    if context.spec is not None and spec != context.spec:
         yield ModelError(
             f"the teacher {teacher} is not of the architecture and sizes of {loaded.config.model.path}",
             where=where,
@@ -41,27 +41,27 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, world: World) -> Iterat
         )
 
 
-def precision_suits_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    if loaded.config.actor.precision == "fp16" and world.spec is not None and world.spec.num_experts:
+def precision_suits_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
+    if loaded.config.actor.precision == "fp16" and context.spec is not None and context.spec.num_experts:
         what = (
             f"actor.precision = fp16 has one loss scale, {model_name(loaded)} has experts that need their own"
         )
         yield ConfigError(what, where=loaded.where("actor.precision"), fix="use bf16")
 
 
-def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     for key, limit in microbatch_limits(loaded.config):
         yield from _longest(loaded, limit, f"{key} = {limit}", key, "raise it to {}")
 
 
-def a_trajectory_fits_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    if world.spec is not None:
-        limit = world.spec.max_positions
+def a_trajectory_fits_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
+    if context.spec is not None:
+        limit = context.spec.max_positions
         name, key = f"the {limit} positions of {model_name(loaded)}", "rollout.max_response_tokens"
         yield from _longest(loaded, limit, name, key, "lower both to {limit} together")
 
 
-def a_trajectory_fits_the_cache(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def a_trajectory_fits_the_cache(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     limit = loaded.config.rollout.kv_cache_tokens
     if limit is not None:
         yield from _longest(

@@ -4,32 +4,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World, model_name, one_of
+from hybridrl.config.rules.base import RuleContext, model_name, one_of
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.models.spec import ModelSpec
 
 
-def trainer_cuts(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
+def trainer_shardings(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
     """(key, cut) of every group of trainer ranks that the config describes, the actor's first."""
     others = ()
     if isinstance(config, Config):
         critic, reference = config.critic.parallel, config.reference.parallel
         others = (("critic.parallel", critic), ("reference.parallel", reference))
-    return [("actor.parallel", config.actor.parallel), *((key, cut) for key, cut in others if cut)]
+    return [
+        ("actor.parallel", config.actor.parallel),
+        *((key, sharding) for key, sharding in others if sharding),
+    ]
 
 
-def all_cuts(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
+def all_shardings(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
     """Those of trainer_cuts, and of the reward model, which may be another model than the policy."""
     reward_model = config.reward_model if isinstance(config, Config) else None
     own = reward_model.parallel if reward_model else None
-    return [*trainer_cuts(config), *([("reward_model.parallel", own)] if own else [])]
+    return [*trainer_shardings(config), *([("reward_model.parallel", own)] if own else [])]
 
 
-def wrong_cut(
-    loaded: LoadedConfig, key: str, cut: TrainParallel, spec: ModelSpec | None, *, path: str | None = None
+def wrong_sharding(
+    loaded: LoadedConfig,
+    key: str,
+    sharding: TrainParallel,
+    spec: ModelSpec | None,
+    *,
+    path: str | None = None,
 ) -> Iterator[ConfigError]:
     """
     Args:
@@ -38,42 +46,43 @@ def wrong_cut(
         path: of what is cut; None: the policy's.
     """
     name = Path(path or loaded.config.model.path).name
-    yield from _sizes_that_need_others(loaded, key, cut)
-    yield from _wrong_stages(loaded, key, cut, spec.num_layers if spec else None, name)
+    yield from _sizes_that_need_others(loaded, key, sharding)
+    yield from _wrong_stages(loaded, key, sharding, spec.num_layers if spec else None, name)
     if spec is not None and not spec.num_experts:
-        yield from _experts_that_are_not_there(loaded, key, cut, name)
-    if spec is not None and spec.num_experts and cut.sp is False and cut.tp > 1:
+        yield from _experts_that_are_not_there(loaded, key, sharding, name)
+    if spec is not None and spec.num_experts and sharding.sp is False and sharding.tp > 1:
         yield ConfigError(
-            f"{key}.sp = false with {key}.tp = {cut.tp}: Megatron trains experts with shared tokens only",
+            f"{key}.sp = false with {key}.tp = {sharding.tp}: Megatron trains experts with sequence "
+            "parallelism only",
             where=loaded.where(f"{key}.sp", f"{key}.tp"),
             fix=f"leave {key}.sp out, or set {key}.tp: 1",
         )
 
 
-def actor_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    yield from _trainer_parallel(loaded, world, "actor.parallel", loaded.config.actor.parallel)
+def actor_parallel_divides_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
+    yield from _trainer_parallel(loaded, context, "actor.parallel", loaded.config.actor.parallel)
 
 
-def other_trainers_divide_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    for key, cut in trainer_cuts(loaded.config)[1:]:
-        yield from _trainer_parallel(loaded, world, key, cut)
+def other_trainers_divide_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
+    for key, sharding in trainer_shardings(loaded.config)[1:]:
+        yield from _trainer_parallel(loaded, context, key, sharding)
 
 
-def engine_parallel_divides_the_model(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
-    if world.spec is not None:
+def engine_parallel_divides_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
+    if context.spec is not None:
         yield from _tensor_parallel(
-            loaded, world.spec, "rollout.parallel.tp", loaded.config.rollout.parallel.tp
+            loaded, context.spec, "rollout.parallel.tp", loaded.config.rollout.parallel.tp
         )
 
 
-def _sizes_that_need_others(loaded: LoadedConfig, key: str, cut: TrainParallel) -> Iterator[ConfigError]:
-    if cut.vpp > 1 and cut.pp == 1:
+def _sizes_that_need_others(loaded: LoadedConfig, key: str, sharding: TrainParallel) -> Iterator[ConfigError]:
+    if sharding.vpp > 1 and sharding.pp == 1:
         yield ConfigError(
-            f"{key}.vpp = {cut.vpp} chunks take turns in a pipeline, {key}.pp = 1 has none",
+            f"{key}.vpp = {sharding.vpp} chunks take turns in a pipeline, {key}.pp = 1 has none",
             where=loaded.where(f"{key}.vpp", f"{key}.pp"),
             fix=f"set {key}.pp: 2, or {key}.vpp: 1",
         )
-    if cut.sp and cut.tp == 1:
+    if sharding.sp and sharding.tp == 1:
         yield ConfigError(
             f"{key}.sp = true shares tokens over the tensor-parallel ranks, {key}.tp = 1",
             where=loaded.where(f"{key}.sp", f"{key}.tp"),
@@ -82,26 +91,26 @@ def _sizes_that_need_others(loaded: LoadedConfig, key: str, cut: TrainParallel) 
 
 
 def _wrong_stages(
-    loaded: LoadedConfig, key: str, cut: TrainParallel, num_layers: int | None, model: str
+    loaded: LoadedConfig, key: str, sharding: TrainParallel, num_layers: int | None, model: str
 ) -> Iterator[ConfigError]:
-    num_chunks, name = cut.pp * cut.vpp, f"{key}.stage_layers"
-    if cut.stage_layers and len(cut.stage_layers) != num_chunks:
+    num_chunks, name = sharding.pp * sharding.vpp, f"{key}.stage_layers"
+    if sharding.stage_layers and len(sharding.stage_layers) != num_chunks:
         yield ConfigError(
-            f"{name} = {list(cut.stage_layers)} describes {len(cut.stage_layers)} chunks, "
+            f"{name} = {list(sharding.stage_layers)} describes {len(sharding.stage_layers)} chunks, "
             f"{key}.pp x vpp = {num_chunks}",
             where=loaded.where(name, f"{key}.pp", f"{key}.vpp"),
             fix=f"give {num_chunks} numbers, or [] for equal parts",
         )
-    elif cut.stage_layers and num_layers not in (None, sum(cut.stage_layers)):
+    elif sharding.stage_layers and num_layers not in (None, sum(sharding.stage_layers)):
         yield ConfigError(
-            f"{name} = {list(cut.stage_layers)} adds up to {sum(cut.stage_layers)} layers, "
+            f"{name} = {list(sharding.stage_layers)} adds up to {sum(sharding.stage_layers)} layers, "
             f"{model} has {num_layers}",
             where=loaded.where(name),
             fix=f"give {num_chunks} numbers that add up to {num_layers}",
         )
-    elif not cut.stage_layers and num_layers is not None and num_layers % num_chunks:
+    elif not sharding.stage_layers and num_layers is not None and num_layers % num_chunks:
         counts = [str(count) for count in range(1, num_layers + 1) if num_layers % count == 0]
-        product = f"{key}.pp = {cut.pp}" + (f" times vpp = {cut.vpp}" if cut.vpp > 1 else "")
+        product = f"{key}.pp = {sharding.pp}" + (f" times vpp = {sharding.vpp}" if sharding.vpp > 1 else "")
         yield ConfigError(
             f"{product} does not divide the {num_layers} layers of {model}",
             where=loaded.where(f"{key}.pp", f"{key}.vpp"),
@@ -110,9 +119,9 @@ def _wrong_stages(
 
 
 def _experts_that_are_not_there(
-    loaded: LoadedConfig, key: str, cut: TrainParallel, model: str
+    loaded: LoadedConfig, key: str, sharding: TrainParallel, model: str
 ) -> Iterator[ConfigError]:
-    for axis, size in (("ep", cut.ep), ("etp", cut.etp)):
+    for axis, size in (("ep", sharding.ep), ("etp", sharding.etp)):
         if size > 1:
             yield ConfigError(
                 f"{key}.{axis} = {size} cuts experts, {model} has none",
@@ -122,11 +131,11 @@ def _experts_that_are_not_there(
 
 
 def _trainer_parallel(
-    loaded: LoadedConfig, world: World, key: str, cut: TrainParallel
+    loaded: LoadedConfig, context: RuleContext, key: str, sharding: TrainParallel
 ) -> Iterator[HybridRLError]:
-    if world.spec is not None:
-        yield from _tensor_parallel(loaded, world.spec, f"{key}.tp", cut.tp)
-    yield from wrong_cut(loaded, key, cut, world.spec)
+    if context.spec is not None:
+        yield from _tensor_parallel(loaded, context.spec, f"{key}.tp", sharding.tp)
+    yield from wrong_sharding(loaded, key, sharding, context.spec)
 
 
 def _tensor_parallel(loaded: LoadedConfig, spec: ModelSpec, key: str, tp: int) -> Iterator[HybridRLError]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World
+from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
@@ -19,7 +19,7 @@ def microbatch_limits(config: Config) -> Iterator[tuple[str, int]]:
             yield f"{role}.microbatch_tokens", limit
 
 
-def roles_fit_the_run(loaded: LoadedConfig, world: World) -> Iterator[ConfigError]:
+def roles_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
     """Keys without effect, ranks without work."""
     config = loaded.config
     for role, parallel, limit in _roles(config):

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World, one_of
+from hybridrl.config.rules.base import RuleContext, one_of
 from hybridrl.errors import ConfigError, HybridRLError
 
 
-def minibatches_divide_the_step(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def minibatches_divide_the_step(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     batch = loaded.config.batch
     size = batch.minibatch_prompts or batch.prompts_per_step
     if batch.prompts_per_step % size:
@@ -21,7 +21,7 @@ def minibatches_divide_the_step(loaded: LoadedConfig, world: World) -> Iterator[
         )
 
 
-def ranks_have_work(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def ranks_have_work(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     config = loaded.config
     prompts = config.batch.minibatch_prompts or config.batch.prompts_per_step
     answers, dp = prompts * config.algorithm.samples_per_prompt, config.actor.parallel.dp or 1
@@ -33,7 +33,7 @@ def ranks_have_work(loaded: LoadedConfig, world: World) -> Iterator[HybridRLErro
         )
 
 
-def lag_is_shorter_than_the_run(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def lag_is_shorter_than_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     lag, steps = loaded.config.batch.max_lag, loaded.config.run.steps
     if lag and lag >= steps:
         yield ConfigError(
@@ -43,7 +43,7 @@ def lag_is_shorter_than_the_run(loaded: LoadedConfig, world: World) -> Iterator[
         )
 
 
-def schedule_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def schedule_fits_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     config, optimizer = loaded.config, loaded.config.actor.optimizer
     updates = config.run.steps * config.batch.optimizer_steps
     if optimizer.warmup_steps and optimizer.warmup_steps >= updates:
@@ -73,7 +73,7 @@ def schedule_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[Hybrid
         )
 
 
-def greedy_answers_once(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def greedy_answers_once(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     evaluate = loaded.config.evaluate
     if evaluate.samples_per_prompt > 1 and evaluate.temperature == 0:
         yield ConfigError(

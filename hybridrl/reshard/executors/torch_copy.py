@@ -111,12 +111,12 @@ def prepare(
 
 def _gathered(block: Scattered, matrices: list[torch.Tensor]) -> torch.Tensor:
     weight = torch.empty(block.rows, block.cols, device=matrices[0].device)
-    for piece in block.pieces:
-        values = matrices[piece.source][
-            piece.row : piece.row + piece.rows, piece.col : piece.col + piece.cols
+    for chunk in block.pieces:
+        values = matrices[chunk.source][
+            chunk.row : chunk.row + chunk.rows, chunk.col : chunk.col + chunk.cols
         ]
-        to_rows = slice(piece.at_row, piece.at_row + piece.rows)
-        weight[to_rows, piece.at_col : piece.at_col + piece.cols] = values
+        to_rows = slice(chunk.at_row, chunk.at_row + chunk.rows)
+        weight[to_rows, chunk.at_col : chunk.at_col + chunk.cols] = values
     return weight
 
 

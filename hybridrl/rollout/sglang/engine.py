@@ -53,7 +53,7 @@ _OF_ENGINE = ("sglang_loads_{name}_*",)
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LaunchSpec:
     """What the host is told when it starts."""
 
     arguments: dict[str, Any]
@@ -64,7 +64,7 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Ready:
     """What the host says once it is up."""
 
     name: str
@@ -84,11 +84,11 @@ class SGLangEngine:
         self.session = EngineSession(setup.version, name=Path(setup.log_path).stem)
         self._running: set[Future[Any]] = set()
         self._paused = False
-        self._started = Started("", [])
+        self._ready = Ready("", [])
         self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
-        self._process, connection = _spawn(Order(arguments, self._folder), setup, Path(setup.log_path))
+        self._process, connection = _spawn(LaunchSpec(arguments, self._folder), setup, Path(setup.log_path))
         try:
-            self._started = self._wait_until_up(connection)
+            self._ready = self._wait_until_up(connection)
         except BaseException:
             self._end_processes()
             raise
@@ -177,7 +177,7 @@ class SGLangEngine:
             ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
             await asyncio.gather(*ends, return_exceptions=True)
 
-    def _wait_until_up(self, connection: Connection) -> Started:
+    def _wait_until_up(self, connection: Connection) -> Ready:
         limit = self.setup.start_timeout_s
         if not connection.poll(limit):
             raise DeadlineError(f"{self.session.name} was not up after {limit:.0f} s", where=self._log())
@@ -202,7 +202,7 @@ class SGLangEngine:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        remove_leftovers(self._started.pids, self._started.name)
+        remove_leftovers(self._ready.pids, self._ready.name)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -222,10 +222,16 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
     }
     if setup.parts == 1:
         return depending | model
-    return depending | model | {"nnodes": setup.parts, "node_rank": setup.part, "dist_init_addr": setup.meet}
+    return (
+        depending
+        | model
+        | {"nnodes": setup.parts, "node_rank": setup.part, "dist_init_addr": setup.rendezvous}
+    )
 
 
-def _spawn(order: Order, setup: EngineSetup, log_path: Path) -> tuple[subprocess.Popen[bytes], Connection]:
+def _spawn(
+    launch: LaunchSpec, setup: EngineSetup, log_path: Path
+) -> tuple[subprocess.Popen[bytes], Connection]:
     """Start the host in a session of its own: a signal to its group reaches every process of the engine.
 
     By -c and not by -m: the processes that it spawns would import a main module again.
@@ -236,7 +242,7 @@ def _spawn(order: Order, setup: EngineSetup, log_path: Path) -> tuple[subprocess
     with theirs, open(log_path, "wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", program],
-            env=process_environment(setup.parallel.tp, setup.parts, order.folder),
+            env=process_environment(setup.parallel.tp, setup.parts, launch.folder),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -244,7 +250,7 @@ def _spawn(order: Order, setup: EngineSetup, log_path: Path) -> tuple[subprocess
             start_new_session=True,
         )
     connection = Connection(ours.detach())
-    connection.send(order)
+    connection.send(launch)
     return process, connection
 
 

@@ -49,7 +49,7 @@ from hybridrl.rollout.base import Answer, Request
 from hybridrl.rollout.sglang import scheduler
 from hybridrl.rollout.sglang.arguments import has_cuda
 from hybridrl.rollout.sglang.channel import Callee
-from hybridrl.rollout.sglang.engine import Order, Started, remove_leftovers
+from hybridrl.rollout.sglang.engine import LaunchSpec, Ready, remove_leftovers
 from hybridrl.types import Finish, PolicyVersion, Sampling
 
 _EXIT_S = 10.0
@@ -89,11 +89,11 @@ class Engine(sglang_engine.Engine):
         return [], []
 
 
-class Host:
+class EngineHost:
     """The calls that the engine's owner may make; see rollout/base.py."""
 
-    def __init__(self, order: Order) -> None:
-        arguments = order.arguments
+    def __init__(self, launch: LaunchSpec) -> None:
+        arguments = launch.arguments
         self._engine = Engine(**arguments)
         self._manager: Any = self._engine.tokenizer_manager
         """None: another part of this engine takes requests and calls, for all."""
@@ -112,8 +112,8 @@ class Host:
         gc.freeze()
 
     @property
-    def started(self) -> Started:
-        return Started(self._engine.port_args.instance_id, self._engine.get_all_child_pids())
+    def ready(self) -> Ready:
+        return Ready(self._engine.port_args.instance_id, self._engine.get_all_child_pids())
 
     async def serve(self, connection: Connection) -> None:
         """Until the owner hangs up or a scheduler fails."""
@@ -243,7 +243,7 @@ class Host:
     async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, first: bool, last: bool) -> None:
         await self._ask_schedulers("load_bucket", bucket, buffer, first, last)
 
-    async def adopt(self, version: PolicyVersion) -> None:
+    async def set_version(self, version: PolicyVersion) -> None:
         """The parameters are those of `version`: forget or renew what was computed with the old ones. The
         cache is there again.
 
@@ -348,26 +348,26 @@ def _refuse(request: Request) -> None:
 
 def main(file_descriptor: int) -> None:
     connection = Connection(file_descriptor)
-    order: Order = connection.recv()
+    launch: LaunchSpec = connection.recv()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    started = Started("", [])
+    ready = Ready("", [])
     try:
-        host = Host(order)
-        started = host.started
-        connection.send(started)
+        host = EngineHost(launch)
+        ready = host.ready
+        connection.send(ready)
         loop.run_until_complete(host.serve(connection))
     finally:
-        _end_children(started)
-        shutil.rmtree(order.folder, ignore_errors=True)
+        _end_children(ready)
+        shutil.rmtree(launch.folder, ignore_errors=True)
     os._exit(0)  # SGLang's exit handlers wait for processes that are gone
 
 
-def _end_children(started: Started) -> None:
+def _end_children(ready: Ready) -> None:
     children = psutil.Process().children()
     family = psutil.Process().children(recursive=True)
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(children, timeout=_EXIT_S)  # children of children are somebody else's to wait for
-    remove_leftovers([*started.pids, *(process.pid for process in family)], started.name)
+    remove_leftovers([*ready.pids, *(process.pid for process in family)], ready.name)

@@ -14,7 +14,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from hybridrl.trainer.megatron.context import gather_tokens, in_order, pieces_of
+from hybridrl.trainer.megatron.context import chunks_of, gather_tokens, in_order
 from hybridrl.trainer.packing import Packing
 
 
@@ -83,15 +83,15 @@ class PackedAttention(MegatronModule):
         self, count: int, length: int, query: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
         """Queries of this rank's two pieces of each sequence, against the keys up to the end of the piece."""
-        size, piece = self._context.size(), length // (2 * self._context.size())
-        query_BH2QD = query.view(count, 2, piece, *query.shape[2:]).permute(0, 3, 1, 2, 4)
+        size, chunk = self._context.size(), length // (2 * self._context.size())
+        query_BH2QD = query.view(count, 2, chunk, *query.shape[2:]).permute(0, 3, 1, 2, 4)
         key_BKLD, value_BKLE = (in_order(x, count, length).squeeze(2).transpose(1, 2) for x in (keys, values))
         outs = []
-        for i, number in enumerate(pieces_of(self._context.rank(), size)):
-            first, end = number * piece, (number + 1) * piece
+        for i, number in enumerate(chunks_of(self._context.rank(), size)):
+            first, end = number * chunk, (number + 1) * chunk
             seen = (key_BKLD[:, :, :end], value_BKLE[:, :, :end])
             outs.append(self._product(query_BH2QD[:, :, i], *seen, first=first).transpose(1, 2))
-        return torch.stack(outs, dim=1).reshape(2 * count * piece, 1, -1)
+        return torch.stack(outs, dim=1).reshape(2 * count * chunk, 1, -1)
 
     def _product(self, query_BHQD: Tensor, key_BKLD: Tensor, value_BKLE: Tensor, *, first: int) -> Tensor:
         """Attention of queries at positions `first` and up, [B, H, Q, E]."""

@@ -32,20 +32,25 @@ from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.routing import Routing
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.offload import Offload
-from hybridrl.trainer.packing import Deal, Microbatch
+from hybridrl.trainer.packing import Microbatch, TokenPartition
 from hybridrl.trainer.setup import RankSetup, make_layout
 
 
 class MegatronModel(Model):
     def __init__(
-        self, stage: Stage, layout: TrainerLayout, rank: int, deal: Deal, adapters: AdapterLayout | None
+        self,
+        stage: Stage,
+        layout: TrainerLayout,
+        rank: int,
+        partition: TokenPartition,
+        adapters: AdapterLayout | None,
     ) -> None:
         """
         Args:
             deal: of idle microbatches.
         """
         self.stage, self.layout, self.rank, self.adapters = stage, layout, rank, adapters
-        self._inner, self._deal = policy_model(stage), deal
+        self._inner, self._partition = policy_model(stage), partition
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         return named_parameters(self.stage)
@@ -63,7 +68,7 @@ class MegatronModel(Model):
             if microbatch.num_seqs:
                 visit(microbatch, hidden_O1)
 
-        if filled := schedule.filled(self.stage, microbatches, self._deal):
+        if filled := schedule.filled(self.stage, microbatches, self._partition):
             with torch.no_grad():
                 schedule.run(self.stage, filled, finish, forward_only=True, collect_non_loss_data=True)
 
@@ -79,7 +84,7 @@ class MegatronModel(Model):
             return scalar, schedule.NO_COUNT, result
 
         least = int(self.stage[0].ddp_config.overlap_grad_reduce)  # the backward pass begins the sum
-        if filled := schedule.filled(self.stage, microbatches, self._deal, least):
+        if filled := schedule.filled(self.stage, microbatches, self._partition, least):
             results = schedule.run(self.stage, filled, finish, forward_only=False)
             return [result for result in results if result is not None]
         schedule.sum_gradients(self.stage)
@@ -116,7 +121,7 @@ class MegatronBackend(Backend):
         )
         with self.scope():
             config = self._config = transformer_config(setup, device)
-        self.deal = Deal(
+        self.partition = TokenPartition(
             rank=parallel_state.get_context_parallel_rank(),
             size=parallel_state.get_context_parallel_world_size(),
             tp=parallel_state.get_tensor_model_parallel_world_size(),
@@ -149,7 +154,7 @@ class MegatronBackend(Backend):
             Offload((), schedule.gradient_buffers(stage)).leave()  # for good
         if value_head and layout.spec.head != "value":
             layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
-        return MegatronModel(stage, layout, setup.rank, self.deal, adapters)
+        return MegatronModel(stage, layout, setup.rank, self.partition, adapters)
 
     def written(self, layout: Layout) -> tuple[set[str], set[str]]:
         return written(layout, self.setup.rank, self.layout.tp)

@@ -28,7 +28,7 @@ def from_context(microbatch: Microbatch, own_O: Tensor) -> Tensor:
     return gather_rows(own_O, microbatch.most_predicted, microbatch.from_R, group)
 
 
-def pieces_of(rank: int, size: int) -> tuple[int, int]:
+def chunks_of(rank: int, size: int) -> tuple[int, int]:
     """The pieces of every sequence that a rank has, in order, out of 2 * size."""
     return rank, 2 * size - 1 - rank
 
@@ -39,12 +39,12 @@ def gather_tokens(own_T: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _GatherTokens.apply(own_T, group)
 
 
-def in_order(dealt: Tensor, count: int, length: int) -> Tensor:
+def in_order(partitioned: Tensor, count: int, length: int) -> Tensor:
     """Whole sequences [B, L, ...] from the parts [cp, B * L / cp, ...] that ranks have of them."""
-    size = len(dealt)
-    pieces = dealt.view(size, count, 2, length // (2 * size), *dealt.shape[2:])
+    size = len(partitioned)
+    pieces = partitioned.view(size, count, 2, length // (2 * size), *partitioned.shape[2:])
     in_turn = torch.cat([pieces[:, :, 0], pieces[:, :, 1].flip(0)])
-    return in_turn.transpose(0, 1).reshape(count, length, *dealt.shape[2:])
+    return in_turn.transpose(0, 1).reshape(count, length, *partitioned.shape[2:])
 
 
 def gather_rows(own_O: Tensor, most: int, from_R: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.layers import inside
 from hybridrl.trainer.megatron.mla import WholeLatentAttention
-from hybridrl.trainer.megatron.parts import LayerParts, packed_attention
+from hybridrl.trainer.megatron.parts import LayerSpecs, packed_attention
 from hybridrl.trainer.packing import Packing
 
 
@@ -134,12 +134,12 @@ def _grouped_experts(num_experts: int) -> Any:
     return inside(moe).experts
 
 
-TRANSFORMER_ENGINES = LayerParts(
+TRANSFORMER_ENGINES = LayerSpecs(
     norm=TENorm,
     column=TEColumnParallelLinear,
     norm_column=TELayerNormColumnParallelLinear,
     row=TERowParallelLinear,
-    narrow=TELinear,
+    down_proj=TELinear,
     latent_attention=WholeLatentAttention,
     core_attention=core_attention,
     experts=_grouped_experts,

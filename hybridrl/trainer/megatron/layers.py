@@ -14,14 +14,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.parts import LayerParts
+from hybridrl.trainer.megatron.parts import LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.megatron.router import Router
 from hybridrl.trainer.packing import Packing
 
 
 def layer_specs(
-    config: TransformerConfig, model: ModelSpec, layers: Sequence[int], parts: LayerParts
+    config: TransformerConfig, model: ModelSpec, layers: Sequence[int], parts: LayerSpecs
 ) -> TransformerBlockSubmodules:
     """Some layers of a model, neighbours, and the norm after the last one.
 
@@ -85,7 +85,7 @@ def _add_normed(norm: torch.nn.Module, training: bool, fused: bool) -> Callable[
     return add
 
 
-def _layer(config: TransformerConfig, model: ModelSpec, layer: int, parts: LayerParts) -> ModuleSpec:
+def _layer(config: TransformerConfig, model: ModelSpec, layer: int, parts: LayerSpecs) -> ModuleSpec:
     windowed = layer in model.windowed_layers
     has_experts = layer in model.layers("moe")
     spec = get_gpt_layer_local_spec(
@@ -117,7 +117,7 @@ def _layer(config: TransformerConfig, model: ModelSpec, layer: int, parts: Layer
     return spec
 
 
-def _place_grouped(places: Any, model: ModelSpec, parts: LayerParts) -> None:
+def _place_grouped(places: Any, model: ModelSpec, parts: LayerSpecs) -> None:
     """Attention with grouped queries."""
     attention = places.self_attention.submodules
     attention.linear_qkv = parts.norm_column or parts.column
@@ -127,21 +127,21 @@ def _place_grouped(places: Any, model: ModelSpec, parts: LayerParts) -> None:
         attention.q_layernorm = attention.k_layernorm = parts.norm
 
 
-def _place_latent(attention: Any, parts: LayerParts) -> None:
+def _place_latent(attention: Any, parts: LayerSpecs) -> None:
     attention.linear_q_proj = parts.column
-    attention.linear_q_down_proj = attention.linear_kv_down_proj = parts.narrow
+    attention.linear_q_down_proj = attention.linear_kv_down_proj = parts.down_proj
     attention.linear_q_up_proj = attention.linear_kv_up_proj = parts.norm_column or parts.column
     attention.q_layernorm = attention.kv_layernorm = IdentityOp if parts.norm_column else parts.norm
 
 
-def _place_feed_forward(places: Any, parts: LayerParts) -> None:
+def _place_feed_forward(places: Any, parts: LayerSpecs) -> None:
     linears = inside(places.mlp)
     linears.linear_fc1, linears.linear_fc2 = parts.norm_column or parts.column, parts.row
     if parts.norm_column:
         places.pre_mlp_layernorm = IdentityOp
 
 
-def _place_experts(moe: Any, model: ModelSpec, parts: LayerParts) -> None:
+def _place_experts(moe: Any, model: ModelSpec, parts: LayerSpecs) -> None:
     moe.router = partial(Router, model=model)
     shared = inside(moe.shared_experts)
     shared.linear_fc1, shared.linear_fc2 = parts.column, parts.row

@@ -34,7 +34,7 @@ from hybridrl.trainer.logprob import logprob_and_entropy
 from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.context import from_context
 from hybridrl.trainer.megatron.layers import layer_specs
-from hybridrl.trainer.megatron.parts import MEGATRONS, LayerParts
+from hybridrl.trainer.megatron.parts import MEGATRONS, LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.packing import Microbatch, Packing
 
@@ -54,7 +54,7 @@ class PolicyModel(GPTModel):
         config: TransformerConfig,
         spec: ModelSpec,
         padded_vocab_size: int,
-        parts: LayerParts,
+        parts: LayerSpecs,
         *,
         chunk: int | None,
         value_head: bool,
@@ -137,7 +137,7 @@ class PolicyModel(GPTModel):
             target_O,
             shard,
             temperature=temperature,
-            piece=max(1, LOGITS_AT_ONCE // len(hidden_OH)),
+            chunk=max(1, LOGITS_AT_ONCE // len(hidden_OH)),
         )
 
     def values(self, hidden_O1: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def build(
     *,
     value_head: bool = False,
     overlap: bool = False,
-    parts: LayerParts | None = None,
+    parts: LayerSpecs | None = None,
     adapters: AdapterLayout | None = None,
     seed: int = 0,
 ) -> Stage:
@@ -280,7 +280,7 @@ def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:
     )
 
 
-def parts_of(device: torch.device) -> LayerParts:
+def parts_of(device: torch.device) -> LayerSpecs:
     """What layers on a device are made of."""
     if device.type == "cpu":
         return MEGATRONS

@@ -98,7 +98,7 @@ class Optimizer:
                     found[f"{g}.{i}.param"] = parameter
         return found
 
-    def stretches(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
+    def flat_ranges(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
         for part in cast(Any, self._parts):
             for parameter in part.model_param_group_index_map:
                 state = part._get_main_param_and_optimizer_states(parameter)

@@ -24,7 +24,7 @@ CoreAttention = Callable[[TransformerConfig, ModelSpec, int | None], ModuleSpec]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParts:
+class LayerSpecs:
     norm: Any
     column: Any
     """Linear layer whose rows are cut over tensor-parallel ranks."""
@@ -35,7 +35,7 @@ class LayerParts:
     row: Any
     """Linear layer whose columns are cut."""
 
-    narrow: Any
+    down_proj: Any
     """The first linear layers of latent attention, as `latent_attention` expects them."""
 
     latent_attention: type[LatentAttention]
@@ -69,11 +69,11 @@ def packed_attention(config: TransformerConfig, model: ModelSpec, window: int | 
     return ModuleSpec(PackedAttention, {"window": window, "soft_cap": model.attention_soft_cap})
 
 
-MEGATRONS = LayerParts(
+MEGATRONS = LayerSpecs(
     norm=RMSNorm,
     column=ColumnParallelLinear,
     row=RowParallelLinear,
-    narrow=ColumnParallelLinear,
+    down_proj=ColumnParallelLinear,
     latent_attention=LatentAttention,
     core_attention=packed_attention,
 )

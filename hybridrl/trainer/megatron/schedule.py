@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.trainer.megatron.model import Stage, forward, named_parameters
-from hybridrl.trainer.packing import Deal, Microbatch, idle_microbatch
+from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
 
 NO_COUNT = torch.zeros((), dtype=torch.int)
 """In the place of a number of tokens, by which Megatron could divide: see sum_gradients."""
@@ -31,7 +31,9 @@ def sum_gradients(stage: Stage, num_tokens: Tensor | None = None, **groups: Any)
     finalize_model_grads(cast(Any, stage), None, **groups)
 
 
-def filled(stage: Stage, microbatches: Sequence[Microbatch], deal: Deal, least: int = 0) -> list[Microbatch]:
+def filled(
+    stage: Stage, microbatches: Sequence[Microbatch], partition: TokenPartition, least: int = 0
+) -> list[Microbatch]:
     """With idle ones at the end, where the count has to be one that suits all ranks. *Collective*."""
     config: TransformerConfig = stage[0].config
     device, count = next(stage[0].parameters()).device, max(len(microbatches), least)
@@ -41,7 +43,7 @@ def filled(stage: Stage, microbatches: Sequence[Microbatch], deal: Deal, least: 
         count = int(most)
     if len(stage) > 1:
         count += -count % config.pipeline_model_parallel_size  # chunks take turns in rounds of that many
-    idle = [idle_microbatch(deal, device) for _ in range(count - len(microbatches))]
+    idle = [idle_microbatch(partition, device) for _ in range(count - len(microbatches))]
     return [*microbatches, *idle]
 
 

@@ -15,7 +15,7 @@ from hybridrl.config.training import OptimizerConfig
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.trainer.base import WEIGHTS, Backend, Model, learning_rate
 from hybridrl.trainer.mesh import Mesh
-from hybridrl.trainer.packing import Deal, Microbatch
+from hybridrl.trainer.packing import Microbatch, TokenPartition
 from hybridrl.trainer.setup import RankSetup, make_layout
 
 
@@ -59,7 +59,7 @@ class PlainOptimizer:
         states = enumerate(self._adam.state.values())
         return {f"{i}.{name}": state[name] for i, state in states for name in ("exp_avg", "exp_avg_sq")}
 
-    def stretches(self) -> Iterator[tuple[Any, int, dict[str, Tensor]]]:
+    def flat_ranges(self) -> Iterator[tuple[Any, int, dict[str, Tensor]]]:
         for parameter, state in self._adam.state.items():
             moments = {name: state[name].view(-1) for name in ("exp_avg", "exp_avg_sq")}
             yield parameter, 0, {WEIGHTS: parameter.data.view(-1), **moments}
@@ -148,7 +148,7 @@ class PlainBackend(Backend):
     def __init__(self, setup: RankSetup) -> None:
         self.setup, self.device, self.layout = setup, torch.device("cpu"), make_layout(setup)
         assert dist.group.WORLD is not None, "the ranks have met"
-        self.mesh, self.deal = Mesh(dist.group.WORLD), Deal()
+        self.mesh, self.partition = Mesh(dist.group.WORLD), TokenPartition()
 
     def scope(self) -> Any:
         return contextlib.nullcontext()

@@ -6,7 +6,7 @@ from typing import Any
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding
-from hybridrl.layout.cuts import Place, cut
+from hybridrl.layout.sharding import Place, shard
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models.table import Parameter, Row, Site
 
@@ -34,11 +34,11 @@ class PlainLayout(TrainerLayout):
     def at(self, row: Row, name: str, site: Site) -> Row:
         return replace(row, name=name, hf=(site.tensor,))
 
-    def pieces(self, row: Row, site: Site) -> int:
+    def num_parts(self, row: Row, site: Site) -> int:
         return 1
 
     def place(self, parameters: Iterable[Parameter]) -> Iterator[Holding]:
         for parameter in parameters:
             for site in self.sites(parameter.row):
-                held = cut(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
+                held = shard(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
                 yield Holding.of(parameter, site.tensor, held, parameter.layers, range(1), parameter.experts)

@@ -2,8 +2,8 @@
 
 import pytest
 
+from hybridrl.doctor.doctor_report import Finding, Report
 from hybridrl.doctor.findings import examine
-from hybridrl.doctor.report import Finding, Report
 
 
 def names(report: Report) -> list[str]:

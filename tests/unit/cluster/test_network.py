@@ -29,8 +29,8 @@ def test_ports_are_free_and_differ():
 
 def test_every_group_has_a_place_of_its_own(tmp_path):
     network = Network("10.0.0.5", "ib0", (20_001, 20_002, 20_003))
-    meet = at(network)
+    rendezvous = at(network)
     assert network.of_engine == "10.0.0.5:20003"
-    assert [meet("trainers"), meet("critics")] == ["tcp://10.0.0.5:20001", "tcp://10.0.0.5:20002"]
-    meet = in_folder(tmp_path)
-    assert meet("trainers") != meet("trainers")
+    assert [rendezvous("trainers"), rendezvous("critics")] == ["tcp://10.0.0.5:20001", "tcp://10.0.0.5:20002"]
+    rendezvous = in_folder(tmp_path)
+    assert rendezvous("trainers") != rendezvous("trainers")

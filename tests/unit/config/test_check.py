@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.config.rules import RULES, World, check
+from hybridrl.config.rules import RULES, RuleContext, check
 from hybridrl.models import spec as models
 
 QWEN = {
@@ -43,8 +43,10 @@ def run(tmp_path: Path, spec: models.ModelSpec):
     file.write_text(f"model: {model}\ndata: {{train: {data}}}\nreward: exact\nrun: {{name: first}}\n")
 
     def errors(*overrides: str, **facts: Any) -> list[str]:
-        world = {"num_gpus": 0, "spec": spec} | facts
-        return [str(e).replace(f"{tmp_path}/", "") for e in check(load(file, overrides), World(**world))]
+        context = {"num_gpus": 0, "spec": spec} | facts
+        return [
+            str(e).replace(f"{tmp_path}/", "") for e in check(load(file, overrides), RuleContext(**context))
+        ]
 
     return errors
 

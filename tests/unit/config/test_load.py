@@ -9,7 +9,7 @@ import pytest
 
 from hybridrl.config.load import LoadedConfig, load, load_as, values
 from hybridrl.config.rollout import EngineParallel
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError, ConfigErrors
 from hybridrl.rollout.sglang.sizes import SGLangParallel
 
@@ -91,8 +91,8 @@ def test_an_error_about_a_key_gets_its_place(tmp_path: Path) -> None:
     found = loaded(tmp_path, BASE + "algorithm:\n  estimator:\n    name: grpo\n    eps: 1.0e-4\n")
     located = found.locate(ConfigError("wrong", where="algorithm.estimator.eps", fix="change it"))
     assert str(located) == f"wrong  ({tmp_path}/my.yaml:9): change it"
-    elsewhere = ConfigError("wrong", where="/some/path")
-    assert found.locate(elsewhere) is elsewhere
+    remote_columns = ConfigError("wrong", where="/some/path")
+    assert found.locate(remote_columns) is remote_columns
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.config.rules import World, check
+from hybridrl.config.rules import RuleContext, check
 from hybridrl.config.schema import RewardModelConfig
 from hybridrl.models import spec as models
 from hybridrl.models.spec import with_one_label
@@ -50,9 +50,9 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path):
     def errors(*overrides: str, **facts: Any) -> list[str]:
         spec = models.read(folder / "policy")
-        world = {"num_gpus": 0, "spec": spec} | facts
+        context = {"num_gpus": 0, "spec": spec} | facts
         overrides = tuple(text.replace("@", f"{folder}/") for text in overrides)
-        found = check(load(folder / "my.yaml", overrides), World(**world))
+        found = check(load(folder / "my.yaml", overrides), RuleContext(**context))
         return [str(error).replace(f"{folder}/", "") for error in found]
 
     return errors

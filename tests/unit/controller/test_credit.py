@@ -13,7 +13,7 @@ from hybridrl.batch import Batch, TokenBlock
 from hybridrl.columns import COLUMNS, ColumnSpec, given_by
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import CONTROLLER_COLUMNS, load_credit
-from hybridrl.data.packing import plan_minibatches
+from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import ConfigError, DataError, GuardError
 from hybridrl.types import Group, Prompt, Trajectory
 
@@ -156,7 +156,7 @@ def test_cut_answers_count_in_the_baseline_and_are_in_no_minibatch() -> None:
     batch = batch_of([[0, 1], [0, 1], [0, 1]], cut={(0, 1), (1, 0), (1, 1)})
     credit(drop_truncated=True)(batch)
     assert batch.advantage_N[0] < 0  # though it is the only one left of its group
-    plan = plan_minibatches(batch, minibatch_prompts=3, epochs=2, num_ranks=1, microbatch_tokens=100, seed=0)
+    plan = pack_minibatches(batch, minibatch_prompts=3, epochs=2, num_ranks=1, microbatch_tokens=100, seed=0)
     assert [sorted(i for m in minibatch.rows[0] for i in m) for minibatch in plan] == [[0, 4, 5]] * 2
     assert [(m.num_tokens, m.num_sequences) for m in plan] == [(6, 3)] * 2
 
@@ -164,7 +164,7 @@ def test_cut_answers_count_in_the_baseline_and_are_in_no_minibatch() -> None:
 def test_a_minibatch_without_anything_left_is_no_optimizer_step() -> None:
     batch = batch_of([[0, 1], [0, 1]], cut={(1, 0), (1, 1)})
     credit(drop_truncated=True)(batch)
-    plan = plan_minibatches(batch, minibatch_prompts=1, epochs=1, num_ranks=1, microbatch_tokens=100, seed=0)
+    plan = pack_minibatches(batch, minibatch_prompts=1, epochs=1, num_ranks=1, microbatch_tokens=100, seed=0)
     assert [m.index for m in plan] == [0]
 
 
@@ -172,7 +172,7 @@ def test_a_step_of_cut_answers_only_says_what_to_change() -> None:
     batch = batch_of([[0, 1]], cut={(0, 0), (0, 1)})
     credit(drop_truncated=True)(batch)
     with pytest.raises(DataError, match="all 2 answers of step 3 were cut.*max_response_tokens"):
-        plan_minibatches(batch, minibatch_prompts=1, epochs=1, num_ranks=1, microbatch_tokens=9, seed=0)
+        pack_minibatches(batch, minibatch_prompts=1, epochs=1, num_ranks=1, microbatch_tokens=9, seed=0)
 
 
 def test_an_estimator_of_token_columns_gets_its_scalars_on_the_ranks() -> None:

@@ -44,7 +44,7 @@ def test_engines_rest_while_the_trainer_works_unless_they_run_ahead() -> None:
     def phases(max_lag: int) -> str:
         world = fakes.World()
         play(fakes.config(batch={"max_lag": max_lag}), world)
-        letters = {"generated": "g", "rest": "r", "load": "l"}
+        letters = {"generated": "g", "sleep": "r", "load": "l"}
         return "".join(letters.get(event[0], "") for event in world.events)
 
     assert re.fullmatch("(g+rl){6}g*", phases(max_lag=0))

@@ -13,7 +13,7 @@ from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.collect import collect
 from hybridrl.controller.evaluate import Evaluator
-from hybridrl.controller.reward_model import JudgedReward
+from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.errors import RewardError
 from hybridrl.types import Group, Prompt, Trajectory
 

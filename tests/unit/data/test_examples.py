@@ -3,7 +3,7 @@
 import pytest
 
 from hybridrl.config.schema import SourceConfig
-from hybridrl.config.supervised import RMDataConfig, SFTDataConfig
+from hybridrl.config.sft_rm import RMDataConfig, SFTDataConfig
 from hybridrl.data.example_source import load_examples
 from hybridrl.data.examples import Conversations, Encoded, Pairs, block_of
 from hybridrl.data.tokenize import load_tokenizer
@@ -29,7 +29,7 @@ def sft(tokenizer, row, **data) -> Encoded:
 
 
 def learnt_text(tokenizer, encoded: Encoded) -> str:
-    kept = [token for token, learnt in zip(encoded.token_ids, encoded.learnt, strict=True) if learnt]
+    kept = [token for token, trained in zip(encoded.token_ids, encoded.trained, strict=True) if trained]
     return tokenizer.hf.decode(kept)
 
 
@@ -43,7 +43,7 @@ def test_a_prompt_is_tokenised_as_in_a_rollout(tokenizer) -> None:
     found = sft(tokenizer, {"prompt": "2+2", "response": "4"}, system_prompt="Be brief.")
     asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2"}]
     (prompt,) = tokenizer.encode([tokenizer.render(asked)], add_special_tokens=False)
-    assert found.token_ids[: found.learnt.index(True)] == prompt
+    assert found.token_ids[: found.trained.index(True)] == prompt
     assert learnt_text(tokenizer, found) == "4<|im_end|>"
 
 
@@ -91,7 +91,7 @@ def test_a_pair_is_scored_where_its_answers_end(tokenizer) -> None:
     row = {"prompt": "2+2", "chosen": "4", "rejected": "22", "gap": 2}
     (example,) = form.encode([row], ["row 0"])
     for encoded, answer in zip(example.sequences, ("4", "22"), strict=True):
-        assert encoded.learnt == [False] * (len(encoded.token_ids) - 1) + [True]
+        assert encoded.trained == [False] * (len(encoded.token_ids) - 1) + [True]
         assert tokenizer.hf.decode(encoded.token_ids[:-1]).endswith(f"assistant\n{answer}<|im_end|>")
     assert example.margin == 2.0
 

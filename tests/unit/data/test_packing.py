@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridrl.batch import Batch
-from hybridrl.data.packing import plan_minibatches
+from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import ConfigError
 from hybridrl.types import Group, Prompt, Trajectory
 
@@ -43,7 +43,7 @@ def plan(
     seed=0,
     attention_length=math.inf,
 ):
-    return plan_minibatches(
+    return pack_minibatches(
         batch,
         minibatch_prompts=minibatch_prompts,
         epochs=epochs,

@@ -38,7 +38,7 @@ def test_stages_hold_what_the_layout_gives_them(model: str, axes: dict[str, Any]
         axes = axes | {"ep": 1}
     if axes.get("stage_layers"):
         axes = axes | {"stage_layers": (5, setting.model.num_layers - 5)}
-    layout = setting.recut(**axes).layout()
+    layout = setting.with_sharding(**axes).layout()
     for stage in range(layout.pp):
         expected = elements(layout, layout.world_size // layout.pp * stage)
         assert on_stage(layout, stage).all == pytest.approx(expected, rel=3e-4)  # padding of the vocabulary
@@ -58,17 +58,17 @@ def test_engines_hold_what_the_layout_gives_them(model: str, tp: int) -> None:
 @given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([8192, 16384, 32768]), st.sampled_from([1, 2]))
 def test_less_is_kept_with_more_ranks_fewer_tokens_and_recomputation(tp: int, tokens: int, pp: int) -> None:
     setting = replace(make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8), microbatch_tokens=tokens)
-    here = setting.recut(tp=tp, pp=pp)
+    here = setting.with_sharding(tp=tp, pp=pp)
     kept = memory.activations(here, 0)
     assert memory.activations(replace(here, microbatch_tokens=2 * tokens), 0) > kept
     assert memory.activations(replace(here, recompute="full"), 0) < kept
-    assert memory.training(setting.recut(tp=2 * tp, pp=pp), 0).peak < memory.training(here, 0).peak
+    assert memory.training(setting.with_sharding(tp=2 * tp, pp=pp), 0).peak < memory.training(here, 0).peak
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 40))
 def test_earlier_stages_hold_more_microbatches(pp: int, microbatches: int) -> None:
-    setting = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).recut(pp=pp)
+    setting = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).with_sharding(pp=pp)
     held = [in_flight(setting, stage, microbatches) for stage in range(pp)]
     assert held == sorted(held, reverse=True) and held[-1] == 1 and held[0] == min(pp, microbatches)
 
@@ -84,21 +84,21 @@ def test_an_offload_leaves_only_the_policy() -> None:
 
 def test_a_reward_model_is_counted_as_a_reference_of_its_own_size() -> None:
     """A judge of 7 B with a head of one number, beside a policy of 72 B; and on ranks of its own."""
-    without = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).recut(tp=4)
+    without = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).with_sharding(tp=4)
     judge = without_vocabulary(make_setting("Qwen/Qwen2.5-7B-Instruct").model, head="value")
     setting = replace(without, frozen=(*without.frozen, "reward model"), reward_model=judge)
     more = memory.resident(setting, 0).others - memory.resident(without, 0).others
     assert more == 2 * on_stage(trainer_layout(setting.backend, judge, setting.train, fused=True), 0).all
     assert 2 * count(judge) / 4 < more < 2 * count(judge) / 3.9  # norms are on every rank
-    apart = replace(setting, apart=(("reward model", TrainParallel(tp=2)),))
-    assert memory.resident(apart, 0).others - memory.resident(without, 0).others > 1.9 * more
+    dedicated = replace(setting, dedicated=(("reward model", TrainParallel(tp=2)),))
+    assert memory.resident(dedicated, 0).others - memory.resident(without, 0).others > 1.9 * more
     away = replace(setting, offload="all")
     assert memory.resident(setting, 0).after_offload(away).others == 0
     for one in (setting, away):  # wherever it waits, it is there while it scores
         answering, scoring = memory.rollout(one, 0), memory.scoring(one, 0)
         assert scoring.weights - answering.weights == (more if one is away else 0)
         assert scoring.kv == answering.kv and scoring.activations > 0
-    assert not replace(setting, reward_model=replace(judge, num_layers=27)).recut(pp=2).divides()
+    assert not replace(setting, reward_model=replace(judge, num_layers=27)).with_sharding(pp=2).divides()
 
 
 LORA = LoraConfig(rank=16)
@@ -122,7 +122,7 @@ def test_adapters_alone_have_gradients_optimizer_and_checkpoint() -> None:
 
 @pytest.mark.parametrize("axes", [{"tp": 2}, {"tp": 4, "pp": 2}, {"pp": 4, "dp": 2}])
 def test_adapters_are_cut_as_their_layout_says(axes: dict[str, Any]) -> None:
-    layout = replace(make_setting("Qwen/Qwen2.5-7B-Instruct").recut(**axes), lora=LORA).adapters()
+    layout = replace(make_setting("Qwen/Qwen2.5-7B-Instruct").with_sharding(**axes), lora=LORA).adapters()
     assert layout is not None
     for stage in range(layout.base.pp):
         expected = elements(layout, layout.world_size // layout.base.pp * stage)
@@ -132,26 +132,28 @@ def test_adapters_are_cut_as_their_layout_says(axes: dict[str, Any]) -> None:
 def test_with_adapters_only_a_reference_apart_has_weights() -> None:
     setting = replace(make_setting("Qwen/Qwen2.5-7B-Instruct"), lora=LORA)
     assert setting.frozen == ("reference",) and memory.resident(setting, 0).others == 0
-    apart = replace(setting, apart=(("reference", TrainParallel(tp=2)),))
-    assert memory.resident(apart, 0).others > 7e9  # 2 bytes each, over two ranks
+    dedicated = replace(setting, dedicated=(("reference", TrainParallel(tp=2)),))
+    assert memory.resident(dedicated, 0).others > 7e9  # 2 bytes each, over two ranks
 
 
 def test_ranks_beside_the_actors_have_activations_of_their_own() -> None:
     """A critic on one rank each, with long microbatches, beside an actor over four."""
-    actor = make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=4)
+    actor = make_setting("Qwen/Qwen2.5-7B-Instruct").with_sharding(tp=4)
     shared = replace(actor, trained=("actor", "critic"))
-    apart = replace(shared, apart=(("critic", TrainParallel()),), apart_tokens=(("critic", 32768),))
-    own = memory.activations(apart.alone("critic"), 0)
-    shorter = replace(apart, apart_tokens=(("critic", 16384),))
+    dedicated = replace(
+        shared, dedicated=(("critic", TrainParallel()),), dedicated_tokens=(("critic", 32768),)
+    )
+    own = memory.activations(dedicated.alone("critic"), 0)
+    shorter = replace(dedicated, dedicated_tokens=(("critic", 16384),))
     assert own > 1.9 * memory.activations(shorter.alone("critic"), 0)
-    assert memory.training(apart, 0).activations == memory.activations(actor, 0) + own
+    assert memory.training(dedicated, 0).activations == memory.activations(actor, 0) + own
     assert memory.training(shared, 0).activations == memory.training(actor, 0).activations
-    asked = replace(actor, apart=(("reference", TrainParallel(tp=2)),))
+    asked = replace(actor, dedicated=(("reference", TrainParallel(tp=2)),))
     assert memory.logprobs(asked, 0).activations > memory.logprobs(actor, 0).activations
 
 
 def test_fp8_holds_the_layers_weights_twice_more_in_one_byte() -> None:
-    plain = make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=2)
+    plain = make_setting("Qwen/Qwen2.5-7B-Instruct").with_sharding(tp=2)
     setting = replace(plain, fp8_share=0.5)
     layers = 28 * (3584 * (28 + 8) * 128 + 28 * 128 * 3584 + 3 * 3584 * 18944) / 2
     assert memory.resident(setting, 0).fp8 == pytest.approx(layers, rel=1e-3)  # two bytes of half of them

@@ -40,7 +40,7 @@ def test_a_step_is_faster_on_faster_gpus() -> None:
 
 def test_fp8_speeds_up_training_on_gpus_that_have_it() -> None:
     """Attention, output layer, links and optimizer stay: a step gains less than its products."""
-    plain = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).recut(tp=4, pp=2)
+    plain = make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8).with_sharding(tp=4, pp=2)
     for name, gain in (("a100", 1.0), ("h100", 1.3), ("b200", 1.3)):
         on = replace(plain, gpu=GPUS[name])
         faster = train_s(on) / train_s(replace(on, fp8_share=1.0))
@@ -59,18 +59,22 @@ def test_frozen_weights_cost_two_thirds_of_a_training_pass() -> None:
 
 def test_a_critic_on_ranks_of_its_own_is_timed_by_its_own_cut() -> None:
     """The same cut written apart takes as long as the shared one; a long pipeline has idle stages."""
-    actor = make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=2)
+    actor = make_setting("Qwen/Qwen2.5-7B-Instruct").with_sharding(tp=2)
     shared = replace(actor, trained=("actor", "critic"))
-    same = replace(shared, apart=(("critic", actor.train),))
+    same = replace(shared, dedicated=(("critic", actor.train),))
     assert train_s(same) == pytest.approx(train_s(shared))
     assert train_s(shared) < 2 * train_s(actor)  # a head of one number
-    deep = replace(shared, apart=(("critic", TrainParallel(tp=2, pp=4)),), apart_tokens=(("critic", 262144),))
+    deep = replace(
+        shared, dedicated=(("critic", TrainParallel(tp=2, pp=4)),), dedicated_tokens=(("critic", 262144),)
+    )
     assert train_s(deep) > train_s(shared)
 
 
 def test_a_search_is_never_worse_than_what_it_begins_with() -> None:
     setting = replace(make_setting("Qwen/Qwen2.5-72B-Instruct", nodes=8), offload="all", recompute="full")
-    setting = replace(setting.recut(tp=8, pp=4), engine=setting.engine.model_copy(update={"tp": 8})).filled()
+    setting = replace(
+        setting.with_sharding(tp=8, pp=4), engine=setting.engine.model_copy(update={"tp": 8})
+    ).filled()
     assert fits(setting)
     found = search(setting)
     assert all(fits(proposal.setting) and proposal.spare_bytes >= 0 for proposal in found)
@@ -79,7 +83,7 @@ def test_a_search_is_never_worse_than_what_it_begins_with() -> None:
 
 def test_the_cheapest_change_makes_it_fit_and_is_cheap() -> None:
     """A 7B model whose microbatches are too long for the memory that its state leaves."""
-    setting = replace(make_setting("Qwen/Qwen2.5-7B-Instruct").recut(tp=2), offload="all")
+    setting = replace(make_setting("Qwen/Qwen2.5-7B-Instruct").with_sharding(tp=2), offload="all")
     setting = replace(setting, microbatch_tokens=65536)
     assert not fits(setting)
     change = cheapest_change(setting)

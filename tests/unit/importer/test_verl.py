@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.config.rules import World, check
+from hybridrl.config.rules import RuleContext, check
 from hybridrl.errors import ConfigError, DataError, ModelError, ResourceError
 from hybridrl.importer.overrides import Launch, Override, read
 from hybridrl.importer.translation import Translation
@@ -46,8 +46,8 @@ def test_scripts_translate_to_the_golden_config(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_golden_configs_pass_the_check_but_for_files_and_machine(script: Path) -> None:
-    world = World(num_gpus=8, spec=None)
-    errors = check(load(script.with_suffix(".yaml")), world)
+    context = RuleContext(num_gpus=8, spec=None)
+    errors = check(load(script.with_suffix(".yaml")), context)
     assert not [one for one in errors if not isinstance(one, DataError | ModelError | ResourceError)]
 
 

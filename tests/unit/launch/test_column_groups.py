@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from hybridrl.algorithms.rules import idle_group_errors
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape
-from hybridrl.launch.column_groups import columns_elsewhere
-from hybridrl.launch.shape import Seats
+from hybridrl.launch.column_groups import dedicated_columns
+from hybridrl.launch.shape import Placement
 
 
 def config(**sections: Any) -> Config:
@@ -21,16 +21,16 @@ APART: dict[str, Any] = {"critic": {"parallel": {"pp": 2}}, "reference": {"paral
 
 def test_each_group_computes_what_is_asked_of_it() -> None:
     kl = {"coefficient": 0.1}
-    assert columns_elsewhere(config(algorithm={"estimator": "gae"})) == {}
+    assert dedicated_columns(config(algorithm={"estimator": "gae"})) == {}
     both = config(algorithm={"estimator": "gae", "kl": kl}, **APART)
-    assert columns_elsewhere(both) == {"critic": ("value",), "reference": ("ref_logp",)}
+    assert dedicated_columns(both) == {"critic": ("value",), "reference": ("ref_logp",)}
     taught = {"estimator": "distillation", "teacher": "t", "kl": kl}
-    found = columns_elsewhere(config(algorithm=taught, reference=APART["reference"]))
+    found = dedicated_columns(config(algorithm=taught, reference=APART["reference"]))
     assert found == {"reference": ("ref_logp", "teacher_logp")}
 
 
 def test_a_loss_that_asks_the_reference_gives_its_ranks_work() -> None:
-    assert columns_elsewhere(config(algorithm={"loss": "copg"}, reference=APART["reference"])) == {
+    assert dedicated_columns(config(algorithm={"loss": "copg"}, reference=APART["reference"])) == {
         "reference": ("ref_logp",)
     }
 
@@ -46,9 +46,9 @@ def test_every_rank_has_a_seat() -> None:
     shape = RunShape.of(config(actor={"parallel": {"tp": 2}}, **APART))
     assert shape.critic is not None and shape.reference is not None
     assert (shape.trainer_ranks, shape.critic.num_ranks, shape.reference.num_ranks) == (2, 2, 4)
-    seats = Seats.of(shape, 2)
-    assert (seats.critic, seats.reference) == ((0, 1), (0, 0, 1, 1))
-    assert sum(seats.per_node) == 2 + 2 + 4 + 1 + 1
+    placement = Placement.of(shape, 2)
+    assert (placement.critic, placement.reference) == ((0, 1), (0, 0, 1, 1))
+    assert sum(placement.per_node) == 2 + 2 + 4 + 1 + 1
 
 
 def test_groups_fill_the_gpus_unless_told_otherwise() -> None:

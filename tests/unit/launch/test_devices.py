@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from model_values import tiny
 
 from hybridrl.config.load import LoadedConfig, load
-from hybridrl.config.rules import World
+from hybridrl.config.rules import RuleContext
 from hybridrl.config.rules.gpus import roles_share_the_gpus
 from hybridrl.config.rules.lora import gpus_train_no_adapters
-from hybridrl.config.shape import RunShape
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import HybridRLError
 from hybridrl.hosts.machine import GPU, Machine
 from hybridrl.launch.devices import Devices, environment
-from hybridrl.launch.shape import Seats, with_gpus
+from hybridrl.launch.shape import Placement, with_gpus
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 
@@ -49,7 +49,7 @@ def devices(
     names = [[f"{node}{index}" for index in range(per_node)] for node in range(nodes)]
     model = tiny("qwen3", num_heads=16, num_kv_heads=8)
     source, engine = MegatronLayout(model, tp=tp, dp=gpus // tp), SGLangLayout(model, tp=engine_tp)
-    return Devices.of(loaded.config, Seats.of(shape, nodes), names, source, engine, parts=parts)
+    return Devices.of(loaded.config, Placement.of(shape, nodes), names, source, engine, parts=parts)
 
 
 @given(
@@ -97,7 +97,7 @@ def test_without_gpus_nothing_is_seen() -> None:
     shape = RunShape.of(loaded.config)
     model = tiny("qwen3")
     layouts = MegatronLayout(model, tp=2), SGLangLayout(model)
-    assert Devices.of(loaded.config, Seats.of(shape, 1), [], *layouts) == Devices(None, {})
+    assert Devices.of(loaded.config, Placement.of(shape, 1), [], *layouts) == Devices(None, {})
     assert environment("lo", "", trains=True)["CUDA_VISIBLE_DEVICES"] == ""
 
 
@@ -108,9 +108,9 @@ def test_gpus_of_the_machine_count_where_the_config_leaves_them_open() -> None:
 
 
 def unshared(loaded: LoadedConfig) -> list[HybridRLError]:
-    world = World(here=False, num_gpus=0, spec=None)
+    context = RuleContext(here=False, num_gpus=0, spec=None)
     rules = (roles_share_the_gpus, gpus_train_no_adapters)
-    return [error for rule in rules for error in rule(loaded, world)]
+    return [error for rule in rules for error in rule(loaded, context)]
 
 
 @pytest.mark.parametrize("path", ON_GPUS, ids=[path.stem for path in ON_GPUS])

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from hybridrl.config.rollout import EngineParallel
-from hybridrl.config.shape import RunShape
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.training import TrainParallel
-from hybridrl.launch.shape import Seats
+from hybridrl.launch.shape import Placement
 
 LAUNCHERS = Path(__file__).parents[3] / "launchers"
 
@@ -49,7 +49,7 @@ def test_ray_start_takes_texts_and_mounts_have_their_volumes(rayjob: dict[str, A
 
 def test_a_pod_has_slots_for_the_workers_of_its_gpus(rayjob: dict[str, Any]) -> None:
     gpus = int(pods(rayjob)[0]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"])
-    most = max(Seats.of(RunShape(TrainParallel(tp=gpus), gpus // 2, EngineParallel(), 1, 1), 1).per_node)
+    most = max(Placement.of(RunShape(TrainParallel(tp=gpus), gpus // 2, EngineParallel(), 1, 1), 1).per_node)
     assert int(rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"]) >= most
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.config.shape import RunShape
+from hybridrl.config.run_shape import RunShape
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.launch.prepare import prepare
 from hybridrl.models.tiny import qwen3_arithmetic

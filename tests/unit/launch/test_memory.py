@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hybridrl.config.load import load, load_as
-from hybridrl.config.supervised import RMConfig, SFTConfig, SupervisedConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.errors import ResourceError, UserError
 from hybridrl.hosts.machine import GIB, GPU, Machine
 from hybridrl.launch.memory import refuse_too_little_memory

@@ -11,7 +11,7 @@ from reward_model_folders import write_reward_model
 from hybridrl import cli
 from hybridrl.config import keys
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.models import tiny
 
 ROW = {"prompt": "1+1=", "answer": "2", "response": "2", "chosen": "2", "rejected": "3"}

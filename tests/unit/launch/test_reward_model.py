@@ -10,16 +10,16 @@ from hub_values import cached
 from reward_model_folders import write_reward_model
 
 from hybridrl.config.load import load
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config, RewardModelConfig
-from hybridrl.config.shape import RunShape
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import HybridRLError
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
 from hybridrl.launch.preflight import preflight
 from hybridrl.launch.prepare import prepare
-from hybridrl.launch.reward_model import scoring
-from hybridrl.launch.shape import Seats
+from hybridrl.launch.reward_model_setup import scoring
+from hybridrl.launch.shape import Placement
 from hybridrl.launch.verdict import SCOPES
 from hybridrl.models import tiny
 from hybridrl.models.spec import read
@@ -106,10 +106,10 @@ def test_its_ranks_have_seats() -> None:
     own = {"path": "judge", "parallel": {"tp": 2, "dp": 2}}
     shape = RunShape.of(config(reward_model=own))
     assert shape.reward_model == TrainParallel(tp=2, dp=2)
-    seats = Seats.of(shape, 2)
-    assert seats.reward_model == (0, 0, 1, 1) and sum(seats.per_node) == 1 + 1 + 1 + 4
+    placement = Placement.of(shape, 2)
+    assert placement.reward_model == (0, 0, 1, 1) and sum(placement.per_node) == 1 + 1 + 1 + 4
     shared = RunShape.of(config(reward_model="judge"))
-    assert shared.reward_model is None and Seats.of(shared, 1).reward_model == ()
+    assert shared.reward_model is None and Placement.of(shared, 1).reward_model == ()
 
 
 def test_a_rank_is_made_from_the_policys(here: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.config.load import parse_as
-from hybridrl.config.supervised import SFTConfig
+from hybridrl.config.sft_rm import SFTConfig
 from hybridrl.launch.run import Run
 from hybridrl.launch.stop import StopRequest
 from hybridrl.models.spec import read

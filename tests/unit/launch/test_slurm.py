@@ -19,10 +19,10 @@ from hybridrl.cluster.slurm import parse_state
 from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig, load
 from hybridrl.config.rollout import EngineParallel
-from hybridrl.config.shape import RunShape
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigErrors
-from hybridrl.launch.shape import RunFiles, Seats
+from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.slurm import directives, render, runtime_command, script, srun_options
 from hybridrl.launch.stop import STOPPED
 
@@ -103,13 +103,13 @@ def test_a_template_and_its_values_name_the_same_places() -> None:
 @given(tp=st.integers(1, 8), dp=st.integers(1, 8), engines=st.integers(1, 8), nodes=st.integers(1, 8))
 def test_every_worker_has_a_node_and_neighbours_share_one(tp: int, dp: int, engines: int, nodes: int) -> None:
     shape = RunShape(TrainParallel(tp=tp, dp=dp), engines, EngineParallel(), 1, 1)
-    seats = Seats.of(shape, nodes)
-    assert len(seats.trainer) == tp * dp and len(seats.engine) == engines
-    for kind in (seats.trainer, seats.engine):
+    placement = Placement.of(shape, nodes)
+    assert len(placement.trainer) == tp * dp and len(placement.engine) == engines
+    for kind in (placement.trainer, placement.engine):
         assert list(kind) == sorted(kind) and set(kind) <= set(range(nodes))
         sizes = [kind.count(node) for node in range(nodes)]
         assert max(sizes) - min(sizes) <= 1
-    assert sum(seats.per_node) == tp * dp + engines + 1
+    assert sum(placement.per_node) == tp * dp + engines + 1
 
 
 @given(ranks=st.integers(1, 12), engines=st.integers(1, 6), size=st.integers(1, 4), nodes=st.integers(1, 6))
@@ -117,14 +117,14 @@ def test_a_topology_has_every_worker_on_the_node_of_its_seat(
     ranks: int, engines: int, size: int, nodes: int
 ) -> None:
     shape = RunShape(TrainParallel(tp=ranks, dp=1), engines, EngineParallel(), 1, 1)
-    seats = Seats.of(shape, min(nodes, ranks))
-    topology = seats.topology(size)
+    placement = Placement.of(shape, min(nodes, ranks))
+    topology = placement.topology(size)
     if topology is None:
-        assert {*seats.trainer, *seats.engine} == {0}
+        assert {*placement.trainer, *placement.engine} == {0}
         return
     assert len(set(topology.source)) == ranks
-    assert [topology.node(device) for device in topology.source] == list(seats.trainer)
-    for devices, node in zip(topology.targets, seats.engine, strict=True):
+    assert [topology.node(device) for device in topology.source] == list(placement.trainer)
+    for devices, node in zip(topology.targets, placement.engine, strict=True):
         assert len(devices) == size
         assert all(topology.node(d) == node and d in topology.rank_on for d in devices)
 

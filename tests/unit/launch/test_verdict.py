@@ -19,10 +19,10 @@ from hybridrl.columns import COLUMNS
 from hybridrl.config.load import LoadedConfig, load, load_as
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import HybridRLError
 from hybridrl.hosts.machine import GIB, GPU, Machine
-from hybridrl.launch import start, supervised
+from hybridrl.launch import start, supervised_run
 from hybridrl.launch.preflight import preflight
 from hybridrl.launch.prepare import try_data
 from hybridrl.launch.verdict import SCOPES, verdict
@@ -291,8 +291,8 @@ def test_a_part_of_a_run_that_gives_a_column_takes_the_mark_away(monkeypatch: py
 
 
 SUPERVISED: dict[str, tuple[type, Any]] = {
-    "sft": (SFTConfig, supervised.SFT),
-    "rm": (RMConfig, supervised.RM),
+    "sft": (SFTConfig, supervised_run.SFT),
+    "rm": (RMConfig, supervised_run.RM),
 }
 
 
@@ -316,8 +316,8 @@ def test_training_on_examples(kind: str, override: str, message: str) -> None:
     path, overrides = Path("examples.yaml"), [override]
     asked: dict[str, Callable[[], object]] = {
         "plan": lambda: planning.plan_examples(load_as(root, path, overrides), BARE, PLAIN),
-        "check": lambda: supervised.check(trained, path, overrides, told),
-        "dry run": lambda: supervised.launch(trained, path, overrides, told, resume=False, dry_run=True),
+        "check": lambda: supervised_run.check(trained, path, overrides, told),
+        "dry run": lambda: supervised_run.launch(trained, path, overrides, told, resume=False, dry_run=True),
     }
     loaded = load_as(root, path)
     found = {name: errors_of(lambda _, one=one: one(), loaded) for name, one in asked.items()}

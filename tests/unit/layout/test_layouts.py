@@ -122,7 +122,7 @@ def test_megatron_tiles_every_parameter_once_in_each_replica(layout):
     for parameter, held in coverage(layout):
         sites = layout.transformer_engine and parameter.row.transformer_engine or parameter.row.megatron
         size = layout.ep * layout.etp if parameter.row.per_expert else layout.tp
-        once = ranks if sites[0].cut == "whole" else ranks // size
+        once = ranks if sites[0].sharding == "whole" else ranks // size
         if parameter.name == "embed" and layout.spec.tied and layout.pp > 1:
             once *= 2
         assert (held == once).all(), parameter.name
@@ -135,9 +135,9 @@ def test_sglang_tiles_every_parameter_and_repeats_only_what_it_copies(layout, da
         row = parameter.row
         copied = row.group in ("embed", "attention") or (row.group == "head" and layout.dp_lm_head)
         once = layout.dp_attention if copied else 1
-        if row.engine[0].cut == "whole":
+        if row.engine[0].sharding == "whole":
             once = layout.tp
-        if row.engine[0].cut == "heads":
+        if row.engine[0].sharding == "heads":
             q = spec.num_heads * spec.head_dim
             assert (held[q:] == once * max(1, heads // spec.num_kv_heads)).all(), parameter.name
             held = held[:q]

@@ -6,21 +6,21 @@ from hypothesis import strategies as st
 
 from hybridrl.layout.runs import Run, join, overlap, size, whole, window
 
-STRETCHES = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=8)
+FLAT_RANGES = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=8)
 
 
 def order_of(choices):
     """Some of the neighbouring stretches of a dimension, in a shuffled storage order."""
     edges = np.cumsum([0] + [length for length, _ in choices])
-    stretches = [(int(at), length) for at, (length, kept) in zip(edges, choices) if kept]
-    return stretches[::2] + stretches[1::2]
+    flat_ranges = [(int(at), length) for at, (length, kept) in zip(edges, choices) if kept]
+    return flat_ranges[::2] + flat_ranges[1::2]
 
 
 def stored(order):
     return np.concatenate([np.zeros(0, int)] + [np.arange(at, at + length) for at, length in order])
 
 
-@given(STRETCHES, st.integers(0, 40), st.integers(0, 40))
+@given(FLAT_RANGES, st.integers(0, 40), st.integers(0, 40))
 def test_a_window_names_the_elements_it_shows(choices, start, length):
     order = order_of(choices)
     storage = stored(order)[start : start + length]
@@ -30,7 +30,7 @@ def test_a_window_names_the_elements_it_shows(choices, start, length):
     assert size(window(order, start, start + length)) == len(storage)
 
 
-@given(STRETCHES, STRETCHES)
+@given(FLAT_RANGES, FLAT_RANGES)
 def test_overlap_finds_every_common_element_in_both_holders(first, second):
     orders = order_of(first), order_of(second)
     storages = [stored(order) for order in orders]
@@ -43,7 +43,7 @@ def test_overlap_finds_every_common_element_in_both_holders(first, second):
         assert storages[1][second_local : second_local + length].tolist() == list(range(at, at + length))
 
 
-@given(STRETCHES)
+@given(FLAT_RANGES)
 def test_runs_are_sorted_apart_and_as_few_as_possible(choices):
     runs = window(order_of(choices), 0, 1000)
     for a, b in zip(runs, runs[1:]):

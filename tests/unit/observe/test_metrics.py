@@ -125,10 +125,10 @@ def test_overlapping_phases_have_no_negative_overhead() -> None:
 
 def test_balance_counts_one_pass_over_the_batch() -> None:
     packed = values.batch([[values.trajectory(0.0, tokens=n) for n in (1, 2, 3, 4)]])  # 4, 5, 6, 7 tokens
-    dealt = [(0, 1), (2, 3)] * 2  # to rank 0 and to rank 1, by two minibatches, in two epochs
+    partitioned = [(0, 1), (2, 3)] * 2  # to rank 0 and to rank 1, by two minibatches, in two epochs
     minibatches = [
         Minibatch(i, rows=(((a,),), ((b,),)), num_tokens=1, num_sequences=2, idle_share=0.1 * i)
-        for i, (a, b) in enumerate(dealt)
+        for i, (a, b) in enumerate(partitioned)
     ]
     found = metrics.balance_metrics(packed, minibatches)
     assert found == {

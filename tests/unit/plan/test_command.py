@@ -10,14 +10,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from hybridrl.config.load import load, load_as
-from hybridrl.config.supervised import RMConfig, SFTConfig
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError, HybridRLError, ResourceError
 from hybridrl.estimate import memory
 from hybridrl.estimate.memory import training
 from hybridrl.estimate.time import step_time
 from hybridrl.hosts.machine import Machine
 from hybridrl.plan import command as planning
-from hybridrl.plan import report as plan_report
+from hybridrl.plan import plan_report
 from tests.support.plan_values import write_cluster_config
 
 BARE = Machine(cores=2, memory_bytes=2**34, available_bytes=2**34, shm_bytes=2**33, gpus=())

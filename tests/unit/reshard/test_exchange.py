@@ -12,8 +12,8 @@ from exchange_scenarios import (
     other_sources,
     patterns,
     refused,
-    run_halves,
     run_pattern,
+    run_sides,
     run_until_lost,
 )
 from gloo_ranks import GlooRanks
@@ -25,7 +25,7 @@ from shard_oracle import megatron_shard
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.checksum import MODULUS, checksum
-from hybridrl.reshard.exchange import Half
+from hybridrl.reshard.exchange import Side
 from hybridrl.reshard.execute import copy
 from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.table import tabulate
@@ -137,7 +137,7 @@ def test_sources_may_lie_elsewhere_in_the_next_run_and_have_another_dtype(ranks)
 def planned(job, engine_ranks, dtype):
     """(halves of every rank, transfers that need no message); rank i of the trainer writes engine rank i."""
     names = {place: rank for rank, place in enumerate(engine_ranks)}
-    halves = [({}, {}) for _ in engine_ranks]
+    sides = [({}, {}) for _ in engine_ranks]
     local = [[] for _ in engine_ranks]
     pairs = {}
     for transfer in plan(job):
@@ -148,9 +148,9 @@ def planned(job, engine_ranks, dtype):
             pairs.setdefault((transfer.source_rank, writer), []).append(transfer)
     for (sender, writer), transfers in pairs.items():
         table = tabulate(transfers)
-        half = Half(table, (dtype,) * len(table.targets))
-        halves[sender][0][writer] = halves[writer][1][sender] = half
-    return halves, local
+        side = Side(table, (dtype,) * len(table.targets))
+        sides[sender][0][writer] = sides[writer][1][sender] = side
+    return sides, local
 
 
 def test_a_plan_between_real_layouts_is_carried_out(ranks):
@@ -158,14 +158,14 @@ def test_a_plan_between_real_layouts_is_carried_out(ranks):
     trainer, engine = MegatronLayout(spec, tp=2, pp=2), SGLangLayout(spec, tp=2)
     job = Job(trainer, (engine, engine))
     places = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    halves, local = planned(job, places, BF16)
+    sides, local = planned(job, places, BF16)
     hf = hf_tensors(spec)
     sources = [megatron_shard(spec, hf, tp=2, pp=2, rank_tp=rank % 2, rank_pp=rank // 2) for rank in range(4)]
     shapes = [
         {(index, rank, name): shard.shape for name, shard in engine.shards(rank).items()}
         for index, rank in places
     ]
-    results = ranks(run_halves, halves, sources, shapes, BF16)
+    results = ranks(run_sides, sides, sources, shapes, BF16)
     for rank, (targets, _) in enumerate(results):
         expected = {name: torch.zeros_like(value) for name, value in targets.items()}
         for source in range(4):

@@ -78,7 +78,7 @@ def test_placement_keeps_every_device_and_beats_every_permutation(job):
 
 def test_engines_on_devices_of_their_own_stay_where_they_are():
     source, targets = MegatronLayout(tiny(), tp=2), (SGLangLayout(tiny(), tp=2),)
-    topology = Topology.apart(2, [2], 8)
+    topology = Topology.separate(2, [2], 8)
     assert topology.targets == ((8, 9),)
     assert place(source, targets, topology, "cluster") == topology
 

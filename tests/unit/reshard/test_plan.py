@@ -70,12 +70,12 @@ def test_ranks_that_plan_alone_find_their_part_of_the_whole_plan(drawn):
         assert plan(job, target_rank=rank) == [t for t in transfers if t.target_rank == rank]
 
 
-@given(jobs(), st.sampled_from([1, 2, 4]), st.sampled_from([Topology.colocated, Topology.apart]))
+@given(jobs(), st.sampled_from([1, 2, 4]), st.sampled_from([Topology.colocated, Topology.separate]))
 def test_bytes_that_cross_once_per_node_fill_every_rank(drawn, node_size, make):
     job, held, _ = drawn
     sizes = [layout.world_size for layout in job.targets]
     if make == Topology.colocated and sum(sizes) > len(held):
-        make = Topology.apart
+        make = Topology.separate
     topology = make(len(held), sizes, node_size)
     unicast = replace(job, topology=topology)
     once = replace(unicast, once_per_node=True)
@@ -102,7 +102,7 @@ def far_elements(job, transfers):
 
 def test_a_model_enters_a_node_of_four_engines_once():
     spec = tiny(num_layers=8)
-    job = Job(MegatronLayout(spec, tp=2), (SGLangLayout(spec, tp=2),) * 4, Topology.apart(2, [2] * 4, 8))
+    job = Job(MegatronLayout(spec, tp=2), (SGLangLayout(spec, tp=2),) * 4, Topology.separate(2, [2] * 4, 8))
     once = replace(job, once_per_node=True)
     assert far_elements(once, plan(once)) == count(spec) < far_elements(job, plan(job)) / 4
 

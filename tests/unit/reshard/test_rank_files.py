@@ -18,11 +18,13 @@ from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.shard import Shard
 from hybridrl.reshard import hf_files
+from hybridrl.reshard.flat_ranges import FlatRange, Wanted
 from hybridrl.reshard.rank_files import Kept, collect, file_name, fill, read_beside, write
-from hybridrl.reshard.stretches import Stretch, Wanted
 
 
-def deal(layout: MegatronLayout, draw: np.random.Generator) -> Iterator[tuple[int, str, Shard, int, int]]:
+def partition(
+    layout: MegatronLayout, draw: np.random.Generator
+) -> Iterator[tuple[int, str, Shard, int, int]]:
     """Each tensor's elements, cut at any places among the ranks that hold the same of it."""
     holders: dict[Shard, list[tuple[int, str]]] = {}
     for rank in range(layout.world_size):
@@ -38,11 +40,11 @@ def deal(layout: MegatronLayout, draw: np.random.Generator) -> Iterator[tuple[in
 
 def save(folder: Path, layout: MegatronLayout, ranks: list[dict[str, torch.Tensor]], seed: int = 0) -> None:
     kept: dict[int, list[Kept]] = {rank: [] for rank in range(layout.world_size)}
-    for rank, name, _, start, stop in deal(layout, np.random.default_rng(seed)):
-        stretch = ranks[rank][name].flatten()[start:stop]
-        kept[rank].append(Kept(name, start, {"weights": stretch, "moment": -stretch}))
-    for rank, stretches in kept.items():
-        write(folder, "policy", rank, stretches, {"random/state": torch.tensor([rank], dtype=torch.uint8)})
+    for rank, name, _, start, stop in partition(layout, np.random.default_rng(seed)):
+        flat_range = ranks[rank][name].flatten()[start:stop]
+        kept[rank].append(Kept(name, start, {"weights": flat_range, "moment": -flat_range}))
+    for rank, flat_ranges in kept.items():
+        write(folder, "policy", rank, flat_ranges, {"random/state": torch.tensor([rank], dtype=torch.uint8)})
 
 
 @st.composite
@@ -58,9 +60,9 @@ def test_any_layout_reads_what_any_other_wrote(tmp_path_factory, layouts, seed) 
     save(folder, old, held_by(old), seed)
     expected = held_by(new)
     wanted, parts = [], []
-    for rank, name, shard, start, stop in deal(new, np.random.default_rng(seed + 1)):
+    for rank, name, shard, start, stop in partition(new, np.random.default_rng(seed + 1)):
         tensors = {quantity: torch.zeros(stop - start) for quantity in ("weights", "moment")}
-        wanted.append(Wanted(Stretch(shard, start, stop), tensors))
+        wanted.append(Wanted(FlatRange(shard, start, stop), tensors))
         parts.append(expected[rank][name].flatten()[start:stop])
     fill(folder, "policy", old, wanted)
     for want, part in zip(wanted, parts, strict=True):
@@ -75,7 +77,7 @@ def test_a_model_folder_is_one_more_layout(tmp_path: Path) -> None:
     shards = HFLayout(spec).shards(0)
     found = {name: torch.zeros(shard.shape, dtype=torch.bfloat16) for name, shard in shards.items()}
     wanted = [
-        Wanted(Stretch.whole(shards[name]), {"weights": tensor.flatten()}) for name, tensor in found.items()
+        Wanted(FlatRange.whole(shards[name]), {"weights": tensor.flatten()}) for name, tensor in found.items()
     ]
     fill(tmp_path, "policy", layout, wanted)
     assert found.keys() == hf.keys()
@@ -89,7 +91,7 @@ def test_what_no_rank_kept_is_named(tmp_path: Path) -> None:
         write(tmp_path, "policy", rank, [Kept(name, rank, {"weights": torch.ones(1)})], {})
     shard = layout.shards(0)[name]
     for start, stop, whole in ((0, 2, True), (1, 3, False)):
-        want = Wanted(Stretch(shard, start, stop), {"weights": torch.zeros(stop - start)})
+        want = Wanted(FlatRange(shard, start, stop), {"weights": torch.zeros(stop - start)})
         if whole:
             fill(tmp_path, "policy", layout, [want])
             continue

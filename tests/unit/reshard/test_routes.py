@@ -24,7 +24,7 @@ def jobs(draw):
     engines = (SGLangLayout(spec, tp=draw(st.sampled_from(tp_sizes(spec)))),) * draw(st.integers(1, 2))
     num_ranks = sum(engine.world_size for engine in engines)
     fits = num_ranks <= source.world_size
-    make = draw(st.sampled_from([Topology.colocated, Topology.apart] if fits else [Topology.apart]))
+    make = draw(st.sampled_from([Topology.colocated, Topology.separate] if fits else [Topology.separate]))
     sizes = [engine.world_size for engine in engines]
     return Job(source, engines, make(source.world_size, sizes, draw(st.sampled_from([1, 2, 4]))))
 
@@ -49,7 +49,7 @@ def test_every_transfer_has_one_way(job, reach):
 
 def test_an_engine_where_nobody_sits_is_refused():
     spec = tiny()
-    apart = replace(Topology.apart(2, [2], 2), agents=(2,))
-    job = Job(MegatronLayout(spec, tp=2), (SGLangLayout(spec, tp=2),), apart)
+    separate = replace(Topology.separate(2, [2], 2), agents=(2,))
+    job = Job(MegatronLayout(spec, tp=2), (SGLangLayout(spec, tp=2),), separate)
     with pytest.raises(SwapError, match=r"no rank is left on device 3 .*engine 0, rank 1.*agent"):
         routes(job, 0, "node")

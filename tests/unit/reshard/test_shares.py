@@ -36,9 +36,9 @@ def served(case):
 @given(cases())
 def test_every_demand_is_served_once_from_end_to_end(case):
     for demand in range(len(case[1])):
-        stretches = sorted(s for (d, _), s in served(case).items() if d == demand)
-        assert stretches[0][0] == 0 and stretches[-1][1] == 1
-        assert all(a[1] == b[0] and a[0] < a[1] for a, b in zip(stretches, stretches[1:], strict=False))
+        flat_ranges = sorted(s for (d, _), s in served(case).items() if d == demand)
+        assert flat_ranges[0][0] == 0 and flat_ranges[-1][1] == 1
+        assert all(a[1] == b[0] and a[0] < a[1] for a, b in zip(flat_ranges, flat_ranges[1:], strict=False))
 
 
 @given(cases())
@@ -103,9 +103,9 @@ def test_a_node_gets_bytes_once_and_passes_them_on(case, data):
     for demand, device in enumerate(demands):
         own = [part for _, part in once.of_demand(demand)]
         given_to = [part for _, part in once.given(demand)]
-        stretches = sorted((Fraction(p.start, p.of), Fraction(p.stop, p.of)) for p in own + given_to)
-        assert stretches[0][0] == 0 and stretches[-1][1] == 1
-        assert all(a[1] == b[0] for a, b in zip(stretches, stretches[1:], strict=False))
+        flat_ranges = sorted((Fraction(p.start, p.of), Fraction(p.stop, p.of)) for p in own + given_to)
+        assert flat_ranges[0][0] == 0 and flat_ranges[-1][1] == 1
+        assert all(a[1] == b[0] for a, b in zip(flat_ranges, flat_ranges[1:], strict=False))
         for other, part in once.given(demand):
             assert (demand, part) in list(once.passed_on(other))
         node = device // (node_size or 16)

@@ -52,7 +52,7 @@ def test_every_engine_holds_what_its_loader_would_have_loaded(ranks, source, eng
 def test_engines_on_devices_of_their_own(ranks, node_size, once_per_node):
     """Two trainer ranks; beside each of the two engines an agent that holds no weights of the trainer."""
     source, engines = MegatronLayout(EXPERTS, tp=2, ep=2), (SGLangLayout(EXPERTS),) * 2
-    topology = Topology.apart(2, [1, 1], node_size)
+    topology = Topology.separate(2, [1, 1], node_size)
     answers = ranks(swap, source, engines, topology, "node", once_per_node)
     assert [wrong for wrong, _, _ in answers] == [[]] * 4
     arrived = {name: value for _, _, sums in answers for name, value in sums.items()}

@@ -245,8 +245,8 @@ scorer.score(["a"] * 2, [{{}}] * 2, ["a", "b"])
 def test_processes_that_somebody_else_ended_are_reported(scorer, module):
     name = module("def f(answer, row): return 1")
     one = scorer(f"{name}:f")
-    [nursery, child] = processes()
-    os.kill(nursery.pid, signal.SIGKILL)
+    [fork_server, child] = processes()
+    os.kill(fork_server.pid, signal.SIGKILL)
     assert gone([child.pid])
     with pytest.raises(WorkerError, match="are gone: its process was ended by SIGKILL"):
         one.score(*items(3))

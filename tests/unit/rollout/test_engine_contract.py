@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from model_values import hf_tensors
-from swap_crew import LocalGroup, World
+from swap_workers import LocalGroup, World
 from tiny_engine import Tiny
 from tiny_engine.engine import TinyEngine
 from tiny_engine.models import logp_of

@@ -11,7 +11,7 @@ from hybridrl.rollout.sglang.engine import SGLangEngine
 from hybridrl.types import Prompt, Sampling
 
 
-class Host:
+class EngineHost:
     """The caller of a host that keeps its prefix cache as often as it is told to."""
 
     def __init__(self, refusals):
@@ -43,7 +43,7 @@ def swap(engine, version):
 
 
 def test_an_engine_that_keeps_its_cache_of_the_old_weights_does_not_serve():
-    engine = engine_of(Host(refusals=1))
+    engine = engine_of(EngineHost(refusals=1))
     with pytest.raises(EngineError, match="kept its prefix cache"):
         swap(engine, 4)
     prompts, sampling = [Prompt("train/0", (1,), {})], Sampling(num_samples=1, max_response_tokens=1)
@@ -52,6 +52,6 @@ def test_an_engine_that_keeps_its_cache_of_the_old_weights_does_not_serve():
 
 
 def test_an_engine_that_forgot_its_cache_serves_the_new_version():
-    engine = engine_of(Host(refusals=0))
+    engine = engine_of(EngineHost(refusals=0))
     swap(engine, 4)
     assert engine.session.require_serving() == 4

@@ -11,8 +11,8 @@ from model_values import hf_tensors, specs, tiny
 from shard_oracle import sglang_shard
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.cuts import fits
 from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.sharding import fits
 from hybridrl.rollout.probe import LoaderProbe
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -20,7 +20,7 @@ from hybridrl.errors import ResourceError
 from hybridrl.hosts import cuda
 from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
 from hybridrl.trainer.megatron.backend import start
-from hybridrl.trainer.packing import Deal, PackedBatch, idle_microbatch
+from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
 
 CPU = torch.device("cpu")
 
@@ -61,10 +61,10 @@ def test_without_fp8_nothing_is_told(folder) -> None:
 )
 def test_every_ranks_share_of_the_tokens_is_a_multiple(rows, size, tp, multiple) -> None:
     batch = values.make_batch([])
-    deals = [Deal(rank=rank, size=size, tp=tp, multiple=multiple) for rank in range(size)]
-    plain = PackedBatch(batch, CPU, Deal()).microbatch(rows)
-    found = [PackedBatch(batch, CPU, deal).microbatch(rows) for deal in deals]
-    found += [idle_microbatch(deal, CPU) for deal in deals]
+    partitions = [TokenPartition(rank=rank, size=size, tp=tp, multiple=multiple) for rank in range(size)]
+    plain = PackedBatch(batch, CPU, TokenPartition()).microbatch(rows)
+    found = [PackedBatch(batch, CPU, partition).microbatch(rows) for partition in partitions]
+    found += [idle_microbatch(partition, CPU) for partition in partitions]
     for microbatch in found:
         if microbatch is None:
             assert plain is None

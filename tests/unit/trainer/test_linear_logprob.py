@@ -15,7 +15,7 @@ from hybridrl.trainer.kernels import reference
 
 
 @pytest.mark.parametrize(
-    "sizes,padding,temperature,piece,soft_cap",
+    "sizes,padding,temperature,chunk,soft_cap",
     [
         ([11], 0, 1.0, 100, None),
         ([11], 2, 0.7, 4, None),
@@ -25,7 +25,7 @@ from hybridrl.trainer.kernels import reference
     ],
     ids=["at once", "in pieces, with padding", "one rank with padding only", "one entry at a time", "capped"],
 )
-def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, piece, soft_cap) -> None:
+def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, chunk, soft_cap) -> None:
     hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
     hidden_RH.requires_grad_()
     weight_VH.requires_grad_()
@@ -38,7 +38,7 @@ def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, pi
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     expected = [torch.autograd.grad(s, (hidden_RH, weight_VH), retain_graph=True) for s in sums]
 
-    options = (sizes, padding, temperature, piece, soft_cap)
+    options = (sizes, padding, temperature, chunk, soft_cap)
     ranks = on_ranks(len(sizes), scenarios.cut_linear_logprobs, *options)
     for rank in ranks:
         np.testing.assert_allclose(rank["logp"], logp_R.detach(), rtol=1e-6, atol=1e-6)

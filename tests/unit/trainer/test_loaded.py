@@ -7,12 +7,12 @@ import trainer_values as values
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
 from hybridrl.trainer.loaded import LoadedBatch
-from hybridrl.trainer.packing import Deal
+from hybridrl.trainer.packing import TokenPartition
 
 
 def loaded() -> LoadedBatch:
     minibatch = values.make_minibatch(0, [[range(12)]], values.make_block())
-    return LoadedBatch(values.make_batch([minibatch], step=3), 0, torch.device("cpu"), Deal())
+    return LoadedBatch(values.make_batch([minibatch], step=3), 0, torch.device("cpu"), TokenPartition())
 
 
 def test_only_what_is_needed_is_unpacked() -> None:

@@ -15,13 +15,13 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_po
 
 from hybridrl.trainer.megatron import layers
 from hybridrl.trainer.megatron.mla import LatentAttention
-from hybridrl.trainer.megatron.parts import MEGATRONS, LayerParts
+from hybridrl.trainer.megatron.parts import MEGATRONS, LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
 
 HOSTS = {"cpu": MEGATRONS, "gpu": te_standins.STANDINS}
 
 
-def places(parts: LayerParts) -> Any:
+def places(parts: LayerSpecs) -> Any:
     """What the specification of a layer has at the places of its attention."""
     found = SimpleNamespace()
     layers._place_latent(found, parts)

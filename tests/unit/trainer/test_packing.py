@@ -14,14 +14,14 @@ from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.megatron.context import in_order
-from hybridrl.trainer.packing import Deal, PackedBatch, idle_microbatch
+from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
 
 CPU = torch.device("cpu")
 
 
 def packed(**changes) -> tuple[PackedBatch, values.RankBatch]:
     batch = values.make_batch([], **changes)
-    return PackedBatch(batch, CPU, Deal()), batch
+    return PackedBatch(batch, CPU, TokenPartition()), batch
 
 
 def test_every_trained_token_is_predicted_from_the_tokens_before_it() -> None:
@@ -96,7 +96,7 @@ def test_training_on_a_first_token_is_refused() -> None:
     mask_T[batch.blocks[0].start_N[2]] = True
     blocks = [replace(batch.blocks[0], loss_mask_T=mask_T), batch.blocks[1]]
     with pytest.raises(ValueError, match="row 2 of a block trains on its first token"):
-        PackedBatch(batch.with_blocks(blocks), CPU, Deal())
+        PackedBatch(batch.with_blocks(blocks), CPU, TokenPartition())
 
 
 @settings(max_examples=25, deadline=None)
@@ -105,8 +105,11 @@ def test_training_on_a_first_token_is_refused() -> None:
 )
 def test_ranks_that_share_sequences_have_all_of_them_together(rows: list[int], size: int, tp: int) -> None:
     batch = values.make_batch([])
-    whole = PackedBatch(batch, CPU, Deal()).microbatch(rows)
-    parts = [PackedBatch(batch, CPU, Deal(rank=r, size=size, tp=tp)).microbatch(rows) for r in range(size)]
+    whole = PackedBatch(batch, CPU, TokenPartition()).microbatch(rows)
+    parts = [
+        PackedBatch(batch, CPU, TokenPartition(rank=r, size=size, tp=tp)).microbatch(rows)
+        for r in range(size)
+    ]
     if whole is None:
         assert parts == [None] * size
         return
@@ -125,15 +128,15 @@ def test_ranks_that_share_sequences_have_all_of_them_together(rows: list[int], s
 @pytest.mark.parametrize("size", [2, 3])
 def test_sequences_come_back_from_the_pieces_that_ranks_have(size) -> None:
     batch, rows = values.make_batch([]), list(range(12))
-    parts = [PackedBatch(batch, CPU, Deal(rank=r, size=size)).microbatch(rows) for r in range(size)]
-    dealt, at, found = torch.stack([part.token_T for part in parts]), 0, []
+    parts = [PackedBatch(batch, CPU, TokenPartition(rank=r, size=size)).microbatch(rows) for r in range(size)]
+    partitioned, at, found = torch.stack([part.token_T for part in parts]), 0, []
     positions = torch.stack([part.packing.position_T for part in parts])
     for count, length in parts[0].packing.runs:
         own = slice(at, at + count * length // size)
         assert (in_order(positions[:, own], count, length) == torch.arange(length)).all()
-        found += in_order(dealt[:, own], count, length).tolist()
+        found += in_order(partitioned[:, own], count, length).tolist()
         at = own.stop
-    whole = PackedBatch(batch, CPU, Deal()).microbatch(rows)
+    whole = PackedBatch(batch, CPU, TokenPartition()).microbatch(rows)
     lengths = [length for count, length in whole.packing.runs for _ in range(count)]
     expected = [sequence.tolist() for sequence in whole.token_T.split(lengths)]
     assert [sequence[: len(e)] for sequence, e in zip(found, expected, strict=True)] == expected
@@ -141,7 +144,7 @@ def test_sequences_come_back_from_the_pieces_that_ranks_have(size) -> None:
 
 def test_an_idle_microbatch_is_one_that_all_ranks_can_run() -> None:
     for size, tp in ((1, 1), (1, 3), (2, 1), (2, 3)):
-        idle = [idle_microbatch(Deal(rank=r, size=size, tp=tp), CPU) for r in range(size)]
+        idle = [idle_microbatch(TokenPartition(rank=r, size=size, tp=tp), CPU) for r in range(size)]
         assert {len(m.token_T) % tp for m in idle} == {0}
         assert min(len(m.token_T) for m in idle) == max(len(m.token_T) for m in idle) > 0
         assert all(m.num_seqs == len(m.target_O) == len(m.trained_R) == 0 for m in idle)
@@ -166,7 +169,7 @@ def test_a_column_of_any_name_and_kind_is_taken_at_the_trained_tokens(monkeypatc
     }
     block = replace(whole, columns=found)
     batch = values.make_batch([], count=4).with_blocks([select(block, [2, 0]), select(block, [1, 3])])
-    made = PackedBatch(batch, CPU, Deal())
+    made = PackedBatch(batch, CPU, TokenPartition())
     rows_of_blocks = ([2, 0], [1, 3])
     moods = [found["mood"][block.row(n)][block.loss_mask_T[block.row(n)]] for r in rows_of_blocks for n in r]
     assert made.column_U("mood").tolist() == np.concatenate(moods).tolist()
@@ -174,7 +177,7 @@ def test_a_column_of_any_name_and_kind_is_taken_at_the_trained_tokens(monkeypatc
     assert made.column_U("goal").tolist() == goals.tolist()
     microbatch = made.microbatch([2, 1, 0])  # rows 0, 1 and 2 of the batch are 2, 1 and 0 of the block
     assert microbatch.num_seqs == 3
-    arrays = LoadedBatch(batch, 0, CPU, Deal()).of_prompts("picture")
+    arrays = LoadedBatch(batch, 0, CPU, TokenPartition()).of_prompts("picture")
     assert [np.shares_memory(array, picture) for array in arrays] == [n != 0 for n in range(4)]
     with pytest.raises(ColumnError, match="tokens came without column version"):
         made.column_U("version")

@@ -74,8 +74,8 @@ def test_choices_and_weights_equal_a_loop_over_tokens(model, seed) -> None:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Iterator[dist.ProcessGroup]:
     """A group of this process."""
-    meet = tmp_path_factory.mktemp("group") / "meet"
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=0, world_size=1)
+    rendezvous = tmp_path_factory.mktemp("group") / "meet"
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
     assert dist.group.WORLD is not None
     yield dist.group.WORLD
     dist.destroy_process_group()

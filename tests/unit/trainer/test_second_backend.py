@@ -19,7 +19,7 @@ ALGORITHM = AlgorithmConfig.model_validate({"kl": {"coefficient": 0.1}})
 OTHER = {"megatron": plain_backend.NAME, plain_backend.NAME: "megatron"}
 
 
-def played(rank: int, meet: Callable[[], str], folder: Path, saved: Path) -> dict[str, Any]:
+def played(rank: int, rendezvous: Callable[[], str], folder: Path, saved: Path) -> dict[str, Any]:
     """By backend, two batches; and the second once more, from the other backend's checkpoint."""
     batches = [
         values.make_batch([scenarios.split(i, 1, (6,)) for i in range(2)], seed=s, step=s + 1) for s in (0, 1)
@@ -27,7 +27,7 @@ def played(rank: int, meet: Callable[[], str], folder: Path, saved: Path) -> dic
 
     def policy(backend: str) -> Any:
         actor = values.make_actor().model_copy(update={"backend": backend})
-        return scenarios.policy(rank, meet, folder, (1, 1, 1), actor=actor, algorithm=ALGORITHM)
+        return scenarios.policy(rank, rendezvous, folder, (1, 1, 1), actor=actor, algorithm=ALGORITHM)
 
     found = {}
     for backend in OTHER:

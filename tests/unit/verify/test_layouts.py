@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridrl.errors import UserError
-from hybridrl.verify.layouts import DEFAULT_LAYOUTS, REFERENCE, Row, deal, name_of, parse, rows
+from hybridrl.verify.layouts import DEFAULT_LAYOUTS, REFERENCE, Row, name_of, parse, partition, rows
 
 sizes = st.integers(1, 4)
 
@@ -50,17 +50,17 @@ def test_the_default_rows_change_every_axis_by_itself_or_beside_one_that_is_show
 def test_every_sequence_is_computed_once_and_ranks_have_equally_many_microbatches(lengths, row, first):
     members = np.arange(first, first + len(lengths))
     length_N = np.concatenate([np.zeros(first, int), lengths])
-    dealt = deal(row, members, length_N)
-    assert len(dealt) == row.parallel.dp
-    assert len({len(rank) for rank in dealt}) == 1
-    assert sorted(n for rank in dealt for microbatch in rank for n in microbatch) == members.tolist()
+    partitioned = partition(row, members, length_N)
+    assert len(partitioned) == row.parallel.dp
+    assert len({len(rank) for rank in partitioned}) == 1
+    assert sorted(n for rank in partitioned for microbatch in rank for n in microbatch) == members.tolist()
 
 
 def test_the_reference_takes_one_sequence_at_a_time_in_order():
-    assert deal(REFERENCE, np.array([4, 5, 6]), np.full(7, 9)) == (((4,), (5,), (6,)),)
+    assert partition(REFERENCE, np.array([4, 5, 6]), np.full(7, 9)) == (((4,), (5,), (6,)),)
 
 
 def test_rows_of_a_layout_are_one_at_a_time_and_packed():
     plain, packed = rows(["tp2"])[-2:]
-    assert isinstance(plain, Row) and plain.axes == {"tp"} and plain.deal == "single"
+    assert isinstance(plain, Row) and plain.axes == {"tp"} and plain.partition == "single"
     assert packed.axes == {"tp", "packing"} and packed.parallel == plain.parallel

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridrl.batch import Minibatch
-from hybridrl.workers.columns import dealt
+from hybridrl.workers.columns import partitioned
 
 
 @given(
@@ -17,7 +17,7 @@ def test_an_optimizer_step_keeps_its_trajectories(lengths: list[int], num_ranks:
     length_N = np.array(lengths, np.int64)
     chosen = list(range(0, len(lengths), 2))
     minibatch = Minibatch(1, ((tuple(chosen[::2]), tuple(chosen[1::2])),), num_tokens=7, num_sequences=3)
-    other = dealt(
+    other = partitioned(
         minibatch, length_N, num_ranks=num_ranks, microbatch_tokens=limit, attention_length=float("inf")
     )
     assert (other.index, other.num_tokens, other.num_sequences) == (1, 7, 3)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridrl.types import Group, Prompt, Trajectory
-from hybridrl.workers.reward_model import _dealt
+from hybridrl.workers.reward_model_ranks import _partitioned
 
 LENGTHS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=8)
 
@@ -22,8 +22,8 @@ def test_every_answer_is_scored_once(lengths: list[list[int]], num_ranks: int, l
         used[g % 2] += len(group)
         answers = [Trajectory(row, 1, n - 1, n - 1, "stop", 0) for row, n in zip(rows, group, strict=True)]
         groups.append(Group(Prompt(f"train/{g}", (1,), {}), answers, blocks[g % 2]))
-    dealing = {"num_ranks": num_ranks, "microbatch_tokens": limit, "attention_length": math.inf}
-    batch = _dealt(groups, blocks, dealing)
+    partitioning = {"num_ranks": num_ranks, "microbatch_tokens": limit, "attention_length": math.inf}
+    batch = _partitioned(groups, blocks, partitioning)
     count = sum(map(len, lengths))
     placed = list(zip(batch.block_N.tolist(), batch.row_N.tolist(), strict=True))
     assert placed == [(g % 2, t.row) for g, group in enumerate(groups) for t in group.trajectories]

@@ -147,7 +147,7 @@ def test_a_request_to_resting_engines_waits_for_the_swap() -> None:
         rollout = RayRollout(workers=(engine := Paused()), cluster=ClusterConfig())
         before = asyncio.create_task(rollout.request(0, single("before")))
         await asyncio.sleep(0)
-        await rollout.rest()
+        await rollout.sleep()
         after = asyncio.create_task(rollout.request(0, single("after")))
         await settle()
         async with rollout.quiet():

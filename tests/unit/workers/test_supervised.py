@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hybridrl.config.cluster import ClusterConfig
-from hybridrl.workers import supervised
-from hybridrl.workers.supervised import RaySupervised, SupervisedWorker
+from hybridrl.workers import supervised_trainer
+from hybridrl.workers.supervised_trainer import RaySupervised, SupervisedWorker
 
 
 class Ranks:
@@ -25,7 +25,7 @@ class Ranks:
 
 def test_what_a_checkpoint_of_another_layout_means_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = SimpleNamespace(restore=lambda folder: [f"{folder} was made with TP2"])
-    monkeypatch.setattr(supervised, "Supervised", lambda setup, num_steps: model)
+    monkeypatch.setattr(supervised_trainer, "Supervised", lambda setup, num_steps: model)
     ranks: Any = Ranks()
     trainer = RaySupervised(ranks, ClusterConfig(), Path("checkpoints"), 1)
     assert asyncio.run(trainer.build(Path("step_3"), 3)) == ["step_3 was made with TP2"]

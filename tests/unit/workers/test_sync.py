@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 from model_values import tiny
-from swap_crew import Engine, LocalGroup, World, Writer
+from swap_workers import Engine, LocalGroup, World, Writer
 
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import EngineError, LayoutError, SwapError, WorkerError
@@ -57,7 +57,7 @@ def died(rank):
     return WorkerError(f"trainer rank {rank} died during 'write_weights'")
 
 
-class Crew:
+class SwapWorkers:
     """Two engines, and trainer ranks of tp 2 and dp 2: 0 and 2 are replicas, and 1 and 3."""
 
     def __init__(self, faults=None, first_engine=Engine, dp=2, plan_faults=None, topology=None):
@@ -112,100 +112,100 @@ class Crew:
 
 
 def test_a_swap_without_faults_is_written_once():
-    crew = Crew()
-    report = crew.push(0, 1)
-    assert crew.serve_whole(1) and not crew.warnings
+    workers = SwapWorkers()
+    report = workers.push(0, 1)
+    assert workers.serve_whole(1) and not workers.warnings
     assert (report.version, report.replays, report.num_tensors) == (
         1,
         0,
-        2 * 2 * len(crew.engines.actors[0].ranks[0]),
+        2 * 2 * len(workers.engines.actors[0].ranks[0]),
     )
 
 
 def test_no_engine_commits_before_all_ranks_of_both_sides_said_yes():
-    crew = Crew(faults={3: [died(3)]})
-    crew.push(0)
-    voted = [crew.writers.last("write_weights"), crew.engines.last("checksums")]
+    workers = SwapWorkers(faults={3: [died(3)]})
+    workers.push(0)
+    voted = [workers.writers.last("write_weights"), workers.engines.last("checksums")]
     assert [call.ranks for call in voted] == [(0, 1, 2), (0, 1)]
-    committed = crew.engines.last("commit_swap")
+    committed = workers.engines.last("commit_swap")
     assert committed.ranks == (0, 1) and max(call.end for call in voted) <= committed.start
 
 
 @pytest.mark.parametrize("error", [SwapError("no memory"), ValueError("a stranger's")])
 def test_after_an_error_of_a_living_rank_all_write_again(error):
-    crew = Crew(faults={1: [error]})
-    assert crew.push(0).replays == 1
-    assert crew.serve_whole(0) and crew.sync._lost == frozenset()
-    assert crew.warnings == [f"writing version 0 again: {error}"]
+    workers = SwapWorkers(faults={1: [error]})
+    assert workers.push(0).replays == 1
+    assert workers.serve_whole(0) and workers.sync._lost == frozenset()
+    assert workers.warnings == [f"writing version 0 again: {error}"]
 
 
 def test_after_a_checksum_that_differs_all_write_again():
-    crew = Crew(first_engine=DamagedEngine)
-    assert crew.push(0).replays == 1
-    assert crew.serve_whole(0) and "1 of 140 tensors differ" in crew.warnings[0]
+    workers = SwapWorkers(first_engine=DamagedEngine)
+    assert workers.push(0).replays == 1
+    assert workers.serve_whole(0) and "1 of 140 tensors differ" in workers.warnings[0]
 
 
 def test_a_fault_that_stays_ends_the_swap_with_engines_dirty_and_the_gate_closed():
-    crew = Crew(faults={1: [SwapError("no memory")] * 3})
+    workers = SwapWorkers(faults={1: [SwapError("no memory")] * 3})
     with pytest.raises(SwapError, match="no memory"):
-        crew.push(0)
-    assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed()
-    assert len(crew.warnings) == 2
+        workers.push(0)
+    assert workers.states() == ["dirty", "dirty"] and workers.gate_is_closed()
+    assert len(workers.warnings) == 2
     with pytest.raises(EngineError, match="dirty"):
-        crew.engines.actors[0].request()
+        workers.engines.actors[0].request()
 
 
 def test_replicas_write_what_a_dead_rank_would_have():
-    crew = Crew(faults={2: [died(2)]})
-    assert crew.push(0).replays == 1
-    assert crew.serve_whole(0) and "rank 2 died" in crew.warnings[0]
+    workers = SwapWorkers(faults={2: [died(2)]})
+    assert workers.push(0).replays == 1
+    assert workers.serve_whole(0) and "rank 2 died" in workers.warnings[0]
 
 
 def test_ranks_that_die_one_after_the_other_are_all_left_out():
-    crew = Crew(faults={2: [died(2)]}, plan_faults={1: [died(1)]})
-    assert crew.push(0).replays == 1
-    assert crew.serve_whole(0) and crew.sync._lost == {1, 2}
+    workers = SwapWorkers(faults={2: [died(2)]}, plan_faults={1: [died(1)]})
+    assert workers.push(0).replays == 1
+    assert workers.serve_whole(0) and workers.sync._lost == {1, 2}
 
 
 def test_without_a_replica_the_swap_ends_and_names_rank_and_weight():
-    crew = Crew(faults={1: [died(1)]}, dp=1)
+    workers = SwapWorkers(faults={1: [died(1)]}, dp=1)
     with pytest.raises(LayoutError, match=r"nobody is left .*qkv, layers 0 to 3.*trainer ranks \[1\]"):
-        crew.push(0)
-    assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed()
+        workers.push(0)
+    assert workers.states() == ["dirty", "dirty"] and workers.gate_is_closed()
 
 
 def test_on_one_node_of_gpus_replicas_write_what_a_dead_rank_would_have():
-    crew = Crew(faults={2: [died(2)]}, topology=Topology.colocated(4, [2, 2], 8))
-    assert crew.push(0).replays == 1
-    assert crew.serve_whole(0) and "rank 2 died" in crew.warnings[0]
+    workers = SwapWorkers(faults={2: [died(2)]}, topology=Topology.colocated(4, [2, 2], 8))
+    assert workers.push(0).replays == 1
+    assert workers.serve_whole(0) and "rank 2 died" in workers.warnings[0]
 
 
 def test_over_several_nodes_a_dead_rank_ends_the_swap():
-    crew = Crew(faults={3: [died(3)]}, topology=Topology.colocated(4, [2, 2], 2))
+    workers = SwapWorkers(faults={3: [died(3)]}, topology=Topology.colocated(4, [2, 2], 2))
     with pytest.raises(WorkerError, match="trainer rank 3 died"):
-        crew.push(0)
-    assert crew.states() == ["dirty", "dirty"] and crew.gate_is_closed() and not crew.warnings[1:]
+        workers.push(0)
+    assert workers.states() == ["dirty", "dirty"] and workers.gate_is_closed() and not workers.warnings[1:]
 
 
 def test_when_every_trainer_rank_died_the_swap_ends():
-    crew = Crew(faults={rank: [died(rank)] for rank in range(4)})
+    workers = SwapWorkers(faults={rank: [died(rank)] for rank in range(4)})
     with pytest.raises(WorkerError, match="every trainer rank died"):
-        crew.push(0)
-    assert crew.states() == ["dirty", "dirty"]
+        workers.push(0)
+    assert workers.states() == ["dirty", "dirty"]
 
 
 def test_an_engine_that_dies_at_commit_is_reported_and_the_others_are_whole():
-    crew = Crew(first_engine=EngineThatDiesAtCommit)
+    workers = SwapWorkers(first_engine=EngineThatDiesAtCommit)
     with pytest.raises(WorkerError, match="engine rank 0 died during 'commit_swap'"):
-        crew.push(0)
-    assert crew.engines.actors[1].request() == (0, True) and crew.gate_is_closed()
+        workers.push(0)
+    assert workers.engines.actors[1].request() == (0, True) and workers.gate_is_closed()
 
 
 def test_ranks_that_plan_differently_are_refused_before_the_first_write():
-    crew = Crew()
-    crew.writers.actors[3].layout = MegatronLayout(tiny(), tp=2, dp=2, vocab_multiple=64)
+    workers = SwapWorkers()
+    workers.writers.actors[3].layout = MegatronLayout(tiny(), tp=2, dp=2, vocab_multiple=64)
     with pytest.raises(
         SwapError, match=r"ranks \[0, 1, 2\] and \[3\].*vocab_multiple is 128 on \[0, 1, 2\], 64 on \[3\]"
     ):
-        crew.push(0)
-    assert "write_weights" not in [call.method for call in crew.writers.calls]
+        workers.push(0)
+    assert "write_weights" not in [call.method for call in workers.writers.calls]

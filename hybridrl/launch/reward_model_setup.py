@@ -3,9 +3,9 @@
 from dataclasses import fields
 from pathlib import Path
 
-from hybridrl.config.rules.reward_model import HEAD, reward_model_spec
+from hybridrl.config.rules.reward_model_rules import HEAD, reward_model_spec
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config, RewardModelConfig
-from hybridrl.config.shape import RunShape
 from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.errors import ModelError
 from hybridrl.launch.shape import trainer_layout
@@ -48,8 +48,8 @@ def reward_model_layout(cfg: Config) -> TrainerLayout | None:
     model, shape = reward_model_spec(cfg), RunShape.of(cfg)
     if model is None:
         return None
-    cut = _without_experts(shape.reward_model or shape.parallel, model)
-    return trainer_layout(cfg, model, cut)
+    sharding = _without_experts(shape.reward_model or shape.parallel, model)
+    return trainer_layout(cfg, model, sharding)
 
 
 def scoring(setup: RankSetup, reward_model: RewardModelConfig) -> RankSetup:
@@ -64,6 +64,6 @@ def scoring(setup: RankSetup, reward_model: RewardModelConfig) -> RankSetup:
     return RankSetup(**{field.name: getattr(setup, field.name) for field in fields(RankSetup)} | changes)
 
 
-def _without_experts(cut: TrainParallel, model: ModelSpec) -> TrainParallel:
+def _without_experts(sharding: TrainParallel, model: ModelSpec) -> TrainParallel:
     """The cut, where a model has no experts that it could deal out."""
-    return cut if model.num_experts else cut.model_copy(update={"ep": 1, "etp": 1})
+    return sharding if model.num_experts else sharding.model_copy(update={"ep": 1, "etp": 1})

@@ -9,10 +9,10 @@ from typing import Any, Generic, TypeVar
 
 from hybridrl.config.load import LoadedConfig, load_as
 from hybridrl.config.run_folder import path_of
+from hybridrl.config.run_shape import with_dp
 from hybridrl.config.schema import SourceConfig
-from hybridrl.config.shape import with_dp
-from hybridrl.config.supervised import RMConfig, SFTConfig, SupervisedConfig
-from hybridrl.controller import supervised as loop
+from hybridrl.config.sft_rm import RMConfig, SFTConfig, SupervisedConfig
+from hybridrl.controller import supervised_loop as loop
 from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
@@ -28,7 +28,7 @@ from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.trainer.setup import RankSetup
-from hybridrl.workers.supervised import RaySupervised, SupervisedWorker
+from hybridrl.workers.supervised_trainer import RaySupervised, SupervisedWorker
 
 Of = TypeVar("Of", SFTConfig, RMConfig)
 
@@ -217,7 +217,7 @@ class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
         cfg = self.cfg
         first = RankSetup(
             rank=0,
-            rendezvous=self.cluster.meet("trainers"),
+            rendezvous=self.cluster.rendezvous("trainers"),
             parallel=self._parallel,
             model=self.model,
             model_folder=self._model_folder,

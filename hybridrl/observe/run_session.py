@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hybridrl.config.schema import Config
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.observe.clock import Clock
 from hybridrl.observe.files import atomic_write_json
 from hybridrl.observe.jsonl import JsonLines, read

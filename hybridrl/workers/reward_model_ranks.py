@@ -12,7 +12,7 @@ import ray
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.data.packing import share_out
+from hybridrl.data.packing import partition_rows
 from hybridrl.types import Group
 from hybridrl.workers.columns import ColumnGroup
 
@@ -20,14 +20,16 @@ from hybridrl.workers.columns import ColumnGroup
 class RayRewardModel(ColumnGroup):
     """RewardModel over workers that have a method `scores`."""
 
-    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, *, shared: bool, **dealing: Any) -> None:
+    def __init__(
+        self, workers: WorkerGroup, cluster: ClusterConfig, *, shared: bool, **partitioning: Any
+    ) -> None:
         """
         Args:
             workers: of its own, or the trainer's.
             shared: they are the trainer's, which builds them.
             dealing: as a ColumnGroup takes it.
         """
-        super().__init__(workers, (), cluster, **dealing)
+        super().__init__(workers, (), cluster, **partitioning)
         self._shared = shared
 
     @property
@@ -41,18 +43,18 @@ class RayRewardModel(ColumnGroup):
 
     async def scores(self, groups: Sequence[Group]) -> np.ndarray:
         blocks = list({id(group.block): group.block for group in groups}.values())
-        batch = ray.put(_dealt(groups, blocks, self._dealing))
+        batch = ray.put(_partitioned(groups, blocks, self._partitioning))
         found = await self.workers.all("scores", batch, *blocks)
         return found[-1]  # of a rank of the last pipeline stage
 
 
-def _dealt(groups: Sequence[Group], blocks: Sequence[Any], dealing: dict[str, Any]) -> RankBatch:
+def _partitioned(groups: Sequence[Group], blocks: Sequence[Any], partitioning: dict[str, Any]) -> RankBatch:
     """What ranks need to know of the groups, beside their blocks."""
     number = {id(block): i for i, block in enumerate(blocks)}
     placed = [(number[id(group.block)], t) for group in groups for t in group.trajectories]
     count = len(placed)
     length_N = np.array([t.prompt_tokens + t.response_tokens for _, t in placed], np.int64)
-    rows = share_out(np.arange(count), length_N, **dealing)
+    rows = partition_rows(np.arange(count), length_N, **partitioning)
     return RankBatch(
         step=0,
         blocks=(),

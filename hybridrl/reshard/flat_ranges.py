@@ -16,7 +16,7 @@ from hybridrl.layout.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class FlatRange:
     """Elements [start, stop) of a tensor, counted row by row."""
 
     shard: Shard
@@ -24,7 +24,7 @@ class Stretch:
     stop: int
 
     @classmethod
-    def whole(cls, shard: Shard) -> "Stretch":
+    def whole(cls, shard: Shard) -> "FlatRange":
         """All of a tensor."""
         return cls(shard, 0, prod(shard.shape))
 
@@ -61,7 +61,7 @@ class Stretch:
 class Wanted:
     """A stretch to fill, of one quantity or several."""
 
-    stretch: Stretch
+    flat_range: FlatRange
     tensors: Mapping[str, torch.Tensor]
     """Quantity -> [stop - start], contiguous."""
 
@@ -72,7 +72,7 @@ class Filling:
     def __init__(self, wanted: Iterable[Wanted]) -> None:
         self._of_param: dict[str, list[_Open]] = {}
         for want in wanted:
-            self._of_param.setdefault(want.stretch.shard.param, []).append(_Open(want))
+            self._of_param.setdefault(want.flat_range.shard.param, []).append(_Open(want))
 
     def wants(self, shard: Shard) -> bool:
         """Whether some of a tensor is wanted."""
@@ -86,7 +86,7 @@ class Filling:
         """That are wanted of a canonical parameter."""
         return {quantity for open_ in self._of_param.get(param, ()) for quantity in open_.want.tensors}
 
-    def take(self, source: Stretch, tensors: Mapping[str, torch.Tensor]) -> None:
+    def take(self, source: FlatRange, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy what is wanted of a stretch. No two sources may hold the same element.
 
         Args:
@@ -97,7 +97,7 @@ class Filling:
             for box in _shared(blocks, open_.blocks):
                 open_.left -= prod(box.shape)
                 for quantity, target in open_.want.tensors.items():
-                    ours = open_.want.stretch.view(target, *box.target, box.shape)
+                    ours = open_.want.flat_range.view(target, *box.target, box.shape)
                     ours.copy_(source.view(tensors[quantity], *box.source, box.shape))
 
     def missing(self) -> list[str]:
@@ -109,7 +109,7 @@ class _Open:
     """What is wanted, and how many elements of it have not come yet."""
 
     def __init__(self, want: Wanted) -> None:
-        self.want, self.blocks = want, list(want.stretch.blocks())
+        self.want, self.blocks = want, list(want.flat_range.blocks())
         self.left = sum(size(rows) * size(cols) for rows, cols in self.blocks)
 
 

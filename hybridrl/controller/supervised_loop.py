@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from hybridrl.batch import Batch, Minibatch
-from hybridrl.config.supervised import SupervisedConfig
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.config.training import ActorConfig
 from hybridrl.data.examples import Example, block_of
-from hybridrl.data.packing import share_out
+from hybridrl.data.packing import partition_rows
 from hybridrl.types import PolicyVersion, StepReport
 
 
@@ -117,12 +117,12 @@ def pack(actor: ActorConfig, step: int, examples: Sequence[Example]) -> tuple[Ba
         none_N,
         scalars={"margin": np.array([example.margin for example in examples], np.float32)[example_N]},
     )
-    dealt = share_out(
+    partitioned = partition_rows(
         np.arange(len(examples)),
         np.array([example.num_tokens for example in examples]),
         num_ranks=actor.parallel.dp or 1,
         microbatch_tokens=actor.microbatch_tokens,
     )
     rows_of = [range(a, b) for a, b in pairwise(first.tolist())]
-    rows = tuple(tuple(tuple(n for e in micro for n in rows_of[e]) for micro in rank) for rank in dealt)
+    rows = tuple(tuple(tuple(n for e in micro for n in rows_of[e]) for micro in rank) for rank in partitioned)
     return batch, Minibatch(0, rows, num_tokens=int(trained_N.sum()), num_sequences=len(block))

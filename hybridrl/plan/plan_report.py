@@ -108,14 +108,18 @@ def _actor(setting: Setting) -> str:
     """Its cut, and what is special about its training."""
     adapters = f", only adapters of rank {setting.lora.rank} are trained" if setting.lora else ""
     fp8 = f", {setting.fp8_share:.0%} of the layers in FP8" if setting.fp8_share else ""
-    return f"{setting.train.dp} x ({cut_name(setting.train)}){adapters}{fp8}"
+    return f"{setting.train.dp} x ({sharding_name(setting.train)}){adapters}{fp8}"
 
 
 def _beside(setting: Setting, role: Role) -> str:
     """A model that the run has besides the policy, with its cut if that is its own."""
-    own, cut = setting.reward_model if role == "reward model" else None, setting.cut_of(role)
+    own, sharding = setting.reward_model if role == "reward model" else None, setting.sharding_of(role)
     size = f" ({own.family}, {_count(models.count(own))} parameters)" if own else ""
-    place = f"{cut.dp} x ({cut_name(cut)})" if role in dict(setting.apart) else "on the actor's ranks"
+    place = (
+        f"{sharding.dp} x ({sharding_name(sharding)})"
+        if role in dict(setting.dedicated)
+        else "on the actor's ranks"
+    )
     return f"{role}{size}: {place}"
 
 
@@ -196,8 +200,9 @@ def _proposal(proposal: Proposal) -> str:
     setting, time = proposal.setting, proposal.time
     return (
         f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.train.dp} x "
-        f"({cut_name(setting.train)}), recompute {setting.recompute}, {setting.microbatch_tokens:,} tokens a "
-        f"microbatch, offload {setting.offload}; engines {setting.num_engines} x TP{setting.engine.tp}"
+        f"({sharding_name(setting.train)}), recompute {setting.recompute}, {setting.microbatch_tokens:,} "
+        f"tokens a microbatch, offload {setting.offload}; engines "
+        f"{setting.num_engines} x TP{setting.engine.tp}"
     )
 
 
@@ -217,9 +222,16 @@ def keys(setting: Setting) -> dict[str, Any]:
     }
 
 
-def cut_name(cut: TrainParallel) -> str:
+def sharding_name(sharding: TrainParallel) -> str:
     """As in TP8 x PP4 x CP2."""
-    sizes = {"TP": cut.tp, "PP": cut.pp, "VPP": cut.vpp, "CP": cut.cp, "EP": cut.ep, "ETP": cut.etp}
+    sizes = {
+        "TP": sharding.tp,
+        "PP": sharding.pp,
+        "VPP": sharding.vpp,
+        "CP": sharding.cp,
+        "EP": sharding.ep,
+        "ETP": sharding.etp,
+    }
     return " x ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "TP1"
 
 

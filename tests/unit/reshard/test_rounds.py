@@ -10,9 +10,9 @@ from exchange_scenarios import Copy, Pattern, patterns
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridrl.reshard import waves as schedule
+from hybridrl.reshard import rounds as schedule
+from hybridrl.reshard.rounds import Bounds, Side, rounds
 from hybridrl.reshard.table import Table
-from hybridrl.reshard.waves import Bounds, Half, waves
 
 STAGING = st.sampled_from([64, 128, 1024, 4096, 1 << 20])
 PATTERNS = st.integers(2, 7).flatmap(patterns)
@@ -20,26 +20,26 @@ PATTERNS = st.integers(2, 7).flatmap(patterns)
 
 def one_box(rows, cols, staging_bytes, dtype=torch.float32):
     """The waves in which a rank sends one box."""
-    half = Half(Table(["x"], [(0, 1, "y")], np.array([(0, 0, 2, 3, 4, 5, rows, cols)], np.int64)), (dtype,))
-    return waves(0, 2, {1: half}, {}, Bounds.of(staging_bytes))
+    side = Side(Table(["x"], [(0, 1, "y")], np.array([(0, 0, 2, 3, 4, 5, rows, cols)], np.int64)), (dtype,))
+    return rounds(0, 2, {1: side}, {}, Bounds.of(staging_bytes))
 
 
-def all_waves(pattern, staging_bytes):
+def all_rounds(pattern, staging_bytes):
     bounds = Bounds.of(staging_bytes)
-    return [waves(rank, pattern.size, *pattern.halves(rank), bounds) for rank in range(pattern.size)]
+    return [rounds(rank, pattern.size, *pattern.sides(rank), bounds) for rank in range(pattern.size)]
 
 
-def operations(wave, rank):
+def operations(round_, rank):
     """(sender, receiver), in the order of posting."""
-    sends = [(rank, span.peer) for span in wave.outgoing.spans]
-    return sends + [(span.peer, rank) for span in wave.incoming.spans]
+    sends = [(rank, span.peer) for span in round_.outgoing.spans]
+    return sends + [(span.peer, rank) for span in round_.incoming.spans]
 
 
 def finish(pattern, staging_bytes):
     """Let messages arrive as soon as both ends are posted; ranks whose waves never end."""
     todo = [
-        [operations(wave, rank) for wave in found]
-        for rank, found in enumerate(all_waves(pattern, staging_bytes))
+        [operations(round_, rank) for round_ in found]
+        for rank, found in enumerate(all_rounds(pattern, staging_bytes))
     ]
     moved = True
     while moved:
@@ -71,7 +71,7 @@ def test_nobody_waits_for_ever(pattern, staging_bytes):
 @pytest.mark.parametrize("most_operations", [2, 3, 1024])
 def test_a_ring_that_fills_its_waves_comes_through(monkeypatch, size, most_operations):
     monkeypatch.setattr(schedule, "_MESSAGE_BYTES", 16)
-    monkeypatch.setattr(schedule, "_WAVE_OPERATIONS", most_operations)
+    monkeypatch.setattr(schedule, "_ROUND_OPERATIONS", most_operations)
     ring = tuple(Copy(r, (r + 1) % size, 0, 0, 0, 2, 40, 0, torch.float32) for r in range(size))
     assert finish(Pattern(size, ring), 1 << 20) == []
 
@@ -80,30 +80,30 @@ def test_a_ring_that_fills_its_waves_comes_through(monkeypatch, size, most_opera
 def test_all_to_all_comes_through_with_one_message_in_a_wave(size):
     pairs = [(one, other) for one in range(size) for other in range(size) if one != other]
     pattern = Pattern(size, tuple(Copy(*pair, 0, 0, 0, 1, 4, 0, torch.float32) for pair in pairs))
-    assert [len(found) for found in all_waves(pattern, 64)] == [size - 1] * size
+    assert [len(found) for found in all_rounds(pattern, 64)] == [size - 1] * size
     assert finish(pattern, 64) == []
 
 
 @given(PATTERNS, STAGING)
 def test_both_sides_of_a_pair_cut_the_same_messages(pattern, staging_bytes):
     sent, received = {}, {}
-    for rank, found in enumerate(all_waves(pattern, staging_bytes)):
-        for wave in found:
-            for span in wave.outgoing.spans:
+    for rank, found in enumerate(all_rounds(pattern, staging_bytes)):
+        for round_ in found:
+            for span in round_.outgoing.spans:
                 sent.setdefault((rank, span.peer), []).append(span.stop - span.start)
-            for span in wave.incoming.spans:
+            for span in round_.incoming.spans:
                 received.setdefault((span.peer, rank), []).append(span.stop - span.start)
     assert sent == received
 
 
 @given(PATTERNS, STAGING)
 def test_every_element_is_staged_once(pattern, staging_bytes):
-    for rank, found in enumerate(all_waves(pattern, staging_bytes)):
+    for rank, found in enumerate(all_rounds(pattern, staging_bytes)):
         seen = {name: np.zeros(shape, int) for name, shape in pattern.target_shapes(rank).items()}
-        for wave in found:
-            for piece in wave.incoming.pieces:
-                (row, col), (rows, cols) = piece.at, piece.shape
-                seen[piece.target][row : row + rows, col : col + cols] += 1
+        for round_ in found:
+            for chunk in round_.incoming.pieces:
+                (row, col), (rows, cols) = chunk.at, chunk.shape
+                seen[chunk.target][row : row + rows, col : col + cols] += 1
         for copy, target, row in pattern.places():
             if copy.receiver == rank:
                 box = seen[target][row : row + copy.rows, copy.to_col : copy.to_col + copy.cols]
@@ -114,11 +114,11 @@ def test_every_element_is_staged_once(pattern, staging_bytes):
 
 @given(PATTERNS, STAGING)
 def test_loads_keep_their_bounds(pattern, staging_bytes):
-    for found in all_waves(pattern, staging_bytes):
-        for load in (load for wave in found for load in (wave.outgoing, wave.incoming)):
+    for found in all_rounds(pattern, staging_bytes):
+        for load in (load for round_ in found for load in (round_.outgoing, round_.incoming)):
             ends = [
-                (piece.start, piece.start + np.prod(piece.shape) * piece.dtype.itemsize)
-                for piece in load.pieces
+                (chunk.start, chunk.start + np.prod(chunk.shape) * chunk.dtype.itemsize)
+                for chunk in load.pieces
             ]
             assert all(start % 16 == 0 for start, _ in ends)
             assert all(stop <= start for (_, stop), (start, _) in pairwise(ends))
@@ -136,8 +136,8 @@ def test_loads_keep_their_bounds(pattern, staging_bytes):
     ],
 )
 def test_a_box_is_cut_by_rows_and_by_columns_only_if_a_row_does_not_fit(rows, cols, shapes):
-    pieces = [piece for wave in one_box(rows, cols, 1024) for piece in wave.outgoing.pieces]
-    assert [piece.shape for piece in pieces] == shapes
+    pieces = [chunk for round_ in one_box(rows, cols, 1024) for chunk in round_.outgoing.pieces]
+    assert [chunk.shape for chunk in pieces] == shapes
     assert pieces[0].at == (4, 5)
     area = {(r, c) for p in pieces for r in range(p.at[0], p.at[0] + p.shape[0]) for c in [p.at[1]]}
     assert len(area) == rows * len({p.at[1] for p in pieces})
@@ -146,9 +146,9 @@ def test_a_box_is_cut_by_rows_and_by_columns_only_if_a_row_does_not_fit(rows, co
 def test_a_wave_has_a_bounded_number_of_operations(monkeypatch):
     monkeypatch.setattr(schedule, "_MESSAGE_BYTES", 16)
     found = one_box(3000, 4, 1 << 20)
-    assert [len(wave.outgoing.spans) for wave in found] == [750] * 4
-    monkeypatch.setattr(schedule, "_WAVES", 1)
-    assert [len(wave.outgoing.spans) for wave in one_box(3000, 4, 1 << 20)] == [1024, 1024, 952]
+    assert [len(round_.outgoing.spans) for round_ in found] == [750] * 4
+    monkeypatch.setattr(schedule, "_ROUNDS", 1)
+    assert [len(round_.outgoing.spans) for round_ in one_box(3000, 4, 1 << 20)] == [1024, 1024, 952]
 
 
 def test_an_empty_box_is_no_message():

@@ -23,10 +23,10 @@ BUFFERS = 2
 _MESSAGE_BYTES = 32 << 20
 """Ranks that share cores pay more for a word between them than for the bytes: few messages, and long ones."""
 
-_WAVES = 4
+_ROUNDS = 4
 """At least, if messages are many: packing and unpacking then hide behind what is on its way."""
 
-_WAVE_OPERATIONS = 1024
+_ROUND_OPERATIONS = 1024
 """At most: NCCL hangs on groups of many thousand."""
 
 _ALIGNMENT = 16
@@ -34,7 +34,7 @@ _ALIGNMENT = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Half:
+class Side:
     """One side of what a rank sends to a peer, who has the other: equal targets and boxes, in this order."""
 
     table: Table
@@ -59,7 +59,7 @@ class Bounds(NamedTuple):
     message_bytes: int
     """A multiple of the alignment."""
 
-    wave_bytes: int
+    round_bytes: int
 
     @classmethod
     def of(cls, staging_bytes: int) -> "Bounds":
@@ -67,14 +67,14 @@ class Bounds(NamedTuple):
         Raises:
             ValueError: that little holds no message.
         """
-        wave_bytes = staging_bytes // (2 * BUFFERS)
-        if wave_bytes < _ALIGNMENT:
+        round_bytes = staging_bytes // (2 * BUFFERS)
+        if round_bytes < _ALIGNMENT:
             least = 2 * BUFFERS * _ALIGNMENT
             raise ValueError(f"staging of {staging_bytes} bytes holds no message: give at least {least}")
-        return cls(min(_MESSAGE_BYTES, wave_bytes) // _ALIGNMENT * _ALIGNMENT, wave_bytes)
+        return cls(min(_MESSAGE_BYTES, round_bytes) // _ALIGNMENT * _ALIGNMENT, round_bytes)
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """A box in a buffer, and the place in a target that it is for."""
 
     start: int
@@ -100,7 +100,7 @@ class Load(NamedTuple):
     """What a buffer holds in one wave: messages one behind the other."""
 
     spans: list[Span]
-    pieces: list[Piece]
+    pieces: list[Chunk]
     table: Table
     """Between this rank's tensors and the pieces, which have the names of their targets."""
 
@@ -110,10 +110,10 @@ class Load(NamedTuple):
 
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """The pieces as tensors."""
-        return [piece.view(buffer) for piece in self.pieces]
+        return [chunk.view(buffer) for chunk in self.pieces]
 
 
-class Wave(NamedTuple):
+class Round(NamedTuple):
     """What a rank has under way at a time."""
 
     outgoing: Load
@@ -134,7 +134,7 @@ class _Message(NamedTuple):
 
     peer: int
     outgoing: bool
-    half: Half
+    side: Side
     boxes: np.ndarray
     """int64 [n, 8], as in Table."""
 
@@ -146,14 +146,14 @@ class _Message(NamedTuple):
         return int(self.ends[-1])
 
 
-def waves(
+def rounds(
     rank: int,
     size: int,
-    sends: Mapping[int, Half],
-    receives: Mapping[int, Half],
+    sends: Mapping[int, Side],
+    receives: Mapping[int, Side],
     bounds: Bounds,
     near: Collection[int] = (),
-) -> list[Wave]:
+) -> list[Round]:
     """All of a rank's part, in the order in which it must be posted; every wave has an operation.
 
     Args:
@@ -162,31 +162,31 @@ def waves(
         near: peers whose outgoing buffers this rank reads.
     """
     queue = [
-        _Message((number, distance), peer, outgoing, half, boxes, ends)
-        for outgoing, halves in ((True, sends), (False, receives))
-        for peer, half in halves.items()
+        _Message((number, distance), peer, outgoing, side, boxes, ends)
+        for outgoing, sides in ((True, sends), (False, receives))
+        for peer, side in sides.items()
         for distance in [(peer - rank if outgoing else rank - peer) % size]
-        for number, (boxes, ends) in enumerate(_messages(half, bounds.message_bytes))
+        for number, (boxes, ends) in enumerate(_messages(side, bounds.message_bytes))
     ]
     queue.sort(key=lambda message: message.order)
     most = max(sum(m.num_bytes for m in queue if m.outgoing == outgoing) for outgoing in (True, False))
-    wave_bytes = min(bounds.wave_bytes, max(bounds.message_bytes, most // _WAVES))
-    return [_wave(wave, near) for wave in _stretches(queue, wave_bytes)]
+    round_bytes = min(bounds.round_bytes, max(bounds.message_bytes, most // _ROUNDS))
+    return [_round(round_, near) for round_ in _rounds(queue, round_bytes)]
 
 
-def _wave(messages: Sequence[_Message], near: Collection[int]) -> Wave:
+def _round(messages: Sequence[_Message], near: Collection[int]) -> Round:
     incoming = [message for message in messages if not message.outgoing]
-    return Wave(
+    return Round(
         _load([message for message in messages if message.outgoing], outgoing=True),
         _load(incoming, outgoing=False, near=near),
         {i: _load([m], outgoing=False) for i, m in enumerate(incoming) if m.peer in near},
     )
 
 
-def _messages(half: Half, message_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _messages(side: Side, message_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Boxes in as few messages as their order allows, and the byte where each ends."""
-    item_bytes = np.array([dtype.itemsize for dtype in half.dtypes], np.int64)
-    boxes = _cut(half.table.boxes, item_bytes, message_bytes)
+    item_bytes = np.array([dtype.itemsize for dtype in side.dtypes], np.int64)
+    boxes = _cut(side.table.boxes, item_bytes, message_bytes)
     used = boxes[:, 6] * boxes[:, 7] * item_bytes[boxes[:, 1]]
     ends = np.cumsum(-(-used // _ALIGNMENT) * _ALIGNMENT)
     first = before = 0
@@ -213,30 +213,30 @@ def _cut(boxes: np.ndarray, item_bytes: np.ndarray, message_bytes: int) -> np.nd
     return pieces
 
 
-def _stretches(queue: Sequence[_Message], wave_bytes: int) -> Iterator[list[_Message]]:
+def _rounds(queue: Sequence[_Message], round_bytes: int) -> Iterator[list[_Message]]:
     """Cut the queue where a buffer is full.
 
     What a rank sends and receives at one place of the order stays together: the ranks of a ring would
     otherwise all wait for their sends, each with its receive in the next wave.
     """
-    wave: list[_Message] = []
-    room = {True: wave_bytes, False: wave_bytes}
+    round_: list[_Message] = []
+    room = {True: round_bytes, False: round_bytes}
     for _, found in groupby(queue, lambda message: message.order):
         together = list(found)
         full = any(message.num_bytes > room[message.outgoing] for message in together)
-        if full or len(wave) + len(together) > _WAVE_OPERATIONS:
-            yield wave
-            wave, room = [], {True: wave_bytes, False: wave_bytes}
+        if full or len(round_) + len(together) > _ROUND_OPERATIONS:
+            yield round_
+            round_, room = [], {True: round_bytes, False: round_bytes}
         for message in together:
             room[message.outgoing] -= message.num_bytes
-        wave += together
-    if wave:
-        yield wave
+        round_ += together
+    if round_:
+        yield round_
 
 
 def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int] = ()) -> Load:
     spans: list[Span] = []
-    pieces: list[Piece] = []
+    pieces: list[Chunk] = []
     rows: list[tuple[int, ...]] = []
     names: dict[Any, int] = {}
     start = 0
@@ -246,28 +246,28 @@ def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int]
             continue
         begins = [0, *message.ends[:-1].tolist()]
         for begin, box in zip(begins, message.boxes.tolist(), strict=True):
-            row = (_outgoing if outgoing else _incoming)(message.half.table, box, names, len(pieces))
+            row = (_outgoing if outgoing else _incoming)(message.side.table, box, names, len(pieces))
             rows.append(row)
-            pieces.append(_piece(message.half, box, start + begin))
+            pieces.append(_chunk(message.side, box, start + begin))
         spans.append(Span(message.peer, start, start + message.num_bytes))
         start += message.num_bytes
-    staged = [piece.target for piece in pieces]
+    staged = [chunk.target for chunk in pieces]
     sources, targets = (list(names), staged) if outgoing else ([name for _, _, name in staged], list(names))
     return Load(spans, pieces, Table(sources, targets, np.array(rows, np.int64).reshape(-1, 8)))
 
 
-def _piece(half: Half, box: Sequence[int], start: int) -> Piece:
+def _chunk(side: Side, box: Sequence[int], start: int) -> Chunk:
     _, target, _, _, row, col, rows, cols = box
-    return Piece(start, half.dtypes[target], (rows, cols), half.table.targets[target], (row, col))
+    return Chunk(start, side.dtypes[target], (rows, cols), side.table.targets[target], (row, col))
 
 
-def _outgoing(table: Table, box: Sequence[int], names: dict[str, int], piece: int) -> tuple[int, ...]:
+def _outgoing(table: Table, box: Sequence[int], names: dict[str, int], chunk: int) -> tuple[int, ...]:
     """From a source into a piece."""
     source, _, row, col, _, _, rows, cols = box
-    return names.setdefault(table.sources[source], len(names)), piece, row, col, 0, 0, rows, cols
+    return names.setdefault(table.sources[source], len(names)), chunk, row, col, 0, 0, rows, cols
 
 
-def _incoming(table: Table, box: Sequence[int], names: dict[Target, int], piece: int) -> tuple[int, ...]:
+def _incoming(table: Table, box: Sequence[int], names: dict[Target, int], chunk: int) -> tuple[int, ...]:
     """From a piece into a target."""
     _, target, _, _, row, col, rows, cols = box
-    return piece, names.setdefault(table.targets[target], len(names)), 0, 0, row, col, rows, cols
+    return chunk, names.setdefault(table.targets[target], len(names)), 0, 0, row, col, rows, cols

@@ -34,14 +34,14 @@ class Held(NamedTuple):
     cols: Runs
 
 
-def cut(site: Site, parameter: Parameter, place: Place) -> Held:
+def shard(site: Site, parameter: Parameter, place: Place) -> Held:
     """The part of `parameter` that the rank at `place` holds in the tensor at `site`, of one expert.
 
     Raises:
         LayoutError: it does not divide over the group.
     """
     before, kept = parameter.keep(site.blocks)
-    held = _CUTS[site.cut](kept, place)
+    held = _SHARDERS[site.sharding](kept, place)
     if not before:
         return held
     return held._replace(rows=tuple(run._replace(at=run.at + before) for run in held.rows))
@@ -170,7 +170,7 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-_CUTS: dict[str, Callable[[Parameter, Place], Held]] = {
+_SHARDERS: dict[str, Callable[[Parameter, Place], Held]] = {
     "whole": _whole,
     "rows": _even_rows,
     "gate_up": _gate_up,

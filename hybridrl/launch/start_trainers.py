@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hybridrl.cluster.group import WorkerGroup
-from hybridrl.cluster.network import Meet
+from hybridrl.cluster.network import Rendezvous
+from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
-from hybridrl.config.shape import RunShape
 from hybridrl.config.training import TrainParallel
-from hybridrl.launch.column_groups import columns_elsewhere
-from hybridrl.launch.reward_model import scoring
-from hybridrl.launch.shape import RunFiles, Seats, trainer_host
+from hybridrl.launch.column_groups import dedicated_columns
+from hybridrl.launch.reward_model_setup import scoring
+from hybridrl.launch.shape import Placement, RunFiles, trainer_host
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.trainer.roles.critic import CriticRanks
@@ -20,7 +20,7 @@ from hybridrl.trainer.roles.frozen import FrozenRanks
 from hybridrl.trainer.roles.reward_model import RewardModelRanks
 from hybridrl.trainer.setup import PolicySetup, RankSetup
 from hybridrl.workers.columns import ColumnGroup, RayCritic, RoleWorker
-from hybridrl.workers.reward_model import RayRewardModel
+from hybridrl.workers.reward_model_ranks import RayRewardModel
 from hybridrl.workers.trainer import Exports, RayTrainer, TrainerWorker
 
 Setup = TypeVar("Setup", bound=RankSetup)
@@ -34,17 +34,17 @@ class Trainers:
 
     cfg: Config
     shape: RunShape
-    seats: Seats
-    meet: Meet
+    placement: Placement
+    rendezvous: Rendezvous
     """Where the ranks of a group find each other."""
 
     def start(self, start: Start, files: RunFiles) -> RayTrainer:
         """Starts all ranks that train, or compute for those that do."""
-        cfg, elsewhere = self.cfg, columns_elsewhere(self.cfg)
+        cfg, elsewhere = self.cfg, dedicated_columns(self.cfg)
         missing = frozenset(column for columns in elsewhere.values() for column in columns)
         setups = self._policies("trainers", self.shape.parallel, elsewhere=missing)
         return RayTrainer(
-            start("trainer", TrainerWorker, self._with_reward_model(setups), self.seats.trainer),
+            start("trainer", TrainerWorker, self._with_reward_model(setups), self.placement.trainer),
             cfg.cluster,
             files.checkpoints,
             cfg.run.keep_checkpoints,
@@ -58,16 +58,16 @@ class Trainers:
         own, parallel = self.cfg.reward_model, self.shape.reward_model
         if own is None:
             return None
-        cut, limit = parallel or self.shape.parallel, own.microbatch_tokens
-        dealing = _dealing(cut, limit or self.cfg.actor.microbatch_tokens, own.path)
+        sharding, limit = parallel or self.shape.parallel, own.microbatch_tokens
+        partitioning = _partitioning(sharding, limit or self.cfg.actor.microbatch_tokens, own.path)
         if parallel is None:
-            return RayRewardModel(trainer.workers, self.cfg.cluster, shared=True, **dealing)
+            return RayRewardModel(trainer.workers, self.cfg.cluster, shared=True, **partitioning)
         setups = [
             (RewardModelRanks, scoring(setup, own))
             for setup in self._ranks(RankSetup, "reward models", parallel)
         ]
-        workers = start("reward model", RoleWorker, setups, self.seats.reward_model)
-        return RayRewardModel(workers, self.cfg.cluster, shared=False, **dealing)
+        workers = start("reward model", RoleWorker, setups, self.placement.reward_model)
+        return RayRewardModel(workers, self.cfg.cluster, shared=False, **partitioning)
 
     def _with_reward_model(self, setups: Sequence[PolicySetup]) -> list[tuple]:
         """Arguments of the actor's ranks."""
@@ -81,19 +81,19 @@ class Trainers:
         if parallel is None:
             return None
         setups = [(CriticRanks, setup) for setup in self._policies("critics", parallel)]
-        workers = start("critic", RoleWorker, setups, self.seats.critic)
-        return RayCritic(workers, ("value",), self.cfg.cluster, **self._dealt(parallel, limit))
+        workers = start("critic", RoleWorker, setups, self.placement.critic)
+        return RayCritic(workers, ("value",), self.cfg.cluster, **self._partitioned(parallel, limit))
 
     def _frozen(self, start: Start, columns: Sequence[str]) -> ColumnGroup | None:
         parallel, limit = self.shape.reference, self.cfg.reference.microbatch_tokens
         if parallel is None:
             return None
         setups = [(FrozenRanks, setup, *columns) for setup in self._policies("references", parallel)]
-        workers = start("reference", RoleWorker, setups, self.seats.reference)
-        return ColumnGroup(workers, columns, self.cfg.cluster, **self._dealt(parallel, limit))
+        workers = start("reference", RoleWorker, setups, self.placement.reference)
+        return ColumnGroup(workers, columns, self.cfg.cluster, **self._partitioned(parallel, limit))
 
-    def _dealt(self, parallel: TrainParallel, limit: int | None) -> dict[str, Any]:
-        return _dealing(parallel, limit or self.cfg.actor.microbatch_tokens, self.cfg.model.path)
+    def _partitioned(self, parallel: TrainParallel, limit: int | None) -> dict[str, Any]:
+        return _partitioning(parallel, limit or self.cfg.actor.microbatch_tokens, self.cfg.model.path)
 
     def _policies(self, name: str, parallel: TrainParallel, **more: Any) -> list[PolicySetup]:
         cfg = self.cfg
@@ -114,7 +114,7 @@ class Trainers:
         cfg = self.cfg
         first = kind(
             rank=0,
-            rendezvous=self.meet(name),
+            rendezvous=self.rendezvous(name),
             parallel=parallel,
             model=spec.read(cfg.model.path),
             model_folder=Path(cfg.model.path),
@@ -128,6 +128,6 @@ class Trainers:
         return [replace(first, rank=rank) for rank in range(parallel.num_ranks)]
 
 
-def _dealing(parallel: TrainParallel, limit: int, path: str) -> dict[str, Any]:
+def _partitioning(parallel: TrainParallel, limit: int, path: str) -> dict[str, Any]:
     length = attention_length(spec.read(path))
     return {"dp": parallel.dp, "microbatch_tokens": limit, "attention_length": length}

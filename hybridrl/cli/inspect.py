@@ -43,9 +43,11 @@ def config_check(config: ConfigPath, overrides: Overrides = None, command: ForCo
     if command == "launch":
         _check_run(config, overrides or [])
     else:
-        from hybridrl.launch import supervised
+        from hybridrl.launch import supervised_run
 
-        supervised.check({"sft": supervised.SFT, "rm": supervised.RM}[command], config, overrides or [], say)
+        supervised_run.check(
+            {"sft": supervised_run.SFT, "rm": supervised_run.RM}[command], config, overrides or [], say
+        )
     say("ok", f"hybridrl {command} {config} would start")
 
 

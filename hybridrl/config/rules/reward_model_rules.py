@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.base import World
-from hybridrl.config.rules.parallel import wrong_cut
+from hybridrl.config.rules.base import RuleContext
+from hybridrl.config.rules.parallel import wrong_sharding
 from hybridrl.config.schema import Config, RewardModelConfig
 from hybridrl.errors import AbsentModelError, ConfigError, HybridRLError, ModelError
 from hybridrl.models import hub
@@ -31,7 +31,7 @@ def reward_model_spec(config: Config) -> ModelSpec | None:
         return None
 
 
-def reward_model_fits_the_run(loaded: LoadedConfig, world: World) -> Iterator[HybridRLError]:
+def reward_model_fits_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     own = loaded.config.reward_model
     if own is None:
         if no_rule(loaded.config):
@@ -79,4 +79,4 @@ def _wrong_model(loaded: LoadedConfig, own: RewardModelConfig, spec: ModelSpec) 
             fix=f"lower both to {spec.max_positions} together",
         )
     if own.parallel is not None:
-        yield from wrong_cut(loaded, "reward_model.parallel", own.parallel, spec, path=own.path)
+        yield from wrong_sharding(loaded, "reward_model.parallel", own.parallel, spec, path=own.path)
