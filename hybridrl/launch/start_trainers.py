@@ -40,9 +40,9 @@ class Trainers:
 
     def start(self, start: Start, files: RunFiles) -> RayTrainer:
         """Starts all ranks that train, or compute for those that do."""
-        cfg, elsewhere = self.cfg, dedicated_columns(self.cfg)
-        missing = frozenset(column for columns in elsewhere.values() for column in columns)
-        setups = self._policies("trainers", self.shape.parallel, elsewhere=missing)
+        cfg, dedicated = self.cfg, dedicated_columns(self.cfg)
+        missing = frozenset(column for columns in dedicated.values() for column in columns)
+        setups = self._policies("trainers", self.shape.parallel, remote_columns=missing)
         return RayTrainer(
             start("trainer", TrainerWorker, self._with_reward_model(setups), self.placement.trainer),
             cfg.cluster,
@@ -50,7 +50,7 @@ class Trainers:
             cfg.run.keep_checkpoints,
             exports=Exports(files.exports, cfg.run.export_every) if cfg.run.export_every else None,
             critic=self._critic(start),
-            frozen=self._frozen(start, elsewhere.get("reference", ())),
+            frozen=self._frozen(start, dedicated.get("reference", ())),
         )
 
     def reward_model(self, start: Start, trainer: RayTrainer) -> RayRewardModel | None:

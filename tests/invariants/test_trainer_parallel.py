@@ -10,6 +10,7 @@ import torch
 import trainer_scenarios as scenarios
 import trainer_values as values
 from safetensors.torch import load_file
+from slow_sends import train_with_slow_sends
 from trainer_ranks import on_ranks
 
 from hybridrl.config.schema import AlgorithmConfig
@@ -160,7 +161,7 @@ def test_the_agreement_with_the_engine_is_over_all_trained_tokens(runs, plain) -
 def test_messages_of_an_interleaved_pipeline_may_leave_late(models, plain, tmp_path) -> None:
     shape, model = SHAPES["vpp2"], plain["deep"]
     args = ([models["deep"]], shape.parallel, shape.cuts, 2, tmp_path)
-    for rank in on_ranks(shape.parallel.num_ranks, scenarios.train_with_slow_sends, *args):
+    for rank in on_ranks(shape.parallel.num_ranks, train_with_slow_sends, *args):
         reports = [(report["loss"], report["grad_norm"]) for report in rank[0]["reports"]]
         np.testing.assert_allclose(reports, model["steps"][:2], rtol=RELATIVE)
 

@@ -18,7 +18,7 @@ def jobs(draw):
     tp = draw(st.sampled_from(tp_sizes(spec)))
     source = MegatronLayout(spec, tp=tp, dp=draw(st.integers(1, 3)))
     engines = (SGLangLayout(spec, tp=draw(st.sampled_from(tp_sizes(spec)))),) * draw(st.integers(1, 3))
-    make = draw(st.sampled_from([Topology.colocated, Topology.dedicated]))
+    make = draw(st.sampled_from([Topology.colocated, Topology.separate]))
     sizes = [engine.world_size for engine in engines]
     return Job(source, engines, make(source.world_size, sizes, draw(st.sampled_from([1, 2, 8]))))
 
@@ -35,7 +35,7 @@ def test_links_add_up_and_no_more_crosses_them_than_must(job):
 
 def test_an_engine_of_one_rank_receives_the_model():
     spec = tiny("qwen2", num_layers=2)
-    job = Job(MegatronLayout(spec), (SGLangLayout(spec),), Topology.dedicated(1, [1], 8))
+    job = Job(MegatronLayout(spec), (SGLangLayout(spec),), Topology.separate(1, [1], 8))
     assert estimate(job, 4).written_bytes == estimate(job, 4).remote_bytes == 4 * count(spec)
 
 

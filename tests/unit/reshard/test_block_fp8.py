@@ -133,7 +133,7 @@ def test_scales_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"are \(3, 1\), not \(1, 3\)"):
         BlockFP8(values, torch.zeros(1, 3))
     with pytest.raises(ValueError, match="float32"):
-        BlockFP8(values, torch.zeros(3, 1).side())
+        BlockFP8(values, torch.zeros(3, 1).half())
     with pytest.raises(ValueError, match="matrices"):
         BlockFP8(values[0], torch.zeros(1))
     BlockFP8(values, torch.zeros(1, 3), transposed=True)
