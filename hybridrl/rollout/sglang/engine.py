@@ -152,7 +152,7 @@ class SGLangEngine:
 
     async def commit_swap(self, version: PolicyVersion) -> None:
         self.session.commit(version)
-        await self._call("adopt", version)
+        await self._call("set_version", version)
         self.session.serve()
 
     def shutdown(self) -> None:

@@ -19,7 +19,7 @@ class EngineHost:
 
     def call(self, method, *args):
         future = Future()
-        if method == "adopt" and self.refusals:
+        if method == "set_version" and self.refusals:
             self.refusals -= 1
             future.set_exception(EngineError("SGLang kept its prefix cache"))
         else:
