@@ -6,9 +6,10 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
+DOCS_VENV := .venv-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all check docs-check bench clean
+.PHONY: help setup quickstart test test-all check docs docs-check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +38,19 @@ check: setup ## formatting, lint, types, style, documentation
 	@$(BIN)/pyright
 	@$(PYTEST) -q tests/style
 
+# Not --quiet: mkdocs would count no warnings, and so fail on none
+docs: $(DOCS_VENV)/.ready ## the documentation as a site in site/; a warning or a broken link fails
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	@echo "docs      site/index.html"
+
+$(DOCS_VENV)/.ready: requirements/docs.txt
+	@$(PYTHON) -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input -r $<
+	@touch $@
+
 docs-check: setup ## the documentation alone: commands run or parse, configs load, files and keys exist
-	@$(PYTEST) -q tests/style/test_docs.py tests/style/test_recipes.py tests/style/test_coming_from_verl.py
+	@$(PYTEST) -q tests/style/test_docs.py tests/style/test_links.py tests/style/test_recipes.py \
+	  tests/style/test_coming_from_verl.py
 
 bench: setup ## every benchmark, results in benchmarks/results/
 	@mkdir -p benchmarks/results
@@ -49,6 +61,6 @@ bench: setup ## every benchmark, results in benchmarks/results/
 	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; \
 	done
 
-clean: ## caches and build leftovers; .venv and runs stay
-	@rm -rf build dist *.egg-info .ruff_cache .pytest_cache .hypothesis
+clean: ## caches and build leftovers; .venv, .venv-docs and runs stay
+	@rm -rf build dist site *.egg-info .ruff_cache .pytest_cache .hypothesis
 	@find hybridrl tests benchmarks configs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

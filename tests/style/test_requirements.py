@@ -10,7 +10,7 @@ import pytest
 from hybridrl.hosts.facts import parse_pins
 
 FOLDER = Path(__file__).parents[2] / "requirements"
-LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "gpu.txt", "gpu-source.txt"]
+LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "docs.txt", "gpu.txt", "gpu-source.txt"]
 
 SHARED = (
     "huggingface-hub",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_PLACES = ("README", "docs/*", "docker/*", "launchers/*")
+_PLACES = ("README", "CONTRIBUTING", "docs/*", "docker/*", "launchers/*")
 PAGES = [path for place in _PLACES for path in sorted(ROOT.glob(f"{place}.md"))]
 RECIPES = sorted(ROOT.glob("configs/*.yaml"))
 
