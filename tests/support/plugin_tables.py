@@ -46,8 +46,9 @@ def _meanings(plugin: Callable) -> dict[str, str]:
     """What the lines under the fields of a class say of them."""
     found = {}
     if isinstance(plugin, type):
-        body = ast.parse(inspect.getsource(plugin)).body[0].body
-        for node, after in itertools.pairwise(body):
+        (source,) = ast.parse(inspect.getsource(plugin)).body
+        assert isinstance(source, ast.ClassDef)
+        for node, after in itertools.pairwise(source.body):
             if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
                 text = re.sub(r"\s+", " ", ast.literal_eval(after.value)).removesuffix(".")
                 found[ast.unparse(node.target)] = f": {_cell(text)}"
@@ -60,4 +61,4 @@ def _yaml(value: object) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("<", "&lt;")
