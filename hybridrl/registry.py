@@ -31,6 +31,11 @@ def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
     return mark
 
 
+def kind_of(plugin: object) -> str | None:
+    """The kind that a class or function was marked as; None: it is not marked."""
+    return getattr(plugin, _MARK, (None, None))[0]
+
+
 def names(package: str, *, folders: bool = False) -> list[str]:
     """Plug-in names in a package, sorted, without importing them.
 

@@ -4,6 +4,7 @@
 Each check states a property and whether it holds; none looks at what the formula should be.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hybridrl import registry
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, OneRank, Reduce
 from hybridrl.algorithms.columns import on_ranks
 from hybridrl.algorithms.objective import Objective
+from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch, run_ranks
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.section import PluginConfig
@@ -32,6 +35,31 @@ class Check:
     name: str
     holds: bool
     text: str
+
+
+def check_plugin(plugin: PluginConfig) -> list[Check]:
+    """Checks of the estimator or policy loss of this name; a name of both is the estimator.
+
+    Raises:
+        ConfigError: there is neither, or an option is wrong.
+    """
+    if not _is_policy_loss(plugin.name):
+        return check_estimator(plugin)
+    found = registry.find(PACKAGES["policy_loss"], plugin.name, where="algorithm.loss")
+    return check_policy_loss(plugin, min(getattr(found, "aggregates", ["token_mean"])))
+
+
+def _is_policy_loss(name: str) -> bool:
+    """A loss from outside says so by its mark or by a parameter that only losses have."""
+    if ":" not in name:
+        known = {kind: name in registry.names(PACKAGES[kind]) for kind in ("estimator", "policy_loss")}
+        return known["policy_loss"] and not known["estimator"]
+    found = registry.find(PACKAGES["estimator"], name, where="algorithm.estimator")
+    if (kind := registry.kind_of(found)) is not None:
+        return kind == "policy_loss"
+    if not callable(found):
+        return False
+    return "logp_T" in inspect.signature(found if inspect.isroutine(found) else found.__call__).parameters
 
 
 def check_estimator(plugin: PluginConfig) -> list[Check]:

@@ -113,6 +113,8 @@ A policy loss gives one loss per token; masking, aggregation, corrections and KL
 
     algorithm: {{loss: "my_lab.hinge_loss:HingeLoss"}}
 
+    $ hybridrl algo check my_lab.hinge_loss:HingeLoss
+
 `needs` may be a property, where the columns depend on options. In a file of the project it is then one
 expression over them: `hybridrl plan` reads it without torch. A class from outside is imported and
 asked, and so is a file that takes more to read than its own options.

@@ -108,13 +108,15 @@ def algo_diff(
 
 @algo_app.command("check")
 def algo_check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="An estimator, or module:Name of yours.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="An estimator or policy loss, or module:Name of yours.")
+    ],
 ) -> None:
-    """Try an advantage estimator on batches that break wrong ones: order, flat groups, padding, ranks."""
-    from hybridrl.algorithms.check import check_estimator
+    """Try an estimator or a policy loss on batches that break wrong ones: order, padding, ranks."""
+    from hybridrl.algorithms.check import check_plugin
     from hybridrl.config.section import PluginConfig
 
-    checks = check_estimator(PluginConfig(name=name))
+    checks = check_plugin(PluginConfig(name=name))
     for check in checks:
         mark = "[green]ok[/]" if check.holds else "[red]no[/]"
         out.print(f"{mark}  {escape(check.name)}: {escape(check.text)}")

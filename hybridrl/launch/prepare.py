@@ -10,7 +10,8 @@ from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.judged_reward import judged_parts
-from hybridrl.data.source import TablePrompts, load_source
+from hybridrl.data.source import TablePrompts, load_source, open_rows
+from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
 from hybridrl.launch.model_folders import in_folders
@@ -27,11 +28,7 @@ class Prepared:
 
     def describe(self) -> str:
         """One line for a person."""
-        heldout = f", {len(self.heldout):,} held out" if self.heldout else ", none held out"
-        gold = (
-            f"; the reward accepts {1 - self.gold.rejected_share:.0%} of {self.gold.num_checked} gold answers"
-        )
-        return f"{len(self.train):,} prompts{heldout}{gold if self.gold.num_checked else ''}"
+        return _described(len(self.train), len(self.heldout), self.gold)
 
 
 def prepare(loaded: LoadedConfig) -> Prepared:
@@ -47,21 +44,56 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     _refuse_other_tokenizer(loaded, tokenizer)
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout").all() if cfg.data.heldout else []
-    with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
-        gold = check_on_gold(scorer, train.rows, where=cfg.data.train.path or str(cfg.data.train.task))
-        _refuse_missing_parts(cfg, scorer, train.rows[0])
-    return Prepared(train, heldout, gold)
+    return Prepared(train, heldout, _judged(loaded, train.rows))
 
 
 def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
-    """Read the data and try the reward, if there is a model whose tokenizer can be used; say what was found.
+    """Read the data and try the reward; say what was found. Where the model is not here, neither is its
+    tokenizer: then nothing is said about the form and the length of prompts.
 
     Raises: as prepare(), with the line of the config.
     """
     here = in_folders(loaded)
-    if Path(here.config.model.path).is_dir():
-        with loaded.located():
-            say("data", prepare(here).describe())
+    with loaded.located():
+        is_here = Path(here.config.model.path).is_dir()
+        say("data", prepare(here).describe() if is_here else _without_tokenizer(here))
+
+
+def _without_tokenizer(loaded: LoadedConfig) -> str:
+    """What can be tried before there is a model, in one line.
+
+    Raises:
+        DataError, ConfigError, RewardError, DeadlineError: as prepare().
+    """
+    data = loaded.config.data
+    train = _rows(loaded, data.train, "train")
+    heldout = len(_rows(loaded, data.heldout, "heldout")) if data.heldout else 0
+    found = _described(len(train), heldout, _judged(loaded, train))
+    return f"{found}; prompts are measured once the model is here"
+
+
+def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
+    """Rows that all have a prompt."""
+    cfg, where = loaded.config, loaded.where(f"data.{split}.path", f"data.{split}.task")
+    table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
+    for _ in table.column(cfg.data.prompt_field):
+        pass
+    return table
+
+
+def _judged(loaded: LoadedConfig, rows: Table) -> GoldCheck:
+    """What the reward says to the data's own answers; it is refused for what it says, too."""
+    cfg = loaded.config
+    with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
+        gold = check_on_gold(scorer, rows, where=cfg.data.train.path or str(cfg.data.train.task))
+        _refuse_missing_parts(cfg, scorer, rows[0])
+    return gold
+
+
+def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
+    heldout = f", {num_heldout:,} held out" if num_heldout else ", none held out"
+    accepted = f"; the reward accepts {1 - gold.rejected_share:.0%} of {gold.num_checked} gold answers"
+    return f"{num_train:,} prompts{heldout}{accepted if gold.num_checked else ''}"
 
 
 def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ load_hf waits for nobody. export_hf is collective over the ranks of the layout, 
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str,
         tensors: by the names of `layout`, shaped as it says; more than that are left alone.
 
     Raises:
-        ModelError: the checkpoint lacks a tensor or has one of another shape; nothing was written.
+        ModelError: the checkpoint lacks a tensor, or has one of another shape or one in a layer that the
+            model's table does not name; nothing was written.
         ValueError: `tensors` lacks one of the layout, or has one of another shape.
     """
     checkpoint = hf_files.Checkpoint(folder)
@@ -144,6 +146,21 @@ def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) 
                 where=where,
                 fix="check that config.json belongs to it",
             )
+    if unread := [name for name in checkpoint if name not in shards and _computes(name, source.spec)]:
+        raise ModelError(
+            f"the checkpoint has {', '.join(unread[:3])} ({len(unread)} tensors), of which the model table "
+            f"of family {source.spec.family} knows nothing: without them it is another model",
+            where=where,
+            fix="check that config.json belongs to it, or write a table: docs/extend_model.md",
+        )
+
+
+def _computes(name: str, model: ModelSpec) -> bool:
+    """Whether a tensor is a weight of one of the layers. Those beyond the last predict further tokens,
+    other parts see images, and inverse frequencies follow from config.json.
+    """
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    return layer is not None and int(layer[1]) < model.num_layers and not name.endswith(".inv_freq")
 
 
 def _refuse_other_tensors(

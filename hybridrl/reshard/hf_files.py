@@ -9,7 +9,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from math import prod
@@ -40,6 +40,10 @@ class Checkpoint:
 
     def __contains__(self, name: str) -> bool:
         return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of its tensors."""
+        return iter(self._where)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """A tensor on the mapped file; do not write to it."""

@@ -15,6 +15,16 @@ RULES = "hybridrl.rewards.rules"
 SECTION_KEYS = ("name", "answer_field", "timeout_s", "num_workers")
 """What stands beside the options in the config section, offered when an option is mistyped."""
 
+_FOREIGN = {
+    "data_source": "verl",
+    "solution_str": "verl",
+    "prompts": "TRL",
+    "completions": "TRL",
+    "sample": "slime",
+}
+"""Parameters that other frameworks fill by position or by name, among the first two of their rewards. Called
+with (answer, row) such a function may return a number, and a wrong one."""
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedReward:
@@ -69,6 +79,7 @@ def load_reward(
     """
     plugin = registry.find(RULES, name, where=where, key=key)
     is_class = isinstance(plugin, type)
+    _refuse_foreign(plugin.__call__ if is_class else plugin, name, where)
     place = {"title": f"reward {name}", "where": where, "beside": SECTION_KEYS}
     if is_class:
         function = make(plugin, name, options, key=key, **place)
@@ -78,6 +89,31 @@ def load_reward(
     takes_answer_field = _takes_answer_field(function, name, where)
     hang_score = getattr(function if is_class else plugin, "hang_score", None)
     return LoadedReward(name, function, takes_answer_field, _place(plugin), hang_score)
+
+
+def _refuse_foreign(function: Callable[..., Any], name: str, where: str) -> None:
+    """
+    Raises:
+        ConfigError: it has to be awaited, or its parameters are those of another framework's rewards.
+    """
+    code = function if inspect.isroutine(function) else type(function).__call__
+    if inspect.iscoroutinefunction(code):
+        raise ConfigError(
+            f"reward {name} is async, and nothing awaits it",
+            where=where,
+            fix="write a plain function; reward.num_workers processes call it at the same time",
+        )
+    try:
+        parameters = [p for p in inspect.signature(code).parameters.values() if p.name != "self"]
+    except ValueError:  # a builtin without a signature
+        return
+    if known := [_FOREIGN[p.name] for p in parameters[:2] if p.name in _FOREIGN]:
+        names = ", ".join(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+        raise ConfigError(
+            f"reward {name} takes ({names}), as a reward of {known[0]} does",
+            where=where,
+            fix="write a function of (answer, row) that calls it: docs/own_reward.md",
+        )
 
 
 def _with_answer(row: Mapping[str, Any], answer_field: str) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ import yaml
 from hybridrl import registry
 from hybridrl.algorithms import catalog
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.check import check_estimator, check_policy_loss
+from hybridrl.algorithms.check import check_estimator, check_plugin, check_policy_loss
 from hybridrl.algorithms.document import render
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
@@ -139,6 +139,23 @@ def test_the_examples_of_the_page_work_by_dotted_path(examples):
     assert all(check.holds for check in checks), checks
     advantage_N = load_estimator(AlgorithmConfig(estimator=plugin))
     assert advantage_N is not None and Objective(AlgorithmConfig(loss=loss)).columns == {"old_logp"}
+
+
+@pytest.mark.parametrize("name", ["gspo", "luspo", "my_lab.hinge_loss:HingeLoss", "unmarked:Loss"])
+def test_a_policy_loss_is_told_from_an_estimator(examples, name):
+    (examples / "unmarked.py").write_text(
+        "from hybridrl.algorithms.base import TokenLoss\n"
+        "class Loss:\n"
+        "    needs = frozenset()\n"
+        "    def __call__(self, logp_T, advantage_T, tokens): return TokenLoss(-advantage_T * logp_T)\n"
+    )
+    checks = check_plugin(PluginConfig(name=name))
+    assert "direction" in {check.name for check in checks} and all(check.holds for check in checks)
+
+
+@pytest.mark.parametrize("name", ["grpo", "a_star_po", "my_lab.rank_advantage:RankAdvantage"])
+def test_an_estimator_is_checked_as_one(examples, name):
+    assert "permutation" in {check.name for check in check_plugin(PluginConfig(name=name))}
 
 
 def test_an_option_of_an_outside_plugin_is_checked(examples):

@@ -7,7 +7,7 @@ import pytest
 from reward_model_folders import write_reward_model
 
 from hybridrl.config.load import load
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, DataError
 from hybridrl.launch.prepare import try_data
 from hybridrl.models import tiny
 
@@ -62,3 +62,23 @@ def test_as_many_weights_as_parts(tried: Callable[..., None]) -> None:
     three = "algorithm={estimator: {name: gdpo, weights: [1.0, 1.0, 1.0]}}"
     with pytest.raises(ConfigError, match="3 weights for 2 parts of the reward; its parts are a, b"):
         tried(f"reward={TWO}", three)
+
+
+MAKE = "model={path: made, make: 'hybridrl.models.tiny:qwen3_arithmetic'}"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("reward=nowhere:right", "cannot import 'nowhere'"),
+        ("data.prompt_field=question", "has no column 'question'"),
+    ],
+)
+def test_data_and_reward_are_tried_before_the_model_is_made(
+    tried: Callable[..., None], override: str, said: str
+) -> None:
+    plain = "algorithm={preset: grpo}"
+    tried(MAKE, plain)
+    with pytest.raises((ConfigError, DataError), match=said):
+        tried(MAKE, plain, override)
+    assert not Path("made").exists()

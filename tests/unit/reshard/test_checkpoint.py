@@ -198,6 +198,34 @@ def test_a_disk_without_room_is_found_out_before_anything_is_written(tmp_path):
         huge.create(tmp_path)
 
 
+UNKNOWN = "model.layers.1.mlp.down_proj.bias"
+
+
+def test_a_part_of_a_layer_that_the_table_does_not_name_is_refused(tmp_path):
+    layout = HFLayout(tiny())
+    folder = save(tmp_path / "model", hf_tensors(layout.spec) | {UNKNOWN: torch.ones(6)})
+    (tensors,) = fresh(layout)
+    with pytest.raises(ModelError, match=rf"has {UNKNOWN} \(1 tensors\), of which the model table"):
+        load_hf(folder, layout, 0, tensors)
+    assert all((tensor == 7).all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.4.mlp.down_proj.bias",  # of a layer that predicts further tokens
+        "model.layers.1.self_attn.rotary_emb.inv_freq",
+        "vision_tower.layers.0.weight",
+        "score.weight",
+    ],
+)
+def test_what_no_layer_computes_with_may_be_there(tmp_path, name):
+    layout = HFLayout(tiny())
+    tensors = hf_tensors(layout.spec)
+    folder = save(tmp_path / "model", tensors | {name: torch.ones(6)})
+    assert load_all(folder, layout)[0].keys() == tensors.keys()
+
+
 def test_what_the_checkpoint_lacks_is_named_and_nothing_is_written(tmp_path):
     layout = MegatronLayout(tiny())
     hf = hf_tensors(layout.spec)

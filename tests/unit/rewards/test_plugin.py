@@ -37,6 +37,36 @@ def test_functions_and_classes_with_and_without_answer_field(scorer, module):
     assert score(scorer(f"{name}:made")) == 6
 
 
+FOREIGN = [
+    (
+        "def reward(data_source, solution_str, ground_truth, extra_info=None): return 1.0",
+        "takes (data_source, solution_str, ground_truth, extra_info), as a reward of verl does",
+    ),
+    (
+        "def reward(prompts, completions, **kwargs): return 1.0",
+        "takes (prompts, completions), as a reward of TRL does",
+    ),
+    ("def reward(args, sample, **kwargs): return 1.0", "takes (args, sample), as a reward of slime does"),
+    ("async def reward(answer, row): return 1.0", "is async, and nothing awaits it"),
+    (
+        "class reward:\n    async def __call__(self, answer, row): return 1.0",
+        "is async, and nothing awaits it",
+    ),
+    (
+        "class reward:\n    def __call__(self, data_source, solution_str): return 1.0",
+        "takes (data_source, solution_str), as a reward of verl does",
+    ),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), FOREIGN)
+def test_a_reward_of_another_framework_is_refused_before_it_scores(scorer, module, source, message):
+    name = module(source)
+    with pytest.raises(ConfigError) as caught:
+        scorer(f"{name}:reward")
+    assert f"reward {name}:reward {message}  (my.yaml:9)" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
