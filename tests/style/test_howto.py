@@ -32,7 +32,7 @@ from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models import families, spec
-from hybridrl.models.table import Cut, Family, Row
+from hybridrl.models.table import Family, Row, Sharding
 from hybridrl.models.tiny import random_model
 from hybridrl.observe.samples import Sample, SampleFile
 from hybridrl.rewards.gold import check_on_gold
@@ -269,7 +269,7 @@ def test_the_fields_of_a_table_are_all_explained(role: type, heading: str) -> No
 
 
 def test_every_way_to_shard_a_parameter_is_named() -> None:
-    assert not [cut for cut in Cut.__args__ if f"`{cut}`" not in TEXT["model"]]
+    assert not [cut for cut in Sharding.__args__ if f"`{cut}`" not in TEXT["model"]]
 
 
 # Engine and trainer
