@@ -1,5 +1,6 @@
 """Every command of the documentation is run if it is cheap, or else parsed; every config is loaded."""
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from documented import (
     make_targets,
     named_files,
     named_keys,
-    python_files,
+    shown_files,
 )
 from pydantic import BaseModel
 from typer._click.exceptions import MissingParameter
@@ -75,7 +76,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "run.sh").write_text(blocks((ROOT / "docs/coming_from_verl.md").read_text("utf-8"))[0])
     for name in ("configs", "docs", "benchmarks"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for path, content in (item for page in PAGES for item in python_files(page).items()):
+    for path, content in (item for page in PAGES for item in shown_files(page).items()):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(content)
     monkeypatch.chdir(tmp_path)
@@ -127,12 +128,20 @@ def is_run(command: Command) -> bool:
     return names != [] and names[0] in RUN and not command.fails and not command.inline
 
 
+def is_script(command: Command) -> bool:
+    """It runs a Python file that its page shows whole."""
+    program, *names = command.words
+    return program == "python" and names[:1] != ["-m"] and names[0] in shown_files(ROOT / command.page)
+
+
 PAGES_THAT_RUN = list(dict.fromkeys(command.page for command in OURS if is_run(command)))
 
 
 @pytest.mark.parametrize("page", PAGES_THAT_RUN)
 def test_cheap_commands_run(page: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the order of the page: a later command may need what an earlier one wrote."""
+    for script in (command for command in ALL if command.page == page and is_script(command)):
+        runpy.run_path(script.words[1])
     for command in (command for command in OURS if command.page == page and is_run(command)):
         words = arguments(command)
         dry = ["--dry-run"] if words[0] in STARTS and "--dry-run" not in words else []

@@ -16,7 +16,7 @@ _INDENTED = re.compile(r"(?:^ {4}.*\n|^\n(?= {4}))+", re.MULTILINE)
 _INLINE = re.compile(r"`([^`\n]+)`")
 _OURS = re.compile(r"(hybridrl|make|python -m benchmarks\S*)(\s|$)")
 _PROMPT = "$ "
-_PYTHON_FILE = re.compile(r"# (\S+\.py)\n")
+_SHOWN_FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
 _SECTIONS = "data|reward|algorithm|batch|actor|critic|rollout|evaluate|cluster|run"
 
 OTHERS = {"git", "kubectl", "mlflow", "scancel", "docker", "enroot", "apptainer", "hf", "for"}
@@ -66,13 +66,18 @@ def configs(page: Path) -> list[str]:
     return [block for block in found if re.match(rf"(#.*\n)*(model|{_SECTIONS}):", block)]
 
 
-def python_files(page: Path) -> dict[str, str]:
-    """Path -> content of the Python files that a page shows whole."""
+def shown_files(page: Path) -> dict[str, str]:
+    """Path -> content of the Python files and configs that a page shows whole, with a first line "# PATH"."""
     found = {}
     for block in blocks(page.read_text("utf-8")):
-        if named := _PYTHON_FILE.match(block):
+        if named := _SHOWN_FILE.match(block):
             found[named[1]] = block
     return found
+
+
+def python_files(page: Path) -> dict[str, str]:
+    """Those of shown_files that are Python."""
+    return {name: text for name, text in shown_files(page).items() if name.endswith(".py")}
 
 
 def named_keys(page: Path) -> set[str]:
