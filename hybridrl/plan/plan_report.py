@@ -28,13 +28,22 @@ from hybridrl.models import spec as models
 from hybridrl.plan.command import Plan
 
 _COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
+_WIDE = 10 + 26 + 13 * len(_COLUMNS)
+"""Characters of a row of the table of memory, with its heading."""
+
+_NARROW = {"weights": 8, "grads+opt": 10, "activations": 12, "engine": 7, "KV pool": 8, "peak": 7}
+"""Columns of the narrow table and their characters: numbers without their unit."""
 
 
-def lines(found: Plan) -> Iterator[tuple[str, str]]:
-    """(heading, text); a line without a heading belongs to the one above."""
+def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
+    """(heading, text); a line without a heading belongs to the one above.
+
+    Args:
+        width: of a line, in characters: below that of the table of memory it is written narrower. None: any.
+    """
     setting = found.setting
     yield from _batch(setting)
-    yield from _memory(found)
+    yield from _memory(found, narrow=width is not None and width < _WIDE)
     if found.swap is not None:
         yield from swap.lines(found.swap)
     if setting.gpu is not None and setting.divides():
@@ -123,12 +132,22 @@ def _beside(setting: Setting, role: Role) -> str:
     return f"{role}{size}: {place}"
 
 
-def _memory(found: Plan) -> Iterator[tuple[str, str]]:
+def _memory(found: Plan, *, narrow: bool) -> Iterator[tuple[str, str]]:
     setting = found.setting
     if setting.gpu is not None and not setting.divides():
         return
     per = f"per GPU, {_gb(setting.gpu.memory_bytes)}" if setting.gpu else "per trainer rank"
-    yield "MEMORY", f"{per:<26}" + "".join(f"{name:>13}" for name in _COLUMNS)
+    yield from _narrow_table(per, _rows(setting)) if narrow else _wide_table(per, _rows(setting))
+    host = (
+        f"host RAM {_gb(host_bytes(setting))} a node beside its processes"
+        if setting.gpu
+        else f"the machine in all {_gb(on_cpu(setting).peak)} of {_gb(found.machine.available_bytes)} free"
+    )
+    yield "", f"{host}; checkpoint {_gb(checkpoint_bytes(setting))} on disk"
+
+
+def _rows(setting: Setting) -> list[Phase]:
+    """The phases that a person sees, of the first pipeline stage and the last."""
     last = setting.train.pp - 1
     rows = [training(setting, stage) for stage in sorted({0, last})]
     if setting.num_engines:
@@ -136,14 +155,24 @@ def _memory(found: Plan) -> Iterator[tuple[str, str]]:
     if setting.num_engines and setting.gpu is not None:
         rows.append(rollout(setting, 0))
         rows += [scoring(setting, 0)] if setting.reward_model else []
+    return rows
+
+
+def _wide_table(per: str, rows: list[Phase]) -> Iterator[tuple[str, str]]:
+    yield "MEMORY", f"{per:<26}" + "".join(f"{name:>13}" for name in _COLUMNS)
     for phase in rows:
         yield "", f"{phase.name:<26}" + "".join(f"{_gb(size):>13}" for size in _cells(phase))
-    host = (
-        f"host RAM {_gb(host_bytes(setting))} a node beside its processes"
-        if setting.gpu
-        else f"the machine in all {_gb(on_cpu(setting).peak)} of {_gb(found.machine.available_bytes)} free"
-    )
-    yield "", f"{host}; checkpoint {_gb(checkpoint_bytes(setting))} on disk"
+
+
+def _narrow_table(per: str, rows: list[Phase]) -> Iterator[tuple[str, str]]:
+    """The same in 80 columns: one unit for all numbers."""
+    unit, size_of = ("GB", 1e9) if max(phase.peak for phase in rows) >= 1e9 else ("MB", 1e6)
+    yield "MEMORY", f"{per}; sizes in {unit}"
+    yield "", " " * 18 + "".join(f"{name:>{width}}" for name, width in _NARROW.items())
+    for phase in rows:
+        cells = zip(_cells(phase), _NARROW.values(), strict=True)
+        numbers = (f"{f'{size / size_of:.1f}' if size else '-':>{width}}" for size, width in cells)
+        yield "", f"{phase.name:<18}" + "".join(numbers)
 
 
 def _cells(phase: Phase) -> tuple[float, ...]:
