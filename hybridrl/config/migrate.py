@@ -5,6 +5,7 @@ config that was meant, nothing is written.
 """
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ def _edited(text: str, file: str, entry: renamed.Renamed, value: Any) -> str:
             start, end = found.key.start_mark.index, _end(found.value)
             if written == value:
                 return text[:start] + name + text[found.key.end_mark.index :]
+            _refuse_comments(text[start:end])
             return text[:start] + _flow(name, written) + text[end:]
     text, comment = _removed(text, found)
     for key, written in new.items():
@@ -141,12 +143,20 @@ def _removed(text: str, found: _Entry) -> tuple[str, str]:
             end = entries[found.at + 1][0].start_mark.index
         elif found.at:
             start = _end(entries[found.at - 1][1])
+        _refuse_comments(text[start:end])
         return text[:start] + text[end:], ""
+    _refuse_comments(text[start:end])
     start, stop = text.rfind("\n", 0, start) + 1, _line_end(text, end)
     behind = text[end:stop].strip()
     if behind and not behind.startswith("#"):
         raise _ByHand("something else stands on its line")
     return text[:start] + text[min(stop + 1, len(text)) :], behind
+
+
+def _refuse_comments(removed: str) -> None:
+    """What is written anew would lose them."""
+    if re.search(r"(^|\s)#", removed):
+        raise _ByHand("there are comments inside it")
 
 
 def _inserted(text: str, file: str, dotted: str, value: Any, comment: str) -> str:
