@@ -10,6 +10,7 @@ import typer
 
 from hybridrl.cli.console import AsJson, ConfigPath, ForCommand, Overrides, out, say, show, width
 from hybridrl.errors import ConfigError
+from hybridrl.wording import counted
 
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that the folder holds.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and start nothing.")]
@@ -151,7 +152,8 @@ def export(
     if verify:
         proof = exporting.prove(exported)
         what = (
-            f"{proof.max_abs_diff:.1e} nats over {proof.num_tokens} tokens, {exporting.TOLERANCE:g} allowed"
+            f"{proof.max_abs_diff:.1e} nats over {counted(proof.num_tokens, 'token')}, "
+            f"{exporting.TOLERANCE:g} allowed"
         )
         say("verified" if proof.holds else "differs", f"largest difference of a log-probability {what}")
         raise typer.Exit(0 if proof.holds else 1)

@@ -26,6 +26,7 @@ from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.models import spec as models
 from hybridrl.plan.command import Plan
+from hybridrl.wording import counted
 
 _COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
 _WIDE = 10 + 26 + 13 * len(_COLUMNS)
@@ -78,24 +79,22 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
     if not setting.num_engines:
         yield from _example_batch(setting)
         return
-    batch, dp = setting.batch, setting.train.dp or 1
-    steps, most = batch.optimizer_steps, batch.trajectories * batch.longest
+    batch, steps = setting.batch, setting.batch.optimizer_steps
     yield (
         "BATCH",
-        f"{batch.prompts:,} prompts x {batch.samples} samples = {batch.trajectories:,} trajectories/step, "
-        f"at most {_count(most)} tokens/step",
+        f"{counted(batch.prompts, 'prompt', form=',')} x {counted(batch.samples, 'sample')} = "
+        f"{_trajectories(batch.trajectories)}/step, at most {_count(batch.trajectories * batch.longest)} "
+        "tokens/step",
     )
-    micro = num_microbatches(setting)
     yield (
         "",
-        f"{batch.trajectories_per_minibatch:,.0f} trajectories a minibatch -> {steps} optimizer steps "
-        f"({steps - 1} of them off-policy), each about {micro} microbatches of at most "
-        f"{setting.microbatch_tokens:,} tokens on each of {dp} data-parallel ranks",
+        f"{_trajectories(round(batch.trajectories_per_minibatch))} a minibatch -> "
+        f"{counted(steps, 'optimizer step')} ({steps - 1} of them off-policy), each {_microbatches(setting)}",
     )
     yield (
         "",
         f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}, "
-        f"{kv_tokens(setting):,} tokens of cache each",
+        f"{counted(kv_tokens(setting), 'token', form=',')} of cache each",
     )
     beside = [_beside(setting, role) for role in (*setting.trained, *setting.frozen) if role != "actor"]
     if beside:
@@ -103,14 +102,25 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
 
 
 def _example_batch(setting: Setting) -> Iterator[tuple[str, str]]:
-    batch, micro = setting.batch, num_microbatches(setting)
-    answers = f" x {batch.samples} answers" if batch.samples > 1 else ""
-    yield (
-        "BATCH",
-        f"{batch.prompts:,} examples{answers} -> 1 optimizer step, about {micro} microbatches of at most "
-        f"{setting.microbatch_tokens:,} tokens on each of {setting.train.dp} data-parallel ranks",
-    )
+    batch = setting.batch
+    answers = f" x {counted(batch.samples, 'answer')}" if batch.samples > 1 else ""
+    examples = f"{counted(batch.prompts, 'example', form=',')}{answers}"
+    yield "BATCH", f"{examples} -> 1 optimizer step, {_microbatches(setting)}"
     yield "", f"actor: {_actor(setting)}"
+
+
+def _trajectories(number: int) -> str:
+    return counted(number, "trajectory", "trajectories", form=",")
+
+
+def _microbatches(setting: Setting) -> str:
+    """How many an optimizer step has, their size, and the ranks that have as many each."""
+    micro, dp = num_microbatches(setting), setting.train.dp or 1
+    ranks = f"{'each of ' if dp > 1 else ''}{counted(dp, 'data-parallel rank')}"
+    return (
+        f"about {counted(micro, 'microbatch', 'microbatches')} of at most "
+        f"{counted(setting.microbatch_tokens, 'token', form=',')} on {ranks}"
+    )
 
 
 def _actor(setting: Setting) -> str:
@@ -229,9 +239,9 @@ def _proposal(proposal: Proposal) -> str:
     setting, time = proposal.setting, proposal.time
     return (
         f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.train.dp} x "
-        f"({sharding_name(setting.train)}), recompute {setting.recompute}, {setting.microbatch_tokens:,} "
-        f"tokens a microbatch, offload {setting.offload}; engines "
-        f"{setting.num_engines} x TP{setting.engine.tp}"
+        f"({sharding_name(setting.train)}), recompute {setting.recompute}, "
+        f"{counted(setting.microbatch_tokens, 'token', form=',')} a microbatch, offload {setting.offload}; "
+        f"engines {setting.num_engines} x TP{setting.engine.tp}"
     )
 
 
