@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(arguments, prog_name="hybridrl", standalone_mode=False)
     except (Exception, SystemExit) as error:
-        return show_error(error)
+        return 0 if _is_end_of_completion(error) else show_error(error)
     if code == INTERRUPTED:
         err.print("interrupted")
     return code if isinstance(code, int) else 0
@@ -138,6 +138,14 @@ def _root(
         out.print(f"hybridrl {__version__}")
     elif context.invoked_subcommand is None:
         out.print(context.get_help())
+
+
+def _is_end_of_completion(error: BaseException) -> bool:
+    """Typer itself ends a process that has answered a shell; code that a command runs must not."""
+    if not isinstance(error, SystemExit) or error.code not in {0, None}:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("typer.")
 
 
 def _keep_traceback(error: BaseException) -> Path:

@@ -69,8 +69,8 @@ def plan(
     from hybridrl.plan import plan_report
 
     request = planning.Request(search=search, gpus=gpus, mean_response=mean_response)
-    command, loaded = load_any(command, config, overrides or [])
-    make = planning.plan if command == "launch" else planning.plan_examples
+    wanted, loaded = load_any(command, config, overrides or [])
+    make = planning.plan if wanted == "launch" else planning.plan_examples
     found = make(loaded, Machine.here(), request)
     if as_json:
         return out.print_json(data=plan_report.as_dict(found))

@@ -25,7 +25,7 @@ def overrides(context: typer.Context, incomplete: str) -> list[str]:
     from hybridrl.config.kinds import KINDS
 
     command = context.params.get("command") or context.info_name
-    root = KINDS.get(str(command), KINDS["launch"])
+    root = next((root for kind, root in KINDS.items() if kind == command), KINDS["launch"])
     name, sign, _ = incomplete.partition("=")
     if not sign:
         values = [key.name for key in keys.all_keys(root) if key.section is None]

@@ -1,6 +1,5 @@
 """`hybridrl config`: show, explain, check and migrate configs without running anything."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,16 +52,15 @@ def check(config: ConfigPath, overrides: Overrides = None, command: ForCommand =
     """Check a config against this machine without starting anything."""
     from hybridrl.config.kinds import command_of
 
-    command = command or command_of(config, overrides or [])
-    if command == "launch":
+    wanted = command or command_of(config, overrides or [])
+    if wanted == "launch":
         _check_run(config, overrides or [])
     else:
         from hybridrl.launch import supervised_run
 
-        supervised_run.check(
-            {"sft": supervised_run.SFT, "rm": supervised_run.RM}[command], config, overrides or [], say
-        )
-    say("ok", f"hybridrl {command} {config} would start")
+        kind = supervised_run.SFT if wanted == "sft" else supervised_run.RM
+        supervised_run.check(kind, config, overrides or [], say)
+    say("ok", f"hybridrl {wanted} {config} would start")
 
 
 def _check_run(config: Path, overrides: Sequence[str]) -> None:
@@ -87,6 +85,8 @@ def schema(
     For the YAML language server (VS Code, Neovim, Emacs), write it to a file and make the first line of
     a config:  [bold]# yaml-language-server: $schema=hybridrl.schema.json[/]
     """
+    import json
+
     from hybridrl.config.json_schema import json_schema
     from hybridrl.config.kinds import KINDS
 

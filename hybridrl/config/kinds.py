@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -12,10 +12,13 @@ from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError
 
-KINDS: Mapping[str, type[BaseModel]] = {"launch": Config, "sft": SFTConfig, "rm": RMConfig}
+KindOfConfig = Literal["launch", "sft", "rm"]
+"""The command that a config is for."""
+
+KINDS: Mapping[KindOfConfig, type[BaseModel]] = {"launch": Config, "sft": SFTConfig, "rm": RMConfig}
 
 
-def command_of(path: Path, overrides: Sequence[str] = ()) -> str:
+def command_of(path: Path, overrides: Sequence[str] = ()) -> KindOfConfig:
     """The command that a config is for, told by the keys that it has: the one whose schema lacks the fewest.
 
     Raises:
@@ -33,7 +36,9 @@ def command_of(path: Path, overrides: Sequence[str] = ()) -> str:
     return found[0]
 
 
-def load_any(command: str | None, path: Path, overrides: Sequence[str] = ()) -> tuple[str, LoadedConfig[Any]]:
+def load_any(
+    command: KindOfConfig | None, path: Path, overrides: Sequence[str] = ()
+) -> tuple[KindOfConfig, LoadedConfig[Any]]:
     """The command that a config is for, and the config.
 
     Args:

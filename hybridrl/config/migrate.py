@@ -214,7 +214,7 @@ def _end(node: yaml.Node) -> int:
         return _end(last[1] if isinstance(last, tuple) else last)
     end = node.end_mark.index
     if isinstance(node, yaml.ScalarNode) and node.style in {"|", ">"}:
-        return len(node.end_mark.buffer[:end].rstrip())  # it takes the line breaks behind it in
+        return len((node.end_mark.buffer or "")[:end].rstrip())  # it takes the line breaks behind it in
     return end
 
 

@@ -25,6 +25,7 @@ from typer.exceptions import TyperException
 
 from hybridrl import cli
 from hybridrl.config import keys
+from hybridrl.config.kinds import load_any
 from hybridrl.config.load import load_as
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
@@ -103,7 +104,8 @@ def test_commands_and_their_options_exist(command: Command, folder: Path) -> Non
         assert command.inline
         return
     if config := given.get("config"):
-        load_as(KINDS.get(given.get("command") or path[0], Config), str(config), given.get("overrides") or [])
+        wanted = given.get("command") or (path[0] if path[0] in KINDS else None)
+        load_any(wanted, Path(str(config)), given.get("overrides") or [])
 
 
 def is_run(command: Command) -> bool:

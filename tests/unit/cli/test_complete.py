@@ -26,7 +26,17 @@ def offered(shell_line: str, cwd: Path) -> list[str]:
     root = str(Path(__file__).parents[3])
     command = [sys.executable, "-m", "hybridrl"]
     env = {**os.environ, **asked, "PYTHONPATH": root}
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd).stdout.split()
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+def test_a_shell_is_given_its_script() -> None:
+    command = ["bash", "-c", f"{sys.executable} -m hybridrl --show-completion; exit $?"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "_HYBRIDRL_COMPLETE=complete_bash" in done.stdout
 
 
 @pytest.mark.parametrize(
