@@ -69,7 +69,11 @@ class RayConfig(Section):
 
 
 class ClusterConfig(Section):
+    """The machines of the run: nodes and GPUs, deadlines, and how Slurm or Ray is asked for them."""
+
     nodes: PositiveInt = 1
+    """Machines."""
+
     gpus_per_node: NonNegativeInt | None = None
     """None: as many as this machine has; for Slurm, none are asked for."""
 

@@ -18,6 +18,7 @@ from hybridrl.config.schema import Config, ModelConfig, RewardModelConfig, Sourc
 from hybridrl.config.section import PluginConfig, SectionOf
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import HybridRLError
+from hybridrl.wording import counted
 
 ROOTS: tuple[type[BaseModel], ...] = (Config, SFTConfig, RMConfig)
 """What a file may describe: a run of reinforcement learning, fine-tuning, a reward model."""
@@ -159,7 +160,11 @@ def _kind(annotation: Any, field: FieldInfo) -> str:
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
     if get_origin(annotation) is tuple:
-        return "a list" if ... in get_args(annotation) else f"a list of {len(get_args(annotation))} numbers"
+        return (
+            "a list"
+            if ... in get_args(annotation)
+            else f"a list of {counted(len(get_args(annotation)), 'number')}"
+        )
     bounds = [*field.metadata, *getattr(annotation, "__metadata__", ())]
     base = get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
     noun = {int: "integer", float: "number", bool: "true or false", str: "text"}[base]

@@ -15,7 +15,7 @@ from typing import Any, Generic
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
-from hybridrl.config import keys, presets, strict_yaml
+from hybridrl.config import keys, presets, renamed, strict_yaml
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError, HybridRLError, refuse
 
@@ -89,7 +89,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Config
 
 def load_as(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig[Root]:
     """Read a config of any kind; otherwise as `load`."""
-    return parse_as(root, _read(Path(path)), str(path), overrides)
+    return parse_as(root, read(Path(path)), str(path), overrides)
 
 
 def parse_as(root: type[Root], text: str, file: str, overrides: Sequence[str] = ()) -> LoadedConfig[Root]:
@@ -99,7 +99,8 @@ def parse_as(root: type[Root], text: str, file: str, overrides: Sequence[str] = 
     tree = _whole_sections(document.tree, root, (), origins)
     for override in overrides:
         _apply(tree, override, origins, root)
-    errors = _unknown_keys(tree, root, (), origins, root)
+    tree, errors = _respelled(tree, file, origins)
+    errors += _unknown_keys(tree, root, (), origins, root)
     errors += _merge_preset(tree, origins)
     config, invalid = _validate(tree, origins, file, root)
     refuse(sorted(errors + invalid, key=_line))
@@ -119,7 +120,12 @@ def values(section: BaseModel, prefix: str = "") -> list[tuple[str, Any]]:
     return found + [(f"{prefix}{name}", value) for name, value in (section.model_extra or {}).items()]
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """The text of a config file.
+
+    Raises:
+        ConfigError: there is no such file, or it is no text; names the nearest.
+    """
     if not path.exists():
         folder = path.parent if path.parent.is_dir() else Path("configs")
         known = [str(p) for p in sorted(folder.glob("*.y*ml"))]
@@ -194,6 +200,16 @@ def _mark(value: Any, path: KeyPath, origins: dict[KeyPath, str]) -> None:
     origins[path] = COMMAND_LINE
     for name, inner in value.items() if isinstance(value, dict) else ():
         _mark(inner, (*path, name), origins)
+
+
+def _respelled(
+    tree: dict[str, Any], file: str, origins: Mapping[KeyPath, str]
+) -> tuple[dict[str, Any], list[ConfigError]]:
+    """The tree with renamed keys in their new spelling, and an error for each; further mistakes are found in
+    the same pass.
+    """
+    errors = renamed.old_spellings(tree, file, lambda path: _place(path, origins), command_line=COMMAND_LINE)
+    return (renamed.respelled(tree) if errors else tree), errors
 
 
 def _unknown_keys(

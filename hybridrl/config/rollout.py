@@ -34,6 +34,8 @@ imported before a config names it, and what is then imported has neither torch n
 
 
 class RolloutConfig(Section):
+    """The engines that sample answers: how many, their parallel layout, limits of lengths, and memory."""
+
     engine: str = "sglang"
     """What answers the prompts: a folder of hybridrl/rollout, or module:Kind for code outside."""
 

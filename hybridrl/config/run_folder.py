@@ -13,7 +13,7 @@ from hybridrl import __version__
 from hybridrl.config.load import LoadedConfig, load_as, values
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import SupervisedConfig
-from hybridrl.config.strict_yaml import inline
+from hybridrl.config.strict_yaml import folded, inline
 from hybridrl.errors import ConfigError, RunFolderError, refuse
 
 MAY_CHANGE = frozenset(
@@ -144,12 +144,29 @@ def step_of(path: Path) -> int | None:
     return max(found, default=0) if found or saved else None
 
 
-def as_yaml(loaded: LoadedConfig) -> str:
-    """Every value of a run with where it came from, one a line. It loads like any other config."""
+def as_yaml(loaded: LoadedConfig[Any], width: int | None = None) -> str:
+    """Every value of a run with where it came from, one a line. It loads like any other config.
+
+    Args:
+        width: of a line, in characters: where the two do not fit, the origin stands on a line of its own
+            above the value, and a value that is too long is folded. None: any.
+    """
     lines = list(_lines(loaded))
-    column = min(60, max(len(line) for line, _ in lines))
+    room = 60 if width is None else width - max(len(origin) for _, origin in lines) - 4
+    column = min(60, room, max(len(line) for line, _ in lines))
     body = [f"{line:<{column}}  # {origin}" if origin else line for line, origin in lines]
+    if width is not None:
+        body = [part for line, row in zip(body, lines, strict=True) for part in _fitted(line, row, width)]
     return "\n".join([f"# hybridrl {__version__}, from {loaded.file}", *body]) + "\n"
+
+
+def _fitted(line: str, row: tuple[str, str], width: int) -> list[str]:
+    """A line of as_yaml in parts that fit."""
+    if len(line) <= width:
+        return [line]
+    value, origin = row
+    indent = " " * (len(value) - len(value.lstrip()))
+    return [f"{indent}# {origin}", *folded(value, width)]
 
 
 def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigError]:

@@ -34,6 +34,8 @@ Whole = TypeVar("Whole", bound=Section)
 
 
 class ModelConfig(Section):
+    """The model that is trained: a folder, a name on the hub, or a program that makes one."""
+
     path: str
     """Folder in Hugging Face format (config.json, safetensors, tokenizer), {seed} in it being run.seed; or a
     name on the hub, as Qwen/Qwen3-8B: its copy in the cache (HF_HOME), else `launch` downloads it."""
@@ -77,6 +79,8 @@ class SourceConfig(BaseModel):
 
 
 class DataConfig(Section):
+    """The prompts of a run: where they come from, and how they become the text that the policy is given."""
+
     train: SourceConfig
     """Prompts to learn from."""
 
@@ -97,6 +101,8 @@ class DataConfig(Section):
 
 
 class RewardConfig(PluginConfig):
+    """The function that judges an answer, and its options: every further key is one."""
+
     answer_field: str = "answer"
     """Column of the data with the reference answer; reward_model.ground_truth is a field inside a column."""
 
@@ -139,6 +145,8 @@ class RewardModelConfig(Section):
 
 
 class KLConfig(Section):
+    """The KL divergence to the reference policy: how much it counts, and where it enters."""
+
     coefficient: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the reference policy; 0: no reference policy is held."""
 
@@ -185,6 +193,8 @@ class DynamicSamplingConfig(Section):
 
 
 class AlgorithmConfig(Section):
+    """The algorithm: a preset, or its advantage estimator, loss and corrections one by one."""
+
     preset: str | None = None
     """A named row of choices for the keys below; keys given beside it win."""
 
@@ -236,6 +246,8 @@ class AlgorithmConfig(Section):
 
 
 class BatchConfig(Section):
+    """The sizes of a policy update: prompts, minibatches, epochs, and how old a trajectory may be."""
+
     prompts_per_step: PositiveInt = 64
     """Prompts answered for one policy update."""
 
@@ -255,6 +267,8 @@ class BatchConfig(Section):
 
 
 class EvaluateConfig(Section):
+    """How the policy answers the prompts of data.heldout when it is evaluated."""
+
     samples_per_prompt: PositiveInt = 1
     """k of mean@k."""
 
@@ -275,6 +289,7 @@ class TrainingRun(Section):
     """Updates of the model: policy updates, where it is reinforcement learning."""
 
     seed: NonNegativeInt = 0
+    """Every random choice of the run follows from it: order of the data, sampling, new weights."""
 
     deterministic: bool = False
     """Training uses only algorithms that give the same bits from the same input, and ends at an operation
@@ -297,6 +312,8 @@ class TrainingRun(Section):
 
 
 class RunConfig(TrainingRun):
+    """A run: its name and folder, how long it is, and what is saved when."""
+
     async_save: bool = True
     """A checkpoint is copied to host memory (12 bytes a parameter over all ranks) and written while the
     training goes on; the next one waits for it. False: the training waits."""

@@ -14,6 +14,8 @@ from hybridrl.config.training import ActorConfig
 
 
 class ExamplesConfig(DataConfig):
+    """The examples of a run, and how they become tokens."""
+
     train: SourceConfig
     """Examples to learn from."""
 
@@ -25,6 +27,8 @@ class ExamplesConfig(DataConfig):
 
 
 class SFTDataConfig(ExamplesConfig):
+    """The examples of `hybridrl sft`: prompts with the answers to learn, or whole conversations."""
+
     response_field: str = "response"
     """Column with the answer to learn."""
 
@@ -33,6 +37,8 @@ class SFTDataConfig(ExamplesConfig):
 
 
 class RMDataConfig(ExamplesConfig):
+    """The examples of `hybridrl rm`: prompts with two answers, of which one is better."""
+
     chosen_field: str = "chosen"
     """Column with the better answer."""
 
@@ -44,6 +50,8 @@ class RMDataConfig(ExamplesConfig):
 
 
 class ExamplesBatchConfig(Section):
+    """The size of an optimizer step."""
+
     examples_per_step: PositiveInt = 64
     """Examples of one optimizer step: conversations, or pairs of answers."""
 

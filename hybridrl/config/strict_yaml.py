@@ -87,6 +87,18 @@ def parse(text: str, file: str) -> Document:
     return Document(tree, line)
 
 
+def compose(text: str, file: str) -> yaml.Node | None:
+    """The nodes of a YAML text, with the places where they begin and end; None: it is empty.
+
+    Raises:
+        ConfigError: not YAML.
+    """
+    try:
+        return _loader(text, file).get_single_node()
+    except yaml.YAMLError as error:
+        raise _syntax_error(error, file) from error
+
+
 def parse_value(text: str, place: str) -> Any:
     """A single value, as on a command line.
 
@@ -112,6 +124,33 @@ def inline(value: Any) -> str:
         sort_keys=False,
     )
     return text.removesuffix("...\n").strip()
+
+
+def folded(line: str, width: int) -> list[str]:
+    """A line of the form `key: value` in lines of at most this many characters, where the value has spaces to
+    break at; together they are read as the one line is.
+    """
+    text = line.lstrip()
+    indent = " " * (len(line) - len(text))
+    tree, lines = parse(text, "").tree, [line]
+    for room in range(width - len(indent), 20, -4):  # PyYAML breaks behind the word that goes over
+        lines = [indent + part for part in _in_lines(tree, room)]
+        if max(map(len, lines)) <= width:
+            break
+    return lines
+
+
+def _in_lines(tree: dict[str, Any], width: int) -> list[str]:
+    holds = any(isinstance(value, dict | list) for value in tree.values())
+    text = yaml.dump(
+        tree,
+        Dumper=_Dumper,
+        default_flow_style=None if holds else False,  # braces inside, none around the key
+        width=width,
+        allow_unicode=True,
+        sort_keys=False,
+    )
+    return text.splitlines()
 
 
 def kind_of(value: Any) -> str:

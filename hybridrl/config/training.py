@@ -25,7 +25,11 @@ class OptimizerConfig(Section):
     """Optimizer steps of linear warm-up from 0."""
 
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of gradient and squared gradient."""
+
     eps: PositiveFloat = 1.0e-8
+    """Added to the denominator of the step."""
+
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled; not applied to norms and biases."""
 
@@ -44,6 +48,8 @@ class ProcessModelConfig(Section):
 
 
 class TrainParallel(Section):
+    """The parallel layout of a model in training: over how many ranks, and along which axes."""
+
     tp: PositiveInt = 1
     """Tensor parallel size."""
 
@@ -119,6 +125,8 @@ class LoraConfig(Section):
 
 
 class ActorConfig(Section):
+    """The policy in training: its parallel layout, memory, precision and optimizer."""
+
     backend: str = "megatron"
     """Library that all models but the engine's run on: a folder in hybridrl.trainer that has a backend.py, or
     module:Kind for code outside."""

@@ -8,6 +8,7 @@ from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.source import open_rows
 from hybridrl.data.tables import Table
 from hybridrl.errors import DataError
+from hybridrl.wording import counted
 
 _BATCH = 512
 """Rows tokenised together."""
@@ -46,8 +47,8 @@ class TableExamples(Stream[Example]):
     def _refuse_long(self, index: int, example: Example) -> None:
         if example.num_tokens > self._max_tokens:
             raise DataError(
-                f"row {index} of {self._name} has {example.num_tokens} tokens, actor.microbatch_tokens = "
-                f"{self._max_tokens} is for whole examples",
+                f"row {index} of {self._name} has {counted(example.num_tokens, 'token')}, "
+                f"actor.microbatch_tokens = {self._max_tokens} is for whole examples",
                 fix=f"actor.microbatch_tokens={example.num_tokens}, or drop the row",
             )
 

@@ -59,7 +59,7 @@ def pack_minibatches(
                 )
     if not found:
         raise DataError(
-            f"all {len(batch)} answers of step {batch.step} were cut at the token limit, nothing is left",
+            f"every answer of step {batch.step} was cut at the token limit, nothing of {len(batch)} is left",
             where="algorithm.drop_truncated leaves them out",
             fix="raise rollout.max_response_tokens",
         )

@@ -17,6 +17,7 @@ from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.outside import user_code
 from hybridrl.types import Prompt
+from hybridrl.wording import counted
 
 _BATCH = 512
 """Prompts tokenised together."""
@@ -159,8 +160,8 @@ def too_long(long: Sequence[tuple[int, int]], num_rows: int, name: str, limit: i
     """
     row, longest = max(long, key=lambda entry: entry[1])
     return DataError(
-        f"{len(long)} of {num_rows} prompts in {name} are longer than rollout.max_prompt_tokens = {limit}; "
-        f"the longest, row {row}, has {longest} tokens",
+        f"{len(long)} of {counted(num_rows, 'prompt')} in {name} are longer than rollout.max_prompt_tokens "
+        f"= {limit}; the longest, row {row}, has {counted(longest, 'token')}",
         where=where,
         fix=f"rollout.max_prompt_tokens={longest}, or drop those rows",
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hybridrl.doctor.doctor_report import Finding, Report, Status
 from hybridrl.hosts.facts import Facts, Folder
 from hybridrl.hosts.machine import GIB, LOOPBACK
+from hybridrl.wording import counted
 
 SETUP_CPU = "make setup"
 SETUP_GPU = (
@@ -154,12 +155,14 @@ def infiniband(facts: Facts) -> Iterator[Finding]:
         fix = "one node needs none; for several, in a container: --device=/dev/infiniband"
         yield _finding("InfiniBand", "none: nodes would talk over TCP", not facts.machine.gpus or "note", fix)
     elif down:
-        found = f"{len(active)} of {len(facts.infiniband)} ports are active; down: {', '.join(down)}"
+        found = (
+            f"{len(active)} of {counted(len(facts.infiniband), 'port')} are active; down: {', '.join(down)}"
+        )
         yield Finding(
             "InfiniBand", "note", found, "ask whoever runs the fabric, or leave them out: NCCL_IB_HCA"
         )
     else:
-        yield Finding("InfiniBand", "ok", f"{len(active)} ports, {active[0].rate}")
+        yield Finding("InfiniBand", "ok", f"{counted(len(active), 'port')}, {active[0].rate}")
 
 
 def open_files(facts: Facts) -> Iterator[Finding]:
@@ -231,13 +234,21 @@ def ray(facts: Facts) -> Iterator[Finding]:
         found = f"another program listens on {', '.join(taken)}, where a cluster's head would"
         yield Finding(name, "note", found, "end it, or give ray start --port; local runs do not mind")
     elif facts.ray_sessions and not facts.num_ray_processes:
-        found = f"{len(facts.ray_sessions)} sessions of runs that are over take up space"
+        found = counted(
+            len(facts.ray_sessions),
+            "session of a run that is over takes up space",
+            "sessions of runs that are over take up space",
+        )
         folders = sorted({session.rpartition("/")[0] for session in facts.ray_sessions})
         fix = f"rm -rf {' '.join(folders[:3])}{' ...' if len(folders) > 3 else ''}"
         yield Finding(name, "note", found, fix)
     else:
         running = facts.num_ray_processes
-        yield Finding(name, "ok", f"{running} processes of running jobs" if running else "nothing runs")
+        yield Finding(
+            name,
+            "ok",
+            f"{counted(running, 'process', 'processes')} of running jobs" if running else "nothing runs",
+        )
 
 
 def slurm(facts: Facts) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import Any
 from hybridrl.estimate.memory import Phase, kv_bytes, kv_tokens, phases
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import step_time
+from hybridrl.wording import counted
 
 _MOST_NODES = 512
 
@@ -46,7 +47,7 @@ def too_small_cache(setting: Setting) -> str:
     if kv_bytes(setting) <= 0 and setting.gpu:
         share = setting.memory_fraction * setting.gpu.memory_bytes
         return f"the engine's weights need more than its {share / 1e9:.1f} GB per GPU"
-    return f"the engine's cache holds {room:,} tokens, a trajectory may have {longest:,}"
+    return f"the engine's cache holds {counted(room, 'token', form=',')}, a trajectory may have {longest:,}"
 
 
 def cheapest_change(setting: Setting) -> Change | None:

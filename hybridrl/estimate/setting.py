@@ -18,6 +18,7 @@ from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.rollout.base import EngineKind, kind_of
+from hybridrl.wording import counted
 
 Role = Literal["actor", "critic", "process model", "reference", "teacher", "reward model"]
 Recompute = Literal["none", "selective", "full"]
@@ -268,8 +269,8 @@ class Setting:
             return ""
         engines = self.num_engines * self.engine.tp
         if self.train.num_ranks > self.num_gpus:
-            return f"actor.parallel needs {self.train.num_ranks} GPUs"
-        return f"rollout.parallel needs {engines} GPUs" if engines > self.num_gpus else ""
+            return f"actor.parallel needs {counted(self.train.num_ranks, 'GPU')}"
+        return f"rollout.parallel needs {counted(engines, 'GPU')}" if engines > self.num_gpus else ""
 
 
 def trainer_layout(

@@ -8,6 +8,7 @@ from hybridrl.reshard.placement import held_there, needed, place
 from hybridrl.reshard.plan import Job, Transfer, plan
 from hybridrl.reshard.proof import prove
 from hybridrl.reshard.topology import Topology
+from hybridrl.wording import counted
 
 _PROVED_RANKS = 32
 """Engine ranks whose plan is proved element by element. Larger clusters repeat the same layouts."""
@@ -98,7 +99,7 @@ def estimate(job: Job, element_bytes: int) -> SwapEstimate:
 def lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
     """(heading, text) for a person."""
     network = swap.node_bytes + swap.remote_bytes
-    ranks = "1 engine rank" if swap.num_engine_ranks == 1 else f"{swap.num_engine_ranks} engine ranks"
+    ranks = counted(swap.num_engine_ranks, "engine rank")
     ratio = (
         f"{network / swap.bound_bytes:.3f} x the least possible" if swap.bound_bytes else "nothing must move"
     )
@@ -112,8 +113,9 @@ def lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
     yield "placement", f"bytes on their device already: {shares}"
     yield (
         "proof",
-        f"{swap.num_tensors:,} tensors on {swap.num_proved_ranks} of them: every element written once, "
-        f"from a rank that holds it; at most {swap.largest_table:,} copies a rank, planned in "
+        f"{counted(swap.num_tensors, 'tensor', form=',')} on {swap.num_proved_ranks} of them: every element "
+        "written once, from a rank that holds it; at most "
+        f"{counted(swap.largest_table, 'copy', 'copies', form=',')} a rank, planned in "
         f"{swap.plan_s * 1e3:.0f} ms",
     )
 

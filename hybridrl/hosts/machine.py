@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from hybridrl.wording import counted
+
 LOOPBACK = "127.0.0.1"
 GIB = 2**30
 
@@ -42,7 +44,7 @@ class Machine:
 
     def describe(self) -> str:
         """One line for a person."""
-        size = f"{self.cores} cores, {self.memory_bytes / GIB:.0f} GiB"
+        size = f"{counted(self.cores, 'core')}, {self.memory_bytes / GIB:.0f} GiB"
         if not self.gpus:
             return f"{size}, no GPU -> CPU host (gloo)"
         first = self.gpus[0]

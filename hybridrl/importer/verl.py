@@ -16,6 +16,7 @@ from hybridrl.importer.overrides import Launch
 from hybridrl.importer.translation import Line, Remark, Translation
 from hybridrl.importer.verl_keys import CRITIC, DIRECT, IGNORED, NO_COUNTERPART, A, M, R, To
 from hybridrl.importer.verl_script import Found, Script
+from hybridrl.wording import counted
 
 
 def translate(launch: Launch, num_prompts: int | None = None) -> Translation:
@@ -110,7 +111,7 @@ def _microbatch(script: Script) -> Found:
         tokens, note = script.number(key, 16384), "use_dynamic_bsz: packed by tokens" if dynamic else ""
     else:
         key, tokens = f"{A}.ppo_micro_batch_size_per_gpu", samples * longest
-        note = f"{samples} samples of at most {longest} tokens"
+        note = f"{counted(samples, 'sample')} of at most {counted(longest, 'token')}"
     if tokens < longest:
         tokens, note = longest, "the longest trajectory: none is split"
     yield Line("actor.microbatch_tokens", tokens, script.source(key), note)

@@ -41,6 +41,7 @@ from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of
+from hybridrl.wording import counted
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model_ranks import RayRewardModel
@@ -101,9 +102,8 @@ class RLRun(Run[Config, RunObserver]):
         devices = Devices.of(cfg, self._placement, self.cluster.gpus, *layouts, parts=shape.engine_parts)
         workers = self._start(devices)
         try:
-            with self.terminal.working(
-                "ray", f"{sum(map(len, workers.groups))} workers start, {self.cluster.described}"
-            ):
+            start = counted(sum(map(len, workers.groups)), "worker starts", "workers start")
+            with self.terminal.working("ray", f"{start}, {self.cluster.described}"):
                 await self._build(workers, engines_first=bool(devices.visible))
                 sync = await connect(
                     cfg.rollout.weight_path,

@@ -13,6 +13,7 @@ from hybridrl.hosts.machine import Machine
 from hybridrl.launch.verdict import Scope, Verdict, verdict
 from hybridrl.models import spec as models
 from hybridrl.models.make import make_model as write_model
+from hybridrl.wording import counted
 
 Say = Callable[[str, str], None]
 """Prints a line: its heading, its text."""
@@ -76,11 +77,12 @@ def _plan(shape: RunShape, loaded: LoadedConfig) -> str:
     ranks = {"actor": shape.parallel, "critic": shape.critic, "reference": shape.reference}
     ranks |= {"reward model": shape.reward_model}
     shardings = ", ".join(f"{role} {_sharding(parallel)}" for role, parallel in ranks.items() if parallel)
-    engines = "engine" if shape.num_engines == 1 else f"{shape.num_engines} engines"
+    engines = "engine" if shape.num_engines == 1 else counted(shape.num_engines, "engine")
     answers, updates = shape.trajectories_per_step, shape.optimizer_steps_per_step
     return (
-        f"{batch.prompts_per_step} prompts x {samples} samples = {answers:,} trajectories/step "
-        f"-> {updates} optimizer steps; {shardings}, {engines} TP{shape.engine.tp}"
+        f"{counted(batch.prompts_per_step, 'prompt')} x {counted(samples, 'sample')} = "
+        f"{counted(answers, 'trajectory', 'trajectories', form=',')}/step -> "
+        f"{counted(updates, 'optimizer step')}; {shardings}, {engines} TP{shape.engine.tp}"
     )
 
 

@@ -18,6 +18,7 @@ from hybridrl.launch.model_folders import in_folders
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
 from hybridrl.types import HANG_PART, Prompt
+from hybridrl.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,9 @@ def _judged(loaded: LoadedConfig, rows: Table) -> GoldCheck:
 
 def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
     heldout = f", {num_heldout:,} held out" if num_heldout else ", none held out"
-    accepted = f"; the reward accepts {1 - gold.rejected_share:.0%} of {gold.num_checked} gold answers"
-    return f"{num_train:,} prompts{heldout}{accepted if gold.num_checked else ''}"
+    answers = counted(gold.num_checked, "gold answer")
+    accepted = f"; the reward accepts {1 - gold.rejected_share:.0%} of {answers}" if gold.num_checked else ""
+    return f"{counted(num_train, 'prompt', form=',')}{heldout}{accepted}"
 
 
 def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:

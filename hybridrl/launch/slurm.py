@@ -21,6 +21,7 @@ from hybridrl.errors import ResourceError, RunFolderError
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.stop import STOPPED
+from hybridrl.wording import counted
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 
@@ -48,7 +49,7 @@ def launch(
         path = write(loaded, overrides, files)
         say("script", f"{path}, config as it is now in {path.with_name('config.yaml')}")
         cluster = loaded.config.cluster
-        asked = f"{cluster.nodes} nodes x {cluster.gpus_per_node or 0} GPUs"
+        asked = f"{counted(cluster.nodes, 'node')} x {counted(cluster.gpus_per_node or 0, 'GPU')}"
         if dry_run:
             say("dry run", f"nothing started; sbatch {path} would ask for {asked}")
             return 0

@@ -28,6 +28,7 @@ from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.trainer.setup import RankSetup
+from hybridrl.wording import counted
 from hybridrl.workers.supervised_trainer import RaySupervised, SupervisedWorker
 
 Of = TypeVar("Of", SFTConfig, RMConfig)
@@ -144,7 +145,7 @@ class Data:
     def describe(self) -> str:
         """One line for a person."""
         heldout = f"{len(self.heldout):,}" if self.heldout else "none"
-        return f"{len(self.train):,} examples, {heldout} held out"
+        return f"{counted(len(self.train), 'example', form=',')}, {heldout} held out"
 
 
 class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
@@ -192,7 +193,8 @@ class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
         group = self.cluster.start(visible, "trainer", SupervisedWorker, setups, [0] * num_ranks)
         trainer = RaySupervised(group, cfg.cluster, self.files.checkpoints, cfg.run.keep_checkpoints)
         try:
-            with self.terminal.working("ray", f"{num_ranks} trainer ranks start, {self.cluster.described}"):
+            start = counted(num_ranks, "trainer rank starts", "trainer ranks start")
+            with self.terminal.working("ray", f"{start}, {self.cluster.described}"):
                 await group.learn_pids(timeout_s=cfg.cluster.start_timeout_s)
                 checkpoint = self.checkpoint.folder if self.checkpoint else None
                 for note in await trainer.build(checkpoint, self.start_step):

@@ -11,6 +11,7 @@ from hybridrl.observe.summary import end_lines
 from hybridrl.observe.terminal import Terminal
 from hybridrl.observe.units import duration
 from hybridrl.types import StepReport
+from hybridrl.wording import counted
 
 _SHOWN = {"loss": "{:.4f}", "accuracy": "{:.3f}", "reward_gap": "{:+.3f}"}
 
@@ -82,7 +83,7 @@ class ExampleRunObserver(Session):
             "tokens": int(sum(r.metrics["perf/total_num_tokens"] for r in steps)),
         }
         summary = self._end({**found, **(facts or {})}, stopped_by)
-        took = f"{summary['steps']} steps, {duration(summary['train_wall_s'])}"
+        took = f"{counted(summary['steps'], 'step')}, {duration(summary['train_wall_s'])}"
         moved = f"held-out loss {heldout[0]:.4f} -> {heldout[-1]:.4f} in " if heldout else "done in "
         for line in end_lines(summary, [moved + took], self._left(files), following):
             self.terminal.line(line)

@@ -9,6 +9,7 @@ from typing import Any
 from hybridrl.errors import RunFolderError
 from hybridrl.observe.files import atomic_write
 from hybridrl.observe.record import Record
+from hybridrl.wording import counted
 
 _HEAD = ("kind", "step", "time", "wall_s", "non_finite")
 
@@ -50,7 +51,8 @@ class JsonLines:
         broken = [name for name, value in record.metrics.items() if not math.isfinite(value)]
         if broken:
             line["non_finite"] = len(broken)
-            self._warn(f"step {record.step}: {len(broken)} metrics are not finite numbers, first {broken[0]}")
+            what = counted(len(broken), "metric is not a finite number", "metrics are not finite numbers")
+            self._warn(f"step {record.step}: {what}, first {broken[0]}")
         line |= {name: None if name in broken else value for name, value in record.metrics.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()

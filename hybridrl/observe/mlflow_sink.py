@@ -19,6 +19,7 @@ from typing import Any, Literal
 from hybridrl.observe.files import atomic_write
 from hybridrl.observe.names import safe
 from hybridrl.observe.record import Record
+from hybridrl.wording import counted
 
 EXPERIMENT = "hybridrl"
 RUN_ID_FILE = "mlflow_run_id"
@@ -83,7 +84,9 @@ class MlflowSink:
         if self._thread.is_alive():
             self._report(f"did not finish in {deadline_s:.0f} s")
         elif self._lost:
-            self._warn(f"MLflow lacks {self._lost} records of this run; metrics.jsonl has them all")
+            self._warn(
+                f"MLflow lacks {counted(self._lost, 'record')} of this run; metrics.jsonl has them all"
+            )
 
     def _serve(self) -> None:
         waiting: deque[_Item] = deque()

@@ -14,6 +14,7 @@ from typing import Any
 from hybridrl.batch import Batch
 from hybridrl.observe.files import atomic_write
 from hybridrl.types import Finish, Prompt
+from hybridrl.wording import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ def printable(line: str) -> str:
 
 def _block(step: int, sample: Sample) -> str:
     end = {"stop": "stop", "length": "cut", "abort": "aborted"}[sample.finish]
-    head = f"step {step}   {sample.uid}   {verdict(sample)}   {end} after {sample.response_tokens} tokens\n"
+    head = (
+        f"step {step}   {sample.uid}   {verdict(sample)}   {end} after "
+        f"{counted(sample.response_tokens, 'token')}\n"
+    )
     return f"{head}{_quoted('prompt', sample.prompt)}{_quoted('answer', sample.answer)}\n"
 
 

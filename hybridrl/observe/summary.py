@@ -10,6 +10,7 @@ from hybridrl.observe.metrics import heldout_reward, overhead_share
 from hybridrl.observe.names import FIRST_RATIO_ERROR, LOGP_GAP
 from hybridrl.observe.record import Record
 from hybridrl.observe.units import duration
+from hybridrl.wording import counted
 
 SUMMARY_FILE = "summary.json"
 
@@ -90,7 +91,7 @@ def end_lines(
 
 
 def _results(summary: Mapping[str, Any], reward_word: str) -> Iterable[str]:
-    took = f"in {summary['steps']} steps, {duration(summary['train_wall_s'])}"
+    took = f"in {counted(summary['steps'], 'step')}, {duration(summary['train_wall_s'])}"
     before, after, gap = (summary[key] for key in ("heldout_before", "heldout_after", "logprob_max_abs_diff"))
     if after is not None:
         yield f"held-out {reward_word} {before:.2f} -> {after:.2f} {took}"
@@ -98,7 +99,7 @@ def _results(summary: Mapping[str, Any], reward_word: str) -> Iterable[str]:
         yield f"done {took}"
     if gap is not None:
         checksums = _CHECKSUMS[summary["swap_checksums_ok"]]
-        yield f"trainer and engine agree to {gap:.1e} nats; {summary['swaps']} swaps, {checksums}"
+        yield f"trainer and engine agree to {gap:.1e} nats; {counted(summary['swaps'], 'swap')}, {checksums}"
 
 
 def _following(commands: Sequence[tuple[str, str]]) -> Iterable[str]:

@@ -26,15 +26,25 @@ from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.models import spec as models
 from hybridrl.plan.command import Plan
+from hybridrl.wording import counted
 
 _COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
+_WIDE = 10 + 26 + 13 * len(_COLUMNS)
+"""Characters of a row of the table of memory, with its heading."""
+
+_NARROW = {"weights": 8, "grads+opt": 10, "activations": 12, "engine": 7, "KV pool": 8, "peak": 7}
+"""Columns of the narrow table and their characters: numbers without their unit."""
 
 
-def lines(found: Plan) -> Iterator[tuple[str, str]]:
-    """(heading, text); a line without a heading belongs to the one above."""
+def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
+    """(heading, text); a line without a heading belongs to the one above.
+
+    Args:
+        width: of a line, in characters: below that of the table of memory it is written narrower. None: any.
+    """
     setting = found.setting
     yield from _batch(setting)
-    yield from _memory(found)
+    yield from _memory(found, narrow=width is not None and width < _WIDE)
     if found.swap is not None:
         yield from swap.lines(found.swap)
     if setting.gpu is not None and setting.divides():
@@ -69,24 +79,22 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
     if not setting.num_engines:
         yield from _example_batch(setting)
         return
-    batch, dp = setting.batch, setting.train.dp or 1
-    steps, most = batch.optimizer_steps, batch.trajectories * batch.longest
+    batch, steps = setting.batch, setting.batch.optimizer_steps
     yield (
         "BATCH",
-        f"{batch.prompts:,} prompts x {batch.samples} samples = {batch.trajectories:,} trajectories/step, "
-        f"at most {_count(most)} tokens/step",
+        f"{counted(batch.prompts, 'prompt', form=',')} x {counted(batch.samples, 'sample')} = "
+        f"{_trajectories(batch.trajectories)}/step, at most {_count(batch.trajectories * batch.longest)} "
+        "tokens/step",
     )
-    micro = num_microbatches(setting)
     yield (
         "",
-        f"{batch.trajectories_per_minibatch:,.0f} trajectories a minibatch -> {steps} optimizer steps "
-        f"({steps - 1} of them off-policy), each about {micro} microbatches of at most "
-        f"{setting.microbatch_tokens:,} tokens on each of {dp} data-parallel ranks",
+        f"{_trajectories(round(batch.trajectories_per_minibatch))} a minibatch -> "
+        f"{counted(steps, 'optimizer step')} ({steps - 1} of them off-policy), each {_microbatches(setting)}",
     )
     yield (
         "",
         f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}, "
-        f"{kv_tokens(setting):,} tokens of cache each",
+        f"{counted(kv_tokens(setting), 'token', form=',')} of cache each",
     )
     beside = [_beside(setting, role) for role in (*setting.trained, *setting.frozen) if role != "actor"]
     if beside:
@@ -94,14 +102,25 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
 
 
 def _example_batch(setting: Setting) -> Iterator[tuple[str, str]]:
-    batch, micro = setting.batch, num_microbatches(setting)
-    answers = f" x {batch.samples} answers" if batch.samples > 1 else ""
-    yield (
-        "BATCH",
-        f"{batch.prompts:,} examples{answers} -> 1 optimizer step, about {micro} microbatches of at most "
-        f"{setting.microbatch_tokens:,} tokens on each of {setting.train.dp} data-parallel ranks",
-    )
+    batch = setting.batch
+    answers = f" x {counted(batch.samples, 'answer')}" if batch.samples > 1 else ""
+    examples = f"{counted(batch.prompts, 'example', form=',')}{answers}"
+    yield "BATCH", f"{examples} -> 1 optimizer step, {_microbatches(setting)}"
     yield "", f"actor: {_actor(setting)}"
+
+
+def _trajectories(number: int) -> str:
+    return counted(number, "trajectory", "trajectories", form=",")
+
+
+def _microbatches(setting: Setting) -> str:
+    """How many an optimizer step has, their size, and the ranks that have as many each."""
+    micro, dp = num_microbatches(setting), setting.train.dp or 1
+    ranks = f"{'each of ' if dp > 1 else ''}{counted(dp, 'data-parallel rank')}"
+    return (
+        f"about {counted(micro, 'microbatch', 'microbatches')} of at most "
+        f"{counted(setting.microbatch_tokens, 'token', form=',')} on {ranks}"
+    )
 
 
 def _actor(setting: Setting) -> str:
@@ -123,12 +142,22 @@ def _beside(setting: Setting, role: Role) -> str:
     return f"{role}{size}: {place}"
 
 
-def _memory(found: Plan) -> Iterator[tuple[str, str]]:
+def _memory(found: Plan, *, narrow: bool) -> Iterator[tuple[str, str]]:
     setting = found.setting
     if setting.gpu is not None and not setting.divides():
         return
     per = f"per GPU, {_gb(setting.gpu.memory_bytes)}" if setting.gpu else "per trainer rank"
-    yield "MEMORY", f"{per:<26}" + "".join(f"{name:>13}" for name in _COLUMNS)
+    yield from _narrow_table(per, _rows(setting)) if narrow else _wide_table(per, _rows(setting))
+    host = (
+        f"host RAM {_gb(host_bytes(setting))} a node beside its processes"
+        if setting.gpu
+        else f"the machine in all {_gb(on_cpu(setting).peak)} of {_gb(found.machine.available_bytes)} free"
+    )
+    yield "", f"{host}; checkpoint {_gb(checkpoint_bytes(setting))} on disk"
+
+
+def _rows(setting: Setting) -> list[Phase]:
+    """The phases that a person sees, of the first pipeline stage and the last."""
     last = setting.train.pp - 1
     rows = [training(setting, stage) for stage in sorted({0, last})]
     if setting.num_engines:
@@ -136,14 +165,24 @@ def _memory(found: Plan) -> Iterator[tuple[str, str]]:
     if setting.num_engines and setting.gpu is not None:
         rows.append(rollout(setting, 0))
         rows += [scoring(setting, 0)] if setting.reward_model else []
+    return rows
+
+
+def _wide_table(per: str, rows: list[Phase]) -> Iterator[tuple[str, str]]:
+    yield "MEMORY", f"{per:<26}" + "".join(f"{name:>13}" for name in _COLUMNS)
     for phase in rows:
         yield "", f"{phase.name:<26}" + "".join(f"{_gb(size):>13}" for size in _cells(phase))
-    host = (
-        f"host RAM {_gb(host_bytes(setting))} a node beside its processes"
-        if setting.gpu
-        else f"the machine in all {_gb(on_cpu(setting).peak)} of {_gb(found.machine.available_bytes)} free"
-    )
-    yield "", f"{host}; checkpoint {_gb(checkpoint_bytes(setting))} on disk"
+
+
+def _narrow_table(per: str, rows: list[Phase]) -> Iterator[tuple[str, str]]:
+    """The same in 80 columns: one unit for all numbers."""
+    unit, size_of = ("GB", 1e9) if max(phase.peak for phase in rows) >= 1e9 else ("MB", 1e6)
+    yield "MEMORY", f"{per}; sizes in {unit}"
+    yield "", " " * 18 + "".join(f"{name:>{width}}" for name, width in _NARROW.items())
+    for phase in rows:
+        cells = zip(_cells(phase), _NARROW.values(), strict=True)
+        numbers = (f"{f'{size / size_of:.1f}' if size else '-':>{width}}" for size, width in cells)
+        yield "", f"{phase.name:<18}" + "".join(numbers)
 
 
 def _cells(phase: Phase) -> tuple[float, ...]:
@@ -200,9 +239,9 @@ def _proposal(proposal: Proposal) -> str:
     setting, time = proposal.setting, proposal.time
     return (
         f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.train.dp} x "
-        f"({sharding_name(setting.train)}), recompute {setting.recompute}, {setting.microbatch_tokens:,} "
-        f"tokens a microbatch, offload {setting.offload}; engines "
-        f"{setting.num_engines} x TP{setting.engine.tp}"
+        f"({sharding_name(setting.train)}), recompute {setting.recompute}, "
+        f"{counted(setting.microbatch_tokens, 'token', form=',')} a microbatch, offload {setting.offload}; "
+        f"engines {setting.num_engines} x TP{setting.engine.tp}"
     )
 
 

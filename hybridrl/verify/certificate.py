@@ -23,6 +23,7 @@ from hybridrl.verify.measure import Measured, measure, policy_logp
 from hybridrl.verify.model import choose
 from hybridrl.verify.ranks import RankGroup
 from hybridrl.verify.recorded import LONGEST_RESPONSE, RecordedBatch, make_tokens, record
+from hybridrl.wording import counted
 
 TOLERANCE = 2e-6
 TOLERANCE_OF_POST_NORMS = 1e-5
@@ -123,7 +124,7 @@ class _Session:
     def _refusal(self, row: Row) -> Finding | None:
         """Of a row that the model or this machine does not admit."""
         if (num_ranks := _num_ranks(row)) > MOST_RANKS:
-            return Finding(row, None, f"{num_ranks} ranks, at most {MOST_RANKS} are started here")
+            return Finding(row, None, f"{counted(num_ranks, 'rank')}, at most {MOST_RANKS} are started here")
         try:
             make_layout(replace(self._setup, parallel=row.parallel))
         except LayoutError as error:
@@ -179,12 +180,15 @@ def _routed(cfg: Config) -> MoEConfig:
 def _describe_model(setup: PolicySetup, *, full: bool) -> str:
     spec = setup.model
     kind = "with its weights" if full else "of small sizes with random weights"
-    return f"{spec.family} {kind}: {spec.num_layers} layers, {models.count(spec):,} parameters, fp32"
+    return (
+        f"{spec.family} {kind}: {counted(spec.num_layers, 'layer')}, "
+        f"{counted(models.count(spec), 'parameter', form=',')}, fp32"
+    )
 
 
 def _describe_batch(recorded: RecordedBatch) -> str:
     lengths = recorded.lengths
     return (
-        f"{len(lengths)} sequences of {min(lengths)} to {max(lengths)} tokens, "
-        f"{int(recorded.batch.trained_N.sum())} of {sum(lengths)} tokens trained on"
+        f"{counted(len(lengths), 'sequence')} of {min(lengths)} to {counted(max(lengths), 'token')}, "
+        f"{int(recorded.batch.trained_N.sum())} of {counted(sum(lengths), 'token')} trained on"
     )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hybridrl.verify.findings import Certificate, Finding
+from hybridrl.wording import counted
 
 COLUMNS = f"{'row':<22} {'loss':>9} {'grad norm':>9} {'gradient':>9}  worst parameter"
 
@@ -40,7 +41,7 @@ def verdicts(certificate: Certificate) -> Iterator[tuple[str, str]]:
 
 
 def _rows(count: int) -> str:
-    return "1 row" if count == 1 else f"{count} rows"
+    return counted(count, "row")
 
 
 def conclusion(certificate: Certificate) -> str:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
+from command_tree import parsed
 from documented import (
     OTHERS,
     PAGES,
@@ -26,6 +26,7 @@ from typer.exceptions import TyperException
 
 from hybridrl import cli
 from hybridrl.config import keys
+from hybridrl.config.kinds import load_any
 from hybridrl.config.load import load_as
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
@@ -85,21 +86,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parsed(words: list[str]) -> tuple[list[str], dict[str, object]]:
-    """The path of a command in the command line, and its parameters.
-
-    Raises:
-        TyperException: there is no such command or option.
-    """
-    command, context, path = typer.main.get_command(cli.app), None, []
-    while True:
-        context = command.make_context(command.name, list(words), parent=context)
-        if not hasattr(command, "commands") or not (rest := [*context._protected_args, *context.args]):
-            return path, context.params
-        name, command, words = command.resolve_command(context, rest)
-        path.append(name)
-
-
 @pytest.mark.parametrize("words", ["launch my.yaml --dryrun", "lunch my.yaml", "config explan actor", "plan"])
 def test_a_wrong_command_is_found(words: str) -> None:
     with pytest.raises(TyperException):
@@ -119,7 +105,8 @@ def test_commands_and_their_options_exist(command: Command, folder: Path) -> Non
         assert command.inline
         return
     if config := given.get("config"):
-        load_as(KINDS.get(given.get("command", path[0]), Config), str(config), given.get("overrides") or [])
+        wanted = given.get("command") or (path[0] if path[0] in KINDS else None)
+        load_any(wanted, Path(str(config)), given.get("overrides") or [])
 
 
 def is_run(command: Command) -> bool:

@@ -8,16 +8,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-NOUNS = {"errors", "types", "columns", "batch", "registry", "outside"}
+NOUNS = {"errors", "types", "columns", "batch", "registry", "outside", "wording"}
 DOORS = {
     "errors": set(),
     "types": {"errors"},
     "columns": {"errors"},
     "batch": {"types", "errors", "columns"},
     "outside": {"errors"},
+    "wording": set(),
     "registry": {"errors", "outside"},
     "models": NOUNS,
-    "config": {"errors", "outside", "registry", "models"},
+    "config": {"errors", "outside", "registry", "models", "wording"},
     "hosts": NOUNS,
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
@@ -43,10 +44,10 @@ DOORS = {
     | {"config", "data", "hosts", "models", "layout", "trainer", "cluster", "workers", "launch"},
     "verify": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "trainer", "controller"},
-    "importer": {"errors", "config"},
-    "doctor": {"errors", "hosts"},
+    "importer": {"errors", "config", "wording"},
+    "doctor": {"errors", "hosts", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
-    | {"plan", "export"},
+    | {"plan", "export", "wording"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself.
@@ -57,8 +58,9 @@ none: it finds the kind that rollout.engine names through the registry, as it do
 
 ALL = set(DOORS)
 KEYS = {
-    "torch": ALL - {"errors", "types", "columns", "batch", "registry", "config", "observe", "doctor", "cli"},
-    "numpy": ALL - {"errors", "types", "registry", "config", "doctor", "cli"},
+    "torch": ALL
+    - {"errors", "types", "columns", "batch", "registry", "wording", "config", "observe", "doctor", "cli"},
+    "numpy": ALL - {"errors", "types", "registry", "wording", "config", "doctor", "cli"},
     "ray": {"cluster", "workers", "launch"},
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},

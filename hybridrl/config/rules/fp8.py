@@ -10,6 +10,7 @@ from hybridrl.config.rules.parallel import trainer_shardings
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import ModelSpec
+from hybridrl.wording import counted
 
 FP8_GPUS = {
     "tensorwise": ("h100", "h200", "b200"),
@@ -115,8 +116,9 @@ def _too_many_left_out(loaded: LoadedConfig[Any], spec: ModelSpec) -> Iterator[C
     most = spec.num_layers // actor.parallel.pp  # what Megatron allows
     if actor.bf16_layers > most or 2 * actor.bf16_layers >= spec.num_layers:
         yield ConfigError(
-            f"actor.bf16_layers = {actor.bf16_layers} at each end is too many of {spec.num_layers} layers in "
-            f"actor.parallel.pp = {actor.parallel.pp} stages",
+            f"actor.bf16_layers = {actor.bf16_layers} at each end is too many of "
+            f"{counted(spec.num_layers, 'layer')} in actor.parallel.pp = "
+            f"{counted(actor.parallel.pp, 'stage')}",
             where=loaded.where("actor.bf16_layers", "actor.parallel.pp"),
             fix=f"use at most {min(most, (spec.num_layers - 1) // 2)}",
         )

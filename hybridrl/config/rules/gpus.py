@@ -12,6 +12,7 @@ from hybridrl.config.rules.parallel import all_shardings
 from hybridrl.config.run_shape import RunShape, num_gpus
 from hybridrl.config.schema import Config
 from hybridrl.errors import ResourceError
+from hybridrl.wording import counted
 
 
 def machines_are_started(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ResourceError]:
@@ -32,7 +33,7 @@ def gpus_are_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[
     wanted = cluster.gpus_per_node
     if wanted is not None and wanted > has:
         yield ResourceError(
-            f"cluster.gpus_per_node = {wanted}, this machine has {f'{has} GPUs' if has else 'no GPU'}",
+            f"cluster.gpus_per_node = {wanted}, this machine has {counted(has, 'GPU') if has else 'no GPU'}",
             where=loaded.where("cluster.gpus_per_node"),
             fix=f"cluster.gpus_per_node={has}",
         )
@@ -41,7 +42,7 @@ def gpus_are_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[
         if gpus and need > gpus:
             place = loaded.where(*(f"{key}.{axis}" for axis in ("tp", "pp", "dp")), "rollout.num_engines")
             yield ResourceError(
-                f"{key} needs {need} GPUs, there are {gpus}", where=place, fix="use smaller sizes"
+                f"{key} needs {counted(need, 'GPU')}, there are {gpus}", where=place, fix="use smaller sizes"
             )
 
 
@@ -50,10 +51,11 @@ def nodes_have_ranks(loaded: LoadedConfig[Config], context: RuleContext) -> Iter
     nodes, ranks = loaded.config.cluster.nodes, RunShape.of(loaded.config).trainer_ranks
     if context.fills_gpus and nodes > ranks:
         yield ResourceError(
-            f"cluster.nodes = {nodes}, and the trainer has {ranks} ranks: every node needs one, which writes "
-            "the weights of the engines beside it",
+            f"cluster.nodes = {nodes}, and the trainer has {counted(ranks, 'rank')}: every node needs one, "
+            "which writes the weights of the engines beside it",
             where=loaded.where("actor.parallel", "cluster.nodes"),
-            fix=f"give it {nodes} ranks, as with a larger actor.parallel.dp; or cluster.nodes={ranks}",
+            fix=f"give it {counted(nodes, 'rank')}, as with a larger actor.parallel.dp; or "
+            f"cluster.nodes={ranks}",
         )
 
 
@@ -86,8 +88,8 @@ def _idle(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> Itera
     elif replica % per_node == 0:
         fix = f"{fix}; or cluster.nodes={replica // per_node}"
     yield ResourceError(
-        f"the trainer has {shape.trainer_ranks} ranks, {replica} a replica, and the cluster {gpus} GPUs: "
-        "each takes one",
+        f"the trainer has {counted(shape.trainer_ranks, 'rank')}, {replica} a replica, and the cluster "
+        f"{counted(gpus, 'GPU')}: each takes one",
         where=loaded.where("actor.parallel", "cluster.gpus_per_node"),
         fix=fix,
     )
@@ -100,14 +102,16 @@ def _crowded(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> It
     parts = shape.engine_parts
     if parts > 1 and (tp % parts or shape.num_engines * parts > nodes):
         yield ResourceError(
-            f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x {per_node} GPUs: "
-            "an engine that is larger than a node fills nodes of its own, evenly",
+            f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x "
+            f"{counted(per_node, 'GPU')}: an engine that is larger than a node fills nodes of its own, "
+            "evenly",
             where=where,
             fix=f"rollout.parallel.tp={per_node}",
         )
     elif parts == 1 and most * tp > per_node:
         yield ResourceError(
-            f"{most} engines of {tp} ranks on a node of {per_node} GPUs: no two share a GPU",
+            f"{counted(most, 'engine')} of {counted(tp, 'rank')} on a node of {counted(per_node, 'GPU')}: "
+            "no two share a GPU",
             where=where,
             fix=f"rollout.num_engines={nodes * (per_node // tp)}",
         )

@@ -7,6 +7,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
 from hybridrl.errors import ConfigError
 from hybridrl.models.linears import present
+from hybridrl.wording import counted
 
 
 def adapters_fit_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
@@ -36,7 +37,8 @@ def gpus_train_no_adapters(loaded: LoadedConfig, context: RuleContext) -> Iterat
     per_node = loaded.config.cluster.gpus_per_node
     if loaded.config.actor.lora is not None and per_node:
         yield ConfigError(
-            f"actor.lora with {per_node} GPUs a node: Transformer Engine's layers take no adapters yet",
+            f"actor.lora with {counted(per_node, 'GPU')} a node: Transformer Engine's layers take no "
+            "adapters yet",
             where=loaded.where("actor.lora"),
             fix="train all weights: leave actor.lora out; adapters train with cluster.gpus_per_node=0",
         )

@@ -7,6 +7,7 @@ from hybridrl.config.rules.base import RuleContext, model_name
 from hybridrl.config.rules.roles import microbatch_limits
 from hybridrl.errors import AbsentModelError, ConfigError, HybridRLError, ModelError
 from hybridrl.models import hub
+from hybridrl.wording import counted
 
 
 def teacher_is_of_the_policys_kind(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
@@ -57,7 +58,7 @@ def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, context: RuleContext) -
 def a_trajectory_fits_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     if context.spec is not None:
         limit = context.spec.max_positions
-        name, key = f"the {limit} positions of {model_name(loaded)}", "rollout.max_response_tokens"
+        name, key = f"the {counted(limit, 'position')} of {model_name(loaded)}", "rollout.max_response_tokens"
         yield from _longest(loaded, limit, name, key, "lower both to {limit} together")
 
 

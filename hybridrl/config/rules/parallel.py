@@ -10,6 +10,7 @@ from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.models.spec import ModelSpec
+from hybridrl.wording import counted
 
 
 def trainer_shardings(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
@@ -78,7 +79,7 @@ def engine_parallel_divides_the_model(loaded: LoadedConfig, context: RuleContext
 def _sizes_that_need_others(loaded: LoadedConfig, key: str, sharding: TrainParallel) -> Iterator[ConfigError]:
     if sharding.vpp > 1 and sharding.pp == 1:
         yield ConfigError(
-            f"{key}.vpp = {sharding.vpp} chunks take turns in a pipeline, {key}.pp = 1 has none",
+            f"{key}.vpp = {counted(sharding.vpp, 'chunk')} take turns in a pipeline, {key}.pp = 1 has none",
             where=loaded.where(f"{key}.vpp", f"{key}.pp"),
             fix=f"set {key}.pp: 2, or {key}.vpp: 1",
         )
@@ -96,23 +97,23 @@ def _wrong_stages(
     num_chunks, name = sharding.pp * sharding.vpp, f"{key}.stage_layers"
     if sharding.stage_layers and len(sharding.stage_layers) != num_chunks:
         yield ConfigError(
-            f"{name} = {list(sharding.stage_layers)} describes {len(sharding.stage_layers)} chunks, "
-            f"{key}.pp x vpp = {num_chunks}",
+            f"{name} = {list(sharding.stage_layers)} describes "
+            f"{counted(len(sharding.stage_layers), 'chunk')}, {key}.pp x vpp = {num_chunks}",
             where=loaded.where(name, f"{key}.pp", f"{key}.vpp"),
-            fix=f"give {num_chunks} numbers, or [] for equal parts",
+            fix=f"give {counted(num_chunks, 'number')}, or [] for equal parts",
         )
     elif sharding.stage_layers and num_layers not in (None, sum(sharding.stage_layers)):
         yield ConfigError(
-            f"{name} = {list(sharding.stage_layers)} adds up to {sum(sharding.stage_layers)} layers, "
-            f"{model} has {num_layers}",
+            f"{name} = {list(sharding.stage_layers)} adds up to "
+            f"{counted(sum(sharding.stage_layers), 'layer')}, {model} has {num_layers}",
             where=loaded.where(name),
-            fix=f"give {num_chunks} numbers that add up to {num_layers}",
+            fix=f"give {counted(num_chunks, 'number')} that add up to {num_layers}",
         )
     elif not sharding.stage_layers and num_layers is not None and num_layers % num_chunks:
         counts = [str(count) for count in range(1, num_layers + 1) if num_layers % count == 0]
         product = f"{key}.pp = {sharding.pp}" + (f" times vpp = {sharding.vpp}" if sharding.vpp > 1 else "")
         yield ConfigError(
-            f"{product} does not divide the {num_layers} layers of {model}",
+            f"{product} does not divide the {counted(num_layers, 'layer')} of {model}",
             where=loaded.where(f"{key}.pp", f"{key}.vpp"),
             fix=f"use {', '.join(counts)}, or give {name}",
         )

@@ -10,6 +10,7 @@ from hybridrl.config.schema import Config, RewardModelConfig
 from hybridrl.errors import AbsentModelError, ConfigError, HybridRLError, ModelError
 from hybridrl.models import hub
 from hybridrl.models.spec import VALUE_HEAD, ModelSpec
+from hybridrl.wording import counted
 
 HEAD = VALUE_HEAD.hf[0]
 """Tensor of a reward model's folder that makes a score of what the layers say."""
@@ -74,7 +75,7 @@ def _wrong_model(loaded: LoadedConfig, own: RewardModelConfig, spec: ModelSpec) 
     if longest > spec.max_positions:
         yield ConfigError(
             f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than the "
-            f"{spec.max_positions} positions of the reward model {Path(own.path).name}",
+            f"{counted(spec.max_positions, 'position')} of the reward model {Path(own.path).name}",
             where=loaded.where("rollout.max_response_tokens", "reward_model.path"),
             fix=f"lower both to {spec.max_positions} together",
         )

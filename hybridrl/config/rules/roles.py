@@ -7,6 +7,7 @@ from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
+from hybridrl.wording import counted
 
 _Role = tuple[str, TrainParallel | None, int | None]
 
@@ -56,7 +57,8 @@ def _idle_ranks(loaded: LoadedConfig, role: str, dp: int) -> Iterator[ConfigErro
     if answers < dp:
         whole = "step" if of_step else "minibatch"
         yield ConfigError(
-            f"{role}.parallel.dp = {dp} ranks share {answers} trajectories of a {whole}",
+            f"{role}.parallel.dp = {counted(dp, 'rank')} share "
+            f"{counted(answers, 'trajectory', 'trajectories')} of a {whole}",
             where=loaded.where(f"{role}.parallel.dp"),
             fix=f"use at most {answers}",
         )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext, one_of
 from hybridrl.errors import ConfigError, HybridRLError
+from hybridrl.wording import counted
 
 
 def minibatches_divide_the_step(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
@@ -27,7 +28,8 @@ def ranks_have_work(loaded: LoadedConfig, context: RuleContext) -> Iterator[Hybr
     answers, dp = prompts * config.algorithm.samples_per_prompt, config.actor.parallel.dp or 1
     if answers < dp:
         yield ConfigError(
-            f"actor.parallel.dp = {dp} ranks share {answers} trajectories of a minibatch",
+            f"actor.parallel.dp = {counted(dp, 'rank')} share "
+            f"{counted(answers, 'trajectory', 'trajectories')} of a minibatch",
             where=loaded.where("actor.parallel.dp"),
             fix=f"use at most {answers}",
         )
@@ -48,8 +50,8 @@ def schedule_fits_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterato
     updates = config.run.steps * config.batch.optimizer_steps
     if optimizer.warmup_steps and optimizer.warmup_steps >= updates:
         yield ConfigError(
-            f"actor.optimizer.warmup_steps = {optimizer.warmup_steps} never ends, "
-            f"the run has {updates} optimizer steps",
+            f"actor.optimizer.warmup_steps = {optimizer.warmup_steps} never ends, the run has "
+            f"{counted(updates, 'optimizer step')}",
             where=loaded.where("actor.optimizer.warmup_steps", "run.steps"),
             fix=f"use fewer than {updates}; actor.optimizer.warmup_steps=0 for a short try",
         )
@@ -77,7 +79,8 @@ def greedy_answers_once(loaded: LoadedConfig, context: RuleContext) -> Iterator[
     evaluate = loaded.config.evaluate
     if evaluate.samples_per_prompt > 1 and evaluate.temperature == 0:
         yield ConfigError(
-            f"evaluate.samples_per_prompt = {evaluate.samples_per_prompt} greedy answers are all the same",
+            f"evaluate.samples_per_prompt = {counted(evaluate.samples_per_prompt, 'greedy answer')} are all "
+            "the same",
             where=loaded.where("evaluate.samples_per_prompt"),
             fix="set evaluate.temperature, or one sample",
         )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from hybridrl.errors import ConfigError
 from hybridrl.registry import register
+from hybridrl.wording import counted
 
 _HELDOUT_SHARE = 5
 """Every fifth puzzle is held out."""
@@ -78,7 +79,7 @@ def countdown(
             rows[key], misses = _row(numbers, solution), 0
     if len(rows) < size:
         raise ConfigError(
-            f"countdown: size = {size}, and only {len(rows)} puzzles of this kind were found",
+            f"countdown: size = {size}, and only {counted(len(rows), 'puzzle')} of this kind were found",
             fix="more numbers or a larger max_value make more of them",
         )
     return list(rows.values())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hybridrl.config.strict_yaml import inline, parse, parse_value
+from hybridrl.config.strict_yaml import folded, inline, parse, parse_value
 from hybridrl.errors import ConfigError
 
 
@@ -94,3 +94,23 @@ def test_what_is_not_strict_is_refused_with_its_place(text: str, message: str) -
     with pytest.raises(ConfigError) as error:
         parse(text, "x.yaml")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "'x: y #" + " word" * 40 + "  '",
+        "[" + ", ".join(map(str, range(60))) + "]",
+        "['--constraint=h100', {name: overlong, limit: 5}, '" + "a b " * 30 + "']",
+        '"line\\nline ' + "w " * 60 + '"',
+    ],
+)
+def test_a_folded_line_is_read_as_the_line(value: str) -> None:
+    line = f"    key: {value}"
+    lines = folded(line, 60)
+    assert max(map(len, lines)) <= 60 and len(lines) > 1
+    assert parse("\n".join(lines), "").tree == parse(line, "").tree
+
+
+def test_a_word_is_not_broken() -> None:
+    assert folded(f"  path: {'a' * 90}", 60) == [f"  path: {'a' * 90}"]

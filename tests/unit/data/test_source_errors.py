@@ -153,7 +153,7 @@ def test_one_token_less_than_the_longest_is_refused(tokenizer, tmp_path):
     path = write(tmp_path, {"prompt": "abc"})
     [prompt] = load(tokenizer, path).all()
     message = refusal(DataError, load, tokenizer, path, max_prompt_tokens=len(prompt.token_ids) - 1)
-    assert message.startswith("1 of 1 prompts")
+    assert message.startswith("1 of 1 prompt ")
 
 
 def test_the_nearest_task_and_the_nearest_option_are_named(tokenizer):

@@ -59,7 +59,7 @@ def test_a_dry_run_reads_the_copy_in_the_cache(cache: Path, capsys: Captured) ->
     fill(cache)
     code, out, err = run(capsys, "launch", "my.yaml", "--dry-run")
     assert (code, err) == (0, "")
-    assert f"from {NAME}" in out and "1 prompts" in out
+    assert f"from {NAME}" in out and "1 prompt, " in out
 
 
 def test_a_model_of_the_table_is_checked_without_a_download(cache: Path, capsys: Captured) -> None:

@@ -67,7 +67,7 @@ def test_a_job_that_may_go_on_begins_where_nothing_was_begun(folder: Path, capsy
 
 def test_a_job_that_cannot_run_is_refused_before_it_waits_in_a_queue(folder: Path, capsys: Captured) -> None:
     for keys, message in (
-        (["cluster.nodes=3"], "cluster.nodes = 3, and the trainer has 1 ranks: every node needs one"),
+        (["cluster.nodes=3"], "cluster.nodes = 3, and the trainer has 1 rank: every node needs one"),
         (["cluster.gpus_per_node=8", "actor.parallel.dp=3"], "3 ranks, 1 a replica, and the cluster 8 GPUs"),
     ):
         code, _, err = run(capsys, "--on", "slurm", *keys)

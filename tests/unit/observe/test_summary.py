@@ -71,7 +71,7 @@ def test_swaps_through_the_loader_of_the_engine_are_not_called_checked() -> None
     step = {"timing_s/step": 1.0, "sync/in_place": 0.0, "training/rollout_logp_diff_max": 1e-6}
     summary = summarise([values.record(1, **step)], {})
     assert summary["swap_checksums_ok"] is None
-    assert closing_lines(summary, "reward", {}, [])[1].endswith("1 swaps, through the engine's own loader")
+    assert closing_lines(summary, "reward", {}, [])[1].endswith("1 swap, through the engine's own loader")
 
 
 def test_a_run_that_stopped_says_where_and_how_it_goes_on() -> None:

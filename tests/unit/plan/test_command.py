@@ -21,6 +21,7 @@ from hybridrl.plan import plan_report
 from tests.support.plan_values import write_cluster_config
 
 BARE = Machine(cores=2, memory_bytes=2**34, available_bytes=2**34, shm_bytes=2**33, gpus=())
+QUICKSTART = Path(__file__).parents[3] / "configs/quickstart.yaml"
 PLAIN = planning.Request(search=False, gpus=None, mean_response=None)
 
 
@@ -223,3 +224,12 @@ def test_a_plan_imports_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_one_of_a_kind_is_named_in_the_singular() -> None:
+    one = ["batch={prompts_per_step: 1}", "algorithm.samples_per_prompt=1"]
+    loaded = load(QUICKSTART, [*one, "algorithm.preset=null", "algorithm.estimator=reinforce_plus_plus"])
+    said = " ".join(text for _, text in plan_report.lines(planning.plan(loaded, BARE, PLAIN)))
+    assert "1 prompt x 1 sample = 1 trajectory/step" in said
+    assert "1 trajectory a minibatch -> 1 optimizer step (0 of them" in said
+    assert "about 1 microbatch of" in said and "on 1 data-parallel rank" in said

@@ -1,0 +1,57 @@
+"""The three kinds of config, by the command that takes each, and which of them a file is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from hybridrl.config import keys, strict_yaml
+from hybridrl.config.load import LoadedConfig, load_as, read
+from hybridrl.config.schema import Config
+from hybridrl.config.sft_rm import RMConfig, SFTConfig
+from hybridrl.errors import ConfigError
+
+KindOfConfig = Literal["launch", "sft", "rm"]
+"""The command that a config is for."""
+
+KINDS: Mapping[KindOfConfig, type[BaseModel]] = {"launch": Config, "sft": SFTConfig, "rm": RMConfig}
+
+
+def command_of(path: Path, overrides: Sequence[str] = ()) -> KindOfConfig:
+    """The command that a config is for, told by the keys that it has: the one whose schema lacks the fewest.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or its keys are those of `sft` and of `rm` alike.
+    """
+    document = strict_yaml.parse(read(path), str(path))
+    written = [".".join(place) for place in document.line]
+    written += [override.partition("=")[0].strip() for override in overrides]
+    unknown = {command: _unknown(written, root) for command, root in KINDS.items()}
+    found = [command for command, count in unknown.items() if count == min(unknown.values())]
+    if found == ["sft", "rm"]:
+        raise ConfigError(
+            f"{path} has the keys of both hybridrl sft and hybridrl rm", fix="add --for sft, or --for rm"
+        )
+    return found[0]
+
+
+def load_any(
+    command: KindOfConfig | None, path: Path, overrides: Sequence[str] = ()
+) -> tuple[KindOfConfig, LoadedConfig[Any]]:
+    """The command that a config is for, and the config.
+
+    Args:
+        command: of KINDS; None: told by the keys.
+
+    Raises:
+        As load_as().
+    """
+    command = command or command_of(path, overrides)
+    return command, load_as(KINDS[command], path, overrides)
+
+
+def _unknown(written: Sequence[str], root: type[BaseModel]) -> int:
+    """How many of the keys, counted down to the second level, are not in the schema."""
+    known = {key.name for key in keys.all_keys(root)}
+    return len({top for name in written if (top := ".".join(name.split(".")[:2])) not in known})
