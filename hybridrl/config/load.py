@@ -229,6 +229,12 @@ def _unknown(
     path: KeyPath, section: type[BaseModel], origins: Mapping[KeyPath, str], root: type[BaseModel]
 ) -> ConfigError:
     dotted = ".".join(path)
+    if dotted == "run.mlflow":
+        what, fix = (
+            "run.mlflow is no key any more: observe.sinks names where metrics go",
+            ("delete it for MLflow, the default; observe.sinks=[] in place of run.mlflow=false"),
+        )
+        return ConfigError(what, where=_place(path, origins), fix=fix)
     if nested := [name for name in path if "." in name]:
         return ConfigError(
             f"the key {nested[0]!r}", where=_place(path, origins), fix="write one level for each dot"
