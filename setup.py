@@ -32,7 +32,18 @@ setup(
     packages=find_namespace_packages(include=["hybridrl", "hybridrl.*"]),
     package_data={"hybridrl": ["**/*.json", "**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.in"]},
     ext_modules=[NATIVE],
-    install_requires=["lapx>=0.9", "numpy>=1.26", "pydantic>=2.9", "pyyaml>=6", "rich>=13", "typer>=0.15"],
+    install_requires=[
+        "lapx>=0.9",
+        "numpy>=1.26",
+        "nvidia-ml-py>=12.535",
+        "psutil>=5.9",
+        "pydantic>=2.9",
+        "pyyaml>=6",
+        "rich>=13",
+        "typer>=0.15",
+    ],
+    # The sinks of observe.sinks, as each says itself
+    extras_require={"mlflow": ["mlflow>=3"], "tensorboard": ["tensorboard>=2.18"], "wandb": ["wandb>=0.26"]},
     entry_points={"console_scripts": ["hybridrl = hybridrl.cli:main"]},
     zip_safe=False,
 )

@@ -60,6 +60,9 @@ MEANINGS: dict[str, str] = {
     "run.name": "experiment_name run_name wandb_name trial_name",
     "run.folder": "default_local_dir output_dir save_dir checkpoint_dir work_dir",
     "run.keep_checkpoints": "max_actor_ckpt_to_keep save_total_limit",
+    "observe.sinks": (
+        "report_to trainer.logger logger use_wandb use_tensorboard wandb tensorboard mlflow sinks log_to"
+    ),
     "data.train": "train_files prompt_data train_file dataset dataset_name train_data",
     "data.heldout": "val_files eval_prompt_data test_files validation val test eval held_out eval_dataset",
     "data.prompt_field": "prompt_key input_key prompt_column question_field",

@@ -30,12 +30,14 @@ class Renamed:
         return {self.new: value} if isinstance(self.new, str) else self.new(value)
 
 
-RENAMED: tuple[Renamed, ...] = ()
+RENAMED: tuple[Renamed, ...] = (
+    Renamed("run.mlflow", lambda logged: {} if logged else {"observe.sinks": []}, "Unreleased"),
+)
 """Every key that changed, the latest first; CHANGELOG.md names them too."""
 
 
 def described(entry: Renamed, value: Any) -> str:
-    """The change in words, as in "run.mlflow = false is now observe.sinks = [jsonl]"."""
+    """The change in words, as in "run.mlflow = false is now observe.sinks = []"."""
     new = ", ".join(f"{key} = {strict_yaml.inline(new)}" for key, new in entry.spelled(value).items())
     return f"{entry.old} = {strict_yaml.inline(value)} is now {new or 'nothing: the key is gone'}"
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from hybridrl import __version__
 from hybridrl.config.load import LoadedConfig, load_as, values
 from hybridrl.config.schema import Config
+from hybridrl.config.secrets import masked
 from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.config.strict_yaml import folded, inline
 from hybridrl.errors import ConfigError, RunFolderError, refuse
@@ -28,7 +29,6 @@ MAY_CHANGE = frozenset(
         "run.export",
         "run.export_every",
         "run.async_save",
-        "run.mlflow",
         "run.sample_every",
         "run.samples_kept",
         "rollout.num_engines",
@@ -36,6 +36,7 @@ MAY_CHANGE = frozenset(
         "cluster.gpus_per_node",
         "cluster.start_timeout_s",
         "cluster.step_timeout_s",
+        "observe.sinks",
         "reward.timeout_s",
         "reward.num_workers",
     }
@@ -145,7 +146,8 @@ def step_of(path: Path) -> int | None:
 
 
 def as_yaml(loaded: LoadedConfig[Any], width: int | None = None) -> str:
-    """Every value of a run with where it came from, one a line. It loads like any other config.
+    """Every value of a run with where it came from, one a line; secrets are masked. It
+    loads like any other config.
 
     Args:
         width: of a line, in characters: where the two do not fit, the origin stands on a line of its own
@@ -171,7 +173,9 @@ def _fitted(line: str, row: tuple[str, str], width: int) -> list[str]:
 
 def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigError]:
     """What keeps a run from going on with another config: the keys that differ, except those that may."""
-    then, today = dict(values(before.config)), dict(values(now.config))
+    then, today = (
+        {key: masked(value, key) for key, value in values(loaded.config)} for loaded in (before, now)
+    )
     names = [
         key for key in {**then, **today} if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_BELOW)
     ]
@@ -200,7 +204,7 @@ def _lines(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         for depth in range(shared, len(sections)):
             yield f"{'  ' * depth}{sections[depth]}:", ""
         above = tuple(sections)
-        value = list(value) if isinstance(value, tuple) else value
+        value = masked(list(value) if isinstance(value, tuple) else value, dotted)
         yield f"{'  ' * len(sections)}{name}: {inline(value)}", loaded.origins[dotted]
 
 

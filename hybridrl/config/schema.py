@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from hybridrl.config.cluster import ClusterConfig
+from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import PluginConfig, Section
 from hybridrl.config.training import (
@@ -283,7 +284,7 @@ class TrainingRun(Section):
     """Folder of the run inside `folder`."""
 
     folder: str = "runs"
-    """Where runs and the MLflow store are."""
+    """Where runs are, and the MLflow store of all of them."""
 
     steps: PositiveInt = 100
     """Updates of the model: policy updates, where it is reinforcement learning."""
@@ -306,9 +307,6 @@ class TrainingRun(Section):
 
     export: bool = True
     """Write the final model in Hugging Face format."""
-
-    mlflow: bool = True
-    """Log to the MLflow store in `folder`."""
 
 
 class RunConfig(TrainingRun):
@@ -345,6 +343,7 @@ class Config(Section):
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
+    observe: ObserveConfig = ObserveConfig()
 
     @model_validator(mode="after")
     def _model_of_the_seed(self) -> "Config":

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from hybridrl.config.cluster import ClusterConfig
+from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.schema import DataConfig, ModelConfig, SourceConfig, TrainingRun, with_model_of_the_seed
 from hybridrl.config.section import Section
 from hybridrl.config.training import ActorConfig
@@ -64,6 +65,7 @@ class SupervisedConfig(Section):
     batch: ExamplesBatchConfig = ExamplesBatchConfig()
     actor: ActorConfig = ActorConfig()
     cluster: ClusterConfig = ClusterConfig()
+    observe: ObserveConfig = ObserveConfig()
 
     @model_validator(mode="after")
     def _model_of_the_seed(self) -> Self:

@@ -22,6 +22,9 @@ _SCALARS = {
     "int": (r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", list("-+0123456789")),
     "float": (_FLOAT, list("-+0123456789.")),
 }
+MAX_REPEATED = 100_000
+"""Values, and characters of scalars, that aliases may add to a text: ten nested ones can ask for billions."""
+
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in (*_SCALARS, "str", "seq", "map")}
 
 
@@ -69,13 +72,12 @@ def parse(text: str, file: str) -> Document:
     """The mapping that a YAML text holds.
 
     Raises:
-        ConfigError: not YAML, not a mapping, or with a key that is duplicate, not a string or dotted.
+        ConfigError: not YAML, not a mapping, with a key that is duplicate, not a string or dotted, or with
+            aliases that write out to more than MAX_REPEATED.
     """
-    line: dict[tuple[str, ...], int] = {}
-    loader = _loader(text, file)
+    reader = _Reader(file)
     try:
-        node = loader.get_single_node()
-        tree = {} if node is None else _value(loader, node, (), line, file, ())
+        tree = reader.read(text, {})
     except yaml.YAMLError as error:
         raise _syntax_error(error, file) from error
     if not isinstance(tree, dict):
@@ -84,7 +86,7 @@ def parse(text: str, file: str) -> Document:
             where=f"{file}:1",
             fix="write key: value lines",
         )
-    return Document(tree, line)
+    return Document(tree, reader.line)
 
 
 def compose(text: str, file: str) -> yaml.Node | None:
@@ -105,10 +107,8 @@ def parse_value(text: str, place: str) -> Any:
     Raises:
         ConfigError: the text is not a YAML value.
     """
-    loader = _loader(text, place)
     try:
-        node = loader.get_single_node()
-        return None if node is None else _value(loader, node, (), {}, place, ())
+        return _Reader(place).read(text, None)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not a YAML value", where=place, fix="quote it") from error
 
@@ -183,46 +183,81 @@ def _syntax_error(error: yaml.YAMLError, file: str) -> ConfigError:
     return ConfigError(f"not YAML: {problem}", where=where, fix="indent with spaces" if tab else "")
 
 
-def _value(
-    loader: _Loader, node: yaml.Node, path: tuple[str, ...], line: dict, file: str, inside: tuple[int, ...]
-) -> Any:
-    here = f"{file}:{node.start_mark.line + 1}"
-    if id(node) in inside:
-        raise ConfigError("an alias that contains itself", where=here, fix="write the value out")
-    inside = (*inside, id(node))
-    if node.tag not in _TAGS:
-        raise ConfigError(f"a value with the tag {node.tag}", where=here, fix="plain values only")
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(loader, node, path, line, file, inside)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(loader, item, (*path, str(i)), {}, file, inside) for i, item in enumerate(node.value)]
-    return loader.construct_object(node)
+class _Reader:
+    """Values out of the nodes of one text, each checked where it stands."""
 
+    def __init__(self, file: str) -> None:
+        self.line: dict[tuple[str, ...], int] = {}
+        self._file, self._seen, self._repeated = file, set[int](), 0
 
-def _mapping(
-    loader: _Loader,
-    node: yaml.MappingNode,
-    path: tuple[str, ...],
-    line: dict,
-    file: str,
-    inside: tuple[int, ...],
-) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    first: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        at = key_node.start_mark.line + 1
-        key = _value(loader, key_node, path, {}, file, inside)
-        dotted = ".".join((*path, str(key)))
-        if not isinstance(key, str):
-            raise ConfigError(
-                f"the key {dotted} is {kind_of(key)}", where=f"{file}:{at}", fix="keys are names"
-            )
-        if key in tree:
-            raise ConfigError(
-                f"duplicate key {dotted}",
-                where=f"{file}:{at}, first on line {first[key]}",
-                fix="keep one of them",
-            )
-        first[key] = line[*path, key] = at
-        tree[key] = _value(loader, value_node, (*path, key), line, file, inside)
-    return tree
+    def read(self, text: str, empty: Any) -> Any:
+        """The value of a text; `empty` if it holds none.
+
+        Raises:
+            yaml.YAMLError: the text is not YAML.
+            ConfigError: its value is refused.
+        """
+        loader = _loader(text, self._file)
+        try:
+            node = loader.get_single_node()
+            return empty if node is None else self._value(loader, node, (), self.line, ())
+        except RecursionError:
+            what = "values inside values, deeper than can be read"
+            raise ConfigError(what, where=self._file, fix="close the brackets") from None
+
+    def _value(
+        self, loader: _Loader, node: yaml.Node, path: tuple[str, ...], line: dict, inside: tuple[int, ...]
+    ) -> Any:
+        here = self._place(node)
+        if id(node) in inside:
+            raise ConfigError("an alias that contains itself", where=here, fix="write the value out")
+        self._count(node)
+        inside = (*inside, id(node))
+        if node.tag not in _TAGS:
+            raise ConfigError(f"a value with the tag {node.tag}", where=here, fix="plain values only")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(loader, node, path, line, inside)
+        if isinstance(node, yaml.SequenceNode):
+            return [
+                self._value(loader, item, (*path, str(i)), {}, inside) for i, item in enumerate(node.value)
+            ]
+        try:
+            return loader.construct_object(node)
+        except ValueError as error:
+            what = f"{node.value[:40]!r} is no number"
+            raise ConfigError(what, where=here, fix="quote it if it is a text") from error
+
+    def _mapping(
+        self,
+        loader: _Loader,
+        node: yaml.MappingNode,
+        path: tuple[str, ...],
+        line: dict,
+        inside: tuple[int, ...],
+    ) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        first: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            at = key_node.start_mark.line + 1
+            key = self._value(loader, key_node, path, {}, inside)
+            dotted, here = ".".join((*path, str(key))), self._place(key_node)
+            if not isinstance(key, str):
+                raise ConfigError(f"the key {dotted} is {kind_of(key)}", where=here, fix="keys are names")
+            if key in tree:
+                where = f"{here}, first on line {first[key]}"
+                raise ConfigError(f"duplicate key {dotted}", where=where, fix="keep one of them")
+            first[key] = line[*path, key] = at
+            tree[key] = self._value(loader, value_node, (*path, key), line, inside)
+        return tree
+
+    def _count(self, node: yaml.Node) -> None:
+        """An alias shares its anchor's node: what is read again was written once."""
+        if id(node) in self._seen:
+            self._repeated += 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
+        self._seen.add(id(node))
+        if self._repeated > MAX_REPEATED:
+            what = f"aliases that write out to more than {MAX_REPEATED:,} values and characters"
+            raise ConfigError(what, where=self._place(node), fix="write out what is needed of them")
+
+    def _place(self, node: yaml.Node) -> str:
+        return f"{self._file}:{node.start_mark.line + 1}"

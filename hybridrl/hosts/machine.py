@@ -2,9 +2,13 @@
 
 import os
 import shutil
-import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
 
 from hybridrl.wording import counted
 
@@ -12,7 +16,6 @@ LOOPBACK = "127.0.0.1"
 GIB = 2**30
 
 _CGROUP = Path("/sys/fs/cgroup")
-_NVIDIA_SMI_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,8 @@ def cores() -> int:
 
 def memory() -> tuple[int, int]:
     """Bytes in total and bytes available, of the machine or of the container, whichever is less."""
-    lines = (line.split() for line in _read(Path("/proc/meminfo")).splitlines())
-    meminfo = {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
-    total, available = meminfo["MemTotal"], meminfo["MemAvailable"]
+    machine = psutil.virtual_memory()
+    total, available = machine.total, machine.available
     limit, used = _read(_CGROUP / "memory.max"), _read(_CGROUP / "memory.current")
     if limit.isdecimal() and used.isdecimal():
         lines = (line.split() for line in _read(_CGROUP / "memory.stat").splitlines())
@@ -77,39 +79,35 @@ def shm_free() -> int:
     return shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0
 
 
-def gpus() -> tuple[GPU, ...]:
-    """The GPUs that CUDA would show to this process; none without a driver."""
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    query = [
-        "nvidia-smi",
-        "--query-gpu=index,uuid,name,memory.total,memory.used",
-        "--format=csv,noheader,nounits",
-    ]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        return ()
-    return (
-        visible(parse_gpus(answer.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
-        if answer.returncode == 0
-        else ()
-    )
+def gpus(nvml: Any = pynvml) -> tuple[GPU, ...]:
+    """The GPUs that CUDA would show to this process; none without a driver.
 
-
-def parse_gpus(table: str) -> tuple[GPU, ...]:
-    """nvidia-smi's lines "index, uuid, name, MiB in total, MiB used"; a line without numbers (a GPU that is
-    lost) is left out.
+    Args:
+        nvml: the functions of NVML, as the module pynvml has them.
     """
-    rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines()]
-    whole = [
-        row
-        for row in rows
-        if len(row) == 5 and row[0].isdecimal() and row[3].isdecimal() and row[4].isdecimal()
-    ]
-    return tuple(
-        GPU(int(i), uuid, name, int(total) * 2**20, int(used) * 2**20) for i, uuid, name, total, used in whole
-    )
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        return visible(tuple(_working(nvml)), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except nvml.NVMLError:
+        return ()
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _working(nvml: Any) -> Iterator[GPU]:
+    """GPUs in the order of their PCI bus, as nvidia-smi counts them, without those that do not answer."""
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+            # The second version keeps what the driver reserves out of what is used, as nvidia-smi does
+            memory = nvml.nvmlDeviceGetMemoryInfo(gpu, version=nvml.nvmlMemory_v2)
+            uuid, name = nvml.nvmlDeviceGetUUID(gpu), nvml.nvmlDeviceGetName(gpu)
+        except nvml.NVMLError:
+            continue
+        yield GPU(index, uuid, name, memory.total, memory.used)
 
 
 def visible(found: tuple[GPU, ...], names: str | None) -> tuple[GPU, ...]:

@@ -304,7 +304,7 @@ IGNORED: tuple[tuple[str, str], ...] = (
     (f"{A}.grad_clip", "actor.optimizer.clip_grad_norm is set"),
     (f"{A}.data_loader_seed", "run.seed"),
     ("*.megatron.seed", "run.seed"),
-    ("trainer.logger", "metrics go to the run folder and to MLflow"),
+    ("trainer.logger", "metrics go to the run folder and to what observe.sinks names"),
     ("trainer.project_name", "a name in a tracker"),
     ("trainer.balance_batch", "microbatches are always balanced by tokens"),
     ("trainer.resume_*", "hybridrl launch --resume"),

@@ -25,6 +25,7 @@ from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
 from hybridrl.models.make import spec_of_made
 from hybridrl.models.spec import ModelSpec
+from hybridrl.observe.sink import load_sinks, refuse_missing_sinks
 from hybridrl.rewards.plugin import load_reward
 from hybridrl.rollout.base import kind_of
 from hybridrl.trainer.setup import refuse_unfit_experts
@@ -127,6 +128,7 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
     if isinstance(loaded.config, Config):
         errors += _run_errors(loaded, context)
     errors += _unfit_model(loaded, model)
+    errors += _sink_errors(loaded, here=scope.devices == "here")
     absent = [error for error in errors if isinstance(error, scope.absent)]
     errors = list({str(error): error for error in errors if error not in absent}.values())
     if not errors and model:
@@ -200,6 +202,12 @@ def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator
         )
     if isinstance(cfg, Config):
         yield from _refusals(loaded, lambda: refuse_unfit_reward_model(cfg))
+
+
+def _sink_errors(loaded: LoadedConfig[Any], *, here: bool) -> list[HybridRLError]:
+    """What sinks are refused for; what they need of a machine is asked where the run is driven."""
+    observe, ask = loaded.config.observe, refuse_missing_sinks if here else load_sinks
+    return _refusals(loaded, lambda: ask(observe.sinks))
 
 
 def _layout_errors(loaded: LoadedConfig[Any], model: ModelSpec) -> list[HybridRLError]:

@@ -1,4 +1,4 @@
-"""The observer of training on examples: lines for a person, metrics.jsonl, MLflow, a curve of the loss."""
+"""The observer of training on examples: lines for a person, metrics.jsonl, sinks, a curve of the loss."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

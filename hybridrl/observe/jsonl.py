@@ -37,11 +37,11 @@ class JsonLines:
             self._written = {key for key, _ in kept if key[1] == resume_step}
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, record: Record) -> None:
-        """Append a record; one that a resumed run makes again is not written twice."""
+    def write(self, record: Record) -> bool:
+        """Append a record. False: the file has it already, and the resumed run has made it again."""
         key = (record.kind, record.step)
         if key in self._written:
-            return
+            return False
         line = {
             "kind": record.kind,
             "step": record.step,
@@ -56,6 +56,7 @@ class JsonLines:
         line |= {name: None if name in broken else value for name, value in record.metrics.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        return True
 
     def close(self) -> None:
         self._file.close()

@@ -1,5 +1,5 @@
 """One session of a run, from a start to its end or failure, and the files that it leaves: metrics.jsonl,
-summary.json, the run in MLflow. What it trains on makes no difference here."""
+summary.json, and what its sinks make of the same. What it trains on makes no difference here."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from hybridrl.config.schema import Config
+from hybridrl.config.secrets import masked
 from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.observe.clock import Clock
 from hybridrl.observe.files import atomic_write_json
 from hybridrl.observe.jsonl import JsonLines, read
-from hybridrl.observe.mlflow_sink import MlflowSink, store_uri
 from hybridrl.observe.names import safe
 from hybridrl.observe.record import Kind, Record
+from hybridrl.observe.sink import SinkRun, load_sinks
+from hybridrl.observe.sink_thread import SinkThreads
 from hybridrl.observe.summary import SUMMARY_FILE, versions
 from hybridrl.observe.terminal import Terminal
 
@@ -23,18 +25,19 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Session:
-    """A context: leaving it closes every sink, and tells MLflow how the session ended."""
+    """A context: leaving it closes every sink, and tells it how the session ended."""
 
     def __init__(
         self, cfg: Config | SupervisedConfig, terminal: Terminal, *, resume_step: int | None
     ) -> None:
-        """Opens the files of the run folder, which exists already; MLflow starts up in a thread meanwhile.
+        """Opens the files of the run folder, which exists already; sinks start up in threads meanwhile.
 
         Args:
             resume_step: updates of the checkpoint that the run goes on from; None: a new run.
 
         Raises:
             RunFolderError: a new run, and its folder has metrics already.
+            ConfigError, UserCodeError: a sink cannot be made as the config says.
         """
         self.terminal, self._run, self._since = terminal, cfg.run, time.perf_counter()
         self.folder = Path(cfg.run.folder) / cfg.run.name
@@ -42,11 +45,9 @@ class Session:
         self._stopped_by: str | None = None
         self._lines = JsonLines(self.folder / METRICS_FILE, resume_step=resume_step, warn=terminal.warn)
         self._before_s = max((record.wall_s for record in self._records()), default=0.0)
-        self._mlflow: MlflowSink | None = None
-        if cfg.run.mlflow:
-            params = cfg.model_dump(mode="json", by_alias=True)
-            resumes = resume_step is not None
-            self._mlflow = MlflowSink(self.folder, resume=resumes, params=params, warn=terminal.warn)
+        config = masked(cfg.model_dump(mode="json", by_alias=True))
+        run = SinkRun(folder=self.folder.resolve(), resume_step=resume_step, config=config)
+        self._sinks = SinkThreads(load_sinks(cfg.observe.sinks), run, terminal.warn)
 
     def __enter__(self) -> Self:
         return self
@@ -56,8 +57,7 @@ class Session:
     ) -> None:
         interrupted = self._stopped_by is not None or (kind is not None and not issubclass(kind, Exception))
         self._lines.close()
-        if self._mlflow:
-            self._mlflow.close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
+        self._sinks.close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -67,17 +67,15 @@ class Session:
             yield
 
     def keep(self, path: Path) -> None:
-        """Keep a file of the run folder with the MLflow run as well."""
-        if self._mlflow:
-            self._mlflow.keep(path)
+        """Let every sink keep a file of the run folder as well."""
+        self._sinks.keep(path)
 
     def _publish(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> Record:
         named = {safe(name): float(value) for name, value in metrics.items()}
         wall_s = self._before_s + self._here_s()
         record = Record(kind=kind, step=step, time=time.time(), wall_s=wall_s, metrics=named)
-        self._lines.write(record)
-        if self._mlflow:
-            self._mlflow.write(record)
+        if self._lines.write(record):
+            self._sinks.write(record)
         return record
 
     def _begin(self) -> None:
@@ -115,7 +113,7 @@ class Session:
         curve = draw(self.folder)
         if curve:
             self.keep(curve)
-        metrics = str(self.folder / METRICS_FILE)
-        if self._mlflow:
-            metrics = f"mlflow ui --backend-store-uri {store_uri(self.folder.parent)}"
-        return ({"curve": str(curve)} if curve else {}) | dict(files) | {"metrics": metrics}
+        views = self._sinks.views(self.folder) or {"metrics": str(self.folder / METRICS_FILE)}
+        if len(views) == 1:
+            views = {"metrics": next(iter(views.values()))}
+        return ({"curve": str(curve)} if curve else {}) | dict(files) | views

@@ -14,7 +14,8 @@ reward: exact_match
 algorithm: {samples_per_prompt: 4, loss: "not_a_number:NotANumber"}
 batch: {prompts_per_step: 4, minibatch_prompts: 4}
 rollout: {max_prompt_tokens: 16, max_response_tokens: 4}
-run: {name: first, steps: 2, mlflow: false}
+run: {name: first, steps: 2}
+observe: {sinks: []}
 """
 
 NOT_A_NUMBER = '''

@@ -16,7 +16,8 @@ data: {train: rows.jsonl, chat_template: none}
 reward: exact_match
 rollout: {max_prompt_tokens: 16, max_response_tokens: 8}
 batch: {prompts_per_step: 2}
-run: {name: first, steps: 1, mlflow: false}
+run: {name: first, steps: 1}
+observe: {sinks: []}
 """
 
 LAB = """\

@@ -41,7 +41,8 @@ OVERRIDES = [
     "cluster.gpus_per_node=0",
     "batch={prompts_per_step: 16, minibatch_prompts: 8, epochs: 2}",
     f"rollout.max_prompt_tokens={LONG + 10}",
-    f"run={{name: quickstart, steps: {STEPS}, mlflow: false, export_every: 1}}",
+    f"run={{name: quickstart, steps: {STEPS}, export_every: 1}}",
+    "observe.sinks=[]",
 ]
 
 

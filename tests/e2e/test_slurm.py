@@ -31,7 +31,8 @@ CONFIG = {
     "batch": {"prompts_per_step": 8, "minibatch_prompts": 4},
     "actor": {"microbatch_tokens": 128, "optimizer": {"lr": 1.0e-3}},
     "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 4},
-    "run": {"name": "whole", "steps": STEPS, "save_every": 10, "evaluate_every": 20, "mlflow": False},
+    "run": {"name": "whole", "steps": STEPS, "save_every": 10, "evaluate_every": 20},
+    "observe": {"sinks": []},
     "cluster": {
         "slurm": {"time": "30:00", "exclusive": False, "drain_s": 120, "setup": ["export OMP_NUM_THREADS=1"]}
     },

@@ -1,5 +1,6 @@
 """The lists of packages are whole, pinned and of one mind."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hybridrl import registry
 from hybridrl.hosts.facts import parse_pins
+from hybridrl.observe.sink import SINKS, load_sinks
 
 FOLDER = Path(__file__).parents[2] / "requirements"
 LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "docs.txt", "gpu.txt", "gpu-source.txt"]
@@ -16,6 +19,8 @@ SHARED = (
     "huggingface-hub",
     "math-verify",
     "mlflow",
+    "nvidia-ml-py",
+    "psutil",
     "pydantic",
     "pyyaml",
     "ray",
@@ -88,3 +93,17 @@ def test_the_lock_resolves_to_itself(tmp_path: Path) -> None:
         pytest.skip("no package registry can be reached")
     assert found.returncode == 0, found.stderr
     assert again.read_text("utf-8") == (FOLDER / "gpu.txt").read_text("utf-8")
+
+
+def test_every_sink_is_an_extra_and_is_installed_for_the_tests() -> None:
+    setup = ast.parse((FOLDER.parent / "setup.py").read_text("utf-8"))
+    extras = next(
+        k.value for k in ast.walk(setup) if isinstance(k, ast.keyword) and k.arg == "extras_require"
+    )
+    sinks = load_sinks(registry.names(SINKS))
+    assert ast.literal_eval(extras) == {name: [sink.requirement] for name, sink in sinks.items()}
+    installed = pins("cpu.txt") | pins("dev.txt")
+    for sink in sinks.values():
+        name, _, least = sink.requirement.partition(">=")
+        have = installed[canonical(name)]
+        assert [int(n) for n in have.split(".")] >= [int(n) for n in least.split(".")], name

@@ -72,10 +72,13 @@ KEYS = {
     "safetensors": {"models", "reshard", "trainer"},
     "gguf": {"models"},
     "mlflow": {"observe"},
+    "wandb": {"observe"},
+    "tensorboard": {"observe"},
     "matplotlib": {"observe"},
     "pyarrow": {"data"},
     "reasoning_gym": {"data", "rewards"},
     "math_verify": {"rewards"},
+    "pynvml": {"hosts"},
     "psutil": {"cluster", "observe", "rollout", "hosts"},
     "pydantic": {"config", "rollout"},  # a kind of engine brings a section of the config
     "pydantic_core": {"config"},

@@ -17,9 +17,21 @@ _INLINE = re.compile(r"`([^`\n]+)`")
 _OURS = re.compile(r"(hybridrl|make|python -m benchmarks\S*)(\s|$)")
 _PROMPT = "$ "
 _SHOWN_FILE = re.compile(r"# (\S+\.(?:py|yaml))\n")
-_SECTIONS = "data|reward|algorithm|batch|actor|critic|rollout|evaluate|cluster|run"
+_SECTIONS = "data|reward|algorithm|batch|actor|critic|rollout|evaluate|cluster|run|observe"
 
-OTHERS = {"git", "kubectl", "mlflow", "scancel", "docker", "enroot", "apptainer", "hf", "for"}
+OTHERS = {
+    "git",
+    "kubectl",
+    "mlflow",
+    "wandb",
+    "tensorboard",
+    "scancel",
+    "docker",
+    "enroot",
+    "apptainer",
+    "hf",
+    "for",
+}
 """Programs of other people that a page may show behind a prompt."""
 
 

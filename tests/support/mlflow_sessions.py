@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import observe_values as values
+import sink_values as sinks
 
-from hybridrl.observe.mlflow_sink import MlflowSink
 from hybridrl.observe.names import METRICS
+from hybridrl.observe.sinks.mlflow import MlflowSink
 
 PARAMS = {
     "actor": {"parallel": {"tp": 2, "dp": None}, "optimizer": {"betas": (0.9, 0.95)}},
@@ -44,14 +45,14 @@ def play(runs: Path) -> dict[str, Any]:
     folder.mkdir(parents=True)
     (folder / "resolved.yaml").write_text("run: {name: a}\n")
 
-    first = MlflowSink(folder, resume=False, params=PARAMS, warn=warnings.append)
+    first = sinks.session(MlflowSink(), folder, warn=warnings.append, config=PARAMS)
     first.keep(folder / "resolved.yaml")
     first.write(values.record(1, actor__lr=5e-4, broken=math.nan))
     first.write(values.record(2, actor__lr=4e-4, broken=math.inf))
     first.close("KILLED", deadline_s=120.0)
 
     longer = {**PARAMS, "run": {"name": "a", "steps": 3}, "new": 1}
-    second = MlflowSink(folder, resume=True, params=longer, warn=warnings.append)
+    second = sinks.session(MlflowSink(), folder, warn=warnings.append, config=longer, resume_step=2)
     second.write(values.record(3, kind="step", **dict.fromkeys(METRICS, 0.5)))
     second.close("FINISHED", deadline_s=120.0)
     return {"attempts": attempts, "warnings": warnings, "lazy": lazy}

@@ -58,7 +58,5 @@ def heldout(step: int, reward: float) -> Record:
 
 def config(folder: object, **run: object) -> Config:
     """A run named "a" of 4 steps in `folder`."""
-    sections = {"model": "m", "data": {"train": "d.jsonl"}, "reward": "exact_match"}
-    return Config.model_validate(
-        {**sections, "run": {"name": "a", "folder": str(folder), "steps": 4, "mlflow": False, **run}}
-    )
+    sections = {"model": "m", "data": {"train": "d.jsonl"}, "reward": "exact_match", "observe": {"sinks": []}}
+    return Config.model_validate({**sections, "run": {"name": "a", "folder": str(folder), "steps": 4, **run}})

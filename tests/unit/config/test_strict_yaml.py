@@ -114,3 +114,49 @@ def test_a_folded_line_is_read_as_the_line(value: str) -> None:
 
 def test_a_word_is_not_broken() -> None:
     assert folded(f"  path: {'a' * 90}", 60) == [f"  path: {'a' * 90}"]
+
+
+def laughs(depth: int) -> str:
+    """Ten of ten of ten ...: 10^depth values."""
+    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, depth)]
+    return "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x, x]", *levels])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        laughs(depth=9),
+        f"a: &a {'x' * 10_000}\nb: [{', '.join(['*a'] * 1000)}]",
+        f"a: &a {{k: [1, 2]}}\nb: [{', '.join(['*a'] * 40_000)}]",
+    ],
+    ids=["nested", "one long text", "many"],
+)
+def test_aliases_cannot_ask_for_billions(text: str) -> None:
+    with pytest.raises(ConfigError, match="aliases that write out to more than 100,000 values") as error:
+        parse(text, "x.yaml")
+    assert error.value.where.startswith("x.yaml:")
+
+
+def test_aliases_on_a_command_line_count_too() -> None:
+    with pytest.raises(ConfigError, match="aliases"):
+        parse_value(f"[&a [{', '.join(['x'] * 1000)}], {', '.join(['*a'] * 1000)}]", "command line")
+
+
+def test_a_usual_number_of_aliases_is_taken() -> None:
+    text = f"a: &a {{lr: 0.1, names: [x, y]}}\nb: [{', '.join(['*a'] * 1000)}]"
+    assert parse(text, "x.yaml").tree["b"] == [{"lr": 0.1, "names": ["x", "y"]}] * 1000
+
+
+def test_a_long_file_without_aliases_is_taken() -> None:
+    assert len(parse(f"a: [{', '.join(['long_value'] * 20_000)}]", "x.yaml").tree["a"]) == 20_000
+
+
+@pytest.mark.parametrize("text", ["[" * 3000 + "]" * 3000, "[" * 3000])
+def test_brackets_without_end_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="deeper than can be read"):
+        parse_value(text, "here")
+
+
+def test_an_integer_that_python_does_not_read_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is no number"):
+        parse("a: " + "1" * 5000, "x.yaml")

@@ -26,7 +26,8 @@ reward: exact_match
 rollout: {max_prompt_tokens: 16, max_response_tokens: 16}
 batch: {prompts_per_step: 4, minibatch_prompts: 2}
 algorithm: {samples_per_prompt: 2}
-run: {name: first, folder: out, mlflow: false}
+run: {name: first, folder: out}
+observe: {sinks: []}
 """
 
 

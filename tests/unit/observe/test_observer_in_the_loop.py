@@ -19,7 +19,7 @@ PHASES = {"wait_for_batch", "gen", "reward", "adv", "old_log_prob", "update_acto
 def test_a_run_is_recorded_whole(tmp_path) -> None:
     (tmp_path / "test").mkdir()
     cfg, world, seen = (
-        fakes.config(run={"folder": str(tmp_path), "mlflow": False}),
+        fakes.config(run={"folder": str(tmp_path)}, observe={"sinks": []}),
         fakes.World(),
         io.StringIO(),
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 import observe_values as values
 import pytest
+import sink_values as sinks
 
-from hybridrl.observe.mlflow_sink import EXPERIMENT, MlflowSink, flat, store_uri
 from hybridrl.observe.names import METRICS
+from hybridrl.observe.sinks.mlflow import EXPERIMENT, MlflowSink, flat, store_uri
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +95,9 @@ def test_a_run_that_the_store_has_lost_starts_anew(client: Any, runs: Path) -> N
     (runs / "b").mkdir()
     (runs / "b" / "mlflow_run_id").write_text("0" * 32)
     warnings = []
-    sink = MlflowSink(runs / "b", resume=True, params={}, warn=warnings.append)
+    sink = sinks.session(MlflowSink(), runs / "b", resume_step=6, warn=warnings.append)
     sink.write(values.record(7))
-    sink.close(deadline_s=120.0)
+    sink.close("FINISHED", deadline_s=120.0)
     found = client.get_run((runs / "b" / "mlflow_run_id").read_text().strip())
     assert found.data.metrics["training/global_step"] == 7.0 and warnings == []
 
@@ -105,7 +106,7 @@ def test_a_broken_store_is_reported_once_and_stops_nothing(tmp_path) -> None:
     (tmp_path / "mlflow.db").write_text("this is not a database")
     (tmp_path / "a").mkdir()
     warnings = []
-    sink = MlflowSink(tmp_path / "a", resume=False, params={}, warn=warnings.append)
+    sink = sinks.session(MlflowSink(), tmp_path / "a", warn=warnings.append)
     for step in range(1, 5001):
         sink.write(values.record(step))
     sink.close("FAILED", deadline_s=120.0)
