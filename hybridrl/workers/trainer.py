@@ -119,7 +119,7 @@ class TrainerWorker:
         self._buffer = torch.empty(max(bucket.nbytes for bucket in buckets), dtype=torch.uint8)
         return shm.export(self._buffer)
 
-    def split_into_buckets(self, buckets: list[Bucket], buffer: SharedTensor) -> str:
+    def plan_buckets(self, buckets: list[Bucket], buffer: SharedTensor) -> str:
         """Map the buffer and plan what this rank writes of each bucket; returns the plan's hash."""
         self._buckets = BucketWriter(self._policy.layout, self._setup.rank, buckets, attach(buffer))
         return self._buckets.plan_hash
