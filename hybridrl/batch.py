@@ -278,7 +278,7 @@ class Batch:
         )
 
     def for_ranks(self, minibatches: Sequence["Minibatch"]) -> "RankBatch":
-        """The batch for trainer ranks, without blocks, which are sent beside it."""
+        """The batch for trainer ranks, without blocks, which are sent separately."""
         return RankBatch(
             self.step,
             (),

@@ -76,7 +76,7 @@ COLUMNS: dict[str, ColumnSpec] = {
         "answers of the policy in a conversation, 1 without tools",
         tells_with=TURN_START,
     ),
-    "truncated": _trajectory("bool", "controller", "True where the answer was cut at the token limit"),
+    "truncated": _trajectory("bool", "controller", "whether the answer ended at the token limit"),
     "reward_parts": _trajectory(
         "float32", "controller", "the named parts of the reward in alphabetical order of their names", "K"
     ),

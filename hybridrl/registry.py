@@ -33,7 +33,7 @@ def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
 
 
 def kind_of(plugin: object) -> str | None:
-    """The kind that a class or function was marked as; None: it is not marked."""
+    """The kind under which a class or function is registered; None if it is not registered."""
     return getattr(plugin, _MARK, (None, None))[0]
 
 

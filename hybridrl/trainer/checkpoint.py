@@ -219,8 +219,8 @@ def restore(folder: Path, backend: Backend, parts: Parts) -> tuple[dict[str, Any
     num_steps = record["parts"][first]["progress"]["num_steps_done"]
     backend.reseed(hashlib.sha256(f"{backend.setup.seed}/{num_steps}".encode()).digest())
     return record, [
-        f"the checkpoint was made with {_shape(made_with)}, this run has {_shape(now)}: it goes on with the "
-        "same numbers up to rounding, and with random numbers from the seed and the step"
+        f"the checkpoint was made with {_shape(made_with)}, this run has {_shape(now)}: it continues "
+        "with the same numbers up to rounding, and with random numbers seeded from the seed and the step"
     ]
 
 

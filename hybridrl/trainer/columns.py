@@ -41,18 +41,18 @@ class Columns:
         frozen: FrozenPolicies,
         process: ProcessModel | None,
         critic: Critic | None,
-        watches_divergence: bool,
+        guards_divergence: bool,
     ) -> None:
         """
         Args:
             model: the policy.
             frozen, process, critic: models that these ranks hold besides; None if they do not.
-            watches_divergence: stop the run if the columns of the KL term contradict each other.
+            guards_divergence: stop the run if the columns of the KL term contradict each other.
         """
         self._objective, self._coefficients, self._needs, self._mesh = objective, coefficients, needs, mesh
         self._scorer, self._half_scorer = Scorer(model, temperature), Scorer(model, temperature / 2)
         self._frozen, self._process, self._critic = frozen, process, critic
-        self._watches_divergence = watches_divergence
+        self._guards_divergence = guards_divergence
         self.divergence: float | None = None
         """KL of policy and reference on the last batch, in nats per trained token; None if not measured."""
 
@@ -124,7 +124,7 @@ class Columns:
 
     def _measure_divergence(self, loaded: LoadedBatch) -> dict[str, float]:
         """Measure the KL between policy and reference, if old_logp is known by now; returns metrics."""
-        if self._watches_divergence and self._mesh.is_last_stage:
+        if self._guards_divergence and self._mesh.is_last_stage:
             stop(guards.divergence(loaded, self._mesh), step=loaded.step)
         if "old_logp" not in loaded.columns:
             return {}

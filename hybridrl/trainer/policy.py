@@ -113,7 +113,7 @@ class Policy(Role):
             return self._columns.complete(self._loaded, arrived)
 
     def step(self, index: int) -> StepReport:
-        """One optimizer step on minibatch `index` of the loaded batch.
+        """Take one optimizer step on minibatch `index` of the loaded batch.
 
         Returns:
             The same report on every rank.
@@ -251,7 +251,7 @@ class Policy(Role):
             frozen=self._frozen,
             process=self._process,
             critic=self._critic,
-            watches_divergence=self._guards and guards.trains_on_all_samples(self._setup.algorithm),
+            guards_divergence=self._guards and guards.trains_on_all_samples(self._setup.algorithm),
         )
 
     def _make_offload(self) -> Offload:

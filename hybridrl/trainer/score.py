@@ -67,7 +67,7 @@ def block_logp(backend: Backend, scorer: Scorer, block: TokenBlock) -> np.ndarra
 
 
 def _by_tokens(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Groups of consecutive rows with at most `limit` tokens each; a longer row is a group of its own."""
+    """Groups of consecutive rows with at most `limit` tokens each; a longer row gets a separate group."""
     rows: list[int] = []
     room = limit
     for n, length in enumerate(lengths):

@@ -49,7 +49,7 @@ class RayRewardModel(ColumnGroup):
 
 
 def _partitioned(groups: Sequence[Group], blocks: Sequence[Any], partitioning: dict[str, Any]) -> RankBatch:
-    """The batch of one minibatch that the ranks get, without its blocks, which are sent beside it."""
+    """The batch of one minibatch that the ranks get, without its blocks, which are sent separately."""
     number = {id(block): i for i, block in enumerate(blocks)}
     placed = [(number[id(group.block)], t) for group in groups for t in group.trajectories]
     count = len(placed)

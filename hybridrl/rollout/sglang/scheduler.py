@@ -133,10 +133,10 @@ class RolloutScheduler(Scheduler):
     def _arguments(self, folder: str) -> tuple[Any, ...]:
         """The arguments of a call, which the first rank reads and broadcasts."""
         is_first = get_parallel().tp_rank == 0
-        told = [pickle.loads(Path(folder, "arguments").read_bytes()) if is_first else None]
-        dist.broadcast_object_list(told, dist.get_global_rank(self.tp_cpu_group, 0), self.tp_cpu_group)
-        assert told[0] is not None, "the first rank has read the arguments"
-        return told[0]
+        box = [pickle.loads(Path(folder, "arguments").read_bytes()) if is_first else None]
+        dist.broadcast_object_list(box, dist.get_global_rank(self.tp_cpu_group, 0), self.tp_cpu_group)
+        assert box[0] is not None, "the first rank has read the arguments"
+        return box[0]
 
 
 def _expect(found: object, kind: type) -> None:

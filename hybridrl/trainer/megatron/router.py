@@ -149,7 +149,7 @@ class Router(megatron.Router):
         """Tokens that went to each expert in passes with gradients."""
 
         self.penalty = torch.zeros((), device=self.weight.device)
-        """Sum of the auxiliary losses of those passes."""
+        """Sum of the auxiliary losses in passes with gradients."""
 
     def _apply(self, *args: Any, **options: Any) -> Any:
         """Cast and move the module, but keep the bias in fp32: rounding it would choose other experts."""

@@ -94,7 +94,7 @@ class Role:
         self.backend.close()
 
 
-def learn(
+def optimizer_step(
     part: Trained,
     mesh: Mesh,
     microbatches: Sequence[Microbatch],

@@ -18,7 +18,7 @@ from hybridrl.trainer.base import Model
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import Microbatch
-from hybridrl.trainer.roles.base import Role, learn, offload
+from hybridrl.trainer.roles.base import Role, offload, optimizer_step
 from hybridrl.trainer.score import value_column
 from hybridrl.trainer.setup import PolicySetup
 
@@ -68,12 +68,14 @@ class Critic:
             loaded.microbatches([minibatch]),
             f"step {loaded.step}, minibatch {minibatch.index}",
         )
-        metrics, grad_norm, lr = learn(self.part, self._mesh, microbatches, loss, name=_LOSS, where=where)
+        metrics, grad_norm, lr = optimizer_step(
+            self.part, self._mesh, microbatches, loss, name=_LOSS, where=where
+        )
         return metrics | {"critic/grad_norm": grad_norm, "critic/lr": lr}
 
 
 class CriticRanks(Role):
-    """The critic on dedicated ranks: a separate group of processes with a parallel layout of its own.
+    """The critic on dedicated ranks: a separate group of processes with its own parallel layout.
 
     It gets the batches of the actor: the minibatches have the same trajectories, partitioned over the
     critic's ranks. Its column value goes to the actor's ranks, and their column return comes back.
@@ -108,7 +110,7 @@ class CriticRanks(Role):
         self._loaded.take("return", return_U)
 
     def step(self, index: int) -> dict[str, float]:
-        """One optimizer step on minibatch `index` of the loaded batch.
+        """Take one optimizer step on minibatch `index` of the loaded batch.
 
         Returns:
             Metrics, the same on every rank.

@@ -16,7 +16,7 @@ from hybridrl.trainer.base import Model
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import Microbatch
-from hybridrl.trainer.roles.base import learn
+from hybridrl.trainer.roles.base import optimizer_step
 from hybridrl.trainer.score import Scorer
 
 
@@ -60,7 +60,9 @@ class ProcessModel:
             return share, Metrics({_LOSS: share.detach().clone(), "process/accuracy": right})
 
         microbatches, where = loaded.microbatches(loaded.first_epoch), f"step {loaded.step}"
-        metrics, grad_norm, _ = learn(self.part, self._mesh, microbatches, loss, name=_LOSS, where=where)
+        metrics, grad_norm, _ = optimizer_step(
+            self.part, self._mesh, microbatches, loss, name=_LOSS, where=where
+        )
         return metrics | {"process/grad_norm": grad_norm}
 
     def logp(self, loaded: LoadedBatch) -> Tensor:

@@ -17,7 +17,7 @@ from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.trainer import base
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.packing import Microbatch
-from hybridrl.trainer.roles.base import Role, learn
+from hybridrl.trainer.roles.base import Role, optimizer_step
 from hybridrl.trainer.score import Scorer
 from hybridrl.trainer.setup import RankSetup
 from hybridrl.types import StepReport
@@ -66,7 +66,9 @@ class Supervised(Role):
         with self.backend.scope():
             share, part = partial(self._loss, loaded, minibatch), self._trained["policy"]
             microbatches, where = loaded.microbatches([minibatch]), f"step {loaded.step}"
-            metrics, grad_norm, lr = learn(part, self._mesh, microbatches, share, name=LOSS, where=where)
+            metrics, grad_norm, lr = optimizer_step(
+                part, self._mesh, microbatches, share, name=LOSS, where=where
+            )
         return StepReport(loaded.step, metrics[LOSS], grad_norm, lr, metrics)
 
     def evaluate(self, batch: RankBatch) -> dict[str, float]:

@@ -92,7 +92,10 @@ WRONG = {
     "scalar": ({"turns": np.ones(3, int)}, "column turns is per trajectory, which token blocks do not carry"),
     "turns": ({"turn_start": np.array([0, 9, 3])}, "turn_start does not ascend within the 16 tokens"),
     "late": ({"turn_start": np.array([0, 8])}, "before the first turn of its trajectory"),
-    "copies": ({"picture": np.zeros((3, 2), np.float32)}, "column picture is per prompt, and has type float32"),
+    "copies": (
+        {"picture": np.zeros((3, 2), np.float32)},
+        "column picture is per prompt, and has type float32",
+    ),
     "flat": ({"picture": np.array([np.zeros(1, "f4"), np.zeros(2, "f4")] * 2, object)[:3]}, "has 2 axes"),
     "pictures": ({"picture": np.array([np.zeros(1), np.zeros(2), None], object)[[0, 1, 1]]}, "float64"),
 }
