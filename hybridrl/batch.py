@@ -1,9 +1,9 @@
 """Token blocks of trajectories, and the batch of one policy update.
 
-Shape letters: N trajectories, T tokens of all trajectories end to end (prompt and response), U those of them
-that are trained on, M turns, G groups, L layers of the model, K experts that a token goes to.
-A column per token is aligned with the token it describes: logp[t] is the log-probability of token t given the
-tokens before it in its own trajectory. columns.py declares every column that a block may carry.
+Shape letters: N trajectories, T tokens of all trajectories, concatenated (prompt and response), U trained
+tokens, M turns, G groups, L layers of the model, K experts of a token.
+A column per token is aligned with the token that it describes: logp[t] is the log-probability of token t
+given the tokens before it in its own trajectory. columns.py declares every column that a block may carry.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,30 +19,30 @@ from hybridrl.types import Group, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class TokenBlock:
-    """What one engine call produced: ragged columns, read without a copy from the object store."""
+    """The trajectories of one engine call as ragged columns, read from the object store without a copy."""
 
     token_T: np.ndarray
-    """int32"""
+    """int32: token ids."""
 
     start_N: np.ndarray
-    """int64 [N + 1]: trajectory i holds tokens start_N[i] to start_N[i + 1]."""
+    """int64 [N + 1]: trajectory i has the tokens start_N[i] to start_N[i + 1]."""
 
     prompt_tokens_N: np.ndarray
-    """int32: how many of its first tokens are the prompt."""
+    """int32: number of prompt tokens at the beginning of each trajectory."""
 
     loss_mask_T: np.ndarray
-    """bool: True at tokens that the policy generated."""
+    """bool: True at tokens that are trained on; the policy has generated them."""
 
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """What else it carries, by the names of columns.py. Per token: [T, ...]. Per turn: [M, ...], with
-    turn_start beside it. Per prompt: object [N], each entry the array of that trajectory's prompt, the same
-    object for all samples of a prompt, which a block then holds and sends once."""
+    """Further columns, by the names of columns.py. A column per token is [T, ...]. A column per turn is
+    [M, ...] and needs turn_start. A column per prompt is an object array [N] whose entries are the arrays of
+    the trajectories' prompts; all samples of a prompt share one array, which is stored and sent once."""
 
     def __post_init__(self) -> None:
         """
         Raises:
             ValueError: lengths differ.
-            ColumnError: a column was not declared, or is not as it was declared.
+            ColumnError: a column is not declared, or does not match its declaration.
         """
         total = int(self.start_N[-1])
         for name in ("token_T", "loss_mask_T"):
@@ -59,27 +59,28 @@ class TokenBlock:
         return len(self.start_N) - 1
 
     def row(self, index: int) -> slice:
-        """The tokens of trajectory `index`, as a slice of every column per token."""
+        """The slice of trajectory `index` in every column per token."""
         return slice(int(self.start_N[index]), int(self.start_N[index + 1]))
 
     def column(self, name: str) -> np.ndarray:
-        """
+        """A column by its name.
+
         Raises:
-            ColumnError: the block does not carry it.
+            ColumnError: the block does not carry the column.
         """
         if name not in self.columns:
             raise ColumnError(
                 f"tokens came without column {name}, with {', '.join(sorted(self.columns)) or 'none'}",
                 where="it is needed on trainer ranks",
-                fix="leave out what needs it, or have whoever plays the trajectories give it",
+                fix="remove the option that needs it, or provide it where the trajectories are generated",
             )
         return self.columns[name]
 
     def trained(self, name: str) -> np.ndarray:
-        """A column at the tokens that are trained on, [U, ...]; if it is per turn, that of each token's turn.
+        """A column at the trained tokens, [U, ...]; a column per turn gives each token the value of its turn.
 
         Raises:
-            ColumnError: the block does not carry it, or it has no value per token.
+            ColumnError: the block does not carry the column, or it is per prompt.
         """
         values = self.column(name)
         per = COLUMNS[name].per
@@ -99,11 +100,11 @@ class TokenBlock:
         *,
         experts: Sequence[np.ndarray] | None = None,
     ) -> "TokenBlock":
-        """Single-turn answers: every response token is trained on.
+        """A block of single-turn answers, with every response token trained on.
 
         Args:
-            prompts, responses, logps: per trajectory; a response and its logps have equal length.
-            version: the policy version that sampled all of them.
+            prompts, responses, logps: one entry per trajectory; a response and its logps have equal length.
+            version: the policy version that sampled all answers.
             experts: int [tokens of the trajectory but the last, L, K].
         """
         prompt_tokens_N = np.array([len(p) for p in prompts], np.int32)
@@ -130,16 +131,16 @@ def spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
 
 
 def _turn_of(at_U: np.ndarray, turn_start: np.ndarray) -> np.ndarray:
-    """Which turn each token is in: the last that begins with it or before."""
+    """Turn of each token: the last one that starts at or before it."""
     return np.searchsorted(turn_start, at_U, side="right") - 1
 
 
 def _refuse_misfit(block: TokenBlock, name: str, spec: ColumnSpec, values: np.ndarray) -> None:
-    """What a column of a block must be by its row of the table."""
+    """Refuse a column that does not match its declaration."""
     if spec.per == "trajectory":
         raise ColumnError(f"column {name} is per trajectory, which token blocks do not carry")
     if spec.per == "turn" and TURN_START not in block.columns:
-        raise ColumnError(f"column {name} is per turn, and {TURN_START} is not beside it")
+        raise ColumnError(f"column {name} is per turn and needs {TURN_START}, which the block does not carry")
     count = {
         "token": len(block.token_T),
         "prompt": len(block),
@@ -147,12 +148,12 @@ def _refuse_misfit(block: TokenBlock, name: str, spec: ColumnSpec, values: np.nd
     }
     if len(values) != count[spec.per]:
         raise ColumnError(
-            f"column {name} has {len(values)} values, one per {spec.per} makes {count[spec.per]}"
+            f"column {name} has {len(values)} values; one per {spec.per} would be {count[spec.per]}"
         )
     if spec.per == "prompt" and values.dtype != object:
         raise ColumnError(
-            f"column {name} is one array of all prompts, and samples of one could not share theirs",
-            fix="an array of type object, each entry the array of one trajectory's prompt",
+            f"column {name} is per prompt, and has type {values.dtype} where object is needed",
+            fix="pass an array of type object, whose entries are the arrays of the trajectories' prompts",
         )
     arrays = [np.asarray(array) for array in (values if spec.per == "prompt" else [values])]
     dtypes = {array.dtype.name for array in arrays}
@@ -173,7 +174,7 @@ def _refuse_misfit(block: TokenBlock, name: str, spec: ColumnSpec, values: np.nd
 
 
 def _refuse_turns(block: TokenBlock) -> None:
-    """Turns that are not in order, or a trained token that is in none of its own trajectory."""
+    """Refuse turns that are not in order, and a trained token before the first turn of its trajectory."""
     start = block.columns[TURN_START]
     if (np.diff(start) <= 0).any() or (len(start) and not 0 <= start[0] <= start[-1] < block.start_N[-1]):
         raise ColumnError(f"{TURN_START} does not ascend within the {block.start_N[-1]} tokens of its block")
@@ -185,7 +186,7 @@ def _refuse_turns(block: TokenBlock) -> None:
 
 
 def _end_to_end(experts: Sequence[np.ndarray], start_N: np.ndarray) -> np.ndarray:
-    """Of all trajectories, in the smallest integers."""
+    """Experts of all trajectories, concatenated, in the smallest dtype that holds them."""
     largest = max((int(found.max(initial=0)) for found in experts), default=0)
     dtype = np.uint8 if largest < np.iinfo(np.uint8).max else np.uint16
     shape = experts[0].shape[1:] if experts else (0, 0)
@@ -204,16 +205,16 @@ class Batch:
     step: int
     groups: list[Group]
     blocks: list[Any]
-    """Distinct blocks that the groups refer to: TokenBlocks, or opaque references to them."""
+    """The distinct blocks of the groups: TokenBlocks, or opaque references to them."""
 
     block_N: np.ndarray
-    """int64: which block holds trajectory i ..."""
+    """int64: index in `blocks` of the block that holds trajectory i."""
 
     row_N: np.ndarray
-    """int64: ... and which row of it."""
+    """int64: row of trajectory i in its block."""
 
     group_N: np.ndarray
-    """int64: index into `groups`; members of a group are neighbours."""
+    """int64: index in `groups`; trajectories of a group are consecutive."""
 
     length_N: np.ndarray
     """int64: tokens of the trajectory, prompt included."""
@@ -222,31 +223,31 @@ class Batch:
     """int64: tokens of the trajectory that are trained on."""
 
     score_N: np.ndarray
-    """float32: the outcome, as it was scored."""
+    """float32: outcome score."""
 
     reward_N: np.ndarray
-    """float32: what the estimator sees, the shaped score."""
+    """float32: shaped score, which is the estimator's input."""
 
     advantage_N: np.ndarray | None = None
-    """float32; None until the estimator ran, or when it yields one value per token on the trainer ranks."""
+    """float32; None until the estimator has run, or if it runs on the trainer ranks."""
 
     scalars: dict[str, np.ndarray] = field(default_factory=dict)
     """Scalar columns for an estimator that runs on the trainer ranks, each [N] or [N, K]."""
 
     dropped_N: np.ndarray | None = None
-    """bool: not trained on; None: every trajectory is."""
+    """bool: True for trajectories that are not trained on; None if all are trained on."""
 
     def __len__(self) -> int:
         return len(self.row_N)
 
     @property
     def trajectories(self) -> Iterator[Trajectory]:
-        """In the order of the _N columns."""
+        """All trajectories, in the order of the _N columns."""
         return (t for group in self.groups for t in group.trajectories)
 
     @classmethod
     def pack(cls, step: int, groups: Sequence[Group]) -> "Batch":
-        """Line up the trajectories of scored groups.
+        """Make a batch from scored groups.
 
         Raises:
             ValueError: a trajectory has no reward yet.
@@ -277,7 +278,7 @@ class Batch:
         )
 
     def for_ranks(self, minibatches: Sequence["Minibatch"]) -> "RankBatch":
-        """Its scalars, for ranks that get its blocks beside it."""
+        """The batch for trainer ranks, without blocks, which are sent separately."""
         return RankBatch(
             self.step,
             (),
@@ -293,27 +294,28 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Minibatch:
-    """One optimizer step: which trajectories of the loaded batch, and how ranks and microbatches share it."""
+    """The trajectories of one optimizer step, partitioned over ranks and microbatches."""
 
     index: int
-    """Position among the minibatches of its batch, over all epochs."""
+    """Index among the minibatches of the batch, over all epochs."""
 
     rows: tuple[tuple[tuple[int, ...], ...], ...]
-    """rows[data-parallel rank][microbatch]: indices into the batch; every rank has the same number of
-    microbatches."""
+    """rows[data-parallel rank][microbatch]: indices of trajectories in the batch. Every rank has the same
+    number of microbatches."""
 
     num_tokens: int
     """Trained tokens of the whole minibatch: the denominator of token means, on every rank."""
 
     num_sequences: int
+    """Trajectories of the whole minibatch that have a trained token: the denominator of sequence means."""
 
     idle_share: float = 0.0
-    """Share of the ranks' time in which they wait for the busiest one, by what their sequences cost."""
+    """Estimated fraction of the ranks' time spent waiting for the busiest rank."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankBatch:
-    """A batch as every trainer rank receives it: scalars in full, tokens by reference. Nobody changes it."""
+    """The batch that every trainer rank receives: scalars in full, tokens by reference."""
 
     step: int
     blocks: tuple[TokenBlock, ...]
@@ -324,8 +326,8 @@ class RankBatch:
     advantage_N: np.ndarray | None
     minibatches: tuple[Minibatch, ...] = ()
     scalars: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Those of Batch.scalars."""
+    """Scalar columns, as in Batch.scalars."""
 
     def with_blocks(self, blocks: Iterable[TokenBlock]) -> "RankBatch":
-        """The same batch over these blocks: they arrive beside the scalars, and are not copied."""
+        """The same batch with these blocks, which are not copied."""
         return replace(self, blocks=tuple(blocks))

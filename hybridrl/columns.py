@@ -1,9 +1,9 @@
-"""The table of columns: what a batch may carry beside its tokens, each declared once. Imports no torch.
+"""The table of columns: everything that a batch may carry in addition to its tokens. It imports no torch.
 
-Whoever touches a column asks this table: token blocks refuse one that it does not hold, plug-ins name what
-they need by it, ranks unpack by it and the documentation lists it. So a new column takes a row here, or a
-call of `declare` in the module that makes it, and whoever gives its values.
-Shape letters: N trajectories, T tokens, L layers of the model, K as a column says.
+Every column is declared once, here or with `declare` in the module that makes it. Token blocks refuse other
+columns, plug-ins name the columns they need, ranks unpack columns by this table, and the documentation lists
+it. A new column needs a row and code that provides its values.
+Shape letters: N trajectories, T tokens, L layers of the model; each column says what its K is.
 """
 
 from collections.abc import Iterable, Iterator, Set
@@ -16,7 +16,7 @@ Per = Literal["trajectory", "token", "turn", "prompt"]
 Source = Literal["controller", "block", "ranks"]
 
 TURN_START = "turn_start"
-"""The column that says where turns begin; a block with another column per turn has it."""
+"""Name of the column that says where turns begin; a block with a column per turn must have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,34 +24,36 @@ class ColumnSpec:
     """A row of the table."""
 
     per: Per
-    """What has one value each. Per turn: of all trajectories end to end, beside `turn_start`. Per prompt: one
-    array of any size, to which all samples of the prompt refer."""
+    """What the column has one value for. Turns are those of all trajectories, concatenated. A column per
+    prompt has one array of any size, which all samples of the prompt share."""
 
     dtype: str
-    """NumPy's name; of two, as in uint8|uint16, the smaller one that holds the values."""
+    """NumPy's name of the dtype; of two, as in uint8|uint16, the smaller one that holds the values."""
 
     source: Source | None
-    """Who gives it in a run: the controller for every trajectory, token blocks as they come from the engine,
-    or trainer ranks, which compute it. None: no part of a run gives it yet."""
+    """What provides the column in a run: the controller for every trajectory, the engine in token blocks, or
+    trainer ranks, which compute it. None: nothing provides it yet."""
 
     meaning: str
+    """Description for the documentation."""
+
     outside: float | None = None
-    """Its value at tokens that are not trained on. None: they have values of their own."""
+    """Value at tokens that are not trained on. None: they have ordinary values."""
 
     axes: str = ""
-    """Letters of the axes after the first; per prompt those of its array."""
+    """Letters of the axes after the first; for a column per prompt, of the axes of its array."""
 
     tells_with: str | None = None
-    """Another column: as long as nobody gives that one, this one is the same everywhere and tells nothing."""
+    """Another column without which this one is the same everywhere and carries no information."""
 
     @property
     def shape(self) -> str:
-        """Shape letters of what a plug-in receives, and the ending of the parameter that receives it."""
+        """Shape letters of the array that a plug-in receives, which are also the suffix of its parameter."""
         return {"trajectory": "N", "token": "T", "turn": "T", "prompt": "N"}[self.per] + self.axes
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The types that an array of it may have."""
+        """Names of the dtypes that its array may have."""
         return tuple(self.dtype.split("|"))
 
 
@@ -74,7 +76,7 @@ COLUMNS: dict[str, ColumnSpec] = {
         "answers of the policy in a conversation, 1 without tools",
         tells_with=TURN_START,
     ),
-    "truncated": _trajectory("bool", "controller", "True where the answer was cut at the token limit"),
+    "truncated": _trajectory("bool", "controller", "whether the answer ended at the token limit"),
     "reward_parts": _trajectory(
         "float32", "controller", "the named parts of the reward in alphabetical order of their names", "K"
     ),
@@ -83,39 +85,39 @@ COLUMNS: dict[str, ColumnSpec] = {
     "agent": _trajectory("int64", None, "role of the trajectory in its episode"),
     "episode": _trajectory("int64", None, "which trajectories were played together"),
     "rollout_logp": _token(
-        "float32", "block", "by the engine as it sampled the token, at the sampling temperature"
+        "float32", "block", "log-probability by the engine when it sampled the token, at its temperature"
     ),
     "version": _token(
         "int32",
         "block",
-        "policy version that generated the token, also where it is not trained on; -1 where none did",
+        "policy version that generated the token, even if it is not trained on; -1 if none did",
         outside=None,
     ),
     "experts": ColumnSpec(
         "token",
         "uint8|uint16",
         "block",
-        "experts that the engine sent the token to, on each layer; the largest number of the type where it "
+        "experts to which the engine routed the token, on each layer; the largest number of the dtype if it "
         "did not run the token, as the last one of a trajectory. Only with router_replay: rollout",
         axes="LK",
     ),
-    "old_logp": _token("float32", "ranks", "by the trainer, before the update"),
-    "ref_logp": _token("float32", "ranks", "by the reference policy"),
-    "teacher_logp": _token("float32", "ranks", "by the teacher of a distillation"),
-    "process_logp": _token("float32", "ranks", "by the implicit process reward model"),
+    "old_logp": _token("float32", "ranks", "log-probability by the trainer before the update"),
+    "ref_logp": _token("float32", "ranks", "log-probability by the reference policy"),
+    "teacher_logp": _token("float32", "ranks", "log-probability by the teacher of a distillation"),
+    "process_logp": _token("float32", "ranks", "log-probability by the implicit process reward model"),
     "old_entropy": _token(
-        "float32", "ranks", "by the trainer before the update, of the whole distribution, in nats"
+        "float32", "ranks", "entropy of the trainer's distribution before the update, in nats"
     ),
     "old_collision": _token(
         "float32",
         "ranks",
-        "by the trainer before the update: sum of the squared probabilities of all tokens",
+        "sum of the squared probabilities of all tokens by the trainer before the update",
     ),
-    "value": _token("float32", "ranks", "of the answer up to and without this token"),
+    "value": _token("float32", "ranks", "value of the answer up to, and without, this token"),
     "token_reward": _token(
         "float32",
         None,
-        "outcome reward on the last trained token, less KL penalties; made by load_estimator",
+        "outcome reward on the last trained token, minus KL penalties; made by load_estimator",
     ),
     "lag": _token(
         "float32",
@@ -123,24 +125,24 @@ COLUMNS: dict[str, ColumnSpec] = {
         "policy updates between the version that sampled the token and the one of the trainer",
     ),
     "turn": _token(
-        "int64", None, "which answer of the policy in a conversation the token belongs to, from 0"
+        "int64", None, "index, from 0, of the policy's answer in the conversation that the token belongs to"
     ),
     "anchor": _token("int64", None, "same number for turns that began in the same environment state"),
     "turn_reward": _token(
         "float32", None, "reward of the environment on the last token of a turn, 0 elsewhere"
     ),
-    TURN_START: ColumnSpec("turn", "int64", None, "token of the block that the turn begins with, ascending"),
+    TURN_START: ColumnSpec("turn", "int64", None, "index in the block of the turn's first token, ascending"),
 }
-"""Every column by its one name."""
+"""Every column by its name."""
 
 
 def declare(name: str, spec: ColumnSpec) -> None:
-    """Add a row, from a module that makes or needs the column: each process that imports it then knows it.
+    """Add a column to the table, in every process that imports the calling module.
 
-    Repeating a row is free.
+    Declaring the same column again does nothing.
 
     Raises:
-        ColumnError: the name stands for another column already.
+        ColumnError: another column has this name already.
     """
     known = COLUMNS.setdefault(name, spec)
     if known != spec:
@@ -152,9 +154,10 @@ def declare(name: str, spec: ColumnSpec) -> None:
 
 
 def spec_of(name: str) -> ColumnSpec:
-    """
+    """The row of a column.
+
     Raises:
-        ColumnError: nobody declared the column.
+        ColumnError: the column is not declared.
     """
     if name not in COLUMNS:
         raise ColumnError(
@@ -166,7 +169,7 @@ def spec_of(name: str) -> ColumnSpec:
 
 
 class Names(Set[str]):
-    """Names of columns of some kinds, those included that are declared later."""
+    """The names of all columns of some kinds. The set is live: it includes columns declared later."""
 
     def __init__(self, *per: Per) -> None:
         self._per = per
@@ -182,17 +185,17 @@ class Names(Set[str]):
 
     @classmethod
     def _from_iterable(cls, it: Iterable[Any]) -> frozenset[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """What & and | make: names as they are at that moment."""
+        """The result of & and |, which is not live."""
         return frozenset(it)
 
 
 def given_by(*sources: Source) -> frozenset[str]:
-    """Columns that a part of a run gives."""
+    """Names of the columns that the given sources provide."""
     return frozenset(name for name, spec in COLUMNS.items() if spec.source in sources)
 
 
 def not_computed(names: Iterable[str]) -> list[str]:
-    """Those that no part of a run gives yet, or that tell nothing yet; sorted."""
+    """The given columns that nothing in a run provides yet, or that carry no information yet; sorted."""
 
     def is_given(name: str) -> bool:
         spec = spec_of(name)

@@ -1,23 +1,23 @@
-"""Named errors. The command line prints them as three lines (what, where and why, the change) and picks the
+"""Named errors. The command line prints them as three lines (what, where and why, the fix) and chooses the
 exit code.
 
-Every class survives a trip through pickle, because most of them are raised inside a Ray actor.
+Every class can be pickled, because most of them are raised in a Ray actor.
 """
 
 from collections.abc import Sequence
 
 
 class HybridRLError(Exception):
-    """A failure with a message for a person. `exit_code` is what the command line returns for it."""
+    """A failure with a message for the user. `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         """
         Args:
-            what: one line, what is wrong, with both values where two disagree.
-            where: the place a person can go to ("my.yaml:14", a path, a rank) and why it matters.
-            fix: the one-line change.
+            what: one line that says what is wrong, with both values if two disagree.
+            where: the place to look at ("my.yaml:14", a path, a rank) and why it matters.
+            fix: the one-line fix.
         """
         super().__init__(what)
         self.what, self.where, self.fix = what, where, fix
@@ -36,7 +36,7 @@ def _rebuild(kind: type[HybridRLError], what: str, where: str, fix: str) -> Hybr
 
 
 class UserError(HybridRLError):
-    """A mistake of the user: refused before any work starts."""
+    """A mistake of the user, which is refused before any work starts."""
 
     exit_code = 2
 
@@ -46,7 +46,7 @@ class ConfigError(UserError):
 
 
 class ConfigErrors(ConfigError):
-    """Several mistakes of one config, shown at once: a person repairs it in one go."""
+    """Several mistakes of one config, shown together so that they can be fixed together."""
 
     def __init__(self, errors: Sequence[HybridRLError]) -> None:
         super().__init__("\n".join(map(str, errors)))
@@ -65,15 +65,15 @@ class ModelError(UserError):
 
 
 class Absence:
-    """Marks an error about a folder or file that this machine lacks: a run elsewhere may find it there."""
+    """Marks an error about a missing folder or file, which may exist on the machine that runs the config."""
 
 
 class AbsentDataError(DataError, Absence):
-    """There is no data file at a path that a config names."""
+    """A data file that a config names and that does not exist."""
 
 
 class AbsentModelError(ModelError, Absence):
-    """There is no model folder at a path that a config names."""
+    """A model folder that a config names and that does not exist."""
 
 
 class RewardError(UserError):
@@ -81,15 +81,15 @@ class RewardError(UserError):
 
 
 class UserCodeError(UserError):
-    """Code that a config names by module:Name, and that does not import, raises, or ends the process."""
+    """Code that a config names as module:Name and that cannot be imported, raises, or ends the process."""
 
 
 class RunFolderError(UserError):
-    """A run folder that already holds a run, or a resume from one that does not."""
+    """A run folder that already holds a run, or a resume from a folder without one."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not whole, or that does not fit what is being resumed."""
+    """A checkpoint that is incomplete or damaged, or does not fit the run that resumes from it."""
 
 
 class ResourceError(UserError):
@@ -97,19 +97,19 @@ class ResourceError(UserError):
 
 
 class ColumnError(HybridRLError):
-    """A column that nobody declared, that is not as it was declared, or that is needed and not there."""
+    """A column that is not declared, does not match its declaration, or is needed and missing."""
 
 
 class LayoutError(HybridRLError):
-    """A layout that cannot be realised on the mesh it was asked for."""
+    """A parallel layout that the model does not support."""
 
 
 class EngineError(HybridRLError):
-    """A rollout engine that failed, or that was asked to serve while it must not."""
+    """A rollout engine that failed, or a request to an engine that must not serve."""
 
 
 class SwapError(HybridRLError):
-    """A weight swap that did not commit; engines it touched do not serve."""
+    """A weight swap that was not committed; its engines do not serve."""
 
 
 class VersionError(HybridRLError):
@@ -121,7 +121,7 @@ class NonFiniteError(HybridRLError):
 
 
 class GuardError(HybridRLError):
-    """A step that is certainly wrong, though every number is finite; parameters are unchanged."""
+    """A step that is certainly wrong although every number is finite; parameters are unchanged."""
 
 
 class WorkerError(HybridRLError):
@@ -129,16 +129,16 @@ class WorkerError(HybridRLError):
 
 
 class DeadlineError(HybridRLError):
-    """Something took longer than its deadline."""
+    """An operation that took longer than its deadline."""
 
     exit_code = 3
 
 
 def refuse(errors: Sequence[HybridRLError]) -> None:
-    """Raise what was found; nothing when nothing was.
+    """Raise all errors together, if there are any.
 
     Raises:
-        ConfigErrors: there are errors.
+        ConfigErrors: `errors` is not empty.
     """
     if errors:
         raise ConfigErrors(errors)

@@ -1,6 +1,6 @@
-"""Code from outside the project, which a config names by module:Name: what it raises is said with its place.
+"""Guards code outside the project, which a config names as module:Name. Its errors get key, file and line.
 
-Ctrl-C while such code runs stays what it is: it is the person's, not the code's.
+Ctrl-C while such code runs stays a KeyboardInterrupt, because the user has caused it and not the code.
 """
 
 import contextlib
@@ -18,22 +18,24 @@ _OURS = str(Path(__file__).parent)
 
 
 def is_outside(name: str) -> bool:
-    """Whether a plug-in's name in a config is of code that is not the project's own."""
+    """Whether a plug-in's name in a config refers to code outside the project."""
     return ":" in name and not name.startswith("hybridrl.")
 
 
 @contextlib.contextmanager
 def user_code(name: str, *, key: str, where: str, plugin: Any = None) -> Iterator[None]:
-    """What code from outside raises inside becomes a UserCodeError; named errors stay as they are.
+    """A context in which errors of code outside the project become UserCodeErrors.
+
+    Named errors stay as they are.
 
     Args:
-        name: of the plug-in, as the config has it. The project's own code is left alone.
-        key: config key that names it.
-        where: the config place, for the error.
-        plugin: what is called; its definition is the place of an error that no line of it raised.
+        name: name of the plug-in in the config. Errors of the project's own plug-ins are not changed.
+        key: config key that names the plug-in.
+        where: place in the config, for the error.
+        plugin: the plug-in; the error names its definition if no line of it raised, as for a wrong call.
 
     Raises:
-        UserCodeError: names the error, the key, file and line, and the line itself.
+        UserCodeError: the message has the error, the key, the file and line, and the text of the line.
     """
     try:
         yield
@@ -47,12 +49,15 @@ def user_code(name: str, *, key: str, where: str, plugin: Any = None) -> Iterato
 
 
 class Guarded:
-    """A plug-in from outside: called and read as itself, awaited and iterated over too, under user_code()."""
+    """A proxy of a plug-in outside the project.
+
+    Calls, attributes, coroutines and generators of the plug-in run under user_code().
+    """
 
     def __init__(self, plugin: Any, name: str, *, where: str, makes: Sequence[str] = ()) -> None:
         """
         Args:
-            makes: names of methods whose results are guarded as the plug-in is.
+            makes: names of methods whose results are guarded in the same way.
         """
         self._plugin, self._name, self._where, self._makes = plugin, name, where, makes
 
@@ -91,10 +96,10 @@ class Guarded:
 
 
 def called(plugin: Callable, name: str, *args: Any, key: str, where: str, **options: Any) -> Any:
-    """What a plug-in that may be from outside returns.
+    """Call a plug-in that may be outside the project; returns its result.
 
     Raises:
-        UserCodeError: as user_code().
+        UserCodeError: the plug-in raised, see user_code().
     """
     with user_code(name, key=key, where=where, plugin=plugin):
         return plugin(*args, **options)
@@ -108,7 +113,7 @@ def _said(error: BaseException) -> str:
 
 
 def _line(error: BaseException, plugin: Any) -> str:
-    """The place and the text of the user's last line; empty where there is none."""
+    """Place and text of the innermost line of the user's code; "" if there is none."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f", at {error.filename}:{error.lineno}: {(error.text or '').strip()}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_of(f.filename, _OURS)]
@@ -120,7 +125,7 @@ def _line(error: BaseException, plugin: Any) -> str:
 
 
 def _definition(plugin: Any) -> str:
-    """Where a plug-in is written, for a call that it does not take."""
+    """Place of a plug-in's definition, for a call with wrong arguments; "" if it has no file."""
     source = plugin if inspect.isroutine(plugin) or isinstance(plugin, type) else type(plugin)
     try:
         file, number = inspect.getsourcefile(source) or "", inspect.getsourcelines(source)[1]

@@ -1,8 +1,9 @@
-"""Plug-ins by name or by dotted path. A plug-in is one file in its package: the file's name is its name in a
-config.
+"""Finds plug-ins by name or by dotted path. A plug-in is one file in its package, and the file's name is its
+name in a config.
 
-No central list: `find("hybridrl.algorithms.estimators", "grpo")` imports that module and returns what it
-registered; `find(..., "my_lab.rank_advantage:RankAdvantage")` imports code from outside the project.
+There is no central list: `find("hybridrl.algorithms.estimators", "grpo")` imports that module and returns the
+plug-in that it registers. `find(..., "my_lab.rank_advantage:RankAdvantage")` imports code outside the
+project.
 """
 
 import difflib
@@ -32,15 +33,15 @@ def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
 
 
 def kind_of(plugin: object) -> str | None:
-    """The kind that a class or function was marked as; None: it is not marked."""
+    """The kind under which a class or function is registered; None if it is not registered."""
     return getattr(plugin, _MARK, (None, None))[0]
 
 
 def names(package: str, *, folders: bool = False) -> list[str]:
-    """Plug-in names in a package, sorted, without importing them.
+    """Names of the plug-ins of a package, sorted, without importing them.
 
     Args:
-        folders: plug-ins are the folders of the package; files beside them are none.
+        folders: only folders of the package are plug-ins, not files.
     """
     path = importlib.import_module(package).__path__
     found = (m for m in pkgutil.iter_modules(path) if m.ispkg or not folders)
@@ -56,19 +57,19 @@ def find(
     folders: bool = False,
     has: Iterable[str] = (),
 ) -> Callable:
-    """The plug-in a config names.
+    """The plug-in that a config names.
 
     Args:
-        package: where the project's own plug-ins of this kind are.
-        name: file name in `package`, or "module.path:attribute" for code outside.
-        where: the config place to name in an error.
-        key: the config key that names it; "" where `where` is the key.
-        folders: as `names` has it.
-        has: attributes that code outside must have to be such a plug-in.
+        package: package with the project's own plug-ins of this kind.
+        name: name of a file in `package`, or "module.path:attribute" for code outside the project.
+        where: place in the config, for errors.
+        key: config key that names the plug-in; "" if `where` is the key.
+        folders: see `names`.
+        has: attributes that a plug-in outside the project must have.
 
     Raises:
-        ConfigError: there is no such plug-in; names the nearest ones. Or it lacks an attribute.
-        UserCodeError: code outside raises while it is imported.
+        ConfigError: there is no such plug-in (the message has the nearest names), or it lacks an attribute.
+        UserCodeError: importing code outside the project raised an error.
     """
     if ":" in name:
         found = _outside(name, where, key or where)
@@ -90,10 +91,10 @@ def find(
 
 
 def check_name(package: str, name: str, *, where: str = "", folders: bool = False) -> None:
-    """Refuse a name that no file in a package has, without importing any; arguments as `find`.
+    """Refuse a name that is not among `names`, without importing plug-ins. The arguments are those of `find`.
 
     Raises:
-        ConfigError: names the nearest ones.
+        ConfigError: there is no such plug-in; the message has the nearest names.
     """
     known = names(package, folders=folders)
     if name not in known:
@@ -106,13 +107,13 @@ def check_name(package: str, name: str, *, where: str = "", folders: bool = Fals
 
 
 def module(package: str, name: str, *, what: str) -> ModuleType:
-    """A module of a package whose base.py says what its modules offer.
+    """A module of a package whose base.py defines the interface of its modules.
 
     Args:
-        what: such a module is, for the error.
+        what: word for such a module in the error.
 
     Raises:
-        ResourceError: this version has none of that name.
+        ResourceError: the package has no module of that name.
     """
     known = [found for found in names(package) if found != "base"]
     if name not in known:
@@ -146,6 +147,6 @@ def _outside(path: str, where: str, key: str) -> Callable:
 
 
 def _is_missing(module_name: str, error: BaseException | None) -> bool:
-    """The module itself is not there, or a package of its name; not something that it imports."""
+    """Whether the module itself or a parent package of it is missing, not a module that it imports."""
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     return missing is not None and f"{module_name}.".startswith(f"{missing}.")

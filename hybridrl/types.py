@@ -1,15 +1,15 @@
-"""The nouns of a run: prompts in, trajectories in groups, reports out. Metadata and scalars only; tokens live
-in batch.py."""
+"""The data types of a run: prompts, groups of trajectories, and reports. They hold metadata and scalars;
+tokens are in batch.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 PolicyVersion = int
-"""Names the weights: 0 is the initial policy, step k produces version k."""
+"""Version of the policy's weights: 0 is the initial policy, step k produces version k."""
 
 Finish = Literal["stop", "length", "abort"]
-"""Why an answer ended: an end token, the token limit, or the engine gave it up."""
+"""Why an answer ended: at an end token, at the token limit, or because it was aborted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,19 +17,19 @@ class Prompt:
     """One question, tokenised with the model's chat template."""
 
     uid: str
-    """Unique in the run, stable over resumes: "<split>/<row>" of its source."""
+    """Identifier, unique in the run and stable over resumes: "<split>/<row>" of its source."""
 
     token_ids: tuple[int, ...]
     row: Mapping[str, Any]
-    """The source row; rewards read their answer field here."""
+    """Row of the data set; rewards read their answer field from it."""
 
     source: str = "train"
-    """Names the data set in metrics, as in val-core/<source>/..."""
+    """Name of the data set in metrics, as in val-core/<source>/..."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How an engine samples answers to a prompt."""
+    """Options with which an engine samples answers to a prompt."""
 
     num_samples: int
     max_response_tokens: int
@@ -38,38 +38,44 @@ class Sampling:
     top_k: int = -1
     stop_token_ids: tuple[int, ...] = ()
     seed: int | None = None
-    """Seed of this request; None leaves it to the engine."""
+    """Seed of this request; None lets the engine choose."""
 
 
 HANG_PART = "timeout"
-"""Part of the reward of an answer that was not judged in time: for metrics, no estimator sees it."""
+"""Reward part of an answer that was not scored in time. It is for metrics only; estimators do not get it."""
 
 
 @dataclass(slots=True)
 class Trajectory:
-    """One sampled answer without its tokens, which are row `row` of its group's block."""
+    """One sampled answer without its tokens, which are in its group's block."""
 
     row: int
+    """Row of the block that has its tokens."""
+
     prompt_tokens: int
+    """Length of the prompt."""
+
     response_tokens: int
-    """Length after the prompt, tool and observation tokens included."""
+    """Length after the prompt, including tool and observation tokens."""
 
     trained_tokens: int
-    """Tokens that the policy generated: the sum of the loss mask."""
+    """Number of tokens that are trained on: the sum of the loss mask."""
 
     finish: Finish
     version: PolicyVersion
-    """Oldest policy version of any of its tokens."""
+    """Oldest policy version that generated any of its tokens."""
 
     reward: float | None = None
-    """Outcome reward; None until it was scored."""
+    """Outcome reward; None until it is scored."""
 
     reward_parts: dict[str, float] = field(default_factory=dict)
+    """Named parts of the reward."""
+
     text: str | None = None
-    """The answer as text, kept only for the few trajectories that are shown to a person."""
+    """The answer as text, kept only for the few trajectories that are shown to the user."""
 
     turns: int = 1
-    """Answers of the policy in it: an engine gives one to a prompt."""
+    """Number of answers of the policy in the conversation; 1 without tools."""
 
 
 @dataclass(slots=True)
@@ -79,17 +85,19 @@ class Group:
     prompt: Prompt
     trajectories: list[Trajectory]
     block: Any
-    """Where the tokens are: a batch.TokenBlock, or an opaque reference to one that the driver never opens."""
+    """The tokens: a batch.TokenBlock, or an opaque reference to one that the driver never opens."""
 
     greedy_reward: float | None = None
-    """Of the greedy answer to the same prompt; None unless the estimator needs it."""
+    """Reward of the greedy answer to the same prompt; None unless the estimator needs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one optimizer step did; the same on every rank."""
+    """The report of one optimizer step; the same on every rank."""
 
     version: PolicyVersion
+    """Version that the policy update produces."""
+
     loss: float
     """Global objective of the minibatch, in the unit of the aggregation mode."""
 
@@ -98,31 +106,37 @@ class StepReport:
 
     lr: float
     metrics: Mapping[str, float]
-    """Named as verl names them: actor/pg_loss, actor/pg_clipfrac, actor/ppo_kl, actor/entropy, ..."""
+    """Metrics under verl's names: actor/pg_loss, actor/pg_clipfrac, actor/ppo_kl, actor/entropy, ..."""
 
     warnings: tuple[tuple[str, str], ...] = ()
-    """(guard, text) of what looks suspicious in the batch."""
+    """(guard, text) of suspicious findings in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:
-    """What one weight swap did."""
+    """The report of one weight swap."""
 
     version: PolicyVersion
     time_s: float
     num_tensors: int
+    """Tensors of all engines."""
+
     written_bytes: int
+    """Bytes that trainer ranks wrote."""
+
     staging_bytes: int
+    """Largest staging buffer of a trainer rank."""
+
     checksums_equal: bool | None
-    """None: engines took the weights through their own loader, and only said that it succeeded."""
+    """None: the engines' own loader took the weights, and checksums cannot be compared."""
 
     sent_bytes: int = 0
-    """Of what was written, what a trainer rank sent to another one, on the engine's node."""
+    """The part of written_bytes that a trainer rank sent to another one on the engine's node."""
 
     replays: int = 0
-    """Times that the weights were written again, after a checksum that differed or a rank that failed."""
+    """How often the weights were written again, because a checksum differed or a rank failed."""
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; 0 for none, so that a metric of an empty selection is a number."""
+    """Arithmetic mean; 0 if there are no values, so that a metric of an empty selection is a number."""
     return sum(values) / len(values) if values else 0.0

@@ -1,1 +1,1 @@
-"""Ray mechanics: start, groups of workers, deadlines, dead workers. Knows no RL."""
+"""Ray mechanics without any RL: starting Ray, groups of workers, deadlines, dead workers."""

@@ -1,5 +1,5 @@
-"""The environment variables of a run: read here, handed to processes at their start, never written
-afterwards."""
+"""The environment variables of a run. They are read here and passed to processes at their start; nothing
+writes them afterwards."""
 
 import os
 import sys
@@ -7,33 +7,32 @@ from collections.abc import Mapping
 
 
 def worker_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Variables of a worker process: one compute thread per rank, the user's modules importable, and `extra`.
+    """Variables of a worker process: one compute thread, a PYTHONPATH with the user's modules, and `extra`.
 
     Args:
-        extra: what the machine's host needs; wins over what stands here.
+        extra: variables of the machine; they override the others.
     """
     return {"OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path(), **extra}
 
 
 def _python_path() -> str:
-    """The folder the command was typed in first, so that `module:function` of a config is found there as
-    well."""
+    """PYTHONPATH with the current folder first, so that `module:function` of a config is found there."""
     paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.pathsep.join(dict.fromkeys(p for p in paths if p))
 
 
 def ray_address() -> str | None:
-    """host:port of a running Ray, where the environment names one; Ray's own jobs do."""
+    """host:port of a running Ray; None if the environment names none. Ray sets it in its own jobs."""
     return os.environ.get("RAY_ADDRESS")
 
 
 def ray_dashboard() -> str | None:
-    """Where `ray job submit` hands jobs over."""
+    """Address of the job server that `ray job submit` uses; None if the environment names none."""
     return os.environ.get("RAY_API_SERVER_ADDRESS")
 
 
 def expected_nodes() -> tuple[str, ...]:
-    """Names of the nodes that the job script started Ray on; empty outside such a job."""
+    """Names of the nodes on which the Slurm job script started Ray; empty outside such a job."""
     return tuple(os.environ.get("HYBRIDRL_NODES", "").split())
 
 

@@ -1,4 +1,4 @@
-"""Groups of Ray actors: call them all, wait with a deadline, turn what Ray raises into our named errors."""
+"""Groups of Ray actors: calls to all of them with a deadline, and named errors in place of Ray's."""
 
 import asyncio
 from collections.abc import Mapping, Sequence, Set
@@ -18,30 +18,30 @@ _RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
 
 @dataclass(slots=True)
 class WorkerGroup:
-    """Actors that do the same job; index = rank."""
+    """Actors of the same kind; the index of an actor is its rank."""
 
     name: str
-    """For messages: "trainer", "engine", "reward"."""
+    """Name of the group in messages: "trainer", "engine", "reward"."""
 
     actors: list[Any]
     logs: Path
-    """Ray's log folder, where a dead worker left its last words."""
+    """Ray's log folder, which has the output of dead workers."""
 
     timeout_s: float
-    """Deadline of a call that names no other."""
+    """Default deadline of a call."""
 
     pids: dict[int, int] = field(default_factory=dict)
-    """Process of each rank, once known."""
+    """Process id of each rank; empty until `learn_pids` is called."""
 
     def __len__(self) -> int:
         return len(self.actors)
 
     async def all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
-        """Call a method on every actor with the same arguments; the results in order of rank.
+        """Call a method on every actor with the same arguments; returns the results in order of rank.
 
         Raises:
-            DeadlineError: some did not answer in time; names them.
-            WorkerError: one died. Otherwise what the first failing one raised.
+            DeadlineError: some actors did not answer in time; the message names them.
+            WorkerError: an actor died. If an actor raised an error, that error is raised instead.
         """
         refs = [getattr(actor, method).remote(*args) for actor in self.actors]
         results, error = await self._settled(method, dict(enumerate(refs)), timeout_s)
@@ -58,7 +58,7 @@ class WorkerGroup:
     async def result(
         self, rank: int, method: str, ref: ray.ObjectRef, *, timeout_s: float | None = None
     ) -> Any:
-        """Wait for a call to one actor that is under way."""
+        """Wait for a call to one actor that was made already."""
         results, error = await self._settled(method, {rank: ref}, timeout_s)
         if error is not None:
             raise error
@@ -67,13 +67,13 @@ class WorkerGroup:
     async def outcomes(
         self, method: str, *args: Any, ranks: Sequence[int], timeout_s: float | None = None
     ) -> dict[int, Any]:
-        """Call a method on the actors of `ranks` and wait until each has ended, well or not.
+        """Call a method on the actors of `ranks` and wait until each has returned or failed.
 
         Returns:
-            Rank -> what it returned, or its error: WorkerError if it died, otherwise what it raised.
+            Rank -> result or error: WorkerError if the actor died, otherwise what it raised.
 
         Raises:
-            DeadlineError: some did not answer in time; names them.
+            DeadlineError: some actors did not answer in time; the message names them.
         """
         refs = {rank: getattr(self.actors[rank], method).remote(*args) for rank in ranks}
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
@@ -89,7 +89,7 @@ class WorkerGroup:
     async def _settled(
         self, method: str, refs: Mapping[int, ray.ObjectRef], timeout_s: float | None
     ) -> tuple[list[Any], BaseException | None]:
-        """The results of calls by their rank, or the error that they are to end with."""
+        """Wait for calls, given by rank; returns their results, or the error to raise."""
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         tasks, late = await _ended(refs, timeout_s, asyncio.FIRST_EXCEPTION)
         done = {rank: task for rank, task in tasks.items() if task not in late}
@@ -109,7 +109,7 @@ class WorkerGroup:
         )
 
     def _cause(self, method: str, failed: dict[int, BaseException]) -> BaseException:
-        """The error to show: one of ours before a stranger's, a stranger's before the death of a worker."""
+        """The error to raise: a named error first, then any other, and last the death of a worker."""
         errors = {rank: _unwrap(error) for rank, error in failed.items()}
         for error in errors.values():
             if isinstance(error, HybridRLError):
@@ -117,7 +117,7 @@ class WorkerGroup:
         return self._named(method, *min(errors.items(), key=lambda of_rank: isinstance(of_rank[1], _DEATHS)))
 
     def _named(self, method: str, rank: int, error: BaseException) -> BaseException:
-        """What one worker raised, with its rank if it is not one of our errors."""
+        """The error of one worker; an error that is not a named one gets a note with the rank."""
         if isinstance(error, HybridRLError):
             return error
         if isinstance(error, _DEATHS):
@@ -126,7 +126,7 @@ class WorkerGroup:
         return error
 
     def _last_words(self, rank: int) -> str:
-        """The end of the dead worker's error log, if Ray kept one."""
+        """The last lines of a dead worker's error log; empty if Ray kept none."""
         pid = self.pids.get(rank)
         files = sorted(self.logs.glob(f"worker-*-{pid}.err")) if pid else []
         text = files[-1].read_text(errors="replace") if files else ""
@@ -134,11 +134,11 @@ class WorkerGroup:
         return "".join(f"\n    {line}" for line in lines)
 
     async def learn_pids(self, *, timeout_s: float) -> None:
-        """Ask every actor for its process id; a worker offers it as method `pid`."""
+        """Ask every actor for its process id, with its method `pid`."""
         self.pids = dict(enumerate(await self.all("pid", timeout_s=timeout_s)))
 
     def kill(self) -> None:
-        """End the processes; for the end of a run, after which nobody asks them anything."""
+        """End the processes at the end of a run; the actors cannot be called afterwards."""
         for actor in self.actors:
             ray.kill(actor)
 
@@ -146,7 +146,7 @@ class WorkerGroup:
 async def _ended(
     refs: Mapping[int, Any], timeout_s: float, until: str
 ) -> tuple[dict[int, asyncio.Future[Any]], set[asyncio.Future[Any]]]:
-    """Calls as tasks, and those that had not ended by then; nobody waits for these any more."""
+    """Wait for calls; returns all as tasks, and the late ones, which are cancelled."""
     tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
     _, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
     for task in late:
@@ -155,10 +155,9 @@ async def _ended(
 
 
 def _unwrap(error: BaseException) -> BaseException:
-    """What the worker raised, instead of Ray's wrapping of it.
+    """The worker's own error, without Ray's wrapper.
 
-    The wrapping becomes its cause: the text of it has the worker's traceback, which the error itself lost on
-    its way here.
+    The wrapper becomes its cause, because the wrapper's text has the worker's traceback.
     """
     if not isinstance(error, RayTaskError) or error.cause is None:
         return error

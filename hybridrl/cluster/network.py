@@ -1,4 +1,4 @@
-"""How ranks find each other: in a folder of their machine, or over the network between the nodes of a run."""
+"""Rendezvous of ranks: in a folder of their machine, or over the network between the nodes of a run."""
 
 import ipaddress
 import random
@@ -16,48 +16,52 @@ from hybridrl.cluster.placement import Placing
 from hybridrl.errors import ResourceError
 
 Rendezvous = Callable[[str], str]
-"""Name of a group of ranks -> where they meet, as torch.distributed takes it; a new place at each call."""
+"""Name of a group of ranks -> init_method for torch.distributed, a new one at each call."""
 
 _PORTS = range(20_000, 30_000, 8)
-"""Below those that Linux gives to outgoing connections. An engine in parts takes the six that follow its own
-as well.
+"""Ports to choose from, below those that Linux gives to outgoing connections. The step is 8, because an
+engine with several parts also uses the six ports after its own.
 """
 
 _GROUPS = 4
-"""That a run has at most: the trainer, critic, reference and reward model."""
+"""Largest number of groups of ranks in a run: trainer, critic, reference and reward model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Of one node, as the other nodes see it."""
+    """How other nodes reach one node."""
 
     address: str
+    """IP address of the node."""
+
     interface: str
+    """Network interface that has the address."""
+
     ports: tuple[int, ...]
-    """Free when they were looked for, one for each group of ranks."""
+    """Ports that were free when they were probed: one for each group of ranks, the last for an engine."""
 
     @property
     def of_engine(self) -> str:
-        """host:port where the parts of an engine meet whose first part is on this node."""
+        """Rendezvous, host:port, of the parts of an engine whose first part is on this node."""
         return f"{self.address}:{self.ports[-1]}"
 
 
 def in_folder(folder: Path) -> Rendezvous:
-    """On one machine."""
+    """Rendezvous of ranks on one machine."""
     return lambda name: f"file://{folder.resolve() / f'{name}-{secrets.token_hex(8)}'}"
 
 
 def at(network: Network) -> Rendezvous:
-    """On the node of every group's first rank."""
+    """Rendezvous on the node that has every group's first rank."""
     ports = iter(network.ports[:-1])
     return lambda name: f"tcp://{network.address}:{next(ports)}"
 
 
 def networks(place: Placing, num_nodes: int, *, timeout_s: float) -> list[Network]:
-    """Of each node of a run, asked there.
+    """The network of each node of a run, from a Ray task on that node.
 
     Raises:
-        ResourceError: a node has no interface with the address that Ray knows it by.
+        ResourceError: a node has no interface with the address that Ray uses for it.
     """
     asked = ray.remote(max_retries=0)(_here)
     return ray.get([asked.options(**place(node)).remote() for node in range(num_nodes)], timeout=timeout_s)
@@ -72,13 +76,13 @@ def interface_of(address: str) -> str:
     """The network interface of this machine that has an address.
 
     Raises:
-        ResourceError: none has it.
+        ResourceError: no interface has the address.
     """
     wanted = ipaddress.ip_address(address)
     for name, addresses in psutil.net_if_addrs().items():
         if any(a.family in (socket.AF_INET, socket.AF_INET6) and _same(a.address, wanted) for a in addresses):
             return name
-    if wanted.is_loopback:  # the whole network of 127.0.0.1 is
+    if wanted.is_loopback:  # every address of 127.0.0.0/8 is on the interface of 127.0.0.1
         return interface_of("127.0.0.1")
     raise ResourceError(
         f"Ray knows this node by {address}, which no network interface of it has",

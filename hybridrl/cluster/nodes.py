@@ -1,4 +1,4 @@
-"""Whether the machines that a run counts on have joined Ray, before any worker is asked of them."""
+"""Waits until the nodes that a run expects have joined Ray, before any worker is started on them."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,21 +13,23 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class ExpectedNodes:
-    """What has to join."""
+    """The nodes that have to join Ray."""
 
     count: int
+    """Number of nodes."""
+
     gpus: int
-    """Of each node."""
+    """GPUs of each node."""
 
     names: Sequence[str] = ()
-    """Of the nodes, as `ray start --node-name` gave them; empty: any nodes will do."""
+    """Names given with `ray start --node-name`; if empty, any nodes will do."""
 
 
 def await_nodes(expected: ExpectedNodes, *, timeout_s: float, address: str) -> None:
-    """Wait until the nodes are there with their GPUs.
+    """Wait until all nodes have joined with their GPUs.
 
     Raises:
-        DeadlineError: they are not; names those that are missing or lack GPUs.
+        DeadlineError: they have not joined in time; the message names nodes that are missing or lack GPUs.
     """
     deadline = time.monotonic() + timeout_s
     while faults := lacking(expected, joined(ray.nodes())):
@@ -35,22 +37,22 @@ def await_nodes(expected: ExpectedNodes, *, timeout_s: float, address: str) -> N
             raise DeadlineError(
                 f"after {timeout_s:g} s {'; '.join(faults)}",
                 where=f"Ray at {address}",
-                fix="look at what Ray said on these nodes, or raise cluster.start_timeout_s",
+                fix="read Ray's output on these nodes, or raise cluster.start_timeout_s",
             )
         time.sleep(_POLL_S)
 
 
 def joined(nodes: Iterable[Mapping]) -> dict[str, int]:
-    """Name -> GPUs of the nodes that are alive, of what ray.nodes() lists."""
+    """Name -> number of GPUs, for the nodes of ray.nodes() that are alive."""
     alive = [node for node in nodes if node["Alive"]]
     return {node["NodeName"]: int(node["Resources"].get("GPU", 0)) for node in alive}
 
 
 def lacking(expected: ExpectedNodes, found: Mapping[str, int]) -> list[str]:
-    """What is not as expected, a phrase for each fault; [] when all is there.
+    """A phrase for each expected node or GPU that is missing; [] if there is none.
 
     Args:
-        found: name -> GPUs.
+        found: name -> number of GPUs of the nodes that have joined.
     """
     if expected.names:
         missing = [name for name in expected.names if name not in found]

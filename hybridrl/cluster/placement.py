@@ -1,4 +1,4 @@
-"""Which node of a cluster an actor goes to: a placement group with one bundle for each node of the run."""
+"""Placement of actors on nodes: a Ray placement group with one bundle for each node of the run."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,27 +12,27 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from hybridrl.errors import ResourceError
 
 Placing = Callable[[int], dict[str, Any]]
-"""Ray's options of an actor, by the index of its node in the run."""
+"""Index of a node in the run -> Ray's options for an actor on this node."""
 
 
 _PROBE_S = 60.0
 
 
 def anywhere(node: int) -> dict[str, Any]:
-    """On a Ray of one machine."""
+    """Placing on a Ray of one machine."""
     return {"num_cpus": 1}
 
 
 @contextlib.contextmanager
 def reserved(slots: Sequence[int], gpus_per_node: int = 0, *, timeout_s: float) -> Iterator[Placing]:
-    """Hold places on as many nodes as there are counts, and give them back in the end.
+    """Reserve slots for actors on different nodes inside the context, and release them afterwards.
 
     Args:
-        slots: actors on each node; each takes one of Ray's CPUs.
-        gpus_per_node: held too; which actor has which of them is not Ray's business.
+        slots: number of actors on each node; each takes one of Ray's CPUs.
+        gpus_per_node: GPUs to reserve on each node; we assign them to actors, not Ray.
 
     Raises:
-        ResourceError: the cluster does not have them free.
+        ResourceError: the cluster does not have these resources free.
     """
     gpus = {"GPU": gpus_per_node} if gpus_per_node else {}
     group = placement_group([{"CPU": count, **gpus} for count in slots], "STRICT_SPREAD")
@@ -47,7 +47,7 @@ def reserved(slots: Sequence[int], gpus_per_node: int = 0, *, timeout_s: float) 
 
 
 def gpu_names(place: Placing, num_nodes: int, gpus_per_node: int) -> list[list[str]]:
-    """Of the GPUs that are held on each node: what CUDA_VISIBLE_DEVICES takes there."""
+    """Ids of the reserved GPUs on each node, as CUDA_VISIBLE_DEVICES takes them."""
     asked = ray.remote(max_retries=0)(_given)
     asked = [
         asked.options(**{**place(node), "num_cpus": 0, "num_gpus": gpus_per_node}).remote()
@@ -68,7 +68,7 @@ def _await(group: PlacementGroup, slots: Sequence[int], gpus_per_node: int, time
         gpus = f" and {gpus_per_node} GPUs each" if gpus_per_node else ""
         have = f" and {free.get('GPU', 0):g} GPUs" if gpus_per_node else ""
         raise ResourceError(
-            f"the run needs {list(slots)} of Ray's CPUs, one a worker,{gpus} on {len(slots)} nodes; "
+            f"the run needs {list(slots)} of Ray's CPUs, one per worker,{gpus} on {len(slots)} nodes; "
             f"{free.get('CPU', 0):g}{have} are free in all",
             fix="start Ray with more --num-cpus: they are slots for workers, not cores",
         ) from None

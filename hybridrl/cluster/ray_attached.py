@@ -1,4 +1,4 @@
-"""A Ray that runs already, on this machine or on several: join it for one run, and leave it as it was."""
+"""Joins a Ray that runs already, on this or several machines, for one run, and leaves it as it was."""
 
 import contextlib
 import logging
@@ -18,19 +18,19 @@ from hybridrl.errors import ResourceError
 
 @contextlib.contextmanager
 def attached_ray(address: str, expected: ExpectedNodes, *, timeout_s: float) -> Iterator[Path]:
-    """Join the Ray at `address` from one of its machines, wait for its nodes, and yield its log folder here.
+    """Join the Ray at `address` from one of its machines, wait for its nodes, and yield its local log folder.
 
-    Its workers run in the folder that this process runs in, so that relative paths of a config mean the same.
+    Workers run in the current folder of this process, so that relative paths of a config mean the same.
 
     Args:
-        address: host:port of its head.
+        address: host:port of Ray's head.
 
     Raises:
-        ResourceError: nothing answers there.
+        ResourceError: no Ray answers at the address.
         DeadlineError: not all expected nodes joined in time.
     """
     if address.partition(":")[0] == LOOPBACK:
-        ray_constants.ENABLE_RAY_CLUSTER = False  # else Ray trades loopback for the address others see
+        ray_constants.ENABLE_RAY_CLUSTER = False  # otherwise Ray replaces loopback by an external address
     quiet()
     folder = os.getcwd()
     try:

@@ -1,4 +1,4 @@
-"""Ray's job server: hand over a command that runs on the cluster."""
+"""Ray's job server, which runs a command on the cluster."""
 
 from ray.job_submission import JobSubmissionClient
 
@@ -6,14 +6,14 @@ from hybridrl.errors import ResourceError
 
 
 def submit(dashboard: str, entrypoint: str, working_dir: str | None) -> str:
-    """Start a command on the cluster; the id of its job.
+    """Start a command on the cluster; returns the id of its job.
 
     Args:
-        dashboard: http://host:port of the cluster.
-        working_dir: folder that is uploaded for the command to run in; None: nothing is.
+        dashboard: http://host:port of the job server.
+        working_dir: folder to upload, in which the command runs; None uploads nothing.
 
     Raises:
-        ResourceError: nothing answers there, or it refuses the job.
+        ResourceError: no job server answers, or it refuses the job.
     """
     try:
         client = JobSubmissionClient(dashboard)

@@ -1,4 +1,4 @@
-"""A Ray of one machine that listens on loopback only, for one run."""
+"""Starts a Ray for one run on one machine, which listens on loopback only."""
 
 import contextlib
 import logging
@@ -15,8 +15,8 @@ from ray._private import worker as ray_worker
 LOOPBACK = "127.0.0.1"
 
 _OBJECT_STORE_BYTES = 512 * 2**20
-"""Token blocks of a few steps; 8192 trajectories of 8192 tokens at 13 bytes a token are 872 MB on a cluster,
-not here."""
+"""Size of the object store: enough for the token blocks of a few steps on one machine. A step of 8192
+trajectories of 8192 tokens at 13 bytes per token would take 872 MB, but such runs use a cluster."""
 
 
 @contextlib.contextmanager
@@ -24,16 +24,13 @@ def local_ray(num_workers: int) -> Iterator[str]:
     """Start Ray, yield its log folder, stop it and remove its files.
 
     Args:
-        num_workers: actors that live at the same time. Ray's CPUs are slots for them, not cores.
+        num_workers: largest number of actors at the same time. Ray's CPUs are slots for actors, not cores.
     """
-    folder = tempfile.mkdtemp(
-        prefix="hybridrl-"
-    )  # short: Ray puts sockets inside, whose paths may have 107 bytes
+    # The path is short, because Ray puts sockets inside, whose paths may have 107 bytes.
+    folder = tempfile.mkdtemp(prefix="hybridrl-")
     try:
         quiet()
-        ray_constants.ENABLE_RAY_CLUSTER = (
-            False  # else Ray trades loopback for the address that other machines see
-        )
+        ray_constants.ENABLE_RAY_CLUSTER = False  # otherwise Ray replaces loopback by an external address
         ray.init(
             num_cpus=num_workers,
             include_dashboard=False,
@@ -42,7 +39,7 @@ def local_ray(num_workers: int) -> Iterator[str]:
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address=LOOPBACK,
             _temp_dir=folder,
-            _system_config={"worker_niceness": 0},  # Ray lets every other process of the machine go first
+            _system_config={"worker_niceness": 0},  # by default, all other processes have a higher priority
         )
         yield os.path.join(folder, "session_latest", "logs")
     finally:
@@ -51,12 +48,11 @@ def local_ray(num_workers: int) -> Iterator[str]:
 
 
 def quiet() -> None:
-    """Send what Ray prints to the log."""
+    """Send Ray's messages to the log."""
+    # Ray would print them over the live view, and group.py reports dead workers anyway.
     ray_worker.print_to_stdstream = _to_log
 
 
 def _to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
-    """Raylet's messages go to the log: Ray prints them over the live view, and group.py names a dead worker
-    anyway."""
     for line in data["lines"]:
         logging.getLogger("hybridrl.ray").info("%s %s", data["pid"], line)

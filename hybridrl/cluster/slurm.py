@@ -1,4 +1,4 @@
-"""Slurm's own commands: hand a job over, ask what became of it."""
+"""Calls Slurm's commands: submits a job, and asks for its state."""
 
 import re
 import subprocess
@@ -16,10 +16,10 @@ _UNKNOWN_JOB = "Invalid job id"
 @dataclass(frozen=True, slots=True)
 class JobState:
     name: str
-    """In Slurm's words: PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT, ..."""
+    """Slurm's name of the state: PENDING, RUNNING, COMPLETED, FAILED, TIMEOUT, ..."""
 
     exit_code: int
-    """Of the job's script; 128 + the signal that ended it, as a shell has it."""
+    """Exit code of the job's script; 128 + signal if a signal ended it, as in a shell."""
 
     @property
     def finished(self) -> bool:
@@ -27,26 +27,26 @@ class JobState:
 
 
 def submit(script: Path) -> int:
-    """Hand a job over; its id.
+    """Submit a job; returns its id.
 
     Raises:
-        ResourceError: there is no Slurm here, or it refuses the job.
+        ResourceError: this machine has no Slurm, or Slurm refuses the job.
     """
     done = _run("sbatch", "--parsable", str(script))
     if done.returncode:
         raise ResourceError(
             f"Slurm refuses the job: {_last_line(done.stderr)}",
             where=str(script),
-            fix="the keys below cluster.slurm say what it asks for",
+            fix="change the keys of cluster.slurm, which say what the job requests",
         )
-    return int(done.stdout.partition(";")[0])  # "id;cluster" where there are several
+    return int(done.stdout.partition(";")[0])  # "id;cluster" if Slurm has several clusters
 
 
 def state(job: int) -> JobState | None:
-    """What Slurm knows of a job; None: nothing any more, minutes after its end.
+    """The state of a job; None if Slurm has forgotten it, which happens minutes after its end.
 
     Raises:
-        ResourceError: there is no Slurm here, or it does not answer.
+        ResourceError: this machine has no Slurm, or Slurm does not answer.
     """
     done = _run("scontrol", "show", "job", "--oneliner", str(job))
     if done.returncode and _UNKNOWN_JOB in done.stderr + done.stdout:
@@ -57,14 +57,14 @@ def state(job: int) -> JobState | None:
 
 
 def parse_state(line: str) -> JobState:
-    """Of a line of `scontrol show job --oneliner`."""
+    """Parse the output of `scontrol show job --oneliner`."""
     found = dict(re.findall(r"(\w+)=(\S*)", line))
     code, _, signal = found["ExitCode"].partition(":")
     return JobState(found["JobState"], int(code) or (128 + int(signal) if int(signal) else 0))
 
 
 def wait(job: int) -> JobState | None:
-    """Wait until a job is over, however often it is requeued; None: Slurm forgot it."""
+    """Wait until a job is over, even if it is requeued; returns None if Slurm has forgotten it."""
     while (found := state(job)) is not None and not found.finished:
         time.sleep(_POLL_S)
     return found
@@ -82,4 +82,4 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def _last_line(text: str) -> str:
-    return next(reversed(text.strip().splitlines()), "no word of why")
+    return next(reversed(text.strip().splitlines()), "it gives no reason")

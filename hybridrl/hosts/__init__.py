@@ -1,1 +1,1 @@
-"""What the machine is. The only room that knows how to run without CUDA."""
+"""The machine and its devices. Only this package knows how to run Megatron-core and SGLang without CUDA."""

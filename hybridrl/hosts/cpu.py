@@ -1,12 +1,12 @@
-"""The machine without CUDA: makes the real Megatron-core run on CPU tensors over gloo. Inert with CUDA.
+"""Makes the real Megatron-core run on CPU tensors over gloo. On a machine with CUDA this module does nothing.
 
 Megatron has no notion of a device; it names CUDA at a few hundred places, in two ways:
 
     functions of torch.cuda, as current_device()      install() replaces them in this process
     device literals in torch calls, as device="cuda"  scope() redirects them in this thread
 
-Both can be recorded: a test holds the list of Megatron functions that rely on them, so that a release of
-Megatron which names CUDA at a new place is noticed.
+Both can be recorded: a test has the list of Megatron functions that rely on them, so a release of Megatron
+that names CUDA at a new place is noticed.
 """
 
 import contextlib
@@ -31,18 +31,18 @@ _NOT_OURS = (
     r"Please use DTensor instead",
     r"The .grad attribute of a Tensor that is not a leaf",
 )
-"""Warnings of torch about code of Megatron, for nobody who could act on them."""
+"""Warnings of torch about Megatron's code, which users cannot act on."""
 
 _recording: set[str] | None = None
 _installed = False
 
 
 def install() -> None:
-    """Prepare this process to import and run Megatron. Repeating it is free.
+    """Prepare this process to import and run Megatron. A second call does nothing.
 
     Raises:
-        RuntimeError: Megatron was imported before, so that its functions are bound to a compiler which a CPU
-            host may lack.
+        RuntimeError: Megatron was imported already, and its functions are bound to a compiler that a machine
+            without CUDA may lack.
     """
     global _installed
     for message in _NOT_OURS:
@@ -64,7 +64,7 @@ def scope() -> AbstractContextManager[object]:
 
 @contextlib.contextmanager
 def record() -> Iterator[set[str]]:
-    """Collect the Megatron functions that are redirected inside, as "what  file:function"."""
+    """A context that collects the Megatron functions which are redirected in it, as "what  file:function"."""
     global _recording
     _recording = set()
     try:
@@ -85,7 +85,7 @@ class _CudaLiteralsToCpu(TorchFunctionMode):
             _note("Tensor.cuda()")
             return args[0]
         if func is Tensor.type and len(args) == 1 and not kwargs:
-            _note("Tensor.type()")  # compared with the names of CUDA types
+            _note("Tensor.type()")  # Megatron compares the result with names of CUDA types
             return func(*args).replace("torch.", "torch.cuda.", 1)
         return func(*args, **(kwargs or {}))
 
@@ -118,12 +118,12 @@ def _replace_cuda_functions() -> None:
 
 
 def _import_uncompiled() -> None:
-    """Megatron compiles small functions as it is imported; on CPU they run as written, without a compiler."""
+    """Import Megatron without compiling its small functions, so that they need no compiler on a CPU."""
     compile_ = torch.compile
     torch.compile = lambda function: function
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one for each GPU library that is not here
+            warnings.simplefilter("ignore")  # Megatron warns of each GPU library that is not installed
             import megatron.core
             import megatron.core.jit
             import megatron.core.models.gpt.gpt_layer_specs
@@ -141,22 +141,22 @@ def _repair_megatron() -> None:
     from megatron.core.transformer.moe import moe_utils
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-    # These two go past torch.cuda, to the generators of CUDA devices.
+    # These two use the generators of CUDA devices without torch.cuda.
     random._get_cuda_rng_state = _noted("_get_cuda_rng_state", lambda *a, **k: torch.get_rng_state())
     random._set_cuda_rng_state = _noted(
         "_set_cuda_rng_state", lambda state, *a, **k: torch.set_rng_state(state)
     )
-    # DistributedOptimizer can save the state of a fused Adam, and not that of torch's own.
+    # DistributedOptimizer can save the state of a fused Adam, but not that of torch's own.
     if importlib.util.find_spec("transformer_engine") is None and importlib.util.find_spec("apex") is None:
         megatron.core.optimizer.Adam = distributed.Adam = FusedAdam
         megatron.core.optimizer.USING_PYTORCH_OPTIMIZER = False
         distributed.HAVE_APEX_OR_TE = distributed.USING_APEX_OPTIMIZER = True
-    if importlib.util.find_spec("transformer_engine") is None:  # these ask names that only it defines
+    if importlib.util.find_spec("transformer_engine") is None:  # Megatron reads names that only it defines
         moe_utils.te_general_gemm = None
         multi_latent_attention.HAVE_TE = False
     mappings._gather_along_first_dim = _gather_uneven(mappings._gather_along_first_dim)
     mappings._reduce_scatter_along_first_dim = _scatter_uneven(mappings._reduce_scatter_along_first_dim)
-    # Copies to the CPU, on a CUDA stream of its own.
+    # Megatron's own copies the sizes to the CPU on a separate CUDA stream.
     MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = CPU
     MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _noted(
         "_maybe_dtoh_and_synchronize", _splits_to_lists
@@ -164,7 +164,7 @@ def _repair_megatron() -> None:
 
 
 def _splits_to_lists(dispatcher: Any, point: str, tokens_per_expert: Tensor | None = None) -> Tensor | None:
-    """Gloo exchanges parts of uneven size only by their sizes as integers."""
+    """Convert split sizes to lists of integers, which gloo's all-to-all of uneven parts needs."""
     if point == dispatcher.cuda_dtoh_point:
         for name in ("input_splits", "output_splits"):
             splits = getattr(dispatcher, name)
@@ -173,7 +173,10 @@ def _splits_to_lists(dispatcher: Any, point: str, tokens_per_expert: Tensor | No
 
 
 def _gather_uneven(gather: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Gloo gathers parts of one size only: others are padded to the longest. Megatron's arguments."""
+    """Wrap Megatron's gather for parts of uneven size, which gloo does not gather: they are padded.
+
+    The wrapper has Megatron's arguments.
+    """
 
     def gathered(part: Tensor, group: Any, sizes: list[int] | None = None, *rest: Any, **more: Any) -> Tensor:
         sizes = more.pop("output_split_sizes", sizes)
@@ -189,7 +192,7 @@ def _gather_uneven(gather: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _scatter_uneven(scatter: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As _gather_uneven: every rank sums all parts, and keeps its own."""
+    """Wrap Megatron's reduce-scatter for parts of uneven size: each rank sums all parts and keeps its own."""
 
     def scattered(
         whole: Tensor, group: Any, sizes: list[int] | None = None, *rest: Any, **more: Any

@@ -1,6 +1,6 @@
-"""The machine with CUDA: the device of a rank, and what makes its results the same from run to run.
+"""The CUDA device of a rank, and the settings that make its results deterministic.
 
-Taking a device needs Transformer Engine; importing this needs neither.
+`take` needs Transformer Engine. Importing this module needs neither that nor a GPU.
 """
 
 import importlib.util
@@ -11,14 +11,14 @@ import torch
 from hybridrl.errors import ResourceError
 
 BACKEND = "cpu:gloo,cuda:nccl"
-"""Of process groups: tensors go over NCCL; objects and columns, which are in host memory, over gloo."""
+"""Backend of process groups: CUDA tensors use NCCL; objects and columns, in host memory, use gloo."""
 
 WORKER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
-"""Variables of a worker: GPUs are counted as nvidia-smi does, and Ray leaves it to us who sees which."""
+"""Variables of a worker: GPUs are numbered as by nvidia-smi, and Ray does not set CUDA_VISIBLE_DEVICES."""
 
 TRAINER = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-"""Variables of a trainer rank: kernels start in the order in which Megatron launches them, which its overlap
-of communication and computation relies on.
+"""Variables of a trainer rank: kernels start in the order of their launch, which Megatron needs to overlap
+communication and computation.
 """
 
 FP8_CAPABILITIES = {
@@ -26,29 +26,29 @@ FP8_CAPABILITIES = {
     "blockwise": ((9, 0), (10, 0)),
     "mxfp8": ((10, 0), (12, 0)),
 }
-"""Compute capabilities of the devices that multiply so: from the first on, below the second. On Blackwell,
-Transformer Engine computes something else in the place of blockwise.
+"""Compute capabilities of the devices that support each FP8 recipe: from the first, below the second. On
+Blackwell, Transformer Engine replaces blockwise by another recipe.
 """
 
 BLOCKWISE_CUDA = (12, 9)
-"""Where cuBLAS has it from on."""
+"""First CUDA release whose cuBLAS has blockwise products."""
 
 DETERMINISTIC = {
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "NCCL_ALGO": "Ring",
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
 }
-"""Variables that cuBLAS, NCCL and Transformer Engine read when they are first used."""
+"""Variables for deterministic results, which cuBLAS, NCCL and Transformer Engine read at their first use."""
 
 
 def take(device: int) -> torch.device:
-    """Make a device the one that this process computes on.
+    """Make a device the current one of this process.
 
     Args:
-        device: as torch counts those that the process sees.
+        device: index among the devices that torch sees in this process.
 
     Raises:
-        ResourceError: it is not there, or Transformer Engine is not installed.
+        ResourceError: the device does not exist, or Transformer Engine is not installed.
     """
     count = torch.cuda.device_count()
     if device >= count:
@@ -66,10 +66,9 @@ def take(device: int) -> torch.device:
 
 
 def release_cached_memory() -> None:
-    """Give the device memory that this process keeps for tensors to come back to the driver: only from there
-    can an engine, another process on the same GPU, take it.
+    """Return torch's cached device memory to the driver, so that engines on the same GPU can allocate it.
 
-    Waits for the device. Nothing happens in a process that uses none.
+    This waits for the device. It does nothing in a process that does not use CUDA.
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -77,12 +76,13 @@ def release_cached_memory() -> None:
 
 
 def refuse_fp8(recipe: str, device: torch.device) -> None:
-    """
+    """Refuse an FP8 recipe that the device or torch's CUDA release does not support.
+
     Args:
         recipe: actor.fp8; "none" is never refused.
 
     Raises:
-        ResourceError: the device has no products of this kind, or they came to CUDA after torch's.
+        ResourceError: the device does not support the recipe, or torch's CUDA release is too old for it.
     """
     if recipe == "none":
         return
@@ -105,17 +105,16 @@ def refuse_fp8(recipe: str, device: torch.device) -> None:
 
 
 def recipes_of(capability: tuple[int, int]) -> list[str]:
-    """Values of actor.fp8 that a device of this compute capability can have."""
+    """Values of actor.fp8 that a device of this compute capability supports."""
     fitting = [name for name, (least, below) in FP8_CAPABILITIES.items() if least <= capability < below]
     return [*fitting, "none"]
 
 
 def make_deterministic() -> None:
-    """Only algorithms that give the same bits from the same input, for this process; call it before it uses
-    its device.
+    """Restrict this process to deterministic algorithms. Call this before it uses its device.
 
     Raises:
-        ResourceError: a variable is set that asks for something else.
+        ResourceError: a variable of DETERMINISTIC is set to another value.
     """
     for name, value in DETERMINISTIC.items():
         if os.environ.setdefault(name, value) != value:

@@ -1,6 +1,7 @@
-"""Everything that `hybridrl doctor` judges, found in well under a second and without importing what is heavy.
+"""Facts about the machine that `hybridrl doctor` checks.
 
-Facts are plain values, so that a test can describe a machine that nobody has.
+They are collected in well under a second, without heavy imports.
+Facts are plain values, so that a test can describe any machine.
 """
 
 import glob
@@ -38,13 +39,13 @@ class Port:
     """A port of an InfiniBand or RoCE device."""
 
     name: str
-    """As in mlx5_0/1."""
+    """Device and port, such as mlx5_0/1."""
 
     state: str
-    """As in ACTIVE, DOWN."""
+    """State, such as ACTIVE or DOWN."""
 
     rate: str
-    """As in "400 Gb/sec (4X NDR)"."""
+    """Rate, such as "400 Gb/sec (4X NDR)"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,43 +53,49 @@ class Folder:
     path: str
     free_bytes: int
     writable: bool
-    """Also true of a folder that does not exist yet and could be made."""
+    """Whether it can be written; also true if it does not exist yet and could be made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     machine: Machine
     version: str
-    """Of hybridrl."""
+    """Version of hybridrl."""
 
     python: str
+    """Version of Python."""
+
     installed: Mapping[str, str]
     """Package -> version, names in lower case with hyphens."""
 
     pins: Mapping[str, str] = field(default_factory=dict)
-    """What requirements/ says, for this kind of machine; empty where that folder is not there."""
+    """Package -> version pinned in requirements/ for this kind of machine; empty without that folder."""
 
     has_standins: bool = False
+    """Whether the stand-ins for CUDA packages are installed."""
+
     loopback_error: str = ""
-    """Why loopback takes no connections."""
+    """Why no port of the loopback interface can be opened; "" if one can."""
 
     driver: str | None = None
-    """Of NVIDIA's kernel module, as in 580.65.06; None: not loaded."""
+    """Version of NVIDIA's kernel module, such as 580.65.06; None if it is not loaded."""
 
     torch_cuda: str | None = None
-    """CUDA release that torch was built for, as in 13.0; None: without CUDA, or no torch."""
+    """CUDA release that torch was built for, such as 13.0; None if torch has no CUDA or is not installed."""
 
     infiniband: tuple[Port, ...] = ()
     max_open_files: int
+    """Soft limit; -1 if there is none."""
+
     max_locked_bytes: int
-    """-1: without limit. Soft limits, both."""
+    """Soft limit; -1 if there is none."""
 
     listening: frozenset[int] = frozenset()
-    """TCP ports that something listens on."""
+    """TCP ports on which some process listens."""
 
     num_ray_processes: int = 0
     ray_sessions: tuple[str, ...] = ()
-    """Folders of Ray sessions, of runs that go on or are over."""
+    """Folders of Ray sessions, of running and finished runs."""
 
     has_slurm: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -126,7 +133,7 @@ class Facts:
 
 
 def parse_pins(text: str) -> dict[str, str]:
-    """Package -> version of the name==version lines of a requirements file."""
+    """Package -> version, from the name==version lines of a requirements file."""
     return {_canonical(name): version for name, version in _PIN.findall(text)}
 
 
@@ -149,7 +156,7 @@ def _canonical(name: str) -> str:
 
 
 def _installed() -> dict[str, str]:
-    # From the names of folders: reading every METADATA takes twenty times as long
+    # Names and versions come from folder names: reading every METADATA takes twenty times as long.
     found: dict[str, str] = {}
     for path in sys.path:
         for folder in Path(path or ".").glob("*.dist-info"):

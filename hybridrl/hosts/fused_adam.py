@@ -1,7 +1,7 @@
-"""Adam with the contract of the fused GPU optimizers: the step count is kept per group, not per parameter.
+"""Adam with the interface of the fused GPU optimizers: the step count is per group, not per parameter.
 
-Megatron's DistributedOptimizer saves and loads a fused optimizer through a code path of its own; with this
-class a CPU run takes the same one.
+Megatron's DistributedOptimizer has a separate code path that saves and loads fused optimizers. With this
+class a CPU run uses the same path.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 
 class FusedAdam(torch.optim.Optimizer):
-    """The owner sets exp_avg and exp_avg_sq of every parameter to 0 before the first step."""
+    """Adam or AdamW. The owner sets exp_avg and exp_avg_sq of every parameter to 0 before the first step."""
 
     def __init__(
         self,
@@ -27,11 +27,12 @@ class FusedAdam(torch.optim.Optimizer):
     ) -> None:
         """
         Args:
-            adam_w_mode: True decouples weight decay from the gradient (AdamW), False adds it there (Adam).
-            capturable: by CUDA graphs, which a CPU has none of; newer releases of Megatron say whether.
+            adam_w_mode: True decouples weight decay from the gradient (AdamW), False adds it to the gradient.
+            capturable: whether CUDA graphs can capture the optimizer, which newer releases of Megatron pass;
+                a CPU has no CUDA graphs.
 
         Raises:
-            ValueError: it is to be captured.
+            ValueError: capturable is True.
         """
         if capturable:
             raise ValueError("no CUDA graph captures an optimizer on a CPU: leave capturable at False")

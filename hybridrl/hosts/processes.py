@@ -1,4 +1,4 @@
-"""The environment of processes that train on this machine without its GPUs."""
+"""The environment of processes that train on the CPU of this machine, even if it has GPUs."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ _VARIABLES = {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_T
 
 @contextlib.contextmanager
 def on_cpu_alone() -> Iterator[None]:
-    """Inside, this process and those that it starts see no GPU, and talk over loopback only."""
+    """A context in which this process and those that it starts see no GPU and use loopback only."""
     before = {name: os.environ.get(name) for name in _VARIABLES}
     os.environ.update(_VARIABLES)
     try:

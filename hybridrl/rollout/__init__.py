@@ -1,1 +1,1 @@
-"""Engines that answer prompts. One folder per engine."""
+"""Rollout engines, which answer prompts: one folder per kind of engine."""

@@ -1,8 +1,8 @@
-"""What an engine is to the rest of the project: how one is started, what it does, and where it is found.
+"""The interface of a rollout engine: how it is started, what it does, and how a config names it.
 
-A folder beside this file is a kind of engine, and its name is the name in a config (rollout.engine): its
-package registers an EngineKind. A class outside of the project is named as module:Kind. Neither its module
-nor this file imports numpy, torch or the engine, since configs are loaded and plans are made with them.
+Each folder in this package is a kind of engine. The folder's name is its name in rollout.engine, and its
+package registers an EngineKind. A kind outside the project is named as module:Kind. Neither the module of a
+kind nor this file imports numpy, torch or the engine, because config checks and `hybridrl plan` import them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,83 +29,88 @@ if TYPE_CHECKING:  # a config is loaded without numpy and torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSetup:
-    """What an engine is started with."""
+    """Arguments with which an engine is started."""
 
     model_folder: str
-    """Hugging Face format; its weights are those of `version`."""
+    """Folder in Hugging Face format with the weights of `version`."""
 
     log_path: str
-    """File that takes everything the engine's processes print."""
+    """File to which the engine's processes print."""
 
     parallel: EngineParallel
-    """Sizes, of the class that the kind has."""
+    """Parallel layout, an instance of EngineKind.parallel."""
 
     seed: int = 0
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
     kv_cache_tokens: int | None = None
-    """None: by memory_fraction on a GPU, as the kind has it on CPU."""
+    """Size of the key-value cache. None: memory_fraction determines it on a GPU, the kind on a CPU."""
 
     memory_fraction: float = 0.8
     max_running_requests: int = 256
     version: PolicyVersion | None = 0
-    """None: the weights are of no version, so that the engine serves only after its first swap."""
+    """Version of the weights. None: they have no version, and the engine serves only after its first swap."""
 
     start_timeout_s: float = 600.0
     returns_experts: bool = False
-    """Answers say which experts each token went to."""
+    """Answers contain the experts to which each token was routed."""
 
     parts: int = 1
-    """Of the engine, each on a node of its own with its share of the ranks. They start together."""
+    """Number of parts of the engine. Each part is on another node with its share of the ranks, and all parts
+    start together."""
 
     part: int = 0
-    """Which of them this is. The first answers; the others only start and end."""
+    """Index of this part. Part 0 answers requests; the others only start and stop."""
 
     rendezvous: str = ""
-    """host:port of the first part, where several find each other; and the six ports that follow."""
+    """host:port of part 0 if there are several parts; the engine also uses the six following ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One answer that is asked for."""
+    """A request for one answer."""
 
     id: str
-    """No other request that runs has it."""
+    """Identifier, unique among running requests."""
 
     token_ids: tuple[int, ...]
     sampling: Sampling
-    """num_samples is 1; the answer is drawn from `seed` and depends on no other request."""
+    """Sampling options with num_samples = 1. The answer depends on `seed` and on no other request."""
 
     arrays: Mapping[str, "np.ndarray"] = field(default_factory=dict)
-    """What the model takes beside tokens, such as pictures, by name."""
+    """Inputs of the model other than tokens, such as images, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a request was answered with.
+    """The answer to a request.
 
-    Shape letters: T its tokens, S those of prompt and answer, L layers, K experts of a token.
+    Shape letters: T tokens of the answer, S tokens of prompt and answer without the last one, L layers, K
+    experts of a token.
     """
 
     id: str
+    """Identifier of the request."""
+
     token_T: "np.ndarray"
-    """int32; an end token is among them."""
+    """int32: token ids, including the end token."""
 
     logp_T: "np.ndarray"
-    """float32, as the column rollout_logp of a TokenBlock."""
+    """float32: log-probabilities as in column rollout_logp of a TokenBlock."""
 
     version_T: "np.ndarray"
-    """int32: of the weights that drew the token; several after a swap between pause and continue."""
+    """int32: version of the weights that sampled each token. It changes within an answer if weights were
+    swapped between pause and continue."""
 
     finish: Finish
-    """"abort": somebody asked for it; these are the tokens up to then."""
+    """Why the answer ended. If it was aborted, it has the tokens sampled until then."""
 
     experts_SLK: "np.ndarray | None" = None
-    """int32, without the last token. None: nobody asked, or the answer was aborted."""
+    """int32: experts of each token. None if they were not requested, or the answer was aborted."""
 
 
 class Engine(Protocol):
-    """A running engine. Any thread or loop may ask for answers; one caller makes the swaps, in order."""
+    """A running engine. Requests may come from any thread or event loop; swaps come from one caller."""
 
     @property
     def session(self) -> EngineSession: ...
@@ -116,172 +121,183 @@ class Engine(Protocol):
         """Answer prompts: token ids in, token ids out.
 
         Args:
-            prompts: at least one.
-            sampling: answer i, counted over prompts and samples, is drawn from seed + i; with seed None from
-                seeds of the engine's. The model's own end tokens end an answer, besides stop_token_ids.
+            prompts: prompts, at least one.
+            sampling: answer i, counted over prompts and samples, is drawn with seed + i; if seed is None, the
+                engine chooses seeds. An answer ends at the model's own end tokens and at stop_token_ids.
 
         Returns:
-            (trajectories, block): num_samples trajectories a prompt, in order, and their tokens. A stop
-            token is part of its answer, has a log-probability and is trained on. Log-probabilities are
-            those of the whole vocabulary at the sampling temperature, before top-p and top-k; for
-            temperature 0, at 1.
+            (trajectories, block): num_samples trajectories per prompt, in order, and their tokens. A stop
+            token is part of the answer, has a log-probability and is trained on. Log-probabilities are of the
+            whole vocabulary at the sampling temperature (at 1 if that is 0), before top-p and top-k.
 
         Raises:
-            EngineError: a swap is under way or failed, the engine died, a prompt does not fit, or weights
-                were swapped while it answered.
+            EngineError: a swap is in progress or failed, the engine died, a prompt is too long, or weights
+                were swapped during the call.
         """
         ...
 
     async def request(self, request: Request) -> Answer:
-        """Answer one prompt, as `generate` does with the same seed. A paused engine answers when it goes on.
+        """Answer one prompt; with the same seed the answer is that of `generate`.
+
+        A paused engine answers after `continue_`. Weights may be swapped while the request is paused.
 
         Raises:
-            EngineError: as `generate`, without the last; or a request of this id runs, asks for several
-                answers, or brings arrays that the engine does not take.
+            EngineError: a swap is in progress or failed, the engine died, the prompt is too long, the id is
+                that of a running request, num_samples is not 1, or the engine does not support `arrays`.
         """
         ...
 
     async def abort(self, ids: Sequence[str]) -> None:
-        """End these requests early, also on a paused engine; ids that do not run are ignored."""
+        """End these requests early, also on a paused engine. Ids that are not running are ignored."""
         ...
 
     async def pause(self) -> None:
-        """Sample nothing until `continue_`. Requests stay, without the cache of their tokens, so that weights
-        may be swapped meanwhile: what is sampled later has the probability that the new weights give it.
+        """Stop sampling until `continue_`; weights may be swapped meanwhile.
+
+        Running requests stay, but their key-value cache is dropped. So tokens sampled after a swap have the
+        probabilities of the new weights.
         """
         ...
 
     async def continue_(self) -> None:
-        """
+        """Resume sampling after `pause`.
+
         Raises:
-            EngineError: a swap is under way or failed.
+            EngineError: a swap is in progress or failed.
         """
         ...
 
     async def release_cache(self) -> None:
-        """Give back the memory that only answering needs, on a GPU, until `resume_cache` or a commit.
+        """Free the key-value cache on a GPU until `resume_cache` or the next commit.
 
-        Until then no request may come; those that run end first, unless the engine is paused.
+        No request may come in between. Running requests end first, unless the engine is paused.
         """
         ...
 
     async def resume_cache(self) -> None: ...
 
     def export_parameters(self) -> list[dict[str, "SharedTensor"]]:
-        """Let other processes reach the parameters, in place. One dict a rank, by the layout's names.
+        """Share the parameters with other processes, in place: one dict per rank, by the layout's names.
 
-        Blocks, and so does the engine. A second call gives the same memory again.
+        The call blocks, and so does the engine. A second call returns the same memory.
 
         Raises:
             ResourceError: shared memory is full, or memory of a GPU cannot be shared.
-            EngineError: a parameter does not lie as the model has it, or the engine died.
+            EngineError: the engine has repacked a parameter, or died.
         """
         ...
 
     async def probe_loader(self, layout: Layout) -> LayoutError | None:
-        """Compare what the engine's own loader does with `layout`, before anybody writes by it.
+        """Compare what the engine's own loader does with `layout`, before weights are written by that layout.
 
-        The loader takes tags in place of weights, which are restored bit for bit. No request may run.
+        The loader gets tags in place of weights, and the weights are restored bit for bit. No request may
+        run.
 
         Returns:
-            Why weights must not be written in place; None: `layout` is that of the engine.
+            Why weights must not be written in place; None if `layout` describes the engine.
 
         Raises:
-            EngineError: a request runs, or the loader failed on the tags.
+            EngineError: a request is running, or the loader failed on the tags.
         """
         ...
 
     async def begin_swap(self, version: PolicyVersion) -> None:
-        """Refuse new requests and wait for those that run, unless paused; then parameters may be written.
+        """Refuse new requests, and wait for running ones unless paused. Then parameters may be written.
 
         Raises:
             VersionError: `version` is not the next one.
-            EngineError: a swap is under way already.
+            EngineError: a swap is in progress already.
         """
         ...
 
     async def load_bucket(self, bucket: "Bucket", buffer: "SharedTensor", *, first: bool, last: bool) -> None:
-        """Take a part of a checkpoint through the engine's own loader, during a swap; all parts are a swap.
+        """Load one part of a checkpoint through the engine's own loader, during a swap.
+
+        A swap consists of all buckets, from the first to the last.
 
         Args:
-            buffer: holds the bucket until this returns.
+            buffer: memory that holds the bucket until this returns.
 
         Raises:
-            EngineError: the engine did not take it; a later swap repeats from the first bucket.
+            EngineError: the engine did not load it; the next swap starts again with the first bucket.
         """
         ...
 
     async def checksums(self) -> list[dict[str, int]]:
-        """Of what the parameters hold now, as the engine's own processes read it; one dict a rank."""
+        """Checksums of the present parameters, computed by the engine's own processes; one dict per rank."""
         ...
 
     async def commit_swap(self, version: PolicyVersion) -> None:
-        """Serve the weights that were written, once their checksums are equal. A swap left open never serves.
+        """Serve the written weights; the caller has compared the checksums before.
+
+        An engine whose swap is not committed does not serve.
 
         Raises:
             VersionError: the swap was begun for another version.
-            EngineError: no swap is under way, or a cache of the old weights is left; it does not serve.
+            EngineError: no swap is in progress, or a cache of the old weights is left; it does not serve.
         """
         ...
 
     def shutdown(self) -> None:
-        """End the engine's processes and remove what they leave behind. Repeating it is free."""
+        """End the engine's processes and remove their leftovers. A second call does nothing."""
         ...
 
 
 class EngineKind(Protocol):
-    """What there is to know of a kind of engine without starting one. It has no state, and may be pickled."""
+    """Everything about a kind of engine that needs no running one. It has no state and is picklable."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def parallel(self) -> type[EngineParallel]:
-        """The section rollout.parallel."""
+        """Class of the config section rollout.parallel."""
         ...
 
     def layout(self, model: ModelSpec, parallel: EngineParallel) -> Layout:
-        """Which part of the model each rank of an engine holds; it has as many ranks as parallel.tp.
+        """Which part of the model each of the parallel.tp ranks of an engine holds.
 
         Raises:
-            LayoutError: the model does not divide so.
+            LayoutError: the model does not divide over the ranks.
         """
         ...
 
     def sizes(self, model: ModelSpec, most: int) -> Iterator[EngineParallel]:
-        """Sizes worth trying for a model, with up to `most` ranks; the model need not divide so."""
+        """Parallel layouts worth trying for a model on up to `most` ranks; the model may not divide so."""
         ...
 
     def refuse(self, cfg: Config, model: ModelSpec) -> Iterator[HybridRLError]:
-        """What the engine cannot do that a config asks of it, beside what `layout` refuses. The place of an
-        error is a key.
+        """Errors for what a config asks and the engine cannot do, in addition to those of `layout`.
+
+        The `where` of an error is a config key.
         """
         ...
 
     def versions(self) -> Mapping[str, str]:
-        """Packages that the engine consists of, in the environment that it runs in."""
+        """Versions of the engine's packages in the environment in which it runs."""
         ...
 
     def open(self, setup: EngineSetup) -> Engine:
         """Start an engine and wait until it serves.
 
         Raises:
-            ModelError: setup.model_folder holds no model that a table describes.
-            ConfigError: a prompt and an answer together are longer than the model's positions.
-            ResourceError: they are larger than the key-value cache.
-            EngineError: it did not start; nothing of it is left behind.
-            DeadlineError: it was not up after setup.start_timeout_s.
+            ModelError: setup.model_folder holds no supported model.
+            ConfigError: prompt and answer together may be longer than the model's positions.
+            ResourceError: prompt and answer together may be longer than the key-value cache.
+            EngineError: the engine did not start; it leaves nothing behind.
+            DeadlineError: the engine was not ready after setup.start_timeout_s.
         """
         ...
 
 
 def kind_of(name: str) -> EngineKind:
-    """The kind of engine that rollout.engine names. One from outside the project, and the engines that it
-    opens, say so when they fail.
+    """The kind of engine that rollout.engine names.
+
+    If it is from outside the project, errors that it and its engines raise become UserCodeErrors.
 
     Raises:
-        ConfigError: there is none, or it lacks a part of an EngineKind.
-        UserCodeError: code outside raises.
+        ConfigError: there is no such kind, or it lacks an attribute of EngineKind.
+        UserCodeError: code outside the project raised.
     """
     where = "rollout.engine"
     found = registry.find("hybridrl.rollout", name, where=where, folders=True, has=_PARTS)

@@ -1,8 +1,8 @@
-"""Shows where an engine's own loader puts every element of a checkpoint, and compares that with a layout.
+"""Finds out where an engine's own loader puts every element of a checkpoint, and compares that with a layout.
 
-The loader is fed Hugging Face tensors whose values are coordinates: which tensor, which row, which column.
-A pass writes one digit of one coordinate, small enough for the narrowest dtype of the engine to hold exactly.
-Tensors are matrices here: a vector has one column, and all dimensions but the last are rows.
+The loader gets Hugging Face tensors whose values are tags, the coordinates of each element: tensor, row and
+column. One pass writes one digit of one coordinate, small enough to be exact in the engine's narrowest dtype.
+All tensors are treated as matrices: a vector has one column, and all dimensions but the last become rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,16 +20,16 @@ from hybridrl.layout.runs import overlap
 from hybridrl.layout.shard import Shard
 
 Load = Callable[[Iterator[tuple[str, torch.Tensor]]], object]
-"""The engine's loader: takes (Hugging Face name, tensor) and treats them like those of a checkpoint."""
+"""The engine's loader, which takes (Hugging Face name, tensor) pairs like those of a checkpoint."""
 
 Read = Callable[[], Mapping[str, torch.Tensor]]
-"""The engine's tensors as they are now, by its own names."""
+"""Returns the engine's present tensors, by its own names."""
 
 _BASE = {torch.bfloat16: 1 << 8, torch.float16: 1 << 11, torch.float32: 1 << 24}
-"""Integers below it are exact in the dtype."""
+"""Base of the digits: all smaller integers are exact in the dtype."""
 
 _NOTHING = -1
-"""What a tensor holds before the loader runs, and the coordinate of what is no tag."""
+"""Value of tensors before the loader runs, and the coordinate of a value that is not a tag."""
 
 _FIX = "rollout.weight_path=engine_api sends weights through the engine's loader"
 
@@ -38,7 +38,7 @@ TENSOR, ROW, COLUMN = range(3)
 
 
 class Pass(NamedTuple):
-    """One run of the loader: the values are digits of one coordinate, those that count `unit` each."""
+    """One run of the loader, with the digits of one coordinate that have the place value `unit`."""
 
     coordinate: int
     unit: int
@@ -50,10 +50,10 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Tags:
-    """Tensors of a checkpoint with coordinates for values."""
+    """Tensors of a checkpoint whose values are coordinates."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    """By Hugging Face names; a tensor's coordinate is its index here."""
+    """Shapes by Hugging Face name; the coordinate of a tensor is its index in this mapping."""
 
     def passes(self, base: int) -> list[Pass]:
         matrices = [_matrix(shape) for shape in self.shapes.values()]
@@ -63,7 +63,7 @@ class Tags:
     def tensors(
         self, step: Pass, dtype: torch.dtype, device: torch.device
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """What the loader is fed in a pass; made one at a time."""
+        """Tensors for the loader in a pass, made one at a time."""
         for index, (name, shape) in enumerate(self.shapes.items()):
             rows, cols = _matrix(shape)
             coordinates = {
@@ -75,14 +75,14 @@ class Tags:
 
 
 class Declared(NamedTuple):
-    """What a layout says of an engine tensor: coordinates of its rows and columns, _NOTHING for padding."""
+    """Coordinates that a layout declares for an engine tensor, per row and column; _NOTHING for padding."""
 
     tensor: torch.Tensor
     row: torch.Tensor
     column: torch.Tensor
 
     def first_difference(self, step: Pass, values: torch.Tensor) -> tuple[int, int] | None:
-        """(row, column) of the first element that shows another digit; padding may show anything."""
+        """(row, column) of the first element with a wrong digit; padding is not checked."""
         covered = (self.tensor != _NOTHING)[:, None] & (self.column != _NOTHING)
         digits = step.digits(self[step.coordinate]).to(values)
         wrong = (values != (digits if step.coordinate == COLUMN else digits[:, None])) & covered.to(
@@ -95,24 +95,24 @@ class Declared(NamedTuple):
         return row, int(wrong[row].nonzero()[0])
 
     def down(self, column: int) -> np.ndarray:
-        """[rows, 3]: the coordinates of a column's elements."""
+        """Coordinates of the elements of a column, [rows, 3]."""
         return torch.stack([self.tensor, self.row, self.column[column].expand_as(self.row)], 1).numpy()
 
     def along(self, row: int) -> np.ndarray:
-        """[columns, 3]: the coordinates of a row's elements."""
+        """Coordinates of the elements of a row, [columns, 3]."""
         fixed = (part[row].expand_as(self.column) for part in (self.tensor, self.row))
         return torch.stack([*fixed, self.column], 1).numpy()
 
 
 class LoaderProbe:
-    """What the tensors of one engine rank must show after its loader took tags for weights."""
+    """Checks the tensors of one engine rank after its loader got tags in place of weights."""
 
     def __init__(self, layout: Layout, rank: int, *, every_layer: bool = False) -> None:
         """
         Args:
-            layout: what was declared of the engine.
-            every_layer: False feeds the first and the last layer of each parameter class only: a class is
-                alike on its layers, and loaders go by name.
+            layout: the declared layout of the engine.
+            every_layer: if False, only the first and last layer of each parameter are fed, because all layers
+                of a parameter have the same layout and loaders work by name.
         """
         source = HFLayout(layout.spec)
         params = {
@@ -135,15 +135,15 @@ class LoaderProbe:
 
     @property
     def targets(self) -> list[str]:
-        """The engine's tensors that run() leaves tags in."""
+        """Names of the engine's tensors that run() overwrites with tags."""
         return list(self._declared)
 
     def run(self, load: Load, read: Read) -> None:
-        """Run the loader once for each digit. What the targets held is lost.
+        """Run the loader once for each digit. The contents of the targets are lost.
 
         Raises:
-            LayoutError: the engine's tensors are not those of the layout, or one does not hold what it says;
-                names the first range, what was declared and what is there.
+            LayoutError: the engine's tensors are not those of the layout, or a tensor holds something else
+                than declared; the message has the first wrong range, what was declared and what was found.
         """
         self._refuse_other_tensors(read())
         first: dict[str, tuple[int, int]] = {}
@@ -154,12 +154,12 @@ class LoaderProbe:
                     first[name] = min(place, first.get(name, place))
         for name in self._declared:
             if name in first:
-                # Once more, for what this tensor shows in all passes: nothing was kept of any.
+                # All passes run again, because their values were not kept.
                 what = self._difference(name, first[name], self._shown(load, read))
                 raise LayoutError(what, where=self._where, fix=_FIX)
 
     def _shown(self, load: Load, read: Read) -> Iterator[tuple[Pass, dict[str, torch.Tensor]]]:
-        """After each pass, the targets as matrices."""
+        """Run all passes; yields each with the targets as matrices."""
         targets = [read()[name] for name in self._declared]
         dtype = self._narrowest(targets)
         for step in self._tags.passes(_BASE[dtype]):
@@ -191,15 +191,15 @@ class LoaderProbe:
     def _difference(
         self, name: str, start: tuple[int, int], shown: Iterator[tuple[Pass, dict[str, torch.Tensor]]]
     ) -> str:
-        """In words, the range that begins with a wrong element: where it is, as declared, as found."""
+        """A sentence about the range that begins with a wrong element: its place, as declared, as found."""
         row, column = start
-        # Copies: the next pass writes over what this one shows.
+        # Values are copied, because the next pass overwrites them.
         lines = [(step, found[name][:, column].clone(), found[name][row].clone()) for step, found in shown]
         down = _decode([(step, values) for step, values, _ in lines])
         along = _decode([(step, values) for step, _, values in lines])
         declared = self._declared[name]
-        rows = _stretch(declared.down(column), down, row, ROW)
-        columns = _stretch(declared.along(row), along, column, COLUMN) if len(along) > 1 else 0
+        rows = _run_length(declared.down(column), down, row, ROW)
+        columns = _run_length(declared.along(row), along, column, COLUMN) if len(along) > 1 else 0
         return (
             f"{name} should hold {self._words(declared.down(column)[row], rows, columns)} at "
             f"{_range(row, column, rows, columns)}; the engine's loader puts "
@@ -214,7 +214,8 @@ class LoaderProbe:
 
 
 def _declare(shard: Shard, blocks: Sequence[tuple[int, Shard]]) -> Declared:
-    """
+    """The declared coordinates of one shard.
+
     Args:
         blocks: tensors of the checkpoint that make up the parameter, each with its coordinate.
     """
@@ -231,7 +232,7 @@ def _declare(shard: Shard, blocks: Sequence[tuple[int, Shard]]) -> Declared:
 
 
 def _decode(passes: Sequence[tuple[Pass, torch.Tensor]]) -> np.ndarray:
-    """[n, 3]: coordinates of the elements of a line, from what it showed in all passes."""
+    """Coordinates of the n elements of a row or column, [n, 3], from their values in all passes."""
     found = np.zeros((len(passes[0][1]), 3), np.int64)
     is_tag = np.ones(len(found), bool)
     for step, values in passes:
@@ -242,8 +243,11 @@ def _decode(passes: Sequence[tuple[Pass, torch.Tensor]]) -> np.ndarray:
     return found
 
 
-def _stretch(declared: np.ndarray, found: np.ndarray, start: int, axis: int) -> int:
-    """How many neighbours from `start` on are wrong alike: both sides go on by one, or there is nothing."""
+def _run_length(declared: np.ndarray, found: np.ndarray, start: int, axis: int) -> int:
+    """Number of consecutive elements from `start` on that are wrong in the same way.
+
+    Both the declared and the found coordinate increase by one per element, or nothing is found at all.
+    """
     step = np.eye(3, dtype=np.int64)[axis]
     declared, found = declared[start:], found[start:]
     nothing = (found == _NOTHING).all(1)
@@ -253,7 +257,7 @@ def _stretch(declared: np.ndarray, found: np.ndarray, start: int, axis: int) -> 
 
 
 def _range(row: int, column: int, rows: int, columns: int) -> str:
-    """`columns` is 0 for a vector."""
+    """The range in words; `columns` is 0 for a vector."""
     text = f"rows {row}-{row + rows - 1}"
     return f"{text}, columns {column}-{column + columns - 1}" if columns else text
 
@@ -263,7 +267,10 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _units(count: int, base: int) -> list[int]:
-    """Of the digits that tell `count` things apart; one at least, so that every pass shows what is no tag."""
+    """Place values of the digits that distinguish `count` things.
+
+    There is at least one digit, so that every coordinate has a pass that reveals values which are no tags.
+    """
     units = [1]
     while units[-1] * base < count:
         units.append(units[-1] * base)

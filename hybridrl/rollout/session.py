@@ -1,11 +1,11 @@
-"""Which weights an engine holds, and whether it may serve them.
+"""The state machine of an engine: which weights it holds, and whether it may serve them.
 
     SERVING(v)  -- quiesce(v+1) -->  QUIESCING       -- begin_write() -->  DIRTY
                 -- commit(v+1) -->   COMMITTED(v+1)  -- serve() -->        SERVING(v+1)
 
-A swap writes absolute values, so one that failed is repeated from the start: DIRTY -- quiesce --> QUIESCING.
-A delta writes some tensors only: it starts from the base version that it was made for, never from DIRTY.
-An engine whose weights belong to no version yet starts DIRTY. Only SERVING answers a request.
+A swap writes absolute values, so a failed one can be repeated from the start: DIRTY -- quiesce --> QUIESCING.
+A delta writes only some tensors. It must start from its base version, never from DIRTY.
+An engine whose weights have no version yet starts DIRTY. Requests are answered in state SERVING only.
 """
 
 from enum import Enum
@@ -22,14 +22,14 @@ class State(Enum):
 
 
 class EngineSession:
-    """The state of one engine. Every call either makes its step or raises and changes nothing."""
+    """The state of one engine. Every call either changes the state, or raises and changes nothing."""
 
     def __init__(self, version: PolicyVersion | None = 0, *, name: str = "engine") -> None:
         """
         Args:
-            version: of the weights that the engine was started with; None: of no version, so that it
-                serves only after its first swap, which may lead to any version.
-            name: tells engines apart in errors.
+            version: version of the initial weights. None: they have no version, and the engine serves only
+                after its first swap, which may have any version.
+            name: name of the engine in errors.
         """
         self.name = name
         self.state = State.DIRTY if version is None else State.SERVING
@@ -38,21 +38,21 @@ class EngineSession:
 
     @property
     def version(self) -> PolicyVersion | None:
-        """The last committed version; None before the first."""
+        """The last committed version; None if there is none yet."""
         return self._version
 
     @property
     def _next(self) -> PolicyVersion | None:
-        """The only version a swap may lead to; None: any."""
+        """The only version that the next swap may have; None allows any."""
         if self._target is not None:
             return self._target
         return None if self._version is None else self._version + 1
 
     def require_serving(self) -> PolicyVersion:
-        """The version that answers carry.
+        """The version of answers that are generated now.
 
         Raises:
-            EngineError: the engine is in the middle of a swap, or a swap failed.
+            EngineError: a swap is in progress or failed.
         """
         if self.state is not State.SERVING or self._version is None:
             target = "" if self._target is None else f" on the way to version {self._target}"
@@ -63,13 +63,13 @@ class EngineSession:
         return self._version
 
     def quiesce(self, target: PolicyVersion, *, base: PolicyVersion | None = None) -> None:
-        """Announce a swap: from here on no request is taken. The caller lets running ones end.
+        """Announce a swap: new requests are refused from now on. The caller waits for running ones.
 
         Args:
-            base: of a delta: the version that the tensors it does not write must be of.
+            base: base version of a delta, which the engine must serve; None if the swap writes all weights.
 
         Raises:
-            VersionError: `target` is not the next version, or `base` is not what the engine serves.
+            VersionError: `target` is not the next version, or the engine does not serve `base`.
         """
         self._expect("quiesce", State.SERVING, State.DIRTY)
         if base is not None and (self.state is State.DIRTY or base != self._version):
@@ -82,15 +82,15 @@ class EngineSession:
         self.state, self._target = State.QUIESCING, target
 
     def begin_write(self) -> None:
-        """Nothing runs any more: parameters may change now."""
+        """Declare that no request runs any more, so that parameters may be written."""
         self._expect("begin_write", State.QUIESCING)
         self.state = State.DIRTY
 
     def commit(self, target: PolicyVersion) -> None:
-        """Every tensor was written and its checksum compared.
+        """Declare that every tensor was written and its checksum compared.
 
         Raises:
-            VersionError: `target` is not what the swap was begun for.
+            VersionError: the swap was begun for another version than `target`.
         """
         self._expect("commit", State.DIRTY)
         if target != self._target:
@@ -98,7 +98,7 @@ class EngineSession:
         self.state, self._version, self._target = State.COMMITTED, target, None
 
     def serve(self) -> None:
-        """Caches of the old weights are gone: take requests again."""
+        """Declare that caches of the old weights are gone, and accept requests again."""
         self._expect("serve", State.COMMITTED)
         self.state = State.SERVING
 

@@ -1,7 +1,7 @@
-"""Adapters from checkpoints, read from their files: takes no ranks and no backend.
+"""LoRA adapters of a checkpoint, read straight from its files: no ranks and no backend are needed.
 
-PEFT has an adapter for each of q, k, v, gate and up. Ours of a fused layer have A in common, and map exactly
-to adapters of PEFT with the same A; not so the other way round.
+PEFT has one adapter for each of q, k, v, gate and up. Our adapter of a fused layer has one A for all its
+parts, so it maps exactly to PEFT adapters that share that A. The reverse does not hold.
 """
 
 import json
@@ -22,11 +22,11 @@ from hybridrl.reshard.rank_files import fill_whole
 from hybridrl.trainer import committed
 
 _PREFIX = "base_model.model."
-"""Of every name in a file of PEFT."""
+"""Prefix of every tensor name in a PEFT file."""
 
 
 class Factors(NamedTuple):
-    """Of a tensor [O, I] of a model folder, fp32."""
+    """The low-rank factors of one weight [O, I] of a model folder, fp32."""
 
     a_RI: Tensor
     b_OR: Tensor
@@ -38,13 +38,13 @@ class Factors(NamedTuple):
 
 
 def read(checkpoint: Path, layout: AdapterLayout, *, part: str = "policy") -> dict[str, Factors]:
-    """All adapters, by the Hugging Face name of the weight that they add to.
+    """All adapters of a part, by the Hugging Face name of the weight that each adds to.
 
     Args:
-        layout: of those who wrote the part.
+        layout: layout of the ranks that wrote the part.
 
     Raises:
-        CheckpointError: some are in no file.
+        CheckpointError: some adapters are in no file.
     """
     tensors = {name: torch.zeros(shape) for name, shape in _shapes(layout)}
     shards = {n: Shard(n, tuple(t.shape), *(whole(size) for size in t.shape)) for n, t in tensors.items()}
@@ -55,15 +55,15 @@ def read(checkpoint: Path, layout: AdapterLayout, *, part: str = "policy") -> di
 def write_peft(
     checkpoint: Path, folder: Path, base: str, *, part: str = "policy", verified: bool = False
 ) -> None:
-    """Write the adapters of a checkpoint in the format of PEFT, fp32.
+    """Write the adapters of a checkpoint in PEFT's format, fp32.
 
     Args:
         base: name or folder of the model that they belong to.
-        verified: who calls has read all of the checkpoint.
+        verified: the caller has checked every file of the checkpoint already.
 
     Raises:
         RunFolderError: `folder` exists already; nothing was written.
-        CheckpointError: the checkpoint is not whole, damaged, of another format, or holds no adapters;
+        CheckpointError: the checkpoint is incomplete, damaged, of another format, or holds no adapters;
             nothing was written.
     """
     if folder.exists():

@@ -1,9 +1,10 @@
-"""What a trainer backend offers: a folder in this package whose backend.py has `open(setup) -> Backend`, or a
-BackendKind outside of the project.
+"""The interface of a trainer backend.
 
-Policy, critic, reference, reward model and training on examples are written against these classes alone.
-Methods are *collective*: all ranks call them, in the same order, unless they say otherwise.
-Shape letters: U trained tokens of a batch, R those of one microbatch, O those that this rank predicts.
+A backend is a folder in this package whose backend.py has `open(setup) -> Backend`, or a BackendKind outside
+the project. Policy, critic, reference, reward model, SFT and RM training use these classes alone.
+Every method is *collective* (all ranks call it, in the same order) unless its docstring says otherwise.
+Shape letters: U trained tokens of a batch, R trained tokens of one microbatch, O trained tokens whose
+prediction is on this rank.
 """
 
 import importlib
@@ -36,22 +37,22 @@ from hybridrl.trainer.setup import RankSetup, module_of
 Result = TypeVar("Result")
 
 WEIGHTS = "weights"
-"""Quantity: the parameters themselves, in the precision that they are updated in."""
+"""The quantity that is the parameters themselves, in the precision in which they are updated."""
 
 
 class Optimizer(Protocol):
-    """Steps the parameters of one model along a schedule."""
+    """Updates the parameters of one model along a learning-rate schedule."""
 
     num_steps_done: int
     quantities: Sequence[str]
-    """That `stretches` gives of every parameter; WEIGHTS among them."""
+    """Names of the tensors that `flat_ranges` yields for every parameter; WEIGHTS is one of them."""
 
     def zero_gradients(self) -> None: ...
 
     def gradient_norm(self) -> float:
         """L2 norm of the accumulated gradients over all ranks; changes no parameter.
 
-        0 where fp16 overflowed: `step` then does nothing, and the next loss is scaled less.
+        Returns 0 if fp16 overflowed: `step` then changes nothing, and the next loss scale is lower.
         """
         ...
 
@@ -59,42 +60,44 @@ class Optimizer(Protocol):
         """Clip the gradients by their known norm and update the parameters.
 
         Returns:
-            The learning rate; 0 where fp16 overflowed.
+            The learning rate; 0 if fp16 overflowed.
         """
         ...
 
     def scaling(self) -> dict[str, float]:
-        """Of fp16, as metrics: the loss scale from here on, and 1 if the last gradients overflowed.
+        """Metrics of fp16 training: the loss scale from now on, and 1 if the last gradients overflowed.
 
         Not collective.
         """
         ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's share of the state, live, under any names. Not collective."""
+        """Live tensors of this rank's share of the state; the backend chooses the names. Not collective."""
         ...
 
     def flat_ranges(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
-        """This rank's share of every parameter of which it has one: first element, and quantity -> flat fp32.
+        """This rank's share of the optimizer state: (parameter, first element, quantity -> flat fp32 tensor).
 
-        Live; `resume` makes weights that were written there those of the model. Not collective.
+        A parameter of which this rank has no share is left out. The tensors are live: whoever writes weights
+        into them calls `resume`, which copies them into the model. Not collective.
         """
         ...
 
     @property
     def progress(self) -> dict[str, Any]:
-        """What `resume` takes; JSON."""
+        """The position in the schedule, which `resume` takes; JSON."""
         ...
 
     def resume(self, progress: Mapping[str, Any]) -> None:
-        """Continue the schedule there; `stretches` hold the state of that moment."""
+        """Continue the schedule at `progress`; the caller has written the state into `flat_ranges` before."""
         ...
 
 
 def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Of optimizer step `step`, counted from 0, in a run of `num_steps`.
+    """Learning rate of optimizer step `step`, counted from 0, in a run of `num_steps`.
 
-    The first of `warmup_steps` takes lr / warmup_steps and the last the full lr: no step is without effect.
+    The first of `warmup_steps` takes lr / warmup_steps and the last one the full lr, so no step has a rate
+    of 0.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
@@ -106,49 +109,58 @@ def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
 
 
 class Routing(Protocol):
-    """What the routers of a model do over the passes of a batch. Without experts, nothing."""
+    """Controls the routers of a mixture-of-experts model over the passes of a batch.
+
+    A model without experts does nothing in any of these methods.
+    """
 
     def keeping(self, blocks: Sequence[TokenBlock], *, share: bool) -> AbstractContextManager[None]:
-        """Inside, the choices of a new batch are kept, if they are to be replayed; the engine's hold already.
+        """A context around the first pass over a new batch: expert choices are recorded for later replay.
+
+        With actor.moe.router_replay = rollout, the engine's choices are used in this pass already.
 
         Args:
-            share: a token may be on another rank later.
+            share: a token may be on another rank in a later pass, so ranks exchange what they recorded.
 
         Raises:
-            ConfigError: the engine's are to hold, and are not there.
+            ConfigError: the engine's choices are to be used, and the blocks do not carry them.
         """
         ...
 
     def training(self, num_sequences: int) -> AbstractContextManager[None]:
-        """Inside are the passes of one optimizer step of so many sequences, over all ranks."""
+        """A context around the passes of one optimizer step.
+
+        Args:
+            num_sequences: sequences of the step over all ranks.
+        """
         ...
 
     def agreement(self) -> dict[str, float]:
-        """How often router and engine differed since the batch came, as a metric."""
+        """Metric: how often router and engine chose different experts since the batch was loaded."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step."""
+        """Metrics of the last optimizer step."""
         ...
 
 
 class Model(ABC):
-    """One model on this rank; all parameters are 0 until they are loaded."""
+    """One model on this rank. All parameters are 0 until they are loaded."""
 
     layout: TrainerLayout
     adapters: AdapterLayout | None
-    """What is trained, if that is not the model itself."""
+    """Layout of the adapters, if only they are trained; None if the model itself is trained."""
 
     rank: int
 
     @property
     def trained(self) -> TrainerLayout | AdapterLayout:
-        """Layout of what is trained of it."""
+        """Layout of the trained parameters: of the adapters if there are any, otherwise of the model."""
         return self.adapters or self.layout
 
     @abstractmethod
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """Those of this rank by their names in `layout` and `adapters`. Not collective."""
+        """Parameters of this rank, by their names in `layout` and `adapters`. Not collective."""
 
     def tensors(self) -> dict[str, Tensor]:
         """The live parameters that are in `layout`. Not collective."""
@@ -157,13 +169,13 @@ class Model(ABC):
 
     @abstractmethod
     def weights(self) -> Mapping[str, Tensor]:
-        """As `tensors`, with the adapters in them: such a one is computed when it is asked for."""
+        """`tensors` with the adapters merged in. A weight with an adapter is computed on access."""
 
     def load(self, folder: Path, into: Mapping[str, Tensor] | None = None) -> None:
-        """Take the weights of a model folder, which may lack the value head: that stays 0.
+        """Load the weights of a model folder. A value head that the folder lacks stays 0.
 
         Args:
-            into: tensors of the same names and shapes that get them; None: the parameters.
+            into: tensors to fill, with the names and shapes of `tensors`; None fills the parameters.
         """
         layout = self.layout
         if layout.spec.value_head and not read(folder).value_head:
@@ -171,7 +183,7 @@ class Model(ABC):
         load_hf(folder, layout, self.rank, self.tensors() if into is None else into)
 
     def copy(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over those of the weights whose names it has. Not collective."""
+        """Copy the weights whose names this model has, and ignore the others. Not collective."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name in weights:
@@ -181,7 +193,7 @@ class Model(ABC):
     def evaluate(
         self, microbatches: Sequence[Microbatch], visit: Callable[[Microbatch, Tensor], None]
     ) -> None:
-        """Forward without gradients.
+        """Run the forward pass without gradients.
 
         Args:
             visit: called with the hidden states of each microbatch, in order, on the last pipeline stage.
@@ -193,38 +205,40 @@ class Model(ABC):
         microbatches: Sequence[Microbatch],
         loss: Callable[[Microbatch, Tensor], tuple[Tensor, Result]],
     ) -> list[Result]:
-        """Forward and backward; then the gradients are those of the whole minibatch: sums over microbatches
-        and data-parallel ranks, divided by nothing.
+        """Run forward and backward over a minibatch.
+
+        Afterwards the gradients are sums over all microbatches and data-parallel ranks. They are not divided:
+        `loss` has divided by the totals of the minibatch already.
 
         Args:
-            loss: maps the hidden states of a microbatch to its share of the objective, and what to return.
+            loss: maps the hidden states of a microbatch to its share of the objective and a result.
 
         Returns:
-            The second results of `loss`, in order; empty on the other pipeline stages.
+            The results of `loss`, in order; empty on all but the last pipeline stage.
         """
 
     @abstractmethod
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of all trained tokens, float32 [R], differentiable.
+        """Log-probability and entropy of all trained tokens of a microbatch, float32 [R], differentiable.
 
         Called on the last pipeline stage, by all ranks that share the microbatch.
         """
 
     @abstractmethod
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
-        """The value before each trained token, float32 [R], differentiable. Called as score."""
+        """The value before each trained token, float32 [R], differentiable. It is called like `score`."""
 
     @abstractmethod
     def whole_gradients(self) -> dict[str, Tensor]:
-        """Gradients of this rank's parameters, fp32, by name: views that the next pass overwrites."""
+        """Whole gradients of this rank's parameters, fp32, by name: views that the next pass overwrites."""
 
     @abstractmethod
     def gradient_buffers(self) -> Iterable[Tensor]:
-        """Memory of its gradients, written before it is read. Not collective."""
+        """Gradient memory of this model. Every pass writes it before reading it. Not collective."""
 
     @abstractmethod
     def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
-        """One for the present weights, which are copied where they are not fp32.
+        """An optimizer of the present weights, which it copies to fp32 if they are not fp32.
 
         Args:
             num_steps: length of the learning-rate schedule.
@@ -235,11 +249,11 @@ class Model(ABC):
 
     @abstractmethod
     def without_adapters(self) -> AbstractContextManager[None]:
-        """Inside, the model is the one that its adapters were added to."""
+        """A context in which the adapters are off: the model computes as the base model."""
 
 
 class Backend(ABC):
-    """A rank that has joined the others of its group, for models that are sharded alike."""
+    """One rank of a joined group. All models that it builds have the same parallel layout."""
 
     setup: RankSetup
     device: torch.device
@@ -250,11 +264,11 @@ class Backend(ABC):
 
     @abstractmethod
     def scope(self) -> AbstractContextManager[object]:
-        """Around everything that computes, in the thread that does. Not collective."""
+        """A context around all computation, entered in the thread that computes. Not collective."""
 
     @abstractmethod
     def sharing(self, setup: RankSetup) -> "Backend":
-        """The same ranks for another model, of another `setup` with as many ranks."""
+        """A backend on the same ranks for another model, whose `setup` has the same number of ranks."""
 
     @abstractmethod
     def build(
@@ -262,53 +276,58 @@ class Backend(ABC):
     ) -> Model:
         """
         Args:
-            value_head: one number in place of the vocabulary.
-            trained: it has memory for gradients.
-            lora: adapters, drawn from the seed; the rest is frozen. None: all is trained.
+            value_head: the output is one number per token in place of logits.
+            trained: the model gets memory for gradients.
+            lora: adapters to train, initialised from the seed; all else is frozen. None trains all weights.
 
         Raises:
-            LayoutError: the model has no linear layer that is to have an adapter.
+            LayoutError: the model has none of the linear layers that `lora` names.
         """
 
     @abstractmethod
     def written(self, layout: Layout) -> tuple[set[str], set[str]]:
-        """Tensors of a layout of which this rank writes a checkpoint's stretch: if they are trained, and if
-        not. Of what several ranks hold alike, one writes it. Not collective."""
+        """Names of the tensors of which this rank writes its flat range to a checkpoint.
+
+        The first set holds if the tensors are trained, the second one if they are not. Exactly one rank
+        writes what several ranks hold a copy of. Not collective.
+        """
 
     @abstractmethod
     def random_state(self) -> dict[str, Tensor]:
-        """Of this rank, by any names. Not collective."""
+        """Random-number states of this rank; the backend chooses the names. Not collective."""
 
     @abstractmethod
     def set_random_state(self, states: Mapping[str, Tensor]) -> None: ...
 
     @abstractmethod
     def reseed(self, digest: bytes) -> None:
-        """Begin random numbers anew, from at least 8 random bytes. Not collective."""
+        """Seed all random-number generators from `digest`, at least 8 random bytes. Not collective."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave the other ranks; the models are of no use afterwards."""
+        """Leave the process groups. The models cannot be used afterwards."""
 
     def load(self, batch: RankBatch) -> LoadedBatch:
-        """Not collective."""
+        """Pack a batch for this rank. Not collective."""
         return LoadedBatch(batch, self.mesh.dp_rank, self.device, self.partition)
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
-        """Write weights of `layout` in Hugging Face format, beside what the model folder has besides."""
+        """Write weights of `layout` in Hugging Face format, and copy the other files of the model folder."""
         source, rank = self.setup.model_folder, self.setup.rank
         export_hf(folder, self.layout, rank, tensors, source_folder=source, barrier=dist.barrier)
 
 
 class BackendKind(Protocol):
-    """A backend from outside the project: what actor.backend names as module:Kind. It is made without
-    arguments and has no state. Its module imports no torch, since configs are checked and plans made with it.
+    """A backend outside the project, which actor.backend names as module:Kind.
+
+    The class is instantiated without arguments and has no state. Its module must not import torch, because
+    config checks and `hybridrl plan` import it.
     """
 
     layout: type[TrainerLayout]
 
     def open(self, setup: RankSetup) -> Backend:
-        """As `open` below."""
+        """Same contract as `open` below."""
         ...
 
 
@@ -316,14 +335,14 @@ Trained = tuple[Model, Optimizer]
 
 
 def open(setup: RankSetup) -> Backend:
-    """Join the other ranks of a group and seed. *Collective*.
+    """Join the process groups of a role and seed the random numbers. *Collective*.
 
     Raises:
-        ResourceError: the device of the setup is not there, or lacks the FP8 that is asked for, or torch sees
-            one and the setup names none.
+        ResourceError: the device of the setup does not exist or lacks the requested FP8 recipe, or the setup
+            names no device although torch sees one.
         LayoutError, ModelError: the model cannot be sharded as asked, or has a part that is not supported.
-        ConfigError: the config speaks of experts, of which the model has none.
-        UserCodeError: a backend from outside the project raises; so do its models later.
+        ConfigError: the config sets options of experts, and the model has none.
+        UserCodeError: a backend outside the project raised; later calls of its models raise it too.
     """
     name = setup.actor.backend
     if ":" not in name:

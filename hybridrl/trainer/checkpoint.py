@@ -1,10 +1,10 @@
-"""Checkpoints of model, optimizer, schedule and random state; ranks of any layout can read them.
+"""Checkpoints of model, optimizer, schedule and random state; ranks of any parallel layout can read them.
 
-Each rank writes the stretches of parameters and moments that its optimizer keeps, in fp32, into FOLDER.tmp
-(reshard/rank_files.py), and reads its file back. Rank 0 waits for the files of all and commits
+Each rank writes the flat ranges of parameters and moments that its optimizer holds, in fp32, into FOLDER.tmp
+(reshard/rank_files.py), and reads its file back. Rank 0 waits for the files of all ranks and commits
 (trainer/committed.py).
-Who waits for whom: rank 0 makes the folder, all wait. From there on nobody waits but rank 0's writer, which
-may be a thread beside the training.
+Who waits for whom: all ranks wait until rank 0 has made the folder. After that only rank 0's writer waits,
+and it may run in a thread while training goes on.
 """
 
 import hashlib
@@ -32,20 +32,20 @@ from hybridrl.trainer import committed
 from hybridrl.trainer.base import WEIGHTS, Backend, Model, Optimizer, Trained
 
 Parts = Mapping[str, Trained]
-"""Everything that is trained, by name."""
+"""Every trained model with its optimizer, by name."""
 
 
 class Background:
-    """One job at a time in a thread of this process; what it raises is raised where it is waited for."""
+    """Runs one job at a time in a thread of this process. `finish` raises what the job raised."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._job: Future[None] | None = None
 
     def start(self, job: Callable[[], None]) -> None:
-        """Begin a job, once the one before has ended.
+        """Wait for the previous job, then start this one.
 
-        Raises: what the one before raised; then this one is not begun.
+        Raises: what the previous job raised; then this one is not started.
         """
         self.finish()
         self._job = self._pool.submit(job)
@@ -53,25 +53,25 @@ class Background:
     def finish(self) -> None:
         """Wait for the job.
 
-        Raises: what it raised, once.
+        Raises: what the job raised, once.
         """
         job, self._job = self._job, None
         if job is not None:
             job.result()
 
     def raise_failure(self) -> None:
-        """Raises: what the job has raised so far, once; waits for nothing."""
+        """Raise what the job has raised so far, once. This does not wait."""
         if self._job is not None and self._job.done():
             self.finish()
 
 
 class Saver:
-    """Writes checkpoints, one at a time. Every method but `raise_failure` is *collective*."""
+    """Writes checkpoints, one at a time. Every method except `raise_failure` is *collective*."""
 
     def __init__(self, backend: Backend, *, background: bool = False) -> None:
         """
         Args:
-            background: `save` copies to host memory and returns; a thread writes.
+            background: `save` returns after copying the state to host memory, and a thread writes the files.
         """
         self._backend, self._in_background = backend, background
         self._background = Background()
@@ -83,15 +83,15 @@ class Saver:
         facts: Mapping[str, Any],
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Write a new checkpoint; waits for the one before.
+        """Wait for the previous checkpoint, then write a new one.
 
         Args:
-            facts: what the commit record is to hold besides; JSON.
-            then: on rank 0, called when it is committed.
+            facts: additional entries of the commit record; JSON.
+            then: called on rank 0 once the checkpoint is committed.
 
         Raises:
             CheckpointError: the folder exists; nothing was written.
-            CheckpointError, ResourceError, DeadlineError: the one before could not be written.
+            CheckpointError, ResourceError, DeadlineError: the previous checkpoint could not be written.
         """
         self.finish()
         if folder.exists():
@@ -101,7 +101,9 @@ class Saver:
         unfinished = folder.with_name(folder.name + ".tmp")
         dist.barrier()
         if dist.get_rank() == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it saved
+            shutil.rmtree(
+                unfinished, ignore_errors=True
+            )  # a run that was killed while saving may have left it
             unfinished.mkdir(parents=True)
         dist.barrier()
         job = self._writer(unfinished, folder, parts, facts, then)
@@ -110,7 +112,7 @@ class Saver:
             self.finish()
 
     def finish(self) -> None:
-        """Returns when the last checkpoint is there.
+        """Wait until the last checkpoint is committed.
 
         Raises:
             CheckpointError, ResourceError, DeadlineError: it could not be written.
@@ -119,10 +121,10 @@ class Saver:
         dist.barrier()
 
     def raise_failure(self) -> None:
-        """
+        """Raise what the writer has raised since the last call. This does not wait.
+
         Raises:
-            CheckpointError, ResourceError, DeadlineError: the writer has failed since the last call. Waits
-                for nothing.
+            CheckpointError, ResourceError, DeadlineError: the checkpoint could not be written.
         """
         self._background.raise_failure()
 
@@ -134,16 +136,16 @@ class Saver:
         facts: Mapping[str, Any],
         then: Callable[[], None] | None,
     ) -> Callable[[], None]:
-        """What writes the present state, whatever becomes of it meanwhile."""
+        """A function that writes a snapshot of the present state; later training does not change it."""
         rank = dist.get_rank()
         snapshots = {part: list(_snapshot(self._backend, *parts[part])) for part in parts}
-        beside = {f"{_RANDOM}{name}": state for name, state in self._backend.random_state().items()}
+        random = {f"{_RANDOM}{name}": state for name, state in self._backend.random_state().items()}
         record = {**facts, **self._record(parts)}
         collect = partial(self._collect, unfinished, list(parts))
 
         def write() -> None:
             for index, (part, kept) in enumerate(snapshots.items()):
-                rank_files.write(unfinished, part, rank, kept, beside if index == 0 else {})
+                rank_files.write(unfinished, part, rank, kept, random if index == 0 else {})
             if rank == 0:
                 committed.commit(unfinished, folder, record, collect())
                 if then is not None:
@@ -152,7 +154,7 @@ class Saver:
         return write
 
     def _collect(self, unfinished: Path, parts: list[str]) -> dict[str, int]:
-        """The files of all ranks, with their checksums, when all are there."""
+        """Wait for the files of all ranks; returns file -> checksum."""
         timeout_s = self._backend.setup.timeout_s
         deadline, found = time.monotonic() + timeout_s, {}
         for part in parts:
@@ -189,24 +191,24 @@ _POLL_S = 0.02
 
 
 def restore(folder: Path, backend: Backend, parts: Parts) -> tuple[dict[str, Any], list[str]]:
-    """Load a checkpoint into models and optimizers, whose layouts may be others than when it was made.
-    *Collective*.
+    """Load a checkpoint into models and optimizers. *Collective*.
 
-    Where the ranks have another layout, random numbers begin anew from the seed and the step.
+    Their parallel layout may differ from the one that wrote the checkpoint. Random numbers are then seeded
+    anew from the seed and the step.
 
     Returns:
-        Its commit record, and what a person is to be told about the difference.
+        The commit record, and notes for the user about such a difference.
 
     Raises:
-        CheckpointError: it is not whole, damaged, of another model or format, or something else was trained;
-            nothing was changed.
+        CheckpointError: the checkpoint is incomplete, damaged, of another model or format, or other
+            parameters were trained; nothing was changed.
     """
     record = check(folder, parts)
     for part, (model, optimizer) in parts.items():
         wanted = list(_wanted(backend.setup.rank, model, optimizer))
         for want in wanted:
             for tensor in want.tensors.values():
-                tensor.zero_()  # what no file has is padding
+                tensor.zero_()  # elements that no file holds are padding
         rank_files.fill(folder, part, committed.layout(record, part), wanted)
         optimizer.resume(record["parts"][part]["progress"])
     first = next(iter(parts))
@@ -217,16 +219,18 @@ def restore(folder: Path, backend: Backend, parts: Parts) -> tuple[dict[str, Any
     num_steps = record["parts"][first]["progress"]["num_steps_done"]
     backend.reseed(hashlib.sha256(f"{backend.setup.seed}/{num_steps}".encode()).digest())
     return record, [
-        f"the checkpoint was made with {_shape(made_with)}, this run has {_shape(now)}: it goes on with the "
-        "same numbers up to rounding, and with random numbers from the seed and the step"
+        f"the checkpoint was made with {_shape(made_with)}, this run has {_shape(now)}: it continues "
+        "with the same numbers up to rounding, and with random numbers seeded from the seed and the step"
     ]
 
 
 def check(folder: Path, parts: Parts) -> dict[str, Any]:
-    """The commit record of a checkpoint that fits. Ranks share the reading of its files. *Collective*.
+    """Check that a checkpoint is intact and fits `parts`; returns its commit record. *Collective*.
+
+    Each rank verifies a share of the files.
 
     Raises:
-        CheckpointError: as `restore`; on every rank.
+        CheckpointError: as for `restore`; raised on every rank.
     """
     record = committed.read(folder)
     found: list[list[str]] = [[]] * dist.get_world_size()
@@ -266,7 +270,7 @@ def _shape(layout: TrainerLayout | AdapterLayout) -> str:
 
 
 def _snapshot(backend: Backend, model: Model, optimizer: Optimizer) -> Iterator[Kept]:
-    """What this rank writes, copied to host memory. Of what several ranks hold alike, one writes it."""
+    """What this rank writes, copied to host memory. One rank writes what several ranks hold a copy of."""
     trained, untrained = backend.written(model.trained)
     for names, found in ((trained, _trained(model, optimizer)), (untrained, _untrained(model))):
         for kept in found:
@@ -276,27 +280,27 @@ def _snapshot(backend: Backend, model: Model, optimizer: Optimizer) -> Iterator[
 
 
 def _wanted(rank: int, model: Model, optimizer: Optimizer) -> Iterator[Wanted]:
-    """What this rank reads."""
+    """The flat ranges that this rank reads, with the tensors that they fill."""
     shards = model.trained.shards(rank)
     for kept in (*_trained(model, optimizer), *_untrained(model)):
-        if kept.name not in shards:  # frozen under adapters
+        if kept.name not in shards:  # the base model of adapters is frozen and in no checkpoint
             continue
         yield Wanted(kept.flat_range(shards[kept.name]), {n: t.detach() for n, t in kept.tensors.items()})
 
 
 def _trained(model: Model, optimizer: Optimizer) -> Iterator[Kept]:
-    """The stretches of the optimizer. Live."""
+    """The flat ranges of the optimizer state, as live tensors."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, start, tensors in optimizer.flat_ranges():
         yield Kept(names[id(parameter)], start, tensors)
 
 
 def _untrained(model: Model) -> Iterator[Kept]:
-    """Whole parameters that have no optimizer state. Live."""
+    """Whole parameters without optimizer state, as live tensors."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             yield Kept(name, 0, {WEIGHTS: parameter.detach().flatten()})
 
 
 _RANDOM = "random/"
-"""Prefix of the random state of a rank in its first file."""
+"""Prefix of the names of random-number states in a rank's first file."""

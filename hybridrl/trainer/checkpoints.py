@@ -1,5 +1,6 @@
-"""The checkpoints of a run: which are whole, which one to go on from, which are deleted. Imports no
-Megatron.
+"""The checkpoints of a run: which ones are complete, which one to resume from, which ones are deleted.
+
+This module imports no Megatron.
 """
 
 import contextlib
@@ -28,39 +29,42 @@ class Checkpoint:
 
     @property
     def progress(self) -> Mapping[str, Any]:
-        """Of the controller: where the prompt source stands, what shaping and estimator remember."""
+        """State of the controller: position of the prompt source, state of reward shaping and estimator."""
         return self.record["progress"]
 
 
 @dataclass(frozen=True, slots=True)
 class Flawed:
-    """A folder of a checkpoint that cannot be used."""
+    """A checkpoint folder that cannot be used, and why."""
 
     folder: Path
     error: CheckpointError
 
     @property
     def unfinished(self) -> bool:
-        """Its writer was stopped, or a person removed its record; nothing of it is known to be damaged."""
+        """Whether it has no commit record: its writer was stopped, or somebody removed the record.
+
+        Its other files are not known to be damaged.
+        """
         return any(not (part / committed.RECORD).exists() for part in _parts(self.folder))
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The newest undamaged checkpoint, and those that are newer."""
+    """The newest undamaged checkpoint, and the unusable newer ones."""
 
     checkpoint: Checkpoint | None
     passed_over: tuple[Flawed, ...]
-    """Newest first."""
+    """Unusable checkpoints, newest first."""
 
     def taken(self, folder: Path) -> Checkpoint:
-        """The chosen one.
+        """The chosen checkpoint.
 
         Args:
-            folder: where it was looked for.
+            folder: folder that was searched, for the error message.
 
         Raises:
-            CheckpointError: there is none; says of each file why.
+            CheckpointError: there is no usable checkpoint; the message gives the reason for each file.
         """
         if self.checkpoint is not None:
             return self.checkpoint
@@ -71,7 +75,7 @@ class Choice:
         )
 
     def describe(self) -> list[str]:
-        """What a person is to be told: each that was passed over, and why."""
+        """Messages for the user: each checkpoint that was passed over, and why."""
         taken = f"step {self.checkpoint.step} is taken instead" if self.checkpoint else "the run starts anew"
         return [
             f"{flawed.folder} is passed over, {taken}: {flawed.error.what}" for flawed in self.passed_over
@@ -79,18 +83,20 @@ class Choice:
 
 
 def named(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Folder of the checkpoint of a step."""
     return folder / f"step_{step:06d}"
 
 
 def critic_part(checkpoint: Path) -> Path:
-    """Where the critic's part of a checkpoint is, if it had ranks of its own."""
+    """Folder of the critic's part of a checkpoint, which exists if the critic had dedicated ranks."""
     return checkpoint.parent / "critic" / checkpoint.name
 
 
 def whole_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Committed checkpoints of a run whose files are there with their sizes, oldest first. Their contents are
-    not read."""
+    """Committed checkpoints of a run whose files all exist with the recorded sizes, oldest first.
+
+    The contents of the files are not read.
+    """
     found = []
     for step, path in _folders(folder):
         with contextlib.suppress(CheckpointError):
@@ -99,11 +105,12 @@ def whole_checkpoints(folder: Path) -> list[Checkpoint]:
 
 
 def newest_undamaged(folder: Path) -> Choice:
-    """The newest checkpoint whose files are all what was written. Reads every byte of it, and of newer ones
-    that turn out to be damaged.
+    """The newest checkpoint whose files all match their checksums.
+
+    This reads every byte of it, and of newer ones that turn out to be damaged.
 
     Raises:
-        CheckpointError: another version of hybridrl wrote it.
+        CheckpointError: an incompatible version of hybridrl wrote it.
     """
     passed_over = []
     for step, path in reversed(_folders(folder)):
@@ -118,10 +125,11 @@ def newest_undamaged(folder: Path) -> Choice:
 
 
 def undamaged(folder: Path, step: int) -> Checkpoint:
-    """The checkpoint of a step. Reads every byte of it.
+    """The checkpoint of a step. This reads every byte of it.
 
     Raises:
-        CheckpointError: it is not there, not whole, damaged (names each file) or of another version.
+        CheckpointError: it is missing, incomplete, damaged (the message names each file), or of an
+            incompatible version.
     """
     path = named(folder, step)
     if not path.is_dir():
@@ -138,20 +146,22 @@ def undamaged(folder: Path, step: int) -> Checkpoint:
 def to_resume_from(
     folder: Path, model: ModelSpec, *, required: bool, warn: Callable[[str], None]
 ) -> Checkpoint | None:
-    """The checkpoint to go on from. Newer ones that are damaged are renamed, so that the run can save their
-    steps anew; nothing is deleted.
+    """The checkpoint to resume from.
+
+    Newer checkpoints that are damaged are renamed, so that the run can save their steps again. Nothing is
+    deleted.
 
     Args:
-        model: of the run's config.
-        required: there is to be one. Otherwise a run whose first checkpoint was never finished starts anew.
-        warn: is told of each checkpoint that is passed over.
+        model: model of the run's config.
+        required: a checkpoint must exist. If False, a run whose checkpoints are all unfinished starts anew.
+        warn: called with a message for each checkpoint that is passed over.
 
     Returns:
-        None: the run starts anew.
+        The checkpoint; None if the run starts anew.
 
     Raises:
-        CheckpointError: all are damaged (names each file), there is none where one is required, or the newest
-            undamaged one is of another model or version; nothing was renamed.
+        CheckpointError: all checkpoints are damaged (the message names each file), none exists although one
+            is required, or the newest undamaged one is of another model or version; nothing was renamed.
     """
     choice = newest_undamaged(folder)
     chosen, passed_over = choice.checkpoint, choice.passed_over
@@ -165,22 +175,25 @@ def to_resume_from(
 
 
 def delete_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` whole checkpoints. The newest was read back from the disk before it
-    was committed, and damaged ones of an earlier start do not count: they have another name."""
+    """Delete all but the newest `keep` complete checkpoints."""
+    # The newest was read back from disk before it was committed. Damaged ones were renamed and do not count.
     for old in whole_checkpoints(folder)[:-keep]:
-        for part in (old.folder, critic_part(old.folder)):  # most have no critic's
-            (part / committed.RECORD).unlink(missing_ok=True)  # a kill now leaves an unfinished one
+        for part in (old.folder, critic_part(old.folder)):  # the critic's part rarely exists
+            (part / committed.RECORD).unlink(missing_ok=True)  # a kill from here on leaves an unfinished one
             shutil.rmtree(part, ignore_errors=part != old.folder)
 
 
 def _folders(folder: Path) -> list[tuple[int, Path]]:
-    """Step and folder, oldest first, of what is not being written and was not set aside."""
+    """Step and folder of every checkpoint, oldest first; unfinished .tmp and renamed folders do not match."""
     matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step_*") if path.is_dir())
     return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def _each_part(path: Path, use: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Read or verify the actor's and, if it had ranks of its own, the critic's; the actor's record."""
+    """Apply `use` to the actor's folder and, if the critic had dedicated ranks, to the critic's.
+
+    Returns the actor's record.
+    """
     record = use(path)
     if record.get("critic_apart"):
         use(critic_part(path))
@@ -196,7 +209,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a checkpoint, and its critic's part, to a name that nothing reads; returns the new one."""
+    """Rename a checkpoint, and its critic's part, to a name that nothing reads; returns the new folder."""
     names = (f"{path.name}.damaged{number if number > 1 else ''}" for number in count(1))
     aside = next(free for name in names if not (free := path.with_name(name)).exists())
     if critic_part(path).exists():

@@ -1,4 +1,7 @@
-"""Weights of KL and entropy that follow a target over a run: equal on all ranks, and part of a checkpoint."""
+"""Coefficients of KL and entropy that adapt to a target over a run.
+
+They are equal on all ranks and part of a checkpoint.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +15,7 @@ from hybridrl.config.schema import AlgorithmConfig
 
 
 class Coefficients:
-    """Moves the coefficients of an objective, and of an estimator that takes KL off the reward."""
+    """Adapts the coefficients of an objective, and of an estimator with a KL penalty on the reward."""
 
     def __init__(
         self, algorithm: AlgorithmConfig, objective: Objective, estimator: AdvantageEstimator
@@ -28,8 +31,8 @@ class Coefficients:
     def after_batch(self, kl: float | None, entropy: float, num_trajectories: int) -> None:
         """
         Args:
-            kl: mean divergence of policy and reference over the trained tokens, in nats; None: not measured.
-            entropy: mean over the trained tokens, in nats.
+            kl: mean KL between policy and reference over the trained tokens, in nats; None if not measured.
+            entropy: mean entropy over the trained tokens, in nats.
         """
         if self._kl is not None:
             assert kl is not None, "an adaptive coefficient has its divergence measured"

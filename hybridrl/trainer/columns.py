@@ -1,8 +1,9 @@
 """Fills the columns of a loaded batch that its algorithm needs.
 
-Two parts: `measure` asks the policy itself, `complete` whoever else gives a column and then makes of them all
-what the objective wants. Between them, columns from other groups of ranks may arrive. Both are *collective*.
-Shape letters: U trained tokens of the whole batch, H those of trajectories held here.
+There are two parts: `measure` runs the policy itself. `complete` runs the other models of these ranks, and
+then computes advantages and whatever else the objective needs. Columns from other groups of ranks may arrive
+between the two. Both are *collective*.
+Shape letters: U trained tokens of the whole batch, H trained tokens of the trajectories on this rank.
 """
 
 from collections.abc import Mapping
@@ -40,27 +41,28 @@ class Columns:
         frozen: FrozenPolicies,
         process: ProcessModel | None,
         critic: Critic | None,
-        watches_divergence: bool,
+        guards_divergence: bool,
     ) -> None:
         """
         Args:
-            model: the policy's.
-            frozen, process, critic: on these ranks.
+            model: the policy.
+            frozen, process, critic: models that these ranks hold besides; None if they do not.
+            guards_divergence: stop the run if the columns of the KL term contradict each other.
         """
         self._objective, self._coefficients, self._needs, self._mesh = objective, coefficients, needs, mesh
         self._scorer, self._half_scorer = Scorer(model, temperature), Scorer(model, temperature / 2)
         self._frozen, self._process, self._critic = frozen, process, critic
-        self._watches_divergence = watches_divergence
+        self._guards_divergence = guards_divergence
         self.divergence: float | None = None
-        """Of policy and reference on the batch before, in nats per trained token; None: not measured."""
+        """KL of policy and reference on the last batch, in nats per trained token; None if not measured."""
 
     def measure(self, loaded: LoadedBatch) -> dict[str, float]:
-        """Columns of the policy, over the very microbatches of the steps to come.
+        """Compute the columns of the policy, over exactly the microbatches of the following optimizer steps.
 
-        A batch of a single optimizer step leaves old_logp to the forward pass of that step, unless something
-        needs it before.
+        If the batch has a single optimizer step, the forward pass of that step fills old_logp, unless
+        something needs it earlier.
         """
-        # By rollout_logp engine and trainer are compared, whatever the algorithm needs.
+        # rollout_logp is always unpacked: engine and trainer are compared by it.
         loaded.unpack(self._needs.columns | {"rollout_logp"})
         scores = self._needs.scores_first or len(loaded.minibatches) > 1
         metrics = self._add_policy_columns(loaded) if scores else {}
@@ -69,12 +71,13 @@ class Columns:
         return metrics
 
     def complete(self, loaded: LoadedBatch, arrived: Mapping[str, np.ndarray]) -> dict[str, float]:
-        """
+        """Compute all other columns.
+
         Args:
             arrived: columns that other groups of ranks computed, float32 [U], the same on every rank.
 
         Raises:
-            ValueError: one of them is not of U tokens.
+            ValueError: a column does not have U elements.
         """
         metrics: dict[str, float] = {}
         for name, column_U in arrived.items():
@@ -96,13 +99,13 @@ class Columns:
         return metrics
 
     def agreement(self, loaded: LoadedBatch) -> dict[str, float]:
-        """How far trainer and engine agree about the tokens of a batch that has its column old_logp."""
+        """Metrics: how far trainer and engine agree about the tokens of a batch that has column old_logp."""
         return self._mesh.from_last_stage(
             agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._mesh)
         )
 
     def _add_policy_columns(self, loaded: LoadedBatch) -> dict[str, float]:
-        """old_logp and old_entropy, and a report on them."""
+        """Fill old_logp and old_entropy; returns metrics about them."""
         microbatches = loaded.microbatches(loaded.first_epoch)
         logp_U, entropy_U = self._scorer.columns(loaded.packed, microbatches)
         loaded.add("old_logp", logp_U)
@@ -111,14 +114,17 @@ class Columns:
         return self.agreement(loaded) | self._mesh.combine([entropy])
 
     def _add_collision(self, loaded: LoadedBatch) -> None:
-        """sum p^2 = exp(2 logp - logp'), with logp' at half the temperature, whatever token both are of."""
+        """Fill old_collision, the sum of p^2 over the vocabulary.
+
+        It equals exp(2 logp - logp'), with logp' at half the temperature, for any token of the vocabulary.
+        """
         microbatches = loaded.microbatches(loaded.first_epoch)
         logp_U, _ = self._half_scorer.columns(loaded.packed, microbatches)
         loaded.add_held("old_collision", (2 * loaded.columns["old_logp"] - logp_U)[loaded.held_H].exp())
 
     def _measure_divergence(self, loaded: LoadedBatch) -> dict[str, float]:
-        """How far policy and reference are apart, where old_logp is known by now."""
-        if self._watches_divergence and self._mesh.is_last_stage:
+        """Measure the KL between policy and reference, if old_logp is known by now; returns metrics."""
+        if self._guards_divergence and self._mesh.is_last_stage:
             stop(guards.divergence(loaded, self._mesh), step=loaded.step)
         if "old_logp" not in loaded.columns:
             return {}
@@ -130,7 +136,7 @@ class Columns:
         return {"actor/reward_kl_penalty": self.divergence, "actor/reward_kl_penalty_coeff": weight}
 
     def _add_advantage(self, loaded: LoadedBatch) -> dict[str, float]:
-        """By an estimator that needs token columns; with the returns if it has a value function."""
+        """Run an estimator that needs token columns; fills advantage, and return if there is a critic."""
         if not self._mesh.is_last_stage:
             return self._mesh.from_last_stage({})
         estimator = self._coefficients.estimator
@@ -154,7 +160,7 @@ class Columns:
         return self._mesh.from_last_stage(value_metrics(loaded, self._mesh))
 
     def _add_prepared_columns(self, loaded: LoadedBatch) -> dict[str, float]:
-        """What the objective makes of the whole batch."""
+        """Fill the columns that the objective computes from the whole batch; returns its metrics."""
         if not self._mesh.is_last_stage:
             return self._mesh.from_last_stage({})
         columns = {name: loaded.held(name) for name in loaded.columns}

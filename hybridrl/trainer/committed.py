@@ -1,7 +1,7 @@
-"""The commit record of a checkpoint: what it holds, and its files with their checksums. Takes no ranks.
+"""The commit record of a checkpoint: its contents, and its files with their checksums. No ranks are needed.
 
-A folder is written under another name, flushed to disk, given its record, and renamed: it is whole, or it is
-refused. The record has a checksum of itself too.
+A checkpoint is written under another name, flushed to disk, given its record, and renamed. So a folder is
+either complete or refused. The record also has a checksum of itself.
 """
 
 import json
@@ -23,26 +23,27 @@ from hybridrl.reshard.hf_files import checksum
 RECORD = "COMMITTED"
 
 FORMAT = 2
-"""1 had files that only the same number of ranks could read."""
-
+"""Version of the file format. Files of format 1 could only be read by the same number of ranks."""
 
 _THREADS = 16
-"""Files that one process reads at once: many disks, and file systems over a network, need several to be
-fast."""
+"""Files that one process reads at once; many disks and network file systems are fast only in parallel."""
 
 _MOST_NAMED = 8
-"""Damaged files of one checkpoint that an error names."""
+"""Largest number of damaged files that one error names."""
 
 
 def commit(unfinished: Path, folder: Path, facts: Mapping[str, Any], checksums: Mapping[str, int]) -> None:
-    """Flush what is in `unfinished`, list it with `facts`, and rename it to `folder`, which is not there.
+    """Flush the files of `unfinished`, write the commit record, and rename the folder to `folder`.
+
+    `folder` must not exist.
 
     Args:
-        checksums: file -> CRC-32 of what was written, read back by who wrote it. Other files are read here.
+        facts: entries of the record.
+        checksums: file -> CRC-32 that its writer computed by reading it back. Other files are read here.
 
     Raises:
-        CheckpointError: a file with a checksum is not there, or the record reads back otherwise than it was
-            written; nothing was renamed.
+        CheckpointError: a file of `checksums` is missing, or the record that was read back is not the one
+            that was written; nothing was renamed.
     """
     paths = sorted(path for path in unfinished.rglob("*") if path.is_file())
     for path in paths:
@@ -62,10 +63,11 @@ def commit(unfinished: Path, folder: Path, facts: Mapping[str, Any], checksums: 
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The record of a checkpoint of any format whose files are all there with their sizes.
+    """The record of a checkpoint of any format, after a check that all files exist with their sizes.
 
     Raises:
-        CheckpointError: it was cut short, or its record is damaged; names each file.
+        CheckpointError: a file is missing or has another size (the message names each one), or the record is
+            missing or damaged.
     """
     facts = _record(folder)
     refuse_flawed(folder, [flaw for name in facts["files"] if (flaw := _size_flaw(folder, name, facts))])
@@ -73,11 +75,13 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """The record of a checkpoint whose files are what was written. Reads all of them, several at once and
-    in blocks: 5 GB/s for each core where the system has them in memory, else as fast as the disk.
+    """The record of a checkpoint, after a check of the contents of all files.
+
+    Files are read in blocks, several at once: at 5 GB/s per core if they are in the page cache, otherwise at
+    the speed of the disk.
 
     Raises:
-        CheckpointError: as `read`, or a file is damaged; names each file.
+        CheckpointError: as for `read`, or files are damaged; the message names each one.
     """
     facts = read(folder)
     refuse_flawed(folder, flaws(folder, facts))
@@ -85,11 +89,11 @@ def verify(folder: Path) -> dict[str, Any]:
 
 
 def flaws(folder: Path, facts: Mapping[str, Any], *, rank: int = 0, num_ranks: int = 1) -> list[str]:
-    """What is wrong with files of the right size: one sentence for each that is not what was written.
+    """One sentence for each file whose contents do not match its checksum; sizes are not checked.
 
     Args:
-        facts: its record.
-        rank, num_ranks: of those who share the reading; a rank finds what is wrong with its share.
+        facts: the commit record.
+        rank, num_ranks: the files are divided over `num_ranks`, and only the share of `rank` is checked.
     """
     names = sorted(facts["files"])[rank::num_ranks]
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
@@ -98,9 +102,10 @@ def flaws(folder: Path, facts: Mapping[str, Any], *, rank: int = 0, num_ranks: i
 
 
 def refuse_flawed(folder: Path, found: Sequence[str]) -> None:
-    """
+    """Raise an error about damaged files, if there are any.
+
     Raises:
-        CheckpointError: something is wrong with files of a checkpoint.
+        CheckpointError: `found` is not empty.
     """
     if found:
         more = f"; and {len(found) - _MOST_NAMED} more files" if len(found) > _MOST_NAMED else ""
@@ -110,9 +115,10 @@ def refuse_flawed(folder: Path, found: Sequence[str]) -> None:
 
 
 def refuse_other_format(folder: Path, facts: Mapping[str, Any]) -> None:
-    """
+    """Refuse a checkpoint of another file format.
+
     Raises:
-        CheckpointError: another version of hybridrl wrote it.
+        CheckpointError: an incompatible version of hybridrl wrote it.
     """
     if facts["format"] != FORMAT:
         raise CheckpointError(
@@ -122,19 +128,20 @@ def refuse_other_format(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def layout_record(layout: TrainerLayout | AdapterLayout) -> dict[str, Any]:
-    """What `layout` takes; JSON."""
+    """The record of a layout, from which `layout` makes it again; JSON."""
     if isinstance(layout, TrainerLayout):
         return asdict(layout)
     return asdict(layout.base) | {f"adapter_{name}": getattr(layout, name) for name in _ADAPTERS}
 
 
 def refuse_other_model(folder: Path, facts: Mapping[str, Any], model: ModelSpec) -> None:
-    """
+    """Refuse a checkpoint of another model.
+
     Args:
-        model: that the policy is to be.
+        model: the policy of this run.
 
     Raises:
-        CheckpointError: the policy of the checkpoint is another; names what differs, with both values.
+        CheckpointError: the checkpoint has another policy; the message has each difference with both values.
     """
     made_with = layout(facts, "policy").spec
     values = {f.name: (getattr(made_with, f.name), getattr(model, f.name)) for f in fields(ModelSpec)}
@@ -150,11 +157,11 @@ def refuse_other_model(folder: Path, facts: Mapping[str, Any], model: ModelSpec)
 
 
 def layout(facts: Mapping[str, Any], part: str) -> TrainerLayout | AdapterLayout:
-    """The layout of the ranks that wrote a part."""
+    """Layout of the ranks that wrote a part."""
     fields = dict(facts["parts"][part]["layout"])
     spec = ModelSpec(**_tuples(fields.pop("spec")))
     adapters = {name: fields.pop(f"adapter_{name}") for name in _ADAPTERS if f"adapter_{name}" in fields}
-    backend = facts.get("backend") or ActorConfig().backend  # a record of before there was a choice
+    backend = facts.get("backend") or ActorConfig().backend  # older records do not name the backend
     base = layout_of(backend)(spec, **_tuples(fields))
     return AdapterLayout.on(base, **_tuples(adapters)) if adapters else base
 
@@ -163,7 +170,7 @@ _ADAPTERS = ("rank", "alpha", "targets")
 
 
 _OWN = "record_crc32"
-"""In the record: checksum of the rest of it. Older records have none."""
+"""Key of the record's own checksum, which covers all other entries. Older records have none."""
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _checksum_of(record: Mapping[str, Any]) -> int:
-    """The same however its JSON is laid out."""
+    """CRC-32 of a record, independent of the order and white space of its JSON."""
     return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
@@ -212,7 +219,7 @@ def _content_flaw(folder: Path, name: str, facts: Mapping[str, Any]) -> str | No
 
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists only."""
+    """The fields with tuples in place of lists, which is what JSON makes of tuples."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face folders from checkpoints, read from their files: takes no ranks and no backend."""
+"""Exports a checkpoint as a Hugging Face folder, straight from its files, without ranks or a backend."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,16 +27,16 @@ def export(
     dtype: torch.dtype | None = None,
     verified: bool = False,
 ) -> None:
-    """Write a part of a checkpoint as a model folder, which appears whole or not at all.
+    """Write a part of a checkpoint as a model folder, which appears complete or not at all.
 
     Args:
-        source_folder: where config.json, the tokenizer and the dtypes come from.
-        dtype: of all tensors; None: each as in the source folder.
-        verified: who calls has read all of the checkpoint, or has just written it.
+        source_folder: folder from which config.json, the tokenizer and the dtypes are taken.
+        dtype: dtype of all tensors; None keeps the dtype that each tensor has in the source folder.
+        verified: the caller has checked or just written every file of the checkpoint.
 
     Raises:
         RunFolderError: `folder` exists already; nothing was written.
-        CheckpointError: the checkpoint is not whole, damaged, or of another format; nothing was written.
+        CheckpointError: the checkpoint is incomplete, damaged, or of another format; nothing was written.
         ResourceError: the disk is full.
     """
     if folder.exists():
@@ -59,7 +59,7 @@ def export(
 
 
 def _merge(tensors: Mapping[str, Tensor], base: Checkpoint, factors: Mapping[str, Factors]) -> None:
-    """Fill tensors with those of the model that adapters were trained on, and the adapters in them."""
+    """Fill tensors with the weights of the base model, adapters merged in."""
     for name, tensor in tensors.items():
         weight = base[name]
         tensor.copy_(weight.float() + factors[name].update() if name in factors else weight)

@@ -1,4 +1,4 @@
-"""The same log-probabilities twice: of a checkpoint, by the trainer; of its export, by transformers."""
+"""Computes log-probabilities twice: with the trainer from a checkpoint, with transformers from its export."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,11 @@ from hybridrl.trainer.setup import RankSetup
 def logp_of_checkpoint(
     checkpoint: Path, setup: RankSetup, export: Path, block: TokenBlock, *, temperature: float
 ) -> np.ndarray:
-    """Of the trained tokens of a block, 0 elsewhere; float32 [T].
+    """Log-probabilities of the trained tokens of a block, 0 at all others; float32 [T].
 
     Args:
-        setup: of one rank.
-        export: of the checkpoint; its weights are rounded to the dtypes there.
+        setup: setup of a group of one rank.
+        export: exported folder; the weights of the checkpoint are rounded to its dtypes first.
     """
     backend = base.open(setup)
     try:
@@ -38,8 +38,8 @@ def logp_of_checkpoint(
 
 
 def logp_of_folder(folder: Path, block: TokenBlock, *, temperature: float) -> np.ndarray:
-    """As logp_of_checkpoint, of a model folder, in fp32, one sequence at a time."""
-    # Imported here: it takes seconds.
+    """The result of logp_of_checkpoint for a model folder, in fp32, one sequence at a time."""
+    # transformers is imported here because the import takes seconds.
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -68,7 +68,7 @@ def _fill(model: Model, checkpoint: Path, export: Path) -> None:
 
 
 def _add_adapters(model: Model, checkpoint: Path, layout: AdapterLayout) -> None:
-    """To the weights of the model folder, on one rank."""
+    """Add the adapters of a checkpoint to the weights of a model that one rank holds alone."""
     alone, tensors = replace(layout, base=model.layout), model.tensors()
     shards = alone.shards(0)
     factors = {name: torch.zeros(shard.shape) for name, shard in shards.items()}

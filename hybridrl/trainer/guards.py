@@ -1,5 +1,7 @@
-"""What a step is checked by that only trainer ranks hold: masks, log-probabilities, ratios; and how far the
-engine's probabilities of sampled tokens are from the trainer's."""
+"""Checks of a step that need data which only trainer ranks hold: masks, log-probabilities, ratios.
+
+`agreement` measures how far the engine's probabilities of sampled tokens are from the trainer's.
+"""
 
 from collections.abc import Iterator, Mapping
 
@@ -20,7 +22,7 @@ from hybridrl.trainer.loaded import LoadedBatch
 
 
 def masks(batch: RankBatch) -> Iterator[Finding | None]:
-    """What is wrong with the tokens as they came from the engines."""
+    """Findings about masks and log-probabilities as the engines sent them."""
     for block in batch.blocks:
         length_N = torch.tensor(block.start_N).diff()
         seq_T = torch.arange(len(length_N)).repeat_interleave(length_N)
@@ -32,19 +34,19 @@ def masks(batch: RankBatch) -> Iterator[Finding | None]:
 
 
 def trains_on_all_samples(algorithm: AlgorithmConfig) -> bool:
-    """Whether no answer is left out for its reward or length, so that the trained tokens are samples.
+    """Whether no answer is dropped for its reward or length, so that the trained tokens are fair samples.
 
-    What stays after such a choice may well be likelier under the reference: the wrong answers of a policy
-    that seldom errs any more.
+    Otherwise the remaining answers may well be likelier under the reference than under the policy, and the
+    sign of the KL says nothing: wrong answers of a policy that rarely errs are an example.
     """
     return algorithm.dynamic_sampling is None and not algorithm.drop_truncated
 
 
 def divergence(loaded: LoadedBatch, reduce: Reduce) -> Iterator[Finding | None]:
-    """What is wrong with the columns of the KL term. *Collective* over data-parallel ranks.
+    """Findings about the columns of the KL term. *Collective* over data-parallel ranks.
 
-    The engine's column is of the policy that sampled, of whatever version, and at the sampling temperature.
-    The trainer's stands for it only where it is of the same version. Called if `trains_on_all_samples`.
+    rollout_logp is of the policy version that sampled, at the sampling temperature. old_logp replaces it only
+    if all tokens were sampled by the present version. Call this only if `trains_on_all_samples`.
     """
     blocks = loaded.batch.blocks
     on_policy = all((block.trained("version") == loaded.step - 1).all() for block in blocks)
@@ -54,17 +56,17 @@ def divergence(loaded: LoadedBatch, reduce: Reduce) -> Iterator[Finding | None]:
 
 
 def ratio(metrics: Mapping[str, float]) -> Iterator[Finding | None]:
-    """What is wrong with the ratios of the first optimizer step of a batch."""
+    """Findings about the ratios of the first optimizer step of a batch."""
     yield check_first_ratio(metrics.get("actor/ratio_max_abs_err", 0.0))
 
 
 def agreement(rollout_logp: Tensor, old_logp: Tensor, reduce: Reduce) -> dict[str, float]:
-    """Differences and correlation over the trained tokens of all data-parallel ranks, by verl's names.
+    """Differences and correlation over the trained tokens of all data-parallel ranks, under verl's names.
 
-    *Collective* over them.
+    *Collective* over the data-parallel ranks.
 
     Args:
-        rollout_logp, old_logp: what engine and trainer say about the tokens of this rank.
+        rollout_logp, old_logp: log-probabilities of engine and trainer for the tokens of this rank.
     """
     log_p, log_q = rollout_logp.double(), old_logp.double()
     p, q = log_p.exp(), log_q.exp()

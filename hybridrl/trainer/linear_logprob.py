@@ -1,9 +1,9 @@
-"""Log-probability and entropy of tokens from hidden states, the output layer included: the logits of a whole
-vocabulary are never held.
+"""Log-probability and entropy of tokens from hidden states, fused with the output layer.
 
-The vocabulary is cut over ranks, and each rank takes its part in pieces, forward and once more backward. That
-costs one more multiplication by the output layer, and saves every tensor of the size of the logits.
-Shape letters: R rows, H hidden size, V vocabulary entries of this rank, C those of a piece.
+The logits of the whole vocabulary are never materialised. The vocabulary is sharded over ranks, and each rank
+computes its shard in chunks, once in the forward and again in the backward pass. That costs one more product
+with the output layer, and saves every tensor of the size of the logits.
+Shape letters: R rows, H hidden size, V vocabulary entries of this rank, C entries of a chunk.
 """
 
 from collections.abc import Iterator
@@ -21,27 +21,27 @@ from hybridrl.trainer.kernels import reference
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
-    """Of the output layer."""
+    """The vocabulary entries of the output layer that this rank holds."""
 
     first: int
     """Token id of this rank's first entry."""
 
     num_entries: int
-    """Entries of this rank without padding; the weight may have more rows."""
+    """Entries of this rank without padding; the weight may have more rows than this."""
 
     group: dist.ProcessGroup
-    """Ranks that have the other entries."""
+    """Tensor-parallel ranks over which the vocabulary is sharded."""
 
     soft_cap: float | None = None
-    """Logits x become cap * tanh(x / cap); None: they stay."""
+    """Logits x become cap * tanh(x / cap); None leaves them as they are."""
 
     def logits(self, hidden_RH: Tensor, weight_CH: Tensor) -> Tensor:
-        """Of some entries, [R, C]."""
+        """Logits of a chunk of the entries, [R, C]."""
         logits_RC, cap = hidden_RH @ weight_CH.T, self.soft_cap
         return logits_RC if cap is None else logits_RC.div_(cap).tanh_().mul_(cap)
 
     def slope(self, logits_RC: Tensor) -> Tensor | float:
-        """Of capped logits over plain ones."""
+        """Derivative of the capped logits with respect to the plain ones."""
         return 1.0 if self.soft_cap is None else 1 - (logits_RC / self.soft_cap).square()
 
 
@@ -50,12 +50,12 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target under softmax(hidden @ weight.T / temperature), and its entropy.
 
-    *Collective* over the shard's group; every rank gets the same result. The gradient of hidden_RH is this
-    rank's share of it: the caller adds them up (copy_to_tensor_model_parallel_region).
+    *Collective* over the shard's group; every rank gets the same result. The gradient of hidden_RH is only
+    this rank's share: the caller sums it over ranks (copy_to_tensor_model_parallel_region).
 
     Args:
         target_R: int64, token ids of the whole vocabulary.
-        piece: entries that are taken at a time; R x piece logits are held.
+        chunk: vocabulary entries computed at a time; R x chunk logits are held.
 
     Returns:
         float32 [R] each, both differentiable.

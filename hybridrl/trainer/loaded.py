@@ -1,6 +1,7 @@
 """The batch that a data-parallel rank trains on: its microbatches, and columns of their tokens.
 
-Shape letters: U trained tokens of the whole batch, H those of trajectories held here, N trajectories.
+Shape letters: U trained tokens of the whole batch, H trained tokens of the trajectories on this rank, N
+trajectories.
 """
 
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -29,7 +30,7 @@ class LoadedBatch:
         """Scalar columns of the whole batch, for the estimator."""
 
         self.columns: dict[str, Tensor] = {}
-        """Each [U, ...]; those that are computed on the ranks are 0 at tokens that others hold."""
+        """Columns by name, [U, ...]. A column that ranks compute is 0 at the tokens of other ranks."""
 
         self._dp_rank = dp_rank
         rows = [n for minibatch in self.first_epoch for rank, n in _placed(minibatch) if rank == dp_rank]
@@ -37,11 +38,11 @@ class LoadedBatch:
         self.tokens_H = Tokens(
             trajectory_H, torch.ones_like(trajectory_H, dtype=torch.bool), len(self.reward_N)
         )
-        """Of the trajectories that this rank has in the first epoch; seq_T indexes the whole batch."""
+        """Trained tokens of this rank's trajectories in the first epoch; seq_T indexes the whole batch."""
 
         at_U, trajectory_U = self.packed.trained(range(len(self.reward_N)))
         self.trajectory_U = torch.zeros(self.packed.num_trained, dtype=torch.int64, device=device)
-        """Whose token it is; 0 for tokens of the blocks that belong to no trajectory of the batch."""
+        """Trajectory of each token, int64 [U]; 0 for tokens that no trajectory of the batch has."""
 
         self.trajectory_U[at_U] = trajectory_U
 
@@ -50,10 +51,10 @@ class LoadedBatch:
             self.columns["advantage"] = torch.tensor(batch.advantage_N, device=device)[self.trajectory_U]
 
     def unpack(self, names: Set[str]) -> None:
-        """Take the columns that token blocks carry, of all tokens, and lag, which follows from one of them.
+        """Add the columns of `names` that token blocks carry, and lag, which is derived from version.
 
         Raises:
-            ColumnError: a block does not carry one of them.
+            ColumnError: a block does not carry one of these columns.
         """
         for name in sorted(names & given_by("block") & TOKEN_COLUMNS):
             self.columns[name] = self.packed.column_U(name)
@@ -61,35 +62,36 @@ class LoadedBatch:
             self.columns["lag"] = self.step - 1 - self.packed.column_U("version").float()
 
     def of_prompts(self, name: str) -> list[np.ndarray]:
-        """A column per prompt: the array of every trajectory's prompt, which its samples share.
+        """A column per prompt: one array for each trajectory; samples of one prompt share the same array.
 
         Raises:
-            ColumnError: a block does not carry it.
+            ColumnError: a block does not carry the column.
         """
         batch = self.batch
         return [batch.blocks[b].column(name)[row] for b, row in zip(batch.block_N, batch.row_N, strict=True)]
 
     def microbatches(self, minibatches: Iterable[Minibatch]) -> list[Microbatch]:
-        """Those of this data-parallel rank that have a trained token."""
+        """Packed microbatches of this data-parallel rank; those without a trained token are left out."""
         packed = (self.packed.microbatch(rows) for m in minibatches for rows in m.rows[self._dp_rank])
         return [microbatch for microbatch in packed if microbatch is not None]
 
     def held(self, name: str) -> Tensor:
-        """A column at the tokens held here, [H]."""
+        """A column at the tokens of this rank, [H]."""
         return self.columns[name][self.held_H]
 
     def add(self, name: str, column_U: Tensor) -> None:
-        """A column that every rank computed for the tokens that it holds."""
+        """Add a column that every rank computed for its own tokens, 0 at all others."""
         self.columns[name] = column_U
         self._own.add(name)
 
     def add_held(self, name: str, value_H: Tensor) -> None:
+        """Add a column by its values at the tokens of this rank."""
         column_U = self.packed.zeros_U()
         column_U[self.held_H] = value_H
         self.add(name, column_U)
 
     def share(self, reduce: Reduce) -> None:
-        """Complete the added columns, if a later epoch has a trajectory on another rank. *Collective*."""
+        """Sum the added columns over ranks if later epochs have trajectories on other ranks. *Collective*."""
         if _rows_stay(self.minibatches):
             return
         for name in sorted(self._own):
@@ -97,18 +99,19 @@ class LoadedBatch:
         self._own.clear()
 
     def whole(self, name: str, reduce: Reduce) -> Tensor:
-        """A column with what other ranks hold of it, [U]. *Collective* over data-parallel ranks."""
+        """A column with the values of all ranks, [U]. *Collective* over data-parallel ranks."""
         return reduce.sum(self.columns[name]) if name in self._own else self.columns[name]
 
     def take(self, name: str, column_U: np.ndarray) -> None:
-        """A whole column from elsewhere.
+        """Add a whole column that another group of ranks computed.
 
         Raises:
-            ValueError: it is not of the trained tokens of this batch.
+            ValueError: its length is not the number of trained tokens of this batch.
         """
         if column_U.shape != (self.packed.num_trained,):
             raise ValueError(
-                f"{name} is {column_U.shape}, step {self.step} trains on {self.packed.num_trained}"
+                f"{name} has shape {column_U.shape}, "
+                f"step {self.step} trains on {self.packed.num_trained} tokens"
             )
         self.columns[name] = torch.tensor(column_U, device=self.held_H.device)
 
@@ -125,7 +128,7 @@ def _first_epoch(minibatches: Sequence[Minibatch]) -> Sequence[Minibatch]:
 
 
 def _rows_stay(minibatches: Sequence[Minibatch]) -> bool:
-    """Every trajectory is on the same data-parallel rank in all epochs."""
+    """Whether every trajectory is on the same data-parallel rank in all epochs."""
     home: dict[int, int] = {}
     return all(
         home.setdefault(n, rank) == rank for minibatch in minibatches for rank, n in _placed(minibatch)
@@ -133,7 +136,7 @@ def _rows_stay(minibatches: Sequence[Minibatch]) -> bool:
 
 
 def _placed(minibatch: Minibatch) -> Iterator[tuple[int, int]]:
-    """(data-parallel rank, trajectory) of all its trajectories."""
+    """(data-parallel rank, trajectory) of every trajectory of a minibatch."""
     return (
         (rank, n) for rank, microbatches in enumerate(minibatch.rows) for rows in microbatches for n in rows
     )

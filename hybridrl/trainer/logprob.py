@@ -1,7 +1,7 @@
-"""Log-probability of given tokens, and entropy, from logits that are split over ranks by vocabulary.
+"""Log-probability of given tokens, and entropy, from logits that are sharded over ranks by vocabulary.
 
-Two small all-reduces: the maximum, then three sums at once. One tensor of the size of the logits is kept for
-the backward pass.
+It takes two small all-reduces: one for the maximum, one for three sums. One tensor of the size of the logits
+is kept for the backward pass.
 Shape letters: R rows, V vocabulary entries of this rank.
 """
 
@@ -23,7 +23,7 @@ def logprob_and_entropy(
     *Collective* over `group`; every rank gets the same result.
 
     Args:
-        logits_RV: this rank's vocabulary entries, without padding; may have none (V = 0).
+        logits_RV: logits of this rank's vocabulary entries, without padding; V may be 0.
         target_R: int64, token ids of the whole vocabulary.
         first: token id of this rank's first entry.
 
@@ -52,7 +52,7 @@ class _LogProbAndEntropy(Function):
         entry_R1 = torch.where(here_R, target_R - first, 0).unsqueeze(1)
 
         exp_RV = score_RV.exp()
-        sums_3R = score_RV.new_zeros(3, len(score_RV))  # of exp, of exp * score, the target's score
+        sums_3R = score_RV.new_zeros(3, len(score_RV))  # sum of exp, sum of exp * score, the target's score
         sums_3R[0] = exp_RV.sum(1)
         sums_3R[1] = exp_RV.mul_(score_RV).sum(1)
         if num_entries:

@@ -1,4 +1,4 @@
-"""What ranks tell each other beside gradients: columns and metrics."""
+"""Communication between trainer ranks besides gradients: columns and metrics."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -12,13 +12,13 @@ Value = TypeVar("Value")
 
 
 class Mesh:
-    """Where a rank stands among the others; algorithms.base.Reduce over the data-parallel ranks."""
+    """A rank's position among the others; an algorithms.base.Reduce over the data-parallel ranks."""
 
     def __init__(self, dp: dist.ProcessGroup, pp: dist.ProcessGroup | None = None) -> None:
         """
         Args:
-            dp: ranks that hold the same and have other trajectories.
-            pp: the stages of a pipeline; None: there is one.
+            dp: ranks that hold the same part of the model and train on other trajectories.
+            pp: the pipeline stages; None if there is one stage.
         """
         self._dp, self._pp = dp, pp if pp is not None and pp.size() > 1 else None
         self.dp_rank = dp.rank()
@@ -36,7 +36,7 @@ class Mesh:
         return result
 
     def from_last_stage(self, value: Value) -> Value:
-        """What the last pipeline stage passes, on every stage. *Collective* over the pipeline."""
+        """The value that the last pipeline stage passes, on every stage. *Collective* over the pipeline."""
         if self._pp is None:
             return value
         box = [value]
@@ -44,9 +44,9 @@ class Mesh:
         return box[0]
 
     def combine(self, shares: Sequence[Metrics]) -> dict[str, float]:
-        """Metrics of the whole minibatch from those of this rank's microbatches. *Collective* over all ranks.
+        """Metrics of the whole minibatch, from those of each rank's microbatches. *Collective*, all ranks.
 
-        Ranks may have different metrics: one without trained tokens has none.
+        Ranks may pass different metrics: a rank without trained tokens passes none.
         """
         total = Metrics()
         for share in shares:

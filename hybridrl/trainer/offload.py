@@ -1,9 +1,9 @@
-"""Moves tensors between phases: to host memory while engines generate, and back before they are needed.
+"""Offloads tensors to host memory while engines generate, and brings them back before they are needed.
 
-A storage that is away has no bytes, so every view of it stays what it is and is valid again afterwards. On
-CUDA, copies run on a stream of their own into pinned memory: `leave` waits for them, `begin_return` does not.
-The engines beside then find what was left: `leave` ends with what the process itself kept for reuse.
-Without CUDA the same path copies within the machine's memory and frees the storage.
+An offloaded storage is resized to 0 bytes, so all views of it stay in place and are valid again afterwards.
+On CUDA, copies run on a separate stream into pinned memory: `leave` waits for them, `begin_return` does not.
+`leave` finally returns torch's cached memory to the driver, so that colocated engines can use it.
+Without CUDA the same code copies within host memory and frees the storage.
 """
 
 import contextlib
@@ -16,13 +16,14 @@ from hybridrl.hosts import cuda
 
 
 class Offload:
-    """What leaves the device together; at home to begin with."""
+    """Tensors that leave the device together. They are on the device at first."""
 
     def __init__(self, kept: Iterable[Tensor], scratch: Iterable[Tensor] = ()) -> None:
         """
         Args:
-            kept: come back with their contents.
-            scratch: come back with any contents: what is in them is written before it is read.
+            kept: tensors that come back with their contents.
+            scratch: tensors that come back with arbitrary contents, because they are written before they are
+                read.
         """
         self._kept = [_Parked(storage) for storage in _storages(kept)]
         self._scratch = [(storage, storage.nbytes()) for storage in _storages(scratch)]
@@ -30,9 +31,9 @@ class Offload:
         self._away = False
 
     def leave(self) -> None:
-        """Free the device memory, for other processes too; nothing happens if it is free already.
+        """Free the device memory, for other processes too. If it is free already, this does nothing.
 
-        Where nothing is to leave, what the work since the return took is freed all the same.
+        Torch's cached memory is returned even if there are no tensors to offload.
         """
         if self._away:
             return
@@ -47,9 +48,9 @@ class Offload:
         self._away = True
 
     def begin_return(self) -> None:
-        """Allocate, and start to copy back; `finish_return` comes before any use.
+        """Allocate the memory and start copying back; call `finish_return` before any use.
 
-        Nothing happens if it is at home.
+        If the tensors are on the device already, this does nothing.
         """
         if not self._away:
             return
@@ -63,13 +64,13 @@ class Offload:
         self._away = False
 
     def finish_return(self) -> None:
-        """What the device does from here on finds everything in place."""
+        """Make later work on the device wait until the tensors are back."""
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
 
     @contextlib.contextmanager
     def at_home(self) -> Iterator[None]:
-        """Inside, everything is back; afterwards it is where it was."""
+        """A context in which the tensors are on the device; it offloads them again if they were before."""
         away = self._away
         self.begin_return()
         self.finish_return()
@@ -84,13 +85,13 @@ class Offload:
         if self._stream is None:
             yield
             return
-        self._stream.wait_stream(torch.cuda.current_stream())  # what is copied was computed there
+        self._stream.wait_stream(torch.cuda.current_stream())  # the tensors to copy are computed there
         with torch.cuda.stream(self._stream):
             yield
 
 
 class _Parked:
-    """A storage, and its place in host memory, which is kept from one leave to the next."""
+    """A storage and its buffer in host memory; on CUDA the buffer is kept for the next offload."""
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
         self.storage, self.size = storage, storage.nbytes()
@@ -103,16 +104,16 @@ class _Parked:
         self._host.copy_(self._bytes(), non_blocking=on_gpu)
 
     def copy_in(self) -> None:
-        assert self._host is not None, "it left before"
+        assert self._host is not None, "copy_out was called before"
         self._bytes().copy_(self._host, non_blocking=self.storage.device.type == "cuda")
         if self.storage.device.type != "cuda":
-            self._host = None  # the machine's memory would hold it twice
+            self._host = None  # otherwise host memory would hold the tensor twice
 
     def _bytes(self) -> Tensor:
         return torch.empty(0, dtype=torch.uint8, device=self.storage.device).set_(self.storage)
 
 
 def _storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:
-    """Each once, whatever number of tensors look into it."""
+    """The storages of the tensors, each once even if several tensors are views of it."""
     found = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
     return list(found.values())

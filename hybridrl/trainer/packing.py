@@ -1,12 +1,14 @@
 """Turns rows of a batch into packed microbatches.
 
-Sequences are laid end to end in order of length: equal lengths are neighbours, so attention handles each run
-of them with one call. A trajectory enters up to the token before its last trained one: the rest is idle.
-Filler makes sequences divide over context-parallel ranks, and tokens over tensor-parallel ones and into what
-FP8 products take: it comes after what it fills up, so that no other token sees it, and nothing is predicted
-from it.
-Shape letters: W tokens of a microbatch, T those of this rank, R trained tokens, for which logits are
-computed, O those that this rank predicts, S sequences, U trained tokens of the whole batch, N trajectories.
+Sequences are concatenated in order of length. Sequences of equal length are then neighbours, and attention
+computes each run of them in one call. Of each trajectory only the tokens before its last trained one are
+packed, because nothing is predicted from the rest.
+Filler tokens make sequences divisible over context-parallel ranks, and the microbatch divisible over
+tensor-parallel ranks and by the block size of FP8 products. Filler follows the tokens that it pads, so no
+other token attends to it, and nothing is predicted from it.
+Shape letters: W tokens of a microbatch, T tokens of it on this rank, R trained tokens, for which logits are
+computed, O trained tokens that this rank predicts, S sequences, U trained tokens of the whole batch, N
+trajectories.
 """
 
 import math
@@ -23,104 +25,110 @@ from hybridrl.columns import COLUMNS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPartition:
-    """How the tokens of a microbatch are dealt over the ranks that share it, so that all have equal work.
+    """How the tokens of a microbatch are partitioned over the ranks that share it, with equal work for all.
 
-    A sequence is cut into 2 * size pieces; rank r has piece r and piece 2 * size - 1 - r, a cheap one under a
-    causal mask and a dear one.
+    A sequence is split into 2 * size chunks. Rank r has chunk r and chunk 2 * size - 1 - r (zigzag): under a
+    causal mask the first is cheap and the second expensive.
     """
 
     rank: int = 0
-    """Of context parallelism."""
+    """Context-parallel rank."""
 
     size: int = 1
-    """Ranks of context parallelism."""
+    """Context-parallel size."""
 
     tp: int = 1
-    """Each rank's number of tokens is a multiple of it: sequence parallelism deals them out evenly."""
+    """Tensor-parallel size: sequence parallelism splits each rank's tokens evenly over these ranks."""
 
     multiple: int = 1
-    """So is each tensor-parallel rank's share of this."""
+    """The number of tokens on each tensor-parallel rank is a multiple of this (FP8)."""
 
     @property
     def chunk(self) -> int:
-        """Sequences are a multiple of it."""
+        """The padded length of every sequence is a multiple of this."""
         return 1 if self.size == 1 else 2 * self.size
 
     @property
     def whole(self) -> int:
-        """Microbatches are a multiple of it."""
+        """The padded length of every microbatch is a multiple of this."""
         return math.lcm(self.chunk, self.size * self.tp * self.multiple)
 
 
 @dataclass(kw_only=True)
 class Packing:
-    """Where sequences lie among the packed tokens."""
+    """Positions of sequences among the packed tokens."""
 
     position_T: Tensor
-    """int64: of each token in its sequence."""
+    """int64: position of each token in its sequence."""
 
     runs: tuple[tuple[int, int], ...]
-    """(number of sequences, their length over all ranks) of neighbours of equal length, filler included."""
+    """(number of sequences, their length over all ranks) of each run of equal lengths, filler included."""
 
     edge_S: Tensor
-    """int32: the first token of every sequence of `runs` over all ranks, and the end of the last."""
+    """int32: first token of every sequence of `runs` over all ranks, then the end of the last one
+    (cu_seqlens)."""
 
     predict_O: Tensor
-    """int64: the token of this rank whose output predicts each trained token."""
+    """int64: index of the token on this rank whose output predicts each of the O trained tokens."""
 
     source_T: Tensor
-    """int64: place of each token among those of all blocks of the batch; -1 of filler."""
+    """int64: index of each token among the tokens of all blocks of the batch; -1 for filler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Microbatch:
-    """One forward and backward. Without trained tokens it is idle: run because other ranks run one."""
+    """The input of one forward and backward pass.
+
+    A microbatch without trained tokens is idle: it is run only because other ranks run one.
+    """
 
     token_T: Tensor
-    """int64"""
+    """int64: token ids."""
 
     packing: Packing
 
     target_O: Tensor
-    """int64: the trained tokens that this rank predicts."""
+    """int64: ids of the trained tokens that this rank predicts."""
 
     most_predicted: int
-    """Length of O on the rank where it is longest."""
+    """Largest O over the context-parallel ranks."""
 
     from_R: Tensor
-    """int64: rank * most_predicted + place in its O, of each trained token."""
+    """int64: for each trained token, rank * most_predicted + its index among the O of that rank."""
 
     seq_R: Tensor
     """int64: sequence of each trained token, in [0, S)."""
 
     trained_R: Tensor
-    """int64: position of each trained token among the U of the batch, for whose columns it is an index."""
+    """int64: index of each trained token in the [U] columns of the batch."""
 
     num_seqs: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """What packing needs to know about the rows of one block."""
+    """What packing needs to know about the rows of one block; int64, one element per row."""
 
     start: np.ndarray
+    """Index of the row's first token in the block."""
+
     trained: np.ndarray
-    """Trained tokens of each row."""
+    """Number of trained tokens of the row."""
 
     last: np.ndarray
     """Position of the last trained token in its row, 0 if there is none."""
 
     first_trained: np.ndarray
-    """Where the row's trained tokens begin among the U of the batch."""
+    """Index of the row's first trained token in the [U] columns of the batch."""
 
 
 class PackedBatch:
-    """A batch on one rank: its trained tokens numbered 0 to U, in the order of the blocks."""
+    """A batch on one rank. Its trained tokens are numbered 0 to U - 1, in the order of the blocks."""
 
     def __init__(self, batch: RankBatch, device: torch.device, partition: TokenPartition) -> None:
         """
         Raises:
-            ValueError: the first token of a trajectory is trained on: nothing predicts it.
+            ValueError: the first token of a trajectory is trained on, but no output predicts it.
         """
         self._batch, self._device, self._partition = batch, device, partition
         self._rows: list[_Rows] = []
@@ -133,10 +141,12 @@ class PackedBatch:
         self._first_token = np.cumsum([0, *lengths])
 
     def column_U(self, name: str) -> Tensor:
-        """A column of the blocks at the trained tokens, [U, ...], as it was declared; one per turn, too.
+        """A column of the blocks at the trained tokens, [U, ...], in its declared dtype.
+
+        A column per turn is spread over the tokens of its turns.
 
         Raises:
-            ColumnError: a block does not carry it.
+            ColumnError: a block does not carry the column.
         """
         parts = [block.trained(name) for block in self._batch.blocks]
         none = np.zeros(0, COLUMNS[name].dtypes[0])
@@ -146,7 +156,7 @@ class PackedBatch:
         return torch.zeros(self.num_trained, device=self._device)
 
     def trained(self, trajectories: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The trained tokens of trajectories: positions among the U, and the trajectory of each; int64."""
+        """Trained tokens of some trajectories: their indices in [U], and the trajectory of each; int64."""
         index = np.asarray(trajectories, np.int64)
         first, count = self._gather(index, "first_trained"), self._gather(index, "trained")
         return self._tensor(spans(first, count)), self._tensor(np.repeat(index, count))
@@ -177,8 +187,8 @@ class PackedBatch:
     def _tokens(
         self, index: np.ndarray, length_S: np.ndarray, places: "_Places"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Input tokens, the token after each, whether that one is trained on, and where each is among those
-        of the blocks. Filler is 0, and nowhere."""
+        """Input tokens, the token after each, whether that one is trained on, and the index of each input
+        token among the tokens of all blocks. Filler has token id 0 and index -1."""
         token_W, next_W = np.zeros((2, places.num_tokens), np.int64)
         source_W = np.full(places.num_tokens, -1)
         trained_next_W = np.zeros(places.num_tokens, bool)
@@ -193,7 +203,7 @@ class PackedBatch:
         return token_W, next_W, trained_next_W, source_W
 
     def _gather(self, index: np.ndarray, name: str) -> np.ndarray:
-        """A number of each trajectory, from the description of the row that it is."""
+        """Attribute `name` of _Rows for each trajectory."""
         value = np.empty(len(index), np.int64)
         block, row = self._batch.block_N[index], self._batch.row_N[index]
         for b in np.unique(block):
@@ -205,7 +215,7 @@ class PackedBatch:
 
 
 def idle_microbatch(partition: TokenPartition, device: torch.device) -> Microbatch:
-    """The least that the ranks can run together; nothing in it is trained on."""
+    """The shortest microbatch that the ranks can run together; it has no trained token."""
     places, none = _Places(np.zeros(0, np.int64), partition), np.zeros(0, np.int64)
     token_W = np.zeros(places.num_tokens, np.int64)
     return places.microbatch(
@@ -220,8 +230,8 @@ def idle_microbatch(partition: TokenPartition, device: torch.device) -> Microbat
 
 
 class _Places:
-    """Where the tokens of a microbatch are: sequences of given lengths in order, each with its filler, and
-    one of filler alone at the end."""
+    """Positions of the tokens of a microbatch: sequences of given lengths in order, each with its filler,
+    then if necessary one sequence of filler only."""
 
     def __init__(self, length_S: np.ndarray, partition: TokenPartition) -> None:
         self._partition = partition
@@ -241,11 +251,13 @@ class _Places:
         return np.cumsum([0, *lengths], dtype=np.int32)
 
     def _ranks(self, length_W: np.ndarray) -> np.ndarray:
-        """Which rank has each token."""
-        pieces = 2 * self._partition.size
-        chunk_W = self._position_W * pieces // length_W
+        """Context-parallel rank of each token, from the length of its sequence."""
+        num_chunks = 2 * self._partition.size
+        chunk_W = self._position_W * num_chunks // length_W
         return (
-            np.minimum(chunk_W, pieces - 1 - chunk_W) if self._partition.size > 1 else np.zeros_like(length_W)
+            np.minimum(chunk_W, num_chunks - 1 - chunk_W)
+            if self._partition.size > 1
+            else np.zeros_like(length_W)
         )
 
     def microbatch(
@@ -259,10 +271,10 @@ class _Places:
         trained_R: np.ndarray,
         device: torch.device,
     ) -> Microbatch:
-        """This rank's part.
+        """This rank's part of the microbatch.
 
         Args:
-            predict_R: the tokens that predict, ascending.
+            predict_R: indices of the tokens whose outputs predict trained tokens, ascending.
         """
         own, rank_R = np.flatnonzero(self._rank_W == self._partition.rank), self._rank_W[predict_R]
         predict_O = predict_R[rank_R == self._partition.rank]
@@ -296,7 +308,7 @@ def _describe(block: TokenBlock, first: int) -> _Rows:
     start, mask_T = block.start_N[:-1], block.loss_mask_T
     if mask_T[start].any():
         row = int(np.flatnonzero(mask_T[start])[0])
-        raise ValueError(f"row {row} of a block trains on its first token, which nothing predicts")
+        raise ValueError(f"row {row} of a block trains on its first token, which no output predicts")
     trained = np.add.reduceat(mask_T, start, dtype=np.int64)
     position_T = spans(np.zeros_like(start), np.diff(block.start_N))
     last = np.maximum.reduceat(np.where(mask_T, position_T, 0), start)

@@ -1,8 +1,8 @@
 """The actor on one rank: columns of a batch, optimizer steps, checkpoints.
 
 Every method of Policy except `tensors` is *collective*: all ranks call it, in the same order.
-Log-probabilities exist on the last pipeline stage only; what is returned is broadcast from there.
-Shape letters: U trained tokens of the whole batch, R those of one microbatch, T tokens of a block.
+Log-probabilities exist on the last pipeline stage only; results are broadcast from there.
+Shape letters: U trained tokens of the whole batch, R trained tokens of one microbatch, T tokens of a block.
 """
 
 import math
@@ -41,9 +41,9 @@ class Policy(Role):
         """Join the other ranks and build the model with the weights of the model folder.
 
         Raises:
-            ResourceError: torch would use a GPU.
-            LayoutError, ModelError: the model cannot be split as asked, or has a part that is not supported.
-            ConfigError: an algorithm plug-in that does not exist.
+            ResourceError: the device is not usable, see base.open.
+            LayoutError, ModelError: the model cannot be sharded as asked, or a part of it is not supported.
+            ConfigError: an algorithm plug-in does not exist.
         """
         self._setup = setup
         self._objective = Objective(setup.algorithm, max_response_tokens=setup.max_response_tokens)
@@ -70,8 +70,9 @@ class Policy(Role):
             self._offload.leave()
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The parameters of this rank, by their name in `layout`. Live, but for those that have an adapter:
-        each is computed, with its adapter in it, when it is asked for.
+        """The live parameters of this rank, by their name in `layout`.
+
+        A parameter with an adapter is not live: it is computed, with the adapter merged in, on access.
         """
         return self._model.weights()
 
@@ -80,11 +81,13 @@ class Policy(Role):
         return self.measure(batch) | self.complete({})
 
     def measure(self, batch: RankBatch) -> dict[str, float]:
-        """Take a batch and compute the columns of the policy itself, over the very microbatches of the steps
-        to come.
+        """Take a batch and compute the columns of the policy itself.
+
+        They are computed over exactly the microbatches of the following optimizer steps.
 
         Returns:
-            How far trainer and engine agree about the trained tokens, and the entropy; equal on all ranks.
+            Metrics: how far trainer and engine agree about the trained tokens, and the entropy; equal on all
+            ranks.
         """
         self._saver.raise_failure()
         found = stop(guards.masks(batch), step=batch.step) if self._guards else []
@@ -100,24 +103,24 @@ class Policy(Role):
         """Compute all other columns of the batch that `measure` took.
 
         Args:
-            arrived: those that setup.elsewhere names, float32 [trained tokens of the blocks, in their order].
+            arrived: the columns of setup.remote_columns, float32 [U], in the order of the blocks.
 
         Returns:
-            What estimator and objective report on the whole batch; the same on every rank.
+            Metrics of estimator and objective over the whole batch; the same on every rank.
         """
         with self.backend.scope():
             self._offload.finish_return()
             return self._columns.complete(self._loaded, arrived)
 
     def step(self, index: int) -> StepReport:
-        """One optimizer step on minibatch `index` of the loaded batch.
+        """Take one optimizer step on minibatch `index` of the loaded batch.
 
         Returns:
             The same report on every rank.
 
         Raises:
-            NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are as they were.
-            GuardError: a check of the first step failed; parameters and optimizer are as they were.
+            NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are unchanged.
+            GuardError: a check of the first step failed; parameters and optimizer are unchanged.
         """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
         fills_old_logp = "old_logp" not in loaded.columns
@@ -137,13 +140,13 @@ class Policy(Role):
             if fills_old_logp:
                 metrics |= self._columns.agreement(loaded)
             if minibatch is loaded.minibatches[-1]:
-                entropy = metrics.get("actor/entropy", 0.0)  # none where no rank has a trained token
+                entropy = metrics.get("actor/entropy", 0.0)  # missing if no rank has a trained token
                 self._coefficients.after_batch(self._columns.divergence, entropy, len(loaded.reward_N))
                 self._offload.leave()
         return StepReport(loaded.step, objective, grad_norm, lr, metrics, self._warnings)
 
     def gradients(self, index: int) -> tuple[float, float, dict[str, Tensor]]:
-        """What `step` would begin with, at the present weights; updates nothing.
+        """Compute the gradients of `step` at the present weights, without updating anything.
 
         Returns:
             Loss and gradient norm, the same on every rank, and the gradients of this rank's parameters by
@@ -174,12 +177,15 @@ class Policy(Role):
         cuda.release_cached_memory()
 
     def _return(self) -> None:
-        """For a step on a batch that was stepped through before."""
+        """Bring offloaded tensors back; needed if the steps of the loaded batch are taken a second time."""
         self._offload.begin_return()
         self._offload.finish_return()
 
     def _accumulate(self, index: int) -> tuple[float, float, dict[str, float]]:
-        """Gradients of a minibatch; returns loss, norm and metrics. Fills old_logp if nothing has."""
+        """Accumulate the gradients of a minibatch; returns loss, gradient norm and metrics.
+
+        This fills old_logp if the batch does not have it yet.
+        """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
         totals = Totals(minibatch.num_tokens, minibatch.num_sequences)
         fills_old_logp = "old_logp" not in loaded.columns
@@ -207,7 +213,7 @@ class Policy(Role):
         )
         columns = {name: column_U[microbatch.trained_R] for name, column_U in self._loaded.columns.items()}
         scalar, metrics = self._objective(logp_R, entropy_R, columns, columns["advantage"], tokens, totals)
-        metrics.sum[_OBJECTIVE] = scalar.detach().clone()  # it may be scaled in place
+        metrics.sum[_OBJECTIVE] = scalar.detach().clone()  # the schedule may scale the loss in place
         return scalar, metrics
 
     def _build_process_model(self) -> ProcessModel:
@@ -226,7 +232,7 @@ class Policy(Role):
     def _frozen_policies(self, needs: Set[str]) -> FrozenPolicies:
         weights: dict[str, dict[str, Tensor]] = {}
         if "ref_logp" in needs:
-            whole = self._setup.actor.lora is None  # with adapters, the model without them is the reference
+            whole = self._setup.actor.lora is None  # with LoRA, the base model is the reference
             own = self._model.tensors() if whole else {}
             weights["ref_logp"] = {name: tensor.clone() for name, tensor in own.items()}
         if "teacher_logp" in needs:
@@ -245,16 +251,16 @@ class Policy(Role):
             frozen=self._frozen,
             process=self._process,
             critic=self._critic,
-            watches_divergence=self._guards and guards.trains_on_all_samples(self._setup.algorithm),
+            guards_divergence=self._guards and guards.trains_on_all_samples(self._setup.algorithm),
         )
 
     def _make_offload(self) -> Offload:
-        """Of everything that the weight swap does not read, as far as the config says."""
+        """Offload of the tensors that the weight swap does not read, as actor.offload says."""
         trained = self._trained
-        beside = [
+        other_models = [
             w for part, (model, _) in trained.items() if part != "policy" for w in model.tensors().values()
         ]
-        weights = [*self._frozen.tensors(), *beside]
+        weights = [*self._frozen.tensors(), *other_models]
         return offload(self._setup.actor.offload, trained.values(), weights)
 
 

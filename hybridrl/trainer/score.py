@@ -1,7 +1,7 @@
-"""What a model says of trained tokens under its present weights: log-probability and entropy, or a value.
+"""Outputs of a model for trained tokens at its present weights: log-probability and entropy, or a value.
 
-Shape letters: U trained tokens of a batch, R those of one microbatch, O those of them that this rank
-predicts, T tokens of a block.
+Shape letters: U trained tokens of a batch, R trained tokens of one microbatch, O those of the R that this
+rank predicts, T tokens of a block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ class Scorer:
         self._model, self._temperature = model, temperature
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Tensor]:
-        """As Model.score."""
+        """Call Model.score with the temperature of this scorer."""
         return self._model.score(microbatch, hidden_O1, self._temperature)
 
     def columns(self, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ class Scorer:
 
 
 def value_column(model: Model, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> Tensor:
-    """What the value head says before the tokens of the microbatches, 0 at all others; [U], no gradients.
+    """The value before each trained token of the microbatches, 0 at all others; [U], no gradients.
 
     *Collective* over all ranks; all 0 except on the last pipeline stage.
     """
@@ -51,7 +51,7 @@ def value_column(model: Model, packed: PackedBatch, microbatches: Sequence[Micro
 
 
 def block_logp(backend: Backend, scorer: Scorer, block: TokenBlock) -> np.ndarray:
-    """Log-probability of the trained tokens of a block, 0 elsewhere; float32 [T]. *Collective*.
+    """Log-probability of the trained tokens of a block, 0 at all others; float32 [T]. *Collective*.
 
     Every data-parallel rank computes all of it: for checks, not for training.
     """
@@ -67,7 +67,7 @@ def block_logp(backend: Backend, scorer: Scorer, block: TokenBlock) -> np.ndarra
 
 
 def _by_tokens(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Neighbours of at most `limit` tokens together; a longer one by itself."""
+    """Groups of consecutive rows with at most `limit` tokens each; a longer row gets a separate group."""
     rows: list[int] = []
     room = limit
     for n, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""What a trainer rank is made from. Imports no backend: the controller's process makes these."""
+"""Arguments of a trainer rank. The controller's process makes them, so this module imports no backend."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,33 +11,33 @@ from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec
 
 DeviceKind = Literal["cpu", "cuda"]
-"""What trainer ranks compute on."""
+"""Kind of device on which trainer ranks compute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSetup:
-    """What every rank that holds a model is made from; equal on all ranks but for `rank` and `device`."""
+    """Arguments of every rank that holds a model. Only `rank` and `device` differ between ranks."""
 
     rank: int
-    """In [0, parallel.num_ranks): tensor parallel fastest, then context, data, pipeline."""
+    """Rank in [0, parallel.num_ranks); tensor parallel varies fastest, then context, data, pipeline."""
 
     rendezvous: str
-    """Where the ranks meet: file:///path, or tcp://host:port."""
+    """Rendezvous of the process group: file:///path or tcp://host:port."""
 
     parallel: TrainParallel
-    """With its dp."""
+    """Parallel layout, with its dp filled in."""
 
     model: ModelSpec
     model_folder: Path
-    """Hugging Face format: the initial weights, which are the reference policy too."""
+    """Folder in Hugging Face format with the initial weights, which are also the reference policy."""
 
     actor: ActorConfig
     seed: int
     timeout_s: float
-    """A collective may take this long, then the ranks give up."""
+    """Timeout of a collective, in seconds."""
 
     device: int | None = None
-    """CUDA device of the rank, as its process counts them; None: it computes on the CPU."""
+    """Index of the rank's CUDA device in its process; None computes on the CPU."""
 
     deterministic: bool = False
     """The same input gives the same bits, on a GPU too."""
@@ -49,36 +49,36 @@ class RankSetup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySetup(RankSetup):
-    """A rank of the policy, or of a critic, reference or teacher with ranks of its own."""
+    """Arguments of a rank of the policy, or of a critic, reference or teacher on dedicated ranks."""
 
     algorithm: AlgorithmConfig
     critic: CriticConfig
     temperature: float
-    """Of sampling; logits are divided by it."""
+    """Sampling temperature; logits are divided by it."""
 
     max_response_tokens: int
     num_optimizer_steps: int
-    """Of the whole run: the length of the learning-rate schedule."""
+    """Optimizer steps of the whole run: the length of the learning-rate schedule."""
 
     remote_columns: frozenset[str] = frozenset()
-    """Token columns that other groups of ranks compute for these."""
+    """Token columns that other groups of ranks compute for these ranks."""
 
     async_save: bool = False
-    """Checkpoints are written by a thread beside the training."""
+    """Checkpoints are written by a thread while training goes on."""
 
 
 def module_of(backend: str) -> str:
-    """The module that a backend is opened by; its import may take seconds."""
+    """The module that opens a backend. Importing it may take seconds."""
     return backend.partition(":")[0] if ":" in backend else f"hybridrl.trainer.{backend}.backend"
 
 
 def make_layout(setup: RankSetup) -> TrainerLayout:
-    """Who holds which part of the model.
+    """The layout that says which rank holds which part of the model.
 
     Raises:
         LayoutError: the model does not divide over the ranks.
-        ModelError: it has a part that the backend's layers lack.
-        ConfigError: the config speaks of experts, of which it has none.
+        ModelError: the model has a part that the backend does not support.
+        ConfigError: the config sets options of experts, and the model has none.
     """
     kind, where = layout_of(setup.actor.backend), str(setup.model_folder)
     kind.refuse_unbuildable(setup.model, where=where)
@@ -87,12 +87,13 @@ def make_layout(setup: RankSetup) -> TrainerLayout:
 
 
 def refuse_unfit_experts(moe: MoEConfig, model: ModelSpec, *, where: str) -> None:
-    """
+    """Refuse options of experts for a model without experts.
+
     Args:
-        where: the model was named.
+        where: the place in the config that names the model, for the error message.
 
     Raises:
-        ConfigError: a key about experts is set for a model that has none.
+        ConfigError: a key of `moe` is set, and the model has no experts.
     """
     plain = MoEConfig()
     for key, value in moe:

@@ -1,1 +1,2 @@
-"""The certificate of invariance: a batch has one gradient, however it is cut over ranks and microbatches."""
+"""The certificate of invariance: a batch has the same gradient on every parallel layout and with every
+partition into microbatches."""

@@ -1,4 +1,4 @@
-"""`hybridrl verify`: every way to cut one batch, against one rank that takes one sequence at a time."""
+"""`hybridrl verify`: one batch on many parallel layouts, compared with one rank, one sequence at a time."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,37 +27,38 @@ from hybridrl.wording import counted
 
 TOLERANCE = 2e-6
 TOLERANCE_OF_POST_NORMS = 1e-5
-"""A norm after a layer divides by what the layer gives, which may be little: rounding grows."""
+"""Larger tolerance for models with post norms: such a norm divides by the output of a layer, and if that is
+small, rounding errors grow."""
 
 MOST_RANKS = 8
-"""Processes that are started at once."""
+"""Largest number of processes that are started at the same time."""
 
 _SAMPLES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be shown."""
+    """The options of one verification."""
 
     layouts: Sequence[str] = ()
-    """Names as in tp2pp2. (): DEFAULT_LAYOUTS, and that of the config."""
+    """Names of layouts, such as tp2pp2. If empty, DEFAULT_LAYOUTS and the layout of the config are used."""
 
     tolerance: float | None = None
     """Largest relative difference that counts as equal. None: TOLERANCE, or TOLERANCE_OF_POST_NORMS."""
 
     full: bool = False
-    """The model of the config with its weights, instead of a small one of its kind."""
+    """Use the config's model with its weights instead of a small model of the same family."""
 
 
 def certify(loaded: LoadedConfig, request: Request, say: Callable[[str], object]) -> Certificate:
-    """Measure all rows; takes a minute or two, and as many processes as the largest row has ranks.
+    """Measure all rows. This takes a minute or two, and as many processes as the largest row has ranks.
 
     Args:
-        say: hears the table, line by line, as it is found.
+        say: called with each line of the table when it is known.
 
     Raises:
-        UserError: a config, model, loss or layout that is refused before any row.
-        WorkerError: the reference itself failed, as with a loss that raises.
+        UserError: the config, model, loss or a layout is refused before any row is measured.
+        WorkerError: the reference itself failed, for example because the loss raised an error.
     """
     own = name_of(loaded.config.actor.parallel)
     wanted = rows(request.layouts or [name for name in (*DEFAULT_LAYOUTS, own) if name])
@@ -86,7 +87,7 @@ class _Session:
         self._timeout_s = loaded.config.cluster.step_timeout_s
 
     def run(self, wanted: Sequence[Row]) -> Certificate:
-        """The table from its first line to its last."""
+        """Measure all rows and print the table."""
         model = _describe_model(self._setup, full=self._request.full)
         self._say(f"model: {model}")
         recorded, measured = self._reference()
@@ -103,7 +104,7 @@ class _Session:
         return Certificate(model, batch, self._tolerance, measured, findings)
 
     def _reference(self) -> tuple[RecordedBatch, Measured]:
-        """The batch, and what one rank makes of it."""
+        """The batch, and the loss and gradients that one rank computes from it."""
         setup, seed = self._setup, self._setup.seed
         with RankGroup(1, self._timeout_s, self._setup.actor.backend) as one:
             block = make_tokens(setup.model.vocab_size, _SAMPLES, seed)
@@ -113,7 +114,7 @@ class _Session:
     def _rows(
         self, wanted: Sequence[Row], recorded: RecordedBatch, reference: Reference
     ) -> Iterator[Finding]:
-        """One group of processes for all rows of as many ranks."""
+        """Measure the rows, with one group of processes for all rows that have the same number of ranks."""
         for num_ranks, same in groupby(sorted(wanted, key=_num_ranks), key=_num_ranks):
             with RankGroup(num_ranks, self._timeout_s, self._setup.actor.backend) as group:
                 for row in same:
@@ -122,7 +123,7 @@ class _Session:
                     yield finding
 
     def _refusal(self, row: Row) -> Finding | None:
-        """Of a row that the model or this machine does not admit."""
+        """The finding of a row that the model or this machine does not support; None if both support it."""
         if (num_ranks := _num_ranks(row)) > MOST_RANKS:
             return Finding(row, None, f"{counted(num_ranks, 'rank')}, at most {MOST_RANKS} are started here")
         try:
@@ -148,7 +149,7 @@ def _num_ranks(row: Row) -> int:
 
 
 def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> PolicySetup:
-    """Of one rank, in fp32."""
+    """The setup of one rank, in fp32."""
     cfg, chosen = loaded.config, choose(loaded, folder, full=request.full)
     model = models.read(chosen.folder)
     layout_of(cfg.actor.backend).refuse_unbuildable(model, where=loaded.where("model.path"))
@@ -172,7 +173,7 @@ def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> PolicySetup:
 
 
 def _routed(cfg: Config) -> MoEConfig:
-    """No engine chooses experts here."""
+    """The config of experts without replay of an engine's choices, because there is no engine here."""
     moe = cfg.actor.moe
     return moe.model_copy(update={"router_replay": "none"}) if moe.router_replay == "rollout" else moe
 

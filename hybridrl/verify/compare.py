@@ -1,4 +1,4 @@
-"""How far a row is from the reference, and which axis is to blame."""
+"""Differences between a row and the reference, and the mesh axes that cause them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,23 +11,25 @@ from hybridrl.verify.layouts import Row
 from hybridrl.verify.measure import Measured
 
 _NEGLIGIBLE = 1e-4
-"""A parameter whose gradients are smaller than this share of the model's largest one is measured against that
-share: its own gradient may be rounding alone."""
+"""If a parameter's largest gradient is below this share of the model's largest one, differences are relative
+to that share: the parameter's own gradient may be rounding error only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row against the reference, worst minibatch; all relative."""
+    """Relative differences between a row and the reference, each of the worst minibatch."""
 
     loss: float
-    """To the largest loss of a minibatch."""
+    """Difference relative to the largest loss of a minibatch."""
 
     grad_norm: float
+    """Difference relative to the largest gradient norm of a minibatch."""
+
     gradient: float
-    """Largest difference of an element over the largest element, of the worst parameter."""
+    """Largest difference of an element relative to the largest element, of the worst parameter."""
 
     parameter: str
-    """That parameter, as Hugging Face names it; empty if all are equal."""
+    """Hugging Face name of the worst parameter; empty if all are equal."""
 
     @property
     def largest(self) -> float:
@@ -35,14 +37,14 @@ class Difference:
 
 
 class Reference:
-    """What the other rows are compared with."""
+    """The row that all others are compared with."""
 
     def __init__(self, measured: Measured, model: ModelSpec) -> None:
         self.measured = measured
         self._scales = _scales(measured.gradients, list(HFLayout(model).shards(0)))
 
     def compare(self, measured: Measured) -> Difference:
-        """A difference that is not a number counts as infinite."""
+        """Compare a row with the reference. A difference that is NaN counts as infinite."""
         gradient, parameter = max(self._gradients(measured.gradients), default=(0.0, ""))
         return Difference(
             loss=_relative(self.measured.loss, measured.loss),
@@ -52,7 +54,7 @@ class Reference:
         )
 
     def _gradients(self, folders: Sequence[Path]) -> Iterator[tuple[float, str]]:
-        """(relative difference, parameter) of every parameter and minibatch."""
+        """(relative difference, parameter) for every parameter and minibatch."""
         for own, other in zip(self.measured.gradients, folders, strict=True):
             reference, found = Checkpoint(own), Checkpoint(other)
             for name, scale in self._scales.items():
@@ -61,7 +63,7 @@ class Reference:
 
 
 def _scales(folders: Sequence[Path], names: Sequence[str]) -> dict[str, float]:
-    """By parameter, its largest gradient, or a share of the model's."""
+    """Scale of each parameter's differences: its largest gradient, at least _NEGLIGIBLE of the model's."""
     largest: dict[str, float] = {}
     for checkpoint in map(Checkpoint, folders):
         for name in names:
@@ -81,10 +83,10 @@ def _number(value: float) -> float:
 
 
 def blame(holds: Mapping[Row, bool]) -> list[str]:
-    """The axes that break the equality, from which rows hold; a combination only where its parts hold alone.
+    """The axes that break the equality. A combination is blamed only if each of its axes alone is equal.
 
     Args:
-        holds: every row that was measured, and whether it equals the reference.
+        holds: every measured row, and whether it equals the reference.
     """
     sound = {axis for row, good in holds.items() if good and len(row.axes) == 1 for axis in row.axes}
     blamed: list[frozenset[str]] = []

@@ -1,4 +1,4 @@
-"""What a certificate holds."""
+"""The contents of a certificate."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,31 +10,34 @@ from hybridrl.verify.measure import Measured
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row."""
+    """The result of one row."""
 
     row: Row
     difference: Difference | None
-    """None: it was not measured."""
+    """Difference from the reference; None if the row was not measured."""
 
     why: str = ""
-    """Why not."""
+    """Why the row was not measured."""
 
     failed: bool = False
-    """It differs, or a rank broke down while it was measured; a row that was left out has not failed."""
+    """Whether it differs, or a rank failed while it was measured. A row that was left out has not failed."""
 
     @property
     def tried(self) -> bool:
+        """Whether its measurement was started."""
         return self.failed or self.difference is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """All rows, and what follows from them."""
+    """All rows, and the conclusion from them."""
 
     model: str
-    """In words, as is the batch."""
+    """Description of the model in words."""
 
     batch: str
+    """Description of the batch in words."""
+
     tolerance: float
     reference: Measured
     findings: Sequence[Finding]

@@ -1,7 +1,7 @@
-"""The rows of the certificate: how the model is cut over ranks, and how the batch is dealt to microbatches.
+"""The rows of the certificate: each has a parallel layout and a partition of the batch into microbatches.
 
-A row changes few axes against the reference, which is one rank with one sequence at a time: a row that fails
-then tells which axis breaks the equality.
+The reference is one rank with one sequence at a time. A row differs from it in few axes, so a row that fails
+shows which axis breaks the equality.
 """
 
 import re
@@ -16,8 +16,8 @@ from hybridrl.data.packing import partition_rows
 from hybridrl.errors import UserError
 
 TokenPartition = Literal["single", "pairs", "whole", "packed", "shuffled"]
-"""How sequences become microbatches: one, two or all at a time, packed to a budget as in a run, three at a
-time in another order."""
+"""How sequences are partitioned into microbatches: one, two or all at a time, packed up to a number of tokens
+as in a run, or three at a time in another order."""
 
 _PARTITION_AXES = {
     "single": frozenset[str](),
@@ -42,7 +42,7 @@ class Row:
 
     name: str
     axes: frozenset[str]
-    """What differs from the reference."""
+    """Axes in which it differs from the reference."""
 
     parallel: TrainParallel = TrainParallel(dp=1)
     partition: TokenPartition = "single"
@@ -61,10 +61,10 @@ ON_ONE_RANK = (
 
 
 def rows(layouts: Sequence[str]) -> list[Row]:
-    """All rows but the reference: those of one rank, then each layout twice, one at a time and packed.
+    """All rows except the reference: those on one rank, then each layout with single sequences and packed.
 
     Raises:
-        UserError: a name that `parse` refuses.
+        UserError: `parse` refuses a name.
     """
     found = [*ON_ONE_RANK]
     for name in dict.fromkeys(layouts):
@@ -76,10 +76,10 @@ def rows(layouts: Sequence[str]) -> list[Row]:
 
 
 def parse(name: str) -> TrainParallel:
-    """A layout from its name, as in tp2pp2vpp2 or tp2sp; dp is what the experts need, if it is not named.
+    """The layout with a name such as tp2pp2vpp2 or tp2sp. By default, dp is what expert parallelism needs.
 
     Raises:
-        UserError: it is no such name.
+        UserError: `name` is not the name of a layout.
     """
     words = _WORD.findall(name)
     sizes = {word: int(size) for word, size, _ in words if word}
@@ -92,13 +92,13 @@ def parse(name: str) -> TrainParallel:
 
 
 def name_of(parallel: TrainParallel) -> str:
-    """The name that `parse` reads; empty on one rank."""
+    """The name that `parse` reads; empty for one rank."""
     sizes = [(axis, getattr(parallel, axis)) for axis in _SIZES]
     return "".join(f"{axis}{size}" for axis, size in sizes if (size or 1) > 1) + ("sp" if parallel.sp else "")
 
 
 def _axes(parallel: TrainParallel) -> frozenset[str]:
-    """What a layout cuts."""
+    """The axes along which a layout shards."""
     sharding = {axis for axis in _SIZES if (getattr(parallel, axis) or 1) > 1}
     return frozenset(sharding | {"sp"} if parallel.sp else sharding)
 

@@ -1,7 +1,7 @@
-"""What a trainer rank does for one row: loss and gradients of the recorded batch, under the row's cut.
+"""Computes loss and gradients of the recorded batch on a row's parallel layout, in the processes of ranks.py.
 
-Runs in processes of ranks.py. Between the batch's columns and its gradients the weights move by a known
-factor: ratios are then not 1, some tokens are clipped, and divergences from the reference are not 0.
+After the columns are computed and before the gradients are, all weights are multiplied by a known factor.
+So ratios are not 1, some tokens are clipped, and divergences from the reference are not 0.
 """
 
 from dataclasses import dataclass, replace
@@ -19,19 +19,17 @@ from hybridrl.verify.layouts import Row
 from hybridrl.verify.recorded import RecordedBatch
 
 MOVED = 1.05
-"""Every weight is multiplied by it; exact on any shard."""
+"""Factor of all weights; the product is the same on any shard."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Of one row."""
+    """What one row computed, with one entry per minibatch."""
 
     loss: tuple[float, ...]
-    """Of each minibatch."""
-
     grad_norm: tuple[float, ...]
     gradients: tuple[Path, ...]
-    """Of each minibatch: a folder in Hugging Face format, fp32, with gradients in the place of weights."""
+    """Folders in Hugging Face format, fp32, with gradients in place of weights."""
 
 
 def policy_logp(rank: int, rendezvous: str, setup: PolicySetup, block: TokenBlock) -> np.ndarray:
@@ -46,13 +44,14 @@ def policy_logp(rank: int, rendezvous: str, setup: PolicySetup, block: TokenBloc
 def measure(
     rank: int, rendezvous: str, setup: PolicySetup, row: Row, recorded: RecordedBatch, out: Path
 ) -> Measured:
-    """
+    """Compute loss and gradients of one row.
+
     Args:
-        setup: of rank 0, without the row's cut.
-        out: a folder that exists, on the file system of all ranks.
+        setup: setup of rank 0, without the row's parallel layout.
+        out: existing folder that all ranks can write to.
 
     Raises:
-        HybridRLError: the trainer cannot build the row, on every rank.
+        HybridRLError: the trainer does not support the row; every rank raises it.
     """
     actor = setup.actor.model_copy(update={"parallel": row.parallel, "recompute": row.recompute})
     own = replace(setup, rank=rank, rendezvous=rendezvous, parallel=row.parallel, actor=actor)

@@ -1,4 +1,4 @@
-"""The model that the certificate computes with: a small one of the config's kind, or the config's own."""
+"""The model of the certificate: a small one of the same family as the config's model, or the model itself."""
 
 import json
 from collections.abc import Mapping
@@ -17,18 +17,21 @@ from hybridrl.models.shrink import shrink
 @dataclass(frozen=True, slots=True)
 class Chosen:
     folder: Path
+    """Folder of the model."""
+
     teacher: str | None
-    """Folder of the teacher, for an algorithm that has one."""
+    """Folder of the teacher, if the algorithm has one."""
 
 
 def choose(loaded: LoadedConfig, folder: Path, *, full: bool) -> Chosen:
-    """
+    """Choose the model, and make it if necessary.
+
     Args:
-        folder: where a model may be made.
-        full: the config's own model, with its weights.
+        folder: folder in which a model may be made.
+        full: use the config's own model with its weights.
 
     Raises:
-        ModelError: the model is not here, or no table describes it.
+        ModelError: the model is not on this machine, or is not supported.
     """
     cfg = loaded.config
     source, teacher = _folder(loaded, folder / "made"), cfg.algorithm.teacher
@@ -38,12 +41,12 @@ def choose(loaded: LoadedConfig, folder: Path, *, full: bool) -> Chosen:
     shrink(config, folder / "small", cfg.run.seed)
     if teacher is None:
         return Chosen(folder / "small", None)
-    shrink(config, folder / "teacher", cfg.run.seed + 1)  # of the policy's kind, as a run demands
+    shrink(config, folder / "teacher", cfg.run.seed + 1)  # the teacher's family must be the policy's
     return Chosen(folder / "small", str(folder / "teacher"))
 
 
 def _folder(loaded: LoadedConfig, made: Path) -> Path | None:
-    """Of the config's model; one that a program still has to write is written to `made`."""
+    """Folder of the config's model, made in `made` by model.make if necessary; None if there is none here."""
     model = loaded.config.model
     if (found := hub.find_folder(model.path)) or model.make is None:
         return found

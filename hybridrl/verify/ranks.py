@@ -1,6 +1,6 @@
-"""Groups of trainer processes on this machine: started once for each number of ranks, used for many rows.
+"""Groups of trainer processes on this machine, started once for each number of ranks and used for many rows.
 
-They are forked from a server that has imported the trainer once: a group is up in a second.
+They are forked from a fork server that has imported the trainer already, so a group starts in a second.
 """
 
 import multiprocessing
@@ -20,13 +20,16 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class RankGroup:
-    """A context manager. After an error the processes are gone; the next call starts new ones."""
+    """A group of rank processes, as a context manager.
+
+    After an error the processes are ended, and the next call starts new ones.
+    """
 
     def __init__(self, num_ranks: int, timeout_s: float, backend: str) -> None:
         """
         Args:
-            timeout_s: of one call.
-            backend: that the ranks compute with.
+            timeout_s: timeout of one call.
+            backend: trainer backend of the ranks, as in actor.backend.
         """
         self._preload = ["hybridrl.verify.measure", module_of(backend)]
         self._num_ranks, self._timeout_s = num_ranks, timeout_s
@@ -43,15 +46,15 @@ class RankGroup:
         self._folder.cleanup()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
-        """function(rank, rendezvous, *args) on every rank; what rank 0 returned.
+        """Call function(rank, rendezvous, *args) on every rank; returns the result of rank 0.
 
         Args:
-            function: defined in a module that a new process can import. If it raises a HybridRLError, it
-                does so on every rank.
+            function: a function of a module that a new process can import. If it raises a HybridRLError, it
+                must do so on every rank.
 
         Raises:
-            HybridRLError: what the function raised.
-            WorkerError: a rank raised something else, died, or took too long.
+            HybridRLError: the function raised it.
+            WorkerError: a rank raised another error, died, or did not answer in time.
         """
         if not self._processes:
             self._start()
@@ -83,7 +86,10 @@ class RankGroup:
         self._pipes, self._processes = [], []
 
     def _gather(self) -> list[Any]:
-        """Answers in the order of ranks. The first failure ends it: the other ranks may wait for that one."""
+        """Wait for the answers of all ranks, in order.
+
+        The first failure is raised at once, because other ranks may wait for the failed one.
+        """
         found: dict[int, Any] = {}
         deadline = time.monotonic() + self._timeout_s
         while len(found) < self._num_ranks:
@@ -108,23 +114,23 @@ class RankGroup:
         return value
 
 
-def _serve(rank: int, orders: Connection) -> None:
-    """The life of a rank: call what is asked for, until it is killed."""
+def _serve(rank: int, pipe: Connection) -> None:
+    """Main function of a rank process: call the functions it receives, until it is killed."""
     import torch
 
     torch.set_num_threads(1)
     with on_cpu_alone():
         while True:
-            function, rendezvous, args = orders.recv()
+            function, rendezvous, args = pipe.recv()
             try:
-                orders.send(("value", function(rank, rendezvous, *args)))
+                pipe.send(("value", function(rank, rendezvous, *args)))
             except HybridRLError as error:
-                orders.send(("refused", error))
+                pipe.send(("refused", error))
             except Exception as error:
-                orders.send(("raised", _place(error)))
+                pipe.send(("raised", _place(error)))
 
 
 def _place(error: Exception) -> str:
-    """One line: the error, and the innermost line of code."""
+    """One line with the error and its innermost line of code."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error}, at {Path(frame.filename).name}:{frame.lineno}"

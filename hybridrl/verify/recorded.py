@@ -1,7 +1,7 @@
-"""The batch that every row of the certificate computes: made once, from the config and a seed.
+"""The batch that every row of the certificate trains on, made once from the config and a seed.
 
-It has what breaks a wrong loss: long-tailed lengths, a gap in a loss mask, an untrained end, a trajectory
-without trained tokens, answers of two policy versions, two minibatches.
+It has the cases that reveal a wrong loss: long-tailed lengths, a gap in a loss mask, an untrained end, a
+trajectory without trained tokens, answers of two policy versions, two minibatches.
 Shape letters: N trajectories, T tokens.
 """
 
@@ -31,11 +31,11 @@ class RecordedBatch:
     block: TokenBlock
 
     def for_ranks(self, row: Row) -> RankBatch:
-        """As the trainer ranks of a row receive it."""
+        """The batch that the trainer ranks of a row receive."""
         return self.batch.for_ranks(self._minibatches(row)).with_blocks([self.block])
 
     def _minibatches(self, row: Row) -> list[Minibatch]:
-        """Whole groups, as in a run."""
+        """The minibatches of a row; each has whole groups, as in a run."""
         batch, size = self.batch, NUM_GROUPS // NUM_MINIBATCHES
         members = [np.flatnonzero(batch.group_N // size == i) for i in range(NUM_MINIBATCHES)]
         return [
@@ -54,7 +54,7 @@ class RecordedBatch:
 
 
 def make_tokens(vocab_size: int, num_samples: int, seed: int) -> TokenBlock:
-    """Prompts and answers; its rollout_logp is 0 until the policy was asked."""
+    """Random prompts and answers; rollout_logp is 0 until `record` fills it."""
     draw = np.random.default_rng(seed)
     count = NUM_GROUPS * num_samples
     prompts = [
@@ -75,14 +75,14 @@ def make_tokens(vocab_size: int, num_samples: int, seed: int) -> TokenBlock:
 
 
 def record(algorithm: AlgorithmConfig, block: TokenBlock, logp_T: np.ndarray, seed: int) -> RecordedBatch:
-    """Rewards, the algorithm's credit for them, and an engine that nearly agrees with the policy.
+    """Make the batch: random rewards, their advantages, and a rollout_logp close to the policy's.
 
     Args:
-        block: of make_tokens; its rollout_logp is filled.
+        block: result of make_tokens; its rollout_logp is filled.
         logp_T: the policy's own log-probabilities.
 
     Raises:
-        ConfigError: an algorithm that a run refuses as well.
+        ConfigError: the algorithm is one that a run refuses as well.
     """
     draw = np.random.default_rng([seed, 1])
     noise_T = draw.normal(0.0, 0.05, len(logp_T)).astype(np.float32)

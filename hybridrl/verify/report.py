@@ -1,4 +1,4 @@
-"""The certificate as lines for a person and as one JSON object."""
+"""The certificate as text and as one JSON object."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,7 +29,7 @@ def left_out(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def verdicts(certificate: Certificate) -> Iterator[tuple[str, str]]:
-    """(axis, what is known of it)."""
+    """(axis, verdict on it) for every axis of the rows."""
     for axis in dict.fromkeys(a for f in certificate.findings for a in sorted(f.row.axes)):
         rows = [f for f in certificate.findings if axis in f.row.axes and f.tried]
         equal = [f.difference.largest for f in rows if f.difference and not f.failed]
@@ -45,7 +45,7 @@ def _rows(count: int) -> str:
 
 
 def conclusion(certificate: Certificate) -> str:
-    """What a person reads below the table."""
+    """The text below the table."""
     lines = [f"{axis:<13} {text}" for axis, text in verdicts(certificate)]
     if certificate.holds:
         last = f"invariant: loss and gradients are equal to {certificate.tolerance:g}, relative"
@@ -55,7 +55,7 @@ def conclusion(certificate: Certificate) -> str:
 
 
 def as_dict(certificate: Certificate) -> dict[str, Any]:
-    """For programs."""
+    """The certificate as a JSON object."""
     return {
         "holds": certificate.holds,
         "blamed": certificate.blamed,

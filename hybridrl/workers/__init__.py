@@ -1,2 +1,2 @@
-"""Ray actors and the roles that the controller sees of them: convert, call, return. The work is in other
-rooms."""
+"""Ray actors, and the roles over them that the controller uses. They convert, call and return; the work
+itself is in other packages."""

@@ -1,7 +1,8 @@
-"""Ranks beside the actor's, each group cut in its own way: the critic, and policies that are only asked.
+"""Groups of dedicated ranks besides the actor's, each with its own parallel layout: the critic, and frozen
+policies.
 
-They get the actor's batches, dealt to their own ranks, and compute columns. A column goes from the rank that
-has it to the ranks that take it, by reference: the driver never opens one.
+They get the actor's batches, partitioned over their own ranks, and compute columns. A column goes by
+reference from the rank that has it to the ranks that need it: the driver never opens one.
 """
 
 import os
@@ -24,13 +25,13 @@ from hybridrl.trainer.checkpoints import critic_part
 
 @ray.remote(max_restarts=0)
 class RoleWorker:
-    """One rank beside the actor's. Every method but `pid` is collective."""
+    """One rank of such a group. Every method except `pid` is collective."""
 
     def __init__(self, role: Callable[..., Any], *arguments: Any) -> None:
         """
         Args:
             role: CriticRanks, FrozenRanks or RewardModelRanks.
-            arguments: that it is made from.
+            arguments: arguments of the role's constructor.
         """
         self._make = partial(role, *arguments)
 
@@ -65,7 +66,7 @@ class RoleWorker:
 
 
 class ColumnGroup:
-    """Ranks that compute columns for the actor's."""
+    """A group of ranks that computes columns for the actor's ranks."""
 
     def __init__(
         self,
@@ -79,10 +80,10 @@ class ColumnGroup:
     ) -> None:
         """
         Args:
-            columns: what they compute.
-            dp: their data-parallel size.
-            microbatch_tokens: of one microbatch on one of them; no trajectory is longer.
-            attention_length: as in data.packing.plan_minibatches.
+            columns: names of the columns that they compute.
+            dp: data-parallel size of the group.
+            microbatch_tokens: most tokens of a microbatch on one rank; no trajectory is longer.
+            attention_length: see data.packing.plan_minibatches.
         """
         self.workers, self.columns = workers, columns
         self._cluster = cluster
@@ -96,7 +97,7 @@ class ColumnGroup:
         await self.workers.all("build", timeout_s=self._cluster.start_timeout_s)
 
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> None:
-        """Compute their columns of a batch."""
+        """Compute the columns of a batch."""
         own = [partitioned(minibatch, batch.length_N, **self._partitioning) for minibatch in minibatches]
         await self.workers.all("load", ray.put(batch.for_ranks(own)), *batch.blocks)
 
@@ -105,10 +106,10 @@ class ColumnGroup:
 
 
 class RayCritic(ColumnGroup):
-    """The critic, which takes the returns and is trained beside the actor."""
+    """The critic on dedicated ranks: it gets the returns, and is trained at the same time as the actor."""
 
     async def resume(self, checkpoint: Path | None) -> None:
-        """Build it, with the weights of its part of the actor's `checkpoint` if given."""
+        """Build the critic, with the weights of its part of the actor's `checkpoint` if that is given."""
         part = critic_part(checkpoint) if checkpoint else None
         await self.workers.all("build", part, timeout_s=self._cluster.start_timeout_s)
 
@@ -116,13 +117,13 @@ class RayCritic(ColumnGroup):
         await self.workers.all("take", returns)
 
     async def step(self, index: int) -> dict[str, float]:
-        """One optimizer step on minibatch `index`; its metrics."""
+        """Take one optimizer step on minibatch `index`; returns its metrics."""
         return (await self.workers.all("step", index))[0]
 
     async def save(self, checkpoint: Path) -> None:
-        """Write its part of the actor's `checkpoint`; both are committed, or it counts for nothing."""
+        """Write the critic's part of the actor's `checkpoint`, which is valid only with both parts."""
         part = critic_part(checkpoint)
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed before the actor's was there
+        shutil.rmtree(part, ignore_errors=True)  # left by a run that was killed before the actor's part
         await self.workers.all("save", part)
 
     async def finish_saving(self) -> None:
@@ -130,16 +131,16 @@ class RayCritic(ColumnGroup):
 
 
 def partitioned(minibatch: Minibatch, length_N: np.ndarray, **partitioning: Any) -> Minibatch:
-    """The trajectories of an optimizer step, on other ranks.
+    """A minibatch with the same trajectories, partitioned over another group of ranks.
 
     Args:
         length_N: tokens of every trajectory of the batch.
-        dealing: of data.packing.share_out.
+        partitioning: further arguments of data.packing.partition_rows.
     """
     rows = np.array(sorted(n for rank in minibatch.rows for rows in rank for n in rows), np.int64)
     return replace(minibatch, rows=partition_rows(rows, length_N[rows], **partitioning))
 
 
 def column_of(workers: WorkerGroup, name: str) -> ray.ObjectRef:
-    """A column of the batch that the ranks hold. They all take part; the last one has it."""
+    """A column of the batch that the ranks hold. All ranks take part in the call; the last one returns it."""
     return [actor.column.remote(name) for actor in workers.actors][-1]

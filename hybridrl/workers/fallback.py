@@ -1,8 +1,8 @@
-"""The way that weights take into the engines, and the WeightSync role for the slow one: their own loader.
+"""Chooses how weights get into the engines, and implements the slow WeightSync: the engines' own loader.
 
-Order of one such swap, over all engines: close the gate -> begin (engines DIRTY) -> bucket by bucket: trainer
-ranks write it, engines load it -> commit -> open the gate. Nobody knows where the loader puts weights, so no
-checksums can be compared: the engines' word that they loaded every bucket is all that is checked.
+The order of such a swap, over all engines: close the gate -> begin (engines DIRTY) -> for each bucket,
+trainer ranks write it, and engines load it -> commit -> open the gate. It is not known where the loader puts
+weights, so no checksums can be compared: the only check is that the engines acknowledge every bucket.
 """
 
 import time
@@ -21,7 +21,7 @@ from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer
 
 WeightPath = Literal["auto", "in_place", "engine_api"]
-"""As rollout.weight_path says."""
+"""Values of rollout.weight_path."""
 
 
 async def connect(
@@ -33,17 +33,20 @@ async def connect(
     warn: Callable[[str, str], None],
     topology: Topology | None = None,
 ) -> "RaySync | EngineApiSync":
-    """Once, when both sides are up and before the first request: choose the way, and prepare it.
+    """Choose how weights are synchronised, and prepare it.
+
+    Call this once, when trainer and engines are up and before the first request.
 
     Args:
-        layout: of every engine, as we know its kind; its loader is probed before anything is written by it.
+        layout: declared layout of every engine; the engine's loader is probed before anything is written.
         warn: called with (about, text).
-        topology: where all ranks sit; None: on one node, and every rank reaches every engine.
+        topology: placement of all ranks; None if all are on one node and every rank reaches every engine.
 
     Raises:
-        LayoutError: the loader does something else, and `path` or the number of nodes allows no other way.
-        ResourceError: `path` names a way that several nodes do not have.
-        SwapError: two trainer ranks planned differently.
+        LayoutError: the engine's loader contradicts the layout, and `path` or the number of nodes does not
+            allow the loader itself.
+        ResourceError: `path` is engine_api, and the run has several nodes.
+        SwapError: two trainer ranks made different plans.
     """
     several_nodes = topology is not None and topology.num_nodes > 1
     if path != "engine_api":
@@ -68,21 +71,23 @@ async def connect(
 
 
 class EngineApiSync:
+    """WeightSync through the engines' own loader."""
+
     def __init__(
         self, trainer: RayTrainer, rollout: RayRollout, checkpoint: HFLayout, cluster: ClusterConfig
     ) -> None:
         self._trainer, self._rollout, self._checkpoint, self._cluster = trainer, rollout, checkpoint, cluster
 
     async def connect(self) -> None:
-        """Trainer ranks agree on the buckets and map the buffer that they go through.
+        """Let all trainer ranks plan the same buckets and map the buffer that carries them.
 
         Raises:
-            SwapError: two ranks planned differently.
+            SwapError: two ranks made different plans.
         """
         timeout_s = self._cluster.start_timeout_s
         workers = self._trainer.workers
         dtypes = set().union(*await workers.all("weight_dtypes", timeout_s=timeout_s))
-        # The widest loses nothing: the loader casts to what the engine holds, as the in-place swap does.
+        # The widest dtype loses nothing: the loader casts to the engine's dtype, as the in-place swap does.
         self._buckets = split(self._checkpoint, max(dtypes, key=lambda dtype: dtype.itemsize))
         self._buffer = await workers.one(0, "open_buckets", self._buckets, timeout_s=timeout_s)
         hashes = await workers.all("plan_buckets", self._buckets, self._buffer, timeout_s=timeout_s)
@@ -90,7 +95,8 @@ class EngineApiSync:
             raise SwapError(f"trainer ranks disagree about the buckets: {hashes}")
 
     async def push(self, version: PolicyVersion) -> SwapReport:
-        """
+        """Bring all engines to a version.
+
         Raises:
             EngineError: an engine did not load a bucket. No engine serves.
             WorkerError: a trainer rank died. No engine serves.
@@ -110,7 +116,7 @@ class EngineApiSync:
         )
 
     async def _move(self, index: int) -> int:
-        """A bucket from the trainer into every engine; returns its bytes."""
+        """Move one bucket from the trainer into every engine; returns its bytes."""
         written = await self._trainer.workers.all("write_bucket", index)
         first, last = index == 0, index == len(self._buckets) - 1
         await self._rollout.all("load_bucket", self._buckets[index], self._buffer, first, last)

@@ -33,10 +33,11 @@ class RewardWorker:
     def score(
         self, prompts: list[Prompt], rows: list[int], keep_text: int, block: TokenBlock
     ) -> list[tuple[Score, str | None]]:
-        """Scores of the given rows of a block, with the text of `keep_text` of them, spread evenly.
+        """Scores of the given rows of a block.
 
         Args:
-            prompts: the prompt of each row.
+            prompts: prompt of each row.
+            keep_text: number of rows, evenly spread, whose text is returned as well.
         """
         scores, texts = score_block(block, rows, prompts, self._tokenizer.decode_answers, self._scorer)
         kept = {i * len(rows) // keep_text for i in range(keep_text)}
@@ -50,7 +51,7 @@ class RewardWorker:
 
 
 class RayReward:
-    """Reward over RewardWorkers, one block after the other to the next worker."""
+    """Implements Reward over RewardWorkers; blocks are assigned to the workers in turn."""
 
     def __init__(self, workers: WorkerGroup, cluster: ClusterConfig) -> None:
         self.workers, self._cluster = workers, cluster

@@ -1,6 +1,6 @@
-"""The reward model over Ray actors: those of its own ranks, or the actor's ranks that it shares.
+"""The reward model over Ray actors, on dedicated ranks or colocated with the actor.
 
-Answers go to the ranks by reference, and a number for each comes back.
+Answers go to the ranks by reference, and one number for each comes back.
 """
 
 from collections.abc import Sequence
@@ -18,23 +18,23 @@ from hybridrl.workers.columns import ColumnGroup
 
 
 class RayRewardModel(ColumnGroup):
-    """RewardModel over workers that have a method `scores`."""
+    """Implements RewardModel over workers that have a method `scores`."""
 
     def __init__(
         self, workers: WorkerGroup, cluster: ClusterConfig, *, shared: bool, **partitioning: Any
     ) -> None:
         """
         Args:
-            workers: of its own, or the trainer's.
-            shared: they are the trainer's, which builds them.
-            dealing: as a ColumnGroup takes it.
+            workers: dedicated workers, or the trainer's.
+            shared: the workers are the trainer's, which builds them.
+            partitioning: further arguments of ColumnGroup.
         """
         super().__init__(workers, (), cluster, **partitioning)
         self._shared = shared
 
     @property
     def own_workers(self) -> list[WorkerGroup]:
-        """Those that are not the trainer's."""
+        """The dedicated workers; empty if the reward model uses the trainer's."""
         return [] if self._shared else [self.workers]
 
     async def build(self) -> None:
@@ -45,11 +45,11 @@ class RayRewardModel(ColumnGroup):
         blocks = list({id(group.block): group.block for group in groups}.values())
         batch = ray.put(_partitioned(groups, blocks, self._partitioning))
         found = await self.workers.all("scores", batch, *blocks)
-        return found[-1]  # of a rank of the last pipeline stage
+        return found[-1]  # the last rank is on the last pipeline stage
 
 
 def _partitioned(groups: Sequence[Group], blocks: Sequence[Any], partitioning: dict[str, Any]) -> RankBatch:
-    """What ranks need to know of the groups, beside their blocks."""
+    """The batch of one minibatch that the ranks get, without its blocks, which are sent separately."""
     number = {id(block): i for i, block in enumerate(blocks)}
     placed = [(number[id(group.block)], t) for group in groups for t in group.trajectories]
     count = len(placed)

@@ -1,8 +1,8 @@
 """One engine per actor, and the RolloutEngine role over all of them.
 
-RayRollout keeps a gate: a swap closes it, waits until nothing runs, and opens it again once every engine
-serves the new version. So a request never meets weights that are being written, and fill() simply waits
-meanwhile. Single requests may outlast a swap: in a pause of the engines it does not wait for them.
+RayRollout has a gate. A swap closes it, waits until no request runs, and opens it again once every engine
+serves the new version. So no request is computed with weights that are being written, and fill() simply waits
+during a swap. Single requests may outlast a swap: if the engines are paused, the swap does not wait for them.
 """
 
 import asyncio
@@ -26,10 +26,11 @@ from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
 
 _STOP_S = 60.0
 _MOST_CALLS = 1_000_000
-"""At a time. Ray's own limit is 1000: so many requests in a pause would shut out `continue_` and `abort`."""
+"""Concurrent calls of one actor. With Ray's default of 1000, as many paused requests would block `continue_`
+and `abort`."""
 
 
-# Ray's types know this option for no class.
+# Ray's type stubs lack this option for classes.
 @ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)  # pyright: ignore[reportCallIssue, reportArgumentType]
 class RolloutWorker:
     def __init__(self, kind: EngineKind, setup: EngineSetup) -> None:
@@ -44,7 +45,7 @@ class RolloutWorker:
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> tuple[list[list[Trajectory]], TokenBlock]:
-        """Two returns: metadata for the controller, and the tokens, which stay in the object store."""
+        """Returns two objects: metadata for the controller, and tokens, which stay in the object store."""
         return await self._engine.generate(prompts, sampling)
 
     async def request(self, request: Request) -> Answer:
@@ -85,17 +86,18 @@ class RolloutWorker:
 
 
 class RayRollout:
-    """RolloutEngine over a group of RolloutWorkers in data parallel."""
+    """Implements RolloutEngine over a group of RolloutWorkers in data parallel."""
 
     def __init__(
         self, workers: WorkerGroup, cluster: ClusterConfig, parts: WorkerGroup | None = None
     ) -> None:
         """
         Args:
-            parts: of the workers' engines, on other nodes, where they have some: start and end with them.
+            parts: workers with the parts of these engines on other nodes, which start and stop with them;
+                None if every engine is on one node.
         """
         self.workers, self._cluster, self._parts = workers, cluster, parts
-        self._running, self._single = 0, 0  # of those that run, single requests
+        self._running, self._single = 0, 0  # running requests, and how many of them are single requests
         self._open, self._pausing, self._paused = True, False, False
         self._changed = asyncio.Condition()
 
@@ -104,12 +106,12 @@ class RayRollout:
         return [self.workers] if self._parts is None else [self.workers, self._parts]
 
     async def start(self) -> None:
-        """Start the engines, all at once."""
+        """Start all engines at the same time."""
         timeout_s = self._cluster.start_timeout_s
         await asyncio.gather(*(group.all("start", timeout_s=timeout_s) for group in self.groups))
 
     async def stop(self) -> None:
-        """End the engines' processes; also after a failure."""
+        """End the engines' processes. This may be called after a failure."""
         await asyncio.gather(*(group.all("stop", timeout_s=_STOP_S) for group in self.groups))
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
@@ -124,18 +126,21 @@ class RayRollout:
         return [group for groups in answers for group in groups]
 
     async def request(self, engine: int, request: Request) -> Answer:
-        """Answer one prompt on an engine of the caller's choice: it may have a part of the prompt cached."""
+        """Answer one prompt on the engine of the caller's choice, which may have its prefix cached."""
         async with self._requests(1, single=True):
             return await self.workers.one(engine, "request", request)
 
     async def abort(self, engine: int, ids: Sequence[str]) -> None:
-        """End requests to an engine early, also in a pause; one that waits for a swap is not there yet."""
+        """End requests to an engine early, also on a paused engine.
+
+        A request that waits for the end of a swap has not reached the engine yet, and is not ended.
+        """
         await self.workers.one(engine, "abort", ids)
 
     async def pause(self) -> None:
-        """Let all engines sample nothing until `continue_`; single requests stay meanwhile, over a swap too.
+        """Stop sampling on all engines until `continue_`. Single requests stay, even across a swap.
 
-        Waits for batches that run; later ones wait for `continue_`.
+        This waits for running batches; later batches wait for `continue_`.
         """
         async with self._changed:
             self._pausing = True
@@ -146,8 +151,8 @@ class RayRollout:
             self._changed.notify_all()
 
     async def continue_(self) -> None:
-        """Waits for the end of a swap that is under way."""
-        async with self._requests(1, single=True):  # else a swap could begin before all engines go on
+        """Resume sampling; this waits for the end of a swap that is in progress."""
+        async with self._requests(1, single=True):  # otherwise a swap could begin before all engines resume
             self._paused = False
             await self.all("continue_")
         async with self._changed:
@@ -184,7 +189,8 @@ class RayRollout:
 
     @contextlib.asynccontextmanager
     async def quiet(self) -> AsyncIterator[None]:
-        """Nothing is sampled inside. After an error the gate stays closed: these engines must not serve."""
+        """A context in which nothing is sampled. After an error the gate stays closed, because these engines
+        must not serve."""
         await self._close()
         yield
         async with self._changed:
@@ -192,8 +198,7 @@ class RayRollout:
             self._changed.notify_all()
 
     async def sleep(self) -> None:
-        """Give the memory that only answering needs back to the trainer, until the next swap, for which
-        later requests wait."""
+        """Free the engines' key-value caches for the trainer. Later requests wait for the next swap."""
         await self._close()
         await self.all("release_cache")
 
@@ -202,13 +207,16 @@ class RayRollout:
 
 
 def _shares(count: int, num_engines: int) -> list[slice]:
-    """Contiguous and as even as can be."""
+    """Contiguous shares of `count` prompts, as even as possible."""
     edges = [count * i // num_engines for i in range(num_engines + 1)]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def _shifted(sampling: Sampling, first_prompt: int) -> Sampling:
-    """Seeds belong to prompts, not to engines: the same answers for any number of engines."""
+    """Sampling options of an engine whose share begins with `first_prompt`.
+
+    Seeds belong to prompts, so answers do not depend on the number of engines.
+    """
     if sampling.seed is None:
         return sampling
     return replace(sampling, seed=sampling.seed + first_prompt * sampling.num_samples)

@@ -1,4 +1,4 @@
-"""One trainer rank per actor that learns from examples, and the role over all of them.
+"""One rank of supervised training (SFT, RM) per actor, and the role over all of them.
 
 Every method of SupervisedWorker except `pid` is collective: RaySupervised calls it on all ranks, in the same
 order.
@@ -32,13 +32,13 @@ class SupervisedWorker:
         """Build the model with the weights of the model folder, then those of `checkpoint` if given.
 
         Returns:
-            What a person is to be told about the checkpoint.
+            Notes for the user about the checkpoint.
         """
         self._model = Supervised(self._setup, self._num_steps)
         return [] if checkpoint is None else self._model.restore(checkpoint)
 
     def step(self, batch: RankBatch, *blocks: TokenBlock) -> StepReport:
-        """One optimizer step; blocks are top-level arguments so that Ray maps them from its store."""
+        """Take one optimizer step. Blocks are top-level arguments so that Ray maps them from its store."""
         return self._model.step(batch.with_blocks(blocks))
 
     def evaluate(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
@@ -52,21 +52,22 @@ class SupervisedWorker:
 
 
 class RaySupervised:
-    """ExampleTrainer over a group of SupervisedWorkers."""
+    """Implements ExampleTrainer over a group of SupervisedWorkers."""
 
     def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, folder: Path, keep: int) -> None:
         """
         Args:
-            folder: of the run's checkpoints, one sub-folder a step.
-            keep: how many of them stay.
+            folder: folder of the run's checkpoints, with one sub-folder per step.
+            keep: number of checkpoints that are kept.
         """
         self.workers, self.version = workers, 0
         self._cluster, self._folder, self._keep = cluster, folder, keep
 
     async def build(self, checkpoint: Path | None, version: PolicyVersion) -> list[str]:
-        """
+        """Build the model on all ranks.
+
         Returns:
-            What a person is to be told about the checkpoint.
+            Notes for the user about the checkpoint.
         """
         notes = await self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
         self.version = version
@@ -89,6 +90,6 @@ class RaySupervised:
 
 
 def _sent(batch: Batch, minibatch: Minibatch) -> tuple[ray.ObjectRef, ...]:
-    """What every rank is called with. Tokens go into Ray's store once, for all of them."""
+    """Arguments of a call to every rank. Tokens go into Ray's object store once for all ranks."""
     blocks = [ray.put(block) for block in batch.blocks]
     return ray.put(batch.for_ranks([minibatch])), *blocks

@@ -1,12 +1,12 @@
 """The WeightSync role: trainer ranks write into the engines' own parameters, then every rank votes.
 
-Order of one swap, over all engines: close the gate -> begin (engines DIRTY) -> write -> vote -> commit ->
-open the gate. A write puts absolute values, so after a no it is repeated. Trainer ranks that died are left
-out then: the others plan again, and replicas write their share; over several nodes the swap fails. No
-engine commits before every rank of both sides said yes. An error leaves the gate closed: nothing is sampled
-from weights that did not commit.
+The order of a swap, over all engines: close the gate -> begin (engines DIRTY) -> write -> vote -> commit ->
+open the gate. Writes put absolute values, so a write is repeated if a rank votes no. Trainer ranks that died
+are then left out: the others plan again, and replicas write the missing shares. With several nodes the swap
+fails instead. No engine commits before every trainer and engine rank has voted yes. After an error the gate
+stays closed: nothing is sampled from weights that were not committed.
 
-Waits: push() for running requests, then for every trainer rank that is left, then for every engine.
+Waits: push() waits for running requests, then for every remaining trainer rank, then for every engine.
 """
 
 import time
@@ -29,16 +29,16 @@ _MAX_REPLAYS = 2
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What all ranks say about one write."""
+    """The votes of all ranks on one write."""
 
     outcomes: Mapping[int, Any]
     """Trainer rank -> SwapWritten, or its error."""
 
     num_tensors: int
-    """Of the engines."""
+    """Number of tensors of all engines."""
 
     objection: BaseException | None
-    """Why no engine may commit; None: all said yes."""
+    """Why no engine may commit; None if all voted yes."""
 
     @property
     def written(self) -> list[SwapWritten]:
@@ -57,9 +57,9 @@ class RaySync:
     ) -> None:
         """
         Args:
-            layout: of every engine.
+            layout: layout of every engine.
             warn: called with (about, text) when a write is repeated.
-            topology: where all ranks sit; None: on one node, and every rank reaches every engine.
+            topology: placement of all ranks; None if all are on one node and every rank reaches every engine.
         """
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
         self._warn, self._topology = warn, topology
@@ -67,20 +67,22 @@ class RaySync:
         self._lost: frozenset[int] = frozenset()
 
     async def connect(self) -> None:
-        """Once, when both sides are up: engines export their parameters, trainer ranks map them and agree on
-        the plan.
+        """Let engines export their parameters, and trainer ranks map them and agree on a plan.
+
+        Call this once, when trainer and engines are up.
 
         Raises:
-            SwapError: two ranks planned differently.
+            SwapError: two ranks made different plans.
         """
         exports = await self._rollout.all("export_parameters")
         self._engines = [(self._layout, export) for export in exports]
         await self._agree(await self._plan())
 
     async def push(self, version: PolicyVersion) -> SwapReport:
-        """
+        """Bring all engines to a version.
+
         Raises:
-            WorkerError, SwapError, ...: what was still wrong after the last replay. No engine serves.
+            WorkerError, SwapError, ...: the objection that remained after the last replay. No engine serves.
             LayoutError: a trainer rank that died was the only holder of a weight. No engine serves.
             EngineError: an engine died or refused to commit.
         """
@@ -93,7 +95,7 @@ class RaySync:
                 self._warn(f"swap to {version}", f"writing version {version} again: {vote.objection}")
                 lost = dead(vote.outcomes)
                 if lost and self._topology is not None and self._topology.num_nodes > 1:
-                    raise vote.objection  # the group that carries weights between nodes died with them
+                    raise vote.objection  # the process group between nodes is broken without them
                 await self._leave_out(lost)
                 vote = await self._write()
             if vote.objection:
@@ -102,7 +104,7 @@ class RaySync:
         return _report(version, vote, replays, time.perf_counter() - start)
 
     async def _write(self) -> Vote:
-        """Every trainer rank writes its share; then the engines tell what they hold."""
+        """Let every trainer rank write its share, then compare the engines' checksums."""
         outcomes = await self._on_trainer("write_weights")
         if error := first_error(outcomes):
             return Vote(outcomes, 0, error)
@@ -111,10 +113,10 @@ class RaySync:
         return Vote(outcomes, len(held), difference(expected(w.checksums for w in outcomes.values()), held))
 
     async def _leave_out(self, ranks: frozenset[int]) -> None:
-        """Let the other trainer ranks plan again, also without those that die meanwhile.
+        """Let the other trainer ranks plan again; ranks that die meanwhile are left out too.
 
         Raises:
-            LayoutError: one of them was the only holder of a weight.
+            LayoutError: a rank that died was the only holder of a weight.
         """
         while ranks:
             self._lost |= ranks
@@ -129,9 +131,10 @@ class RaySync:
         return await self._on_trainer("connect", *placed, timeout_s=timeout_s)
 
     async def _agree(self, plans: Mapping[int, Any]) -> None:
-        """
+        """Check that all ranks made the same plan.
+
         Raises:
-            SwapError: two ranks planned differently. Otherwise what a rank raised.
+            SwapError: two ranks made different plans. An error that a rank raised while planning goes first.
         """
         if error := first_error(plans):
             raise error
@@ -140,7 +143,7 @@ class RaySync:
             raise disagreement(plans, fields)
 
     async def _on_trainer(self, method: str, *args: Any, timeout_s: float | None = None) -> dict[int, Any]:
-        """Call a method on every trainer rank that is not lost; by rank what it returned, or its error."""
+        """Call a method on every trainer rank that is not lost; returns rank -> result or error."""
         ranks = [rank for rank in range(len(self._trainer.workers)) if rank not in self._lost]
         if not ranks:
             raise WorkerError("every trainer rank died")

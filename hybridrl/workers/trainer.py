@@ -1,7 +1,7 @@
 """One trainer rank per actor, and the PolicyTrainer role over all of them.
 
-Every method of TrainerWorker except `pid` and those of the swap (connect, plan_fields, write_weights) is
-collective: RayTrainer calls it on all ranks, in the same order.
+Every method of TrainerWorker is collective (RayTrainer calls it on all ranks, in the same order), except
+`pid` and those of the swap: connect, plan_fields, write_weights.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ class TrainerWorker:
     def __init__(self, setup: PolicySetup, reward_model: RankSetup | None = None) -> None:
         """
         Args:
-            reward_model: of one that shares these ranks.
+            reward_model: setup of a reward model that is colocated on these ranks; None if there is none.
         """
         self._setup, self._reward_setup = setup, reward_model
 
@@ -48,10 +48,10 @@ class TrainerWorker:
         return os.getpid()
 
     def build(self, checkpoint: Path | None) -> list[str]:
-        """Build the models with the weights of their folders, then the policy's of `checkpoint` if given.
+        """Build the models with the weights of their folders, then restore the policy from `checkpoint`.
 
         Returns:
-            What a person is to be told about the checkpoint.
+            Notes for the user about the checkpoint.
         """
         self._policy = Policy(self._setup)
         if self._reward_setup is not None:
@@ -59,12 +59,12 @@ class TrainerWorker:
         return [] if checkpoint is None else self._policy.restore(checkpoint)
 
     def measure(self, batch: RankBatch, *blocks: TokenBlock) -> dict[str, float]:
-        """Take a batch; its blocks are top-level arguments so that Ray maps them from its store instead of
-        copying."""
+        """Take a batch. Its blocks are top-level arguments, so that Ray maps them from its store without a
+        copy."""
         return self._policy.measure(batch.with_blocks(blocks))
 
     def scores(self, batch: RankBatch, *blocks: TokenBlock) -> np.ndarray | None:
-        """Of the reward model that shares these ranks."""
+        """Scores of the colocated reward model."""
         return self._reward_model.scores(batch.with_blocks(blocks))
 
     def complete(self, names: Sequence[str], *columns: np.ndarray) -> dict[str, float]:
@@ -79,11 +79,11 @@ class TrainerWorker:
     def connect(self, engines: list[Engine], lost: frozenset[int], topology: Topology | None) -> str:
         """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash.
 
-        *Collective* with a topology: ranks then send weights to each other. With lost ranks they cannot, as
-        no group of processes is made without them: each writes what it reaches.
+        With a topology this is *collective*, because ranks send weights to each other. If ranks are lost, no
+        process group can be made, and each rank writes only to engines that it reaches.
 
         Raises:
-            SwapError: a part of an engine is out of reach.
+            SwapError: no rank reaches a part of an engine.
         """
         layout, rank, on_gpu = self._policy.layout, self._setup.rank, self._setup.host == "cuda"
         timeout = timedelta(seconds=self._setup.timeout_s)
@@ -97,29 +97,31 @@ class TrainerWorker:
             lost=lost,
             group=group,
             device=self._policy.device,
-            reach="device" if on_gpu else "node",  # memory of another GPU takes NCCL, which knows the links
+            reach="device"
+            if on_gpu
+            else "node",  # other GPUs are reached over NCCL, which uses the best link
         )
         return self._writer.plan_hash
 
     def plan_fields(self) -> dict[str, str]:
-        """What the plan follows from."""
+        """The inputs that determine the plan, to explain a disagreement."""
         return self._writer.plan_fields
 
     def write_weights(self) -> SwapWritten:
         """Write this rank's share of the weights into the engines' parameters."""
         written = self._writer.write(self._policy.tensors())
-        cuda.release_cached_memory()  # an engine that takes the weights takes its cache back next
+        cuda.release_cached_memory()  # the engine allocates its key-value cache next
         return written
 
     def weight_dtypes(self) -> set[torch.dtype]:
         return {tensor.dtype for tensor in self._policy.tensors().values()}
 
     def open_buckets(self, buckets: list[Bucket]) -> SharedTensor:
-        """On one rank: a buffer for the largest bucket, shared with the others and with the engines."""
+        """Make a buffer for the largest bucket, shared with other ranks and engines; called on one rank."""
         self._buffer = torch.empty(max(bucket.nbytes for bucket in buckets), dtype=torch.uint8)
         return shm.export(self._buffer)
 
-    def split_into_buckets(self, buckets: list[Bucket], buffer: SharedTensor) -> str:
+    def plan_buckets(self, buckets: list[Bucket], buffer: SharedTensor) -> str:
         """Map the buffer and plan what this rank writes of each bucket; returns the plan's hash."""
         self._buckets = BucketWriter(self._policy.layout, self._setup.rank, buckets, attach(buffer))
         return self._buckets.plan_hash
@@ -129,7 +131,7 @@ class TrainerWorker:
         tensors = self._policy.tensors()
         names = self._buckets.sources(index)
         written = self._buckets.write(index, {name: tensors[name].cpu() for name in names if name in tensors})
-        cuda.release_cached_memory()  # as in write_weights: adapters are merged on the device
+        cuda.release_cached_memory()  # as in write_weights; adapters are merged on the device
         return written
 
     def save(self, folder: Path, progress: Mapping[str, Any], export: Path | None) -> None:
@@ -144,7 +146,7 @@ class TrainerWorker:
 
 
 class RayTrainer:
-    """PolicyTrainer over a group of TrainerWorkers, and the groups that compute columns for it."""
+    """Implements PolicyTrainer over a group of TrainerWorkers, and the groups that compute columns for it."""
 
     def __init__(
         self,
@@ -159,35 +161,37 @@ class RayTrainer:
     ) -> None:
         """
         Args:
-            folder: of the run's checkpoints, one sub-folder a step.
-            keep: how many of them stay.
-            exports: models that are made of some of them; None: of none.
-            critic, frozen: on ranks of their own; None: what of it there is, is on the actor's.
+            folder: folder of the run's checkpoints, with one sub-folder per step.
+            keep: number of checkpoints that are kept.
+            exports: which checkpoints are exported in Hugging Face format; None exports none.
+            critic: the critic on dedicated ranks; None if there is none or the actor's ranks hold it.
+            frozen: reference and teacher on dedicated ranks; None if there are none or the actor's ranks hold
+                them.
         """
         self.workers, self.version = workers, 0
         self._critic, self._frozen = critic, frozen
-        self._beside = [group for group in (critic, frozen) if group is not None]
+        self._column_groups = [group for group in (critic, frozen) if group is not None]
         self._cluster, self._folder, self._keep, self._exports = cluster, folder, keep, exports
-        self._loaded: tuple[PolicyVersion, int] | None = (
-            None  # version that the loaded batch makes, its last minibatch
-        )
+        self._loaded: tuple[PolicyVersion, int] | None = None
+        """Version that training on the loaded batch produces, and the index of its last minibatch."""
 
     @property
     def groups(self) -> list[WorkerGroup]:
-        """All workers that train, or compute for those that do."""
-        return [self.workers, *(group.workers for group in self._beside)]
+        """All workers that train, or compute columns for training."""
+        return [self.workers, *(group.workers for group in self._column_groups)]
 
     async def build(self, checkpoint: Path | None, version: PolicyVersion) -> list[str]:
-        """
+        """Build all models.
+
         Returns:
-            What a person is to be told about the checkpoint.
+            Notes for the user about the checkpoint.
         """
-        beside = [
+        others = [
             *([self._critic.resume(checkpoint)] if self._critic else []),
             *([self._frozen.build()] if self._frozen else []),
         ]
         build = self.workers.all("build", checkpoint, timeout_s=self._cluster.start_timeout_s)
-        notes, _ = await asyncio.gather(build, asyncio.gather(*beside))
+        notes, _ = await asyncio.gather(build, asyncio.gather(*others))
         self.version = version
         return notes[0]
 
@@ -196,9 +200,9 @@ class RayTrainer:
         scalars = ray.put(batch.for_ranks(minibatches))
         measured, _ = await asyncio.gather(
             self.workers.all("measure", scalars, *batch.blocks),
-            asyncio.gather(*(group.load(batch, minibatches) for group in self._beside)),
+            asyncio.gather(*(group.load(batch, minibatches) for group in self._column_groups)),
         )
-        columns = {name: group.column(name) for group in self._beside for name in group.columns}
+        columns = {name: group.column(name) for group in self._column_groups for name in group.columns}
         completed = await self.workers.all("complete", list(columns), *columns.values())
         if self._critic:
             await self._critic.take(column_of(self.workers, "return"))
@@ -209,7 +213,8 @@ class RayTrainer:
         report: StepReport = reports[0]
         if self._loaded is None or report.version != self._loaded[0]:
             raise VersionError(
-                f"trainer stepped version {report.version}, the loaded batch makes {self._loaded}"
+                f"trainer stepped to version {report.version}; the loaded batch and its last minibatch are "
+                f"{self._loaded}"
             )
         if index == self._loaded[1]:
             self.version = report.version
@@ -238,13 +243,15 @@ class RayTrainer:
 
 @dataclass(frozen=True, slots=True)
 class Exports:
-    """Models in Hugging Face format that are made while the training goes on."""
+    """Exports in Hugging Face format that are made during training."""
 
     folder: Path
+    """Folder with one sub-folder per exported step."""
+
     every: int
-    """Policy updates between them."""
+    """Policy updates between two exports."""
 
     def folder_of(self, step: int) -> Path | None:
-        """Where the model of a step goes; None: there is none, or it is there already."""
+        """Folder for the export of a step; None if the step is not exported, or was exported already."""
         folder = self.folder / f"step_{step:06d}"
         return None if step % self.every or folder.exists() else folder

@@ -44,7 +44,7 @@ def test_what_an_attached_ray_lacks_is_said_before_a_worker_starts(address: str)
     with (
         attached_ray(address, ExpectedNodes(1, 0), timeout_s=30),
         pytest.raises(
-            ResourceError, match=r"needs \[4\] of Ray's CPUs, one a worker, on 1 nodes; 3 are free"
+            ResourceError, match=r"needs \[4\] of Ray's CPUs, one per worker, on 1 nodes; 3 are free"
         ),
         reserved([4], timeout_s=0.5),
     ):

@@ -28,7 +28,7 @@ def cut_logprobs(rank: int, rendezvous: Rendezvous, sizes: list[int], temperatur
     return {"logp": logp_R.detach().numpy(), "entropy": entropy_R.detach().numpy(), "grads": grads}
 
 
-def cut_linear_logprobs(
+def sharded_linear_logprobs(
     rank: int,
     rendezvous: Rendezvous,
     sizes: list[int],

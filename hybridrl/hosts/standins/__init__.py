@@ -1,8 +1,8 @@
-"""Stand-ins for what the CUDA builds of SGLang's dependencies lack on a machine without CUDA.
+"""Stand-ins for those parts of SGLang's dependencies that need CUDA, on a machine without it.
 
 `python -m hybridrl.hosts.standins install` writes one .pth file into the environment, which runs hook.py at
-the start of every interpreter: Ray workers and the processes that SGLang spawns get the stand-ins without
-any variable being set. On a machine with CUDA, or beside the real packages, both finders step aside.
+the start of every interpreter. So Ray workers and the processes that SGLang spawns get the stand-ins without
+any environment variable. With CUDA, or if the real packages are installed, the stand-ins do nothing.
 """
 
 import sys
@@ -14,7 +14,7 @@ from hybridrl.hosts.standins.hook import CpuKernels, TorchvisionSchemas, activat
 
 _HOOK = Path(__file__).with_name("hook.py").resolve()
 
-# SourceFileLoader keeps the compiled hook in __pycache__. Without the hook's file the line does nothing.
+# SourceFileLoader caches the compiled hook in __pycache__. If hook.py is missing, the line does nothing.
 _LINE = (
     "import os; from _frozen_importlib_external import SourceFileLoader as L; "
     "p = {path!r}; n = 'hybridrl_standins'; g = {{'__name__': n, '__file__': p}}; "
@@ -23,7 +23,7 @@ _LINE = (
 
 
 def pth_path() -> Path:
-    """The file that `install` writes in this interpreter's environment."""
+    """The .pth file that `install` writes into this interpreter's environment."""
     return Path(sysconfig.get_path("purelib")) / "hybridrl_standins.pth"
 
 
@@ -46,7 +46,7 @@ def install() -> Path:
 
 
 def uninstall() -> bool:
-    """Remove the .pth file; processes that run keep their stand-ins. Returns whether there was one."""
+    """Remove the .pth file; running processes keep their stand-ins. Returns whether there was one."""
     path = pth_path()
     present = path.exists()
     path.unlink(missing_ok=True)

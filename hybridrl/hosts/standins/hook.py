@@ -1,7 +1,8 @@
-"""Runs when an interpreter of the environment starts: puts two finders into sys.meta_path, imports nothing.
+"""Runs when an interpreter of the environment starts: adds two finders to sys.meta_path, and imports nothing
+heavy.
 
-One acts before PyPI's torchvision registers its operators, the other finds `sgl_kernel` when nobody else
-does.
+One finder acts before torchvision registers its operators, the other finds the stand-in for `sgl_kernel` if
+no real one is installed.
 """
 
 import os
@@ -15,8 +16,10 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class TorchvisionSchemas:
-    """Beside a CPU torch torchvision's CUDA-linked library cannot load: its import needs schemas nobody
-    declared.
+    """Declares the operator schemas that importing torchvision needs.
+
+    PyPI's torchvision is linked to CUDA. With a CPU torch its library cannot load, so it does not declare
+    them itself.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
@@ -25,8 +28,8 @@ class TorchvisionSchemas:
 
 
 class CpuKernels:
-    """Finds the CPU stand-in for `sgl_kernel`. Last in sys.meta_path, so an installed one is always
-    found first.
+    """Finds the CPU stand-in for `sgl_kernel`. It is last in sys.meta_path, so an installed package is found
+    first.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
@@ -51,8 +54,8 @@ def _declare_schemas() -> None:
 
 
 def activate() -> None:
-    """Repeating it is free, also through another copy of this module: finders are known by their
-    class's name.
+    """Add both finders. A second call does nothing, even from another copy of this module, because finders
+    are recognised by the names of their classes.
     """
     present = {type(finder).__name__ for finder in sys.meta_path}
     if TorchvisionSchemas.__name__ not in present:

@@ -1,7 +1,7 @@
-"""What SGLang needs of its CUDA kernel package on a machine without CUDA: one operation.
+"""A stand-in for SGLang's CUDA kernel package on a machine without CUDA, with the one operation that is used.
 
-SGLang imports further CPU operations by name at its start, and calls them only for speculative decoding; here
-they refuse.
+SGLang imports further CPU operations by name at its start, and calls them only for speculative decoding. Here
+they raise an error.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ def assign_req_to_token_pool_cpu(
     out_cache_loc: Tensor,
     pool_len: int,
 ) -> None:
-    """Give each request its new cache slots, in place.
+    """Assign new cache slots to each request, in place.
 
-    req_to_token[request, start:end] takes the next end - start of out_cache_loc.
+    req_to_token[request, start:end] gets the next end - start elements of out_cache_loc.
     """
     taken = 0
     for request, start, end in zip(

@@ -1,15 +1,16 @@
 """SGLang as a rollout engine.
 
-kind.py        what is known of it without starting it: SGLang, the kind of engine
-sizes.py       ranks and cache of an engine
-engine.py      SGLangEngine, in its owner's process: state of the swap, deadlines, errors. Imports no sglang
-channel.py     calls and replies between that process and
-host.py        the process of one sglang.Engine; its children are schedulers, one a tensor-parallel rank
-scheduler.py   what runs in those: our remote calls, and
-receive.py     the export of parameters to shared memory, and their checksums
-probe.py       SGLang's own loader compared with our layout of its parameters, which are
-saved.py       put back bit for bit
-hooks.py       SGLang's sampler and attention on CPU, replaced by
+kind.py        the EngineKind: everything that needs no running engine
+sizes.py       parallel layout and cache size of an engine
+arguments.py   arguments and environment variables of an engine on this machine
+engine.py      the Engine in its owner's process: swap state, deadlines, errors. Imports no sglang
+channel.py     calls and replies between that process and host.py
+host.py        the process of one sglang.Engine; its children are schedulers, one per tensor-parallel rank
+scheduler.py   what runs in the schedulers: our remote calls
+receive.py     export of parameters to other processes, their checksums, and loading of buckets
+probe.py       comparison of SGLang's own loader with our layout of its parameters
+saved.py       saves tensors for the probe and restores them bit for bit
+hooks.py       replacements for SGLang's sampler and attention on CPU
 draw.py        sampling from counter-based seeds
 attention.py   attention for many requests at a time
 """

@@ -1,11 +1,10 @@
-"""How SGLang is started on this machine: its CPU engine without CUDA, its CUDA engine with it.
+"""Arguments with which SGLang is started on this machine: the CUDA engine with CUDA, else the CPU engine.
 
-On CPU, weights stay as the model has them, which the in-place swap relies on. SGLang repacks half-precision
-weights for Intel AMX, but only with `convert_weight_packed` of a real sgl-kernel: the stand-in has none,
-and float32, which the CPU engine gets here, is never repacked. The receiver refuses a repacked layer all
-the same.
+The in-place swap needs weights in the model's own layout. On CPU, SGLang repacks half-precision weights for
+Intel AMX, but only with `convert_weight_packed` of a real sgl-kernel, which our stand-in lacks. It never
+repacks float32, which the CPU engine uses here. The receiver refuses a repacked layer in any case.
 
-On CUDA they stay so as well, in bfloat16, with the kernels for experts that are named here.
+On CUDA, bfloat16 weights are not repacked with the MoE backend that is chosen here.
 """
 
 import os
@@ -22,8 +21,8 @@ from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, context_tokens, size
 _PROJECT = str(Path(hybridrl.__file__).resolve().parent.parent)
 
 _SHORT_PROMPT_TOKENS = 64
-"""On CPU, looking up the prefixes of shorter prompts costs more than computing them: half of the engine's
-time.
+"""On CPU, the prefix cache is off if prompts are shorter than this: looking up prefixes would take half of
+the engine's time, more than computing them.
 """
 
 
@@ -33,12 +32,13 @@ def has_cuda() -> bool:
 
 
 def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
-    """Variables that the processes of one engine need, on top of those of their parent.
+    """Environment variables for the processes of one engine, in addition to those of their parent.
 
     Args:
-        parts: nodes that it is on.
-        folder: empty, the engine's own: for sockets, temporary files, and the file where its tensor-parallel
-            ranks meet. (A TCP rendezvous would listen on all interfaces.) A socket's path may have 107 bytes.
+        parts: number of nodes that the engine runs on.
+        folder: an empty folder of the engine's own, for sockets, temporary files, and the rendezvous file of
+            its tensor-parallel ranks (a TCP rendezvous would listen on all interfaces). Its path must be
+            short, because a socket's path may have 107 bytes.
     """
     common = {
         "TMPDIR": folder,
@@ -48,9 +48,11 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
     if parts == 1:
         common["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{folder}/rendezvous"
     else:
-        common["SGLANG_BLOCK_NONZERO_RANK_CHILDREN"] = "0"  # a part without requests returns from its start
+        common["SGLANG_BLOCK_NONZERO_RANK_CHILDREN"] = (
+            "0"  # otherwise the start of every part but the first blocks
+        )
     if has_cuda():
-        return common | {"SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0"}  # it would reorder the rows of experts
+        return common | {"SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0"}  # 1 would reorder the rows of experts
     return common | {
         "SGLANG_USE_CPU_ENGINE": "1",
         "OMP_NUM_THREADS": str(_threads(tp)),
@@ -61,7 +63,8 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
 
 
 def process_environment(tp: int, parts: int, folder: str) -> dict[str, str]:
-    """All variables of an engine's processes: this process's, the project importable, and environment()."""
+    """All environment variables of an engine's processes: those of this process, a PYTHONPATH with the
+    project, and environment()."""
     paths = [_PROJECT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         **os.environ,
@@ -71,12 +74,12 @@ def process_environment(tp: int, parts: int, folder: str) -> dict[str, str]:
 
 
 def _threads(tp: int) -> int:
-    """Half of the cores, shared by the ranks: trainers and rewards have to run beside the engine."""
+    """Compute threads per rank: half of the cores over all ranks; trainers and rewards need the rest."""
     return max(1, len(os.sched_getaffinity(0)) // (2 * tp))
 
 
 def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
-    """Keyword arguments of sglang.Engine, all but the model and its version.
+    """Keyword arguments of sglang.Engine, except the model and its version.
 
     Raises:
         ResourceError: the key-value cache cannot hold one request.
@@ -95,7 +98,7 @@ def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
         "max_total_tokens": cache_tokens,
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
-        "disable_shared_experts_fusion": True,  # the swap knows them by their own tensors
+        "disable_shared_experts_fusion": True,  # the layout has separate tensors for shared experts
         "schedule_policy": "fcfs",
         "host": LOOPBACK,
         "log_level": "warning",
@@ -105,7 +108,7 @@ def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
             "dtype": "bfloat16",
             "mem_fraction_static": setup.memory_fraction,
             "enable_memory_saver": True,
-            "moe_runner_backend": "triton",  # others repack experts, as the default does on Blackwell
+            "moe_runner_backend": "triton",  # others repack experts, for example the default on Blackwell
         }
     return common | {
         "device": "cpu",

@@ -1,9 +1,9 @@
-"""Attention of SGLang's CPU engine for many requests at a time; SGLang's own takes one after the other.
+"""Attention for SGLang's CPU engine that computes many requests at a time; SGLang's own loops over requests.
 
-Requests of like length form a chunk, are padded to its longest and attend together.
+Requests of similar length form a chunk, are padded to the longest of it and computed together.
 
-Shape letters: R requests, T query tokens of all requests end to end; in a chunk B requests, Q queries and S
-keys of a request, padded; N query heads, H key-value heads, D head size; V cache slots.
+Shape letters: R requests, T query tokens of all requests, concatenated; in a chunk B requests with Q queries
+and S keys each, padded; N query heads, H key-value heads, D head size; V cache slots.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 _KEY_ELEMENTS = 1 << 18
-"""Of the keys that a chunk gathers: what a core's cache holds."""
+"""Largest number of key elements in a chunk, so that they fit into a core's cache."""
 
 _SCORE_ELEMENTS = 1 << 14
-"""Of the scores of one head in a chunk. Requests with more are better off alone, without a mask."""
+"""Largest number of scores of one head in a chunk. Larger requests are faster alone, without a mask."""
 
 
 def attend(
@@ -33,8 +33,9 @@ def attend(
 
     Args:
         output_TND: written in place, and returned.
-        slot_RS: where the keys and values of each request's tokens lie in the cache, any number past its end.
-        prefix_R, extend_R: tokens before the queries, and queries, of each request.
+        slot_RS: cache slots of the keys and values of each request's tokens; any values past its end.
+        prefix_R: number of tokens of each request before its queries.
+        extend_R: number of queries of each request.
     """
     length_R = prefix_R + extend_R
     first_R = extend_R.cumsum(0) - extend_R
@@ -42,7 +43,7 @@ def attend(
         prefix_B, extend_B, first_B = prefix_R[rows, None], extend_R[rows, None], first_R[rows, None]
         query_Q = torch.arange(int(extend_B.max()))
         key_S = torch.arange(int(length_R[rows].max()))
-        # A padded query repeats the last one, so that no row of scores is empty; its result is not kept.
+        # A padded query repeats the last one, so that no row of scores is fully masked; it is dropped below.
         position_BQ = torch.minimum(query_Q, extend_B - 1)
         token_BQ = first_B + position_BQ
         slot_BS = slot_RS[rows, : len(key_S)].masked_fill(key_S >= length_R[rows, None], 0)
@@ -58,7 +59,7 @@ def attend(
 
 
 def _gathered(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index]; index_select is ten times as fast."""
+    """Same as rows[index], but index_select is ten times as fast."""
     return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
@@ -68,7 +69,7 @@ def _attend_chunk(
     num_queries, num_heads, head_size = query_BQND.shape[1:]
     num_kv_heads = key_BHSD.shape[1]
     if num_queries == 1:
-        # Query heads that share a key-value head are rows of one product: keys and values need no repetition.
+        # Query heads of one key-value head become rows of one product, so keys and values are not repeated.
         grouped = query_BQND.reshape(-1, num_kv_heads, num_heads // num_kv_heads, head_size)
         mask = None if seen_BQS is None else seen_BQS[:, None]
         result = scaled_dot_product_attention(grouped, key_BHSD, value_BHSD, attn_mask=mask, scale=scaling)
@@ -86,10 +87,10 @@ def _attend_chunk(
 
 
 def chunks(num_queries: Sequence[int], num_keys: Sequence[int], key_elements: int) -> Iterator[list[int]]:
-    """Requests that attend together: neighbours in length, as many as the limits allow, at least one.
+    """Groups of requests that are computed together: of similar length, within the limits, at least one each.
 
     Args:
-        key_elements: of one token's keys over all heads.
+        key_elements: elements of one token's keys over all heads.
     """
     chunk: list[int] = []
     longest_queries = longest_keys = 0

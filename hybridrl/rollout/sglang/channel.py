@@ -1,7 +1,7 @@
-"""Calls from one process to another over a pipe: pickled, numbered, any number of them under way at once.
+"""Calls from one process to another over a pipe: pickled and numbered, any number of them in flight.
 
-A reader thread on each side waits for the other process. By the end of the pipe either side learns that the
-other is gone: the caller's futures fail, the callee stops.
+A reader thread on each side waits for the other process. When the pipe closes, either side knows that the
+other one is gone: the caller's futures fail, and the callee stops.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class Caller:
     def __init__(self, connection: Connection, why_gone: Callable[[], EngineError]) -> None:
         """
         Args:
-            why_gone: makes the error that calls under way end with when the other side is gone.
+            why_gone: makes the error with which pending calls fail when the other side is gone.
         """
         self._connection, self._why_gone = connection, why_gone
         self._lock = threading.Lock()
@@ -44,25 +44,26 @@ class Caller:
         threading.Thread(target=self._read, daemon=True, name="engine-replies").start()
 
     def call(self, method: str, *args: Any) -> Future[Any]:
-        """
+        """Call a method of the other side; returns the future of its result.
+
         Raises:
-            EngineError: through the future, when the other side is gone or answered with one.
+            EngineError: through the future, if the other side is gone or replied with one.
         """
         future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()  # whoever gives up waiting must not take it from the reader
+        future.set_running_or_notify_cancel()  # a waiter that gives up must not cancel it for the reader
         with self._lock:
             if self._gone:
                 future.set_exception(self._why_gone())
                 return future
             self._number += 1
             self._waiting[self._number] = future
-            # When the other side is gone the reader sees it too, and completes the future.
+            # If the other side is gone, the reader thread notices it too and completes the future.
             with contextlib.suppress(OSError):
                 self._connection.send(Call(self._number, method, args))
         return future
 
     def hang_up(self) -> None:
-        """Tell the other side that no call will follow; the reader stays until that side is gone."""
+        """Tell the other side that no call will follow. The reader thread ends when that side is gone."""
         with self._lock, contextlib.suppress(OSError):
             self._connection.send(None)
 
@@ -82,14 +83,14 @@ class Caller:
 
 
 class Callee:
-    """Answers calls with the coroutine methods of an object, on the event loop it is made in."""
+    """Answers calls with the coroutine methods of an object, on the event loop in which it was made."""
 
     def __init__(self, connection: Connection, methods: object) -> None:
         self._connection, self._methods = connection, methods
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
-        """Until the other side hangs up or is gone."""
+        """Answer calls until the other side hangs up or is gone."""
         calls: asyncio.Queue[Call | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._read, args=(loop, calls), daemon=True, name="engine-calls").start()
@@ -108,7 +109,7 @@ class Callee:
             reply = Reply(call.number, await getattr(self._methods, call.method)(*call.args))
         except HybridRLError as error:
             reply = Reply(call.number, None, error)
-        except Exception as error:  # a process edge: the caller gets it
+        except Exception as error:  # process boundary: the caller gets the error
             reply = Reply(call.number, None, EngineError(f"{call.method}: {type(error).__name__}: {error}"))
         with contextlib.suppress(OSError):
             self._connection.send(reply)

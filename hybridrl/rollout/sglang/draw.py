@@ -1,8 +1,8 @@
-"""Sampling a token a row from a counter: a draw depends on the request's seed and the token's position only.
+"""Counter-based sampling of one token per row: a draw depends only on the request's seed and the position.
 
-SGLang's sampler has one generator a process, so an answer depends on which requests happen to run together
-and on everything sampled before; a resumed run could not repeat it. (Its seeded sampler needs GPU kernels,
-and hashes every token of the vocabulary where one number a row is enough.)
+SGLang's sampler has one generator per process, so an answer depends on which requests run together and on
+everything sampled before, and a resumed run could not repeat it. (SGLang's seeded sampler needs GPU kernels,
+and hashes every token of the vocabulary although one number per row is enough.)
 
 Shape letters: B rows, V vocabulary.
 """
@@ -12,15 +12,15 @@ from torch import Tensor
 
 _GOLDEN = -0x61C8864680B583EB
 _FRACTION_BITS = 48
-"""Of the uniform number: fine enough for any vocabulary; its product with a total stays below the total."""
+"""Bits of the uniform number: fine enough for any vocabulary, and u * total stays below total in float64."""
 
 
 def draw(weight_BV: Tensor, seed_B: Tensor, position_B: Tensor) -> Tensor:
-    """One column per row, with probability proportional to its weight.
+    """Sample one column per row, with probability proportional to its weight.
 
     Args:
-        weight_BV: non-negative; a row need not sum to one.
-        seed_B, position_B: int64; the same pair draws the same column from the same weights.
+        weight_BV: non-negative weights; a row need not sum to one.
+        seed_B, position_B: int64; the same pair gives the same column for the same weights.
 
     Returns:
         int64 [B]; never a column of weight 0.
@@ -31,20 +31,19 @@ def draw(weight_BV: Tensor, seed_B: Tensor, position_B: Tensor) -> Tensor:
 
 
 def uniform(seed_B: Tensor, position_B: Tensor) -> Tensor:
-    """float64 [B] in [0, 1), independent over seeds and positions for all that a sampler can tell."""
+    """Uniform numbers in [0, 1), float64 [B], practically independent over seeds and positions."""
     bits_B = _mixed(_mixed(seed_B + _GOLDEN) + position_B * _GOLDEN)
     return _shifted(bits_B, 64 - _FRACTION_BITS).double() * 2.0**-_FRACTION_BITS
 
 
 def truncated(prob_BV: Tensor, top_k_B: Tensor, top_p_B: Tensor, min_p_B: Tensor | None) -> Tensor:
-    """What top-k, top-p and min-p leave of the distribution: [B, V], 0 where a token is left out.
+    """The distribution after top-k, top-p and min-p: [B, V], 0 for tokens that are left out.
 
-    Columns stay in their order, so a row that keeps all of them draws as it does alone: SGLang takes this way
-    for a whole batch when one request needs it, or when requests have joined.
-
-    A token stays if fewer than top_k tokens are likelier, if those have at most top_p together, and if it
-    has at least min_p times the probability of the likeliest.
+    A token is kept if fewer than top_k tokens are likelier, if these have a total probability of at most
+    top_p, and if its own probability is at least min_p times that of the likeliest token.
     """
+    # Columns keep their order, so that a row which keeps all tokens draws the same token as without this
+    # function: SGLang calls it for a whole batch if one request needs it.
     weight_BV, token_BV = prob_BV.sort(dim=-1, descending=True)
     rank_V = torch.arange(weight_BV.shape[-1], device=weight_BV.device)
     likelier_BV = weight_BV.cumsum(dim=-1) - weight_BV
@@ -63,5 +62,5 @@ def _mixed(x_B: Tensor) -> Tensor:
 
 
 def _shifted(x_B: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right; int64's own is arithmetic."""
+    """Logical shift to the right; the shift of int64 tensors is arithmetic."""
     return (x_B >> bits) & ((1 << (64 - bits)) - 1)

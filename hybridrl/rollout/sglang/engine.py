@@ -1,8 +1,8 @@
-"""One SGLang engine as its owner sees it: answers to prompts, shared parameters, the swap of weights.
+"""One SGLang engine as its owner sees it: answers to prompts, shared parameters, weight swaps.
 
-The engine runs in processes of its own (host.py), so this module imports no sglang and works in any thread,
-with or without an event loop, and in a Ray actor. When a process of the engine dies, calls end with an
-EngineError that shows the last lines of its log.
+The engine runs in separate processes (host.py), so this module imports no sglang and works in any thread,
+with or without an event loop, and in a Ray actor. When a process of the engine dies, calls raise an
+EngineError with the last lines of its log.
 
 Waits: generate() on the engine, begin_swap() on the requests that run, shutdown() on the processes.
 """
@@ -41,10 +41,10 @@ from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
 _EXIT_S = 30.0
 _LAST_LINES = 12
 _NOISE = "Ignore import error when loading"
-"""SGLang says so of every model without CUDA kernels. The log keeps it, an error message does not."""
+"""SGLang prints this for every model without CUDA kernels; error messages leave such lines out."""
 
 _REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b")
-"""Last line of a traceback."""
+"""Matches the last line of a traceback."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -54,31 +54,34 @@ _OF_ENGINE = ("sglang_loads_{name}_*",)
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """What the host is told when it starts."""
+    """Message to the host process at its start."""
 
     arguments: dict[str, Any]
-    """Of sglang.Engine."""
+    """Keyword arguments of sglang.Engine."""
 
     folder: str
-    """For its temporary files; it removes it."""
+    """Folder for temporary files, which the host removes in the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What the host says once it is up."""
+    """Message of the host process once the engine serves."""
 
     name: str
-    """What SGLang calls this engine in the names of its files."""
+    """Name of this engine in the names of SGLang's files."""
 
     pids: list[int]
-    """Of the scheduler processes."""
+    """Process ids of the schedulers."""
 
 
 class SGLangEngine:
-    """Engine, of rollout/base.py, which says what its methods do."""
+    """Implements Engine of rollout/base.py, which has the contracts of the methods."""
 
     def __init__(self, setup: EngineSetup) -> None:
-        """Start it and wait until it serves: 10 to 20 seconds for a small model. Errors: EngineKind.open."""
+        """Start the engine and wait until it serves, which takes 10 to 20 seconds for a small model.
+
+        Raises: the errors of EngineKind.open.
+        """
         arguments = _arguments(setup)
         self.setup = setup
         self.session = EngineSession(setup.version, name=Path(setup.log_path).stem)
@@ -165,14 +168,14 @@ class SGLangEngine:
         return await asyncio.wrap_future(self._caller.call(method, *args))
 
     async def _answered(self, method: str, *args: Any) -> Any:
-        """A call that the engine's sampling ends."""
+        """Call a method that samples; it counts as running until it returns."""
         future = self._caller.call(method, *args)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
         return await asyncio.wrap_future(future)
 
     async def _running_to_end(self) -> None:
-        """A paused engine's do not end, and hold no cache."""
+        """Wait until no request runs. A paused engine's requests do not end, and hold no cache."""
         while self._running and not self._paused:
             ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
             await asyncio.gather(*ends, return_exceptions=True)
@@ -232,10 +235,8 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
 def _spawn(
     launch: LaunchSpec, setup: EngineSetup, log_path: Path
 ) -> tuple[subprocess.Popen[bytes], Connection]:
-    """Start the host in a session of its own: a signal to its group reaches every process of the engine.
-
-    By -c and not by -m: the processes that it spawns would import a main module again.
-    """
+    """Start the host process in a new session, so that a signal to its group reaches all of its processes."""
+    # -c and not -m, because spawned processes would import the main module again.
     ours, theirs = socket.socketpair()
     program = f"from hybridrl.rollout.sglang.host import main; main({theirs.fileno()})"
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,12 +265,13 @@ def _trajectories(block: TokenBlock, finish: Sequence[Finish], version: PolicyVe
 
 
 def remove_leftovers(pids: Iterable[int], name: str) -> None:
-    """Unlink what an engine's processes leave in shared memory when they are killed; whoever has one mapped
-    keeps it until it lets go.
+    """Unlink the shared memory that killed processes of an engine leave behind.
+
+    Processes that have it mapped keep it until they unmap it.
 
     Args:
-        pids: of processes that ended.
-        name: what SGLang calls the engine; "" when it did not come that far.
+        pids: ids of processes that have ended.
+        name: SGLang's name of the engine; "" if the engine did not get that far.
     """
     patterns = [p.format(pid=pid) for pid in pids for p in _OF_PROCESS]
     if name:

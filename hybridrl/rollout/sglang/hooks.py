@@ -1,6 +1,7 @@
-"""SGLang's classes with our sampling and our attention in them, for its CPU engine; what it shares on a GPU.
+"""Replacements for functions and classes of SGLang.
 
-On a GPU its own kernels are faster; they draw from one generator, so that a run is not repeatable there.
+The CPU engine gets our sampling and attention. On a GPU only `weights_stay` is used: SGLang's own kernels are
+faster there, but they sample from one generator, so a run is not repeatable.
 """
 
 import contextlib
@@ -22,12 +23,12 @@ from hybridrl.rollout.sglang.draw import draw, truncated
 
 
 def unpadded(model_config: ModelConfig, load_config: LoadConfig, tp_size: int) -> ModelConfig:
-    """The model's own sizes. SGLang pads heads and feed-forward for AMX, and layouts would not fit."""
+    """The unchanged config. SGLang pads heads and feed-forward for AMX, which layouts do not describe."""
     return model_config
 
 
 def with_seeds(info: SamplingBatchInfo, _: type, batch: ScheduleBatch, *args: Any) -> SamplingBatchInfo:
-    """Hand requests' seeds to the sampler, as SGLang does in its deterministic mode only."""
+    """Pass the seeds of requests to the sampler, which SGLang itself does only in its deterministic mode."""
     if info.sampling_seed is None:
         seeds = [request.sampling_params.sampling_seed or 0 for request in batch.reqs]
         info.sampling_seed = torch.tensor(seeds, dtype=torch.int64, device=info.device)
@@ -35,7 +36,7 @@ def with_seeds(info: SamplingBatchInfo, _: type, batch: ScheduleBatch, *args: An
 
 
 def weights_stay(region: Callable[..., Any], saver: Any, tag: str, *args: Any, **options: Any) -> Any:
-    """Weights lie in memory that can be shared, and that never moves: the memory saver's has no CUDA IPC."""
+    """Allocate weights outside of the memory saver, whose memory cannot be shared through CUDA IPC."""
     if tag == GPU_MEMORY_TYPE_WEIGHTS:
         return contextlib.nullcontext()
     return region(saver, tag, *args, **options)
@@ -44,7 +45,7 @@ def weights_stay(region: Callable[..., Any], saver: Any, tag: str, *args: Any, *
 def without_pinning(
     dims: tuple[int, ...], dtype: torch.dtype, device: str, pin_memory: bool, allocator: Any
 ) -> Tensor:
-    """Where SGLang keeps what it captured of each token. There is no GPU that could copy to pinned memory."""
+    """Allocate SGLang's host buffers without pinning, which is useless without a GPU."""
     return torch.empty(dims, dtype=dtype)
 
 
@@ -61,7 +62,7 @@ class SeededSampler(Sampler):
 
 
 class BatchedAttention(TorchNativeAttnBackend):
-    """Sliding windows and cross attention stay with SGLang's class."""
+    """Computes causal attention in chunks of requests; windows and cross attention stay SGLang's."""
 
     def _run_sdpa_forward_decode(
         self,

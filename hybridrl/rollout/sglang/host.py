@@ -1,10 +1,10 @@
 """The process that hosts one sglang.Engine; engine.py starts it.
 
 SGLang replaces signal handlers and the event loop policy of its process, kills all its children at
-shutdown, and ends the process when a scheduler dies. So it gets a process of its own: whatever happens here
+shutdown, and ends the process when a scheduler dies. So it gets a separate process, and every failure here
 reaches the engine's owner as an EngineError.
 
-Waits: on the owner (until it hangs up, or dies, which ends the pipe), and on the schedulers.
+Waits: on the owner (until it hangs up, or dies, which closes the pipe), and on the schedulers.
 """
 
 import asyncio
@@ -62,10 +62,11 @@ TokenIds = Sequence[int]
 
 @dataclass(slots=True)
 class _Running:
-    """A request on its way."""
+    """A request in progress."""
 
+    # Random, because SGLang aborts every request whose id starts with the given one.
     rid: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Its name in SGLang, which aborts every request whose name begins like the one it is told."""
+    """Id of the request in SGLang."""
 
     sent: bool = False
     aborted: bool = False
@@ -79,24 +80,24 @@ class Engine(sglang_engine.Engine):
         # A scheduler that fails sends SIGQUIT; SGLang's own handler would kill this process at once.
         signal.signal(signal.SIGQUIT, lambda number, frame: sys.exit(1))
         if not has_cuda():
-            # SGLang spawns. A fork has its modules already: half of the engine's start, and of its memory.
+            # SGLang spawns. A fork has the modules loaded already, which halves start time and memory.
             multiprocessing.set_start_method("fork", force=True)
         return super()._launch_scheduler_processes(*args, **kwargs)
 
     @classmethod
     def _launch_detokenizer_subprocesses(cls, *args: Any, **kwargs: Any) -> Any:
-        """None: without a tokenizer, schedulers send token ids straight here."""
+        """Start no detokenizer: without a tokenizer, schedulers send token ids straight to this process."""
         return [], []
 
 
 class EngineHost:
-    """The calls that the engine's owner may make; see rollout/base.py."""
+    """The calls that the engine's owner may make; rollout/base.py has their contracts."""
 
     def __init__(self, launch: LaunchSpec) -> None:
         arguments = launch.arguments
         self._engine = Engine(**arguments)
         self._manager: Any = self._engine.tokenizer_manager
-        """None: another part of this engine takes requests and calls, for all."""
+        """SGLang's TokenizerManager; None if another part of this engine takes all requests and calls."""
 
         self._caches_prefixes = not arguments.get("disable_radix_cache")
         self._returns_experts = arguments["enable_return_routed_experts"]
@@ -104,10 +105,11 @@ class EngineHost:
         self._paused, self._changed = False, asyncio.Condition()
         self._cache_released = False
         self._derives: bool | None = None
-        """The model has tensors that follow from its weights; None: nobody asked yet."""
+        """Whether the model has tensors derived from its weights; None until the first swap."""
 
         self._unseeded = random.Random(arguments["random_seed"])
-        # What start-up made stays. Going through it took 0.4 s of every second call with a thousand answers.
+        # Objects of the start-up are excluded from garbage collection: scanning them took 0.4 s in every
+        # second call with a thousand answers.
         gc.collect()
         gc.freeze()
 
@@ -116,7 +118,7 @@ class EngineHost:
         return Ready(self._engine.port_args.instance_id, self._engine.get_all_child_pids())
 
     async def serve(self, connection: Connection) -> None:
-        """Until the owner hangs up or a scheduler fails."""
+        """Answer calls until the owner hangs up or a scheduler fails."""
         if self._manager is not None:
             self._manager.auto_create_handle_loop()  # sets SGLang's signal handlers, before ours
         loop, failed = asyncio.get_running_loop(), asyncio.Event()
@@ -128,7 +130,7 @@ class EngineHost:
     async def generate(
         self, prompts: Sequence[TokenIds], sampling: Sampling, version: PolicyVersion
     ) -> tuple[TokenBlock, list[Finish]]:
-        """Rows in the order prompt by prompt, sample by sample."""
+        """Answer prompts; the rows of the block are ordered by prompt, then by sample."""
         self._check(prompts)
         if self._caches_prefixes and sampling.num_samples > 1:
             await self._prefill(prompts)
@@ -178,7 +180,8 @@ class EngineHost:
             self._changed.notify_all()
 
     async def pause(self) -> None:
-        """SGLang's mode retract: it computes the cache of the requests again when it goes on."""
+        """Pause with SGLang's mode "retract", which drops the cache of running requests and recomputes it
+        later."""
         self._paused = True
         await self._manager.pause_generation(PauseGenerationReqInput(mode="retract"))
 
@@ -211,7 +214,7 @@ class EngineHost:
         )
 
     def _experts(self, answers: Sequence[dict[str, Any]]) -> list[np.ndarray]:
-        """Of every token that a layer saw, [all but the last, layers, experts of a token]."""
+        """Experts of each answer, int32 [tokens but the last, layers, experts of a token]."""
         config = self._manager.model_config.hf_text_config
         sizes = config.num_hidden_layers, config.num_experts_per_tok
         return [
@@ -225,7 +228,7 @@ class EngineHost:
     async def release_cache(self) -> None:
         """Free the key-value cache on a GPU. No request may run, unless paused."""
         if has_cuda() and not self._cache_released:
-            await self._flush_cache()  # SGLang's release ends a scheduler that is not idle
+            await self._flush_cache()  # SGLang's release would end a scheduler that is not idle
             await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=_CACHE))
             self._cache_released = True
 
@@ -244,11 +247,12 @@ class EngineHost:
         await self._ask_schedulers("load_bucket", bucket, buffer, first, last)
 
     async def set_version(self, version: PolicyVersion) -> None:
-        """The parameters are those of `version`: forget or renew what was computed with the old ones. The
-        cache is there again.
+        """Declare that the parameters are those of `version`; drop or recompute what depends on the old ones.
+
+        The key-value cache is allocated again.
 
         Raises:
-            EngineError: a request still runs.
+            EngineError: a request is still running.
         """
         await self.resume_cache()
         if self._derives is None:
@@ -260,10 +264,13 @@ class EngineHost:
         await self._manager.update_weight_version(renamed)
 
     async def _flush_cache(self) -> None:
-        """Forget the prefixes. With overlapped scheduling the last batch may end a moment after its answers.
+        """Empty the prefix cache.
+
+        With overlapped scheduling the last batch may end a moment after its answers, so this tries for a
+        while.
 
         Raises:
-            EngineError: a request still runs.
+            EngineError: a request is still running.
         """
         deadline = time.monotonic() + _IDLE_S
         while not (await self._manager.flush_cache()).success:
@@ -274,7 +281,7 @@ class EngineHost:
             await asyncio.sleep(_POLL_S)
 
     def _check(self, prompts: Sequence[TokenIds]) -> None:
-        """A token id past the embedding would end the scheduler."""
+        """Refuse an empty prompt, and token ids outside the embedding, which would end the scheduler."""
         vocab_size = self._manager.model_config.vocab_size
         for ids in prompts:
             if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
@@ -283,7 +290,7 @@ class EngineHost:
                 )
 
     async def _prefill(self, prompts: Sequence[TokenIds]) -> None:
-        """Put each prompt into the prefix cache once; samples that run together would each compute it."""
+        """Put each prompt into the prefix cache once; otherwise all samples of it would compute it."""
         request = GenerateReqInput(
             input_ids=[list(ids) for ids in dict.fromkeys(map(tuple, prompts))],
             sampling_params={"max_new_tokens": 0, "temperature": 0.0},
@@ -291,10 +298,13 @@ class EngineHost:
         await anext(self._manager.generate_request(request))
 
     async def _ask_schedulers(self, method: str, *args: Any) -> list[Any]:
-        """Every tensor-parallel rank's answer. One call at a time."""
+        """Call a method of all schedulers; returns the answers by tensor-parallel rank.
+
+        Only one call may be in progress.
+        """
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "arguments").write_bytes(pickle.dumps(args))
-            # In a thread, because a scheduler that dies meanwhile never answers, and the loop has to notice.
+            # In a thread, because a scheduler that dies never answers, and the event loop has to notice that.
             await asyncio.to_thread(self._engine.collective_rpc, method, folder=folder)
             answers = pickle.loads(Path(folder, "answers").read_bytes())
         for answer in answers:
@@ -320,7 +330,7 @@ def _expect_version(described: Sequence[dict[str, Any]], version: PolicyVersion)
 
 
 def _versions(described: dict[str, Any], num_tokens: int) -> np.ndarray:
-    """int32: of the weights that drew each token."""
+    """Version of the weights that sampled each token, int32 [num_tokens]."""
     found = np.empty(num_tokens, np.int32)
     for span in described["weight_versions"] if num_tokens else ():
         found[span["start"] : span["end"]] = int(span["version"])
@@ -328,7 +338,7 @@ def _versions(described: dict[str, Any], num_tokens: int) -> np.ndarray:
 
 
 def _no_answer(request: Request) -> Answer:
-    """A request that was aborted before SGLang knew of it."""
+    """The empty answer to a request that was aborted before SGLang got it."""
     none = np.zeros(0, np.int32)
     return Answer(id=request.id, token_T=none, logp_T=none.astype(np.float32), version_T=none, finish="abort")
 
@@ -360,7 +370,7 @@ def main(file_descriptor: int) -> None:
     finally:
         _end_children(ready)
         shutil.rmtree(launch.folder, ignore_errors=True)
-    os._exit(0)  # SGLang's exit handlers wait for processes that are gone
+    os._exit(0)  # SGLang's exit handlers would wait for processes that are gone
 
 
 def _end_children(ready: Ready) -> None:
@@ -369,5 +379,5 @@ def _end_children(ready: Ready) -> None:
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(children, timeout=_EXIT_S)  # children of children are somebody else's to wait for
+    psutil.wait_procs(children, timeout=_EXIT_S)  # a process can only wait for its own children
     remove_leftovers([*ready.pids, *(process.pid for process in family)], ready.name)

@@ -1,4 +1,4 @@
-"""What is known of SGLang without starting it. Imports neither torch nor sglang."""
+"""The EngineKind of SGLang. This module imports neither torch nor sglang."""
 
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SGLangParallel, cont
 
 @register("engine", "sglang")
 class SGLang:
-    """EngineKind."""
+    """Implements EngineKind of rollout/base.py."""
 
     name = "sglang"
     parallel = SGLangParallel

@@ -1,4 +1,4 @@
-"""Inside a scheduler process: compare what SGLang's loader does with a declared layout, without a trace."""
+"""Runs in a scheduler process: compares SGLang's loader with a declared layout, and restores the weights."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -15,10 +15,10 @@ from hybridrl.rollout.sglang.saved import Saved
 
 
 def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:
-    """Feed tags to the model's own load_weights. No request may run; weights are restored whatever happens.
+    """Feed tags to the model's own load_weights. No request may run. Weights are restored in any case.
 
-    Costs a copy of the first and last layer, the embedding and the output layer in main memory, and three
-    loads of these, or about seven in half precision.
+    This costs a copy of the first and last layer, the embedding and the output layer in main memory, and
+    three loads of these, or about seven in half precision.
 
     Raises:
         LayoutError: the parameters are not where `layout` says.
@@ -32,8 +32,8 @@ def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:
     owners = [model.get_submodule(path) for path in sorted({name.rpartition(".")[0] for name in targets})]
 
     def load(tags: Iterator[tuple[str, torch.Tensor]]) -> None:
-        # As SGLang updates weights: what it packs after a load it unpacks before the next. Only where tags
-        # go, because packing what is packed would break it.
+        # This is how SGLang updates weights: it unpacks before a load and packs afterwards. Only modules that
+        # get tags are treated so, because packing twice would break the others.
         methods: list[tuple[nn.Module, Any]] = [
             (module, getattr(module, "quant_method", None)) for module in owners
         ]
@@ -51,5 +51,5 @@ def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:
             probe.run(load, lambda: {name: p.data for name, p in model.named_parameters()})
     finally:
         saved.restore()
-        # Requests run on another stream.
+        # Requests run on another stream, so wait until the weights are restored.
         torch.get_device_module(next(iter(parameters.values())).device).synchronize()

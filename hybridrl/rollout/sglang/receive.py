@@ -1,7 +1,7 @@
-"""Inside a scheduler process: give the model's parameters to others to write, and tell what they hold.
+"""Runs in a scheduler process: shares the model's parameters with writers, and computes their checksums.
 
-Parameters go by SGLang's own names. A tied weight appears once; buffers (rotary tables) are no weights.
-Where others may not write, buckets of a checkpoint go through SGLang's own loader.
+Parameters have SGLang's own names. A tied weight appears once; buffers (rotary tables) are not shared.
+If weights cannot be written in place, buckets of a checkpoint go through SGLang's own loader.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ from hybridrl.reshard.transports.base import SharedTensor, attach
 
 
 def export_parameters(model: nn.Module) -> dict[str, SharedTensor]:
-    """Let other processes of the machine reach every parameter, in place.
+    """Share every parameter with other processes of the machine, in place.
 
     Raises:
-        EngineError: SGLang repacked a layer for Intel AMX, so that it no longer lies as the model has it.
+        EngineError: SGLang repacked a layer for Intel AMX, so that it no longer has the model's own layout.
         ResourceError: shared memory is full, or memory of the GPU cannot be shared.
     """
     packed = repacked(model)
@@ -39,34 +39,36 @@ def checksums(model: nn.Module) -> dict[str, int]:
 
 
 def derives(model: nn.Module) -> bool:
-    """The model computes further tensors from its weights (DeepSeek: w_kc and w_vc from kv_b_proj)."""
+    """Whether the model derives tensors from its weights (DeepSeek: w_kc and w_vc from kv_b_proj)."""
     return hasattr(model, "post_load_weights")
 
 
 def derive(model: Any) -> None:
-    """Compute those tensors again, from what the parameters hold now."""
+    """Recompute the derived tensors from the present parameters."""
     model.post_load_weights()
 
 
 def repacked(model: nn.Module) -> str:
-    """The first layer that no longer lies as the model has it; "": all do."""
+    """Name of the first layer that SGLang has repacked; "" if there is none."""
     packed = (name for name, layer in model.named_modules() if getattr(layer, "use_intel_amx_backend", False))
     return next(packed, "")
 
 
 def load_bucket(updater: Any, bucket: Bucket, buffer: SharedTensor, *, first: bool, last: bool) -> None:
-    """Take a part of a checkpoint through SGLang's own loader. From the first to the last, weights are mixed.
+    """Load one part of a checkpoint through SGLang's own loader.
+
+    Between the first and the last bucket, old and new weights are mixed.
 
     Args:
         updater: SGLang's WeightUpdater.
-        buffer: holds the bucket.
+        buffer: memory that holds the bucket.
 
     Raises:
-        EngineError: SGLang did not take it.
+        EngineError: SGLang did not load it.
     """
     if first:
         updater.begin_weight_update()
-    # The call for tensors of another process would patch how this one pickles tensors, which breaks on CPU.
+    # SGLang's update_weights_from_tensor would patch the pickling of tensors, which breaks on CPU.
     success, message = updater.load_weights_from_distributed(list(bucket.views(attach(buffer)).items()))
     if not success:
         raise EngineError(f"SGLang did not load {next(iter(bucket.shapes))} and what follows it: {message}")

@@ -1,7 +1,7 @@
-"""Tensors of a live model, kept aside and put back bit for bit: values, memory and places.
+"""Saves tensors of a live model and restores them bit for bit: values, memory and attributes.
 
-Others have the memory of parameters mapped, and captured graphs remember it, so what a loader replaced by new
-tensors has to become the old ones again.
+Other processes have the memory of parameters mapped, and captured graphs refer to it. So if a loader replaces
+a tensor by a new one, the old one has to be put back.
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,17 @@ from torch import nn
 class _Kept(NamedTuple):
     tensor: torch.Tensor
     data: torch.Tensor
-    """On the memory that it had."""
+    """Tensor on the original memory."""
 
     values: torch.Tensor
-    """A copy, in main memory."""
+    """Copy of the values in main memory."""
 
 
 class Saved:
-    """All tensors of the modules that own some parameters, and of the modules around those.
+    """All tensors of the modules that own the given parameters, and of all enclosing modules.
 
-    The latter hold what SGLang derives of parameters below them, as latent attention does of kv_b_proj.
+    Enclosing modules hold tensors that SGLang derives from parameters, such as those that latent attention
+    derives from kv_b_proj.
     """
 
     def __init__(self, model: nn.Module, parameters: Iterable[str]) -> None:
@@ -46,7 +47,7 @@ class Saved:
 
 
 def _around(parameter: str) -> list[str]:
-    """Paths of the module that owns it and of all modules around that one; "" is the model."""
+    """Paths of the module that owns a parameter and of all enclosing modules; "" is the model."""
     parts = parameter.split(".")
     return [".".join(parts[:i]) for i in range(len(parts))]
 
@@ -60,7 +61,7 @@ def _tensors(place: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _keep(tensor: torch.Tensor, kept: dict[int, _Kept]) -> _Kept:
-    """Once for a tensor that has several places."""
+    """Save a tensor, once even if it has several places."""
     if id(tensor) not in kept:
         data = tensor.data
         kept[id(tensor)] = _Kept(tensor, data, data.to("cpu", copy=True))

@@ -1,7 +1,7 @@
-"""What runs in an engine's scheduler processes: SGLang's scheduler with more remote calls, and our hooks.
+"""SGLang's scheduler with additional remote calls and our hooks, in the scheduler processes of an engine.
 
-The calls go through SGLang's collective_rpc and not through a custom weight loader: that one needs an open
-update session, which restores and reprocesses weights around it, and an exception in it ends the process.
+The calls use SGLang's collective_rpc. A custom weight loader would need an open update session, which
+restores and reprocesses weights, and an exception in it would end the process.
 """
 
 import gc
@@ -57,21 +57,25 @@ def _replace(name: str, replacement: Callable[..., Any]) -> None:
 
 
 class RolloutScheduler(Scheduler):
-    """Answers of all ranks, on whatever nodes, go to a file of the first rank's, `folder`/answers: SGLang
-    returns errors of that rank only.
+    """A scheduler whose remote calls exchange arguments and answers through files.
 
-    Arguments come in a file too, `folder`/arguments: SGLang passes strings and numbers only.
+    The arguments are in `folder`/arguments, because SGLang passes only strings and numbers. The first rank
+    writes the answers of all ranks to `folder`/answers, because SGLang returns errors of that rank only.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # SGLang collects garbage at every cache flush on CPU: 0.5 s over all that the imports made.
+        # SGLang collects garbage at every cache flush on CPU. Without this, it would scan all objects of the
+        # imports, which takes 0.5 s.
         gc.collect()
         gc.freeze()
 
     def abort_request(self, recv_req: AbortReq) -> None:
-        """SGLang answers for a request that waits with the tokens of its last report, some fifty behind. A
-        paused one has sampled more than that."""
+        """Abort a request and report all of its tokens.
+
+        SGLang reports a waiting request with the tokens of its last output, up to about fifty behind; a
+        paused request has sampled more than that.
+        """
         begun = [req for req in self.waiting_queue if req.output_ids and req.rid.startswith(recv_req.rid)]
         self.waiting_queue = [req for req in self.waiting_queue if req not in begun]
         for req in begun:
@@ -104,9 +108,10 @@ class RolloutScheduler(Scheduler):
         )
 
     def _answer(self, folder: str, question: Callable[[Any], Any]) -> None:
-        """
+        """Call `question` on every rank; the first rank writes all answers or errors to the file.
+
         Args:
-            question: to SGLang's ModelRunner.
+            question: function of SGLang's ModelRunner.
         """
         try:
             runner = self.tp_worker.model_runner
@@ -116,7 +121,7 @@ class RolloutScheduler(Scheduler):
             found = question(runner)
         except HybridRLError as error:
             found = error
-        except Exception as error:  # a process edge: the caller gets it
+        except Exception as error:  # process boundary: the caller gets the error
             found = EngineError(f"{type(error).__name__}: {error}", where=traceback.format_exc())
         answers = [found] * get_parallel().tp_size
         first = dist.get_global_rank(self.tp_cpu_group, 0)
@@ -126,16 +131,16 @@ class RolloutScheduler(Scheduler):
             Path(folder, "answers").write_bytes(pickle.dumps(answers))
 
     def _arguments(self, folder: str) -> tuple[Any, ...]:
-        """Read by the first rank, for all."""
+        """The arguments of a call, which the first rank reads and broadcasts."""
         is_first = get_parallel().tp_rank == 0
-        told = [pickle.loads(Path(folder, "arguments").read_bytes()) if is_first else None]
-        dist.broadcast_object_list(told, dist.get_global_rank(self.tp_cpu_group, 0), self.tp_cpu_group)
-        assert told[0] is not None, "the first rank read them"
-        return told[0]
+        box = [pickle.loads(Path(folder, "arguments").read_bytes()) if is_first else None]
+        dist.broadcast_object_list(box, dist.get_global_rank(self.tp_cpu_group, 0), self.tp_cpu_group)
+        assert box[0] is not None, "the first rank has read the arguments"
+        return box[0]
 
 
 def _expect(found: object, kind: type) -> None:
-    """SGLang only logs that a hook found no hold."""
+    """Check that a hook took effect; SGLang itself only logs if it did not."""
     if not isinstance(found, kind):
         raise EngineError(
             f"SGLang runs {type(found).__name__} in place of {kind.__name__}",

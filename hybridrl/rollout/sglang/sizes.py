@@ -1,4 +1,4 @@
-"""Sizes of an SGLang engine: the section rollout.parallel, and what its key-value cache must hold."""
+"""Parallel layout of an SGLang engine (section rollout.parallel), and the size of its key-value cache."""
 
 from pydantic import PositiveInt
 
@@ -6,20 +6,18 @@ from hybridrl.config.rollout import EngineParallel
 from hybridrl.errors import ResourceError
 
 CPU_CACHE_TOKENS = 65536
-"""Slots of the key-value cache on CPU when the config leaves them open: there is no memory of its own to
-divide.
-"""
+"""Default size of the key-value cache on CPU, in tokens: there is no device memory to derive it from."""
 
 _SPARE_TOKENS = 8
-"""SGLang cuts answers, silently, that come closer than this to the end of the context or of the cache."""
+"""SGLang silently truncates answers that come closer than this to the end of the context or the cache."""
 
 
 class SGLangParallel(EngineParallel):
     ep: PositiveInt = 1
-    """Parts that the experts of a layer are dealt into; divides tp."""
+    """Expert-parallel size: the experts of a layer are partitioned over this many groups; divides tp."""
 
     dp_attention: PositiveInt = 1
-    """Copies of the attention inside an engine, each over tp / dp_attention devices; divides tp."""
+    """Replicas of the attention inside an engine, each over tp / dp_attention devices; divides tp."""
 
     @property
     def attention_copies(self) -> int:
@@ -32,10 +30,10 @@ def sizes_of(parallel: EngineParallel) -> SGLangParallel:
 
 
 def context_tokens(max_prompt: int, max_response: int, cache: int | None) -> int:
-    """What SGLang is told a request may have.
+    """SGLang's context length: the most tokens that a request may have.
 
     Args:
-        cache: tokens that the key-value cache holds; None: nobody knows yet.
+        cache: size of the key-value cache in tokens; None if it is not known yet.
 
     Raises:
         ResourceError: the cache cannot hold one request.

@@ -1,5 +1,5 @@
-"""What the log-probability of a huge vocabulary does with a piece of its logits, in one pass over them.
+"""Kernels of linear_logprob.py: each makes one pass over a chunk of the logits of a large vocabulary.
 
-reference.py   in torch: the specification, and what runs on CPU
-fused.py       in Triton: what runs on a GPU
+reference.py   the specification in torch, which runs on the CPU
+fused.py       the Triton kernels, which run on a GPU
 """

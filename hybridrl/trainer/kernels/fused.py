@@ -1,6 +1,6 @@
-"""The two passes of reference.py as Triton kernels: one program a row, logits are read once and written once.
+"""The two passes of reference.py as Triton kernels: one program per row reads and writes the logits once.
 
-Shape letters: R rows, C columns of a piece.
+Shape letters: R rows, C columns of a chunk.
 """
 
 from typing import Any
@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 _COLUMNS = 4096
-"""Columns that a program holds at a time."""
+"""Largest number of columns that a program holds at a time."""
 
 
 def take(state_4R: Tensor, logits_RC: Tensor, target_R: Tensor, first: int, temperature: float) -> None:
-    """As reference.take."""
+    """Same contract as reference.take."""
     _launch(_take, state_4R, logits_RC, target_R, first, temperature)
 
 
@@ -29,7 +29,7 @@ def turn_into_gradient(
     first: int,
     temperature: float,
 ) -> Tensor:
-    """As reference.turn_into_gradient; the gradient takes the place of the logits."""
+    """Same contract as reference.turn_into_gradient; the gradient overwrites the logits."""
     row_4R = torch.stack([log_sum_R, entropy_R, grad_logp_R, grad_entropy_R])
     _launch(_turn_into_gradient, row_4R, logits_RC, target_R, first, temperature)
     return logits_RC
@@ -38,10 +38,10 @@ def turn_into_gradient(
 def _launch(
     kernel: Any, row_4R: Tensor, logits_RC: Tensor, target_R: Tensor, first: int, temperature: float
 ) -> None:
-    """One program a row.
+    """Launch one program per row.
 
     Args:
-        row_4R: four numbers of each row, read or written.
+        row_4R: four numbers per row, which the kernel reads or writes.
     """
     num_rows, num_columns = logits_RC.shape
     if num_rows and num_columns:

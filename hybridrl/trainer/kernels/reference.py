@@ -1,12 +1,13 @@
-"""Softmax over a vocabulary that comes in pieces, in torch.
+"""Softmax over a vocabulary that arrives in chunks, in torch.
 
-The state of a row after some pieces is four numbers, with l the scores seen so far:
+The state of a row after some chunks is four numbers, with l the scores seen so far:
 
     0  m = max l        2  sum exp(l - m) (l - m)
-    1  sum exp(l - m)   3  the target's score, 0 before it came
+    1  sum exp(l - m)   3  the target's score, 0 until its chunk has arrived
 
-Source: online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867; the entropy's sum moves along with m.
-Shape letters: R rows, C columns of a piece.
+Source: online softmax, Milakov and Gimelshein 2018, arXiv:1805.02867; number 2, for the entropy, is our
+addition, and is rescaled with m in the same way.
+Shape letters: R rows, C columns of a chunk.
 """
 
 import torch
@@ -14,17 +15,17 @@ from torch import Tensor
 
 
 def start(num_rows: int, device: torch.device) -> Tensor:
-    """float32 [4, R], before the first piece."""
+    """The state before the first chunk, float32 [4, R]."""
     state_4R = torch.zeros(4, num_rows, device=device)
     state_4R[0] = -torch.inf
     return state_4R
 
 
 def take(state_4R: Tensor, logits_RC: Tensor, target_R: Tensor, first: int, temperature: float) -> None:
-    """Add a piece to the state, in place.
+    """Add a chunk to the state, in place.
 
     Args:
-        logits_RC: of any dtype, before the temperature; may have no columns.
+        logits_RC: logits in any dtype, before the temperature; C may be 0.
         target_R: int64, token ids of the whole vocabulary.
         first: token id of the first column.
     """
@@ -45,7 +46,7 @@ def move(state_4R: Tensor, largest_R: Tensor) -> None:
     """Express the sums relative to a larger maximum, in place."""
     down_R = torch.where(state_4R[0] == largest_R, 0.0, state_4R[0] - largest_R)
     shrink_R = down_R.exp()
-    # A row that has seen nothing has sums of 0, and is infinitely far below: 0 * inf must stay 0.
+    # Before the first chunk the maximum is -inf and the sums are 0: 0 * inf must stay 0.
     moved_R = torch.where(state_4R[1] == 0, 0.0, state_4R[2] + down_R * state_4R[1])
     state_4R[2] = moved_R * shrink_R
     state_4R[1] *= shrink_R
@@ -62,7 +63,7 @@ def turn_into_gradient(
     first: int,
     temperature: float,
 ) -> Tensor:
-    """Gradient of the logits, of their dtype; may overwrite them.
+    """Gradient of the logits, in their dtype; may overwrite the logits.
 
     Args:
         log_sum_R: log of the sum of exp(score) over the whole vocabulary.
@@ -80,12 +81,12 @@ def gradient(
     grad_entropy_R: Tensor | None,
     first: int,
 ) -> Tensor:
-    """Of the scores, a new tensor.
+    """Gradient of the scores, as a new tensor.
 
     d logp / d score = onehot - p;  d entropy / d score = -p (log p + entropy).
 
     Args:
-        log_p_RC: logarithms of the probabilities; may have no columns.
+        log_p_RC: log-probabilities; C may be 0.
     """
     grad_RC = log_p_RC.exp()
     if grad_entropy_R is None:
@@ -100,6 +101,6 @@ def gradient(
 
 
 def _place(target_R: Tensor, first: int, num_columns: int) -> tuple[Tensor, Tensor]:
-    """Whether each target is among the columns, and its column, [R, 1]; 0 where it is not."""
+    """Whether each target is among the columns, [R], and its column, [R, 1], or 0 if it is not."""
     here_R = (target_R >= first) & (target_R < first + num_columns)
     return here_R, torch.where(here_R, target_R - first, 0).unsqueeze(1)

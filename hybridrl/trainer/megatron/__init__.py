@@ -1,6 +1,7 @@
 """Policy training on Megatron-core.
 
-Importing this package prepares the host first: without CUDA, Megatron has to be imported in a special way.
+Importing this package prepares the process first: without CUDA, Megatron can only be imported after
+hosts/cpu.py has replaced some functions of torch.
 """
 
 from hybridrl.hosts import cpu

@@ -1,4 +1,4 @@
-"""From our description of a model to Megatron's."""
+"""Converts our description of a model (ModelSpec) to Megatron's TransformerConfig."""
 
 import importlib.util
 from functools import partial
@@ -14,23 +14,25 @@ from hybridrl.trainer.megatron.rope import amplitude
 from hybridrl.trainer.setup import RankSetup
 
 FP8_TOKENS = {"tensorwise": 16, "blockwise": 128, "mxfp8": 32}
-"""Rows of a matrix that Transformer Engine multiplies in FP8 are a multiple of this, by recipe. It multiplies
-blockwise with 16 too, but gathers tokens over ranks in FP8 only where each has whole blocks.
+"""The number of rows of an FP8 matrix in Transformer Engine is a multiple of this, by recipe.
+
+A blockwise product would accept multiples of 16, but tokens are gathered over ranks in FP8 only if each rank
+has whole blocks.
 """
 
 _ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
-"""Of the gate, by their names in config.json."""
+"""Activation functions of the gate, by their names in config.json."""
 
 
 def transformer_config(setup: RankSetup, device: torch.device) -> TransformerConfig:
-    """Megatron's description of the model, and of what computes it on this device."""
+    """Megatron's description of the model, with the options for this device."""
     model, dtype = setup.model, precision(setup.actor, device)
     make = MLATransformerConfig if model.latent else TransformerConfig
     return make(
         **_sizes(model),
         **(_latent_attention(model) if model.latent else _attention(model)),
         **(_experts(model) if model.num_experts else {}),
-        moe_token_dispatcher_type="alltoall",  # demanded where lengths vary, even without experts
+        moe_token_dispatcher_type="alltoall",  # Megatron demands it for variable lengths in any model
         hidden_dropout=0.0,
         attention_dropout=0.0,
         **_parallel(setup, device),
@@ -40,10 +42,10 @@ def transformer_config(setup: RankSetup, device: torch.device) -> TransformerCon
         fp16=dtype == torch.float16,
         **fp8(setup.actor),
         **_recompute(setup.actor),
-        calculate_per_token_loss=True,  # gradients are summed: every loss is a share of a global mean already
+        calculate_per_token_loss=True,  # gradients are summed: a loss is its share of a global mean already
         perform_initialization=False,  # weights come from a checkpoint
         persist_layer_norm=False,
-        masked_softmax_fusion=False,  # attention has its own
+        masked_softmax_fusion=False,  # our attention has its own softmax
         use_cpu_initialization=device.type == "cpu",
         **(_fusions(setup) if device.type == "cuda" else _NO_FUSIONS),
     )
@@ -55,39 +57,38 @@ _NO_FUSIONS = {
     "bias_activation_fusion": False,
     "apply_rope_fusion": False,
 }
-"""Each needs a CUDA kernel."""
+"""Fusions that are off on the CPU, because each needs a CUDA kernel."""
 
 
 def _fusions(setup: RankSetup) -> dict[str, Any]:
-    """On a GPU, where every kernel is there but one that Apex alone has."""
+    """Fusions on a GPU. All kernels exist there, except one that only Apex has."""
     model = setup.model
     return {
         "gradient_accumulation_fusion": importlib.util.find_spec(_APEX_KERNEL) is not None,
         "bias_dropout_fusion": True,
-        "bias_activation_fusion": family_of(model).activation == "silu",  # of the gated ones, the only kernel
-        "apply_rope_fusion": not model.latent,  # that kernel has angles of its own
+        "bias_activation_fusion": family_of(model).activation == "silu",  # the only kernel for gated units
+        "apply_rope_fusion": not model.latent,  # the kernel for latent attention computes its own angles
         "moe_grouped_gemm": model.num_experts > 0,
         "deterministic_mode": setup.deterministic,
     }
 
 
 _APEX_KERNEL = "fused_weight_gradient_mlp_cuda"
-"""Adds a weight's gradient to its buffer while it computes it; Megatron's own linear layers demand it."""
+"""Kernel of Apex that accumulates a weight's gradient in its buffer; Megatron's own linear layers need it for
+gradient_accumulation_fusion."""
 
 
 def precision(actor: ActorConfig, device: torch.device) -> torch.dtype:
-    """Of parameters and activations; bf16 on GPUs and fp32 on CPU unless the config says otherwise."""
+    """Dtype of parameters and activations: actor.precision, by default bf16 on GPUs and fp32 on the CPU."""
     name = actor.precision or ("bf16" if device.type == "cuda" else "fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def fp8(actor: ActorConfig) -> dict[str, Any]:
-    """What Megatron is told; its block of layers then enters Transformer Engine's FP8 context by itself.
-
-    Where few numbers share a scale, gradients do without the wide exponent of e5m2.
-    """
+    """Megatron's FP8 options; its TransformerBlock then enters Transformer Engine's FP8 context by itself."""
     if actor.fp8 == "none":
         return {}
+    # With a scale per block, gradients do not need the wide exponent of e5m2 ("hybrid").
     return {
         "fp8": "hybrid" if actor.fp8 == "tensorwise" else "e4m3",
         "fp8_recipe": actor.fp8,
@@ -110,8 +111,8 @@ def _parallel(setup: RankSetup, device: torch.device) -> dict[str, Any]:
         "virtual_pipeline_model_parallel_size": parallel.vpp if several_chunks else None,
         "pipeline_model_parallel_layout": _stages(parallel.stage_layers),
         "variable_seq_lengths": parallel.pp > 1,  # packed microbatches differ in length
-        # Interleaved schedules free an output before its asynchronous send has ended (Megatron 0.16): the
-        # receiver then gets whatever the memory holds by now.
+        # Interleaved schedules free an output before its asynchronous send has ended (Megatron 0.16), and the
+        # receiver would get whatever the memory holds by then.
         "deallocate_pipeline_outputs": not several_chunks,
         # Batched messages give an interleaved pipeline wrong gradients (Megatron 0.16).
         "overlap_p2p_comm": several_chunks,
@@ -127,7 +128,7 @@ def _shares_sequence(setup: RankSetup, device: torch.device) -> bool:
 
 
 def _stages(stage_layers: tuple[int, ...]) -> list[list[str]] | None:
-    """What every chunk has, in Megatron's words; None: layers in equal parts."""
+    """Layers of every model chunk, in Megatron's notation; None divides the layers evenly."""
     if not stage_layers:
         return None
     stages = [["decoder"] * count for count in stage_layers]
@@ -160,7 +161,7 @@ def _sizes(model: ModelSpec) -> dict[str, Any]:
 
 
 def _attention(model: ModelSpec) -> dict[str, Any]:
-    # Both query and key would be multiplied by the amplitude.
+    # YaRN multiplies query and key by the amplitude, so their product by its square.
     scale = (model.query_scale or model.head_dim**-0.5) * amplitude(model) ** 2
     return {
         "num_query_groups": model.num_kv_heads,
@@ -180,10 +181,10 @@ def _latent_attention(model: ModelSpec) -> dict[str, Any]:
         "qk_pos_emb_head_dim": model.rope_head_dim,
         "v_head_dim": model.v_head_dim,
         "rope_type": "rope",
-        # With these two, Megatron widens the softmax; the angles are ours.
+        # Megatron derives its softmax scale from these two; PackedRotary computes the angles.
         "rotary_scaling_factor": scaling.get("factor") or 1.0,
         "mscale_all_dim": scaling.get("mscale_all_dim") or 0.0,
-        # Megatron would add up the gradients of norms by this name, which every rank has whole already.
+        # If True, Megatron would all-reduce the gradients of these norms, which every rank has whole already.
         "qk_layernorm": False,
     }
 

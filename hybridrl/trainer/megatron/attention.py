@@ -1,8 +1,8 @@
-"""Causal attention inside each packed sequence: one call for every run of sequences of equal length.
+"""Causal attention inside each packed sequence, with one call for every run of sequences of equal length.
 
-Under context parallelism every rank gathers all keys and values, and attends with the queries that it has.
-Shape letters: T packed tokens of this rank, H query heads, K key heads, D size of a query and key head, E of
-a value head, B sequences of equal length, L that length, Q queries of each of them.
+Under context parallelism every rank gathers all keys and values, and computes the outputs of its own queries.
+Shape letters: T packed tokens of this rank, H query heads, K key heads, D size of a query or key head, E size
+of a value head, B sequences of equal length, L that length, Q queries of each sequence.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from hybridrl.trainer.packing import Packing
 
 
 class PackedAttention(MegatronModule):
-    """In place of Megatron's core attention, which knows neither packed sequences nor context parallelism."""
+    """Replaces Megatron's core attention, which supports neither packed sequences nor context parallelism."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class PackedAttention(MegatronModule):
     ) -> None:
         """
         Args:
-            softmax_scale: of the product of query and key; None: 1 / sqrt(D).
-            window: a token sees itself and the `window` - 1 tokens before it; None: all before it.
-            soft_cap: scores x become soft_cap * tanh(x / soft_cap); None: they stay.
+            softmax_scale: scale of the product of query and key; None is 1 / sqrt(D).
+            window: a token attends to itself and the `window` - 1 tokens before it; None attends to all.
+            soft_cap: scores x become soft_cap * tanh(x / soft_cap); None leaves them as they are.
         """
         super().__init__(config=config)
         self._scale, self._window, self._soft_cap = softmax_scale, window, soft_cap
@@ -52,7 +52,7 @@ class PackedAttention(MegatronModule):
         """
         Args:
             query: [T, 1, H, D]
-            key: [T, 1, K, D]; with fewer heads than queries have, each serves several of them.
+            key: [T, 1, K, D]; if K < H, each key head serves H / K query heads.
             value: [T, 1, K, E]
 
         Returns:
@@ -68,7 +68,7 @@ class PackedAttention(MegatronModule):
         return torch.cat([attend(*run, q, k, v) for run, q, k, v in parts])
 
     def _gather(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of all ranks, [cp, T, 1, K, D] and [cp, T, 1, K, E]: heads may differ in size."""
+        """Keys and values of all ranks, [cp, T, 1, K, D] and [cp, T, 1, K, E], gathered in one call."""
         together = torch.cat([key.flatten(1), value.flatten(1)], dim=1)
         split = [key[0].numel(), value[0].numel()]
         keys, values = gather_tokens(together, self._context).split(split, dim=2)
@@ -82,7 +82,7 @@ class PackedAttention(MegatronModule):
     def _attend_over_ranks(
         self, count: int, length: int, query: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        """Queries of this rank's two pieces of each sequence, against the keys up to the end of the piece."""
+        """Attention of this rank's two chunks of each sequence over all keys up to the end of each chunk."""
         size, chunk = self._context.size(), length // (2 * self._context.size())
         query_BH2QD = query.view(count, 2, chunk, *query.shape[2:]).permute(0, 3, 1, 2, 4)
         key_BKLD, value_BKLE = (in_order(x, count, length).squeeze(2).transpose(1, 2) for x in (keys, values))
@@ -94,7 +94,7 @@ class PackedAttention(MegatronModule):
         return torch.stack(outs, dim=1).reshape(2 * count * chunk, 1, -1)
 
     def _product(self, query_BHQD: Tensor, key_BKLD: Tensor, value_BKLE: Tensor, *, first: int) -> Tensor:
-        """Attention of queries at positions `first` and up, [B, H, Q, E]."""
+        """Attention of queries at positions `first` and up over keys at positions 0 and up, [B, H, Q, E]."""
         num_queries, num_keys = query_BHQD.shape[2], key_BKLD.shape[2]
         visible_QL = _visible(num_queries, num_keys, first, self._window, query_BHQD.device)
         scale = query_BHQD.shape[3] ** -0.5 if self._scale is None else self._scale
@@ -113,7 +113,10 @@ class PackedAttention(MegatronModule):
 
 
 def _visible(num_queries: int, num_keys: int, first: int, window: int | None, device: torch.device) -> Tensor:
-    """Which keys, from position 0, each query sees, the first of them being at `first`; bool [Q, L]."""
+    """Mask of the keys that each query attends to; bool [Q, L].
+
+    Queries have positions from `first` on, keys from 0 on.
+    """
     at_Q = torch.arange(first, first + num_queries, device=device)
     back_QL = at_Q.unsqueeze(1) - torch.arange(num_keys, device=device)
     return back_QL >= 0 if window is None else (back_QL >= 0) & (back_QL < window)
@@ -127,7 +130,7 @@ def _capped(
     scale: float,
     soft_cap: float,
 ) -> Tensor:
-    """Torch's own product has no soft cap: this one holds all scores."""
+    """Attention with a soft cap, which torch's own function lacks. It materialises all scores."""
     served = query_BHQD.shape[1] // key_BKLD.shape[1]
     key_BHLD, value_BHLE = (x.repeat_interleave(served, dim=1) for x in (key_BKLD, value_BKLE))
     score_BHQL = (query_BHQD @ key_BHLD.mT) * scale

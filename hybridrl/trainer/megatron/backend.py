@@ -1,4 +1,4 @@
-"""Megatron-core as a trainer backend: its models, optimizers and random state behind trainer/base.py."""
+"""Megatron-core as a trainer backend: models, optimizers and random state behind trainer/base.py."""
 
 import math
 import warnings
@@ -47,7 +47,7 @@ class MegatronModel(Model):
     ) -> None:
         """
         Args:
-            deal: of idle microbatches.
+            partition: how idle microbatches are packed.
         """
         self.stage, self.layout, self.rank, self.adapters = stage, layout, rank, adapters
         self._inner, self._partition = policy_model(stage), partition
@@ -83,7 +83,7 @@ class MegatronModel(Model):
             scalar, result = loss(microbatch, hidden_O1)
             return scalar, schedule.NO_COUNT, result
 
-        least = int(self.stage[0].ddp_config.overlap_grad_reduce)  # the backward pass begins the sum
+        least = int(self.stage[0].ddp_config.overlap_grad_reduce)  # only a backward pass starts the reduction
         if filled := schedule.filled(self.stage, microbatches, self._partition, least):
             results = schedule.run(self.stage, filled, finish, forward_only=False)
             return [result for result in results if result is not None]
@@ -113,7 +113,7 @@ class MegatronBackend(Backend):
     layout: MegatronLayout
 
     def __init__(self, setup: RankSetup, device: torch.device) -> None:
-        """On ranks that have joined each other."""
+        """The process groups must be initialised already, see `start`."""
         self.setup, self.device = setup, device
         self.layout = cast(MegatronLayout, make_layout(setup))
         self.mesh = Mesh(
@@ -151,7 +151,7 @@ class MegatronBackend(Backend):
             seed=setup.seed,
         )
         if not trained:
-            Offload((), schedule.gradient_buffers(stage)).leave()  # for good
+            Offload((), schedule.gradient_buffers(stage)).leave()  # they never come back
         if value_head and layout.spec.head != "value":
             layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
         return MegatronModel(stage, layout, setup.rank, self.partition, adapters)
@@ -179,19 +179,19 @@ class MegatronBackend(Backend):
 
 
 def open(setup: RankSetup) -> MegatronBackend:
-    """As trainer/base.open."""
+    """Same contract as trainer/base.open."""
     if setup.host == "cpu":
-        warnings.filterwarnings("ignore", module="megatron")  # advice about GPUs
+        warnings.filterwarnings("ignore", module="megatron")  # its warnings are about missing GPU libraries
     with cpu.scope():
         return MegatronBackend(setup, start(setup))
 
 
 def start(setup: RankSetup) -> torch.device:
-    """Join the process groups and seed. *Collective*. Returns the device of this rank.
+    """Join the process groups and seed the random numbers; returns the device of this rank. *Collective*.
 
     Raises:
-        ResourceError: the device of the setup is not there, or lacks the FP8 that is asked for, or torch sees
-            one and the setup names none.
+        ResourceError: the device of the setup does not exist or lacks the requested FP8 recipe, or the setup
+            names no device although torch sees one.
     """
     device = _device(setup)
     parallel, timeout = setup.parallel, timedelta(seconds=setup.timeout_s)
@@ -240,11 +240,12 @@ def _device(setup: RankSetup) -> torch.device:
 
 
 def written(layout: Layout, rank: int, tp: int) -> tuple[set[str], set[str]]:
-    """As Backend.written.
+    """Same contract as Backend.written.
 
-    Tensor-parallel ranks that hold the same of a tensor keep the same stretches: the first of them writes.
-    Data-parallel ranks share in a tensor that is trained, and so do all that have the same expert; of others
-    there are whole copies.
+    Tensor-parallel ranks that hold a copy of the same tensor have the same flat ranges: the first rank writes
+    them. The optimizer state of a trained tensor is sharded over data-parallel ranks, that of an expert over
+    all ranks that hold this expert: each of them writes its own range. Tensors that are not trained are whole
+    on every rank that holds them, and the first such rank writes them.
     """
     first: dict[tuple[object, ...], str] = {}
     trained, untrained = set(), set()

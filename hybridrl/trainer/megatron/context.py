@@ -1,9 +1,9 @@
-"""Context parallelism: the tokens of every sequence, dealt over ranks so that all have equal work.
+"""Context parallelism: the tokens of every sequence are partitioned over ranks, with equal work for all.
 
-A sequence is cut into 2 * cp pieces; rank r has piece r and piece 2 * cp - 1 - r, a cheap one under a causal
-mask and a dear one (zigzag).
+A sequence is split into 2 * cp chunks. Rank r has chunk r and chunk 2 * cp - 1 - r (zigzag): under a causal
+mask the first is cheap and the second expensive.
 Shape letters: T packed tokens of this rank, B sequences of equal length, L that length, O trained tokens that
-this rank predicts, R those of all ranks.
+this rank predicts, R trained tokens of all ranks.
 """
 
 from typing import Any
@@ -18,9 +18,10 @@ from hybridrl.trainer.packing import Microbatch
 
 
 def from_context(microbatch: Microbatch, own_O: Tensor) -> Tensor:
-    """Outputs for all trained tokens of a microbatch, [R, ...], from those that each rank has.
+    """Gather the outputs for all trained tokens of a microbatch, [R, ...], from the ranks that computed them.
 
-    *Collective* over context-parallel ranks; differentiable, if all of them go on to compute the same.
+    *Collective* over context-parallel ranks. Differentiable, provided that all ranks compute the same from
+    the result.
     """
     group = parallel_state.get_context_parallel_group()
     if group.size() == 1:
@@ -29,32 +30,35 @@ def from_context(microbatch: Microbatch, own_O: Tensor) -> Tensor:
 
 
 def chunks_of(rank: int, size: int) -> tuple[int, int]:
-    """The pieces of every sequence that a rank has, in order, out of 2 * size."""
+    """Indices of the two chunks, out of 2 * size, that a rank has of every sequence, in order."""
     return rank, 2 * size - 1 - rank
 
 
 def gather_tokens(own_T: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """What every rank has, [cp, T, ...]. *Collective* over the group, forward and backward: each rank gets
-    the sum of all ranks' gradients of its part."""
+    """Gather the tokens of all ranks, [cp, T, ...]. *Collective* over the group, forward and backward.
+
+    In the backward pass each rank gets the sum of all ranks' gradients of its part.
+    """
     return _GatherTokens.apply(own_T, group)
 
 
 def in_order(partitioned: Tensor, count: int, length: int) -> Tensor:
-    """Whole sequences [B, L, ...] from the parts [cp, B * L / cp, ...] that ranks have of them."""
+    """Whole sequences [B, L, ...] from the partitioned tokens [cp, B * L / cp, ...] of all ranks."""
     size = len(partitioned)
-    pieces = partitioned.view(size, count, 2, length // (2 * size), *partitioned.shape[2:])
-    in_turn = torch.cat([pieces[:, :, 0], pieces[:, :, 1].flip(0)])
-    return in_turn.transpose(0, 1).reshape(count, length, *partitioned.shape[2:])
+    chunks = partitioned.view(size, count, 2, length // (2 * size), *partitioned.shape[2:])
+    ordered = torch.cat([chunks[:, :, 0], chunks[:, :, 1].flip(0)])
+    return ordered.transpose(0, 1).reshape(count, length, *partitioned.shape[2:])
 
 
 def gather_rows(own_O: Tensor, most: int, from_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The rows of all ranks in one order, [R, ...]. *Collective* forward; nothing is sent backward.
+    """Gather the rows of all ranks in the order of `from_R`, [R, ...]. *Collective* in the forward pass only.
 
-    Every rank goes on to compute the same from the result, so its part of the gradient is whole already.
+    Every rank must compute the same from the result. Each rank's gradient of its own rows is then whole
+    already, and the backward pass communicates nothing.
 
     Args:
-        most: rows of the rank that has the most.
-        from_R: int64, rank * most + place among that rank's rows.
+        most: largest number of rows of a rank.
+        from_R: int64, rank * most + index of the row on that rank.
     """
     return _GatherRows.apply(own_O, most, from_R, group)
 

@@ -1,8 +1,8 @@
 """The layers on a GPU: Transformer Engine's norms, linear layers with a norm inside, grouped experts, and
-attention over packed sequences. Imports need no GPU, modules do.
+attention over packed sequences. Importing this module needs no GPU; building its layers does.
 
-Shape letters: T packed tokens of this rank, H query heads, K key heads, D size of a query and key head, E of
-a value head.
+Shape letters: T packed tokens of this rank, H query heads, K key heads, D size of a query or key head, E size
+of a value head.
 """
 
 import copy
@@ -34,9 +34,10 @@ from hybridrl.trainer.packing import Packing
 
 
 class VarlenAttention(MegatronModule):
-    """Gives Transformer Engine the packed sequences as it wants them: without a batch dim, with their edges.
+    """Passes packed sequences to Transformer Engine's attention: without a batch dim, with cu_seqlens.
 
-    Under context parallelism it exchanges keys and values by itself, in the order that packing.py deals.
+    Under context parallelism it exchanges keys and values by itself; it expects the zigzag partition of
+    packing.py.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class VarlenAttention(MegatronModule):
     ) -> None:
         """
         Args:
-            product: class that attends.
-            window: a token sees itself and the `window` - 1 tokens before it; None: all before it.
+            product: class of Transformer Engine's attention.
+            window: a token attends to itself and the `window` - 1 tokens before it; None attends to all.
         """
         super().__init__(config=config)
         self.product = product(
@@ -84,7 +85,7 @@ class VarlenAttention(MegatronModule):
 
 
 def varlen(packing: Packing) -> PackedSeqParams:
-    """Where sequences begin, for Transformer Engine. Filler counts as a part of its sequence."""
+    """Sequence boundaries for Transformer Engine. Filler counts as a part of its sequence."""
     longest = max(length for _, length in packing.runs)
     return PackedSeqParams(
         qkv_format="thd",
@@ -98,14 +99,14 @@ def varlen(packing: Packing) -> PackedSeqParams:
 
 
 def with_window(config: TransformerConfig, window: int | None) -> TransformerConfig:
-    """Transformer Engine counts the tokens before a token, without itself."""
+    """A copy of the config with the window as Transformer Engine counts it: without the token itself."""
     changed = copy.copy(config)
     changed.window_size = None if window is None else (window - 1, 0)
     return changed
 
 
 def core_attention(config: TransformerConfig, model: ModelSpec, window: int | None) -> ModuleSpec:
-    """Transformer Engine's, or ours where it has none for the model."""
+    """Transformer Engine's attention if it supports the model, otherwise ours, with a warning."""
     if lacks := _lacks(config, model, window):
         warnings.warn(
             f"{lacks}: attention runs one product per length of sequences, which is slower", stacklevel=2
@@ -115,7 +116,7 @@ def core_attention(config: TransformerConfig, model: ModelSpec, window: int | No
 
 
 def _lacks(config: TransformerConfig, model: ModelSpec, window: int | None) -> str:
-    """What keeps Transformer Engine from the attention of a layer; "": nothing."""
+    """Why Transformer Engine cannot compute the attention of a layer; "" if it can."""
     if model.attention_soft_cap is not None:
         return "Transformer Engine's attention is not called with a soft cap"
     if config.context_parallel_size > 1 and window is not None:

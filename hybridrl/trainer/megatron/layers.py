@@ -1,4 +1,4 @@
-"""The layers of every family, as Megatron's specifications, made of the parts of a host."""
+"""The layers of every model family as Megatron's layer specs, built from the classes of a device."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,10 +23,10 @@ from hybridrl.trainer.packing import Packing
 def layer_specs(
     config: TransformerConfig, model: ModelSpec, layers: Sequence[int], parts: LayerSpecs
 ) -> TransformerBlockSubmodules:
-    """Some layers of a model, neighbours, and the norm after the last one.
+    """Specs of consecutive layers of a model, and of the final norm.
 
     Args:
-        layers: counted over the whole model, from 0.
+        layers: layer indices in the whole model, from 0.
     """
     return TransformerBlockSubmodules(
         layer_specs=[_layer(config, model, layer, parts) for layer in layers], layer_norm=parts.norm
@@ -34,7 +34,7 @@ def layer_specs(
 
 
 class DecoderLayer(TransformerLayer):
-    """Megatron's layer, with what some families add to it."""
+    """Megatron's layer, with post norms and per-layer rotary angles for the families that have them."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class DecoderLayer(TransformerLayer):
     ) -> None:
         """
         Args:
-            post_norm: class of the norms of what attention and feed-forward add to the residual stream; None:
-                there are none.
-            angles: which of the rotary embedding's it turns by; None: there is one kind.
+            post_norm: class of the norms applied to the outputs of attention and feed-forward before they are
+                added to the residual stream; None if the family has none.
+            angles: index of this layer's angles in the output of PackedRotary; None if all layers share them.
         """
         super().__init__(config, submodules, **options)
         self._angles = angles
@@ -67,7 +67,7 @@ class DecoderLayer(TransformerLayer):
         rotary_pos_emb: Tensor | None = None,
         **options: Any,
     ) -> Any:
-        if self.is_moe_layer:  # Megatron tells the attention only
+        if self.is_moe_layer:  # Megatron passes packed_seq_params to the attention only
             self.mlp.router.packing = packed_seq_params
         if rotary_pos_emb is not None and self._angles is not None:
             rotary_pos_emb = rotary_pos_emb[self._angles]
@@ -77,7 +77,7 @@ class DecoderLayer(TransformerLayer):
 
 
 def _add_normed(norm: torch.nn.Module, training: bool, fused: bool) -> Callable[..., Tensor]:
-    """In place of Megatron's bias, dropout and addition: there is neither bias nor dropout."""
+    """Replaces Megatron's bias-dropout-add: here is neither bias nor dropout, and the output is normed."""
 
     def add(output_with_bias: tuple[Tensor, None], residual: Tensor, dropout: float) -> Tensor:
         return residual + norm(output_with_bias[0])
@@ -118,7 +118,7 @@ def _layer(config: TransformerConfig, model: ModelSpec, layer: int, parts: Layer
 
 
 def _place_grouped(places: Any, model: ModelSpec, parts: LayerSpecs) -> None:
-    """Attention with grouped queries."""
+    """Fill in the classes of grouped-query attention."""
     attention = places.self_attention.submodules
     attention.linear_qkv = parts.norm_column or parts.column
     if parts.norm_column:
@@ -128,6 +128,7 @@ def _place_grouped(places: Any, model: ModelSpec, parts: LayerSpecs) -> None:
 
 
 def _place_latent(attention: Any, parts: LayerSpecs) -> None:
+    """Fill in the classes of multi-head latent attention."""
     attention.linear_q_proj = parts.column
     attention.linear_q_down_proj = attention.linear_kv_down_proj = parts.down_proj
     attention.linear_q_up_proj = attention.linear_kv_up_proj = parts.norm_column or parts.column
@@ -150,5 +151,5 @@ def _place_experts(moe: Any, model: ModelSpec, parts: LayerSpecs) -> None:
 
 
 def inside(spec: Any) -> Any:
-    """The places inside a module: newer releases of Megatron bind them to its class."""
+    """The submodules of a spec. Newer releases of Megatron bind them to the class with functools.partial."""
     return spec.keywords["submodules"] if isinstance(spec, partial) else spec.submodules

@@ -1,8 +1,9 @@
-"""LoRA on Megatron's linear layers: frozen weights, and a trained product of low rank beside each.
+"""LoRA on Megatron's linear layers: the weights are frozen, and each gets a trained product of low rank.
 
-Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1. Which rank has which part: layout/adapters.py.
-The gradient of a factor that all tensor-parallel ranks have is whole on each of them, but with sequence
-parallelism, where it is of the rank's own tokens: Megatron then adds them up, as it does for norms.
+Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, section 4.1. layout/adapters.py says which rank has which
+part.
+A factor that is replicated over tensor-parallel ranks gets its whole gradient on each of them. With sequence
+parallelism each rank only has the gradient of its own tokens, and Megatron sums these as it does for norms.
 Shape letters: T tokens, I and O inputs and outputs of a linear layer on this rank, R rank of the adapter.
 """
 
@@ -32,13 +33,13 @@ from hybridrl.layout.adapters import AdapterLayout
 
 
 class Adapter(Module):
-    """What it maps the input of a linear layer to is added to the layer's output."""
+    """An adapter of one linear layer: its output is added to the output of the layer."""
 
     def __init__(self, linear: Any, rank: int, scale: float) -> None:
         super().__init__()
         weight_OI, self._scale, self.switched_on = linear.weight, scale, True
         self.name = ""
-        """Of the layer, in the whole model."""
+        """Name of the layer in the whole model."""
 
         self._sequence_parallel: bool = linear.sequence_parallel
         options = {"dtype": weight_OI.dtype, "device": weight_OI.device}
@@ -46,26 +47,26 @@ class Adapter(Module):
         self.b = Parameter(torch.zeros(weight_OI.shape[0], rank, **options))
 
     def merged(self, weight_OI: Tensor) -> Tensor:
-        """The weight that does the same alone, in its own precision: a copy."""
+        """A copy of the weight with the adapter merged in, in the precision of the weight."""
         update_OI = self._scale * (self.b.detach().float() @ self.a.detach().float())
         return (weight_OI.float() + update_OI).to(weight_OI.dtype)
 
-    def _cut(self, factor: Parameter, dim: int, whole: Parameter) -> None:
-        """Tell the factor that is cut from the one that is not, which counts once in the gradient norm."""
+    def _mark_sharded(self, factor: Parameter, dim: int, whole: Parameter) -> None:
+        """Mark which factor is sharded along `dim`; the replicated one counts once in the gradient norm."""
         set_tensor_model_parallel_attributes(factor, is_parallel=True, dim=dim, stride=1)
         whole.sequence_parallel = self._sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class ColumnAdapter(Adapter):
-    """Of a layer with its rows cut: every rank has A."""
+    """The adapter of a column-parallel layer, sharded by rows: B is sharded in the same way, A replicated."""
 
     def __init__(self, linear: Any, rank: int, scale: float) -> None:
         super().__init__(linear, rank, scale)
-        self._cut(self.b, 0, whole=self.a)
+        self._mark_sharded(self.b, 0, whole=self.a)
 
     def forward(self, input_TI: Tensor) -> Tensor:
         low_TR = F.linear(input_TI, self.a)
-        # Each rank's rows of B give a part of the gradient of what is between the two.
+        # Each rank's rows of B give a part of the gradient of A's output: the backward pass sums over ranks.
         if self._sequence_parallel:
             low_TR = gather_from_sequence_parallel_region(low_TR, tensor_parallel_output_grad=True)
         else:
@@ -74,11 +75,14 @@ class ColumnAdapter(Adapter):
 
 
 class RowAdapter(Adapter):
-    """Of a layer with its columns cut: every rank has B. What is between the two is summed over ranks."""
+    """The adapter of a row-parallel layer, sharded by columns: A is sharded in the same way, B replicated.
+
+    The outputs of A are summed over ranks.
+    """
 
     def __init__(self, linear: Any, rank: int, scale: float) -> None:
         super().__init__(linear, rank, scale)
-        self._cut(self.a, 1, whole=self.b)
+        self._mark_sharded(self.a, 1, whole=self.b)
 
     def forward(self, input_TI: Tensor) -> Tensor:
         low_TR = F.linear(input_TI, self.a)
@@ -90,9 +94,9 @@ class RowAdapter(Adapter):
 
 
 def attach(model: Any, layout: AdapterLayout) -> None:
-    """Freeze a model and give adapters to the linear layers of the layout; they are 0, and so without effect.
+    """Freeze a model and attach adapters, which are 0 at first, to the linear layers of the layout.
 
-    Called before Megatron makes its gradient buffers, which then have room for the adapters only.
+    Call this before Megatron makes its gradient buffers, which then hold the adapters only.
 
     Raises:
         ConfigError: the linear layers are not Megatron's own.
@@ -107,7 +111,7 @@ def attach(model: Any, layout: AdapterLayout) -> None:
                 linear.adapter.name = f"decoder.layers.{number}.{name}"  # pyright: ignore[reportArgumentType]
                 linear.register_forward_hook(_add)
     if model.pre_process and model.config.recompute_granularity == "full":
-        # A layer whose input needs no gradient would not be computed again, and so get none itself.
+        # Recomputation skips a layer whose input needs no gradient, and its adapters would get none.
         model.embedding.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
 
 
@@ -128,14 +132,14 @@ def _add(linear: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor |
 
 
 def adapters(stage: list[Any]) -> Iterator[Any]:
-    """All of this rank."""
+    """All adapters of this rank."""
     return (module for chunk in stage for module in chunk.modules() if isinstance(module, Adapter))
 
 
 def start(stage: list[Any], seed: int) -> None:
-    """Draw every A as a linear layer of its size is drawn: uniform within 1 / sqrt(inputs). B stays 0.
+    """Initialise every A like a linear layer of its size: uniform within 1 / sqrt(inputs). B stays 0.
 
-    What is drawn depends on the seed and on the layer, not on how it is cut.
+    The values depend on the seed and the layer, not on the parallel layout.
     """
     for adapter in adapters(stage):
         a, parts = adapter.a, 1
@@ -152,7 +156,7 @@ def start(stage: list[Any], seed: int) -> None:
 
 @contextlib.contextmanager
 def switched_off(stage: list[Any]) -> Iterator[None]:
-    """Inside, the model is the one that training began from."""
+    """A context in which the model computes without its adapters."""
     found = list(adapters(stage))
     try:
         for adapter in found:
@@ -164,12 +168,12 @@ def switched_off(stage: list[Any]) -> Iterator[None]:
 
 
 class Merged(Mapping[str, Tensor]):
-    """The weights of a model with its adapters in them, by name. One is computed when it is asked for."""
+    """The weights of a model with its adapters merged in, by name. Each is computed on access."""
 
     def __init__(self, weights: Mapping[str, Tensor], stage: list[Any]) -> None:
         """
         Args:
-            weights: live, of the model without adapters.
+            weights: live weights of the model without adapters.
         """
         self._weights = weights
         self._adapters = {f"{adapter.name}.weight": adapter for adapter in adapters(stage)}

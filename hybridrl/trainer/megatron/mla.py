@@ -1,8 +1,8 @@
-"""Multi-head latent attention: q, and k with v, pass through a narrow layer and its norm.
+"""Multi-head latent attention: q, and k together with v, are projected down to a normed latent vector.
 
 Source: DeepSeek-AI 2024, "DeepSeek-V2", arXiv:2405.04434, section 2.1.
-Shape letters: T packed tokens, S those of this rank under sequence parallelism, else T; H heads of this rank,
-D rotary size of a head.
+Shape letters: T packed tokens, S tokens of this rank (T / tp with sequence parallelism, otherwise T), H heads
+of this rank, D rotary size of a head.
 """
 
 from typing import Any
@@ -22,11 +22,15 @@ from hybridrl.trainer.megatron.rope import PackedRotary, turn_pairs
 from hybridrl.trainer.packing import Packing
 
 NORM_PLACES = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
-"""Norms of the narrow layers' outputs, and the linear layers that may norm these instead."""
+"""Places in Megatron's spec of the norms of latent vectors, and of the linear layers that may apply these
+norms instead."""
 
 
 class LatentAttention(MLASelfAttention):
-    """Megatron's modules; its way through them loses gradients of the rotary key under tensor parallelism."""
+    """Megatron's modules with our own forward pass.
+
+    Megatron's forward pass loses gradients of the rotary key under tensor parallelism.
+    """
 
     def __init__(
         self, config: MLATransformerConfig, submodules: Any, *, rotary: PackedRotary, **options: Any
@@ -35,9 +39,10 @@ class LatentAttention(MLASelfAttention):
         self.rotary_pos_emb = rotary
 
     def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:
-        """What is built at the places that norms depend on: what the specification has there.
+        """The classes at NORM_PLACES, exactly as the spec has them.
 
-        Megatron 0.16 does so by itself. 0.19 asks this method, and its own chooses by config.qk_layernorm.
+        Megatron 0.16 builds these by itself. 0.19 calls this method, whose own version chooses by
+        config.qk_layernorm.
         """
         return {place: getattr(submodules, place) for place in NORM_PLACES}
 
@@ -54,7 +59,8 @@ class LatentAttention(MLASelfAttention):
             hidden_states: [S, 1, hidden size]
 
         Returns:
-            Query, key and value, [T, 1, H, head size of each]; then what query, and key and value, come from.
+            Query, key and value, [T, 1, H, head size of each]; then the latent vectors of query, and of key
+            and value.
         """
         config = self.config
         angle_T = self.rotary_pos_emb(packing)
@@ -72,23 +78,23 @@ class LatentAttention(MLASelfAttention):
         return query, torch.cat([nope_k, rope_k], -1), value, latent_q, latent_kv
 
     def _latent_query(self, hidden: Tensor) -> Tensor:
-        """[S, 1, q_lora_rank], normed; hidden states where queries are not compressed."""
+        """The normed latent of the query, [S, 1, q_lora_rank]; the hidden states if queries have none."""
         if self.config.q_lora_rank is None:
             return hidden
         part, _ = self.linear_q_down_proj(hidden)
         return self.q_layernorm(self._own_tokens(gather_from_tensor_model_parallel_region(part)))
 
     def _latent_key_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """[S, 1, kv_lora_rank], normed, and the key's rotary part [T, 1, D]."""
+        """The normed latent of key and value, [S, 1, kv_lora_rank], and the key's rotary part [T, 1, D]."""
         part, _ = self.linear_kv_down_proj(hidden)
         whole = gather_from_tensor_model_parallel_region(part)
         latent, rope = whole.split([self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim], -1)
-        # Every rank takes it to heads of its own: their gradients are summed.
+        # Every rank uses it for its own heads, so the backward pass sums the gradients over ranks.
         rope = copy_to_tensor_model_parallel_region(rope)
         return self.kv_layernorm(self._own_tokens(latent)), rope
 
     def _own_tokens(self, whole_T: Tensor) -> Tensor:
-        """Where norms share the tokens, those of this rank."""
+        """This rank's tokens under sequence parallelism, otherwise all."""
         return scatter_to_sequence_parallel_region(whole_T) if self.config.sequence_parallel else whole_T
 
     def _heads(self, up: torch.nn.Module, latent: Tensor) -> Tensor:
@@ -96,22 +102,27 @@ class LatentAttention(MLASelfAttention):
         return wide.unflatten(-1, (self.num_attention_heads_per_partition, -1))
 
     def _turn(self, heads: Tensor, angle_T: Tensor) -> Tensor:
-        # Not by Megatron: 0.16 takes the order of the dims from the config, 0.19 from an argument.
+        # Megatron's function is not used: 0.16 takes the order of the dims from the config, 0.19 from an
+        # argument.
         return turn_pairs(heads, angle_T, self.rotary_pos_emb.amplitude)
 
 
 class WholeLatentAttention(LatentAttention):
-    """Where every tensor-parallel rank has the narrow layers whole, and the wide ones norm what they get."""
+    """Latent attention whose down-projections are replicated and whose up-projections apply the norms.
+
+    Transformer Engine's linear layers need this form.
+    """
 
     def _latent_query(self, hidden: Tensor) -> Tensor:
-        """[S, 1, q_lora_rank], not normed; hidden states where queries are not compressed."""
+        """The latent of the query before its norm, [S, 1, q_lora_rank]; the hidden states if it has none."""
         return hidden if self.config.q_lora_rank is None else self.linear_q_down_proj(hidden)[0]
 
     def _latent_key_value(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """[S, 1, kv_lora_rank], not normed, and the key's rotary part [T, 1, D]."""
+        """The latent of key and value before its norm, [S, 1, kv_lora_rank], and the key's rotary part
+        [T, 1, D]."""
         whole, _ = self.linear_kv_down_proj(hidden)
         latent, rope = whole.split([self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim], -1)
-        # Both ways back, the gradients of the ranks' heads are summed.
+        # The backward pass of either function sums the gradients of all ranks' heads.
         shared = self.config.sequence_parallel
         all_tokens = gather_from_sequence_parallel_region if shared else copy_to_tensor_model_parallel_region
         return latent.contiguous(), all_tokens(rope)

@@ -1,6 +1,7 @@
 """The policy: Megatron's GPT model on one pipeline stage, with outputs only where a token is trained on.
 
-Shape letters: T packed tokens of this rank, O trained tokens that it predicts, V vocabulary entries of it.
+Shape letters: T packed tokens of this rank, O trained tokens that this rank predicts, V vocabulary entries of
+this rank.
 """
 
 from collections.abc import Iterator
@@ -39,15 +40,15 @@ from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.packing import Microbatch, Packing
 
 LOGITS_AT_ONCE = 2**24
-"""Elements. Up to here the logits of a microbatch are kept for the backward pass; more are never held, but
-computed piece by piece, and once more in the backward pass."""
+"""Largest number of logits held at once. The logits of a microbatch with at most this many are kept for the
+backward pass; others are computed in chunks, and again in the backward pass."""
 
 Stage = list[DistributedDataParallel]
-"""The model on one pipeline stage: its chunks of layers, which take turns; mostly there is one."""
+"""The model on one pipeline stage: one model chunk, or several with virtual pipeline parallelism."""
 
 
 class PolicyModel(GPTModel):
-    """GPT that leaves its output layer to the caller, who decides how much of the logits is held."""
+    """GPT without the call of its output layer: the caller decides how many logits are held at once."""
 
     def __init__(
         self,
@@ -61,8 +62,8 @@ class PolicyModel(GPTModel):
     ) -> None:
         """
         Args:
-            parts: that layers are made of.
-            chunk: of this stage; None where it has one only.
+            parts: classes that the layers are built from.
+            chunk: index of the model chunk on this stage; None if there is one chunk only.
         """
         here = {"ignore_virtual": False, "vp_stage": chunk}
         first = parallel_state.is_pipeline_first_stage(**here)
@@ -86,7 +87,7 @@ class PolicyModel(GPTModel):
             self.register_module("output_layer", None)
             self.value_head = torch.nn.Linear(config.hidden_size, 1, bias=False, dtype=config.params_dtype)
         if last and not value_head:
-            self.output_layer.sequence_parallel = False  # its input is gathered before
+            self.output_layer.sequence_parallel = False  # _postprocess gathers its input
         self.share = padded_vocab_size // config.tensor_model_parallel_size
         """Vocabulary entries of every tensor-parallel rank, padding included."""
 
@@ -94,32 +95,32 @@ class PolicyModel(GPTModel):
         self.num_entries = max(0, min(self.share, spec.vocab_size - self.first_entry))
 
     def _preprocess(self, *args: Any, **options: Any) -> Any:
-        """On the first stage, the embedding of the tokens; with the rotary angles."""
+        """Megatron's own, with scaled embeddings for the families that have them."""
         hidden_states, *rest = super()._preprocess(*args, **options)
         if hidden_states is not None and self._embedding_scale is not None:
             hidden_states = hidden_states * self._embedding_scale
         return hidden_states, *rest
 
     def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
-        """On the last stage, what the output layer predicts trained tokens from, [O, 1, hidden size]."""
+        """Select, on the last stage, the hidden states that predict trained tokens, [O, 1, hidden size]."""
         if not self.post_process:
             return hidden_states
         if self.config.sequence_parallel:
-            # Every tensor-parallel rank then computes the whole gradient of the result.
+            # False, because every tensor-parallel rank computes the whole gradient of the result.
             hidden_states = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False
             )
         return hidden_states.index_select(0, packed_seq_params.predict_O)
 
     def logits(self, hidden_O1: Tensor) -> Tensor:
-        """Output layer without the padding of the vocabulary, [O, V]. *Collective*, tensor-parallel ranks."""
+        """Logits without the padding of the vocabulary, [O, V]. *Collective* over tensor-parallel ranks."""
         weight = self.output_weight
         logits_O1V, _ = self.output_layer(hidden_O1.to(weight.dtype), weight=weight)
         logits_OV = logits_O1V.squeeze(1)[:, : self.num_entries]
         return logits_OV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_OV / self.soft_cap)
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """As base.Model.score. *Collective*, tensor- and context-parallel ranks."""
+        """Same contract as base.Model.score. *Collective* over tensor- and context-parallel ranks."""
         own_O2 = torch.stack(self._score_own(microbatch.target_O, hidden_O1, temperature), dim=1)
         logp_R, entropy_R = from_context(microbatch, own_O2).unbind(1)
         return logp_R, entropy_R
@@ -141,12 +142,12 @@ class PolicyModel(GPTModel):
         )
 
     def values(self, hidden_O1: Tensor) -> Tensor:
-        """Of a model with a value head, float32 [O]; the same on all tensor-parallel ranks."""
-        # In bf16, answers to one prompt would get the same score where theirs differ by less than 1 %.
+        """Values of a model with a value head, float32 [O]; the same on all tensor-parallel ranks."""
+        # In bf16, answers to one prompt whose scores differ by less than 1 % would get the same score.
         return F.linear(hidden_O1.float(), self.value_head.weight.float()).flatten()
 
     def no_loss(self, hidden_O1: Tensor) -> Tensor:
-        """0: the sum over no token, whose backward pass reaches every parameter. *Collective* as `logits`."""
+        """A loss of 0 whose backward pass reaches every parameter. *Collective* like `logits`."""
         outputs = self.values if hasattr(self, "value_head") else self.logits
         return outputs(hidden_O1).sum()
 
@@ -158,7 +159,7 @@ class PolicyModel(GPTModel):
 
 
 def _layers(config: TransformerConfig, chunk: int | None) -> range:
-    """Of a chunk of this pipeline stage, counted over the whole model."""
+    """Layers of a model chunk of this pipeline stage, as indices in the whole model."""
     first = get_transformer_layer_offset(config, vp_stage=chunk)
     return range(first, first + get_num_layers_to_build(config, vp_stage=chunk))
 
@@ -175,13 +176,13 @@ def build(
     adapters: AdapterLayout | None = None,
     seed: int = 0,
 ) -> Stage:
-    """This stage's model, with all parameters 0, inside Megatron's gradient buffers of fp32. *Collective*.
+    """Build this stage's model with all parameters 0, wrapped with fp32 gradient buffers. *Collective*.
 
     Args:
-        value_head: one number in place of the vocabulary.
-        overlap: gradients are summed over ranks while the backward pass still runs.
-        parts: that layers are made of; None: those of the device.
-        adapters: what is trained, drawn from the seed; None: the model itself.
+        value_head: the output is one number per token in place of logits.
+        overlap: gradients are reduced over ranks while the backward pass still runs.
+        parts: classes that the layers are built from; None takes those of the device.
+        adapters: adapters to train, initialised from the seed; None trains the model itself.
     """
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap
@@ -202,16 +203,16 @@ def build(
                 parameter.zero_()
         if config.bf16 or config.fp16:
             model = Float16Module(config, model)
-        # Later chunks are behind the first in the backward pass: nothing is left to overlap with.
+        # As in Megatron, only the first chunk has buckets: the reductions of others overlap anyway.
         stage.append(DistributedDataParallel(config, options, model, disable_bucketing=bool(stage)))
     lora.start(stage, seed)
     return stage
 
 
 def _mark_tensor_parallel(model: torch.nn.Module) -> None:
-    """Tell weights that are cut over ranks from those that all have, which count once in the gradient norm.
+    """Mark weights that are sharded over tensor-parallel ranks; others count once in the gradient norm.
 
-    Megatron 0.16 does so while it initialises weights, which we skip; Transformer Engine always does.
+    Megatron 0.16 does this while it initialises weights, which we skip; Transformer Engine always does it.
     """
     dims = {ColumnParallelLinear: 0, VocabParallelEmbedding: 0, RowParallelLinear: 1}
     for module in model.modules():
@@ -226,9 +227,9 @@ def _is_marked(parameter: Any) -> bool:
 
 
 def _mark_experts(model: torch.nn.Module, config: TransformerConfig) -> None:
-    """Tell their weights from those that all data-parallel ranks have, where other ranks have them.
+    """Mark weights of experts whose gradients are not reduced over the ordinary data-parallel group.
 
-    Megatron does so with ep above 1 only, and with less tensor parallelism than around them leaves out ranks.
+    Megatron marks them only if ep > 1. If etp differs from tp, it would then leave out ranks.
     """
     if config.expert_tensor_parallel_size == config.tensor_model_parallel_size:
         return
@@ -243,7 +244,7 @@ def chunks(stage: Stage) -> list[PolicyModel]:
 
 
 def policy_model(stage: Stage) -> PolicyModel:
-    """The last chunk: on the last pipeline stage, the one with the output layer."""
+    """The last model chunk, which has the output layer on the last pipeline stage."""
     return _unwrapped(stage[-1])
 
 
@@ -255,7 +256,7 @@ def _unwrapped(model: torch.nn.Module) -> PolicyModel:
 
 
 def named_parameters(stage: Stage) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """Parameters of this rank under their names in the whole model: layers carry their global index."""
+    """Parameters of this rank under their names in the whole model, with global layer indices."""
     for chunk in chunks(stage):
         for name, parameter in chunk.named_parameters():
             if name.startswith("decoder.layers."):
@@ -266,22 +267,22 @@ def named_parameters(stage: Stage) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 @dataclass(kw_only=True)
 class MegatronPacking(Packing, PackedSeqParams):
-    """Megatron hands it to every attention layer."""
+    """Our packing as a PackedSeqParams, which Megatron passes to every attention layer."""
 
 
 def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:
-    """Hidden states: on the last pipeline stage those before trained tokens, elsewhere all."""
+    """Hidden states: those that predict trained tokens on the last pipeline stage, all on other stages."""
     return model(
         input_ids=microbatch.token_T.unsqueeze(0),
         position_ids=microbatch.packing.position_T.unsqueeze(0),
         attention_mask=None,
-        # For Megatron one long sequence; ours is what keeps its parts apart.
+        # Megatron sees one long sequence; our attention separates the packed ones.
         packed_seq_params=MegatronPacking(qkv_format="sbhd", **vars(microbatch.packing)),
     )
 
 
 def parts_of(device: torch.device) -> LayerSpecs:
-    """What layers on a device are made of."""
+    """Classes that the layers on a device are built from."""
     if device.type == "cpu":
         return MEGATRONS
     from hybridrl.trainer.megatron.cuda_layers import TRANSFORMER_ENGINES

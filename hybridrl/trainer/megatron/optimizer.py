@@ -1,4 +1,4 @@
-"""AdamW through Megatron's DistributedOptimizer: optimizer state is split over the data-parallel ranks."""
+"""AdamW with Megatron's DistributedOptimizer: optimizer state is sharded over the data-parallel ranks."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -15,18 +15,18 @@ from hybridrl.trainer.base import WEIGHTS, learning_rate
 from hybridrl.trainer.megatron.model import Stage
 
 INITIAL_LOSS_SCALE = 2.0**16
-"""Of fp16. Megatron's own, 2**32, spends the first dozen of optimizer steps on finding a smaller one."""
+"""Initial loss scale of fp16. With Megatron's default, 2**32, the first dozen optimizer steps overflow."""
 
 
 class Optimizer:
-    """As base.Optimizer. Every method is *collective* over all ranks."""
+    """Implements base.Optimizer. Every method is *collective* over all ranks."""
 
     quantities = (WEIGHTS, "exp_avg", "exp_avg_sq")
 
     def __init__(self, config: OptimizerConfig, stage: Stage, num_steps: int) -> None:
         """
         Args:
-            stage: holds the weights that training begins from; they are copied where they are not fp32.
+            stage: the model with the initial weights, which are copied to fp32 if they are not fp32.
             num_steps: length of the learning-rate schedule.
         """
         self._config, self._stage, self._num_steps = config, stage, num_steps
@@ -47,16 +47,18 @@ class Optimizer:
         )
         self.megatron: ChainedOptimizer = get_megatron_optimizer(options, cast(Any, stage))
         self._parts = [p for p in self.megatron.chained_optimizers if p.optimizer is not None]
-        """Of what is not an expert's, and of experts."""
+        """Megatron's optimizers that have parameters on this rank: one for experts, one for all others."""
 
         for part in self._parts:
-            part.init_state_fn(part.optimizer, options)  # 0: a checkpoint may come before the first step
+            part.init_state_fn(
+                part.optimizer, options
+            )  # moments are 0: a checkpoint may precede the first step
 
     def zero_gradients(self) -> None:
         for chunk in self._stage:
             chunk.zero_grad_buffer()
         self.megatron.zero_grad()
-        config = self._stage[0].config  # other models may share it: what comes next is scaled as this one
+        config = self._stage[0].config  # models share this config, so the loss scale is set for each pass
         config.grad_scale_func = self.megatron.scale_loss if config.fp16 else None
 
     def gradient_norm(self) -> float:
@@ -84,9 +86,9 @@ class Optimizer:
         return lr
 
     def tensors(self) -> dict[str, Tensor]:
-        """This rank's share of the moments, and of the fp32 parameters of a model of lower precision.
+        """Live tensors: this rank's share of the moments, and of the fp32 copies of bf16 or fp16 parameters.
 
-        Live, named by place in the optimizer.
+        Names are positions in the optimizer.
         """
         found = {}
         groups = [(part, group) for part in self._parts for group in part.optimizer.param_groups]

@@ -1,7 +1,7 @@
-"""What layers are made of on a host: the classes that stand at the places of Megatron's specification.
+"""The classes that layers are built from on a kind of device: LayerSpecs fills the places of Megatron's spec.
 
-Modules of one place are built and called alike, and keep their parameters under the names that MegatronLayout
-gives them: with transformer_engine where norms are inside the linear layers, without where they are not.
+All classes for one place have the same constructor and call. Their parameters have the names of
+MegatronLayout: with transformer_engine=True if norms are inside the linear layers, otherwise with False.
 """
 
 from collections.abc import Callable
@@ -20,40 +20,40 @@ from hybridrl.trainer.megatron.attention import PackedAttention
 from hybridrl.trainer.megatron.mla import LatentAttention
 
 CoreAttention = Callable[[TransformerConfig, ModelSpec, int | None], ModuleSpec]
-"""Attention itself, of a layer with that window; None: without."""
+"""Makes the spec of the core attention of a layer; the last argument is its window, None if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpecs:
     norm: Any
     column: Any
-    """Linear layer whose rows are cut over tensor-parallel ranks."""
+    """Column-parallel linear layer: the rows of its weight [O, I] are sharded over tensor-parallel ranks."""
 
     norm_column: Any = None
-    """The same, of what it norms before; None: the norm is a module of its own."""
+    """Column-parallel linear layer that norms its input first; None if norms are separate modules."""
 
     row: Any
-    """Linear layer whose columns are cut."""
+    """Row-parallel linear layer: the columns of its weight [O, I] are sharded over tensor-parallel ranks."""
 
     down_proj: Any
-    """The first linear layers of latent attention, as `latent_attention` expects them."""
+    """Down-projection of latent attention, as `latent_attention` expects it."""
 
     latent_attention: type[LatentAttention]
     core_attention: CoreAttention
     experts: Callable[[int], Any] | None = None
-    """Of a layer with that many experts; None: Megatron's own, one after the other."""
+    """Makes the experts' class from their number; None takes Megatron's own, which run one after another."""
 
 
 class RMSNorm(torch.nn.Module):
-    """Root mean square norm in place of Megatron's, which refuses sequence parallelism.
+    """Root mean square norm that supports sequence parallelism, which Megatron's own does not.
 
-    In a family with centred norms, the weight is its distance from 1.
+    In a family with centred norms, the scale is 1 + weight.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
         weight: Any = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        # Where ranks have different tokens, Megatron sums the gradients of what is marked so.
+        # With sequence parallelism ranks have different tokens: Megatron sums gradients of marked parameters.
         weight.sequence_parallel = config.sequence_parallel
         self.weight = weight
         self._eps, self._centred = eps, config.layernorm_zero_centered_gamma
@@ -77,4 +77,4 @@ MEGATRONS = LayerSpecs(
     latent_attention=LatentAttention,
     core_attention=packed_attention,
 )
-"""Megatron's own linear layers with our norms and attention: on a CPU."""
+"""The classes on a CPU: Megatron's own linear layers with our norms and attention."""

@@ -1,6 +1,6 @@
-"""Rotary position embedding of packed sequences: every token turns by its position in its own sequence.
+"""Rotary position embedding of packed sequences: every token is rotated by its position in its own sequence.
 
-Shape letters: T packed tokens, D size of the part of a head that turns.
+Shape letters: T packed tokens, D size of the rotated part of a head.
 """
 
 import math
@@ -16,25 +16,27 @@ from hybridrl.trainer.packing import Packing
 
 
 class PackedRotary(torch.nn.Module):
-    """In place of Megatron's RotaryEmbedding, which walks over the sequences one by one in every layer."""
+    """Replaces Megatron's RotaryEmbedding, which loops over the sequences in every layer."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.amplitude = amplitude(spec)
-        """Of sine and cosine; who applies the angles multiplies by it, or the product of query and key by its
-        square."""
+        """Factor of sine and cosine (YaRN). The code that applies the angles multiplies by it, or scales the
+        product of query and key by its square."""
 
         self._frequencies = [inverse_frequencies(spec)]
         if spec.window_rope_theta is not None:
             self._frequencies.append(plain_frequencies(spec.window_rope_theta, spec.rotary_dim))
 
     def get_rotary_seq_len(self, *unused: Any) -> Packing:
-        """Megatron asks for a length here, only to pass it to `forward`; its last argument is the packing."""
+        """The packing, which is the last argument. Megatron passes the result on to `forward`."""
         return unused[-1]
 
     def forward(self, packing: Packing, **unused: Any) -> Tensor:
-        """Angles in radians, float32 [T, 1, 1, D]; where windowed layers turn by angles of their own,
-        [2, T, 1, 1, D] with these last."""
+        """Angles in radians, float32 [T, 1, 1, D].
+
+        If windowed layers have their own frequencies, [2, T, 1, 1, D] with the windowed layers' angles last.
+        """
         position_T = packing.position_T.float()
         angles = [torch.outer(position_T, f.to(position_T.device)) for f in self._frequencies]
         both = [torch.cat([angle, angle], dim=1)[:, None, None] for angle in angles]
@@ -42,35 +44,35 @@ class PackedRotary(torch.nn.Module):
 
 
 def turn_pairs(heads: Tensor, angle_T: Tensor, amplitude: float) -> Tensor:
-    """Turn dims 0 and 1 by the first angle, 2 and 3 by the second, and so on: DeepSeek's order of a head.
+    """Rotate dims 0 and 1 by the first angle, 2 and 3 by the second, and so on, as DeepSeek orders a head.
 
     Args:
         heads: [T, 1, H, D]
-        angle_T: as of PackedRotary, [T, 1, 1, D]: the angles of all pairs, twice.
+        angle_T: output of PackedRotary, [T, 1, 1, D]: the angles of all pairs, twice.
 
     Returns:
-        [T, 1, H, D], amplitude times as long: first dims of the pairs, then the second ones.
+        [T, 1, H, D], scaled by amplitude; the first dims of all pairs, then their second dims.
     """
     first, second = heads[..., 0::2], heads[..., 1::2]
     angle = angle_T[..., : first.shape[-1]]
-    cos, sin = ((wave * amplitude).to(heads.dtype) for wave in (angle.cos(), angle.sin()))
+    cos, sin = ((value * amplitude).to(heads.dtype) for value in (angle.cos(), angle.sin()))
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def inverse_frequencies(spec: ModelSpec) -> Tensor:
-    """Radians per position of each pair of dims that turn, float32 [D / 2]."""
+    """Radians per position of each rotated pair of dims, float32 [D / 2]."""
     plain = plain_frequencies(spec.rope_theta, spec.rotary_dim)
     scaling = spec.rope_scaling
     return plain if scaling is None else _SCALINGS[scaling["rope_type"]](plain, spec, scaling)
 
 
 def plain_frequencies(theta: float, dim: int) -> Tensor:
-    """float32 [dim / 2]"""
+    """Frequencies without scaling, in radians per position, float32 [dim / 2]."""
     return 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
 
 
 def amplitude(spec: ModelSpec) -> float:
-    """What sine and cosine are multiplied by: YaRN keeps attention sharp over a longer context.
+    """The factor of sine and cosine with which YaRN keeps attention sharp over a longer context.
 
     Source: Peng et al. 2023, "YaRN", arXiv:2309.00071, section 3.4; mscale and mscale_all_dim are DeepSeek's.
     """
@@ -96,7 +98,7 @@ def _linear(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tenso
 
 
 def _llama3(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1: slow dims are slowed by `factor`, fast ones kept, those between interpolated."""
+    """Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between interpolated."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)  # within the old context
     kept = ((turns - low) / (high - low)).clamp(0, 1)
@@ -104,11 +106,11 @@ def _llama3(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tenso
 
 
 def _yarn(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tensor:
-    """As Llama 3.1's, but interpolated over the dims, not over their turns."""
+    """YaRN: like Llama 3.1, but interpolated over the dim index in place of the frequency."""
     last, context = spec.rotary_dim - 1, scaling["original_max_position_embeddings"]
 
     def dim_of(turns: float) -> float:
-        """The dim, of D, that turns so often within the old context."""
+        """The dim, out of D, that makes `turns` rotations within the original context."""
         return spec.rotary_dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(spec.rope_theta))
 
     low, high = dim_of(scaling.get("beta_fast") or 32), dim_of(scaling.get("beta_slow") or 1)
@@ -122,4 +124,4 @@ def _yarn(plain: Tensor, spec: ModelSpec, scaling: Mapping[str, Any]) -> Tensor:
 
 
 _SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
-assert set(_SCALINGS) == set(ROPE_SCALINGS), "others are refused before"
+assert set(_SCALINGS) == set(ROPE_SCALINGS), "MegatronLayout refuses all other scalings"

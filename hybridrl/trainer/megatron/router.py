@@ -1,9 +1,10 @@
-"""Chooses the experts of every token.
+"""Routers, which choose the experts of every token.
 
 Sources: DeepSeek-AI 2024, "DeepSeek-V2", arXiv:2405.04434, section 2.1.3 (groups), and "DeepSeek-V3",
-arXiv:2412.19437, section 2.1.2 (sigmoid scores, a bias that only chooses).
-Shape letters: T packed tokens, N those of this rank, E experts of a layer, K those of a token, G groups of
-experts, B tokens of all blocks of a batch, S sequences of a microbatch, L layers of the model.
+arXiv:2412.19437, section 2.1.2 (sigmoid scores, and a bias that affects the choice but not the weights).
+Shape letters: T packed tokens, N tokens that this rank routes (T / tp with sequence parallelism), E experts
+of a layer, K experts chosen for a token, G groups of experts, B tokens of all blocks of a batch, S sequences
+of a microbatch, L layers of the model.
 """
 
 from collections.abc import Sequence
@@ -26,26 +27,28 @@ from hybridrl.trainer.packing import Packing
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
-    """Weights of losses of a router, each a sum over the sequences of a microbatch."""
+    """Weights of the auxiliary losses of a router. Each loss is a sum over the sequences of a microbatch."""
 
     balance: float = 0.0
-    """DeepSeek-V3's sequence-wise balance: experts that a sequence uses more are made less likely in it."""
+    """Weight of DeepSeek-V3's sequence-wise balance loss: it penalises experts used often in a sequence."""
 
     z: float = 0.0
-    """Squared logarithm of the sum of exp(logits), mean over a sequence (ST-MoE, arXiv:2202.08906, 2.2)."""
+    """Weight of the z-loss: squared log of the sum of exp(logits), mean over a sequence (ST-MoE,
+    arXiv:2202.08906, 2.2)."""
 
 
 class Choices:
-    """Experts of the tokens of a batch on one layer."""
+    """The trainer's expert choices for the tokens of a batch on one layer, recorded once, then replayed."""
 
     def __init__(self, num_tokens: int, num_chosen: int, device: torch.device) -> None:
         self._expert_BK = torch.full((num_tokens, num_chosen), -1, dtype=torch.int16, device=device)
         self._complete = False
 
     def settle(self, source_N: Tensor, chosen_NK: Tensor) -> Tensor:
-        """The experts to go to: those that were chosen, which are kept; when complete, those that were kept.
+        """The experts to use. Until `complete` is called, the chosen ones are recorded and returned.
 
-        Filler, and tokens of which nothing was kept, always go where they choose.
+        After that the recorded ones are returned. Filler, and tokens without a record, always use the chosen
+        ones.
         """
         if not self._complete:
             real_N = source_N >= 0
@@ -55,7 +58,7 @@ class Choices:
         return torch.where((source_N >= 0).unsqueeze(1) & (kept_NK >= 0), kept_NK, chosen_NK)
 
     def complete(self, group: dist.ProcessGroup | None) -> None:
-        """Nothing is kept from here on. *Collective* over a group, whose ranks then know what others kept."""
+        """Stop recording. With a group this is *collective*, and its ranks exchange what they recorded."""
         self._complete = True
         if group is not None:
             whole_BK = self._expert_BK.int()  # gloo has no shorter integers
@@ -64,12 +67,12 @@ class Choices:
 
 
 class EngineExperts:
-    """Where the engine sent the tokens of a batch, on all layers."""
+    """The engine's expert choices for the tokens of a batch, on all layers."""
 
     def __init__(self, blocks: Sequence[TokenBlock]) -> None:
         """
         Raises:
-            ConfigError: an engine did not say.
+            ConfigError: a block has no column experts.
         """
         found = [block.columns["experts"] for block in blocks if "experts" in block.columns]
         if len(found) < len(blocks):
@@ -82,13 +85,13 @@ class EngineExperts:
         self._seen: tuple[Packing, Tensor] | None = None
 
     def of(self, packing: Packing) -> Tensor:
-        """Of the tokens of a microbatch, int16 [T, L, K], on their device; -1 where nothing is known."""
+        """Experts of the tokens of a microbatch, int16 [T, L, K], on the tokens' device; -1 if unknown."""
         if self._seen is None or self._seen[0] is not packing:
             self._seen = packing, self._gathered(packing.source_T)
         return self._seen[1]
 
     def _gathered(self, source_T: Tensor) -> Tensor:
-        """Only those tokens leave the memory that all processes of the machine share."""
+        """Experts of some tokens, int16 [T, L, K]. Only these are copied out of the shared object store."""
         from_T = source_T.cpu().numpy()
         block_T = np.searchsorted(self._first_token, from_T, side="right") - 1  # -1: filler
         expert_TLK = np.full((len(from_T), *self._blocks[0].shape[1:]), -1, np.int16)
@@ -100,15 +103,16 @@ class EngineExperts:
 
 
 class EngineChoices:
-    """What an engine chose for the tokens of a batch on one layer."""
+    """Replays the engine's choices for the tokens of a batch on one layer."""
 
     def __init__(self, experts: EngineExperts, router: "Router", layer: int) -> None:
         self._experts, self._router, self._layer = experts, router, layer
         self.count_2 = torch.zeros(2, dtype=torch.float64)
-        """Tokens that the router would send elsewhere than the engine, and all that were settled."""
+        """Number of tokens for which router and engine differ, and of all tokens that were compared."""
 
     def settle(self, source_N: Tensor, chosen_NK: Tensor) -> Tensor:
-        """The experts to go to: the engine's. Filler and tokens that it did not run go where they choose."""
+        """The experts to use: the engine's choice, or the router's for filler and tokens the engine did not
+        run."""
         kept_NK = self._router.own(self._experts.of(self._router.packing)[:, self._layer]).long()
         known_N = kept_NK.amin(1) >= 0
         differs_N = (kept_NK.sort(1).values != chosen_NK.sort(1).values).any(1) & known_N
@@ -117,18 +121,18 @@ class EngineChoices:
 
 
 class Router(megatron.Router):
-    """In place of Megatron's, which knows neither the groups of DeepSeek-V2 nor packed sequences."""
+    """Replaces Megatron's router, which supports neither DeepSeek-V2's groups nor packed sequences."""
 
     packing: Packing
-    """Of the microbatch that is routed; its layer sets it."""
+    """Packing of the present microbatch, set by DecoderLayer."""
 
     def __init__(
         self, config: TransformerConfig, pg_collection: Any, *, model: ModelSpec, **options: Any
     ) -> None:
         """
         Args:
-            options: what else a release of Megatron tells its routers: 0.19 says whether the layer
-                predicts several tokens.
+            options: further arguments of some releases of Megatron; 0.19 passes whether the layer belongs to
+                multi-token prediction.
         """
         super().__init__(config, pg_collection, **options)
         self._model, self.topk = model, model.experts_per_token
@@ -136,7 +140,7 @@ class Router(megatron.Router):
         self.register_parameter("expert_bias", bias if model.router_bias else None)
         self.choices: Choices | EngineChoices | None = None
         self.penalties = Penalties()
-        """Of passes with gradients."""
+        """Auxiliary losses that are added in passes with gradients."""
 
         self.count_from_zero()
 
@@ -145,21 +149,21 @@ class Router(megatron.Router):
         """Tokens that went to each expert in passes with gradients."""
 
         self.penalty = torch.zeros((), device=self.weight.device)
-        """Sum of the penalties of those passes."""
+        """Sum of the auxiliary losses in passes with gradients."""
 
     def _apply(self, *args: Any, **options: Any) -> Any:
-        """Casts and moves all but the type of the bias, to which a rounding is a choice of other experts."""
+        """Cast and move the module, but keep the bias in fp32: rounding it would choose other experts."""
         super()._apply(*args, **options)
         if self.expert_bias is not None:
             self.expert_bias.data = self.expert_bias.data.float()
         return self
 
     def forward(self, input: Tensor, padding_mask: None = None) -> tuple[Tensor, Tensor]:
-        """Weight of every expert for every token, 0 of those that were not chosen, and which were; [N, E]."""
+        """Weight of every expert for every token, 0 if it was not chosen, and whether it was; [N, E] each."""
         return self.routing(self.gating(input))
 
     def routing(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, from the output of the router's linear layer, [..., E]."""
+        """The result of `forward`, from the output of the router's linear layer, [..., E]."""
         logits_NE = logits.flatten(0, -2)
         score_NE = scores(self._model, logits_NE)
         chosen_NK = choose(self._model, score_NE.detach(), self.expert_bias)
@@ -167,12 +171,13 @@ class Router(megatron.Router):
             chosen_NK = self.choices.settle(self.own(self.packing.source_T), chosen_NK)
         weight_NE = torch.zeros_like(score_NE).scatter(1, chosen_NK, weigh(self._model, score_NE, chosen_NK))
         map_NE = torch.zeros_like(score_NE, dtype=torch.bool).scatter(1, chosen_NK, True)
-        if torch.is_grad_enabled():  # not in the first of two passes of a layer that is computed again
+        if torch.is_grad_enabled():  # with recomputation, only in the second of the two forward passes
             weight_NE = self._observe(weight_NE, logits_NE, score_NE, map_NE)
         return weight_NE, map_NE
 
     def _observe(self, weight_NE: Tensor, logits_NE: Tensor, score_NE: Tensor, map_NE: Tensor) -> Tensor:
-        """Counts; and the weights, whose backward pass is that of the penalties too."""
+        """Count chosen experts; returns the weights, with the auxiliary losses attached to their backward
+        pass."""
         real_N = self.own(self.packing.source_T) >= 0
         self.count_E += map_NE[real_N].sum(0)
         if self.penalties == Penalties():
@@ -191,7 +196,7 @@ class Router(megatron.Router):
         return torch.repeat_interleave(torch.arange(len(own_S)), own_S).to(self.packing.source_T.device)
 
     def own(self, value_T: Tensor) -> Tensor:
-        """Where ranks share the tokens, the part of this rank."""
+        """This rank's part of a tensor over T under sequence parallelism, otherwise all of it."""
         if not self.config.sequence_parallel:
             return value_T
         return value_T.chunk(self.tp_group.size())[self.tp_group.rank()]
@@ -205,10 +210,11 @@ def penalty(
     map_NE: Tensor,
     group: dist.ProcessGroup,
 ) -> Tensor:
-    """This rank's part of the sum over sequences. *Collective* over the ranks that share them.
+    """This rank's part of the auxiliary losses. *Collective* over the ranks that share the sequences.
 
-    Balance of a sequence is the sum over experts of f_e P_e, with f_e the part of its tokens that go to e,
-    times E / K, and P_e the mean of their scores over those of all experts. Nothing flows back through f_e.
+    The balance loss of a sequence is the sum over experts of f_e P_e: f_e is E / K times the fraction of its
+    tokens routed to e, and P_e the mean over its tokens of the score of e divided by the sum of all scores.
+    f_e gets no gradient.
     """
     num_experts = score_NE.shape[1]
     size = torch.tensor([int(seq_N.max()) + 1 if len(seq_N) else 0], device=seq_N.device)
@@ -226,7 +232,7 @@ def penalty(
 
 
 def scores(model: ModelSpec, logits_NE: Tensor) -> Tensor:
-    """In [0, 1], float32 [N, E]."""
+    """Scores of the experts in [0, 1], float32 [N, E]."""
     logits_NE = logits_NE.float()
     return logits_NE.sigmoid() if model.router_score == "sigmoid" else logits_NE.softmax(-1)
 
@@ -234,8 +240,8 @@ def scores(model: ModelSpec, logits_NE: Tensor) -> Tensor:
 def choose(model: ModelSpec, score_NE: Tensor, bias_E: Tensor | None) -> Tensor:
     """Experts of every token, int64 [N, K], in no particular order.
 
-    With groups, first the best of these: a group is as good as its best expert where scores are softmax's, as
-    its best two together where they are sigmoid's.
+    With groups, the best groups are chosen first, then experts in them. A group's score is that of its best
+    expert with softmax scores, and the sum of its best two with sigmoid scores.
     """
     if bias_E is not None:
         score_NE = score_NE + bias_E
@@ -250,7 +256,7 @@ def choose(model: ModelSpec, score_NE: Tensor, bias_E: Tensor | None) -> Tensor:
 
 
 def weigh(model: ModelSpec, score_NE: Tensor, chosen_NK: Tensor) -> Tensor:
-    """How much each expert's output counts, [N, K]."""
+    """Weight of each chosen expert's output, [N, K]."""
     weight_NK = score_NE.gather(1, chosen_NK)
     if model.router_normalizes:
         weight_NK = weight_NK / (weight_NK.sum(1, keepdim=True) + 1e-20)

@@ -1,4 +1,4 @@
-"""What the routers of a model do together: keep choices over the passes of a batch, balance, count.
+"""Controls all routers of a model: replays choices over the passes of a batch, balances, counts.
 
 Shape letters: E experts of a layer, L layers of the whole model.
 """
@@ -17,7 +17,7 @@ from hybridrl.trainer.megatron.router import Choices, EngineChoices, EngineExper
 
 
 class Routing:
-    """As base.Routing."""
+    """Implements base.Routing."""
 
     def __init__(self, config: MoEConfig, stage: Stage) -> None:
         self._config = config
@@ -25,11 +25,11 @@ class Routing:
         self._routers = [module for module in modules if isinstance(module, Router)]
         self._num_layers, self._num_experts = stage[0].config.num_layers, stage[0].config.num_moe_experts or 0
         self._kept: Sequence[Choices | EngineChoices] = []
-        """Of each router, or of none."""
+        """Choices to replay, one entry per router; empty if nothing is replayed."""
 
     @contextlib.contextmanager
     def keeping(self, blocks: Sequence[TokenBlock], *, share: bool) -> Iterator[None]:
-        """As base.Routing.keeping. *Collective*."""
+        """Same contract as base.Routing.keeping. *Collective*."""
         self._kept = []
         if self._config.router_replay == "rollout":
             experts = EngineExperts(blocks)
@@ -51,7 +51,7 @@ class Routing:
 
     @contextlib.contextmanager
     def training(self, num_sequences: int) -> Iterator[None]:
-        """As base.Routing.training."""
+        """Same contract as base.Routing.training."""
         config = self._config
         penalties = Penalties(config.aux_loss / num_sequences, config.z_loss / num_sequences)
         for router in self._routers:
@@ -64,6 +64,7 @@ class Routing:
 
     @contextlib.contextmanager
     def _visiting(self, kept: Sequence[Choices | EngineChoices]) -> Iterator[None]:
+        """A context in which each router has its entry of `kept`."""
         for router, choices in zip(self._routers, kept):
             router.choices = choices
         try:
@@ -73,7 +74,7 @@ class Routing:
                 router.choices = None
 
     def agreement(self) -> dict[str, float]:
-        """How often router and engine differed since the batch came, as a metric. *Collective*, all ranks."""
+        """Metric: how often router and engine differed since the batch was loaded. *Collective*."""
         if self._config.router_replay != "rollout":
             return {}
         count_L2 = torch.zeros(self._num_layers, 2, dtype=torch.float64)
@@ -87,7 +88,7 @@ class Routing:
         )
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step. *Collective*, all ranks."""
+        """Metrics of the last optimizer step. *Collective*, all ranks."""
         if not self._num_experts:
             return {}
         report = torch.zeros(self._num_layers, self._num_experts + 1, dtype=torch.float64)

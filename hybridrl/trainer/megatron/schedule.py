@@ -1,8 +1,8 @@
 """Runs microbatches through Megatron's pipeline schedules.
 
-Gradients are summed over microbatches and data-parallel ranks and divided by nothing: every loss is a
-microbatch's share of a global mean already. A rank without trained tokens only takes part in that sum, unless
-others need its layers: it then runs idle microbatches.
+Gradients are summed over microbatches and data-parallel ranks and not divided: every loss is a microbatch's
+share of a global mean already. A rank without trained tokens only takes part in this reduction. It runs idle
+microbatches if other ranks need its layers (expert parallelism, interleaved schedules).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,18 +23,22 @@ from hybridrl.trainer.megatron.model import Stage, forward, named_parameters
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
 
 NO_COUNT = torch.zeros((), dtype=torch.int)
-"""In the place of a number of tokens, by which Megatron could divide: see sum_gradients."""
+"""Placeholder for the number of tokens that Megatron's schedules expect; see sum_gradients."""
 
 
 def sum_gradients(stage: Stage, num_tokens: Tensor | None = None, **groups: Any) -> None:
-    """Megatron's last act of a backward pass, without its division by a number of tokens."""
+    """Megatron's finalize_model_grads without its division by the number of tokens."""
     finalize_model_grads(cast(Any, stage), None, **groups)
 
 
 def filled(
     stage: Stage, microbatches: Sequence[Microbatch], partition: TokenPartition, least: int = 0
 ) -> list[Microbatch]:
-    """With idle ones at the end, where the count has to be one that suits all ranks. *Collective*."""
+    """The microbatches, followed by as many idle ones as the schedule needs on this rank. *Collective*.
+
+    Args:
+        least: smallest number of microbatches.
+    """
     config: TransformerConfig = stage[0].config
     device, count = next(stage[0].parameters()).device, max(len(microbatches), least)
     if config.expert_model_parallel_size > 1 or config.expert_tensor_parallel_size > 1:
@@ -42,7 +46,7 @@ def filled(
         dist.all_reduce(most, dist.ReduceOp.MAX, parallel_state.get_data_parallel_group())
         count = int(most)
     if len(stage) > 1:
-        count += -count % config.pipeline_model_parallel_size  # chunks take turns in rounds of that many
+        count += -count % config.pipeline_model_parallel_size  # interleaving runs groups of this many
     idle = [idle_microbatch(partition, device) for _ in range(count - len(microbatches))]
     return [*microbatches, *idle]
 
@@ -66,14 +70,17 @@ def run(
         data_iterator=feeds if len(stage) > 1 else feeds[0],
         model=cast(Any, stage),
         num_microbatches=len(microbatches),
-        seq_length=1,  # of no effect: pipeline stages tell each other the shapes
+        seq_length=1,  # not used: pipeline stages exchange the shapes
         micro_batch_size=1,
         **options,
     )
 
 
 def _without_sum(stage: Stage) -> Callable[[], Any]:
-    """Inside, backward passes leave gradients on their rank; the last microbatch is outside."""
+    """Megatron's no_sync: a context in which backward passes do not reduce gradients over ranks.
+
+    The schedule runs all but the last microbatch in it.
+    """
 
     @contextmanager
     def context() -> Iterator[None]:
@@ -86,10 +93,11 @@ def _without_sum(stage: Stage) -> Callable[[], Any]:
 
 
 def whole_gradients(stage: Stage) -> dict[str, Tensor]:
-    """Views of the gradient buffers, fp32, by the names of `named_parameters`. *Collective*, all ranks.
+    """Whole gradients: views of the gradient buffers, fp32, by the names of `named_parameters`. *Collective*.
 
-    The distributed optimizer leaves each data-parallel rank with its part of the sum only. Called after the
-    backward pass and before gradients are clipped; repeating it changes nothing.
+    The distributed optimizer leaves only a shard of the summed gradients on each data-parallel rank, so
+    shards are gathered here. Call this after the backward pass and before clipping; a second call changes
+    nothing.
     """
     for group in _bucket_groups(stage):
         _gather(group)
@@ -98,7 +106,7 @@ def whole_gradients(stage: Stage) -> dict[str, Tensor]:
 
 
 def gradient_buffers(stage: Stage) -> Iterator[Tensor]:
-    """Of every parameter that is trained."""
+    """Gradient buffers of all trained parameters."""
     for chunk in stage:
         for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
             yield buffer.grad_data
@@ -111,7 +119,7 @@ def _bucket_groups(stage: Stage) -> Iterator[Any]:
 
 
 def _gather(group: Any) -> None:
-    """Every rank's part of each bucket, to all ranks that share the bucket."""
+    """Gather each bucket from the shards of all ranks that share it."""
     ranks, size = (
         group.intra_distributed_optimizer_instance_group,
         group.intra_distributed_optimizer_instance_size,

@@ -1,1 +1,1 @@
-"""What trainer ranks hold besides the policy: models that are trained beside it, or only asked."""
+"""Models that trainer ranks hold besides the policy: some are trained with it, others only evaluated."""

@@ -1,4 +1,4 @@
-"""What roles have in common: ranks of a backend, the batch that they hold, steps, checkpoints."""
+"""The common base of roles: a backend, the loaded batch, optimizer steps, checkpoints."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,20 +21,20 @@ from hybridrl.trainer.packing import Microbatch
 
 
 class Role:
-    """Every method is *collective*."""
+    """A model or several on one rank of a group. Every method is *collective*."""
 
     def __init__(self, backend: Backend, *, async_save: bool = False) -> None:
         self.backend, self._mesh = backend, backend.mesh
         self._saver = checkpoint.Saver(backend, background=async_save)
         self._trained: dict[str, Trained] = {}
-        """What a checkpoint holds."""
+        """The parts of a checkpoint: trained models with their optimizers, by name."""
 
         self._offload = Offload(())
         self._loaded: LoadedBatch
 
     def column(self, name: str) -> np.ndarray | None:
-        """A column of the tokens of all ranks in the loaded batch, float32 [U]; None except on the last
-        pipeline stage."""
+        """A whole column of the loaded batch, float32 [U] over the trained tokens of all ranks; None on all
+        but the last pipeline stage."""
         with self.backend.scope():
             last = self._mesh.is_last_stage
             return self._loaded.whole(name, self._mesh).cpu().numpy() if last else None
@@ -42,15 +42,17 @@ class Role:
     def save(self, folder: Path, facts: Mapping[str, Any] | None = None, export: Path | None = None) -> None:
         """Write model, optimizer, schedule and random state into a new folder.
 
-        With async_save it is not there before `finish_saving`, and the training may go on.
+        With async_save this returns early and training may go on; the checkpoint is complete after
+        `finish_saving`.
 
         Args:
-            facts: what the commit record is to hold besides; JSON.
-            export: where the policy goes in Hugging Face format after that.
+            facts: additional entries of the commit record; JSON.
+            export: folder to which the policy is exported afterwards in Hugging Face format.
 
         Raises:
             CheckpointError: the folder exists.
-            CheckpointError, ResourceError, DeadlineError: it, or the one before, could not be written.
+            CheckpointError, ResourceError, DeadlineError: this or the previous checkpoint could not be
+                written.
         """
         source = self.backend.setup.model_folder
         then = partial(export_checkpoint, folder, export, source, verified=True) if export else None
@@ -58,7 +60,7 @@ class Role:
             self._saver.save(folder, self._trained, {**(facts or {}), **self._facts()}, then)
 
     def finish_saving(self) -> None:
-        """Returns when the last checkpoint is there.
+        """Wait until the last checkpoint is committed.
 
         Raises:
             CheckpointError, ResourceError, DeadlineError: it could not be written.
@@ -69,10 +71,11 @@ class Role:
         """Continue from a checkpoint as if there had been no interruption.
 
         Returns:
-            What a person is to be told, where the checkpoint was made by ranks of another layout.
+            Notes for the user, if the checkpoint was written on another parallel layout.
 
         Raises:
-            CheckpointError: it is not whole, damaged, or of another model, or something else was trained.
+            CheckpointError: the checkpoint is incomplete, damaged, or of another model, or other parameters
+                were trained.
         """
         with self.backend.scope(), self._offload.at_home():
             facts, notes = checkpoint.restore(folder, self.backend, self._trained)
@@ -80,18 +83,18 @@ class Role:
         return notes
 
     def _facts(self) -> dict[str, Any]:
-        """What a commit record is to hold besides."""
+        """Additional entries of the commit record."""
         return {}
 
     def _resume(self, facts: Mapping[str, Any]) -> None:
-        """Take what it holds."""
+        """Restore the state that `_facts` put into the commit record."""
 
     def close(self) -> None:
-        """Leave the other ranks; the models are of no use afterwards."""
+        """Leave the process groups. The models cannot be used afterwards."""
         self.backend.close()
 
 
-def learn(
+def optimizer_step(
     part: Trained,
     mesh: Mesh,
     microbatches: Sequence[Microbatch],
@@ -100,16 +103,17 @@ def learn(
     name: str,
     where: str,
 ) -> tuple[dict[str, float], float, float]:
-    """One optimizer step. *Collective*.
+    """Take one optimizer step. *Collective*.
 
     Args:
-        name: metric that has the loss.
+        name: name of the metric that holds the loss.
+        where: the step, for the error message.
 
     Returns:
         Metrics, gradient norm, learning rate.
 
     Raises:
-        NonFiniteError: loss or gradient norm is inf or NaN; the weights are as they were.
+        NonFiniteError: loss or gradient norm is inf or NaN; the weights are unchanged.
     """
     model, optimizer = part
     optimizer.zero_gradients()
@@ -121,11 +125,11 @@ def learn(
 
 
 def offload(choice: str, parts: Iterable[Trained], weights: Iterable[Tensor] = ()) -> Offload:
-    """Of everything that the weight swap does not read, as far as actor.offload says.
+    """Offload of the tensors that the weight swap does not read, as actor.offload says.
 
     Args:
-        parts: models that are trained: their optimizer state and gradients.
-        weights: that may leave.
+        parts: trained models, whose optimizer state and gradients may be offloaded.
+        weights: weights that may be offloaded.
     """
     parts = list(parts)
     state = [tensor for _, optimizer in parts for tensor in optimizer.tensors().values()]

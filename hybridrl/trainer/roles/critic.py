@@ -1,7 +1,8 @@
-"""The critic on one rank: a value for every trained token, learned beside the policy.
+"""The critic on one rank: a value for every trained token, trained together with the policy.
 
-It is the policy's model with one number in place of the vocabulary; that number starts as 0.
-Shape letters: U trained tokens of the batch, H those held here, R those of one microbatch.
+It is the policy's model with a value head (one number) in place of the output layer; its values start at 0.
+Shape letters: U trained tokens of the batch, H trained tokens of the trajectories on this rank, R trained
+tokens of one microbatch.
 """
 
 import numpy as np
@@ -17,36 +18,36 @@ from hybridrl.trainer.base import Model
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import Microbatch
-from hybridrl.trainer.roles.base import Role, learn, offload
+from hybridrl.trainer.roles.base import Role, offload, optimizer_step
 from hybridrl.trainer.score import value_column
 from hybridrl.trainer.setup import PolicySetup
 
 
 class Critic:
-    """Every method is *collective*."""
+    """The value model and its optimizer. Every method is *collective*."""
 
     def __init__(self, config: CriticConfig, model: Model, mesh: Mesh, *, num_steps: int) -> None:
         """
         Args:
-            model: has a value head, and the weights that training begins from.
+            model: model with a value head and the initial weights.
             num_steps: length of the learning-rate schedule.
 
         Raises:
-            ConfigError: an unknown value loss, or option of it.
+            ConfigError: the value loss or one of its options is unknown.
         """
         self._loss = build_plugin("value_loss", config.loss.name, config.loss.options, where="critic.loss")
         self.model, self._mesh = model, mesh
         self.part = model, model.optimizer(config.optimizer, num_steps)
 
     def values(self, loaded: LoadedBatch) -> Tensor:
-        """Column value, [U]: of the answer up to and without each trained token."""
+        """Column value, [U]: the value of the answer up to, and without, each trained token."""
         return value_column(self.model, loaded.packed, loaded.microbatches(loaded.first_epoch))
 
     def step(self, loaded: LoadedBatch, minibatch: Minibatch) -> dict[str, float]:
-        """One optimizer step towards the column return.
+        """Take one optimizer step towards the column return.
 
         Raises:
-            NonFiniteError: loss or gradient norm is inf or NaN; its weights are as they were.
+            NonFiniteError: loss or gradient norm is inf or NaN; the critic's weights are unchanged.
         """
         num_tokens = max(1, minibatch.num_tokens)
 
@@ -67,21 +68,23 @@ class Critic:
             loaded.microbatches([minibatch]),
             f"step {loaded.step}, minibatch {minibatch.index}",
         )
-        metrics, grad_norm, lr = learn(self.part, self._mesh, microbatches, loss, name=_LOSS, where=where)
+        metrics, grad_norm, lr = optimizer_step(
+            self.part, self._mesh, microbatches, loss, name=_LOSS, where=where
+        )
         return metrics | {"critic/grad_norm": grad_norm, "critic/lr": lr}
 
 
 class CriticRanks(Role):
-    """The critic on ranks of its own: another layout than the actor's, so another group of processes.
+    """The critic on dedicated ranks: a separate group of processes with its own parallel layout.
 
-    It gets the batches of the actor, with minibatches of the same trajectories shared out to its own ranks.
-    Its column value goes to the actor's ranks, whose column return comes back.
+    It gets the batches of the actor: the minibatches have the same trajectories, partitioned over the
+    critic's ranks. Its column value goes to the actor's ranks, and their column return comes back.
     """
 
     def __init__(self, setup: PolicySetup) -> None:
         """Join the other ranks of the critic and build it from the model folder.
 
-        Raises: as Policy.
+        Raises: the errors of base.open, and ConfigError for an unknown value loss.
         """
         super().__init__(base.open(setup), async_save=setup.async_save)
         with self.backend.scope():
@@ -93,7 +96,7 @@ class CriticRanks(Role):
             self._offload.leave()
 
     def load(self, batch: RankBatch) -> None:
-        """Take a batch and compute its column value."""
+        """Take a batch and compute column value."""
         with self.backend.scope():
             self._offload.begin_return()
             self._offload.finish_return()
@@ -103,17 +106,17 @@ class CriticRanks(Role):
                 self._loaded.share(self._mesh)
 
     def take(self, return_U: np.ndarray) -> None:
-        """The column return of the loaded batch."""
+        """Take column return of the loaded batch from the actor's ranks."""
         self._loaded.take("return", return_U)
 
     def step(self, index: int) -> dict[str, float]:
-        """One optimizer step on minibatch `index` of the loaded batch.
+        """Take one optimizer step on minibatch `index` of the loaded batch.
 
         Returns:
             Metrics, the same on every rank.
 
         Raises:
-            NonFiniteError: loss or gradient norm is inf or NaN; its weights are as they were.
+            NonFiniteError: loss or gradient norm is inf or NaN; the critic's weights are unchanged.
         """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
         with self.backend.scope():
@@ -124,7 +127,8 @@ class CriticRanks(Role):
 
 
 def value_metrics(loaded: LoadedBatch, reduce: Reduce) -> dict[str, float]:
-    """Means over the trained tokens of the batch, and the share of the returns' variance that values explain.
+    """Means over the trained tokens of the batch, and the share of the returns' variance that values
+    explain.
 
     *Collective* over data-parallel ranks.
     """

@@ -1,4 +1,6 @@
-"""Models that are asked but not trained. Reference and teacher are weights that a model takes for a while.
+"""Models that are evaluated and not trained: reference and teacher.
+
+Both are sets of weights that the policy's model is temporarily switched to.
 
 Shape letters: U trained tokens of the batch.
 """
@@ -24,9 +26,9 @@ class FrozenPolicies:
     def __init__(self, model: Model, scorer: Scorer, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
         """
         Args:
-            scorer: of `model`.
-            weights: of each policy, by the column that it fills; what is not among them is as the model has
-                it, without adapters.
+            scorer: scorer of `model`.
+            weights: weights of each policy, by the column that it fills. A weight that is missing is the
+                model's own, without adapters.
         """
         self._model, self._scorer, self._weights = model, scorer, weights
 
@@ -34,7 +36,7 @@ class FrozenPolicies:
         return (tensor for weights in self._weights.values() for tensor in weights.values())
 
     def add(self, loaded: LoadedBatch) -> None:
-        """Its columns, at the tokens that this rank holds. *Collective*."""
+        """Add the columns of all policies, at the tokens of this rank. *Collective*."""
         for column, weights in self._weights.items():
             with self._model.without_adapters(), self._in_place(weights):
                 logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
@@ -42,7 +44,7 @@ class FrozenPolicies:
 
     @contextlib.contextmanager
     def _in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Inside, the model computes with these; its own are not touched."""
+        """A context in which the model computes with `weights`; its own weights are not changed."""
         own = self._model.tensors()
         self._point_to(weights)
         try:
@@ -57,13 +59,15 @@ class FrozenPolicies:
 
 
 class FrozenRanks(Role):
-    """Reference and teacher on ranks of their own: another layout than the actor's, so another group of
-    processes. They get the batches of the actor, shared out to their own ranks, and give columns back."""
+    """Reference and teacher on dedicated ranks: a separate group of processes with its own parallel layout.
+
+    They get the batches of the actor, partitioned over their own ranks, and return columns.
+    """
 
     def __init__(self, setup: PolicySetup, *columns: str) -> None:
         """Join the other ranks and hold the policies that fill `columns`: ref_logp, teacher_logp.
 
-        Raises: as Policy.
+        Raises: the errors of base.open.
         """
         super().__init__(base.open(setup))
         with self.backend.scope():
@@ -78,15 +82,15 @@ class FrozenRanks(Role):
             self._offload.leave()
 
     def load(self, batch: RankBatch) -> None:
-        """Take a batch and compute its columns."""
+        """Take a batch and compute the columns of all policies."""
         self._loaded = self.backend.load(batch)
         with self.backend.scope(), self._offload.at_home():
             self._policies.add(self._loaded)
 
 
 def frozen_folder(setup: PolicySetup, column: str) -> Path:
-    """The model that fills a column."""
+    """Folder of the model that fills a column."""
     if column == "ref_logp":
         return setup.model_folder
-    assert setup.algorithm.teacher is not None, "load_credit asks for one"
+    assert setup.algorithm.teacher is not None, "load_credit refuses a config without one"
     return Path(setup.algorithm.teacher)

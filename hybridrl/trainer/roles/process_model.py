@@ -1,8 +1,8 @@
 """PRIME's implicit process reward model on one rank: a copy of the policy, trained on outcomes only.
 
-Source: Cui et al. 2025, "Process Reinforcement through Implicit Rewards", arXiv:2502.01456, algorithm 1: with
-each batch it is trained first, and then asked.
-Shape letters: U trained tokens of the batch, R those of one microbatch, S sequences of one microbatch.
+Source: Cui et al. 2025, "Process Reinforcement through Implicit Rewards", arXiv:2502.01456, algorithm 1: on
+each batch the model is first trained and then evaluated.
+Shape letters: U trained tokens of the batch, R trained tokens of one microbatch, S its sequences.
 """
 
 import torch
@@ -16,30 +16,30 @@ from hybridrl.trainer.base import Model
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import Microbatch
-from hybridrl.trainer.roles.base import learn
+from hybridrl.trainer.roles.base import optimizer_step
 from hybridrl.trainer.score import Scorer
 
 
 class ProcessModel:
-    """Every method is *collective*."""
+    """The process reward model and its optimizer. Every method is *collective*."""
 
     def __init__(
         self, config: ProcessModelConfig, model: Model, mesh: Mesh, *, beta: float, temperature: float
     ) -> None:
         """
         Args:
-            model: has the weights that training begins from: the policy's.
-            beta: reward per nat above the reference.
+            model: model with the initial weights, which are the policy's.
+            beta: reward per nat of log-probability above the reference.
         """
         self._config, self._beta, self._mesh = config, beta, mesh
         self.part = model, model.optimizer(config.optimizer, num_steps=1)
         self._scorer = Scorer(model, temperature)
 
     def train(self, loaded: LoadedBatch) -> dict[str, float]:
-        """One optimizer step on the outcomes of a batch that has its column ref_logp.
+        """Take one optimizer step on the outcomes of a batch that has column ref_logp.
 
         Raises:
-            NonFiniteError: loss or gradient norm is inf or NaN; its weights are as they were.
+            NonFiniteError: loss or gradient norm is inf or NaN; the model's weights are unchanged.
         """
         solved_U = (loaded.reward_N > self._config.solved_above)[loaded.trajectory_U]
         num_sequences = sum(m.num_sequences for m in loaded.first_epoch)
@@ -60,7 +60,9 @@ class ProcessModel:
             return share, Metrics({_LOSS: share.detach().clone(), "process/accuracy": right})
 
         microbatches, where = loaded.microbatches(loaded.first_epoch), f"step {loaded.step}"
-        metrics, grad_norm, _ = learn(self.part, self._mesh, microbatches, loss, name=_LOSS, where=where)
+        metrics, grad_norm, _ = optimizer_step(
+            self.part, self._mesh, microbatches, loss, name=_LOSS, where=where
+        )
         return metrics | {"process/grad_norm": grad_norm}
 
     def logp(self, loaded: LoadedBatch) -> Tensor:

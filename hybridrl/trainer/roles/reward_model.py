@@ -1,7 +1,8 @@
-"""A reward model on one rank: a score of every whole trajectory. It is asked and never trained.
+"""A reward model on one rank: it scores whole trajectories and is never trained.
 
-Its ranks may be those of the actor, whose sizes it then has, or its own. Every method is *collective*.
-Shape letters: N trajectories, T tokens of a block, U rows of all blocks: each has one score.
+It is colocated with the actor, with the actor's parallel layout, or has dedicated ranks. Every method is
+*collective*.
+Shape letters: N trajectories, T tokens of a block, U rows of all blocks, one score for each.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ from hybridrl.trainer.setup import RankSetup
 
 
 class RewardModel(Role):
-    """On the ranks of a backend, for a model with a value head."""
+    """A reward model on the ranks of a backend. The model has a value head."""
 
     def __init__(self, backend: Backend) -> None:
         super().__init__(backend)
@@ -32,11 +33,11 @@ class RewardModel(Role):
             self._offload.leave()
 
     def scores(self, batch: RankBatch) -> np.ndarray | None:
-        """What the model says after the last token of each trajectory, float32 [N]; None except on the last
-        pipeline stage.
+        """Score of each trajectory: the model's value after its last token, float32 [N]; None on all but the
+        last pipeline stage.
 
         Args:
-            batch: of one minibatch; columns other than the tokens are not looked at.
+            batch: batch of one minibatch; only its tokens are used.
 
         Raises:
             DataError: a token is not in the model's vocabulary.
@@ -67,16 +68,21 @@ class RewardModel(Role):
 
 
 class RewardModelRanks(RewardModel):
-    """On ranks of its own."""
+    """A reward model on dedicated ranks."""
 
     def __init__(self, setup: RankSetup) -> None:
-        """Join the other ranks and build the model; raises as base.open."""
+        """Join the other ranks and build the model.
+
+        Raises: the errors of base.open.
+        """
         super().__init__(base.open(setup))
 
 
 def with_place_of_score(block: TokenBlock) -> TokenBlock:
-    """The block with one more token in each row, its only trained one. The model never reads it: its place
-    takes what the model says of all before."""
+    """The block with one token appended to each row, as the only trained token of the row.
+
+    The model never reads this token: the value before it is the score of the row.
+    """
     end_N = block.start_N[1:]
     token_T = np.insert(block.token_T, end_N, 0)
     start_N = block.start_N + np.arange(len(block.start_N))

@@ -1,7 +1,8 @@
-"""Training on examples on one rank: the likelihood of answers (SFT), or which of two is better (RM).
+"""Supervised training on one rank: likelihood of answers (SFT), or preference between two answers (RM).
 
-Every method of Supervised except `tensors` is *collective*: all ranks call it, in the same order.
-Shape letters: R trained tokens of a microbatch, O those that this rank predicts, P its pairs.
+Every method of Supervised is *collective*: all ranks call it, in the same order.
+Shape letters: R trained tokens of a microbatch, O those of the R that this rank predicts, P pairs of the
+microbatch.
 """
 
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.trainer import base
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.packing import Microbatch
-from hybridrl.trainer.roles.base import Role, learn
+from hybridrl.trainer.roles.base import Role, optimizer_step
 from hybridrl.trainer.score import Scorer
 from hybridrl.trainer.setup import RankSetup
 from hybridrl.types import StepReport
 
 Loss = Callable[[LoadedBatch, Minibatch, Microbatch, Tensor], tuple[Tensor, Metrics]]
-"""A microbatch's share of the objective, and of the metrics."""
+"""Computes a microbatch's share of the objective, and of the metrics."""
 
 LOSS = "train/loss"
 
@@ -31,14 +32,14 @@ class Supervised(Role):
     def __init__(self, setup: RankSetup, num_steps: int) -> None:
         """Join the other ranks and build the model with the weights of the model folder.
 
-        A model with a value head learns which of two answers is better, others learn answers. A head that the
-        folder lacks begins as 0.
+        A model with a value head is trained on preferences, others on the likelihood of answers. A value head
+        that the folder lacks starts at 0.
 
         Args:
             num_steps: length of the learning-rate schedule.
 
         Raises:
-            ResourceError, LayoutError, ModelError: as Policy.
+            ResourceError, LayoutError, ModelError: as for base.open.
         """
         super().__init__(base.open(setup))
         scores = setup.model.value_head
@@ -50,25 +51,28 @@ class Supervised(Role):
         self._loss: Loss = self._preference if scores else self._likelihood
 
     def step(self, batch: RankBatch) -> StepReport:
-        """One optimizer step on a batch of one minibatch. The better answer of a pair has an even row, the
-        other the next.
+        """Take one optimizer step on a batch of one minibatch.
+
+        Each pair is two consecutive rows: the better answer in an even row, the other one in the next.
 
         Returns:
             The same report on every rank.
 
         Raises:
-            NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are as they were.
+            NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are unchanged.
         """
         loaded = self.backend.load(batch)
         (minibatch,) = loaded.minibatches
         with self.backend.scope():
             share, part = partial(self._loss, loaded, minibatch), self._trained["policy"]
             microbatches, where = loaded.microbatches([minibatch]), f"step {loaded.step}"
-            metrics, grad_norm, lr = learn(part, self._mesh, microbatches, share, name=LOSS, where=where)
+            metrics, grad_norm, lr = optimizer_step(
+                part, self._mesh, microbatches, share, name=LOSS, where=where
+            )
         return StepReport(loaded.step, metrics[LOSS], grad_norm, lr, metrics)
 
     def evaluate(self, batch: RankBatch) -> dict[str, float]:
-        """What a step would report of a batch of one minibatch; nothing is learnt."""
+        """Metrics that `step` would report for a batch of one minibatch, without training on it."""
         loaded = self.backend.load(batch)
         (minibatch,) = loaded.minibatches
         shares: list[Metrics] = []
@@ -87,7 +91,7 @@ class Supervised(Role):
     def _likelihood(
         self, loaded: LoadedBatch, minibatch: Minibatch, microbatch: Microbatch, hidden_O1: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Mean of -log p over the learnt tokens of the whole minibatch."""
+        """This microbatch's share of the mean of -log p over the trained tokens of the whole minibatch."""
         logp_R, _ = self._scorer.score(microbatch, hidden_O1)
         share = -logp_R.sum() / minibatch.num_tokens
         return share, Metrics({LOSS: share.detach().clone()})  # the backward pass may scale the loss in place
@@ -95,7 +99,10 @@ class Supervised(Role):
     def _preference(
         self, loaded: LoadedBatch, minibatch: Minibatch, microbatch: Microbatch, hidden_O1: Tensor
     ) -> tuple[Tensor, Metrics]:
-        """Mean of -log sigmoid(chosen - rejected - margin) over the pairs (Bradley and Terry 1952)."""
+        """This microbatch's share of the mean of -log sigmoid(chosen - rejected - margin) over all pairs.
+
+        Source: Bradley and Terry 1952.
+        """
         row_R = loaded.trajectory_U[microbatch.trained_R]
         order_R = row_R.argsort()
         value_R = self._model.values(microbatch, hidden_O1)

@@ -85,14 +85,17 @@ def test_a_store_holds_each_array_once_and_gives_it_without_a_copy() -> None:
 
 WRONG = {
     "undeclared": ({"whim": np.zeros(16)}, "column 'whim' is not declared"),
-    "short": ({"mood": np.full(15, -7)}, "column mood has 15 values, one per token makes 16"),
+    "short": ({"mood": np.full(15, -7)}, "column mood has 15 values; one per token would be 16"),
     "type": ({"mood": np.full(16, -7.0)}, "column mood is of type float64, it was declared int64"),
     "axes": ({"mood": np.full((16, 2), -7)}, r"column mood has 2 axes, it was declared \[T\]"),
     "filled": ({"mood": np.full(16, 3)}, "column mood is not -7 at 12 tokens that are not trained on"),
     "scalar": ({"turns": np.ones(3, int)}, "column turns is per trajectory, which token blocks do not carry"),
     "turns": ({"turn_start": np.array([0, 9, 3])}, "turn_start does not ascend within the 16 tokens"),
     "late": ({"turn_start": np.array([0, 8])}, "before the first turn of its trajectory"),
-    "copies": ({"picture": np.zeros((3, 2), np.float32)}, "column picture is one array of all prompts"),
+    "copies": (
+        {"picture": np.zeros((3, 2), np.float32)},
+        "column picture is per prompt, and has type float32",
+    ),
     "flat": ({"picture": np.array([np.zeros(1, "f4"), np.zeros(2, "f4")] * 2, object)[:3]}, "has 2 axes"),
     "pictures": ({"picture": np.array([np.zeros(1), np.zeros(2), None], object)[[0, 1, 1]]}, "float64"),
 }
@@ -115,7 +118,7 @@ def test_a_column_that_is_not_as_declared_is_refused(wrong: str) -> None:
 def test_a_column_per_turn_comes_with_the_starts_of_turns() -> None:
     block = answers(BLOCK)
     lost = {name: values for name, values in block.columns.items() if name != "turn_start"}
-    with pytest.raises(ColumnError, match="column goal is per turn, and turn_start is not beside it"):
+    with pytest.raises(ColumnError, match="column goal is per turn and needs turn_start"):
         replace(block, columns=lost)
 
 

@@ -27,7 +27,7 @@ def test_ports_are_free_and_differ():
             probe.bind(("127.0.0.1", port))
 
 
-def test_every_group_has_a_place_of_its_own(tmp_path):
+def test_every_group_has_its_own_rendezvous(tmp_path):
     network = Network("10.0.0.5", "ib0", (20_001, 20_002, 20_003))
     rendezvous = at(network)
     assert network.of_engine == "10.0.0.5:20003"

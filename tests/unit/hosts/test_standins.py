@@ -56,7 +56,7 @@ def test_an_installed_kernel_package_wins(environment, tmp_path):
     assert done.stdout.strip() == str(environment / "sgl_kernel.py")
 
 
-def test_there_is_no_stand_in_beside_a_gpu(environment, tmp_path):
+def test_there_is_no_stand_in_on_a_machine_with_a_gpu(environment, tmp_path):
     standins.install()
     done = run(environment, WHERE, stub_torch(tmp_path / "gpu", cuda=True))
     assert "No module named 'sgl_kernel'" in done.stderr

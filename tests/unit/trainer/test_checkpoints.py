@@ -115,7 +115,7 @@ def test_a_run_without_a_checkpoint_starts_anew_unless_one_is_required(tmp_path:
         resumed(tmp_path / "none")
 
 
-def test_a_run_whose_only_checkpoint_was_cut_short_starts_anew_unless_one_is_required(tmp_path: Path) -> None:
+def test_a_run_whose_only_checkpoint_is_unfinished_starts_anew_unless_one_is_required(tmp_path: Path) -> None:
     named(tmp_path, 2).mkdir()
     with pytest.raises(CheckpointError, match="has no COMMITTED"):
         resumed(tmp_path)

@@ -39,7 +39,7 @@ def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, ch
     expected = [torch.autograd.grad(s, (hidden_RH, weight_VH), retain_graph=True) for s in sums]
 
     options = (sizes, padding, temperature, chunk, soft_cap)
-    ranks = on_ranks(len(sizes), scenarios.cut_linear_logprobs, *options)
+    ranks = on_ranks(len(sizes), scenarios.sharded_linear_logprobs, *options)
     for rank in ranks:
         np.testing.assert_allclose(rank["logp"], logp_R.detach(), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(rank["entropy"], entropy_R.detach(), rtol=1e-6, atol=1e-6)
@@ -51,13 +51,13 @@ def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, ch
         assert all((p[n:] == 0).all() for p, n in zip(parts, sizes, strict=True))
 
 
-@pytest.mark.parametrize("cuts", [[40], [13, 27], [1, 38, 1]])
-def test_the_state_does_not_depend_on_the_pieces(cuts) -> None:
+@pytest.mark.parametrize("chunk_sizes", [[40], [13, 27], [1, 38, 1]])
+def test_the_state_does_not_depend_on_the_chunks(chunk_sizes) -> None:
     draw = torch.Generator().manual_seed(1)
     logits_RV = 30 * torch.randn(6, 40, generator=draw)
     target_R = torch.randint(40, (6,), generator=draw)
     state_4R, at = reference.start(6, logits_RV.device), 0
-    for part in logits_RV.split(cuts, dim=1):
+    for part in logits_RV.split(chunk_sizes, dim=1):
         reference.take(state_4R, part, target_R, at, 1.0)
         at += part.shape[1]
     log_p_RV = logits_RV.double().log_softmax(1)

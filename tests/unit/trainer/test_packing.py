@@ -126,7 +126,7 @@ def test_ranks_that_share_sequences_have_all_of_them_together(rows: list[int], s
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_sequences_come_back_from_the_pieces_that_ranks_have(size) -> None:
+def test_sequences_come_back_from_the_chunks_that_ranks_have(size) -> None:
     batch, rows = values.make_batch([]), list(range(12))
     parts = [PackedBatch(batch, CPU, TokenPartition(rank=r, size=size)).microbatch(rows) for r in range(size)]
     partitioned, at, found = torch.stack([part.token_T for part in parts]), 0, []

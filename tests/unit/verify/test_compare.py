@@ -34,7 +34,7 @@ def reference(gradients, tmp_path):
     return Reference(measured(tmp_path / "reference", gradients), MODEL)
 
 
-def test_equal_rows_are_not_apart(reference, gradients, tmp_path):
+def test_equal_rows_have_no_difference(reference, gradients, tmp_path):
     found = reference.compare(measured(tmp_path / "same", gradients))
     assert (found.largest, found.parameter) == (0.0, "")
 

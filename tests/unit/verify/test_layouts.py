@@ -32,7 +32,7 @@ def test_other_names_are_refused(name):
         parse(name)
 
 
-def test_the_default_rows_change_every_axis_by_itself_or_beside_one_that_is_shown_alone():
+def test_the_default_rows_change_every_axis_alone_or_with_one_that_is_tested_alone():
     found = rows(DEFAULT_LAYOUTS)
     alone = {axis for row in found if len(row.axes) == 1 for axis in row.axes}
     assert alone == {"microbatches", "packing", "recompute", "tp", "pp", "cp", "dp"}

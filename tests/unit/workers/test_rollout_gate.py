@@ -99,7 +99,7 @@ class Paused:
             (self.goes_on.clear if method == "pause" else self.goes_on.set)()
 
 
-def test_requests_that_wait_in_a_pause_leave_an_engine_room_for_the_call_that_ends_it() -> None:
+def test_paused_requests_do_not_block_the_call_that_ends_the_pause() -> None:
     assert RolloutWorker._default_options.get("max_concurrency", 1000) >= 100_000  # Ray's own default
 
 

@@ -41,7 +41,7 @@ def test_so_is_what_writing_a_bucket_took(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(("lost", "group"), [((), "all ranks"), ((1,), None)])
-def test_ranks_meet_to_send_weights_unless_one_is_gone_and_would_never_come(lost, group, monkeypatch) -> None:
+def test_ranks_make_a_group_to_send_weights_unless_one_is_lost(lost, group, monkeypatch) -> None:
     monkeypatch.setattr(dist, "new_group", lambda **options: "all ranks")
     monkeypatch.setattr(trainer, "SwapWriter", lambda *args, **options: SimpleNamespace(plan_hash=options))
     rank = worker(SimpleNamespace(layout="layout", device="cpu"))

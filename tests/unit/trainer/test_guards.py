@@ -1,4 +1,4 @@
-"""Which columns of a loaded batch the checks look at."""
+"""The columns of a loaded batch that the guards check."""
 
 from dataclasses import dataclass
 
