@@ -8,6 +8,8 @@ from hybridrl.config.section import Section
 
 
 class ObserveConfig(Section):
+    """Where the metrics of a run go besides its folder."""
+
     sinks: tuple[str | dict[str, Any], ...] = ("mlflow",)
     """Tools that get what metrics.jsonl gets: mlflow, wandb, tensorboard, or module:Name for code outside the
     project; {name: wandb, mode: online} gives one its options. [] for none. See docs/observing.md."""
