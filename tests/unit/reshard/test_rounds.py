@@ -101,7 +101,7 @@ def test_every_element_is_staged_once(pattern, staging_bytes):
     for rank, found in enumerate(all_rounds(pattern, staging_bytes)):
         seen = {name: np.zeros(shape, int) for name, shape in pattern.target_shapes(rank).items()}
         for round_ in found:
-            for chunk in round_.incoming.pieces:
+            for chunk in round_.incoming.chunks:
                 (row, col), (rows, cols) = chunk.at, chunk.shape
                 seen[chunk.target][row : row + rows, col : col + cols] += 1
         for copy, target, row in pattern.places():
@@ -118,7 +118,7 @@ def test_loads_keep_their_bounds(pattern, staging_bytes):
         for load in (load for round_ in found for load in (round_.outgoing, round_.incoming)):
             ends = [
                 (chunk.start, chunk.start + np.prod(chunk.shape) * chunk.dtype.itemsize)
-                for chunk in load.pieces
+                for chunk in load.chunks
             ]
             assert all(start % 16 == 0 for start, _ in ends)
             assert all(stop <= start for (_, stop), (start, _) in pairwise(ends))
@@ -136,11 +136,11 @@ def test_loads_keep_their_bounds(pattern, staging_bytes):
     ],
 )
 def test_a_box_is_cut_by_rows_and_by_columns_only_if_a_row_does_not_fit(rows, cols, shapes):
-    pieces = [chunk for round_ in one_box(rows, cols, 1024) for chunk in round_.outgoing.pieces]
-    assert [chunk.shape for chunk in pieces] == shapes
-    assert pieces[0].at == (4, 5)
-    area = {(r, c) for p in pieces for r in range(p.at[0], p.at[0] + p.shape[0]) for c in [p.at[1]]}
-    assert len(area) == rows * len({p.at[1] for p in pieces})
+    chunks = [chunk for round_ in one_box(rows, cols, 1024) for chunk in round_.outgoing.chunks]
+    assert [chunk.shape for chunk in chunks] == shapes
+    assert chunks[0].at == (4, 5)
+    area = {(r, c) for p in chunks for r in range(p.at[0], p.at[0] + p.shape[0]) for c in [p.at[1]]}
+    assert len(area) == rows * len({p.at[1] for p in chunks})
 
 
 def test_a_wave_has_a_bounded_number_of_operations(monkeypatch):
