@@ -108,5 +108,5 @@ def test_a_drivers_name_is_recognised(name: str, gib: float, key: str) -> None:
 
 
 def test_an_unknown_gpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no figures"):
+    with pytest.raises(ConfigError, match="no data for GPU"):
         recognise("GeForce", 2**34)
