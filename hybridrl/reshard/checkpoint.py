@@ -151,16 +151,18 @@ def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) 
             )
     if unread := [name for name in checkpoint if name not in shards and _computes(name, source.spec)]:
         raise ModelError(
-            f"the checkpoint has {', '.join(unread[:3])} ({len(unread)} tensors), of which the model table "
-            f"of family {source.spec.family} knows nothing: without them it is another model",
+            f"the checkpoint has {', '.join(unread[:3])} ({len(unread)} tensors in all), which the model table "
+            f"of family {source.spec.family} lacks: without them it would be another model",
             where=where,
             fix="check that config.json belongs to it, or write a table: docs/extend_model.md",
         )
 
 
 def _computes(name: str, model: ModelSpec) -> bool:
-    """Whether a tensor is a weight of one of the layers. Those beyond the last predict further tokens,
-    other parts see images, and inverse frequencies follow from config.json.
+    """Whether a tensor is a weight of one of the model's layers.
+
+    Layers after the last one predict further tokens, other parts read images, and inverse frequencies follow
+    from config.json.
     """
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     return layer is not None and int(layer[1]) < model.num_layers and not name.endswith(".inv_freq")

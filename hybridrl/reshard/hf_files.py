@@ -42,7 +42,7 @@ class Checkpoint:
         return name in self._where
 
     def __iter__(self) -> Iterator[str]:
-        """The names of its tensors."""
+        """The names of the tensors."""
         return iter(self._where)
 
     def __getitem__(self, name: str) -> torch.Tensor:
