@@ -151,8 +151,8 @@ def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) 
             )
     if unread := [name for name in checkpoint if name not in shards and _computes(name, source.spec)]:
         raise ModelError(
-            f"the checkpoint has {', '.join(unread[:3])} ({len(unread)} tensors in all), which the model table "
-            f"of family {source.spec.family} lacks: without them it would be another model",
+            f"the checkpoint has {', '.join(unread[:3])} ({len(unread)} tensors in all), which the model "
+            f"table of family {source.spec.family} lacks: without them it would be another model",
             where=where,
             fix="check that config.json belongs to it, or write a table: docs/extend_model.md",
         )
