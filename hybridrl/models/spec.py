@@ -322,17 +322,17 @@ def with_one_label(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(config: Mapping[str, Any], where: str) -> bool:
-    """Whether a value head is in place of the vocabulary.
+    """Whether the model has a value head instead of a vocabulary.
 
     Raises:
-        ModelError: it has several.
+        ModelError: its head has more than one label.
     """
     if not _architecture(config).endswith(_CLASSIFICATION):
         return False
-    labels = len(config.get("id2label", ("LABEL_0", "LABEL_1")))  # what transformers takes it to be
+    labels = len(config.get("id2label", ("LABEL_0", "LABEL_1")))  # transformers' default.
     if labels != 1:
         raise ModelError(
-            f"a model of {labels} labels is no reward model", where=where, fix="use one with num_labels = 1"
+            f"a model with {labels} labels is no reward model", where=where, fix="use one with num_labels = 1"
         )
     return True
 

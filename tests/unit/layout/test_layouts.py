@@ -1,4 +1,4 @@
-"""Layouts tile every parameter, and cut it as the systems do."""
+"""Layouts tile every parameter, and shard it as the systems do."""
 
 import inspect
 
@@ -63,7 +63,7 @@ def assert_shards(layout, expected):
 
 
 def megatron_places(layout):
-    """By rank: its numbers among those that cut attention, layers and experts."""
+    """Rank -> its coordinates in the groups that shard attention, layers and experts."""
     stage = layout.tp * layout.cp * layout.dp
     return [
         {

@@ -1,4 +1,4 @@
-"""Block-FP8 targets: bit-equal to the engine's quantiser on the gathered tensor, wherever shards are cut."""
+"""Block-FP8 targets: bit-equal to the engine's quantiser on the gathered tensor, for every sharding."""
 
 import ast
 import importlib.util

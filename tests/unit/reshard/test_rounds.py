@@ -1,4 +1,4 @@
-"""The schedule of an exchange on its own: what is cut where, and that nobody can wait in a circle."""
+"""The schedule of an exchange alone: where boxes are split, and that ranks cannot deadlock."""
 
 from collections import Counter
 from itertools import pairwise
@@ -19,7 +19,7 @@ PATTERNS = st.integers(2, 7).flatmap(patterns)
 
 
 def one_box(rows, cols, staging_bytes, dtype=torch.float32):
-    """The waves in which a rank sends one box."""
+    """The rounds in which a rank sends one box."""
     side = Side(Table(["x"], [(0, 1, "y")], np.array([(0, 0, 2, 3, 4, 5, rows, cols)], np.int64)), (dtype,))
     return rounds(0, 2, {1: side}, {}, Bounds.of(staging_bytes))
 
@@ -36,7 +36,7 @@ def operations(round_, rank):
 
 
 def finish(pattern, staging_bytes):
-    """Let messages arrive as soon as both ends are posted; ranks whose waves never end."""
+    """Let messages arrive as soon as both ends are posted; returns the ranks whose rounds never end."""
     todo = [
         [operations(round_, rank) for round_ in found]
         for rank, found in enumerate(all_rounds(pattern, staging_bytes))
