@@ -1,1 +1,1 @@
-"""What a run will move and hold, from its config alone: no GPU, no torch."""
+"""Estimates of a run's memory, time and weight swap, from its config alone. They need no GPU and no torch."""

@@ -1,4 +1,4 @@
-"""The batch of a policy update, or of a step on examples: how many of what, and how long."""
+"""Sizes of the batch of a policy update, or of an SFT or reward-model step."""
 
 from dataclasses import dataclass
 
@@ -7,17 +7,17 @@ from hybridrl.config.schema import Config
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Of one policy update."""
+    """Numbers and lengths in one policy update."""
 
     prompts: int
     samples: int
-    """Answers to each prompt."""
+    """Responses per prompt."""
 
     prompt_tokens: int
-    """At most."""
+    """Longest prompt in tokens."""
 
     response_tokens: int
-    """At most."""
+    """Longest response in tokens."""
 
     mean_prompt: float
     mean_response: float
@@ -26,9 +26,10 @@ class Batch:
 
     @classmethod
     def of(cls, cfg: Config, mean_response: float | None) -> "Batch":
-        """
+        """The batch of a policy update.
+
         Args:
-            mean_response: tokens of an answer. None: half of what is allowed.
+            mean_response: mean response length in tokens; None: half of the longest.
         """
         rollout = cfg.rollout
         return cls(
@@ -44,7 +45,10 @@ class Batch:
 
     @classmethod
     def of_examples(cls, examples: int, answers: int, longest: int, mean_length: float | None) -> "Batch":
-        """Prompts are short against answers: the loss is taken to be of every token."""
+        """The batch of an SFT or reward-model step.
+
+        Prompts are counted as part of the answers, so the loss is assumed to be on every token.
+        """
         return cls(
             prompts=examples,
             samples=answers,
@@ -70,7 +74,7 @@ class Batch:
 
     @property
     def trained_share(self) -> float:
-        """Of the tokens of a microbatch of the longest trajectories."""
+        """Share of trained tokens in a microbatch of the longest trajectories."""
         return self.response_tokens / self.longest
 
     @property

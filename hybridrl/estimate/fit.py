@@ -1,4 +1,4 @@
-"""Whether a setting fits its GPUs; and if not, the single key whose change costs least."""
+"""Whether a setting fits its GPUs, and otherwise the cheapest change of one key that makes it fit."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ _MOST_NODES = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One key set to another value."""
+    """A change of one key."""
 
     key: str
     value: Any
@@ -27,7 +27,10 @@ class Change:
 
 
 def fits(setting: Setting) -> bool:
-    """On GPUs: everything divides, no phase is too large, the cache holds the longest answer."""
+    """Whether all sizes divide, every phase fits, and microbatch and KV cache hold the longest trajectory.
+
+    It is False for a setting without GPUs.
+    """
     if setting.gpu is None or not setting.divides() or setting.microbatch_tokens < setting.batch.longest:
         return False
     return not too_small_cache(setting) and fullest(setting).peak <= setting.gpu.memory_bytes
@@ -38,7 +41,7 @@ def fullest(setting: Setting) -> Phase:
 
 
 def too_small_cache(setting: Setting) -> str:
-    """Why an engine cannot hold the longest answer; "": it can."""
+    """Why an engine cannot hold the longest trajectory; "" if it can."""
     if not setting.num_engines:
         return ""
     longest, room = setting.batch.longest, kv_tokens(setting)
@@ -51,9 +54,9 @@ def too_small_cache(setting: Setting) -> str:
 
 
 def cheapest_change(setting: Setting) -> Change | None:
-    """The change of one key after which the setting fits, by the GPU seconds of a step; None: no single one.
+    """The change of one key that makes the setting fit and has the shortest step; None: there is none.
 
-    More nodes come last: they are asked for when nothing else helps.
+    More nodes are proposed only if no other change helps.
     """
     same = [change for change in _on_the_same_gpus(setting) if fits(change.setting)]
     if same:
@@ -82,7 +85,7 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
 
 
 def _microbatches(setting: Setting) -> Iterator[Change]:
-    """Smaller ones, in steps of 1,024 tokens, down to the longest trajectory."""
+    """Smaller microbatches, in steps of 1,024 tokens, down to the longest trajectory."""
     was, step = setting.microbatch_tokens, 1024
     sizes = [size for size in range(was // step * step, 0, -step) if setting.batch.longest <= size < was]
     for size in (*sizes, setting.batch.longest):

@@ -1,5 +1,7 @@
-"""Floating-point operations of a model, from its table: two for each weight that a token is multiplied by,
-and attention by the lengths. Norms, rotations and softmax are left out, as in Megatron's own count.
+"""Floating-point operations of a model, from its table.
+
+A token costs two operations per weight that it is multiplied by, plus attention. Norms, rotary embeddings and
+softmax are not counted, as in Megatron's own count.
 """
 
 from functools import cache
@@ -10,7 +12,7 @@ from hybridrl.models.spec import ModelSpec
 
 @cache
 def active_weights(model: ModelSpec) -> float:
-    """Weights of the layers that one token is multiplied by: of its experts, not of all."""
+    """Number of layer weights that one token is multiplied by; only the token's own experts count."""
     found = 0.0
     for parameter in models.parameters(model):
         if not parameter.per_layer or parameter.cols is None:
@@ -21,7 +23,7 @@ def active_weights(model: ModelSpec) -> float:
 
 
 def attention(model: ModelSpec, context: float) -> float:
-    """Of one token in all layers, whose queries meet `context` keys: two products."""
+    """Attention operations of one token in all layers, with `context` keys: two matrix products."""
     query, value = model.head_dim, model.head_dim
     if model.latent:
         query, value = model.nope_head_dim + model.rope_head_dim, model.v_head_dim
@@ -29,16 +31,16 @@ def attention(model: ModelSpec, context: float) -> float:
 
 
 def output_layer(model: ModelSpec) -> float:
-    """Of one token whose logits, or value, are computed."""
+    """Operations of the output layer for one token whose logits or value are computed."""
     return 2.0 * (1 if model.value_head else model.vocab_size) * model.hidden_size
 
 
 def forward(model: ModelSpec, *, mean_length: float, trained_share: float) -> float:
-    """Of one token on average.
+    """Mean operations of the forward pass per token.
 
     Args:
-        mean_length: of a sequence: a token meets half of it.
-        trained_share: of the tokens, those whose logits are computed.
+        mean_length: mean sequence length; a token attends to half of it on average.
+        trained_share: share of the tokens whose logits are computed.
     """
     layers = 2.0 * active_weights(model) + attention(model, mean_length / 2)
     return layers + trained_share * output_layer(model)

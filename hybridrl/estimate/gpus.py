@@ -1,8 +1,9 @@
-"""Datacenter GPUs by the name that a config gives them: what a run has of each, and how fast it is.
+"""Memory and speed of datacenter GPUs, by their names in a config.
 
-Sources: NVIDIA's data sheets of A100 (SXM4), H100 and H200 (SXM5), HGX B200; bf16 and FP8 without sparsity,
-links in one direction. Memory is in GB as the product is named. The driver shows 5 to 7 % more: that goes to
-the CUDA context, NCCL's buffers and fragmentation, which no formula here counts.
+The sources are NVIDIA's data sheets of A100 (SXM4), H100 and H200 (SXM5), and HGX B200, for bf16 and FP8
+without sparsity and for links in one direction. Memory is in GB as in the product name. The driver shows 5 to
+7 % more. The difference is for the CUDA context, NCCL's buffers and fragmentation, which no formula here
+counts.
 """
 
 from dataclasses import dataclass
@@ -15,20 +16,20 @@ class GPUModel:
     name: str
     memory_bytes: int
     flops: float
-    """A second, in bf16."""
+    """Peak operations per second in bf16."""
 
     fp8_flops: float
-    """A second, in FP8; 0: it has none."""
+    """Peak operations per second in FP8; 0: the GPU has no FP8."""
 
     hbm_bytes_s: float
     nvlink_bytes_s: float
-    """Of one GPU to all others of its node together."""
+    """Bandwidth from one GPU to all others of its node together."""
 
     network_bytes_s: float
-    """Of one GPU to other nodes: its share of the node's InfiniBand."""
+    """Bandwidth from one GPU to other nodes, which is its share of the node's InfiniBand."""
 
     host_bytes_s: float
-    """Between a GPU and host memory, over PCIe."""
+    """Bandwidth between a GPU and host memory over PCIe."""
 
 
 _A100 = GPUModel(
@@ -86,27 +87,27 @@ GPUS = {"a100-40": _A100_40, "a100": _A100, "h100": _H100, "h200": _H200, "b200"
 
 
 def only_memory(name: str, memory_bytes: int) -> GPUModel:
-    """A GPU of which nothing is known but its memory: it has no time model."""
+    """A GPU of which only the memory is known. There is no time estimate for it."""
     rates = ("flops", "fp8_flops", "hbm_bytes_s", "nvlink_bytes_s", "network_bytes_s", "host_bytes_s")
     return GPUModel(name=name, memory_bytes=memory_bytes, **dict.fromkeys(rates, 0.0))
 
 
 def recognise(name: str, memory_bytes: int) -> GPUModel:
-    """The model of a GPU that a driver names, as in "NVIDIA H100 80GB HBM3".
+    """The model of a GPU by its driver name, such as "NVIDIA H100 80GB HBM3".
 
     Raises:
-        ConfigError: it is none of GPUS.
+        ConfigError: the GPU is not in GPUS.
     """
     known = name_of(name, memory_bytes)
     if known is None:
         raise ConfigError(
-            f"no figures of a {name}", where="cluster.gpu", fix=f"set cluster.gpu to one of {', '.join(GPUS)}"
+            f"no data for GPU {name}", where="cluster.gpu", fix=f"set cluster.gpu to one of {', '.join(GPUS)}"
         )
     return GPUS[known]
 
 
 def name_of(name: str, memory_bytes: int) -> str | None:
-    """Its key in GPUS; None: it is none of them. Arguments as `recognise`."""
+    """The GPU's key in GPUS; None: it is not there. The arguments are those of `recognise`."""
     named = {key: gpu for key, gpu in GPUS.items() if key.partition("-")[0].upper() in name.upper()}
     fitting = [key for key, gpu in named.items() if gpu.memory_bytes <= memory_bytes]
     return max(fitting, key=lambda key: GPUS[key].memory_bytes, default=None)

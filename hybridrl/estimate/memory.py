@@ -1,8 +1,8 @@
-"""Memory of every phase, of a GPU or of one trainer rank: weights, gradients, optimizer, activations, engine.
+"""Memory of every phase, per GPU or per trainer rank: weights, gradients, optimizer, activations, engine.
 
-Trainer and engines share each GPU and take turns. The engine's weights stay where they are, since a swap
-writes into them; its key-value cache comes and goes. What the trainer leaves on the GPU while engines
-generate is actor.offload's to say. Activations are those of the fullest microbatch.
+Trainer and engines share each GPU and take turns. The engine's weights stay on the GPU, since a swap writes
+into them; its KV cache is freed while the trainer runs. actor.offload decides what the trainer keeps on the
+GPU while engines generate. Activations are those of the largest microbatch.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,26 +14,26 @@ from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.weights import Share, on_engine, on_stage
 
 GRADIENT_BYTES = 4
-"""Accumulated in fp32 whatever the weights are."""
+"""Bytes per gradient: gradients are accumulated in fp32 for every dtype of weights."""
 
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
-"""The fp32 weights of a model in half precision, in the optimizer."""
+"""Bytes per weight of the optimizer's fp32 master weights, which a half-precision model has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """Bytes at the fullest moment of a phase."""
+    """Bytes at the memory peak of a phase."""
 
     name: str
     weights: float
-    """Of the trainer's models."""
+    """Weights of the trainer's models."""
 
     gradients: float = 0.0
     optimizer: float = 0.0
     activations: float = 0.0
     engine: float = 0.0
-    """Its weights."""
+    """The engine's weights."""
 
     kv: float = 0.0
     staging: float = 0.0
@@ -50,20 +50,19 @@ class Resident:
 
     policy: float
     others: float
-    """Weights of critic, process model, reference, teacher, reward model."""
+    """Weights of critic, process model, reference, teacher and reward model."""
 
     gradients: float
     optimizer: float
     fp8: float = 0.0
-    """Weights once more, as FP8 products take them: Transformer Engine makes them at the first microbatch of
-    a pass, and keeps them."""
+    """FP8 copies of weights, which Transformer Engine makes at the first microbatch of a pass and keeps."""
 
     @property
     def all(self) -> float:
         return self.policy + self.others + self.gradients + self.optimizer + self.fp8
 
     def after_offload(self, setting: Setting) -> "Resident":
-        """What of it stays while engines generate."""
+        """What stays on the GPU while engines generate."""
         if setting.offload == "none":
             return self
         all_ = setting.offload == "all"
@@ -77,7 +76,7 @@ class Resident:
 
 
 def resident(setting: Setting, stage: int) -> Resident:
-    """Of a rank of a pipeline stage."""
+    """What a rank of a pipeline stage keeps."""
     whole: dict[Role, Share] = {role: _share(setting, stage, role) for role in _held(setting)}
     changed: dict[Role, Share] = {role: _trained_share(setting, stage, role) for role in setting.trained}
     width = setting.weight_bytes
@@ -92,7 +91,7 @@ def resident(setting: Setting, stage: int) -> Resident:
 
 
 def training(setting: Setting, stage: int) -> Phase:
-    """Forward and backward of the fullest microbatch, and the optimizer step."""
+    """The phase of forward, backward and optimizer step, with the largest microbatch."""
     held = resident(setting, stage)
     scratch = 0.0 if setting.fused else _optimizer_scratch(setting, stage)
     here = [setting.alone(role) for role in setting.trained if not setting.is_dedicated(role)]
@@ -104,9 +103,9 @@ def training(setting: Setting, stage: int) -> Phase:
 
 
 def logprobs(setting: Setting, stage: int) -> Phase:
-    """A forward pass without gradients. Ranks beside the actor's make theirs at the same time."""
-    beside: list[Role] = [role for role in (*setting.trained, *setting.frozen) if setting.is_dedicated(role)]
-    at_once = _forward_bytes(setting, stage) + sum(_fullest(setting, role, _forward_bytes) for role in beside)
+    """The phase of forward passes without gradients. Dedicated ranks of other roles run at the same time."""
+    others: list[Role] = [role for role in (*setting.trained, *setting.frozen) if setting.is_dedicated(role)]
+    at_once = _forward_bytes(setting, stage) + sum(_fullest(setting, role, _forward_bytes) for role in others)
     return _trainer_phase(setting, f"logprobs, stage {stage}", resident(setting, stage), at_once)
 
 
@@ -117,19 +116,19 @@ def _forward_bytes(setting: Setting, stage: int) -> float:
 
 
 def _layer_bytes(setting: Setting) -> float:
-    """A forward pass through a layer."""
+    """Peak bytes of a forward pass through one layer."""
     tokens, moe = setting.packed_tokens / setting.train.cp, len(setting.model.layers("moe")) > 0
     return layer(setting, moe=moe).forward * tokens * setting.weight_bytes
 
 
 def _fullest(setting: Setting, role: Role, size: Callable[[Setting, int], float]) -> float:
-    """Bytes of a role with ranks of its own, of whose stages any may be on a GPU."""
+    """Bytes of a role with dedicated ranks, on its largest stage: any of its stages may be on a GPU."""
     own = setting.alone(role)
     return max(size(own, stage) for stage in {0, own.train.pp - 1})
 
 
 def activations(setting: Setting, stage: int) -> float:
-    """Bytes that a stage holds of its microbatches in flight, at most."""
+    """Peak bytes of activations that a stage holds for its microbatches in flight."""
     tokens = setting.packed_tokens / setting.train.cp
     full = setting.recompute == "full"
     kept = again = backward = 0.0
@@ -140,9 +139,11 @@ def activations(setting: Setting, stage: int) -> float:
         backward = max(backward, one.backward)
     width = setting.weight_bytes * tokens
     flying = in_flight(setting, stage, num_microbatches(setting))
-    entry = layer(setting, moe=False).input  # of the first layer, from the embedding or the stage before
+    entry = layer(
+        setting, moe=False
+    ).input  # Input of the first layer, from the embedding or the previous stage.
     held = flying * (kept + (0.0 if full else entry)) * width
-    if setting.train.vpp > 1:  # an interleaved pipeline keeps what each chunk has sent
+    if setting.train.vpp > 1:  # An interleaved pipeline keeps what each chunk sent.
         held += flying * setting.train.vpp * entry * width
     if stage != setting.train.pp - 1:
         return held + (again + backward) * width
@@ -152,7 +153,7 @@ def activations(setting: Setting, stage: int) -> float:
 
 
 def rollout(setting: Setting, stage: int) -> Phase:
-    """While engines generate: beside what the trainer leaves on the GPU."""
+    """The phase in which engines generate, with what the trainer leaves on the GPU."""
     stays = resident(setting, stage).after_offload(setting)
     weights = engine_weights(setting)
     return Phase(
@@ -166,28 +167,28 @@ def rollout(setting: Setting, stage: int) -> Phase:
 
 
 def scoring(setting: Setting, stage: int) -> Phase:
-    """While the reward model scores answers. Engines keep their cache: more may be asked of them."""
+    """The phase in which the reward model scores. Engines keep their cache for further requests."""
     answering, own = rollout(setting, stage), setting.alone("reward model")
-    back = (
+    reloaded = (
         _share(setting, stage, "reward model").all * setting.weight_bytes if setting.offload == "all" else 0.0
     )
     return replace(
         answering,
         name=f"score, stage {stage}",
-        weights=answering.weights + back,
+        weights=answering.weights + reloaded,
         activations=_layer_bytes(own),
     )
 
 
 def engine_weights(setting: Setting) -> float:
-    """Of one rank of an engine."""
+    """Bytes of the weights of one engine rank."""
     if not setting.num_engines:
         return 0.0
     return on_engine(setting.engine_layout()) * setting.engine_bytes
 
 
 def kv_bytes_per_token(setting: Setting) -> float:
-    """Of one rank of an engine, for every token in its cache."""
+    """Bytes of one engine rank per token in its cache."""
     model, sharding = setting.model, setting.engine
     ranks = sharding.tp // sharding.attention_copies
     shared_by = 1 if model.latent else min(ranks, model.num_kv_heads)
@@ -195,7 +196,7 @@ def kv_bytes_per_token(setting: Setting) -> float:
 
 
 def kv_bytes(setting: Setting) -> float:
-    """The key-value cache of one rank of an engine; below 0 where its weights leave no room."""
+    """Bytes of the KV cache of one engine rank; negative if the weights leave no room."""
     if setting.kv_cache_tokens is not None:
         return setting.kv_cache_tokens * kv_bytes_per_token(setting)
     if setting.gpu is None:
@@ -204,20 +205,20 @@ def kv_bytes(setting: Setting) -> float:
 
 
 def kv_tokens(setting: Setting) -> int:
-    """Tokens that the cache of one engine holds."""
+    """Number of tokens that the cache of one engine holds."""
     per_copy = max(0.0, kv_bytes(setting)) / kv_bytes_per_token(setting)
     return int(per_copy) * setting.engine.attention_copies
 
 
 def num_microbatches(setting: Setting) -> int:
-    """Of one optimizer step on one data-parallel rank, by mean lengths."""
+    """Microbatches per optimizer step of one data-parallel rank, by mean lengths."""
     batch = setting.batch
     tokens = batch.trajectories_per_minibatch * batch.mean_length / (setting.train.dp or 1)
     return max(1, -(-int(tokens) // setting.microbatch_tokens))
 
 
 def phases(setting: Setting) -> Iterator[Phase]:
-    """Of the GPUs of each pipeline stage."""
+    """All phases, for the GPUs of each pipeline stage."""
     for stage in range(setting.train.pp):
         yield training(setting, stage)
         if not setting.num_engines:
@@ -230,7 +231,7 @@ def phases(setting: Setting) -> Iterator[Phase]:
 
 
 def on_cpu(setting: Setting) -> Phase:
-    """On a machine without GPUs all ranks and engines are in one memory, at the same time."""
+    """The memory of a machine without GPUs, which all ranks and engines share at the same time."""
     engines = setting.num_engines * setting.engine.tp
     groups = [_all_ranks(group) for group in _groups(setting)]
     return Phase(
@@ -242,8 +243,10 @@ def on_cpu(setting: Setting) -> Phase:
 
 
 def least(setting: Setting) -> Phase:
-    """The fullest moment of a GPU, or of the machine without GPUs, in what is certain before a run:
-    activations, and a key-value cache whose size is not set, come on top."""
+    """A lower bound of the memory peak of a GPU, or of a machine without GPUs.
+
+    Activations, and a KV cache whose size is not set, come on top.
+    """
     whole = [on_cpu(setting)] if setting.gpu is None else phases(setting)
     cache = {} if setting.kv_cache_tokens is not None else {"kv": 0.0}
     return max(
@@ -253,7 +256,7 @@ def least(setting: Setting) -> Phase:
 
 
 def host_bytes(setting: Setting) -> float:
-    """Of a node, beside its processes: what leaves its GPUs while engines generate, the tokens of a step."""
+    """Host memory of a node besides its processes: offloaded state and the tokens of a step."""
     held = resident(setting, 0)
     away = held.all - held.after_offload(setting).all
     tokens = setting.batch.trajectories * setting.batch.longest * _TOKEN_BYTES
@@ -261,26 +264,26 @@ def host_bytes(setting: Setting) -> float:
 
 
 def checkpoint_bytes(setting: Setting) -> float:
-    """On disk: the trained models and their optimizers."""
+    """Bytes of a checkpoint on disk: the trained models and their optimizers."""
     per_weight = setting.weight_bytes + _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
     return sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
 
 
 def least_training(setting: Setting) -> float:
-    """Bytes of the trainer's state on all GPUs together, cut without any repetition."""
+    """Bytes of the trainer's state on all GPUs together, if nothing were replicated."""
     per_weight = GRADIENT_BYTES + _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
     state = sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
     return state + sum(_weights(setting, role) for role in _held(setting)) * setting.weight_bytes
 
 
 _CPU_CACHE_TOKENS = 65536
-"""What rollout.kv_cache_tokens is on CPU where nobody sets it."""
+"""Default of rollout.kv_cache_tokens on CPU."""
 
 _OF_RANKS = ("weights", "gradients", "optimizer", "activations")
-"""Parts of a phase that trainer ranks hold."""
+"""The fields of a phase that trainer ranks hold."""
 
 _TOKEN_BYTES = 4 + 4 + 1 + 4
-"""Token, rollout_logp, loss mask and version."""
+"""Bytes per token of a trajectory: token, rollout_logp, loss mask and version."""
 
 
 def _trainer_phase(setting: Setting, name: str, held: Resident, activations: float) -> Phase:
@@ -295,7 +298,7 @@ def _trainer_phase(setting: Setting, name: str, held: Resident, activations: flo
 
 
 def _groups(setting: Setting) -> Iterator[Setting]:
-    """The actor's ranks with the models that are on them, and every group of ranks beside these."""
+    """One setting for the actor's ranks with all models on them, and one per group of dedicated ranks."""
     trained = tuple(role for role in setting.trained if not setting.is_dedicated(role))
     frozen = tuple(role for role in setting.frozen if not setting.is_dedicated(role))
     yield replace(setting, trained=trained, frozen=frozen)
@@ -303,7 +306,7 @@ def _groups(setting: Setting) -> Iterator[Setting]:
 
 
 def _all_ranks(setting: Setting) -> Phase:
-    """Of one group of ranks, the fullest moments of all."""
+    """Sum of the memory peaks of all ranks of one group."""
     fullest = training if setting.trained else logprobs
     stages = [fullest(setting, stage) for stage in range(setting.train.pp)]
     ranks = setting.train.num_ranks // setting.train.pp
@@ -311,13 +314,13 @@ def _all_ranks(setting: Setting) -> Phase:
 
 
 def _held(setting: Setting) -> list[Role]:
-    """Roles that have weights: with adapters, the model without them is the reference."""
+    """Roles that have weights of their own. With LoRA the base model serves as the reference."""
     shares = setting.lora is not None and not setting.is_dedicated("reference")
     return [role for role in (*setting.trained, *setting.frozen) if not (shares and role == "reference")]
 
 
 def _stage_of(setting: Setting, stage: int, role: Role) -> int:
-    """Where a role has a cut of its own, its fullest stage may be on any GPU."""
+    """The stage of a role. With a different sharding its largest stage, the first, may be on any GPU."""
     return stage if not setting.is_dedicated(role) or setting.sharding_of(role) == setting.train else 0
 
 
@@ -326,14 +329,16 @@ def _share(setting: Setting, stage: int, role: Role) -> Share:
 
 
 def _trained_share(setting: Setting, stage: int, role: Role) -> Share:
-    """Of it, what is trained."""
+    """What a role trains on a stage."""
     adapters = setting.adapters() if role == "actor" else None
     return on_stage(adapters, stage) if adapters else _share(setting, stage, role)
 
 
 def _fp8_weights(setting: Setting, stage: int, role: Role) -> float:
-    """Bytes: one of each weight of the layers for the forward pass, one for the backward pass. What is not
-    trained passes through the actor's modules, if they are on its ranks."""
+    """Bytes of FP8 copies: one per layer weight for the forward pass and one for the backward pass.
+
+    A frozen role on the actor's ranks has none, because its weights run in the actor's modules.
+    """
     if not setting.fp8_share or role == "reward model":
         return 0.0
     passes = 2 if role in setting.trained else int(setting.is_dedicated(role))
@@ -342,7 +347,7 @@ def _fp8_weights(setting: Setting, stage: int, role: Role) -> float:
 
 
 def _optimizer(setting: Setting, role: Role, share: Share) -> float:
-    """Bytes on one rank: split over the ranks that hold the same parameters."""
+    """Bytes of optimizer state on one rank; it is split over the ranks that hold the same parameters."""
     sharding = setting.sharding_of(role)
     per_weight = _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
     replicas = sharding.cp * (sharding.dp or 1)
@@ -351,13 +356,13 @@ def _optimizer(setting: Setting, role: Role, share: Share) -> float:
 
 
 def _optimizer_scratch(setting: Setting, stage: int) -> float:
-    """Torch's own Adam makes a root and a quotient of every parameter at once; fused ones do not."""
+    """Temporaries of torch's Adam in bytes: it takes roots of all parameters at once. Fused Adam has none."""
     replicas = setting.train.cp * (setting.train.dp or 1)
     return 4 * max(_trained_share(setting, stage, role).all for role in setting.trained) / replicas
 
 
 def _layers(setting: Setting, stage: int) -> list[tuple[bool, int]]:
-    """(with experts, how many) on a stage."""
+    """(whether they have experts, number) of the layers on a stage."""
     mine = setting.layout().chunks(stage)
     plain = setting.model.layers("dense")
     dense = sum(max(0, min(c.stop, plain.stop) - c.start) for c in mine)
@@ -366,11 +371,11 @@ def _layers(setting: Setting, stage: int) -> list[tuple[bool, int]]:
 
 
 def _weights(setting: Setting, role: Role) -> float:
-    """Of the whole model."""
+    """Number of weights of a role's whole model."""
     return on_stage(trainer_layout(setting.backend, setting.model_of(role), TrainParallel()), 0).all
 
 
 def _trained_weights(setting: Setting, role: Role) -> float:
-    """Of the whole model, those that are trained."""
+    """Number of trained weights of a role's whole model."""
     adapters = replace(setting, train=TrainParallel()).adapters() if role == "actor" else None
     return on_stage(adapters, 0).all if adapters else _weights(setting, role)

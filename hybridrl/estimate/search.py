@@ -1,7 +1,8 @@
-"""The fastest ways to lay a run over its GPUs, by the model of memory and time.
+"""Searches the fastest parallel layouts of a run on its GPUs, by the estimates of memory and time.
 
-The auto-mapping of Sheng et al. 2024, "HybridFlow", arXiv:2409.19256, section 6, for roles that share all
-GPUs: trainer and engines take turns, so their cuts are searched apart and joined where memory allows both.
+This is the auto-mapping of Sheng et al. 2024, "HybridFlow", arXiv:2409.19256, section 6, for colocated roles.
+Trainer and engines take turns, so their parallel layouts are searched separately, and pairs are kept if
+memory allows both.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,10 @@ from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import StepTime, generate_s, logprobs_s, step_time, train_s
 
 _KEPT = 60
-"""Best cuts of the trainer, and of the engines."""
+"""Number of best parallel layouts that are kept for the trainer, and for the engines."""
 
 _JOINED = 20
-"""Pairs of both that fit, before the search ends."""
+"""Number of fitting pairs after which the search ends."""
 
 _MOST_ENGINE_RANKS = 64
 
@@ -31,7 +32,7 @@ class Proposal:
     setting: Setting
     time: StepTime
     spare_bytes: float
-    """Of the GPU's memory, at the fullest moment."""
+    """GPU memory that is free at the peak."""
 
     @classmethod
     def of(cls, setting: Setting) -> "Proposal":
@@ -41,17 +42,17 @@ class Proposal:
 
 
 def search(setting: Setting, count: int = 5) -> list[Proposal]:
-    """The fastest that fit, fastest first; never slower than the setting itself, if that fits.
+    """The settings that fit, fastest first. The first is never slower than the given one, if that fits.
 
-    Batch, model and GPUs stay; cuts, recomputation, size of a microbatch, offload and the engines' share of
-    memory are free.
+    Batch, model and GPUs are fixed. The search varies parallel layouts, recomputation, microbatch size,
+    offload and the engines' share of memory.
     """
     engines = _fastest(_engines(setting), generate_s)
     if not engines:
         return []
     lightest = min((engine for _, engine in engines), key=engine_weights)
-    beside = replace(setting, engine=lightest.engine, num_engines=lightest.num_engines)
-    trainers = _fastest(_trainers(beside), lambda s: train_s(s) + logprobs_s(s))
+    with_lightest = replace(setting, engine=lightest.engine, num_engines=lightest.num_engines)
+    trainers = _fastest(_trainers(with_lightest), lambda s: train_s(s) + logprobs_s(s))
     found = [Proposal.of(setting)] if fits(setting) else []
     pairs = sorted(product(trainers, engines), key=lambda pair: pair[0][0] + pair[1][0])
     for (_, trainer), (_, engine) in pairs:
@@ -70,12 +71,12 @@ def _fastest(settings: Iterable[Setting], seconds: Callable[[Setting], float]) -
 
 
 def _trainers(setting: Setting) -> Iterator[Setting]:
-    """Every cut whose training fits, with the least recomputation that does and the largest microbatch."""
+    """Every parallel layout, recomputation and microbatch size of the trainer whose training fits."""
     assert setting.gpu is not None
     for sharding in _shardings(setting):
-        sharded_so = replace(setting, train=sharding, offload="all")
-        if sharded_so.divides():
-            yield from _fitting(sharded_so)
+        sharded = replace(setting, train=sharding, offload="all")
+        if sharded.divides():
+            yield from _fitting(sharded)
 
 
 def _fitting(setting: Setting) -> Iterator[Setting]:
@@ -106,13 +107,13 @@ def _shardings(setting: Setting) -> Iterator[TrainParallel]:
 
 
 def _uneven(layers: int, chunks: int) -> tuple[int, ...]:
-    """Layers of each chunk, the last ones shorter; (): they are equal."""
+    """Layers of each chunk, with shorter ones at the end; (): all chunks are equal."""
     most, over = divmod(layers, chunks)
     return (most + 1,) * over + (most,) * (chunks - over) if over else ()
 
 
 def _engines(setting: Setting) -> Iterator[Setting]:
-    """Every cut of an engine with room for its longest answer."""
+    """Every parallel layout of an engine whose cache holds the longest trajectory."""
     model, gpus = setting.model, setting.num_gpus
     assert setting.engine_kind is not None, "there are engines"
     for sizes in setting.engine_kind.sizes(model, min(gpus, _MOST_ENGINE_RANKS)):
@@ -127,9 +128,7 @@ def _engines(setting: Setting) -> Iterator[Setting]:
 
 
 def _joined(trainer: Setting, engine: Setting) -> list[Proposal]:
-    """With the offload that is fastest, and the largest share of memory for the engines beside it; [] where
-    memory does not allow both.
-    """
+    """The pair with the fastest offload and the largest memory share of the engines; [] if none fits."""
     both = replace(trainer, engine=engine.engine, num_engines=engine.num_engines)
     tries = [_roomiest(replace(both, offload=offload)) for offload in ("none", "optimizer", "all")]
     found = [Proposal.of(tried) for tried in tries if tried and fits(tried)]
@@ -137,7 +136,7 @@ def _joined(trainer: Setting, engine: Setting) -> list[Proposal]:
 
 
 def _roomiest(setting: Setting) -> Setting | None:
-    """With the largest share of memory for the engines that the trainer's leftovers allow."""
+    """The setting with the largest memory share for the engines, given what the trainer keeps on the GPU."""
     assert setting.gpu is not None
     stays = max(resident(setting, stage).after_offload(setting).all for stage in {0, setting.train.pp - 1})
     room = 1 - stays / setting.gpu.memory_bytes
@@ -146,7 +145,7 @@ def _roomiest(setting: Setting) -> Setting | None:
 
 
 def _outline(setting: Setting) -> tuple[int, ...]:
-    """Of those that are alike in this, the best is told."""
+    """The sizes that identify a proposal; of proposals with equal sizes only the fastest is reported."""
     sharding = setting.train
     return sharding.tp, sharding.pp, sharding.cp, sharding.ep, setting.engine.tp
 

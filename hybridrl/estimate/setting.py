@@ -1,4 +1,4 @@
-"""What an estimate is asked about: a model, what is trained of it, how it is cut, and on what."""
+"""The input of an estimate: the model, what is trained, the parallel layouts, and the hardware."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,28 +30,28 @@ _TRAINED: tuple[Role, ...] = ("critic", "process model")
 class Setting:
     model: ModelSpec
     gpu: GPUModel | None
-    """None: a machine without GPUs, in fp32 unless the config says otherwise."""
+    """None: the machine has no GPUs. Precision is then fp32 unless the config sets another."""
 
     nodes: int
     gpus_per_node: int
     trained: tuple[Role, ...]
     frozen: tuple[Role, ...]
     train: TrainParallel
-    """With its dp."""
+    """Parallel layout of the actor; dp is set."""
 
     backend: str
-    """Of the trainer."""
+    """Trainer backend."""
 
     dedicated: tuple[tuple[Role, TrainParallel], ...]
-    """Cuts of those that are not on the actor's ranks."""
+    """Parallel layouts of the roles with dedicated ranks."""
 
     recompute: Recompute
     microbatch_tokens: int
     half: bool
-    """The trainer's parameters are bf16 or fp16."""
+    """Whether the trainer's parameters are bf16 or fp16."""
 
     fused: bool
-    """Layers of Transformer Engine, which keep fewer tensors than Megatron's own."""
+    """Whether layers are Transformer Engine's, which keep fewer tensors than Megatron's own."""
 
     offload: Literal["none", "optimizer", "all"]
     engine_kind: EngineKind | None
@@ -59,7 +59,7 @@ class Setting:
 
     engine: EngineParallel
     num_engines: int
-    """0: answers are given, as in training on examples."""
+    """Number of engines; 0 for SFT and reward models, whose responses are given."""
 
     memory_fraction: float
     kv_cache_tokens: int | None
@@ -69,25 +69,26 @@ class Setting:
     """Forward passes of the policy over a whole batch before its first optimizer step."""
 
     reward_model: ModelSpec | None = None
-    """None: there is none, or nothing is known of it."""
+    """None: there is no reward model, or its sizes are unknown."""
 
     dedicated_tokens: tuple[tuple[Role, int], ...] = ()
-    """Sizes of the microbatches of those with a cut of their own."""
+    """Microbatch sizes of the roles with dedicated ranks."""
 
     lora: LoraConfig | None = None
-    """What the actor trains; None: all weights."""
+    """The adapters that the actor trains; None: it trains all weights."""
 
     fp8_share: float = 0.0
-    """Of the layers, those that multiply in FP8."""
+    """Share of the layers that multiply in FP8."""
 
     @classmethod
     def of(
         cls, cfg: Config, model: ModelSpec, gpu: GPUModel | None, *, mean_response: float | None = None
     ) -> "Setting":
-        """
+        """The setting of an RL config.
+
         Args:
-            gpu: of the cluster that the config names; None: there are none.
-            mean_response: tokens of an answer. None: half of what is allowed.
+            gpu: GPU model of the cluster; None: it has no GPUs.
+            mean_response: mean response length in tokens; None: half of the longest.
 
         Raises:
             ConfigError, UserCodeError: an algorithm plug-in does not exist, or raises.
@@ -122,11 +123,11 @@ class Setting:
         *,
         mean_length: float | None = None,
     ) -> "Setting":
-        """Training on examples: without engines, one optimizer step a batch.
+        """The setting of an SFT or reward-model config: no engines, and one optimizer step per batch.
 
         Args:
-            model: of the folder; a reward model that is made from it has another head.
-            mean_length: tokens of one with its prompt. None: half of what is allowed.
+            model: spec of the model folder; a reward model gets a value head.
+            mean_length: mean length of an example with its prompt in tokens; None: half of the longest.
         """
         longest, pairs = min(cfg.actor.microbatch_tokens, model.max_positions), isinstance(cfg, RMConfig)
         if pairs and not model.value_head:
@@ -154,19 +155,19 @@ class Setting:
 
     @property
     def packed_tokens(self) -> float:
-        """Of the fullest microbatch, over the ranks of a context: no more than a minibatch has."""
+        """Tokens of the largest microbatch over all context-parallel ranks, at most those of a minibatch."""
         batch = self.batch
         most = batch.trajectories_per_minibatch * batch.longest / (self.train.dp or 1)
         return min(self.microbatch_tokens, max(most, batch.longest))
 
     @property
     def weight_bytes(self) -> int:
-        """Of a number of the trainer's parameters and activations."""
+        """Bytes per element of the trainer's parameters and activations."""
         return 2 if self.half else 4
 
     @property
     def engine_bytes(self) -> int:
-        """Of a number of the engine's."""
+        """Bytes per element of the engine's parameters and cache."""
         return 2 if self.gpu else 4
 
     @property
@@ -176,13 +177,13 @@ class Setting:
         return self.train.tp > 1 and (automatic if wanted is None else wanted)
 
     def model_of(self, role: Role) -> ModelSpec:
-        """Only the reward model may be another one than the policy; a critic has another head."""
+        """Model of a role. The reward model may differ from the policy, and a critic has a value head."""
         if role == "critic":
             return without_vocabulary(self.model, head="value")
         return self.reward_model if role == "reward model" and self.reward_model else self.model
 
     def alone(self, role: Role) -> "Setting":
-        """As if a role were the actor and there were no other."""
+        """The setting of one role's ranks alone, with that role in place of the actor."""
         if role == "actor":
             return replace(self, trained=("actor",), frozen=())
         return replace(
@@ -197,11 +198,11 @@ class Setting:
         )
 
     def is_dedicated(self, role: Role) -> bool:
-        """It has ranks of its own, on the same GPUs."""
+        """Whether a role has dedicated ranks on the same GPUs."""
         return role in dict(self.dedicated)
 
     def sharding_of(self, role: Role) -> TrainParallel:
-        """With its dp."""
+        """Parallel layout of a role; dp is set."""
         sharding = dict(self.dedicated).get(role, self.train)
         if role == "reward model" and not self.model_of(role).num_experts:
             sharding = sharding.model_copy(update={"ep": 1, "etp": 1})
@@ -210,27 +211,27 @@ class Setting:
         )
 
     def filled(self, *, dp: int | None = None, num_engines: int | None = None) -> "Setting":
-        """With as many replicas as the GPUs hold, where a number is not given."""
+        """This setting with as many trainer replicas and engines as the GPUs hold, or the given numbers."""
         dp = dp or max(1, self.num_gpus // self.train.model_ranks)
         engines = (num_engines or max(1, self.num_gpus // self.engine.tp)) if self.num_engines else 0
         return replace(self, train=self.train.model_copy(update={"dp": dp}), num_engines=engines)
 
     def with_sharding(self, **axes: Any) -> "Setting":
-        """Another cut of the trainer over the same GPUs."""
+        """This setting with other parallel sizes of the trainer on the same GPUs."""
         return replace(self, train=self.train.model_copy(update=axes)).filled(num_engines=self.num_engines)
 
     def layout(self) -> TrainerLayout:
-        """Of the trainer.
+        """Layout of the trainer.
 
         Raises:
-            LayoutError: the model does not divide so.
+            LayoutError: the model does not divide over the ranks.
         """
         return trainer_layout(self.backend, self.model, self.train, fused=self.fused)
 
     def adapters(self) -> AdapterLayout | None:
         """
         Raises:
-            LayoutError: as `layout`, or the model lacks a linear layer that is to have one.
+            LayoutError: as `layout`, or the model lacks a linear layer that should have an adapter.
         """
         if (lora := self.lora) is None:
             return None
@@ -239,20 +240,20 @@ class Setting:
     def layout_of(self, role: Role) -> TrainerLayout:
         """
         Raises:
-            LayoutError: its model does not divide so.
+            LayoutError: the role's model does not divide over its ranks.
         """
         return trainer_layout(self.backend, self.model_of(role), self.sharding_of(role), fused=self.fused)
 
     def engine_layout(self) -> Layout:
         """
         Raises:
-            LayoutError: the model does not divide so.
+            LayoutError: the model does not divide over the ranks.
         """
         assert self.engine_kind is not None, "there are engines"
         return self.engine_kind.layout(self.model, self.engine)
 
     def divides(self) -> bool:
-        """Trainer and engines can be cut so, and have the GPUs for it."""
+        """Whether the models divide over trainer and engine ranks, and there are enough GPUs."""
         try:
             self.layout()
             if self.num_engines:
@@ -264,7 +265,7 @@ class Setting:
         return not self.missing_gpus()
 
     def missing_gpus(self) -> str:
-        """Which part needs more GPUs than there are, and how many; "": none."""
+        """Which part needs more GPUs than there are, and how many; "" if there are enough."""
         if self.gpu is None:
             return ""
         engines = self.num_engines * self.engine.tp
@@ -278,11 +279,11 @@ def trainer_layout(
 ) -> TrainerLayout:
     """
     Args:
-        backend: actor.backend.
-        parallel: with its dp.
+        backend: value of actor.backend.
+        parallel: parallel layout with dp set.
 
     Raises:
-        LayoutError: the model does not divide so.
+        LayoutError: the model does not divide over the ranks.
     """
     return _layout(backend, model, fused, tuple(parallel.sizes.items()))
 
@@ -320,7 +321,7 @@ def _dedicated_tokens(cfg: Config) -> tuple[tuple[Role, int], ...]:
 
 
 def _trainer(cfg: Config | SupervisedConfig, model: ModelSpec, gpu: GPUModel | None) -> dict[str, Any]:
-    """Fields that follow from the actor and the cluster."""
+    """The fields of a setting that follow from the actor and the cluster."""
     return {
         "model": model,
         "gpu": gpu,

@@ -1,4 +1,4 @@
-"""The weight swap before a run: its plan, proved, and bytes by link against the least that must move."""
+"""Plans and proves the weight swap of a run, and compares its bytes per link with the least possible."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from hybridrl.reshard.topology import Topology
 from hybridrl.wording import counted
 
 _PROVED_RANKS = 32
-"""Engine ranks whose plan is proved element by element. Larger clusters repeat the same layouts."""
+"""Number of engine ranks whose plan is proved element by element. Larger clusters repeat the same layouts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,45 +21,46 @@ class SwapEstimate:
     num_engine_ranks: int
     num_proved_ranks: int
     num_tensors: int
-    """On the ranks that were proved: each element is written once, from a rank that holds it."""
+    """Tensors on the proved ranks: each element is written once, from a rank that holds it."""
 
     written_bytes: int
     device_bytes: int
-    """Already on the device that needs them."""
+    """Bytes that are on the right device already."""
 
     node_bytes: int
-    """From another device of the node."""
+    """Bytes from another device of the same node."""
 
     remote_bytes: int
-    """From another node."""
+    """Bytes from another node."""
 
     bound_bytes: int
-    """The least that must reach a device from others."""
+    """The least bytes that must reach devices from other devices."""
 
     imbalance: float
-    """Most that a trainer rank sends to other devices, over the mean; 1 if nothing is sent."""
+    """Most bytes that a trainer rank sends to other devices, over the mean; 1 if nothing is sent."""
 
     largest_table: int
-    """Copies in the longest table of an engine rank."""
+    """Number of copies in the longest table of an engine rank."""
 
     plan_s: float
-    """To plan for one trainer rank and one engine rank."""
+    """Seconds to plan for one trainer rank and one engine rank."""
 
     held: dict[str, float]
-    """Placement -> share of the bytes that are on their device already."""
+    """Placement -> share of the bytes that are on the right device already."""
 
     def as_dict(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
 def estimate(job: Job, element_bytes: int) -> SwapEstimate:
-    """
+    """Plan a swap and prove the plan.
+
     Args:
-        job: with a topology.
-        element_bytes: of an engine parameter.
+        job: has a topology.
+        element_bytes: bytes per element of an engine parameter.
 
     Raises:
-        LayoutError: the plan is not what it must be.
+        LayoutError: the proof fails.
     """
     assert job.topology is not None
     placed = {
@@ -97,7 +98,7 @@ def estimate(job: Job, element_bytes: int) -> SwapEstimate:
 
 
 def lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
-    """(heading, text) for a person."""
+    """(heading, text) of the lines that `hybridrl plan` prints."""
     network = swap.node_bytes + swap.remote_bytes
     ranks = counted(swap.num_engine_ranks, "engine rank")
     ratio = (
@@ -125,7 +126,7 @@ def _gb(num_bytes: int) -> str:
 
 
 def _local(job: Job, topology: Topology) -> int:
-    """Elements on their device already."""
+    """Number of elements that are on the right device already."""
     there = {layout: held_there(job.source, layout) for layout in dict.fromkeys(job.targets)}
     rank_on = {device: rank for rank, device in enumerate(topology.source)}
     places = ((t, r) for t, layout in enumerate(job.targets) for r in range(layout.world_size))

@@ -1,7 +1,8 @@
-"""Seconds of a step by phase, on GPUs: a model, within some 25 % where its assumptions hold.
+"""Estimates the seconds of a step by phase on GPUs, within about 25 % if its assumptions hold.
 
-Matrix products run at a share of the peak, links at a share of their rate, and nothing overlaps. Generation
-is a roofline: each decoding step reads the engine's weights and its running requests' key-value cache.
+It assumes that matrix products run at a share of the peak, links at a share of their rate, and nothing
+overlaps. Generation follows a roofline model: each decoding step reads the engine's weights and the KV cache
+of the running requests.
 """
 
 from dataclasses import dataclass
@@ -23,31 +24,34 @@ from hybridrl.estimate.swap import SwapEstimate
 from hybridrl.estimate.weights import on_stage
 
 _MATMUL = 0.6
-"""Of the peak, by the large products of a layer. Megatron-LM reports 41 to 48 % on H100 for whole steps."""
+"""Share of the peak that large products of a layer reach. Megatron-LM reports 41 to 48 % on H100 for whole
+steps."""
 
 _FP8_MATMUL = 0.45
-"""Of the peak in FP8, with the conversions: 1.5 times the rate in bf16. For whole steps of a 70 B model in
-mxfp8, PyTorch's TorchAO reports 1.22 to 1.28 times that of bf16 on B200.
+"""Share of the FP8 peak, conversions included: 1.5 times the bf16 rate. For whole steps of a 70 B model in
+mxfp8, PyTorch's TorchAO reports 1.22 to 1.28 times the rate of bf16 on B200.
 """
 
 _HALF_WIDTH = 256
-"""Columns of a product at which it reaches half of that."""
+"""Number of columns at which a product reaches half of that share."""
 
 _LINK = 0.7
+"""Share of a link's rate that long transfers reach."""
+
 _HBM = 0.75
-"""Of the rate of a link, and of memory, by long transfers."""
+"""Share of the memory bandwidth that long transfers reach."""
 
 _NODE_LATENCY_S = 10e-6
 _NETWORK_LATENCY_S = 40e-6
-"""Of one small all-reduce."""
+"""Latency of one small all-reduce inside a node, and between nodes."""
 
 _DECODE_OVERHEAD_S = 1e-3
-"""Of one decoding step: scheduling and sampling."""
+"""Scheduling and sampling time per decoding step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds, one phase after the other."""
+    """Seconds of the phases, which run one after the other."""
 
     generate: float
     logprobs: float
@@ -55,7 +59,7 @@ class StepTime:
     offload: float
     swap: float
     mfu: float
-    """Operations of the model in the training phase, recomputed ones not counted, over the peak in bf16."""
+    """Model FLOPs utilisation of the training phase: operations without recomputation, over the bf16 peak."""
 
     @property
     def total(self) -> float:
@@ -66,10 +70,11 @@ class StepTime:
 
 
 def step_time(setting: Setting, swap: SwapEstimate | None = None) -> StepTime:
-    """
+    """The seconds of one step.
+
     Args:
-        setting: on GPUs.
-        swap: None: every byte comes over the slowest link that there is.
+        setting: a setting with GPUs.
+        swap: estimate of the weight swap; None: every byte is assumed to cross the slowest link.
     """
     train, logprobs = train_s(setting), logprobs_s(setting)
     gpu = _gpu(setting)
@@ -86,8 +91,10 @@ def step_time(setting: Setting, swap: SwapEstimate | None = None) -> StepTime:
 
 
 def train_s(setting: Setting) -> float:
-    """All optimizer steps of a policy update, of every trained model. Those with ranks of their own share the
-    GPUs with the actor's."""
+    """Seconds of all optimizer steps of a policy update, over all trained models.
+
+    Models with dedicated ranks share the GPUs with the actor, so their times add up.
+    """
     factor = {"none": 3.0, "selective": 3.2, "full": 4.0}[setting.recompute]
     alone = [setting.alone(role) for role in setting.trained]
     once = sum(_schedule_s(own, factor) + _data_parallel_s(own) + _optimizer_s(own) for own in alone)
@@ -95,7 +102,7 @@ def train_s(setting: Setting) -> float:
 
 
 def logprobs_s(setting: Setting) -> float:
-    """Forward passes over the whole batch: old_logp, those of frozen models, values."""
+    """Seconds of the forward passes over the whole batch: old_logp, frozen models, and values."""
     own: list[Role] = ["actor"] * setting.policy_passes
     asked: list[Role] = [*own, *setting.frozen, *setting.trained[1:]]
     per_minibatch = sum(_schedule_s(setting.alone(role), 1.0) for role in asked)
@@ -103,7 +110,7 @@ def logprobs_s(setting: Setting) -> float:
 
 
 def generate_s(setting: Setting) -> float:
-    """Until the last answer of a step is there. Answers to one prompt share its prefill."""
+    """Seconds until the last response of a step is complete. Responses to one prompt share its prefill."""
     if not setting.num_engines:
         return 0.0
     batch, gpu = setting.batch, _gpu(setting)
@@ -122,7 +129,7 @@ def generate_s(setting: Setting) -> float:
 
 
 def swap_s(swap: SwapEstimate, gpu: GPUModel) -> float:
-    """Each rank's part over each link, the busiest sender's over the network."""
+    """Seconds of a swap: the bytes of one rank over each link, with the busiest sender on the network."""
     ranks = swap.num_engine_ranks
     local = 2 * swap.device_bytes / (gpu.hbm_bytes_s * _HBM)
     node = swap.node_bytes / (gpu.nvlink_bytes_s * _LINK)
@@ -131,10 +138,10 @@ def swap_s(swap: SwapEstimate, gpu: GPUModel) -> float:
 
 
 def _schedule_s(setting: Setting, factor: float) -> float:
-    """The microbatches of one minibatch through the pipeline.
+    """Seconds of one minibatch through the pipeline.
 
     Args:
-        factor: 1 forward, 3 with backward, 4 with recomputation.
+        factor: 1 for the forward pass, 3 with backward, 4 with full recomputation.
     """
     sharding, count = setting.train, num_microbatches(setting)
     slowest = max(_stage_s(setting, stage, count, factor) for stage in {0, sharding.pp - 1})
@@ -142,7 +149,7 @@ def _schedule_s(setting: Setting, factor: float) -> float:
 
 
 def _stage_s(setting: Setting, stage: int, count: int, factor: float) -> float:
-    """One microbatch on one stage."""
+    """Seconds of one microbatch on one stage."""
     model, sharding, batch = setting.model, setting.train, setting.batch
     tokens = batch.trajectories_per_minibatch * batch.mean_length / ((sharding.dp or 1) * count)
     layers = sum(len(chunk) for chunk in setting.layout().chunks(stage))
@@ -154,18 +161,19 @@ def _stage_s(setting: Setting, stage: int, count: int, factor: float) -> float:
     rate = _gpu(setting).flops * _MATMUL * _width_share(setting)
     per_token = _passes(setting, factor) * products + factor * attention
     compute = tokens * per_token / (sharding.tp * sharding.cp * rate)
-    # Backward moves what forward moves, recomputation once more: a product takes twice as long backward.
+    # Backward communicates as much as forward, although its products take twice as long. Recomputation
+    # communicates once more.
     moves = factor if factor <= 1 else factor - 1
     return compute + moves * share * _layer_links_s(setting, tokens / sharding.cp)
 
 
 def _passes(setting: Setting, factor: float) -> float:
-    """Of the products with weights: frozen ones get no gradient."""
+    """The factor for products with weights. Frozen weights need no weight gradient, which saves one pass."""
     return factor - 1 if setting.lora and factor > 1 else factor
 
 
 def _fp8_slowness(setting: Setting) -> float:
-    """Time of the layers' products, over that in bf16; a GPU without FP8 computes in bf16."""
+    """Time of the layers' products relative to bf16. A GPU without FP8 computes in bf16."""
     gpu = _gpu(setting)
     if not gpu.fp8_flops:
         return 1.0
@@ -173,14 +181,14 @@ def _fp8_slowness(setting: Setting) -> float:
 
 
 def _width_share(setting: Setting) -> float:
-    """Narrow products are slow: of the feed-forward, or of an expert."""
+    """Efficiency of the feed-forward or expert products, which are slow if they have few columns."""
     model, sharding = setting.model, setting.train
     width = model.expert_ffn_size / sharding.etp if model.num_experts else model.ffn_size / sharding.tp
     return width / (width + _HALF_WIDTH)
 
 
 def _layer_links_s(setting: Setting, tokens: float) -> float:
-    """Forward communication of all layers of the model for the tokens of a context-parallel rank."""
+    """Seconds of forward communication in all layers, for the tokens of a context-parallel rank."""
     model, sharding = setting.model, setting.train
     hidden = tokens * model.hidden_size * setting.weight_bytes
     tensor = 2 * 2 * (sharding.tp - 1) / sharding.tp * hidden / _link(setting, sharding.tp)
@@ -194,7 +202,7 @@ def _layer_links_s(setting: Setting, tokens: float) -> float:
 
 
 def _data_parallel_s(setting: Setting) -> float:
-    """Gradients are summed and weights gathered, once an optimizer step."""
+    """Seconds to reduce gradients and gather weights, once per optimizer step."""
     sharding = setting.train
     share = on_stage(setting.adapters() or setting.layout(), 0)
     replicas = sharding.cp * (sharding.dp or 1)
@@ -204,7 +212,7 @@ def _data_parallel_s(setting: Setting) -> float:
 
 
 def _optimizer_s(setting: Setting) -> float:
-    """State, gradients and weights are read and written."""
+    """Seconds to read and write optimizer state, gradients and weights."""
     held = resident(setting, 0)
     weights = held.gradients / GRADIENT_BYTES * setting.weight_bytes
     moved = 2 * held.optimizer + held.gradients + weights
@@ -212,7 +220,7 @@ def _optimizer_s(setting: Setting) -> float:
 
 
 def _offload_s(setting: Setting) -> float:
-    """Away and back."""
+    """Seconds to move offloaded state to the host and back."""
     held = resident(setting, 0)
     away = held.all - held.after_offload(setting).all
     return 2 * away / (_gpu(setting).host_bytes_s * _LINK)
@@ -223,13 +231,13 @@ def _least_swap_s(setting: Setting) -> float:
 
 
 def _running(setting: Setting, answers: float) -> float:
-    """Requests that an engine decodes together."""
+    """Number of requests that an engine decodes at the same time."""
     room = kv_tokens(setting) / (setting.batch.mean_prompt + setting.batch.mean_response)
     return max(1.0, min(answers, setting.running_requests, room))
 
 
 def _decode_s(setting: Setting, running: float) -> float:
-    """One token for each of the running requests."""
+    """Seconds of one decoding step, which generates one token for each running request."""
     model, sharding, gpu = setting.model, setting.engine, _gpu(setting)
     context = setting.batch.mean_prompt + setting.batch.mean_response / 2
     read = engine_weights(setting) * _touched(setting, running)
@@ -245,7 +253,7 @@ def _decode_s(setting: Setting, running: float) -> float:
 
 
 def _touched(setting: Setting, running: float) -> float:
-    """Share of the engine's weights that some request needs: of the experts, those that are chosen."""
+    """Share of the engine's weights that a decoding step reads. Experts that no request chose are skipped."""
     model = setting.model
     if not model.num_experts:
         return 1.0
@@ -255,14 +263,14 @@ def _touched(setting: Setting, running: float) -> float:
 
 
 def _link(setting: Setting, ranks: int) -> float:
-    """Bytes a second of a rank in a group of neighbours."""
+    """Bytes per second of a rank in a group of neighbouring ranks."""
     gpu = _gpu(setting)
     inside = ranks <= setting.gpus_per_node
     return _LINK * (gpu.nvlink_bytes_s if inside else gpu.network_bytes_s)
 
 
 def _forward_flops(setting: Setting) -> float:
-    """Of the batch once."""
+    """Operations of one forward pass over the batch."""
     batch = setting.batch
     per_token = flops.forward(
         setting.model,
@@ -273,5 +281,5 @@ def _forward_flops(setting: Setting) -> float:
 
 
 def _gpu(setting: Setting) -> GPUModel:
-    assert setting.gpu is not None, "there is no time model of a CPU"
+    assert setting.gpu is not None, "there is no time estimate for a CPU"
     return setting.gpu

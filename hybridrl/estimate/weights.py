@@ -1,4 +1,4 @@
-"""How many parameters each rank of a pipeline stage holds: the layout's cuts, counted without its boxes."""
+"""Counts the parameters that a rank holds, from the layout's sizes, without building its boxes."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from hybridrl.models.table import Kind, Parameter, Stage
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Numbers of parameters that a rank holds. Experts have replicas of their own."""
+    """Numbers of parameters that a rank holds. Experts are counted separately, as their replicas differ."""
 
     dense: float
     expert: float
@@ -27,25 +27,25 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class _Amount:
-    """Parameters of one kind that are cut alike, in one layer or once."""
+    """Parameters with the same sharding, in one layer or once in the model."""
 
     stage: Stage
     kind: Kind
     num_parts: int
-    """That ranks of the stage share out."""
+    """Number of ranks of the stage that they are split over."""
 
     per_expert: bool
     count: int
     copied: bool
-    """The last stage has it too, where that is not the first."""
+    """Whether the last stage has a copy too, if it is not the first."""
 
 
 @cache
 def on_stage(sharding: TrainerLayout | AdapterLayout, stage: int, *, layers_only: bool = False) -> Share:
-    """Of a rank of a pipeline stage.
+    """Parameters of a rank of a pipeline stage.
 
     Args:
-        layers_only: without embedding, last norm and output layer.
+        layers_only: leave out embedding, final norm and output layer.
     """
     base = _base(sharding)
     chunks, last = base.chunks(stage), stage == base.pp - 1
@@ -67,7 +67,7 @@ def on_stage(sharding: TrainerLayout | AdapterLayout, stage: int, *, layers_only
 
 @cache
 def on_engine(layout: Layout) -> float:
-    """Parameters of the fullest rank of an engine, with what pads its vocabulary."""
+    """Parameters of the largest engine rank, vocabulary padding included."""
     return max(
         sum(map(_size, (held for held in layout.holdings if rank in held.ranks)))
         for rank in range(layout.world_size)
@@ -75,7 +75,7 @@ def on_engine(layout: Layout) -> float:
 
 
 def _size(held: Holding) -> int:
-    """Elements on each of its ranks."""
+    """Elements on each rank of a holding."""
     tensors = 1 if held.step else len(held.experts)
     return math.prod(held.shape) * tensors * len(held.layers)
 
@@ -106,7 +106,7 @@ def _read_amounts(sharding: TrainerLayout, parameters: Iterable[Parameter]) -> I
 
 
 def _times(amount: _Amount, model: ModelSpec, chunks: list[range], *, first: bool, last: bool) -> int:
-    """How often a stage has it."""
+    """How many times a stage has these parameters."""
     if amount.stage == "layers":
         mine = model.layers(amount.kind)
         return sum(max(0, min(c.stop, mine.stop) - max(c.start, mine.start)) for c in chunks)

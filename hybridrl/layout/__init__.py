@@ -1,1 +1,1 @@
-"""Who holds what, as data: rectangles of canonical parameters, and where they sit in a rank's tensors."""
+"""Layouts, as data: which part of each canonical parameter a rank holds, and where in its tensors."""

@@ -1,8 +1,8 @@
-"""Low-rank adapters over a trainer's ranks: each is cut as the linear layer that it adds to.
+"""Layout of low-rank adapters on a trainer's ranks: an adapter is sharded like its linear layer.
 
-An adapter of a weight [out, in] is A [r, in] and B [out, r]. Where the rows of the weight are cut, so are
-those of B, in the same order, and every tensor-parallel rank has A; where its columns are cut, those of A
-are, and every rank has B.
+The adapter of a weight [out, in] is A [r, in] and B [out, r]. If the rows of the weight are sharded, the rows
+of B are sharded alike and every tensor-parallel rank has all of A. If its columns are sharded, the columns of
+A are sharded alike and every rank has all of B.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from hybridrl.models.linears import LINEARS, linears, present
 from hybridrl.models.table import Parameter, Row, Site
 
 A, B = "lora_a", "lora_b"
-"""End of the canonical name of a factor, after that of its linear layer."""
+"""Suffixes of the canonical names of the factors, after the name of the linear layer."""
 
 
 @dataclass(frozen=True)
 class AdapterLayout(Layout):
-    """The adapters of a model, and nothing else of it. That of X.weight is X.adapter.a and X.adapter.b."""
+    """The adapters of a model without the model. The adapter of X.weight is X.adapter.a and X.adapter.b."""
 
     base: TrainerLayout
-    """That of the model, on the same ranks."""
+    """Layout of the model on the same ranks."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -39,10 +39,10 @@ class AdapterLayout(Layout):
 
     @classmethod
     def on(cls, base: TrainerLayout, *, rank: int, alpha: float, targets: tuple[str, ...]) -> "AdapterLayout":
-        """On the ranks of a layout.
+        """The adapters on the ranks of a layout.
 
         Raises:
-            LayoutError: the model has no linear layer of a target.
+            LayoutError: the model lacks the linear layer of a target.
         """
         return cls(base.spec, base, rank, alpha, targets)
 
@@ -52,7 +52,7 @@ class AdapterLayout(Layout):
 
     @property
     def scale(self) -> float:
-        """The weight is W + scale B A."""
+        """Factor of the adapter: the weight is W + scale B A."""
         return self.alpha / self.rank
 
     @property
@@ -61,7 +61,7 @@ class AdapterLayout(Layout):
         return linears(self.spec, self.targets)
 
     def factors(self, parameter: Parameter) -> tuple[Parameter, Parameter]:
-        """A and B of a weight. The row blocks of B are the weight's."""
+        """Factors A and B of a weight. B has the row blocks of the weight."""
         site = self.base.sites(parameter.row)[0]
         of_a, of_b = ("columns", "whole") if site.sharding == "columns" else ("whole", site.sharding)
         stem = site.tensor.removesuffix("weight")

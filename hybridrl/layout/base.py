@@ -1,4 +1,4 @@
-"""A layout: of every parameter, which ranks hold which part, on which layers and under which name."""
+"""A layout says which ranks hold which part of every parameter, on which layers and under which name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -14,39 +14,39 @@ from hybridrl.models.table import Parameter
 
 
 class Holding(NamedTuple):
-    """Ranks that all hold the same boxes of a parameter, alike on every layer and for every expert.
+    """Ranks that hold the same boxes of a parameter, equal on all these layers and for all these experts.
 
-    The experts of a layer lie end to end in the canonical parameter. `rows` are those of one expert.
+    The experts of a layer lie end to end in the canonical parameter. `rows` are the rows of one expert.
     """
 
     param: str
-    """Canonical name; * is the layer."""
+    """Canonical name; * stands for the layer."""
 
     tensor: str
-    """Name on those ranks; * is the layer, counted over the whole model; # is the expert, counted over
-    `experts`, where each has its own tensor."""
+    """Tensor name on those ranks. * stands for the layer, counted over the whole model. # stands for the
+    expert, counted in `experts`, if each expert has its own tensor."""
 
     shape: tuple[int, ...]
     rows: Runs
     cols: Runs
     layers: range
-    """range(1) for a parameter that the model has once."""
+    """Layers that the ranks hold; range(1) for a parameter that the model has once."""
 
     ranks: range
     experts: range = range(1)
-    """Of the layer; range(1) for a parameter that is not an expert's."""
+    """Experts of each layer that the ranks hold; range(1) for a parameter without experts."""
 
     expert_rows: int = 0
-    """Rows of one expert in the parameter."""
+    """Rows of one expert in the canonical parameter."""
 
     step: int = 0
-    """Rows from one expert to the next in the tensor; 0: each has its own."""
+    """Rows from one expert to the next in the tensor; 0: each expert has its own tensor."""
 
     @classmethod
     def of(
         cls, parameter: Parameter, tensor: str, held: Held, layers: range, ranks: range, experts: range
     ) -> "Holding":
-        """What a cut leaves on `ranks`."""
+        """The holding of `ranks`, given the shard of each."""
         stacked = parameter.row.per_expert and "#" not in tensor
         shape = (held.num_rows,) if parameter.cols is None else (held.num_rows, held.num_cols)
         return cls(
@@ -63,12 +63,12 @@ class Holding(NamedTuple):
         )
 
     def on(self, layers: range, ranks: range, experts: range) -> "Holding":
-        """The same of other layers, and of as many other experts, on other ranks."""
+        """The same holding for other layers, equally many other experts, and other ranks."""
         param, tensor, shape, rows, cols, *_, expert_rows, step = self
         return Holding(param, tensor, shape, rows, cols, layers, ranks, experts, expert_rows, step)
 
     def shards(self, layer: int) -> Iterator[tuple[str, Shard]]:
-        """(name, what it holds) of every tensor on a layer."""
+        """(tensor name, shard) of every tensor of this holding on a layer."""
         param = instance(self.param, layer)
         rows = [self._rows(i) for i in range(len(self.experts))]
         if self.step:
@@ -79,19 +79,19 @@ class Holding(NamedTuple):
             yield instance(self.tensor, layer, i), Shard(param, self.shape, part, self.cols)
 
     def _rows(self, index: int) -> Runs:
-        """Row map of the index-th expert held here, in the whole parameter and in its tensor."""
+        """Row map of the index-th expert held here, from the whole parameter to its tensor."""
         at, local = self.experts[index] * self.expert_rows, index * self.step
         return tuple(Run(run.at + at, run.length, run.local + local) for run in self.rows)
 
 
 @dataclass(frozen=True)
 class Layout(ABC):
-    """Which part of a model each rank holds. Pure data: two layouts with equal fields are the same layout."""
+    """Which part of a model each rank holds. It is pure data: layouts with equal fields are equal."""
 
     spec: ModelSpec
 
     scales: ClassVar[str] = "_scale_inv"
-    """What follows the name of a block-FP8 weight in that of its scales."""
+    """Suffix of a block-FP8 weight's name that makes the name of its scales."""
 
     @property
     @abstractmethod
@@ -102,11 +102,11 @@ class Layout(ABC):
 
     @cached_property
     def holdings(self) -> tuple[Holding, ...]:
-        """All of the layout, in the order of the model table."""
+        """All holdings, in the order of the model table."""
         return tuple(self._holdings())
 
     def shards(self, rank: int) -> dict[str, Shard]:
-        """Tensor name -> what `rank` holds under it; layer numbers count over the whole model."""
+        """Tensor name -> shard of `rank`. Layer numbers count over the whole model."""
         if not 0 <= rank < self.world_size:
             raise ValueError(f"rank {rank} of a layout of {self.world_size} ranks")
         return {
@@ -119,10 +119,10 @@ class Layout(ABC):
 
 
 def instance(pattern: str, layer: int, expert: int = 0) -> str:
-    """The name of a parameter or tensor on one layer, of one expert."""
+    """The name of a parameter or tensor for one layer and one expert."""
     return pattern.replace("*", str(layer)).replace("#", str(expert))
 
 
-def rendezvous(a: range, b: range) -> range:
-    """What two ranges share; both have step 1."""
+def common_range(a: range, b: range) -> range:
+    """Intersection of two ranges of step 1."""
     return range(max(a.start, b.start), min(a.stop, b.stop))

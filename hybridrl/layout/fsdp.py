@@ -1,4 +1,4 @@
-"""FSDP2 shards of a Hugging Face model: every rank has a stretch of the rows of each checkpoint tensor."""
+"""FSDP2 shards of a Hugging Face model: every rank has contiguous rows of each checkpoint tensor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from hybridrl.models.table import Parameter, Site
 
 @dataclass(frozen=True)
 class FSDPLayout(Layout):
-    """Rows are dealt out as torch.chunk does: equal stretches, but the last is shorter, or several are empty.
+    """Rows are partitioned as by torch.chunk: in equal parts; the last may be shorter, and some may be empty.
 
-    A rank without rows has no such tensor. Ranks count shards fastest, then replicas. A tied model has no
-    lm_head.weight.
+    A rank without rows does not have the tensor. Ranks count shards fastest, then replicas. A tied model has
+    no lm_head.weight.
     """
 
     num_shards: int = 1
     num_replicas: int = 1
-    """Of hybrid sharding: groups of ranks that each hold the whole model."""
+    """Groups of ranks that each hold the whole model, as in hybrid sharding."""
 
     @property
     def world_size(self) -> int:

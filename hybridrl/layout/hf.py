@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint as a layout of one rank: every tensor is a row block of a canonical parameter."""
+"""A Hugging Face checkpoint as a one-rank layout: every tensor is a row block of a canonical parameter."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hybridrl.models.table import Site
 
 @dataclass(frozen=True)
 class HFLayout(Layout):
-    """One rank that holds everything, unfused. A tied model has no lm_head.weight."""
+    """One rank holds all tensors, unfused. A tied model has no lm_head.weight."""
 
     @property
     def world_size(self) -> int:

@@ -1,7 +1,8 @@
-"""Megatron-core shards over every kind of parallelism but FSDP.
+"""Megatron-core shards for every kind of parallelism except FSDP.
 
-Ranks count tp fastest, then cp, dp, pp. Inside a pipeline stage the experts count them again: expert tensor
-parallel fastest, then ep, then the replicas of an expert. A context-parallel rank is one more replica.
+Ranks count tp fastest, then cp, dp, pp. For experts, the ranks of a pipeline stage are counted differently:
+etp fastest, then ep, then the replicas of an expert. Context-parallel ranks hold the same weights, so they
+are replicas.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,19 +11,22 @@ from itertools import accumulate, pairwise
 from typing import Any, Self
 
 from hybridrl.errors import LayoutError, ModelError
-from hybridrl.layout.base import Holding, rendezvous
+from hybridrl.layout.base import Holding, common_range
 from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, Row, Site
 
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
-"""Kinds, as config.json names them, that the layers have beside the plain rotary embedding."""
+"""Kinds of rotary scaling that the layers support, as config.json names them."""
 
 
 @dataclass(frozen=True)
 class MegatronLayout(TrainerLayout):
-    """Embedding on the first pipeline stage, output layer on the last. Megatron's default of etp is tp."""
+    """The embedding is on the first pipeline stage, the output layer on the last.
+
+    Our default of etp is 1; Megatron's is tp.
+    """
 
     PACKAGES = ("megatron-core",)
 
@@ -30,7 +34,7 @@ class MegatronLayout(TrainerLayout):
     """The vocabulary is padded to a multiple of this times tp (Megatron's make_vocab_size_divisible_by)."""
 
     transformer_engine: bool = False
-    """Modules of Transformer Engine, with grouped experts, instead of Megatron's own."""
+    """Whether the modules are Transformer Engine's, with grouped experts, instead of Megatron's own."""
 
     def __post_init__(self) -> None:
         refuse_unfit(self.spec, self.tp)
@@ -45,7 +49,10 @@ class MegatronLayout(TrainerLayout):
             )
 
     def _refuse_uneven_rows(self) -> None:
-        """Megatron cuts these without regard to heads."""
+        """
+        Raises:
+            LayoutError: tp does not divide the rows of a tensor that Megatron shards without regard to heads.
+        """
         spec = self.spec
         if not spec.latent:
             sizes = {"fused q, k and v": (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim}
@@ -75,7 +82,7 @@ class MegatronLayout(TrainerLayout):
 
     @classmethod
     def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
-        # A CPU pays for every padded row of the output layer, and gains nothing from round sizes.
+        # Padded rows of the output layer cost time on a CPU, which gains nothing from round sizes.
         return cls(spec, **sizes, vocab_multiple=128 if on_gpu else 1, transformer_engine=on_gpu)
 
     @classmethod
@@ -99,7 +106,7 @@ class MegatronLayout(TrainerLayout):
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the vocabulary over all tp ranks."""
+        """Rows of the padded vocabulary over all tp ranks."""
         multiple = self.vocab_multiple * self.tp
         return -(-self.spec.vocab_size // multiple) * multiple
 
@@ -120,7 +127,8 @@ class MegatronLayout(TrainerLayout):
             row, last = parameter.row, self.pp - 1
             if parameter.per_layer:
                 stages = [
-                    (i % self.pp, rendezvous(parameter.layers, part)) for i, part in enumerate(self._chunks())
+                    (i % self.pp, common_range(parameter.layers, part))
+                    for i, part in enumerate(self._chunks())
                 ]
             else:
                 stages = [(0 if row.stage == "first" else last, range(1))]
@@ -139,7 +147,7 @@ class MegatronLayout(TrainerLayout):
         return self.ep * self.etp if row.per_expert else 1 if site.sharding == "whole" else self.tp
 
     def _shard(self, parameter: Parameter, site: Site, stages: list[tuple[int, range]]) -> Iterator[Holding]:
-        """Cut once, then placed on every stage."""
+        """Holdings of a parameter in one tensor: the shards are computed once, then placed on every stage."""
         size = self._stage_size
         per_expert = parameter.row.per_expert
         tp = self.etp if per_expert else self.tp

@@ -1,11 +1,11 @@
-"""One dimension of a layout: stretches of a canonical dimension, and where each sits in a holder's tensor."""
+"""Maps one dimension of a canonical parameter to the same dimension of a holder's tensor, as runs."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
 class Run(NamedTuple):
-    """`length` neighbours, from `at` in the canonical dimension and from `local` in the holder's."""
+    """`length` contiguous indices that start at `at` in the parameter and at `local` in a tensor."""
 
     at: int
     length: int
@@ -13,7 +13,10 @@ class Run(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A stretch that two holders share: where it starts in the canonical dimension and in each of theirs."""
+    """Contiguous indices that two holders share, which start at `at` in the parameter.
+
+    They start at `first` and `second` in the two tensors.
+    """
 
     at: int
     length: int
@@ -22,16 +25,16 @@ class Span(NamedTuple):
 
 
 Runs = tuple[Run, ...]
-"""Sorted by `at`, not overlapping, none empty."""
+"""Runs that are sorted by `at`, do not overlap, and are not empty."""
 
 
 def whole(length: int) -> Runs:
-    """The dimension as it is."""
+    """The identity map of a dimension."""
     return (Run(0, length, 0),)
 
 
 def join(runs: Iterable[Run]) -> Runs:
-    """The same runs, sorted, with neighbours on both sides made one."""
+    """The same map, sorted, with runs merged that are neighbours in both the parameter and the tensor."""
     joined: list[Run] = []
     for run in sorted(runs):
         last = joined[-1] if joined else None
@@ -43,7 +46,7 @@ def join(runs: Iterable[Run]) -> Runs:
 
 
 def window(order: Iterable[tuple[int, int]], start: int, stop: int) -> Runs:
-    """Positions [start, stop) of a storage that keeps the stretches (at, length) of `order` end to end."""
+    """Map of positions [start, stop) of a tensor that has the parts (at, length) of `order` end to end."""
     found, position = [], 0
     for at, length in order:
         first, last = max(start, position), min(stop, position + length)
@@ -54,7 +57,7 @@ def window(order: Iterable[tuple[int, int]], start: int, stop: int) -> Runs:
 
 
 def overlap(a: Sequence[Run], b: Sequence[Run]) -> list[Span]:
-    """What two holders share, in canonical order: one pass over both."""
+    """What two holders share, in the parameter's order, found in one pass over both."""
     spans, i, j, num_a, num_b = [], 0, 0, len(a), len(b)
     while i < num_a and j < num_b:
         (at_a, length_a, local_a), (at_b, length_b, local_b) = a[i], b[j]
@@ -67,5 +70,5 @@ def overlap(a: Sequence[Run], b: Sequence[Run]) -> list[Span]:
 
 
 def size(runs: Iterable[Run]) -> int:
-    """Elements covered."""
+    """Number of indices covered."""
     return sum(run.length for run in runs)

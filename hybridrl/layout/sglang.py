@@ -1,9 +1,8 @@
 """SGLang engine shards: tensor and expert parallel, with or without data-parallel attention.
 
-A tied model has no lm_head: the engine reads the embedding. Not covered: quantised weights, shared experts
-fused with the others (SGLang has to be started with --disable-shared-experts-fusion), experts held twice
-(EPLB), a backend that carries tokens to experts (--moe-a2a-backend), and plain layers that are not cut
-(--moe-dense-tp-size 1).
+A tied model has no lm_head: the engine uses the embedding. The layout does not cover quantised weights, fused
+shared experts (start SGLang with --disable-shared-experts-fusion), redundant experts (EPLB), all-to-all
+expert backends (--moe-a2a-backend), and dense layers without tensor parallelism (--moe-dense-tp-size 1).
 """
 
 from collections.abc import Iterator
@@ -16,27 +15,28 @@ from hybridrl.models.spec import family_of, parameters
 from hybridrl.models.table import Parameter, Site
 
 _VOCAB_MULTIPLE = 64
-"""SGLang's DEFAULT_VOCAB_PADDING_SIZE; times tp where the padded vocabulary does not divide."""
+"""SGLang's DEFAULT_VOCAB_PADDING_SIZE. It is multiplied by tp if tp does not divide the padded vocabulary."""
 
 
 @dataclass(frozen=True)
 class SGLangLayout(Layout):
-    """Ranks count places in a group fastest, then the copies of the attention or the parts of the experts."""
+    """Ranks count fastest inside a group, then over the copies of the attention or the groups of experts."""
 
     tp: int = 1
     ep: int = 1
-    """Parts that the experts of a layer are dealt into; tp / ep ranks share each expert, side by side."""
+    """Number of groups that the experts of a layer are partitioned into. tp / ep neighbouring ranks share the
+    experts of a group."""
 
     dp_attention: int = 1
-    """Copies of embedding and attention, each over tp / dp_attention neighbouring ranks."""
+    """Number of copies of embedding and attention, each on tp / dp_attention neighbouring ranks."""
 
     dp_lm_head: bool = False
-    """The output layer is copied like the attention (--enable-dp-lm-head)."""
+    """Whether the output layer is copied like the attention (--enable-dp-lm-head)."""
 
     interleave: int = 0
-    """Rows of gate before as many of up in the experts' w13; 0: all of gate before all of up.
+    """Rows of gate that alternate with as many of up in the experts' w13; 0: all of gate, then all of up.
 
-    SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED makes it 1.
+    It is 1 with SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED.
     """
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class SGLangLayout(Layout):
                 yield one.on(parameter.layers, range(at + e * size, self.tp, size * ep), mine)
 
     def _size(self, parameter: Parameter) -> int:
-        """Ranks that a copy of the parameter is cut over."""
+        """Number of ranks that a copy of the parameter is sharded over."""
         row = parameter.row
         if row.per_expert:
             return self.tp // self.ep
@@ -94,7 +94,7 @@ class SGLangLayout(Layout):
         return self.tp // self.dp_attention if copied else self.tp
 
     def padded_vocab(self, size: int) -> int:
-        """Rows of the vocabulary over all ranks of a copy."""
+        """Rows of the padded vocabulary over all ranks of a copy."""
         multiple = _VOCAB_MULTIPLE
         if _round_up(self.spec.vocab_size, multiple) % size:
             multiple *= size

@@ -1,4 +1,4 @@
-"""What a rank holds of one parameter. A vector is a matrix of one column: all rules have two dimensions."""
+"""What one tensor of a rank holds of a parameter. A vector counts as a matrix with one column."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,33 +10,33 @@ from hybridrl.layout.runs import Runs, size
 
 
 class Box(NamedTuple):
-    """A rectangle of one parameter: (row, column) pairs, in elements."""
+    """A rectangle of one parameter; all fields are (row, column) pairs in elements."""
 
     at: tuple[int, int]
-    """Where it starts in the canonical parameter."""
+    """Start in the canonical parameter."""
 
     local: tuple[int, int]
-    """Where it starts in the holder's tensor."""
+    """Start in the holder's tensor."""
 
     shape: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tensor of a rank. What no run covers is padding, which no plan writes."""
+    """One tensor of a rank. Elements that no run covers are padding, which no plan writes."""
 
     param: str
-    """Canonical name, with the layer."""
+    """Canonical name with the layer number."""
 
     shape: tuple[int, ...]
-    """Of the tensor."""
+    """Shape of the tensor."""
 
     rows: Runs
     cols: Runs
 
     @property
     def is_padded(self) -> bool:
-        """Some of the tensor is padding."""
+        """Whether some of the tensor is padding."""
         return size(self.rows) * size(self.cols) < prod(self.shape)
 
     def boxes(self) -> Iterator[Box]:

@@ -1,6 +1,6 @@
-"""How tensor parallelism cuts a parameter, one function for each kind that a model table can name.
+"""How tensor parallelism shards a parameter: one function for each kind that a model table can name.
 
-Every cut is separable, a row map times a column map, so two layouts meet in two one-dimensional merges.
+Every sharding is a row map times a column map, so intersecting two layouts takes two one-dimensional merges.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from hybridrl.models.table import Parameter, Site
 
 
 class Place(NamedTuple):
-    """A rank of a tensor-parallel group, and what the cuts need to know beside the parameter."""
+    """A rank of a tensor-parallel group, and the sizes that sharding needs besides the parameter."""
 
     rank: int
     size: int
     spec: ModelSpec
     padded_vocab: int
-    """Rows of the vocabulary in this layout, a multiple of `size`."""
+    """Rows of the padded vocabulary in this layout, a multiple of `size`."""
 
     interleave: int = 0
-    """Rows of gate before as many of up, where a layout interleaves them; 0: it does not."""
+    """Rows of gate that alternate with as many rows of up; 0: the layout does not interleave them."""
 
 
 class Held(NamedTuple):
-    """A rank's part: local row count and row map, local column count and column map."""
+    """A rank's part of a parameter: local row count and row map, local column count and column map."""
 
     num_rows: int
     rows: Runs
@@ -35,10 +35,10 @@ class Held(NamedTuple):
 
 
 def shard(site: Site, parameter: Parameter, place: Place) -> Held:
-    """The part of `parameter` that the rank at `place` holds in the tensor at `site`, of one expert.
+    """The part of `parameter`, for one expert, that the rank at `place` holds in the tensor at `site`.
 
     Raises:
-        LayoutError: it does not divide over the group.
+        LayoutError: the parameter does not divide over the group.
     """
     before, kept = parameter.keep(site.blocks)
     held = _SHARDERS[site.sharding](kept, place)
@@ -52,7 +52,7 @@ def _whole(parameter: Parameter, place: Place) -> Held:
 
 
 def _even_rows(parameter: Parameter, place: Place) -> Held:
-    """Each row block is cut evenly: a rank holds its slice of gate above its slice of up."""
+    """Each row block is split evenly. A rank holds its slice of gate, then its slice of up."""
     runs, at, local = [], 0, 0
     for block in parameter.blocks:
         part = _divide(block, place, parameter.name)
@@ -62,14 +62,14 @@ def _even_rows(parameter: Parameter, place: Place) -> Held:
 
 
 def _gate_up(parameter: Parameter, place: Place) -> Held:
-    """An engine's experts: as _even_rows, or with stretches of gate and up in turn."""
+    """Gate and up of an engine's experts: as in _even_rows, or with alternating groups of rows."""
     held = _even_rows(parameter, place)
     step = place.interleave
     if not step:
         return held
     part = held.num_rows // 2
     if part % step:
-        raise LayoutError(f"{parameter.name}: {part} rows do not divide into stretches of {step}")
+        raise LayoutError(f"{parameter.name}: {part} rows do not divide into groups of {step}")
     first, up = place.rank * part, parameter.blocks[0] + place.rank * part
     runs = [
         run
@@ -85,28 +85,29 @@ def _even_columns(parameter: Parameter, place: Place) -> Held:
 
 
 def _vocabulary(parameter: Parameter, place: Place) -> Held:
-    """Padded below, then cut evenly; the last ranks may hold padding only."""
+    """The vocabulary is padded at the end, then split evenly. The last ranks may hold only padding."""
     part = place.padded_vocab // place.size
     first = place.rank * part
     return _rows(parameter, part, window([(0, parameter.num_rows)], first, first + part))
 
 
 def _grouped_qkv(parameter: Parameter, place: Place) -> Held:
-    """Megatron: q heads of a group, its k, its v, then the next group; cut evenly, even inside a group."""
+    """Megatron's order: the q heads of a query group, its k, its v, then the next group. The rows are split
+    evenly, also inside a group."""
     spec = place.spec
     head, group = spec.head_dim, spec.num_heads // spec.num_kv_heads * spec.head_dim
     first_k, first_v = parameter.blocks[0], parameter.blocks[0] + parameter.blocks[1]
     order = [
-        stretch
+        block
         for g in range(spec.num_kv_heads)
-        for stretch in ((g * group, group), (first_k + g * head, head), (first_v + g * head, head))
+        for block in ((g * group, group), (first_k + g * head, head), (first_v + g * head, head))
     ]
     part = _divide(parameter.num_rows, place, parameter.name)
     return _rows(parameter, part, window(order, place.rank * part, (place.rank + 1) * part))
 
 
 def _heads(parameter: Parameter, place: Place) -> Held:
-    """SGLang: q heads, then k heads, then v heads; a kv head is repeated where ranks outnumber them."""
+    """SGLang's order: q heads, k heads, v heads. With more ranks than kv heads, these are replicated."""
     spec = place.spec
     q = _divide(spec.num_heads, place, parameter.name) * spec.head_dim
     repeat = max(1, place.size // spec.num_kv_heads)
@@ -122,14 +123,14 @@ def _heads(parameter: Parameter, place: Place) -> Held:
 
 
 def fits(spec: ModelSpec, tp: int) -> bool:
-    """Tensor parallelism of this size can cut the model, experts aside."""
+    """Whether tensor parallelism of this size can shard the model, apart from its experts."""
     return spec.heads_divide(tp) and spec.ffn_divides(tp)
 
 
 def refuse_unfit(spec: ModelSpec, tp: int) -> None:
     """
     Raises:
-        LayoutError: tensor parallelism of this size cannot cut the model; names the sizes that can.
+        LayoutError: tensor parallelism of this size cannot shard the model. The error names sizes that can.
     """
     if not fits(spec, tp):
         sizes = [size for size in range(1, spec.num_heads + 1) if fits(spec, size)]
@@ -146,11 +147,11 @@ def refuse_unfit(spec: ModelSpec, tp: int) -> None:
 def refuse_unfit_experts(spec: ModelSpec, ep: int, tp: int) -> None:
     """
     Args:
-        ep: parts that the experts of a layer are dealt into.
-        tp: ranks that each expert is cut over.
+        ep: number of groups that the experts of a layer are partitioned into.
+        tp: number of ranks that each expert is sharded over.
 
     Raises:
-        LayoutError: that does not divide them; names the sizes that do.
+        LayoutError: the experts do not divide like this. The error names sizes that work.
     """
     if spec.num_experts % ep:
         raise LayoutError(
@@ -158,7 +159,7 @@ def refuse_unfit_experts(spec: ModelSpec, ep: int, tp: int) -> None:
             fix=f"use one of {', '.join(map(str, divisors(spec.num_experts)))}",
         )
     if not spec.num_experts and ep > 1:
-        raise LayoutError(f"ep = {ep}, and the model has no experts", fix="ep = 1")
+        raise LayoutError(f"ep = {ep}, but the model has no experts", fix="ep = 1")
     if spec.expert_ffn_size % tp:
         raise LayoutError(
             f"{tp} ranks for each expert do not divide its {spec.expert_ffn_size} feed-forward columns",

@@ -1,7 +1,7 @@
-"""How trainers shard a model. Each trainer backend has a file of its name here: `LAYOUT` in it is its class.
-One outside of the project has it as `layout`.
+"""The layout interface of trainer backends: everything that is known about a backend without torch.
 
-Everything that the rest of the project asks of a backend without torch is asked of that class.
+A backend of this project has a file of its name in this folder, whose `LAYOUT` is its layout class. A backend
+outside of the project has the class as attribute `layout` of its kind.
 """
 
 import importlib
@@ -19,31 +19,31 @@ from hybridrl.outside import Guarded, called
 
 @dataclass(frozen=True)
 class TrainerLayout(Layout):
-    """The sizes are those of a config's `parallel`. A backend refuses the ones that it does not have."""
+    """A layout with the sizes of a config's `parallel`. A backend refuses sizes that it does not support."""
 
     PACKAGES: ClassVar[tuple[str, ...]] = ()
-    """Distributions whose versions a checkpoint records."""
+    """Python distributions whose versions a checkpoint records."""
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
-    """Of what is not an expert's; world size = tp * cp * dp * pp."""
+    """Replicas of the weights that are not experts; the world size is tp * cp * dp * pp."""
 
     cp: int = 1
     ep: int = 1
     etp: int = 1
-    """Tensor parallel size of the experts."""
+    """Tensor-parallel size of the experts."""
 
     vpp: int = 1
-    """Chunks of layers a stage has; chunk v of stage p comes at place v * pp + p of the model."""
+    """Model chunks per pipeline stage; chunk v of stage p is number v * pp + p in the model."""
 
     stage_layers: tuple[int, ...] = ()
-    """Layers of each chunk, in model order; (): equal parts."""
+    """Number of layers of each chunk, in model order; (): all chunks are equal."""
 
     @classmethod
     @abstractmethod
     def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
-        """The layout on GPUs or on CPUs; `sizes` are TrainParallel.sizes.
+        """The layout on GPUs or on CPUs, with `sizes` as in TrainParallel.sizes.
 
         Raises:
             LayoutError: the model does not divide over the ranks.
@@ -54,10 +54,10 @@ class TrainerLayout(Layout):
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
         """
         Args:
-            where: the model was named.
+            where: the config key that names the model, for the error.
 
         Raises:
-            ModelError: its layers have a part that the backend's lack.
+            ModelError: the model has a feature that the backend's layers lack.
         """
 
     @property
@@ -66,41 +66,41 @@ class TrainerLayout(Layout):
 
     @abstractmethod
     def chunks(self, stage: int) -> list[range]:
-        """The layers of a pipeline stage: one range for each of its chunks."""
+        """The layers of a pipeline stage, as one range per chunk."""
 
     @abstractmethod
     def sites(self, row: Row) -> tuple[Site, ...]:
-        """The tensors that a line of the model table is in."""
+        """The tensors that hold the parameter of a model-table row."""
 
     @abstractmethod
     def at(self, row: Row, name: str, site: Site) -> Row:
-        """The line of another parameter, which lies beside a line's tensors."""
+        """A row like `row`, for a parameter called `name` that is held in `site`."""
 
     @abstractmethod
     def num_parts(self, row: Row, site: Site) -> int:
-        """Ranks of a stage that share out what a site holds of a line, or of its experts."""
+        """Number of ranks of a stage that a row's parameter, or its experts, are split over in a site."""
 
     @abstractmethod
     def place(self, parameters: Iterable[Parameter]) -> Iterator[Holding]:
-        """Who holds these parameters."""
+        """The holdings of these parameters."""
 
     def _holdings(self) -> Iterator[Holding]:
         return self.place(parameters(self.spec))
 
     @property
     def shape(self) -> str:
-        """The sizes, as in tp2 pp1 dp4."""
+        """The sizes as text, such as "tp2 pp1 dp4"."""
         sizes = {axis: getattr(self, axis) for axis in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")}
         shown = {axis: size for axis, size in sizes.items() if size > 1 or axis in ("tp", "pp", "dp")}
         return " ".join(f"{axis}{size}" for axis, size in shown.items())
 
 
 def layout_of(backend: str) -> type[TrainerLayout]:
-    """The layouts of a trainer backend.
+    """The layout class of a trainer backend.
 
     Raises:
-        ConfigError: it is outside the project, and not there or not a backend.
-        UserCodeError: code outside raises.
+        ConfigError: a backend outside the project cannot be found or is not a backend.
+        UserCodeError: code outside the project raises.
     """
     if ":" in backend:
         return Guarded(kind_outside(backend).layout, backend, where=_WHERE)  # type: ignore[return-value]
@@ -108,9 +108,10 @@ def layout_of(backend: str) -> type[TrainerLayout]:
 
 
 def kind_outside(backend: str) -> Any:
-    """The trainer/base.BackendKind that module:Kind names.
+    """The trainer/base.BackendKind that `module:Kind` names.
 
-    Raises: as layout_of.
+    Raises:
+        ConfigError, UserCodeError: as layout_of.
     """
     kind = registry.find("hybridrl.trainer", backend, where=_WHERE, has=("layout", "open"))
     return called(kind, backend, key=_WHERE, where=_WHERE)

@@ -1,8 +1,8 @@
-"""vLLM engine shards (0.33): tensor parallel inside each data-parallel engine, experts over all of them.
+"""vLLM engine shards (0.33): tensor parallel inside each data-parallel engine, experts over all engines.
 
-A tied model has no lm_head: the engine reads the embedding. Not covered: quantised weights, experts that are
-held twice (EPLB) or dealt out in turn (expert_placement_strategy round_robin), and kernels that want up
-before gate.
+A tied model has no lm_head: the engine uses the embedding. The layout does not cover quantised weights,
+redundant experts (EPLB), round-robin experts (expert_placement_strategy round_robin), and kernels that expect
+up before gate.
 """
 
 from collections.abc import Iterator
@@ -24,10 +24,11 @@ class VLLMLayout(Layout):
 
     tp: int = 1
     dp: int = 1
-    """Engines that work as one: each has all weights but the experts."""
+    """Number of data-parallel engines; each has all weights except experts, which they share."""
 
     expert_parallel: bool = False
-    """All ranks deal the experts out; otherwise all ranks cut each expert (--enable-expert-parallel)."""
+    """True: the experts are partitioned over all ranks (--enable-expert-parallel). False: each expert is
+    sharded over all ranks."""
 
     def __post_init__(self) -> None:
         refuse_unfit(self.spec, self.tp)
@@ -49,7 +50,7 @@ class VLLMLayout(Layout):
 
     @property
     def padded_vocab(self) -> int:
-        """Rows of the vocabulary over all tp ranks."""
+        """Rows of the padded vocabulary over all tp ranks."""
         return -(-self.spec.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
     def _holdings(self) -> Iterator[Holding]:
@@ -61,7 +62,7 @@ class VLLMLayout(Layout):
                     yield from self._shard(parameter, site)
 
     def _partition(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
-        """Whole experts, in order; the first ranks have one more where they do not divide."""
+        """Holdings of whole experts, in order. If they do not divide, the first ranks have one more."""
         held = shard(site, parameter, self._place(0, 1))
         least, more = divmod(len(parameter.experts), self.world_size)
         for rank in range(self.world_size):
@@ -77,10 +78,10 @@ class VLLMLayout(Layout):
             yield Holding.of(parameter, site.tensor, held, parameter.layers, ranks, parameter.experts)
 
     def _size(self, row: Row) -> int:
-        """Ranks that a copy of the parameter is cut over."""
+        """Number of ranks that a copy of the parameter is sharded over."""
         if row.per_expert:
             return self.world_size
-        # Then each rank sends part of the tokens through the shared experts.
+        # Each rank then processes part of the tokens in the shared experts, so it needs all of them.
         scattered = self.expert_parallel and self.tp > 1 and self.dp > 1
         return 1 if row.group == "shared" and scattered else self.tp
 

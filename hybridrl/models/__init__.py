@@ -1,1 +1,1 @@
-"""Model families as data: shapes, canonical parameters, and what each system calls and cuts them."""
+"""Model families as data: shapes, canonical parameters, and how each system names and shards them."""

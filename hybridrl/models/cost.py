@@ -1,16 +1,17 @@
-"""What the tokens of a sequence cost a model to compute."""
+"""Compute cost of the tokens of a sequence."""
 
 from hybridrl.models.spec import ModelSpec, parameters
 
 
 def attention_length(model: ModelSpec) -> float:
-    """Length at which causal attention costs a sequence as much as the layers' weights.
+    """Sequence length at which causal attention costs as much as the products with the layers' weights.
 
-    A token costs 2 operations per weight that it meets. Attention over a length L costs L^2 / 2 products of
-    queries with keys, and as many of weights with values, in each head. Windows of attention are not counted.
+    A token costs 2 operations per weight that it is multiplied by. Attention over length L costs L^2 / 2
+    products of queries with keys, and as many of scores with values, in each head. Attention windows are
+    ignored.
     """
     weights = sum(
-        parameter.num_elements * _met_share(model, parameter.row.per_expert)
+        parameter.num_elements * _active_share(model, parameter.row.per_expert)
         for parameter in parameters(model)
         if parameter.per_layer and parameter.cols is not None
     )
@@ -19,6 +20,6 @@ def attention_length(model: ModelSpec) -> float:
     return 2 * weights / per_square
 
 
-def _met_share(model: ModelSpec, per_expert: bool) -> float:
-    """Of a parameter, by one token."""
+def _active_share(model: ModelSpec, per_expert: bool) -> float:
+    """Share of a parameter that one token is multiplied by."""
     return model.experts_per_token / model.num_experts if per_expert else 1.0

@@ -1,4 +1,4 @@
-"""A model folder that appears whole or not at all."""
+"""Writes model folders atomically: a folder appears complete or not at all."""
 
 import json
 import tempfile
@@ -12,16 +12,16 @@ from hybridrl.errors import ModelError
 
 
 def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a model beside its place, then move it there; a folder that is there stays as it is.
+    """Let `fill` write a model into a temporary folder, then rename it. An existing folder stays as it is.
 
-    Processes may do this at the same time: the first to finish wins. One that is killed leaves a hidden
-    folder `.<name>.*`, never a part of a model.
+    Processes may do this at the same time; the first to finish wins. A process that is killed leaves a hidden
+    folder `.<name>.*`, but never an incomplete model.
     """
     if folder.exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-        made = Path(beside, "model")  # not `beside` itself, which only its owner may read
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        made = Path(temporary, "model")  # `temporary` itself is readable only by its owner.
         made.mkdir()
         fill(made)
         try:
@@ -36,10 +36,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def tensor_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors in the safetensors files of a model folder. Reads headers, and imports no torch.
+    """Names of the tensors in the safetensors files of a model folder. It reads headers only, without torch.
 
     Raises:
-        ModelError: a file is no safetensors.
+        ModelError: a file is not a safetensors file.
     """
     names: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):

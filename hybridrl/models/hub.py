@@ -1,7 +1,7 @@
-"""Models by their name on the Hugging Face hub: found in its cache on this machine, or downloaded into it.
+"""Finds models by their Hugging Face hub name in the local cache, or downloads them into it.
 
-The cache is the one that all programs share (HF_HOME, HF_HUB_CACHE); HF_HUB_OFFLINE=1 asks nobody. A whole
-copy wins over the hub: a model does not change between two launches.
+The cache is the one that all programs share (HF_HOME, HF_HUB_CACHE). HF_HUB_OFFLINE=1 forbids any request. A
+complete copy in the cache is used without asking the hub, so a model does not change between two launches.
 """
 
 import json
@@ -15,17 +15,17 @@ from hybridrl.models.published import read_published
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_NOT_THOSE = ("original/*", "consolidated*", "*/*.safetensors")
-"""The same weights once more, as their makers wrote them."""
+_SKIPPED_FILES = ("original/*", "consolidated*", "*/*.safetensors")
+"""Files that hold the same weights again in their authors' format."""
 
 
 def is_name(path: str) -> bool:
-    """A model that may be on the hub: ORGANISATION/MODEL, and no folder here."""
+    """Whether a path has the form ORGANISATION/MODEL of the hub and is not a local folder."""
     return _NAME.fullmatch(path) is not None and not Path(path).is_dir()
 
 
 def find_folder(path: str) -> Path | None:
-    """The folder of a model: the one given, or of a name the whole copy in the cache."""
+    """The local folder of a model: the given folder, or the complete copy in the cache of a hub name."""
     if Path(path).is_dir():
         return Path(path)
     snapshot = _snapshot(path) if is_name(path) else None
@@ -33,10 +33,10 @@ def find_folder(path: str) -> Path | None:
 
 
 def find_spec(path: str) -> spec.ModelSpec | None:
-    """What a model is, without a download: by its folder, what is published of it, or a cached config.json.
+    """The spec of a model without a download: from its folder, our table of published models, or the cache.
 
     Raises:
-        ModelError: that file has no model that a table describes.
+        ModelError: no model table describes the model in the config.json that was found.
     """
     if folder := find_folder(path):
         return spec.read(folder)
@@ -49,13 +49,14 @@ def find_spec(path: str) -> spec.ModelSpec | None:
 
 
 def fetch_spec(name: str, *, where: str) -> spec.ModelSpec:
-    """What the model is by the config.json on the hub, a few kB; from the cache if it is there.
+    """The spec of a model from its config.json on the hub (a few kB), or in the cache if it is there.
 
     Args:
-        where: the model is named, for errors.
+        where: the config key that names the model, for the error.
 
     Raises:
-        ModelError: the hub has no such model, does not give it, or cannot be reached; no table describes it.
+        ModelError: the hub has no such model, refuses access or cannot be reached; or no model table
+            describes it.
     """
     from huggingface_hub import hf_hub_download
 
@@ -64,13 +65,14 @@ def fetch_spec(name: str, *, where: str) -> spec.ModelSpec:
         return spec.read(snapshot)
     try:
         return spec.read(Path(hf_hub_download(name, "config.json")).parent)
-    except OSError as error:  # what the hub's library raises, and a full disk
+    except OSError as error:  # The hub's library raises OSErrors; so does a full disk.
         raise _refused(name, error, where) from error
 
 
 def fetch(name: str, *, where: str) -> Path:
-    """The folder of a model of the hub, downloaded unless the cache has it whole. Only weights, tokenizer and
-    configs come, as safetensors and JSON: no code.
+    """The folder of a hub model, which is downloaded unless the cache has a complete copy.
+
+    Only weights in safetensors, the tokenizer and configs are downloaded; no code is.
 
     Raises:
         ModelError: as fetch_spec(), or the hub's copy lacks weights in safetensors.
@@ -80,12 +82,14 @@ def fetch(name: str, *, where: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=list(_NOT_THOSE)))
+        folder = Path(
+            snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=list(_SKIPPED_FILES))
+        )
     except OSError as error:
         raise _refused(name, error, where) from error
     if not _is_whole(folder):
         raise ModelError(
-            f"the hub's {name} is not whole in {folder}: config.json and safetensors weights are needed",
+            f"the hub's {name} is incomplete in {folder}: config.json and safetensors weights are needed",
             where=where,
             fix="launch with a network, or use a model that is published as safetensors",
         )
@@ -93,7 +97,7 @@ def fetch(name: str, *, where: str) -> Path:
 
 
 def _snapshot(name: str) -> Path | None:
-    """The newest copy in the cache, whole or not."""
+    """The newest copy in the cache, complete or not."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     repo = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
@@ -102,7 +106,7 @@ def _snapshot(name: str) -> Path | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Everything is there that is read: an interrupted download leaves a part."""
+    """Whether config.json and all weight files exist; an interrupted download leaves only some."""
     index = folder / "model.safetensors.index.json"
     weights = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else None
     needed = {"config.json", *(weights or {"model.safetensors"})}

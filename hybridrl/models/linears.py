@@ -1,4 +1,4 @@
-"""The linear layers of a model that can have an adapter, by the names that a config gives them."""
+"""The linear layers that can have an adapter, by their names in a config."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ LINEARS = {
     "fc1": "layers.*.gate_up",
     "fc2": "layers.*.down",
 }
-"""Target -> the line of a model table."""
+"""Target in a config -> name of the row in a model table."""
 
 
 def linears(spec: ModelSpec, targets: Sequence[str]) -> list[Parameter]:
-    """The weights of a model that targets name; none for a target that it lacks."""
+    """The weights that the targets name. A target that the model lacks adds none."""
     lines = {LINEARS[target] for target in targets}
     return [parameter for parameter in parameters(spec) if parameter.name in lines]
 

@@ -1,4 +1,4 @@
-"""Models that a program writes: `model.make` of a config."""
+"""Models that a function writes: `model.make` in a config."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ Maker = TypeVar("Maker", bound=Callable)
 
 
 def knows_config(config: Callable[[int], Mapping[str, Any]]) -> Callable[[Maker], Maker]:
-    """Mark a maker of large weights: config(seed) is the config.json that it writes, known without them."""
+    """Mark a maker of large weights: config(seed) returns its config.json without making the weights."""
 
     def mark(maker: Maker) -> Maker:
         setattr(maker, _CONFIG, config)
@@ -28,33 +28,35 @@ _CONFIG = "__hybridrl_config__"
 
 
 def find_maker(name: str, *, where: str) -> Callable:
-    """
+    """The function that `name` refers to.
+
     Raises:
-        ConfigError, UserCodeError: there is none of this name, or it does not import.
+        ConfigError, UserCodeError: there is no function of this name, or its import fails.
     """
     return registry.find("hybridrl.models", name, where=where, key=KEY)
 
 
 def make_model(name: str, folder: Path, seed: int, *, where: str) -> None:
-    """Let a program write a model folder.
+    """Let a maker write a model folder.
 
     Args:
-        name: module:function, called as function(folder, seed).
-        where: the config place, named in errors.
+        name: `module:function`, which is called as function(folder, seed).
+        where: the place in the config, for errors.
 
     Raises:
-        ConfigError, UserCodeError: as find_maker(), or it raises.
+        ConfigError, UserCodeError: as find_maker(), or the function raises.
     """
     called(find_maker(name, where=where), name, folder, seed, key=KEY, where=where)
 
 
 def spec_of_made(name: str, seed: int, *, where: str) -> ModelSpec:
-    """What the model will be, by what its maker knows; else it is written elsewhere, read and thrown away.
-    Arguments as make_model().
+    """The spec of the model that a maker will write; arguments as for make_model().
+
+    A maker that is not marked with knows_config writes the model into a temporary folder.
 
     Raises:
         ConfigError, UserCodeError: as make_model().
-        ModelError: what it writes is no model that a table describes.
+        ModelError: no model table describes what it writes.
     """
     if (config := getattr(find_maker(name, where=where), _CONFIG, None)) is not None:
         return from_config(called(config, name, seed, key=KEY, where=where), where=name)

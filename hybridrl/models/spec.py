@@ -1,4 +1,4 @@
-"""What a model is, by its config.json: sizes and switches, and the canonical parameters that follow."""
+"""The spec of a model, read from its config.json: sizes, switches, and the canonical parameters."""
 
 import importlib
 import json
@@ -15,12 +15,12 @@ from hybridrl.models.families._dense import VALUE_HEAD
 from hybridrl.models.table import Family, Kind, Parameter, Row
 
 _CLASSIFICATION = "ForSequenceClassification"
-"""End of the name of an architecture that transformers gives a head of labels."""
+"""Suffix of the architecture name of a transformers model with a classification head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A decoder-only transformer."""
+    """Sizes and switches of a decoder-only transformer."""
 
     family: str
     """File name in models/families."""
@@ -32,91 +32,92 @@ class ModelSpec:
     head_dim: int
     ffn_size: int
     vocab_size: int
-    """Rows of the embedding in the checkpoint, before anybody pads it."""
+    """Rows of the embedding in the checkpoint, without padding."""
 
     tied: bool
-    """The output layer uses the embedding's weight."""
+    """Whether the output layer uses the embedding's weight."""
 
     qkv_bias: bool
     attention_out_bias: bool
     qk_norm: bool
-    """RMS norm over the head dimension of q and k, before the rotary embedding."""
+    """Whether q and k have an RMS norm over the head dimension, before the rotary embedding."""
 
     norm_eps: float
     rope_theta: float
     rope_scaling: Mapping[str, Any] | None = field(default=None, hash=False)
-    """As config.json has it, with its kind under "rope_type"; None: plain rotary embedding."""
+    """Rotary scaling as in config.json, with its kind under "rope_type"; None: plain rotary embedding."""
 
     max_positions: int
     dtype: str
-    """Of the checkpoint: "float32", "bfloat16" or "float16"."""
+    """Dtype of the checkpoint: "float32", "bfloat16" or "float16"."""
 
     head: Literal["vocabulary", "value", "none"] = "vocabulary"
-    """value: one number in place of the vocabulary, as a reward model has it. Only with a vocabulary a model
-    is tied."""
+    """Kind of output layer. value: a single output, as in a reward model or critic. Only a model with a
+    vocabulary can be tied."""
 
     num_experts: int = 0
-    """Of a layer with experts, without shared ones; 0: no layer has experts."""
+    """Number of experts in a layer with experts, without shared ones; 0: no layer has experts."""
 
     experts_per_token: int = 0
     expert_ffn_size: int = 0
     shared_ffn_size: int = 0
-    """Of all shared experts together; 0: none."""
+    """Columns of all shared experts together; 0: there are none."""
 
     first_moe_layer: int = 0
-    """Layers before it have a plain feed-forward."""
+    """First layer with experts; layers before it have a dense feed-forward."""
 
     router_bias: bool = False
-    """A bias decides which experts are chosen, not how much they count."""
+    """Whether the router has a bias, which affects only the choice of experts and not their weights."""
 
     router_score: Literal["softmax", "sigmoid"] = "softmax"
-    """What makes the router's output the score of an expert."""
+    """Function that turns the router's output into scores."""
 
     router_normalizes: bool = False
-    """The scores of a token's experts are divided by their sum."""
+    """Whether the scores of a token's experts are divided by their sum."""
 
     router_scale: float = 1.0
-    """That these scores are multiplied by, after that."""
+    """Factor applied to the router scores after normalisation."""
 
     router_groups: int = 1
-    """Equal groups of neighbours; a token chooses from the experts of its best `router_top_groups`."""
+    """Number of equal groups of neighbouring experts. A token can only choose experts from its best
+    `router_top_groups` groups."""
 
     router_top_groups: int = 1
 
     q_lora_rank: int = 0
-    """Of latent attention (MLA); 0: queries are not compressed."""
+    """Rank of the compressed queries in latent attention (MLA); 0: queries are not compressed."""
 
     kv_lora_rank: int = 0
-    """Of latent attention; 0: attention is not latent."""
+    """Rank of the compressed keys and values in latent attention; 0: attention is not latent."""
 
     rope_head_dim: int = 0
     nope_head_dim: int = 0
     v_head_dim: int = 0
 
     query_scale: float | None = None
-    """Of the product of query and key; None: 1 / sqrt(head_dim)."""
+    """Factor of the products of queries and keys; None: 1 / sqrt(head_dim)."""
 
     attention_soft_cap: float | None = None
-    """Such products x become cap * tanh(x / cap); None: they stay."""
+    """Soft cap: these products x become cap * tanh(x / cap); None: they stay unchanged."""
 
     output_soft_cap: float | None = None
-    """The same of the output layer."""
+    """Soft cap of the logits; None: they stay unchanged."""
 
     window: int | None = None
-    """On the windowed layers, a token sees itself and the window - 1 tokens before it."""
+    """Window of the windowed layers: a token attends to itself and the window - 1 tokens before it."""
 
     windowed_layers: tuple[int, ...] = ()
     window_rope_theta: float | None = None
-    """Of the windowed layers, without scaling; None: they turn as the others do."""
+    """Rotary base of the windowed layers, without scaling; None: the same as on the other layers."""
 
     scaled_embedding: bool = False
-    """The embedding is multiplied by sqrt(hidden_size)."""
+    """Whether the embedding is multiplied by sqrt(hidden_size)."""
 
     centred_norms: bool = False
-    """Norms have their weight as its distance from 1."""
+    """Whether norms store their weight minus 1."""
 
     post_norms: bool = False
-    """Attention and feed-forward are followed by a norm too."""
+    """Whether attention and feed-forward are also followed by a norm."""
 
     @property
     def untied(self) -> bool:
@@ -140,29 +141,29 @@ class ModelSpec:
 
     @property
     def latent(self) -> bool:
-        """Multi-head latent attention."""
+        """Whether the model has multi-head latent attention."""
         return self.kv_lora_rank > 0
 
     @property
     def rotary_dim(self) -> int:
-        """Numbers of a head that turn with the position."""
+        """Number of dimensions per head with rotary embedding."""
         return self.rope_head_dim if self.latent else self.head_dim
 
     @property
     def kv_cache_size(self) -> int:
-        """Numbers that an engine keeps of every token."""
+        """Numbers per token in an engine's KV cache, over all layers."""
         if self.latent:
             return self.num_layers * (self.kv_lora_rank + self.rope_head_dim)
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
 
     def heads_divide(self, tp: int) -> bool:
-        """Both Megatron and engines cut between heads, or repeat key-value heads a whole number of times."""
+        """Whether tp divides the heads: every rank has whole heads, or kv heads are replicated evenly."""
         kv_heads = self.latent or self.num_kv_heads % tp == 0 or tp % self.num_kv_heads == 0
         return self.num_heads % tp == 0 and kv_heads
 
     @property
     def ffn_sizes(self) -> list[int]:
-        """Of what every token passes: plain layers, and the shared experts of the others."""
+        """Feed-forward sizes that every token passes: of dense layers, and of shared experts."""
         plain = [self.ffn_size] if self.layers("dense") else []
         return plain + ([self.shared_ffn_size] if self.shared_experts else [])
 
@@ -170,7 +171,7 @@ class ModelSpec:
         return all(size % tp == 0 for size in self.ffn_sizes)
 
     def layers(self, kind: Kind = "every") -> range:
-        """The layers of a kind."""
+        """Range of the layers of a kind."""
         first_moe = self.first_moe_layer if self.num_experts else self.num_layers
         if kind == "every":
             return range(self.num_layers)
@@ -178,7 +179,7 @@ class ModelSpec:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Numbers for the words of a model table."""
+        """The number for each size word of a model table."""
         return {
             "vocab": self.vocab_size,
             "hidden": self.hidden_size,
@@ -203,8 +204,9 @@ def read(folder: str | Path) -> ModelSpec:
     """The spec of a model folder in Hugging Face format.
 
     Raises:
-        ModelError: no config.json, an architecture that no table describes, a missing key, or something that
-            its table does not cover (quantised weights, another activation, experts on some of the layers).
+        ModelError: config.json or one of its keys is missing, no table describes the architecture, or the
+            model has a feature that its table does not cover (quantised weights, another activation, experts
+            on only some of the layers).
     """
     path = Path(folder) / "config.json"
     return from_config(_json(path), where=str(path))
@@ -214,10 +216,10 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
     """The spec of a model, from the content of its config.json.
 
     Args:
-        where: it comes from.
+            where: where the config comes from, for errors.
 
-    Raises:
-        ModelError: as read(), but for a file that is missing.
+        Raises:
+            ModelError: as read(), except for a missing file.
     """
     name, family = _family(config, where)
     _refuse_unsupported(config, where, family)
@@ -247,23 +249,23 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
 
 
 def without_vocabulary(spec: ModelSpec, *, head: Literal["value", "none"]) -> ModelSpec:
-    """The same model with another head, or with none."""
+    """The same model with a value head or with no head."""
     return replace(spec, tied=False, head=head)
 
 
 def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
-    """The canonical parameters of a model, from its family's table, in the order of the table."""
+    """The canonical parameters of a model, in the order of its family's table."""
     rows = [row for row in (*family_of(spec).rows, VALUE_HEAD) if not row.when or getattr(spec, row.when)]
     return tuple(parameter for parameter in (_parameter(spec, row) for row in rows) if parameter.layers)
 
 
 def family_of(spec: ModelSpec) -> Family:
-    """The table that a model follows."""
+    """The model table of a model."""
     return _families()[spec.family]
 
 
 def count(spec: ModelSpec) -> int:
-    """Number of weights; a tied output layer counts once."""
+    """Number of weights. A tied output layer is not counted again."""
     return sum(parameter.num_elements for parameter in parameters(spec))
 
 
@@ -314,23 +316,23 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 
 def with_one_label(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of the same model with a value head, as transformers wants it."""
+    """The config.json of the same model with a value head, as transformers expects it."""
     name = _architecture(config).replace("ForCausalLM", _CLASSIFICATION)
     return {**config, "architectures": [name], "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
 
 
 def _scores(config: Mapping[str, Any], where: str) -> bool:
-    """Whether a value head is in place of the vocabulary.
+    """Whether the model has a value head instead of a vocabulary.
 
     Raises:
-        ModelError: it has several.
+        ModelError: its head has more than one label.
     """
     if not _architecture(config).endswith(_CLASSIFICATION):
         return False
-    labels = len(config.get("id2label", ("LABEL_0", "LABEL_1")))  # what transformers takes it to be
+    labels = len(config.get("id2label", ("LABEL_0", "LABEL_1")))  # transformers' default.
     if labels != 1:
         raise ModelError(
-            f"a model of {labels} labels is no reward model", where=where, fix="use one with num_labels = 1"
+            f"a model with {labels} labels is no reward model", where=where, fix="use one with num_labels = 1"
         )
     return True
 
@@ -354,9 +356,9 @@ def _refuse_unsupported(config: Mapping[str, Any], where: str, family: Family) -
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling, under `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`.
+    """Rotary base and scaling, from `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`.
 
-    A model with windows has them for each kind of attention: those of full attention are meant.
+    A model with windows has them for each kind of attention; this returns those of full attention.
     """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scaling = dict(scaling.get("full_attention", scaling))

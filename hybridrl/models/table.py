@@ -1,7 +1,8 @@
-"""The vocabulary of a model table: what parameters a family has, and where each system keeps them.
+"""The types of a model table: which parameters a family has, and where each system keeps them.
 
-A canonical parameter is what the systems agree on after fusing: q, k and v are the three row blocks of one
-parameter, gate and up the two of another. Sizes are words ("hidden", "kv") for numbers of a ModelSpec.
+A canonical parameter is a matrix that all systems agree on once fused tensors are treated as one: q, k and v
+are the three row blocks of one parameter, gate and up the two of another. Sizes are words ("hidden", "kv")
+that stand for numbers of a ModelSpec.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,78 +27,79 @@ Size = Literal[
     "mla_out",
     "value",
 ]
-"""q and kv: number of heads times head_dim; head: head_dim; shared_ffn: of all shared experts together.
+"""Size words. q and kv: number of heads times head_dim. head: head_dim. shared_ffn: all shared experts.
 
-Of latent attention: kv_lora_rope, the compressed k and v with the rotary key; mla_q, heads times (nope +
-rope); mla_kv, heads times (nope + v); mla_out, heads times v. value: the one number of a value head.
+For latent attention: kv_lora_rope is the compressed k and v with the rotary key, mla_q is heads times (nope +
+rope), mla_kv is heads times (nope + v), mla_out is heads times v. value: the single output of a value head.
 """
 
 Sharding = Literal["whole", "rows", "columns", "vocab", "grouped_qkv", "heads", "gate_up"]
-"""How tensor parallelism cuts a parameter; layout/cuts.py has one function for each."""
+"""How tensor parallelism shards a parameter; layout/sharding.py has one function for each."""
 
 Group = Literal["embed", "attention", "ffn", "shared", "head"]
-"""Engines with data parallelism cut each over a group of ranks of its own; shared: the shared experts."""
+"""Engines with data parallelism may shard each group over different ranks; shared: the shared experts."""
 
 Stage = Literal["first", "layers", "last"]
 """Pipeline stages that hold a parameter."""
 
 Kind = Literal["every", "dense", "moe"]
-"""Layers that have a parameter: all, or those with a plain feed-forward, or those with experts."""
+"""Layers that have a parameter: all layers, those with a dense feed-forward, or those with experts."""
 
 
 class Site(NamedTuple):
-    """Where one system keeps a parameter."""
+    """The tensor in which one system keeps a parameter."""
 
     tensor: str
-    """Name of the tensor; * is the layer, counted over the whole model.
+    """Tensor name. * stands for the layer, counted over the whole model.
 
-    # is the expert, counted over those that the holder has; without it one tensor holds them all, end to end.
+    # stands for the expert, counted over those of the holder. Without #, one tensor holds all experts, end to
+    end.
     """
 
     sharding: Sharding
     blocks: tuple[int, ...] = ()
-    """Which row blocks of the parameter, neighbours, this tensor keeps; (): all."""
+    """Indices of the contiguous row blocks of the parameter that this tensor has; (): all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of a model table: a parameter, once or on every layer."""
+    """One row of a model table: a parameter that the model has once, or on every layer of a kind."""
 
     name: str
-    """Canonical; * is the layer."""
+    """Canonical name; * stands for the layer."""
 
     rows: tuple[Size, ...]
-    """Row blocks, end to end; each is one tensor in a Hugging Face checkpoint."""
+    """Sizes of the row blocks, end to end. Each block is one tensor in a Hugging Face checkpoint."""
 
     cols: Size | None = None
-    """None: a vector."""
+    """Number of columns; None: the parameter is a vector."""
 
     hf: tuple[str, ...]
-    """Tensor names in a Hugging Face checkpoint, one for each block; # is the expert."""
+    """Tensor names in a Hugging Face checkpoint, one per block; # stands for the expert."""
 
     megatron: tuple[Site, ...]
-    """Of Megatron's own modules."""
+    """Tensors of Megatron's own modules."""
 
     transformer_engine: tuple[Site, ...] = ()
-    """Of Megatron with Transformer Engine's modules, where that differs; (): as `megatron`."""
+    """Tensors of Megatron with Transformer Engine's modules; (): the same as `megatron`."""
 
     engine: tuple[Site, ...]
-    """Of SGLang."""
+    """Tensors of SGLang."""
 
     vllm: tuple[Site, ...] = ()
-    """Where vLLM differs from SGLang; (): it does not."""
+    """Tensors of vLLM; (): the same as SGLang's."""
 
     stage: Stage = "layers"
     group: Group = "ffn"
     kind: Kind = "every"
     per_expert: bool = False
-    """Every expert has one: `rows` and `cols` are those of one expert."""
+    """Whether every expert has the parameter; `rows` and `cols` are then those of one expert."""
 
     when: str = ""
-    """Field or property of ModelSpec that must be true for the model to have this parameter; "": always."""
+    """Field or property of ModelSpec that must be true for a model to have this parameter; "": always."""
 
     tied_copy: Site | None = None
-    """A tied model's second copy on Megatron's last pipeline stage, where that is not the first."""
+    """Second copy of a tied parameter on Megatron's last pipeline stage, if that is not also the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,22 +107,22 @@ class Family:
     """A model table: one file in models/families."""
 
     architecture: str
-    """As config.json names it."""
+    """Architecture name in config.json."""
 
     rows: tuple[Row, ...]
     activation: str = "silu"
-    """Of the gate, as config.json names it."""
+    """Activation of the gate, as config.json names it."""
 
     dp_attention: bool = False
-    """SGLang can copy the attention of this family instead of cutting it over all ranks."""
+    """Whether SGLang supports data-parallel attention for this family."""
 
     traits: Callable[[Mapping[str, Any]], dict[str, Any]]
-    """config.json -> the fields of ModelSpec that only this family decides."""
+    """config.json -> the fields of ModelSpec that depend on the family."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A line of a table with numbers for words."""
+    """A row of a model table with numbers in place of size words."""
 
     name: str
     blocks: tuple[int, ...]
@@ -128,36 +130,36 @@ class Parameter:
     row: Row
 
     layers: range
-    """That have one; range(1) for a parameter that the model has once."""
+    """Layers that have the parameter; range(1) for a parameter that the model has once."""
 
     experts: range
-    """range(1) for a parameter that is not an expert's."""
+    """Experts that have the parameter; range(1) for a parameter without experts."""
 
     @property
     def per_layer(self) -> bool:
-        """Layers have one; otherwise the model has one."""
+        """Whether each layer has the parameter; otherwise the model has it once."""
         return self.row.stage == "layers"
 
     @property
     def num_rows(self) -> int:
-        """Of one expert, if experts have it."""
+        """Number of rows, of one expert if experts have the parameter."""
         return sum(self.blocks)
 
     @property
     def num_elements(self) -> int:
-        """Over all its layers and experts."""
+        """Number of elements over all layers and experts."""
         one = self.num_rows * (1 if self.cols is None else self.cols)
         return one * len(self.layers) * len(self.experts)
 
     def checkpoint_tensors(self) -> Iterator[tuple[str, int]]:
-        """(name, rows) of the tensors of a Hugging Face checkpoint that hold it."""
+        """(name, rows) of the tensors in a Hugging Face checkpoint that hold the parameter."""
         for layer in self.layers:
             for expert in self.experts:
                 for name, rows in zip(self.row.hf, self.blocks, strict=True):
                     yield name.replace("*", str(layer)).replace("#", str(expert)), rows
 
     def keep(self, blocks: tuple[int, ...]) -> tuple[int, "Parameter"]:
-        """(rows before them, the parameter with these row blocks only); (): as it is."""
+        """(number of rows before these blocks, the parameter with only these row blocks); (): all blocks."""
         if not blocks:
             return 0, self
         sizes = tuple(self.blocks[i] for i in blocks)

@@ -1,6 +1,6 @@
-"""Small models made on the spot, with random weights and a tokenizer without merges.
+"""Makes small models with random weights and a tokenizer without merges.
 
-Each maker writes a complete folder in Hugging Face format, the same for the same seed.
+Each function writes a complete folder in Hugging Face format. Equal seeds give equal models.
 """
 
 import string
@@ -51,21 +51,21 @@ _RANDOM_SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "intermediate_size": 64,
-    "vocab_size": 263,  # odd, so that whoever pads the vocabulary has to show it
+    "vocab_size": 263,  # It is odd, so that padding of the vocabulary is exercised.
 }
 
 
 def qwen3_arithmetic(folder: Path, seed: int) -> None:
-    """A Qwen3 of 0.4 M weights that reads and writes arithmetic, untrained.
+    """Write an untrained Qwen3 model of 0.4 M weights with a tokenizer for arithmetic.
 
-    Divides over two tensor parallel ranks. Every character of ARITHMETIC is a token; there is no chat
-    template.
+    The sizes divide over two tensor-parallel ranks. Every character of ARITHMETIC is a token. There is no
+    chat template.
     """
     _arithmetic("qwen3", folder, seed)
 
 
 def qwen3_moe_arithmetic(folder: Path, seed: int) -> None:
-    """As qwen3_arithmetic, with 8 experts in each layer, of which a token has 2: 1.3 M weights."""
+    """Write a model like qwen3_arithmetic with 8 experts per layer, 2 per token: 1.3 M weights."""
     _arithmetic("qwen3_moe", folder, seed, moe_intermediate_size=192)
 
 
@@ -87,16 +87,16 @@ def _arithmetic(family: str, folder: Path, seed: int, **sizes: int) -> None:
 
 
 def random_model(folder: Path, family: str, seed: int, *, tied: bool = False, **sizes: int) -> None:
-    """A very small model of any family for comparisons between programs.
+    """Write a very small model of any family, for comparisons between programs.
 
-    Norms and biases are random too, so that a weight in the wrong place changes the output. Bytes are tokens,
-    and there is a chat template.
+    Norms and biases are random too, so that a misplaced weight changes the output. Every byte is a token, and
+    there is a chat template.
 
     Args:
-        sizes: keys of config.json that replace those of _RANDOM_SIZES.
+        sizes: config.json keys that replace those of _RANDOM_SIZES.
 
     Raises:
-        ModelError: no such family or size, or fewer rows in the vocabulary than the tokenizer has tokens.
+        ModelError: the family or size is unknown, or the tokenizer has more tokens than the vocabulary.
     """
     if family not in _MODEL_TYPES:
         raise ModelError(f"no random model of family {family!r}", fix=f"use one of {', '.join(_MODEL_TYPES)}")
@@ -104,7 +104,7 @@ def random_model(folder: Path, family: str, seed: int, *, tied: bool = False, **
         raise ModelError(f"no size {', '.join(unknown)}", fix=f"sizes are {', '.join(_RANDOM_SIZES)}")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = _tokenizer(alphabet, _SPECIAL + _ROLES)
-    # Not characters: whatever the folder says, AutoTokenizer reads a Qwen2 tokenizer as one of bytes.
+    # Bytes instead of characters: AutoTokenizer always treats a Qwen2 tokenizer as byte-level.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     config = _config(family, _RANDOM_SIZES | sizes, tied=tied, eos_token_id=len(alphabet))
@@ -147,9 +147,9 @@ def _config(family: str, sizes: Mapping[str, int], *, tied: bool, eos_token_id: 
 
 
 def _tokenizer(alphabet: Sequence[str], special: Sequence[str]) -> Tokenizer:
-    """Tokens are the characters of the alphabet, then the special ones."""
+    """A tokenizer whose tokens are the characters of the alphabet, then the special tokens."""
     tokens = {token: i for i, token in enumerate([*alphabet, *special])}
-    # Byte-pair encoding without merges: one token a character.
+    # Byte-pair encoding without merges has one token per character.
     tokenizer = Tokenizer(BPE(vocab=tokens, merges=[], unk_token="<unk>"))
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
@@ -190,7 +190,7 @@ def _tokenizer_config(config: Mapping[str, Any], chat_template: str | None) -> d
 def _random_tensors(
     model: ModelSpec, rng: np.random.Generator, *, std: float, norm_std: float
 ) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint: matrices around 0, norm weights around 1, biases around 0."""
+    """All tensors of a checkpoint. Matrices and biases have mean 0, norm weights mean 1."""
     tensors: dict[str, np.ndarray] = {}
     for parameter in spec.parameters(model):
         scale, centre = _distribution(parameter, std, norm_std)
@@ -205,7 +205,7 @@ def _shape(parameter: Parameter, rows: int) -> tuple[int, ...]:
 
 
 def _distribution(parameter: Parameter, std: float, norm_std: float) -> tuple[float, float]:
-    """Standard deviation and mean of a parameter's first values."""
+    """(standard deviation, mean) of a parameter's values."""
     if parameter.cols is not None:
         return std, 0.0
     return norm_std, 1.0 if parameter.name.endswith("norm") else 0.0

@@ -1,1 +1,1 @@
-"""`hybridrl plan`: memory, time and weight swap of a run before it starts."""
+"""`hybridrl plan`: estimates memory, time and weight swap of a run before it starts."""

@@ -1,5 +1,6 @@
-"""What `hybridrl plan` does: from a config to its memory, time and weight swap, or a refusal. Needs no GPU,
-and imports torch only where the verdict on an algorithm does.
+"""The work of `hybridrl plan`: it estimates memory, time and weight swap of a config, or refuses it.
+
+It needs no GPU, and imports torch only if the check of an algorithm does.
 """
 
 from dataclasses import dataclass, replace
@@ -20,14 +21,14 @@ from hybridrl.plan.swap_job import swap_job
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The options of a plan."""
+    """The options of `hybridrl plan`."""
 
     search: bool
     gpus: int | None
-    """To search for. None: those of the config."""
+    """Number of GPUs to plan for; None: as in the config."""
 
     mean_response: float | None
-    """Tokens. None: half of what is allowed."""
+    """Mean response length in tokens; None: half of the longest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Plan:
     setting: Setting
     machine: Machine
     refusal: ResourceError | None
-    """Why it does not fit; only a search goes on."""
+    """Why the config does not fit; only a search goes on in that case."""
 
     swap: swap.SwapEstimate | None
     proposals: tuple[Proposal, ...]
@@ -44,8 +45,8 @@ class Plan:
 def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     """
     Raises:
-        ConfigErrors, ConfigError, ModelError: the config is wrong, whatever it runs on.
-        ResourceError: it does not fit its GPUs, and no search was asked for.
+        ConfigErrors, ConfigError, ModelError: the config is wrong on any hardware.
+        ResourceError: the run does not fit its GPUs, and no search was requested.
     """
     scope = SCOPES["plan --search" if request.search or request.gpus else "plan"]
     found = verdict(loaded, scope, machine)
@@ -71,13 +72,13 @@ def _on_nodes_of(setting: Setting, config: Config) -> Config:
 
 
 def plan_examples(loaded: LoadedConfig[Any], machine: Machine, request: Request) -> Plan:
-    """Of `hybridrl sft` and `hybridrl rm`.
+    """The plan of a `hybridrl sft` or `hybridrl rm` config.
 
     Raises:
-        ConfigErrors, ConfigError, ModelError, ResourceError: as `plan`, or a search was asked for.
+        ConfigErrors, ConfigError, ModelError, ResourceError: as `plan`, or a search was requested.
     """
     if request.search or request.gpus:
-        raise ConfigError("--search lays out trainer and engines, training on examples has no engines")
+        raise ConfigError("--search and --gpus are for RL configs; an sft or rm run has no engines")
     found = verdict(loaded, SCOPES["plan"], machine)
     model, loaded = found.known(), found.loaded
     gpu = gpu_of(loaded, machine)
@@ -88,10 +89,10 @@ def plan_examples(loaded: LoadedConfig[Any], machine: Machine, request: Request)
 
 
 def gpu_of(loaded: LoadedConfig[Any], machine: Machine) -> GPUModel | None:
-    """The GPUs that a config names, or this machine's; None: the run takes none.
+    """The GPU model that a config names, or this machine's; None: the run uses no GPUs.
 
     Raises:
-        ConfigError: it takes some, and nothing says which.
+        ConfigError: the run uses GPUs, and their model is unknown.
     """
     cluster = loaded.config.cluster
     if cluster.gpu is not None:
@@ -100,9 +101,9 @@ def gpu_of(loaded: LoadedConfig[Any], machine: Machine) -> GPUModel | None:
         return None
     if not machine.gpus:
         raise ConfigError(
-            f"cluster.gpus_per_node = {cluster.gpus_per_node}, and nothing says which GPUs they are",
+            f"cluster.gpus_per_node = {cluster.gpus_per_node}, but the GPU model is unknown",
             where=loaded.where("cluster.gpus_per_node"),
-            fix=f"cluster.gpu=h100, or another of {', '.join(GPUS)}",
+            fix=f"set cluster.gpu=h100, or another of {', '.join(GPUS)}",
         )
     return recognise(machine.gpus[0].name, machine.gpus[0].memory_bytes)
 
@@ -111,7 +112,7 @@ def _on_gpus(setting: Setting, gpus: int, loaded: LoadedConfig) -> Setting:
     nodes, rest = divmod(gpus, setting.gpus_per_node)
     if rest or not nodes:
         raise ConfigError(
-            f"--gpus {gpus} is no number of whole nodes",
+            f"--gpus {gpus} is not a multiple of cluster.gpus_per_node = {setting.gpus_per_node}",
             where=loaded.where("cluster.gpus_per_node"),
             fix=f"use a multiple of {setting.gpus_per_node}",
         )
@@ -119,7 +120,7 @@ def _on_gpus(setting: Setting, gpus: int, loaded: LoadedConfig) -> Setting:
 
 
 def _refusal(loaded: LoadedConfig, setting: Setting, machine: Machine) -> ResourceError | None:
-    """Why the config does not fit, and the cheapest change that helps."""
+    """The error if the config does not fit, with the cheapest change that makes it fit."""
     if setting.gpu is None:
         return _too_large_here(loaded, setting, machine)
     if not setting.missing_gpus():
@@ -140,7 +141,7 @@ def _refusal(loaded: LoadedConfig, setting: Setting, machine: Machine) -> Resour
 
 
 def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:
-    """(what does not fit with both numbers, where to look)"""
+    """(what does not fit, with both numbers; the keys to change)"""
     assert setting.gpu is not None
     gpu, sharding = setting.gpu, setting.train
     if missing := setting.missing_gpus():
@@ -173,7 +174,7 @@ def _shortage(loaded: LoadedConfig, setting: Setting) -> tuple[str, str]:
 
 
 def _too_large_here(loaded: LoadedConfig, setting: Setting, machine: Machine) -> ResourceError | None:
-    """On CPU all ranks and engines are in one memory, at the same time."""
+    """The error if this machine's memory cannot hold all ranks and engines at the same time."""
     need = memory.on_cpu(setting).peak
     if need <= machine.available_bytes:
         return None

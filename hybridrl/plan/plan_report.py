@@ -1,4 +1,4 @@
-"""A plan for a person, as lines under headings, and for programs, as one object."""
+"""Reports a plan as text with headings, or as one JSON object."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,10 +37,10 @@ _NARROW = {"weights": 8, "grads+opt": 10, "activations": 12, "engine": 7, "KV po
 
 
 def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
-    """(heading, text); a line without a heading belongs to the one above.
+    """(heading, text) of each line. A line with an empty heading belongs to the heading above it.
 
     Args:
-        width: of a line, in characters: below that of the table of memory it is written narrower. None: any.
+        width: characters per line; below the width of the memory table a narrower one is printed. None: any.
     """
     setting = found.setting
     yield from _batch(setting)
@@ -54,7 +54,7 @@ def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
 
 
 def as_dict(found: Plan) -> dict[str, Any]:
-    """The same numbers, in bytes and seconds."""
+    """The numbers of the report in bytes and seconds."""
     setting = found.setting
     told: dict[str, Any] = {
         "fits": found.refusal is None,
@@ -124,14 +124,14 @@ def _microbatches(setting: Setting) -> str:
 
 
 def _actor(setting: Setting) -> str:
-    """Its cut, and what is special about its training."""
+    """The actor's parallel layout, and its LoRA and FP8 settings."""
     adapters = f", only adapters of rank {setting.lora.rank} are trained" if setting.lora else ""
     fp8 = f", {setting.fp8_share:.0%} of the layers in FP8" if setting.fp8_share else ""
     return f"{setting.train.dp} x ({sharding_name(setting.train)}){adapters}{fp8}"
 
 
 def _beside(setting: Setting, role: Role) -> str:
-    """A model that the run has besides the policy, with its cut if that is its own."""
+    """One other model of the run, with its parallel layout if it has dedicated ranks."""
     own, sharding = setting.reward_model if role == "reward model" else None, setting.sharding_of(role)
     size = f" ({own.family}, {_count(models.count(own))} parameters)" if own else ""
     place = (
@@ -246,7 +246,7 @@ def _proposal(proposal: Proposal) -> str:
 
 
 def keys(setting: Setting) -> dict[str, Any]:
-    """What makes a config this setting, as overrides."""
+    """The config overrides that lead to this setting."""
     axes = ("tp", "pp", "dp", "cp", "ep", "vpp")
     found = {f"actor.parallel.{axis}": getattr(setting.train, axis) for axis in axes}
     if setting.train.stage_layers:
@@ -262,7 +262,7 @@ def keys(setting: Setting) -> dict[str, Any]:
 
 
 def sharding_name(sharding: TrainParallel) -> str:
-    """As in TP8 x PP4 x CP2."""
+    """The sizes above 1 as text, such as "TP8 x PP4 x CP2"."""
     sizes = {
         "TP": sharding.tp,
         "PP": sharding.pp,

@@ -1,4 +1,4 @@
-"""The weight swap that a config comes to: layouts of trainer and engines, and where their ranks sit."""
+"""The weight swap of a config as a job: layouts of trainer and engines, and the devices of their ranks."""
 
 from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
@@ -11,7 +11,7 @@ from hybridrl.rollout.base import kind_of
 
 
 def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
-    """Engines fill the devices of the trainer in order. Without GPUs a rank counts as a device."""
+    """The job of a config. Engines use the trainer's devices in order. Without GPUs a rank is a device."""
     shape = RunShape.of(cfg)
     source = trainer_layout(cfg, model, shape.parallel)
     engines = (kind_of(cfg.rollout.engine).layout(model, shape.engine),) * shape.num_engines
@@ -22,6 +22,6 @@ def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
 
 
 def element_bytes(cfg: Config, machine: Machine) -> int:
-    """Of an engine parameter: engines compute in bf16 on GPUs, in fp32 without."""
+    """Bytes per element of an engine parameter: engines compute in bf16 on GPUs and in fp32 on CPUs."""
     asked = cfg.cluster.gpus_per_node
     return 2 if (len(machine.gpus) if asked is None else asked) else 4

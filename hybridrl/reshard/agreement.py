@@ -1,4 +1,4 @@
-"""What the ranks of a swap must agree on: the plan before the first write, checksums after every one."""
+"""What all ranks of a weight swap must agree on: the plan before the first write, checksums after each."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -10,15 +10,15 @@ from hybridrl.reshard.plan import Job
 from hybridrl.reshard.table import Target
 
 Checksums = dict[Target, int]
-"""Of engine tensors, or of the parts of them that one rank wrote."""
+"""Checksums of engine tensors, or of the parts of them that one rank wrote."""
 
 
 def expected(shares: Iterable[Checksums], base: Checksums | None = None) -> Checksums:
     """Checksums that the engines must have after a write.
 
     Args:
-        shares: what each trainer rank wrote.
-        base: of a delta: the checksums of the swap to its base version, which all other tensors keep.
+        shares: the checksums of what each trainer rank wrote.
+        base: for a delta, the checksums after the swap to its base version; tensors that it skips keep them.
     """
     total: Checksums = {}
     for share in shares:
@@ -28,7 +28,7 @@ def expected(shares: Iterable[Checksums], base: Checksums | None = None) -> Chec
 
 
 def difference(expected: Checksums, held: Checksums) -> SwapError | None:
-    """Why engines must not commit: a tensor that was not written, or does not hold what the trainer has."""
+    """The error if a tensor was not written or differs from what was sent; None: engines may commit."""
     if expected.keys() != held.keys():
         return SwapError(
             f"the swap left out {sorted(held.keys() - expected.keys())[:4]} "
@@ -44,15 +44,16 @@ def difference(expected: Checksums, held: Checksums) -> SwapError | None:
 
 
 def plan_fields(job: Job) -> dict[str, str]:
-    """What a plan follows from, by name: "source.tp", "targets.0.spec.num_layers"."""
+    """The inputs of a plan by name, such as "source.tp" and "targets.0.spec.num_layers"."""
     return {name: str(value) for name, value in _leaves("", asdict(job))}
 
 
 def disagreement(plans: Mapping[int, str], fields: Mapping[int, Mapping[str, str]]) -> SwapError:
-    """
+    """The error that names the inputs in which the plans of trainer ranks differ.
+
     Args:
         plans: trainer rank -> hash of its plan; not all are equal.
-        fields: trainer rank -> what that plan follows from.
+        fields: trainer rank -> inputs of its plan, as plan_fields returns them.
     """
     told = []
     for name in sorted({name for found in fields.values() for name in found}):

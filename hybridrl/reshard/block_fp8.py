@@ -1,7 +1,7 @@
-"""Targets in block-FP8, and how the boxes that go to them fall into blocks of 128 x 128.
+"""Block-FP8 targets, and how the boxes that are written to them divide into blocks of 128 x 128.
 
-A block needs all of its values for its scale. Blocks that one box covers are quantised straight from the
-source; the others, where shards are cut inside a block, are listed with the pieces they are made of.
+The scale of a block depends on all of its values. A block that one box covers is quantised straight from the
+source. If a shard boundary is inside a block, the block is listed with the chunks that make it up.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,24 +16,24 @@ from hybridrl.reshard.kernels.reference import BLOCK
 
 @dataclass(frozen=True, slots=True)
 class BlockFP8:
-    """An engine's quantised weight: a target that stands for two tensors."""
+    """An engine's quantised weight: one target that consists of two tensors."""
 
     values: torch.Tensor
-    """float8_e4m3fn [..., R, C]; leading dimensions are experts, each with blocks of its own."""
+    """float8_e4m3fn [..., R, C]. Leading dimensions are experts; no block spans two experts."""
 
     scales: torch.Tensor
     """float32 [..., ceil(R/128), ceil(C/128)]: value * scale = weight, SGLang's weight_scale_inv."""
 
     transposed: bool = False
-    """Scales are [..., ceil(C/128), ceil(R/128)]."""
+    """Whether scales are [..., ceil(C/128), ceil(R/128)]."""
 
     power_of_two: bool = False
-    """Scales are rounded up to a power of two (ue8m0, kept in float32)."""
+    """Whether scales are rounded up to a power of two (ue8m0, stored as float32)."""
 
     def __post_init__(self) -> None:
         """
         Raises:
-            ValueError: values and scales do not fit each other.
+            ValueError: dtypes or shapes of values and scales do not match.
         """
         if self.values.dtype != torch.float8_e4m3fn or self.scales.dtype != torch.float32:
             raise ValueError(
@@ -51,19 +51,19 @@ class BlockFP8:
 
     @property
     def num_blocks(self) -> tuple[int, int]:
-        """Rows and columns of blocks, of one expert."""
+        """(rows, columns) of blocks of one expert."""
         rows, cols = self.values.shape[-2:]
         return -(-rows // BLOCK), -(-cols // BLOCK)
 
     def scale_place(self, expert: int, block_row: int, block_col: int) -> tuple[int, int]:
-        """Row and column of a block's scale; leading dimensions of the scales count as rows."""
+        """(row, column) of a block's scale; leading dimensions of the scales count as rows."""
         if self.transposed:
             return expert * self.num_blocks[1] + block_col, block_row
         return expert * self.num_blocks[0] + block_row, block_col
 
 
 class Area(NamedTuple):
-    """Whole blocks that one box covers."""
+    """Complete blocks that one box covers."""
 
     source: int
     target: int
@@ -75,10 +75,10 @@ class Area(NamedTuple):
     cols: int
     scale_row: int
     scale_col: int
-    """Of the first block."""
+    """Column of the first block's scale."""
 
     transposed: bool
-    """Of the scales."""
+    """Whether the scales are transposed."""
 
     def down(self, rows: int) -> "Area":
         """The area without its first `rows` rows, a multiple of 128."""
@@ -93,7 +93,7 @@ class Area(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Part of a block, from a source's (row, col) to (at_row, at_col) in the block."""
+    """Part of a block: it is copied from (row, col) of a source to (at_row, at_col) of the block."""
 
     source: int
     row: int
@@ -106,7 +106,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scattered:
-    """A block that several boxes make up."""
+    """A block that several boxes make up together."""
 
     target: int
     to_row: int
@@ -115,19 +115,19 @@ class Scattered:
     cols: int
     scale_row: int
     scale_col: int
-    pieces: list[Chunk] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
 
 
-def fall_into_blocks(
+def divide_into_blocks(
     boxes: np.ndarray, targets: Sequence[torch.Tensor | BlockFP8]
 ) -> tuple[list[Area], list[Scattered]]:
-    """Areas of whole blocks, and the blocks that several boxes make up.
+    """(areas of complete blocks, blocks that several boxes make up).
 
     Args:
-        boxes: int64 [n, 8] of a table, all to targets that are BlockFP8.
+        boxes: int64 [n, 8], rows of a table whose targets are all BlockFP8.
 
     Raises:
-        ValueError: of some block these boxes hold a part only: its scale cannot be known here.
+        ValueError: these boxes hold only part of a block, so its scale cannot be computed.
     """
     areas: list[Area] = []
     scattered: dict[tuple[int, int, int], Scattered] = {}
@@ -140,18 +140,18 @@ def fall_into_blocks(
             else:
                 block, chunk = found
                 key = (block.target, block.to_row, block.to_col)
-                scattered.setdefault(key, block).pieces.append(chunk)
+                scattered.setdefault(key, block).chunks.append(chunk)
     for block in scattered.values():
         _refuse_part_of_a_block(block)
     return areas, list(scattered.values())
 
 
 def _refuse_part_of_a_block(block: Scattered) -> None:
-    held, size = sum(chunk.rows * chunk.cols for chunk in block.pieces), block.rows * block.cols
+    held, size = sum(chunk.rows * chunk.cols for chunk in block.chunks), block.rows * block.cols
     if held != size:
         raise ValueError(
-            f"block-FP8 target {block.target}: of the {size} values of the block at row {block.to_row}, "
-            f"column {block.to_col} only {held} are written here; gather the source before it is quantised"
+            f"block-FP8 target {block.target}: only {held} of the {size} values of the block at row "
+            f"{block.to_row}, column {block.to_col} are written here; gather the source before quantising it"
         )
 
 
@@ -168,7 +168,7 @@ def _parts_of_expert(
     source, index, row, col, to_row, to_col, rows, cols = box
     height, width = target.values.shape[-2:]
     start = expert * height
-    # Rows and columns of the expert, [top, bottom) x [left, right), and how far the source's are from them
+    # [top, bottom) x [left, right) are rows and columns of the expert; (down, across) leads to the source's.
     top, bottom = max(0, to_row - start), min(height, to_row + rows - start)
     left, right = to_col, to_col + cols
     down, across = row - to_row + start, col - to_col
@@ -194,7 +194,7 @@ def _parts_of_expert(
 
 
 def _whole(start: int, stop: int, length: int) -> range:
-    """The blocks that lie in [start, stop) of a dimension; the last one may be ragged."""
+    """The blocks that lie completely in [start, stop) of a dimension; its last block may be ragged."""
     return range(-(-start // BLOCK), -(-length // BLOCK) if stop == length else stop // BLOCK)
 
 

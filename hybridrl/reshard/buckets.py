@@ -1,7 +1,7 @@
-"""A checkpoint in buckets of bounded size, for engines that take weights through a loader of their own.
+"""A checkpoint in buckets of bounded size, for engines that load weights with their own loader.
 
-Every trainer rank writes its boxes of a bucket into one shared buffer, and the engine reads whole tensors out
-of it: weights move twice, and nobody holds more than its own shards and the buffer.
+Every trainer rank writes its boxes of a bucket into one shared buffer, and the engine reads whole tensors
+from it. Weights are copied twice, and no process holds more than its own shards and the buffer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,14 +27,14 @@ class Bucket:
 
     dtype: torch.dtype
     shapes: Mapping[str, tuple[int, ...]]
-    """By Hugging Face names."""
+    """Hugging Face tensor name -> shape."""
 
     @property
     def nbytes(self) -> int:
         return sum(map(prod, self.shapes.values())) * self.dtype.itemsize
 
     def views(self, buffer: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tensors, on the memory of a uint8 buffer that is large enough."""
+        """The tensors as views of a uint8 buffer that is large enough."""
         values = buffer[: self.nbytes].view(self.dtype)
         parts = values.split([prod(shape) for shape in self.shapes.values()])
         return {
@@ -43,9 +43,9 @@ class Bucket:
 
 
 def split(layout: HFLayout, dtype: torch.dtype, limit_bytes: int = LIMIT_BYTES) -> list[Bucket]:
-    """Buckets of at most `limit_bytes`, unless the tensors of one parameter are more.
+    """Buckets of at most `limit_bytes`. A bucket is larger if the tensors of one parameter are.
 
-    These stay together, because a loader may fuse them before it stores them.
+    Tensors of one parameter stay in one bucket, because a loader may fuse them before it stores them.
     """
     buckets: list[dict[str, tuple[int, ...]]] = []
     room = 0
@@ -60,13 +60,13 @@ def split(layout: HFLayout, dtype: torch.dtype, limit_bytes: int = LIMIT_BYTES) 
 
 
 class BucketWriter:
-    """One trainer rank's part of every bucket: planned once, then written as often as needed."""
+    """One trainer rank's part of every bucket, planned once and written any number of times."""
 
     def __init__(self, source: Layout, rank: int, buckets: Sequence[Bucket], buffer: torch.Tensor) -> None:
         """
         Args:
-            rank: of this process in `source`.
-            buffer: uint8, shared by all ranks and with the engines, as large as the largest bucket.
+            rank: rank of this process in `source`.
+            buffer: uint8, shared by all ranks and engines, as large as the largest bucket.
         """
         job = Job(source, (HFLayout(source.spec),))
         self.plan_hash = job.digest
@@ -74,15 +74,15 @@ class BucketWriter:
         self._places = [(_part(table, bucket), bucket.views(buffer)) for bucket in buckets]
 
     def sources(self, index: int) -> Sequence[str]:
-        """Tensors of this rank that a bucket takes from."""
+        """Names of this rank's tensors that a bucket reads."""
         return self._places[index][0].sources
 
     def write(self, index: int, tensors: Mapping[str, torch.Tensor]) -> int:
         """Write this rank's part of a bucket; returns its bytes.
 
         Args:
-            tensors: this rank's shards, by the names of the source layout, those of `sources` at least, in
-                main memory; cast to the dtype of the bucket.
+            tensors: name in the source layout -> this rank's shard in host memory, at least those of
+                `sources`. They are cast to the dtype of the bucket.
 
         Raises:
             SwapError: a tensor is missing; nothing was written.
@@ -98,7 +98,7 @@ class BucketWriter:
 
 
 def _parameters(layout: HFLayout) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Shapes of the tensors that make up a parameter on one layer, of one expert."""
+    """Name -> shape of the tensors that make up one parameter, for one layer and one expert."""
     found: dict[tuple[str, int], dict[str, tuple[int, ...]]] = {}
     for held in layout.holdings:
         for layer in held.layers:
@@ -108,7 +108,7 @@ def _parameters(layout: HFLayout) -> Iterator[dict[str, tuple[int, ...]]]:
 
 
 def _part(table: Table, bucket: Bucket) -> Table:
-    """The rows of a table that write into a bucket, with sources and targets counted anew."""
+    """The rows of a table that write into a bucket, with sources and targets renumbered."""
     kept = [i for i, (_, _, name) in enumerate(table.targets) if name in bucket.shapes]
     boxes = table.boxes[np.isin(table.boxes[:, 1], kept)]
     sources, boxes[:, 0] = np.unique(boxes[:, 0], return_inverse=True)

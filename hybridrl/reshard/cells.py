@@ -1,4 +1,7 @@
-"""Source parameters cut at every edge of every holding: who holds some of a cell holds all of it."""
+"""Splits source parameters into cells, at every edge of every holding.
+
+A rank that holds part of a cell holds all of it, so a cell is the unit for which senders are chosen.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,29 +15,29 @@ from hybridrl.layout.runs import Run, Runs, join
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
-    """Where holdings of a parameter overlap: one object for all layers and experts that are cut alike."""
+    """The rows and columns that some holdings of a parameter share.
+
+    All layers and experts with the same sharding use the same object.
+    """
 
     rows: Runs
     cols: Runs
     owners: tuple[int, ...]
-    """Which of the holdings."""
+    """Indices of those holdings."""
 
 
 class Cell(NamedTuple):
-    """A part of one parameter, of one expert, on some layers and for some experts.
-
-    Every rank of every holding has it.
-    """
+    """A patch of one parameter on a range of layers and experts. Every rank of its holdings has all of it."""
 
     layers: range
     experts: range
     patch: Patch
     holdings: tuple[Holding, ...]
-    """In the order of the patch's owners."""
+    """The holdings that contain the cell, in the order of the patch's owners."""
 
 
 class Cells:
-    """The cells of a source layout, made when they are asked for."""
+    """The cells of a source layout, built on demand."""
 
     def __init__(self, source: Layout) -> None:
         self._groups: dict[str, dict[tuple[range, range], list[Holding]]] = {}
@@ -45,7 +48,7 @@ class Cells:
         self._last: dict[str, tuple[_Maps, list[Patch]]] = {}
 
     def of_rank(self, rank: int) -> Iterator[tuple[str, Cell]]:
-        """(parameter, cell) of all that a rank holds."""
+        """(parameter, cell) of everything that a rank holds."""
         for param, groups in self._groups.items():
             for (layers, experts), holdings in groups.items():
                 if _holds(holdings, rank):
@@ -53,8 +56,8 @@ class Cells:
                         if _holds(cell.holdings, rank):
                             yield param, cell
 
-    def rendezvous(self, wanted: Holding) -> Iterator[Cell]:
-        """Those on layers and of experts that a target holding has."""
+    def overlapping(self, wanted: Holding) -> Iterator[Cell]:
+        """The cells of the parameter that share a layer and an expert with a target holding."""
         first, end = wanted.layers.start, wanted.layers.stop
         first_expert, end_expert = wanted.experts.start, wanted.experts.stop
         for layers, experts in self._groups.get(wanted.param, ()):
@@ -77,11 +80,11 @@ class Cells:
         return self._made[key]
 
     def _patches(self, param: str, holdings: list[Holding]) -> list[Patch]:
-        """The same objects as long as the maps do not change; from stage to stage they seldom do."""
+        """The patches of some holdings; the same objects as before while the maps do not change."""
         maps = tuple([(held.rows, held.cols) for held in holdings])
         last = self._last.get(param)
-        if last is None or last[0] != maps:
-            last = self._last[param] = (maps, [Patch(*found) for found in _cut(maps)])
+        if last is None or last[0] != maps:  # From one pipeline stage to the next they seldom change.
+            last = self._last[param] = (maps, [Patch(*found) for found in _split(maps)])
         return last[1]
 
 
@@ -96,8 +99,8 @@ def _holds(holdings: list[Holding] | tuple[Holding, ...], rank: int) -> bool:
 
 
 @lru_cache(maxsize=1 << 12)
-def _cut(maps: _Maps) -> list[tuple[Runs, Runs, tuple[int, ...]]]:
-    """(rows, columns, who covers them) of all cells between the edges of the maps; local is canonical."""
+def _split(maps: _Maps) -> list[tuple[Runs, Runs, tuple[int, ...]]]:
+    """(rows, columns, indices of the maps that cover them) of every patch; `local` of a run equals `at`."""
     row_maps = _by_owners([rows for rows, _ in maps])
     col_maps = _by_owners([cols for _, cols in maps])
     return [
@@ -108,7 +111,7 @@ def _cut(maps: _Maps) -> list[tuple[Runs, Runs, tuple[int, ...]]]:
 
 
 def _by_owners(maps: list[Runs]) -> dict[frozenset[int], Runs]:
-    """Stretches of a dimension that the same maps cover, by the indices of those."""
+    """Indices of maps -> the parts of the dimension that exactly these maps cover."""
     edges = sorted({edge for runs in maps for run in runs for edge in (run.at, run.at + run.length)})
     index = {edge: i for i, edge in enumerate(edges)}
     owners: list[set[int]] = [set() for _ in edges]

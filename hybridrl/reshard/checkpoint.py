@@ -1,6 +1,7 @@
-"""Hugging Face checkpoints into a layout's shards and back, slice by slice: no rank ever holds the model.
+"""Loads Hugging Face checkpoints into a layout's shards and exports them, slice by slice.
 
-load_hf waits for nobody. export_hf is collective over the ranks of the layout, which share a file system.
+No rank ever holds the whole model. load_hf is not collective. export_hf is collective over the ranks of the
+layout, which share a file system.
 """
 
 import json
@@ -27,12 +28,12 @@ def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str,
     """Fill a rank's tensors from a model folder, cast to their dtypes; padding becomes zero.
 
     Args:
-        tensors: by the names of `layout`, shaped as it says; more than that are left alone.
+        tensors: name in `layout` -> tensor of the shape that the layout gives. Other tensors stay unchanged.
 
     Raises:
-        ModelError: the checkpoint lacks a tensor, or has one of another shape or one in a layer that the
-            model's table does not name; nothing was written.
-        ValueError: `tensors` lacks one of the layout, or has one of another shape.
+        ModelError: a tensor of the checkpoint is missing or has another shape, or a layer has a tensor that
+            the model's table does not name; nothing was written.
+        ValueError: a tensor of the layout is missing in `tensors` or has another shape.
     """
     checkpoint = hf_files.Checkpoint(folder)
     source = HFLayout(layout.spec)
@@ -61,20 +62,21 @@ def export_hf(
 ) -> None:
     """Write a model folder in Hugging Face format. Collective: every rank of the layout calls it.
 
-    Ranks write their own boxes into memory-mapped files of a temporary folder, which rank 0 then renames:
-    `folder` appears whole or not at all.
+    Ranks write their own boxes into memory-mapped files of a temporary folder. Rank 0 renames it at the end,
+    so `folder` appears complete or not at all.
 
     Args:
         tensors: this rank's shards, by the names of `layout`.
-        source_folder: where config.json and the tokenizer come from.
-        barrier: returns when all ranks have called it.
-        dtype: of the files; None: each tensor's in the source folder.
-        max_shard_bytes: a file holds no more, unless it holds one tensor.
+        source_folder: folder to copy config.json and the tokenizer from.
+        barrier: a function that returns when all ranks have called it.
+        dtype: dtype of all tensors in the files; None: each tensor keeps its dtype in the source folder.
+        max_shard_bytes: largest file, except that a single tensor may be larger.
 
     Raises:
-        RunFolderError: `folder` exists already, on every rank; nothing was written.
-        ResourceError: the disk is full, on rank 0; the others wait at the barrier until its caller ends them.
-        ValueError: `tensors` lacks one of the layout, or has one of another shape.
+        RunFolderError: `folder` exists already; raised on every rank, and nothing was written.
+        ResourceError: the disk is full; raised on rank 0. The caller must end the others, which wait at the
+            barrier.
+        ValueError: a tensor of the layout is missing in `tensors` or has another shape.
     """
     folder = Path(folder)
     if folder.exists():
@@ -83,27 +85,28 @@ def export_hf(
     target = HFLayout(layout.spec)
     files = plan_files(target, source_folder, dtype, max_shard_bytes)
     partial = partial_folder(folder)
-    barrier()  # all ranks have seen that `folder` is not there
+    barrier()  # All ranks have seen that `folder` does not exist.
     if rank == 0:
         create(partial, files)
-    barrier()  # the files are there
+    barrier()  # The files exist.
     table = tabulate(plan(Job(layout, (target,)), source_rank=rank))
     places = {name: tensor for file in files for name, tensor in file.tensors(partial).items()}
     copy(table, [tensors[name] for name in table.sources], [places[name] for _, _, name in table.targets])
     _sync(partial)
-    barrier()  # the files are full
+    barrier()  # The files are complete.
     if rank == 0:
         finish(partial, folder, source_folder, layout.spec, dtype)
-    barrier()  # `folder` is there
+    barrier()  # `folder` exists.
 
 
 def plan_files(
     target: HFLayout, source_folder: str | Path, dtype: torch.dtype | None, max_shard_bytes: int
 ) -> list[hf_files.FilePlan]:
-    """The weight files of a model folder.
+    """Plan the weight files of a model folder.
 
     Args:
-        dtype: None: each tensor's in the source folder; of one that is not there, the model's.
+        dtype: dtype of all tensors; None: each keeps its dtype in the source folder, or gets the model's if
+            it is not there.
     """
     shapes = {name: shard.shape for name, shard in target.shards(0).items()}
     default = getattr(torch, target.spec.dtype)
@@ -116,14 +119,14 @@ def plan_files(
 
 
 def partial_folder(folder: Path) -> Path:
-    """Where a model folder is written before it gets its name."""
+    """The temporary folder in which a model folder is written before it is renamed."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def finish(
     partial: Path, folder: Path, source_folder: str | Path, spec: ModelSpec, dtype: torch.dtype | None
 ) -> None:
-    """Add what a model has beside its weights, and give the folder its name."""
+    """Copy the tokenizer and configs next to the weights, then rename the folder to its final name."""
     _copy_beside(Path(source_folder), partial, spec, dtype)
     _sync(partial)
     partial.rename(folder)
@@ -148,16 +151,18 @@ def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) 
             )
     if unread := [name for name in checkpoint if name not in shards and _computes(name, source.spec)]:
         raise ModelError(
-            f"the checkpoint has {', '.join(unread[:3])} ({len(unread)} tensors), of which the model table "
-            f"of family {source.spec.family} knows nothing: without them it is another model",
+            f"the checkpoint has {', '.join(unread[:3])} ({len(unread)} tensors in all), which the model "
+            f"table of family {source.spec.family} lacks: without them it would be another model",
             where=where,
             fix="check that config.json belongs to it, or write a table: docs/extend_model.md",
         )
 
 
 def _computes(name: str, model: ModelSpec) -> bool:
-    """Whether a tensor is a weight of one of the layers. Those beyond the last predict further tokens,
-    other parts see images, and inverse frequencies follow from config.json.
+    """Whether a tensor is a weight of one of the model's layers.
+
+    Layers after the last one predict further tokens, other parts read images, and inverse frequencies follow
+    from config.json.
     """
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     return layer is not None and int(layer[1]) < model.num_layers and not name.endswith(".inv_freq")
@@ -176,7 +181,7 @@ def _refuse_other_tensors(
 
 
 def create(partial: Path, files: Sequence[hf_files.FilePlan]) -> None:
-    """The files of a new model folder, full of zeros, in place of what a stopped writer left.
+    """Create the files of a new model folder, full of zeros. What an interrupted writer left is deleted.
 
     Raises:
         ResourceError: the disk is full.
@@ -191,7 +196,7 @@ def create(partial: Path, files: Sequence[hf_files.FilePlan]) -> None:
 
 
 def _copy_beside(source: Path, target: Path, spec: ModelSpec, dtype: torch.dtype | None) -> None:
-    """What a model has beside its weights: tokenizer, chat template, generation config, config.json."""
+    """Copy tokenizer, chat template, generation config and config.json."""
     for path in source.iterdir():
         of_weights = path.name == "config.json" or path.name.endswith(".index.json")
         if path.suffix in (".json", ".txt", ".model", ".jinja") and not of_weights:
@@ -205,7 +210,7 @@ def _copy_beside(source: Path, target: Path, spec: ModelSpec, dtype: torch.dtype
 
 
 def _sync(folder: Path) -> None:
-    """To the disk, also what was written through memory."""
+    """Flush a folder and its files to the disk, also what was written through mapped memory."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

@@ -1,12 +1,12 @@
-"""A 64-bit checksum of a tensor, the same from the whole tensor or summed over the boxes that make it up.
+"""A 64-bit checksum of a tensor that is additive over the boxes that make it up.
 
     sum over elements x[r, c] of  row(r) * col(c div k) * bits(x[r, c]) << (64 / k) * (c mod k)   modulo 2**64
 
 row and col are fixed odd 64-bit numbers; k elements fill a 64-bit word (2 of fp32, 4 of bf16 or fp16). Rows
-and columns are those of the holder's tensor; a vector is one row. Order does not matter, so ranks add parts.
-The factors are odd, so a single wrong element always shows. Errors that cancel have a chance of 2**-64, or of
-2**-15 for two elements that trade places at the top of their words.
-Zero bits add nothing: padding that is zero does not matter.
+and columns are those of the holder's tensor; a vector is one row. The order of summation does not matter, so
+ranks can add their parts. The factors are odd, so a single wrong element always changes the checksum. Several
+errors cancel with probability 2**-64, or 2**-15 if two elements at the top of their words are swapped.
+Zero bits add nothing, so zero padding does not change the checksum.
 """
 
 from collections.abc import Iterable
@@ -21,24 +21,24 @@ MODULUS = 1 << 64
 
 _WORD_BYTES = 8
 _STAGING_BYTES = 1 << 20
-"""Of the buffer for boxes that do not begin and end at a word."""
+"""Size of the buffer for boxes that do not start and end at a word boundary."""
 
 _DEVICE_WORDS = 1 << 24
-"""That one step on a GPU makes a temporary for: 128 MiB."""
+"""Words that one step on a GPU makes a temporary tensor for: 128 MiB."""
 
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By element size: numpy has no bfloat16, and only bits matter here."""
+"""Element size -> integer dtype. Only the bits matter, and numpy has no bfloat16."""
 
 
 def checksum(tensor: torch.Tensor, boxes: Iterable[Box] | None = None) -> int:
-    """Checksum of a tensor, or of some boxes of it, computed where it lies.
+    """Checksum of a tensor, or of some boxes of it, computed on the tensor's device.
 
     Args:
-        tensor: any dtype of 1 to 8 bytes and any number of dimensions; all but the last count as rows.
-        boxes: as Shard.boxes() gives them; only `local` and `shape` are read. None: everything.
+        tensor: any dtype of 1 to 8 bytes and any number of dimensions. All but the last count as rows.
+        boxes: boxes from Shard.boxes(), of which only `local` and `shape` are read; None: the whole tensor.
 
     Returns:
-        In [0, 2**64). Parts of one tensor add up modulo 2**64.
+        A number in [0, 2**64). Checksums of parts of one tensor add up modulo 2**64.
     """
     matrix = as_matrix(tensor)
     if boxes is None:
@@ -53,13 +53,13 @@ def checksum(tensor: torch.Tensor, boxes: Iterable[Box] | None = None) -> int:
 
 
 def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as a plan sees it: a vector is one row, all dimensions but the last are rows."""
+    """The tensor as a plan treats it: a vector is one row, and all dimensions but the last are rows."""
     tensor = tensor.detach()
     return tensor.view(1, -1) if tensor.dim() < 2 else tensor.flatten(0, -2)
 
 
 def box_checksum(values: torch.Tensor, start: tuple[int, int]) -> int:
-    """What the box with these values that begins at `start` adds to the checksum of its tensor."""
+    """What the box with these values, which starts at `start`, adds to the checksum of its tensor."""
     row, col = start
     num_rows, num_cols = values.shape
     per_word = _WORD_BYTES // values.element_size()
@@ -69,7 +69,7 @@ def box_checksum(values: torch.Tensor, start: tuple[int, int]) -> int:
     lead = col % per_word
     width = -(-(lead + num_cols) // per_word) * per_word
     step = max(1, min(num_rows, _STAGING_BYTES // (width * values.element_size())))
-    # Zeros around the values: they add nothing, and the values begin at a word.
+    # Zeros around the values add nothing, and the padded values start at a word boundary.
     staging = torch.zeros(step, width, dtype=values.dtype, device=values.device)
     total = 0
     for first in range(0, num_rows, step):
@@ -80,12 +80,12 @@ def box_checksum(values: torch.Tensor, start: tuple[int, int]) -> int:
 
 
 def row_factors(count: int) -> np.ndarray:
-    """row(r) of the formula above for at least the first `count` rows: uint64, odd."""
+    """row(r) in the module's formula, for at least the first `count` rows: odd uint64."""
     return _factors(_ROW_SEED, count)
 
 
 def col_factors(count: int) -> np.ndarray:
-    """col(w) for at least the first `count` words of a row: uint64, odd."""
+    """col(w) in the module's formula, for at least the first `count` words of a row: odd uint64."""
     return _factors(_COL_SEED, count)
 
 
@@ -102,12 +102,12 @@ def _weighted_sum(values: torch.Tensor, of_rows: np.ndarray, first_word: int) ->
     of_cols = col_factors(first_word + num_words)[first_word : first_word + num_words]
     if bits.device.type != "cpu":
         return weighted_sum_by_torch(bits, of_rows, of_cols)
-    # Integer einsum makes one pass at the speed of memory, without a temporary, and wraps modulo 2**64.
+    # Integer einsum needs one pass at memory bandwidth, makes no temporary, and wraps modulo 2**64.
     return int(np.dot(np.einsum("rw,w->r", bits.numpy().view(np.uint64), of_cols), of_rows))
 
 
 def weighted_sum_by_torch(bits: torch.Tensor, of_rows: np.ndarray, of_cols: np.ndarray) -> int:
-    """On any device: torch's int64 wraps too. A part at a time, for the temporaries' sake."""
+    """The weighted sum on any device, in steps that bound the temporaries. torch's int64 wraps too."""
     words = bits.contiguous().view(torch.int64)
     rows, cols = (
         torch.from_numpy(f.view(np.int64)).to(words.device, non_blocking=True) for f in (of_rows, of_cols)
@@ -124,13 +124,13 @@ _ROW_SEED, _COL_SEED = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 
 
 def _factors(seed: int, count: int) -> np.ndarray:
-    """At least `count` odd uint64; in tables of a few sizes, so that they are made once."""
+    """At least `count` odd uint64. The counts are rounded up to a few sizes, so that tables are reused."""
     return _table(seed, 1 << max(10, (count - 1).bit_length()))
 
 
 @lru_cache(maxsize=64)
 def _table(seed: int, count: int) -> np.ndarray:
-    """splitmix64 (Steele, Lea and Flood 2014) over a counter, made odd: the same on every machine."""
+    """splitmix64 (Steele, Lea and Flood 2014) of a counter, made odd; the same on every machine."""
     z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Transfers into the memory of engines, ready to be carried out: tables, and the tensors that they write."""
+"""Transfers into the memory of engines, prepared as tables with the tensors that they write."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -16,18 +16,18 @@ from hybridrl.reshard.table import Target, tabulate
 from hybridrl.reshard.transports.base import SharedTensor, attach
 
 Engine = tuple[Layout, Sequence[Mapping[str, SharedTensor]]]
-"""An engine's layout, and what each of its ranks exported."""
+"""An engine's layout, and for each of its ranks the exported tensors by name."""
 
 
 class Copies:
-    """Transfers of one rank into engines that it reaches: attached once, carried out often."""
+    """Transfers of one rank into engine memory that it can map: attached once, run for every swap."""
 
     def __init__(
         self, transfers: Sequence[Transfer], engines: Sequence[Engine], via: tuple[int, int] | None = None
     ) -> None:
         """
         Args:
-            via: (engine, its rank) that the bytes are taken from; None: from the tensors of each write.
+            via: (engine, engine rank) to read from; None: every write is given its source tensors.
         """
         self._table = tabulate(transfers)
         self._targets = [_target(engines, name) for name in self._table.targets]
@@ -44,7 +44,7 @@ class Copies:
 
 
 def passed_on(transfers: Iterable[Transfer], engines: Sequence[Engine]) -> list[Copies]:
-    """Copies from engines to others of the node, by the engine rank they are taken from."""
+    """Copies from engines to other engines on the node, one per engine rank that is read from."""
     places: dict[tuple[int, int], list[Transfer]] = {}
     for transfer in transfers:
         assert transfer.via is not None
@@ -53,17 +53,18 @@ def passed_on(transfers: Iterable[Transfer], engines: Sequence[Engine]) -> list[
 
 
 def side(transfers: Sequence[Transfer], engines: Sequence[Engine]) -> Side:
-    """One side of what two ranks exchange.
+    """One side of what one rank sends to another.
 
     Raises:
-        SwapError: a weight in block FP8, whose blocks have to be whole where they are quantised.
+        SwapError: a target is block FP8. Blocks must be complete where they are quantised, so they cannot be
+            sent in parts.
     """
     table = tabulate(transfers)
     dtypes = tuple(engines[engine][1][rank][name].dtype for engine, rank, name in table.targets)
     for target, dtype in zip(table.targets, dtypes, strict=True):
         if dtype == torch.float8_e4m3fn:
             raise SwapError(
-                f"{target[2]} is block FP8 and out of reach: only a rank that maps it can quantise for it",
+                f"{target[2]} is block FP8 and out of reach: only a rank that maps it can quantise it",
                 where=f"engine {target[0]}, rank {target[1]}",
                 fix="colocate that engine, or serve bf16",
             )
@@ -76,10 +77,10 @@ def attached(engines: Sequence[Engine], name: Target) -> torch.Tensor:
 
 
 def checksums(written: Written, layouts: Sequence[Layout]) -> Checksums:
-    """Of tensors and of the scales of those that are quantised, by the engines' names.
+    """Checksums of what was written, with scales under the engines' names for them.
 
     Args:
-        layouts: of the engines.
+        layouts: layout of each engine.
     """
     found = written.scale_checksums.items()
     scales = {(e, rank, name + layouts[e].scales): value for (e, rank, name), value in found}
@@ -87,7 +88,7 @@ def checksums(written: Written, layouts: Sequence[Layout]) -> Checksums:
 
 
 def weights(exported: Mapping[str, SharedTensor], layout: Layout) -> dict[str, SharedTensor]:
-    """What an engine rank exported, without the scales of its quantised weights."""
+    """The tensors that an engine rank exported, without the scales of quantised weights."""
     scales = {name + layout.scales for name in exported}
     return {name: tensor for name, tensor in exported.items() if name not in scales}
 
@@ -100,7 +101,7 @@ def _target(engines: Sequence[Engine], name: Target) -> torch.Tensor | BlockFP8:
     scales = tensor + engines[engine][0].scales
     if scales not in engines[engine][1][rank]:
         raise SwapError(
-            f"{tensor} is FP8 without the scales of blocks of 128 x 128",
+            f"{tensor} is FP8 and has no scales of 128 x 128 blocks",
             where=f"engine {engine}, rank {rank}",
             fix="serve bf16, or quantise in blocks",
         )

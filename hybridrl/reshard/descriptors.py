@@ -1,8 +1,8 @@
-"""A table resolved to bytes: what native.c and the Triton kernel read, one row a strided block.
+"""Resolves a table to byte offsets: the input of native.c and the Triton kernel, one row per strided block.
 
-A phase is int64 [n, 15] in the columns below. Addresses are a base, which is looked up at each write, and an
-offset: sources may be elsewhere at the next write. Phases run one after another. The first moves everything
-that can go straight to its place; the others gather scattered FP8 blocks in a staging buffer, and quantise.
+A phase is int64 [n, 15] with the columns below. An address is a base plus an offset; bases are looked up at
+each write, because sources may have moved. Phases run one after another. The first one copies everything that
+can go straight to its target. The others gather scattered FP8 blocks in a staging buffer and quantise them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,20 +12,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hybridrl.reshard.block_fp8 import Area, BlockFP8, Scattered, fall_into_blocks
+from hybridrl.reshard.block_fp8 import Area, BlockFP8, Scattered, divide_into_blocks
 from hybridrl.reshard.kernels.reference import BLOCK
 from hybridrl.reshard.table import Table
 
 SOURCE, TARGET, SOURCE_OFFSET, TARGET_OFFSET, SOURCE_PITCH, TARGET_PITCH, ROWS, COLS, OP, ROW, COL = range(11)
-"""Base indices; bytes to the first element and from row to row; elements; operation; place in the target."""
+"""Base indices; bytes to the first element, and from row to row; numbers of rows and columns; operation;
+row and column in the target."""
 
 SCALES, SCALES_PITCH, SCALES_ROW, SCALES_COL = range(11, 15)
-"""Of QUANTISE: target base index of the scales, bytes from row to row, place of the first block's scale."""
+"""Columns for QUANTISE only: target base index of the scales, bytes from row to row, and row and column of
+the first block's scale."""
 
 NUM_COLUMNS = 15
 
 COPY, CAST, QUANTISE = 0, 16, 32
-"""COPY + log2(element size), CAST + 4 * source + target, QUANTISE + source + flags; dtypes as in FLOATS."""
+"""Operations: COPY + log2(element size), CAST + 4 * source + target, QUANTISE + source + flags. Source and
+target are indices into FLOATS."""
 
 POWER_OF_TWO, TRANSPOSED = 4, 8
 """Flags of QUANTISE."""
@@ -33,13 +36,13 @@ POWER_OF_TWO, TRANSPOSED = 4, 8
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 STAGED_BLOCKS = 64
-"""Scattered blocks that are quantised at a time: 4 MiB."""
+"""Number of scattered blocks that are quantised at a time: 4 MiB."""
 
 _STAGED_BYTES = BLOCK * BLOCK * 4
 
 
 class Matrix(NamedTuple):
-    """A tensor as a table sees it: a vector is one row, all dimensions but the last are rows."""
+    """A tensor as a table treats it: a vector is one row, and all dimensions but the last are rows."""
 
     rows: int
     cols: int
@@ -51,19 +54,23 @@ class Matrix(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Descriptors:
-    """Bases are those of the sources and staging; of the targets (values of BlockFP8), scales and staging."""
+    """A resolved table.
+
+    Source bases are those of the sources, then staging. Target bases are those of the targets (the values of
+    a BlockFP8), then the scales, then staging.
+    """
 
     phases: tuple[np.ndarray, ...]
     scaled: tuple[int, ...]
-    """Targets that are BlockFP8, in the order of their scales' bases."""
+    """Indices of the BlockFP8 targets, in the order of their scales' bases."""
 
     staging_bytes: int
     num_bytes: int
-    """Written to the targets, scales included."""
+    """Bytes that one write puts into the targets, scales included."""
 
     num_rows: int
     num_words: int
-    """The most rows and 64-bit words in a row that a target has: what checksum factors are needed for."""
+    """Most rows of a target, and most 64-bit words per row: so many checksum factors are needed."""
 
 
 def describe(
@@ -72,11 +79,11 @@ def describe(
     """Resolve a table.
 
     Args:
-        sources, targets: in the order of the table; only shapes, strides and dtypes are read.
+        sources, targets: tensors in the order of the table; only their shapes, strides and dtypes are read.
 
     Raises:
-        ValueError: a box leaves its tensor, the rows of a tensor are not regular, a cast is not offered, or
-            part of an FP8 block is missing; names the tensor.
+        ValueError: a box exceeds its tensor, a tensor has irregular strides, a cast is not supported, or
+            part of an FP8 block is missing. The error names the tensor.
     """
     _refuse_other_number(table, sources, targets)
     froms = [matrix(t, table.sources[i]) for i, t in enumerate(sources)]
@@ -87,7 +94,7 @@ def describe(
     _refuse_outside(table, boxes, froms, tos)
     scaled = {i: t for i, t in enumerate(targets) if isinstance(t, BlockFP8)}
     of_blocks = np.isin(boxes[:, 1], list(scaled))
-    areas, scattered = fall_into_blocks(boxes[of_blocks], targets)
+    areas, scattered = divide_into_blocks(boxes[of_blocks], targets)
     quantised = _Quantised(scaled, froms, tos)
     first = np.concatenate([_strided(boxes[~of_blocks], froms, tos), quantised.straight(areas)])
     rounds = [scattered[i : i + STAGED_BLOCKS] for i in range(0, len(scattered), STAGED_BLOCKS)]
@@ -109,7 +116,7 @@ def describe(
 
 
 def held_by(targets: Sequence[torch.Tensor | BlockFP8], descriptors: Descriptors) -> tuple[torch.Tensor, ...]:
-    """Tensors in the order of the targets' bases; staging, the last, is made here."""
+    """Tensors in the order of the target bases. The last one, staging, is allocated here."""
     values = [t.values if isinstance(t, BlockFP8) else t for t in targets]
     scales = [t.scales for t in targets if isinstance(t, BlockFP8)]
     device = values[0].device if values else None
@@ -120,7 +127,7 @@ def held_by(targets: Sequence[torch.Tensor | BlockFP8], descriptors: Descriptors
 def matrix(tensor: torch.Tensor, name: str) -> Matrix:
     """
     Raises:
-        ValueError: the tensor is not rows of neighbouring elements at equal distances.
+        ValueError: elements of a row are not contiguous, or rows are not at equal distances.
     """
     shape, stride = tuple(tensor.shape), tensor.stride()
     size = tensor.element_size()
@@ -139,9 +146,10 @@ def matrix(tensor: torch.Tensor, name: str) -> Matrix:
 
 
 def operation(source: torch.dtype, target: torch.dtype) -> int:
-    """
+    """The COPY or CAST code for a pair of dtypes.
+
     Raises:
-        ValueError: no such cast is offered.
+        ValueError: there is no such cast.
     """
     if source == target:
         return COPY + source.itemsize.bit_length() - 1
@@ -176,7 +184,7 @@ def _refuse_outside(table: Table, boxes: np.ndarray, froms: list[Matrix], tos: l
 
 
 def _strided(boxes: np.ndarray, froms: list[Matrix], tos: list[Matrix]) -> np.ndarray:
-    """Copies and casts."""
+    """Rows for copies and casts."""
     rows = np.zeros((len(boxes), NUM_COLUMNS), np.int64)
     if not len(boxes):
         return rows
@@ -191,7 +199,7 @@ def _strided(boxes: np.ndarray, froms: list[Matrix], tos: list[Matrix]) -> np.nd
 
 
 def _operations(boxes: np.ndarray, froms: list[Matrix], tos: list[Matrix]) -> np.ndarray:
-    """Of each box; asked for once for each pair of dtypes that meet."""
+    """Operation of each box, looked up once per pair of dtypes."""
     dtypes = list({m.dtype for m in (*froms, *tos)})
     kinds = [
         np.array([dtypes.index(m.dtype) for m in held])[boxes[:, i]] for i, held in enumerate((froms, tos))
@@ -203,16 +211,16 @@ def _operations(boxes: np.ndarray, froms: list[Matrix], tos: list[Matrix]) -> np
 
 @dataclass(frozen=True, slots=True)
 class _Quantised:
-    """Rows of descriptors for FP8 blocks."""
+    """Makes the rows for FP8 blocks."""
 
     scaled: dict[int, BlockFP8]
-    """By target, in the order of the bases of their scales."""
+    """Target index -> target, in the order of the scales' bases."""
 
     froms: list[Matrix]
     tos: list[Matrix]
 
     def straight(self, areas: Sequence[Area]) -> np.ndarray:
-        """From the sources."""
+        """Rows that quantise straight from the sources."""
         return _rows(
             self._row(
                 (area.source, area.row * held.pitch + area.col * held.dtype.itemsize, held.pitch),
@@ -224,10 +232,10 @@ class _Quantised:
         )
 
     def gather(self, blocks: Sequence[Scattered]) -> np.ndarray:
-        """Into staging, as float32: exact, so blocks may come from sources of different dtypes."""
+        """Rows that copy into staging as float32. That is exact, so sources may have different dtypes."""
         found, staging = [], len(self.tos) + len(self.scaled)
         for slot, block in enumerate(blocks):
-            for chunk in block.pieces:
+            for chunk in block.chunks:
                 held = self.froms[chunk.source]
                 offset = chunk.row * held.pitch + chunk.col * held.dtype.itemsize
                 to = slot * _STAGED_BYTES + 4 * (chunk.at_row * BLOCK + chunk.at_col)
@@ -249,11 +257,11 @@ class _Quantised:
     ) -> tuple[int, ...]:
         """
         Args:
-            source: base index, offset, pitch.
+            source: (base index, offset, pitch).
         """
         target = self.scaled[block.target]
         if dtype not in FLOATS:
-            raise ValueError(f"block-FP8 is made of {', '.join(map(str, FLOATS))}, not of {dtype}")
+            raise ValueError(f"block-FP8 is quantised from {', '.join(map(str, FLOATS))}, not from {dtype}")
         flags = POWER_OF_TWO * target.power_of_two + TRANSPOSED * target.transposed
         index, offset, pitch = source
         to_pitch = self.tos[block.target].pitch

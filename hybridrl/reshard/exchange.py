@@ -1,12 +1,14 @@
-"""Bytes between trainer ranks: the source packs, messages carry, and the rank that maps the target unpacks.
+"""Sends weights between trainer ranks: the source packs, and the rank that maps the target unpacks.
 
-Between hosts a message carries its bytes. On one host it only says that they are there, in shared memory, and
-its answer that they were read (same_host.py): half the copies, and no socket.
+Between hosts a message carries its bytes. On one host the bytes stay in shared memory (same_host.py): the
+message only signals that they are ready, and an acknowledgement that they were read. That is half the copies,
+and no bytes pass through a socket.
 
-Who waits for whom: a rank waits for the peers of one wave, while it packs the next wave and unpacks the one
-before. It packs into a buffer again when all who read in it have answered, and answers message by message, in
-the order of all ranks, so that these waits do not close a circle either. The communicator holds trainer ranks
-only. Checksums are of what was packed: its packer takes them, or whoever reads it in the packer's memory.
+Who waits for whom: a rank waits for its peers of one round while it packs the next round and unpacks the
+previous one. It reuses a buffer after all readers have acknowledged, and it acknowledges messages in the
+common order of all ranks, so these waits cannot deadlock either. The communicator holds trainer ranks and
+agents only. Checksums are those of the packed values; the packer computes them, or the rank that reads the
+packer's memory.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,19 +24,19 @@ from hybridrl.reshard import same_host
 from hybridrl.reshard.checksum import MODULUS, box_checksum
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.executors.base import Prepared, Signature, signature
-from hybridrl.reshard.rounds import BUFFERS, Bounds, Load, Round, Side, Span, rounds
+from hybridrl.reshard.rounds import BUFFERS, Bounds, BufferLayout, Round, Side, Span, rounds
 from hybridrl.reshard.table import Target
 
 __all__ = ["Exchange", "Exchanged", "Side"]
 
 Carrier = Literal["memory", "messages"]
-"""Of bytes between ranks of one host."""
+"""What carries bytes between ranks of one host."""
 
 _GRACE = timedelta(milliseconds=1)
-"""After a failure, for what is there already."""
+"""Time after a failure to collect what has arrived already."""
 
-_ANSWERS = 1
-"""Tag of messages that say that something was read."""
+_ACK_TAG = 1
+"""Tag of acknowledgements: the message was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +44,19 @@ class Exchanged:
     """What one rank moved."""
 
     sent_bytes: int
-    """Boxes, and what aligns them."""
+    """Bytes of the boxes, with their alignment padding."""
 
     received_bytes: int
     staging_bytes: int
-    """Of all buffers together."""
+    """Size of all buffers together."""
 
     checksums: dict[Target, int]
-    """This rank's part of the checksum of tensors that it sent to, or read for: of what was sent, not of what
-    arrived. Parts of all ranks add up."""
+    """This rank's part of the checksums of the tensors that it sent to or read for. They are checksums of
+    what was sent, not of what arrived; the parts of all ranks add up."""
 
 
 class Exchange:
-    """A rank's part of an exchange: agreed, scheduled and staged once, then run as often as needed."""
+    """A rank's part of an exchange: agreed, scheduled and staged once, then run for every swap."""
 
     def __init__(
         self,
@@ -70,17 +72,17 @@ class Exchange:
         """*Collective* over the group.
 
         Args:
-            group: the trainer ranks. Its timeout is how long a rank waits for one that is lost.
-            sends, receives: by rank in the group.
-            targets: what the receiving halves name, in the dtypes of these.
-            device: of all tensors; None: the CPU.
-            staging_bytes: that a rank may use for all buffers together, which it keeps; equal on all ranks.
-            on_host: "memory" has an effect on the CPU only; equal on all ranks.
+            group: the trainer ranks and agents. Its timeout bounds how long a rank waits for a lost one.
+            sends, receives: rank in the group -> this rank's side.
+            targets: tensors that the receiving sides name, in the dtypes of these sides.
+            device: device of all tensors; None: the CPU.
+            staging_bytes: most bytes of all buffers of a rank, which it keeps; equal on all ranks.
+            on_host: what carries bytes on one host; "memory" applies to the CPU only; equal on all ranks.
 
         Raises:
-            SwapError: on all ranks: two of them disagree about what they exchange, or one is lost. On this
-                rank: a target is missing or has another dtype.
-            ValueError: a peer that the group does not have, too little staging, or a box leaves its target.
+            SwapError: two ranks disagree about what they exchange, or one is lost (on all ranks); or a
+                target is missing or has another dtype (on this rank).
+            ValueError: a peer is not in the group, staging is too small, or a box exceeds its target.
         """
         self._group, self._device = group, device or torch.device("cpu")
         rank, size = dist.get_rank(group), dist.get_world_size(group)
@@ -123,19 +125,19 @@ class Exchange:
         """Send every box and write every box that arrives. *Collective* over the ranks that share boxes.
 
         Args:
-            sources: what the sending halves name; cast to the target's dtype before they leave.
+            sources: tensors that the sending sides name; they are cast to the target's dtype before sending.
 
         Raises:
-            SwapError: a source is missing: nothing was written. Or a peer is lost: targets are partly
-                written, and the group is of no further use.
-            ValueError: a box leaves its source, or has no cast to the target's dtype; nothing was written.
+            SwapError: a source is missing, and nothing was written; or a peer is lost, targets are partly
+                written, and the group cannot be used again.
+            ValueError: a box exceeds its source or has no cast to the target's dtype; nothing was written.
         """
         self._prepare(sources)
         sums = dict.fromkeys(self._sent, 0)
         flights: list[_Flight] = []
         for number in range(len(self._rounds)):
             if number >= BUFFERS:
-                flights[number - BUFFERS].wait_for_answers()
+                flights[number - BUFFERS].wait_for_acks()
             self._pack(number, sources, sums)
             if number:
                 flights[-1].wait(sums)
@@ -146,7 +148,7 @@ class Exchange:
             flights[-1].wait(sums)
             self._unpack(len(flights) - 1)
         for flight in flights[-BUFFERS:]:
-            flight.wait_for_answers()
+            flight.wait_for_acks()
         return Exchanged(
             sum(round_.outgoing.num_bytes for round_ in self._rounds),
             sum(round_.received_bytes for round_ in self._rounds),
@@ -158,8 +160,8 @@ class Exchange:
         buffers = self._outgoing[number % BUFFERS], self._incoming[number % BUFFERS]
         return _Flight(self._group, self._rounds[number], *buffers, self._reads[number], self._near)
 
-    def _buffers(self, loads: Sequence[Load]) -> list[torch.Tensor]:
-        # They stay between runs: on a CPU, new pages cost more than the bytes that pass through them.
+    def _buffers(self, loads: Sequence[BufferLayout]) -> list[torch.Tensor]:
+        # Buffers stay between runs: on a CPU, touching new pages costs more than the copies.
         num_bytes = max((load.num_bytes for load in loads), default=0)
         count = min(BUFFERS, len(loads))
         return [torch.empty(num_bytes, dtype=torch.uint8, device=self._device) for _ in range(count)]
@@ -175,7 +177,7 @@ class Exchange:
         return found
 
     def _prepare(self, sources: Mapping[str, torch.Tensor]) -> None:
-        """Resolve what is packed: in the first run, and when the sources are of another kind than before."""
+        """Prepare the packing, in the first run and whenever a source's shape, strides or dtype change."""
         missing = sorted(self._sources - sources.keys())
         if missing:
             raise SwapError(f"the exchange was not given {', '.join(missing[:4])}")
@@ -196,7 +198,7 @@ class Exchange:
         self._packs[number].write([sources[name] for name in load.table.sources], sums=False)
         if self._sent:
             buffer = self._outgoing[number % BUFFERS]
-            for chunk in load.pieces:
+            for chunk in load.chunks:
                 if chunk.target in self._sent:
                     sums[chunk.target] += box_checksum(chunk.view(buffer), chunk.at)
 
@@ -206,7 +208,7 @@ class Exchange:
 
 
 class _Read(NamedTuple):
-    """A message in the sender's memory, and where it belongs."""
+    """A message in the sender's memory, and the prepared copies into its targets."""
 
     prepared: Prepared
     there: list[torch.Tensor]
@@ -217,7 +219,7 @@ class _Read(NamedTuple):
 
 
 class _Flight:
-    """A wave that was posted."""
+    """A round that was posted."""
 
     def __init__(
         self,
@@ -230,11 +232,14 @@ class _Flight:
     ) -> None:
         self._group, self._reads = group, reads
         arrive, leave = round_.incoming.spans, round_.outgoing.spans
-        answer = [span.peer for span in leave if span.peer in near]
+        acknowledging = [span.peer for span in leave if span.peer in near]
         operations = [
             *(self._operation(dist.irecv, span, incoming, i in reads) for i, span in enumerate(arrive)),
             *(self._operation(dist.isend, span, outgoing, span.peer in near) for span in leave),
-            *(dist.P2POp(dist.irecv, _word(), group=group, group_peer=p, tag=_ANSWERS) for p in answer),
+            *(
+                dist.P2POp(dist.irecv, _signal(), group=group, group_peer=p, tag=_ACK_TAG)
+                for p in acknowledging
+            ),
         ]
         peers = [span.peer for span in (*arrive, *leave)]
         try:
@@ -242,41 +247,41 @@ class _Flight:
         except RuntimeError as error:
             raise _lost(peers, error) from error
         self._moves = _Works(works[: len(peers)], peers)
-        self._answers = _Works(works[len(peers) :], answer)
-        self._answered = _Works([], [])
+        self._acks = _Works(works[len(peers) :], acknowledging)
+        self._sent_acks = _Works([], [])
 
     def wait(self, sums: dict[Target, int]) -> None:
-        """Until all is sent and has arrived; what lies in a peer's memory is read, and summed, on the way."""
+        """Wait until everything is sent and has arrived. Messages in peers' memory are read here."""
         for number in range(len(self._moves.works)):
             self._moves.wait(number)
             if number in self._reads:
                 self._reads[number].write(sums)
-                self._answer(self._moves.peers[number])
+                self._acknowledge(self._moves.peers[number])
 
-    def wait_for_answers(self) -> None:
-        """Until nobody reads in the outgoing buffer."""
-        for works in (self._answers, self._answered):
+    def wait_for_acks(self) -> None:
+        """Wait until no rank reads this rank's outgoing buffer."""
+        for works in (self._acks, self._sent_acks):
             for number in range(len(works.works)):
                 works.wait(number)
 
     def _operation(
-        self, call: Callable[..., object], span: Span, buffer: torch.Tensor, only_a_word: bool
+        self, call: Callable[..., object], span: Span, buffer: torch.Tensor, is_signal: bool
     ) -> dist.P2POp:
-        tensor = _word() if only_a_word else buffer[span.start : span.stop]
+        tensor = _signal() if is_signal else buffer[span.start : span.stop]
         return dist.P2POp(call, tensor, group=self._group, group_peer=span.peer)
 
-    def _answer(self, peer: int) -> None:
+    def _acknowledge(self, peer: int) -> None:
         try:
-            work = dist.isend(_word(), group=self._group, group_dst=peer, tag=_ANSWERS)
+            work = dist.isend(_signal(), group=self._group, group_dst=peer, tag=_ACK_TAG)
         except RuntimeError as error:
             raise _lost([peer], error) from error
         assert work is not None  # This rank is in the group.
-        self._answered.works.append(work)
-        self._answered.peers.append(peer)
+        self._sent_acks.works.append(work)
+        self._sent_acks.peers.append(peer)
 
 
-def _word() -> torch.Tensor:
-    """What is sent where the message says all."""
+def _signal() -> torch.Tensor:
+    """One byte, sent when a message only has to signal that something happened."""
     return torch.zeros(1, dtype=torch.uint8)
 
 
@@ -293,8 +298,8 @@ class _Works(NamedTuple):
             raise _lost(self._late(number), error) from error
 
     def _late(self, first: int) -> list[int]:
-        """Peers whose work did not end, when the work `first` failed."""
-        if len(self.works) != len(self.peers):  # NCCL has one work for all operations, gloo one for each.
+        """Peers whose operation had not ended when operation `first` failed."""
+        if len(self.works) != len(self.peers):  # NCCL has one work for all operations, gloo has one each.
             return self.peers
         rest = zip(self.peers[first + 1 :], self.works[first + 1 :], strict=True)
         return [self.peers[first], *(peer for peer, work in rest if not _has_ended(work))]
@@ -310,7 +315,7 @@ def _has_ended(work: dist.Work) -> bool:
 def _agree(
     group: dist.ProcessGroup, device: torch.device, sends: Mapping[int, int], receives: Mapping[int, int]
 ) -> None:
-    """Compare digests with those of each peer. All ranks hear of a fault, so that none waits for another."""
+    """Compare digests with each peer. All ranks learn of a difference, so that none waits for another."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     told = torch.tensor([(sends.get(peer, 0), receives.get(peer, 0)) for peer in range(size)], device=device)
     heard = torch.empty_like(told)
@@ -333,7 +338,7 @@ def _agree(
 def _lost(peers: Sequence[int], error: Exception) -> SwapError:
     names = ", ".join(str(peer) for peer in dict.fromkeys(peers))
     return SwapError(
-        f"the exchange waited in vain for rank {names}",
+        f"the exchange lost contact with rank {names}",
         where=str(error).splitlines()[0],
         fix="replan without it, and write again",
     )

@@ -1,6 +1,6 @@
-"""Chooses the executor, and carries a table out once.
+"""Chooses the executor for a device, and writes a table once.
 
-Whoever writes the same table again and again keeps what `best(device).prepare` returns.
+To write the same table repeatedly, keep what `best(device).prepare` returns.
 """
 
 import warnings
@@ -16,7 +16,7 @@ from hybridrl.reshard.table import Table
 
 
 def best(device: torch.device | str) -> Executor:
-    """The fastest executor for tensors on a device; warns once where the native one is not built."""
+    """The fastest executor for tensors on a device. Warns once if the native one is not built."""
     if torch.device(device).type == "cuda":
         return find("triton")
     if native.is_built():
@@ -29,10 +29,10 @@ def copy(table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.
     """Write every box.
 
     Args:
-        sources, targets: in the order of the table, of any dimensions; all but the last count as rows.
+        sources, targets: tensors in the order of the table. All dimensions but the last count as rows.
 
     Raises:
-        ValueError: as executors.base.Executor.prepare; nothing was written.
+        ValueError: as for executors.base.Executor.prepare; nothing was written.
     """
     _prepared(table, sources, targets).write(sources, sums=False)
 
@@ -40,7 +40,7 @@ def copy(table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.
 def copy_and_sum(
     table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor | BlockFP8]
 ) -> Written:
-    """Write every box, and sum what was sent, not what arrived: a box that arrives damaged will show."""
+    """Write every box, and return checksums of what was sent, so that damage on the way can be detected."""
     return _prepared(table, sources, targets).write(sources)
 
 
@@ -54,8 +54,8 @@ def _prepared(
 @lru_cache(maxsize=1)
 def _warn_not_built() -> None:
     warnings.warn(
-        "the native executor is not built, weights move several times slower: install a C compiler, then "
-        "`pip install -e .` again",
+        "the native executor is not built, weight copies are several times slower: install a C compiler and "
+        "run `pip install -e .` again",
         RuntimeWarning,
         stacklevel=3,
     )

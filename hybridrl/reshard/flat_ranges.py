@@ -1,7 +1,7 @@
-"""Tensors of which a rank keeps a stretch only: flattened, from one element to another.
+"""Flat ranges: a rank keeps elements [start, stop) of a flattened tensor.
 
-A distributed optimizer deals them out like this, without regard to rows. The layout says what part of which
-canonical parameter lies in the stretch, so that ranks of another layout find what they need.
+A distributed optimizer partitions its state like this, without regard to rows. The layout says which part of
+which canonical parameter lies in a flat range, so ranks of another layout can find what they need.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,17 +25,17 @@ class FlatRange:
 
     @classmethod
     def whole(cls, shard: Shard) -> "FlatRange":
-        """All of a tensor."""
+        """The range that covers a whole tensor."""
         return cls(shard, 0, prod(shard.shape))
 
     @property
     def width(self) -> int:
-        """Elements of a row; all dimensions but the last count as rows, and a vector is one column."""
+        """Elements per row. All dimensions but the last count as rows; a vector is one column."""
         return self.shard.shape[-1] if len(self.shard.shape) > 1 else 1
 
     def blocks(self) -> Iterator[tuple[Runs, Runs]]:
-        """What it has of the parameter, in at most three parts: the end of a row, whole rows, the beginning
-        of a row. Padding is in none."""
+        """(rows, columns) of the parameter in this range, in at most three parts: the end of one row, whole
+        rows, and the beginning of one row. Padding is in none of them."""
         width = self.width
         (top, left), (bottom, right) = divmod(self.start, width), divmod(self.stop, width)
         parts = [(top, top + 1, left, right)]
@@ -48,10 +48,10 @@ class FlatRange:
                 yield rows, cols
 
     def view(self, flat_N: torch.Tensor, row: int, col: int, shape: tuple[int, int]) -> torch.Tensor:
-        """A rectangle of the tensor that lies in the stretch.
+        """A rectangle of the tensor that lies in this range.
 
         Args:
-            flat_N: the stretch, contiguous.
+            flat_N: the elements of this range, contiguous.
         """
         at = flat_N.storage_offset() + row * self.width + col - self.start
         return flat_N.as_strided(shape, (self.width, 1), at)
@@ -59,15 +59,15 @@ class FlatRange:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A stretch to fill, of one quantity or several."""
+    """A flat range to fill, for one or several quantities such as weights and Adam moments."""
 
     flat_range: FlatRange
     tensors: Mapping[str, torch.Tensor]
-    """Quantity -> [stop - start], contiguous."""
+    """Quantity -> contiguous tensor [stop - start]."""
 
 
 class Filling:
-    """Stretches of a layout, filled from those of another one as these come by, in any order."""
+    """Flat ranges of one layout that are filled from flat ranges of another layout, in any order."""
 
     def __init__(self, wanted: Iterable[Wanted]) -> None:
         self._of_param: dict[str, list[_Open]] = {}
@@ -75,7 +75,7 @@ class Filling:
             self._of_param.setdefault(want.flat_range.shard.param, []).append(_Open(want))
 
     def wants(self, shard: Shard) -> bool:
-        """Whether some of a tensor is wanted."""
+        """Whether a wanted range needs part of this tensor."""
         return any(
             overlap(shard.rows, rows) and overlap(shard.cols, cols)
             for open_ in self._of_param.get(shard.param, ())
@@ -83,14 +83,14 @@ class Filling:
         )
 
     def quantities(self, param: str) -> set[str]:
-        """That are wanted of a canonical parameter."""
+        """The quantities that are wanted of a canonical parameter."""
         return {quantity for open_ in self._of_param.get(param, ()) for quantity in open_.want.tensors}
 
     def take(self, source: FlatRange, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy what is wanted of a stretch. No two sources may hold the same element.
+        """Copy what is wanted from a source range. No two sources may hold the same element.
 
         Args:
-            tensors: all quantities that are wanted of its parameter, flat.
+            tensors: the source's values of all quantities that are wanted of its parameter, flat.
         """
         blocks = list(source.blocks())
         for open_ in self._of_param.get(source.shard.param, ()):
@@ -101,12 +101,12 @@ class Filling:
                     ours.copy_(source.view(tensors[quantity], *box.source, box.shape))
 
     def missing(self) -> list[str]:
-        """Canonical parameters that were not filled to the last element."""
+        """Canonical parameters that were not filled completely."""
         return sorted(param for param, opens in self._of_param.items() if any(open_.left for open_ in opens))
 
 
 class _Open:
-    """What is wanted, and how many elements of it have not come yet."""
+    """A wanted range, and how many of its elements are still missing."""
 
     def __init__(self, want: Wanted) -> None:
         self.want, self.blocks = want, list(want.flat_range.blocks())
@@ -124,14 +124,14 @@ _Blocks = Sequence[tuple[Runs, Runs]]
 
 
 def _shared(source: _Blocks, target: _Blocks) -> Iterator[_Box]:
-    """Rectangles that two stretches share: (row, column) in the tensor of each."""
+    """Rectangles that two flat ranges share: (row, column) in the tensor of each."""
     for (rows, cols), (to_rows, to_cols) in product(source, target):
         for row, col in product(overlap(rows, to_rows), overlap(cols, to_cols)):
             yield _Box((row.first, col.first), (row.second, col.second), (row.length, col.length))
 
 
 def _clip(runs: Sequence[Run], start: int, stop: int) -> Runs:
-    """What lies in the holder's [start, stop)."""
+    """The runs clipped to [start, stop) of the holder's tensor."""
     clipped = []
     for at, length, local in runs:
         first, last = max(local, start), min(local + length, stop)

@@ -1,7 +1,7 @@
-"""Safetensors files as memory: tensors of a model folder, and new files that many processes fill at once.
+"""Memory-mapped safetensors files: tensors of a model folder, and new files that many processes fill at once.
 
-The format (huggingface/safetensors): the header's length in 8 bytes, little-endian; a JSON header padded with
-spaces to 8 bytes; the tensors end to end at the offsets that the header gives.
+The format (huggingface/safetensors) is the header's length in 8 little-endian bytes, a JSON header padded
+with spaces to 8 bytes, and the tensors end to end at the offsets in the header.
 """
 
 import json
@@ -27,12 +27,12 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 class Checkpoint:
-    """The tensors of a model folder, memory-mapped: reading a slice reads that slice."""
+    """The memory-mapped tensors of a model folder. Reading a slice reads only that slice from disk."""
 
     def __init__(self, folder: str | Path) -> None:
         """
         Raises:
-            ModelError: the folder has no safetensors, or its index names a file that is not there.
+            ModelError: the folder has no safetensors files, or its index cannot be read.
         """
         self.folder = Path(folder)
         self._files: dict[Path, safe_open] = {}
@@ -42,18 +42,18 @@ class Checkpoint:
         return name in self._where
 
     def __iter__(self) -> Iterator[str]:
-        """The names of its tensors."""
+        """The names of the tensors."""
         return iter(self._where)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """A tensor on the mapped file; do not write to it."""
+        """A tensor that views the mapped file. Do not write to it."""
         return self._open(self._where[name]).get_tensor(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._open(self._where[name]).get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """None: one that no model trains in."""
+        """Dtype of a tensor; None if it is not one that models are trained in."""
         return _DTYPES.get(self._open(self._where[name]).get_slice(name).get_dtype())
 
     def _index(self) -> dict[str, Path]:
@@ -88,12 +88,12 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class FilePlan:
-    """A file that does not exist yet."""
+    """The contents of a safetensors file before it exists."""
 
     name: str
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
-    """Of each of its tensors."""
+    """Tensor name -> dtype."""
 
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
@@ -109,15 +109,15 @@ class FilePlan:
 
     @property
     def offsets(self) -> dict[str, tuple[int, int]]:
-        """Where each tensor starts and stops behind the header: the widest elements first, so that all are
-        aligned."""
+        """(start, stop) of each tensor after the header. Tensors with the widest elements come first, so all
+        are aligned."""
         names = sorted(self.shapes, key=lambda name: -self.dtypes[name].itemsize)
         edges = list(accumulate((self._size(name) for name in names), initial=0))
         return dict(zip(names, pairwise(edges), strict=True))
 
     @property
     def bytes(self) -> int:
-        """Of its tensors."""
+        """Bytes of its tensors, without the header."""
         return sum(self._size(name) for name in self.shapes)
 
     def _size(self, name: str) -> int:
@@ -127,8 +127,9 @@ class FilePlan:
         """Write the header and reserve the rest, which reads as zeros.
 
         Raises:
-            ResourceError: the disk is full. Found out later, in mapped memory, it would kill the process.
+                ResourceError: the disk is full.
         """
+        # Without the reservation, a full disk would kill the process when it writes to mapped memory.
         size = len(self.header) + self.bytes
         with open(folder / self.name, "xb") as file:
             file.write(self.header)
@@ -139,7 +140,7 @@ class FilePlan:
                 raise _no_room(folder / self.name, size, error) from error
 
     def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Tensors on the file: what is written to them is in it, for every process that maps it."""
+        """Tensors that view the mapped file: every process that maps it sees what is written to them."""
         with open(folder / self.name, "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
         found, begin = {}, len(self.header)
@@ -150,7 +151,7 @@ class FilePlan:
         return found
 
     def write(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> int:
-        """Write the whole file, to the disk; returns the CRC-32 of its bytes.
+        """Write the whole file and flush it to the disk; returns the CRC-32 of its bytes.
 
         Args:
             tensors: contiguous, in host memory, with shapes and dtypes of this plan.
@@ -172,21 +173,20 @@ class FilePlan:
 
 
 def plan_of(name: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> FilePlan:
-    """A file for tensors that are there."""
+    """The plan of a file that holds these tensors."""
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     return FilePlan(name, shapes, {key: tensor.dtype for key, tensor in tensors.items()}, metadata)
 
 
 _BLOCK_BYTES = 1 << 22
-"""That are read at once for a checksum: they stay in the cache of the core until they are summed."""
+"""Bytes per read for a checksum. They stay in the core's cache until they are summed."""
 
 
 def checksum(path: Path, *, from_disk: bool = False) -> int:
-    """CRC-32 of a file, which is never in memory as a whole. Other threads run meanwhile.
+    """CRC-32 of a file, read block by block. It releases the GIL.
 
     Args:
-        from_disk: read what the disk has, not what the operating system remembers of the writing; of a file
-            that was flushed.
+        from_disk: read from the disk instead of the page cache. The file must have been flushed.
     """
     found, block = 0, memoryview(bytearray(_BLOCK_BYTES))
     with path.open("rb", buffering=0) as file:
@@ -210,7 +210,7 @@ def _no_room(path: Path, size: int, error: OSError) -> ResourceError:
 def split(
     shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], max_bytes: int
 ) -> list[FilePlan]:
-    """Files of at most `max_bytes` of tensors, in the given order; a tensor is never cut."""
+    """Files with at most `max_bytes` of tensors, in the given order. A tensor is never split."""
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     room = max_bytes
     for name, shape in shapes.items():

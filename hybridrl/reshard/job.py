@@ -1,4 +1,4 @@
-"""What there is to plan between, and what a plan is made of: data alone."""
+"""The input of the planner (Job) and its output (Transfer), as pure data."""
 
 import hashlib
 import json
@@ -10,13 +10,13 @@ from hybridrl.layout.base import Layout
 from hybridrl.reshard.topology import Topology
 
 _RULES = 2
-"""Part of the digest: it changes with any rule of who copies what."""
+"""Version of the planning rules. It is part of the digest and changes with any rule of who copies what."""
 
 
 class CopyBox(NamedTuple):
     """One rectangle: (row, column) in the source and in the target tensor. A vector is one row.
 
-    Rows are those of the expert: what lies before it in a tensor of several experts is not counted.
+    Rows count from the first row of the expert, also in a tensor that holds several experts.
     """
 
     source: tuple[int, int]
@@ -25,7 +25,7 @@ class CopyBox(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Where a tensor keeps expert e: from row (e - first) * step, or if step is 0, in tensor e - first."""
+    """Position of expert e: row (e - first) * step of one tensor; if step is 0, tensor number e - first."""
 
     first: int
     step: int
@@ -33,9 +33,9 @@ class Stack(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a source rank copies into a target tensor on every layer of `layers` and for every expert.
+    """What a source rank copies into one target tensor, on every layer of `layers` and for every expert.
 
-    In names, * is the layer and # the expert.
+    In tensor names, * stands for the layer and # for the expert.
     """
 
     param: str
@@ -52,8 +52,10 @@ class Transfer:
     source_stack: Stack = Stack(0, 0)
     target_stack: Stack = Stack(0, 0)
     via: tuple[int, int] | None = None
-    """(target, its rank) that has the bytes once all transfers without this one's kind are done; the source
-    is its tensor, and the source rank sits on its device. None: the source is the source rank's own."""
+    """(target, target rank) whose tensor the bytes are read from, after all transfers without `via` are done.
+
+    The source rank sits on the device of that target rank. None: the bytes come from the source rank itself.
+    """
 
     @property
     def elements(self) -> int:
@@ -63,22 +65,22 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Job:
-    """What to plan between."""
+    """A source layout, the target layouts, and the rules of the plan."""
 
     source: Layout
     targets: tuple[Layout, ...]
     topology: Topology | None = None
-    """None: everybody is equally near."""
+    """None: all ranks are equally near."""
 
     lost: frozenset[int] = field(default=frozenset())
-    """Source ranks that are gone: replicas take their place."""
+    """Source ranks that have died; replicas send in their place."""
 
     once_per_node: bool = False
-    """Bytes that several ranks of a node need from other nodes cross once, and are then passed on."""
+    """Bytes that several ranks of a node need from other nodes reach the node once and are forwarded."""
 
     @cached_property
     def digest(self) -> str:
-        """Equal on two ranks if and only if they plan the same."""
+        """SHA-256 of the job. Two ranks have the same plan if and only if their digests are equal."""
         kinds = {layout: i for i, layout in enumerate(dict.fromkeys((self.source, *self.targets)))}
         layouts = [[type(layout).__name__, asdict(layout)] for layout in kinds]
         targets = [kinds[layout] for layout in self.targets]

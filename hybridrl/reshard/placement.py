@@ -1,8 +1,8 @@
-"""Which device each engine rank sits on, so that most of its bytes are there already.
+"""Assigns engine ranks to devices so that most of their bytes are on the device already.
 
 HybridFlow (arXiv:2409.19256, section 5.4) nests generation ranks in training ranks by their numbers, which
-needs sizes that divide each other. Here it is a linear assignment: it finds the same groups, and covers
-experts, pipeline stages and everything else that a layout can say.
+needs sizes that divide each other. Here it is a linear assignment problem. Its solution has the same groups
+where HybridFlow applies, and it also covers experts, pipeline stages and everything else in a layout.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from typing import Literal
 import lap
 import numpy as np
 
-from hybridrl.layout.base import Holding, Layout, rendezvous
+from hybridrl.layout.base import Holding, Layout, common_range
 from hybridrl.layout.runs import overlap, size
 from hybridrl.reshard.topology import Topology
 
@@ -19,7 +19,7 @@ Scope = Literal["node", "cluster"]
 
 
 def held_there(source: Layout, target: Layout) -> np.ndarray:
-    """int64 [source ranks, target ranks]: elements that a target rank needs and a source rank holds."""
+    """int64 [source ranks, target ranks]: elements that the target rank needs and the source rank holds."""
     found = np.zeros((source.world_size, target.world_size), np.int64)
     wanted = {}
     for held in target.holdings:
@@ -36,7 +36,7 @@ def held_there(source: Layout, target: Layout) -> np.ndarray:
 
 
 def needed(target: Layout) -> np.ndarray:
-    """int64 [target ranks]: elements that each holds."""
+    """int64 [target ranks]: elements that each target rank holds."""
     found = np.zeros(target.world_size, np.int64)
     for held in target.holdings:
         elements = len(held.layers) * len(held.experts) * size(held.rows) * size(held.cols)
@@ -45,10 +45,11 @@ def needed(target: Layout) -> np.ndarray:
 
 
 def place(source: Layout, targets: tuple[Layout, ...], topology: Topology, scope: Scope) -> Topology:
-    """Permute target ranks over the devices that they have, inside each node or over all of them.
+    """Permute target ranks over their devices, inside each node or over the whole cluster.
 
     Returns:
-        The topology with the most elements on devices that hold them; as given where nothing is gained.
+        The topology with the most elements on devices that hold them. Ranks stay where they are if a
+        permutation gains nothing.
     """
     slots = [(target, rank) for target, layout in enumerate(targets) for rank in range(layout.world_size)]
     devices = np.array([topology.targets[target][rank] for target, rank in slots])
@@ -58,8 +59,10 @@ def place(source: Layout, targets: tuple[Layout, ...], topology: Topology, scope
     for node in np.unique(nodes):
         here = np.flatnonzero(nodes == node)
         gain = local[np.ix_(here, here)]
-        if np.trace(gain) < gain.max(axis=0).sum():  # else every rank is where most of its bytes are
-            _, rows, cols = lap.lapjvx(-gain.astype(np.float64))  # whole numbers below 2^53 stay exact
+        if np.trace(gain) < gain.max(axis=0).sum():  # Otherwise every rank is already on its best device.
+            _, rows, cols = lap.lapjvx(
+                -gain.astype(np.float64)
+            )  # float64 keeps whole numbers below 2^53 exact.
             if gain[rows, cols].sum() > np.trace(gain):
                 chosen[here[cols]] = devices[here[rows]]
     moved = iter(chosen.tolist())
@@ -69,7 +72,7 @@ def place(source: Layout, targets: tuple[Layout, ...], topology: Topology, scope
 def _local(
     source: Layout, targets: tuple[Layout, ...], topology: Topology, devices: np.ndarray
 ) -> np.ndarray:
-    """[devices in this order, target ranks]: elements that are there already."""
+    """[devices in this order, target ranks]: elements that are on the device already."""
     kinds = {layout: held_there(source, layout) for layout in dict.fromkeys(targets)}
     held = np.concatenate([kinds[layout] for layout in targets], 1)
     ranks = {device: rank for rank, device in enumerate(topology.source)}
@@ -78,7 +81,7 @@ def _local(
 
 
 def _shared(held: Holding, want: Holding) -> int:
-    count = len(rendezvous(held.layers, want.layers)) * len(rendezvous(held.experts, want.experts))
+    count = len(common_range(held.layers, want.layers)) * len(common_range(held.experts, want.experts))
     if not count:
         return 0
     rows = sum(span.length for span in overlap(held.rows, want.rows))

@@ -1,8 +1,8 @@
-"""Who copies what: the intersection of a source layout with target layouts, as data. No tensor, no message.
+"""Plans who copies what: the intersection of a source layout with target layouts, as data.
 
-A transfer is planned once for a parameter class and holds on all its layers and for all its experts. Every
-rank plans alone: the rules read only the layouts and where ranks sit, so all get the same plan, and equal
-digests say that they had the same input.
+A transfer is planned once for all layers and experts of a parameter. Every rank plans alone. The rules read
+only the layouts and the topology, so all ranks get the same plan; equal digests prove that they had the same
+input. Planning touches no tensor and sends no message.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, Layout, rendezvous
+from hybridrl.layout.base import Holding, Layout, common_range
 from hybridrl.layout.runs import Runs
 from hybridrl.reshard.cells import Cell, Cells
 from hybridrl.reshard.job import CopyBox, Job, Stack, Transfer
@@ -28,17 +28,17 @@ __all__ = ["CopyBox", "Job", "Stack", "Transfer", "plan"]
 def plan(
     job: Job, *, source_rank: int | None = None, target: int | None = None, target_rank: int | None = None
 ) -> list[Transfer]:
-    """All transfers of a job, or those of one rank. They write each element of each target rank exactly once.
+    """All transfers of a job, or those of one rank. Together they write every element of every target once.
 
     Args:
-        source_rank: only what this source rank copies.
-        target, target_rank: only what is written into this target, on this rank of the targets.
+        source_rank: plan only what this source rank copies.
+        target, target_rank: plan only what is written into this target, and on this rank of it.
 
     Returns:
-        Ordered by target, its rank and its model table, alike on every rank.
+        The transfers, ordered by target, target rank and model table; the order is the same on every rank.
 
     Raises:
-        LayoutError: the last holder of something is lost.
+        LayoutError: all ranks that held some weight are lost.
     """
     planner = _planner(job)
     if source_rank is not None:
@@ -63,11 +63,11 @@ _Keyed = tuple[_Key, Transfer]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Line:
-    """Ranks of the targets that want some of a cell: targets in order, then their ranks."""
+class _DemandTable:
+    """The target ranks that need part of a cell, ordered by target, then by rank."""
 
     which_T: np.ndarray
-    """Of what is wanted."""
+    """Index into the list of wanted holdings."""
 
     target_T: np.ndarray
     rank_T: np.ndarray
@@ -75,49 +75,49 @@ class _Line:
     device_T: np.ndarray
 
     def place(self, demand: int) -> tuple[int, int]:
-        """(target, its rank)"""
+        """(target, target rank)"""
         return int(self.target_T[demand]), int(self.rank_T[demand])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Holders:
-    """Of a cell, by rank."""
+    """The source ranks that have a cell, in order."""
 
     rank_H: np.ndarray
     which_H: np.ndarray
-    """Of the cell's holdings."""
+    """Index into the cell's holdings."""
 
 
-class _Giver(NamedTuple):
-    """Who copies: a source rank of its own, or of a target on its device."""
+class _Sender(NamedTuple):
+    """The source rank that copies: from its own tensors, or from those of a target rank on its device."""
 
     rank: int
     held: Holding
     which: int
-    """Of the cell's holdings, or OF_TARGET."""
+    """Index into the cell's holdings, or OF_TARGET."""
 
     via: tuple[int, int] | None = None
 
 
-class _Queue(NamedTuple):
-    """Who wants some of a cell."""
+class _CellDemand(NamedTuple):
+    """Which target holdings and ranks need part of a cell."""
 
     wanted: list[Wanted]
-    """As the line counts them."""
+    """The holdings that `which_T` of the table counts."""
 
-    line: _Line
+    table: _DemandTable
 
 
 class _Demands(NamedTuple):
     wanted: list[Wanted]
-    line: _Line
+    table: _DemandTable
     holdings: tuple[Holding, ...]
     holders: _Holders
     shares: Shares
 
-    def holder(self, index: int) -> _Giver:
+    def holder(self, index: int) -> _Sender:
         which = int(self.holders.which_H[index])
-        return _Giver(int(self.holders.rank_H[index]), self.holdings[which], which)
+        return _Sender(int(self.holders.rank_H[index]), self.holdings[which], which)
 
 
 class _Planner:
@@ -130,17 +130,17 @@ class _Planner:
         self._held_by = list(_wanted(kinds))
         self._wanted: dict[str, list[Wanted]] = {}
         self._common: dict[str, range] = {}
-        """Layers of a parameter that all have who want some of it."""
+        """Parameter -> the layers on which every target holding of it lies."""
         for wanted in chain.from_iterable(self._held_by):
             held = wanted.held
             self._wanted.setdefault(held.param, []).append(wanted)
-            self._common[held.param] = rendezvous(self._common.get(held.param, held.layers), held.layers)
+            self._common[held.param] = common_range(self._common.get(held.param, held.layers), held.layers)
         self._regions = Regions()
-        self._queues: dict[tuple[object, ...], _Queue] = {}
-        self._lines: dict[tuple[tuple[int, range, int], ...], _Line] = {}
-        self._found: dict[tuple[_Line, int, int, int], int] = {}
+        self._cell_demands: dict[tuple[object, ...], _CellDemand] = {}
+        self._tables: dict[tuple[tuple[int, range, int], ...], _DemandTable] = {}
+        self._found: dict[tuple[_DemandTable, int, int, int], int] = {}
         self._holders: dict[tuple[range, ...], _Holders] = {}
-        self._shared: dict[tuple[_Holders, _Line], Shares] = {}
+        self._shared: dict[tuple[_Holders, _DemandTable], Shares] = {}
         self._device_S = self._device_D = None
         if job.topology is not None:
             self._device_S = np.array(job.topology.source, np.int64)
@@ -152,15 +152,15 @@ class _Planner:
             held = wanted.held
             if rank not in held.ranks:
                 continue
-            for cell in self._cells.rendezvous(held):
+            for cell in self._cells.overlapping(held):
                 if self._regions.elements(cell, wanted):
                     demands = self._demands(held.param, cell)
                     demand = self._find(demands, wanted, (target, rank))
                     for holder, part in demands.shares.of_demand(demand):
                         yield from self._transfer(cell, demands.holder(holder), wanted, (target, rank), part)
-                    for other, part in demands.shares.given(demand):
-                        giver = self._neighbour(demands.line.place(other), held)
-                        yield from self._transfer(cell, giver, wanted, (target, rank), part)
+                    for other, part in demands.shares.forwarded_to(demand):
+                        sender = self._neighbour(demands.table.place(other), held)
+                        yield from self._transfer(cell, sender, wanted, (target, rank), part)
 
     def of_source(self, rank: int) -> Iterator[_Keyed]:
         if rank in self._job.lost:
@@ -170,74 +170,74 @@ class _Planner:
             demands = self._demands(param, cell)
             for holder in np.flatnonzero(demands.holders.rank_H == rank).tolist() if demands.wanted else ():
                 for demand, part in demands.shares.of_holder(holder):
-                    wanted = demands.wanted[demands.line.which_T[demand]]
-                    place = demands.line.place(demand)
+                    wanted = demands.wanted[demands.table.which_T[demand]]
+                    place = demands.table.place(demand)
                     yield from self._transfer(cell, demands.holder(holder), wanted, place, part)
 
     def _passed_on(self, rank: int) -> Iterator[_Keyed]:
-        """What a rank copies from the targets on its device to others of its node."""
+        """What a rank copies from the targets on its device to other targets on its node."""
         topology = self._job.topology
         if topology is None or not self._job.once_per_node:
             return
-        for place in topology.beside(rank):
+        for place in topology.written_by(rank):
             for wanted in self._held_by[self._kind[place[0]]]:
                 if place[1] in wanted.held.ranks:
                     yield from self._passed_on_of(wanted, place)
 
     def _passed_on_of(self, wanted: Wanted, place: tuple[int, int]) -> Iterator[_Keyed]:
-        for cell in self._cells.rendezvous(wanted.held):
+        for cell in self._cells.overlapping(wanted.held):
             if self._regions.elements(cell, wanted):
                 demands = self._demands(wanted.held.param, cell)
-                giver = self._neighbour(place, wanted.held)
+                sender = self._neighbour(place, wanted.held)
                 for other, part in demands.shares.passed_on(self._find(demands, wanted, place)):
-                    yield from self._transfer(cell, giver, wanted, demands.line.place(other), part)
+                    yield from self._transfer(cell, sender, wanted, demands.table.place(other), part)
 
-    def _neighbour(self, place: tuple[int, int], held: Holding) -> _Giver:
+    def _neighbour(self, place: tuple[int, int], held: Holding) -> _Sender:
         topology = self._job.topology
         assert topology is not None
-        return _Giver(topology.rank_on[topology.targets[place[0]][place[1]]], held, OF_TARGET, place)
+        return _Sender(topology.rank_on[topology.targets[place[0]][place[1]]], held, OF_TARGET, place)
 
     def _demands(self, param: str, cell: Cell) -> _Demands:
-        """Classes of parameters that are cut alike are also wanted and shared alike."""
-        (wanted, line), holders = self._queue(param, cell), self._who_holds(cell)
-        key = (holders, line)
+        """Who holds and who needs a cell. Parameters with the same sharding share the answer."""
+        (wanted, table), holders = self._cell_demand(param, cell), self._who_holds(cell)
+        key = (holders, table)
         if key not in self._shared:
             rank_H = holders.rank_H
             device_H = rank_H if self._device_S is None else self._device_S[rank_H]
             node_size = self._job.topology and self._job.topology.node_size
-            alike_T = line.which_T if self._job.once_per_node else None
-            self._shared[key] = Shares(device_H, line.device_T, line.size_T, node_size, alike_T)
-        return _Demands(wanted, line, cell.holdings, holders, self._shared[key])
+            alike_T = table.which_T if self._job.once_per_node else None
+            self._shared[key] = Shares(device_H, table.device_T, table.size_T, node_size, alike_T)
+        return _Demands(wanted, table, cell.holdings, holders, self._shared[key])
 
-    def _queue(self, param: str, cell: Cell) -> _Queue:
-        """Alike for cells that differ in their layers, where whoever wants some wants all of these."""
+    def _cell_demand(self, param: str, cell: Cell) -> _CellDemand:
+        """Who needs a cell. Cells that differ in layers share the answer if all targets need these layers."""
         wanted = self._wanted.get(param, ())
         common = self._common.get(param, cell.layers)
         spans = common.start <= cell.layers.start and cell.layers.stop <= common.stop
         key = (cell.patch, cell.experts, None if spans else cell.layers)
-        if key not in self._queues:
+        if key not in self._cell_demands:
             sizes = [(w, elements) for w in wanted if (elements := self._regions.elements(cell, w))]
             unit = gcd(*(elements for _, elements in sizes))
-            line_key = tuple([(w.kind, w.held.ranks, elements // unit) for w, elements in sizes])
-            if line_key not in self._lines:
-                self._lines[line_key] = self._line_up(line_key)
-            self._queues[key] = _Queue([w for w, _ in sizes], self._lines[line_key])
-        return self._queues[key]
+            table_key = tuple([(w.kind, w.held.ranks, elements // unit) for w, elements in sizes])
+            if table_key not in self._tables:
+                self._tables[table_key] = self._demand_table(table_key)
+            self._cell_demands[key] = _CellDemand([w for w, _ in sizes], self._tables[table_key])
+        return self._cell_demands[key]
 
     def _transfer(
-        self, cell: Cell, giver: _Giver, wanted: Wanted, place: tuple[int, int], part: Part
+        self, cell: Cell, sender: _Sender, wanted: Wanted, place: tuple[int, int], part: Part
     ) -> Iterator[_Keyed]:
-        """Nothing, where the part is less than a row or a layer."""
-        held, theirs = giver.held, wanted.held
-        by_rows, boxes = self._regions.region(cell, giver.which, wanted, part)
-        layers, experts = rendezvous(cell.layers, theirs.layers), rendezvous(cell.experts, theirs.experts)
+        """The transfer of a part of a cell; none if the part is smaller than a row or a layer."""
+        held, theirs = sender.held, wanted.held
+        by_rows, boxes = self._regions.region(cell, sender.which, wanted, part)
+        layers, experts = common_range(cell.layers, theirs.layers), common_range(cell.experts, theirs.experts)
         if not by_rows:
-            layers = layers[slice(*part.cut(len(layers)))]
+            layers = layers[slice(*part.bounds(len(layers)))]
         if not (layers and boxes):
             return
         transfer = Transfer(
             param=theirs.param,
-            source_rank=giver.rank,
+            source_rank=sender.rank,
             source_tensor=held.tensor,
             target=place[0],
             target_rank=place[1],
@@ -247,16 +247,16 @@ class _Planner:
             experts=experts,
             source_stack=Stack(held.experts.start, held.step),
             target_stack=Stack(theirs.experts.start, theirs.step),
-            via=giver.via,
+            via=sender.via,
         )
-        yield (*place, wanted.index, layers.start, experts.start, giver.rank, *boxes[0].target), transfer
+        yield (*place, wanted.index, layers.start, experts.start, sender.rank, *boxes[0].target), transfer
 
     def _find(self, demands: _Demands, wanted: Wanted, place: tuple[int, int]) -> int:
-        """Where a target rank stands in the line."""
-        line, which = demands.line, demands.wanted.index(wanted)
-        key = (line, which, *place)
+        """Index of a target rank in the demand table."""
+        table, which = demands.table, demands.wanted.index(wanted)
+        key = (table, which, *place)
         if key not in self._found:
-            alike = (line.target_T == place[0]) & (line.rank_T == place[1]) & (line.which_T == which)
+            alike = (table.target_T == place[0]) & (table.rank_T == place[1]) & (table.which_T == which)
             self._found[key] = int(np.flatnonzero(alike)[0])
         return self._found[key]
 
@@ -268,7 +268,7 @@ class _Planner:
             self._holders[key] = _Holders(*np.array(left, np.int64).T)
         return self._holders[key]
 
-    def _line_up(self, wanted: tuple[tuple[int, range, int], ...]) -> _Line:
+    def _demand_table(self, wanted: tuple[tuple[int, range, int], ...]) -> _DemandTable:
         parts = [np.empty((4, 0), np.int64)]
         for which, (kind, ranks, elements) in enumerate(wanted):
             targets, count = self._targets[kind], len(ranks)
@@ -281,11 +281,11 @@ class _Planner:
         device_T = np.zeros_like(target_T)
         if self._device_D is not None:
             device_T = self._device_D[self._first_D[target_T] + rank_T]
-        return _Line(which_T[order], target_T[order], rank_T[order], size_T[order], device_T[order])
+        return _DemandTable(which_T[order], target_T[order], rank_T[order], size_T[order], device_T[order])
 
 
 def _wanted(kinds: Sequence[Layout]) -> Iterator[list[Wanted]]:
-    """What each kind of target holds."""
+    """What each kind of target layout holds."""
     alike: dict[tuple[Runs, Runs], int] = {}
     for kind, layout in enumerate(kinds):
         yield [
@@ -302,18 +302,18 @@ def _planner(job: Job) -> _Planner:
 
 
 def _refuse_unheld(job: Job) -> None:
-    """A source rank plans what it holds itself, so its own part would not miss what only lost ranks held.
-
-    Raises:
-        LayoutError: lost ranks were the only holders of something.
     """
+    Raises:
+        LayoutError: lost ranks were the only holders of some weight.
+    """
+    # A source rank plans only what it holds itself, so its own plan would not show the gap.
     cells = Cells(job.source)
     for param, cell in (held for rank in sorted(job.lost) for held in cells.of_rank(rank)):
         holders = sorted({rank for held in cell.holdings for rank in held.ranks})
         if job.lost.issuperset(holders):
             layers = f", layers {cell.layers.start} to {cell.layers.stop - 1}" if "*" in param else ""
             raise LayoutError(
-                f"nobody is left that holds {param}{layers}",
+                f"no rank is left that holds {param}{layers}",
                 where=f"lost: trainer ranks {holders}",
                 fix="resume from the last checkpoint",
             )

@@ -1,4 +1,4 @@
-"""Proves a plan without running it: every element of every target exactly once, from a rank that holds it."""
+"""Proves a plan without running it: every target element is written once, from a rank that holds it."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from itertools import product
 import numpy as np
 
 from hybridrl.errors import LayoutError
-from hybridrl.layout.base import Holding, Layout, rendezvous
+from hybridrl.layout.base import Holding, Layout, common_range
 from hybridrl.layout.runs import Runs, size
 from hybridrl.reshard.plan import CopyBox, Job, Transfer
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a plan moves, in elements."""
+    """What a plan writes, in elements."""
 
     num_tensors: int
     """Target tensors, over all targets and ranks."""
@@ -22,20 +22,21 @@ class Proof:
     num_boxes: int
     elements: int
     bound: int
-    """The least that any plan must write: what the target ranks hold, replicas included."""
+    """The least that any plan must write: all that the target ranks hold, replicas included."""
 
     imbalance: float
-    """Most that a source rank sends over the mean of those that hold anything."""
+    """Most elements that a source rank sends, over the mean of the source ranks that hold any weight."""
 
 
 def prove(job: Job, transfers: Sequence[Transfer], places: Collection[tuple[int, int]] = ()) -> Proof:
     """Check a plan of all ranks.
 
     Args:
-        places: (target, rank) to look at; (): all.
+        places: (target, rank) pairs to check; (): all.
 
     Raises:
-        LayoutError: an element is written twice or never, or comes from elsewhere; names tensor and range.
+        LayoutError: an element is written twice or never, or comes from a rank that does not hold it; the
+            error names tensor and range.
     """
     inbox: dict[tuple[int, int, str], list[Transfer]] = {}
     for transfer in transfers:
@@ -67,11 +68,11 @@ def prove(job: Job, transfers: Sequence[Transfer], places: Collection[tuple[int,
 
 
 _Origins = dict[tuple[int | None, int, str], list[Holding]]
-"""Target or None for the source, rank and tensor -> holdings, one for each range of layers and of experts."""
+"""(target, or None for the source; rank; tensor) -> holdings, one per range of layers and of experts."""
 
 
 def _prove_passed_on(job: Job, inbox: dict[tuple[int, int, str], list[Transfer]], origins: _Origins) -> None:
-    """What one target rank gives another must have come to it from a source."""
+    """A target rank may forward only what it received from a source rank."""
     for transfer in (t for transfers in list(inbox.values()) for t in transfers if t.via):
         assert transfer.via is not None
         place = (*transfer.via, transfer.source_tensor)
@@ -84,8 +85,11 @@ def _prove_passed_on(job: Job, inbox: dict[tuple[int, int, str], list[Transfer]]
 
 
 def _overlap(given: Transfer, received: Transfer) -> bool:
-    """Some of what is given was received so."""
-    layers, experts = rendezvous(given.layers, received.layers), rendezvous(given.experts, received.experts)
+    """Whether part of what is forwarded was received by `received`."""
+    layers, experts = (
+        common_range(given.layers, received.layers),
+        common_range(given.experts, received.experts),
+    )
     return bool(layers and experts) and any(
         all(
             a < b + n and b < a + m
@@ -98,7 +102,7 @@ def _overlap(given: Transfer, received: Transfer) -> bool:
 def _take(
     inbox: dict[tuple[int, int, str], list[Transfer]], place: tuple[int, int, str], wanted: Holding
 ) -> list[Transfer]:
-    """Transfers to a place for layers and experts of `wanted`, which leave the inbox."""
+    """Remove the transfers to a place, for layers and experts of `wanted`, from the inbox and return them."""
     all_here = inbox.pop(place, [])
     mine = [t for t in all_here if _inside(t.layers, wanted.layers) and _inside(t.experts, wanted.experts)]
     if len(mine) < len(all_here):
@@ -115,7 +119,7 @@ def _num_elements(held: Holding) -> int:
 
 
 def _sent(source: Layout, transfers: Sequence[Transfer]) -> list[int]:
-    """Elements by source rank, for every rank that holds any."""
+    """Number of elements that each source rank sends, for every rank that holds any."""
     sent = dict.fromkeys((rank for held in source.holdings for rank in held.ranks), 0)
     for transfer in transfers:
         if transfer.via is None:
@@ -124,7 +128,7 @@ def _sent(source: Layout, transfers: Sequence[Transfer]) -> list[int]:
 
 
 def _prove_tensor(wanted: Holding, transfers: list[Transfer], origins: _Origins, where: str) -> None:
-    """Layers and experts that the same transfers fill are alike, so each such set is looked at once."""
+    """Check one target tensor. Layers and experts that the same transfers fill are checked once."""
     for transfer in transfers:
         _prove_origin(wanted, transfer, origins, where)
     by_layer = {tuple(layer in transfer.layers for transfer in transfers) for layer in wanted.layers}
@@ -140,7 +144,7 @@ def _prove_tensor(wanted: Holding, transfers: list[Transfer], origins: _Origins,
 
 
 def _prove_cover(wanted: Holding, boxes: list[CopyBox], where: str) -> None:
-    """Count the writes of every cell between neighbouring edges."""
+    """Count how often each rectangle between neighbouring edges is written."""
     targets = [_upright(box.target, box.shape, wanted) for box in boxes]
     row_edges = _edges(wanted.rows, [(row, rows) for (row, _), (rows, _) in targets])
     col_edges = _edges(wanted.cols, [(col, cols) for (_, col), (_, cols) in targets])
@@ -157,7 +161,7 @@ def _prove_cover(wanted: Holding, boxes: list[CopyBox], where: str) -> None:
 
 
 def _prove_origin(wanted: Holding, transfer: Transfer, origins: _Origins, where: str) -> None:
-    """Both ends of every box must be the same elements of the parameter."""
+    """Source and target of every box must be the same elements of the parameter."""
     held = _origin(transfer, origins)
     if held is None or held.param != wanted.param:
         raise LayoutError(f"rank {transfer.source_rank} does not hold {transfer.source_tensor}", where=where)
@@ -183,7 +187,7 @@ def _origin(transfer: Transfer, origins: _Origins) -> Holding | None:
 
 
 def _elements(runs: Runs, local: int, length: int) -> list[tuple[int, int]]:
-    """The stretches (at, length) of the parameter at [local, local + length) of a holder, in its order."""
+    """(at, length) of the parts of the parameter at [local, local + length) of a holder, in its order."""
     found: list[tuple[int, int]] = []
     for run in sorted(runs, key=lambda run: run.local):
         first, last = max(local, run.local), min(local + length, run.local + run.length)
@@ -200,7 +204,7 @@ _Pair = tuple[int, int]
 
 
 def _upright(start: _Pair, shape: _Pair, held: Holding) -> tuple[_Pair, _Pair]:
-    """A vector is one row in a plan and one column in a layout."""
+    """The pairs in the layout's orientation: a vector is one row in a plan and one column in a layout."""
     if len(held.shape) == 1:
         return (start[1], start[0]), (shape[1], shape[0])
     return start, shape

@@ -1,7 +1,7 @@
-"""Files of a checkpoint: each rank writes one, of the stretches it keeps; any layout reads what it needs.
+"""Checkpoint files: each rank writes one with its flat ranges, and ranks of any layout read what they need.
 
-A file PART.RANK.safetensors has the tensors QUANTITY/NAME, flat, with NAME as in the layout of its writers.
-Beside it, PART.RANK.done says that it is whole and on the disk.
+A file PART.RANK.safetensors has flat tensors QUANTITY/NAME, with NAME as in the layout of the writers. A file
+PART.RANK.done next to it marks that it is complete and on the disk.
 """
 
 import json
@@ -19,24 +19,25 @@ from hybridrl.reshard import hf_files
 from hybridrl.reshard.flat_ranges import Filling, FlatRange, Wanted
 
 _STARTS = "starts"
-"""Metadata of a file: tensor name -> first element of the stretch."""
+"""Metadata key of a file. The value maps a tensor name to the first element of its flat range."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The stretch of a tensor that a rank keeps."""
+    """The flat range of a tensor that a rank keeps."""
 
     name: str
-    """In the layout."""
+    """Tensor name in the layout."""
 
     start: int
     tensors: Mapping[str, torch.Tensor]
-    """Quantity -> the stretch, flat; all of one length."""
+    """Quantity -> the elements of the range, flat; all have the same length."""
 
     def flat_range(self, shard: Shard) -> FlatRange:
-        """
+        """The range as part of a shard.
+
         Args:
-            shard: what the rank holds under this name.
+            shard: the shard that the rank holds under this name.
         """
         return FlatRange(shard, self.start, self.start + next(iter(self.tensors.values())).numel())
 
@@ -48,15 +49,15 @@ def file_name(part: str, rank: int) -> str:
 def write(
     folder: Path, part: str, rank: int, kept: Sequence[Kept], beside: Mapping[str, torch.Tensor]
 ) -> None:
-    """Write a rank's file, read it back from the disk, then write its mark. Waits for nobody.
+    """Write a rank's file, read it back from the disk, then write its mark. It is not collective.
 
     Args:
-        kept: in host memory. Over all ranks, each element of the model exactly once.
-        beside: tensors that only the same rank of the same layout reads, by names of their own.
+        kept: flat ranges in host memory. All ranks together have each element of the model exactly once.
+        beside: name -> additional tensor that only the same rank of the same layout reads.
 
     Raises:
         ResourceError: the disk is full.
-        CheckpointError: the disk does not hold what was written; the file has no mark.
+        CheckpointError: the file does not read back as it was written; it gets no mark.
     """
     tensors = {f"{quantity}/{k.name}": t for k in kept for quantity, t in k.tensors.items()}
     starts = json.dumps({k.name: k.start for k in kept})
@@ -69,7 +70,7 @@ def write(
 
 
 def collect(folder: Path, part: str, world_size: int) -> dict[str, int] | None:
-    """File -> CRC-32 of all that a part's ranks wrote, whose marks are then gone; None: some still write."""
+    """File -> CRC-32 of all files of a part; their marks are then deleted. None: some rank still writes."""
     marks = [_mark(folder, part, rank) for rank in range(world_size)]
     if not all(mark.is_file() for mark in marks):
         return None
@@ -80,13 +81,13 @@ def collect(folder: Path, part: str, world_size: int) -> dict[str, int] | None:
 
 
 def fill(folder: Path, part: str, layout: Layout, wanted: Iterable[Wanted]) -> None:
-    """Read stretches of any layout.
+    """Fill flat ranges of any layout from the files.
 
     Args:
-        layout: of those who wrote the part.
+        layout: layout of the ranks that wrote the part.
 
     Raises:
-        CheckpointError: something that is wanted is in no file; what is there was read.
+        CheckpointError: a wanted element is in no file. The others were read.
     """
     filling = Filling(wanted)
     with torch.no_grad():
@@ -112,30 +113,30 @@ def fill_whole(
     tensors: Mapping[str, torch.Tensor],
     quantity: str = "weights",
 ) -> None:
-    """As `fill`, of one quantity: `tensors`, by the names of their `shards`."""
+    """Fill whole tensors of one quantity as `fill` does; `tensors` has the names of `shards`."""
     flat = {name: {quantity: tensor.flatten()} for name, tensor in tensors.items()}
     fill(folder, part, layout, [Wanted(FlatRange.whole(shards[name]), want) for name, want in flat.items()])
 
 
 def read_beside(folder: Path, part: str, rank: int, prefix: str) -> dict[str, torch.Tensor]:
-    """What a rank wrote beside its stretches, under names that begin with `prefix`, which is cut off."""
+    """The additional tensors of a rank whose names start with `prefix`, under names without the prefix."""
     with safe_open(folder / file_name(part, rank), framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(prefix)]
         return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
 def _refuse_otherwise(path: Path, written: int) -> None:
-    """Older checkpoints are deleted for the sake of this one, so its bytes must be on the disk."""
+    # Older checkpoints are deleted once this one is complete, so its bytes must be on the disk.
     if hf_files.checksum(path, from_disk=True) != written:
         raise CheckpointError(
-            f"{path} is damaged: it reads back otherwise than it was written",
+            f"{path} is damaged: it does not read back as it was written",
             where="the disk or its file system fails",
             fix="set run.folder to another disk",
         )
 
 
 def _holders(layout: Layout, filling: Filling) -> dict[int, dict[str, Shard]]:
-    """Rank -> the tensors that may have some of what is wanted."""
+    """Rank -> the tensors that may hold part of what is wanted."""
     found: dict[int, dict[str, Shard]] = {}
     for held in layout.holdings:
         for layer in held.layers:

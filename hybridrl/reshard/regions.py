@@ -1,6 +1,6 @@
-"""What a patch of a source parameter shares with what is wanted: how much, and the rectangles to copy.
+"""The overlap of a source cell with a target holding: its size, and the rectangles to copy.
 
-Each answer is found once for all layers and experts that are cut alike.
+Each overlap is computed once for all layers and experts that have the same sharding.
 """
 
 from collections.abc import Iterable
@@ -15,36 +15,36 @@ from hybridrl.reshard.job import CopyBox
 from hybridrl.reshard.shares import Part
 
 _SHARE_ELEMENTS = 1 << 16
-"""Replicas share the rows of a box of at least this many elements, and otherwise its layers."""
+"""Replicas split the rows of an overlap with at least this many elements, else they split its layers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wanted:
-    """A holding of some targets, which are all alike."""
+    """A holding of a group of targets that have equal layouts."""
 
     kind: int
-    """Which targets."""
+    """Index of that group."""
 
     index: int
-    """Of the holding in their layout."""
+    """Index of the holding in their layout."""
 
     alike: int
-    """Equal for holdings with the same rows and columns."""
+    """A number that holdings with the same rows and columns share."""
 
     held: Holding
 
 
 class Region(NamedTuple):
-    """What one holder copies from a cell, of one expert and on one layer."""
+    """What one sender copies of a cell, for one expert on one layer."""
 
     by_rows: bool
-    """Only part of the rows: then of all layers. Otherwise all of it, and part of the layers."""
+    """True: the boxes are part of the rows, on all layers. False: they are all rows, on some layers."""
 
     boxes: tuple[CopyBox, ...]
 
 
 OF_TARGET = -1
-"""Who gives is a target with the same holding, not one of the cell's."""
+"""The sender is a target rank with the same holding instead of one of the cell's holders."""
 
 
 class Regions:
@@ -53,7 +53,7 @@ class Regions:
         self._regions: dict[tuple[Patch, int, int, Part | None], Region] = {}
 
     def elements(self, cell: Cell, wanted: Wanted) -> int:
-        """That a cell and what is wanted share, over all layers and experts."""
+        """Number of elements that a cell and a target holding share, over all layers and experts."""
         held = wanted.held
         layers = min(cell.layers.stop, held.layers.stop) - max(cell.layers.start, held.layers.start)
         experts = min(cell.experts.stop, held.experts.stop) - max(cell.experts.start, held.experts.start)
@@ -64,23 +64,24 @@ class Regions:
             self._areas[key] = _shared(cell.patch.rows, held.rows) * _shared(cell.patch.cols, held.cols)
         return layers * experts * self._areas[key]
 
-    def region(self, cell: Cell, giver: int, wanted: Wanted, part: Part) -> Region:
-        """
+    def region(self, cell: Cell, sender: int, wanted: Wanted, part: Part) -> Region:
+        """The boxes that a sender copies for its part of the overlap.
+
         Args:
-            giver: which holding of the cell, or OF_TARGET.
+            sender: index into the cell's holdings, or OF_TARGET.
         """
-        key = (cell.patch, giver, wanted.alike, None if part.is_whole else part)
+        key = (cell.patch, sender, wanted.alike, None if part.is_whole else part)
         if key not in self._regions:
-            held = wanted.held if giver == OF_TARGET else cell.holdings[giver]
+            held = wanted.held if sender == OF_TARGET else cell.holdings[sender]
             self._regions[key] = _region(cell.patch, held, wanted.held, part)
         return self._regions[key]
 
 
 def _region(patch: Patch, held: Holding, wanted: Holding, part: Part) -> Region:
-    rows, cols = _rendezvous(patch.rows, wanted.rows), _rendezvous(patch.cols, wanted.cols)
+    rows, cols = _covered(patch.rows, wanted.rows), _covered(patch.cols, wanted.cols)
     by_rows = not part.is_whole and size(rows) * size(cols) >= _SHARE_ELEMENTS
     if by_rows:
-        rows = _window(rows, *part.cut(size(rows)))
+        rows = _window(rows, *part.bounds(size(rows)))
     row_spans = _fuse(overlap(_within(held.rows, rows), wanted.rows))
     col_spans = _fuse(overlap(_within(held.cols, cols), wanted.cols))
     if len(held.shape) == 1:
@@ -93,12 +94,12 @@ def _region(patch: Patch, held: Holding, wanted: Holding, part: Part) -> Region:
 
 
 def _shared(runs: Runs, wanted: Runs) -> int:
-    """Elements of a dimension that both have."""
+    """Number of elements of a dimension that both maps cover."""
     return sum([span.length for span in overlap(runs, wanted)])
 
 
-def _rendezvous(runs: Runs, wanted: Runs) -> Runs:
-    """The stretches of `runs` that `wanted` covers."""
+def _covered(runs: Runs, wanted: Runs) -> Runs:
+    """The parts of `runs` that `wanted` covers."""
     return join(Run(span.at, span.length, span.at) for span in overlap(runs, wanted))
 
 
@@ -112,7 +113,7 @@ def _within(runs: Runs, cells: Runs) -> list[Run]:
 
 
 def _fuse(spans: Iterable[Span]) -> list[Span]:
-    """Spans that are neighbours in both tensors made one, though they may lie apart in the parameter."""
+    """Merge spans that are neighbours in both tensors, even if they are not neighbours in the parameter."""
     fused: list[Span] = []
     for span in sorted(spans, key=lambda span: span.second):
         last = fused[-1] if fused else None

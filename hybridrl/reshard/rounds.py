@@ -1,9 +1,9 @@
-"""The schedule of an exchange, without a single message: boxes in messages, messages in waves.
+"""The schedule of an exchange, before anything is sent: boxes are packed into messages, messages into rounds.
 
-A rank knows only its own boxes. Messages have one order over all ranks: their number among those of the pair,
-then how far apart the two ranks are. A wave is a stretch of that order and is waited for as a whole. So the
-first message that is not through is in the present wave of both its ranks: ranks never wait in a circle,
-whatever the pattern, and the waves of two ranks need not match.
+A rank knows only its own boxes. All ranks order messages by the same key: the message's number within its
+pair of ranks, then the distance between the two ranks. A round is a contiguous part of that order, and a rank
+waits for a whole round. The first message that has not arrived is therefore in the current round of both its
+ranks. So ranks never deadlock, whatever the pattern, and the rounds of two ranks need not match.
 """
 
 import hashlib
@@ -18,33 +18,33 @@ import torch
 from hybridrl.reshard.table import Table, Target
 
 BUFFERS = 2
-"""Of each direction: one is filled or emptied while the other is on its way."""
+"""Buffers per direction: one is packed or unpacked while the other is in flight."""
 
 _MESSAGE_BYTES = 32 << 20
-"""Ranks that share cores pay more for a word between them than for the bytes: few messages, and long ones."""
+"""Largest message. Ranks that share cores pay more per message than per byte, so messages are long."""
 
 _ROUNDS = 4
-"""At least, if messages are many: packing and unpacking then hide behind what is on its way."""
+"""Least number of rounds, if there are enough messages: packing and unpacking then overlap with transport."""
 
 _ROUND_OPERATIONS = 1024
-"""At most: NCCL hangs on groups of many thousand."""
+"""Most operations per round: NCCL hangs on groups of many thousands."""
 
 _ALIGNMENT = 16
-"""Bytes, of every box in a message: kernels then read and write vectors."""
+"""Alignment of every box in a message, in bytes: kernels can then read and write vectors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of what a rank sends to a peer, who has the other: equal targets and boxes, in this order."""
+    """One side of what a rank sends to another. Both sides have equal targets and boxes, in equal order."""
 
     table: Table
-    """The receiver ignores where its boxes lie in the sources."""
+    """The boxes. The receiver ignores their positions in the sources."""
 
     dtypes: tuple[torch.dtype, ...]
-    """Of table.targets. This is what travels: casts come before the wire."""
+    """Dtypes of table.targets. Values are cast to them before they are sent."""
 
     def digest(self, message_bytes: int) -> int:
-        """int64, equal only if both sides cut the same messages for the same places; 0 if there are none."""
+        """int64, equal only if both sides make the same messages for the same targets; 0 without boxes."""
         if not len(self.table.boxes):
             return 0
         places = np.ascontiguousarray(self.table.boxes[:, [1, 4, 5, 6, 7]])
@@ -54,7 +54,7 @@ class Side:
 
 
 class Bounds(NamedTuple):
-    """The largest message, and the largest wave in one direction."""
+    """Largest message, and most bytes of a round in one direction."""
 
     message_bytes: int
     """A multiple of the alignment."""
@@ -63,9 +63,10 @@ class Bounds(NamedTuple):
 
     @classmethod
     def of(cls, staging_bytes: int) -> "Bounds":
-        """
+        """The bounds that keep all buffers of a rank within `staging_bytes`.
+
         Raises:
-            ValueError: that little holds no message.
+            ValueError: so few bytes hold no message.
         """
         round_bytes = staging_bytes // (2 * BUFFERS)
         if round_bytes < _ALIGNMENT:
@@ -75,7 +76,7 @@ class Bounds(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A box in a buffer, and the place in a target that it is for."""
+    """A box in a buffer, and its position in a target."""
 
     start: int
     dtype: torch.dtype
@@ -89,39 +90,39 @@ class Chunk(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One point-to-point operation: bytes of a buffer."""
+    """One point-to-point operation on bytes [start, stop) of a buffer."""
 
     peer: int
     start: int
     stop: int
 
 
-class Load(NamedTuple):
-    """What a buffer holds in one wave: messages one behind the other."""
+class BufferLayout(NamedTuple):
+    """What a buffer holds in one round: messages, end to end."""
 
     spans: list[Span]
-    pieces: list[Chunk]
+    chunks: list[Chunk]
     table: Table
-    """Between this rank's tensors and the pieces, which have the names of their targets."""
+    """Copies between this rank's tensors and the chunks, which are named after their targets."""
 
     @property
     def num_bytes(self) -> int:
         return self.spans[-1].stop if self.spans else 0
 
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
-        """The pieces as tensors."""
-        return [chunk.view(buffer) for chunk in self.pieces]
+        """The chunks as tensors."""
+        return [chunk.view(buffer) for chunk in self.chunks]
 
 
 class Round(NamedTuple):
-    """What a rank has under way at a time."""
+    """What a rank has in flight at one time."""
 
-    outgoing: Load
-    incoming: Load
-    """Spans of messages from near peers are empty."""
+    outgoing: BufferLayout
+    incoming: BufferLayout
+    """Messages from peers in `near` have empty spans."""
 
-    near: dict[int, Load]
-    """By place among the incoming spans: a message that is read where its sender packed it."""
+    near: dict[int, BufferLayout]
+    """Index of an incoming span -> a message that this rank reads in its sender's buffer."""
 
     @property
     def received_bytes(self) -> int:
@@ -130,7 +131,7 @@ class Round(NamedTuple):
 
 class _Message(NamedTuple):
     order: tuple[int, int]
-    """(number among the messages of the pair, distance of the pair): the same on both ranks."""
+    """(number of the message within its pair of ranks, distance of the ranks): the same on both ranks."""
 
     peer: int
     outgoing: bool
@@ -139,7 +140,7 @@ class _Message(NamedTuple):
     """int64 [n, 8], as in Table."""
 
     ends: np.ndarray
-    """int64 [n]: the byte where the next box begins."""
+    """int64 [n]: the byte at which each box ends, aligned."""
 
     @property
     def num_bytes(self) -> int:
@@ -154,12 +155,12 @@ def rounds(
     bounds: Bounds,
     near: Collection[int] = (),
 ) -> list[Round]:
-    """All of a rank's part, in the order in which it must be posted; every wave has an operation.
+    """The rounds of a rank, in the order in which they must be posted. Every round has an operation.
 
     Args:
-        rank, size: of the group.
-        sends, receives: by peer.
-        near: peers whose outgoing buffers this rank reads.
+        rank, size: rank and size of the group.
+        sends, receives: peer -> this rank's side.
+        near: peers whose outgoing buffers this rank can map.
     """
     queue = [
         _Message((number, distance), peer, outgoing, side, boxes, ends)
@@ -184,9 +185,9 @@ def _round(messages: Sequence[_Message], near: Collection[int]) -> Round:
 
 
 def _messages(side: Side, message_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Boxes in as few messages as their order allows, and the byte where each ends."""
+    """(boxes of a message, the byte at which each ends), in as few messages as the order of boxes allows."""
     item_bytes = np.array([dtype.itemsize for dtype in side.dtypes], np.int64)
-    boxes = _cut(side.table.boxes, item_bytes, message_bytes)
+    boxes = _split_boxes(side.table.boxes, item_bytes, message_bytes)
     used = boxes[:, 6] * boxes[:, 7] * item_bytes[boxes[:, 1]]
     ends = np.cumsum(-(-used // _ALIGNMENT) * _ALIGNMENT)
     first = before = 0
@@ -196,8 +197,8 @@ def _messages(side: Side, message_bytes: int) -> Iterator[tuple[np.ndarray, np.n
         first, before = stop, int(ends[stop - 1])
 
 
-def _cut(boxes: np.ndarray, item_bytes: np.ndarray, message_bytes: int) -> np.ndarray:
-    """Boxes that fit into a message: cut by rows, and by columns where one row does not fit."""
+def _split_boxes(boxes: np.ndarray, item_bytes: np.ndarray, message_bytes: int) -> np.ndarray:
+    """Split boxes so that each fits into a message: by rows, and by columns if one row is too long."""
     size, rows, cols = item_bytes[boxes[:, 1]], boxes[:, 6], boxes[:, 7]
     col_step = np.clip(cols, 1, message_bytes // size)
     row_step = np.maximum(1, message_bytes // (col_step * size))
@@ -206,18 +207,18 @@ def _cut(boxes: np.ndarray, item_bytes: np.ndarray, message_bytes: int) -> np.nd
     box = np.repeat(np.arange(len(boxes)), count)
     part = np.arange(len(box)) - (np.cumsum(count) - count)[box]
     row, col = part // across[box] * row_step[box], part % across[box] * col_step[box]
-    pieces = boxes[box]
-    pieces[:, 2:6] += np.stack([row, col, row, col], axis=1)
-    pieces[:, 6] = np.minimum(row_step[box], rows[box] - row)
-    pieces[:, 7] = np.minimum(col_step[box], cols[box] - col)
-    return pieces
+    parts = boxes[box]
+    parts[:, 2:6] += np.stack([row, col, row, col], axis=1)
+    parts[:, 6] = np.minimum(row_step[box], rows[box] - row)
+    parts[:, 7] = np.minimum(col_step[box], cols[box] - col)
+    return parts
 
 
 def _rounds(queue: Sequence[_Message], round_bytes: int) -> Iterator[list[_Message]]:
-    """Cut the queue where a buffer is full.
+    """Split the queue where a buffer is full.
 
-    What a rank sends and receives at one place of the order stays together: the ranks of a ring would
-    otherwise all wait for their sends, each with its receive in the next wave.
+    What a rank sends and receives with equal order stays in one round. Otherwise all ranks of a ring would
+    wait for their sends while each has its receive in the next round.
     """
     round_: list[_Message] = []
     room = {True: round_bytes, False: round_bytes}
@@ -234,9 +235,9 @@ def _rounds(queue: Sequence[_Message], round_bytes: int) -> Iterator[list[_Messa
         yield round_
 
 
-def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int] = ()) -> Load:
+def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int] = ()) -> BufferLayout:
     spans: list[Span] = []
-    pieces: list[Chunk] = []
+    chunks: list[Chunk] = []
     rows: list[tuple[int, ...]] = []
     names: dict[Any, int] = {}
     start = 0
@@ -246,14 +247,14 @@ def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int]
             continue
         begins = [0, *message.ends[:-1].tolist()]
         for begin, box in zip(begins, message.boxes.tolist(), strict=True):
-            row = (_outgoing if outgoing else _incoming)(message.side.table, box, names, len(pieces))
+            row = (_outgoing if outgoing else _incoming)(message.side.table, box, names, len(chunks))
             rows.append(row)
-            pieces.append(_chunk(message.side, box, start + begin))
+            chunks.append(_chunk(message.side, box, start + begin))
         spans.append(Span(message.peer, start, start + message.num_bytes))
         start += message.num_bytes
-    staged = [chunk.target for chunk in pieces]
+    staged = [chunk.target for chunk in chunks]
     sources, targets = (list(names), staged) if outgoing else ([name for _, _, name in staged], list(names))
-    return Load(spans, pieces, Table(sources, targets, np.array(rows, np.int64).reshape(-1, 8)))
+    return BufferLayout(spans, chunks, Table(sources, targets, np.array(rows, np.int64).reshape(-1, 8)))
 
 
 def _chunk(side: Side, box: Sequence[int], start: int) -> Chunk:
@@ -262,12 +263,12 @@ def _chunk(side: Side, box: Sequence[int], start: int) -> Chunk:
 
 
 def _outgoing(table: Table, box: Sequence[int], names: dict[str, int], chunk: int) -> tuple[int, ...]:
-    """From a source into a piece."""
+    """Table row that packs a source box into a chunk."""
     source, _, row, col, _, _, rows, cols = box
     return names.setdefault(table.sources[source], len(names)), chunk, row, col, 0, 0, rows, cols
 
 
 def _incoming(table: Table, box: Sequence[int], names: dict[Target, int], chunk: int) -> tuple[int, ...]:
-    """From a piece into a target."""
+    """Table row that unpacks a chunk into a target box."""
     _, target, _, _, row, col, rows, cols = box
     return chunk, names.setdefault(table.targets[target], len(names)), 0, 0, row, col, rows, cols

@@ -1,4 +1,4 @@
-"""What a rank writes itself, and what it sends to the rank beside an engine that it cannot reach."""
+"""Splits a rank's transfers into those it writes itself and those it sends to a rank that maps the target."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,25 +9,25 @@ from hybridrl.reshard.plan import Job, Transfer, plan
 from hybridrl.reshard.topology import Topology
 
 Reach = Literal["device", "node"]
-"""Engine ranks whose memory a rank can map: those on its device, or on its node."""
+"""Which engine ranks' memory a rank can map: those on its device, or all on its node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
     direct: list[Transfer] = field(default_factory=list)
-    """Into memory that this rank maps."""
+    """Transfers into memory that this rank maps."""
 
     sends: dict[int, list[Transfer]] = field(default_factory=dict)
-    """By the rank that writes them; in the same order there."""
+    """Receiving rank -> the transfers that it writes for this rank, in the receiver's order."""
 
     receives: dict[int, list[Transfer]] = field(default_factory=dict)
-    """By the rank they come from."""
+    """Sending rank -> the transfers that this rank writes for it."""
 
     passed_on: list[Transfer] = field(default_factory=list)
-    """From one engine's memory into another's, after all else."""
+    """Transfers from one engine's memory into another's, after all others."""
 
     def map(self, change: Callable[[list[Transfer]], list[Transfer]]) -> "Routes":
-        """Every list changed; a peer that is left with nothing stays."""
+        """These routes with `change` applied to every list. A peer whose list becomes empty stays."""
         sends, receives = (
             {peer: change(transfers) for peer, transfers in way.items()}
             for way in (self.sends, self.receives)
@@ -36,31 +36,31 @@ class Routes:
 
 
 def routes(job: Job, rank: int, reach: Reach) -> Routes:
-    """A rank's part of a job.
+    """The transfers of a job that involve one rank.
 
     Args:
-        job: with a topology.
-        rank: of the communicator: a source rank or an agent.
+        job: has a topology.
+        rank: a rank of the communicator, which is a source rank or an agent.
 
     Raises:
         SwapError: an engine rank is out of reach, and no rank sits on its device.
     """
     assert job.topology is not None
-    found, near = Routes(), _Near(job.topology, reach, job.lost)
+    found, reachable = Routes(), _Reachability(job.topology, reach, job.lost)
     for transfer in plan(job, source_rank=rank):
-        if near.reaches(transfer.source_rank, transfer):
+        if reachable.reaches(transfer.source_rank, transfer):
             (found.passed_on if transfer.via else found.direct).append(transfer)
         else:
-            found.sends.setdefault(near.writer(transfer), []).append(transfer)
-    for target, target_rank in job.topology.beside(rank):
+            found.sends.setdefault(reachable.writer(transfer), []).append(transfer)
+    for target, target_rank in job.topology.written_by(rank):
         for transfer in plan(job, target=target, target_rank=target_rank):
-            if not near.reaches(transfer.source_rank, transfer):
+            if not reachable.reaches(transfer.source_rank, transfer):
                 found.receives.setdefault(transfer.source_rank, []).append(transfer)
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class _Near:
+class _Reachability:
     topology: Topology
     reach: Reach
     lost: frozenset[int]

@@ -1,6 +1,6 @@
-"""Ranks of one host: a message between them stays where its sender packed it, and is read there.
+"""Messages between ranks of one host: they stay in the sender's buffer, and the receiver reads them there.
 
-What travels is the word that it is there, and back, that it was read.
+Only a signal that the message is ready is sent, and an acknowledgement that it was read.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-"""Tells machines apart, whatever they are called."""
+"""Contains an id that differs between machines, whatever their host names are."""
 
 
 def neighbours(group: dist.ProcessGroup) -> frozenset[int]:
-    """Ranks whose memory this rank can map, and that can map its own. *Collective*, on the CPU."""
+    """Ranks whose memory this rank can map and that can map this rank's memory. *Collective*, on the CPU."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     probe = torch.zeros(1)
     here = _BOOT.read_text() if _BOOT.exists() else f"unknown machine of rank {rank}"
@@ -33,7 +33,7 @@ def neighbours(group: dist.ProcessGroup) -> frozenset[int]:
 
 
 class _Place(NamedTuple):
-    """Of a message in its sender's buffers."""
+    """Position of a message in its sender's buffers."""
 
     buffer: int
     start: int
@@ -41,20 +41,23 @@ class _Place(NamedTuple):
 
 
 class _Told(NamedTuple):
-    """What a rank says about its messages to near peers."""
+    """What a rank tells its near peers about its messages to them."""
 
     buffers: list[SharedTensor]
     places: dict[int, list[_Place]]
-    """By receiver, in the order of sending."""
+    """Receiver -> positions of its messages, in the order of sending."""
 
 
 def messages(
     group: dist.ProcessGroup, rounds: Sequence[Round], buffers: Sequence[torch.Tensor], near: frozenset[int]
 ) -> list[dict[int, torch.Tensor]]:
-    """What near peers send to this rank, in their memory: by wave, then as in Wave.near. *Collective*.
+    """Messages of near peers to this rank, as views of the peers' memory. *Collective*.
 
     Args:
-        buffers: that this rank packs its waves into, in turns; they move to shared memory.
+        buffers: the buffers that this rank packs its rounds into, in turn; they move to shared memory.
+
+    Returns:
+        One dictionary per round, with the keys of Round.near.
 
     Raises:
         ResourceError: shared memory is full.
@@ -69,7 +72,7 @@ def messages(
     told = [mine] * dist.get_world_size(group)
     dist.all_gather_object(told, mine, group=group)
     arriving = {peer: iter(_mapped(told[peer], rank)) for peer in near}
-    dist.barrier(group)  # A buffer can be mapped as long as its owner lives.
+    dist.barrier(group)  # A buffer can be mapped only while its owner lives.
     return [{i: next(arriving[round_.incoming.spans[i].peer]) for i in round_.near} for round_ in rounds]
 
 

@@ -1,11 +1,12 @@
-"""Which of several holders of the same bytes serves whom: nearest first, and evenly.
+"""Chooses which of several replicas sends what to whom: the nearest first, with even loads.
 
-Demands that the same holders can serve form a line as long as their sizes, and each holder serves a stretch
-of it. On a node that has holders these share the node's line equally. All share the line of the nodes that
-have none, and those that serve their own node less take more of it.
+A holder is a rank that has the bytes, a demand is a target rank that needs them. Demands that the same
+holders can serve are laid end to end on an interval, and each holder sends one contiguous part of it. The
+holders on a node split that node's interval equally. All holders split the interval of the nodes without a
+holder; those that send less on their own node take more of it.
 
-Several demands of a node may be for the same bytes, which no holder on it has. Then each gets an equal part
-of them from other nodes, and passes it on.
+If several demands on a node need the same bytes and no holder is on the node, each demand can get an equal
+part from other nodes and forward it to the others.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import numpy as np
 
 
 class Part(NamedTuple):
-    """The stretch [start / of, stop / of) of a demand."""
+    """The part [start / of, stop / of) of a demand."""
 
     start: int
     stop: int
@@ -28,17 +29,17 @@ class Part(NamedTuple):
         return self.start == 0 and self.stop == self.of
 
     def within(self, outer: "Part") -> "Part":
-        """This stretch of another one, as a stretch of the whole demand."""
+        """This part of the part `outer`, as a part of the whole demand."""
         start = outer.start * self.of + (outer.stop - outer.start) * self.start
         return Part(start, start + (outer.stop - outer.start) * (self.stop - self.start), outer.of * self.of)
 
-    def cut(self, length: int) -> tuple[int, int]:
-        """The same stretch of `length` things; parts that tile a demand tile them."""
+    def bounds(self, length: int) -> tuple[int, int]:
+        """(start, stop) of this part among `length` items. Parts that tile a demand tile the items."""
         return length * self.start // self.of, length * self.stop // self.of
 
 
 class Shares:
-    """Shape letters: T demands, H holders. All int64."""
+    """Who sends which part of each demand. Shape letters: T demands, H holders; all arrays are int64."""
 
     def __init__(
         self,
@@ -50,9 +51,10 @@ class Shares:
     ) -> None:
         """
         Args:
-            size_T: at least 1.
-            node_size: devices of a node; None: everybody is equally near.
-            alike_T: equal for demands of the same bytes, which a node gets once; None: each gets its own.
+            size_T: elements of each demand, at least 1.
+            node_size: devices per node; None: all devices are equally near.
+            alike_T: demands for the same bytes have equal numbers, and a node gets them once. None:
+                every demand receives its own.
         """
         node_H = np.zeros_like(holder_device_H) if node_size is None else holder_device_H // node_size
         node_T = np.zeros_like(device_T) if node_size is None else device_T // node_size
@@ -63,104 +65,108 @@ class Shares:
         far = count_T == 0
         first_T[far], count_T[far] = 0, len(order_H)
         self._order_H, self._first_T, self._count_T, self._size_T = order_H, first_T, count_T, size_T
-        self._line_T = np.where(far, _FAR, node_T)
+        self._interval_T = np.where(far, _FAR, node_T)
         if node_size is not None:
-            self._serve_the_own_device(holder_device_H[order_H], device_T)
-        self._lines: dict[int, _Line] = {}
+            self._serve_own_device(holder_device_H[order_H], device_T)
+        self._intervals: dict[int, _Interval] = {}
         self._served: dict[int, list[tuple[int, Part]]] = {}
-        self._circles: dict[int, list[int]] = {}
-        """Demand -> all that are for the same bytes on its node, if there are several."""
+        self._groups: dict[int, list[int]] = {}
+        """Demand -> all demands on its node for the same bytes, if there is more than one."""
 
         if alike_T is not None:
-            self._share_among_the_node(np.flatnonzero(far), node_T, alike_T)
+            self._split_within_nodes(np.flatnonzero(far), node_T, alike_T)
 
-    def _share_among_the_node(self, far: np.ndarray, node_T: np.ndarray, alike_T: np.ndarray) -> None:
-        circles: dict[tuple[int, int], list[int]] = {}
+    def _split_within_nodes(self, far: np.ndarray, node_T: np.ndarray, alike_T: np.ndarray) -> None:
+        groups: dict[tuple[int, int], list[int]] = {}
         for demand, node, alike in zip(
             far.tolist(), node_T[far].tolist(), alike_T[far].tolist(), strict=True
         ):
-            circles.setdefault((node, alike), []).append(demand)
-        several = [circle for circle in circles.values() if len(circle) > 1]
-        self._circles = {demand: circle for circle in several for demand in circle}
-        unit = lcm(*(len(circle) for circle in several))
+            groups.setdefault((node, alike), []).append(demand)
+        several = [group for group in groups.values() if len(group) > 1]
+        self._groups = {demand: group for group in several for demand in group}
+        unit = lcm(*(len(group) for group in several))
         self._size_T = self._size_T * unit
-        for demand, circle in self._circles.items():
-            self._size_T[demand] //= len(circle)
+        for demand, group in self._groups.items():
+            self._size_T[demand] //= len(group)
 
     def passed_on(self, demand: int) -> Iterator[tuple[int, Part]]:
-        """(another demand of the node, what it gets from this one)"""
-        circle = self._circles.get(demand, ())
-        yield from ((other, self._own(demand)) for other in circle if other != demand)
+        """(other demand on the node, the part that this demand forwards to it)"""
+        group = self._groups.get(demand, ())
+        yield from ((other, self._own(demand)) for other in group if other != demand)
 
-    def given(self, demand: int) -> Iterator[tuple[int, Part]]:
-        """(another demand of the node, what this one gets from it)"""
-        circle = self._circles.get(demand, ())
-        yield from ((other, self._own(other)) for other in circle if other != demand)
+    def forwarded_to(self, demand: int) -> Iterator[tuple[int, Part]]:
+        """(other demand on the node, the part that it forwards to this demand)"""
+        group = self._groups.get(demand, ())
+        yield from ((other, self._own(other)) for other in group if other != demand)
 
     def _own(self, demand: int) -> Part:
-        """What a demand gets from holders."""
-        circle = self._circles.get(demand, [demand])
-        return Part(circle.index(demand), circle.index(demand) + 1, len(circle))
+        """The part of a demand that comes from holders."""
+        group = self._groups.get(demand, [demand])
+        return Part(group.index(demand), group.index(demand) + 1, len(group))
 
-    def _serve_the_own_device(self, device_H: np.ndarray, device_T: np.ndarray) -> None:
+    def _serve_own_device(self, device_H: np.ndarray, device_T: np.ndarray) -> None:
         place_T = device_H.searchsorted(device_T)
         place_T[place_T == len(device_H)] = 0
         here = device_H[place_T] == device_T
-        self._first_T[here], self._count_T[here], self._line_T[here] = place_T[here], 1, _HERE
+        self._first_T[here], self._count_T[here], self._interval_T[here] = place_T[here], 1, _HERE
 
     def of_demand(self, demand: int) -> list[tuple[int, Part]]:
-        """(holder, what it serves)"""
+        """(holder, the part that it sends) of a demand."""
         if demand not in self._served:
             self._served[demand] = list(self._serve(demand))
         return self._served[demand]
 
     def _serve(self, demand: int) -> Iterator[tuple[int, Part]]:
         first = int(self._first_T[demand])
-        if self._line_T[demand] == _HERE:
+        if self._interval_T[demand] == _HERE:
             yield int(self._order_H[first]), _WHOLE
             return
-        line = self._line(int(self._line_T[demand]))
-        at = int(np.searchsorted(line.demands, demand))
-        begin, end = int(line.starts[at]), int(line.starts[at] + line.sizes[at])
-        for i in range(np.searchsorted(line.edges, begin, "right") - 1, np.searchsorted(line.edges, end)):
-            if line.edges[i] < line.edges[i + 1]:
-                yield int(self._order_H[first + i]), line.part(at, i).within(self._own(demand))
+        interval = self._interval(int(self._interval_T[demand]))
+        at = int(np.searchsorted(interval.demands, demand))
+        begin, end = int(interval.starts[at]), int(interval.starts[at] + interval.sizes[at])
+        for i in range(
+            np.searchsorted(interval.edges, begin, "right") - 1, np.searchsorted(interval.edges, end)
+        ):
+            if interval.edges[i] < interval.edges[i + 1]:
+                yield int(self._order_H[first + i]), interval.part(at, i).within(self._own(demand))
 
     def of_holder(self, holder: int) -> Iterator[tuple[int, Part]]:
-        """(demand, what of it is served)"""
+        """(demand, the part that the holder sends) of a holder."""
         place = int(np.flatnonzero(self._order_H == holder)[0])
         served_T = (self._first_T <= place) & (place < self._first_T + self._count_T)
-        for name in sorted(set(self._line_T[served_T].tolist())):
+        for name in sorted(set(self._interval_T[served_T].tolist())):
             if name == _HERE:
-                here_T = served_T & (self._line_T == _HERE)
+                here_T = served_T & (self._interval_T == _HERE)
                 yield from ((demand, _WHOLE) for demand in np.flatnonzero(here_T).tolist())
             else:
-                line = self._line(name)
-                index = place - int(self._first_T[line.demands[0]])
-                for at in line.met(index):
-                    demand = int(line.demands[at])
-                    yield demand, line.part(at, index).within(self._own(demand))
+                interval = self._interval(name)
+                index = place - int(self._first_T[interval.demands[0]])
+                for at in interval.served_by(index):
+                    demand = int(interval.demands[at])
+                    yield demand, interval.part(at, index).within(self._own(demand))
 
-    def _line(self, name: int) -> "_Line":
-        if name not in self._lines:
-            demands = np.flatnonzero(self._line_T == name)
+    def _interval(self, name: int) -> "_Interval":
+        if name not in self._intervals:
+            demands = np.flatnonzero(self._interval_T == name)
             sizes = self._size_T[demands]
             length, count = int(sizes.sum()), int(self._count_T[demands[0]])
             if name == _FAR:
-                edges, scale = self._level(length)
+                edges, scale = self._balanced_edges(length)
             else:
                 edges, scale = np.arange(count + 1) * length, count
-            self._lines[name] = _Line(demands, (np.cumsum(sizes) - sizes) * scale, sizes * scale, edges)
-        return self._lines[name]
+            self._intervals[name] = _Interval(
+                demands, (np.cumsum(sizes) - sizes) * scale, sizes * scale, edges
+            )
+        return self._intervals[name]
 
-    def _level(self, length: int) -> tuple[np.ndarray, int]:
-        """Edges of the holders' stretches on the far line, and its scale, that make all loads alike.
+    def _balanced_edges(self, length: int) -> tuple[np.ndarray, int]:
+        """(edges of the holders' parts of the far interval, its scale) that make all loads equal.
 
-        Holders that serve their own node more than that take nothing.
+        Holders whose load on their own node is above that level take nothing.
         """
         nodes = [(node, len(list(same))) for node, same in groupby(self._node_H.tolist())]
-        near_T = self._line_T >= 0
-        lengths = np.bincount(self._line_T[near_T], self._size_T[near_T], minlength=nodes[-1][0] + 1)
+        near_T = self._interval_T >= 0
+        lengths = np.bincount(self._interval_T[near_T], self._size_T[near_T], minlength=nodes[-1][0] + 1)
         unit = lcm(*(count for node, count in nodes if lengths[node]))
         loads = [(int(lengths[node]) * unit // count, count) for node, count in nodes]
         held = length * unit
@@ -175,27 +181,27 @@ class Shares:
 
 
 _FAR, _HERE = -1, -2
-"""Names of lines beside those of the nodes: nobody on the node holds it; the device itself does."""
+"""Names of two intervals that belong to no node: no holder is on the node; the device itself is a holder."""
 
 _WHOLE = Part(0, 1, 1)
 
 
-class _Line(NamedTuple):
-    """Demands that the same holders serve, end to end, in units that every edge is a whole number of."""
+class _Interval(NamedTuple):
+    """Demands that the same holders serve, laid end to end. Its unit makes every edge a whole number."""
 
     demands: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
     edges: np.ndarray
-    """Holder i serves from edge i to edge i + 1."""
+    """Holder i sends from edge i to edge i + 1."""
 
-    def met(self, index: int) -> list[int]:
-        """Places of the demands that a holder serves."""
+    def served_by(self, index: int) -> list[int]:
+        """Positions in `demands` of those that a holder serves."""
         begin, end = self.edges[index], self.edges[index + 1]
         return np.flatnonzero((self.starts < end) & (self.starts + self.sizes > begin)).tolist()
 
     def part(self, at: int, index: int) -> Part:
-        """What a holder serves of the demand at a place."""
+        """The part of the demand at a position that a holder sends."""
         start, size = int(self.starts[at]), int(self.sizes[at])
         begin, end = int(self.edges[index]), int(self.edges[index + 1])
         return Part(max(start, begin) - start, min(start + size, end) - start, size)

@@ -1,13 +1,15 @@
 """Writes a trainer rank's weights straight into the parameters of live engines.
 
-The engines take no part: their parameters were exported once, and this rank attached to those it writes.
-Trainer ranks write at the same time, each its own boxes, and none waits for another. The caller quiesces the
-engines first, adds the checksum parts over the ranks, and compares them with the engines' own to commit.
+The engines' processes do nothing: they exported their parameters once, and this rank attached to those that
+it writes. Trainer ranks write at the same time, each its own boxes, and none waits for another. The caller
+quiesces the engines first, sums the checksum parts over the ranks, and compares them with the engines' own
+checksums before the commit.
 
-What a rank cannot reach goes to the rank beside that engine, which writes it (exchange.py).
+Boxes whose target a rank cannot map are sent to the rank on the engine's device, which writes them
+(exchange.py).
 
-A write that failed is repeated, by writers made anew if ranks died. A delta writes some parameters only; the
-other tensors must still hold what the swap to its base version gave them.
+A failed write is repeated, by new writers if ranks died. A delta writes only some parameters; the other
+tensors must still hold what the swap to its base version wrote.
 """
 
 import hashlib
@@ -38,18 +40,18 @@ class SwapWritten:
     """What one rank wrote."""
 
     num_tensors: int
-    """Engine tensors, or parts of them."""
+    """Number of engine tensors that this rank wrote, wholly or partly."""
 
     bytes: int
     sent_bytes: int
-    """Of these, to ranks beside engines out of reach."""
+    """Bytes sent to other ranks because this rank cannot map the engine's memory."""
 
     staging_bytes: int
     checksums: Checksums
 
 
 class SwapWriter:
-    """One trainer rank's part of every swap: planned and attached once, then written as often as needed."""
+    """One trainer rank's part of every swap: planned and attached once, then written for every version."""
 
     def __init__(
         self,
@@ -68,28 +70,29 @@ class SwapWriter:
         """*Collective* over `group`, if there is one.
 
         Args:
-            rank: of this process in `source`, or of an agent, which follow its ranks.
-            engines: all of them, in the same order on every rank.
-            topology: where all ranks sit; None: this rank reaches all engines, and all replicas are alike.
-            lost: trainer ranks that are gone; replicas write what these would have.
-            only: of a delta: canonical parameters that it writes, as fnmatch patterns of names like
-                "layers.3.qkv"; None: all.
-            group: trainer ranks and agents, for what is out of reach.
-            device: of this rank's tensors; None: the CPU.
-            reach: engine ranks whose memory a rank maps.
+            rank: rank of this process in `source`, or of an agent; agents follow the source ranks.
+            engines: all engines, in the same order on every rank.
+            topology: the device of every rank; None: this rank can map all engines, and all replicas are
+                equally near.
+            lost: trainer ranks that have died; replicas write in their place.
+            only: for a delta, fnmatch patterns of the canonical parameters that it writes, such as
+                "layers.3.qkv"; None: all parameters.
+            group: trainer ranks and agents, to send to engines whose memory this rank cannot map.
+            device: device of this rank's tensors; None: the CPU.
+            reach: which engine ranks' memory a rank can map.
             once_per_node: as in Job.
 
         Raises:
-            SwapError: an engine's tensors are not those of its layout, `only` fits no parameter, or an engine
-                is out of reach.
+            SwapError: an engine's tensors are not those of its layout, `only` matches no parameter, or no
+                rank can write to an engine.
             LayoutError: lost ranks were the only holders of a weight.
-            ResourceError: an engine's memory cannot be reached.
+            ResourceError: an engine's memory cannot be mapped.
         """
         job = Job(source, tuple(layout for layout, _ in engines), topology, lost, once_per_node)
         self.plan_hash = hashlib.sha256(f"{job.digest} {only} {reach}".encode()).hexdigest()
-        """Equal on all trainer ranks; compare before the first swap."""
+        """A digest that must be equal on all trainer ranks; compare it before the first swap."""
         self.plan_fields = plan_fields(job) | {"only": str(only), "reach": reach}
-        """What the plan follows from."""
+        """The inputs of the plan by name."""
         for index, (layout, exported) in enumerate(engines):
             _refuse_other_layout(index, layout, exported)
         ways = routes(job, rank, reach) if topology else Routes(direct=plan(job, source_rank=rank))
@@ -107,14 +110,14 @@ class SwapWriter:
         """Write this rank's part of the new weights into every engine. *Collective* over the group.
 
         Args:
-            tensors: this rank's shards, by the names of the source layout; cast to the engine's dtype.
+            tensors: name in the source layout -> this rank's shard; cast to the engine's dtype.
 
-        Returns:
-            What was sent. It is in the engines when this has returned on all ranks.
+            Returns:
+                What was sent. It is in the engines once this call has returned on all ranks.
 
         Raises:
-            SwapError: a tensor is missing or has another shape than the layout says: nothing was written. Or
-                a rank is lost that bytes come from or go to.
+            SwapError: a tensor is missing or has another shape than in the layout, and nothing was written;
+                or a rank that sends or receives bytes is lost.
         """
         self._refuse_other_tensors(tensors)
         parts = [self._direct.write(tensors)]
@@ -143,12 +146,12 @@ class SwapWriter:
 def _exchange(
     ways: Routes, engines: Sequence[Engine], group: dist.ProcessGroup | None, device: torch.device | None
 ) -> Exchange | None:
-    """What a rank sends to others, and writes for them."""
+    """The exchange of what a rank sends to others and writes for them."""
     if group is None:
         for transfer in (t for transfers in ways.sends.values() for t in transfers):
             raise SwapError(
                 f"engine {transfer.target}, rank {transfer.target_rank} is out of reach, and there is no "
-                "group of ranks that could pass weights on",
+                "process group to send weights through",
                 fix="give the process group of the trainer ranks",
             )
         return None
@@ -160,8 +163,8 @@ def _exchange(
 
 
 def _chosen(job: Job, transfers: Iterable[Transfer], only: Sequence[str]) -> Iterator[Transfer]:
-    """Those of the parameters that a pattern fits. An engine tensor has its bytes from one parameter, so it
-    is written whole or not at all."""
+    """The transfers of parameters that match a pattern. An engine tensor gets its bytes from one parameter,
+    so it is written completely or not at all."""
     held = {(held.param, held.layers) for layout in job.targets for held in layout.holdings}
     names = {instance(param, layer) for param, layers in held for layer in layers}
     for pattern in only:
@@ -174,7 +177,7 @@ def _chosen(job: Job, transfers: Iterable[Transfer], only: Sequence[str]) -> Ite
 
 
 def _empty(engines: Sequence[Engine]) -> Checksums:
-    """Engine tensors that are padding from end to end: nobody writes them, and their checksum is 0."""
+    """Engine tensors that are all padding: no rank writes them, and their checksum is 0."""
     return {
         (engine, rank, name): 0
         for engine, (layout, exported) in enumerate(engines)
@@ -185,7 +188,7 @@ def _empty(engines: Sequence[Engine]) -> Checksums:
 
 
 def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping[str, SharedTensor]]) -> None:
-    """With another layout than the engine's, weights would silently land in the wrong place."""
+    # With a layout that is not the engine's, weights would silently be written to wrong places.
     if len(exported) != layout.world_size:
         raise SwapError(f"engine {engine} exported {len(exported)} ranks, its layout has {layout.world_size}")
     for rank, every in enumerate(exported):

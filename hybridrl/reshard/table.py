@@ -1,4 +1,4 @@
-"""Transfers written out over layers and experts: the table of strided block copies that an executor reads."""
+"""Expands transfers over layers and experts into the table of strided block copies that an executor reads."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,16 +13,17 @@ Target = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Copies of one rank."""
+    """The copies of one rank."""
 
     sources: list[str]
     targets: list[Target]
     boxes: np.ndarray
-    """int64 [n, 8]: source and target index; row and column in the source, in the target; rows, columns."""
+    """int64 [n, 8]: source index, target index, row and column in the source, row and column in the target,
+    number of rows, number of columns."""
 
 
 def tabulate(transfers: Iterable[Transfer]) -> Table:
-    """Number the tensors, and write out the layers and experts."""
+    """Number the tensors, and make one row per box, layer and expert."""
     sources: dict[str, int] = {}
     targets: dict[Target, int] = {}
     parts = [_rows(transfer, sources, targets) for transfer in transfers]
@@ -31,7 +32,7 @@ def tabulate(transfers: Iterable[Transfer]) -> Table:
 
 
 def _rows(transfer: Transfer, sources: dict[str, int], targets: dict[Target, int]) -> np.ndarray:
-    """The boxes of a transfer: layer by layer, there expert by expert."""
+    """The boxes of a transfer, ordered by layer, then by expert."""
     (first, step), (to_first, to_step) = transfer.source_stack, transfer.target_stack
     experts, num_layers = transfer.experts, len(transfer.layers)
     rows = np.empty((num_layers, len(experts), len(transfer.boxes), 8), np.int64)
@@ -51,7 +52,7 @@ def _rows(transfer: Transfer, sources: dict[str, int], targets: dict[Target, int
 
 
 def _names(pattern: str, transfer: Transfer, first: int) -> list[str]:
-    """By layer; and by expert, where each has its own tensor."""
+    """Tensor names by layer, and by expert if every expert has its own tensor."""
     if "#" not in pattern:
         before, star, after = pattern.partition("*")
         return [f"{before}{layer}{after}" for layer in transfer.layers] if star else [pattern]

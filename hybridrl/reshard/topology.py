@@ -1,4 +1,4 @@
-"""Which device every rank sits on: devices are numbered over the whole job, node after node."""
+"""Which device every rank sits on. Devices are numbered over the whole job, node after node."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,40 +16,40 @@ class Topology:
     """Device of each rank of each target."""
 
     node_size: int
-    """Devices of a node."""
+    """Devices per node."""
 
     agents: tuple[int, ...] = ()
-    """Devices of processes that hold no source shard and write what arrives for the targets beside them.
+    """Devices of agents: processes without a source shard that write for the targets on their device.
 
-    They follow the source ranks in the communicator.
+    Agents follow the source ranks in the communicator.
     """
 
     @classmethod
     def colocated(cls, num_ranks: int, sizes: Sequence[int], node_size: int) -> "Topology":
-        """Source rank and target rank i sit on device i, counting over the targets one after another."""
+        """Source rank i and target rank i sit on device i. Target ranks count through all targets."""
         return cls(tuple(range(num_ranks)), _partitioned(sizes, 0), node_size)
 
     @classmethod
     def separate(cls, num_ranks: int, sizes: Sequence[int], node_size: int) -> "Topology":
-        """Targets begin on the first node without a source rank, and each of their devices has an agent."""
+        """Targets start on the first node without a source rank, and each of their devices has an agent."""
         first = -(-num_ranks // node_size) * node_size
         agents = tuple(range(first, first + sum(sizes)))
         return cls(tuple(range(num_ranks)), _partitioned(sizes, first), node_size, agents)
 
     @cached_property
     def rank_on(self) -> dict[int, int]:
-        """Device -> rank of the communicator, the first where several share a device."""
+        """Device -> rank of the communicator; the first one if several share a device."""
         devices = (*self.source, *self.agents)
         return {device: rank for rank, device in reversed(list(enumerate(devices)))}
 
     @property
     def num_nodes(self) -> int:
-        """Nodes that have a rank."""
+        """Number of nodes with at least one rank."""
         of_targets = (device for devices in self.targets for device in devices)
         return len({self.node(device) for device in (*self.source, *self.agents, *of_targets)})
 
-    def beside(self, rank: int) -> list[tuple[int, int]]:
-        """(target, its rank) of those that a rank of the communicator writes for."""
+    def written_by(self, rank: int) -> list[tuple[int, int]]:
+        """(target, target rank) of the target ranks on the device of a rank, which writes for them."""
         return [
             (target, target_rank)
             for target, devices in enumerate(self.targets)
@@ -58,7 +58,7 @@ class Topology:
         ]
 
     def device(self, rank: int) -> int:
-        """Of a rank of the communicator."""
+        """Device of a rank of the communicator."""
         return (*self.source, *self.agents)[rank]
 
     def node(self, device: int) -> int:

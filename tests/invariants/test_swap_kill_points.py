@@ -118,7 +118,7 @@ def test_engines_stay_dirty_when_the_last_holder_is_killed_and_serve_after_a_who
     with (
         Requests(stage) as requests,
         stage.writers.killing([0, 2], 0.3 * write_s(stage)),
-        pytest.raises(LayoutError, match=r"nobody is left that holds embed.*trainer ranks \[0, 2\]"),
+        pytest.raises(LayoutError, match=r"no rank is left that holds embed.*trainer ranks \[0, 2\]"),
     ):
         stage.push(version)
     assert stage.beside("state") == ["dirty"] * 2

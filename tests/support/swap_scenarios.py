@@ -29,7 +29,7 @@ def swap(
     rank = dist.get_rank(group)
     mine = {
         place: {n: torch.zeros(s.shape) for n, s in engines[place[0]].shards(place[1]).items()}
-        for place in topology.beside(rank)
+        for place in topology.written_by(rank)
     }
     exported = {
         place: {name: shm.export(tensor) for name, tensor in tensors.items()}

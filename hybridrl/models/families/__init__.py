@@ -1,1 +1,1 @@
-"""One model table a file. A new family is a new file here that names its architecture, nothing else."""
+"""Model tables, one per file. A new family needs only a new file in this folder."""

@@ -1,7 +1,8 @@
-"""Lines that dense decoders share: pre-norm attention with grouped queries, gated feed-forward, RMS norms.
+"""Rows that dense decoders share: pre-norm attention with grouped queries, gated feed-forward, RMS norms.
 
-Megatron keeps q, k and v of a query group together, SGLang all its q, then its k, then its v: two cuts of the
-same canonical parameter. Transformer Engine keeps a norm inside the linear layer that follows it.
+Megatron keeps the q, k and v of a query group together; SGLang keeps all q, then all k, then all v of a rank.
+Both are shardings of the same canonical parameter. Transformer Engine keeps a norm inside the linear layer
+that follows it.
 """
 
 from hybridrl.models.table import Row, Site
@@ -141,10 +142,10 @@ VALUE_HEAD = Row(
     stage="last",
     when="value_head",
 )
-"""Of every family, in place of the output layer: transformers' ...ForSequenceClassification, one label."""
+"""The value head that replaces the output layer in any family, as ...ForSequenceClassification has it."""
 
 ATTENTION = (ATTENTION_NORM, QKV, QKV_BIAS, Q_NORM, K_NORM, ATTENTION_OUT, ATTENTION_OUT_BIAS)
-"""With grouped queries; a family's traits say which of the biases and norms a model has."""
+"""Attention with grouped queries. A family's traits say which of the biases and norms a model has."""
 
 ROWS = (EMBED, *ATTENTION, FFN_NORM, GATE_UP, DOWN, FINAL_NORM, LM_HEAD)
-"""A whole model without experts."""
+"""All rows of a model without experts."""

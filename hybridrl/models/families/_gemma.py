@@ -1,7 +1,7 @@
-"""Lines of Gemma 2 and 3: norms before and after attention and feed-forward.
+"""Rows of Gemma 2 and 3, which have norms before and after attention and feed-forward.
 
-Megatron has no norms after them: `post_attention_layernorm` and `post_mlp_layernorm` are names of ours. All
-systems store a norm's weight as its distance from 1.
+Megatron has no such norms after them: `post_attention_layernorm` and `post_mlp_layernorm` are our names. All
+systems store the weight of a norm minus 1.
 """
 
 from collections.abc import Mapping
@@ -42,18 +42,20 @@ LAYERS = (
     POST_FFN_NORM,
     dense.FINAL_NORM,
 )
-"""All that follows the embedding."""
+"""All rows after the embedding."""
 
 
 def traits(config: Mapping[str, Any], *, full_every: int) -> dict[str, Any]:
-    """
+    """Fields of ModelSpec for a Gemma model.
+
     Args:
-        full_every: of so many layers, the last one has no window, unless the config says otherwise.
+        full_every: every layer whose number is a multiple of this, counted from 1, has no window, unless the
+            config says otherwise.
 
     Raises:
-        ModelError: the output layer has weights of its own, or tokens see those after them.
+        ModelError: the output layer is not tied, or attention is bidirectional.
     """
-    if not config.get("tie_word_embeddings", True):  # Gemma's own files leave it out
+    if not config.get("tie_word_embeddings", True):  # Gemma's own files omit the key.
         raise ModelError(
             "tie_word_embeddings = false is not supported: engines do not load the output layer of a Gemma",
             where="config.json",

@@ -1,10 +1,10 @@
-"""Lines of multi-head latent attention: q, and k with v, pass through a narrow layer and its norm.
+"""Rows of multi-head latent attention: q, and k with v, each pass a down-projection and its norm.
 
-Engines fuse the two narrow layers into one tensor that every rank holds. Megatron keeps two: its own modules
-cut them over the tensor-parallel ranks, Transformer Engine's do not, and keep each norm inside the wide layer
-that follows it. All systems order the rows of a head as the checkpoint does.
+Engines fuse the two down-projections into one tensor that every rank holds. Megatron keeps two tensors. Its
+own modules shard them over the tensor-parallel ranks. Transformer Engine's do not, and they keep each norm
+inside the up-projection that follows it. All systems order the rows of a head as the checkpoint does.
 
-Engines derive more tensors from mla_kv_up after loading it: whoever writes it in place has to call for that
+Engines derive further tensors from mla_kv_up after loading it. Code that writes it in place must trigger that
 (SGLang: the model's post_load_weights).
 """
 
@@ -19,11 +19,11 @@ from hybridrl.models.table import Row, Site
 
 
 def traits(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of ModelSpec for a model of DeepSeek's: latent attention, experts after the first layers.
+    """Fields of ModelSpec for a DeepSeek model: latent attention, and experts after the first layers.
 
     Raises:
-        ModelError: biases in the attention, experts on some of the later layers only, or rotary dims that are
-            not pairs of neighbours.
+        ModelError: the attention has biases, only some of the later layers have experts, or rotary pairs are
+            not interleaved.
     """
     for key, only in (("attention_bias", False), ("moe_layer_freq", 1), ("rope_interleave", True)):
         if config.get(key, only) != only:
@@ -51,7 +51,7 @@ def traits(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-# With latent attention no linear layer of Transformer Engine takes in this norm.
+# With latent attention, no linear layer of Transformer Engine contains this norm.
 ATTENTION_NORM = replace(dense.ATTENTION_NORM, transformer_engine=())
 DOWN = Row(
     name="layers.*.mla_down",
@@ -167,4 +167,4 @@ ROWS = (
     dense.FINAL_NORM,
     dense.LM_HEAD,
 )
-"""A whole model of DeepSeek's."""
+"""All rows of a DeepSeek model."""

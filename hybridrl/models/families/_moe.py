@@ -1,7 +1,7 @@
-"""Lines that mixtures of experts share: a norm, a router, experts, and experts that see every token.
+"""Rows that mixture-of-experts models share: a norm, a router, experts, and shared experts.
 
-Engines keep the experts of a layer in two tensors, w13 (gate above up) and w2, one expert after the other.
-Megatron gives every expert tensors of its own, in a list of modules or, with Transformer Engine, numbered.
+Engines keep the experts of a layer in two tensors, w13 (gate, then up) and w2, one expert after the other.
+Megatron has separate tensors for every expert, in a list of modules or, with Transformer Engine, numbered.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from hybridrl.models.table import Row, Site
 
 
 def num_experts(config: Mapping[str, Any], key: str) -> int:
-    """Of a layer, under the family's own key or the one that transformers 5 writes for all families."""
+    """Number of experts per layer, under the family's key or the one that transformers 5 writes for all."""
     return config[key] if key in config else config["num_local_experts"]
 
 
 def router_groups(config: Mapping[str, Any]) -> dict[str, int]:
-    """Fields of ModelSpec for a router that chooses groups of experts first."""
+    """Fields of ModelSpec for a router that first chooses groups of experts."""
     groups = {"router_groups": config.get("n_group"), "router_top_groups": config.get("topk_group")}
     return {name: count or 1 for name, count in groups.items()}
 

@@ -1,7 +1,7 @@
-"""DeepSeek-V3 and R1, and Kimi-K2, which is one of other sizes: V2 with a bias in the router.
+"""DeepSeek-V3, DeepSeek-R1 and Kimi-K2 (same architecture, other sizes): V2 with a bias in the router.
 
-The layers that predict further tokens, after the last one in a checkpoint, are left out: neither training nor
-plain decoding uses them.
+The multi-token prediction layers at the end of a checkpoint are ignored; neither training nor plain decoding
+uses them.
 """
 
 from collections.abc import Mapping

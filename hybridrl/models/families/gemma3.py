@@ -1,7 +1,7 @@
-"""Gemma 3, text only: Gemma 2 with RMS norm over the head dimension of q and k, and without soft caps in the
-attention; one layer in six has no window and turns slower.
+"""Gemma 3, text only: Gemma 2 with RMS norms on q and k, and without soft caps in the attention.
 
-SGLang gives every rank all of the embedding, unpadded.
+One layer in six has no window and has a larger rotary base. SGLang gives every rank the whole embedding,
+unpadded.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Mixtral: the attention of Llama, and experts on every layer: w1 gate, w3 up, w2 down."""
+"""Mixtral: the attention of Llama, and experts on every layer, where w1 is gate, w3 up and w2 down."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5: always a bias on q, k and v, never on the output projection."""
+"""Qwen2 and Qwen2.5: q, k and v always have a bias, the output projection never has one."""
 
 from collections.abc import Mapping
 from typing import Any

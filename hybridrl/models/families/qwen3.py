@@ -1,4 +1,4 @@
-"""Qwen3, dense: RMS norm over the head dimension of q and k; biases only where the config asks."""
+"""Dense Qwen3: RMS norm over the head dimension of q and k; biases only if the config sets them."""
 
 from collections.abc import Mapping
 from typing import Any

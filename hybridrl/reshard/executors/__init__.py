@@ -1,1 +1,1 @@
-"""One way to carry out a table of strided block copies a file."""
+"""Executors of tables of strided block copies, one per file."""

@@ -1,7 +1,7 @@
-"""What an executor is: a module that carries out a table of strided block copies on given tensors.
+"""The interface of an executor: a module that runs a table of strided block copies on given tensors.
 
-A file in this folder is an executor, and its name is the name in a config. All write the same bits and return
-the same checksums; they differ in where they run and how fast.
+Each file in this folder is an executor, and its file name is its name. All executors write the same bits and
+return the same checksums; they differ in where they run and how fast.
 """
 
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ from hybridrl.reshard.table import Table, Target
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one write did. Checksums are of what was sent, not of what arrived, so that damage shows."""
+    """The result of one write. Checksums are those of what was sent, so that damage on the way shows."""
 
     bytes: int
-    """Of the targets, scales included."""
+    """Bytes written to the targets, scales included."""
 
     staging_bytes: int
-    """The largest buffer that was used on the way."""
+    """Size of the largest staging buffer."""
 
     checksums: dict[Target, int]
-    """The part of each target tensor's checksum that comes from what was written here."""
+    """Target -> what this write adds to the tensor's checksum."""
 
     scale_checksums: dict[Target, int]
-    """The same of the scales of targets that are BlockFP8, under the target's name."""
+    """BlockFP8 target -> what this write adds to the checksum of its scales."""
 
 
 class Prepared(Protocol):
-    """A table with its targets, resolved once and written as often as needed."""
+    """A table with its targets, resolved once and written any number of times."""
 
     def write(self, sources: Sequence[torch.Tensor], *, sums: bool = True) -> Written:
-        """Write every box; it is in the targets when this returns.
+        """Write every box. The values are in the targets when this returns.
 
         Args:
-            sources: like those that were prepared for, but they may lie elsewhere now.
-            sums: False: the checksums are left empty, and cost nothing.
+            sources: tensors like those given to `prepare`; their addresses may have changed.
+            sums: whether to compute checksums. Without them the write is faster and they are empty.
 
         Raises:
             ValueError: a source has another shape, stride, dtype or device; nothing was written.
@@ -50,7 +50,7 @@ class Prepared(Protocol):
 
 
 class Executor(Protocol):
-    """What an executor module offers."""
+    """The function that an executor module must have."""
 
     def prepare(
         self, table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor | BlockFP8]
@@ -58,14 +58,14 @@ class Executor(Protocol):
         """Resolve a table once.
 
         Args:
-            sources: in the order of the table, of any dimensions; all but the last count as rows. Only their
+            sources: tensors in the order of the table. All dimensions but the last count as rows. Only
                 shapes, strides and dtypes are read.
-            targets: in the order of the table; they stay where they are. No two boxes overlap in a target.
+            targets: in the order of the table; their addresses must not change. Boxes must not overlap.
 
-        Raises:
-            ValueError: a box leaves its tensor, the rows of a tensor are not regular, a cast is not offered,
-                or part of an FP8 block is missing.
-            ResourceError: this machine cannot run the executor.
+            Raises:
+                ValueError: a box exceeds its tensor, a tensor has irregular strides, a cast is not supported,
+                    or part of an FP8 block is missing.
+                ResourceError: this machine cannot run the executor.
         """
         ...
 
@@ -76,7 +76,7 @@ _FOLDER = "hybridrl.reshard.executors"
 def find(name: str) -> Executor:
     """
     Raises:
-        ResourceError: this version has no such executor.
+        ResourceError: there is no such executor.
     """
     return cast(Executor, registry.module(_FOLDER, name, what="executor"))
 
@@ -85,7 +85,7 @@ Signature = tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 
 
 def signature(tensor: torch.Tensor) -> Signature:
-    """What must not change between writes."""
+    """The properties of a source that must not change between writes."""
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device
 
 
@@ -94,19 +94,20 @@ def refuse_other_sources(
 ) -> None:
     """
     Raises:
-        ValueError: the sources of a write are not like those that the table was prepared for.
+        ValueError: the sources of a write differ from those that the table was prepared for.
     """
     if len(sources) != len(expected):
-        raise ValueError(f"prepared for {len(expected)} sources, given are {len(sources)}")
+        raise ValueError(f"the table was prepared for {len(expected)} sources, not {len(sources)}")
     for name, like, tensor in zip(table.sources, expected, sources, strict=True):
         if signature(tensor)[:3] != like[:3] or (like[3].type != "meta" and tensor.device != like[3]):
             raise ValueError(f"source {name} was prepared as {like}, now it is {signature(tensor)}")
 
 
 def written(table: Table, descriptors: Descriptors, totals: list[int] | None) -> Written:
-    """
+    """The result of a write.
+
     Args:
-        totals: checksums in the order of the targets' bases; None where none were taken.
+        totals: checksums in the order of the target bases; None if none were computed.
     """
     if totals is None:
         return Written(descriptors.num_bytes, descriptors.staging_bytes, {}, {})

@@ -1,4 +1,4 @@
-"""kernels/native.c on CPU tensors: one call a phase, copy or cast or quantise and checksum in one pass."""
+"""Runs kernels/native.c on CPU tensors: one call per phase copies, casts or quantises, and sums."""
 
 import ctypes
 import importlib.machinery
@@ -21,28 +21,28 @@ from hybridrl.reshard.kernels.reference import BLOCK
 from hybridrl.reshard.table import Table
 
 _ABI = 1
-"""As in native.c; a library that was built from other sources is not used."""
+"""Interface version, equal to that in native.c. A library with another version is not used."""
 
 _TILE_ELEMENTS = 1 << 16
-"""What a thread takes at a time."""
+"""Number of elements that a thread processes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     table: Table
     targets: tuple[torch.Tensor, ...]
-    """As their bases are numbered; keeps them alive."""
+    """Tensors in the order of the target bases. The reference keeps their memory alive."""
 
     signatures: tuple[Signature, ...]
     descriptors: Descriptors
     phases: tuple[tuple[np.ndarray, np.ndarray], ...]
-    """Descriptors, and the tiles that cover them."""
+    """Per phase: descriptors, and the tiles that cover them."""
 
     target_bases: np.ndarray
     num_threads: int
 
     def write(self, sources: Sequence[torch.Tensor], *, sums: bool = True) -> Written:
-        """As base.Prepared.write. Other threads of Python run meanwhile."""
+        """Write as base.Prepared.write does. It releases the GIL."""
         refuse_other_sources(self.table, self.signatures, sources)
         source_bases = np.array([*(t.data_ptr() for t in sources), self.target_bases[-1]], np.int64)
         totals = np.zeros(len(self.target_bases), np.uint64)
@@ -63,14 +63,14 @@ def prepare(
     *,
     num_threads: int = 1,
 ) -> Prepared:
-    """As base.Executor.prepare.
+    """Prepare as base.Executor.prepare does.
 
     Args:
-        num_threads: of each write; ranks that share a machine share its cores.
+        num_threads: threads per write. Ranks that share a machine share its cores.
     """
     if not is_built():
         raise ResourceError(
-            "the native executor is not built, or from other sources",
+            "the native executor is not built, or was built from other sources",
             fix="install a C compiler, then `pip install -e .` again; or use torch_copy",
         )
     descriptors = describe(table, sources, targets)
@@ -85,7 +85,7 @@ def prepare(
 
 @cache
 def is_built() -> bool:
-    """Whether setup.py found a C compiler, and the library is of these sources."""
+    """Whether setup.py found a C compiler and the library matches these sources."""
     return _path() is not None and _library().hybridrl_abi() == _ABI
 
 
@@ -110,7 +110,7 @@ def _address(array: np.ndarray) -> int:
 
 
 def _tiles(boxes: np.ndarray) -> np.ndarray:
-    """int64 [t, 5]: box, first row, rows, first column, columns; whole blocks where boxes are quantised."""
+    """int64 [t, 5]: box, first row, rows, first column, columns. Tiles of quantised boxes are blocks."""
     rows, cols = boxes[:, ROWS], boxes[:, COLS]
     width = np.minimum(cols, _TILE_ELEMENTS)
     height = np.maximum(1, _TILE_ELEMENTS // width)

@@ -1,4 +1,4 @@
-"""Element by element in NumPy, from the boxes of the table alone: what other executors are tested against."""
+"""The reference executor: element by element in NumPy. Other executors are tested against it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 _INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Cell = tuple[int, int, int]
-"""Unsigned bits of an element, and its row and column in its target."""
+"""(bits of an element as an unsigned number, row in its target, column in its target)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Prepared:
     signatures: tuple[Signature, ...]
 
     def write(self, sources: Sequence[torch.Tensor], *, sums: bool = True) -> Written:
-        """As base.Prepared.write."""
+        """Write as base.Prepared.write does."""
         refuse_other_sources(self.table, self.signatures, sources)
         written, checksums, scale_checksums = 0, {}, {}
         for index, (name, target) in enumerate(zip(self.table.targets, self.targets, strict=True)):
@@ -49,7 +49,7 @@ class Prepared:
 def prepare(
     table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor | BlockFP8]
 ) -> Prepared:
-    """As base.Executor.prepare."""
+    """Prepare as base.Executor.prepare does."""
     describe(table, sources, targets)
     return Prepared(table, tuple(targets), tuple(map(signature, sources)))
 
@@ -61,7 +61,7 @@ def _bits(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _store(cells: Sequence[Cell], target: torch.Tensor) -> int:
-    """Returns the checksum of what is stored."""
+    """Store the elements and return their checksum."""
     bits, per_word, total = _bits(target), 8 // target.element_size(), 0
     rows, cols = row_factors(bits.shape[0]), col_factors(bits.shape[1])
     for value, row, col in cells:
@@ -80,7 +80,7 @@ def _cast(box: list[int], source: torch.Tensor, dtype: torch.dtype) -> Iterator[
 
 
 def _float32(bits: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Values of a dtype of FLOATS: all of them are float32 values too."""
+    """Values of a dtype in FLOATS as float32, which represents all of them exactly."""
     assert dtype in FLOATS
     if dtype == torch.bfloat16:
         return (bits.astype(np.uint32) << 16).view(np.float32)
@@ -92,7 +92,7 @@ def _float32(bits: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 
 def _bits_of(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Rounded to nearest even; a NaN becomes the quiet one."""
+    """Bits of float32 values in a dtype, rounded to nearest even. Every NaN becomes the quiet NaN."""
     if dtype == torch.float32:
         return values.view(np.uint32)
     if dtype == torch.float16:
@@ -106,7 +106,7 @@ def _bits_of(values: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 def _quantise(
     boxes: list[list[int]], sources: Sequence[torch.Tensor], target: BlockFP8
 ) -> Iterator[tuple[Cell, list[Cell]]]:
-    """(the scale, the values) of every block that the boxes write."""
+    """(scale, values) of every block that the boxes write."""
     height, num_cols = target.values.shape[-2:]
     weight = np.full(_bits(target.values).shape, np.nan, np.float32)
     written = np.zeros(weight.shape, bool)
@@ -139,11 +139,11 @@ def _quantised(block: np.ndarray, power_of_two: bool) -> tuple[np.float32, np.nd
 _E4M3 = np.array(
     [m / 8 * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7) for e in range(16) for m in range(8)][:127]
 )
-"""The 127 values from 0 to 448, by code."""
+"""The 127 E4M3 values from 0 to 448, indexed by code."""
 
 
 def _codes(values: np.ndarray) -> np.ndarray:
-    """The nearest E4M3 value's code; of two that are as near, the even one."""
+    """Code of the nearest E4M3 value; a tie goes to the even code."""
     size = np.abs(values).astype(np.float64)
     above = np.clip(np.searchsorted(_E4M3, size), 1, 126)
     down, up = size - _E4M3[above - 1], _E4M3[above] - size

@@ -1,4 +1,4 @@
-"""Box by box through torch: runs wherever torch does, at the cost of a few calls a box."""
+"""Copies box by box with torch. It runs on every device of torch and costs a few calls per box."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from hybridrl.reshard.block_fp8 import Area, BlockFP8, Scattered, fall_into_blocks
+from hybridrl.reshard.block_fp8 import Area, BlockFP8, Scattered, divide_into_blocks
 from hybridrl.reshard.checksum import MODULUS, as_matrix, box_checksum
 from hybridrl.reshard.descriptors import describe
 from hybridrl.reshard.executors.base import Signature, Written, refuse_other_sources, signature
@@ -15,14 +15,14 @@ from hybridrl.reshard.kernels.reference import BLOCK, quantise
 from hybridrl.reshard.table import Table
 
 _STAGING_BYTES = 1 << 22
-"""Rows that are cast or quantised pass through buffers of about this size, and are summed there."""
+"""Approximate size of the buffers in which rows are cast or quantised, and summed."""
 
 
 class Sent(NamedTuple):
     """A rectangle on its way to a target."""
 
     place: int
-    """Index of a target; the scales of target i are at ~i."""
+    """Index of a target. The scales of target i have index ~i."""
 
     start: tuple[int, int]
     values: torch.Tensor
@@ -35,13 +35,13 @@ class Prepared:
     targets: tuple[torch.Tensor | BlockFP8, ...]
     signatures: tuple[Signature, ...]
     boxes: np.ndarray
-    """Those that go to tensors."""
+    """int64 [n, 8]: boxes whose targets are plain tensors."""
 
     areas: list[Area]
     scattered: list[Scattered]
 
     def write(self, sources: Sequence[torch.Tensor], *, sums: bool = True) -> Written:
-        """As base.Prepared.write."""
+        """Write as base.Prepared.write does."""
         refuse_other_sources(self.table, self.signatures, sources)
         places = self._places()
         totals = dict.fromkeys(places, 0)
@@ -81,7 +81,7 @@ class Prepared:
             yield from self._quantised(block, _gathered(block, matrices), 4 * BLOCK * BLOCK)
 
     def _area(self, area: Area, matrix: torch.Tensor) -> Iterator[Sent]:
-        """A few rows of blocks at a time."""
+        """Quantise an area, a few rows of blocks at a time."""
         step = BLOCK * max(1, _STAGING_BYTES // (4 * BLOCK * area.cols))
         for first in range(0, area.rows, step):
             rows = min(step, area.rows - first)
@@ -100,18 +100,18 @@ class Prepared:
 def prepare(
     table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor | BlockFP8]
 ) -> Prepared:
-    """As base.Executor.prepare."""
+    """Prepare as base.Executor.prepare does."""
     describe(table, sources, targets)
     boxes = table.boxes[(table.boxes[:, 6:] > 0).all(axis=1)]
     scaled = np.isin(boxes[:, 1], [i for i, t in enumerate(targets) if isinstance(t, BlockFP8)])
-    areas, scattered = fall_into_blocks(boxes[scaled], targets)
+    areas, scattered = divide_into_blocks(boxes[scaled], targets)
     signatures = tuple(map(signature, sources))
     return Prepared(table, tuple(targets), signatures, boxes[~scaled], areas, scattered)
 
 
 def _gathered(block: Scattered, matrices: list[torch.Tensor]) -> torch.Tensor:
     weight = torch.empty(block.rows, block.cols, device=matrices[0].device)
-    for chunk in block.pieces:
+    for chunk in block.chunks:
         values = matrices[chunk.source][
             chunk.row : chunk.row + chunk.rows, chunk.col : chunk.col + chunk.cols
         ]
@@ -121,7 +121,7 @@ def _gathered(block: Scattered, matrices: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _in_dtype(values: torch.Tensor, dtype: torch.dtype) -> Iterator[tuple[int, torch.Tensor]]:
-    """(first row, rows in `dtype`): all rows at once where nothing is cast."""
+    """(first row, rows in `dtype`), in steps that bound the staging; all rows at once if nothing is cast."""
     if values.dtype == dtype:
         yield 0, values
         return

@@ -1,6 +1,6 @@
-"""kernels/boxes.py: a launch for the copies and casts of a phase, and one for its FP8 blocks.
+"""Runs kernels/boxes.py: one launch for the copies and casts of a phase, and one for its FP8 blocks.
 
-On a GPU; in Triton's interpreter (TRITON_INTERPRET=1) on CPU tensors too, slowly.
+It needs a GPU. In Triton's interpreter (TRITON_INTERPRET=1) it also runs on CPU tensors, slowly.
 """
 
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ from hybridrl.reshard.kernels.reference import BLOCK
 from hybridrl.reshard.table import Table
 
 _LONGEST_ROW = 1 << 30
-"""In units: rows are divided in 32 bits."""
+"""Largest row length in units, because the kernel divides rows with 32-bit arithmetic."""
 
 
 @dataclass(slots=True)
 class Prepared:
     table: Table
     targets: tuple[torch.Tensor, ...]
-    """As their bases are numbered; keeps them alive."""
+    """Tensors in the order of the target bases. The reference keeps their memory alive."""
 
     signatures: tuple[Signature, ...]
     descriptors: Descriptors
@@ -49,7 +49,7 @@ class Prepared:
     factors: tuple[torch.Tensor, torch.Tensor]
 
     def write(self, sources: Sequence[torch.Tensor], *, sums: bool = True) -> Written:
-        """As base.Prepared.write."""
+        """Write as base.Prepared.write does."""
         refuse_other_sources(self.table, self.signatures, sources)
         device = self.factors[0].device
         held = ([*sources, self.targets[-1]], self.targets)
@@ -68,10 +68,10 @@ class Prepared:
 def prepare(
     table: Table, sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor | BlockFP8]
 ) -> Prepared:
-    """As base.Executor.prepare.
+    """Prepare as base.Executor.prepare does.
 
     Raises:
-        ResourceError: the targets are not on a GPU, and Triton does not interpret.
+        ResourceError: the targets are not on a GPU, and Triton's interpreter is off.
     """
     from hybridrl.reshard.kernels import boxes
 
@@ -92,7 +92,7 @@ def prepare(
 
 
 class _Phase:
-    """Boxes on the device, with tiles for the alignment that the addresses of the last write had."""
+    """Boxes on the device, with tiles that suit the address alignment of the last write."""
 
     def __init__(self, boxes: np.ndarray, device: torch.device) -> None:
         is_fp8 = boxes[:, OP] >= QUANTISE
@@ -110,7 +110,7 @@ class _Phase:
     ) -> None:
         """
         Args:
-            addresses: of sources and targets, as in `bases`, which is on the device.
+            addresses: addresses of sources and of targets, on the host. `bases` has the same on the device.
         """
         from hybridrl.reshard.kernels import boxes
 
@@ -136,7 +136,7 @@ def _strided_tiles(boxes: np.ndarray, alignment: np.ndarray) -> np.ndarray:
     """int64 [t, 3] as kernels/boxes.py reads it: box, first unit, form.
 
     Args:
-        alignment: of the bases of each box, the low four bits that either of them has.
+        alignment: per box, the low four bits of its source base or-ed with those of its target base.
 
     Raises:
         ValueError: a row is too long.
@@ -145,7 +145,7 @@ def _strided_tiles(boxes: np.ndarray, alignment: np.ndarray) -> np.ndarray:
 
     cols, op = boxes[:, COLS], boxes[:, OP]
     size, places = np.int64(1) << np.minimum(op, 3), _places(boxes, alignment)
-    # A unit of 16 bytes is two words of the checksum; smaller ones lie within a word
+    # A unit of 16 bytes is two checksum words; a smaller unit must lie within one word.
     unit, at = _lowest_bit(places | cols * size | 16), boxes[:, COL] * size
     unit = np.where(at % 8, np.minimum(unit, _lowest_bit(at | 8)), unit)
     wide = _are_wide(boxes, alignment)
@@ -153,19 +153,19 @@ def _strided_tiles(boxes: np.ndarray, alignment: np.ndarray) -> np.ndarray:
     form = np.where(copies, np.log2(unit).astype(np.int64), CAST_FORM + 2 * (op - CAST) + wide)
     row_units = np.where(copies, cols * size // unit, np.where(wide, cols // CAST_UNIT, cols))
     if (row_units > _LONGEST_ROW).any():
-        raise ValueError(f"a row of {row_units.max()} units is more than {_LONGEST_ROW}: cut it")
+        raise ValueError(f"a row of {row_units.max()} units is more than {_LONGEST_ROW}: split it")
     box, within = _numbered(-(-boxes[:, ROWS] * row_units // TILE_UNITS))
     return np.stack([box, within * TILE_UNITS, form[box]], axis=1)
 
 
 def _block_tiles(boxes: np.ndarray, alignment: np.ndarray) -> np.ndarray:
-    """int64 [t, 3] as kernels/boxes.py reads it: box, number of a block in it, whether it is wide."""
+    """int64 [t, 3] as kernels/boxes.py reads it: box, number of the block in it, whether it is wide."""
     box, within = _numbered(-(-boxes[:, ROWS] // BLOCK) * -(-boxes[:, COLS] // BLOCK))
     return np.stack([box, within, _are_wide(boxes, alignment)[box]], axis=1)
 
 
 def _are_wide(boxes: np.ndarray, alignment: np.ndarray) -> np.ndarray:
-    """Which boxes can be read and written, and summed, in units of CAST_UNIT elements."""
+    """Which boxes can be read, written and summed in units of CAST_UNIT elements."""
     from hybridrl.reshard.kernels.boxes import CAST_UNIT
 
     aligned = _lowest_bit(_places(boxes, alignment) | 16) == 16
@@ -173,13 +173,13 @@ def _are_wide(boxes: np.ndarray, alignment: np.ndarray) -> np.ndarray:
 
 
 def _places(boxes: np.ndarray, alignment: np.ndarray) -> np.ndarray:
-    """Numbers with the lowest bit that any address of a row's start has."""
+    """Numbers whose lowest set bit is the alignment of all row starts of a box."""
     pitches = np.where(boxes[:, ROWS] > 1, boxes[:, SOURCE_PITCH] | boxes[:, TARGET_PITCH], 0)
     return alignment | boxes[:, SOURCE_OFFSET] | boxes[:, TARGET_OFFSET] | pitches
 
 
 def _numbered(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Box i counts[i] times, and the numbers from 0 to counts[i]."""
+    """(box i repeated counts[i] times, the numbers from 0 to counts[i] - 1 for each box)"""
     box = np.repeat(np.arange(len(counts)), counts)
     return box, np.arange(len(box)) - np.repeat(np.cumsum(counts) - counts, counts)
 

@@ -1,8 +1,9 @@
-"""Descriptor tables in Triton: `move` copies and casts all boxes of a phase, `quantise` makes FP8 blocks.
+"""Runs descriptor tables in Triton: `move` copies and casts the boxes of a phase, `quantise` its FP8 blocks.
 
-A program is a tile: 4096 units of a box that is seen as flat, 64 KB where addresses allow units of 16 bytes,
-or one FP8 block. Bases are looked up in tensors of addresses. Sums are those of hybridrl/reshard/checksum.py.
-bfloat16 is rounded by integer arithmetic, which is the same on a GPU and in Triton's interpreter.
+A program processes a tile: one FP8 block, or 4096 units of a flattened box, which are 64 KB if addresses
+allow units of 16 bytes. Bases are looked up in tensors of addresses. Checksums follow
+hybridrl/reshard/checksum.py. bfloat16 is rounded by integer arithmetic, which is the same on a GPU and in
+Triton's interpreter.
 
 Shape letters: U units, E elements of a unit, R x C an FP8 block, W words of a row.
 """
@@ -19,10 +20,10 @@ from hybridrl.reshard.kernels import reference
 
 TILE_UNITS = 4096
 CAST_UNIT = 8
-"""Elements, where addresses and lengths are multiples of it."""
+"""Elements per unit of a wide cast, which needs addresses and lengths that are multiples of it."""
 
 CAST_FORM = 16
-"""Forms of tiles: log2 of a copy's unit, or this + 2 * (the cast - CAST), + 1 in units of CAST_UNIT."""
+"""Form of a tile: log2 of a copy's unit; for a cast, CAST_FORM + 2 * (its code - CAST), + 1 if wide."""
 
 INTERPRETED = triton.knobs.runtime.interpret
 
@@ -46,14 +47,14 @@ def move(
     factors: tuple[Tensor, Tensor],
     sums: Tensor | None,
 ) -> None:
-    """Copies and casts: one launch.
+    """Copy and cast the boxes of a phase in one launch.
 
     Args:
-        boxes: int64 [n, 15], as descriptors.py says.
+        boxes: int64 [n, 15], with the columns of descriptors.py.
         tiles: int64 [t, 3]: box, first unit, form.
-        bases: addresses of sources and targets, int64.
-        factors: of rows and of words, int64.
-        sums: int64, one for each target base; added to. None: nothing is summed.
+        bases: addresses of the sources and of the targets, int64.
+        factors: checksum factors of rows and of words, int64.
+        sums: int64, one per target base, to which checksums are added; None: nothing is summed.
     """
     _launch(_move, boxes, tiles, (*bases, *factors), sums, num_warps=4)
 
@@ -65,14 +66,14 @@ def quantise(
     factors: tuple[Tensor, Tensor],
     sums: Tensor | None,
 ) -> None:
-    """Makes FP8 blocks: one launch.
+    """Quantise the FP8 blocks of a phase in one launch.
 
     Args:
-        tiles: int64 [t, 3]: box, number of the block in it, 1 where it may be read in units of CAST_UNIT. The
-            rest as in `move`.
+        tiles: int64 [t, 3]: box, number of the block in it, 1 if it may be read in units of CAST_UNIT. All
+            other arguments are as in `move`.
     """
     rounds = _rounds_fp8(boxes.device)
-    # Fused arithmetic would not be that of the reference
+    # Fused multiply-add would differ from the reference.
     options = {"num_warps": 8, "enable_fp_fusion": False}
     _launch(_quantise, boxes, tiles, (*bases, *factors), sums, ROUNDS_FP8=rounds, **options)
 
@@ -86,12 +87,12 @@ def _launch(
     **options: Any,
 ) -> None:
     if len(tiles):
-        held = boxes if sums is None else sums  # Nothing is added to `boxes`: SUM is False.
+        held = boxes if sums is None else sums  # With SUM = False nothing is added to `boxes`.
         kernel[(len(tiles),)](boxes, tiles, *lookups, held, SUM=sums is not None, **options)
 
 
 def _rounds_fp8(device: torch.device) -> bool:
-    """Whether the device has an instruction for it: Ada and Hopper on."""
+    """Whether the device has an instruction that rounds to FP8, as Ada, Hopper and later ones do."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
@@ -127,7 +128,7 @@ def _move(boxes, tiles, sources, targets, row_factors, col_factors, sums, SUM: t
 
 @triton.jit
 def _place(first, step, row_units, rows):
-    """(row_U, unit in the row_U, is inside_U). Only the tile's first unit needs 64 bits to be divided."""
+    """(row_U, unit in the row_U, is inside_U). Only the division of the tile's first unit needs 64 bits."""
     unit_U = (first % row_units + step * _LANES).to(tl.int32) + tl.arange(0, _LANES)
     row_U = first // row_units + unit_U // row_units.to(tl.int32)
     return row_U, (unit_U % row_units.to(tl.int32)).to(tl.int64), row_U < rows
@@ -145,7 +146,7 @@ def _copy(
     WORDS: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """Units of `WORDS` words; returns what they add to the checksum."""
+    """Copy units of `WORDS` words; returns what they add to the checksum."""
     SIZE: tl.constexpr = WORD.primitive_bitwidth // 8
     UNIT: tl.constexpr = SIZE * WORDS
     element_size = tl.full([], 1, tl.int64) << tl.load(box + 8)
@@ -160,7 +161,7 @@ def _copy(
         to_U = target + row_U * tl.load(box + 5) + byte_U
         from_UE = from_U[:, None].to(tl.pointer_type(WORD)) + word_E[None, :]
         to_UE = to_U[:, None].to(tl.pointer_type(WORD)) + word_E[None, :]
-        # The compiler cannot see by itself that units may be read and written as vectors
+        # The compiler cannot infer that units may be read and written as vectors.
         from_UE = tl.max_contiguous(tl.multiple_of(from_UE, [UNIT, UNIT]), [1, WORDS])
         to_UE = tl.max_contiguous(tl.multiple_of(to_UE, [UNIT, UNIT]), [1, WORDS])
         value_UE = tl.load(from_UE, mask=mask_UE, other=0)
@@ -186,7 +187,7 @@ def _cast(
     UNIT: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """Units of `UNIT` elements; returns what they add to the checksum."""
+    """Cast units of `UNIT` elements; returns what they add to the checksum."""
     SOURCE: tl.constexpr = CAST // 4
     TARGET: tl.constexpr = CAST % 4
     FROM_SIZE: tl.constexpr = 4 if SOURCE == 0 else 2
@@ -223,7 +224,7 @@ def _cast(
 
 @triton.jit
 def _load_float32(address, element, mask, SOURCE: tl.constexpr, UNIT: tl.constexpr):
-    """float32 values of a dtype of descriptors.FLOATS, by its number; `UNIT` neighbours are aligned."""
+    """Load values of dtype descriptors.FLOATS[SOURCE] as float32; `UNIT` neighbours are aligned."""
     if SOURCE == 0:
         place = address.to(tl.pointer_type(tl.float32)) + element
         place = tl.max_contiguous(tl.multiple_of(place, [2 * UNIT, 2 * UNIT]), [1, UNIT])
@@ -241,7 +242,7 @@ def _load_float32(address, element, mask, SOURCE: tl.constexpr, UNIT: tl.constex
 
 @triton.jit
 def _bits(value, TARGET: tl.constexpr):
-    """A float32's bits in a dtype, rounded to nearest even."""
+    """Bits of float32 values in dtype descriptors.FLOATS[TARGET], rounded to nearest even."""
     wide = value.to(tl.uint32, bitcast=True)
     if TARGET == 0:
         bits = wide
@@ -284,7 +285,7 @@ def _quantise(
                 weight_RC = _load_float32(from_R[:, None], col_C[None, :], all_RC, dtype, _CAST_UNIT)
             else:
                 weight_RC = _load_float32(from_R[:, None], col_C[None, :], mask_RC, dtype, 1)
-    # Without their sign, bits order as values do, with infinity and then NaN on top
+    # Without the sign, bits have the order of the values, with infinity and then NaN on top.
     size_RC = weight_RC.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     amax = tl.max(tl.max(size_RC, 1), 0).to(tl.float32, bitcast=True)
     amax = tl.where(amax < _SMALLEST_AMAX, _SMALLEST_AMAX, amax)
@@ -343,7 +344,7 @@ def _store_scale(
 
 @triton.jit
 def _float8(value):
-    """Bits of float8_e4m3fn: as float8_of in native.c."""
+    """Bits of a value in float8_e4m3fn, computed as float8_of in native.c does."""
     bits = value.to(tl.uint32, bitcast=True)
     size = bits & 0x7FFFFFFF
     normal = (size + 0x7FFFF + ((size >> 20) & 1) - (120 << 23)) >> 20
@@ -356,7 +357,7 @@ def _float8(value):
 
 @triton.jit
 def _sum_of_eights(box, eight_RC, row_R, block_col, row_factors, col_factors):
-    """Eight bytes make a word: four at a time in 32 bits, which is half the work of 64."""
+    """Checksum of FP8 values. A word has eight; four at a time in 32 bits is half the work of 64 bits."""
     shift_4 = 8 * tl.arange(0, 4)
     half_R = tl.reshape(eight_RC.to(tl.int32), [_BLOCK, _BLOCK // 4, 4]) << shift_4[None, None, :]
     half_RW = tl.sum(half_R, 2).to(tl.uint32, bitcast=True).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Block-FP8 quantisation of a weight, the specification that every executor equals bit for bit.
+"""Block-FP8 quantisation of a weight: the specification that every executor follows bit for bit.
 
 The arithmetic is DeepGEMM's `per_block_cast_to_fp8`, in the two forms that SGLang ships: float32 scales
 (sglang/benchmark/deepseek_utils.py) and scales that are powers of two (layers/quantization/fp8_utils.py):
@@ -7,8 +7,8 @@ The arithmetic is DeepGEMM's `per_block_cast_to_fp8`, in the two forms that SGLa
     scale = amax / 448                                value = e4m3(w * ((1 / amax) * 448))
     scale = amax / 448, up to a power of two          value = e4m3(w * (1 / scale))
 
-Every step rounds to float32, and e4m3 rounds to nearest even. Division is the IEEE one of a CPU; CUDA's torch
-divides by a constant through its reciprocal, so a scale that it makes may differ in the last bit.
+Every step rounds to float32, and e4m3 rounds to nearest even. Division is IEEE division as on a CPU. torch on
+CUDA multiplies by the reciprocal of a constant instead, so its scales may differ in the last bit.
 """
 
 import torch
@@ -16,19 +16,19 @@ from torch import Tensor
 
 BLOCK = 128
 LARGEST = 448.0
-"""Of float8_e4m3fn."""
+"""Largest finite value of float8_e4m3fn."""
 
 SMALLEST_AMAX = 1e-4
 
 
 def quantise(weight_RC: Tensor, *, power_of_two: bool = False) -> tuple[Tensor, Tensor]:
-    """A matrix as FP8 values and one scale per block of 128 x 128; the last blocks may be ragged.
+    """Quantise a matrix to FP8 values and one scale per block of 128 x 128; the last blocks may be ragged.
 
     Args:
         weight_RC: float32, bfloat16 or float16.
 
     Returns:
-        float8_e4m3fn [R, C], and float32 [ceil(R/128), ceil(C/128)]: the factor back to the weight.
+        Values, float8_e4m3fn [R, C], and scales, float32 [ceil(R/128), ceil(C/128)]; value * scale = weight.
     """
     num_rows, num_cols = weight_RC.shape
     blocks = (-(-num_rows // BLOCK), -(-num_cols // BLOCK))

@@ -1,1 +1,1 @@
-"""One way to reach the memory of another process a file."""
+"""Transports, which give access to the memory of another process, one per file."""

@@ -1,6 +1,6 @@
-"""What a transport is: a module that exports a tensor's memory and attaches to it from another process.
+"""The interface of a transport: a module that exports tensors and attaches to them in another process.
 
-A file in this folder is a transport, and its name is the name that its addresses carry.
+Each file in this folder is a transport. Its file name is in the addresses that it makes.
 """
 
 from dataclasses import dataclass
@@ -15,35 +15,35 @@ from hybridrl import registry
 
 @dataclass(frozen=True, slots=True)
 class SharedTensor:
-    """Where a tensor lies that another process may attach to. Small, picklable, holds no memory itself."""
+    """The address of a tensor that other processes can attach to. It is picklable and holds no memory."""
 
     transport: str
     address: tuple[Any, ...]
-    """What the transport needs to find the storage."""
+    """What the transport needs to find the tensor's storage."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
-    """Of the first element in the storage, in elements."""
+    """Position of the first element in the storage, in elements."""
 
     @property
     def is_dense(self) -> bool:
-        """Rows follow one another without gaps."""
+        """Whether the elements are contiguous."""
         steps = accumulate(reversed(self.shape), mul, initial=1)
         places = zip(reversed(self.shape), reversed(self.stride), steps, strict=False)
         return all(length == 1 or stride == step for length, stride, step in places)
 
 
 class Transport(Protocol):
-    """What a transport module offers."""
+    """The functions that a transport module must have."""
 
     def export(self, tensor: torch.Tensor) -> SharedTensor:
-        """Make the memory of `tensor` reachable, in place: every tensor on the same storage stays valid."""
+        """Make the memory of `tensor` accessible, in place: all tensors on the same storage stay valid."""
         ...
 
     def attach(self, shared: SharedTensor) -> torch.Tensor:
-        """A tensor on the exporter's memory. It stays mapped as long as the tensor lives."""
+        """A tensor on the exporter's memory, which stays mapped as long as the tensor exists."""
         ...
 
 
@@ -53,13 +53,13 @@ _FOLDER = "hybridrl.reshard.transports"
 def find(name: str) -> Transport:
     """
     Raises:
-        ResourceError: this version has no such transport.
+        ResourceError: there is no such transport.
     """
     return cast(Transport, registry.module(_FOLDER, name, what="weight transport"))
 
 
 def of(device: torch.device) -> Transport:
-    """The one for memory of a device."""
+    """The transport for memory of a device."""
     return find("cuda_ipc" if device.type == "cuda" else "shm")
 
 

@@ -1,8 +1,8 @@
 """CUDA IPC, for processes on one GPU.
 
-torch keeps exported memory until the process that attached to it lets go, and counts one such process for
-each export. So the exporter must keep its tensor as long as anybody writes it, and what was exported but
-never attached is not freed before the exporter ends. A process cannot attach to memory of its own.
+torch keeps exported memory until the attached process releases it, and expects one such process per export.
+So the exporter must keep its tensor as long as another process writes it, and memory that was exported but
+never attached is freed only when the exporter ends. A process cannot attach to its own memory.
 """
 
 import multiprocessing
@@ -16,14 +16,14 @@ from hybridrl.reshard.transports.base import SharedTensor
 __all__ = ["SharedTensor", "attach", "export", "self_test"]
 
 _EXPANDABLE = b"e"
-"""Second byte of torch's handle for memory of an expandable segment; b"c" is that of cudaMalloc."""
+"""Second byte of torch's handle for memory in an expandable segment; it is b"c" for cudaMalloc memory."""
 
 _SELF_TEST_S = 120.0
 _SELF_TEST_VALUE = 3.0
 
 
 def export(tensor: torch.Tensor) -> SharedTensor:
-    """Make the memory of `tensor` reachable for other processes on its GPU. Waits for the GPU.
+    """Make the memory of `tensor` accessible to other processes on its GPU. Synchronises the GPU.
 
     Raises:
         ResourceError: the tensor is not on a GPU, is empty, or its memory came from an allocator without IPC.
@@ -33,7 +33,7 @@ def export(tensor: torch.Tensor) -> SharedTensor:
     storage = tensor.untyped_storage()
     if not storage.nbytes():
         raise ResourceError("an empty tensor has no memory that another process could attach to")
-    torch.cuda.synchronize(tensor.device)  # who attaches need not wait for an event
+    torch.cuda.synchronize(tensor.device)  # The process that attaches need not wait for an event.
     try:
         _, handle, size, offset, *counter, event, _ = cast(Any, storage)._share_cuda_()
     except RuntimeError as error:
@@ -54,9 +54,10 @@ def export(tensor: torch.Tensor) -> SharedTensor:
 
 
 def attach(shared: SharedTensor) -> torch.Tensor:
-    """
+    """Map the memory of an exported tensor.
+
     Raises:
-        ResourceError: this process does not see the GPU, is the exporter, or the exporter is gone.
+        ResourceError: this process does not see the GPU, this process is the exporter, or the exporter ended.
     """
     uuid, *place = shared.address
     device = _device(uuid)
@@ -72,10 +73,10 @@ def attach(shared: SharedTensor) -> torch.Tensor:
 
 
 def self_test(device: int = 0) -> None:
-    """Have another process write into memory of this one. Takes as long as a process needs to start.
+    """Let another process write into memory of this one. It takes as long as a process needs to start.
 
     Raises:
-        ResourceError: there is no such GPU, or what was written did not arrive.
+        ResourceError: there is no such GPU, or the written values did not arrive.
     """
     if device >= torch.cuda.device_count():
         raise ResourceError(f"there is no GPU {device} here: torch sees {torch.cuda.device_count()}")
@@ -102,7 +103,7 @@ def _fill(shared: SharedTensor) -> None:
 
 
 def _uuid(device: int) -> str:
-    """The same in every process: numbers of devices depend on which of them a process may see."""
+    """Id of a GPU that is the same in every process; device indices depend on CUDA_VISIBLE_DEVICES."""
     return str(torch.cuda.get_device_properties(device).uuid)
 
 

@@ -1,8 +1,8 @@
-"""POSIX shared memory, for processes of one machine on CPU.
+"""POSIX shared memory, for CPU tensors of processes on one machine.
 
-The storage itself moves, so a live model keeps its parameters, views and ties. A segment has no name:
-processes reach it through the exporter's descriptor, and the kernel frees it after its last user, also one
-that was killed.
+The storage itself is moved, so a live model keeps its parameters, views and tied weights. A segment has no
+name: processes open it through the exporter's file descriptor, and the kernel frees it after its last user,
+even if that user was killed.
 """
 
 import errno
@@ -21,7 +21,7 @@ _DESCRIPTORS = 65536
 
 
 def export(tensor: torch.Tensor) -> SharedTensor:
-    """Move the storage of `tensor` to shared memory in place; one that is there already stays there.
+    """Move the storage of `tensor` to shared memory in place, unless it is there already.
 
     Raises:
         ResourceError: the tensor is not on CPU, or shared memory is full.
@@ -33,7 +33,7 @@ def export(tensor: torch.Tensor) -> SharedTensor:
     _allow_a_descriptor_for_every_parameter()
     storage = tensor.untyped_storage()
     try:
-        # torch's other way of sharing, by name, needs its manager process, and breaks when that one is ended.
+        # torch can also share by name, but that needs a manager process and breaks when it ends.
         descriptor, size = storage._share_fd_cpu_()
     except RuntimeError as error:
         raise ResourceError(
@@ -46,9 +46,10 @@ def export(tensor: torch.Tensor) -> SharedTensor:
 
 
 def attach(shared: SharedTensor) -> torch.Tensor:
-    """
+    """Map the memory of an exported tensor.
+
     Raises:
-        ResourceError: the exporter is gone, and its memory with it.
+        ResourceError: the exporter ended, and its memory is freed.
     """
     _allow_a_descriptor_for_every_parameter()
     try:
@@ -68,9 +69,11 @@ def _identity(descriptor: int) -> tuple[int, int]:
 def _attached(pid: int, descriptor: int, identity: tuple[int, int], size: int) -> torch.UntypedStorage:
     mine = os.open(f"/proc/{pid}/fd/{descriptor}", os.O_RDWR)
     try:
-        if _identity(mine) != identity:  # Its number has gone to another file.
+        if _identity(mine) != identity:  # Another file has this descriptor number now.
             raise OSError(errno.ESTALE, "its exporter let go of it")
-        return cast(Any, torch.UntypedStorage)._new_shared_fd_cpu(mine, size)  # Keeps a duplicate of it.
+        return cast(Any, torch.UntypedStorage)._new_shared_fd_cpu(
+            mine, size
+        )  # It keeps a duplicate of the descriptor.
     finally:
         os.close(mine)
 

@@ -74,7 +74,7 @@ def test_a_fit_one_passes(run) -> None:
             ["reward_model=@policy"],
             "the model policy has no score.weight: by its config.json it gives a vocabulary",
         ),
-        (["reward_model=@labels"], "a model of 2 labels is no reward model"),
+        (["reward_model=@labels"], "a model with 2 labels is no reward model"),
         (["reward_model=@strange"], "no model table for architecture GPT2ForCausalLM"),
         (["reward_model=@short"], "= 2048 is more than the 1024 positions of the reward model short"),
         (["reward_model={path: @judge, weight: 0}"], "reward_model.weight = 0: its score has no effect"),

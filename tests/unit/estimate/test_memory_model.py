@@ -19,7 +19,7 @@ MODELS = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3")
 
 
 def elements(layout: Layout, rank: int) -> int:
-    """Of a rank's boxes, one by one."""
+    """Number of elements in a rank's boxes, counted one by one."""
     found = 0
     for held in layout.holdings:
         if rank in held.ranks:

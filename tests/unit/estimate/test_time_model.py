@@ -58,7 +58,7 @@ def test_frozen_weights_cost_two_thirds_of_a_training_pass() -> None:
 
 
 def test_a_critic_on_ranks_of_its_own_is_timed_by_its_own_cut() -> None:
-    """The same cut written apart takes as long as the shared one; a long pipeline has idle stages."""
+    """Dedicated ranks with equal sizes take as long as shared ones; a long pipeline has idle stages."""
     actor = make_setting("Qwen/Qwen2.5-7B-Instruct").with_sharding(tp=2)
     shared = replace(actor, trained=("actor", "critic"))
     same = replace(shared, dedicated=(("critic", actor.train),))
@@ -108,5 +108,5 @@ def test_a_drivers_name_is_recognised(name: str, gib: float, key: str) -> None:
 
 
 def test_an_unknown_gpu_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no figures"):
+    with pytest.raises(ConfigError, match="no data for GPU"):
         recognise("GeForce", 2**34)

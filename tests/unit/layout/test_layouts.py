@@ -1,4 +1,4 @@
-"""Layouts tile every parameter, and cut it as the systems do."""
+"""Layouts tile every parameter, and shard it as the systems do."""
 
 import inspect
 
@@ -63,7 +63,7 @@ def assert_shards(layout, expected):
 
 
 def megatron_places(layout):
-    """By rank: its numbers among those that cut attention, layers and experts."""
+    """Rank -> its coordinates in the groups that shard attention, layers and experts."""
     stage = layout.tp * layout.cp * layout.dp
     return [
         {
@@ -247,7 +247,7 @@ MOE = tiny("qwen3_moe")
         (lambda: MegatronLayout(MOE, dp=3, ep=3), "ep = 3 does not divide the 4 experts.*use one of 1, 2, 4"),
         (lambda: MegatronLayout(MOE, tp=2, ep=4), "ep = 4 times etp = 1 does not divide the 2 ranks"),
         (lambda: MegatronLayout(MOE, dp=3, etp=3), "3 ranks for each expert do not divide its 4"),
-        (lambda: MegatronLayout(tiny(), dp=2, ep=2), "ep = 2, and the model has no experts"),
+        (lambda: MegatronLayout(tiny(), dp=2, ep=2), "ep = 2, but the model has no experts"),
         (lambda: SGLangLayout(MOE, tp=2, ep=4), "ep = 4 does not divide tp = 2"),
         (lambda: SGLangLayout(tiny("llama"), tp=2, dp_attention=2), "no data-parallel attention for llama"),
         (lambda: SGLangLayout(tiny(ffn_size=6), tp=4, dp_attention=2), "dp_attention = 2: 2 ranks"),
@@ -268,7 +268,7 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(make, message):
 
 
 def test_stretches_that_do_not_divide_are_refused():
-    with pytest.raises(LayoutError, match="4 rows do not divide into stretches of 3"):
+    with pytest.raises(LayoutError, match="4 rows do not divide into groups of 3"):
         SGLangLayout(MOE, interleave=3).shards(0)
 
 

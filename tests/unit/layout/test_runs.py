@@ -10,7 +10,7 @@ FLAT_RANGES = st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=8)
 
 
 def order_of(choices):
-    """Some of the neighbouring stretches of a dimension, in a shuffled storage order."""
+    """Some contiguous parts of a dimension, in a shuffled storage order."""
     edges = np.cumsum([0] + [length for length, _ in choices])
     flat_ranges = [(int(at), length) for at, (length, kept) in zip(edges, choices) if kept]
     return flat_ranges[::2] + flat_ranges[1::2]

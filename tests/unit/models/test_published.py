@@ -40,7 +40,7 @@ NUM_WEIGHTS = {
     "google/gemma-3-1b": 999_885_952,
     "google/gemma-3-27b": 27.0e9,
 }
-"""Of the checkpoints; Gemma 3 without what sees images, DeepSeek-V3 without what predicts further tokens."""
+"""Weights in the checkpoints; Gemma 3 without vision, DeepSeek-V3 without multi-token prediction."""
 
 CARD = {
     "Qwen/Qwen2.5-72B": 72.7,
@@ -52,11 +52,11 @@ CARD = {
     "mistralai/Mixtral-8x7B": 46.7,
     "google/gemma-2-27b": 27.2,
 }
-"""Billions, as the models' own cards say."""
+"""Billions of weights, from the model cards."""
 
 
 def weights(name: str) -> float:
-    """Of the longest entry that begins the name: variants of a model are of its sizes."""
+    """Weights of the entry with the longest matching prefix: variants of a model have its sizes."""
     return NUM_WEIGHTS[max((short for short in NUM_WEIGHTS if name.startswith(short)), key=len)]
 
 

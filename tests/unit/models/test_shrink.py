@@ -53,8 +53,8 @@ def test_the_switches_stay_and_the_sizes_are_small(folders):
 
 def test_two_ranks_of_every_kind_divide_it(folders):
     little = spec.read(folders[1])
-    for cut in ({"tp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}):
-        MegatronLayout(little, **cut, vocab_multiple=1)
+    for sizes in ({"tp": 2}, {"pp": 2}, {"pp": 2, "vpp": 2}):
+        MegatronLayout(little, **sizes, vocab_multiple=1)
     if little.num_experts:
         MegatronLayout(little, ep=2, dp=2, vocab_multiple=1)
         MegatronLayout(little, ep=2, etp=2, dp=4, vocab_multiple=1)

@@ -130,7 +130,7 @@ def test_a_search_goes_on_where_the_config_does_not_fit(tmp_path: Path) -> None:
     ("override", "match"),
     [
         ("algorithm.estimator=nothing", "no 'nothing'"),
-        ("cluster={nodes: 16, gpus_per_node: 8}", "which GPUs"),
+        ("cluster={nodes: 16, gpus_per_node: 8}", "the GPU model is unknown"),
         ("cluster={nodes: 1, gpu: h100}", "how many"),
     ],
 )

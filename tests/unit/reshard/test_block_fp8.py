@@ -1,4 +1,4 @@
-"""Block-FP8 targets: bit-equal to the engine's quantiser on the gathered tensor, wherever shards are cut."""
+"""Block-FP8 targets: bit-equal to the engine's quantiser on the gathered tensor, for every sharding."""
 
 import ast
 import importlib.util
@@ -116,7 +116,7 @@ def test_staging_is_bounded_and_none_is_used_where_shards_are_cut_between_blocks
 def test_a_part_of_a_block_is_refused(executor):
     source, target = torch.randn(128, 100), box_tables.empty_fp8([], [128, 128])
     table = box_tables.table_of([(0, 0, 0, 0, 0, 0, 128, 100)], [source], [target])
-    with pytest.raises(ValueError, match="of the 16384 values of the block at row 0, column 0 only 12800"):
+    with pytest.raises(ValueError, match="only 12800 of the 16384 values of the block at row 0, column 0"):
         executor.prepare(table, [source], [target])
 
 
@@ -124,7 +124,7 @@ def test_a_part_of_a_block_is_refused(executor):
 def test_integers_are_not_quantised(executor):
     source, target = torch.ones(128, 128, dtype=torch.int32), box_tables.empty_fp8([], [128, 128])
     table = box_tables.table_of([(0, 0, 0, 0, 0, 0, 128, 128)], [source], [target])
-    with pytest.raises(ValueError, match="not of torch.int32"):
+    with pytest.raises(ValueError, match="not from torch.int32"):
         executor.prepare(table, [source], [target])
 
 

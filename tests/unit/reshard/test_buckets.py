@@ -25,7 +25,7 @@ def trainers(draw):
 
 
 def shard(layout, hf, rank):
-    """By the oracle; ranks count tp fastest, then dp, then pp."""
+    """A rank's shard by the oracle; ranks count tp fastest, then dp, then pp."""
     place = {"rank_tp": rank % layout.tp, "rank_pp": rank // (layout.tp * layout.dp)}
     return megatron_shard(layout.spec, hf, tp=layout.tp, pp=layout.pp, **place)
 

@@ -205,7 +205,7 @@ def test_a_part_of_a_layer_that_the_table_does_not_name_is_refused(tmp_path):
     layout = HFLayout(tiny())
     folder = save(tmp_path / "model", hf_tensors(layout.spec) | {UNKNOWN: torch.ones(6)})
     (tensors,) = fresh(layout)
-    with pytest.raises(ModelError, match=rf"has {UNKNOWN} \(1 tensors\), of which the model table"):
+    with pytest.raises(ModelError, match=rf"has {UNKNOWN} \(1 tensors in all\), which the model"):
         load_hf(folder, layout, 0, tensors)
     assert all((tensor == 7).all() for tensor in tensors.values())
 

@@ -34,7 +34,7 @@ F32, BF16 = torch.float32, torch.bfloat16
 ONE_WAY = Pattern(4, (Copy(2, 1, 0, 1, 3, 5, 37, 2, F32), Copy(2, 1, 1, 0, 0, 1, 1, 0, BF16)))
 
 CROWD = Pattern(4, tuple(Copy(a, b, 0, 0, 0, 6, 40, 0, F32) for a in range(4) for b in range(4) if a != b))
-"""Many messages of all to all, each a wave where staging is small."""
+"""Many messages between all ranks, each in its own round if staging is small."""
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_sources_may_lie_elsewhere_in_the_next_run_and_have_another_dtype(ranks)
 
 
 def planned(job, engine_ranks, dtype):
-    """(halves of every rank, transfers that need no message); rank i of the trainer writes engine rank i."""
+    """(sides of every rank, transfers that need no message); trainer rank i writes engine rank i."""
     names = {place: rank for rank, place in enumerate(engine_ranks)}
     sides = [({}, {}) for _ in engine_ranks]
     local = [[] for _ in engine_ranks]
@@ -189,5 +189,5 @@ def test_a_peer_that_is_lost_is_named_and_nobody_hangs(loss, least_s, on_host):
         getattr(three, loss)(2)
         messages = [three.answer(rank) for rank in (0, 1)]
         assert least_s <= time.monotonic() - begin < 20
-    named = [message.partition("waited in vain for rank ")[2].partition("  (")[0] for message in messages]
+    named = [message.partition("lost contact with rank ")[2].partition("  (")[0] for message in messages]
     assert any("2" in names.split(", ") for names in named) and all(named)

@@ -145,7 +145,7 @@ def test_replicas_nearby_are_preferred():
 
 
 def test_runs_that_touch_on_both_sides_are_one_copy():
-    """With one kv head a rank, Megatron's grouped order is SGLang's order: one box instead of three."""
+    """If a rank has one kv head, Megatron's grouped order is SGLang's order: one box instead of three."""
     spec = tiny(num_heads=4, num_kv_heads=2)
     job = Job(MegatronLayout(spec, tp=2), (SGLangLayout(spec, tp=2),))
     assert all(len(t.boxes) == 1 for t in plan(job) if t.param == "layers.*.qkv")

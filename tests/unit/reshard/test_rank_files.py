@@ -25,7 +25,7 @@ from hybridrl.reshard.rank_files import Kept, collect, file_name, fill, read_bes
 def partition(
     layout: MegatronLayout, draw: np.random.Generator
 ) -> Iterator[tuple[int, str, Shard, int, int]]:
-    """Each tensor's elements, cut at any places among the ranks that hold the same of it."""
+    """Each tensor's elements, split at random among the ranks that hold the same shard."""
     holders: dict[Shard, list[tuple[int, str]]] = {}
     for rank in range(layout.world_size):
         for name, shard in layout.shards(rank).items():

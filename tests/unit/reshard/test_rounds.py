@@ -1,4 +1,4 @@
-"""The schedule of an exchange on its own: what is cut where, and that nobody can wait in a circle."""
+"""The schedule of an exchange alone: where boxes are split, and that ranks cannot deadlock."""
 
 from collections import Counter
 from itertools import pairwise
@@ -19,7 +19,7 @@ PATTERNS = st.integers(2, 7).flatmap(patterns)
 
 
 def one_box(rows, cols, staging_bytes, dtype=torch.float32):
-    """The waves in which a rank sends one box."""
+    """The rounds in which a rank sends one box."""
     side = Side(Table(["x"], [(0, 1, "y")], np.array([(0, 0, 2, 3, 4, 5, rows, cols)], np.int64)), (dtype,))
     return rounds(0, 2, {1: side}, {}, Bounds.of(staging_bytes))
 
@@ -36,7 +36,7 @@ def operations(round_, rank):
 
 
 def finish(pattern, staging_bytes):
-    """Let messages arrive as soon as both ends are posted; ranks whose waves never end."""
+    """Let messages arrive as soon as both ends are posted; returns the ranks whose rounds never end."""
     todo = [
         [operations(round_, rank) for round_ in found]
         for rank, found in enumerate(all_rounds(pattern, staging_bytes))
@@ -101,7 +101,7 @@ def test_every_element_is_staged_once(pattern, staging_bytes):
     for rank, found in enumerate(all_rounds(pattern, staging_bytes)):
         seen = {name: np.zeros(shape, int) for name, shape in pattern.target_shapes(rank).items()}
         for round_ in found:
-            for chunk in round_.incoming.pieces:
+            for chunk in round_.incoming.chunks:
                 (row, col), (rows, cols) = chunk.at, chunk.shape
                 seen[chunk.target][row : row + rows, col : col + cols] += 1
         for copy, target, row in pattern.places():
@@ -118,7 +118,7 @@ def test_loads_keep_their_bounds(pattern, staging_bytes):
         for load in (load for round_ in found for load in (round_.outgoing, round_.incoming)):
             ends = [
                 (chunk.start, chunk.start + np.prod(chunk.shape) * chunk.dtype.itemsize)
-                for chunk in load.pieces
+                for chunk in load.chunks
             ]
             assert all(start % 16 == 0 for start, _ in ends)
             assert all(stop <= start for (_, stop), (start, _) in pairwise(ends))
@@ -136,11 +136,11 @@ def test_loads_keep_their_bounds(pattern, staging_bytes):
     ],
 )
 def test_a_box_is_cut_by_rows_and_by_columns_only_if_a_row_does_not_fit(rows, cols, shapes):
-    pieces = [chunk for round_ in one_box(rows, cols, 1024) for chunk in round_.outgoing.pieces]
-    assert [chunk.shape for chunk in pieces] == shapes
-    assert pieces[0].at == (4, 5)
-    area = {(r, c) for p in pieces for r in range(p.at[0], p.at[0] + p.shape[0]) for c in [p.at[1]]}
-    assert len(area) == rows * len({p.at[1] for p in pieces})
+    chunks = [chunk for round_ in one_box(rows, cols, 1024) for chunk in round_.outgoing.chunks]
+    assert [chunk.shape for chunk in chunks] == shapes
+    assert chunks[0].at == (4, 5)
+    area = {(r, c) for p in chunks for r in range(p.at[0], p.at[0] + p.shape[0]) for c in [p.at[1]]}
+    assert len(area) == rows * len({p.at[1] for p in chunks})
 
 
 def test_a_wave_has_a_bounded_number_of_operations(monkeypatch):

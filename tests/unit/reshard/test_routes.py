@@ -1,4 +1,4 @@
-"""Routes: every transfer once, by whoever reaches its end; both ends list the same in the same order."""
+"""Routes have every transfer once, on a rank that can map its target; both sides list them in one order."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Who serves whom: every demand whole, the nearest holders first, equal loads, and both ends see the same."""
+"""Who sends to whom: demands are complete, nearest holders come first, loads are even, both sides agree."""
 
 from fractions import Fraction
 
@@ -25,7 +25,7 @@ def shares(case):
 
 
 def served(case):
-    """(demand, holder) -> the stretch, as the demand sees it."""
+    """(demand, holder) -> the part, as the demand sees it."""
     found = {}
     for demand in range(len(case[1])):
         for holder, part in shares(case).of_demand(demand):
@@ -87,7 +87,7 @@ def test_loads_are_even_where_there_is_a_choice(case):
 def test_parts_of_a_demand_tile_any_length(lengths, rows):
     total, start, at = sum(lengths), 0, 0
     for length in lengths:
-        first, last = Part(start, start + length, total).cut(rows)
+        first, last = Part(start, start + length, total).bounds(rows)
         assert first == at
         start, at = start + length, last
     assert at == rows
@@ -102,11 +102,11 @@ def test_a_node_gets_bytes_once_and_passes_them_on(case, data):
     crossed = {}
     for demand, device in enumerate(demands):
         own = [part for _, part in once.of_demand(demand)]
-        given_to = [part for _, part in once.given(demand)]
+        given_to = [part for _, part in once.forwarded_to(demand)]
         flat_ranges = sorted((Fraction(p.start, p.of), Fraction(p.stop, p.of)) for p in own + given_to)
         assert flat_ranges[0][0] == 0 and flat_ranges[-1][1] == 1
         assert all(a[1] == b[0] for a, b in zip(flat_ranges, flat_ranges[1:], strict=False))
-        for other, part in once.given(demand):
+        for other, part in once.forwarded_to(demand):
             assert (demand, part) in list(once.passed_on(other))
         node = device // (node_size or 16)
         if node not in {h // (node_size or 16) for h in holders}:

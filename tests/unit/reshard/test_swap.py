@@ -189,7 +189,7 @@ def test_replicas_write_what_lost_ranks_would_have_and_whole_engines_come_of_it(
     engines, exports = zip(*(engine_of(layout) for layout in layouts))
     left = [rank for rank in ranks if rank not in lost]
     if source.dp == 1 and lost:
-        with pytest.raises(LayoutError, match="nobody is left that holds"):
+        with pytest.raises(LayoutError, match="no rank is left that holds"):
             SwapWriter(source, left[0] if left else 0, exports, lost=lost)
         return
     writers = [SwapWriter(source, rank, exports, lost=lost) for rank in left]

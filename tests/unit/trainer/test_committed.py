@@ -130,7 +130,7 @@ def test_what_reads_back_otherwise_than_it_was_written_is_never_committed(
         flush(descriptor)
 
     monkeypatch.setattr(os, "fsync", failing_disk)
-    with pytest.raises(CheckpointError, match="reads back otherwise than it was written"):
+    with pytest.raises(CheckpointError, match="does not read back as it was written"):
         write_checkpoint(tmp_path / "step_2")
     assert not (tmp_path / "step_2").exists()
     committed.verify(tmp_path / "step_1")

@@ -169,7 +169,7 @@ def test_ranks_that_die_one_after_the_other_are_all_left_out():
 
 def test_without_a_replica_the_swap_ends_and_names_rank_and_weight():
     workers = SwapWorkers(faults={1: [died(1)]}, dp=1)
-    with pytest.raises(LayoutError, match=r"nobody is left .*qkv, layers 0 to 3.*trainer ranks \[1\]"):
+    with pytest.raises(LayoutError, match=r"no rank is left .*qkv, layers 0 to 3.*trainer ranks \[1\]"):
         workers.push(0)
     assert workers.states() == ["dirty", "dirty"] and workers.gate_is_closed()
 
