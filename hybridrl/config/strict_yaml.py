@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from hybridrl.errors import ConfigError
+from hybridrl.wording import counted
 
 _FLOAT = (
     r"[-+]?(?:[0-9][0-9_]*)?\.[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*\.(?:[eE][-+]?[0-9]+)?"
@@ -256,7 +257,8 @@ class _Reader:
             self._repeated += 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
         self._seen.add(id(node))
         if self._repeated > MAX_REPEATED:
-            what = f"aliases that write out to more than {MAX_REPEATED:,} values and characters"
+            limit = counted(MAX_REPEATED, "value")
+            what = f"aliases that write out to more than {limit} and characters"
             raise ConfigError(what, where=self._place(node), fix="write out what is needed of them")
 
     def _place(self, node: yaml.Node) -> str:

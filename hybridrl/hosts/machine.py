@@ -25,7 +25,7 @@ class GPU:
     name: str
     memory_bytes: int
     used_bytes: int
-    """By whatever runs there now."""
+    """Memory that whatever runs there now holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ RUN_ID_FILE = "mlflow_run_id"
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAMS_PER_CALL = 100
 MAX_PARAM_CHARACTERS = 6000
-"""Of a value; beyond these three MLflow refuses the call. The whole config is kept as an artefact."""
+"""Longest value of a parameter; beyond these three MLflow refuses the call. The whole config is kept as an artefact."""
 
 
 def store_uri(runs: Path) -> str:
@@ -86,7 +86,7 @@ class MlflowSink(Sink):
         return True
 
     def _log_params(self, client: Any, config: Mapping[str, Any]) -> None:
-        """Those that the run lacks: MLflow refuses to change one, as a resume with more steps would."""
+        """The parameters that the run lacks: MLflow refuses to change one, as a resume with more steps would."""
         from mlflow.entities import Param
 
         known = client.get_run(self._run_id).data.params
