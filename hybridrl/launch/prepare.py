@@ -28,17 +28,17 @@ class Prepared:
     gold: GoldCheck
 
     def describe(self) -> str:
-        """One line for a person."""
+        """One line that describes the data and the reward."""
         return _described(len(self.train), len(self.heldout), self.gold)
 
 
 def prepare(loaded: LoadedConfig) -> Prepared:
-    """Open the data and try the reward on its reference answers; the model folder exists.
+    """Open the data and try the reward on the reference answers. The model folder has to exist.
 
     Raises:
         DataError, ConfigError, ModelError: data or tokenizer are not as the config says.
         RewardError: the reward cannot be loaded, raises, or rejects the data's own answers.
-        DeadlineError: it hangs.
+        DeadlineError: the reward hangs.
     """
     cfg = loaded.config
     tokenizer = load_tokenizer(cfg.model.path)
@@ -99,10 +99,11 @@ def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
 
 
 def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:
-    """Score one answer, the row's own reference or else an empty one, if the algorithm looks at the parts.
+    """If the algorithm needs the parts of the reward, score one answer: the row's reference, or else an empty
+    one.
 
     Raises:
-        ConfigError: its reward has too few.
+        ConfigError: the reward has too few parts.
         RewardError, DeadlineError: as Scorer.score.
     """
     credit = load_credit(cfg.algorithm)
@@ -117,7 +118,7 @@ def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -
 
 
 def _refuse_other_tokenizer(loaded: LoadedConfig, tokenizer: ModelTokenizer) -> None:
-    """The reward model reads the policy's tokens as they are."""
+    """Refuse a reward model with another tokenizer: it reads the policy's token ids as they are."""
     own = loaded.config.reward_model
     if own is None:
         return
