@@ -50,7 +50,7 @@ def check_plugin(plugin: PluginConfig) -> list[Check]:
 
 
 def _is_policy_loss(name: str) -> bool:
-    """A loss from outside says so by its mark or by a parameter that only losses have."""
+    """Whether code from outside is a loss: by its mark, or by a parameter that only losses have."""
     if ":" not in name:
         known = {kind: name in registry.names(PACKAGES[kind]) for kind in ("estimator", "policy_loss")}
         return known["policy_loss"] and not known["estimator"]

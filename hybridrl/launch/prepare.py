@@ -61,7 +61,7 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
 
 
 def _without_tokenizer(loaded: LoadedConfig) -> str:
-    """What can be tried before there is a model, in one line.
+    """Try what can be tried without a model; returns one line about it.
 
     Raises:
         DataError, ConfigError, RewardError, DeadlineError: as prepare().
@@ -74,7 +74,7 @@ def _without_tokenizer(loaded: LoadedConfig) -> str:
 
 
 def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
-    """Rows that all have a prompt."""
+    """The rows of a split, after a check that all of them have a prompt."""
     cfg, where = loaded.config, loaded.where(f"data.{split}.path", f"data.{split}.task")
     table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
     for _ in table.column(cfg.data.prompt_field):
@@ -83,7 +83,7 @@ def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
 
 
 def _judged(loaded: LoadedConfig, rows: Table) -> GoldCheck:
-    """What the reward says to the data's own answers; it is refused for what it says, too."""
+    """Try the reward on the data's own answers; a reward that rejects too many is refused."""
     cfg = loaded.config
     with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
         gold = check_on_gold(scorer, rows, where=cfg.data.train.path or str(cfg.data.train.task))
