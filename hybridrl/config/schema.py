@@ -289,7 +289,7 @@ class TrainingRun(Section):
     """Folder of the run inside `folder`."""
 
     folder: str = "runs"
-    """Where runs are, and the MLflow store of all of them."""
+    """Folder of all runs and of the MLflow store."""
 
     steps: PositiveInt = 100
     """Updates of the model; in reinforcement learning, policy updates."""

@@ -28,7 +28,7 @@ class ExamplesConfig(DataConfig):
 
 
 class SFTDataConfig(ExamplesConfig):
-    """The examples of `hybridrl sft`: prompts with the answers to learn, or whole conversations."""
+    """The examples of `hybridrl sft`: prompts with the answers to train on, or whole conversations."""
 
     response_field: str = "response"
     """Column with the answer to train on."""

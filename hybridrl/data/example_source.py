@@ -47,8 +47,8 @@ class TableExamples(Stream[Example]):
     def _refuse_long(self, index: int, example: Example) -> None:
         if example.num_tokens > self._max_tokens:
             raise DataError(
-                f"row {index} of {self._name} has {counted(example.num_tokens, 'token')}, "
-                f"actor.microbatch_tokens = {self._max_tokens} is for whole examples",
+                f"row {index} of {self._name} has {counted(example.num_tokens, 'token')}, more than "
+                f"actor.microbatch_tokens = {self._max_tokens}; an example is never split",
                 fix=f"actor.microbatch_tokens={example.num_tokens}, or drop the row",
             )
 

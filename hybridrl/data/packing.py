@@ -59,7 +59,7 @@ def pack_minibatches(
                 )
     if not found:
         raise DataError(
-            f"every answer of step {batch.step} was cut at the token limit, nothing of {len(batch)} is left",
+            f"every answer of step {batch.step} was truncated at the token limit, 0 of {len(batch)} are left",
             where="algorithm.drop_truncated leaves them out",
             fix="raise rollout.max_response_tokens",
         )

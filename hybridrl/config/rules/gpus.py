@@ -89,7 +89,7 @@ def _idle(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> Itera
         fix = f"{fix}; or cluster.nodes={replica // per_node}"
     yield ResourceError(
         f"the trainer has {counted(shape.trainer_ranks, 'rank')}, {replica} a replica, and the cluster "
-        f"{counted(gpus, 'GPU')}: each takes one",
+        f"{counted(gpus, 'GPU')}: every GPU needs one rank",
         where=loaded.where("actor.parallel", "cluster.gpus_per_node"),
         fix=fix,
     )
@@ -103,7 +103,7 @@ def _crowded(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> It
     if parts > 1 and (tp % parts or shape.num_engines * parts > nodes):
         yield ResourceError(
             f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x "
-            f"{counted(per_node, 'GPU')}: an engine that is larger than a node fills nodes of its own, "
+            f"{counted(per_node, 'GPU')}: an engine that is larger than a node fills whole nodes, "
             "evenly",
             where=where,
             fix=f"rollout.parallel.tp={per_node}",
