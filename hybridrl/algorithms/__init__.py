@@ -1,7 +1,7 @@
 """Advantage estimators, policy losses, KL and their aggregation: pure tensor functions.
 
-`load_estimator` and `Objective` are what a trainer calls. They are imported when they are first asked for,
-so that the catalog answers without torch.
+`load_estimator` and `Objective` are what a trainer calls. They are imported on first access, so that the
+catalog works without torch.
 """
 
 from typing import TYPE_CHECKING, Any

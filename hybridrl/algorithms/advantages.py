@@ -1,4 +1,4 @@
-"""Loads the advantage estimator of a config and puts the KL penalty into its rewards where the config says
+"""Loads the advantage estimator of a config, and subtracts the KL penalty from its rewards if the config says
 so.
 
 Shape letters: N trajectories of the batch, T packed tokens held here.
@@ -20,10 +20,10 @@ from hybridrl.config.schema import AlgorithmConfig
 
 
 def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
-    """The estimator that a config names, ready to call as base.AdvantageEstimator says.
+    """The estimator that a config names, to be called as base.AdvantageEstimator describes.
 
     Raises:
-        ConfigError: an unknown plug-in or option, or fewer samples per prompt than the estimator can compare.
+        ConfigError: an unknown plug-in or option, or fewer samples per prompt than the estimator needs.
     """
     inner = build("estimator", config.estimator.name, config.estimator.options, where="algorithm.estimator")
     for error in estimator_errors(config, inner):
@@ -36,10 +36,9 @@ def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
 
 @dataclass(frozen=True, slots=True)
 class WithTokenRewards:
-    """An estimator on rewards that differ from token to token: the outcome at the last one, less a KL
-    penalty at each.
+    """Calls an estimator with token rewards: the outcome at the last token, minus a KL penalty at each token.
 
-    An estimator that knows scalars only sees the sum over each trajectory.
+    An estimator that takes scalars only gets the sum over each trajectory.
     """
 
     inner: Any
@@ -51,13 +50,13 @@ class WithTokenRewards:
         return token_reward_columns(self.inner, self.kl if self.kl_coefficient else None)
 
     def check_parts(self, count: int) -> None:
-        """As that of the inner estimator, if it has one."""
+        """Calls check_parts() of the inner estimator, if it has one."""
         if hasattr(self.inner, "check_parts"):
             self.inner.check_parts(count)
 
     @property
     def _columns(self) -> frozenset[Column]:
-        """Of the inner estimator, less the one made here."""
+        """Columns of the inner estimator, without the token reward that is made here."""
         return inner_columns(self.inner)
 
     def __call__(
@@ -66,8 +65,8 @@ class WithTokenRewards:
         """*Collective*.
 
         Args:
-            reward_N, group_N: of the whole batch, the same on every rank.
-            tokens: those held here; seq_T indexes the whole batch.
+            reward_N, group_N: columns of the whole batch, the same on every rank.
+            tokens: the tokens held here; seq_T indexes the whole batch.
         """
         check_rewards(reward_N, group_N)
         penalty_T = self._penalty(tokens, columns)
@@ -86,7 +85,7 @@ class WithTokenRewards:
         return Advantage(masked(advantage_N[tokens.seq_T], tokens))
 
     def _penalty(self, tokens: Tokens, columns: dict[str, Tensor]) -> Tensor:
-        """The KL penalty of each token, [T]; of the policy at the start of the step."""
+        """The KL penalty of each token, [T], for the policy at the start of the step."""
         old_logp_T = columns["old_logp_T"]
         if not self.kl_coefficient:
             return old_logp_T.new_zeros(len(old_logp_T))

@@ -1,4 +1,5 @@
-"""The nouns of an algorithm: columns, packed tokens, global totals, and the shape of every kind of plug-in.
+"""The types of an algorithm: columns, packed tokens, global totals, and the interface of every kind of
+plug-in.
 
 A plug-in is one file: `estimators/grpo.py` is `estimator: grpo`. Its options are the fields of its
 dataclass. It declares the columns that it `needs` and is called with exactly those, each under its name and
@@ -19,12 +20,12 @@ from hybridrl.algorithms.columns import Column
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Where packed tokens belong. Tokens of a trajectory are neighbours, in their order."""
+    """The trajectory of each packed token. The tokens of a trajectory are consecutive and in order."""
 
     seq_T: Tensor
     """int64: trajectory of each token, in [0, num_seqs). For an estimator it indexes the whole batch
-    (num_seqs = N), so that per-trajectory sums of different ranks add up; in a microbatch any numbering will
-    do, and numbers may be unused."""
+    (num_seqs = N), so that per-trajectory sums of different ranks add up; in a microbatch any
+    numbering is valid, and numbers may be unused."""
 
     mask_T: Tensor
     """bool: True at tokens that are trained on; never at prompt, tool or observation tokens."""
@@ -34,10 +35,10 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Denominators of the whole minibatch, the same on every rank: nothing divides by a local count."""
+    """Denominators over the whole minibatch, the same on every rank: nothing divides by a local count."""
 
     num_tokens: int
-    """Trained tokens."""
+    """Number of trained tokens."""
 
     num_sequences: int
 
@@ -62,13 +63,13 @@ class OneRank:
 
 @dataclass(slots=True)
 class Metrics:
-    """Named numbers of one microbatch on one rank, already divided by global totals, detached."""
+    """Metrics of one microbatch on one rank, detached and already divided by global totals."""
 
     sum: dict[str, Tensor] = field(default_factory=dict)
-    """Summing them over microbatches and ranks gives the global value."""
+    """Metrics whose sum over microbatches and ranks is the global value."""
 
     max: dict[str, Tensor] = field(default_factory=dict)
-    """The largest over microbatches and ranks is the global value."""
+    """Metrics whose maximum over microbatches and ranks is the global value."""
 
     def merge(self, other: "Metrics") -> "Metrics":
         """Metrics of both, as a new object; associative, with Metrics() as its neutral element."""
@@ -87,22 +88,24 @@ class Advantage(NamedTuple):
     """0 where the loss mask is 0."""
 
     return_T: Tensor | None = None
-    """Target of the value function; None without one."""
+    """Target of the value function; None if there is none."""
 
 
 class AdvantageEstimator(Protocol):
-    """How good each trajectory, or each token, was. Pure: same inputs, same output.
+    """Computes how good each trajectory, or each token, was. It is pure: the same inputs give the same
+    output.
 
     If `needs` names scalar columns only, it runs on the controller over the whole batch:
 
         estimator(reward_N=..., group_N=..., length_N=...) -> advantage_N
 
-    If it names another one, it runs on every data-parallel rank over the trajectories held there, with
-    scalars in full:
+    If it names any other column, it runs on every data-parallel rank over the trajectories held there, with
+    the scalars of the whole batch:
 
         estimator(reward_N=..., group_N=..., tokens=..., reduce=..., value_T=...) -> Advantage
 
-    One whose advantages sum to 0 in each group says `centred = "group"`, and every step is checked for it.
+    An estimator whose advantages sum to 0 in each group sets `centred = "group"`, and every step is checked
+    for it.
     A group-relative estimator has `min_group_size = 2`: one sample per prompt is then refused before the
     run. Groups that shrink to one trajectory during a run (dynamic sampling) get advantage 0 and are counted.
     """
@@ -114,17 +117,17 @@ class AdvantageEstimator(Protocol):
 
 
 class TokenForm(Protocol):
-    """More attributes of an estimator on scalars whose formula is another one for rewards of single
-    tokens."""
+    """More attributes of a scalar estimator that has another formula for token rewards."""
 
     @property
     def per_token(self) -> bool:
-        """The options already ask for the token-level form (discounting); KL in the reward always does."""
+        """Whether the options demand the token-level form (by discounting); KL in the reward always demands
+        it."""
         ...
 
     @property
     def token_needs(self) -> frozenset[Column]:
-        """What `over_tokens` is called with beside the token rewards."""
+        """Columns that `over_tokens` is called with, besides the token rewards."""
         ...
 
     def over_tokens(
@@ -134,32 +137,32 @@ class TokenForm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a whole batch before its first optimizer step, on one data-parallel rank."""
+    """The data of a whole batch before its first optimizer step, on one data-parallel rank."""
 
     step: int
     reward_N: Tensor
-    """Of the whole batch, the same on every rank, as is group_N."""
+    """Rewards of the whole batch, the same on every rank, as is group_N."""
 
     group_N: Tensor
     advantage_T: Tensor
     tokens: Tokens
-    """Those held here; seq_T indexes the whole batch."""
+    """The tokens held here; seq_T indexes the whole batch."""
 
     columns: Mapping[Column, Tensor]
 
 
 class Prepared(NamedTuple):
-    """What was made of it."""
+    """What `Prepares.prepare` returns."""
 
     columns: dict[Column, Tensor]
-    """[T], to be passed to the loss among its other columns."""
+    """Columns [T] that the loss is called with, in addition to its other columns."""
 
     metrics: dict[str, Tensor]
     """Global values, the same on every rank."""
 
 
 class Prepares(Protocol):
-    """More attributes of a policy loss that must see the whole batch before its first optimizer step.
+    """More attributes of a policy loss that needs the whole batch before its first optimizer step.
 
     What depends on the whole batch (a quantile, a random choice, a mean) cannot be computed from a
     microbatch: it would change with the split. It is computed once, from the columns before the update, and
@@ -167,18 +170,18 @@ class Prepares(Protocol):
     """
 
     makes: frozenset[Column]
-    """Columns that `prepare` makes: among `needs`, but asked of nobody."""
+    """Columns that `prepare` makes: they are among `needs`, but no other part of a run provides them."""
 
     def prepare(self, known: Known, reduce: Reduce) -> Prepared:
-        """*Collective*. `known.columns` holds old_logp and what else the loss needs."""
+        """*Collective*. `known.columns` holds old_logp and the other columns that the loss needs."""
         ...
 
 
 class TokenLoss(NamedTuple):
-    """What a policy loss returns: token columns, to be masked and aggregated by the objective."""
+    """What a policy loss returns: token columns, which the objective masks and aggregates."""
 
     loss_T: Tensor
-    """To minimise; the gradient flows through it."""
+    """Loss to minimise; the gradient flows through it."""
 
     mean: Mapping[str, Tensor] = {}
     """Metric name -> column whose mean over trained tokens is reported."""
@@ -187,7 +190,7 @@ class TokenLoss(NamedTuple):
 class PolicyLoss(Protocol):
     """Loss of every token, called as loss(logp_T=, advantage_T=, tokens=, old_logp_T=, ...).
 
-    `needs` names token columns. A loss that has a meaning in some aggregation modes only names them in
+    `needs` names token columns. A loss that is defined for some aggregation modes only names them in
     `aggregates`.
     """
 
@@ -200,7 +203,7 @@ class PolicyLoss(Protocol):
 
 
 class Shaping(Protocol):
-    """New outcome rewards from old ones, on the controller; `needs` names scalar columns."""
+    """Turns outcome rewards into new ones, on the controller; `needs` names scalar columns."""
 
     @property
     def needs(self) -> frozenset[Column]: ...
@@ -209,15 +212,15 @@ class Shaping(Protocol):
 
 
 class Correction(Protocol):
-    """Weight of every token against the gap between the engine's probabilities and the trainer's."""
+    """Weighs every token to correct for the gap between the engine's probabilities and the trainer's."""
 
     def __call__(self, weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
         """The new weights, [T]. *Collective*.
 
         Args:
-            weight_T: of the corrections before this one, 1 at first.
+            weight_T: weights from the corrections before this one, 1 at first.
             log_ratio_T: old_logp - rollout_logp, within +-20, 0 outside the loss mask.
-            tokens: of the whole batch held here.
+            tokens: all tokens of the batch that are held here.
         """
         ...
 
@@ -231,18 +234,18 @@ class ValueLoss(Protocol):
 
 
 class KL(Protocol):
-    """Divergence of the policy from the reference at every token, from one sampled token each."""
+    """Estimates the divergence of the policy from the reference at every token, from the sampled token."""
 
     @property
     def needs(self) -> frozenset[Column]:
-        """Beyond ref_logp."""
+        """Columns besides ref_logp."""
         ...
 
     def __call__(self, logp_T: Tensor, ref_logp_T: Tensor, **columns: Tensor) -> Tensor: ...
 
 
 class Aggregate(Protocol):
-    """This microbatch's share of one number over the minibatch: the shares add up to it."""
+    """Computes a microbatch's share of one number over the minibatch: the shares add up to it."""
 
     def __call__(self, value_T: Tensor, tokens: Tokens, totals: Totals) -> Tensor: ...
 

@@ -1,5 +1,4 @@
-"""What there is: every plug-in with its formula, source, options and use, read from its file without
-importing it.
+"""Lists every plug-in with its formula, source, options and use, read from its file without importing it.
 
 The head of a plug-in's file is its entry: a first sentence that names it, then `Source:`, `Formula:` and
 `Use:`.
@@ -40,10 +39,10 @@ CONFIG_KEYS = {
     "correction": "algorithm.correction",
     "shaping": "algorithm.shaping",
 }
-"""Where a config names a plug-in of each kind."""
+"""Kind of plug-in -> config key that names one."""
 
 UNUSABLE = "not usable yet: nothing computes it"
-"""Mark of a column that no part of a run gives."""
+"""Mark of a column that no part of a run computes."""
 
 _FIELDS = ("Source", "Formula", "Use")
 
@@ -53,7 +52,7 @@ class Option:
     name: str
     type: str
     default: str | None
-    """As source text; None: it must be given."""
+    """The default as source text; None: the option is required."""
 
     about: str
 
@@ -69,11 +68,12 @@ class Entry:
     formula: str
     use: str
     about: str
-    """What its class says of itself."""
+    """Docstring of its class."""
 
     options: tuple[Option, ...]
     needs: str
-    """Columns, with its defaults: of each the model that computes it, or that nothing does yet."""
+    """Columns that it needs with default options, each with the model that computes it, or a mark that
+    nothing does."""
 
 
 def entries(kind: str | None = None) -> list[Entry]:
@@ -94,7 +94,7 @@ def find(name: str) -> list[Entry]:
     """The plug-ins of this name, of any kind (grpo is an estimator and a preset, vapo a loss and a preset).
 
     Raises:
-        ConfigError: there is none; names the nearest.
+        ConfigError: there is none; the message names the nearest.
     """
     everything = entries()
     found = [entry for entry in everything if entry.name == name]
@@ -109,10 +109,10 @@ def find(name: str) -> list[Entry]:
 
 
 def explain(name: str) -> Iterator[tuple[str, str]]:
-    """Pairs of a label and a text about all that has this name, for a person to read.
+    """Pairs of a label and a text about everything of this name.
 
     Raises:
-        ConfigError: there is none; names the nearest.
+        ConfigError: there is none; the message names the nearest.
     """
     for entry in find(name):
         where = f" ({CONFIG_KEYS[entry.kind]}: {name})" if entry.kind in CONFIG_KEYS else ""
@@ -142,7 +142,8 @@ def needs_of(preset: str) -> str:
 
 
 def flat(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Leaves of nested mappings under dotted keys; a plug-in's name stands under the key of the plug-in."""
+    """Leaves of nested mappings under dotted keys; the name of a plug-in is listed under the plug-in's
+    key."""
     if not hasattr(tree, "items"):
         return [(prefix, str(tree))]
     if not tree:
@@ -195,7 +196,7 @@ def _line(text: str) -> str:
 
 
 def _options(plugin: ast.ClassDef, path: Path) -> tuple[Option, ...]:
-    """Fields of the dataclass; of those that it inherits from another plug-in, too."""
+    """Fields of the dataclass, with those that it inherits from another plug-in."""
     found = {}
     for parent, sibling in parents(plugin, path):
         found.update({option.name: option for option in _options(parent, sibling)})
@@ -213,7 +214,7 @@ def _options(plugin: ast.ClassDef, path: Path) -> tuple[Option, ...]:
 
 
 def _is_internal(node: ast.AnnAssign) -> bool:
-    """A class attribute, or a field that is no option."""
+    """Whether it is a class attribute, or a field that is no option."""
     return "ClassVar" in ast.unparse(node.annotation) or (
         node.value is not None and "init=False" in ast.unparse(node.value)
     )

@@ -1,7 +1,7 @@
-"""Checks of one estimator or policy loss, the project's own or anybody's, on random ragged batches:
-`hybridrl algo check`.
+"""Checks one estimator or policy loss, built-in or from outside, on random ragged batches: `hybridrl algo
+check`.
 
-Each check states a property and whether it holds; none looks at what the formula should be.
+Each check states a property and whether it holds; none checks the formula itself.
 """
 
 import inspect
@@ -30,7 +30,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A property, and what was found."""
+    """A property, whether it holds, and what was found."""
 
     name: str
     holds: bool
@@ -50,7 +50,7 @@ def check_plugin(plugin: PluginConfig) -> list[Check]:
 
 
 def _is_policy_loss(name: str) -> bool:
-    """A loss from outside says so by its mark or by a parameter that only losses have."""
+    """Whether code from outside is a loss: by its mark, or by a parameter that only losses have."""
     if ":" not in name:
         known = {kind: name in registry.names(PACKAGES[kind]) for kind in ("estimator", "policy_loss")}
         return known["policy_loss"] and not known["estimator"]
@@ -71,7 +71,7 @@ def check_estimator(plugin: PluginConfig) -> list[Check]:
     def advantage(
         batch: RaggedBatch, part: RaggedBatch | None = None, reduce: Reduce | None = None
     ) -> Tensor:
-        # A fresh one each time: an estimator may keep a state between steps.
+        # A new estimator each time: it may keep a state between steps.
         return _advantage(
             load_estimator(AlgorithmConfig(estimator=plugin)), batch, part or batch, reduce or OneRank()
         )
@@ -162,15 +162,15 @@ def _token_checks(advantage: _Run, batch: RaggedBatch) -> Iterator[Check]:
         yield Check(
             f"{num_ranks} ranks",
             holds,
-            "together they compute what one does" if holds else "differ from one rank",
+            "together they compute what one rank does" if holds else "differ from one rank",
         )
 
 
 def check_policy_loss(plugin: PluginConfig, aggregate: str) -> list[Check]:
     """
     Raises:
-        ConfigError: there is no such plug-in, an option is wrong, or the aggregation mode does not go with
-        it.
+        ConfigError: there is no such plug-in, an option is wrong, or the loss is not defined for the
+            aggregation mode.
     """
     objective = Objective(AlgorithmConfig(loss=plugin, aggregate=aggregate), max_response_tokens=16)
     batch = ragged_batch(0)
@@ -193,7 +193,7 @@ def check_policy_loss(plugin: PluginConfig, aggregate: str) -> list[Check]:
 
 
 def _direction(objective: Objective, batch: RaggedBatch) -> Check:
-    """Before the first update a step must make good tokens likelier, and bad ones less likely."""
+    """Checks that before the first update a step makes good tokens likelier and bad ones less likely."""
     start = ragged_batch(0)
     for name in ("logp", "rollout_logp", "ref_logp"):
         start.columns[name] = start.columns["old_logp"].clone()
@@ -251,7 +251,7 @@ def _split(batch: RaggedBatch, num_ranks: int) -> list[list[int]]:
 
 
 def _dirty(batch: RaggedBatch) -> RaggedBatch:
-    """The same batch with NaN wherever nothing may be read."""
+    """The same batch with NaN at all tokens that a plug-in must not read."""
     per_token = {
         n: c for n, c in batch.columns.items() if len(c) == len(batch.seq_T) and c.is_floating_point()
     }

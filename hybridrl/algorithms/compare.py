@@ -1,4 +1,4 @@
-"""The same algorithm as two frameworks compute it, on one batch: which choices differ, and by how much it
+"""Compares an algorithm as two frameworks compute it, on one batch: which choices differ, and how much it
 matters.
 
 Shape letters: N trajectories of the sample batch.
@@ -47,7 +47,7 @@ REASONS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A key in which the two differ."""
+    """A key in which the two frameworks differ."""
 
     key: str
     a: str
@@ -57,7 +57,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """One trajectory of the sample batch, and its mean advantage over trained tokens as each computes it."""
+    """One trajectory of the sample batch, and its mean advantage over trained tokens in each framework."""
 
     group: int
     reward: float
@@ -75,14 +75,14 @@ class Difference:
     loss_a: float
     loss_b: float
     notes: tuple[str, ...]
-    """What the rows leave out."""
+    """What the rows of the frameworks leave out."""
 
     @property
     def max_abs_advantage(self) -> float:
         return max(abs(t.advantage_a - t.advantage_b) for t in self.trajectories)
 
     def lines(self) -> Iterator[tuple[str, str]]:
-        """(heading, text) for a person; without a heading, a line of the table."""
+        """The difference as (heading, text); a line of the table has no heading."""
         for choice in self.choices:
             yield choice.key, f"{choice.a} | {choice.b}   {choice.why}"
         yield "", f"\n{'group':>5} {'reward':>7} {'length':>7} {self.a:>10} {self.b:>10}"
@@ -95,7 +95,7 @@ class Difference:
 
 
 def frameworks(algorithm: str) -> list[str]:
-    """Names that `diff` takes for an algorithm."""
+    """Names of frameworks that `diff` takes for an algorithm."""
     return [OURS, *COMPATIBILITY.get(algorithm, {})]
 
 
@@ -133,13 +133,13 @@ def _row(algorithm: str, framework: str) -> Row:
 
 def _choices(a: Row, b: Row) -> tuple[Choice, ...]:
     left, right = _resolved(a.algorithm), _resolved(b.algorithm)
-    # An option that only one of them has belongs to a plug-in whose name differs already.
+    # An option that only one of them has belongs to a plug-in whose name differs, which is listed anyway.
     keys = [key for key in left if key in right and left[key] != right[key]]
     return tuple(Choice(key, left[key], right[key], REASONS.get(key, "")) for key in keys)
 
 
 def _resolved(row: Mapping[str, Any]) -> dict[str, str]:
-    """Every key of a row, with the defaults of what it does not set."""
+    """Every key of a row, with the defaults of keys that it does not set."""
     defaults = AlgorithmConfig()
     found = {"kl.in": defaults.kl.place, "kl.coefficient": str(defaults.kl.coefficient)}
     for kind, key in (("estimator", "estimator"), ("policy_loss", "loss")):
@@ -150,7 +150,7 @@ def _resolved(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _numbers(row: Mapping[str, Any], batch: RaggedBatch) -> tuple[Tensor, float]:
-    """Mean advantage of each trajectory, [N], and the loss of a later minibatch."""
+    """Mean advantage of each trajectory, [N], and the loss of a minibatch after the first."""
     config = AlgorithmConfig.model_validate(row)
     estimator = load_estimator(config)
     arguments = {argument(c): batch.columns[c] for c in estimator.needs}

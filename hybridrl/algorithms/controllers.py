@@ -1,5 +1,5 @@
-"""Coefficients that follow a target. Pure: each step gives the next controller; its coefficient is all its
-state."""
+"""Coefficients that follow a target. They are pure: each step returns the next controller, whose only state
+is the coefficient."""
 
 from dataclasses import dataclass, replace
 
@@ -16,14 +16,14 @@ class AdaptiveKL:
     """Trajectories over which an error of 20 % moves the coefficient by 20 %."""
 
     def next(self, kl: float, num_trajectories: int) -> "AdaptiveKL":
-        """After a batch with this mean divergence."""
+        """The controller after a batch with this mean divergence."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         return replace(self, coefficient=self.coefficient * (1 + error * num_trajectories / self.horizon))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveEntropy:
-    """Steps of fixed size towards a target entropy. Source: Skywork-OR1, arXiv:2505.22312"""
+    """Moves the entropy coefficient in steps of fixed size. Source: Skywork-OR1, arXiv:2505.22312."""
 
     coefficient: float
     target: float
@@ -34,6 +34,6 @@ class AdaptiveEntropy:
     highest: float = 1.0
 
     def next(self, entropy: float) -> "AdaptiveEntropy":
-        """After a batch with this mean entropy: more bonus below the target, less above it."""
+        """The controller after a batch with this mean entropy: more bonus below the target, less above it."""
         moved = self.coefficient + (self.step if entropy < self.target else -self.step)
         return replace(self, coefficient=min(max(moved, self.lowest), self.highest))

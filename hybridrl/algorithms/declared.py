@@ -1,6 +1,7 @@
-"""What a plug-in declares in its class body, read from its file without importing it, and torch with it.
+"""Reads what a plug-in declares in its class body from its file, without importing the file, which imports
+torch.
 
-Its declarations are its options, class attributes, and properties and `__post_init__` over options alone:
+Declarations are options, class attributes, and properties and `__post_init__` that use options only:
 
     discount: float = 1.0
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
@@ -26,11 +27,11 @@ _TORCH_FREE = {"dataclasses", "typing", "collections.abc", "hybridrl.algorithms.
 
 
 def declared(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> Any:
-    """What stands for the plug-in that a config names where nobody computes with it: it has the options, the
-    declarations and the names of the methods of the plug-in. A method that uses torch cannot be called.
+    """A stand-in for the plug-in that a config names, for code that does not compute with it: it has the
+    options, the declarations and the method names of the plug-in. A method that uses torch cannot be called.
 
-    A plug-in from outside the project ("module:Name"), and one whose declarations use names of its file that
-    are not read, is itself the answer: its module is imported.
+    A plug-in from outside the project ("module:Name"), or one whose declarations use other names of its file,
+    is imported and returned itself.
 
     Raises:
         ConfigError, UserCodeError: as `plugins.build`, and in the same words.
@@ -45,7 +46,8 @@ def declared(kind: str, name: str, options: Mapping[str, Any], *, where: str) ->
 
 
 def by_default(kind: str, name: str) -> Any:
-    """The project's plug-in as `declared`, with its defaults alone: an option without one is not there."""
+    """The project's plug-in as by `declared`, with its defaults only: an option without a default is
+    absent."""
     return object.__new__(_plugin(kind, name))
 
 
@@ -108,7 +110,7 @@ def _without_torch(path: Path) -> dict[str, Any]:
 
 
 def _declaration(node: ast.stmt) -> ast.stmt:
-    """The statement as far as it makes sense without torch: class attributes and methods lose their types."""
+    """The statement without what needs torch: class attributes and methods lose their annotations."""
     if isinstance(node, ast.AnnAssign) and "ClassVar" in ast.unparse(node.annotation):
         assert node.value is not None, "a class attribute has a value"
         return ast.copy_location(ast.Assign([node.target], node.value), node)

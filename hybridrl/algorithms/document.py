@@ -63,7 +63,7 @@ _HEAD = """\
 <!-- Made from the code: python -m hybridrl.algorithms.document > docs/algorithms.md -->
 
 An algorithm is an advantage estimator, a policy loss and an aggregation mode, each one file of tensor code
-whose name is its name in a config. `preset` sets all of them; keys beside it win.
+whose name is its name in a config. `preset` sets all of them; keys that the config sets itself win.
 
     algorithm:
       preset: dapo
@@ -75,19 +75,20 @@ r = exp(logp - old_logp), sg[.] no gradient, x = logp - ref_logp. Means and sums
 
 ## What we decided once
 
-- **Denominators** are of the whole minibatch and reduced once: no split over ranks or microbatches changes
-  a loss.
+- **Denominators** count the whole minibatch and are reduced once: no split over ranks or microbatches
+  changes a loss.
 - **Standard deviations** of groups use n - 1; eps is added outside the root. Whitening uses n - 1 and adds
   eps under the root, over all trained tokens of the batch, with sums in float64.
-- **A flat group** gets advantage exactly 0 from every group-relative estimator, in float32 too.
+- **A flat group** (all rewards equal) gets advantage exactly 0 from every group-relative estimator, in
+  float32 too.
 - **A group of one** gets 0 and is counted; `samples_per_prompt: 1` with a group-relative estimator is refused
   before the run. Other frameworks train such an answer on its raw reward.
 - **A reward that is not finite** is refused.
 - **An algorithm that needs a column which nothing computes** is marked in these tables and refused by every
-  command; a part of a run that gives the column, in the table of columns, takes the mark away.
-- **An algorithm that teaches nothing** whatever the rewards (every advantage 0, or no gradient of the policy
-  loss, on batches made for the trial) is refused before the run; so is `gdpo` with a reward of fewer than two
-  parts.
+  command; once the table of columns has a part of a run that gives the column, the mark is gone.
+- **An algorithm without a learning signal**, whatever the rewards (every advantage 0, or no gradient of the
+  policy loss, on batches made for the trial), is refused before the run; so is `gdpo` with a reward of fewer
+  than two parts.
 - **Log ratios** are clamped to +-20 before the exponential.
 - **What depends on the whole batch** (quantiles, covariances, random choices) is computed once before its
   first optimizer step, from the policy before the update, by threshold and never by position.
@@ -106,7 +107,7 @@ An estimator is a class with `needs` and a call; its options are its fields. Thi
 
     $ hybridrl algo check my_lab.rank_advantage:RankAdvantage
 
-A policy loss gives one loss per token; masking, aggregation, corrections and KL are not its business:
+A policy loss gives one loss per token; masking, aggregation, corrections and KL are done by the objective:
 
 ```python
 {loss}```
@@ -126,8 +127,8 @@ ends the command with exit code 2 and names the config key, the file and the lin
 data are not what it takes. To add one to the project, put the file into `hybridrl/algorithms/estimators/`
 under its name and its oracle into `tests/unit/algorithms/`; no list has to be edited.
 
-A column of your own takes one declaration, in the module that makes it or needs it, and whoever puts it into
-token blocks (`TokenBlock.columns`). It then arrives under its name, like those below:
+A column of your own takes one declaration, in the module that makes it or needs it, and code that puts it
+into token blocks (`TokenBlock.columns`). It then arrives under its name, like those below:
 
 ```python
 declare("hint", ColumnSpec("token", "float32", "block", "how much of the token was given away", outside=0))
@@ -206,10 +207,10 @@ def _choices(pairs: list[tuple[str, str]]) -> str:
 def _guards() -> str:
     lines = [
         "## Guards\n",
-        "Every step is looked at for what trains without an error and is wrong all the same."
-        " What is certainly wrong ends the run before the optimizer moves; what is suspicious is said once."
+        "Every step is checked for mistakes that train without an error."
+        " A certain mistake ends the run before the optimizer step; a suspicious finding is reported once."
         " `algorithm.guards: off` turns them off.\n",
-        "How often they speak up at correct steps is measured: `python -m benchmarks.guards` simulates 30,000"
+        "How often they fire at correct steps is measured: `python -m benchmarks.guards` simulates 30,000"
         " steps in each of many regimes (sharp and flat policies, heavy tails, short answers, engines of few"
         " bits), and `benchmarks/results/guards.json` has the rates with their upper bounds.\n",
     ]

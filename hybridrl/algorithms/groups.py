@@ -31,7 +31,7 @@ def group_sum(value_N: Tensor, group_N: Tensor) -> Tensor:
 
 
 def group_size(group_N: Tensor, dtype: torch.dtype) -> Tensor:
-    """Members of the group of each trajectory, [N]."""
+    """Number of members of the group of each trajectory, [N]."""
     return group_sum(torch.ones(len(group_N), dtype=dtype, device=group_N.device), group_N)
 
 
@@ -49,14 +49,15 @@ def group_max(value_N: Tensor, group_N: Tensor) -> Tensor:
 
 def centre(value_N: Tensor, group_N: Tensor) -> Tensor:
     """Value minus its group's mean, [N]; exactly 0 in a group whose values are all equal."""
-    # The mean of equal floats need not equal them; distances from the least member do not have that problem.
+    # The mean of equal floats may differ from them; distances from the smallest member do not have that
+    # problem.
     above_N = value_N - group_min(value_N, group_N)
     return above_N - group_sum(above_N, group_N) / group_size(group_N, value_N.dtype)
 
 
 def group_rank(value_N: Tensor, group_N: Tensor) -> Tensor:
-    """Place of each value in its group from the least on, float64 [N], equal ones sharing the mean of theirs;
-    up to a constant of the group.
+    """Ascending rank of each value in its group, float64 [N], up to a constant of the group; equal values
+    share the mean of their ranks.
     """
     _, order_N = torch.unique(value_N, return_inverse=True)
     cell_N = group_N * (len(value_N) + 1) + order_N
@@ -68,14 +69,14 @@ def group_std(centred_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Ten
     """Standard deviation of the group of each trajectory, [N], from centred values; 0 in a group of one.
 
     Args:
-        bessel: divide by n-1.
+        bessel: divide by n-1, else by n.
     """
     size_N = group_size(group_N, centred_N.dtype)
     return (group_sum(centred_N.square(), group_N) / (size_N - int(bessel)).clamp(min=1)).sqrt()
 
 
 def others_std(value_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Tensor:
-    """Standard deviation of each trajectory's group without itself, [N]; 0 where fewer than two are left."""
+    """Standard deviation of each trajectory's group without itself, [N]; 0 if fewer than two are left."""
     size_N = group_size(group_N, value_N.dtype)
     num_others_N = (size_N - 1).clamp(min=1)
     centred_N = centre(value_N, group_N)
@@ -83,12 +84,12 @@ def others_std(value_N: Tensor, group_N: Tensor, *, bessel: bool = True) -> Tens
     # 1).
     squares_N = group_sum(centred_N.square(), group_N) - centred_N.square() * size_N / num_others_N
     scale_N = group_max(centred_N.square(), group_N)
-    # What is left of equal values after cancellation is rounding, not spread.
+    # For equal values, what is left after cancellation is rounding, not spread.
     squares_N = torch.where(squares_N > 8 * torch.finfo(value_N.dtype).eps * size_N * scale_N, squares_N, 0)
     return (squares_N / (num_others_N - int(bessel)).clamp(min=1)).sqrt()
 
 
 def batch_std(value_N: Tensor, *, bessel: bool = True) -> Tensor:
-    """Standard deviation of all values, a scalar; 0 for one of them."""
+    """Standard deviation of all values, a scalar; 0 for a single value."""
     one_group_N = torch.zeros_like(value_N, dtype=torch.int64)
     return group_std(centre(value_N, one_group_N), one_group_N, bessel=bessel)[0]

@@ -1,6 +1,6 @@
-"""Checks at run time for the mistakes that train without an error. Each names what is wrong, or returns None.
+"""Run-time checks for mistakes that train without an error. Each returns a finding, or None.
 
-They look at what a step has anyway and cost nothing next to it. An error ends the run, so none rests on a
+They use data that a step has anyway, at a negligible cost. An error ends the run, so no error relies on a
 sample being near its mean: a correct step is refused with a probability that is proved to be below 1e-8, or
 never. `benchmarks/guards.py` measures it. Shape letters: N trajectories, T packed tokens, G groups.
 """
@@ -18,19 +18,19 @@ from hybridrl.algorithms.groups import centre, group_max, group_min, group_rank,
 from hybridrl.errors import GuardError
 
 KL_LEVEL = 20.0
-"""Nats below 0 at which a sum of log ratios is no chance: exp(-20) = 2e-9 a step."""
+"""Nats below 0 at which a sum of log ratios cannot be chance: exp(-20) = 2e-9 a step."""
 
 COLUMN_ROUNDING = 2.0**-20
-"""Nats by which two float32 log-probabilities of down to -16 are rounded, at most, together."""
+"""Largest total rounding, in nats, of two float32 log-probabilities not below -16."""
 
 ENGINE_MISMATCH = 0.01
-"""Nats per token: divergence of the engine's policy from the trainer's that a correct run stays below. Ten
-times what bf16 on both sides gives; above it, the mismatch itself is what is wrong."""
+"""Largest divergence of the engine's policy from the trainer's in a correct run, in nats per token. It is ten
+times what bf16 on both sides gives; above it, the mismatch itself is the mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong, or suspicious."""
+    """A mistake, or a suspicion."""
 
     guard: str
     severity: Literal["error", "warning"]
@@ -38,7 +38,7 @@ class Finding:
 
 
 def stop(findings: Iterable[Finding | None], *, step: int) -> list[Finding]:
-    """The warnings among what the checks of a step found.
+    """The warnings among the findings of a step.
 
     Raises:
         GuardError: one of them is an error.
@@ -49,30 +49,33 @@ def stop(findings: Iterable[Finding | None], *, step: int) -> list[Finding]:
             raise GuardError(
                 finding.text,
                 where=f"guard {finding.guard}, step {step}",
-                fix="algorithm.guards=off goes on regardless, if the algorithm means it",
+                fix="algorithm.guards=off continues regardless, if the algorithm intends it",
             )
     return warnings
 
 
 def check_groups(group_N: Tensor, prompt_N: Tensor, samples_per_prompt: int | None = None) -> Finding | None:
-    """A group holds answers to one prompt, and answers to one prompt are one group.
+    """Checks that a group holds answers to one prompt only, and that answers to one prompt are one group.
 
     Args:
-        prompt_N: int64, a number of the prompt itself (its uid or its tokens), found apart from `group_N`.
-        samples_per_prompt: a group with that many is whole: a step on fewer prompts than it takes has several
-            of each. None: not known.
+        prompt_N: int64, a number made from the prompt itself (its uid or its tokens), independently of
+            `group_N`.
+        samples_per_prompt: size of a complete group. Several complete groups of one prompt are no finding: a
+            step that takes more prompts than there are has them. None: not known.
     """
     _, prompt_N = torch.unique(prompt_N, return_inverse=True)
     mixed_N = group_max(prompt_N.double(), group_N) != group_min(prompt_N.double(), group_N)
     if mixed_N.any():
         text = (
-            f"group {int(group_N[mixed_N][0])} holds answers to different prompts: baselines are of strangers"
+            f"group {int(group_N[mixed_N][0])} holds answers to different prompts, which makes its "
+            "baseline wrong"
         )
         return Finding("groups", "error", text)
     torn_N = group_max(group_N.double(), prompt_N) != group_min(group_N.double(), prompt_N)
     if samples_per_prompt is not None:
         torn_N &= group_size(group_N, torch.float64) < samples_per_prompt
-    if 2 * int(torn_N.sum()) > len(torn_N):  # a few are prompts that a step takes twice, where an epoch ends
+    # A few are prompts that a step takes twice, at the end of an epoch.
+    if 2 * int(torn_N.sum()) > len(torn_N):
         text = f"answers to one prompt are in several groups, group {int(group_N[torn_N][0])} among them"
         return Finding("groups", "warning", text)
     return None
@@ -85,19 +88,21 @@ def check_kl_sign(
     rollout_logp_T: Tensor | None = None,
     reduce: Reduce | None = None,
 ) -> Finding | None:
-    """Over a step's samples of the policy, log ratios of policy to reference sum to no less than -20 nats.
+    """Checks that log ratios of policy to reference, summed over a step's samples, are not below -20 nats.
 
-    No normal distribution is assumed, nor that the ratio varies little: given its prefix a sampled token has
-    E[exp(ref_logp - policy_logp)] <= 1, the product over tokens is a supermartingale, and by Markov's
-    inequality the sum is below -20 with a probability of at most exp(-20). It holds if the trained tokens are
-    all that were sampled; not if they were chosen by reward or length afterwards.
-    *Collective* over `reduce`: the sum is over all ranks, so all say the same and swapped columns add up.
+    The bound assumes neither a normal distribution nor a ratio that varies little: given its prefix a sampled
+    token has E[exp(ref_logp - policy_logp)] <= 1, the product over tokens is a supermartingale, and by
+    Markov's inequality the sum is below -20 with a probability of at most exp(-20). It holds if all sampled
+    tokens are trained on, but not if they were selected by reward or length afterwards.
+    *Collective* over `reduce`: the sum is over all ranks, so all ranks agree, and the evidence of
+    swapped columns adds up.
 
     Args:
-        policy_logp_T, ref_logp_T: the columns as they go into the KL term.
-        rollout_logp_T: by the engine, whose policy the tokens are drawn from; None: policy_logp_T is exact.
-            The bound is on the engine's column. What the policy's is below it widens the margin, up to
-            ENGINE_MISMATCH a token, for swapped columns differ from the engine's by the whole divergence.
+        policy_logp_T, ref_logp_T: the columns that the KL term is computed from.
+        rollout_logp_T: log-probabilities of the engine, from whose policy the tokens are sampled; None:
+            policy_logp_T is exact. The bound holds for the engine's column. The amount by which the policy's
+            is below it widens the margin, up to ENGINE_MISMATCH per token, since swapped columns differ from
+            the engine's by the whole divergence.
     """
     rollout_logp_T = policy_logp_T if rollout_logp_T is None else rollout_logp_T
     policy_M, ref_M, rollout_M = (
@@ -109,14 +114,14 @@ def check_kl_sign(
     if not total < -margin:
         return None
     text = (
-        f"log ratios of policy to reference sum to {total:.4g} over {count:.0f} tokens, no sample of the "
+        f"log ratios of policy to reference sum to {total:.4g} over {count:.0f} tokens, and no sample of the "
         f"policy is below {-margin:.4g}: the sign of the KL or its columns are swapped"
     )
     return Finding("kl_sign", "error", text)
 
 
 def check_mask(tokens: Tokens, version_T: Tensor) -> Finding | None:
-    """Trained tokens are those that the policy generated, all of them and no others.
+    """Checks that trained tokens are exactly those that the policy generated.
 
     Args:
         version_T: policy version that generated the token, -1 for prompt, tool and observation tokens.
@@ -131,25 +136,25 @@ def check_mask(tokens: Tokens, version_T: Tensor) -> Finding | None:
 
 
 def check_rollout_logp(token_T: Tensor, rollout_logp_T: Tensor, tokens: Tokens) -> Finding | None:
-    """The engine's log-probabilities were filled in: it was not certain of every token and yet of two minds.
+    """Checks that the engine returned log-probabilities: they are not all 0 while its answers differ.
 
-    A policy that is sure of all that it says has columns of exact zeros too, in float32, but then it says the
-    same at every attempt. Two answers that part at a trained token cannot both have been certain.
+    A deterministic policy has log-probabilities of exactly 0 too, in float32, but then all its answers are
+    equal. Two answers that diverge at a trained token cannot both have probability 1.
 
     Args:
-        token_T: int64, the tokens themselves, those of prompts included.
+        token_T: int64, the token ids, those of prompts included.
     """
     trained = int(tokens.mask_T.sum())
-    if not trained or (rollout_logp_T[tokens.mask_T] != 0).any() or not _answers_part(token_T, tokens):
+    if not trained or (rollout_logp_T[tokens.mask_T] != 0).any() or not _answers_diverge(token_T, tokens):
         return None
     text = f"{trained} trained tokens have no log-probability of the engine: all are 0, yet answers differ"
     return Finding("rollout_logp", "error", text)
 
 
-def _answers_part(token_T: Tensor, tokens: Tokens) -> bool:
-    """Two trajectories are equal up to a token that both train on, and differ there.
+def _answers_diverge(token_T: Tensor, tokens: Tokens) -> bool:
+    """Whether two trajectories are equal up to a token that both train on, and differ at that token.
 
-    Among sorted ones, such a pair has neighbours that part at the same place.
+    If there is such a pair, sorted trajectories have neighbours that diverge at the same place.
     """
     lengths = torch.bincount(tokens.seq_T, minlength=tokens.num_seqs).tolist()
     rows = sorted(
@@ -166,7 +171,8 @@ def _answers_part(token_T: Tensor, tokens: Tokens) -> bool:
 
 
 def check_first_ratio(ratio_max_abs_err: float) -> Finding | None:
-    """On the first minibatch the policy is still the one that old_logp is of: the ratio is 1, exactly."""
+    """Checks that the ratio on the first minibatch is exactly 1: the policy is still the one that gave
+    old_logp."""
     if ratio_max_abs_err == 0:
         return None
     text = (
@@ -177,13 +183,15 @@ def check_first_ratio(ratio_max_abs_err: float) -> Finding | None:
 
 
 def check_centred(advantage_N: Tensor, group_N: Tensor, over: Literal["group", "batch"]) -> Finding | None:
-    """Advantages over a group mean sum to 0 in each group, whitened ones over the batch.
+    """Checks that advantages with a group-mean baseline sum to 0 in each group, and whitened ones over the
+    batch.
 
-    Up to rounding: n additions in float32 put a mean off by n 2**-24 of itself, and it is subtracted n times.
+    Rounding is allowed for: n additions in float32 give a mean a relative error of n 2**-24, and the mean is
+    subtracted n times.
 
     Args:
-        over: "group" for estimators like grpo; "batch" for whitened ones, whose advantages are weighed by
-            trained tokens before they come here.
+        over: "group" for estimators like grpo; "batch" for whitened ones, whose advantages the caller
+            multiplies by their number of trained tokens.
     """
     group_N = group_N if over == "group" else torch.zeros_like(group_N)
     sum_N = group_sum(advantage_N.double(), group_N).abs()
@@ -200,13 +208,15 @@ def check_centred(advantage_N: Tensor, group_N: Tensor, over: Literal["group", "
 def check_length_correlation(
     reward_N: Tensor, group_N: Tensor, length_N: Tensor, *, limit: float = 0.7, least: int = 64
 ) -> Finding | None:
-    """Within groups, a reward that follows the length of the answer is probably one that counts tokens.
+    """Checks whether rewards follow the length of answers within groups: such a reward probably counts
+    tokens.
 
-    The correlation is of ranks (Spearman's): of values, it would be that of the one answer that ran to the
-    token limit and failed where all others are short and right.
+    The correlation is that of ranks (Spearman's): a correlation of values would be dominated by one answer
+    that ran to the token limit and failed while all others are short and right.
 
     Args:
-        limit: absolute correlation that is worth a warning; least: trajectories below which nothing is said.
+        limit: absolute correlation that causes a warning.
+        least: number of trajectories below which nothing is checked.
     """
     if len(reward_N) < least:
         return None
@@ -232,4 +242,4 @@ GUARDS = {
     "centred": check_centred,
     "length": check_length_correlation,
 }
-"""By the name in their findings."""
+"""Name of a guard, as in its findings -> the guard."""

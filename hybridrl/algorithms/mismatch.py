@@ -1,6 +1,8 @@
-"""How far the engine's probabilities are from the trainer's, and what correcting for it costs.
+"""Metrics of the gap between the engine's probabilities and the trainer's, and of the cost of correcting for
+it.
 
-Over the trained tokens, or trajectories, of all ranks, under verl's names. All functions are *collective*.
+They are taken over the trained tokens, or trajectories, of all ranks, under verl's names. All functions are
+*collective*.
 Shape letters: T packed tokens held here, S trajectories (tokens.num_seqs).
 """
 
@@ -17,7 +19,7 @@ from hybridrl.algorithms.sequences import masked, sequence_length, sequence_mean
 def weight_metrics(
     weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce
 ) -> dict[str, Tensor]:
-    """Of final weights; a token of weight 0 is left out of training.
+    """Metrics of the final weights; a token of weight 0 is left out of training.
 
     ratio_fraction_high and _low: share of tokens whose ratio is above 2, or below 1/2.
 
@@ -50,7 +52,7 @@ def weight_metrics(
 def divergence_metrics(
     old_logp_T: Tensor, rollout_logp_T: Tensor, tokens: Tokens, reduce: Reduce
 ) -> dict[str, Tensor]:
-    """Of the two policies, with or without a correction: divergences, perplexities, differences,
+    """Metrics of the two policies, with or without a correction: divergences, perplexities, differences,
     correlation."""
     old_T, rollout_T = masked(old_logp_T, tokens).double(), masked(rollout_logp_T, tokens).double()
     moved_T = (old_T - rollout_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -84,7 +86,7 @@ def divergence_metrics(
 
 
 def _means(reduce: Reduce, tokens: Tokens, *columns: Tensor) -> Tensor:
-    """Mean of each column over trained tokens; the columns are 0 elsewhere."""
+    """Mean of each column over trained tokens; the columns have to be 0 at all other tokens."""
     sums = reduce.sum(torch.stack([*(c.sum() for c in columns), tokens.mask_T.sum().double()]))
     return sums[:-1] / sums[-1].clamp(min=1)
 
@@ -96,7 +98,7 @@ def _mean_std(value_T: Tensor, tokens: Tokens, reduce: Reduce) -> tuple[Tensor, 
 
 
 def _range(value_T: Tensor, tokens: Tokens, reduce: Reduce) -> tuple[Tensor, Tensor]:
-    """Smallest and largest over trained tokens; 0 without any."""
+    """Smallest and largest value over trained tokens; 0 if there are none."""
     trained_M = value_T[tokens.mask_T]
     ends = (
         torch.stack([-trained_M.amin(), trained_M.amax()])
@@ -108,7 +110,7 @@ def _range(value_T: Tensor, tokens: Tokens, reduce: Reduce) -> tuple[Tensor, Ten
 
 
 def _pearson(a_T: Tensor, b_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
-    """Correlation over trained tokens; 0 where one of them does not vary."""
+    """Pearson correlation over trained tokens; 0 if one column does not vary."""
     mean_a, mean_b = _means(reduce, tokens, masked(a_T, tokens), masked(b_T, tokens))
     a_T, b_T = masked(a_T - mean_a, tokens), masked(b_T - mean_b, tokens)
     ab, aa, bb = _means(reduce, tokens, a_T * b_T, a_T * a_T, b_T * b_T)

@@ -1,8 +1,9 @@
-"""Refuses an algorithm that teaches nothing, whatever the rewards: it would run to its end on zeros.
+"""Refuses an algorithm without a learning signal, whatever the rewards: a run would train on zeros to its
+end.
 
-Its shaping, estimator and policy loss are tried on made-up batches before a run. Where one cannot be tried on
-them (it refuses their rewards, say), nothing is concluded; code from outside that runs on none
-is refused.
+Its shaping, estimator and policy loss are tried on synthetic batches before a run. Nothing is concluded from
+a plug-in that refuses these batches (their rewards, say); code from outside that fails on any batch is
+refused.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,7 +61,8 @@ def _is_mute(tried: Iterator[Tensor | None]) -> bool:
 
 
 def _batches(config: AlgorithmConfig) -> Iterator[RaggedBatch]:
-    """Rewards of many sizes, above 0 and then below, of small ones above 0, and of 0 and 1."""
+    """Batches with rewards of many magnitudes above 0, small ones above 0, rewards of 0 and 1, and of many
+    magnitudes below 0."""
     size = min(config.samples_per_prompt, _LARGEST_GROUP)
     for seed in range(4):
         batch = ragged_batch(seed, sizes=(size,) * 6)
@@ -71,7 +73,7 @@ def _batches(config: AlgorithmConfig) -> Iterator[RaggedBatch]:
 
 
 def _shaped(config: AlgorithmConfig) -> Iterator[Tensor | None]:
-    """Distances of the rewards from the first one."""
+    """Differences of the shaped rewards from the first one."""
     for batch in _batches(config):
         reward_N = _reward(config, batch)
         yield None if reward_N is None else reward_N - reward_N[0]
@@ -91,7 +93,7 @@ def _reward(config: AlgorithmConfig, batch: RaggedBatch) -> Tensor | None:
 
 def _advantages(config: AlgorithmConfig) -> Iterator[Tensor | None]:
     for batch in _batches(config):
-        reward_N, estimator = _reward(config, batch), load_estimator(config)  # fresh: it may keep a state
+        reward_N, estimator = _reward(config, batch), load_estimator(config)  # new: it may keep a state
         if reward_N is not None:
             advantage = partial(_advantage, estimator, batch, reward_N)
             yield _tried(advantage, "algorithm.estimator", config.estimator.name)
@@ -116,7 +118,8 @@ def _scalars(value: Any, reward_N: Tensor) -> Tensor:
 
 
 def _gradients(config: AlgorithmConfig) -> Iterator[Tensor | None]:
-    """Of the policy loss alone, at its start, where the policy is the one that answered, and away from it."""
+    """Gradients of the policy loss alone, for a policy that has moved, and for the policy that generated the
+    answers."""
     plain = config.kl.model_copy(update={"coefficient": 0.0})
     alone = config.model_copy(update={"kl": plain, "entropy_coefficient": 0.0})
     objective = Objective(alone, max_response_tokens=_MAX_RESPONSE_TOKENS)
@@ -137,10 +140,11 @@ def _gradient(objective: Objective, batch: RaggedBatch) -> Tensor:
 
 
 def _tried(function: Callable[[], Tensor], key: str, *names: str) -> Tensor | None:
-    """What it returns, or None where it may only be these batches that it does not take.
+    """What the function returns, or None if it failed in a way that may be due to these batches only.
 
     Args:
-        names: of its plug-ins. One from outside is to blame for what fails, be it only for what it returned.
+        names: names of its plug-ins. If one is from outside, it is blamed for a failure, also for that of its
+            result.
 
     Raises:
         UserCodeError: code from outside is wrong on any batch.

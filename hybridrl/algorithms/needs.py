@@ -1,7 +1,7 @@
-"""What an algorithm asks of a run: columns, and the models beside the policy that compute some of them.
+"""What an algorithm needs of a run: columns, and the models besides the policy that compute some of them.
 
-A plan's memory and time, the groups of ranks and the trainer's models all come from here. Imports no torch:
-plug-ins of the project are read, not imported.
+The memory and time of a plan, the groups of ranks and the trainer's models are derived from it. The module
+imports no torch: plug-ins of the project are read, not imported.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,28 +21,28 @@ MODELS: Mapping[Column, Model] = {
     "ref_logp": "reference",
     "teacher_logp": "teacher",
 }
-"""The model that computes a column, where it is not the policy."""
+"""Column -> the model that computes it, if that is not the policy."""
 
 GROUP_COLUMNS: Mapping[str, tuple[Column, ...]] = {
     "critic": ("value",),
     "reference": ("ref_logp", "teacher_logp"),
 }
-"""Columns that ranks of their own compute, by the section of the config that gives them some."""
+"""Config section that can have dedicated ranks -> the columns that those ranks compute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     objective: frozenset[Column]
-    """Token columns that the objective is called with, and prepares from."""
+    """Token columns that the objective's `prepare` and call need."""
 
     estimator: frozenset[Column]
     """Columns that the advantage estimator is called with."""
 
     prepares: bool
-    """The objective makes columns of the whole batch before its first optimizer step."""
+    """Whether the objective makes columns from the whole batch before its first optimizer step."""
 
     follows_kl: bool
-    """The KL coefficient follows the divergence of every batch."""
+    """Whether the KL coefficient is adapted to the divergence of every batch."""
 
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> "Needs":
@@ -71,20 +71,21 @@ class Needs:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """Those beside the policy that the run holds, in the order of MODELS."""
+        """Models besides the policy that the run holds, in the order of MODELS."""
         return tuple(model for column, model in MODELS.items() if column in self.columns)
 
     @property
     def scores_first(self) -> bool:
-        """The policy scores its own answers before the optimizer steps of a batch, however few these are."""
+        """Whether the policy computes log-probabilities before the optimizer steps of a batch, even if there
+        is only one step."""
         per_token = bool(self.estimator & TOKEN_COLUMNS)
         return per_token or self.prepares or self.follows_kl or "old_entropy" in self.columns
 
     def policy_passes(self, optimizer_steps: int) -> int:
-        """Forward passes of the policy over a whole batch before its first optimizer step.
+        """Number of forward passes of the policy over a whole batch before its first optimizer step.
 
-        A batch of a single step leaves old_logp to the forward pass of that step, unless something needs it
-        before. old_collision takes a pass at half the temperature.
+        If a batch has a single step, old_logp comes from the forward pass of that step, unless something
+        needs it before. old_collision takes one more pass, at half the temperature.
         """
         return int(optimizer_steps > 1 or self.scores_first) + int("old_collision" in self.columns)
 
@@ -93,11 +94,11 @@ def objective_columns(
     loss: Any, kl: Any | None, corrections: Iterable[Any], top_share: float
 ) -> frozenset[Column]:
     """Token columns of an objective. old_logp is among them because the first ratio is checked to be 1,
-    unless the engine's stands for it.
+    unless the engine's replaces it.
 
     Args:
-        loss, kl, corrections: plug-ins, or what `declared` gives for them; kl None: without a KL term.
-        top_share: of the tokens that the loss trains on, by entropy.
+        loss, kl, corrections: plug-ins, or their stand-ins from `declared`; kl None: there is no KL term.
+        top_share: share of the tokens that the loss trains on, by entropy.
     """
     kl_columns = kl.needs | {"ref_logp"} if kl is not None else frozenset()
     rollout = {"rollout_logp"} if corrections else frozenset()
@@ -107,12 +108,13 @@ def objective_columns(
 
 
 def objective_makes(loss: Any, corrections: Iterable[Any], top_share: float) -> frozenset[Column]:
-    """Columns that an objective makes of the whole batch; arguments as `objective_columns`."""
+    """Columns that an objective makes from the whole batch; the arguments are those of
+    `objective_columns`."""
     return _makes(loss) | ({"weight"} if corrections or top_share < 1 else frozenset())
 
 
 def replaces_old_logp(corrections: Iterable[Any]) -> bool:
-    """The engine's log-probabilities stand for old_logp: the first ratio is then not exactly 1."""
+    """Whether the engine's log-probabilities replace old_logp, so that the first ratio is not exactly 1."""
     return any(getattr(correction, "replaces_old_logp", False) for correction in corrections)
 
 
@@ -120,7 +122,7 @@ def estimator_columns(estimator: Any, kl: Any | None) -> frozenset[Column]:
     """Columns that an estimator is called with.
 
     Args:
-        estimator, kl: plug-ins, or what `declared` gives for them; kl None: rewards are without KL.
+        estimator, kl: plug-ins, or their stand-ins from `declared`; kl None: rewards contain no KL.
     """
     if takes_token_rewards(estimator, kl):
         return token_reward_columns(estimator, kl)
@@ -128,19 +130,19 @@ def estimator_columns(estimator: Any, kl: Any | None) -> frozenset[Column]:
 
 
 def takes_token_rewards(estimator: Any, kl: Any | None) -> bool:
-    """Rewards differ from token to token; arguments as `estimator_columns`."""
+    """Whether rewards differ from token to token; the arguments are those of `estimator_columns`."""
     return kl is not None or getattr(estimator, "per_token", False) or "token_reward" in estimator.needs
 
 
 def token_reward_columns(estimator: Any, kl: Any | None) -> frozenset[Column]:
-    """Columns of an estimator on token rewards; arguments as `estimator_columns`. old_logp is always among
-    them: a token column is what sends an estimator to the data-parallel ranks."""
+    """Columns of an estimator with token rewards; the arguments are those of `estimator_columns`. old_logp is
+    always among them: a token column makes an estimator run on the data-parallel ranks."""
     penalty = kl.needs | {"ref_logp"} if kl is not None else frozenset()
     return frozenset(inner_columns(estimator) | penalty | {"old_logp"})
 
 
 def inner_columns(estimator: Any) -> frozenset[Column]:
-    """Columns of an estimator on token rewards, beside these."""
+    """Columns of an estimator with token rewards, without the token rewards."""
     return frozenset(getattr(estimator, "token_needs", estimator.needs) - {"token_reward"})
 
 

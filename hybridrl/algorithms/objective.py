@@ -1,6 +1,6 @@
 """The objective of one minibatch: policy loss, KL to the reference and entropy bonus, as shares that add up.
 
-The trainer sums the scalars over microbatches and ranks; every denominator is of the whole minibatch.
+The trainer sums the scalars over microbatches and ranks; every denominator counts the whole minibatch.
 Shape letters: T packed tokens, of one microbatch in a call, of all trajectories held here in `prepare`.
 """
 
@@ -37,7 +37,7 @@ class Objective:
             max_response_tokens: rollout.max_response_tokens; seq_mean_token_sum_norm divides by it.
 
         Raises:
-            ConfigError: an unknown plug-in or option, or a loss that has no meaning in the aggregation mode;
+            ConfigError: an unknown plug-in or option, or a loss that is not defined for the aggregation mode;
                 `where` is the config key.
         """
         self.loss = build("policy_loss", config.loss.name, config.loss.options, where="algorithm.loss")
@@ -53,7 +53,7 @@ class Objective:
 
     @property
     def columns(self) -> frozenset[Column]:
-        """Token columns to call it with, and to prepare from."""
+        """Token columns that `prepare` and a call need."""
         kl = self.kl if self.has_kl else None
         return objective_columns(self.loss, kl, self.corrections, self.entropy_top_share)
 
@@ -72,11 +72,13 @@ class Objective:
 
     @property
     def bypass(self) -> bool:
-        """The engine's log-probabilities stand for old_logp: the first ratio is then not exactly 1."""
+        """Whether the engine's log-probabilities replace old_logp, so that the first ratio is not exactly
+        1."""
         return replaces_old_logp(self.corrections)
 
     def prepare(self, known: Known, reduce: Reduce) -> Prepared:
-        """Columns that depend on the whole batch, to be passed in every call beside `columns`. *Collective*.
+        """Columns that depend on the whole batch; every call needs them in addition to `columns`.
+        *Collective*.
 
         Args:
             known: advantages and `columns` of all trajectories held here.
@@ -128,7 +130,7 @@ class Objective:
         missing = (self.columns | self._makes) - set(columns)
         if missing:
             raise ValueError(f"columns {sorted(missing)} are missing, got {sorted(columns)}")
-        # Whatever stands outside the mask, inf included, must not reach a gradient as 0 * inf.
+        # Values outside the mask, inf included, must not reach a gradient as 0 * inf.
         logp_T, advantage_T = masked(logp_T, tokens), masked(advantage_T, tokens)
         columns = {n: masked(columns[n], tokens) for n in self.columns | self._makes}
         columns = self._with_old_logp(columns)
@@ -205,7 +207,7 @@ def _token_mean(value_T: Tensor, tokens: Tokens, totals: Totals) -> Tensor:
 
 
 def _ratio_metrics(logp_T: Tensor, old_logp_T: Tensor, tokens: Tokens, totals: Totals) -> Metrics:
-    """How far the policy is from the one that the step began with."""
+    """Metrics of how far the policy is from the one at the start of the step."""
     moved_T = log_ratio(logp_T.detach(), old_logp_T)
     error_T = masked((moved_T.exp() - 1).abs(), tokens)
     largest = error_T.max() if len(error_T) else error_T.new_zeros(())

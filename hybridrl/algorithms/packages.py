@@ -1,4 +1,4 @@
-"""Where the plug-ins of each kind are."""
+"""The package of each kind of plug-in."""
 
 PACKAGES = {
     "estimator": "hybridrl.algorithms.estimators",

@@ -1,4 +1,4 @@
-"""From a name and options in a config to a plug-in; every mistake is refused at the key where it was made."""
+"""Builds a plug-in from a name and options in a config; an error names the config key of the mistake."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,7 +31,8 @@ def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> An
 
 
 def made(kind: str, plugin: Callable, name: str, options: Mapping[str, Any], *, where: str) -> Any:
-    """As `build`, of a plug-in that was found, or of what stands for it (declared.py)."""
+    """Make a plug-in as `build` does, from a class that was already found, or from its stand-in
+    (declared.py)."""
     if isinstance(plugin, type):
         found = make(plugin, name, options, title=name, where=where, are_keys=True)
     else:

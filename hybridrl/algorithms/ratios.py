@@ -1,11 +1,11 @@
-"""Probability ratios between policies, safe to exponentiate, and what PPO makes of them."""
+"""Probability ratios between policies, clamped against overflow, and PPO's clipped surrogate."""
 
 import torch
 from torch import Tensor
 
 MAX_LOG_RATIO = 20.0
-"""Log ratios are clamped here: exp(20) is 5e8, and its square still fits float32. Beyond it a token has no
-gradient."""
+"""Bound that log ratios are clamped to: exp(20) is 5e8, and its square still fits float32. A token beyond it
+has no gradient."""
 
 
 def log_ratio(logp_T: Tensor, other_logp_T: Tensor) -> Tensor:
@@ -14,14 +14,16 @@ def log_ratio(logp_T: Tensor, other_logp_T: Tensor) -> Tensor:
 
 
 def clipped_surrogate(ratio_T: Tensor, advantage_T: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """PPO's loss max(-r A, -clip(r, 1 - low, 1 + high) A), and where the clip holds it (bool)."""
+    """PPO's loss max(-r A, -clip(r, 1 - low, 1 + high) A), and a bool column that is True where the clip is
+    active."""
     free_T = -ratio_T * advantage_T
     bounded_T = -ratio_T.clamp(1 - low, 1 + high) * advantage_T
     return torch.maximum(free_T, bounded_T), bounded_T > free_T
 
 
 def by_sign(positive_T: Tensor, value: float, other: float, dtype: torch.dtype) -> Tensor:
-    """A column with `value` where the mask is True; torch.where on two numbers would fall back to float32."""
+    """A column with `value` where the mask is True, else `other`; torch.where on two numbers would give
+    float32."""
     return torch.where(positive_T, torch.tensor(value, dtype=dtype, device=positive_T.device), other)
 
 

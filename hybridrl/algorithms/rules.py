@@ -1,7 +1,8 @@
-"""What an algorithm is refused for: plug-ins, their options, each other, and columns that nothing computes.
+"""Rules about an algorithm: its plug-ins, their options, their combination, and columns that nothing
+computes.
 
-Imports no torch: functions of plug-ins take those, or what `declared` gives for them. Whoever builds plug-ins
-asks the same functions, so that every command refuses a config in the same words.
+The module imports no torch: its functions take plug-ins, or their stand-ins from `declared`. The code that
+builds plug-ins calls the same functions, so that every command refuses a config in the same words.
 """
 
 from collections.abc import Iterator, Set
@@ -24,10 +25,10 @@ _Errors = Iterator[ConfigError]
 
 
 def algorithm_fits_the_run(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[HybridRLError]:
-    """A rule as those of config.rules. Code from outside is imported."""
+    """A rule like those of config.rules. It imports code from outside."""
     try:
         yield from map(loaded.locate, _errors(loaded.config))
-    except UserCodeError as error:  # of a property of code from outside
+    except UserCodeError as error:  # raised by a property of code from outside
         yield loaded.locate(error)
 
 
@@ -48,7 +49,7 @@ def _errors(cfg: Config) -> list[HybridRLError]:
 
 
 def estimator_errors(algorithm: AlgorithmConfig, estimator: Any) -> _Errors:
-    """What the estimator is refused for before its columns are looked at."""
+    """Errors of the estimator that do not depend on its columns."""
     least, name = getattr(estimator, "min_group_size", 1), algorithm.estimator.name
     if algorithm.samples_per_prompt < least:
         yield ConfigError(
@@ -63,7 +64,7 @@ def estimator_errors(algorithm: AlgorithmConfig, estimator: Any) -> _Errors:
 
 
 def loss_errors(algorithm: AlgorithmConfig, loss: Any) -> _Errors:
-    """What the policy loss is refused for before its columns are looked at."""
+    """Errors of the policy loss, besides columns that nothing computes."""
     allowed, name = getattr(loss, "aggregates", None), algorithm.aggregate
     if allowed is not None and name not in allowed:
         yield ConfigError(
@@ -79,14 +80,14 @@ def loss_errors(algorithm: AlgorithmConfig, loss: Any) -> _Errors:
 
 
 def credit_errors(algorithm: AlgorithmConfig, needs: frozenset[Column], shaped: frozenset[Column]) -> _Errors:
-    """What advantages are refused for: columns, the teacher, answers that are left out.
+    """Errors of the advantages: columns that nothing computes, the teacher, answers that are left out.
 
     Args:
         needs: columns that the estimator is called with.
         shaped: columns that the shaping is called with.
     """
-    beside = given_by("block", "ranks") if on_ranks(needs) else frozenset()
-    yield from _missing(needs, given_by("controller") | beside, "the estimator", "algorithm.estimator")
+    on_tokens = given_by("block", "ranks") if on_ranks(needs) else frozenset()
+    yield from _missing(needs, given_by("controller") | on_tokens, "the estimator", "algorithm.estimator")
     yield from _missing(shaped, given_by("controller"), "the shaping", "algorithm.shaping")
     yield from _teacher_errors(algorithm, asked="teacher" in Needs.of(algorithm).models)
     if algorithm.drop_truncated and on_ranks(needs):
@@ -100,13 +101,13 @@ def credit_errors(algorithm: AlgorithmConfig, needs: frozenset[Column], shaped: 
 def objective_errors(columns: Set[Column]) -> _Errors:
     """
     Args:
-        columns: that the objective is called with.
+        columns: columns that the objective is called with.
     """
     yield from _missing(columns, given_by("block", "ranks"), "the policy loss", "algorithm.loss")
 
 
 def idle_group_errors(cfg: Config) -> _Errors:
-    """Ranks of their own that nobody asks."""
+    """Errors about dedicated ranks whose columns the algorithm does not need."""
     needs, algorithm = Needs.of(cfg.algorithm).columns, cfg.algorithm
     for group, parallel in (("critic", cfg.critic.parallel), ("reference", cfg.reference.parallel)):
         if parallel is not None and not needs & set(GROUP_COLUMNS[group]):
@@ -120,9 +121,9 @@ def idle_group_errors(cfg: Config) -> _Errors:
 
 
 def may_be_mute(algorithm: AlgorithmConfig) -> bool:
-    """Whether mute.refuse_mute has to try it, which takes torch.
+    """Whether mute.refuse_mute has to try the algorithm, which takes torch.
 
-    Estimators and losses with their defaults, or with the options of a preset, are known to teach something.
+    Estimators and losses with their defaults, or with the options of a preset, are known to give a signal.
     """
     if algorithm.shaping or algorithm.correction or algorithm.entropy_top_share < 1:
         return True
@@ -141,14 +142,14 @@ def _is_untried(kind: str, plugin: PluginConfig) -> bool:
 
 @dataclass(slots=True)
 class _Chosen:
-    """Plug-ins of a config as `declared` gives them; None where one cannot be made."""
+    """Plug-ins of a config, as stand-ins from `declared`; None if one cannot be made."""
 
     estimator: Any = None
     loss: Any = None
     shaping: tuple[Any, ...] = ()
 
     def choose(self, algorithm: AlgorithmConfig, max_response_tokens: int) -> Iterator[HybridRLError]:
-        """Make them, also those that are not kept, and give what they are refused for."""
+        """Make all plug-ins of the config, keep some of them, and yield the errors."""
         longest = {"max_response_tokens": max_response_tokens}
         divides = algorithm.aggregate == "seq_mean_token_sum_norm"
         aggregate = {"name": algorithm.aggregate, **(longest if divides else {})}
@@ -197,7 +198,7 @@ def _teacher_errors(algorithm: AlgorithmConfig, *, asked: bool) -> _Errors:
         )
     if teacher is not None and not asked:
         yield ConfigError(
-            f"algorithm.teacher = {teacher} is not asked ({names})",
+            f"algorithm.teacher = {teacher} is not used ({names})",
             where="algorithm.teacher",
             fix="use estimator distillation, or leave the teacher out",
         )

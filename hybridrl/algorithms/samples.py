@@ -1,4 +1,4 @@
-"""Random ragged batches, and ranks as threads: what plug-ins are checked and compared on.
+"""Random ragged batches, and ranks as threads, on which plug-ins are checked and compared.
 
 Shape letters: N trajectories, T packed tokens.
 """
@@ -30,7 +30,7 @@ class RaggedBatch:
     seq_T: Tensor
     mask_T: Tensor
     columns: dict[str, Tensor] = field(default_factory=dict)
-    """By name; besides those of base.py: advantage, logp and entropy."""
+    """Columns by name: those of hybridrl.columns, and advantage, logp and entropy."""
 
     @property
     def tokens(self) -> Tokens:
@@ -54,7 +54,7 @@ class RaggedBatch:
         return [column_T[(self.seq_T == i) & self.mask_T].tolist() for i in range(len(self.reward_N))]
 
     def arguments(self, *names: str) -> dict[str, Tensor]:
-        """Columns as a plug-in receives them."""
+        """Columns by the names of a plug-in's parameters."""
         return {argument(n): self.columns[n] for n in names}
 
     def rows(self, chosen: list[int]) -> "RaggedBatch":
@@ -66,8 +66,8 @@ class RaggedBatch:
 
     def permuted(self, order_N: Tensor) -> "RaggedBatch":
         """The same trajectories in another order."""
-        pieces = [torch.nonzero(self.seq_T == i).flatten() for i in order_N.tolist()]
-        at_T, place_N = torch.cat(pieces), torch.argsort(order_N)
+        parts = [torch.nonzero(self.seq_T == i).flatten() for i in order_N.tolist()]
+        at_T, place_N = torch.cat(parts), torch.argsort(order_N)
         per_token = TOKEN_COLUMNS | _OTHER_TOKEN_COLUMNS
         columns = {n: c[at_T] if n in per_token else c[order_N] for n, c in self.columns.items()}
         seq_T, mask_T = place_N[self.seq_T[at_T]], self.mask_T[at_T]
@@ -77,7 +77,8 @@ class RaggedBatch:
 def ragged_batch(
     seed: int = 0, dtype: torch.dtype = torch.float64, sizes: tuple[int, ...] = (4, 3, 4, 2)
 ) -> RaggedBatch:
-    """Groups of the given sizes, their members shuffled; the second group is flat."""
+    """A batch with groups of the given sizes in a random order; the rewards of the second group are all
+    equal."""
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -141,7 +142,7 @@ def _scalar_columns(
 
 
 def _any(spec: ColumnSpec, batch: RaggedBatch, normal: Callable[..., Tensor]) -> Any:
-    """Random values of a column that nothing above makes, as one that was declared elsewhere."""
+    """Random values of a column that no function above makes, such as one that other code declared."""
     count = len(batch.seq_T) if spec.shape[0] == "T" else len(batch.reward_N)
     value = normal(count, *(2 for _ in spec.axes))
     if np.issubdtype(np.dtype(spec.dtypes[0]), np.floating):
@@ -150,7 +151,7 @@ def _any(spec: ColumnSpec, batch: RaggedBatch, normal: Callable[..., Tensor]) ->
 
 
 def _turns(batch: RaggedBatch) -> Tensor:
-    """A turn ends where the mask does."""
+    """Turn of each token, [T]: a run of trained tokens is one turn."""
     begins_T = batch.mask_T.clone()
     begins_T[1:] &= ~(batch.mask_T[:-1] & (batch.seq_T[1:] == batch.seq_T[:-1]))
     count_T = torch.cumsum(begins_T, 0)
@@ -160,7 +161,7 @@ def _turns(batch: RaggedBatch) -> Tensor:
 
 
 class ThreadReduce:
-    """base.Reduce of one rank of several that run as threads of this process."""
+    """The base.Reduce of one of several ranks that run as threads of this process."""
 
     def __init__(self, rank: int, barrier: threading.Barrier, slots: list[Any]) -> None:
         self._rank, self._barrier, self._slots = rank, barrier, slots
@@ -180,22 +181,22 @@ class ThreadReduce:
 
 
 def run_ranks(num_ranks: int, function: Callable[[int, ThreadReduce], Any]) -> list[Any]:
-    """[function(0, reduce), ..., function(num_ranks - 1, reduce)], at the same time; each waits for all in a
-    reduction.
+    """[function(0, reduce), ..., function(num_ranks - 1, reduce)], run concurrently; in a reduction each
+    waits for all others.
 
     Raises:
-        Exception: the first one that a rank raised; the others are let go.
+        Exception: the first one that a rank raised; the other ranks are released.
     """
     barrier, slots = threading.Barrier(num_ranks), [None] * num_ranks
 
-    def let_go(future: Future) -> None:
+    def release(future: Future) -> None:
         if future.exception() is not None:
             barrier.abort()
 
     with ThreadPoolExecutor(num_ranks) as pool:
         futures = [pool.submit(function, r, ThreadReduce(r, barrier, slots)) for r in range(num_ranks)]
         for future in futures:
-            future.add_done_callback(let_go)
+            future.add_done_callback(release)
     errors = [error for f in futures if (error := f.exception()) is not None]
     cause = [e for e in errors if not isinstance(e, threading.BrokenBarrierError)]
     if errors:

@@ -1,4 +1,4 @@
-"""Which groups to train on: pure functions of scalars.
+"""Chooses the groups to train on: pure functions of scalars.
 
 Shape letters: N trajectories, G prompts (groups).
 """
@@ -12,7 +12,8 @@ from hybridrl.algorithms.groups import check_rewards, group_max, group_min, grou
 
 
 def informative(reward_N: Tensor, group_N: Tensor) -> Tensor:
-    """bool [N]: trajectories of groups whose rewards are not all equal, a group of one being all equal.
+    """A mask, bool [N]: trajectories of groups whose rewards are not all equal; a group of one counts as all
+    equal.
 
     Source: dynamic sampling, DAPO, arXiv:2503.14476
     """
@@ -23,7 +24,7 @@ def informative(reward_N: Tensor, group_N: Tensor) -> Tensor:
 def within_difficulty(
     reward_N: Tensor, group_N: Tensor, *, lowest: float, highest: float, solved_above: float = 0.0
 ) -> Tensor:
-    """bool [N]: trajectories of groups whose share of solved answers is in [lowest, highest].
+    """A mask, bool [N]: trajectories of groups whose share of solved answers is in [lowest, highest].
 
     Source: the accuracy filter of PRIME, arXiv:2502.01456, appendix, with 0.2 and 0.8.
     """
@@ -35,21 +36,22 @@ def within_difficulty(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicSampling:
-    """Sample further prompts until enough groups carry a signal."""
+    """Decides how many further prompts to sample until enough groups carry a signal."""
 
     wanted: int
-    """Groups of a batch."""
+    """Number of groups of a batch."""
 
     max_rounds: int = 10
-    """Rounds of sampling for one batch."""
+    """Largest number of rounds of sampling for one batch."""
 
     def next_prompts(self, kept: int, sampled: int, rounds: int) -> int:
-        """Prompts to sample now, more than are missing if earlier rounds kept few.
+        """Number of prompts to sample now, which is more than are missing if earlier rounds kept few.
 
-        0 when the batch is full, or after the last round.
+        It is 0 when the batch is full, or after the last round.
 
         Args:
-            kept, sampled: groups so far; rounds: how many times was sampled.
+            kept, sampled: numbers of groups so far.
+            rounds: number of rounds so far.
         """
         missing = self.wanted - kept
         if missing <= 0 or rounds >= self.max_rounds:

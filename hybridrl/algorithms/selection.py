@@ -1,4 +1,4 @@
-"""Choices over a whole batch, the same for any split of it over ranks: by threshold, never by position.
+"""Selections over a whole batch that are the same on every split over ranks: by threshold, never by position.
 
 Shape letters: T packed tokens held here, N trajectories of the batch, B bins.
 """
@@ -16,8 +16,8 @@ _BINS = 1 << 16
 
 
 def token_covariance(advantage_T: Tensor, logp_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
-    """(advantage - mean)(logp - mean), means over the trained tokens of all ranks, [T]; 0 outside the mask.
-    *Collective*."""
+    """(advantage - mean)(logp - mean), [T], with means over the trained tokens of all ranks; 0 outside the
+    mask. *Collective*."""
     both_2T = torch.stack([masked(advantage_T, tokens), masked(logp_T, tokens)]).double()
     count = reduce.sum(tokens.mask_T.sum()).clamp(min=1)
     centred_2T = both_2T - (reduce.sum(both_2T.sum(1)) / count).unsqueeze(1)
@@ -25,8 +25,8 @@ def token_covariance(advantage_T: Tensor, logp_T: Tensor, tokens: Tokens, reduce
 
 
 def largest_share(value_T: Tensor, share: float, tokens: Tokens, reduce: Reduce) -> Tensor:
-    """bool [T]: the trained tokens with the largest values, a share of all of them and at least one; ties
-    are all in.
+    """A mask, bool [T]: the given share of the trained tokens, those with the largest values, at least one;
+    ties at the threshold are all included.
 
     *Collective*.
     """
@@ -40,10 +40,10 @@ def largest_share(value_T: Tensor, share: float, tokens: Tokens, reduce: Reduce)
 
 
 def smallest_with_mean(value_T: Tensor, bound: float, tokens: Tokens, reduce: Reduce) -> Tensor:
-    """bool [T]: as many trained tokens as possible, smallest values first, so that their mean is at most
-    `bound`.
+    """A mask, bool [T]: as many trained tokens as possible, smallest values first, so that their mean is at
+    most `bound`.
 
-    Values are not negative. *Collective*: one scalar per halving of the number of tokens that may stay.
+    Values must not be negative. *Collective*: a binary search over the number of tokens that are kept.
     """
     key_T = _order_key(value_T)
     num_tokens = int(reduce.sum(tokens.mask_T.sum()))
@@ -60,20 +60,21 @@ def smallest_with_mean(value_T: Tensor, bound: float, tokens: Tokens, reduce: Re
 
 
 def _smallest(key_T: Tensor, count: int, num_tokens: int, tokens: Tokens, reduce: Reduce) -> Tensor:
-    """The `count` smallest; of values that tie at the border, none."""
+    """The trained tokens with the `count` smallest values; values that tie at the border are left out."""
     if count == num_tokens:
         return tokens.mask_T
     return (key_T < _kth_largest(key_T[tokens.mask_T], num_tokens - count, reduce)) & tokens.mask_T
 
 
 def _order_key(value_T: Tensor) -> Tensor:
-    """int64 in [0, 2**32) that orders as float32 values do."""
+    """int64 keys in [0, 2**32), [T], in the same order as the float32 values."""
     bits_T = value_T.float().view(torch.int32).to(torch.int64)
     return torch.where(bits_T < 0, -1 - (bits_T & 0x7FFFFFFF), bits_T) + (1 << 31)
 
 
 def _kth_largest(key_M: Tensor, k: int, reduce: Reduce) -> int:
-    """Exact, in two histograms over all ranks: the upper and the lower half of the bits. k from 1."""
+    """The exact k-th largest key, k from 1, by two histograms over all ranks: of the upper and of the lower
+    16 bits."""
     high = _bin_of_kth(key_M // _BINS, k, reduce)
     rest = k - int(reduce.sum((key_M // _BINS > high).sum()))
     low = _bin_of_kth(key_M[key_M // _BINS == high] % _BINS, rest, reduce)
@@ -87,7 +88,8 @@ def _bin_of_kth(bin_M: Tensor, k: int, reduce: Reduce) -> int:
 
 
 def random_per_token(seed: int, step: int, tokens: Tokens) -> Tensor:
-    """Uniform in [0, 1), float32 [T], from the token's place in the batch alone: the same on any rank."""
+    """Uniform numbers in [0, 1), float32 [T], that depend only on seed, step and the token's place in the
+    batch, not on its rank."""
     mixed_T = _mix(tokens.seq_T + _mix(torch.tensor(seed * 1_000_003 + step, device=tokens.seq_T.device)))
     mixed_T = _mix(mixed_T + position(tokens))
     return ((mixed_T >> 40) & 0xFFFFFF).float() / (1 << 24)
@@ -109,7 +111,8 @@ def draw_copies(
     power: float,
     seed: tuple[int, int],
 ) -> Tensor:
-    """int64 [N]: how often each trajectory is drawn, in N draws (pow), or one of two ends of each group."""
+    """How often each trajectory is drawn, int64 [N]: in N draws (pow), or once for two chosen ones of each
+    group."""
     draw = torch.Generator().manual_seed(seed[0] * 1_000_003 + seed[1])
     if way == "pow":
         weight_N = reward_N.abs().double().cpu() ** power
@@ -126,6 +129,6 @@ def draw_copies(
 
 
 def _first_where(candidate_N: Tensor, random_N: Tensor, group_N: Tensor) -> Tensor:
-    """One candidate of each group, the one with the largest random number."""
+    """A mask, bool [N]: one candidate of each group, the one with the largest random number."""
     score_N = random_N.where(candidate_N, -1)
     return candidate_N & (score_N == group_max(score_N, group_N))

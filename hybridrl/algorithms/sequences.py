@@ -10,29 +10,28 @@ from hybridrl.algorithms.base import Reduce, Tokens
 
 
 def masked(value_T: Tensor, tokens: Tokens) -> Tensor:
-    """The column, [T, ...], with 0 outside the loss mask, whatever was there (inf, NaN), and no gradient
-    there."""
+    """The column, [T, ...], with 0 and no gradient outside the loss mask, whatever was there (inf, NaN)."""
     mask_T = tokens.mask_T.reshape(-1, *(1 for _ in value_T.shape[1:]))
     return torch.where(mask_T, value_T, torch.zeros_like(value_T))
 
 
 def sequence_sum(value_T: Tensor, tokens: Tokens) -> Tensor:
-    """Sum over the trained tokens of each trajectory, [S]; of the tokens held here."""
+    """Sum over the trained tokens of each trajectory that are held here, [S]."""
     return value_T.new_zeros(tokens.num_seqs).index_add(0, tokens.seq_T, masked(value_T, tokens))
 
 
 def sequence_length(tokens: Tokens, dtype: torch.dtype) -> Tensor:
-    """Trained tokens of each trajectory, [S]; of the tokens held here."""
+    """Number of trained tokens of each trajectory that are held here, [S]."""
     return sequence_sum(torch.ones_like(tokens.seq_T, dtype=dtype), tokens)
 
 
 def sequence_mean(value_T: Tensor, tokens: Tokens) -> Tensor:
-    """Mean over the trained tokens of each trajectory, [S]; 0 for one without any."""
+    """Mean over the trained tokens of each trajectory, [S]; 0 for a trajectory without any."""
     return sequence_sum(value_T, tokens) / sequence_length(tokens, value_T.dtype).clamp(min=1)
 
 
 def sequence_max(value_T: Tensor, tokens: Tokens) -> Tensor:
-    """Largest value over the trained tokens of each trajectory, [S]; -inf for one without any."""
+    """Largest value over the trained tokens of each trajectory, [S]; -inf for a trajectory without any."""
     lowest_S = value_T.new_full((tokens.num_seqs,), -torch.inf)
     return lowest_S.scatter_reduce(0, tokens.seq_T, value_T.where(tokens.mask_T, -torch.inf), "amax")
 
@@ -44,7 +43,8 @@ def spread(value_S: Tensor, tokens: Tokens) -> Tensor:
 
 
 def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:
-    """A column that holds each trajectory's value at its last trained token and 0 elsewhere, [T]."""
+    """A column, [T], that holds each trajectory's value at its last trained token, and 0 at all other
+    tokens."""
     at_M = torch.nonzero(tokens.mask_T).flatten()
     seq_M = tokens.seq_T[at_M]
     is_last_M = torch.ones_like(seq_M, dtype=torch.bool)
@@ -55,7 +55,7 @@ def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:
 
 
 def position(tokens: Tokens) -> Tensor:
-    """int64 [T]: trained tokens of the trajectory before this trained one; 0 outside the mask."""
+    """Number of trained tokens before each trained token in its trajectory, int64 [T]; 0 outside the mask."""
     count_T = torch.cumsum(tokens.mask_T, 0)
     starts_T = torch.ones_like(tokens.mask_T)
     starts_T[1:] = tokens.seq_T[1:] != tokens.seq_T[:-1]
@@ -85,7 +85,8 @@ def discounted_sum(value_T: Tensor, discount: float | Tensor, tokens: Tokens) ->
     Args:
         discount: one number, or a column that is constant within a trajectory.
 
-    By doubling: after k rounds y covers 2**k tokens, so log2(longest) vector operations and no padding.
+    It is computed by doubling: after k rounds y covers 2**k tokens, so it takes log2(longest) vector
+    operations and no padding.
     """
     at_M = torch.nonzero(tokens.mask_T).flatten()
     seq_M, sum_M = tokens.seq_T[at_M], value_T[at_M]
@@ -102,14 +103,14 @@ def discounted_sum(value_T: Tensor, discount: float | Tensor, tokens: Tokens) ->
 
 
 def whiten(value_X: Tensor, weight_X: Tensor, reduce: Reduce, *, eps: float, bessel: bool = True) -> Tensor:
-    """(value - mean) / sqrt(var + eps), mean and variance over everything with weight, on all ranks.
+    """(value - mean) / sqrt(var + eps), with weighted mean and variance over all ranks.
 
     Args:
         weight_X: how often each value counts: a loss mask, or the trained tokens of a trajectory.
         bessel: divide the squared deviations by count - 1.
 
     Returns:
-        The shape and dtype of `value_X`; also values of weight 0 are shifted and scaled.
+        A tensor of the shape and dtype of `value_X`; values of weight 0 are shifted and scaled too.
     """
     # Sums in float64: the result must not depend on how the batch was split over ranks.
     weight_X = weight_X.double()

@@ -1,6 +1,7 @@
-"""What of an algorithm is a config key instead of a plug-in: selection of prompts and answers, coefficients.
+"""Parts of an algorithm that are config keys instead of plug-ins: selection of prompts and answers,
+coefficients.
 
-Rows for the catalog and its page; what they describe is in sampling.py, controllers.py and objective.py.
+They are rows of the catalog and its page; the code is in sampling.py, controllers.py and objective.py.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One row; `key` is where a config sets it."""
+    """One row; `key` is how a config sets it."""
 
     name: str
     title: str
@@ -37,11 +38,11 @@ SETTINGS = (
     ),
     Setting(
         name="overlong_filter",
-        title="DAPO's overlong filtering: answers that were cut are not trained on.",
+        title="DAPO's overlong filtering: answers that were truncated are not trained on.",
         key="algorithm.drop_truncated: true",
         formula="A_i counts in its group's mean; its tokens are in no minibatch and in no denominator",
         source='Yu et al. 2025, "DAPO", arXiv:2503.14476, section 3.4',
-        use="where the token limit cuts answers whose reward says nothing about them.",
+        use="where the token limit truncates answers, whose reward then says nothing about them.",
     ),
     Setting(
         name="kl_in_loss",
@@ -61,7 +62,7 @@ SETTINGS = (
     ),
     Setting(
         name="adaptive_kl",
-        title="A KL coefficient that holds a divergence.",
+        title="A KL coefficient that is adapted to hold a target divergence.",
         key="algorithm.kl: {coefficient: 0.001, target: 0.05}",
         formula="c <- c (1 + clip(KL / target - 1, -0.2, 0.2) N / horizon) after each batch",
         source="Ziegler et al. 2019, arXiv:1909.08593",
@@ -77,7 +78,7 @@ SETTINGS = (
     ),
     Setting(
         name="adaptive_entropy",
-        title="An entropy coefficient that holds an entropy.",
+        title="An entropy coefficient that is adapted to hold a target entropy.",
         key="algorithm.entropy_target: 0.2",
         formula="c <- clip(c +- 0.005, 0, 1) after each batch, up while H < target",
         source='He et al. 2025, "Skywork-OR1", arXiv:2505.22312',
@@ -85,7 +86,7 @@ SETTINGS = (
     ),
     Setting(
         name="top_entropy_tokens",
-        title="The policy loss of the tokens with the highest entropy only.",
+        title="The policy loss on the tokens with the highest entropy only.",
         key="algorithm.entropy_top_share: 0.2",
         formula="mask_t and H_t among the largest share of the batch's trained tokens, by exact threshold",
         source='Wang et al. 2025, "Beyond the 80/20 Rule", arXiv:2506.01939',

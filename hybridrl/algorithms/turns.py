@@ -1,4 +1,4 @@
-"""The turns of agents, gathered from all ranks into one grid.
+"""Gathers the turns of agents from all ranks into one grid.
 
 Shape letters: T packed tokens held here, N trajectories of the batch, K turns of the longest of them.
 """
@@ -18,7 +18,7 @@ class Turns:
     """Every turn of the batch, the same on every rank."""
 
     exists_NK: Tensor
-    """bool"""
+    """bool: whether the trajectory has this turn."""
 
     anchor_NK: Tensor
     """int64: state that the turn began in; 0 where there is no turn."""
@@ -34,7 +34,8 @@ class Turns:
 
 
 def gather_turns(tokens: Tokens, turn_T: Tensor, anchor_T: Tensor, reward_T: Tensor, reduce: Reduce) -> Turns:
-    """*Collective*. A grid of turns from columns of the tokens held here; each trajectory is on one rank."""
+    """The grid of turns, from columns of the tokens held here; each trajectory is on one rank.
+    *Collective*."""
     seq_M, turn_M = tokens.seq_T[tokens.mask_T], turn_T[tokens.mask_T]
     num_turns = int(reduce.max((turn_M + 1).max() if len(turn_M) else turn_M.new_ones(())))
     cell_M, shape = seq_M * num_turns + turn_M, (tokens.num_seqs, num_turns)
@@ -48,8 +49,8 @@ def gather_turns(tokens: Tokens, turn_T: Tensor, anchor_T: Tensor, reward_T: Ten
 def normalise_turns(
     turns: Turns, return_NK: Tensor, peers: Tensor, *, scale_by_std: bool, eps: float
 ) -> Tensor:
-    """Return minus the mean of its peers, over their unbiased std, [N, K]; 0 without a peer or where the std
-    is within eps.
+    """Return minus the mean of its peers, divided by their unbiased std, [N, K]; 0 without a peer or if the
+    std is at most eps.
 
     Args:
         peers: int64 [N, K, ...]: turns with equal entries are peers.

@@ -14,17 +14,18 @@ class ContainerConfig(Section):
     """pyxis: srun --container-image, by enroot; apptainer: apptainer exec --nv."""
 
     image: str
-    """As the runtime names it: registry#name:tag or a .sqsh file; a .sif file."""
+    """Name of the image. pyxis: registry#name:tag, or a .sqsh file; apptainer: a .sif file."""
 
     mounts: tuple[str, ...] = ()
-    """/outside or /outside:/inside. The folder that the launch was typed in is always there."""
+    """Folders to mount, as /outside or /outside:/inside. The folder that the launch was typed in is always
+    mounted."""
 
 
 class SlurmConfig(Section):
-    """What a job of `launch --on slurm` asks for. cluster.nodes and cluster.gpus_per_node count here too."""
+    """What a job of `launch --on slurm` asks for, besides cluster.nodes and cluster.gpus_per_node."""
 
     account: str | None = None
-    """Account that pays. None: the user's default."""
+    """Account that is charged. None: the user's default."""
 
     partition: str | None = None
     """Partition, or several with commas. None: the default one."""
@@ -33,20 +34,22 @@ class SlurmConfig(Section):
     """Time limit, as 24:00:00 or 2-00:00:00. None: the partition's."""
 
     exclusive: bool = True
-    """Whole nodes, all cores and memory of them. false: what the partition gives, or `sbatch` asks for."""
+    """The job takes whole nodes, with all their cores and memory. false: it takes what the partition gives,
+    or what `sbatch` asks for."""
 
     container: ContainerConfig | None = None
-    """None: the environment that the launch was typed in, at the same path on every node."""
+    """Container that the job runs in. None: it runs in the environment of the launch, at the same path on
+    every node."""
 
     setup: tuple[str, ...] = ()
-    """Shell lines before anything else on every node, inside the container: module load cuda."""
+    """Shell lines that run before anything else on every node, inside the container, as module load cuda."""
 
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch: --qos=high, --constraint=h100."""
 
     interface: str | None = None
-    """Network interface of the nodes that Ray talks over, as ib0. None: of the first address. A job of one
-    node stays on loopback."""
+    """Network interface of the nodes that Ray talks over, as ib0. None: that of a node's first address. A job
+    of one node uses loopback only."""
 
     drain_s: PositiveInt = 600
     """Seconds before the end of its time at which a job is told to stop: a step and a checkpoint must fit."""
@@ -62,10 +65,11 @@ class RayConfig(Section):
     """host:port of its head. None: RAY_ADDRESS."""
 
     dashboard: str | None = None
-    """http://host:8265, where --submit hands a run over. None: RAY_API_SERVER_ADDRESS."""
+    """Dashboard that --submit hands a run to, as http://host:8265. None: RAY_API_SERVER_ADDRESS."""
 
     working_dir: str | None = None
-    """Folder that --submit uploads for the job to run in. None: this one, which the cluster sees as well."""
+    """Folder that --submit uploads for the job to run in. None: the current folder, which the cluster must
+    see at the same path."""
 
 
 class ClusterConfig(Section):
@@ -75,20 +79,20 @@ class ClusterConfig(Section):
     """Machines."""
 
     gpus_per_node: NonNegativeInt | None = None
-    """None: as many as this machine has; for Slurm, none are asked for."""
+    """GPUs of a node. None: as many as this machine has; a Slurm job asks for none."""
 
     gpu: Literal["a100-40", "a100", "h100", "h200", "b200"] | None = None
-    """What they are: `plan` counts with their memory and speed. None: as this machine's."""
+    """Kind of the GPUs, whose memory and speed `plan` counts with. None: the kind of this machine's GPUs."""
 
     placement: Literal["colocated", "separate"] = "colocated"
-    """colocated: trainer and engines share the devices and take turns. separate: engines have devices of
-    their own, which no run can have yet."""
+    """colocated: trainer and engines share the devices and take turns. separate: engines have dedicated
+    devices, which is not supported yet."""
 
     start_timeout_s: PositiveFloat = 600.0
-    """Nodes, workers and engines must be up by then."""
+    """Seconds within which nodes, workers and engines must be up."""
 
     step_timeout_s: PositiveFloat = 3600.0
-    """No phase of a step may take longer."""
+    """Most seconds that a phase of a step may take."""
 
     slurm: SlurmConfig = SlurmConfig()
 

@@ -1,7 +1,7 @@
 """Rows that reproduce the numerics of other frameworks: eps, degrees of freedom, groups of one, aggregation.
 
-What they compute on top (length penalties, filters, the denominators of a microbatch) is not part of a row;
-`not_kept` says so.
+What they compute in addition (length penalties, filters, the denominators of a microbatch) is not part of a
+row; `not_kept` names it.
 Formulas and defaults as of mid-2026.
 """
 
@@ -21,7 +21,7 @@ class Row:
     """Keys of the section `algorithm`."""
 
     not_kept: str = ""
-    """What that framework does beside it, or differently by less than 1e-6."""
+    """What that framework does in addition, which the row leaves out, or what differs by less than 1e-6."""
 
 
 def _norm(**options: Any) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _section(key: keys.Key, section: type[BaseModel]) -> Iterator[tuple[str, str
 
 
 def default(key: keys.Key) -> str:
-    """The default as YAML, or that there is none."""
+    """The default as YAML, or a text that says there is none."""
     value = key.field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "must be set"

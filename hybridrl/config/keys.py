@@ -1,4 +1,4 @@
-"""The schema seen as dotted keys: what exists, what each key takes, and which key a person meant.
+"""The schema seen as dotted keys: what exists, what each key takes, and which key the user meant.
 
 A dotted key is what stands in a YAML: actor.parallel.tp, algorithm.kl.in.
 """
@@ -39,7 +39,7 @@ class Key:
     """One place of the schema."""
 
     name: str
-    """Dotted."""
+    """The dotted key."""
 
     field: FieldInfo
 
@@ -50,14 +50,14 @@ class Key:
 
     @property
     def fields(self) -> dict[str, FieldInfo]:
-        """What the section has; also what only some plug-ins give it. {} for a value."""
+        """Fields of the section, with those that only some plug-ins give it. {} for a value."""
         return {
             n: field for kind in reversed(sections_of(self.field)) for n, field in fields_of(kind).items()
         }
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section class that an annotation means, alone or beside None."""
+    """The section class in an annotation, which is `Section` or `Section | None`."""
     found = [
         a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)
     ]
@@ -65,25 +65,23 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def sections_of(field: FieldInfo) -> list[type[BaseModel]]:
-    """Section classes that may stand in a place: what is common to them, then those of plug-ins; [] for a
-    value.
-    """
+    """Section classes that a field may hold: their common base, then those of plug-ins; [] for a value."""
     common = section_of(field.annotation)
     given = [kind for mark in field.metadata if isinstance(mark, SectionOf) for kind in mark.all()]
     return [common, *given] if common else []
 
 
 def section_in(section: type[BaseModel], name: str, tree: Mapping[str, Any]) -> type[BaseModel] | None:
-    """The section class that stands under a name, given what is written beside it; None for a value.
+    """The section class of a field, given what the config writes in the same section; None for a value.
 
     Args:
-        tree: of `section`, as it was written.
+        tree: the section, as the config writes it.
     """
     fields = fields_of(section)
     kinds = sections_of(fields[name])
     for mark in fields[name].metadata:
         if isinstance(mark, SectionOf):
-            with contextlib.suppress(HybridRLError):  # said where the plug-in is named
+            with contextlib.suppress(HybridRLError):  # the key that names the plug-in reports it
                 return mark.named(tree.get(mark.key, fields[mark.key].default))
     return kinds[-1] if kinds else None
 
@@ -94,7 +92,7 @@ def takes_options(section: type[BaseModel]) -> bool:
 
 
 def short_form(section: type[BaseModel]) -> str | None:
-    """The key that a text in place of the section stands for."""
+    """The key whose value a text in place of the section gives."""
     return next((key for kind, key in SHORT_FORM.items() if issubclass(section, kind)), None)
 
 
@@ -129,17 +127,17 @@ def meant(dotted: str, root: type[BaseModel] = Config) -> list[str]:
     """Known keys that the writer of an unknown one may have meant, best first; [] when no guess is fair."""
     known = [key.name for key in all_keys(root)]
     parent, _, word = dotted.rpartition(".")
-    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
-    if typo := difflib.get_close_matches(word, beside, n=1, cutoff=0.75):
-        return [beside[typo[0]]]
+    siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == parent}
+    if typo := difflib.get_close_matches(word, siblings, n=1, cutoff=0.75):
+        return [siblings[typo[0]]]
     if (key := _meaning(dotted)) in known:
-        return [beside.get(key.rpartition(".")[2], key)]
+        return [siblings.get(key.rpartition(".")[2], key)]
     if same := [name for name in known if name.rpartition(".")[2] == word]:
         return sorted(same, key=lambda name: -_shared(name, dotted))[:2]
     words = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.75)
     near = [words[w] for w in near] or difflib.get_close_matches(dotted, known, n=1, cutoff=0.75)
-    return near or [beside[w] for w in difflib.get_close_matches(word, beside, n=1, cutoff=0.5)]
+    return near or [siblings[w] for w in difflib.get_close_matches(word, siblings, n=1, cutoff=0.5)]
 
 
 def expected(key: Key) -> str:

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a checked `Config` that knows where each of its values came from.
+"""Loads a YAML file and overrides into a checked `Config` that knows where each of its values came from.
 
 The order of precedence: command line, file, preset, default. All mistakes are found before any is reported.
 """
@@ -39,9 +39,10 @@ class LoadedConfig(Generic[Root]):
     file: str
 
     def where(self, *dotted: str) -> str:
-        """The place of the first of these keys that somebody wrote; else says that the value is a default.
+        """The place of the first of these keys that is set anywhere, else a text that says the value is a
+        default.
 
-        A section is where the first of its keys is.
+        The place of a section is that of the first of its keys.
         """
         found = [
             origin
@@ -62,8 +63,8 @@ class LoadedConfig(Generic[Root]):
             raise found from error
 
     def locate(self, error: HybridRLError) -> HybridRLError:
-        """The error with the config key that it names as its place turned into where that key was written; a
-        key inside an option is where the option is."""
+        """The error, with the config key in its `where` replaced by the place that sets the key. A key inside
+        an option has the place of the option."""
         key = error.where
         while key.count(".") > 1 and key not in self.origins and not self._is_section(key):
             key = key.rpartition(".")[0]
@@ -142,7 +143,8 @@ def read(path: Path) -> str:
 
 
 def _whole_sections(tree: Any, section: type[BaseModel], path: KeyPath, origins: dict[KeyPath, str]) -> Any:
-    """The tree with short forms written out and empty sections as {}; what else is wrong, validation says."""
+    """The tree with short forms written out and empty sections as {}; validation reports what else is
+    wrong."""
     if not isinstance(tree, dict):
         name = keys.short_form(section)
         if tree is None or name is None or isinstance(tree, (list, bool)):
@@ -257,13 +259,13 @@ def _unknown(
 
 
 def _line(error: ConfigError) -> int:
-    """Order of the errors: down the file, then what the command line says."""
+    """Sort key of the errors: by line of the file, then those of the command line."""
     line = error.where.rpartition(":")[2]
     return int(line) if line.isdecimal() else sys.maxsize
 
 
 def _place(path: KeyPath, origins: Mapping[KeyPath, str]) -> str:
-    """Where a key, or what is nearest above it, stands."""
+    """The place of a key, or of the nearest section above it; "" if neither was written."""
     return next((origins[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origins), "")
 
 
@@ -312,7 +314,7 @@ def _explain(
     problem: Any, tree: dict, origins: Mapping[KeyPath, str], file: str, root: type[BaseModel]
 ) -> ConfigError:
     path = tuple(map(str, problem["loc"]))
-    inside = False  # a list: its items have no key of their own
+    inside = False  # whether the problem is an item of a list, which has no key of its own
     while len(path) > 1 and keys.find(".".join(path), root) is None:
         path, inside = path[:-1], True
     dotted, key, place = ".".join(path), keys.find(".".join(path), root), _place(path, origins) or file

@@ -1,4 +1,4 @@
-"""Words of other frameworks, and of habit, for our keys: what an unknown key may mean."""
+"""Names that other frameworks, or habit, give to our keys: what an unknown key may mean."""
 
 MEANINGS: dict[str, str] = {
     "actor.parallel.tp": "tensor tensor_parallel tensor_parallel_size tensor_model_parallel_size tp_size",
@@ -72,4 +72,4 @@ MEANINGS: dict[str, str] = {
     "model.path": "hf_checkpoint model_name_or_path model_name pretrain model_path",
     "model.make": "maker",
 }
-"""Our key -> last words of theirs; dotted where one word says too little."""
+"""Our key -> last words of their keys, with the section where the last word is ambiguous."""

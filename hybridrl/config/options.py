@@ -24,9 +24,9 @@ def make(
     """A plug-in that is a class, made with its options.
 
     Args:
-        name: of the plug-in, as the config has it.
+        name: the plug-in's name in the config.
         key: the config key that names it; "" where `where` is the key.
-        title, where, beside: as `taken` has them.
+        title, where, beside: see `taken`.
 
     Raises:
         ConfigError: as `taken`; or the options contradict each other.
@@ -54,12 +54,12 @@ def taken(
     """Refuse an unknown option, a missing one, and a value of another type than the plug-in declares.
 
     Args:
-        title: names the plug-in in an error: "reward regex".
+        title: name of the plug-in in an error, as "reward regex".
         where: the config place of its options.
         are_keys: `where` is a config key, and each option a key below it.
         positional: how many leading parameters the caller fills, which are no options; None: all.
         supplied: parameters that the caller fills by name.
-        beside: keys that stand beside the options in the config; a mistyped one is looked for there too.
+        beside: other keys of the same config section, which a mistyped option may mean too.
 
     Returns:
         The options as the plug-in takes them: a list of the config is a tuple where it declares one.
@@ -118,7 +118,7 @@ def _hints(plugin: Callable) -> dict[str, Any]:
 
 
 def _typed(option: str, value: Any, hint: Any, title: str, where: str) -> Any:
-    # Imported here: 0.1 s that a plug-in without options need not wait.
+    # Imported here: it takes 0.1 s, for which a plug-in without options need not wait.
     from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
     try:

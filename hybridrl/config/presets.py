@@ -1,4 +1,4 @@
-"""Named algorithms as rows of choices: what `algorithm.preset` sets. Keys that a config writes beside it win.
+"""Named algorithms as rows of choices: what `algorithm.preset` sets. Keys that a config sets itself win.
 
 A row is what its paper says about estimator, loss, aggregation and KL; sizes, learning rate and sampling stay
 with the run.
@@ -14,16 +14,16 @@ from hybridrl.config.compatibility import COMPATIBILITY
 @dataclass(frozen=True, slots=True)
 class Preset:
     about: str
-    """One line, with the source, and what of it is not part of the row."""
+    """One line: the idea, its source, and what of it the row leaves out."""
 
     algorithm: Mapping[str, Any]
     """Keys of the section `algorithm`."""
 
     samples_per_prompt: int = 8
-    """Answers to a prompt in a first config; 1 where the paper's baseline is not the group."""
+    """Answers to a prompt in the config that `init` writes; 1 where the paper's baseline is not the group."""
 
     has_teacher: bool = False
-    """A config with it names algorithm.teacher."""
+    """Whether a config with this preset has to set algorithm.teacher."""
 
 
 _CLIP = {"name": "ppo_clip", "clip_low": 0.2, "clip_high": 0.2}
@@ -195,7 +195,7 @@ _PAPERS: Mapping[str, Preset] = {
         samples_per_prompt=1,
     ),
     "prime": Preset(
-        "implicit process rewards beside the outcome, arXiv:2502.01456; options in algorithm.process_model",
+        "implicit process rewards and the outcome, arXiv:2502.01456; options in algorithm.process_model",
         {"estimator": {"name": "prime"}, "loss": _CLIP, "aggregate": "token_mean"},
     ),
     "a_star_po": Preset(

@@ -1,5 +1,5 @@
-"""Who reads a config key: found in the source, so that it is never out of date. A test fails on an unread
-key.
+"""Finds who reads a config key, in the source, so that the answer is never out of date. A test fails on an
+unread key.
 
 A read is an attribute of something that is known to be the key's section: `cfg.parallel.tp`, a variable that
 was assigned `cfg.parallel`, or a name that is annotated with the section's class.
@@ -17,7 +17,7 @@ from hybridrl.config import keys
 _PACKAGE = Path(__file__).parents[1]
 
 Read = tuple[str, str]
-"""Class name of a section, name of its field."""
+"""Class name of a section, and name of its field."""
 
 
 def readers(dotted: str) -> list[str]:
@@ -63,7 +63,7 @@ def reads_of(tree: ast.AST) -> Iterator[tuple[Read, int]]:
 
 
 def names_of_sections(tree: ast.AST) -> dict[str, set[str]]:
-    """Names that stand for a section in a module -> class names of what they may be."""
+    """Names that hold a section in a module -> class names of the sections that they may hold."""
     kinds = {name: set(found) for name, found in _section_fields().items()}
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation is not None:
@@ -76,7 +76,7 @@ def names_of_sections(tree: ast.AST) -> dict[str, set[str]]:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Names that a statement gives to values; `a, b = x, y` gives two."""
+    """Names that a statement assigns, and their values; `a, b = x, y` assigns two."""
     if isinstance(node, ast.NamedExpr):
         yield last_name(node.target), node.value
     for target in node.targets if isinstance(node, ast.Assign) else ():
@@ -93,7 +93,7 @@ def last_name(node: ast.AST) -> str:
 
 @cache
 def _section_fields() -> dict[str, set[str]]:
-    """Fields that hold a section, over all sections -> class names."""
+    """Name of every field that holds a section, in any section -> class names of those sections."""
     found: dict[str, set[str]] = {}
     for kind in sections().values():
         for name, field in kind.model_fields.items():

@@ -16,7 +16,7 @@ class Renamed:
     """One key that is spelled differently now."""
 
     old: str
-    """Dotted."""
+    """The dotted key."""
 
     new: str | Callable[[Any], Mapping[str, Any]]
     """The dotted key that takes the same value; or a function from the old value to the values of new dotted

@@ -24,13 +24,13 @@ class EngineParallel(Section):
 
     @property
     def attention_copies(self) -> int:
-        """Groups of ranks that each have all of the attention, and a cache of their own."""
+        """Number of groups of ranks that each hold the whole attention and a key-value cache."""
         return 1
 
 
 ENGINE_SIZES = SectionOf("hybridrl.rollout", key="engine", attribute="parallel", common=EngineParallel)
-"""The kind of engine says which sizes one has. The door to its folder is the registry: nothing of it is
-imported before a config names it, and what is then imported has neither torch nor the engine."""
+"""The kind of engine declares its sizes. Its folder is opened through the registry: nothing in it is imported
+before a config names it, and that import pulls in neither torch nor the engine."""
 
 
 class RolloutConfig(Section):
@@ -44,19 +44,20 @@ class RolloutConfig(Section):
     )
 
     num_engines: PositiveInt | None = None
-    """Engines in data parallel. None: as many as the devices hold; 1 on a machine without GPUs."""
+    """Engines in data parallel. None: as many as fit on the devices; 1 on a machine without GPUs."""
 
     max_prompt_tokens: PositiveInt = 1024
     """A longer prompt is refused before the run starts."""
 
     max_response_tokens: PositiveInt = 1024
-    """An answer is cut here."""
+    """An answer is truncated at this length."""
 
     temperature: PositiveFloat = 1.0
-    """Of sampling; the trainer divides its logits by it too."""
+    """Sampling temperature; the trainer divides its logits by it too."""
 
     kv_cache_tokens: PositiveInt | None = None
-    """Tokens that the key-value cache of an engine holds. None: by memory_fraction on GPUs, 65536 on CPU."""
+    """Tokens that the key-value cache of an engine holds. None: as many as memory_fraction allows on GPUs,
+    65536 on CPU."""
 
     memory_fraction: PositiveFloat = Field(default=0.8, le=1.0)
     """Share of a GPU's memory for weights and key-value cache while the engine is awake."""
@@ -65,8 +66,9 @@ class RolloutConfig(Section):
     """Requests that one engine decodes together."""
 
     weight_path: Literal["auto", "in_place", "engine_api"] = "auto"
-    """in_place: straight into the engine's parameters; the run ends if its own loader puts weights elsewhere.
-    engine_api: through that loader, which is slower. auto: in_place, or engine_api with a warning."""
+    """in_place: weights are written straight into the engine's parameters; the run ends if the engine's own
+    loader would put them elsewhere. engine_api: they go through that loader, which is slower. auto: in_place,
+    or engine_api with a warning."""
 
     @field_validator("engine")
     @classmethod
@@ -80,7 +82,7 @@ class RolloutConfig(Section):
     @field_validator("parallel", mode="plain")
     @classmethod
     def _sizes_are_the_engines(cls, given: Any, info: ValidationInfo) -> EngineParallel:
-        if "engine" not in info.data:  # refused
+        if "engine" not in info.data:  # the engine was refused
             return EngineParallel()
         sizes = given.model_dump() if isinstance(given, EngineParallel) else given
         kind = ENGINE_SIZES.named(info.data["engine"])

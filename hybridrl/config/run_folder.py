@@ -19,7 +19,7 @@ from hybridrl.errors import ConfigError, RunFolderError, refuse
 
 MAY_CHANGE = frozenset(
     {
-        "algorithm.preset",  # a name for values that are compared themselves
+        "algorithm.preset",  # a name; the values that it stands for are compared
         "run.name",
         "run.folder",
         "run.steps",
@@ -41,10 +41,11 @@ MAY_CHANGE = frozenset(
         "reward.num_workers",
     }
 )
-"""Keys that a resume may change: they decide how long, where, and how closely we look, not what is learnt."""
+"""Keys that a resume may change: they decide how long and where the run is, and what it logs, not its
+result."""
 
 MAY_CHANGE_BELOW = ("actor.parallel", "rollout.parallel", "cluster.slurm", "cluster.ray")
-"""Sections that a resume may change: they decide where it runs, and how it is cut over ranks."""
+"""Sections that a resume may change: they decide where the run is, and its parallel layout."""
 
 _UNSET = object()
 
@@ -58,8 +59,8 @@ class RunFolder:
 
     @classmethod
     def create(cls, loaded: LoadedConfig[Any]) -> "RunFolder":
-        """Take the folder for a new run and write its resolved.yaml. What a launch left that never came to
-        its first record is written over.
+        """Take the folder for a new run and write its resolved.yaml. A folder of a launch that failed before
+        its first record is overwritten.
 
         Raises:
             RunFolderError: it holds a run, another process holds it, or it cannot be written.
@@ -78,7 +79,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: it holds no run, or another process holds it.
-            ConfigErrors: the config differs from the run's in keys that decide what is learnt.
+            ConfigErrors: the config differs from the run's in keys that decide the result.
         """
         path = path_of(loaded.config)
         if not (path / "resolved.yaml").exists():
@@ -122,13 +123,13 @@ class RunFolder:
         return cls(path, lock)
 
     def _write_resolved(self, loaded: LoadedConfig[Any]) -> None:
-        beside = self.path / ".resolved.yaml"
-        beside.write_text(as_yaml(loaded), "utf-8")
-        beside.replace(self.path / "resolved.yaml")
+        temporary = self.path / ".resolved.yaml"
+        temporary.write_text(as_yaml(loaded), "utf-8")
+        temporary.replace(self.path / "resolved.yaml")
 
 
 def path_of(config: Config | SupervisedConfig) -> Path:
-    """Where the run of a config lives."""
+    """The run folder of a config."""
     return Path(config.run.folder) / config.run.name
 
 
@@ -172,7 +173,7 @@ def _fitted(line: str, row: tuple[str, str], width: int) -> list[str]:
 
 
 def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigError]:
-    """What keeps a run from going on with another config: the keys that differ, except those that may."""
+    """What keeps a run from being resumed with another config: the keys that differ and must not."""
     then, today = (
         {key: masked(value, key) for key, value in values(loaded.config)} for loaded in (before, now)
     )
@@ -233,5 +234,5 @@ def _step(line: str) -> int | None:
     try:
         record = json.loads(line)
     except json.JSONDecodeError:
-        return None  # the line that a crash cut short
+        return None  # a line that a crash truncated
     return record.get("step") if isinstance(record, dict) else None

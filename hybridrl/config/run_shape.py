@@ -1,4 +1,4 @@
-"""What a config comes to: how many GPUs, ranks, engines and optimizer steps."""
+"""The numbers of GPUs, ranks, engines and optimizer steps that follow from a config."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from hybridrl.config.training import TrainParallel
 
 @dataclass(frozen=True, slots=True)
 class RunShape:
-    """Counts that follow from a config; the batch identity that is printed before a run."""
+    """Counts and parallel sizes that follow from a config, as they are printed before a run."""
 
     parallel: TrainParallel
-    """Of the trainer, with its dp."""
+    """Sizes of the trainer, with dp filled in."""
 
     num_engines: int
     engine: EngineParallel
@@ -21,16 +21,17 @@ class RunShape:
     optimizer_steps_per_step: int
 
     critic: TrainParallel | None = None
-    """With its dp; None: on the actor's ranks, if there is one."""
+    """Sizes on dedicated ranks, with dp filled in; None: it is on the actor's ranks, or there is no
+    critic."""
 
     reference: TrainParallel | None = None
-    """Of reference and teacher, as `critic`."""
+    """Sizes of reference and teacher, as for `critic`."""
 
     reward_model: TrainParallel | None = None
-    """As `critic`."""
+    """Sizes of the reward model, as for `critic`."""
 
     engine_parts: int = 1
-    """Nodes that each engine is on."""
+    """Number of nodes that each engine spans."""
 
     @property
     def trainer_ranks(self) -> int:
@@ -38,8 +39,8 @@ class RunShape:
 
     @classmethod
     def of(cls, cfg: Config) -> "RunShape":
-        """Actor, critic, reference, reward model and engines each fill all GPUs; without any there is one
-        replica of each. The config may say otherwise."""
+        """Unless the config says otherwise, actor, critic, reference, reward model and engines each fill all
+        GPUs; without GPUs there is one replica of each."""
         engine, batch = cfg.rollout.parallel, cfg.batch
         critic, reference = cfg.critic.parallel, cfg.reference.parallel
         reward_model = cfg.reward_model.parallel if cfg.reward_model else None
@@ -57,12 +58,12 @@ class RunShape:
 
 
 def with_dp(parallel: TrainParallel, cluster: ClusterConfig) -> TrainParallel:
-    """With the data-parallel size that the devices of the config leave."""
+    """The sizes with dp filled in: if it is not set, it is what the devices of the config leave."""
     return parallel.model_copy(
         update={"dp": parallel.dp or max(1, num_gpus(cluster) // parallel.model_ranks)}
     )
 
 
 def num_gpus(cluster: ClusterConfig) -> int:
-    """Of all nodes."""
+    """GPUs of all nodes together."""
     return cluster.nodes * (cluster.gpus_per_node or 0)

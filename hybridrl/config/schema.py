@@ -38,8 +38,8 @@ class ModelConfig(Section):
     """The model that is trained: a folder, a name on the hub, or a program that makes one."""
 
     path: str
-    """Folder in Hugging Face format (config.json, safetensors, tokenizer), {seed} in it being run.seed; or a
-    name on the hub, as Qwen/Qwen3-8B: its copy in the cache (HF_HOME), else `launch` downloads it."""
+    """Folder in Hugging Face format (config.json, safetensors, tokenizer), where {seed} stands for run.seed;
+    or a name on the hub, as Qwen/Qwen3-8B, which `launch` takes from the cache (HF_HOME) or downloads."""
 
     make: str | None = None
     """module:function that writes `path` when it is absent, called as function(folder, seed)."""
@@ -51,7 +51,7 @@ class ModelConfig(Section):
 
 
 class SourceConfig(BaseModel):
-    """Where prompts come from: a file, or a procedural task with its options (every further key is one)."""
+    """A source of prompts: a file, or a procedural task with its options (every further key is one)."""
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
@@ -83,7 +83,7 @@ class DataConfig(Section):
     """The prompts of a run: where they come from, and how they become the text that the policy is given."""
 
     train: SourceConfig
-    """Prompts to learn from."""
+    """Prompts to train on."""
 
     heldout: SourceConfig | None = None
     """Prompts to evaluate on; None: no evaluation."""
@@ -121,9 +121,9 @@ REWARD_MODEL = "reward_model"
 class RewardModelConfig(Section):
     """A model that scores whole answers, prompt and answer as they were sampled: `hybridrl rm` trains one.
 
-    It is asked beside the section `reward`, before dynamic sampling and shaping, and never trained. With
-    `reward: none` it judges alone. Held-out answers get what `reward` gives them; with `reward: none`, what
-    this model does.
+    Its score is added to what the section `reward` gives, before dynamic sampling and shaping; it is never
+    trained. With `reward: none` it judges alone. Held-out answers are judged by `reward`; with
+    `reward: none`, by this model.
     """
 
     path: str
@@ -131,13 +131,14 @@ class RewardModelConfig(Section):
     label, of any family and size, with the policy's tokenizer."""
 
     weight: FiniteFloat = 1.0
-    """Of its score: the reward of an answer is that of the section `reward` plus weight times score."""
+    """Weight of its score: the reward of an answer is that of the section `reward` plus weight times
+    score."""
 
     parallel: TrainParallel | None = None
-    """Ranks of its own, beside the actor's. None: on the actor's ranks, cut as the actor."""
+    """Parallel layout on dedicated ranks. None: the actor's ranks, with the actor's parallel layout."""
 
     microbatch_tokens: PositiveInt | None = None
-    """As actor.microbatch_tokens, for a reward model with ranks of its own. None: the actor's."""
+    """Tokens of a microbatch on dedicated ranks, like actor.microbatch_tokens. None: the actor's number."""
 
     @model_validator(mode="before")
     @classmethod
@@ -158,14 +159,15 @@ class KLConfig(Section):
     """loss: added to the objective; reward: subtracted from each token's reward before the advantage."""
 
     target: PositiveFloat | None = None
-    """Divergence to hold, in nats per token: the coefficient then follows it. None: the coefficient stays."""
+    """Divergence to hold, in nats per token, by adapting the coefficient. None: the coefficient is
+    constant."""
 
     horizon: PositiveInt = 10_000
-    """With a target: trajectories over which an error of 20 % moves the coefficient by 20 %."""
+    """If there is a target: trajectories over which an error of 20 % moves the coefficient by 20 %."""
 
     @property
     def in_reward(self) -> bool:
-        """It is a cost of each token, and not 0."""
+        """Whether the KL term is a cost of each token, with a coefficient above 0."""
         return self.place == "reward" and self.coefficient > 0
 
 
@@ -197,7 +199,7 @@ class AlgorithmConfig(Section):
     """The algorithm: a preset, or its advantage estimator, loss and corrections one by one."""
 
     preset: str | None = None
-    """A named row of choices for the keys below; keys given beside it win."""
+    """A named row of choices for the keys below; keys that the config sets itself win."""
 
     samples_per_prompt: PositiveInt = 8
     """Answers sampled for each prompt: the group."""
@@ -209,7 +211,7 @@ class AlgorithmConfig(Section):
     """Policy loss."""
 
     aggregate: str = "token_mean"
-    """How token losses become one number; denominators are of the global minibatch."""
+    """How token losses become one number; denominators are taken over the global minibatch."""
 
     kl: KLConfig = KLConfig()
 
@@ -223,7 +225,8 @@ class AlgorithmConfig(Section):
     """Weight of the entropy bonus, subtracted from the objective."""
 
     entropy_target: PositiveFloat | None = None
-    """Mean entropy to hold, in nats: the coefficient then moves by 0.005 a policy update. None: it stays."""
+    """Mean entropy to hold, in nats, by moving the coefficient by 0.005 per policy update. None: it is
+    constant."""
 
     entropy_top_share: PositiveFloat = Field(default=1.0, le=1.0)
     """The policy loss trains on this share of the tokens, those with the highest entropy; 1: on all."""
@@ -233,16 +236,17 @@ class AlgorithmConfig(Section):
     {name: overlong, limit: 8192, margin: 1024}."""
 
     dynamic_sampling: DynamicSamplingConfig | None = None
-    """Replace groups that teach nothing; {} for the defaults. None: train on every group."""
+    """Replace groups without a learning signal; {} for the defaults. None: train on every group."""
 
     drop_truncated: bool = False
-    """Answers that were cut at max_response_tokens count in their group's baseline but are not trained on."""
+    """Answers that were truncated at max_response_tokens count in their group's baseline but are not trained
+    on."""
 
     guards: Literal["stop", "off"] = "stop"
     """stop: a step that is certainly wrong ends the run, a suspicious one warns; see docs/algorithms.md."""
 
     correction: tuple[str | dict[str, Any], ...] = ()
-    """Weights against the gap between engine and trainer probabilities, in order: file names in
+    """Corrections of the gap between engine and trainer probabilities, in order: file names in
     hybridrl.algorithms.corrections, or {name: token_is, cap: 2.0}."""
 
 
@@ -259,7 +263,8 @@ class BatchConfig(Section):
     """Passes over the trajectories of a step."""
 
     max_lag: NonNegativeInt = 0
-    """Policy updates that a trajectory may be old. 0 is on-policy, 1 or more overlap rollout and training."""
+    """How many policy updates old a trajectory may be. 0 is on-policy; 1 or more overlap rollout and
+    training."""
 
     @property
     def optimizer_steps(self) -> int:
@@ -284,20 +289,20 @@ class TrainingRun(Section):
     """Folder of the run inside `folder`."""
 
     folder: str = "runs"
-    """Where runs are, and the MLflow store of all of them."""
+    """Folder of all runs and of the MLflow store."""
 
     steps: PositiveInt = 100
-    """Updates of the model: policy updates, where it is reinforcement learning."""
+    """Updates of the model; in reinforcement learning, policy updates."""
 
     seed: NonNegativeInt = 0
     """Every random choice of the run follows from it: order of the data, sampling, new weights."""
 
     deterministic: bool = False
-    """Training uses only algorithms that give the same bits from the same input, and ends at an operation
+    """Training uses only algorithms that give the same bits from the same input, and fails at an operation
     that has none. On a CPU it changes nothing; a GPU is slower with it."""
 
     save_every: NonNegativeInt = 0
-    """Updates between checkpoints; 0: one at the end."""
+    """Updates between checkpoints; 0: only one at the end."""
 
     evaluate_every: NonNegativeInt = 10
     """Updates between evaluations on data.heldout; 0: only before and after the run."""
@@ -317,8 +322,8 @@ class RunConfig(TrainingRun):
     training goes on; the next one waits for it. False: the training waits."""
 
     export_every: NonNegativeInt = 0
-    """Policy updates between models in Hugging Face format, made of checkpoints while the training goes on;
-    0: only the final one."""
+    """Policy updates between exports in Hugging Face format, which are made from checkpoints while the
+    training goes on; 0: only the final one."""
 
     sample_every: PositiveInt = 10
     """Policy updates between rollouts that are kept as text."""
@@ -328,7 +333,7 @@ class RunConfig(TrainingRun):
 
 
 class Config(Section):
-    """A run."""
+    """The config of a run of reinforcement learning."""
 
     model: ModelConfig
     data: DataConfig
@@ -351,7 +356,7 @@ class Config(Section):
 
 
 def with_model_of_the_seed(config: Whole, model: ModelConfig, seed: int) -> Whole:
-    """The config with {seed} filled in: a made model differs by seed, so its folder may as well."""
+    """The config with {seed} in model.path filled in: a made model differs by seed, so its folder may too."""
     path = model.path.replace("{seed}", str(seed))
     if path == model.path:
         return config

@@ -1,4 +1,4 @@
-"""What all sections of a config are made from."""
+"""Base classes of the sections of a config."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -40,13 +40,14 @@ Common = TypeVar("Common", bound=Section)
 
 @dataclass(frozen=True, slots=True)
 class SectionOf(Generic[Common]):
-    """Marks a field of a section: a plug-in that a key beside it names brings the class of what stands there.
+    """Marks a field of a section whose class comes from a plug-in, which another key of the section names.
 
-    The field's own class, `common`, has what all of them share. The plug-in has its class as `attribute`.
+    The declared class of the field, `common`, has what all of these classes share. A plug-in holds its class
+    in `attribute`.
     """
 
     package: str
-    """Every folder in it is such a plug-in, named as the folder is."""
+    """Every folder in this package is such a plug-in, and the folder's name is the plug-in's."""
 
     key: str
     attribute: str

@@ -1,6 +1,6 @@
 """Keys of training on examples: supervised fine-tuning (SFT), and reward models (RM).
 
-Both share the sections of a run of reinforcement learning that they need: model, actor, run, cluster.
+Both use the sections of reinforcement learning that they need: model, actor, run, cluster.
 """
 
 from typing import Literal, Self
@@ -18,7 +18,7 @@ class ExamplesConfig(DataConfig):
     """The examples of a run, and how they become tokens."""
 
     train: SourceConfig
-    """Examples to learn from."""
+    """Examples to train on."""
 
     heldout: SourceConfig | None = None
     """Examples to evaluate on; None: no evaluation."""
@@ -28,13 +28,13 @@ class ExamplesConfig(DataConfig):
 
 
 class SFTDataConfig(ExamplesConfig):
-    """The examples of `hybridrl sft`: prompts with the answers to learn, or whole conversations."""
+    """The examples of `hybridrl sft`: prompts with the answers to train on, or whole conversations."""
 
     response_field: str = "response"
-    """Column with the answer to learn."""
+    """Column with the answer to train on."""
 
     messages_field: str | None = None
-    """Column with a conversation, instead of prompt and answer: every turn of the assistant is learnt."""
+    """Column with a conversation, instead of prompt and answer: every turn of the assistant is trained on."""
 
 
 class RMDataConfig(ExamplesConfig):
@@ -44,10 +44,10 @@ class RMDataConfig(ExamplesConfig):
     """Column with the better answer."""
 
     rejected_field: str = "rejected"
-    """Column with the worse one."""
+    """Column with the worse answer."""
 
     margin_field: str | None = None
-    """Column with the least difference of reward that is wanted between the two. None: 0."""
+    """Column with the margin, the least wanted difference of reward between the two. None: 0."""
 
 
 class ExamplesBatchConfig(Section):

@@ -1,4 +1,5 @@
-"""A first config for an algorithm, a model and data: short, with a comment where a newcomer would ask."""
+"""Writes a first config for an algorithm, a model and data: short, with a comment where a newcomer would
+ask."""
 
 import difflib
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class Answers:
     """What a first config depends on."""
 
     algorithm: str
-    """A preset."""
+    """Name of a preset."""
 
     model: str
     data: str
@@ -26,12 +27,12 @@ class Answers:
 
     heldout: str | None = None
     reward: str | None = None
-    """None: reasoning_gym for its data, else math_verify."""
+    """Name of the reward. None: reasoning_gym for its data, else math_verify."""
 
     prompt_field: str = "prompt"
     answer_field: str = "answer"
     teacher: str | None = None
-    """Model folder, for a preset that has one."""
+    """Folder of the teacher, for a preset that needs one."""
 
 
 def check_algorithm(name: str) -> None:
@@ -70,8 +71,8 @@ def starter(answers: Answers, run_name: str) -> str:
         ("  optimizer: {lr: 1.0e-6}", ""),
         ("rollout:", ""),
         (f"  max_prompt_tokens: {longest}", "longer prompts are refused"),
-        (f"  max_response_tokens: {longest}", "longer answers are cut"),
-        (f"run: {{name: {_text(run_name)}, steps: 100, save_every: 20}}", "in runs/; --resume goes on"),
+        (f"  max_response_tokens: {longest}", "longer answers are truncated"),
+        (f"run: {{name: {_text(run_name)}, steps: 100, save_every: 20}}", "in runs/; --resume continues it"),
     ]
     return "".join(f"{row:<{_COMMENT_AT}}  # {about}\n" if about else f"{row}\n" for row, about in rows)
 
@@ -107,10 +108,10 @@ def _data(answers: Answers) -> Rows:
 
 
 def _positions(model: str) -> int:
-    """Tokens that the model is for; many, where nothing is known of it yet."""
+    """Context length of the model in tokens; 2**20 if nothing is known of it yet."""
     try:
         spec = hub.find_spec(model)
-    except ModelError:  # the verdict says what is wrong with it
+    except ModelError:  # the verdict reports what is wrong with it
         spec = None
     return spec.max_positions if spec else 2**20
 
@@ -127,7 +128,7 @@ def _reward(answers: Answers) -> str:
 
 
 def _gym_dataset(answers: Answers) -> str:
-    """Of reasoning_gym:DATASET; empty for a file."""
+    """DATASET in reasoning_gym:DATASET; empty for a file."""
     task, _, dataset = answers.data.partition(":")
     return dataset if task == "reasoning_gym" else ""
 

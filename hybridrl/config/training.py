@@ -1,4 +1,4 @@
-"""Keys about what is trained: how it is cut over ranks, its optimizer, its memory."""
+"""Keys about what is trained: its parallel layout, its optimizer, its memory."""
 
 from typing import Any, Literal
 
@@ -63,16 +63,16 @@ class TrainParallel(Section):
     """Context parallel size: ranks that share the tokens of every sequence."""
 
     ep: PositiveInt = 1
-    """Expert parallel size: parts that the experts of a layer are dealt into; divides tp x cp x dp."""
+    """Expert parallel size: ranks that the experts of a layer are partitioned over; divides tp x cp x dp."""
 
     etp: PositiveInt = 1
     """Tensor parallel size inside an expert."""
 
     vpp: PositiveInt = 1
-    """Chunks of layers of each pipeline stage, which take turns (interleaved schedule)."""
+    """Virtual pipeline size: chunks of layers in each pipeline stage (interleaved schedule)."""
 
     sp: bool | None = None
-    """Sequence parallel: norms and dropout share the tokens over the tp ranks. None: with tp above 1, where
+    """Sequence parallel: norms and dropout split the tokens over the tp ranks. None: on if tp is above 1 and
     there are GPUs or experts."""
 
     stage_layers: tuple[PositiveInt, ...] = ()
@@ -80,7 +80,7 @@ class TrainParallel(Section):
 
     @property
     def model_ranks(self) -> int:
-        """Ranks that hold one copy of what is not an expert's."""
+        """Ranks that hold one copy of the model, its experts aside."""
         return self.tp * self.cp * self.pp
 
     @property
@@ -89,46 +89,47 @@ class TrainParallel(Section):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """What a layout is made of."""
+        """Arguments of a layout: every size except sp, and dp filled in."""
         return {name: value for name, value in self if name != "sp"} | {"dp": self.dp or 1}
 
 
 class MoEConfig(Section):
-    """Of an actor with experts."""
+    """Keys for an actor with experts."""
 
     aux_loss: NonNegativeFloat = 0.0
-    """Weight of a loss that balances the experts, summed over layers: that of DeepSeek-V3 (arXiv:2412.19437,
-    2.1.2) for each trajectory with its prompt, mean over those of an optimizer step. It does not depend on
-    microbatches or ranks."""
+    """Weight of a loss that balances the experts, summed over layers. It is computed as in DeepSeek-V3
+    (arXiv:2412.19437, 2.1.2) for each trajectory with its prompt, and averaged over the trajectories of an
+    optimizer step, so it depends on neither microbatches nor ranks."""
 
     z_loss: NonNegativeFloat = 0.0
-    """Weight of the square of log(sum(exp)) of a router's output: mean over tokens, then as aux_loss."""
+    """Weight of the square of log(sum(exp)) of a router's output: averaged over tokens, then as aux_loss."""
 
     router_replay: Literal["none", "old_logp", "rollout"] = "none"
-    """Which experts a token has in the optimizer steps of a batch. none: what the router chooses by then;
-    old_logp: what it chose when the log-probabilities before the first step were computed; rollout: what the
-    engine chose, for these too (arXiv:2510.11370), so that trainer and engine compute the same function."""
+    """Which experts a token uses in the optimizer steps of a batch. none: those the router chooses at that
+    step; old_logp: those it chose when old_logp was computed, before the first step; rollout: those the
+    engine chose, for old_logp too (arXiv:2510.11370), so that trainer and engine compute the same
+    function."""
 
 
 class LoraConfig(Section):
     """Low-rank adapters, arXiv:2106.09685: a weight is W + alpha / rank * B A, where A and B are trained."""
 
     rank: PositiveInt = 16
-    """Columns of B, rows of A."""
+    """Number of columns of B and of rows of A."""
 
     alpha: PositiveFloat = 32.0
-    """How much of B A is added, times the rank."""
+    """Scale of the adapter: B A is multiplied by alpha / rank."""
 
     targets: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = ("qkv", "proj", "fc1", "fc2")
-    """Linear layers that have an adapter. qkv: one for q, k and v together; proj: output of the attention;
-    fc1: one for gate and up together; fc2: down. Experts have none."""
+    """Linear layers that get an adapter. qkv: one for q, k and v together; proj: output of the attention;
+    fc1: one for gate and up together; fc2: down. Experts get none."""
 
 
 class ActorConfig(Section):
     """The policy in training: its parallel layout, memory, precision and optimizer."""
 
     backend: str = "megatron"
-    """Library that all models but the engine's run on: a folder in hybridrl.trainer that has a backend.py, or
+    """Library that runs all models but the engine's: a folder in hybridrl.trainer that has a backend.py, or
     module:Kind for code outside."""
 
     parallel: TrainParallel = TrainParallel()
@@ -137,16 +138,18 @@ class ActorConfig(Section):
     """Tokens, prompts included, packed into one forward and backward on one data-parallel rank."""
 
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Of parameters and activations; gradients and what the optimizer steps are fp32. None: bf16 on GPUs,
+    """Precision of parameters and activations; gradients and the optimizer's copy of the parameters are fp32.
+    None: bf16 on GPUs,
     fp32 on CPU. fp16 scales the loss, and skips an optimizer step whose gradients overflow."""
 
     fp8: Literal["none", "tensorwise", "blockwise", "mxfp8"] = "none"
-    """Linear layers multiply in FP8, on GPUs. tensorwise: one scale for a tensor; blockwise: for 128 numbers,
-    or 128 x 128 of a weight, on Hopper; mxfp8: for 32 numbers, on Blackwell. Parameters stay bf16, in which
-    attention, router, embedding and output layer compute. Holds for all models but the reward model."""
+    """Linear layers multiply in FP8, on GPUs. tensorwise: one scale per tensor; blockwise: one per 128
+    numbers, or per 128 x 128 of a weight, on Hopper; mxfp8: one per 32 numbers, on Blackwell. Parameters stay
+    bf16, and attention, router, embedding and output layer compute in bf16. The key holds for all models but
+    the reward model."""
 
     bf16_layers: NonNegativeInt = 0
-    """With fp8: so many layers at each end of the model compute in bf16."""
+    """Number of layers at each end of the model that compute in bf16 while fp8 is on."""
 
     overlap: bool = False
     """Sum gradients over ranks while the backward pass still runs."""
@@ -155,8 +158,9 @@ class ActorConfig(Section):
     """What is computed again in the backward pass, to save memory. selective: attention; full: each layer."""
 
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What waits in host memory while engines generate. optimizer: its state; all: gradients too, and every
-    weight but the policy's. Holds for critic, reference and reward model wherever they are."""
+    """What is moved to host memory while engines generate. optimizer: the optimizer state; all: gradients
+    too, and every weight but the policy's. The key holds for critic, reference and reward model on any
+    ranks."""
 
     moe: MoEConfig = MoEConfig()
 
@@ -185,10 +189,10 @@ class CriticConfig(Section):
     """The value function of estimator gae: the policy's model with one number in place of the vocabulary."""
 
     parallel: TrainParallel | None = None
-    """Ranks of its own, beside the actor's. None: on the actor's ranks, cut as the actor."""
+    """Parallel layout on dedicated ranks. None: the actor's ranks, with the actor's parallel layout."""
 
     microbatch_tokens: PositiveInt | None = None
-    """As actor.microbatch_tokens, for a critic with ranks of its own. None: the actor's."""
+    """Tokens of a microbatch on dedicated ranks, like actor.microbatch_tokens. None: the actor's number."""
 
     loss: PluginConfig = PluginConfig(name="clipped")
     """File name in hybridrl.algorithms.value_losses."""
@@ -200,10 +204,10 @@ class CriticConfig(Section):
 
 
 class ReferenceConfig(Section):
-    """The policies that are asked and never trained: the reference of the KL term, and the teacher."""
+    """The policies that are never trained: the reference of the KL term, and the teacher."""
 
     parallel: TrainParallel | None = None
-    """Ranks of their own, beside the actor's. None: on the actor's ranks, cut as the actor."""
+    """Parallel layout on dedicated ranks. None: the actor's ranks, with the actor's parallel layout."""
 
     microbatch_tokens: PositiveInt | None = None
-    """As actor.microbatch_tokens, on ranks of their own. None: the actor's."""
+    """Tokens of a microbatch on dedicated ranks, like actor.microbatch_tokens. None: the actor's number."""

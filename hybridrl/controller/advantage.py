@@ -42,7 +42,8 @@ def _reward_parts(batch: Batch) -> np.ndarray:
 
 
 def _soft_value(batch: Batch) -> np.ndarray:
-    """A field of the data: A*-PO estimates it before the run, from answers of the reference policy."""
+    """v_star of every trajectory, a field of the data: A*-PO estimates it before the run, from answers of the
+    reference policy."""
     missing = [group.prompt.uid for group in batch.groups if "v_star" not in group.prompt.row]
     if missing:
         raise DataError(
@@ -66,19 +67,19 @@ CONTROLLER_COLUMNS: Mapping[Column, Callable[[Batch], np.ndarray]] = {
     "greedy_reward": _greedy_reward,
     "v_star": _soft_value,
 }
-"""What the controller knows of every trajectory: how it makes each column that the table says it gives."""
+"""How the controller computes the columns that it provides for every trajectory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditAssignment:
-    """From the scores of a batch to its advantages."""
+    """Computes the advantages of a batch from its scores."""
 
     estimator: AdvantageEstimator
     shaping: ShapingChain = ShapingChain(())
     drop_truncated: bool = False
     guards: bool = True
     samples_per_prompt: int | None = None
-    """Answers of a whole group. None: not known."""
+    """Number of answers in a complete group. None: not known."""
 
     @property
     def needs_greedy_answers(self) -> bool:
@@ -91,7 +92,7 @@ class CreditAssignment:
     def check_parts(self, names: Sequence[str]) -> None:
         """
         Args:
-            names: of the parts of the reward.
+            names: names of the reward's parts.
 
         Raises:
             ConfigError: parts are needed, and these are too few: every advantage would be 0.
@@ -108,11 +109,11 @@ class CreditAssignment:
         """Set reward_N, and advantage_N if scalars are enough; the trainer ranks compute it otherwise.
 
         Returns:
-            What looks suspicious.
+            The findings that look suspicious.
 
         Raises:
             ConfigError: as check_parts().
-            GuardError: what is certainly wrong.
+            GuardError: something is certainly wrong.
         """
         if self.needs_reward_parts:
             self.check_parts(part_names(batch.trajectories))
@@ -144,7 +145,7 @@ class CreditAssignment:
         yield check_length_correlation(score_N, group_N, length_N)
 
     def state_dict(self) -> dict[str, Any]:
-        """What shaping and estimator remember from step to step: part of a checkpoint."""
+        """The state that shaping and estimator keep from step to step; it is part of a checkpoint."""
         return {name: part.state_dict() for name, part in self._stateful()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,6 +192,7 @@ def _columns(batch: Batch, needs: frozenset[Column]) -> dict[str, Tensor]:
 
 
 def _prompt_numbers(batch: Batch) -> np.ndarray:
-    """int64 [N], from the prompts' own uids and not from group_N, which is what they check."""
+    """A number for each trajectory's prompt, int64 [N], from its uid and not from group_N, which it
+    checks."""
     numbers = [zlib.crc32(group.prompt.uid.encode()) for group in batch.groups for _ in group.trajectories]
     return np.array(numbers, np.int64)

@@ -20,10 +20,10 @@ class Rollouts:
 
     groups: list[Group]
     position: Mapping[str, Any]
-    """Where the prompt source stands after them: what a checkpoint of this update keeps."""
+    """State of the prompt source after these groups, which a checkpoint of this update keeps."""
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Of the selection among them."""
+    """Metrics of the selection among the sampled groups."""
 
 
 class RolloutBuffer:

@@ -1,5 +1,6 @@
-"""The scored groups of one policy update: prompts are taken, answered and scored, and where flat groups are
-dropped, further prompts take their place. Shape letters: N trajectories.
+"""Collects the scored groups of one policy update: prompts are taken, answered and scored; with dynamic
+sampling,
+further prompts replace groups whose rewards are all equal. Shape letters: N trajectories.
 """
 
 import asyncio
@@ -17,8 +18,9 @@ from hybridrl.types import Group, Prompt, mean
 
 
 async def collect(cfg: Config, roles: Roles, step: int) -> Rollouts:
-    """With dynamic sampling there may be fewer groups than prompts_per_step, where prompts are solved or
-    hopeless; if none teaches anything, a step on flat groups moves nothing."""
+    """The scored groups of a step. With dynamic sampling there may be fewer than prompts_per_step, because
+    the other prompts are always solved, or never. If no group carries a signal, sampled ones are returned,
+    and the step moves nothing."""
     wanted, dynamic = cfg.batch.prompts_per_step, cfg.algorithm.dynamic_sampling
     more = DynamicSampling(wanted=wanted, max_rounds=dynamic.max_rounds if dynamic else 1)
     kept: list[Group] = []
@@ -27,7 +29,7 @@ async def collect(cfg: Config, roles: Roles, step: int) -> Rollouts:
     while count:
         prompts = roles.prompts.take(count)
         groups = await answer(cfg, roles, prompts, step=step, first_prompt=len(sampled))
-        kept += [group for group in groups if dynamic is None or teaches(group, dynamic)]
+        kept += [group for group in groups if dynamic is None or has_signal(group, dynamic)]
         sampled, rounds = sampled + groups, rounds + 1
         count = more.next_prompts(len(kept), len(sampled), rounds)
     metrics = selection_metrics(sampled, len(kept), rounds) if dynamic else {}
@@ -46,7 +48,7 @@ async def answer(
     """Scored groups, one per prompt.
 
     Args:
-        first_prompt: how many prompts of this step were answered before: no two requests share a seed.
+        first_prompt: prompts of this step that were answered before, so that no two requests share a seed.
     """
     sampling = train_sampling(cfg, step)
     assert sampling.seed is not None
@@ -65,8 +67,8 @@ async def answer(
     return groups
 
 
-def teaches(group: Group, dynamic: DynamicSamplingConfig) -> bool:
-    """The rewards of its answers differ, and the share of solved ones is in the range."""
+def has_signal(group: Group, dynamic: DynamicSamplingConfig) -> bool:
+    """Whether the rewards of the group's answers differ and the share of solved ones is in the range."""
     reward_N = torch.tensor([t.reward for t in group.trajectories], dtype=torch.float64)
     one_group_N = torch.zeros(len(reward_N), dtype=torch.int64)
     inside_N = within_difficulty(
@@ -80,7 +82,7 @@ def teaches(group: Group, dynamic: DynamicSamplingConfig) -> bool:
 
 
 def selection_metrics(sampled: Sequence[Group], num_kept: int, rounds: int) -> dict[str, float]:
-    """What was sampled, the dropped groups included: the reward of the kept ones alone says little."""
+    """Metrics of all sampled groups, dropped ones included: the reward of the kept ones alone says little."""
     scores = [float(t.reward or 0.0) for group in sampled for t in group.trajectories]
     return {
         "rollout/rounds": float(rounds),
@@ -91,5 +93,5 @@ def selection_metrics(sampled: Sequence[Group], num_kept: int, rounds: int) -> d
 
 
 def kept_texts(cfg: Config, step: int) -> int:
-    """How many answers of a step are kept as text for a person to read."""
+    """How many answers of a step are kept as text for the user to read."""
     return cfg.run.samples_kept if step % cfg.run.sample_every == 0 or step == 1 else 0

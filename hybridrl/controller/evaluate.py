@@ -1,4 +1,4 @@
-"""Held-out evaluation: mean@k, best@k of every data source, with the engines that serve the policy being
+"""Held-out evaluation: mean@k and best@k of every data source, with the engines that serve the policy being
 trained."""
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ class Evaluator:
         self._cfg, self._prompts, self._engine, self._reward = cfg, prompts, engine, reward
 
     async def run(self, step: int) -> dict[str, float]:
-        """Metrics of the engines' present policy, named val-core/<source>/reward/mean_at_k."""
+        """Metrics of the policy that the engines serve, named val-core/<source>/reward/mean_at_k."""
         groups = await self._engine.generate(self._prompts, heldout_sampling(self._cfg, step))
         await self._reward.score(groups)
         return heldout_metrics(groups)

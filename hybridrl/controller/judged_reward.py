@@ -1,7 +1,7 @@
-"""Rewards that a model has a say in: what a rule gives, plus the model's score of the trajectory, weighted.
+"""Rewards that include a reward model: what a rule gives, plus the weighted score of the model.
 
-JudgedReward is a Reward, so whatever looks at rewards sees the sum: dynamic sampling, greedy baselines,
-shaping, the estimator. It waits for rule and model, which work at the same time.
+JudgedReward is a Reward, so dynamic sampling, greedy baselines, shaping and the estimator all see the sum. It
+waits for rule and model, which run concurrently.
 Shape letters: N trajectories.
 """
 
@@ -16,23 +16,23 @@ from hybridrl.errors import RewardError
 from hybridrl.types import Group, Trajectory
 
 RULE = "rule"
-"""Part of a reward that the rule gave, where it names no parts itself."""
+"""Name of the part that the rule gave, if it names no parts itself."""
 
 
 class JudgedReward:
     def __init__(self, rule: Reward, model: RewardModel, weight: float, *, judges_alone: bool) -> None:
         """
         Args:
-            weight: of a score.
-            judges_alone: the rule gives 0 to all.
+            weight: factor of the model's score.
+            judges_alone: the rule gives 0 to every answer.
         """
         self._rule, self._model, self._weight, self._alone = rule, model, weight, judges_alone
 
     async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
-        """As Reward.score.
+        """Implements Reward.score.
 
         Raises:
-            RewardError: a score is not a finite number; or as the rule.
+            RewardError: a score is not a finite number, or the rule raised it.
         """
         _, score_N = await asyncio.gather(
             self._rule.score(groups, keep_text=keep_text), self._model.scores(groups)
@@ -50,7 +50,7 @@ class JudgedReward:
 
 
 def judged_parts(parts: Mapping[str, float], given: float, score: float, *, alone: bool) -> dict[str, float]:
-    """Parts of the sum: those of the rule, or what it gave where it names none, and the model's score."""
+    """Parts of the sum: the rule's parts, or its reward if it names none, and the model's score."""
     own = {} if alone else parts or {RULE: given}
     return {**own, REWARD_MODEL: score}
 

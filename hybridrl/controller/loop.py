@@ -28,7 +28,7 @@ async def run(cfg: Config, roles: Roles) -> None:
 
     Either way a checkpoint holds the last update.
 
-    Raises: whatever a role raises. Nothing is retried here; a run goes on from its last checkpoint.
+    Raises: whatever a role raises. Nothing is retried here; a run is resumed from its last checkpoint.
     """
     version = roles.trainer.version
     await roles.sync.push(version)
@@ -45,12 +45,13 @@ async def run(cfg: Config, roles: Roles) -> None:
 
 
 async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> bool:
-    """One policy update, from scored groups to engines that serve version `step`. True: it was the last."""
+    """One policy update, from scored groups to engines that serve version `step`; returns True if it was the
+    last."""
     observe, trainer = roles.observe, roles.trainer
     with observe.span("step"):
         with observe.span("wait_for_batch"):
             rollouts = await buffer.take()
-        if not cfg.batch.max_lag:  # else engines answer meanwhile
+        if not cfg.batch.max_lag:  # with a lag, the engines generate meanwhile
             await roles.engine.sleep()
         batch = Batch.pack(step, rollouts.groups)
         refuse_stale(batch, cfg.batch.max_lag)

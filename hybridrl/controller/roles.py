@@ -13,7 +13,7 @@ from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, S
 
 
 class PromptSource(Protocol):
-    """An endless stream of prompts, reshuffled at each epoch from a seed, that can be put back to any
+    """An endless stream of prompts, reshuffled at each epoch from a seed, that can be reset to any
     position."""
 
     def take(self, count: int) -> list[Prompt]: ...
@@ -35,7 +35,7 @@ class RolloutEngine(Protocol):
         ...
 
     async def sleep(self) -> None:
-        """Nothing is asked before the next swap: memory that only answering needs is the trainer's."""
+        """Release the memory that only generation needs; no prompt is sent before the next swap."""
         ...
 
 
@@ -45,7 +45,7 @@ class Reward(Protocol):
     async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
         """
         Args:
-            keep_text: of how many trajectories the answer is kept as text.
+            keep_text: number of trajectories whose answer is kept as text.
 
         Raises:
             RewardError: the reward raised, or returned something that is not a finite number.
@@ -84,12 +84,12 @@ class PolicyTrainer(Protocol):
     async def save(self, step: int, progress: Mapping[str, Any]) -> None:
         """Write a checkpoint that holds the controller's progress too, and commit it.
 
-        The training may go on meanwhile; the next one, and `finish_saving`, wait until it is there.
+        The training may go on meanwhile; the next `save`, and `finish_saving`, wait until it is committed.
         """
         ...
 
     async def finish_saving(self) -> None:
-        """Returns when the last checkpoint is there."""
+        """Wait until the last checkpoint is committed."""
         ...
 
 
@@ -125,7 +125,7 @@ class Observer(Protocol):
         ...
 
     def warn(self, about: str, text: str) -> None:
-        """Tell the person something suspicious, once for each thing that it is about."""
+        """Warn the user of something suspicious, once for each value of `about`."""
         ...
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None: ...
@@ -144,8 +144,8 @@ PlanMinibatches = Callable[[Batch], Sequence[Minibatch]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
-    """Who does the work; none of them is a Ray handle here, so tests run this very loop on small in-process
-    fakes."""
+    """The objects that do the work. None of them is a Ray handle, so tests run this very loop on small
+    in-process fakes."""
 
     prompts: PromptSource
     engine: RolloutEngine
@@ -157,4 +157,4 @@ class Roles:
     evaluator: HeldOut | None
     observe: Observer
     stop_requested: Callable[[], bool]
-    """Whether the step that runs shall be the last, with a checkpoint: asked once a step."""
+    """Whether the current step shall be the last, with a checkpoint; called once a step."""

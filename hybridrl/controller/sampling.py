@@ -5,7 +5,7 @@ from hybridrl.config.schema import Config
 from hybridrl.types import Sampling
 
 _STEP_STRIDE = 1_000_003
-"""Prime, above any number of requests of a step: seeds of neighbouring steps do not meet."""
+"""A prime above any number of requests of a step, so that seeds of neighbouring steps do not overlap."""
 
 
 def train_sampling(cfg: Config, step: int) -> Sampling:

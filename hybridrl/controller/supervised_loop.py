@@ -1,4 +1,4 @@
-"""Training on examples, start to end: take, learn, look at held-out examples, save.
+"""Training on examples, start to end: take a batch, train on it, evaluate held-out examples, save.
 
     examples -> batch -> one optimizer step
 
@@ -22,7 +22,7 @@ from hybridrl.types import PolicyVersion, StepReport
 
 
 class ExampleSource(Protocol):
-    """An endless stream of examples that can be put back to any position."""
+    """An endless stream of examples that can be reset to any position."""
 
     def take(self, count: int) -> list[Example]: ...
 
@@ -40,7 +40,7 @@ class ExampleTrainer(Protocol):
         ...
 
     async def evaluate(self, batch: Batch, minibatch: Minibatch) -> dict[str, float]:
-        """What a step would report of a batch; nothing is learnt."""
+        """What a step would report of a batch, without training on it."""
         ...
 
     async def save(self, step: int, progress: Mapping[str, Any]) -> None: ...

@@ -1,1 +1,2 @@
-"""Prompts from files and tasks, chat templates, and how a batch is shared out over ranks and microbatches."""
+"""Prompts from files and tasks, chat templates, and the partitioning of a batch over ranks and
+microbatches."""

@@ -1,4 +1,4 @@
-"""Examples of a run: an endless stream, in a new order at each epoch, of rows that were all looked at."""
+"""Examples of a run: an endless stream, in a new order at each epoch, of rows that were all checked first."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,10 @@ class TableExamples(Stream[Example]):
         self._form, self._name, self._max_tokens = form, name, max_tokens
 
     def check(self) -> None:
-        """Look at every row.
+        """Check every row.
 
         Raises:
-            DataError: one is no example, or is too long.
+            DataError: a row is no example, or is too long.
         """
         for at in range(0, len(self), _BATCH):
             self._read(range(at, min(at + _BATCH, len(self))))
@@ -47,8 +47,8 @@ class TableExamples(Stream[Example]):
     def _refuse_long(self, index: int, example: Example) -> None:
         if example.num_tokens > self._max_tokens:
             raise DataError(
-                f"row {index} of {self._name} has {counted(example.num_tokens, 'token')}, "
-                f"actor.microbatch_tokens = {self._max_tokens} is for whole examples",
+                f"row {index} of {self._name} has {counted(example.num_tokens, 'token')}, more than "
+                f"actor.microbatch_tokens = {self._max_tokens}; an example is never split",
                 fix=f"actor.microbatch_tokens={example.num_tokens}, or drop the row",
             )
 
@@ -63,7 +63,7 @@ def load_examples(
     max_tokens: int,
     where: str,
 ) -> TableExamples:
-    """Open a file or make a task's rows, and refuse whatever is wrong with any of them now.
+    """Open a file or make a task's rows, and refuse at once whatever is wrong with any of them.
 
     Args:
         split: "train" or "heldout"; a task makes other rows for each.

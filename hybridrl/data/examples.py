@@ -1,8 +1,7 @@
-"""From rows to what is learnt from: conversations whose answers are learnt, and pairs of which one is better.
+"""Turns rows into training examples: conversations whose answers are trained on, and pairs of answers.
 
-A conversation is tokenised in pieces that end where an answer begins or ends, as in a rollout: the prompt by
-itself, the answer by itself. Of an answer everything is learnt up to the token that ends it; what a template
-writes behind that (a line end) is read, not learnt.
+A conversation is tokenised segment by segment, prompts and answers separately, as in a rollout. An answer is
+trained on up to the token that ends it; what a template writes after that token (a line end) is context only.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,22 +23,23 @@ Segment = tuple[str, bool]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Encoded of one conversation."""
+    """The tokens of one conversation."""
 
     token_ids: list[int]
     trained: list[bool]
-    """Of each token. In a pair: only of one more token at the end, which stands for the score."""
+    """Whether each token is trained on. In a pair only one token is: an extra one at the end, which stands
+    for the score."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What enters an optimizer step as a whole."""
+    """One training example; its sequences enter the same optimizer step."""
 
     sequences: tuple[Encoded, ...]
-    """One conversation; or the chosen one and the rejected one."""
+    """One conversation; in a pair, the chosen one and the rejected one."""
 
     margin: float = 0.0
-    """Of a pair."""
+    """Least wanted difference of reward in a pair."""
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +52,7 @@ class ExampleFormat(Protocol):
     def encode(self, rows: Sequence[Row], places: Sequence[str]) -> list[Example]:
         """
         Args:
-            places: of the rows, for messages.
+            places: name of each row, for messages.
 
         Raises:
             DataError: a row is no example; says which and why.
@@ -61,12 +61,12 @@ class ExampleFormat(Protocol):
 
 
 class Conversations:
-    """For supervised fine-tuning."""
+    """The format of supervised fine-tuning."""
 
     def __init__(self, data: SFTDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
         """
         Args:
-            where: the data is named in the config.
+            where: the place in the config that names the data.
 
         Raises:
             ConfigError: the tokenizer lacks what the format needs, or two keys contradict each other.
@@ -84,7 +84,7 @@ class Conversations:
         sequences = self._writer.tokenise(segments)
         for sequence, place in zip(sequences, places, strict=True):
             if not any(sequence.trained):
-                raise DataError(f"{place}: no token of the answer is left to learn")
+                raise DataError(f"{place}: no token of the answer is left to train on")
         return [Example((sequence,)) for sequence in sequences]
 
     def _segments(self, row: Row, place: str) -> Iterator[Segment]:
@@ -98,10 +98,11 @@ class Conversations:
 
 
 class Pairs:
-    """For reward models. `chosen` and `rejected` are answers to `prompt`, or whole conversations."""
+    """The format of reward models: `chosen` and `rejected` are answers to `prompt`, or whole
+    conversations."""
 
     def __init__(self, data: RMDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
-        """As Conversations()."""
+        """The arguments and errors are those of Conversations()."""
         self._data, self._writer = data, _Writer(data, tokenizer, where)
         self._score_token = tokenizer.stop_token_ids[0] if tokenizer.stop_token_ids else 0
 
@@ -130,8 +131,9 @@ class Pairs:
         return self._writer.answered(_column(row, self._data.prompt_field, place), answer, place)
 
     def _scored(self, sequence: Encoded) -> Encoded:
-        """Up to the end of its last answer, where a rollout ends too, and a token that stands for the score:
-        the model never reads it, its place takes what the model says of all before."""
+        """The sequence up to the end of its last answer, where a rollout ends too, plus a token that stands
+        for the score. The model never reads that token: its position gets the score of all tokens before
+        it."""
         end = len(sequence.trained) - sequence.trained[::-1].index(True)
         return Encoded([*sequence.token_ids[:end], self._score_token], [*[False] * end, True])
 
@@ -146,7 +148,7 @@ class Pairs:
 
 
 class _Writer:
-    """Texts of conversations and their tokens."""
+    """Writes conversations as text and tokenises them."""
 
     def __init__(self, data: ExamplesConfig, tokenizer: ModelTokenizer, where: str) -> None:
         self._data, self._tokenizer = data, tokenizer
@@ -181,14 +183,15 @@ class _Writer:
         """A list of messages, up to its last answer.
 
         Raises:
-            DataError: it has no answer, or the template writes its beginning otherwise once more follows.
+            DataError: it has no answer, or the template renders its beginning differently once more turns
+                follow.
         """
         _refuse_malformed(messages, place)
         if self._data.system_prompt is not None:
             messages = [{"role": "system", "content": self._data.system_prompt}, *messages]
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not answers:
-            raise DataError(f"{place}: no message of the assistant to learn")
+            raise DataError(f"{place}: no message of the assistant to train on")
         written = ""
         for turn, i in enumerate(answers):
             for text, trained in (
@@ -197,9 +200,9 @@ class _Writer:
             ):
                 if not text.startswith(written):
                     raise DataError(
-                        f"{place}: the chat template writes what comes before answer {turn + 1} otherwise "
-                        "once more follows, so not all of its answers can be learnt at once",
-                        fix="give each answer a row of its own, with the turns before it as its prompt",
+                        f"{place}: the chat template renders what comes before answer {turn + 1} differently "
+                        "once more turns follow, so not all of its answers can be trained on at once",
+                        fix="give each answer its own row, with the turns before it as its prompt",
                     )
                 yield text[len(written) :], trained
                 written = text
@@ -212,7 +215,8 @@ class _Writer:
         return [self._joined([(next(ids), trained) for _, trained in segments]) for segments in conversations]
 
     def _ids(self, segments: Sequence[Segment]) -> list[list[int]]:
-        """Of all pieces in two calls. Plain text gets the tokenizer's own beginning, and an end token."""
+        """Token ids of all segments, in two tokenizer calls. In plain text a prompt gets the tokenizer's
+        special tokens, and an answer an end token."""
         plain = self._data.chat_template == "none"
         asked = iter(
             self._tokenizer.encode([t for t, trained in segments if not trained], add_special_tokens=plain)
@@ -230,18 +234,18 @@ class _Writer:
             end = self._end(ids) if is_answer else 0
             tokens += ids
             trained += [True] * end + [False] * (len(ids) - end)
-        if trained[0]:  # nothing stands before it to predict it from
+        if trained[0]:  # no token before it predicts it
             trained[0] = False
         return Encoded(tokens, trained)
 
     def _end(self, ids: Sequence[int]) -> int:
-        """Encoded of an answer up to the last one that ends it; all, where the template writes none."""
+        """Number of tokens of an answer up to the last one that ends it; all of them if none does."""
         stops = self._tokenizer.stop_token_ids
         return next((i + 1 for i in range(len(ids) - 1, -1, -1) if ids[i] in stops), len(ids))
 
 
 def block_of(examples: Sequence[Example]) -> TokenBlock:
-    """Their sequences, one a row, in order."""
+    """A block with the examples' sequences as its rows, in order."""
     sequences = [sequence for example in examples for sequence in example.sequences]
     length_N = np.array([len(sequence.token_ids) for sequence in sequences], np.int64)
     trained_T = np.array([trained for sequence in sequences for trained in sequence.trained], bool)

@@ -1,4 +1,4 @@
-"""The order in which the rows of a data set are taken: endless, and it can be put back to any position."""
+"""The order in which the rows of a data set are taken: it is endless and can be reset to any position."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -18,15 +18,15 @@ class EpochOrder:
     def __init__(self, num_rows: int, *, seed: int, shuffle: bool, split: str) -> None:
         """
         Args:
-            shuffle: without, the rows come in their own order.
-            split: of the data, for messages.
+            shuffle: False keeps the rows in file order.
+            split: name of the split, for messages.
         """
         self._num_rows, self._seed, self._shuffle, self._split = num_rows, seed, shuffle, split
         self.epoch, self.position = 0, 0
         self._order_N = self._order()
 
     def take(self, count: int) -> list[int]:
-        """The next rows; goes on into the next epoch where this one ends."""
+        """Indices of the next rows; at the end of an epoch the next one begins."""
         picked: list[int] = []
         while len(picked) < count:
             more = self._order_N[self.position : self.position + count - len(picked)]
@@ -41,10 +41,10 @@ class EpochOrder:
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where the order of the same data was.
+        """Go to the position at which an order of the same data was saved.
 
         Raises:
-            CheckpointError: there were other rows, another seed or another order.
+            CheckpointError: the saved order was of other rows, another seed or without this shuffling.
         """
         for key, here in self._identity().items():
             if state[key] != here:
@@ -66,7 +66,7 @@ class EpochOrder:
 
 
 class Stream(ABC, Generic[Item]):
-    """What the rows of a table stand for, in an order."""
+    """The items that the rows of a table describe, in an order."""
 
     def __init__(self, table: Table, order: EpochOrder) -> None:
         self.rows, self.order = table, order
@@ -75,21 +75,21 @@ class Stream(ABC, Generic[Item]):
         return len(self.rows)
 
     def take(self, count: int) -> list[Item]:
-        """The next ones; goes on into the next epoch where this one ends."""
+        """The next items; at the end of an epoch the next one begins."""
         return self._read(self.order.take(count))
 
     def all(self) -> list[Item]:
-        """Every one once, in the order of the rows; the position stays."""
+        """Every item once, in the order of the rows; the position does not change."""
         return self._read(range(len(self)))
 
     def state_dict(self) -> dict[str, Any]:
         return self.order.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to where a source of the same data was.
+        """Go to the position at which a stream of the same data was saved.
 
         Raises:
-            CheckpointError: that source had other rows, another seed or another order.
+            CheckpointError: that stream had other rows, another seed or another order.
         """
         self.order.load_state_dict(state)
 

@@ -1,9 +1,9 @@
-"""Shares the trajectories of a batch out over optimizer steps, data-parallel ranks and microbatches.
+"""Partitions the trajectories of a batch over optimizer steps, data-parallel ranks and microbatches.
 
-Ranks are balanced first: trajectories go, most costly first, to the rank that has least to do (Graham's LPT
-rule), so that ranks differ by less than one trajectory. Then each rank packs its own into microbatches, as
-many on every rank. Cost is time: tokens, and their square for attention. The limit of a microbatch is memory:
-tokens, prompt included.
+Ranks are balanced first: trajectories go, most costly first, to the rank with the least work (Graham's LPT
+rule), so that ranks differ by less than one trajectory. Then each rank packs its trajectories into
+microbatches, the same number on every rank. Cost is time: tokens, and their square for attention. The limit
+of a microbatch is memory: tokens, prompt included.
 """
 
 import heapq
@@ -29,12 +29,12 @@ def pack_minibatches(
     """Minibatches of whole groups, in a new order at each epoch. The same arguments give the same plan.
 
     Args:
-        minibatch_prompts: groups of one optimizer step; the last step of an epoch takes what is left.
+        minibatch_prompts: groups of one optimizer step; the last step of an epoch takes the remaining ones.
         epochs: passes over the batch.
         num_ranks: data-parallel size.
         microbatch_tokens: limit of one microbatch on one rank.
-        seed: of the run; the order depends on it, the batch's step and the epoch.
-        attention_length: tokens at which attention costs as much as the weights; models/cost.py knows it.
+        seed: seed of the run; the order depends on it, the batch's step and the epoch.
+        attention_length: sequence length at which attention costs as much as the weights, by models/cost.py.
 
     Raises:
         ConfigError: a trajectory is longer than microbatch_tokens.
@@ -59,7 +59,7 @@ def pack_minibatches(
                 )
     if not found:
         raise DataError(
-            f"every answer of step {batch.step} was cut at the token limit, nothing of {len(batch)} is left",
+            f"every answer of step {batch.step} was truncated at the token limit, 0 of {len(batch)} are left",
             where="algorithm.drop_truncated leaves them out",
             fix="raise rollout.max_response_tokens",
         )
@@ -67,7 +67,7 @@ def pack_minibatches(
 
 
 def _rows_of_groups(batch: Batch) -> list[np.ndarray]:
-    """Trajectories of each group that are trained on."""
+    """Row numbers of the trajectories of each group that are trained on."""
     ends = np.cumsum([len(group.trajectories) for group in batch.groups])
     rows_G = np.split(np.arange(len(batch)), ends[:-1])
     if batch.dropped_N is None:
@@ -110,7 +110,8 @@ def partition_rows(
     microbatch_tokens: int,
     attention_length: float = math.inf,
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
-    """rows[rank][microbatch], the most costly microbatch of a rank first: a lack of memory shows at once.
+    """Row numbers by [rank][microbatch]. The most costly microbatch of a rank is first, so that a lack of
+    memory shows at once.
 
     Args:
         rows: numbers of trajectories, which the result consists of.
@@ -127,12 +128,12 @@ def partition_rows(
 
 
 def _cost(length: np.ndarray, attention_length: float) -> np.ndarray:
-    """Time of each sequence, in tokens of short ones."""
+    """Cost of each sequence: the number of tokens in short sequences that take the same time."""
     return length * (1.0 + length / attention_length)
 
 
 def _balance(cost: Sequence[float], num_ranks: int) -> list[list[int]]:
-    """Indices of the costs, which descend, that each rank gets."""
+    """Indices of the costs that each rank gets; `cost` is in descending order."""
     owned: list[list[int]] = [[] for _ in range(num_ranks)]
     heap = [(0.0, rank) for rank in range(num_ranks)]
     for i, c in enumerate(cost):
@@ -145,7 +146,7 @@ def _balance(cost: Sequence[float], num_ranks: int) -> list[list[int]]:
 def _pack_all(
     owned: Sequence[Sequence[int]], length: np.ndarray, cost: np.ndarray, count: int, limit: int
 ) -> list[list[list[int]]] | None:
-    """Each rank's own in `count` microbatches; None where a rank's do not fit."""
+    """The sequences of each rank packed into `count` microbatches; None if those of a rank do not fit."""
     packed = []
     for own in owned:
         bins = _pack(own, length, cost, count, limit)
@@ -158,7 +159,7 @@ def _pack_all(
 def _pack(
     own: Sequence[int], length: np.ndarray, cost: np.ndarray, count: int, limit: int
 ) -> list[list[int]] | None:
-    """Each into the least costly microbatch that has room; None where none has."""
+    """Puts each sequence into the least costly microbatch that has room; None if none has."""
     bins: list[list[int]] = [[] for _ in range(count)]
     tokens, busy = np.zeros(count, np.int64), np.zeros(count)
     for i in own:

@@ -1,4 +1,4 @@
-"""From a row's prompt column to token ids."""
+"""Turns the prompt column of a row into token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hybridrl.errors import ConfigError, DataError
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How a prompt column is written for the model; one for each data set."""
+    """How the prompt column of a data set is written for the model."""
 
     data: DataConfig
     tokenizer: ModelTokenizer
@@ -30,7 +30,7 @@ class PromptFormat:
     def check(self, prompt: Any, place: str) -> None:
         """
         Raises:
-            DataError: not a prompt that this format can write; says which place and why.
+            DataError: this format cannot write the prompt; the message says where and why.
         """
         wrong = self._wrong(prompt)
         if wrong:
@@ -72,5 +72,5 @@ class PromptFormat:
 
 
 def text_bytes(prompt: str) -> int:
-    """No tokenizer of a language model makes more tokens of a text than it has bytes."""
+    """Bytes of a prompt, an upper bound of its tokens: no tokenizer of a language model makes more."""
     return len(prompt.encode())

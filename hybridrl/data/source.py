@@ -1,4 +1,4 @@
-"""Prompts of a run: an endless stream, in a new order at each epoch, that can be put back to any position."""
+"""Prompts of a run: an endless stream, in a new order at each epoch, that can be reset to any position."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -24,15 +24,15 @@ _BATCH = 512
 
 
 class TablePrompts(Stream[Prompt]):
-    """PromptSource over a table."""
+    """A PromptSource over a table."""
 
     def __init__(
         self, table: Table, prompts: PromptFormat, *, name: str, split: str, seed: int, max_prompt_tokens: int
     ) -> None:
         """
         Args:
-            name: of the data set, in metrics; a row's own `data_source` comes first.
-            split: begins every uid.
+            name: name of the data set in metrics, unless a row has a `data_source`.
+            split: first part of every uid.
             max_prompt_tokens: a longer prompt is an error when it is taken.
         """
         order = EpochOrder(len(table), seed=seed, shuffle=prompts.data.shuffle, split=split)
@@ -66,9 +66,9 @@ def load_source(
     max_prompt_tokens: int,
     where: str,
 ) -> TablePrompts:
-    """Open a file or make a task's rows, and refuse whatever is wrong with any of them now.
+    """Open a file or make a task's rows, and refuse at once whatever is wrong with any of them.
 
-    Costs one pass over the prompts; only those that could be too long are tokenised.
+    It costs one pass over the prompts; only those that could be too long are tokenised.
 
     Args:
         split: "train" or "heldout"; a task makes other rows for each.
@@ -88,7 +88,7 @@ def load_source(
 
 
 def open_rows(source: SourceConfig, *, split: str, seed: int, where: str) -> tuple[str, Table]:
-    """The name and the rows of a file or a task; otherwise as load_source().
+    """The name and the rows of a file or a task; the arguments are those of load_source().
 
     Raises:
         ConfigError, DataError: it cannot be opened, or has no rows.
@@ -110,11 +110,11 @@ def make_rows(
     """The rows of a procedural task.
 
     Args:
-        split, seed: give the task its seed, unless its options do.
+        split, seed: determine the seed of the task, unless its options set one.
 
     Raises:
         ConfigError: no such task, or options that it does not take.
-        DataError: it returned something else than a list of dicts.
+        DataError: it did not return a list of dicts.
         UserCodeError: it is code from outside, and raises.
     """
     key = f"data.{split}.task"
@@ -136,7 +136,8 @@ def make_rows(
 
 
 def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: int) -> None:
-    """Every prompt's form, and its length where its bytes and the template's tokens could be too many."""
+    """Checks the form of every prompt, and its length if its bytes plus the template's tokens exceed the
+    limit."""
     template_tokens = len(prompts.encode(["a"])[0])
     suspects: list[int] = []
     for index, prompt in enumerate(table.column(prompts.data.prompt_field)):

@@ -1,4 +1,4 @@
-"""Rows, read one at a time: of JSONL (they stay on disk), of parquet (Arrow's columns) and of tasks."""
+"""Tables that are read row by row: JSONL (rows stay on disk), parquet (Arrow columns), and rows of a task."""
 
 import difflib
 import json
@@ -15,17 +15,18 @@ Row = Mapping[str, Any]
 
 
 class Table(Protocol):
-    """Rows, and one column of them fast. Reading a row that is malformed raises a DataError that names it."""
+    """A sequence of rows with fast access to one column. Reading a malformed row raises a DataError that
+    names it."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Row: ...
 
     def column(self, name: str) -> Iterator[Any]:
-        """Its value in every row.
+        """The column's value in every row.
 
         Raises:
-            DataError: a row has no such column; says which there are.
+            DataError: a row has no such column; the message lists those it has.
         """
         ...
 
@@ -34,7 +35,7 @@ def open_table(path: str, *, where: str) -> Table:
     """The rows of a .jsonl or .parquet file.
 
     Raises:
-        DataError: no such file (names the nearest), or another kind of file.
+        DataError: there is no such file (the message names the nearest), or it is of another kind.
     """
     if not Path(path).is_file():
         raise DataError(f"no data file {path}", where=where, fix=_nearest_file(Path(path)))
@@ -90,7 +91,7 @@ class JsonLines:
         with open(path, "rb") as file:
             length_N = np.fromiter((len(line) for line in file), np.int64)
         self._start_N = np.concatenate([[0], np.cumsum(length_N)])
-        # Blank lines at the end are nobody's mistake.
+        # Blank lines at the end are ignored.
         while len(self) and not self._line(len(self) - 1).strip():
             self._start_N = self._start_N[:-1]
 

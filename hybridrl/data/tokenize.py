@@ -36,10 +36,10 @@ class ModelTokenizer:
             )
 
     def render(self, messages: Sequence[Message], *, answered: bool = False) -> str:
-        """A conversation as the model wants to read it, up to where its answer begins.
+        """A conversation in the model's chat template, up to where the next answer begins.
 
         Args:
-            answered: the last message is the answer: up to its end.
+            answered: the last message is the answer, and the text ends with it.
         """
         text = self.hf.apply_chat_template(
             [dict(m) for m in messages], tokenize=False, add_generation_prompt=not answered
@@ -51,7 +51,8 @@ class ModelTokenizer:
         """Token ids of each text.
 
         Args:
-            add_special_tokens: as the tokenizer does around plain text; a chat template has written its own.
+            add_special_tokens: add those that the tokenizer puts around plain text; a chat template has
+                written its own.
         """
         return self.hf(list(texts), add_special_tokens=add_special_tokens)["input_ids"] if texts else []
 
@@ -70,7 +71,7 @@ def load_tokenizer(folder: str) -> ModelTokenizer:
     Raises:
         ModelError: there is none, or it cannot be read.
     """
-    # Imported here: it takes seconds, and modules that only name the type need not wait.
+    # Imported here: it takes seconds, for which modules that only name the type need not wait.
     from transformers import PreTrainedTokenizerFast
 
     if Path(folder, "tokenizer.json").is_file():

@@ -1,4 +1,4 @@
-"""The doctor's findings as a table for a person and as values for a program."""
+"""The doctor's findings, as a table to read and as values for a program."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -31,7 +31,7 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """{"can_run": bool, "findings": [{"name", "status", "found", "fix"}, ...]}.
 
-        Names and their order are those of every machine with GPUs, or of every machine without.
+        Names and their order are the same on all machines with GPUs, and the same on all machines without.
         """
         return {"can_run": self.can_run, "findings": [asdict(finding) for finding in self.findings]}
 

@@ -1,6 +1,6 @@
-"""From facts to findings: one function for each thing that the doctor looks at, values in, values out.
+"""Turns facts into findings: one function for each thing that the doctor inspects, values in, values out.
 
-Thresholds are what a run of the quickstart takes, or what the maker of a part demands; each says whose.
+Thresholds are what the quickstart needs, or what the vendor of a component demands; comments say which.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ _OPEN_FILES = 4096  # Ray opens sockets for every worker; below this it warns, a
 _BUSY_SHARE = 0.05
 _TEMPORARY_PATH = 60  # Ray's sockets are inside, and a socket's path has at most 107 bytes
 _NAMED = 4
-"""Packages that a line names before it counts the others."""
+"""Number of packages that a line names before it counts the others."""
 
 LEAST_DRIVER = {"11": 450, "12": 525, "13": 580}
 """Major release of CUDA -> NVIDIA's first driver for it, by its minor version compatibility."""
@@ -41,7 +41,7 @@ Rule = Callable[[Facts], Iterator[Finding]]
 
 
 def examine() -> Report:
-    """Look at this machine; takes well under a second, a little more where GPUs have to answer."""
+    """Inspect this machine; it takes well under a second, a little more if there are GPUs to query."""
     return judge(Facts.here())
 
 
@@ -193,7 +193,7 @@ def packages(facts: Facts) -> Iterator[Finding]:
 
 
 def versions(facts: Facts) -> Iterator[Finding]:
-    """Whether what is installed is what was tried together."""
+    """Whether the installed versions are those that were tested together."""
     if not facts.pins:
         yield Finding("versions", "ok", "not compared: requirements/ is not here")
         return
@@ -222,7 +222,7 @@ def loopback(facts: Facts) -> Iterator[Finding]:
 
 
 def ray(facts: Facts) -> Iterator[Finding]:
-    """Named after what it looks at: Ray's processes. The package is among the packages."""
+    """Checks Ray's processes on this machine; `packages` checks that Ray is installed."""
     name, address = "Ray here", facts.environment.get("RAY_ADDRESS")
     taken = [f"{port} ({what})" for port, what in RAY_PORTS.items() if port in facts.listening]
     if address:
@@ -285,7 +285,7 @@ RULES: Sequence[Rule] = (
 
 
 def _finding(name: str, found: str, status: bool | Status, fix: str) -> Finding:
-    """ok when the status is True, else that status with its cure."""
+    """A finding that is ok if the status is True, else one with that status and its fix."""
     return Finding(name, "ok", found) if status is True else Finding(name, status or "missing", found, fix)
 
 

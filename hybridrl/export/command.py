@@ -1,4 +1,4 @@
-"""From a checkpoint of a run to a Hugging Face folder, without workers; and the proof that it is the policy.
+"""Exports a checkpoint of a run as a Hugging Face folder, without workers, and proves that it is the policy.
 
 The proof computes log-probabilities of some of the run's prompts twice, in fp32 and in this process: by
 the trainer on one rank, with the weights of the checkpoint, and by plain transformers from the new folder.
@@ -25,7 +25,7 @@ from hybridrl.trainer.export_proof import logp_of_checkpoint, logp_of_folder
 from hybridrl.trainer.setup import RankSetup
 
 TOLERANCE = 1e-4
-"""Largest difference of a log-probability, in nats, that is rounding."""
+"""Largest difference of a log-probability, in nats, that counts as rounding."""
 
 _PROMPTS, _TOKENS = 8, 256
 """Prompts that are compared, and how many of the first tokens of each."""
@@ -39,7 +39,7 @@ class Exported:
     checkpoint: Path
     folder: Path
     config: LoadedConfig
-    """Of the run, with model folders for names."""
+    """Config of the run, with model names replaced by folders."""
 
     passed_over: list[str]
     """Newer checkpoints that were not taken, and why."""
@@ -47,7 +47,7 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """How far trainer and export are apart."""
+    """The difference between trainer and export."""
 
     num_tokens: int
     max_abs_diff: float
@@ -61,8 +61,8 @@ def export_run(run: Path, *, step: int | None, to: Path | None) -> Exported:
     """Write the policy of a checkpoint of a run as a model folder.
 
     Args:
-        step: of the checkpoint; None: the newest.
-        to: None: exports/step_... in the run folder.
+        step: step of the checkpoint; None: the newest.
+        to: the new folder; None: exports/step_... in the run folder.
 
     Raises:
         RunFolderError: `run` holds no run, or the folder is there already.
@@ -81,8 +81,8 @@ def export_adapters(run: Path, *, step: int | None, to: Path | None) -> Exported
     """Write the adapters of a checkpoint of a run in the format of PEFT.
 
     Args:
-        step: of the checkpoint; None: the newest.
-        to: None: exports/step_...-adapters in the run folder.
+        step: step of the checkpoint; None: the newest.
+        to: the new folder; None: exports/step_...-adapters in the run folder.
 
     Raises:
         RunFolderError: `run` holds no run, or the folder is there already.
@@ -124,7 +124,7 @@ def _files(run: Path) -> RunFiles:
 def _config(run: Path) -> LoadedConfig:
     """
     Raises:
-        RunFolderError: the run trained on examples.
+        RunFolderError: it is a run of training on examples.
     """
     for command, kind in (("sft", SFTConfig), ("rm", RMConfig)):
         if _is_of(kind, run):
@@ -145,7 +145,7 @@ def _is_of(kind: type[SFTConfig | RMConfig], run: Path) -> bool:
 
 
 def _checkpoint(files: RunFiles, step: int | None, base: str) -> tuple[checkpoints.Checkpoint, list[str]]:
-    """The checkpoint to export, all of it read, and what a person is to be told of newer ones."""
+    """The checkpoint to export, fully verified, and a line for the user about each newer one."""
     if step is None:
         choice = checkpoints.newest_undamaged(files.checkpoints)
         found, passed_over = choice.taken(files.checkpoints), choice.describe()
@@ -174,7 +174,7 @@ def _block(loaded: LoadedConfig) -> TokenBlock:
 
 
 def _alone(loaded: LoadedConfig, rendezvous: Path) -> RankSetup:
-    """Of one rank that has the whole policy, in fp32."""
+    """Setup of a single rank that holds the whole policy, in fp32."""
     cfg = loaded.config
     return RankSetup(
         rank=0,

@@ -1,4 +1,4 @@
-"""What a file sets of another framework's configuration: its dotted keys, their values, the lines.
+"""Reads what a file sets in another framework's configuration: dotted keys, their values, the lines.
 
 A launch script, a file of key=value lines and a YAML are read alike.
 """
@@ -20,15 +20,16 @@ _MODULE = re.compile(r"(?:[\w/-]+[./])*main_\w+(?:\.py)?")
 @dataclass(frozen=True, slots=True)
 class Override:
     key: str
-    """Dotted, without the + of Hydra."""
+    """The dotted key, without the + of Hydra."""
 
     value: Any
     written: str
-    """The value as it stands in the file, its variables put in."""
+    """The value as the file has it, with variables expanded."""
 
     line: int
     unknown: str = ""
-    """The part of the value that only a run of the script could tell; `value` is then what is written."""
+    """The part of the value that only a run of the script could tell; `value` is then the text of the
+    file."""
 
     @property
     def text(self) -> str:
@@ -40,23 +41,23 @@ class Launch:
     """One start of a trainer."""
 
     module: str
-    """As in verl.trainer.main_ppo; empty for a file without a command."""
+    """The module that is started, as verl.trainer.main_ppo; empty for a file without a command."""
 
     overrides: tuple[Override, ...]
-    """In their order; a later one wins."""
+    """The overrides in the file's order; a later one wins."""
 
     config_name: str = ""
-    """What --config-name says."""
+    """Value of --config-name."""
 
 
 def read(path: Path, variables: Mapping[str, str]) -> Launch:
-    """The launch that a file describes; of several the first.
+    """The launch that a file describes; the first if there are several.
 
     Args:
-        variables: what a script finds set: HOME and the like.
+        variables: environment that the script starts with: HOME and the like.
 
     Raises:
-        ConfigError: no such file, not text, or nothing in it that sets a key.
+        ConfigError: there is no such file, it is not text, or nothing in it sets a key.
     """
     text = _text(path)
     if path.suffix in {".yaml", ".yml"}:
@@ -107,7 +108,7 @@ def _overrides(words: Sequence[Word]) -> Iterator[Override]:
 
 
 def _parsed(text: str) -> Any:
-    """A value as Hydra reads it; what is not YAML is text."""
+    """A value as Hydra reads it; if it is not YAML, it is text."""
     try:
         return strict_yaml.parse_value(text, "override")
     except ConfigError:
@@ -117,7 +118,7 @@ def _parsed(text: str) -> Any:
 def _of_yaml(text: str, file: str) -> Iterator[Override]:
     document = strict_yaml.parse(text, file)
     for path, value in _leaves(document.tree, ()):
-        # ${...} follows another key, ??? has to be set, and the rest is Hydra's own
+        # ${...} copies another key, ??? is a value yet to be set, and the other keys are Hydra's own
         follows = isinstance(value, str) and ("${" in value or value == "???")
         if not follows and path[0] not in {"defaults", "hydra"} and path[-1] != "_target_":
             yield Override(".".join(path), value, strict_yaml.inline(value), document.line[path])

@@ -7,29 +7,29 @@ from typing import Any
 from hybridrl.config import strict_yaml
 
 _WIDTH = 100
-"""A section that is longer on one line is written as a block."""
+"""Characters of a line; a longer section is written as a block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A key of ours and where its value comes from."""
+    """A key of our config and the source of its value."""
 
     key: str
-    """Dotted."""
+    """The dotted key."""
 
     value: Any
     source: str
-    """As in data.train_batch_size=1024."""
+    """What the script sets, as data.train_batch_size=1024."""
 
     note: str = ""
-    """What differs in its meaning, or who chose the value."""
+    """How its meaning differs, or who chose the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Remark:
     source: str
     why: str
-    """And what to do, where something has to be done."""
+    """The reason, and what to do if something has to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Translation:
     ignored: tuple[Remark, ...]
 
     def tree(self) -> dict[str, Any]:
-        """The config."""
+        """The config as nested mappings."""
         tree: dict[str, Any] = {}
         for line in self.translated:
             *sections, name = line.key.split(".")
@@ -55,7 +55,7 @@ class Translation:
         return "\n".join([f"# {head}", *_sections(self.tree(), notes), ""])
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """The translation as values for a program."""
         return {
             "config": self.tree(),
             "translated": [
@@ -67,7 +67,7 @@ class Translation:
         }
 
     def report(self) -> Iterator[tuple[str, Sequence[tuple[str, str, str]]]]:
-        """Headings and their rows: what the file said, what became of it, why."""
+        """Headings and their rows: the file's setting, our setting, the reason."""
         yield (
             "translated",
             [

@@ -1,7 +1,8 @@
-"""verl's overrides as a config of ours: single keys by the tables of verl_keys, the rest by the parts below.
+"""Translates verl's overrides into our config: single keys by the tables of verl_keys, others by the parts
+below.
 
-What a script does not set has verl's default, which is written too where ours is another: the config computes
-what the script computes.
+A key that a script does not set has verl's default, which is written too if ours differs, so that the config
+computes what the script computes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +126,7 @@ _MEGATRON_SIZES = {
     "expert_model": "ep",
     "expert_tensor": "etp",
 }
-"""verl's names of them -> ours."""
+"""verl's name of a parallel size -> ours."""
 
 _REPLAYS = {"R2": "old_logp", "R3": "rollout"}
 
@@ -162,7 +163,7 @@ def _replay(script: Script) -> Found:
 
 
 def _adapters(script: Script) -> Found:
-    for section in (f"{M}.lora_", f"{M}.lora."):  # of FSDP, of Megatron
+    for section in (f"{M}.lora_", f"{M}.lora."):  # FSDP's keys, then Megatron's
         if rank := script.number(f"{section}rank", 0):
             alpha = float(script.number(f"{section}alpha", 16))
             yield Line("actor.lora.rank", rank, script.source(f"{section}rank"))
@@ -206,7 +207,7 @@ PARTS: Sequence[Callable[[Script], Found]] = (
 
 
 def _steps(script: Script, num_prompts: int | None) -> Found:
-    """Length of the run, and warm-up, which verl counts in policy updates and we in optimizer steps."""
+    """Length of the run, and the warm-up, which verl counts in policy updates and we in optimizer steps."""
     prompts = script.number("data.train_batch_size", 1024)
     updates = max(1, prompts // script.number(f"{A}.ppo_mini_batch_size", 256)) * script.number(
         f"{A}.ppo_epochs", 1
@@ -235,7 +236,7 @@ def _steps(script: Script, num_prompts: int | None) -> Found:
 
 
 def _untranslated(script: Script) -> tuple[list[Remark], list[Remark]]:
-    """What is left: without a counterpart, and without an effect."""
+    """The keys that are left: those without a counterpart, and those without an effect."""
     missing, ignored = [], []
     for key, one in script.by_key.items():
         why, matters = _verdict(key, one.value)
@@ -260,7 +261,7 @@ def _verdict(key: str, value: Any) -> tuple[str, bool]:
 
 
 def _needed(lines: Sequence[Line]) -> list[Line]:
-    """Without those that say what our default, or the preset, says anyway."""
+    """The lines without those that repeat our default or the preset."""
     wanted = {line.key: line.value for line in lines}
     preset = wanted.get("algorithm.preset")
     base = _base(presets.PRESETS[preset].algorithm if preset else {})
@@ -277,7 +278,7 @@ def _needed(lines: Sequence[Line]) -> list[Line]:
         return line.key not in base or base[line.key] != _plain(line.value)
 
     kept = [line for line in lines if says_more(line)]
-    # An option alone names no plug-in
+    # An option needs the name of its plug-in
     named = {line.key for line in kept}
     return [
         line
@@ -288,7 +289,7 @@ def _needed(lines: Sequence[Line]) -> list[Line]:
 
 
 def _base(algorithm: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says that sets nothing but a preset."""
+    """Every value of a config that sets nothing but a preset."""
     least = {
         "model": "",
         "data": {"train": "-"},
@@ -304,7 +305,7 @@ def _plain(value: Any) -> Any:
 
 
 def _ordered(lines: Sequence[Line]) -> list[Line]:
-    """In the order of the schema, the run last."""
+    """The lines in the order of the schema, the section `run` last."""
     place = {key.name: at for at, key in enumerate(keys.all_keys())}
 
     def at(line: Line) -> tuple[bool, int]:

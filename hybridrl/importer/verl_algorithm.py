@@ -1,4 +1,4 @@
-"""The section `algorithm` of a config from verl's keys, which mean something in pairs and threes only."""
+"""Makes the section `algorithm` of a config from verl's keys, which have a meaning only in combination."""
 
 from typing import Any
 
@@ -122,7 +122,7 @@ def correction(script: Script) -> Found:
 
 
 def _weight(level: str, bound: Any) -> dict[str, Any]:
-    """Of one bound a truncation, of "lowest_highest" a mask.
+    """The correction of a bound: one number is a truncation, "lowest_highest" is a mask.
 
     Raises:
         ConfigError: the bounds are not numbers.

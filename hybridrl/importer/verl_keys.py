@@ -1,7 +1,7 @@
-"""verl's keys as tables: those that one key of ours stands for, and those that nothing stands for.
+"""verl's keys as tables: those that one of our keys replaces, and those without a counterpart.
 
-Names and defaults of verl as of late 2026, ppo_trainer.yaml and ppo_megatron_trainer.yaml; older spellings
-beside them.
+Names and defaults are those of verl in late 2026, from ppo_trainer.yaml and ppo_megatron_trainer.yaml; older
+spellings are included.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,10 +16,10 @@ M = "actor_rollout_ref.model"
 @dataclass(frozen=True, slots=True)
 class To:
     key: str
-    """Ours."""
+    """Our key."""
 
     default: Any = None
-    """verl's, where a script does not set it. None: without a value there is nothing to translate."""
+    """verl's default, for a script that does not set the key. None: without a value nothing is translated."""
 
     convert: Callable[[Any], Any] = lambda value: value
     note: str = ""
@@ -62,7 +62,7 @@ DIRECT: Mapping[str, To] = {
     "trainer.test_freq": To("run.evaluate_every", -1, _every, "before and after the run in any case"),
     "trainer.max_actor_ckpt_to_keep": To("run.keep_checkpoints"),
 }
-"""Keys that mean the same here: verl's -> ours."""
+"""verl's key -> our key of the same meaning."""
 
 CRITIC: Mapping[str, To] = {
     "critic.optim.lr": To("critic.optimizer.lr", 1e-5, _real),
@@ -71,7 +71,7 @@ CRITIC: Mapping[str, To] = {
     "critic.cliprange_value": To("critic.loss.clip", 0.5, _real),
     "trainer.critic_warmup": To("critic.pretrain_steps", 0),
 }
-"""With a critic, that is with estimator gae."""
+"""The same for a run with a critic, that is with estimator gae."""
 
 PRESETS: Mapping[str, str] = {
     "grpo": "verl/grpo",
@@ -92,7 +92,7 @@ ESTIMATORS: Mapping[str, str] = {
     "grpo_passk": "grpo_passk",
     "optimal_token_baseline": "optimal_token_baseline",
 }
-"""algorithm.adv_estimator -> estimator, for those without a preset of verl's numerics."""
+"""algorithm.adv_estimator -> estimator, for those that no preset with verl's numerics covers."""
 
 DISCOUNTS: Mapping[str, Mapping[str, str]] = {
     "gae": {"algorithm.gamma": "discount", "algorithm.lam": "policy_lambda"},
@@ -108,7 +108,7 @@ class Loss:
     """verl's key -> option and verl's default."""
 
     aggregate: str | None = None
-    """The only one that verl computes with it, whatever loss_agg_mode says."""
+    """The only aggregation that verl computes with this loss, whatever loss_agg_mode says."""
 
 
 _CLIPS = {f"{A}.clip_ratio_low": ("clip_low", 0.2), f"{A}.clip_ratio_high": ("clip_high", 0.2)}
@@ -168,7 +168,7 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
         (-1, 0),
         "sampling is from the whole distribution: else trainer and engine disagree on it",
     ),
-    (f"{R}.do_sample", (True,), "training samples; greedy answers teach nothing"),
+    (f"{R}.do_sample", (True,), "training has to sample; greedy answers carry no signal"),
     (f"{R}.val_kwargs.top_*", (1, -1, 0), "evaluation samples from the whole distribution"),
     (f"{R}.multi_turn.enable", (False,), "one turn a trajectory"),
     (f"{R}.data_parallel_size", (1,), "engines in data parallel are rollout.num_engines"),
@@ -186,7 +186,7 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     (
         f"{A}.clip_ratio",
         (),
-        "verl's clip_ratio_low and clip_ratio_high, 0.2 by default, stand in front of it",
+        "verl's clip_ratio_low and clip_ratio_high, 0.2 by default, take precedence",
     ),
     (f"{A}.loss_scale_factor", (None,), "seq_mean_token_sum_norm divides by rollout.max_response_tokens"),
     (f"{A}.router_replay.mode", ("disabled", "R2", "R3"), "actor.moe.router_replay knows none, R2 and R3"),
@@ -201,8 +201,8 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
         (False,),
         "a prompt over rollout.max_prompt_tokens is refused: take it out of the file",
     ),
-    ("data.train_max_samples", (-1,), "cut the file"),
-    ("data.val_max_samples", (-1,), "cut the file"),
+    ("data.train_max_samples", (-1,), "shorten the file"),
+    ("data.val_max_samples", (-1,), "shorten the file"),
     ("data.custom_cls.*", (None,), "rows that no file holds come from data.train.task: module:function"),
     ("data.sampler.*", (None,), "prompts come in a new order at each epoch"),
     ("algorithm.use_pf_ppo", (False,), "the loss pf_ppo does it: algorithm.loss: pf_ppo"),
@@ -231,14 +231,15 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("critic.model.path", (), "the critic starts from the policy's weights"),
     ("trainer.val_only", (False,), "hybridrl launch trains"),
 )
-"""Pattern, the values that change nothing (none: every value matters), what to do about any other."""
+"""Pattern of keys, the values that change nothing (none: every value matters), and what to do about
+others."""
 
 _ENGINE = (
     "enforce_eager free_cache_engine enable_chunked_prefill enable_prefix_caching max_num_batched_tokens"
 )
 
 IGNORED: tuple[tuple[str, str], ...] = (
-    ("*offload*", "where weights rest between phases"),
+    ("*offload*", "where weights are kept between phases"),
     (f"{A}.ppo_micro_batch_size*", "microbatches are packed by tokens: ppo_max_token_len_per_gpu was taken"),
     (f"{A}.ppo_max_token_len_per_gpu", "microbatches were sized by ppo_micro_batch_size_per_gpu"),
     ("*.recompute_*", "which activations are computed again"),
@@ -260,7 +261,7 @@ IGNORED: tuple[tuple[str, str], ...] = (
     (f"{R}.max_model_len", "it follows from the longest prompt and answer"),
     (f"{R}.checkpoint_engine.*", "weights go straight into the engine's parameters"),
     (f"{R}.layered_summon", "weights go straight into the engine's parameters"),
-    (f"{R}.engine_kwargs.*", "of another engine, or speed"),
+    (f"{R}.engine_kwargs.*", "options of another engine, or speed"),
     (f"{R}.disable_log_stats", "logging"),
     (f"{R}.dtype", "the engine has the precision of the trainer"),
     (f"{R}.agent.*", "one turn a trajectory"),
@@ -290,7 +291,7 @@ IGNORED: tuple[tuple[str, str], ...] = (
     ("data.*num_workers", "speed"),
     ("data.*_workers", "speed"),
     ("data.validation_shuffle", "the order of an evaluation"),
-    ("reward_model.launch_reward_fn_async", "rewards are computed beside the rollout"),
+    ("reward_model.launch_reward_fn_async", "rewards are computed in separate processes"),
     ("*reward_kwargs*.log", "metrics of the reward"),
     ("reward*.max_resp_len", "it is rollout.max_response_tokens"),
     ("algorithm.filter_groups.metric", "groups are judged by their rewards"),
@@ -320,4 +321,4 @@ IGNORED: tuple[tuple[str, str], ...] = (
     ("trainer.ray_*", "cluster.start_timeout_s"),
     ("ray_*", "Ray is started by hybridrl"),
 )
-"""Pattern, and why the result is the same."""
+"""Pattern of keys, and why the result is the same."""

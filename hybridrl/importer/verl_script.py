@@ -1,4 +1,4 @@
-"""The overrides of a verl launch, asked for key by key: whatever nobody asks for was not translated."""
+"""The overrides of a verl launch, read key by key: a key that is never read was not translated."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from hybridrl.importer.translation import Line, Remark
 from hybridrl.importer.verl_keys import A
 
 Found = Iterator[Line | Remark]
-"""Lines are translated, remarks have no counterpart."""
+"""Lines are translated keys, remarks are keys without a counterpart."""
 
 
 class Script:
@@ -42,7 +42,7 @@ class Script:
         return value
 
     def source(self, key: str) -> str:
-        """What the script says of the key."""
+        """The script's setting of the key, or that it is the default."""
         found = self.by_key.get(key)
         return found.text if found and not found.unknown and found.value is not None else f"default of {key}"
 

@@ -1,7 +1,8 @@
 """Which GPU every worker of a run computes on.
 
-Trainer and engines share the GPUs: rank after rank each fills the nodes. Engine ranks then change places
-inside their node so that most of an engine's bytes lie on its GPU already. A process sees its own GPUs only.
+Trainer and engines are colocated: the ranks of each fill the GPUs of the nodes in order. Engine ranks are
+then permuted inside their node so that most bytes of an engine rank are on its GPU already. A process sees
+its own GPUs only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +17,16 @@ from hybridrl.reshard.placement import place
 from hybridrl.reshard.topology import Topology
 
 Visible = Mapping[str, Sequence[str]]
-"""By the name of a group of workers: what CUDA_VISIBLE_DEVICES is for each of them."""
+"""Name of a group of workers -> CUDA_VISIBLE_DEVICES of each of them."""
 
 
 def environment(interface: str, gpus: str, *, trains: bool) -> dict[str, str]:
     """Variables of a worker.
 
     Args:
-        interface: of the network that it talks over.
-        gpus: that it sees; "": none, whatever the machine has.
-        trains: or scores, with Megatron.
+        interface: network interface that it talks over.
+        gpus: CUDA_VISIBLE_DEVICES; "" hides all GPUs of the machine.
+        trains: whether it trains or scores with Megatron.
     """
     network = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
     ours = cuda.WORKER | (cuda.TRAINER if trains else {})
@@ -35,10 +36,10 @@ def environment(interface: str, gpus: str, *, trains: bool) -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class Devices:
     topology: Topology | None
-    """Where trainer ranks and engine ranks sit; None: on one node, without GPUs."""
+    """Devices of trainer ranks and engine ranks; None: there is one node, without GPUs."""
 
     visible: Visible
-    """Without GPUs, of no group."""
+    """Visible GPUs of every group; empty without GPUs."""
 
     @classmethod
     def of(
@@ -53,10 +54,10 @@ class Devices:
     ) -> "Devices":
         """
         Args:
-            parts: nodes that each engine is on.
-            names: of the GPUs of each node, as CUDA takes them; without GPUs nothing is read of it.
-            source: of the trainer.
-            engine: of every engine.
+            parts: nodes that each engine spans.
+            names: GPUs of each node, as CUDA names them; not read if there are no GPUs.
+            source: layout of the trainer.
+            engine: layout of every engine.
         """
         if not cfg.cluster.gpus_per_node:
             return cls(placement.topology(engine.world_size), {})
@@ -68,13 +69,13 @@ class Devices:
         def name(device: int) -> str:
             return names[device // size][device % size]
 
-        beside = {
+        dedicated = {
             "critic": placement.critic,
             "reference": placement.reference,
             "reward model": placement.reward_model,
         }
         visible = {
-            group: [name(device) for device in devices(nodes, size)] for group, nodes in beside.items()
+            group: [name(device) for device in devices(nodes, size)] for group, nodes in dedicated.items()
         }
         visible["trainer"] = [name(device) for device in topology.source]
         share = engine.world_size // parts

@@ -1,4 +1,4 @@
-"""The engines of a run, each on one node or in parts over several."""
+"""Starts the engines of a run, each on one node or in parts over several."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from hybridrl.workers.rollout import RayRollout, RolloutWorker
 
 @dataclass(frozen=True, slots=True)
 class Engines:
-    """What they are made from."""
+    """The engines of a run, before they start."""
 
     cfg: Config
     shape: RunShape
     placement: Placement
     rendezvous: Sequence[str]
-    """Of each node: host:port for the engine in parts whose first part is there."""
+    """host:port on each node, for the rendezvous of an engine in parts whose first part is on that node."""
 
     def start(self, start: Start, files: RunFiles) -> RayRollout:
-        """Starts the processes, not yet the engines."""
+        """Start the processes, not yet the engines."""
         files.logs.mkdir(parents=True, exist_ok=True)
         parts = self.shape.engine_parts
-        seated = list(zip(self._setups(files), self.placement.engine, strict=True))
-        kind, first = kind_of(self.cfg.rollout.engine), seated[::parts]
-        others = [one for place, one in enumerate(seated) if place % parts]
+        placed = list(zip(self._setups(files), self.placement.engine, strict=True))
+        kind, first = kind_of(self.cfg.rollout.engine), placed[::parts]
+        others = [one for place, one in enumerate(placed) if place % parts]
         return RayRollout(
             start("engine", RolloutWorker, [(kind, s) for s, _ in first], [node for _, node in first]),
             self.cfg.cluster,
@@ -37,7 +37,7 @@ class Engines:
         )
 
     def _setups(self, files: RunFiles) -> Iterator[EngineSetup]:
-        """Part by part of one engine after the other."""
+        """The setup of every part, engine by engine."""
         cfg, rollout, parts = self.cfg, self.cfg.rollout, self.shape.engine_parts
         for engine in range(self.shape.num_engines):
             node = self.placement.engine[engine * parts]

@@ -137,20 +137,20 @@ class RLRun(Run[Config, RunObserver]):
     async def _build(self, workers: "Workers", *, engines_first: bool) -> None:
         """
         Args:
-            engines_first: an engine's share is of what is free on its GPU. The rest is the trainer's, and so
-                is this share until the engine answers.
+            engines_first: start the engines before the trainer. An engine claims its share of the memory that
+                is free on its GPU; the trainer gets the rest, and this share too while the engine sleeps.
         """
         timeout_s, rollout = self.cfg.cluster.start_timeout_s, workers.rollout
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
         if engines_first:
             await rollout.start()
             await rollout.sleep()
-        beside = [workers.rule.start(), *([] if engines_first else [rollout.start()])]
+        others = [workers.rule.start(), *([] if engines_first else [rollout.start()])]
         if workers.reward_model:
-            beside.append(workers.reward_model.build())
+            others.append(workers.reward_model.build())
         checkpoint = self.checkpoint.folder if self.checkpoint else None
         build = workers.trainer.build(checkpoint, self.start_step)
-        notes, _ = await asyncio.gather(build, asyncio.gather(*beside))
+        notes, _ = await asyncio.gather(build, asyncio.gather(*others))
         for note in notes:
             self.observe.warn("resume", note)
 
@@ -195,7 +195,8 @@ class Workers:
         return [*self.rollout.groups, *self.trainer.groups, self.rule.workers, *judges]
 
     def rewards(self, cfg: Config) -> tuple[Reward, Reward]:
-        """Of answers that are trained on, and of held-out ones, which the rule judges where there is one."""
+        """The reward of answers that are trained on, and that of held-out answers: the rule's, if there is a
+        rule."""
         if cfg.reward_model is None or self.reward_model is None:
             return self.rule, self.rule
         alone = no_rule(cfg)

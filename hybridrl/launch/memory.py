@@ -1,4 +1,4 @@
-"""Refuses a launch on a machine that cannot hold it, by the memory that a plan counts."""
+"""Refuses a launch that does not fit into the memory of this machine, as `plan` counts it."""
 
 from typing import Any
 
@@ -17,10 +17,11 @@ from hybridrl.models.spec import ModelSpec
 def refuse_too_little_memory(loaded: LoadedConfig[Any], model: ModelSpec, machine: Machine) -> None:
     """
     Args:
-        loaded: a config that the rules let pass.
+        loaded: a config that passed the rules.
 
     Raises:
-        ResourceError: a GPU, or the machine where the run takes none, has less than the run holds at least.
+        ResourceError: a GPU, or the machine if the run takes no GPU, has less free memory than the run needs
+            at least.
     """
     cfg, gpus = with_gpus(loaded, machine).config, machine.gpus
     takes_gpus = bool(gpus and cfg.cluster.gpus_per_node)

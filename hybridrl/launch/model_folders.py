@@ -1,7 +1,7 @@
-"""From models that a config names as the hub does to folders that workers read.
+"""Replaces models that a config names as the hub does by the folders that workers read.
 
-The config of a run keeps the name, so that a job elsewhere finds its own copy; only what starts workers here
-sees folders. In a job of several nodes they share the cache of the hub.
+The config of a run keeps the name, so that a job on another machine finds its own copy; only the code that
+starts workers here sees folders. The nodes of a job share the cache of the hub.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from hybridrl.models import hub
 
 
 def absent(loaded: LoadedConfig) -> bool:
-    """A model of the config is a name on the hub, and this machine has no copy of it."""
+    """Whether a model of the config is a name on the hub of which this machine has no copy."""
     return any(True for _ in _absent(loaded))
 
 
@@ -39,7 +39,7 @@ def fetch(loaded: LoadedConfig, say: Say) -> None:
 
 
 def in_folders(loaded: LoadedConfig) -> LoadedConfig:
-    """The config with its models as folders, as far as they are here."""
+    """The config with its models as folders, if this machine has them."""
     cfg = loaded.config
     found = {name: str(folder) for _, name in _named(loaded) if (folder := hub.find_folder(name))}
     model = cfg.model.model_copy(update={"path": found.get(cfg.model.path, cfg.model.path)})
@@ -59,7 +59,7 @@ def _absent(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
 
 
 def _named(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
-    """Key and value of every model that is not written by a program."""
+    """Key and value of every model, except one that model.make writes."""
     cfg = loaded.config
     if cfg.model.make is None:
         yield "model.path", cfg.model.path

@@ -1,4 +1,4 @@
-"""Between a config and the first process: the verdict on it, and lines that say what runs."""
+"""Checks a config before the first process starts, and says what will run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from hybridrl.models.make import make_model as write_model
 from hybridrl.wording import counted
 
 Say = Callable[[str, str], None]
-"""Prints a line: its heading, its text."""
+"""Prints a line, given its heading and its text."""
 
 
 def preflight(
@@ -49,13 +49,13 @@ def preflight(
 
 
 def say_absent(found: Verdict, say: Say) -> None:
-    """Name what was not on this machine and is let pass."""
+    """Name the files that are not on this machine and that the scope does not refuse."""
     for error in found.absent:
         say("not here", f"{error.what}  ({error.where})")
 
 
 def algorithm_row(loaded: LoadedConfig) -> str:
-    """What a preset stands for, with the keys that were set beside it."""
+    """The choices of the preset, with the keys that the config sets itself."""
     algorithm = loaded.config.algorithm
     row = {"estimator": algorithm.estimator.name, "loss": algorithm.loss.name}
     if algorithm.preset:

@@ -28,17 +28,17 @@ class Prepared:
     gold: GoldCheck
 
     def describe(self) -> str:
-        """One line for a person."""
+        """One line that describes the data and the reward."""
         return _described(len(self.train), len(self.heldout), self.gold)
 
 
 def prepare(loaded: LoadedConfig) -> Prepared:
-    """Open the data and try the reward on its reference answers; the model folder exists.
+    """Open the data and try the reward on the reference answers. The model folder has to exist.
 
     Raises:
         DataError, ConfigError, ModelError: data or tokenizer are not as the config says.
         RewardError: the reward cannot be loaded, raises, or rejects the data's own answers.
-        DeadlineError: it hangs.
+        DeadlineError: the reward hangs.
     """
     cfg = loaded.config
     tokenizer = load_tokenizer(cfg.model.path)
@@ -61,7 +61,7 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
 
 
 def _without_tokenizer(loaded: LoadedConfig) -> str:
-    """What can be tried before there is a model, in one line.
+    """Try what can be tried without a model; returns one line about it.
 
     Raises:
         DataError, ConfigError, RewardError, DeadlineError: as prepare().
@@ -74,7 +74,7 @@ def _without_tokenizer(loaded: LoadedConfig) -> str:
 
 
 def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
-    """Rows that all have a prompt."""
+    """The rows of a split, after a check that all of them have a prompt."""
     cfg, where = loaded.config, loaded.where(f"data.{split}.path", f"data.{split}.task")
     table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
     for _ in table.column(cfg.data.prompt_field):
@@ -83,7 +83,7 @@ def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
 
 
 def _judged(loaded: LoadedConfig, rows: Table) -> GoldCheck:
-    """What the reward says to the data's own answers; it is refused for what it says, too."""
+    """Try the reward on the data's own answers; a reward that rejects too many is refused."""
     cfg = loaded.config
     with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
         gold = check_on_gold(scorer, rows, where=cfg.data.train.path or str(cfg.data.train.task))
@@ -99,10 +99,11 @@ def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
 
 
 def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:
-    """Score one answer, the row's own reference or else an empty one, if the algorithm looks at the parts.
+    """If the algorithm needs the parts of the reward, score one answer: the row's reference, or else an empty
+    one.
 
     Raises:
-        ConfigError: its reward has too few.
+        ConfigError: the reward has too few parts.
         RewardError, DeadlineError: as Scorer.score.
     """
     credit = load_credit(cfg.algorithm)
@@ -117,7 +118,7 @@ def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -
 
 
 def _refuse_other_tokenizer(loaded: LoadedConfig, tokenizer: ModelTokenizer) -> None:
-    """The reward model reads the policy's tokens as they are."""
+    """Refuse a reward model with another tokenizer: it reads the policy's token ids as they are."""
     own = loaded.config.reward_model
     if own is None:
         return

@@ -29,10 +29,11 @@ class Cluster:
     """Network interface that the workers of each node talk over."""
 
     gpus: Sequence[Sequence[str]] = ()
-    """Of each node, as CUDA names them."""
+    """GPUs of each node, as CUDA names them."""
 
     engines_rendezvous: Sequence[str] = ()
-    """Of each node, where parts of an engine meet whose first part is there; one node: there are no parts."""
+    """host:port on each node, for the rendezvous of an engine in parts whose first part is on that node;
+    empty if there is one node."""
 
     def start(
         self, visible: Visible, name: str, worker: Any, arguments: Sequence[tuple], nodes: Sequence[int]
@@ -41,7 +42,7 @@ class Cluster:
 
         Args:
             worker: the actor class.
-            arguments, nodes: of each worker.
+            arguments, nodes: the arguments and the node of each worker.
         """
         actors, trains = [], not name.startswith("engine")
         of_each = visible.get(name, [""] * len(nodes))
@@ -60,7 +61,7 @@ def ray_cluster(
 
     Args:
         per_node: workers on each node.
-        address: of a Ray to join; None: one is started on this machine.
+        address: address of the Ray to join; None: one is started on this machine.
 
     Raises:
         ResourceError: the cluster lacks room.

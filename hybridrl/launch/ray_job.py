@@ -1,4 +1,4 @@
-"""A run as a job of a Ray cluster: the command that hands it over, and the hand-over itself."""
+"""Submits a run as a job of a Ray cluster, or says the command that would."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ def launch(
     """Hand a checked config to the cluster whose dashboard is named.
 
     Args:
-        overrides: of the command line, for the job to have as well.
-        dry_run: say the command that would do it.
+        overrides: those of the command line, which the job gets too.
+        dry_run: only say the command that would do it.
 
     Raises:
         ConfigError: no dashboard is named.
-        ResourceError: none answers.
+        ResourceError: the dashboard does not answer.
     """
     asked = loaded.config.cluster.ray
     dashboard = asked.dashboard or ray_dashboard()
@@ -52,7 +52,7 @@ def entrypoint(file: str, overrides: Sequence[str], *, resume: Resume, folder: P
     """The line that the job runs.
 
     Args:
-        folder: to run in; None: the one that was uploaded.
+        folder: folder to run in; None: the one that was uploaded.
     """
     words = ["python", "-m", "hybridrl", "launch", file, *overrides, "--on", "ray"]
     run = shlex.join([*words, *_OPTIONS[resume]])

@@ -1,4 +1,4 @@
-"""The reward model of a run before its ranks start: what it cannot be, and what a rank is made from."""
+"""The reward model of a run before its ranks start: its checks, and the setup of a rank."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -15,14 +15,15 @@ from hybridrl.models.folder import tensor_names
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.setup import RankSetup
 
-_OF_THE_TRAINED = {"moe": MoEConfig(), "lora": None, "fp8": "none", "bf16_layers": 0}
-"""Keys of the actor that do not hold for it: its sizes and its experts are others."""
+_ACTOR_ONLY = {"moe": MoEConfig(), "lora": None, "fp8": "none", "bf16_layers": 0}
+"""Keys of the actor that do not apply to the reward model, whose sizes and experts may differ, at their
+defaults."""
 
 
 def refuse_unfit_reward_model(cfg: Config) -> None:
     """
     Raises:
-        ModelError: the trainer's layers lack a part of it, or its files lack the head.
+        ModelError: the trainer has no layers for a part of the reward model, or its files lack the head.
     """
     model, own = reward_model_spec(cfg), cfg.reward_model
     if model is None or own is None:
@@ -40,7 +41,7 @@ def refuse_unfit_reward_model(cfg: Config) -> None:
 
 
 def reward_model_layout(cfg: Config) -> TrainerLayout | None:
-    """Who holds which part of it; None: there is none, or it is not here.
+    """Layout of the reward model over its ranks; None: there is no reward model, or it is not here.
 
     Raises:
         LayoutError: it does not divide over its ranks.
@@ -53,17 +54,18 @@ def reward_model_layout(cfg: Config) -> TrainerLayout | None:
 
 
 def scoring(setup: RankSetup, reward_model: RewardModelConfig) -> RankSetup:
-    """Of a rank of the reward model, from that of a rank of the policy that is cut alike."""
+    """Setup of a rank of the reward model, from that of a rank at the same place of the policy's parallel
+    layout."""
     model = spec.read(reward_model.path)
     changes = {
         "model": model,
         "model_folder": Path(reward_model.path),
         "parallel": _without_experts(setup.parallel, model),
-        "actor": setup.actor.model_copy(update=_OF_THE_TRAINED),
+        "actor": setup.actor.model_copy(update=_ACTOR_ONLY),
     }
     return RankSetup(**{field.name: getattr(setup, field.name) for field in fields(RankSetup)} | changes)
 
 
 def _without_experts(sharding: TrainParallel, model: ModelSpec) -> TrainParallel:
-    """The cut, where a model has no experts that it could deal out."""
+    """The sharding, with ep and etp set to 1 if the model has no experts."""
     return sharding if model.num_experts else sharding.model_copy(update={"ep": 1, "etp": 1})

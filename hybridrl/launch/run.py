@@ -4,8 +4,8 @@
         asyncio.run(run.play())
         run.finish()
 
-Reinforcement learning (local.py) and training on examples (supervised.py) share what is here: the folder, the
-checkpoint to go on from, the observer, Ray, the stop, the export.
+Reinforcement learning (local.py) and training on examples (supervised_run.py) share this code: the folder,
+the checkpoint to resume from, the observer, Ray, the stop, the export.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ Observer = TypeVar("Observer", bound=RunObserver | ExampleRunObserver)
 class Run(ABC, Generic[Cfg, Observer]):
     """One start of a run, until it ends, stops or fails.
 
-    Inside the context this process holds the run's folder, data stand where the checkpoint left them, the
-    observer's files are open and Ray is up. Leaving it closes and ends all of that, whatever happened.
+    Inside the context this process holds the run's folder, the data are at the position of the checkpoint,
+    the observer's files are open and Ray is up. Leaving it closes and ends all of that, whatever happened.
     """
 
     following: ClassVar[Sequence[tuple[str, str]]] = ()
-    """Commands that the end of a run proposes, and what each is for."""
+    """Commands that the end of a run proposes, and the purpose of each."""
 
     observe: Observer
     cluster: Cluster
@@ -58,10 +58,10 @@ class Run(ABC, Generic[Cfg, Observer]):
     ) -> None:
         """
         Args:
-            loaded: passed its checks; the run folder keeps it.
-            cfg: the same, with folders for the names of models.
-            model: that is trained.
-            resume: if_possible takes a folder that holds a run.
+            loaded: a config that passed its checks; the run folder keeps it.
+            cfg: the same config, with model names replaced by folders.
+            model: the model that is trained.
+            resume: if_possible and required take a folder that holds a run; required also needs a checkpoint.
         """
         self.loaded, self.cfg, self.model, self.terminal, self.stop = loaded, cfg, model, terminal, stop
         self.files = RunFiles(path_of(cfg))
@@ -71,7 +71,7 @@ class Run(ABC, Generic[Cfg, Observer]):
     def __enter__(self) -> Self:
         """
         Raises:
-            RunFolderError, ConfigErrors: the folder cannot be had, or holds a run of another config.
+            RunFolderError, ConfigErrors: the folder cannot be taken, or holds a run of another config.
             CheckpointError: there is no undamaged checkpoint, and `resume` demands one, or it is of another
                 model.
             DataError: data are not as the config says.
@@ -105,11 +105,11 @@ class Run(ABC, Generic[Cfg, Observer]):
             if trainer.version < self.cfg.run.steps:
                 self.stop.stopped_by = self.stop.signal
             elif self.cfg.run.export:
-                shutil.rmtree(self.files.export, ignore_errors=True)  # of an earlier end of this run
+                shutil.rmtree(self.files.export, ignore_errors=True)  # left by an earlier end of this run
                 await trainer.export(self.files.export)
 
     def finish(self) -> None:
-        """Draw the curve, write the summary, tell what lies where."""
+        """Draw the curve, write the summary, and print where the files are."""
         stopped_by = self.stop.stopped_by
         files = {"model": f"{self.files.export}/"} if self.cfg.run.export and not stopped_by else {}
         following = () if stopped_by else self.following
@@ -117,20 +117,20 @@ class Run(ABC, Generic[Cfg, Observer]):
 
     @property
     def start_step(self) -> int:
-        """Policy updates that are done before this start."""
+        """Policy updates that were done before this start."""
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:
-        """What summary.json shall say besides."""
+        """Further entries of summary.json."""
 
     @abstractmethod
     def prepare(self, progress: Mapping[str, Any] | None) -> None:
         """Open the data.
 
         Args:
-            progress: where the checkpoint says that the controller stood; None: the run begins.
+            progress: the controller's progress in the checkpoint; None: the run begins.
         """
 
     @abstractmethod
@@ -141,9 +141,9 @@ class Run(ABC, Generic[Cfg, Observer]):
 
     @abstractmethod
     def workers(self) -> contextlib.AbstractAsyncContextManager[tuple[RayTrainer | RaySupervised, Any]]:
-        """All workers, up and with the weights to begin with: the trainer among them, and the roles of the
-        loop. They are stopped in the end, whatever happened."""
+        """Start all workers with their initial weights; yields the trainer and the roles of the loop. Leaving
+        the context stops the workers, whatever happened."""
 
     @abstractmethod
     def train(self, roles: Any) -> Coroutine[Any, Any, None]:
-        """The loop, which trains to the last step or until asked to stop."""
+        """The training loop, which runs to the last step or until a stop is requested."""

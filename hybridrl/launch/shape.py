@@ -1,4 +1,4 @@
-"""Where the workers of a run sit, how its models lie on them, and the folders of a run."""
+"""The placement of a run's workers, the layout of its models over them, and the paths in its folder."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ from hybridrl.trainer.setup import DeviceKind
 AnyConfig = Config | SupervisedConfig
 
 Resume = Literal["never", "if_possible", "required"]
-"""if_possible: from the newest checkpoint, and from the beginning where nothing was saved."""
+"""if_possible: from the newest checkpoint, or from the beginning if nothing was saved."""
 
 
 def with_gpus(loaded: LoadedConfig[Any], machine: Machine) -> LoadedConfig[Any]:
@@ -33,17 +33,17 @@ def with_gpus(loaded: LoadedConfig[Any], machine: Machine) -> LoadedConfig[Any]:
 
 
 def trainer_host(cfg: AnyConfig) -> DeviceKind:
-    """What the trainer's ranks compute on."""
+    """The kind of device that the trainer's ranks compute on."""
     return "cuda" if num_gpus(cfg.cluster) else "cpu"
 
 
 def trainer_layout(
     cfg: Config | SupervisedConfig, model: ModelSpec, parallel: TrainParallel
 ) -> TrainerLayout:
-    """Who holds which part of a model that the trainer's ranks have.
+    """Layout of a model over the trainer's ranks.
 
     Raises:
-        LayoutError: it does not divide over them.
+        LayoutError: the model does not divide over them.
     """
     on_gpu = trainer_host(cfg) == "cuda"
     return layout_of(cfg.actor.backend).of(model, on_gpu=on_gpu, **parallel.sizes)
@@ -51,13 +51,14 @@ def trainer_layout(
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The node of every worker: replicas of trainer and engines are spread so that each node has of both."""
+    """The node of every worker: ranks of the trainer and engines are spread so that each node has both."""
 
     trainer: tuple[int, ...]
     """Node of each rank."""
 
     engine: tuple[int, ...]
-    """Of each engine, or of each part of an engine that is on several nodes; parts follow one another."""
+    """Node of each engine, or of each part of an engine that spans several nodes; the parts of an engine are
+    consecutive."""
 
     reward: tuple[int, ...]
     critic: tuple[int, ...] = ()
@@ -66,18 +67,19 @@ class Placement:
 
     @classmethod
     def of(cls, shape: RunShape, num_nodes: int) -> "Placement":
-        """Neighbouring ranks share a node. Rewards are computed on the first, beside the controller."""
+        """Neighbouring ranks share a node. Rewards are computed on the first node, where the controller
+        is."""
         shardings = (shape.critic, shape.reference, shape.reward_model)
-        beside = [_spread(sharding.num_ranks if sharding else 0, num_nodes) for sharding in shardings]
+        dedicated = [_spread(sharding.num_ranks if sharding else 0, num_nodes) for sharding in shardings]
         engines = _spread(shape.num_engines * shape.engine_parts, num_nodes)
-        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *beside)
+        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *dedicated)
 
     def topology(self, engine_ranks: int, gpus_per_node: int = 0, *, parts: int = 1) -> Topology | None:
         """Which trainer ranks and engine ranks share a device; None: there is one node, without GPUs.
 
         Args:
-            engine_ranks: of each engine.
-            parts: of each engine.
+            engine_ranks: ranks of each engine.
+            parts: nodes that each engine spans.
             gpus_per_node: 0: each trainer rank is a device, which engine ranks of its node share.
         """
         if not gpus_per_node and {*self.trainer, *self.engine} == {0}:
@@ -93,17 +95,17 @@ class Placement:
     @property
     def per_node(self) -> list[int]:
         """Workers on each node."""
-        beside = (*self.critic, *self.reference, *self.reward_model)
-        nodes = (*self.trainer, *self.engine, *self.reward, *beside)
+        dedicated = (*self.critic, *self.reference, *self.reward_model)
+        nodes = (*self.trainer, *self.engine, *self.reward, *dedicated)
         return [nodes.count(node) for node in range(max(nodes) + 1)]
 
 
 def devices(nodes: Iterable[int], size: int, used: Mapping[int, int] | None = None) -> list[int]:
-    """Numbers of the devices that workers on these nodes take, one after the other.
+    """Numbers of the devices that workers on these nodes take, in order.
 
     Args:
         size: devices of a node.
-        used: of each node, how many of them are taken in turn; None: all.
+        used: node -> how many of its devices are taken in turn; None: all.
     """
     taken, found = Counter[int](), []
     for node in nodes:
@@ -132,7 +134,7 @@ class RunFiles:
 
     @property
     def exports(self) -> Path:
-        """Of models that are made while the training goes on, one sub-folder a step."""
+        """Folder of the models that are exported while the training goes on, one sub-folder per step."""
         return self.folder / "exports"
 
     @property
@@ -141,5 +143,5 @@ class RunFiles:
 
     @property
     def job(self) -> Path:
-        """What was handed to Slurm."""
+        """Folder of what was handed to Slurm."""
         return self.folder / "slurm"

@@ -1,7 +1,7 @@
-"""A run as a Slurm job: its script from a template, its place in the run folder, its way into the queue.
+"""Runs a config as a Slurm job: fills in the script template, writes it to the run folder and submits it.
 
 The folder of the run keeps what was handed over: slurm/job.sh, slurm/config.yaml (the run as it was launched:
-a later edit of its file changes nothing), slurm/job_id, and what the job said.
+a later edit of its file changes nothing), slurm/job_id, and the output of the job.
 """
 
 import re
@@ -32,16 +32,16 @@ def launch(
     """Write the job of a checked config and hand it to Slurm.
 
     Args:
-        overrides: that the config was loaded with.
-        dry_run: write it only.
+        overrides: those with which the config was loaded.
+        dry_run: only write the job.
         wait: return when the job is over, however often it was requeued.
 
     Returns:
         0, or with `wait` the exit code of the job.
 
     Raises:
-        RunFolderError: the folder of the run holds another, or a job that is not over has it.
-        ResourceError: nothing could run such a job, or Slurm refuses it.
+        RunFolderError: the folder holds another run, or belongs to a job that is not over.
+        ResourceError: no node could run such a job, or Slurm refuses it.
     """
     files = RunFiles(path_of(loaded.config))
     _refuse_owned(files)
@@ -60,7 +60,7 @@ def launch(
 
 
 def write(loaded: LoadedConfig, overrides: Sequence[str], files: RunFiles) -> Path:
-    """Write script and config of the job into the run folder; the path of the script."""
+    """Write script and config of the job into the run folder; returns the path of the script."""
     files.job.mkdir(exist_ok=True)
     (files.job / "config.yaml").write_bytes(Path(loaded.file).read_bytes())
     path = files.job / "job.sh"
@@ -73,7 +73,7 @@ def script(loaded: LoadedConfig, overrides: Sequence[str], files: RunFiles, *, f
 
     Args:
         files: where slurm/config.yaml is a copy of the config's file.
-        folder: that the run takes place in; relative paths of the config begin there.
+        folder: working directory of the run; relative paths of the config begin there.
     """
     cfg = loaded.config
     cluster, asked = cfg.cluster, cfg.cluster.slurm
@@ -104,7 +104,7 @@ def script(loaded: LoadedConfig, overrides: Sequence[str], files: RunFiles, *, f
 
 
 def directives(cluster: ClusterConfig, name: str, folder: Path, output: Path) -> list[str]:
-    """Options of sbatch. What the config adds comes last, and wins."""
+    """Options of sbatch. Those that the config adds come last, and win."""
     asked = cluster.slurm
     options = {
         "--job-name": name,
@@ -125,7 +125,7 @@ def directives(cluster: ClusterConfig, name: str, folder: Path, output: Path) ->
 
 
 def srun_options(container: ContainerConfig | None, folder: Path) -> list[str]:
-    """What makes srun start a container; the folder of the run is mounted at its own place."""
+    """Options that make srun start a container; the folder of the run is mounted at the same path."""
     if container is None or container.runtime != "pyxis":
         return []
     mounts = ",".join(_outside_inside(mount) for mount in (str(folder), *container.mounts))
@@ -137,7 +137,7 @@ def srun_options(container: ContainerConfig | None, folder: Path) -> list[str]:
 
 
 def runtime_command(container: ContainerConfig | None, folder: Path) -> list[str]:
-    """What a command is put behind to run in a container that srun knows nothing of."""
+    """Words before a command that run it in a container which srun does not start itself."""
     if container is None or container.runtime != "apptainer":
         return []
     mounts = [_outside_inside(mount) for mount in (str(folder), *container.mounts)]
@@ -145,7 +145,7 @@ def runtime_command(container: ContainerConfig | None, folder: Path) -> list[str
 
 
 def render(template: str, values: Mapping[str, str]) -> str:
-    """The template with every {{name}} replaced; each name has a value, and each value a place."""
+    """The template with every {{name}} replaced; names and values have to match exactly."""
     names = set(_PLACEHOLDER.findall(template))
     assert names == values.keys(), f"template and values differ in {sorted(names ^ values.keys())}"
     return _PLACEHOLDER.sub(lambda found: values[found[1]], template)
@@ -156,7 +156,7 @@ def _outside_inside(mount: str) -> str:
 
 
 def _refuse_owned(files: RunFiles) -> None:
-    """A job that waits holds no lock, so that its id is what tells."""
+    """Refuse a folder whose job is not over. A waiting job holds no lock, so its recorded id is looked up."""
     record = files.job / "job_id"
     if not record.exists():
         return

@@ -36,13 +36,13 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     """Check a config and run it where the request says.
 
     Args:
-        overrides: that the config was loaded with.
+        overrides: those with which the config was loaded.
 
     Returns:
-        Exit code: 0, or STOPPED if the run stopped early and can be resumed; of --wait, the job's.
+        Exit code: 0, or STOPPED if the run stopped early and can be resumed; with --wait, that of the job.
 
     Raises:
-        HybridRLError: its place is the line of the config that it is about.
+        HybridRLError: its `where` is the line of the config that it is about.
     """
     _refuse_idle_options(request)
     with loaded.located():
@@ -61,7 +61,7 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
             try_data(loaded, say)
             say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
             return 0
-        # Imported here, as the other two: what a launch does not need is not waited for.
+        # Imported here, like the other two, so that a launch waits only for what it needs.
         from hybridrl.launch.local import RLRun
 
         terminal = Terminal()
@@ -75,7 +75,7 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
 
 
 def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
-    """The config with the GPUs of this machine, if it runs here; all that can be checked before is."""
+    """The config, with the GPUs of this machine if it runs here, after every check that needs no process."""
     dry_run, scope, machine = request.dry_run, _scope(request), Machine.here()
     here = scope.devices == "here"
     loaded = with_gpus(loaded, machine) if here else loaded

@@ -1,4 +1,5 @@
-"""The ranks of a run: the actor's, and those of critic, reference and reward model that have their own."""
+"""Starts the trainer ranks of a run: the actor's, and dedicated ones of critic, reference and reward
+model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -30,19 +31,19 @@ Start = Callable[[str, Any, list[tuple], Sequence[int]], WorkerGroup]
 
 @dataclass(frozen=True, slots=True)
 class Trainers:
-    """What the ranks of a run are made from."""
+    """The trainer ranks of a run, before they start."""
 
     cfg: Config
     shape: RunShape
     placement: Placement
     rendezvous: Rendezvous
-    """Where the ranks of a group find each other."""
+    """Gives every group of ranks the address of its rendezvous."""
 
     def start(self, start: Start, files: RunFiles) -> RayTrainer:
-        """Starts all ranks that train, or compute for those that do."""
+        """Start the actor's ranks, and the dedicated ranks of critic and reference."""
         cfg, dedicated = self.cfg, dedicated_columns(self.cfg)
-        missing = frozenset(column for columns in dedicated.values() for column in columns)
-        setups = self._policies("trainers", self.shape.parallel, remote_columns=missing)
+        remote = frozenset(column for columns in dedicated.values() for column in columns)
+        setups = self._policies("trainers", self.shape.parallel, remote_columns=remote)
         return RayTrainer(
             start("trainer", TrainerWorker, self._with_reward_model(setups), self.placement.trainer),
             cfg.cluster,
@@ -54,7 +55,8 @@ class Trainers:
         )
 
     def reward_model(self, start: Start, trainer: RayTrainer) -> RayRewardModel | None:
-        """Starts its own ranks, if it is to have some; `trainer` has it otherwise. None: the run has none."""
+        """Start the dedicated ranks of the reward model, if it has some; otherwise the ranks of `trainer`
+        hold it. None: the run has no reward model."""
         own, parallel = self.cfg.reward_model, self.shape.reward_model
         if own is None:
             return None
@@ -70,7 +72,7 @@ class Trainers:
         return RayRewardModel(workers, self.cfg.cluster, shared=False, **partitioning)
 
     def _with_reward_model(self, setups: Sequence[PolicySetup]) -> list[tuple]:
-        """Arguments of the actor's ranks."""
+        """Arguments of the actor's ranks, with the setup of a reward model that shares them."""
         own = self.cfg.reward_model
         if own is None or own.parallel is not None:
             return [(setup,) for setup in setups]

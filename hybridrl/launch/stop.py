@@ -1,4 +1,5 @@
-"""SIGTERM and SIGUSR1 ask a run to stop where it can be resumed without loss; a second ends it."""
+"""SIGTERM and SIGUSR1 ask a run to stop where it can be resumed without loss; a second signal ends it at
+once."""
 
 import signal
 import threading
@@ -12,7 +13,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """What a run was asked. A context of the main thread: leaving it puts the old handlers back.
+    """Whether a run was asked to stop. It is a context of the main thread; leaving it restores the old
+    handlers.
 
     A signal that comes before training begins ends the context at once, without an error.
     """
@@ -20,14 +22,14 @@ class StopRequest:
     def __init__(self, say: Callable[[str], None]) -> None:
         """
         Args:
-            say: tells a person what happens now; called from any thread.
+            say: tells the user what happens now; called from any thread.
         """
         self._say, self._training = say, False
         self.signal: str | None = None
         """Name of the first signal that came."""
 
         self.stopped_by: str | None = None
-        """The signal that the run ended at before its last step; None: it did not."""
+        """The signal that ended the run before its last step; None: no signal did."""
 
     def __enter__(self) -> "StopRequest":
         self._before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -44,12 +46,12 @@ class StopRequest:
         return early
 
     def listen(self) -> None:
-        """Take the signals, again if a library took them meanwhile: ray.init does."""
+        """Install the handlers. Call it again after a library installed its own, as ray.init does."""
         for number in SIGNALS:
             signal.signal(number, self._asked)
 
     def begin(self) -> None:
-        """Training begins, unless a signal came: from here on a first one lets the step that runs end."""
+        """Training begins, unless a signal came: from here on a first signal lets the current step end."""
         self._training = self.signal is None
 
     def requested(self) -> bool:
@@ -63,9 +65,9 @@ class StopRequest:
         first, self.signal = self.signal is None, self.signal or signal.Signals(number).name
         if first and self._training:
             text = f"{self.signal}: this step ends and is saved; a second signal ends the run at once"
-            # In a thread: what was interrupted here may hold the lock of the screen.
+            # In a thread: the interrupted code may hold the lock of the screen.
             threading.Thread(target=self._say, args=(text,), daemon=True).start()
         elif signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
             raise KeyboardInterrupt
-        else:  # the way of Ctrl-C, which every wait of a run knows
+        else:  # as Ctrl-C does, which every wait of a run handles
             signal.raise_signal(signal.SIGINT)

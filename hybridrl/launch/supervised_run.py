@@ -31,17 +31,17 @@ from hybridrl.trainer.setup import RankSetup
 from hybridrl.wording import counted
 from hybridrl.workers.supervised_trainer import RaySupervised, SupervisedWorker
 
-Of = TypeVar("Of", SFTConfig, RMConfig)
+CfgKind = TypeVar("CfgKind", SFTConfig, RMConfig)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[Of]):
-    """What is trained."""
+class Kind(Generic[CfgKind]):
+    """A kind of training on examples: its config, the format of its data, and its model."""
 
-    config: type[Of]
+    config: type[CfgKind]
     form: Callable[[Any, ModelTokenizer, str], ExampleFormat]
     spec: Callable[[ModelSpec], ModelSpec]
-    """Of the model that is trained, from that of the folder."""
+    """Spec of the model that is trained, from the spec of the folder."""
 
 
 SFT = Kind(SFTConfig, Conversations, lambda spec: spec)
@@ -57,7 +57,7 @@ def launch(
         Exit code: 0, or STOPPED if the run stopped early and can be resumed.
 
     Raises:
-        HybridRLError: its place is the line of the config that it is about.
+        HybridRLError: its `where` is the line of the config that it is about.
     """
     loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
     with loaded.located():
@@ -89,7 +89,8 @@ def check(kind: Kind[Any], path: Path, overrides: Sequence[str], say: Say) -> No
 def _checked(
     kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool
 ) -> tuple[LoadedConfig[Any], ModelSpec, Path, "Data | None"]:
-    """The config with the GPUs of this machine, the model, its folder, and the data if that is there."""
+    """The config with the GPUs of this machine, the model, its folder, and the data if the folder is
+    there."""
     machine, path, made = Machine.here(), loaded.config.model.path, loaded.config.model.make is not None
     say("doctor", machine.describe())
     if hub.is_name(path) and not made and hub.find_spec(path) is None and not dry_run:
@@ -105,7 +106,7 @@ def _checked(
 
 
 def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
-    """Made, or downloaded, if it is not there."""
+    """Folder of the model, which is made or downloaded if it is not there."""
     model = loaded.config.model
     if not Path(model.path).is_dir() and model.make is not None and not dry_run:
         make_model(model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make"))
@@ -143,7 +144,7 @@ class Data:
         return cls(examples(cfg.data.train, "train"), examples(heldout, "heldout") if heldout else None)
 
     def describe(self) -> str:
-        """One line for a person."""
+        """One line that describes the data."""
         heldout = f"{len(self.heldout):,}" if self.heldout else "none"
         return f"{counted(len(self.train), 'example', form=',')}, {heldout} held out"
 
@@ -163,7 +164,7 @@ class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
     ) -> None:
         """
         Args:
-            model: that is trained, with weights from the folder.
+            model: spec of the model that is trained, whose weights come from the folder.
         """
         mode = "required" if resume else "never"
         super().__init__(loaded, loaded.config, model, terminal, stop, resume=mode)

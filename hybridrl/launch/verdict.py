@@ -1,7 +1,7 @@
-"""What a config is refused for: one answer for every command, with the same errors in the same words.
+"""Decides what a config is refused for; every command gives the same errors in the same words.
 
-A command is a row of SCOPES, which says what it leaves out and why. Imports torch only where the options of
-an algorithm, or code from outside, have to be tried.
+Every command has a row in SCOPES, which says what it does not check and why. Torch is imported only if the
+options of an algorithm, or code from outside, have to be tried.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,20 +33,20 @@ from hybridrl.trainer.setup import refuse_unfit_experts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What a command does not ask, because it cannot know it."""
+    """What a command does not check, because it cannot know it."""
 
     devices: Literal["here", "as named", "elsewhere"]
-    """Whose GPUs and memory the run has: this machine's; those that the config names, else this machine's;
-    or another's, about which nothing is said."""
+    """Whose GPUs and memory are checked. here: this machine's; as named: those that the config names, else
+    this machine's; elsewhere: another machine's, which are not checked."""
 
     alone: bool = False
-    """What starts the run has this machine only."""
+    """Whether the launcher has this machine only."""
 
     fills_gpus: bool = True
-    """Ranks and engines have to fill the GPUs of the config."""
+    """Whether ranks and engines have to fill the GPUs of the config."""
 
     absent: tuple[type, ...] = ()
-    """Errors about files that may be on another machine: they are told apart from the others."""
+    """Kinds of errors about files that may be on another machine: they are reported but refuse nothing."""
 
     why: str
 
@@ -60,7 +60,7 @@ SCOPES: Mapping[str, Scope] = {
     "launch --on ray": Scope(devices="here", why="the Ray that runs already may have more machines"),
     "launch --on slurm": Scope(
         devices="elsewhere",
-        why="the job has GPUs and memory of its own, and sees these files; so has --submit",
+        why="the job has its own GPUs and memory, and sees these files; the same holds for --submit",
     ),
     "launch --on slurm --dry-run": Scope(
         devices="elsewhere", absent=(Absence,), why="model and data may be on the cluster only"
@@ -77,7 +77,7 @@ SCOPES: Mapping[str, Scope] = {
         why="as plan, and the search looks for the sizes that fill the GPUs",
     ),
     "init": Scope(
-        devices="elsewhere", absent=(Absence,), why="the config is for wherever it will be launched"
+        devices="elsewhere", absent=(Absence,), why="the config may be launched on another machine"
     ),
 }
 
@@ -85,14 +85,14 @@ SCOPES: Mapping[str, Scope] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     loaded: LoadedConfig[Any]
-    """With this machine's GPUs where the config leaves them open and the scope has them."""
+    """The config, with this machine's GPUs if it names none and the scope checks this machine's."""
 
     model: ModelSpec | None
-    """None: it is not here."""
+    """The policy's model. None: it is not here."""
 
     errors: tuple[HybridRLError, ...]
     absent: tuple[HybridRLError, ...]
-    """Errors that the scope lets pass."""
+    """Errors that do not refuse the config, by Scope.absent."""
 
     def known(self) -> ModelSpec:
         """The model of a config that is not refused for its absence.
@@ -109,7 +109,7 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
     """All that is wrong with a config of any kind.
 
     Args:
-        this: machine; a scope that is elsewhere asks it nothing.
+        this: this machine; a scope with devices elsewhere does not use it.
     """
     machine = _machine(loaded, scope, this)
     loaded = with_gpus(loaded, machine) if machine else loaded
@@ -147,14 +147,15 @@ def refuse_missing_gpus(loaded: LoadedConfig[Any], machine: Machine) -> None:
 
 
 def _machine(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Machine | None:
-    """The one that rules about devices ask."""
+    """The machine whose devices the rules check; None: no machine's."""
     cluster = loaded.config.cluster
     named = cluster.gpus_per_node is not None or cluster.gpu is not None
     return None if scope.devices == "elsewhere" or (scope.devices == "as named" and named) else this
 
 
 def _model(loaded: LoadedConfig[Any]) -> tuple[ModelSpec | None, list[HybridRLError]]:
-    """What the model is, without a download; one that is still to be made is written elsewhere first."""
+    """The spec of the model, without a download; a model that is still to be made is first made in another
+    folder."""
     own, seed = loaded.config.model, loaded.config.run.seed
     try:
         found = hub.find_spec(own.path)
@@ -166,7 +167,7 @@ def _model(loaded: LoadedConfig[Any]) -> tuple[ModelSpec | None, list[HybridRLEr
 
 
 def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[HybridRLError]:
-    """What plug-ins are refused for: the algorithm's, and the reward; and where engines are."""
+    """Errors of the algorithm's plug-ins and of the reward, and of engines on dedicated devices."""
     yield from _separate_engines(loaded)
     reward, algorithm = loaded.config.reward, loaded.config.algorithm
     errors = list(algorithm_fits_the_run(loaded, context))
@@ -181,18 +182,19 @@ def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[
 
 
 def _separate_engines(loaded: LoadedConfig[Config]) -> Iterator[ResourceError]:
-    """Engines on devices of their own: nothing places them there."""
+    """Refuse engines on dedicated devices: nothing places them there yet."""
     if loaded.config.cluster.placement == "separate":
         yield ResourceError(
-            "cluster.placement = separate: engines on devices of their own are not there yet. What places "
-            "workers, and what writes weights, takes every device for one that trainer and engines share",
+            "cluster.placement = separate: engines on dedicated devices are not supported yet: workers are "
+            "placed, and weights are written, as if trainer and engines shared every device",
             where=loaded.where("cluster.placement"),
             fix="cluster.placement=colocated, the default",
         )
 
 
 def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator[HybridRLError]:
-    """What the trainer's layers lack of the models, and keys about experts that are not there."""
+    """Errors about parts of the models for which the trainer has no layers, and keys about experts that a
+    model lacks."""
     actor, cfg = loaded.config.actor, loaded.config
     if model is not None:
         yield from _refusals(
@@ -211,7 +213,7 @@ def _sink_errors(loaded: LoadedConfig[Any], *, here: bool) -> list[HybridRLError
 
 
 def _layout_errors(loaded: LoadedConfig[Any], model: ModelSpec) -> list[HybridRLError]:
-    """What only the layout of the shards shows, asked where no rule refuses the config."""
+    """Errors that only the layout of the shards shows; checked if no rule refuses the config."""
     cfg, errors = loaded.config, list[HybridRLError]()
     for key, sharding in trainer_shardings(cfg):
         whole = with_dp(sharding, cfg.cluster)
@@ -228,7 +230,7 @@ def _layout_errors(loaded: LoadedConfig[Any], model: ModelSpec) -> list[HybridRL
 
 
 def _engine_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[HybridRLError]:
-    """What the kind of engine cannot do that the config asks of it."""
+    """Errors about what the config asks of its kind of engine and that kind cannot do."""
     cfg, key = loaded.config, "rollout.parallel"
     kind = kind_of(cfg.rollout.engine)
     yield from map(loaded.locate, kind.refuse(cfg, model))
@@ -237,7 +239,7 @@ def _engine_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[H
 
 
 def _refusals(loaded: LoadedConfig[Any], *trials: Callable[[], object]) -> list[HybridRLError]:
-    """What the trials raise."""
+    """The errors that the trials raise, with their places in the config."""
     found = []
     for trial in trials:
         try:

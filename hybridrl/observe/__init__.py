@@ -1,1 +1,1 @@
-"""What a person sees of a run: metrics, times, samples, the live view, and the files that stay."""
+"""What the user sees of a run: metrics, times, samples, the live view, and the files that stay."""

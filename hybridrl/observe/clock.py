@@ -1,9 +1,9 @@
 """Seconds of wall clock by span name.
 
-The rule: a name runs while at least one of its spans is open, so one entered again inside itself, or by
+A name runs while at least one of its spans is open, so a name that is entered again inside itself, or by
 several asyncio tasks at once, counts each second once. Different names run independently: gen inside step
-counts in both. Reading a name while it is open takes what it has so far; the rest is for the next reading.
-Used from one thread, the one of the driver's event loop.
+counts in both. Reading an open name takes the seconds so far; the next reading takes the later ones. A clock
+is used from one thread, that of the driver's event loop.
 """
 
 import time
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 @dataclass(slots=True)
 class _Open:
     since: float
-    """When it was entered, or read."""
+    """Time at which the name was entered, or last read."""
 
     depth: int
     entered: float
@@ -29,7 +29,7 @@ class Clock:
 
     @property
     def running(self) -> list[tuple[str, float]]:
-        """Open spans and their age in seconds, the oldest at the front. From any thread."""
+        """Open spans and their age in seconds, the oldest first. It may be read from any thread."""
         now = self._now()
         return [(name, now - span.entered) for name, span in list(self._open.items())]
 
@@ -43,27 +43,28 @@ class Clock:
         finally:
             entered.depth -= 1
             if entered.depth == 0 and self._open.get(name) is entered:
-                self._cut(name)
+                self._account(name)
                 del self._open[name]
 
     def take(self) -> dict[str, float]:
         """Seconds of every name since the last call."""
         for name in self._open:
-            self._cut(name)
+            self._account(name)
         spent_s, self._spent_s = self._spent_s, {}
         return spent_s
 
     def take_one(self, name: str) -> float | None:
-        """Seconds of one name, which ends here: what its open spans still take is nobody's.
+        """Seconds of one name since the last reading. The name ends here: later seconds of its open spans are
+        not counted.
 
         None: it has not run since the last reading.
         """
         if name in self._open:
-            self._cut(name)
+            self._account(name)
             del self._open[name]
         return self._spent_s.pop(name, None)
 
-    def _cut(self, name: str) -> None:
+    def _account(self, name: str) -> None:
         entered, now = self._open[name], self._now()
         self._spent_s[name] = self._spent_s.get(name, 0.0) + now - entered.since
         entered.since = now

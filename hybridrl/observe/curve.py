@@ -1,4 +1,5 @@
-"""How the reward or the loss went, drawn from metrics.jsonl alone, so it can be drawn after a crash too."""
+"""Draws the curve of the reward or the loss from metrics.jsonl alone, so it can be drawn after a crash
+too."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +21,14 @@ _WINDOWS_PER_RUN = 15
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What is drawn."""
+    """What a picture shows."""
 
     file: str
     metric: str
-    """Of every step."""
+    """Metric of every step."""
 
     heldout: Callable[[Mapping[str, float]], float | None]
-    """Of the metrics of an evaluation."""
+    """Computes the held-out value from the metrics of an evaluation; None: they have none."""
 
     axis: str
     steps: str
@@ -40,7 +41,7 @@ LOSS = Curve("loss.png", "train/loss", lambda metrics: metrics.get("val/loss"), 
 def draw(folder: Path) -> Path | None:
     """Write the picture of the rewards or of the losses into a run folder; None if the run has no step yet.
 
-    Costs a second for the import of matplotlib and the picture: not for the inside of a step.
+    It costs a second, for the import of matplotlib and the picture, so it is not for the inside of a step.
     """
     records = read(folder / "metrics.jsonl")
     curve = next((one for one in (REWARD, LOSS) if any(one.metric in r.metrics for r in records)), None)
@@ -52,11 +53,12 @@ def draw(folder: Path) -> Path | None:
 
 
 def figure(records: Sequence[Record], title: str, curve: Curve = REWARD) -> Figure:
-    """The metric of each step, its running mean within one standard deviation, the held-out evaluations."""
+    """A picture of the metric of each step, its running mean ± one standard deviation, and the held-out
+    evaluations."""
     steps = [(r.step, r.metrics[curve.metric]) for r in records if curve.metric in r.metrics]
     heldout = [(r.step, found) for r in records if (found := curve.heldout(r.metrics)) is not None]
     picture = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(picture)  # no window system, no state shared with the user's own figures
+    FigureCanvasAgg(picture)  # needs no window system, and shares no state with figures of the user
     axes = picture.add_subplot()
     _draw_training(axes, np.array(steps))
     if heldout:

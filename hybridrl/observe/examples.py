@@ -17,10 +17,10 @@ _SHOWN = {"loss": "{:.4f}", "accuracy": "{:.3f}", "reward_gap": "{:+.3f}"}
 
 
 class ExampleRunObserver(Session):
-    """Of one session of a run."""
+    """Observes one session of a run."""
 
     def __init__(self, cfg: SupervisedConfig, terminal: Terminal, *, resume_step: int | None) -> None:
-        """As Session."""
+        """The arguments and errors are those of Session."""
         super().__init__(cfg, terminal, resume_step=resume_step)
         self._stepping_s = 0.0
 
@@ -51,7 +51,7 @@ class ExampleRunObserver(Session):
             )
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Publish what was found on the held-out examples."""
+        """Publish the metrics of the held-out examples."""
         spent_s = self._clock.take_one("testing")
         spent = {"timing_s/testing": spent_s} if spent_s else {}
         self._publish("evaluation", step, {**metrics, **spent})
@@ -64,9 +64,9 @@ class ExampleRunObserver(Session):
         facts: Mapping[str, Any] | None = None,
         stopped_by: str | None = None,
     ) -> dict[str, Any]:
-        """The run came to its end, or to a stop: draw the curve, write summary.json, tell what lies where.
+        """The run has ended or was stopped: draw the curve, write summary.json, print where the files are.
 
-        Args: as RunObserver.finish.
+        Args: those of RunObserver.finish.
 
         Returns:
             What summary.json holds.

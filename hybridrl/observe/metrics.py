@@ -16,7 +16,7 @@ from hybridrl.observe.names import FIRST_RATIO_ERROR, over
 from hybridrl.types import StepReport, SwapReport, mean
 
 COMPUTE = ("gen", "old_log_prob", "ref", "values", "update_critic", "update_actor")
-"""Spans of generation and training; the rest of a step is overhead."""
+"""Spans of generation and training; all other time of a step is overhead."""
 
 _GIB = 1024**3
 
@@ -27,7 +27,7 @@ class Limits:
 
     max_prompt_tokens: int
     num_devices: int
-    """Devices that share the work: GPUs; 1 on a machine without."""
+    """GPUs that share the work; 1 on a machine without GPUs."""
 
 
 def step_metrics(
@@ -68,7 +68,8 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
 
 
 def group_metrics(batch: Batch) -> dict[str, float]:
-    """Shares of flat groups, which teach nothing; a group of one counts as flat."""
+    """Shares of groups whose rewards are all equal and carry no signal; a group of one answer counts as
+    such."""
     low_G = np.full(len(batch.groups), np.inf)
     high_G = -low_G
     np.minimum.at(low_G, batch.group_N, batch.reward_N)
@@ -98,7 +99,7 @@ def length_metrics(batch: Batch, limits: Limits) -> dict[str, float]:
 
 
 def balance_metrics(batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
-    """Tokens of each data-parallel rank in one pass over the batch, and how even the work is."""
+    """Tokens of the data-parallel ranks in one pass over the batch, and the balance of their work."""
     partitioned = [
         [i for minibatch in minibatches for micro in minibatch.rows[rank] for i in micro]
         for rank in _ranks(minibatches)
@@ -120,7 +121,7 @@ def _ranks(minibatches: Sequence[Minibatch]) -> range:
 
 
 def update_metrics(reports: Sequence[StepReport]) -> dict[str, float]:
-    """One value per name from the optimizer steps of a policy update; `names.over` says how."""
+    """One value per name, combined over the optimizer steps of a policy update as `names.over` says."""
     values = defaultdict(list)
     for report in reports:
         own = {"actor/loss": report.loss, "actor/grad_norm": report.grad_norm, "actor/lr": report.lr}
@@ -150,7 +151,7 @@ def time_metrics(batch: Batch, spent_s: Mapping[str, float], num_devices: int) -
 
 
 def overhead_share(spent_s: Mapping[str, float]) -> float:
-    """Share of the step in neither generation nor trainer; 0 once these overlap by more than the rest."""
+    """Share of the step's time in neither generation nor trainer; 0 if these overlap by more than that."""
     return max(0.0, 1.0 - sum(spent_s.get(name, 0.0) for name in COMPUTE) / spent_s["step"])
 
 
@@ -169,7 +170,7 @@ def sync_metrics(swap: SwapReport) -> dict[str, float]:
 
 
 def memory_metrics() -> dict[str, float]:
-    """Of this machine and this process, now."""
+    """Memory in use on this machine and in this process, now."""
     return {
         "perf/cpu_memory_used_gb": psutil.virtual_memory().used / _GIB,
         "perf/driver_memory_gb": psutil.Process().memory_info().rss / _GIB,
@@ -183,7 +184,7 @@ def heldout_reward(metrics: Mapping[str, float]) -> float | None:
 
 
 def _spread(name: str, value_N: np.ndarray, *, weight_N: np.ndarray | None = None) -> dict[str, float]:
-    """Mean, max and min; with weights, of the values whose weight is not 0."""
+    """Mean, max and min; if there are weights, of the values whose weight is not 0."""
     if weight_N is not None:
         value_N, weight_N = value_N[weight_N > 0], weight_N[weight_N > 0]
     if len(value_N) == 0:

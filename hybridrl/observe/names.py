@@ -1,6 +1,6 @@
 """Every metric by name: unit, meaning, and how the optimizer steps of a policy update combine into one value.
 
-Names are verl's, in letters, digits and "_-./ " only because MLflow refuses others: mean@4 is mean_at_4 here.
+Names are verl's. They use letters, digits and "_-./ " only, since MLflow refuses others: mean@4 is mean_at_4.
 """
 
 import re
@@ -19,11 +19,11 @@ class Metric:
     unit: str
     meaning: str
     over: Over = "mean"
-    """Of the values of the optimizer steps of a policy update."""
+    """How the values of the optimizer steps of a policy update are combined."""
 
 
 def _each(names: str) -> list[str]:
-    """ "a/{b,c}" is a/b and a/c."""
+    """Names that a pattern stands for: "a/{b,c}" stands for a/b and a/c."""
     parts = [p.split(",") if i % 2 else [p] for i, p in enumerate(re.split(r"[{}]", names))]
     return ["".join(choice) for choice in product(*parts)]
 
@@ -32,8 +32,8 @@ _PER_TRAJECTORY = "{mean,max,min}"
 _ROWS: list[tuple[str, Metric]] = [
     ("training/global_step", Metric("updates", "Policy updates done.")),
     ("training/epoch", Metric("epochs", "Passes over the training prompts.")),
-    (LOGP_GAP, Metric("nats", "Largest gap of trainer and engine on a sampled token.")),
-    ("training/rollout_probs_diff_{mean,max,std}", Metric("probability", "The gap, in probability.")),
+    (LOGP_GAP, Metric("nats", "Largest gap between trainer and engine on a sampled token.")),
+    ("training/rollout_probs_diff_{mean,max,std}", Metric("probability", "The same gap, in probability.")),
     ("training/rollout_actor_probs_pearson_corr", Metric("1", "Correlation of the two probabilities.")),
     (
         FIRST_RATIO_ERROR,
@@ -71,10 +71,10 @@ _ROWS: list[tuple[str, Metric]] = [
     ("actor/pg_loss", Metric("loss", "Policy-gradient part of the objective.")),
     ("actor/kl_loss", Metric("nats", "KL divergence to the reference policy.")),
     ("actor/kl_coef", Metric("1", "Weight of the KL divergence.", "last")),
-    ("actor/reward_kl_penalty", Metric("nats", "KL divergence taken off the reward.")),
-    ("actor/reward_kl_penalty_coeff", Metric("1", "Weight of that penalty.", "last")),
+    ("actor/reward_kl_penalty", Metric("nats", "KL divergence subtracted from the reward.")),
+    ("actor/reward_kl_penalty_coeff", Metric("1", "Weight of that divergence.", "last")),
     ("process/loss", Metric("nats", "Cross entropy of PRIME's process model with the outcomes.")),
-    ("process/accuracy", Metric("share", "Trajectories whose outcome the process model tells.")),
+    ("process/accuracy", Metric("share", "Trajectories whose outcome the process model predicts.")),
     ("process/grad_norm", Metric("1", "Gradient norm of the process model, before clipping.")),
     ("actor/loss_scale", Metric("1", "Factor of the loss in fp16, so that gradients do not vanish.", "last")),
     ("actor/overflow", Metric("share", "Optimizer steps that fp16 skipped: gradients overflowed.")),
@@ -100,7 +100,7 @@ _ROWS: list[tuple[str, Metric]] = [
         f"response_length/{_PER_TRAJECTORY}",
         Metric("tokens", "Tokens of answers, of tools and observations too."),
     ),
-    ("response_length/clip_ratio", Metric("share", "Answers cut at max_response_tokens.")),
+    ("response_length/clip_ratio", Metric("share", "Answers truncated at max_response_tokens.")),
     (
         f"response_length_non_aborted/{_PER_TRAJECTORY}",
         Metric("tokens", "Answers that the engine did not give up."),
@@ -120,11 +120,13 @@ _ROWS: list[tuple[str, Metric]] = [
     ),
     (
         "perf/overhead_share",
-        Metric("share", "Time of the step in neither generation nor trainer; 0 where they overlap."),
+        Metric("share", "Time of the step in neither generation nor trainer; 0 if they overlap."),
     ),
     (
         "perf/dp_idle_share",
-        Metric("share", "Time in which data-parallel ranks wait for the busiest; by sequence lengths."),
+        Metric(
+            "share", "Time that data-parallel ranks wait for the busiest, computed from sequence lengths."
+        ),
     ),
     ("perf/cpu_memory_used_gb", Metric("GiB", "Main memory in use on the driver's machine.")),
     ("perf/driver_memory_gb", Metric("GiB", "Main memory of the driver process.")),
@@ -133,7 +135,7 @@ _ROWS: list[tuple[str, Metric]] = [
         Metric("GiB", "Largest peak of device memory of a trainer rank."),
     ),
     ("timing_s/step", Metric("s", "Wall clock of the step.")),
-    ("timing_s/wait_for_batch", Metric("s", "The trainer waits for scored answers.")),
+    ("timing_s/wait_for_batch", Metric("s", "Time that the trainer waits for scored answers.")),
     ("timing_s/gen", Metric("s", "Generation.")),
     ("timing_s/reward", Metric("s", "Scoring.")),
     ("timing_s/adv", Metric("s", "Advantages on the driver.")),
@@ -160,7 +162,7 @@ _ROWS: list[tuple[str, Metric]] = [
         "sync/in_place",
         Metric("0 or 1", "0: weights went through the engine's own loader, and nothing was compared."),
     ),
-    ("sync/replays", Metric("writes", "Repeated after a fault in the swap; 0 if all is well.")),
+    ("sync/replays", Metric("writes", "Writes repeated after a fault in the swap; 0 if all is well.")),
     (
         "{train,val}/loss",
         Metric("nats", "sft: mean of -log p over trained tokens; rm: of -log sigmoid over pairs."),
@@ -183,17 +185,18 @@ FAMILIES: dict[str, Metric] = {
     "timing_per_token_ms/": Metric("ms", "Any other span, per token, prompts included."),
     "rollout_corr/": Metric("", "Correction of the difference between trainer and engine."),
 }
-"""Names that are made at run time, by how they begin."""
+"""Metrics whose names are made at run time, by prefix."""
 
 
 def describe(name: str) -> Metric | None:
-    """What a metric is; None for one that only a plug-in knows."""
+    """Unit and meaning of a metric; None for one that only a plug-in knows."""
     family = next((metric for prefix, metric in FAMILIES.items() if name.startswith(prefix)), None)
     return METRICS.get(name, family)
 
 
 def over(name: str) -> Over:
-    """How optimizer steps combine: as the table says; a plug-in's own name by its last word."""
+    """How the values of optimizer steps combine: as METRICS says; for a plug-in's metric, by the last word of
+    its name."""
     if name in METRICS:
         return METRICS[name].over
     last_word = re.split(r"[/_]", name)[-1]
@@ -201,6 +204,6 @@ def over(name: str) -> Over:
 
 
 def safe(name: str) -> str:
-    """The name with what MLflow refuses spelled differently: mean@4 -> mean_at_4, other characters -> "_"."""
+    """The name without characters that MLflow refuses: mean@4 -> mean_at_4, other characters -> "_"."""
     name = re.sub(r"[^A-Za-z0-9_\-./ ]", "_", name.replace("@", "_at_"))
     return "/".join(part for part in name.split("/") if part not in ("", ".", ".."))[:250]

@@ -1,4 +1,4 @@
-"""The Observer role: turns what the loop tells into records, and gives them to the sinks of the run."""
+"""The Observer role: turns what the loop reports into records, and gives them to the sinks of the run."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,23 +20,25 @@ SAMPLES_FILE = "samples.txt"
 
 
 class RunObserver(Session):
-    """Of one session of a run. Use it as a context: leaving it ends the live view and closes every sink.
+    """Observes one session of a run. Use it as a context: leaving it ends the live view and closes every
+    sink.
 
-    Training time begins with the first span after the first evaluation; of a resumed run, with the first.
+    Training time begins with the first span after the first evaluation; in a resumed run, with the first
+    span.
     """
 
     def __init__(self, cfg: Config, terminal: Terminal, *, resume_step: int | None, num_devices: int) -> None:
-        """As Session.
+        """The other arguments, and errors, are those of Session.
 
         Args:
-            num_devices: GPUs that share the work; 1 on a machine without.
+            num_devices: GPUs that share the work; 1 on a machine without GPUs.
         """
         super().__init__(cfg, terminal, resume_step=resume_step)
         self._prompt_field, self._num_devices = cfg.data.prompt_field, num_devices
         self._limits = Limits(max_prompt_tokens=cfg.rollout.max_prompt_tokens, num_devices=num_devices)
         self._live = self._stepped = False
         self._warned: set[str] = set()
-        self._zero_or_one = True  # every reward so far: then their mean is an accuracy
+        self._zero_or_one = True  # every reward so far: their mean is then an accuracy
         self._wall_since: float | None = None
         self._samples = SampleFile(self.folder / SAMPLES_FILE, resume_step=resume_step)
 
@@ -57,11 +59,12 @@ class RunObserver(Session):
         *,
         minibatches: Sequence[Minibatch] = (),
     ) -> None:
-        """Publish policy update `step`; spans since the last call are its timings, open ones up to now.
+        """Publish policy update `step`; the spans since the last call are its timings, and open spans count
+        up to now.
 
         Args:
-            metrics: what the trainer measured; wins over what is computed here.
-            minibatches: how the batch was dealt to ranks; none: nothing is said about their balance.
+            metrics: what the trainer measured; it replaces what is computed here.
+            minibatches: how the batch was partitioned over ranks; empty: there are no metrics of the balance.
         """
         self._begin()
         found = step_metrics(batch, reports, swap, self._clock.take(), self._limits)
@@ -76,7 +79,7 @@ class RunObserver(Session):
         self._zero_or_one &= bool(np.isin(batch.score_N, (0.0, 1.0)).all())
 
     def warn(self, about: str, text: str) -> None:
-        """Show a person something suspicious, the first time for each thing that it is about."""
+        """Warn the user of something suspicious, the first time for each value of `about`."""
         if about not in self._warned:
             self._warned.add(about)
             self.terminal.warn(text)
@@ -98,12 +101,12 @@ class RunObserver(Session):
         facts: Mapping[str, Any] | None = None,
         stopped_by: str | None = None,
     ) -> dict[str, Any]:
-        """The run came to its end, or to a stop: draw the curve, write summary.json, tell the result.
+        """The run has ended or was stopped: draw the curve, write summary.json, print the result.
 
         Args:
-            files: what else the run has left, as {"model": "runs/a/export/"}.
-            following: commands to go on with, and what each is for.
-            facts: what summary.json shall say besides, as {"machine": {"cores": 2}}.
+            files: further files that the run leaves, as {"model": "runs/a/export/"}.
+            following: commands to go on with, and the purpose of each.
+            facts: further entries of summary.json, as {"machine": {"cores": 2}}.
             stopped_by: the signal that the run stopped at; None: it came to its end.
 
         Returns:

@@ -17,6 +17,7 @@ class Record:
     """Unix time at which it was published, seconds."""
 
     wall_s: float
-    """Seconds of training so far, over all sessions of the run; not those between a crash and its resume."""
+    """Seconds of training so far, over all sessions of the run, without the time between a crash and the
+    resume."""
 
     metrics: Mapping[str, float]

@@ -33,10 +33,10 @@ class Session:
         """Opens the files of the run folder, which exists already; sinks start up in threads meanwhile.
 
         Args:
-            resume_step: updates of the checkpoint that the run goes on from; None: a new run.
+            resume_step: update of the checkpoint from which the run is resumed; None: a new run.
 
         Raises:
-            RunFolderError: a new run, and its folder has metrics already.
+            RunFolderError: the run is new, but its folder has metrics already.
             ConfigError, UserCodeError: a sink cannot be made as the config says.
         """
         self.terminal, self._run, self._since = terminal, cfg.run, time.perf_counter()
@@ -79,14 +79,14 @@ class Session:
         return record
 
     def _begin(self) -> None:
-        """Something of the run happens."""
+        """A hook that is called when a span is entered."""
 
     def _here_s(self) -> float:
         """Seconds of training in this session."""
         return time.perf_counter() - self._since
 
     def _records(self) -> list[Record]:
-        """All that the run has, of earlier sessions too."""
+        """All records of the run, of earlier sessions too."""
         return read(self.folder / METRICS_FILE)
 
     def _end(self, summary: Mapping[str, Any], stopped_by: str | None) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Session:
             stopped_by: the signal that the run stopped at; None: it came to its end.
 
         Returns:
-            What the file holds: the summary, and what every run has.
+            What the file holds: the summary, and the entries that every run has.
         """
         self._stopped_by = stopped_by
         of_every_run = {"stopped_by": stopped_by, "seed": self._run.seed, "versions": versions()}
@@ -106,8 +106,8 @@ class Session:
         return whole
 
     def _left(self, files: Mapping[str, str]) -> dict[str, str]:
-        """What lies where: the curve, if it can be drawn, `files`, and the metrics."""
-        # Imported here: matplotlib takes a second, which no run should begin with.
+        """Label -> place of the curve (if it can be drawn), of `files`, and of the metrics."""
+        # Imported here: matplotlib takes a second, for which the start of a run should not wait.
         from hybridrl.observe.curve import draw
 
         curve = draw(self.folder)

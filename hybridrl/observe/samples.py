@@ -1,4 +1,4 @@
-"""samples.txt: a few rollouts of a run as a person reads them.
+"""samples.txt: a few rollouts of a run as readable text.
 
 step 10   train/17   reward 1.0   advantage +0.61   stop after 2 tokens
   prompt | 7+5=
@@ -26,7 +26,7 @@ class Sample:
     answer: str
     reward: float
     advantage: float | None
-    """None: the estimator gives one for each token."""
+    """Advantage of the trajectory. None: the estimator gives one per token."""
 
     finish: Finish
     response_tokens: int
@@ -55,7 +55,8 @@ def samples_of(batch: Batch, prompt_field: str) -> list[Sample]:
 
 
 def question(prompt: Prompt, prompt_field: str) -> str:
-    """A prompt as its data set has it, before the chat template; of a list of messages, the last one."""
+    """The text of a prompt in its data set, before the chat template; if it is a list of messages, the last
+    one."""
     value: Any = prompt.row.get(prompt_field, "")
     if isinstance(value, (list, tuple)) and value and isinstance(value[-1], dict):
         value = value[-1].get("content", "")
@@ -63,7 +64,7 @@ def question(prompt: Prompt, prompt_field: str) -> str:
 
 
 class SampleFile:
-    """Appends samples to samples.txt; a resumed run cuts off those of later steps."""
+    """Appends samples to samples.txt; a resumed run deletes those of later steps."""
 
     def __init__(self, path: Path, *, resume_step: int | None) -> None:
         if resume_step is not None and path.exists():
@@ -87,7 +88,8 @@ def verdict(sample: Sample) -> str:
 
 
 def printable(line: str) -> str:
-    """A line without control characters: a model can sample an escape sequence, and a terminal obeys it."""
+    """A line without control characters: a model can sample an escape sequence, which a terminal would
+    obey."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line.expandtabs(4))
 
 

@@ -1,4 +1,4 @@
-"""Two screens: a terminal, whose last lines are alive, and a log (CI, Slurm) without control characters."""
+"""Two screens: a terminal, whose last lines are redrawn, and a log (CI, Slurm) without control characters."""
 
 import threading
 from collections.abc import Callable
@@ -15,20 +15,20 @@ _REFRESHES_PER_S = 4
 class Screen(Protocol):
     @property
     def live(self) -> bool:
-        """Whether what is shown can be seen."""
+        """Whether the screen shows what `show` draws."""
         ...
 
     @property
     def width(self) -> int:
-        """Characters of a line."""
+        """Number of characters in a line."""
         ...
 
     def line(self, text: str, style: str = "") -> None:
-        """Print a line, from any thread; it stays."""
+        """Print a line that stays. It may be called from any thread."""
         ...
 
     def show(self, draw: Callable[[], RenderableType] | None) -> None:
-        """Keep what `draw` makes below the last line from now on; None: take it away."""
+        """Show what `draw` returns below the last line from now on; None: remove it."""
         ...
 
 
@@ -53,7 +53,7 @@ class TerminalScreen:
     def line(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style), soft_wrap=True)
         if self._shown:
-            self._shown.refresh()  # or the old last lines stand below the new one until the next redraw
+            self._shown.refresh()  # else the old last lines stay below the new line until the next redraw
 
     def show(self, draw: Callable[[], RenderableType] | None) -> None:
         if self._shown:
@@ -76,9 +76,9 @@ class LogScreen:
         self._stream, self._lock = stream, threading.Lock()
 
     def line(self, text: str, style: str = "") -> None:
-        with self._lock:  # one write a line, or lines of two threads mix
+        with self._lock:  # one write per line, else lines of two threads mix
             self._stream.write(text.rstrip() + "\n")
             self._stream.flush()
 
     def show(self, draw: Callable[[], RenderableType] | None) -> None:
-        """A log has no last line."""
+        """A log has no lines that are redrawn."""

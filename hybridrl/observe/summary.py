@@ -1,4 +1,4 @@
-"""summary.json: a run in one object, and the last lines that a person reads, drawn from its records."""
+"""Makes summary.json, and the last lines that a run prints, from its records."""
 
 import math
 from collections import defaultdict
@@ -20,11 +20,12 @@ LIBRARIES = ("hybridrl", "torch", "megatron-core", "sglang", "ray", "transformer
 
 
 def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[str, Any]:
-    """What the records of a run say; None where nothing was measured, or something that is not a number.
+    """The summary of a run's records; an entry is None if nothing was measured, or something that is not a
+    number.
 
     Args:
-        records: of all sessions of the run, as metrics.jsonl has them.
-        rest_s: spans after the last step: the last checkpoint.
+        records: records of all sessions of the run, from metrics.jsonl.
+        rest_s: seconds of spans after the last step, as the last checkpoint.
     """
     steps = [r for r in records if r.kind == "step"]
     in_place = [r for r in steps if r.metrics.get("sync/in_place") != 0.0]
@@ -49,7 +50,7 @@ def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[st
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that are installed."""
+    """Versions of the libraries that are installed."""
     found = {name: _version(name) for name in LIBRARIES}
     return {name: text for name, text in found.items() if text}
 
@@ -60,11 +61,11 @@ def closing_lines(
     files: Mapping[str, str],
     following: Sequence[tuple[str, str]],
 ) -> list[str]:
-    """The end of a run of reinforcement learning for a person.
+    """The last lines that a run of reinforcement learning prints.
 
     Args:
-        reward_word: "reward", or "accuracy" where that is what it is.
-        files, following: as end_lines().
+        reward_word: "reward", or "accuracy" if every reward is 0 or 1.
+        files, following: see end_lines().
     """
     return end_lines(summary, _results(summary, reward_word), files, following)
 
@@ -75,11 +76,11 @@ def end_lines(
     files: Mapping[str, str],
     following: Sequence[tuple[str, str]],
 ) -> list[str]:
-    """The end of a run for a person: its results, where it stopped if it did, what it left.
+    """The last lines that a run prints: its results, where it stopped if it did, and its files.
 
     Args:
-        files: what lies where, as {"curve": "runs/a/reward.png"}.
-        following: commands to go on with, and what each is for.
+        files: label -> place, as {"curve": "runs/a/reward.png"}.
+        following: commands to go on with, and the purpose of each.
     """
     signal = summary.get("stopped_by")
     return [
@@ -118,7 +119,7 @@ def _phases(records: Iterable[Record], rest_s: Mapping[str, float]) -> dict[str,
 
 
 def _largest(records: Iterable[Record], name: str) -> float | None:
-    """None as well if one of them is not a number: that must not pass for a small one."""
+    """The largest value; None also if a value is not a number, which must not pass for a small one."""
     found = [r.metrics[name] for r in records if name in r.metrics]
     return max(found) if found and all(map(math.isfinite, found)) else None
 

@@ -1,4 +1,4 @@
-"""The table of a run: which columns fit, which steps get a row, and how a cell is written."""
+"""The table that a run prints: which columns fit, which steps get a row, and how a cell is written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from hybridrl.observe.record import Record
 from hybridrl.observe.units import brief
 
 ETA = "eta_s"
-"""Joins the metrics of a row in a log: seconds until the run ends."""
+"""Metric that a row of a log has in addition: seconds until the run ends."""
 
 _INDENT = 2
 _ROWS_PER_RUN = 20
@@ -21,10 +21,10 @@ class Column:
     width: int
     cell: Callable[[Mapping[str, float]], str]
     dropped: int = 0
-    """Order in which columns go when the screen is narrow; 0: never."""
+    """Order in which columns are dropped on a narrow screen; 0: never."""
 
     log_only: bool = False
-    """Not on a live screen, which shows it elsewhere."""
+    """Whether only a log has the column; a live screen shows the value in its last lines."""
 
 
 def _number(name: str, text: str) -> Callable[[Mapping[str, float]], str]:
@@ -32,7 +32,7 @@ def _number(name: str, text: str) -> Callable[[Mapping[str, float]], str]:
 
 
 def _short(value: float, text: str) -> str:
-    """As asked for, or with fewer digits if that takes more than seven characters."""
+    """The number in the given format, or with fewer digits if that takes more than seven characters."""
     return next((t for t in (format(value, text), f"{value:.0f}") if len(t) <= 7), f"{value:.0e}")
 
 
@@ -97,8 +97,9 @@ def _width(columns: Sequence[Column], gap: int) -> int:
 class Rows:
     """Decides which policy updates get a row.
 
-    About twenty rows a run, and one whenever the last is a minute old; always the first step, the last, and
-    those that were evaluated. As an evaluation comes after its step, a row is due with the next step.
+    A run gets about twenty rows, and one more whenever the last is a minute old; the first step, the last,
+    and those that were evaluated always get one. An evaluation comes after its step, so a row is due with the
+    next step.
     """
 
     def __init__(self, steps: int) -> None:
@@ -108,18 +109,18 @@ class Rows:
 
     @property
     def waiting(self) -> Mapping[str, float] | None:
-        """The row that is not due yet: what a live view shows below the others."""
+        """The row that is not due yet, which a live view shows below the others."""
         waiting = self._waiting  # read once: another thread may draw while a step comes in
         return waiting.metrics if waiting else None
 
     def step(self, record: Record) -> list[Mapping[str, float]]:
-        """Take in a step; returns the rows that are due now."""
+        """Add a step; returns the rows that are due now."""
         due = self._due()
         self._waiting = record
         return due
 
     def evaluation(self, record: Record) -> list[Mapping[str, float]]:
-        """Take in an evaluation; returns its row, whole if its step has come."""
+        """Add an evaluation; returns its row, with the metrics of its step if that has come."""
         step = self._waiting
         if step is None or step.step != record.step:
             return [*self._due(), {"training/global_step": float(record.step), **record.metrics}]
@@ -128,7 +129,7 @@ class Rows:
         return [{**record.metrics, **step.metrics}]
 
     def last(self) -> list[Mapping[str, float]]:
-        """What is left when the run ends: its last step always gets a row."""
+        """The rows that are left when the run ends: its last step always gets one."""
         left, self._waiting = self._waiting, None
         return [left.metrics] if left else []
 
@@ -144,7 +145,7 @@ class Rows:
 
 
 def row_every(steps: int) -> int:
-    """1, 2 or 5 times a power of ten, so that a run has about twenty rows."""
+    """Steps between rows: 1, 2 or 5 times a power of ten, so that a run has about twenty rows."""
     power = 1
     while True:
         for factor in (1, 2, 5):

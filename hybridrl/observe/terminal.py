@@ -1,4 +1,4 @@
-"""What a person watches: what happens at the start, the table, where the run is now, and the end."""
+"""What the user watches: the start of a run, the table, where the run is now, and the end."""
 
 import sys
 import textwrap
@@ -22,12 +22,12 @@ from hybridrl.observe.units import duration
 
 _LABEL_WIDTH = 10
 _LEADER_WIDTH = 72
-"""Dots lead to here, where a line ends in a time."""
+"""Column up to which dots fill a line that ends in a time."""
 
 _WIDEST = 110
 _ROWS_PER_HEADER = 20
 _PACE_STEPS = 20
-"""The remaining time is reckoned from the pace of this many steps."""
+"""Number of last steps whose pace gives the remaining time."""
 
 _MARKS = "▁▂▃▄▅▆▇█"
 
@@ -41,11 +41,11 @@ _DOING = {
     "testing": "evaluating",
     "save_checkpoint": "saving",
 }
-"""Span names as a person calls them."""
+"""Span name -> its name on the screen."""
 
 
 class Terminal:
-    """Lines may be said from any thread; everything else from one."""
+    """Prints a run on the terminal. Lines may be printed from any thread, everything else from one."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._screen = open_screen(stream or sys.stdout)
@@ -53,7 +53,7 @@ class Terminal:
         self._rows_since_header = 0
 
     def say(self, label: str, text: str) -> None:
-        """ "doctor    2 cores, 23 GiB, no GPU" """
+        """Print a labelled line: "doctor    2 cores, 23 GiB, no GPU"."""
         self._labelled(label, text)
 
     def line(self, text: str = "") -> None:
@@ -64,7 +64,7 @@ class Terminal:
 
     @contextmanager
     def working(self, label: str, text: str) -> Iterator[None]:
-        """Say that something slow has begun, and once it is done, how long it took."""
+        """Print that something slow has begun, and how long it took once it is done."""
         start = time.monotonic()
         if self._screen.live:
             self._screen.show(
@@ -81,11 +81,11 @@ class Terminal:
         self.say(label, f"{text} {leader} {took}" if self._screen.live else f"done in {took}")
 
     def begin(self, first_step: int, steps: int, doing: Callable[[], Sequence[tuple[str, float]]]) -> None:
-        """The run starts: from here on the last lines show where it is.
+        """The run starts: from now on the last lines show where it is.
 
         Args:
-            first_step: policy updates done before.
-            doing: the spans that are open now, and for how many seconds; called from any thread.
+            first_step: policy updates that were done before.
+            doing: returns the spans that are open now and their age in seconds; called from any thread.
         """
         self._steps, self._doing, self._rows = steps, doing, Rows(steps)
         self._pace = deque([(first_step, time.time())], maxlen=_PACE_STEPS + 1)
@@ -108,12 +108,12 @@ class Terminal:
             self._screen.line(_sample_line(sample, self._screen.width))
 
     def end(self) -> None:
-        """The run is over: nothing is alive any more."""
+        """The run is over: nothing is redrawn any more."""
         self._print(self._rows.last())
         self._screen.show(None)
 
     def _labelled(self, label: str, text: str, style: str = "") -> None:
-        """Beside its label on a live screen, however many lines it takes; a log keeps it on one, for grep."""
+        """Print a text next to its label: wrapped on a live screen, on one line in a log, for grep."""
         room = max(20, self._screen.width - _LABEL_WIDTH)
         for part in textwrap.wrap(text, room) if self._screen.live else [text]:
             self._screen.line(f"{label:<{_LABEL_WIDTH}}{part}", style)
@@ -130,12 +130,12 @@ class Terminal:
             self._rows_since_header += 1
 
     def _eta_s(self) -> float:
-        """Seconds until the last step is done, at the pace of the last ones; 0 before the first."""
+        """Seconds until the last step is done, at the pace of recent steps; 0 before the first."""
         (first, start), (last, now) = self._pace[0], self._pace[-1]
         return (now - start) / (last - first) * (self._steps - last) if last > first else 0.0
 
     def _now(self) -> RenderableType:
-        """The lines that are alive, drawn by the screen's own thread."""
+        """The lines that are redrawn; called by the screen's own thread."""
         width = min(self._screen.width, _WIDEST)
         waiting = self._rows.waiting
         row = [Text(Layout.fit(self._screen.width, live=True).row(waiting), "dim")] if waiting else []
@@ -155,7 +155,7 @@ class Terminal:
 
 
 def _phase(open_spans: Sequence[tuple[str, float]]) -> str:
-    """What goes on, as a person calls it, and for how long if that is worth a word."""
+    """The current phase, and for how long it has run if that is a second or more."""
     for name, seconds in reversed(open_spans):
         if name in _DOING:
             return f"{_DOING[name]} {duration(seconds)}" if seconds >= 1 else _DOING[name]
@@ -163,7 +163,7 @@ def _phase(open_spans: Sequence[tuple[str, float]]) -> str:
 
 
 def _reward_line(rewards: Sequence[float], width: int) -> Text:
-    """The reward so far as a small curve."""
+    """The rewards so far as a small curve."""
     # most rewards live in [0, 1]: on that scale noise looks like noise
     low, high = min(0.0, *rewards), max(1.0, *rewards)
     columns = min(len(rewards), max(10, width - 28))
@@ -185,7 +185,7 @@ def _sample_line(sample: Sample, width: int) -> str:
 
 
 def _one_line(text: str, length: int) -> str:
-    """The text with its middle left out if it is longer; the end of an answer is where its result stands."""
+    """The text, without its middle if it is longer than `length`: the end of an answer holds its result."""
     text = printable(" ".join(text.split()))
     if len(text) <= length:
         return text

@@ -1,8 +1,8 @@
-"""Numbers as a person reads them."""
+"""Formats numbers for people."""
 
 
 def duration(seconds: float) -> str:
-    """As "8 ms", "1.9 s", "4 min 51 s", "3 h 12 min"."""
+    """A duration as text: "8 ms", "1.9 s", "4 min 51 s", "3 h 12 min"."""
     if seconds < 0.0995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 99.5:
@@ -14,7 +14,7 @@ def duration(seconds: float) -> str:
 
 
 def brief(seconds: float) -> str:
-    """In at most six characters, as "8 ms", "1.9 s", "241 s", "17 min", "3.2 h"."""
+    """A duration in at most six characters: "8 ms", "1.9 s", "241 s", "17 min", "3.2 h"."""
     if seconds < 99.5:
         return duration(seconds)
     if seconds < 999.5:
@@ -23,7 +23,7 @@ def brief(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """Decimal, as "812 B", "1.8 MB", "1.0 TB"."""
+    """A number of bytes in decimal units: "812 B", "1.8 MB", "1.0 TB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 999.5:
             return (

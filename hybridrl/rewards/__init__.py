@@ -2,6 +2,6 @@
 can be killed.
 
 A reward is called as reward(answer, row, answer_field=..., **options) and returns a number, or a mapping
-with the key "reward" and named parts. One that is a class is made once with the options and then called
-with the rest.
+with the key "reward" and named parts. A reward that is a class is made once with the options and then called
+with the other arguments.
 """

@@ -1,13 +1,14 @@
-"""What runs inside the scoring processes. Imports nothing heavy: a process is up in a tenth of a second.
+"""Code that runs inside the scoring processes. It imports nothing heavy: a process is up in a tenth of a
+second.
 
-    Scorer (any process) --control--> nursery: loads the reward once, then forks a child per worker
+    Scorer (any process) --control--> fork server: loads the reward once, then forks a child per worker
            ...one connection per child: Job ->, <- Result
 
-The nursery waits for orders on its control connection; a child waits for jobs on its own. Whoever they
-belong to ends -> the control connection closes -> the nursery kills the children's process groups and ends.
+The fork server waits for orders on its control connection; a child waits for jobs on its own. When the owner
+ends, the control connection closes, and the fork server kills the children's process groups and ends.
 
-A child says in shared memory which item it is at and since when, so its owner needs no message to see it
-hang; there too faulthandler leaves the stack of a child that hangs or crashes.
+A child writes to shared memory which item it scores and since when, so its owner needs no message to see it
+hang. faulthandler writes the stack of a child that hangs or crashes to the same memory.
 """
 
 import ctypes
@@ -32,13 +33,13 @@ from hybridrl.rewards.score import Score, read_score
 
 SHARED_BYTES = 2 * mmap.PAGESIZE
 STACK_AT = mmap.PAGESIZE
-"""The first page holds two int64, item and start time; the second what faulthandler writes."""
+"""The first page holds two int64, item and start time; the second holds what faulthandler writes."""
 
 NOT_BEGUN = -1
-"""The item of a child that was sent a job and has not begun it: a busy machine is not a hanging reward."""
+"""The item of a child that has not begun the job it was sent: a busy machine is not a hanging reward."""
 
 LOAD_LIMIT_S = 120
-"""A reward's module and its own imports must be loaded by then."""
+"""Seconds within which a reward's module and its imports must be loaded."""
 
 DUMP_SIGNAL = signal.SIGUSR1
 _PR_SET_PDEATHSIG = 1
@@ -46,7 +47,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Order to a new nursery; it answers with a Loaded or with the error."""
+    """Order to a new fork server, which answers with a Loaded or with the error."""
 
     name: str
     options: Mapping[str, Any]
@@ -62,7 +63,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Items for a child; it answers with list[Score | None], None for no gold answer, or a RewardError."""
+    """Items for a child, which answers with list[Score | None] (None: no gold answer) or a RewardError."""
 
     answers: Sequence[str] | Literal["gold"]
     rows: Sequence[Mapping[str, Any]]
@@ -70,7 +71,7 @@ class Job:
 
 
 class Progress:
-    """The item a child is at, and since when. The owner writes it before a job, the child during it."""
+    """The item that a child scores, and since when. The owner writes it before a job, the child during it."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -78,7 +79,7 @@ class Progress:
         self._words = memoryview(self._map).cast("q")
 
     def begin(self, item: int) -> None:
-        # Time first: a reader that takes the item first then never sees a new item with an old time.
+        # Time first: a reader reads the item first, so it never sees a new item with an old time.
         self._words[1] = time.monotonic_ns()
         self._words[0] = item
 
@@ -98,10 +99,10 @@ class Progress:
 
 
 def main(control_fd: int) -> None:
-    """The nursery: obey Load, then fork and end children until the control connection closes."""
+    """The fork server: obey Load, then fork and end children until the control connection closes."""
     control = Connection(control_fd)
     order: Load = control.recv()
-    # Ends an orphan: its default action needs no cooperation of a module that hangs while it is imported.
+    # It ends an orphan: the signal's default action works even if a module hangs while it is imported.
     signal.alarm(2 * LOAD_LIMIT_S)
     try:
         reward = load_reward(order.name, order.options, where=order.where)
@@ -127,7 +128,8 @@ def _obey(
     reward: LoadedReward,
     answer_field: str,
 ) -> None:
-    """fork: two descriptors follow, the answer is a pid. A pid: end it, the answer is its wait status."""
+    """Carry out an order. fork: two descriptors follow, and the answer is a pid. A pid: the child is ended,
+    and the answer is its wait status."""
     if order != "fork":
         children.remove(order)
         control.send(_end(order))
@@ -146,7 +148,8 @@ def _obey(
 
 
 def _end(pid: int) -> int:
-    """Kill a child and all that it started; its wait status, which says how it died if it had already."""
+    """Kill a child and all that it started; returns its wait status, which says how it died if it was dead
+    before."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:  # it has not reached setsid() yet
@@ -159,7 +162,7 @@ def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, answer_field: str
         os.setsid()
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != fork_server:  # it had ended before that was said
+            if os.getppid() != fork_server:  # the fork server ended before prctl
                 return
         os.lseek(shared_fd, STACK_AT, os.SEEK_SET)
         faulthandler.register(DUMP_SIGNAL, file=shared_fd, all_threads=False)
@@ -171,7 +174,7 @@ def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, answer_field: str
     except EOFError:
         pass
     finally:
-        os._exit(0)  # not the nursery's exit handlers
+        os._exit(0)  # without the fork server's exit handlers
 
 
 def _work(
@@ -214,7 +217,7 @@ def _raised(error: BaseException, what: str, on: str) -> RewardError:
 
 
 def _frame(trace: TracebackType | None) -> str:
-    """Where it was raised: the innermost call outside Python's own library and these files."""
+    """The place that raised: the innermost call outside Python's own library and these files."""
     ours = (__file__, load_reward.__code__.co_filename)
     frames = [f for f in traceback.extract_tb(trace) if f.filename not in ours]
     named = {innermost([(f.filename, f.lineno or 0, f.name)]): f.line for f in frames}
@@ -223,7 +226,7 @@ def _frame(trace: TracebackType | None) -> str:
 
 
 def innermost(frames: Sequence[tuple[str, int, str]]) -> str:
-    """The first of (file, line, function), innermost first, that is not of Python's own library."""
+    """The first of (file, line, function), innermost first, that is not in Python's own library."""
     library = sysconfig.get_path("stdlib")
     own = [f for f in frames if not (f[0].startswith((library, "<")) and "site-packages" not in f[0])]
     return "{}:{} in {}".format(*(own or frames)[0]) if frames else ""

@@ -1,4 +1,5 @@
-"""Does the reward accept the data's own reference answers? Most runs that could not learn are found here."""
+"""Checks that the reward accepts the data's own reference answers, which finds most runs that could not
+learn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class GoldCheck:
     """How a reward judged reference answers."""
 
     num_checked: int
-    """Rows of which the reward could make an answer; 0 for rewards that cannot, such as a pattern."""
+    """Rows from which the reward could make an answer; 0 for rewards that cannot, such as a pattern."""
 
     rejected_rows: tuple[int, ...]
     """Rows whose reference got a reward of 0 or less."""
@@ -41,12 +42,12 @@ def check_on_gold(
 ) -> GoldCheck:
     """Score the reference answers of rows spread evenly over the data.
 
-    A function of the user's own may want answers of another form, so only what it raises counts, not what
-    it returns.
+    A function of the user may expect answers of another form, so only what it raises counts, not what it
+    returns.
 
     Args:
         where: names the data in an error.
-        sample: rows scored at most.
+        sample: largest number of rows that are scored.
         max_rejected: share of rejected references above which a rule reward is refused.
 
     Raises:

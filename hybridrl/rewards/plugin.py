@@ -1,4 +1,4 @@
-"""From the name and options of a reward to something that scores an answer."""
+"""Loads a reward by its name and options as something that scores an answer."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from hybridrl.errors import ConfigError
 RULES = "hybridrl.rewards.rules"
 
 SECTION_KEYS = ("name", "answer_field", "timeout_s", "num_workers")
-"""What stands beside the options in the config section, offered when an option is mistyped."""
+"""The other keys of the config section, which are suggested too when an option is mistyped."""
 
 _FOREIGN = {
     "data_source": "verl",
@@ -37,8 +37,8 @@ class LoadedReward:
     """file:line where it is defined."""
 
     hang_score: float | None
-    """What an answer earns that the reward did not judge in time, for rewards whose attribute `hang_score`
-    says so: an odd answer, not the reward, is to blame. None: such an answer ends the run."""
+    """Reward of an answer that was not judged in time, from the attribute `hang_score` of the reward: it says
+    that the answer is to blame, not the reward. None: such an answer ends the run."""
 
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> Any:
         """What the reward returns for an answer, unchecked."""
@@ -46,15 +46,15 @@ class LoadedReward:
         return self.function(answer, _with_answer(row, answer_field), **given)
 
     def warm_up(self) -> None:
-        """What a reward's method `warm_up()` does, if it has one: imports that a check of its options need
-        not wait for, and the first answer should not."""
+        """Call the reward's method `warm_up()`, if it has one. It does the imports for which neither a check
+        of the options nor the first answer should wait."""
         if warm_up := getattr(self.function, "warm_up", None):
             warm_up()
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
-        """An answer that this reward should accept, made from the reference; None: there is none to be made.
+        """An answer that this reward should accept, made from the reference; None: none can be made.
 
-        A reward says how in a method `gold(row, answer_field=...)`; without one it is the reference as text.
+        A reward makes it in a method `gold(row, answer_field=...)`; without one it is the reference as text.
         """
         own, row = getattr(self.function, "gold", None), _with_answer(row, answer_field)
         if own is not None:
@@ -117,7 +117,7 @@ def _refuse_foreign(function: Callable[..., Any], name: str, where: str) -> None
 
 
 def _with_answer(row: Mapping[str, Any], answer_field: str) -> Mapping[str, Any]:
-    """The row, with an answer that lies inside a column (reward_model.ground_truth) under its whole name."""
+    """The row, with an answer inside a column (reward_model.ground_truth) added under its dotted name."""
     value: Any = row
     for name in () if answer_field in row else answer_field.split("."):
         if not isinstance(value, Mapping) or name not in value:

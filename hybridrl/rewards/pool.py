@@ -1,8 +1,8 @@
 """Scores answers in child processes with a limit on every single item.
 
-Who waits for whom: score() waits for its children, and for none longer than the item it is at may take.
-    Items go out in chunks that shrink towards the end, so a chunk of trivial rewards costs one message, and
-    slow ones end together.
+Who waits for whom: score() waits for its children, and for none longer than its current item may take.
+    Items are sent in chunks that shrink towards the end, so that a chunk of trivial rewards costs one
+    message, and children with slow ones end at about the same time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ __all__ = ["Score", "Scorer"]
 
 @dataclass(slots=True)
 class _Work:
-    """One call's items: what is to do, who is at what, what is done."""
+    """The items of one call: those to do, those that children score now, and the scores so far."""
 
     answers: Sequence[str] | Literal["gold"]
     rows: Sequence[Mapping[str, Any]]
@@ -44,7 +44,7 @@ class _Work:
 
 
 class Scorer:
-    """The reward of a config, in `num_workers` processes that close(), or a `with` block, ends."""
+    """The reward of a config, in `num_workers` processes. close(), or leaving a `with` block, ends them."""
 
     def __init__(self, reward: RewardConfig, *, where: str = "reward") -> None:
         """Start the processes and load the reward in them; this process never imports it.
@@ -79,15 +79,15 @@ class Scorer:
         return [score for score in self._run(answers, rows, uids) if score is not None]
 
     def score_gold(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[Score | None]:
-        """The scores that the rows' own reference answers get; None where the reward can make no answer of
-        them.
+        """The scores of the rows' own reference answers; None where the reward cannot make an answer from
+        one.
 
         Raises: as score().
         """
         return self._run("gold", rows, uids)
 
     def close(self) -> None:
-        """End the processes; nothing of them is left. Twice is once."""
+        """End the processes. A second call does nothing."""
         self._fork_server.close()
         for child in self._idle:
             child.close()
@@ -125,7 +125,7 @@ class Scorer:
             child.progress.begin(NOT_BEGUN)
             try:
                 child.jobs.send(job)
-            except ConnectionError:  # it died while idle; _collect tells why
+            except ConnectionError:  # it died while idle; _collect reports why
                 pass
 
     def _collect(self, work: _Work, jobs: Connection) -> None:
@@ -153,7 +153,7 @@ class Scorer:
             if item == NOT_BEGUN or since_s < self.reward.timeout_s or child.jobs.poll():
                 continue
             place = child.stack()
-            if child.progress.read()[0] != item:  # it went on meanwhile: slow, and no longer late
+            if child.progress.read()[0] != item:  # it went on meanwhile: it was slow, not hanging
                 continue
             del work.busy[child.jobs]
             self._replace(child)
@@ -181,7 +181,7 @@ class Scorer:
         )
 
     def _replace(self, child: Child) -> str:
-        """End a child and fork another; says how it had died."""
+        """End a child and fork another; returns how the child died."""
         reason = self._fork_server.end(child)
         self._idle.append(self._fork_server.fork())
         return reason

@@ -1,4 +1,5 @@
-"""The owner's side of scoring processes: start them, end them, say where one hangs and why one died."""
+"""The owner's side of scoring processes: starts them, ends them, and says where one hangs and why one
+died."""
 
 import os
 import re
@@ -37,12 +38,13 @@ class Child:
     progress: Progress
 
     def close(self) -> None:
-        """Let go of it; the nursery ends the process."""
+        """Close the owner's connections; the fork server ends the process."""
         self.jobs.close()
         self.progress.close()
 
     def stack(self) -> str:
-        """Where it is now, as "file:line in function"; empty where it does not say within half a second."""
+        """The place it executes now, as "file:line in function"; empty if it does not answer within half a
+        second."""
         earlier, text = len(self.progress.stack()), ""
         os.kill(self.pid, DUMP_SIGNAL)
         give_up = time.monotonic() + _DUMP_WAIT_S
@@ -107,7 +109,7 @@ class ForkServer:
         return Child(pid, Connection(ours.detach()), Progress(shared))
 
     def end(self, child: Child) -> str:
-        """Kill a child with all that it started; says how it had died if it was dead already."""
+        """Kill a child and all that it started; returns how it died, also if it was dead before."""
         status = self._ask(child.pid)
         child.close()
         return exit_reason(os.waitstatus_to_exitcode(status))
@@ -123,7 +125,7 @@ class ForkServer:
             raise WorkerError(f"the scoring processes of reward {self.name} are gone: {reason}") from error
 
     def close(self) -> None:
-        """End the nursery and with it every child. Twice is once."""
+        """End the fork server and every child. A second call does nothing."""
         self._control.close()
         try:
             self._process.wait(timeout=_END_WAIT_S)
@@ -133,7 +135,7 @@ class ForkServer:
 
 
 def exit_reason(code: int) -> str:
-    """What a return code of subprocess says, in words."""
+    """The meaning of a return code of subprocess, in words."""
     if code < 0:
         return f"its process was ended by {signal.Signals(-code).name}"
     return f"its process exited with code {code}"

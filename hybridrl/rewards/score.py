@@ -1,4 +1,4 @@
-"""What a reward returned, checked."""
+"""Checks what a reward returned."""
 
 import math
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ class Score:
 
     reward: float
     parts: dict[str, float]
-    """Named components, for metrics; empty where the reward returned a bare number."""
+    """Named components, for metrics; empty if the reward returned a bare number."""
 
 
 def read_score(returned: Any) -> Score:
     """A Score from what a reward returned: a number, or a mapping with "reward" and parts.
 
     Raises:
-        ValueError: something in it is not a finite number; says what.
+        ValueError: something in it is not a finite number; the message says what.
     """
     if not isinstance(returned, Mapping):
         return Score(_number(returned, "returned"), {})

@@ -1,4 +1,4 @@
-"""From token columns to scores."""
+"""Scores trajectories from their token columns."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,7 +7,7 @@ from hybridrl.rewards.pool import Score, Scorer
 from hybridrl.types import Prompt
 
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
-"""Token ids of many answers to their texts, without special tokens."""
+"""Turns the token ids of many answers into texts, without special tokens."""
 
 
 def score_block(
@@ -19,7 +19,7 @@ def score_block(
         earns nothing.
 
     Args:
-        rows: which trajectories.
+        rows: numbers of the trajectories.
         prompts: the prompt of each.
 
     Raises: as Scorer.score.

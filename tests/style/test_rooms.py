@@ -158,6 +158,6 @@ def test_imports_go_through_doors_and_keys() -> None:
     assert not faults, "\n".join(faults)
 
 
-def test_trainer_and_rollout_never_meet() -> None:
+def test_trainer_and_rollout_never_import_each_other() -> None:
     assert fault("trainer", "hybridrl.rollout.sglang") and fault("rollout", "hybridrl.trainer.megatron")
     assert fault("controller", "ray") and fault("config", "torch") and fault("cli", ".")

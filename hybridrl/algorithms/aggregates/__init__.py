@@ -1,1 +1,1 @@
-"""How a column of token losses becomes one number, one file each; denominators are of the whole minibatch."""
+"""How a column of token losses becomes one number, one file each; denominators count the whole minibatch."""

@@ -1,4 +1,4 @@
-"""Mean over trajectories of the sum over their tokens, over the longest length allowed.
+"""Mean over trajectories of the sum over their tokens, divided by the longest length allowed.
 
 Source: Dr. GRPO, arXiv:2503.20783
 Formula: sum of L over trained tokens / (number of trajectories * max_response_tokens)
@@ -17,7 +17,7 @@ from hybridrl.algorithms.sequences import masked
 @register_aggregate("seq_mean_token_sum_norm")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeqMeanTokenSumNorm:
-    """No length bias, and a loss of the size of a token mean."""
+    """It has no length bias, and its magnitude is that of a token mean."""
 
     max_response_tokens: int
     """Filled in from rollout.max_response_tokens."""

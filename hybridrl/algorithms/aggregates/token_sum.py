@@ -13,7 +13,7 @@ from hybridrl.algorithms.sequences import masked
 
 @register_aggregate("token_sum")
 class TokenSum:
-    """No denominator."""
+    """There is no denominator."""
 
     def __call__(self, value_T: Tensor, tokens: Tokens, totals: Totals) -> Tensor:
         return masked(value_T, tokens).sum()

@@ -1,4 +1,4 @@
-"""The weights so far, over their mean in the batch.
+"""Divides the weights so far by their mean in the batch.
 
 Source: self-normalised importance sampling; an option of verl.
 Formula: w <- w / mean of w over the trained tokens of the batch
@@ -19,5 +19,5 @@ class BatchNormalise:
     def __call__(self, weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
         sums = torch.stack([masked(weight_T, tokens).double().sum(), tokens.mask_T.sum().double()])
         total, count = reduce.sum(sums)
-        # With all weights 0 there is nothing to keep the size of.
+        # If all weights are 0, there is no mean to divide by.
         return weight_T if total == 0 else weight_T * (count / total).to(weight_T.dtype)

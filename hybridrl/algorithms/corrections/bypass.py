@@ -1,8 +1,9 @@
-"""Bypass: the engine's probabilities stand for the trainer's before the update.
+"""Bypass: the engine's log-probabilities replace those of the trainer before the update.
 
 Source: an option of verl, slime and prime-rl.
 Formula: old_logp := rollout_logp
-Use: to save a forward pass; ratios then hold drift and mismatch together, and the first ratio is not 1.
+Use: to save a forward pass; ratios then contain both policy change and engine mismatch, and the first ratio
+    is not 1.
 """
 
 from typing import ClassVar
@@ -14,7 +15,7 @@ from hybridrl.algorithms.base import Reduce, Tokens, register_correction
 
 @register_correction("bypass")
 class Bypass:
-    """Changes no weight: the objective takes old_logp from the engine when this is among its corrections."""
+    """It changes no weight: the objective takes old_logp from the engine if this is among its corrections."""
 
     replaces_old_logp: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""IcePop: tokens whose ratio is within bounds keep it as their weight, the others are left out.
+"""IcePop: tokens whose ratio is within bounds get it as their weight, the others are left out.
 
 Source: Ling team 2025, "Every Step Evolves" (IcePop), arXiv:2510.18855.
 Formula: w = r if lowest <= r <= highest else 0, r = exp(old_logp - rollout_logp)

@@ -2,7 +2,7 @@
 
 Source: the "outlier" guard of SkyRL and verl's seq_max criteria.
 Formula: keep the answer if every token has lowest <= exp(old_logp - rollout_logp) <= highest
-Use: a broken engine, or tokens that the trainer holds impossible.
+Use: a broken engine, or tokens that are impossible for the trainer.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from hybridrl.algorithms.sequences import sequence_sum
 @register_correction("outlier_mask")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OutlierMask:
-    """A hard guard; bounds are far out."""
+    """A hard guard with wide bounds."""
 
     lowest: float = 1e-4
     highest: float = 100.0

@@ -1,9 +1,9 @@
-"""Rejection by a divergence between engine and trainer, of tokens or of whole answers.
+"""Rejects tokens or whole answers by a divergence between engine and trainer.
 
 Source: the k1, k2 and k3 criteria of verl's rollout correction; estimators as in Schulman 2020.
 Formula: keep where lowest <= D <= highest; with x = rollout_logp - old_logp: k1 = x, k2 = x^2 / 2, k3 =
     exp(-x) - 1 + x
-Use: a guard beside importance weights; k3 never cancels within an answer.
+Use: a guard in addition to importance weights; k3 never cancels within an answer.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ class Reject:
     """What must be within bounds: each token, or the sum, mean or largest absolute value over the answer."""
 
     lowest: float | None = None
-    """In nats; of use for k1, which can be negative; None: none."""
+    """Lower bound in nats, useful for k1, which can be negative; None: no lower bound."""
 
     highest: float = 0.01
-    """In nats."""
+    """Upper bound in nats."""
 
     def __call__(self, weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
         divergence_T = self._divergence(log_ratio_T)

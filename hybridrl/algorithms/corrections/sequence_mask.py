@@ -18,7 +18,7 @@ from hybridrl.algorithms.sequences import sequence_sum
 @register_correction("sequence_mask")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceMask:
-    """Whole answers stay or go."""
+    """A mask on whole answers."""
 
     lowest: float = 0.5
     highest: float = 2.0

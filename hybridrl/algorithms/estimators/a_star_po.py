@@ -25,7 +25,7 @@ class AStarPO:
     needs: ClassVar[frozenset[Column]] = frozenset({"v_star"})
 
     def __call__(self, reward_N: Tensor, group_N: Tensor, v_star_N: Tensor) -> Tensor:
-        """[N]"""
+        """The advantages, [N]."""
         check_rewards(reward_N, group_N)
         return reward_N - v_star_N
 
@@ -34,8 +34,8 @@ def soft_value(reward_N: Tensor, group_N: Tensor, beta: float) -> Tensor:
     """Soft value of each prompt from answers of the reference policy, repeated for each of its answers, [N].
 
     Args:
-        beta: temperature, in units of reward: 0.5 in the paper; a small one nears the best reward, a large
-            one the mean.
+        beta: temperature, in units of reward: 0.5 in the paper; a small one approaches the best reward, a
+            large one the mean.
     """
     check_rewards(reward_N, group_N)
     best_N = group_max(reward_N, group_N)

@@ -1,10 +1,10 @@
-"""On-policy distillation in policy-gradient form: each token is worth what the teacher thinks of it more
-than the student.
+"""On-policy distillation in policy-gradient form: a token's advantage is the teacher's log-probability minus
+the student's.
 
 Source: Lu et al. 2025, "On-Policy Distillation" (Thinking Machines); MOPD, arXiv:2601.02780.
 Formula: A_t = coefficient (teacher_logp - old_logp) + outcome_weight (s_i - mean_g) / (std_g + 1e-6)
-Use: to move a teacher's behaviour into a student on the student's own answers, with or without a reward
-    beside it.
+Use: to move a teacher's behaviour into a student on the student's own answers, with or without a reward in
+    addition.
 Shape letters: T packed tokens held here, N trajectories of the batch.
 """
 
@@ -24,10 +24,10 @@ class Distillation:
     """Negative of the sampled reverse KL divergence to the teacher at each token."""
 
     coefficient: float = 1.0
-    """Of the teacher's term."""
+    """Weight of the teacher's term."""
 
     outcome_weight: float = 0.0
-    """Of a GRPO advantage from the reward; 0: the reward is not used."""
+    """Weight of a GRPO advantage from the reward; 0: the reward is not used."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"teacher_logp", "old_logp"})
 
@@ -40,7 +40,7 @@ class Distillation:
         teacher_logp_T: Tensor,
         old_logp_T: Tensor,
     ) -> Advantage:
-        """[T]"""
+        """The advantages, [T]."""
         advantage_T = self.coefficient * (teacher_logp_T - old_logp_T)
         if self.outcome_weight:
             advantage_T = advantage_T + self.outcome_weight * GRPO()(reward_N, group_N)[tokens.seq_T]

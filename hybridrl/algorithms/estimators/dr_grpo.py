@@ -26,6 +26,7 @@ class DrGRPO:
     centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """[N]; sums to 0 within each group up to rounding; 0 in a flat group and in a group of one."""
+        """The advantages, [N]; they sum to 0 within each group up to rounding, and are 0 in a flat group and
+        in a group of one."""
         check_rewards(reward_N, group_N)
         return centre(reward_N, group_N)

@@ -3,7 +3,7 @@
 Source: Schulman et al. 2015, arXiv:1506.02438; decoupled and adaptive lambda: VAPO, arXiv:2504.05118
 Formula: d_t = r_t + discount V_{t+1} - V_t; A_t = d_t + discount lambda A_{t+1}; return = A (with
     value_lambda) + V
-Use: PPO with a critic; long answers want adaptive lambda and value_lambda = 1.
+Use: PPO with a critic; long answers need adaptive lambda and value_lambda = 1.
 Shape letters: T packed tokens held here, S trajectories.
 """
 
@@ -20,29 +20,29 @@ from hybridrl.algorithms.sequences import discounted_sum, masked, next_token, se
 @register_estimator("gae")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GAE:
-    """Exponentially weighted temporal differences. Tool and observation tokens are stepped over."""
+    """Exponentially weighted temporal differences. Tool and observation tokens are skipped."""
 
     discount: float = 1.0
-    """Per trained token, in (0, 1]."""
+    """Discount per trained token, in (0, 1]."""
 
     policy_lambda: float = 1.0
-    """Of the advantage, in [0, 1]."""
+    """lambda of the advantage, in [0, 1]."""
 
     value_lambda: float | None = None
-    """Of the returns that the value function learns; None: policy_lambda. 1 in VAPO."""
+    """lambda of the returns that the value function is trained on; None: policy_lambda. 1 in VAPO."""
 
     adaptive_lambda: float | None = None
-    """alpha of lambda = 1 - 1 / (alpha * trained tokens), at least 0, in place of policy_lambda; 0.05 in
-    VAPO; None: fixed."""
+    """alpha of lambda = 1 - 1 / (alpha * trained tokens), at least 0, which replaces policy_lambda; 0.05 in
+    VAPO; None: lambda is fixed."""
 
     whiten: bool = True
-    """Over all trained tokens of the batch."""
+    """Whiten the advantages over all trained tokens of the batch."""
 
     eps: float = 1e-8
     """Added to the variance of whitening, under the root."""
 
     bessel: bool = True
-    """Variance of whitening with n-1."""
+    """Divide by n-1 in the variance of whitening."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"value", "token_reward"})
 
@@ -76,7 +76,7 @@ class GAE:
         return Advantage(masked(advantage_T, tokens), masked(target_T + value_T, tokens))
 
     def _policy_lambda(self, value_T: Tensor, tokens: Tokens) -> Tensor:
-        """[T], constant within a trajectory."""
+        """lambda of each token, [T], constant within a trajectory."""
         if self.adaptive_lambda is None:
             return torch.full_like(value_T, self.policy_lambda)
         length_S = sequence_length(tokens, value_T.dtype).clamp(min=1)

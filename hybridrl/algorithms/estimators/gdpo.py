@@ -1,5 +1,5 @@
-"""GDPO: every part of the reward is normalised in its group before the parts are added, so none drowns the
-others.
+"""GDPO: every part of the reward is normalised in its group before the parts are added, so that none
+dominates.
 
 Source: Liu et al. 2026, "GDPO", arXiv:2601.05242.
 Formula: A = whiten(sum over k of w_k (s_ik - mean_g(s_k)) / (std_g(s_k) + eps)), over all trained tokens of
@@ -25,7 +25,7 @@ class GDPO:
     """Weighted sum of the group-normalised parts, whitened; the total reward itself is not used."""
 
     weights: tuple[float, ...] | None = None
-    """One per part, in alphabetical order of their names; None: 1 each."""
+    """One weight per part, in alphabetical order of the parts' names; None: 1 each."""
 
     eps: float = 1e-6
     """Added to the std of a part in its group."""
@@ -53,10 +53,10 @@ class GDPO:
     def __call__(
         self, reward_N: Tensor, group_N: Tensor, reward_parts_NK: Tensor, length_N: Tensor
     ) -> Tensor:
-        """[N]
+        """The advantages, [N].
 
         Raises:
-            ValueError: as check_parts(), or a part is not finite.
+            ValueError: the errors of check_parts(), or a part is not finite.
         """
         self.check_parts(reward_parts_NK.shape[1])
         weights = self.weights or (1.0,) * reward_parts_NK.shape[1]

@@ -3,7 +3,7 @@
 Source: Feng et al. 2025, "Group-in-Group Policy Optimization", arXiv:2505.10978
 Formula: A = episode_weight norm_g(s_i) + turn_weight norm_anchor(R_k), R_k = r_k + discount R_{k+1} over
     turns
-Use: agents that meet the same state in several trajectories of a group; states are compared within a group
+Use: agents that reach the same state in several trajectories of a group; states are compared within a group
     only.
 Shape letters: T packed tokens held here, N trajectories of the batch, K turns of the batch in an [N, K/N]
 grid.
@@ -27,7 +27,7 @@ class GiGPO:
     """Group-normalised outcome plus anchor-normalised return of the turn."""
 
     discount: float = 1.0
-    """Per turn, in (0, 1]."""
+    """Discount per turn, in (0, 1]."""
 
     episode_weight: float = 1.0
     turn_weight: float = 1.0
@@ -50,8 +50,8 @@ class GiGPO:
         anchor_T: Tensor,
         turn_reward_T: Tensor,
     ) -> Advantage:
-        """*Collective*. [T], the same at all tokens of a turn; a state met once, or always with the same
-        return, adds 0."""
+        """*Collective*. The advantages, [T], are the same at all tokens of a turn; a state that is reached
+        once, or always with the same return, adds 0."""
         turns = gather_turns(tokens, turn_T, anchor_T, turn_reward_T, reduce)
         outcome_N = GRPO(scale_by_std=self.scale_by_std, eps=self.eps)(reward_N, group_N)
         peers = torch.stack([group_N.unsqueeze(1).expand_as(turns.anchor_NK), turns.anchor_NK], -1)

@@ -18,10 +18,10 @@ from hybridrl.algorithms.groups import centre, check_rewards, group_max, group_m
 @register_estimator("gpg")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GPG:
-    """Reward minus its group's mean, times N over the trajectories that count."""
+    """Reward minus its group's mean, times N / (number of trajectories that count)."""
 
     count: Literal["informative", "nonzero"] = "informative"
-    """informative: trajectories of groups that are not flat, as the paper means it; nonzero: trajectories
+    """informative: trajectories of groups that are not flat, as in the paper; nonzero: trajectories
     whose reward is not 0, which with rewards of -1 and 1 is all of them."""
 
     norm: float = 1.0
@@ -32,7 +32,7 @@ class GPG:
     centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """[N]; 0 in a flat group and in a group of one."""
+        """The advantages, [N]; 0 in a flat group and in a group of one."""
         check_rewards(reward_N, group_N)
         spread_N = group_max(reward_N, group_N) - group_min(reward_N, group_N)
         counted_N = (spread_N if self.count == "informative" else reward_N) != 0

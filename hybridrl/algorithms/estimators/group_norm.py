@@ -1,7 +1,7 @@
 """The grid of reward normalisations: which mean, which standard deviation, whitened over what.
 
 Source: GRPO, Dr. GRPO, RLOO, LitePPO and REINFORCE++ (with and without baseline) are six of its cells.
-Formula: A = whiten((s_i - mean) / (std + eps)); where std is 0 nothing is divided
+Formula: A = whiten((s_i - mean) / (std + eps)); no division where std is 0
 Use: to vary one choice at a time, and to reproduce the numerics of other frameworks.
 Shape letters: N trajectories in the batch, G prompts (groups).
 """
@@ -23,16 +23,17 @@ class GroupNorm:
     """Reward minus a mean, over a standard deviation, whitened."""
 
     mean: Literal["none", "batch", "group", "others"] = "group"
-    """others: of the group without the trajectory itself (leave one out)."""
+    """Mean that is subtracted. others: the group's without the trajectory itself (leave one out)."""
 
     std: Literal["none", "batch", "group", "others"] = "group"
-    """Of the rewards; others: of the group without the trajectory itself."""
+    """Standard deviation of the rewards that is divided by; others: the group's without the trajectory
+    itself."""
 
     whiten: Literal["none", "token", "sequence"] = "none"
-    """Over all trained tokens, or all trajectories, of the batch, with n-1."""
+    """Whiten over all trained tokens, or all trajectories, of the batch, with n-1."""
 
     singleton: Literal["zero", "reward"] = "zero"
-    """What stays of the only answer to a prompt before whitening: nothing, or its reward over 1 + eps."""
+    """Advantage of the only answer to a prompt before whitening: 0, or its reward / (1 + eps)."""
 
     eps: float = 1e-6
     """Added to the std, in units of reward."""
@@ -41,7 +42,7 @@ class GroupNorm:
     """Added to the variance of whitening, under the root."""
 
     bessel: bool = True
-    """std with n-1; False: with n."""
+    """Divide by n-1 in the std; False: by n."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"length"})
 
@@ -50,7 +51,8 @@ class GroupNorm:
         return 2 if {"group", "others"} & {self.mean, self.std} and self.singleton == "zero" else 1
 
     def __call__(self, reward_N: Tensor, group_N: Tensor, length_N: Tensor) -> Tensor:
-        """[N]; sums to 0 within each group for mean = group and for mean = others without a std."""
+        """The advantages, [N]; they sum to 0 within each group for mean = group, and for mean = others
+        without a std."""
         check_rewards(reward_N, group_N)
         centred_N, std_N = self._centred(reward_N, group_N), self._std(reward_N, group_N)
         advantage_N = torch.where(std_N > 0, centred_N / (std_N + self.eps), centred_N)
@@ -73,7 +75,7 @@ class GroupNorm:
         return centre(reward_N, group_N) * scale_N
 
     def _std(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """0: do not divide."""
+        """The standard deviations, [N]; 0: do not divide."""
         if self.std == "none":
             return torch.zeros_like(reward_N)
         if self.std == "batch":

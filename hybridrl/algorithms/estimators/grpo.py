@@ -38,7 +38,8 @@ class GRPO:
             group_N: int64 [N], prompt of each trajectory, in [0, G); any order.
 
         Returns:
-            [N]; sums to 0 within each group up to rounding, exactly 0 in a flat group and in a group of one.
+            [N]; they sum to 0 within each group up to rounding, and are exactly 0 in a flat group and in a
+            group of one.
 
         Raises:
             ValueError: a reward is not finite.

@@ -20,7 +20,7 @@ from hybridrl.algorithms.groups import centre, check_rewards, group_max, group_s
 @register_estimator("grpo_passk")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GRPOPassK:
-    """The lead of the best answer; 0 in a tie, a flat group or a group of one."""
+    """The margin of the best answer over the second best; 0 in a tie, a flat group or a group of one."""
 
     scale_by_std: bool = True
     """Divide by the group's unbiased (n-1) std."""
@@ -32,10 +32,10 @@ class GRPOPassK:
     min_group_size: ClassVar[int] = 2
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """[N]"""
+        """The advantages, [N]."""
         check_rewards(reward_N, group_N)
         best_N = group_max(reward_N, group_N)
-        # In a tie every best answer has another one as good beside it, and a lead of 0.
+        # In a tie every best answer has another one as good, and a margin of 0.
         rest_N = torch.where(reward_N == best_N, -torch.inf, reward_N)
         second_N = torch.where(
             self._is_shared(reward_N == best_N, group_N), best_N, group_max(rest_N, group_N)

@@ -31,10 +31,10 @@ class HierarchicalGRPO:
     min_group_size: ClassVar[int] = 2
 
     def __call__(self, reward_N: Tensor, group_N: Tensor, agent_N: Tensor, episode_N: Tensor) -> Tensor:
-        """[N]
+        """The advantages, [N].
 
         Args:
-            episode_N: unique within a group; the same number may stand for other episodes in other groups.
+            episode_N: number of each episode, unique within its group only.
         """
         check_rewards(reward_N, group_N)
         within_N = torch.isin(

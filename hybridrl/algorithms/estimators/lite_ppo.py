@@ -2,7 +2,7 @@
 
 Source: Liu et al. 2025, "Tricks or Traps? A Deep Dive into RL for LLM Reasoning", arXiv:2508.08221.
 Formula: A_i = (s_i - mean_g) / (std_batch + eps), std of the rewards of the whole batch with n-1
-Use: with aggregate token_mean; groups whose rewards hardly differ are not blown up.
+Use: with aggregate token_mean; groups whose rewards hardly differ are not scaled up.
 Shape letters: N trajectories in the batch, G prompts (groups).
 """
 
@@ -28,6 +28,6 @@ class LitePPO:
     centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """[N]; 0 in a flat group and in a group of one."""
+        """The advantages, [N]; 0 in a flat group and in a group of one."""
         check_rewards(reward_N, group_N)
         return centre(reward_N, group_N) / (batch_std(reward_N) + self.eps)

@@ -29,7 +29,7 @@ class MaxRL:
     centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """[N]; 0 in a flat group and in a group of one.
+        """The advantages, [N]; 0 in a flat group and in a group of one.
 
         Raises:
             ValueError: a reward is negative.

@@ -2,7 +2,7 @@
 
 Source: Hao et al. 2025, "On-Policy RL with Optimal Reward Baseline", arXiv:2505.23585
 Formula: A_i = s_i - b_g, b_g = sum of l_j s_j / sum of l_j over g, l = trained tokens
-Use: one optimizer step per batch, no KL; long answers pull the baseline.
+Use: one optimizer step per batch, no KL; long answers weigh more in the baseline.
 Shape letters: N trajectories in the batch, G prompts (groups).
 """
 
@@ -24,7 +24,7 @@ class OPO:
     min_group_size: ClassVar[int] = 2
 
     def __call__(self, reward_N: Tensor, group_N: Tensor, length_N: Tensor) -> Tensor:
-        """[N]; 0 in a flat group and in a group of one."""
+        """The advantages, [N]; 0 in a flat group and in a group of one."""
         check_rewards(reward_N, group_N)
         above_N = reward_N - group_min(reward_N, group_N)
         length_N = length_N.to(reward_N.dtype)

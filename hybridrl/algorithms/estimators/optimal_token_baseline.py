@@ -26,13 +26,15 @@ class OptimalTokenBaseline:
     """Return minus the weighted mean return of the group at the same position."""
 
     discount: float = 1.0
-    """Per trained token, in (0, 1]."""
+    """Discount per trained token, in (0, 1]."""
 
     importance_cap: float | None = None
-    """Weigh by the squared ratio of trainer to engine probability, cut here; None: do not."""
+    """Weigh by the squared ratio of trainer to engine probability, with the ratio capped here; None: do not
+    weigh."""
 
     zero_tail: bool = True
-    """No baseline where only the longest answer of a group is left: it would cancel the return."""
+    """Use no baseline at positions that only the longest answer of a group has: it would cancel the
+    return."""
 
     eps: float = 1e-8
     """Added to the summed weight."""
@@ -55,7 +57,7 @@ class OptimalTokenBaseline:
         token_reward_T: Tensor,
         rollout_logp_T: Tensor | None = None,
     ) -> Advantage:
-        """*Collective*. 0 for the only answer to a prompt."""
+        """*Collective*. The advantages are 0 for the only answer to a prompt."""
         return_T = discounted_sum(token_reward_T, self.discount, tokens)
         weight_T = running_sum(self._energy(old_logp_T, old_collision_T, rollout_logp_T), tokens)
         position_T = position(tokens)
@@ -76,7 +78,7 @@ class OptimalTokenBaseline:
 
     def _energy(self, old_logp_T: Tensor, old_collision_T: Tensor, rollout_logp_T: Tensor | None) -> Tensor:
         """Squared norm of the gradient of logp with respect to the logits, times the squared importance
-        weight."""
+        weight, [T]."""
         energy_T = 1 - 2 * old_logp_T.exp() + old_collision_T
         if rollout_logp_T is None:
             return energy_T

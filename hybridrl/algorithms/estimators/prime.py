@@ -1,4 +1,4 @@
-"""PRIME: process rewards from a model that is trained on outcomes only, beside the outcome itself.
+"""PRIME: process rewards from a model that is trained on outcomes only, added to the outcome itself.
 
 Source: Cui et al. 2025, "Process Reinforcement through Implicit Rewards", arXiv:2502.01456
 Formula: p_t = beta (process_logp - ref_logp); A_t = sum_{u>=t} discount^{u-t} (p_u - mean over others of
@@ -25,10 +25,10 @@ class PRIME:
     """Leave-one-out returns of implicit process rewards and of the outcome, whitened."""
 
     beta: float = 0.05
-    """Reward per nat that the process model puts above the reference."""
+    """Reward per nat by which the process model's log-probability exceeds the reference's."""
 
     discount: float = 1.0
-    """Of process rewards, per trained token, in (0, 1]."""
+    """Discount of process rewards per trained token, in (0, 1]."""
 
     eps: float = 1e-8
     """Added to the variance of whitening, under the root."""
@@ -45,7 +45,7 @@ class PRIME:
         process_logp_T: Tensor,
         ref_logp_T: Tensor,
     ) -> Advantage:
-        """*Collective*. [T]"""
+        """*Collective*. The advantages, [T]."""
         check_rewards(reward_N, group_N)
         process_T = masked(self.beta * (process_logp_T - ref_logp_T), tokens)
         length_N = reduce.sum(sequence_length(tokens, process_T.dtype)).clamp(min=1)
@@ -58,8 +58,8 @@ class PRIME:
 
 
 def _others_mean(value_N: Tensor, group_N: Tensor) -> Tensor:
-    """Mean over the other answers to the prompt; the value itself where there is none, so that nothing is
-    left of it."""
+    """Mean over the other answers to the prompt, [N]; the value itself if there are none, so that the
+    difference is 0."""
     size_N = group_size(group_N, value_N.dtype)
     others_N = (group_sum(value_N, group_N) - value_N) / (size_N - 1).clamp(min=1)
     return others_N.where(size_N > 1, value_N)
@@ -77,7 +77,7 @@ def implicit_reward_loss(
     """This microbatch's share of the cross entropy that trains the process model on outcomes.
 
     Args:
-        process_logp_T: with a gradient.
+        process_logp_T: log-probabilities with a gradient.
         solved_N: 0 or 1 per trajectory of `tokens`.
         num_sequences: trajectories of the whole minibatch.
     """

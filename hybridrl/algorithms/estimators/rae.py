@@ -20,11 +20,11 @@ from hybridrl.algorithms.groups import check_rewards
 @register_estimator("rae")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RAE:
-    """Reward minus the running mean of its role. Keeps state between steps: `state_dict` belongs into the
-    checkpoint."""
+    """Reward minus the running mean of its role. It keeps state between steps, which `state_dict` puts into
+    the checkpoint."""
 
     decay: float = 0.95
-    """Of the running mean, per trajectory, in [0, 1)."""
+    """Decay of the running mean per trajectory, in [0, 1)."""
 
     baseline: dict[int, float] = field(init=False, default_factory=dict)
     needs: ClassVar[frozenset[Column]] = frozenset({"agent"})
@@ -34,7 +34,8 @@ class RAE:
             raise ValueError(f"decay = {self.decay} is not in [0, 1)")
 
     def __call__(self, reward_N: Tensor, group_N: Tensor, agent_N: Tensor) -> Tensor:
-        """[N]; trajectories are scored in their order, each before it moves its role's baseline."""
+        """The advantages, [N]; trajectories are scored in order, each before it updates its role's
+        baseline."""
         check_rewards(reward_N, group_N)
         advantages = []
         for reward, agent in zip(reward_N.tolist(), agent_N.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Rank: the place of an answer in its group, whatever the distances between rewards.
+"""Rank: the rank of an answer in its group, whatever the distances between rewards.
 
 Source: fitness shaping of Wierstra et al. 2014, "Natural Evolution Strategies", arXiv:1106.4487.
 Formula: A_i = (number of answers of g below s_i - number above it) / (n - 1), in [-1, 1]
@@ -24,7 +24,8 @@ class Rank:
     min_group_size: ClassVar[int] = 2
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """[N]; sums to 0 within each group, exactly 0 in a flat group and in a group of one."""
+        """The advantages, [N]; they sum to 0 within each group, and are exactly 0 in a flat group and in a
+        group of one."""
         check_rewards(reward_N, group_N)
         peer_NN = group_N.unsqueeze(1) == group_N
         balance_NN = (reward_N.unsqueeze(1) - reward_N).sign() * peer_NN

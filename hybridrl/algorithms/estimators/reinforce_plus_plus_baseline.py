@@ -26,13 +26,13 @@ class ReinforcePlusPlusBaseline:
     """Added to the variance, under the root."""
 
     bessel: bool = True
-    """Variance with n-1."""
+    """Divide by n-1 in the variance."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"length"})
     min_group_size: ClassVar[int] = 2
 
     def __call__(self, reward_N: Tensor, group_N: Tensor, length_N: Tensor) -> Tensor:
-        """[N]; mean 0 over tokens, so a flat group is near 0 but not at it when lengths and rewards are
-        related."""
+        """The advantages, [N]. Their mean over tokens is 0, so those of a flat group are near 0 but not
+        exactly 0 when lengths and rewards are related."""
         check_rewards(reward_N, group_N)
         return whiten(centre(reward_N, group_N), length_N, OneRank(), eps=self.eps, bessel=self.bessel)

@@ -2,7 +2,7 @@
 
 Source: Ahmadian et al. 2024, "Back to Basics", arXiv:2402.14740
 Formula: A_i = s_i - mean over the others of g = n / (n - 1) * (s_i - mean_g)
-Use: an unbiased baseline without a value function; stays in units of reward.
+Use: an unbiased baseline without a value function; advantages stay in units of reward.
 Shape letters: N trajectories in the batch, G prompts (groups).
 """
 
@@ -25,7 +25,8 @@ class RLOO:
     centred: ClassVar[str] = "group"
 
     def __call__(self, reward_N: Tensor, group_N: Tensor) -> Tensor:
-        """[N]; sums to 0 within each group up to rounding; 0 in a flat group and in a group of one."""
+        """The advantages, [N]; they sum to 0 within each group up to rounding, and are 0 in a flat group and
+        in a group of one."""
         check_rewards(reward_N, group_N)
         size_N = group_size(group_N, reward_N.dtype)
         return centre(reward_N, group_N) * size_N / (size_N - 1).clamp(min=1)

@@ -25,10 +25,10 @@ class StepReinforce:
     """The normalised return of the turn that a token belongs to."""
 
     discount: float = 1.0
-    """Per turn, in (0, 1]."""
+    """Discount per turn, in (0, 1]."""
 
     over: Literal["group", "batch"] = "group"
-    """Which turns are compared."""
+    """Turns that are normalised together: those of a group, or of the batch."""
 
     eps: float = 1e-6
     """Added to the std; a smaller std gives 0."""
@@ -45,7 +45,7 @@ class StepReinforce:
         anchor_T: Tensor,
         turn_reward_T: Tensor,
     ) -> Advantage:
-        """*Collective*. [T], the same at all tokens of a turn."""
+        """*Collective*. The advantages, [T], are the same at all tokens of a turn."""
         check_rewards(reward_N, group_N)
         turns = gather_turns(
             tokens, turn_T, anchor_T, turn_reward_T + at_last_token(reward_N, tokens), reduce

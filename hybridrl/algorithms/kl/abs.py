@@ -1,6 +1,6 @@
 """abs: the absolute log ratio.
 
-Source: an option of verl beside the estimators of Schulman 2020, "Approximating KL Divergence".
+Source: an option of verl besides the estimators of Schulman 2020, "Approximating KL Divergence".
 Formula: |x|
 Use: as a penalty that does not cancel; it estimates no divergence.
 """
@@ -14,7 +14,7 @@ from hybridrl.algorithms.base import Column, register_kl
 
 @register_kl("abs")
 class Abs:
-    """Never negative, biased."""
+    """It is never negative, and biased."""
 
     needs: ClassVar[frozenset[Column]] = frozenset()
 

@@ -14,7 +14,7 @@ from hybridrl.algorithms.base import Column, register_kl
 
 @register_kl("k1")
 class K1:
-    """Unbiased, of high variance, negative at half of the tokens."""
+    """It is unbiased, has a high variance, and is negative at about half of the tokens."""
 
     needs: ClassVar[frozenset[Column]] = frozenset()
 

@@ -14,7 +14,7 @@ from hybridrl.algorithms.base import Column, register_kl
 
 @register_kl("k2")
 class K2:
-    """Never negative, slightly biased."""
+    """It is never negative, and slightly biased."""
 
     needs: ClassVar[frozenset[Column]] = frozenset()
 

@@ -16,7 +16,7 @@ from hybridrl.algorithms.ratios import log_ratio
 
 @register_kl("k3")
 class K3:
-    """Unbiased and never negative."""
+    """It is unbiased and never negative."""
 
     needs: ClassVar[frozenset[Column]] = frozenset()
 

@@ -2,8 +2,8 @@
 
 Source: the "low_var_kl" of verl and slime.
 Formula: clip(exp(-x) - 1 + x, -10, 10)
-Use: to reproduce those frameworks. A token whose value is above 10 has no gradient: the further off, the
-    freer it is. Prefer k3 or k3_plus.
+Use: to reproduce those frameworks. A token whose value is above 10 has no gradient, so the farthest tokens
+    are not pulled back. Prefer k3 or k3_plus.
 """
 
 from typing import ClassVar

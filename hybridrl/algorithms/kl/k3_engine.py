@@ -1,4 +1,4 @@
-"""k3 weighed from the engine's policy to the present one.
+"""k3 with an importance weight from the engine's policy to the current one.
 
 Source: an option of NeMo-RL (use_on_policy_kl_approximation).
 Formula: sg[exp(logp - rollout_logp)] (exp(-x) - 1 + x)
@@ -16,7 +16,7 @@ from hybridrl.algorithms.ratios import log_ratio
 
 @register_kl("k3_engine")
 class K3Engine:
-    """k3 times an importance weight without gradient."""
+    """The estimator k3 times an importance weight without gradient."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"rollout_logp"})
 

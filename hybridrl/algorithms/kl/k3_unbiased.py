@@ -1,8 +1,8 @@
-"""k3 times the importance ratio: unbiased for the present policy.
+"""k3 times the importance ratio: unbiased for the current policy.
 
 Source: DeepSeek-AI 2025, "DeepSeek-V3.2"
 Formula: r (exp(-x) - 1 + x), r = exp(logp - old_logp), with the gradient through r
-Use: several optimizer steps per batch, where tokens are no longer from the present policy.
+Use: several optimizer steps per batch, where tokens are no longer from the current policy.
 """
 
 from typing import ClassVar

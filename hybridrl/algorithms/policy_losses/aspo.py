@@ -1,4 +1,5 @@
-"""ASPO: tokens with positive advantage carry the inverse of their ratio, so that rare ones learn most.
+"""ASPO: tokens with positive advantage carry the inverse of their ratio, so that rare ones get the largest
+updates.
 
 Source: Wang et al. 2025, "Asymmetric Importance Sampling Policy Optimization", arXiv:2510.06062.
 Formula: A > 0: L = -sg[min(1 / r, cap)] (pi / sg[pi]) A while r <= 1 + clip_high, else 0 gradient; A <= 0:
@@ -23,7 +24,7 @@ from hybridrl.algorithms.ratios import clipped_surrogate, log_ratio
 @register_policy_loss("aspo")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ASPO:
-    """PPO with the ratio of good tokens turned around."""
+    """PPO with the inverse ratio at tokens of positive advantage."""
 
     clip_low: float = 0.2
     """The ratio's gradient ends at 1 - clip_low."""
@@ -32,7 +33,7 @@ class ASPO:
     """The ratio's gradient ends at 1 + clip_high."""
 
     cap: float = 3.0
-    """Bound on the inverse ratio's value; its gradient stays."""
+    """Bound on the inverse ratio's value, not on its gradient."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 

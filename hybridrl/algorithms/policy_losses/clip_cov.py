@@ -31,7 +31,7 @@ class ClipCov:
     """The ratio's gradient ends at 1 + clip_high."""
 
     share: float = 2e-4
-    """Of the trained tokens of the batch, at least one token."""
+    """Share of the trained tokens of the batch that get no gradient, at least one token."""
 
     lowest: float = 1.0
     """Covariance below which a token is never chosen."""
@@ -40,7 +40,7 @@ class ClipCov:
     """Covariance above which a token is never chosen."""
 
     seed: int = 0
-    """Of the random choice, together with the step."""
+    """Seed of the random choice, together with the step."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp", "kept"})
     makes: ClassVar[frozenset[Column]] = frozenset({"kept"})

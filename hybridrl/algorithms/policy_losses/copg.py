@@ -2,7 +2,7 @@
 
 Source: Flet-Berliac et al. 2024, "Contrastive Policy Gradient", arXiv:2406.19185
 Formula: mean over the other answers j of 1/2 ((R_i - R_j) - beta (h_i - h_j))^2, h = sum of (logp - ref_logp)
-Use: with estimator rloo; off-policy data without importance weights. h_j is that before the update, so the
+Use: with estimator rloo; off-policy data without importance weights. h_j is taken before the update, so the
     loss is a sum over answers; its gradient is exact in the first optimizer step of a batch.
 Shape letters: T packed tokens, S trajectories of a microbatch, N of the batch.
 """

@@ -28,11 +28,11 @@ class DecoupledPPO:
     """The ratio's gradient ends at 1 + clip_high."""
 
     cap: float | None = 5.0
-    """Bound on the importance weight; None: none."""
+    """Bound on the importance weight; None: no bound."""
 
     near: Literal["recomputed", "interpolated"] = "recomputed"
     """recomputed: the trainer's policy before the update, one forward pass; interpolated: between engine and
-    present policy in log space, by their versions, without that pass."""
+    current policy in log space, by their versions, without that pass."""
 
     def __post_init__(self) -> None:
         check_clip(self.clip_low, self.clip_high)
@@ -53,7 +53,7 @@ class DecoupledPPO:
         near_T = old_logp_T
         if near_T is None:
             assert lag_T is not None
-            # The update under way makes the policy lag + 1 versions newer than the one that sampled.
+            # The current update makes the policy lag + 1 versions newer than the one that sampled.
             lag_T = lag_T.to(logp_T.dtype)
             share_T = lag_T / (lag_T + 1)
             near_T = rollout_logp_T + share_T * (logp_T.detach() - rollout_logp_T)

@@ -2,7 +2,7 @@
 
 Source: Richemond et al. 2024, "Offline Regularised RL for LLM Alignment", arXiv:2405.19107
 Formula: L = -(A logp - beta / 2 (log r)^2)
-Use: off-policy or offline data, with an advantage against a learned or group baseline.
+Use: off-policy or offline data, with an advantage over a learned baseline or a group baseline.
 Shape letters: T packed tokens.
 """
 

@@ -18,7 +18,7 @@ from hybridrl.algorithms.ratios import clipped_surrogate
 from hybridrl.algorithms.sequences import sequence_mean
 
 MAX_LOG_SEQUENCE_RATIO = 10.0
-"""Against overflow of a mean over tokens."""
+"""Clamp of the answer's log ratio, against overflow."""
 
 
 @register_policy_loss("gspo")

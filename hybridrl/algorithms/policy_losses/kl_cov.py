@@ -1,4 +1,4 @@
-"""KL-Cov: the tokens of highest covariance pay for every move, which keeps entropy up.
+"""KL-Cov: the tokens of highest covariance get a divergence penalty, which keeps entropy up.
 
 Source: Cui et al. 2025, "The Entropy Mechanism of RL for Reasoning Language Models", arXiv:2505.22617
 Formula: L = -r A + coefficient |log r| on the share of tokens with the largest cov_t = (A - mean A)(old_logp
@@ -24,10 +24,10 @@ class KLCov:
     """The unclipped surrogate with a divergence penalty on a few tokens."""
 
     share: float = 2e-4
-    """Of the trained tokens of the batch, at least one token."""
+    """Share of the trained tokens of the batch that are penalised, at least one token."""
 
     coefficient: float = 1.0
-    """Of the absolute log ratio."""
+    """Weight of the absolute log ratio."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp", "penalised"})
     makes: ClassVar[frozenset[Column]] = frozenset({"penalised"})

@@ -29,8 +29,8 @@ class OPSM:
     """The ratio's gradient ends at 1 + clip_high."""
 
     delta: float = 1e-4
-    """Mean log ratio of engine to present policy over the answer, in nats per token, above which it is left
-    out."""
+    """Mean log ratio of engine to current policy over an answer, in nats per token, above which the answer is
+    left out."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp", "rollout_logp"})
 

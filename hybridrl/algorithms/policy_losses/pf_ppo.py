@@ -34,10 +34,10 @@ class PFPPO:
     a random one."""
 
     power: float = 2.0
-    """Of |reward|, for pow."""
+    """Exponent of |reward|, for pow."""
 
     seed: int = 0
-    """Of the draw, together with the step."""
+    """Seed of the draws, together with the step."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp", "copies"})
     makes: ClassVar[frozenset[Column]] = frozenset({"copies"})

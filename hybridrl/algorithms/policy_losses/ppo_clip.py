@@ -31,7 +31,7 @@ class PPOClip:
     """The ratio's gradient ends at 1 + clip_high; 0.28 in DAPO."""
 
     dual_clip: float | None = None
-    """Bound on the ratio where the advantage is negative, above 1 (often 3); None: none."""
+    """Bound on the ratio where the advantage is negative, above 1 (often 3); None: no bound."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 

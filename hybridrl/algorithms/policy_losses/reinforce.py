@@ -17,7 +17,7 @@ from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_
 @register_policy_loss("reinforce")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reinforce:
-    """No importance weight, no clip: right for on-policy tokens only."""
+    """There is neither an importance weight nor a clip: it is right for on-policy tokens only."""
 
     needs: ClassVar[frozenset[Column]] = frozenset()
 

@@ -19,13 +19,13 @@ from hybridrl.algorithms.ratios import by_sign, log_ratio
 @register_policy_loss("sapo")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SAPO:
-    """The gate is r at r = 1 up to a constant, and flattens on both sides of it."""
+    """The gate equals r near r = 1, up to a constant, and flattens on both sides."""
 
     tau_positive: float = 1.0
     """Sharpness of the gate where the advantage is positive."""
 
     tau_negative: float = 1.05
-    """Sharpness of the gate elsewhere; larger, because negative gradients spread over the whole
+    """Sharpness of the gate at all other tokens; larger, because negative gradients spread over the whole
     vocabulary."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})

@@ -2,7 +2,7 @@
 
 Source: Le Roux et al. 2025, "Tapered Off-Policy REINFORCE", arXiv:2503.14286
 Formula: L = -A logp where A > 0, else -sg[min(r, 1)] A logp
-Use: off-policy data with many failures, which else push the policy anywhere.
+Use: off-policy data with many failures, which would otherwise push the policy anywhere.
 Shape letters: T packed tokens.
 """
 
@@ -19,7 +19,7 @@ from hybridrl.algorithms.ratios import log_ratio
 @register_policy_loss("topr")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TOPR:
-    """Nothing pushes down what the policy no longer does."""
+    """Answers that the policy no longer gives are not pushed down further."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 

@@ -1,4 +1,4 @@
-"""VESPO: a smooth, one-humped weight of the whole answer's importance ratio.
+"""VESPO: a smooth weight with a single peak, as a function of the whole answer's importance ratio.
 
 Source: Shen et al. 2026, "Variational Sequence-Level Soft Policy Optimization", arXiv:2602.10693; constants
     of TRL.
@@ -22,22 +22,22 @@ from hybridrl.algorithms.sequences import sequence_sum
 @register_policy_loss("vespo")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VESPO:
-    """phi is 1 at W = 1 and falls to 0 on both sides."""
+    """The weight phi is 1 at W = 1 and falls to 0 on both sides."""
 
     k_positive: float = 2.0
     """Power of W where the advantage is not negative."""
 
     lam_positive: float = 3.0
-    """Rate of the fall above 1 where the advantage is not negative."""
+    """Rate of decay above W = 1 where the advantage is not negative."""
 
     k_negative: float = 3.0
     """Power of W where the advantage is negative."""
 
     lam_negative: float = 2.0
-    """Rate of the fall above 1 where the advantage is negative."""
+    """Rate of decay above W = 1 where the advantage is negative."""
 
     since: Literal["update", "sampling"] = "update"
-    """W compares with the policy before the update, or with the engine's at sampling."""
+    """Policy in the denominator of W: the one before the update, or the engine's at sampling."""
 
     @property
     def needs(self) -> frozenset[Column]:

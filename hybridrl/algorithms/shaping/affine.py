@@ -17,7 +17,7 @@ from hybridrl.algorithms.groups import check_rewards
 @register_shaping("affine")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Affine:
-    """A new unit of reward."""
+    """Rewards with another zero and unit."""
 
     scale: float = 1.0
     shift: float = 0.0

@@ -17,7 +17,7 @@ from hybridrl.algorithms.groups import check_rewards
 @register_shaping("clip")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
-    """Nothing below, nothing above."""
+    """Rewards outside of the bounds become the bound."""
 
     lowest: float = -10.0
     highest: float = 10.0

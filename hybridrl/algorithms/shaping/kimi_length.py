@@ -1,4 +1,4 @@
-"""Kimi k1.5's length reward: short right answers gain, long ones lose; wrong ones never gain.
+"""Kimi k1.5's length reward: short right answers gain and long ones lose; wrong ones never gain.
 
 Source: Kimi team 2025, "Kimi k1.5", arXiv:2501.12599
 Formula: s + weight * l where solved, else s + weight * min(0, l), l = 1/2 - (length - shortest) / (longest -
@@ -19,10 +19,10 @@ from hybridrl.algorithms.groups import check_rewards, group_max, group_min
 @register_shaping("kimi_length")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KimiLength:
-    """Nothing in a group whose answers are equally long."""
+    """A group whose answers are equally long gets no length reward."""
 
     weight: float = 1.0
-    """Of the length reward."""
+    """Weight of the length reward."""
 
     solved_above: float = 0.0
     """An answer is solved if its reward is above this."""

@@ -2,7 +2,7 @@
 
 Source: Yu et al. 2025, "DAPO", arXiv:2503.14476; the same line in AReaL and OpenRLHF.
 Formula: s - penalty * clip((length - (limit - margin)) / margin, 0, 1)
-Use: where answers are cut at the limit: the penalty grows before that happens.
+Use: where answers are truncated at the limit: the penalty grows before that happens.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from hybridrl.algorithms.groups import check_rewards
 @register_shaping("overlong")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Overlong:
-    """Nothing up to limit - margin, then linear down to -penalty at the limit."""
+    """There is no penalty up to limit - margin; then it grows linearly, up to `penalty` at the limit."""
 
     limit: int
-    """Trained tokens at which the whole penalty is due: rollout.max_response_tokens."""
+    """Trained tokens at which the penalty is complete: rollout.max_response_tokens."""
 
     margin: int
     """Tokens before the limit over which the penalty grows; 4096 of 20480 in the paper."""
 
     penalty: float = 1.0
-    """At the limit, in units of reward."""
+    """Penalty at the limit, in units of reward."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"length"})
 

@@ -21,13 +21,13 @@ class RelativeLength:
     """Long answers, prompts and conversations cost most where the group does well."""
 
     answer: float = 0.0
-    """Weight of trained tokens over the most in the group."""
+    """Weight of the answer's trained tokens, divided by the most in the group."""
 
     prompt: float = 0.0
-    """Weight of prompt tokens over the most in the group."""
+    """Weight of the prompt's tokens, divided by the most in the group."""
 
     turns: float = 0.0
-    """Weight of turns over the most in the group."""
+    """Weight of the number of turns, divided by the most in the group."""
 
     @property
     def needs(self) -> frozenset[Column]:

@@ -18,7 +18,7 @@ from hybridrl.algorithms.groups import check_rewards
 @register_shaping("running_norm")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunningNorm:
-    """Rewards in units of their spread. Keeps state between steps: `state_dict` belongs into the
+    """Rewards in units of their spread. It keeps state between steps, which `state_dict` puts into the
     checkpoint."""
 
     centre: bool = True

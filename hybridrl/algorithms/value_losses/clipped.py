@@ -19,7 +19,8 @@ class Clipped:
     """The larger of the plain and the clipped squared error."""
 
     clip: float = 0.5
-    """In units of the return; 0.5 in verl, 0.2 in slime, OpenRLHF and NeMo-RL."""
+    """Largest change of the prediction, in units of the return; 0.5 in verl, 0.2 in slime, OpenRLHF and
+    NeMo-RL."""
 
     def __call__(self, value_T: Tensor, return_T: Tensor, tokens: Tokens, old_value_T: Tensor) -> TokenLoss:
         free_T = (value_T - return_T).square()

@@ -12,7 +12,7 @@ from hybridrl.algorithms.base import TokenLoss, Tokens, register_value_loss
 
 @register_value_loss("squared")
 class Squared:
-    """No clip."""
+    """There is no clip."""
 
     def __call__(self, value_T: Tensor, return_T: Tensor, tokens: Tokens, old_value_T: Tensor) -> TokenLoss:
         return TokenLoss((value_T - return_T).square() / 2)

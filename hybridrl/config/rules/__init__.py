@@ -1,6 +1,6 @@
 """Everything that a config is refused for: keys against each other, against the model and the machine.
 
-The rules stand in one list, so that a person sees all mistakes at once. Nothing here imports torch.
+The rules are one list, so that the user sees all mistakes at once. Nothing here imports torch.
 """
 
 from collections.abc import Sequence
@@ -98,4 +98,4 @@ EXAMPLE_RULES: Sequence[Rule] = (
     machines_are_started,
     gpus_are_there,
 )
-"""Rules for training on examples: those of reinforcement learning that hold for it too, and its own."""
+"""Rules for training on examples: its own, and those of reinforcement learning that hold for it too."""

@@ -1,4 +1,4 @@
-"""What a rule about a config is: a function that yields an error for each mistake it finds and never raises.
+"""What a rule is: a function that yields an error for each mistake it finds in a config and never raises.
 
 An error names both keys and both values; its place is the key that is easiest to change.
 """
@@ -18,32 +18,32 @@ class RuleContext:
     """What rules need to know besides the config."""
 
     here: bool = True
-    """Whether the run would use this machine. Without, rules about devices have nothing to say."""
+    """Whether the run would use this machine. If not, rules about devices check nothing."""
 
     alone: bool = False
-    """Whether what starts the run has this machine only."""
+    """Whether the launcher has this machine only."""
 
     fills_gpus: bool = True
-    """Whether ranks and engines have to fill the GPUs of the config as they are."""
+    """Whether ranks and engines, as configured, have to fill the GPUs of the config."""
 
     num_gpus: int
-    """Of this machine."""
+    """GPUs of this machine."""
 
     gpu: str | None = None
-    """What these are, named as in cluster.gpu; None: not known, or there are none."""
+    """Kind of these GPUs, named as in cluster.gpu; None: not known, or there are none."""
 
     spec: models.ModelSpec | None
-    """None: the model folder is not there, and another rule says so."""
+    """The policy's model. None: its folder is not there, which another rule reports."""
 
     unreadable: bool = False
-    """What is here of the model is no known one, which is said already."""
+    """Whether the model is here but cannot be described, which was reported already."""
 
 
 Rule = Callable[[LoadedConfig[Any], RuleContext], Iterator[HybridRLError]]
 
 
 def model_name(loaded: LoadedConfig[Any]) -> str:
-    """The policy's model as messages call it."""
+    """The name of the policy's model in messages."""
     return Path(loaded.config.model.path).name
 
 

@@ -74,7 +74,7 @@ def chat_template_is_there(loaded: LoadedConfig[Any], context: RuleContext) -> I
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Where transformers looks: a file of its own, or a key of the tokenizer's."""
+    """Whether transformers finds one: as a file, or under a key of the tokenizer's config."""
     written = folder / "tokenizer_config.json"
     own_file = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
     return own_file or (written.exists() and '"chat_template"' in written.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""What actor.fp8 asks of the GPUs, of other keys and of the sizes of the model."""
+"""Rules about actor.fp8: what it demands of the GPUs, of other keys and of the sizes of the model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +17,16 @@ FP8_GPUS = {
     "blockwise": ("h100", "h200"),
     "mxfp8": ("b200",),
 }
-"""Recipe -> those of cluster.gpu that have it."""
+"""Recipe -> values of cluster.gpu that support it."""
 
 _MULTIPLE = {"tensorwise": 16, "blockwise": 16, "mxfp8": 32}
-"""Rows and columns that a rank has of a weight are a multiple of it: Transformer Engine multiplies no others
-in FP8.
+"""Rows and columns of a rank's shard of a weight must be multiples of it: Transformer Engine multiplies no
+other shapes in FP8.
 """
 
 
 def fp8_fits_the_run(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ConfigError]:
-    """Also of training on examples."""
+    """The rule holds for training on examples too."""
     actor = loaded.config.actor
     if actor.fp8 == "none":
         if actor.bf16_layers:
@@ -47,7 +47,7 @@ def _unfit_keys(loaded: LoadedConfig[Any]) -> Iterator[ConfigError]:
     actor = loaded.config.actor
     if actor.precision not in (None, "bf16"):
         yield ConfigError(
-            f"actor.fp8 = {actor.fp8} multiplies what is bf16 otherwise, actor.precision = {actor.precision}",
+            f"actor.fp8 = {actor.fp8} needs bf16 parameters, actor.precision = {actor.precision}",
             where=loaded.where("actor.precision", "actor.fp8"),
             fix="leave actor.precision out",
         )
@@ -96,7 +96,7 @@ def _unfit_sizes(loaded: LoadedConfig[Any], spec: ModelSpec) -> Iterator[ConfigE
 
 
 def _sizes(spec: ModelSpec, sharding: TrainParallel) -> dict[str, float]:
-    """Sides of the weights that a rank multiplies with, by what they are."""
+    """Side lengths of a rank's shards of the weights, by name."""
     whole, tp = spec.sizes, sharding.tp
     if spec.latent:
         narrow = {"compressed q": whole["q_lora"], "compressed k and v": whole["kv_lora"]}

@@ -1,4 +1,4 @@
-"""What a config asks of machines and GPUs: that they are there, and that every role has its part of each.
+"""Rules about machines and GPUs: they are there, and every role gets its share of them.
 
 Weights go from the trainer rank on a GPU to the engine on it, so trainer and engines fill the same GPUs.
 """
@@ -47,12 +47,12 @@ def gpus_are_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[
 
 
 def nodes_have_ranks(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[ResourceError]:
-    """A trainer rank writes into the engines of its own node."""
+    """Every node needs a trainer rank: a rank writes the weights of the engines on its own node."""
     nodes, ranks = loaded.config.cluster.nodes, RunShape.of(loaded.config).trainer_ranks
     if context.fills_gpus and nodes > ranks:
         yield ResourceError(
             f"cluster.nodes = {nodes}, and the trainer has {counted(ranks, 'rank')}: every node needs one, "
-            "which writes the weights of the engines beside it",
+            "which writes the weights of the engines on it",
             where=loaded.where("actor.parallel", "cluster.nodes"),
             fix=f"give it {counted(nodes, 'rank')}, as with a larger actor.parallel.dp; or "
             f"cluster.nodes={ranks}",
@@ -60,8 +60,8 @@ def nodes_have_ranks(loaded: LoadedConfig[Config], context: RuleContext) -> Iter
 
 
 def roles_share_the_gpus(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[ResourceError]:
-    """No GPU without a trainer rank, none with two engines. On this machine gpus_are_there tells of more
-    ranks than GPUs."""
+    """Every GPU has a trainer rank, and none has two engines. If the run uses this machine, gpus_are_there
+    reports more ranks than GPUs."""
     cluster = loaded.config.cluster
     if cluster.gpus_per_node and context.fills_gpus:
         shape, gpus = RunShape.of(loaded.config), num_gpus(cluster)
@@ -72,7 +72,7 @@ def roles_share_the_gpus(loaded: LoadedConfig[Config], context: RuleContext) -> 
 
 
 def _needed(config: Any) -> Iterator[tuple[str, int]]:
-    """Key and GPUs of every group of ranks."""
+    """Config key of every group of ranks, and the number of GPUs that it needs."""
     yield from ((key, sharding.num_ranks) for key, sharding in all_shardings(config))
     if isinstance(config, Config):
         yield "rollout.parallel", config.rollout.parallel.tp * (config.rollout.num_engines or 1)
@@ -89,7 +89,7 @@ def _idle(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> Itera
         fix = f"{fix}; or cluster.nodes={replica // per_node}"
     yield ResourceError(
         f"the trainer has {counted(shape.trainer_ranks, 'rank')}, {replica} a replica, and the cluster "
-        f"{counted(gpus, 'GPU')}: each takes one",
+        f"{counted(gpus, 'GPU')}: every GPU needs one rank",
         where=loaded.where("actor.parallel", "cluster.gpus_per_node"),
         fix=fix,
     )
@@ -103,7 +103,7 @@ def _crowded(loaded: LoadedConfig[Config], shape: RunShape, per_node: int) -> It
     if parts > 1 and (tp % parts or shape.num_engines * parts > nodes):
         yield ResourceError(
             f"rollout.parallel.tp = {tp}, num_engines = {shape.num_engines}, on {nodes} x "
-            f"{counted(per_node, 'GPU')}: an engine that is larger than a node fills nodes of its own, "
+            f"{counted(per_node, 'GPU')}: an engine that is larger than a node fills whole nodes, "
             "evenly",
             where=where,
             fix=f"rollout.parallel.tp={per_node}",

@@ -1,4 +1,4 @@
-"""What actor.lora asks of the model, and where it does not apply."""
+"""Rules about actor.lora: what it demands of the model, and where it cannot be used."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -45,7 +45,7 @@ def gpus_train_no_adapters(loaded: LoadedConfig, context: RuleContext) -> Iterat
 
 
 def examples_train_all_weights(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ConfigError]:
-    """Of training on examples."""
+    """The rule holds for training on examples."""
     if loaded.config.actor.lora is not None:
         yield ConfigError(
             "actor.lora has no effect on training with examples, which trains all weights",

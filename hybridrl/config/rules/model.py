@@ -1,4 +1,4 @@
-"""Rules about what the model is: the teacher beside it, the precision and the lengths that it can have."""
+"""Rules about the model: its teacher, and the precision and the lengths that it supports."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, context: RuleContext) -
             fix="use a teacher that differs in its weights only",
         )
     estimator, folder = loaded.config.algorithm.estimator, hub.find_folder(teacher)
-    # An estimator from outside may know rewards besides; ours takes them by this option alone.
+    # An estimator from outside may use rewards too; the built-in one does so only with this option.
     rewarded = ":" in estimator.name or estimator.options.get("outcome_weight")
     policy = hub.find_folder(loaded.config.model.path)
     if folder and policy and folder.samefile(policy) and not rewarded:

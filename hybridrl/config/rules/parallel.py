@@ -1,4 +1,4 @@
-"""How trainer ranks cut a model, as far as a config alone and the sizes of the model show what is wrong."""
+"""Rules about the parallel layout of trainer ranks that need only the config and the sizes of the model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,8 @@ from hybridrl.wording import counted
 
 
 def trainer_shardings(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
-    """(key, cut) of every group of trainer ranks that the config describes, the actor's first."""
+    """(key, sharding) of every group of ranks that trains or computes with the policy's model, the actor's
+    first."""
     others = ()
     if isinstance(config, Config):
         critic, reference = config.critic.parallel, config.reference.parallel
@@ -26,7 +27,7 @@ def trainer_shardings(config: Config | SupervisedConfig) -> list[tuple[str, Trai
 
 
 def all_shardings(config: Config | SupervisedConfig) -> list[tuple[str, TrainParallel]]:
-    """Those of trainer_cuts, and of the reward model, which may be another model than the policy."""
+    """The shardings of trainer_shardings, and that of the reward model, which may differ from the policy."""
     reward_model = config.reward_model if isinstance(config, Config) else None
     own = reward_model.parallel if reward_model else None
     return [*trainer_shardings(config), *([("reward_model.parallel", own)] if own else [])]
@@ -42,9 +43,9 @@ def wrong_sharding(
 ) -> Iterator[ConfigError]:
     """
     Args:
-        key: of the cut.
-        spec: of what is cut; None: not known yet.
-        path: of what is cut; None: the policy's.
+        key: config key of the sharding.
+        spec: the model that is sharded; None: not known yet.
+        path: folder of that model; None: the policy's.
     """
     name = Path(path or loaded.config.model.path).name
     yield from _sizes_that_need_others(loaded, key, sharding)
@@ -125,7 +126,7 @@ def _experts_that_are_not_there(
     for axis, size in (("ep", sharding.ep), ("etp", sharding.etp)):
         if size > 1:
             yield ConfigError(
-                f"{key}.{axis} = {size} cuts experts, {model} has none",
+                f"{key}.{axis} = {size} shards experts, {model} has none",
                 where=loaded.where(f"{key}.{axis}"),
                 fix=f"set {key}.{axis}: 1",
             )

@@ -1,4 +1,4 @@
-"""What the section reward_model asks of the model that it names, and of other keys."""
+"""Rules about the section reward_model: what it demands of the model that it names, and of other keys."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +13,18 @@ from hybridrl.models.spec import VALUE_HEAD, ModelSpec
 from hybridrl.wording import counted
 
 HEAD = VALUE_HEAD.hf[0]
-"""Tensor of a reward model's folder that makes a score of what the layers say."""
+"""Name of the tensor in a reward model's folder that turns hidden states into a score."""
 
 _TRAIN_ONE = "give the export of a `hybridrl rm` run"
 
 
 def no_rule(config: Config) -> bool:
-    """No rule gives a reward: the reward model judges alone."""
+    """Whether no rule gives a reward, so that the reward model judges alone."""
     return config.reward.name == "none"
 
 
 def reward_model_spec(config: Config) -> ModelSpec | None:
-    """Of the reward model; None: there is none, or its folder is not here or not of a known model."""
+    """Spec of the reward model; None: there is none, or its folder is not here or holds no known model."""
     own = config.reward_model
     try:
         return hub.find_spec(own.path) if own else None

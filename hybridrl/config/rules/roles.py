@@ -1,4 +1,4 @@
-"""What critic, reference and reward model with ranks of their own, and offload, ask of other keys."""
+"""Rules about critic, reference and reward model on dedicated ranks, and about offload."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def microbatch_limits(config: Config) -> Iterator[tuple[str, int]]:
 
 
 def roles_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
-    """Keys without effect, ranks without work."""
+    """Refuses keys without effect and ranks without work."""
     config = loaded.config
     for role, parallel, limit in _roles(config):
         if parallel is None and limit is not None:

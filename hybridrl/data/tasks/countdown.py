@@ -2,8 +2,8 @@
 
 train: {task: countdown, part: train, size: 20000, min_numbers: 3, max_numbers: 4}
 
-The reward countdown judges the answers. Source: TinyZero, Pan et al. 2025, github.com/Jiayi-Pan/TinyZero, who
-learn reasoning by it; their puzzles have three or four numbers below 100.
+The reward countdown judges the answers. Source: TinyZero, Pan et al. 2025, github.com/Jiayi-Pan/TinyZero,
+which trains reasoning on it; its puzzles have three or four numbers below 100.
 """
 
 import operator
@@ -21,14 +21,14 @@ _HELDOUT_SHARE = 5
 """Every fifth puzzle is held out."""
 
 _TRIES = 2000
-"""Draws in a row that give no new puzzle: then there are too few."""
+"""Consecutive draws without a new puzzle after which no more are expected."""
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A part of a solution."""
+    """A subexpression of a solution."""
 
     value: int
     text: str
@@ -53,10 +53,10 @@ def countdown(
     number that is not negative.
 
     Args:
-        size: rows.
-        min_numbers, max_numbers: that a puzzle has.
-        max_value: of a number; the smallest is 1.
-        operators: of which solutions are made.
+        size: number of rows.
+        min_numbers, max_numbers: how many numbers a puzzle has.
+        max_value: largest number; the smallest is 1.
+        operators: those that a solution may use.
 
     Raises:
         ConfigError: no such part or operator, an empty range, or fewer puzzles of this kind than `size`.
@@ -94,7 +94,7 @@ def _check_range(name: str, least: int, low: int, high: int) -> None:
 
 
 def _combine(draw: random.Random, numbers: Sequence[int], operators: Sequence[str]) -> Term | None:
-    """Two terms at a time become one, until one is left; None: no operator gives a whole number."""
+    """Combines two terms at a time until one is left; None: no operator gives a whole number."""
     terms = [Term(number, str(number)) for number in numbers]
     while len(terms) > 1:
         pair = (terms.pop(draw.randrange(len(terms))) for _ in range(2))

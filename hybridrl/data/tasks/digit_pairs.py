@@ -9,10 +9,10 @@ from hybridrl.registry import register
 
 @register("task", "digit_pairs")
 def digit_pairs(seed: int, *, part: Literal["train", "heldout"]) -> list[dict[str, str]]:
-    """Rows with `prompt`, `chosen` and `rejected`, of the sums of last_digit.
+    """Rows with `prompt`, `chosen` and `rejected`, from the sums of last_digit.
 
     Args:
-        seed: of the order of the rows and of the wrong digits.
+        seed: determines the order of the rows and the wrong digits.
 
     Raises:
         ConfigError: no such part.

@@ -18,7 +18,7 @@ def last_digit(seed: int, *, part: Literal["train", "heldout"]) -> list[dict[str
     No sum is in both parts, whatever the seeds: its own text decides where it belongs.
 
     Args:
-        seed: of the order of the rows.
+        seed: determines the order of the rows.
 
     Raises:
         ConfigError: no such part.

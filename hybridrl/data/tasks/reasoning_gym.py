@@ -25,7 +25,7 @@ def reasoning_gym(
 
     Args:
         dataset: one dataset, or several, which then take turns row by row.
-        size: rows in all.
+        size: total number of rows.
         config: options of the dataset; of several datasets, a mapping from dataset to its options.
 
     Raises:

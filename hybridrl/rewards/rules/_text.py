@@ -1,4 +1,4 @@
-"""What the rules share: the reference of a row, and the last match of a pattern."""
+"""Code that the rules share: the reference of a row, and the last match of a pattern."""
 
 import re
 from collections import deque
@@ -10,7 +10,7 @@ def reference(row: Mapping[str, Any], answer_field: str) -> str:
     """The reference answer of a row, as text.
 
     Raises:
-        ValueError: the row has none, or it is not text or a number.
+        ValueError: the row has no reference, or it is neither text nor a number.
     """
     if answer_field not in row:
         raise ValueError(f"the row has no {answer_field!r}; it has {', '.join(map(str, row))}")
@@ -21,7 +21,8 @@ def reference(row: Mapping[str, Any], answer_field: str) -> str:
 
 
 def last_match(pattern: str, text: str) -> str | None:
-    """Text of the pattern's last match: of its first group where it has one. None: it does not match."""
+    """Text of the pattern's last match, or of the match's first group if the pattern has one. None: no
+    match."""
     found = find_last(pattern, text)
     if found is None:
         return None

@@ -1,6 +1,7 @@
-"""1 for an expression that makes the target out of the numbers, less for one that does not, 0 for none.
+"""1 for an expression that makes the target from the numbers, format_score for another one, 0 for none.
 
-Scores rows of the task hybridrl.data.tasks.countdown, or of any data with columns for numbers and target. The
+The reward scores rows of the task hybridrl.data.tasks.countdown, or of data with columns for numbers and
+target. The
 expression is the text of the last <answer> </answer>. It is parsed, never evaluated as code.
 """
 
@@ -19,7 +20,7 @@ from hybridrl.rewards.rules._text import last_match
 _ANSWER = r"(?s)<answer>((?:(?!<answer>).)*?)</answer>"
 
 _LONGEST = 256
-"""Characters of an expression; it bounds how deep one can be."""
+"""Most characters of an expression, which bounds its depth."""
 
 _OPERATIONS = {
     ast.Add: operator.add,
@@ -33,7 +34,7 @@ _OPERATIONS = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Countdown:
     format_score: float = 0.1
-    """For an answer in its tags that is wrong: another value, other numbers, or no expression at all."""
+    """Reward of a wrong answer inside the tags: another value, other numbers, or no expression at all."""
 
     use: Literal["all", "some"] = "all"
     """all: every number exactly once; some: each at most once."""
@@ -70,7 +71,7 @@ class Countdown:
         if tree is None:
             return False
         used = Counter(node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
-        # Before it is evaluated: only with the row's own numbers is a value known to stay small
+        # Checked before the evaluation: only with the row's own numbers is the value known to stay small
         if used != given if self.use == "all" else not used <= given:
             return False
         try:
@@ -88,7 +89,7 @@ class Countdown:
 
 
 def _parse(text: str) -> ast.expr | None:
-    """The tree of an arithmetic expression of whole numbers; None: the text is none."""
+    """The tree of an arithmetic expression of whole numbers; None: the text is not one."""
     text = text.strip()
     if len(text) > _LONGEST or not re.fullmatch(r"[\d+\-*/() ]+", text):
         return None

@@ -13,17 +13,17 @@ from hybridrl.rewards.rules._text import extracted_reference, last_match, refere
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExactMatch:
     strip: bool = True
-    """Ignore white space around both."""
+    """Ignore white space around answer and reference."""
 
     casefold: bool = False
     """Ignore case."""
 
     extract: str | None = None
-    """Pattern whose last match in the answer is compared (its first group, where it has one); no match
-    earns 0. None: the whole answer."""
+    """Pattern whose last match in the answer is compared (its first group, if it has one); no match earns 0.
+    None: the whole answer."""
 
     extract_reference: str | None = None
-    """The same for the reference; no match is an error."""
+    """The same for the reference, where no match is an error."""
 
     def __post_init__(self) -> None:
         for pattern in (self.extract, self.extract_reference):
@@ -39,7 +39,7 @@ class ExactMatch:
             return extracted_reference(row, answer_field, self.extract_reference)
         whole = reference(
             row, answer_field
-        )  # a worked solution often has the form that is asked of the answer
+        )  # a worked solution often has the form that the answer should have
         return None if last_match(self.extract, whole) is None else whole
 
     def _form(self, text: str) -> str:

@@ -33,7 +33,7 @@ class MathVerify:
     """CPU time for one answer; one that takes longer to parse or to compare, like 9^9^9^9, earns 0."""
 
     extract_reference: str | None = None
-    """Pattern whose last match in the reference is used (its first group, where it has one); no match is an
+    """Pattern whose last match in the reference is used (its first group, if it has one); no match is an
     error. None: the whole reference."""
 
     hang_score: ClassVar[float] = 0.0
@@ -48,7 +48,7 @@ class MathVerify:
 
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> float:
         right = extracted_reference(row, answer_field, self.extract_reference)
-        _library()  # not on the answer's time
+        _library()  # outside the time limit of the answer
         # The library's limits are wall clock, which on a busy machine makes right answers wrong.
         signal.signal(signal.SIGPROF, _out_of_time)
         signal.setitimer(signal.ITIMER_PROF, self.cpu_limit_s)
@@ -65,7 +65,7 @@ class MathVerify:
 
 
 class _OutOfTime(BaseException):
-    """Not an Exception: the library and sympy catch those."""
+    """The time limit is over. It is not an Exception, since the library and sympy catch those."""
 
 
 def _out_of_time(signum: int, frame: FrameType | None) -> None:
@@ -74,7 +74,7 @@ def _out_of_time(signum: int, frame: FrameType | None) -> None:
 
 @cache
 def _library() -> ModuleType:
-    # Imported here: 0.5 s that a check of the options need not wait for.
+    # Imported here: it takes 0.5 s, for which a check of the options need not wait.
     import math_verify
 
     # Sympy imports much of itself only when it compares.

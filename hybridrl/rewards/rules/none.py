@@ -14,5 +14,5 @@ class NoRule:
         return 0.0
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> None:
-        """It accepts no answer, and rejects none."""
+        """There is none: this reward neither accepts nor rejects an answer."""
         return None

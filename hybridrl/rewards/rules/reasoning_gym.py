@@ -1,6 +1,7 @@
 """The score that the reasoning-gym library gives an answer to one of its puzzles, in [0, 1].
 
-Scores rows of the task hybridrl.data.tasks.reasoning_gym; each dataset of the library brings its own scorer.
+The reward scores rows of the task hybridrl.data.tasks.reasoning_gym; each dataset of the library has its own
+scorer.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,20 +20,20 @@ UNREADABLE = (
     SyntaxError,
     RecursionError,
 )
-"""What the library's scorers raise, several of them on any text that has not the form of an answer."""
+"""Errors of the library's scorers; several raise one on any text that does not have the form of an answer."""
 
 
 @register("reward", "reasoning_gym")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReasoningGym:
     extract_tag: str | None = None
-    """Tag around the final answer: with `answer`, the last <answer>...</answer> is scored and an answer
-    without one earns 0. None: the whole answer is scored, white space around it aside."""
+    """Tag around the final answer: for `answer`, the last <answer>...</answer> is scored, and an answer
+    without one earns 0. None: the whole answer is scored, without white space around it."""
 
     hang_score: ClassVar[float] = 0.0
 
     def warm_up(self) -> None:
-        # Imported in functions: 1 s that a check of the options need not wait for.
+        # Imported in functions: it takes 1 s, for which a check of the options need not wait.
         import reasoning_gym.factory  # noqa: F401
 
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> float:

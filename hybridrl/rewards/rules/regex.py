@@ -1,4 +1,5 @@
-"""1 for an answer in which a pattern is found, else 0; a group of it may have to equal the reference."""
+"""1 for an answer in which a pattern is found, else 0; optionally a group of it has to equal the
+reference."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ class Regex:
     """Python regular expression, searched anywhere in the answer; flags go inside, as in (?s)."""
 
     group: int | str | None = None
-    """Group of the last match that must equal the reference, white space around it aside. None: a match is
+    """Group of the last match that must equal the reference, without white space around it. None: a match is
     enough."""
 
     def __post_init__(self) -> None:
@@ -34,5 +35,5 @@ class Regex:
         return 0.0 if found is None else float((found[self.group] or "").strip() == right)
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> None:
-        """A pattern cannot be turned round into an answer that it matches."""
+        """There is none: no answer can be made from a pattern."""
         return None

@@ -1,4 +1,4 @@
-"""Several rewards added up: right answer plus a little for the right form, say.
+"""The weighted sum of several rewards, as one for the right answer plus a small one for the right form.
 
 reward:
   name: weighted_sum
@@ -25,7 +25,7 @@ class WeightedSum:
     rewards: dict[str, tuple[float, LoadedReward]] = field(init=False)
 
     hang_score: float | None = field(init=False)
-    """0 where a part has one: if that part hangs, none of the sum is known."""
+    """0 if a part has one: when that part hangs, the sum is not known. None: no part has one."""
 
     def __post_init__(self, parts: dict[str, dict[str, Any]]) -> None:
         if not parts:
@@ -41,7 +41,7 @@ class WeightedSum:
             reward.warm_up()
 
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> dict[str, float]:
-        """Each part as it is, before its weight, and their weighted sum as the reward."""
+        """The value of each part before its weight, and their weighted sum as the reward."""
         values = {
             label: read_score(reward(answer, row, answer_field=answer_field)).reward
             for label, (_, reward) in self.rewards.items()
@@ -49,7 +49,7 @@ class WeightedSum:
         return values | {"reward": sum(weight * values[label] for label, (weight, _) in self.rewards.items())}
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
-        """Of the first part that has one."""
+        """The gold answer of the first part that has one."""
         made = (reward.gold(row, answer_field=answer_field) for _, reward in self.rewards.values())
         return next((gold for gold in made if gold is not None), None)
 

@@ -8,7 +8,7 @@ import pytest
 
 from hybridrl.config.schema import AlgorithmConfig, DynamicSamplingConfig
 from hybridrl.controller.advantage import load_credit
-from hybridrl.controller.collect import collect, teaches
+from hybridrl.controller.collect import collect, has_signal
 from hybridrl.types import Group, Prompt, Trajectory
 
 
@@ -102,7 +102,7 @@ def test_a_step_on_solved_prompts_has_groups_all_the_same() -> None:
 def test_which_groups_teach(rewards, limits, expected) -> None:
     answers = [Trajectory(i, 1, 1, 1, "stop", 0, float(reward)) for i, reward in enumerate(rewards)]
     group = Group(Prompt("train/0", (1,), {}), answers, None)
-    assert teaches(group, DynamicSamplingConfig(**limits)) == expected
+    assert has_signal(group, DynamicSamplingConfig(**limits)) == expected
 
 
 def test_remax_takes_the_reward_of_a_greedy_answer_as_its_baseline() -> None:

@@ -168,10 +168,10 @@ def test_a_minibatch_without_anything_left_is_no_optimizer_step() -> None:
     assert [m.index for m in plan] == [0]
 
 
-def test_a_step_of_cut_answers_only_says_what_to_change() -> None:
+def test_a_step_of_truncated_answers_only_says_what_to_change() -> None:
     batch = batch_of([[0, 1]], cut={(0, 0), (0, 1)})
     credit(drop_truncated=True)(batch)
-    with pytest.raises(DataError, match="all 2 answers of step 3 were cut.*max_response_tokens"):
+    with pytest.raises(DataError, match="every answer of step 3 was truncated.*max_response_tokens"):
         pack_minibatches(batch, minibatch_prompts=1, epochs=1, num_ranks=1, microbatch_tokens=9, seed=0)
 
 
@@ -257,7 +257,7 @@ def test_a_reward_that_counts_tokens_is_suspicious() -> None:
         ),
         (
             {"teacher": "some/model"},
-            r"algorithm.teacher = some/model is not asked \(estimator grpo, loss ppo_clip",
+            r"algorithm.teacher = some/model is not used \(estimator grpo, loss ppo_clip",
         ),
         ({"drop_truncated": True, "kl": {"coefficient": 0.1, "in": "reward"}}, "needs the tokens of all"),
     ],

@@ -56,7 +56,7 @@ def test_plain_text_ends_with_the_end_token(tokenizer) -> None:
 def test_a_template_that_rewrites_earlier_turns_is_refused(model_folder) -> None:
     tokenizer = load_tokenizer(model_folder)
     tokenizer.hf.chat_template = FORGETFUL
-    with pytest.raises(DataError, match="before answer 2 otherwise"):
+    with pytest.raises(DataError, match="before answer 2 differently"):
         sft(tokenizer, {"messages": TWO_TURNS}, messages_field="messages")
     found = sft(tokenizer, {"messages": TWO_TURNS[:2]}, messages_field="messages")
     assert learnt_text(tokenizer, found) == "yes?<|im_end|>"
@@ -124,7 +124,7 @@ def test_a_long_row_is_refused_before_the_run(tokenizer, tmp_path) -> None:
     form = Conversations(SFTDataConfig(train=TRAIN), tokenizer, "here")
     options = {"split": "train", "seed": 0, "shuffle": True, "where": "my.yaml:3"}
     source = SourceConfig(path=str(path))
-    with pytest.raises(DataError, match="row 1 of .* tokens, actor.microbatch_tokens = 64"):
+    with pytest.raises(DataError, match="row 1 of .* tokens, more than actor.microbatch_tokens = 64"):
         load_examples(source, form, max_tokens=64, **options)
     examples = load_examples(source, form, max_tokens=128, **options)
     first = examples.take(1)

@@ -166,7 +166,7 @@ def test_without_the_std_grpo_is_dr_grpo(tmp_path: Path) -> None:
 
 
 def test_a_clip_ratio_that_verl_never_reads_is_said() -> None:
-    assert "stand in front of it" in whys(translated(**{f"{A}.clip_ratio": 0.3}))
+    assert "take precedence" in whys(translated(**{f"{A}.clip_ratio": 0.3}))
 
 
 def test_a_critic_comes_with_gae_only(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ranks of their own compute what the algorithm asks, or are refused."""
+"""Dedicated ranks compute what the algorithm needs, or are refused."""
 
 from typing import Any
 
@@ -16,34 +16,34 @@ def config(**sections: Any) -> Config:
     return Config.model_validate({**needed, **sections})
 
 
-APART: dict[str, Any] = {"critic": {"parallel": {"pp": 2}}, "reference": {"parallel": {"tp": 2, "dp": 2}}}
+DEDICATED: dict[str, Any] = {"critic": {"parallel": {"pp": 2}}, "reference": {"parallel": {"tp": 2, "dp": 2}}}
 
 
 def test_each_group_computes_what_is_asked_of_it() -> None:
     kl = {"coefficient": 0.1}
     assert dedicated_columns(config(algorithm={"estimator": "gae"})) == {}
-    both = config(algorithm={"estimator": "gae", "kl": kl}, **APART)
+    both = config(algorithm={"estimator": "gae", "kl": kl}, **DEDICATED)
     assert dedicated_columns(both) == {"critic": ("value",), "reference": ("ref_logp",)}
     taught = {"estimator": "distillation", "teacher": "t", "kl": kl}
-    found = dedicated_columns(config(algorithm=taught, reference=APART["reference"]))
+    found = dedicated_columns(config(algorithm=taught, reference=DEDICATED["reference"]))
     assert found == {"reference": ("ref_logp", "teacher_logp")}
 
 
 def test_a_loss_that_asks_the_reference_gives_its_ranks_work() -> None:
-    assert dedicated_columns(config(algorithm={"loss": "copg"}, reference=APART["reference"])) == {
+    assert dedicated_columns(config(algorithm={"loss": "copg"}, reference=DEDICATED["reference"])) == {
         "reference": ("ref_logp",)
     }
 
 
 @pytest.mark.parametrize("group", ["critic", "reference"])
 def test_ranks_that_nobody_asks_are_refused(group: str) -> None:
-    (error,) = idle_group_errors(config(**{group: APART[group]}))
+    (error,) = idle_group_errors(config(**{group: DEDICATED[group]}))
     assert f"{group}.parallel is set, but estimator grpo" in error.what
     assert not list(idle_group_errors(config()))
 
 
 def test_every_rank_has_a_seat() -> None:
-    shape = RunShape.of(config(actor={"parallel": {"tp": 2}}, **APART))
+    shape = RunShape.of(config(actor={"parallel": {"tp": 2}}, **DEDICATED))
     assert shape.critic is not None and shape.reference is not None
     assert (shape.trainer_ranks, shape.critic.num_ranks, shape.reference.num_ranks) == (2, 2, 4)
     placement = Placement.of(shape, 2)

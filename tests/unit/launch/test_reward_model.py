@@ -1,4 +1,4 @@
-"""A reward model before a run: which folders can judge it, what its ranks are made from, where they sit."""
+"""A reward model before a run: folders that can judge it, the setup of its ranks, and their placement."""
 
 import json
 import shutil
@@ -102,7 +102,7 @@ def config(**sections: Any) -> Config:
     return Config.model_validate({**needed, **sections})
 
 
-def test_its_ranks_have_seats() -> None:
+def test_its_ranks_are_placed() -> None:
     own = {"path": "judge", "parallel": {"tp": 2, "dp": 2}}
     shape = RunShape.of(config(reward_model=own))
     assert shape.reward_model == TrainParallel(tp=2, dp=2)
@@ -126,5 +126,5 @@ def test_a_rank_is_made_from_the_policys(here: Path) -> None:
     )
     made = scoring(setup, RewardModelConfig(path="judge"))
     assert made.model.value_head and made.model_folder == Path("judge")
-    assert (made.rank, made.parallel) == (1, TrainParallel(tp=2, dp=1))  # it has no experts to deal out
+    assert (made.rank, made.parallel) == (1, TrainParallel(tp=2, dp=1))  # it has no experts to partition
     assert (made.actor.offload, made.actor.lora, made.actor.moe.aux_loss) == ("all", None, 0.0)

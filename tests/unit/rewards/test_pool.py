@@ -252,7 +252,7 @@ def test_processes_that_somebody_else_ended_are_reported(scorer, module):
         one.score(*items(3))
 
 
-def test_a_child_whose_nursery_ended_before_it_could_ask_to_die_with_it_ends():
+def test_a_child_whose_fork_server_ended_before_it_could_ask_to_die_with_it_ends():
     progress_fd = os.memfd_create("progress")
     os.ftruncate(progress_fd, children.SHARED_BYTES)
     jobs, kept = multiprocessing.Pipe()  # open: the child is not told by its end
