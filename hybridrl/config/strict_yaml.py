@@ -257,7 +257,7 @@ class _Reader:
             self._repeated += 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else 0)
         self._seen.add(id(node))
         if self._repeated > MAX_REPEATED:
-            limit = counted(MAX_REPEATED, "value")
+            limit = counted(MAX_REPEATED, "value", form=",")
             what = f"aliases that write out to more than {limit} and characters"
             raise ConfigError(what, where=self._place(node), fix="write out what is needed of them")
 

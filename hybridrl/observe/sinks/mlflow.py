@@ -18,7 +18,8 @@ RUN_ID_FILE = "mlflow_run_id"
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAMS_PER_CALL = 100
 MAX_PARAM_CHARACTERS = 6000
-"""Longest value of a parameter; beyond these three MLflow refuses the call. The whole config is kept as an artefact."""
+"""Longest value of a parameter. MLflow refuses a call beyond one of these three limits; the whole config is
+kept as an artefact."""
 
 
 def store_uri(runs: Path) -> str:
