@@ -28,7 +28,9 @@ def command_of(path: Path, overrides: Sequence[str] = ()) -> KindOfConfig:
     written = [".".join(place) for place in document.line]
     written += [override.partition("=")[0].strip() for override in overrides]
     unknown = {command: _unknown(written, root) for command, root in KINDS.items()}
-    found = [command for command, count in unknown.items() if count == min(unknown.values())]
+    found: list[KindOfConfig] = [
+        command for command, count in unknown.items() if count == min(unknown.values())
+    ]
     if found == ["sft", "rm"]:
         raise ConfigError(
             f"{path} has the keys of both hybridrl sft and hybridrl rm", fix="add --for sft, or --for rm"

@@ -8,7 +8,7 @@ from hybridrl.config.section import Section
 
 
 class ObserveConfig(Section):
-    """Where the metrics of a run go besides its folder."""
+    """Destinations of the metrics of a run, besides the files in its folder."""
 
     sinks: tuple[str | dict[str, Any], ...] = ("mlflow",)
     """Tools that get what metrics.jsonl gets: mlflow, wandb, tensorboard, or module:Name for code outside the

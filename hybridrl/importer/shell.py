@@ -34,7 +34,7 @@ class Unknown(Exception):
 @dataclass(frozen=True, slots=True)
 class Word:
     line: int
-    """Where its command begins, from 1."""
+    """Line on which its command begins, counted from 1."""
 
     text: str
     """Expanded; as written where something in it is unknown."""
@@ -110,7 +110,7 @@ def _tokens(text: str) -> Iterator[tuple[str, int]]:
 
 
 def _piece_end(text: str, at: int, word: str) -> int:
-    """Where the quoted, nested or single character that begins here ends."""
+    """The position after the quoted, nested or single character that begins here."""
     if text[at] == "\\":
         return at + 2
     if text[at] == "'":

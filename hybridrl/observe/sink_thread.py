@@ -66,7 +66,7 @@ class SinkThreads:
             thread.join(max(0.0, until - time.monotonic()), deadline_s)
 
     def views(self, folder: Path) -> dict[str, str]:
-        """Where a person sees the run in a folder, by the name of the sink."""
+        """The command or address at which a person sees the run, by the name of the sink."""
         found = {name: sink.view(folder) for name, sink in self._sinks.items()}
         return {name: view for name, view in found.items() if view}
 

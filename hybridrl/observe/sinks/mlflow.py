@@ -87,7 +87,8 @@ class MlflowSink(Sink):
         return True
 
     def _log_params(self, client: Any, config: Mapping[str, Any]) -> None:
-        """The parameters that the run lacks: MLflow refuses to change one, as a resume with more steps would."""
+        """Log the parameters that the run lacks: MLflow refuses to change one, as a resume with more steps
+        would."""
         from mlflow.entities import Param
 
         known = client.get_run(self._run_id).data.params
