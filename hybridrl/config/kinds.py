@@ -27,7 +27,7 @@ def command_of(path: Path, overrides: Sequence[str] = ()) -> KindOfConfig:
     document = strict_yaml.parse(read(path), str(path))
     written = [".".join(place) for place in document.line]
     written += [override.partition("=")[0].strip() for override in overrides]
-    unknown = {command: _unknown(written, root) for command, root in KINDS.items()}
+    unknown: dict[KindOfConfig, int] = {command: _unknown(written, KINDS[command]) for command in KINDS}
     found: list[KindOfConfig] = [
         command for command, count in unknown.items() if count == min(unknown.values())
     ]
