@@ -83,7 +83,7 @@ class ColumnGroup:
             columns: names of the columns that they compute.
             dp: data-parallel size of the group.
             microbatch_tokens: most tokens of a microbatch on one rank; no trajectory is longer.
-            attention_length: see data.packing.plan_minibatches.
+            attention_length: see data.packing.pack_minibatches.
         """
         self.workers, self.columns = workers, columns
         self._cluster = cluster

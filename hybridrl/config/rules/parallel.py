@@ -126,7 +126,7 @@ def _experts_that_are_not_there(
     for axis, size in (("ep", sharding.ep), ("etp", sharding.etp)):
         if size > 1:
             yield ConfigError(
-                f"{key}.{axis} = {size} shards experts, {model} has none",
+                f"{key}.{axis} = {size} is for experts, and {model} has none",
                 where=loaded.where(f"{key}.{axis}"),
                 fix=f"set {key}.{axis}: 1",
             )

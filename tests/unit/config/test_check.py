@@ -99,8 +99,8 @@ def test_a_good_config_passes(run) -> None:
             ["actor.parallel={pp: 2, stage_layers: [14, 13]}"],
             "adds up to 27 layers, Qwen2.5-7B has 28  (command line): give 2 numbers that add up to 28",
         ),
-        (["actor.parallel.ep=2"], "actor.parallel.ep = 2 shards experts, Qwen2.5-7B has none"),
-        (["actor.parallel.etp=2"], "actor.parallel.etp = 2 shards experts, Qwen2.5-7B has none"),
+        (["actor.parallel.ep=2"], "actor.parallel.ep = 2 is for experts, and Qwen2.5-7B has none"),
+        (["actor.parallel.etp=2"], "actor.parallel.etp = 2 is for experts, and Qwen2.5-7B has none"),
         (
             ["critic.parallel={tp: 2, sp: true, pp: 3}"],
             "critic.parallel.pp = 3 does not divide the 28 layers",

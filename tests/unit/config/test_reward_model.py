@@ -98,7 +98,7 @@ def test_a_fit_one_passes(run) -> None:
             ["reward_model={path: @judge, parallel: {vpp: 2}}"],
             "reward_model.parallel.vpp = 2 chunks take turns",
         ),
-        (["reward_model={path: @judge, parallel: {ep: 2}}"], "ep = 2 shards experts, judge has none"),
+        (["reward_model={path: @judge, parallel: {ep: 2}}"], "ep = 2 is for experts, and judge has none"),
     ],
 )
 def test_an_unfit_one_is_refused(run, overrides: list[str], message: str) -> None:

@@ -172,7 +172,7 @@ def assert_only_columns(errors: tuple[str, ...], columns: list[Column]) -> None:
         ("actor.microbatch_tokens=8", "is more than actor.microbatch_tokens = 8"),
         ("actor.parallel.tp=3", "actor.parallel.tp = 3 does not divide the 4 attention heads"),
         ("rollout.parallel.tp=3", "rollout.parallel.tp = 3 does not divide"),
-        ("actor.parallel.ep=2", "shards experts, policy has none"),
+        ("actor.parallel.ep=2", "is for experts, and policy has none"),
         ("actor.moe.router_replay=rollout", "has no experts"),
         ("batch={prompts_per_step: 8, minibatch_prompts: 3}", "is not a multiple of"),
         ("reward_model=policy", "the model policy has no score.weight"),

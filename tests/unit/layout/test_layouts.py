@@ -98,7 +98,7 @@ def test_vllm_shards_are_those_that_splitting_gives(layout):
 
 
 @pytest.mark.parametrize(("tp", "dp"), [(2, 1), (1, 2), (2, 2)])
-def test_vllm_does_not_cut_shared_experts_where_ranks_share_out_tokens(tp, dp):
+def test_vllm_does_not_shard_shared_experts_where_ranks_partition_tokens(tp, dp):
     layout = VLLMLayout(tiny("deepseek_v3"), tp=tp, dp=dp, expert_parallel=True)
     sizes = {"tp": tp, "dp": dp, "expert_parallel": True}
     assert_shards(layout, lambda hf, rank: vllm_shard(layout.spec, hf, rank=rank, **sizes))
@@ -267,7 +267,7 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(make, message):
         make()
 
 
-def test_stretches_that_do_not_divide_are_refused():
+def test_blocks_that_do_not_divide_are_refused():
     with pytest.raises(LayoutError, match="4 rows do not divide into groups of 3"):
         SGLangLayout(MOE, interleave=3).shards(0)
 
