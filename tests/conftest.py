@@ -1,5 +1,6 @@
-"""Property tests draw the same examples on every machine, take the time they need, and leave no files. Commands
-print as into a pipe unless a test sets a width.
+"""Property tests draw the same examples on every machine, take the time they need, and leave no files.
+
+Commands print as into a pipe unless a test sets a width.
 """
 
 import os
