@@ -127,7 +127,7 @@ def train(tree: Path, case: str, steps: int) -> Run:
         SystemExit: the run failed; what it printed last is shown.
     """
     overrides = [f"actor.parallel={CASES[case]}", f"run.steps={steps}", "run.name=run", "run.seed=0"]
-    overrides += ["run.deterministic=true", "observe.sinks=[]", "run.export=true"]
+    overrides += ["run.deterministic=true", "run.export=true"]
     config = str(tree / "configs" / "quickstart.yaml")
     command = [sys.executable, "-m", "hybridrl", "launch", config, *overrides]
     print(f"{case}: {tree}", file=sys.stderr, flush=True)
