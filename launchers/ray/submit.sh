@@ -1,6 +1,7 @@
 #!/bin/bash
-# Hand a run to a Ray cluster that sees this folder at the same path: what `hybridrl launch my.yaml --on ray --submit`
-# does. Usage: launchers/ray/submit.sh http://head:8265 my.yaml [key=value ...]
+# Submit a run to a Ray cluster that has this folder at the same path. It does the same as
+# `hybridrl launch my.yaml --on ray --submit`.
+# Usage: launchers/ray/submit.sh http://head:8265 my.yaml [key=value ...]
 set -euo pipefail
 dashboard=$1
 shift
