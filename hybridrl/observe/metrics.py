@@ -13,7 +13,7 @@ import psutil
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import REWARD_MODEL
 from hybridrl.observe.names import FIRST_RATIO_ERROR, over
-from hybridrl.types import StepReport, SwapReport, mean
+from hybridrl.types import HANG_PART, StepReport, SwapReport, mean
 
 COMPUTE = ("gen", "old_log_prob", "ref", "values", "update_critic", "update_actor")
 """Spans of generation and training; all other time of a step is overhead."""
@@ -62,6 +62,8 @@ def reward_metrics(batch: Batch) -> dict[str, float]:
     for trajectory in batch.trajectories:
         for name, value in trajectory.reward_parts.items():
             parts[name].append(value)
+    if HANG_PART in parts:  # only an answer that timed out has it: the mean is a share of all answers
+        parts[HANG_PART] += [0.0] * (len(batch.reward_N) - len(parts[HANG_PART]))
     if REWARD_MODEL in parts:
         metrics |= _spread(f"{REWARD_MODEL}/score", np.array(parts.pop(REWARD_MODEL)))
     return metrics | {f"reward/{name}/mean": mean(values) for name, values in parts.items()}

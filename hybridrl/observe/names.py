@@ -180,6 +180,7 @@ METRICS: dict[str, Metric] = {name: metric for names, metric in _ROWS for name i
 FAMILIES: dict[str, Metric] = {
     "val-core/": Metric("reward", "<source>/reward/mean_at_<k>, best_at_<k>: held-out reward, over prompts."),
     "val-aux/": Metric("reward", "Further held-out values, as val-core."),
+    "reward/timeout/": Metric("reward", "mean: share of answers whose reward did not come in time."),
     "reward/": Metric("reward", "<part>/mean: a part of the reward, over trajectories that have it."),
     "timing_s/": Metric("s", "Any other span."),
     "timing_per_token_ms/": Metric("ms", "Any other span, per token, prompts included."),

@@ -57,6 +57,15 @@ def test_parts_of_a_reward_are_means_over_those_that_have_them() -> None:
     assert metrics.reward_metrics(packed)["reward/format/mean"] == 0.75
 
 
+def test_answers_that_time_out_are_a_share_of_all() -> None:
+    packed = values.batch(
+        [[values.trajectory(0.0, timeout=1.0), *(values.trajectory(1.0) for _ in range(3))]]
+    )
+    assert metrics.reward_metrics(packed)["reward/timeout/mean"] == 0.25
+    none = values.batch([[values.trajectory(1.0)]])
+    assert "reward/timeout/mean" not in metrics.reward_metrics(none)
+
+
 def test_scores_of_a_reward_model_are_told_with_their_spread() -> None:
     scored = [values.trajectory(0.0, reward_model=score, rule=1.0) for score in (3.0, -1.0)]
     found = metrics.reward_metrics(values.batch([scored]))
