@@ -6,6 +6,8 @@ from typing import Any
 import fsdp_scenarios
 import numpy as np
 import pytest
+import reward_model_values as judge
+import supervised_values as supervised
 import trainer_scenarios as scenarios
 import trainer_values as values
 from safetensors.torch import load_file
@@ -162,3 +164,29 @@ def test_reference_critic_and_process_model_are_megatrons(two, name) -> None:
                 assert report["loss"] == pytest.approx(reference["loss"], rel=RELATIVE, abs=1e-7)
                 assert report["grad_norm"] == pytest.approx(reference["grad_norm"], rel=5e-6)
                 assert report["metrics"] == pytest.approx(reference["metrics"], rel=1e-4, abs=1e-5)
+
+
+def test_a_reference_on_dedicated_ranks_is_megatrons(two) -> None:
+    for rank in two:
+        assert_close(rank["dedicated"]["fsdp"], rank["dedicated"]["megatron"])
+
+
+def test_training_on_examples_takes_the_steps_of_plain_torch(models, tmp_path) -> None:
+    plain = {"sft": list(supervised.plain_sft(models[0], 2)), "rm": list(supervised.plain_rm(models[0], 2))}
+    ranks = on_ranks(2, supervised.train, models[0], TrainParallel(dp=2), 2, tmp_path, actor=fsdp())
+    for rank in ranks:
+        for kind, steps in plain.items():
+            for found, expected in zip(rank[kind]["losses"], steps, strict=False):
+                assert found == pytest.approx(expected, rel=RELATIVE), kind
+
+
+def test_scores_of_a_reward_model_are_those_of_transformers(models, tmp_path) -> None:
+    """The policy is of another family; its steps stay the same."""
+    reward_model = judge.make_reward_model(models[2], tmp_path / "judge")
+    shapes = [TrainParallel(dp=2), TrainParallel(dp=2)]
+    expected = judge.by_transformers(reward_model)
+    for rank in on_ranks(2, judge.apart_and_beside, models[0], reward_model, shapes, "fsdp"):
+        shared, alone = rank["beside"][True], rank["beside"][False]
+        assert shared["played"] == alone["played"]
+        for scores in (*rank["apart"], *shared["scores"]):
+            np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=1e-5)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import trainer_scenarios as scenarios
 import trainer_values as values
 
@@ -87,6 +88,20 @@ def roles(
     }
 
 
+def dedicated(rank: int, rendezvous: Rendezvous, folder: Path) -> dict[str, np.ndarray | None]:
+    """By backend, log-probabilities of a reference on ranks of its own."""
+    from hybridrl.trainer.roles.frozen import FrozenRanks
+
+    found = {}
+    for backend, shape in SHAPES.items():
+        setup = values.make_setup(rank, rendezvous(), folder, shape, actor=actor(backend, offload="all"))
+        reference = FrozenRanks(setup, "ref_logp")
+        reference.load(batches(backend)[0])
+        found[backend] = reference.column("ref_logp")
+        reference.close()
+    return found
+
+
 def everything(
     rank: int,
     rendezvous: Rendezvous,
@@ -97,10 +112,11 @@ def everything(
     algorithms: dict[str, Any],
     changes: dict[str, Any],
 ) -> dict[str, Any]:
-    """All of the above in the same processes."""
+    """All of these in the same processes."""
     return {
         "checkpoints": checkpoints(rank, rendezvous, folder, saved),
         "options": options(rank, rendezvous, folder, cases),
         "lopsided": lopsided(rank, rendezvous, folder, minibatches),
+        "dedicated": dedicated(rank, rendezvous, folder),
         "roles": roles(rank, rendezvous, folder, algorithms, changes),
     }

@@ -36,8 +36,9 @@ def packed_attention(
         [1, T, H, D], and no attention weights.
     """
     sizes = [count * length for count, length in runs]
-    split = (x.squeeze(0).split(sizes, dim=1) for x in (query_1HTD, key_1KTD, value_1KTD))
-    outs = [_attend(run, *parts, scaling) for run, parts in zip(runs, zip(*split, strict=True), strict=True)]
+    queries, keys, values = (x.squeeze(0).split(sizes, dim=1) for x in (query_1HTD, key_1KTD, value_1KTD))
+    parts = zip(runs, queries, keys, values, strict=True)
+    outs = [_attend(run, query, key, value, scaling) for run, query, key, value in parts]
     return torch.cat(outs).unsqueeze(0), None
 
 

@@ -50,7 +50,7 @@ class PackedNetwork(nn.Module):
             use_cache=False,
             runs=packing.runs,
         ).last_hidden_state
-        return hidden_1TH.squeeze(0)[packing.predict_O].unsqueeze(1)
+        return hidden_1TH.transpose(0, 1).index_select(0, packing.predict_O)
 
     @property
     def output_weight(self) -> Tensor:
