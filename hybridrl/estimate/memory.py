@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate.activations import in_flight, layer, loss_bytes, norm_outputs
+from hybridrl.estimate.gathered import GRADIENT_BYTES, gathered
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.weights import Share, on_engine, on_stage
-
-GRADIENT_BYTES = 4
-"""Bytes per gradient: gradients are accumulated in fp32 for every dtype of weights."""
 
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
@@ -95,7 +93,7 @@ def training(setting: Setting, stage: int) -> Phase:
     held = resident(setting, stage)
     scratch = 0.0 if setting.fused or setting.shards_weights else _optimizer_scratch(setting, stage)
     here = [setting.alone(role) for role in setting.trained if not setting.is_dedicated(role)]
-    kept = max(activations(own, stage) + _gathered(own, backward=True) for own in here)
+    kept = max(activations(own, stage) + gathered(own, num_microbatches(own)) for own in here)
     kept += sum(
         _fullest(setting, role, activations) for role in setting.trained if setting.is_dedicated(role)
     )
@@ -112,19 +110,7 @@ def logprobs(setting: Setting, stage: int) -> Phase:
 def _forward_bytes(setting: Setting, stage: int) -> float:
     tokens, last = setting.packed_tokens / setting.train.cp, stage == setting.train.pp - 1
     loss = loss_bytes(setting, tokens * setting.batch.trained_share, backward=False) if last else 0.0
-    return max(_layer_bytes(setting), loss) + _gathered(setting, backward=False)
-
-
-def _gathered(setting: Setting, *, backward: bool) -> float:
-    """Bytes of weights and gradients that a rank has whole while it computes, where ranks share them: what is
-    outside the layers, a layer and the next one; gradients of the whole model, until the last microbatch."""
-    if not setting.shards_weights:
-        return 0.0
-    whole = trainer_layout(setting.backend, setting.model, TrainParallel())
-    every, layers = on_stage(whole, 0).all, on_stage(whole, 0, layers_only=True).all
-    open_ = every - layers * max(0.0, 1 - 2 / setting.model.num_layers)
-    summed = every if num_microbatches(setting) > 1 else open_
-    return open_ * setting.weight_bytes + (summed * GRADIENT_BYTES if backward else 0.0)
+    return max(_layer_bytes(setting), loss) + gathered(setting)
 
 
 def _layer_bytes(setting: Setting) -> float:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import flops
 from hybridrl.estimate.activations import kv_width
+from hybridrl.estimate.gathered import GRADIENT_BYTES
 from hybridrl.estimate.gpus import GPUModel
 from hybridrl.estimate.memory import (
-    GRADIENT_BYTES,
     engine_weights,
     kv_bytes_per_token,
     kv_tokens,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hybridrl.estimate import memory
+from hybridrl.estimate.gathered import gathered
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.models.spec import count
@@ -36,16 +37,22 @@ def test_a_checkpoint_is_as_large_whatever_the_number_of_ranks() -> None:
 
 
 def test_gradients_of_the_whole_model_wait_for_the_last_microbatch() -> None:
-    """Layers are a minor part with one microbatch, and all of the model with several."""
-    several, model = setting(8), setting(8).model
-    one = replace(several, microbatch_tokens=2**40, recompute="full")
-    again = replace(several, recompute="full")
-    assert memory.num_microbatches(one) == 1 < memory.num_microbatches(again)
-    layer = (whole() - 2 * model.vocab_size * model.hidden_size) / model.num_layers
-    outside = whole() - model.num_layers * layer
-    more = memory._gathered(again, backward=True) - memory._gathered(one, backward=True)
-    assert more == pytest.approx(4 * (whole() - outside - 2 * layer), rel=1e-2)
-    assert memory._gathered(again, backward=False) == pytest.approx(2 * (outside + 2 * layer), rel=1e-2)
+    """With one microbatch, those of two layers and of what is outside of them."""
+    made, model = setting(8), setting(8).model
+    outside = 2 * model.vocab_size * model.hidden_size + model.hidden_size
+    two_layers = (whole() - outside) * 2 / model.num_layers
+    weights = 2 * (outside + two_layers)
+    assert gathered(made) == pytest.approx(weights)
+    assert gathered(made, 1) == pytest.approx(weights + 4 * (outside + two_layers))
+    assert gathered(made, 2) == gathered(made, 9) == pytest.approx(weights + 4 * whole())
+    assert gathered(replace(made, backend="megatron"), 9) == 0.0
+
+
+def test_the_fullest_moment_has_what_is_gathered() -> None:
+    made = replace(setting(8), recompute="full")
+    microbatches = memory.num_microbatches(made)
+    more = memory.training(made, 0).activations - memory.activations(made, 0)
+    assert microbatches > 1 and more == pytest.approx(gathered(made, microbatches))
 
 
 def test_weights_are_gathered_for_every_microbatch() -> None:
