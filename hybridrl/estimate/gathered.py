@@ -5,7 +5,7 @@ from hybridrl.estimate.setting import Setting, trainer_layout
 from hybridrl.estimate.weights import on_stage
 
 GRADIENT_BYTES = 4
-"""Of a gradient, which is accumulated in fp32 whatever the weights are."""
+"""Bytes per gradient: gradients are accumulated in fp32 for every dtype of weights."""
 
 
 def gathered(setting: Setting, microbatches: int = 0) -> float:

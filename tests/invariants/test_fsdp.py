@@ -140,7 +140,7 @@ def test_bf16_takes_nearly_the_steps_of_fp32_and_keeps_fp32_weights(two) -> None
         half, whole = rank["options"]["bf16"], rank["options"]["plain"]
         for report, other in zip(half["played"][0], whole["played"][0], strict=True):
             assert report["loss"] == pytest.approx(other["loss"], abs=2e-2)
-            assert report["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-1)
+            assert report["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.2)
             assert report["grad_norm"] != other["grad_norm"]
         assert half["played"][0][0]["metrics"]["actor/ratio_max_abs_err"] == 0.0
         finer = [w for w in half["weights"].values() if (w.view(np.uint32) & 0xFFFF).any()]

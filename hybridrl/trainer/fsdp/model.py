@@ -107,7 +107,7 @@ class FSDPModel(Model):
             root(self._network).reshard()
 
     def _filled(self, microbatches: Sequence[Microbatch]) -> list[Microbatch]:
-        """With idle ones at the end, as many as on the rank that has most. *Collective*."""
+        """The microbatches, then idle ones, as many as on the rank that has most. *Collective*."""
         device = next(iter(self._network.parameters())).device
         most = torch.tensor(len(microbatches), device=device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
