@@ -85,6 +85,10 @@ class FSDPLayout(TrainerLayout):
                 )
 
     @property
+    def shape(self) -> str:
+        return f"fsdp dp{self.dp}"
+
+    @property
     def num_shards(self) -> int:
         return self.dp // self.num_replicas
 
