@@ -31,6 +31,7 @@ MAY_CHANGE = frozenset(
         "run.async_save",
         "run.sample_every",
         "run.samples_kept",
+        "actor.backend",
         "rollout.num_engines",
         "cluster.nodes",
         "cluster.gpus_per_node",

@@ -129,8 +129,8 @@ class ActorConfig(Section):
     """The policy in training: its parallel layout, memory, precision and optimizer."""
 
     backend: str = "megatron"
-    """Library that runs all models but the engine's: a folder in hybridrl.trainer that has a backend.py, or
-    module:Kind for code outside."""
+    """Library that all models but the engine's run on. megatron: Megatron-core; fsdp: PyTorch FSDP2 over
+    transformers' modules, which shards over dp alone; module:Kind: code outside the project."""
 
     parallel: TrainParallel = TrainParallel()
 

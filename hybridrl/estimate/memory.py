@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate.activations import in_flight, layer, loss_bytes, norm_outputs
+from hybridrl.estimate.gathered import GRADIENT_BYTES, gathered
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.weights import Share, on_engine, on_stage
-
-GRADIENT_BYTES = 4
-"""Bytes per gradient: gradients are accumulated in fp32 for every dtype of weights."""
 
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
@@ -79,7 +77,7 @@ def resident(setting: Setting, stage: int) -> Resident:
     """What a rank of a pipeline stage keeps."""
     whole: dict[Role, Share] = {role: _share(setting, stage, role) for role in _held(setting)}
     changed: dict[Role, Share] = {role: _trained_share(setting, stage, role) for role in setting.trained}
-    width = setting.weight_bytes
+    width = _weight_bytes(setting)
     adapters = changed["actor"].all if setting.lora and "actor" in changed else 0.0
     return Resident(
         policy=(whole["actor"].all + adapters) * width,
@@ -93,9 +91,9 @@ def resident(setting: Setting, stage: int) -> Resident:
 def training(setting: Setting, stage: int) -> Phase:
     """The phase of forward, backward and optimizer step, with the largest microbatch."""
     held = resident(setting, stage)
-    scratch = 0.0 if setting.fused else _optimizer_scratch(setting, stage)
+    scratch = 0.0 if setting.fused or setting.shards_weights else _optimizer_scratch(setting, stage)
     here = [setting.alone(role) for role in setting.trained if not setting.is_dedicated(role)]
-    kept = max(activations(own, stage) for own in here)
+    kept = max(activations(own, stage) + gathered(own, num_microbatches(own)) for own in here)
     kept += sum(
         _fullest(setting, role, activations) for role in setting.trained if setting.is_dedicated(role)
     )
@@ -112,7 +110,7 @@ def logprobs(setting: Setting, stage: int) -> Phase:
 def _forward_bytes(setting: Setting, stage: int) -> float:
     tokens, last = setting.packed_tokens / setting.train.cp, stage == setting.train.pp - 1
     loss = loss_bytes(setting, tokens * setting.batch.trained_share, backward=False) if last else 0.0
-    return max(_layer_bytes(setting), loss)
+    return max(_layer_bytes(setting), loss) + gathered(setting)
 
 
 def _layer_bytes(setting: Setting) -> float:
@@ -170,7 +168,9 @@ def scoring(setting: Setting, stage: int) -> Phase:
     """The phase in which the reward model scores. Engines keep their cache for further requests."""
     answering, own = rollout(setting, stage), setting.alone("reward model")
     reloaded = (
-        _share(setting, stage, "reward model").all * setting.weight_bytes if setting.offload == "all" else 0.0
+        _share(setting, stage, "reward model").all * _weight_bytes(setting)
+        if setting.offload == "all"
+        else 0.0
     )
     return replace(
         answering,
@@ -265,15 +265,25 @@ def host_bytes(setting: Setting) -> float:
 
 def checkpoint_bytes(setting: Setting) -> float:
     """Bytes of a checkpoint on disk: the trained models and their optimizers."""
-    per_weight = setting.weight_bytes + _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
+    per_weight = _weight_bytes(setting) + _state_bytes(setting)
     return sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
 
 
 def least_training(setting: Setting) -> float:
     """Bytes of the trainer's state on all GPUs together, if nothing were replicated."""
-    per_weight = GRADIENT_BYTES + _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
+    per_weight = GRADIENT_BYTES + _state_bytes(setting)
     state = sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
-    return state + sum(_weights(setting, role) for role in _held(setting)) * setting.weight_bytes
+    return state + sum(_weights(setting, role) for role in _held(setting)) * _weight_bytes(setting)
+
+
+def _weight_bytes(setting: Setting) -> int:
+    """Bytes of a weight from step to step: shards are fp32, whatever the model computes in."""
+    return 4 if setting.shards_weights else setting.weight_bytes
+
+
+def _state_bytes(setting: Setting) -> int:
+    """Bytes of optimizer state for a weight."""
+    return _MOMENT_BYTES + (_MASTER_BYTES if setting.half and not setting.shards_weights else 0)
 
 
 _CPU_CACHE_TOKENS = 65536
@@ -348,8 +358,9 @@ def _fp8_weights(setting: Setting, stage: int, role: Role) -> float:
 
 def _optimizer(setting: Setting, role: Role, share: Share) -> float:
     """Bytes of optimizer state on one rank; it is split over the ranks that hold the same parameters."""
-    sharding = setting.sharding_of(role)
-    per_weight = _MOMENT_BYTES + (_MASTER_BYTES if setting.half else 0)
+    sharding, per_weight = setting.sharding_of(role), _state_bytes(setting)
+    if setting.shards_weights:
+        return per_weight * share.all
     replicas = sharding.cp * (sharding.dp or 1)
     expert_replicas = sharding.tp * replicas / (sharding.ep * sharding.etp)
     return per_weight * (share.dense / replicas + share.expert / expert_replicas)

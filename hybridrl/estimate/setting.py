@@ -220,6 +220,11 @@ class Setting:
         """This setting with other parallel sizes of the trainer on the same GPUs."""
         return replace(self, train=self.train.model_copy(update=axes)).filled(num_engines=self.num_engines)
 
+    @property
+    def shards_weights(self) -> bool:
+        """Data-parallel ranks hold different parts of a model, and gather it layer by layer to compute."""
+        return layout_of(self.backend).shards_weights
+
     def layout(self) -> TrainerLayout:
         """Layout of the trainer.
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import flops
 from hybridrl.estimate.activations import kv_width
+from hybridrl.estimate.gathered import GRADIENT_BYTES
 from hybridrl.estimate.gpus import GPUModel
 from hybridrl.estimate.memory import (
-    GRADIENT_BYTES,
     engine_weights,
     kv_bytes_per_token,
     kv_tokens,
@@ -202,8 +202,13 @@ def _layer_links_s(setting: Setting, tokens: float) -> float:
 
 
 def _data_parallel_s(setting: Setting) -> float:
-    """Seconds to reduce gradients and gather weights, once per optimizer step."""
+    """Seconds to reduce gradients and gather weights, once per optimizer step. Where ranks share the weights,
+    they are gathered twice per microbatch."""
     sharding = setting.train
+    if setting.shards_weights:
+        dp, gathers = sharding.dp or 1, 2 * num_microbatches(setting)
+        passed = on_stage(setting.layout(), 0).all * (dp - 1)
+        return passed * (GRADIENT_BYTES + gathers * setting.weight_bytes) / _link(setting, dp)
     share = on_stage(setting.adapters() or setting.layout(), 0)
     replicas = sharding.cp * (sharding.dp or 1)
     experts = sharding.tp * replicas / (sharding.ep * sharding.etp)

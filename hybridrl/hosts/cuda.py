@@ -41,14 +41,15 @@ DETERMINISTIC = {
 """Variables for deterministic results, which cuBLAS, NCCL and Transformer Engine read at their first use."""
 
 
-def take(device: int) -> torch.device:
+def take(device: int, *, transformer_engine: bool = True) -> torch.device:
     """Make a device the current one of this process.
 
     Args:
         device: index among the devices that torch sees in this process.
+        transformer_engine: whether the trainer's layers are made of its modules.
 
     Raises:
-        ResourceError: the device does not exist, or Transformer Engine is not installed.
+        ResourceError: the device does not exist, or Transformer Engine is needed and not installed.
     """
     count = torch.cuda.device_count()
     if device >= count:
@@ -56,7 +57,7 @@ def take(device: int) -> torch.device:
             f"a trainer rank has CUDA device {device}, and torch sees {count}",
             fix="name it in CUDA_VISIBLE_DEVICES; cluster.gpus_per_node=0 needs none",
         )
-    if importlib.util.find_spec("transformer_engine") is None:
+    if transformer_engine and importlib.util.find_spec("transformer_engine") is None:
         raise ResourceError(
             "training on a GPU needs Transformer Engine, which is not installed",
             fix="install what requirements/gpu.txt lists",

@@ -193,9 +193,10 @@ def _separate_engines(loaded: LoadedConfig[Config]) -> Iterator[ResourceError]:
 
 
 def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator[HybridRLError]:
-    """Errors about parts of the models for which the trainer has no layers, and keys about experts that a
-    model lacks."""
+    """Errors about options and parts of the models that the trainer does not have, and keys about experts
+    that a model lacks."""
     actor, cfg = loaded.config.actor, loaded.config
+    yield from _refusals(loaded, lambda: layout_of(actor.backend).refuse_options(actor))
     if model is not None:
         yield from _refusals(
             loaded,

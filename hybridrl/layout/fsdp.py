@@ -1,35 +1,113 @@
-"""FSDP2 shards of a Hugging Face model: every rank has contiguous rows of each checkpoint tensor."""
+"""FSDP2 shards of a Hugging Face model: every rank has a flat range of rows of each checkpoint tensor."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from hybridrl.layout.base import Holding, Layout
+from hybridrl.errors import ConfigError, LayoutError, ModelError
+from hybridrl.layout.base import Holding
 from hybridrl.layout.runs import Run
 from hybridrl.layout.sharding import Place, shard
-from hybridrl.models.spec import parameters
-from hybridrl.models.table import Parameter, Site
+from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.models.spec import ModelSpec
+from hybridrl.models.table import Parameter, Row, Site
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+"""Model families whose transformers modules are trained: one tensor of a module is one of the checkpoint."""
+
+ROPE_SCALINGS = ("linear", "llama3", "yarn")
+"""Kinds of rotary scaling whose angles depend on the position alone, as packed sequences need it."""
 
 
 @dataclass(frozen=True)
-class FSDPLayout(Layout):
-    """Rows are partitioned as by torch.chunk: in equal parts; the last may be shorter, and some may be empty.
+class FSDPLayout(TrainerLayout):
+    """All `dp` ranks share the rows of every tensor as torch.chunk does: equal parts, but the last is
+    shorter, or several are empty.
 
     A rank without rows does not have the tensor. Ranks count shards fastest, then replicas. A tied model has
     no lm_head.weight.
     """
 
-    num_shards: int = 1
+    PACKAGES = ("transformers",)
+    shards_weights = True
+
     num_replicas: int = 1
-    """Groups of ranks that each hold the whole model, as in hybrid sharding."""
+    """Groups of ranks that each hold the whole model; they divide dp."""
+
+    def __post_init__(self) -> None:
+        sizes = {axis: getattr(self, axis) for axis in ("tp", "cp", "pp", "ep", "etp", "vpp")}
+        if found := [axis for axis, size in sizes.items() if size > 1]:
+            raise LayoutError(
+                f"{', '.join(f'{a} = {sizes[a]}' for a in found)}: the FSDP backend shards over dp alone",
+                fix=f"dp = {self.world_size}, and leave {', '.join(found)} out",
+            )
+        if self.stage_layers:
+            raise LayoutError(
+                "stage_layers: the FSDP backend has no pipeline stages", fix="leave stage_layers out"
+            )
+        if self.dp % self.num_replicas:
+            raise LayoutError(f"{self.num_replicas} replicas do not divide dp = {self.dp}")
+
+    @classmethod
+    def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
+        return cls(spec, **sizes)
+
+    @classmethod
+    def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
+        kind = (model.rope_scaling or {}).get("rope_type")
+        reasons = {
+            f"the FSDP backend trains {', '.join(FAMILIES)}, this model is {model.family}": (
+                model.family not in FAMILIES
+            ),
+            "a bias on the attention output is not supported": model.attention_out_bias,
+            "layers with a window are not supported by the FSDP backend": bool(model.windowed_layers),
+            f"rope scaling {kind!r} is not supported": kind not in (None, *ROPE_SCALINGS),
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                raise ModelError(reason, where=where, fix="remove actor.backend, or use another model")
+
+    @classmethod
+    def refuse_options(cls, actor: Any) -> None:
+        lacking = {
+            "lora": (actor.lora is not None, "no adapters"),
+            "fp8": (actor.fp8 != "none", "no FP8 products"),
+            "precision": (actor.precision == "fp16", "no loss scale for fp16"),
+            "recompute": (actor.recompute == "selective", "no recomputation of attention alone"),
+        }
+        fixes = {"precision": "actor.precision: bf16", "recompute": "actor.recompute: full"}
+        for key, (is_set, lack) in lacking.items():
+            if is_set:
+                raise ConfigError(
+                    f"actor.{key} = {getattr(actor, key)}: the FSDP backend has {lack}",
+                    where=f"actor.{key}",
+                    fix=fixes.get(key, f"remove actor.{key}, or actor.backend: fsdp"),
+                )
 
     @property
-    def world_size(self) -> int:
-        return self.num_shards * self.num_replicas
+    def shape(self) -> str:
+        return f"fsdp dp{self.dp}"
 
-    def _holdings(self) -> Iterator[Holding]:
-        for parameter in parameters(self.spec):
-            for block, name in enumerate(parameter.row.hf):
-                yield from self._chunk(parameter, Site(name, "whole", (block,)))
+    @property
+    def num_shards(self) -> int:
+        return self.dp // self.num_replicas
+
+    def chunks(self, stage: int) -> list[range]:
+        return [range(self.spec.num_layers)]
+
+    def sites(self, row: Row) -> tuple[Site, ...]:
+        return tuple(Site(name, "whole", (block,)) for block, name in enumerate(row.hf))
+
+    def at(self, row: Row, name: str, site: Site) -> Row:
+        return replace(row, name=name, hf=(site.tensor,))
+
+    def num_parts(self, row: Row, site: Site) -> int:
+        return self.num_shards
+
+    def place(self, parameters: Iterable[Parameter]) -> Iterator[Holding]:
+        for parameter in parameters:
+            for site in self.sites(parameter.row):
+                yield from self._chunk(parameter, site)
 
     def _chunk(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
         whole = shard(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
@@ -39,3 +117,6 @@ class FSDPLayout(Layout):
             held = whole._replace(num_rows=rows, rows=(Run(at + first, rows, 0),))
             ranks = range(number, self.world_size, self.num_shards)
             yield Holding.of(parameter, site.tensor, held, parameter.layers, ranks, parameter.experts)
+
+
+LAYOUT = FSDPLayout

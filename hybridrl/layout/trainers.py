@@ -24,6 +24,9 @@ class TrainerLayout(Layout):
     PACKAGES: ClassVar[tuple[str, ...]] = ()
     """Python distributions whose versions a checkpoint records."""
 
+    shards_weights: ClassVar[bool] = False
+    """Data-parallel ranks hold different parts of the model, and gather it layer by layer to compute."""
+
     tp: int = 1
     pp: int = 1
     dp: int = 1
@@ -58,6 +61,17 @@ class TrainerLayout(Layout):
 
         Raises:
             ModelError: the model has a feature that the backend's layers lack.
+        """
+
+    @classmethod
+    def refuse_options(cls, actor: Any) -> None:
+        """Called before any work starts; a backend that has every option of `actor` leaves it as it is.
+
+        Args:
+            actor: config.training.ActorConfig.
+
+        Raises:
+            ConfigError: the backend lacks what a key asks for; names the key.
         """
 
     @property

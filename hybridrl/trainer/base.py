@@ -7,6 +7,7 @@ Shape letters: U trained tokens of a batch, R trained tokens of one microbatch, 
 prediction is on this rank.
 """
 
+import contextlib
 import importlib
 import math
 from abc import ABC, abstractmethod
@@ -188,6 +189,22 @@ class Model(ABC):
             for name, parameter in self.named_parameters():
                 if name in weights:
                     parameter.copy_(weights[name])
+
+    @contextlib.contextmanager
+    def computing_with(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, the model computes with these weights, by name; afterwards with its own again, and the
+        contents of both are what they were. Not collective."""
+        own = self.tensors()
+        self._point_to(weights)
+        try:
+            yield
+        finally:
+            self._point_to(own)
+
+    def _point_to(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.named_parameters():
+            if name in weights:
+                parameter.data = weights[name]
 
     @abstractmethod
     def evaluate(

@@ -78,9 +78,11 @@ def make_layout(setup: RankSetup) -> TrainerLayout:
     Raises:
         LayoutError: the model does not divide over the ranks.
         ModelError: the model has a part that the backend does not support.
-        ConfigError: the config sets options of experts, and the model has none.
+        ConfigError: the config sets options of experts, and the model has none; or an option that the backend
+            does not have.
     """
     kind, where = layout_of(setup.actor.backend), str(setup.model_folder)
+    kind.refuse_options(setup.actor)
     kind.refuse_unbuildable(setup.model, where=where)
     refuse_unfit_experts(setup.actor.moe, setup.model, where=where)
     return kind.of(setup.model, on_gpu=setup.host == "cuda", **setup.parallel.sizes)

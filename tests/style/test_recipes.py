@@ -27,6 +27,7 @@ PROMISED = {
     "remax_qwen7b",
     "prime_qwen7b",
     "tinyzero_countdown",
+    "quickstart_fsdp",
 }
 
 

@@ -68,7 +68,8 @@ def sglang_layouts(draw, spec):
 
 @st.composite
 def fsdp_layouts(draw, spec):
-    return FSDPLayout(spec, num_shards=draw(st.integers(1, 6)), num_replicas=draw(st.integers(1, 2)))
+    replicas = draw(st.integers(1, 2))
+    return FSDPLayout(spec, dp=draw(st.integers(1, 6)) * replicas, num_replicas=replicas)
 
 
 def held_by(layout, seed=0):

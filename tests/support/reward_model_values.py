@@ -51,14 +51,18 @@ def _length(batch: RankBatch, n: int) -> int:
 
 
 def scored(
-    rank: int, rendezvous: Callable[[], str], folder: Path, shapes: Sequence[Any]
+    rank: int,
+    rendezvous: Callable[[], str],
+    folder: Path,
+    shapes: Sequence[Any],
+    backend: str = "megatron",
 ) -> list[list[float] | None]:
     """The scores that this rank has in each shape; again, after the weights were away, they are the same."""
     from hybridrl.trainer.roles.reward_model import RewardModelRanks
 
     found: list[list[float] | None] = []
     for shape in shapes:
-        actor = values.make_actor().model_copy(update={"offload": "all"})
+        actor = values.make_actor().model_copy(update={"offload": "all", "backend": backend})
         ranks = RewardModelRanks(values.make_setup(rank, rendezvous(), folder, shape, actor=actor))
         first, again = (ranks.scores(batch(scenarios.dp_of(shape))) for _ in range(2))
         ranks.close()
@@ -69,16 +73,21 @@ def scored(
 
 
 def beside_the_policy(
-    rank: int, rendezvous: Callable[[], str], policy: Path, reward_model: Path, shape: Any
+    rank: int,
+    rendezvous: Callable[[], str],
+    policy: Path,
+    reward_model: Path,
+    shape: Any,
+    backend: str = "megatron",
 ) -> dict[bool, dict[str, Any]]:
     """Optimizer steps of a policy whose ranks score before each of them; and the same without."""
     from hybridrl.trainer.roles.reward_model import RewardModel
 
-    dp = scenarios.dp_of(shape)
-    found = {}
+    dp, found = scenarios.dp_of(shape), {}
+    actor = values.make_actor().model_copy(update={"backend": backend})
     for shares in (False, True):
         minibatches = [scenarios.split(i, dp, (6,)) for i in range(2)]
-        with scenarios.policy(rank, rendezvous, policy, shape) as trained:
+        with scenarios.policy(rank, rendezvous, policy, shape, actor=actor) as trained:
             setup = scoring(trained._setup, RewardModelConfig(path=str(reward_model)))
             model = RewardModel(trained.backend.sharing(setup)) if shares else None
             trained.load(values.make_batch(minibatches))
@@ -104,12 +113,17 @@ def _refusal(model: Any, dp: int) -> str:
 
 
 def apart_and_beside(
-    rank: int, rendezvous: Callable[[], str], policy: Path, reward_model: Path, shapes: Sequence[Any]
+    rank: int,
+    rendezvous: Callable[[], str],
+    policy: Path,
+    reward_model: Path,
+    shapes: Sequence[Any],
+    backend: str = "megatron",
 ) -> dict[str, Any]:
     """Both, the latter in the first of the shapes."""
     return {
-        "apart": scored(rank, rendezvous, reward_model, shapes),
-        "beside": beside_the_policy(rank, rendezvous, policy, reward_model, shapes[0]),
+        "apart": scored(rank, rendezvous, reward_model, shapes, backend),
+        "beside": beside_the_policy(rank, rendezvous, policy, reward_model, shapes[0], backend),
     }
 
 

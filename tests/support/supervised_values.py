@@ -45,14 +45,20 @@ EXAMPLES: dict[str, Callable[[], list[Example]]] = {"sft": conversations, "rm": 
 
 
 def train(
-    rank: int, rendezvous: Callable[[], str], folder: Path, shape: Any, steps: int, out: Path
+    rank: int,
+    rendezvous: Callable[[], str],
+    folder: Path,
+    shape: Any,
+    steps: int,
+    out: Path,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Both kinds after one another: reports of `steps` steps, an evaluation, an export."""
     from hybridrl.trainer.roles.supervised import Supervised
 
     found = {}
     for kind, examples in EXAMPLES.items():
-        setup = values.make_setup(rank, rendezvous(), folder, shape)
+        setup = values.make_setup(rank, rendezvous(), folder, shape, **changes)
         if kind == "rm":
             setup = replace(setup, model=without_vocabulary(read(folder), head="value"))
         model = Supervised(setup, setup.num_optimizer_steps)

@@ -14,7 +14,9 @@ from typing import Any
 
 _TIMEOUT_S = 240.0
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["hybridrl.trainer.policy", "hybridrl.trainer.megatron.backend"])
+_CONTEXT.set_forkserver_preload(
+    ["hybridrl.trainer.policy", "hybridrl.trainer.megatron.backend", "hybridrl.trainer.fsdp.backend"]
+)
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:

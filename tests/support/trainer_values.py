@@ -39,6 +39,8 @@ FAMILIES = {
             }
         },
     ),
+    "llama_tied": ("Llama", {"tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", {}),
     "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {"head_dim": 16, "num_key_value_heads": 1}),  # fewer heads than ranks of TP2
     "deep": ("Qwen3", {"head_dim": 16, "num_hidden_layers": 4, "tie_word_embeddings": True}),

@@ -5,7 +5,6 @@ Both are sets of weights that the policy's model is temporarily switched to.
 Shape letters: U trained tokens of the batch.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -38,24 +37,9 @@ class FrozenPolicies:
     def add(self, loaded: LoadedBatch) -> None:
         """Add the columns of all policies, at the tokens of this rank. *Collective*."""
         for column, weights in self._weights.items():
-            with self._model.without_adapters(), self._in_place(weights):
+            with self._model.without_adapters(), self._model.computing_with(weights):
                 logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
             loaded.add(column, logp_U)
-
-    @contextlib.contextmanager
-    def _in_place(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """A context in which the model computes with `weights`; its own weights are not changed."""
-        own = self._model.tensors()
-        self._point_to(weights)
-        try:
-            yield
-        finally:
-            self._point_to(own)
-
-    def _point_to(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._model.named_parameters():
-            if name in weights:
-                parameter.data = weights[name]
 
 
 class FrozenRanks(Role):

@@ -175,7 +175,7 @@ def test_unknown_keys_name_the_nearest_and_the_line(tmp_path: Path) -> None:
         ("batch: {epochs: null}", "batch.epochs = null is not an integer above 0  (my.yaml:6)"),
         (
             "actor: {backend: megatorn}",
-            "actor.backend: there is no trainer backend 'megatorn', use one of megatron, or module:Kind"
+            "actor.backend: there is no trainer backend 'megatorn', use one of fsdp, megatron, or module:Kind"
             "  (my.yaml:6)",
         ),
         ("batch: 3", "batch = 3 is not a section  (my.yaml:6): its keys are prompts_per_step"),

@@ -120,7 +120,8 @@ def test_nothing_to_resume_is_said(config) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["run.steps=200", "run.save_every=5", "run.export=false", "reward.timeout_s=99.0"]
+    "override",
+    ["run.steps=200", "run.save_every=5", "run.export=false", "reward.timeout_s=99.0", "actor.backend=fsdp"],
 )
 def test_a_resume_may_look_longer_or_closer(config, override: str) -> None:
     RunFolder.create(config()).release()

@@ -1,10 +1,12 @@
 """The swap before a run: bytes that add up, no more on the network than must be, and a paper's numbers."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_values import specs, tiny, tp_sizes
 
 from hybridrl.estimate.swap import estimate, lines
+from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import count
@@ -37,6 +39,16 @@ def test_an_engine_of_one_rank_receives_the_model():
     spec = tiny("qwen2", num_layers=2)
     job = Job(MegatronLayout(spec), (SGLangLayout(spec),), Topology.separate(1, [1], 8))
     assert estimate(job, 4).written_bytes == estimate(job, 4).remote_bytes == 4 * count(spec)
+
+
+@pytest.mark.parametrize(("ranks", "tp"), [(2, 1), (2, 2), (3, 1), (4, 2)])
+def test_shards_of_rows_move_no_more_than_must(ranks, tp):
+    spec = tiny("qwen3", num_layers=2)
+    sizes = [tp] * (ranks // tp)
+    engines = tuple(SGLangLayout(spec, tp=size) for size in sizes)
+    found = estimate(Job(FSDPLayout(spec, dp=ranks), engines, Topology.colocated(ranks, sizes, ranks)), 2)
+    assert found.node_bytes == found.bound_bytes > 0 and found.remote_bytes == 0
+    assert found.written_bytes >= 2 * count(spec) * len(engines)
 
 
 def test_nested_layouts_move_what_hybridflow_says():

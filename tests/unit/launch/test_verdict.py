@@ -161,6 +161,8 @@ def assert_only_columns(errors: tuple[str, ...], columns: list[Column]) -> None:
         ("algorithm={estimator: rae, kl: {coefficient: 0.1, in: reward}}", "keeps a state and knows no KL"),
         ("algorithm={preset: grpo, samples_per_prompt: 1}", "samples_per_prompt = 1"),
         ("algorithm.preset=distillation", "algorithm.teacher is not set"),
+        ("actor={backend: fsdp, recompute: selective}", "no recomputation of attention alone"),
+        ("actor={backend: fsdp, parallel: {tp: 2}}", "tp = 2: the FSDP backend shards over dp alone"),
         ("algorithm.teacher=teacher", "algorithm.teacher = teacher is not used"),
         ("algorithm={estimator: gae, drop_truncated: true}", "drop_truncated leaves answers out"),
         ("algorithm.shaping=[{name: relative_length, turns: 0.1}]", "the shaping needs turns, which no part"),

@@ -1,0 +1,1 @@
+"""Policy training with PyTorch FSDP2 on transformers' own modules."""

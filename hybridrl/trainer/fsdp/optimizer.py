@@ -1,0 +1,105 @@
+"""AdamW on the shards of this rank: torch's own, over plain tensors that share the shards' memory."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
+
+from hybridrl.config.training import OptimizerConfig
+from hybridrl.trainer.base import WEIGHTS, learning_rate
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def local(tensor: Any) -> Tensor:
+    """This rank's part of a tensor that is sharded; a live view, without its gradient."""
+    detached = tensor.detach()
+    return detached.to_local() if isinstance(detached, DTensor) else detached
+
+
+class Optimizer:
+    """As base.Optimizer. Every method is *collective* over all ranks."""
+
+    quantities = (WEIGHTS, *MOMENTS)
+
+    def __init__(self, config: OptimizerConfig, parameters: Sequence[Parameter], num_steps: int) -> None:
+        """
+        Args:
+            parameters: fp32 shards with the weights that training begins from; some may have no rows.
+            num_steps: length of the learning-rate schedule.
+        """
+        self._config, self._num_steps = config, num_steps
+        self.num_steps_done = 0
+        self._parameters = list(parameters)
+        self._held = [(p, Parameter(local(p))) for p in self._parameters if local(p).numel()]
+        """Parameters of the model of which this rank has rows, and the rows."""
+
+        self._adam = _adamw([rows for _, rows in self._held], config)
+        for _, rows in self._held:
+            moments = {name: torch.zeros_like(rows.data) for name in MOMENTS}
+            self._adam.state[rows] = {"step": torch.zeros((), device=rows.device), **moments}
+
+    def zero_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def gradient_norm(self) -> float:
+        """As base.Optimizer: squares are summed in fp64, since fp32 sums on CPUs err by 1e-4 and more."""
+        device = self._parameters[0].device
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                total += local(parameter.grad).double().square().sum()
+        dist.all_reduce(total)
+        return float(total.sqrt())
+
+    def step(self, gradient_norm: float) -> float:
+        lr = learning_rate(self._config, self.num_steps_done, self._num_steps)
+        most = self._config.clip_grad_norm
+        scale = min(1.0, most / (gradient_norm + 1e-6)) if most > 0 else 1.0
+        for parameter, rows in self._held:
+            grad = torch.zeros_like(rows) if parameter.grad is None else local(parameter.grad)
+            rows.grad = grad.mul_(scale) if scale < 1 else grad
+        for group in self._adam.param_groups:
+            group["lr"] = lr
+        self._adam.step()
+        self._adam.zero_grad()
+        self.zero_gradients()
+        self.num_steps_done += 1
+        return lr
+
+    def scaling(self) -> dict[str, float]:
+        return {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments: the weights are those of the model."""
+        states = (self._adam.state[rows] for _, rows in self._held)
+        return {f"{i}.{name}": state[name] for i, state in enumerate(states) for name in MOMENTS}
+
+    def flat_ranges(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
+        """As base.Optimizer; each begins with the first element of this rank's rows."""
+        for parameter, rows in self._held:
+            state = self._adam.state[rows]
+            yield parameter, 0, {WEIGHTS: rows.data.view(-1), **{n: state[n].view(-1) for n in MOMENTS}}
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        return {"num_steps_done": self.num_steps_done, "scalers": []}
+
+    def resume(self, progress: Mapping[str, Any]) -> None:
+        self.num_steps_done = progress["num_steps_done"]
+        for _, rows in self._held:
+            self._adam.state[rows]["step"].fill_(float(self.num_steps_done))
+
+
+def _adamw(rows: Sequence[Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    """Norms and biases are not decayed. A rank may have none of them, or nothing at all."""
+    groups = [
+        {"params": [p for p in rows if (p.dim() == 1) == vector], "weight_decay": decay}
+        for vector, decay in ((False, config.weight_decay), (True, 0.0))
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

@@ -1,0 +1,122 @@
+"""What two trainer ranks do on Megatron and on FSDP in turn; each function runs on every rank."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import trainer_scenarios as scenarios
+import trainer_values as values
+
+from hybridrl.batch import Minibatch
+from hybridrl.config.training import TrainParallel
+
+Rendezvous = Callable[[], str]
+
+SHAPES = {"megatron": TrainParallel(tp=2, dp=1), "fsdp": TrainParallel(dp=2)}
+OTHER = {"megatron": "fsdp", "fsdp": "megatron"}
+
+
+def actor(backend: str, **options: Any) -> Any:
+    keys = {key: options.pop(key) for key in ("offload",) if key in options}
+    return values.make_actor(**options).model_copy(update={"backend": backend, **keys})
+
+
+def batches(backend: str) -> list[Any]:
+    dp = scenarios.dp_of(SHAPES[backend])
+    return [
+        values.make_batch([scenarios.split(i, dp, (6,)) for i in range(2)], seed=s, step=s + 1)
+        for s in (0, 1)
+    ]
+
+
+def checkpoints(rank: int, rendezvous: Rendezvous, folder: Path, saved: Path) -> dict[str, Any]:
+    """By backend, two batches with a checkpoint between; the second one again from each checkpoint."""
+    found: dict[str, Any] = {}
+    for backend, shape in SHAPES.items():
+        with scenarios.policy(rank, rendezvous, folder, shape, actor=actor(backend)) as trained:
+            first = scenarios.play(trained, batches(backend)[0])
+            trained.save(saved / backend)
+            found[backend] = {"first": first, "second": scenarios.play(trained, batches(backend)[1])}
+    for backend, shape in SHAPES.items():
+        with scenarios.policy(rank, rendezvous, folder, shape, actor=actor(backend)) as trained:
+            for whose, name in ((backend, "own"), (OTHER[backend], "other's")):
+                notes = trained.restore(saved / whose)
+                found[backend][name] = scenarios.play(trained, batches(backend)[1]) | {"notes": notes}
+    return found
+
+
+def options(
+    rank: int, rendezvous: Rendezvous, folder: Path, cases: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Two batches on FSDP under each set of options of the actor, with the weights after them."""
+    from hybridrl.trainer.fsdp import model
+
+    usual, found = model.LOGITS_AT_ONCE, {}
+    for name, case in cases.items():
+        changed = dict(case)
+        model.LOGITS_AT_ONCE = changed.pop("logits_at_once", usual)
+        made = actor("fsdp", **changed)
+        with scenarios.policy(rank, rendezvous, folder, SHAPES["fsdp"], actor=made) as trained:
+            played = [scenarios.play(trained, batch)["reports"] for batch in batches("fsdp")]
+            found[name] = {"played": played, "weights": scenarios.copy(trained)}
+    return found
+
+
+def lopsided(
+    rank: int, rendezvous: Rendezvous, folder: Path, minibatches: list[Minibatch]
+) -> list[dict[str, Any]]:
+    """Reports on minibatches of which the ranks have unequal numbers of microbatches, or none."""
+    with scenarios.policy(rank, rendezvous, folder, SHAPES["fsdp"], actor=actor("fsdp")) as trained:
+        return scenarios.play(trained, values.make_batch(minibatches))["reports"]
+
+
+def roles(
+    rank: int, rendezvous: Rendezvous, folder: Path, algorithms: dict[str, Any], changes: dict[str, Any]
+) -> dict[str, Any]:
+    """By backend, what `scenarios.algorithm_runs` finds."""
+    return {
+        backend: scenarios.algorithm_runs(
+            rank,
+            rendezvous,
+            folder,
+            shape,
+            algorithms,
+            setup={"actor": actor(backend), **changes},
+        )
+        for backend, shape in SHAPES.items()
+    }
+
+
+def dedicated(rank: int, rendezvous: Rendezvous, folder: Path) -> dict[str, np.ndarray | None]:
+    """By backend, log-probabilities of a reference on ranks of its own."""
+    from hybridrl.trainer.roles.frozen import FrozenRanks
+
+    found = {}
+    for backend, shape in SHAPES.items():
+        setup = values.make_setup(rank, rendezvous(), folder, shape, actor=actor(backend, offload="all"))
+        reference = FrozenRanks(setup, "ref_logp")
+        reference.load(batches(backend)[0])
+        found[backend] = reference.column("ref_logp")
+        reference.close()
+    return found
+
+
+def everything(
+    rank: int,
+    rendezvous: Rendezvous,
+    folder: Path,
+    saved: Path,
+    cases: dict[str, dict[str, Any]],
+    minibatches: list[Minibatch],
+    algorithms: dict[str, Any],
+    changes: dict[str, Any],
+) -> dict[str, Any]:
+    """All of these in the same processes."""
+    return {
+        "checkpoints": checkpoints(rank, rendezvous, folder, saved),
+        "options": options(rank, rendezvous, folder, cases),
+        "lopsided": lopsided(rank, rendezvous, folder, minibatches),
+        "dedicated": dedicated(rank, rendezvous, folder),
+        "roles": roles(rank, rendezvous, folder, algorithms, changes),
+    }

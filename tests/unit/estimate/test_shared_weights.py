@@ -1,0 +1,61 @@
+"""Memory and time where data-parallel ranks share the weights, as the FSDP backend's do."""
+
+from dataclasses import replace
+
+import pytest
+
+from hybridrl.estimate import memory
+from hybridrl.estimate.gathered import gathered
+from hybridrl.estimate.setting import Setting
+from hybridrl.estimate.time import step_time
+from hybridrl.models.spec import count
+from tests.support.plan_values import make_setting
+
+
+def setting(dp: int, *, microbatch_tokens: int = 16384) -> Setting:
+    made = make_setting("Qwen/Qwen2.5-7B-Instruct")
+    train = made.train.model_copy(update={"dp": dp})
+    return replace(made, backend="fsdp", microbatch_tokens=microbatch_tokens, train=train)
+
+
+def whole() -> int:
+    return count(setting(1).model)
+
+
+@pytest.mark.parametrize("dp", [1, 4, 8])
+def test_ranks_share_weights_gradients_and_moments(dp: int) -> None:
+    """Policy and reference are fp32 shards, and no fp32 copy comes on top."""
+    held = memory.resident(setting(dp), 0)
+    expected = {"policy": 4, "others": 4, "gradients": 4, "optimizer": 8}
+    for name, width in expected.items():
+        assert getattr(held, name) == pytest.approx(width * whole() / dp, rel=1e-3), name
+
+
+def test_a_checkpoint_is_as_large_whatever_the_number_of_ranks() -> None:
+    assert memory.checkpoint_bytes(setting(8)) == pytest.approx(12 * whole(), rel=1e-3)
+    assert memory.least_training(setting(8)) == pytest.approx(20 * whole(), rel=1e-3)
+
+
+def test_gradients_of_the_whole_model_wait_for_the_last_microbatch() -> None:
+    """With one microbatch, those of two layers and of what is outside of them."""
+    made, model = setting(8), setting(8).model
+    outside = 2 * model.vocab_size * model.hidden_size + model.hidden_size
+    two_layers = (whole() - outside) * 2 / model.num_layers
+    weights = 2 * (outside + two_layers)
+    assert gathered(made) == pytest.approx(weights)
+    assert gathered(made, 1) == pytest.approx(weights + 4 * (outside + two_layers))
+    assert gathered(made, 2) == gathered(made, 9) == pytest.approx(weights + 4 * whole())
+    assert gathered(replace(made, backend="megatron"), 9) == 0.0
+
+
+def test_the_fullest_moment_has_what_is_gathered() -> None:
+    made = replace(setting(8), recompute="full")
+    microbatches = memory.num_microbatches(made)
+    more = memory.training(made, 0).activations - memory.activations(made, 0)
+    assert microbatches > 1 and more == pytest.approx(gathered(made, microbatches))
+
+
+def test_weights_are_gathered_for_every_microbatch() -> None:
+    few, many = (step_time(setting(8, microbatch_tokens=tokens)).train for tokens in (65536, 4096))
+    megatron = replace(setting(8, microbatch_tokens=4096), backend="megatron")
+    assert many > few and many > step_time(megatron).train

@@ -1,0 +1,75 @@
+"""What the FSDP backend shards, and what it refuses before any work starts."""
+
+from typing import Any
+
+import pytest
+from model_values import tiny
+
+from hybridrl.config.training import ActorConfig, LoraConfig
+from hybridrl.errors import ConfigError, LayoutError, ModelError
+from hybridrl.layout.fsdp import FSDPLayout
+from hybridrl.layout.hf import HFLayout
+from hybridrl.layout.trainers import layout_of
+
+
+@pytest.mark.parametrize("axes", [{"tp": 2}, {"pp": 2}, {"cp": 2}, {"ep": 2}, {"tp": 2, "pp": 2, "dp": 2}])
+def test_sizes_other_than_dp_are_refused_with_the_dp_of_as_many_ranks(axes: dict[str, int]) -> None:
+    with pytest.raises(LayoutError) as caught:
+        FSDPLayout.of(tiny(), on_gpu=False, **axes)
+    ranks = axes.get("tp", 1) * axes.get("pp", 1) * axes.get("cp", 1) * axes.get("dp", 1)
+    assert f"dp = {ranks}" in str(caught.value)
+    assert all(f"{axis} = {size}" in str(caught.value) for axis, size in axes.items() if axis != "dp")
+
+
+def test_one_rank_has_the_checkpoint_and_of_three_none_has_more_than_its_rows() -> None:
+    spec = tiny()
+    whole = HFLayout(spec).shards(0)
+    assert FSDPLayout.of(spec, on_gpu=False, dp=1).shards(0) == whole
+    sharded = FSDPLayout.of(spec, on_gpu=False, dp=3)
+    for rank in range(3):
+        for name, held in sharded.shards(rank).items():
+            assert 0 < held.shape[0] <= -(-whole[name].shape[0] // 3)
+
+
+def test_stage_layers_are_refused() -> None:
+    with pytest.raises(LayoutError, match="stage_layers"):
+        FSDPLayout.of(tiny(), on_gpu=False, stage_layers=(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (tiny("gemma2"), "this model is gemma2"),
+        (tiny("qwen3_moe"), "this model is qwen3_moe"),
+        (tiny("llama", attention_out_bias=True), "attention output"),
+        (tiny("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "'dynamic'"),
+    ],
+)
+def test_models_with_another_part_are_refused(model: Any, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        FSDPLayout.refuse_unbuildable(model, where="model.path")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_dense_families_are_not_refused(family: str) -> None:
+    FSDPLayout.refuse_unbuildable(tiny(family), where="model.path")
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"lora": LoraConfig()}, "actor.lora"),
+        ({"fp8": "blockwise"}, "actor.fp8"),
+        ({"precision": "fp16"}, "actor.precision"),
+        ({"recompute": "selective"}, "actor.recompute"),
+    ],
+)
+def test_options_that_the_backend_lacks_are_refused_by_their_key(options: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        layout_of("fsdp").refuse_options(ActorConfig(backend="fsdp", **options))
+    layout_of("megatron").refuse_options(ActorConfig(**options))
+
+
+def test_other_options_are_accepted() -> None:
+    actor = ActorConfig(backend="fsdp", precision="bf16", recompute="full", offload="all", overlap=True)
+    layout_of("fsdp").refuse_options(actor)
