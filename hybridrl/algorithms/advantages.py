@@ -70,7 +70,7 @@ class WithTokenRewards:
         """
         check_rewards(reward_N, group_N)
         penalty_T = self._penalty(tokens, columns)
-        token_reward_T = at_last_token(reward_N, tokens) - penalty_T
+        token_reward_T = self._token_rewards(reward_N, group_N, penalty_T, tokens)
         own = {argument(c): columns[argument(c)] for c in self._columns}
         if hasattr(self.inner, "over_tokens"):
             return self.inner.over_tokens(token_reward_T, tokens, reduce, **own)
@@ -83,6 +83,11 @@ class WithTokenRewards:
             return self.inner(net_reward_N, group_N, tokens=tokens, reduce=reduce, **own)
         advantage_N = self.inner(net_reward_N, group_N, **own)
         return Advantage(masked(advantage_N[tokens.seq_T], tokens))
+
+    def _token_rewards(self, reward_N: Tensor, group_N: Tensor, penalty_T: Tensor, tokens: Tokens) -> Tensor:
+        if hasattr(self.inner, "token_rewards"):
+            return self.inner.token_rewards(reward_N, group_N, penalty_T, tokens)
+        return at_last_token(reward_N, tokens) - penalty_T
 
     def _penalty(self, tokens: Tokens, columns: dict[str, Tensor]) -> Tensor:
         """The KL penalty of each token, [T], for the policy at the start of the step."""

@@ -117,7 +117,11 @@ class AdvantageEstimator(Protocol):
 
 
 class TokenForm(Protocol):
-    """More attributes of a scalar estimator that has another formula for token rewards."""
+    """More attributes of a scalar estimator that has another formula for token rewards.
+
+    It may also define token_rewards(reward_N, group_N, penalty_T, tokens) -> token_reward_T, where those are
+    not the outcome at the last trained token minus the KL penalty at each.
+    """
 
     @property
     def per_token(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import Advantage, OneRank
+from hybridrl.algorithms.base import Advantage, Known, OneRank
 from hybridrl.algorithms.catalog import entries, flat
 from hybridrl.algorithms.columns import argument
 from hybridrl.algorithms.objective import Objective
@@ -32,12 +32,15 @@ REASONS: Mapping[str, str] = {
     "estimator.std": "what the centred reward is divided by",
     "estimator.singleton": "what the only answer to a prompt trains on",
     "estimator.whiten": "a second normalisation, over the batch",
+    "estimator.baseline": "what is subtracted from the outcome reward before whitening",
+    "estimator.penalty": "return: the KL of a token also lowers the advantage of all tokens before it",
     "estimator.bessel": "variance with n-1 or n: a factor sqrt(n / (n - 1)) over all tokens",
     "loss": "another formula for the policy loss",
     "loss.dual_clip": "bounds the loss of tokens with negative advantage",
     "loss.clip_high": "how far a good token may rise in one batch",
     "loss.clip_low": "how far a bad token may fall in one batch",
     "aggregate": "token means let long answers weigh more than means of answers do",
+    "correction": "what old_logp is, and how tokens are weighed; bypass: the engine's log-probabilities",
     "kl.estimator": "gradient and clamp of the divergence",
     "kl.in": "in the reward it reaches the advantage, in the loss it does not",
     "kl.coefficient": "weight of the divergence",
@@ -141,7 +144,7 @@ def _choices(a: Row, b: Row) -> tuple[Choice, ...]:
 def _resolved(row: Mapping[str, Any]) -> dict[str, str]:
     """Every key of a row, with the defaults of keys that it does not set."""
     defaults = AlgorithmConfig()
-    found = {"kl.in": defaults.kl.place, "kl.coefficient": str(defaults.kl.coefficient)}
+    found = {"kl.in": defaults.kl.place, "kl.coefficient": str(defaults.kl.coefficient), "correction": "[]"}
     for kind, key in (("estimator", "estimator"), ("policy_loss", "loss")):
         (entry,) = [e for e in entries(kind) if e.name == row[key]["name"]]
         known = {o.name: o.default for o in entry.options if o.default is not None}
@@ -160,6 +163,9 @@ def _numbers(row: Mapping[str, Any], batch: RaggedBatch) -> tuple[Tensor, float]
     advantage_T = out.advantage_T if isinstance(out, Advantage) else out[batch.seq_T]
     objective = Objective(config, max_response_tokens=16)
     columns = {n: batch.columns[n] for n in objective.columns}
+    if objective.prepares:
+        known = Known(1, batch.reward_N, batch.group_N, advantage_T, batch.tokens, columns)
+        columns |= objective.prepare(known, OneRank()).columns
     loss, _ = objective(
         batch.columns["logp"], batch.columns["entropy"], columns, advantage_T, batch.tokens, batch.totals
     )

@@ -92,7 +92,8 @@ r = exp(logp - old_logp), sg[.] no gradient, x = logp - ref_logp. Means and sums
 - **Log ratios** are clamped to +-20 before the exponential.
 - **What depends on the whole batch** (quantiles, covariances, random choices) is computed once before its
   first optimizer step, from the policy before the update, by threshold and never by position.
-- **The first ratio** of a batch is exactly 1 (`actor/ratio_max_abs_err`), unless `bypass` is used.
+- **The first ratio** of a batch is exactly 1 (`training/first_ratio_max_abs_err`), unless `bypass` is
+  used.
 """
 
 _PLUG_IN = """\

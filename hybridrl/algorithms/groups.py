@@ -10,12 +10,15 @@ from torch import Tensor
 def check_rewards(reward_N: Tensor, group_N: Tensor) -> None:
     """
     Raises:
-        ValueError: lengths differ, a group number is negative, or a reward is not finite.
+        ValueError: lengths differ, rewards are not of a floating-point type, a group number is negative, or a
+            reward is not finite.
     """
     if reward_N.shape != group_N.shape or reward_N.dim() != 1:
         raise ValueError(
             f"rewards of shape {tuple(reward_N.shape)} for groups of shape {tuple(group_N.shape)}"
         )
+    if not reward_N.is_floating_point():
+        raise ValueError(f"rewards of {reward_N.dtype}, whose means would be cut off: pass reward_N.float()")
     if (group_N < 0).any():
         raise ValueError(f"negative group at {torch.nonzero(group_N < 0).flatten().tolist()}")
     if not torch.isfinite(reward_N).all():

@@ -3,10 +3,13 @@
 Shape letters: T packed tokens, M trained tokens among them, S trajectories (tokens.num_seqs).
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Reduce, Tokens
+from hybridrl.algorithms.ratios import log_ratio
 
 
 def masked(value_T: Tensor, tokens: Tokens) -> Tensor:
@@ -40,6 +43,17 @@ def spread(value_S: Tensor, tokens: Tokens) -> Tensor:
     """A column whose sum over the trained tokens of each trajectory is that trajectory's value, [T]."""
     length_S = sequence_length(tokens, value_S.dtype).clamp(min=1)
     return (value_S / length_S)[tokens.seq_T]
+
+
+def squared_log_ratio(
+    logp_T: Tensor, other_logp_T: Tensor, tokens: Tokens, over: Literal["answer", "token"]
+) -> Tensor:
+    """The square of each token's log ratio, [T]; or a column whose sum over the trained tokens of an answer
+    is the square of the answer's log ratio."""
+    moved_T = log_ratio(logp_T, other_logp_T)
+    if over == "token":
+        return moved_T.square()
+    return spread(sequence_sum(moved_T, tokens).square(), tokens)
 
 
 def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:

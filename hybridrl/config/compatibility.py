@@ -55,7 +55,7 @@ COMPATIBILITY: Mapping[str, Mapping[str, Row]] = {
                 "estimator": _norm(eps=1e-9),
                 "loss": _CLIP,
                 "aggregate": "token_mean",
-                "kl": {"estimator": "k3"},
+                "kl": {"estimator": "k3_clamped"},
             },
             "token means are taken per microbatch there",
         ),
@@ -65,24 +65,28 @@ COMPATIBILITY: Mapping[str, Mapping[str, Row]] = {
                 "estimator": _norm(mean="others", std="others", eps=1e-6),
                 "loss": _CLIP,
                 "aggregate": "token_mean",
-                "kl": {"estimator": "k3", "coefficient": 0.01, "in": "loss"},
+                "kl": {"estimator": "k3_clamped", "coefficient": 0.01, "in": "loss"},
             },
         ),
         "trl": Row(
-            "eps of 1e-4: below 0.1 % with rewards of 0 and 1, more with fine-grained ones",
+            "eps of 1e-4: below 0.1 % with rewards of 0 and 1, more with fine-grained ones; "
+            "bias-corrected KL (since 1.10)",
             {
                 "estimator": _norm(eps=1e-4),
                 "loss": _CLIP,
                 "aggregate": "token_mean",
-                "kl": {"estimator": "k3"},
+                "kl": {"estimator": "k3_unbiased"},
             },
+            "with vLLM it also leaves out answers whose probability differs between engine and trainer "
+            "(correction sequence_mask, highest 3)",
         ),
         "prime_rl": Row(
-            "no division by the std; a trust region on probabilities in place of the clip",
+            "no division by the std; a trust region on probabilities since sampling in place of the clip",
             {
                 "estimator": _norm(std="none"),
                 "loss": {"name": "dppo_tv", "delta_low": 0.2, "delta_high": 0.2, "drift": 1e-3},
                 "aggregate": "token_mean",
+                "correction": ["bypass"],
             },
             "its length penalty is the shaping relative_length",
         ),
@@ -98,8 +102,13 @@ COMPATIBILITY: Mapping[str, Mapping[str, Row]] = {
             "without loss_scale_factor verl divides by the padded width of each batch",
         ),
         "trl": Row(
-            "as ours",
-            {"estimator": _norm(std="none"), "loss": _CLIP, "aggregate": "seq_mean_token_sum_norm"},
+            "bias-corrected KL (since 1.10)",
+            {
+                "estimator": _norm(std="none"),
+                "loss": _CLIP,
+                "aggregate": "seq_mean_token_sum_norm",
+                "kl": {"estimator": "k3_unbiased"},
+            },
         ),
     },
     "rloo": {
@@ -116,6 +125,17 @@ COMPATIBILITY: Mapping[str, Mapping[str, Row]] = {
             {"estimator": _norm(mean="others", std="none"), "loss": _CLIP, "aggregate": "token_mean"},
         ),
     },
+    "gdpo": {
+        "verl": Row(
+            "whitened over all trained tokens; dual clip at 3",
+            {
+                "estimator": {"name": "gdpo", "whiten": "token"},
+                "loss": _CLIP | {"dual_clip": 3.0},
+                "aggregate": "token_mean",
+            },
+            "the only answer to a prompt trains there on its raw parts",
+        ),
+    },
     "reinforce_plus_plus": {
         "verl": Row(
             "variance with n-1",
@@ -127,24 +147,30 @@ COMPATIBILITY: Mapping[str, Mapping[str, Row]] = {
             },
         ),
         "openrlhf": Row(
-            "variance with n",
+            "variance with n; k1 clamped to +-10",
             {
                 "estimator": {"name": "reinforce_plus_plus", "bessel": False},
                 "loss": _CLIP,
                 "aggregate": "token_mean",
-                "kl": {"estimator": "k1", "in": "reward"},
+                "kl": {"estimator": "k1_clamped", "in": "reward"},
             },
             "1e-8 is the least variance there, not added to it",
         ),
         "nemo_rl": Row(
-            "variance with n",
+            "variance with n; the group's mean as baseline; each token pays for its own KL only",
             {
-                "estimator": {"name": "reinforce_plus_plus", "bessel": False},
+                "estimator": {
+                    "name": "reinforce_plus_plus",
+                    "bessel": False,
+                    "baseline": "group",
+                    "penalty": "token",
+                },
                 "loss": _CLIP,
                 "aggregate": "token_mean",
-                "kl": {"estimator": "k1", "in": "reward"},
+                "kl": {"estimator": "k3_clamped", "in": "reward"},
             },
-            "1e-8 is the least variance there, not added to it",
+            "1e-8 is the least variance there, not added to it; KL is in the loss there unless "
+            "use_kl_in_reward is set",
         ),
     },
     "reinforce_plus_plus_baseline": {

@@ -92,7 +92,7 @@ _PAPERS: Mapping[str, Preset] = {
         {"estimator": {"name": "max_rl"}, "loss": _CLIP, "aggregate": "token_mean"},
     ),
     "gdpo": Preset(
-        "every part of the reward normalised in its group, then whitened, arXiv:2601.05242",
+        "every part of the reward normalised in its group, then whitened over answers, arXiv:2601.05242",
         {"estimator": {"name": "gdpo"}, "loss": _CLIP, "aggregate": "token_mean"},
     ),
     "grpo_passk": Preset(
@@ -132,8 +132,13 @@ _PAPERS: Mapping[str, Preset] = {
         {"estimator": {"name": "grpo"}, "loss": {"name": "cispo"}, "aggregate": "token_mean"},
     ),
     "dppo": Preset(
-        "trust region on the change of a token's probability, arXiv:2602.04879",
-        {"estimator": {"name": "grpo"}, "loss": {"name": "dppo_tv"}, "aggregate": "token_mean"},
+        "trust region on the change of a token's probability since it was sampled, arXiv:2602.04879",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": {"name": "dppo_tv"},
+            "aggregate": "token_mean",
+            "correction": ["bypass"],
+        },
     ),
     "clip_cov": Preset(
         "a few tokens of high covariance get no gradient, arXiv:2505.22617",
@@ -148,7 +153,7 @@ _PAPERS: Mapping[str, Preset] = {
         {"estimator": {"name": "grpo"}, "loss": {"name": "aspo"}, "aggregate": "token_mean"},
     ),
     "topr": Preset(
-        "truncated importance weight on bad answers only, arXiv:2503.14286",
+        "truncated importance weight of the whole answer on bad answers only, arXiv:2503.14286",
         {"estimator": {"name": "dr_grpo"}, "loss": {"name": "topr"}, "aggregate": "seq_mean_token_sum"},
     ),
     "m2po": Preset(

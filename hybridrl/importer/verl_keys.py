@@ -79,6 +79,7 @@ PRESETS: Mapping[str, str] = {
     "rloo": "verl/rloo",
     "reinforce_plus_plus": "verl/reinforce_plus_plus",
     "reinforce_plus_plus_baseline": "verl/reinforce_plus_plus_baseline",
+    "gdpo": "verl/gdpo",
 }
 """algorithm.adv_estimator -> the preset that computes the same."""
 
@@ -88,7 +89,6 @@ ESTIMATORS: Mapping[str, str] = {
     "rloo_vectorized": "rloo",
     "opo": "opo",
     "gpg": "gpg",
-    "gdpo": "gdpo",
     "grpo_passk": "grpo_passk",
     "optimal_token_baseline": "optimal_token_baseline",
 }

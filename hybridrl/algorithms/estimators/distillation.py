@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hybridrl.algorithms.base import Advantage, Column, Reduce, Tokens, register_estimator
 from hybridrl.algorithms.estimators.grpo import GRPO
+from hybridrl.algorithms.groups import check_rewards
 from hybridrl.algorithms.sequences import masked
 
 
@@ -41,6 +42,7 @@ class Distillation:
         old_logp_T: Tensor,
     ) -> Advantage:
         """The advantages, [T]."""
+        check_rewards(reward_N, group_N)
         advantage_T = self.coefficient * (teacher_logp_T - old_logp_T)
         if self.outcome_weight:
             advantage_T = advantage_T + self.outcome_weight * GRPO()(reward_N, group_N)[tokens.seq_T]

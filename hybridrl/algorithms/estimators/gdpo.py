@@ -1,15 +1,16 @@
 """GDPO: every part of the reward is normalised in its group before the parts are added, so that none
 dominates.
 
-Source: Liu et al. 2026, "GDPO", arXiv:2601.05242.
-Formula: A = whiten(sum over k of w_k (s_ik - mean_g(s_k)) / (std_g(s_k) + eps)), over all trained tokens of
-    the batch
+Source: Liu et al. 2026, "GDPO", arXiv:2601.05242; over all trained tokens: verl 0.9.1,
+    compute_gdpo_outcome_advantage.
+Formula: A = whiten(sum over k of w_k (s_ik - mean_g(s_k)) / (std_g(s_k) + eps)), over all answers of the
+    batch, or all trained tokens
 Use: several rewards of different scale or rarity (correct, format, length).
 Shape letters: N trajectories in the batch, K parts of the reward.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ class GDPO:
 
     weights: tuple[float, ...] | None = None
     """One weight per part, in alphabetical order of the parts' names; None: 1 each."""
+
+    whiten: Literal["sequence", "token"] = "sequence"
+    """Whiten over all answers of the batch as in the paper, or over all trained tokens as in verl."""
 
     eps: float = 1e-6
     """Added to the std of a part in its group."""
@@ -59,10 +63,12 @@ class GDPO:
             ValueError: the errors of check_parts(), or a part is not finite.
         """
         self.check_parts(reward_parts_NK.shape[1])
+        check_rewards(reward_N, group_N)
         weights = self.weights or (1.0,) * reward_parts_NK.shape[1]
         total_N = torch.zeros_like(reward_N)
         for weight, part_N in zip(weights, reward_parts_NK.unbind(1), strict=True):
             check_rewards(part_N, group_N)
             centred_N = centre(part_N, group_N)
             total_N = total_N + weight * centred_N / (group_std(centred_N, group_N) + self.eps)
-        return whiten(total_N, length_N, OneRank(), eps=self.whiten_eps)
+        weight_N = length_N if self.whiten == "token" else torch.ones_like(length_N)
+        return whiten(total_N, weight_N, OneRank(), eps=self.whiten_eps)

@@ -1,6 +1,6 @@
-"""k3 as verl computes it: clamped after the exponential.
+"""k3 as other frameworks compute it: clamped after the exponential.
 
-Source: the "low_var_kl" of verl and slime.
+Source: the "low_var_kl" of verl and slime; k3 of OpenRLHF (compute_approx_kl) and NeMo-RL (calculate_kl).
 Formula: clip(exp(-x) - 1 + x, -10, 10)
 Use: to reproduce those frameworks. A token whose value is above 10 has no gradient, so the farthest tokens
     are not pulled back. Prefer k3 or k3_plus.

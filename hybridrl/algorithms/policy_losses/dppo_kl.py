@@ -2,7 +2,7 @@
 
 Source: Qi et al. 2026, "Rethinking the Trust Region in LLM Reinforcement Learning", arXiv:2602.04879.
 Formula: D = p_old log(p_old / p) + (1 - p_old) log((1 - p_old) / (1 - p)); L = -A sg[min(r, max_ratio)] logp
-    while D <= delta or the token moves back, else 0
+    while D <= delta_high (A > 0) or delta_low (A <= 0) or the token moves back, else 0
 Use: as dppo_tv, with a bound in nats.
 Shape letters: T packed tokens.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import log_ratio
+from hybridrl.algorithms.ratios import by_sign, log_ratio
 
 
 @register_policy_loss("dppo_kl")
@@ -22,8 +22,11 @@ from hybridrl.algorithms.ratios import log_ratio
 class DPPOKL:
     """REINFORCE with an importance weight inside a trust region on the binary divergence."""
 
-    delta: float = 0.2
-    """Bound on the divergence, in nats."""
+    delta_low: float = 0.2
+    """Bound on the divergence where the advantage is not positive, in nats."""
+
+    delta_high: float = 0.2
+    """Bound on the divergence where the advantage is positive, in nats."""
 
     max_ratio: float = 20.0
     """Bound on the importance weight."""
@@ -37,6 +40,9 @@ class DPPOKL:
         rest_T = (1 - old_T) * torch.log((1 - old_T + 1e-8) / (1 - p_T + 1e-8))
         divergence_T = old_T * (old_logp_T - new_logp_T) + rest_T
         away_T = torch.where(advantage_T > 0, p_T > old_T, p_T < old_T)
-        outside_T = (divergence_T > self.delta) & away_T
-        weight_T = log_ratio(new_logp_T, old_logp_T).exp().clamp(max=self.max_ratio) * ~outside_T
-        return TokenLoss(-advantage_T * weight_T * logp_T, {"actor/pg_clipfrac": outside_T.to(logp_T.dtype)})
+        bound_T = by_sign(advantage_T > 0, self.delta_high, self.delta_low, logp_T.dtype)
+        # A probability of 0 or above 1 has no divergence (inf or NaN), and its token no meaning.
+        outside_T = (divergence_T > bound_T) & away_T | ~divergence_T.isfinite()
+        weight_T = log_ratio(new_logp_T, old_logp_T).exp().clamp(max=self.max_ratio)
+        loss_T = torch.where(outside_T, 0, -advantage_T * weight_T * logp_T.where(~outside_T, 0))
+        return TokenLoss(loss_T, {"actor/pg_clipfrac": outside_T.to(logp_T.dtype)})

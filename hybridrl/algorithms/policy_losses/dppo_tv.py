@@ -37,9 +37,13 @@ class DPPOTV:
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 
     def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
+        # A token whose probability is 0 has no meaning, and 0 * inf must not reach the loss.
+        possible_T = logp_T.isfinite() & old_logp_T.isfinite()
+        logp_T, old_logp_T = logp_T.where(possible_T, 0), old_logp_T.where(possible_T, 0)
         moved_T = log_ratio(logp_T, old_logp_T)
         change_T = logp_T.detach().exp() - old_logp_T.exp()
         inside_T = torch.where(advantage_T > 0, change_T <= self.delta_high, change_T >= -self.delta_low)
+        inside_T = inside_T & possible_T
         weight_T = moved_T.detach().exp().clamp(max=self.max_ratio) * inside_T
         loss_T = -advantage_T * weight_T * logp_T + self.drift * moved_T.square()
         return TokenLoss(loss_T, {"actor/pg_clipfrac": (~inside_T).to(logp_T.dtype)})

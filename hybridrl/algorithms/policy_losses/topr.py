@@ -1,9 +1,9 @@
 """TOPR: positive examples as in supervised learning, negative ones with a truncated importance weight.
 
 Source: Le Roux et al. 2025, "Tapered Off-Policy REINFORCE", arXiv:2503.14286
-Formula: L = -A logp where A > 0, else -sg[min(r, 1)] A logp
+Formula: L = -A logp where A > 0, else -sg[min(R, 1)] A logp, R = product of the ratios of the answer
 Use: off-policy data with many failures, which would otherwise push the policy anywhere.
-Shape letters: T packed tokens.
+Shape letters: T packed tokens, S trajectories.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import log_ratio
+from hybridrl.algorithms.sequences import sequence_sum
 
 
 @register_policy_loss("topr")
@@ -24,6 +24,6 @@ class TOPR:
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 
     def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
-        ratio_T = log_ratio(logp_T.detach(), old_logp_T).exp()
-        weight_T = torch.where(advantage_T > 0, 1, ratio_T.clamp(max=1))
+        truncated_S = sequence_sum(logp_T.detach() - old_logp_T, tokens).clamp(max=0).exp()
+        weight_T = torch.where(advantage_T > 0, 1, truncated_S[tokens.seq_T])
         return TokenLoss(-weight_T * advantage_T * logp_T)

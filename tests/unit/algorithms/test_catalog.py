@@ -23,6 +23,7 @@ from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.section import PluginConfig
 from hybridrl.errors import ConfigError
+from hybridrl.observe.names import FIRST_RATIO_ERROR
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "algorithms.md"
@@ -224,3 +225,8 @@ def test_a_broken_loss_fails_its_check(tmp_path, monkeypatch, check):
 def test_presets_take_known_plugins(name):
     config = AlgorithmConfig.model_validate(PRESETS[name].algorithm)
     assert load_estimator(config) is not None and Objective(config, max_response_tokens=16).columns
+
+
+def test_the_page_names_the_metric_of_the_first_ratio():
+    (line,) = [part for part in render().split("\n- ") if part.startswith("**The first ratio**")]
+    assert f"`{FIRST_RATIO_ERROR}`" in line and "`actor/ratio_max_abs_err`" not in line

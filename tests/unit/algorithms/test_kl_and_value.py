@@ -25,6 +25,10 @@ def k3(logp, ref, **_):
     return math.exp(ref - logp) - 1 + logp - ref
 
 
+def clip10(value):
+    return min(max(value, -10), 10)
+
+
 # name -> value, and the function whose derivative in logp is the gradient (fixed: a copy of logp held still)
 CASES = {
     "k1": (k1, k1),
@@ -37,6 +41,14 @@ CASES = {
     "k3_clamped": (
         lambda logp, ref, **_: min(k3(logp, ref), 10),
         lambda logp, ref, **_: min(k3(logp, ref), 10),
+    ),
+    "k1_clamped": (
+        lambda logp, ref, **_: clip10(k1(logp, ref)),
+        lambda logp, ref, **_: clip10(k1(logp, ref)),
+    ),
+    "k2_clamped": (
+        lambda logp, ref, **_: clip10(k2(logp, ref)),
+        lambda logp, ref, **_: clip10(k2(logp, ref)),
     ),
     "k3_unbiased": (
         lambda logp, ref, old, **_: math.exp(logp - old) * k3(logp, ref),

@@ -95,12 +95,24 @@ def dppo_kl(x):
     p, q = math.exp(x.old_logp), math.exp(x.fixed)
     divergence = p * (x.old_logp - x.fixed) + (1 - p) * math.log((1 - p + 1e-8) / (1 - q + 1e-8))
     away = q > p if x.adv > 0 else q < p
-    return 0.0 * x.logp if divergence > 0.05 and away else -x.adv * min(fixed_ratio(x), 20) * x.logp
+    bound = 0.05 if x.adv > 0 else 0.02
+    return 0.0 * x.logp if divergence > bound and away else -x.adv * min(fixed_ratio(x), 20) * x.logp
 
 
 @per_token
-def dro(x):
+def dro_token(x):
     return -(x.logp * x.adv - 0.25 * (x.logp - x.old_logp) ** 2)
+
+
+def squared(weight):
+    """-A sum of logp + weight (log ratio of the answer)^2, the square shared out evenly over its tokens."""
+
+    def rows(row):
+        moved = sum(logp - o for logp, o in zip(row.logp, row.old_logp, strict=True))
+        share = weight * moved**2 / max(len(row.logp), 1)
+        return [-a * logp + share for logp, a in zip(row.logp, row.adv, strict=True)]
+
+    return rows
 
 
 @per_token
@@ -108,8 +120,13 @@ def reinforce(x):
     return -x.adv * x.logp
 
 
+def topr(row):
+    whole = min(math.exp(sum(f - o for f, o in zip(row.fixed, row.old_logp, strict=True))), 1)
+    return [-a * logp * (1 if a > 0 else whole) for logp, a in zip(row.logp, row.adv, strict=True)]
+
+
 @per_token
-def topr(x):
+def topr_token(x):
     return -x.adv * x.logp * (1 if x.adv > 0 else min(fixed_ratio(x), 1))
 
 
@@ -119,7 +136,7 @@ def truncated_is(x):
 
 
 @per_token
-def kimi(x):
+def kimi_token(x):
     return -x.adv * x.logp + 0.05 * (x.logp - x.old_logp) ** 2
 
 
@@ -209,12 +226,15 @@ CASES = {
     "cispo": ({"clip_low": 0.2, "clip_high": 0.3}, cispo),
     "gmpo": ({}, gmpo),
     "dppo_tv": ({"delta_low": 0.1, "delta_high": 0.1, "drift": 0.01}, dppo_tv),
-    "dppo_kl": ({"delta": 0.05}, dppo_kl),
-    "dro": ({"beta": 0.5}, dro),
+    "dppo_kl": ({"delta_low": 0.02, "delta_high": 0.05}, dppo_kl),
+    "dro": ({"beta": 0.5}, squared(0.25)),
+    "dro token": ({"beta": 0.5, "over": "token"}, dro_token),
     "reinforce": ({}, reinforce),
     "topr": ({}, topr),
+    "topr_token": ({}, topr_token),
     "truncated_is": ({}, truncated_is),
-    "kimi_k15": ({}, kimi),
+    "kimi_k15": ({}, squared(0.05)),
+    "kimi_k15 token": ({"over": "token"}, kimi_token),
     "vespo": ({}, vespo),
     "vespo sampling": ({"since": "sampling"}, lambda row: vespo(row, "rollout_logp")),
     "two_sided": ({"delta": 1.5}, two_sided),

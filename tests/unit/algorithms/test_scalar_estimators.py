@@ -64,12 +64,12 @@ def gpg(batch, count="informative", norm=1.0):
     ]
 
 
-def gdpo(batch, weights=(1, 1, 1)):
+def gdpo(batch, weights=(1, 1, 1), over="sequence"):
     total = [0.0] * len(batch.rewards)
     for k, weight in enumerate(weights):
         part = batch.columns["reward_parts"][:, k].tolist()
         total = [t + weight * a for t, a in zip(total, grpo(part, groups_of(batch)), strict=True)]
-    return whiten(total, batch.columns["length"].tolist())
+    return whiten(total, [1] * len(total) if over == "sequence" else batch.columns["length"].tolist())
 
 
 def lite_ppo(batch):
@@ -250,8 +250,10 @@ def test_gdpo_weights_must_match_the_parts(ragged):
 
 def test_gdpo_weights(ragged):
     batch = ragged(13)
-    expected = torch.tensor(gdpo(batch, (0.5, 2, 0)), dtype=torch.float64)
-    torch.testing.assert_close(run("gdpo", batch, weights=[0.5, 2.0, 0.0]), expected, rtol=1e-12, atol=1e-12)
+    for over in ("sequence", "token"):
+        expected = torch.tensor(gdpo(batch, (0.5, 2, 0), over), dtype=torch.float64)
+        found = run("gdpo", batch, weights=[0.5, 2.0, 0.0], whiten=over)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_max_rl_refuses_negative_rewards(ragged):

@@ -17,7 +17,8 @@ def test_a_preset_makes_an_algorithm(tmp_path: Path, name: str) -> None:
     )
     algorithm = load(file).config.algorithm
     assert load_estimator(algorithm) is not None
-    assert "old_logp" in Objective(algorithm, max_response_tokens=16).columns
+    objective = Objective(algorithm, max_response_tokens=16)
+    assert ("rollout_logp" if objective.bypass else "old_logp") in objective.columns
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -111,7 +111,7 @@ def same_everywhere(*overrides: str) -> tuple[str, ...]:
 
 def overrides_of(algorithm: AlgorithmConfig) -> list[str]:
     samples = "algorithm.samples_per_prompt=4"
-    names = (algorithm.preset or "", algorithm.estimator.name)
+    names = ((algorithm.preset or "").rpartition("/")[2], algorithm.estimator.name)
     taught = ["algorithm.teacher=teacher"] if "distillation" in names else []
     parts = "parts: {a: {name: exact_match, weight: 1.0}, b: {name: regex, weight: 1.0, pattern: x}}"
     return [samples, *taught, *([f"reward={{name: weighted_sum, {parts}}}"] if "gdpo" in names else [])]
