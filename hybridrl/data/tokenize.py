@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridrl.errors import ConfigError, ModelError
+from hybridrl.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +40,19 @@ class ModelTokenizer:
 
         Args:
             answered: the last message is the answer, and the text ends with it.
+
+        Raises:
+            DataError: the template fails on the conversation; the message has the template's own reason.
         """
-        text = self.hf.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=not answered
-        )
+        given = [dict(m) for m in messages]
+        try:
+            text = self.hf.apply_chat_template(given, tokenize=False, add_generation_prompt=not answered)
+        except Exception as error:  # a template is code of the model's folder, and may raise anything
+            raise DataError(
+                f"the chat template fails: {type(error).__name__}: {error}",
+                where=f"the template of {self.hf.name_or_path}",
+                fix="correct the messages, or the template in the model's folder",
+            ) from error
         assert isinstance(text, str)
         return text
 

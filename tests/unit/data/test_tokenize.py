@@ -28,19 +28,19 @@ def test_the_chat_template_is_applied_as_transformers_does(model_folder, tokeniz
     expected = [
         theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats
     ]
-    assert prompt_format(tokenizer).encode(chats) == expected
+    assert prompt_format(tokenizer).encode(chats, ["row"] * len(chats)) == expected
 
 
 def test_text_is_a_user_message_and_the_system_prompt_comes_before_it(model_folder, tokenizer):
     theirs = AutoTokenizer.from_pretrained(model_folder)
     chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
     expected = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    assert prompt_format(tokenizer, system_prompt="be brief").encode(["hello"]) == [expected]
+    assert prompt_format(tokenizer, system_prompt="be brief").encode(["hello"], ["row 0"]) == [expected]
 
 
 def test_without_template_the_text_stays_as_it_is(model_folder, tokenizer):
     theirs = AutoTokenizer.from_pretrained(model_folder)
-    found = prompt_format(tokenizer, chat_template="none").encode(["hello there"])
+    found = prompt_format(tokenizer, chat_template="none").encode(["hello there"], ["row 0"])
     assert found == [theirs("hello there")["input_ids"]]
     assert tokenizer.decode_answers(found) == ["hello there"]
 
@@ -69,7 +69,7 @@ def test_a_tokenizer_without_template_says_what_to_do(tokenizer):
     bare.hf.chat_template = None
     with pytest.raises(ConfigError, match=r"no chat template  \(my.yaml:3\): data.chat_template=none"):
         prompt_format(ModelTokenizer(bare.hf, ()))
-    assert prompt_format(bare, chat_template="none").encode(["a"])
+    assert prompt_format(bare, chat_template="none").encode(["a"], ["row 0"])
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
