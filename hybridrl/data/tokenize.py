@@ -103,13 +103,32 @@ def load_tokenizer(folder: str) -> ModelTokenizer:
 def _stop_token_ids(folder: str, eos_token_id: int | None) -> tuple[int, ...]:
     found = {eos_token_id}
     for name in ("generation_config.json", "config.json"):
-        listed = _read_json(Path(folder, name)).get("eos_token_id")
-        found |= set(listed) if isinstance(listed, list) else {listed}
+        found |= set(_listed_eos(Path(folder, name)))
     return tuple(sorted(token for token in found if token is not None))
+
+
+def _listed_eos(path: Path) -> list[int]:
+    """The eos_token_id of a file, which may be absent, as a list."""
+    listed = _read_json(path).get("eos_token_id")
+    tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
+        return tokens
+    raise ModelError(
+        f"eos_token_id = {json.dumps(listed)} in {path.name} is neither a token id nor a list of them",
+        where=str(path),
+        fix="correct eos_token_id, or download the model again",
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path.name} is not JSON: {error}", where=str(path), fix="download the model again"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{path.name} is not an object with keys", where=str(path), fix="download the model again"
+        )
+    return found

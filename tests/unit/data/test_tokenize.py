@@ -82,3 +82,25 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="no tokenizer can be read from"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "is not an object"),
+        ("7", "is not an object"),
+        ("{", "is not JSON"),
+        ('{"eos_token_id": "x"}', 'eos_token_id = "x" in .* is neither a token id'),
+        ('{"eos_token_id": [1, "x"]}', "is neither a token id"),
+        ('{"eos_token_id": -1}', "is neither a token id"),
+        ('{"eos_token_id": true}', "is neither a token id"),
+        ('{"eos_token_id": {"a": 1}}', "is neither a token id"),
+    ],
+)
+def test_a_config_without_usable_stop_tokens_is_named(tmp_path, tokenizer, name, text, said):
+    tokenizer.hf.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=said) as refused:
+        load_tokenizer(str(tmp_path))
+    assert str(tmp_path / name) in str(refused.value)
