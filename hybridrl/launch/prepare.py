@@ -15,6 +15,7 @@ from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
 from hybridrl.launch.model_folders import in_folders
+from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
 from hybridrl.types import HANG_PART, Prompt
@@ -41,6 +42,7 @@ def prepare(loaded: LoadedConfig) -> Prepared:
         DeadlineError: the reward hangs.
     """
     cfg = loaded.config
+    _refuse_unfit_weights(loaded)
     tokenizer = load_tokenizer(cfg.model.path)
     _refuse_other_tokenizer(loaded, tokenizer)
     train = _open(loaded, cfg.data.train, tokenizer, "train")
@@ -58,6 +60,16 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
     with loaded.located():
         is_here = Path(here.config.model.path).is_dir()
         say("data", prepare(here).describe() if is_here else _without_tokenizer(here))
+
+
+def _refuse_unfit_weights(loaded: LoadedConfig) -> None:
+    """Compare the weights of every model of a run with its config.json; a critic begins as the policy."""
+    cfg, teacher = loaded.config, loaded.config.algorithm.teacher
+    refuse_unfit_weights(cfg.model.path, where=loaded.where("model.path"))
+    if teacher and Path(teacher).is_dir():
+        refuse_unfit_weights(teacher, where=loaded.where("algorithm.teacher"))
+    if cfg.reward_model and Path(cfg.reward_model.path).is_dir():
+        refuse_unfit_weights(cfg.reward_model.path, where=loaded.where("reward_model.path"))
 
 
 def _without_tokenizer(loaded: LoadedConfig) -> str:
