@@ -80,13 +80,14 @@ class PromptFormat:
         if self.data.chat_template == "none":
             return str(prompt)
         try:
-            return self.tokenizer.render(self._messages(prompt))
+            return self.tokenizer.render(self.messages(prompt))
         except DataError as error:
             system = "" if self.data.system_prompt is None else " and data.system_prompt"
             where = f"{self._column}{system}; {error.where}"
             raise DataError(f"{place}: {error.what}", where=where, fix=error.fix) from error
 
-    def _messages(self, prompt: str | list[Message]) -> list[Message]:
+    def messages(self, prompt: str | list[Message]) -> list[Message]:
+        """The conversation that a prompt stands for, system prompt included."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else without_nulls(prompt)
         if self.data.system_prompt is None:
             return list(messages)

@@ -10,6 +10,7 @@ import numpy as np
 from hybridrl import registry
 from hybridrl.config.options import taken
 from hybridrl.config.schema import DataConfig, SourceConfig
+from hybridrl.data.examined import Examined, examine
 from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.prompts import PromptFormat, text_bytes
 from hybridrl.data.tables import Row, Rows, Table, open_table
@@ -40,6 +41,15 @@ class TablePrompts(Stream[Prompt]):
         super().__init__(table, order)
         self._prompts, self._name, self._split = prompts, name, split
         self._max_prompt_tokens = max_prompt_tokens
+
+    def examined(self) -> Examined:
+        """The first prompt as the model is given it.
+
+        Raises:
+            DataError, ModelError: no prompt can be answered as template and tokenizer are.
+        """
+        first = self.rows[0][self._prompts.data.prompt_field]
+        return examine(self._prompts, first, f"row 0 of {self._name}")
 
     def _read(self, indices: Sequence[int]) -> list[Prompt]:
         found: list[Prompt] = []

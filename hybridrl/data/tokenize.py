@@ -83,6 +83,13 @@ def load_tokenizer(folder: str) -> ModelTokenizer:
     # Imported here: it takes seconds, for which modules that only name the type need not wait.
     from transformers import PreTrainedTokenizerFast
 
+    if Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in _VOCABULARIES):
+        # Without this transformers makes a tokenizer without a vocabulary, which makes no token of any text.
+        raise ModelError(
+            f"no tokenizer can be read from {folder}: it has none of {', '.join(_VOCABULARIES)}",
+            where="model.path",
+            fix="the folder needs a tokenizer.json",
+        )
     if Path(folder, "tokenizer.json").is_file():
         # The file holds all of the tokenizer, and AutoTokenizer imports torch and scikit-learn: 8 s more.
         kind = PreTrainedTokenizerFast
@@ -98,6 +105,10 @@ def load_tokenizer(folder: str) -> ModelTokenizer:
             fix="the folder needs a tokenizer.json",
         ) from error
     return ModelTokenizer(tokenizer, _stop_token_ids(folder, tokenizer.eos_token_id))
+
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer has one."""
 
 
 def _stop_token_ids(folder: str, eos_token_id: int | None) -> tuple[int, ...]:

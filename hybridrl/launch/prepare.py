@@ -27,6 +27,8 @@ class Prepared:
     train: TablePrompts
     heldout: list[Prompt]
     gold: GoldCheck
+    warnings: tuple[str, ...]
+    """What is odd about the text that template and tokenizer make of a prompt."""
 
     def describe(self) -> str:
         """One line that describes the data and the reward."""
@@ -47,7 +49,13 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     _refuse_other_tokenizer(loaded, tokenizer)
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout").all() if cfg.data.heldout else []
-    return Prepared(train, heldout, _judged(loaded, train.rows))
+    warnings = train.examined().warnings
+    return Prepared(train, heldout, _judged(loaded, train.rows), warnings)
+
+
+def open_train(loaded: LoadedConfig) -> TablePrompts:
+    """The training prompts; the errors are those of prepare(). The model folder has to exist."""
+    return _open(loaded, loaded.config.data.train, load_tokenizer(loaded.config.model.path), "train")
 
 
 def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
@@ -59,7 +67,13 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
     here = in_folders(loaded)
     with loaded.located():
         is_here = Path(here.config.model.path).is_dir()
-        say("data", prepare(here).describe() if is_here else _without_tokenizer(here))
+        if not is_here:
+            say("data", _without_tokenizer(here))
+            return
+        found = prepare(here)
+        say("data", found.describe())
+        for warning in found.warnings:
+            say("warning", warning)
 
 
 def _refuse_unfit_weights(loaded: LoadedConfig) -> None:
