@@ -21,6 +21,7 @@ from hybridrl.cli.algo_commands import algo_app
 from hybridrl.cli.commands import Interrupted
 from hybridrl.cli.config_commands import config_app
 from hybridrl.cli.console import err, out, tell
+from hybridrl.cli.data_commands import data_app
 from hybridrl.cli.help import add, group
 from hybridrl.errors import HybridRLError
 
@@ -92,6 +93,7 @@ add(
 )
 app.add_typer(config_app, name="config")
 app.add_typer(algo_app, name="algo")
+app.add_typer(data_app, name="data")
 app.add_typer(import_app, name="import")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from hybridrl.batch import TokenBlock
 from hybridrl.config.sft_rm import ExamplesConfig, RMDataConfig, SFTDataConfig
 from hybridrl.data.tables import Row
+from hybridrl.data.text import holds_messages, messages_as_text, without_nulls
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 
@@ -183,9 +184,10 @@ class _Writer:
         """A list of messages, up to its last answer.
 
         Raises:
-            DataError: it has no answer, or the template renders its beginning differently once more turns
-                follow.
+            DataError: it has no answer, or the template fails on it or renders its beginning differently once
+                more turns follow.
         """
+        messages = without_nulls(messages)
         _refuse_malformed(messages, place)
         if self._data.system_prompt is not None:
             messages = [{"role": "system", "content": self._data.system_prompt}, *messages]
@@ -195,8 +197,8 @@ class _Writer:
         written = ""
         for turn, i in enumerate(answers):
             for text, trained in (
-                (self._render(messages[:i], False), False),
-                (self._render(messages[: i + 1], True), True),
+                (self._render(messages[:i], False, place), False),
+                (self._render(messages[: i + 1], True, place), True),
             ):
                 if not text.startswith(written):
                     raise DataError(
@@ -207,8 +209,11 @@ class _Writer:
                 yield text[len(written) :], trained
                 written = text
 
-    def _render(self, messages: Sequence[Message], answered: bool) -> str:
-        return self._tokenizer.render(messages, answered=answered) if messages else ""
+    def _render(self, messages: Sequence[Message], answered: bool, place: str) -> str:
+        try:
+            return self._tokenizer.render(messages, answered=answered) if messages else ""
+        except DataError as error:
+            raise DataError(f"{place}: {error.what}", where=error.where, fix=error.fix) from error
 
     def tokenise(self, conversations: Sequence[Sequence[Segment]]) -> list[Encoded]:
         ids = iter(self._ids([segment for segments in conversations for segment in segments]))
@@ -260,6 +265,8 @@ def block_of(examples: Sequence[Example]) -> TokenBlock:
 def _column(row: Mapping[str, Any], field: str, place: str) -> Any:
     if field not in row:
         raise DataError(f"{place} has no column {field!r}", fix=f"its columns are {', '.join(row)}")
+    if holds_messages(row[field]):
+        raise messages_as_text(place, field)
     return row[field]
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.config.schema import DataConfig
+from hybridrl.data.text import holds_messages, messages_as_text, without_nulls
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 
@@ -34,8 +35,13 @@ class PromptFormat:
         """
         wrong = self._wrong(prompt)
         if wrong:
-            where = f"data.prompt_field = {self.data.prompt_field}"
-            raise DataError(f"{place}: the prompt {wrong}", where=where)
+            raise DataError(f"{place}: the prompt {wrong}", where=self._column)
+        if holds_messages(prompt):
+            raise messages_as_text(place, self.data.prompt_field)
+
+    @property
+    def _column(self) -> str:
+        return f"data.prompt_field = {self.data.prompt_field}"
 
     def _wrong(self, prompt: Any) -> str | None:
         if isinstance(prompt, str):
@@ -57,15 +63,32 @@ class PromptFormat:
             return "begins with a system message, and data.system_prompt is set too"
         return None
 
-    def encode(self, prompts: Sequence[str | list[Message]]) -> list[list[int]]:
-        """Token ids of each prompt, generation prompt included."""
-        if self.data.chat_template == "none":
-            return self.tokenizer.encode([str(prompt) for prompt in prompts], add_special_tokens=True)
-        texts = [self.tokenizer.render(self._messages(prompt)) for prompt in prompts]
-        return self.tokenizer.encode(texts, add_special_tokens=False)
+    def encode(self, prompts: Sequence[str | list[Message]], places: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, generation prompt included.
 
-    def _messages(self, prompt: str | list[Message]) -> list[Message]:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        Args:
+            places: name of each prompt's row, for messages.
+
+        Raises:
+            DataError: the chat template fails on a prompt.
+        """
+        texts = [self.text(prompt, place) for prompt, place in zip(prompts, places, strict=True)]
+        return self.tokenizer.encode(texts, add_special_tokens=self.data.chat_template == "none")
+
+    def text(self, prompt: str | list[Message], place: str) -> str:
+        """What the model is given for a prompt, as text; the arguments and errors are those of encode()."""
+        if self.data.chat_template == "none":
+            return str(prompt)
+        try:
+            return self.tokenizer.render(self.messages(prompt))
+        except DataError as error:
+            system = "" if self.data.system_prompt is None else " and data.system_prompt"
+            where = f"{self._column}{system}; {error.where}"
+            raise DataError(f"{place}: {error.what}", where=where, fix=error.fix) from error
+
+    def messages(self, prompt: str | list[Message]) -> list[Message]:
+        """The conversation that a prompt stands for, system prompt included."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else without_nulls(prompt)
         if self.data.system_prompt is None:
             return list(messages)
         return [{"role": "system", "content": self.data.system_prompt}, *messages]

@@ -10,9 +10,11 @@ import numpy as np
 from hybridrl import registry
 from hybridrl.config.options import taken
 from hybridrl.config.schema import DataConfig, SourceConfig
+from hybridrl.data.examined import Examined, examine
 from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.prompts import PromptFormat, text_bytes
 from hybridrl.data.tables import Row, Rows, Table, open_table
+from hybridrl.data.text import refuse_broken_text
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.outside import user_code
@@ -40,12 +42,22 @@ class TablePrompts(Stream[Prompt]):
         self._prompts, self._name, self._split = prompts, name, split
         self._max_prompt_tokens = max_prompt_tokens
 
+    def examined(self) -> Examined:
+        """The first prompt as the model is given it.
+
+        Raises:
+            DataError, ModelError: no prompt can be answered as template and tokenizer are.
+        """
+        first = self.rows[0][self._prompts.data.prompt_field]
+        return examine(self._prompts, first, f"row 0 of {self._name}")
+
     def _read(self, indices: Sequence[int]) -> list[Prompt]:
         found: list[Prompt] = []
         for at in range(0, len(indices), _BATCH):
             part = indices[at : at + _BATCH]
             rows = [self.rows[i] for i in part]
-            ids = self._prompts.encode([row[self._prompts.data.prompt_field] for row in rows])
+            places = [f"row {i} of {self._name}" for i in part]
+            ids = self._prompts.encode([row[self._prompts.data.prompt_field] for row in rows], places)
             found += [self._prompt(i, row, tokens) for i, row, tokens in zip(part, rows, ids, strict=True)]
         return found
 
@@ -132,22 +144,28 @@ def make_rows(
         raise ConfigError(error.what, where=error.where or where, fix=error.fix) from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"task {task} did not return a list of dicts", where=where)
+    for index, row in enumerate(rows):
+        refuse_broken_text(row, f"row {index} of {task}")
     return rows
 
 
 def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: int) -> None:
     """Checks the form of every prompt, and its length if its bytes plus the template's tokens exceed the
     limit."""
-    template_tokens = len(prompts.encode(["a"])[0])
+    template_tokens: int | None = None
     suspects: list[int] = []
     for index, prompt in enumerate(table.column(prompts.data.prompt_field)):
-        prompts.check(prompt, f"row {index} of {name}")
-        if isinstance(prompt, list) or text_bytes(prompt) + template_tokens > max_prompt_tokens:
+        place = f"row {index} of {name}"
+        prompts.check(prompt, place)
+        if template_tokens is None and not isinstance(prompt, list):
+            template_tokens = len(prompts.encode(["a"], [place])[0])
+        if isinstance(prompt, list) or text_bytes(prompt) + (template_tokens or 0) > max_prompt_tokens:
             suspects.append(index)
     long: list[tuple[int, int]] = []
     for at in range(0, len(suspects), _BATCH):
         part = suspects[at : at + _BATCH]
-        ids = prompts.encode([table[i][prompts.data.prompt_field] for i in part])
+        places = [f"row {i} of {name}" for i in part]
+        ids = prompts.encode([table[i][prompts.data.prompt_field] for i in part], places)
         counted = zip(part, map(len, ids), strict=True)
         long += [(i, num_tokens) for i, num_tokens in counted if num_tokens > max_prompt_tokens]
     if long:

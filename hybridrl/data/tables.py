@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hybridrl.data.text import refuse_broken_text
 from hybridrl.errors import DataError
 
 Row = Mapping[str, Any]
@@ -103,12 +104,15 @@ class JsonLines:
 
     def __getitem__(self, index: int) -> Row:
         place = f"{self._path}:{index + 1}"
+        line = self._line(index)
         try:
-            row = json.loads(self._line(index).decode("utf-8-sig" if index == 0 else "utf-8"))
-        except ValueError as error:
+            row = json.loads(line.decode("utf-8-sig" if index == 0 else "utf-8"))
+        except (ValueError, RecursionError) as error:
             raise DataError(f"line {index + 1} is not JSON: {error}", where=place) from error
         if not isinstance(row, dict):
             raise DataError(f"line {index + 1} is {type(row).__name__}, not a JSON object", where=place)
+        if b"\\ud" in line or b"\\uD" in line:  # raw bytes cannot hold half a pair: decoding refuses it
+            refuse_broken_text(row, place)
         return row
 
     def column(self, name: str) -> Iterator[Any]:
@@ -133,7 +137,7 @@ class Parquet:
         self._path = path
         try:
             self._table = pyarrow.parquet.read_table(path, memory_map=True)
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path} is not a parquet file: {error}") from error
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridrl.errors import ConfigError, ModelError
+from hybridrl.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,10 +40,19 @@ class ModelTokenizer:
 
         Args:
             answered: the last message is the answer, and the text ends with it.
+
+        Raises:
+            DataError: the template fails on the conversation; the message has the template's own reason.
         """
-        text = self.hf.apply_chat_template(
-            [dict(m) for m in messages], tokenize=False, add_generation_prompt=not answered
-        )
+        given = [dict(m) for m in messages]
+        try:
+            text = self.hf.apply_chat_template(given, tokenize=False, add_generation_prompt=not answered)
+        except Exception as error:  # a template is code of the model's folder, and may raise anything
+            raise DataError(
+                f"the chat template fails: {type(error).__name__}: {error}",
+                where=f"the template of {self.hf.name_or_path}",
+                fix="correct the messages, or the template in the model's folder",
+            ) from error
         assert isinstance(text, str)
         return text
 
@@ -74,6 +83,13 @@ def load_tokenizer(folder: str) -> ModelTokenizer:
     # Imported here: it takes seconds, for which modules that only name the type need not wait.
     from transformers import PreTrainedTokenizerFast
 
+    if Path(folder).is_dir() and not any(Path(folder, name).is_file() for name in _VOCABULARIES):
+        # Without this transformers makes a tokenizer without a vocabulary, which makes no token of any text.
+        raise ModelError(
+            f"no tokenizer can be read from {folder}: it has none of {', '.join(_VOCABULARIES)}",
+            where="model.path",
+            fix="the folder needs a tokenizer.json",
+        )
     if Path(folder, "tokenizer.json").is_file():
         # The file holds all of the tokenizer, and AutoTokenizer imports torch and scikit-learn: 8 s more.
         kind = PreTrainedTokenizerFast
@@ -91,16 +107,39 @@ def load_tokenizer(folder: str) -> ModelTokenizer:
     return ModelTokenizer(tokenizer, _stop_token_ids(folder, tokenizer.eos_token_id))
 
 
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer has one."""
+
+
 def _stop_token_ids(folder: str, eos_token_id: int | None) -> tuple[int, ...]:
     found = {eos_token_id}
     for name in ("generation_config.json", "config.json"):
-        listed = _read_json(Path(folder, name)).get("eos_token_id")
-        found |= set(listed) if isinstance(listed, list) else {listed}
+        found |= set(_listed_eos(Path(folder, name)))
     return tuple(sorted(token for token in found if token is not None))
+
+
+def _listed_eos(path: Path) -> list[int]:
+    """The eos_token_id of a file, which may be absent, as a list."""
+    listed = _read_json(path).get("eos_token_id")
+    tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
+        return tokens
+    raise ModelError(
+        f"eos_token_id = {json.dumps(listed)} in {path.name} is neither a token id nor a list of them",
+        where=str(path),
+        fix="correct eos_token_id, or download the model again",
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"{path.name} is not JSON: {error}", where=str(path), fix="download the model again"
+        ) from error
+    if not isinstance(found, dict):
+        raise ModelError(
+            f"{path.name} is not an object with keys", where=str(path), fix="download the model again"
+        )
+    return found

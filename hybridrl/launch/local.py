@@ -83,6 +83,8 @@ class RLRun(Run[Config, RunObserver]):
     def prepare(self, progress: Mapping[str, Any] | None) -> None:
         self._prepared, self._credit = prepare(self._here), load_credit(self.cfg.algorithm)
         self.terminal.say("data", self._prepared.describe())
+        for warning in self._prepared.warnings:
+            self.terminal.warn(warning)
         if progress:
             self._prepared.train.load_state_dict(progress["prompts"])
             self._credit.load_state_dict(progress["credit"])

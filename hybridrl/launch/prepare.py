@@ -15,6 +15,7 @@ from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
 from hybridrl.launch.model_folders import in_folders
+from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.pool import Scorer
 from hybridrl.types import HANG_PART, Prompt
@@ -26,6 +27,8 @@ class Prepared:
     train: TablePrompts
     heldout: list[Prompt]
     gold: GoldCheck
+    warnings: tuple[str, ...]
+    """What is odd about the text that template and tokenizer make of a prompt."""
 
     def describe(self) -> str:
         """One line that describes the data and the reward."""
@@ -41,11 +44,18 @@ def prepare(loaded: LoadedConfig) -> Prepared:
         DeadlineError: the reward hangs.
     """
     cfg = loaded.config
+    _refuse_unfit_weights(loaded)
     tokenizer = load_tokenizer(cfg.model.path)
     _refuse_other_tokenizer(loaded, tokenizer)
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout").all() if cfg.data.heldout else []
-    return Prepared(train, heldout, _judged(loaded, train.rows))
+    warnings = train.examined().warnings
+    return Prepared(train, heldout, _judged(loaded, train.rows), warnings)
+
+
+def open_train(loaded: LoadedConfig) -> TablePrompts:
+    """The training prompts; the errors are those of prepare(). The model folder has to exist."""
+    return _open(loaded, loaded.config.data.train, load_tokenizer(loaded.config.model.path), "train")
 
 
 def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
@@ -57,7 +67,23 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
     here = in_folders(loaded)
     with loaded.located():
         is_here = Path(here.config.model.path).is_dir()
-        say("data", prepare(here).describe() if is_here else _without_tokenizer(here))
+        if not is_here:
+            say("data", _without_tokenizer(here))
+            return
+        found = prepare(here)
+        say("data", found.describe())
+        for warning in found.warnings:
+            say("warning", warning)
+
+
+def _refuse_unfit_weights(loaded: LoadedConfig) -> None:
+    """Compare the weights of every model of a run with its config.json; a critic begins as the policy."""
+    cfg, teacher = loaded.config, loaded.config.algorithm.teacher
+    refuse_unfit_weights(cfg.model.path, where=loaded.where("model.path"))
+    if teacher and Path(teacher).is_dir():
+        refuse_unfit_weights(teacher, where=loaded.where("algorithm.teacher"))
+    if cfg.reward_model and Path(cfg.reward_model.path).is_dir():
+        refuse_unfit_weights(cfg.reward_model.path, where=loaded.where("reward_model.path"))
 
 
 def _without_tokenizer(loaded: LoadedConfig) -> str:

@@ -25,6 +25,7 @@ from hybridrl.launch.verdict import SCOPES, verdict
 from hybridrl.models import hub
 from hybridrl.models.make import make_model
 from hybridrl.models.spec import ModelSpec, without_vocabulary
+from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.trainer.setup import RankSetup
@@ -126,6 +127,7 @@ class Data:
         Raises:
             DataError, ConfigError, ModelError: data or tokenizer are not as the config says.
         """
+        refuse_unfit_weights(folder, where=loaded.where("model.path"))
         cfg, tokenizer = loaded.config, load_tokenizer(str(folder))
 
         def examples(source: SourceConfig, split: str) -> TableExamples:

@@ -1,7 +1,6 @@
 """The spec of a model, read from its config.json: sizes, switches, and the canonical parameters."""
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -11,6 +10,13 @@ from typing import Any, Literal
 from hybridrl import registry
 from hybridrl.errors import ModelError
 from hybridrl.models import families
+from hybridrl.models.config_json import (
+    read_object,
+    refuse_contradictions,
+    refuse_other_types,
+    rope,
+    with_defaults,
+)
 from hybridrl.models.families._dense import VALUE_HEAD
 from hybridrl.models.table import Family, Kind, Parameter, Row
 
@@ -204,9 +210,9 @@ def read(folder: str | Path) -> ModelSpec:
     """The spec of a model folder in Hugging Face format.
 
     Raises:
-        ModelError: config.json or one of its keys is missing, no table describes the architecture, or the
-            model has a feature that its table does not cover (quantised weights, another activation, experts
-            on only some of the layers).
+        ModelError: config.json or one of its keys is missing, a value has another type or contradicts
+            another, no table describes the architecture, or the model has a feature that its table does not
+            cover (quantised weights, another activation, experts on only some of the layers).
     """
     path = Path(folder) / "config.json"
     return from_config(_json(path), where=str(path))
@@ -216,14 +222,16 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
     """The spec of a model, from the content of its config.json.
 
     Args:
-            where: where the config comes from, for errors.
+        where: where the config comes from, for errors.
 
-        Raises:
-            ModelError: as read(), except for a missing file.
+    Raises:
+        ModelError: as read(), except for a missing file.
     """
+    refuse_other_types(config, where)
     name, family = _family(config, where)
     _refuse_unsupported(config, where, family)
-    theta, scaling = _rope(config)
+    config = with_defaults(config, family.defaults)
+    theta, scaling = rope(config)
     try:
         fields = {
             "family": name,
@@ -244,6 +252,7 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
         }
     except KeyError as error:
         raise ModelError(f"config.json has no {error.args[0]!r}", where=where, fix="add it") from error
+    refuse_contradictions(fields, where)
     found = ModelSpec(**fields)
     return without_vocabulary(found, head="value") if _scores(config, where) else found
 
@@ -294,12 +303,7 @@ def _json(path: Path) -> dict[str, Any]:
             where=str(path.parent),
             fix="give a folder in Hugging Face format",
         )
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"config.json is not JSON: {error}", where=str(path), fix="download the model again"
-        ) from error
+    return read_object(path)
 
 
 def _family(config: Mapping[str, Any], where: str) -> tuple[str, Family]:
@@ -353,16 +357,3 @@ def _refuse_unsupported(config: Mapping[str, Any], where: str, family: Family) -
         )
     if config.get("quantization_config"):
         raise ModelError("the checkpoint is quantised", where=where, fix="use its bf16 or fp32 version")
-
-
-def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Rotary base and scaling, from `rope_parameters` or, in older files, `rope_theta` and `rope_scaling`.
-
-    A model with windows has them for each kind of attention; this returns those of full attention.
-    """
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = dict(scaling.get("full_attention", scaling))
-    theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    return float(theta), None if kind == "default" else {"rope_type": kind, **scaling}

@@ -6,7 +6,7 @@ that stand for numbers of a ModelSpec.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 Size = Literal[
@@ -115,6 +115,9 @@ class Family:
 
     dp_attention: bool = False
     """Whether SGLang supports data-parallel attention for this family."""
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values of config.json keys that are absent, as transformers reads the architecture."""
 
     traits: Callable[[Mapping[str, Any]], dict[str, Any]]
     """config.json -> the fields of ModelSpec that depend on the family."""

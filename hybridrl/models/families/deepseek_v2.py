@@ -22,4 +22,10 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
     return mla.traits(config) | groups
 
 
-FAMILY = Family(architecture="DeepseekV2ForCausalLM", rows=mla.ROWS, dp_attention=True, traits=_traits)
+FAMILY = Family(
+    architecture="DeepseekV2ForCausalLM",
+    rows=mla.ROWS,
+    dp_attention=True,
+    defaults={"n_shared_experts": 2, "q_lora_rank": 1536},
+    traits=_traits,
+)

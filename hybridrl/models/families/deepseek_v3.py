@@ -21,4 +21,18 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
     return mla.traits(config) | moe.router_groups(config) | router
 
 
-FAMILY = Family(architecture="DeepseekV3ForCausalLM", rows=mla.ROWS, dp_attention=True, traits=_traits)
+FAMILY = Family(
+    architecture="DeepseekV3ForCausalLM",
+    rows=mla.ROWS,
+    dp_attention=True,
+    defaults={
+        "n_shared_experts": 1,
+        "q_lora_rank": 1536,
+        "num_experts_per_tok": 8,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+    },
+    traits=_traits,
+)

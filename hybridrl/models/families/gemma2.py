@@ -19,5 +19,6 @@ FAMILY = Family(
     architecture="Gemma2ForCausalLM",
     rows=(dense.EMBED, *gemma.LAYERS),
     activation=gemma.ACTIVATION,
+    defaults={"num_key_value_heads": 4},
     traits=_traits,
 )

@@ -33,5 +33,6 @@ FAMILY = Family(
     architecture="Gemma3ForCausalLM",
     rows=(_EMBED, *gemma.LAYERS),
     activation=gemma.ACTIVATION,
+    defaults={"num_key_value_heads": 4, "rope_theta": 1e6},
     traits=_traits,
 )

@@ -61,5 +61,6 @@ FAMILY = Family(
         dense.FINAL_NORM,
         dense.LM_HEAD,
     ),
+    defaults={"num_key_value_heads": 8, "num_experts_per_tok": 2, "rope_theta": 1e6},
     traits=_traits,
 )

@@ -14,5 +14,6 @@ def _traits(config: Mapping[str, Any]) -> dict[str, Any]:
 FAMILY = Family(
     architecture="Qwen2ForCausalLM",
     rows=dense.ROWS,
+    defaults={"num_key_value_heads": 32},
     traits=_traits,
 )

@@ -19,5 +19,6 @@ FAMILY = Family(
     architecture="Qwen3ForCausalLM",
     rows=dense.ROWS,
     dp_attention=True,
+    defaults={"num_key_value_heads": 32},
     traits=_traits,
 )

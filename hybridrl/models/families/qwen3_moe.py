@@ -56,5 +56,6 @@ FAMILY = Family(
         dense.LM_HEAD,
     ),
     dp_attention=True,
+    defaults={"num_key_value_heads": 4, "num_experts_per_tok": 8},
     traits=_traits,
 )

@@ -42,3 +42,14 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(model_folder):
     return load_tokenizer(model_folder)
+
+
+@pytest.fixture
+def with_template(tmp_path):
+    """Makes a tokenizer with a chat template that does something before it writes the conversation."""
+
+    def made(first: str):
+        write_tokenizer(tmp_path / "model", template=first + TEMPLATE)
+        return load_tokenizer(str(tmp_path / "model"))
+
+    return made

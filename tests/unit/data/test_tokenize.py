@@ -28,19 +28,19 @@ def test_the_chat_template_is_applied_as_transformers_does(model_folder, tokeniz
     expected = [
         theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in chats
     ]
-    assert prompt_format(tokenizer).encode(chats) == expected
+    assert prompt_format(tokenizer).encode(chats, ["row"] * len(chats)) == expected
 
 
 def test_text_is_a_user_message_and_the_system_prompt_comes_before_it(model_folder, tokenizer):
     theirs = AutoTokenizer.from_pretrained(model_folder)
     chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
     expected = theirs.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    assert prompt_format(tokenizer, system_prompt="be brief").encode(["hello"]) == [expected]
+    assert prompt_format(tokenizer, system_prompt="be brief").encode(["hello"], ["row 0"]) == [expected]
 
 
 def test_without_template_the_text_stays_as_it_is(model_folder, tokenizer):
     theirs = AutoTokenizer.from_pretrained(model_folder)
-    found = prompt_format(tokenizer, chat_template="none").encode(["hello there"])
+    found = prompt_format(tokenizer, chat_template="none").encode(["hello there"], ["row 0"])
     assert found == [theirs("hello there")["input_ids"]]
     assert tokenizer.decode_answers(found) == ["hello there"]
 
@@ -69,7 +69,7 @@ def test_a_tokenizer_without_template_says_what_to_do(tokenizer):
     bare.hf.chat_template = None
     with pytest.raises(ConfigError, match=r"no chat template  \(my.yaml:3\): data.chat_template=none"):
         prompt_format(ModelTokenizer(bare.hf, ()))
-    assert prompt_format(bare, chat_template="none").encode(["a"])
+    assert prompt_format(bare, chat_template="none").encode(["a"], ["row 0"])
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
@@ -82,3 +82,25 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path, tokenizer):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ModelError, match="no tokenizer can be read from"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "is not an object"),
+        ("7", "is not an object"),
+        ("{", "is not JSON"),
+        ('{"eos_token_id": "x"}', 'eos_token_id = "x" in .* is neither a token id'),
+        ('{"eos_token_id": [1, "x"]}', "is neither a token id"),
+        ('{"eos_token_id": -1}', "is neither a token id"),
+        ('{"eos_token_id": true}', "is neither a token id"),
+        ('{"eos_token_id": {"a": 1}}', "is neither a token id"),
+    ],
+)
+def test_a_config_without_usable_stop_tokens_is_named(tmp_path, tokenizer, name, text, said):
+    tokenizer.hf.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=said) as refused:
+        load_tokenizer(str(tmp_path))
+    assert str(tmp_path / name) in str(refused.value)

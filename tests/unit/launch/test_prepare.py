@@ -7,7 +7,7 @@ import pytest
 from reward_model_folders import write_reward_model
 
 from hybridrl.config.load import load
-from hybridrl.errors import ConfigError, DataError
+from hybridrl.errors import ConfigError, DataError, ModelError
 from hybridrl.launch.prepare import try_data
 from hybridrl.models import tiny
 
@@ -82,3 +82,21 @@ def test_data_and_reward_are_tried_before_the_model_is_made(
     with pytest.raises((ConfigError, DataError), match=said):
         tried(MAKE, plain, override)
     assert not Path("made").exists()
+
+
+def test_what_is_odd_about_a_prompt_is_said_before_the_start(tried: Callable[..., None]) -> None:
+    Path("rows.jsonl").write_text('{"prompt": "a+1=", "answer": "2"}\n')
+    said = list[tuple[str, str]]()
+    try_data(load("my.yaml", ["algorithm={preset: grpo}"]), lambda *line: said.append(line))
+    [warning] = [text for heading, text in said if heading == "warning"]
+    assert warning.startswith("row 0 of rows: 1 of 4 tokens of the prompt are <unk>")
+
+
+@pytest.mark.parametrize("folder", ["policy", "judge"])
+def test_weights_that_are_not_whole_are_refused(tried: Callable[..., None], folder: str) -> None:
+    file = Path(folder, "model.safetensors")
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(
+        ModelError, match=f"{folder}/model.safetensors has .* bytes, .* by its header  .(my.yaml|command)"
+    ):
+        tried("algorithm={preset: grpo}", "reward=none", "reward_model=judge")

@@ -50,6 +50,8 @@ LATENT = {
     "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 4,
     "v_head_dim": 6,
+    "n_group": 1,
+    "topk_group": 1,
 }
 V2 = {"architectures": ["DeepseekV2ForCausalLM"]}
 GROUPS = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
@@ -185,8 +187,9 @@ def test_reads_how_a_router_chooses(tmp_path, changes, score, normalizes, groups
     assert (spec.router_groups, spec.router_top_groups) == groups
 
 
-def test_kv_heads_default_to_heads(tmp_path):
-    assert read(folder_with(tmp_path, num_key_value_heads=None)).num_kv_heads == 4
+def test_kv_heads_of_a_llama_default_to_heads(tmp_path):
+    llama = folder_with(tmp_path, architectures=["LlamaForCausalLM"], num_key_value_heads=None)
+    assert read(llama).num_kv_heads == 4
 
 
 @pytest.mark.parametrize(
