@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from hybridrl.registry import register
+from hybridrl.rewards.reference import plain_text
 from hybridrl.rewards.rules._text import last_match
 
 _ANSWER = r"(?s)<answer>((?:(?!<answer>).)*?)</answer>"
@@ -64,7 +65,7 @@ class Countdown:
         return {"reward": reward, "solved": float(solved)}
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
-        return f"<answer>{row[answer_field]}</answer>" if row.get(answer_field) else None
+        return f"<answer>{plain_text(row[answer_field])}</answer>" if row.get(answer_field) else None
 
     def _solves(self, text: str, given: Counter[int], target: Fraction) -> bool:
         tree = _parse(text)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.registry import register
-from hybridrl.rewards.rules._text import extracted_reference, last_match, reference
+from hybridrl.rewards.reference import reference
+from hybridrl.rewards.rules._text import extracted_reference, last_match
 
 
 @register("reward", "exact_match")

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from hybridrl.registry import register
+from hybridrl.rewards.reference import plain_text
 
 UNREADABLE = (
     ValueError,
@@ -52,8 +53,8 @@ class ReasoningGym:
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
         answer = _entry(row, answer_field)["answer"]
         if answer is None or self.extract_tag is None:
-            return answer
-        return f"<{self.extract_tag}>{answer}</{self.extract_tag}>"
+            return None if answer is None else plain_text(answer)
+        return f"<{self.extract_tag}>{plain_text(answer)}</{self.extract_tag}>"
 
 
 def _entry(row: Mapping[str, Any], answer_field: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.registry import register
-from hybridrl.rewards.rules._text import find_last, reference
+from hybridrl.rewards.reference import reference
+from hybridrl.rewards.rules._text import find_last
 
 
 @register("reward", "regex")
