@@ -16,9 +16,8 @@ from typing import Any, Literal
 
 from hybridrl.registry import register
 from hybridrl.rewards.reference import plain_text
+from hybridrl.rewards.rules._final import ANSWER
 from hybridrl.rewards.rules._text import last_match
-
-_ANSWER = r"(?s)<answer>((?:(?!<answer>).)*?)</answer>"
 
 _LONGEST = 256
 """Most characters of an expression, which bounds its depth."""
@@ -59,7 +58,7 @@ class Countdown:
             ValueError: the row has no numbers or no target.
         """
         given, target = Counter(self._numbers(row)), Fraction(self._column(row, self.target_field))
-        found = last_match(_ANSWER, answer)
+        found = last_match(ANSWER, answer)
         solved = found is not None and self._solves(found, given, target)
         reward = 1.0 if solved else self.format_score if found is not None else 0.0
         return {"reward": reward, "solved": float(solved)}
