@@ -63,6 +63,14 @@ class LoadedReward:
         value = row.get(answer_field)
         return None if value is None else plain_text(value)
 
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        """Ask the reward's method `check_row`, which a rule has, whether it can judge a row.
+
+        Raises:
+            ValueError: no answer to the row can be right.
+        """
+        self.function.check_row(_with_answer(row, answer_field), answer_field=answer_field)  # type: ignore
+
 
 def load_reward(
     name: str, options: Mapping[str, Any], *, where: str, key: str = "reward.name"

@@ -57,7 +57,7 @@ class Countdown:
         Raises:
             ValueError: the row has no numbers or no target.
         """
-        given, target = Counter(self._numbers(row)), Fraction(self._column(row, self.target_field))
+        given, target = Counter(self._numbers(row)), self._target(row)
         found = last_match(ANSWER, answer)
         solved = found is not None and self._solves(found, given, target)
         reward = 1.0 if solved else self.format_score if found is not None else 0.0
@@ -65,6 +65,14 @@ class Countdown:
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
         return f"<answer>{plain_text(row[answer_field])}</answer>" if row.get(answer_field) else None
+
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return self.numbers_field, self.target_field
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        if not self._numbers(row):
+            raise ValueError(f"{self.numbers_field!r} is empty")
+        self._target(row)
 
     def _solves(self, text: str, given: Counter[int], target: Fraction) -> bool:
         tree = _parse(text)
@@ -80,7 +88,18 @@ class Countdown:
             return False
 
     def _numbers(self, row: Mapping[str, Any]) -> list[int]:
-        return [int(number) for number in self._column(row, self.numbers_field)]
+        numbers = self._column(row, self.numbers_field)
+        try:
+            return [int(number) for number in numbers]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.numbers_field!r} is {numbers!r:.80}, not a list of numbers") from error
+
+    def _target(self, row: Mapping[str, Any]) -> Fraction:
+        target = self._column(row, self.target_field)
+        try:
+            return Fraction(target)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.target_field!r} is {target!r:.80}, not a number") from error
 
     def _column(self, row: Mapping[str, Any], name: str) -> Any:
         if name not in row:

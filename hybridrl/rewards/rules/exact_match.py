@@ -43,6 +43,12 @@ class ExactMatch:
         )  # a worked solution often has the form that the answer should have
         return None if last_match(self.extract, whole) is None else whole
 
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return (answer_field,)
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        extracted_reference(row, answer_field, self.extract_reference)
+
     def _form(self, text: str) -> str:
         text = text.strip() if self.strip else text
         return text.casefold() if self.casefold else text

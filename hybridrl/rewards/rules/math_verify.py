@@ -80,6 +80,12 @@ class MathVerify:
         right = extracted_reference(row, answer_field, self.extract_reference)
         return (self.after or "") + delimited(right)
 
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return (answer_field,)
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        extracted_reference(row, answer_field, self.extract_reference)
+
 
 class _OutOfTime(BaseException):
     """The time limit is over. It is not an Exception, since the library and sympy catch those."""

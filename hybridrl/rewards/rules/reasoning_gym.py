@@ -56,6 +56,15 @@ class ReasoningGym:
             return None if answer is None else plain_text(answer)
         return f"<{self.extract_tag}>{plain_text(answer)}</{self.extract_tag}>"
 
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return "prompt", "metadata", "data_source", answer_field
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        _entry(row, answer_field)
+        for name, kind, what in (("metadata", Mapping, "an object"), ("data_source", str, "text")):
+            if not isinstance(row[name], kind):
+                raise ValueError(f"{name!r} is {row[name]!r:.80}, not {what}")
+
 
 def _entry(row: Mapping[str, Any], answer_field: str) -> dict[str, Any]:
     missing = [name for name in ("prompt", "metadata", "data_source", answer_field) if name not in row]

@@ -38,3 +38,9 @@ class Regex:
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> None:
         """There is none: no answer can be made from a pattern."""
         return None
+
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return () if self.group is None else (answer_field,)
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        reference(row, answer_field)

@@ -82,3 +82,21 @@ def test_data_and_reward_are_tried_before_the_model_is_made(
     with pytest.raises((ConfigError, DataError), match=said):
         tried(MAKE, plain, override)
     assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("made", [(), (MAKE,)], ids=["model here", "model not made"])
+@pytest.mark.parametrize("file", ["rows.jsonl", "heldout.jsonl"])
+@pytest.mark.parametrize("value", ["null", "NaN", '""'])
+def test_a_row_without_a_reference_is_found_in_both_files_wherever_it_stands(
+    tried: Callable[..., None], file: str, value: str, made: tuple[str, ...]
+) -> None:
+    good = '{"prompt": "1+1=", "answer": "2"}\n' * 700
+    for name in ("rows.jsonl", "heldout.jsonl"):
+        Path(name).write_text(good)
+    overrides = (*made, "algorithm={preset: grpo}", "data.heldout=heldout.jsonl")
+    tried(*overrides)
+    Path(file).write_text(good + f'{{"prompt": "1+1=", "answer": {value}}}\n' + good)
+    with pytest.raises(
+        DataError, match=f"1 of 1,401 rows in {file} cannot be judged by exact_match: row 700"
+    ):
+        tried(*overrides)
