@@ -16,6 +16,7 @@ from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
+from hybridrl.rewards.opened import check_patterns, opened_part
 from hybridrl.rewards.pool import Scorer
 from hybridrl.rewards.rows import check_rows
 from hybridrl.types import HANG_PART, Prompt
@@ -47,6 +48,7 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
     gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
+    check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
     return Prepared(train, heldout.all() if heldout else [], gold)
 
 
@@ -97,6 +99,17 @@ def _judged(loaded: LoadedConfig, train: Table, heldout: Table | None) -> GoldCh
         gold = check_on_gold(scorer, train, where=_name(data.train))
         _refuse_missing_parts(cfg, scorer, train[0])
     return gold
+
+
+def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
+    """The part of an answer's form that the prompt holds already, such as the tag that opens its thinking."""
+    if cfg.data.chat_template == "none":
+        return opened_part(rows[0][cfg.data.prompt_field], by_template=False)
+    system = [{"role": "system", "content": cfg.data.system_prompt}] if cfg.data.system_prompt else []
+    messages = [*system, {"role": "user", "content": "a"}]
+    whole, asked = tokenizer.render(messages), tokenizer.render(messages, answered=True)
+    is_suffix = whole.startswith(asked)
+    return opened_part(whole.removeprefix(asked), by_template=is_suffix)
 
 
 def _name(source: SourceConfig) -> str:
