@@ -76,7 +76,7 @@ def _requires(sequence: Any, text: str) -> bool:
 
 
 def _parts(kind: Any, value: Any) -> Iterator[list[Any]]:
-    """The alternatives inside a part of a pattern, one of which is in every match; nothing if none need be."""
+    """The alternatives inside a part of a pattern, one of which is in every match; nothing if it has none."""
     if kind is _constants.SUBPATTERN:
         yield [value[3]]
     elif kind is _constants.ATOMIC_GROUP:

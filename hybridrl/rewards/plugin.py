@@ -69,7 +69,8 @@ class LoadedReward:
         Raises:
             ValueError: no answer to the row can be right.
         """
-        self.function.check_row(_with_answer(row, answer_field), answer_field=answer_field)  # type: ignore
+        rule: Any = self.function
+        rule.check_row(_with_answer(row, answer_field), answer_field=answer_field)
 
 
 def load_reward(
