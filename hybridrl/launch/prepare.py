@@ -17,7 +17,9 @@ from hybridrl.errors import ModelError
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
+from hybridrl.rewards.opened import check_patterns, opened_part
 from hybridrl.rewards.pool import Scorer
+from hybridrl.rewards.rows import check_rows
 from hybridrl.types import HANG_PART, Prompt
 from hybridrl.wording import counted
 
@@ -48,9 +50,11 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     tokenizer = load_tokenizer(cfg.model.path)
     _refuse_other_tokenizer(loaded, tokenizer)
     train = _open(loaded, cfg.data.train, tokenizer, "train")
-    heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout").all() if cfg.data.heldout else []
+    heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
+    gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
+    check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
     warnings = train.examined().warnings
-    return Prepared(train, heldout, _judged(loaded, train.rows), warnings)
+    return Prepared(train, heldout.all() if heldout else [], gold, warnings)
 
 
 def open_train(loaded: LoadedConfig) -> TablePrompts:
@@ -94,8 +98,9 @@ def _without_tokenizer(loaded: LoadedConfig) -> str:
     """
     data = loaded.config.data
     train = _rows(loaded, data.train, "train")
-    heldout = len(_rows(loaded, data.heldout, "heldout")) if data.heldout else 0
-    found = _described(len(train), heldout, _judged(loaded, train))
+    heldout = _rows(loaded, data.heldout, "heldout") if data.heldout else None
+    gold = _judged(loaded, train, heldout)
+    found = _described(len(train), len(heldout) if heldout else 0, gold)
     return f"{found}; prompts are measured once the model is here"
 
 
@@ -108,13 +113,33 @@ def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
     return table
 
 
-def _judged(loaded: LoadedConfig, rows: Table) -> GoldCheck:
-    """Try the reward on the data's own answers; a reward that rejects too many is refused."""
-    cfg = loaded.config
+def _judged(loaded: LoadedConfig, train: Table, heldout: Table | None) -> GoldCheck:
+    """Look at what the reward needs in every row, and try it on the data's own answers; a reward that rejects
+    too many is refused."""
+    cfg, data = loaded.config, loaded.config.data
     with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
-        gold = check_on_gold(scorer, rows, where=cfg.data.train.path or str(cfg.data.train.task))
-        _refuse_missing_parts(cfg, scorer, rows[0])
+        for source, table in ((data.train, train), (data.heldout, heldout)):
+            if source is not None and table is not None:
+                where = loaded.where("reward.answer_field", "reward.name")
+                check_rows(cfg.reward, table, data=_name(source), where=where)
+        gold = check_on_gold(scorer, train, where=_name(data.train))
+        _refuse_missing_parts(cfg, scorer, train[0])
     return gold
+
+
+def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
+    """The part of an answer's form that the prompt holds already, such as the tag that opens its thinking."""
+    if cfg.data.chat_template == "none":
+        return opened_part(rows[0][cfg.data.prompt_field], by_template=False)
+    system = [{"role": "system", "content": cfg.data.system_prompt}] if cfg.data.system_prompt else []
+    messages = [*system, {"role": "user", "content": "a"}]
+    whole, asked = tokenizer.render(messages), tokenizer.render(messages, answered=True)
+    is_suffix = whole.startswith(asked)
+    return opened_part(whole.removeprefix(asked), by_template=is_suffix)
+
+
+def _name(source: SourceConfig) -> str:
+    return source.path or str(source.task)
 
 
 def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from hybridrl import registry
 from hybridrl.config.options import make, taken
 from hybridrl.errors import ConfigError
+from hybridrl.rewards.reference import plain_text
 
 RULES = "hybridrl.rewards.rules"
 
@@ -60,7 +61,16 @@ class LoadedReward:
         if own is not None:
             return own(row, answer_field=answer_field)
         value = row.get(answer_field)
-        return None if value is None else str(value)
+        return None if value is None else plain_text(value)
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        """Ask the reward's method `check_row`, which a rule has, whether it can judge a row.
+
+        Raises:
+            ValueError: no answer to the row can be right.
+        """
+        rule: Any = self.function
+        rule.check_row(_with_answer(row, answer_field), answer_field=answer_field)
 
 
 def load_reward(

@@ -78,6 +78,7 @@ KEYS = {
     "pyarrow": {"data"},
     "reasoning_gym": {"data", "rewards"},
     "math_verify": {"rewards"},
+    "sympy": {"rewards"},
     "pynvml": {"hosts"},
     "psutil": {"cluster", "observe", "rollout", "hosts"},
     "pydantic": {"config", "rollout"},  # a kind of engine brings a section of the config

@@ -1,23 +1,11 @@
-"""Code that the rules share: the reference of a row, and the last match of a pattern."""
+"""Code that the rules share: the last match of a pattern, and the part of a reference that one finds."""
 
 import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-
-def reference(row: Mapping[str, Any], answer_field: str) -> str:
-    """The reference answer of a row, as text.
-
-    Raises:
-        ValueError: the row has no reference, or it is neither text nor a number.
-    """
-    if answer_field not in row:
-        raise ValueError(f"the row has no {answer_field!r}; it has {', '.join(map(str, row))}")
-    value = row[answer_field]
-    if not isinstance(value, (str, int, float)):
-        raise ValueError(f"the reference {answer_field!r} is {type(value).__name__}, not text or a number")
-    return str(value)
+from hybridrl.rewards.reference import reference
 
 
 def last_match(pattern: str, text: str) -> str | None:

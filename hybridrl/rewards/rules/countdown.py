@@ -15,9 +15,9 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from hybridrl.registry import register
+from hybridrl.rewards.reference import plain_text
+from hybridrl.rewards.rules._final import ANSWER
 from hybridrl.rewards.rules._text import last_match
-
-_ANSWER = r"(?s)<answer>((?:(?!<answer>).)*?)</answer>"
 
 _LONGEST = 256
 """Most characters of an expression, which bounds its depth."""
@@ -57,14 +57,22 @@ class Countdown:
         Raises:
             ValueError: the row has no numbers or no target.
         """
-        given, target = Counter(self._numbers(row)), Fraction(self._column(row, self.target_field))
-        found = last_match(_ANSWER, answer)
+        given, target = Counter(self._numbers(row)), self._target(row)
+        found = last_match(ANSWER, answer)
         solved = found is not None and self._solves(found, given, target)
         reward = 1.0 if solved else self.format_score if found is not None else 0.0
         return {"reward": reward, "solved": float(solved)}
 
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
-        return f"<answer>{row[answer_field]}</answer>" if row.get(answer_field) else None
+        return f"<answer>{plain_text(row[answer_field])}</answer>" if row.get(answer_field) else None
+
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return self.numbers_field, self.target_field
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        if not self._numbers(row):
+            raise ValueError(f"{self.numbers_field!r} is empty")
+        self._target(row)
 
     def _solves(self, text: str, given: Counter[int], target: Fraction) -> bool:
         tree = _parse(text)
@@ -80,7 +88,18 @@ class Countdown:
             return False
 
     def _numbers(self, row: Mapping[str, Any]) -> list[int]:
-        return [int(number) for number in self._column(row, self.numbers_field)]
+        numbers = self._column(row, self.numbers_field)
+        try:
+            return [int(number) for number in numbers]
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.numbers_field!r} is {numbers!r:.80}, not a list of numbers") from error
+
+    def _target(self, row: Mapping[str, Any]) -> Fraction:
+        target = self._column(row, self.target_field)
+        try:
+            return Fraction(target)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.target_field!r} is {target!r:.80}, not a number") from error
 
     def _column(self, row: Mapping[str, Any], name: str) -> Any:
         if name not in row:

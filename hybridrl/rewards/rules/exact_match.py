@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.registry import register
-from hybridrl.rewards.rules._text import extracted_reference, last_match, reference
+from hybridrl.rewards.reference import reference
+from hybridrl.rewards.rules._text import extracted_reference, last_match
 
 
 @register("reward", "exact_match")
@@ -41,6 +42,12 @@ class ExactMatch:
             row, answer_field
         )  # a worked solution often has the form that the answer should have
         return None if last_match(self.extract, whole) is None else whole
+
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return (answer_field,)
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        extracted_reference(row, answer_field, self.extract_reference)
 
     def _form(self, text: str) -> str:
         text = text.strip() if self.strip else text

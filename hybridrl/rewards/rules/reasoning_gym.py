@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from hybridrl.registry import register
+from hybridrl.rewards.reference import plain_text
 
 UNREADABLE = (
     ValueError,
@@ -52,8 +53,17 @@ class ReasoningGym:
     def gold(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
         answer = _entry(row, answer_field)["answer"]
         if answer is None or self.extract_tag is None:
-            return answer
-        return f"<{self.extract_tag}>{answer}</{self.extract_tag}>"
+            return None if answer is None else plain_text(answer)
+        return f"<{self.extract_tag}>{plain_text(answer)}</{self.extract_tag}>"
+
+    def columns(self, answer_field: str) -> tuple[str, ...]:
+        return "prompt", "metadata", "data_source", answer_field
+
+    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
+        _entry(row, answer_field)
+        for name, kind, what in (("metadata", Mapping, "an object"), ("data_source", str, "text")):
+            if not isinstance(row[name], kind):
+                raise ValueError(f"{name!r} is {row[name]!r:.80}, not {what}")
 
 
 def _entry(row: Mapping[str, Any], answer_field: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What is refused when data and reward are tried, before any worker starts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +101,40 @@ def test_weights_that_are_not_whole_are_refused(tried: Callable[..., None], fold
         ModelError, match=f"{folder}/model.safetensors has .* bytes, .* by its header  .(my.yaml|command)"
     ):
         tried("algorithm={preset: grpo}", "reward=none", "reward_model=judge")
+
+
+@pytest.mark.parametrize("made", [(), (MAKE,)], ids=["model here", "model not made"])
+@pytest.mark.parametrize("file", ["rows.jsonl", "heldout.jsonl"])
+@pytest.mark.parametrize("value", ["null", "NaN", '""'])
+def test_a_row_without_a_reference_is_found_in_both_files_wherever_it_stands(
+    tried: Callable[..., None], file: str, value: str, made: tuple[str, ...]
+) -> None:
+    good = '{"prompt": "1+1=", "answer": "2"}\n' * 700
+    for name in ("rows.jsonl", "heldout.jsonl"):
+        Path(name).write_text(good)
+    overrides = (*made, "algorithm={preset: grpo}", "data.heldout=heldout.jsonl")
+    tried(*overrides)
+    Path(file).write_text(good + f'{{"prompt": "1+1=", "answer": {value}}}\n' + good)
+    with pytest.raises(
+        DataError, match=f"1 of 1,401 rows in {file} cannot be judged by exact_match: row 700"
+    ):
+        tried(*overrides)
+
+
+OPENS = (
+    "{% for m in messages %}<|{{m['role']}}|>{{m['content']}}<eos>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+
+
+def test_a_pattern_cannot_ask_for_a_tag_that_the_template_opens(tried: Callable[..., None]) -> None:
+    tiny.random_model(Path("chat"), "qwen3", 0, vocab_size=280)
+    path = Path("chat/tokenizer_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": OPENS}))
+    chat = ["model=chat", "data.chat_template=model", "rollout.max_prompt_tokens=99"]
+    overrides = ["algorithm={preset: grpo}", *chat]
+    tried(*overrides, "reward={name: regex, pattern: '^.+</think>'}")
+    asks = "name: regex, pattern: '^<think>.+</think>'"
+    with pytest.raises(ConfigError, match="asks for <think>, and the prompt ends with '<think>"):
+        tried(*overrides, f"reward={{{asks}}}")
+    tried(*overrides, f'reward={{{asks}, opened: "<think>\\n"}}')

@@ -31,7 +31,6 @@ def judge(name, answer, reference, **options):
         ("Answer: 7 apples", "7", {"extract": r"Answer: (\d+)"}, 1),
         ("no number", "7", {"extract": r"\d+"}, 0),
         ("7", "3 + 4 = 7 #### 7", {"extract_reference": r"#### (.+)"}, 1),
-        ("", "", {}, 1),
     ],
 )
 def test_exact_match(answer, reference, options, expected):
@@ -103,7 +102,7 @@ def test_an_answer_that_cannot_be_computed_earns_nothing(answer):
     ("reference", "options", "why"),
     [
         ([7], {}, "is list, not text or a number"),
-        (None, {}, "is NoneType, not text or a number"),
+        (None, {}, "is null, not text or a number"),
         ("no hashes", {"extract_reference": "#### (.+)"}, "finds nothing in the reference 'no hashes'"),
     ],
 )

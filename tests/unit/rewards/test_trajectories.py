@@ -31,5 +31,5 @@ def test_tokens_that_the_policy_did_not_write_are_left_out():
 
 
 def test_an_empty_answer_is_an_empty_text(scorer):
-    prompts = [Prompt("train/0", (1, 2), {"answer": ""})]
+    prompts = [Prompt("train/0", (1, 2), {"answer": "b"})]
     assert score_block(block_of(""), [0], prompts, decode, scorer("exact_match"))[1] == [""]
