@@ -33,8 +33,22 @@ def translate(launch: Launch, num_prompts: int | None = None) -> Translation:
     found += _steps(script, num_prompts)
     lines = [one for one in found if isinstance(one, Line)]
     rest, ignored = _untranslated(script)
-    missing = [one for one in found if isinstance(one, Remark)] + rest
+    missing = [*launch.remarks, *(one for one in found if isinstance(one, Remark)), *rest]
+    named = launch.config_name.removesuffix(".yaml")
+    if named:
+        (ignored if named in _CONFIG_FILES else missing).append(_config_file(named))
     return Translation(tuple(_ordered(_needed(lines))), tuple(missing), tuple(ignored))
+
+
+_CONFIG_FILES = {"ppo_trainer", "ppo_megatron_trainer"}
+"""The files of verl whose defaults are those of the tables."""
+
+
+def _config_file(name: str) -> Remark:
+    if name in _CONFIG_FILES:
+        return Remark(f"--config-name={name}", "verl's defaults are those of this file")
+    why = "what this file sets is not in the script: import it too, as YAML, and compare"
+    return Remark(f"--config-name={name}", why)
 
 
 def _direct(script: Script, table: Mapping[str, To] = DIRECT) -> Found:
@@ -58,6 +72,7 @@ def _model_and_data(script: Script) -> Found:
     for key in (f"{M}.path", "data.train_files"):
         if key not in script.by_key or script.by_key[key].unknown:
             unknown = script.by_key[key].unknown if key in script.by_key else ""
+            unknown = unknown or " ".join(script.launch.unread)
             why = (
                 f"only a run of the script could tell {unknown}" if unknown else "the script does not set it"
             )
@@ -238,6 +253,9 @@ def _steps(script: Script, num_prompts: int | None) -> Found:
 def _untranslated(script: Script) -> tuple[list[Remark], list[Remark]]:
     """The keys that are left: those without a counterpart, and those without an effect."""
     missing, ignored = [], []
+    for one in script.launch.overrides:
+        if script.by_key[one.key] is not one:
+            ignored.append(Remark(one.text, f"a later {one.key} takes its place"))
     for key, one in script.by_key.items():
         why, matters = _verdict(key, one.value)
         if one.unknown and (matters or key in script.used):
