@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hybridrl.importer import shell_arithmetic
+from hybridrl.importer.shell_branches import changed_names, merged
 from hybridrl.importer.shell_conditions import is_test, matches, result
 from hybridrl.importer.shell_nodes import (
     Apart,
@@ -158,7 +159,7 @@ class _Run:
                 branch()
             ends.append(self.known)
         self.condition = outer
-        self.known = _merged(ends, f"{what} of line {line}")
+        self.known = merged(ends, f"{what} of line {line}")
 
     def _loop(self, node: Loop) -> None:
         """A pass with the first values, whose commands are kept, then passes until no variable changes."""
@@ -178,7 +179,7 @@ class _Run:
             self.follow(node.head) if not node.name else None
             self.follow(node.body)
             self.known.ended = ""
-            changed = _changed(start, self.known) - hidden
+            changed = changed_names(start, self.known) - hidden
             hidden |= changed
             if not turn:
                 kept = len(self.found)
@@ -188,7 +189,7 @@ class _Run:
                 break
         del self.found[kept:]
         self.condition = outer
-        self.known.functions = _merged([before, self.known], reason).functions
+        self.known.functions = merged([before, self.known], reason).functions
 
     def _items(self, node: Loop) -> tuple[Word, ...] | None:
         """What a `for` goes through, or None where only a run could tell."""
@@ -358,9 +359,7 @@ class _Run:
             self.known.ended = ""
         else:
             ends.append(self.known)
-        self.known = (
-            _merged([*(end.copy() for end in ends)], f"{name} of line {line}") if ends else self.known
-        )
+        self.known = merged([*(end.copy() for end in ends)], f"{name} of line {line}") if ends else self.known
         self.known.values |= self.locals.pop()
         self.known.arguments = before
 
@@ -373,41 +372,3 @@ def _names_set(command: str, words: list[Word]) -> list[str]:
         return [name for text in texts for name in re.findall(NAME, text)]
     named = [text for text in texts if re.fullmatch(NAME, text)]
     return [*named, "REPLY", "MAPFILE", "OPTARG", "OPTIND"]
-
-
-def _changed(before: Variables, after: Variables) -> set[str]:
-    names = before.values.keys() | after.values.keys()
-    return {name for name in names if _said(before, name) != _said(after, name)}
-
-
-def _said(known: Variables, name: str) -> tuple[bool, Value]:
-    return name in known.values, known.values.get(name)
-
-
-def _merged(ends: list[Variables], what: str) -> Variables:
-    """What is known after branches that all may have been taken; one that ended the script does not count."""
-    alive = [end for end in ends if not end.ended]
-    if not alive:
-        return ends[0]
-    made = alive[0].copy()
-    for name in sorted({name for end in alive for name in end.values}):
-        values = list(dict.fromkeys(_said(end, name) for end in alive))
-        if len(values) > 1:
-            shown = " or ".join(_shown(one) for _, one in values)
-            made.values[name] = Hidden(f"${name}: {shown}, by the {what}")
-    for name in {name for end in alive for name in end.functions}:
-        bodies = [end.functions.get(name) for end in alive]
-        made.functions[name] = bodies[0] if all(one is bodies[0] for one in bodies) else None
-    for end in alive:
-        made.declared |= end.declared
-    if any(end.arguments != made.arguments for end in alive):
-        made.arguments = Hidden(f"the arguments, by the {what}")
-    return made
-
-
-def _shown(one: Value) -> str:
-    if isinstance(one, Hidden):
-        return one.reason
-    if isinstance(one, tuple):
-        return f"({' '.join(word.text for word in one)})"
-    return "not set" if one is None else one or '""'

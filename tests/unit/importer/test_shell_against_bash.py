@@ -113,7 +113,7 @@ REFUSED = [
     (f"BS=512\nls / > /dev/null && BS=8\n{CALL} a.b=$BS", "by the && of line 2"),
     (f"BS=512\n! true || BS=8\n{CALL} a.b=$BS", "by the || of line 2"),
     (f"BS=512\ncase $1 in x) BS=8 ;; esac\n{CALL} a.b=$BS", "8 or 512, by the case of line 2"),
-    (f"BS=512\nwhile [ $# -gt 0 ]; do BS=$1; shift; done\n{CALL} a.b=$BS", "$1"),
+    (f"BS=512\nwhile [ $# -gt 0 ]; do BS=$1; shift; done\n{CALL} a.b=$BS", "the while of line 2"),
     (f"BS=512\nwhile [ -f nothing ]; do BS=8; done\n{CALL} a.b=$BS", "the while of line 2"),
     (f"BS=512\nuntil [ -d / ]; do BS=8; done\n{CALL} a.b=$BS", "the until of line 2"),
     (f"BS=1\nfor i in 1 2; do if [ $i = 2 ]; then BS=9; fi; done\n{CALL} a.b=$BS", "the for of line 2"),
