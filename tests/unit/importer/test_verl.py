@@ -271,10 +271,10 @@ def test_a_key_that_begins_like_another_is_listed(key: str) -> None:
 
 def test_an_earlier_value_of_a_key_is_said() -> None:
     launched = launch({"algorithm.adv_estimator": "grpo"})
-    twice = (*launched.overrides, Override(f"{R}.n", 4, "4", 2), Override(f"{R}.n", 8, "8", 3))
+    twice = (*launched.overrides, Override(f"{R}.n", 4, "4", 2), Override(f"{R}.n", 6, "6", 3))
     found = translate(Launch("", twice))
     assert "a later actor_rollout_ref.rollout.n takes its place" in [one.why for one in found.ignored]
-    assert found.tree()["algorithm"]["samples_per_prompt"] == 8
+    assert found.tree()["algorithm"]["samples_per_prompt"] == 6
 
 
 @pytest.mark.parametrize(
