@@ -128,7 +128,10 @@ class _Run:
         status = self.follow(node.condition)
         if status is not None:
             return self.follow(node.then if status else node.otherwise)
-        branches = [lambda: self.follow(node.then), lambda: self.follow(node.otherwise)]
+        branches: list[Callable[[], object] | None] = [
+            lambda: self.follow(node.then),
+            lambda: self.follow(node.otherwise),
+        ]
         self._fork(node.line, "if", branches)
         return None
 
@@ -272,15 +275,19 @@ class _Run:
                 inside = (*inside, Word(line, "$@", _STARTED_WITH))
             if append and isinstance(before, Hidden):
                 return
-            old = before if isinstance(before, tuple) else (Word(line, before),) if before is not None else ()
+            old = (
+                before
+                if isinstance(before, tuple)
+                else (Word(line, before),)
+                if isinstance(before, str)
+                else ()
+            )
             # [key]=value names places: an array of another kind
             placed = any(re.match(r"\[.*\]=", word.text) for word in inside)
             values[name] = (
                 Hidden(f"${name}, set by places on line {line}")
                 if placed
-                else (
-                    (*old, *inside) if append else inside  # type: ignore[misc]
-                )
+                else ((*old, *inside) if append else inside)
             )
         else:
             values[name] = self._right(name, before, append, right, line)
