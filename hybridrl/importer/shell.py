@@ -1,259 +1,381 @@
-"""A shell script read as far as launch scripts need it: assignments, arrays, defaults, arithmetic.
+"""The commands of a shell script, read as far as launch scripts need it.
 
-Nothing is executed. What only a run could tell (a command's output, an argument of the script) makes the
-words that hold it unknown. Of the values that the branches of an `if` or `case` give a variable, the first
-stands.
+Nothing is executed. A script is followed as bash would: assignments, arrays, functions where they are
+called, branches whose condition the script itself decides. A variable that another condition decides, or a
+command's output, is unknown from there on, and so is every word that holds it.
 """
 
-import ast
-import operator
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-_NAME = r"[A-Za-z_]\w*"
-_ASSIGNMENT = re.compile(rf"({_NAME})(\+?)=(.*)", re.DOTALL)
-_ARRAY = re.compile(rf'"?\$\{{({_NAME})\[[@*]\]\}}"?')
-_PARAMETER = re.compile(rf"({_NAME}|\d+)(?:(:?[-=])(.*))?", re.DOTALL)
-_OPENING, _CLOSING = {"if", "case", "for", "while", "until"}, {"fi", "esac", "done"}
-_PREFIXES = {"then", "else", "elif", "do", "{", "export", "local", "readonly", "declare", "time", "exec"}
-_OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.floordiv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
+from hybridrl.importer import shell_arithmetic
+from hybridrl.importer.shell_branches import changed_names, merged
+from hybridrl.importer.shell_conditions import is_test, matches, result
+from hybridrl.importer.shell_nodes import (
+    Apart,
+    Arithmetic,
+    Case,
+    Chain,
+    Function,
+    If,
+    Loop,
+    Node,
+    Sequence,
+    Simple,
+)
+from hybridrl.importer.shell_syntax import parse, words_of
+from hybridrl.importer.shell_words import NAME, Hidden, Unknown, Value, Variables, Word, expand, value
 
+__all__ = ["Command", "Word", "commands"]
 
-class Unknown(Exception):
-    """A word that only a run of the script could tell; the message is the part that is to blame."""
+_ASSIGNMENT = re.compile(rf"({NAME})(\[[^]\n]*\])?(\+?)=(.*)", re.DOTALL)
+_DECLARES = {"export", "local", "readonly", "declare", "typeset"}
+_SETS = {"read", "mapfile", "readarray", "getopts", "let", "printf"}
+_STARTED_WITH = "the words with which the script is started"
+_DEEPEST = 20
+"""Calls inside calls that are followed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    line: int
-    """Line on which its command begins, counted from 1."""
+class Command:
+    words: tuple[Word, ...]
+    condition: str = ""
+    """What decides whether it is executed, as "the if of line 3"; empty where nothing does."""
 
-    text: str
-    """Expanded; as written where something in it is unknown."""
-
-    unknown: str = ""
-    """The part that only a run could tell."""
+    is_open: bool = False
+    """Whether the words with which the script is started are among its own."""
 
 
-@dataclass(slots=True)
-class _Variables:
-    scalars: dict[str, str]
-    arrays: dict[str, list[Word]] = field(default_factory=dict)
-    unknown: dict[str, str] = field(default_factory=dict)
-
-
-def commands(text: str, variables: Mapping[str, str]) -> Iterator[list[Word]]:
-    """The words of every command of a script in its order, expanded by the assignments before it.
+def commands(text: str, variables: Mapping[str, str]) -> list[Command]:
+    """Every command that a script executes, or could, in its order, with its words expanded.
 
     Args:
         variables: what the script finds set: HOME and the like.
-    """
-    known, depth = _Variables(dict(variables)), 0
-    for line, raw in _statements(text):
-        while raw and raw[0] in _PREFIXES | _OPENING | _CLOSING:
-            depth += (raw[0] in _OPENING) - (raw[0] in _CLOSING)
-            raw = raw[1:]
-        while raw and (found := _ASSIGNMENT.fullmatch(raw[0])):
-            _assign(known, found[1], found[3], line, append=bool(found[2]), in_branch=depth > 0)
-            raw = raw[1:]
-        if raw:
-            yield [word for one in raw for word in _expand(one, known, line)]
-
-
-def _statements(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Line and words of each command, as written; quotes are still there."""
-    words: list[str] = []
-    line = start = 1
-    for word, newlines in _tokens(text):
-        if word == "\n":
-            if words:
-                yield start, words
-            words = []
-        else:
-            start = line if not words else start
-            words.append(word)
-        line += newlines
-    if words:
-        yield start, words
-
-
-def _tokens(text: str) -> Iterator[tuple[str, int]]:
-    """Words as written, and "\\n" where a command ends; each with the line ends up to it."""
-    at, newlines, word = 0, 0, ""
-    while at < len(text):
-        char = text[at]
-        if text.startswith("\\\n", at):
-            at, newlines = at + 2, newlines + 1
-        elif char == "#" and not word:
-            at = _end(text, "\n", at)
-        elif char in " \t\r\n;|" or (char == "&" and not word.endswith(">")):
-            if word:
-                yield word, newlines
-                word, newlines = "", 0
-            if char in "\n;|&":
-                yield "\n", newlines + (char == "\n")
-                newlines = 0
-            at += 1
-        else:
-            end = _piece_end(text, at, word)
-            word, newlines, at = word + text[at:end], newlines + text.count("\n", at, end), end
-    if word:
-        yield word, newlines
-
-
-def _piece_end(text: str, at: int, word: str) -> int:
-    """The position after the quoted, nested or single character that begins here."""
-    if text[at] == "\\":
-        return at + 2
-    if text[at] == "'":
-        return _end(text, "'", at + 1) + 1
-    if text[at] in '"`':
-        return _quoted_end(text, at)
-    if text.startswith("$(", at) or text.startswith("${", at):
-        return _nested_end(text, at + 1)
-    if text[at] == "(" and re.fullmatch(rf"{_NAME}\+?=", word):
-        return _nested_end(text, at)
-    return at + 1
-
-
-def _end(text: str, mark: str, at: int) -> int:
-    found = text.find(mark, at)
-    return len(text) if found < 0 else found
-
-
-def _quoted_end(text: str, at: int) -> int:
-    mark, at = text[at], at + 1
-    while at < len(text) and text[at] != mark:
-        nested = mark == '"' and (text.startswith("$(", at) or text.startswith("${", at))
-        at = _nested_end(text, at + 1) if nested else at + 1 + (text[at] == "\\")
-    return at + 1
-
-
-def _nested_end(text: str, at: int) -> int:
-    """After the bracket that closes the one here; brackets in quotes and comments do not count."""
-    opening, closing = text[at], {"(": ")", "{": "}"}[text[at]]
-    depth = 0
-    while at < len(text):
-        char = text[at]
-        if char == "#" and opening == "(" and text[at - 1].isspace():
-            at = _end(text, "\n", at)
-            continue
-        if char in "\"'":
-            at = _end(text, "'", at + 1) + 1 if char == "'" else _quoted_end(text, at)
-            continue
-        depth += (char == opening) - (char == closing)
-        at += 1 + (char == "\\")
-        if depth == 0:
-            break
-    return at
-
-
-def _assign(known: _Variables, name: str, raw: str, line: int, *, append: bool, in_branch: bool) -> None:
-    if in_branch and not append and (name in known.scalars or name in known.arrays):
-        return
-    if raw.startswith("("):
-        inside = [word for one, _ in _tokens(raw[1:-1]) if one != "\n" for word in _expand(one, known, line)]
-        known.arrays[name] = (known.arrays.get(name, []) if append else []) + inside
-        return
-    try:
-        value = _value(raw, known)
-    except Unknown as error:
-        known.unknown[name] = str(error)
-        known.scalars.pop(name, None)
-        return
-    known.scalars[name] = (known.scalars.get(name, "") if append else "") + value
-    known.unknown.pop(name, None)
-
-
-def _expand(raw: str, known: _Variables, line: int) -> list[Word]:
-    if raw.strip('"') in {"$@", "$*", "${@}"}:  # whoever starts the script may add words: none are written
-        return []
-    if found := _ARRAY.fullmatch(raw):
-        return known.arrays.get(found[1], [])
-    try:
-        return [Word(line, _value(raw, known))]
-    except Unknown as error:
-        return [Word(line, raw, str(error))]
-
-
-def _value(raw: str, known: _Variables) -> str:
-    """A word without its quotes, its variables put in.
 
     Raises:
-        Unknown: only a run could tell.
+        ConfigError: the text is not a script that bash would take.
     """
-    found, at, quoted = "", 0, False
-    while at < len(raw):
-        char = raw[at]
-        if char == "'" and not quoted:
-            end = _end(raw, "'", at + 1)
-            found, at = found + raw[at + 1 : end], end + 1
-        elif char == '"':
-            quoted, at = not quoted, at + 1
-        elif char == "\\":
-            keeps = quoted and raw[at + 1 : at + 2] not in {'"', "\\", "$", "`"}
-            found, at = found + raw[at if keeps else at + 1 : at + 2], at + 2
-        elif char == "~" and not found and not quoted and raw[1:2] in {"", "/"}:
-            found, at = found + _parameter("HOME", known), at + 1
-        elif char in "$`":
-            text, at = _expansion(raw, at, known)
-            found += text
+    run = _Run(Variables(dict(variables)))
+    run.follow(parse(text))
+    return run.found
+
+
+class _Run:
+    def __init__(self, known: Variables) -> None:
+        self.known = known
+        self.found: list[Command] = []
+        self.condition = ""
+        self.returned: list[list[Variables]] = []
+        self.locals: list[dict[str, Value]] = []
+
+    def follow(self, node: Node) -> bool | None:
+        """Goes through a part of the script. Returns its result; None: only a run could tell."""
+        if self.known.ended:
+            return None
+        match node:
+            case Simple():
+                return self._simple(node)
+            case Arithmetic():
+                self._hide(re.findall(NAME, node.text), f"(({node.text})) of line {node.line}", node.text)
+            case Sequence():
+                last: bool | None = True
+                for part in node.parts:
+                    last = self.follow(part)
+                return last
+            case Chain():
+                return self._chain(node)
+            case Apart():
+                self._apart(node)
+            case If():
+                return self._if(node)
+            case Case():
+                self._case(node)
+            case Loop():
+                self._loop(node)
+            case Function():
+                self.known.functions[node.name] = node.body
+                return True
+        return None
+
+    def _hide(self, names: list[str], reason: str, changing: str = "=") -> None:
+        if shell_arithmetic.changes(changing):
+            for name in names:
+                self.known.values[name] = Hidden(f"${name}, set by {reason}")
+
+    def _apart(self, node: Apart) -> None:
+        before = self.known
+        self.returned.append([])
+        for part in node.parts:
+            self.known = before.copy()
+            self.follow(part)
+        self.returned.pop()
+        self.known = before
+
+    def _chain(self, node: Chain) -> bool | None:
+        status = self.follow(node.parts[0])
+        if not node.operators:
+            return None
+        for before, operator, part in zip(node.parts, node.operators, node.parts[1:], strict=False):
+            if status is None:
+                told = operator == "||" or is_test(before)
+                self._fork(node.line, operator, [lambda part=part: self.follow(part), None], told)
+            elif status == (operator == "&&"):
+                status = self.follow(part)
+        return status
+
+    def _if(self, node: If) -> bool | None:
+        status = self.follow(node.condition)
+        if status is not None:
+            return self.follow(node.then if status else node.otherwise)
+        branches: list[Callable[[], object] | None] = [
+            lambda: self.follow(node.then),
+            lambda: self.follow(node.otherwise),
+        ]
+        self._fork(node.line, "if", branches)
+        return None
+
+    def _case(self, node: Case) -> None:
+        tried: list[Node] = []
+        for patterns, body in node.branches:
+            status = matches(node.word, patterns, self.known)
+            if status is not False:
+                tried.append(body)
+            if status:
+                break
         else:
-            found, at = found + char, at + 1
-    return found
+            tried.append(Sequence(()))
+        if len(tried) == 1:
+            self.follow(tried[0])
+        else:
+            self._fork(node.line, "case", [lambda one=one: self.follow(one) for one in tried])
+
+    def _fork(
+        self, line: int, what: str, branches: list[Callable[[], object] | None], told: bool = True
+    ) -> None:
+        """Goes through branches of which only a run could tell the one that is taken."""
+        before, outer, ends = self.known, self.condition, []
+        self.condition = outer or (f"the {what} of line {line}" if told else "")
+        for branch in branches:
+            self.known = before.copy()
+            if branch:
+                branch()
+            ends.append(self.known)
+        self.condition = outer
+        self.known = merged(ends, f"{what} of line {line}")
+
+    def _loop(self, node: Loop) -> None:
+        """A pass with the first values, whose commands are kept, then passes until no variable changes."""
+        items = self._items(node)
+        if items == ():
+            return
+        outer = self.condition
+        self.condition = outer or f"the {node.keyword} of line {node.line}"
+        hidden: set[str] = set()
+        reason = f"the {node.keyword} of line {node.line}"
+        kept, before = len(self.found), self.known.copy()
+        for turn in range(2 + len(self.known.values)):
+            start = self.known.copy()
+            if node.name:
+                first = items[0].text if items and not turn and not items[0].unknown else None
+                self.known.values[node.name] = Hidden(f"${node.name} of {reason}") if first is None else first
+            self.follow(node.head) if not node.name else None
+            self.follow(node.body)
+            self.known.ended = ""
+            changed = changed_names(start, self.known) - hidden
+            hidden |= changed
+            if not turn:
+                kept = len(self.found)
+            for name in hidden:
+                self.known.values[name] = Hidden(f"${name}, set by {reason}")
+            if turn and not changed:
+                break
+        del self.found[kept:]
+        self.condition = outer
+        self.known.functions = merged([before, self.known], reason).functions
+
+    def _items(self, node: Loop) -> tuple[Word, ...] | None:
+        """What a `for` goes through, or None where only a run could tell."""
+        if not node.name:
+            return None
+        if not isinstance(node.head, Simple):
+            words = self.known.arguments
+            return words if isinstance(words, tuple) else None
+        items = tuple(word for raw in node.head.words for word in expand(raw, self.known, node.line))
+        return None if any(word.unknown for word in items) else items
+
+    def _simple(self, node: Simple) -> bool | None:
+        words, at = list(node.words), 0
+        while at < len(words) and _ASSIGNMENT.fullmatch(words[at]):
+            at += 1
+        if at == len(words):
+            for raw in words:
+                self._assign(raw, node.line)
+            return None if any("$(" in raw or "`" in raw for raw in words) else True
+        if words[at] in _DECLARES:
+            self._declare(words[at:], node.line)
+            return True
+        if words[at].startswith("[[ ") or words[at].startswith("[[\n"):
+            return result(words[at], self.known, node.line)
+        made = [word for raw in words[at:] for word in expand(raw, self.known, node.line)]
+        if not made:
+            return None
+        return self._command(made, node.line, is_open=any(self._passes(raw) for raw in words[at:]))
+
+    def _passes(self, raw: str) -> bool:
+        """Whether the words with which the script is started are part of a word."""
+        return self.known.arguments is None and bool(re.search(r"\$\{?[@*]", raw))
+
+    def _command(self, words: list[Word], line: int, *, is_open: bool) -> bool | None:
+        name, rest = ("" if words[0].unknown else words[0].text), words[1:]
+        if name in {"true", ":", "false"}:
+            return name != "false"
+        if name in {"exit", "return", "break", "continue"}:
+            if name == "return" and self.returned:
+                self.returned[-1].append(self.known.copy())
+            self.known.ended = name
+        elif name in {"[", "test"}:
+            return result(words, self.known, line)
+        elif name in self.known.functions:
+            self._call(name, None if is_open and not rest else tuple(rest), line)
+        elif name == "unset":
+            self._unset(rest)
+        elif name in _SETS:
+            self._hide(_names_set(name, rest), f"{name} of line {line}")
+            if name == "printf":
+                self.found.append(Command(tuple(words), self.condition))
+        elif name == "set":
+            self._set(rest)
+        elif name == "shift":
+            self._shift(rest)
+        elif name == "cd":
+            self._cd(rest, line)
+        elif name == "eval" and not any(word.unknown for word in rest):
+            return self.follow(parse(" ".join(word.text for word in rest)))
+        else:
+            self.found.append(Command(tuple(words), self.condition, is_open))
+            if name == "exec":
+                self.known.ended = "exit"
+        return None
+
+    def _assign(self, raw: str, line: int) -> None:
+        found = _ASSIGNMENT.fullmatch(raw)
+        if found is None:
+            return
+        name, place, append, right = found[1], found[2], bool(found[3]), found[4]
+        values = self.known.values
+        before = values.get(name)
+        if name in self.known.declared:
+            values[name] = Hidden(self.known.declared[name])
+        elif place is not None:
+            values[name] = Hidden(f"${name}, set by places on line {line}")
+        elif right.startswith("("):
+            inside = tuple(word for one in words_of(right[1:-1]) for word in expand(one, self.known, line))
+            if self._passes(right):
+                inside = (*inside, Word(line, "$@", _STARTED_WITH))
+            if append and isinstance(before, Hidden):
+                return
+            old = (
+                before
+                if isinstance(before, tuple)
+                else (Word(line, before),)
+                if isinstance(before, str)
+                else ()
+            )
+            # [key]=value names places: an array of another kind
+            placed = any(re.match(r"\[.*\]=", word.text) for word in inside)
+            values[name] = (
+                Hidden(f"${name}, set by places on line {line}")
+                if placed
+                else ((*old, *inside) if append else inside)
+            )
+        else:
+            values[name] = self._right(name, before, append, right, line)
+
+    def _right(self, name: str, before: Value, append: bool, right: str, line: int) -> Value:
+        if self._passes(right):
+            return Hidden(_STARTED_WITH)
+        try:
+            text = value(right, self.known)
+        except Unknown as error:
+            return Hidden(str(error))
+        if not append:
+            return text
+        if isinstance(before, tuple):
+            return Hidden(f"${name}, set by += on line {line}")
+        return before if isinstance(before, Hidden) else (before or "") + text
+
+    def _declare(self, words: list[str], line: int) -> None:
+        options = "".join(word for word in words[1:] if word[0] in "-+")
+        for raw in (word for word in words[1:] if word[0] not in "-+"):
+            texts = [raw] if _ASSIGNMENT.fullmatch(raw) else [w.text for w in expand(raw, self.known, line)]
+            for text in texts:
+                name = re.split(r"[+=\[]", text)[0]
+                if words[0] == "local" and self.locals:
+                    self.locals[-1].setdefault(name, self.known.values.get(name))
+                    self.known.values.setdefault(name, None)
+                if text is raw:
+                    self._assign(raw, line)
+                elif "=" in text:
+                    self.known.values[name] = text.partition("=")[2]
+                if set(options) & set("Ailnu"):
+                    self.known.declared[name] = f"${name}, declared with {options} on line {line}"
+                    self.known.values[name] = Hidden(self.known.declared[name])
+
+    def _unset(self, words: list[Word]) -> None:
+        for word in words:
+            if "-f" not in [one.text for one in words]:
+                self.known.values[word.text.partition("[")[0]] = None
+            self.known.functions.pop(word.text, None)
+
+    def _set(self, words: list[Word]) -> None:
+        texts = [word.text for word in words]
+        if "--" in texts:
+            self.known.arguments = tuple(words[texts.index("--") + 1 :])
+        elif texts and texts[0][:1] not in {"-", "+"}:
+            self.known.arguments = tuple(words)
+
+    def _shift(self, words: list[Word]) -> None:
+        if isinstance(self.known.arguments, tuple):
+            count = words[0].text if words else "1"
+            self.known.arguments = (
+                self.known.arguments[int(count) :] if count.isdigit() else Hidden(f"shift {count}")
+            )
+
+    def _cd(self, words: list[Word], line: int) -> None:
+        where = words[-1] if words else Word(line, "", "cd")
+        is_plain = not where.unknown and where.text.startswith("/") and ".." not in where.text
+        self.known.values["PWD"] = (
+            where.text.rstrip("/") if is_plain else Hidden(f"$PWD after cd on line {line}")
+        )
+        self.known.values["OLDPWD"] = Hidden("$OLDPWD")
+
+    def _call(self, name: str, arguments: tuple[Word, ...] | None, line: int) -> None:
+        body = self.known.functions[name]
+        if body is None or len(self.locals) >= _DEEPEST:
+            for one in self.known.values:
+                self.known.values[one] = Hidden(f"${one}, which {name} of line {line} may set")
+            return
+        before = self.known.arguments
+        self.known.arguments = arguments
+        self.locals.append({})
+        self.returned.append([])
+        self.follow(body)
+        ends = self.returned.pop()
+        if self.known.ended == "return":
+            self.known.ended = ""
+        else:
+            ends.append(self.known)
+        self.known = merged([*(end.copy() for end in ends)], f"{name} of line {line}") if ends else self.known
+        self.known.values |= self.locals.pop()
+        self.known.arguments = before
 
 
-def _expansion(raw: str, at: int, known: _Variables) -> tuple[str, int]:
-    """What the `$` or backtick here stands for, and where it ends."""
-    if raw.startswith("$((", at):
-        end = _nested_end(raw, at + 1)
-        return str(_arithmetic(raw[at + 3 : end - 2], known)), end
-    if raw.startswith("${", at):
-        end = _nested_end(raw, at + 1)
-        return _parameter(raw[at + 2 : end - 1], known), end
-    name = re.compile(rf"\$({_NAME}|\d)").match(raw, at)
-    if name:
-        return _parameter(name[1], known), name.end()
-    if raw[at] == "$" and not raw.startswith("$(", at):
-        return "$", at + 1
-    end = _quoted_end(raw, at) if raw[at] == "`" else _nested_end(raw, at + 1)
-    raise Unknown(raw[at:end])
-
-
-def _parameter(text: str, known: _Variables) -> str:
-    found = _PARAMETER.fullmatch(text)
-    if found is None:
-        raise Unknown(f"${{{text}}}")
-    name, default = found[1], found[3]
-    if name in known.scalars:
-        return known.scalars[name]
-    if default is not None:
-        return _value(default, known)
-    raise Unknown(known.unknown.get(name, f"${name}"))
-
-
-def _arithmetic(text: str, known: _Variables) -> int:
-    """An integer expression in the shell's notation: + - * / % and brackets."""
-    plain = re.sub(rf"\$?\{{?({_NAME})\}}?", lambda name: _parameter(name[1], known), text).strip()
-    try:
-        return _integer(ast.parse(plain, mode="eval").body)
-    except (SyntaxError, KeyError, ZeroDivisionError):
-        raise Unknown(f"$(({text}))") from None
-
-
-def _integer(node: ast.expr) -> int:
-    if isinstance(node, ast.Constant) and isinstance(node.value, int):
-        return node.value
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_integer(node.operand)
-    if isinstance(node, ast.BinOp):
-        return _OPERATORS[type(node.op)](_integer(node.left), _integer(node.right))
-    raise KeyError(type(node).__name__)
+def _names_set(command: str, words: list[Word]) -> list[str]:
+    texts = [word.text for word in words]
+    if command == "printf":
+        return texts[1:2] if texts[:1] == ["-v"] else []
+    if command == "let":
+        return [name for text in texts for name in re.findall(NAME, text)]
+    named = [text for text in texts if re.fullmatch(NAME, text)]
+    return [*named, "REPLY", "MAPFILE", "OPTARG", "OPTIND"]

@@ -37,6 +37,8 @@ class Translation:
     translated: tuple[Line, ...]
     no_counterpart: tuple[Remark, ...]
     ignored: tuple[Remark, ...]
+    no_line: tuple[Remark, ...] = ()
+    """Settings that our defaults say anyway, or that are read together with a translated one."""
 
     def tree(self) -> dict[str, Any]:
         """The config as nested mappings."""
@@ -64,6 +66,7 @@ class Translation:
             ],
             "no_counterpart": [{"from": one.source, "why": one.why} for one in self.no_counterpart],
             "ignored": [{"from": one.source, "why": one.why} for one in self.ignored],
+            "no_line": [{"from": one.source, "why": one.why} for one in self.no_line],
         }
 
     def report(self) -> Iterator[tuple[str, Sequence[tuple[str, str, str]]]]:
@@ -75,6 +78,7 @@ class Translation:
                 for line in self.translated
             ],
         )
+        yield "no line of their own", [(one.source, "", one.why) for one in self.no_line]
         yield "no counterpart", [(one.source, "", one.why) for one in self.no_counterpart]
         yield "ignored, the result is the same", [(one.source, "", one.why) for one in self.ignored]
 

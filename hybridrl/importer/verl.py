@@ -5,6 +5,7 @@ A key that a script does not set has verl's default, which is written too if our
 computes what the script computes.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,7 +16,7 @@ from hybridrl.errors import ConfigError
 from hybridrl.importer import verl_algorithm
 from hybridrl.importer.overrides import Launch
 from hybridrl.importer.translation import Line, Remark, Translation
-from hybridrl.importer.verl_keys import CRITIC, DIRECT, IGNORED, NO_COUNTERPART, A, M, R, To
+from hybridrl.importer.verl_keys import CRITIC, CRITIC_REST, DIRECT, IGNORED, NO_COUNTERPART, A, M, R, To
 from hybridrl.importer.verl_script import Found, Script
 from hybridrl.wording import counted
 
@@ -28,13 +29,50 @@ def translate(launch: Launch, num_prompts: int | None = None) -> Translation:
     Raises:
         ConfigError: no model or data is set, or a value is not of the kind that verl takes.
     """
+    if any(one.key.startswith("worker.") for one in launch.overrides):
+        raise ConfigError(
+            "these are keys of EasyR1, a fork of verl with names of its own: worker.actor for "
+            "actor_rollout_ref.actor, data.rollout_batch_size for data.train_batch_size",
+            where=f"line {launch.overrides[0].line}",
+            fix="write the keys as verl has them, or start from hybridrl init",
+        )
     script = Script(launch)
     found = [one for part in PARTS for one in part(script)]
     found += _steps(script, num_prompts)
     lines = [one for one in found if isinstance(one, Line)]
     rest, ignored = _untranslated(script)
-    missing = [one for one in found if isinstance(one, Remark)] + rest
-    return Translation(tuple(_ordered(_needed(lines))), tuple(missing), tuple(ignored))
+    missing = [*launch.remarks, *(one for one in found if isinstance(one, Remark)), *rest]
+    named = launch.config_name.removesuffix(".yaml")
+    if named:
+        (ignored if named in _CONFIG_FILES else missing).append(_config_file(named))
+    kept = _ordered(_needed(lines))
+    no_line = _no_line(script, kept, (*missing, *ignored))
+    return Translation(tuple(kept), tuple(missing), tuple(ignored), tuple(no_line))
+
+
+_KEY = re.compile(r"[\w@./-]+")
+
+
+def _no_line(script: Script, lines: Sequence[Line], remarks: Sequence[Remark]) -> list[Remark]:
+    """The overrides that no line or remark names."""
+    named = [one.source for one in (*lines, *remarks) if not one.source.startswith("default of ")]
+    said = {word for one in named for word in _KEY.findall(one)}
+    return [
+        Remark(one.text, "as here by default, or part of another line")
+        for one in script.by_key.values()
+        if one.key not in said
+    ]
+
+
+_CONFIG_FILES = {"ppo_trainer", "ppo_megatron_trainer"}
+"""The files of verl whose defaults are those of the tables."""
+
+
+def _config_file(name: str) -> Remark:
+    if name in _CONFIG_FILES:
+        return Remark(f"--config-name={name}", "verl's defaults are those of this file")
+    why = "what this file sets is not in the script: import it too, as YAML, and compare"
+    return Remark(f"--config-name={name}", why)
 
 
 def _direct(script: Script, table: Mapping[str, To] = DIRECT) -> Found:
@@ -58,34 +96,48 @@ def _model_and_data(script: Script) -> Found:
     for key in (f"{M}.path", "data.train_files"):
         if key not in script.by_key or script.by_key[key].unknown:
             unknown = script.by_key[key].unknown if key in script.by_key else ""
+            unknown = unknown or " ".join(script.launch.unread)
             why = (
                 f"only a run of the script could tell {unknown}" if unknown else "the script does not set it"
             )
             raise ConfigError(f"no {key}", where=why, fix=f"add {key}=... at the end of the call")
-    for key, ours in (("data.train_files", "data.train"), ("data.val_files", "data.heldout")):
-        files = script.get(key)
-        files = files if isinstance(files, list) else [files]
-        if files[0] is not None:
-            yield Line(ours, files[0], script.source(key))
-        for more in files[1:]:
-            yield Remark(f"{key}: {more}", f"{ours} is one file: put their rows together")
+    yield from _files(script, "data.val_files", "data.heldout")
+    files = script.get("data.train_files")
+    if not isinstance(files, list) or len(files) == 1:
+        yield from _files(script, "data.train_files", "data.train")
+        return
+    both = ", ".join(str(one) for one in files)
+    source = script.source("data.train_files")
+    yield Line("data.train", f"fill in: one file with the rows of {both}", source, "check: fill in one file")
+    yield Remark(source, "data.train is one file: put their rows together")
+
+
+def _files(script: Script, key: str, ours: str) -> Found:
+    files = script.get(key)
+    files = files if isinstance(files, list) else [files]
+    if files and files[0] is not None:
+        yield Line(ours, files[0], script.source(key))
+    for more in files[1:]:
+        yield Remark(f"{key}: {more}", f"{ours} is one file: put their rows together")
 
 
 def _reward(script: Script) -> Found:
-    path = script.get("custom_reward_function.path") or script.get("reward.custom_reward_function.path")
-    name = script.get("custom_reward_function.name") or script.get("reward.custom_reward_function.name")
-    if path:
-        yield Remark(
-            f"custom_reward_function {path}:{name or 'compute_score'}",
-            "a reward is module:function of (answer, row, *, answer_field): wrap it, then set reward.name",
-        )
-    yield Line(
-        "reward.name",
-        "math_verify",
-        "scorer by data_source",
-        "check: verl picks a scorer by column data_source",
-    )
+    prefix = "reward." if "reward.custom_reward_function.path" in script.by_key else ""
+    source = f"{prefix}custom_reward_function.path"
+    if script.get(source):
+        script.get(f"{prefix}custom_reward_function.name")
+        why = "a reward is module:function of (answer, row, *, answer_field): wrap it, then set reward.name"
+        yield Remark(script.source(source), why)
+        note = "check: fill in module:function that wraps it"
+        yield Line("reward.name", _TO_FILL_IN, script.source(source), note)
+    else:
+        note = "check: verl picks a scorer by column data_source"
+        yield Line("reward.name", "math_verify", "scorer by data_source", note)
     yield Line("reward.answer_field", "reward_model.ground_truth", "reward_model.ground_truth of a row")
+
+
+_TO_FILL_IN = "fill_in.module:function"
+"""A reward that no machine has: a run with it is refused until a person names the right one."""
 
 
 def _optimizer(script: Script) -> Found:
@@ -179,8 +231,12 @@ def _evaluation(script: Script) -> Found:
     yield Line("evaluate.temperature", value, script.source(f"{R}.val_kwargs.temperature"), note)
 
 
+def _has_critic(script: Script) -> bool:
+    return script.get("algorithm.adv_estimator", "gae") == "gae"
+
+
 def _critic(script: Script) -> Found:
-    if script.get("algorithm.adv_estimator", "gae") == "gae":
+    if _has_critic(script):
         yield from _direct(script, CRITIC)
         yield Line("critic.loss.name", "clipped", script.source("critic.cliprange_value"))
 
@@ -216,6 +272,7 @@ def _steps(script: Script, num_prompts: int | None) -> Found:
     steps = script.number(key)
     if steps is None:
         key = "trainer.total_epochs"
+        script.get(key)
         if num_prompts is None:
             yield Remark(
                 script.source(key), f"run.steps is epochs x rows // {prompts}: --prompts ROWS works it out"
@@ -238,8 +295,11 @@ def _steps(script: Script, num_prompts: int | None) -> Found:
 def _untranslated(script: Script) -> tuple[list[Remark], list[Remark]]:
     """The keys that are left: those without a counterpart, and those without an effect."""
     missing, ignored = [], []
+    for one in script.launch.overrides:
+        if script.by_key[one.key] is not one:
+            ignored.append(Remark(one.text, f"a later {one.key} takes its place"))
     for key, one in script.by_key.items():
-        why, matters = _verdict(key, one.value)
+        why, matters = _verdict(key, one.value, has_critic=_has_critic(script))
         if one.unknown and (matters or key in script.used):
             missing.append(
                 Remark(one.text, f"only a run of the script could tell {one.unknown}: set it by hand")
@@ -249,15 +309,21 @@ def _untranslated(script: Script) -> tuple[list[Remark], list[Remark]]:
     return missing, ignored
 
 
-def _verdict(key: str, value: Any) -> tuple[str, bool]:
+def _verdict(key: str, value: Any, *, has_critic: bool) -> tuple[str, bool]:
     """Why a key was not translated, and whether that changes the result."""
+    if key.startswith("critic.") and not has_critic:
+        return "estimators other than gae have no critic", False
     for pattern, harmless, why in NO_COUNTERPART:
         if fnmatchcase(key, pattern):
             return ("as here", False) if value in harmless else (why, True)
     for pattern, why in IGNORED:
         if fnmatchcase(key, pattern):
             return why, False
-    return "not a key that this importer knows", True
+    return CRITIC_REST if key.startswith("critic.") else "not a key that this importer knows", True
+
+
+_ALWAYS = {"run.name", "batch.prompts_per_step"}
+"""Keys that are written even with our default: a reader looks for them first."""
 
 
 def _needed(lines: Sequence[Line]) -> list[Line]:
@@ -273,7 +339,7 @@ def _needed(lines: Sequence[Line]) -> list[Line]:
 
     def says_more(line: Line) -> bool:
         section = line.key.rpartition(".")[0]
-        if section in other or section == "run" and line.key == "run.name":
+        if section in other or line.key in _ALWAYS:
             return True
         return line.key not in base or base[line.key] != _plain(line.value)
 

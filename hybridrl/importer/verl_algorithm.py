@@ -40,6 +40,9 @@ def loss(script: Script) -> Found:
         yield Remark(script.source(key), "choose algorithm.loss by hand: hybridrl algo list")
         mode = "vanilla"
     chosen = LOSSES[mode]
+    low = f"{A}.clip_ratio_low"
+    if mode == "dppo_kl" and script.number(low, 0.2) != script.number(f"{A}.clip_ratio_high", 0.2):
+        yield Remark(script.source(low), "dppo_kl has one bound, delta: that of clip_ratio_high was taken")
     yield Line("algorithm.loss.name", chosen.name, script.source(key))
     for theirs, (option, default) in chosen.options.items():
         value = float(script.number(theirs, default))
@@ -66,6 +69,7 @@ def kl(script: Script) -> Found:
         where, weight, kind = "reward", ("algorithm.kl_ctrl.kl_coef", 0.001), ("algorithm.kl_penalty", "kl")
         yield from _adaptive_kl(script)
     else:
+        yield from _kl_of_older_verl(script)
         return
     form = KL.get(str(script.get(*kind)))
     if form is None:
@@ -73,6 +77,17 @@ def kl(script: Script) -> Found:
     yield Line("algorithm.kl.coefficient", float(script.number(*weight)), script.source(weight[0]))
     yield Line("algorithm.kl.estimator", form or "k3_clamped", script.source(kind[0]))
     yield Line("algorithm.kl.in", where, "use_kl_loss" if in_loss else "use_kl_in_reward")
+
+
+def _kl_of_older_verl(script: Script) -> Found:
+    """A coefficient without a switch: before the switch was there, verl added this KL to the reward."""
+    key = "algorithm.kl_ctrl.kl_coef"
+    if "algorithm.use_kl_in_reward" not in script.by_key and script.number(key, 0.0):
+        why = (
+            "nothing switches it on; a verl before use_kl_in_reward adds it to the reward: if the script is "
+            "for one, set algorithm.kl: {coefficient, estimator: k1, in: reward}"
+        )
+        yield Remark(script.source(key), why)
 
 
 def _adaptive_kl(script: Script) -> Found:

@@ -112,6 +112,11 @@ class Loss:
 
 
 _CLIPS = {f"{A}.clip_ratio_low": ("clip_low", 0.2), f"{A}.clip_ratio_high": ("clip_high", 0.2)}
+_DELTAS = {
+    f"{A}.clip_ratio_low": ("delta_low", 0.2),
+    f"{A}.clip_ratio_high": ("delta_high", 0.2),
+    f"{A}.clip_ratio_c": ("max_ratio", 3.0),
+}
 _COV = f"{A}.policy_loss"
 
 LOSSES: Mapping[str, Loss] = {
@@ -125,9 +130,11 @@ LOSSES: Mapping[str, Loss] = {
     "geo_mean": Loss("gmpo", _CLIPS, "seq_mean_token_mean"),
     "cispo": Loss("cispo", _CLIPS),
     "gpg": Loss("reinforce", {}),
-    "dppo_tv": Loss(
-        "dppo_tv", {f"{A}.clip_ratio_low": ("delta_low", 0.2), f"{A}.clip_ratio_high": ("delta_high", 0.2)}
+    "dppo_tv": Loss("dppo_tv", _DELTAS),
+    "dppo_kl": Loss(
+        "dppo_kl", {f"{A}.clip_ratio_high": ("delta", 0.2), f"{A}.clip_ratio_c": ("max_ratio", 3.0)}
     ),
+    "dro": Loss("dro", {f"{A}.policy_loss.dro_beta": ("beta", 0.1)}),
     "clip_cov": Loss(
         "clip_cov",
         _CLIPS
@@ -229,10 +236,19 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("*sandbox_fusion.url", (None,), "write a reward: module:function"),
     ("async_training.*", (), "batch.max_lag says how many updates a trajectory may be old"),
     ("critic.model.path", (), "the critic starts from the policy's weights"),
+    (
+        "critic.ppo_mini_batch_size",
+        (),
+        "the critic has the minibatches of the actor: batch.minibatch_prompts",
+    ),
+    ("critic.ppo_epochs", (), "the critic has the epochs of the actor: batch.epochs"),
     ("trainer.val_only", (False,), "hybridrl launch trains"),
 )
 """Pattern of keys, the values that change nothing (none: every value matters), and what to do about
 others."""
+
+CRITIC_REST = "no key of the critic does it: hybridrl config explain critic"
+"""About a key of the critic, in a run that has one, that nothing above covers."""
 
 _ENGINE = (
     "enforce_eager free_cache_engine enable_chunked_prefill enable_prefix_caching max_num_batched_tokens"
@@ -248,7 +264,8 @@ IGNORED: tuple[tuple[str, str], ...] = (
     ("*.log_prob_*", "passes without gradients are packed like training: actor.microbatch_tokens"),
     ("*.forward_m*", "passes without gradients are packed like training: actor.microbatch_tokens"),
     ("*.use_dynamic_bsz", "microbatches are always packed by tokens: actor.microbatch_tokens"),
-    ("critic.ppo_m*", "the critic shares actor.microbatch_tokens and the minibatches"),
+    ("critic.ppo_micro_batch*", "the critic shares actor.microbatch_tokens"),
+    ("critic.ppo_max_token*", "the critic shares actor.microbatch_tokens"),
     ("*.use_remove_padding", "sequences are always packed"),
     ("*.use_torch_compile", "speed"),
     ("*fused_kernel*", "speed"),
@@ -282,7 +299,6 @@ IGNORED: tuple[tuple[str, str], ...] = (
     ("*profiler*", "profiling"),
     ("model_engine", "the trainer is Megatron-core"),
     ("trainer.critic_warmup", "estimators other than gae have no critic"),
-    ("critic.*", "estimators other than gae have no critic"),
     ("data.return_*", "rows are read whole"),
     ("data.reward_fn_key", "the reward is named in the config"),
     ("data.image_key", "text only"),

@@ -8,11 +8,12 @@ import pytest
 
 from hybridrl.config.load import load
 from hybridrl.config.rules import RuleContext, check
-from hybridrl.errors import ConfigError, DataError, ModelError, ResourceError
+from hybridrl.errors import ConfigError, DataError, HybridRLError, ModelError, ResourceError
 from hybridrl.importer.overrides import Launch, Override, read
 from hybridrl.importer.translation import Translation
 from hybridrl.importer.verl import translate
 from hybridrl.importer.verl_keys import ESTIMATORS, KL, LOSSES, PRESETS, A, M, R
+from hybridrl.rewards.plugin import load_reward
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.sh"))
 ROWS = 7473
@@ -245,3 +246,119 @@ def test_without_model_or_data_nothing_is_written(key: str) -> None:
 def test_text_in_place_of_a_number_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=key):
         translated(**{key: "many"})
+
+
+def test_no_override_is_left_out_of_the_report() -> None:
+    for script in SCRIPTS:
+        found = translate(read(script, {"HOME": "/home/me"}), ROWS).as_dict()
+        said = "\n".join(
+            one["from"]
+            for part in ("translated", "no_counterpart", "ignored", "no_line")
+            for one in found[part]
+        )
+        assert not [
+            one.key for one in read(script, {}).overrides if f"{one.key}=" not in said.replace(": ", "=")
+        ]
+
+
+@pytest.mark.parametrize(
+    "key", ["max_turns", "ppo_epochs", "algorithm", "actor_rollout_ref.actor.ppo_epoch", "critic.ppo_epochs2"]
+)
+def test_a_key_that_begins_like_another_is_listed(key: str) -> None:
+    found = translated(**{key: 3, f"{A}.ppo_epochs": 1, "max_turns2": 1})
+    assert f"{key}=3" in [one.source for one in (*found.no_counterpart, *found.ignored, *found.no_line)]
+
+
+def test_an_earlier_value_of_a_key_is_said() -> None:
+    launched = launch({"algorithm.adv_estimator": "grpo"})
+    twice = (*launched.overrides, Override(f"{R}.n", 4, "4", 2), Override(f"{R}.n", 6, "6", 3))
+    found = translate(Launch("", twice))
+    assert "a later actor_rollout_ref.rollout.n takes its place" in [one.why for one in found.ignored]
+    assert found.tree()["algorithm"]["samples_per_prompt"] == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "is_said"), [("ppo_trainer", False), ("ppo_megatron_trainer.yaml", False), ("mine", True)]
+)
+def test_the_named_config_is_listed(name: str, is_said: bool) -> None:
+    assert ("--config-name=mine" in whys(translate(launch({}, name)))) == is_said
+
+
+@pytest.mark.parametrize(
+    "key", ["ppo_epochs", "loss_agg_mode", "ppo_mini_batch_size", "grad_clip", "optim.min_lr"]
+)
+def test_keys_of_a_critic_are_ignored_only_without_one(key: str) -> None:
+    keys = {f"critic.{key}": 4}
+    assert f"critic.{key}=4" in whys(translated(**keys))
+    without = translated(**keys, **{"algorithm.adv_estimator": "grpo"})
+    assert {one.source: one.why for one in without.ignored}[f"critic.{key}=4"].endswith("no critic")
+
+
+@pytest.mark.parametrize(
+    ("keys", "ignored"),
+    [
+        ({"trainer.total_epochs": 15}, False),
+        ({"trainer.total_epochs": 15, "trainer.total_training_steps": 50}, True),
+        ({"algorithm.kl_ctrl.kl_coef": 0.001}, False),
+        ({"algorithm.kl_ctrl.kl_coef": 0.001, "algorithm.use_kl_in_reward": False}, True),
+        ({"algorithm.kl_ctrl.kl_coef": 0.001, f"{A}.use_kl_loss": True}, True),
+    ],
+)
+def test_ignored_is_said_only_of_what_has_no_effect(keys: dict[str, Any], ignored: bool) -> None:
+    found = translated(**keys)
+    key = next(iter(keys))
+    assert any(one.source.startswith(key) for one in found.ignored) == ignored
+    assert (key in whys(found)) == (not ignored)
+
+
+@pytest.mark.parametrize(
+    ("mode", "option"), [("dppo_tv", "max_ratio"), ("dppo_kl", "max_ratio"), ("vanilla", "dual_clip")]
+)
+@pytest.mark.parametrize("bound", [3.0, 20.0])
+def test_the_bound_of_the_ratio_is_verls(tmp_path: Path, mode: str, option: str, bound: float) -> None:
+    keys = {f"{A}.policy_loss.loss_mode": mode} | ({f"{A}.clip_ratio_c": bound} if bound != 3.0 else {})
+    options = config(tmp_path, translated(**keys)).algorithm.loss.options
+    assert options[option] == bound
+
+
+def test_dro_keeps_its_weight(tmp_path: Path) -> None:
+    keys = {f"{A}.policy_loss.loss_mode": "dro", f"{A}.policy_loss.dro_beta": 0.05}
+    assert config(tmp_path, translated(**keys)).algorithm.loss.options["beta"] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("keys", "ours"),
+    [
+        ({"custom_reward_function.path": "my.py"}, "reward.name"),
+        ({"custom_reward_function.path": "my.py", "custom_reward_function.name": "f"}, "reward.name"),
+        ({"reward.custom_reward_function.path": "my.py"}, "reward.name"),
+        ({"data.train_files": ["a.parquet", "b.parquet"]}, "data.train"),
+    ],
+)
+def test_what_a_person_has_to_fill_in_refuses_to_start(
+    tmp_path: Path, keys: dict[str, Any], ours: str
+) -> None:
+    found = translated(**keys)
+    lines = {line.key: line for line in found.translated}
+    assert "fill" in str(lines[ours].value) and lines[ours].note.startswith("check: fill in")
+    path = tmp_path / "imported.yaml"
+    path.write_text(found.as_yaml("test"))
+    refused = [str(one) for one in check(load(path), RuleContext(num_gpus=8, spec=None))]
+    try:
+        load_reward(found.tree()["reward"]["name"], {}, where="reward.name")
+    except HybridRLError as error:
+        refused.append(f"reward.name: {error}")
+    assert [one for one in refused if ours in one and "fill" in one]
+
+
+def test_the_dialect_of_easyr1_is_named() -> None:
+    keys = {"worker.actor.model.model_path": "m", "data.rollout_batch_size": 8}
+    with pytest.raises(ConfigError, match="EasyR1"):
+        translated(**keys)
+
+
+def test_a_launch_of_easyr1_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "run.sh"
+    path.write_text("python3 -m verl.trainer.main config=c.yaml worker.actor.model.model_path=m\n")
+    with pytest.raises(ConfigError, match="EasyR1"):
+        translate(read(path, {}))
