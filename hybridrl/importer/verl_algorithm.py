@@ -40,13 +40,12 @@ def loss(script: Script) -> Found:
         yield Remark(script.source(key), "choose algorithm.loss by hand: hybridrl algo list")
         mode = "vanilla"
     chosen = LOSSES[mode]
-    low = f"{A}.clip_ratio_low"
-    if mode == "dppo_kl" and script.number(low, 0.2) != script.number(f"{A}.clip_ratio_high", 0.2):
-        yield Remark(script.source(low), "dppo_kl has one bound, delta: that of clip_ratio_high was taken")
     yield Line("algorithm.loss.name", chosen.name, script.source(key))
     for theirs, (option, default) in chosen.options.items():
         value = float(script.number(theirs, default))
         yield Line(f"algorithm.loss.{option}", value, script.source(theirs))
+    for option, setting in chosen.always.items():
+        yield Line(f"algorithm.loss.{option}", setting, script.source(key))
     note = (
         "" if chosen.aggregate in {None, aggregate} else f"{mode} has no other, whatever loss_agg_mode says"
     )

@@ -5,7 +5,7 @@ spellings are included.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 A = "actor_rollout_ref.actor"
@@ -110,6 +110,9 @@ class Loss:
     aggregate: str | None = None
     """The only aggregation that verl computes with this loss, whatever loss_agg_mode says."""
 
+    always: Mapping[str, str] = field(default_factory=dict)
+    """Options that give verl's form of the loss, which has no key for them."""
+
 
 _CLIPS = {f"{A}.clip_ratio_low": ("clip_low", 0.2), f"{A}.clip_ratio_high": ("clip_high", 0.2)}
 _DELTAS = {
@@ -131,10 +134,8 @@ LOSSES: Mapping[str, Loss] = {
     "cispo": Loss("cispo", _CLIPS),
     "gpg": Loss("reinforce", {}),
     "dppo_tv": Loss("dppo_tv", _DELTAS),
-    "dppo_kl": Loss(
-        "dppo_kl", {f"{A}.clip_ratio_high": ("delta", 0.2), f"{A}.clip_ratio_c": ("max_ratio", 3.0)}
-    ),
-    "dro": Loss("dro", {f"{A}.policy_loss.dro_beta": ("beta", 0.1)}),
+    "dppo_kl": Loss("dppo_kl", _DELTAS),
+    "dro": Loss("dro", {f"{A}.policy_loss.dro_beta": ("beta", 0.1)}, always={"over": "token"}),
     "clip_cov": Loss(
         "clip_cov",
         _CLIPS

@@ -1,6 +1,7 @@
 """verl's launches become configs that compute the same, and everything that was said is accounted for."""
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -321,9 +322,17 @@ def test_the_bound_of_the_ratio_is_verls(tmp_path: Path, mode: str, option: str,
     assert options[option] == bound
 
 
+@pytest.mark.parametrize("mode", LOSSES)
+def test_the_options_of_every_loss_are_those_that_it_takes(mode: str) -> None:
+    chosen = LOSSES[mode]
+    kind = import_module(f"hybridrl.algorithms.policy_losses.{chosen.name}")
+    taken = {one.name for made in vars(kind).values() if is_dataclass(made) for one in fields(made)}
+    assert {option for option, _ in chosen.options.values()} | chosen.always.keys() <= taken
+
+
 def test_dro_keeps_its_weight(tmp_path: Path) -> None:
     keys = {f"{A}.policy_loss.loss_mode": "dro", f"{A}.policy_loss.dro_beta": 0.05}
-    assert config(tmp_path, translated(**keys)).algorithm.loss.options["beta"] == 0.05
+    assert config(tmp_path, translated(**keys)).algorithm.loss.options == {"beta": 0.05, "over": "token"}
 
 
 @pytest.mark.parametrize(
