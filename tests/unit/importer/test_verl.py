@@ -158,7 +158,7 @@ def test_losses_have_their_options(tmp_path: Path, mode: str) -> None:
     keys = {"algorithm.adv_estimator": "grpo", f"{A}.policy_loss.loss_mode": mode}
     loss = config(tmp_path, translated(**keys)).algorithm.loss
     assert loss.name == LOSSES[mode].name
-    assert loss.options == dict(LOSSES[mode].options.values())
+    assert loss.options == {**dict(LOSSES[mode].options.values()), **LOSSES[mode].always}
 
 
 def test_without_the_std_grpo_is_dr_grpo(tmp_path: Path) -> None:
