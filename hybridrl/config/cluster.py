@@ -102,6 +102,6 @@ class ClusterConfig(Section):
     def _named_gpus_are_counted(self) -> "ClusterConfig":
         if self.gpu is not None and not self.gpus_per_node:
             raise ValueError(
-                f"gpu = {self.gpu}, but gpus_per_node = {self.gpus_per_node}: a node has how many?"
+                f"gpu = {self.gpu}, but gpus_per_node = {self.gpus_per_node}: set it to the GPUs of a node"
             )
         return self
