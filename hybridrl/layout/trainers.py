@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from hybridrl import registry
+from hybridrl.errors import ConfigError
 from hybridrl.layout.base import Holding, Layout
 from hybridrl.models.spec import ModelSpec, parameters
 from hybridrl.models.table import Parameter, Row, Site
@@ -117,7 +118,14 @@ def layout_of(backend: str) -> type[TrainerLayout]:
         UserCodeError: code outside the project raises.
     """
     if ":" in backend:
-        return Guarded(kind_outside(backend).layout, backend, where=_WHERE)  # type: ignore[return-value]
+        layout = kind_outside(backend).layout
+        if not (isinstance(layout, type) and issubclass(layout, TrainerLayout)):
+            raise ConfigError(
+                f"layout of {backend} is {layout}, not a class derived from TrainerLayout",
+                where=_WHERE,
+                fix="docs/extend_trainer.md shows one",
+            )
+        return Guarded(layout, backend, where=_WHERE)  # type: ignore[return-value]
     return importlib.import_module(f"hybridrl.layout.{backend}").LAYOUT
 
 

@@ -75,7 +75,7 @@ from hybridrl.rollout.sglang.sizes import SGLangParallel
 engine = SGLangEngine(EngineSetup(model_folder={str(folder)!r}, log_path={str(folder / "orphan.log")!r},
                                   parallel=SGLangParallel(), max_prompt_tokens=32, max_response_tokens=32))
 engine.export_parameters()
-print(engine._process.pid, engine._folder, engine._started.name, *engine._started.pids, flush=True)
+print(engine._process.pid, engine._folder, engine._ready.name, *engine._ready.pids, flush=True)
 import os; os.kill(os.getpid(), 9)
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

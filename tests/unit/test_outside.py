@@ -232,9 +232,15 @@ KIND = "class Kind:\n    {}\n"
         ),
         (
             "actor.backend",
-            "class layout:\n        @classmethod\n        def refuse_unbuildable(cls, model, *, where): 1 / 0"
+            "from hybridrl.layout.trainers import TrainerLayout\n    class layout(TrainerLayout):\n"
+            "        @classmethod\n        def refuse_unbuildable(cls, model, *, where): 1 / 0"
             "\n    def open(self, setup): ...",
-            "lab:Kind raises ZeroDivisionError: division by zero, at {}:4 in refuse_unbuildable",
+            "lab:Kind raises ZeroDivisionError: division by zero, at {}:5 in refuse_unbuildable",
+        ),
+        (
+            "actor.backend",
+            "layout = dict\n    def open(self, setup): ...",
+            "layout of lab:Kind is <class 'dict'>, not a class derived from TrainerLayout",
         ),
     ],
 )
