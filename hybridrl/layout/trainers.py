@@ -121,7 +121,7 @@ def layout_of(backend: str) -> type[TrainerLayout]:
         layout = kind_outside(backend).layout
         if not (isinstance(layout, type) and issubclass(layout, TrainerLayout)):
             raise ConfigError(
-                f"layout of {backend} is {layout}, not a class derived from TrainerLayout",
+                f"actor.backend: layout of {backend} is {layout}, not a class derived from TrainerLayout",
                 where=_WHERE,
                 fix="docs/extend_trainer.md shows one",
             )
