@@ -131,7 +131,7 @@ def test_a_search_goes_on_where_the_config_does_not_fit(tmp_path: Path) -> None:
     [
         ("algorithm.estimator=nothing", "no 'nothing'"),
         ("cluster={nodes: 16, gpus_per_node: 8}", "the GPU model is unknown"),
-        ("cluster={nodes: 1, gpu: h100}", "how many"),
+        ("cluster={nodes: 1, gpu: h100}", "set it to the GPUs of a node"),
     ],
 )
 def test_a_wrong_config_is_refused_first(tmp_path: Path, override: str, match: str) -> None:
