@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hybridrl.errors import ConfigError, DataError, ModelError
+from hybridrl.models.config_json import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,7 +121,7 @@ def _stop_token_ids(folder: str, eos_token_id: int | None) -> tuple[int, ...]:
 
 def _listed_eos(path: Path) -> list[int]:
     """The eos_token_id of a file, which may be absent, as a list."""
-    listed = _read_json(path).get("eos_token_id")
+    listed = read_object(path).get("eos_token_id") if path.is_file() else None
     tokens = listed if isinstance(listed, list) else [] if listed is None else [listed]
     if all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in tokens):
         return tokens
@@ -129,17 +130,3 @@ def _listed_eos(path: Path) -> list[int]:
         where=str(path),
         fix="correct eos_token_id, or download the model again",
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{path.name} is not JSON: {error}", where=str(path), fix="download the model again"
-        ) from error
-    if not isinstance(found, dict):
-        raise ModelError(
-            f"{path.name} is not an object with keys", where=str(path), fix="download the model again"
-        )
-    return found

@@ -1,14 +1,14 @@
 """FSDP2 shards of a Hugging Face model: every rank has a flat range of rows of each checkpoint tensor."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.base import Holding
 from hybridrl.layout.runs import Run
 from hybridrl.layout.sharding import Place, shard
-from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.layout.trainers import CheckpointTensors
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, Row, Site
 
@@ -20,7 +20,7 @@ ROPE_SCALINGS = ("linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
-class FSDPLayout(TrainerLayout):
+class FSDPLayout(CheckpointTensors):
     """All `dp` ranks share the rows of every tensor as torch.chunk does: equal parts, but the last is
     shorter, or several are empty.
 
@@ -91,15 +91,6 @@ class FSDPLayout(TrainerLayout):
     @property
     def num_shards(self) -> int:
         return self.dp // self.num_replicas
-
-    def chunks(self, stage: int) -> list[range]:
-        return [range(self.spec.num_layers)]
-
-    def sites(self, row: Row) -> tuple[Site, ...]:
-        return tuple(Site(name, "whole", (block,)) for block, name in enumerate(row.hf))
-
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        return replace(row, name=name, hf=(site.tensor,))
 
     def num_parts(self, row: Row, site: Site) -> int:
         return self.num_shards

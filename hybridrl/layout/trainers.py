@@ -7,7 +7,7 @@ outside of the project has the class as attribute `layout` of its kind.
 import importlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from hybridrl import registry
@@ -108,6 +108,20 @@ class TrainerLayout(Layout):
         sizes = {axis: getattr(self, axis) for axis in ("tp", "pp", "vpp", "cp", "ep", "etp", "dp")}
         shown = {axis: size for axis, size in sizes.items() if size > 1 or axis in ("tp", "pp", "dp")}
         return " ".join(f"{axis}{size}" for axis, size in shown.items())
+
+
+@dataclass(frozen=True)
+class CheckpointTensors(TrainerLayout):
+    """A layout without pipeline stages, of the tensors of the Hugging Face checkpoint by their names."""
+
+    def chunks(self, stage: int) -> list[range]:
+        return [range(self.spec.num_layers)]
+
+    def sites(self, row: Row) -> tuple[Site, ...]:
+        return tuple(Site(name, "whole", (block,)) for block, name in enumerate(row.hf))
+
+    def at(self, row: Row, name: str, site: Site) -> Row:
+        return replace(row, name=name, hf=(site.tensor,))
 
 
 def layout_of(backend: str) -> type[TrainerLayout]:

@@ -23,7 +23,7 @@ DOORS = {
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
     "rewards": NOUNS | {"config"},
-    "data": NOUNS | {"config"},
+    "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
     "estimate": NOUNS

@@ -1,18 +1,18 @@
 """Every tensor of the model folder on one rank. Imports no torch."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding
 from hybridrl.layout.sharding import Place, shard
-from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.layout.trainers import CheckpointTensors
 from hybridrl.models.table import Parameter, Row, Site
 
 
 @dataclass(frozen=True)
-class PlainLayout(TrainerLayout):
+class PlainLayout(CheckpointTensors):
     """Every tensor of the model folder on one rank."""
 
     @classmethod
@@ -24,15 +24,6 @@ class PlainLayout(TrainerLayout):
 
     @classmethod
     def refuse_unbuildable(cls, model: Any, *, where: str) -> None: ...
-
-    def chunks(self, stage: int) -> list[range]:
-        return [range(self.spec.num_layers)]
-
-    def sites(self, row: Row) -> tuple[Site, ...]:
-        return tuple(Site(name, "whole", (block,)) for block, name in enumerate(row.hf))
-
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        return replace(row, name=name, hf=(site.tensor,))
 
     def num_parts(self, row: Row, site: Site) -> int:
         return 1
