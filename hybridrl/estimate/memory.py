@@ -93,9 +93,9 @@ def training(setting: Setting, stage: int) -> Phase:
     held = resident(setting, stage)
     scratch = 0.0 if setting.fused or setting.shards_weights else _optimizer_scratch(setting, stage)
     here = [setting.alone(role) for role in setting.trained if not setting.is_dedicated(role)]
-    kept = max(activations(own, stage) + gathered(own, num_microbatches(own)) for own in here)
+    kept = max(_step_bytes(own, stage) for own in here)
     kept += sum(
-        _fullest(setting, role, activations) for role in setting.trained if setting.is_dedicated(role)
+        _fullest(setting, role, _step_bytes) for role in setting.trained if setting.is_dedicated(role)
     )
     return _trainer_phase(setting, f"train, stage {stage}", held, max(kept, scratch))
 
@@ -105,6 +105,10 @@ def logprobs(setting: Setting, stage: int) -> Phase:
     others: list[Role] = [role for role in (*setting.trained, *setting.frozen) if setting.is_dedicated(role)]
     at_once = _forward_bytes(setting, stage) + sum(_fullest(setting, role, _forward_bytes) for role in others)
     return _trainer_phase(setting, f"logprobs, stage {stage}", resident(setting, stage), at_once)
+
+
+def _step_bytes(setting: Setting, stage: int) -> float:
+    return activations(setting, stage) + gathered(setting, num_microbatches(setting))
 
 
 def _forward_bytes(setting: Setting, stage: int) -> float:
@@ -176,7 +180,7 @@ def scoring(setting: Setting, stage: int) -> Phase:
         answering,
         name=f"score, stage {stage}",
         weights=answering.weights + reloaded,
-        activations=_layer_bytes(own),
+        activations=_layer_bytes(own) + gathered(own),
     )
 
 

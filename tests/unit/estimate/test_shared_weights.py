@@ -4,11 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import memory
 from hybridrl.estimate.gathered import gathered
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import step_time
-from hybridrl.models.spec import count
+from hybridrl.models.spec import count, without_vocabulary
 from tests.support.plan_values import make_setting
 
 
@@ -16,6 +17,12 @@ def setting(dp: int, *, microbatch_tokens: int = 16384) -> Setting:
     made = make_setting("Qwen/Qwen2.5-7B-Instruct")
     train = made.train.model_copy(update={"dp": dp})
     return replace(made, backend="fsdp", microbatch_tokens=microbatch_tokens, train=train)
+
+
+def with_reward_model() -> Setting:
+    made = setting(8)
+    scorer = without_vocabulary(made.model, head="value")
+    return replace(made, frozen=("reward model",), reward_model=scorer)
 
 
 def whole() -> int:
@@ -53,6 +60,21 @@ def test_the_fullest_moment_has_what_is_gathered() -> None:
     microbatches = memory.num_microbatches(made)
     more = memory.training(made, 0).activations - memory.activations(made, 0)
     assert microbatches > 1 and more == pytest.approx(gathered(made, microbatches))
+
+
+def test_a_critic_on_dedicated_ranks_gathers_its_own_weights() -> None:
+    made = replace(setting(8), trained=("actor", "critic"), dedicated=(("critic", TrainParallel(dp=8)),))
+    alone = [made.alone(role) for role in made.trained]
+    gathers = sum(gathered(own, memory.num_microbatches(own)) for own in alone)
+    kept = sum(memory.activations(own, 0) for own in alone)
+    assert memory.training(made, 0).activations == pytest.approx(kept + gathers)
+
+
+def test_a_reward_model_that_scores_gathers_its_weights() -> None:
+    sharded = with_reward_model()
+    by_megatron = memory.scoring(replace(sharded, backend="megatron"), 0).activations
+    more = memory.scoring(sharded, 0).activations - by_megatron
+    assert more == pytest.approx(gathered(sharded.alone("reward model"))) and more > 0
 
 
 def test_weights_are_gathered_for_every_microbatch() -> None:
