@@ -77,11 +77,11 @@ def resident(setting: Setting, stage: int) -> Resident:
     """What a rank of a pipeline stage keeps."""
     whole: dict[Role, Share] = {role: _share(setting, stage, role) for role in _held(setting)}
     changed: dict[Role, Share] = {role: _trained_share(setting, stage, role) for role in setting.trained}
-    width = _weight_bytes(setting)
+    weights = {role: share.all * _weight_bytes(setting, role) for role, share in whole.items()}
     adapters = changed["actor"].all if setting.lora and "actor" in changed else 0.0
     return Resident(
-        policy=(whole["actor"].all + adapters) * width,
-        others=sum(share.all for role, share in whole.items() if role != "actor") * width,
+        policy=weights["actor"] + adapters * _weight_bytes(setting, "actor"),
+        others=sum(held for role, held in weights.items() if role != "actor"),
         gradients=sum(share.all for share in changed.values()) * GRADIENT_BYTES,
         optimizer=sum(_optimizer(setting, role, share) for role, share in changed.items()),
         fp8=sum(_fp8_weights(setting, stage, role) for role in whole),
@@ -172,7 +172,7 @@ def scoring(setting: Setting, stage: int) -> Phase:
     """The phase in which the reward model scores. Engines keep their cache for further requests."""
     answering, own = rollout(setting, stage), setting.alone("reward model")
     reloaded = (
-        _share(setting, stage, "reward model").all * _weight_bytes(setting)
+        _share(setting, stage, "reward model").all * _weight_bytes(setting, "reward model")
         if setting.offload == "all"
         else 0.0
     )
@@ -269,7 +269,7 @@ def host_bytes(setting: Setting) -> float:
 
 def checkpoint_bytes(setting: Setting) -> float:
     """Bytes of a checkpoint on disk: the trained models and their optimizers."""
-    per_weight = _weight_bytes(setting) + _state_bytes(setting)
+    per_weight = _weight_bytes(setting, "actor") + _state_bytes(setting)
     return sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
 
 
@@ -277,12 +277,15 @@ def least_training(setting: Setting) -> float:
     """Bytes of the trainer's state on all GPUs together, if nothing were replicated."""
     per_weight = GRADIENT_BYTES + _state_bytes(setting)
     state = sum(_trained_weights(setting, role) for role in setting.trained) * per_weight
-    return state + sum(_weights(setting, role) for role in _held(setting)) * _weight_bytes(setting)
+    return state + sum(_weights(setting, role) * _weight_bytes(setting, role) for role in _held(setting))
 
 
-def _weight_bytes(setting: Setting) -> int:
-    """Bytes of a weight from step to step: shards are fp32, whatever the model computes in."""
-    return 4 if setting.shards_weights else setting.weight_bytes
+def _weight_bytes(setting: Setting, role: Role) -> int:
+    """Bytes of a weight from step to step. Shards of a trained model and of its frozen copies are fp32; a
+    model that is only evaluated is built in the dtype that it computes in."""
+    copied = role in ("reference", "teacher") and not setting.is_dedicated(role)
+    fp32 = setting.shards_weights and (copied or role in setting.trained)
+    return 4 if fp32 else setting.weight_bytes
 
 
 def _state_bytes(setting: Setting) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import memory
 from hybridrl.estimate.gathered import gathered
-from hybridrl.estimate.setting import Setting
+from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.models.spec import count, without_vocabulary
 from tests.support.plan_values import make_setting
@@ -75,6 +75,28 @@ def test_a_reward_model_that_scores_gathers_its_weights() -> None:
     by_megatron = memory.scoring(replace(sharded, backend="megatron"), 0).activations
     more = memory.scoring(sharded, 0).activations - by_megatron
     assert more == pytest.approx(gathered(sharded.alone("reward model"))) and more > 0
+
+
+@pytest.mark.parametrize(
+    ("role", "is_dedicated", "width"),
+    [("reference", False, 4), ("teacher", False, 4), ("reference", True, 2), ("teacher", True, 2)],
+)
+def test_models_built_to_be_evaluated_are_not_fp32(role: Role, is_dedicated: bool, width: int) -> None:
+    """A reference or teacher on the actor's ranks is a copy of the policy's fp32 shards."""
+    dedicated = ((role, TrainParallel(dp=8)),) if is_dedicated else ()
+    made = replace(setting(8), frozen=(role,), dedicated=dedicated)
+    assert memory.resident(made, 0).others == pytest.approx(width * whole() / 8, rel=1e-3)
+    assert memory.least_training(made) == pytest.approx((16 + width) * whole(), rel=1e-3)
+    if is_dedicated:
+        assert memory.resident(made.alone(role), 0).all == pytest.approx(width * whole() / 8, rel=1e-3)
+
+
+def test_a_reward_model_is_never_fp32() -> None:
+    made = replace(with_reward_model(), offload="all")
+    size = 2 * count(made.model_of("reward model")) / 8
+    assert memory.resident(made, 0).others == pytest.approx(size, rel=1e-3)
+    returned = memory.scoring(made, 0).weights - memory.rollout(made, 0).weights
+    assert returned == pytest.approx(size, rel=1e-3)
 
 
 def test_weights_are_gathered_for_every_microbatch() -> None:
