@@ -105,7 +105,8 @@ def logprobs_s(setting: Setting) -> float:
     """Seconds of the forward passes over the whole batch: old_logp, frozen models, and values."""
     own: list[Role] = ["actor"] * setting.policy_passes
     asked: list[Role] = [*own, *setting.frozen, *setting.trained[1:]]
-    per_minibatch = sum(_schedule_s(setting.alone(role), 1.0) for role in asked)
+    alone = [setting.alone(role) for role in asked]
+    per_minibatch = sum(_schedule_s(own, 1.0) + _gathers_s(own, 1) for own in alone)
     return per_minibatch * setting.batch.optimizer_steps / setting.batch.epochs
 
 
@@ -208,12 +209,25 @@ def _data_parallel_s(setting: Setting) -> float:
     if setting.shards_weights:
         dp, gathers = sharding.dp or 1, 2 * num_microbatches(setting)
         passed = on_stage(setting.layout(), 0).all * (dp - 1)
-        return passed * (GRADIENT_BYTES + gathers * setting.weight_bytes) / _link(setting, dp)
+        return passed * GRADIENT_BYTES / _link(setting, dp) + _gathers_s(setting, 2)
     share = on_stage(setting.adapters() or setting.layout(), 0)
     replicas = sharding.cp * (sharding.dp or 1)
     experts = sharding.tp * replicas / (sharding.ep * sharding.etp)
     moved = share.dense * (replicas - 1) / replicas + share.expert * (experts - 1) / experts
     return moved * (GRADIENT_BYTES + setting.weight_bytes) / _link(setting, sharding.tp * replicas)
+
+
+def _gathers_s(setting: Setting, passes: int) -> float:
+    """Seconds to gather all weights once per microbatch of a minibatch and pass; 0 where ranks share none.
+
+    Args:
+        passes: 1 for the forward pass, 2 with backward.
+    """
+    if not setting.shards_weights:
+        return 0.0
+    dp = setting.train.dp or 1
+    passed = on_stage(setting.layout(), 0).all * (dp - 1) * setting.weight_bytes
+    return passes * num_microbatches(setting) * passed / _link(setting, dp)
 
 
 def _optimizer_s(setting: Setting) -> float:

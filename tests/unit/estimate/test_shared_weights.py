@@ -8,7 +8,7 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import memory
 from hybridrl.estimate.gathered import gathered
 from hybridrl.estimate.setting import Role, Setting
-from hybridrl.estimate.time import step_time
+from hybridrl.estimate.time import logprobs_s, step_time
 from hybridrl.models.spec import count, without_vocabulary
 from tests.support.plan_values import make_setting
 
@@ -97,6 +97,17 @@ def test_a_reward_model_is_never_fp32() -> None:
     assert memory.resident(made, 0).others == pytest.approx(size, rel=1e-3)
     returned = memory.scoring(made, 0).weights - memory.rollout(made, 0).weights
     assert returned == pytest.approx(size, rel=1e-3)
+
+
+def test_every_forward_pass_gathers_the_weights_of_its_model() -> None:
+    """Here policy and reference compute log-probabilities; each rank gets 7 of 8 parts in bf16."""
+    made = setting(8)
+    assert made.gpu is not None
+    passes = made.policy_passes + 1
+    microbatches = memory.num_microbatches(made) * made.batch.optimizer_steps / made.batch.epochs
+    moved = passes * microbatches * 2 * whole() * 7 / 8
+    more = logprobs_s(made) - logprobs_s(replace(made, backend="megatron"))
+    assert passes > 0 and more == pytest.approx(moved / (0.7 * made.gpu.nvlink_bytes_s), rel=1e-3)
 
 
 def test_weights_are_gathered_for_every_microbatch() -> None:
