@@ -290,7 +290,7 @@ def _weight_bytes(setting: Setting, role: Role) -> int:
 
 def _state_bytes(setting: Setting) -> int:
     """Bytes of optimizer state for a weight."""
-    return _MOMENT_BYTES + (_MASTER_BYTES if setting.half and not setting.shards_weights else 0)
+    return _MOMENT_BYTES + (_MASTER_BYTES if setting.master_weights else 0)
 
 
 _CPU_CACHE_TOKENS = 65536

@@ -225,6 +225,11 @@ class Setting:
         """Data-parallel ranks hold different parts of a model, and gather it layer by layer to compute."""
         return layout_of(self.backend).shards_weights
 
+    @property
+    def master_weights(self) -> bool:
+        """The optimizer keeps fp32 copies of the trained weights, which are not fp32 themselves."""
+        return self.half and not self.shards_weights
+
     def layout(self) -> TrainerLayout:
         """Layout of the trainer.
 

@@ -207,7 +207,7 @@ def _data_parallel_s(setting: Setting) -> float:
     they are gathered twice per microbatch."""
     sharding = setting.train
     if setting.shards_weights:
-        dp, gathers = sharding.dp or 1, 2 * num_microbatches(setting)
+        dp = sharding.dp or 1
         passed = on_stage(setting.layout(), 0).all * (dp - 1)
         return passed * GRADIENT_BYTES / _link(setting, dp) + _gathers_s(setting, 2)
     share = on_stage(setting.adapters() or setting.layout(), 0)
@@ -231,9 +231,11 @@ def _gathers_s(setting: Setting, passes: int) -> float:
 
 
 def _optimizer_s(setting: Setting) -> float:
-    """Seconds to read and write optimizer state, gradients and weights."""
+    """Seconds to read and write the optimizer state, read gradients and write weights. Weights without master
+    weights are fp32, as gradients are, and are read too."""
     held = resident(setting, 0)
-    weights = held.gradients / GRADIENT_BYTES * setting.weight_bytes
+    written = held.gradients / GRADIENT_BYTES * setting.weight_bytes
+    weights = written if setting.master_weights else 2 * held.gradients
     moved = 2 * held.optimizer + held.gradients + weights
     return moved / (_gpu(setting).hbm_bytes_s * _HBM)
 

@@ -8,7 +8,7 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import memory
 from hybridrl.estimate.gathered import gathered
 from hybridrl.estimate.setting import Role, Setting
-from hybridrl.estimate.time import logprobs_s, step_time
+from hybridrl.estimate.time import logprobs_s, step_time, train_s
 from hybridrl.models.spec import count, without_vocabulary
 from tests.support.plan_values import make_setting
 
@@ -108,6 +108,18 @@ def test_every_forward_pass_gathers_the_weights_of_its_model() -> None:
     moved = passes * microbatches * 2 * whole() * 7 / 8
     more = logprobs_s(made) - logprobs_s(replace(made, backend="megatron"))
     assert passes > 0 and more == pytest.approx(moved / (0.7 * made.gpu.nvlink_bytes_s), rel=1e-3)
+
+
+def test_the_optimizer_reads_and_writes_its_fp32_weights() -> None:
+    """On one rank nothing is sent. Two moments, gradient and weight are 28 bytes to read or write; with
+    master weights beside bf16 weights, they are 30."""
+    one = setting(1)
+    assert one.gpu is not None
+    less = train_s(replace(one, backend="megatron")) - train_s(one)
+    moved = (30 - 28) * whole() * one.batch.optimizer_steps
+    assert less == pytest.approx(moved / (0.75 * one.gpu.hbm_bytes_s), rel=0.01)
+    in_fp32 = replace(one, half=False)
+    assert train_s(replace(in_fp32, backend="megatron")) == pytest.approx(train_s(in_fp32))
 
 
 def test_weights_are_gathered_for_every_microbatch() -> None:
