@@ -24,15 +24,11 @@ class FSDPLayout(CheckpointTensors):
     """All `dp` ranks share the rows of every tensor as torch.chunk does: equal parts, but the last is
     shorter, or several are empty.
 
-    A rank without rows does not have the tensor. Ranks count shards fastest, then replicas. A tied model has
-    no lm_head.weight.
+    A rank without rows does not have the tensor. A tied model has no lm_head.weight.
     """
 
     PACKAGES = ("transformers",)
     shards_weights = True
-
-    num_replicas: int = 1
-    """Groups of ranks that each hold the whole model; they divide dp."""
 
     def __post_init__(self) -> None:
         sizes = {axis: getattr(self, axis) for axis in ("tp", "cp", "pp", "ep", "etp", "vpp")}
@@ -45,8 +41,6 @@ class FSDPLayout(CheckpointTensors):
             raise LayoutError(
                 "stage_layers: the FSDP backend has no pipeline stages", fix="leave stage_layers out"
             )
-        if self.dp % self.num_replicas:
-            raise LayoutError(f"{self.num_replicas} replicas do not divide dp = {self.dp}")
 
     @classmethod
     def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
@@ -88,12 +82,8 @@ class FSDPLayout(CheckpointTensors):
     def shape(self) -> str:
         return f"fsdp dp{self.dp}"
 
-    @property
-    def num_shards(self) -> int:
-        return self.dp // self.num_replicas
-
     def num_parts(self, row: Row, site: Site) -> int:
-        return self.num_shards
+        return self.dp
 
     def place(self, parameters: Iterable[Parameter]) -> Iterator[Holding]:
         for parameter in parameters:
@@ -102,12 +92,12 @@ class FSDPLayout(CheckpointTensors):
 
     def _chunk(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
         whole = shard(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
-        (at, num_rows, _), part = whole.rows[0], -(-whole.num_rows // self.num_shards)
+        (at, num_rows, _), part = whole.rows[0], -(-whole.num_rows // self.dp)
         for number, first in enumerate(range(0, num_rows, part)):
             rows = min(part, num_rows - first)
             held = whole._replace(num_rows=rows, rows=(Run(at + first, rows, 0),))
-            ranks = range(number, self.world_size, self.num_shards)
-            yield Holding.of(parameter, site.tensor, held, parameter.layers, ranks, parameter.experts)
+            rank = range(number, number + 1)
+            yield Holding.of(parameter, site.tensor, held, parameter.layers, rank, parameter.experts)
 
 
 LAYOUT = FSDPLayout

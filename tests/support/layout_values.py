@@ -68,8 +68,7 @@ def sglang_layouts(draw, spec):
 
 @st.composite
 def fsdp_layouts(draw, spec):
-    replicas = draw(st.integers(1, 2))
-    return FSDPLayout(spec, dp=draw(st.integers(1, 6)) * replicas, num_replicas=replicas)
+    return FSDPLayout(spec, dp=draw(st.integers(1, 6)))
 
 
 def held_by(layout, seed=0):
