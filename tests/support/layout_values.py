@@ -55,14 +55,14 @@ def sglang_layouts(draw, spec):
     copies = 1
     if spec.family in _WITH_DP_ATTENTION:
         copies = draw(st.sampled_from([n for n in parts if tp // n in tp_sizes(spec)]))
-    flat_ranges = [n for n in (0, 1, 2) if not n or spec.expert_ffn_size // (tp // ep) % n == 0]
+    widths = [n for n in (0, 1, 2) if not n or spec.expert_ffn_size // (tp // ep) % n == 0]
     return SGLangLayout(
         spec,
         tp=tp,
         ep=ep,
         dp_attention=copies,
         dp_lm_head=copies > 1 and draw(st.booleans()),
-        interleave=draw(st.sampled_from(flat_ranges)),
+        interleave=draw(st.sampled_from(widths)),
     )
 
 

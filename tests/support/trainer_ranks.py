@@ -20,11 +20,11 @@ _CONTEXT.set_forkserver_preload(
 
 
 def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
-    """function(rank, meet, *args, **options) on every rank; what each returned, in the order of ranks.
+    """function(rank, rendezvous, *args, **options) on every rank; what each returned, in the order of ranks.
 
     Args:
         function: defined in a module that a new process can import.
-        meet: passed to it, names a fresh rendezvous at every call: meet() -> "file:///...".
+        rendezvous: passed to it, names a fresh one at every call: rendezvous() -> "file:///...".
 
     Raises:
         AssertionError: a rank raised, died or took too long; carries its traceback.
