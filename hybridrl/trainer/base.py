@@ -145,6 +145,22 @@ class Routing(Protocol):
         ...
 
 
+class NoRouting:
+    """Routing of a model without experts."""
+
+    def keeping(self, blocks: Sequence[TokenBlock], *, share: bool) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def training(self, num_sequences: int) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def agreement(self) -> dict[str, float]:
+        return {}
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+
 class Model(ABC):
     """One model on this rank. All parameters are 0 until they are loaded."""
 

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from hybridrl.batch import TokenBlock
 from hybridrl.config.training import MoEConfig, OptimizerConfig
 from hybridrl.layout.trainers import TrainerLayout
-from hybridrl.trainer.base import Model, Result
+from hybridrl.trainer.base import Model, NoRouting, Result
 from hybridrl.trainer.fsdp.network import PackedNetwork, root
 from hybridrl.trainer.fsdp.optimizer import Optimizer, local
 from hybridrl.trainer.linear_logprob import Shard, linear_logprob
@@ -150,24 +149,8 @@ class FSDPModel(Model):
     def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
         return Optimizer(config, list(self._network.parameters()), num_steps)
 
-    def routing(self, config: MoEConfig) -> "NoRouting":
+    def routing(self, config: MoEConfig) -> NoRouting:
         return NoRouting()
 
     def without_adapters(self) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
-
-
-class NoRouting:
-    """As base.Routing, of a model without experts."""
-
-    def keeping(self, blocks: Sequence[TokenBlock], *, share: bool) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def training(self, num_sequences: int) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    def agreement(self) -> dict[str, float]:
-        return {}
-
-    def metrics(self) -> dict[str, float]:
-        return {}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hybridrl.config.training import OptimizerConfig
 from hybridrl.layout.trainers import TrainerLayout
-from hybridrl.trainer.base import WEIGHTS, Backend, Model, learning_rate
+from hybridrl.trainer.base import WEIGHTS, Backend, Model, NoRouting, learning_rate
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import Microbatch, TokenPartition
 from hybridrl.trainer.setup import RankSetup, make_layout
@@ -72,20 +72,6 @@ class PlainOptimizer:
         self.num_steps_done = progress["num_steps_done"]
         for state in self._adam.state.values():
             state["step"] = torch.tensor(float(self.num_steps_done))
-
-
-class NoRouting:
-    def keeping(self, blocks: Any, *, share: bool) -> Any:
-        return contextlib.nullcontext()
-
-    def training(self, num_sequences: int) -> Any:
-        return contextlib.nullcontext()
-
-    def agreement(self) -> dict[str, float]:
-        return {}
-
-    def metrics(self) -> dict[str, float]:
-        return {}
 
 
 class PlainModel(Model):
