@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -11,18 +10,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hybridrl.config.training import LoraConfig
-from hybridrl.errors import ResourceError
-from hybridrl.hosts import cuda
 from hybridrl.layout.base import Layout
 from hybridrl.models.spec import without_vocabulary
 from hybridrl.trainer.base import Backend
 from hybridrl.trainer.fsdp import network
 from hybridrl.trainer.fsdp.model import FSDPModel
+from hybridrl.trainer.join import join, precision, take_device
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.packing import TokenPartition
 from hybridrl.trainer.setup import RankSetup, make_layout
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class FSDPBackend(Backend):
@@ -48,11 +44,10 @@ class FSDPBackend(Backend):
     ) -> FSDPModel:
         assert lora is None, "the layout refuses it"
         setup, layout = self.setup, self.layout
-        precision = setup.actor.precision or ("fp32" if setup.host == "cpu" else "bf16")
         made = network.build(
             setup.model_folder,
             self.device,
-            _DTYPES[precision],
+            precision(setup.actor, self.device),
             tied=setup.model.tied,
             value_head=value_head,
             trained=trained,
@@ -87,29 +82,8 @@ class FSDPBackend(Backend):
 def open(setup: RankSetup) -> FSDPBackend:
     """As trainer/base.open."""
     make_layout(setup)  # refusals come before the ranks wait for each other
-    device = _device(setup)
-    dist.init_process_group(
-        cuda.BACKEND if device.type == "cuda" else "gloo",
-        timeout=timedelta(seconds=setup.timeout_s),
-        init_method=setup.rendezvous,
-        rank=setup.rank,
-        world_size=setup.parallel.num_ranks,
-        device_id=device if device.type == "cuda" else None,
-    )
+    device = take_device(setup, transformer_engine=False)
+    join(setup, device)
     torch.manual_seed(setup.seed)
     alone, _ = cast(Any, dist.new_subgroups(1))
     return FSDPBackend(setup, device, alone)
-
-
-def _device(setup: RankSetup) -> torch.device:
-    if setup.deterministic and setup.host == "cuda":
-        cuda.make_deterministic()
-    torch.use_deterministic_algorithms(setup.deterministic)
-    if setup.device is not None:
-        return cuda.take(setup.device, transformer_engine=False)
-    if torch.cuda.is_available():
-        raise ResourceError(
-            "this trainer rank computes on the CPU, and torch sees a GPU",
-            fix="an empty CUDA_VISIBLE_DEVICES hides it; cluster.gpus_per_node=1 trains on it",
-        )
-    return torch.device("cpu")

@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 
 from hybridrl.config.training import ActorConfig
 from hybridrl.models.spec import ModelSpec, family_of
+from hybridrl.trainer.join import precision
 from hybridrl.trainer.megatron.rope import amplitude
 from hybridrl.trainer.setup import RankSetup
 
@@ -76,12 +77,6 @@ def _fusions(setup: RankSetup) -> dict[str, Any]:
 _APEX_KERNEL = "fused_weight_gradient_mlp_cuda"
 """Kernel of Apex that accumulates a weight's gradient in its buffer; Megatron's own linear layers need it for
 gradient_accumulation_fusion."""
-
-
-def precision(actor: ActorConfig, device: torch.device) -> torch.dtype:
-    """Dtype of parameters and activations: actor.precision, by default bf16 on GPUs and fp32 on the CPU."""
-    name = actor.precision or ("bf16" if device.type == "cuda" else "fp32")
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def fp8(actor: ActorConfig) -> dict[str, Any]:

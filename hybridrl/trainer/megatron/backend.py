@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import timedelta
 from typing import cast
 
 import torch
@@ -24,6 +23,7 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models.spec import without_vocabulary
 from hybridrl.trainer.base import Backend, Model, Result
+from hybridrl.trainer.join import join, take_device
 from hybridrl.trainer.megatron import lora, schedule
 from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
 from hybridrl.trainer.megatron.context import from_context
@@ -194,15 +194,8 @@ def start(setup: RankSetup) -> torch.device:
             names no device although torch sees one.
     """
     device = _device(setup)
-    parallel, timeout = setup.parallel, timedelta(seconds=setup.timeout_s)
-    dist.init_process_group(
-        cuda.BACKEND if device.type == "cuda" else "gloo",
-        timeout=timeout,
-        init_method=setup.rendezvous,
-        rank=setup.rank,
-        world_size=parallel.num_ranks,
-        device_id=device if device.type == "cuda" else None,
-    )
+    parallel = setup.parallel
+    join(setup, device)
     parallel_state.initialize_model_parallel(
         parallel.tp,
         parallel.pp,
@@ -218,25 +211,16 @@ def start(setup: RankSetup) -> torch.device:
 
 
 def _device(setup: RankSetup) -> torch.device:
-    if setup.deterministic and setup.host == "cuda":
-        cuda.make_deterministic()
-    torch.use_deterministic_algorithms(setup.deterministic)
-    if setup.device is not None:
-        device = cuda.take(setup.device)
-        cuda.refuse_fp8(setup.actor.fp8, device)
-        return device
-    if setup.actor.fp8 != "none":
+    if setup.device is None and setup.actor.fp8 != "none":
         raise ResourceError(
             f"actor.fp8 = {setup.actor.fp8} needs GPUs, this trainer rank computes on the CPU",
             where="actor.fp8",
             fix="remove actor.fp8, or set cluster.gpus_per_node",
         )
-    if torch.cuda.is_available():
-        raise ResourceError(
-            "this trainer rank computes on the CPU, and torch sees a GPU: Megatron would use it",
-            fix="an empty CUDA_VISIBLE_DEVICES hides it; cluster.gpus_per_node=1 trains on it",
-        )
-    return cpu.CPU
+    device = take_device(setup)
+    if setup.device is not None:
+        cuda.refuse_fp8(setup.actor.fp8, device)
+    return device
 
 
 def written(layout: Layout, rank: int, tp: int) -> tuple[set[str], set[str]]:
