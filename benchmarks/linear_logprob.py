@@ -18,9 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks._report import arguments, publish
-from hybridrl.trainer.linear_logprob import Shard, linear_logprob
+from hybridrl.trainer.linear_logprob import LOGITS_AT_ONCE, Shard, linear_logprob
 from hybridrl.trainer.logprob import logprob_and_entropy
-from hybridrl.trainer.megatron.model import LOGITS_AT_ONCE
 
 RESULT = {
     "rows": "tokens",

@@ -6,7 +6,7 @@ with the output layer, and saves every tensor of the size of the logits.
 Shape letters: R rows, H hidden size, V vocabulary entries of this rank, C entries of a chunk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hybridrl.trainer.kernels import reference
+from hybridrl.trainer.logprob import logprob_and_entropy
+
+LOGITS_AT_ONCE = 2**24
+"""Largest number of logits held at once. The logits of a microbatch with at most this many are kept for the
+backward pass; others are computed in chunks, and again in the backward pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,29 @@ class Shard:
     def slope(self, logits_RC: Tensor) -> Tensor | float:
         """Derivative of the capped logits with respect to the plain ones."""
         return 1.0 if self.soft_cap is None else 1 - (logits_RC / self.soft_cap).square()
+
+
+def output_logprob(
+    hidden_RH: Tensor,
+    weight_VH: Tensor,
+    target_R: Tensor,
+    shard: Shard,
+    *,
+    temperature: float,
+    logits: Callable[[], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Same as `linear_logprob`, with whole logits where LOGITS_AT_ONCE allows them.
+
+    Args:
+        weight_VH: this rank's weight with its padding; every rank of the group has as many rows.
+        logits: the logits of all of this rank's entries, [R, V] without padding.
+    """
+    if len(hidden_RH) * len(weight_VH) <= LOGITS_AT_ONCE:
+        return logprob_and_entropy(
+            logits(), target_R, first=shard.first, temperature=temperature, group=shard.group
+        )
+    chunk = max(1, LOGITS_AT_ONCE // len(hidden_RH))
+    return linear_logprob(hidden_RH, weight_VH, target_R, shard, temperature=temperature, chunk=chunk)
 
 
 def linear_logprob(

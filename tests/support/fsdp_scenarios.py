@@ -50,12 +50,12 @@ def options(
     rank: int, rendezvous: Rendezvous, folder: Path, cases: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Two batches on FSDP under each set of options of the actor, with the weights after them."""
-    from hybridrl.trainer.fsdp import model
+    from hybridrl.trainer import linear_logprob
 
-    usual, found = model.LOGITS_AT_ONCE, {}
+    usual, found = linear_logprob.LOGITS_AT_ONCE, {}
     for name, case in cases.items():
         changed = dict(case)
-        model.LOGITS_AT_ONCE = changed.pop("logits_at_once", usual)
+        linear_logprob.LOGITS_AT_ONCE = changed.pop("logits_at_once", usual)
         made = actor("fsdp", **changed)
         with scenarios.policy(rank, rendezvous, folder, SHAPES["fsdp"], actor=made) as trained:
             played = [scenarios.play(trained, batch)["reports"] for batch in batches("fsdp")]

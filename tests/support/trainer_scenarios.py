@@ -314,9 +314,9 @@ def with_actor(
     *,
     logits_at_once: int | None = None,
 ) -> dict[str, Any]:
-    from hybridrl.trainer.megatron import model
+    from hybridrl.trainer import linear_logprob
 
-    model.LOGITS_AT_ONCE = logits_at_once or model.LOGITS_AT_ONCE
+    linear_logprob.LOGITS_AT_ONCE = logits_at_once or linear_logprob.LOGITS_AT_ONCE
     with policy(rank, rendezvous, folder, shape, actor=actor) as trained:
         played = play(trained, values.make_batch([split(i, dp_of(shape), (6,)) for i in range(2)]))
         return played | {"weights": copy(trained)}

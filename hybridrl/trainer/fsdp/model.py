@@ -19,13 +19,8 @@ from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.trainer.base import Model, NoRouting, Result
 from hybridrl.trainer.fsdp.network import PackedNetwork, root
 from hybridrl.trainer.fsdp.optimizer import Optimizer, local
-from hybridrl.trainer.linear_logprob import Shard, linear_logprob
-from hybridrl.trainer.logprob import logprob_and_entropy
+from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
-
-LOGITS_AT_ONCE = 2**24
-"""Elements. Up to here the logits of a microbatch are kept for the backward pass; more are never held, but
-computed chunk by chunk, and once more in the backward pass."""
 
 
 class FSDPModel(Model):
@@ -114,21 +109,15 @@ class FSDPModel(Model):
         return [*microbatches, *idle]
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        weight, target_O = self._network.output_weight, microbatch.target_O
-        if len(hidden_O1) * len(weight) <= LOGITS_AT_ONCE:
-            logits_OV = self._network.logits(hidden_O1)
-            logp_O, entropy_O = logprob_and_entropy(
-                logits_OV, target_O, first=0, temperature=temperature, group=self._alone
-            )
-        else:
-            logp_O, entropy_O = linear_logprob(
-                hidden_O1.squeeze(1),
-                weight,
-                target_O,
-                Shard(first=0, num_entries=len(weight), group=self._alone),
-                temperature=temperature,
-                chunk=max(1, LOGITS_AT_ONCE // len(hidden_O1)),
-            )
+        weight = self._network.output_weight
+        logp_O, entropy_O = output_logprob(
+            hidden_O1.squeeze(1),
+            weight,
+            microbatch.target_O,
+            Shard(first=0, num_entries=len(weight), group=self._alone),
+            temperature=temperature,
+            logits=lambda: self._network.logits(hidden_O1),
+        )
         return logp_O[microbatch.from_R], entropy_O[microbatch.from_R]
 
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:

@@ -30,18 +30,13 @@ from torch import Tensor
 
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.linear_logprob import Shard, linear_logprob
-from hybridrl.trainer.logprob import logprob_and_entropy
+from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.context import from_context
 from hybridrl.trainer.megatron.layers import layer_specs
 from hybridrl.trainer.megatron.parts import MEGATRONS, LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.packing import Microbatch, Packing
-
-LOGITS_AT_ONCE = 2**24
-"""Largest number of logits held at once. The logits of a microbatch with at most this many are kept for the
-backward pass; others are computed in chunks, and again in the backward pass."""
 
 Stage = list[DistributedDataParallel]
 """The model on one pipeline stage: one model chunk, or several with virtual pipeline parallelism."""
@@ -126,19 +121,20 @@ class PolicyModel(GPTModel):
         return logp_R, entropy_R
 
     def _score_own(self, target_O: Tensor, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        group, first = parallel_state.get_tensor_model_parallel_group(), self.first_entry
-        if len(hidden_O1) * self.share <= LOGITS_AT_ONCE:
-            logits_OV = self.logits(hidden_O1)
-            return logprob_and_entropy(logits_OV, target_O, first=first, temperature=temperature, group=group)
-        shard = Shard(first=first, num_entries=self.num_entries, group=group, soft_cap=self.soft_cap)
+        shard = Shard(
+            first=self.first_entry,
+            num_entries=self.num_entries,
+            group=parallel_state.get_tensor_model_parallel_group(),
+            soft_cap=self.soft_cap,
+        )
         hidden_OH = hidden_O1.squeeze(1).to(self.output_weight.dtype)
-        return linear_logprob(
+        return output_logprob(
             copy_to_tensor_model_parallel_region(hidden_OH),
             self.output_weight,
             target_O,
             shard,
             temperature=temperature,
-            chunk=max(1, LOGITS_AT_ONCE // len(hidden_OH)),
+            logits=lambda: self.logits(hidden_O1),
         )
 
     def values(self, hidden_O1: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from benchmarks.memory import SHAPES, compare
 from hybridrl.config.training import LoraConfig, TrainParallel
-from hybridrl.estimate import memory
+from hybridrl.estimate import activations, memory
 from hybridrl.estimate.activations import in_flight
 from hybridrl.estimate.setting import trainer_layout
 from hybridrl.estimate.weights import on_engine, on_stage
 from hybridrl.layout.base import Layout
 from hybridrl.models.spec import count, without_vocabulary
+from hybridrl.trainer import linear_logprob
 from tests.support.plan_values import make_setting
 
 MODELS = ("Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-V3")
@@ -173,3 +174,7 @@ def test_a_checkpoint_of_72b_is_a_terabyte() -> None:
 def test_predicted_peaks_are_within_ten_percent_of_measured_ones() -> None:
     for row in compare([SHAPES[0], SHAPES[11], SHAPES[16]]):
         assert abs(row["error"]) < 0.1, row
+
+
+def test_the_estimate_holds_as_many_logits_as_the_trainer() -> None:
+    assert activations.LOGITS_AT_ONCE == linear_logprob.LOGITS_AT_ONCE
