@@ -108,6 +108,7 @@ EQUAL = [
     f"BS=1\nf() {{ declare BS=8; declare -g N=2; }}\nf\n{CALL} a.b=$BS a.c=$N",
     f'f() {{ {CALL} a.b=$1; }}\nf 1 "$@"',
     f'export "BS=8"\n{CALL} a.b=$BS',
+    f"P='a*'\nBS=1\n[[ abc == \"$P\" ]] && BS=2\n[[ -n $P ]] && N=3\n{CALL} a.b=$BS a.c=$N",
 ]  # fmt: skip
 """Scripts that we read as bash does, to the word."""
 
@@ -164,6 +165,8 @@ REFUSED = [
     (f'f() {{ {CALL} a.b=1 "$@"; }}\nf a.c=1 "$@"', "started"),
     (f"set -- a.b=1 a.c=2\nwhile [ -f nothing ]; do shift; done\n{CALL} \"$@\"", "the while of line 2"),
     (f"BS=1\nfor a in \"$@\"; do BS=$a; done\n{CALL} a.b=$BS", "the for of line 2"),
+    (f"P='a*'\nBS=1\n[[ abc == $P ]] && BS=2\n{CALL} a.b=$BS", "by the && of line 3"),
+    (f"BS=1\n[[ abc == @(abc|d) ]] && BS=2\n{CALL} a.b=$BS", "by the && of line 2"),
 ]  # fmt: skip
 """Scripts of which a part is only known to a run, and what we say of it."""
 
