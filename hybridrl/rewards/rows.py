@@ -3,7 +3,7 @@
 A row without a usable reference would end the run at the step that takes it, or reward an empty answer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from hybridrl.config.schema import RewardConfig
@@ -16,13 +16,13 @@ _NAMED = 5
 
 
 class Table(Protocol):
-    """Rows with fast access to one column; column() raises a DataError that names a row without it."""
+    """Rows with fast access to some columns; columns() raises a DataError that names a row without one."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
-    def column(self, name: str, /) -> Iterator[Any]: ...
+    def columns(self, names: Sequence[str], /) -> Iterator[tuple[Any, ...]]: ...
 
 
 @runtime_checkable
@@ -77,7 +77,7 @@ def _wrong(
     """Number and fault of each row that the rule cannot judge."""
     first = table[0]
     names = tuple(dict.fromkeys(name if name in first else name.split(".")[0] for name in names))
-    for index, values in enumerate(zip(*map(table.column, names), strict=True)):
+    for index, values in enumerate(table.columns(names)):
         try:
             rule.check_row(dict(zip(names, values, strict=True)), answer_field=answer_field)
         except ValueError as error:
