@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DataError
+from hybridrl.rewards.parts import rules
 from hybridrl.rewards.plugin import LoadedReward, load_reward
 from hybridrl.wording import counted
 
@@ -53,22 +54,15 @@ def check_rows(reward: RewardConfig, table: Table, *, data: str, where: str) -> 
     Raises:
         DataError: rows that a rule cannot judge, or a column that it needs is missing.
     """
-    for rule in _rules(reward.name, reward.options, where):
+    for _, name, options in rules(reward.name, reward.options):
+        if ":" in name:
+            continue
+        rule = load_reward(name, options, where=where)
         checker = rule.function
         if isinstance(checker, ChecksRows) and (names := checker.columns(reward.answer_field)):
             wrong = list(_wrong(rule, table, names, reward.answer_field))
             if wrong:
                 raise _refused(rule.name, wrong, len(table), data, where)
-
-
-def _rules(name: str, options: Mapping[str, Any], where: str) -> Iterator[LoadedReward]:
-    """The project's own rules in a reward: itself, or the parts of a sum."""
-    if name == "weighted_sum":
-        for part in options["parts"].values():
-            rest = {key: value for key, value in part.items() if key not in ("name", "weight")}
-            yield from _rules(part["name"], rest, where)
-    elif ":" not in name:
-        yield load_reward(name, options, where=where)
 
 
 def _wrong(
