@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.data.prompts import PromptFormat
-from hybridrl.data.tokenize import ModelTokenizer
+from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import DataError, ModelError
 from hybridrl.wording import counted
 
@@ -37,7 +37,8 @@ def examine(prompts: PromptFormat, prompt: Any, place: str) -> Examined:
     """
     tokenizer = prompts.tokenizer
     refuse_endless(tokenizer, prompts.where)
-    text, ids = prompts.text(prompt, place), prompts.encode([prompt], [place])[0]
+    text = prompts.text(prompt, place)
+    ids = prompts.encode_texts([text])[0]
     if not ids:
         raise DataError(
             f"{place}: the tokenizer makes no token of the prompt {text!r:.60}",
@@ -49,7 +50,7 @@ def examine(prompts: PromptFormat, prompt: Any, place: str) -> Examined:
     names = tuple(map(str, tokenizer.hf.convert_ids_to_tokens(ids)))
     warnings = [*_second_start(tokenizer, ids), *_unknown(tokenizer, ids, place)]
     if prompts.data.chat_template == "model":
-        warnings += _odd_turns(prompts, prompt, place)
+        warnings += _odd_turns(tokenizer, prompts.messages(prompt), text)
     return Examined(text, tuple(ids), names, stop_tokens(tokenizer), tuple(warnings))
 
 
@@ -101,10 +102,13 @@ def _unknown(tokenizer: ModelTokenizer, ids: list[int], place: str) -> list[str]
     ]
 
 
-def _odd_turns(prompts: PromptFormat, prompt: Any, place: str) -> list[str]:
-    """What is odd about the template's beginning and end of an answer; nothing where it takes no answers."""
-    tokenizer, messages = prompts.tokenizer, prompts.messages(prompt)
-    begun, told = prompts.text(prompt, place), [*messages, {"role": "assistant", "content": _ANSWER}]
+def _odd_turns(tokenizer: ModelTokenizer, messages: list[Message], begun: str) -> list[str]:
+    """What is odd about the template's beginning and end of an answer; nothing where it takes no answers.
+
+    Args:
+        begun: the messages as the model is given them.
+    """
+    told = [*messages, {"role": "assistant", "content": _ANSWER}]
     try:
         asked, answered = (tokenizer.render(turns, answered=True) for turns in (messages, told))
     except DataError:

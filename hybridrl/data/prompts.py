@@ -73,6 +73,10 @@ class PromptFormat:
             DataError: the chat template fails on a prompt.
         """
         texts = [self.text(prompt, place) for prompt, place in zip(prompts, places, strict=True)]
+        return self.encode_texts(texts)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of prompts that text() has written."""
         return self.tokenizer.encode(texts, add_special_tokens=self.data.chat_template == "none")
 
     def text(self, prompt: str | list[Message], place: str) -> str:

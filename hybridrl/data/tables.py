@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 class Table(Protocol):
-    """A sequence of rows with fast access to one column. Reading a malformed row raises a DataError that
+    """A sequence of rows with fast access to some columns. Reading a malformed row raises a DataError that
     names it."""
 
     def __len__(self) -> int: ...
@@ -24,10 +24,14 @@ class Table(Protocol):
     def __getitem__(self, index: int) -> Row: ...
 
     def column(self, name: str) -> Iterator[Any]:
-        """The column's value in every row.
+        """The column's value in every row; the errors are those of columns()."""
+        ...
+
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """The values of the columns in every row, in one pass.
 
         Raises:
-            DataError: a row has no such column; the message lists those it has.
+            DataError: a row lacks one of them; the message lists those it has.
         """
         ...
 
@@ -65,6 +69,13 @@ def no_column(name: str, columns: Sequence[str], place: str) -> DataError:
     return DataError(f"{place} has no column {name!r}", where=f"columns: {', '.join(columns)}", fix=fix)
 
 
+def _values(row: Row, names: Sequence[str], place: str) -> tuple[Any, ...]:
+    for name in names:
+        if name not in row:
+            raise no_column(name, list(row), place)
+    return tuple(row[name] for name in names)
+
+
 class Rows:
     """A list of rows."""
 
@@ -78,10 +89,11 @@ class Rows:
         return self._rows[index]
 
     def column(self, name: str) -> Iterator[Any]:
+        return (value for (value,) in self.columns((name,)))
+
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for index, row in enumerate(self._rows):
-            if name not in row:
-                raise no_column(name, list(row), f"row {index} of {self._place}")
-            yield row[name]
+            yield _values(row, names, f"row {index} of {self._place}")
 
 
 class JsonLines:
@@ -116,11 +128,11 @@ class JsonLines:
         return row
 
     def column(self, name: str) -> Iterator[Any]:
+        return (value for (value,) in self.columns((name,)))
+
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for index in range(len(self)):
-            row = self[index]
-            if name not in row:
-                raise no_column(name, list(row), f"{self._path}:{index + 1}")
-            yield row[name]
+            yield _values(self[index], names, f"{self._path}:{index + 1}")
 
     def _line(self, index: int) -> bytes:
         start, end = int(self._start_N[index]), int(self._start_N[index + 1])
@@ -151,3 +163,6 @@ class Parquet:
             raise no_column(name, self._table.column_names, self._path)
         for chunk in self._table.column(name).chunks:
             yield from chunk.to_pylist()
+
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        return zip(*map(self.column, names), strict=True)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hybridrl.importer import shell_arithmetic
-from hybridrl.importer.shell_branches import changed_names, merged
+from hybridrl.importer.shell_branches import changed_names, merged, said
+from hybridrl.importer.shell_builtins import change_folder, declared, names_set, set_arguments, shift, unset
 from hybridrl.importer.shell_conditions import is_test, matches, result
 from hybridrl.importer.shell_nodes import (
     Apart,
@@ -25,14 +26,24 @@ from hybridrl.importer.shell_nodes import (
     Simple,
 )
 from hybridrl.importer.shell_syntax import parse, words_of
-from hybridrl.importer.shell_words import NAME, Hidden, Unknown, Value, Variables, Word, expand, value
+from hybridrl.importer.shell_words import (
+    NAME,
+    STARTED_WITH,
+    Hidden,
+    Unknown,
+    Value,
+    Variables,
+    Word,
+    expand,
+    value,
+)
 
 __all__ = ["Command", "Word", "commands"]
 
 _ASSIGNMENT = re.compile(rf"({NAME})(\[[^]\n]*\])?(\+?)=(.*)", re.DOTALL)
 _DECLARES = {"export", "local", "readonly", "declare", "typeset"}
+_MAKES_LOCAL = {"local", "declare", "typeset"}
 _SETS = {"read", "mapfile", "readarray", "getopts", "let", "printf"}
-_STARTED_WITH = "the words with which the script is started"
 _DEEPEST = 20
 """Calls inside calls that are followed."""
 
@@ -67,7 +78,8 @@ class _Run:
         self.found: list[Command] = []
         self.condition = ""
         self.returned: list[list[Variables]] = []
-        self.locals: list[dict[str, Value]] = []
+        self.locals: list[dict[str, tuple[bool, Value]]] = []
+        """For each call that is followed: its local variables, and what was said of them before it."""
 
     def follow(self, node: Node) -> bool | None:
         """Goes through a part of the script. Returns its result; None: only a run could tell."""
@@ -174,7 +186,7 @@ class _Run:
         hidden: set[str] = set()
         reason = f"the {node.keyword} of line {node.line}"
         kept, before = len(self.found), self.known.copy()
-        for turn in range(2 + len(self.known.values)):
+        for turn in range(3 + len(self.known.values)):
             start = self.known.copy()
             if node.name:
                 first = items[0].text if items and not turn and not items[0].unknown else None
@@ -184,15 +196,23 @@ class _Run:
             self.known.ended = ""
             changed = changed_names(start, self.known) - hidden
             hidden |= changed
+            has_moved = self._moved(start, reason)
             if not turn:
                 kept = len(self.found)
             for name in hidden:
                 self.known.values[name] = Hidden(f"${name}, set by {reason}")
-            if turn and not changed:
+            if turn and not changed and not has_moved:
                 break
         del self.found[kept:]
         self.condition = outer
         self.known.functions = merged([before, self.known], reason).functions
+
+    def _moved(self, start: Variables, reason: str) -> bool:
+        """Hides the arguments if a pass of a loop changed them. Returns whether they were known before it."""
+        if self.known.arguments == start.arguments:
+            return False
+        self.known.arguments = Hidden(f"the arguments, set by {reason}")
+        return not isinstance(start.arguments, Hidden)
 
     def _items(self, node: Loop) -> tuple[Word, ...] | None:
         """What a `for` goes through, or None where only a run could tell."""
@@ -201,6 +221,8 @@ class _Run:
         if not isinstance(node.head, Simple):
             words = self.known.arguments
             return words if isinstance(words, tuple) else None
+        if any(self._passes(raw) for raw in node.head.words):
+            return None
         items = tuple(word for raw in node.head.words for word in expand(raw, self.known, node.line))
         return None if any(word.unknown for word in items) else items
 
@@ -217,16 +239,26 @@ class _Run:
             return True
         if words[at].startswith("[[ ") or words[at].startswith("[[\n"):
             return result(words[at], self.known, node.line)
-        made = [word for raw in words[at:] for word in expand(raw, self.known, node.line)]
+        made, passed = [], []
+        for raw in words[at:]:
+            expanded = expand(raw, self.known, node.line)
+            made += expanded
+            passed += [*expanded, *([Word(node.line, "$@", STARTED_WITH)] if self._passes(raw) else [])]
         if not made:
             return None
-        return self._command(made, node.line, is_open=any(self._passes(raw) for raw in words[at:]))
+        return self._command(made, node.line, passed)
 
     def _passes(self, raw: str) -> bool:
         """Whether the words with which the script is started are part of a word."""
         return self.known.arguments is None and bool(re.search(r"\$\{?[@*]", raw))
 
-    def _command(self, words: list[Word], line: int, *, is_open: bool) -> bool | None:
+    def _command(self, words: list[Word], line: int, passed: list[Word]) -> bool | None:
+        """
+        Args:
+            passed: the words, with one that is unknown wherever those with which the script is started are.
+        """
+        is_open = len(passed) > len(words)
+        arguments = None if is_open and not words[1:] else tuple(passed[1:])
         name, rest = ("" if words[0].unknown else words[0].text), words[1:]
         if name in {"true", ":", "false"}:
             return name != "false"
@@ -237,19 +269,19 @@ class _Run:
         elif name in {"[", "test"}:
             return result(words, self.known, line)
         elif name in self.known.functions:
-            self._call(name, None if is_open and not rest else tuple(rest), line)
+            self._call(name, arguments, line)
         elif name == "unset":
-            self._unset(rest)
+            unset(self.known, rest)
         elif name in _SETS:
-            self._hide(_names_set(name, rest), f"{name} of line {line}")
+            self._hide(names_set(name, rest), f"{name} of line {line}")
             if name == "printf":
                 self.found.append(Command(tuple(words), self.condition))
         elif name == "set":
-            self._set(rest)
+            set_arguments(self.known, passed[1:])
         elif name == "shift":
-            self._shift(rest)
+            shift(self.known, rest)
         elif name == "cd":
-            self._cd(rest, line)
+            change_folder(self.known, rest, line)
         elif name == "eval" and not any(word.unknown for word in rest):
             return self.follow(parse(" ".join(word.text for word in rest)))
         else:
@@ -272,7 +304,7 @@ class _Run:
         elif right.startswith("("):
             inside = tuple(word for one in words_of(right[1:-1]) for word in expand(one, self.known, line))
             if self._passes(right):
-                inside = (*inside, Word(line, "$@", _STARTED_WITH))
+                inside = (*inside, Word(line, "$@", STARTED_WITH))
             if append and isinstance(before, Hidden):
                 return
             old = (
@@ -294,7 +326,7 @@ class _Run:
 
     def _right(self, name: str, before: Value, append: bool, right: str, line: int) -> Value:
         if self._passes(right):
-            return Hidden(_STARTED_WITH)
+            return Hidden(STARTED_WITH)
         try:
             text = value(right, self.known)
         except Unknown as error:
@@ -308,53 +340,34 @@ class _Run:
     def _declare(self, words: list[str], line: int) -> None:
         options = "".join(word for word in words[1:] if word[0] in "-+")
         for raw in (word for word in words[1:] if word[0] not in "-+"):
-            texts = [raw] if _ASSIGNMENT.fullmatch(raw) else [w.text for w in expand(raw, self.known, line)]
-            for text in texts:
-                name = re.split(r"[+=\[]", text)[0]
-                if words[0] == "local" and self.locals:
-                    self.locals[-1].setdefault(name, self.known.values.get(name))
-                    self.known.values.setdefault(name, None)
-                if text is raw:
+            is_plain = _ASSIGNMENT.fullmatch(raw) is not None
+            for word in [Word(line, raw)] if is_plain else expand(raw, self.known, line):
+                name = re.split(r"[+=\[]", word.text)[0]
+                if words[0] in _MAKES_LOCAL and not set(options) & set("fFgp") and self.locals:
+                    self._make_local(name, is_set=word.text.startswith(f"{name}="))
+                if is_plain:
                     self._assign(raw, line)
-                elif "=" in text:
-                    self.known.values[name] = text.partition("=")[2]
+                elif "=" in word.text:
+                    self.known.values[name] = declared(name, word, is_open=self._passes(raw))
                 if set(options) & set("Ailnu"):
                     self.known.declared[name] = f"${name}, declared with {options} on line {line}"
                     self.known.values[name] = Hidden(self.known.declared[name])
 
-    def _unset(self, words: list[Word]) -> None:
-        for word in words:
-            if "-f" not in [one.text for one in words]:
-                self.known.values[word.text.partition("[")[0]] = None
-            self.known.functions.pop(word.text, None)
+    def _make_local(self, name: str, *, is_set: bool) -> None:
+        """Notes a local variable; without a value, it is unset from here on, unless it was local already."""
+        values = self.known.values
+        if name not in self.locals[-1]:
+            self.locals[-1][name] = said(self.known, name)
+            if not is_set:
+                values[name] = None
+        elif not is_set:
+            values[name] = Hidden(f"${name}, which is made local twice")
 
-    def _set(self, words: list[Word]) -> None:
-        texts = [word.text for word in words]
-        if "--" in texts:
-            self.known.arguments = tuple(words[texts.index("--") + 1 :])
-        elif texts and texts[0][:1] not in {"-", "+"}:
-            self.known.arguments = tuple(words)
-
-    def _shift(self, words: list[Word]) -> None:
-        if isinstance(self.known.arguments, tuple):
-            count = words[0].text if words else "1"
-            self.known.arguments = (
-                self.known.arguments[int(count) :] if count.isdigit() else Hidden(f"shift {count}")
-            )
-
-    def _cd(self, words: list[Word], line: int) -> None:
-        where = words[-1] if words else Word(line, "", "cd")
-        is_plain = not where.unknown and where.text.startswith("/") and ".." not in where.text
-        self.known.values["PWD"] = (
-            where.text.rstrip("/") if is_plain else Hidden(f"$PWD after cd on line {line}")
-        )
-        self.known.values["OLDPWD"] = Hidden("$OLDPWD")
-
-    def _call(self, name: str, arguments: tuple[Word, ...] | None, line: int) -> None:
-        body = self.known.functions[name]
+    def _call(self, function: str, arguments: tuple[Word, ...] | None, line: int) -> None:
+        body = self.known.functions[function]
         if body is None or len(self.locals) >= _DEEPEST:
             for one in self.known.values:
-                self.known.values[one] = Hidden(f"${one}, which {name} of line {line} may set")
+                self.known.values[one] = Hidden(f"${one}, which {function} of line {line} may set")
             return
         before = self.known.arguments
         self.known.arguments = arguments
@@ -366,16 +379,11 @@ class _Run:
             self.known.ended = ""
         else:
             ends.append(self.known)
-        self.known = merged([*(end.copy() for end in ends)], f"{name} of line {line}") if ends else self.known
-        self.known.values |= self.locals.pop()
+        self.known = (
+            merged([*(end.copy() for end in ends)], f"{function} of line {line}") if ends else self.known
+        )
+        for name, (is_said, before_call) in self.locals.pop().items():
+            self.known.values.pop(name, None)
+            if is_said:
+                self.known.values[name] = before_call
         self.known.arguments = before
-
-
-def _names_set(command: str, words: list[Word]) -> list[str]:
-    texts = [word.text for word in words]
-    if command == "printf":
-        return texts[1:2] if texts[:1] == ["-v"] else []
-    if command == "let":
-        return [name for text in texts for name in re.findall(NAME, text)]
-    named = [text for text in texts if re.fullmatch(NAME, text)]
-    return [*named, "REPLY", "MAPFILE", "OPTARG", "OPTIND"]

@@ -6,10 +6,11 @@ from hybridrl.importer.shell_words import Hidden, Value, Variables
 def changed_names(before: Variables, after: Variables) -> set[str]:
     """The variables whose values differ."""
     names = before.values.keys() | after.values.keys()
-    return {name for name in names if _said(before, name) != _said(after, name)}
+    return {name for name in names if said(before, name) != said(after, name)}
 
 
-def _said(known: Variables, name: str) -> tuple[bool, Value]:
+def said(known: Variables, name: str) -> tuple[bool, Value]:
+    """Whether anything is said of a variable, and its value."""
     return name in known.values, known.values.get(name)
 
 
@@ -20,7 +21,7 @@ def merged(ends: list[Variables], what: str) -> Variables:
         return ends[0]
     made = alive[0].copy()
     for name in sorted({name for end in alive for name in end.values}):
-        values = list(dict.fromkeys(_said(end, name) for end in alive))
+        values = list(dict.fromkeys(said(end, name) for end in alive))
         if len(values) > 1:
             shown = " or ".join(_shown(one) for _, one in values)
             made.values[name] = Hidden(f"${name}: {shown}, by the {what}")

@@ -21,6 +21,9 @@ _COMPARES: Mapping[str, Callable[[str, str], bool]] = {
 }
 
 
+_PATTERN = re.compile(r"[*?\[\\]|[+@!]\(")
+
+
 def is_test(node: Node) -> bool:
     """Whether a command only decides something."""
     if isinstance(node, Arithmetic):
@@ -42,15 +45,22 @@ def result(test: str | Sequence[Word], known: Variables, line: int) -> bool | No
     try:
         if isinstance(test, str):
             raw = words_of(test[2:-2])
-            if any(re.search(r"[*?\[\\]", one) for one in raw):
+            if any(_PATTERN.search(one) for one in raw):
                 return None
-            return _decided([value(one, known) for one in raw])
+            texts = [value(one, known) for one in raw]
+            return None if _compares_with_a_pattern(raw, texts) else _decided(texts)
         if any(word.unknown for word in test):
             return None
         texts = [word.text for word in test[1:]]
         return _decided(texts[:-1] if test[0].text == "[" else texts)
     except (Unknown, ValueError):
         return None
+
+
+def _compares_with_a_pattern(raw: Sequence[str], texts: Sequence[str]) -> bool:
+    """Whether the right side of a comparison in [[ ]] is a variable that holds a pattern, without quotes."""
+    is_quoted = re.fullmatch(r'"[^"]*"', raw[-1]) if raw else True
+    return raw[-2:-1] in (["="], ["=="], ["!="]) and not is_quoted and bool(_PATTERN.search(texts[-1]))
 
 
 def _decided(words: list[str]) -> bool | None:

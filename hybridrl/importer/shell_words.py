@@ -15,6 +15,7 @@ NAME = r"[A-Za-z_]\w*"
 _PARAMETER = re.compile(rf"({NAME}|\d+)(?:(:?)([-=+?])(.*))?", re.DOTALL)
 _ELEMENTS = re.compile(rf"(?:({NAME})\[)?([@*])\]?")
 _ELEMENT = re.compile(rf"({NAME})\[(\d+)\]")
+STARTED_WITH = "the words with which the script is started"
 _CHANGES_BY_ITSELF = {"RANDOM", "SECONDS", "LINENO", "HOSTNAME", "UID", "EUID", "PPID", "BASHPID", "SHLVL"}
 
 
@@ -76,6 +77,8 @@ class Variables:
         if self.arguments is None:
             return False, None
         place = int(name) - 1
+        if any(word.unknown == STARTED_WITH for word in self.arguments[: place + 1]):
+            return True, Hidden(STARTED_WITH)
         return True, self.arguments[place : place + 1] if place < len(self.arguments) else None
 
 

@@ -10,6 +10,7 @@ from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.judged_reward import judged_parts
+from hybridrl.data.prompts import PromptFormat
 from hybridrl.data.source import TablePrompts, load_source, open_rows
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
@@ -131,8 +132,7 @@ def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
     """The part of an answer's form that the prompt holds already, such as the tag that opens its thinking."""
     if cfg.data.chat_template == "none":
         return opened_part(rows[0][cfg.data.prompt_field], by_template=False)
-    system = [{"role": "system", "content": cfg.data.system_prompt}] if cfg.data.system_prompt else []
-    messages = [*system, {"role": "user", "content": "a"}]
+    messages = PromptFormat(cfg.data, tokenizer, "data.chat_template").messages("a")
     whole, asked = tokenizer.render(messages), tokenizer.render(messages, answered=True)
     is_suffix = whole.startswith(asked)
     return opened_part(whole.removeprefix(asked), by_template=is_suffix)

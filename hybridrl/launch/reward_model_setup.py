@@ -11,8 +11,8 @@ from hybridrl.errors import ModelError
 from hybridrl.launch.shape import trainer_layout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models import hub, spec
-from hybridrl.models.folder import tensor_names
 from hybridrl.models.spec import ModelSpec
+from hybridrl.models.weights import headers
 from hybridrl.trainer.setup import RankSetup
 
 _ACTOR_ONLY = {"moe": MoEConfig(), "lora": None, "fp8": "none", "bf16_layers": 0}
@@ -23,7 +23,8 @@ defaults."""
 def refuse_unfit_reward_model(cfg: Config) -> None:
     """
     Raises:
-        ModelError: the trainer has no layers for a part of the reward model, or its files lack the head.
+        ModelError: the trainer has no layers for a part of the reward model, or its files lack the head
+            or cannot be read.
     """
     model, own = reward_model_spec(cfg), cfg.reward_model
     if model is None or own is None:
@@ -32,7 +33,11 @@ def refuse_unfit_reward_model(cfg: Config) -> None:
     folder = hub.find_folder(own.path)
     if folder is None or not model.value_head:
         return
-    if HEAD not in tensor_names(folder):
+    try:
+        names = headers(folder).keys()
+    except ModelError as error:
+        raise ModelError(error.what, where="reward_model.path", fix=error.fix) from error
+    if HEAD not in names:
         raise ModelError(
             f"the files of {own.path} have no tensor {HEAD}, which its config.json promises",
             where="reward_model.path",

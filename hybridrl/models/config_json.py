@@ -53,7 +53,9 @@ _KINDS: Mapping[str, _Check] = {
         ).split(),
         _SIZE,
     ),
-    **dict.fromkeys("first_k_dense_replace n_shared_experts q_lora_rank".split(), _COUNT),
+    **dict.fromkeys(
+        "first_k_dense_replace n_shared_experts q_lora_rank num_nextn_predict_layers".split(), _COUNT
+    ),
     **dict.fromkeys(
         (
             "rms_norm_eps rope_theta rope_local_base_freq routed_scaling_factor query_pre_attn_scalar "
@@ -74,6 +76,13 @@ _KINDS: Mapping[str, _Check] = {
     **dict.fromkeys("architectures layer_types".split(), (_is_list_of_text, "a list of texts")),
     "mlp_only_layers": (_is_list_of_layers, "a list of layers"),
 }
+
+_ROPE_KINDS: Mapping[str, _Check] = {
+    "rope_theta": _NUMBER,
+    **dict.fromkeys("rope_type type".split(), _TEXT),
+    **dict.fromkeys("full_attention sliding_attention".split(), _OBJECT),
+}
+"""Keys inside rope_parameters and rope_scaling."""
 
 _NULLABLE = frozenset(
     (
@@ -110,13 +119,22 @@ def refuse_other_types(config: Mapping[str, Any], where: str) -> None:
     Raises:
         ModelError: names the key, its value, and what it takes.
     """
+    _refuse_others(config, _KINDS, "", where)
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key) or {}
+        _refuse_others(rope, _ROPE_KINDS, f"{key}.", where)
+        for kind in ("full_attention", "sliding_attention"):
+            _refuse_others(rope.get(kind) or {}, _ROPE_KINDS, f"{key}.{kind}.", where)
+
+
+def _refuse_others(config: Mapping[str, Any], kinds: Mapping[str, _Check], place: str, where: str) -> None:
     for key, value in config.items():
-        fits, expected = _KINDS.get(key, (None, ""))
+        fits, expected = kinds.get(key, (None, ""))
         if fits is not None and value is not None and not fits(value):
             raise ModelError(
-                f"{key} = {_shown(value)} in config.json is not {expected}",
+                f"{place}{key} = {_shown(value)} in config.json is not {expected}",
                 where=where,
-                fix=f"correct {key}, or download the model again",
+                fix=f"correct {place}{key}, or download the model again",
             )
 
 
@@ -132,7 +150,7 @@ def rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     A model with windows has them for each kind of attention; this returns those of full attention.
     """
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = dict(scaling.get("full_attention", scaling))
+    scaling = dict(scaling.get("full_attention") or scaling)
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)

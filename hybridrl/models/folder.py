@@ -6,10 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from hybridrl.errors import ModelError
-
 
 def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write a model into a temporary folder, then rename it. An existing folder stays as it is.
@@ -33,19 +29,3 @@ def write_once(folder: Path, fill: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def tensor_names(folder: Path) -> frozenset[str]:
-    """Names of the tensors in the safetensors files of a model folder. It reads headers only, without torch.
-
-    Raises:
-        ModelError: a file is not a safetensors file.
-    """
-    names: set[str] = set()
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as file:
-                names |= set(file.keys())
-        except SafetensorError as error:
-            raise ModelError(f"cannot read {path}: {error}", where=str(path), fix="get it again") from error
-    return frozenset(names)

@@ -215,7 +215,23 @@ def read(folder: str | Path) -> ModelSpec:
             cover (quantised weights, another activation, experts on only some of the layers).
     """
     path = Path(folder) / "config.json"
-    return from_config(_json(path), where=str(path))
+    return from_config(read_config(folder), where=str(path))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The content of a model folder's config.json.
+
+    Raises:
+        ModelError: there is none, or it is not JSON, or not an object.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"no config.json in {path.parent}",
+            where=str(path.parent),
+            fix="give a folder in Hugging Face format",
+        )
+    return read_object(path)
 
 
 def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
@@ -294,16 +310,6 @@ def _parameter(spec: ModelSpec, row: Row) -> Parameter:
 def _families() -> dict[str, Family]:
     names = registry.names(families.__name__)
     return {name: importlib.import_module(f"{families.__name__}.{name}").FAMILY for name in names}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(
-            f"no config.json in {path.parent}",
-            where=str(path.parent),
-            fix="give a folder in Hugging Face format",
-        )
-    return read_object(path)
 
 
 def _family(config: Mapping[str, Any], where: str) -> tuple[str, Family]:

@@ -57,9 +57,11 @@ def refuse_unfit_weights(folder: str | Path, *, where: str) -> None:
     """
     folder = Path(folder)
     try:
-        model = models.read(folder)
+        config = models.read_config(folder)
+        model = models.from_config(config, where=str(folder / "config.json"))
         tensors = headers(folder)
-        _refuse_other_tensors(folder, model, tensors)
+        further = config.get("num_nextn_predict_layers") or 0
+        _refuse_other_tensors(folder, model, tensors, range(model.num_layers, model.num_layers + further))
         _refuse_nonfinite(tensors)
     except ModelError as error:
         raise ModelError(error.what, where=where, fix=error.fix) from error
@@ -118,7 +120,13 @@ def _tensor(path: Path, name: str, entry: dict[str, Any], after_header: int) -> 
     return Tensor(name, path, str(entry["dtype"]), shape, after_header + int(start), int(stop) - int(start))
 
 
-def _refuse_other_tensors(folder: Path, model: models.ModelSpec, tensors: dict[str, Tensor]) -> None:
+def _refuse_other_tensors(
+    folder: Path, model: models.ModelSpec, tensors: dict[str, Tensor], further: range
+) -> None:
+    """
+    Args:
+        further: layers beyond the model's that predict further tokens.
+    """
     shapes = _shapes(model)
     if missing := [name for name in shapes if name not in tensors]:
         lacks = f"{_some(missing)}, {len(missing)} of {counted(len(shapes), 'tensor')}"
@@ -131,7 +139,7 @@ def _refuse_other_tensors(folder: Path, model: models.ModelSpec, tensors: dict[s
         if found.dtype not in _EXPONENTS:
             what = f"{name} is {found.dtype} in {found.file}; weights are {', '.join(_EXPONENTS)}"
             raise ModelError(what, fix="use the bf16 or fp32 version of the model")
-    if unused := _unused(folder, model, tensors, shapes):
+    if unused := _unused(tensors, shapes, further):
         count = counted(len(unused), "tensor")
         what = f"the weights in {folder} have {_some(unused)}, {count} in all, for which its config.json has"
         raise ModelError(f"{what} no place: without them it is another model", fix=_BELONGS)
@@ -145,18 +153,16 @@ def _shapes(model: models.ModelSpec) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _unused(
-    folder: Path, model: models.ModelSpec, tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]]
-) -> list[str]:
+def _unused(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], further: range) -> list[str]:
     """Tensors of layers that the model's table does not name.
 
-    Layers that predict further tokens, as config.json counts them, other parts than layers, and inverse
+    Layers that predict further tokens, other parts than layers, and inverse
     frequencies are not used and may be there.
     """
-    further = read_object(folder / "config.json").get("num_nextn_predict_layers") or 0
-    beyond = range(model.num_layers, model.num_layers + further)
     layers = ((name, re.match(r"model\.layers\.(\d+)\.", name)) for name in tensors if name not in shapes)
-    return [n for n, layer in layers if layer and int(layer[1]) not in beyond and not n.endswith(".inv_freq")]
+    return [
+        n for n, layer in layers if layer and int(layer[1]) not in further and not n.endswith(".inv_freq")
+    ]
 
 
 def _refuse_nonfinite(tensors: dict[str, Tensor]) -> None:

@@ -5,12 +5,13 @@ matches no answer, and every reward is 0.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from re import _constants, _parser  # type: ignore  # the only parser that reads what re reads
 from typing import Any
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import ConfigError
+from hybridrl.rewards.parts import rules
 
 _TAG = re.compile(r"<[A-Za-z_]\w*>")
 _TAG_AT_END = re.compile(r"<[A-Za-z_]\w*>\s*\Z")
@@ -36,7 +37,9 @@ def check_patterns(reward: RewardConfig, opened: str, *, where: str) -> None:
     Raises:
         ConfigError: the message names the key, the pattern, and what stands in front of an answer.
     """
-    for key, name, options in _rules(reward.name, reward.options, "reward"):
+    for key, name, options in rules(reward.name, reward.options):
+        if name not in _PATTERNS:
+            continue
         pattern, shown = options.get(_PATTERNS[name]), options.get("opened")
         if shown and not opened.rstrip().endswith(shown.strip()):
             raise ConfigError(
@@ -45,22 +48,13 @@ def check_patterns(reward: RewardConfig, opened: str, *, where: str) -> None:
                 fix=f"leave {key}.opened out, or set it to what the prompt ends with",
             )
         hidden = [tag for tag in _TAG.findall(opened) if isinstance(pattern, str) and requires(pattern, tag)]
-        if shown is None and hidden:
+        if not shown and hidden:
             raise _hides(f"{key}.{_PATTERNS[name]}", pattern, hidden[0], opened, where, name)
 
 
 def requires(pattern: str, text: str) -> bool:
     """Whether every match of a pattern contains a text, as far as its letters show."""
     return _requires(_parser.parse(pattern), text.lower())
-
-
-def _rules(name: str, options: Mapping[str, Any], key: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Key, name and options of each rule with a pattern."""
-    if name == "weighted_sum":
-        for label, part in options["parts"].items():
-            yield from _rules(part["name"], part, f"{key}.parts.{label}")
-    elif name in _PATTERNS:
-        yield key, name, options
 
 
 def _requires(sequence: Any, text: str) -> bool:

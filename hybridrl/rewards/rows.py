@@ -3,11 +3,12 @@
 A row without a usable reference would end the run at the step that takes it, or reward an empty answer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DataError
+from hybridrl.rewards.parts import rules
 from hybridrl.rewards.plugin import LoadedReward, load_reward
 from hybridrl.wording import counted
 
@@ -16,13 +17,13 @@ _NAMED = 5
 
 
 class Table(Protocol):
-    """Rows with fast access to one column; column() raises a DataError that names a row without it."""
+    """Rows with fast access to some columns; columns() raises a DataError that names a row without one."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
 
-    def column(self, name: str, /) -> Iterator[Any]: ...
+    def columns(self, names: Sequence[str], /) -> Iterator[tuple[Any, ...]]: ...
 
 
 @runtime_checkable
@@ -53,22 +54,15 @@ def check_rows(reward: RewardConfig, table: Table, *, data: str, where: str) -> 
     Raises:
         DataError: rows that a rule cannot judge, or a column that it needs is missing.
     """
-    for rule in _rules(reward.name, reward.options, where):
+    for _, name, options in rules(reward.name, reward.options):
+        if ":" in name:
+            continue
+        rule = load_reward(name, options, where=where)
         checker = rule.function
         if isinstance(checker, ChecksRows) and (names := checker.columns(reward.answer_field)):
             wrong = list(_wrong(rule, table, names, reward.answer_field))
             if wrong:
                 raise _refused(rule.name, wrong, len(table), data, where)
-
-
-def _rules(name: str, options: Mapping[str, Any], where: str) -> Iterator[LoadedReward]:
-    """The project's own rules in a reward: itself, or the parts of a sum."""
-    if name == "weighted_sum":
-        for part in options["parts"].values():
-            rest = {key: value for key, value in part.items() if key not in ("name", "weight")}
-            yield from _rules(part["name"], rest, where)
-    elif ":" not in name:
-        yield load_reward(name, options, where=where)
 
 
 def _wrong(
@@ -77,7 +71,7 @@ def _wrong(
     """Number and fault of each row that the rule cannot judge."""
     first = table[0]
     names = tuple(dict.fromkeys(name if name in first else name.split(".")[0] for name in names))
-    for index, values in enumerate(zip(*map(table.column, names), strict=True)):
+    for index, values in enumerate(table.columns(names)):
         try:
             rule.check_row(dict(zip(names, values, strict=True)), answer_field=answer_field)
         except ValueError as error:

@@ -15,6 +15,7 @@ from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.plugins import build
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.errors import ConfigError
 
 
 def column(*values):
@@ -92,7 +93,7 @@ def test_nemo_reinforce_plus_plus_has_a_group_baseline_and_charges_each_token_it
 
 
 def test_a_penalty_by_token_has_no_discount():
-    with pytest.raises(Exception, match="discount = 0.9 with penalty = token"):
+    with pytest.raises(ConfigError, match="discount = 0.9 with penalty = token"):
         load_estimator(
             AlgorithmConfig(estimator={"name": "reinforce_plus_plus", "penalty": "token", "discount": 0.9})
         )
@@ -102,7 +103,7 @@ def test_a_group_baseline_needs_groups():
     one = AlgorithmConfig(
         estimator={"name": "reinforce_plus_plus", "baseline": "group"}, samples_per_prompt=1
     )
-    with pytest.raises(Exception, match="samples_per_prompt"):
+    with pytest.raises(ConfigError, match="samples_per_prompt"):
         load_estimator(one)
 
 

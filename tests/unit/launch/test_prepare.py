@@ -127,6 +127,18 @@ OPENS = (
 )
 
 
+def test_an_empty_system_prompt_is_in_the_template_that_opens_a_tag(tried: Callable[..., None]) -> None:
+    tiny.random_model(Path("chat"), "qwen3", 0, vocab_size=280)
+    path = Path("chat/tokenizer_config.json")
+    template = OPENS.replace("<think>", "{% if messages[0].role == 'system' %}<think>{% endif %}")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    chat = ["model=chat", "data.chat_template=model", "rollout.max_prompt_tokens=99"]
+    overrides = ["algorithm={preset: grpo}", *chat, "reward={name: regex, pattern: '^<think>.+</think>'}"]
+    tried(*overrides)
+    with pytest.raises(ConfigError, match="asks for <think>, and the prompt ends with '<think>"):
+        tried(*overrides, "data.system_prompt=''")
+
+
 def test_a_pattern_cannot_ask_for_a_tag_that_the_template_opens(tried: Callable[..., None]) -> None:
     tiny.random_model(Path("chat"), "qwen3", 0, vocab_size=280)
     path = Path("chat/tokenizer_config.json")

@@ -73,6 +73,7 @@ WRONG = [
     ("attention_bias", 1),
     ("architectures", "Qwen3ForCausalLM"),
     ("architectures", [7]),
+    ("num_nextn_predict_layers", "1"),
     ("rope_scaling", "linear"),
     ("rope_parameters", [1]),
     ("hidden_act", 3),
@@ -90,6 +91,23 @@ def test_a_value_of_another_type_is_named(tmp_path: Path, key: str, value: objec
         read(folder_with(tmp_path, **{key: value}))
     assert str(refused.value).startswith(f"{key} = {json.dumps(value)} in config.json is not ")
     assert str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"rope_theta": "x"}, 'rope_theta = "x" in config.json is not a number above 0'),
+        ({"rope_type": 3}, "rope_type = 3 in config.json is not text"),
+        ({"full_attention": "x"}, 'full_attention = "x" in config.json is not an object'),
+        ({"full_attention": {"rope_theta": [1]}}, "full_attention.rope_theta = [1] in config.json is not"),
+        ({"sliding_attention": {"rope_theta": "x"}}, 'sliding_attention.rope_theta = "x" in config.json'),
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_a_rope_value_of_another_type_is_named(tmp_path: Path, key: str, rope: object, said: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        read(folder_with(tmp_path, **{key: rope}))
+    assert str(refused.value).startswith(f"{key}.{said}")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,12 @@ def test_a_config_json_of_another_model_is_refused(folder: Path, key: str, more:
     assert "config.json" in refusal(folder)
 
 
+def test_a_count_of_further_layers_that_is_text_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"num_nextn_predict_layers": "1"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert 'num_nextn_predict_layers = "1" in config.json is not a whole number' in refusal(folder)
+
+
 def test_further_parts_may_be_there(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
     (folder / "config.json").write_text(json.dumps(config))

@@ -92,6 +92,12 @@ def test_the_pattern_sees_the_opened_part() -> None:
     assert [reward(answer, {}, answer_field="answer") for answer in answers] == [1, 0, 1]
 
 
+def test_an_empty_opened_part_hides_the_tag_too() -> None:
+    reward = RewardConfig.model_validate({"name": "regex", "pattern": PATTERN, "opened": ""})
+    with pytest.raises(ConfigError, match="asks for <think>"):
+        check_patterns(reward, THINK, where="")
+
+
 @pytest.mark.parametrize("opened", ["", "<reason>", "<think>\n\n</think>\n"])
 def test_an_opened_part_that_is_not_written_is_refused(opened: str) -> None:
     reward = RewardConfig.model_validate({"name": "regex", "pattern": PATTERN, "opened": THINK})

@@ -1,13 +1,15 @@
 """Rows that a reward cannot judge are found wherever they stand."""
 
+import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hybridrl.config.schema import RewardConfig
-from hybridrl.data.tables import Rows
+from hybridrl.data.tables import JsonLines, Row, Rows
 from hybridrl.errors import DataError
 from hybridrl.rewards.rows import check_rows
 
@@ -92,3 +94,20 @@ def test_a_hundred_thousand_rows_take_seconds() -> None:
     start_s = time.process_time()
     check(rows, "math_verify", extract_reference="#### (.+)")
     assert time.process_time() - start_s < 3
+
+
+class CountedLines(JsonLines):
+    num_read = 0
+
+    def __getitem__(self, index: int) -> Row:
+        self.num_read += 1
+        return super().__getitem__(index)
+
+
+def test_each_line_is_read_once_for_all_columns(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text((json.dumps(PUZZLE) + "\n") * 5)
+    table = CountedLines(str(tmp_path / "d.jsonl"))
+    check_rows(RewardConfig(name="countdown"), table, data="d.jsonl", where="my.yaml:3")
+    assert table.num_read == 5 + 1  # and the first once more, for its columns
+    with pytest.raises(DataError, match="no column 'nothing'"):
+        list(table.columns(("target", "nothing")))
