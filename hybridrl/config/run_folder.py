@@ -157,7 +157,7 @@ def as_yaml(loaded: LoadedConfig[Any], width: int | None = None) -> str:
     """
     lines = list(_lines(loaded))
     room = 60 if width is None else width - max(len(origin) for _, origin in lines) - 4
-    column = min(60, room, max(len(line) for line, _ in lines))
+    column = max(1, min(60, room, max(len(line) for line, _ in lines)))  # an origin may be wider than `width`
     body = [f"{line:<{column}}  # {origin}" if origin else line for line, origin in lines]
     if width is not None:
         body = [part for line, row in zip(body, lines, strict=True) for part in _fitted(line, row, width)]
