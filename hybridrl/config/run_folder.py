@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hybridrl import __version__
+from hybridrl.config.files import atomic_write
 from hybridrl.config.load import LoadedConfig, load_as, values
 from hybridrl.config.schema import Config
 from hybridrl.config.secrets import masked
@@ -70,7 +71,7 @@ class RunFolder:
             folder = held.enter_context(cls._take(path_of(loaded.config)))
             _refuse_to_overwrite(folder.path)
             (folder.path / "metrics.jsonl").unlink(missing_ok=True)
-            folder._write_resolved(loaded)
+            atomic_write(folder.path / "resolved.yaml", as_yaml(loaded))
             held.pop_all()
         return folder
 
@@ -88,7 +89,7 @@ class RunFolder:
         with contextlib.ExitStack() as held:
             folder = held.enter_context(cls._take(path))
             refuse(changes(load_as(type(loaded.config), path / "resolved.yaml"), loaded))
-            folder._write_resolved(loaded)
+            atomic_write(path / "resolved.yaml", as_yaml(loaded))
             held.pop_all()
         return folder
 
@@ -122,11 +123,6 @@ class RunFolder:
         lock.write(str(os.getpid()))
         lock.flush()
         return cls(path, lock)
-
-    def _write_resolved(self, loaded: LoadedConfig[Any]) -> None:
-        temporary = self.path / ".resolved.yaml"
-        temporary.write_text(as_yaml(loaded), "utf-8")
-        temporary.replace(self.path / "resolved.yaml")
 
 
 def path_of(config: Config | SupervisedConfig) -> Path:

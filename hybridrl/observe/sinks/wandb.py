@@ -18,8 +18,8 @@ from uuid import uuid4
 
 import psutil
 
+from hybridrl.config.files import atomic_write
 from hybridrl.errors import ResourceError
-from hybridrl.observe.files import atomic_write
 from hybridrl.observe.record import Record
 from hybridrl.observe.sink import KEY, Sink, SinkRun, Status
 from hybridrl.registry import register
