@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
 from hybridrl.config import keys, strict_yaml
+from hybridrl.config.kind_names import KindOfConfig
 from hybridrl.config.load import LoadedConfig, of_document, read
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError
-
-KindOfConfig = Literal["launch", "sft", "rm"]
-"""The command that a config is for."""
 
 KINDS: Mapping[KindOfConfig, type[BaseModel]] = {"launch": Config, "sft": SFTConfig, "rm": RMConfig}
 
