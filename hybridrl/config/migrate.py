@@ -36,8 +36,12 @@ def migrated(path: Path) -> Migrated:
     read(path)  # says what is wrong with the path
     written = path.read_bytes().decode("utf-8")
     found = rewritten(written.replace("\r\n", "\n"), str(path), renamed.RENAMED)
-    text = found.text.replace("\n", "\r\n") if "\r\n" in written else found.text
-    return Migrated(text, found.changes)
+    if not found.changes:
+        return Migrated(written, ())
+    windows = written.count("\r\n")
+    if windows and windows != written.count("\n"):
+        raise ConfigError(found.changes[0], where=str(path), fix="edit it by hand: its line ends are mixed")
+    return Migrated(found.text.replace("\n", "\r\n") if windows else found.text, found.changes)
 
 
 def rewritten(text: str, file: str, table: Sequence[renamed.Renamed]) -> Migrated:
