@@ -171,9 +171,7 @@ def _fitted(line: str, row: tuple[str, str], width: int) -> list[str]:
 
 def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigError]:
     """What keeps a run from being resumed with another config: the keys that differ and must not."""
-    then, today = (
-        {key: masked(value, key) for key, value in values(loaded.config)} for loaded in (before, now)
-    )
+    then, today = (masked(dict(values(loaded.config))) for loaded in (before, now))
     names = [
         key for key in {**then, **today} if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_BELOW)
     ]
@@ -194,7 +192,7 @@ def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigErr
 
 def _lines(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     above: tuple[str, ...] = ()
-    for dotted, value in values(loaded.config):
+    for dotted, value in masked(dict(values(loaded.config))).items():
         *sections, name = dotted.split(".")
         shared = next(
             (i for i, (a, b) in enumerate(zip(above, sections)) if a != b), min(len(above), len(sections))
@@ -202,8 +200,8 @@ def _lines(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         for depth in range(shared, len(sections)):
             yield f"{'  ' * depth}{sections[depth]}:", ""
         above = tuple(sections)
-        value = masked(list(value) if isinstance(value, tuple) else value, dotted)
-        yield f"{'  ' * len(sections)}{name}: {inline(value)}", loaded.origins[dotted]
+        plain = list(value) if isinstance(value, tuple) else value
+        yield f"{'  ' * len(sections)}{name}: {inline(plain)}", loaded.origins[dotted]
 
 
 def _changed(key: str, then: object, today: object, now: LoadedConfig[Any]) -> ConfigError:
