@@ -50,7 +50,8 @@ $(DOCS_VENV)/.ready: requirements/docs.txt
 
 docs-check: setup ## the documentation alone: commands run or parse, configs load, files and keys exist
 	@$(PYTEST) -q tests/style/test_docs.py tests/style/test_links.py tests/style/test_recipes.py \
-	  tests/style/test_coming_from_verl.py
+	  tests/style/test_coming_from_verl.py tests/style/test_guides.py tests/style/test_howto.py \
+	  tests/style/test_changelog.py
 
 bench: setup ## every benchmark, results in benchmarks/results/
 	@mkdir -p benchmarks/results

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hybridrl.config.files import atomic_write_json
 from hybridrl.hosts.machine import GIB, Machine
-from hybridrl.observe.files import atomic_write_json
 from hybridrl.observe.summary import versions
 
 

@@ -51,5 +51,6 @@ def _words(expected: str) -> list[str]:
     """The words that a key takes, from what it takes in words; [] where it takes any text or number."""
     if expected.startswith("true or false"):
         return ["true", "false"]
-    listed = expected.removeprefix("one of ").replace(" or null", ", null")
-    return listed.split(", ") if listed != expected else []
+    if not expected.startswith("one of "):
+        return []
+    return expected.removeprefix("one of ").replace(" or null", ", null").split(", ")

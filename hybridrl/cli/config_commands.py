@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 
 from hybridrl.cli import complete
-from hybridrl.cli.console import ConfigPath, ForCommand, KindOfConfig, Overrides, out, say, tell, width
+from hybridrl.cli.console import ConfigPath, ForCommand, Overrides, out, say, tell, width
 from hybridrl.cli.help import add, group
+from hybridrl.config.kind_names import KindOfConfig
 
 
 def show(config: ConfigPath, overrides: Overrides = None, command: ForCommand = None) -> None:

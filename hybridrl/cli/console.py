@@ -4,13 +4,14 @@ import re
 import shutil
 import textwrap
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from hybridrl.cli import complete
+from hybridrl.config.kind_names import KindOfConfig
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -21,7 +22,6 @@ ConfigPath = Annotated[
         metavar="CONFIG", help="YAML file of the run.", show_default=False, autocompletion=complete.configs
     ),
 ]
-KindOfConfig = Literal["launch", "sft", "rm"]
 
 ForCommand = Annotated[
     KindOfConfig | None,

@@ -2,18 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel
 
 from hybridrl.config import keys, strict_yaml
-from hybridrl.config.load import LoadedConfig, load_as, read
+from hybridrl.config.kind_names import KindOfConfig
+from hybridrl.config.load import LoadedConfig, of_document, read
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError
-
-KindOfConfig = Literal["launch", "sft", "rm"]
-"""The command that a config is for."""
 
 KINDS: Mapping[KindOfConfig, type[BaseModel]] = {"launch": Config, "sft": SFTConfig, "rm": RMConfig}
 
@@ -24,7 +22,26 @@ def command_of(path: Path, overrides: Sequence[str] = ()) -> KindOfConfig:
     Raises:
         ConfigError: the file is missing or not YAML, or its keys are those of `sft` and of `rm` alike.
     """
+    return _command_of(strict_yaml.parse(read(path), str(path)), str(path), overrides)
+
+
+def load_any(
+    command: KindOfConfig | None, path: Path, overrides: Sequence[str] = ()
+) -> tuple[KindOfConfig, LoadedConfig[Any]]:
+    """The command that a config is for, and the config; the file is read once.
+
+    Args:
+        command: of KINDS; None: told by the keys.
+
+    Raises:
+        As load_as().
+    """
     document = strict_yaml.parse(read(path), str(path))
+    command = command or _command_of(document, str(path), overrides)
+    return command, of_document(KINDS[command], document, str(path), overrides)
+
+
+def _command_of(document: strict_yaml.Document, file: str, overrides: Sequence[str]) -> KindOfConfig:
     written = [".".join(place) for place in document.line]
     written += [override.partition("=")[0].strip() for override in overrides]
     unknown: dict[KindOfConfig, int] = {command: _unknown(written, KINDS[command]) for command in KINDS}
@@ -33,24 +50,9 @@ def command_of(path: Path, overrides: Sequence[str] = ()) -> KindOfConfig:
     ]
     if found == ["sft", "rm"]:
         raise ConfigError(
-            f"{path} has the keys of both hybridrl sft and hybridrl rm", fix="add --for sft, or --for rm"
+            f"{file} has the keys of both hybridrl sft and hybridrl rm", fix="add --for sft, or --for rm"
         )
     return found[0]
-
-
-def load_any(
-    command: KindOfConfig | None, path: Path, overrides: Sequence[str] = ()
-) -> tuple[KindOfConfig, LoadedConfig[Any]]:
-    """The command that a config is for, and the config.
-
-    Args:
-        command: of KINDS; None: told by the keys.
-
-    Raises:
-        As load_as().
-    """
-    command = command or command_of(path, overrides)
-    return command, load_as(KINDS[command], path, overrides)
 
 
 def _unknown(written: Sequence[str], root: type[BaseModel]) -> int:

@@ -95,7 +95,13 @@ def load_as(root: type[Root], path: str | Path, overrides: Sequence[str] = ()) -
 
 def parse_as(root: type[Root], text: str, file: str, overrides: Sequence[str] = ()) -> LoadedConfig[Root]:
     """A config from the text of a file, which need not exist yet; otherwise as `load`."""
-    document = strict_yaml.parse(text, file)
+    return of_document(root, strict_yaml.parse(text, file), file, overrides)
+
+
+def of_document(
+    root: type[Root], document: strict_yaml.Document, file: str, overrides: Sequence[str] = ()
+) -> LoadedConfig[Root]:
+    """A config from a file that was parsed already; otherwise as `load`."""
     origins = {key: f"{file}:{line}" for key, line in document.line.items()}
     tree = _whole_sections(document.tree, root, (), origins)
     for override in overrides:

@@ -4,9 +4,7 @@ The text is edited at the places that the YAML parser gives, and the result is p
 config that was meant, nothing is written.
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import yaml
 
 from hybridrl.config import renamed, strict_yaml
+from hybridrl.config.files import atomic_write
 from hybridrl.config.load import read
 from hybridrl.errors import ConfigError
 
@@ -37,8 +36,12 @@ def migrated(path: Path) -> Migrated:
     read(path)  # says what is wrong with the path
     written = path.read_bytes().decode("utf-8")
     found = rewritten(written.replace("\r\n", "\n"), str(path), renamed.RENAMED)
-    text = found.text.replace("\n", "\r\n") if "\r\n" in written else found.text
-    return Migrated(text, found.changes)
+    if not found.changes:
+        return Migrated(written, ())
+    windows = written.count("\r\n")
+    if windows and windows != written.count("\n"):
+        raise ConfigError(found.changes[0], where=str(path), fix="edit it by hand: its line ends are mixed")
+    return Migrated(found.text.replace("\n", "\r\n") if windows else found.text, found.changes)
 
 
 def rewritten(text: str, file: str, table: Sequence[renamed.Renamed]) -> Migrated:
@@ -72,12 +75,7 @@ def replace_file(path: Path, text: str) -> None:
     """
     path = path.resolve()  # a link stays a link
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as beside:
-            beside.write(text)
-            os.fchmod(beside.fileno(), path.stat().st_mode & 0o777)
-        Path(beside.name).replace(path)
+        atomic_write(path, text)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", fix="check who owns it") from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hybridrl import __version__
+from hybridrl.config.files import atomic_write
 from hybridrl.config.load import LoadedConfig, load_as, values
 from hybridrl.config.schema import Config
 from hybridrl.config.secrets import masked
@@ -70,7 +71,7 @@ class RunFolder:
             folder = held.enter_context(cls._take(path_of(loaded.config)))
             _refuse_to_overwrite(folder.path)
             (folder.path / "metrics.jsonl").unlink(missing_ok=True)
-            folder._write_resolved(loaded)
+            atomic_write(folder.path / "resolved.yaml", as_yaml(loaded))
             held.pop_all()
         return folder
 
@@ -88,7 +89,7 @@ class RunFolder:
         with contextlib.ExitStack() as held:
             folder = held.enter_context(cls._take(path))
             refuse(changes(load_as(type(loaded.config), path / "resolved.yaml"), loaded))
-            folder._write_resolved(loaded)
+            atomic_write(path / "resolved.yaml", as_yaml(loaded))
             held.pop_all()
         return folder
 
@@ -123,11 +124,6 @@ class RunFolder:
         lock.flush()
         return cls(path, lock)
 
-    def _write_resolved(self, loaded: LoadedConfig[Any]) -> None:
-        temporary = self.path / ".resolved.yaml"
-        temporary.write_text(as_yaml(loaded), "utf-8")
-        temporary.replace(self.path / "resolved.yaml")
-
 
 def path_of(config: Config | SupervisedConfig) -> Path:
     """The run folder of a config."""
@@ -157,7 +153,7 @@ def as_yaml(loaded: LoadedConfig[Any], width: int | None = None) -> str:
     """
     lines = list(_lines(loaded))
     room = 60 if width is None else width - max(len(origin) for _, origin in lines) - 4
-    column = min(60, room, max(len(line) for line, _ in lines))
+    column = max(1, min(60, room, max(len(line) for line, _ in lines)))  # an origin may be wider than `width`
     body = [f"{line:<{column}}  # {origin}" if origin else line for line, origin in lines]
     if width is not None:
         body = [part for line, row in zip(body, lines, strict=True) for part in _fitted(line, row, width)]
@@ -175,9 +171,7 @@ def _fitted(line: str, row: tuple[str, str], width: int) -> list[str]:
 
 def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigError]:
     """What keeps a run from being resumed with another config: the keys that differ and must not."""
-    then, today = (
-        {key: masked(value, key) for key, value in values(loaded.config)} for loaded in (before, now)
-    )
+    then, today = (masked(dict(values(loaded.config))) for loaded in (before, now))
     names = [
         key for key in {**then, **today} if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_BELOW)
     ]
@@ -198,7 +192,7 @@ def changes(before: LoadedConfig[Any], now: LoadedConfig[Any]) -> list[ConfigErr
 
 def _lines(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     above: tuple[str, ...] = ()
-    for dotted, value in values(loaded.config):
+    for dotted, value in masked(dict(values(loaded.config))).items():
         *sections, name = dotted.split(".")
         shared = next(
             (i for i, (a, b) in enumerate(zip(above, sections)) if a != b), min(len(above), len(sections))
@@ -206,8 +200,8 @@ def _lines(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         for depth in range(shared, len(sections)):
             yield f"{'  ' * depth}{sections[depth]}:", ""
         above = tuple(sections)
-        value = masked(list(value) if isinstance(value, tuple) else value, dotted)
-        yield f"{'  ' * len(sections)}{name}: {inline(value)}", loaded.origins[dotted]
+        plain = list(value) if isinstance(value, tuple) else value
+        yield f"{'  ' * len(sections)}{name}: {inline(plain)}", loaded.origins[dotted]
 
 
 def _changed(key: str, then: object, today: object, now: LoadedConfig[Any]) -> ConfigError:

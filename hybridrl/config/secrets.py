@@ -7,7 +7,7 @@ with the name of a secret has it as its value.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MASK = "***"
@@ -29,14 +29,14 @@ _VARIABLES = re.compile(
 _SHORTEST = 8
 """Characters of an environment variable's value; a shorter one would hide words that mean something else."""
 
+_TOKEN = r"(?:(?:hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[abps]-)[\w-]{16,}|AKIA[0-9A-Z]{16}\b)"
+
 _PATTERNS = (
     (re.compile(r"(?<=://)[^/@\s]+(?=@)"), MASK),
     (re.compile(r"(?i)([?&](?:[\w-]*(?:token|key|secret|password|signature)|sig)=)[^&\s'\"]+"), rf"\1{MASK}"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}"), rf"\1 {MASK}"),
-    (
-        re.compile(r"\b(?:hf_|sk-|gh[opsur]_|github_pat_|glpat-|xox[abps]-)[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b"),
-        MASK,
-    ),
+    (re.compile(rf"(?<![\w/]){_TOKEN}"), MASK),  # models/sk-my-long-experiment is a path
+    (re.compile(rf"(?i:(https?://[^\s'\"]*/)){_TOKEN}"), rf"\1{MASK}"),
 )
 
 
@@ -46,18 +46,26 @@ def masked(value: Any, key: str = "") -> Any:
     Args:
         key: the name that the value stands under; a dotted one counts by its last word.
     """
-    if isinstance(value, Mapping):
-        return {name: masked(inner, str(name)) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(masked(inner, key) for inner in value)
-    if not isinstance(value, str):
-        return value
-    return MASK if value and _KEYS.search(key.rpartition(".")[2]) else masked_text(value)
+    return _masked(value, key, _of_the_environment())
 
 
 def masked_text(text: str) -> str:
     """A text without the secrets that can be told by their looks, or that the environment has."""
-    for secret in _of_the_environment():
+    return _masked_text(text, _of_the_environment())
+
+
+def _masked(value: Any, key: str, secrets: Sequence[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _masked(inner, str(name), secrets) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_masked(inner, key, secrets) for inner in value)
+    if not isinstance(value, str):
+        return value
+    return MASK if value and _KEYS.search(key.rpartition(".")[2]) else _masked_text(value, secrets)
+
+
+def _masked_text(text: str, secrets: Sequence[str]) -> str:
+    for secret in secrets:
         text = text.replace(secret, MASK)
     for pattern, instead in _PATTERNS:
         text = pattern.sub(instead, text)

@@ -13,7 +13,8 @@ _HEAD = """\
 
 <!-- Made from the code: python -m hybridrl.observe.document > docs/metrics.md -->
 
-Every policy update writes one line to `metrics.jsonl` in the run folder and the same names to MLflow:
+Every policy update writes one line to `metrics.jsonl` in the run folder, and the same names to the
+[sinks of `observe.sinks`](observing.md):
 
     {"kind": "step", "step": 20, "time": 1795975809.2, "wall_s": 25.1, "critic/score/mean": 0.31, ...}
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hybridrl.config.files import atomic_write
 from hybridrl.errors import RunFolderError
-from hybridrl.observe.files import atomic_write
 from hybridrl.observe.record import Record
 from hybridrl.wording import counted
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from hybridrl.config.files import atomic_write_json
 from hybridrl.config.schema import Config
 from hybridrl.config.secrets import masked
 from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.observe.clock import Clock
-from hybridrl.observe.files import atomic_write_json
 from hybridrl.observe.jsonl import JsonLines, read
 from hybridrl.observe.names import safe
 from hybridrl.observe.record import Kind, Record

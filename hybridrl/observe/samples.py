@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.batch import Batch
-from hybridrl.observe.files import atomic_write
+from hybridrl.config.files import atomic_write
 from hybridrl.types import Finish, Prompt
 from hybridrl.wording import counted
 

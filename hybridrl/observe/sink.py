@@ -14,6 +14,7 @@ from hybridrl.config.options import make
 from hybridrl.config.section import PluginConfig
 from hybridrl.errors import ResourceError
 from hybridrl.observe.record import Record
+from hybridrl.outside import user_code
 
 SINKS = "hybridrl.observe.sinks"
 KEY = "observe.sinks"
@@ -113,12 +114,14 @@ def refuse_missing_sinks(entries: Iterable[str | dict[str, Any]]) -> None:
     """
     Raises:
         HybridRLError: as load_sinks, or this machine lacks what a sink needs.
+        UserCodeError: `refuse` of a sink from outside raises another error.
     """
-    for sink in load_sinks(entries).values():
-        sink.refuse()
+    for name, sink in load_sinks(entries).items():
+        with user_code(name, key=KEY, where=KEY, plugin=sink):
+            sink.refuse()
 
 
 def _made(plugin: PluginConfig) -> Sink:
-    roles = ("refuse", "open", "write", "keep", "close", "abandon", "view")
+    roles = ("label", "refuse", "open", "write", "keep", "close", "abandon", "view")
     found: Any = registry.find(SINKS, plugin.name, where=KEY, has=roles)
     return make(found, plugin.name, plugin.options, title=f"sink {plugin.name}", where=KEY)

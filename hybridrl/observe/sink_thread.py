@@ -42,7 +42,6 @@ class SinkThreads:
     def __init__(self, sinks: Mapping[str, Sink], run: SinkRun, warn: Warn) -> None:
         """Returns at once; what fails later is said through `warn`, from a thread."""
         self._threads = {name: SinkThread(sink, run, warn) for name, sink in sinks.items()}
-        self._sinks = dict(sinks)
 
     def write(self, record: Record) -> None:
         for thread in self._threads.values():
@@ -67,7 +66,7 @@ class SinkThreads:
 
     def views(self, folder: Path) -> dict[str, str]:
         """The command or address at which a person sees the run, by the name of the sink."""
-        found = {name: sink.view(folder) for name, sink in self._sinks.items()}
+        found = {name: thread.view(folder) for name, thread in self._threads.items()}
         return {name: view for name, view in found.items() if view}
 
 
@@ -102,6 +101,14 @@ class SinkThread:
         elif self._lost:
             lost = counted(self._lost, "record")
             self._warn(f"{self._label} lacks {lost} of this run; metrics.jsonl has them all")
+
+    def view(self, folder: Path) -> str:
+        """What the sink's view says; "" if it raises, for the run is not to fail over it."""
+        try:
+            return self._sink.view(folder)
+        except (Exception, SystemExit) as error:  # as in the thread
+            self._report(f"could not be viewed ({type(error).__name__}: {_first_line(error)})")
+            return ""
 
     def _serve(self) -> None:
         waiting: deque[_Item] = deque()

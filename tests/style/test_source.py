@@ -16,6 +16,7 @@ PROCESS_EDGES: set[str] = {
     "controller/loop.py:fill",
     "observe/sink_thread.py:_abandon",
     "observe/sink_thread.py:_serve",
+    "observe/sink_thread.py:view",
     "rewards/children.py:main",
     "rewards/children.py:_work",
     "rollout/sglang/channel.py:_answer",

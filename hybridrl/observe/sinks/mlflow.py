@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybridrl.observe.files import atomic_write
+from hybridrl.config.files import atomic_write
 from hybridrl.observe.names import safe
 from hybridrl.observe.record import Record
 from hybridrl.observe.sink import Sink, SinkRun, Status

@@ -18,8 +18,8 @@ from uuid import uuid4
 
 import psutil
 
+from hybridrl.config.files import atomic_write
 from hybridrl.errors import ResourceError
-from hybridrl.observe.files import atomic_write
 from hybridrl.observe.record import Record
 from hybridrl.observe.sink import KEY, Sink, SinkRun, Status
 from hybridrl.registry import register
@@ -77,6 +77,8 @@ class WandbSink(Sink):
             self._run = None if self._abandoned else self._init(wandb, run)
         finally:
             self._starting = False
+        if self._abandoned:
+            return
         # Steps of W&B must not go back, and a run that resumes from a checkpoint does: ours are a metric
         self._run.define_metric("*", step_metric="step")
 

@@ -59,6 +59,8 @@ def test_configs_are_offered(folder: Path, typed: str, found: list[str]) -> None
         ("hybridrl launch my.yaml actor.parallel.t", ["actor.parallel.tp="]),
         ("hybridrl launch my.yaml actor.offload=o", ["actor.offload=optimizer"]),
         ("hybridrl launch my.yaml run.export=", ["run.export=true", "run.export=false"]),
+        ("hybridrl launch my.yaml rollout.num_engines=", []),
+        ("hybridrl launch my.yaml actor.precision=fp1", ["actor.precision=fp16"]),
         ("hybridrl rm my.yaml data.chosen", ["data.chosen_field="]),
         ("hybridrl plan my.yaml --for sft data.resp", ["data.response_field="]),
         ("hybridrl launch my.yaml data.chosen", []),

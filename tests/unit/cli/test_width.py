@@ -52,8 +52,9 @@ def longest(text: str) -> int:
     ],
 )
 def test_lines_fit_80_columns(narrow: None, capsys: Captured, line: str) -> None:
-    cli.main(line.split())
+    code = cli.main(line.split())
     said = capsys.readouterr()
+    assert code != 1, said.err  # 2: refused, which is said too; 1: a crash, of which nothing may be said
     assert longest(said.out + said.err) <= 80
 
 

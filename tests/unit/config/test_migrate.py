@@ -111,6 +111,18 @@ def test_what_cannot_be_rewritten_is_said_with_its_line(text: str, why: str) -> 
     assert caught.value.where.startswith("my.yaml:")
 
 
+def test_mixed_line_ends_stay_and_are_edited_by_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(renamed, "RENAMED", TABLE)
+    path = tmp_path / "my.yaml"
+    for text, code in ((b"run:\r\n  updates: 5\n", 2), (b"run:\r\n  steps: 5\n", 0)):
+        path.write_bytes(text)
+        assert cli.main(["config", "migrate", str(path)]) == code
+        assert path.read_bytes() == text
+    assert "edit it by hand: its line ends are mixed" in capsys.readouterr().err
+
+
 def test_a_block_under_an_old_key_moves_whole() -> None:
     text = "training:\n  layout:\n    tp: 2\n    pp: 4  # four\n  other: 1\nactor:\n  overlap: true\n"
     found = parse(rewritten(text, "my.yaml", TABLE).text, "my.yaml").tree

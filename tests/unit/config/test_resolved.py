@@ -47,6 +47,19 @@ def test_every_value_stands_in_it_with_its_origin(config) -> None:
     assert any(re.fullmatch(r"    estimator: k1 +# preset reinforce_plus_plus", line) for line in lines)
 
 
+def test_a_long_path_of_the_config_fits_a_narrow_screen(tmp_path: Path) -> None:
+    folder = tmp_path / ("a" * 60)
+    folder.mkdir()
+    file = folder / "my.yaml"
+    file.write_text(f"{TEXT}run: {{name: first}}\n")
+    loaded = load(file)
+    shown = as_yaml(loaded, 60)
+    again = tmp_path / "resolved.yaml"
+    again.write_text(shown)
+    assert load(again).config == loaded.config
+    assert max(len(line) for line in shown.splitlines() if str(file) not in line) <= 60
+
+
 def record(loaded: LoadedConfig, *steps: int) -> None:
     lines = [json.dumps({"kind": "step", "step": step}) + "\n" for step in steps]
     (path_of(loaded.config) / "metrics.jsonl").write_text("".join(lines))

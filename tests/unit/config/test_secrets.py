@@ -42,6 +42,8 @@ def test_a_value_is_a_secret_by_its_key(key: str) -> None:
         ("api_key", None),
         ("api_key", ""),
         ("path", "runs/sk-short/model"),
+        ("path", "models/sk-my-long-experiment"),
+        ("path", "/data/hf_mirror_of_everything/task-of-a-long-name"),
         ("url", "https://judge.example:8000/v1?model=a&top=3"),
         ("note", "me@lab.example"),
         ("image", "docker://nvcr.io/nvidia/pytorch:26.01"),
@@ -64,6 +66,8 @@ def test_what_is_no_secret_stays(key: str, value: Any) -> None:
         ("sk-proj-abcdefghijklmnop1234", "***"),
         ("ghp_abcdefghijklmnopqrst1234", "***"),
         ("AKIAABCDEFGHIJKLMNOP", "***"),
+        ("key=sk-proj-abcdefghijklmnop1234, sk-proj-abcdefghijklmnop1234", "key=***, ***"),
+        ("https://hooks.example/v1/ghp_abcdefghijklmnopqrst1234/x", "https://hooks.example/v1/***/x"),
     ],
 )
 def test_a_text_is_a_secret_by_its_looks(text: str, shown: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hybridrl import registry
-from hybridrl.errors import ConfigError, ResourceError
+from hybridrl.errors import ConfigError, ResourceError, UserCodeError
 from hybridrl.observe.record import Record
 from hybridrl.observe.sink import SINKS, Sink, load_sinks, refuse_missing_sinks
 from hybridrl.observe.sinks.wandb import WandbSink
@@ -20,6 +20,19 @@ class Mine(Sink):
 
     def write(self, records: Sequence[Record]) -> None:
         pass
+
+
+class Refusing(Sink):
+    """A sink of one's own with a mistake in its `refuse`."""
+
+    def refuse(self) -> None:
+        raise KeyError("port")
+
+
+class Unlabelled:
+    """A class that is not derived from Sink, and has all of it but the label."""
+
+    refuse = open = write = keep = close = abandon = view = Sink.refuse
 
 
 def entry(name: str, **options: object) -> dict[str, object]:
@@ -45,7 +58,8 @@ def test_one_of_your_own_is_made_with_its_options() -> None:
         ("wandb", {"mode": "disabled"}, "mode = 'disabled' is not"),
         ("wandb", {"projet": "x"}, "sink wandb has no option 'projet'"),
         ("mlflow", {"uri": "x"}, "sink mlflow has no option 'uri'"),
-        (f"{__name__}:Path", {}, "has no refuse"),
+        (f"{__name__}:Path", {}, "has no label, refuse"),
+        (f"{__name__}:Unlabelled", {}, "has no label"),
     ],
 )
 def test_a_mistake_is_refused(name: str, options: dict[str, str], says: str) -> None:
@@ -57,6 +71,12 @@ def test_a_missing_package_is_refused_with_the_command_that_installs_it() -> Non
     with pytest.raises(ResourceError, match="no_such_package_here is not installed") as error:
         refuse_missing_sinks([entry("sink_values:NotInstalled")])
     assert error.value.fix == "pip install 'no-such-package>=2', or leave it out of observe.sinks"
+    assert error.value.where == "observe.sinks"
+
+
+def test_a_mistake_in_the_refusal_of_your_own_is_said_with_its_line() -> None:
+    with pytest.raises(UserCodeError, match=r"Refusing raises KeyError: 'port', at .*test_sink.py:") as error:
+        refuse_missing_sinks([entry(f"{__name__}:Refusing")])
     assert error.value.where == "observe.sinks"
 
 

@@ -104,6 +104,25 @@ def test_one_that_stands_still_keeps_neither_the_run_nor_the_others() -> None:
     assert len(warnings) == 1 and still.is_set()
 
 
+@pytest.mark.parametrize("error", [OSError, SystemExit])
+def test_a_view_that_raises_leaves_the_other_views(error: type[BaseException]) -> None:
+    class Unseen(sinks.Recorded):
+        def view(self, folder: Path) -> str:
+            raise error("cannot show https://me:password@host/")
+
+    class Seen(sinks.Recorded):
+        def view(self, folder: Path) -> str:
+            return f"show {folder}"
+
+    warnings: list[str] = []
+    threads = SinkThreads({"unseen": Unseen(), "seen": Seen()}, RUN, warnings.append)
+    threads.close("FINISHED")
+    assert threads.views(Path("a")) == {"seen": "show a"}
+    (warning,) = warnings
+    assert warning.startswith(f"Recorded could not be viewed ({error.__name__}: cannot show")
+    assert "password" not in warning
+
+
 def test_a_sink_is_not_tried_again_once_it_was_left() -> None:
     tried, left = [], threading.Event()
 
