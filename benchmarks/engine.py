@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import arguments, publish
+from hybridrl.hosts.interpreter import environment_of
 from hybridrl.models.tiny import qwen3_arithmetic
 from hybridrl.rollout.base import EngineSetup
-from hybridrl.rollout.sglang.arguments import engine_arguments, process_environment
-from hybridrl.rollout.sglang.engine import SGLangEngine, remove_leftovers
+from hybridrl.rollout.sglang.arguments import engine_arguments, environment
 from hybridrl.rollout.sglang.sizes import SGLangParallel
+from hybridrl.rollout.sglang.start import SGLangEngine, remove_leftovers
 from hybridrl.types import Prompt, Sampling
 
 RESULT = {
@@ -51,7 +52,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bare-") as own:
             done = subprocess.run(
                 [sys.executable, "-c", program],
-                env=process_environment(1, 1, own),
+                env=environment_of(sys.executable, own) | environment(1, 1, own),
                 stdout=subprocess.PIPE,
                 check=True,
             )

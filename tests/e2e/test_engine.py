@@ -33,7 +33,7 @@ from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.swap import SwapWriter
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.types import Prompt
 
 

@@ -8,7 +8,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models import spec
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 
 
 @pytest.fixture(scope="module")

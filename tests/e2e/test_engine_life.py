@@ -12,7 +12,7 @@ import pytest
 from engine_values import ROOT, TOLERANCE, answer, largest_difference, model, prompts, sampling, setup
 
 from hybridrl.errors import ConfigError, DeadlineError, EngineError, ModelError, ResourceError
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first
 def test_an_engine_ends_with_its_owner(folder):
     program = f"""
 from hybridrl.rollout.base import EngineSetup
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.rollout.sglang.sizes import SGLangParallel
 engine = SGLangEngine(EngineSetup(model_folder={str(folder)!r}, log_path={str(folder / "orphan.log")!r},
                                   parallel=SGLangParallel(), max_prompt_tokens=32, max_response_tokens=32))
@@ -87,6 +87,42 @@ import os; os.kill(os.getpid(), 9)
     assert not psutil.pid_exists(int(host)) and not Path(temporary).exists()
     marks = [name, *(f"_{pid}_" for pid in pids), *(f"-{pid}-" for pid in pids)]
     assert not [p.name for p in Path("/dev/shm").iterdir() if any(mark in p.name for mark in marks)]
+
+
+def test_an_engine_whose_owner_is_killed_while_it_starts_leaves_nothing(folder):
+    """The host does not read its pipe then."""
+    program = f"""
+import os, threading, time
+from hybridrl.rollout import process
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.sglang.start import SGLangEngine
+from hybridrl.rollout.sglang.sizes import SGLangParallel
+
+def waits(self, connection):
+    print(self._process.pid, self._folder, flush=True)
+    time.sleep(3)
+    os.kill(os.getpid(), 9)
+
+process.EngineProcess._wait_until_up = waits
+SGLangEngine(EngineSetup(model_folder={str(folder)!r}, log_path={str(folder / "early.log")!r},
+                         parallel=SGLangParallel(), max_prompt_tokens=32, max_response_tokens=32))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    host, temporary = done.stdout.split()
+    assert psutil.pid_exists(int(host)), "it starts for longer than its owner lives"
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(int(host)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(int(host)) and not Path(temporary).exists()
+    assert not [p for p in psutil.process_iter() if p.pid != os.getpid() and _session(p.pid) == int(host)]
+
+
+def _session(pid):
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def test_an_engine_that_cannot_start_says_why(folder, tmp_path):

@@ -11,7 +11,7 @@ from engine_values import model, prompts, sampling, setup
 
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 
 pytestmark = pytest.mark.slow
 

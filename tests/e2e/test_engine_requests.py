@@ -24,7 +24,7 @@ from engine_values import (
 
 from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Request
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 
 LONG = 600
 """Tokens: a second of a request alone at least."""

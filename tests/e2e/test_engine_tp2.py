@@ -24,7 +24,7 @@ from hybridrl.models import spec
 from hybridrl.reshard.checkpoint import load_hf
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.transports import shm
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ PROCESS_EDGES: set[str] = {
     "observe/sink_thread.py:view",
     "rewards/children.py:main",
     "rewards/children.py:_work",
-    "rollout/sglang/channel.py:_answer",
+    "rollout/channel.py:_answer",
     "rollout/sglang/scheduler.py:_answer",
     "verify/ranks.py:_serve",
 }

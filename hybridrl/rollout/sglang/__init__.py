@@ -3,15 +3,12 @@
 kind.py        the EngineKind: everything that needs no running engine
 sizes.py       parallel layout and cache size of an engine
 arguments.py   arguments and environment variables of an engine on this machine
-engine.py      the Engine in its owner's process: swap state, deadlines, errors. Imports no sglang
-channel.py     calls and replies between that process and host.py
+start.py       how the host process is started (rollout/process.py is the Engine). Imports no sglang
 host.py        the process of one sglang.Engine; its children are schedulers, one per tensor-parallel rank
 scheduler.py   what runs in the schedulers: our remote calls
 receive.py     export of parameters to other processes, their checksums, and loading of buckets
 probe.py       comparison of SGLang's own loader with our layout of its parameters
-saved.py       saves tensors for the probe and restores them bit for bit
 hooks.py       replacements for SGLang's sampler and attention on CPU
-draw.py        sampling from counter-based seeds
 attention.py   attention for many requests at a time
 """
 

@@ -8,17 +8,13 @@ On CUDA, bfloat16 weights are not repacked with the MoE backend that is chosen h
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import hybridrl
 from hybridrl.hosts.machine import LOOPBACK
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, context_tokens, sizes_of
-
-_PROJECT = str(Path(hybridrl.__file__).resolve().parent.parent)
 
 _SHORT_PROMPT_TOKENS = 64
 """On CPU, the prefix cache is off if prompts are shorter than this: looking up prefixes would take half of
@@ -59,17 +55,6 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(map(str, range(tp))),
         "TORCHDYNAMO_DISABLE": "1",
         **({"GLOO_SOCKET_IFNAME": "lo"} if parts == 1 else {}),
-    }
-
-
-def process_environment(tp: int, parts: int, folder: str) -> dict[str, str]:
-    """All environment variables of an engine's processes: those of this process, a PYTHONPATH with the
-    project, and environment()."""
-    paths = [_PROJECT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        **environment(tp, parts, folder),
     }
 
 

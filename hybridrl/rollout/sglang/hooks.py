@@ -18,8 +18,8 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from torch import Tensor
 
+from hybridrl.rollout.draw import draw, truncated
 from hybridrl.rollout.sglang.attention import attend
-from hybridrl.rollout.sglang.draw import draw, truncated
 
 
 def unpadded(model_config: ModelConfig, load_config: LoadConfig, tp_size: int) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""The process that hosts one sglang.Engine; engine.py starts it.
+"""The process that hosts one sglang.Engine; rollout/process.py starts it.
 
 SGLang replaces signal handlers and the event loop policy of its process, kills all its children at
 shutdown, and ends the process when a scheduler dies. So it gets a separate process, and every failure here
@@ -8,7 +8,6 @@ Waits: on the owner (until it hangs up, or dies, which closes the pipe), and on 
 """
 
 import asyncio
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -28,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.entrypoints import engine as sglang_engine
 from sglang.srt.managers.io_struct import (
@@ -46,13 +44,14 @@ from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Answer, Request
+from hybridrl.rollout.channel import Callee
+from hybridrl.rollout.hosting import end_children, ends_with_owner
+from hybridrl.rollout.process import LaunchSpec, Ready
 from hybridrl.rollout.sglang import scheduler
 from hybridrl.rollout.sglang.arguments import has_cuda
-from hybridrl.rollout.sglang.channel import Callee
-from hybridrl.rollout.sglang.engine import LaunchSpec, Ready, remove_leftovers
+from hybridrl.rollout.sglang.start import remove_leftovers
 from hybridrl.types import Finish, PolicyVersion, Sampling
 
-_EXIT_S = 10.0
 _IDLE_S = 5.0
 _POLL_S = 0.02
 _CACHE = [GPU_MEMORY_TYPE_KV_CACHE]
@@ -363,21 +362,16 @@ def main(file_descriptor: int) -> None:
     asyncio.set_event_loop(loop)
     ready = Ready("", [])
     try:
-        host = EngineHost(launch)
+        with ends_with_owner(connection, lambda: _clean_up(launch, ready)):
+            host = EngineHost(launch)
         ready = host.ready
         connection.send(ready)
         loop.run_until_complete(host.serve(connection))
     finally:
-        _end_children(ready)
-        shutil.rmtree(launch.folder, ignore_errors=True)
+        _clean_up(launch, ready)
     os._exit(0)  # SGLang's exit handlers would wait for processes that are gone
 
 
-def _end_children(ready: Ready) -> None:
-    children = psutil.Process().children()
-    family = psutil.Process().children(recursive=True)
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(children, timeout=_EXIT_S)  # a process can only wait for its own children
-    remove_leftovers([*ready.pids, *(process.pid for process in family)], ready.name)
+def _clean_up(launch: LaunchSpec, ready: Ready) -> None:
+    remove_leftovers([*ready.pids, *end_children()], ready.name)
+    shutil.rmtree(launch.folder, ignore_errors=True)

@@ -42,6 +42,6 @@ class SGLang:
         return {"sglang": version("sglang")}
 
     def open(self, setup: EngineSetup) -> Engine:
-        from hybridrl.rollout.sglang.engine import SGLangEngine
+        from hybridrl.rollout.sglang.start import SGLangEngine
 
         return SGLangEngine(setup)

@@ -10,8 +10,8 @@ from torch import nn
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Layout
 from hybridrl.rollout.probe import LoaderProbe
+from hybridrl.rollout.saved import Saved
 from hybridrl.rollout.sglang.receive import repacked
-from hybridrl.rollout.sglang.saved import Saved
 
 
 def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:

@@ -19,9 +19,9 @@ from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import attach
 from hybridrl.rollout.base import Answer
+from hybridrl.rollout.draw import draw, truncated
 from hybridrl.rollout.probe import LoaderProbe
 from hybridrl.rollout.session import EngineSession
-from hybridrl.rollout.sglang.draw import draw, truncated
 from hybridrl.types import Trajectory
 
 

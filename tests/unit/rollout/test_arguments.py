@@ -50,7 +50,7 @@ def test_blackwell_computes_experts_from_weights_as_they_were_loaded(monkeypatch
 def test_an_inherited_switch_does_not_reorder_the_rows_of_experts(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv(SWITCH, "1")
     assert getattr(envs, SWITCH).get()
-    inherited = arguments.process_environment(2, 1, str(tmp_path))
+    inherited = arguments.environment(2, 1, str(tmp_path))
     monkeypatch.setenv(SWITCH, inherited[SWITCH])
     assert not getattr(envs, SWITCH).get()
 

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from hybridrl.errors import EngineError, VersionError
-from hybridrl.rollout.sglang.channel import Callee, Caller
+from hybridrl.rollout.channel import Callee, Caller
 
 
 class Methods:

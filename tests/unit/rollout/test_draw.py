@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridrl.rollout.sglang.draw import draw, truncated, uniform
+from hybridrl.rollout.draw import draw, truncated, uniform
 
 SPREAD = torch.tensor([0.5, 0.0, 0.25, 0.125, 0.0, 0.125])
 

@@ -22,8 +22,8 @@ from hybridrl.models.tiny import random_model
 from hybridrl.reshard.transports import shm
 from hybridrl.rollout.base import Engine, EngineKind, EngineSetup, Request, kind_of
 from hybridrl.rollout.sglang import SGLang
-from hybridrl.rollout.sglang.engine import SGLangEngine
 from hybridrl.rollout.sglang.sizes import SGLangParallel
+from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.types import Prompt, Sampling
 from hybridrl.workers import fallback
 from hybridrl.workers.rollout import RayRollout

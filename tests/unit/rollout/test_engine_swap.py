@@ -7,7 +7,7 @@ import pytest
 
 from hybridrl.errors import EngineError
 from hybridrl.rollout.session import EngineSession
-from hybridrl.rollout.sglang.engine import SGLangEngine
+from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.types import Prompt, Sampling
 
 

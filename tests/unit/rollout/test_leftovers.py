@@ -2,12 +2,13 @@
 
 import pytest
 
-from hybridrl.rollout.sglang import engine
+from hybridrl.rollout import process
+from hybridrl.rollout.sglang import start
 
 
 @pytest.fixture
 def shared_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(process, "_SHARED_MEMORY", tmp_path)
     return tmp_path
 
 
@@ -18,11 +19,11 @@ OTHERS = ["torch_123_345_0", "sem.loky-123-abc", "sglang_loads_e2_ff.shm", "sgla
 def test_files_of_other_processes_and_engines_stay(shared_memory):
     for name in OURS + OTHERS:
         (shared_memory / name).touch()
-    engine.remove_leftovers([12], "e1")
+    start.remove_leftovers([12], "e1")
     assert sorted(path.name for path in shared_memory.iterdir()) == sorted(OTHERS)
 
 
 def test_an_engine_that_never_got_a_name_has_no_files_by_name(shared_memory):
     (shared_memory / "sglang_loads__ff.shm").touch()
-    engine.remove_leftovers([], "")
+    start.remove_leftovers([], "")
     assert [path.name for path in shared_memory.iterdir()] == ["sglang_loads__ff.shm"]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hybridrl.rollout.sglang.saved import Saved
+from hybridrl.rollout.saved import Saved
 
 
 class Latent(nn.Module):

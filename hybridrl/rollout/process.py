@@ -1,8 +1,8 @@
-"""One SGLang engine as its owner sees it: answers to prompts, shared parameters, weight swaps.
+"""An engine in processes of its own, as its owner sees it: answers, shared parameters, weight swaps.
 
-The engine runs in separate processes (host.py), so this module imports no sglang and works in any thread,
-with or without an event loop, and in a Ray actor. When a process of the engine dies, calls raise an
-EngineError with the last lines of its log.
+The host process belongs to a kind of engine and may run in another Python environment. This module imports no
+engine and works in any thread, with or without an event loop, and in a Ray actor. When a process of the
+engine dies, calls raise an EngineError with the last lines of its log.
 
 Waits: generate() on the engine, begin_swap() on the requests that run, shutdown() on the processes.
 """
@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,28 +28,45 @@ import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import ConfigError, DeadlineError, EngineError, LayoutError
+from hybridrl.hosts.interpreter import environment_of
 from hybridrl.layout.base import Layout
 from hybridrl.models import spec
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Answer, EngineSetup, Request
+from hybridrl.rollout.channel import Caller
 from hybridrl.rollout.session import EngineSession
-from hybridrl.rollout.sglang.arguments import engine_arguments, process_environment
-from hybridrl.rollout.sglang.channel import Caller
 from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
 
 _EXIT_S = 30.0
 _LAST_LINES = 12
-_NOISE = "Ignore import error when loading"
-"""SGLang prints this for every model without CUDA kernels; error messages leave such lines out."""
-
 _REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b")
 """Matches the last line of a traceback."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 
-_OF_PROCESS = ("torch_{pid}_*", "sem.loky-{pid}-*", "sgl_shm_*_{pid}_*")
-_OF_ENGINE = ("sglang_loads_{name}_*",)
+_OF_PROCESS = ("torch_{pid}_*", "sem.loky-{pid}-*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostProgram:
+    """What a kind of engine starts."""
+
+    module: str
+    """Module whose main(file_descriptor) is the host process. The descriptor is its end of the pipe."""
+
+    arguments: dict[str, Any]
+    """Arguments of the engine, which the host gets in its launch spec."""
+
+    environment: Callable[[str], Mapping[str, str]]
+    """Returns environment variables in addition to those of this process. The argument is the folder of the
+    launch spec."""
+
+    python: str = sys.executable
+    """Interpreter of the host process."""
+
+    noise: str = ""
+    """Text of log lines that error messages leave out; "" if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,7 @@ class LaunchSpec:
     """Message to the host process at its start."""
 
     arguments: dict[str, Any]
-    """Keyword arguments of sglang.Engine."""
+    """Arguments of the engine."""
 
     folder: str
     """Folder for temporary files, which the host removes in the end."""
@@ -68,28 +85,27 @@ class Ready:
     """Message of the host process once the engine serves."""
 
     name: str
-    """Name of this engine in the names of SGLang's files."""
+    """Name of this engine in the names of its files."""
 
     pids: list[int]
-    """Process ids of the schedulers."""
+    """Ids of the engine's processes other than the host."""
 
 
-class SGLangEngine:
+class EngineProcess:
     """Implements Engine of rollout/base.py, which has the contracts of the methods."""
 
-    def __init__(self, setup: EngineSetup) -> None:
-        """Start the engine and wait until it serves, which takes 10 to 20 seconds for a small model.
+    def __init__(self, setup: EngineSetup, program: HostProgram) -> None:
+        """Start the engine and wait until it serves.
 
         Raises: the errors of EngineKind.open.
         """
-        arguments = _arguments(setup)
-        self.setup = setup
+        self.setup, self._program = setup, program
         self.session = EngineSession(setup.version, name=Path(setup.log_path).stem)
         self._running: set[Future[Any]] = set()
         self._paused = False
         self._ready = Ready("", [])
         self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
-        self._process, connection = _spawn(LaunchSpec(arguments, self._folder), setup, Path(setup.log_path))
+        self._process, connection = _spawn(program, self._folder, Path(setup.log_path))
         try:
             self._ready = self._wait_until_up(connection)
         except BaseException:
@@ -199,17 +215,28 @@ class SGLangEngine:
 
     def _lines(self) -> list[str]:
         lines = Path(self.setup.log_path).read_text(errors="replace").splitlines()
-        return [line for line in lines if line.strip() and _NOISE not in line]
+        noise = self._program.noise
+        return [line for line in lines if line.strip() and not (noise and noise in line)]
 
     def _end_processes(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        remove_leftovers(self._ready.pids, self._ready.name)
+        self._remove_leftovers(self._ready)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _remove_leftovers(self, ready: Ready) -> None:
+        """Unlink what the killed processes of the engine leave in shared memory."""
+        remove_leftovers(leftovers_of(ready.pids))
 
-def _arguments(setup: EngineSetup) -> dict[str, Any]:
+
+def refuse_too_long(setup: EngineSetup) -> None:
+    """Check that prompt and answer fit into the model's positions.
+
+    Raises:
+        ModelError: setup.model_folder holds no supported model.
+        ConfigError: prompt and answer together may be longer than the model's positions.
+    """
     positions = spec.read(setup.model_folder).max_positions
     if setup.max_prompt_tokens + setup.max_response_tokens > positions:
         raise ConfigError(
@@ -217,33 +244,18 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
             f"longer than the {positions} positions of {setup.model_folder}",
             fix=f"rollout.max_response_tokens = {positions - setup.max_prompt_tokens} or less",
         )
-    depending = engine_arguments(setup)
-    model = {
-        "model_path": setup.model_folder,
-        "weight_version": str(setup.version),
-        "enable_return_routed_experts": setup.returns_experts,
-    }
-    if setup.parts == 1:
-        return depending | model
-    return (
-        depending
-        | model
-        | {"nnodes": setup.parts, "node_rank": setup.part, "dist_init_addr": setup.rendezvous}
-    )
 
 
-def _spawn(
-    launch: LaunchSpec, setup: EngineSetup, log_path: Path
-) -> tuple[subprocess.Popen[bytes], Connection]:
+def _spawn(program: HostProgram, folder: str, log_path: Path) -> tuple[subprocess.Popen[bytes], Connection]:
     """Start the host process in a new session, so that a signal to its group reaches all of its processes."""
     # -c and not -m, because spawned processes would import the main module again.
     ours, theirs = socket.socketpair()
-    program = f"from hybridrl.rollout.sglang.host import main; main({theirs.fileno()})"
+    code = f"from {program.module} import main; main({theirs.fileno()})"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with theirs, open(log_path, "wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", program],
-            env=process_environment(setup.parallel.tp, setup.parts, launch.folder),
+            [program.python, "-c", code],
+            env=environment_of(program.python, folder) | dict(program.environment(folder)),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -251,7 +263,7 @@ def _spawn(
             start_new_session=True,
         )
     connection = Connection(ours.detach())
-    connection.send(launch)
+    connection.send(LaunchSpec(program.arguments, folder))
     return process, connection
 
 
@@ -264,18 +276,13 @@ def _trajectories(block: TokenBlock, finish: Sequence[Finish], version: PolicyVe
     ]
 
 
-def remove_leftovers(pids: Iterable[int], name: str) -> None:
-    """Unlink the shared memory that killed processes of an engine leave behind.
+def leftovers_of(pids: Iterable[int]) -> list[str]:
+    """Patterns of the files that killed processes with these ids leave in shared memory."""
+    return [pattern.format(pid=pid) for pid in pids for pattern in _OF_PROCESS]
 
-    Processes that have it mapped keep it until they unmap it.
 
-    Args:
-        pids: ids of processes that have ended.
-        name: SGLang's name of the engine; "" if the engine did not get that far.
-    """
-    patterns = [p.format(pid=pid) for pid in pids for p in _OF_PROCESS]
-    if name:
-        patterns += [p.format(name=name) for p in _OF_ENGINE]
+def remove_leftovers(patterns: Iterable[str]) -> None:
+    """Unlink files in shared memory. Processes that have them mapped keep them until they unmap them."""
     for pattern in patterns:
         for path in _SHARED_MEMORY.glob(pattern):
             path.unlink(missing_ok=True)

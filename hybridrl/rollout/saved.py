@@ -23,7 +23,7 @@ class _Kept(NamedTuple):
 class Saved:
     """All tensors of the modules that own the given parameters, and of all enclosing modules.
 
-    Enclosing modules hold tensors that SGLang derives from parameters, such as those that latent attention
+    Enclosing modules hold tensors that an engine derives from parameters, such as those that latent attention
     derives from kv_b_proj.
     """
 

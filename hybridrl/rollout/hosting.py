@@ -1,0 +1,54 @@
+"""Runs in the host process of an engine, of any kind: ends everything when the owner is gone."""
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+
+import psutil
+
+_EXIT_S = 10.0
+_POLL_MS = 200
+
+
+@contextlib.contextmanager
+def ends_with_owner(connection: Connection, clean_up: Callable[[], None]) -> Iterator[None]:
+    """Watch the owner while the engine starts, which does not read the pipe and may take minutes.
+
+    If the owner ends, this process and all others of its group end too.
+
+    Args:
+        clean_up: ends the children and removes what they leave behind.
+    """
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(connection, clean_up, over), daemon=True, name="owner")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def end_children() -> list[int]:
+    """Kill all processes that descend from this one; returns their ids."""
+    children = psutil.Process().children()
+    family = psutil.Process().children(recursive=True)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(children, timeout=_EXIT_S)  # a process can only wait for its own children
+    return [process.pid for process in family]
+
+
+def _watch(connection: Connection, clean_up: Callable[[], None], over: threading.Event) -> None:
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLRDHUP)
+    while not poll.poll(_POLL_MS):
+        if over.is_set():
+            return
+    clean_up()
+    os.killpg(os.getpgrp(), signal.SIGKILL)  # also what was started since
