@@ -41,6 +41,22 @@ class Sampling:
     """Seed of this request; None lets the engine choose."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupTask:
+    """A prompt whose samples are to be generated."""
+
+    index: int
+    """Index of the prompt in its stream: 0, 1, ... over the whole run, the same after a resume."""
+
+    prompt: Prompt
+    sampling: Sampling
+    """`seed` is the group's, of seeds.group_seed(run seed, index). Sample i is drawn with
+    seeds.sample_seed(seed, i, turn=0)."""
+
+    greedy: Sampling | None = None
+    """Options of a further answer, which comes back as Group.greedy. None: there is none."""
+
+
 HANG_PART = "timeout"
 """Reward part of an answer that was not scored in time. It is for metrics only; estimators do not get it."""
 
@@ -77,6 +93,10 @@ class Trajectory:
     turns: int = 1
     """Number of answers of the policy in the conversation; 1 without tools."""
 
+    spans: tuple[tuple[PolicyVersion, int], ...] = ()
+    """(version, number of sampled tokens) of each policy version that sampled tokens of it, ascending by
+    version. Empty: `version` sampled all of them."""
+
 
 @dataclass(slots=True)
 class Group:
@@ -89,6 +109,38 @@ class Group:
 
     greedy_reward: float | None = None
     """Reward of the greedy answer to the same prompt; None unless the estimator needs it."""
+
+    index: int = -1
+    """Index of the prompt in its stream, of GroupTask; -1 for a prompt of no stream."""
+
+    greedy: "Group | None" = None
+    """The greedy answer to the same prompt, a group of one; None unless the task asked for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What engines did with their time and tokens, summed over all engines.
+
+    The three kinds of seconds add up to the wall-clock seconds times the number of engines.
+    """
+
+    generating_s: float = 0.0
+    """Seconds in which at least one request ran and the engine was not paused."""
+
+    paused_s: float = 0.0
+    """Seconds in which requests were open and the engine was paused, swapping or asleep."""
+
+    idle_s: float = 0.0
+    """Seconds without an open request."""
+
+    sampled_tokens: int = 0
+    """Tokens sampled for groups, whatever became of them; those of `generate` do not count."""
+
+    aborted_tokens: int = 0
+    """The part of sampled_tokens whose groups were cancelled before they ended, counted when they were."""
+
+    recomputed_tokens: int = 0
+    """Tokens in the key-value cache that were computed again after a pause, prompts included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What the training loop needs from the world, as Protocols. The loop sees no Ray handle and no Megatron."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,7 +9,16 @@ import numpy as np
 
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.controller.advantage import CreditAssignment
-from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, StepReport, SwapReport
+from hybridrl.types import (
+    Group,
+    GroupTask,
+    PolicyVersion,
+    Prompt,
+    Sampling,
+    StepReport,
+    SwapReport,
+    Usage,
+)
 
 
 class PromptSource(Protocol):
@@ -27,15 +36,47 @@ class RolloutEngine(Protocol):
     """One or more engines that answer prompts with the weights of the last committed swap."""
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
-        """One group per prompt, in order.
+        """One group per prompt, in order, all answered by one policy version.
 
         Raises:
             EngineError: an engine failed, or its weights are not those of a committed version.
         """
         ...
 
+    async def submit(self, tasks: Sequence[GroupTask]) -> None:
+        """Accept groups to answer; this returns once they are accepted.
+
+        All samples of a group go to one engine, the one with the least work.
+
+        Raises:
+            EngineError: an engine failed.
+        """
+        ...
+
+    async def completed(self) -> list[Group]:
+        """Wait for further groups whose answers are complete: at least one, in any order.
+
+        Raises:
+            EngineError: an engine failed, or its weights are not those of a committed version.
+        """
+        ...
+
+    async def cancel(self, indices: Iterable[int]) -> None:
+        """End open groups early. `completed` returns none of them afterwards.
+
+        Indices of groups that are not open are ignored.
+        """
+        ...
+
     async def sleep(self) -> None:
-        """Release the memory that only generation needs; no prompt is sent before the next swap."""
+        """Release the memory that only generation needs; no prompt is sent before the next swap.
+
+        Open requests end before; if the swap mode is in_flight, they are paused and stay open.
+        """
+        ...
+
+    def usage(self) -> Usage:
+        """What the engines did since the last call."""
         ...
 
 

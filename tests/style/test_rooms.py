@@ -8,13 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-NOUNS = {"errors", "types", "columns", "batch", "registry", "outside", "wording"}
+NOUNS = {"errors", "types", "seeds", "columns", "batch", "registry", "outside", "wording"}
 DOORS = {
     "errors": set(),
     "types": {"errors"},
     "columns": {"errors"},
     "batch": {"types", "errors", "columns"},
     "outside": {"errors"},
+    "seeds": set(),
     "wording": set(),
     "registry": {"errors", "outside"},
     "models": NOUNS,
@@ -59,8 +60,20 @@ none: it finds the kind that rollout.engine names through the registry, as it do
 ALL = set(DOORS)
 KEYS = {
     "torch": ALL
-    - {"errors", "types", "columns", "batch", "registry", "wording", "config", "observe", "doctor", "cli"},
-    "numpy": ALL - {"errors", "types", "registry", "wording", "config", "doctor", "cli"},
+    - {
+        "errors",
+        "types",
+        "seeds",
+        "columns",
+        "batch",
+        "registry",
+        "wording",
+        "config",
+        "observe",
+        "doctor",
+        "cli",
+    },
+    "numpy": ALL - {"errors", "types", "seeds", "registry", "wording", "config", "doctor", "cli"},
     "ray": {"cluster", "workers", "launch"},
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},
