@@ -44,6 +44,9 @@ class Needs:
     follows_kl: bool
     """Whether the KL coefficient is adapted to the divergence of every batch."""
 
+    bypasses: bool = False
+    """Whether the engine's log-probabilities replace old_logp in the objective."""
+
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> "Needs":
         """
@@ -63,6 +66,7 @@ class Needs:
             estimator=estimator_columns(estimator, in_reward),
             prepares=bool(objective_makes(loss, corrections, share)),
             follows_kl=kl is not None and algorithm.kl.target is not None,
+            bypasses=replaces_old_logp(corrections),
         )
 
     @property
@@ -74,20 +78,26 @@ class Needs:
         """Models besides the policy that the run holds, in the order of MODELS."""
         return tuple(model for column, model in MODELS.items() if column in self.columns)
 
-    @property
-    def scores_first(self) -> bool:
-        """Whether the policy computes log-probabilities before the optimizer steps of a batch, even if there
-        is only one step."""
-        per_token = bool(self.estimator & TOKEN_COLUMNS)
-        return per_token or self.prepares or self.follows_kl or "old_entropy" in self.columns
+    def scores_first(self, optimizer_steps: int, *, replays_experts: bool = False) -> bool:
+        """Whether the policy computes log-probabilities before the optimizer steps of a batch.
 
-    def policy_passes(self, optimizer_steps: int) -> int:
-        """Number of forward passes of the policy over a whole batch before its first optimizer step.
+        If a batch has a single step, or the engine's log-probabilities replace old_logp, the forward pass of
+        the first step is enough, unless something needs them before.
 
-        If a batch has a single step, old_logp comes from the forward pass of that step, unless something
-        needs it before. old_collision takes one more pass, at half the temperature.
+        Args:
+            replays_experts: the steps use the experts that were chosen when old_logp was computed.
         """
-        return int(optimizer_steps > 1 or self.scores_first) + int("old_collision" in self.columns)
+        moves = optimizer_steps > 1 and (not self.bypasses or replays_experts)
+        per_token = bool(self.estimator & TOKEN_COLUMNS)
+        prepares = self.prepares and not self.bypasses
+        return moves or per_token or prepares or self.follows_kl or "old_entropy" in self.columns
+
+    def policy_passes(self, optimizer_steps: int, *, replays_experts: bool = False) -> int:
+        """Number of forward passes of the policy over a whole batch before its first optimizer step; the
+        arguments are those of `scores_first`. old_collision takes one more pass, at half the temperature.
+        """
+        scores = self.scores_first(optimizer_steps, replays_experts=replays_experts)
+        return int(scores) + int("old_collision" in self.columns)
 
 
 def objective_columns(

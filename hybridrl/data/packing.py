@@ -161,13 +161,18 @@ def _pack(
 ) -> list[list[int]] | None:
     """Puts each sequence into the least costly microbatch that has room; None if none has."""
     bins: list[list[int]] = [[] for _ in range(count)]
-    tokens, busy = np.zeros(count, np.int64), np.zeros(count)
-    for i in own:
-        room = tokens + length[i] <= limit
-        if not room.any():
+    room = [limit] * count
+    cheapest = [(0.0, b) for b in range(count)]
+    for i, tokens, spent in zip(own, length[own].tolist(), cost[own].tolist(), strict=True):
+        full = []
+        while cheapest and room[cheapest[0][1]] < tokens:
+            full.append(heapq.heappop(cheapest))
+        if not cheapest:
             return None
-        best = int(np.where(room, busy, np.inf).argmin())
+        busy, best = cheapest[0]
         bins[best].append(i)
-        tokens[best] += length[i]
-        busy[best] += cost[i]
-    return [bins[b] for b in np.argsort(-busy, kind="stable")]
+        room[best] -= tokens
+        heapq.heapreplace(cheapest, (busy + spent, best))
+        for one in full:
+            heapq.heappush(cheapest, one)
+    return [bins[b] for busy, b in sorted(cheapest, key=lambda one: (-one[0], one[1]))]

@@ -107,7 +107,10 @@ class Setting:
             kv_cache_tokens=cfg.rollout.kv_cache_tokens,
             running_requests=cfg.rollout.max_running_requests,
             batch=Batch.of(cfg, mean_response),
-            policy_passes=needs.policy_passes(cfg.batch.optimizer_steps),
+            policy_passes=needs.policy_passes(
+                cfg.batch.optimizer_steps,
+                replays_experts=cfg.actor.moe.router_replay == "old_logp",
+            ),
             reward_model=reward_model_spec(cfg),
             dedicated_tokens=_dedicated_tokens(cfg),
             lora=cfg.actor.lora,

@@ -16,6 +16,7 @@ from hybridrl.algorithms.columns import PROMPT_COLUMNS, argument
 from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
+from hybridrl.batch import Minibatch
 from hybridrl.trainer import guards
 from hybridrl.trainer.base import Model
 from hybridrl.trainer.coefficients import Coefficients
@@ -42,29 +43,31 @@ class Columns:
         process: ProcessModel | None,
         critic: Critic | None,
         guards_divergence: bool,
+        replays_experts: bool,
     ) -> None:
         """
         Args:
             model: the policy.
             frozen, process, critic: models that these ranks hold besides; None if they do not.
             guards_divergence: stop the run if the columns of the KL term contradict each other.
+            replays_experts: optimizer steps use the experts that were chosen when old_logp was computed.
         """
         self._objective, self._coefficients, self._needs, self._mesh = objective, coefficients, needs, mesh
         self._scorer, self._half_scorer = Scorer(model, temperature), Scorer(model, temperature / 2)
         self._frozen, self._process, self._critic = frozen, process, critic
-        self._guards_divergence = guards_divergence
+        self._guards_divergence, self._replays_experts = guards_divergence, replays_experts
         self.divergence: float | None = None
         """KL of policy and reference on the last batch, in nats per trained token; None if not measured."""
 
     def measure(self, loaded: LoadedBatch) -> dict[str, float]:
         """Compute the columns of the policy, over exactly the microbatches of the following optimizer steps.
 
-        If the batch has a single optimizer step, the forward pass of that step fills old_logp, unless
-        something needs it earlier.
+        If nothing needs old_logp before the first optimizer step, the forward pass of that step fills it at
+        the step's tokens.
         """
         # rollout_logp is always unpacked: engine and trainer are compared by it.
         loaded.unpack(self._needs.columns | {"rollout_logp"})
-        scores = self._needs.scores_first or len(loaded.minibatches) > 1
+        scores = self._needs.scores_first(len(loaded.minibatches), replays_experts=self._replays_experts)
         metrics = self._add_policy_columns(loaded) if scores else {}
         if "old_collision" in self._needs.columns:
             self._add_collision(loaded)
@@ -98,11 +101,15 @@ class Columns:
             loaded.share(self._mesh)
         return metrics
 
-    def agreement(self, loaded: LoadedBatch) -> dict[str, float]:
-        """Metrics: how far trainer and engine agree about the tokens of a batch that has column old_logp."""
-        return self._mesh.from_last_stage(
-            agreement(loaded.held("rollout_logp"), loaded.held("old_logp"), self._mesh)
-        )
+    def agreement(self, loaded: LoadedBatch, minibatch: Minibatch | None = None) -> dict[str, float]:
+        """Metrics: how far trainer and engine agree about the tokens of a batch that has column old_logp.
+
+        Args:
+            minibatch: the one whose tokens have it; None: all tokens do.
+        """
+        at_H = loaded.held_H if minibatch is None else loaded.held_of(minibatch)
+        rollout_logp_H, old_logp_H = (loaded.columns[name][at_H] for name in ("rollout_logp", "old_logp"))
+        return self._mesh.from_last_stage(agreement(rollout_logp_H, old_logp_H, self._mesh))
 
     def _add_policy_columns(self, loaded: LoadedBatch) -> dict[str, float]:
         """Fill old_logp and old_entropy; returns metrics about them."""

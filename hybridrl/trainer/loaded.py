@@ -33,8 +33,7 @@ class LoadedBatch:
         """Columns by name, [U, ...]. A column that ranks compute is 0 at the tokens of other ranks."""
 
         self._dp_rank = dp_rank
-        rows = [n for minibatch in self.first_epoch for rank, n in _placed(minibatch) if rank == dp_rank]
-        self.held_H, trajectory_H = self.packed.trained(rows)
+        self.held_H, trajectory_H = self.packed.trained(self._rows(self.first_epoch))
         self.tokens_H = Tokens(
             trajectory_H, torch.ones_like(trajectory_H, dtype=torch.bool), len(self.reward_N)
         )
@@ -78,6 +77,13 @@ class LoadedBatch:
     def held(self, name: str) -> Tensor:
         """A column at the tokens of this rank, [H]."""
         return self.columns[name][self.held_H]
+
+    def held_of(self, minibatch: Minibatch) -> Tensor:
+        """Indices in a column of the tokens of this rank's trajectories of a minibatch."""
+        return self.packed.trained(self._rows([minibatch]))[0]
+
+    def _rows(self, minibatches: Iterable[Minibatch]) -> list[int]:
+        return [n for minibatch in minibatches for rank, n in _placed(minibatch) if rank == self._dp_rank]
 
     def add(self, name: str, column_U: Tensor) -> None:
         """Add a column that every rank computed for its own tokens, 0 at all others."""

@@ -138,7 +138,7 @@ class Policy(Role):
             if self._critic is not None:
                 metrics |= self._critic.step(loaded, minibatch)
             if fills_old_logp:
-                metrics |= self._columns.agreement(loaded)
+                metrics |= self._columns.agreement(loaded, minibatch)
             if minibatch is loaded.minibatches[-1]:
                 entropy = metrics.get("actor/entropy", 0.0)  # missing if no rank has a trained token
                 self._coefficients.after_batch(self._columns.divergence, entropy, len(loaded.reward_N))
@@ -184,7 +184,7 @@ class Policy(Role):
     def _accumulate(self, index: int) -> tuple[float, float, dict[str, float]]:
         """Accumulate the gradients of a minibatch; returns loss, gradient norm and metrics.
 
-        This fills old_logp if the batch does not have it yet.
+        This fills old_logp at the minibatch's tokens if the batch does not have it yet.
         """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
         totals = Totals(minibatch.num_tokens, minibatch.num_sequences)
@@ -252,6 +252,7 @@ class Policy(Role):
             process=self._process,
             critic=self._critic,
             guards_divergence=self._guards and guards.trains_on_all_samples(self._setup.algorithm),
+            replays_experts=self._setup.actor.moe.router_replay == "old_logp",
         )
 
     def _make_offload(self) -> Offload:

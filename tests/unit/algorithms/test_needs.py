@@ -110,7 +110,7 @@ def test_models_are_those_that_compute_the_columns(algorithm: dict, models: tupl
         ({"kl": {"coefficient": 0.1, "target": 0.1}}, 1),
         ({"estimator": "gae"}, 1),
         ({"loss": "clip_cov"}, 1),
-        ({"correction": ["bypass"]}, 1),
+        ({"correction": ["token_is"]}, 1),
         ({"entropy_top_share": 0.2}, 1),
         ({"estimator": "optimal_token_baseline"}, 2),
     ],
@@ -118,6 +118,25 @@ def test_models_are_those_that_compute_the_columns(algorithm: dict, models: tupl
 def test_a_single_step_is_scored_first_where_something_asks(algorithm: dict, passes: int) -> None:
     assert needs(**algorithm).policy_passes(1) == passes
     assert needs(**algorithm).policy_passes(2) == max(passes, 1)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "passes"),
+    [
+        ({}, 0),
+        ({"loss": "clip_cov"}, 0),
+        ({"kl": {"coefficient": 0.1}}, 0),
+        ({"estimator": "gae"}, 1),
+        ({"kl": {"coefficient": 0.1, "in": "reward"}}, 1),
+        ({"kl": {"coefficient": 0.1, "target": 0.1}}, 1),
+        ({"entropy_top_share": 0.2}, 1),
+        ({"estimator": "optimal_token_baseline"}, 2),
+    ],
+)
+def test_with_bypass_nothing_is_scored_first_that_only_old_logp_is_for(algorithm: dict, passes: int) -> None:
+    found = needs(correction=["bypass"], **algorithm)
+    assert found.policy_passes(1) == found.policy_passes(4) == passes
+    assert found.policy_passes(4, replays_experts=True) == max(passes, 1)
 
 
 def test_a_preset_has_a_teacher_if_its_algorithm_asks_one() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridrl.batch import Batch
+from hybridrl.data import packing
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import ConfigError
 from hybridrl.types import Group, Prompt, Trajectory
@@ -187,3 +188,19 @@ def test_a_trajectory_longer_than_a_microbatch_names_both_numbers():
         ConfigError, match=r"microbatch_tokens = 64, a trajectory of step 3 has 65.*=65 or more"
     ):
         plan(batch_of([[10, 65]], step=3), microbatch_tokens=64)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 100), max_size=60), st.integers(1, 8), st.sampled_from([math.inf, 30.0]))
+def test_each_sequence_goes_to_the_least_costly_microbatch_with_room(found, count, attention):
+    length = np.array(sorted(found, reverse=True), np.int64)
+    cost = length * (1.0 + length / attention)
+    packed = packing._pack(list(range(len(length))), length, cost, count, 120)
+    expected = [[] for _ in range(count)]
+    for i in range(len(length)):
+        room = [bin_ for bin_ in expected if length[[*bin_, i]].sum() <= 120]
+        if not room:
+            assert packed is None
+            return
+        min(room, key=lambda bin_: sum(cost[j] for j in bin_)).append(i)
+    assert packed == sorted(expected, key=lambda bin_: -sum(cost[j] for j in bin_))
