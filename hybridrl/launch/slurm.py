@@ -61,7 +61,7 @@ def launch(
 
 def write(loaded: LoadedConfig, overrides: Sequence[str], files: RunFiles) -> Path:
     """Write script and config of the job into the run folder; returns the path of the script."""
-    files.job.mkdir(exist_ok=True)
+    files.job.mkdir(mode=0o700, exist_ok=True)  # config and overrides may hold secrets
     (files.job / "config.yaml").write_bytes(Path(loaded.file).read_bytes())
     path = files.job / "job.sh"
     path.write_text(script(loaded, overrides, files, folder=Path.cwd()), "utf-8")

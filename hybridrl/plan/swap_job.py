@@ -2,7 +2,6 @@
 
 from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
-from hybridrl.hosts.machine import Machine
 from hybridrl.launch.shape import trainer_layout
 from hybridrl.models import spec as models
 from hybridrl.reshard.plan import Job
@@ -19,9 +18,3 @@ def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
     node_size = cfg.cluster.gpus_per_node or -(-ranks // cfg.cluster.nodes)
     sizes = [layout.world_size for layout in engines]
     return Job(source, engines, Topology.colocated(source.world_size, sizes, node_size))
-
-
-def element_bytes(cfg: Config, machine: Machine) -> int:
-    """Bytes per element of an engine parameter: engines compute in bf16 on GPUs and in fp32 on CPUs."""
-    asked = cfg.cluster.gpus_per_node
-    return 2 if (len(machine.gpus) if asked is None else asked) else 4

@@ -44,6 +44,7 @@ from hybridrl.config.rules.steps import (
     greedy_answers_once,
     lag_is_shorter_than_the_run,
     minibatches_divide_the_step,
+    ranks_have_examples,
     ranks_have_work,
     schedule_fits_the_run,
 )
@@ -93,8 +94,11 @@ EXAMPLE_RULES: Sequence[Rule] = (
     model_exists,
     data_exists,
     chat_template_is_there,
+    ranks_have_examples,
     actor_parallel_divides_the_model,
+    precision_suits_the_model,
     fp8_fits_the_run,
+    schedule_fits_the_run,
     machines_are_started,
     gpus_are_there,
 )

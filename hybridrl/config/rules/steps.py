@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext, one_of
+from hybridrl.config.schema import Config
+from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.errors import ConfigError, HybridRLError
 from hybridrl.wording import counted
 
@@ -35,6 +37,18 @@ def ranks_have_work(loaded: LoadedConfig, context: RuleContext) -> Iterator[Hybr
         )
 
 
+def ranks_have_examples(
+    loaded: LoadedConfig[SupervisedConfig], context: RuleContext
+) -> Iterator[HybridRLError]:
+    examples, dp = loaded.config.batch.examples_per_step, loaded.config.actor.parallel.dp or 1
+    if examples < dp:
+        yield ConfigError(
+            f"actor.parallel.dp = {counted(dp, 'rank')} share {counted(examples, 'example')} of a step",
+            where=loaded.where("actor.parallel.dp", "batch.examples_per_step"),
+            fix=f"batch.examples_per_step={dp} or more",
+        )
+
+
 def lag_is_shorter_than_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     lag, steps = loaded.config.batch.max_lag, loaded.config.run.steps
     if lag and lag >= steps:
@@ -47,7 +61,7 @@ def lag_is_shorter_than_the_run(loaded: LoadedConfig, context: RuleContext) -> I
 
 def schedule_fits_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     config, optimizer = loaded.config, loaded.config.actor.optimizer
-    updates = config.run.steps * config.batch.optimizer_steps
+    updates = config.run.steps * (config.batch.optimizer_steps if isinstance(config, Config) else 1)
     if optimizer.warmup_steps and optimizer.warmup_steps >= updates:
         yield ConfigError(
             f"actor.optimizer.warmup_steps = {optimizer.warmup_steps} never ends, the run has "

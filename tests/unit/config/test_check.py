@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from hybridrl.config.load import load
+from hybridrl.config.load import load, load_as
 from hybridrl.config.rules import RULES, RuleContext, check
+from hybridrl.config.sft_rm import SFTConfig
 from hybridrl.models import spec as models
 
 QWEN = {
@@ -287,3 +288,38 @@ def test_fp8_asks_for_sizes_that_can_be_multiplied(run, spec) -> None:
     )
     (said,) = run("actor.fp8=tensorwise", "critic.parallel.tp=4", H100S, spec=odd, here=False)
     assert "critic.parallel.tp = 4" in said
+
+
+@pytest.fixture
+def examples(tmp_path: Path, run, spec: models.ModelSpec):
+    """Errors of an sft config with these overrides, with the model and data of `run`."""
+    file = tmp_path / "sft.yaml"
+    source = {"model": str(tmp_path / "Qwen2.5-7B"), "data": {"train": str(tmp_path / "train.jsonl")}}
+    file.write_text(json.dumps(source | {"run": {"name": "first"}}))
+
+    def errors(*overrides: str, **facts: Any) -> list[str]:
+        context = RuleContext(**({"num_gpus": 0, "spec": spec} | facts))
+        return [str(error) for error in check(load_as(SFTConfig, file, overrides), context)]
+
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (
+            ["batch.examples_per_step=2", "actor.parallel.dp=4"],
+            "actor.parallel.dp = 4 ranks share 2 examples of a step",
+        ),
+        (
+            ["run.steps=10", "actor.optimizer.warmup_steps=10"],
+            "actor.optimizer.warmup_steps = 10 never ends, the run has 10 optimizer steps",
+        ),
+        (["actor.optimizer.min_lr=1.0e-7"], "actor.optimizer.min_lr = 1e-07 has no effect"),
+        (["actor.optimizer.betas=[0.9, 1.0]"], "actor.optimizer.betas = [0.9, 1.0]"),
+    ],
+)
+def test_training_on_examples_is_checked_as_reinforcement_learning_is(examples, overrides, what) -> None:
+    assert examples() == []
+    (found,) = examples(*overrides)
+    assert what in found

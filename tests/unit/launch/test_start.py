@@ -49,6 +49,7 @@ def test_a_dry_run_writes_the_job_of_a_cluster_that_is_not_here(folder: Path, ca
     assert "would ask for 16 nodes x 8 GPUs" in out
     job = folder / "out" / "first" / "slurm"
     assert (job / "config.yaml").read_text() == CONFIG
+    assert job.stat().st_mode & 0o077 == 0
     text = (job / "job.sh").read_text()
     assert "#SBATCH --partition=h100" in text and "'model={path: /models/big}'" in text
     assert subprocess.run(["/bin/bash", "-n", job / "job.sh"]).returncode == 0
