@@ -13,7 +13,7 @@ from typing import Any
 from hybridrl.config import keys, load, presets
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError
-from hybridrl.importer import verl_algorithm
+from hybridrl.importer import verl_algorithm, verl_layout
 from hybridrl.importer.overrides import Launch
 from hybridrl.importer.translation import Line, Remark, Translation
 from hybridrl.importer.verl_keys import CRITIC, CRITIC_REST, DIRECT, IGNORED, NO_COUNTERPART, A, M, R, To
@@ -170,16 +170,6 @@ def _microbatch(script: Script) -> Found:
     yield Line("actor.microbatch_tokens", tokens, script.source(key), note)
 
 
-_MEGATRON_SIZES = {
-    "tensor_model": "tp",
-    "pipeline_model": "pp",
-    "virtual_pipeline_model": "vpp",
-    "context": "cp",
-    "expert_model": "ep",
-    "expert_tensor": "etp",
-}
-"""verl's name of a parallel size -> ours."""
-
 _REPLAYS = {"R2": "old_logp", "R3": "rollout"}
 
 
@@ -191,21 +181,6 @@ def _recompute(script: Script) -> Found:
         on = script.get(key) or False
     how = on if on in ("full", "selective") else "full" if on else "none"
     yield Line("actor.recompute", how, script.source(key))
-
-
-def _parallel(script: Script) -> Found:
-    key = f"{R}.expert_parallel_size"
-    if (experts := script.number(key, 1)) > 1:
-        yield Line("rollout.parallel.ep", experts, script.source(key))
-    if not script.is_megatron:
-        key = f"{R}.tensor_model_parallel_size"
-        why = "FSDP becomes Megatron's tensor parallelism: the engine's size to begin with; hybridrl plan"
-        yield Line("actor.parallel.tp", script.number(key, 2), script.source(key), why)
-        return
-    for name, ours in _MEGATRON_SIZES.items():
-        key = f"{A}.megatron.{name}_parallel_size"
-        if ours in ("tp", "pp") or script.get(key) is not None:
-            yield Line(f"actor.parallel.{ours}", script.number(key, 1), script.source(key))
 
 
 def _replay(script: Script) -> Found:
@@ -254,7 +229,7 @@ PARTS: Sequence[Callable[[Script], Found]] = (
     _optimizer,
     _microbatch,
     _recompute,
-    _parallel,
+    verl_layout.parallel,
     _replay,
     _adapters,
     _evaluation,

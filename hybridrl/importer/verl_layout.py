@@ -1,0 +1,56 @@
+"""Translates verl's trainer backend and its parallel sizes."""
+
+from hybridrl.importer.translation import Line, Remark
+from hybridrl.importer.verl_keys import A, R
+from hybridrl.importer.verl_script import Found, Script
+
+_MEGATRON_SIZES = {
+    "tensor_model": "tp",
+    "pipeline_model": "pp",
+    "virtual_pipeline_model": "vpp",
+    "context": "cp",
+    "expert_model": "ep",
+    "expert_tensor": "etp",
+}
+"""verl's name of a parallel size -> ours."""
+
+_FSDP_BACKEND = "fsdp"
+
+_PRECISIONS = {"bfloat16": "bf16", "bf16": "bf16", "float16": "fp16", "fp16": "fp16"}
+_PRECISIONS |= {"float32": "fp32", "fp32": "fp32"}
+"""fsdp_config.dtype -> actor.precision."""
+
+
+def parallel(script: Script) -> Found:
+    key = f"{R}.expert_parallel_size"
+    if (experts := script.number(key, 1)) > 1:
+        yield Line("rollout.parallel.ep", experts, script.source(key))
+    if not script.is_megatron:
+        yield from _fsdp(script)
+        return
+    for name, ours in _MEGATRON_SIZES.items():
+        key = f"{A}.megatron.{name}_parallel_size"
+        if ours in ("tp", "pp") or script.get(key) is not None:
+            yield Line(f"actor.parallel.{ours}", script.number(key, 1), script.source(key))
+
+
+def _fsdp(script: Script) -> Found:
+    """FSDP of verl, of either version, is FSDP2 here."""
+    key = f"{A}.strategy"
+    yield Line("actor.backend", _FSDP_BACKEND, script.source(key), "all GPUs share the model: dp is theirs")
+    script.get(key)
+    for where in ("", "fsdp_config."):
+        key = f"{A}.{where}ulysses_sequence_parallel_size"
+        if (size := script.number(key, 1)) > 1:
+            yield Line("actor.parallel.cp", size, script.source(key))
+    key = f"{A}.fsdp_config.dtype"
+    if (dtype := script.get(key)) in _PRECISIONS:
+        yield Line("actor.precision", _PRECISIONS[dtype], script.source(key))
+    key = f"{A}.fsdp_config.fsdp_size"
+    if (size := script.number(key, -1)) > 0 and size != _num_gpus(script):
+        why = f"here all {_num_gpus(script)} GPUs share one copy of the model: hybridrl plan shows its memory"
+        yield Remark(script.source(key), why)
+
+
+def _num_gpus(script: Script) -> int:
+    return script.number("trainer.nnodes", 1) * script.number("trainer.n_gpus_per_node", 8)

@@ -1,0 +1,59 @@
+"""verl's FSDP becomes FSDP2 with the sizes and the dtype of the script."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridrl.config.load import load
+from hybridrl.importer.overrides import Launch, Override
+from hybridrl.importer.translation import Translation
+from hybridrl.importer.verl import translate
+from hybridrl.importer.verl_keys import A, M
+
+LEAST: dict[str, Any] = {f"{M}.path": "m", "data.train_files": "t.parquet"}
+
+
+def translated(**keys: Any) -> Translation:
+    overrides = tuple(Override(key, value, str(value), 1) for key, value in (LEAST | keys).items())
+    return translate(Launch("verl.trainer.main_ppo", overrides, ""))
+
+
+def config(tmp_path: Path, found: Translation) -> Any:
+    path = tmp_path / "imported.yaml"
+    path.write_text(found.as_yaml("test"))
+    return load(path).config
+
+
+def whys(found: Translation) -> str:
+    return "\n".join(f"{one.source}: {one.why}" for one in found.no_counterpart)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp2", None])
+def test_fsdp_stays_fsdp(tmp_path: Path, strategy: str | None) -> None:
+    found = translated(**({f"{A}.strategy": strategy} if strategy else {}))
+    actor = config(tmp_path, found).actor
+    assert actor.backend == "fsdp" and (actor.parallel.tp, actor.parallel.cp) == (1, 1)
+    assert "strategy" not in whys(found)
+
+
+def test_the_trainer_of_megatron_stays_megatron(tmp_path: Path) -> None:
+    found = translated(**{f"{A}.strategy": "megatron"})
+    assert config(tmp_path, found).actor.backend == "megatron"
+
+
+@pytest.mark.parametrize(
+    "key", ["ulysses_sequence_parallel_size", "fsdp_config.ulysses_sequence_parallel_size"]
+)
+def test_ulysses_is_context_parallelism(tmp_path: Path, key: str) -> None:
+    assert config(tmp_path, translated(**{f"{A}.{key}": 4})).actor.parallel.cp == 4
+
+
+@pytest.mark.parametrize(("dtype", "ours"), [("float32", "fp32"), ("bfloat16", "bf16")])
+def test_fsdp_computes_in_its_dtype(tmp_path: Path, dtype: str, ours: str) -> None:
+    assert config(tmp_path, translated(**{f"{A}.fsdp_config.dtype": dtype})).actor.precision == ours
+
+
+@pytest.mark.parametrize(("size", "said"), [(-1, False), (8, False), (4, True)])
+def test_groups_of_fsdp_ranks_are_said(size: int, said: bool) -> None:
+    assert ("fsdp_size" in whys(translated(**{f"{A}.fsdp_config.fsdp_size": size}))) == said
