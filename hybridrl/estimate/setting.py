@@ -17,7 +17,7 @@ from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec, without_vocabulary
-from hybridrl.rollout.base import EngineKind, kind_of
+from hybridrl.rollout.base import EngineKind, kind_of, layout_in
 from hybridrl.wording import counted
 
 Role = Literal["actor", "critic", "process model", "reference", "teacher", "reward model"]
@@ -41,6 +41,9 @@ class Setting:
 
     backend: str
     """Trainer backend."""
+
+    actor: ActorConfig
+    """The section of the config: a backend may lack one of its options."""
 
     dedicated: tuple[tuple[Role, TrainParallel], ...]
     """Parallel layouts of the roles with dedicated ranks."""
@@ -224,6 +227,11 @@ class Setting:
         return replace(self, train=self.train.model_copy(update=axes)).filled(num_engines=self.num_engines)
 
     @property
+    def is_outside(self) -> bool:
+        """The backend is code outside the project."""
+        return ":" in self.backend
+
+    @property
     def shards_weights(self) -> bool:
         """Data-parallel ranks hold different parts of a model, and gather it layer by layer to compute."""
         return layout_of(self.backend).shards_weights
@@ -263,7 +271,7 @@ class Setting:
             LayoutError: the model does not divide over the ranks.
         """
         assert self.engine_kind is not None, "there are engines"
-        return self.engine_kind.layout(self.model, self.engine)
+        return layout_in(self.engine_kind, self.model, self.engine)
 
     def divides(self) -> bool:
         """Whether the models divide over trainer and engine ranks, and there are enough GPUs."""
@@ -342,6 +350,7 @@ def _trainer(cfg: Config | SupervisedConfig, model: ModelSpec, gpu: GPUModel | N
         "gpus_per_node": (cfg.cluster.gpus_per_node or 0) if gpu else 0,
         "train": cfg.actor.parallel,
         "backend": cfg.actor.backend,
+        "actor": cfg.actor,
         "recompute": cfg.actor.recompute,
         "microbatch_tokens": cfg.actor.microbatch_tokens,
         "half": (cfg.actor.precision or ("bf16" if gpu else "fp32")) != "fp32",

@@ -40,7 +40,7 @@ from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
-from hybridrl.rollout.base import kind_of
+from hybridrl.rollout.base import kind_of, layout_in
 from hybridrl.wording import counted
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
@@ -99,7 +99,7 @@ class RLRun(Run[Config, RunObserver]):
     @contextlib.asynccontextmanager
     async def workers(self) -> AsyncIterator[tuple[RayTrainer, Roles]]:
         cfg, shape = self.cfg, self._shape
-        engine = kind_of(cfg.rollout.engine).layout(self.model, shape.engine)
+        engine = layout_in(kind_of(cfg.rollout.engine), self.model, shape.engine)
         layouts = trainer_layout(cfg, self.model, shape.parallel), engine
         devices = Devices.of(cfg, self._placement, self.cluster.gpus, *layouts, parts=shape.engine_parts)
         workers = self._start(devices)

@@ -11,9 +11,10 @@ from hybridrl.errors import ModelError
 from hybridrl.launch.shape import trainer_layout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models import hub, spec
+from hybridrl.models.config_json import read_config
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.weights import headers
-from hybridrl.trainer.setup import RankSetup
+from hybridrl.trainer.setup import RankSetup, refuse_untried
 
 _ACTOR_ONLY = {"moe": MoEConfig(), "lora": None, "fp8": "none", "bf16_layers": 0}
 """Keys of the actor that do not apply to the reward model, whose sizes and experts may differ, at their
@@ -31,6 +32,8 @@ def refuse_unfit_reward_model(cfg: Config) -> None:
         return
     layout_of(cfg.actor.backend).refuse_unbuildable(model, where="reward_model.path")
     folder = hub.find_folder(own.path)
+    if folder is not None and not model.has_table:
+        refuse_untried(cfg.actor.backend, read_config(folder), where="reward_model.path")
     if folder is None or not model.value_head:
         return
     try:

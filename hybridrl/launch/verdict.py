@@ -23,12 +23,13 @@ from hybridrl.launch.reward_model_setup import refuse_unfit_reward_model, reward
 from hybridrl.launch.shape import trainer_layout, with_gpus
 from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
-from hybridrl.models.make import spec_of_made
+from hybridrl.models.config_json import read_config
+from hybridrl.models.make import config_of_made, spec_of_made
 from hybridrl.models.spec import ModelSpec
 from hybridrl.observe.sink import load_sinks, refuse_missing_sinks
 from hybridrl.rewards.plugin import load_reward
-from hybridrl.rollout.base import kind_of
-from hybridrl.trainer.setup import refuse_unfit_experts
+from hybridrl.rollout.base import kind_of, layout_in
+from hybridrl.trainer.setup import refuse_unfit_experts, refuse_untried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,11 +201,28 @@ def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator
     if model is not None:
         yield from _refusals(
             loaded,
-            lambda: layout_of(actor.backend).refuse_unbuildable(model, where="model"),
+            lambda: _refuse_unbuildable(loaded, model),
             lambda: refuse_unfit_experts(actor.moe, model, where="actor.moe"),
         )
     if isinstance(cfg, Config):
         yield from _refusals(loaded, lambda: refuse_unfit_reward_model(cfg))
+
+
+def _refuse_unbuildable(loaded: LoadedConfig[Any], model: ModelSpec) -> None:
+    """
+    Raises:
+        ModelError: the trainer cannot build the model, or computes another one.
+    """
+    own, backend = loaded.config.model, loaded.config.actor.backend
+    layout_of(backend).refuse_unbuildable(model, where="model")
+    if model.has_table:
+        return
+    folder, seed = hub.find_folder(own.path), loaded.config.run.seed
+    if folder is not None or own.make is None:
+        config = read_config(folder or own.path)
+    else:
+        config = config_of_made(own.make, seed, where=loaded.where("model.make"))
+    refuse_untried(backend, config, where="model")
 
 
 def _sink_errors(loaded: LoadedConfig[Any], *, here: bool) -> list[HybridRLError]:
@@ -235,8 +253,30 @@ def _engine_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[H
     cfg, key = loaded.config, "rollout.parallel"
     kind = kind_of(cfg.rollout.engine)
     yield from map(loaded.locate, kind.refuse(cfg, model))
-    for error in _refusals(loaded, lambda: kind.layout(model, cfg.rollout.parallel)):
+    if not model.has_table:
+        yield from _loader_errors(loaded, model)
+    for error in _refusals(loaded, lambda: layout_in(kind, model, cfg.rollout.parallel)):
         yield ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix)
+
+
+def _loader_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[HybridRLError]:
+    """Errors about the way of weights into the engines, of which a model without a table has only one."""
+    path, nodes = loaded.config.rollout.weight_path, loaded.config.cluster.nodes
+    lacks = (
+        f"there is no model table for {model.family}, so its weights can only go through the engine's loader"
+    )
+    if path == "in_place":
+        yield ConfigError(
+            f"{lacks}, and rollout.weight_path = in_place",
+            where=loaded.where("rollout.weight_path"),
+            fix="rollout.weight_path=engine_api, or write a table: docs/extend_model.md",
+        )
+    if nodes > 1:
+        yield ResourceError(
+            f"{lacks}, which takes the memory of one machine; cluster.nodes = {nodes}",
+            where=loaded.where("cluster.nodes"),
+            fix="cluster.nodes=1, or write a table: docs/extend_model.md",
+        )
 
 
 def _refusals(loaded: LoadedConfig[Any], *trials: Callable[[], object]) -> list[HybridRLError]:

@@ -50,9 +50,8 @@ class FSDPLayout(CheckpointTensors):
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
         kind = (model.rope_scaling or {}).get("rope_type")
         reasons = {
-            f"the FSDP backend trains {', '.join(FAMILIES)}, this model is {model.family}": (
-                model.family not in FAMILIES
-            ),
+            f"the FSDP backend trains {', '.join(FAMILIES)} and models without a table, this model is "
+            f"{model.family}": model.has_table and model.family not in FAMILIES,
             "a bias on the attention output is not supported": model.attention_out_bias,
             "layers with a window are not supported by the FSDP backend": bool(model.windowed_layers),
             f"rope scaling {kind!r} is not supported": kind not in (None, *ROPE_SCALINGS),

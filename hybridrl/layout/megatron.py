@@ -87,6 +87,14 @@ class MegatronLayout(TrainerLayout):
 
     @classmethod
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
+        if not model.has_table:
+            raise ModelError(
+                f"there is no model table for {model.family}, which Megatron's layers are built by",
+                where=where,
+                fix="train it with actor.backend=fsdp, which takes transformers' layers; its engine then "
+                "gets weights through its own loader (rollout.weight_path=engine_api). Or write a table: "
+                "docs/extend_model.md",
+            )
         if model.attention_out_bias:
             raise ModelError(
                 "a bias on the attention output is not supported", where=where, fix="use a model without"

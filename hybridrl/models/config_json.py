@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.errors import ModelError
+from hybridrl.models.foreign import recognise
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -90,6 +91,29 @@ _NULLABLE = frozenset(
         "n_shared_experts n_group topk_group"
     ).split()
 )
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The content of a model folder's config.json.
+
+    Raises:
+        ModelError: there is none, or it is not JSON, or not an object. A checkpoint of another trainer is
+            named, with what converts it.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        if foreign := recognise(path.parent):
+            raise ModelError(
+                f"{path.parent} is {foreign.kind}, not a model in Hugging Face format",
+                where=str(path.parent),
+                fix=foreign.converter,
+            )
+        raise ModelError(
+            f"no config.json in {path.parent}",
+            where=str(path.parent),
+            fix="give a folder in Hugging Face format",
+        )
+    return read_object(path)
 
 
 def read_object(path: Path) -> dict[str, Any]:

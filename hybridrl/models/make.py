@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hybridrl import registry
-from hybridrl.models.spec import ModelSpec, from_config, read
+from hybridrl.models.config_json import read_config
+from hybridrl.models.spec import ModelSpec, from_config
 from hybridrl.outside import called
 
 KEY = "model.make"
@@ -58,9 +59,14 @@ def spec_of_made(name: str, seed: int, *, where: str) -> ModelSpec:
         ConfigError, UserCodeError: as make_model().
         ModelError: no model table describes what it writes.
     """
+    return from_config(config_of_made(name, seed, where=where), where=name)
+
+
+def config_of_made(name: str, seed: int, *, where: str) -> Mapping[str, Any]:
+    """The config.json of the model that a maker will write; arguments and errors as for spec_of_made()."""
     if (config := getattr(find_maker(name, where=where), _CONFIG, None)) is not None:
-        return from_config(called(config, name, seed, key=KEY, where=where), where=name)
+        return called(config, name, seed, key=KEY, where=where)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "model")
         make_model(name, made, seed, where=where)
-        return read(made)
+        return read_config(made)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from hybridrl.models import spec
 from hybridrl.models.folder import write_json, write_once
 from hybridrl.models.spec import ModelSpec
-from hybridrl.models.table import Parameter
+from hybridrl.models.table import Parameter, is_norm
 
 LAYERS = 4
 SIZES = {
@@ -98,15 +98,15 @@ def _values(parameter: Parameter, rows: int, rng: np.random.Generator, model: Mo
     shape = (rows,) if parameter.cols is None else (rows, parameter.cols)
     noise = rng.standard_normal(shape, np.float32)
     if parameter.cols is None:
-        return np.float32(0.2) * noise + np.float32(_middle(parameter.name, model))
+        return np.float32(0.2) * noise + np.float32(_middle(parameter, model))
     if parameter.name == "embed":
         return noise * np.float32(0.1 if model.tied else 1.0)
     return noise * np.float32(0.5 / np.sqrt(parameter.cols))
 
 
-def _middle(name: str, model: ModelSpec) -> float:
+def _middle(parameter: Parameter, model: ModelSpec) -> float:
     """Mean of a vector's values. It is smaller for a norm after a layer, which scales what the layer adds."""
-    if not name.endswith("norm"):
+    if not is_norm(parameter):
         return 0.0
-    scale = 0.3 if name.startswith("layers.*.post_") else 1.0
+    scale = 0.3 if parameter.name.startswith("layers.*.post_") else 1.0
     return scale - 1.0 if model.centred_norms else scale

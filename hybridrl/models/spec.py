@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from hybridrl import registry
 from hybridrl.errors import ModelError
-from hybridrl.models import families
+from hybridrl.models import families, untabled
 from hybridrl.models.config_json import (
-    read_object,
+    read_config,
     refuse_contradictions,
     refuse_other_types,
     rope,
@@ -19,6 +19,7 @@ from hybridrl.models.config_json import (
 )
 from hybridrl.models.families._dense import VALUE_HEAD
 from hybridrl.models.table import Family, Kind, Parameter, Row
+from hybridrl.models.untabled import TensorShape
 
 _CLASSIFICATION = "ForSequenceClassification"
 """Suffix of the architecture name of a transformers model with a classification head."""
@@ -29,7 +30,7 @@ class ModelSpec:
     """Sizes and switches of a decoder-only transformer."""
 
     family: str
-    """File name in models/families."""
+    """File name in models/families; for a model without a table, transformers' model_type."""
 
     hidden_size: int
     num_layers: int
@@ -125,6 +126,14 @@ class ModelSpec:
     post_norms: bool = False
     """Whether attention and feed-forward are also followed by a norm."""
 
+    tensors: tuple[TensorShape, ...] = ()
+    """The tensors of the checkpoint of a model without a table, in the order of transformers' modules; ():
+    the model has a table. Without one, a model has its sizes here, and no switches."""
+
+    @property
+    def has_table(self) -> bool:
+        return not self.tensors
+
     @property
     def untied(self) -> bool:
         return self.head == "vocabulary" and not self.tied
@@ -211,27 +220,12 @@ def read(folder: str | Path) -> ModelSpec:
 
     Raises:
         ModelError: config.json or one of its keys is missing, a value has another type or contradicts
-            another, no table describes the architecture, or the model has a feature that its table does not
-            cover (quantised weights, another activation, experts on only some of the layers).
+            another, neither a table nor transformers describes the architecture, or the model has a feature
+            that its table does not cover (quantised weights, another activation, experts on only some of the
+            layers).
     """
     path = Path(folder) / "config.json"
     return from_config(read_config(folder), where=str(path))
-
-
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The content of a model folder's config.json.
-
-    Raises:
-        ModelError: there is none, or it is not JSON, or not an object.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise ModelError(
-            f"no config.json in {path.parent}",
-            where=str(path.parent),
-            fix="give a folder in Hugging Face format",
-        )
-    return read_object(path)
 
 
 def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
@@ -244,7 +238,21 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
         ModelError: as read(), except for a missing file.
     """
     refuse_other_types(config, where)
-    name, family = _family(config, where)
+    _refuse_quantised(config, where)
+    found = _without_table(config, where) if _family(config) is None else _by_table(config, where)
+    return without_vocabulary(found, head="value") if _scores(config, where) else found
+
+
+def _without_table(config: Mapping[str, Any], where: str) -> ModelSpec:
+    known = ", ".join(family.architecture for family in _families().values())
+    fields = untabled.read_fields(config, _causal(config), where=where, known=known)
+    return ModelSpec(**fields, dtype=_dtype(config))
+
+
+def _by_table(config: Mapping[str, Any], where: str) -> ModelSpec:
+    name = _family(config)
+    assert name is not None, "the model has a table"
+    family = _families()[name]
     _refuse_unsupported(config, where, family)
     config = with_defaults(config, family.defaults)
     theta, scaling = rope(config)
@@ -263,14 +271,17 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
             "rope_theta": theta,
             "rope_scaling": scaling,
             "max_positions": config["max_position_embeddings"],
-            "dtype": config.get("dtype") or config.get("torch_dtype") or "float32",
+            "dtype": _dtype(config),
             **family.traits(config),
         }
     except KeyError as error:
         raise ModelError(f"config.json has no {error.args[0]!r}", where=where, fix="add it") from error
     refuse_contradictions(fields, where)
-    found = ModelSpec(**fields)
-    return without_vocabulary(found, head="value") if _scores(config, where) else found
+    return ModelSpec(**fields)
+
+
+def _dtype(config: Mapping[str, Any]) -> str:
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
 def without_vocabulary(spec: ModelSpec, *, head: Literal["value", "none"]) -> ModelSpec:
@@ -279,13 +290,15 @@ def without_vocabulary(spec: ModelSpec, *, head: Literal["value", "none"]) -> Mo
 
 
 def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
-    """The canonical parameters of a model, in the order of its family's table."""
+    """The canonical parameters of a model, in the order of its family's table, or of its tensors."""
+    if not spec.has_table:
+        return tuple(untabled.parameters(spec.tensors, spec.head))
     rows = [row for row in (*family_of(spec).rows, VALUE_HEAD) if not row.when or getattr(spec, row.when)]
     return tuple(parameter for parameter in (_parameter(spec, row) for row in rows) if parameter.layers)
 
 
 def family_of(spec: ModelSpec) -> Family:
-    """The model table of a model."""
+    """The model table of a model that has one."""
     return _families()[spec.family]
 
 
@@ -312,13 +325,15 @@ def _families() -> dict[str, Family]:
     return {name: importlib.import_module(f"{families.__name__}.{name}").FAMILY for name in names}
 
 
-def _family(config: Mapping[str, Any], where: str) -> tuple[str, Family]:
-    named = _architecture(config).replace(_CLASSIFICATION, "ForCausalLM")
-    for name, family in _families().items():
-        if family.architecture == named:
-            return name, family
-    known = ", ".join(family.architecture for family in _families().values())
-    raise ModelError(f"no model table for architecture {named}", where=where, fix=f"use one of {known}")
+def _family(config: Mapping[str, Any]) -> str | None:
+    """The name of the family's table; None: there is none."""
+    named = _causal(config)
+    return next((name for name, family in _families().items() if family.architecture == named), None)
+
+
+def _causal(config: Mapping[str, Any]) -> str:
+    """The architecture of the same model with an output layer."""
+    return _architecture(config).replace(_CLASSIFICATION, "ForCausalLM")
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -361,5 +376,8 @@ def _refuse_unsupported(config: Mapping[str, Any], where: str, family: Family) -
             where=where,
             fix="use a model with full attention",
         )
+
+
+def _refuse_quantised(config: Mapping[str, Any], where: str) -> None:
     if config.get("quantization_config"):
         raise ModelError("the checkpoint is quantised", where=where, fix="use its bf16 or fp32 version")

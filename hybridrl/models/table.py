@@ -167,3 +167,9 @@ class Parameter:
             return 0, self
         sizes = tuple(self.blocks[i] for i in blocks)
         return sum(self.blocks[: blocks[0]]), replace(self, blocks=sizes)
+
+
+def is_norm(parameter: Parameter) -> bool:
+    """Whether a vector is the weight of a norm, and not a bias."""
+    name = parameter.name.removesuffix(".weight")
+    return parameter.cols is None and name.endswith("norm")

@@ -18,7 +18,7 @@ from hybridrl.errors import ModelError
 from hybridrl.models import spec
 from hybridrl.models.folder import write_json, write_once
 from hybridrl.models.spec import ModelSpec
-from hybridrl.models.table import Parameter
+from hybridrl.models.table import Parameter, is_norm
 
 ARITHMETIC = string.digits + "+-="
 
@@ -41,6 +41,7 @@ _MODEL_TYPES = {
     "llama": ("LlamaForCausalLM", {}),
     "qwen2": ("Qwen2ForCausalLM", {"use_sliding_window": False}),
     "qwen3": ("Qwen3ForCausalLM", {"use_sliding_window": False, "attention_bias": False}),
+    "olmo2": ("Olmo2ForCausalLM", {"attention_bias": False}),
     "qwen3_moe": ("Qwen3MoeForCausalLM", {"attention_bias": False, "norm_topk_prob": True, **_EXPERTS}),
 }
 
@@ -67,6 +68,11 @@ def qwen3_arithmetic(folder: Path, seed: int) -> None:
 def qwen3_moe_arithmetic(folder: Path, seed: int) -> None:
     """Write a model like qwen3_arithmetic with 8 experts per layer, 2 per token: 1.3 M weights."""
     _arithmetic("qwen3_moe", folder, seed, moe_intermediate_size=192)
+
+
+def olmo2_arithmetic(folder: Path, seed: int) -> None:
+    """Write a model like qwen3_arithmetic of a kind without a model table."""
+    _arithmetic("olmo2", folder, seed)
 
 
 def _arithmetic(family: str, folder: Path, seed: int, **sizes: int) -> None:
@@ -208,4 +214,4 @@ def _distribution(parameter: Parameter, std: float, norm_std: float) -> tuple[fl
     """(standard deviation, mean) of a parameter's values."""
     if parameter.cols is not None:
         return std, 0.0
-    return norm_std, 1.0 if parameter.name.endswith("norm") else 0.0
+    return norm_std, 1.0 if is_norm(parameter) else 0.0

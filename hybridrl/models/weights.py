@@ -14,7 +14,7 @@ import numpy as np
 
 from hybridrl.errors import ModelError
 from hybridrl.models import spec as models
-from hybridrl.models.config_json import read_object
+from hybridrl.models.config_json import read_config, read_object
 from hybridrl.wording import counted
 
 INDEX = "model.safetensors.index.json"
@@ -57,7 +57,7 @@ def refuse_unfit_weights(folder: str | Path, *, where: str) -> None:
     """
     folder = Path(folder)
     try:
-        config = models.read_config(folder)
+        config = read_config(folder)
         model = models.from_config(config, where=str(folder / "config.json"))
         tensors = headers(folder)
         further = config.get("num_nextn_predict_layers") or 0

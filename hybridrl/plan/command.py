@@ -39,6 +39,8 @@ class Plan:
     """Why the config does not fit; only a search goes on in that case."""
 
     swap: swap.SwapEstimate | None
+    """None: there are no engines, they take weights through their own loader, or the config does not fit."""
+
     proposals: tuple[Proposal, ...]
 
 
@@ -58,8 +60,10 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     refusal = _refusal(loaded, setting, machine)
     if refusal is not None and not (gpu and request.search):
         raise refusal
-    job = swap_job(_on_nodes_of(setting, loaded.config) if request.gpus else loaded.config, model)
-    moved = None if refusal else swap.estimate(job, setting.engine_bytes)
+    moved = None
+    if refusal is None and model.has_table:
+        job = swap_job(_on_nodes_of(setting, loaded.config) if request.gpus else loaded.config, model)
+        moved = swap.estimate(job, setting.engine_bytes)
     proposals = tuple(search(setting)) if gpu and request.search else ()
     return Plan(setting=setting, machine=machine, refusal=refusal, swap=moved, proposals=proposals)
 

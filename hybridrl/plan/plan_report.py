@@ -47,6 +47,8 @@ def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
     yield from _memory(found, narrow=width is not None and width < _WIDE)
     if found.swap is not None:
         yield from swap.lines(found.swap)
+    elif setting.num_engines and not setting.model.has_table:
+        yield from _through_loader(setting)
     if setting.gpu is not None and setting.divides():
         yield from _time(found)
     yield from _verdict(found)
@@ -73,6 +75,13 @@ def as_dict(found: Plan) -> dict[str, Any]:
     if found.proposals:
         told["proposals"] = [_proposal_dict(proposal) for proposal in found.proposals]
     return told
+
+
+def _through_loader(setting: Setting) -> Iterator[tuple[str, str]]:
+    """A model without a table: no layout says where an engine keeps its weights."""
+    size = models.count(setting.model) * (setting.weight_bytes if setting.half else 4)
+    engines = counted(setting.num_engines, "engine")
+    yield "swap", f"{_gb(size)} through host memory into the loaders of {engines}: there is no model table"
 
 
 def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
@@ -238,8 +247,8 @@ def _proposals(found: Plan) -> Iterator[tuple[str, str]]:
 def _proposal(proposal: Proposal) -> str:
     setting, time = proposal.setting, proposal.time
     return (
-        f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.train.dp} x "
-        f"({sharding_name(setting.train)}), recompute {setting.recompute}, "
+        f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.backend}, "
+        f"{setting.train.dp} x ({sharding_name(setting.train)}), recompute {setting.recompute}, "
         f"{counted(setting.microbatch_tokens, 'token', form=',')} a microbatch, offload {setting.offload}; "
         f"engines {setting.num_engines} x TP{setting.engine.tp}"
     )
@@ -252,6 +261,7 @@ def keys(setting: Setting) -> dict[str, Any]:
     if setting.train.stage_layers:
         found["actor.parallel.stage_layers"] = str(list(setting.train.stage_layers)).replace(" ", "")
     return found | {
+        "actor.backend": setting.backend,
         "actor.recompute": setting.recompute,
         "actor.microbatch_tokens": setting.microbatch_tokens,
         "actor.offload": setting.offload,

@@ -6,14 +6,14 @@ from hybridrl.launch.shape import trainer_layout
 from hybridrl.models import spec as models
 from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
-from hybridrl.rollout.base import kind_of
+from hybridrl.rollout.base import kind_of, layout_in
 
 
 def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
     """The job of a config. Engines use the trainer's devices in order. Without GPUs a rank is a device."""
     shape = RunShape.of(cfg)
     source = trainer_layout(cfg, model, shape.parallel)
-    engines = (kind_of(cfg.rollout.engine).layout(model, shape.engine),) * shape.num_engines
+    engines = (layout_in(kind_of(cfg.rollout.engine), model, shape.engine),) * shape.num_engines
     ranks = max(source.world_size, shape.num_engines * shape.engine.tp)
     node_size = cfg.cluster.gpus_per_node or -(-ranks // cfg.cluster.nodes)
     sizes = [layout.world_size for layout in engines]

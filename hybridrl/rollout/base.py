@@ -14,6 +14,7 @@ from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError, LayoutError
 from hybridrl.layout.base import Layout
+from hybridrl.layout.loader import LoaderLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.outside import Guarded, called, is_outside
 from hybridrl.rollout.session import EngineSession
@@ -305,6 +306,15 @@ def kind_of(name: str) -> EngineKind:
     if is_outside(name):
         kind = Guarded(kind, name, where=where, makes=("open",))
     return kind
+
+
+def layout_in(kind: EngineKind, model: ModelSpec, parallel: EngineParallel) -> Layout:
+    """The layout of a model in an engine; a LoaderLayout if the model has no table.
+
+    Raises:
+        LayoutError: the model does not divide over the ranks.
+    """
+    return kind.layout(model, parallel) if model.has_table else LoaderLayout(model, parallel.tp)
 
 
 _PARTS = tuple(part for part in vars(EngineKind) if not part.startswith("_"))

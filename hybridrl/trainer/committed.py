@@ -145,6 +145,7 @@ def refuse_other_model(folder: Path, facts: Mapping[str, Any], model: ModelSpec)
     """
     made_with = layout(facts, "policy").spec
     values = {f.name: (getattr(made_with, f.name), getattr(model, f.name)) for f in fields(ModelSpec)}
+    values |= _different_tensors(*values.pop("tensors"))
     different = [
         f"{name} is {then!r} there, {now!r} here" for name, (then, now) in values.items() if then != now
     ]
@@ -154,6 +155,13 @@ def refuse_other_model(folder: Path, facts: Mapping[str, Any], model: ModelSpec)
             where="model.path",
             fix="use model.path as it was, or run.name=... starts another run",
         )
+
+
+def _different_tensors(there: Sequence[Any], here: Sequence[Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> shapes there and here of the first tensors of a model without a table that differ."""
+    then, now = dict(there), dict(here)
+    different = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    return {name: (then.get(name), now.get(name)) for name in different[:_MOST_NAMED]}
 
 
 def layout(facts: Mapping[str, Any], part: str) -> TrainerLayout | AdapterLayout:
@@ -220,7 +228,11 @@ def _content_flaw(folder: Path, name: str, facts: Mapping[str, Any]) -> str | No
 
 def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields with tuples in place of lists, which is what JSON makes of tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return {key: _tuple(value) for key, value in fields.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value
 
 
 def _flush(path: Path) -> None:

@@ -1,8 +1,10 @@
 """Arguments of a trainer rank. The controller's process makes them, so this module imports no backend."""
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, MoEConfig, TrainParallel
@@ -70,6 +72,21 @@ class PolicySetup(RankSetup):
 def module_of(backend: str) -> str:
     """The module that opens a backend. Importing it may take seconds."""
     return backend.partition(":")[0] if ":" in backend else f"hybridrl.trainer.{backend}.backend"
+
+
+def refuse_untried(backend: str, config: Mapping[str, Any], *, where: str) -> None:
+    """Try a model without a table, if the backend has a way to: a small one of its kind, in this process.
+
+    Args:
+        config: config.json of the model.
+
+    Raises:
+        ModelError: the backend computes another function than transformers does.
+    """
+    if ":" not in backend:
+        importlib.import_module(f"hybridrl.trainer.{backend}.trial").refuse_other_function(
+            config, where=where
+        )
 
 
 def make_layout(setup: RankSetup) -> TrainerLayout:

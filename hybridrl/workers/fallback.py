@@ -13,6 +13,7 @@ from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import ResourceError, SwapError
 from hybridrl.layout.base import Layout
 from hybridrl.layout.hf import HFLayout
+from hybridrl.layout.loader import LoaderLayout
 from hybridrl.reshard.buckets import split
 from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
@@ -38,7 +39,8 @@ async def connect(
     Call this once, when trainer and engines are up and before the first request.
 
     Args:
-        layout: declared layout of every engine; the engine's loader is probed before anything is written.
+        layout: declared layout of every engine; the engine's loader is probed before anything is written. A
+            LoaderLayout declares nothing, so that weights take the loader.
         warn: called with (about, text).
         topology: placement of all ranks; None if all are on one node and every rank reaches every engine.
 
@@ -49,7 +51,7 @@ async def connect(
         SwapError: two trainer ranks made different plans.
     """
     several_nodes = topology is not None and topology.num_nodes > 1
-    if path != "engine_api":
+    if path != "engine_api" and not isinstance(layout, LoaderLayout):
         differences = await rollout.all("probe_loader", layout)
         difference = next(filter(None, differences), None)
         if difference is None:

@@ -33,18 +33,37 @@ class PackedNetwork(nn.Module):
         """
         super().__init__()
         config = AutoConfig.from_pretrained(folder)
+        _leave_nothing_to_chance(config)
         body = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-        self.model = cast(Any, body)
+        self._stem = body.base_model_prefix
+        self.add_module(self._stem, body)
         self.output = "score" if value_head else "lm_head"
         rows = 1 if value_head else config.vocab_size
         self.add_module(self.output, nn.Linear(config.hidden_size, rows, bias=False, dtype=dtype))
         if tied and not value_head:
-            self.get_submodule(self.output).weight = self.model.get_input_embeddings().weight
+            self.get_submodule(self.output).weight = self.body.get_input_embeddings().weight
+
+    @property
+    def body(self) -> Any:
+        """The model of transformers, without an output layer."""
+        return self.get_submodule(self._stem)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Its decoder layers."""
+        count, lists = self.body.config.num_hidden_layers, self.body.children()
+        found = [module for module in lists if isinstance(module, nn.ModuleList) and len(module) == count]
+        if len(found) != 1:
+            raise ModelError(
+                f"{type(self.body).__name__} has {len(found)} lists of {count} layers, not one",
+                fix="remove actor.backend, or use another model",
+            )
+        return found[0]
 
     def forward(self, microbatch: Microbatch) -> Tensor:
         """Hidden states before trained tokens, [O, 1, H]."""
         packing = microbatch.packing
-        hidden_1TH = self.model(
+        hidden_1TH = self.body(
             input_ids=microbatch.token_T.unsqueeze(0),
             position_ids=packing.position_T.unsqueeze(0),
             use_cache=False,
@@ -83,10 +102,10 @@ def build(
         network = PackedNetwork(folder, tied=tied, value_head=value_head, dtype=dtype)
     network.train()
     if recompute:
-        network.model.gradient_checkpointing_enable({"use_reentrant": False})
+        network.body.gradient_checkpointing_enable({"use_reentrant": False})
     _shard(network, device, compute_dtype)
     network.to_empty(device=device)
-    _make_buffers(network.model, folder, device)
+    make_buffers(network.body, device)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.requires_grad_(trained).zero_()
@@ -104,7 +123,7 @@ def _shard(network: PackedNetwork, device: torch.device, compute_dtype: torch.dt
     assert dist.group.WORLD is not None, "the ranks have joined each other"
     mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
-    for layer in network.model.layers:
+    for layer in network.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for module in network.modules():
@@ -114,8 +133,8 @@ def _shard(network: PackedNetwork, device: torch.device, compute_dtype: torch.dt
             module.set_force_sum_reduction_for_comms(True)
 
 
-def _make_buffers(body: Any, folder: Path, device: torch.device) -> None:
-    """Rotary angles, which `to_empty` leaves undefined.
+def make_buffers(body: Any, device: torch.device) -> None:
+    """Make the rotary angles anew, which `to_empty` leaves undefined.
 
     Raises:
         ModelError: the model has other buffers too.
@@ -123,7 +142,14 @@ def _make_buffers(body: Any, folder: Path, device: torch.device) -> None:
     if others := [name for name, _ in body.named_buffers() if not name.startswith("rotary_emb.")]:
         raise ModelError(
             f"{type(body).__name__} has buffers that no checkpoint has: {', '.join(others)}",
-            where=str(folder),
             fix="remove actor.backend, or use another model",
         )
-    body.rotary_emb = type(body.rotary_emb)(config=body.config).to(device)
+    if hasattr(body, "rotary_emb"):
+        body.rotary_emb = type(body.rotary_emb)(config=body.config).to(device)
+
+
+def _leave_nothing_to_chance(config: Any) -> None:
+    """Switch dropout off: the policy that is trained is the one that sampled."""
+    for key, value in config.to_dict().items():
+        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
+            setattr(config, key, 0.0)

@@ -16,12 +16,16 @@ from hybridrl.estimate import memory
 from hybridrl.estimate.memory import training
 from hybridrl.estimate.time import step_time
 from hybridrl.hosts.machine import Machine
+from hybridrl.models.tiny import olmo2_arithmetic
 from hybridrl.plan import command as planning
 from hybridrl.plan import plan_report
 from tests.support.plan_values import write_cluster_config
 
 BARE = Machine(cores=2, memory_bytes=2**34, available_bytes=2**34, shm_bytes=2**33, gpus=())
 QUICKSTART = Path(__file__).parents[3] / "configs/quickstart.yaml"
+QUICKSTART_FSDP = QUICKSTART.with_name("quickstart_fsdp.yaml")
+SEARCH = planning.Request(search=True, gpus=None, mean_response=None)
+FREE = ("actor.parallel={}", "rollout.parallel={}", "rollout.max_response_tokens=2048")
 PLAIN = planning.Request(search=False, gpus=None, mean_response=None)
 
 
@@ -233,3 +237,29 @@ def test_one_of_a_kind_is_named_in_the_singular() -> None:
     assert "1 prompt x 1 sample = 1 trajectory/step" in said
     assert "1 trajectory a minibatch -> 1 optimizer step (0 of them" in said
     assert "about 1 microbatch of" in said and "on 1 data-parallel rank" in said
+
+
+def test_a_search_tries_every_backend_that_has_the_model(tmp_path: Path) -> None:
+    both = planned(tmp_path, "model=Qwen/Qwen2.5-7B-Instruct", "cluster.nodes=1", *FREE, request=SEARCH)
+    backends = [proposal.setting.backend for proposal in both.proposals]
+    assert set(backends) == {"megatron", "fsdp"} and len(backends) == 5
+    assert [p.time.total for p in both.proposals] == sorted(p.time.total for p in both.proposals)
+    first = {b: next(p.setting for p in both.proposals if p.setting.backend == b) for b in set(backends)}
+    assert plan_report.keys(first["fsdp"])["actor.backend"] == "fsdp"
+    assert first["fsdp"].recompute != "selective"
+    gemma = planned(tmp_path, "model=google/gemma-2-27b-it", "cluster.nodes=4", *FREE, request=SEARCH)
+    assert {proposal.setting.backend for proposal in gemma.proposals} == {"megatron"}
+
+
+def test_a_search_keeps_an_option_that_one_backend_lacks(tmp_path: Path) -> None:
+    options = ("model=Qwen/Qwen2.5-7B-Instruct", "cluster.nodes=1", "actor.precision=fp16", *FREE)
+    found = planned(tmp_path, *options, request=SEARCH)
+    assert {proposal.setting.backend for proposal in found.proposals} == {"megatron"}
+
+
+def test_the_swap_of_a_model_without_a_table_is_that_of_its_loader(tmp_path: Path) -> None:
+    olmo2_arithmetic(tmp_path / "olmo", 0)
+    found = planning.plan(load(QUICKSTART_FSDP, [f"model={{path: {tmp_path / 'olmo'}}}"]), BARE, PLAIN)
+    said = dict(plan_report.lines(found))
+    assert found.swap is None
+    assert said["swap"] == "1.6 MB through host memory into the loaders of 1 engine: there is no model table"

@@ -17,7 +17,9 @@ from model_values import FAMILIES, tiny
 
 from hybridrl.errors import CheckpointError
 from hybridrl.layout.adapters import AdapterLayout, present
+from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.models.spec import from_config
 from hybridrl.trainer import committed
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir"}
@@ -149,6 +151,19 @@ def test_a_model_of_any_family_is_known_again(family: str, head: Literal["vocabu
         committed.refuse_other_model(Path("now"), facts, model)
         with pytest.raises(CheckpointError, match="hidden_size is 6 there, 8 here"):
             committed.refuse_other_model(Path("now"), facts, replace(model, hidden_size=8))
+
+
+def test_a_model_without_a_table_is_known_again() -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 16}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    config = {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", **sizes, **ends}
+    model, wider = (from_config(config | {"intermediate_size": n}, where="") for n in (12, 16))
+    record = committed.layout_record(FSDPLayout(model, dp=2))
+    facts = json.loads(json.dumps({"backend": "fsdp", "parts": {"policy": {"layout": record}}}))
+    committed.refuse_other_model(Path("now"), facts, model)
+    expected = r"mlp.gate_proj.weight is \(12, 8\) there, \(16, 8\) here"
+    with pytest.raises(CheckpointError, match=expected):
+        committed.refuse_other_model(Path("now"), facts, wider)
 
 
 def test_the_layout_of_its_ranks_comes_back(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from model_values import tiny
 
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import EngineError, LayoutError, ResourceError, SwapError
+from hybridrl.layout.loader import LoaderLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.topology import Topology
 from hybridrl.workers import fallback
@@ -76,7 +77,7 @@ ONE_NODE_OF_GPUS = Topology.colocated(2, [2], node_size=8)
 TWO_NODES = Topology.colocated(2, [2], node_size=1)
 
 
-def connect(path, *, differences=(None,), hashes=("same", "same"), fails_at=None, topology=None):
+def connect(path, *, differences=(None,), hashes=("same", "same"), fails_at=None, topology=None, layout=None):
     """(the role, calls so far, warnings)"""
     calls, warnings = [], []
     sync = asyncio.run(
@@ -84,7 +85,7 @@ def connect(path, *, differences=(None,), hashes=("same", "same"), fails_at=None
             path,
             Trainer(calls, hashes),
             Rollout(calls, list(differences), fails_at),
-            SGLangLayout(tiny("qwen3")),
+            layout or SGLangLayout(tiny("qwen3")),
             ClusterConfig(),
             lambda about, text: warnings.append(text),
             topology,
@@ -121,6 +122,11 @@ def test_over_several_nodes_there_is_no_way_around_a_difference():
 @pytest.mark.parametrize("topology", [None, ONE_NODE_OF_GPUS])
 def test_the_engines_loader_can_be_asked_for(topology):
     sync, calls, warnings = connect("engine_api", topology=topology)
+    assert isinstance(sync, EngineApiSync) and "probe_loader" not in calls and not warnings
+
+
+def test_without_a_table_weights_take_the_engines_loader():
+    sync, calls, warnings = connect("auto", layout=LoaderLayout(tiny("qwen3")))
     assert isinstance(sync, EngineApiSync) and "probe_loader" not in calls and not warnings
 
 

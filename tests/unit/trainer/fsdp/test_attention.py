@@ -27,3 +27,19 @@ def test_no_token_sees_another_sequence(key_heads: int) -> None:
         )
         torch.testing.assert_close(found[:, here], expected.transpose(1, 2))
         first += length
+
+
+@pytest.mark.parametrize("window", [1, 2, 4, 5, 9])
+def test_a_window_hides_what_is_further_back(window: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 14, 8, generator=draw) for _ in range(3))
+    found, _ = packed_attention(
+        torch.nn.Module(), query, key, value, None, sliding_window=window, runs=((2, 2), (2, 5))
+    )
+    for here in (slice(0, 2), slice(2, 4), slice(4, 9), slice(9, 14)):
+        for token in range(here.start, here.stop):
+            seen = slice(max(here.start, token - window + 1), token + 1)
+            expected = F.scaled_dot_product_attention(
+                query[:, :, token : token + 1], key[:, :, seen], value[:, :, seen]
+            )
+            torch.testing.assert_close(found[:, token], expected[:, :, 0])
