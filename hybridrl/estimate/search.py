@@ -7,14 +7,16 @@ memory allows both.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 
+from hybridrl import registry
 from hybridrl.config.training import TrainParallel
-from hybridrl.errors import LayoutError
+from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.memory import engine_weights, kv_tokens, resident, training
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import StepTime, generate_s, logprobs_s, step_time, train_s
+from hybridrl.layout.trainers import layout_of
 
 _KEPT = 60
 """Number of best parallel layouts that are kept for the trainer, and for the engines."""
@@ -44,9 +46,45 @@ class Proposal:
 def search(setting: Setting, count: int = 5) -> list[Proposal]:
     """The settings that fit, fastest first. The first is never slower than the given one, if that fits.
 
-    Batch, model and GPUs are fixed. The search varies parallel layouts, recomputation, microbatch size,
-    offload and the engines' share of memory.
+    Batch, model and GPUs are fixed. The search varies the trainer backend, parallel layouts, recomputation,
+    microbatch size, offload and the engines' share of memory. The fastest setting of every backend that has
+    one is among those returned.
     """
+    of_backends = [_of_backend(tried) for tried in _backends(setting)]
+    found = sorted(chain(*of_backends), key=lambda proposal: proposal.time.total)
+    leaders = [proposals[0] for proposals in of_backends if proposals]
+    kept = found[:count]
+    kept = kept[: count - len([one for one in leaders if one not in kept])]
+    return sorted([*kept, *(one for one in leaders if one not in kept)], key=lambda one: one.time.total)
+
+
+def _backends(setting: Setting) -> Iterator[Setting]:
+    """The setting on its own backend, then on others that have layers for its models and its options."""
+    yield setting
+    if setting.is_outside:
+        return
+    for backend in registry.folders("hybridrl.trainer", "backend"):
+        if backend != setting.backend and _has(backend, setting, setting.recompute):
+            yield replace(setting, backend=backend)
+        elif backend != setting.backend and _has(backend, setting, "none"):
+            yield replace(setting, backend=backend, recompute="none")
+
+
+def _has(backend: str, setting: Setting, recompute: str) -> bool:
+    """Whether a backend can train with the options of the config, and this recomputation."""
+    layout, actor = layout_of(backend), setting.actor.model_copy(update={"recompute": recompute})
+    models = [setting.model, *([setting.reward_model] if setting.reward_model else [])]
+    try:
+        layout.refuse_options(actor)
+        for model in models:
+            layout.refuse_unbuildable(model, where="")
+    except (ConfigError, ModelError):
+        return False
+    return True
+
+
+def _of_backend(setting: Setting) -> list[Proposal]:
+    """The settings of one backend that fit, fastest first, one for each outline."""
     engines = _fastest(_engines(setting), generate_s)
     if not engines:
         return []
@@ -63,7 +101,7 @@ def search(setting: Setting, count: int = 5) -> list[Proposal]:
     best: dict[tuple[int, ...], Proposal] = {}
     for proposal in found:
         best.setdefault(_outline(proposal.setting), proposal)
-    return list(best.values())[:count]
+    return list(best.values())
 
 
 def _fastest(settings: Iterable[Setting], seconds: Callable[[Setting], float]) -> list[tuple[float, Setting]]:
@@ -82,7 +120,8 @@ def _trainers(setting: Setting) -> Iterator[Setting]:
 def _fitting(setting: Setting) -> Iterator[Setting]:
     assert setting.gpu is not None
     longest = setting.batch.longest
-    for recompute, times in product(("none", "selective", "full"), (4, 2, 1)):
+    kinds = [kind for kind in ("none", "selective", "full") if _has(setting.backend, setting, kind)]
+    for recompute, times in product(kinds, (4, 2, 1)):
         tried = replace(setting, recompute=recompute, microbatch_tokens=longest * times)
         if all(training(tried, stage).peak <= setting.gpu.memory_bytes for stage in {0, tried.train.pp - 1}):
             yield tried
