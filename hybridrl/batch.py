@@ -237,6 +237,10 @@ class Batch:
     dropped_N: np.ndarray | None = None
     """bool: True for trajectories that are not trained on; None if all are trained on."""
 
+    still_N: np.ndarray | None = None
+    """bool: True for trajectories that change neither loss nor gradient, and need not be computed. They count
+    in the denominators. None: all are computed."""
+
     def __len__(self) -> int:
         return len(self.row_N)
 
@@ -308,6 +312,10 @@ class Minibatch:
 
     num_sequences: int
     """Trajectories of the whole minibatch that have a trained token: the denominator of sequence means."""
+
+    computed_tokens: int | None = None
+    """Trained tokens of the trajectories in `rows`, if others of the minibatch are not computed. None: `rows`
+    has all."""
 
     idle_share: float = 0.0
     """Estimated fraction of the ranks' time spent waiting for the busiest rank."""

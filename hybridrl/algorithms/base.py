@@ -42,6 +42,9 @@ class Totals:
 
     num_sequences: int
 
+    measured_tokens: int | None = None
+    """Number of trained tokens that are computed, the denominator of metrics. None: all."""
+
 
 class Reduce(Protocol):
     """Elementwise reduction over the data-parallel ranks. *Collective*: all call it, in the same order."""

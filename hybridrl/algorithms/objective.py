@@ -203,7 +203,8 @@ def _pick(plugin: Any, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _token_mean(value_T: Tensor, tokens: Tokens, totals: Totals) -> Tensor:
-    return masked(value_T.detach(), tokens).sum() / max(totals.num_tokens, 1)
+    count = totals.num_tokens if totals.measured_tokens is None else totals.measured_tokens
+    return masked(value_T.detach(), tokens).sum() / max(count, 1)
 
 
 def _ratio_metrics(logp_T: Tensor, old_logp_T: Tensor, tokens: Tokens, totals: Totals) -> Metrics:

@@ -266,6 +266,11 @@ class BatchConfig(Section):
     """How many policy updates old a trajectory may be. 0 is on-policy; 1 or more overlap rollout and
     training."""
 
+    skip_zero_advantages: bool = True
+    """Trajectories of advantage 0, as those of a group whose rewards are all equal, are not computed where
+    they change neither loss nor gradient: without a KL term, an entropy bonus, or a loss over the batch. They
+    count in all denominators; metrics of the policy are means over the computed tokens."""
+
     @property
     def optimizer_steps(self) -> int:
         """Optimizer steps of one policy update."""

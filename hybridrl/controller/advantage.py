@@ -20,6 +20,7 @@ from hybridrl.algorithms.columns import SCALAR_COLUMNS, Column, argument, on_ran
 from hybridrl.algorithms.guards import Finding, check_centred, check_groups, check_length_correlation, stop
 from hybridrl.algorithms.rules import credit_errors
 from hybridrl.algorithms.shaping_chain import ShapingChain, load_shaping
+from hybridrl.algorithms.skipping import zero_advantages_move_nothing
 from hybridrl.batch import Batch
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError, DataError
@@ -81,6 +82,9 @@ class CreditAssignment:
     samples_per_prompt: int | None = None
     """Number of answers in a complete group. None: not known."""
 
+    skips_zeros: bool = False
+    """Trajectories of advantage 0 move nothing, and are not computed."""
+
     @property
     def needs_greedy_answers(self) -> bool:
         return "greedy_reward" in self.estimator.needs | self.shaping.needs
@@ -129,6 +133,7 @@ class CreditAssignment:
             advantage_N = self.estimator(**_rewards(batch), **_columns(batch, self.estimator.needs))
             assert isinstance(advantage_N, Tensor), "scalars in, one scalar per trajectory out"
             batch.advantage_N = advantage_N.numpy()
+            batch.still_N = batch.advantage_N == 0 if self.skips_zeros else None
         return stop(self._findings(batch), step=batch.step) if self.guards else []
 
     def _shaped(self, batch: Batch) -> np.ndarray:
@@ -158,8 +163,11 @@ class CreditAssignment:
         return [(name, part) for name, part in parts.items() if hasattr(part, "state_dict")]
 
 
-def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
+def load_credit(algorithm: AlgorithmConfig, *, skips_zeros: bool = False) -> CreditAssignment:
     """
+    Args:
+        skips_zeros: leave trajectories of advantage 0 out of the passes, if the algorithm allows it.
+
     Raises:
         ConfigError: an unknown plug-in or option, or one that needs a column which no part of a run computes.
     """
@@ -169,6 +177,7 @@ def load_credit(algorithm: AlgorithmConfig) -> CreditAssignment:
         drop_truncated=algorithm.drop_truncated,
         guards=algorithm.guards == "stop",
         samples_per_prompt=algorithm.samples_per_prompt,
+        skips_zeros=skips_zeros and zero_advantages_move_nothing(algorithm),
     )
     for error in credit_errors(algorithm, credit.estimator.needs, credit.shaping.needs):
         raise error

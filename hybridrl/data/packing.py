@@ -48,15 +48,24 @@ def pack_minibatches(
             fix=f"actor.microbatch_tokens={longest} or more",
         )
     rows_G = _rows_of_groups(batch)
+    still_N = np.zeros(len(batch), bool) if batch.still_N is None else batch.still_N
     found: list[Minibatch] = []
     for epoch in range(epochs):
         order_G = np.random.default_rng([seed, batch.step, epoch]).permutation(len(rows_G))
         for at in range(0, len(order_G), minibatch_prompts):
             rows = np.sort(np.concatenate([rows_G[g] for g in order_G[at : at + minibatch_prompts]]))
             if len(rows):
-                found.append(
-                    _minibatch(len(found), rows, batch, num_ranks, microbatch_tokens, attention_length)
+                computed = rows[~still_N[rows]]
+                if not len(computed):  # an optimizer step has at least one microbatch
+                    computed = rows[[batch.length_N[rows].argmin()]]
+                shared = partition_rows(
+                    computed,
+                    batch.length_N[computed],
+                    num_ranks=num_ranks,
+                    microbatch_tokens=microbatch_tokens,
+                    attention_length=attention_length,
                 )
+                found.append(_minibatch(len(found), rows, computed, shared, batch, attention_length))
     if not found:
         raise DataError(
             f"every answer of step {batch.step} was truncated at the token limit, 0 of {len(batch)} are left",
@@ -78,27 +87,27 @@ def _rows_of_groups(batch: Batch) -> list[np.ndarray]:
 def _minibatch(
     index: int,
     rows: np.ndarray,
+    computed: np.ndarray,
+    shared: tuple[tuple[tuple[int, ...], ...], ...],
     batch: Batch,
-    num_ranks: int,
-    microbatch_tokens: int,
     attention_length: float,
 ) -> Minibatch:
-    trained, length = batch.trained_N[rows], batch.length_N[rows]
-    shared = partition_rows(
-        rows,
-        length,
-        num_ranks=num_ranks,
-        microbatch_tokens=microbatch_tokens,
-        attention_length=attention_length,
-    )
-    cost = dict(zip(rows.tolist(), _cost(length, attention_length).tolist(), strict=True))
+    """
+    Args:
+        rows: trajectories of the minibatch.
+        computed, shared: those of them that are computed, and where.
+    """
+    trained = batch.trained_N[rows]
+    costs = _cost(batch.length_N[computed], attention_length)
+    cost = dict(zip(computed.tolist(), costs.tolist(), strict=True))
     busy = [sum(cost[n] for microbatch in rank for n in microbatch) for rank in shared]
     return Minibatch(
         index,
         shared,
         num_tokens=int(trained.sum()),
         num_sequences=int(np.count_nonzero(trained)),
-        idle_share=1 - sum(busy) / (num_ranks * max(busy)),
+        computed_tokens=int(batch.trained_N[computed].sum()) if len(computed) < len(rows) else None,
+        idle_share=1 - sum(busy) / (len(shared) * max(busy)),
     )
 
 

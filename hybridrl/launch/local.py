@@ -81,7 +81,10 @@ class RLRun(Run[Config, RunObserver]):
         }
 
     def prepare(self, progress: Mapping[str, Any] | None) -> None:
-        self._prepared, self._credit = prepare(self._here), load_credit(self.cfg.algorithm)
+        moe, skips = self.cfg.actor.moe, self.cfg.batch.skip_zero_advantages
+        skips = skips and not (moe.aux_loss or moe.z_loss)  # these have a gradient at every token
+        self._prepared = prepare(self._here)
+        self._credit = load_credit(self.cfg.algorithm, skips_zeros=skips)
         self.terminal.say("data", self._prepared.describe())
         for warning in self._prepared.warnings:
             self.terminal.warn(warning)

@@ -47,6 +47,7 @@ def step_metrics(
         **reward_metrics(batch),
         **group_metrics(batch),
         **({} if batch.dropped_N is None else {"rollout/dropped_share": float(batch.dropped_N.mean())}),
+        **({} if batch.still_N is None else {"training/skipped_share": float(batch.still_N.mean())}),
         **update_metrics(reports),
         **length_metrics(batch, limits),
         **time_metrics(batch, spent_s, limits.num_devices),

@@ -67,6 +67,14 @@ _ROWS: list[tuple[str, Metric]] = [
     ("rollout/kept_share", Metric("share", "Groups that carry a signal.")),
     ("rollout/sampled_score", Metric("reward", "Mean outcome reward, dropped groups included.")),
     ("rollout/dropped_share", Metric("share", "Trajectories that are not trained on.")),
+    (
+        "training/skipped_share",
+        Metric(
+            "share",
+            "Trajectories of advantage 0 that were not computed, because they change neither loss nor "
+            "gradient; `actor/entropy` and other metrics of the policy are means over the other ones.",
+        ),
+    ),
     ("actor/loss", Metric("loss", "The objective that was minimised.")),
     ("actor/pg_loss", Metric("loss", "Policy-gradient part of the objective.")),
     ("actor/kl_loss", Metric("nats", "KL divergence to the reference policy.")),

@@ -180,5 +180,6 @@ class Columns:
 
 
 def _num_tokens(loaded: LoadedBatch) -> int:
-    """Trained tokens of the batch, over all ranks."""
-    return max(1, sum(minibatch.num_tokens for minibatch in loaded.first_epoch))
+    """Trained tokens of the batch that are computed, over all ranks."""
+    counts = (m.num_tokens if m.computed_tokens is None else m.computed_tokens for m in loaded.first_epoch)
+    return max(1, sum(counts))

@@ -187,7 +187,7 @@ class Policy(Role):
         This fills old_logp at the minibatch's tokens if the batch does not have it yet.
         """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
-        totals = Totals(minibatch.num_tokens, minibatch.num_sequences)
+        totals = Totals(minibatch.num_tokens, minibatch.num_sequences, minibatch.computed_tokens)
         fills_old_logp = "old_logp" not in loaded.columns
         if fills_old_logp:
             loaded.add("old_logp", loaded.packed.zeros_U())

@@ -204,3 +204,20 @@ def test_each_sequence_goes_to_the_least_costly_microbatch_with_room(found, coun
             return
         min(room, key=lambda bin_: sum(cost[j] for j in bin_)).append(i)
     assert packed == sorted(expected, key=lambda bin_: -sum(cost[j] for j in bin_))
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, settings_of_a_plan, st.integers(0, 2**32))
+def test_still_trajectories_are_not_computed_and_yet_counted(lengths, options, chosen):
+    batch = batch_of(lengths)
+    whole = plan(batch, **options)
+    batch.still_N = np.random.default_rng(chosen).random(len(batch)) < 0.5
+    for minibatch, every in zip(plan(batch, **options), whole, strict=True):
+        computed = members(minibatch)
+        assert (minibatch.num_tokens, minibatch.num_sequences) == (every.num_tokens, every.num_sequences)
+        moving = sorted(i for i in members(every) if not batch.still_N[i])
+        assert sorted(computed) == moving if moving else len(computed) == 1
+        if minibatch.computed_tokens is None:
+            assert len(computed) == len(members(every))
+        else:
+            assert minibatch.computed_tokens == batch.trained_N[computed].sum()
