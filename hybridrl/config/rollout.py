@@ -65,6 +65,12 @@ class RolloutConfig(Section):
     max_running_requests: PositiveInt = 256
     """Requests that one engine decodes together."""
 
+    swap: Literal["drain", "in_flight", "in_flight_keep_cache"] = "drain"
+    """How engines take new weights. drain: once running requests have ended. in_flight: requests are paused,
+    their key-value cache is computed again with the new weights, and every token has the probability of the
+    version that it names. in_flight_keep_cache: the old cache stays, which is faster, but tokens after a
+    swap are of no policy exactly. The last two need batch.max_lag."""
+
     weight_path: Literal["auto", "in_place", "engine_api"] = "auto"
     """in_place: weights are written straight into the engine's parameters; the run ends if the engine's own
     loader would put them elsewhere. engine_api: they go through that loader, which is slower. auto: in_place,
