@@ -6,6 +6,7 @@ A column per token is aligned with the token that it describes: logp[t] is the l
 given the tokens before it in its own trajectory. columns.py declares every column that a block may carry.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -94,9 +95,9 @@ class TokenBlock:
     def from_answers(
         cls,
         prompts: Sequence[Sequence[int]],
-        responses: Sequence[Sequence[int]],
-        logps: Sequence[Sequence[float]],
-        version: int,
+        responses: Sequence[Sequence[int] | np.ndarray],
+        logps: Sequence[Sequence[float] | np.ndarray],
+        version: int | Sequence[np.ndarray],
         *,
         experts: Sequence[np.ndarray] | None = None,
     ) -> "TokenBlock":
@@ -104,7 +105,8 @@ class TokenBlock:
 
         Args:
             prompts, responses, logps: one entry per trajectory; a response and its logps have equal length.
-            version: the policy version that sampled all answers.
+            version: the policy version that sampled all answers, or of each trajectory the version that
+                sampled each token of its response.
             experts: int [tokens of the trajectory but the last, L, K].
         """
         prompt_tokens_N = np.array([len(p) for p in prompts], np.int32)
@@ -113,12 +115,15 @@ class TokenBlock:
         token_T = np.empty(start_N[-1], np.int32)
         logp_T = np.zeros(start_N[-1], np.float32)
         mask_T = np.zeros(start_N[-1], bool)
-        for i, (prompt, response, logp) in enumerate(zip(prompts, responses, logps, strict=True)):
+        version_T = np.full(start_N[-1], -1, np.int32)
+        versions = itertools.repeat(version, len(prompts)) if isinstance(version, int) else version
+        trajectories = zip(prompts, responses, logps, versions, strict=True)
+        for i, (prompt, response, logp, sampled_by) in enumerate(trajectories):
             at = int(start_N[i])
             middle, end = at + len(prompt), int(start_N[i + 1])
             token_T[at:middle], token_T[middle:end] = prompt, response
-            logp_T[middle:end], mask_T[middle:end] = logp, True
-        columns = {"rollout_logp": logp_T, "version": np.where(mask_T, np.int32(version), np.int32(-1))}
+            logp_T[middle:end], mask_T[middle:end], version_T[middle:end] = logp, True, sampled_by
+        columns = {"rollout_logp": logp_T, "version": version_T}
         if experts is not None:
             columns["experts"] = _end_to_end(experts, start_N)
         return cls(token_T, start_N, prompt_tokens_N, mask_T, columns)

@@ -27,9 +27,16 @@ class Engines:
         parts = self.shape.engine_parts
         placed = list(zip(self._setups(files), self.placement.engine, strict=True))
         kind, first = kind_of(self.cfg.rollout.engine), placed[::parts]
+        most = self.cfg.rollout.max_running_requests if self.cfg.batch.max_lag else None
+        swap = self.cfg.rollout.swap
         others = [one for place, one in enumerate(placed) if place % parts]
         return RayRollout(
-            start("engine", RolloutWorker, [(kind, s) for s, _ in first], [node for _, node in first]),
+            start(
+                "engine",
+                RolloutWorker,
+                [(kind, s, most, swap) for s, _ in first],
+                [node for _, node in first],
+            ),
             self.cfg.cluster,
             start("engine part", RolloutWorker, [(kind, s) for s, _ in others], [node for _, node in others])
             if others

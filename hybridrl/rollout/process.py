@@ -18,13 +18,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import ConfigError, DeadlineError, EngineError, LayoutError
@@ -33,10 +30,12 @@ from hybridrl.layout.base import Layout
 from hybridrl.models import spec
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
+from hybridrl.rollout.answers import answer_all
 from hybridrl.rollout.base import Answer, EngineSetup, Request
 from hybridrl.rollout.channel import Caller
+from hybridrl.rollout.lots import Outbox
 from hybridrl.rollout.session import EngineSession
-from hybridrl.types import Finish, PolicyVersion, Prompt, Sampling, Trajectory
+from hybridrl.types import PolicyVersion, Prompt, Sampling, Trajectory
 
 _EXIT_S = 30.0
 _LAST_LINES = 12
@@ -101,7 +100,6 @@ class EngineProcess:
         """
         self.setup, self._program = setup, program
         self.session = EngineSession(setup.version, name=Path(setup.log_path).stem)
-        self._running: set[Future[Any]] = set()
         self._paused = False
         self._ready = Ready("", [])
         self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
@@ -112,22 +110,21 @@ class EngineProcess:
             self._end_processes()
             raise
         self._caller = Caller(connection, self._why_gone)
+        self._outbox = Outbox(self._caller)
 
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> tuple[list[list[Trajectory]], TokenBlock]:
         version = self.session.require_serving()
-        block, finish = await self._answered(
-            "generate", [prompt.token_ids for prompt in prompts], sampling, version
-        )
-        rows = iter(_trajectories(block, finish, version))
-        return [[next(rows) for _ in range(sampling.num_samples)] for _ in prompts], block
+        ask = self._outbox.request
+        return await answer_all(ask, prompts, sampling, version, name=self.session.name)
 
     async def request(self, request: Request) -> Answer:
         self.session.require_serving()
-        return await self._answered("request", request)
+        return await self._outbox.request(request)
 
     async def abort(self, ids: Sequence[str]) -> None:
+        self._outbox.flush()
         await self._call("abort", list(ids))
 
     async def pause(self) -> None:
@@ -150,7 +147,7 @@ class EngineProcess:
         return self._caller.call("export_parameters").result()
 
     async def probe_loader(self, layout: Layout) -> LayoutError | None:
-        if self._running:
+        if len(self._outbox):
             raise EngineError(f"{self.session.name} answers requests; its loader is probed before the first")
         try:
             await self._call("probe_loader", layout)
@@ -183,18 +180,10 @@ class EngineProcess:
     async def _call(self, method: str, *args: Any) -> Any:
         return await asyncio.wrap_future(self._caller.call(method, *args))
 
-    async def _answered(self, method: str, *args: Any) -> Any:
-        """Call a method that samples; it counts as running until it returns."""
-        future = self._caller.call(method, *args)
-        self._running.add(future)
-        future.add_done_callback(self._running.discard)
-        return await asyncio.wrap_future(future)
-
     async def _running_to_end(self) -> None:
         """Wait until no request runs. A paused engine's requests do not end, and hold no cache."""
-        while self._running and not self._paused:
-            ends = [asyncio.wrap_future(future) for future in tuple(self._running)]
-            await asyncio.gather(*ends, return_exceptions=True)
+        if not self._paused:
+            await self._outbox.empty()
 
     def _wait_until_up(self, connection: Connection) -> Ready:
         limit = self.setup.start_timeout_s
@@ -265,15 +254,6 @@ def _spawn(program: HostProgram, folder: str, log_path: Path) -> tuple[subproces
     connection = Connection(ours.detach())
     connection.send(LaunchSpec(program.arguments, folder))
     return process, connection
-
-
-def _trajectories(block: TokenBlock, finish: Sequence[Finish], version: PolicyVersion) -> list[Trajectory]:
-    prompt_N = block.prompt_tokens_N.tolist()
-    response_N = (np.diff(block.start_N) - block.prompt_tokens_N).tolist()
-    return [
-        Trajectory(row=i, prompt_tokens=p, response_tokens=r, trained_tokens=r, finish=f, version=version)
-        for i, (p, r, f) in enumerate(zip(prompt_N, response_N, finish, strict=True))
-    ]
 
 
 def leftovers_of(pids: Iterable[int]) -> list[str]:

@@ -1,16 +1,19 @@
 """One engine per actor, and the RolloutEngine role over all of them.
 
-RayRollout has a gate. A swap closes it, waits until no request runs, and opens it again once every engine
-serves the new version. So no request is computed with weights that are being written, and fill() simply waits
-during a swap. Single requests may outlast a swap: if the engines are paused, the swap does not wait for them.
+Groups that train are submitted to an episode runner beside each engine (rollout/episodes.py). A swap lets
+their running requests end, or pauses them, and holds back the others.
+
+RayRollout has a gate for all else. A swap closes it, waits until no request runs, and opens it again once
+every engine serves the new version. So no request is computed with weights that are being written. Single
+requests may outlast a swap: if the engines are paused, the swap does not wait for them.
 """
 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -22,7 +25,13 @@ from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Answer, EngineKind, EngineSetup, Request
-from hybridrl.types import Group, PolicyVersion, Prompt, Sampling, Trajectory
+from hybridrl.rollout.episodes import EpisodeRunner, FinishedGroup, Ticket
+from hybridrl.rollout.usage import total
+from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
+from hybridrl.workers.open_groups import OpenGroups
+
+SwapMode = Literal["drain", "in_flight", "in_flight_keep_cache"]
+"""Values of rollout.swap."""
 
 _STOP_S = 60.0
 _MOST_CALLS = 1_000_000
@@ -33,14 +42,39 @@ and `abort`."""
 # Ray's type stubs lack this option for classes.
 @ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)  # pyright: ignore[reportCallIssue, reportArgumentType]
 class RolloutWorker:
-    def __init__(self, kind: EngineKind, setup: EngineSetup) -> None:
-        self._kind, self._setup = kind, setup
+    def __init__(
+        self,
+        kind: EngineKind,
+        setup: EngineSetup,
+        most_requests: int | None = None,
+        swap: SwapMode = "drain",
+    ) -> None:
+        """
+        Args:
+            most_requests: most requests of groups inside the engine, as in EpisodeRunner.
+            swap: how the engine takes new weights while groups are open.
+        """
+        self._kind, self._setup, self._most_requests, self._swap = kind, setup, most_requests, swap
 
     def pid(self) -> int:
         return os.getpid()
 
     def start(self) -> None:
         self._engine = self._kind.open(self._setup)
+        self._runner = EpisodeRunner(self._engine, most_requests=self._most_requests)
+
+    async def submit(self, tickets: Sequence[Ticket]) -> None:
+        self._runner.submit(tickets)
+
+    async def finished(self) -> tuple[list[FinishedGroup], TokenBlock | None]:
+        """Returns two objects: metadata for the controller, and tokens, which stay in the object store."""
+        return await self._runner.finished()
+
+    async def cancel(self, numbers: Sequence[int]) -> None:
+        await self._runner.cancel(numbers)
+
+    async def usage(self) -> Usage:
+        return self._runner.usage()
 
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
@@ -67,10 +101,19 @@ class RolloutWorker:
         return await self._engine.probe_loader(layout)
 
     async def release_cache(self) -> None:
+        await self._stop_requests()
         await self._engine.release_cache()
 
     async def begin_swap(self, version: PolicyVersion) -> None:
+        """Let requests end, or pause them; then parameters may be written."""
+        await self._stop_requests()
         await self._engine.begin_swap(version)
+
+    async def _stop_requests(self) -> None:
+        if self._swap == "drain":
+            self._runner.hold()
+        else:
+            await self._runner.pause()
 
     async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, first: bool, last: bool) -> None:
         await self._engine.load_bucket(bucket, buffer, first=first, last=last)
@@ -80,6 +123,7 @@ class RolloutWorker:
 
     async def commit_swap(self, version: PolicyVersion) -> None:
         await self._engine.commit_swap(version)
+        await self._runner.go_on()
 
     def stop(self) -> None:
         self._engine.shutdown()
@@ -97,6 +141,7 @@ class RayRollout:
                 None if every engine is on one node.
         """
         self.workers, self._cluster, self._parts = workers, cluster, parts
+        self._groups = OpenGroups(workers)
         self._running, self._single = 0, 0  # running requests, and how many of them are single requests
         self._open, self._pausing, self._paused = True, False, False
         self._changed = asyncio.Condition()
@@ -112,6 +157,7 @@ class RayRollout:
 
     async def stop(self) -> None:
         """End the engines' processes. This may be called after a failure."""
+        self._groups.stop()
         await asyncio.gather(*(group.all("stop", timeout_s=_STOP_S) for group in self.groups))
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
@@ -124,6 +170,18 @@ class RayRollout:
                 )
             )
         return [group for groups in answers for group in groups]
+
+    async def submit(self, tasks: Sequence[GroupTask]) -> None:
+        await self._groups.submit(tasks)
+
+    async def completed(self) -> list[Group]:
+        return await self._groups.completed()
+
+    async def cancel(self, indices: Iterable[int]) -> None:
+        await self._groups.cancel(indices)
+
+    async def usage(self) -> Usage:
+        return total(await self.all("usage"))
 
     async def request(self, engine: int, request: Request) -> Answer:
         """Answer one prompt on the engine of the caller's choice, which may have its prefix cached."""

@@ -84,6 +84,10 @@ class RolloutScheduler(Scheduler):
             self.output_streamer.stream_output([req], req.return_logprob)
         super().abort_request(recv_req)
 
+    def paused(self, folder: str) -> None:
+        """Whether nothing is sampled until the end of a pause."""
+        self._answer(folder, lambda runner: self._engine_paused)
+
     def export_parameters(self, folder: str) -> None:
         self._answer(folder, lambda runner: receive.export_parameters(runner.model))
 

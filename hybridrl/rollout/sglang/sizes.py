@@ -8,7 +8,7 @@ from hybridrl.errors import ResourceError
 CPU_CACHE_TOKENS = 65536
 """Default size of the key-value cache on CPU, in tokens: there is no device memory to derive it from."""
 
-_SPARE_TOKENS = 8
+SPARE_TOKENS = 8
 """SGLang silently truncates answers that come closer than this to the end of the context or the cache."""
 
 
@@ -38,7 +38,7 @@ def context_tokens(max_prompt: int, max_response: int, cache: int | None) -> int
     Raises:
         ResourceError: the cache cannot hold one request.
     """
-    tokens = max_prompt + max_response + _SPARE_TOKENS
+    tokens = max_prompt + max_response + SPARE_TOKENS
     if cache is not None and cache < tokens:
         raise ResourceError(
             f"a cache of {cache} tokens cannot hold a prompt of {max_prompt} and an answer of {max_response}",

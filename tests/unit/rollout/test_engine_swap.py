@@ -6,6 +6,7 @@ from concurrent.futures import Future
 import pytest
 
 from hybridrl.errors import EngineError
+from hybridrl.rollout.lots import Outbox
 from hybridrl.rollout.session import EngineSession
 from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.types import Prompt, Sampling
@@ -30,7 +31,8 @@ class EngineHost:
 def engine_of(host):
     """An engine without processes."""
     engine = object.__new__(SGLangEngine)
-    engine.session, engine._caller, engine._running = EngineSession(3, name="engine 0"), host, set()
+    engine.session, engine._caller, engine._paused = EngineSession(3, name="engine 0"), host, False
+    engine._outbox = Outbox(host)
     return engine
 
 

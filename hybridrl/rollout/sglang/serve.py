@@ -1,0 +1,260 @@
+"""Requests in the process that hosts an engine: lots of them in, answers out as they end.
+
+SGLang is given a lot as one batch, so that its scheduler gets the whole of it at once. It answers a batch
+when the last of it has ended, so a hook on its collection of answers takes each one as it ends.
+"""
+
+import asyncio
+import random
+import uuid
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sglang.srt.managers.io_struct import GenerateReqInput
+
+from hybridrl.errors import EngineError
+from hybridrl.rollout.base import Answer, Request
+from hybridrl.rollout.lots import AnswerLot
+from hybridrl.rollout.sglang.sizes import SPARE_TOKENS
+from hybridrl.types import Sampling
+
+_KNOWN_PROMPTS = 4096
+"""Most prompts that are remembered to be in the prefix cache."""
+
+
+_lot: "ContextVar[Sequence[_Running] | None]" = ContextVar("lot")
+"""The lot that SGLang is being given; None for prompts that nobody waits for."""
+
+
+@dataclass(slots=True)
+class _Running:
+    """A request in progress."""
+
+    request: Request
+    # Random, because SGLang aborts every request whose id starts with the given one.
+    rid: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Id of the request in SGLang."""
+
+    sent: bool = False
+    aborted: bool = False
+
+
+class Serving:
+    """The requests of one engine; rollout/base.py has the contracts."""
+
+    def __init__(self, manager: Any, *, caches_prefixes: bool, returns_experts: bool, seed: int) -> None:
+        """
+        Args:
+            manager: SGLang's TokenizerManager.
+            caches_prefixes: whether the engine keeps prompts for later requests.
+            seed: where the seeds of requests without one start.
+        """
+        self._manager, self._caches_prefixes, self._returns_experts = (
+            manager,
+            caches_prefixes,
+            returns_experts,
+        )
+        self._unseeded = random.Random(seed)
+        self._by_id: dict[str, _Running] = {}
+        self._held: list[_Running] = []
+        self._paused = False
+        self._cached: set[tuple[int, ...]] = set()
+        self._ended: list[Answer] = []
+        self._refused: dict[str, EngineError] = {}
+        self._news = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        manager._collect_batch_responses = self._collect
+
+    def start(self, requests: Sequence[Request]) -> None:
+        """Take requests; on a paused engine they wait for `continue_`."""
+        lot = [_Running(request) for request in requests]
+        self._by_id |= {running.request.id: running for running in lot}
+        accepted = []
+        for running in lot:
+            if refusal := self._refusal(running.request):
+                self._end(running, refusal)
+            else:
+                accepted.append(running)
+        if self._paused:
+            self._held += accepted
+        else:
+            self._send_soon(accepted)
+
+    async def answers(self) -> AnswerLot:
+        """Wait until requests have ended, and return their answers."""
+        await self._news.wait()
+        await asyncio.sleep(0)  # the others that end in the same step of the scheduler
+        ended, refused = self._ended, self._refused
+        self._ended, self._refused = [], {}
+        self._news.clear()
+        return AnswerLot.of(ended, refused)
+
+    def abort(self, ids: Iterable[str]) -> None:
+        for running in [self._by_id[one] for one in ids if one in self._by_id]:
+            running.aborted = True
+            if running.sent:
+                self._manager.abort_request(running.rid)
+            elif running in self._held:
+                self._held.remove(running)
+                self._end(running, _no_answer(running.request))
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def continue_(self) -> None:
+        """Send what came in the pause."""
+        self._paused = False
+        held, self._held = self._held, []
+        self._send_soon(held)
+
+    def forget_prompts(self) -> None:
+        """The prefix cache was emptied."""
+        self._cached.clear()
+
+    def _send_soon(self, lot: Sequence[_Running]) -> None:
+        if lot:
+            task = asyncio.get_running_loop().create_task(self._send(lot))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, lot: Sequence[_Running]) -> None:
+        """Hand a lot to SGLang, and wait until the last of it has ended."""
+        await self._prefill([running.request.token_ids for running in lot])
+        asked = GenerateReqInput(
+            rid=[running.rid for running in lot],
+            input_ids=[list(running.request.token_ids) for running in lot],
+            sampling_params=[self._parameters(running.request.sampling) for running in lot],
+            return_logprob=True,
+            return_routed_experts=self._returns_experts,
+        )
+        _lot.set(lot)
+        try:
+            await anext(self._manager.generate_request(asked))
+        except Exception as error:  # SGLang refused the whole lot
+            for running in lot:
+                self._end(running, error)
+
+    async def _collect(self, generators: Sequence[Any]) -> list[None]:
+        """In place of SGLang's method of this name, which waits for all answers of a batch."""
+        lot = _lot.get()
+        if lot is None:
+            await asyncio.gather(*(anext(generator) for generator in generators))
+            return list(await asyncio.gather(*(generator.aclose() for generator in generators)))
+        for running in lot:
+            running.sent = True
+            if running.aborted:
+                self._manager.abort_request(running.rid)
+        return list(await asyncio.gather(*map(self._take, lot, generators)))
+
+    async def _take(self, running: _Running, generator: Any) -> None:
+        try:
+            self._end(running, self._answer(running.request, await anext(generator)))
+        except Exception as error:  # handed to the one who asked
+            self._end(running, error)
+        finally:
+            await generator.aclose()
+
+    def _end(self, running: _Running, outcome: Answer | Exception) -> None:
+        name = running.request.id
+        if self._by_id.pop(name, None) is None:
+            return
+        if isinstance(outcome, Answer):
+            self._ended.append(outcome)
+        elif isinstance(outcome, EngineError):
+            self._refused[name] = outcome
+        else:
+            self._refused[name] = EngineError(
+                f"SGLang did not answer request {name!r}: {type(outcome).__name__}: {outcome}"
+            )
+        self._news.set()
+
+    def _answer(self, request: Request, answer: dict[str, Any]) -> Answer:
+        described = answer["meta_info"]
+        has_experts = self._returns_experts and "routed_experts" in described
+        return Answer(
+            id=request.id,
+            token_T=np.array(answer["output_ids"], np.int32),
+            logp_T=np.array([logp for logp, *_ in described["output_token_logprobs"]], np.float32),
+            version_T=_versions(described, len(answer["output_ids"])),
+            finish=described["finish_reason"]["type"],
+            experts_SLK=self._experts(described["routed_experts"]) if has_experts else None,
+        )
+
+    def _experts(self, encoded: str) -> np.ndarray:
+        """Experts of an answer, int32 [tokens but the last, layers, experts of a token]."""
+        config = self._manager.model_config.hf_text_config
+        sizes = config.num_hidden_layers, config.num_experts_per_tok
+        return np.frombuffer(b64decode(encoded), np.int32).reshape(-1, *sizes)
+
+    def _parameters(self, sampling: Sampling) -> dict[str, Any]:
+        return {
+            "max_new_tokens": sampling.max_response_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "stop_token_ids": list(sampling.stop_token_ids),
+            "sampling_seed": self._unseeded.getrandbits(62) if sampling.seed is None else sampling.seed,
+        }
+
+    async def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Put prompts that are asked several times into the prefix cache, or each answer would compute its
+        prompt."""
+        if not self._caches_prefixes:
+            return
+        shared = [prompt for prompt, count in Counter(prompts).items() if count > 1]
+        new = [prompt for prompt in shared if prompt not in self._cached]
+        if not new:
+            return
+        if len(self._cached) + len(new) > _KNOWN_PROMPTS:
+            self._cached.clear()
+        self._cached.update(new)
+        asked = GenerateReqInput(
+            input_ids=[list(prompt) for prompt in new],
+            sampling_params={"max_new_tokens": 0, "temperature": 0.0},
+        )
+        _lot.set(None)
+        await anext(self._manager.generate_request(asked))
+
+    def _refusal(self, request: Request) -> EngineError | None:
+        """Why a request cannot be answered. SGLang would refuse the whole lot, or a scheduler would end."""
+        ids, longest = request.token_ids, self._manager.context_len - SPARE_TOKENS
+        vocab_size, sampling = self._manager.model_config.vocab_size, request.sampling
+        if sampling.num_samples != 1:
+            return EngineError(
+                f"request {request.id!r} asks for {sampling.num_samples} answers",
+                fix="one request an answer, or generate()",
+            )
+        if request.arrays:
+            return EngineError(
+                f"request {request.id!r} brings {', '.join(request.arrays)}: SGLang is given token ids only",
+                fix="leave its arrays out",
+            )
+        if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
+            return EngineError(
+                f"a prompt is empty or has a token outside the model's {vocab_size}: {list(ids)[:16]}"
+            )
+        if len(ids) + sampling.max_response_tokens > longest:
+            return EngineError(
+                f"request {request.id!r} of {len(ids)} tokens and an answer of "
+                f"{sampling.max_response_tokens} are longer than the engine's {longest}"
+            )
+        return None
+
+
+def _versions(described: dict[str, Any], num_tokens: int) -> np.ndarray:
+    """Version of the weights that sampled each token, int32 [num_tokens]."""
+    found = np.empty(num_tokens, np.int32)
+    for span in described["weight_versions"] if num_tokens else ():
+        found[span["start"] : span["end"]] = int(span["version"])
+    return found
+
+
+def _no_answer(request: Request) -> Answer:
+    """The empty answer to a request that was aborted before SGLang got it."""
+    none = np.zeros(0, np.int32)
+    return Answer(id=request.id, token_T=none, logp_T=none.astype(np.float32), version_T=none, finish="abort")
