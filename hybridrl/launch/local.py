@@ -118,6 +118,7 @@ class RLRun(Run[Config, RunObserver]):
                     cfg.cluster,
                     self.observe.warn,
                     devices.topology,
+                    cfg.rollout.swap,
                 )
             yield workers.trainer, self._roles(workers, sync)
         finally:

@@ -32,7 +32,10 @@ from hybridrl.reshard.routes import Reach, Routes, routes
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports.base import SharedTensor
 
-__all__ = ["Engine", "SwapWriter", "SwapWritten"]
+__all__ = ["STAGING_BYTES", "Engine", "SwapWriter", "SwapWritten"]
+
+STAGING_BYTES = 512 << 20
+"""Most bytes of the buffers through which a rank sends to others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class SwapWriter:
         device: torch.device | None = None,
         reach: Reach = "node",
         once_per_node: bool = False,
+        staging_bytes: int = STAGING_BYTES,
     ) -> None:
         """*Collective* over `group`, if there is one.
 
@@ -81,6 +85,7 @@ class SwapWriter:
             device: device of this rank's tensors; None: the CPU.
             reach: which engine ranks' memory a rank can map.
             once_per_node: as in Job.
+            staging_bytes: most bytes of the buffers through which this rank sends to others.
 
         Raises:
             SwapError: an engine's tensors are not those of its layout, `only` matches no parameter, or no
@@ -101,7 +106,7 @@ class SwapWriter:
         is_source = rank < source.world_size
         self._shapes = {name: shard.shape for name, shard in source.shards(rank).items()} if is_source else {}
         self._direct, self._passed_on = Copies(ways.direct, engines), passed_on(ways.passed_on, engines)
-        self._remote = _exchange(ways, engines, group, device)
+        self._remote = _exchange(ways, engines, group, device, staging_bytes)
         self._layouts = [layout for layout, _ in engines]
         is_first = rank == min(set(range(source.world_size)) - lost)
         self._empty = _empty(engines) if is_first and only is None else {}
@@ -144,7 +149,11 @@ class SwapWriter:
 
 
 def _exchange(
-    ways: Routes, engines: Sequence[Engine], group: dist.ProcessGroup | None, device: torch.device | None
+    ways: Routes,
+    engines: Sequence[Engine],
+    group: dist.ProcessGroup | None,
+    device: torch.device | None,
+    staging_bytes: int,
 ) -> Exchange | None:
     """The exchange of what a rank sends to others and writes for them."""
     if group is None:
@@ -159,7 +168,7 @@ def _exchange(
     receives = {peer: side(transfers, engines) for peer, transfers in ways.receives.items()}
     names = {name for one in receives.values() for name in one.table.targets}
     targets = {name: attached(engines, name) for name in names}
-    return Exchange(group, sends, receives, targets, device=device)
+    return Exchange(group, sends, receives, targets, device=device, staging_bytes=staging_bytes)
 
 
 def _chosen(job: Job, transfers: Iterable[Transfer], only: Sequence[str]) -> Iterator[Transfer]:

@@ -1,7 +1,7 @@
 """Which device every rank sits on. Devices are numbered over the whole job, node after node."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 Targets = tuple[tuple[int, ...], ...]
@@ -35,6 +35,10 @@ class Topology:
         first = -(-num_ranks // node_size) * node_size
         agents = tuple(range(first, first + sum(sizes)))
         return cls(tuple(range(num_ranks)), _partitioned(sizes, first), node_size, agents)
+
+    def with_targets(self, chosen: Sequence[int]) -> "Topology":
+        """The same devices with these targets only, in this order."""
+        return replace(self, targets=tuple(self.targets[target] for target in chosen))
 
     @cached_property
     def rank_on(self) -> dict[int, int]:

@@ -70,6 +70,36 @@ class AnswerLot:
         ]
 
 
+class Inbox:
+    """The host's end: collects what became of requests until the owner asks. All calls come from one loop."""
+
+    def __init__(self) -> None:
+        self._ended: list[Answer] = []
+        self._refused: dict[str, EngineError] = {}
+        self._news = asyncio.Event()
+
+    def put(self, request: Request, outcome: Answer | Exception) -> None:
+        """Note the answer to a request, or why there is none."""
+        if isinstance(outcome, Answer):
+            self._ended.append(outcome)
+        elif isinstance(outcome, EngineError):
+            self._refused[request.id] = outcome
+        else:
+            self._refused[request.id] = EngineError(
+                f"request {request.id!r} was not answered: {type(outcome).__name__}: {outcome}"
+            )
+        self._news.set()
+
+    async def take(self) -> AnswerLot:
+        """Wait until requests have ended."""
+        await self._news.wait()
+        await asyncio.sleep(0)  # others may end in the same step of the engine
+        ended, refused = self._ended, self._refused
+        self._ended, self._refused = [], {}
+        self._news.clear()
+        return AnswerLot.of(ended, refused)
+
+
 class Outbox:
     """The owner's end: sends requests in lots, and hands out the answers. Callers may be in any thread."""
 

@@ -17,7 +17,7 @@ from hybridrl.layout.loader import LoaderLayout
 from hybridrl.reshard.buckets import split
 from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
-from hybridrl.workers.rollout import RayRollout
+from hybridrl.workers.rollout import RayRollout, SwapMode
 from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer
 
@@ -33,6 +33,7 @@ async def connect(
     cluster: ClusterConfig,
     warn: Callable[[str, str], None],
     topology: Topology | None = None,
+    swap: SwapMode = "drain",
 ) -> "RaySync | EngineApiSync":
     """Choose how weights are synchronised, and prepare it.
 
@@ -43,6 +44,7 @@ async def connect(
             LoaderLayout declares nothing, so that weights take the loader.
         warn: called with (about, text).
         topology: placement of all ranks; None if all are on one node and every rank reaches every engine.
+        swap: what engines do with open groups during a swap.
 
     Raises:
         LayoutError: the engine's loader contradicts the layout, and `path` or the number of nodes does not
@@ -55,7 +57,7 @@ async def connect(
         differences = await rollout.all("probe_loader", layout)
         difference = next(filter(None, differences), None)
         if difference is None:
-            in_place = RaySync(trainer, rollout, layout, cluster, warn, topology)
+            in_place = RaySync(trainer, rollout, layout, cluster, warn, topology, swap)
             await in_place.connect()
             return in_place
         if path == "in_place" or several_nodes:

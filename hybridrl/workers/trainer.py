@@ -23,7 +23,7 @@ from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import VersionError
 from hybridrl.hosts import cuda
 from hybridrl.reshard.buckets import Bucket, BucketWriter
-from hybridrl.reshard.swap import Engine, SwapWriter, SwapWritten
+from hybridrl.reshard.swap import STAGING_BYTES, Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
@@ -76,40 +76,53 @@ class TrainerWorker:
     def step(self, index: int) -> StepReport:
         return self._policy.step(index)
 
-    def connect(self, engines: list[Engine], lost: frozenset[int], topology: Topology | None) -> str:
+    def connect(
+        self,
+        engines: list[Engine],
+        lost: frozenset[int],
+        topology: Topology | None,
+        waves: Sequence[Sequence[int]],
+    ) -> str:
         """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash.
 
         With a topology this is *collective*, because ranks send weights to each other. If ranks are lost, no
         process group can be made, and each rank writes only to engines that it reaches.
 
+        Args:
+            waves: the engines that are written together.
+
         Raises:
             SwapError: no rank reaches a part of an engine.
         """
-        layout, rank, on_gpu = self._policy.layout, self._setup.rank, self._setup.host == "cuda"
+        on_gpu = self._setup.host == "cuda"
         timeout = timedelta(seconds=self._setup.timeout_s)
         backend = "nccl" if on_gpu else "gloo"
         group: Any = dist.new_group(backend=backend, timeout=timeout) if topology and not lost else None
-        self._writer = SwapWriter(
-            layout,
-            rank,
-            engines,
-            topology=topology,
-            lost=lost,
-            group=group,
-            device=self._policy.device,
-            reach="device"
-            if on_gpu
-            else "node",  # other GPUs are reached over NCCL, which uses the best link
-        )
-        return self._writer.plan_hash
+        self._writers = [
+            SwapWriter(
+                self._policy.layout,
+                self._setup.rank,
+                [engines[engine] for engine in wave],
+                topology=topology and topology.with_targets(wave),
+                lost=lost,
+                group=group,
+                device=self._policy.device,
+                reach="device"
+                if on_gpu
+                else "node",  # other GPUs are reached over NCCL, which uses the best link
+                staging_bytes=STAGING_BYTES // len(waves),
+            )
+            for wave in waves
+        ]
+        return " ".join(writer.plan_hash for writer in self._writers)
 
     def plan_fields(self) -> dict[str, str]:
         """The inputs that determine the plan, to explain a disagreement."""
-        return self._writer.plan_fields
+        return self._writers[0].plan_fields
 
-    def write_weights(self) -> SwapWritten:
-        """Write this rank's share of the weights into the engines' parameters."""
-        written = self._writer.write(self._policy.tensors())
+    def write_weights(self, wave: int) -> SwapWritten:
+        """Write this rank's share of the weights into the parameters of the engines of a wave."""
+        written = self._writers[wave].write(self._policy.tensors())
         cuda.release_cached_memory()  # the engine allocates its key-value cache next
         return written
 

@@ -87,15 +87,18 @@ class Writer:
         for name, tensor in self.first.items():
             torch.mul(tensor, version + 1, out=self.tensors[name])
 
-    def connect(self, engines, lost, topology):
-        self.writer = SwapWriter(self.layout, self.rank, engines, lost=lost)
-        return self.writer.plan_hash
+    def connect(self, engines, lost, topology, waves):
+        self.waves = [
+            SwapWriter(self.layout, self.rank, [engines[engine] for engine in wave], lost=lost)
+            for wave in waves
+        ]
+        return " ".join(writer.plan_hash for writer in self.waves)
 
     def plan_fields(self):
-        return self.writer.plan_fields
+        return self.waves[0].plan_fields
 
-    def write_weights(self):
-        return self.writer.write(self.tensors)
+    def write_weights(self, wave):
+        return self.waves[wave].write(self.tensors)
 
 
 @dataclass

@@ -113,7 +113,7 @@ class EngineHost:
         self._serving.start(requests)
 
     async def answers(self) -> AnswerLot:
-        return await self._serving.answers()
+        return await self._serving.inbox.take()
 
     async def abort(self, ids: Sequence[str]) -> None:
         self._serving.abort(ids)

@@ -19,7 +19,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 
 from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Answer, Request
-from hybridrl.rollout.lots import AnswerLot
+from hybridrl.rollout.lots import Inbox
 from hybridrl.rollout.sglang.sizes import SPARE_TOKENS
 from hybridrl.types import Sampling
 
@@ -64,9 +64,7 @@ class Serving:
         self._held: list[_Running] = []
         self._paused = False
         self._cached: set[tuple[int, ...]] = set()
-        self._ended: list[Answer] = []
-        self._refused: dict[str, EngineError] = {}
-        self._news = asyncio.Event()
+        self.inbox = Inbox()
         self._tasks: set[asyncio.Task[None]] = set()
         manager._collect_batch_responses = self._collect
 
@@ -84,15 +82,6 @@ class Serving:
             self._held += accepted
         else:
             self._send_soon(accepted)
-
-    async def answers(self) -> AnswerLot:
-        """Wait until requests have ended, and return their answers."""
-        await self._news.wait()
-        await asyncio.sleep(0)  # the others that end in the same step of the scheduler
-        ended, refused = self._ended, self._refused
-        self._ended, self._refused = [], {}
-        self._news.clear()
-        return AnswerLot.of(ended, refused)
 
     def abort(self, ids: Iterable[str]) -> None:
         for running in [self._by_id[one] for one in ids if one in self._by_id]:
@@ -160,18 +149,8 @@ class Serving:
             await generator.aclose()
 
     def _end(self, running: _Running, outcome: Answer | Exception) -> None:
-        name = running.request.id
-        if self._by_id.pop(name, None) is None:
-            return
-        if isinstance(outcome, Answer):
-            self._ended.append(outcome)
-        elif isinstance(outcome, EngineError):
-            self._refused[name] = outcome
-        else:
-            self._refused[name] = EngineError(
-                f"SGLang did not answer request {name!r}: {type(outcome).__name__}: {outcome}"
-            )
-        self._news.set()
+        if self._by_id.pop(running.request.id, None) is not None:
+            self.inbox.put(running.request, outcome)
 
     def _answer(self, request: Request, answer: dict[str, Any]) -> Answer:
         described = answer["meta_info"]

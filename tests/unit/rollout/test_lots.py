@@ -8,7 +8,7 @@ import pytest
 
 from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Answer, Request
-from hybridrl.rollout.lots import AnswerLot, Outbox
+from hybridrl.rollout.lots import AnswerLot, Inbox, Outbox
 from hybridrl.types import Sampling
 
 
@@ -104,3 +104,21 @@ def test_a_flush_sends_what_waits_so_that_an_abort_finds_it():
         return names(caller)
 
     assert asyncio.run(scenario()) == [["a"], "answers"]
+
+
+def test_an_inbox_gives_what_ended_together_and_names_what_was_refused():
+    async def scenario():
+        inbox = Inbox()
+        taking = asyncio.create_task(inbox.take())
+        await asyncio.sleep(0)
+        inbox.put(request("a"), answer("a", [1, 2]))
+        inbox.put(request("b"), ValueError("no such token"))
+        inbox.put(request("c"), EngineError("too long"))
+        return await taking
+
+    lot = asyncio.run(scenario())
+    assert [one.token_T.tolist() for one in lot.answers()] == [[1, 2]]
+    texts = {name: str(error) for name, error in lot.errors.items()}
+    assert (
+        texts["c"] == "too long" and "request 'b' was not answered: ValueError: no such token" in texts["b"]
+    )

@@ -24,16 +24,16 @@ class FaultyWriter(Writer):
         super().__init__(*arguments)
         self.errors, self.plan_errors = list(errors), list(plan_errors)
 
-    def connect(self, engines, lost, topology):
+    def connect(self, engines, lost, topology, waves):
         if lost and self.plan_errors:
             raise self.plan_errors.pop(0)
-        return super().connect(engines, lost, topology)
+        return super().connect(engines, lost, topology, waves)
 
-    def write_weights(self):
+    def write_weights(self, wave):
         if self.errors:
-            self.writer.write({name: torch.full_like(t, 7.0) for name, t in self.tensors.items()})
+            self.waves[wave].write({name: torch.full_like(t, 7.0) for name, t in self.tensors.items()})
             raise self.errors.pop(0)
-        return super().write_weights()
+        return super().write_weights(wave)
 
 
 class DamagedEngine(Engine):
@@ -60,7 +60,7 @@ def died(rank):
 class SwapWorkers:
     """Two engines, and trainer ranks of tp 2 and dp 2: 0 and 2 are replicas, and 1 and 3."""
 
-    def __init__(self, faults=None, first_engine=Engine, dp=2, plan_faults=None, topology=None):
+    def __init__(self, faults=None, first_engine=Engine, dp=2, plan_faults=None, topology=None, swap="drain"):
         faults, plan_faults = faults or {}, plan_faults or {}
         spec = tiny()
         world = World(MegatronLayout(spec, tp=2, dp=dp), [SGLangLayout(spec, tp=2)] * 2)
@@ -82,6 +82,7 @@ class SwapWorkers:
             ClusterConfig(),
             lambda about, text: self.warnings.append(text),
             topology,
+            swap,
         )
 
     def push(self, *versions):
@@ -209,3 +210,35 @@ def test_ranks_that_plan_differently_are_refused_before_the_first_write():
     ):
         workers.push(0)
     assert "write_weights" not in [call.method for call in workers.writers.calls]
+
+
+def test_if_requests_go_on_engines_swap_one_after_the_other():
+    workers = SwapWorkers(swap="in_flight")
+    report = workers.push(0, 1)
+    assert workers.serve_whole(1) and report.num_tensors == 2 * 2 * len(workers.engines.actors[0].ranks[0])
+    order = [
+        (call.method, call.ranks) for call in workers.engines.calls if call.method != "export_parameters"
+    ]
+    swap = [("begin_swap",), ("checksums",), ("commit_swap",)]
+    assert order == [(method, (engine,)) for _ in range(2) for engine in range(2) for (method,) in swap]
+
+
+def test_a_fault_in_a_wave_leaves_its_engines_dirty_and_those_before_whole():
+    workers = SwapWorkers(swap="in_flight")
+    workers.push(0)
+    second = workers.engines.actors[1]
+    second.checksums = lambda: [dict.fromkeys(rank, 7) for rank in second.ranks]
+    with pytest.raises(SwapError, match="engine 1"):
+        workers.push(1)
+    assert workers.engines.actors[0].request() == (1, True)
+    assert workers.states() == ["serving", "dirty"] and workers.gate_is_closed()
+
+
+def test_a_rank_that_dies_between_waves_is_left_out_of_all():
+    workers = SwapWorkers(swap="in_flight")
+    workers.push(0)
+    first = workers.writers.actors[2]
+    write = first.write_weights
+    first.write_weights = lambda wave: (_ for _ in ()).throw(died(2)) if wave else write(wave)
+    assert workers.push(1).replays == 1
+    assert workers.serve_whole(1) and workers.sync._lost == {2}

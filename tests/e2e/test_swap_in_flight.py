@@ -1,0 +1,214 @@
+"""Weights swapped under running requests: every token has the probability of the version that it names."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from engine_values import TOLERANCE, hf_logp, model, prompts, setup, shard
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from hybridrl.batch import TokenBlock
+from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.models import spec
+from hybridrl.reshard.agreement import difference, expected
+from hybridrl.reshard.swap import SwapWriter
+from hybridrl.rollout.episodes import EpisodeRunner, FinishedGroup, Ticket
+from hybridrl.rollout.sglang import start
+from hybridrl.rollout.sglang.start import SGLangEngine
+from hybridrl.types import GroupTask, Sampling, Usage
+
+TOKENS, SWAPS, GROUPS = 300, 3, 4
+SAMPLING = Sampling(num_samples=3, max_response_tokens=TOKENS, temperature=2.0, seed=5)
+SUPPORT = Path(__file__).parents[1] / "support"
+SHARED_PROMPT = 70
+"""Tokens: long enough that prompts are cached."""
+
+Models = Sequence[tuple[Any, Path]]
+
+
+def mixture(seed: int) -> Qwen3MoeForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig(
+        vocab_size=120,
+        hidden_size=64,
+        intermediate_size=96,
+        moe_intermediate_size=32,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        eos_token_id=None,
+    )
+    return Qwen3MoeForCausalLM(config).float().eval()
+
+
+def dense(seed: int) -> Any:
+    return model(seed, eos_token_id=None, max_position_embeddings=1024)
+
+
+def two_models(make: Callable[[int], Any], folder: Path) -> Models:
+    """Two unrelated models and the folders they are in."""
+    found = [(make(seed), folder / str(seed)) for seed in (1, 2)]
+    for made, path in found:
+        made.save_pretrained(path)
+    return found
+
+
+@dataclass(frozen=True)
+class Streamed:
+    groups: list[FinishedGroup]
+    blocks: list[tuple[TokenBlock, list[FinishedGroup]]]
+    usage: Usage
+
+    def rows(self):
+        """(trajectory, tokens, log-probabilities, versions, prompt length) of every answer."""
+        for block, groups in self.blocks:
+            for trajectory in (t for group in groups for t in group.trajectories):
+                row = block.row(trajectory.row)
+                columns = block.columns
+                yield (
+                    trajectory,
+                    block.token_T[row].tolist(),
+                    columns["rollout_logp"][row],
+                    columns["version"][row],
+                    columns["experts"][row] if "experts" in columns else None,
+                )
+
+
+class Swaps:
+    """Writes the models' weights into an engine in turn, as a trainer rank does."""
+
+    def __init__(self, engine: SGLangEngine, models: Models) -> None:
+        source, exported = MegatronLayout(spec.read(models[0][1])), engine.export_parameters()
+        self._writer = SwapWriter(source, 0, [(SGLangLayout(source.spec, tp=len(exported)), exported)])
+        self._tensors = [shard(source, 0, folder) for _, folder in models]
+
+    async def write(self, engine: SGLangEngine, version: int) -> None:
+        written = self._writer.write(self._tensors[version % 2])
+        held = {(0, r, n): c for r, sums in enumerate(await engine.checksums()) for n, c in sums.items()}
+        assert difference(expected([written.checksums]), held) is None
+
+
+async def stream(engine: SGLangEngine, models: Models, sampling: Sampling = SAMPLING) -> Streamed:
+    """Groups that are answered while weights are swapped several times."""
+    runner, swaps = EpisodeRunner(engine, most_requests=8), Swaps(engine, models)
+    tasks = [
+        GroupTask(index=i, prompt=prompt, sampling=replace(sampling, seed=100 + i))
+        for i, prompt in enumerate(prompts(GROUPS, length=SHARED_PROMPT))
+    ]
+    runner.submit([Ticket(task.index, task) for task in tasks])
+    blocks: list[tuple[TokenBlock, list[FinishedGroup]]] = []
+
+    async def collect() -> None:
+        while (found := await runner.finished())[0]:
+            assert found[1] is not None
+            blocks.append((found[1], found[0]))
+
+    collecting = asyncio.create_task(collect())
+    for _ in range(SWAPS):
+        await asyncio.sleep(0.3)
+        version = (engine.session.version or 0) + 1
+        await runner.pause()
+        await engine.begin_swap(version)
+        await swaps.write(engine, version)
+        await engine.commit_swap(version)
+        await runner.go_on()
+    await asyncio.wait_for(collecting, 60)
+    return Streamed([group for _, groups in blocks for group in groups], blocks, runner.usage())
+
+
+def largest_difference(streamed: Streamed, models: Models, temperature: float) -> float:
+    """Between the engine's log-probabilities and those of the model that each token's version names."""
+    found = 0.0
+    for _, tokens, logp, versions, _ in streamed.rows():
+        for version in set(versions.tolist()) - {-1}:
+            theirs = hf_logp(models[version % 2][0], tokens, temperature).numpy()
+            found = max(found, float(np.abs(logp - theirs)[versions == version].max()))
+    return found
+
+
+def played(models: Models, tp: int = 1, **options: Any) -> Streamed:
+    given = {"max_prompt_tokens": SHARED_PROMPT, "max_response_tokens": TOKENS, **options}
+    engine = SGLangEngine(setup(models[0][1], tp=tp, **given))
+    try:
+        return asyncio.run(stream(engine, models))
+    finally:
+        engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def dense_models(tmp_path_factory):
+    return two_models(dense, tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory):
+    return two_models(mixture, tmp_path_factory.mktemp("mixture"))
+
+
+def assert_swapped_in_flight(streamed: Streamed, models: Models) -> None:
+    rows = list(streamed.rows())
+    assert sorted(g.ticket for g in streamed.groups) == list(range(GROUPS)) and len(rows) == GROUPS * 3
+    mixed = [trajectory for trajectory, *_ in rows if len(trajectory.spans) > 1]
+    assert len(mixed) >= len(rows) // 3
+    for trajectory, _, _, versions, _ in rows:
+        sampled = versions[trajectory.prompt_tokens :]
+        assert (np.diff(sampled) >= 0).all() and sampled[0] == trajectory.version
+        spans = trajectory.spans or ((trajectory.version, trajectory.response_tokens),)
+        assert spans == tuple((v, int((sampled == v).sum())) for v in sorted(set(sampled.tolist())))
+    assert largest_difference(streamed, models, SAMPLING.temperature) < TOLERANCE
+    assert streamed.usage.sampled_tokens == GROUPS * 3 * TOKENS
+    assert streamed.usage.recomputed_tokens >= len(mixed) * SHARED_PROMPT
+
+
+@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_every_token_has_the_probability_of_its_version(dense_models, tp):
+    assert_swapped_in_flight(played(dense_models, tp=tp), dense_models)
+
+
+@pytest.mark.slow
+def test_without_the_flush_it_has_not(dense_models, monkeypatch):
+    """The prompts stay cached as the old weights computed them."""
+    program = partial(start.HostProgram, module="host_without_flush")
+    monkeypatch.setattr(start, "HostProgram", lambda module, **given: program(**given))
+    monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
+    assert largest_difference(played(dense_models), dense_models, SAMPLING.temperature) > 0.1
+
+
+@pytest.mark.slow
+def test_experts_after_a_retraction(mixtures):
+    streamed = played(mixtures, returns_experts=True)
+    assert_swapped_in_flight(streamed, mixtures)
+    of_version = of_newest = count = 0
+    for trajectory, tokens, _, versions, experts in streamed.rows():
+        if not trajectory.spans:
+            continue
+        chosen = {}
+        for version in {v for v, _ in trajectory.spans}:
+            with torch.no_grad():
+                logits = mixtures[version % 2][0](torch.tensor([tokens]), output_router_logits=True)
+            layers = [layer.topk(2).indices for layer in logits.router_logits]
+            chosen[version] = torch.stack(layers).sort().values.transpose(0, 1).numpy()
+        newest = trajectory.spans[-1][0]
+        for place in range(trajectory.prompt_tokens, len(tokens)):
+            if versions[place] % 2 == newest % 2:
+                continue
+            found = np.sort(experts[place - 1], axis=-1)
+            of_version += (found == chosen[versions[place]][place - 1]).all()
+            of_newest += (found == chosen[newest][place - 1]).all()
+            count += 1
+    print("experts", of_version, of_newest, count)
+    assert count and of_newest == count, (of_version, of_newest, count)
