@@ -152,11 +152,14 @@ class Engine(Protocol):
         """End these requests early, also on a paused engine. Ids that are not running are ignored."""
         ...
 
-    async def pause(self) -> None:
-        """Stop sampling until `continue_`; weights may be swapped meanwhile.
+    async def pause(self, *, keep_cache: bool = False) -> None:
+        """Stop sampling until `continue_`; weights may be swapped meanwhile. Running requests stay.
 
-        Running requests stay, but their key-value cache is dropped. So tokens sampled after a swap have the
-        probabilities of the new weights.
+        Args:
+            keep_cache: whether the key-value cache of running requests stays too. If not, it is dropped, and
+                tokens sampled after a swap have the probabilities of the new weights. If it stays, these
+                tokens see keys and values of the old weights; requests that come later see none of them. A
+                kind of engine that cannot do so refuses rollout.swap = in_flight_keep_cache.
         """
         ...
 

@@ -154,11 +154,15 @@ class EpisodeRunner:
         self._places.close()
         self._tell_clock()
 
-    async def pause(self) -> None:
-        """Let no request run until `go_on`. Those inside stay there."""
-        self._paused = True
+    async def pause(self, *, keep_cache: bool = False) -> None:
+        """Let no request run until `go_on`. Those inside stay there.
+
+        Args:
+            keep_cache: whether they keep the key-value cache of the weights until now.
+        """
+        self._paused, self._keeps_cache = True, keep_cache
         self.hold()
-        await self._engine.pause()
+        await self._engine.pause(keep_cache=keep_cache)
 
     async def go_on(self) -> None:
         """End `hold` or `pause`; the engine serves."""

@@ -113,7 +113,7 @@ class RolloutWorker:
         if self._swap == "drain":
             self._runner.hold()
         else:
-            await self._runner.pause()
+            await self._runner.pause(keep_cache=self._swap == "in_flight_keep_cache")
 
     async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, first: bool, last: bool) -> None:
         await self._engine.load_bucket(bucket, buffer, first=first, last=last)

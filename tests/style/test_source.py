@@ -20,8 +20,12 @@ PROCESS_EDGES: set[str] = {
     "rewards/children.py:main",
     "rewards/children.py:_work",
     "rollout/channel.py:_answer",
+    "rollout/episodes.py:_run",
     "rollout/sglang/scheduler.py:_answer",
+    "rollout/sglang/serve.py:_send",
+    "rollout/sglang/serve.py:_take",
     "verify/ranks.py:_serve",
+    "workers/open_groups.py:_collect",
 }
 """Where a broad except ends an error's way: process edges, which hand it to the peer or to a person."""
 

@@ -85,7 +85,7 @@ class EngineHost:
             returns_experts=arguments["enable_return_routed_experts"],
             seed=arguments["random_seed"],
         )
-        self._cache_released = False
+        self._cache_released = self._keeps_cache = False
         self._derives: bool | None = None
         """Whether the model has tensors derived from its weights; None until the first swap."""
 
@@ -118,15 +118,18 @@ class EngineHost:
     async def abort(self, ids: Sequence[str]) -> None:
         self._serving.abort(ids)
 
-    async def pause(self) -> None:
+    async def pause(self, keep_cache: bool) -> None:
         """Pause with SGLang's mode "retract", which drops the cache of running requests and recomputes it
-        later. The schedulers sample nothing once this returns."""
+        later, or with its mode "in_place". The schedulers sample nothing once this returns."""
         self._serving.pause()
-        await self._manager.pause_generation(PauseGenerationReqInput(mode="retract"))
+        self._keeps_cache = keep_cache
+        mode = "in_place" if keep_cache else "retract"
+        await self._manager.pause_generation(PauseGenerationReqInput(mode=mode))
         while not all(await self._ask_schedulers("paused")):  # SGLang only sends the pause
             await asyncio.sleep(_POLL_S)
 
     async def continue_(self) -> None:
+        self._keeps_cache = False
         await self._manager.continue_generation(ContinueGenerationReqInput(torch_empty_cache=False))
         self._serving.continue_()
 
@@ -157,7 +160,7 @@ class EngineHost:
     async def set_version(self, version: PolicyVersion) -> None:
         """Declare that the parameters are those of `version`; drop or recompute what depends on the old ones.
 
-        The key-value cache is allocated again.
+        The key-value cache is allocated again. In a pause that keeps it, it stays for running requests only.
 
         Raises:
             EngineError: a request is still running.
@@ -167,7 +170,11 @@ class EngineHost:
             self._derives = any(await self._ask_schedulers("derives"))
         if self._derives:
             await self._ask_schedulers("derive")
-        await self._flush_cache()
+        if self._keeps_cache:
+            self._serving.forget_prompts()
+        else:
+            await self._flush_cache()
+        self._serving.version = version
         renamed = UpdateWeightVersionReqInput(new_version=str(version), abort_all_requests=False)
         await self._manager.update_weight_version(renamed)
 

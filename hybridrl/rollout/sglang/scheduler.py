@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
@@ -86,6 +87,8 @@ class RolloutScheduler(Scheduler):
 
     def paused(self, folder: str) -> None:
         """Whether nothing is sampled until the end of a pause."""
+        if has_cuda():
+            torch.cuda.synchronize()  # the last batch may have been started and not yet collected
         self._answer(folder, lambda runner: self._engine_paused)
 
     def export_parameters(self, folder: str) -> None:

@@ -21,7 +21,7 @@ from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Answer, Request
 from hybridrl.rollout.lots import Inbox
 from hybridrl.rollout.sglang.sizes import SPARE_TOKENS
-from hybridrl.types import Sampling
+from hybridrl.types import PolicyVersion, Sampling
 
 _KNOWN_PROMPTS = 4096
 """Most prompts that are remembered to be in the prefix cache."""
@@ -65,6 +65,7 @@ class Serving:
         self._paused = False
         self._cached: set[tuple[int, ...]] = set()
         self.inbox = Inbox()
+        self.version: PolicyVersion | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         manager._collect_batch_responses = self._collect
 
@@ -101,8 +102,13 @@ class Serving:
         held, self._held = self._held, []
         self._send_soon(held)
 
+    @property
+    def _key(self) -> str:
+        """Key of prefixes in the cache: a pause may keep those of older versions for running requests."""
+        return str(self.version)
+
     def forget_prompts(self) -> None:
-        """The prefix cache was emptied."""
+        """No prompt is in the prefix cache under the present version."""
         self._cached.clear()
 
     def _send_soon(self, lot: Sequence[_Running]) -> None:
@@ -120,6 +126,7 @@ class Serving:
             sampling_params=[self._parameters(running.request.sampling) for running in lot],
             return_logprob=True,
             return_routed_experts=self._returns_experts,
+            extra_key=[self._key] * len(lot),
         )
         _lot.set(lot)
         try:
@@ -195,6 +202,7 @@ class Serving:
         asked = GenerateReqInput(
             input_ids=[list(prompt) for prompt in new],
             sampling_params={"max_new_tokens": 0, "temperature": 0.0},
+            extra_key=[self._key] * len(new),
         )
         _lot.set(None)
         await anext(self._manager.generate_request(asked))

@@ -89,10 +89,12 @@ class TinyEngine:
         with self._lock:
             self._aborted |= self._requests & set(ids)
 
-    async def pause(self):
-        """Logits are computed again afterwards, as SGLang's mode retract does it."""
+    async def pause(self, *, keep_cache=False):
+        """Logits are computed again afterwards, as SGLang's mode retract does it: the cache has nothing that
+        a request which goes on would need, so it makes no difference to keep it."""
         self._paused = True
-        self._cache.clear()
+        if not keep_cache:
+            self._cache.clear()
 
     async def continue_(self):
         self.session.require_serving()

@@ -45,8 +45,8 @@ class Engine:
         for name in ids:
             self.end(name, [self.version], "abort")
 
-    async def pause(self):
-        self.calls.append("pause")
+    async def pause(self, *, keep_cache=False):
+        self.calls.append("pause, keeping the cache" if keep_cache else "pause")
 
     async def continue_(self):
         self.calls.append("continue_")
