@@ -142,6 +142,11 @@ class Usage:
     recomputed_tokens: int = 0
     """Tokens in the key-value cache that were computed again after a pause, prompts included."""
 
+    kept_cache_error: float | None = None
+    """Largest difference in log-probability, in nats, between a token that was sampled with keys and values
+    of older weights and the same token with those of its own version. None: no such token was compared. A sum
+    over engines has the largest of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:

@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from hybridrl.batch import TokenBlock
+from hybridrl.errors import EngineError
 from hybridrl.rollout.answers import packed, spans_of
 from hybridrl.rollout.base import Answer, Engine, Request
 from hybridrl.rollout.places import Places
 from hybridrl.rollout.usage import UsageClock
 from hybridrl.seeds import sample_seed
-from hybridrl.types import GroupTask, Prompt, Sampling, Trajectory, Usage
+from hybridrl.types import GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
 
 LOT_S = 0.02
 """Seconds that finished groups wait for others, which then travel in the same message."""
@@ -110,6 +111,8 @@ class EpisodeRunner:
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         self._paused = self._keeps_cache = False
+        self._compared: PolicyVersion | None = None
+        self._comparisons: set[asyncio.Task[None]] = set()
 
     def submit(self, tickets: Iterable[Ticket]) -> None:
         """Start the episodes of these groups."""
@@ -209,6 +212,8 @@ class EpisodeRunner:
             self._tell_clock()
         running.turns += 1
         self._count(group, answer, len(token_ids))
+        if self._keeps_cache and answer.finish != "abort" and len(spans_of(answer.version_T)) > 1:
+            self._compare_soon(request, answer)
         if group.cancelled:
             raise _GroupCancelledError
         return answer
@@ -221,6 +226,36 @@ class EpisodeRunner:
             aborted=sampled * group.cancelled,
             recomputed=0 if self._keeps_cache else _recomputed(answer, prompt_tokens),
         )
+
+    def _compare_soon(self, request: Request, answer: Answer) -> None:
+        """Compare the last token of one answer after each swap with what the weights alone give it."""
+        version = int(answer.version_T[-1])
+        if version != self._compared:
+            self._compared = version
+            task = asyncio.create_task(self._compare(request, answer, version))
+            self._comparisons.add(task)
+            task.add_done_callback(self._comparisons.discard)
+
+    async def _compare(self, request: Request, answer: Answer, version: PolicyVersion) -> None:
+        """Sample the last token again, with its seed, as an answer of one token: the draw depends on seed and
+        position only, so it is the same token unless the probabilities differ a lot."""
+        tokens = answer.token_T.tolist()
+        again = Request(
+            id=f"compare/{version}",
+            token_ids=(*request.token_ids, *tokens[:-1]),
+            sampling=replace(request.sampling, max_response_tokens=1),
+        )
+        await self._places.enter(first=True)
+        try:
+            found = await self._engine.request(again)
+        except EngineError as error:
+            self._failure = self._failure or error
+            self._news.set()
+            return
+        finally:
+            self._places.leave()
+        if found.version_T.tolist() == [version] and found.token_T.tolist() == tokens[-1:]:
+            self._clock.compare(abs(float(found.logp_T[0] - answer.logp_T[-1])))
 
     def _tell_clock(self) -> None:
         if self._places.closed and (self._paused or not self._places.taken):

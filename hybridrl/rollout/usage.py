@@ -17,6 +17,7 @@ class UsageClock:
         self._since, self._cause = now(), "idle_s"
         self._seconds: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
+        self._error: float | None = None
 
     def turn(self, cause: Cause) -> None:
         """Say what the engine does from now on."""
@@ -29,11 +30,15 @@ class UsageClock:
         for name, number in (("sampled", sampled), ("aborted", aborted), ("recomputed", recomputed)):
             self._tokens[f"{name}_tokens"] = self._tokens.get(f"{name}_tokens", 0) + number
 
+    def compare(self, error: float) -> None:
+        """Note the error of a token that was sampled with a kept cache."""
+        self._error = max(error, self._error or 0.0)
+
     def take(self) -> Usage:
         """What was added since the last call."""
         self._add_time()
-        found = Usage(**self._seconds, **self._tokens)
-        self._seconds, self._tokens = {}, {}
+        found = Usage(**self._seconds, **self._tokens, kept_cache_error=self._error)
+        self._seconds, self._tokens, self._error = {}, {}, None
         return found
 
     def _add_time(self) -> None:
@@ -45,5 +50,7 @@ class UsageClock:
 def total(usages: Iterable[Usage]) -> Usage:
     """The sum over engines."""
     usages = list(usages)
-    names = [field.name for field in fields(Usage)]
-    return replace(Usage(), **{name: sum(getattr(usage, name) for usage in usages) for name in names})
+    errors = [usage.kept_cache_error for usage in usages if usage.kept_cache_error is not None]
+    names = [field.name for field in fields(Usage) if field.name != "kept_cache_error"]
+    sums = {name: sum(getattr(usage, name) for usage in usages) for name in names}
+    return replace(Usage(kept_cache_error=max(errors, default=None)), **sums)

@@ -48,6 +48,7 @@ from hybridrl.config.rules.steps import (
     ranks_have_work,
     schedule_fits_the_run,
 )
+from hybridrl.config.rules.swaps import a_kept_cache_stays_in_memory, swaps_keep_what_is_replayed
 from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError
 
@@ -79,6 +80,8 @@ RULES: Sequence[Rule] = (
     a_trajectory_fits_the_model,
     a_trajectory_fits_the_cache,
     lag_is_shorter_than_the_run,
+    swaps_keep_what_is_replayed,
+    a_kept_cache_stays_in_memory,
     schedule_fits_the_run,
     greedy_answers_once,
     machines_are_started,

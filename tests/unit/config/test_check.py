@@ -230,6 +230,21 @@ def test_rules_have_names_of_their_own() -> None:
     assert len({rule.__name__ for rule in RULES}) == len(RULES)
 
 
+def test_router_replay_needs_experts_that_a_swap_leaves(run) -> None:
+    lag, replay = "batch.max_lag=1", "actor.moe.router_replay=rollout"
+    (error,) = run(lag, replay, "rollout.swap=in_flight")
+    assert "after a swap with rollout.swap = in_flight the engine names those of the new weights" in error
+    assert run(lag, replay) == run(lag, replay, "rollout.swap=in_flight_keep_cache") == []
+    assert run(lag, "actor.moe.router_replay=old_logp", "rollout.swap=in_flight") == []
+
+
+def test_a_cache_is_not_kept_on_gpus_that_trainer_ranks_use(run) -> None:
+    keeps = ("batch.max_lag=1", "rollout.swap=in_flight_keep_cache")
+    assert run(*keeps) == []
+    (error,) = run(*keeps, "cluster.gpus_per_node=8", here=False)
+    assert "engines share GPUs with trainer ranks (cluster.gpus_per_node = 8)" in error
+
+
 def test_fp16_is_refused_where_there_are_experts(run, spec) -> None:
     assert run("actor.precision=fp16") == []
     experts = dataclasses.replace(

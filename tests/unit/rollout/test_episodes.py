@@ -237,3 +237,38 @@ def test_seconds_are_those_of_the_cause_and_add_up():
     assert first == Usage(idle_s=1.0, generating_s=10.0, paused_s=4.0)
     assert second == Usage(generating_s=16.0, paused_s=32.0, sampled_tokens=6)
     assert calls == ["pause", "continue_"]
+
+
+def test_with_a_kept_cache_one_token_after_each_swap_is_compared():
+    async def scenario():
+        runner = EpisodeRunner(engine := Engine())
+        runner.submit([ticket(0, tokens=4)])
+        await settle()
+        await runner.pause(keep_cache=True)
+        await runner.go_on()
+        engine.version = 1
+        engine.end("0/0/0", [0, 0, 1, 1])
+        engine.end("0/1/0", [0, 1, 1, 1])
+        await settle()
+        again = engine.asked[-1]
+        engine.inside.pop(again.id).set_result(
+            Answer(
+                id=again.id,
+                token_T=np.array([again.sampling.seed % 50 + 3], np.int32),
+                logp_T=np.array([-1.25], np.float32),
+                version_T=np.array([1], np.int32),
+                finish="length",
+            )
+        )
+        await settle()
+        return engine, again, runner.usage(), runner.usage()
+
+    engine, again, usage, later = asyncio.run(scenario())
+    first = engine.asked[0]
+    assert len(engine.asked) == 3 and again.sampling.max_response_tokens == 1
+    drawn = first.sampling.seed % 50
+    assert (
+        again.token_ids == (1, 2, drawn, drawn + 1, drawn + 2) and again.sampling.seed == first.sampling.seed
+    )
+    assert usage.kept_cache_error == 0.25 and later.kept_cache_error is None
+    assert usage.recomputed_tokens == 0 and engine.calls == ["pause, keeping the cache", "continue_"]
