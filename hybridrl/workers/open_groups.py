@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.rollout.episodes import FinishedGroup, Ticket
-from hybridrl.types import Group, GroupTask
+from hybridrl.types import Group, GroupTask, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,9 @@ class OpenGroups:
 
         self._work: Counter[int] = Counter()
         """Open answers of each engine."""
+
+        self.forgotten_tokens = 0
+        """Sampled tokens of groups that had ended when they were cancelled."""
 
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._completed: list[Group] = []
@@ -76,7 +79,9 @@ class OpenGroups:
     async def cancel(self, indices: Iterable[int]) -> None:
         """End open groups early. Those that have ended are forgotten, if `completed` did not return them."""
         indices = set(indices)
-        self._completed = [group for group in self._completed if group.index not in indices]
+        for group in [group for group in self._completed if group.index in indices]:
+            self._completed.remove(group)
+            self._forget([*group.trajectories, *(group.greedy.trajectories if group.greedy else ())])
         numbers: dict[int, list[int]] = {}
         for index in indices & self._number_of.keys():
             found = self._close(self._number_of[index])
@@ -103,12 +108,16 @@ class OpenGroups:
             del self._calls[engine]
 
     def _take(self, group: FinishedGroup, block: object) -> None:
-        if group.ticket not in self._open:
-            return  # it was cancelled while this was on its way
+        if group.ticket not in self._open:  # it was cancelled while this was on its way
+            self._forget([*group.trajectories, *([group.greedy] if group.greedy else ())])
+            return
         task = self._close(group.ticket).ticket.task
         greedy = None if group.greedy is None else Group(task.prompt, [group.greedy], block, index=task.index)
         self._completed.append(Group(task.prompt, group.trajectories, block, index=task.index, greedy=greedy))
         self._news.set()
+
+    def _forget(self, trajectories: Iterable[Trajectory]) -> None:
+        self.forgotten_tokens += sum(trajectory.trained_tokens for trajectory in trajectories)
 
     def _close(self, number: int) -> _Open:
         found = self._open.pop(number)

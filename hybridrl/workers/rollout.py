@@ -181,7 +181,9 @@ class RayRollout:
         await self._groups.cancel(indices)
 
     async def usage(self) -> Usage:
-        return total(await self.all("usage"))
+        found = total(await self.all("usage"))
+        forgotten, self._groups.forgotten_tokens = self._groups.forgotten_tokens, 0
+        return replace(found, aborted_tokens=found.aborted_tokens + forgotten)
 
     async def request(self, engine: int, request: Request) -> Answer:
         """Answer one prompt on the engine of the caller's choice, which may have its prefix cached."""
