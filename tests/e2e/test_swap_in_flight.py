@@ -36,7 +36,7 @@ Models = Sequence[tuple[Any, Path]]
 
 def mixture(seed: int) -> Qwen3MoeForCausalLM:
     torch.manual_seed(seed)
-    config = Qwen3MoeConfig(
+    sizes: dict[str, Any] = dict(
         vocab_size=120,
         hidden_size=64,
         intermediate_size=96,
@@ -52,7 +52,7 @@ def mixture(seed: int) -> Qwen3MoeForCausalLM:
         initializer_range=0.2,
         eos_token_id=None,
     )
-    return Qwen3MoeForCausalLM(config).float().eval()
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).float().eval()
 
 
 def dense(seed: int) -> Any:
@@ -200,6 +200,7 @@ def shares_of_experts(streamed: Streamed, models: Models) -> tuple[float, float]
             layers = [layer.topk(2).indices for layer in found.router_logits]
             chosen[version] = torch.stack(layers).sort().values.transpose(0, 1).numpy()
         newest = max(chosen, default=0)
+        assert experts is not None
         for place in range(trajectory.prompt_tokens + 1, len(tokens)):
             if chosen and versions[place] % 2 != newest % 2 and versions[place - 1] == versions[place]:
                 used = np.sort(experts[place - 1], axis=-1)
