@@ -36,22 +36,22 @@ Models = Sequence[tuple[Any, Path]]
 
 def mixture(seed: int) -> Qwen3MoeForCausalLM:
     torch.manual_seed(seed)
-    sizes: dict[str, Any] = dict(
-        vocab_size=120,
-        hidden_size=64,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        num_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-        eos_token_id=None,
-    )
+    sizes: dict[str, Any] = {
+        "vocab_size": 120,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+        "eos_token_id": None,
+    }
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).float().eval()
 
 
