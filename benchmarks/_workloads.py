@@ -10,8 +10,11 @@ from functools import cache, cached_property
 from typing import Any
 
 from hybridrl.layout.base import Layout
+from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.trainers import TrainerLayout
+from hybridrl.layout.vllm import VLLMLayout
 from hybridrl.models.published import published_config
 from hybridrl.models.spec import ModelSpec, from_config
 from hybridrl.reshard.topology import Topology
@@ -63,22 +66,26 @@ class Workload:
     name: str
     model: str
     train: Mapping[str, Any]
-    """Fields of MegatronLayout; its tensors are Transformer Engine's unless they say otherwise."""
+    """Fields of `trainer`; Megatron's tensors are Transformer Engine's unless they say otherwise."""
 
     serve: Mapping[str, Any]
-    """Fields of SGLangLayout, one engine."""
+    """Fields of `server`, one engine."""
 
     num_engines: int = 1
     colocated: bool = True
+    trainer: type[TrainerLayout] = MegatronLayout
+    server: type[SGLangLayout | VLLMLayout] = SGLangLayout
 
     @cached_property
-    def source(self) -> MegatronLayout:
-        fields: dict[str, Any] = {"transformer_engine": True} | dict(self.train)
-        return MegatronLayout(spec(self.model), **fields)
+    def source(self) -> TrainerLayout:
+        fields: dict[str, Any] = dict(self.train)
+        if self.trainer is MegatronLayout:
+            fields = {"transformer_engine": True} | fields
+        return self.trainer(spec(self.model), **fields)
 
     @cached_property
     def engine(self) -> Layout:
-        return SGLangLayout(spec(self.model), **self.serve)
+        return self.server(spec(self.model), **self.serve)
 
     @property
     def targets(self) -> tuple[Layout, ...]:
@@ -97,6 +104,8 @@ class Workload:
             " ".join(f"{k}{v}" for k, v in fields.items() if type(v) is int)
             for fields in (self.train, self.serve)
         )
+        train = train if self.trainer is MegatronLayout else f"fsdp {train}"
+        serve = serve if self.server is SGLangLayout else f"vllm {serve}"
         return f"{self.model}: {train} -> {serve} x{self.num_engines}, {where}"
 
 
@@ -161,6 +170,14 @@ WORKLOADS = (
         4,
     ),
 )
+
+FSDP_WORKLOADS = (
+    Workload("F1", "qwen2.5-7b", {"dp": 8}, {"tp": 1}, 8, trainer=FSDPLayout),
+    Workload("F2", "qwen2.5-7b", {"dp": 16}, {"tp": 2}, 4, colocated=False, trainer=FSDPLayout),
+    Workload("F3", "qwen2.5-72b", {"dp": 32}, {"tp": 8}, 4, trainer=FSDPLayout),
+    Workload("F4", "qwen2.5-72b", {"dp": 32}, {"tp": 8}, 4, trainer=FSDPLayout, server=VLLMLayout),
+)
+"""From the other trainer backend, and into the other engine; benchmarks/fsdp.py measures them."""
 
 
 @cache

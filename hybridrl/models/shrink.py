@@ -48,6 +48,9 @@ LIMITS = {
 }
 """Upper limits of other keys."""
 
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of tokens that are beyond the end of the small vocabulary."""
+
 
 def shrink(config: Mapping[str, Any], folder: Path, seed: int) -> None:
     """Write a small model of the kind in a config.json, without a tokenizer. Equal seeds give equal models.
@@ -73,6 +76,7 @@ def small(config: Mapping[str, Any]) -> dict[str, Any]:
         changes["head_dim"] = SIZES["qk_rope_head_dim"]
     if config.get("mlp_only_layers"):
         changes["mlp_only_layers"] = [0]
+    changes |= {key: None for key in _SPECIAL if config.get(key) is not None}
     return {**config, **changes, "dtype": "float32"}
 
 

@@ -82,8 +82,7 @@ def _shrunk(config: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(read.attribute_map)
     standard = {name: usual for usual, name in own.items()}
     every = {standard.get(key, key): value for key, value in read.to_dict().items()}
-    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    return {own.get(key, key): value for key, value in (small(every) | ends).items()} | {"model_type": kind}
+    return {own.get(key, key): value for key, value in small(every).items()} | {"model_type": kind}
 
 
 def _fill(model: nn.Module) -> None:

@@ -85,3 +85,11 @@ def test_layers_of_every_kind_stay(tmp_path):
     made = small({"num_attention_heads": 8, "num_key_value_heads": 8, "layer_types": kinds})
     assert made["layer_types"] == ["sliding_attention"] * 3 + ["full_attention"]
     assert made["num_key_value_heads"] == 4
+
+
+def test_tokens_beyond_the_small_vocabulary_are_left_out(tmp_path):
+    config = transformers.Olmo2Config(pad_token_id=100277).to_dict() | {"architectures": ["Olmo2ForCausalLM"]}
+    shrink(config, tmp_path / "small", seed=0)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert model.get_input_embeddings().num_embeddings == SIZES["vocab_size"]
+    assert not spec.read(tmp_path / "small").has_table
