@@ -191,8 +191,11 @@ def _rejections(script: Script) -> list[dict[str, Any]]:
     bounds = str(script.get(f"{key}_threshold", "")).split(",")
     bounds = bounds * len(options) if len(bounds) == 1 else bounds
     try:
-        found = [one.groups() for one in matches if one]
-        return [_criterion(*one, bound.strip()) for one, bound in zip(found, bounds, strict=True)]
+        found = [(one[1], one[2]) for one in matches if one]
+        return [
+            _criterion(level, divergence, bound.strip())
+            for (level, divergence), bound in zip(found, bounds, strict=True)
+        ]
     except ValueError as error:
         what = f"{key}_threshold={','.join(bounds)} does not bound {', '.join(options)}"
         raise ConfigError(what, fix="give one bound for each, lowest_highest for k1") from error
