@@ -1,5 +1,5 @@
-"""Loads the advantage estimator of a config, and subtracts the KL penalty from its rewards if the config says
-so.
+"""Loads the advantage estimator of a config, subtracts the KL penalty from its rewards and adds the term of
+the teacher, if the config says so.
 
 Shape letters: N trajectories of the batch, T packed tokens held here.
 """
@@ -12,7 +12,12 @@ from torch import Tensor
 from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Reduce, Tokens
 from hybridrl.algorithms.columns import Column, argument, on_ranks
 from hybridrl.algorithms.groups import check_rewards
-from hybridrl.algorithms.needs import inner_columns, takes_token_rewards, token_reward_columns
+from hybridrl.algorithms.needs import (
+    TEACHER_COLUMNS,
+    inner_columns,
+    takes_token_rewards,
+    token_reward_columns,
+)
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.rules import estimator_errors
 from hybridrl.algorithms.sequences import at_last_token, masked, sequence_sum
@@ -29,9 +34,9 @@ def load_estimator(config: AlgorithmConfig) -> AdvantageEstimator:
     for error in estimator_errors(config, inner):
         raise error
     kl = build("kl", config.kl.estimator, {}, where="algorithm.kl.estimator")
-    if not takes_token_rewards(inner, kl if config.kl.in_reward else None):
-        return inner
-    return WithTokenRewards(inner, kl, config.kl.coefficient if config.kl.in_reward else 0.0)
+    if takes_token_rewards(inner, kl if config.kl.in_reward else None):
+        inner = WithTokenRewards(inner, kl, config.kl.coefficient if config.kl.in_reward else 0.0)
+    return WithTeacher(inner, config.teacher_coefficient) if config.teacher_coefficient else inner
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +102,33 @@ class WithTokenRewards:
         own = {argument(c): columns[argument(c)] for c in self.kl.needs}
         kl_T = self.kl(logp_T=old_logp_T, ref_logp_T=columns["ref_logp_T"], **own)
         return self.kl_coefficient * masked(kl_T, tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class WithTeacher:
+    """Adds coefficient (teacher_logp - old_logp) to the advantage of every token: the sampled reverse KL
+    divergence to the teacher, beside whatever the estimator computes from rewards."""
+
+    inner: Any
+    coefficient: float
+
+    @property
+    def needs(self) -> frozenset[Column]:
+        return frozenset(self.inner.needs) | TEACHER_COLUMNS
+
+    def check_parts(self, count: int) -> None:
+        """Calls check_parts() of the inner estimator, if it has one."""
+        if hasattr(self.inner, "check_parts"):
+            self.inner.check_parts(count)
+
+    def __call__(
+        self, reward_N: Tensor, group_N: Tensor, tokens: Tokens, reduce: Reduce, **columns: Any
+    ) -> Advantage:
+        """*Collective*. The arguments are those of WithTokenRewards."""
+        own = {argument(c): columns[argument(c)] for c in self.inner.needs}
+        if on_ranks(self.inner.needs):
+            found = self.inner(reward_N, group_N, tokens=tokens, reduce=reduce, **own)
+        else:
+            found = Advantage(self.inner(reward_N, group_N, **own)[tokens.seq_T])
+        term_T = self.coefficient * (columns["teacher_logp_T"] - columns["old_logp_T"])
+        return found._replace(advantage_T=masked(found.advantage_T + term_T, tokens))

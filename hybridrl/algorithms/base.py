@@ -219,9 +219,15 @@ class Shaping(Protocol):
 
 
 class Correction(Protocol):
-    """Weighs every token to correct for the gap between the engine's probabilities and the trainer's."""
+    """Weighs every token to correct for the gap between the engine's probabilities and the trainer's.
 
-    def __call__(self, weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce) -> Tensor:
+    One that depends on more than their ratio names old_logp or rollout_logp in `needs`, and is called with
+    them.
+    """
+
+    def __call__(
+        self, weight_T: Tensor, log_ratio_T: Tensor, tokens: Tokens, reduce: Reduce, **columns: Tensor
+    ) -> Tensor:
         """The new weights, [T]. *Collective*.
 
         Args:

@@ -173,7 +173,7 @@ def check_policy_loss(plugin: PluginConfig, aggregate: str) -> list[Check]:
             aggregation mode.
     """
     objective = Objective(AlgorithmConfig(loss=plugin, aggregate=aggregate), max_response_tokens=16)
-    batch = ragged_batch(0)
+    batch = _within_reach(objective)
     loss, grad_T = _loss(objective, batch, 1, 1)
     dirty_loss, dirty_T = _loss(objective, _dirty(batch), 1, 1)
     same = torch.equal(loss, dirty_loss) and torch.equal(grad_T, dirty_T) and not grad_T[~batch.mask_T].any()
@@ -190,6 +190,16 @@ def check_policy_loss(plugin: PluginConfig, aggregate: str) -> list[Check]:
         _direction(objective, batch),
         *_splits(objective, batch, loss, grad_T),
     ]
+
+
+def _within_reach(objective: Objective) -> RaggedBatch:
+    """A batch whose policy has moved as far as the loss allows: a loss with a narrow trust region is 0 on a
+    policy that is far away."""
+    far, near = ragged_batch(0), ragged_batch(0)
+    old_T = near.columns["old_logp"]
+    for name in ("logp", "rollout_logp"):
+        near.columns[name] = old_T + 0.1 * (near.columns[name] - old_T)
+    return far if _loss(objective, far, 1, 1)[1].any() else near
 
 
 def _direction(objective: Objective, batch: RaggedBatch) -> Check:

@@ -15,10 +15,11 @@ from torch import Tensor
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import Advantage, Known, OneRank
 from hybridrl.algorithms.catalog import entries, flat
-from hybridrl.algorithms.columns import argument
+from hybridrl.algorithms.columns import argument, on_ranks
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
-from hybridrl.config.compatibility import COMPATIBILITY, Row
+from hybridrl.config.compatibility import COMPATIBILITY
+from hybridrl.config.frameworks.row import Row
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError
@@ -33,12 +34,25 @@ REASONS: Mapping[str, str] = {
     "estimator.singleton": "what the only answer to a prompt trains on",
     "estimator.whiten": "a second normalisation, over the batch",
     "estimator.baseline": "what is subtracted from the outcome reward before whitening",
+    "estimator.count": "which answers the advantages are scaled up to",
+    "estimator.policy_lambda": "below 1 the advantage relies on the value function",
+    "estimator.whiten_eps": "added to the variance of the batch",
     "estimator.penalty": "return: the KL of a token also lowers the advantage of all tokens before it",
     "estimator.bessel": "variance with n-1 or n: a factor sqrt(n / (n - 1)) over all tokens",
     "loss": "another formula for the policy loss",
     "loss.dual_clip": "bounds the loss of tokens with negative advantage",
     "loss.clip_high": "how far a good token may rise in one batch",
     "loss.clip_low": "how far a bad token may fall in one batch",
+    "loss.level": "one ratio for each token, or for the whole answer",
+    "loss.delta_low": "how far a probability, or its divergence, may fall",
+    "loss.delta_high": "how far a probability, or its divergence, may rise",
+    "loss.max_ratio": "bound on the importance weight",
+    "loss.drift": "penalty on any move away from the old policy",
+    "loss.outside": "weight of tokens whose ratio is out of bounds",
+    "loss.since": "policy that the importance weight starts from",
+    "loss.share": "how many tokens are chosen",
+    "loss.coefficient": "weight of the penalty on the chosen tokens",
+    "dynamic_sampling": "whether groups without a signal are replaced",
     "aggregate": "token means let long answers weigh more than means of answers do",
     "correction": "what old_logp is, and how tokens are weighed; bypass: the engine's log-probabilities",
     "kl.estimator": "gradient and clamp of the divergence",
@@ -144,7 +158,13 @@ def _choices(a: Row, b: Row) -> tuple[Choice, ...]:
 def _resolved(row: Mapping[str, Any]) -> dict[str, str]:
     """Every key of a row, with the defaults of keys that it does not set."""
     defaults = AlgorithmConfig()
-    found = {"kl.in": defaults.kl.place, "kl.coefficient": str(defaults.kl.coefficient), "correction": "[]"}
+    found = {
+        "kl.estimator": defaults.kl.estimator,
+        "kl.in": defaults.kl.place,
+        "kl.coefficient": str(defaults.kl.coefficient),
+        "correction": "[]",
+        "dynamic_sampling": str(defaults.dynamic_sampling),
+    }
     for kind, key in (("estimator", "estimator"), ("policy_loss", "loss")):
         (entry,) = [e for e in entries(kind) if e.name == row[key]["name"]]
         known = {o.name: o.default for o in entry.options if o.default is not None}
@@ -157,7 +177,7 @@ def _numbers(row: Mapping[str, Any], batch: RaggedBatch) -> tuple[Tensor, float]
     config = AlgorithmConfig.model_validate(row)
     estimator = load_estimator(config)
     arguments = {argument(c): batch.columns[c] for c in estimator.needs}
-    if "old_logp" in estimator.needs:
+    if on_ranks(estimator.needs):
         arguments = {**arguments, "tokens": batch.tokens, "reduce": OneRank()}
     out = estimator(reward_N=batch.reward_N, group_N=batch.group_N, **arguments)
     advantage_T = out.advantage_T if isinstance(out, Advantage) else out[batch.seq_T]

@@ -29,6 +29,9 @@ GROUP_COLUMNS: Mapping[str, tuple[Column, ...]] = {
 }
 """Config section that can have dedicated ranks -> the columns that those ranks compute."""
 
+TEACHER_COLUMNS: frozenset[Column] = frozenset({"teacher_logp", "old_logp"})
+"""Columns of the teacher's term in the advantage."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
@@ -63,7 +66,8 @@ class Needs:
         in_loss, in_reward = (kl if algorithm.kl.place == place else None for place in ("loss", "reward"))
         return cls(
             objective=objective_columns(loss, in_loss, corrections, share),
-            estimator=estimator_columns(estimator, in_reward),
+            estimator=estimator_columns(estimator, in_reward)
+            | (TEACHER_COLUMNS if algorithm.teacher_coefficient else frozenset()),
             prepares=bool(objective_makes(loss, corrections, share)),
             follows_kl=kl is not None and algorithm.kl.target is not None,
             bypasses=replaces_old_logp(corrections),
@@ -112,8 +116,9 @@ def objective_columns(
     """
     kl_columns = kl.needs | {"ref_logp"} if kl is not None else frozenset()
     rollout = {"rollout_logp"} if corrections else frozenset()
+    own = frozenset().union(*(getattr(correction, "needs", ()) for correction in corrections))
     entropy = {"old_entropy"} if top_share < 1 else frozenset()
-    wanted = loss.needs - _makes(loss) | kl_columns | rollout | entropy | {"old_logp"}
+    wanted = loss.needs - _makes(loss) | kl_columns | rollout | own | entropy | {"old_logp"}
     return frozenset(wanted - {"old_logp"} if replaces_old_logp(corrections) else wanted)
 
 

@@ -100,7 +100,8 @@ class Objective:
     def _corrected(self, weight_T: Tensor, known: Known, reduce: Reduce) -> tuple[Tensor, dict[str, Tensor]]:
         moved_T = masked(log_ratio(known.columns["old_logp"], known.columns["rollout_logp"]), known.tokens)
         for correction in self.corrections:
-            weight_T = correction(weight_T, moved_T, known.tokens, reduce)
+            own = _pick(correction, known.columns) if hasattr(correction, "needs") else {}
+            weight_T = correction(weight_T, moved_T, known.tokens, reduce, **own)
         metrics = mismatch.divergence_metrics(
             known.columns["old_logp"], known.columns["rollout_logp"], known.tokens, reduce
         )

@@ -11,7 +11,7 @@ from hybridrl.errors import ConfigError
 from hybridrl.outside import Guarded, is_outside
 
 _DECLARE_COLUMNS = {"estimator", "policy_loss", "kl", "shaping"}
-"""Kinds whose plug-ins have `needs`."""
+"""Kinds whose plug-ins must have `needs`."""
 
 
 def build(kind: str, name: str, options: Mapping[str, Any], *, where: str) -> Any:
@@ -40,7 +40,7 @@ def made(kind: str, plugin: Callable, name: str, options: Mapping[str, Any], *, 
         found = plugin
     if is_outside(name):
         found = Guarded(found, name, where=where)
-    if kind in _DECLARE_COLUMNS:
+    if kind in _DECLARE_COLUMNS or hasattr(found, "needs"):
         _check_columns(found, name, where)
     return found
 

@@ -61,6 +61,10 @@ def estimator_errors(algorithm: AlgorithmConfig, estimator: Any) -> _Errors:
         yield ConfigError(
             f"{name} keeps a state and knows no KL in the reward", where="algorithm.kl.in", fix="use in: loss"
         )
+    if algorithm.teacher_coefficient and hasattr(estimator, "state_dict"):
+        yield ConfigError(
+            f"{name} keeps a state and knows no teacher", where="algorithm.teacher_coefficient", fix="use 0"
+        )
 
 
 def loss_errors(algorithm: AlgorithmConfig, loss: Any) -> _Errors:
@@ -200,5 +204,5 @@ def _teacher_errors(algorithm: AlgorithmConfig, *, asked: bool) -> _Errors:
         yield ConfigError(
             f"algorithm.teacher = {teacher} is not used ({names})",
             where="algorithm.teacher",
-            fix="use estimator distillation, or leave the teacher out",
+            fix="use estimator distillation or algorithm.teacher_coefficient, or leave the teacher out",
         )

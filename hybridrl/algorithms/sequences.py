@@ -56,6 +56,23 @@ def squared_log_ratio(
     return spread(sequence_sum(moved_T, tokens).square(), tokens)
 
 
+MAX_LOG_SEQUENCE_RATIO = 10.0
+"""Clamp of the log ratio of an answer, against overflow."""
+
+Level = Literal["token", "sequence"]
+"""Ratio of each token, or one ratio for the whole answer: the geometric mean of its tokens' ratios."""
+
+
+def importance_ratio(logp_T: Tensor, old_logp_T: Tensor, tokens: Tokens, level: Level) -> Tensor:
+    """exp(logp - old_logp) of each token or of its answer, [T]. The gradient reaches every token by itself in
+    both cases (GSPO-token, arXiv:2507.18071): where a loss has one advantage per answer, its gradient is that
+    of the loss of the answer's ratio."""
+    if level == "token":
+        return log_ratio(logp_T, old_logp_T).exp()
+    mean_S = sequence_mean(logp_T.detach() - old_logp_T, tokens)
+    return (logp_T - logp_T.detach() + mean_S[tokens.seq_T]).clamp(max=MAX_LOG_SEQUENCE_RATIO).exp()
+
+
 def at_last_token(value_S: Tensor, tokens: Tokens) -> Tensor:
     """A column, [T], that holds each trajectory's value at its last trained token, and 0 at all other
     tokens."""

@@ -61,6 +61,14 @@ SETTINGS = (
         use="with PPO and REINFORCE++, whose returns are sums over tokens.",
     ),
     Setting(
+        name="teacher_term",
+        title="On-policy distillation beside any estimator.",
+        key="algorithm.teacher_coefficient: 1.0",
+        formula="A_t + coefficient (teacher_logp_t - old_logp_t), after the estimator",
+        source="slime, --use-opd; Lu et al. 2025, On-Policy Distillation (Thinking Machines)",
+        use="a reward and a teacher together; with estimator distillation the teacher alone.",
+    ),
+    Setting(
         name="adaptive_kl",
         title="A KL coefficient that is adapted to hold a target divergence.",
         key="algorithm.kl: {coefficient: 0.001, target: 0.05}",

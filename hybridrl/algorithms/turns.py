@@ -33,6 +33,14 @@ class Turns:
         return return_NK
 
 
+def first_of_turn(turn_T: Tensor, tokens: Tokens) -> Tensor:
+    """Whether each token is the first trained one of its turn, bool [T]; False outside the mask."""
+    at_M = torch.nonzero(tokens.mask_T).flatten()
+    seq_M, turn_M, first_M = tokens.seq_T[at_M], turn_T[at_M], torch.ones_like(at_M, dtype=torch.bool)
+    first_M[1:] = (seq_M[1:] != seq_M[:-1]) | (turn_M[1:] != turn_M[:-1])
+    return torch.zeros_like(tokens.mask_T).index_put((at_M,), first_M)
+
+
 def gather_turns(tokens: Tokens, turn_T: Tensor, anchor_T: Tensor, reward_T: Tensor, reduce: Reduce) -> Turns:
     """The grid of turns, from columns of the tokens held here; each trajectory is on one rank.
     *Collective*."""

@@ -4,6 +4,7 @@ A row is what its paper says about estimator, loss, aggregation and KL; sizes, l
 with the run.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,60 @@ _PAPERS: Mapping[str, Preset] = {
             "correction": ["bypass"],
         },
     ),
+    "dppo_kl": Preset(
+        "trust region on the divergence of a token since it was sampled, arXiv:2602.04879",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": {"name": "dppo_kl", "delta_low": 0.05, "delta_high": 0.05},
+            "aggregate": "token_mean",
+            "correction": ["bypass"],
+        },
+    ),
+    "ipo": Preset(
+        "trust region on probabilities that is the same in both directions, prime-rl",
+        {
+            "estimator": {"name": "dr_grpo"},
+            "loss": {"name": "ipo"},
+            "aggregate": "token_mean",
+            "correction": ["bypass"],
+        },
+    ),
+    "glm5": Preset(
+        "importance weights since sampling, 0 outside a range, arXiv:2602.15763",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": {"name": "cispo", "clip_low": 0.2, "clip_high": 0.2, "outside": "zero"},
+            "aggregate": "token_mean",
+            "correction": ["bypass"],
+        },
+    ),
+    "flash_reinforce": Preset(
+        "one answer per prompt, importance weights since sampling, answers that moved are rejected, "
+        "Hu et al. 2026",
+        {
+            "estimator": {"name": "group_norm", "mean": "batch", "std": "none"},
+            "loss": {"name": "flash_reinforce"},
+            "aggregate": "seq_mean_token_mean",
+        },
+        samples_per_prompt=1,
+    ),
+    "reinforce": Preset(
+        "the reward itself as advantage, Williams 1992",
+        {
+            "estimator": {"name": "group_norm", "mean": "none", "std": "none"},
+            "loss": {"name": "reinforce"},
+            "aggregate": "seq_mean_token_sum",
+        },
+        samples_per_prompt=1,
+    ),
+    "optimal_token_baseline": Preset(
+        "the baseline of least variance at every position, arXiv:2602.07078",
+        {"estimator": {"name": "optimal_token_baseline"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
+    "hierarchical_grpo": Preset(
+        "peers of the same role and episode as baseline, prime-rl",
+        {"estimator": {"name": "hierarchical_grpo"}, "loss": _CLIP, "aggregate": "token_mean"},
+    ),
     "clip_cov": Preset(
         "a few tokens of high covariance get no gradient, arXiv:2505.22617",
         {"estimator": {"name": "grpo"}, "loss": {"name": "clip_cov"}, "aggregate": "token_mean"},
@@ -231,9 +286,16 @@ def _frameworks() -> dict[str, Preset]:
     """The numerics of other frameworks, under names like verl/grpo."""
     found = {}
     for algorithm, rows in COMPATIBILITY.items():
-        paper = _PAPERS[algorithm].about.partition("arXiv:")[2].partition(";")[0]
+        paper = _PAPERS[algorithm]
+        number = re.search(r"arXiv:[0-9.]+[0-9]", paper.about)
+        source = number[0] if number else paper.about.rpartition(", ")[2]
         for framework, row in rows.items():
-            found[f"{framework}/{algorithm}"] = Preset(f"{row.about}, arXiv:{paper}", row.algorithm)
+            found[f"{framework}/{algorithm}"] = Preset(
+                f"{row.about}, {source}",
+                row.algorithm,
+                row.samples_per_prompt or paper.samples_per_prompt,
+                paper.has_teacher,
+            )
     return found
 
 

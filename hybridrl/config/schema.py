@@ -218,8 +218,12 @@ class AlgorithmConfig(Section):
     process_model: ProcessModelConfig = ProcessModelConfig()
 
     teacher: str | None = None
-    """Model that estimator distillation learns from, as in model.path: of the same architecture, vocabulary
-    and sizes as the policy. None: no teacher is held."""
+    """Model that estimator distillation or teacher_coefficient learns from, as in model.path: of the same
+    architecture, vocabulary and sizes as the policy. None: no teacher is held."""
+
+    teacher_coefficient: NonNegativeFloat = 0.0
+    """Distillation in addition to any estimator: the weight of the teacher's log-probability minus the
+    policy's in the advantage of every token."""
 
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""

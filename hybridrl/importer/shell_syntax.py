@@ -33,7 +33,8 @@ def parse(text: str) -> Sequence:
     Raises:
         ConfigError: a quote, a bracket or a branch is not closed.
     """
-    reader = _Reader(text.replace("\r\n", "\n"))
+    # The line break matters after a last backslash, which continues the line with nothing.
+    reader = _Reader(text.replace("\r\n", "\n") + "\n")
     found = reader.sequence()
     if reader.peek():
         raise reader.error(f"{reader.peek()!r} closes nothing")

@@ -1,5 +1,7 @@
 """Makes the section `algorithm` of a config from verl's keys, which have a meaning only in combination."""
 
+import math
+import re
 from typing import Any
 
 from hybridrl.errors import ConfigError
@@ -8,6 +10,8 @@ from hybridrl.importer.verl_keys import DISCOUNTS, ESTIMATORS, KL, LOSSES, PRESE
 from hybridrl.importer.verl_script import Found, Script
 
 _ROLLOUT_CORRECTION = "algorithm.rollout_correction"
+_BY_STD = "algorithm.norm_adv_by_std_in_grpo"
+_READS_BY_STD = {"grpo", "grpo_vectorized", "grpo_passk", "gdpo"}
 _OVERLONG = (
     "reward.reward_kwargs.overlong_buffer_cfg",
     "reward_model.reward_kwargs.overlong_buffer_cfg",
@@ -18,8 +22,9 @@ _OVERLONG = (
 def estimator(script: Script) -> Found:
     key = "algorithm.adv_estimator"
     name = str(script.get(key, "gae"))
-    if name == "grpo" and not script.get("algorithm.norm_adv_by_std_in_grpo", True):
-        source = script.source("algorithm.norm_adv_by_std_in_grpo")
+    without_std = not script.get(_BY_STD, True) if name in _READS_BY_STD else False
+    if without_std and name in {"grpo", "grpo_vectorized"}:
+        source = script.source(_BY_STD)
         yield Line("algorithm.preset", "verl/dr_grpo", source, "GRPO without the division by the std")
     elif name in PRESETS:
         yield Line("algorithm.preset", PRESETS[name], script.source(key), "with verl's numerics")
@@ -27,9 +32,32 @@ def estimator(script: Script) -> Found:
         yield Line("algorithm.estimator.name", ESTIMATORS[name], script.source(key))
     else:
         yield Remark(script.source(key), "no such estimator: hybridrl algo list, or one file of your own")
+    if without_std and name == "grpo_passk":
+        yield Line("algorithm.estimator.scale_by_std", False, script.source(_BY_STD))
+    if name == "gdpo":
+        yield from _parts(script, without_std)
     for theirs, option in DISCOUNTS.get(name, {}).items():
         if (value := script.number(theirs, 1.0)) != 1.0:
             yield Line(f"algorithm.estimator.{option}", float(value), script.source(theirs))
+
+
+def _parts(script: Script, without_std: bool) -> Found:
+    """The parts of the reward that gdpo normalises, and their weights in the order of their names."""
+    key, weights = "algorithm.gdpo_reward_keys", script.get("algorithm.gdpo_reward_weights")
+    names = script.get(key)
+    if without_std:
+        yield Remark(script.source(_BY_STD), "gdpo divides every part by its std here")
+    if not isinstance(names, list):
+        yield Remark(script.source(key), "verl refuses gdpo without it: name the parts of the reward")
+        return
+    yield Remark(
+        script.source(key), f"the reward has to return exactly these parts: {', '.join(map(str, names))}"
+    )
+    if isinstance(weights, list) and len(weights) == len(names):
+        in_order = [float(weight) for _, weight in sorted(zip(names, weights, strict=True))]
+        source = script.source("algorithm.gdpo_reward_weights")
+        note = "by the names of the parts, in alphabetical order"
+        yield Line("algorithm.estimator.weights", in_order, source, note)
 
 
 def loss(script: Script) -> Found:
@@ -42,7 +70,12 @@ def loss(script: Script) -> Found:
     chosen = LOSSES[mode]
     yield Line("algorithm.loss.name", chosen.name, script.source(key))
     for theirs, (option, default) in chosen.options.items():
-        value = float(script.number(theirs, default))
+        value = script.number(theirs, default)
+        if value is None:
+            raise ConfigError(
+                f"loss_mode={mode} without {theirs}", where="verl refuses it too", fix=f"set {theirs}"
+            )
+        value = float(value)
         yield Line(f"algorithm.loss.{option}", value, script.source(theirs))
     for option, setting in chosen.always.items():
         yield Line(f"algorithm.loss.{option}", setting, script.source(key))
@@ -131,8 +164,58 @@ def correction(script: Script) -> Found:
         steps.append(_weight(str(level), bound))
     if level and script.get(f"{_ROLLOUT_CORRECTION}.rollout_is_batch_normalize", False):
         steps.append("batch_normalise")
+    rejected, key = _rejections(script), f"{_ROLLOUT_CORRECTION}.rollout_rs"
+    steps += rejected
     if steps:
-        yield Line("algorithm.correction", steps, script.source(f"{_ROLLOUT_CORRECTION}.rollout_is"))
+        source = script.source(key if rejected else f"{_ROLLOUT_CORRECTION}.rollout_is")
+        note = "verl also takes what is rejected out of the denominators" if rejected else ""
+        yield Line("algorithm.correction", steps, source, note)
+
+
+def _rejections(script: Script) -> list[dict[str, Any]]:
+    """The criteria of rollout_rs, each with its bound; those of an older verl stay untranslated.
+
+    Raises:
+        ConfigError: verl refuses the bounds.
+    """
+    key = f"{_ROLLOUT_CORRECTION}.rollout_rs"
+    options = (
+        [one.strip() for one in str(script.by_key[key].value or "").split(",")]
+        if key in script.by_key
+        else []
+    )
+    matches = [_CRITERION.fullmatch(option) for option in options]
+    if not matches or not all(matches):
+        return []
+    script.get(key)
+    bounds = str(script.get(f"{key}_threshold", "")).split(",")
+    bounds = bounds * len(options) if len(bounds) == 1 else bounds
+    try:
+        found = [(one[1], one[2]) for one in matches if one]
+        return [
+            _criterion(level, divergence, bound.strip())
+            for (level, divergence), bound in zip(found, bounds, strict=True)
+        ]
+    except ValueError as error:
+        what = f"{key}_threshold={','.join(bounds)} does not bound {', '.join(options)}"
+        raise ConfigError(what, fix="give one bound for each, lowest_highest for k1") from error
+
+
+def _criterion(level: str, divergence: str, bound: str) -> dict[str, Any]:
+    """
+    Args:
+        bound: of k1 two ratios, as 0.999_1.001, or one, whose inverse is the other; else the highest value.
+    """
+    named = {"name": "reject", "divergence": divergence, "level": _LEVELS[level]}
+    if divergence != "k1":
+        return {**named, "highest": float(bound)}
+    *lowest, highest = map(float, bound.split("_"))
+    low = lowest[0] if lowest else 1 / highest
+    return {**named, "lowest": math.log(low), "highest": math.log(highest)}
+
+
+_CRITERION = re.compile(r"(token|seq_sum|seq_mean|seq_max)_(k[123])")
+_LEVELS = {"token": "token"} | {f"seq_{name}": f"sequence_{name}" for name in ("sum", "mean", "max")}
 
 
 def _weight(level: str, bound: Any) -> dict[str, Any]:

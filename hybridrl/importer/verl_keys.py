@@ -80,17 +80,19 @@ PRESETS: Mapping[str, str] = {
     "reinforce_plus_plus": "verl/reinforce_plus_plus",
     "reinforce_plus_plus_baseline": "verl/reinforce_plus_plus_baseline",
     "gdpo": "verl/gdpo",
+    "remax": "verl/remax",
+    "opo": "verl/opo",
+    "gpg": "verl/gpg",
+    "grpo_passk": "verl/grpo_passk",
+    "optimal_token_baseline": "verl/optimal_token_baseline",
+    "tir_optimal_token_baseline": "verl/optimal_token_baseline",
+    "flash_reinforce": "verl/flash_reinforce",
 }
 """algorithm.adv_estimator -> the preset that computes the same."""
 
 ESTIMATORS: Mapping[str, str] = {
     "gae": "gae",
-    "remax": "remax",
     "rloo_vectorized": "rloo",
-    "opo": "opo",
-    "gpg": "gpg",
-    "grpo_passk": "grpo_passk",
-    "optimal_token_baseline": "optimal_token_baseline",
 }
 """algorithm.adv_estimator -> estimator, for those that no preset with verl's numerics covers."""
 
@@ -104,8 +106,8 @@ DISCOUNTS: Mapping[str, Mapping[str, str]] = {
 @dataclass(frozen=True, slots=True)
 class Loss:
     name: str
-    options: Mapping[str, tuple[str, float]]
-    """verl's key -> option and verl's default."""
+    options: Mapping[str, tuple[str, float | None]]
+    """verl's key -> option and verl's default; None: verl refuses the loss without the key."""
 
     aggregate: str | None = None
     """The only aggregation that verl computes with this loss, whatever loss_agg_mode says."""
@@ -135,7 +137,12 @@ LOSSES: Mapping[str, Loss] = {
     "gpg": Loss("reinforce", {}),
     "dppo_tv": Loss("dppo_tv", _DELTAS),
     "dppo_kl": Loss("dppo_kl", _DELTAS),
-    "dro": Loss("dro", {f"{A}.policy_loss.dro_beta": ("beta", 0.1)}, always={"over": "token"}),
+    "dro": Loss("dro", {f"{A}.policy_loss.dro_beta": ("beta", None)}, always={"over": "token"}),
+    "flash_reinforce": Loss(
+        "flash_reinforce",
+        {f"{A}.policy_loss.flash_reinforce_kl_threshold": ("delta", 1e-3)},
+        "seq_mean_token_mean",
+    ),
     "clip_cov": Loss(
         "clip_cov",
         _CLIPS
@@ -198,6 +205,11 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ),
     (f"{A}.loss_scale_factor", (None,), "seq_mean_token_sum_norm divides by rollout.max_response_tokens"),
     (f"{A}.router_replay.mode", ("disabled", "R2", "R3"), "actor.moe.router_replay knows none, R2 and R3"),
+    (
+        f"{A}.policy_loss.flash_reinforce_neg_topq",
+        (1, 1.0, None),
+        "every token of a failed answer counts here",
+    ),
     ("data.gen_batch_size", (), "algorithm.dynamic_sampling asks for as many prompts as are missing"),
     (
         "data.truncation",
@@ -217,7 +229,7 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     (
         "algorithm.rollout_correction.rollout_rs*",
         (None,),
-        "choose algorithm.correction: [{name: reject, ...}]",
+        "choose algorithm.correction: [{name: reject, ...}]; it is not one of verl's token_k1 to seq_max_k3",
     ),
     (
         "reward_model.enable",
@@ -315,7 +327,8 @@ IGNORED: tuple[tuple[str, str], ...] = (
     ("algorithm.filter_groups.metric", "groups are judged by their rewards"),
     ("algorithm.kl_ctrl.*", "without a KL term nothing reads it"),
     ("algorithm.kl_penalty", "without a KL term in the reward nothing reads it"),
-    ("algorithm.norm_adv_by_std_in_grpo", "only grpo reads it"),
+    ("algorithm.norm_adv_by_std_in_grpo", "only grpo, grpo_passk and gdpo read it"),
+    ("algorithm.gdpo_*", "only gdpo reads it"),
     ("algorithm.gamma", "with outcome rewards and no discount nothing reads it"),
     ("algorithm.lam", "only gae reads it"),
     (f"{A}.kl_loss_*", "without a KL loss nothing reads it"),

@@ -97,6 +97,14 @@ _ROWS: list[tuple[str, Metric]] = [
     ("actor/ratio_max_abs_err", Metric("1", "Largest |ratio - 1| of a trained token.", "max")),
     ("actor/cov_clipfrac", Metric("share", "Trained tokens that the loss clip_cov left out.")),
     ("actor/kl_cov_penalty", Metric("loss", "Penalty of the loss kl_cov, mean over trained tokens.")),
+    (
+        "actor/binary_kl",
+        Metric(
+            "nats",
+            "Divergence from the engine of the sampled tokens against all others, of loss "
+            "flash_reinforce, mean over trained tokens.",
+        ),
+    ),
     ("actor/behaviour_weight", Metric("1", "Weight of the loss decoupled_ppo, mean over trained tokens.")),
     ("actor/m2po_masked", Metric("share", "Trained tokens that the loss m2po left out.")),
     ("actor/opsm_masked", Metric("share", "Trained tokens that the loss opsm left out.")),

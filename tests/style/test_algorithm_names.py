@@ -12,7 +12,7 @@ PLUGINS = {
 }
 NAMES = (PLUGINS | set(PRESETS)) - {"__init__"}
 
-TABLES = ("algorithms/", "config/presets.py", "config/compatibility.py", "importer/")
+TABLES = ("algorithms/", "config/presets.py", "config/compatibility.py", "config/frameworks/", "importer/")
 """What may name them: they themselves, the rows of presets, and the names of another framework."""
 
 

@@ -24,11 +24,13 @@ _BESIDE: tuple[dict[str, Any], ...] = (
     {},
     {"correction": ["bypass"]},
     {"correction": [{"name": "token_is", "cap": 2.0}]},
+    {"correction": [{"name": "reject", "divergence": "binary_kl"}]},
     {"entropy_top_share": 0.2},
+    {"teacher_coefficient": 0.5},
 )
 _OPTIONS: dict[str, list[dict[str, Any]]] = {
     "reinforce_plus_plus": [{"discount": 0.9}],
-    "optimal_token_baseline": [{"importance_cap": 2.0}],
+    "optimal_token_baseline": [{"importance_cap": 2.0}, {"level": "turn"}],
     "vespo": [{"since": "sampling"}],
     "decoupled_ppo": [{"near": "interpolated"}],
 }

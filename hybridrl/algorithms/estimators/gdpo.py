@@ -2,9 +2,10 @@
 dominates.
 
 Source: Liu et al. 2026, "GDPO", arXiv:2601.05242; over all trained tokens: verl 0.9.1,
-    compute_gdpo_outcome_advantage.
+    compute_gdpo_outcome_advantage; leave one out: NeMo-RL, GDPOAdvantageEstimator.
 Formula: A = whiten(sum over k of w_k (s_ik - mean_g(s_k)) / (std_g(s_k) + eps)), over all answers of the
-    batch, or all trained tokens
+    batch, or all trained tokens; with baseline = others: mean and std of the group without the answer, and no
+    division where that std is 0
 Use: several rewards of different scale or rarity (correct, format, length).
 Shape letters: N trajectories in the batch, K parts of the reward.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, OneRank, register_estimator
-from hybridrl.algorithms.groups import centre, check_rewards, group_std
+from hybridrl.algorithms.groups import centre, check_rewards, group_size, group_std, others_std
 from hybridrl.algorithms.sequences import whiten
 
 
@@ -30,6 +31,9 @@ class GDPO:
 
     whiten: Literal["sequence", "token"] = "sequence"
     """Whiten over all answers of the batch as in the paper, or over all trained tokens as in verl."""
+
+    baseline: Literal["group", "others"] = "group"
+    """Whose mean and std a part is normalised by: the group's, or those of the other answers of the group."""
 
     eps: float = 1e-6
     """Added to the std of a part in its group."""
@@ -68,7 +72,15 @@ class GDPO:
         total_N = torch.zeros_like(reward_N)
         for weight, part_N in zip(weights, reward_parts_NK.unbind(1), strict=True):
             check_rewards(part_N, group_N)
-            centred_N = centre(part_N, group_N)
-            total_N = total_N + weight * centred_N / (group_std(centred_N, group_N) + self.eps)
+            total_N = total_N + weight * self._normalised(part_N, group_N)
         weight_N = length_N if self.whiten == "token" else torch.ones_like(length_N)
         return whiten(total_N, weight_N, OneRank(), eps=self.whiten_eps)
+
+    def _normalised(self, part_N: Tensor, group_N: Tensor) -> Tensor:
+        centred_N = centre(part_N, group_N)
+        if self.baseline == "group":
+            return centred_N / (group_std(centred_N, group_N) + self.eps)
+        size_N = group_size(group_N, part_N.dtype)
+        centred_N = centred_N * size_N / (size_N - 1).clamp(min=1)
+        std_N = others_std(part_N, group_N)
+        return torch.where(std_N > 0, centred_N / (std_N + self.eps), centred_N)

@@ -38,4 +38,5 @@ class MaxRL:
         if (reward_N < 0).any():
             raise ValueError(f"negative reward at {torch.nonzero(reward_N < 0).flatten().tolist()}")
         mean_N = group_sum(reward_N, group_N) / group_size(group_N, reward_N.dtype)
-        return centre(reward_N, group_N) / (mean_N + self.eps)
+        # With eps = 0 a group without any reward has nothing to be divided by.
+        return torch.where(mean_N > 0, centre(reward_N, group_N) / (mean_N + self.eps), 0)

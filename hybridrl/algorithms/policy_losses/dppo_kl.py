@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
+from hybridrl.algorithms.divergence import binary_kl
 from hybridrl.algorithms.ratios import by_sign, log_ratio
 
 
@@ -35,11 +36,9 @@ class DPPOKL:
 
     def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
         new_logp_T = logp_T.detach()
-        p_T, old_T = new_logp_T.exp(), old_logp_T.exp()
-        # 1e-8 keeps the logarithm finite where a probability rounds to 1.
-        rest_T = (1 - old_T) * torch.log((1 - old_T + 1e-8) / (1 - p_T + 1e-8))
-        divergence_T = old_T * (old_logp_T - new_logp_T) + rest_T
-        away_T = torch.where(advantage_T > 0, p_T > old_T, p_T < old_T)
+        divergence_T = binary_kl(old_logp_T, new_logp_T)
+        moved_T = new_logp_T.exp() - old_logp_T.exp()
+        away_T = torch.where(advantage_T > 0, moved_T > 0, moved_T < 0)
         bound_T = by_sign(advantage_T > 0, self.delta_high, self.delta_low, logp_T.dtype)
         # A probability of 0 or above 1 has no divergence (inf or NaN), and its token no meaning.
         outside_T = (divergence_T > bound_T) & away_T | ~divergence_T.isfinite()

@@ -15,10 +15,7 @@ from torch import Tensor
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
 from hybridrl.algorithms.bounds import check_clip
 from hybridrl.algorithms.ratios import clipped_surrogate
-from hybridrl.algorithms.sequences import sequence_mean
-
-MAX_LOG_SEQUENCE_RATIO = 10.0
-"""Clamp of the answer's log ratio, against overflow."""
+from hybridrl.algorithms.sequences import importance_ratio
 
 
 @register_policy_loss("gspo")
@@ -39,7 +36,6 @@ class GSPO:
         check_clip(self.clip_low, self.clip_high)
 
     def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
-        mean_S = sequence_mean(logp_T.detach() - old_logp_T, tokens)
-        ratio_T = (logp_T - logp_T.detach() + mean_S[tokens.seq_T]).clamp(max=MAX_LOG_SEQUENCE_RATIO).exp()
+        ratio_T = importance_ratio(logp_T, old_logp_T, tokens, "sequence")
         loss_T, clipped_T = clipped_surrogate(ratio_T, advantage_T, self.clip_low, self.clip_high)
         return TokenLoss(loss_T, {"actor/pg_clipfrac": clipped_T.to(loss_T.dtype)})

@@ -3,20 +3,22 @@
 Source: Schulman et al. 2017, arXiv:1707.06347; clip_high: DAPO, arXiv:2503.14476;
     dual clip: Ye et al. 2019, arXiv:1912.09729
 Formula: L = max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logp - old_logp);
-    where A < 0 with dual clip: min(L, -dual_clip A)
+    where A < 0 with dual clip: min(L, -dual_clip A); with level = sequence: r is the geometric mean over
+    the answer
 Use: the default; clip_high above clip_low keeps exploration alive.
 Shape letters: T packed tokens.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
 from hybridrl.algorithms.bounds import check_clip
-from hybridrl.algorithms.ratios import clipped_surrogate, log_ratio
+from hybridrl.algorithms.ratios import clipped_surrogate
+from hybridrl.algorithms.sequences import importance_ratio
 
 
 @register_policy_loss("ppo_clip")
@@ -33,6 +35,10 @@ class PPOClip:
     dual_clip: float | None = None
     """Bound on the ratio where the advantage is negative, above 1 (often 3); None: no bound."""
 
+    level: Literal["token", "sequence"] = "token"
+    """Ratio of each token, or of the whole answer (the geometric mean over its tokens), as in TRL's
+    importance_sampling_level."""
+
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 
     def __post_init__(self) -> None:
@@ -41,7 +47,7 @@ class PPOClip:
             raise ValueError(f"dual_clip = {self.dual_clip} is not above 1")
 
     def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
-        ratio_T = log_ratio(logp_T, old_logp_T).exp()
+        ratio_T = importance_ratio(logp_T, old_logp_T, tokens, self.level)
         loss_T, clipped_T = clipped_surrogate(ratio_T, advantage_T, self.clip_low, self.clip_high)
         mean = {"actor/pg_clipfrac": clipped_T.to(loss_T.dtype)}
         if self.dual_clip is not None:

@@ -30,9 +30,13 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, context: RuleContext) -
             where=where,
             fix="use a teacher that differs in its weights only",
         )
-    estimator, folder = loaded.config.algorithm.estimator, hub.find_folder(teacher)
-    # An estimator from outside may use rewards too; the built-in one does so only with this option.
-    rewarded = ":" in estimator.name or estimator.options.get("outcome_weight")
+    algorithm, folder = loaded.config.algorithm, hub.find_folder(teacher)
+    # With a coefficient of its own the teacher is beside an estimator of rewards. An estimator from outside
+    # may use rewards too; the built-in one of a teacher does so only with this option.
+    estimator = algorithm.estimator
+    rewarded = (
+        algorithm.teacher_coefficient or ":" in estimator.name or estimator.options.get("outcome_weight")
+    )
     policy = hub.find_folder(loaded.config.model.path)
     if folder and policy and folder.samefile(policy) and not rewarded:
         yield ConfigError(

@@ -87,12 +87,13 @@ def test_what_nothing_computes_is_marked_until_a_part_of_a_run_gives_it(monkeypa
             e["name"] for kind in ("estimator", "preset") for e in listing[kind] if "not usable" in e["needs"]
         }
 
-    assert marked() == {"gigpo", "step_reinforce", "rae", "hierarchical_grpo", "spiral"}
+    roles = {"rae", "hierarchical_grpo", "spiral", "prime_rl/hierarchical_grpo", "prime_rl/spiral"}
+    assert marked() == {"gigpo", "step_reinforce", *roles}
     assert "turn_reward (not usable yet" in dict(catalog.explain("gigpo"))["needs"]
     assert dict(catalog.explain("gae"))["needs"] == "old_logp, value (by the critic)"
     for name in ("turn", "anchor", "turn_reward", "agent"):
         monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], source="block"))
-    assert marked() == {"hierarchical_grpo"}
+    assert marked() == {"hierarchical_grpo", "prime_rl/hierarchical_grpo"}
 
 
 def test_settings_are_explained_too_and_their_keys_are_those_of_a_config():

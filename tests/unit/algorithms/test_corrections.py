@@ -36,6 +36,35 @@ def reject(divergence, level, high):
     return rows
 
 
+def binary(divergence, level, high):
+    """Of a row of (old_logp, rollout_logp)."""
+
+    def one(old, engine):
+        p, q = math.exp(engine), math.exp(old)
+        if divergence == "binary_tv":
+            return abs(p - q)
+        return p * math.log(p / q) + (1 - p) * math.log((1 - p + 1e-8) / (1 - q + 1e-8))
+
+    def rows(pairs):
+        d = [one(*pair) for pair in pairs]
+        if level == "token":
+            return [float(x <= high) for x in d]
+        value = {"sequence_sum": sum(d), "sequence_mean": mean(d), "sequence_max": max(d)}[level]
+        return every(d, float(value <= high))
+
+    return rows
+
+
+# row: (old_logp, rollout_logp) at the trained tokens of one trajectory
+BINARY = {
+    f"reject {d} {level}": (
+        {"divergence": d, "level": level, "highest": high},
+        binary(d, level, high),
+    )
+    for d, bounds in (("binary_kl", (0.02, 0.1, 0.02, 0.05)), ("binary_tv", (0.1, 0.4, 0.08, 0.2)))
+    for level, high in zip(("token", "sequence_sum", "sequence_mean", "sequence_max"), bounds, strict=True)
+}
+
 # row: old_logp - rollout_logp at the trained tokens of one trajectory
 CASES = {
     "token_is": ({"cap": 1.2}, lambda row: [min(math.exp(x), 1.2) for x in row]),
@@ -70,7 +99,8 @@ def gaps(batch):
 
 
 def objective_of(*names, **options):
-    entries = [{"name": n.split()[0], **(CASES[n][0] if n in CASES else {}), **options} for n in names]
+    known = CASES | BINARY
+    entries = [{"name": n.split()[0], **(known[n][0] if n in known else {}), **options} for n in names]
     return Objective(AlgorithmConfig(correction=entries))
 
 
@@ -97,6 +127,22 @@ def test_equals_its_oracle(ragged, name, dtype, tolerance):
         assert not found_T[~batch.mask_T].any()
 
 
+@pytest.mark.parametrize("name", BINARY)
+def test_rejection_by_a_binary_divergence_equals_its_oracle(ragged, name):
+    kept = []
+    for seed in range(3):
+        batch = ragged(seed)
+        found_T = weights(batch, objective_of(name)).columns["weight"]
+        rows = [
+            list(zip(*pair, strict=True))
+            for pair in zip(batch.trained("old_logp"), batch.trained("rollout_logp"), strict=True)
+        ]
+        expected = sum((BINARY[name][1](row) for row in rows), [])
+        assert found_T[batch.mask_T].tolist() == expected
+        kept += expected
+    assert 0 < sum(kept) < len(kept)
+
+
 def test_corrections_are_applied_in_order(ragged):
     batch = ragged(3)
     found_T = weights(batch, objective_of("token_is", "outlier_mask", "batch_normalise")).columns["weight"]
@@ -116,7 +162,7 @@ def test_normalising_all_zero_weights_leaves_them(ragged):
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
-@pytest.mark.parametrize("name", [*CASES, "batch_normalise"])
+@pytest.mark.parametrize("name", [*CASES, *BINARY, "batch_normalise"])
 def test_ranks_together_equal_one(ragged, run_ranks, name, num_ranks):
     batch, objective = ragged(5), objective_of(*({"token_is", name} if name == "batch_normalise" else {name}))
     whole = weights(batch, objective)

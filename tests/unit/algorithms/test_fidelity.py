@@ -8,43 +8,18 @@ import pytest
 import torch
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import Known, OneRank, Tokens, Totals
+from hybridrl.algorithms.base import OneRank, Tokens
 from hybridrl.algorithms.columns import argument
 from hybridrl.algorithms.compare import diff
-from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.plugins import build
-from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError
-
-
-def column(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def preset(name, **changes):
-    return AlgorithmConfig.model_validate({**PRESETS[name].algorithm, **changes})
-
+from tests.support.by_hand import column, gradient, preset
 
 SEQ_T = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3])
 TOKENS = Tokens(SEQ_T, torch.ones(8, dtype=torch.bool), 4)
 GROUP_N = torch.tensor([0, 0, 1, 1])
 REWARD_N = column(1.0, 0.0, 0.5, 2.0)
-
-
-def gradient(config, advantage_T, logp_T, tokens=None, **columns):
-    """The loss, and its gradient in each log-probability."""
-    tokens = tokens or Tokens(torch.zeros(len(logp_T), dtype=torch.int64), logp_T == logp_T, 1)
-    objective = Objective(config, max_response_tokens=16)
-    logp_T = logp_T.clone().requires_grad_()
-    if objective.prepares:
-        zeros_N = torch.zeros(tokens.num_seqs)
-        known = Known(0, zeros_N, zeros_N.long(), advantage_T, tokens, columns)
-        columns |= objective.prepare(known, OneRank()).columns
-    totals = Totals(len(logp_T), tokens.num_seqs)
-    loss, _ = objective(logp_T, None, columns, advantage_T, tokens, totals)
-    loss.backward()
-    return float(loss.detach()), logp_T.grad.tolist()
 
 
 # NeMo-RL, ReinforcePlusPlusAdvantageEstimator (nemo_rl/algorithms/advantage_estimator.py, commit 00925dd1):

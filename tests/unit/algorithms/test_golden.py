@@ -36,7 +36,8 @@ def advantage(name: str, batch: RaggedBatch) -> list[float]:
 def loss_and_gradient(name: str, batch: RaggedBatch) -> list[float]:
     """The loss, then its gradient."""
     allowed = getattr(registry.find(PACKAGES["policy_loss"], name), "aggregates", {"token_mean"})
-    plugin = {"name": name, **({"beta": 0.5} if name == "dro" else {})}
+    options = {"dro": {"beta": 0.5}, "flash_reinforce": {"delta": 0.03}}
+    plugin = {"name": name, **options.get(name, {})}
     objective = Objective(AlgorithmConfig(loss=plugin, aggregate=sorted(allowed)[0]), max_response_tokens=16)
     columns = {n: batch.columns[n] for n in objective.columns}
     advantage_T, logp_T = batch.columns["advantage"], batch.columns["logp"].clone().requires_grad_()

@@ -54,6 +54,10 @@ CASES = {
         lambda logp, ref, old, **_: math.exp(logp - old) * k3(logp, ref),
         lambda logp, ref, old, **_: math.exp(logp - old) * k3(logp, ref),
     ),
+    "k3_score": (
+        lambda logp, ref, **_: clip10(k3(logp, ref)),
+        lambda logp, ref, fixed, **_: clip10(math.exp(logp - fixed) * k3(logp, ref)),
+    ),
     "k3_engine": (
         lambda logp, ref, rollout, **_: math.exp(logp - rollout) * k3(logp, ref),
         lambda logp, ref, rollout, fixed, **_: math.exp(fixed - rollout) * k3(logp, ref),

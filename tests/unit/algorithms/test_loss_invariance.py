@@ -14,6 +14,11 @@ from hybridrl.config.schema import AlgorithmConfig
 OPTIONS = {
     **{name: {} for name in registry.names(PACKAGES["policy_loss"])},
     "ppo_clip": {"dual_clip": 1.2},
+    "ppo_clip sequence": {"level": "sequence", "clip_low": 0.05, "clip_high": 0.1},
+    "sapo sequence": {"level": "sequence"},
+    "cispo sequence": {"level": "sequence", "clip_low": 0.05, "clip_high": 0.1},
+    "cispo zero": {"outside": "zero", "clip_low": 0.2, "clip_high": 0.3},
+    "flash_reinforce": {"delta": 0.03},
     "gspo": {"clip_low": 0.05, "clip_high": 0.1},
     "luspo": {"clip_low": 0.05, "clip_high": 0.1},
     "cispo": {"clip_low": 0.2, "clip_high": 0.3},

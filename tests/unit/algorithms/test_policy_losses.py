@@ -12,214 +12,65 @@ from hybridrl.algorithms.base import Totals
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.config.schema import AlgorithmConfig
-
-# An oracle gives the token losses of one trajectory. `row.logp` carries the gradient; `row.fixed` is a copy
-# that does not: differentiating in `logp` alone gives the gradient with everything behind a stop-gradient
-# held still.
-
-
-def per_token(formula):
-    def rows(row):
-        names = list(vars(row))
-        return [
-            formula(SimpleNamespace(**{n: getattr(row, n)[t] for n in names})) for t in range(len(row.logp))
-        ]
-
-    return rows
-
-
-def clip(x, low, high):
-    return min(max(x, low), high)
-
-
-def ppo(x, r, low=0.2, high=0.2):
-    return max(-r * x.adv, -clip(r, 1 - low, 1 + high) * x.adv)
-
-
-def ratio(x):
-    return math.exp(x.logp - x.old_logp)
-
-
-def fixed_ratio(x, before="old_logp"):
-    return math.exp(x.fixed - getattr(x, before))
-
-
-def mean(values):
-    return sum(values) / len(values) if values else 0.0
-
-
-@per_token
-def ppo_clip(x):
-    return ppo(x, ratio(x))
-
-
-@per_token
-def ppo_dual(x):
-    return min(ppo(x, ratio(x)), -1.2 * x.adv) if x.adv < 0 else ppo(x, ratio(x))
-
-
-def gspo(row):
-    s = mean([f - o for f, o in zip(row.fixed, row.old_logp, strict=True)])
-    tokens = zip(row.logp, row.fixed, row.adv, strict=True)
-    return [ppo(SimpleNamespace(adv=a), math.exp(logp - f + s), 0.05, 0.1) for logp, f, a in tokens]
-
-
-@per_token
-def sapo(x):
-    tau = 1.0 if x.adv > 0 else 1.05
-    return -4 / tau / (1 + math.exp(-tau * (ratio(x) - 1))) * x.adv
-
-
-@per_token
-def cispo(x):
-    return -clip(fixed_ratio(x), 0.8, 1.3) * x.adv * x.logp
-
-
-def gmpo(row):
-    logs = [
-        min(logp - o, 0.4) if a > 0 else max(logp - o, -0.4)
-        for logp, o, a in zip(row.logp, row.old_logp, row.adv, strict=True)
-    ]
-    return [-math.exp(mean(logs)) * a for a in row.adv]
-
-
-@per_token
-def dppo_tv(x):
-    change = math.exp(x.fixed) - math.exp(x.old_logp)
-    inside = change <= 0.1 if x.adv > 0 else change >= -0.1
-    return -x.adv * min(fixed_ratio(x), 20) * x.logp * inside + 0.01 * (x.logp - x.old_logp) ** 2
-
-
-@per_token
-def dppo_kl(x):
-    p, q = math.exp(x.old_logp), math.exp(x.fixed)
-    divergence = p * (x.old_logp - x.fixed) + (1 - p) * math.log((1 - p + 1e-8) / (1 - q + 1e-8))
-    away = q > p if x.adv > 0 else q < p
-    bound = 0.05 if x.adv > 0 else 0.02
-    return 0.0 * x.logp if divergence > bound and away else -x.adv * min(fixed_ratio(x), 20) * x.logp
-
-
-@per_token
-def dro_token(x):
-    return -(x.logp * x.adv - 0.25 * (x.logp - x.old_logp) ** 2)
-
-
-def squared(weight):
-    """-A sum of logp + weight (log ratio of the answer)^2, the square shared out evenly over its tokens."""
-
-    def rows(row):
-        moved = sum(logp - o for logp, o in zip(row.logp, row.old_logp, strict=True))
-        share = weight * moved**2 / max(len(row.logp), 1)
-        return [-a * logp + share for logp, a in zip(row.logp, row.adv, strict=True)]
-
-    return rows
-
-
-@per_token
-def reinforce(x):
-    return -x.adv * x.logp
-
-
-def topr(row):
-    whole = min(math.exp(sum(f - o for f, o in zip(row.fixed, row.old_logp, strict=True))), 1)
-    return [-a * logp * (1 if a > 0 else whole) for logp, a in zip(row.logp, row.adv, strict=True)]
-
-
-@per_token
-def topr_token(x):
-    return -x.adv * x.logp * (1 if x.adv > 0 else min(fixed_ratio(x), 1))
-
-
-@per_token
-def truncated_is(x):
-    return -x.adv * x.logp * min(fixed_ratio(x), 1)
-
-
-@per_token
-def kimi_token(x):
-    return -x.adv * x.logp + 0.05 * (x.logp - x.old_logp) ** 2
-
-
-def vespo(row, before="old_logp"):
-    w = clip(
-        math.exp(sum(f - o for f, o in zip(row.fixed, getattr(row, before), strict=True))), 1e-8, math.exp(20)
-    )
-    out = []
-    for logp, a in zip(row.logp, row.adv, strict=True):
-        k, lam = (2, 3) if a >= 0 else (3, 2)
-        out.append(-math.exp(lam) * w**k * math.exp(-lam * w) * a * logp)
-    return out
-
-
-@per_token
-def two_sided(x):
-    return max(-min(ratio(x), 1.5) * x.adv, -clip(ratio(x), 0.8, 1.2) * x.adv)
-
-
-@per_token
-def aspo(x):
-    if x.adv <= 0:
-        return ppo(x, ratio(x), 0.2, 0.28)
-    moving = math.exp(x.logp - x.fixed) if fixed_ratio(x) <= 1.28 else 1.0
-    return -min(1 / fixed_ratio(x), 1.1) * moving * x.adv
-
-
-@per_token
-def decoupled(x):
-    return min(math.exp(x.old_logp - x.rollout_logp), 1.1) * ppo(x, ratio(x))
-
-
-@per_token
-def interpolated(x):
-    near = x.rollout_logp + x.lag / (x.lag + 1) * (x.fixed - x.rollout_logp)
-    return math.exp(near - x.rollout_logp) * ppo(x, math.exp(x.logp - near))
-
-
-def opsm(row):
-    away = mean([r - f for r, f in zip(row.rollout_logp, row.fixed, strict=True)])
-    return [
-        0.0 * loss if a < 0 and away > 0.02 else loss for loss, a in zip(ppo_clip(row), row.adv, strict=True)
-    ]
-
-
-def a_star_po(row):
-    h = 0.5 * sum(logp - r for logp, r in zip(row.logp, row.ref_logp, strict=True))
-    return [(h - mean(row.adv)) ** 2 / len(row.adv) for _ in row.adv]
-
-
-def copg(row):
-    h = sum(logp - r for logp, r in zip(row.logp, row.ref_logp, strict=True)) - mean(row.others_log_ratio)
-    return [(mean(row.adv) - 0.5 * h) ** 2 / 2 / len(row.adv) for _ in row.adv]
-
-
-@per_token
-def clip_cov(x):
-    return x.kept * ppo(x, ratio(x))
-
-
-@per_token
-def kl_cov(x):
-    return -ratio(x) * x.adv + 2.0 * x.penalised * abs(x.logp - x.old_logp)
-
-
-@per_token
-def m2po(x):
-    return -x.kept * math.exp(x.logp - x.rollout_logp) * x.adv
-
-
-@per_token
-def pf_ppo(x):
-    return x.copies * ppo(x, ratio(x))
-
-
-@per_token
-def vapo(x):
-    return ppo(x, ratio(x), 0.2, 0.28) - 0.1 * x.imitated * x.logp
-
+from tests.support.loss_oracles import (
+    a_star_po,
+    aspo,
+    cispo,
+    clip,
+    clip_cov,
+    copg,
+    decoupled,
+    dppo_kl,
+    dppo_tv,
+    dro_token,
+    fixed_ratio,
+    flash_reinforce,
+    gmpo,
+    gspo,
+    interpolated,
+    ipo,
+    kimi_token,
+    kl_cov,
+    m2po,
+    mean,
+    of_answer,
+    opsm,
+    per_token,
+    pf_ppo,
+    ppo_clip,
+    ppo_dual,
+    product_clip,
+    reinforce,
+    sapo,
+    soft_gate,
+    squared,
+    topr,
+    topr_token,
+    truncated_is,
+    two_sided,
+    vapo,
+    vespo,
+)
 
 CASES = {
     "ppo_clip": ({}, ppo_clip),
     "ppo_clip dual": ({"dual_clip": 1.2}, ppo_dual),
+    "ppo_clip sequence": (
+        {"level": "sequence", "clip_low": 0.05, "clip_high": 0.1},
+        gspo,
+    ),
+    "sapo sequence": ({"level": "sequence"}, of_answer(soft_gate)),
+    "cispo sequence": (
+        {"level": "sequence", "clip_low": 0.05, "clip_high": 0.1},
+        of_answer(lambda x, r: -clip(math.exp(x.mean), 0.95, 1.1) * x.adv * x.logp),
+    ),
+    "product_clip": ({}, product_clip),
+    "cispo zero": (
+        {"outside": "zero", "clip_low": 0.2, "clip_high": 0.3},
+        per_token(lambda x: -fixed_ratio(x) * (0.8 <= fixed_ratio(x) <= 1.3) * x.adv * x.logp),
+    ),
+    "ipo": ({"drift": 0.01, "delta_high": 0.15}, ipo),
+    "flash_reinforce": ({"delta": 0.03}, flash_reinforce),
     "gspo": ({"clip_low": 0.05, "clip_high": 0.1}, gspo),
     "luspo": ({"clip_low": 0.05, "clip_high": 0.1}, gspo),
     "sapo": ({}, sapo),

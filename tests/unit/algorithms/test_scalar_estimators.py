@@ -72,6 +72,19 @@ def gdpo(batch, weights=(1, 1, 1), over="sequence"):
     return whiten(total, [1] * len(total) if over == "sequence" else batch.columns["length"].tolist())
 
 
+def gdpo_leave_one_out(batch):
+    """NeMo-RL's parts: mean and std of the other answers; undivided where that std is 0."""
+    total = [0.0] * len(batch.rewards)
+    for k in range(3):
+        part = batch.columns["reward_parts"][:, k].tolist()
+        for i, group in enumerate(groups_of(batch)):
+            others = [part[j] for j in group if j != i]
+            scale = stdev(others) if len(others) > 1 else 0.0
+            centred = part[i] - mean(others) if others else 0.0
+            total[i] += centred / (scale + 1e-6) if scale > 0 else centred
+    return whiten(total, [1] * len(total))
+
+
 def lite_ppo(batch):
     s = batch.rewards
     return [
@@ -151,6 +164,14 @@ def test_equals_its_oracle(ragged, name, dtype, tolerance):
             batch.reward_N = batch.reward_N.abs()
         expected = torch.tensor(ORACLES[name](batch), dtype=dtype)
         torch.testing.assert_close(run(name, batch), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_gdpo_leaves_one_out_like_nemo(ragged):
+    for seed in range(5):
+        batch = ragged(seed, sizes=(4, 3, 4, 2, 1))
+        expected = torch.tensor(gdpo_leave_one_out(batch), dtype=torch.float64)
+        found_N = run("gdpo", batch, baseline="others")
+        torch.testing.assert_close(found_N, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("whitened", ["none", "token", "sequence"])

@@ -9,14 +9,17 @@ from hybridrl.algorithms.skipping import zero_advantages_move_nothing
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
 
-OTHER_TERMS = {"a_star_po", "dro", "kimi_k15"}
+OTHER_TERMS = {"a_star_po", "dro", "ipo", "kimi_k15"}
 """Losses that move a token whose advantage is 0."""
 
 WHOLE_BATCH = {"clip_cov", "copg", "kl_cov", "m2po", "pf_ppo", "vapo"}
 """Losses with a statistic over the batch."""
 
 OPTIONS = {"dro": {"beta": 0.1}}
-AGGREGATES = {"gmpo": "seq_mean_token_mean", "gspo": "seq_mean_token_mean", "luspo": "seq_mean_token_sum"}
+AGGREGATES = {
+    **dict.fromkeys(("flash_reinforce", "gmpo", "gspo"), "seq_mean_token_mean"),
+    **dict.fromkeys(("luspo", "product_clip"), "seq_mean_token_sum"),
+}
 
 
 def skips(**algorithm: Any) -> bool:

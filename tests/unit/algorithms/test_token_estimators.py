@@ -28,8 +28,9 @@ def run(config, batch, part=None, reduce=None):
     )
 
 
-def config_of(name, kl=None, **options):
-    return AlgorithmConfig(estimator={"name": name, **options}, **({"kl": kl} if kl else {}))
+def config_of(name, kl=None, teacher=0.0, **options):
+    more = {"kl": kl} if kl else {}
+    return AlgorithmConfig(estimator={"name": name, **options}, teacher_coefficient=teacher, **more)
 
 
 def peers_of(batch, i):
@@ -83,6 +84,48 @@ def optimal_token_baseline(batch, discount=1.0, cap=None, zero_tail=True):
             new.append(0 if len(group) == 1 else g if zero_tail and len(there) == 1 else g - baseline)
         out.append(new)
     return out
+
+
+def turn_baseline(batch, discount=1.0, zero_tail=True):
+    """Every turn of a group against the other answers' turn of the same number; the weight is the energy of
+    all tokens up to its end."""
+    returns, places = turn_returns(batch, True, discount)
+    weights = {}
+    for i, turns in enumerate(places):
+        pairs = zip(batch.trained("old_logp")[i], batch.trained("old_collision")[i], strict=True)
+        energy = [1 - 2 * math.exp(a) + c for a, c in pairs]
+        for k in set(turns):
+            weights[i, k] = sum(e for e, turn in zip(energy, turns, strict=True) if turn <= k)
+    out = []
+    for i, turns in enumerate(places):
+        row, group = {}, peers_of(batch, i)
+        for k in set(turns):
+            there = [j for j in group if (j, k) in returns]
+            total = sum(returns[j, k][0] * weights[j, k] for j in there)
+            baseline = total / (sum(weights[j, k] for j in there) + 1e-8)
+            own = returns[i, k][0]
+            row[k] = 0 if len(group) == 1 else own if zero_tail and len(there) == 1 else own - baseline
+        out.append([row[k] for k in turns])
+    return out
+
+
+def taught(rows, batch, coefficient):
+    """Advantages of each token, plus the teacher's term."""
+    pairs = zip(rows, batch.trained("teacher_logp"), batch.trained("old_logp"), strict=True)
+    return [[a + coefficient * (t - o) for a, t, o in zip(*row, strict=True)] for row in pairs]
+
+
+def rloo_and_teacher(batch, coefficient, beta=0.0):
+    penalty = [
+        beta * sum(a - b for a, b in zip(old, ref, strict=True))
+        for old, ref in zip(batch.trained("old_logp"), batch.trained("ref_logp"), strict=True)
+    ]
+    net = [s - p for s, p in zip(batch.rewards, penalty, strict=True)]
+    rows = []
+    for i, row in enumerate(batch.trained("old_logp")):
+        others = [net[j] for j in peers_of(batch, i) if j != i]
+        rows.append([net[i] - mean(others) if others else 0.0] * len(row))
+    return taught(rows, batch, coefficient)
 
 
 def prime(batch, discount=1.0):
@@ -174,6 +217,14 @@ CASES = {
         config_of("optimal_token_baseline", importance_cap=1.1),
         lambda b: optimal_token_baseline(b, cap=1.1),
     ),
+    "otb turns": (config_of("optimal_token_baseline", level="turn"), turn_baseline),
+    "otb turns discounted": (
+        config_of("optimal_token_baseline", level="turn", discount=0.7, zero_tail=False),
+        lambda b: turn_baseline(b, 0.7, zero_tail=False),
+    ),
+    "rloo teacher": (config_of("rloo", teacher=0.5), lambda b: rloo_and_teacher(b, 0.5)),
+    "rloo kl teacher": (config_of("rloo", KL, teacher=2.0), lambda b: rloo_and_teacher(b, 2.0, 0.1)),
+    "gae teacher": (config_of("gae", teacher=1.0), lambda b: taught(gae(b)[0], b, 1.0)),
     "prime": (config_of("prime"), prime),
     "prime discounted": (config_of("prime", discount=0.9), lambda b: prime(b, 0.9)),
     "gigpo": (config_of("gigpo"), gigpo),

@@ -23,4 +23,6 @@ def test_a_preset_makes_an_algorithm(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_its_source(name: str) -> None:
-    assert "arXiv:" in PRESETS[name].about
+    unpublished = ("prime-rl", "Hu et al. 2026", "Williams 1992")  # or not on arXiv
+    about = PRESETS[name].about
+    assert "arXiv:" in about or about.endswith(unpublished)

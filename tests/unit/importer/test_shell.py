@@ -1,6 +1,7 @@
 """Shell scripts are read as bash expands them, without running anything."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,11 @@ def test_what_only_a_run_could_tell_is_said(script: str, blame: str) -> None:
 def test_a_command_knows_its_line() -> None:
     script = "A=1\n\n# more\necho \\\n  a\necho b\n"
     assert [found.words[0].line for found in commands(script, {})] == [4, 6]
+
+
+@pytest.mark.parametrize("script", ["echo a b \\", "echo a b\\", "echo a \\\n  b \\\n"])
+def test_a_backslash_that_ends_a_file_continues_its_line_with_nothing(script: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.sh"
+    file.write_text(script)
+    said = subprocess.run(["bash", str(file)], capture_output=True, text=True, check=True).stdout
+    assert said == "a b\n" and words(script) == ["echo", "a", "b"]

@@ -145,7 +145,7 @@ def test_kl_estimators_keep_their_form(tmp_path: Path, theirs: str, ours: str) -
     assert config(tmp_path, translated(**keys)).algorithm.kl.estimator == ours
 
 
-@pytest.mark.parametrize("estimator", [*PRESETS, *ESTIMATORS])
+@pytest.mark.parametrize("estimator", sorted({*PRESETS, *ESTIMATORS} - {"gdpo"}))
 def test_estimators_have_verls_loss(tmp_path: Path, estimator: str) -> None:
     found = translated(**{"algorithm.adv_estimator": estimator, f"{A}.clip_ratio_high": 0.28})
     algorithm = config(tmp_path, found).algorithm
@@ -156,9 +156,11 @@ def test_estimators_have_verls_loss(tmp_path: Path, estimator: str) -> None:
 @pytest.mark.parametrize("mode", LOSSES)
 def test_losses_have_their_options(tmp_path: Path, mode: str) -> None:
     keys = {"algorithm.adv_estimator": "grpo", f"{A}.policy_loss.loss_mode": mode}
-    loss = config(tmp_path, translated(**keys)).algorithm.loss
+    given = {key: 0.3 for key, (_, default) in LOSSES[mode].options.items() if default is None}
+    loss = config(tmp_path, translated(**keys, **given)).algorithm.loss
     assert loss.name == LOSSES[mode].name
-    assert loss.options == {**dict(LOSSES[mode].options.values()), **LOSSES[mode].always}
+    options = {option: default or 0.3 for option, default in LOSSES[mode].options.values()}
+    assert loss.options == {**options, **LOSSES[mode].always}
 
 
 def test_without_the_std_grpo_is_dr_grpo(tmp_path: Path) -> None:
@@ -328,6 +330,11 @@ def test_the_options_of_every_loss_are_those_that_it_takes(mode: str) -> None:
     kind = import_module(f"hybridrl.algorithms.policy_losses.{chosen.name}")
     taken = {one.name for made in vars(kind).values() if is_dataclass(made) for one in fields(made)}
     assert {option for option, _ in chosen.options.values()} | chosen.always.keys() <= taken
+
+
+def test_dro_without_its_weight_is_refused_as_in_verl() -> None:
+    with pytest.raises(ConfigError, match="loss_mode=dro without .*dro_beta"):
+        translated(**{f"{A}.policy_loss.loss_mode": "dro"})
 
 
 def test_dro_keeps_its_weight(tmp_path: Path) -> None:

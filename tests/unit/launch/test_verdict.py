@@ -124,10 +124,10 @@ NOT_USABLE = {
     "spiral": ["agent"],
     "hierarchical_grpo": ["agent", "episode"],
 }
-"""Estimators and presets that need columns which nothing computes yet."""
+"""Estimators and presets that need columns which nothing computes yet; rows of frameworks have no others."""
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", sorted(name for name in PRESETS if "/" not in name))
 def test_every_preset(preset: str) -> None:
     algorithm = AlgorithmConfig.model_validate({"preset": preset})
     errors = same_everywhere(f"algorithm.preset={preset}", *overrides_of(algorithm))

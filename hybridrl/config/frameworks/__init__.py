@@ -1,0 +1,1 @@
+"""What other frameworks compute, one file for each: rows of choices that reproduce their numerics."""

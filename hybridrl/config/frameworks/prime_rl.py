@@ -1,0 +1,42 @@
+"""prime-rl, August 2026 (src/prime_rl/trainer/rl/loss.py, src/prime_rl/orchestrator/algo/)."""
+
+from collections.abc import Mapping
+
+from hybridrl.config.frameworks.row import Row, norm, row
+
+_LOSS = {"name": "dppo_tv", "delta_low": 0.2, "delta_high": 0.2, "drift": 1e-3}
+_BYPASS = ["bypass"]
+_REGION = "a trust region on probabilities since sampling in place of the clip"
+
+ROWS: Mapping[str, Row] = {
+    "grpo": row(
+        f"no division by the std; {_REGION}",
+        norm(std="none"),
+        _LOSS,
+        correction=_BYPASS,
+        not_kept="its length penalty is the shaping relative_length",
+    ),
+    "ipo": row(
+        "as ours: no division by the std, and a symmetric trust region since sampling",
+        norm(std="none"),
+        "ipo",
+        correction=_BYPASS,
+    ),
+    "max_rl": row(_REGION, {"name": "max_rl", "eps": 0.0}, _LOSS, correction=_BYPASS),
+    "hierarchical_grpo": row(_REGION, "hierarchical_grpo", _LOSS, correction=_BYPASS),
+    "spiral": row(
+        f"{_REGION}, and token mean",
+        "rae",
+        _LOSS,
+        correction=_BYPASS,
+        not_kept="its baselines restart at 0 when a run is resumed",
+    ),
+    "distillation": row(
+        "tokens whose probability fell by more than 0.2 since sampling are left out",
+        "distillation",
+        {"name": "ipo", "delta_low": 0.2, "delta_high": 1.0, "drift": 1e-3},
+        correction=_BYPASS,
+        not_kept="the divergence is that of the current policy there, which differs after the first "
+        "optimizer step of a batch",
+    ),
+}
