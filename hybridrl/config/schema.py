@@ -4,6 +4,7 @@ Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in
 presets.py.
 """
 
+import math
 from typing import Any, Literal, TypeVar
 
 from pydantic import (
@@ -274,6 +275,29 @@ class BatchConfig(Section):
     """Trajectories of advantage 0, as those of a group whose rewards are all equal, are not computed where
     they change neither loss nor gradient: without a KL term, an entropy bonus, or a loss over the batch. They
     count in all denominators; metrics of the policy are means over the computed tokens."""
+
+    order: Literal["fifo", "finished"] = "fifo"
+    """Which groups a step trains on. fifo: the next ones in the order of their prompts. finished: those that
+    ended first, unless an older group could then not be trained within max_lag."""
+
+    stale: Literal["wait", "mask", "drop"] = "wait"
+    """What order: finished does about a group that would exceed max_lag. wait: the step waits for it. mask:
+    tokens that are too old are not trained on, and the reward counts in the group's baseline. drop: the group
+    is ended and counted."""
+
+    oversample: float | None = Field(default=None, ge=1.0)
+    """Groups that are open at once, for each one that a step trains on. None: max_lag + 1, as many as can
+    be trained in time."""
+
+    unfinished: Literal["carry", "abort"] | None = None
+    """What becomes of open groups when a step has its groups. carry: they go on, with their tokens and
+    versions. abort: they end, and their prompts start first in the next step, with the same seeds. None:
+    carry if max_lag is above 0, else abort."""
+
+    @property
+    def open_groups(self) -> int:
+        """Most groups that are started and not yet trained on."""
+        return math.ceil(self.prompts_per_step * (self.oversample or self.max_lag + 1) - 1e-9)
 
     @property
     def optimizer_steps(self) -> int:

@@ -49,6 +49,7 @@ from hybridrl.config.rules.steps import (
     schedule_fits_the_run,
 )
 from hybridrl.config.rules.swaps import a_kept_cache_stays_in_memory, swaps_keep_what_is_replayed
+from hybridrl.config.rules.streaming import groups_can_be_trained_in_time
 from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError
 
@@ -82,6 +83,7 @@ RULES: Sequence[Rule] = (
     lag_is_shorter_than_the_run,
     swaps_keep_what_is_replayed,
     a_kept_cache_stays_in_memory,
+    groups_can_be_trained_in_time,
     schedule_fits_the_run,
     greedy_answers_once,
     machines_are_started,

@@ -145,6 +145,26 @@ def test_a_good_config_passes(run) -> None:
             "evaluate.samples_per_prompt = 4 greedy answers are all the same",
         ),
         (["cluster.gpus_per_node=8"], "cluster.gpus_per_node = 8, this machine has no GPU"),
+        (["rollout.swap=in_flight"], "rollout.swap = in_flight has no effect with batch.max_lag = 0"),
+        (["batch.unfinished=carry"], "batch.unfinished = carry trains on tokens of the version before"),
+        (["batch.order=finished"], "batch.order = finished has no effect with batch.max_lag = 0"),
+        (["batch.oversample=1.5"], "batch.oversample = 1.5 has no effect with batch.order = fifo and"),
+        (
+            ["batch.oversample=3", "batch.order=finished"],
+            "batch.oversample = 3 is too large, at most 2 is useful",
+        ),
+        (
+            ["batch.oversample=2.5", "batch.max_lag=1"],
+            "batch.oversample = 2.5 is too large, with batch.max_lag = 1 a group",
+        ),
+        (
+            ["batch.unfinished=abort", "batch.max_lag=1"],
+            "batch.unfinished = abort ends answers that batch.max_lag = 1 lets go on",
+        ),
+        (
+            ["batch.stale=mask", "batch.max_lag=1"],
+            "batch.stale = mask has no effect with batch.order = fifo",
+        ),
         (["run.name=a/b"], "run.name = 'a/b' is not a folder name"),
         (["run.name=.."], "run.name = '..' is not a folder name"),
     ],
@@ -152,6 +172,18 @@ def test_a_good_config_passes(run) -> None:
 def test_a_rule_names_both_values_and_the_change(run, overrides: list[str], message: str) -> None:
     (only,) = run(*overrides)
     assert message in only
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["batch.max_lag=2", "batch.order=finished", "batch.stale=mask", "rollout.swap=in_flight"],
+        ["batch.max_lag=1", "batch.oversample=1.2", "batch.unfinished=carry"],
+        ["batch.order=finished", "batch.oversample=1.2", "batch.unfinished=abort"],
+    ],
+)
+def test_streaming_configs_that_mean_something_pass(run, overrides: list[str]) -> None:
+    assert run(*overrides) == []
 
 
 def test_all_mistakes_are_found_at_once(run) -> None:
