@@ -15,7 +15,7 @@ import numpy as np
 
 from hybridrl.columns import COLUMNS, TURN_START, ColumnSpec, spec_of
 from hybridrl.errors import ColumnError
-from hybridrl.types import Group, Trajectory
+from hybridrl.types import Group, PolicyVersion, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,23 @@ class TokenBlock:
         if per == "turn":
             return values[_turn_of(np.flatnonzero(self.loss_mask_T), self.columns[TURN_START])]
         raise ColumnError(f"column {name} is per {per} and has no values at tokens")
+
+    def without_older(self, oldest: PolicyVersion) -> "TokenBlock":
+        """The block without tokens of versions before `oldest` in its loss mask.
+
+        Raises:
+            ColumnError: the block does not carry the versions of its tokens.
+        """
+        old_T = self.loss_mask_T & (self.column("version") < oldest)
+        if not old_T.any():
+            return self
+        columns = dict(self.columns)
+        for name, values in self.columns.items():
+            outside = COLUMNS[name].outside
+            if COLUMNS[name].per == "token" and outside is not None:
+                columns[name] = values.copy()
+                columns[name][old_T] = outside
+        return replace(self, loss_mask_T=self.loss_mask_T & ~old_T, columns=columns)
 
     @classmethod
     def from_answers(
@@ -224,6 +241,9 @@ class Batch:
     length_N: np.ndarray
     """int64: tokens of the trajectory, prompt included."""
 
+    sampled_N: np.ndarray
+    """int64: tokens of the trajectory that the policy sampled."""
+
     trained_N: np.ndarray
     """int64: tokens of the trajectory that are trained on."""
 
@@ -246,6 +266,9 @@ class Batch:
     """bool: True for trajectories that change neither loss nor gradient, and need not be computed. They count
     in the denominators. None: all are computed."""
 
+    oldest: PolicyVersion | None = None
+    """Tokens of older versions are not trained on; None: tokens of all versions are."""
+
     def __len__(self) -> int:
         return len(self.row_N)
 
@@ -255,35 +278,37 @@ class Batch:
         return (t for group in self.groups for t in group.trajectories)
 
     @classmethod
-    def pack(cls, step: int, groups: Sequence[Group]) -> "Batch":
+    def pack(cls, step: int, groups: Sequence[Group], *, oldest: PolicyVersion | None = None) -> "Batch":
         """Make a batch from scored groups.
+
+        Args:
+            oldest: leave out tokens of older versions. Their trajectories keep their rewards.
 
         Raises:
             ValueError: a trajectory has no reward yet.
         """
-        blocks, index, block_N, row_N, group_N, found = [], {}, [], [], [], []
-        for g, group in enumerate(groups):
-            block = index.setdefault(id(group.block), len(blocks))
-            if block == len(blocks):
-                blocks.append(group.block)
-            for trajectory in group.trajectories:
-                if trajectory.reward is None:
-                    raise ValueError(f"trajectory of {group.prompt.uid} has no reward")
-                block_N.append(block)
-                row_N.append(trajectory.row)
-                group_N.append(g)
-                found.append(trajectory)
+        found = [trajectory for group in groups for trajectory in group.trajectories]
+        unscored = [group for group in groups if any(t.reward is None for t in group.trajectories)]
+        if unscored:
+            raise ValueError(f"trajectory of {unscored[0].prompt.uid} has no reward")
+        blocks = list({id(group.block): group.block for group in groups}.values())
+        numbers = {id(block): number for number, block in enumerate(blocks)}
+        count_G = np.array([len(group.trajectories) for group in groups], np.int64)
+        score_N = np.array([t.reward for t in found], np.float32)
+        trained_N = np.array([t.trained_tokens for t in found], np.int64)
         return cls(
             step,
             list(groups),
             blocks,
-            np.array(block_N, np.int64),
-            np.array(row_N, np.int64),
-            np.array(group_N, np.int64),
+            np.repeat(np.array([numbers[id(group.block)] for group in groups], np.int64), count_G),
+            np.array([t.row for t in found], np.int64),
+            np.repeat(np.arange(len(groups)), count_G),
             length_N=np.array([t.prompt_tokens + t.response_tokens for t in found], np.int64),
-            trained_N=np.array([t.trained_tokens for t in found], np.int64),
-            score_N=np.array([t.reward for t in found], np.float32),
-            reward_N=np.array([t.reward for t in found], np.float32),
+            sampled_N=trained_N,
+            trained_N=trained_N if oldest is None else _not_older(found, trained_N, oldest),
+            score_N=score_N,
+            reward_N=score_N.copy(),
+            oldest=oldest,
         )
 
     def for_ranks(self, minibatches: Sequence["Minibatch"]) -> "RankBatch":
@@ -298,7 +323,18 @@ class Batch:
             self.advantage_N,
             tuple(minibatches),
             self.scalars,
+            self.oldest,
         )
+
+
+def _not_older(found: Sequence[Trajectory], trained_N: np.ndarray, oldest: PolicyVersion) -> np.ndarray:
+    """Trained tokens of each trajectory without those of versions before `oldest`; int64 [N]."""
+    kept_N = trained_N.copy()
+    for n, trajectory in enumerate(found):
+        if trajectory.version < oldest:
+            spans = trajectory.spans or ((trajectory.version, trajectory.trained_tokens),)
+            kept_N[n] -= sum(count for version, count in spans if version < oldest)
+    return kept_N
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,6 +377,14 @@ class RankBatch:
     scalars: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Scalar columns, as in Batch.scalars."""
 
+    oldest: PolicyVersion | None = None
+    """Tokens of older versions are not trained on, as in Batch."""
+
     def with_blocks(self, blocks: Iterable[TokenBlock]) -> "RankBatch":
-        """The same batch with these blocks, which are not copied."""
-        return replace(self, blocks=tuple(blocks))
+        """The same batch with these blocks, without tokens of versions before `oldest` in their loss masks.
+
+        Blocks are not copied, except those with such tokens.
+        """
+        if self.oldest is None:
+            return replace(self, blocks=tuple(blocks))
+        return replace(self, blocks=tuple(block.without_older(self.oldest) for block in blocks))

@@ -97,6 +97,11 @@ class Trajectory:
     """(version, number of sampled tokens) of each policy version that sampled tokens of it, ascending by
     version. Empty: `version` sampled all of them."""
 
+    @property
+    def sampled_tokens(self) -> int:
+        """Number of tokens that the policy sampled."""
+        return sum(count for _, count in self.spans) if self.spans else self.trained_tokens
+
 
 @dataclass(slots=True)
 class Group:
@@ -146,6 +151,9 @@ class Usage:
     """Largest difference in log-probability, in nats, between a token that was sampled with keys and values
     of older weights and the same token with those of its own version. None: no such token was compared. A sum
     over engines has the largest of them."""
+
+    recomputing_s: float = 0.0
+    """The part of generating_s spent on recomputed_tokens; 0 if the engine does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in
 presets.py.
 """
 
-import math
 from typing import Any, Literal, TypeVar
 
 from pydantic import (
@@ -293,11 +292,6 @@ class BatchConfig(Section):
     """What becomes of open groups when a step has its groups. carry: they go on, with their tokens and
     versions. abort: they end, and their prompts start first in the next step, with the same seeds. None:
     carry if max_lag is above 0, else abort."""
-
-    @property
-    def open_groups(self) -> int:
-        """Most groups that are started and not yet trained on."""
-        return math.ceil(self.prompts_per_step * (self.oversample or self.max_lag + 1) - 1e-9)
 
     @property
     def optimizer_steps(self) -> int:

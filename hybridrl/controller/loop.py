@@ -1,32 +1,33 @@
 """One RL run, start to end. Read this file first.
 
-    prompts -> rollout -> reward -> buffer -> credit -> columns -> minibatch steps -> weight sync
-       ^                              |                                                   |
-       |                              +-- max_lag + 1 slots, each for one step <----------+ frees one
-       +-- fill() keeps the buffer full while the trainer works
+    prompts -> engines -> reward -> open groups -> credit -> columns -> minibatch steps -> weight sync
+       ^                               |                                                     |
+       |                               +-- the schedule: which groups a step trains on       |
+       +-- RolloutStream keeps the engines busy, as far ahead as the schedule allows <-------+ a new version
 
 max_lag = 0 is synchronous; max_lag >= 1 overlaps rollout with training. Step k produces policy version k from
 answers of version k - 1 - max_lag or newer.
 
-Who waits for whom: train() waits for the buffer, for the trainer and for the sync; fill() waits for a slot,
-for the engines and for the reward. The sync waits until no request runs in an engine, so nothing is sampled
-from mixed weights.
+Who waits for whom: train() waits for the groups of its step, for the trainer and for the sync; the stream
+waits for room in the schedule, for the engines and for the reward. With rollout.swap: drain the sync waits
+until no request runs in an engine; otherwise requests are paused meanwhile, and their tokens name versions.
 """
-
-import asyncio
 
 from hybridrl.batch import Batch
 from hybridrl.config.schema import Config
-from hybridrl.controller.buffer import RolloutBuffer, Rollouts
-from hybridrl.controller.collect import collect
 from hybridrl.controller.roles import Roles
+from hybridrl.controller.stream import RolloutStream
 from hybridrl.errors import VersionError
+from hybridrl.open_groups import OpenGroups
 
 
-async def run(cfg: Config, roles: Roles) -> None:
+async def run(cfg: Config, roles: Roles, resumed: OpenGroups | None = None) -> None:
     """Train from the trainer's version on until cfg.run.steps updates are done, or until asked to stop.
 
     Either way a checkpoint holds the last update.
+
+    Args:
+        resumed: the open groups of the checkpoint that the run resumes from.
 
     Raises: whatever a role raises. Nothing is retried here; a run is resumed from its last checkpoint.
     """
@@ -34,27 +35,25 @@ async def run(cfg: Config, roles: Roles) -> None:
     await roles.sync.push(version)
     if version == 0:
         await evaluate(cfg, roles, version)
-    buffer = RolloutBuffer(cfg.batch.max_lag + 1)
-    filler = asyncio.create_task(fill(cfg, roles, buffer, first_step=version + 1))
-    try:
+    async with RolloutStream(cfg, roles, resumed) as stream:
         for step in range(version + 1, cfg.run.steps + 1):
-            if await train(cfg, roles, buffer, step):
+            if await train(cfg, roles, stream, step):
                 break
-    finally:
-        filler.cancel()
 
 
-async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> bool:
+async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> bool:
     """One policy update, from scored groups to engines that serve version `step`; returns True if it was the
     last."""
-    observe, trainer = roles.observe, roles.trainer
+    observe, trainer, max_lag = roles.observe, roles.trainer, cfg.batch.max_lag
     with observe.span("step"):
         with observe.span("wait_for_batch"):
-            rollouts = await buffer.take()
-        if not cfg.batch.max_lag:  # with a lag, the engines generate meanwhile
+            rollouts = await stream.take()
+        if engines_sleep(cfg):
             await roles.engine.sleep()
-        batch = Batch.pack(step, rollouts.groups)
-        refuse_stale(batch, cfg.batch.max_lag)
+        oldest = step - 1 - max_lag if cfg.batch.stale == "mask" else None
+        batch = Batch.pack(step, rollouts.groups, oldest=oldest)
+        if oldest is None:
+            refuse_stale(batch, max_lag)
         with observe.span("adv"):
             for finding in roles.credit(batch):
                 observe.warn(finding.guard, finding.text)
@@ -67,23 +66,23 @@ async def train(cfg: Config, roles: Roles, buffer: RolloutBuffer, step: int) -> 
             observe.warn(*warning)
         with observe.span("update_weights"):
             swap = await roles.sync.push(step)
-    observe.step(step, batch, reports, swap, {**rollouts.metrics, **metrics}, minibatches=minibatches)
+        if max_lag:
+            stream.serve(step)
+        stream.goodput.train(batch)
+    measured = {**rollouts.metrics, **await stream.usage(), **metrics}
+    observe.step(step, batch, reports, swap, measured, minibatches=minibatches)
     await evaluate(cfg, roles, step)
     last = step == cfg.run.steps or roles.stop_requested()
-    await save(cfg, roles, step, rollouts, last=last)
-    if not last:
-        await buffer.release()
+    await save(cfg, roles, step, stream, last=last)
+    if not (max_lag or last):  # on-policy, engines begin after evaluation and checkpoint
+        stream.serve(step)
     return last
 
 
-async def fill(cfg: Config, roles: Roles, buffer: RolloutBuffer, *, first_step: int) -> None:
-    """Answer and score the prompts of one step after the other, as far ahead as the buffer has slots."""
-    try:
-        for step in range(first_step, cfg.run.steps + 1):
-            await buffer.reserve()
-            await buffer.put(await collect(cfg, roles, step))
-    except Exception as error:  # handed to train(), which raises it where the run can end
-        await buffer.fail(error)
+def engines_sleep(cfg: Config) -> bool:
+    """Whether engines free their memory while the trainer works: if nothing runs in them meanwhile, or if
+    requests can be paused and the trainer is on the same GPUs."""
+    return not cfg.batch.max_lag or bool(cfg.cluster.gpus_per_node and cfg.rollout.swap != "drain")
 
 
 def refuse_stale(batch: Batch, max_lag: int) -> None:
@@ -103,11 +102,12 @@ async def evaluate(cfg: Config, roles: Roles, step: int) -> None:
             roles.observe.evaluation(step, await roles.evaluator.run(step))
 
 
-async def save(cfg: Config, roles: Roles, step: int, rollouts: Rollouts, *, last: bool) -> None:
+async def save(cfg: Config, roles: Roles, step: int, stream: RolloutStream, *, last: bool) -> None:
     """A checkpoint after the last step, and at multiples of save_every and export_every."""
     if last or any(every and step % every == 0 for every in (cfg.run.save_every, cfg.run.export_every)):
         with roles.observe.span("save_checkpoint"):
-            progress = {"prompts": rollouts.position, "credit": roles.credit.state_dict()}
-            await roles.trainer.save(step, progress)
+            opened = stream.open_groups()
+            progress = {"prompts": roles.prompts.state_dict(), "credit": roles.credit.state_dict()}
+            await roles.trainer.save(step, {**progress, "open": opened.facts}, opened)
             if last:
                 await roles.trainer.finish_saving()

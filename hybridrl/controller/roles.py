@@ -9,6 +9,7 @@ import numpy as np
 
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.controller.advantage import CreditAssignment
+from hybridrl.open_groups import OpenGroups
 from hybridrl.types import (
     Group,
     GroupTask,
@@ -25,7 +26,18 @@ class PromptSource(Protocol):
     """An endless stream of prompts, reshuffled at each epoch from a seed, that can be reset to any
     position."""
 
-    def take(self, count: int) -> list[Prompt]: ...
+    @property
+    def position(self) -> int:
+        """Number of prompts taken since the beginning of the stream."""
+        ...
+
+    def take(self, count: int) -> list[Prompt]:
+        """The next prompts."""
+        ...
+
+    def at(self, indices: Sequence[int]) -> list[Prompt]:
+        """The prompts of these indices in the stream; the position does not change."""
+        ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -75,7 +87,7 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def usage(self) -> Usage:
+    async def usage(self) -> Usage:
         """What the engines did since the last call."""
         ...
 
@@ -122,8 +134,8 @@ class PolicyTrainer(Protocol):
         """One optimizer step on minibatch `index` of the loaded batch."""
         ...
 
-    async def save(self, step: int, progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint that holds the controller's progress too, and commit it.
+    async def save(self, step: int, progress: Mapping[str, Any], opened: OpenGroups) -> None:
+        """Write a checkpoint that holds the controller's progress and its open groups too, and commit it.
 
         The training may go on meanwhile; the next `save`, and `finish_saving`, wait until it is committed.
         """

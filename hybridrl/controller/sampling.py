@@ -1,38 +1,41 @@
-"""How answers are sampled, and from which seed: a function of the run's seed and the step, so a resumed run
+"""How answers are sampled, and from which seed: a function of the run's seed and the prompt, so a resumed run
 repeats it."""
 
 from hybridrl.config.schema import Config
-from hybridrl.types import Sampling
+from hybridrl.seeds import group_seed
+from hybridrl.types import GroupTask, Prompt, Sampling
 
-_STEP_STRIDE = 1_000_003
-"""A prime above any number of requests of a step, so that seeds of neighbouring steps do not overlap."""
+_HELDOUT = 2**62
+"""Index of the first evaluation's seed; no stream has as many prompts."""
 
 
-def train_sampling(cfg: Config, step: int) -> Sampling:
-    """Sampling of the prompts of a step; request i of the step uses seed + i."""
-    return Sampling(
-        num_samples=cfg.algorithm.samples_per_prompt,
-        max_response_tokens=cfg.rollout.max_response_tokens,
-        temperature=cfg.rollout.temperature,
-        seed=_seed(cfg.run.seed, 2 * step),
+def group_task(cfg: Config, index: int, prompt: Prompt, *, greedy: bool) -> GroupTask:
+    """The task of training prompt `index`.
+
+    Args:
+        greedy: answer once greedily too, as a baseline.
+    """
+    longest = cfg.rollout.max_response_tokens
+    return GroupTask(
+        index=index,
+        prompt=prompt,
+        sampling=Sampling(
+            num_samples=cfg.algorithm.samples_per_prompt,
+            max_response_tokens=longest,
+            temperature=cfg.rollout.temperature,
+            seed=group_seed(cfg.run.seed, index),
+        ),
+        greedy=Sampling(num_samples=1, max_response_tokens=longest, temperature=0.0, seed=0)
+        if greedy
+        else None,
     )
 
 
-def greedy_sampling(cfg: Config) -> Sampling:
-    """One greedy answer to each prompt, as a baseline."""
-    longest = cfg.rollout.max_response_tokens
-    return Sampling(num_samples=1, max_response_tokens=longest, temperature=0.0, seed=0)
-
-
 def heldout_sampling(cfg: Config, step: int) -> Sampling:
-    """Sampling of an evaluation; its seeds are not those of any training step."""
+    """Sampling of an evaluation; its seeds are not those of any training prompt."""
     return Sampling(
         num_samples=cfg.evaluate.samples_per_prompt,
         max_response_tokens=cfg.rollout.max_response_tokens,
         temperature=cfg.evaluate.temperature,
-        seed=_seed(cfg.run.seed, 2 * step + 1),
+        seed=group_seed(cfg.run.seed, _HELDOUT + step) % 2**31,
     )
-
-
-def _seed(run_seed: int, stream: int) -> int:
-    return (run_seed * 7919 + stream) * _STEP_STRIDE % 2**31

@@ -37,6 +37,16 @@ class EpochOrder:
                 self._order_N = self._order()
         return picked
 
+    @property
+    def num_taken(self) -> int:
+        """Rows taken since the first epoch began."""
+        return self.epoch * self._num_rows + self.position
+
+    def at(self, positions: Sequence[int]) -> list[int]:
+        """Indices of the rows that `take` returned, or will return, at these positions; nothing is taken."""
+        orders = {epoch: self._order_of(epoch) for epoch in {at // self._num_rows for at in positions}}
+        return [int(orders[at // self._num_rows][at % self._num_rows]) for at in positions]
+
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "position": self.position, **self._identity()}
 
@@ -60,9 +70,12 @@ class EpochOrder:
         return {"num_rows": self._num_rows, "seed": self._seed, "shuffle": self._shuffle}
 
     def _order(self) -> np.ndarray:
+        return self._order_of(self.epoch)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
         if not self._shuffle:
             return np.arange(self._num_rows)
-        return np.random.default_rng([self._seed, self.epoch]).permutation(self._num_rows)
+        return np.random.default_rng([self._seed, epoch]).permutation(self._num_rows)
 
 
 class Stream(ABC, Generic[Item]):
@@ -77,6 +90,15 @@ class Stream(ABC, Generic[Item]):
     def take(self, count: int) -> list[Item]:
         """The next items; at the end of an epoch the next one begins."""
         return self._read(self.order.take(count))
+
+    @property
+    def position(self) -> int:
+        """Number of items taken since the beginning."""
+        return self.order.num_taken
+
+    def at(self, indices: Sequence[int]) -> list[Item]:
+        """The items of these indices in the stream; the position does not change."""
+        return self._read(self.order.at(indices))
 
     def all(self) -> list[Item]:
         """Every item once, in the order of the rows; the position does not change."""

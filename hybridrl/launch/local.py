@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import ray
+
 from hybridrl.cluster.env import ray_address
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.load import LoadedConfig
@@ -41,6 +43,8 @@ from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of, layout_in
+from hybridrl.open_groups import OpenGroups
+from hybridrl.trainer import open_groups as open_groups_file
 from hybridrl.wording import counted
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
@@ -68,6 +72,7 @@ class RLRun(Run[Config, RunObserver]):
         self._here = in_folders(loaded)
         cfg = self._here.config
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
+        self._open: Mapping[str, Any] = {}
         self._address = _address(cfg) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)
@@ -91,6 +96,7 @@ class RLRun(Run[Config, RunObserver]):
         if progress:
             self._prepared.train.load_state_dict(progress["prompts"])
             self._credit.load_state_dict(progress["credit"])
+            self._open = progress.get("open", {})
 
     def observer(self, resume_step: int | None) -> RunObserver:
         devices = num_gpus(self.cfg.cluster) or 1
@@ -127,7 +133,16 @@ class RLRun(Run[Config, RunObserver]):
                 group.kill()
 
     def train(self, roles: Roles) -> Coroutine[Any, Any, None]:
-        return loop.run(self.cfg, roles)
+        return loop.run(self.cfg, roles, self._open_groups())
+
+    def _open_groups(self) -> OpenGroups | None:
+        """The open groups of the checkpoint; their tokens go into the object store."""
+        if self.checkpoint is None or not self._open:
+            return None
+        scalars, blocks = open_groups_file.read(self.checkpoint.folder)
+        return OpenGroups(
+            tuple(self._open["unfinished"]), tuple(self._open["parts"]), scalars, tuple(map(ray.put, blocks))
+        )
 
     def _start(self, devices: Devices) -> "Workers":
         """Start all processes; nothing is built in them yet."""

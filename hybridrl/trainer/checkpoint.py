@@ -82,11 +82,13 @@ class Saver:
         parts: Parts,
         facts: Mapping[str, Any],
         then: Callable[[], None] | None = None,
+        more: Callable[[Path], None] | None = None,
     ) -> None:
         """Wait for the previous checkpoint, then write a new one.
 
         Args:
             facts: additional entries of the commit record; JSON.
+            more: called on rank 0 with the folder before it is committed, to write further files.
             then: called on rank 0 once the checkpoint is committed.
 
         Raises:
@@ -106,7 +108,7 @@ class Saver:
             )  # a run that was killed while saving may have left it
             unfinished.mkdir(parents=True)
         dist.barrier()
-        job = self._writer(unfinished, folder, parts, facts, then)
+        job = self._writer(unfinished, folder, parts, facts, then, more)
         self._background.start(job)
         if not self._in_background:
             self.finish()
@@ -135,6 +137,7 @@ class Saver:
         parts: Parts,
         facts: Mapping[str, Any],
         then: Callable[[], None] | None,
+        more: Callable[[Path], None] | None,
     ) -> Callable[[], None]:
         """A function that writes a snapshot of the present state; later training does not change it."""
         rank = dist.get_rank()
@@ -147,6 +150,8 @@ class Saver:
             for index, (part, kept) in enumerate(snapshots.items()):
                 rank_files.write(unfinished, part, rank, kept, random if index == 0 else {})
             if rank == 0:
+                if more is not None:
+                    more(unfinished)
                 committed.commit(unfinished, folder, record, collect())
                 if then is not None:
                     then()

@@ -6,9 +6,10 @@ Every method of TrainerWorker is collective (RayTrainer calls it on all ranks, i
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import VersionError
 from hybridrl.hosts import cuda
+from hybridrl.open_groups import OpenGroups
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import STAGING_BYTES, Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
 from hybridrl.trainer import checkpoints
+from hybridrl.trainer import open_groups as open_groups_file
 from hybridrl.trainer.policy import Policy
 from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
@@ -43,6 +46,7 @@ class TrainerWorker:
             reward_model: setup of a reward model that is colocated on these ranks; None if there is none.
         """
         self._setup, self._reward_setup = setup, reward_model
+        self._groups_to_keep: Callable[[Path], None] | None = None
 
     def pid(self) -> int:
         return os.getpid()
@@ -147,9 +151,14 @@ class TrainerWorker:
         cuda.release_cached_memory()  # as in write_weights; adapters are merged on the device
         return written
 
+    def keep_groups(self, scalars: Mapping[str, np.ndarray], *blocks: TokenBlock) -> None:
+        """Let the next checkpoint contain these groups; called on rank 0."""
+        self._groups_to_keep = partial(open_groups_file.write, scalars=scalars, blocks=blocks)
+
     def save(self, folder: Path, progress: Mapping[str, Any], export: Path | None) -> None:
         dedicated = "value" in self._setup.remote_columns
-        self._policy.save(folder, {"progress": progress, "critic_apart": dedicated}, export)
+        more, self._groups_to_keep = self._groups_to_keep, None
+        self._policy.save(folder, {"progress": progress, "critic_apart": dedicated}, export, more)
 
     def finish_saving(self) -> None:
         self._policy.finish_saving()
@@ -233,8 +242,10 @@ class RayTrainer:
             self.version = report.version
         return replace(report, metrics={**report.metrics, **of_critic})
 
-    async def save(self, step: int, progress: Mapping[str, Any]) -> None:
+    async def save(self, step: int, progress: Mapping[str, Any], opened: OpenGroups) -> None:
         folder = checkpoints.named(self._folder, step)
+        if opened.columns:
+            await self.workers.one(0, "keep_groups", opened.columns, *opened.blocks)
         if self._critic:
             await self._critic.save(folder)
         export = self._exports.folder_of(step) if self._exports else None

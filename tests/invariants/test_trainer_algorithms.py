@@ -8,11 +8,11 @@ import pytest
 import torch
 import trainer_scenarios as scenarios
 import trainer_values as values
-from rows import select
 from trainer_ranks import on_ranks
 
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import CriticConfig
+from hybridrl.trainer.open_groups import select
 
 IN_LOSS = AlgorithmConfig(kl={"coefficient": 0.1, "estimator": "k3", "in": "loss"})
 IN_REWARD = AlgorithmConfig(

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +11,8 @@ from hybridrl.batch import Batch, Minibatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.roles import Roles
-from hybridrl.types import Group, Prompt, StepReport, SwapReport, Trajectory
+from hybridrl.controller.stream import Rollouts, RolloutStream
+from hybridrl.types import Group, GroupTask, Prompt, StepReport, SwapReport, Trajectory, Usage
 
 
 def config(**changes) -> Config:
@@ -29,8 +30,8 @@ def config(**changes) -> Config:
 
 
 class CountingPrompts:
-    def __init__(self) -> None:
-        self.taken = 0
+    def __init__(self, taken: int = 0) -> None:
+        self.taken = taken
 
     def take(self, count: int) -> list[Prompt]:
         first, self.taken = self.taken, self.taken + count
@@ -38,6 +39,13 @@ class CountingPrompts:
             Prompt(uid=f"train/{i}", token_ids=(1, 2), row={"answer": str(i)})
             for i in range(first, self.taken)
         ]
+
+    @property
+    def position(self) -> int:
+        return self.taken
+
+    def at(self, indices) -> list[Prompt]:
+        return [prompt for i in indices for prompt in CountingPrompts(i).take(1)]
 
     def state_dict(self) -> dict[str, int]:
         return {"taken": self.taken}
@@ -65,25 +73,68 @@ class World:
     spans: list[str] = field(default_factory=list)
     batches: list[Batch] = field(default_factory=list)
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=list)
+    tasks: list[GroupTask] = field(default_factory=list)
+    running: dict[int, asyncio.Task] = field(default_factory=dict)
+    done: asyncio.Queue = field(default_factory=asyncio.Queue)
+    used: Usage = Usage(generating_s=2.0, paused_s=1.0, idle_s=1.0)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    opened: list = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     credit: CreditAssignment = field(default_factory=lambda: load_credit(AlgorithmConfig()))
 
     async def generate(self, prompts, sampling) -> list[Group]:
-        if any(p.uid == f"train/{self.fail_at_prompt}" for p in prompts):
-            raise RuntimeError("engine broke")
+        """Held-out answers."""
+        return [self.answered(prompt, sampling, i) for i, prompt in enumerate(prompts)]
+
+    async def submit(self, tasks) -> None:
+        for task in tasks:
+            self.tasks.append(task)
+            self.running[task.index] = asyncio.create_task(self._answer(task))
+
+    async def completed(self) -> list[Group]:
+        found = await self.done.get()
+        if isinstance(found, Exception):
+            raise found
+        return [found]
+
+    async def cancel(self, indices) -> None:
+        for index in indices:
+            self.running.pop(index).cancel()
+            self.used = replace(
+                self.used,
+                aborted_tokens=self.used.aborted_tokens + 1,
+                sampled_tokens=self.used.sampled_tokens + 1,
+            )
+
+    async def usage(self) -> Usage:
+        used, self.used = self.used, Usage(generating_s=2.0, paused_s=1.0, idle_s=1.0)
+        return used
+
+    def seconds(self, task) -> float:
+        """Time to answer a task."""
+        return self.generate_s
+
+    async def _answer(self, task) -> None:
         version = self.served
         assert version is not None, "sampled before the first swap"
-        self.seeds.append(sampling.seed)
-        await asyncio.sleep(self.generate_s)
-        count = len(prompts) * sampling.num_samples
+        await asyncio.sleep(self.seconds(task))
+        if task.prompt.uid == f"train/{self.fail_at_prompt}":
+            return self.done.put_nowait(RuntimeError("engine broke"))
+        group = self.answered(task.prompt, task.sampling, task.index, version)
+        if task.greedy is not None:
+            group.greedy = self.answered(task.prompt, task.greedy, task.index, version)
+        del self.running[task.index]
+        count = len(group.trajectories) + (group.greedy is not None)
+        self.used = replace(self.used, sampled_tokens=self.used.sampled_tokens + count)
+        self.events.append(("generated", task.prompt.uid, version))
+        self.done.put_nowait(group)
+
+    def answered(self, prompt, sampling, index, version=None) -> Group:
+        """One token an answer."""
+        version, count = (self.served or 0) if version is None else version, sampling.num_samples
         block = TokenBlock.from_answers([(1, 2)] * count, [(3,)] * count, [(-1.0,)] * count, version)
-        groups = []
-        for i, prompt in enumerate(prompts):
-            rows = range(i * sampling.num_samples, (i + 1) * sampling.num_samples)
-            groups.append(Group(prompt, [Trajectory(row, 2, 1, 1, "stop", version) for row in rows], block))
-        self.events.append(("generated", prompts[0].uid, version))
-        return groups
+        answers = [Trajectory(row, 2, 1, 1, "stop", version) for row in range(count)]
+        return Group(prompt, answers, block, index=index)
 
     async def sleep(self) -> None:
         self.events.append(("sleep",))
@@ -106,8 +157,9 @@ class World:
 
     num_minibatches = 2
 
-    async def save(self, step, progress) -> None:
+    async def save(self, step, progress, opened) -> None:
         self.events.append(("save", step, progress))
+        self.opened.append(opened)
 
     async def finish_saving(self) -> None:
         self.events.append(("saved", self.version))
@@ -151,6 +203,7 @@ class Notes:
 
     def step(self, step, batch, reports, swap, metrics, *, minibatches) -> None:
         self.world.events.append(("observed", step))
+        self.world.metrics.append(dict(metrics))
         assert np.isfinite(batch.advantage_N).all()
 
     def warn(self, about, text) -> None:
@@ -158,3 +211,14 @@ class Notes:
 
     def evaluation(self, step, metrics) -> None:
         self.world.evaluations[step] = metrics
+
+
+def first_step(cfg: Config, world: World, roles: Roles | None = None) -> Rollouts:
+    """What the first step of a run trains on."""
+
+    async def take() -> Rollouts:
+        async with RolloutStream(cfg, roles or world.roles()) as stream:
+            return await stream.take()
+
+    world.served = 0
+    return asyncio.run(take())

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rows import select
 
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, OptimizerConfig, TrainParallel
 from hybridrl.models.spec import read
+from hybridrl.trainer.open_groups import select
 from hybridrl.trainer.setup import PolicySetup
 
 VOCAB = 37  # divides over no number of ranks that is tested

@@ -39,7 +39,13 @@ class Role:
             last = self._mesh.is_last_stage
             return self._loaded.whole(name, self._mesh).cpu().numpy() if last else None
 
-    def save(self, folder: Path, facts: Mapping[str, Any] | None = None, export: Path | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        facts: Mapping[str, Any] | None = None,
+        export: Path | None = None,
+        more: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write model, optimizer, schedule and random state into a new folder.
 
         With async_save this returns early and training may go on; the checkpoint is complete after
@@ -48,6 +54,7 @@ class Role:
         Args:
             facts: additional entries of the commit record; JSON.
             export: folder to which the policy is exported afterwards in Hugging Face format.
+            more: called on rank 0 to write further files into the folder that it is given.
 
         Raises:
             CheckpointError: the folder exists.
@@ -57,7 +64,7 @@ class Role:
         source = self.backend.setup.model_folder
         then = partial(export_checkpoint, folder, export, source, verified=True) if export else None
         with self.backend.scope(), self._offload.at_home():
-            self._saver.save(folder, self._trained, {**(facts or {}), **self._facts()}, then)
+            self._saver.save(folder, self._trained, {**(facts or {}), **self._facts()}, then, more)
 
     def finish_saving(self) -> None:
         """Wait until the last checkpoint is committed.

@@ -10,9 +10,9 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run
 
 
-def play(cfg, world) -> None:
+def play(cfg, world, resumed=None) -> None:
     evaluator = Evaluator(cfg, [fakes.Prompt("held/0", (1,), {}, "held")], world, world)
-    asyncio.run(run(cfg, world.roles(evaluator)))
+    asyncio.run(run(cfg, world.roles(evaluator), resumed))
 
 
 def test_a_synchronous_step_samples_from_the_version_before_it() -> None:
@@ -86,8 +86,6 @@ def test_a_run_that_is_asked_to_stop_ends_its_step_and_saves_it(max_lag: int) ->
     world = fakes.World(stop_in_step=4, update_s=0.01)
     play(fakes.config(batch={"max_lag": max_lag}), world)
     assert [batch.step for batch in world.batches] == [1, 2, 3, 4] and world.version == world.served == 4
-    saved = {event[1]: event[2]["prompts"] for event in world.events if event[0] == "save"}
-    assert saved == {3: {"taken": 12}, 4: {"taken": 16}}
     assert 4 in world.evaluations
 
 
@@ -98,22 +96,36 @@ def test_a_stop_that_comes_in_the_last_step_saves_it_once() -> None:
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
-def test_a_checkpoint_holds_the_position_after_the_prompts_that_were_trained_on(max_lag: int) -> None:
-    world = fakes.World(update_s=0.01)
+@pytest.mark.parametrize("stop_in_step", [None, 4])
+def test_a_checkpoint_holds_every_group_that_was_started_and_not_trained_on(
+    max_lag: int, stop_in_step
+) -> None:
+    world = fakes.World(update_s=0.01, stop_in_step=stop_in_step)
     play(fakes.config(batch={"max_lag": max_lag}), world)
-    saved = {event[1]: event[2]["prompts"] for event in world.events if event[0] == "save"}
-    assert saved == {3: {"taken": 12}, 6: {"taken": 24}}
+    saves = [event for event in world.events if event[0] == "save"]
+    for (_, step, progress), opened in zip(saves, world.opened, strict=True):
+        trained = [group.index for batch in world.batches[:step] for group in batch.groups]
+        kept = [*opened.indices, *opened.unfinished]
+        assert sorted([*trained, *kept]) == list(range(progress["prompts"]["taken"]))
+        assert bool(kept) == (max_lag > 0 and step < 6)
 
 
-def test_a_resumed_run_samples_what_the_uninterrupted_one_samples() -> None:
-    whole, rest = fakes.World(), fakes.World(version=3)
-    play(fakes.config(), whole)
-    rest.prompts.load_state_dict({"taken": 3 * 4})
-    play(fakes.config(), rest)
+@pytest.mark.parametrize("max_lag", [0, 2])
+def test_a_resumed_run_trains_on_what_the_uninterrupted_one_trains_on(max_lag: int) -> None:
+    cfg = fakes.config(batch={"max_lag": max_lag})
+    whole, rest = fakes.World(update_s=0.01), fakes.World(update_s=0.01, version=3)
+    play(cfg, whole)
+    rest.prompts.load_state_dict(next(event for event in whole.events if event[0] == "save")[2]["prompts"])
+    play(cfg, rest, whole.opened[0])
     assert [batch.step for batch in rest.batches] == [4, 5, 6]
-    assert [g.prompt.uid for g in rest.batches[0].groups] == [g.prompt.uid for g in whole.batches[3].groups]
-    assert rest.seeds[-1] == whole.seeds[-1]
-    assert len(set(whole.seeds)) == len(whole.seeds)
+    for again, first in zip(rest.batches, whole.batches[3:], strict=True):
+        assert [g.index for g in again.groups] == [g.index for g in first.groups]
+        assert [g.prompt for g in again.groups] == [g.prompt for g in first.groups]
+        assert again.score_N.tolist() == first.score_N.tolist()
+        assert min(t.version for t in again.trajectories) >= again.step - 1 - max_lag
+    seeds = {task.index: task.sampling.seed for task in whole.tasks}
+    assert all(seeds[task.index] == task.sampling.seed for task in rest.tasks)
+    assert len(set(seeds.values())) == len(seeds)
 
 
 @pytest.mark.parametrize("max_lag", [0, 1])

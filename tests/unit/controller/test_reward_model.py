@@ -11,7 +11,6 @@ import pytest
 from hybridrl.batch import Batch
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import load_credit
-from hybridrl.controller.collect import collect
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.errors import RewardError
@@ -103,14 +102,14 @@ class Judge(fakes.World):
 def test_dynamic_sampling_looks_at_the_sum() -> None:
     world = Judge(served=0)
     cfg = fakes.config(algorithm={"dynamic_sampling": {}})
-    found = asyncio.run(collect(cfg, world.roles(), step=1))
+    found = fakes.first_step(cfg, world)
     assert [group.prompt.uid for group in found.groups] == ["train/0", "train/2", "train/4", "train/6"]
-    assert found.metrics["rollout/rounds"] == 2
+    assert found.metrics["rollout/prompts_sampled"] == 7
 
 
 def test_a_greedy_baseline_is_judged_as_the_answers_are() -> None:
     world = Judge(served=0, credit=load_credit(AlgorithmConfig.model_validate({"estimator": "remax"})))
-    found = asyncio.run(collect(fakes.config(), world.roles(), step=1))
+    found = fakes.first_step(fakes.config(), world)
     assert [group.greedy_reward for group in found.groups] == [0.0] * 4
     assert found.groups[0].trajectories[1].reward == 1.0
 

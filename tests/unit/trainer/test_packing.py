@@ -8,12 +8,13 @@ import torch
 import trainer_values as values
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import select, trajectory
+from rows import trajectory
 
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.megatron.context import in_order
+from hybridrl.trainer.open_groups import select
 from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
 
 CPU = torch.device("cpu")
