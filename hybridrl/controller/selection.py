@@ -1,6 +1,6 @@
 """Which groups carry a learning signal, and the metrics of a step's selection among sampled groups.
 
-Shape letters: N trajectories.
+Shape letters: N trajectories, G groups.
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,21 @@ from hybridrl.config.schema import DynamicSamplingConfig
 from hybridrl.types import Group, mean
 
 
-def has_signal(group: Group, dynamic: DynamicSamplingConfig) -> bool:
-    """Whether the rewards of the group's answers differ and the share of solved ones is in the range."""
-    reward_N = torch.tensor([t.reward for t in group.trajectories], dtype=torch.float64)
-    one_group_N = torch.zeros(len(reward_N), dtype=torch.int64)
+def with_signal(groups: Sequence[Group], dynamic: DynamicSamplingConfig) -> list[bool]:
+    """For each group, whether the rewards of its answers differ and the share of solved ones is in the range."""
+    rewards = [t.reward for group in groups for t in group.trajectories]
+    count_G = torch.tensor([len(group.trajectories) for group in groups])
+    reward_N = torch.tensor(rewards, dtype=torch.float64)
+    group_N = torch.repeat_interleave(torch.arange(len(groups)), count_G)
     inside_N = within_difficulty(
         reward_N,
-        one_group_N,
+        group_N,
         lowest=dynamic.lowest,
         highest=dynamic.highest,
         solved_above=dynamic.solved_above,
     )
-    return bool((informative(reward_N, one_group_N) & inside_N).all())
+    of_group_N = informative(reward_N, group_N) & inside_N
+    return of_group_N[count_G.cumsum(0) - 1].tolist()
 
 
 def selection_metrics(flat: Sequence[Group], kept: Sequence[Group]) -> dict[str, float]:

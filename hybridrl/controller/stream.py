@@ -22,7 +22,7 @@ from hybridrl.controller.goodput import Goodput
 from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import group_task
 from hybridrl.controller.schedule import Chosen, Plan, Schedule
-from hybridrl.controller.selection import has_signal, selection_metrics
+from hybridrl.controller.selection import selection_metrics, with_signal
 from hybridrl.open_groups import OpenGroups, pack_groups
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, mean
 
@@ -204,8 +204,9 @@ class RolloutStream:
                 await self._score_greedy(groups)
             self._note_waiting()
             self._scoring -= len(groups)
-            for group in groups:
-                self._finish(group)
+            signals = with_signal(groups, self._dynamic) if self._dynamic else [True] * len(groups)
+            for group, signal in zip(groups, signals, strict=True):
+                self._finish(group, flat=not signal)
             self._changed.set()
             self._room.set()
 
@@ -218,8 +219,7 @@ class RolloutStream:
             if group.greedy is not None:
                 group.greedy_reward = group.greedy.trajectories[0].reward
 
-    def _finish(self, group: Group) -> None:
-        flat = self._dynamic is not None and not has_signal(group, self._dynamic)
+    def _finish(self, group: Group, *, flat: bool) -> None:
         if not self._schedule.finish(group.index, oldest=_oldest(group), flat=flat):
             self.goodput.lose([group], self.goodput.lost)
             return

@@ -210,7 +210,7 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
         (1, 1.0, None),
         "every token of a failed answer counts here",
     ),
-    ("data.gen_batch_size", (), "algorithm.dynamic_sampling asks for as many prompts as are missing"),
+    ("data.gen_batch_size", (), "algorithm.dynamic_sampling replaces each flat group at once"),
     (
         "data.truncation",
         ("error",),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import ray
 
+from hybridrl.algorithms.lag import lag_warning
 from hybridrl.cluster.env import ray_address
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.load import LoadedConfig
@@ -91,8 +92,9 @@ class RLRun(Run[Config, RunObserver]):
         self._prepared = prepare(self._here)
         self._credit = load_credit(self.cfg.algorithm, skips_zeros=skips)
         self.terminal.say("data", self._prepared.describe())
-        for warning in self._prepared.warnings:
-            self.terminal.warn(warning)
+        for warning in (*self._prepared.warnings, lag_warning(self.cfg)):
+            if warning is not None:
+                self.terminal.warn(warning)
         if progress:
             self._prepared.train.load_state_dict(progress["prompts"])
             self._credit.load_state_dict(progress["credit"])

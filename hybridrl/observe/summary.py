@@ -16,6 +16,9 @@ SUMMARY_FILE = "summary.json"
 
 _CHECKSUMS = {True: "all checksums equal", False: "CHECKSUMS DIFFER", None: "through the engine's own loader"}
 
+_MOST_CAUSES = 3
+"""Causes of engine time that the last lines name."""
+
 LIBRARIES = ("hybridrl", "torch", "megatron-core", "sglang", "ray", "transformers", "mlflow", "numpy")
 
 
@@ -46,6 +49,8 @@ def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[st
         "seconds_by_phase": {name: round(seconds, 3) for name, seconds in spent_s.items()},
         "non_finite_metrics": sum(not math.isfinite(v) for r in records for v in r.metrics.values()),
         "tokens": int(sum(r.metrics.get("perf/total_num_tokens", 0.0) for r in steps)),
+        "rollout_tokens": _totals(steps, "rollout/tokens/"),
+        "goodput": _engine_shares(steps),
     }
 
 
@@ -101,6 +106,32 @@ def _results(summary: Mapping[str, Any], reward_word: str) -> Iterable[str]:
     if gap is not None:
         checksums = _CHECKSUMS[summary["swap_checksums_ok"]]
         yield f"trainer and engine agree to {gap:.1e} nats; {counted(summary['swaps'], 'swap')}, {checksums}"
+    if shares := summary.get("goodput"):
+        largest = sorted(shares.items(), key=lambda entry: -entry[1])[:_MOST_CAUSES]
+        causes = ", ".join(f"{cause.replace('_', ' ')} {share:.0%}" for cause, share in largest)
+        yield f"engine time: {causes}"
+
+
+def _totals(steps: Sequence[Record], prefix: str) -> dict[str, int]:
+    """Sums of the metrics with a prefix over all steps; the last value of what is still in flight."""
+    found: dict[str, int] = {}
+    for name, value in (entry for record in steps for entry in record.metrics.items()):
+        if name.startswith(prefix):
+            key = name.removeprefix(prefix)
+            found[key] = int(value) + (0 if key == "in_flight" else found.get(key, 0))
+    return found
+
+
+def _engine_shares(steps: Sequence[Record]) -> dict[str, float]:
+    """What engines did with their time, as shares by cause over all steps; they sum to 1 unless empty."""
+    spent_s: dict[str, float] = defaultdict(float)
+    for record in steps:
+        for name, share in record.metrics.items():
+            if name.startswith("goodput/"):
+                cause = name.removeprefix("goodput/")
+                spent_s[cause] += share * record.metrics.get("perf/time_per_step", 1.0)
+    total = sum(spent_s.values())
+    return {cause: seconds / total for cause, seconds in spent_s.items()} if total else {}
 
 
 def _following(commands: Sequence[tuple[str, str]]) -> Iterable[str]:

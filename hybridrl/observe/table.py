@@ -51,13 +51,14 @@ COLUMNS = (
     Column("step", 6, _number("training/global_step", ".0f")),
     Column("reward", 7, _number("critic/score/mean", ".2f")),
     Column("held-out", 8, _heldout),
-    Column("length", 7, _number("response_length/mean", ".1f"), dropped=5),
-    Column("entropy", 7, _number("actor/entropy", ".2f"), dropped=3),
+    Column("length", 7, _number("response_length/mean", ".1f"), dropped=6),
+    Column("entropy", 7, _number("actor/entropy", ".2f"), dropped=4),
     Column("lr", 7, _number("actor/lr", ".1e"), dropped=1),
     Column("gen", 6, _seconds("timing_s/gen")),
+    Column("used", 6, _number("goodput/with_gradient", ".0%"), dropped=2),
     Column("train", 6, _seconds("timing_s/old_log_prob", "timing_s/update_actor")),
-    Column("swap", 6, _seconds("sync/time_s"), dropped=2),
-    Column("step time", 9, _seconds("timing_s/step"), dropped=4),
+    Column("swap", 6, _seconds("sync/time_s"), dropped=3),
+    Column("step time", 9, _seconds("timing_s/step"), dropped=5),
     Column("eta", 6, _seconds(ETA), log_only=True),
 )
 

@@ -11,7 +11,6 @@ from hybridrl.algorithms.controllers import AdaptiveEntropy, AdaptiveKL
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.sampling import (
-    DynamicSampling,
     informative,
     within_difficulty,
 )
@@ -154,18 +153,6 @@ def test_flat_groups_and_groups_of_one_are_not_informative():
 def test_difficulty_is_a_band_of_solved_shares():
     assert within_difficulty(REWARDS, GROUPS, lowest=0.2, highest=0.8).tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
     assert within_difficulty(REWARDS, GROUPS, lowest=0.0, highest=0.4).tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
-
-
-@pytest.mark.parametrize(
-    "kept,sampled,rounds,expected",
-    [(0, 0, 0, 64), (64, 64, 1, 0), (70, 128, 2, 0), (32, 64, 1, 64), (60, 64, 1, 5), (0, 64, 1, 64)],
-)
-def test_dynamic_sampling_asks_for_what_is_missing(kept, sampled, rounds, expected):
-    assert DynamicSampling(wanted=64).next_prompts(kept, sampled, rounds) == expected
-
-
-def test_dynamic_sampling_ends_after_its_last_round():
-    assert DynamicSampling(wanted=64, max_rounds=3).next_prompts(12, 192, 3) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hybridrl.config.schema import AlgorithmConfig, DynamicSamplingConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.loop import run
-from hybridrl.controller.selection import has_signal
+from hybridrl.controller.selection import with_signal
 from hybridrl.types import Group, Prompt, Trajectory
 
 
@@ -98,13 +98,17 @@ def test_a_step_on_solved_prompts_has_groups_all_the_same() -> None:
 def test_which_groups_teach(rewards, limits, expected) -> None:
     answers = [Trajectory(i, 1, 1, 1, "stop", 0, float(reward)) for i, reward in enumerate(rewards)]
     group = Group(Prompt("train/0", (1,), {}), answers, None)
-    assert has_signal(group, DynamicSamplingConfig(**limits)) == expected
+    flat = Group(Prompt("train/1", (1,), {}), [Trajectory(0, 1, 1, 1, "stop", 0, 1.0)], None)
+    found = with_signal([flat, group, group], DynamicSamplingConfig(**limits))
+    assert found == [False, expected, expected]
 
 
 def test_remax_takes_the_reward_of_a_greedy_answer_as_its_baseline() -> None:
     world = Uneven(credit=load_credit(AlgorithmConfig.model_validate({"estimator": "remax"})))
     found = collected(world, estimator="remax")
-    assert [(t.sampling.temperature, t.greedy and t.greedy.temperature) for t in world.tasks] == [(1.0, 0.0)] * 4
+    assert [(t.sampling.temperature, t.greedy and t.greedy.temperature) for t in world.tasks] == [
+        (1.0, 0.0)
+    ] * 4
     # the fake's reward of the first answer to a prompt, and all there is of a greedy one
     assert [g.greedy_reward for g in found.groups] == [0.0, 1.0, 0.0, 1.0]
     assert [len(g.trajectories) for g in found.groups] == [2] * 4

@@ -3,6 +3,7 @@
 import math
 
 import observe_values as values
+import pytest
 
 from hybridrl.observe.summary import closing_lines, summarise, versions
 
@@ -48,7 +49,19 @@ def test_a_run_in_numbers() -> None:
         },
         "non_finite_metrics": 0,
         "tokens": 200,
+        "rollout_tokens": {},
+        "goodput": {},
     }
+
+
+def test_tokens_add_up_and_engine_time_is_weighed_by_the_time_of_steps() -> None:
+    first = {"perf/time_per_step": 1.0, "goodput/with_gradient": 1.0, "goodput/idle": 0.0}
+    second = {"perf/time_per_step": 3.0, "goodput/with_gradient": 0.2, "goodput/idle": 0.8}
+    tokens = {"rollout/tokens/sampled": 10.0, "rollout/tokens/in_flight": 4.0}
+    summary = summarise([values.record(1, **first, **tokens), values.record(2, **second, **tokens)], {})
+    assert summary["rollout_tokens"] == {"sampled": 20, "in_flight": 4}
+    assert summary["goodput"] == {"with_gradient": pytest.approx(0.4), "idle": pytest.approx(0.6)}
+    assert "engine time: idle 60%, with gradient 40%" in closing_lines(summary, "reward", {}, [])
 
 
 def test_one_bad_step_shows() -> None:

@@ -64,11 +64,11 @@ def test_a_row_is_as_wide_as_its_header_and_fits(width: int, live: bool) -> None
     assert row.split()[:3] == ["123456", "-0.51", "0.25"]
 
 
-def test_eighty_columns_show_all_but_the_learning_rate() -> None:
+def test_eighty_columns_show_all_but_the_learning_rate_and_the_used_share() -> None:
     missing = {c.title for c in COLUMNS if not c.log_only} - {
         c.title for c in Layout.fit(80, live=True).columns
     }
-    assert missing == {"lr"}
+    assert missing == {"lr", "used"}
 
 
 def test_what_was_not_measured_is_blank() -> None:
