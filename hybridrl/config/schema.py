@@ -175,8 +175,8 @@ class DynamicSamplingConfig(Section):
     """Further prompts are answered until enough groups have answers of different reward."""
 
     max_rounds: PositiveInt = 10
-    """A policy update samples at most max_rounds x batch.prompts_per_step prompts; then it trains on the groups
-    that were found."""
+    """A policy update samples at most max_rounds x batch.prompts_per_step prompts; then it trains on the
+    groups that were found."""
 
     lowest: float = Field(default=0.0, ge=0.0, le=1.0)
     """A group is dropped too if a smaller share of its answers is solved."""

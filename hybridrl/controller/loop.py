@@ -18,10 +18,10 @@ from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Roles
 from hybridrl.controller.stream import RolloutStream
 from hybridrl.errors import VersionError
-from hybridrl.open_groups import OpenGroups
+from hybridrl.saved_groups import SavedGroups
 
 
-async def run(cfg: Config, roles: Roles, resumed: OpenGroups | None = None) -> None:
+async def run(cfg: Config, roles: Roles, resumed: SavedGroups | None = None) -> None:
     """Train from the trainer's version on until cfg.run.steps updates are done, or until asked to stop.
 
     Either way a checkpoint holds the last update.
@@ -106,8 +106,8 @@ async def save(cfg: Config, roles: Roles, step: int, stream: RolloutStream, *, l
     """A checkpoint after the last step, and at multiples of save_every and export_every."""
     if last or any(every and step % every == 0 for every in (cfg.run.save_every, cfg.run.export_every)):
         with roles.observe.span("save_checkpoint"):
-            opened = stream.open_groups()
+            groups = stream.open_groups()
             progress = {"prompts": roles.prompts.state_dict(), "credit": roles.credit.state_dict()}
-            await roles.trainer.save(step, {**progress, "open": opened.facts}, opened)
+            await roles.trainer.save(step, {**progress, "open": groups.facts}, groups)
             if last:
                 await roles.trainer.finish_saving()

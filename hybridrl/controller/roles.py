@@ -9,7 +9,7 @@ import numpy as np
 
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.controller.advantage import CreditAssignment
-from hybridrl.open_groups import OpenGroups
+from hybridrl.saved_groups import SavedGroups
 from hybridrl.types import (
     Group,
     GroupTask,
@@ -134,7 +134,7 @@ class PolicyTrainer(Protocol):
         """One optimizer step on minibatch `index` of the loaded batch."""
         ...
 
-    async def save(self, step: int, progress: Mapping[str, Any], opened: OpenGroups) -> None:
+    async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
         """Write a checkpoint that holds the controller's progress and its open groups too, and commit it.
 
         The training may go on meanwhile; the next `save`, and `finish_saving`, wait until it is committed.

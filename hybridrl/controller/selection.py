@@ -13,7 +13,7 @@ from hybridrl.types import Group, mean
 
 
 def with_signal(groups: Sequence[Group], dynamic: DynamicSamplingConfig) -> list[bool]:
-    """For each group, whether the rewards of its answers differ and the share of solved ones is in the range."""
+    """For each group, whether its rewards differ and the share of solved answers is in the range."""
     rewards = [t.reward for group in groups for t in group.trajectories]
     count_G = torch.tensor([len(group.trajectories) for group in groups])
     reward_N = torch.tensor(rewards, dtype=torch.float64)

@@ -23,7 +23,7 @@ from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import group_task
 from hybridrl.controller.schedule import Chosen, Plan, Schedule
 from hybridrl.controller.selection import selection_metrics, with_signal
-from hybridrl.open_groups import OpenGroups, pack_groups
+from hybridrl.saved_groups import SavedGroups, pack_groups
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, mean
 
 _MOST_STARTED = 256
@@ -44,7 +44,7 @@ class Rollouts:
 class RolloutStream:
     """Use it as a context: leaving it ends the tasks."""
 
-    def __init__(self, cfg: Config, roles: Roles, resumed: OpenGroups | None = None) -> None:
+    def __init__(self, cfg: Config, roles: Roles, resumed: SavedGroups | None = None) -> None:
         """
         Args:
             resumed: the open groups of the checkpoint that the run resumes from.
@@ -129,14 +129,14 @@ class RolloutStream:
         waited_s, self._waited_s, self._reported_at = self._waited_s, 0.0, self._waits_since
         return self.goodput.report(await self._roles.engine.usage(), waiting_share=waited_s / elapsed_s)
 
-    def open_groups(self) -> OpenGroups:
+    def open_groups(self) -> SavedGroups:
         """The open groups, for a checkpoint."""
         finished = [self._groups[index] for index in self._schedule.finished]
         ended = set(self._schedule.finished)
         others = {*self._schedule.open, *self._schedule.to_start_again} - ended
         return pack_groups(finished, sorted(others))
 
-    def _restore(self, resumed: OpenGroups | None) -> None:
+    def _restore(self, resumed: SavedGroups | None) -> None:
         if resumed is None:
             return
         indices = [*resumed.indices, *resumed.unfinished]

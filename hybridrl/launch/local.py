@@ -46,6 +46,8 @@ from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of, layout_in
 from hybridrl.open_groups import OpenGroups
 from hybridrl.trainer import open_groups as open_groups_file
+from hybridrl.saved_groups import SavedGroups
+from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.wording import counted
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.reward import RayReward, RewardWorker
@@ -137,12 +139,12 @@ class RLRun(Run[Config, RunObserver]):
     def train(self, roles: Roles) -> Coroutine[Any, Any, None]:
         return loop.run(self.cfg, roles, self._open_groups())
 
-    def _open_groups(self) -> OpenGroups | None:
+    def _open_groups(self) -> SavedGroups | None:
         """The open groups of the checkpoint; their tokens go into the object store."""
         if self.checkpoint is None or not self._open:
             return None
-        scalars, blocks = open_groups_file.read(self.checkpoint.folder)
-        return OpenGroups(
+        scalars, blocks = saved_groups_file.read(self.checkpoint.folder)
+        return SavedGroups(
             tuple(self._open["unfinished"]), tuple(self._open["parts"]), scalars, tuple(map(ray.put, blocks))
         )
 

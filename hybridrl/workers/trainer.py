@@ -23,14 +23,14 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import VersionError
 from hybridrl.hosts import cuda
-from hybridrl.open_groups import OpenGroups
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import STAGING_BYTES, Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
+from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import checkpoints
-from hybridrl.trainer import open_groups as open_groups_file
+from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.trainer.policy import Policy
 from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
@@ -153,7 +153,7 @@ class TrainerWorker:
 
     def keep_groups(self, scalars: Mapping[str, np.ndarray], *blocks: TokenBlock) -> None:
         """Let the next checkpoint contain these groups; called on rank 0."""
-        self._groups_to_keep = partial(open_groups_file.write, scalars=scalars, blocks=blocks)
+        self._groups_to_keep = partial(saved_groups_file.write, scalars=scalars, blocks=blocks)
 
     def save(self, folder: Path, progress: Mapping[str, Any], export: Path | None) -> None:
         dedicated = "value" in self._setup.remote_columns
@@ -242,10 +242,10 @@ class RayTrainer:
             self.version = report.version
         return replace(report, metrics={**report.metrics, **of_critic})
 
-    async def save(self, step: int, progress: Mapping[str, Any], opened: OpenGroups) -> None:
+    async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
         folder = checkpoints.named(self._folder, step)
-        if opened.columns:
-            await self.workers.one(0, "keep_groups", opened.columns, *opened.blocks)
+        if groups.columns:
+            await self.workers.one(0, "keep_groups", groups.columns, *groups.blocks)
         if self._critic:
             await self._critic.save(folder)
         export = self._exports.folder_of(step) if self._exports else None

@@ -12,7 +12,7 @@ from trainer_ranks import on_ranks
 
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import CriticConfig
-from hybridrl.trainer.open_groups import select
+from hybridrl.trainer.saved_groups import select
 
 IN_LOSS = AlgorithmConfig(kl={"coefficient": 0.1, "estimator": "k3", "in": "loss"})
 IN_REWARD = AlgorithmConfig(

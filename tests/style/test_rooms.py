@@ -8,14 +8,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-NOUNS = {"errors", "types", "seeds", "columns", "batch", "open_groups", "registry", "outside", "wording"}
+NOUNS = {"errors", "types", "seeds", "columns", "batch", "saved_groups", "registry", "outside", "wording"}
 DOORS = {
     "errors": set(),
     "types": {"errors"},
     "columns": {"errors"},
     "batch": {"types", "errors", "columns"},
     "outside": {"errors"},
-    "open_groups": {"types"},
+    "saved_groups": {"types"},
     "seeds": set(),
     "wording": set(),
     "registry": {"errors", "outside"},

@@ -78,7 +78,7 @@ class World:
     done: asyncio.Queue = field(default_factory=asyncio.Queue)
     used: Usage = Usage(generating_s=2.0, paused_s=1.0, idle_s=1.0)
     metrics: list[dict[str, float]] = field(default_factory=list)
-    opened: list = field(default_factory=list)
+    saved: list = field(default_factory=list)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     credit: CreditAssignment = field(default_factory=lambda: load_credit(AlgorithmConfig()))
 
@@ -157,9 +157,9 @@ class World:
 
     num_minibatches = 2
 
-    async def save(self, step, progress, opened) -> None:
+    async def save(self, step, progress, groups) -> None:
         self.events.append(("save", step, progress))
-        self.opened.append(opened)
+        self.saved.append(groups)
 
     async def finish_saving(self) -> None:
         self.events.append(("saved", self.version))

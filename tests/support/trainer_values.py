@@ -11,7 +11,7 @@ from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, OptimizerConfig, TrainParallel
 from hybridrl.models.spec import read
-from hybridrl.trainer.open_groups import select
+from hybridrl.trainer.saved_groups import select
 from hybridrl.trainer.setup import PolicySetup
 
 VOCAB = 37  # divides over no number of ranks that is tested

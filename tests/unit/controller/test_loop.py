@@ -103,9 +103,9 @@ def test_a_checkpoint_holds_every_group_that_was_started_and_not_trained_on(
     world = fakes.World(update_s=0.01, stop_in_step=stop_in_step)
     play(fakes.config(batch={"max_lag": max_lag}), world)
     saves = [event for event in world.events if event[0] == "save"]
-    for (_, step, progress), opened in zip(saves, world.opened, strict=True):
+    for (_, step, progress), groups in zip(saves, world.saved, strict=True):
         trained = [group.index for batch in world.batches[:step] for group in batch.groups]
-        kept = [*opened.indices, *opened.unfinished]
+        kept = [*groups.indices, *groups.unfinished]
         assert sorted([*trained, *kept]) == list(range(progress["prompts"]["taken"]))
         assert bool(kept) == (max_lag > 0 and step < 6)
 
@@ -116,7 +116,7 @@ def test_a_resumed_run_trains_on_what_the_uninterrupted_one_trains_on(max_lag: i
     whole, rest = fakes.World(update_s=0.01), fakes.World(update_s=0.01, version=3)
     play(cfg, whole)
     rest.prompts.load_state_dict(next(event for event in whole.events if event[0] == "save")[2]["prompts"])
-    play(cfg, rest, whole.opened[0])
+    play(cfg, rest, whole.saved[0])
     assert [batch.step for batch in rest.batches] == [4, 5, 6]
     for again, first in zip(rest.batches, whole.batches[3:], strict=True):
         assert [g.index for g in again.groups] == [g.index for g in first.groups]

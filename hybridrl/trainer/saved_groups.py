@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from hybridrl.batch import TokenBlock, spans
 from hybridrl.columns import COLUMNS, TURN_START
 
-FILE = "open_groups.safetensors"
+FILE = "saved_groups.safetensors"
 
 _FIELDS = ("token_T", "start_N", "prompt_tokens_N", "loss_mask_T")
 

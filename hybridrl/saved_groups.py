@@ -17,7 +17,7 @@ _INTEGERS = ("row", "prompt_tokens", "response_tokens", "trained_tokens", "versi
 
 
 @dataclass(frozen=True, slots=True)
-class OpenGroups:
+class SavedGroups:
     """What a checkpoint keeps of open groups."""
 
     unfinished: tuple[int, ...] = ()
@@ -80,14 +80,14 @@ class OpenGroups:
         return found
 
 
-def pack_groups(finished: Sequence[Group], unfinished: Sequence[int]) -> OpenGroups:
+def pack_groups(finished: Sequence[Group], unfinished: Sequence[int]) -> SavedGroups:
     """
     Args:
         finished: scored groups, in the order in which they ended.
         unfinished: indices of the other open groups.
     """
     if not finished:
-        return OpenGroups(tuple(unfinished))
+        return SavedGroups(tuple(unfinished))
     members = [trajectory for group in finished for trajectory in group.trajectories]
     names = sorted({name for trajectory in members for name in trajectory.reward_parts})
     blocks = {id(group.block): group.block for group in finished}
@@ -111,4 +111,4 @@ def pack_groups(finished: Sequence[Group], unfinished: Sequence[int]) -> OpenGro
         "span_count_S": np.array([count for _, count in spans], np.int64),
         "parts_NP": np.array(parts, np.float64).reshape(len(members), len(names)),
     }
-    return OpenGroups(tuple(unfinished), tuple(names), columns, tuple(blocks.values()))
+    return SavedGroups(tuple(unfinished), tuple(names), columns, tuple(blocks.values()))
