@@ -133,3 +133,12 @@ def test_a_state_of_other_data_is_refused(path, tmp_path, tokenizer):
     state = load(path, tokenizer).state_dict()
     with pytest.raises(CheckpointError, match="num_rows = 10, in the checkpoint it is 11"):
         load(write_jsonl(tmp_path / "less.jsonl", ROWS[:10]), tokenizer).load_state_dict(state)
+
+
+def test_prompts_at_places_in_the_stream_are_those_that_are_taken_there(path, tokenizer):
+    source = load(path, tokenizer)
+    taken = source.take(30)
+    assert source.position == 30
+    ahead = load(path, tokenizer)
+    assert ahead.at([29, 0, 11, 12]) == [taken[29], taken[0], taken[11], taken[12]]
+    assert ahead.position == 0
