@@ -67,6 +67,7 @@ class Goodput:
             "rollout/tokens/in_flight": float(self.sampled - self.settled.total()),
             **{f"rollout/tokens/{fate}": float(step[fate]) for fate in FATES},
             **shares(step, usage, waiting_share),
+            **({} if (gap := usage.kept_cache_error) is None else {"rollout/kept_cache_error": gap}),
         }
 
 

@@ -99,6 +99,12 @@ _ROWS: list[tuple[str, Metric]] = [
         Metric("tokens", "Tokens whose key-value cache was computed again after a swap."),
     ),
     (
+        "rollout/kept_cache_error",
+        Metric(
+            "nats", "Largest error of a token sampled with a cache of older weights; in_flight_keep_cache."
+        ),
+    ),
+    (
         "goodput/{with_gradient,no_gradient,stale,flat,aborted}",
         Metric("share", "Time of engines that sampled such tokens, as rollout/tokens/... of the step says."),
     ),
