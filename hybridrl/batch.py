@@ -241,9 +241,6 @@ class Batch:
     length_N: np.ndarray
     """int64: tokens of the trajectory, prompt included."""
 
-    sampled_N: np.ndarray
-    """int64: tokens of the trajectory that the policy sampled."""
-
     trained_N: np.ndarray
     """int64: tokens of the trajectory that are trained on."""
 
@@ -268,6 +265,9 @@ class Batch:
 
     oldest: PolicyVersion | None = None
     """Tokens of older versions are not trained on; None: tokens of all versions are."""
+
+    stale_N: np.ndarray | None = None
+    """int64: tokens of the trajectory that are not trained on because of `oldest`; None: there are none."""
 
     def __len__(self) -> int:
         return len(self.row_N)
@@ -296,6 +296,7 @@ class Batch:
         count_G = np.array([len(group.trajectories) for group in groups], np.int64)
         score_N = np.array([t.reward for t in found], np.float32)
         trained_N = np.array([t.trained_tokens for t in found], np.int64)
+        stale_N = None if oldest is None else _stale(found, oldest)
         return cls(
             step,
             list(groups),
@@ -304,11 +305,11 @@ class Batch:
             np.array([t.row for t in found], np.int64),
             np.repeat(np.arange(len(groups)), count_G),
             length_N=np.array([t.prompt_tokens + t.response_tokens for t in found], np.int64),
-            sampled_N=trained_N,
-            trained_N=trained_N if oldest is None else _not_older(found, trained_N, oldest),
+            trained_N=trained_N if stale_N is None else trained_N - stale_N,
             score_N=score_N,
             reward_N=score_N.copy(),
             oldest=oldest,
+            stale_N=stale_N,
         )
 
     def for_ranks(self, minibatches: Sequence["Minibatch"]) -> "RankBatch":
@@ -327,14 +328,14 @@ class Batch:
         )
 
 
-def _not_older(found: Sequence[Trajectory], trained_N: np.ndarray, oldest: PolicyVersion) -> np.ndarray:
-    """Trained tokens of each trajectory without those of versions before `oldest`; int64 [N]."""
-    kept_N = trained_N.copy()
+def _stale(found: Sequence[Trajectory], oldest: PolicyVersion) -> np.ndarray:
+    """Tokens of each trajectory that versions before `oldest` sampled; int64 [N]."""
+    stale_N = np.zeros(len(found), np.int64)
     for n, trajectory in enumerate(found):
         if trajectory.version < oldest:
             spans = trajectory.spans or ((trajectory.version, trajectory.trained_tokens),)
-            kept_N[n] -= sum(count for version, count in spans if version < oldest)
-    return kept_N
+            stale_N[n] = sum(count for version, count in spans if version < oldest)
+    return stale_N
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,6 @@ from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of, layout_in
-from hybridrl.open_groups import OpenGroups
-from hybridrl.trainer import open_groups as open_groups_file
 from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.wording import counted

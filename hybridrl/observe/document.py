@@ -48,6 +48,12 @@ _PARTS = (
         "They begin with `critic/` as in verl, with or without a critic.",
     ),
     _Part("Rollout", ("rollout/",), "What was sampled, and how much of it teaches something."),
+    _Part(
+        "Goodput",
+        ("goodput/",),
+        "The time of the engines by what it was for; the shares of a step sum to 1. "
+        "[asynchronous.md](asynchronous.md#goodput) explains them.",
+    ),
     _Part("Policy", ("actor/",), "The update of the policy, over trained tokens: those that it generated."),
     _Part(
         "Agreement of trainer and engine",
@@ -81,7 +87,7 @@ HEALTHY: Mapping[str, str] = {
     "critic/advantages/mean": "0 where the estimator centres: guard `centred` stops the run otherwise",
     "critic/vf_explained_var": "at most 1; 0 or less says that the critic is no better than a constant",
     "rollout/zero_std": "below 1; at 1 no group has a learning signal",
-    "rollout/kept_share": "above 0; each round of dynamic sampling costs one generation",
+    "rollout/kept_share": "above 0; every flat group costs the generation of another one",
     "actor/ratio_max_abs_err": "grows with each optimizer step of an update; the first one's has its own row",
     "actor/grad_norm": "finite; inf or NaN ends the run with the parameters unchanged",
     "actor/loss": "finite; inf or NaN ends the run with the parameters unchanged",

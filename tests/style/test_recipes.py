@@ -28,6 +28,7 @@ PROMISED = {
     "prime_qwen7b",
     "tinyzero_countdown",
     "quickstart_fsdp",
+    "quickstart_async",
     "grpo_qwen7b_fsdp",
 }
 

@@ -13,7 +13,7 @@ TREES = {path: ast.parse(path.read_text("utf-8"), str(path)) for path in sorted(
 
 PROCESS_EDGES: set[str] = {
     "cli/__init__.py:main",
-    "controller/loop.py:fill",
+    "controller/stream.py:_guarded",
     "observe/sink_thread.py:_abandon",
     "observe/sink_thread.py:_serve",
     "observe/sink_thread.py:view",

@@ -48,8 +48,8 @@ from hybridrl.config.rules.steps import (
     ranks_have_work,
     schedule_fits_the_run,
 )
-from hybridrl.config.rules.swaps import a_kept_cache_stays_in_memory, swaps_keep_what_is_replayed
 from hybridrl.config.rules.streaming import groups_can_be_trained_in_time
+from hybridrl.config.rules.swaps import a_kept_cache_stays_in_memory, swaps_keep_what_is_replayed
 from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError
 

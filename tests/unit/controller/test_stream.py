@@ -201,7 +201,8 @@ def test_tokens_that_are_too_old_are_masked_and_their_reward_stays() -> None:
     (step,) = [batch for batch in world.batches if any(group.index == 1 for group in batch.groups)]
     rows = [n for n, g in enumerate(step.group_N) if step.groups[g].index == 1]
     assert step.step > 2 and step.oldest == step.step - 2
-    assert step.trained_N[rows].tolist() == [0, 0] and step.sampled_N[rows].tolist() == [1, 1]
+    assert step.trained_N[rows].tolist() == [0, 0] and step.stale_N is not None
+    assert step.stale_N[rows].tolist() == [1, 1] and step.stale_N.sum() == 2
     assert step.score_N[rows].tolist() == [0.0, 1.0]
     masked = step.for_ranks([]).with_blocks(step.blocks)
     assert sum(int(block.loss_mask_T.sum()) for block in masked.blocks) == int(step.trained_N.sum())
