@@ -8,7 +8,7 @@ from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.source import open_rows
 from hybridrl.data.tables import Table
 from hybridrl.errors import DataError
-from hybridrl.wording import counted
+from hybridrl.wording import counted, row_place
 
 _BATCH = 512
 """Rows tokenised together."""
@@ -38,7 +38,7 @@ class TableExamples(Stream[Example]):
         found: list[Example] = []
         for at in range(0, len(indices), _BATCH):
             part = indices[at : at + _BATCH]
-            places = [f"row {i} of {self._name}" for i in part]
+            places = [row_place(i, self._name) for i in part]
             found += self._form.encode([self.rows[i] for i in part], places)
         for i, example in zip(indices, found, strict=True):
             self._refuse_long(i, example)
@@ -47,7 +47,7 @@ class TableExamples(Stream[Example]):
     def _refuse_long(self, index: int, example: Example) -> None:
         if example.num_tokens > self._max_tokens:
             raise DataError(
-                f"row {index} of {self._name} has {counted(example.num_tokens, 'token')}, more than "
+                f"{row_place(index, self._name)} has {counted(example.num_tokens, 'token')}, more than "
                 f"actor.microbatch_tokens = {self._max_tokens}; an example is never split",
                 fix=f"actor.microbatch_tokens={example.num_tokens}, or drop the row",
             )

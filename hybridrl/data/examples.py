@@ -17,6 +17,7 @@ from hybridrl.data.tables import Row
 from hybridrl.data.text import holds_messages, messages_as_text, without_nulls
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
+from hybridrl.wording import json_kind
 
 Segment = tuple[str, bool]
 """Text of a part of a conversation, and whether it is an answer of the model."""
@@ -281,4 +282,5 @@ def _refuse_malformed(messages: Any, place: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    return "empty" if value in ("", [], None) else f"{type(value).__name__}"
+    empty = not value.strip() if isinstance(value, str) else value == []
+    return "empty" if empty else json_kind(value)

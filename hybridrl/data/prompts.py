@@ -8,6 +8,7 @@ from hybridrl.config.schema import DataConfig
 from hybridrl.data.text import holds_messages, messages_as_text, without_nulls
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
+from hybridrl.wording import json_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class PromptFormat:
         if isinstance(prompt, str):
             return None if prompt.strip() else "is empty"
         if not isinstance(prompt, list):
-            return f"is {type(prompt).__name__}, neither text nor a list of chat messages"
+            return f"is {json_kind(prompt)}, neither text nor a list of chat messages"
         if self.data.chat_template == "none":
             return "is a list of chat messages, and data.chat_template = none writes plain text only"
         if not prompt:

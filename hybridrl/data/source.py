@@ -19,7 +19,7 @@ from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.outside import user_code
 from hybridrl.types import Prompt
-from hybridrl.wording import counted
+from hybridrl.wording import counted, row_place
 
 _BATCH = 512
 """Prompts tokenised together."""
@@ -49,14 +49,14 @@ class TablePrompts(Stream[Prompt]):
             DataError, ModelError: no prompt can be answered as template and tokenizer are.
         """
         first = self.rows[0][self._prompts.data.prompt_field]
-        return examine(self._prompts, first, f"row 0 of {self._name}")
+        return examine(self._prompts, first, row_place(0, self._name))
 
     def _read(self, indices: Sequence[int]) -> list[Prompt]:
         found: list[Prompt] = []
         for at in range(0, len(indices), _BATCH):
             part = indices[at : at + _BATCH]
             rows = [self.rows[i] for i in part]
-            places = [f"row {i} of {self._name}" for i in part]
+            places = [row_place(i, self._name) for i in part]
             ids = self._prompts.encode([row[self._prompts.data.prompt_field] for row in rows], places)
             found += [self._prompt(i, row, tokens) for i, row, tokens in zip(part, rows, ids, strict=True)]
         return found
@@ -145,7 +145,7 @@ def make_rows(
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"task {task} did not return a list of dicts", where=where)
     for index, row in enumerate(rows):
-        refuse_broken_text(row, f"row {index} of {task}")
+        refuse_broken_text(row, row_place(index, task))
     return rows
 
 
@@ -155,7 +155,7 @@ def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: in
     template_tokens: int | None = None
     suspects: list[int] = []
     for index, prompt in enumerate(table.column(prompts.data.prompt_field)):
-        place = f"row {index} of {name}"
+        place = row_place(index, name)
         prompts.check(prompt, place)
         if template_tokens is None and not isinstance(prompt, list):
             template_tokens = len(prompts.encode(["a"], [place])[0])
@@ -164,7 +164,7 @@ def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: in
     long: list[tuple[int, int]] = []
     for at in range(0, len(suspects), _BATCH):
         part = suspects[at : at + _BATCH]
-        places = [f"row {i} of {name}" for i in part]
+        places = [row_place(i, name) for i in part]
         ids = prompts.encode([table[i][prompts.data.prompt_field] for i in part], places)
         counted = zip(part, map(len, ids), strict=True)
         long += [(i, num_tokens) for i, num_tokens in counted if num_tokens > max_prompt_tokens]
@@ -180,7 +180,7 @@ def too_long(long: Sequence[tuple[int, int]], num_rows: int, name: str, limit: i
     row, longest = max(long, key=lambda entry: entry[1])
     return DataError(
         f"{len(long)} of {counted(num_rows, 'prompt')} in {name} are longer than rollout.max_prompt_tokens "
-        f"= {limit}; the longest, row {row}, has {counted(longest, 'token')}",
+        f"= {limit}; the longest, row {row + 1}, has {counted(longest, 'token')}",
         where=where,
         fix=f"rollout.max_prompt_tokens={longest}, or drop those rows",
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from hybridrl.data.text import refuse_broken_text
 from hybridrl.errors import DataError
+from hybridrl.wording import json_fault, json_kind, row_place
 
 Row = Mapping[str, Any]
 
@@ -93,7 +94,7 @@ class Rows:
 
     def columns(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         for index, row in enumerate(self._rows):
-            yield _values(row, names, f"row {index} of {self._place}")
+            yield _values(row, names, row_place(index, self._place))
 
 
 class JsonLines:
@@ -120,9 +121,9 @@ class JsonLines:
         try:
             row = json.loads(line.decode("utf-8-sig" if index == 0 else "utf-8"))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"line {index + 1} is not JSON: {error}", where=place) from error
+            raise DataError(f"line {index + 1} is not JSON: {json_fault(error)}", where=place) from error
         if not isinstance(row, dict):
-            raise DataError(f"line {index + 1} is {type(row).__name__}, not a JSON object", where=place)
+            raise DataError(f"line {index + 1} is {json_kind(row)}, not a JSON object", where=place)
         if b"\\ud" in line or b"\\uD" in line:  # raw bytes cannot hold half a pair: decoding refuses it
             refuse_broken_text(row, place)
         return row

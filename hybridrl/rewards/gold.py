@@ -56,7 +56,7 @@ def check_on_gold(
     """
     picked = sorted({i * len(rows) // sample for i in range(sample)})
     scores = scorer.score_gold(
-        [rows[i] for i in picked], [f"the gold answer of row {i} in {where}" for i in picked]
+        [rows[i] for i in picked], [f"the gold answer of row {i + 1} in {where}" for i in picked]
     )
     checked = [(i, score) for i, score in zip(picked, scores, strict=True) if score is not None]
     check = GoldCheck(len(checked), tuple(i for i, score in checked if score.reward <= 0))
@@ -65,7 +65,7 @@ def check_on_gold(
         percent = f"{100 * check.rejected_share:.0f} %"
         raise RewardError(
             f"reward {scorer.reward.name} gives 0 on {percent} of the gold answers in {where}",
-            where=f'first: row {first}, "{rows[first].get(field)!s:.80}"',
+            where=f'first: row {first + 1}, "{rows[first].get(field)!s:.80}"',
             fix=f"check reward.answer_field = {field} and the options of the reward",
         )
     return check

@@ -79,10 +79,11 @@ def _wrong(
 
 
 def _refused(rule: str, wrong: list[tuple[int, str]], num_rows: int, data: str, where: str) -> DataError:
-    rows = ", ".join(str(index) for index, _ in wrong[:_NAMED]) + (", ..." if wrong[_NAMED:] else "")
+    rows = ", ".join(str(index + 1) for index, _ in wrong[:_NAMED]) + (", ..." if wrong[_NAMED:] else "")
     what = f"{len(wrong):,} of {counted(num_rows, 'row', form=',')} in {data} cannot be judged by {rule}"
+    index, why = wrong[0]
     return DataError(
-        f"{what}: row {wrong[0][0]}: {wrong[0][1]}",
+        f"{what}: row {index + 1} (index {index} in Python): {why}",
         where=f"{where}; rows {rows}" if wrong[1:] else where,
         fix="drop those rows, or set reward.answer_field to the column of the right answers",
     )

@@ -63,7 +63,7 @@ def test_a_file_without_rows_is_refused(tokenizer, tmp_path, text):
         ("{'prompt': 'a'}", "is not JSON"),
         ("", "is not JSON"),
         ('{"prompt": "a"', "is not JSON"),
-        ('["a"]', "is list, not a JSON object"),
+        ('["a"]', "is a list, not a JSON object"),
     ],
 )
 def test_a_bad_line_is_named(tokenizer, tmp_path, bad, why):
@@ -104,8 +104,8 @@ def test_a_column_that_one_row_lacks_names_the_row(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [
-        (7, "is int, neither text nor a list"),
-        (None, "is NoneType"),
+        (7, "is a number, neither text nor a list"),
+        (None, "is null"),
         (" \n", "is empty"),
         ([], "is an empty list"),
         (["a"], "a message without a role"),
@@ -117,7 +117,7 @@ def test_a_column_that_one_row_lacks_names_the_row(tokenizer, tmp_path):
 def test_a_prompt_that_is_none_names_its_row(tokenizer, tmp_path, prompt, why):
     path = write(tmp_path, {"prompt": "a"}, {"prompt": prompt})
     message = refusal(DataError, load, tokenizer, path)
-    assert message.startswith(f"row 1 of {path}: the prompt") and why in message
+    assert message.startswith(f"row 2 of {path}: the prompt") and why in message
 
 
 def test_messages_need_the_chat_template(tokenizer, tmp_path):
@@ -145,7 +145,7 @@ def test_prompts_that_are_too_long_are_counted_and_the_longest_named(tokenizer, 
     assert message.startswith(
         f"2 of 4 prompts in {path} are longer than rollout.max_prompt_tokens = {lengths[1]}"
     )
-    assert f"row 2, has {lengths[2]} tokens" in message
+    assert f"row 3, has {lengths[2]} tokens" in message
     assert message.endswith(f"rollout.max_prompt_tokens={lengths[2]}, or drop those rows")
 
 

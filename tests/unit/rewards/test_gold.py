@@ -23,7 +23,7 @@ def test_references_that_a_rule_rejects_are_counted_and_the_first_is_shown(math_
     with pytest.raises(RewardError) as caught:
         check_on_gold(math_scorer, rows, where="data/math.parquet")
     assert caught.value.what == "reward math_verify gives 0 on 20 % of the gold answers in data/math.parquet"
-    assert caught.value.where == 'first: row 2, "$"'
+    assert caught.value.where == 'first: row 3, "$"'
     check = check_on_gold(math_scorer, rows, where="data/math.parquet", max_rejected=0.2)
     assert (check.num_checked, check.rejected_rows, check.rejected_share) == (10, (2, 4), 0.2)
 
@@ -68,7 +68,7 @@ def test_what_a_function_of_the_user_returns_is_reported_but_not_judged(scorer, 
 
 def test_a_function_of_the_user_that_raises_on_a_reference_is_refused(scorer, module):
     name = module("def f(answer, row): return float(answer)")
-    with pytest.raises(RewardError, match="raised ValueError on the gold answer of row 1 in d"):
+    with pytest.raises(RewardError, match="raised ValueError on the gold answer of row 2 in d"):
         check_on_gold(scorer(f"{name}:f"), rows_of("7", "x"), where="d")
 
 

@@ -32,7 +32,7 @@ MARKED = {"extract_reference": "#### (.+)"}
         (None, "is null, not text or a number"),
         (float("nan"), "is nan, not a finite number"),
         ("", "is empty"),
-        ([1], "is list, not text or a number"),
+        ([1], "is a list, not text or a number"),
     ],
 )
 def test_one_wrong_reference_among_many_is_named(name: str, value: Any, why: str) -> None:
@@ -40,7 +40,7 @@ def test_one_wrong_reference_among_many_is_named(name: str, value: Any, why: str
     rows[501]["answer"] = value
     with pytest.raises(DataError) as refused:
         check(rows, name)
-    what = f"1 of 700 rows in d.jsonl cannot be judged by {name}: row 501: the reference 'answer' {why}"
+    what = f"1 of 700 rows in d.jsonl cannot be judged by {name}: row 502 (index 501 in Python): the reference 'answer' {why}"
     assert (refused.value.what, refused.value.where) == (what, "my.yaml:3")
 
 
@@ -71,9 +71,9 @@ def test_every_rule_looks_at_what_it_reads(
 def test_a_part_of_a_sum_and_a_column_of_a_struct_are_looked_at_too() -> None:
     parts = {"own": {"name": "lab:f", "weight": 1}, "right": {"name": "exact_match", "weight": 1}}
     rows = [{"reward_model": {"ground_truth": "7"}}, {"reward_model": {"ground_truth": None}}]
-    with pytest.raises(DataError, match="row 1: the reference 'reward_model.ground_truth' is null"):
+    with pytest.raises(DataError, match="row 2 .*: the reference 'reward_model.ground_truth' is null"):
         check(rows, "weighted_sum", parts=parts, answer_field="reward_model.ground_truth")
-    with pytest.raises(DataError, match="row 0: the row has no 'reward_model.truth'"):
+    with pytest.raises(DataError, match="row 1 .*: the row has no 'reward_model.truth'"):
         check(rows, answer_field="reward_model.truth")
 
 
@@ -81,7 +81,7 @@ def test_several_are_counted_and_the_first_are_listed() -> None:
     with pytest.raises(DataError) as refused:
         check([GOOD] + [{"answer": ""}] * 9)
     assert refused.value.what.startswith("9 of 10 rows in d.jsonl")
-    assert refused.value.where == "my.yaml:3; rows 1, 2, 3, 4, 5, ..."
+    assert refused.value.where == "my.yaml:3; rows 2, 3, 4, 5, 6, ..."
 
 
 @pytest.mark.parametrize(("name", "options"), [("none", {}), ("regex", {"pattern": "x"}), ("lab:judge", {})])
