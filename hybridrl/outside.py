@@ -1,8 +1,10 @@
 """Guards code outside the project, which a config names as module:Name. Its errors get key, file and line.
 
-Ctrl-C while such code runs stays a KeyboardInterrupt, because the user has caused it and not the code.
+Ctrl-C while such code runs stays a KeyboardInterrupt, because the user has caused it and not the code; so do
+the ends of a coroutine and of a generator.
 """
 
+import asyncio
 import contextlib
 import inspect
 import linecache
@@ -39,9 +41,9 @@ def user_code(name: str, *, key: str, where: str, plugin: Any = None) -> Iterato
     """
     try:
         yield
-    except HybridRLError:
+    except (HybridRLError, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also SystemExit, and what a user derives from BaseException
         if not is_outside(name):
             raise
         what = f"{key} = {name} {_said(error)}{_line(error, plugin)}"

@@ -72,7 +72,14 @@ def find(
         UserCodeError: importing code outside the project raised an error.
     """
     if ":" in name:
+        _refuse_malformed(name, where, key or where)
         found = _outside(name, where, key or where)
+        if not callable(found):
+            raise ConfigError(
+                f"{name} is {found!r:.40}, which cannot be called",
+                where=where,
+                fix=f"{key or where} names a function or a class",
+            )
         if missing := [attribute for attribute in has if not hasattr(found, attribute)]:
             raise ConfigError(
                 f"{name} has no {', '.join(missing)}",
@@ -125,6 +132,18 @@ def folders(package: str, part: str) -> list[str]:
     """Names of the sub-packages of a package that have a module `part`, sorted, without importing them."""
     (root,) = importlib.import_module(package).__path__
     return sorted(path.parent.name for path in Path(root).glob(f"*/{part}.py"))
+
+
+def _refuse_malformed(name: str, where: str, key: str) -> None:
+    module_name, _, attribute = name.rpartition(":")
+    parts = module_name.split(".")
+    if attribute.isidentifier() and (module_name.endswith(".py") or all(map(str.isidentifier, parts))):
+        return
+    raise ConfigError(
+        f"{key} = {name!r} is not module:Name",
+        where=where,
+        fix="write it as in my_package.my_module:MyName",
+    )
 
 
 def _outside(path: str, where: str, key: str) -> Callable:

@@ -5,6 +5,7 @@ answers at once. Exit codes: 0 done, 1 a failure of ours, 2 a mistake of the use
 stop and saved, 130 interrupted.
 """
 
+import errno
 import sys
 import tempfile
 import traceback
@@ -26,6 +27,12 @@ from hybridrl.cli.help import add, group
 from hybridrl.errors import HybridRLError
 
 INTERRUPTED = 130
+
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+}
+"""Errors of the operating system that are about the user's files and disks, whichever line meets them."""
 
 app = group(
     "Reinforcement learning of language models: [bold]Megatron-core[/] trainers, [bold]SGLang[/] engines "
@@ -103,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, here)  # where a config's module:name is looked for first, as python itself does
     try:
         code = app(arguments, prog_name="hybridrl", standalone_mode=False)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # code from outside may raise any, and none is shown as a traceback
         return 0 if _is_end_of_completion(error) else show_error(error)
     if code == INTERRUPTED:
         err.print("interrupted")
@@ -120,7 +127,10 @@ def show_error(error: BaseException) -> int:
     if isinstance(error, HybridRLError):
         lines, code = [str(one) for one in getattr(error, "errors", (error,))], error.exit_code
     elif isinstance(error, TyperException):
-        lines, code = [f"{error.format_message()}  (see hybridrl --help)"], 2
+        lines, code = [_usage(error)], 2
+    elif isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+        place = f"{error.filename}: " if error.filename else ""
+        lines, code = [f"{place}{error.strerror}  (a file or the disk of this machine)"], 2
     else:
         what = "a failure of hybridrl itself"
         if isinstance(error, SystemExit):
@@ -148,6 +158,16 @@ def _is_end_of_completion(error: BaseException) -> bool:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith("typer.")
+
+
+def _usage(error: TyperException) -> str:
+    """What is wrong with the words of a command line, and the help to read or the words to write."""
+    context, option = getattr(error, "ctx", None), getattr(error, "option_name", "")
+    help_of = context.command_path if context else "hybridrl"
+    key = option.lstrip("-")
+    if key and "." in key:
+        return f"{error.format_message()}: a key of the config has no dashes, as in {key}=VALUE"
+    return f"{error.format_message()}  (see {help_of} --help)"
 
 
 def _keep_traceback(error: BaseException) -> Path:

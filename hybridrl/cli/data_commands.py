@@ -6,10 +6,10 @@ from hybridrl.cli.help import add, group
 
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print the first training prompt as the model is given it: text, tokens with their ids, stop tokens."""
-    from hybridrl.config.load import load
+    from hybridrl.config.kinds import load_for
     from hybridrl.launch import show_data
 
-    for heading, text in show_data.show(load(config, overrides or [])):
+    for heading, text in show_data.show(load_for("launch", config, overrides or [])):
         say(heading, text)
 
 

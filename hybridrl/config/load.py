@@ -6,6 +6,7 @@ The order of precedence: command line, file, preset, default. All mistakes are f
 import contextlib
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any, Generic
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
-from hybridrl.config import keys, presets, renamed, strict_yaml
+from hybridrl.config import keys, presets, renamed, strict_yaml, texts
+from hybridrl.config.files import file_kind, is_there
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError, HybridRLError, refuse
 
@@ -106,11 +108,14 @@ def of_document(
     tree = _whole_sections(document.tree, root, (), origins)
     for override in overrides:
         _apply(tree, override, origins, root)
+    unreadable = [(path, what) for path, what in texts.unreadable(tree)]
+    refuse([ConfigError(what, where=_place(path, origins) or file) for path, what in unreadable])
     tree, errors = _respelled(tree, file, origins)
     errors += _unknown_keys(tree, root, (), origins, root)
     errors += _merge_preset(tree, origins)
     config, invalid = _validate(tree, origins, file, root)
-    refuse(sorted(errors + invalid, key=_line))
+    errors += _not_filled_in(config, origins) if config else invalid
+    refuse(sorted(errors, key=_line))
     assert config is not None
     return LoadedConfig(config, _all_origins(config, origins), file)
 
@@ -133,19 +138,25 @@ def read(path: Path) -> str:
     Raises:
         ConfigError: there is no such file, or it is no text; names the nearest.
     """
-    if not path.exists():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        known = [str(p) for p in sorted(folder.glob("*.y*ml"))]
-        near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5) or known[:3]
-        raise ConfigError(
-            f"no config at {path}", fix=f"there is {', '.join(near)}" if near else "check the path"
-        )
+    if not is_there(path):
+        raise ConfigError(f"no config at {path}", fix=_near_config(path))
     if not path.is_file():
-        raise ConfigError(f"{path} is a folder", fix="name a YAML file")
+        raise ConfigError(f"{path} is {file_kind(path)}, not a file", fix="name a YAML file")
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text", where=f"byte {error.start}") from error
+        raise ConfigError(f"{path} is not UTF-8 text", where=f"byte {error.start + 1}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", fix="name a YAML file") from error
+
+
+def _near_config(path: Path) -> str:
+    if os.path.islink(path):  # False for a name that the file system does not take
+        return f"it is a link to {path.readlink()}, where no file is"
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    known = [str(p) for p in sorted(folder.glob("*.y*ml"))]
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5) or known[:3]
+    return f"there is {', '.join(near)}" if near else "check the path"
 
 
 def _whole_sections(tree: Any, section: type[BaseModel], path: KeyPath, origins: dict[KeyPath, str]) -> Any:
@@ -316,6 +327,17 @@ def _validate(
         return None, [_explain(problem, tree, origins, file, root) for problem in wrong]
 
 
+def _not_filled_in(config: BaseModel, origins: Mapping[KeyPath, str]) -> list[ConfigError]:
+    """Errors about values of the schema's own keys, except prose, that only a shell would understand."""
+    errors = []
+    for dotted, value in values(config):
+        written = [one for one in (value if isinstance(value, tuple) else [value]) if texts.is_variable(one)]
+        if written and keys.find(dotted, type(config)) and not dotted.endswith("_prompt"):
+            what, fix = texts.not_filled_in(dotted, written[0])
+            errors.append(ConfigError(what, where=_place(tuple(dotted.split(".")), origins), fix=fix))
+    return errors
+
+
 def _explain(
     problem: Any, tree: dict, origins: Mapping[KeyPath, str], file: str, root: type[BaseModel]
 ) -> ConfigError:
@@ -346,6 +368,9 @@ def _wrong_value(key: keys.Key, value: Any, place: str) -> ConfigError:
             where=place,
             fix=f"its keys are {', '.join(key.fields)}",
         )
+    if texts.is_variable(value):
+        what, fix = texts.not_filled_in(key.name, value)
+        return ConfigError(what, where=place, fix=fix)
     expected = keys.expected(key)
     near = difflib.get_close_matches(
         str(value), expected.removeprefix("one of ").split(", "), n=1, cutoff=0.5

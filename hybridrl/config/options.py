@@ -36,7 +36,7 @@ def make(
     with user_code(name, key=key or where, where=where, plugin=plugin):
         try:
             return plugin(**values)
-        except (ValueError, re.error) as error:
+        except (ValueError, re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"{title}: {error}", where=where) from error
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from hybridrl.config.load import LoadedConfig, load_as
+from hybridrl.config.kind_names import KindOfConfig
+from hybridrl.config.kinds import load_for
+from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import path_of
 from hybridrl.config.run_shape import with_dp
 from hybridrl.config.schema import SourceConfig
@@ -37,16 +39,22 @@ CfgKind = TypeVar("CfgKind", SFTConfig, RMConfig)
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[CfgKind]):
-    """A kind of training on examples: its config, the format of its data, and its model."""
+    """A kind of training on examples: its command, its config, the format of its data, and its model."""
 
+    command: KindOfConfig
     config: type[CfgKind]
     form: Callable[[Any, ModelTokenizer, str], ExampleFormat]
     spec: Callable[[ModelSpec], ModelSpec]
     """Spec of the model that is trained, from the spec of the folder."""
 
 
-SFT = Kind(SFTConfig, Conversations, lambda spec: spec)
-RM = Kind(RMConfig, Pairs, lambda spec: spec if spec.value_head else without_vocabulary(spec, head="value"))
+SFT = Kind("sft", SFTConfig, Conversations, lambda spec: spec)
+RM = Kind(
+    "rm",
+    RMConfig,
+    Pairs,
+    lambda spec: spec if spec.value_head else without_vocabulary(spec, head="value"),
+)
 
 
 def launch(
@@ -60,7 +68,7 @@ def launch(
     Raises:
         HybridRLError: its `where` is the line of the config that it is about.
     """
-    loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
+    loaded: LoadedConfig[Any] = load_for(kind.command, path, overrides)
     with loaded.located():
         loaded, spec, folder, data = _checked(kind, loaded, say, dry_run=dry_run)
         if dry_run or data is None:
@@ -82,7 +90,7 @@ def check(kind: Kind[Any], path: Path, overrides: Sequence[str], say: Say) -> No
     Raises:
         HybridRLError: as launch().
     """
-    loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
+    loaded: LoadedConfig[Any] = load_for(kind.command, path, overrides)
     with loaded.located():
         _checked(kind, loaded, say, dry_run=True)
 

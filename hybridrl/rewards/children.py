@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from hybridrl.errors import HybridRLError, RewardError
 from hybridrl.rewards.plugin import LoadedReward, load_reward
-from hybridrl.rewards.score import Score, read_score
+from hybridrl.rewards.score import Score, UnreadableScore, read_score
 
 SHARED_BYTES = 2 * mmap.PAGESIZE
 STACK_AT = mmap.PAGESIZE
@@ -194,12 +194,14 @@ def _work(
             return _raised(error, f"reward {reward.name} raised", f"on {job.uids[item]}")
         try:
             scores.append(read_score(returned))
-        except ValueError as error:
+        except UnreadableScore as error:
             return RewardError(
                 f"reward {reward.name} on {job.uids[item]} {error}",
                 where=reward.place,
                 fix="return a finite number, or a mapping of them with the key 'reward'",
             )
+        except BaseException as error:  # methods of what it returned are code of the user too
+            return _raised(error, f"what reward {reward.name} returned raised", f"on {job.uids[item]}")
     return scores
 
 
@@ -211,9 +213,17 @@ def _load_error(error: BaseException, order: Load) -> HybridRLError:
 
 
 def _raised(error: BaseException, what: str, on: str) -> RewardError:
-    message = f": {error}"[:500] if str(error) else ""
+    text = _text(error)
+    message = f": {text}"[:500] if text else ""
     line = f"{what} {type(error).__name__} {on}".rstrip() + message
     return RewardError(line, where=_frame(error.__traceback__))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a class of the user may fail to write itself
+        return ""
 
 
 def _frame(trace: TracebackType | None) -> str:

@@ -142,10 +142,11 @@ class Scorer:
         work.scores.update(zip(span, result, strict=True))
 
     def _patience(self, work: _Work) -> float:
-        """Seconds until the first of the items that are being scored is overdue."""
+        """Seconds until the first of the items that are being scored is overdue, a minute at most: wait()
+        takes no time without end."""
         progress = [child.progress.read() for child, _ in work.busy.values()]
         since_s = max((since_s for item, since_s in progress if item != NOT_BEGUN), default=0.0)
-        return max(self.reward.timeout_s - since_s, 0.0)
+        return min(max(self.reward.timeout_s - since_s, 0.0), 60.0)
 
     def _end_hanging(self, work: _Work) -> None:
         for child, span in list(work.busy.values()):

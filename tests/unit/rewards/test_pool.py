@@ -180,6 +180,9 @@ def test_a_reward_that_says_so_gives_its_hang_score_and_all_others_are_scored(sc
         ("'1.0'", "returned '1.0', which is not a number"),
         ("[1.0]", r"returned \[1.0\], which is not a number"),
         ("{'score': 1.0}", r"returned a mapping without 'reward': \['score'\]"),
+        ("10**400", "returned a whole number that is too large for a float"),
+        ("{'reward': 1.0, 'x': -10**400}", "returned x = a whole number that is too large for a float"),
+        ("__import__('numpy').zeros(2)", r"returned array\(\[0., 0.\]\), which is not one number"),
         ("{'reward': 1.0, 'format': None}", "returned format = None, which is not a number"),
     ],
 )
@@ -188,6 +191,24 @@ def test_what_is_not_a_finite_number_is_refused(scorer, module, returned, why):
     with pytest.raises(RewardError, match=f"reward {name}:f on train/0 {why}") as caught:
         scorer(f"{name}:f").score(*items(1))
     assert caught.value.where.endswith(f"{name}.py:2")
+
+
+@pytest.mark.parametrize("method", ["item(self)", "__repr__(self)"])
+def test_what_fails_when_it_is_read_is_to_blame(scorer, module, method):
+    name = module(f"""\
+        class Silent(Exception):
+            def __str__(self): 1 / 0
+
+        class Odd:
+            def {method}: raise Silent
+
+        def f(answer, row): return Odd()
+    """)
+    with pytest.raises(
+        RewardError, match=f"what reward {name}:f returned raised Silent on train/0"
+    ) as caught:
+        scorer(f"{name}:f").score(*items(1))
+    assert f"{name}.py:5 in {method[:4]}" in caught.value.where
 
 
 @pytest.mark.parametrize(

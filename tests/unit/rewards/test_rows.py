@@ -40,7 +40,8 @@ def test_one_wrong_reference_among_many_is_named(name: str, value: Any, why: str
     rows[501]["answer"] = value
     with pytest.raises(DataError) as refused:
         check(rows, name)
-    what = f"1 of 700 rows in d.jsonl cannot be judged by {name}: row 502 (index 501 in Python): the reference 'answer' {why}"
+    what = f"1 of 700 rows in d.jsonl cannot be judged by {name}"
+    what = f"{what}: row 502 (index 501 in Python): the reference 'answer' {why}"
     assert (refused.value.what, refused.value.where) == (what, "my.yaml:3")
 
 
