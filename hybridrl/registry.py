@@ -116,7 +116,7 @@ def check_name(package: str, name: str, *, where: str = "", folders: bool = Fals
         raise ConfigError(
             f"{package.rsplit('.', 1)[-1]} has no {name!r}",
             where=where,
-            fix=f"use one of {', '.join(near)}, or module:Name, or file.py:Name",
+            fix=f"use one of {', '.join(near)}, or module:Name",
         )
 
 

@@ -164,7 +164,8 @@ def _whole_sections(tree: Any, section: type[BaseModel], path: KeyPath, origins:
     wrong."""
     if not isinstance(tree, dict):
         name = keys.short_form(section)
-        if tree is None or name is None or isinstance(tree, (list, bool)):
+        listed = isinstance(tree, list) and not keys.takes_list(section)
+        if tree is None or name is None or listed or isinstance(tree, bool):
             return {} if tree is None else tree
         if path in origins:
             origins[*path, name] = origins[path]
@@ -324,7 +325,8 @@ def _validate(
         return root.model_validate_json(json.dumps(tree), strict=True), []
     except ValidationError as error:
         wrong = [problem for problem in error.errors() if problem["type"] != "extra_forbidden"]
-        return None, [_explain(problem, tree, origins, file, root) for problem in wrong]
+        errors = [_explain(problem, tree, origins, file, root) for problem in wrong]
+        return None, list({str(error): error for error in errors}.values())  # one for each type of a union
 
 
 def _not_filled_in(config: BaseModel, origins: Mapping[KeyPath, str]) -> list[ConfigError]:

@@ -7,8 +7,6 @@ presets.py.
 from typing import Any, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeFloat,
@@ -22,6 +20,7 @@ from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import PluginConfig, Section
+from hybridrl.config.source import SourceConfig
 from hybridrl.config.training import (
     ActorConfig,
     CriticConfig,
@@ -48,35 +47,6 @@ class ModelConfig(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
-
-
-class SourceConfig(BaseModel):
-    """A source of prompts: a file, or a procedural task with its options (every further key is one)."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
-    path: str | None = None
-    """A .jsonl or .parquet file, one prompt a row."""
-
-    task: str | None = None
-    """File name in hybridrl.data.tasks, or module:function, that makes rows from its options."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "SourceConfig":
-        if (self.path is None) == (self.task is None):
-            raise ValueError("give a path or a task, one of the two")
-        if self.path is not None and self.model_extra:
-            raise ValueError(f"{', '.join(self.model_extra)}: a file has no options; they belong to a task")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class DataConfig(Section):

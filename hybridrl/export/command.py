@@ -165,7 +165,7 @@ def _block(loaded: LoadedConfig) -> TokenBlock:
         split="train",
         seed=cfg.run.seed,
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
-        where=loaded.where("data.train.path", "data.train.task"),
+        where=loaded.where("data.train"),
     )
     prompts = [prompt.token_ids[:_TOKENS] for prompt in source.take(_PROMPTS)]
     longer = [tokens for tokens in prompts if len(tokens) > 1]

@@ -15,6 +15,7 @@ from hybridrl.data.source import TablePrompts, load_source, open_rows
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
+from hybridrl.launch.data_sets import describe_absent
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
@@ -71,6 +72,9 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
     """
     here = in_folders(loaded)
     with loaded.located():
+        if missing := describe_absent(loaded):
+            say("data", missing)
+            return
         is_here = Path(here.config.model.path).is_dir()
         if not is_here:
             say("data", _without_tokenizer(here))
@@ -107,7 +111,7 @@ def _without_tokenizer(loaded: LoadedConfig) -> str:
 
 def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
     """The rows of a split, after a check that all of them have a prompt."""
-    cfg, where = loaded.config, loaded.where(f"data.{split}.path", f"data.{split}.task")
+    cfg, where = loaded.config, loaded.where(f"data.{split}")
     table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
     for _ in table.column(cfg.data.prompt_field):
         pass
@@ -122,8 +126,8 @@ def _judged(loaded: LoadedConfig, train: Table, heldout: Table | None) -> GoldCh
         for source, table in ((data.train, train), (data.heldout, heldout)):
             if source is not None and table is not None:
                 where = loaded.where("reward.answer_field", "reward.name")
-                check_rows(cfg.reward, table, data=_name(source), where=where)
-        gold = check_on_gold(scorer, train, where=_name(data.train))
+                check_rows(cfg.reward, table, data=source.name, where=where)
+        gold = check_on_gold(scorer, train, where=data.train.name)
         _refuse_missing_parts(cfg, scorer, train[0])
     return gold
 
@@ -136,10 +140,6 @@ def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
     whole, asked = tokenizer.render(messages), tokenizer.render(messages, answered=True)
     is_suffix = whole.startswith(asked)
     return opened_part(whole.removeprefix(asked), by_template=is_suffix)
-
-
-def _name(source: SourceConfig) -> str:
-    return source.path or str(source.task)
 
 
 def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
@@ -194,5 +194,5 @@ def _open(loaded: LoadedConfig, source: SourceConfig, tokenizer: ModelTokenizer,
         split=split,
         seed=cfg.run.seed,
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
-        where=loaded.where(f"data.{split}.path", f"data.{split}.task"),
+        where=loaded.where(f"data.{split}"),
     )

@@ -9,7 +9,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import path_of
 from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch import model_folders
+from hybridrl.launch import data_sets, model_folders
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
 from hybridrl.launch.shape import Resume, with_gpus
@@ -87,6 +87,8 @@ def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
     preflight(loaded, scope, machine, say, make_model=here and not dry_run)
     if downloads:
         model_folders.fetch(loaded, say)
+    if not dry_run and not request.submit:
+        data_sets.fetch(loaded, say)
     return loaded
 
 

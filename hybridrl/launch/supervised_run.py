@@ -19,6 +19,7 @@ from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.hosts.machine import Machine
+from hybridrl.launch import data_sets
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
@@ -109,6 +110,11 @@ def _checked(
     if not folder.is_dir():
         say("model", f"{path} would be downloaded or made")
         return found.loaded, spec, folder, None
+    if not dry_run:
+        data_sets.fetch(loaded, say)
+    elif missing := data_sets.describe_absent(loaded):
+        say("data", missing)
+        return found.loaded, spec, folder, None
     data = Data.open(kind, loaded, folder)
     say("data", data.describe())
     return found.loaded, spec, folder, data
@@ -139,7 +145,7 @@ class Data:
         cfg, tokenizer = loaded.config, load_tokenizer(str(folder))
 
         def examples(source: SourceConfig, split: str) -> TableExamples:
-            where = loaded.where(f"data.{split}.path", f"data.{split}.task")
+            where = loaded.where(f"data.{split}")
             return load_examples(
                 source,
                 kind.form(cfg.data, tokenizer, where),

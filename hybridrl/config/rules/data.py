@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hybridrl.config import data_files
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.schema import Config, SourceConfig
@@ -35,26 +36,25 @@ def model_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[Hy
 
 def data_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
     for key, source in _sources(loaded.config):
-        path = Path(source.path or "")
-        if source.path is None:
-            continue
-        if path.suffix not in {".jsonl", ".parquet"}:
-            yield DataError(
-                f"{key} = {path} is no prompt file",
-                where=loaded.where(f"{key}.path"),
-                fix="give .jsonl or .parquet",
-            )
-        elif not path.is_file():
-            files = [
-                str(found)
-                for ending in ("jsonl", "parquet")
-                for found in sorted(path.parent.glob(f"*.{ending}"))
-            ]
-            near = difflib.get_close_matches(str(path), files, n=2, cutoff=0.4) or files[:3]
-            fix = (
-                f"there is {', '.join(near)}" if near else f"{path.parent} has no .jsonl and no .parquet file"
-            )
-            yield AbsentDataError(f"no file at {key} = {path}", where=loaded.where(f"{key}.path"), fix=fix)
+        where = loaded.where(f"{key}.path")
+        for path in source.paths:
+            files = data_files.matched(path)
+            if not files and (data_files.kind_of(path) or Path(path).is_dir()):
+                fix = data_files.nearest(path)
+                yield AbsentDataError(f"no file at {key} = {path}", where=where, fix=fix)
+            elif wrong := [file for file in files or [path] if data_files.kind_of(file) is None]:
+                yield _no_prompt_file(f"{key} = {path}", wrong[0], where)
+
+
+def _no_prompt_file(written: str, file: str, where: str) -> DataError:
+    what = (
+        f"{written} is no prompt file"
+        if written.endswith(f" {file}")
+        else f"{written}: {file} is no prompt file"
+    )
+    name = hub.is_name(file) and not Path(file).exists()
+    from_hub = f", or {{hub: {file}}} for a data set of the hub" if name else ""
+    return DataError(what, where=where, fix=f"give {data_files.NAMED}{from_hub}")
 
 
 def chat_template_is_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:

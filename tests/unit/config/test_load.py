@@ -213,7 +213,9 @@ def test_a_missing_key_says_what_it_is_for(tmp_path: Path) -> None:
 def test_a_source_is_a_file_or_a_task(tmp_path: Path) -> None:
     both = BASE.replace("train: train.jsonl", "train: {path: a.jsonl, task: sums}")
     options = BASE.replace("train: train.jsonl", "train: {path: a.jsonl, size: 3}")
-    assert mistakes(tmp_path, both) == ["data.train: give a path or a task, one of the two  (my.yaml:3)"]
+    assert mistakes(tmp_path, both) == [
+        "data.train: give a path, a data set of the hub, or a task: one of the three  (my.yaml:3)"
+    ]
     assert "a file has no options" in mistakes(tmp_path, options)[0]
 
 

@@ -38,7 +38,7 @@ def test_a_missing_file_names_the_nearest(tokenizer, tmp_path):
     there = write(tmp_path, {"prompt": "a"}, name="math_train.jsonl")
     message = refusal(DataError, load, tokenizer, there.replace("train", "trian"))
     assert message.startswith("no data file") and "(my.yaml:3)" in message
-    assert message.endswith(f"did you mean {there}?")
+    assert message.endswith(f"there is {there}")
 
 
 def test_a_missing_folder_is_named(tokenizer, tmp_path):
@@ -47,8 +47,8 @@ def test_a_missing_folder_is_named(tokenizer, tmp_path):
 
 
 def test_another_kind_of_file_is_refused(tokenizer, tmp_path):
-    path = write(tmp_path, {"prompt": "a"}, name="train.csv")
-    assert "neither .jsonl nor .parquet" in refusal(DataError, load, tokenizer, path)
+    path = write(tmp_path, {"prompt": "a"}, name="train.txt")
+    assert "is no data file" in refusal(DataError, load, tokenizer, path)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\n\n  \n"])
@@ -145,7 +145,7 @@ def test_prompts_that_are_too_long_are_counted_and_the_longest_named(tokenizer, 
     assert message.startswith(
         f"2 of 4 prompts in {path} are longer than rollout.max_prompt_tokens = {lengths[1]}"
     )
-    assert f"row 3, has {lengths[2]} tokens" in message
+    assert f"row 3 of {path}, has {lengths[2]} tokens" in message
     assert message.endswith(f"rollout.max_prompt_tokens={lengths[2]}, or drop those rows")
 
 

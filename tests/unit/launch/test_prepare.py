@@ -90,7 +90,7 @@ def test_what_is_odd_about_a_prompt_is_said_before_the_start(tried: Callable[...
     said = list[tuple[str, str]]()
     try_data(load("my.yaml", ["algorithm={preset: grpo}"]), lambda *line: said.append(line))
     [warning] = [text for heading, text in said if heading == "warning"]
-    assert warning.startswith("row 1 of rows: 1 of 4 tokens of the prompt are <unk>")
+    assert warning.startswith("row 1 of rows.jsonl: 1 of 4 tokens of the prompt are <unk>")
 
 
 @pytest.mark.parametrize("folder", ["policy", "judge"])
