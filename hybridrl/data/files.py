@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hybridrl.config import data_files
-from hybridrl.data.tables import Joined, JsonLines, Parquet, Row, Rows, Table
+from hybridrl.data.tables import Joined, JsonLines, Parquet, Row, Rows, Table, stem
 from hybridrl.data.text import refuse_broken_text
 from hybridrl.errors import AbsentDataError, DataError
 from hybridrl.wording import counted, json_fault, json_kind, row_place
@@ -36,9 +36,11 @@ def open_files(paths: Sequence[str], *, where: str) -> Table:
     if twice := {file for file in files if files.count(file) > 1}:
         what = f"{min(twice)} is named twice: its rows would be taken twice in an epoch"
         raise DataError(what, where=where, fix="name it once")
-    tables = [open_table(file, where=where) for file in files]
-    filled = [table for table in tables if len(table)] or tables[:1]
-    return filled[0] if len(filled) == 1 else Joined(filled)
+    tables = {file: open_table(file, where=where) for file in files}
+    filled = {file: table for file, table in tables.items() if len(table)}
+    if len(filled) < 2:
+        return next(iter((filled or tables).values()))
+    return Joined(list(filled.values()), sources=_sources(list(filled)))
 
 
 def open_table(path: str, *, where: str) -> Table:
@@ -55,6 +57,16 @@ def open_table(path: str, *, where: str) -> Table:
         with file:
             return Rows(list(_of_csv(path, file)), path)
     return _of_json(path, file) if kind == ".json" else JsonLines(path, file)
+
+
+def _sources(files: Sequence[str]) -> list[str]:
+    """Names of files in metrics: without folder, unless two have the same; gsm8k/test and math/test."""
+    stems = [stem(file) for file in files]
+    folders = [Path(file).absolute().parent.name for file in files]
+    return [
+        f"{folder}/{name}" if stems.count(name) > 1 else name
+        for folder, name in zip(folders, stems, strict=True)
+    ]
 
 
 def _matched(path: str, where: str) -> list[str]:

@@ -99,20 +99,23 @@ class Rows:
 class Joined:
     """The rows of several tables, one table after the other."""
 
-    def __init__(self, tables: Sequence[Table], name: str | None = None) -> None:
+    def __init__(
+        self, tables: Sequence[Table], name: str | None = None, sources: Sequence[str] | None = None
+    ) -> None:
         """
         Args:
             name: the tables are parts of one data set of this name, in which their rows are counted.
+            sources: the name of each table in metrics; None: its own.
         """
-        self._tables, self._name = tables, name
+        self._tables, self._name, self._sources = tables, name, sources
         self._starts = [0, *itertools.accumulate(map(len, tables))]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> Row:
-        table, row = self._at(index)
-        return table[row]
+        which, row = self._at(index)
+        return self._tables[which][row]
 
     def column(self, name: str) -> Iterator[Any]:
         return itertools.chain.from_iterable(table.column(name) for table in self._tables)
@@ -121,18 +124,20 @@ class Joined:
         return itertools.chain.from_iterable(table.columns(names) for table in self._tables)
 
     def place(self, index: int) -> str:
-        table, row = self._at(index)
-        return row_place(index, self._name) if self._name else table.place(row)
+        which, row = self._at(index)
+        return row_place(index, self._name) if self._name else self._tables[which].place(row)
 
     def source(self, index: int) -> str:
-        table, row = self._at(index)
-        return self._name or table.source(row)
+        which, row = self._at(index)
+        named = self._sources[which] if self._sources else self._tables[which].source(row)
+        return self._name or named
 
-    def _at(self, index: int) -> tuple[Table, int]:
+    def _at(self, index: int) -> tuple[int, int]:
+        """Number of a row's table, and of the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self._starts, index) - 1
-        return self._tables[which], index - self._starts[which]
+        return which, index - self._starts[which]
 
 
 class JsonLines:

@@ -10,7 +10,7 @@ from hybridrl.models import hub_datasets
 
 
 def absent(loaded: LoadedConfig[Any]) -> list[hub_datasets.Split]:
-    """Those of which this machine has no copy."""
+    """The parts of data sets of which this machine has no copy."""
     found = _named(loaded)
     return [split for where, split in found if hub_datasets.find(split, where=where) is None]
 

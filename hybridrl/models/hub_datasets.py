@@ -68,11 +68,13 @@ def fetch(wanted: Split, *, where: str) -> list[Path]:
         return found
     from huggingface_hub import HfApi, hf_hub_download
 
-    about = {"repo_type": "dataset", "revision": REVISION}
+    name, kind = wanted.name, "dataset"
     try:
-        files = [entry.path for entry in HfApi().list_repo_tree(wanted.name, recursive=True, **about)]
-        parts = _parts(files, wanted, where)
-        local = [Path(hf_hub_download(wanted.name, part, **about)) for part in reversed(parts)]
+        tree = HfApi().list_repo_tree(name, recursive=True, repo_type=kind, revision=REVISION)
+        parts = _parts([entry.path for entry in tree], wanted, where)
+        local = [
+            Path(hf_hub_download(name, part, repo_type=kind, revision=REVISION)) for part in reversed(parts)
+        ]
     except OSError as error:  # the hub's library raises OSErrors; so does a full disk
         raise _refused(wanted.name, error, where) from error
     return local[::-1]

@@ -94,6 +94,15 @@ def test_several_files_are_one_table_whose_rows_know_their_file() -> None:
     assert [found.source(index) for index in range(6)] == ["c", "c", "c", "a", "b", "b"]
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders() -> None:
+    for folder in ("gsm8k", "math"):
+        Path(folder).mkdir()
+        Path(folder, "test.jsonl").write_bytes(jsonl(ROWS[:1]))
+    Path("aime.jsonl").write_bytes(jsonl(ROWS[:1]))
+    found = opened("gsm8k/test.jsonl", "math/test.jsonl", "aime.jsonl")
+    assert [found.source(index) for index in range(3)] == ["gsm8k/test", "math/test", "aime"]
+
+
 @pytest.mark.parametrize("written", ["data/*.jsonl", ["data/a.jsonl", "data/b.jsonl"], "data/**/*.jsonl"])
 def test_a_config_names_files_by_a_pattern_or_a_list(written: str | list[str]) -> None:
     Path("data").mkdir()
