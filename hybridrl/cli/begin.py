@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hybridrl.cli.console import out, say, show
+from hybridrl.config.files import atomic_write
 from hybridrl.errors import UserError
 
 
@@ -91,7 +92,7 @@ def _refuse_existing(path: Path) -> None:
 def _write_new(path: Path, text: str) -> None:
     _refuse_existing(path)
     try:
-        path.write_text(text, "utf-8")
+        atomic_write(path, text)
     except OSError as error:
         why = f"cannot write {path}: {error.strerror}"
         raise UserError(why, fix="choose another with --output") from error

@@ -22,6 +22,9 @@ def atomic_write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where it is full
+        raise
     finally:
         temporary.unlink(missing_ok=True)  # there only if the write failed
     folder = os.open(path.parent, os.O_RDONLY)

@@ -12,6 +12,7 @@ from hybridrl.hosts.machine import Machine
 from hybridrl.launch import data_sets, model_folders
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
+from hybridrl.launch.run_folder_check import is_finished
 from hybridrl.launch.shape import Resume, with_gpus
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.verdict import SCOPES, Scope, refuse_missing_gpus
@@ -47,6 +48,9 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     _refuse_idle_options(request)
     with loaded.located():
         loaded = _checked(loaded, request, say)
+        if request.resume == "if_possible" and is_finished(loaded):
+            say("done", f"{path_of(loaded.config)} has done all of its steps")
+            return 0
         if request.on == "slurm":
             from hybridrl.launch import slurm
 
@@ -84,7 +88,9 @@ def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
         if here:
             refuse_missing_gpus(loaded, machine)
         model_folders.fetch_specs(loaded)
-    preflight(loaded, scope, machine, say, make_model=here and not dry_run)
+    is_sent = request.submit and loaded.config.cluster.ray.working_dir is not None
+    resume = None if is_sent else _resume(loaded, request)
+    preflight(loaded, scope, machine, say, make_model=here and not dry_run, resume=resume)
     if downloads:
         model_folders.fetch(loaded, say)
     if not dry_run and not request.submit:

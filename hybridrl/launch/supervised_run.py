@@ -23,6 +23,8 @@ from hybridrl.launch import data_sets
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
+from hybridrl.launch.run_folder_check import refuse_unfit_folder
+from hybridrl.launch.shape import Resume
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.verdict import SCOPES, verdict
 from hybridrl.models import hub
@@ -71,7 +73,8 @@ def launch(
     """
     loaded: LoadedConfig[Any] = load_for(kind.command, path, overrides)
     with loaded.located():
-        loaded, spec, folder, data = _checked(kind, loaded, say, dry_run=dry_run)
+        resumes: Resume = "required" if resume else "never"
+        loaded, spec, folder, data = _checked(kind, loaded, say, dry_run=dry_run, resume=resumes)
         if dry_run or data is None:
             say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
             return 0
@@ -93,11 +96,11 @@ def check(kind: Kind[Any], path: Path, overrides: Sequence[str], say: Say) -> No
     """
     loaded: LoadedConfig[Any] = load_for(kind.command, path, overrides)
     with loaded.located():
-        _checked(kind, loaded, say, dry_run=True)
+        _checked(kind, loaded, say, dry_run=True, resume="never")
 
 
 def _checked(
-    kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool
+    kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool, resume: Resume
 ) -> tuple[LoadedConfig[Any], ModelSpec, Path, "Data | None"]:
     """The config with the GPUs of this machine, the model, its folder, and the data if the folder is
     there."""
@@ -106,7 +109,9 @@ def _checked(
     if hub.is_name(path) and not made and hub.find_spec(path) is None and not dry_run:
         hub.fetch_spec(path, where=loaded.where("model.path"))
     found = verdict(loaded, SCOPES["launch"], machine)
-    spec, folder = found.known(), _model_folder(loaded, dry_run=dry_run)
+    spec = found.known()
+    refuse_unfit_folder(loaded, resume)
+    folder = _model_folder(loaded, dry_run=dry_run)
     if not folder.is_dir():
         say("model", f"{path} would be downloaded or made")
         return found.loaded, spec, folder, None

@@ -1,6 +1,7 @@
 """Rules about the run's folder, its model folder and its data files."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,18 @@ from hybridrl.errors import AbsentDataError, AbsentModelError, ConfigError, Data
 from hybridrl.models import hub
 from hybridrl.models.published import published_names
 
+_LONGEST_NAME = 255
+"""Bytes of a name on the file systems of Linux."""
+
 
 def run_name_is_one_folder(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     name = loaded.config.run.name
-    if Path(name).name != name or name in {"", ".."}:
+    wrong = Path(name).name != name or name in {"", ".."} or name != name.strip() or not name.isprintable()
+    if wrong or len(os.fsencode(name)) > _LONGEST_NAME:
         yield ConfigError(
-            f"run.name = {name!r} is not a folder name", where=loaded.where("run.name"), fix="set run.folder"
+            f"run.name = {name!r:.60} is not a folder name",
+            where=loaded.where("run.name"),
+            fix="use letters, digits, - and _; run.folder is the folder that it stands in",
         )
 
 
