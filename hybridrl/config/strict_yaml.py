@@ -182,7 +182,7 @@ def _syntax_error(error: yaml.YAMLError, file: str) -> ConfigError:
     where = f"{file}:{mark.line + 1}, column {mark.column + 1}" if mark else file
     problem = getattr(error, "problem", None) or str(error)
     if problem.startswith("but "):  # the second half of a sentence
-        problem = f"{error.context}, {problem}"  # type: ignore
+        problem = f"{getattr(error, 'context', '')}, {problem}"
     return ConfigError(f"not YAML: {problem}", where=where, fix=_syntax_fix(problem, mark))
 
 

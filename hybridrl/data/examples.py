@@ -65,6 +65,11 @@ class ExampleFormat(Protocol):
 class Conversations:
     """The format of supervised fine-tuning."""
 
+    @staticmethod
+    def columns(data: SFTDataConfig) -> tuple[str, ...]:
+        """The columns that every row has to have."""
+        return (data.messages_field,) if data.messages_field else (data.prompt_field, data.response_field)
+
     def __init__(self, data: SFTDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
         """
         Args:
@@ -102,6 +107,12 @@ class Conversations:
 class Pairs:
     """The format of reward models: `chosen` and `rejected` are answers to `prompt`, or whole
     conversations."""
+
+    @staticmethod
+    def columns(data: RMDataConfig) -> tuple[str, ...]:
+        """The columns that every row has to have; a prompt may be part of the conversations."""
+        margin = (data.margin_field,) if data.margin_field else ()
+        return (data.chosen_field, data.rejected_field, *margin)
 
     def __init__(self, data: RMDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
         """The arguments and errors are those of Conversations()."""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from hybridrl.cluster.env import ray_address
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model_rules import no_rule
@@ -25,12 +24,12 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
-from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
+from hybridrl.launch.ray_address import address_of
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
 from hybridrl.launch.shape import Placement, Resume, trainer_layout
@@ -68,7 +67,7 @@ class RLRun(Run[Config, RunObserver]):
         self._here = in_folders(loaded)
         cfg = self._here.config
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
-        self._address = _address(cfg) if on == "ray" else None
+        self._address = address_of(cfg.cluster.ray) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)
 
@@ -208,10 +207,3 @@ class Workers:
         alone = no_rule(cfg)
         judged = JudgedReward(self.rule, self.reward_model, cfg.reward_model.weight, judges_alone=alone)
         return judged, judged if alone else self.rule
-
-
-def _address(cfg: Config) -> str:
-    address = cfg.cluster.ray.address or ray_address()
-    if address is None:
-        raise ConfigError("no Ray to join", fix="set cluster.ray.address=host:port, or RAY_ADDRESS")
-    return address

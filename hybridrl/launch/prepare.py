@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridrl.config import data_files
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.judged_reward import judged_parts
-from hybridrl.data.prompts import PromptFormat
+from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
 from hybridrl.data.source import TablePrompts, load_source, open_rows
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
@@ -65,15 +66,18 @@ def open_train(loaded: LoadedConfig) -> TablePrompts:
 
 
 def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
-    """Read the data and try the reward; say what was found. Where the model is not here, neither is its
-    tokenizer: then nothing is said about the form and the length of prompts.
+    """Read the data and try the reward; say what was found, and what could not be looked at.
+
+    Where the model is not here, neither is its tokenizer: then the length of prompts is not looked at. Where
+    the data are not here, the reward is loaded and not tried.
 
     Raises: as prepare(), with the line of the config.
     """
     here = in_folders(loaded)
     with loaded.located():
-        if missing := describe_absent(loaded):
-            say("data", missing)
+        if missing := describe_absent(loaded) or _describe_absent_files(loaded):
+            with Scorer(loaded.config.reward, where=loaded.where("reward.name")):
+                say("data", missing)
             return
         is_here = Path(here.config.model.path).is_dir()
         if not is_here:
@@ -83,6 +87,14 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
         say("data", found.describe())
         for warning in found.warnings:
             say("warning", warning)
+
+
+def _describe_absent_files(loaded: LoadedConfig) -> str:
+    """One line: the data files that are not on this machine; "" if all are."""
+    data = loaded.config.data
+    paths = [*data.train.paths, *(data.heldout.paths if data.heldout else ())]
+    names = ", ".join(path for path in paths if not data_files.matched(path))
+    return f"{names} not here: the rows, and the reward on them, were not looked at" if names else ""
 
 
 def _refuse_unfit_weights(loaded: LoadedConfig) -> None:
@@ -110,11 +122,11 @@ def _without_tokenizer(loaded: LoadedConfig) -> str:
 
 
 def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
-    """The rows of a split, after a check that all of them have a prompt."""
+    """The rows of a split, after a check of every prompt's form."""
     cfg, where = loaded.config, loaded.where(f"data.{split}")
     table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
-    for _ in table.column(cfg.data.prompt_field):
-        pass
+    for index, prompt in enumerate(table.column(cfg.data.prompt_field)):
+        refuse_unfit_prompt(cfg.data, prompt, table.place(index))
     return table
 
 

@@ -12,6 +12,7 @@ from hybridrl.hosts.machine import Machine
 from hybridrl.launch import data_sets, model_folders
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
+from hybridrl.launch.ray_address import address_of, dashboard_of
 from hybridrl.launch.run_folder_check import is_finished
 from hybridrl.launch.shape import Resume, with_gpus
 from hybridrl.launch.stop import StopRequest
@@ -47,10 +48,13 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     """
     _refuse_idle_options(request)
     with loaded.located():
+        _refuse_bad_addresses(loaded, request)
         loaded = _checked(loaded, request, say)
         if request.resume == "if_possible" and is_finished(loaded):
             say("done", f"{path_of(loaded.config)} has done all of its steps")
             return 0
+        if request.on == "slurm" or request.submit:
+            _try_data_of_job(loaded, request, say)
         if request.on == "slurm":
             from hybridrl.launch import slurm
 
@@ -98,6 +102,17 @@ def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
     return loaded
 
 
+def _try_data_of_job(loaded: LoadedConfig, request: Request, say: Say) -> None:
+    """Look at data and reward before a job waits in a queue, if it reads the files that are here."""
+    cluster = loaded.config.cluster
+    elsewhere = cluster.ray.working_dir if request.submit else cluster.slurm.container
+    if elsewhere is None:
+        try_data(loaded, say)
+    else:
+        place = "uploaded folder" if request.submit else "container"
+        say("data", f"data and reward were not looked at: the job reads them in its {place}")
+
+
 def _resume(loaded: LoadedConfig, request: Request) -> Resume:
     begun = (path_of(loaded.config) / "resolved.yaml").exists()
     return "never" if request.resume == "if_possible" and not begun else request.resume
@@ -107,6 +122,13 @@ def _scope(request: Request) -> Scope:
     if request.on == "slurm" or request.submit:
         return SCOPES[f"launch --on slurm{' --dry-run' if request.dry_run else ''}"]
     return SCOPES["launch --on ray" if request.on == "ray" else "launch"]
+
+
+def _refuse_bad_addresses(loaded: LoadedConfig, request: Request) -> None:
+    if request.submit:
+        dashboard_of(loaded.config.cluster.ray)
+    elif request.on == "ray":
+        address_of(loaded.config.cluster.ray)
 
 
 def _refuse_idle_options(request: Request) -> None:

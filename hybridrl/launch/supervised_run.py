@@ -16,8 +16,9 @@ from hybridrl.config.schema import SourceConfig
 from hybridrl.config.sft_rm import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.controller import supervised_loop as loop
 from hybridrl.data.example_source import TableExamples, load_examples
-from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
-from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
+from hybridrl.data.examples import Conversations, Pairs
+from hybridrl.data.source import open_rows
+from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import data_sets
 from hybridrl.launch.preflight import Say
@@ -46,7 +47,7 @@ class Kind(Generic[CfgKind]):
 
     command: KindOfConfig
     config: type[CfgKind]
-    form: Callable[[Any, ModelTokenizer, str], ExampleFormat]
+    form: type[Conversations] | type[Pairs]
     spec: Callable[[ModelSpec], ModelSpec]
     """Spec of the model that is trained, from the spec of the folder."""
 
@@ -96,11 +97,11 @@ def check(kind: Kind[Any], path: Path, overrides: Sequence[str], say: Say) -> No
     """
     loaded: LoadedConfig[Any] = load_for(kind.command, path, overrides)
     with loaded.located():
-        _checked(kind, loaded, say, dry_run=True, resume="never")
+        _checked(kind, loaded, say, dry_run=True)
 
 
 def _checked(
-    kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool, resume: Resume
+    kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool, resume: Resume = "never"
 ) -> tuple[LoadedConfig[Any], ModelSpec, Path, "Data | None"]:
     """The config with the GPUs of this machine, the model, its folder, and the data if the folder is
     there."""
@@ -112,17 +113,37 @@ def _checked(
     spec = found.known()
     refuse_unfit_folder(loaded, resume)
     folder = _model_folder(loaded, dry_run=dry_run)
-    if not folder.is_dir():
-        say("model", f"{path} would be downloaded or made")
-        return found.loaded, spec, folder, None
     if not dry_run:
         data_sets.fetch(loaded, say)
     elif missing := data_sets.describe_absent(loaded):
         say("data", missing)
         return found.loaded, spec, folder, None
+    if not folder.is_dir():
+        say("model", f"{path} would be downloaded or made")
+        say("data", _without_tokenizer(kind, loaded))
+        return found.loaded, spec, folder, None
     data = Data.open(kind, loaded, folder)
     say("data", data.describe())
     return found.loaded, spec, folder, data
+
+
+def _without_tokenizer(kind: Kind[Any], loaded: LoadedConfig[Any]) -> str:
+    """Look at the columns of every row; returns one line about the data.
+
+    Raises:
+        DataError, ConfigError: the data cannot be opened, or a row lacks a column.
+    """
+    data, counts = loaded.config.data, []
+    for split, source in (("train", data.train), ("heldout", data.heldout)):
+        if source is not None:
+            where = loaded.where(f"data.{split}")
+            table = open_rows(source, split=split, seed=loaded.config.run.seed, where=where)[1]
+            for _ in table.columns(kind.form.columns(data)):
+                pass
+            counts.append(len(table))
+    train, heldout = (*counts, 0)[:2]
+    examples = counted(train, "example", form=",")
+    return f"{examples}, {heldout or 'none'} held out; their text is looked at once the model is here"
 
 
 def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:

@@ -84,7 +84,7 @@ def has_chat_template(folder: Path) -> bool:
     """Whether transformers finds one: as a file, or under a key of the tokenizer's config."""
     written = folder / "tokenizer_config.json"
     own_file = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
-    return own_file or (written.exists() and '"chat_template"' in written.read_text("utf-8"))
+    return own_file or (written.exists() and '"chat_template"' in written.read_text("utf-8", "replace"))
 
 
 def _near_model(path: str) -> str:
