@@ -80,8 +80,16 @@ class RewardConfig(PluginConfig):
     timeout_s: PositiveFloat = 10.0
     """One trajectory's reward may take this long; then its process is killed and the run stops."""
 
+    memory_gb: PositiveFloat = 4.0
+    """A reward may take this much memory (GB) in each process beyond what loading it took; then Python raises
+    MemoryError in it."""
+
     num_workers: PositiveInt = 1
     """Processes that compute rewards."""
+
+    min_gold: NonNegativeFloat | None = Field(default=None, le=1.0)
+    """Share of the data's reference answers that the reward has to accept, with more than 0, or the run is
+    refused. None: 0.95; for code of yours without a method `gold` 0, since it may expect another form."""
 
 
 REWARD_MODEL = "reward_model"

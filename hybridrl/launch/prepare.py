@@ -1,6 +1,6 @@
 """Prompts and reward of a run, read and tried before any worker starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ class Prepared:
     heldout: list[Prompt]
     gold: GoldCheck
     warnings: tuple[str, ...]
-    """What is odd about the text that template and tokenizer make of a prompt."""
+    """What is odd about the data, the reward, or the text that template and tokenizer make of a prompt."""
 
     def describe(self) -> str:
         """One line that describes the data and the reward."""
@@ -56,7 +56,7 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
     gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
-    warnings = train.examined().warnings
+    warnings = (*filter(None, [gold.warning]), *train.examined().warnings)
     return Prepared(train, heldout.all() if heldout else [], gold, warnings)
 
 
@@ -81,7 +81,8 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
             return
         is_here = Path(here.config.model.path).is_dir()
         if not is_here:
-            say("data", _without_tokenizer(here))
+            for heading, text in _without_tokenizer(here):
+                say(heading, text)
             return
         found = prepare(here)
         say("data", found.describe())
@@ -107,8 +108,8 @@ def _refuse_unfit_weights(loaded: LoadedConfig) -> None:
         refuse_unfit_weights(cfg.reward_model.path, where=loaded.where("reward_model.path"))
 
 
-def _without_tokenizer(loaded: LoadedConfig) -> str:
-    """Try what can be tried without a model; returns one line about it.
+def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    """Try what can be tried without a model; yields headings and lines about it.
 
     Raises:
         DataError, ConfigError, RewardError, DeadlineError: as prepare().
@@ -118,7 +119,9 @@ def _without_tokenizer(loaded: LoadedConfig) -> str:
     heldout = _rows(loaded, data.heldout, "heldout") if data.heldout else None
     gold = _judged(loaded, train, heldout)
     found = _described(len(train), len(heldout) if heldout else 0, gold)
-    return f"{found}; prompts are measured once the model is here"
+    yield "data", f"{found}; prompts are measured once the model is here"
+    if gold.warning:
+        yield "warning", gold.warning
 
 
 def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
@@ -138,7 +141,7 @@ def _judged(loaded: LoadedConfig, train: Table, heldout: Table | None) -> GoldCh
         for source, table in ((data.train, train), (data.heldout, heldout)):
             if source is not None and table is not None:
                 where = loaded.where("reward.answer_field", "reward.name")
-                check_rows(cfg.reward, table, data=source.name, where=where)
+                check_rows(cfg.reward, table, data=source.name, where=where, scorer=scorer)
         gold = check_on_gold(scorer, train, where=data.train.name)
         _refuse_missing_parts(cfg, scorer, train[0])
     return gold

@@ -289,3 +289,52 @@ def test_a_child_whose_fork_server_ended_before_it_could_ask_to_die_with_it_ends
 def test_columns_of_unequal_length_are_refused(scorer):
     with pytest.raises(ValueError, match="2 answers, 1 rows and 2 uids"):
         scorer("exact_match").score(["a", "b"], [{}], ["x", "y"])
+
+
+HUNGRY = {
+    "list": "held = list(range(10**8))",
+    "bytes": "held = bytearray(10**9)",
+    "integer": "held = 1 << 8 * 10**9",
+    "text": "held = 'a' * 10**9",
+    "numpy": "import numpy; held = numpy.ones(10**9)",
+}
+
+
+@pytest.mark.parametrize("code", HUNGRY.values(), ids=HUNGRY)
+def test_a_reward_takes_no_more_memory_than_its_limit(scorer, module, code):
+    source = f"""
+        def f(answer, row):
+            if answer == "much":
+                {code}
+            return 1.0
+        def g(answer, row):
+            return f(answer, row)
+        g.hang_score = -1.0
+    """
+    name = module(source)
+    one = scorer(f"{name}:f", memory_gb=0.3)
+    with pytest.raises(RewardError, match="needed more than reward.memory_gb = 0.3 on train/1") as refused:
+        one.score(["few", "much"], [{}] * 2, ["train/0", "train/1"])
+    assert f"{name}.py:4 in f" in refused.value.where or "numpy" in code
+    assert one.score(["few"], [{}], ["a"])[0].reward == 1.0
+    patient = scorer(f"{name}:g", memory_gb=0.3)
+    found = patient.score(["few", "much", "few"], [{}] * 3, ["a", "b", "c"])
+    assert [(s.reward, s.parts) for s in found] == [(1.0, {}), (-1.0, {"timeout": 1.0}), (1.0, {})]
+
+
+def test_a_program_that_a_reward_starts_has_the_same_limit(scorer, module):
+    name = module("""
+        import subprocess, sys
+        def f(answer, row):
+            code = "held = bytearray(10**9)"
+            return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
+    """)
+    assert scorer(f"{name}:f", memory_gb=0.3).score(["x"], [{}], ["a"])[0].reward == 1.0
+
+
+def test_memory_that_loading_took_is_not_counted(scorer, module):
+    name = module("""
+        table = bytearray(4 * 10**8)
+        def f(answer, row): return len(bytearray(10**8)) / 1e8
+    """)
+    assert scorer(f"{name}:f", memory_gb=0.2).score(["x"], [{}], ["a"])[0].reward == 1.0
