@@ -130,14 +130,14 @@ def show_error(error: BaseException) -> int:
         lines, code = [str(one) for one in getattr(error, "errors", (error,))], error.exit_code
     elif isinstance(error, TyperException):
         lines, code = [_usage(error)], 2
-    elif isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+    elif isinstance(error, OSError) and _is_of_the_machine(error):
         place = f"{error.filename}: " if error.filename else ""
         lines, code = [f"{place}{error.strerror}  (a file or the disk of this machine)"], 2
     else:
         what = "a failure of hybridrl itself"
         if isinstance(error, SystemExit):
             what = f"something ended the command before it was done, by SystemExit: {error}"
-        lines, code = [f"{what}; its traceback is in {_keep_traceback(error)}"], 1
+        lines, code = [f"{what}; its traceback {_keep_traceback(error)}"], 1
     for line in lines:
         tell("error:", line, gap=1, indent=2, file=err, style="bold red")
     return code
@@ -172,7 +172,19 @@ def _usage(error: TyperException) -> str:
     return f"{error.format_message()}  (see {help_of} --help)"
 
 
-def _keep_traceback(error: BaseException) -> Path:
-    with tempfile.NamedTemporaryFile("w", prefix="hybridrl-", suffix=".log", delete=False) as file:
-        traceback.print_exception(error, file=file)
-    return Path(file.name)
+def _is_of_the_machine(error: OSError) -> bool:
+    no_folder_for_temporary_files = error.errno == errno.ENOENT and error.filename is None
+    return error.errno in _OF_THE_MACHINE or no_folder_for_temporary_files
+
+
+def _keep_traceback(error: BaseException) -> str:
+    """Where the traceback is: in a file, or below if none can be written."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="replace", prefix="hybridrl-", suffix=".log", delete=False
+        ) as file:
+            file.write(text)
+    except OSError:
+        return f"is\n{text}"
+    return f"is in {file.name}"

@@ -205,18 +205,39 @@ class Parquet:
             self._table = pyarrow.parquet.read_table(path, memory_map=True)
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{path} is not a parquet file: {error}") from error
+        self._names: list[str] = self._table.column_names
 
     def __len__(self) -> int:
         return self._table.num_rows
 
     def __getitem__(self, index: int) -> Row:
-        return self._table.slice(index, 1).to_pylist()[0]
+        try:
+            return self._table.slice(index, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            raise self._no_text(index) from error
 
     def column(self, name: str) -> Iterator[Any]:
-        if name not in self._table.column_names:
-            raise no_column(name, self._table.column_names, self._path)
+        if name not in self._names:
+            raise no_column(name, self._names, self._path)
+        at = 0
         for chunk in self._table.column(name).chunks:
-            yield from chunk.to_pylist()
+            yield from self._read(chunk, at)
+            at += len(chunk)
+
+    def _read(self, values: Any, at: int) -> Iterator[Any]:
+        """Arrow values as Python's.
+
+        Raises:
+            DataError: a text is not UTF-8, which no writer of parquet checks; the message names its row.
+        """
+        try:
+            return iter(values.to_pylist())
+        except UnicodeDecodeError as error:
+            raise self._no_text(at + next(i for i, v in enumerate(values) if not _is_text(v))) from error
+
+    def _no_text(self, index: int) -> DataError:
+        what = f"{self.place(index)} has a text that is not UTF-8"
+        return DataError(what, where=self._path, fix="write the file again, or drop the row")
 
     def columns(self, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         return zip(*map(self.column, names), strict=True)
@@ -226,3 +247,12 @@ class Parquet:
 
     def source(self, index: int) -> str:
         return stem(self._path)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether an Arrow value can be read; one that is no text always can."""
+    try:
+        value.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True

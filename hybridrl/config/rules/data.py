@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.config import data_files
+from hybridrl.config.files import file_kind, is_there
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.schema import Config, SourceConfig
@@ -32,6 +33,13 @@ def run_name_is_one_folder(loaded: LoadedConfig, context: RuleContext) -> Iterat
 
 def model_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
     path = loaded.config.model.path
+    if is_there(Path(path)) and not Path(path).is_dir():
+        yield ConfigError(
+            f"model.path = {path} is {file_kind(Path(path))}, not a folder",
+            where=loaded.where("model.path"),
+            fix="give the folder of a model in Hugging Face format",
+        )
+        return
     downloadable = hub.is_name(path) and (context.spec is not None or context.unreadable)
     if loaded.config.model.make is None and hub.find_folder(path) is None and not downloadable:
         yield AbsentModelError(

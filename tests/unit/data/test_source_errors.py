@@ -2,10 +2,13 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from hybridrl.config.schema import DataConfig, SourceConfig
 from hybridrl.data.source import load_source
+from hybridrl.data.tables import Parquet
 from hybridrl.errors import ConfigError, DataError
 
 
@@ -186,3 +189,15 @@ def test_a_task_must_return_rows(tokenizer, tmp_path, monkeypatch):
         DataError, load, tokenizer, {"task": "lab_no_rows:one"}
     )
     assert "lab_no_rows:none has no rows" in refusal(DataError, load, tokenizer, {"task": "lab_no_rows:none"})
+
+
+def test_a_parquet_text_that_is_not_utf8_names_its_row(tokenizer, tmp_path):
+    path = tmp_path / "train.parquet"
+    rows = pyarrow.table({"prompt": [f"row{i}" for i in range(1000, 3000)]})
+    pyarrow.parquet.write_table(rows, path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"row2499", b"row\xff\xfe99"))
+    message = refusal(DataError, load, tokenizer, str(path), chat_template="none")
+    assert message.startswith(f"row 1500 of {path} has a text that is not UTF-8")
+    table = Parquet(str(path))
+    assert table[1498] == {"prompt": "row2498"}
+    assert "row 1500 of" in refusal(DataError, table.__getitem__, 1499)
