@@ -56,7 +56,9 @@ def init(
 def import_verl(
     script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="run.sh, key=value lines, or a YAML.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME.yaml here.")] = None,
-    prompts: Annotated[int | None, typer.Option(help="Rows of the training file: epochs to steps.")] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the training file: epochs to steps.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, write no file.")] = False,
 ) -> None:
     """Translate a verl launch; say what has no counterpart here and what does not change the result."""

@@ -59,8 +59,8 @@ def plan(
     search: Annotated[
         bool, typer.Option("--search", help="Propose faster parallel layouts and sizes.")
     ] = False,
-    gpus: Annotated[int | None, typer.Option(help="Search for this number of GPUs.")] = None,
-    mean_response: Annotated[int | None, typer.Option(help="Tokens of an answer on average.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Search for this number of GPUs.")] = None,
+    mean_response: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer on average.")] = None,
     command: ForCommand = None,
 ) -> None:
     """Show what a config needs before it runs: batch, memory, weight swap, time; refuse what cannot fit."""
@@ -84,7 +84,7 @@ def verify(
     overrides: Overrides = None,
     layouts: Annotated[str, typer.Option(help="As in tp2,pp2vpp2; default: all that the model has.")] = "",
     tolerance: Annotated[
-        float | None, typer.Option(help="What counts as equal; default 2e-6, Gemma 1e-5.")
+        float | None, typer.Option(min=0.0, help="What counts as equal; default 2e-6, Gemma 1e-5.")
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="The real model, not a small one of its kind.")
@@ -129,7 +129,7 @@ def rm(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as runs/NAME.")],
-    step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of the checkpoint; default: the newest.")] = None,
     to: Annotated[Path | None, typer.Option(help="New folder; default: RUN/exports/step_...")] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare its log-probabilities with the trainer's.")

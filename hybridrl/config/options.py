@@ -81,6 +81,10 @@ def taken(
     missing = [name for name, p in known.items() if p.default is p.empty and name not in options]
     if missing:
         raise ConfigError(f"{title} needs the option {missing[0]}", where=where, fix=f"add {missing[0]}: ...")
+    for option, value in options.items():
+        if _has_nan(value):
+            what = f"{title}: {option} = {value!r} is not a number that can be computed with"
+            raise ConfigError(what, where=place(option), fix=f"give {option} a number")
     hints = _hints(plugin)
     return {
         option: _typed(option, value, hints[option], title, place(option))
@@ -88,6 +92,13 @@ def taken(
         else value
         for option, value in options.items()
     }
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether a value is NaN, or has one inside: it compares as false with every bound."""
+    if isinstance(value, Mapping):
+        return any(map(_has_nan, value.values()))
+    return any(map(_has_nan, value)) if isinstance(value, (list, tuple)) else value != value
 
 
 def _parameters(plugin: Callable, positional: int | None) -> list[inspect.Parameter]:

@@ -32,6 +32,10 @@ class TableExamples(Stream[Example]):
         for at in range(0, len(self), _BATCH):
             self._read(range(at, min(at + _BATCH, len(self))))
 
+    def first(self) -> Example:
+        """The example of the first row; the position does not change."""
+        return self._read([0])[0]
+
     def _read(self, indices: Sequence[int]) -> list[Example]:
         found: list[Example] = []
         for at in range(0, len(indices), _BATCH):

@@ -17,6 +17,7 @@ from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
 from hybridrl.launch.data_sets import describe_absent
+from hybridrl.launch.data_warnings import suspicious
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
@@ -56,7 +57,8 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
     gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
-    warnings = (*filter(None, [gold.warning]), *train.examined().warnings)
+    odd = _suspicious(cfg, gold, train.rows, heldout.rows if heldout else None)
+    warnings = (*odd, *train.examined().warnings)
     return Prepared(train, heldout.all() if heldout else [], gold, warnings)
 
 
@@ -120,8 +122,14 @@ def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     gold = _judged(loaded, train, heldout)
     found = _described(len(train), len(heldout) if heldout else 0, gold)
     yield "data", f"{found}; prompts are measured once the model is here"
-    if gold.warning:
-        yield "warning", gold.warning
+    yield from (("warning", text) for text in _suspicious(loaded.config, gold, train, heldout))
+
+
+def _suspicious(cfg: Config, gold: GoldCheck, train: Table, heldout: Table | None) -> list[str]:
+    key, per_step = "batch.prompts_per_step", cfg.batch.prompts_per_step
+    columns = [cfg.data.prompt_field]
+    found = suspicious(train, heldout, columns, noun="prompt", key=key, per_step=per_step)
+    return [*filter(None, [gold.warning]), *found]
 
 
 def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:

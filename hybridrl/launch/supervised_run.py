@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,12 +15,15 @@ from hybridrl.config.run_shape import with_dp
 from hybridrl.config.schema import SourceConfig
 from hybridrl.config.sft_rm import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.controller import supervised_loop as loop
+from hybridrl.data.examined import examine_example
 from hybridrl.data.example_source import TableExamples, load_examples
 from hybridrl.data.examples import Conversations, Pairs
 from hybridrl.data.source import open_rows
+from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import data_sets
+from hybridrl.launch.data_warnings import suspicious
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
@@ -120,30 +123,44 @@ def _checked(
         return found.loaded, spec, folder, None
     if not folder.is_dir():
         say("model", f"{path} would be downloaded or made")
-        say("data", _without_tokenizer(kind, loaded))
+        for heading, text in _without_tokenizer(kind, loaded):
+            say(heading, text)
         return found.loaded, spec, folder, None
     data = Data.open(kind, loaded, folder)
     say("data", data.describe())
+    for warning in data.warnings:
+        say("warning", warning)
     return found.loaded, spec, folder, data
 
 
-def _without_tokenizer(kind: Kind[Any], loaded: LoadedConfig[Any]) -> str:
-    """Look at the columns of every row; returns one line about the data.
+def _without_tokenizer(kind: Kind[Any], loaded: LoadedConfig[Any]) -> Iterator[tuple[str, str]]:
+    """Look at the columns of every row; yields headings and lines about the data.
 
     Raises:
         DataError, ConfigError: the data cannot be opened, or a row lacks a column.
     """
-    data, counts = loaded.config.data, []
-    for split, source in (("train", data.train), ("heldout", data.heldout)):
-        if source is not None:
-            where = loaded.where(f"data.{split}")
-            table = open_rows(source, split=split, seed=loaded.config.run.seed, where=where)[1]
-            for _ in table.columns(kind.form.columns(data)):
-                pass
-            counts.append(len(table))
-    train, heldout = (*counts, 0)[:2]
-    examples = counted(train, "example", form=",")
-    return f"{examples}, {heldout or 'none'} held out; their text is looked at once the model is here"
+    data = loaded.config.data
+    train = _rows(kind, loaded, data.train, "train")
+    heldout = _rows(kind, loaded, data.heldout, "heldout") if data.heldout else None
+    examples, held_out = counted(len(train), "example", form=","), len(heldout) if heldout else "none"
+    yield "data", f"{examples}, {held_out} held out; their text is looked at once the model is here"
+    yield from (("warning", text) for text in _suspicious(kind, loaded.config, train, heldout))
+
+
+def _rows(kind: Kind[Any], loaded: LoadedConfig[Any], source: SourceConfig, split: str) -> Table:
+    where, seed = loaded.where(f"data.{split}"), loaded.config.run.seed
+    table = open_rows(source, split=split, seed=seed, where=where)[1]
+    for _ in table.columns(kind.form.columns(loaded.config.data)):
+        pass
+    return table
+
+
+def _suspicious(kind: Kind[Any], cfg: Any, train: Table, heldout: Table | None) -> Iterator[str]:
+    key, per_step = "batch.examples_per_step", cfg.batch.examples_per_step
+    prompt = cfg.data.prompt_field  # conversations have theirs inside
+    columns = [*([prompt] if prompt in train[0] else []), *kind.form.columns(cfg.data)]
+    columns = list(dict.fromkeys(columns))
+    return suspicious(train, heldout, columns, noun="example", key=key, per_step=per_step)
 
 
 def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
@@ -160,6 +177,8 @@ def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
 class Data:
     train: TableExamples
     heldout: TableExamples | None
+    warnings: tuple[str, ...]
+    """What is odd about the data, or about the text that template and tokenizer make of an example."""
 
     @classmethod
     def open(cls, kind: Kind[Any], loaded: LoadedConfig[Any], folder: Path) -> "Data":
@@ -182,8 +201,12 @@ class Data:
                 where=where,
             )
 
-        heldout = cfg.data.heldout
-        return cls(examples(cfg.data.train, "train"), examples(heldout, "heldout") if heldout else None)
+        train = examples(cfg.data.train, "train")
+        heldout = examples(cfg.data.heldout, "heldout") if cfg.data.heldout else None
+        where = loaded.where("data.train")
+        odd = examine_example(cfg.data, tokenizer, train.first(), place=train.rows.place(0), where=where)
+        suspects = _suspicious(kind, cfg, train.rows, heldout.rows if heldout else None)
+        return cls(train, heldout, (*suspects, *odd))
 
     def describe(self) -> str:
         """One line that describes the data."""
