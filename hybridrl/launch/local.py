@@ -179,7 +179,11 @@ class RLRun(Run[Config, RunObserver]):
             ),
             trainer=workers.trainer,
             sync=sync,
-            evaluator=Evaluator(cfg, heldout, workers.rollout, heldout_reward) if heldout else None,
+            evaluator=(
+                Evaluator(cfg, heldout, workers.rollout, heldout_reward, self.observe.heldout)
+                if heldout
+                else None
+            ),
             observe=self.observe,
             stop_requested=self.stop.requested,
         )

@@ -16,6 +16,7 @@ from reasoning_gym.factory import DATASETS
 
 from hybridrl.errors import ConfigError
 from hybridrl.registry import register
+from hybridrl.wording import counted
 
 _HELDOUT_SHARE = 5
 """Every fifth question is held out."""
@@ -77,7 +78,8 @@ def _rows(
     rows = list(islice(_of_part((_row(name, puzzles[i]) for i in range(drawn)), part), size))
     if len(rows) < size:
         raise ConfigError(
-            f"reasoning_gym: {len(rows)} of {drawn} puzzles of {name} are in the part {part}, size = {size}",
+            f"reasoning_gym: {len(rows)} of {counted(drawn, 'puzzle')} of {name} are in the part {part}, and "
+            f"size = {size}",
             fix="give options with which it has more different puzzles, or a smaller size",
         )
     return rows
