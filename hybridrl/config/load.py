@@ -267,7 +267,9 @@ def _unknown(
     dotted = ".".join(path)
     if nested := [name for name in path if "." in name]:
         return ConfigError(
-            f"the key {nested[0]!r}", where=_place(path, origins), fix="write one level for each dot"
+            f"the key {nested[0]!r} has a dot in it",
+            where=_place(path, origins),
+            fix="write one level for each dot",
         )
     near = keys.meant(dotted, root)
     fix = (
@@ -353,6 +355,10 @@ def _explain(
         return ConfigError(f"missing key {dotted}", where=file, fix=f"add it{about}")
     if problem["type"] == "value_error" or key is None:
         return ConfigError(f"{dotted}: {problem['msg'].removeprefix('Value error, ')}", where=place)
+    if problem["type"] == "string_pattern_mismatch":
+        written = f"{key.name} = {strict_yaml.inline(problem['input'])}"
+        what = f"{written} is not of the form that it needs: {key.field.description}"
+        return ConfigError(what, where=place, fix=f"see hybridrl config explain {key.name}")
     return _wrong_value(key, _at(tree, path) if inside else problem["input"], place)
 
 

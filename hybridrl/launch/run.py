@@ -12,6 +12,7 @@ import contextlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from hybridrl.config.load import LoadedConfig
@@ -112,7 +113,7 @@ class Run(ABC, Generic[Cfg, Observer]):
         """Draw the curve, write the summary, and print where the files are."""
         stopped_by = self.stop.stopped_by
         files = {"model": f"{self.files.export}/"} if self.cfg.run.export and not stopped_by else {}
-        following = () if stopped_by else self.following
+        following = () if stopped_by else tuple(filter(_is_for_here, self.following))
         self.observe.finish(files, following, self.facts, stopped_by)
 
     @property
@@ -147,3 +148,9 @@ class Run(ABC, Generic[Cfg, Observer]):
     @abstractmethod
     def train(self, roles: Any) -> Coroutine[Any, Any, None]:
         """The training loop, which runs to the last step or until a stop is requested."""
+
+
+def _is_for_here(following: tuple[str, str]) -> bool:
+    """Whether the configs that a command names are here: those of the project are not installed with it."""
+    command, _ = following
+    return all(Path(word).is_file() for word in command.split() if word.endswith(".yaml"))

@@ -196,7 +196,10 @@ def test_unknown_keys_name_the_nearest_and_the_line(tmp_path: Path) -> None:
             "algorithm: {loss: {clip_low: 1}}",
             "missing key algorithm.loss.name  (my.yaml): add it: File name in",
         ),
-        ('"actor.recompute": full', "the key 'actor.recompute'  (my.yaml:6): write one level for each dot"),
+        (
+            '"actor.recompute": full',
+            "the key 'actor.recompute' has a dot in it  (my.yaml:6): write one level for each dot",
+        ),
         ("algorithm: {loss: {name: x, 'a-b': 1}}", "algorithm.loss has an option 'a-b'  (my.yaml:6)"),
     ],
 )

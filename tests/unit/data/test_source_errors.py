@@ -177,7 +177,7 @@ def test_what_a_task_itself_refuses_names_the_config_place(tokenizer):
 
 def test_an_option_of_another_type_is_refused(tokenizer):
     options = {"task": "reasoning_gym", "dataset": "chain_sum", "size": "many"}
-    assert "size = 'many' is not int" in refusal(ConfigError, load, tokenizer, options)
+    assert "size = many is not an integer" in refusal(ConfigError, load, tokenizer, options)
 
 
 def test_a_task_must_return_rows(tokenizer, tmp_path, monkeypatch):
