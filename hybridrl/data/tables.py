@@ -204,7 +204,9 @@ class Parquet:
         try:
             self._table = pyarrow.parquet.read_table(path, memory_map=True)
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path} is not a parquet file: {error}") from error
+            why = next(iter(str(error).splitlines()), "").rstrip(": ")
+            why = "".join(c if c.isprintable() else "?" for c in why)  # bytes of the file may be in it
+            raise DataError(f"{path} is not a parquet file: {why}", where=path) from error
         self._names: list[str] = self._table.column_names
 
     def __len__(self) -> int:
