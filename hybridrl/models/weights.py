@@ -28,7 +28,8 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 infinity."""
 
 _READ_BYTES = 1 << 30
-"""Bytes whose values are read, over all tensors; a model with more is read in part."""
+"""Bytes whose values are read, over all tensors; of a model with more the trainer's ranks see the rest when they
+load it."""
 
 
 @dataclass(frozen=True, slots=True)
