@@ -28,8 +28,8 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 infinity."""
 
 _READ_BYTES = 1 << 30
-"""Bytes whose values are read, over all tensors; of a model with more the trainer's ranks see the rest when they
-load it."""
+"""Bytes whose values are read, over all tensors; of a larger model the trainer sees the rest when it loads
+it."""
 
 
 @dataclass(frozen=True, slots=True)
