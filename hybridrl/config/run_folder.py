@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
         "run.folder",
         "run.steps",
         "run.save_every",
+        "run.save_on_interrupt",
         "run.evaluate_every",
         "run.keep_checkpoints",
         "run.export",

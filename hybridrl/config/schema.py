@@ -291,6 +291,10 @@ class TrainingRun(Section):
     save_every: NonNegativeInt = 0
     """Updates between checkpoints; 0: only one at the end."""
 
+    save_on_interrupt: bool = False
+    """Ctrl-C lets the step end and saves it, as SIGTERM does; a second one ends the run at once. False: the
+    first one ends it at once, and steps since the last checkpoint are lost."""
+
     evaluate_every: NonNegativeInt = 10
     """Updates between evaluations on data.heldout; 0: only before and after the run."""
 

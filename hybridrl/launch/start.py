@@ -1,6 +1,5 @@
 """What `hybridrl launch` does, by place: train here or on a running Ray, or hand the run to Slurm or Ray."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -74,11 +73,10 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
 
         terminal = Terminal()
         with (
-            StopRequest(terminal.warn) as stop,
+            StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
             RLRun(loaded, terminal, stop, on=request.on, resume=_resume(loaded, request)) as run,
         ):
-            asyncio.run(run.play())
-            run.finish()
+            run.complete()
         return stop.exit_code
 
 

@@ -1,6 +1,5 @@
 """Training on examples, driven from this machine: `hybridrl sft` and `hybridrl rm`."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,11 +83,10 @@ def launch(
             return 0
         terminal, machine = Terminal(), Machine.here()
         with (
-            StopRequest(terminal.warn) as stop,
+            StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
             ExampleRun(loaded, kind.spec(spec), folder, data, machine, terminal, stop, resume=resume) as run,
         ):
-            asyncio.run(run.play())
-            run.finish()
+            run.complete()
         return stop.exit_code
 
 
