@@ -1,6 +1,7 @@
 """The folder of a run: one run each, never overwritten, one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -130,7 +131,7 @@ def refuse_unusable(loaded: LoadedConfig[Any], *, resume: bool) -> None:
         RunFolderError, ConfigErrors: as RunFolder.create, or RunFolder.open_for_resume if `resume`.
     """
     path = path_of(loaded.config)
-    _refuse_unwritable(path)
+    refuse_unwritable(path, fix=_ELSEWHERE)
     if (path / ".lock").exists():
         with (path / ".lock").open() as lock:
             _lock(path, lock)
@@ -245,17 +246,28 @@ def _lock(path: Path, lock: TextIO) -> None:
         ) from None
 
 
-def _refuse_unwritable(path: Path) -> None:
-    """Make and remove a folder where the run's files would be: nothing else tells whether one can be made."""
+def refuse_unwritable(path: Path, *, fix: str) -> None:
+    """Make and remove a folder where one is to be: nothing else tells whether it can be made.
+
+    Raises:
+        RunFolderError: it cannot.
+    """
     try:
         nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
         tempfile.TemporaryDirectory(prefix=".hybridrl-", dir=nearest).cleanup()
+        if max((len(os.fsencode(part)) for part in path.parts), default=0) > os.pathconf(
+            nearest, "PC_NAME_MAX"
+        ):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise _unwritable(path, error, fix) from error
 
 
-def _unwritable(path: Path, error: OSError) -> RunFolderError:
-    return RunFolderError(f"cannot write {path}: {error.strerror}", fix="set run.folder")
+_ELSEWHERE = "set run.folder"
+
+
+def _unwritable(path: Path, error: OSError, fix: str = _ELSEWHERE) -> RunFolderError:
+    return RunFolderError(f"cannot write {path}: {error.strerror}", fix=fix)
 
 
 def _refuse_without_run(path: Path) -> None:
