@@ -178,7 +178,7 @@ def _is_of_the_machine(error: OSError) -> bool:
 
 
 def _keep_traceback(error: BaseException) -> str:
-    """Where the traceback is: in a file, or below if none can be written."""
+    """The words that say where the traceback is: in a file, or below them if none can be written."""
     text = "".join(traceback.format_exception(error))
     try:
         with tempfile.NamedTemporaryFile(

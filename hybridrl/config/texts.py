@@ -22,7 +22,7 @@ def unreadable(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     what is wrong with each.
     """
     if len(path) > DEEPEST:
-        yield path, f"{'.'.join(path[:2])} holds values inside values, more than {DEEPEST} levels deep"
+        yield path, f"{'.'.join(path[:2])}: values inside values, more than {DEEPEST} levels deep"
     elif isinstance(value, str):
         if found := _NO_TEXT.search(value):
             yield path, f"{'.'.join(path)}: character {found.start() + 1} is {_named(found[0])}"

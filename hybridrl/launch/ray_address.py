@@ -1,4 +1,4 @@
-"""Where a Ray that runs already is joined, and where its job server is; told before anything waits for it."""
+"""The addresses of a Ray that runs already and of its job server, checked before anything waits for them."""
 
 import re
 

@@ -139,9 +139,7 @@ CONFIGS = {
     "nested blocks": bad(
         "values inside values", change=text("my.yaml", "".join(f"{' ' * i}a{i}:\n" for i in range(1500)))
     ),
-    "levels": bad(
-        "run.steps holds values inside", change=instead("steps: 2", f"steps: {'[' * 99}{']' * 99}")
-    ),
+    "levels": bad("run.steps: values inside", change=instead("steps: 2", f"steps: {'[' * 99}{']' * 99}")),
     "aliases": bad(
         "aliases that write out to more",
         change=text(
@@ -193,7 +191,7 @@ OVERRIDES = {
     "broken byte": bad("is not text", "run.name=\udcff"),
     "NUL in a path": bad("data.train.path: character 2 is NUL", 'data.train="a\\0.jsonl"'),
     "NUL in a model": bad("model.path: character 2 is NUL", 'model.path="a\\0"'),
-    "deep option": bad("algorithm.estimator holds", f"algorithm.estimator={{eps: {'[' * 99}{']' * 99}}}"),
+    "deep option": bad("algorithm.estimator: values", f"algorithm.estimator={{eps: {'[' * 99}{']' * 99}}}"),
     "dashes": bad("no dashes, as in run.steps=VALUE", "--run.steps=3"),
     "dashes and a space": bad("no dashes, as in run.steps=VALUE", "--run.steps", "3"),
     "dashes, plan": bad("no dashes, as in", "--run.steps=3", command=("plan", "my.yaml")),

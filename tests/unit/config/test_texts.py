@@ -35,7 +35,7 @@ def refused(text: str, *overrides: str) -> list[str]:
         ),
         ('pattern: "a"', 'pattern: "\\udc00"', "reward.pattern: character 1 is \\udc00"),
         ("name: first", '"\\ud800": first', "a key of run has \\ud800"),
-        ("name: first", "name: " + "[" * 60 + "]" * 60, "run.name holds values inside values, more than 50"),
+        ("name: first", "name: " + "[" * 60 + "]" * 60, "run.name: values inside values, more than 50"),
     ],
 )
 def test_a_text_that_cannot_be_written_is_placed(old: str, new: str, said: str) -> None:
