@@ -1,15 +1,23 @@
-"""Guards code outside the project, which a config names as module:Name. Its errors get key, file and line.
+"""Imports and guards code outside the project, which a config names as module:Name or file.py:Name.
 
-Ctrl-C while such code runs stays a KeyboardInterrupt, because the user has caused it and not the code.
+Errors of that code get key, file and line.
+
+Ctrl-C while such code runs stays a KeyboardInterrupt, because the user has caused it and not the code; so do
+the ends of a coroutine and of a generator.
 """
 
+import asyncio
 import contextlib
+import importlib
+import importlib.util
 import inspect
 import linecache
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hybridrl.errors import HybridRLError, UserCodeError
@@ -20,6 +28,41 @@ _OURS = str(Path(__file__).parent)
 def is_outside(name: str) -> bool:
     """Whether a plug-in's name in a config refers to code outside the project."""
     return ":" in name and not name.startswith("hybridrl.")
+
+
+def is_file(module: str) -> bool:
+    """Whether the first part of a plug-in's name in a config is a Python file, not a module."""
+    return module.endswith(".py")
+
+
+def imported(module: str) -> ModuleType:
+    """A module by its dotted name or by the path of its file, which is run once in a process.
+
+    A file may import modules in its own folder; those of the same name elsewhere on the path come first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Exception: whatever the module raises.
+    """
+    if not is_file(module):
+        return importlib.import_module(module)
+    path = Path(module).resolve()
+    name = str(path)  # as in sys.modules: no dotted name is a path
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = made = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return made
 
 
 @contextlib.contextmanager
@@ -39,9 +82,9 @@ def user_code(name: str, *, key: str, where: str, plugin: Any = None) -> Iterato
     """
     try:
         yield
-    except HybridRLError:
+    except (HybridRLError, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # also SystemExit, and what a user derives from BaseException
         if not is_outside(name):
             raise
         what = f"{key} = {name} {_said(error)}{_line(error, plugin)}"

@@ -3,7 +3,7 @@ name in a config.
 
 There is no central list: `find("hybridrl.algorithms.estimators", "grpo")` imports that module and returns the
 plug-in that it registers. `find(..., "my_lab.rank_advantage:RankAdvantage")` imports code outside the
-project.
+project, and so does `find(..., "my_lab/rank_advantage.py:RankAdvantage")`.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TypeVar
 
 from hybridrl.errors import ConfigError, ResourceError, UserCodeError
-from hybridrl.outside import user_code
+from hybridrl.outside import imported, is_file, user_code
 
 Plugin = TypeVar("Plugin", bound=Callable)
 
@@ -61,7 +61,8 @@ def find(
 
     Args:
         package: package with the project's own plug-ins of this kind.
-        name: name of a file in `package`, or "module.path:attribute" for code outside the project.
+        name: name of a file in `package`, or "module.path:attribute" or "folder/file.py:attribute" for code
+            outside the project.
         where: place in the config, for errors.
         key: config key that names the plug-in; "" if `where` is the key.
         folders: see `names`.
@@ -72,7 +73,14 @@ def find(
         UserCodeError: importing code outside the project raised an error.
     """
     if ":" in name:
+        _refuse_malformed(name, where, key or where)
         found = _outside(name, where, key or where)
+        if not callable(found):
+            raise ConfigError(
+                f"{name} is {found!r:.40}, which cannot be called",
+                where=where,
+                fix=f"{key or where} names a function or a class",
+            )
         if missing := [attribute for attribute in has if not hasattr(found, attribute)]:
             raise ConfigError(
                 f"{name} has no {', '.join(missing)}",
@@ -97,6 +105,12 @@ def check_name(package: str, name: str, *, where: str = "", folders: bool = Fals
         ConfigError: there is no such plug-in; the message has the nearest names.
     """
     known = names(package, folders=folders)
+    if is_file(name):
+        raise ConfigError(
+            f"{name!r} names a file and nothing in it",
+            where=where,
+            fix=f"write {name}:NAME, with a name in it",
+        )
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise ConfigError(
@@ -127,14 +141,28 @@ def folders(package: str, part: str) -> list[str]:
     return sorted(path.parent.name for path in Path(root).glob(f"*/{part}.py"))
 
 
+def _refuse_malformed(name: str, where: str, key: str) -> None:
+    module_name, _, attribute = name.rpartition(":")
+    parts = module_name.split(".")
+    if attribute.isidentifier() and (module_name.endswith(".py") or all(map(str.isidentifier, parts))):
+        return
+    raise ConfigError(
+        f"{key} = {name!r} is not module:Name",
+        where=where,
+        fix="write it as in my_package.my_module:MyName",
+    )
+
+
 def _outside(path: str, where: str, key: str) -> Callable:
-    module_name, _, attribute = path.partition(":")
+    module_name, _, attribute = path.rpartition(":")
+    if is_file(module_name) and not Path(module_name).is_file():
+        raise _no_file(module_name, where)
     try:
         with user_code(path, key=key, where=where):
-            found = importlib.import_module(module_name)
+            found = imported(module_name)
     except (ModuleNotFoundError, UserCodeError) as error:
         missing = error.__cause__ if isinstance(error, UserCodeError) else error
-        if not _is_missing(module_name, missing):
+        if is_file(module_name) or not _is_missing(module_name, missing):
             raise
         what = f"cannot import {module_name!r}: {missing}"
         raise ConfigError(what, where=where, fix="check the name, or set PYTHONPATH") from error
@@ -144,6 +172,13 @@ def _outside(path: str, where: str, key: str) -> Callable:
             f"{module_name} has no {attribute!r}", where=where, fix=f"did you mean {near[0]}?" if near else ""
         )
     return getattr(found, attribute)
+
+
+def _no_file(file: str, where: str) -> ConfigError:
+    folder = Path(file).parent
+    near = difflib.get_close_matches(file, map(str, folder.glob("*.py")), n=1, cutoff=0.4)
+    fix = f"did you mean {near[0]}?" if near else f"it is looked for in {folder.absolute()}"
+    return ConfigError(f"there is no file {file}", where=where, fix=fix)
 
 
 def _is_missing(module_name: str, error: BaseException | None) -> bool:

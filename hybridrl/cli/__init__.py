@@ -5,6 +5,7 @@ answers at once. Exit codes: 0 done, 1 a failure of ours, 2 a mistake of the use
 stop and saved, 130 interrupted.
 """
 
+import errno
 import sys
 import tempfile
 import traceback
@@ -23,9 +24,16 @@ from hybridrl.cli.config_commands import config_app
 from hybridrl.cli.console import err, out, tell
 from hybridrl.cli.data_commands import data_app
 from hybridrl.cli.help import add, group
+from hybridrl.cli.reward_commands import reward_app
 from hybridrl.errors import HybridRLError
 
 INTERRUPTED = 130
+
+_OF_THE_MACHINE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+}
+"""Errors of the operating system that are about the user's files and disks, whichever line meets them."""
 
 app = group(
     "Reinforcement learning of language models: [bold]Megatron-core[/] trainers, [bold]SGLang[/] engines "
@@ -94,6 +102,7 @@ add(
 app.add_typer(config_app, name="config")
 app.add_typer(algo_app, name="algo")
 app.add_typer(data_app, name="data")
+app.add_typer(reward_app, name="reward")
 app.add_typer(import_app, name="import")
 
 
@@ -103,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.path.insert(0, here)  # where a config's module:name is looked for first, as python itself does
     try:
         code = app(arguments, prog_name="hybridrl", standalone_mode=False)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # code from outside may raise any, and none is shown as a traceback
         return 0 if _is_end_of_completion(error) else show_error(error)
     if code == INTERRUPTED:
         err.print("interrupted")
@@ -120,12 +129,15 @@ def show_error(error: BaseException) -> int:
     if isinstance(error, HybridRLError):
         lines, code = [str(one) for one in getattr(error, "errors", (error,))], error.exit_code
     elif isinstance(error, TyperException):
-        lines, code = [f"{error.format_message()}  (see hybridrl --help)"], 2
+        lines, code = [_usage(error)], 2
+    elif isinstance(error, OSError) and _is_of_the_machine(error):
+        place = f"{error.filename}: " if error.filename else ""
+        lines, code = [f"{place}{error.strerror}  (a file or the disk of this machine)"], 2
     else:
         what = "a failure of hybridrl itself"
         if isinstance(error, SystemExit):
             what = f"something ended the command before it was done, by SystemExit: {error}"
-        lines, code = [f"{what}; its traceback is in {_keep_traceback(error)}"], 1
+        lines, code = [f"{what}; its traceback {_keep_traceback(error)}"], 1
     for line in lines:
         tell("error:", line, gap=1, indent=2, file=err, style="bold red")
     return code
@@ -150,7 +162,29 @@ def _is_end_of_completion(error: BaseException) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("typer.")
 
 
-def _keep_traceback(error: BaseException) -> Path:
-    with tempfile.NamedTemporaryFile("w", prefix="hybridrl-", suffix=".log", delete=False) as file:
-        traceback.print_exception(error, file=file)
-    return Path(file.name)
+def _usage(error: TyperException) -> str:
+    """What is wrong with the words of a command line, and the help to read or the words to write."""
+    context, option = getattr(error, "ctx", None), getattr(error, "option_name", "")
+    help_of = context.command_path if context else "hybridrl"
+    key = option.lstrip("-")
+    if key and "." in key:
+        return f"{error.format_message()}: a key of the config has no dashes, as in {key}=VALUE"
+    return f"{error.format_message()}  (see {help_of} --help)"
+
+
+def _is_of_the_machine(error: OSError) -> bool:
+    no_folder_for_temporary_files = error.errno == errno.ENOENT and error.filename is None
+    return error.errno in _OF_THE_MACHINE or no_folder_for_temporary_files
+
+
+def _keep_traceback(error: BaseException) -> str:
+    """The words that say where the traceback is: in a file, or below them if none can be written."""
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="replace", prefix="hybridrl-", suffix=".log", delete=False
+        ) as file:
+            file.write(text)
+    except OSError:
+        return f"is\n{text}"
+    return f"is in {file.name}"

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hybridrl.cli.console import out, say, show
+from hybridrl.config.files import atomic_write
 from hybridrl.errors import UserError
 
 
@@ -55,7 +56,9 @@ def init(
 def import_verl(
     script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="run.sh, key=value lines, or a YAML.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: NAME.yaml here.")] = None,
-    prompts: Annotated[int | None, typer.Option(help="Rows of the training file: epochs to steps.")] = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the training file: epochs to steps.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, write no file.")] = False,
 ) -> None:
     """Translate a verl launch; say what has no counterpart here and what does not change the result."""
@@ -91,7 +94,7 @@ def _refuse_existing(path: Path) -> None:
 def _write_new(path: Path, text: str) -> None:
     _refuse_existing(path)
     try:
-        path.write_text(text, "utf-8")
+        atomic_write(path, text)
     except OSError as error:
         why = f"cannot write {path}: {error.strerror}"
         raise UserError(why, fix="choose another with --output") from error

@@ -37,18 +37,19 @@ def launch(
     wait: Annotated[bool, typer.Option("--wait", help="With --on slurm: until the job is over.")] = False,
 ) -> None:
     """Train: check the config, start the workers, run to the end."""
-    from hybridrl.config.load import load
+    from hybridrl.config.kinds import load_for
     from hybridrl.config.run_folder import path_of
     from hybridrl.launch import start
 
-    loaded = load(config, overrides or [])
+    loaded = load_for("launch", config, overrides or [])
     mode = "required" if resume else "if_possible" if go_on else "never"
     request = start.Request(on=on, resume=mode, dry_run=dry_run, submit=submit, wait=wait)
     try:
         raise typer.Exit(start.launch(loaded, overrides or [], request, say))
     except KeyboardInterrupt:
         kept = f"{path_of(loaded.config)} keeps what was saved, --resume continues it"
-        raise Interrupted("the job goes on" if on == "slurm" else kept) from None
+        kept = "nothing was started" if dry_run else "the job goes on" if on == "slurm" else kept
+        raise Interrupted(kept) from None
 
 
 def plan(
@@ -58,8 +59,8 @@ def plan(
     search: Annotated[
         bool, typer.Option("--search", help="Propose faster parallel layouts and sizes.")
     ] = False,
-    gpus: Annotated[int | None, typer.Option(help="Search for this number of GPUs.")] = None,
-    mean_response: Annotated[int | None, typer.Option(help="Tokens of an answer on average.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Search for this number of GPUs.")] = None,
+    mean_response: Annotated[int | None, typer.Option(min=1, help="Tokens of an answer on average.")] = None,
     command: ForCommand = None,
 ) -> None:
     """Show what a config needs before it runs: batch, memory, weight swap, time; refuse what cannot fit."""
@@ -83,7 +84,7 @@ def verify(
     overrides: Overrides = None,
     layouts: Annotated[str, typer.Option(help="As in tp2,pp2vpp2; default: all that the model has.")] = "",
     tolerance: Annotated[
-        float | None, typer.Option(help="What counts as equal; default 2e-6, Gemma 1e-5.")
+        float | None, typer.Option(min=0.0, help="What counts as equal; default 2e-6, Gemma 1e-5.")
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="The real model, not a small one of its kind.")
@@ -91,13 +92,13 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Show that loss and gradients are the same on every parallel layout; exit code 1 if not."""
-    from hybridrl.config.load import load
+    from hybridrl.config.kinds import load_for
     from hybridrl.verify import report
     from hybridrl.verify.certificate import Request, certify
 
     request = Request([name for name in layouts.split(",") if name], tolerance, full)
     row = (lambda _: None) if as_json else lambda text: show(text, indent=4)
-    found = certify(load(config, overrides or []), request, row)
+    found = certify(load_for("launch", config, overrides or []), request, row)
     out.print_json(data=report.as_dict(found)) if as_json else show(report.conclusion(found), 14)
     raise typer.Exit(0 if found.holds else 1)
 
@@ -128,7 +129,7 @@ def rm(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as runs/NAME.")],
-    step: Annotated[int | None, typer.Option(help="Of the checkpoint; default: the newest.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of the checkpoint; default: the newest.")] = None,
     to: Annotated[Path | None, typer.Option(help="New folder; default: RUN/exports/step_...")] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare its log-probabilities with the trainer's.")

@@ -72,7 +72,7 @@ def _check_run(config: Path, overrides: Sequence[str]) -> None:
     from hybridrl.launch.verdict import SCOPES
 
     loaded = load(config, overrides)
-    preflight(loaded, SCOPES["launch"], Machine.here(), say)
+    preflight(loaded, SCOPES["launch"], Machine.here(), say, resume="never")
     try_data(loaded, say)
 
 

@@ -1,4 +1,6 @@
-"""Writes files that are complete or absent: under a temporary name in the same folder, then renamed."""
+"""Writes files that are complete or absent: under a temporary name in the same folder, then renamed; and says
+what stands at a path.
+"""
 
 import json
 import os
@@ -20,6 +22,9 @@ def atomic_write(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where it is full
+        raise
     finally:
         temporary.unlink(missing_ok=True)  # there only if the write failed
     folder = os.open(path.parent, os.O_RDONLY)
@@ -32,6 +37,22 @@ def atomic_write(path: Path, text: str) -> None:
 def atomic_write_json(path: Path, value: Any) -> None:
     """Raises: ValueError if `value` holds a number that JSON cannot express (inf, NaN)."""
     atomic_write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything is at a path; nothing is where the file system takes no such name or lets nobody
+    see."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def file_kind(path: Path) -> str:
+    """What is at a path: "a file", "a folder", "a pipe", "a socket" or "a device"."""
+    kinds = (Path.is_file, "a file"), (Path.is_dir, "a folder"), (Path.is_fifo, "a pipe")
+    kinds += ((Path.is_socket, "a socket"),)
+    return next((kind for test, kind in kinds if test(path)), "a device")
 
 
 def _keep_mode(old: Path, new: int) -> None:

@@ -47,5 +47,6 @@ def _key(key: keys.Key, own: Mapping[str, Any]) -> dict[str, Any]:
         named = {"enum": [*PRESETS, None]} if key.name == "algorithm.preset" else {}
         return {name: value for name, value in own.items() if name != "title"} | described | named
     short = ["string"] if keys.short_form(key.section) else []
+    short += ["array"] if keys.takes_list(key.section) else []
     section = _object(keys.sections_of(key.field)[::-1], f"{key.name}.")
     return described | {"type": ["object", *short, "null"]} | section

@@ -101,6 +101,13 @@ def fields_of(section: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
+def takes_list(section: type[BaseModel]) -> bool:
+    """Whether a list may stand in place of the section, as the value of the key of its short form."""
+    name = short_form(section)
+    kinds = _members(fields_of(section)[name].annotation) if name else ()
+    return any(get_origin(kind) is tuple for kind in kinds)
+
+
 def all_keys(section: type[BaseModel] = Config) -> Iterator[Key]:
     """Every key of the schema, sections before what they hold."""
     for name, field in fields_of(section).items():

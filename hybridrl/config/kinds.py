@@ -41,10 +41,34 @@ def load_any(
     return command, of_document(KINDS[command], document, str(path), overrides)
 
 
+def load_for(command: KindOfConfig, path: Path, overrides: Sequence[str] = ()) -> LoadedConfig[Any]:
+    """The config that a command was given.
+
+    Raises:
+        ConfigError: its keys are those of another command.
+        As load_as().
+    """
+    document = strict_yaml.parse(read(path), str(path))
+    _refuse_other_kind(command, document, str(path), overrides)
+    return of_document(KINDS[command], document, str(path), overrides)
+
+
+def _refuse_other_kind(
+    command: KindOfConfig, document: strict_yaml.Document, file: str, overrides: Sequence[str]
+) -> None:
+    unknown = _unknown_keys(document, overrides)
+    meant = [kind for kind, count in unknown.items() if count == min(unknown.values())]
+    if command not in meant:
+        names = " or ".join(f"hybridrl {kind}" for kind in meant)
+        raise ConfigError(
+            f"{file} has the keys of a config of {names}, not of hybridrl {command}",
+            where=file,
+            fix=f"hybridrl {meant[0]} {file}",
+        )
+
+
 def _command_of(document: strict_yaml.Document, file: str, overrides: Sequence[str]) -> KindOfConfig:
-    written = [".".join(place) for place in document.line]
-    written += [override.partition("=")[0].strip() for override in overrides]
-    unknown: dict[KindOfConfig, int] = {command: _unknown(written, KINDS[command]) for command in KINDS}
+    unknown = _unknown_keys(document, overrides)
     found: list[KindOfConfig] = [
         command for command, count in unknown.items() if count == min(unknown.values())
     ]
@@ -53,6 +77,12 @@ def _command_of(document: strict_yaml.Document, file: str, overrides: Sequence[s
             f"{file} has the keys of both hybridrl sft and hybridrl rm", fix="add --for sft, or --for rm"
         )
     return found[0]
+
+
+def _unknown_keys(document: strict_yaml.Document, overrides: Sequence[str]) -> dict[KindOfConfig, int]:
+    written = [".".join(place) for place in document.line]
+    written += [override.partition("=")[0].strip() for override in overrides]
+    return {command: _unknown(written, KINDS[command]) for command in KINDS}
 
 
 def _unknown(written: Sequence[str], root: type[BaseModel]) -> int:

@@ -6,6 +6,7 @@ The order of precedence: command line, file, preset, default. All mistakes are f
 import contextlib
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from typing import Any, Generic
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
-from hybridrl.config import keys, presets, renamed, strict_yaml
+from hybridrl.config import keys, presets, renamed, strict_yaml, texts
+from hybridrl.config.files import file_kind, is_there
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError, HybridRLError, refuse
 
@@ -106,11 +108,14 @@ def of_document(
     tree = _whole_sections(document.tree, root, (), origins)
     for override in overrides:
         _apply(tree, override, origins, root)
+    unreadable = [(path, what) for path, what in texts.unreadable(tree)]
+    refuse([ConfigError(what, where=_place(path, origins) or file) for path, what in unreadable])
     tree, errors = _respelled(tree, file, origins)
     errors += _unknown_keys(tree, root, (), origins, root)
     errors += _merge_preset(tree, origins)
     config, invalid = _validate(tree, origins, file, root)
-    refuse(sorted(errors + invalid, key=_line))
+    errors += _not_filled_in(config, origins) if config else invalid
+    refuse(sorted(errors, key=_line))
     assert config is not None
     return LoadedConfig(config, _all_origins(config, origins), file)
 
@@ -133,19 +138,25 @@ def read(path: Path) -> str:
     Raises:
         ConfigError: there is no such file, or it is no text; names the nearest.
     """
-    if not path.exists():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        known = [str(p) for p in sorted(folder.glob("*.y*ml"))]
-        near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5) or known[:3]
-        raise ConfigError(
-            f"no config at {path}", fix=f"there is {', '.join(near)}" if near else "check the path"
-        )
+    if not is_there(path):
+        raise ConfigError(f"no config at {path}", fix=_near_config(path))
     if not path.is_file():
-        raise ConfigError(f"{path} is a folder", fix="name a YAML file")
+        raise ConfigError(f"{path} is {file_kind(path)}, not a file", fix="name a YAML file")
     try:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text", where=f"byte {error.start}") from error
+        raise ConfigError(f"{path} is not UTF-8 text", where=f"byte {error.start + 1}") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", fix="name a YAML file") from error
+
+
+def _near_config(path: Path) -> str:
+    if os.path.islink(path):  # False for a name that the file system does not take
+        return f"it is a link to {path.readlink()}, where no file is"
+    folder = path.parent if path.parent.is_dir() else Path("configs")
+    known = [str(p) for p in sorted(folder.glob("*.y*ml"))]
+    near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.5) or known[:3]
+    return f"there is {', '.join(near)}" if near else "check the path"
 
 
 def _whole_sections(tree: Any, section: type[BaseModel], path: KeyPath, origins: dict[KeyPath, str]) -> Any:
@@ -153,7 +164,8 @@ def _whole_sections(tree: Any, section: type[BaseModel], path: KeyPath, origins:
     wrong."""
     if not isinstance(tree, dict):
         name = keys.short_form(section)
-        if tree is None or name is None or isinstance(tree, (list, bool)):
+        listed = isinstance(tree, list) and not keys.takes_list(section)
+        if tree is None or name is None or listed or isinstance(tree, bool):
             return {} if tree is None else tree
         if path in origins:
             origins[*path, name] = origins[path]
@@ -255,7 +267,9 @@ def _unknown(
     dotted = ".".join(path)
     if nested := [name for name in path if "." in name]:
         return ConfigError(
-            f"the key {nested[0]!r}", where=_place(path, origins), fix="write one level for each dot"
+            f"the key {nested[0]!r} has a dot in it",
+            where=_place(path, origins),
+            fix="write one level for each dot",
         )
     near = keys.meant(dotted, root)
     fix = (
@@ -313,7 +327,19 @@ def _validate(
         return root.model_validate_json(json.dumps(tree), strict=True), []
     except ValidationError as error:
         wrong = [problem for problem in error.errors() if problem["type"] != "extra_forbidden"]
-        return None, [_explain(problem, tree, origins, file, root) for problem in wrong]
+        errors = [_explain(problem, tree, origins, file, root) for problem in wrong]
+        return None, list({str(error): error for error in errors}.values())  # one for each type of a union
+
+
+def _not_filled_in(config: BaseModel, origins: Mapping[KeyPath, str]) -> list[ConfigError]:
+    """Errors about values of the schema's own keys, except prose, that only a shell would understand."""
+    errors = []
+    for dotted, value in values(config):
+        written = [one for one in (value if isinstance(value, tuple) else [value]) if texts.is_variable(one)]
+        if written and keys.find(dotted, type(config)) and not dotted.endswith("_prompt"):
+            what, fix = texts.not_filled_in(dotted, written[0])
+            errors.append(ConfigError(what, where=_place(tuple(dotted.split(".")), origins), fix=fix))
+    return errors
 
 
 def _explain(
@@ -329,6 +355,10 @@ def _explain(
         return ConfigError(f"missing key {dotted}", where=file, fix=f"add it{about}")
     if problem["type"] == "value_error" or key is None:
         return ConfigError(f"{dotted}: {problem['msg'].removeprefix('Value error, ')}", where=place)
+    if problem["type"] == "string_pattern_mismatch":
+        written = f"{key.name} = {strict_yaml.inline(problem['input'])}"
+        what = f"{written} is not of the form that it needs: {key.field.description}"
+        return ConfigError(what, where=place, fix=f"see hybridrl config explain {key.name}")
     return _wrong_value(key, _at(tree, path) if inside else problem["input"], place)
 
 
@@ -346,6 +376,9 @@ def _wrong_value(key: keys.Key, value: Any, place: str) -> ConfigError:
             where=place,
             fix=f"its keys are {', '.join(key.fields)}",
         )
+    if texts.is_variable(value):
+        what, fix = texts.not_filled_in(key.name, value)
+        return ConfigError(what, where=place, fix=fix)
     expected = keys.expected(key)
     near = difflib.get_close_matches(
         str(value), expected.removeprefix("one of ").split(", "), n=1, cutoff=0.5

@@ -4,9 +4,11 @@ import difflib
 import inspect
 import json
 import re
+import types
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hybridrl.config.strict_yaml import inline
 from hybridrl.errors import ConfigError
 from hybridrl.outside import user_code
 
@@ -36,7 +38,7 @@ def make(
     with user_code(name, key=key or where, where=where, plugin=plugin):
         try:
             return plugin(**values)
-        except (ValueError, re.error) as error:
+        except (ValueError, re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"{title}: {error}", where=where) from error
 
 
@@ -81,6 +83,10 @@ def taken(
     missing = [name for name, p in known.items() if p.default is p.empty and name not in options]
     if missing:
         raise ConfigError(f"{title} needs the option {missing[0]}", where=where, fix=f"add {missing[0]}: ...")
+    for option, value in options.items():
+        if _has_nan(value):
+            what = f"{title}: {option} = {value!r} is not a number that can be computed with"
+            raise ConfigError(what, where=place(option), fix=f"give {option} a number")
     hints = _hints(plugin)
     return {
         option: _typed(option, value, hints[option], title, place(option))
@@ -88,6 +94,13 @@ def taken(
         else value
         for option, value in options.items()
     }
+
+
+def _has_nan(value: Any) -> bool:
+    """Whether a value is NaN, or has one inside: it compares as false with every bound."""
+    if isinstance(value, Mapping):
+        return any(map(_has_nan, value.values()))
+    return any(map(_has_nan, value)) if isinstance(value, (list, tuple)) else value != value
 
 
 def _parameters(plugin: Callable, positional: int | None) -> list[inspect.Parameter]:
@@ -127,6 +140,22 @@ def _typed(option: str, value: Any, hint: Any, title: str, where: str) -> Any:
     except PydanticSchemaGenerationError:  # a class of the author's own
         return value
     except (ValidationError, TypeError) as error:
-        kind = hint.__name__ if isinstance(hint, type) else str(hint)
-        what = f"{title}: {option} = {value!r} is not {kind}"
-        raise ConfigError(what, where=where, fix=f"give {option} a {kind}") from error
+        kind = _named(hint)
+        what = f"{title}: {option} = {inline(value):.80} is not {kind}"
+        raise ConfigError(what, where=where, fix=f"give {option} {kind}") from error
+
+
+def _named(hint: Any) -> str:
+    """What an annotation takes, in words, as far as there are any."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_named, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) is Annotated:
+        return _named(get_args(hint)[0])
+    if get_origin(hint) in (tuple, list) and len(set(get_args(hint)) - {...}) == 1:
+        return f"a list, each {_named(get_args(hint)[0])}"
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    words |= {tuple: "a list", list: "a list", dict: "a mapping"}
+    kind = get_origin(hint) or hint
+    return words.get(kind, kind.__name__ if isinstance(kind, type) else str(kind))

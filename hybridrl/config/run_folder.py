@@ -1,9 +1,11 @@
 """The folder of a run: one run each, never overwritten, one process at a time."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ MAY_CHANGE = frozenset(
         "run.folder",
         "run.steps",
         "run.save_every",
+        "run.save_on_interrupt",
         "run.evaluate_every",
         "run.keep_checkpoints",
         "run.export",
@@ -84,11 +87,10 @@ class RunFolder:
             ConfigErrors: the config differs from the run's in keys that decide the result.
         """
         path = path_of(loaded.config)
-        if not (path / "resolved.yaml").exists():
-            raise RunFolderError(f"{path} holds no run to resume", fix="launch without --resume")
+        _refuse_without_run(path)
         with contextlib.ExitStack() as held:
             folder = held.enter_context(cls._take(path))
-            refuse(changes(load_as(type(loaded.config), path / "resolved.yaml"), loaded))
+            _refuse_changes(path, loaded)
             atomic_write(path / "resolved.yaml", as_yaml(loaded))
             held.pop_all()
         return folder
@@ -109,20 +111,35 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / ".lock").open("a+")
         except OSError as error:
-            raise RunFolderError(f"cannot write {path}: {error.strerror}", fix="set run.folder") from error
+            raise _unwritable(path, error) from error
+        _lock(path, lock)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip()
-            lock.close()
-            raise RunFolderError(
-                f"{path} is in use by process {owner}", fix="wait for it, or run.name=... starts another"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+        except OSError as error:  # a full disk lets a file be made, and nothing be written
+            with contextlib.suppress(OSError):
+                lock.close()
+            raise _unwritable(path, error) from error
         return cls(path, lock)
+
+
+def refuse_unusable(loaded: LoadedConfig[Any], *, resume: bool) -> None:
+    """Raise what taking the run's folder would raise, and change nothing there.
+
+    Raises:
+        RunFolderError, ConfigErrors: as RunFolder.create, or RunFolder.open_for_resume if `resume`.
+    """
+    path = path_of(loaded.config)
+    refuse_unwritable(path, fix=_ELSEWHERE)
+    if (path / ".lock").exists():
+        with (path / ".lock").open() as lock:
+            _lock(path, lock)
+    if resume:
+        _refuse_without_run(path)
+        _refuse_changes(path, loaded)
+    else:
+        _refuse_to_overwrite(path)
 
 
 def path_of(config: Config | SupervisedConfig) -> Path:
@@ -214,6 +231,52 @@ def _changed(key: str, then: object, today: object, now: LoadedConfig[Any]) -> C
         where=now.where(key),
         fix="put it back, or run.name=... starts another",
     )
+
+
+def _lock(path: Path, lock: TextIO) -> None:
+    """Lock an open file of a run folder, or close it and say who has it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        owner = lock.read().strip()
+        lock.close()
+        raise RunFolderError(
+            f"{path} is in use by process {owner}", fix="wait for it, or run.name=... starts another"
+        ) from None
+
+
+def refuse_unwritable(path: Path, *, fix: str) -> None:
+    """Make and remove a folder where one is to be: nothing else tells whether it can be made.
+
+    Raises:
+        RunFolderError: it cannot.
+    """
+    try:
+        nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        tempfile.TemporaryDirectory(prefix=".hybridrl-", dir=nearest).cleanup()
+        if max((len(os.fsencode(part)) for part in path.parts), default=0) > os.pathconf(
+            nearest, "PC_NAME_MAX"
+        ):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except OSError as error:
+        raise _unwritable(path, error, fix) from error
+
+
+_ELSEWHERE = "set run.folder"
+
+
+def _unwritable(path: Path, error: OSError, fix: str = _ELSEWHERE) -> RunFolderError:
+    return RunFolderError(f"cannot write {path}: {error.strerror}", fix=fix)
+
+
+def _refuse_without_run(path: Path) -> None:
+    if not (path / "resolved.yaml").exists():
+        raise RunFolderError(f"{path} holds no run to resume", fix="launch without --resume")
+
+
+def _refuse_changes(path: Path, loaded: LoadedConfig[Any]) -> None:
+    refuse(changes(load_as(type(loaded.config), path / "resolved.yaml"), loaded))
 
 
 def _refuse_to_overwrite(path: Path) -> None:

@@ -7,8 +7,6 @@ presets.py.
 from typing import Any, Literal, TypeVar
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     NonNegativeFloat,
@@ -22,6 +20,7 @@ from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import PluginConfig, Section
+from hybridrl.config.source import SourceConfig
 from hybridrl.config.training import (
     ActorConfig,
     CriticConfig,
@@ -48,35 +47,6 @@ class ModelConfig(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
-
-
-class SourceConfig(BaseModel):
-    """A source of prompts: a file, or a procedural task with its options (every further key is one)."""
-
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
-
-    path: str | None = None
-    """A .jsonl or .parquet file, one prompt a row."""
-
-    task: str | None = None
-    """File name in hybridrl.data.tasks, or module:function, that makes rows from its options."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> "SourceConfig":
-        if (self.path is None) == (self.task is None):
-            raise ValueError("give a path or a task, one of the two")
-        if self.path is not None and self.model_extra:
-            raise ValueError(f"{', '.join(self.model_extra)}: a file has no options; they belong to a task")
-        return self
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
 
 
 class DataConfig(Section):
@@ -110,8 +80,16 @@ class RewardConfig(PluginConfig):
     timeout_s: PositiveFloat = 10.0
     """One trajectory's reward may take this long; then its process is killed and the run stops."""
 
+    memory_gb: PositiveFloat = 4.0
+    """A reward may take this much memory (GB) in each process beyond what loading it took; then Python raises
+    MemoryError in it."""
+
     num_workers: PositiveInt = 1
     """Processes that compute rewards."""
+
+    min_gold: NonNegativeFloat | None = Field(default=None, le=1.0)
+    """Share of the data's reference answers that the reward has to accept, with more than 0, or the run is
+    refused. None: 0.95; for code of yours without a method `gold` 0, since it may expect another form."""
 
 
 REWARD_MODEL = "reward_model"
@@ -331,6 +309,10 @@ class TrainingRun(Section):
 
     save_every: NonNegativeInt = 0
     """Updates between checkpoints; 0: only one at the end."""
+
+    save_on_interrupt: bool = False
+    """Ctrl-C lets the step end and saves it, as SIGTERM does; a second one ends the run at once. False: the
+    first one ends it at once, and steps since the last checkpoint are lost."""
 
     evaluate_every: NonNegativeInt = 10
     """Updates between evaluations on data.heldout; 0: only before and after the run."""

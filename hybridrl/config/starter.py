@@ -96,8 +96,8 @@ def _data(answers: Answers) -> Rows:
     if dataset := _gym_dataset(answers):
         source = f"task: reasoning_gym, dataset: {_text(dataset)}"
         return [
-            (f"  train: {{{source}, size: 2000}}", ""),
-            (f"  heldout: {{{source}, size: 100}}", "never trained on"),
+            (f"  train: {{{source}, size: 2000, part: train}}", ""),
+            (f"  heldout: {{{source}, size: 100, part: heldout}}", "never trained on"),
         ]
     heldout = f"  heldout: {_text(answers.heldout)}" if answers.heldout else "  # heldout: FILE"
     return [

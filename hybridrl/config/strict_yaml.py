@@ -109,7 +109,7 @@ def parse_value(text: str, place: str) -> Any:
         ConfigError: the text is not a YAML value.
     """
     try:
-        return _Reader(place).read(text, None)
+        return _Reader(place, one_line=True).read(text, None)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not a YAML value", where=place, fix="quote it") from error
 
@@ -172,7 +172,8 @@ def _loader(text: str, file: str) -> _Loader:
         return _Loader(text)
     except yaml.reader.ReaderError as error:
         raise ConfigError(
-            f"{file} is not text: character {error.character!r} at {error.position}", where=file
+            f"{file} is not text: it has U+{error.character:04X} at character {error.position + 1}",
+            where=file,
         ) from error
 
 
@@ -180,16 +181,25 @@ def _syntax_error(error: yaml.YAMLError, file: str) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
     where = f"{file}:{mark.line + 1}, column {mark.column + 1}" if mark else file
     problem = getattr(error, "problem", None) or str(error)
-    tab = "\\t" in problem
-    return ConfigError(f"not YAML: {problem}", where=where, fix="indent with spaces" if tab else "")
+    if problem.startswith("but "):  # the second half of a sentence
+        problem = f"{getattr(error, 'context', '')}, {problem}"
+    return ConfigError(f"not YAML: {problem}", where=where, fix=_syntax_fix(problem, mark))
+
+
+def _syntax_fix(problem: str, mark: Any) -> str:
+    if "\\t" in problem:
+        return "indent with spaces"
+    if mark is not None and "${" in str(mark.buffer).split("\n")[mark.line]:
+        return "a config fills in no variables: write the value out, or set the key on the command line"
+    return ""
 
 
 class _Reader:
     """Values out of the nodes of one text, each checked where it stands."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, *, one_line: bool = False) -> None:
         self.line: dict[tuple[str, ...], int] = {}
-        self._file, self._seen, self._repeated = file, set[int](), 0
+        self._file, self._one_line, self._seen, self._repeated = file, one_line, set[int](), 0
 
     def read(self, text: str, empty: Any) -> Any:
         """The value of a text; `empty` if it holds none.
@@ -262,4 +272,4 @@ class _Reader:
             raise ConfigError(what, where=self._place(node), fix="write out what is needed of them")
 
     def _place(self, node: yaml.Node) -> str:
-        return f"{self._file}:{node.start_mark.line + 1}"
+        return self._file if self._one_line else f"{self._file}:{node.start_mark.line + 1}"

@@ -2,7 +2,7 @@
 trained."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Reward, RolloutEngine
@@ -13,13 +13,27 @@ from hybridrl.types import Group, Prompt, mean
 class Evaluator:
     """Answers every held-out prompt k times; the prompts are fixed for the run."""
 
-    def __init__(self, cfg: Config, prompts: Sequence[Prompt], engine: RolloutEngine, reward: Reward) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        prompts: Sequence[Prompt],
+        engine: RolloutEngine,
+        reward: Reward,
+        show: Callable[[int, Sequence[Group]], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            show: gets the step and the scored answers, of which run.samples_kept have their text.
+        """
         self._cfg, self._prompts, self._engine, self._reward = cfg, prompts, engine, reward
+        self._show = show
 
     async def run(self, step: int) -> dict[str, float]:
         """Metrics of the policy that the engines serve, named val-core/<source>/reward/mean_at_k."""
         groups = await self._engine.generate(self._prompts, heldout_sampling(self._cfg, step))
-        await self._reward.score(groups)
+        await self._reward.score(groups, keep_text=self._cfg.run.samples_kept if self._show else 0)
+        if self._show:
+            self._show(step, groups)
         return heldout_metrics(groups)
 
 

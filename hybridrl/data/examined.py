@@ -1,8 +1,11 @@
 """Examines one prompt as the model is given it: what template and tokenizer make of the text."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
+from hybridrl.config.sft_rm import ExamplesConfig
+from hybridrl.data.examples import Example
 from hybridrl.data.prompts import PromptFormat
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import DataError, ModelError
@@ -46,12 +49,40 @@ def examine(prompts: PromptFormat, prompt: Any, place: str) -> Examined:
             fix="check the tokenizer.json in the model's folder",
         )
     if ids[-1] in tokenizer.stop_token_ids:
-        raise _ended(prompts, ids, place)
+        raise _ended(tokenizer, ids[-1], place, prompts.where, plain=prompts.data.chat_template == "none")
     names = tuple(map(str, tokenizer.hf.convert_ids_to_tokens(ids)))
     warnings = [*_second_start(tokenizer, ids), *_unknown(tokenizer, ids, place)]
     if prompts.data.chat_template == "model":
         warnings += _odd_turns(tokenizer, prompts.messages(prompt), text)
     return Examined(text, tuple(ids), names, stop_tokens(tokenizer), tuple(warnings))
+
+
+def examine_example(
+    data: ExamplesConfig, tokenizer: ModelTokenizer, example: Example, *, place: str, where: str
+) -> tuple[str, ...]:
+    """What is odd about an example as the model is trained on it.
+
+    Args:
+        place: name of its row, for messages.
+        where: place in the config that names the data.
+
+    Raises:
+        DataError: its prompt ends with a token that ends an answer.
+        ModelError: no token ends an answer, and answers are trained on.
+    """
+    plain, (first, *others) = data.chat_template == "none", example.sequences
+    ids, answer_at = first.token_ids, first.trained.index(True)
+    if not others:  # in a pair only the score is trained, not where an answer ends
+        refuse_endless(tokenizer, where)
+        if plain and answer_at and ids[answer_at - 1] in tokenizer.stop_token_ids:
+            raise _ended(tokenizer, ids[answer_at - 1], place, where, plain=True)
+    warnings = [*_second_start(tokenizer, ids), *_unknown(tokenizer, ids, place)]
+    if not plain:
+        system = [] if data.system_prompt is None else [{"role": "system", "content": data.system_prompt}]
+        messages = [*system, {"role": "user", "content": _ANSWER}]
+        with contextlib.suppress(DataError):  # a template may refuse what no row has
+            warnings += _odd_turns(tokenizer, messages, tokenizer.render(messages))
+    return tuple(warnings)
 
 
 def refuse_endless(tokenizer: ModelTokenizer, where: str) -> None:
@@ -73,15 +104,15 @@ def stop_tokens(tokenizer: ModelTokenizer) -> tuple[str, ...]:
     return tuple(map(str, tokenizer.hf.convert_ids_to_tokens(list(tokenizer.stop_token_ids))))
 
 
-def _ended(prompts: PromptFormat, ids: list[int], place: str) -> DataError:
-    end = prompts.tokenizer.hf.convert_ids_to_tokens(ids[-1])
-    if prompts.data.chat_template == "none":
+def _ended(tokenizer: ModelTokenizer, token: int, place: str, where: str, *, plain: bool) -> DataError:
+    end = tokenizer.hf.convert_ids_to_tokens(token)
+    if plain:
         who, fix = "the tokenizer appends it", "remove it from the post_processor of tokenizer.json"
     else:
         who = "the chat template writes no generation prompt after it"
         fix = "write what begins an answer, if add_generation_prompt, at the end of the chat template"
     what = f"{place}: the prompt ends with {end}, which ends an answer: {who}"
-    return DataError(what, where=prompts.where, fix=fix)
+    return DataError(what, where=where, fix=fix)
 
 
 def _second_start(tokenizer: ModelTokenizer, ids: list[int]) -> list[str]:

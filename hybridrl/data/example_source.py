@@ -15,15 +15,13 @@ _BATCH = 512
 
 
 class TableExamples(Stream[Example]):
-    def __init__(
-        self, table: Table, form: ExampleFormat, order: EpochOrder, *, name: str, max_tokens: int
-    ) -> None:
+    def __init__(self, table: Table, form: ExampleFormat, order: EpochOrder, *, max_tokens: int) -> None:
         """
         Args:
             max_tokens: a longer example is an error when it is taken.
         """
         super().__init__(table, order)
-        self._form, self._name, self._max_tokens = form, name, max_tokens
+        self._form, self._max_tokens = form, max_tokens
 
     def check(self) -> None:
         """Check every row.
@@ -34,11 +32,15 @@ class TableExamples(Stream[Example]):
         for at in range(0, len(self), _BATCH):
             self._read(range(at, min(at + _BATCH, len(self))))
 
+    def first(self) -> Example:
+        """The example of the first row; the position does not change."""
+        return self._read([0])[0]
+
     def _read(self, indices: Sequence[int]) -> list[Example]:
         found: list[Example] = []
         for at in range(0, len(indices), _BATCH):
             part = indices[at : at + _BATCH]
-            places = [f"row {i} of {self._name}" for i in part]
+            places = [self.rows.place(i) for i in part]
             found += self._form.encode([self.rows[i] for i in part], places)
         for i, example in zip(indices, found, strict=True):
             self._refuse_long(i, example)
@@ -47,7 +49,7 @@ class TableExamples(Stream[Example]):
     def _refuse_long(self, index: int, example: Example) -> None:
         if example.num_tokens > self._max_tokens:
             raise DataError(
-                f"row {index} of {self._name} has {counted(example.num_tokens, 'token')}, more than "
+                f"{self.rows.place(index)} has {counted(example.num_tokens, 'token')}, more than "
                 f"actor.microbatch_tokens = {self._max_tokens}; an example is never split",
                 fix=f"actor.microbatch_tokens={example.num_tokens}, or drop the row",
             )
@@ -73,9 +75,9 @@ def load_examples(
         ConfigError: no such task, or options that it does not take.
         DataError: no such file, no rows, a row that is no example, or one that is too long.
     """
-    name, table = open_rows(source, split=split, seed=seed, where=where)
+    _, table = open_rows(source, split=split, seed=seed, where=where)
     order = EpochOrder(len(table), seed=seed, shuffle=shuffle, split=split)
-    examples = TableExamples(table, form, order, name=name, max_tokens=max_tokens)
+    examples = TableExamples(table, form, order, max_tokens=max_tokens)
     try:
         examples.check()
     except DataError as error:

@@ -17,6 +17,7 @@ from hybridrl.data.tables import Row
 from hybridrl.data.text import holds_messages, messages_as_text, without_nulls
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
+from hybridrl.wording import json_kind
 
 Segment = tuple[str, bool]
 """Text of a part of a conversation, and whether it is an answer of the model."""
@@ -64,6 +65,11 @@ class ExampleFormat(Protocol):
 class Conversations:
     """The format of supervised fine-tuning."""
 
+    @staticmethod
+    def columns(data: SFTDataConfig) -> tuple[str, ...]:
+        """The columns that every row has to have."""
+        return (data.messages_field,) if data.messages_field else (data.prompt_field, data.response_field)
+
     def __init__(self, data: SFTDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
         """
         Args:
@@ -101,6 +107,12 @@ class Conversations:
 class Pairs:
     """The format of reward models: `chosen` and `rejected` are answers to `prompt`, or whole
     conversations."""
+
+    @staticmethod
+    def columns(data: RMDataConfig) -> tuple[str, ...]:
+        """The columns that every row has to have; a prompt may be part of the conversations."""
+        margin = (data.margin_field,) if data.margin_field else ()
+        return (data.chosen_field, data.rejected_field, *margin)
 
     def __init__(self, data: RMDataConfig, tokenizer: ModelTokenizer, where: str) -> None:
         """The arguments and errors are those of Conversations()."""
@@ -281,4 +293,5 @@ def _refuse_malformed(messages: Any, place: str) -> None:
 
 
 def _shown(value: Any) -> str:
-    return "empty" if value in ("", [], None) else f"{type(value).__name__}"
+    empty = not value.strip() if isinstance(value, str) else value == []
+    return "empty" if empty else json_kind(value)

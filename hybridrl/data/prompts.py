@@ -8,6 +8,7 @@ from hybridrl.config.schema import DataConfig
 from hybridrl.data.text import holds_messages, messages_as_text, without_nulls
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
+from hybridrl.wording import json_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,35 +34,7 @@ class PromptFormat:
         Raises:
             DataError: this format cannot write the prompt; the message says where and why.
         """
-        wrong = self._wrong(prompt)
-        if wrong:
-            raise DataError(f"{place}: the prompt {wrong}", where=self._column)
-        if holds_messages(prompt):
-            raise messages_as_text(place, self.data.prompt_field)
-
-    @property
-    def _column(self) -> str:
-        return f"data.prompt_field = {self.data.prompt_field}"
-
-    def _wrong(self, prompt: Any) -> str | None:
-        if isinstance(prompt, str):
-            return None if prompt.strip() else "is empty"
-        if not isinstance(prompt, list):
-            return f"is {type(prompt).__name__}, neither text nor a list of chat messages"
-        if self.data.chat_template == "none":
-            return "is a list of chat messages, and data.chat_template = none writes plain text only"
-        if not prompt:
-            return "is an empty list"
-        for message in prompt:
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                return f"has a message without a role: {message!r:.80}"
-            if not isinstance(message.get("content"), str):
-                return f"has a message whose content is not text: {message!r:.80}"
-        if prompt[-1]["role"] == "assistant":
-            return "ends with an answer of the assistant"
-        if self.data.system_prompt is not None and prompt[0]["role"] == "system":
-            return "begins with a system message, and data.system_prompt is set too"
-        return None
+        refuse_unfit_prompt(self.data, prompt, place)
 
     def encode(self, prompts: Sequence[str | list[Message]], places: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt, generation prompt included.
@@ -87,7 +60,7 @@ class PromptFormat:
             return self.tokenizer.render(self.messages(prompt))
         except DataError as error:
             system = "" if self.data.system_prompt is None else " and data.system_prompt"
-            where = f"{self._column}{system}; {error.where}"
+            where = f"{_column(self.data)}{system}; {error.where}"
             raise DataError(f"{place}: {error.what}", where=where, fix=error.fix) from error
 
     def messages(self, prompt: str | list[Message]) -> list[Message]:
@@ -96,6 +69,43 @@ class PromptFormat:
         if self.data.system_prompt is None:
             return list(messages)
         return [{"role": "system", "content": self.data.system_prompt}, *messages]
+
+
+def refuse_unfit_prompt(data: DataConfig, prompt: Any, place: str) -> None:
+    """Refuse a value of the prompt column that cannot be written for any model.
+
+    Raises:
+        DataError: the message says where and why.
+    """
+    if wrong := _wrong(data, prompt):
+        raise DataError(f"{place}: the prompt {wrong}", where=_column(data))
+    if holds_messages(prompt):
+        raise messages_as_text(place, data.prompt_field)
+
+
+def _column(data: DataConfig) -> str:
+    return f"data.prompt_field = {data.prompt_field}"
+
+
+def _wrong(data: DataConfig, prompt: Any) -> str | None:
+    if isinstance(prompt, str):
+        return None if prompt.strip() else "is empty"
+    if not isinstance(prompt, list):
+        return f"is {json_kind(prompt)}, neither text nor a list of chat messages"
+    if data.chat_template == "none":
+        return "is a list of chat messages, and data.chat_template = none writes plain text only"
+    if not prompt:
+        return "is an empty list"
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"has a message without a role: {message!r:.80}"
+        if not isinstance(message.get("content"), str):
+            return f"has a message whose content is not text: {message!r:.80}"
+    if prompt[-1]["role"] == "assistant":
+        return "ends with an answer of the assistant"
+    if data.system_prompt is not None and prompt[0]["role"] == "system":
+        return "begins with a system message, and data.system_prompt is set too"
+    return None
 
 
 def text_bytes(prompt: str) -> int:

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,17 @@ from hybridrl import registry
 from hybridrl.config.options import taken
 from hybridrl.config.schema import DataConfig, SourceConfig
 from hybridrl.data.examined import Examined, examine
+from hybridrl.data.files import open_files
+from hybridrl.data.hub_rows import open_dataset
 from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.prompts import PromptFormat, text_bytes
-from hybridrl.data.tables import Row, Rows, Table, open_table
+from hybridrl.data.tables import Row, Rows, Table
 from hybridrl.data.text import refuse_broken_text
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.outside import user_code
 from hybridrl.types import Prompt
-from hybridrl.wording import counted
+from hybridrl.wording import counted, row_place
 
 _BATCH = 512
 """Prompts tokenised together."""
@@ -33,7 +34,7 @@ class TablePrompts(Stream[Prompt]):
     ) -> None:
         """
         Args:
-            name: name of the data set in metrics, unless a row has a `data_source`.
+            name: name of the data in messages.
             split: first part of every uid.
             max_prompt_tokens: a longer prompt is an error when it is taken.
         """
@@ -49,14 +50,14 @@ class TablePrompts(Stream[Prompt]):
             DataError, ModelError: no prompt can be answered as template and tokenizer are.
         """
         first = self.rows[0][self._prompts.data.prompt_field]
-        return examine(self._prompts, first, f"row 0 of {self._name}")
+        return examine(self._prompts, first, self.rows.place(0))
 
     def _read(self, indices: Sequence[int]) -> list[Prompt]:
         found: list[Prompt] = []
         for at in range(0, len(indices), _BATCH):
             part = indices[at : at + _BATCH]
             rows = [self.rows[i] for i in part]
-            places = [f"row {i} of {self._name}" for i in part]
+            places = [self.rows.place(i) for i in part]
             ids = self._prompts.encode([row[self._prompts.data.prompt_field] for row in rows], places)
             found += [self._prompt(i, row, tokens) for i, row, tokens in zip(part, rows, ids, strict=True)]
         return found
@@ -64,8 +65,10 @@ class TablePrompts(Stream[Prompt]):
     def _prompt(self, index: int, row: Row, tokens: list[int]) -> Prompt:
         if len(tokens) > self._max_prompt_tokens:
             long = [(index, len(tokens))]
-            raise too_long(long, len(self), self._name, self._max_prompt_tokens, self._prompts.where)
-        return Prompt(f"{self._split}/{index}", tuple(tokens), row, row.get("data_source") or self._name)
+            raise too_long(long, self.rows, self._name, self._max_prompt_tokens, self._prompts.where)
+        return Prompt(
+            f"{self._split}/{index}", tuple(tokens), row, row.get("data_source") or self.rows.source(index)
+        )
 
 
 def load_source(
@@ -93,27 +96,28 @@ def load_source(
     name, table = open_rows(source, split=split, seed=seed, where=where)
     prompts = PromptFormat(data, tokenizer, where)
     _check(table, prompts, name, max_prompt_tokens)
-    stem = Path(source.path).stem if source.path else name
     return TablePrompts(
-        table, prompts, name=stem, split=split, seed=seed, max_prompt_tokens=max_prompt_tokens
+        table, prompts, name=name, split=split, seed=seed, max_prompt_tokens=max_prompt_tokens
     )
 
 
 def open_rows(source: SourceConfig, *, split: str, seed: int, where: str) -> tuple[str, Table]:
-    """The name and the rows of a file or a task; the arguments are those of load_source().
+    """The name and the rows of files, a data set of the hub, or a task; arguments as for load_source().
 
     Raises:
         ConfigError, DataError: it cannot be opened, or has no rows.
     """
     if source.path is not None:
-        name, table = source.path, open_table(source.path, where=where)
+        table = open_files(source.paths, where=where)
+    elif source.hub is not None:
+        table = open_dataset(source.hub, source.options, split=split, where=where)
     else:
         assert source.task is not None
         rows = make_rows(source.task, source.options, split=split, seed=seed, where=where)
-        name, table = source.task, Rows(rows, source.task)
+        table = Rows(rows, source.task)
     if not len(table):
-        raise DataError(f"{name} has no rows", where=where)
-    return name, table
+        raise DataError(f"{source.name} has no rows", where=where)
+    return source.name, table
 
 
 def make_rows(
@@ -145,7 +149,7 @@ def make_rows(
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"task {task} did not return a list of dicts", where=where)
     for index, row in enumerate(rows):
-        refuse_broken_text(row, f"row {index} of {task}")
+        refuse_broken_text(row, row_place(index, task))
     return rows
 
 
@@ -155,7 +159,7 @@ def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: in
     template_tokens: int | None = None
     suspects: list[int] = []
     for index, prompt in enumerate(table.column(prompts.data.prompt_field)):
-        place = f"row {index} of {name}"
+        place = table.place(index)
         prompts.check(prompt, place)
         if template_tokens is None and not isinstance(prompt, list):
             template_tokens = len(prompts.encode(["a"], [place])[0])
@@ -164,23 +168,23 @@ def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: in
     long: list[tuple[int, int]] = []
     for at in range(0, len(suspects), _BATCH):
         part = suspects[at : at + _BATCH]
-        places = [f"row {i} of {name}" for i in part]
+        places = [table.place(i) for i in part]
         ids = prompts.encode([table[i][prompts.data.prompt_field] for i in part], places)
         counted = zip(part, map(len, ids), strict=True)
         long += [(i, num_tokens) for i, num_tokens in counted if num_tokens > max_prompt_tokens]
     if long:
-        raise too_long(long, len(table), name, max_prompt_tokens, prompts.where)
+        raise too_long(long, table, name, max_prompt_tokens, prompts.where)
 
 
-def too_long(long: Sequence[tuple[int, int]], num_rows: int, name: str, limit: int, where: str) -> DataError:
+def too_long(long: Sequence[tuple[int, int]], table: Table, name: str, limit: int, where: str) -> DataError:
     """
     Args:
         long: (row, tokens) of every prompt above the limit.
     """
     row, longest = max(long, key=lambda entry: entry[1])
     return DataError(
-        f"{len(long)} of {counted(num_rows, 'prompt')} in {name} are longer than rollout.max_prompt_tokens "
-        f"= {limit}; the longest, row {row}, has {counted(longest, 'token')}",
+        f"{len(long)} of {counted(len(table), 'prompt')} in {name} are longer than rollout.max_prompt_tokens "
+        f"= {limit}; the longest, {table.place(row)}, has {counted(longest, 'token')}",
         where=where,
         fix=f"rollout.max_prompt_tokens={longest}, or drop those rows",
     )

@@ -98,7 +98,7 @@ def load_tokenizer(folder: str) -> ModelTokenizer:
         from transformers import AutoTokenizer as kind
     try:
         tokenizer = kind.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the libraries raise whatever the files of the folder lead to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             f"no tokenizer can be read from {folder}: {reason}",

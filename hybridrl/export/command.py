@@ -12,6 +12,7 @@ import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.config.load import LoadedConfig, load, load_as
+from hybridrl.config.run_folder import refuse_unwritable
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.data.source import load_source
@@ -71,6 +72,7 @@ def export_run(run: Path, *, step: int | None, to: Path | None) -> Exported:
     """
     files, config = _files(run), _config(run)
     base = config.config.model.path
+    refuse_unwritable(to or files.exports, fix="choose another folder with --to")
     checkpoint, passed_over = _checkpoint(files, step, base)
     folder = to or files.exports / checkpoint.folder.name
     export.export(checkpoint.folder, folder, base, verified=True)
@@ -90,6 +92,7 @@ def export_adapters(run: Path, *, step: int | None, to: Path | None) -> Exported
     """
     files, config = _files(run), _config(run)
     base = config.config.model.path
+    refuse_unwritable(to or files.exports, fix="choose another folder with --to")
     checkpoint, passed_over = _checkpoint(files, step, base)
     folder = to or files.exports / f"{checkpoint.folder.name}-adapters"
     adapters.write_peft(checkpoint.folder, folder, base, verified=True)
@@ -165,7 +168,7 @@ def _block(loaded: LoadedConfig) -> TokenBlock:
         split="train",
         seed=cfg.run.seed,
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
-        where=loaded.where("data.train.path", "data.train.task"),
+        where=loaded.where("data.train"),
     )
     prompts = [prompt.token_ids[:_TOKENS] for prompt in source.take(_PROMPTS)]
     longer = [tokens for tokens in prompts if len(tokens) > 1]

@@ -102,23 +102,15 @@ def _model_and_data(script: Script) -> Found:
             )
             raise ConfigError(f"no {key}", where=why, fix=f"add {key}=... at the end of the call")
     yield from _files(script, "data.val_files", "data.heldout")
-    files = script.get("data.train_files")
-    if not isinstance(files, list) or len(files) == 1:
-        yield from _files(script, "data.train_files", "data.train")
-        return
-    both = ", ".join(str(one) for one in files)
-    source = script.source("data.train_files")
-    yield Line("data.train", f"fill in: one file with the rows of {both}", source, "check: fill in one file")
-    yield Remark(source, "data.train is one file: put their rows together")
+    yield from _files(script, "data.train_files", "data.train")
 
 
 def _files(script: Script, key: str, ours: str) -> Found:
     files = script.get(key)
-    files = files if isinstance(files, list) else [files]
-    if files and files[0] is not None:
-        yield Line(ours, files[0], script.source(key))
-    for more in files[1:]:
-        yield Remark(f"{key}: {more}", f"{ours} is one file: put their rows together")
+    if isinstance(files, list):
+        files = files[0] if len(files) == 1 else files
+    if files:
+        yield Line(ours, files, script.source(key))
 
 
 def _reward(script: Script) -> Found:

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import ray
 
 from hybridrl.algorithms.lag import lag_warning
-from hybridrl.cluster.env import ray_address
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model_rules import no_rule
@@ -28,12 +27,12 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
-from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
+from hybridrl.launch.ray_address import address_of
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
 from hybridrl.launch.shape import Placement, Resume, trainer_layout
@@ -74,7 +73,7 @@ class RLRun(Run[Config, RunObserver]):
         cfg = self._here.config
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
         self._open: Mapping[str, Any] = {}
-        self._address = _address(cfg) if on == "ray" else None
+        self._address = address_of(cfg.cluster.ray) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)
 
@@ -197,7 +196,11 @@ class RLRun(Run[Config, RunObserver]):
             ),
             trainer=workers.trainer,
             sync=sync,
-            evaluator=Evaluator(cfg, heldout, workers.rollout, heldout_reward) if heldout else None,
+            evaluator=(
+                Evaluator(cfg, heldout, workers.rollout, heldout_reward, self.observe.heldout)
+                if heldout
+                else None
+            ),
             observe=self.observe,
             stop_requested=self.stop.requested,
         )
@@ -225,10 +228,3 @@ class Workers:
         alone = no_rule(cfg)
         judged = JudgedReward(self.rule, self.reward_model, cfg.reward_model.weight, judges_alone=alone)
         return judged, judged if alone else self.rule
-
-
-def _address(cfg: Config) -> str:
-    address = cfg.cluster.ray.address or ray_address()
-    if address is None:
-        raise ConfigError("no Ray to join", fix="set cluster.ray.address=host:port, or RAY_ADDRESS")
-    return address

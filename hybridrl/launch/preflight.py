@@ -10,6 +10,8 @@ from hybridrl.config.run_shape import RunShape
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import refuse
 from hybridrl.hosts.machine import Machine
+from hybridrl.launch.run_folder_check import refuse_unfit_folder
+from hybridrl.launch.shape import Resume
 from hybridrl.launch.verdict import Scope, Verdict, verdict
 from hybridrl.models import spec as models
 from hybridrl.models.make import make_model as write_model
@@ -20,21 +22,31 @@ Say = Callable[[str, str], None]
 
 
 def preflight(
-    loaded: LoadedConfig, scope: Scope, machine: Machine, say: Say, *, make_model: bool = False
+    loaded: LoadedConfig,
+    scope: Scope,
+    machine: Machine,
+    say: Say,
+    *,
+    make_model: bool = False,
+    resume: Resume | None = None,
 ) -> None:
     """Refuse what the verdict refuses, make the model if it has to be made, and say what will run.
 
     Args:
         machine: this one.
         make_model: write model.path with model.make when it is absent.
+        resume: how the run would take its folder, which is checked; None: it is not on this machine.
 
     Raises:
         ConfigErrors: everything that is wrong.
+        RunFolderError: the folder cannot be taken.
     """
     if scope.devices == "here":
         say("doctor", machine.describe())
     found = verdict(loaded, scope, machine)
     refuse(found.errors)
+    if resume is not None:
+        refuse_unfit_folder(loaded, resume)
     say_absent(found, say)
     model, is_there = loaded.config.model, Path(loaded.config.model.path).is_dir()
     if model.make is not None and not is_there and make_model:

@@ -1,20 +1,23 @@
 """Prompts and reward of a run, read and tried before any worker starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hybridrl.config import data_files
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.judged_reward import judged_parts
-from hybridrl.data.prompts import PromptFormat
+from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
 from hybridrl.data.source import TablePrompts, load_source, open_rows
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
+from hybridrl.launch.data_sets import describe_absent
+from hybridrl.launch.data_warnings import suspicious
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
@@ -31,7 +34,7 @@ class Prepared:
     heldout: list[Prompt]
     gold: GoldCheck
     warnings: tuple[str, ...]
-    """What is odd about the text that template and tokenizer make of a prompt."""
+    """What is odd about the data, the reward, or the text that template and tokenizer make of a prompt."""
 
     def describe(self) -> str:
         """One line that describes the data and the reward."""
@@ -54,7 +57,8 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
     gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
-    warnings = train.examined().warnings
+    odd = _suspicious(cfg, gold, train.rows, heldout.rows if heldout else None)
+    warnings = (*odd, *train.examined().warnings)
     return Prepared(train, heldout.all() if heldout else [], gold, warnings)
 
 
@@ -64,21 +68,36 @@ def open_train(loaded: LoadedConfig) -> TablePrompts:
 
 
 def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
-    """Read the data and try the reward; say what was found. Where the model is not here, neither is its
-    tokenizer: then nothing is said about the form and the length of prompts.
+    """Read the data and try the reward; say what was found, and what could not be looked at.
+
+    Where the model is not here, neither is its tokenizer: then the length of prompts is not looked at. Where
+    the data are not here, the reward is loaded and not tried.
 
     Raises: as prepare(), with the line of the config.
     """
     here = in_folders(loaded)
     with loaded.located():
+        if missing := describe_absent(loaded) or _describe_absent_files(loaded):
+            with Scorer(loaded.config.reward, where=loaded.where("reward.name")):
+                say("data", missing)
+            return
         is_here = Path(here.config.model.path).is_dir()
         if not is_here:
-            say("data", _without_tokenizer(here))
+            for heading, text in _without_tokenizer(here):
+                say(heading, text)
             return
         found = prepare(here)
         say("data", found.describe())
         for warning in found.warnings:
             say("warning", warning)
+
+
+def _describe_absent_files(loaded: LoadedConfig) -> str:
+    """One line: the data files that are not on this machine; "" if all are."""
+    data = loaded.config.data
+    paths = [*data.train.paths, *(data.heldout.paths if data.heldout else ())]
+    names = ", ".join(path for path in paths if not data_files.matched(path))
+    return f"{names} not here: the rows, and the reward on them, were not looked at" if names else ""
 
 
 def _refuse_unfit_weights(loaded: LoadedConfig) -> None:
@@ -91,8 +110,8 @@ def _refuse_unfit_weights(loaded: LoadedConfig) -> None:
         refuse_unfit_weights(cfg.reward_model.path, where=loaded.where("reward_model.path"))
 
 
-def _without_tokenizer(loaded: LoadedConfig) -> str:
-    """Try what can be tried without a model; returns one line about it.
+def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
+    """Try what can be tried without a model; yields headings and lines about it.
 
     Raises:
         DataError, ConfigError, RewardError, DeadlineError: as prepare().
@@ -102,15 +121,23 @@ def _without_tokenizer(loaded: LoadedConfig) -> str:
     heldout = _rows(loaded, data.heldout, "heldout") if data.heldout else None
     gold = _judged(loaded, train, heldout)
     found = _described(len(train), len(heldout) if heldout else 0, gold)
-    return f"{found}; prompts are measured once the model is here"
+    yield "data", f"{found}; prompts are measured once the model is here"
+    yield from (("warning", text) for text in _suspicious(loaded.config, gold, train, heldout))
+
+
+def _suspicious(cfg: Config, gold: GoldCheck, train: Table, heldout: Table | None) -> list[str]:
+    key, per_step = "batch.prompts_per_step", cfg.batch.prompts_per_step
+    columns = [cfg.data.prompt_field]
+    found = suspicious(train, heldout, columns, noun="prompt", key=key, per_step=per_step)
+    return [*filter(None, [gold.warning]), *found]
 
 
 def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
-    """The rows of a split, after a check that all of them have a prompt."""
-    cfg, where = loaded.config, loaded.where(f"data.{split}.path", f"data.{split}.task")
+    """The rows of a split, after a check of every prompt's form."""
+    cfg, where = loaded.config, loaded.where(f"data.{split}")
     table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
-    for _ in table.column(cfg.data.prompt_field):
-        pass
+    for index, prompt in enumerate(table.column(cfg.data.prompt_field)):
+        refuse_unfit_prompt(cfg.data, prompt, table.place(index))
     return table
 
 
@@ -122,8 +149,8 @@ def _judged(loaded: LoadedConfig, train: Table, heldout: Table | None) -> GoldCh
         for source, table in ((data.train, train), (data.heldout, heldout)):
             if source is not None and table is not None:
                 where = loaded.where("reward.answer_field", "reward.name")
-                check_rows(cfg.reward, table, data=_name(source), where=where)
-        gold = check_on_gold(scorer, train, where=_name(data.train))
+                check_rows(cfg.reward, table, data=source.name, where=where, scorer=scorer)
+        gold = check_on_gold(scorer, train, where=data.train.name)
         _refuse_missing_parts(cfg, scorer, train[0])
     return gold
 
@@ -136,10 +163,6 @@ def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
     whole, asked = tokenizer.render(messages), tokenizer.render(messages, answered=True)
     is_suffix = whole.startswith(asked)
     return opened_part(whole.removeprefix(asked), by_template=is_suffix)
-
-
-def _name(source: SourceConfig) -> str:
-    return source.path or str(source.task)
 
 
 def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
@@ -194,5 +217,5 @@ def _open(loaded: LoadedConfig, source: SourceConfig, tokenizer: ModelTokenizer,
         split=split,
         seed=cfg.run.seed,
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
-        where=loaded.where(f"data.{split}.path", f"data.{split}.task"),
+        where=loaded.where(f"data.{split}"),
     )

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hybridrl.cluster import ray_jobs
-from hybridrl.cluster.env import ray_dashboard
 from hybridrl.config.load import LoadedConfig
-from hybridrl.errors import ConfigError
 from hybridrl.launch.preflight import Say
+from hybridrl.launch.ray_address import dashboard_of
 from hybridrl.launch.shape import Resume
 
 _OPTIONS: Mapping[Resume, Sequence[str]] = {
@@ -32,13 +31,7 @@ def launch(
         ResourceError: the dashboard does not answer.
     """
     asked = loaded.config.cluster.ray
-    dashboard = asked.dashboard or ray_dashboard()
-    if dashboard is None:
-        raise ConfigError(
-            "no Ray dashboard to hand the run to",
-            where=loaded.where("cluster.ray.dashboard"),
-            fix="set cluster.ray.dashboard=http://host:8265, or RAY_API_SERVER_ADDRESS",
-        )
+    dashboard = dashboard_of(asked)
     folder = None if asked.working_dir else Path.cwd()
     line = entrypoint(loaded.file, overrides, resume=resume, folder=folder)
     if dry_run:

@@ -1,17 +1,18 @@
 """A run on this machine, whatever it trains on, from a checked config to the exported model:
 
     with StopRequest(terminal.warn) as stop, SomeRun(...) as run:
-        asyncio.run(run.play())
-        run.finish()
+        run.complete()
 
 Reinforcement learning (local.py) and training on examples (supervised_run.py) share this code: the folder,
 the checkpoint to resume from, the observer, Ray, the stop, the export.
 """
 
+import asyncio
 import contextlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from hybridrl.config.load import LoadedConfig
@@ -25,7 +26,7 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
-from hybridrl.trainer.checkpoints import Checkpoint, to_resume_from
+from hybridrl.trainer.checkpoints import Checkpoint, to_resume_from, whole_checkpoints
 from hybridrl.workers.supervised_trainer import RaySupervised
 from hybridrl.workers.trainer import RayTrainer
 
@@ -97,6 +98,20 @@ class Run(ABC, Generic[Cfg, Observer]):
     def __exit__(self, *error: Any) -> None:
         self._opened.__exit__(*error)
 
+    def complete(self) -> None:
+        """Play and finish; an interrupted run leaves its curve and summary too.
+
+        Raises:
+            KeyboardInterrupt: the run was interrupted.
+        """
+        try:
+            asyncio.run(self.play())
+        except KeyboardInterrupt:
+            if self.stop.has_begun:
+                self._finish_interrupted()
+            raise
+        self.finish()
+
     async def play(self) -> None:
         """Start the workers, train, export, stop the workers."""
         async with self.workers() as (trainer, roles):
@@ -112,8 +127,14 @@ class Run(ABC, Generic[Cfg, Observer]):
         """Draw the curve, write the summary, and print where the files are."""
         stopped_by = self.stop.stopped_by
         files = {"model": f"{self.files.export}/"} if self.cfg.run.export and not stopped_by else {}
-        following = () if stopped_by else self.following
+        following = () if stopped_by else tuple(filter(_is_for_here, self.following))
         self.observe.finish(files, following, self.facts, stopped_by)
+
+    def _finish_interrupted(self) -> None:
+        saved = whole_checkpoints(self.files.checkpoints)
+        kept = f"step {saved[-1].step} is saved" if saved else "no step is saved"
+        self.terminal.warn(f"interrupted: {kept}")
+        self.observe.finish({}, (), self.facts, self.stop.signal or "SIGINT")
 
     @property
     def start_step(self) -> int:
@@ -147,3 +168,9 @@ class Run(ABC, Generic[Cfg, Observer]):
     @abstractmethod
     def train(self, roles: Any) -> Coroutine[Any, Any, None]:
         """The training loop, which runs to the last step or until a stop is requested."""
+
+
+def _is_for_here(following: tuple[str, str]) -> bool:
+    """Whether the configs that a command names are here: those of the project are not installed with it."""
+    command, _ = following
+    return all(Path(word).is_file() for word in command.split() if word.endswith(".yaml"))

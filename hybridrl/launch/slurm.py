@@ -50,6 +50,9 @@ def launch(
         say("script", f"{path}, config as it is now in {path.with_name('config.yaml')}")
         cluster = loaded.config.cluster
         asked = f"{counted(cluster.nodes, 'node')} x {counted(cluster.gpus_per_node or 0, 'GPU')}"
+        if not cluster.gpus_per_node:
+            text = "the job asks for no GPUs, and everything would be computed on CPUs"
+            say("warning", f"{text}; cluster.gpus_per_node=N asks for N of every node")
         if dry_run:
             say("dry run", f"nothing started; sbatch {path} would ask for {asked}")
             return 0

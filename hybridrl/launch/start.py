@@ -1,6 +1,5 @@
 """What `hybridrl launch` does, by place: train here or on a running Ray, or hand the run to Slurm or Ray."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,9 +8,11 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import path_of
 from hybridrl.errors import ConfigError
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch import model_folders
+from hybridrl.launch import data_sets, model_folders
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
+from hybridrl.launch.ray_address import address_of, dashboard_of
+from hybridrl.launch.run_folder_check import is_finished
 from hybridrl.launch.shape import Resume, with_gpus
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.verdict import SCOPES, Scope, refuse_missing_gpus
@@ -46,7 +47,13 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     """
     _refuse_idle_options(request)
     with loaded.located():
+        _refuse_bad_addresses(loaded, request)
         loaded = _checked(loaded, request, say)
+        if request.resume == "if_possible" and is_finished(loaded):
+            say("done", f"{path_of(loaded.config)} has done all of its steps")
+            return 0
+        if request.on == "slurm" or request.submit:
+            _try_data_of_job(loaded, request, say)
         if request.on == "slurm":
             from hybridrl.launch import slurm
 
@@ -66,11 +73,10 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
 
         terminal = Terminal()
         with (
-            StopRequest(terminal.warn) as stop,
+            StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
             RLRun(loaded, terminal, stop, on=request.on, resume=_resume(loaded, request)) as run,
         ):
-            asyncio.run(run.play())
-            run.finish()
+            run.complete()
         return stop.exit_code
 
 
@@ -84,10 +90,25 @@ def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
         if here:
             refuse_missing_gpus(loaded, machine)
         model_folders.fetch_specs(loaded)
-    preflight(loaded, scope, machine, say, make_model=here and not dry_run)
+    is_sent = request.submit and loaded.config.cluster.ray.working_dir is not None
+    resume = None if is_sent else _resume(loaded, request)
+    preflight(loaded, scope, machine, say, make_model=here and not dry_run, resume=resume)
     if downloads:
         model_folders.fetch(loaded, say)
+    if not dry_run and not request.submit:
+        data_sets.fetch(loaded, say)
     return loaded
+
+
+def _try_data_of_job(loaded: LoadedConfig, request: Request, say: Say) -> None:
+    """Look at data and reward before a job waits in a queue, if it reads the files that are here."""
+    cluster = loaded.config.cluster
+    elsewhere = cluster.ray.working_dir if request.submit else cluster.slurm.container
+    if elsewhere is None:
+        try_data(loaded, say)
+    else:
+        place = "uploaded folder" if request.submit else "container"
+        say("data", f"data and reward were not looked at: the job reads them in its {place}")
 
 
 def _resume(loaded: LoadedConfig, request: Request) -> Resume:
@@ -99,6 +120,13 @@ def _scope(request: Request) -> Scope:
     if request.on == "slurm" or request.submit:
         return SCOPES[f"launch --on slurm{' --dry-run' if request.dry_run else ''}"]
     return SCOPES["launch --on ray" if request.on == "ray" else "launch"]
+
+
+def _refuse_bad_addresses(loaded: LoadedConfig, request: Request) -> None:
+    if request.submit:
+        dashboard_of(loaded.config.cluster.ray)
+    elif request.on == "ray":
+        address_of(loaded.config.cluster.ray)
 
 
 def _refuse_idle_options(request: Request) -> None:

@@ -1,5 +1,5 @@
-"""SIGTERM and SIGUSR1 ask a run to stop where it can be resumed without loss; a second signal ends it at
-once."""
+"""SIGTERM and SIGUSR1, and Ctrl-C if the config says so, ask a run to stop where it can be resumed without
+loss; a second signal ends it at once."""
 
 import signal
 import threading
@@ -19,12 +19,14 @@ class StopRequest:
     A signal that comes before training begins ends the context at once, without an error.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], None], *, saves_on_interrupt: bool = False) -> None:
         """
         Args:
             say: tells the user what happens now; called from any thread.
+            saves_on_interrupt: during training a first Ctrl-C asks to stop, as the signals do.
         """
-        self._say, self._training = say, False
+        self._say, self._saves_on_interrupt = say, saves_on_interrupt
+        self._training = False
         self.signal: str | None = None
         """Name of the first signal that came."""
 
@@ -32,7 +34,7 @@ class StopRequest:
         """The signal that ended the run before its last step; None: no signal did."""
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
         self.listen()
         return self
 
@@ -53,6 +55,13 @@ class StopRequest:
     def begin(self) -> None:
         """Training begins, unless a signal came: from here on a first signal lets the current step end."""
         self._training = self.signal is None
+        if self._training and self._saves_on_interrupt:
+            signal.signal(signal.SIGINT, self._asked)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether training has begun."""
+        return self._training
 
     def requested(self) -> bool:
         return self.signal is not None
@@ -67,7 +76,7 @@ class StopRequest:
             text = f"{self.signal}: this step ends and is saved; a second signal ends the run at once"
             # In a thread: the interrupted code may hold the lock of the screen.
             threading.Thread(target=self._say, args=(text,), daemon=True).start()
-        elif signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
-            raise KeyboardInterrupt
+        elif signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, self._asked):
+            raise KeyboardInterrupt  # SIGINT is ignored, as in the background of a script, or comes here
         else:  # as Ctrl-C does, which every wait of a run handles
             signal.raise_signal(signal.SIGINT)

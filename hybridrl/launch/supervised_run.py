@@ -1,25 +1,33 @@
 """Training on examples, driven from this machine: `hybridrl sft` and `hybridrl rm`."""
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from hybridrl.config.load import LoadedConfig, load_as
+from hybridrl.config.kind_names import KindOfConfig
+from hybridrl.config.kinds import load_for
+from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import path_of
 from hybridrl.config.run_shape import with_dp
 from hybridrl.config.schema import SourceConfig
 from hybridrl.config.sft_rm import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.controller import supervised_loop as loop
+from hybridrl.data.examined import examine_example
 from hybridrl.data.example_source import TableExamples, load_examples
-from hybridrl.data.examples import Conversations, ExampleFormat, Pairs
-from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
+from hybridrl.data.examples import Conversations, Pairs
+from hybridrl.data.source import open_rows
+from hybridrl.data.tables import Table
+from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.hosts.machine import Machine
+from hybridrl.launch import data_sets
+from hybridrl.launch.data_warnings import suspicious
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
+from hybridrl.launch.run_folder_check import refuse_unfit_folder
+from hybridrl.launch.shape import Resume
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.verdict import SCOPES, verdict
 from hybridrl.models import hub
@@ -37,16 +45,22 @@ CfgKind = TypeVar("CfgKind", SFTConfig, RMConfig)
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[CfgKind]):
-    """A kind of training on examples: its config, the format of its data, and its model."""
+    """A kind of training on examples: its command, its config, the format of its data, and its model."""
 
+    command: KindOfConfig
     config: type[CfgKind]
-    form: Callable[[Any, ModelTokenizer, str], ExampleFormat]
+    form: type[Conversations] | type[Pairs]
     spec: Callable[[ModelSpec], ModelSpec]
     """Spec of the model that is trained, from the spec of the folder."""
 
 
-SFT = Kind(SFTConfig, Conversations, lambda spec: spec)
-RM = Kind(RMConfig, Pairs, lambda spec: spec if spec.value_head else without_vocabulary(spec, head="value"))
+SFT = Kind("sft", SFTConfig, Conversations, lambda spec: spec)
+RM = Kind(
+    "rm",
+    RMConfig,
+    Pairs,
+    lambda spec: spec if spec.value_head else without_vocabulary(spec, head="value"),
+)
 
 
 def launch(
@@ -60,19 +74,19 @@ def launch(
     Raises:
         HybridRLError: its `where` is the line of the config that it is about.
     """
-    loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
+    loaded: LoadedConfig[Any] = load_for(kind.command, path, overrides)
     with loaded.located():
-        loaded, spec, folder, data = _checked(kind, loaded, say, dry_run=dry_run)
+        resumes: Resume = "required" if resume else "never"
+        loaded, spec, folder, data = _checked(kind, loaded, say, dry_run=dry_run, resume=resumes)
         if dry_run or data is None:
             say("dry run", f"nothing started; the run would live in {path_of(loaded.config)}")
             return 0
         terminal, machine = Terminal(), Machine.here()
         with (
-            StopRequest(terminal.warn) as stop,
+            StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
             ExampleRun(loaded, kind.spec(spec), folder, data, machine, terminal, stop, resume=resume) as run,
         ):
-            asyncio.run(run.play())
-            run.finish()
+            run.complete()
         return stop.exit_code
 
 
@@ -82,13 +96,13 @@ def check(kind: Kind[Any], path: Path, overrides: Sequence[str], say: Say) -> No
     Raises:
         HybridRLError: as launch().
     """
-    loaded: LoadedConfig[Any] = load_as(kind.config, path, overrides)
+    loaded: LoadedConfig[Any] = load_for(kind.command, path, overrides)
     with loaded.located():
         _checked(kind, loaded, say, dry_run=True)
 
 
 def _checked(
-    kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool
+    kind: Kind[Any], loaded: LoadedConfig[Any], say: Say, *, dry_run: bool, resume: Resume = "never"
 ) -> tuple[LoadedConfig[Any], ModelSpec, Path, "Data | None"]:
     """The config with the GPUs of this machine, the model, its folder, and the data if the folder is
     there."""
@@ -97,13 +111,54 @@ def _checked(
     if hub.is_name(path) and not made and hub.find_spec(path) is None and not dry_run:
         hub.fetch_spec(path, where=loaded.where("model.path"))
     found = verdict(loaded, SCOPES["launch"], machine)
-    spec, folder = found.known(), _model_folder(loaded, dry_run=dry_run)
+    spec = found.known()
+    refuse_unfit_folder(loaded, resume)
+    folder = _model_folder(loaded, dry_run=dry_run)
+    if not dry_run:
+        data_sets.fetch(loaded, say)
+    elif missing := data_sets.describe_absent(loaded):
+        say("data", missing)
+        return found.loaded, spec, folder, None
     if not folder.is_dir():
         say("model", f"{path} would be downloaded or made")
+        for heading, text in _without_tokenizer(kind, loaded):
+            say(heading, text)
         return found.loaded, spec, folder, None
     data = Data.open(kind, loaded, folder)
     say("data", data.describe())
+    for warning in data.warnings:
+        say("warning", warning)
     return found.loaded, spec, folder, data
+
+
+def _without_tokenizer(kind: Kind[Any], loaded: LoadedConfig[Any]) -> Iterator[tuple[str, str]]:
+    """Look at the columns of every row; yields headings and lines about the data.
+
+    Raises:
+        DataError, ConfigError: the data cannot be opened, or a row lacks a column.
+    """
+    data = loaded.config.data
+    train = _rows(kind, loaded, data.train, "train")
+    heldout = _rows(kind, loaded, data.heldout, "heldout") if data.heldout else None
+    examples, held_out = counted(len(train), "example", form=","), len(heldout) if heldout else "none"
+    yield "data", f"{examples}, {held_out} held out; their text is looked at once the model is here"
+    yield from (("warning", text) for text in _suspicious(kind, loaded.config, train, heldout))
+
+
+def _rows(kind: Kind[Any], loaded: LoadedConfig[Any], source: SourceConfig, split: str) -> Table:
+    where, seed = loaded.where(f"data.{split}"), loaded.config.run.seed
+    table = open_rows(source, split=split, seed=seed, where=where)[1]
+    for _ in table.columns(kind.form.columns(loaded.config.data)):
+        pass
+    return table
+
+
+def _suspicious(kind: Kind[Any], cfg: Any, train: Table, heldout: Table | None) -> Iterator[str]:
+    key, per_step = "batch.examples_per_step", cfg.batch.examples_per_step
+    prompt = cfg.data.prompt_field  # conversations have theirs inside
+    columns = [*([prompt] if prompt in train[0] else []), *kind.form.columns(cfg.data)]
+    columns = list(dict.fromkeys(columns))
+    return suspicious(train, heldout, columns, noun="example", key=key, per_step=per_step)
 
 
 def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
@@ -120,6 +175,8 @@ def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
 class Data:
     train: TableExamples
     heldout: TableExamples | None
+    warnings: tuple[str, ...]
+    """What is odd about the data, or about the text that template and tokenizer make of an example."""
 
     @classmethod
     def open(cls, kind: Kind[Any], loaded: LoadedConfig[Any], folder: Path) -> "Data":
@@ -131,7 +188,7 @@ class Data:
         cfg, tokenizer = loaded.config, load_tokenizer(str(folder))
 
         def examples(source: SourceConfig, split: str) -> TableExamples:
-            where = loaded.where(f"data.{split}.path", f"data.{split}.task")
+            where = loaded.where(f"data.{split}")
             return load_examples(
                 source,
                 kind.form(cfg.data, tokenizer, where),
@@ -142,8 +199,12 @@ class Data:
                 where=where,
             )
 
-        heldout = cfg.data.heldout
-        return cls(examples(cfg.data.train, "train"), examples(heldout, "heldout") if heldout else None)
+        train = examples(cfg.data.train, "train")
+        heldout = examples(cfg.data.heldout, "heldout") if cfg.data.heldout else None
+        where = loaded.where("data.train")
+        odd = examine_example(cfg.data, tokenizer, train.first(), place=train.rows.place(0), where=where)
+        suspects = _suspicious(kind, cfg, train.rows, heldout.rows if heldout else None)
+        return cls(train, heldout, (*suspects, *odd))
 
     def describe(self) -> str:
         """One line that describes the data."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from hybridrl.errors import ModelError
 from hybridrl.models.foreign import recognise
+from hybridrl.wording import json_fault
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -126,7 +127,7 @@ def read_object(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"{path.name} is not JSON: {error}", where=str(path), fix="download the model again"
+            f"{path.name} is not JSON: {json_fault(error)}", where=str(path), fix="download the model again"
         ) from error
     if not isinstance(found, dict):
         raise ModelError(

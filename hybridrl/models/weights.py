@@ -28,7 +28,8 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
 infinity."""
 
 _READ_BYTES = 1 << 30
-"""Bytes whose values are read, over all tensors; a model with more is read in part."""
+"""Bytes whose values are read, over all tensors; of a larger model the trainer sees the rest when it loads
+it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import Config
 from hybridrl.observe.metrics import Limits, balance_metrics, memory_metrics, step_metrics
 from hybridrl.observe.run_session import Session
-from hybridrl.observe.samples import SampleFile, samples_of
+from hybridrl.observe.samples import Columns, SampleFile, heldout_samples, samples_of
 from hybridrl.observe.summary import closing_lines, summarise
 from hybridrl.observe.terminal import Terminal
-from hybridrl.types import StepReport, SwapReport
+from hybridrl.types import Group, StepReport, SwapReport
 
 SAMPLES_FILE = "samples.txt"
 
@@ -34,7 +34,8 @@ class RunObserver(Session):
             num_devices: GPUs that share the work; 1 on a machine without GPUs.
         """
         super().__init__(cfg, terminal, resume_step=resume_step)
-        self._prompt_field, self._num_devices = cfg.data.prompt_field, num_devices
+        self._columns = Columns(cfg.data.prompt_field, cfg.reward.answer_field)
+        self._num_devices = num_devices
         self._limits = Limits(max_prompt_tokens=cfg.rollout.max_prompt_tokens, num_devices=num_devices)
         self._live = self._stepped = False
         self._warned: set[str] = set()
@@ -71,7 +72,7 @@ class RunObserver(Session):
         balance = balance_metrics(batch, minibatches) if minibatches else {}
         record = self._publish("step", step, {**found, **balance, **memory_metrics(), **metrics})
         self.terminal.step(record)
-        samples = samples_of(batch, self._prompt_field)
+        samples = samples_of(batch, self._columns)
         if samples:
             self._samples.write(step, samples)
             self.terminal.sample(samples[0])
@@ -83,6 +84,10 @@ class RunObserver(Session):
         if about not in self._warned:
             self._warned.add(about)
             self.terminal.warn(text)
+
+    def heldout(self, step: int, groups: Sequence[Group]) -> None:
+        """Write down the answers to held-out prompts that were kept as text."""
+        self._samples.write(step, heldout_samples(groups, self._columns))
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Publish a held-out evaluation, and end the span "testing" with it."""

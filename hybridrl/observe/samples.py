@@ -1,19 +1,21 @@
-"""samples.txt: a few rollouts of a run as readable text.
+"""samples.txt: a few rollouts of a run, and answers to held-out prompts, as readable text.
 
 step 10   train/17   reward 1.0   advantage +0.61   stop after 2 tokens
   prompt | 7+5=
   answer | 2
+  gold   | 2
+  parts  | right 1, short 0.5
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hybridrl.batch import Batch
 from hybridrl.config.files import atomic_write
-from hybridrl.types import Finish, Prompt
+from hybridrl.types import Finish, Group, Prompt, Trajectory
 from hybridrl.wording import counted
 
 
@@ -30,28 +32,67 @@ class Sample:
 
     finish: Finish
     response_tokens: int
+    reference: str | None = None
+    """The right answer by the data; None: the data has none."""
+
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Named parts of the reward."""
 
 
-def samples_of(batch: Batch, prompt_field: str) -> list[Sample]:
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of the data that a sample shows."""
+
+    prompt: str
+    answer: str
+    """Column of the reference, or a field inside a column."""
+
+
+def samples_of(batch: Batch, columns: Columns) -> list[Sample]:
     """The trajectories of a batch whose answer was kept as text."""
     found, position = [], 0
     for group in batch.groups:
         for trajectory in group.trajectories:
             if trajectory.text is not None:
                 advantage = None if batch.advantage_N is None else float(batch.advantage_N[position])
-                found.append(
-                    Sample(
-                        group.prompt.uid,
-                        question(group.prompt, prompt_field),
-                        trajectory.text,
-                        float(batch.reward_N[position]),
-                        advantage,
-                        trajectory.finish,
-                        trajectory.response_tokens,
-                    )
-                )
+                reward = float(batch.reward_N[position])
+                found.append(_sample(group.prompt, trajectory, reward, advantage, columns))
             position += 1
     return found
+
+
+def heldout_samples(groups: Sequence[Group], columns: Columns) -> list[Sample]:
+    """The answers to held-out prompts that were kept as text."""
+    return [
+        _sample(group.prompt, trajectory, float(trajectory.reward or 0.0), None, columns)
+        for group in groups
+        for trajectory in group.trajectories
+        if trajectory.text is not None
+    ]
+
+
+def _sample(
+    prompt: Prompt, trajectory: Trajectory, reward: float, advantage: float | None, columns: Columns
+) -> Sample:
+    assert trajectory.text is not None
+    return Sample(
+        prompt.uid,
+        question(prompt, columns.prompt),
+        trajectory.text,
+        reward,
+        advantage,
+        trajectory.finish,
+        trajectory.response_tokens,
+        _reference(prompt.row, columns.answer),
+        trajectory.reward_parts,
+    )
+
+
+def _reference(row: Mapping[str, Any], answer_field: str) -> str | None:
+    value: Any = row
+    for name in (answer_field,) if answer_field in row else answer_field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return None if value is None else str(value)
 
 
 def question(prompt: Prompt, prompt_field: str) -> str:
@@ -99,7 +140,12 @@ def _block(step: int, sample: Sample) -> str:
         f"step {step}   {sample.uid}   {verdict(sample)}   {end} after "
         f"{counted(sample.response_tokens, 'token')}\n"
     )
-    return f"{head}{_quoted('prompt', sample.prompt)}{_quoted('answer', sample.answer)}\n"
+    lines = [_quoted("prompt", sample.prompt), _quoted("answer", sample.answer)]
+    if sample.reference is not None:
+        lines.append(_quoted("gold", sample.reference))
+    if sample.parts:
+        lines.append(_quoted("parts", ", ".join(f"{name} {part:g}" for name, part in sample.parts.items())))
+    return f"{head}{''.join(lines)}\n"
 
 
 def _quoted(label: str, text: str) -> str:

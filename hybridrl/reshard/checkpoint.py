@@ -20,6 +20,7 @@ from hybridrl.layout.shard import Shard
 from hybridrl.models.spec import ModelSpec, with_one_label
 from hybridrl.reshard import hf_files
 from hybridrl.reshard.execute import copy
+from hybridrl.reshard.finite import refuse_nonfinite
 from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.table import tabulate
 
@@ -32,7 +33,7 @@ def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str,
 
     Raises:
         ModelError: a tensor of the checkpoint is missing or has another shape, or a layer has a tensor that
-            the model's table does not name; nothing was written.
+            the model's table does not name; nothing was written. Or a weight of this rank is NaN or infinite.
         ValueError: a tensor of the layout is missing in `tensors` or has another shape.
     """
     checkpoint = hf_files.Checkpoint(folder)
@@ -47,6 +48,8 @@ def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str,
                 tensors[name].zero_()
         sources = [checkpoint[name] for name in table.sources]
         copy(table, sources, [tensors[name] for _, _, name in table.targets])
+        named = dict(zip(table.sources, sources, strict=True))
+        refuse_nonfinite([tensors[name] for name in shards], named, where=str(folder))
 
 
 def export_hf(

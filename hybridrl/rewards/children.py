@@ -15,6 +15,7 @@ import ctypes
 import faulthandler
 import mmap
 import os
+import resource
 import signal
 import sys
 import sysconfig
@@ -29,7 +30,8 @@ from typing import Any, Literal
 
 from hybridrl.errors import HybridRLError, RewardError
 from hybridrl.rewards.plugin import LoadedReward, load_reward
-from hybridrl.rewards.score import Score, read_score
+from hybridrl.rewards.score import Score, UnreadableScore, read_score
+from hybridrl.types import HANG_PART
 
 SHARED_BYTES = 2 * mmap.PAGESIZE
 STACK_AT = mmap.PAGESIZE
@@ -52,6 +54,9 @@ class Load:
     name: str
     options: Mapping[str, Any]
     answer_field: str
+    memory_bytes: int
+    """Memory that each child may take beyond its own at the start."""
+
     where: str
 
 
@@ -59,15 +64,29 @@ class Load:
 class Loaded:
     place: str
     hang_score: float | None
+    makes_gold: bool
+    checks_rows: bool
+
+
+Asked = Literal["gold", "gold texts", "rows"]
+"""What is asked about rows, not about answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Items for a child, which answers with list[Score | None] (None: no gold answer) or a RewardError."""
+    """Items for a child, which answers with a list of results or a RewardError.
 
-    answers: Sequence[str] | Literal["gold"]
+    The result of an answer is its Score. "gold": the Score of the answer that is made from the row's
+    reference, None if none can be made. "gold texts": that answer. "rows": why the reward cannot judge the
+    row, None if it can.
+    """
+
+    answers: Sequence[str] | Asked
     rows: Sequence[Mapping[str, Any]]
     uids: Sequence[str]
+
+
+Result = Score | str | None
 
 
 class Progress:
@@ -111,11 +130,11 @@ def main(control_fd: int) -> None:
         control.send(_load_error(error, order))
         return
     signal.alarm(0)
-    control.send(Loaded(reward.place, reward.hang_score))
+    control.send(Loaded(reward.place, reward.hang_score, reward.makes_gold, reward.checks_rows))
     children: set[int] = set()
     try:
         while True:
-            _obey(control.recv(), control, children, reward, order.answer_field)
+            _obey(control.recv(), control, children, reward, order)
     except EOFError:
         for pid in children:
             _end(pid)
@@ -126,7 +145,7 @@ def _obey(
     control: Connection,
     children: set[int],
     reward: LoadedReward,
-    answer_field: str,
+    load: Load,
 ) -> None:
     """Carry out an order. fork: two descriptors follow, and the answer is a pid. A pid: the child is ended,
     and the answer is its wait status."""
@@ -140,7 +159,7 @@ def _obey(
     pid = os.fork()
     if pid == 0:
         control.close()
-        _child(jobs_fd, shared_fd, reward, answer_field, fork_server)
+        _child(jobs_fd, shared_fd, reward, load, fork_server)
     os.close(jobs_fd)
     os.close(shared_fd)
     children.add(pid)
@@ -157,7 +176,7 @@ def _end(pid: int) -> int:
     return os.waitpid(pid, 0)[1]
 
 
-def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, answer_field: str, fork_server: int) -> None:
+def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, load: Load, fork_server: int) -> None:
     try:
         os.setsid()
         if sys.platform == "linux":
@@ -168,8 +187,9 @@ def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, answer_field: str
         faulthandler.register(DUMP_SIGNAL, file=shared_fd, all_threads=False)
         faulthandler.enable(file=shared_fd, all_threads=False)
         jobs, progress = Connection(jobs_fd), Progress(shared_fd)
+        _limit_memory(load.memory_bytes)
         while True:
-            jobs.send(_work(jobs.recv(), reward, answer_field, progress))
+            jobs.send(_work(jobs.recv(), reward, load, progress))
             sys.stdout.flush()
     except EOFError:
         pass
@@ -177,30 +197,75 @@ def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, answer_field: str
         os._exit(0)  # without the fork server's exit handlers
 
 
-def _work(
-    job: Job, reward: LoadedReward, answer_field: str, progress: Progress
-) -> list[Score | None] | RewardError:
-    scores: list[Score | None] = []
-    for item, row in enumerate(job.rows):
+def _limit_memory(num_bytes: int) -> None:
+    """Let this process, and each that it starts, allocate so much more memory of its own than it has now."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            held = int(file.read().split()[5]) * mmap.PAGESIZE
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        soft = held + num_bytes if hard == resource.RLIM_INFINITY else min(held + num_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _work(job: Job, reward: LoadedReward, load: Load, progress: Progress) -> list[Result] | RewardError:
+    results: list[Result] = []
+    for item, uid in enumerate(job.uids):
         progress.begin(item)
         try:
-            gold = job.answers == "gold"
-            answer = reward.gold(row, answer_field=answer_field) if gold else job.answers[item]
-            if answer is None:
-                scores.append(None)
-                continue
-            returned = reward(answer, row, answer_field=answer_field)
-        except BaseException as error:  # a process edge: the owner raises it
-            return _raised(error, f"reward {reward.name} raised", f"on {job.uids[item]}")
-        try:
-            scores.append(read_score(returned))
-        except ValueError as error:
+            results.append(_result(job, item, reward, load.answer_field))
+        except UnreadableScore as error:
             return RewardError(
-                f"reward {reward.name} on {job.uids[item]} {error}",
+                f"reward {reward.name} on {uid} {error}",
                 where=reward.place,
                 fix="return a finite number, or a mapping of them with the key 'reward'",
             )
-    return scores
+        except _UnreadableResult as error:
+            return _raised(error.error, f"what reward {reward.name} returned raised", f"on {uid}")
+        except MemoryError as error:
+            if reward.hang_score is None or _about_rows(job):
+                return _too_much_memory(error, reward, uid, load.memory_bytes)
+            results.append(Score(reward.hang_score, {HANG_PART: 1.0}))
+        except BaseException as error:  # a process edge: the owner raises it
+            method = {"rows": "check_row of ", "gold texts": "gold of "}.get(str(job.answers), "")
+            return _raised(error, f"{method}reward {reward.name} raised", f"on {uid}")
+    return results
+
+
+class _UnreadableResult(Exception):
+    """Methods of what a reward returned, which are code of the user too, raised an error."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _result(job: Job, item: int, reward: LoadedReward, answer_field: str) -> Result:
+    row = job.rows[item]
+    if job.answers == "rows":
+        return reward.fault(row, answer_field=answer_field)
+    gold = isinstance(job.answers, str)
+    answer = reward.gold(row, answer_field=answer_field) if gold else job.answers[item]
+    if answer is None or job.answers == "gold texts":
+        return answer
+    returned = reward(answer, row, answer_field=answer_field)
+    try:
+        return read_score(returned)
+    except UnreadableScore:
+        raise
+    except BaseException as error:
+        raise _UnreadableResult(error) from error
+
+
+def _about_rows(job: Job) -> bool:
+    return job.answers in ("rows", "gold texts")
+
+
+def _too_much_memory(error: MemoryError, reward: LoadedReward, uid: str, limit: int) -> RewardError:
+    return RewardError(
+        f"reward {reward.name} needed more than reward.memory_gb = {limit / 1e9:g} on {uid}",
+        where=_frame(error.__traceback__) or reward.place,
+        fix="bound what it does with an answer, give it a hang_score, or raise reward.memory_gb",
+    )
 
 
 def _load_error(error: BaseException, order: Load) -> HybridRLError:
@@ -211,9 +276,17 @@ def _load_error(error: BaseException, order: Load) -> HybridRLError:
 
 
 def _raised(error: BaseException, what: str, on: str) -> RewardError:
-    message = f": {error}"[:500] if str(error) else ""
+    text = _text(error)
+    message = f": {text}"[:500] if text else ""
     line = f"{what} {type(error).__name__} {on}".rstrip() + message
     return RewardError(line, where=_frame(error.__traceback__))
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # a class of the user may fail to write itself
+        return ""
 
 
 def _frame(trace: TracebackType | None) -> str:

@@ -2,11 +2,14 @@
 learn."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hybridrl.errors import RewardError
 from hybridrl.rewards.pool import Scorer
+
+MOST_WANTED = 0.95
+"""Share of reference answers that a reward which knows their form accepts: a few of most data are wrong."""
 
 
 class Rows(Protocol):
@@ -27,45 +30,69 @@ class GoldCheck:
     rejected_rows: tuple[int, ...]
     """Rows whose reference got a reward of 0 or less."""
 
+    warning: str = ""
+    """What a person should look at, though the run may start."""
+
     @property
     def rejected_share(self) -> float:
         return len(self.rejected_rows) / self.num_checked if self.num_checked else 0.0
 
 
-def check_on_gold(
-    scorer: Scorer,
-    rows: Rows,
-    *,
-    where: str,
-    sample: int = 200,
-    max_rejected: float = 0.05,
-) -> GoldCheck:
+def check_on_gold(scorer: Scorer, rows: Rows, *, where: str, sample: int = 200) -> GoldCheck:
     """Score the reference answers of rows spread evenly over the data.
 
-    A function of the user may expect answers of another form, so only what it raises counts, not what it
-    returns.
+    A function of the user may expect answers of another form. If it makes no gold answers itself, and
+    reward.min_gold is not set, only what it raises counts, and what it rejects is a warning.
 
     Args:
         where: names the data in an error.
         sample: largest number of rows that are scored.
-        max_rejected: share of rejected references above which a rule reward is refused.
 
     Raises:
-        RewardError: too many are rejected, or the reward raised on one.
+        RewardError: too few are accepted, or the reward raised on one.
         DeadlineError: the reward did not return for one.
     """
     picked = sorted({i * len(rows) // sample for i in range(sample)})
     scores = scorer.score_gold(
-        [rows[i] for i in picked], [f"the gold answer of row {i} in {where}" for i in picked]
+        [rows[i] for i in picked], [f"the gold answer of row {i + 1} in {where}" for i in picked]
     )
     checked = [(i, score) for i, score in zip(picked, scores, strict=True) if score is not None]
     check = GoldCheck(len(checked), tuple(i for i, score in checked if score.reward <= 0))
-    if check.rejected_share > max_rejected and ":" not in scorer.reward.name:
-        first, field = check.rejected_rows[0], scorer.reward.answer_field
-        percent = f"{100 * check.rejected_share:.0f} %"
-        raise RewardError(
-            f"reward {scorer.reward.name} gives 0 on {percent} of the gold answers in {where}",
-            where=f'first: row {first}, "{rows[first].get(field)!s:.80}"',
-            fix=f"check reward.answer_field = {field} and the options of the reward",
-        )
+    if 1 - check.rejected_share < least_accepted(scorer):
+        raise _refused(check, scorer, rows, where)
+    if 1 - check.rejected_share < MOST_WANTED:
+        refusal = _refused(check, scorer, rows, where)
+        return replace(check, warning=f"{refusal.what}  ({refusal.where}): {refusal.fix}")
     return check
+
+
+def least_accepted(scorer: Scorer) -> float:
+    """The share of reference answers that a reward has to accept."""
+    if scorer.reward.min_gold is not None:
+        return scorer.reward.min_gold
+    knows_form = ":" not in scorer.reward.name or scorer.makes_gold
+    return MOST_WANTED if knows_form else 0.0
+
+
+def _refused(check: GoldCheck, scorer: Scorer, rows: Rows, where: str) -> RewardError:
+    first, reward = check.rejected_rows[0], scorer.reward
+    percent, least = f"{100 * check.rejected_share:.0f} %", least_accepted(scorer)
+    form = (
+        ""
+        if ":" not in reward.name or scorer.makes_gold
+        else (", or give it a method gold that writes a reference in the form that it expects")
+    )
+    asked = f", reward.min_gold = {least:g}" if reward.min_gold is not None else ""
+    return RewardError(
+        f"reward {reward.name} gives 0 on {percent} of the gold answers in {where}{asked}",
+        where=f'first: row {first + 1}, "{_reference(rows[first], reward.answer_field)!s:.80}"',
+        fix=f"check reward.answer_field = {reward.answer_field} and the options of the reward{form}",
+    )
+
+
+def _reference(row: Mapping[str, Any], answer_field: str) -> Any:
+    """The reference of a row, also one inside a column."""
+    value: Any = row
+    for name in (answer_field,) if answer_field in row else answer_field.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value

@@ -13,7 +13,7 @@ from hybridrl.rewards.reference import plain_text
 
 RULES = "hybridrl.rewards.rules"
 
-SECTION_KEYS = ("name", "answer_field", "timeout_s", "num_workers")
+SECTION_KEYS = ("name", "answer_field", "timeout_s", "memory_gb", "num_workers", "min_gold")
 """The other keys of the config section, which are suggested too when an option is mistyped."""
 
 _FOREIGN = {
@@ -38,8 +38,8 @@ class LoadedReward:
     """file:line where it is defined."""
 
     hang_score: float | None
-    """Reward of an answer that was not judged in time, from the attribute `hang_score` of the reward: it says
-    that the answer is to blame, not the reward. None: such an answer ends the run."""
+    """Reward of an answer that was not judged in time or in memory, from the attribute `hang_score` of the
+    reward: it says that the answer is to blame, not the reward. None: such an answer ends the run."""
 
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> Any:
         """What the reward returns for an answer, unchecked."""
@@ -63,14 +63,32 @@ class LoadedReward:
         value = row.get(answer_field)
         return None if value is None else plain_text(value)
 
+    @property
+    def makes_gold(self) -> bool:
+        """Whether the reward itself makes the answer that it should accept from a reference."""
+        return hasattr(self.function, "gold")
+
+    @property
+    def checks_rows(self) -> bool:
+        """Whether the reward can say which rows it cannot judge."""
+        return hasattr(self.function, "check_row")
+
     def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
-        """Ask the reward's method `check_row`, which a rule has, whether it can judge a row.
+        """Ask the reward's method `check_row` whether it can judge a row.
 
         Raises:
             ValueError: no answer to the row can be right.
         """
         rule: Any = self.function
         rule.check_row(_with_answer(row, answer_field), answer_field=answer_field)
+
+    def fault(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
+        """Why the reward cannot judge a row, as check_row says; None if it can."""
+        try:
+            self.check_row(row, answer_field=answer_field)
+        except ValueError as error:
+            return str(error) or "its check_row raises ValueError"
+        return None
 
 
 def load_reward(

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, HybridRLError, RewardError
-from hybridrl.rewards.children import NOT_BEGUN, Job, Load
+from hybridrl.rewards.children import NOT_BEGUN, Asked, Job, Load, Result
 from hybridrl.rewards.processes import Child, ForkServer, stack_place
 from hybridrl.rewards.score import Score
 from hybridrl.types import HANG_PART
@@ -25,12 +25,12 @@ __all__ = ["Score", "Scorer"]
 class _Work:
     """The items of one call: those to do, those that children score now, and the scores so far."""
 
-    answers: Sequence[str] | Literal["gold"]
+    answers: Sequence[str] | Asked
     rows: Sequence[Mapping[str, Any]]
     uids: Sequence[str]
     todo: list[range]
     busy: dict[Connection, tuple[Child, range]] = field(default_factory=dict)
-    scores: dict[int, Score | None] = field(default_factory=dict)
+    scores: dict[int, Result] = field(default_factory=dict)
 
     def next_job(self, num_workers: int) -> tuple[range, Job]:
         span = self.todo.pop()
@@ -39,7 +39,7 @@ class _Work:
             self.todo.append(span[size:])
         span = span[:size]
         pick = slice(span.start, span.stop)
-        answers = self.answers if self.answers == "gold" else self.answers[pick]
+        answers = self.answers if isinstance(self.answers, str) else self.answers[pick]
         return span, Job(answers, self.rows[pick], self.uids[pick])
 
 
@@ -58,7 +58,8 @@ class Scorer:
             DeadlineError: the module does not finish importing.
         """
         self.reward, self._where = reward, where
-        self._fork_server = ForkServer(Load(reward.name, reward.options, reward.answer_field, where))
+        load = Load(reward.name, reward.options, reward.answer_field, int(reward.memory_gb * 1e9), where)
+        self._fork_server = ForkServer(load)
         self._idle = [self._fork_server.fork() for _ in range(reward.num_workers)]
 
     def score(
@@ -72,11 +73,11 @@ class Scorer:
 
         Raises:
             RewardError: the reward raised, returned something that is not a finite number, or its process
-                died.
+                died; or it needed more than memory_gb, and declares no hang_score.
             DeadlineError: it did not return within timeout_s, and declares no hang_score.
             After either, the scorer can be used again.
         """
-        return [score for score in self._run(answers, rows, uids) if score is not None]
+        return [score for score in self._run(answers, rows, uids) if isinstance(score, Score)]
 
     def score_gold(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[Score | None]:
         """The scores of the rows' own reference answers; None where the reward cannot make an answer from
@@ -84,7 +85,43 @@ class Scorer:
 
         Raises: as score().
         """
-        return self._run("gold", rows, uids)
+        return [score for score in self._run("gold", rows, uids) if not isinstance(score, str)]
+
+    def gold_answers(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[str | None]:
+        """The answers that score_gold() judges.
+
+        Raises: as check_rows().
+        """
+        return [text for text in self._run("gold texts", rows, uids) if not isinstance(text, Score)]
+
+    def check_rows(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[str | None]:
+        """Why the reward's method `check_row` refuses each row; None where it does not.
+
+        Raises:
+            RewardError: it raised something else than a ValueError, or its process died.
+            DeadlineError: it did not return within timeout_s.
+        """
+        return [why for why in self._run("rows", rows, uids) if not isinstance(why, Score)]
+
+    @property
+    def hang_score(self) -> float | None:
+        """Reward of an answer that was not judged within the limits; None: such an answer ends the run."""
+        return self._fork_server.loaded.hang_score
+
+    @property
+    def checks_rows(self) -> bool:
+        """Whether the reward can say which rows it cannot judge."""
+        return self._fork_server.loaded.checks_rows
+
+    @property
+    def makes_gold(self) -> bool:
+        """Whether the reward itself makes the answer that it should accept from a reference."""
+        return self._fork_server.loaded.makes_gold
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that wait for answers."""
+        return [child.pid for child in self._idle]
 
     def close(self) -> None:
         """End the processes. A second call does nothing."""
@@ -100,9 +137,12 @@ class Scorer:
         self.close()
 
     def _run(
-        self, answers: Sequence[str] | Literal["gold"], rows: Sequence[Mapping[str, Any]], uids: Sequence[str]
-    ) -> list[Score | None]:
-        if not (len(uids) == len(rows) and (answers == "gold" or len(answers) == len(rows))):
+        self,
+        answers: Sequence[str] | Asked,
+        rows: Sequence[Mapping[str, Any]],
+        uids: Sequence[str],
+    ) -> list[Result]:
+        if not (len(uids) == len(rows) and (isinstance(answers, str) or len(answers) == len(rows))):
             raise ValueError(f"{len(answers)} answers, {len(rows)} rows and {len(uids)} uids")
         work = _Work(answers, rows, uids, todo=[range(len(rows))] if rows else [])
         try:
@@ -131,7 +171,7 @@ class Scorer:
     def _collect(self, work: _Work, jobs: Connection) -> None:
         child, span = work.busy[jobs]
         try:
-            result: list[Score | None] | HybridRLError = jobs.recv()
+            result: list[Result] | HybridRLError = jobs.recv()
         except (EOFError, ConnectionError) as error:
             del work.busy[jobs]
             raise self._died(child, span, work) from error
@@ -142,10 +182,11 @@ class Scorer:
         work.scores.update(zip(span, result, strict=True))
 
     def _patience(self, work: _Work) -> float:
-        """Seconds until the first of the items that are being scored is overdue."""
+        """Seconds until the first of the items that are being scored is overdue, a minute at most: wait()
+        takes no time without end."""
         progress = [child.progress.read() for child, _ in work.busy.values()]
         since_s = max((since_s for item, since_s in progress if item != NOT_BEGUN), default=0.0)
-        return max(self.reward.timeout_s - since_s, 0.0)
+        return min(max(self.reward.timeout_s - since_s, 0.0), 60.0)
 
     def _end_hanging(self, work: _Work) -> None:
         for child, span in list(work.busy.values()):
@@ -160,7 +201,7 @@ class Scorer:
             self._give_hang_score(work, span, item, place)
 
     def _give_hang_score(self, work: _Work, span: range, item: int, place: str) -> None:
-        if self._fork_server.loaded.hang_score is None:
+        if self._fork_server.loaded.hang_score is None or work.answers in ("rows", "gold texts"):
             raise DeadlineError(
                 f"reward {self.reward.name} did not return for {work.uids[span[item]]} "
                 f"within {self.reward.timeout_s:g} s",

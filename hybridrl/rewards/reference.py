@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-_JSON_NAMES = {"NoneType": "null", "dict": "object"}
+from hybridrl.wording import json_kind
 
 
 def reference(row: Mapping[str, Any], answer_field: str) -> str:
@@ -24,8 +24,7 @@ def reference(row: Mapping[str, Any], answer_field: str) -> str:
             raise ValueError(f"{what} {value}, not a finite number")
         return number_text(value)
     if not isinstance(value, (str, bool)):
-        kind = type(value).__name__
-        raise ValueError(f"{what} {_JSON_NAMES.get(kind, kind)}, not text or a number")
+        raise ValueError(f"{what} {json_kind(value)}, not text or a number")
     text = str(value)
     if not text.strip():
         raise ValueError(f"{what} empty")

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class UnreadableScore(ValueError):
+    """Something that is not a finite number was returned; the message says what."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """Reward of one answer; every number is finite."""
@@ -19,21 +23,28 @@ def read_score(returned: Any) -> Score:
     """A Score from what a reward returned: a number, or a mapping with "reward" and parts.
 
     Raises:
-        ValueError: something in it is not a finite number; the message says what.
+        UnreadableScore: something in it is not a finite number.
     """
     if not isinstance(returned, Mapping):
         return Score(_number(returned, "returned"), {})
     if "reward" not in returned:
-        raise ValueError(f"returned a mapping without 'reward': {sorted(map(str, returned))}")
+        raise UnreadableScore(f"returned a mapping without 'reward': {sorted(map(str, returned))}")
     parts = {str(name): _number(value, f"returned {name} =") for name, value in returned.items()}
     return Score(parts.pop("reward"), parts)
 
 
 def _number(value: Any, what: str) -> float:
     # Scalars of numpy and torch know item(); bool is a number here, since many rewards return a comparison.
-    value = value.item() if hasattr(value, "item") and not isinstance(value, type) else value
+    if hasattr(value, "item") and not isinstance(value, type):
+        if math.prod(getattr(value, "shape", ())) != 1:
+            raise UnreadableScore(f"{what} {value!r:.80}, which is not one number")
+        value = value.item()
     if not isinstance(value, (int, float)):
-        raise ValueError(f"{what} {value!r:.80}, which is not a number")
-    if not math.isfinite(value):
-        raise ValueError(f"{what} {value}, which is not finite")
-    return float(value)
+        raise UnreadableScore(f"{what} {value!r:.80}, which is not a number")
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise UnreadableScore(f"{what} a whole number that is too large for a float") from error
+    if not math.isfinite(number):
+        raise UnreadableScore(f"{what} {number}, which is not finite")
+    return number

@@ -8,7 +8,6 @@ prediction is on this rank.
 """
 
 import contextlib
-import importlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import TrainerLayout, kind_outside
 from hybridrl.models.spec import read, without_vocabulary
-from hybridrl.outside import Guarded
+from hybridrl.outside import Guarded, imported
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
@@ -379,7 +378,7 @@ def open(setup: RankSetup) -> Backend:
     """
     name = setup.actor.backend
     if ":" not in name:
-        return importlib.import_module(module_of(name)).open(setup)
+        return imported(module_of(name)).open(setup)
     kind: Any = Guarded(kind_outside(name), name, where="actor.backend", makes=_MAKES)
     return kind.open(setup)
 

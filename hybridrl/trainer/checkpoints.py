@@ -29,8 +29,18 @@ class Checkpoint:
 
     @property
     def progress(self) -> Mapping[str, Any]:
-        """State of the controller: position of the prompt source, state of reward shaping and estimator."""
-        return self.record["progress"]
+        """State of the controller: position of the prompt source, state of reward shaping and estimator.
+
+        Raises:
+            CheckpointError: the record has none.
+        """
+        found = self.record.get("progress")
+        if not isinstance(found, dict):
+            raise CheckpointError(
+                f"{self.folder} is damaged: its {committed.RECORD} has no progress",
+                fix="use an earlier checkpoint",
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True)

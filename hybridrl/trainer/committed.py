@@ -19,6 +19,7 @@ from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec
 from hybridrl.reshard.hf_files import checksum
+from hybridrl.wording import json_fault
 
 RECORD = "COMMITTED"
 
@@ -165,7 +166,21 @@ def _different_tensors(there: Sequence[Any], here: Sequence[Any]) -> dict[str, t
 
 
 def layout(facts: Mapping[str, Any], part: str) -> TrainerLayout | AdapterLayout:
-    """Layout of the ranks that wrote a part."""
+    """Layout of the ranks that wrote a part.
+
+    Raises:
+        CheckpointError: the record has no layout that can be read.
+    """
+    try:
+        return _layout(facts, part)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"the checkpoint is damaged: its {RECORD} has no layout of its {part}",
+            fix="use an earlier checkpoint",
+        ) from error
+
+
+def _layout(facts: Mapping[str, Any], part: str) -> TrainerLayout | AdapterLayout:
     fields = dict(facts["parts"][part]["layout"])
     spec = ModelSpec(**_tuples(fields.pop("spec")))
     adapters = {name: fields.pop(f"adapter_{name}") for name in _ADAPTERS if f"adapter_{name}" in fields}
@@ -190,15 +205,27 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
         own = record.pop(_OWN, None)
-        whole = own in (None, _checksum_of(record)) and isinstance(record["files"], dict)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}", fix="use an earlier checkpoint") from error
+        whole = own in (None, _checksum_of(record)) and all(map(_has_size, record["files"].values()))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"it is not JSON: {json_fault(error)}") from error
+    except OSError as error:
+        raise _damaged(path, str(error.strerror)) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _damaged(path, "it is not what a commit writes") from error
     if not whole:
         raise CheckpointError(
             f"{path} is damaged: its checksum is not that of what was written",
             fix="use an earlier checkpoint",
         )
     return {"format": 1, **record}
+
+
+def _has_size(of_file: Any) -> bool:
+    return isinstance(of_file["bytes"] if isinstance(of_file, dict) else of_file, int)
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged: {why}", fix="use an earlier checkpoint")
 
 
 def _checksum_of(record: Mapping[str, Any]) -> int:

@@ -71,7 +71,7 @@ class PolicySetup(RankSetup):
 
 def module_of(backend: str) -> str:
     """The module that opens a backend. Importing it may take seconds."""
-    return backend.partition(":")[0] if ":" in backend else f"hybridrl.trainer.{backend}.backend"
+    return backend.rpartition(":")[0] if ":" in backend else f"hybridrl.trainer.{backend}.backend"
 
 
 def refuse_untried(backend: str, config: Mapping[str, Any], *, where: str) -> None:

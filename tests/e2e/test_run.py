@@ -231,6 +231,28 @@ def test_a_run_told_to_stop_saves_its_step_and_resumes_bit_for_bit(whole: Path, 
     assert (told / exported).read_bytes() == (whole / exported).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("saves", "exit_code"), [("false", 130), ("true", 75)])
+def test_ctrl_c_leaves_curve_and_summary_and_saves_if_it_is_told_to(
+    folder: Path, saves: str, exit_code: int
+) -> None:
+    name = f"interrupted_{saves}"
+    keys = (f"run.name={name}", f"run.save_on_interrupt={saves}", "run.steps=500", "run.save_every=0")
+    process, run = launch(folder, *keys, "run.export_every=0"), folder / "runs" / name
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or not step_values(run, "actor/loss"):
+        assert process.poll() is None and time.monotonic() < deadline, finish(process)
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    out = finish(process)
+    summary = json.loads((run / "summary.json").read_text())
+    assert process.returncode == exit_code and summary["stopped_by"] == "SIGINT", out
+    assert (run / "reward.png").stat().st_size > 0
+    saved = [path.name for path in (run / "checkpoints").glob("step_*")]
+    assert saved == ([f"step_{summary['steps']:06d}"] if saves == "true" else [])
+    assert "Traceback" not in out
+
+
 @pytest.mark.parametrize(
     ("function", "exit_code", "message"),
     [("raising", 2, "KeyError"), ("hanging", 3, "did not return")],

@@ -122,7 +122,8 @@ def test_the_first_example_scores_in_the_real_pool(lab: Path) -> None:
 
 def test_samples_look_as_the_page_shows(tmp_path: Path) -> None:
     file = SampleFile(tmp_path / "samples.txt", resume_step=None)
-    file.write(2, [Sample("train/3", "47+3=", "9+50", 0.0, -0.35, "length", 4)])
+    parts = {"right": 0.0, "digit": 0.0}
+    file.write(2, [Sample("train/3", "47+3=", "9+50", 0.0, -0.35, "length", 4, "0", parts)])
     assert (tmp_path / "samples.txt").read_text().strip() in TEXT["own_reward"]
 
 

@@ -18,6 +18,7 @@ PROCESS_EDGES: set[str] = {
     "observe/sink_thread.py:_serve",
     "observe/sink_thread.py:view",
     "rewards/children.py:main",
+    "rewards/children.py:_text",
     "rewards/children.py:_work",
     "rollout/channel.py:_answer",
     "rollout/episodes.py:_run",

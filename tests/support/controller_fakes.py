@@ -143,6 +143,7 @@ class World:
         for group in groups:
             for i, trajectory in enumerate(group.trajectories):
                 trajectory.reward = float(i)
+                trajectory.text = "an answer" if keep_text and not i else None
 
     async def load(self, batch, minibatches) -> dict[str, float]:
         self.batches.append(batch)

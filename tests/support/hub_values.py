@@ -1,6 +1,7 @@
 """A Hugging Face hub of this machine: its cache, and a server that answers what downloads ask."""
 
 import hashlib
+import io
 import json
 import threading
 from contextlib import contextmanager
@@ -34,9 +35,32 @@ def cached(cache, name, files):
     return snapshot
 
 
+def cached_dataset(cache, name, files):
+    """Put parquet copies of a data set into a cache of the hub, file -> bytes; the folder they are in."""
+    repo = Path(cache, f"datasets--{name.replace('/', '--')}")
+    snapshot, newest = repo / "snapshots" / COMMIT, repo / "refs/refs/convert/parquet"
+    newest.parent.mkdir(parents=True, exist_ok=True)
+    newest.write_text(COMMIT)
+    for file, content in files.items():
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).write_bytes(content)
+    return snapshot
+
+
+def parquet(rows):
+    """The bytes of a parquet file with these rows."""
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
 @contextmanager
 def served(models):
     """A hub with these models, name -> file -> bytes; None for files: only for those who accepted its terms.
+    Data sets are among them, as models are.
 
     Yields:
         Its address, and a list of the files that were downloaded.
@@ -70,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body):
         parts = self.path.partition("?")[0].strip("/").split("/")
         is_api = parts[0] == "api"
+        parts = parts[1:] if parts[0] == "datasets" else parts
         org, model, kind, _, *rest = [*(parts[2:] if is_api else parts), "", "", "", ""]
         rest = [part for part in rest if part]
         files = self.models.get(f"{org}/{model}", {})

@@ -134,6 +134,23 @@ def test_code_that_returns_something_else_is_to_blame(
     assert said in refusal(f"def f({arguments}):\n    return {returned}\nf.needs = frozenset()\n", key)
 
 
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in ("actor.backend", "rollout.engine")])
+def test_a_name_that_cannot_be_called_is_refused(refusal: Refusal, key: str) -> None:
+    value = {"reward": "None", "data.train": "'text'"}.get(key, "3")
+    assert f"lab:f is {value}, which cannot be called" in refusal(f"f = {value}\n", key)
+
+
+@pytest.mark.parametrize("name", ["f:g", "f.g", "f-g"])
+def test_a_name_of_another_form_is_refused(refusal: Refusal, name: str) -> None:
+    said = refusal("def f(): pass\n", "algorithm.loss", name=name)
+    assert f"'lab:{name}' is not module:Name" in said
+
+
+def test_an_error_of_the_user_that_is_no_exception_is_refused(refusal: Refusal) -> None:
+    said = refusal("class Mine(BaseException): pass\nraise Mine('x')\n", "algorithm.estimator")
+    assert "raises Mine: x, at " in said
+
+
 def test_a_call_that_is_not_taken_names_the_definition(refusal: Refusal) -> None:
     text = "class Mine:\n    needs = frozenset()\n    def __call__(self):\n        pass\n"
     said = refusal(text, "algorithm.estimator", name="Mine")

@@ -40,6 +40,7 @@ from hybridrl.config.rules.parallel import (
 )
 from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.roles import roles_fit_the_run
+from hybridrl.config.rules.sizes import numbers_are_of_this_world
 from hybridrl.config.rules.steps import (
     greedy_answers_once,
     lag_is_shorter_than_the_run,
@@ -62,6 +63,7 @@ def check(loaded: LoadedConfig[Any], context: RuleContext) -> list[HybridRLError
 
 RULES: Sequence[Rule] = (
     run_name_is_one_folder,
+    numbers_are_of_this_world,
     model_exists,
     data_exists,
     chat_template_is_there,
@@ -96,6 +98,7 @@ RULES: Sequence[Rule] = (
 EXAMPLE_RULES: Sequence[Rule] = (
     examples_train_all_weights,
     run_name_is_one_folder,
+    numbers_are_of_this_world,
     model_exists,
     data_exists,
     chat_template_is_there,

@@ -1,10 +1,13 @@
 """Rules about the run's folder, its model folder and its data files."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hybridrl.config import data_files
+from hybridrl.config.files import file_kind, is_there
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.schema import Config, SourceConfig
@@ -13,17 +16,30 @@ from hybridrl.errors import AbsentDataError, AbsentModelError, ConfigError, Data
 from hybridrl.models import hub
 from hybridrl.models.published import published_names
 
+_LONGEST_NAME = 255
+"""Bytes of a name on the file systems of Linux."""
+
 
 def run_name_is_one_folder(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     name = loaded.config.run.name
-    if Path(name).name != name or name in {"", ".."}:
+    wrong = Path(name).name != name or name in {"", ".."} or name != name.strip() or not name.isprintable()
+    if wrong or len(os.fsencode(name)) > _LONGEST_NAME:
         yield ConfigError(
-            f"run.name = {name!r} is not a folder name", where=loaded.where("run.name"), fix="set run.folder"
+            f"run.name = {name!r:.60} is not a folder name",
+            where=loaded.where("run.name"),
+            fix="use letters, digits, - and _; run.folder is the folder that it stands in",
         )
 
 
 def model_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
     path = loaded.config.model.path
+    if is_there(Path(path)) and not Path(path).is_dir():
+        yield ConfigError(
+            f"model.path = {path} is {file_kind(Path(path))}, not a folder",
+            where=loaded.where("model.path"),
+            fix="give the folder of a model in Hugging Face format",
+        )
+        return
     downloadable = hub.is_name(path) and (context.spec is not None or context.unreadable)
     if loaded.config.model.make is None and hub.find_folder(path) is None and not downloadable:
         yield AbsentModelError(
@@ -35,26 +51,25 @@ def model_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[Hy
 
 def data_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
     for key, source in _sources(loaded.config):
-        path = Path(source.path or "")
-        if source.path is None:
-            continue
-        if path.suffix not in {".jsonl", ".parquet"}:
-            yield DataError(
-                f"{key} = {path} is no prompt file",
-                where=loaded.where(f"{key}.path"),
-                fix="give .jsonl or .parquet",
-            )
-        elif not path.is_file():
-            files = [
-                str(found)
-                for ending in ("jsonl", "parquet")
-                for found in sorted(path.parent.glob(f"*.{ending}"))
-            ]
-            near = difflib.get_close_matches(str(path), files, n=2, cutoff=0.4) or files[:3]
-            fix = (
-                f"there is {', '.join(near)}" if near else f"{path.parent} has no .jsonl and no .parquet file"
-            )
-            yield AbsentDataError(f"no file at {key} = {path}", where=loaded.where(f"{key}.path"), fix=fix)
+        where = loaded.where(f"{key}.path")
+        for path in source.paths:
+            files = data_files.matched(path)
+            if not files and (data_files.kind_of(path) or Path(path).is_dir()):
+                fix = data_files.nearest(path)
+                yield AbsentDataError(f"no file at {key} = {path}", where=where, fix=fix)
+            elif wrong := [file for file in files or [path] if data_files.kind_of(file) is None]:
+                yield _no_prompt_file(f"{key} = {path}", wrong[0], where)
+
+
+def _no_prompt_file(written: str, file: str, where: str) -> DataError:
+    what = (
+        f"{written} is no prompt file"
+        if written.endswith(f" {file}")
+        else f"{written}: {file} is no prompt file"
+    )
+    name = hub.is_name(file) and not Path(file).exists()
+    from_hub = f", or {{hub: {file}}} for a data set of the hub" if name else ""
+    return DataError(what, where=where, fix=f"give {data_files.NAMED}{from_hub}")
 
 
 def chat_template_is_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[HybridRLError]:
@@ -77,7 +92,7 @@ def has_chat_template(folder: Path) -> bool:
     """Whether transformers finds one: as a file, or under a key of the tokenizer's config."""
     written = folder / "tokenizer_config.json"
     own_file = any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json"))
-    return own_file or (written.exists() and '"chat_template"' in written.read_text("utf-8"))
+    return own_file or (written.exists() and '"chat_template"' in written.read_text("utf-8", "replace"))
 
 
 def _near_model(path: str) -> str:

@@ -55,6 +55,10 @@ def precision_suits_the_model(loaded: LoadedConfig, context: RuleContext) -> Ite
 
 
 def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
+    rollout = loaded.config.rollout
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if context.spec is not None and longest > context.spec.max_positions:
+        return  # a_trajectory_fits_the_model says what to lower; a larger microbatch would not help
     for key, limit in microbatch_limits(loaded.config):
         yield from _longest(loaded, limit, f"{key} = {limit}", key, "raise it to {}")
 

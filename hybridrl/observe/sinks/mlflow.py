@@ -1,5 +1,6 @@
 """Records into a local MLflow store, beside the folder of the run."""
 
+import getpass
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,9 @@ from hybridrl.registry import register
 
 EXPERIMENT = "hybridrl"
 RUN_ID_FILE = "mlflow_run_id"
+
+KIND = "mlflow.experimentKind"
+"""Tag by which the page of MLflow shows an experiment as training runs, not as answers of an application."""
 
 MAX_METRICS_PER_CALL = 1000
 MAX_PARAMS_PER_CALL = 100
@@ -111,7 +115,17 @@ def _created(client: Any, folder: Path) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     place = (folder.parent / "mlartifacts").as_uri()
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT, place)
-    return client.create_run(experiment_id, run_name=folder.name).info.run_id
+    if experiment is None or KIND not in experiment.tags:
+        client.set_experiment_tag(experiment_id, KIND, "custom_model_development")
+    tags = {"mlflow.user": _user(), "mlflow.source.name": "hybridrl"}
+    return client.create_run(experiment_id, run_name=folder.name, tags=tags).info.run_id
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return "unknown"
 
 
 def _open_client(uri: str) -> Any:

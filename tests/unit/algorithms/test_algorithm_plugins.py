@@ -54,8 +54,12 @@ def make(plugin: str, **options):
     [
         ({"estimator": "grop"}, "algorithm.estimator", "grpo"),
         ({"estimator": {"name": "grpo", "epsilon": 1}}, "algorithm.estimator.epsilon", "eps"),
-        ({"estimator": {"name": "grpo", "eps": "small"}}, "algorithm.estimator.eps", "float"),
-        ({"estimator": {"name": "grpo", "scale_by_std": 1}}, "algorithm.estimator.scale_by_std", "bool"),
+        ({"estimator": {"name": "grpo", "eps": "small"}}, "algorithm.estimator.eps", "a number"),
+        (
+            {"estimator": {"name": "grpo", "scale_by_std": 1}},
+            "algorithm.estimator.scale_by_std",
+            "true or false",
+        ),
         ({"estimator": {"name": "dr_grpo", "eps": 1}}, "algorithm.estimator.eps", "none"),
         ({"estimator": "no_such_module:GRPO"}, "algorithm.estimator", "no_such_module"),
         ({"loss": "ppo_clp"}, "algorithm.loss", "ppo_clip"),

@@ -115,7 +115,7 @@ def test_a_good_config_passes(run) -> None:
         (["actor.parallel.dp=64", "batch={prompts_per_step: 4}"], "dp = 64 ranks share 32 trajectories"),
         (["model=nowhere"], "no model folder at model.path = nowhere  (command line)"),
         (["data.heldout=nowhere.jsonl"], "no file at data.heldout = nowhere.jsonl  (command line)"),
-        (["data.train=table.csv"], "data.train = table.csv is no prompt file"),
+        (["data.train=table.tsv"], "data.train = table.tsv is no prompt file"),
         (
             ["data.chat_template=none", "data.system_prompt=Think."],
             "data.system_prompt needs a chat template",

@@ -196,7 +196,10 @@ def test_unknown_keys_name_the_nearest_and_the_line(tmp_path: Path) -> None:
             "algorithm: {loss: {clip_low: 1}}",
             "missing key algorithm.loss.name  (my.yaml): add it: File name in",
         ),
-        ('"actor.recompute": full', "the key 'actor.recompute'  (my.yaml:6): write one level for each dot"),
+        (
+            '"actor.recompute": full',
+            "the key 'actor.recompute' has a dot in it  (my.yaml:6): write one level for each dot",
+        ),
         ("algorithm: {loss: {name: x, 'a-b': 1}}", "algorithm.loss has an option 'a-b'  (my.yaml:6)"),
     ],
 )
@@ -213,7 +216,9 @@ def test_a_missing_key_says_what_it_is_for(tmp_path: Path) -> None:
 def test_a_source_is_a_file_or_a_task(tmp_path: Path) -> None:
     both = BASE.replace("train: train.jsonl", "train: {path: a.jsonl, task: sums}")
     options = BASE.replace("train: train.jsonl", "train: {path: a.jsonl, size: 3}")
-    assert mistakes(tmp_path, both) == ["data.train: give a path or a task, one of the two  (my.yaml:3)"]
+    assert mistakes(tmp_path, both) == [
+        "data.train: give a path, a data set of the hub, or a task: one of the three  (my.yaml:3)"
+    ]
     assert "a file has no options" in mistakes(tmp_path, options)[0]
 
 

@@ -49,9 +49,13 @@ def test_a_value_of_the_config_is_what_the_plugin_declares(kind) -> None:
 @pytest.mark.parametrize(
     ("options", "what", "fix"),
     [
-        ({"scale": "1"}, "scale = '1' is not float", "give scale a float"),
-        ({"scale": True}, "scale = True is not float", "give scale a float"),
-        ({"scale": 1, "sizes": [1, "2"]}, "sizes = [1, '2'] is not tuple[int, ...]", "give sizes a tuple"),
+        ({"scale": "1"}, "scale = '1' is not a number", "give scale a number"),
+        ({"scale": True}, "scale = true is not a number", "give scale a number"),
+        (
+            {"scale": 1, "sizes": [1, "2"]},
+            "sizes = [1, '2'] is not a list, each an integer",
+            "give sizes a list",
+        ),
         ({"scale": 1, "size": [1]}, "has no option 'size'", "did you mean sizes?"),
         ({}, "needs the option scale", "add scale: ..."),
     ],

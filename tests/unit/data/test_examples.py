@@ -66,7 +66,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(model_folder) -> None
     "row, message",
     [
         ({"prompt": "a"}, "no column 'response'"),
-        ({"prompt": "a", "response": " "}, "the answer is str, not text"),
+        ({"prompt": "a", "response": " "}, "the answer is empty, not text"),
         ({"prompt": 3, "response": "b"}, "neither text nor a list"),
         ({"prompt": [{"role": "user"}], "response": "b"}, "a role and content"),
     ],
@@ -124,7 +124,7 @@ def test_a_long_row_is_refused_before_the_run(tokenizer, tmp_path) -> None:
     form = Conversations(SFTDataConfig(train=TRAIN), tokenizer, "here")
     options = {"split": "train", "seed": 0, "shuffle": True, "where": "my.yaml:3"}
     source = SourceConfig(path=str(path))
-    with pytest.raises(DataError, match="row 1 of .* tokens, more than actor.microbatch_tokens = 64"):
+    with pytest.raises(DataError, match="row 2 of .* tokens, more than actor.microbatch_tokens = 64"):
         load_examples(source, form, max_tokens=64, **options)
     examples = load_examples(source, form, max_tokens=128, **options)
     first = examples.take(1)

@@ -68,3 +68,25 @@ def test_a_puzzle_becomes_a_prompt_named_after_its_dataset(tokenizer):
 def test_a_mistake_is_named(options, why):
     with pytest.raises(ConfigError, match=why):
         reasoning_gym(0, **options)
+
+
+SMALL = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+
+
+def test_parts_have_no_question_in_common_whatever_the_seeds():
+    def questions(seed, part, size):
+        return {
+            row["prompt"]
+            for row in reasoning_gym(seed, dataset="chain_sum", size=size, part=part, config=SMALL)
+        }
+
+    train, heldout = questions(1, "train", 300), questions(2, "heldout", 60)
+    assert len(train) > 100 and len(heldout) > 15
+    assert not train & heldout
+    assert train & questions(2, "train", 300)
+
+
+def test_a_part_keeps_the_size_and_the_order_of_a_seed():
+    one, same = (reasoning_gym(3, dataset=["gcd", "lcm"], size=7, part="heldout") for _ in range(2))
+    assert one == same and len(one) == 7
+    assert [row["data_source"] for row in one[:2]] == ["gcd", "lcm"]

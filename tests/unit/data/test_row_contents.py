@@ -43,7 +43,7 @@ def load(tokenizer: ModelTokenizer, path: object, **data: object) -> TablePrompt
 def test_a_template_that_fails_names_row_and_key(with_template, tmp_path, template, prompt) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"prompt": prompt}) + "\n")
-    with pytest.raises(DataError, match="row 0 of .*the chat template fails: .*data.prompt_field = prompt"):
+    with pytest.raises(DataError, match="row 1 of .*the chat template fails: .*data.prompt_field = prompt"):
         load(with_template(template), path)
 
 
@@ -61,7 +61,7 @@ def test_the_row_on_which_a_template_fails_is_named(with_template, tmp_path) -> 
     rows = [{"prompt": ASKED}, {"prompt": [{"role": "critic", "content": "x"}, *ASKED]}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     strict = "{% if messages[0]['role'] == 'critic' %}{{ raise_exception('who?') }}{% endif %}"
-    with pytest.raises(DataError, match="row 1 of .*who?"):
+    with pytest.raises(DataError, match="row 2 of .*who?"):
         load(with_template(strict), path)
 
 
@@ -136,7 +136,7 @@ def test_half_a_character_of_a_task_names_its_row(tokenizer, tmp_path, monkeypat
     (tmp_path / "lab_halves.py").write_text(r"def one(seed): return [{'prompt': 'a'}, {'prompt': '\ud83d'}]")
     monkeypatch.syspath_prepend(tmp_path)
     source = SourceConfig(task="lab_halves:one")
-    with pytest.raises(DataError, match="row 1 of lab_halves:one: prompt has"):
+    with pytest.raises(DataError, match="row 2 of lab_halves:one: prompt has"):
         load_source(
             source,
             DataConfig(train=source),
@@ -155,7 +155,7 @@ WRITTEN = [json.dumps(ASKED), json.dumps(ASKED, indent=1), str(ASKED), "\n " + j
 def test_messages_written_as_text_are_refused_by_row_and_key(tokenizer, tmp_path, text) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"prompt": "a"}\n' + json.dumps({"prompt": text}) + "\n")
-    with pytest.raises(DataError, match="row 1 of .*: prompt holds chat messages written as JSON text"):
+    with pytest.raises(DataError, match="row 2 of .*: prompt holds chat messages written as JSON text"):
         load(tokenizer, path)
 
 

@@ -2,10 +2,13 @@
 
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from hybridrl.config.schema import DataConfig, SourceConfig
 from hybridrl.data.source import load_source
+from hybridrl.data.tables import Parquet
 from hybridrl.errors import ConfigError, DataError
 
 
@@ -38,7 +41,7 @@ def test_a_missing_file_names_the_nearest(tokenizer, tmp_path):
     there = write(tmp_path, {"prompt": "a"}, name="math_train.jsonl")
     message = refusal(DataError, load, tokenizer, there.replace("train", "trian"))
     assert message.startswith("no data file") and "(my.yaml:3)" in message
-    assert message.endswith(f"did you mean {there}?")
+    assert message.endswith(f"there is {there}")
 
 
 def test_a_missing_folder_is_named(tokenizer, tmp_path):
@@ -47,8 +50,8 @@ def test_a_missing_folder_is_named(tokenizer, tmp_path):
 
 
 def test_another_kind_of_file_is_refused(tokenizer, tmp_path):
-    path = write(tmp_path, {"prompt": "a"}, name="train.csv")
-    assert "neither .jsonl nor .parquet" in refusal(DataError, load, tokenizer, path)
+    path = write(tmp_path, {"prompt": "a"}, name="train.txt")
+    assert "is no data file" in refusal(DataError, load, tokenizer, path)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "\n\n  \n"])
@@ -63,7 +66,7 @@ def test_a_file_without_rows_is_refused(tokenizer, tmp_path, text):
         ("{'prompt': 'a'}", "is not JSON"),
         ("", "is not JSON"),
         ('{"prompt": "a"', "is not JSON"),
-        ('["a"]', "is list, not a JSON object"),
+        ('["a"]', "is a list, not a JSON object"),
     ],
 )
 def test_a_bad_line_is_named(tokenizer, tmp_path, bad, why):
@@ -104,8 +107,8 @@ def test_a_column_that_one_row_lacks_names_the_row(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [
-        (7, "is int, neither text nor a list"),
-        (None, "is NoneType"),
+        (7, "is a number, neither text nor a list"),
+        (None, "is null"),
         (" \n", "is empty"),
         ([], "is an empty list"),
         (["a"], "a message without a role"),
@@ -117,7 +120,7 @@ def test_a_column_that_one_row_lacks_names_the_row(tokenizer, tmp_path):
 def test_a_prompt_that_is_none_names_its_row(tokenizer, tmp_path, prompt, why):
     path = write(tmp_path, {"prompt": "a"}, {"prompt": prompt})
     message = refusal(DataError, load, tokenizer, path)
-    assert message.startswith(f"row 1 of {path}: the prompt") and why in message
+    assert message.startswith(f"row 2 of {path}: the prompt") and why in message
 
 
 def test_messages_need_the_chat_template(tokenizer, tmp_path):
@@ -145,7 +148,7 @@ def test_prompts_that_are_too_long_are_counted_and_the_longest_named(tokenizer, 
     assert message.startswith(
         f"2 of 4 prompts in {path} are longer than rollout.max_prompt_tokens = {lengths[1]}"
     )
-    assert f"row 2, has {lengths[2]} tokens" in message
+    assert f"row 3 of {path}, has {lengths[2]} tokens" in message
     assert message.endswith(f"rollout.max_prompt_tokens={lengths[2]}, or drop those rows")
 
 
@@ -174,7 +177,7 @@ def test_what_a_task_itself_refuses_names_the_config_place(tokenizer):
 
 def test_an_option_of_another_type_is_refused(tokenizer):
     options = {"task": "reasoning_gym", "dataset": "chain_sum", "size": "many"}
-    assert "size = 'many' is not int" in refusal(ConfigError, load, tokenizer, options)
+    assert "size = many is not an integer" in refusal(ConfigError, load, tokenizer, options)
 
 
 def test_a_task_must_return_rows(tokenizer, tmp_path, monkeypatch):
@@ -186,3 +189,15 @@ def test_a_task_must_return_rows(tokenizer, tmp_path, monkeypatch):
         DataError, load, tokenizer, {"task": "lab_no_rows:one"}
     )
     assert "lab_no_rows:none has no rows" in refusal(DataError, load, tokenizer, {"task": "lab_no_rows:none"})
+
+
+def test_a_parquet_text_that_is_not_utf8_names_its_row(tokenizer, tmp_path):
+    path = tmp_path / "train.parquet"
+    rows = pyarrow.table({"prompt": [f"row{i}" for i in range(1000, 3000)]})
+    pyarrow.parquet.write_table(rows, path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"row2499", b"row\xff\xfe99"))
+    message = refusal(DataError, load, tokenizer, str(path), chat_template="none")
+    assert message.startswith(f"row 1500 of {path} has a text that is not UTF-8")
+    table = Parquet(str(path))
+    assert table[1498] == {"prompt": "row2498"}
+    assert "row 1500 of" in refusal(DataError, table.__getitem__, 1499)

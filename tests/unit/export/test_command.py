@@ -85,3 +85,24 @@ def test_a_run_on_examples_is_told_from_one_of_reinforcement_learning(run: Path,
     (run / "resolved.yaml").write_text(text)
     with pytest.raises(RunFolderError, match=f"a run of `hybridrl {command}`.*run/export"):
         export_run(run, step=None, to=None)
+
+
+@pytest.mark.parametrize("make", [export_run, export_adapters])
+@pytest.mark.parametrize("to", ["/proc/x", "/dev/null/x", f"/tmp/{'x' * 300}/y"])
+def test_a_place_that_cannot_be_written_is_refused_before_checksums_are_read(
+    run: Path, make, to: str
+) -> None:
+    flip_a_byte(named(run / "checkpoints", 4) / FILE)
+    with pytest.raises(RunFolderError, match="cannot write") as refused:
+        make(run, step=4, to=Path(to))
+    assert refused.value.fix == "choose another folder with --to"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"files": {"a": {}}}', '{"format": 2, "files": {}}'])
+def test_a_record_of_another_shape_is_passed_over_or_refused(run: Path, text: str) -> None:
+    (named(run / "checkpoints", 4) / "COMMITTED").write_text(text)
+    if "format" in text:  # it lists no file, so that none is missing
+        with pytest.raises(CheckpointError, match="COMMITTED has no layout"):
+            export_run(run, step=None, to=None)
+    else:
+        assert export_run(run, step=None, to=None).step == 2

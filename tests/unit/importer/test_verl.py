@@ -348,7 +348,6 @@ def test_dro_keeps_its_weight(tmp_path: Path) -> None:
         ({"custom_reward_function.path": "my.py"}, "reward.name"),
         ({"custom_reward_function.path": "my.py", "custom_reward_function.name": "f"}, "reward.name"),
         ({"reward.custom_reward_function.path": "my.py"}, "reward.name"),
-        ({"data.train_files": ["a.parquet", "b.parquet"]}, "data.train"),
     ],
 )
 def test_what_a_person_has_to_fill_in_refuses_to_start(
@@ -365,6 +364,12 @@ def test_what_a_person_has_to_fill_in_refuses_to_start(
     except HybridRLError as error:
         refused.append(f"reward.name: {error}")
     assert [one for one in refused if ours in one and "fill" in one]
+
+
+def test_several_files_stay_several(tmp_path: Path) -> None:
+    keys = {"data.train_files": ["a.parquet", "b.parquet"], "data.val_files": ["c.parquet"]}
+    data = config(tmp_path, translated(**keys)).data
+    assert (data.train.paths, data.heldout.path) == (("a.parquet", "b.parquet"), "c.parquet")
 
 
 def test_the_dialect_of_easyr1_is_named() -> None:

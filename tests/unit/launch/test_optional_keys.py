@@ -33,8 +33,8 @@ CONFIGS: dict[str, tuple[str, type[BaseModel], str]] = {
 }
 """Command, its schema, and a config that leaves out what may be left out, but for the one with all roles."""
 
-_ONE_OF_TWO = ("train.path", "train.task", "heldout.path", "heldout.task")
-"""A source has a path or a task: neither is optional."""
+_ONE_OF_THREE = tuple(f"{split}.{key}" for split in ("train", "heldout") for key in ("path", "task", "hub"))
+"""A source has a path, a task or a data set of the hub: none is optional."""
 
 _IN_A_SECTION = ("reward_model.", "critic.parallel.", "reference.parallel.")
 """Optional sections of "launch": a key inside asks for one."""
@@ -51,7 +51,7 @@ def nullable() -> list[tuple[str, str]]:
 
 
 def _may_be_null(key: keys.Key) -> bool:
-    required = key.field.is_required() or key.name.endswith(_ONE_OF_TWO)
+    required = key.field.is_required() or key.name.endswith(_ONE_OF_THREE)
     return key.field.default is None and not required
 
 

@@ -90,7 +90,7 @@ def test_what_is_odd_about_a_prompt_is_said_before_the_start(tried: Callable[...
     said = list[tuple[str, str]]()
     try_data(load("my.yaml", ["algorithm={preset: grpo}"]), lambda *line: said.append(line))
     [warning] = [text for heading, text in said if heading == "warning"]
-    assert warning.startswith("row 0 of rows: 1 of 4 tokens of the prompt are <unk>")
+    assert warning.startswith("row 1 of rows.jsonl: 1 of 4 tokens of the prompt are <unk>")
 
 
 @pytest.mark.parametrize("folder", ["policy", "judge"])
@@ -116,7 +116,7 @@ def test_a_row_without_a_reference_is_found_in_both_files_wherever_it_stands(
     tried(*overrides)
     Path(file).write_text(good + f'{{"prompt": "1+1=", "answer": {value}}}\n' + good)
     with pytest.raises(
-        DataError, match=f"1 of 1,401 rows in {file} cannot be judged by exact_match: row 700"
+        DataError, match=f"1 of 1,401 rows in {file} cannot be judged by exact_match: row 701"
     ):
         tried(*overrides)
 

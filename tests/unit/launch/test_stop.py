@@ -77,6 +77,38 @@ def test_ctrl_c_stays_ctrl_c(started_in: None, begins: bool) -> None:
     assert stop.stopped_by is None
 
 
+def test_a_first_ctrl_c_saves_if_the_config_says_so_and_a_second_one_ends_the_run() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequest(lambda text: None, saves_on_interrupt=True) as stop:
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested() and stop.signal == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_before_the_first_step_ends_the_start_whatever_the_config_says() -> None:
+    with pytest.raises(KeyboardInterrupt), StopRequest(lambda text: None, saves_on_interrupt=True):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_inside_the_event_loop_ctrl_c_is_noted_once_and_then_ends_it() -> None:
+    async def play(stop: StopRequest) -> None:
+        stop.begin()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(0.01)
+        assert stop.requested()
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(5)
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        StopRequest(lambda text: None, saves_on_interrupt=True) as stop,
+    ):
+        asyncio.run(play(stop))
+
+
 def test_a_screen_that_is_locked_where_the_signal_comes_does_not_hold_the_run() -> None:
     lock, said = threading.Lock(), []
 

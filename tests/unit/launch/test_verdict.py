@@ -150,7 +150,7 @@ def assert_only_columns(errors: tuple[str, ...], columns: list[Column]) -> None:
     ("override", "message"),
     [
         ("algorithm.loss={name: ppo_clip, clip_lo: 0.1}", "ppo_clip has no option 'clip_lo'"),
-        ("algorithm.loss={name: ppo_clip, clip_low: wide}", "ppo_clip: clip_low = 'wide' is not float"),
+        ("algorithm.loss={name: ppo_clip, clip_low: wide}", "ppo_clip: clip_low = wide is not a number"),
         ("algorithm.loss={name: ppo_clip, clip_low: 2.0}", "clip_low = 2.0 is not in [0, 1]"),
         ("algorithm.loss=dro", "dro needs the option beta"),
         ("algorithm.estimator={name: gae, discount: 2.0}", "gae: discount = 2.0 is not in [0, 1]"),

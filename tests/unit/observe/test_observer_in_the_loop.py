@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from dataclasses import replace
 
 import controller_fakes as fakes
@@ -23,8 +24,9 @@ def test_a_run_is_recorded_whole(tmp_path) -> None:
         fakes.World(),
         io.StringIO(),
     )
-    evaluator = Evaluator(cfg, [fakes.Prompt("held/0", (1,), {}, "held")], world, world)
+    prompts = [fakes.Prompt("held/0", (1,), {"answer": "7"}, "held")]
     with RunObserver(cfg, Terminal(seen), resume_step=None, num_devices=1) as observe:
+        evaluator = Evaluator(cfg, prompts, world, world, observe.heldout)
         asyncio.run(run(cfg, replace(world.roles(evaluator), observe=observe)))
         observe.finish({}, [])
 
@@ -39,3 +41,6 @@ def test_a_run_is_recorded_whole(tmp_path) -> None:
     summary = json.loads((tmp_path / "test" / "summary.json").read_text())
     assert summary["seconds_by_phase"].keys() == PHASES | {"testing", "save_checkpoint"}
     assert "6 steps" in seen.getvalue()
+    samples = (tmp_path / "test" / "samples.txt").read_text()
+    assert [int(step) for step in re.findall(r"step (\d+)   held/0", samples)] == [0, 2, 4, 6]
+    assert samples.count("  gold   | 7") >= 4

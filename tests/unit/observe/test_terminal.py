@@ -10,7 +10,7 @@ import threading
 import observe_values as values
 import pytest
 
-from hybridrl.observe.samples import samples_of
+from hybridrl.observe.samples import Columns, samples_of
 from hybridrl.observe.terminal import Terminal
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -27,7 +27,7 @@ def play(terminal: Terminal) -> None:
         metrics = {"critic__score__mean": 0.5, "timing_s__gen": 1.9, "timing_s__step": 3.0}
         terminal.step(values.record(step, **metrics))
         packed = values.batch([[values.trajectory(1.0, text="\x1b[31m2\n" + "long " * 100)]], step=step)
-        terminal.sample(samples_of(packed, "prompt")[0])
+        terminal.sample(samples_of(packed, Columns("prompt", "answer"))[0])
     terminal.evaluation(values.heldout(3, 0.75))
     terminal.end()
     terminal.line("done")

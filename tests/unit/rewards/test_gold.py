@@ -8,7 +8,7 @@ from hybridrl.rewards.gold import check_on_gold
 from hybridrl.rewards.pool import Scorer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def math_scorer():
     with Scorer(RewardConfig(name="math_verify")) as one:
         yield one
@@ -23,14 +23,16 @@ def test_references_that_a_rule_rejects_are_counted_and_the_first_is_shown(math_
     with pytest.raises(RewardError) as caught:
         check_on_gold(math_scorer, rows, where="data/math.parquet")
     assert caught.value.what == "reward math_verify gives 0 on 20 % of the gold answers in data/math.parquet"
-    assert caught.value.where == 'first: row 2, "$"'
-    check = check_on_gold(math_scorer, rows, where="data/math.parquet", max_rejected=0.2)
+    assert caught.value.where == 'first: row 3, "$"'
+    math_scorer.reward = math_scorer.reward.model_copy(update={"min_gold": 0.8})
+    check = check_on_gold(math_scorer, rows, where="data/math.parquet")
     assert (check.num_checked, check.rejected_rows, check.rejected_share) == (10, (2, 4), 0.2)
 
 
 def test_the_sample_is_spread_over_all_rows(math_scorer):
     rows = rows_of(*["7"] * 900, *["$"] * 100)
-    check = check_on_gold(math_scorer, rows, where="d", sample=50, max_rejected=1.0)
+    math_scorer.reward = math_scorer.reward.model_copy(update={"min_gold": 0.0})
+    check = check_on_gold(math_scorer, rows, where="d", sample=50)
     assert check.num_checked == 50
     assert check.rejected_share == 0.1
 
@@ -66,9 +68,53 @@ def test_what_a_function_of_the_user_returns_is_reported_but_not_judged(scorer, 
     assert (check.num_checked, check.rejected_rows) == (2, (0, 1))
 
 
+NO_GOLD = "def f(answer, row): return {}"
+OWN_GOLD = """
+class f:
+    def __call__(self, answer, row, *, answer_field): return answer == row[answer_field]
+    def gold(self, row, *, answer_field): return {}
+"""
+
+
+def test_a_function_that_rejects_every_reference_is_a_warning_that_shows_one(scorer, module):
+    check = check_on_gold(scorer(f"{module(NO_GOLD.format('0.0'))}:f"), rows_of("7", "8"), where="d.jsonl")
+    assert 'gives 0 on 100 % of the gold answers in d.jsonl  (first: row 1, "7")' in check.warning
+    assert "a method gold that writes a reference in the form that it expects" in check.warning
+    right = check_on_gold(scorer(f"{module(NO_GOLD.format('1.0'))}:f"), rows_of("7"), where="d.jsonl")
+    assert right.warning == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "min_gold", "refused"),
+    [
+        (NO_GOLD.format("0.0"), None, False),
+        (NO_GOLD.format("0.0"), 0.5, True),
+        (NO_GOLD.format("row['answer'] != '7'"), 0.5, False),
+        (NO_GOLD.format("row['answer'] != '7'"), 0.6, True),
+        (OWN_GOLD.format("row[answer_field]"), None, False),
+        (OWN_GOLD.format("'it is ' + row[answer_field]"), None, True),
+        (OWN_GOLD.format("'it is ' + row[answer_field]"), 0.0, False),
+    ],
+)
+def test_a_reward_of_the_user_is_refused_below_its_share(scorer, module, code, min_gold, refused):
+    one, rows = scorer(f"{module(code)}:f", min_gold=min_gold), rows_of("7", "8")
+    if refused:
+        with pytest.raises(RewardError, match="gives 0 on"):
+            check_on_gold(one, rows, where="d")
+    else:
+        check_on_gold(one, rows, where="d")
+
+
+def test_a_reference_inside_a_column_is_shown(scorer, module):
+    rows, field = [{"reward_model": {"ground_truth": "$"}}], "reward_model.ground_truth"
+    one = scorer(f"{module(NO_GOLD.format('0.0'))}:f", answer_field=field, min_gold=1.0)
+    with pytest.raises(RewardError, match="min_gold = 1  .first: row 1, .\\$."):
+        check_on_gold(one, rows, where="d")
+
+
 def test_a_function_of_the_user_that_raises_on_a_reference_is_refused(scorer, module):
     name = module("def f(answer, row): return float(answer)")
-    with pytest.raises(RewardError, match="raised ValueError on the gold answer of row 1 in d"):
+    with pytest.raises(RewardError, match="raised ValueError on the gold answer of row 2 in d"):
         check_on_gold(scorer(f"{name}:f"), rows_of("7", "x"), where="d")
 
 

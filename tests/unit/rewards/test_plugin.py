@@ -84,7 +84,7 @@ def test_a_reward_of_another_framework_is_refused_before_it_scores(scorer, modul
         ),
         (
             {"name": "exact_match", "strip": "no"},
-            "reward exact_match: strip = 'no' is not bool  (my.yaml:9): give strip a bool",
+            "reward exact_match: strip = no is not true or false  (my.yaml:9): give strip true or false",
         ),
         ({"name": "regex"}, "reward regex needs the option pattern  (my.yaml:9): add pattern: ..."),
         (

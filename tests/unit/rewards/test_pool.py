@@ -180,6 +180,9 @@ def test_a_reward_that_says_so_gives_its_hang_score_and_all_others_are_scored(sc
         ("'1.0'", "returned '1.0', which is not a number"),
         ("[1.0]", r"returned \[1.0\], which is not a number"),
         ("{'score': 1.0}", r"returned a mapping without 'reward': \['score'\]"),
+        ("10**400", "returned a whole number that is too large for a float"),
+        ("{'reward': 1.0, 'x': -10**400}", "returned x = a whole number that is too large for a float"),
+        ("__import__('numpy').zeros(2)", r"returned array\(\[0., 0.\]\), which is not one number"),
         ("{'reward': 1.0, 'format': None}", "returned format = None, which is not a number"),
     ],
 )
@@ -188,6 +191,24 @@ def test_what_is_not_a_finite_number_is_refused(scorer, module, returned, why):
     with pytest.raises(RewardError, match=f"reward {name}:f on train/0 {why}") as caught:
         scorer(f"{name}:f").score(*items(1))
     assert caught.value.where.endswith(f"{name}.py:2")
+
+
+@pytest.mark.parametrize("method", ["item(self)", "__repr__(self)"])
+def test_what_fails_when_it_is_read_is_to_blame(scorer, module, method):
+    name = module(f"""\
+        class Silent(Exception):
+            def __str__(self): 1 / 0
+
+        class Odd:
+            def {method}: raise Silent
+
+        def f(answer, row): return Odd()
+    """)
+    with pytest.raises(
+        RewardError, match=f"what reward {name}:f returned raised Silent on train/0"
+    ) as caught:
+        scorer(f"{name}:f").score(*items(1))
+    assert f"{name}.py:5 in {method[:4]}" in caught.value.where
 
 
 @pytest.mark.parametrize(
@@ -268,3 +289,52 @@ def test_a_child_whose_fork_server_ended_before_it_could_ask_to_die_with_it_ends
 def test_columns_of_unequal_length_are_refused(scorer):
     with pytest.raises(ValueError, match="2 answers, 1 rows and 2 uids"):
         scorer("exact_match").score(["a", "b"], [{}], ["x", "y"])
+
+
+HUNGRY = {
+    "list": "held = list(range(10**8))",
+    "bytes": "held = bytearray(10**9)",
+    "integer": "held = 1 << 8 * 10**9",
+    "text": "held = 'a' * 10**9",
+    "numpy": "import numpy; held = numpy.ones(10**9)",
+}
+
+
+@pytest.mark.parametrize("code", HUNGRY.values(), ids=HUNGRY)
+def test_a_reward_takes_no_more_memory_than_its_limit(scorer, module, code):
+    source = f"""
+        def f(answer, row):
+            if answer == "much":
+                {code}
+            return 1.0
+        def g(answer, row):
+            return f(answer, row)
+        g.hang_score = -1.0
+    """
+    name = module(source)
+    one = scorer(f"{name}:f", memory_gb=0.3)
+    with pytest.raises(RewardError, match="needed more than reward.memory_gb = 0.3 on train/1") as refused:
+        one.score(["few", "much"], [{}] * 2, ["train/0", "train/1"])
+    assert f"{name}.py:4 in f" in refused.value.where or "numpy" in code
+    assert one.score(["few"], [{}], ["a"])[0].reward == 1.0
+    patient = scorer(f"{name}:g", memory_gb=0.3)
+    found = patient.score(["few", "much", "few"], [{}] * 3, ["a", "b", "c"])
+    assert [(s.reward, s.parts) for s in found] == [(1.0, {}), (-1.0, {"timeout": 1.0}), (1.0, {})]
+
+
+def test_a_program_that_a_reward_starts_has_the_same_limit(scorer, module):
+    name = module("""
+        import subprocess, sys
+        def f(answer, row):
+            code = "held = bytearray(10**9)"
+            return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
+    """)
+    assert scorer(f"{name}:f", memory_gb=0.3).score(["x"], [{}], ["a"])[0].reward == 1.0
+
+
+def test_memory_that_loading_took_is_not_counted(scorer, module):
+    name = module("""
+        table = bytearray(4 * 10**8)
+        def f(answer, row): return len(bytearray(10**8)) / 1e8
+    """)
+    assert scorer(f"{name}:f", memory_gb=0.2).score(["x"], [{}], ["a"])[0].reward == 1.0

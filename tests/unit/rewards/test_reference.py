@@ -44,8 +44,8 @@ def test_a_number_reads_as_people_write_it(value: float | Decimal, text: str) ->
         (Decimal("nan"), "'answer' is NaN, not a finite number"),
         ("", "'answer' is empty"),
         (" \n", "'answer' is empty"),
-        ({"a": 1}, "'answer' is object, not text or a number"),
-        ([7], "'answer' is list, not text or a number"),
+        ({"a": 1}, "'answer' is an object, not text or a number"),
+        ([7], "'answer' is a list, not text or a number"),
     ],
 )
 def test_what_no_answer_could_match_is_no_reference(value: Any, why: str) -> None:

@@ -101,7 +101,7 @@ def test_an_answer_that_cannot_be_computed_earns_nothing(answer):
 @pytest.mark.parametrize(
     ("reference", "options", "why"),
     [
-        ([7], {}, "is list, not text or a number"),
+        ([7], {}, "is a list, not text or a number"),
         (None, {}, "is null, not text or a number"),
         ("no hashes", {"extract_reference": "#### (.+)"}, "finds nothing in the reference 'no hashes'"),
     ],

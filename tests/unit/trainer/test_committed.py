@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from checkpoint_values import DAMAGE, FILE, LAYOUT, flip_a_byte, write_checkpoint
@@ -98,12 +98,28 @@ def test_a_record_that_says_something_else_than_was_written_is_refused(tmp_path:
         committed.read(tmp_path / "now")
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "{}", "1", "not JSON"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[]", "null", "{}", "1", "not JSON", "", "[" * 100_000, '"text"', '{"files": []}'),
+        *('{"files": {"a": {}}}', '{"files": {"a": null}}', '{"files": {"a": "3"}}', '{"files": {"a": [3]}}'),
+    ],
+)
 def test_a_record_that_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
     write_checkpoint(tmp_path / "now")
     (tmp_path / "now" / committed.RECORD).write_text(text)
     with pytest.raises(CheckpointError, match="COMMITTED is damaged"):
         committed.read(tmp_path / "now")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[], {}, {"policy": None}, {"policy": {"layout": []}}, {"policy": {"layout": {"spec": {"a": 1}}}}],
+)
+def test_a_record_without_a_layout_is_refused(tmp_path: Path, parts: Any) -> None:
+    write_checkpoint(tmp_path / "now")
+    with pytest.raises(CheckpointError, match="COMMITTED has no layout of its policy"):
+        committed.layout({**committed.read(tmp_path / "now"), "parts": parts}, "policy")
 
 
 def test_a_file_without_a_checksum_gets_one_and_a_lost_one_stops_the_commit(tmp_path: Path) -> None:

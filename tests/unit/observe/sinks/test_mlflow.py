@@ -1,5 +1,6 @@
 """MLflow: what is sent can be read back from a real store."""
 
+import getpass
 import json
 import os
 import subprocess
@@ -46,6 +47,13 @@ def client(runs: Path, met: dict[str, Any]) -> Any:
 def run(client: Any) -> Any:
     (found,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     return found
+
+
+def test_the_page_shows_training_runs_of_a_person(client: Any, run: Any) -> None:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert run.data.tags["mlflow.source.name"] == "hybridrl"
+    assert run.data.tags["mlflow.user"] == getpass.getuser()
 
 
 def test_nothing_outside_is_asked(met: dict[str, Any]) -> None:
