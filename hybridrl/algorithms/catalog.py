@@ -17,6 +17,7 @@ from hybridrl.algorithms.declared import by_default, folder, parents, plugin_cla
 from hybridrl.algorithms.needs import MODELS, Needs, estimator_columns
 from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.columns import not_computed
+from hybridrl.config.frameworks.absent import ABSENT
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError
@@ -97,6 +98,8 @@ def find(name: str) -> list[Entry]:
         ConfigError: there is none; the message names the nearest.
     """
     everything = entries()
+    if name in ABSENT:
+        raise ConfigError(f"there is no {name}: {ABSENT[name]}")
     found = [entry for entry in everything if entry.name == name]
     others = set(PRESETS) | {setting.name for setting in SETTINGS}
     if not found and name not in others:

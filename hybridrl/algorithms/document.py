@@ -8,6 +8,7 @@ from hybridrl.algorithms.guards import GUARDS
 from hybridrl.algorithms.settings import SETTINGS
 from hybridrl.columns import COLUMNS
 from hybridrl.config.compatibility import COMPATIBILITY
+from hybridrl.config.frameworks.absent import ABSENT
 from hybridrl.config.presets import PRESETS
 
 ESTIMATOR_EXAMPLE = '''\
@@ -198,6 +199,10 @@ def _frameworks() -> str:
         for framework, row in rows.items():
             cells = [f"**{framework}/{algorithm}**", _choices(flat(row.algorithm)), row.about, row.not_kept]
             lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "\nNames of theirs without a row:\n",
+        *(f"- **{name}**: {why}." for name, why in ABSENT.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -96,6 +96,7 @@ def ragged_batch(
     mask_T = (place_T > 0) & ~(hole_T & (place_T > 1))
     batch = RaggedBatch(reward_N.to(dtype), group_N, seq_T, mask_T)
     columns = {**_token_columns(batch, normal, draw), **_scalar_columns(batch, normal, draw)}
+    columns |= _heads(normal(len(seq_T), 3), normal(len(seq_T), 3))
     columns |= {name: _any(spec, batch, normal) for name, spec in COLUMNS.items() if name not in columns}
     batch.columns = {n: c.to(dtype) if c.is_floating_point() else c for n, c in columns.items()}
     return batch
@@ -122,6 +123,13 @@ def _token_columns(
         "turn": turn_T,
         "anchor": (7 * batch.seq_T + 3 * turn_T) % 3 + 1,
     }
+
+
+def _heads(logit_TV: Tensor, other_TV: Tensor) -> dict[str, Tensor]:
+    """The two first of three tokens, of an engine and of a policy that is near it."""
+    engine_TV = logit_TV.log_softmax(1)
+    policy_TV = (logit_TV + 0.3 * other_TV).log_softmax(1)
+    return {"engine_head_logp": engine_TV[:, :2], "head_logp": policy_TV[:, :2]}
 
 
 def _scalar_columns(

@@ -295,11 +295,8 @@ def _merge_preset(tree: dict[str, Any], origins: dict[KeyPath, str]) -> list[Con
         return []
     name = algorithm["preset"]
     if name not in presets.PRESETS:
-        known = ", ".join(
-            difflib.get_close_matches(name, presets.PRESETS, n=1, cutoff=0.5) or presets.PRESETS
-        )
         place = _place(("algorithm", "preset"), origins)
-        return [ConfigError(f"there is no preset {name!r}", where=place, fix=f"use {known}")]
+        return [ConfigError(f"there is no preset {name!r}", where=place, fix=presets.instead_of(name))]
     _fill(algorithm, presets.PRESETS[name].algorithm, ("algorithm",), f"preset {name}", origins)
     return []
 

@@ -4,12 +4,14 @@ A row is what its paper says about estimator, loss, aggregation and KL; sizes, l
 with the run.
 """
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.config.compatibility import COMPATIBILITY
+from hybridrl.config.frameworks.absent import ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,3 +302,15 @@ def _frameworks() -> dict[str, Preset]:
 
 
 PRESETS: Mapping[str, Preset] = {**_PAPERS, **_frameworks()}
+
+
+def instead_of(name: str, count: int = 1) -> str:
+    """What to use in place of a name that is no preset.
+
+    Args:
+        count: number of similar names at most.
+    """
+    if name in ABSENT:
+        return ABSENT[name]
+    near = difflib.get_close_matches(name, PRESETS, n=count, cutoff=0.5)
+    return f"use {' or '.join(near)}" if near else "hybridrl algo list shows them"

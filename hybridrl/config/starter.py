@@ -1,12 +1,11 @@
 """Writes a first config for an algorithm, a model and data: short, with a comment where a newcomer would
 ask."""
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
 from hybridrl.config import strict_yaml
-from hybridrl.config.presets import PRESETS
+from hybridrl.config.presets import PRESETS, instead_of
 from hybridrl.config.rules.data import has_chat_template
 from hybridrl.errors import ConfigError, ModelError
 from hybridrl.models import hub
@@ -41,9 +40,7 @@ def check_algorithm(name: str) -> None:
         ConfigError: there is no preset of this name.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
-        fix = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PRESETS)}"
-        raise ConfigError(f"there is no algorithm {name!r}", fix=fix)
+        raise ConfigError(f"there is no algorithm {name!r}", fix=instead_of(name, 3))
 
 
 def starter(answers: Answers, run_name: str) -> str:

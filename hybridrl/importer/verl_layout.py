@@ -3,6 +3,7 @@
 from hybridrl.importer.translation import Line, Remark
 from hybridrl.importer.verl_keys import A, R
 from hybridrl.importer.verl_script import Found, Script
+from hybridrl.wording import counted
 
 _MEGATRON_SIZES = {
     "tensor_model": "tp",
@@ -48,7 +49,8 @@ def _fsdp(script: Script) -> Found:
         yield Line("actor.precision", _PRECISIONS[dtype], script.source(key))
     key = f"{A}.fsdp_config.fsdp_size"
     if (size := script.number(key, -1)) > 0 and size != _num_gpus(script):
-        why = f"here all {_num_gpus(script)} GPUs share one copy of the model: hybridrl plan shows its memory"
+        gpus = counted(_num_gpus(script), "GPU")
+        why = f"here one copy of the model is on {gpus}: hybridrl plan shows its memory"
         yield Remark(script.source(key), why)
 
 

@@ -144,6 +144,11 @@ _ROWS: list[tuple[str, Metric]] = [
             "flash_reinforce, mean over trained tokens.",
         ),
     ),
+    (
+        "actor/score_centre",
+        Metric("1", "Size of the correction of loss score_centering, 0 where engine and trainer agree."),
+    ),
+    ("actor/engine_head", Metric("share", "Probability of the engine's head in loss score_centering.")),
     ("actor/behaviour_weight", Metric("1", "Weight of the loss decoupled_ppo, mean over trained tokens.")),
     ("actor/m2po_masked", Metric("share", "Trained tokens that the loss m2po left out.")),
     ("actor/opsm_masked", Metric("share", "Trained tokens that the loss opsm left out.")),

@@ -81,6 +81,22 @@ def flash_reinforce(row):
     return [-math.exp(logp - r) * a * (mean(d) <= 0.03) for logp, r, a in tokens]
 
 
+def score_centering(cap):
+    """The correction by hand: the head's tokens have no gradient here, and log p_v is that of the policy."""
+
+    @per_token
+    def rows(x):
+        q, p = [math.exp(v) for v in x.engine_head_logp], [math.exp(v) for v in x.head_logp]
+        rho = max(1 - sum(q), 1e-6) / max(1 - sum(p), 1e-6)
+        weight = min(math.exp(x.fixed - x.rollout_logp), cap) if cap else 1.0
+        alpha = min(1.0, cap * rho) if cap else rho
+        heads = zip(q, p, x.head_logp, strict=True)
+        centre = sum(((min(b, cap * a) if cap else a) - alpha * b) * logp for a, b, logp in heads)
+        return -x.adv * (weight * x.logp - centre)
+
+    return rows
+
+
 @per_token
 def ipo(x):
     inside = -0.1 <= math.exp(x.fixed) - math.exp(x.old_logp) <= 0.15

@@ -44,7 +44,7 @@ ROWS: Mapping[str, Row] = {
         norm(eps=1e-5, whiten="token"),
         clip(0.4, 0.4, level="sequence"),
         correction=_STALE,
-        not_kept=_SCALED,
+        not_kept=f"{_SCALED}; the gradient of a token has the mean weight of its answer there, here its own",
     ),
     "dapo": row(
         f"{_WHITE} after the group; {_LEFT_OUT}",

@@ -6,6 +6,7 @@ from hybridrl.config.frameworks.row import Row, norm, row
 
 _LOSS = {"name": "dppo_tv", "delta_low": 0.2, "delta_high": 0.2, "drift": 1e-3}
 _BYPASS = ["bypass"]
+_VALUE = "the loss that it reports differs from ours, the gradient does not"
 _REGION = "a trust region on probabilities since sampling in place of the clip"
 
 ROWS: Mapping[str, Row] = {
@@ -14,7 +15,7 @@ ROWS: Mapping[str, Row] = {
         norm(std="none"),
         _LOSS,
         correction=_BYPASS,
-        not_kept="its length penalty is the shaping relative_length",
+        not_kept=f"its length penalty is the shaping relative_length; {_VALUE}",
     ),
     "ipo": row(
         "as ours: no division by the std, and a symmetric trust region since sampling",
@@ -22,14 +23,14 @@ ROWS: Mapping[str, Row] = {
         "ipo",
         correction=_BYPASS,
     ),
-    "max_rl": row(_REGION, {"name": "max_rl", "eps": 0.0}, _LOSS, correction=_BYPASS),
-    "hierarchical_grpo": row(_REGION, "hierarchical_grpo", _LOSS, correction=_BYPASS),
+    "max_rl": row(_REGION, {"name": "max_rl", "eps": 0.0}, _LOSS, correction=_BYPASS, not_kept=_VALUE),
+    "hierarchical_grpo": row(_REGION, "hierarchical_grpo", _LOSS, correction=_BYPASS, not_kept=_VALUE),
     "spiral": row(
         f"{_REGION}, and token mean",
         "rae",
         _LOSS,
         correction=_BYPASS,
-        not_kept="its baselines restart at 0 when a run is resumed",
+        not_kept=f"its baselines restart at 0 when a run is resumed; {_VALUE}",
     ),
     "distillation": row(
         "tokens whose probability fell by more than 0.2 since sampling are left out",

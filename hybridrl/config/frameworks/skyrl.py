@@ -6,6 +6,7 @@ from hybridrl.config.frameworks.row import Row, clip, kl, norm, row
 
 _GRPO = norm(eps=1e-6, singleton="reward")
 _KL = kl("k3_clamped", "loss", coefficient=0.001)
+_VALUE = "the loss that it reports differs from ours, the gradient does not"
 _ALONE = "the only answer to a prompt trains on its raw reward"
 
 ROWS: Mapping[str, Row] = {
@@ -35,6 +36,7 @@ ROWS: Mapping[str, Row] = {
         {"name": "dppo_tv", "delta_low": 0.2, "delta_high": 0.2},
         correction=["bypass"],
         kl=_KL,
+        not_kept=_VALUE,
     ),
     "dppo_kl": row(
         f"{_ALONE}; 0.05 nats, as it recommends",
@@ -42,6 +44,7 @@ ROWS: Mapping[str, Row] = {
         {"name": "dppo_kl", "delta_low": 0.05, "delta_high": 0.05},
         correction=["bypass"],
         kl=_KL,
+        not_kept=_VALUE,
     ),
     "glm5": row(_ALONE, _GRPO, clip(name="cispo", outside="zero"), correction=["bypass"], kl=_KL),
     "clip_cov": row(

@@ -108,6 +108,13 @@ ROWS: Mapping[str, Row] = {
         {"name": "kl_cov", "coefficient": 0.1},
         not_kept="covariances are of a microbatch and the current policy there",
     ),
+    "distillation": row(
+        "PPO-clip with a dual clip at 3 in place of REINFORCE",
+        "distillation",
+        _VANILLA,
+        not_kept="use_policy_gradient with loss_mode=k1; the divergence is that of the current policy there, "
+        "which differs after the first optimizer step of a batch, and it may be clamped",
+    ),
     "flash_reinforce": row(
         "as ours", norm(mean="batch", std="none"), "flash_reinforce", "seq_mean_token_mean"
     ),

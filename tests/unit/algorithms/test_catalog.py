@@ -108,6 +108,11 @@ def test_explain_knows_inherited_options():
     assert {"  clip_low", "  clip_high"} <= dict(catalog.explain("luspo")).keys()
 
 
+def test_a_name_of_a_framework_without_a_row_is_explained():
+    with pytest.raises(ConfigError, match="demonstration in the prompt"):
+        catalog.find("prime_rl/opsd")
+
+
 def test_an_unknown_algorithm_is_refused_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean.*gspo"):
         list(catalog.explain("gsppo"))

@@ -9,6 +9,7 @@ import torch
 
 from hybridrl.algorithms.advantages import load_estimator
 from hybridrl.algorithms.base import OneRank, Tokens
+from hybridrl.algorithms.plugins import build
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import ConfigError
 from tests.support.by_hand import column, gradient
@@ -159,6 +160,55 @@ def test_answers_and_tokens_are_rejected_by_a_binary_divergence(divergence, leve
     _, found = gradient(config, ADVANTAGE_T, old_T, ANSWERS, rollout_logp=engine_T, old_logp=old_T)
     expected = [-a * k / 5 for a, k in zip(ADVANTAGE_T.tolist(), kept, strict=True)]
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+# Score centering (arXiv:2609.20807, equations 7 to 14): the score of a token of the engine's head has the
+# coefficient q w - alpha p, that of the sampled token w.
+
+
+def centred(cap, p, q, sampled):
+    """Gradients in the log-probabilities of the sampled token and of the head, at A = 1."""
+    made = build("policy_loss", "score_centering", {"cap": cap}, where="algorithm.loss")
+    logp_T = torch.log(column(p[sampled])).requires_grad_()
+    head_TK = torch.log(column(*p)).unsqueeze(0).requires_grad_()
+    one = Tokens(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool), 1)
+    columns = {"rollout_logp_T": torch.log(column(q[sampled])), "head_logp_TK": head_TK}
+    columns["engine_head_logp_TK"] = torch.log(column(*q)).unsqueeze(0)
+    made(logp_T=logp_T, advantage_T=column(1.0), tokens=one, **columns).loss_T.sum().backward()
+    assert logp_T.grad is not None and head_TK.grad is not None
+    return float(logp_T.grad), head_TK.grad[0].tolist()
+
+
+def test_score_centering_takes_off_what_the_engine_would_do_anyway():
+    # q and p have the tail 0.2, so rho = alpha = 1: without a cap the coefficients are q - p.
+    own, head = centred(None, [0.4, 0.4], [0.5, 0.3], 0)
+    assert own == pytest.approx(-1.0) and head == pytest.approx([0.1, -0.1], abs=1e-12)
+
+
+def test_score_centering_with_a_cap_centres_what_the_cap_took_off():
+    # w = min(p / q, 1.2): 0.8 and 4 / 3 -> 1.2; alpha = min(1, 1.2 rho) = 1: coefficients q w - p.
+    own, head = centred(1.2, [0.4, 0.4], [0.5, 0.3], 1)
+    assert own == pytest.approx(-1.2) and head == pytest.approx([0.0, 0.36 - 0.4], abs=1e-12)
+
+
+def test_score_centering_has_a_tail():
+    # Tails 0.4 of q and 0.1 of p: rho = 4 without a cap.
+    _, head = centred(None, [0.5, 0.4], [0.4, 0.2], 0)
+    assert head == pytest.approx([0.4 - 4 * 0.5, 0.2 - 4 * 0.4], abs=1e-9)
+
+
+@pytest.mark.parametrize("cap", [None, 1.1, 2.0])
+def test_with_a_constant_reward_the_expected_gradient_of_score_centering_is_0(cap):
+    # The head is the whole vocabulary, and the token is drawn from the engine's q.
+    p, q = [0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.2, 0.3]
+    expected = [0.0] * 4
+    for sampled in range(4):
+        own, head = centred(cap, p, q, sampled)
+        scores = [g + (own if v == sampled else 0.0) for v, g in enumerate(head)]
+        # d logp_v / d logit_u = [u = v] - p_u
+        total = sum(scores)
+        expected = [e + q[sampled] * (s - total * a) for e, s, a in zip(expected, scores, p, strict=True)]
+    assert expected == pytest.approx([0.0] * 4, abs=1e-9)
 
 
 def test_a_teacher_beside_an_estimator():

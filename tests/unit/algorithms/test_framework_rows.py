@@ -81,6 +81,7 @@ ROWS = {
         "gmpo": (_GRPO, gmpo, ANSWERS),
         "dppo": (_GRPO, region(by_sign(0.2, 0.2), bound=3.0), TOKENS),
         "dppo_kl": (_GRPO, region(by_divergence(0.2), bound=3.0), TOKENS),
+        "distillation": (teacher, _V, TOKENS),
         "flash_reinforce": (batch_mean, flash, ANSWERS),
     },
     "trl": {

@@ -294,7 +294,8 @@ def test_nothing_outside_the_mask_matters(ragged, name):
     before = run(config, batch).advantage_T
     for column, values_T in batch.columns.items():
         if len(values_T) == len(batch.seq_T) and values_T.is_floating_point():
-            batch.columns[column] = torch.where(batch.mask_T, values_T, torch.nan)
+            batch.columns[column] = values_T.clone()
+            batch.columns[column][~batch.mask_T] = torch.nan
     torch.testing.assert_close(run(config, batch).advantage_T, before, rtol=0, atol=0)
 
 
