@@ -88,7 +88,8 @@ def test_data_and_reward_are_tried_before_the_model_is_made(
 def test_what_is_odd_about_a_prompt_is_said_before_the_start(tried: Callable[..., None]) -> None:
     Path("rows.jsonl").write_text('{"prompt": "a+1=", "answer": "2"}\n')
     said = list[tuple[str, str]]()
-    try_data(load("my.yaml", ["algorithm={preset: grpo}"]), lambda *line: said.append(line))
+    one = ["algorithm={preset: grpo}", "batch.prompts_per_step=1"]
+    try_data(load("my.yaml", one), lambda *line: said.append(line))
     [warning] = [text for heading, text in said if heading == "warning"]
     assert warning.startswith("row 1 of rows.jsonl: 1 of 4 tokens of the prompt are <unk>")
 
