@@ -66,6 +66,7 @@ def test_it_has_every_key_with_its_text_and_no_other(command: str) -> None:
         {"algorithm": {"preset": "grop"}},
         {"rollout": {"parallel": {"tpp": 2}}},
         {"sections": {}},
+        {"data": {"train": {"path": [3]}}},
     ],
 )
 def test_mistakes_are_refused(wrong: dict[str, Any]) -> None:
@@ -81,6 +82,8 @@ def test_mistakes_are_refused(wrong: dict[str, Any]) -> None:
         {"batch": None, "algorithm": {"dynamic_sampling": {}}},
         {"rollout": {"parallel": {"tp": 4, "dp_attention": 2}}},
         {"data": {"train": {"task": "countdown", "size": 3}}},
+        {"data": {"train": ["a.jsonl", "b/*.csv"], "heldout": {"path": ["c.json"]}}},
+        {"data": {"train": {"hub": "openai/gsm8k", "subset": "main", "split": "train"}}},
     ],
 )
 def test_what_a_config_may_have_is_valid(right: dict[str, Any]) -> None:
