@@ -2,8 +2,8 @@
 
 The bare one has the same model, cache, limits and threads, and none of our replacements: its scheduler and
 its worker are processes of their own, and it packs matrices for oneDNN. They wait for one another by polling,
-so they are suspended while our engine answers. Each answers the same prompts; the best of several calls counts,
-since other programs only ever slow a call down. It needs the environment of `make setup-vllm`.
+so they are suspended while our engine answers. Each answers the same prompts; the best of several calls
+counts, since other programs only ever slow a call down. It needs the environment of `make setup-vllm`.
 """
 
 import asyncio

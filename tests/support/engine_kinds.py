@@ -20,7 +20,7 @@ VLLM_PYTHON = Path(__file__).parents[2] / ".venv-vllm/bin/python"
 
 
 @dataclass(frozen=True)
-class TestedKind:
+class KindCase:
     kind: Any
     model_changes: Mapping[str, Any]
     python: str | None = None
@@ -40,12 +40,12 @@ class TestedKind:
 
 
 TESTED = {
-    "sglang": TestedKind(SGLang(), {}),
-    "vllm": TestedKind(VLLM(), {"head_dim": 32}, str(VLLM_PYTHON)),
+    "sglang": KindCase(SGLang(), {}),
+    "vllm": KindCase(VLLM(), {"head_dim": 32}, str(VLLM_PYTHON)),
 }
 
 
-def tested(name: str) -> TestedKind:
+def tested(name: str) -> KindCase:
     """A kind by its name; skips the test if its environment is not here."""
     found = TESTED[name]
     if not Path(found.python or sys.executable).exists():

@@ -28,8 +28,9 @@ from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
 
 from hybridrl.errors import EngineError
+from hybridrl.rollout.base import Answer, Request
 from hybridrl.rollout.vllm.sampler import SEED
-from hybridrl.types import Finish, PolicyVersion, Sampling
+from hybridrl.types import Finish, PolicyVersion
 
 _FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abort"}
 
@@ -38,20 +39,25 @@ _FINISH: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abor
 class Sampled:
     """An answer that grows."""
 
-    prompt: Sequence[int]
+    request: Request
+    seed: int
     tokens: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     since: list[tuple[int, PolicyVersion]] = field(default_factory=list)
     """(index of a token, version that sampled it and the following ones)."""
 
-    finish: Finish | None = None
+    finish: Finish = "abort"
 
-    @property
-    def version_T(self) -> np.ndarray:
-        """Version of the weights that sampled each token, int32."""
+    def answer(self) -> Answer:
         start = [at for at, _ in self.since]
         lengths = np.diff([*start, len(self.tokens)])
-        return np.repeat(np.array([version for _, version in self.since], np.int32), lengths)
+        return Answer(
+            id=self.request.id,
+            token_T=np.array(self.tokens, np.int32),
+            logp_T=np.array(self.logps, np.float32),
+            version_T=np.repeat(np.array([version for _, version in self.since], np.int32), lengths),
+            finish=self.finish,
+        )
 
 
 class Core:
@@ -60,6 +66,7 @@ class Core:
         arguments: dict[str, Any],
         end_tokens: Sequence[int],
         version: PolicyVersion,
+        ended: Callable[[list[Sampled]], None],
         failed: Callable[[], None],
     ) -> None:
         """Start vLLM, which takes 5 seconds for a small model, not counting its import.
@@ -68,19 +75,21 @@ class Core:
             arguments: of vLLM's EngineArgs.
             end_tokens: the model's own tokens that end an answer.
             version: version of the first answers.
+            ended: called in another thread with the answers that have ended in a step.
             failed: called in another thread when vLLM cannot go on.
         """
         config = EngineArgs(**arguments).create_engine_config()
         if not torch.cuda.is_available():
             # vLLM has just set "spawn". A fork has the modules loaded already, which saves half of the start.
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-        self._failed = failed
+        self._failed, self._ended = failed, ended
         self._core = EngineCore(config, Executor.get_class(config), False, executor_fail_callback=failed)
         self._end_tokens, self._version = tuple(end_tokens), version
         self.vocab_size: int = config.model_config.get_vocab_size()
         self._ids = map(str, itertools.count())
-        self._running: dict[str, tuple[Sampled, Callable[[], None]]] = {}
-        self._paused = False
+        self._running: dict[str, Sampled] = {}
+        self._done: list[Sampled] = []
+        self._paused, self._keeps_cache = False, False
         self._asked: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._loop, daemon=True, name="vllm-core")
@@ -104,35 +113,28 @@ class Core:
         self._ask(run)
         return await future
 
-    async def sample(self, answers: Sequence[Sampled], sampling: Sampling, first_seed: int) -> None:
-        """Wait until these answers have ended. Answer i is drawn with first_seed + i."""
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        left = itertools.count(len(answers) - 1, -1)
-
-        def ended() -> None:
-            if next(left) == 0:
-                loop.call_soon_threadsafe(_complete, future, None)
-
-        self._ask(partial(self._add_all, answers, sampling, first_seed, ended))
-        await future
+    def add(self, answers: Sequence[Sampled]) -> None:
+        """Start these answers; a paused engine samples them later."""
+        self._ask(partial(self._add, answers))
 
     async def abort(self, answers: Sequence[Sampled]) -> None:
         await self.call(self._abort, answers)
 
-    async def pause(self, *, keep_cache: bool) -> None:
+    async def pause(self, keep_cache: bool) -> None:
         await self.call(self._pause, keep_cache)
 
     async def resume(self) -> None:
         await self.call(self._resume)
 
-    async def set_version(self, version: PolicyVersion, *, keep_cache: bool = False) -> None:
+    async def set_version(self, version: PolicyVersion) -> None:
         """The weights are those of `version` from now on.
+
+        In a pause that keeps the cache, it stays for running requests only.
 
         Raises:
             EngineError: vLLM kept its prefix cache, because a request runs.
         """
-        await self.call(self._set_version, version, keep_cache)
+        await self.call(self._set_version, version)
 
     async def release_cache(self) -> None:
         await self.call(self._core.reset_prefix_cache)
@@ -159,6 +161,9 @@ class Core:
                     self._asked.popleft()()
                 if not self._paused and self._core.scheduler.has_requests():
                     self._step()
+                if self._done:
+                    done, self._done = self._done, []
+                    self._ended(done)
         except Exception:  # the engine is broken: its owner gets the last lines of the log
             traceback.print_exc()
             self._failed()
@@ -181,66 +186,64 @@ class Core:
             self._take(output)
 
     def _take(self, output: EngineCoreOutput) -> None:
-        sampled, ended = self._running[output.request_id]
+        sampled = self._running[output.request_id]
         if output.new_token_ids:
             assert output.new_logprobs is not None, "log-probabilities are asked for"
             sampled.tokens += output.new_token_ids
             sampled.logps += output.new_logprobs.logprobs[:, 0].tolist()
         if output.finish_reason is not None:
-            self._end(output.request_id, sampled, str(output.finish_reason), ended)
+            self._end(output.request_id, str(output.finish_reason))
 
-    def _end(self, request: str, sampled: Sampled, reason: str, ended: Callable[[], None]) -> None:
+    def _end(self, name: str, reason: str) -> None:
         if reason not in _FINISH:
             raise EngineError(f"vLLM ended a request with {reason!r}")
+        sampled = self._running.pop(name)
         sampled.finish = _FINISH[reason]
-        del self._running[request]
-        ended()
+        self._done.append(sampled)
 
-    def _add_all(
-        self, answers: Sequence[Sampled], sampling: Sampling, first_seed: int, ended: Callable[[], None]
-    ) -> None:
-        for i, sampled in enumerate(answers):
+    def _add(self, answers: Sequence[Sampled]) -> None:
+        for sampled in answers:
             request = EngineCoreRequest(
                 request_id=next(self._ids),
-                prompt_token_ids=list(sampled.prompt),
+                prompt_token_ids=list(sampled.request.token_ids),
                 mm_features=None,
-                sampling_params=_parameters(sampling, first_seed + i, self._end_tokens),
+                sampling_params=_parameters(sampled, self._end_tokens),
                 pooling_params=None,
                 arrival_time=0.0,
                 lora_request=None,
-                cache_salt=None,
+                cache_salt=str(self._version),  # a pause may keep prefixes of older versions
                 data_parallel_rank=None,
             )
             sampled.since.append((0, self._version))
-            self._running[request.request_id] = sampled, ended
+            self._running[request.request_id] = sampled
             self._core.add_request(*self._core.preprocess_add_request(request))
 
     def _abort(self, answers: Sequence[Sampled]) -> None:
         wanted = set(map(id, answers))
-        for request, (sampled, ended) in list(self._running.items()):
-            if id(sampled) in wanted:
-                self._core.abort_requests([request])
-                self._end(request, sampled, "abort", ended)
+        for name in [name for name, sampled in self._running.items() if id(sampled) in wanted]:
+            self._core.abort_requests([name])
+            self._end(name, "abort")
 
     def _pause(self, keep_cache: bool) -> None:
-        self._paused = True
+        self._paused, self._keeps_cache = True, keep_cache
         if not keep_cache:
             self._core.reset_prefix_cache(reset_running_requests=True)
 
     def _resume(self) -> None:
-        self._paused = False
+        self._paused, self._keeps_cache = False, False
 
-    def _set_version(self, version: PolicyVersion, keep_cache: bool) -> None:
-        if not keep_cache and not self._core.reset_prefix_cache():
+    def _set_version(self, version: PolicyVersion) -> None:
+        if not self._keeps_cache and not self._core.reset_prefix_cache():
             raise EngineError(
                 "vLLM kept its prefix cache: a request still runs", fix="end all requests first"
             )
         self._version = version
-        for sampled, _ in self._running.values():
+        for sampled in self._running.values():
             sampled.since.append((len(sampled.tokens), version))
 
 
-def _parameters(sampling: Sampling, seed: int, end_tokens: Sequence[int]) -> SamplingParams:
+def _parameters(sampled: Sampled, end_tokens: Sequence[int]) -> SamplingParams:
+    sampling = sampled.request.sampling
     return SamplingParams(
         max_tokens=sampling.max_response_tokens,
         temperature=sampling.temperature,
@@ -249,7 +252,7 @@ def _parameters(sampling: Sampling, seed: int, end_tokens: Sequence[int]) -> Sam
         stop_token_ids=[*end_tokens, *sampling.stop_token_ids],
         logprobs=0,
         detokenize=False,
-        extra_args={SEED: seed},
+        extra_args={SEED: sampled.seed},
     )
 
 

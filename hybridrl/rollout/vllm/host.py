@@ -13,22 +13,19 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import torch
 
-from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
-from hybridrl.rollout.base import Answer, Request
+from hybridrl.rollout.base import Request
 from hybridrl.rollout.channel import Callee
 from hybridrl.rollout.hosting import child_ids, end_children, ends_with_owner, shared_files
+from hybridrl.rollout.lots import AnswerLot, Inbox
 from hybridrl.rollout.process import LaunchSpec, Ready, leftovers_of, remove_leftovers
 from hybridrl.rollout.vllm.core import Core, Sampled
-from hybridrl.types import Finish, PolicyVersion, Sampling
-
-TokenIds = Sequence[int]
+from hybridrl.types import PolicyVersion
 
 _SHARED = ("psm_", "sem.mp-", "vllm_dist_")
 """Beginnings of the names of vLLM's files in shared memory: queues to its workers, and their exchange."""
@@ -42,8 +39,12 @@ class EngineHost:
         self._context = given["engine"]["max_model_len"]
         self._failed = asyncio.Event()
         self._loop = asyncio.get_event_loop()
-        self._core = Core(given["engine"], given["end_tokens"], given["version"] or 0, self._fail)
-        self._requests: dict[str, Sampled] = {}
+        version = given["version"] or 0
+        self._core = Core(given["engine"], given["end_tokens"], version, self._ended, self._fail)
+        self._running: dict[str, Sampled] = {}
+        """Running requests by id."""
+
+        self._inbox = Inbox()
         self._cache_released = False
         self._unseeded = random.Random(given["engine"]["seed"])
         gc.collect()
@@ -59,45 +60,26 @@ class EngineHost:
         ]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
-    async def generate(
-        self, prompts: Sequence[TokenIds], sampling: Sampling, version: PolicyVersion
-    ) -> tuple[TokenBlock, list[Finish]]:
-        """Answer prompts; the rows of the block are ordered by prompt, then by sample."""
-        self._check(prompts, sampling)
-        repeated = [ids for ids in prompts for _ in range(sampling.num_samples)]
-        found = [Sampled(ids) for ids in repeated]
-        await self._core.sample(found, sampling, self._first_seed(sampling))
-        versions = {v for sampled in found for _, v in sampled.since}
-        if versions != {version}:
-            raise EngineError(f"answers come from versions {sorted(versions)}, not from {version}")
-        block = TokenBlock.from_answers(
-            repeated, [one.tokens for one in found], [one.logps for one in found], version
-        )
-        return block, [one.finish or "abort" for one in found]
+    async def start(self, requests: Sequence[Request]) -> None:
+        """Take requests and return; `answers` waits for their answers."""
+        accepted = []
+        for request in requests:
+            if refusal := self._refusal(request):
+                self._inbox.put(request, refusal)
+            else:
+                seed = request.sampling.seed
+                accepted.append(Sampled(request, self._unseeded.getrandbits(62) if seed is None else seed))
+        self._running |= {sampled.request.id: sampled for sampled in accepted}
+        self._core.add(accepted)
 
-    async def request(self, request: Request) -> Answer:
-        self._check([request.token_ids], request.sampling)
-        _refuse(request)
-        if request.id in self._requests:
-            raise EngineError(f"request {request.id!r} runs already", fix="give each an id of its own")
-        sampled = self._requests[request.id] = Sampled(request.token_ids)
-        try:
-            await self._core.sample([sampled], request.sampling, self._first_seed(request.sampling))
-        finally:
-            del self._requests[request.id]
-        return Answer(
-            id=request.id,
-            token_T=np.array(sampled.tokens, np.int32),
-            logp_T=np.array(sampled.logps, np.float32),
-            version_T=sampled.version_T,
-            finish=sampled.finish or "abort",
-        )
+    async def answers(self) -> AnswerLot:
+        return await self._inbox.take()
 
     async def abort(self, ids: Sequence[str]) -> None:
-        await self._core.abort([self._requests[one] for one in ids if one in self._requests])
+        await self._core.abort([self._running[one] for one in ids if one in self._running])
 
-    async def pause(self) -> None:
-        await self._core.pause(keep_cache=False)
+    async def pause(self, keep_cache: bool) -> None:
+        await self._core.pause(keep_cache)
 
     async def continue_(self) -> None:
         await self._core.resume()
@@ -135,38 +117,40 @@ class EngineHost:
         await self._core.workers("derive")
         await self._core.set_version(version)
 
-    def _first_seed(self, sampling: Sampling) -> int:
-        return self._unseeded.getrandbits(62) if sampling.seed is None else sampling.seed
-
     def _fail(self) -> None:
         self._loop.call_soon_threadsafe(self._failed.set)
 
-    def _check(self, prompts: Sequence[TokenIds], sampling: Sampling) -> None:
-        """Refuse an empty prompt, one that is too long, and token ids outside the embedding."""
-        vocab_size = self._core.vocab_size
-        for ids in prompts:
-            if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
-                raise EngineError(
-                    f"a prompt is empty or has a token outside the model's {vocab_size}: {list(ids)[:16]}"
-                )
-            if len(ids) + sampling.max_response_tokens > self._context:
-                raise EngineError(
-                    f"a request of {len(ids)} tokens and {sampling.max_response_tokens} more is longer than "
-                    f"the engine's {self._context}"
-                )
+    def _ended(self, answers: list[Sampled]) -> None:
+        self._loop.call_soon_threadsafe(self._hand_over, answers)
 
+    def _hand_over(self, answers: list[Sampled]) -> None:
+        for sampled in answers:
+            del self._running[sampled.request.id]
+            self._inbox.put(sampled.request, sampled.answer())
 
-def _refuse(request: Request) -> None:
-    if request.sampling.num_samples != 1:
-        raise EngineError(
-            f"request {request.id!r} asks for {request.sampling.num_samples} answers",
-            fix="one request an answer, or generate()",
-        )
-    if request.arrays:
-        raise EngineError(
-            f"request {request.id!r} brings {', '.join(request.arrays)}: vLLM is given token ids only",
-            fix="leave its arrays out",
-        )
+    def _refusal(self, request: Request) -> EngineError | None:
+        """Why a request cannot be answered."""
+        ids, sampling, vocab_size = request.token_ids, request.sampling, self._core.vocab_size
+        if sampling.num_samples != 1:
+            return EngineError(
+                f"request {request.id!r} asks for {sampling.num_samples} answers",
+                fix="one request an answer, or generate()",
+            )
+        if request.arrays:
+            return EngineError(
+                f"request {request.id!r} brings {', '.join(request.arrays)}: vLLM is given token ids only",
+                fix="leave its arrays out",
+            )
+        if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
+            return EngineError(
+                f"a prompt is empty or has a token outside the model's {vocab_size}: {list(ids)[:16]}"
+            )
+        if len(ids) + sampling.max_response_tokens > self._context:
+            return EngineError(
+                f"request {request.id!r} of {len(ids)} tokens and an answer of "
+                f"{sampling.max_response_tokens} are longer than the engine's {self._context}"
+            )
+        return None
 
 
 def main(file_descriptor: int) -> None:
