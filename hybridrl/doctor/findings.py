@@ -192,6 +192,11 @@ def packages(facts: Facts) -> Iterator[Finding]:
         yield _finding("stand-ins", found, facts.has_standins or "missing", fix)
 
 
+def vllm(facts: Facts) -> Iterator[Finding]:
+    nothing = "not set up; rollout.engine: vllm needs it, and `make setup-vllm` does it"
+    yield Finding("vLLM", "ok", f"{facts.vllm} in .venv-vllm" if facts.vllm else nothing)
+
+
 def versions(facts: Facts) -> Iterator[Finding]:
     """Whether the installed versions are those that were tested together."""
     if not facts.pins:
@@ -277,6 +282,7 @@ RULES: Sequence[Rule] = (
     open_files,
     locked_memory,
     packages,
+    vllm,
     versions,
     loopback,
     ray,

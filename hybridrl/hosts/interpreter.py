@@ -1,12 +1,53 @@
-"""Runs the project's code in the interpreter of another Python environment."""
+"""The interpreter of another Python environment: what it has, and how it runs the project's code."""
 
+import json
 import os
+import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import hybridrl
+from hybridrl.errors import ResourceError
 
 _PACKAGE = Path(hybridrl.__file__).resolve().parent
+
+
+_TIMEOUT_S = 60.0
+
+_ASK = """
+import importlib.metadata, json, sys
+packages = {d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()}
+print(json.dumps([list(sys.version_info[:3]), packages]))
+"""
+
+
+class Interpreter(NamedTuple):
+    version: tuple[int, int, int]
+    packages: Mapping[str, str]
+    """Versions by the normalised name of the distribution."""
+
+
+@cache
+def inspect(python: str) -> Interpreter:
+    """What an interpreter's environment has; it takes a tenth of a second.
+
+    Raises:
+        ResourceError: there is no such interpreter, or it does not run.
+    """
+    try:
+        # -I: without PYTHONPATH, which would show packages of this environment.
+        done = subprocess.run(
+            [python, "-I", "-c", _ASK], capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
+        )
+        version, packages = json.loads(done.stdout)
+    except FileNotFoundError:
+        raise ResourceError(f"there is no interpreter {python}") from None
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise ResourceError(f"{python} is no Python interpreter that runs here: {error}") from None
+    return Interpreter((version[0], version[1], version[2]), packages)
 
 
 def environment_of(python: str, folder: str) -> dict[str, str]:

@@ -181,6 +181,16 @@ def _replay(script: Script) -> Found:
         yield Line("actor.moe.router_replay", _REPLAYS[mode], script.source(key))
 
 
+def _engine(script: Script) -> Found:
+    key = f"{R}.name"
+    if (name := script.get(key, "sglang")) not in ("sglang", "vllm"):
+        yield Remark(script.source(key), "rollout.engine knows sglang and vllm")
+    if name == "vllm":
+        yield Line("rollout.engine", "vllm", script.source(key))
+        note = "check: the interpreter of an environment with vLLM; make setup-vllm makes this one"
+        yield Line("rollout.python", ".venv-vllm/bin/python", script.source(key), note)
+
+
 def _adapters(script: Script) -> Found:
     for section in (f"{M}.lora_", f"{M}.lora."):  # FSDP's keys, then Megatron's
         if rank := script.number(f"{section}rank", 0):
@@ -211,6 +221,7 @@ def _critic(script: Script) -> Found:
 PARTS: Sequence[Callable[[Script], Found]] = (
     _model_and_data,
     _direct,
+    _engine,
     _reward,
     verl_algorithm.estimator,
     verl_algorithm.loss,

@@ -176,7 +176,6 @@ KL: Mapping[str, str] = {
 """kl_loss_type and kl_penalty -> estimator."""
 
 NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    (f"{R}.name", ("sglang",), "the engine is SGLang"),
     (f"{R}.top_p", (1,), "sampling is from the whole distribution: else trainer and engine disagree on it"),
     (
         f"{R}.top_k",

@@ -1,5 +1,6 @@
 """Starts the engines of a run, each on one node or in parts over several."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ class Engines:
                     memory_fraction=rollout.memory_fraction,
                     max_running_requests=rollout.max_running_requests,
                     version=None,
+                    python=rollout.python and os.path.abspath(rollout.python),  # not what a link leads to
                     start_timeout_s=cfg.cluster.start_timeout_s,
                     returns_experts=cfg.actor.moe.router_replay == "rollout",
                     parts=parts,

@@ -82,7 +82,7 @@ class RLRun(Run[Config, RunObserver]):
         memory_gib = round(self._machine.memory_bytes / GIB, 1)
         return {
             "machine": {"cores": self._machine.cores, "memory_gib": memory_gib},
-            "engine": dict(kind_of(self.cfg.rollout.engine).versions()),
+            "engine": dict(kind_of(self.cfg.rollout.engine).versions(self.cfg)),
         }
 
     def prepare(self, progress: Mapping[str, Any] | None) -> None:

@@ -130,6 +130,8 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
         errors += _run_errors(loaded, context)
     errors += _unfit_model(loaded, model)
     errors += _sink_errors(loaded, here=scope.devices == "here")
+    if isinstance(loaded.config, Config) and scope.devices == "here":
+        errors += _missing_engine(loaded)
     absent = [error for error in errors if isinstance(error, scope.absent)]
     errors = list({str(error): error for error in errors if error not in absent}.values())
     if not errors and model:
@@ -277,6 +279,12 @@ def _loader_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[H
             where=loaded.where("cluster.nodes"),
             fix="cluster.nodes=1, or write a table: docs/extend_model.md",
         )
+
+
+def _missing_engine(loaded: LoadedConfig[Config]) -> list[HybridRLError]:
+    """Errors about what this machine lacks to run the engines."""
+    cfg = loaded.config
+    return [loaded.locate(error) for error in kind_of(cfg.rollout.engine).missing(cfg)]
 
 
 def _refusals(loaded: LoadedConfig[Any], *trials: Callable[[], object]) -> list[HybridRLError]:

@@ -53,6 +53,9 @@ class EngineSetup:
     """Version of the weights. None: they have no version, and the engine serves only after its first swap."""
 
     start_timeout_s: float = 600.0
+    python: str | None = None
+    """Interpreter in which the engine runs. None: the one of this process."""
+
     returns_experts: bool = False
     """Answers contain the experts to which each token was routed."""
 
@@ -277,7 +280,14 @@ class EngineKind(Protocol):
         """
         ...
 
-    def versions(self) -> Mapping[str, str]:
+    def missing(self, cfg: Config) -> Iterator[HybridRLError]:
+        """Errors for what this machine lacks, if the engines of a config are to run on it.
+
+        The `where` of an error is a config key. A command that starts no engine here does not ask.
+        """
+        ...
+
+    def versions(self, cfg: Config) -> Mapping[str, str]:
         """Versions of the engine's packages in the environment in which it runs."""
         ...
 

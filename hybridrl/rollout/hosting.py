@@ -6,7 +6,9 @@ import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from glob import escape
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import psutil
 
@@ -31,6 +33,25 @@ def ends_with_owner(connection: Connection, clean_up: Callable[[], None]) -> Ite
     finally:
         over.set()
         thread.join()
+
+
+def child_ids() -> list[int]:
+    """Ids of all processes that descend from this one."""
+    return [process.pid for process in psutil.Process().children(recursive=True)]
+
+
+def shared_files(prefixes: tuple[str, ...]) -> list[str]:
+    """Patterns of files in shared memory that this process or one that descends from it has mapped.
+
+    Args:
+        prefixes: how the names begin.
+    """
+    found = set()
+    for pid in (os.getpid(), *child_ids()):
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{pid}/maps").read_text("utf-8")
+            found.update(line.rpartition("/dev/shm/")[2] for line in maps.splitlines() if "/dev/shm/" in line)
+    return [escape(n) for n in sorted(found) if n.startswith(prefixes) and " (deleted)" not in n]
 
 
 def end_children() -> list[int]:

@@ -89,6 +89,9 @@ class Ready:
     pids: list[int]
     """Ids of the engine's processes other than the host."""
 
+    files: tuple[str, ...] = ()
+    """Patterns of its files in shared memory, other than those of leftovers_of."""
+
 
 class EngineProcess:
     """Implements Engine of rollout/base.py, which has the contracts of the methods."""
@@ -216,7 +219,7 @@ class EngineProcess:
 
     def _remove_leftovers(self, ready: Ready) -> None:
         """Unlink what the killed processes of the engine leave in shared memory."""
-        remove_leftovers(leftovers_of(ready.pids))
+        remove_leftovers([*leftovers_of(ready.pids), *ready.files])
 
 
 def refuse_too_long(setup: EngineSetup) -> None:

@@ -1,6 +1,6 @@
-"""The real SGLang engine: what it answers, against transformers; and the swap of its weights, in place.
+"""Real engines of every kind: what they answer, against transformers, and the swap of their weights.
 
-One engine for all tests of this file; each leaves it serving.
+One engine of a kind for all tests of this file; each leaves it serving.
 """
 
 import asyncio
@@ -16,11 +16,9 @@ from engine_values import (
     engine_weights,
     hf_greedy,
     largest_difference,
-    model,
     prompts,
     responses,
     sampling,
-    setup,
     shard,
     swap,
     swap_through_loader,
@@ -29,22 +27,20 @@ from engine_values import (
 
 from hybridrl.errors import EngineError, VersionError
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.swap import SwapWriter
-from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.types import Prompt
 
 
 @pytest.fixture(scope="module")
-def first():
-    return model(1)
+def first(kind):
+    return kind.model(1)
 
 
 @pytest.fixture(scope="module")
-def second():
-    return model(2)
+def second(kind):
+    return kind.model(2)
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +51,8 @@ def folder(first, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(folder):
-    engine = SGLangEngine(setup(folder))
+def engine(kind, folder):
+    engine = kind.engine(folder)
     yield engine
     engine.shutdown()
 
@@ -201,45 +197,47 @@ def test_prefixes_of_the_old_weights_are_forgotten(engine, second, back_to_first
     assert largest_difference(second, block, 1.0) < TOLERANCE
 
 
-def test_the_probe_of_the_loader_passes_and_leaves_no_trace(engine, folder):
+def test_the_probe_of_the_loader_passes_and_leaves_no_trace(kind, engine, folder):
     asked, greedy = prompts(4), sampling(temperature=0.0)
     answer(engine, asked, greedy)  # Later answers find these prompts in the prefix cache, all alike.
     before, (_, block) = asyncio.run(engine.checksums()), answer(engine, asked, greedy)
-    assert asyncio.run(engine.probe_loader(SGLangLayout(spec.read(folder)))) is None
+    assert asyncio.run(engine.probe_loader(kind.layout(spec.read(folder)))) is None
     after, (_, again) = asyncio.run(engine.checksums()), answer(engine, asked, greedy)
     assert after == before
     assert responses(again) == responses(block)
     assert np.array_equal(again.columns["rollout_logp"], block.columns["rollout_logp"])
 
 
-def test_a_layout_that_is_not_the_engines_is_refused_by_the_probe_and_the_engine_serves_on(engine, folder):
+def test_a_layout_that_is_not_the_engines_is_refused_by_the_probe_and_the_engine_serves_on(
+    kind, engine, folder
+):
     before = asyncio.run(engine.checksums())
-    difference = asyncio.run(engine.probe_loader(SGLangLayout(spec.read(folder), tp=2)))
+    difference = asyncio.run(engine.probe_loader(kind.layout(spec.read(folder), tp=2)))
     assert "its layout says" in difference.what
     assert asyncio.run(engine.checksums()) == before
     answer(engine, prompts(1), sampling())
 
 
-def test_the_loader_is_not_probed_while_requests_run(engine, folder):
+def test_the_loader_is_not_probed_while_requests_run(kind, engine, folder):
     async def run():
         asked = sampling(num_samples=16, max_response_tokens=30)
         request = asyncio.create_task(engine.generate(prompts(8), asked))
         await asyncio.sleep(0)
         with pytest.raises(EngineError, match="answers requests"):
-            await engine.probe_loader(SGLangLayout(spec.read(folder)))
+            await engine.probe_loader(kind.layout(spec.read(folder)))
         await request
 
     asyncio.run(run())
 
 
 def test_weights_through_the_engines_loader_are_those_written_in_place(
-    engine, second, back_to_first, tmp_path
+    kind, engine, second, back_to_first, tmp_path
 ):
     second.save_pretrained(tmp_path)
     asked = prompts(4)
     _, (in_place,) = swap(engine, engine_weights(second))
     _, block = answer(engine, asked, sampling(temperature=0.0))
-    swap(engine, engine_weights(model(1)))
+    swap(engine, engine_weights(kind.model(1)))
     assert swap_through_loader(engine, tmp_path, limit_bytes=1 << 16) > 2
     assert asyncio.run(engine.checksums()) == [in_place]
     _, again = answer(engine, asked, sampling(temperature=0.0))
@@ -298,10 +296,10 @@ def memory(engine):
     return sum(process.memory_info().rss for process in (host, *host.children(recursive=True)))
 
 
-def test_memory_does_not_grow_over_five_hundred_swaps(engine, folder):
+def test_memory_does_not_grow_over_five_hundred_swaps(kind, engine, folder):
     asked = prompts(8)
     source = MegatronLayout(spec.read(folder), tp=2)
-    target = SGLangLayout(source.spec)
+    target = kind.layout(source.spec)
     exported = engine.export_parameters()
     writers = [SwapWriter(source, rank, [(target, exported)]) for rank in range(2)]
     shards = [shard(source, rank, folder) for rank in range(2)]

@@ -7,6 +7,7 @@ from engine_values import END, answer, assert_in_place_is_what_the_loader_loads,
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.rollout.sglang.start import SGLangEngine
 
@@ -52,7 +53,8 @@ def engine(models):
 )
 def test_expert_parallel_ranks_write_what_the_loader_loads(engine, models, sizes):
     source = MegatronLayout(spec.read(models[0][1]), **sizes)
-    assert_in_place_is_what_the_loader_loads(engine, source, models[0], models[1])
+    target = SGLangLayout(source.spec, tp=2)
+    assert_in_place_is_what_the_loader_loads(engine, source, target, models[0], models[1])
 
 
 def test_the_engine_says_which_experts_tokens_went_to(models):

@@ -1,7 +1,7 @@
-"""One request at a time to the real SGLang engine: what it is answered with, ended early, paused, and over a
+"""One request at a time to real engines of every kind: the answer, an early end, a pause, and a
 swap of weights while it runs.
 
-One engine for all tests of this file; each leaves it serving the first model's weights or others.
+One engine of a kind for all tests of this file; each leaves it serving the first model's weights or others.
 """
 
 import asyncio
@@ -14,17 +14,14 @@ from engine_values import (
     answer,
     engine_weights,
     hf_logp,
-    model,
     prompts,
     responses,
     sampling,
-    setup,
     write,
 )
 
 from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Request
-from hybridrl.rollout.sglang.start import SGLangEngine
 
 LONG = 600
 """Tokens: a second of a request alone at least."""
@@ -34,15 +31,15 @@ UNENDING = {"eos_token_id": None, "max_position_embeddings": 1024}
 
 
 @pytest.fixture(scope="module")
-def first():
-    return model(1, **UNENDING)
+def first(kind):
+    return kind.model(1, **UNENDING)
 
 
 @pytest.fixture(scope="module")
-def engine(first, tmp_path_factory):
+def engine(kind, first, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     first.save_pretrained(folder)
-    engine = SGLangEngine(setup(folder, max_response_tokens=LONG))
+    engine = kind.engine(folder, max_response_tokens=LONG)
     yield engine
     engine.shutdown()
 
@@ -206,8 +203,8 @@ def test_an_abort_on_a_paused_engine_returns_all_that_was_sampled(engine):
     assert any(len(part.token_T) % 50 for part in parts), "SGLang reports every fiftieth token by itself"
 
 
-def test_weights_swapped_in_a_pause_leave_each_token_the_probability_of_its_version(engine, first):
-    second, old = model(2, **UNENDING), engine.session.version
+def test_weights_swapped_in_a_pause_leave_each_token_the_probability_of_its_version(kind, engine, first):
+    second, old = kind.model(2, **UNENDING), engine.session.version
 
     async def ask():
         running = [asyncio.create_task(engine.request(unending(seed, id=f"r{seed}"))) for seed in range(3)]

@@ -10,44 +10,40 @@ from engine_values import (
     assert_in_place_is_what_the_loader_loads,
     hf_greedy,
     largest_difference,
-    model,
     prompts,
     responses,
     sampling,
-    setup,
     swap_through_loader,
 )
 
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.reshard.checkpoint import load_hf
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.transports import shm
-from hybridrl.rollout.sglang.start import SGLangEngine
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(kind, tmp_path_factory):
     """Two models and the folders they are in."""
     found = []
     for seed in (1, 2):
         folder = tmp_path_factory.mktemp("model")
-        made = model(seed)
+        made = kind.model(seed)
         made.save_pretrained(folder)
         found.append((made, folder))
     return found
 
 
 @pytest.fixture(scope="module")
-def engine(models):
-    engine = SGLangEngine(setup(models[0][1], tp=2))
+def engine(kind, models):
+    engine = kind.engine(models[0][1], tp=2)
     yield engine
     engine.shutdown()
 
 
-def expected_checksums(folder):
-    layout = SGLangLayout(spec.read(folder), tp=2)
+def expected_checksums(kind, folder):
+    layout = kind.layout(spec.read(folder), tp=2)
     found = []
     for rank in range(2):
         tensors = {name: torch.empty(shard.shape) for name, shard in layout.shards(rank).items()}
@@ -56,31 +52,31 @@ def expected_checksums(folder):
     return found
 
 
-def test_two_ranks_answer_as_transformers_does_and_hold_what_the_layout_says(engine, models):
+def test_two_ranks_answer_as_transformers_does_and_hold_what_the_layout_says(kind, engine, models):
     first, folder = models[0]
     asked = prompts(6)
     _, block = answer(engine, asked, sampling(temperature=0.0))
     assert responses(block) == [hf_greedy(first, prompt, 8) for prompt in asked]
     _, block = answer(engine, asked, sampling(num_samples=8, temperature=0.8))
     assert largest_difference(first, block, 0.8) < TOLERANCE
-    assert asyncio.run(engine.checksums()) == expected_checksums(folder)
+    assert asyncio.run(engine.checksums()) == expected_checksums(kind, folder)
 
 
-def test_both_ranks_pass_the_probe_and_keep_their_weights(engine, models):
-    layout = SGLangLayout(spec.read(models[0][1]), tp=2)
+def test_both_ranks_pass_the_probe_and_keep_their_weights(kind, engine, models):
+    layout = kind.layout(spec.read(models[0][1]), tp=2)
     assert asyncio.run(engine.probe_loader(layout)) is None
-    assert asyncio.run(engine.checksums()) == expected_checksums(models[0][1])
+    assert asyncio.run(engine.checksums()) == expected_checksums(kind, models[0][1])
 
 
-def test_both_ranks_take_weights_through_their_loader(engine, models):
+def test_both_ranks_take_weights_through_their_loader(kind, engine, models):
     for _, folder in (models[1], models[0]):
         assert swap_through_loader(engine, folder, limit_bytes=1 << 16) > 2
-        assert asyncio.run(engine.checksums()) == expected_checksums(folder)
+        assert asyncio.run(engine.checksums()) == expected_checksums(kind, folder)
 
 
-def test_both_ranks_take_weights_in_place(engine, models):
+def test_both_ranks_take_weights_in_place(kind, engine, models):
     second, folder = models[1]
-    layout = SGLangLayout(spec.read(folder), tp=2)
+    layout = kind.layout(spec.read(folder), tp=2)
 
     async def swap():
         await engine.begin_swap(engine.session.version + 1)
@@ -90,7 +86,7 @@ def test_both_ranks_take_weights_in_place(engine, models):
         await engine.commit_swap(engine.session.version + 1)
         return found
 
-    assert asyncio.run(swap()) == expected_checksums(folder)
+    assert asyncio.run(swap()) == expected_checksums(kind, folder)
     asked = prompts(6)
     _, block = answer(engine, asked, sampling(temperature=0.0))
     assert responses(block) == [hf_greedy(second, prompt, 8) for prompt in asked]
@@ -98,6 +94,7 @@ def test_both_ranks_take_weights_in_place(engine, models):
 
 
 @pytest.mark.parametrize("sizes", [{"tp": 1}, {"tp": 2, "pp": 2}, {"tp": 2, "dp": 2}])
-def test_a_trainers_ranks_write_what_the_loader_loads(engine, models, sizes):
+def test_a_trainers_ranks_write_what_the_loader_loads(kind, engine, models, sizes):
     source = MegatronLayout(spec.read(models[0][1]), **sizes)
-    assert_in_place_is_what_the_loader_loads(engine, source, models[0], models[1])
+    target = kind.layout(source.spec, tp=2)
+    assert_in_place_is_what_the_loader_loads(engine, source, target, models[0], models[1])

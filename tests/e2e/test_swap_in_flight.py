@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_values import TOLERANCE, hf_logp, model, prompts, setup, shard
+from engine_kinds import TESTED, KindCase
+from engine_values import TOLERANCE, hf_logp, model, prompts, shard
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hybridrl.batch import TokenBlock
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.reshard.agreement import difference, expected
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.rollout.episodes import EpisodeRunner, FinishedGroup, Ticket
+from hybridrl.rollout.process import EngineProcess
 from hybridrl.rollout.sglang import start
-from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.types import GroupTask, Sampling, Usage
 
 TOKENS, SWAPS, GROUPS = 300, 3, 4
@@ -56,7 +56,7 @@ def mixture(seed: int) -> Qwen3MoeForCausalLM:
 
 
 def dense(seed: int) -> Any:
-    return model(seed, eos_token_id=None, max_position_embeddings=1024)
+    return model(seed, eos_token_id=None, max_position_embeddings=1024, head_dim=32)
 
 
 def two_models(make: Callable[[int], Any], folder: Path) -> Models:
@@ -91,20 +91,22 @@ class Streamed:
 class Swaps:
     """Writes the models' weights into an engine in turn, as a trainer rank does."""
 
-    def __init__(self, engine: SGLangEngine, models: Models) -> None:
+    def __init__(self, kind: KindCase, engine: EngineProcess, models: Models) -> None:
         source, exported = MegatronLayout(spec.read(models[0][1])), engine.export_parameters()
-        self._writer = SwapWriter(source, 0, [(SGLangLayout(source.spec, tp=len(exported)), exported)])
+        self._writer = SwapWriter(source, 0, [(kind.layout(source.spec, tp=len(exported)), exported)])
         self._tensors = [shard(source, 0, folder) for _, folder in models]
 
-    async def write(self, engine: SGLangEngine, version: int) -> None:
+    async def write(self, engine: EngineProcess, version: int) -> None:
         written = self._writer.write(self._tensors[version % 2])
         held = {(0, r, n): c for r, sums in enumerate(await engine.checksums()) for n, c in sums.items()}
         assert difference(expected([written.checksums]), held) is None
 
 
-async def stream(engine: SGLangEngine, models: Models, sampling: Sampling = SAMPLING) -> Streamed:
+async def stream(
+    kind: KindCase, engine: EngineProcess, models: Models, sampling: Sampling = SAMPLING
+) -> Streamed:
     """Groups that are answered while weights are swapped several times."""
-    runner, swaps = EpisodeRunner(engine, most_requests=8), Swaps(engine, models)
+    runner, swaps = EpisodeRunner(engine, most_requests=8), Swaps(kind, engine, models)
     tasks = [
         GroupTask(index=i, prompt=prompt, sampling=replace(sampling, seed=100 + i))
         for i, prompt in enumerate(prompts(GROUPS, length=SHARED_PROMPT))
@@ -140,11 +142,11 @@ def largest_difference(streamed: Streamed, models: Models, temperature: float) -
     return found
 
 
-def played(models: Models, tp: int = 1, **options: Any) -> Streamed:
+def played(kind: KindCase, models: Models, tp: int = 1, **options: Any) -> Streamed:
     given = {"max_prompt_tokens": SHARED_PROMPT, "max_response_tokens": TOKENS, **options}
-    engine = SGLangEngine(setup(models[0][1], tp=tp, **given))
+    engine = kind.engine(models[0][1], tp=tp, **given)
     try:
-        return asyncio.run(stream(engine, models))
+        return asyncio.run(stream(kind, engine, models))
     finally:
         engine.shutdown()
 
@@ -175,8 +177,8 @@ def assert_swapped_in_flight(streamed: Streamed, models: Models) -> None:
 
 
 @pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_every_token_has_the_probability_of_its_version(dense_models, tp):
-    assert_swapped_in_flight(played(dense_models, tp=tp), dense_models)
+def test_every_token_has_the_probability_of_its_version(kind, dense_models, tp):
+    assert_swapped_in_flight(played(kind, dense_models, tp=tp), dense_models)
 
 
 @pytest.mark.slow
@@ -185,7 +187,9 @@ def test_without_the_flush_it_has_not(dense_models, monkeypatch):
     program = partial(start.HostProgram, module="host_without_flush")
     monkeypatch.setattr(start, "HostProgram", lambda module, **given: program(**given))
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
-    assert largest_difference(played(dense_models), dense_models, SAMPLING.temperature) > 0.1
+    assert (
+        largest_difference(played(TESTED["sglang"], dense_models), dense_models, SAMPLING.temperature) > 0.1
+    )
 
 
 def shares_of_experts(streamed: Streamed, models: Models) -> tuple[float, float]:
@@ -213,7 +217,7 @@ def shares_of_experts(streamed: Streamed, models: Models) -> tuple[float, float]
 @pytest.mark.slow
 def test_after_a_retraction_an_answer_names_the_experts_of_the_newest_weights(mixtures):
     """So the experts of older tokens are not those that sampled them, and router replay is refused."""
-    streamed = played(mixtures, returns_experts=True)
+    streamed = played(TESTED["sglang"], mixtures, returns_experts=True)
     assert_swapped_in_flight(streamed, mixtures)
     of_own, of_newest = shares_of_experts(streamed, mixtures)
     assert of_newest > 0.99 > 0.5 > of_own

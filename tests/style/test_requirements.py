@@ -13,7 +13,7 @@ from hybridrl.hosts.facts import parse_pins
 from hybridrl.observe.sink import SINKS, load_sinks
 
 FOLDER = Path(__file__).parents[2] / "requirements"
-LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "docs.txt", "gpu.txt", "gpu-source.txt"]
+LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "docs.txt", "vllm-cpu.txt", "gpu.txt", "gpu-source.txt"]
 
 SHARED = (
     "huggingface-hub",

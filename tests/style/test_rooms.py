@@ -78,6 +78,7 @@ KEYS = {
     "ray": {"cluster", "workers", "launch"},
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},
+    "vllm": {"rollout"},
     "triton": {"reshard", "trainer"},
     "lap": {"reshard"},
     "transformers": {"data", "models", "trainer"},

@@ -25,6 +25,9 @@ PROCESS_EDGES: set[str] = {
     "rollout/sglang/scheduler.py:_answer",
     "rollout/sglang/serve.py:_send",
     "rollout/sglang/serve.py:_take",
+    "rollout/vllm/core.py:_loop",
+    "rollout/vllm/core.py:run",
+    "rollout/vllm/worker.py:rollout_call",
     "verify/ranks.py:_serve",
     "workers/open_groups.py:_collect",
 }
@@ -33,7 +36,7 @@ PROCESS_EDGES: set[str] = {
 ENVIRONMENT_READERS = {
     "hosts",
     "cluster/env.py",
-    "rollout/sglang/arguments.py",
+    "rollout/vllm/core.py",
     "config/secrets.py",  # what is a secret there is one in a config
     "observe/sinks/wandb.py",  # W&B's own switches and key are there
 }

@@ -1,4 +1,4 @@
-"""Models, prompts and oracles for tests of the real SGLang engine."""
+"""Models, prompts and oracles for tests of real engines."""
 
 import asyncio
 import os
@@ -14,7 +14,6 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
-from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models import spec
 from hybridrl.reshard.agreement import difference, expected
 from hybridrl.reshard.buckets import BucketWriter, split
@@ -122,7 +121,7 @@ def hf_greedy(model, prompt, length):
 
 
 def engine_weights(model):
-    """What the engine holds when it has the weights of a transformers model, by SGLang's names."""
+    """What an engine holds with the weights of a transformers model, by the names of SGLang and vLLM."""
     weights = dict(model.named_parameters())
     found = {}
     for name, weight in weights.items():
@@ -169,10 +168,10 @@ def swap(engine, weights):
     return asyncio.run(run())
 
 
-def swap_in_place(engine, source, folder):
-    """Give an engine the weights in `folder` as the ranks of a trainer's layout do: each writes its boxes."""
+def swap_in_place(engine, source, target, folder):
+    """Give an engine of layout `target` the weights in `folder` as the ranks of a trainer's layout do: each
+    writes its boxes."""
     exported = engine.export_parameters()
-    target = SGLangLayout(source.spec, tp=len(exported))
     writers = [SwapWriter(source, rank, [(target, exported)]) for rank in range(source.world_size)]
     assert len({writer.plan_hash for writer in writers}) == 1
 
@@ -202,17 +201,17 @@ def held(engine):
     ]
 
 
-def assert_in_place_is_what_the_loader_loads(engine, source, before, after):
+def assert_in_place_is_what_the_loader_loads(engine, source, target, before, after):
     """Two folders: the engine's own loader gives it `after`; `before` comes between; then `source` writes it.
 
     Answers must follow.
     """
     swap_through_loader(engine, after[1], limit_bytes=1 << 20)
     loaded = held(engine)
-    swap_in_place(engine, source, before[1])
+    swap_in_place(engine, source, target, before[1])
     asked = prompts(4)
     assert responses(answer(engine, asked, sampling(temperature=0.0))[1]) == greedy(before[0], asked)
-    swap_in_place(engine, source, after[1])
+    swap_in_place(engine, source, target, after[1])
     for ours, theirs in zip(held(engine), loaded, strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.schema import Config
-from hybridrl.errors import HybridRLError, ResourceError
+from hybridrl.errors import ConfigError, HybridRLError, ResourceError
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.registry import register
@@ -37,8 +37,17 @@ class SGLang:
             context_tokens(rollout.max_prompt_tokens, rollout.max_response_tokens, tokens)
         except ResourceError as error:
             yield error
+        if rollout.python is not None:
+            yield ConfigError(
+                f"rollout.python = {rollout.python}: SGLang runs in the environment of hybridrl",
+                where="rollout.python",
+                fix="leave it out, or rollout.engine: vllm",
+            )
 
-    def versions(self) -> Mapping[str, str]:
+    def missing(self, cfg: Config) -> Iterator[HybridRLError]:
+        yield from ()
+
+    def versions(self, cfg: Config) -> Mapping[str, str]:
         return {"sglang": version("sglang")}
 
     def open(self, setup: EngineSetup) -> Engine:

@@ -38,7 +38,10 @@ class Tiny:
                 fix="none",
             )
 
-    def versions(self):
+    def missing(self, cfg):
+        yield from ()
+
+    def versions(self, cfg):
         return {"torch": version("torch")}
 
     def open(self, setup):

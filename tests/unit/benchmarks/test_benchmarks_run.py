@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[3]
 NAMES = sorted(path.stem for path in ROOT.glob("benchmarks/[!_]*.py"))
 GPU = [name for name in NAMES if name.endswith("_gpu")]
 
-SLOW = {"algorithms", "engine", "quickstart", "same_numbers"}
-"""They start Ray or an engine of SGLang."""
+SLOW = {"algorithms", "engine", "engine_vllm", "quickstart", "same_numbers"}
+"""They start Ray or an engine."""
 
 
 @pytest.mark.parametrize(

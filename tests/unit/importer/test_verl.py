@@ -203,6 +203,14 @@ def test_routers_are_replayed_as_in_verl(tmp_path: Path, mode: str, ours: str) -
     assert "router_replay" not in whys(found)
 
 
+@pytest.mark.parametrize(("name", "engine"), [("vllm", "vllm"), ("sglang", "sglang"), ("trtllm", "sglang")])
+def test_the_engine_stays_the_scripts(tmp_path: Path, name: str, engine: str) -> None:
+    found = translate(launch({f"{R}.name": name}))
+    rollout = config(tmp_path, found).rollout
+    assert rollout.engine == engine and (rollout.python is not None) == (engine == "vllm")
+    assert ("rollout.engine knows sglang and vllm" in whys(found)) == (name == "trtllm")
+
+
 @pytest.mark.parametrize("section", ["lora_", "lora."])
 def test_adapters_keep_rank_and_alpha(tmp_path: Path, section: str) -> None:
     keys = {f"{M}.{section}rank": 8, f"{M}.{section}alpha": 16}

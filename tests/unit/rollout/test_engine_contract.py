@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tiny_engine.engine import TinyEngine
 from tiny_engine.models import logp_of
 
 from hybridrl.config.cluster import ClusterConfig
-from hybridrl.config.rollout import EngineParallel
+from hybridrl.config.rollout import EngineParallel, RolloutConfig
 from hybridrl.errors import ConfigError, EngineError, LayoutError, VersionError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models import spec
@@ -24,6 +25,8 @@ from hybridrl.rollout.base import Engine, EngineKind, EngineSetup, Request, kind
 from hybridrl.rollout.sglang import SGLang
 from hybridrl.rollout.sglang.sizes import SGLangParallel
 from hybridrl.rollout.sglang.start import SGLangEngine
+from hybridrl.rollout.vllm import VLLM
+from hybridrl.rollout.vllm.start import VLLMEngine
 from hybridrl.types import Prompt, Sampling
 from hybridrl.workers import fallback
 from hybridrl.workers.rollout import RayRollout
@@ -76,7 +79,7 @@ def largest_difference(answer, prompt, parameters, temperature=1.0):
     return float(np.abs(answer.logp_T - expected).max())
 
 
-@pytest.mark.parametrize("kind, engine", [(SGLang, SGLangEngine), (Tiny, TinyEngine)])
+@pytest.mark.parametrize("kind, engine", [(SGLang, SGLangEngine), (VLLM, VLLMEngine), (Tiny, TinyEngine)])
 def test_kinds_and_engines_have_what_the_project_asks_of_them(kind, engine):
     for role, found in ((EngineKind, kind), (Engine, engine)):
         for name, member in vars(role).items():
@@ -87,12 +90,13 @@ def test_kinds_and_engines_have_what_the_project_asks_of_them(kind, engine):
             assert [(p.name, p.kind) for p in theirs] == [(p.name, p.kind) for p in ours], name
             assert inspect.iscoroutinefunction(getattr(found, name)) == inspect.iscoroutinefunction(member)
     assert issubclass(kind.parallel, EngineParallel)
-    assert kind_of(kind.name).versions() == pickle.loads(pickle.dumps(kind())).versions() != {}
+    cfg = SimpleNamespace(rollout=RolloutConfig())
+    assert kind_of(kind.name).versions(cfg) == pickle.loads(pickle.dumps(kind())).versions(cfg) != {}
 
 
 def test_the_folder_of_an_engine_is_its_name():
     assert isinstance(kind_of("sglang"), SGLang)
-    with pytest.raises(ConfigError, match="use one of sglang, or module:Name"):
+    with pytest.raises(ConfigError, match="use one of sglang, vllm, or module:Name"):
         kind_of("session")
 
 
