@@ -1,7 +1,7 @@
 """Prompts of a run: an endless stream, in a new order at each epoch, that can be reset to any position."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.outside import user_code
 from hybridrl.types import Prompt
-from hybridrl.wording import counted, row_place
+from hybridrl.wording import counted, json_kind, row_place
 
 _BATCH = 512
 """Prompts tokenised together."""
@@ -67,7 +67,7 @@ class TablePrompts(Stream[Prompt]):
             long = [(index, len(tokens))]
             raise too_long(long, self.rows, self._name, self._max_prompt_tokens, self._prompts.where)
         return Prompt(
-            f"{self._split}/{index}", tuple(tokens), row, row.get("data_source") or self.rows.source(index)
+            f"{self._split}/{index}", tuple(tokens), row, row.get(_SOURCE) or self.rows.source(index)
         )
 
 
@@ -96,6 +96,7 @@ def load_source(
     name, table = open_rows(source, split=split, seed=seed, where=where)
     prompts = PromptFormat(data, tokenizer, where)
     _check(table, prompts, name, max_prompt_tokens)
+    refuse_odd_sources(table)
     return TablePrompts(
         table, prompts, name=name, split=split, seed=seed, max_prompt_tokens=max_prompt_tokens
     )
@@ -174,6 +175,33 @@ def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: in
         long += [(i, num_tokens) for i, num_tokens in counted if num_tokens > max_prompt_tokens]
     if long:
         raise too_long(long, table, name, max_prompt_tokens, prompts.where)
+
+
+def refuse_odd_sources(table: Table) -> None:
+    """Refuse a `data_source` that is no text: metrics are named by it. A row may have none.
+
+    Raises:
+        DataError: names the first such row.
+    """
+    if _SOURCE not in table[0]:
+        return
+    for index, name in enumerate(_sources(table)):
+        if name is not None and not isinstance(name, str):
+            raise DataError(
+                f"{table.place(index)}: {_SOURCE} is {json_kind(name)}, not text",
+                where=f"column {_SOURCE}",
+                fix="write the name of the row's data set, or remove the column",
+            )
+
+
+_SOURCE = "data_source"
+
+
+def _sources(table: Table) -> Iterator[Any]:
+    try:
+        yield from list(table.column(_SOURCE))
+    except DataError:  # rows of JSON need not all have it
+        yield from (table[index].get(_SOURCE) for index in range(len(table)))
 
 
 def too_long(long: Sequence[tuple[int, int]], table: Table, name: str, limit: int, where: str) -> DataError:

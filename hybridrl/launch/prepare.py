@@ -12,7 +12,7 @@ from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.judged_reward import judged_parts
 from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
-from hybridrl.data.source import TablePrompts, load_source, open_rows
+from hybridrl.data.source import TablePrompts, load_source, open_rows, refuse_odd_sources
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
@@ -121,7 +121,7 @@ def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     heldout = _rows(loaded, data.heldout, "heldout") if data.heldout else None
     gold = _judged(loaded, train, heldout)
     found = _described(len(train), len(heldout) if heldout else 0, gold)
-    yield "data", f"{found}; prompts are measured once the model is here"
+    yield "data", f"{found}; prompts are measured, and weights inspected, once the model is here"
     yield from (("warning", text) for text in _suspicious(loaded.config, gold, train, heldout))
 
 
@@ -138,6 +138,7 @@ def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
     table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
     for index, prompt in enumerate(table.column(cfg.data.prompt_field)):
         refuse_unfit_prompt(cfg.data, prompt, table.place(index))
+    refuse_odd_sources(table)
     return table
 
 

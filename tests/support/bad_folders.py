@@ -172,7 +172,37 @@ PLACES = {
     "rows, slurm": bad("line 1 is not JSON", "--on", "slurm", change=text("prompts.jsonl", "x\n")),
 }
 
+NUMBERS = {
+    f"{key} = {value:.9}": bad(said, f"{key}={value}")
+    for key, value, said in [
+        ("batch.prompts_per_step", "4000000000000", "more than any run has"),
+        ("batch.prompts_per_step", "4e12", "is not an integer above 0"),
+        ("batch.epochs", "9" * 20, "more than any run has"),
+        ("run.steps", "1" + "0" * 29, "more than any run has"),
+        ("run.steps", "0", "is not an integer above 0"),
+        ("run.seed", "1" + "0" * 29, "more than any run has"),
+        ("run.seed", "-1", "is not an integer of at least 0"),
+        ("algorithm.samples_per_prompt", "9" * 20, "more than any run has"),
+        ("actor.microbatch_tokens", "9" * 20, "more than any run has"),
+        ("actor.parallel.tp", "3", "does not divide the 4 attention heads"),
+        ("actor.optimizer.lr", ".nan", "is not a number above 0"),
+        ("reward.num_workers", "100000000", "more than any run has"),
+        ("run.keep_checkpoints", "9" * 20, "more than any run has"),
+        ("algorithm.estimator", "{name: grpo, eps: .nan}", "not a number that can be computed with"),
+        ("algorithm.estimator", "{name: grpo, eps: .inf}", "makes every advantage 0"),
+        ("algorithm.loss", "{name: ppo_clip, clip_low: .nan}", "not a number that can be computed with"),
+    ]
+}
+
+SCRIPT = "python3 -m verl.trainer.main_ppo data.train_files=a.parquet actor_rollout_ref.model.path=q\n"
+
 COMMANDS: dict[str, Bad] = {
+    "no GPUs": bad("greater than or equal to 1", "--gpus", "0", command=("plan", "my.yaml")),
+    "negative GPUs": bad("greater than", "--gpus", "-3", "--search", command=("plan", "my.yaml")),
+    "negative tokens": bad("greater than", "--mean-response", "-5", command=("plan", "my.yaml")),
+    "negative rows": bad(
+        "greater than", command=("import", "verl", "run.sh", "--prompts", "-5"), change=text("run.sh", SCRIPT)
+    ),
     "other command": bad("Did you mean 'launch'?", command=("lunch",)),
     "other sub-command": bad("(see hybridrl config --help)", command=("config", "chek")),
     "no config": bad("(see hybridrl launch --help)", command=("launch",)),

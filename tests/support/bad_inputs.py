@@ -242,6 +242,12 @@ ROWS = {
     "long prompt": bad(
         "the longest, row 2", change=second_row(json.dumps({"prompt": "1" * 99, "answer": "2"}))
     ),
+    "data_source, list": bad(
+        "row 2 of prompts.jsonl: data_source is a list, not text",
+        change=text(
+            "prompts.jsonl", "".join(f'{GOOD[:-1]}, "data_source": {name}}}\n' for name in ('"a"', "[]"))
+        ),
+    ),
     "folder": bad("d.jsonl", "data.train=d.jsonl", change=lambda folder: (folder / "d.jsonl").mkdir()),
     "pipe": bad("d.jsonl", "data.train=d.jsonl", change=lambda folder: os.mkfifo(folder / "d.jsonl")),
     "device": bad("/dev/null", "data.train=/dev/null"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_folders import CODE, COMMANDS, MODELS, PLACES, REWARDS
+from bad_folders import CODE, COMMANDS, MODELS, NUMBERS, PLACES, REWARDS
 from bad_inputs import CONFIGS, DRY, OVERRIDES, ROWS, Bad, write_folder
 
 from hybridrl import cli
@@ -22,6 +22,7 @@ KINDS = {
     "model": MODELS,
     "code": CODE,
     "reward": REWARDS,
+    "number": NUMBERS,
     "place": PLACES,
     "command": COMMANDS,
 }
