@@ -83,7 +83,9 @@ def test_a_wrong_reward_a_broken_row_and_a_run_that_exists_are_refused(
 
 @pytest.mark.parametrize("place", PLACES)
 def test_what_is_not_looked_at_is_said(folder: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
-    assert "prompts are measured, and weights inspected, once the model is here" in told(capsys, *PLACES[place])
+    assert "prompts are measured, and weights inspected, once the model is here" in told(
+        capsys, *PLACES[place]
+    )
 
 
 def test_a_job_that_reads_files_elsewhere_says_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
