@@ -83,6 +83,9 @@ class Setting:
     fp8_share: float = 0.0
     """Share of the layers that multiply in FP8."""
 
+    swaps_in_flight: bool = False
+    """Whether a swap drops the key-value cache of running requests, which compute it again."""
+
     @classmethod
     def of(
         cls, cfg: Config, model: ModelSpec, gpu: GPUModel | None, *, mean_response: float | None = None
@@ -117,6 +120,7 @@ class Setting:
             reward_model=reward_model_spec(cfg),
             dedicated_tokens=_dedicated_tokens(cfg),
             lora=cfg.actor.lora,
+            swaps_in_flight=cfg.rollout.swap == "in_flight",
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)
 

@@ -138,6 +138,19 @@ def swap_s(swap: SwapEstimate, gpu: GPUModel) -> float:
     return (local + node + remote) / ranks
 
 
+def recomputed_tokens(setting: Setting) -> float:
+    """Tokens that the running requests of one engine compute again after a swap in flight, on average."""
+    batch = setting.batch
+    running = _running(setting, batch.trajectories / setting.num_engines)
+    return running * (batch.mean_prompt + batch.mean_response / 2)
+
+
+def recompute_s(setting: Setting) -> float:
+    """Seconds of an engine to compute these tokens."""
+    operations = recomputed_tokens(setting) * 2 * flops.active_weights(setting.model)
+    return operations / (setting.engine.tp * _gpu(setting).flops * _MATMUL)
+
+
 def _schedule_s(setting: Setting, factor: float) -> float:
     """Seconds of one minibatch through the pipeline.
 

@@ -23,7 +23,7 @@ from hybridrl.estimate.memory import (
 )
 from hybridrl.estimate.search import Proposal
 from hybridrl.estimate.setting import Role, Setting
-from hybridrl.estimate.time import step_time
+from hybridrl.estimate.time import recompute_s, recomputed_tokens, step_time
 from hybridrl.models import spec as models
 from hybridrl.plan.command import Plan
 from hybridrl.wording import counted
@@ -47,6 +47,8 @@ def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
     yield from _memory(found, narrow=width is not None and width < _WIDE)
     if found.swap is not None:
         yield from swap.lines(found.swap)
+    if setting.swaps_in_flight:
+        yield from _recomputation(setting)
     elif setting.num_engines and not setting.model.has_table:
         yield from _through_loader(setting)
     if setting.gpu is not None and setting.divides():
@@ -72,9 +74,21 @@ def as_dict(found: Plan) -> dict[str, Any]:
         told["time_s"] = {
             name: step_time(replace(setting, gpu=gpu), found.swap).as_dict() for name, gpu in GPUS.items()
         }
+    if setting.swaps_in_flight:
+        told["recomputed_tokens_per_engine"] = recomputed_tokens(setting)
     if found.proposals:
         told["proposals"] = [_proposal_dict(proposal) for proposal in found.proposals]
     return told
+
+
+def _recomputation(setting: Setting) -> Iterator[tuple[str, str]]:
+    """What running answers cost when a swap drops their cache."""
+    took = f", {_s(recompute_s(setting))}" if setting.gpu is not None and setting.divides() else ""
+    yield (
+        "in flight",
+        f"after a swap the running answers of an engine compute about {_count(recomputed_tokens(setting))} "
+        f"tokens of cache again{took} (rollout.swap = in_flight)",
+    )
 
 
 def _through_loader(setting: Setting) -> Iterator[tuple[str, str]]:

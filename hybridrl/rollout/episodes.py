@@ -293,6 +293,8 @@ def _request(ticket: int, running: _Running, token_ids: Sequence[int]) -> Reques
 
 def _recomputed(answer: Answer, prompt_tokens: int) -> int:
     """Tokens whose keys and values were computed again: all before each change of the version."""
+    if not len(answer.version_T) or answer.version_T[0] == answer.version_T[-1]:
+        return 0
     ends = accumulate(count for _, count in spans_of(answer.version_T)[:-1])
     return sum(prompt_tokens + end for end in ends)
 

@@ -1,7 +1,8 @@
 """The places of requests inside an engine: a limit on their number, and a door that a swap closes."""
 
 import asyncio
-from collections import deque
+import heapq
+import itertools
 
 
 class Places:
@@ -13,36 +14,30 @@ class Places:
             most: number of places; None: any number.
         """
         self._most = most
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._closed = False
+        self._numbers = itertools.count()
+        self._waiting: list[tuple[bool, int, asyncio.Future[None]]] = []
+        """A heap of (goes last, number, future); the futures of those that gave up are done."""
+
+        self.closed = False
+        """Whether nobody is let in."""
+
         self.taken = 0
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._waiting)
 
     async def enter(self, *, first: bool = False) -> None:
         """Wait for a place and take it.
 
         Args:
-            first: whether this request goes before those that wait already.
+            first: whether this request goes before those that wait without this argument.
         """
-        while self._closed or (self._most is not None and self.taken >= self._most):
+        number = next(self._numbers)
+        while self.closed or self._free <= 0:
             turn = asyncio.get_running_loop().create_future()
-            (self._waiting.appendleft if first else self._waiting.append)(turn)
+            heapq.heappush(self._waiting, (not first, number, turn))
             try:
                 await turn
             except asyncio.CancelledError:
-                if turn in self._waiting:
-                    self._waiting.remove(turn)
-                else:
-                    self._admit()  # the place that this request would have taken
+                self._admit()  # if it was let in already, the place is another's
                 raise
-            first = True  # the door was closed again meanwhile: it keeps its turn
         self.taken += 1
 
     def leave(self) -> None:
@@ -51,15 +46,21 @@ class Places:
 
     def close(self) -> None:
         """Let nobody in until `open`; those inside stay."""
-        self._closed = True
+        self.closed = True
 
     def open(self) -> None:
-        self._closed = False
+        self.closed = False
         self._admit()
 
+    @property
+    def _free(self) -> int:
+        return len(self._waiting) + 1 if self._most is None else self._most - self.taken
+
     def _admit(self) -> None:
-        if self._closed:
-            return
-        free = len(self._waiting) if self._most is None else self._most - self.taken
-        for _ in range(min(free, len(self._waiting))):
-            self._waiting.popleft().set_result(None)
+        """Let as many in as there are places. They take them when they run, unless the door closes before."""
+        free = 0 if self.closed else self._free
+        while free > 0 and self._waiting:
+            turn = heapq.heappop(self._waiting)[-1]
+            if not turn.done():
+                turn.set_result(None)
+                free -= 1

@@ -102,13 +102,11 @@ class Swaps:
         assert difference(expected([written.checksums]), held) is None
 
 
-async def stream(
-    kind: KindCase, engine: EngineProcess, models: Models, sampling: Sampling = SAMPLING
-) -> Streamed:
+async def stream(kind: KindCase, engine: EngineProcess, models: Models, keep_cache: bool) -> Streamed:
     """Groups that are answered while weights are swapped several times."""
     runner, swaps = EpisodeRunner(engine, most_requests=8), Swaps(kind, engine, models)
     tasks = [
-        GroupTask(index=i, prompt=prompt, sampling=replace(sampling, seed=100 + i))
+        GroupTask(index=i, prompt=prompt, sampling=replace(SAMPLING, seed=100 + i))
         for i, prompt in enumerate(prompts(GROUPS, length=SHARED_PROMPT))
     ]
     runner.submit([Ticket(task.index, task) for task in tasks])
@@ -123,7 +121,7 @@ async def stream(
     for _ in range(SWAPS):
         await asyncio.sleep(0.3)
         version = (engine.session.version or 0) + 1
-        await runner.pause()
+        await runner.pause(keep_cache=keep_cache)
         await engine.begin_swap(version)
         await swaps.write(engine, version)
         await engine.commit_swap(version)
@@ -142,13 +140,23 @@ def largest_difference(streamed: Streamed, models: Models, temperature: float) -
     return found
 
 
-def played(kind: KindCase, models: Models, tp: int = 1, **options: Any) -> Streamed:
+def played(kind: KindCase, models: Models, tp: int = 1, keep_cache: bool = False, **options: Any) -> Streamed:
     given = {"max_prompt_tokens": SHARED_PROMPT, "max_response_tokens": TOKENS, **options}
     engine = kind.engine(models[0][1], tp=tp, **given)
     try:
-        return asyncio.run(stream(kind, engine, models))
+        return asyncio.run(stream(kind, engine, models, keep_cache))
     finally:
         engine.shutdown()
+
+
+def neighbours(seed: int) -> Any:
+    """Models that differ as little as an optimizer step changes them."""
+    made = dense(1)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            generator = torch.Generator().manual_seed(len(name))
+            parameter += (seed - 1) * 1e-3 * torch.randn(parameter.shape, generator=generator)
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +229,14 @@ def test_after_a_retraction_an_answer_names_the_experts_of_the_newest_weights(mi
     assert_swapped_in_flight(streamed, mixtures)
     of_own, of_newest = shares_of_experts(streamed, mixtures)
     assert of_newest > 0.99 > 0.5 > of_own
+
+
+@pytest.mark.slow
+def test_a_kept_cache_shows_its_error(tmp_path):
+    """Of the last tokens that were compared, none is further off than the furthest of all."""
+    models = two_models(neighbours, tmp_path)
+    streamed = played(TESTED["sglang"], models, keep_cache=True)
+    found, shown = largest_difference(streamed, models, SAMPLING.temperature), streamed.usage.kept_cache_error
+    assert shown is not None and TOLERANCE < found < 0.5
+    assert 1e-6 < shown <= found + TOLERANCE
+    assert streamed.usage.recomputed_tokens == 0

@@ -8,7 +8,7 @@ from hybridrl.estimate import flops
 from hybridrl.estimate.fit import cheapest_change, fits
 from hybridrl.estimate.gpus import GPUS, recognise
 from hybridrl.estimate.search import Proposal, search
-from hybridrl.estimate.time import generate_s, logprobs_s, step_time, train_s
+from hybridrl.estimate.time import generate_s, logprobs_s, recompute_s, recomputed_tokens, step_time, train_s
 from tests.support.plan_values import make_setting
 
 
@@ -36,6 +36,17 @@ def test_a_step_is_faster_on_faster_gpus() -> None:
     totals = [step_time(replace(setting, gpu=GPUS[name])).total for name in ("a100", "h100", "h200", "b200")]
     assert totals == sorted(totals, reverse=True)
     assert all(0.2 < step_time(replace(setting, gpu=gpu)).mfu < 0.6 for gpu in GPUS.values())
+
+
+def test_a_swap_in_flight_computes_the_cache_of_running_requests_again() -> None:
+    """512 x 16 answers of 1,024 + 2,048 tokens on 8 engines: 256 run at once, half-way through on average."""
+    setting = make_setting("Qwen/Qwen2.5-7B-Instruct").filled(dp=8, num_engines=8)
+    setting = replace(setting, running_requests=256, kv_cache_tokens=10**9)
+    context = setting.batch.mean_prompt + setting.batch.mean_response / 2
+    assert recomputed_tokens(setting) == pytest.approx(256 * context)
+    operations = 256 * context * 2 * flops.active_weights(setting.model)
+    assert recompute_s(setting) == pytest.approx(operations / (GPUS["h100"].flops * 0.6))
+    assert recompute_s(replace(setting, gpu=GPUS["a100"])) > 2 * recompute_s(setting)
 
 
 def test_fp8_speeds_up_training_on_gpus_that_have_it() -> None:
