@@ -8,7 +8,7 @@ from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from benchmarks._bounds import demand, held_by_rank, least_peak, missing, needed
-from benchmarks._workloads import WORKLOADS, Workload, spec
+from benchmarks._workloads import VLLM_WORKLOADS, WORKLOADS, Workload, spec
 from hybridrl.layout.base import Holding
 from hybridrl.reshard.placement import place
 from hybridrl.reshard.plan import Job, Transfer, plan
@@ -174,4 +174,4 @@ def alone(context: ForkServerContext, function: Callable[..., dict[str, Any]], *
 
 
 def _named(name: str) -> Workload:
-    return next(workload for workload in WORKLOADS if workload.name == name)
+    return next(workload for workload in (*WORKLOADS, *VLLM_WORKLOADS) if workload.name == name)

@@ -171,6 +171,17 @@ WORKLOADS = (
     ),
 )
 
+VLLM_WORKLOADS = (
+    Workload("V1", "qwen2.5-7b", {"tp": 2, "dp": 4}, {"tp": 1}, 8, server=VLLMLayout),
+    Workload("V2", "qwen2.5-7b", {"tp": 4, "dp": 2}, {"tp": 2}, 4, server=VLLMLayout),
+    Workload("V3", "qwen2.5-72b", {"tp": 8, "pp": 4}, {"tp": 8}, 4, server=VLLMLayout),
+    Workload(
+        "V4", "qwen3-30b-a3b", {"dp": 8, "ep": 8}, {"tp": 8, "expert_parallel": True}, server=VLLMLayout
+    ),
+    Workload("V5", "qwen3-30b-a3b", {"tp": 4, "dp": 2, "ep": 8}, {"tp": 2}, 4, server=VLLMLayout),
+)
+"""From Megatron into the other engine."""
+
 FSDP_WORKLOADS = (
     Workload("F1", "qwen2.5-7b", {"dp": 8}, {"tp": 1}, 8, trainer=FSDPLayout),
     Workload("F2", "qwen2.5-7b", {"dp": 16}, {"tp": 2}, 4, colocated=False, trainer=FSDPLayout),

@@ -24,7 +24,7 @@ from benchmarks._reshard_awex import measure as measure_awex
 from benchmarks._reshard_ours import InPlace, OverGloo
 from benchmarks._reshard_peers import Contender, FullGather, MegatronResharding, RankZeroBroadcast, Swap
 from benchmarks._reshard_planning import alone, cold, planned
-from benchmarks._workloads import WORKLOADS, shrunk
+from benchmarks._workloads import VLLM_WORKLOADS, WORKLOADS, shrunk
 from hybridrl.layout.megatron import MegatronLayout
 
 RESULT = {
@@ -66,10 +66,11 @@ def main() -> None:
         awex="",
         awex_workloads="W2,W7,W10",
     )
-    names = options.workloads.split(",") if options.workloads else [w.name for w in WORKLOADS]
+    every = (*WORKLOADS, *VLLM_WORKLOADS)
+    names = options.workloads.split(",") if options.workloads else [w.name for w in every]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks._reshard_planning"])
-    planning = [_tell(planned(w) | cold(w, context)) for w in WORKLOADS if w.name in names]
+    planning = [_tell(planned(w) | cold(w, context)) for w in every if w.name in names]
     swaps = [_tell(race(*swap, options)) for swap in SWAPS[: options.swaps]]
     awex = [
         _tell({"workload": w.name} | alone(context, measure_awex, options.awex, w.name))

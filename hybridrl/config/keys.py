@@ -83,7 +83,8 @@ def section_in(section: type[BaseModel], name: str, tree: Mapping[str, Any]) -> 
         if isinstance(mark, SectionOf):
             with contextlib.suppress(HybridRLError):  # the key that names the plug-in reports it
                 return mark.named(tree.get(mark.key, fields[mark.key].default))
-    return kinds[-1] if kinds else None
+    # The one with the most keys, so that a wrong name of the plug-in does not make its keys mistakes too.
+    return max(kinds, key=lambda kind: len(fields_of(kind)), default=None)
 
 
 def takes_options(section: type[BaseModel]) -> bool:

@@ -106,7 +106,12 @@ class EngineProcess:
         self._paused = False
         self._ready = Ready("", [])
         self._folder = tempfile.mkdtemp(prefix="hybridrl-engine-")
-        self._process, connection = _spawn(program, self._folder, Path(setup.log_path))
+        try:
+            self._process, connection = _spawn(program, self._folder, Path(setup.log_path))
+        except OSError as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            what = f"{self.session.name} cannot run {program.python}: {error.strerror}"
+            raise EngineError(what, fix="rollout.python names an interpreter on every node") from None
         try:
             self._ready = self._wait_until_up(connection)
         except BaseException:

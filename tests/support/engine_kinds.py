@@ -45,7 +45,7 @@ TESTED = {
 }
 
 
-def tested(name: str) -> KindCase:
+def case_of(name: str) -> KindCase:
     """A kind by its name; skips the test if its environment is not here."""
     found = TESTED[name]
     if not Path(found.python or sys.executable).exists():

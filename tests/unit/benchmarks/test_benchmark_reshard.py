@@ -14,7 +14,7 @@ from benchmarks import reshard, reshard_gpu
 from benchmarks._bounds import demand, held_by_rank, least_peak, missing, needed
 from benchmarks._reshard_awex import _tensors
 from benchmarks._reshard_planning import cold_rank, planned
-from benchmarks._workloads import CONFIGS, FSDP_WORKLOADS, WORKLOADS
+from benchmarks._workloads import CONFIGS, FSDP_WORKLOADS, VLLM_WORKLOADS, WORKLOADS
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import count
@@ -28,7 +28,7 @@ LAYOUTS = [{}, {"dp": 4}, {"tp": 4}, {"tp": 2, "pp": 2}, {"tp": 2, "pp": 2, "vpp
 
 
 def test_every_workload_fills_its_devices() -> None:
-    for w in (*WORKLOADS, *FSDP_WORKLOADS):
+    for w in (*WORKLOADS, *VLLM_WORKLOADS, *FSDP_WORKLOADS):
         assert w.model in CONFIGS
         if w.colocated:
             assert w.num_engines * w.engine.world_size == w.source.world_size
@@ -64,9 +64,11 @@ def test_the_bound_is_what_a_set_of_elements_says(family, tied, fields, engine_f
     assert missing(need, {}) == len(wanted)
 
 
-@pytest.mark.parametrize("name", ["W1", "W2", "W4", "W6", "W11a", "W11b", "F1", "F2", "F3", "F4"])
+@pytest.mark.parametrize(
+    "name", ["W1", "W2", "W4", "W6", "W11a", "W11b", "F1", "F2", "F3", "F4", "V1", "V2", "V3", "V4", "V5"]
+)
 def test_plans_move_as_little_as_the_bound_and_cover_everything(name) -> None:
-    found = planned(next(w for w in (*WORKLOADS, *FSDP_WORKLOADS) if w.name == name))
+    found = planned(next(w for w in (*WORKLOADS, *VLLM_WORKLOADS, *FSDP_WORKLOADS) if w.name == name))
     assert found["network_bytes"] == found["bound_bytes"]
     assert found["covered_bytes"] == found["covered_tensors"] == 1.0
     assert found["least_imbalance_any_node"] <= found["least_imbalance"] <= found["imbalance"] + 1e-4
