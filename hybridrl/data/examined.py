@@ -79,7 +79,7 @@ def examine_example(
     warnings = [*_second_start(tokenizer, ids), *_unknown(tokenizer, ids, place)]
     if not plain:
         system = [] if data.system_prompt is None else [{"role": "system", "content": data.system_prompt}]
-        messages = [*system, {"role": "user", "content": _ANSWER}]
+        messages: list[Message] = [*system, {"role": "user", "content": _ANSWER}]
         with contextlib.suppress(DataError):  # a template may refuse what no row has
             warnings += _odd_turns(tokenizer, messages, tokenizer.render(messages))
     return tuple(warnings)

@@ -55,7 +55,7 @@ def test_one_of_your_own_is_made_with_its_options() -> None:
     ("name", "options", "says"),
     [
         ("wandbb", {}, "sinks has no 'wandbb'"),
-        ("wandb", {"mode": "disabled"}, "mode = 'disabled' is not"),
+        ("wandb", {"mode": "disabled"}, "mode = disabled is not one of offline, online"),
         ("wandb", {"projet": "x"}, "sink wandb has no option 'projet'"),
         ("mlflow", {"uri": "x"}, "sink mlflow has no option 'uri'"),
         (f"{__name__}:Path", {}, "has no label, refuse"),
