@@ -1,18 +1,19 @@
 """A run on this machine, whatever it trains on, from a checked config to the exported model:
 
     with StopRequest(terminal.warn) as stop, SomeRun(...) as run:
-        run.complete()
+        asyncio.run(run.play())
+        run.finish()
 
 Reinforcement learning (local.py) and training on examples (supervised_run.py) share this code: the folder,
 the checkpoint to resume from, the observer, Ray, the stop, the export.
 """
 
-import asyncio
 import contextlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from hybridrl.config.load import LoadedConfig
@@ -95,22 +96,14 @@ class Run(ABC, Generic[Cfg, Observer]):
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._opened.__exit__(*error)
-
-    def complete(self) -> None:
-        """Play and finish; an interrupted run leaves its curve and summary too.
-
-        Raises:
-            KeyboardInterrupt: the run was interrupted.
-        """
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
-            asyncio.run(self.play())
-        except KeyboardInterrupt:
-            if self.stop.has_begun:
-                self._finish_interrupted()
-            raise
-        self.finish()
+            if isinstance(error, KeyboardInterrupt) and self.stop.has_begun:
+                self._finish_interrupted()  # it leaves its curve and summary too
+        finally:
+            self._opened.__exit__(kind, error, trace)
 
     async def play(self) -> None:
         """Start the workers, train, export, stop the workers."""

@@ -1,5 +1,6 @@
 """What `hybridrl launch` does, by place: train here or on a running Ray, or hand the run to Slurm or Ray."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -76,7 +77,8 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
             StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
             RLRun(loaded, terminal, stop, on=request.on, resume=_resume(loaded, request)) as run,
         ):
-            run.complete()
+            asyncio.run(run.play())
+            run.finish()
         return stop.exit_code
 
 

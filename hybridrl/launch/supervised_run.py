@@ -1,5 +1,6 @@
 """Training on examples, driven from this machine: `hybridrl sft` and `hybridrl rm`."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,7 +87,8 @@ def launch(
             StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
             ExampleRun(loaded, kind.spec(spec), folder, data, machine, terminal, stop, resume=resume) as run,
         ):
-            run.complete()
+            asyncio.run(run.play())
+            run.finish()
         return stop.exit_code
 
 

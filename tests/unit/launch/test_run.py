@@ -104,8 +104,12 @@ def test_an_interrupted_run_is_finished_too_if_training_had_begun(
 ) -> None:
     qwen3_arithmetic(tmp_path / "model", 0)
     run = short_run(kind, tmp_path, 2)
+    run._opened = contextlib.ExitStack()
     with pytest.raises(KeyboardInterrupt) if kind is not ShortRun else contextlib.nullcontext():
-        run.complete()
+        with contextlib.ExitStack() as left:
+            left.push(run.__exit__)
+            asyncio.run(run.play())
+            run.finish()
     assert run.observe.stopped_by == stopped_by
 
 
