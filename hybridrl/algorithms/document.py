@@ -190,7 +190,7 @@ def _presets() -> str:
 def _frameworks() -> str:
     lines = [
         "## The numerics of other frameworks\n",
-        "`preset: verl/grpo` computes what verl computes, as of mid-2026;"
+        "`preset: verl/grpo` computes what verl computes; `hybridrl/config/frameworks/` names the versions."
         " `hybridrl algo diff grpo --a verl --b trl` shows what differs on a batch, and why.\n",
         "| preset | what it sets | differs from ours in | not kept |",
         "|---|---|---|---|",
