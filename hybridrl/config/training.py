@@ -78,6 +78,10 @@ class TrainParallel(Section):
     stage_layers: tuple[PositiveInt, ...] = ()
     """Layers of each of the pp x vpp chunks, in model order; []: equal parts."""
 
+    shard: PositiveInt | None = None
+    """For actor.backend fsdp: ranks that share one copy of the weights; divides cp x dp, and more groups of
+    as many ranks have further copies (HSDP). None: all cp x dp ranks share one copy."""
+
     @property
     def model_ranks(self) -> int:
         """Ranks that hold one copy of the model, its experts aside."""
@@ -89,8 +93,9 @@ class TrainParallel(Section):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Arguments of a layout: every size except sp, and dp filled in."""
-        return {name: value for name, value in self if name != "sp"} | {"dp": self.dp or 1}
+        """Arguments of a layout: every size except sp, with dp and shard filled in."""
+        sizes = {name: value for name, value in self if name != "sp"}
+        return sizes | {"dp": self.dp or 1, "shard": self.shard or 0}
 
 
 class MoEConfig(Section):
@@ -130,7 +135,7 @@ class ActorConfig(Section):
 
     backend: str = "megatron"
     """Library that all models but the engine's run on. megatron: Megatron-core; fsdp: PyTorch FSDP2 over
-    transformers' modules, which shards over dp alone; module:Kind: code outside the project."""
+    transformers' modules; module:Kind: code outside the project."""
 
     parallel: TrainParallel = TrainParallel()
 

@@ -37,6 +37,11 @@ class MegatronLayout(TrainerLayout):
     """Whether the modules are Transformer Engine's, with grouped experts, instead of Megatron's own."""
 
     def __post_init__(self) -> None:
+        if self.shard:
+            raise LayoutError(
+                f"shard = {self.shard}: Megatron does not share weights over ranks",
+                fix="leave shard out, or set actor.backend: fsdp",
+            )
         refuse_unfit(self.spec, self.tp)
         refuse_unfit_experts(self.spec, self.ep, self.etp)
         self._refuse_uneven_rows()
@@ -148,8 +153,8 @@ class MegatronLayout(TrainerLayout):
     def sites(self, row: Row) -> tuple[Site, ...]:
         return self.transformer_engine and row.transformer_engine or row.megatron
 
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        return replace(row, name=name, megatron=(site,), transformer_engine=())
+    def at(self, row: Row, name: str, *sites: Site) -> Row:
+        return replace(row, name=name, megatron=sites, transformer_engine=())
 
     def num_parts(self, row: Row, site: Site) -> int:
         return self.ep * self.etp if row.per_expert else 1 if site.sharding == "whole" else self.tp

@@ -44,6 +44,10 @@ class TrainerLayout(Layout):
     stage_layers: tuple[int, ...] = ()
     """Number of layers of each chunk, in model order; (): all chunks are equal."""
 
+    shard: int = 0
+    """Number of the cp * dp ranks that share one copy of the weights; 0: all of them. It has a meaning only
+    where `shards_weights`."""
+
     @classmethod
     @abstractmethod
     def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
@@ -88,8 +92,9 @@ class TrainerLayout(Layout):
         """The tensors that hold the parameter of a model-table row."""
 
     @abstractmethod
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        """A row like `row`, for a parameter called `name` that is held in `site`."""
+    def at(self, row: Row, name: str, *sites: Site) -> Row:
+        """A row like `row`, for a parameter called `name` that is held in `sites`, in the order of its row
+        blocks."""
 
     @abstractmethod
     def num_parts(self, row: Row, site: Site) -> int:
@@ -120,8 +125,8 @@ class CheckpointTensors(TrainerLayout):
     def sites(self, row: Row) -> tuple[Site, ...]:
         return tuple(Site(name, "whole", (block,)) for block, name in enumerate(row.hf))
 
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        return replace(row, name=name, hf=(site.tensor,))
+    def at(self, row: Row, name: str, *sites: Site) -> Row:
+        return replace(row, name=name, hf=tuple(site.tensor for site in sites))
 
 
 def layout_of(backend: str) -> type[TrainerLayout]:

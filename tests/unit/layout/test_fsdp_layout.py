@@ -5,20 +5,27 @@ from typing import Any
 import pytest
 from model_values import tiny
 
-from hybridrl.config.training import ActorConfig, LoraConfig
+from hybridrl.config.training import ActorConfig
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.trainers import layout_of
 
 
-@pytest.mark.parametrize("axes", [{"tp": 2}, {"pp": 2}, {"cp": 2}, {"ep": 2}, {"tp": 2, "pp": 2, "dp": 2}])
-def test_sizes_other_than_dp_are_refused_with_the_dp_of_as_many_ranks(axes: dict[str, int]) -> None:
+@pytest.mark.parametrize("axes", [{"pp": 2}, {"ep": 2}, {"pp": 2, "dp": 2}, {"vpp": 2, "pp": 2}])
+def test_axes_that_the_backend_lacks_are_refused_with_the_dp_of_as_many_ranks(axes: dict[str, int]) -> None:
     with pytest.raises(LayoutError) as caught:
-        FSDPLayout.of(tiny(), on_gpu=False, **axes)
-    ranks = axes.get("tp", 1) * axes.get("pp", 1) * axes.get("cp", 1) * axes.get("dp", 1)
-    assert f"dp = {ranks}" in str(caught.value)
+        FSDPLayout.of(tiny("qwen3_moe"), on_gpu=False, **axes)
+    assert f"dp = {axes.get('pp', 1) * axes.get('dp', 1)}" in str(caught.value)
     assert all(f"{axis} = {size}" in str(caught.value) for axis, size in axes.items() if axis != "dp")
+
+
+def test_ranks_that_do_not_form_whole_copies_are_refused_with_the_sizes_that_do() -> None:
+    with pytest.raises(LayoutError, match="shard = 4 does not divide the 6 ranks of cp 2 x dp 3") as caught:
+        FSDPLayout.of(tiny(), on_gpu=False, cp=2, dp=3, shard=4)
+    assert "1, 2, 3, 6" in str(caught.value)
+    with pytest.raises(LayoutError, match="shard = 2: Megatron"):
+        layout_of("megatron").of(tiny(), on_gpu=False, dp=4, shard=2)
 
 
 def test_one_rank_has_the_checkpoint_and_of_three_none_has_more_than_its_rows() -> None:
@@ -40,7 +47,7 @@ def test_stage_layers_are_refused() -> None:
     ("model", "reason"),
     [
         (tiny("gemma2"), "this model is gemma2"),
-        (tiny("qwen3_moe"), "this model is qwen3_moe"),
+        (tiny("mixtral"), "this model is mixtral"),
         (tiny("llama", attention_out_bias=True), "attention output"),
         (tiny("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "'dynamic'"),
     ],
@@ -50,15 +57,14 @@ def test_models_with_another_part_are_refused(model: Any, reason: str) -> None:
         FSDPLayout.refuse_unbuildable(model, where="model.path")
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_dense_families_are_not_refused(family: str) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])
+def test_families_whose_modules_are_known_are_not_refused(family: str) -> None:
     FSDPLayout.refuse_unbuildable(tiny(family), where="model.path")
 
 
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"lora": LoraConfig()}, "actor.lora"),
         ({"fp8": "blockwise"}, "actor.fp8"),
         ({"precision": "fp16"}, "actor.precision"),
         ({"recompute": "selective"}, "actor.recompute"),
