@@ -82,6 +82,11 @@ class TrainParallel(Section):
     """For actor.backend fsdp: ranks that share one copy of the weights; divides cp x dp, and more groups of
     as many ranks have further copies (HSDP). None: all cp x dp ranks share one copy."""
 
+    cp_exchange: Literal["heads", "keys"] | None = None
+    """For actor.backend fsdp: what context-parallel ranks exchange. heads: each attends over whole sequences
+    with a part of the heads (Ulysses); keys: each gathers all keys and values. None: heads where tp x cp
+    divides the key-value heads, else keys."""
+
     @property
     def model_ranks(self) -> int:
         """Ranks that hold one copy of the model, its experts aside."""
@@ -93,8 +98,8 @@ class TrainParallel(Section):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Arguments of a layout: every size except sp, with dp and shard filled in."""
-        sizes = {name: value for name, value in self if name != "sp"}
+        """Arguments of a layout: every size, with dp and shard filled in."""
+        sizes = {name: value for name, value in self if name not in ("sp", "cp_exchange")}
         return sizes | {"dp": self.dp or 1, "shard": self.shard or 0}
 
 

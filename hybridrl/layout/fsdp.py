@@ -6,7 +6,7 @@ the rows; with `shard`, only so many neighbours of them do, and each such group 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.base import Holding
@@ -46,6 +46,11 @@ class FSDPLayout(CheckpointTensors):
         self._refuse_axes()
         refuse_unfit(self.spec, self.tp)
         refuse_unfit_experts(self.spec, 1, self.tp)
+        if self.spec.num_kv_heads * self.spec.head_dim % self.tp:
+            raise LayoutError(
+                f"tp = {self.tp} does not divide the {self.spec.num_kv_heads * self.spec.head_dim} rows of k",
+                fix="lower tp",
+            )
         if self.cp * self.dp % self.num_shards:
             raise LayoutError(
                 f"shard = {self.shard} does not divide the {self.cp * self.dp} ranks of cp {self.cp} x "
@@ -121,7 +126,7 @@ class FSDPLayout(CheckpointTensors):
         return tuple(Site(name, sharding, (block,)) for block, name in enumerate(row.hf))
 
     def at(self, row: Row, name: str, *sites: Site) -> Row:
-        alike = replace(row.megatron[0], sharding=sites[0].sharding)
+        alike = row.megatron[0]._replace(sharding=sites[0].sharding)
         return replace(row, name=name, hf=tuple(site.tensor for site in sites), megatron=(alike,))
 
     def _sharding(self, row: Row) -> Sharding:
@@ -156,6 +161,15 @@ class FSDPLayout(CheckpointTensors):
             experts = parameter.experts[here.start : here.stop] if stacked else parameter.experts
             mine = held if stacked else held._replace(num_rows=len(here), rows=_between(held.rows, here))
             yield Holding.of(parameter, site.tensor, mine, parameter.layers, ranks, experts)
+
+
+def exchange_of(model: ModelSpec, parallel: Any) -> Literal["heads", "keys"]:
+    """How context-parallel ranks compute attention together, if the config leaves it open.
+
+    Args:
+        parallel: config.training.TrainParallel.
+    """
+    return "heads" if model.num_kv_heads % (parallel.tp * parallel.cp) == 0 else "keys"
 
 
 def _between(rows: Runs, local: range) -> Runs:

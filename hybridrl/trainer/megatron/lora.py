@@ -8,8 +8,6 @@ Shape letters: T tokens, I and O inputs and outputs of a linear layer on this ra
 """
 
 import contextlib
-import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +28,7 @@ from torch.nn import Module, Parameter
 
 from hybridrl.errors import ConfigError
 from hybridrl.layout.adapters import AdapterLayout
+from hybridrl.trainer.first_adapters import first_a
 
 
 class Adapter(Module):
@@ -145,10 +144,7 @@ def start(stage: list[Any], seed: int) -> None:
         a, parts = adapter.a, 1
         if isinstance(adapter, RowAdapter):
             parts = parallel_state.get_tensor_model_parallel_world_size()
-        inputs = a.shape[1] * parts
-        digest = hashlib.sha256(f"{seed}/{adapter.name}".encode()).digest()
-        draw = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-        whole = torch.empty(a.shape[0], inputs).uniform_(-1, 1, generator=draw) / math.sqrt(inputs)
+        whole = first_a(adapter.name, seed, a.shape[0], a.shape[1] * parts)
         at = parallel_state.get_tensor_model_parallel_rank() * a.shape[1] if parts > 1 else 0
         with torch.no_grad():
             a.copy_(whole[:, at : at + a.shape[1]])
