@@ -44,6 +44,11 @@ class FSDPLayout(CheckpointTensors):
 
     def __post_init__(self) -> None:
         self._refuse_axes()
+        if self.tp > 1 and not self.spec.has_table:
+            raise LayoutError(
+                f"tp = {self.tp}: nothing says how a model without a table is split into heads",
+                fix=f"tp = 1, and dp = {self.dp * self.tp}",
+            )
         refuse_unfit(self.spec, self.tp)
         refuse_unfit_experts(self.spec, 1, self.tp)
         if self.spec.num_kv_heads * self.spec.head_dim % self.tp:

@@ -84,6 +84,11 @@ def gather_rows(own_O: Tensor, most: int, from_R: Tensor, group: dist.ProcessGro
     return _GatherRows.apply(own_O, most, from_R, group)
 
 
+_ALL_GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_REDUCE_SCATTER = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+"""Newer versions of torch warn of the longer names."""
+
+
 class _GatherTokens(Function):
     @staticmethod
     def forward(ctx: Any, own_T: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -93,7 +98,7 @@ class _GatherTokens(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         own = grad.new_empty(grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous().flatten(0, 1), group=ctx.group)
+        _REDUCE_SCATTER(own, grad.contiguous().flatten(0, 1), group=ctx.group)
         return own, None
 
 
@@ -135,5 +140,5 @@ class _GatherRows(Function):
 
 def _all_gather(own: Tensor, group: dist.ProcessGroup) -> Tensor:
     found = own.new_empty(group.size() * len(own), *own.shape[1:])
-    dist.all_gather_into_tensor(found, own.contiguous(), group=group)
+    _ALL_GATHER(found, own.contiguous(), group=group)
     return found.view(group.size(), *own.shape)

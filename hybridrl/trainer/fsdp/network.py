@@ -50,6 +50,7 @@ class PackedNetwork(nn.Module):
         body = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
         self._stem, self._context = body.base_model_prefix, context
         self.add_module(self._stem, body)
+        body.get_input_embeddings().padding_idx = None  # whose row would get no gradient
         self.output = "score" if value_head else "lm_head"
         rows = 1 if value_head else config.vocab_size
         self.add_module(self.output, nn.Linear(config.hidden_size, rows, bias=False, dtype=dtype))

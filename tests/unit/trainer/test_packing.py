@@ -12,8 +12,8 @@ from rows import trajectory
 
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
-from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.context import in_order
+from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
 from hybridrl.trainer.saved_groups import select
 
