@@ -85,7 +85,7 @@ class TrainParallel(Section):
     cp_exchange: Literal["heads", "keys"] | None = None
     """For actor.backend fsdp: what context-parallel ranks exchange. heads: each attends over whole sequences
     with a part of the heads (Ulysses); keys: each gathers all keys and values. None: heads where tp x cp
-    divides the key-value heads, else keys."""
+    divides the key-value heads and that sends less, else keys."""
 
     @property
     def model_ranks(self) -> int:

@@ -100,6 +100,15 @@ class FSDPLayout(CheckpointTensors):
             "precision": (actor.precision == "fp16", "no loss scale for fp16"),
             "recompute": (actor.recompute == "selective", "no recomputation of attention alone"),
         }
+        if set_keys := [
+            key for key, value in actor.moe if value != type(actor.moe).model_fields[key].default
+        ]:
+            key = f"actor.moe.{set_keys[0]}"
+            raise ConfigError(
+                f"{key} = {getattr(actor.moe, set_keys[0])}: the FSDP backend leaves routers as they are",
+                where=key,
+                fix=f"remove {key}, or actor.backend: fsdp",
+            )
         fixes = {"precision": "actor.precision: bf16", "recompute": "actor.recompute: full"}
         for key, (is_set, lack) in lacking.items():
             if is_set:
@@ -169,12 +178,16 @@ class FSDPLayout(CheckpointTensors):
 
 
 def exchange_of(model: ModelSpec, parallel: Any) -> Literal["heads", "keys"]:
-    """How context-parallel ranks compute attention together, if the config leaves it open.
+    """How context-parallel ranks compute attention together, if the config leaves it open: the way that
+    sends less. With heads each rank sends queries, keys, values and outputs once, with keys it sends keys and
+    values to every other rank.
 
     Args:
         parallel: config.training.TrainParallel.
     """
-    return "heads" if model.num_kv_heads % (parallel.tp * parallel.cp) == 0 else "keys"
+    divides = model.num_kv_heads % (parallel.tp * parallel.cp) == 0
+    less = model.num_heads + model.num_kv_heads < parallel.cp * model.num_kv_heads
+    return "heads" if divides and less else "keys"
 
 
 def _between(rows: Runs, local: range) -> Runs:

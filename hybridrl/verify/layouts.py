@@ -32,7 +32,7 @@ _SIZES = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp", "shard")
 _WORD = re.compile(rf"({'|'.join(_SIZES)})([1-9]\d*)|(sp|keys|heads)")
 
 _OF_MEGATRON = "tp2 tp2sp pp2 pp2vpp2 cp2 ep2 dp2 tp2pp2 tp2cp2 pp2cp2 pp2dp2 cp2dp2 tp2ep2 pp2ep2 ep2etp2"
-_OF_FSDP = "dp2 dp3 tp2 cp2 cp2keys dp4shard2 tp2cp2 tp2dp2 cp2dp2"
+_OF_FSDP = "dp2 dp3 tp2 cp2keys cp2heads dp4shard2 tp2cp2 tp2dp2 cp2dp2"
 _LAYOUTS = {"megatron": tuple(_OF_MEGATRON.split()), "fsdp": tuple(_OF_FSDP.split())}
 _OF_THE_OTHER = {"megatron": ("fsdp:dp2", "fsdp:tp2"), "fsdp": ("megatron:dp2", "megatron:tp2")}
 

@@ -35,12 +35,13 @@ def adapters_fit_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterat
 
 def gpus_train_no_adapters(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
     per_node = loaded.config.cluster.gpus_per_node
-    if loaded.config.actor.lora is not None and per_node:
+    if loaded.config.actor.lora is not None and per_node and loaded.config.actor.backend == "megatron":
         yield ConfigError(
             f"actor.lora with {counted(per_node, 'GPU')} a node: Transformer Engine's layers take no "
             "adapters yet",
             where=loaded.where("actor.lora"),
-            fix="train all weights: leave actor.lora out; adapters train with cluster.gpus_per_node=0",
+            fix="set actor.backend: fsdp, or train all weights: leave actor.lora out; adapters train with "
+            "cluster.gpus_per_node=0",
         )
 
 

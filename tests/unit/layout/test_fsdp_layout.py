@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 from model_values import tiny
 
-from hybridrl.config.training import ActorConfig
+from hybridrl.config.training import ActorConfig, MoEConfig
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.trainers import layout_of
+from hybridrl.models.untabled import TensorShape
 
 
 @pytest.mark.parametrize("axes", [{"pp": 2}, {"ep": 2}, {"pp": 2, "dp": 2}, {"vpp": 2, "pp": 2}])
@@ -36,6 +37,13 @@ def test_one_rank_has_the_checkpoint_and_of_three_none_has_more_than_its_rows() 
     for rank in range(3):
         for name, held in sharded.shards(rank).items():
             assert 0 < held.shape[0] <= -(-whole[name].shape[0] // 3)
+
+
+def test_tensor_parallelism_needs_a_table_and_rows_that_divide() -> None:
+    with pytest.raises(LayoutError, match="tp = 8 does not divide the 4 rows of k"):
+        FSDPLayout.of(tiny(num_heads=8, num_kv_heads=1, head_dim=4, ffn_size=64), on_gpu=False, tp=8)
+    with pytest.raises(LayoutError, match="a model without a table"):
+        FSDPLayout.of(tiny(tensors=(TensorShape("lm_head.weight", (8, 8)),)), on_gpu=False, tp=2)
 
 
 def test_stage_layers_are_refused() -> None:
@@ -66,6 +74,7 @@ def test_families_whose_modules_are_known_are_not_refused(family: str) -> None:
     ("options", "key"),
     [
         ({"fp8": "blockwise"}, "actor.fp8"),
+        ({"moe": MoEConfig(router_replay="old_logp")}, "actor.moe.router_replay"),
         ({"precision": "fp16"}, "actor.precision"),
         ({"recompute": "selective"}, "actor.recompute"),
     ],
