@@ -40,6 +40,7 @@ class FSDPLayout(CheckpointTensors):
     """
 
     PACKAGES = ("transformers",)
+    CERTIFIED = ("dp2", "dp3", "tp2", "cp2keys", "cp2heads", "dp4shard2", "tp2cp2", "tp2dp2", "cp2dp2")
     shards_weights = True
 
     def __post_init__(self) -> None:
@@ -78,6 +79,20 @@ class FSDPLayout(CheckpointTensors):
     @classmethod
     def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
         return cls(spec, **sizes)
+
+    @classmethod
+    def refuse_keys(cls, model: ModelSpec, parallel: Any) -> None:
+        if parallel.sp:
+            raise LayoutError(
+                "sp = true: the FSDP backend has no sequence parallelism",
+                fix="leave sp out, or actor.backend: fsdp",
+            )
+        if parallel.cp_exchange == "heads" and model.num_kv_heads % (parallel.tp * parallel.cp):
+            raise LayoutError(
+                f"cp_exchange = heads gives each rank some of the {model.num_kv_heads} key-value heads, "
+                f"tp x cp = {parallel.tp * parallel.cp} does not divide them",
+                fix="set cp_exchange: keys",
+            )
 
     @classmethod
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
@@ -140,14 +155,14 @@ class FSDPLayout(CheckpointTensors):
         return tuple(Site(name, sharding, (block,)) for block, name in enumerate(row.hf))
 
     def at(self, row: Row, name: str, *sites: Site) -> Row:
-        alike = row.megatron[0]._replace(sharding=sites[0].sharding)
-        return replace(row, name=name, hf=tuple(site.tensor for site in sites), megatron=(alike,))
+        alike = row.engine[0]._replace(sharding=sites[0].sharding)
+        return replace(row, name=name, hf=tuple(site.tensor for site in sites), engine=(alike,))
 
     def _sharding(self, row: Row) -> Sharding:
-        """How tensor parallelism shards each tensor of a row: as Megatron's, but q, k and v are tensors of
-        their own, whose rows are sharded by heads."""
-        found = row.megatron[0].sharding
-        return "rows" if found == "grouped_qkv" else found
+        """How tensor parallelism shards each tensor of a row: as an engine shards the fused one, but q, k and
+        v are tensors of their own, whose rows are split evenly, as are those of gate and up."""
+        found = row.engine[0].sharding
+        return "rows" if found in ("heads", "gate_up") else found
 
     def num_parts(self, row: Row, site: Site) -> int:
         return self.num_shards * (1 if site.sharding == "whole" else self.tp)

@@ -91,6 +91,19 @@ class MegatronLayout(TrainerLayout):
         return cls(spec, **sizes, vocab_multiple=128 if on_gpu else 1, transformer_engine=on_gpu)
 
     @classmethod
+    def refuse_keys(cls, model: ModelSpec, parallel: Any) -> None:
+        if parallel.cp_exchange:
+            raise LayoutError(
+                f"cp_exchange = {parallel.cp_exchange}: Megatron always gathers keys and values",
+                fix="leave cp_exchange out, or set actor.backend: fsdp",
+            )
+        if model.num_experts and parallel.sp is False and parallel.tp > 1:
+            raise LayoutError(
+                f"sp = false with tp = {parallel.tp}: Megatron trains experts with sequence parallelism only",
+                fix="leave sp out, or set tp: 1",
+            )
+
+    @classmethod
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
         if not model.has_table:
             raise ModelError(

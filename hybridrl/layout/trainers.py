@@ -25,6 +25,12 @@ class TrainerLayout(Layout):
     PACKAGES: ClassVar[tuple[str, ...]] = ()
     """Python distributions whose versions a checkpoint records."""
 
+    CERTIFIED: ClassVar[tuple[str, ...]] = tuple(
+        "tp2 tp2sp pp2 pp2vpp2 cp2 ep2 dp2 tp2pp2 tp2cp2 pp2cp2 pp2dp2 cp2dp2 tp2ep2 pp2ep2 ep2etp2".split()
+    )
+    """Parallel layouts that a certificate has rows of, as verify/layouts.py names them. A certificate says
+    which of them the backend refuses."""
+
     shards_weights: ClassVar[bool] = False
     """Data-parallel ranks hold different parts of the model, and gather it layer by layer to compute."""
 
@@ -77,6 +83,17 @@ class TrainerLayout(Layout):
 
         Raises:
             ConfigError: the backend lacks what a key asks for; names the key.
+        """
+
+    @classmethod
+    def refuse_keys(cls, model: ModelSpec, parallel: Any) -> None:
+        """Refuse what a config's `parallel` has besides the sizes of a layout.
+
+        Args:
+            parallel: config.training.TrainParallel.
+
+        Raises:
+            LayoutError: a key has no meaning for the backend, or does not fit the model.
         """
 
     @property

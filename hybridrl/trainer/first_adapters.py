@@ -13,7 +13,7 @@ def first_a(name: str, seed: int, rank: int, num_inputs: int) -> Tensor:
     It is whole on every rank, so that a run starts alike on every parallel layout and backend. B starts at 0.
 
     Args:
-        name: the layer in Megatron's naming.
+        name: canonical name of the layer's weight.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     draw = torch.Generator().manual_seed(int.from_bytes(digest[:7]))

@@ -11,9 +11,11 @@ from typing import Literal
 
 import numpy as np
 
+from hybridrl import registry
 from hybridrl.config.training import TrainParallel
 from hybridrl.data.packing import partition_rows
 from hybridrl.errors import UserError
+from hybridrl.layout.trainers import layout_of
 
 TokenPartition = Literal["single", "pairs", "whole", "packed", "shuffled"]
 """How sequences are partitioned into microbatches: one, two or all at a time, packed up to a number of tokens
@@ -31,19 +33,21 @@ _TOGETHER = {"pairs": 2, "shuffled": 3}
 _SIZES = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp", "shard")
 _WORD = re.compile(rf"({'|'.join(_SIZES)})([1-9]\d*)|(sp|keys|heads)")
 
-_OF_MEGATRON = "tp2 tp2sp pp2 pp2vpp2 cp2 ep2 dp2 tp2pp2 tp2cp2 pp2cp2 pp2dp2 cp2dp2 tp2ep2 pp2ep2 ep2etp2"
-_OF_FSDP = "dp2 dp3 tp2 cp2keys cp2heads dp4shard2 tp2cp2 tp2dp2 cp2dp2"
-_LAYOUTS = {"megatron": tuple(_OF_MEGATRON.split()), "fsdp": tuple(_OF_FSDP.split())}
-_OF_THE_OTHER = {"megatron": ("fsdp:dp2", "fsdp:tp2"), "fsdp": ("megatron:dp2", "megatron:tp2")}
-
 
 def default_layouts(backend: str) -> tuple[str, ...]:
-    """Names of the layouts that are measured unless others are named.
+    """Names of the layouts that are measured unless others are named: those of the backend with every axis,
+    and two of every other backend of the project.
 
     Args:
-        backend: value of actor.backend; one from outside the project has the layouts of Megatron.
+        backend: value of actor.backend.
     """
-    return _LAYOUTS.get(backend, _LAYOUTS["megatron"]) + _OF_THE_OTHER.get(backend, ())
+    others = () if ":" in backend else (name for name in _backends() if name != backend)
+    two = (f"{name}:{sizes}" for name in others for sizes in ("dp2", "tp2"))
+    return (*layout_of(backend).CERTIFIED, *two)
+
+
+def _backends() -> list[str]:
+    return registry.folders("hybridrl.trainer", "backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +94,11 @@ def rows(layouts: Sequence[str]) -> list[Row]:
 def _two(name: str) -> tuple[Row, Row]:
     before, colon, sizes = name.rpartition(":")
     parallel, backend = parse(sizes), before if colon else None
-    if colon and before not in _LAYOUTS:
+    if colon and before not in _backends():
         raise UserError(
-            f"no backend {before!r} in {name!r}", where="--layouts", fix=f"use one of {', '.join(_LAYOUTS)}"
+            f"no backend {before!r} in {name!r}",
+            where="--layouts",
+            fix=f"use one of {', '.join(_backends())}",
         )
     axes = _axes(parallel) | ({"backend"} if backend else set())
     packed = axes | _PARTITION_AXES["packed"]

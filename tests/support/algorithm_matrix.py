@@ -28,7 +28,13 @@ def algorithms(teacher: Path) -> dict[str, AlgorithmConfig]:
         for name in ESTIMATORS
         if name not in UNFED
     }
-    rows |= {f"loss {name}": {"loss": {"name": name, **_OPTIONS.get(name, {})}} for name in LOSSES}
+    rows |= {
+        f"loss {name}": {
+            "loss": {"name": name, **_OPTIONS.get(name, {})},
+            "aggregate": _AGGREGATES.get(name, "token_mean"),
+        }
+        for name in LOSSES
+    }
     rows["kl in loss"] = {"kl": {"coefficient": 0.1}}
     rows["kl in reward"] = {"estimator": "reinforce_plus_plus", "kl": {"coefficient": 0.1, "in": "reward"}}
     rows["entropy"] = {"entropy_coefficient": 0.01}
@@ -36,6 +42,14 @@ def algorithms(teacher: Path) -> dict[str, AlgorithmConfig]:
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {"dro": {"beta": 0.5}}
+_AGGREGATES = {
+    "a_star_po": "seq_mean_token_sum",
+    "copg": "seq_mean_token_sum",
+    "luspo": "seq_mean_token_sum",
+    "gmpo": "seq_mean_token_mean",
+    "gspo": "seq_mean_token_mean",
+}
+"""Aggregates of the losses that have no meaning with token_mean."""
 
 
 def logp(rank: int, rendezvous: Callable[[], str], folder: Path) -> tuple[TokenBlock, np.ndarray]:

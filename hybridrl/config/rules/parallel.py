@@ -49,19 +49,9 @@ def wrong_sharding(
     """
     name = Path(path or loaded.config.model.path).name
     yield from _sizes_that_need_others(loaded, key, sharding)
-    yield from _keys_of_another_backend(loaded, key, sharding)
-    yield from _heads_that_do_not_divide(loaded, key, sharding, spec)
     yield from _wrong_stages(loaded, key, sharding, spec.num_layers if spec else None, name)
     if spec is not None and not spec.num_experts:
         yield from _experts_that_are_not_there(loaded, key, sharding, name)
-    megatron = loaded.config.actor.backend == "megatron"
-    if megatron and spec is not None and spec.num_experts and sharding.sp is False and sharding.tp > 1:
-        yield ConfigError(
-            f"{key}.sp = false with {key}.tp = {sharding.tp}: Megatron trains experts with sequence "
-            "parallelism only",
-            where=loaded.where(f"{key}.sp", f"{key}.tp"),
-            fix=f"leave {key}.sp out, or set {key}.tp: 1",
-        )
 
 
 def actor_parallel_divides_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
@@ -92,34 +82,6 @@ def _sizes_that_need_others(loaded: LoadedConfig, key: str, sharding: TrainParal
             f"{key}.sp = true shares tokens over the tensor-parallel ranks, {key}.tp = 1",
             where=loaded.where(f"{key}.sp", f"{key}.tp"),
             fix=f"set {key}.tp: 2, or leave {key}.sp out",
-        )
-
-
-def _keys_of_another_backend(
-    loaded: LoadedConfig, key: str, sharding: TrainParallel
-) -> Iterator[ConfigError]:
-    backend = loaded.config.actor.backend
-    keys = {"megatron": ("shard", "cp_exchange"), "fsdp": ("sp",)}.get(backend, ())
-    for name in keys:
-        if getattr(sharding, name):
-            yield ConfigError(
-                f"{key}.{name} = {str(getattr(sharding, name)).lower()} has no meaning with actor.backend = "
-                f"{backend}",
-                where=loaded.where(f"{key}.{name}", "actor.backend"),
-                fix=f"leave {key}.{name} out, or set actor.backend: "
-                f"{'fsdp' if backend == 'megatron' else 'megatron'}",
-            )
-
-
-def _heads_that_do_not_divide(
-    loaded: LoadedConfig, key: str, sharding: TrainParallel, spec: ModelSpec | None
-) -> Iterator[ConfigError]:
-    if sharding.cp_exchange == "heads" and spec and spec.num_kv_heads % (sharding.tp * sharding.cp):
-        yield ConfigError(
-            f"{key}.cp_exchange = heads gives each rank some of the {spec.num_kv_heads} key-value heads, "
-            f"{key}.tp x cp = {sharding.tp * sharding.cp} does not divide them",
-            where=loaded.where(f"{key}.cp_exchange", f"{key}.cp"),
-            fix=f"set {key}.cp_exchange: keys",
         )
 
 

@@ -72,8 +72,7 @@ def start(layout: AdapterLayout, rank: int, tensors: Mapping[str, Tensor], seed:
             if (name := instance(factor.row.hf[0], layer)) not in tensors:
                 continue
             assert linear.cols is not None, "a linear layer is a matrix"
-            drawn = instance(linear.row.megatron[0].tensor, layer).removesuffix(".weight")
-            whole_RI = first_a(drawn, seed, layout.rank, linear.cols)
+            whole_RI = first_a(instance(linear.name, layer), seed, layout.rank, linear.cols)
             for (at_row, at_col), (row, col), (rows, cols) in shards[name].boxes():
                 part = whole_RI[at_row : at_row + rows, at_col : at_col + cols]
                 tensors[name][row : row + rows, col : col + cols] = part

@@ -92,13 +92,6 @@ def test_a_good_config_passes(run) -> None:
             "actor.parallel.vpp = 2 chunks take turns in a pipeline, actor.parallel.pp = 1",
         ),
         (["actor.parallel.sp=true"], "actor.parallel.sp = true shares tokens over the tensor-parallel ranks"),
-        (["actor.parallel={dp: 4, shard: 2}"], "shard = 2 has no meaning with actor.backend = megatron"),
-        (["actor.parallel={cp: 2, cp_exchange: keys}"], "cp_exchange = keys has no meaning"),
-        (["actor.backend=fsdp", "actor.parallel={tp: 2, sp: true}"], "sp = true has no meaning"),
-        (
-            ["actor.backend=fsdp", "actor.parallel={cp: 8, cp_exchange: heads}"],
-            "some of the 4 key-value heads, actor.parallel.tp x cp = 8 does not divide them",
-        ),
         (["actor.parallel={pp: 4, vpp: 3}"], "pp = 4 times vpp = 3 does not divide the 28 layers"),
         (
             ["actor.parallel={pp: 2, stage_layers: [14, 7, 7]}"],
