@@ -10,6 +10,10 @@ from trainer_ranks import on_ranks
 from hybridrl.config.training import TrainParallel
 
 RELATIVE = 2e-6
+SENSITIVE = {"loss topr": 2e-5, "loss vespo": 2e-5}
+"""Losses that weigh an answer by exp of a sum over its tokens, which multiplies the rounding of each: the
+layouts of Megatron are up to 1e-5 apart."""
+
 SHAPES = {
     "dp2": TrainParallel(dp=2),
     "dp3": TrainParallel(dp=3),
@@ -43,7 +47,8 @@ def test_loss_and_gradient_norm_of_every_algorithm(job, megatron, name: str) -> 
     for found in ranks:
         assert found == ranks[0]
     for algorithm, steps in megatron.items():
-        scale = max(abs(loss) for loss, _ in steps) or 1.0
+        scale, rel = max(abs(loss) for loss, _ in steps), SENSITIVE.get(algorithm, RELATIVE)
         for (loss, norm), (expected, expected_norm) in zip(ranks[0][algorithm], steps, strict=True):
-            assert loss == pytest.approx(expected, rel=RELATIVE, abs=RELATIVE * scale), algorithm
-            assert norm == pytest.approx(expected_norm, rel=RELATIVE), algorithm
+            # Whitened advantages make the loss a difference of equal sums of size 1.
+            assert loss == pytest.approx(expected, abs=max(1e-7, rel * scale)), algorithm
+            assert norm == pytest.approx(expected_norm, rel=rel), algorithm
