@@ -115,15 +115,6 @@ class FSDPLayout(CheckpointTensors):
             "precision": (actor.precision == "fp16", "no loss scale for fp16"),
             "recompute": (actor.recompute == "selective", "no recomputation of attention alone"),
         }
-        if set_keys := [
-            key for key, value in actor.moe if value != type(actor.moe).model_fields[key].default
-        ]:
-            key = f"actor.moe.{set_keys[0]}"
-            raise ConfigError(
-                f"{key} = {getattr(actor.moe, set_keys[0])}: the FSDP backend leaves routers as they are",
-                where=key,
-                fix=f"remove {key}, or actor.backend: fsdp",
-            )
         fixes = {"precision": "actor.precision: bf16", "recompute": "actor.recompute: full"}
         for key, (is_set, lack) in lacking.items():
             if is_set:

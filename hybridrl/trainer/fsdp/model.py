@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from hybridrl.config.training import MoEConfig, OptimizerConfig
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.fsdp import FSDPLayout
-from hybridrl.trainer.base import Model, NoRouting, Result
+from hybridrl.trainer.base import Model, Result
 from hybridrl.trainer.context import gather_predicted
 from hybridrl.trainer.fsdp import lora
 from hybridrl.trainer.fsdp.groups import Groups
@@ -26,6 +26,7 @@ from hybridrl.trainer.fsdp.optimizer import Optimizer, local
 from hybridrl.trainer.fsdp.tensor_parallel import Shardings, copy_to, sum_over, with_partial_gradients
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
+from hybridrl.trainer.routing import Routing
 
 
 class FSDPModel(Model):
@@ -204,8 +205,8 @@ class FSDPModel(Model):
         if self.adapters is not None:
             self._whole_a = lora.gathered(self._network)
 
-    def routing(self, config: MoEConfig) -> NoRouting:
-        return NoRouting()
+    def routing(self, config: MoEConfig) -> Routing:
+        return Routing(config, self._network.routers, self.layout.spec, None)
 
     def without_adapters(self) -> AbstractContextManager[None]:
         return lora.switched_off(self._network)

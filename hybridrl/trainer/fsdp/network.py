@@ -20,6 +20,7 @@ from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.trainer.fsdp import attention, lora, tensor_parallel
 from hybridrl.trainer.fsdp.attention import Context
 from hybridrl.trainer.fsdp.groups import Groups
+from hybridrl.trainer.fsdp.router import Router, replace_routers
 from hybridrl.trainer.packing import Microbatch
 
 
@@ -54,6 +55,9 @@ class PackedNetwork(nn.Module):
         self.output = "score" if value_head else "lm_head"
         rows = 1 if value_head else config.vocab_size
         self.add_module(self.output, nn.Linear(config.hidden_size, rows, bias=False, dtype=dtype))
+        self.routers: list[Router] = []
+        """Those of this rank's layers with experts, if they have been replaced."""
+
         self._tied = tied and not value_head
         self.tie()
 
@@ -82,6 +86,8 @@ class PackedNetwork(nn.Module):
     def forward(self, microbatch: Microbatch) -> Tensor:
         """Hidden states before trained tokens, [O, 1, H]."""
         packing = microbatch.packing
+        for router in self.routers:
+            router.packing = packing
         hidden_1TH = self.body(
             input_ids=microbatch.token_T.unsqueeze(0),
             position_ids=packing.position_T.unsqueeze(0),
@@ -145,9 +151,13 @@ def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
     network.train()
     if plan.recompute:
         network.body.gradient_checkpointing_enable({"use_reentrant": False})
+    counts = groups.tp.get_local_rank() == 0
+    network.routers = replace_routers(network.layers, plan.layout.spec, context=groups.cp, counts=counts)
     _shard(network, groups, plan.compute_dtype)
     network.to_empty(device=device)
     make_buffers(network.body, device)
+    for router in network.routers:
+        router.count_from_zero()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(plan.trained and (plan.adapters is None or ".adapter." in name)).zero_()

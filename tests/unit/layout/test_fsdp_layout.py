@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from model_values import tiny
 
-from hybridrl.config.training import ActorConfig, MoEConfig
+from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.hf import HFLayout
@@ -37,6 +37,26 @@ def test_one_rank_has_the_checkpoint_and_of_three_none_has_more_than_its_rows() 
     for rank in range(3):
         for name, held in sharded.shards(rank).items():
             assert 0 < held.shape[0] <= -(-whole[name].shape[0] // 3)
+
+
+@pytest.mark.parametrize(
+    ("backend", "keys", "reason"),
+    [
+        ("megatron", {"cp": 2, "cp_exchange": "keys"}, "Megatron always gathers keys"),
+        ("megatron", {"tp": 2, "sp": False}, "sp = false with tp = 2: Megatron trains experts with sequence"),
+        ("fsdp", {"tp": 2, "sp": True}, "sp = true: the FSDP backend has no sequence parallelism"),
+        (
+            "fsdp",
+            {"cp": 4, "cp_exchange": "heads"},
+            "the 2 key-value heads, tp x cp = 4 does not divide them",
+        ),
+    ],
+)
+def test_keys_that_mean_nothing_to_a_backend_or_do_not_fit_are_refused(backend, keys, reason) -> None:
+    model, kind = tiny("qwen3_moe", num_heads=8, num_kv_heads=2), layout_of(backend)
+    with pytest.raises(LayoutError, match=reason):
+        kind.refuse_keys(model, TrainParallel(**keys))
+    kind.refuse_keys(model, TrainParallel(tp=2, cp=2))
 
 
 def test_tensor_parallelism_needs_a_table_and_rows_that_divide() -> None:
@@ -74,7 +94,6 @@ def test_families_whose_modules_are_known_are_not_refused(family: str) -> None:
     ("options", "key"),
     [
         ({"fp8": "blockwise"}, "actor.fp8"),
-        ({"moe": MoEConfig(router_replay="old_logp")}, "actor.moe.router_replay"),
         ({"precision": "fp16"}, "actor.precision"),
         ({"recompute": "selective"}, "actor.recompute"),
     ],
