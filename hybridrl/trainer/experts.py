@@ -127,9 +127,6 @@ class RouterOfTokens(Protocol):
     """Number of the layer in the whole model, from 1."""
 
     topk: int
-    weight: Tensor
-    """[E, hidden size]"""
-
     choices: "Choices | EngineChoices | None"
     penalties: Penalties
     count_E: Tensor
@@ -137,6 +134,11 @@ class RouterOfTokens(Protocol):
 
     penalty: Tensor
     """Sum of the auxiliary losses in passes with gradients."""
+
+    @property
+    def weight(self) -> Tensor:
+        """[E, hidden size]"""
+        ...
 
     def own(self, value_T: Tensor) -> Tensor:
         """The part of a tensor over T that this rank routes."""

@@ -89,7 +89,7 @@ class _Rule(NamedTuple):
 def _over_runs(runs: Runs, qkv: _QKV, rule: _Rule) -> Tensor:
     """Attention of whole sequences, [T, H, D]."""
     parts = zip(runs, *(x.split([count * length for count, length in runs]) for x in qkv), strict=True)
-    outs = [_product(*(x.unflatten(0, run) for x in part), rule).flatten(0, 1) for run, *part in parts]
+    outs = [_product(_QKV(*(x.unflatten(0, run) for x in part)), rule).flatten(0, 1) for run, *part in parts]
     return torch.cat(outs)
 
 
@@ -98,7 +98,8 @@ def _with_some_heads(runs: Runs, qkv: _QKV, rule: _Rule, group: dist.ProcessGrou
     size = group.size()
     parts = (heads_for_tokens(x, group).split(_sizes(runs, size), 1) for x in qkv)
     outs = [
-        _product(*(in_order(x, *run) for x in part), rule) for run, *part in zip(runs, *parts, strict=True)
+        _product(_QKV(*(in_order(x, *run) for x in part)), rule)
+        for run, *part in zip(runs, *parts, strict=True)
     ]
     return tokens_for_heads(torch.cat([in_chunks(out, size) for out in outs], dim=1), group)
 
@@ -114,7 +115,7 @@ def _with_own_queries(runs: Runs, qkv: _QKV, rule: _Rule, group: dist.ProcessGro
         query_B2QHD, chunk = own.unflatten(0, (count, 2, length // (2 * size))), length // (2 * size)
         for i, number in enumerate(chunks_of(group.rank(), size)):
             seen = (x[:, : (number + 1) * chunk] for x in (key_BLKD, value_BLKD))
-            outs.append(_product(query_B2QHD[:, i], *seen, rule, first=number * chunk))
+            outs.append(_product(_QKV(query_B2QHD[:, i], *seen), rule, first=number * chunk))
     pairs = (torch.stack(pair, dim=1).flatten(0, 2) for pair in zip(outs[::2], outs[1::2], strict=True))
     return torch.cat(list(pairs))
 
@@ -124,18 +125,20 @@ def _sizes(runs: Runs, num_ranks: int) -> list[int]:
     return [count * length // num_ranks for count, length in runs]
 
 
-def _product(
-    query_BQHD: Tensor, key_BLKD: Tensor, value_BLKD: Tensor, rule: _Rule, *, first: int = 0
-) -> Tensor:
-    """Attention of queries at positions `first` and up over keys at positions 0 and up, [B, Q, H, D]."""
-    num_queries, num_keys = query_BQHD.shape[1], key_BLKD.shape[1]
+def _product(qkv: _QKV, rule: _Rule, *, first: int = 0) -> Tensor:
+    """Attention of queries at positions `first` and up over keys at positions 0 and up, [B, Q, H, D].
+
+    Args:
+        qkv: [B, Q, H, D], [B, L, K, D] and [B, L, K, D].
+    """
+    num_queries, num_keys = qkv.query.shape[1], qkv.key.shape[1]
     plain = first == 0 and (rule.window is None or num_keys <= rule.window)
     out_BHQD = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2) for x in (query_BQHD, key_BLKD, value_BLKD)),
-        attn_mask=None if plain else _visible(num_queries, num_keys, first, rule.window, query_BQHD.device),
+        *(x.transpose(1, 2) for x in qkv),
+        attn_mask=None if plain else _visible(num_queries, num_keys, first, rule.window, qkv.query.device),
         is_causal=plain,
         scale=rule.scale,
-        enable_gqa=query_BQHD.shape[2] != key_BLKD.shape[2],
+        enable_gqa=qkv.query.shape[2] != qkv.key.shape[2],
     )
     return out_BHQD.transpose(1, 2)
 

@@ -1,6 +1,7 @@
 """The network of transformers' modules, and which of its weights a tensor-parallel rank has a part of."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hybridrl.trainer.fsdp import backend
 from hybridrl.trainer.fsdp.network import PackedNetwork
 from hybridrl.trainer.fsdp.tensor_parallel import shardings, with_partial_gradients
 
-SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 5}
+SIZES: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 5}
 
 
 def test_the_embedding_of_a_padding_token_gets_a_gradient(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_only_parameters_that_see_a_part_of_the_heads_have_partial_gradients() -
     "sizes", [{"dp": 3}, {"dp": 4, "shard": 2}, {"dp": 2, "tp": 2}, {"dp": 4, "tp": 2, "shard": 2, "cp": 2}]
 )
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
-def test_every_element_is_written_into_a_checkpoint_by_one_rank(family: str, sizes: dict[str, int]) -> None:
+def test_every_element_is_written_into_a_checkpoint_by_one_rank(family: str, sizes: dict[str, Any]) -> None:
     layout = FSDPLayout(tiny(family, vocab_size=263), **sizes)
     found: dict[str, int] = {}
     for rank in range(layout.world_size):
