@@ -56,7 +56,7 @@ class PackedNetwork(nn.Module):
         rows = 1 if value_head else config.vocab_size
         self.add_module(self.output, nn.Linear(config.hidden_size, rows, bias=False, dtype=dtype))
         self.routers: list[Router] = []
-        """Those of this rank's layers with experts, if they have been replaced."""
+        """The routers of the layers with experts, if they have been replaced."""
 
         self._tied = tied and not value_head
         self.tie()
