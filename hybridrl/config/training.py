@@ -78,6 +78,15 @@ class TrainParallel(Section):
     stage_layers: tuple[PositiveInt, ...] = ()
     """Layers of each of the pp x vpp chunks, in model order; []: equal parts."""
 
+    shard: PositiveInt | None = None
+    """For actor.backend fsdp: ranks that share one copy of the weights; divides cp x dp, and more groups of
+    as many ranks have further copies (HSDP). None: all cp x dp ranks share one copy."""
+
+    cp_exchange: Literal["heads", "keys"] | None = None
+    """For actor.backend fsdp: what context-parallel ranks exchange. heads: each attends over whole sequences
+    with a part of the heads (Ulysses); keys: each gathers all keys and values. None: heads where tp x cp
+    divides the key-value heads and that sends less, else keys."""
+
     @property
     def model_ranks(self) -> int:
         """Ranks that hold one copy of the model, its experts aside."""
@@ -89,8 +98,9 @@ class TrainParallel(Section):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Arguments of a layout: every size except sp, and dp filled in."""
-        return {name: value for name, value in self if name != "sp"} | {"dp": self.dp or 1}
+        """Arguments of a layout: every size, with dp and shard filled in."""
+        sizes = {name: value for name, value in self if name not in ("sp", "cp_exchange")}
+        return sizes | {"dp": self.dp or 1, "shard": self.shard or 0}
 
 
 class MoEConfig(Section):
@@ -130,7 +140,7 @@ class ActorConfig(Section):
 
     backend: str = "megatron"
     """Library that all models but the engine's run on. megatron: Megatron-core; fsdp: PyTorch FSDP2 over
-    transformers' modules, which shards over dp alone; module:Kind: code outside the project."""
+    transformers' modules; module:Kind: code outside the project."""
 
     parallel: TrainParallel = TrainParallel()
 

@@ -1,8 +1,12 @@
 """Memory that comes and goes where data-parallel ranks share the weights: what a rank has whole meanwhile."""
 
+from dataclasses import replace
+
 from hybridrl.config.training import TrainParallel
-from hybridrl.estimate.setting import Setting, trainer_layout
+from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.weights import on_stage
+from hybridrl.layout.adapters import AdapterLayout
+from hybridrl.layout.trainers import TrainerLayout
 
 GRADIENT_BYTES = 4
 """Bytes per gradient: gradients are accumulated in fp32 for every dtype of weights."""
@@ -19,8 +23,13 @@ def gathered(setting: Setting, microbatches: int = 0) -> float:
     """
     if not setting.shards_weights:
         return 0.0
-    layout = trainer_layout(setting.backend, setting.model, TrainParallel())
+    alone = replace(setting, train=TrainParallel(tp=setting.train.tp, dp=1))
+    trained = alone.adapters() or alone.layout()
+    gradients = on_stage(trained, 0).all if microbatches > 1 else _at_once(trained) * microbatches
+    return _at_once(alone.layout()) * setting.weight_bytes + gradients * GRADIENT_BYTES
+
+
+def _at_once(layout: TrainerLayout | AdapterLayout) -> float:
+    """Parameters outside the layers and of two layers."""
     every, layers = on_stage(layout, 0).all, on_stage(layout, 0, layers_only=True).all
-    whole = every - layers * max(0.0, 1 - 2 / setting.model.num_layers)
-    gradients = every if microbatches > 1 else whole * microbatches
-    return whole * setting.weight_bytes + gradients * GRADIENT_BYTES
+    return every - layers * max(0.0, 1 - 2 / layout.spec.num_layers)

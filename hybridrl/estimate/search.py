@@ -141,8 +141,19 @@ def _shardings(setting: Setting) -> Iterator[TrainParallel]:
             continue
         depths = [v for v in ((1, 2, 4) if pp > 1 else (1,)) if pp * v <= model.num_layers]
         chunks = [(vpp, _uneven(model.num_layers, pp * vpp)) for vpp in depths]
-        for ep, (vpp, layers) in product([e for e in experts if (tp * cp * dp) % e == 0], chunks):
-            yield TrainParallel(tp=tp, cp=cp, pp=pp, dp=dp, ep=ep, vpp=vpp, stage_layers=layers, sp=own.sp)
+        kinds = product(
+            [e for e in experts if (tp * cp * dp) % e == 0], chunks, _copies(setting, tp, cp * dp)
+        )
+        for ep, (vpp, layers), shard in kinds:
+            sizes = {"tp": tp, "cp": cp, "pp": pp, "dp": dp, "ep": ep, "vpp": vpp, "shard": shard}
+            yield TrainParallel(**sizes, stage_layers=layers, sp=own.sp)
+
+
+def _copies(setting: Setting, tp: int, ranks: int) -> list[int | None]:
+    """Sizes of the groups that share the weights: all ranks together, or one copy of the weights a node."""
+    inside = setting.gpus_per_node // tp
+    several = setting.shards_weights and 1 < inside < ranks and ranks % inside == 0
+    return [None, inside] if several else [None]
 
 
 def _uneven(layers: int, chunks: int) -> tuple[int, ...]:
@@ -186,7 +197,7 @@ def _roomiest(setting: Setting) -> Setting | None:
 def _outline(setting: Setting) -> tuple[int, ...]:
     """The sizes that identify a proposal; of proposals with equal sizes only the fastest is reported."""
     sharding = setting.train
-    return sharding.tp, sharding.pp, sharding.cp, sharding.ep, setting.engine.tp
+    return sharding.tp, sharding.pp, sharding.cp, sharding.ep, sharding.shard or 0, setting.engine.tp
 
 
 def _powers(last: int) -> list[int]:

@@ -15,6 +15,7 @@ from hybridrl.estimate.batch import Batch
 from hybridrl.estimate.gpus import GPUModel
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
+from hybridrl.layout.fsdp import exchange_of
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.rollout.base import EngineKind, kind_of, layout_in
@@ -181,7 +182,21 @@ class Setting:
         return 2 if self.gpu else 4
 
     @property
+    def num_shards(self) -> int:
+        """Ranks that share one copy of a tensor-parallel part of the weights, if `shards_weights`."""
+        return self.train.shard or self.train.cp * (self.train.dp or 1)
+
+    @property
+    def exchanges_heads(self) -> bool:
+        """Context-parallel ranks exchange tokens for heads and do not gather keys and values."""
+        if self.backend != "fsdp" or self.train.cp == 1:
+            return False
+        return (self.train.cp_exchange or exchange_of(self.model, self.train)) == "heads"
+
+    @property
     def sequence_parallel(self) -> bool:
+        if self.shards_weights:
+            return False
         wanted = self.train.sp
         automatic = self.gpu is not None or self.model.num_experts > 0
         return self.train.tp > 1 and (automatic if wanted is None else wanted)

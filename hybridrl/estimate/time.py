@@ -206,8 +206,9 @@ def _layer_links_s(setting: Setting, tokens: float) -> float:
     model, sharding = setting.model, setting.train
     hidden = tokens * model.hidden_size * setting.weight_bytes
     tensor = 2 * 2 * (sharding.tp - 1) / sharding.tp * hidden / _link(setting, sharding.tp)
-    keys = (sharding.cp - 1) * tokens * kv_width(setting) * setting.weight_bytes
-    context = keys / _link(setting, sharding.tp * sharding.cp)
+    context = (
+        _context_width(setting) * tokens * setting.weight_bytes / _link(setting, sharding.tp * sharding.cp)
+    )
     found = model.num_layers * (tensor + context)
     if sharding.ep > 1:
         sent = hidden / sharding.tp * model.experts_per_token * (sharding.ep - 1) / sharding.ep
@@ -215,19 +216,36 @@ def _layer_links_s(setting: Setting, tokens: float) -> float:
     return found
 
 
+def _context_width(setting: Setting) -> float:
+    """Elements that a context-parallel rank sends for each of its tokens in a layer: its keys and values to
+    every other rank, or the heads of queries, keys, values and outputs that others compute."""
+    cp = setting.train.cp
+    if not setting.exchanges_heads:
+        return (cp - 1) * kv_width(setting)
+    outputs = 2 * setting.model.num_heads * setting.model.head_dim / setting.train.tp
+    return (outputs + kv_width(setting)) * (cp - 1) / cp
+
+
 def _data_parallel_s(setting: Setting) -> float:
     """Seconds to reduce gradients and gather weights, once per optimizer step. Where ranks share the weights,
     they are gathered twice per microbatch."""
     sharding = setting.train
     if setting.shards_weights:
-        dp = sharding.dp or 1
-        passed = on_stage(setting.layout(), 0).all * (dp - 1)
-        return passed * GRADIENT_BYTES / _link(setting, dp) + _gathers_s(setting, 2)
+        return _reduce_shards_s(setting) + _gathers_s(setting, 2)
     share = on_stage(setting.adapters() or setting.layout(), 0)
     replicas = sharding.cp * (sharding.dp or 1)
     experts = sharding.tp * replicas / (sharding.ep * sharding.etp)
     moved = share.dense * (replicas - 1) / replicas + share.expert * (experts - 1) / experts
     return moved * (GRADIENT_BYTES + setting.weight_bytes) / _link(setting, sharding.tp * replicas)
+
+
+def _reduce_shards_s(setting: Setting) -> float:
+    """Seconds to sum gradients over the ranks that share the weights, then their shards over the copies."""
+    sharding, shards = setting.train, setting.num_shards
+    share = on_stage(setting.adapters() or setting.layout(), 0).all * GRADIENT_BYTES
+    copies = sharding.cp * (sharding.dp or 1) // shards
+    among = share * (shards - 1) / _link(setting, sharding.tp * shards)
+    return among + 2 * share * (copies - 1) / copies / _link(setting, sharding.tp * shards * copies)
 
 
 def _gathers_s(setting: Setting, passes: int) -> float:
@@ -238,9 +256,9 @@ def _gathers_s(setting: Setting, passes: int) -> float:
     """
     if not setting.shards_weights:
         return 0.0
-    dp = setting.train.dp or 1
-    passed = on_stage(setting.layout(), 0).all * (dp - 1) * setting.weight_bytes
-    return passes * num_microbatches(setting) * passed / _link(setting, dp)
+    shards = setting.num_shards
+    passed = on_stage(setting.layout(), 0).all * (shards - 1) * setting.weight_bytes
+    return passes * num_microbatches(setting) * passed / _link(setting, setting.train.tp * shards)
 
 
 def _optimizer_s(setting: Setting) -> float:

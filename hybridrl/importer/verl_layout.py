@@ -1,9 +1,8 @@
 """Translates verl's trainer backend and its parallel sizes."""
 
-from hybridrl.importer.translation import Line, Remark
+from hybridrl.importer.translation import Line
 from hybridrl.importer.verl_keys import A, R
 from hybridrl.importer.verl_script import Found, Script
-from hybridrl.wording import counted
 
 _MEGATRON_SIZES = {
     "tensor_model": "tp",
@@ -48,10 +47,8 @@ def _fsdp(script: Script) -> Found:
     if (dtype := script.get(key)) in _PRECISIONS:
         yield Line("actor.precision", _PRECISIONS[dtype], script.source(key))
     key = f"{A}.fsdp_config.fsdp_size"
-    if (size := script.number(key, -1)) > 0 and size != _num_gpus(script):
-        gpus = counted(_num_gpus(script), "GPU")
-        why = f"here one copy of the model is on {gpus}: hybridrl plan shows its memory"
-        yield Remark(script.source(key), why)
+    if 0 < (size := script.number(key, -1)) < _num_gpus(script):
+        yield Line("actor.parallel.shard", size, script.source(key), "ranks that share one copy")
 
 
 def _num_gpus(script: Script) -> int:

@@ -43,10 +43,11 @@ def trainer_layout(
     """Layout of a model over the trainer's ranks.
 
     Raises:
-        LayoutError: the model does not divide over them.
+        LayoutError: the model does not divide over them, or a key has no meaning for the backend.
     """
-    on_gpu = trainer_host(cfg) == "cuda"
-    return layout_of(cfg.actor.backend).of(model, on_gpu=on_gpu, **parallel.sizes)
+    kind, on_gpu = layout_of(cfg.actor.backend), trainer_host(cfg) == "cuda"
+    kind.refuse_keys(model, parallel)
+    return kind.of(model, on_gpu=on_gpu, **parallel.sizes)
 
 
 @dataclass(frozen=True, slots=True)

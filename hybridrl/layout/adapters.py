@@ -20,7 +20,10 @@ A, B = "lora_a", "lora_b"
 
 @dataclass(frozen=True)
 class AdapterLayout(Layout):
-    """The adapters of a model without the model. The adapter of X.weight is X.adapter.a and X.adapter.b."""
+    """The adapters of a model without the model. The adapter of X.weight is X.adapter.a and X.adapter.b.
+
+    Where a weight is several tensors, they share one A, the first one's, and each has its rows of B.
+    """
 
     base: TrainerLayout
     """Layout of the model on the same ranks."""
@@ -62,16 +65,17 @@ class AdapterLayout(Layout):
 
     def factors(self, parameter: Parameter) -> tuple[Parameter, Parameter]:
         """Factors A and B of a weight. B has the row blocks of the weight."""
-        site = self.base.sites(parameter.row)[0]
-        of_a, of_b = ("columns", "whole") if site.sharding == "columns" else ("whole", site.sharding)
-        stem = site.tensor.removesuffix("weight")
+        sites = self.base.sites(parameter.row)
+        sharding = sites[0].sharding
+        of_a, of_b = ("columns", "whole") if sharding == "columns" else ("whole", sharding)
+        stems = [site.tensor.removesuffix("weight") for site in sites]
 
-        def line(end: str, at: Site) -> tuple[str, Row]:
+        def line(end: str, *at: Site) -> tuple[str, Row]:
             name = f"{parameter.name}.{end}"
-            return name, self.base.at(parameter.row, name, at)
+            return name, self.base.at(parameter.row, name, *at)
 
-        a, a_row = line(A, Site(f"{stem}adapter.a", of_a))
-        b, b_row = line(B, Site(f"{stem}adapter.b", of_b))
+        a, a_row = line(A, Site(f"{stems[0]}adapter.a", of_a))
+        b, b_row = line(B, *(Site(f"{stem}adapter.b", of_b) for stem in stems))
         return (
             replace(parameter, name=a, row=a_row, blocks=(self.rank,)),
             replace(parameter, name=b, row=b_row, cols=self.rank),

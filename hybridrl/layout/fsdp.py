@@ -1,19 +1,30 @@
-"""FSDP2 shards of a Hugging Face model: every rank has a flat range of rows of each checkpoint tensor."""
+"""Shards of a transformers model under FSDP2: rows of each tensor over ranks, after tensor parallelism.
+
+Ranks count tp fastest, then cp, then dp, as Megatron's do. Context- and data-parallel ranks together share
+the rows; with `shard`, only so many neighbours of them do, and each such group holds the whole model (HSDP).
+"""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.base import Holding
-from hybridrl.layout.runs import Run
-from hybridrl.layout.sharding import Place, shard
+from hybridrl.layout.runs import Run, Runs
+from hybridrl.layout.sharding import (
+    Held,
+    Place,
+    divisors,
+    refuse_unfit,
+    refuse_unfit_experts,
+    shard,
+)
 from hybridrl.layout.trainers import CheckpointTensors
 from hybridrl.models.spec import ModelSpec
-from hybridrl.models.table import Parameter, Row, Site
+from hybridrl.models.table import Parameter, Row, Sharding, Site
 
-FAMILIES = ("llama", "qwen2", "qwen3")
-"""Model families whose transformers modules are trained: one tensor of a module is one of the checkpoint."""
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
+"""Model families whose transformers modules are trained."""
 
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
 """Kinds of rotary scaling whose angles depend on the position alone, as packed sequences need it."""
@@ -21,21 +32,44 @@ ROPE_SCALINGS = ("linear", "llama3", "yarn")
 
 @dataclass(frozen=True)
 class FSDPLayout(CheckpointTensors):
-    """All `dp` ranks share the rows of every tensor as torch.chunk does: equal parts, but the last is
-    shorter, or several are empty.
+    """Tensor parallelism shards a tensor first. The ranks of a shard group then share the rows of that part
+    as torch.chunk does: equal parts, but the last is shorter, or several are empty.
 
-    A rank without rows does not have the tensor. A tied model has no lm_head.weight.
+    A rank without rows does not have the tensor. A tied model has no lm_head.weight. The experts of a layer
+    are two tensors, of which each rank has whole experts. The vocabulary is padded to a multiple of tp.
     """
 
     PACKAGES = ("transformers",)
+    CERTIFIED = ("dp2", "dp3", "tp2", "cp2keys", "cp2heads", "dp4shard2", "tp2cp2", "tp2dp2", "cp2dp2")
     shards_weights = True
 
     def __post_init__(self) -> None:
-        sizes = {axis: getattr(self, axis) for axis in ("tp", "cp", "pp", "ep", "etp", "vpp")}
+        self._refuse_axes()
+        if self.tp > 1 and not self.spec.has_table:
+            raise LayoutError(
+                f"tp = {self.tp}: nothing says how a model without a table is split into heads",
+                fix=f"tp = 1, and dp = {self.dp * self.tp}",
+            )
+        refuse_unfit(self.spec, self.tp)
+        refuse_unfit_experts(self.spec, 1, self.tp)
+        if self.spec.num_kv_heads * self.spec.head_dim % self.tp:
+            raise LayoutError(
+                f"tp = {self.tp} does not divide the {self.spec.num_kv_heads * self.spec.head_dim} rows of k",
+                fix="lower tp",
+            )
+        if self.cp * self.dp % self.num_shards:
+            raise LayoutError(
+                f"shard = {self.shard} does not divide the {self.cp * self.dp} ranks of cp {self.cp} x "
+                f"dp {self.dp}",
+                fix=f"use one of {', '.join(map(str, divisors(self.cp * self.dp)))}, or leave shard out",
+            )
+
+    def _refuse_axes(self) -> None:
+        sizes = {axis: getattr(self, axis) for axis in ("pp", "ep", "etp", "vpp")}
         if found := [axis for axis, size in sizes.items() if size > 1]:
             raise LayoutError(
-                f"{', '.join(f'{a} = {sizes[a]}' for a in found)}: the FSDP backend shards over dp alone",
-                fix=f"dp = {self.world_size}, and leave {', '.join(found)} out",
+                f"{', '.join(f'{a} = {sizes[a]}' for a in found)}: the FSDP backend has tp, cp, dp and shard",
+                fix=f"dp = {self.dp * self.pp}, and leave {', '.join(found)} out",
             )
         if self.stage_layers:
             raise LayoutError(
@@ -45,6 +79,20 @@ class FSDPLayout(CheckpointTensors):
     @classmethod
     def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
         return cls(spec, **sizes)
+
+    @classmethod
+    def refuse_keys(cls, model: ModelSpec, parallel: Any) -> None:
+        if parallel.sp:
+            raise LayoutError(
+                "sp = true: the FSDP backend has no sequence parallelism",
+                fix="leave sp out, or actor.backend: fsdp",
+            )
+        if parallel.cp_exchange == "heads" and model.num_kv_heads % (parallel.tp * parallel.cp):
+            raise LayoutError(
+                f"cp_exchange = heads gives each rank some of the {model.num_kv_heads} key-value heads, "
+                f"tp x cp = {parallel.tp * parallel.cp} does not divide them",
+                fix="set cp_exchange: keys",
+            )
 
     @classmethod
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
@@ -63,7 +111,6 @@ class FSDPLayout(CheckpointTensors):
     @classmethod
     def refuse_options(cls, actor: Any) -> None:
         lacking = {
-            "lora": (actor.lora is not None, "no adapters"),
             "fp8": (actor.fp8 != "none", "no FP8 products"),
             "precision": (actor.precision == "fp16", "no loss scale for fp16"),
             "recompute": (actor.recompute == "selective", "no recomputation of attention alone"),
@@ -78,25 +125,91 @@ class FSDPLayout(CheckpointTensors):
                 )
 
     @property
+    def num_shards(self) -> int:
+        """Ranks that share each tensor-parallel part of the weights."""
+        return self.shard or self.cp * self.dp
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the padded vocabulary over all tensor-parallel ranks."""
+        return -(-self.spec.vocab_size // self.tp) * self.tp
+
+    @property
     def shape(self) -> str:
-        return f"fsdp dp{self.dp}"
+        sizes = {axis: getattr(self, axis) for axis in ("tp", "cp", "shard") if getattr(self, axis) > 1}
+        return " ".join(["fsdp", *(f"{axis}{size}" for axis, size in sizes.items()), f"dp{self.dp}"])
+
+    def sites(self, row: Row) -> tuple[Site, ...]:
+        sharding = self._sharding(row)
+        if row.per_expert:
+            return (Site(_fused(row), sharding),)
+        return tuple(Site(name, sharding, (block,)) for block, name in enumerate(row.hf))
+
+    def at(self, row: Row, name: str, *sites: Site) -> Row:
+        alike = row.engine[0]._replace(sharding=sites[0].sharding)
+        return replace(row, name=name, hf=tuple(site.tensor for site in sites), engine=(alike,))
+
+    def _sharding(self, row: Row) -> Sharding:
+        """How tensor parallelism shards each tensor of a row: as an engine shards the fused one, but q, k and
+        v are tensors of their own, whose rows are split evenly, as are those of gate and up."""
+        found = row.engine[0].sharding
+        return "rows" if found in ("heads", "gate_up") else found
 
     def num_parts(self, row: Row, site: Site) -> int:
-        return self.dp
+        return self.num_shards * (1 if site.sharding == "whole" else self.tp)
 
     def place(self, parameters: Iterable[Parameter]) -> Iterator[Holding]:
         for parameter in parameters:
             for site in self.sites(parameter.row):
-                yield from self._chunk(parameter, site)
+                for tp_rank in range(self.tp):
+                    yield from self._chunks(parameter, site, tp_rank)
 
-    def _chunk(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
-        whole = shard(site, parameter, Place(0, 1, self.spec, self.spec.vocab_size))
-        (at, num_rows, _), part = whole.rows[0], -(-whole.num_rows // self.dp)
-        for number, first in enumerate(range(0, num_rows, part)):
-            rows = min(part, num_rows - first)
-            held = whole._replace(num_rows=rows, rows=(Run(at + first, rows, 0),))
-            rank = range(number, number + 1)
-            yield Holding.of(parameter, site.tensor, held, parameter.layers, rank, parameter.experts)
+    def tensor_parallel(self, parameter: Parameter, site: Site, tp_rank: int) -> Held:
+        """What a tensor-parallel rank has of one expert or of the whole parameter, before rows are shared."""
+        size = 1 if site.sharding == "whole" else self.tp
+        return shard(site, parameter, Place(tp_rank % size, size, self.spec, self.padded_vocab))
+
+    def _chunks(self, parameter: Parameter, site: Site, tp_rank: int) -> Iterator[Holding]:
+        """The holdings of one tensor-parallel rank, one for each part of the rows, or of the experts."""
+        held = self.tensor_parallel(parameter, site, tp_rank)
+        stacked = parameter.row.per_expert
+        length = len(parameter.experts) if stacked else held.num_rows
+        part = -(-length // self.num_shards)
+        for number, first in enumerate(range(0, length, part)):
+            here = range(first, min(first + part, length))
+            ranks = range(tp_rank + self.tp * number, self.world_size, self.tp * self.num_shards)
+            experts = parameter.experts[here.start : here.stop] if stacked else parameter.experts
+            mine = held if stacked else held._replace(num_rows=len(here), rows=_between(held.rows, here))
+            yield Holding.of(parameter, site.tensor, mine, parameter.layers, ranks, experts)
+
+
+def exchange_of(model: ModelSpec, parallel: Any) -> Literal["heads", "keys"]:
+    """How context-parallel ranks compute attention together, if the config leaves it open: the way that
+    sends less. With heads each rank sends queries, keys, values and outputs once, with keys it sends keys and
+    values to every other rank.
+
+    Args:
+        parallel: config.training.TrainParallel.
+    """
+    divides = model.num_kv_heads % (parallel.tp * parallel.cp) == 0
+    less = model.num_heads + model.num_kv_heads < parallel.cp * model.num_kv_heads
+    return "heads" if divides and less else "keys"
+
+
+def _between(rows: Runs, local: range) -> Runs:
+    """The map of some of a tensor's rows, which are counted from the first of them."""
+    found = []
+    for run in rows:
+        first, end = max(run.local, local.start), min(run.local + run.length, local.stop)
+        if first < end:
+            found.append(Run(run.at + first - run.local, end - first, first - local.start))
+    return tuple(found)
+
+
+def _fused(row: Row) -> str:
+    """The tensor of a transformers module that holds a parameter of all experts of a layer."""
+    block, _, _ = row.hf[0].partition(".#.")
+    return f"{block}.{'gate_up_proj' if len(row.hf) == 2 else 'down_proj'}"
 
 
 LAYOUT = FSDPLayout

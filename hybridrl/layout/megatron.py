@@ -37,6 +37,11 @@ class MegatronLayout(TrainerLayout):
     """Whether the modules are Transformer Engine's, with grouped experts, instead of Megatron's own."""
 
     def __post_init__(self) -> None:
+        if self.shard:
+            raise LayoutError(
+                f"shard = {self.shard}: Megatron does not share weights over ranks",
+                fix="leave shard out, or set actor.backend: fsdp",
+            )
         refuse_unfit(self.spec, self.tp)
         refuse_unfit_experts(self.spec, self.ep, self.etp)
         self._refuse_uneven_rows()
@@ -84,6 +89,19 @@ class MegatronLayout(TrainerLayout):
     def of(cls, spec: ModelSpec, *, on_gpu: bool, **sizes: Any) -> Self:
         # Padded rows of the output layer cost time on a CPU, which gains nothing from round sizes.
         return cls(spec, **sizes, vocab_multiple=128 if on_gpu else 1, transformer_engine=on_gpu)
+
+    @classmethod
+    def refuse_keys(cls, model: ModelSpec, parallel: Any) -> None:
+        if parallel.cp_exchange:
+            raise LayoutError(
+                f"cp_exchange = {parallel.cp_exchange}: Megatron always gathers keys and values",
+                fix="leave cp_exchange out, or set actor.backend: fsdp",
+            )
+        if model.num_experts and parallel.sp is False and parallel.tp > 1:
+            raise LayoutError(
+                f"sp = false with tp = {parallel.tp}: Megatron trains experts with sequence parallelism only",
+                fix="leave sp out, or set tp: 1",
+            )
 
     @classmethod
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
@@ -148,8 +166,8 @@ class MegatronLayout(TrainerLayout):
     def sites(self, row: Row) -> tuple[Site, ...]:
         return self.transformer_engine and row.transformer_engine or row.megatron
 
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        return replace(row, name=name, megatron=(site,), transformer_engine=())
+    def at(self, row: Row, name: str, *sites: Site) -> Row:
+        return replace(row, name=name, megatron=sites, transformer_engine=())
 
     def num_parts(self, row: Row, site: Site) -> int:
         return self.ep * self.etp if row.per_expert else 1 if site.sharding == "whole" else self.tp

@@ -25,6 +25,12 @@ class TrainerLayout(Layout):
     PACKAGES: ClassVar[tuple[str, ...]] = ()
     """Python distributions whose versions a checkpoint records."""
 
+    CERTIFIED: ClassVar[tuple[str, ...]] = tuple(
+        "tp2 tp2sp pp2 pp2vpp2 cp2 ep2 dp2 tp2pp2 tp2cp2 pp2cp2 pp2dp2 cp2dp2 tp2ep2 pp2ep2 ep2etp2".split()
+    )
+    """Parallel layouts that a certificate has rows of, as verify/layouts.py names them. A certificate says
+    which of them the backend refuses."""
+
     shards_weights: ClassVar[bool] = False
     """Data-parallel ranks hold different parts of the model, and gather it layer by layer to compute."""
 
@@ -43,6 +49,10 @@ class TrainerLayout(Layout):
 
     stage_layers: tuple[int, ...] = ()
     """Number of layers of each chunk, in model order; (): all chunks are equal."""
+
+    shard: int = 0
+    """Number of the cp * dp ranks that share one copy of the weights; 0: all of them. It has a meaning only
+    where `shards_weights`."""
 
     @classmethod
     @abstractmethod
@@ -75,6 +85,17 @@ class TrainerLayout(Layout):
             ConfigError: the backend lacks what a key asks for; names the key.
         """
 
+    @classmethod
+    def refuse_keys(cls, model: ModelSpec, parallel: Any) -> None:
+        """Refuse what a config's `parallel` has besides the sizes of a layout.
+
+        Args:
+            parallel: config.training.TrainParallel.
+
+        Raises:
+            LayoutError: a key has no meaning for the backend, or does not fit the model.
+        """
+
     @property
     def world_size(self) -> int:
         return self.tp * self.cp * self.dp * self.pp
@@ -88,8 +109,9 @@ class TrainerLayout(Layout):
         """The tensors that hold the parameter of a model-table row."""
 
     @abstractmethod
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        """A row like `row`, for a parameter called `name` that is held in `site`."""
+    def at(self, row: Row, name: str, *sites: Site) -> Row:
+        """A row like `row`, for a parameter called `name` that is held in `sites`, in the order of its row
+        blocks."""
 
     @abstractmethod
     def num_parts(self, row: Row, site: Site) -> int:
@@ -120,8 +142,8 @@ class CheckpointTensors(TrainerLayout):
     def sites(self, row: Row) -> tuple[Site, ...]:
         return tuple(Site(name, "whole", (block,)) for block, name in enumerate(row.hf))
 
-    def at(self, row: Row, name: str, site: Site) -> Row:
-        return replace(row, name=name, hf=(site.tensor,))
+    def at(self, row: Row, name: str, *sites: Site) -> Row:
+        return replace(row, name=name, hf=tuple(site.tensor for site in sites))
 
 
 def layout_of(backend: str) -> type[TrainerLayout]:

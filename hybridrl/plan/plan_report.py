@@ -272,6 +272,8 @@ def keys(setting: Setting) -> dict[str, Any]:
     """The config overrides that lead to this setting."""
     axes = ("tp", "pp", "dp", "cp", "ep", "vpp")
     found = {f"actor.parallel.{axis}": getattr(setting.train, axis) for axis in axes}
+    if setting.train.shard or setting.actor.parallel.shard:
+        found["actor.parallel.shard"] = setting.train.shard or "null"
     if setting.train.stage_layers:
         found["actor.parallel.stage_layers"] = str(list(setting.train.stage_layers)).replace(" ", "")
     return found | {
@@ -294,6 +296,7 @@ def sharding_name(sharding: TrainParallel) -> str:
         "CP": sharding.cp,
         "EP": sharding.ep,
         "ETP": sharding.etp,
+        "shard": sharding.shard or 1,
     }
     return " x ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "TP1"
 

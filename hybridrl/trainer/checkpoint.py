@@ -301,9 +301,11 @@ def _trained(model: Model, optimizer: Optimizer) -> Iterator[Kept]:
 
 
 def _untrained(model: Model) -> Iterator[Kept]:
-    """Whole parameters without optimizer state, as live tensors."""
+    """Whole parameters without optimizer state, as live tensors. The base model of adapters is in no
+    checkpoint."""
+    kept = model.trained.shards(model.rank)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and name in kept:
             yield Kept(name, 0, {WEIGHTS: parameter.detach().flatten()})
 
 

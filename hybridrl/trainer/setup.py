@@ -93,7 +93,7 @@ def make_layout(setup: RankSetup) -> TrainerLayout:
     """The layout that says which rank holds which part of the model.
 
     Raises:
-        LayoutError: the model does not divide over the ranks.
+        LayoutError: the model does not divide over the ranks, or a key has no meaning for the backend.
         ModelError: the model has a part that the backend does not support.
         ConfigError: the config sets options of experts, and the model has none; or an option that the backend
             does not have.
@@ -101,6 +101,7 @@ def make_layout(setup: RankSetup) -> TrainerLayout:
     kind, where = layout_of(setup.actor.backend), str(setup.model_folder)
     kind.refuse_options(setup.actor)
     kind.refuse_unbuildable(setup.model, where=where)
+    kind.refuse_keys(setup.model, setup.parallel)
     refuse_unfit_experts(setup.actor.moe, setup.model, where=where)
     return kind.of(setup.model, on_gpu=setup.host == "cuda", **setup.parallel.sizes)
 

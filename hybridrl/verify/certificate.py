@@ -11,14 +11,14 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
 from hybridrl.config.training import MoEConfig, TrainParallel
 from hybridrl.controller.advantage import load_credit
-from hybridrl.errors import HybridRLError, LayoutError, WorkerError
+from hybridrl.errors import ConfigError, HybridRLError, LayoutError, ModelError, WorkerError
 from hybridrl.layout.trainers import layout_of
 from hybridrl.models import spec as models
 from hybridrl.trainer.setup import PolicySetup, make_layout
 from hybridrl.verify import report
 from hybridrl.verify.compare import Reference
 from hybridrl.verify.findings import Certificate, Finding
-from hybridrl.verify.layouts import DEFAULT_LAYOUTS, REFERENCE, Row, name_of, rows
+from hybridrl.verify.layouts import REFERENCE, Row, default_layouts, name_of, rows
 from hybridrl.verify.measure import Measured, measure, policy_logp
 from hybridrl.verify.model import choose
 from hybridrl.verify.ranks import RankGroup
@@ -41,7 +41,7 @@ class Request:
     """The options of one verification."""
 
     layouts: Sequence[str] = ()
-    """Names of layouts, such as tp2pp2. If empty, DEFAULT_LAYOUTS and the layout of the config are used."""
+    """Names of layouts, such as tp2pp2. If empty, default_layouts and the layout of the config are used."""
 
     tolerance: float | None = None
     """Largest relative difference that counts as equal. None: TOLERANCE, or TOLERANCE_OF_POST_NORMS."""
@@ -60,8 +60,9 @@ def certify(loaded: LoadedConfig, request: Request, say: Callable[[str], object]
         UserError: the config, model, loss or a layout is refused before any row is measured.
         WorkerError: the reference itself failed, for example because the loss raised an error.
     """
-    own = name_of(loaded.config.actor.parallel)
-    wanted = rows(request.layouts or [name for name in (*DEFAULT_LAYOUTS, own) if name])
+    actor = loaded.config.actor
+    usual = (*default_layouts(actor.backend), name_of(actor.parallel))
+    wanted = rows(request.layouts or [name for name in usual if name])
     _refuse_plugins(loaded)
     with tempfile.TemporaryDirectory(prefix="hybridrl-verify-") as folder:
         return _Session(loaded, request, Path(folder), say).run(wanted)
@@ -114,9 +115,14 @@ class _Session:
     def _rows(
         self, wanted: Sequence[Row], recorded: RecordedBatch, reference: Reference
     ) -> Iterator[Finding]:
-        """Measure the rows, with one group of processes for all rows that have the same number of ranks."""
-        for num_ranks, same in groupby(sorted(wanted, key=_num_ranks), key=_num_ranks):
-            with RankGroup(num_ranks, self._timeout_s, self._setup.actor.backend) as group:
+        """Measure the rows, with one group of processes for all rows that have the same number of ranks and
+        the same backend."""
+
+        def kind(row: Row) -> tuple[int, str]:
+            return _num_ranks(row), self._backend(row)
+
+        for (num_ranks, backend), same in groupby(sorted(wanted, key=kind), key=kind):
+            with RankGroup(num_ranks, self._timeout_s, backend) as group:
                 for row in same:
                     finding = self._row(group, row, recorded, reference)
                     self._say(report.line(finding))
@@ -127,10 +133,18 @@ class _Session:
         if (num_ranks := _num_ranks(row)) > MOST_RANKS:
             return Finding(row, None, f"{counted(num_ranks, 'rank')}, at most {MOST_RANKS} are started here")
         try:
-            make_layout(replace(self._setup, parallel=row.parallel))
-        except LayoutError as error:
+            make_layout(self._setup_of(row))
+        except (LayoutError, ModelError, ConfigError) as error:
             return Finding(row, None, error.what)
         return None
+
+    def _backend(self, row: Row) -> str:
+        return row.backend or self._setup.actor.backend
+
+    def _setup_of(self, row: Row) -> PolicySetup:
+        """The setup of rank 0 on the row's parallel layout and backend."""
+        changed = {"parallel": row.parallel, "recompute": row.recompute, "backend": self._backend(row)}
+        return replace(self._setup, parallel=row.parallel, actor=self._setup.actor.model_copy(update=changed))
 
     def _row(self, group: RankGroup, row: Row, recorded: RecordedBatch, reference: Reference) -> Finding:
         try:
@@ -141,7 +155,7 @@ class _Session:
 
     def _measure(self, group: RankGroup, row: Row, recorded: RecordedBatch) -> Measured:
         out = Path(tempfile.mkdtemp(dir=self._folder))
-        return group(measure, self._setup, row, recorded, out)
+        return group(measure, self._setup_of(row), row, recorded, out)
 
 
 def _num_ranks(row: Row) -> int:

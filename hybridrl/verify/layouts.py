@@ -11,9 +11,11 @@ from typing import Literal
 
 import numpy as np
 
+from hybridrl import registry
 from hybridrl.config.training import TrainParallel
 from hybridrl.data.packing import partition_rows
 from hybridrl.errors import UserError
+from hybridrl.layout.trainers import layout_of
 
 TokenPartition = Literal["single", "pairs", "whole", "packed", "shuffled"]
 """How sequences are partitioned into microbatches: one, two or all at a time, packed up to a number of tokens
@@ -28,12 +30,24 @@ _PARTITION_AXES = {
 }
 _TOGETHER = {"pairs": 2, "shuffled": 3}
 
-_SIZES = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp")
-_WORD = re.compile(r"(tp|cp|pp|vpp|ep|etp|dp)([1-9]\d*)|(sp)")
+_SIZES = ("tp", "cp", "pp", "vpp", "ep", "etp", "dp", "shard")
+_WORD = re.compile(rf"({'|'.join(_SIZES)})([1-9]\d*)|(sp|keys|heads)")
 
-DEFAULT_LAYOUTS = tuple(
-    "tp2 tp2sp pp2 pp2vpp2 cp2 ep2 dp2 tp2pp2 tp2cp2 pp2cp2 pp2dp2 cp2dp2 tp2ep2 pp2ep2 ep2etp2".split()
-)
+
+def default_layouts(backend: str) -> tuple[str, ...]:
+    """Names of the layouts that are measured unless others are named: those of the backend with every axis,
+    and two of every other backend of the project.
+
+    Args:
+        backend: value of actor.backend.
+    """
+    others = () if ":" in backend else (name for name in _backends() if name != backend)
+    two = (f"{name}:{sizes}" for name in others for sizes in ("dp2", "tp2"))
+    return (*layout_of(backend).CERTIFIED, *two)
+
+
+def _backends() -> list[str]:
+    return registry.folders("hybridrl.trainer", "backend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,8 @@ class Row:
     parallel: TrainParallel = TrainParallel(dp=1)
     partition: TokenPartition = "single"
     recompute: Literal["none", "selective", "full"] = "none"
+    backend: str | None = None
+    """Trainer backend that computes it; None: the config's."""
 
 
 REFERENCE = Row("one sequence at a time", frozenset())
@@ -63,43 +79,69 @@ ON_ONE_RANK = (
 def rows(layouts: Sequence[str]) -> list[Row]:
     """All rows except the reference: those on one rank, then each layout with single sequences and packed.
 
+    Args:
+        layouts: names that `parse` reads, after the name of a backend and a colon if it is not the config's.
+
     Raises:
-        UserError: `parse` refuses a name.
+        UserError: `parse` refuses a name, or there is no such backend.
     """
     found = [*ON_ONE_RANK]
     for name in dict.fromkeys(layouts):
-        parallel = parse(name)
-        axes = _axes(parallel)
-        found.append(Row(name, axes, parallel))
-        found.append(Row(f"{name}, packed", axes | _PARTITION_AXES["packed"], parallel, partition="packed"))
+        found += _two(name)
     return found
 
 
+def _two(name: str) -> tuple[Row, Row]:
+    before, colon, sizes = name.rpartition(":")
+    parallel, backend = parse(sizes), before if colon else None
+    if colon and before not in _backends():
+        raise UserError(
+            f"no backend {before!r} in {name!r}",
+            where="--layouts",
+            fix=f"use one of {', '.join(_backends())}",
+        )
+    axes = _axes(parallel) | ({"backend"} if backend else set())
+    packed = axes | _PARTITION_AXES["packed"]
+    return (
+        Row(name, axes, parallel, backend=backend),
+        Row(f"{name}, packed", packed, parallel, partition="packed", backend=backend),
+    )
+
+
 def parse(name: str) -> TrainParallel:
-    """The layout with a name such as tp2pp2vpp2 or tp2sp. By default, dp is what expert parallelism needs.
+    """The layout with a name such as tp2pp2vpp2, tp2sp or cp2keys. By default, dp is what expert parallelism
+    needs.
 
     Raises:
         UserError: `name` is not the name of a layout.
     """
     words = _WORD.findall(name)
     sizes = {word: int(size) for word, size, _ in words if word}
-    repeated = len({word or sp for word, _, sp in words}) < len(words)
+    repeated = len({word or other for word, _, other in words}) < len(words)
     if not words or repeated or "".join(map("".join, words)) != name:
         raise UserError(f"no layout {name!r}", where="--layouts", fix="write it as in tp2, tp2sp or pp2vpp2")
     experts, others = sizes.get("ep", 1) * sizes.get("etp", 1), sizes.get("tp", 1) * sizes.get("cp", 1)
     sizes.setdefault("dp", -(-experts // others))
-    return TrainParallel.model_validate({**sizes, "sp": True if "sp" in name else None})
+    others = {other for _, _, other in words}
+    exchange = next((other for other in ("heads", "keys") if other in others), None)
+    return TrainParallel.model_validate(
+        {**sizes, "sp": True if "sp" in others else None, "cp_exchange": exchange}
+    )
 
 
 def name_of(parallel: TrainParallel) -> str:
     """The name that `parse` reads; empty for one rank."""
     sizes = [(axis, getattr(parallel, axis)) for axis in _SIZES]
-    return "".join(f"{axis}{size}" for axis, size in sizes if (size or 1) > 1) + ("sp" if parallel.sp else "")
+    found = "".join(f"{axis}{size}" for axis, size in sizes if (size or 1) > 1 or (axis == "shard" and size))
+    if not found:
+        return ""
+    return found + ("sp" if parallel.sp else "") + (parallel.cp_exchange or "")
 
 
 def _axes(parallel: TrainParallel) -> frozenset[str]:
     """The axes along which a layout shards."""
     sharding = {axis for axis in _SIZES if (getattr(parallel, axis) or 1) > 1}
+    sharding |= {"shard"} if parallel.shard else set()
     return frozenset(sharding | {"sp"} if parallel.sp else sharding)
 
 

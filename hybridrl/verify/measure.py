@@ -47,15 +47,13 @@ def measure(
     """Compute loss and gradients of one row.
 
     Args:
-        setup: setup of rank 0, without the row's parallel layout.
+        setup: setup of rank 0.
         out: existing folder that all ranks can write to.
 
     Raises:
         HybridRLError: the trainer does not support the row; every rank raises it.
     """
-    actor = setup.actor.model_copy(update={"parallel": row.parallel, "recompute": row.recompute})
-    own = replace(setup, rank=rank, rendezvous=rendezvous, parallel=row.parallel, actor=actor)
-    policy = Policy(own)
+    policy = Policy(replace(setup, rank=rank, rendezvous=rendezvous))
     try:
         batch = recorded.for_ranks(row)
         policy.load(batch)

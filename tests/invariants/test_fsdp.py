@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reward_model_values as judge
 import supervised_values as supervised
+import trainer_models
 import trainer_scenarios as scenarios
 import trainer_values as values
 from safetensors.torch import load_file
@@ -15,9 +16,25 @@ from trainer_ranks import on_ranks
 
 from hybridrl.batch import Minibatch
 from hybridrl.config.schema import AlgorithmConfig
-from hybridrl.config.training import CriticConfig, OptimizerConfig, TrainParallel
+from hybridrl.config.training import CriticConfig, LoraConfig, OptimizerConfig, TrainParallel
 
 FAMILIES = ("qwen3", "llama_tied", "qwen2")
+SLOW = pytest.mark.slow
+SHAPES = {
+    "x1": TrainParallel(dp=1),
+    "x2": TrainParallel(dp=2),
+    "x3": TrainParallel(dp=3),
+    "tp2": TrainParallel(tp=2, dp=1),
+    "cp2 heads": TrainParallel(cp=2, dp=1, cp_exchange="heads"),
+    "cp2 keys": TrainParallel(cp=2, dp=1, cp_exchange="keys"),
+    "hsdp 2x2": TrainParallel(dp=4, shard=2),
+    "copies": TrainParallel(dp=2, shard=1),
+    "x2 tp2": TrainParallel(tp=2, dp=2),
+    "x2 cp2": TrainParallel(cp=2, dp=2),
+    "tp2 cp2": TrainParallel(tp=2, cp=2, dp=1),
+}
+FAST = ("x1", "x2", "x3", "tp2", "cp2 keys")
+EACH = [name if name in FAST else pytest.param(name, marks=SLOW) for name in SHAPES]
 STEPS = 3
 RELATIVE = 2e-6
 
@@ -29,7 +46,8 @@ def fsdp(**options: Any) -> Any:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("models")
-    return [values.make_model(folder, family) for family in FAMILIES]
+    dense = [values.make_model(folder, family) for family in FAMILIES]
+    return [*dense, trainer_models.make_model(folder, "qwen3_moe")]
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +56,29 @@ def megatron(models, tmp_path_factory) -> list[dict[str, Any]]:
     return on_ranks(1, scenarios.train, models, (1, 1, 1), (6,), STEPS, out)[0]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda dp: f"x{dp}")
+@pytest.fixture(scope="module", params=EACH)
 def ranks(request, models, tmp_path_factory) -> list[list[dict[str, Any]]]:
-    out, shape = tmp_path_factory.mktemp("fsdp"), TrainParallel(dp=request.param)
-    return on_ranks(request.param, scenarios.train, models, shape, (6,), STEPS, out, actor=fsdp())
+    out, shape = tmp_path_factory.mktemp("fsdp"), SHAPES[request.param]
+    if shape.cp_exchange == "heads":  # the first model has one key-value head
+        models = models[1:]
+    return on_ranks(shape.num_ranks, scenarios.train, models, shape, (6,), STEPS, out, actor=fsdp())
+
+
+@pytest.fixture(scope="module")
+def adapted(request, models, tmp_path_factory) -> Any:
+    """What ranks of any shape and backend find who train adapters."""
+
+    def train(shape: TrainParallel, actor: Any) -> list[list[dict[str, Any]]]:
+        out = tmp_path_factory.mktemp("adapted")
+        lora = actor.model_copy(update={"lora": LoraConfig(rank=4, alpha=8.0)})
+        return on_ranks(shape.num_ranks, scenarios.train, models[:2], shape, (6,), STEPS, out, actor=lora)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def adapted_megatron(adapted) -> list[dict[str, Any]]:
+    return adapted(TrainParallel(dp=1), values.make_actor())[0]
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -50,11 +87,9 @@ def assert_close(found: np.ndarray, expected: np.ndarray) -> None:
 
 def test_log_probabilities_losses_and_gradient_norms_are_megatrons(ranks, megatron) -> None:
     for rank in ranks:
-        for found, expected in zip(rank, megatron, strict=True):
+        for found, expected in zip(rank, megatron[-len(rank) :], strict=True):
             assert_close(found["before"], expected["before"])
-            for report, other in zip(found["reports"], expected["reports"], strict=True):
-                for name in ("loss", "grad_norm", "lr"):
-                    assert report[name] == pytest.approx(other[name], rel=RELATIVE), name
+            assert_same_steps(found["reports"], expected["reports"])
 
 
 def test_the_first_ratio_is_exactly_one_and_every_rank_reports_the_same(ranks) -> None:
@@ -66,11 +101,24 @@ def test_the_first_ratio_is_exactly_one_and_every_rank_reports_the_same(ranks) -
 
 
 def test_exported_weights_are_megatrons(ranks, megatron) -> None:
-    for found, expected in zip(ranks[0], megatron, strict=True):
+    for found, expected in zip(ranks[0], megatron[-len(ranks[0]) :], strict=True):
         one, other = (load_file(run["export"] / "model.safetensors") for run in (found, expected))
         assert one.keys() == other.keys()
         for name, weight in one.items():
             assert_close(weight.numpy(), other[name].numpy())
+
+
+@pytest.mark.parametrize("name", ["x2", *(pytest.param(n, marks=SLOW) for n in ("x3", "hsdp 2x2", "x2 tp2"))])
+def test_adapters_are_trained_as_megatrons(adapted, adapted_megatron, name) -> None:
+    for rank in adapted(SHAPES[name], fsdp()):
+        for found, expected in zip(rank, adapted_megatron, strict=True):
+            assert_same_steps(found["reports"], expected["reports"])
+            assert found["reports"][0]["metrics"]["actor/ratio_max_abs_err"] == 0.0
+            assert_close(found["after"], expected["after"])
+            assert np.abs(found["after"] - found["before"]).max() > 1e-3
+            one, other = (load_file(run["export"] / "model.safetensors") for run in (found, expected))
+            for weight, merged in other.items():
+                assert_close(one[weight].numpy(), merged.numpy())
 
 
 OPTIONS = {
@@ -90,6 +138,12 @@ ALGORITHMS = {
 CRITIC = {"critic": CriticConfig(optimizer=OptimizerConfig(**OPTIMIZER))}
 
 
+def assert_same_steps(found: Any, expected: Any, rel: float = RELATIVE) -> None:
+    for report, other in zip(found, expected, strict=True):
+        for name in ("loss", "grad_norm", "lr"):
+            assert report[name] == pytest.approx(other[name], rel=rel, abs=1e-8), name
+
+
 def minibatches(shares: Any) -> list[Minibatch]:
     return [values.make_minibatch(i, rows, values.make_block()) for i, rows in enumerate(shares)]
 
@@ -104,12 +158,6 @@ def two(models, tmp_path_factory) -> list[dict[str, Any]]:
     saved = tmp_path_factory.mktemp("saved")
     args = (models[0], saved, OPTIONS, LOPSIDED, ALGORITHMS, CRITIC)
     return on_ranks(2, fsdp_scenarios.everything, *args)
-
-
-def assert_same_steps(found: Any, expected: Any, rel: float = RELATIVE) -> None:
-    for report, other in zip(found, expected, strict=True):
-        for name in ("loss", "grad_norm", "lr"):
-            assert report[name] == pytest.approx(other[name], rel=rel, abs=1e-8), name
 
 
 def test_fsdp_and_megatron_continue_from_each_others_checkpoints(two) -> None:

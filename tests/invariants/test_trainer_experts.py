@@ -13,7 +13,7 @@ from trainer_ranks import on_ranks
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import read
-from hybridrl.trainer.megatron.router import EngineExperts
+from hybridrl.trainer.experts import EngineExperts
 from hybridrl.trainer.setup import make_layout
 
 RELATIVE = 2e-6

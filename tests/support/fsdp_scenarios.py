@@ -23,7 +23,11 @@ def actor(backend: str, **options: Any) -> Any:
 
 
 def batches(backend: str) -> list[Any]:
-    dp = scenarios.dp_of(SHAPES[backend])
+    return batches_of(SHAPES[backend])
+
+
+def batches_of(shape: TrainParallel) -> list[Any]:
+    dp = scenarios.dp_of(shape)
     return [
         values.make_batch([scenarios.split(i, dp, (6,)) for i in range(2)], seed=s, step=s + 1)
         for s in (0, 1)
@@ -44,6 +48,29 @@ def checkpoints(rank: int, rendezvous: Rendezvous, folder: Path, saved: Path) ->
                 notes = trained.restore(saved / whose)
                 found[backend][name] = scenarios.play(trained, batches(backend)[1]) | {"notes": notes}
     return found
+
+
+def second_batch(rank: int, rendezvous: Rendezvous, folder: Path, group: Any, saved: Path) -> dict[str, Any]:
+    """Two batches on ranks of any shape and backend, with a checkpoint between: what the second one reports.
+
+    Args:
+        group: parallel layout and section `actor` of the ranks.
+    """
+    shape, made = group
+    first, second = batches_of(shape)
+    with scenarios.policy(rank, rendezvous, folder, shape, actor=made) as trained:
+        scenarios.play(trained, first)
+        trained.save(saved)
+        return scenarios.play(trained, second) | {"weights": scenarios.copy(trained)}
+
+
+def continued(rank: int, rendezvous: Rendezvous, folder: Path, group: Any, saved: Path) -> dict[str, Any]:
+    """The second batch on ranks that start from a checkpoint."""
+    shape, made = group
+    with scenarios.policy(rank, rendezvous, folder, shape, actor=made) as trained:
+        notes = trained.restore(saved)
+        played = scenarios.play(trained, batches_of(shape)[1])
+        return played | {"notes": notes, "weights": scenarios.copy(trained)}
 
 
 def options(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from model_values import hf_tensors, tp_sizes
 
 from hybridrl.layout.base import instance
-from hybridrl.layout.fsdp import FSDPLayout
+from hybridrl.layout.fsdp import FAMILIES, FSDPLayout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
@@ -68,7 +68,11 @@ def sglang_layouts(draw, spec):
 
 @st.composite
 def fsdp_layouts(draw, spec):
-    return FSDPLayout(spec, dp=draw(st.integers(1, 6)))
+    trained = spec.family in FAMILIES
+    tp = draw(st.sampled_from([n for n in tp_sizes(spec) if n <= 4])) if trained else 1
+    cp, dp = draw(st.sampled_from([1, 2])), draw(st.integers(1, 6))
+    shard = draw(st.sampled_from([0, *(n for n in range(1, cp * dp + 1) if cp * dp % n == 0)]))
+    return FSDPLayout(spec, tp=tp, cp=cp, dp=dp, shard=shard)
 
 
 def held_by(layout, seed=0):

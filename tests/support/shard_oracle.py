@@ -174,10 +174,31 @@ def vllm_shard(spec, hf, *, tp, rank, dp=1, expert_parallel=False):
     return found
 
 
-def fsdp_shard(spec, hf, *, shards, rank):
-    """What a rank of FSDP2 holds: its chunk of every tensor, where there is one."""
-    chunks = {name: tensor.chunk(shards) for name, tensor in hf.items()}
+def fsdp_shard(spec, hf, *, shards, rank, tp=1, tp_rank=0):
+    """What a rank of FSDP2 holds: its chunk of its tensor-parallel part of every tensor of a transformers
+    module, where there is one. The vocabulary is padded to a multiple of tp; padding zero."""
+    module = {name: _tensor_parallel(name, tensor, tp)[tp_rank] for name, tensor in hf.items()}
+    for layer in range(spec.num_layers):
+        block = f"model.layers.{layer}.{moe_block(spec)}"
+        if has_experts(spec, layer):
+            experts = [_gated(module, f"{block}.experts.{e}") for e in range(spec.num_experts)]
+            gate, up, down = (torch.stack(each) for each in zip(*experts, strict=True))
+            module = {name: x for name, x in module.items() if f"{block}.experts." not in name}
+            module[f"{block}.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
+            module[f"{block}.experts.down_proj"] = down
+    chunks = {name: tensor.chunk(shards) for name, tensor in module.items()}
     return {name: parts[rank] for name, parts in chunks.items() if rank < len(parts)}
+
+
+def _tensor_parallel(name, tensor, tp):
+    layer = name.split(".")[-2]
+    if layer in ("embed_tokens", "lm_head"):
+        return _split(_pad(tensor, -(-len(tensor) // tp) * tp), tp, 0)
+    if tp > 1 and layer in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+        return _split(tensor, tp, 0)
+    if tp > 1 and layer in ("o_proj", "down_proj") and tensor.ndim > 1:
+        return _split(tensor, tp, 1)
+    return [tensor] * tp
 
 
 def _engine_attention(spec, hf, tp, rank):

@@ -5,6 +5,7 @@ from typing import Any
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
+from hybridrl.config.training import ActorConfig
 from hybridrl.errors import ConfigError
 from hybridrl.models.linears import present
 from hybridrl.wording import counted
@@ -35,12 +36,14 @@ def adapters_fit_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterat
 
 def gpus_train_no_adapters(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
     per_node = loaded.config.cluster.gpus_per_node
-    if loaded.config.actor.lora is not None and per_node:
+    actor, usual = loaded.config.actor, ActorConfig().backend  # on GPUs made of Transformer Engine
+    if actor.lora is not None and per_node and actor.backend == usual:
         yield ConfigError(
             f"actor.lora with {counted(per_node, 'GPU')} a node: Transformer Engine's layers take no "
             "adapters yet",
             where=loaded.where("actor.lora"),
-            fix="train all weights: leave actor.lora out; adapters train with cluster.gpus_per_node=0",
+            fix="set actor.backend: fsdp, or train all weights: leave actor.lora out; adapters train with "
+            "cluster.gpus_per_node=0",
         )
 
 

@@ -52,13 +52,6 @@ def wrong_sharding(
     yield from _wrong_stages(loaded, key, sharding, spec.num_layers if spec else None, name)
     if spec is not None and not spec.num_experts:
         yield from _experts_that_are_not_there(loaded, key, sharding, name)
-    if spec is not None and spec.num_experts and sharding.sp is False and sharding.tp > 1:
-        yield ConfigError(
-            f"{key}.sp = false with {key}.tp = {sharding.tp}: Megatron trains experts with sequence "
-            "parallelism only",
-            where=loaded.where(f"{key}.sp", f"{key}.tp"),
-            fix=f"leave {key}.sp out, or set {key}.tp: 1",
-        )
 
 
 def actor_parallel_divides_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:

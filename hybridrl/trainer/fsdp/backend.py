@@ -1,19 +1,23 @@
 """PyTorch FSDP2 behind trainer/base.py: transformers' modules, sharded over all ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hybridrl.config.training import LoraConfig
+from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
+from hybridrl.layout.fsdp import FSDPLayout, exchange_of
 from hybridrl.models.spec import without_vocabulary
 from hybridrl.trainer.base import Backend
-from hybridrl.trainer.fsdp import network
+from hybridrl.trainer.fsdp import groups, network
+from hybridrl.trainer.fsdp.attention import Context
+from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.model import FSDPModel
 from hybridrl.trainer.join import join, precision, take_device
 from hybridrl.trainer.mesh import Mesh
@@ -22,43 +26,55 @@ from hybridrl.trainer.setup import RankSetup, make_layout
 
 
 class FSDPBackend(Backend):
-    def __init__(self, setup: RankSetup, device: torch.device, alone: dist.ProcessGroup) -> None:
-        """On ranks that have joined each other.
+    layout: FSDPLayout
 
-        Args:
-            alone: a group of this rank only.
-        """
-        self.setup, self.device, self._alone = setup, device, alone
-        self.layout = make_layout(setup)
-        assert dist.group.WORLD is not None, "the ranks have joined each other"
-        self.mesh, self.partition = Mesh(dist.group.WORLD), TokenPartition()
+    def __init__(self, setup: RankSetup, device: torch.device, groups: Groups) -> None:
+        """On ranks that have joined each other."""
+        self.setup, self.device, self._groups = setup, device, groups
+        self.layout = cast(FSDPLayout, make_layout(setup))
+        self.mesh = Mesh(groups.dp)
+        self.partition = TokenPartition(rank=groups.cp.rank(), size=groups.cp.size())
 
     def scope(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     def sharing(self, setup: RankSetup) -> "FSDPBackend":
-        return FSDPBackend(setup, self.device, self._alone)
+        return FSDPBackend(setup, self.device, self._groups)
 
     def build(
         self, *, value_head: bool = False, trained: bool = True, lora: LoraConfig | None = None
     ) -> FSDPModel:
-        assert lora is None, "the layout refuses it"
-        setup, layout = self.setup, self.layout
-        made = network.build(
-            setup.model_folder,
-            self.device,
-            precision(setup.actor, self.device),
-            tied=setup.model.tied,
+        setup, layout, adapters = self.setup, self.layout, None
+        if lora is not None:
+            adapters = AdapterLayout.on(layout, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+        if value_head and layout.spec.head != "value":
+            layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
+        plan = network.Plan(
+            folder=setup.model_folder,
+            layout=layout,
+            adapters=adapters,
             value_head=value_head,
             trained=trained,
             recompute=setup.actor.recompute == "full",
+            compute_dtype=precision(setup.actor, self.device),
+            context=Context(self._groups.cp, self._exchange()),
         )
-        if value_head and layout.spec.head != "value":
-            layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
-        return FSDPModel(made, layout, setup.rank, self._alone)
+        return FSDPModel(
+            network.build(plan, self._groups, self.device),
+            layout,
+            setup.rank,
+            groups=self._groups,
+            partition=self.partition,
+            shardings=plan.shardings,
+            adapters=adapters,
+            seed=setup.seed,
+        )
+
+    def _exchange(self) -> Literal["heads", "keys"]:
+        return self.setup.parallel.cp_exchange or exchange_of(self.setup.model, self.setup.parallel)
 
     def written(self, layout: Layout) -> tuple[set[str], set[str]]:
-        held = set(layout.shards(self.setup.rank))  # no two ranks hold the same
+        held = set(written(layout, self.setup.rank))
         return held, held
 
     def random_state(self) -> dict[str, Tensor]:
@@ -81,9 +97,19 @@ class FSDPBackend(Backend):
 
 def open(setup: RankSetup) -> FSDPBackend:
     """As trainer/base.open."""
-    make_layout(setup)  # refusals come before the ranks wait for each other
+    layout = cast(FSDPLayout, make_layout(setup))  # refusals come before the ranks wait for each other
     device = take_device(setup, transformer_engine=False)
     join(setup, device)
     torch.manual_seed(setup.seed)
-    alone, _ = cast(Any, dist.new_subgroups(1))
-    return FSDPBackend(setup, device, alone)
+    return FSDPBackend(setup, device, groups.make(layout, device))
+
+
+def written(layout: Layout, rank: int) -> Iterator[str]:
+    """Names of the tensors that a rank writes: of the ranks with equal shards, the first one does."""
+    first: dict[tuple[object, ...], int] = {}
+    for held in layout.holdings:
+        key = (held.param, held.rows, held.cols, held.experts)
+        first[key] = min(first.get(key, held.ranks.start), held.ranks.start)
+    for held in layout.holdings:
+        if rank in held.ranks and first[held.param, held.rows, held.cols, held.experts] == rank:
+            yield from (name for layer in held.layers for name, _ in held.shards(layer))

@@ -15,25 +15,49 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hybridrl.config.training import MoEConfig, OptimizerConfig
-from hybridrl.layout.trainers import TrainerLayout
-from hybridrl.trainer.base import Model, NoRouting, Result
+from hybridrl.layout.adapters import AdapterLayout
+from hybridrl.layout.fsdp import FSDPLayout
+from hybridrl.trainer.base import Model, Result
+from hybridrl.trainer.context import gather_predicted
+from hybridrl.trainer.fsdp import lora
+from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.network import PackedNetwork, root
 from hybridrl.trainer.fsdp.optimizer import Optimizer, local
+from hybridrl.trainer.fsdp.tensor_parallel import Shardings, copy_to, sum_over, with_partial_gradients
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
+from hybridrl.trainer.routing import Routing
 
 
 class FSDPModel(Model):
+    layout: FSDPLayout
+
     def __init__(
-        self, network: PackedNetwork, layout: TrainerLayout, rank: int, alone: dist.ProcessGroup
+        self,
+        network: PackedNetwork,
+        layout: FSDPLayout,
+        rank: int,
+        *,
+        groups: Groups,
+        partition: TokenPartition,
+        shardings: Shardings,
+        adapters: AdapterLayout | None,
+        seed: int,
     ) -> None:
         """
         Args:
-            alone: a group of this rank only: it has the whole vocabulary while it computes.
+            partition: how idle microbatches are packed.
+            shardings: how tensor parallelism shards each parameter, by name.
+            adapters: the adapters of the network, which are initialised here from the seed.
         """
-        self._network, self.layout, self.rank, self.adapters = network, layout, rank, None
-        self._alone = alone
-        self._shards = {name: local(p) for name, p in network.named_parameters() if local(p).numel()}
+        self._network, self.layout, self.rank, self.adapters = network, layout, rank, adapters
+        self._groups, self._partition, self._shardings = groups, partition, shardings
+        self._partial = with_partial_gradients(shardings) if layout.tp > 1 else frozenset[str]()
+        held = {name: local(p) for name, p in network.named_parameters() if local(p).numel()}
+        self._shards = {name: shard for name, shard in held.items() if ".adapter." not in name}
+        if adapters is not None:
+            lora.start(adapters, rank, held, seed)
+            self._whole_a = lora.gathered(network)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         return self._network.named_parameters()
@@ -42,7 +66,9 @@ class FSDPModel(Model):
         return dict(self._shards)
 
     def weights(self) -> Mapping[str, Tensor]:
-        return self.tensors()
+        if self.adapters is None:
+            return self.tensors()
+        return lora.Merged(self._shards, self._network, self._whole_a)
 
     def copy(self, weights: Mapping[str, Tensor]) -> None:
         for name, shard in self._shards.items():
@@ -88,9 +114,19 @@ class FSDPModel(Model):
                     share, result = loss(microbatch, hidden_O1)
                     results.append(result)
                 else:
-                    share = self._network.logits(hidden_O1).sum()  # 0, and every parameter has a gradient
+                    share = self._no_loss(hidden_O1)
                 share.backward()
+        self._sum_partial_gradients()
         return results
+
+    def _no_loss(self, hidden_O1: Tensor) -> Tensor:
+        """A loss of 0 whose backward pass reaches every parameter."""
+        return self._network.logits(self._copied(hidden_O1), self._num_entries).sum()
+
+    def _sum_partial_gradients(self) -> None:
+        """Sum over tensor-parallel ranks what each of them has a part of."""
+        held = (p.grad for name, p in self.named_parameters() if name in self._partial)
+        sum_over(self._groups.tp_group, [local(grad) for grad in held if grad is not None])
 
     @contextlib.contextmanager
     def _resharded(self) -> Iterator[None]:
@@ -105,30 +141,49 @@ class FSDPModel(Model):
         device = next(iter(self._network.parameters())).device
         most = torch.tensor(len(microbatches), device=device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
-        idle = [idle_microbatch(TokenPartition(), device) for _ in range(int(most) - len(microbatches))]
+        idle = [idle_microbatch(self._partition, device) for _ in range(int(most) - len(microbatches))]
         return [*microbatches, *idle]
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        weight = self._network.output_weight
-        logp_O, entropy_O = output_logprob(
+        """*Collective* over tensor- and context-parallel ranks."""
+        hidden_O1, num_entries = self._copied(hidden_O1), self._num_entries
+        own = output_logprob(
             hidden_O1.squeeze(1),
-            weight,
+            self._network.output_weight,
             microbatch.target_O,
-            Shard(first=0, num_entries=len(weight), group=self._alone),
+            Shard(first=self._first_entry, num_entries=num_entries, group=self._groups.tp_group),
             temperature=temperature,
-            logits=lambda: self._network.logits(hidden_O1),
+            logits=lambda: self._network.logits(hidden_O1, num_entries),
         )
-        return logp_O[microbatch.from_R], entropy_O[microbatch.from_R]
+        both_R2 = gather_predicted(microbatch, torch.stack(own, dim=1), self._groups.cp)
+        logp_R, entropy_R = both_R2.unbind(1)
+        return logp_R, entropy_R
 
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
         # In bf16, answers to one prompt would get the same score where theirs differ by less than 1 %.
         value_O1 = F.linear(hidden_O1.squeeze(1).float(), self._network.output_weight.float())
-        return value_O1.flatten()[microbatch.from_R]
+        return gather_predicted(microbatch, value_O1.flatten(), self._groups.cp)
+
+    def _copied(self, hidden_O1: Tensor) -> Tensor:
+        """Hidden states for the output layer, of which each tensor-parallel rank has a part."""
+        return hidden_O1 if self._network.output == "score" else copy_to(self._groups.tp_group, hidden_O1)
+
+    @property
+    def _first_entry(self) -> int:
+        """Token id of the first vocabulary entry of this rank."""
+        return self._groups.tp.get_local_rank() * (self.layout.padded_vocab // self.layout.tp)
+
+    @property
+    def _num_entries(self) -> int:
+        """Vocabulary entries of this rank, without padding."""
+        part = self.layout.padded_vocab // self.layout.tp
+        return max(0, min(part, self.layout.spec.vocab_size - self._first_entry))
 
     def whole_gradients(self) -> dict[str, Tensor]:
-        grads = {name: parameter.grad for name, parameter in self.named_parameters()}
+        trained = {n: p for n, p in self.named_parameters() if p.requires_grad and local(p).numel()}
         return {
-            n: torch.zeros_like(s) if grads[n] is None else local(grads[n]) for n, s in self._shards.items()
+            name: torch.zeros_like(local(p)) if p.grad is None else local(p.grad)
+            for name, p in trained.items()
         }
 
     def gradient_buffers(self) -> Iterable[Tensor]:
@@ -136,10 +191,22 @@ class FSDPModel(Model):
         return ()
 
     def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
-        return Optimizer(config, list(self._network.parameters()), num_steps)
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        counted = [name for name in trained if self._counts(name)]
+        return Optimizer(config, trained, num_steps, counted=counted, updated=self._updated)
 
-    def routing(self, config: MoEConfig) -> NoRouting:
-        return NoRouting()
+    def _counts(self, name: str) -> bool:
+        """Whether this rank adds a parameter to the gradient norm, to which every element counts once."""
+        first = self._groups.tp.get_local_rank() == 0
+        return self._groups.copy == 0 and (first or self._shardings[name] != "whole")
+
+    def _updated(self) -> None:
+        """Called when the parameters have changed. *Collective*."""
+        if self.adapters is not None:
+            self._whole_a = lora.gathered(self._network)
+
+    def routing(self, config: MoEConfig) -> Routing:
+        return Routing(config, self._network.routers, self.layout.spec, None)
 
     def without_adapters(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
+        return lora.switched_off(self._network)

@@ -1,31 +1,45 @@
-"""A transformers model for packed sequences, sharded layer by layer over all ranks.
+"""A transformers model for packed sequences, sharded layer by layer over the ranks of a layout.
 
-Shape letters: T packed tokens, O tokens whose output predicts a trained token, H hidden size, V vocabulary.
+Shape letters: T packed tokens, O tokens whose output predicts a trained token, H hidden size, V vocabulary
+entries of this rank.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModel
 
 from hybridrl.errors import ModelError
-from hybridrl.trainer.fsdp import attention
+from hybridrl.layout.adapters import AdapterLayout
+from hybridrl.layout.fsdp import FSDPLayout
+from hybridrl.trainer.fsdp import attention, lora, tensor_parallel
+from hybridrl.trainer.fsdp.attention import Context
+from hybridrl.trainer.fsdp.groups import Groups
+from hybridrl.trainer.fsdp.router import Router, replace_routers
 from hybridrl.trainer.packing import Microbatch
 
 
 class PackedNetwork(nn.Module):
-    """Parameters have the names of a Hugging Face checkpoint.
+    """Parameters have the names of a Hugging Face checkpoint; the experts of a layer are stacked.
 
     The output layer is left to the caller, who decides how much of the logits is held. Its weight is whole
-    from the forward pass on, until `reshard` or the end of the backward pass.
+    from the forward pass on, apart from tensor parallelism, until `reshard` or the end of the backward pass.
     """
 
-    def __init__(self, folder: Path, *, tied: bool, value_head: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tied: bool,
+        value_head: bool,
+        dtype: torch.dtype,
+        context: Context | None = None,
+    ) -> None:
         """
         Args:
             folder: whose config.json says what the model is; no weights are read.
@@ -35,12 +49,21 @@ class PackedNetwork(nn.Module):
         config = AutoConfig.from_pretrained(folder)
         _leave_nothing_to_chance(config)
         body = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-        self._stem = body.base_model_prefix
+        self._stem, self._context = body.base_model_prefix, context
         self.add_module(self._stem, body)
+        body.get_input_embeddings().padding_idx = None  # whose row would get no gradient
         self.output = "score" if value_head else "lm_head"
         rows = 1 if value_head else config.vocab_size
         self.add_module(self.output, nn.Linear(config.hidden_size, rows, bias=False, dtype=dtype))
-        if tied and not value_head:
+        self.routers: list[Router] = []
+        """The routers of the layers with experts, if they have been replaced."""
+
+        self._tied = tied and not value_head
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the output layer of a tied model use the weight of the embedding."""
+        if self._tied:
             self.get_submodule(self.output).weight = self.body.get_input_embeddings().weight
 
     @property
@@ -63,52 +86,81 @@ class PackedNetwork(nn.Module):
     def forward(self, microbatch: Microbatch) -> Tensor:
         """Hidden states before trained tokens, [O, 1, H]."""
         packing = microbatch.packing
+        for router in self.routers:
+            router.packing = packing
         hidden_1TH = self.body(
             input_ids=microbatch.token_T.unsqueeze(0),
             position_ids=packing.position_T.unsqueeze(0),
             use_cache=False,
             runs=packing.runs,
+            context=self._context,
         ).last_hidden_state
         return hidden_1TH.transpose(0, 1).index_select(0, packing.predict_O)
 
     @property
     def output_weight(self) -> Tensor:
-        """[V, H], or [1, H] of a value head."""
+        """[V, H] with the padding of the vocabulary, or [1, H] of a value head."""
         return cast(Tensor, self.get_submodule(self.output).weight)
 
-    def logits(self, hidden_O1H: Tensor) -> Tensor:
-        """[O, V], or [O, 1] of a value head."""
-        return hidden_O1H.squeeze(1) @ self.output_weight.T
+    def logits(self, hidden_O1H: Tensor, num_entries: int | None = None) -> Tensor:
+        """Logits of all or the first entries of this rank, [O, V], or [O, 1] of a value head."""
+        return (hidden_O1H.squeeze(1) @ self.output_weight.T)[:, :num_entries]
 
 
-def build(
-    folder: Path,
-    device: torch.device,
-    compute_dtype: torch.dtype,
-    *,
-    tied: bool,
-    value_head: bool,
-    trained: bool,
-    recompute: bool,
-) -> PackedNetwork:
-    """A network whose parameters are this rank's shards, all 0. *Collective*; no rank ever holds it whole.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a network is built."""
 
-    Args:
-        trained: the shards are fp32, whatever the network computes in.
-        recompute: the activations of a layer are computed again in the backward pass.
-    """
-    dtype = torch.float32 if trained else compute_dtype
+    folder: Path
+    layout: FSDPLayout
+    adapters: AdapterLayout | None
+    """Adapters to train; None: the network itself is trained, or nothing."""
+
+    value_head: bool
+    trained: bool
+    """The shards are fp32, whatever the network computes in."""
+
+    recompute: bool
+    """The activations of a layer are computed again in the backward pass."""
+
+    compute_dtype: torch.dtype
+    context: Context
+
+    @property
+    def shardings(self) -> dict[str, Any]:
+        """How tensor parallelism shards each parameter."""
+        found = tensor_parallel.shardings(self.layout)
+        return found | (tensor_parallel.shardings(self.adapters) if self.adapters else {})
+
+
+def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
+    """A network whose parameters are this rank's shards, all 0. *Collective*; no rank ever holds it whole."""
+    dtype = torch.float32 if plan.trained else plan.compute_dtype
     with torch.device("meta"):
-        network = PackedNetwork(folder, tied=tied, value_head=value_head, dtype=dtype)
+        network = PackedNetwork(
+            plan.folder,
+            tied=plan.layout.spec.tied,
+            value_head=plan.value_head,
+            dtype=dtype,
+            context=plan.context,
+        )
+        if plan.adapters:
+            lora.attach(network, plan.adapters)
+        tensor_parallel.parallelize(network, plan.shardings, groups.tp, plan.layout.spec)
+    network.tie()
     network.train()
-    if recompute:
+    if plan.recompute:
         network.body.gradient_checkpointing_enable({"use_reentrant": False})
-    _shard(network, device, compute_dtype)
+    counts = groups.tp.get_local_rank() == 0
+    network.routers = replace_routers(network.layers, plan.layout.spec, context=groups.cp, counts=counts)
+    _shard(network, groups, plan.compute_dtype)
     network.to_empty(device=device)
     make_buffers(network.body, device)
+    for router in network.routers:
+        router.count_from_zero()
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.requires_grad_(trained).zero_()
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(plan.trained and (plan.adapters is None or ".adapter." in name)).zero_()
     return network
 
 
@@ -117,20 +169,22 @@ def root(network: PackedNetwork) -> FSDPModule:
     return cast(FSDPModule, network)
 
 
-def _shard(network: PackedNetwork, device: torch.device, compute_dtype: torch.dtype) -> None:
+def _shard(network: PackedNetwork, groups: Groups, compute_dtype: torch.dtype) -> None:
     """Each layer gathers its weights while it computes; embedding, last norm and output layer stay gathered
     until the backward pass has come to them."""
-    assert dist.group.WORLD is not None, "the ranks have joined each other"
-    mesh = DeviceMesh.from_group(dist.group.WORLD, device.type)
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mesh": groups.weights, "mp_policy": policy}
     for layer in network.layers:
-        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    for module in network.modules():
-        if isinstance(module, FSDPModule):
-            # Gradients are sums. Each of the two alone leaves a mean, or an operation that gloo lacks.
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
+        fully_shard(layer, reshard_after_forward=True, **options)
+    fully_shard(network, reshard_after_forward=False, **options)
+    for module in _sharded(network):
+        # Gradients are sums. Each of the two alone leaves a mean, or an operation that gloo lacks.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def _sharded(network: nn.Module) -> Iterator[FSDPModule]:
+    return (module for module in network.modules() if isinstance(module, FSDPModule))
 
 
 def make_buffers(body: Any, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """AdamW on the shards of this rank: torch's own, over plain tensors that share the shards' memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,15 +26,27 @@ class Optimizer:
 
     quantities = (WEIGHTS, *MOMENTS)
 
-    def __init__(self, config: OptimizerConfig, parameters: Sequence[Parameter], num_steps: int) -> None:
+    def __init__(
+        self,
+        config: OptimizerConfig,
+        parameters: Mapping[str, Parameter],
+        num_steps: int,
+        *,
+        counted: Collection[str],
+        updated: Callable[[], None],
+    ) -> None:
         """
         Args:
             parameters: fp32 shards with the weights that training begins from; some may have no rows.
             num_steps: length of the learning-rate schedule.
+            counted: names of the parameters that this rank adds to the gradient norm. Of equal shards on
+                several ranks, one counts.
+            updated: called after every change of the weights.
         """
-        self._config, self._num_steps = config, num_steps
+        self._config, self._num_steps, self._updated = config, num_steps, updated
         self.num_steps_done = 0
-        self._parameters = list(parameters)
+        self._parameters = list(parameters.values())
+        self._counted = [parameters[name] for name in counted]
         self._held = [(p, Parameter(local(p))) for p in self._parameters if local(p).numel()]
         """Parameters of the model of which this rank has rows, and the rows."""
 
@@ -51,7 +63,7 @@ class Optimizer:
         """As base.Optimizer: squares are summed in fp64, since fp32 sums on CPUs err by 1e-4 and more."""
         device = self._parameters[0].device
         total = torch.zeros((), dtype=torch.float64, device=device)
-        for parameter in self._parameters:
+        for parameter in self._counted:
             if parameter.grad is not None:
                 total += local(parameter.grad).double().square().sum()
         dist.all_reduce(total)
@@ -70,6 +82,7 @@ class Optimizer:
         self._adam.zero_grad()
         self.zero_gradients()
         self.num_steps_done += 1
+        self._updated()
         return lr
 
     def scaling(self) -> dict[str, float]:
@@ -94,6 +107,7 @@ class Optimizer:
         self.num_steps_done = progress["num_steps_done"]
         for _, rows in self._held:
             self._adam.state[rows]["step"].fill_(float(self.num_steps_done))
+        self._updated()
 
 
 def _adamw(rows: Sequence[Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

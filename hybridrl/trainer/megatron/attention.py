@@ -14,7 +14,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from hybridrl.trainer.megatron.context import chunks_of, gather_tokens, in_order
+from hybridrl.trainer.context import chunks_of, gather_tokens, in_order
 from hybridrl.trainer.packing import Packing
 
 

@@ -27,12 +27,13 @@ from hybridrl.trainer.join import join, take_device
 from hybridrl.trainer.megatron import lora, schedule
 from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
 from hybridrl.trainer.megatron.context import from_context
-from hybridrl.trainer.megatron.model import Stage, build, named_parameters, policy_model
+from hybridrl.trainer.megatron.model import Stage, build, chunks, named_parameters, policy_model
 from hybridrl.trainer.megatron.optimizer import Optimizer
-from hybridrl.trainer.megatron.routing import Routing
+from hybridrl.trainer.megatron.router import Router
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.packing import Microbatch, TokenPartition
+from hybridrl.trainer.routing import Routing
 from hybridrl.trainer.setup import RankSetup, make_layout
 
 
@@ -106,7 +107,10 @@ class MegatronModel(Model):
         return Optimizer(config, self.stage, num_steps)
 
     def routing(self, config: MoEConfig) -> Routing:
-        return Routing(config, self.stage)
+        modules = (module for chunk in chunks(self.stage) for module in chunk.modules())
+        routers = [module for module in modules if isinstance(module, Router)]
+        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+        return Routing(config, routers, self.layout.spec, group)
 
 
 class MegatronBackend(Backend):

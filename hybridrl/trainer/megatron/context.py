@@ -1,101 +1,12 @@
-"""Context parallelism: the tokens of every sequence are partitioned over ranks, with equal work for all.
+"""Context parallelism over the ranks of Megatron's groups."""
 
-A sequence is split into 2 * cp chunks. Rank r has chunk r and chunk 2 * cp - 1 - r (zigzag): under a causal
-mask the first is cheap and the second expensive.
-Shape letters: T packed tokens of this rank, B sequences of equal length, L that length, O trained tokens that
-this rank predicts, R trained tokens of all ranks.
-"""
-
-from typing import Any
-
-import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
-from torch.autograd import Function
 
+from hybridrl.trainer.context import gather_predicted
 from hybridrl.trainer.packing import Microbatch
 
 
 def from_context(microbatch: Microbatch, own_O: Tensor) -> Tensor:
-    """Gather the outputs for all trained tokens of a microbatch, [R, ...], from the ranks that computed them.
-
-    *Collective* over context-parallel ranks. Differentiable, provided that all ranks compute the same from
-    the result.
-    """
-    group = parallel_state.get_context_parallel_group()
-    if group.size() == 1:
-        return own_O
-    return gather_rows(own_O, microbatch.most_predicted, microbatch.from_R, group)
-
-
-def chunks_of(rank: int, size: int) -> tuple[int, int]:
-    """Indices of the two chunks, out of 2 * size, that a rank has of every sequence, in order."""
-    return rank, 2 * size - 1 - rank
-
-
-def gather_tokens(own_T: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Gather the tokens of all ranks, [cp, T, ...]. *Collective* over the group, forward and backward.
-
-    In the backward pass each rank gets the sum of all ranks' gradients of its part.
-    """
-    return _GatherTokens.apply(own_T, group)
-
-
-def in_order(partitioned: Tensor, count: int, length: int) -> Tensor:
-    """Whole sequences [B, L, ...] from the partitioned tokens [cp, B * L / cp, ...] of all ranks."""
-    size = len(partitioned)
-    chunks = partitioned.view(size, count, 2, length // (2 * size), *partitioned.shape[2:])
-    ordered = torch.cat([chunks[:, :, 0], chunks[:, :, 1].flip(0)])
-    return ordered.transpose(0, 1).reshape(count, length, *partitioned.shape[2:])
-
-
-def gather_rows(own_O: Tensor, most: int, from_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Gather the rows of all ranks in the order of `from_R`, [R, ...]. *Collective* in the forward pass only.
-
-    Every rank must compute the same from the result. Each rank's gradient of its own rows is then whole
-    already, and the backward pass communicates nothing.
-
-    Args:
-        most: largest number of rows of a rank.
-        from_R: int64, rank * most + index of the row on that rank.
-    """
-    return _GatherRows.apply(own_O, most, from_R, group)
-
-
-class _GatherTokens(Function):
-    @staticmethod
-    def forward(ctx: Any, own_T: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _all_gather(own_T, group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        own = grad.new_empty(grad.shape[1:])
-        dist.reduce_scatter_tensor(own, grad.contiguous().flatten(0, 1), group=ctx.group)
-        return own, None
-
-
-class _GatherRows(Function):
-    @staticmethod
-    def forward(ctx: Any, own_O: Tensor, most: int, from_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.save_for_backward(from_R)
-        ctx.first, ctx.count = group.rank() * most, len(own_O)
-        padded = own_O.new_zeros(most, *own_O.shape[1:])
-        padded[: len(own_O)] = own_O
-        return _all_gather(padded, group).flatten(0, 1)[from_R]
-
-    @staticmethod
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None, None, None]:
-        (from_R,) = ctx.saved_tensors
-        place_R = from_R - ctx.first
-        own_R = (place_R >= 0) & (place_R < ctx.count)
-        grad_O = grad_R.new_empty(ctx.count, *grad_R.shape[1:])
-        grad_O[place_R[own_R]] = grad_R[own_R]
-        return grad_O, None, None, None
-
-
-def _all_gather(own: Tensor, group: dist.ProcessGroup) -> Tensor:
-    found = own.new_empty(group.size() * len(own), *own.shape[1:])
-    dist.all_gather_into_tensor(found, own.contiguous(), group=group)
-    return found.view(group.size(), *own.shape)
+    """As gather_predicted, over Megatron's context-parallel ranks."""
+    return gather_predicted(microbatch, own_O, parallel_state.get_context_parallel_group())

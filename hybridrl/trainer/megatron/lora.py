@@ -8,8 +8,6 @@ Shape letters: T tokens, I and O inputs and outputs of a linear layer on this ra
 """
 
 import contextlib
-import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +27,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from hybridrl.errors import ConfigError
-from hybridrl.layout.adapters import AdapterLayout
+from hybridrl.layout.adapters import A, AdapterLayout
+from hybridrl.layout.base import instance
+from hybridrl.trainer.first_adapters import first_a
 
 
 class Adapter(Module):
@@ -40,6 +40,9 @@ class Adapter(Module):
         weight_OI, self._scale, self.switched_on = linear.weight, scale, True
         self.name = ""
         """Name of the layer in the whole model."""
+
+        self.weight = ""
+        """Canonical name of the layer's weight."""
 
         self._sequence_parallel: bool = linear.sequence_parallel
         options = {"dtype": weight_OI.dtype, "device": weight_OI.device}
@@ -102,13 +105,16 @@ def attach(model: Any, layout: AdapterLayout) -> None:
         ConfigError: the linear layers are not Megatron's own.
     """
     model.requires_grad_(False)
-    names = {held.tensor.removesuffix(".adapter.a") for held in layout.holdings}
+    names = {
+        held.tensor.removesuffix(".adapter.a"): held.param.removesuffix(f".{A}") for held in layout.holdings
+    }
     for layer in model.decoder.layers:
         number = layer.layer_number - 1
         for name, linear in list(layer.named_modules()):
             if f"decoder.layers.*.{name}" in names:
                 linear.adapter = _kind(linear)(linear, layout.rank, layout.scale)
                 linear.adapter.name = f"decoder.layers.{number}.{name}"  # pyright: ignore[reportArgumentType]
+                linear.adapter.weight = instance(names[f"decoder.layers.*.{name}"], number)  # pyright: ignore[reportArgumentType]
                 linear.register_forward_hook(_add)
     if model.pre_process and model.config.recompute_granularity == "full":
         # Recomputation skips a layer whose input needs no gradient, and its adapters would get none.
@@ -145,10 +151,7 @@ def start(stage: list[Any], seed: int) -> None:
         a, parts = adapter.a, 1
         if isinstance(adapter, RowAdapter):
             parts = parallel_state.get_tensor_model_parallel_world_size()
-        inputs = a.shape[1] * parts
-        digest = hashlib.sha256(f"{seed}/{adapter.name}".encode()).digest()
-        draw = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-        whole = torch.empty(a.shape[0], inputs).uniform_(-1, 1, generator=draw) / math.sqrt(inputs)
+        whole = first_a(adapter.weight, seed, a.shape[0], a.shape[1] * parts)
         at = parallel_state.get_tensor_model_parallel_rank() * a.shape[1] if parts > 1 else 0
         with torch.no_grad():
             a.copy_(whole[:, at : at + a.shape[1]])

@@ -57,6 +57,7 @@ def test_a_good_config_passes(run) -> None:
     assert run("actor.parallel={tp: 2, pp: 7, dp: 2}", "rollout.parallel.tp=4") == []
     assert run("actor.parallel={tp: 2, sp: true, cp: 2, pp: 3, stage_layers: [9, 10, 9]}") == []
     assert run("actor.parallel={pp: 2, vpp: 2}") == []
+    assert run("actor.backend=fsdp", "actor.parallel={dp: 4, shard: 2, cp: 2, cp_exchange: heads}") == []
     assert run("critic={parallel: {pp: 2}, microbatch_tokens: 8192}", "actor.offload=optimizer") == []
     assert run("batch={prompts_per_step: 512, minibatch_prompts: 128, max_lag: 1}") == []
 

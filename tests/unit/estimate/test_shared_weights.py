@@ -1,10 +1,11 @@
 """Memory and time where data-parallel ranks share the weights, as the FSDP backend's do."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from hybridrl.config.training import TrainParallel
+from hybridrl.config.training import LoraConfig, TrainParallel
 from hybridrl.estimate import memory
 from hybridrl.estimate.gathered import gathered
 from hybridrl.estimate.setting import Role, Setting
@@ -13,9 +14,9 @@ from hybridrl.models.spec import count, without_vocabulary
 from tests.support.plan_values import make_setting
 
 
-def setting(dp: int, *, microbatch_tokens: int = 16384) -> Setting:
+def setting(dp: int, *, microbatch_tokens: int = 16384, **axes: Any) -> Setting:
     made = make_setting("Qwen/Qwen2.5-7B-Instruct")
-    train = made.train.model_copy(update={"dp": dp})
+    train = made.train.model_copy(update={"dp": dp, **axes})
     return replace(made, backend="fsdp", microbatch_tokens=microbatch_tokens, train=train)
 
 
@@ -36,6 +37,48 @@ def test_ranks_share_weights_gradients_and_moments(dp: int) -> None:
     expected = {"policy": 4, "others": 4, "gradients": 4, "optimizer": 8}
     for name, width in expected.items():
         assert getattr(held, name) == pytest.approx(width * whole() / dp, rel=1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("dp", "axes", "parts"),
+    [(4, {"tp": 2}, 8), (4, {"cp": 2}, 8), (8, {"shard": 4}, 4), (2, {"tp": 2, "cp": 2, "shard": 2}, 4)],
+)
+def test_tensor_and_context_parallel_ranks_share_them_too_and_copies_do_not(dp, axes, parts) -> None:
+    held = memory.resident(setting(dp, **axes), 0)
+    assert held.policy == pytest.approx(4 * whole() / parts, rel=1e-3)
+    assert held.optimizer == pytest.approx(8 * whole() / parts, rel=1e-3)
+
+
+def test_tensor_parallel_ranks_gather_their_part() -> None:
+    assert gathered(setting(4, tp=2), 2) == pytest.approx(gathered(setting(4), 2) / 2, rel=1e-3)
+
+
+def test_copies_of_the_weights_gather_among_fewer_ranks_and_sum_their_gradients() -> None:
+    """Two groups of four of eight ranks: 3 parts of a quarter in place of 7 of an eighth, for each gather."""
+    made, copies = setting(8), setting(8, shard=4)
+    assert made.gpu is not None
+    link, microbatches = 0.7 * made.gpu.nvlink_bytes_s, memory.num_microbatches(made)
+    gathers = 2 * microbatches * 2 * whole() * (3 / 4 - 7 / 8)
+    sums = 4 * whole() * (3 / 4 - 7 / 8 + 2 * 1 / 2 / 4)
+    more = train_s(copies) - train_s(made)
+    adam = (28 * whole() / 4 - 28 * whole() / 8) / (0.75 * made.gpu.hbm_bytes_s)
+    expected = ((gathers + sums) / link + adam) * made.batch.optimizer_steps
+    assert more == pytest.approx(expected, rel=1e-3)
+
+
+def test_adapters_alone_have_gradients() -> None:
+    made = replace(setting(8), lora=LoraConfig())
+    assert memory.resident(made, 0).policy == pytest.approx(4 * whole() / 8, rel=0.02)
+    weights = gathered(made)
+    assert weights == gathered(setting(8)) and gathered(made, 9) - weights < 0.02 * 4 * whole()
+
+
+def test_exchanged_heads_of_grouped_queries_are_more_bytes_than_keys_of_two_ranks() -> None:
+    """There are 28 query heads and 4 key-value heads: half of 2 x 28 + 8 heads against 8."""
+    heads, keys = (setting(2, cp=2, cp_exchange=kind) for kind in ("heads", "keys"))
+    assert heads.exchanges_heads and not keys.exchanges_heads
+    assert logprobs_s(heads) > logprobs_s(keys)
+    assert not setting(4, cp=2).exchanges_heads
 
 
 def test_a_checkpoint_is_as_large_whatever_the_number_of_ranks() -> None:

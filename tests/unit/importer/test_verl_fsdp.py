@@ -54,6 +54,8 @@ def test_fsdp_computes_in_its_dtype(tmp_path: Path, dtype: str, ours: str) -> No
     assert config(tmp_path, translated(**{f"{A}.fsdp_config.dtype": dtype})).actor.precision == ours
 
 
-@pytest.mark.parametrize(("size", "said"), [(-1, False), (8, False), (4, True)])
-def test_groups_of_fsdp_ranks_are_said(size: int, said: bool) -> None:
-    assert ("fsdp_size" in whys(translated(**{f"{A}.fsdp_config.fsdp_size": size}))) == said
+@pytest.mark.parametrize(("size", "shard"), [(-1, None), (8, None), (16, None), (4, 4)])
+def test_groups_of_fsdp_ranks_that_share_the_weights(tmp_path: Path, size: int, shard: int | None) -> None:
+    found = translated(**{f"{A}.fsdp_config.fsdp_size": size})
+    assert config(tmp_path, found).actor.parallel.shard == shard
+    assert "fsdp_size" not in whys(found)

@@ -5,20 +5,28 @@ from typing import Any
 import pytest
 from model_values import tiny
 
-from hybridrl.config.training import ActorConfig, LoraConfig
+from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.trainers import layout_of
+from hybridrl.models.untabled import TensorShape
 
 
-@pytest.mark.parametrize("axes", [{"tp": 2}, {"pp": 2}, {"cp": 2}, {"ep": 2}, {"tp": 2, "pp": 2, "dp": 2}])
-def test_sizes_other_than_dp_are_refused_with_the_dp_of_as_many_ranks(axes: dict[str, int]) -> None:
+@pytest.mark.parametrize("axes", [{"pp": 2}, {"ep": 2}, {"pp": 2, "dp": 2}, {"vpp": 2, "pp": 2}])
+def test_axes_that_the_backend_lacks_are_refused_with_the_dp_of_as_many_ranks(axes: dict[str, int]) -> None:
     with pytest.raises(LayoutError) as caught:
-        FSDPLayout.of(tiny(), on_gpu=False, **axes)
-    ranks = axes.get("tp", 1) * axes.get("pp", 1) * axes.get("cp", 1) * axes.get("dp", 1)
-    assert f"dp = {ranks}" in str(caught.value)
+        FSDPLayout.of(tiny("qwen3_moe"), on_gpu=False, **axes)
+    assert f"dp = {axes.get('pp', 1) * axes.get('dp', 1)}" in str(caught.value)
     assert all(f"{axis} = {size}" in str(caught.value) for axis, size in axes.items() if axis != "dp")
+
+
+def test_ranks_that_do_not_form_whole_copies_are_refused_with_the_sizes_that_do() -> None:
+    with pytest.raises(LayoutError, match="shard = 4 does not divide the 6 ranks of cp 2 x dp 3") as caught:
+        FSDPLayout.of(tiny(), on_gpu=False, cp=2, dp=3, shard=4)
+    assert "1, 2, 3, 6" in str(caught.value)
+    with pytest.raises(LayoutError, match="shard = 2: Megatron"):
+        layout_of("megatron").of(tiny(), on_gpu=False, dp=4, shard=2)
 
 
 def test_one_rank_has_the_checkpoint_and_of_three_none_has_more_than_its_rows() -> None:
@@ -31,6 +39,33 @@ def test_one_rank_has_the_checkpoint_and_of_three_none_has_more_than_its_rows() 
             assert 0 < held.shape[0] <= -(-whole[name].shape[0] // 3)
 
 
+@pytest.mark.parametrize(
+    ("backend", "keys", "reason"),
+    [
+        ("megatron", {"cp": 2, "cp_exchange": "keys"}, "Megatron always gathers keys"),
+        ("megatron", {"tp": 2, "sp": False}, "sp = false with tp = 2: Megatron trains experts with sequence"),
+        ("fsdp", {"tp": 2, "sp": True}, "sp = true: the FSDP backend has no sequence parallelism"),
+        (
+            "fsdp",
+            {"cp": 4, "cp_exchange": "heads"},
+            "the 2 key-value heads, tp x cp = 4 does not divide them",
+        ),
+    ],
+)
+def test_keys_that_mean_nothing_to_a_backend_or_do_not_fit_are_refused(backend, keys, reason) -> None:
+    model, kind = tiny("qwen3_moe", num_heads=8, num_kv_heads=2), layout_of(backend)
+    with pytest.raises(LayoutError, match=reason):
+        kind.refuse_keys(model, TrainParallel(**keys))
+    kind.refuse_keys(model, TrainParallel(tp=2, cp=2))
+
+
+def test_tensor_parallelism_needs_a_table_and_rows_that_divide() -> None:
+    with pytest.raises(LayoutError, match="tp = 8 does not divide the 4 rows of k"):
+        FSDPLayout.of(tiny(num_heads=8, num_kv_heads=1, head_dim=4, ffn_size=64), on_gpu=False, tp=8)
+    with pytest.raises(LayoutError, match="a model without a table"):
+        FSDPLayout.of(tiny(tensors=(TensorShape("lm_head.weight", (8, 8)),)), on_gpu=False, tp=2)
+
+
 def test_stage_layers_are_refused() -> None:
     with pytest.raises(LayoutError, match="stage_layers"):
         FSDPLayout.of(tiny(), on_gpu=False, stage_layers=(2, 2))
@@ -40,7 +75,7 @@ def test_stage_layers_are_refused() -> None:
     ("model", "reason"),
     [
         (tiny("gemma2"), "this model is gemma2"),
-        (tiny("qwen3_moe"), "this model is qwen3_moe"),
+        (tiny("mixtral"), "this model is mixtral"),
         (tiny("llama", attention_out_bias=True), "attention output"),
         (tiny("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "'dynamic'"),
     ],
@@ -50,15 +85,14 @@ def test_models_with_another_part_are_refused(model: Any, reason: str) -> None:
         FSDPLayout.refuse_unbuildable(model, where="model.path")
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_dense_families_are_not_refused(family: str) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])
+def test_families_whose_modules_are_known_are_not_refused(family: str) -> None:
     FSDPLayout.refuse_unbuildable(tiny(family), where="model.path")
 
 
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"lora": LoraConfig()}, "actor.lora"),
         ({"fp8": "blockwise"}, "actor.fp8"),
         ({"precision": "fp16"}, "actor.precision"),
         ({"recompute": "selective"}, "actor.recompute"),

@@ -106,7 +106,12 @@ def test_vllm_does_not_shard_shared_experts_where_ranks_partition_tokens(tp, dp)
 
 @given(EVERY.flatmap(fsdp_layouts))
 def test_fsdp_shards_are_those_that_torch_chunk_gives(layout):
-    assert_shards(layout, lambda hf, rank: fsdp_shard(layout.spec, hf, shards=layout.dp, rank=rank))
+    def expected(hf, rank):
+        over, tp_rank = divmod(rank, layout.tp)
+        shards = layout.num_shards
+        return fsdp_shard(layout.spec, hf, shards=shards, rank=over % shards, tp=layout.tp, tp_rank=tp_rank)
+
+    assert_shards(layout, expected)
 
 
 @given(EVERY)
@@ -144,8 +149,11 @@ def test_sglang_tiles_every_parameter_and_repeats_only_what_it_copies(layout, da
 
 
 @given(EVERY.flatmap(fsdp_layouts))
-def test_fsdp_tiles_every_parameter_once(layout):
-    assert all((held == 1).all() for _, held in coverage(layout))
+def test_fsdp_tiles_every_parameter_once_in_each_copy(layout):
+    copies = layout.world_size // (layout.tp * layout.num_shards)
+    for parameter, held in coverage(layout):
+        whole = layout.sites(parameter.row)[0].sharding == "whole"
+        assert (held == copies * (layout.tp if whole else 1)).all(), parameter.name
 
 
 @given(

@@ -12,8 +12,8 @@ from rows import trajectory
 
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
+from hybridrl.trainer.context import in_chunks, in_order
 from hybridrl.trainer.loaded import LoadedBatch
-from hybridrl.trainer.megatron.context import in_order
 from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
 from hybridrl.trainer.saved_groups import select
 
@@ -182,3 +182,13 @@ def test_a_column_of_any_name_and_kind_is_taken_at_the_trained_tokens(monkeypatc
     assert [np.shares_memory(array, picture) for array in arrays] == [n != 0 for n in range(4)]
     with pytest.raises(ColumnError, match="tokens came without column version"):
         made.column_U("version")
+
+
+@pytest.mark.parametrize(("size", "count", "length"), [(2, 3, 8), (3, 1, 6), (4, 2, 16)])
+def test_whole_sequences_are_partitioned_as_packing_does(size: int, count: int, length: int) -> None:
+    whole = torch.arange(count * length).view(count, length)
+    partitioned = in_chunks(whole, size)
+    assert torch.equal(in_order(partitioned, count, length), whole)
+    first = partitioned[0].view(count, -1)[0].tolist()  # the first chunk and the last one
+    chunk = length // (2 * size)
+    assert first == [*range(chunk), *range(length - chunk, length)]

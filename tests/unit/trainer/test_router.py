@@ -18,7 +18,8 @@ from model_values import tiny
 from torch.testing import assert_close
 
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.megatron.router import Choices, Penalties, Router, choose, penalty, scores, weigh
+from hybridrl.trainer.experts import Choices, Penalties, choose, penalty, scores, weigh
+from hybridrl.trainer.megatron.router import Router
 
 TOKENS, EXPERTS = 9, 12
 

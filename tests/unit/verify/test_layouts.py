@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridrl.errors import UserError
-from hybridrl.verify.layouts import DEFAULT_LAYOUTS, REFERENCE, Row, name_of, parse, partition, rows
+from hybridrl.verify.layouts import REFERENCE, Row, default_layouts, name_of, parse, partition, rows
 
 sizes = st.integers(1, 4)
 
@@ -18,6 +18,12 @@ def test_a_name_is_read_as_it_was_written(tp, cp, pp, vpp, dp, sp):
     assert parallel.sp is (True if sp else None)
     if name := name_of(parallel):
         assert parse(name) == parallel
+
+
+@pytest.mark.parametrize("name", ["dp4shard2", "cp2keys", "tp2cp2heads", "cp2dp2shard1"])
+def test_names_of_copies_and_exchanges(name):
+    assert parse(name).num_ranks == 4 if name != "cp2keys" else 2
+    assert parse(name_of(parse(name))) == parse(name)
 
 
 def test_experts_bring_the_replicas_that_they_need():
@@ -32,14 +38,35 @@ def test_other_names_are_refused(name):
         parse(name)
 
 
-def test_the_default_rows_change_every_axis_alone_or_with_one_that_is_tested_alone():
-    found = rows(DEFAULT_LAYOUTS)
-    alone = {axis for row in found if len(row.axes) == 1 for axis in row.axes}
-    assert alone == {"microbatches", "packing", "recompute", "tp", "pp", "cp", "dp"}
-    assert {axis for row in found for axis in row.axes} - alone == {"order", "sp", "vpp", "ep", "etp"}
-    for axis in ("order", "sp", "vpp", "ep"):
-        assert any(row.axes - alone == {axis} for row in found)
+ALONE = {"microbatches", "packing", "recompute", "tp", "cp", "dp"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "alone", "with_others"),
+    [
+        ("megatron", ALONE | {"pp"}, {"order", "sp", "vpp", "ep", "etp", "backend"}),
+        ("fsdp", ALONE, {"order", "shard", "backend"}),
+    ],
+)
+def test_the_default_rows_change_every_axis_alone_or_with_ones_that_are_tested_alone(
+    backend, alone, with_others
+):
+    found = rows(default_layouts(backend))
+    by_itself = {axis for row in found if len(row.axes) == 1 for axis in row.axes}
+    assert by_itself == alone
+    assert {axis for row in found for axis in row.axes} - alone == with_others
+    for axis in with_others - {"etp"}:
+        assert any(row.axes - alone == {axis} for row in found), axis
     assert len({row.name for row in found}) == len(found)
+
+
+def test_a_layout_may_be_of_another_backend():
+    alone, packed = rows(["fsdp:dp4shard2"])[-2:]
+    assert alone.backend == packed.backend == "fsdp"
+    assert alone.parallel == parse("dp4shard2") and alone.axes == {"backend", "dp", "shard"}
+    assert rows(["dp2"])[-1].backend is None
+    with pytest.raises(UserError, match="no backend 'fsdp2'"):
+        rows(["fsdp2:dp2"])
 
 
 @given(

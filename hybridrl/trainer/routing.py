@@ -8,22 +8,30 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from hybridrl.batch import TokenBlock
 from hybridrl.config.training import MoEConfig
-from hybridrl.trainer.megatron.model import Stage, chunks
-from hybridrl.trainer.megatron.router import Choices, EngineChoices, EngineExperts, Penalties, Router
+from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.experts import Choices, EngineChoices, EngineExperts, Penalties, RouterOfTokens
 
 
 class Routing:
     """Implements base.Routing."""
 
-    def __init__(self, config: MoEConfig, stage: Stage) -> None:
-        self._config = config
-        modules = (module for chunk in chunks(stage) for module in chunk.modules())
-        self._routers = [module for module in modules if isinstance(module, Router)]
-        self._num_layers, self._num_experts = stage[0].config.num_layers, stage[0].config.num_moe_experts or 0
+    def __init__(
+        self,
+        config: MoEConfig,
+        routers: Sequence[RouterOfTokens],
+        model: ModelSpec,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        """
+        Args:
+            routers: those of this rank.
+            group: ranks that have tokens for the same routers; None: all ranks.
+        """
+        self._config, self._routers, self._group = config, routers, group or dist.group.WORLD
+        self._num_layers, self._num_experts = model.num_layers, model.num_experts
         self._kept: Sequence[Choices | EngineChoices] = []
         """Choices to replay, one entry per router; empty if nothing is replayed."""
 
@@ -44,9 +52,8 @@ class Routing:
         kept = [Choices(num_tokens, router.topk, router.weight.device) for router in self._routers]
         with self._visiting(kept):
             yield
-        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
         for choices in kept:
-            choices.complete(group if share else None)
+            choices.complete(self._group if share else None)
         self._kept = kept
 
     @contextlib.contextmanager
