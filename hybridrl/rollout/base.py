@@ -155,7 +155,7 @@ class Engine(Protocol):
         """End these requests early, also on a paused engine. Ids that are not running are ignored."""
         ...
 
-    async def pause(self, *, keep_cache: bool = False) -> None:
+    async def pause(self, *, keep_cache: bool = False) -> float | None:
         """Stop sampling until `continue_`; weights may be swapped meanwhile. Running requests stay.
 
         Args:
@@ -163,6 +163,10 @@ class Engine(Protocol):
                 tokens sampled after a swap have the probabilities of the new weights. If it stays, these
                 tokens see keys and values of the old weights; requests that come later see none of them. A
                 kind of engine that cannot do so refuses rollout.swap = in_flight_keep_cache.
+
+        Returns:
+            Seconds that the engine has spent until now on computing dropped caches again; None if it does not
+            tell.
         """
         ...
 

@@ -165,7 +165,9 @@ class EpisodeRunner:
         """
         self._paused, self._keeps_cache = True, keep_cache
         self.hold()
-        await self._engine.pause(keep_cache=keep_cache)
+        spent_s = await self._engine.pause(keep_cache=keep_cache)
+        if spent_s is not None:
+            self._clock.recompute(spent_s)
 
     async def go_on(self) -> None:
         """End `hold` or `pause`; the engine serves."""

@@ -135,9 +135,9 @@ class EngineProcess:
         self._outbox.flush()
         await self._call("abort", list(ids))
 
-    async def pause(self, *, keep_cache: bool = False) -> None:
+    async def pause(self, *, keep_cache: bool = False) -> float | None:
         self._paused = True
-        await self._call("pause", keep_cache)
+        return await self._call("pause", keep_cache)
 
     async def continue_(self) -> None:
         self.session.require_serving()

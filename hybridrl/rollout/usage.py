@@ -18,6 +18,7 @@ class UsageClock:
         self._seconds: dict[str, float] = {}
         self._tokens: dict[str, int] = {}
         self._error: float | None = None
+        self._recomputed_s = 0.0
 
     def turn(self, cause: Cause) -> None:
         """Say what the engine does from now on."""
@@ -29,6 +30,13 @@ class UsageClock:
         """Add tokens."""
         for name, number in (("sampled", sampled), ("aborted", aborted), ("recomputed", recomputed)):
             self._tokens[f"{name}_tokens"] = self._tokens.get(f"{name}_tokens", 0) + number
+
+    def recompute(self, total_s: float) -> None:
+        """Note the seconds that the engine has spent until now on computing caches again."""
+        self._seconds["recomputing_s"] = (
+            self._seconds.get("recomputing_s", 0.0) + total_s - self._recomputed_s
+        )
+        self._recomputed_s = total_s
 
     def compare(self, error: float) -> None:
         """Note the error of a token that was sampled with a kept cache."""

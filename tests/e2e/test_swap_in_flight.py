@@ -182,6 +182,7 @@ def assert_swapped_in_flight(streamed: Streamed, models: Models) -> None:
     assert largest_difference(streamed, models, SAMPLING.temperature) < TOLERANCE
     assert streamed.usage.sampled_tokens == GROUPS * 3 * TOKENS
     assert streamed.usage.recomputed_tokens >= len(mixed) * SHARED_PROMPT
+    assert streamed.usage.recomputing_s <= streamed.usage.generating_s
 
 
 @pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])

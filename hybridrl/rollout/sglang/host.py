@@ -118,14 +118,21 @@ class EngineHost:
     async def abort(self, ids: Sequence[str]) -> None:
         self._serving.abort(ids)
 
-    async def pause(self, keep_cache: bool) -> None:
+    async def pause(self, keep_cache: bool) -> float | None:
         """Pause with SGLang's mode "retract", which drops the cache of running requests and recomputes it
-        later, or with its mode "in_place". The schedulers sample nothing once this returns."""
+        later, or with its mode "in_place". The schedulers sample nothing once this returns.
+
+        Returns:
+            Seconds spent on recomputation until now; None on a GPU.
+        """
         self._serving.pause()
         self._keeps_cache = keep_cache
         mode = "in_place" if keep_cache else "retract"
         await self._manager.pause_generation(PauseGenerationReqInput(mode=mode))
-        while not all(await self._ask_schedulers("paused")):  # SGLang only sends the pause
+        while True:  # SGLang only sends the pause
+            found = await self._ask_schedulers("paused")
+            if all(is_paused for is_paused, _ in found):
+                return found[0][1]
             await asyncio.sleep(_POLL_S)
 
     async def continue_(self) -> None:

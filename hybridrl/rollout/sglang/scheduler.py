@@ -5,7 +5,9 @@ restores and reprocesses weights, and an exception in it would end the process.
 """
 
 import gc
+import itertools
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -70,6 +72,18 @@ class RolloutScheduler(Scheduler):
         # imports, which takes 0.5 s.
         gc.collect()
         gc.freeze()
+        self._recomputing_s = 0.0
+
+    def run_batch(self, batch: ScheduleBatch, *args: Any, **options: Any) -> Any:
+        """Run a batch, and time what it computes again for requests that were retracted."""
+        again = [bool(req.output_ids) for req in batch.reqs] if batch.forward_mode.is_extend() else []
+        start = time.perf_counter()
+        result = super().run_batch(batch, *args, **options)
+        if any(again):
+            lengths = [len(req.origin_input_ids) + len(req.output_ids) for req in batch.reqs]
+            share = sum(itertools.compress(lengths, again)) / sum(lengths)
+            self._recomputing_s += share * (time.perf_counter() - start)
+        return result
 
     def abort_request(self, recv_req: AbortReq) -> None:
         """Abort a request and report all of its tokens.
@@ -86,10 +100,11 @@ class RolloutScheduler(Scheduler):
         super().abort_request(recv_req)
 
     def paused(self, folder: str) -> None:
-        """Whether nothing is sampled until the end of a pause."""
+        """Whether nothing is sampled until the end of a pause, and the seconds of recomputation until now."""
         if has_cuda():
             torch.cuda.synchronize()  # the last batch may have been started and not yet collected
-        self._answer(folder, lambda runner: self._engine_paused)
+        spent_s = None if has_cuda() else self._recomputing_s  # on a GPU, batches run behind their start
+        self._answer(folder, lambda runner: (self._engine_paused, spent_s))
 
     def export_parameters(self, folder: str) -> None:
         self._answer(folder, lambda runner: receive.export_parameters(runner.model))

@@ -272,3 +272,20 @@ def test_with_a_kept_cache_one_token_after_each_swap_is_compared():
     )
     assert usage.kept_cache_error == 0.25 and later.kept_cache_error is None
     assert usage.recomputed_tokens == 0 and engine.calls == ["pause, keeping the cache", "continue_"]
+
+
+def test_each_pause_adds_the_seconds_of_recomputation_since_the_last_one():
+    class Telling(Engine):
+        spent_s = [0.5, 2.0]
+
+        async def pause(self, *, keep_cache=False):
+            return self.spent_s.pop(0)
+
+    async def scenario():
+        runner = EpisodeRunner(Telling(), now=lambda: 0.0)
+        await runner.pause()
+        first = runner.usage().recomputing_s
+        await runner.pause()
+        return first, runner.usage().recomputing_s, runner.usage().recomputing_s
+
+    assert asyncio.run(scenario()) == (0.5, 1.5, 0.0)
