@@ -6,6 +6,7 @@ import re
 import controller_fakes as fakes
 import pytest
 
+from hybridrl.config.run_shape import engines_sleep
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run
 
@@ -49,6 +50,16 @@ def test_engines_rest_while_the_trainer_works_unless_they_run_ahead() -> None:
 
     assert re.fullmatch("(g+rl){6}g*", phases(max_lag=0))
     assert "r" not in phases(max_lag=1)
+
+
+@pytest.mark.parametrize(
+    ("max_lag", "swap", "gpus", "expected"),
+    [(0, "drain", 0, True), (1, "drain", 8, False), (1, "in_flight", 0, False), (1, "in_flight", 8, True)],
+)
+def test_engines_sleep_if_nothing_runs_or_requests_can_be_paused(max_lag, swap, gpus, expected) -> None:
+    rollout, cluster = {"swap": swap}, {"gpus_per_node": gpus}
+    cfg = fakes.config(batch={"max_lag": max_lag}, rollout=rollout, cluster=cluster)
+    assert engines_sleep(cfg) == expected
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])
