@@ -1,11 +1,11 @@
 """The loop on in-process fakes: order, staleness, errors, where it stops and where it goes on."""
 
-import asyncio
 import re
 
 import controller_fakes as fakes
 import pytest
 
+from benchmarks import _fake_clock as fake_clock
 from hybridrl.config.run_shape import engines_sleep
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run
@@ -13,7 +13,7 @@ from hybridrl.controller.loop import run
 
 def play(cfg, world, resumed=None) -> None:
     evaluator = Evaluator(cfg, [fakes.Prompt("held/0", (1,), {}, "held")], world, world)
-    asyncio.run(run(cfg, world.roles(evaluator), resumed))
+    fake_clock.run(run(cfg, world.roles(evaluator), resumed))
 
 
 def test_a_synchronous_step_samples_from_the_version_before_it() -> None:
