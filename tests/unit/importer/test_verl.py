@@ -391,19 +391,3 @@ def test_a_launch_of_easyr1_is_found(tmp_path: Path) -> None:
     path.write_text("python3 -m verl.trainer.main config=c.yaml worker.actor.model.model_path=m\n")
     with pytest.raises(ConfigError, match="EasyR1"):
         translate(read(path, {}))
-
-
-def test_asynchronous_training_becomes_a_lag_and_swaps_in_flight(tmp_path: Path) -> None:
-    keys = {"async_training.staleness_threshold": 0.5, "async_training.partial_rollout": True}
-    found = translate(launch(keys | {"async_training.require_batches": 4}), ROWS)
-    cfg = config(tmp_path, found)
-    assert (cfg.batch.max_lag, cfg.rollout.swap) == (1, "in_flight")
-    assert "require_batches" in whys(found) and "partial_rollout" not in whys(found)
-
-
-def test_asynchronous_training_without_staleness_drains(tmp_path: Path) -> None:
-    keys = {"async_training.staleness_threshold": 0, "async_training.partial_rollout": True}
-    found = translate(launch(keys), ROWS)
-    cfg = config(tmp_path, found)
-    assert (cfg.batch.max_lag, cfg.rollout.swap) == (0, "drain")
-    assert "rollout.swap=in_flight needs batch.max_lag" in whys(found)
