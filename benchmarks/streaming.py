@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import _fake_clock
+from benchmarks._no_op_engines import measure
 from benchmarks._report import arguments, publish
 from benchmarks._simulated import Hardware, Lengths, SimulatedRun, Swap, config
 from hybridrl.controller.loop import run
@@ -20,6 +21,9 @@ RESULT = {
     "modes": "per distribution of lengths and mode: steps an hour, and over those of whole_batches; share of "
     "engine time in which they generate and that led to a gradient; mean and largest lag in updates; mean "
     "length of trained answers over that of all started ones",
+    "driver": "CPU seconds of the driver in a step with real Ray actors whose engines answer at once: packing"
+    " the batch, credit with guards, minibatches and observation (own_s is their sum), and messages with the "
+    "stream; growth of its memory a step, and object references of a batch",
     "simulated": "engines, trajectories a step and steps of a simulated run, and the seconds that one took",
 }
 
@@ -48,11 +52,14 @@ _SHARES = {"engines_generating": "perf/engines_generating", "with_gradient": "go
 def main() -> None:
     options = arguments(
         __doc__,
-        smoke={"engines": 4, "prompts": 8, "samples": 2, "steps": 5},
+        smoke={"engines": 4, "prompts": 8, "samples": 2, "steps": 5, "actors": 2, "driver_prompts": 16},
         engines=1024,
         prompts=512,
         samples=8,
         steps=24,
+        actors=8,
+        driver_prompts=4096,
+        driver_steps=6,
     )
     start = time.perf_counter()
     modes = {name: _distribution(lengths, options) for name, lengths in DISTRIBUTIONS.items()}
@@ -63,7 +70,8 @@ def main() -> None:
         "steps": options.steps,
         "seconds_a_run": (time.perf_counter() - start) / runs,
     }
-    publish({"modes": modes, "simulated": simulated}, options.json)
+    driver = measure(options.actors, options.driver_prompts, 16, options.driver_steps)
+    publish({"modes": modes, "driver": driver, "simulated": simulated}, options.json)
 
 
 def _distribution(lengths: Lengths, options: Any) -> dict[str, dict[str, float]]:

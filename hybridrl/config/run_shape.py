@@ -67,3 +67,9 @@ def with_dp(parallel: TrainParallel, cluster: ClusterConfig) -> TrainParallel:
 def num_gpus(cluster: ClusterConfig) -> int:
     """GPUs of all nodes together."""
     return cluster.nodes * (cluster.gpus_per_node or 0)
+
+
+def engines_sleep(cfg: Config) -> bool:
+    """Whether engines free their memory while the trainer works: if nothing runs in them meanwhile, or if
+    requests can be paused and the trainer is on the same GPUs."""
+    return not cfg.batch.max_lag or (num_gpus(cfg.cluster) > 0 and cfg.rollout.swap != "drain")

@@ -14,6 +14,7 @@ until no request runs in an engine; otherwise requests are paused meanwhile, and
 """
 
 from hybridrl.batch import Batch
+from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Roles
 from hybridrl.controller.stream import RolloutStream
@@ -77,12 +78,6 @@ async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> 
     if not (max_lag or last):  # on-policy, engines begin after evaluation and checkpoint
         stream.serve(step)
     return last
-
-
-def engines_sleep(cfg: Config) -> bool:
-    """Whether engines free their memory while the trainer works: if nothing runs in them meanwhile, or if
-    requests can be paused and the trainer is on the same GPUs."""
-    return not cfg.batch.max_lag or bool(cfg.cluster.gpus_per_node and cfg.rollout.swap != "drain")
 
 
 def refuse_stale(batch: Batch, max_lag: int) -> None:

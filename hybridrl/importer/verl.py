@@ -13,7 +13,7 @@ from typing import Any
 from hybridrl.config import keys, load, presets
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError
-from hybridrl.importer import verl_algorithm, verl_layout
+from hybridrl.importer import verl_algorithm, verl_async, verl_layout
 from hybridrl.importer.overrides import Launch
 from hybridrl.importer.translation import Line, Remark, Translation
 from hybridrl.importer.verl_keys import CRITIC, CRITIC_REST, DIRECT, IGNORED, NO_COUNTERPART, A, M, R, To
@@ -229,6 +229,7 @@ PARTS: Sequence[Callable[[Script], Found]] = (
     verl_algorithm.dynamic_sampling,
     verl_algorithm.overlong,
     verl_algorithm.correction,
+    verl_async.asynchronous,
     _optimizer,
     _microbatch,
     _recompute,

@@ -1,6 +1,7 @@
 """Actors that decode answers and score them, and the Reward role over them."""
 
 import asyncio
+import itertools
 import os
 from collections.abc import Sequence
 from itertools import groupby
@@ -51,10 +52,11 @@ class RewardWorker:
 
 
 class RayReward:
-    """Implements Reward over RewardWorkers; blocks are assigned to the workers in turn."""
+    """Implements Reward over RewardWorkers; blocks are assigned to the workers in turn, call after call."""
 
     def __init__(self, workers: WorkerGroup, cluster: ClusterConfig) -> None:
         self.workers, self._cluster = workers, cluster
+        self._turn = itertools.count()
 
     async def start(self) -> None:
         await self.workers.all("start", timeout_s=self._cluster.start_timeout_s)
@@ -67,7 +69,7 @@ class RayReward:
         blocks = [list(members) for _, members in groupby(groups, key=lambda group: id(group.block))]
         await asyncio.gather(
             *(
-                self._score_block(i % len(self.workers), members, keep_text if i == 0 else 0)
+                self._score_block(next(self._turn) % len(self.workers), members, keep_text if i == 0 else 0)
                 for i, members in enumerate(blocks)
             )
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from benchmarks import _fake_clock as fake_clock
 from hybridrl.batch import Batch, Minibatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.controller.advantage import CreditAssignment, load_credit
@@ -222,4 +223,4 @@ def first_step(cfg: Config, world: World, roles: Roles | None = None) -> Rollout
             return await stream.take()
 
     world.served = 0
-    return asyncio.run(take())
+    return fake_clock.run(take())

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
+from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
@@ -33,7 +34,7 @@ def roles_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[Co
             )
         if parallel is not None:
             yield from _idle_ranks(loaded, role, parallel.dp or 1)
-    if config.actor.offload != "none" and config.batch.max_lag:
+    if config.actor.offload != "none" and not engines_sleep(config):
         yield ConfigError(
             f"actor.offload = {config.actor.offload} makes room while engines generate, but with "
             f"batch.max_lag = {config.batch.max_lag} they generate while the trainer works",

@@ -169,7 +169,9 @@ def test_show_prints_a_config_that_loads(folder: Path, capsys: Captured) -> None
 def test_explain_says_meaning_type_default_and_reader(capsys: Captured) -> None:
     code, out, _ = run(capsys, "config", "explain", "batch.prompts_per_step")
     assert code == 0
-    assert all(word in out for word in ("policy update", "an integer above 0", "64", "controller/collect.py"))
+    assert all(
+        word in out for word in ("policy update", "an integer above 0", "64", "controller/schedule.py")
+    )
 
 
 def test_explain_lists_presets(capsys: Captured) -> None:

@@ -1,18 +1,19 @@
 """The loop on in-process fakes: order, staleness, errors, where it stops and where it goes on."""
 
-import asyncio
 import re
 
 import controller_fakes as fakes
 import pytest
 
+from benchmarks import _fake_clock as fake_clock
+from hybridrl.config.run_shape import engines_sleep
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run
 
 
 def play(cfg, world, resumed=None) -> None:
     evaluator = Evaluator(cfg, [fakes.Prompt("held/0", (1,), {}, "held")], world, world)
-    asyncio.run(run(cfg, world.roles(evaluator), resumed))
+    fake_clock.run(run(cfg, world.roles(evaluator), resumed))
 
 
 def test_a_synchronous_step_samples_from_the_version_before_it() -> None:
@@ -49,6 +50,16 @@ def test_engines_rest_while_the_trainer_works_unless_they_run_ahead() -> None:
 
     assert re.fullmatch("(g+rl){6}g*", phases(max_lag=0))
     assert "r" not in phases(max_lag=1)
+
+
+@pytest.mark.parametrize(
+    ("max_lag", "swap", "gpus", "expected"),
+    [(0, "drain", 0, True), (1, "drain", 8, False), (1, "in_flight", 0, False), (1, "in_flight", 8, True)],
+)
+def test_engines_sleep_if_nothing_runs_or_requests_can_be_paused(max_lag, swap, gpus, expected) -> None:
+    rollout, cluster = {"swap": swap}, {"gpus_per_node": gpus}
+    cfg = fakes.config(batch={"max_lag": max_lag}, rollout=rollout, cluster=cluster)
+    assert engines_sleep(cfg) == expected
 
 
 @pytest.mark.parametrize("max_lag", [0, 2])

@@ -1,11 +1,11 @@
 """What a step trains on: groups that teach something, greedy baselines, texts; and what the rest becomes."""
 
-import asyncio
 from dataclasses import dataclass
 
 import controller_fakes as fakes
 import pytest
 
+from benchmarks import _fake_clock as fake_clock
 from hybridrl.config.schema import AlgorithmConfig, DynamicSamplingConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.loop import run
@@ -139,7 +139,7 @@ class Straggler(fakes.World):
 
 
 def play(world: fakes.World, **batch) -> fakes.World:
-    asyncio.run(run(fakes.config(batch=batch), world.roles()))
+    fake_clock.run(run(fakes.config(batch=batch), world.roles()))
     return world
 
 
