@@ -69,8 +69,8 @@ SHAPES = {
         vocab=49152,
         lengths=(80, 121),
         trajectories=8,
-        steps=3,
-        turns=3,
+        steps=2,
+        turns=2,
     ),
     "tiny": Shape(
         hidden=128,
