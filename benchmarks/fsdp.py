@@ -69,8 +69,8 @@ SHAPES = {
         vocab=49152,
         lengths=(80, 121),
         trajectories=8,
-        steps=3,
-        turns=3,
+        steps=2,
+        turns=2,
     ),
     "tiny": Shape(
         hidden=128,
@@ -101,8 +101,16 @@ SHAPES = {
 
 PROMPT = 5
 
-CONTESTANTS = {"fsdp": 2, "megatron": 2, "transformers": 1}
+ACTORS = {
+    "fsdp": ActorConfig(backend="fsdp"),
+    "fsdp, gather: once": ActorConfig(backend="fsdp", gather="once"),
+    "megatron": ActorConfig(backend="megatron"),
+}
+CONTESTANTS = {**dict.fromkeys(ACTORS, 2), "transformers": 1}
 """Contestant -> its number of processes."""
+
+COLLECTIVES = ("all_gather_single", "reduce_scatter_single", "all_reduce")
+"""Functions of torch.distributed that FSDP and our optimizer call."""
 
 
 def main() -> None:
@@ -122,8 +130,8 @@ def run(name: str, turns: int = 0) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         write_model(shape, Path(folder))
         for turn in range(turns or shape.turns):
-            for contestant, num_ranks in CONTESTANTS.items():
-                result = Path(folder) / f"{contestant}{turn}.pt"
+            for number, (contestant, num_ranks) in enumerate(CONTESTANTS.items()):
+                result = Path(folder) / f"{turn}.{number}.pt"
                 on_ranks(num_ranks, measure, contestant, shape, Path(folder), result)
                 found[contestant].append(torch.load(result))
     row = {"shape": name, **summary(found)}
@@ -185,16 +193,16 @@ def batch_of_one(batch: RankBatch) -> RankBatch:
     return replace(batch, minibatches=batch.minibatches[:1])
 
 
-def make_policy(rank: int, backend: str, shape: Shape, folder: Path, rendezvous: Path) -> Any:
+def make_policy(rank: int, contestant: str, shape: Shape, folder: Path, rendezvous: Path) -> Any:
     from hybridrl.trainer.policy import Policy
 
     setup = PolicySetup(
         rank=rank,
         rendezvous=f"file://{rendezvous}",
-        parallel=TrainParallel(dp=CONTESTANTS[backend]),
+        parallel=TrainParallel(dp=CONTESTANTS[contestant]),
         model=read(folder),
         model_folder=folder,
-        actor=ActorConfig(backend=backend),
+        actor=ACTORS[contestant],
         algorithm=AlgorithmConfig(guards="off"),  # later steps of a batch: their first ratio is not 1
         critic=CriticConfig(),
         temperature=1.0,
@@ -221,7 +229,7 @@ def parts_of(policy: Any) -> Iterator[dict[str, float]]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(measured(optimizer, "gradient_norm", "norm", spent))
         stack.enter_context(measured(optimizer, "step", "optimizer", spent))
-        for name in ("all_gather_into_tensor", "reduce_scatter_tensor", "all_reduce"):
+        for name in COLLECTIVES:
             stack.enter_context(measured(dist, name, name, spent))
         yield spent
 
@@ -256,13 +264,14 @@ def summary(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             name: {part: round(value, 4) for part, value in turns[-1]["parts"].items()}
             for name, turns in found.items()
         },
-        "fsdp_over": {
-            name: {
-                "wall": round(best["fsdp"] / best[name], 3),
-                "cpu": round(processor["fsdp"] / processor[name], 3),
+        "over": {
+            f"{ours} / {other}": {
+                "wall": round(best[ours] / best[other], 3),
+                "cpu": round(processor[ours] / processor[other], 3),
             }
-            for name in CONTESTANTS
-            if name != "fsdp"
+            for ours in ACTORS
+            for other in ("megatron", "transformers")
+            if ours != other
         },
     }
 

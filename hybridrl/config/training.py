@@ -167,6 +167,11 @@ class ActorConfig(Section):
     recompute: Literal["none", "selective", "full"] = "none"
     """What is computed again in the backward pass, to save memory. selective: attention; full: each layer."""
 
+    gather: Literal["each_pass", "once"] = "each_pass"
+    """When ranks that share the weights of FSDP gather them. each_pass: a layer at a time, in every forward
+    and backward pass; once: for all microbatches of an optimizer step, or of an evaluation, which moves less
+    and takes the memory of a whole model in the precision that it computes in."""
+
     offload: Literal["none", "optimizer", "all"] = "none"
     """What is moved to host memory while engines generate. optimizer: the optimizer state; all: gradients
     too, and every weight but the policy's. The key holds for critic, reference and reward model on any

@@ -15,7 +15,8 @@ GRADIENT_BYTES = 4
 def gathered(setting: Setting, microbatches: int = 0) -> float:
     """Bytes of weights and gradients that a rank has whole, beside its shards; 0 where ranks share none.
 
-    Weights are those outside the layers, of the layer that computes, and of the next one. With one microbatch
+    Weights are those outside the layers, of the layer that computes, and of the next one, or with
+    actor.gather = once those of the model. With one microbatch
     their gradients come with them; with several, gradients of the whole model wait for the last.
 
     Args:
@@ -26,7 +27,8 @@ def gathered(setting: Setting, microbatches: int = 0) -> float:
     alone = replace(setting, train=TrainParallel(tp=setting.train.tp, dp=1))
     trained = alone.adapters() or alone.layout()
     gradients = on_stage(trained, 0).all if microbatches > 1 else _at_once(trained) * microbatches
-    return _at_once(alone.layout()) * setting.weight_bytes + gradients * GRADIENT_BYTES
+    weights = on_stage(alone.layout(), 0).all if setting.gathers_once else _at_once(alone.layout())
+    return weights * setting.weight_bytes + gradients * GRADIENT_BYTES
 
 
 def _at_once(layout: TrainerLayout | AdapterLayout) -> float:

@@ -14,7 +14,7 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.memory import engine_weights, kv_tokens, resident, training
-from hybridrl.estimate.setting import Setting
+from hybridrl.estimate.setting import Recompute, Setting
 from hybridrl.estimate.time import StepTime, generate_s, logprobs_s, step_time, train_s
 from hybridrl.layout.trainers import layout_of
 
@@ -64,15 +64,20 @@ def _backends(setting: Setting) -> Iterator[Setting]:
     if setting.is_outside:
         return
     for backend in registry.folders("hybridrl.trainer", "backend"):
-        if backend != setting.backend and _has(backend, setting, setting.recompute):
-            yield replace(setting, backend=backend)
-        elif backend != setting.backend and _has(backend, setting, "none"):
-            yield replace(setting, backend=backend, recompute="none")
+        if backend == setting.backend:
+            continue
+        found: Recompute | None = next(
+            (how for how in (setting.recompute, "none") if _has(backend, setting, how)), None
+        )
+        if found is not None:
+            actor = setting.actor.model_copy(update={"gather": "each_pass"})
+            yield replace(setting, backend=backend, recompute=found, actor=actor)
 
 
 def _has(backend: str, setting: Setting, recompute: str) -> bool:
     """Whether a backend can train with the options of the config, and this recomputation."""
-    layout, actor = layout_of(backend), setting.actor.model_copy(update={"recompute": recompute})
+    layout, changes = layout_of(backend), {"recompute": recompute, "gather": "each_pass"}
+    actor = setting.actor.model_copy(update=changes)
     models = [setting.model, *([setting.reward_model] if setting.reward_model else [])]
     try:
         layout.refuse_options(actor)
@@ -114,7 +119,16 @@ def _trainers(setting: Setting) -> Iterator[Setting]:
     for sharding in _shardings(setting):
         sharded = replace(setting, train=sharding, offload="all")
         if sharded.divides():
-            yield from _fitting(sharded)
+            yield from (fitting for tried in _gathering(sharded) for fitting in _fitting(tried))
+
+
+def _gathering(setting: Setting) -> Iterator[Setting]:
+    """The setting with every choice of when shards are gathered; as it is where ranks share no weights."""
+    if not setting.shards_weights:
+        yield setting
+        return
+    for gather in ("each_pass", "once"):
+        yield replace(setting, actor=setting.actor.model_copy(update={"gather": gather}))
 
 
 def _fitting(setting: Setting) -> Iterator[Setting]:

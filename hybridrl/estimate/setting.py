@@ -256,6 +256,11 @@ class Setting:
         return layout_of(self.backend).shards_weights
 
     @property
+    def gathers_once(self) -> bool:
+        """Shards are gathered once for all microbatches of an optimizer step, or of an evaluation."""
+        return self.shards_weights and self.actor.gather == "once"
+
+    @property
     def master_weights(self) -> bool:
         """The optimizer keeps fp32 copies of the trained weights, which are not fp32 themselves."""
         return self.half and not self.shards_weights

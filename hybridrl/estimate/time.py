@@ -249,7 +249,8 @@ def _reduce_shards_s(setting: Setting) -> float:
 
 
 def _gathers_s(setting: Setting, passes: int) -> float:
-    """Seconds to gather all weights once per microbatch of a minibatch and pass; 0 where ranks share none.
+    """Seconds to gather all weights once per microbatch of a minibatch and pass, or with actor.gather = once
+    only once; 0 where ranks share none.
 
     Args:
         passes: 1 for the forward pass, 2 with backward.
@@ -258,7 +259,8 @@ def _gathers_s(setting: Setting, passes: int) -> float:
         return 0.0
     shards = setting.num_shards
     passed = on_stage(setting.layout(), 0).all * (shards - 1) * setting.weight_bytes
-    return passes * num_microbatches(setting) * passed / _link(setting, setting.train.tp * shards)
+    times = 1 if setting.gathers_once else passes * num_microbatches(setting)
+    return times * passed / _link(setting, setting.train.tp * shards)
 
 
 def _optimizer_s(setting: Setting) -> float:

@@ -46,6 +46,9 @@ def _fsdp(script: Script) -> Found:
     key = f"{A}.fsdp_config.dtype"
     if (dtype := script.get(key)) in _PRECISIONS:
         yield Line("actor.precision", _PRECISIONS[dtype], script.source(key))
+    key = f"{A}.fsdp_config.reshard_after_forward"
+    if script.get(key, True) is False:
+        yield Line("actor.gather", "once", script.source(key), "over all microbatches of an optimizer step")
     key = f"{A}.fsdp_config.fsdp_size"
     if 0 < (size := script.number(key, -1)) < _num_gpus(script):
         yield Line("actor.parallel.shard", size, script.source(key), "ranks that share one copy")

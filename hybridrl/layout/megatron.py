@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
-from hybridrl.errors import LayoutError, ModelError
+from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.base import Holding, common_range
 from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.layout.trainers import TrainerLayout
@@ -124,6 +124,15 @@ class MegatronLayout(TrainerLayout):
                 f"rope scaling {kind!r}{windows} is not supported",
                 where=where,
                 fix=f"use a model with {', '.join(ROPE_SCALINGS)} or plain rotary embedding",
+            )
+
+    @classmethod
+    def refuse_options(cls, actor: Any) -> None:
+        if actor.gather != "each_pass":
+            raise ConfigError(
+                f"actor.gather = {actor.gather}: Megatron's ranks have their weights whole, and gather none",
+                where="actor.gather",
+                fix="remove actor.gather, or set actor.backend: fsdp",
             )
 
     @property

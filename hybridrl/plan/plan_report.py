@@ -260,8 +260,9 @@ def _proposals(found: Plan) -> Iterator[tuple[str, str]]:
 
 def _proposal(proposal: Proposal) -> str:
     setting, time = proposal.setting, proposal.time
+    once = ", weights gathered once" if setting.gathers_once else ""
     return (
-        f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.backend}, "
+        f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.backend}{once}, "
         f"{setting.train.dp} x ({sharding_name(setting.train)}), recompute {setting.recompute}, "
         f"{counted(setting.microbatch_tokens, 'token', form=',')} a microbatch, offload {setting.offload}; "
         f"engines {setting.num_engines} x TP{setting.engine.tp}"
@@ -278,6 +279,7 @@ def keys(setting: Setting) -> dict[str, Any]:
         found["actor.parallel.stage_layers"] = str(list(setting.train.stage_layers)).replace(" ", "")
     return found | {
         "actor.backend": setting.backend,
+        **({"actor.gather": setting.actor.gather} if setting.shards_weights else {}),
         "actor.recompute": setting.recompute,
         "actor.microbatch_tokens": setting.microbatch_tokens,
         "actor.offload": setting.offload,

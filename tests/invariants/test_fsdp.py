@@ -126,6 +126,7 @@ OPTIONS = {
     "recompute": {"recompute": "full"},
     "few logits": {"logits_at_once": 64},
     "offload": {"offload": "all"},
+    "gathered once": {"gather": "once"},
     "bf16": {"precision": "bf16"},
 }
 SOLVED = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
@@ -175,12 +176,18 @@ def test_fsdp_continues_from_its_own_checkpoint_bit_for_bit(two) -> None:
         assert found["own"]["notes"] == []
 
 
-@pytest.mark.parametrize("name", ["recompute", "few logits", "offload"])
+@pytest.mark.parametrize("name", ["recompute", "few logits", "offload", "gathered once"])
 def test_options_that_save_memory_change_no_step(two, name) -> None:
     for rank in two:
         found, plain = rank["options"][name], rank["options"]["plain"]
         for steps, expected in zip(found["played"], plain["played"], strict=True):
             assert_same_steps(steps, expected)
+
+
+def test_weights_that_are_gathered_once_are_gathered_less_often(two) -> None:
+    for rank in two:
+        once, usual = (rank["options"][name]["gathers"] for name in ("gathered once", "plain"))
+        assert 0 < 3 * once < usual
 
 
 def test_bf16_takes_nearly_the_steps_of_fp32_and_keeps_fp32_weights(two) -> None:

@@ -1,6 +1,7 @@
 """What two trainer ranks do on Megatron and on FSDP in turn; each function runs on every rank."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ OTHER = {"megatron": "fsdp", "fsdp": "megatron"}
 
 
 def actor(backend: str, **options: Any) -> Any:
-    keys = {key: options.pop(key) for key in ("offload",) if key in options}
+    keys = {key: options.pop(key) for key in ("offload", "gather") if key in options}
     return values.make_actor(**options).model_copy(update={"backend": backend, **keys})
 
 
@@ -85,9 +86,28 @@ def options(
         linear_logprob.LOGITS_AT_ONCE = changed.pop("logits_at_once", usual)
         made = actor("fsdp", **changed)
         with scenarios.policy(rank, rendezvous, folder, SHAPES["fsdp"], actor=made) as trained:
-            played = [scenarios.play(trained, batch)["reports"] for batch in batches("fsdp")]
-            found[name] = {"played": played, "weights": scenarios.copy(trained)}
+            with counted_gathers() as gathers:
+                played = [scenarios.play(trained, batch)["reports"] for batch in batches("fsdp")]
+            found[name] = {"played": played, "weights": scenarios.copy(trained), "gathers": len(gathers)}
     return found
+
+
+@contextlib.contextmanager
+def counted_gathers() -> Iterator[list[None]]:
+    """One entry for each time that FSDP gathers the weights of a module."""
+    import torch.distributed as dist
+
+    gather, found = dist.all_gather_single, list[None]()
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found.append(None)
+        return gather(*args, **options)
+
+    dist.all_gather_single = counted
+    try:
+        yield found
+    finally:
+        dist.all_gather_single = gather
 
 
 def lopsided(

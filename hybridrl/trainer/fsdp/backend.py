@@ -56,6 +56,7 @@ class FSDPBackend(Backend):
             value_head=value_head,
             trained=trained,
             recompute=setup.actor.recompute == "full",
+            gathers_once=setup.actor.gather == "once",
             compute_dtype=precision(setup.actor, self.device),
             context=Context(self._groups.cp, self._exchange()),
         )
@@ -67,6 +68,7 @@ class FSDPBackend(Backend):
             partition=self.partition,
             shardings=plan.shardings,
             adapters=adapters,
+            gathers_once=plan.gathers_once,
             seed=setup.seed,
         )
 

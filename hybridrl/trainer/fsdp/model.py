@@ -42,6 +42,7 @@ class FSDPModel(Model):
         partition: TokenPartition,
         shardings: Shardings,
         adapters: AdapterLayout | None,
+        gathers_once: bool,
         seed: int,
     ) -> None:
         """
@@ -49,7 +50,9 @@ class FSDPModel(Model):
             partition: how idle microbatches are packed.
             shardings: how tensor parallelism shards each parameter, by name.
             adapters: the adapters of the network, which are initialised here from the seed.
+            gathers_once: weights stay gathered over all microbatches of a pass.
         """
+        self._gathers_once = gathers_once
         self._network, self.layout, self.rank, self.adapters = network, layout, rank, adapters
         self._groups, self._partition, self._shardings = groups, partition, shardings
         self._partial = with_partial_gradients(shardings) if layout.tp > 1 else frozenset[str]()
@@ -108,7 +111,10 @@ class FSDPModel(Model):
         results, filled = [], self._filled(microbatches)
         with self._resharded():
             for index, microbatch in enumerate(filled):
-                root(self._network).set_requires_gradient_sync(index == len(filled) - 1)
+                last = index == len(filled) - 1
+                root(self._network).set_requires_gradient_sync(last)
+                if self._gathers_once:
+                    root(self._network).set_reshard_after_backward(last)
                 hidden_O1 = self._network(microbatch)
                 if microbatch.num_seqs:
                     share, result = loss(microbatch, hidden_O1)

@@ -123,6 +123,9 @@ class Plan:
     recompute: bool
     """The activations of a layer are computed again in the backward pass."""
 
+    gathers_once: bool
+    """Layers stay gathered until `reshard`, or until a backward pass that ends with one."""
+
     compute_dtype: torch.dtype
     context: Context
 
@@ -153,7 +156,7 @@ def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
         network.body.gradient_checkpointing_enable({"use_reentrant": False})
     counts = groups.tp.get_local_rank() == 0
     network.routers = replace_routers(network.layers, plan.layout.spec, context=groups.cp, counts=counts)
-    _shard(network, groups, plan.compute_dtype)
+    _shard(network, groups, plan)
     network.to_empty(device=device)
     make_buffers(network.body, device)
     for router in network.routers:
@@ -169,13 +172,13 @@ def root(network: PackedNetwork) -> FSDPModule:
     return cast(FSDPModule, network)
 
 
-def _shard(network: PackedNetwork, groups: Groups, compute_dtype: torch.dtype) -> None:
-    """Each layer gathers its weights while it computes; embedding, last norm and output layer stay gathered
-    until the backward pass has come to them."""
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+def _shard(network: PackedNetwork, groups: Groups, plan: Plan) -> None:
+    """Each layer gathers its weights while it computes, unless the plan says otherwise; embedding, last norm
+    and output layer stay gathered until the backward pass has come to them."""
+    policy = MixedPrecisionPolicy(param_dtype=plan.compute_dtype, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": groups.weights, "mp_policy": policy}
     for layer in network.layers:
-        fully_shard(layer, reshard_after_forward=True, **options)
+        fully_shard(layer, reshard_after_forward=not plan.gathers_once, **options)
     fully_shard(network, reshard_after_forward=False, **options)
     for module in _sharded(network):
         # Gradients are sums. Each of the two alone leaves a mean, or an operation that gloo lacks.

@@ -9,6 +9,7 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,13 @@ def refuse_other_function(config: Mapping[str, Any], *, where: str) -> None:
 
 def difference(config: Mapping[str, Any]) -> float:
     """Largest difference of a log-probability between the packed pass and transformers, on a small model."""
+    return _difference(json.dumps(dict(config), sort_keys=True))
+
+
+@cache
+def _difference(config: str) -> float:
     with _unchanged_random_state(), tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(json.dumps(_shrunk(config)))
+        Path(folder, "config.json").write_text(json.dumps(_shrunk(json.loads(config))))
         read = AutoConfig.from_pretrained(folder)
         whole = AutoModelForCausalLM.from_config(
             read, dtype=torch.float32, attn_implementation="eager"

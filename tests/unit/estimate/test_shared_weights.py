@@ -169,3 +169,25 @@ def test_weights_are_gathered_for_every_microbatch() -> None:
     few, many = (step_time(setting(8, microbatch_tokens=tokens)).train for tokens in (65536, 4096))
     megatron = replace(setting(8, microbatch_tokens=4096), backend="megatron")
     assert many > few and many > step_time(megatron).train
+
+
+def once(made: Setting) -> Setting:
+    return replace(made, actor=made.actor.model_copy(update={"gather": "once"}))
+
+
+def test_weights_that_are_gathered_once_are_held_whole_and_sent_once() -> None:
+    made = setting(8)
+    held = gathered(once(made), 2) - gathered(made, 2)
+    outside = 2 * made.model.vocab_size * made.model.hidden_size + made.model.hidden_size
+    layers = whole() - outside
+    assert held == pytest.approx(2 * layers * (1 - 2 / made.model.num_layers))
+    microbatches = memory.num_microbatches(made)
+    assert microbatches > 1
+    saved = train_s(made) - train_s(once(made))
+    pass_s = (saved + 0.0) / (2 * microbatches - 1)
+    assert pass_s > 0
+    assert logprobs_s(made) - logprobs_s(once(made)) == pytest.approx(
+        pass_s * (microbatches - 1) * 2, rel=1e-3
+    )
+    megatron = replace(made, backend="megatron")
+    assert gathered(once(megatron), 2) == 0.0 and train_s(once(megatron)) == train_s(megatron)

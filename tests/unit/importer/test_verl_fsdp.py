@@ -54,6 +54,13 @@ def test_fsdp_computes_in_its_dtype(tmp_path: Path, dtype: str, ours: str) -> No
     assert config(tmp_path, translated(**{f"{A}.fsdp_config.dtype": dtype})).actor.precision == ours
 
 
+def test_weights_that_stay_gathered_are_gathered_once(tmp_path: Path) -> None:
+    found = translated(**{f"{A}.fsdp_config.reshard_after_forward": False})
+    assert config(tmp_path, found).actor.gather == "once"
+    usual = translated(**{f"{A}.fsdp_config.reshard_after_forward": True})
+    assert config(tmp_path, usual).actor.gather == "each_pass"
+
+
 @pytest.mark.parametrize(("size", "shard"), [(-1, None), (8, None), (16, None), (4, 4)])
 def test_groups_of_fsdp_ranks_that_share_the_weights(tmp_path: Path, size: int, shard: int | None) -> None:
     found = translated(**{f"{A}.fsdp_config.fsdp_size": size})

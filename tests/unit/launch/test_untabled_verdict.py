@@ -9,7 +9,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from hybridrl.config.load import load
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.verdict import SCOPES, verdict
-from hybridrl.models.tiny import olmo2_arithmetic
+from hybridrl.models.tiny import olmo2_arithmetic, qwen3_arithmetic
 
 TEXT = """\
 model: untabled
@@ -76,6 +76,13 @@ def test_a_model_without_a_table_has_one_way(overrides: list[str], message: str)
     found = errors(*overrides)
     assert bool(found) == bool(message)
     assert message in "\n".join(found)
+
+
+def test_megatron_has_nothing_to_gather(folder: Path) -> None:
+    qwen3_arithmetic(folder / "qwen3", 0)
+    (error,) = errors("model=qwen3", "actor.gather=once")
+    assert "actor.gather = once: Megatron's ranks have their weights whole" in error
+    assert errors("model=qwen3", "actor={backend: fsdp, gather: once}") == []
 
 
 def test_a_model_that_the_packed_pass_does_not_compute_is_refused() -> None:
