@@ -20,6 +20,7 @@ from hybridrl.controller.roles import Roles
 from hybridrl.controller.stream import RolloutStream
 from hybridrl.errors import VersionError
 from hybridrl.saved_groups import SavedGroups
+from hybridrl.types import mean
 
 
 async def run(cfg: Config, roles: Roles, resumed: SavedGroups | None = None) -> None:
@@ -70,7 +71,7 @@ async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> 
         if max_lag:
             stream.serve(step)
         stream.goodput.train(batch)
-    measured = {**rollouts.metrics, **await stream.usage(), **metrics}
+    measured = {**rollouts.metrics, **await stream.usage(), **lag_metrics(batch), **metrics}
     observe.step(step, batch, reports, swap, measured, minibatches=minibatches)
     await evaluate(cfg, roles, step)
     last = step == cfg.run.steps or roles.stop_requested()
@@ -78,6 +79,11 @@ async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> 
     if not (max_lag or last):  # on-policy, engines begin after evaluation and checkpoint
         stream.serve(step)
     return last
+
+
+def lag_metrics(batch: Batch) -> dict[str, float]:
+    lags = [batch.step - 1 - trajectory.version for trajectory in batch.trajectories]
+    return {"rollout/lag/mean": mean(lags), "rollout/lag/max": float(max(lags))}
 
 
 def refuse_stale(batch: Batch, max_lag: int) -> None:

@@ -74,6 +74,7 @@ _ROWS: list[tuple[str, Metric]] = [
             "gradient; `actor/entropy` and other metrics of the policy are means over the other ones.",
         ),
     ),
+    ("rollout/lag/{mean,max}", Metric("updates", "Age of the answers, by their oldest token; 0 on-policy.")),
     (
         "rollout/ended_length",
         Metric("tokens", "Mean length of all answers that ended since the last step; see asynchronous.md."),

@@ -45,6 +45,7 @@ def summarise(records: Sequence[Record], rest_s: Mapping[str, float]) -> dict[st
         if in_place
         else None,
         "swaps": len(steps),
+        "largest_lag": max((int(r.metrics.get("rollout/lag/max", 0.0)) for r in steps), default=0),
         "overhead_share": overhead_share(spent_s) if spent_s.get("step") else None,
         "seconds_by_phase": {name: round(seconds, 3) for name, seconds in spent_s.items()},
         "non_finite_metrics": sum(not math.isfinite(v) for r in records for v in r.metrics.values()),
@@ -105,7 +106,12 @@ def _results(summary: Mapping[str, Any], reward_word: str) -> Iterable[str]:
         yield f"done {took}"
     if gap is not None:
         checksums = _CHECKSUMS[summary["swap_checksums_ok"]]
-        yield f"trainer and engine agree to {gap:.1e} nats; {counted(summary['swaps'], 'swap')}, {checksums}"
+        swaps = f"{counted(summary['swaps'], 'swap')}, {checksums}"
+        if lag := summary.get("largest_lag"):
+            older = counted(lag, "update")
+            yield f"answers are up to {older} old, and up to {gap:.1e} nats from the trained policy; {swaps}"
+        else:
+            yield f"trainer and engine agree to {gap:.1e} nats; {swaps}"
     if shares := summary.get("goodput"):
         largest = sorted(shares.items(), key=lambda entry: -entry[1])[:_MOST_CAUSES]
         causes = ", ".join(f"{cause.replace('_', ' ')} {share:.0%}" for cause, share in largest)

@@ -39,6 +39,7 @@ def test_answers_are_at_most_max_lag_updates_old_and_the_bound_is_reached(max_la
     lags = [batch.step - 1 - t.version for batch in world.batches for t in batch.trajectories]
     assert max(lags) == max_lag
     assert min(lags) >= 0
+    assert max(metrics["rollout/lag/max"] for metrics in world.metrics) == max_lag
 
 
 def test_engines_rest_while_the_trainer_works_unless_they_run_ahead() -> None:

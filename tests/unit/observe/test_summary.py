@@ -39,6 +39,7 @@ def test_a_run_in_numbers() -> None:
         "first_ratio_max_abs_err": 0.0,
         "swap_checksums_ok": True,
         "swaps": 2,
+        "largest_lag": 0,
         "overhead_share": 0.125,
         "seconds_by_phase": {
             "save_checkpoint": 3.0,
@@ -62,6 +63,13 @@ def test_tokens_add_up_and_engine_time_is_weighed_by_the_time_of_steps() -> None
     assert summary["rollout_tokens"] == {"sampled": 20, "in_flight": 4}
     assert summary["goodput"] == {"with_gradient": pytest.approx(0.4), "idle": pytest.approx(0.6)}
     assert "engine time: idle 60%, with gradient 40%" in closing_lines(summary, "reward", {}, [])
+
+
+def test_a_gap_to_older_policies_is_not_called_a_disagreement() -> None:
+    summary = summarise(run(**{"rollout/lag/max": 2.0}), {})
+    lines = closing_lines(summary, "reward", {}, [])
+    assert any("answers are up to 2 updates old, and up to 2.0e-06 nats" in line for line in lines)
+    assert not any("agree" in line for line in lines)
 
 
 def test_one_bad_step_shows() -> None:
