@@ -10,7 +10,7 @@ from trainer_ranks import on_ranks
 from hybridrl.config.training import TrainParallel
 
 RELATIVE = 2e-6
-SENSITIVE = {"loss topr": 2e-5, "loss vespo": 2e-5}
+SENSITIVE = {"loss topr": 2e-5, "loss vespo": 2e-5, "loss product_clip": 2e-5}
 """Losses that weigh an answer by exp of a sum over its tokens, which multiplies the rounding of each: the
 layouts of Megatron are up to 1e-5 apart."""
 

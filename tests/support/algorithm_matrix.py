@@ -16,8 +16,8 @@ from hybridrl.verify.layouts import Row
 from hybridrl.verify.measure import MOVED
 from hybridrl.verify.recorded import make_tokens, record
 
-UNFED = {"gigpo", "step_reinforce", "rae", "hierarchical_grpo"}
-"""Estimators that need columns which no part of a run computes."""
+UNFED = {"gigpo", "step_reinforce", "rae", "hierarchical_grpo", "score_centering"}
+"""Estimators and losses that need columns which no part of a run computes."""
 
 
 def algorithms(teacher: Path) -> dict[str, AlgorithmConfig]:
@@ -34,6 +34,7 @@ def algorithms(teacher: Path) -> dict[str, AlgorithmConfig]:
             "aggregate": _AGGREGATES.get(name, "token_mean"),
         }
         for name in LOSSES
+        if name not in UNFED
     }
     rows["kl in loss"] = {"kl": {"coefficient": 0.1}}
     rows["kl in reward"] = {"estimator": "reinforce_plus_plus", "kl": {"coefficient": 0.1, "in": "reward"}}
@@ -48,6 +49,8 @@ _AGGREGATES = {
     "luspo": "seq_mean_token_sum",
     "gmpo": "seq_mean_token_mean",
     "gspo": "seq_mean_token_mean",
+    "flash_reinforce": "seq_mean_token_mean",
+    "product_clip": "seq_mean_token_sum",
 }
 """Aggregates of the losses that have no meaning with token_mean."""
 
