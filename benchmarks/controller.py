@@ -19,7 +19,7 @@ from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.loop import refuse_stale
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.observe.metrics import Limits, balance_metrics, step_metrics
-from hybridrl.observe.samples import samples_of
+from hybridrl.observe.samples import Columns, samples_of
 from hybridrl.types import Group, Prompt, StepReport, SwapReport, Trajectory
 
 RESULT = {
@@ -123,7 +123,7 @@ def _observe(batch: Batch, minibatches: Any) -> None:
         batch, reports, swap, {"step": 1.0}, Limits(max_prompt_tokens=64, num_devices=ranks_of(minibatches))
     )
     balance_metrics(batch, minibatches)
-    samples_of(batch, "prompt")
+    samples_of(batch, Columns("prompt", "answer"))
 
 
 def ranks_of(minibatches: Any) -> int:

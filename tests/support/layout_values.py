@@ -69,7 +69,8 @@ def sglang_layouts(draw, spec):
 @st.composite
 def fsdp_layouts(draw, spec):
     trained = spec.family in FAMILIES
-    tp = draw(st.sampled_from([n for n in tp_sizes(spec) if n <= 4])) if trained else 1
+    k_rows = spec.num_kv_heads * spec.head_dim
+    tp = draw(st.sampled_from([n for n in tp_sizes(spec) if n <= 4 and not k_rows % n])) if trained else 1
     cp, dp = draw(st.sampled_from([1, 2])), draw(st.integers(1, 6))
     shard = draw(st.sampled_from([0, *(n for n in range(1, cp * dp + 1) if cp * dp % n == 0)]))
     return FSDPLayout(spec, tp=tp, cp=cp, dp=dp, shard=shard)

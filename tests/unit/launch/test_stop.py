@@ -20,6 +20,13 @@ def started_in(request: pytest.FixtureRequest) -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def in_terminal() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def said_within(said: list[str], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while not said and time.monotonic() < deadline:
@@ -88,7 +95,9 @@ def test_a_first_ctrl_c_saves_if_the_config_says_so_and_a_second_one_ends_the_ru
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_ctrl_c_before_the_first_step_ends_the_start_whatever_the_config_says() -> None:
+def test_ctrl_c_before_the_first_step_ends_the_start_whatever_the_config_says(
+    in_terminal: None,
+) -> None:
     with pytest.raises(KeyboardInterrupt), StopRequest(lambda text: None, saves_on_interrupt=True):
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -10,11 +10,14 @@ import hybridrl
 
 ROOT = Path(hybridrl.__file__).parent
 WORKERS = sorted((ROOT / "workers").glob("*.py"))
-SGLANG = ROOT / "rollout" / "sglang"
+ROLLOUT = ROOT / "rollout"
+SGLANG, VLLM = ROLLOUT / "sglang", ROLLOUT / "vllm"
+OWNER = [ROLLOUT / "process.py", ROLLOUT / "lots.py"]
 
 ROUTES = {
     "actors": (WORKERS, {"all", "one", "outcomes", "_on_trainer"}, WORKERS, "Worker"),
-    "host": ([SGLANG / "engine.py"], {"call", "_call", "_answered"}, [SGLANG / "host.py"], "EngineHost"),
+    "SGLang's host": (OWNER, {"call", "_call"}, [SGLANG / "host.py"], "EngineHost"),
+    "vLLM's host": (OWNER, {"call", "_call"}, [VLLM / "host.py"], "EngineHost"),
     "schedulers": ([SGLANG / "host.py"], {"_ask_schedulers"}, [SGLANG / "scheduler.py"], "Scheduler"),
 }
 """Callee -> files that call it, their functions for that, files of the callee, suffix of its classes."""
