@@ -33,6 +33,9 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART, SUPPORT = ROOT / "configs/quickstart.yaml", ROOT / "tests/support"
 STEPS, LONG = 4, 180
 REQUESTS, ABORTED = 16, 4
+TEMPERATURE = 20.0
+"""High, so that answers to single requests are long although the policy learns to stop."""
+
 OVERRIDES = [
     "actor.backend=plain_backend:Plain",
     "rollout.engine=tiny_engine:TinyTransformer",
@@ -54,17 +57,17 @@ class Interrupted:
 
     rollout: Any
     sync: Any
-    batches: int = 0
+    sleeps: int = 0
     running: dict[str, asyncio.Task[Answer]] = field(default_factory=dict)
     aborted: Sequence[str] = ()
     answers: Mapping[str, Answer] = field(default_factory=dict)
 
-    async def generate(self, prompts: Any, sampling: Any) -> Any:
-        self.batches += 1
-        return await self.rollout.generate(prompts, sampling)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rollout, name)
 
     async def sleep(self) -> None:
-        if self.batches == STEPS:
+        self.sleeps += 1
+        if self.sleeps == STEPS:
             await self._interrupt()
         await self.rollout.sleep()
 
@@ -81,8 +84,9 @@ class Interrupted:
         for first in range(0, 20 * REQUESTS, REQUESTS):
             asked = [_request(first + i) for i in range(REQUESTS)]
             self.running = {one.id: asyncio.create_task(self.rollout.request(0, one)) for one in asked}
-            # Requests take turns: when the first ends, the others have tokens.
-            await asyncio.wait(self.running.values(), return_when=asyncio.FIRST_COMPLETED)
+            # Requests take turns: when some have ended, the others have begun.
+            while sum(task.done() for task in self.running.values()) < ABORTED:
+                await asyncio.sleep(0.001)
             await self.rollout.pause()
             await asyncio.sleep(0.2)  # answers of those that ended before the pause arrive
             waiting = [name for name, task in self.running.items() if not task.done()]
@@ -95,7 +99,7 @@ class Interrupted:
 
 
 def _request(index: int) -> Request:
-    sampling = Sampling(num_samples=1, max_response_tokens=LONG, seed=index)
+    sampling = Sampling(num_samples=1, max_response_tokens=LONG, temperature=TEMPERATURE, seed=index)
     return Request(id=str(index), token_ids=(1, 2, 3), sampling=sampling)
 
 
@@ -174,7 +178,7 @@ def _logp(model: Path, answers: Sequence[Answer]) -> list[np.ndarray]:
     for answer in answers:
         token_S = torch.tensor([1, 2, 3, *answer.token_T])
         with torch.no_grad():
-            logp_SV = network(token_S[None]).logits[0].log_softmax(-1)
+            logp_SV = (network(token_S[None]).logits[0] / TEMPERATURE).log_softmax(-1)
         found.append(logp_SV[2:-1].gather(1, token_S[3:, None])[:, 0].numpy())
     return found
 
