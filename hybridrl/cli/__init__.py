@@ -6,6 +6,7 @@ stop and saved, 130 interrupted.
 """
 
 import errno
+import os
 import sys
 import tempfile
 import traceback
@@ -110,6 +111,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the process ends with the code returned."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # where a config's module:name is looked for first, as python itself does
+    code, lost = _run(arguments), _lost_output()
+    if code or lost is None:
+        return code
+    return 1 if isinstance(lost, BrokenPipeError) else show_error(lost)
+
+
+def _run(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="hybridrl", standalone_mode=False)
     except BaseException as error:  # code from outside may raise any, and none is shown as a traceback
@@ -117,6 +125,18 @@ def main(arguments: list[str] | None = None) -> int:
     if code == INTERRUPTED:
         err.print("interrupted")
     return code if isinstance(code, int) else 0
+
+
+def _lost_output() -> OSError | None:
+    """Write what is still in the buffer of the output; returns why it cannot be written, and drops it then,
+    since Python would try again at its end, and fail without a word of ours."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return error
+    return None
 
 
 def show_error(error: BaseException) -> int:

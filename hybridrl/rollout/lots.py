@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -114,11 +114,12 @@ class Outbox:
         """Number of requests without an answer."""
         return len(self._waiting)
 
-    async def request(self, request: Request) -> Answer:
-        """Send a request and wait for its answer.
+    def request(self, request: Request) -> Awaitable[Answer]:
+        """Send a request, which counts from now on; returns what waits for its answer.
 
         Raises:
-            EngineError: the id is that of a running request, the request was refused, or the host is gone.
+            EngineError: the id is that of a running request; from the wait, the request was refused, or the
+                host is gone.
         """
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
@@ -129,7 +130,7 @@ class Outbox:
             self._unsent.append(request)
             if len(self._unsent) == 1:
                 loop.call_soon(self.flush)
-        return await waiter
+        return waiter
 
     def flush(self) -> None:
         """Send what was not sent yet. Without it, a call to the host would overtake new requests."""

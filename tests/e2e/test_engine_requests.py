@@ -23,7 +23,7 @@ from engine_values import (
 from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Request
 
-LONG = 600
+LONG = 900
 """Tokens: a second of a request alone at least."""
 
 UNENDING = {"eos_token_id": None, "max_position_embeddings": 1024}
@@ -65,7 +65,7 @@ def largest_difference(found, asked, models):
 
 
 async def until_it_samples():
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.25)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])

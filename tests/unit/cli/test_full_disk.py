@@ -1,6 +1,7 @@
 """A disk without space ends a command with one line, and leaves no half of a file."""
 
 import contextlib
+import os
 import resource
 import subprocess
 import sys
@@ -81,9 +82,11 @@ def test_a_traceback_that_cannot_be_kept_is_shown(capsys: pytest.CaptureFixture[
     assert "RuntimeError: ours" in said
 
 
-def test_an_output_without_space_is_said() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_without_space_is_said(unbuffered: str) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "hybridrl", "--version"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: No space left on device")

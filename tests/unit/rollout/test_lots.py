@@ -53,7 +53,7 @@ def test_requests_of_one_round_are_one_message_and_each_gets_its_answer():
 
     async def scenario():
         outbox = Outbox(caller := Caller())
-        asked = [asyncio.create_task(outbox.request(request(name))) for name in "abc"]
+        asked = [asyncio.ensure_future(outbox.request(request(name))) for name in "abc"]
         await asyncio.sleep(0.01)
         sent = names(caller)
         caller.asked[0].set_result(AnswerLot.of([answer("c", [5, 6], experts), answer("a", [])], {}))
@@ -73,7 +73,7 @@ def test_requests_of_one_round_are_one_message_and_each_gets_its_answer():
 def test_an_id_that_runs_is_refused():
     async def scenario():
         outbox = Outbox(Caller())
-        asyncio.create_task(outbox.request(request("a")))
+        asyncio.ensure_future(outbox.request(request("a")))
         await asyncio.sleep(0)
         await outbox.request(request("a"))
 
@@ -84,7 +84,7 @@ def test_an_id_that_runs_is_refused():
 def test_a_host_that_is_gone_fails_all_requests_and_ends_the_wait_for_them():
     async def scenario():
         outbox = Outbox(caller := Caller())
-        asked = [asyncio.create_task(outbox.request(request(name))) for name in "ab"]
+        asked = [asyncio.ensure_future(outbox.request(request(name))) for name in "ab"]
         empty = asyncio.create_task(outbox.empty())
         await asyncio.sleep(0.01)
         caller.asked[0].set_exception(EngineError("it ended"))
@@ -97,7 +97,7 @@ def test_a_host_that_is_gone_fails_all_requests_and_ends_the_wait_for_them():
 def test_a_flush_sends_what_waits_so_that_an_abort_finds_it():
     async def scenario():
         outbox = Outbox(caller := Caller())
-        asyncio.create_task(outbox.request(request("a")))
+        asyncio.ensure_future(outbox.request(request("a")))
         await asyncio.sleep(0)
         outbox.flush()
         outbox.flush()
@@ -122,3 +122,12 @@ def test_an_inbox_gives_what_ended_together_and_names_what_was_refused():
     assert (
         texts["c"] == "too long" and "request 'b' was not answered: ValueError: no such token" in texts["b"]
     )
+
+
+def test_a_request_counts_from_the_moment_that_it_is_made() -> None:
+    async def ask() -> int:
+        outbox = Outbox(Caller())
+        outbox.request(request("a"))
+        return len(outbox)
+
+    assert asyncio.run(ask()) == 1
