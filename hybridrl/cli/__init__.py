@@ -111,20 +111,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; the process ends with the code returned."""
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # where a config's module:name is looked for first, as python itself does
-    code, lost = _run(arguments), _lost_output()
-    if code or lost is None:
-        return code
-    return 1 if isinstance(lost, BrokenPipeError) else show_error(lost)
-
-
-def _run(arguments: list[str] | None) -> int:
     try:
         code = app(arguments, prog_name="hybridrl", standalone_mode=False)
     except BaseException as error:  # code from outside may raise any, and none is shown as a traceback
-        return 0 if _is_end_of_completion(error) else show_error(error)
+        return _written(0 if _is_end_of_completion(error) else show_error(error))
     if code == INTERRUPTED:
         err.print("interrupted")
-    return code if isinstance(code, int) else 0
+    return _written(code if isinstance(code, int) else 0)
+
+
+def _written(code: int) -> int:
+    """The exit code of a command that ended with `code`, once its output is written, or cannot be."""
+    lost = _lost_output()
+    if code or lost is None:
+        return code
+    return 1 if isinstance(lost, BrokenPipeError) else show_error(lost)
 
 
 def _lost_output() -> OSError | None:
