@@ -14,7 +14,8 @@ import torch
 
 from hybridrl.hosts.machine import LOOPBACK
 from hybridrl.rollout.base import EngineSetup
-from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, context_tokens, sizes_of
+from hybridrl.rollout.limits import context_tokens
+from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SPARE_TOKENS, sizes_of
 
 _SHORT_PROMPT_TOKENS = 64
 """On CPU, the prefix cache is off if prompts are shorter than this: looking up prefixes would take half of
@@ -71,7 +72,9 @@ def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
     """
     sizes = sizes_of(setup.parallel)
     cache_tokens = setup.kv_cache_tokens if has_cuda() else setup.kv_cache_tokens or CPU_CACHE_TOKENS
-    context = context_tokens(setup.max_prompt_tokens, setup.max_response_tokens, cache_tokens)
+    context = context_tokens(
+        setup.max_prompt_tokens, setup.max_response_tokens, cache_tokens, spare=SPARE_TOKENS
+    )
     common = {
         "tp_size": sizes.tp,
         "ep_size": sizes.ep,

@@ -10,7 +10,8 @@ from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.registry import register
 from hybridrl.rollout.base import Engine, EngineSetup
-from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SGLangParallel, context_tokens, sizes_of
+from hybridrl.rollout.limits import context_tokens
+from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SPARE_TOKENS, SGLangParallel, sizes_of
 
 
 @register("engine", "sglang")
@@ -34,7 +35,7 @@ class SGLang:
         rollout = cfg.rollout
         tokens = rollout.kv_cache_tokens or (None if cfg.cluster.gpus_per_node else CPU_CACHE_TOKENS)
         try:
-            context_tokens(rollout.max_prompt_tokens, rollout.max_response_tokens, tokens)
+            context_tokens(rollout.max_prompt_tokens, rollout.max_response_tokens, tokens, spare=SPARE_TOKENS)
         except ResourceError as error:
             yield error
         if rollout.python is not None:

@@ -19,6 +19,7 @@ from sglang.srt.managers.io_struct import GenerateReqInput
 
 from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Answer, Request
+from hybridrl.rollout.limits import refusal
 from hybridrl.rollout.lots import Inbox
 from hybridrl.rollout.sglang.sizes import SPARE_TOKENS
 from hybridrl.types import PolicyVersion, Sampling
@@ -75,8 +76,8 @@ class Serving:
         self._by_id |= {running.request.id: running for running in lot}
         accepted = []
         for running in lot:
-            if refusal := self._refusal(running.request):
-                self._end(running, refusal)
+            if found := self._refusal(running.request):
+                self._end(running, found)
             else:
                 accepted.append(running)
         if self._paused:
@@ -209,28 +210,8 @@ class Serving:
 
     def _refusal(self, request: Request) -> EngineError | None:
         """Why a request cannot be answered. SGLang would refuse the whole lot, or a scheduler would end."""
-        ids, longest = request.token_ids, self._manager.context_len - SPARE_TOKENS
-        vocab_size, sampling = self._manager.model_config.vocab_size, request.sampling
-        if sampling.num_samples != 1:
-            return EngineError(
-                f"request {request.id!r} asks for {sampling.num_samples} answers",
-                fix="one request an answer, or generate()",
-            )
-        if request.arrays:
-            return EngineError(
-                f"request {request.id!r} brings {', '.join(request.arrays)}: SGLang is given token ids only",
-                fix="leave its arrays out",
-            )
-        if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
-            return EngineError(
-                f"a prompt is empty or has a token outside the model's {vocab_size}: {list(ids)[:16]}"
-            )
-        if len(ids) + sampling.max_response_tokens > longest:
-            return EngineError(
-                f"request {request.id!r} of {len(ids)} tokens and an answer of "
-                f"{sampling.max_response_tokens} are longer than the engine's {longest}"
-            )
-        return None
+        longest, vocab_size = self._manager.context_len - SPARE_TOKENS, self._manager.model_config.vocab_size
+        return refusal(request, "SGLang", vocab_size=vocab_size, longest=longest)
 
 
 def _versions(described: dict[str, Any], num_tokens: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from pydantic import PositiveInt
 
 from hybridrl.config.rollout import EngineParallel
-from hybridrl.errors import ResourceError
 
 CPU_CACHE_TOKENS = 65536
 """Default size of the key-value cache on CPU, in tokens: there is no device memory to derive it from."""
@@ -27,22 +26,3 @@ class SGLangParallel(EngineParallel):
 def sizes_of(parallel: EngineParallel) -> SGLangParallel:
     assert isinstance(parallel, SGLangParallel), f"sizes of another kind of engine: {parallel}"
     return parallel
-
-
-def context_tokens(max_prompt: int, max_response: int, cache: int | None) -> int:
-    """SGLang's context length: the most tokens that a request may have.
-
-    Args:
-        cache: size of the key-value cache in tokens; None if it is not known yet.
-
-    Raises:
-        ResourceError: the cache cannot hold one request.
-    """
-    tokens = max_prompt + max_response + SPARE_TOKENS
-    if cache is not None and cache < tokens:
-        raise ResourceError(
-            f"a cache of {cache} tokens cannot hold a prompt of {max_prompt} and an answer of {max_response}",
-            where="rollout.kv_cache_tokens",
-            fix=f"rollout.kv_cache_tokens = {tokens} or more",
-        )
-    return tokens

@@ -9,7 +9,8 @@ from typing import Any
 from hybridrl.hosts.machine import LOOPBACK
 from hybridrl.models.spec import ModelSpec
 from hybridrl.rollout.base import EngineSetup
-from hybridrl.rollout.vllm.sizes import CPU_BLOCK_TOKENS, CPU_CACHE_TOKENS, cache_blocks, context_tokens
+from hybridrl.rollout.limits import context_tokens
+from hybridrl.rollout.vllm.sizes import CPU_BLOCK_TOKENS, CPU_CACHE_TOKENS, cache_blocks
 
 _BYTES = 4  # of a number in the cache on CPU
 _WORKER = "hybridrl.rollout.vllm.worker"

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from hybridrl.errors import EngineError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Request
 from hybridrl.rollout.channel import Callee
 from hybridrl.rollout.hosting import child_ids, end_children, ends_with_owner, shared_files
+from hybridrl.rollout.limits import refusal
 from hybridrl.rollout.lots import AnswerLot, Inbox
 from hybridrl.rollout.process import LaunchSpec, Ready, leftovers_of, remove_leftovers
 from hybridrl.rollout.vllm.core import Core, Sampled
@@ -64,8 +64,9 @@ class EngineHost:
         """Take requests and return; `answers` waits for their answers."""
         accepted = []
         for request in requests:
-            if refusal := self._refusal(request):
-                self._inbox.put(request, refusal)
+            vocab_size, longest = self._core.vocab_size, self._context
+            if found := refusal(request, "vLLM", vocab_size=vocab_size, longest=longest):
+                self._inbox.put(request, found)
             else:
                 seed = request.sampling.seed
                 accepted.append(Sampled(request, self._unseeded.getrandbits(62) if seed is None else seed))
@@ -127,30 +128,6 @@ class EngineHost:
         for sampled in answers:
             del self._running[sampled.request.id]
             self._inbox.put(sampled.request, sampled.answer())
-
-    def _refusal(self, request: Request) -> EngineError | None:
-        """Why a request cannot be answered."""
-        ids, sampling, vocab_size = request.token_ids, request.sampling, self._core.vocab_size
-        if sampling.num_samples != 1:
-            return EngineError(
-                f"request {request.id!r} asks for {sampling.num_samples} answers",
-                fix="one request an answer, or generate()",
-            )
-        if request.arrays:
-            return EngineError(
-                f"request {request.id!r} brings {', '.join(request.arrays)}: vLLM is given token ids only",
-                fix="leave its arrays out",
-            )
-        if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:
-            return EngineError(
-                f"a prompt is empty or has a token outside the model's {vocab_size}: {list(ids)[:16]}"
-            )
-        if len(ids) + sampling.max_response_tokens > self._context:
-            return EngineError(
-                f"request {request.id!r} of {len(ids)} tokens and an answer of "
-                f"{sampling.max_response_tokens} are longer than the engine's {self._context}"
-            )
-        return None
 
 
 def main(file_descriptor: int) -> None:

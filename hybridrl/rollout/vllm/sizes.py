@@ -1,7 +1,6 @@
 """Parallel layout of a vLLM engine (section rollout.parallel), and the size of its key-value cache."""
 
 from hybridrl.config.rollout import EngineParallel
-from hybridrl.errors import ResourceError
 
 CPU_CACHE_TOKENS = 65536
 """Default size of the key-value cache on CPU, in tokens: there is no device memory to derive it from."""
@@ -15,25 +14,6 @@ CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 class VLLMParallel(EngineParallel):
     pass
-
-
-def context_tokens(max_prompt: int, max_response: int, cache: int | None) -> int:
-    """vLLM's context length: the most tokens that a request may have.
-
-    Args:
-        cache: size of the key-value cache in tokens; None if it is not known yet.
-
-    Raises:
-        ResourceError: the cache cannot hold one request.
-    """
-    tokens = max_prompt + max_response
-    if cache is not None and cache < tokens:
-        raise ResourceError(
-            f"a cache of {cache} tokens cannot hold a prompt of {max_prompt} and an answer of {max_response}",
-            where="rollout.kv_cache_tokens",
-            fix=f"rollout.kv_cache_tokens = {tokens} or more",
-        )
-    return tokens
 
 
 def cache_blocks(tokens: int) -> int:
