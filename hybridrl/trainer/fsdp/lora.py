@@ -7,7 +7,6 @@ needs no communication of its own: its whole factors get a part of the gradient 
 Shape letters: I and O inputs and outputs of a linear layer on this rank, R rank of the adapter.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import Parameter
 
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import instance
-from hybridrl.trainer.first_adapters import first_a
+from hybridrl.trainer.lora import first_a
 
 
 class Adapter(nn.Module):
@@ -95,19 +94,6 @@ def gathered(network: nn.Module) -> dict[str, Tensor]:
             found = adapter.a.detach()
             whole[id(adapter.a)] = found.full_tensor() if isinstance(found, DTensor) else found.clone()
     return {name: whole[id(adapter.a)] for name, adapter in adapters(network).items()}
-
-
-@contextlib.contextmanager
-def switched_off(network: nn.Module) -> Iterator[None]:
-    """A context in which the network computes without its adapters."""
-    found = list(adapters(network).values())
-    try:
-        for adapter in found:
-            adapter.switched_on = False
-        yield
-    finally:
-        for adapter in found:
-            adapter.switched_on = True
 
 
 class Merged(Mapping[str, Tensor]):

@@ -25,6 +25,7 @@ from hybridrl.trainer.fsdp.network import PackedNetwork, root
 from hybridrl.trainer.fsdp.optimizer import Optimizer, local
 from hybridrl.trainer.fsdp.tensor_parallel import Shardings, copy_to, sum_over, with_partial_gradients
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
+from hybridrl.trainer.lora import switched_off
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
 from hybridrl.trainer.routing import Routing
 
@@ -215,4 +216,4 @@ class FSDPModel(Model):
         return Routing(config, self._network.routers, self.layout.spec, None)
 
     def without_adapters(self) -> AbstractContextManager[None]:
-        return lora.switched_off(self._network)
+        return switched_off(lora.adapters(self._network).values())

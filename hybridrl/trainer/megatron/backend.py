@@ -24,6 +24,7 @@ from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models.spec import without_vocabulary
 from hybridrl.trainer.base import Backend, Model, Result
 from hybridrl.trainer.join import join, take_device
+from hybridrl.trainer.lora import switched_off
 from hybridrl.trainer.megatron import lora, schedule
 from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
 from hybridrl.trainer.megatron.context import from_context
@@ -60,7 +61,7 @@ class MegatronModel(Model):
         return lora.Merged(self.tensors(), self.stage) if self.adapters else self.tensors()
 
     def without_adapters(self) -> AbstractContextManager[None]:
-        return lora.switched_off(self.stage)
+        return switched_off(lora.adapters(self.stage))
 
     def evaluate(
         self, microbatches: Sequence[Microbatch], visit: Callable[[Microbatch, Tensor], None]

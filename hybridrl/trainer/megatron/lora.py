@@ -7,7 +7,6 @@ parallelism each rank only has the gradient of its own tokens, and Megatron sums
 Shape letters: T tokens, I and O inputs and outputs of a linear layer on this rank, R rank of the adapter.
 """
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +28,7 @@ from torch.nn import Module, Parameter
 from hybridrl.errors import ConfigError
 from hybridrl.layout.adapters import A, AdapterLayout
 from hybridrl.layout.base import instance
-from hybridrl.trainer.first_adapters import first_a
+from hybridrl.trainer.lora import first_a
 
 
 class Adapter(Module):
@@ -155,19 +154,6 @@ def start(stage: list[Any], seed: int) -> None:
         at = parallel_state.get_tensor_model_parallel_rank() * a.shape[1] if parts > 1 else 0
         with torch.no_grad():
             a.copy_(whole[:, at : at + a.shape[1]])
-
-
-@contextlib.contextmanager
-def switched_off(stage: list[Any]) -> Iterator[None]:
-    """A context in which the model computes without its adapters."""
-    found = list(adapters(stage))
-    try:
-        for adapter in found:
-            adapter.switched_on = False
-        yield
-    finally:
-        for adapter in found:
-            adapter.switched_on = True
 
 
 class Merged(Mapping[str, Tensor]):
