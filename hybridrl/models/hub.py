@@ -28,8 +28,8 @@ def find_folder(path: str) -> Path | None:
     """The local folder of a model: the given folder, or the complete copy in the cache of a hub name."""
     if Path(path).is_dir():
         return Path(path)
-    snapshot = _snapshot(path) if is_name(path) else None
-    return snapshot if snapshot and _is_whole(snapshot) else None
+    found = snapshot(path) if is_name(path) else None
+    return found if found and _is_whole(found) else None
 
 
 def find_spec(path: str) -> spec.ModelSpec | None:
@@ -44,8 +44,8 @@ def find_spec(path: str) -> spec.ModelSpec | None:
         return None
     if published := read_published(path):
         return published
-    snapshot = _snapshot(path)
-    return spec.read(snapshot) if snapshot and (snapshot / "config.json").is_file() else None
+    found = snapshot(path)
+    return spec.read(found) if found and (found / "config.json").is_file() else None
 
 
 def fetch_spec(name: str, *, where: str) -> spec.ModelSpec:
@@ -60,9 +60,9 @@ def fetch_spec(name: str, *, where: str) -> spec.ModelSpec:
     """
     from huggingface_hub import hf_hub_download
 
-    snapshot = _snapshot(name)
-    if snapshot and (snapshot / "config.json").is_file():
-        return spec.read(snapshot)
+    found = snapshot(name)
+    if found and (found / "config.json").is_file():
+        return spec.read(found)
     try:
         return spec.read(Path(hf_hub_download(name, "config.json")).parent)
     except OSError as error:  # The hub's library raises OSErrors; so does a full disk.
@@ -96,12 +96,12 @@ def fetch(name: str, *, where: str) -> Path:
     return folder
 
 
-def _snapshot(name: str) -> Path | None:
-    """The newest copy in the cache, complete or not."""
+def snapshot(name: str, *, kind: str = "models", revision: str = "main") -> Path | None:
+    """The newest copy in the cache of a branch of the hub's models or datasets, complete or not."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    repo = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
-    newest = repo / "refs" / "main"
+    repo = Path(HF_HUB_CACHE, f"{kind}--{name.replace('/', '--')}")
+    newest = repo / "refs" / revision
     return repo / "snapshots" / newest.read_text().strip() if newest.is_file() else None
 
 
@@ -123,7 +123,11 @@ def _refused(name: str, error: OSError, where: str) -> ModelError:
         what = f"there is no folder {name}, and the hub has no such model or keeps it private"
         fix = "check the name; for a private one: hf auth login, or set HF_TOKEN"
     else:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        what = f"{name} is not on this machine and cannot be downloaded: {reason}"
+        what = f"{name} is not on this machine and cannot be downloaded: {reason(error)}"
         fix = f"hf download {name} where there is a network, with HF_HOME in a folder that this machine sees"
     return ModelError(what, where=where, fix=fix)
+
+
+def reason(error: OSError) -> str:
+    """The first line of what the hub's library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

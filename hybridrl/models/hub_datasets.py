@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridrl.errors import DataError
+from hybridrl.models import hub
 
 REVISION = "refs/convert/parquet"
 """Branch of the parquet copies."""
@@ -42,7 +43,7 @@ def find(wanted: Split, *, where: str) -> list[Path] | None:
     Raises:
         DataError: no subset is given, and the cache has several.
     """
-    snapshot = _snapshot(wanted.name)
+    snapshot = hub.snapshot(wanted.name, kind="datasets", revision=REVISION)
     if snapshot is None:
         return None
     files = sorted(str(path.relative_to(snapshot)) for path in snapshot.glob("*/*/*.parquet"))
@@ -106,15 +107,6 @@ def _choose(what: str, option: str, known: list[str], where: str) -> DataError:
     return DataError(what, where=where, fix=fix)
 
 
-def _snapshot(name: str) -> Path | None:
-    """The newest copy in the cache, complete or not."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    repo = Path(HF_HUB_CACHE, f"datasets--{name.replace('/', '--')}")
-    newest = repo / "refs" / REVISION
-    return repo / "snapshots" / newest.read_text().strip() if newest.is_file() else None
-
-
 def _refused(name: str, error: OSError, where: str) -> DataError:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -128,8 +120,7 @@ def _refused(name: str, error: OSError, where: str) -> DataError:
         what = f"the hub has no parquet copy of the data set {name}"
         fix = "write it to a file with dataset.to_parquet(), and give its path"
     else:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        what = f"the data set {name} is not on this machine and cannot be downloaded: {reason}"
+        what = f"the data set {name} is not on this machine and cannot be downloaded: {hub.reason(error)}"
         fix = (
             f"hf download {name} --repo-type dataset --revision {REVISION} where there is a network, with "
             "HF_HOME in a folder that this machine sees"
