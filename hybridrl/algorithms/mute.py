@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hybridrl.algorithms.advantages import load_estimator
-from hybridrl.algorithms.base import Advantage, AdvantageEstimator, Known, OneRank
+from hybridrl.algorithms.base import Advantage, AdvantageEstimator, OneRank
 from hybridrl.algorithms.columns import on_ranks
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
 from hybridrl.algorithms.shaping_chain import load_shaping
+from hybridrl.algorithms.trial import loss_and_gradient
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.section import PluginConfig
 from hybridrl.errors import ConfigError, HybridRLError, UserCodeError
@@ -130,13 +130,7 @@ def _gradients(config: AlgorithmConfig) -> Iterator[Tensor | None]:
 
 
 def _gradient(objective: Objective, batch: RaggedBatch) -> Tensor:
-    columns, advantage_T = {n: batch.columns[n] for n in objective.columns}, batch.columns["advantage"]
-    if objective.prepares:
-        known = Known(0, batch.reward_N, batch.group_N, advantage_T, batch.tokens, columns)
-        columns |= objective.prepare(known, OneRank()).columns
-    logp_T = batch.columns["logp"].clone().requires_grad_()
-    total, _ = objective(logp_T, None, columns, advantage_T, batch.tokens, batch.totals)
-    return torch.autograd.grad(total, logp_T, allow_unused=True, materialize_grads=True)[0]
+    return loss_and_gradient(objective, batch, batch.totals)[1]
 
 
 def _tried(function: Callable[[], Tensor], key: str, *names: str) -> Tensor | None:

@@ -6,12 +6,11 @@ losses and corrections from outside too. Shape letters: N trajectories, T packed
 """
 
 import torch
-from torch import Tensor
 
-from hybridrl.algorithms.base import Known, OneRank
 from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch
+from hybridrl.algorithms.trial import loss_and_gradient
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.errors import HybridRLError
 
@@ -50,21 +49,9 @@ def _batch(seed: int, moved: bool) -> RaggedBatch:
 def _unmoved(objective: Objective, batch: RaggedBatch) -> bool:
     rest = batch.rows(torch.nonzero(batch.group_N >= 2).flatten().tolist())
     kept_T = batch.group_N[batch.seq_T] >= 2
-    loss, gradient_T = _evaluated(objective, batch, batch)
-    same, same_T = _evaluated(objective, rest, batch)
+    loss, gradient_T = loss_and_gradient(objective, batch, batch.totals)
+    same, same_T = loss_and_gradient(objective, rest, batch.totals)
     expected_T = torch.zeros_like(gradient_T)
     expected_T[kept_T] = same_T
     limit = _RELATIVE * float(gradient_T.abs().max())
     return abs(float(loss - same)) <= _RELATIVE and float((gradient_T - expected_T).abs().max()) <= limit
-
-
-def _evaluated(objective: Objective, part: RaggedBatch, whole: RaggedBatch) -> tuple[Tensor, Tensor]:
-    """Loss of a part of a batch with the denominators of the whole, and its gradient by log-probabilities."""
-    columns, advantage_T = {n: part.columns[n] for n in objective.columns}, part.columns["advantage"]
-    if objective.prepares:
-        known = Known(0, part.reward_N, part.group_N, advantage_T, part.tokens, columns)
-        columns |= objective.prepare(known, OneRank()).columns
-    logp_T = part.columns["logp"].clone().requires_grad_()
-    total, _ = objective(logp_T, None, columns, advantage_T, part.tokens, whole.totals)
-    gradient_T = torch.autograd.grad(total, logp_T, allow_unused=True, materialize_grads=True)[0]
-    return total.detach(), gradient_T
