@@ -23,9 +23,10 @@ import torch.distributed as dist
 from benchmarks._ranks import on_ranks
 from benchmarks._report import arguments, publish
 from benchmarks._reshard_planning import planned
+from benchmarks._steps import chosen, random_trajectories, rank_batch
 from benchmarks._workloads import FSDP_WORKLOADS
 from benchmarks.trainer_step import transformers_loop
-from hybridrl.batch import Minibatch, RankBatch, TokenBlock
+from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read
@@ -117,9 +118,7 @@ def main() -> None:
     options = arguments(
         __doc__, smoke={"shapes": "smoke", "swaps": 1}, shapes="tiny,smollm2", turns=0, swaps=4
     )
-    names = options.shapes.split(",")
-    if unknown := set(names) - SHAPES.keys():
-        raise SystemExit(f"--shapes {','.join(sorted(unknown))}: they are of {', '.join(SHAPES)}")
+    names = chosen(options.shapes, SHAPES)
     swaps = [planned(workload) for workload in FSDP_WORKLOADS[: options.swaps]]
     steps = [run(name, options.turns) for name in names]
     publish({"swaps": swaps, "steps": steps}, options.json)
@@ -156,15 +155,15 @@ def write_model(shape: Shape, folder: Path) -> None:
 
 def make_batch(shape: Shape, num_ranks: int) -> RankBatch:
     """Optimizer steps of all trajectories, as one microbatch on each rank."""
-    draw, count = np.random.default_rng(0), shape.trajectories
-    prompts = draw.integers(0, shape.vocab, (count, PROMPT)).tolist()
-    answers = [draw.integers(0, shape.vocab, draw.integers(*shape.lengths)).tolist() for _ in range(count)]
-    block = TokenBlock.from_answers(prompts, answers, [[-1.0] * len(a) for a in answers], version=0)
-    advantage_N = draw.normal(size=count).astype(np.float32)
+    count = shape.trajectories
+    block, advantage_N = random_trajectories(
+        count, vocab_size=shape.vocab, prompt=PROMPT, answers=shape.lengths
+    )
     rows = tuple((tuple(part.tolist()),) for part in np.array_split(np.arange(count), num_ranks))
-    num_tokens, zero_N = sum(map(len, answers)), np.zeros(count, np.int64)
-    minibatches = tuple(Minibatch(i, rows, num_tokens, count) for i in range(shape.steps + 1))
-    return RankBatch(1, (block,), zero_N, np.arange(count), zero_N, advantage_N, advantage_N, minibatches)
+    num_tokens = int(block.loss_mask_T.sum())
+    return rank_batch(
+        block, advantage_N, [Minibatch(i, rows, num_tokens, count) for i in range(shape.steps + 1)]
+    )
 
 
 def measure(rank: int, contestant: str, shape: Shape, folder: Path, result: Path) -> None:

@@ -20,7 +20,8 @@ import torch
 
 from benchmarks._ranks import on_ranks
 from benchmarks._report import arguments, publish
-from hybridrl.batch import Minibatch, RankBatch, TokenBlock
+from benchmarks._steps import chosen, random_trajectories, rank_batch
+from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read
@@ -89,9 +90,7 @@ SHAPES = {
 
 def main() -> None:
     options = arguments(__doc__, smoke={"shapes": "smoke"}, shapes="quickstart,medium")
-    names = options.shapes.split(",")
-    if unknown := set(names) - SHAPES.keys():
-        raise SystemExit(f"--shapes {','.join(sorted(unknown))}: they are of {', '.join(SHAPES)}")
+    names = chosen(options.shapes, SHAPES)
     publish({"runs": [run(name, tp) for name in names for tp in (1, 2)]}, options.json)
 
 
@@ -122,19 +121,16 @@ def write_model(shape: Shape, folder: Path) -> None:
 
 def make_batch(shape: Shape) -> RankBatch:
     """Optimizer steps of one microbatch each."""
-    draw, count = np.random.default_rng(0), shape.trajectories
-    prompts = draw.integers(0, shape.vocab, (count, shape.prompt)).tolist()
-    answers = [draw.integers(0, shape.vocab, draw.integers(*shape.responses)).tolist() for _ in range(count)]
-    block = TokenBlock.from_answers(prompts, answers, [[-1.0] * len(a) for a in answers], version=0)
-    advantage_N = draw.normal(size=count).astype(np.float32)
-    minibatches = []
-    for i, rows in enumerate(np.array_split(np.arange(count), shape.minibatches)):
-        num_tokens = sum(len(answers[n]) for n in rows)
-        minibatches.append(Minibatch(i, ((tuple(rows.tolist()),),), num_tokens, len(rows)))
-    zero_N = np.zeros(count, np.int64)
-    return RankBatch(
-        1, (block,), zero_N, np.arange(count), zero_N, advantage_N, advantage_N, tuple(minibatches)
+    block, advantage_N = random_trajectories(
+        shape.trajectories, vocab_size=shape.vocab, prompt=shape.prompt, answers=shape.responses
     )
+    trained_N = np.diff(block.start_N) - block.prompt_tokens_N
+    split = np.array_split(np.arange(shape.trajectories), shape.minibatches)
+    minibatches = [
+        Minibatch(i, ((tuple(rows.tolist()),),), int(trained_N[rows].sum()), len(rows))
+        for i, rows in enumerate(split)
+    ]
+    return rank_batch(block, advantage_N, minibatches)
 
 
 def measure(rank: int, shape: Shape, folder: Path, tp: int, result: Path) -> None:
