@@ -50,7 +50,7 @@ class VLLM:
             yield ConfigError(
                 "actor.moe.router_replay = rollout: a vLLM engine does not say to which experts tokens went",
                 where="actor.moe.router_replay",
-                fix="actor.moe.router_replay: trainer, or rollout.engine: sglang",
+                fix="actor.moe.router_replay: old_logp, or rollout.engine: sglang",
             )
         if not on_gpu:
             yield from _refuse_on_cpu(cfg, model)

@@ -78,6 +78,13 @@ def test_experts_on_a_cpu_go_through_vllms_loader() -> None:
     assert "does not say to which experts tokens went" in error
 
 
+def test_the_fix_of_a_refused_router_replay_is_a_value_of_the_key() -> None:
+    model, replayed = tiny("qwen3_moe", head_dim=64), config("actor.moe.router_replay=rollout")
+    (error,) = VLLM().refuse(replayed, model)
+    mended, _, _ = error.fix.replace(": ", "=").partition(",")
+    assert refused(model, mended) == []
+
+
 def test_an_engine_over_several_nodes_and_a_small_cache_are_refused() -> None:
     model = tiny("qwen3", head_dim=64)
     (error,) = refused(model, "cluster={nodes: 2, gpus_per_node: 2}", "rollout.parallel={tp: 4}")
