@@ -21,13 +21,13 @@ def swaps_keep_what_is_replayed(loaded: LoadedConfig, context: RuleContext) -> I
 
 def a_kept_cache_stays_in_memory(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
     """Refuses to keep a key-value cache whose memory trainer ranks need."""
-    cfg = loaded.config
-    gpus = cfg.cluster.gpus_per_node or context.num_gpus
-    if cfg.rollout.swap == "in_flight_keep_cache" and gpus:
+    cfg, asked = loaded.config, loaded.config.cluster.gpus_per_node
+    of_machine = context.num_gpus if context.here else 0
+    if cfg.rollout.swap == "in_flight_keep_cache" and (of_machine if asked is None else asked):
+        has = f"this machine has {of_machine}" if asked is None else f"cluster.gpus_per_node = {asked}"
         yield ConfigError(
             "rollout.swap = in_flight_keep_cache keeps the key-value cache during a swap, but engines share "
-            f"GPUs with trainer ranks (cluster.gpus_per_node = {gpus}) and free it "
-            "while these train",
+            f"GPUs with trainer ranks ({has}) and free it while these train",
             where=loaded.where("rollout.swap", "cluster.gpus_per_node"),
             fix="rollout.swap=in_flight",
         )

@@ -276,6 +276,9 @@ def test_a_cache_is_not_kept_on_gpus_that_trainer_ranks_use(run) -> None:
     assert run(*keeps) == []
     (error,) = run(*keeps, "cluster.gpus_per_node=8", here=False)
     assert "engines share GPUs with trainer ranks (cluster.gpus_per_node = 8)" in error
+    (error,) = run(*keeps, num_gpus=4)
+    assert "engines share GPUs with trainer ranks (this machine has 4)" in error
+    assert run(*keeps, "cluster.gpus_per_node=0", num_gpus=4) == []
 
 
 def test_fp16_is_refused_where_there_are_experts(run, spec) -> None:
