@@ -248,6 +248,7 @@ class EpisodeRunner:
             sampling=replace(request.sampling, max_response_tokens=1),
         )
         await self._places.enter(first=True)
+        self._tell_clock()
         try:
             found = await self._engine.request(again)
         except EngineError as error:
@@ -256,6 +257,7 @@ class EpisodeRunner:
             return
         finally:
             self._places.leave()
+            self._tell_clock()
         if found.version_T.tolist() == [version] and found.token_T.tolist() == tokens[-1:]:
             self._clock.compare(abs(float(found.logp_T[0] - answer.logp_T[-1])))
 

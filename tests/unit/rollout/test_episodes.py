@@ -274,6 +274,28 @@ def test_with_a_kept_cache_one_token_after_each_swap_is_compared():
     assert usage.recomputed_tokens == 0 and engine.calls == ["pause, keeping the cache", "continue_"]
 
 
+def test_an_engine_is_idle_once_the_last_comparison_has_ended():
+    now = [0.0]
+
+    async def scenario():
+        runner = EpisodeRunner(engine := Engine(), now=lambda: now[0])
+        runner.submit([ticket(0, samples=1, tokens=2)])
+        await settle()
+        await runner.pause(keep_cache=True)
+        await runner.go_on()
+        engine.version = 1
+        engine.end("0/0/0", [0, 1])
+        await settle()
+        now[0] += 2.0  # the comparison is inside
+        engine.end_all()
+        await settle()
+        now[0] += 8.0
+        return runner.usage()
+
+    usage = asyncio.run(scenario())
+    assert (usage.generating_s, usage.idle_s) == (2.0, 8.0)
+
+
 def test_each_pause_adds_the_seconds_of_recomputation_since_the_last_one():
     class Telling(Engine):
         spent_s = [0.5, 2.0]
