@@ -120,17 +120,17 @@ class Serving:
 
     async def _send(self, lot: Sequence[_Running]) -> None:
         """Hand a lot to SGLang, and wait until the last of it has ended."""
-        await self._prefill([running.request.token_ids for running in lot])
-        asked = GenerateReqInput(
-            rid=[running.rid for running in lot],
-            input_ids=[list(running.request.token_ids) for running in lot],
-            sampling_params=[self._parameters(running.request.sampling) for running in lot],
-            return_logprob=True,
-            return_routed_experts=self._returns_experts,
-            extra_key=[self._key] * len(lot),
-        )
-        _lot.set(lot)
         try:
+            await self._prefill([running.request.token_ids for running in lot])
+            asked = GenerateReqInput(
+                rid=[running.rid for running in lot],
+                input_ids=[list(running.request.token_ids) for running in lot],
+                sampling_params=[self._parameters(running.request.sampling) for running in lot],
+                return_logprob=True,
+                return_routed_experts=self._returns_experts,
+                extra_key=[self._key] * len(lot),
+            )
+            _lot.set(lot)
             await anext(self._manager.generate_request(asked))
         except Exception as error:  # SGLang refused the whole lot
             for running in lot:
