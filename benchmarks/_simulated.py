@@ -10,7 +10,7 @@ import contextlib
 import heapq
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -120,6 +120,9 @@ class SimulatedRun:
         self._open: dict[int, tuple[int, int]] = {}
         """Episodes to come and version at the start, by group."""
 
+        self._ended_tokens: Counter[int] = Counter()
+        """Tokens of the episodes that have ended, by open group."""
+
         self._lengths_of: dict[int, list[int]] = {}
         self._done: asyncio.Queue[Group] = asyncio.Queue()
         self._idle = asyncio.Condition()
@@ -219,8 +222,9 @@ class SimulatedRun:
             heapq.heapify(engine.running)
             engine.waiting = deque(e for e in engine.waiting if e.index not in gone)
             engine.changed.set()
-        for index in gone:  # of samples that had ended already
+        for index in gone:
             self._open.pop(index, None)
+            self._aborted += self._ended_tokens.pop(index, 0)
 
     def _lose(self, engine: _Engine, episode: _Episode, unsampled: float) -> None:
         tokens = episode.length - round(unsampled)
@@ -270,16 +274,14 @@ class SimulatedRun:
             _, _, episode = heapq.heappop(engine.running)
             engine.work -= episode.length
             self._sampled += episode.length
-            if episode.index not in self._open:
-                self._aborted += episode.length
-                continue
+            self._ended_tokens[episode.index] += episode.length
             left, version = self._open[episode.index]
             self._open[episode.index] = (left - 1, version)
             if left == 1:
                 self._end_group(episode.index, version)
 
     def _end_group(self, index: int, version: int) -> None:
-        del self._open[index]
+        del self._open[index], self._ended_tokens[index]
         members = [
             Trajectory(row, 1, length, length, "stop", version)
             for row, length in enumerate(self._lengths_of.pop(index))
