@@ -74,7 +74,6 @@ class DriverRun:
     """Prompts, reward, trainer and sync of a run on no-op engines. CPU seconds are those of this process."""
 
     rollout: RayRollout
-    samples: int
     version: int = 0
     position: int = 0
     spent_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -183,9 +182,8 @@ def measure(engines: int, prompts: int, samples: int, steps: int) -> dict[str, f
         setup = EngineSetup(model_folder="", log_path="", parallel=EngineParallel())
         worker: Any = RolloutWorker
         actors = [worker.options(num_cpus=0).remote(NoOpKind(), setup) for _ in range(engines)]
-        cluster = ClusterConfig()
-        rollout = RayRollout(WorkerGroup("engine", actors, Path(), 600.0), cluster)
-        driver = DriverRun(rollout, samples)
+        rollout = RayRollout(WorkerGroup("engine", actors, Path(), 600.0), ClusterConfig())
+        driver = DriverRun(rollout)
 
         async def play() -> None:
             await rollout.start()

@@ -8,6 +8,7 @@ fewest tokens to come, as if lengths were known on average.
 import asyncio
 import contextlib
 import heapq
+import itertools
 import math
 import random
 from collections import Counter, deque
@@ -86,7 +87,7 @@ class _Engine:
 
     generating_s: float = 0.0
     paused_s: float = 0.0
-    numbers: Iterator[int] = field(default_factory=lambda: iter(range(10**12)))
+    numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def pass_time(self, clock: float) -> None:
         """Let its time pass up to `clock`, and account for it."""
@@ -128,7 +129,6 @@ class SimulatedRun:
         self._idle = asyncio.Condition()
         self._position = self._recomputed = self._sampled = self._aborted = 0
         self._since = 0.0
-        self._last: Usage = Usage()
         self.metrics: list[dict[str, float]] = []
         self.step_ends: list[float] = []
         self.lags: list[int] = []
