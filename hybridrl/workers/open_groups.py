@@ -79,8 +79,9 @@ class OpenGroups:
     async def cancel(self, indices: Iterable[int]) -> None:
         """End open groups early. Those that have ended are forgotten, if `completed` did not return them."""
         indices = set(indices)
-        for group in [group for group in self._completed if group.index in indices]:
-            self._completed.remove(group)
+        ended = [group for group in self._completed if group.index in indices]
+        self._completed = [group for group in self._completed if group.index not in indices]
+        for group in ended:
             self._forget([*group.trajectories, *(group.greedy.trajectories if group.greedy else ())])
         numbers: dict[int, list[int]] = {}
         for index in indices & self._number_of.keys():
