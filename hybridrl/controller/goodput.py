@@ -39,11 +39,10 @@ class Goodput:
     def train(self, batch: Batch) -> None:
         """A step has trained on a batch."""
         kept_N = batch.trained_N if batch.dropped_N is None else np.where(batch.dropped_N, 0, batch.trained_N)
-        moves_N = moving(batch)
+        moved = int(kept_N[moving(batch)].sum())
         greedy = sum(num_sampled(group.greedy) for group in batch.groups if group.greedy)
-        self._step["with_gradient"] += int(kept_N[moves_N].sum())
-        self._step["no_gradient"] += int(kept_N[~moves_N].sum()) + greedy
-        self._step["no_gradient"] += int((batch.trained_N - kept_N).sum())
+        self._step["with_gradient"] += moved
+        self._step["no_gradient"] += int(batch.trained_N.sum()) - moved + greedy
         self._step["stale"] += 0 if batch.stale_N is None else int(batch.stale_N.sum())
 
     def resume(self, groups: Iterable[Group]) -> None:
