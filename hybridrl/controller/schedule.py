@@ -131,17 +131,17 @@ class Schedule:
         return self._next_index
 
     @property
-    def open(self) -> Iterable[int]:
+    def open(self) -> tuple[int, ...]:
         """Indices of all open groups, ascending."""
         return tuple(self._line)
 
     @property
-    def finished(self) -> Iterable[int]:
+    def finished(self) -> tuple[int, ...]:
         """Indices of finished open groups, in the order in which they ended."""
         return tuple(self._ended)
 
     @property
-    def to_start_again(self) -> Iterable[int]:
+    def to_start_again(self) -> tuple[int, ...]:
         """Indices of groups that ended early and start before any others."""
         return tuple(self._again)
 
@@ -267,17 +267,16 @@ class Schedule:
 
         `needed` of them have to be in the next step.
         """
-        due = done = 0
-        for j in range(self._plan.max_lag + 1 if not self._plan.aborts else 0):
-            last = self._step + j
-            due += self._open_by[last] if j else sum(n for at, n in self._open_by.items() if at <= last)
-            done += (
-                self._finished_by[last] if j else sum(n for at, n in self._finished_by.items() if at <= last)
-            )
-            yield max(0, due - j * self._plan.prompts_per_step), done
         if self._plan.aborts:
             again = [group for group in self._open.values() if group.started_before]
             yield len(again), sum(group.finished for group in again)
+            return
+        due = sum(count for last, count in self._open_by.items() if last < self._step)
+        done = sum(count for last, count in self._finished_by.items() if last < self._step)
+        for j in range(self._plan.max_lag + 1):
+            due += self._open_by[self._step + j]
+            done += self._finished_by[self._step + j]
+            yield max(0, due - j * self._plan.prompts_per_step), done
 
     def _by_end(self, wanted: int) -> list[int]:
         """The groups that ended first, after those that the bound needs."""

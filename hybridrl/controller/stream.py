@@ -108,9 +108,11 @@ class RolloutStream:
         groups = [self._groups.pop(index) for index in chosen.trained]
         self._give_up(chosen)
         metrics = self._metrics(chosen, groups)
-        groups = groups or sorted(self._flat[: self._cfg.batch.prompts_per_step], key=lambda g: g.index)
-        self.goodput.lose((g for g in self._flat if all(g is not kept for kept in groups)), "flat")
-        self._flat, self._ended = [], []
+        flat, self._flat, self._ended = self._flat, [], []
+        if not groups:
+            wanted = self._cfg.batch.prompts_per_step
+            groups, flat = sorted(flat[:wanted], key=lambda group: group.index), flat[wanted:]
+        self.goodput.lose(flat, "flat")
         self._keep_texts(chosen.step, groups)
         for group in groups:
             self._prompts.pop(group.index, None)
@@ -131,10 +133,9 @@ class RolloutStream:
 
     def open_groups(self) -> SavedGroups:
         """The open groups, for a checkpoint."""
-        finished = [self._groups[index] for index in self._schedule.finished]
-        ended = set(self._schedule.finished)
-        others = {*self._schedule.open, *self._schedule.to_start_again} - ended
-        return pack_groups(finished, sorted(others))
+        ended = self._schedule.finished
+        others = {*self._schedule.open, *self._schedule.to_start_again}.difference(ended)
+        return pack_groups([self._groups[index] for index in ended], sorted(others))
 
     def _restore(self, resumed: SavedGroups | None) -> None:
         if resumed is None:
@@ -248,7 +249,7 @@ class RolloutStream:
                 "the other prompts are always solved, or never",
             )
         return {
-            "rollout/groups/open": float(len(tuple(self._schedule.open))),
+            "rollout/groups/open": float(len(self._schedule.open)),
             "rollout/groups/aborted": float(len(chosen.aborted)),
             "rollout/groups/dropped": float(len(chosen.dropped)),
             **({"rollout/ended_length": mean(self._ended)} if self._ended else {}),
