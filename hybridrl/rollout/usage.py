@@ -1,7 +1,8 @@
 """What an engine does with its time: generating, paused or idle."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Literal
 
 from hybridrl.types import Usage
@@ -15,8 +16,8 @@ class UsageClock:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._since, self._cause = now(), "idle_s"
-        self._seconds: dict[str, float] = {}
-        self._tokens: dict[str, int] = {}
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._tokens: Counter[str] = Counter()
         self._error: float | None = None
         self._recomputed_s = 0.0
 
@@ -28,14 +29,11 @@ class UsageClock:
 
     def count(self, *, sampled: int = 0, aborted: int = 0, recomputed: int = 0) -> None:
         """Add tokens."""
-        for name, number in (("sampled", sampled), ("aborted", aborted), ("recomputed", recomputed)):
-            self._tokens[f"{name}_tokens"] = self._tokens.get(f"{name}_tokens", 0) + number
+        self._tokens.update(sampled_tokens=sampled, aborted_tokens=aborted, recomputed_tokens=recomputed)
 
     def recompute(self, total_s: float) -> None:
         """Note the seconds that the engine has spent until now on computing caches again."""
-        self._seconds["recomputing_s"] = (
-            self._seconds.get("recomputing_s", 0.0) + total_s - self._recomputed_s
-        )
+        self._seconds["recomputing_s"] += total_s - self._recomputed_s
         self._recomputed_s = total_s
 
     def compare(self, error: float) -> None:
@@ -46,12 +44,14 @@ class UsageClock:
         """What was added since the last call."""
         self._add_time()
         found = Usage(**self._seconds, **self._tokens, kept_cache_error=self._error)
-        self._seconds, self._tokens, self._error = {}, {}, None
+        self._seconds.clear()
+        self._tokens.clear()
+        self._error = None
         return found
 
     def _add_time(self) -> None:
         now = self._now()
-        self._seconds[self._cause] = self._seconds.get(self._cause, 0.0) + now - self._since
+        self._seconds[self._cause] += now - self._since
         self._since = now
 
 
@@ -61,4 +61,4 @@ def total(usages: Iterable[Usage]) -> Usage:
     errors = [usage.kept_cache_error for usage in usages if usage.kept_cache_error is not None]
     names = [field.name for field in fields(Usage) if field.name != "kept_cache_error"]
     sums = {name: sum(getattr(usage, name) for usage in usages) for name in names}
-    return replace(Usage(kept_cache_error=max(errors, default=None)), **sums)
+    return Usage(**sums, kept_cache_error=max(errors, default=None))
