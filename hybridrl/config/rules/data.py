@@ -58,15 +58,11 @@ def data_exists(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[Hyb
                 fix = data_files.nearest(path)
                 yield AbsentDataError(f"no file at {key} = {path}", where=where, fix=fix)
             elif wrong := [file for file in files or [path] if data_files.kind_of(file) is None]:
-                yield _no_prompt_file(f"{key} = {path}", wrong[0], where)
+                yield _no_prompt_file(key, path, wrong[0], where)
 
 
-def _no_prompt_file(written: str, file: str, where: str) -> DataError:
-    what = (
-        f"{written} is no prompt file"
-        if written.endswith(f" {file}")
-        else f"{written}: {file} is no prompt file"
-    )
+def _no_prompt_file(key: str, path: str, file: str, where: str) -> DataError:
+    what = f"{key} = {path}{'' if file == path else f': {file}'} is no prompt file"
     name = hub.is_name(file) and not Path(file).exists()
     from_hub = f", or {{hub: {file}}} for a data set of the hub" if name else ""
     return DataError(what, where=where, fix=f"give {data_files.NAMED}{from_hub}")
