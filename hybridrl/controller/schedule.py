@@ -263,7 +263,8 @@ class Schedule:
         return max(needed - done for needed, done in self._quotas())
 
     def _quotas(self) -> Iterator[tuple[int, int]]:
-        """(needed, finished) of the groups whose last step is at most step + j, for j = 0, 1, ...
+        """(needed, finished) of the groups whose last step is at most step + j, for j = 0, 1, ...; if no
+        group outlasts a step, of those that were started before.
 
         `needed` of them have to be in the next step.
         """
