@@ -12,7 +12,12 @@ from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.limits import context_tokens
 from hybridrl.rollout.vllm.sizes import CPU_BLOCK_TOKENS, CPU_CACHE_TOKENS, cache_blocks
 
-_BYTES = 4  # of a number in the cache on CPU
+_BYTES = 4
+"""Bytes of a number in the cache on CPU."""
+
+_GPU_BLOCK_TOKENS = 16
+"""Tokens of a block of vLLM's cache on a GPU."""
+
 _WORKER = "hybridrl.rollout.vllm.worker"
 
 
@@ -56,8 +61,8 @@ def engine_arguments(setup: EngineSetup, model: ModelSpec, cuda: bool) -> dict[s
     Raises:
         ResourceError: the key-value cache cannot hold one request.
     """
-    cache_tokens = setup.kv_cache_tokens if cuda else setup.kv_cache_tokens or CPU_CACHE_TOKENS
-    common = {
+    cache_tokens = setup.kv_cache_tokens or (None if cuda else CPU_CACHE_TOKENS)
+    return {
         "model": setup.model_folder,
         "tensor_parallel_size": setup.parallel.tp,
         "distributed_executor_backend": "uni" if setup.parallel.tp == 1 else "mp",
@@ -69,24 +74,24 @@ def engine_arguments(setup: EngineSetup, model: ModelSpec, cuda: bool) -> dict[s
         "disable_log_stats": True,
         "enable_prefix_caching": True,
         "async_scheduling": False,  # a step is over when its tokens are there
+        **(_on_gpu(setup) if cuda else _on_cpu(setup, model)),
     }
-    if cuda:
-        return (
-            common
-            | {
-                "worker_cls": f"{_WORKER}.GPURolloutWorker",
-                "dtype": "bfloat16",
-                "gpu_memory_utilization": setup.memory_fraction,
-                "enable_sleep_mode": True,
-            }
-            | (
-                {}
-                if cache_tokens is None
-                else {"num_gpu_blocks_override": -(-cache_tokens // _GPU_BLOCK_TOKENS)}
-            )
-        )
-    blocks = cache_blocks(cache_tokens or CPU_CACHE_TOKENS)
-    return common | {
+
+
+def _on_gpu(setup: EngineSetup) -> dict[str, Any]:
+    tokens = setup.kv_cache_tokens
+    return {
+        "worker_cls": f"{_WORKER}.GPURolloutWorker",
+        "dtype": "bfloat16",
+        "gpu_memory_utilization": setup.memory_fraction,
+        "enable_sleep_mode": True,
+        **({"num_gpu_blocks_override": -(-tokens // _GPU_BLOCK_TOKENS)} if tokens else {}),
+    }
+
+
+def _on_cpu(setup: EngineSetup, model: ModelSpec) -> dict[str, Any]:
+    blocks = cache_blocks(setup.kv_cache_tokens or CPU_CACHE_TOKENS)
+    return {
         "worker_cls": f"{_WORKER}.CPURolloutWorker",
         "dtype": "float32",
         "enforce_eager": True,
@@ -95,7 +100,3 @@ def engine_arguments(setup: EngineSetup, model: ModelSpec, cuda: bool) -> dict[s
         # What the blocks take at most: vLLM asks whether the machine has it.
         "kv_cache_memory_bytes": blocks * CPU_BLOCK_TOKENS * model.kv_cache_size * _BYTES,
     }
-
-
-_GPU_BLOCK_TOKENS = 16
-"""Tokens of a block of vLLM's cache on a GPU."""
