@@ -102,6 +102,8 @@ class TrainerWorker:
         timeout = timedelta(seconds=self._setup.timeout_s)
         backend = "nccl" if on_gpu else "gloo"
         group: Any = dist.new_group(backend=backend, timeout=timeout) if topology and not lost else None
+        # On GPUs, other ones are reached over NCCL, which uses the best link.
+        reach = "device" if on_gpu else "node"
         self._writers = [
             SwapWriter(
                 self._policy.layout,
@@ -111,9 +113,7 @@ class TrainerWorker:
                 lost=lost,
                 group=group,
                 device=self._policy.device,
-                reach="device"
-                if on_gpu
-                else "node",  # other GPUs are reached over NCCL, which uses the best link
+                reach=reach,
                 staging_bytes=STAGING_BYTES // len(waves),
             )
             for wave in waves
