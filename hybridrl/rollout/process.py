@@ -189,7 +189,7 @@ class EngineProcess:
         return await asyncio.wrap_future(self._caller.call(method, *args))
 
     async def _running_to_end(self) -> None:
-        """Wait until no request runs. A paused engine's requests do not end, and hold no cache."""
+        """Wait until no request runs. A paused engine's requests stay, and compute nothing."""
         if not self._paused:
             await self._outbox.empty()
 
