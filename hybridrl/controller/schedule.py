@@ -187,10 +187,10 @@ class Schedule:
             flat: the group carries no signal; it leaves and another one is started in its place.
 
         Returns:
-            False if the group was aborted or dropped meanwhile.
+            False if the group was aborted or dropped meanwhile, also if it has started again since.
         """
-        group = self._open.get(index)
-        if group is None or group.finished:
+        group, last_step = self._open.get(index), oldest + 1 + self._plan.max_lag
+        if group is None or group.finished or (group.started_before and last_step < group.last_step):
             return False
         if flat:
             self._remove([index])
@@ -198,7 +198,7 @@ class Schedule:
             self._replaceable -= self._replaceable > 0
             return True
         self._open_by[group.last_step] -= 1
-        group.last_step = max(group.last_step, oldest + 1 + self._plan.max_lag)
+        group.last_step = max(group.last_step, last_step)
         self._open_by[group.last_step] += 1
         self._finished_by[group.last_step] += 1
         group.finished = True

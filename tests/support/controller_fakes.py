@@ -99,7 +99,7 @@ class World:
         return [found]
 
     async def cancel(self, indices) -> None:
-        for index in indices:
+        for index in [index for index in indices if index in self.running]:
             self.running.pop(index).cancel()
             self.used = replace(
                 self.used,

@@ -146,3 +146,14 @@ def test_a_group_that_ended_early_is_no_longer_awaited() -> None:
     assert not schedule.finish(0, oldest=0) and schedule.startable() == 0
     schedule.serve(1)
     assert schedule.start(schedule.startable()) == [0, 2]
+
+
+def test_answers_of_a_group_that_started_again_since_do_not_finish_it() -> None:
+    schedule = Schedule(Plan(prompts_per_step=1, steps=3, order="finished", open_groups=2))
+    schedule.start(schedule.startable())
+    schedule.finish(1, oldest=0)
+    schedule.choose()
+    schedule.serve(1)
+    assert schedule.start(schedule.startable()) == [0, 2]
+    assert not schedule.finish(0, oldest=0) and not schedule.finish(0, oldest=0, flat=True)
+    assert schedule.finish(0, oldest=1) and schedule.choose().trained == [0]

@@ -1,5 +1,6 @@
 """What a step trains on: groups that teach something, greedy baselines, texts; and what the rest becomes."""
 
+import asyncio
 from dataclasses import dataclass
 
 import controller_fakes as fakes
@@ -216,3 +217,20 @@ def test_the_bound_is_what_a_step_waits_for() -> None:
     world = play(OneSlow(), order="finished", max_lag=1)
     assert [min(g.index for g in batch.groups) for batch in world.batches[:2]] == [1, 0]
     assert "wait_for_bound" in world.spans
+
+
+def test_a_late_reward_of_an_aborted_group_does_not_count_for_its_second_start() -> None:
+    class LateReward(fakes.World):
+        async def score(self, groups, *, keep_text=0) -> None:
+            await super().score(groups, keep_text=keep_text)
+            if self.served == 0 and any(group.index == 0 for group in groups):
+                await asyncio.sleep(0.05)
+
+        def seconds(self, task) -> float:
+            return 0.1 if self.served or task.index == 4 else 0.001 * (1 + (task.index > 0))
+
+    world = play(LateReward(update_s=0.01), order="finished", oversample=1.5)
+    assert {t.version for t in world.batches[1].trajectories} == {1}
+    assert 0 in {group.index for group in world.batches[1].groups}
+    settled = [world.metrics[-1]["rollout/tokens/in_flight"], world.metrics[0]["rollout/tokens/in_flight"]]
+    assert settled == [0.0, 2.0]  # the late answers are in flight until their reward comes
