@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, product
 
 from hybridrl import registry
-from hybridrl.config.training import TrainParallel
+from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.memory import engine_weights, kv_tokens, resident, training
@@ -76,6 +76,8 @@ def _backends(setting: Setting) -> Iterator[Setting]:
 
 def _has(backend: str, setting: Setting, recompute: str) -> bool:
     """Whether a backend can train with the options of the config, and this recomputation."""
+    if setting.lora is not None and backend == ActorConfig().backend:
+        return False  # a search is for GPUs, where Transformer Engine's layers take no adapters
     layout, changes = layout_of(backend), {"recompute": recompute, "gather": "each_pass"}
     actor = setting.actor.model_copy(update=changes)
     models = [setting.model, *([setting.reward_model] if setting.reward_model else [])]
@@ -160,7 +162,7 @@ def _shardings(setting: Setting) -> Iterator[TrainParallel]:
         )
         for ep, (vpp, layers), shard in kinds:
             sizes = {"tp": tp, "cp": cp, "pp": pp, "dp": dp, "ep": ep, "vpp": vpp, "shard": shard}
-            yield TrainParallel(**sizes, stage_layers=layers, sp=own.sp)
+            yield TrainParallel(**sizes, stage_layers=layers, sp=own.sp, cp_exchange=own.cp_exchange)
 
 
 def _copies(setting: Setting, tp: int, ranks: int) -> list[int | None]:

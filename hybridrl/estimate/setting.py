@@ -328,8 +328,9 @@ def trainer_layout(
         parallel: parallel layout with dp set.
 
     Raises:
-        LayoutError: the model does not divide over the ranks.
+        LayoutError: the model does not divide over the ranks, or a key has no meaning for the backend.
     """
+    layout_of(backend).refuse_keys(model, parallel)
     return _layout(backend, model, fused, tuple(parallel.sizes.items()))
 
 

@@ -279,7 +279,7 @@ def keys(setting: Setting) -> dict[str, Any]:
         found["actor.parallel.stage_layers"] = str(list(setting.train.stage_layers)).replace(" ", "")
     return found | {
         "actor.backend": setting.backend,
-        **({"actor.gather": setting.actor.gather} if setting.shards_weights else {}),
+        "actor.gather": setting.actor.gather,
         "actor.recompute": setting.recompute,
         "actor.microbatch_tokens": setting.microbatch_tokens,
         "actor.offload": setting.offload,

@@ -1,0 +1,36 @@
+"""A search proposes only what a launch accepts."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hybridrl.config.training import LoraConfig
+from hybridrl.estimate.search import search
+from hybridrl.estimate.setting import Setting
+from hybridrl.layout.trainers import layout_of
+from tests.support.plan_values import make_setting
+
+
+def setting(backend: str, **keys: Any) -> Setting:
+    made = make_setting("Qwen/Qwen2.5-0.5B")
+    return replace(made, backend=backend, train=made.train.model_copy(update=keys))
+
+
+@pytest.mark.parametrize(
+    ("backend", "keys"),
+    [("fsdp", {"cp_exchange": "heads"}), ("megatron", {"sp": True}), ("fsdp", {"shard": 4})],
+)
+def test_keys_of_the_config_fit_every_proposal(backend: str, keys: dict[str, Any]) -> None:
+    """Those that a search does not vary stay in the config."""
+    found = search(setting(backend, **keys), count=20)
+    assert backend in {proposal.setting.backend for proposal in found}
+    for one in (proposal.setting for proposal in found):
+        layout_of(one.backend).refuse_keys(one.model, one.train)
+        for key in keys.keys() & {"sp", "cp_exchange"}:
+            assert getattr(one.train, key) == keys[key]
+
+
+def test_adapters_on_gpus_are_proposed_with_the_backend_that_trains_them() -> None:
+    found = search(replace(setting("fsdp"), lora=LoraConfig()))
+    assert {proposal.setting.backend for proposal in found} == {"fsdp"}
