@@ -51,11 +51,13 @@ def search(setting: Setting, count: int = 5) -> list[Proposal]:
     one is among those returned.
     """
     of_backends = [_of_backend(tried) for tried in _backends(setting)]
-    found = sorted(chain(*of_backends), key=lambda proposal: proposal.time.total)
     leaders = [proposals[0] for proposals in of_backends if proposals]
-    kept = found[:count]
-    kept = kept[: count - len([one for one in leaders if one not in kept])]
-    return sorted([*kept, *(one for one in leaders if one not in kept)], key=lambda one: one.time.total)
+    others = sorted(chain(*(proposals[1:] for proposals in of_backends)), key=_total)
+    return sorted([*leaders, *others[: max(0, count - len(leaders))]], key=_total)
+
+
+def _total(proposal: Proposal) -> float:
+    return proposal.time.total
 
 
 def _backends(setting: Setting) -> Iterator[Setting]:
@@ -104,7 +106,7 @@ def _of_backend(setting: Setting) -> list[Proposal]:
         if len(found) > _JOINED:
             break
         found += _joined(trainer, engine)
-    found.sort(key=lambda proposal: proposal.time.total)
+    found.sort(key=_total)
     best: dict[tuple[int, ...], Proposal] = {}
     for proposal in found:
         best.setdefault(_outline(proposal.setting), proposal)
@@ -198,7 +200,7 @@ def _joined(trainer: Setting, engine: Setting) -> list[Proposal]:
     both = replace(trainer, engine=engine.engine, num_engines=engine.num_engines)
     tries = [_roomiest(replace(both, offload=offload)) for offload in ("none", "optimizer", "all")]
     found = [Proposal.of(tried) for tried in tries if tried and fits(tried)]
-    return [min(found, key=lambda proposal: proposal.time.total)] if found else []
+    return [min(found, key=_total)] if found else []
 
 
 def _roomiest(setting: Setting) -> Setting | None:

@@ -1,4 +1,4 @@
-"""A search proposes only what a launch accepts."""
+"""A search proposes only what a launch accepts, and names the fastest setting of every backend."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,3 +34,13 @@ def test_keys_of_the_config_fit_every_proposal(backend: str, keys: dict[str, Any
 def test_adapters_on_gpus_are_proposed_with_the_backend_that_trains_them() -> None:
     found = search(replace(setting("fsdp"), lora=LoraConfig()))
     assert {proposal.setting.backend for proposal in found} == {"fsdp"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_fastest_settings_are_returned_and_the_fastest_of_every_backend(count: int) -> None:
+    made = setting("fsdp")
+    every = search(made, count=1000)
+    first = {p.setting.backend: p for p in reversed(every)}
+    found = search(made, count=count)
+    assert len(first) == 2 and len(found) == max(count, 2)
+    assert found[0] == every[0] and all(leader in found for leader in first.values())
