@@ -47,10 +47,10 @@ def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
     yield from _memory(found, narrow=width is not None and width < _WIDE)
     if found.swap is not None:
         yield from swap.lines(found.swap)
-    if setting.swaps_in_flight:
-        yield from _recomputation(setting)
     elif setting.num_engines and not setting.model.has_table:
         yield from _through_loader(setting)
+    if setting.swaps_in_flight:
+        yield from _recomputation(setting)
     if setting.gpu is not None and setting.divides():
         yield from _time(found)
     yield from _verdict(found)
@@ -93,7 +93,7 @@ def _recomputation(setting: Setting) -> Iterator[tuple[str, str]]:
 
 def _through_loader(setting: Setting) -> Iterator[tuple[str, str]]:
     """A model without a table: no layout says where an engine keeps its weights."""
-    size = models.count(setting.model) * (setting.weight_bytes if setting.half else 4)
+    size = models.count(setting.model) * setting.weight_bytes
     engines = counted(setting.num_engines, "engine")
     yield "swap", f"{_gb(size)} through host memory into the loaders of {engines}: there is no model table"
 

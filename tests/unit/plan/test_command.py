@@ -262,7 +262,9 @@ def test_a_search_keeps_an_option_that_one_backend_lacks(tmp_path: Path) -> None
 
 def test_the_swap_of_a_model_without_a_table_is_that_of_its_loader(tmp_path: Path) -> None:
     olmo2_arithmetic(tmp_path / "olmo", 0)
-    found = planning.plan(load(QUICKSTART_FSDP, [f"model={{path: {tmp_path / 'olmo'}}}"]), BARE, PLAIN)
-    said = dict(plan_report.lines(found))
-    assert found.swap is None
-    assert said["swap"] == "1.6 MB through host memory into the loaders of 1 engine: there is no model table"
+    options = [f"model={{path: {tmp_path / 'olmo'}}}", "batch.max_lag=1"]
+    for swap in ("drain", "in_flight"):
+        found = planning.plan(load(QUICKSTART_FSDP, [*options, f"rollout.swap={swap}"]), BARE, PLAIN)
+        said = dict(plan_report.lines(found))
+        assert found.swap is None and ("in flight" in said) == (swap == "in_flight")
+        assert said["swap"].startswith("1.6 MB through host memory into the loaders of 1 engine: there is no")
