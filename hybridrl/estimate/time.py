@@ -105,8 +105,8 @@ def logprobs_s(setting: Setting) -> float:
     """Seconds of the forward passes over the whole batch: old_logp, frozen models, and values."""
     own: list[Role] = ["actor"] * setting.policy_passes
     asked: list[Role] = [*own, *setting.frozen, *setting.trained[1:]]
-    alone = [setting.alone(role) for role in asked]
-    per_minibatch = sum(_schedule_s(own, 1.0) + _gathers_s(own, 1) for own in alone)
+    settings = [setting.alone(role) for role in asked]
+    per_minibatch = sum(_schedule_s(alone, 1.0) + _gathers_s(alone, 1) for alone in settings)
     return per_minibatch * setting.batch.optimizer_steps / setting.batch.epochs
 
 
@@ -114,7 +114,7 @@ def generate_s(setting: Setting) -> float:
     """Seconds until the last response of a step is complete. Responses to one prompt share its prefill."""
     if not setting.num_engines:
         return 0.0
-    batch, gpu = setting.batch, _gpu(setting)
+    batch = setting.batch
     answers = batch.trajectories / setting.num_engines
     mean, longest = batch.mean_response, batch.response_tokens
     running = _running(setting, answers)
@@ -124,9 +124,7 @@ def generate_s(setting: Setting) -> float:
         decoding = longest * _decode_s(setting, max(1.0, answers * mean / longest))
     else:
         decoding = steady * _decode_s(setting, running) + tail * _decode_s(setting, max(1.0, running / 2))
-    prefill = batch.prompts / setting.num_engines * batch.mean_prompt
-    operations = prefill * 2 * flops.active_weights(setting.model)
-    return decoding + operations / (setting.engine.tp * gpu.flops * _MATMUL)
+    return decoding + _prefill_s(setting, batch.prompts / setting.num_engines * batch.mean_prompt)
 
 
 def swap_s(swap: SwapEstimate, gpu: GPUModel) -> float:
@@ -147,7 +145,12 @@ def recomputed_tokens(setting: Setting) -> float:
 
 def recompute_s(setting: Setting) -> float:
     """Seconds of an engine to compute these tokens."""
-    operations = recomputed_tokens(setting) * 2 * flops.active_weights(setting.model)
+    return _prefill_s(setting, recomputed_tokens(setting))
+
+
+def _prefill_s(setting: Setting, tokens: float) -> float:
+    """Seconds of an engine to fill its cache with tokens that are known."""
+    operations = tokens * 2 * flops.active_weights(setting.model)
     return operations / (setting.engine.tp * _gpu(setting).flops * _MATMUL)
 
 
