@@ -205,18 +205,17 @@ def _record(folder: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
         own = record.pop(_OWN, None)
-        whole = own in (None, _checksum_of(record)) and all(map(_has_size, record["files"].values()))
+        has_sizes = all(map(_has_size, record["files"].values()))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is not JSON: {json_fault(error)}") from error
     except OSError as error:
         raise _damaged(path, str(error.strerror)) from error
     except (AttributeError, KeyError, TypeError) as error:
         raise _damaged(path, "it is not what a commit writes") from error
-    if not whole:
-        raise CheckpointError(
-            f"{path} is damaged: its checksum is not that of what was written",
-            fix="use an earlier checkpoint",
-        )
+    if not has_sizes:
+        raise _damaged(path, "it is not what a commit writes")
+    if own not in (None, _checksum_of(record)):
+        raise _damaged(path, "its checksum is not that of what was written")
     return {"format": 1, **record}
 
 
