@@ -191,7 +191,7 @@ class Setting:
         """Context-parallel ranks exchange tokens for heads and do not gather keys and values."""
         if self.backend != "fsdp" or self.train.cp == 1:
             return False
-        return (self.train.cp_exchange or exchange_of(self.model, self.train)) == "heads"
+        return exchange_of(self.model, self.train) == "heads"
 
     @property
     def sequence_parallel(self) -> bool:

@@ -184,13 +184,16 @@ class FSDPLayout(CheckpointTensors):
 
 
 def exchange_of(model: ModelSpec, parallel: Any) -> Literal["heads", "keys"]:
-    """How context-parallel ranks compute attention together, if the config leaves it open: the way that
-    sends less. With heads each rank sends queries, keys, values and outputs once, with keys it sends keys and
-    values to every other rank.
+    """How context-parallel ranks compute attention together: as the config says, or the way that sends less.
+
+    With heads each rank sends queries, keys, values and outputs once, with keys it sends keys and values to
+    every other rank.
 
     Args:
         parallel: config.training.TrainParallel.
     """
+    if parallel.cp_exchange:
+        return parallel.cp_exchange
     divides = model.num_kv_heads % (parallel.tp * parallel.cp) == 0
     less = model.num_heads + model.num_kv_heads < parallel.cp * model.num_kv_heads
     return "heads" if divides and less else "keys"

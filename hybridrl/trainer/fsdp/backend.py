@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -58,7 +58,7 @@ class FSDPBackend(Backend):
             recompute=setup.actor.recompute == "full",
             gathers_once=setup.actor.gather == "once",
             compute_dtype=precision(setup.actor, self.device),
-            context=Context(self._groups.cp, self._exchange()),
+            context=Context(self._groups.cp, exchange_of(setup.model, setup.parallel)),
         )
         return FSDPModel(
             network.build(plan, self._groups, self.device),
@@ -71,9 +71,6 @@ class FSDPBackend(Backend):
             gathers_once=plan.gathers_once,
             seed=setup.seed,
         )
-
-    def _exchange(self) -> Literal["heads", "keys"]:
-        return self.setup.parallel.cp_exchange or exchange_of(self.setup.model, self.setup.parallel)
 
     def written(self, layout: Layout) -> tuple[set[str], set[str]]:
         held = set(written(layout, self.setup.rank))
