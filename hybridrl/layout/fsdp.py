@@ -11,14 +11,7 @@ from typing import Any, Literal, Self
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.base import Holding
 from hybridrl.layout.runs import Run, Runs
-from hybridrl.layout.sharding import (
-    Held,
-    Place,
-    divisors,
-    refuse_unfit,
-    refuse_unfit_experts,
-    shard,
-)
+from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.layout.trainers import CheckpointTensors
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, Row, Sharding, Site
@@ -164,14 +157,10 @@ class FSDPLayout(CheckpointTensors):
                 for tp_rank in range(self.tp):
                     yield from self._chunks(parameter, site, tp_rank)
 
-    def tensor_parallel(self, parameter: Parameter, site: Site, tp_rank: int) -> Held:
-        """What a tensor-parallel rank has of one expert or of the whole parameter, before rows are shared."""
-        size = 1 if site.sharding == "whole" else self.tp
-        return shard(site, parameter, Place(tp_rank % size, size, self.spec, self.padded_vocab))
-
     def _chunks(self, parameter: Parameter, site: Site, tp_rank: int) -> Iterator[Holding]:
         """The holdings of one tensor-parallel rank, one for each part of the rows, or of the experts."""
-        held = self.tensor_parallel(parameter, site, tp_rank)
+        size = 1 if site.sharding == "whole" else self.tp
+        held = shard(site, parameter, Place(tp_rank % size, size, self.spec, self.padded_vocab))
         stacked = parameter.row.per_expert
         length = len(parameter.experts) if stacked else held.num_rows
         part = -(-length // self.num_shards)
