@@ -117,16 +117,15 @@ def parse(name: str) -> TrainParallel:
     """
     words = _WORD.findall(name)
     sizes = {word: int(size) for word, size, _ in words if word}
-    repeated = len({word or other for word, _, other in words}) < len(words)
+    switches = {switch for _, _, switch in words if switch}
+    exchange = switches - {"sp"}
+    repeated = len(sizes) + len(switches) < len(words) or len(exchange) > 1
     if not words or repeated or "".join(map("".join, words)) != name:
         raise UserError(f"no layout {name!r}", where="--layouts", fix="write it as in tp2, tp2sp or pp2vpp2")
     experts, others = sizes.get("ep", 1) * sizes.get("etp", 1), sizes.get("tp", 1) * sizes.get("cp", 1)
     sizes.setdefault("dp", -(-experts // others))
-    others = {other for _, _, other in words}
-    exchange = next((other for other in ("heads", "keys") if other in others), None)
-    return TrainParallel.model_validate(
-        {**sizes, "sp": True if "sp" in others else None, "cp_exchange": exchange}
-    )
+    flags = {"sp": True if "sp" in switches else None, "cp_exchange": next(iter(exchange), None)}
+    return TrainParallel.model_validate({**sizes, **flags})
 
 
 def name_of(parallel: TrainParallel) -> str:

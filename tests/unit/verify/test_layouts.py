@@ -32,7 +32,7 @@ def test_experts_bring_the_replicas_that_they_need():
     assert parse("ep2dp4").dp == 4
 
 
-@pytest.mark.parametrize("name", ["", "tp", "tp0", "xp2", "tp2-pp2", "tp2tp2", "spsp", "2tp"])
+@pytest.mark.parametrize("name", ["", "tp", "tp0", "xp2", "tp2-pp2", "tp2tp2", "spsp", "2tp", "cp2headskeys"])
 def test_other_names_are_refused(name):
     with pytest.raises(UserError, match="no layout"):
         parse(name)
