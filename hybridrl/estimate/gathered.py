@@ -16,8 +16,8 @@ def gathered(setting: Setting, microbatches: int = 0) -> float:
     """Bytes of weights and gradients that a rank has whole, beside its shards; 0 where ranks share none.
 
     Weights are those outside the layers, of the layer that computes, and of the next one, or with
-    actor.gather = once those of the model. With one microbatch
-    their gradients come with them; with several, gradients of the whole model wait for the last.
+    actor.gather = once those of the model. With one microbatch, gradients of the first three come with them;
+    with several, gradients of the whole model wait for the last.
 
     Args:
         microbatches: of an optimizer step; 0: a forward pass, without gradients.

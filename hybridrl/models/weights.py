@@ -155,10 +155,10 @@ def _shapes(model: models.ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def _unused(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], further: range) -> list[str]:
-    """Tensors of layers that the model's table does not name.
+    """Tensors of layers that the model does not have.
 
-    Layers that predict further tokens, other parts than layers, and inverse
-    frequencies are not used and may be there.
+    Layers that predict further tokens, other parts than layers, and inverse frequencies are not used and may
+    be there.
     """
     layers = ((name, re.match(r"model\.layers\.(\d+)\.", name)) for name in tensors if name not in shapes)
     return [

@@ -88,8 +88,8 @@ class Saver:
 
         Args:
             facts: additional entries of the commit record; JSON.
-            more: called on rank 0 with the folder before it is committed, to write further files.
             then: called on rank 0 once the checkpoint is committed.
+            more: called on rank 0 with the folder before it is committed, to write further files.
 
         Raises:
             CheckpointError: the folder exists; nothing was written.

@@ -65,7 +65,7 @@ def ranks(request, models, tmp_path_factory) -> list[list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def adapted(request, models, tmp_path_factory) -> Any:
+def adapted(models, tmp_path_factory) -> Any:
     """What ranks of any shape and backend find who train adapters."""
 
     def train(shape: TrainParallel, actor: Any) -> list[list[dict[str, Any]]]:

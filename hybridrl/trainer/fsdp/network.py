@@ -4,7 +4,6 @@ Shape letters: T packed tokens, O tokens whose output predicts a trained token, 
 entries of this rank.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -150,7 +149,7 @@ def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
         if plan.adapters:
             lora.attach(network, plan.adapters)
         tensor_parallel.parallelize(network, plan.shardings, groups.tp, plan.layout.spec)
-    network.tie()
+    network.tie()  # tensor parallelism replaces the weights
     network.train()
     if plan.recompute:
         network.body.gradient_checkpointing_enable({"use_reentrant": False})
@@ -180,14 +179,11 @@ def _shard(network: PackedNetwork, groups: Groups, plan: Plan) -> None:
     for layer in network.layers:
         fully_shard(layer, reshard_after_forward=not plan.gathers_once, **options)
     fully_shard(network, reshard_after_forward=False, **options)
-    for module in _sharded(network):
-        # Gradients are sums. Each of the two alone leaves a mean, or an operation that gloo lacks.
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
-
-
-def _sharded(network: nn.Module) -> Iterator[FSDPModule]:
-    return (module for module in network.modules() if isinstance(module, FSDPModule))
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            # Gradients are sums. Each of the two alone leaves a mean, or an operation that gloo lacks.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
 
 
 def make_buffers(body: Any, device: torch.device) -> None:

@@ -184,7 +184,7 @@ def test_weights_that_are_gathered_once_are_held_whole_and_sent_once() -> None:
     microbatches = memory.num_microbatches(made)
     assert microbatches > 1
     saved = train_s(made) - train_s(once(made))
-    pass_s = (saved + 0.0) / (2 * microbatches - 1)
+    pass_s = saved / (2 * microbatches - 1)
     assert pass_s > 0
     assert logprobs_s(made) - logprobs_s(once(made)) == pytest.approx(
         pass_s * (microbatches - 1) * 2, rel=1e-3
