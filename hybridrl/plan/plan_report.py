@@ -270,12 +270,12 @@ def _proposal(proposal: Proposal) -> str:
 
 
 def keys(setting: Setting) -> dict[str, Any]:
-    """The config overrides that lead to this setting."""
-    axes = ("tp", "pp", "dp", "cp", "ep", "vpp")
+    """The config overrides that lead from its config to this setting."""
+    axes, own = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp"), setting.actor.parallel
     found = {f"actor.parallel.{axis}": getattr(setting.train, axis) for axis in axes}
-    if setting.train.shard or setting.actor.parallel.shard:
+    if setting.train.shard or own.shard:
         found["actor.parallel.shard"] = setting.train.shard or "null"
-    if setting.train.stage_layers:
+    if setting.train.stage_layers or own.stage_layers:
         found["actor.parallel.stage_layers"] = str(list(setting.train.stage_layers)).replace(" ", "")
     return found | {
         "actor.backend": setting.backend,

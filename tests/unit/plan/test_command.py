@@ -254,6 +254,21 @@ def test_a_search_tries_every_backend_that_has_the_model(tmp_path: Path) -> None
     assert {proposal.setting.backend for proposal in gemma.proposals} == {"megatron"}
 
 
+@pytest.mark.parametrize(
+    ("model", "parallel"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", "{pp: 2, stage_layers: [15, 13]}"),
+        ("Qwen/Qwen3-30B-A3B", "{tp: 2, ep: 2, etp: 2}"),
+    ],
+)
+def test_the_keys_of_a_proposal_lead_from_the_config_to_it(tmp_path: Path, model: str, parallel: str) -> None:
+    options = (*FREE, f"model={model}", "cluster.nodes=2", f"actor.parallel={parallel}")
+    for proposal in planned(tmp_path, *options, request=SEARCH).proposals:
+        taken = [f"{key}={value}" for key, value in plan_report.keys(proposal.setting).items()]
+        actor = load(tmp_path / "cluster.yaml", [*options, *taken]).config.actor
+        assert (actor.backend, actor.parallel) == (proposal.setting.backend, proposal.setting.train)
+
+
 def test_a_search_keeps_an_option_that_one_backend_lacks(tmp_path: Path) -> None:
     options = ("model=Qwen/Qwen2.5-7B-Instruct", "cluster.nodes=1", "actor.precision=fp16", *FREE)
     found = planned(tmp_path, *options, request=SEARCH)
