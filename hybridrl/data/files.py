@@ -102,11 +102,12 @@ def _of_json(path: str, file: BinaryIO) -> Table:
         rows = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {json_fault(error)}", where=path) from error
+    may_be_broken = b"\\ud" in data or b"\\uD" in data  # only an escape can be half a character
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
             what = f"{row_place(index, path)} is {json_kind(row)}, not a JSON object"
             raise DataError(what, where=path, fix="write a list of objects")
-        if b"\\ud" in data or b"\\uD" in data:
+        if may_be_broken:
             refuse_broken_text(row, row_place(index, path))
     return Rows(rows, path)
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,14 @@ def test_files_without_rows_are_no_data() -> None:
     Path("b.csv").write_text("prompt,answer\n")
     with pytest.raises(DataError, match=r"a.jsonl and 1 more has no rows  \(my.yaml:2\)"):
         open_rows(SourceConfig.model_validate(["a.jsonl", "b.csv"]), split="train", seed=0, where="my.yaml:2")
+
+
+def test_the_time_to_open_a_list_grows_with_its_rows_only() -> None:
+    rows = [{"prompt": "x" * 1000, "answer": str(n)} for n in range(6000)]
+    Path("a.json").write_bytes(as_list(rows))
+    since = time.process_time()
+    assert len(opened("a.json")) == 6000
+    assert time.process_time() - since < 2
 
 
 WRONG = {
