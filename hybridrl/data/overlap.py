@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hybridrl.data.tables import Table
+from hybridrl.errors import DataError
 
 
 def in_both(train: Table, heldout: Table, columns: Sequence[str]) -> list[int]:
-    """Numbers of the held-out rows that have the same values in these columns as a training row.
-
-    Raises:
-        DataError: a row lacks one of the columns.
+    """Numbers of the held-out rows that have the same values in these columns as a training row. A column
+    that a row lacks counts as null.
     """
     wanted = list(_keys(heldout, columns))
     missing = set(wanted)
@@ -22,11 +21,22 @@ def in_both(train: Table, heldout: Table, columns: Sequence[str]) -> list[int]:
 
 def _keys(table: Table, columns: Sequence[str]) -> Iterator[Any]:
     """What is equal for equal rows: the text itself, or all values as JSON, with keys in one order."""
-    if len(columns) == 1:
-        for value in table.column(columns[0]):
-            yield value if isinstance(value, str) else _as_json(value)
-    else:
-        yield from map(_as_json, table.columns(columns))
+    for values in _columns(table, columns):
+        single = values[0] if len(values) == 1 else None
+        yield single if isinstance(single, str) else _as_json(values)
+
+
+def _columns(table: Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """As Table.columns(), with null for what a row lacks; from the first such row on whole rows are read,
+    which takes longer."""
+    done = 0
+    try:
+        for values in table.columns(names):
+            yield values
+            done += 1
+    except DataError:
+        for index in range(done, len(table)):
+            yield tuple(map(table[index].get, names))
 
 
 def _as_json(value: Any) -> bytes:

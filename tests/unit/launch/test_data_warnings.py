@@ -79,3 +79,11 @@ def test_rows_are_compared_by_value() -> None:
     )
     assert in_both(train, heldout, ["p"]) == [0, 1]
     assert in_both(train, heldout, ["p", "a"]) == [0]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_that_only_some_rows_have_is_compared_where_it_is(first: int) -> None:
+    rows = [{"p": "a", "c": 1}, {"c": 1}, {"p": "b", "c": 1}]
+    train = Rows([rows[first], rows[1 - first]], "t")
+    assert in_both(train, Rows(rows[::-1], "h"), ["p", "c"]) == [1, 2]
+    assert in_both(train, Rows([{"c": 1}], "h"), ["p", "c"]) == [0]
