@@ -46,6 +46,9 @@ LOAD_LIMIT_S = 120
 DUMP_SIGNAL = signal.SIGUSR1
 _PR_SET_PDEATHSIG = 1
 
+_NO_LIMIT = 2**62
+"""Bytes of a memory limit that no machine reaches; the system takes none above 2**63."""
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -54,8 +57,8 @@ class Load:
     name: str
     options: Mapping[str, Any]
     answer_field: str
-    memory_bytes: int
-    """Memory that each child may take beyond its own at the start."""
+    memory_bytes: float
+    """Memory that each child may take beyond its own at the start; infinite where there is no limit."""
 
     where: str
 
@@ -197,13 +200,14 @@ def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, load: Load, fork_
         os._exit(0)  # without the fork server's exit handlers
 
 
-def _limit_memory(num_bytes: int) -> None:
+def _limit_memory(num_bytes: float) -> None:
     """Let this process, and each that it starts, allocate so much more memory of its own than it has now."""
-    if sys.platform == "linux":
+    if sys.platform == "linux" and num_bytes < _NO_LIMIT:
         with open("/proc/self/statm") as file:
             held = int(file.read().split()[5]) * mmap.PAGESIZE
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        soft = held + num_bytes if hard == resource.RLIM_INFINITY else min(held + num_bytes, hard)
+        soft = held + int(num_bytes)
+        soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
@@ -260,7 +264,7 @@ def _about_rows(job: Job) -> bool:
     return job.answers in ("rows", "gold texts")
 
 
-def _too_much_memory(error: MemoryError, reward: LoadedReward, uid: str, limit: int) -> RewardError:
+def _too_much_memory(error: MemoryError, reward: LoadedReward, uid: str, limit: float) -> RewardError:
     return RewardError(
         f"reward {reward.name} needed more than reward.memory_gb = {limit / 1e9:g} on {uid}",
         where=_frame(error.__traceback__) or reward.place,

@@ -58,7 +58,7 @@ class Scorer:
             DeadlineError: the module does not finish importing.
         """
         self.reward, self._where = reward, where
-        load = Load(reward.name, reward.options, reward.answer_field, int(reward.memory_gb * 1e9), where)
+        load = Load(reward.name, reward.options, reward.answer_field, reward.memory_gb * 1e9, where)
         self._fork_server = ForkServer(load)
         self._idle = [self._fork_server.fork() for _ in range(reward.num_workers)]
 

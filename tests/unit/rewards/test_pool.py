@@ -1,5 +1,6 @@
 """Scorers in processes: order, limits, deaths, and nothing left behind."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -330,6 +331,12 @@ def test_a_program_that_a_reward_starts_has_the_same_limit(scorer, module):
             return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode
     """)
     assert scorer(f"{name}:f", memory_gb=0.3).score(["x"], [{}], ["a"])[0].reward == 1.0
+
+
+@pytest.mark.parametrize("memory_gb", [1e10, math.inf])
+def test_a_limit_beyond_every_machine_is_none(scorer, module, memory_gb):
+    name = module("def f(answer, row): return len(bytearray(10**8)) / 1e8")
+    assert scorer(f"{name}:f", memory_gb=memory_gb).score(["x"], [{}], ["a"])[0].reward == 1.0
 
 
 def test_memory_that_loading_took_is_not_counted(scorer, module):
