@@ -169,7 +169,7 @@ def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
 def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
     heldout = f", {num_heldout:,} held out" if num_heldout else ", none held out"
     answers = counted(gold.num_checked, "gold answer")
-    accepted = f"; the reward accepts {1 - gold.rejected_share:.0%} of {answers}" if gold.num_checked else ""
+    accepted = f"; the reward accepts {gold.accepted_share:.0%} of {answers}" if gold.num_checked else ""
     return f"{counted(num_train, 'prompt', form=',')}{heldout}{accepted}"
 
 

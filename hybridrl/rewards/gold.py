@@ -34,8 +34,9 @@ class GoldCheck:
     """What a person should look at, though the run may start."""
 
     @property
-    def rejected_share(self) -> float:
-        return len(self.rejected_rows) / self.num_checked if self.num_checked else 0.0
+    def accepted_share(self) -> float:
+        """1 if no reference could be scored."""
+        return (self.num_checked - len(self.rejected_rows)) / self.num_checked if self.num_checked else 1.0
 
 
 def check_on_gold(scorer: Scorer, rows: Rows, *, where: str, sample: int = 200) -> GoldCheck:
@@ -58,9 +59,9 @@ def check_on_gold(scorer: Scorer, rows: Rows, *, where: str, sample: int = 200) 
     )
     checked = [(i, score) for i, score in zip(picked, scores, strict=True) if score is not None]
     check = GoldCheck(len(checked), tuple(i for i, score in checked if score.reward <= 0))
-    if 1 - check.rejected_share < least_accepted(scorer):
+    if check.accepted_share < least_accepted(scorer):
         raise _refused(check, scorer, rows, where)
-    if 1 - check.rejected_share < MOST_WANTED:
+    if check.accepted_share < MOST_WANTED:
         refusal = _refused(check, scorer, rows, where)
         return replace(check, warning=f"{refusal.what}  ({refusal.where}): {refusal.fix}")
     return check
@@ -76,7 +77,7 @@ def least_accepted(scorer: Scorer) -> float:
 
 def _refused(check: GoldCheck, scorer: Scorer, rows: Rows, where: str) -> RewardError:
     first, reward = check.rejected_rows[0], scorer.reward
-    percent, least = f"{100 * check.rejected_share:.0f} %", least_accepted(scorer)
+    percent, least = f"{100 * len(check.rejected_rows) / check.num_checked:.0f} %", least_accepted(scorer)
     form = (
         ""
         if ":" not in reward.name or scorer.makes_gold

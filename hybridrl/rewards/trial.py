@@ -123,7 +123,7 @@ def _right_answers(scorer: Scorer, reward: RewardConfig, rows: Rows, sample: int
 
 def _gold(scorer: Scorer, items: Sequence[_Item]) -> Finding:
     rejected = [item for item in items if item.reward <= 0]
-    accepted, least = 1 - len(rejected) / len(items), least_accepted(scorer)
+    accepted, least = (len(items) - len(rejected)) / len(items), least_accepted(scorer)
     text = f"accepts {accepted:.0%} of {counted(len(items), 'right answer')}"
     if rejected:
         shown = "; ".join(f"{item.uid}: {_short(item.answer)}" for item in rejected[:3])

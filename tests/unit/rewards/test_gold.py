@@ -26,7 +26,7 @@ def test_references_that_a_rule_rejects_are_counted_and_the_first_is_shown(math_
     assert caught.value.where == 'first: row 3, "$"'
     math_scorer.reward = math_scorer.reward.model_copy(update={"min_gold": 0.8})
     check = check_on_gold(math_scorer, rows, where="data/math.parquet")
-    assert (check.num_checked, check.rejected_rows, check.rejected_share) == (10, (2, 4), 0.2)
+    assert (check.num_checked, check.rejected_rows, check.accepted_share) == (10, (2, 4), 0.8)
 
 
 def test_the_sample_is_spread_over_all_rows(math_scorer):
@@ -34,7 +34,7 @@ def test_the_sample_is_spread_over_all_rows(math_scorer):
     math_scorer.reward = math_scorer.reward.model_copy(update={"min_gold": 0.0})
     check = check_on_gold(math_scorer, rows, where="d", sample=50)
     assert check.num_checked == 50
-    assert check.rejected_share == 0.1
+    assert check.accepted_share == 0.9
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,12 @@ def test_a_reward_of_the_user_is_refused_below_its_share(scorer, module, code, m
             check_on_gold(one, rows, where="d")
     else:
         check_on_gold(one, rows, where="d")
+
+
+@pytest.mark.parametrize("accepted", range(1, 11))
+def test_the_share_that_is_asked_for_is_enough(scorer, module, accepted):
+    one = scorer(f"{module(NO_GOLD.format('answer == str(7)'))}:f", min_gold=accepted / 10)
+    check_on_gold(one, rows_of(*["7"] * accepted, *["8"] * (10 - accepted)), where="d")
 
 
 def test_a_reference_inside_a_column_is_shown(scorer, module):
