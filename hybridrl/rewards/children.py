@@ -74,6 +74,9 @@ class Loaded:
 Asked = Literal["gold", "gold texts", "rows"]
 """What is asked about rows, not about answers."""
 
+ABOUT_ROWS = ("gold texts", "rows")
+"""The questions that no score answers, so that a hang_score does not either."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -226,7 +229,7 @@ def _work(job: Job, reward: LoadedReward, load: Load, progress: Progress) -> lis
         except _UnreadableResult as error:
             return _raised(error.error, f"what reward {reward.name} returned raised", f"on {uid}")
         except MemoryError as error:
-            if reward.hang_score is None or _about_rows(job):
+            if reward.hang_score is None or job.answers in ABOUT_ROWS:
                 return _too_much_memory(error, reward, uid, load.memory_bytes)
             results.append(Score(reward.hang_score, {HANG_PART: 1.0}))
         except BaseException as error:  # a process edge: the owner raises it
@@ -258,10 +261,6 @@ def _result(job: Job, item: int, reward: LoadedReward, answer_field: str) -> Res
         raise
     except BaseException as error:
         raise _UnreadableResult(error) from error
-
-
-def _about_rows(job: Job) -> bool:
-    return job.answers in ("rows", "gold texts")
 
 
 def _too_much_memory(error: MemoryError, reward: LoadedReward, uid: str, limit: float) -> RewardError:

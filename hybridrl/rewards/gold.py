@@ -53,7 +53,7 @@ def check_on_gold(scorer: Scorer, rows: Rows, *, where: str, sample: int = 200) 
         RewardError: too few are accepted, or the reward raised on one.
         DeadlineError: the reward did not return for one.
     """
-    picked = sorted({i * len(rows) // sample for i in range(sample)})
+    picked = spread(len(rows), sample)
     scores = scorer.score_gold(
         [rows[i] for i in picked], [f"the gold answer of row {i + 1} in {where}" for i in picked]
     )
@@ -67,22 +67,28 @@ def check_on_gold(scorer: Scorer, rows: Rows, *, where: str, sample: int = 200) 
     return check
 
 
+def spread(num_rows: int, sample: int) -> list[int]:
+    """Numbers of at most `sample` rows, spread evenly over all."""
+    return sorted({i * num_rows // sample for i in range(sample)})
+
+
 def least_accepted(scorer: Scorer) -> float:
     """The share of reference answers that a reward has to accept."""
     if scorer.reward.min_gold is not None:
         return scorer.reward.min_gold
-    knows_form = ":" not in scorer.reward.name or scorer.makes_gold
-    return MOST_WANTED if knows_form else 0.0
+    return MOST_WANTED if _knows_form(scorer) else 0.0
+
+
+def _knows_form(scorer: Scorer) -> bool:
+    """Whether the answers that are made from references have the form that the reward expects."""
+    return ":" not in scorer.reward.name or scorer.makes_gold
 
 
 def _refused(check: GoldCheck, scorer: Scorer, rows: Rows, where: str) -> RewardError:
     first, reward = check.rejected_rows[0], scorer.reward
     percent, least = f"{100 * len(check.rejected_rows) / check.num_checked:.0f} %", least_accepted(scorer)
-    form = (
-        ""
-        if ":" not in reward.name or scorer.makes_gold
-        else (", or give it a method gold that writes a reference in the form that it expects")
-    )
+    own_form = ", or give it a method gold that writes a reference in the form that it expects"
+    form = "" if _knows_form(scorer) else own_form
     asked = f", reward.min_gold = {least:g}" if reward.min_gold is not None else ""
     return RewardError(
         f"reward {reward.name} gives 0 on {percent} of the gold answers in {where}{asked}",

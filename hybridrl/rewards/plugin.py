@@ -73,19 +73,11 @@ class LoadedReward:
         """Whether the reward can say which rows it cannot judge."""
         return hasattr(self.function, "check_row")
 
-    def check_row(self, row: Mapping[str, Any], *, answer_field: str) -> None:
-        """Ask the reward's method `check_row` whether it can judge a row.
-
-        Raises:
-            ValueError: no answer to the row can be right.
-        """
-        rule: Any = self.function
-        rule.check_row(_with_answer(row, answer_field), answer_field=answer_field)
-
     def fault(self, row: Mapping[str, Any], *, answer_field: str) -> str | None:
-        """Why the reward cannot judge a row, as check_row says; None if it can."""
+        """Why no answer to a row can be right, as the reward's method `check_row` says; None if one can."""
+        rule: Any = self.function
         try:
-            self.check_row(row, answer_field=answer_field)
+            rule.check_row(_with_answer(row, answer_field), answer_field=answer_field)
         except ValueError as error:
             return str(error) or "its check_row raises ValueError"
         return None

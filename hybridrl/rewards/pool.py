@@ -13,7 +13,7 @@ from typing import Any
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, HybridRLError, RewardError
-from hybridrl.rewards.children import NOT_BEGUN, Asked, Job, Load, Result
+from hybridrl.rewards.children import ABOUT_ROWS, NOT_BEGUN, Asked, Job, Load, Result
 from hybridrl.rewards.processes import Child, ForkServer, stack_place
 from hybridrl.rewards.score import Score
 from hybridrl.types import HANG_PART
@@ -201,7 +201,7 @@ class Scorer:
             self._give_hang_score(work, span, item, place)
 
     def _give_hang_score(self, work: _Work, span: range, item: int, place: str) -> None:
-        if self._fork_server.loaded.hang_score is None or work.answers in ("rows", "gold texts"):
+        if self._fork_server.loaded.hang_score is None or work.answers in ABOUT_ROWS:
             raise DeadlineError(
                 f"reward {self.reward.name} did not return for {work.uids[span[item]]} "
                 f"within {self.reward.timeout_s:g} s",

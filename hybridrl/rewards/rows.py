@@ -114,10 +114,9 @@ def _wrong(
     first = table[0]
     names = tuple(dict.fromkeys(name if name in first else name.split(".")[0] for name in names))
     for index, values in enumerate(table.columns(names)):
-        try:
-            rule.check_row(dict(zip(names, values, strict=True)), answer_field=answer_field)
-        except ValueError as error:
-            yield index, str(error)
+        fault = rule.fault(dict(zip(names, values, strict=True)), answer_field=answer_field)
+        if fault is not None:
+            yield index, fault
 
 
 def _refused(rule: str, wrong: list[tuple[int, str]], table: Table, data: str, where: str) -> DataError:

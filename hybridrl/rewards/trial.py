@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, RewardError
-from hybridrl.rewards.gold import Rows, least_accepted
+from hybridrl.rewards.gold import Rows, least_accepted, spread
 from hybridrl.rewards.hostile import HOSTILE, around
 from hybridrl.rewards.pool import Scorer
 from hybridrl.rewards.score import Score
@@ -88,7 +88,7 @@ def try_reward(reward: RewardConfig, rows: Rows, *, where: str, sample: int = 20
     """
     one_worker = reward.model_copy(update={"num_workers": 1})
     with Scorer(one_worker, where=where) as scorer:
-        items = _right_answers(scorer, reward, rows, sample, where)
+        items = _right_answers(scorer, rows, sample)
         if not items:
             yield Finding(
                 "warning", "gold", "no answer can be made from the references: only the form is tried"
@@ -108,10 +108,9 @@ def try_reward(reward: RewardConfig, rows: Rows, *, where: str, sample: int = 20
         yield _at_once(reward, items, where)
 
 
-def _right_answers(scorer: Scorer, reward: RewardConfig, rows: Rows, sample: int, where: str) -> list[_Item]:
+def _right_answers(scorer: Scorer, rows: Rows, sample: int) -> list[_Item]:
     """The rows that an answer can be made for; judged one by one, for the time that each takes."""
-    picked = sorted({i * len(rows) // sample for i in range(sample)})
-    found = []
+    picked, found = spread(len(rows), sample), []
     answers = scorer.gold_answers([rows[i] for i in picked], [f"row {i + 1}" for i in picked])
     for number, answer in zip(picked, answers, strict=True):
         if answer is not None:
@@ -146,10 +145,12 @@ def _latency(reward: RewardConfig, items: Sequence[_Item]) -> Finding:
 def _wrong_answers(scorer: Scorer, items: Sequence[_Item]) -> Iterator[Finding]:
     """Answers that cannot be right: those of other rows, none, and the first half."""
     others = [(item, other.answer) for item, other in _pairs(items)]
-    yield _accepted(scorer, "shuffled", "answer of another row", others)
-    yield _accepted(scorer, "empty", "empty answer", [(items[0], text) for text in ("", " ", "\n\n")])
+    yield _accepted(scorer, "shuffled", ("answer of another row", "answers of another row"), others)
+    blanks = [(items[0], text) for text in ("", " ", "\n\n")]
+    yield _accepted(scorer, "empty", ("empty answer", "empty answers"), blanks)
     halves = [(item, item.answer[: len(item.answer) // 2]) for item in items if len(item.answer) > 1]
-    yield _accepted(scorer, "truncated", "first half of a right answer", halves)
+    nouns = ("first half of a right answer", "first halves of right answers")
+    yield _accepted(scorer, "truncated", nouns, halves)
 
 
 def _pairs(items: Sequence[_Item]) -> list[tuple[_Item, _Item]]:
@@ -162,8 +163,14 @@ def _pairs(items: Sequence[_Item]) -> list[tuple[_Item, _Item]]:
     return found
 
 
-def _accepted(scorer: Scorer, kind: str, what: str, tried: Sequence[tuple[_Item, str]]) -> Finding:
-    """Which of these wrong answers get as much as the right one."""
+def _accepted(
+    scorer: Scorer, kind: str, nouns: tuple[str, str], tried: Sequence[tuple[_Item, str]]
+) -> Finding:
+    """Which of these wrong answers get as much as the right one.
+
+    Args:
+        nouns: what one of them is, and what several are.
+    """
     wrong, failed = [], []
     for item, answer in tried:
         score = _score(scorer, answer, item)
@@ -174,9 +181,9 @@ def _accepted(scorer: Scorer, kind: str, what: str, tried: Sequence[tuple[_Item,
         if len(failed) == _MOST_FAILURES:
             break
     if failed:
-        return Finding("no", kind, f"{what}: {failed[0]}")
+        return Finding("no", kind, f"{nouns[0]}: {failed[0]}")
     share = len(wrong) / len(tried) if tried else 0.0
-    text = f"accepts {share:.0%} of {counted(len(tried), what, _plural(what))}"
+    text = f"accepts {share:.0%} of {counted(len(tried), *nouns)}"
     text += f"; as {wrong[0]}" if wrong else ""
     return Finding("warning" if share > _MOST_ACCEPTED else "ok", kind, text)
 
@@ -249,9 +256,9 @@ def _leaks(scorer: Scorer, items: Sequence[_Item]) -> Finding:
 def _grown(before: Usage, after: Usage, count: int) -> Finding:
     grown = (after.memory_bytes - before.memory_bytes) / count
     parts = [f"{grown:,.0f} bytes of memory an answer"] if grown > _LEAK_BYTES else []
-    more = [("open file", after.files - before.files), ("thread", after.threads - before.threads)]
-    more += [("process it started", after.children - before.children)]
-    parts += [f"{counted(number, noun, _plural(noun))}" for noun, number in more if number > 1]
+    more = [("open files", after.files - before.files), ("threads", after.threads - before.threads)]
+    more += [("processes it started", after.children - before.children)]
+    parts += [f"{number} {nouns}" for nouns, number in more if number > 1]
     if parts:
         return Finding("warning", "leaks", f"{', '.join(parts)} over {counted(count, 'answer', form=',')}")
     return Finding("ok", "leaks", f"no growth over {counted(count, 'answer', form=',')}")
@@ -298,12 +305,3 @@ def _short(text: str) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds * 1e3:.2g} ms" if seconds < 0.0995 else f"{seconds:.2g} s"
-
-
-def _plural(noun: str) -> str:
-    head, space, tail = noun.partition(" ")
-    if head == "first":
-        return "first halves of right answers"
-    if head == "process":
-        return "processes it started"
-    return f"{head}s{space}{tail}" if tail.startswith("of ") else f"{noun}s"
