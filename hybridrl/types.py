@@ -27,6 +27,14 @@ class Prompt:
     """Name of the data set in metrics, as in val-core/<source>/..."""
 
 
+def in_row(row: Mapping[str, Any], name: str) -> Any:
+    """The value of a column, or of a field inside one (reward_model.ground_truth); None: it has none."""
+    value: Any = row
+    for part in (name,) if name in row else name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
     """Options with which an engine samples answers to a prompt."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from hybridrl.batch import Batch
 from hybridrl.config.files import atomic_write
-from hybridrl.types import Finish, Group, Prompt, Trajectory
+from hybridrl.types import Finish, Group, Prompt, Trajectory, in_row
 from hybridrl.wording import counted
 
 
@@ -75,6 +75,7 @@ def _sample(
     prompt: Prompt, trajectory: Trajectory, reward: float, advantage: float | None, columns: Columns
 ) -> Sample:
     assert trajectory.text is not None
+    reference = in_row(prompt.row, columns.answer)
     return Sample(
         prompt.uid,
         question(prompt, columns.prompt),
@@ -83,16 +84,9 @@ def _sample(
         advantage,
         trajectory.finish,
         trajectory.response_tokens,
-        _reference(prompt.row, columns.answer),
+        None if reference is None else str(reference),
         trajectory.reward_parts,
     )
-
-
-def _reference(row: Mapping[str, Any], answer_field: str) -> str | None:
-    value: Any = row
-    for name in (answer_field,) if answer_field in row else answer_field.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return None if value is None else str(value)
 
 
 def question(prompt: Prompt, prompt_field: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from hybridrl.errors import RewardError
 from hybridrl.rewards.pool import Scorer
+from hybridrl.types import in_row
 
 MOST_WANTED = 0.95
 """Share of reference answers that a reward which knows their form accepts: a few of most data are wrong."""
@@ -92,14 +93,6 @@ def _refused(check: GoldCheck, scorer: Scorer, rows: Rows, where: str) -> Reward
     asked = f", reward.min_gold = {least:g}" if reward.min_gold is not None else ""
     return RewardError(
         f"reward {reward.name} gives 0 on {percent} of the gold answers in {where}{asked}",
-        where=f'first: row {first + 1}, "{_reference(rows[first], reward.answer_field)!s:.80}"',
+        where=f'first: row {first + 1}, "{in_row(rows[first], reward.answer_field)!s:.80}"',
         fix=f"check reward.answer_field = {reward.answer_field} and the options of the reward{form}",
     )
-
-
-def _reference(row: Mapping[str, Any], answer_field: str) -> Any:
-    """The reference of a row, also one inside a column."""
-    value: Any = row
-    for name in (answer_field,) if answer_field in row else answer_field.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
