@@ -144,7 +144,7 @@ def folders(package: str, part: str) -> list[str]:
 def _refuse_malformed(name: str, where: str, key: str) -> None:
     module_name, _, attribute = name.rpartition(":")
     parts = module_name.split(".")
-    if attribute.isidentifier() and (module_name.endswith(".py") or all(map(str.isidentifier, parts))):
+    if attribute.isidentifier() and (is_file(module_name) or all(map(str.isidentifier, parts))):
         return
     raise ConfigError(
         f"{key} = {name!r} is not module:Name",

@@ -56,8 +56,7 @@ def load_for(command: KindOfConfig, path: Path, overrides: Sequence[str] = ()) -
 def _refuse_other_kind(
     command: KindOfConfig, document: strict_yaml.Document, file: str, overrides: Sequence[str]
 ) -> None:
-    unknown = _unknown_keys(document, overrides)
-    meant = [kind for kind, count in unknown.items() if count == min(unknown.values())]
+    meant = _meant(document, overrides)
     if command not in meant:
         names = " or ".join(f"hybridrl {kind}" for kind in meant)
         raise ConfigError(
@@ -68,10 +67,7 @@ def _refuse_other_kind(
 
 
 def _command_of(document: strict_yaml.Document, file: str, overrides: Sequence[str]) -> KindOfConfig:
-    unknown = _unknown_keys(document, overrides)
-    found: list[KindOfConfig] = [
-        command for command, count in unknown.items() if count == min(unknown.values())
-    ]
+    found = _meant(document, overrides)
     if found == ["sft", "rm"]:
         raise ConfigError(
             f"{file} has the keys of both hybridrl sft and hybridrl rm", fix="add --for sft, or --for rm"
@@ -79,10 +75,12 @@ def _command_of(document: strict_yaml.Document, file: str, overrides: Sequence[s
     return found[0]
 
 
-def _unknown_keys(document: strict_yaml.Document, overrides: Sequence[str]) -> dict[KindOfConfig, int]:
+def _meant(document: strict_yaml.Document, overrides: Sequence[str]) -> list[KindOfConfig]:
+    """The commands whose schema lacks the fewest of the keys."""
     written = [".".join(place) for place in document.line]
     written += [override.partition("=")[0].strip() for override in overrides]
-    return {command: _unknown(written, KINDS[command]) for command in KINDS}
+    unknown: dict[KindOfConfig, int] = {kind: _unknown(written, root) for kind, root in KINDS.items()}
+    return [command for command, count in unknown.items() if count == min(unknown.values())]
 
 
 def _unknown(written: Sequence[str], root: type[BaseModel]) -> int:

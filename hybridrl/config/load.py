@@ -108,7 +108,7 @@ def of_document(
     tree = _whole_sections(document.tree, root, (), origins)
     for override in overrides:
         _apply(tree, override, origins, root)
-    unreadable = [(path, what) for path, what in texts.unreadable(tree)]
+    unreadable = texts.unreadable(tree)
     refuse([ConfigError(what, where=_place(path, origins) or file) for path, what in unreadable])
     tree, errors = _respelled(tree, file, origins)
     errors += _unknown_keys(tree, root, (), origins, root)

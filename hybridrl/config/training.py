@@ -98,7 +98,7 @@ class TrainParallel(Section):
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """Arguments of a layout: every size, with dp and shard filled in."""
+        """Arguments of a layout: every size except sp, with dp and shard filled in."""
         sizes = {name: value for name, value in self if name not in ("sp", "cp_exchange")}
         return sizes | {"dp": self.dp or 1, "shard": self.shard or 0}
 
