@@ -4,8 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hybridrl.data.tables import Table
-from hybridrl.errors import DataError
+from hybridrl.data.tables import Table, columns_or_null
 
 
 def in_both(train: Table, heldout: Table, columns: Sequence[str]) -> list[int]:
@@ -21,22 +20,9 @@ def in_both(train: Table, heldout: Table, columns: Sequence[str]) -> list[int]:
 
 def _keys(table: Table, columns: Sequence[str]) -> Iterator[Any]:
     """What is equal for equal rows: the text itself, or all values as JSON, with keys in one order."""
-    for values in _columns(table, columns):
+    for values in columns_or_null(table, columns):
         single = values[0] if len(values) == 1 else None
         yield single if isinstance(single, str) else _as_json(values)
-
-
-def _columns(table: Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    """As Table.columns(), with null for what a row lacks; from the first such row on whole rows are read,
-    which takes longer."""
-    done = 0
-    try:
-        for values in table.columns(names):
-            yield values
-            done += 1
-    except DataError:
-        for index in range(done, len(table)):
-            yield tuple(map(table[index].get, names))
 
 
 def _as_json(value: Any) -> bytes:

@@ -1,7 +1,7 @@
 """Prompts of a run: an endless stream, in a new order at each epoch, that can be reset to any position."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from hybridrl.data.files import open_files
 from hybridrl.data.hub_rows import open_dataset
 from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.prompts import PromptFormat, text_bytes
-from hybridrl.data.tables import Row, Rows, Table
+from hybridrl.data.tables import Row, Rows, Table, columns_or_null
 from hybridrl.data.text import refuse_broken_text
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
@@ -185,7 +185,7 @@ def refuse_odd_sources(table: Table) -> None:
     """
     if _SOURCE not in table[0]:
         return
-    for index, name in enumerate(_sources(table)):
+    for index, (name,) in enumerate(columns_or_null(table, (_SOURCE,))):
         if name is not None and not isinstance(name, str):
             raise DataError(
                 f"{table.place(index)}: {_SOURCE} is {json_kind(name)}, not text",
@@ -195,13 +195,6 @@ def refuse_odd_sources(table: Table) -> None:
 
 
 _SOURCE = "data_source"
-
-
-def _sources(table: Table) -> Iterator[Any]:
-    try:
-        yield from list(table.column(_SOURCE))
-    except DataError:  # rows of JSON need not all have it
-        yield from (table[index].get(_SOURCE) for index in range(len(table)))
 
 
 def too_long(long: Sequence[tuple[int, int]], table: Table, name: str, limit: int, where: str) -> DataError:

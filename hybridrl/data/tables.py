@@ -48,6 +48,19 @@ class Table(Protocol):
         ...
 
 
+def columns_or_null(table: Table, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """As table.columns(), with null for what a row lacks; from the first such row on whole rows are read,
+    which takes longer."""
+    done = 0
+    try:
+        for values in table.columns(names):
+            yield values
+            done += 1
+    except DataError:
+        for index in range(done, len(table)):
+            yield tuple(map(table[index].get, names))
+
+
 def no_column(name: str, columns: Sequence[str], place: str) -> DataError:
     near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     fix = f"did you mean {near[0]}?" if near else f"its columns are {', '.join(columns)}"
