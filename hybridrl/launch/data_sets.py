@@ -9,36 +9,32 @@ from hybridrl.launch.preflight import Say
 from hybridrl.models import hub_datasets
 
 
-def absent(loaded: LoadedConfig[Any]) -> list[hub_datasets.Split]:
-    """The parts of data sets of which this machine has no copy."""
-    found = _named(loaded)
-    return [split for where, split in found if hub_datasets.find(split, where=where) is None]
-
-
 def fetch(loaded: LoadedConfig[Any], say: Say) -> None:
     """Download every absent one.
 
     Raises:
         DataError: the hub does not give it, or the config does not say which part of it.
     """
-    for where, split in _named(loaded):
-        if hub_datasets.find(split, where=where) is None:
-            say("download", str(split))
-            hub_datasets.fetch(split, where=where)
+    for where, split in _absent(loaded):
+        say("download", str(split))
+        hub_datasets.fetch(split, where=where)
 
 
 def describe_absent(loaded: LoadedConfig[Any]) -> str:
     """One line: what a launch would download, and what was therefore not looked at; "" if nothing."""
-    names = ", ".join(map(str, absent(loaded)))
+    names = ", ".join(str(split) for _, split in _absent(loaded))
     return (
         f"{names} would be downloaded; its rows, and the reward on them, were not looked at" if names else ""
     )
 
 
-def _named(loaded: LoadedConfig[Any]) -> Iterator[tuple[str, hub_datasets.Split]]:
-    """Config place and part of every data set of the hub."""
+def _absent(loaded: LoadedConfig[Any]) -> Iterator[tuple[str, hub_datasets.Split]]:
+    """Config place and part of every data set of the hub of which this machine has no copy when it is asked
+    for."""
     data = loaded.config.data
     for split, source in (("train", data.train), ("heldout", data.heldout)):
         if source is not None and source.hub is not None:
             where = loaded.where(f"data.{split}.hub")
-            yield where, wanted_split(source.hub, source.options, split=split)
+            wanted = wanted_split(source.hub, source.options, split=split)
+            if hub_datasets.find(wanted, where=where) is None:
+                yield where, wanted
