@@ -1,5 +1,6 @@
 """Whether an algorithm suits answers of older policies. The module imports no torch."""
 
+from hybridrl.algorithms.columns import Column
 from hybridrl.algorithms.declared import declared
 from hybridrl.algorithms.needs import Needs
 from hybridrl.config.schema import AlgorithmConfig, Config
@@ -16,18 +17,19 @@ def lag_warning(cfg: Config) -> str | None:
     return (
         f"batch.max_lag = {cfg.batch.max_lag}, but loss {loss} does not compare the policy with the one that "
         "sampled the answers: nothing bounds how far it has moved since; set algorithm.correction=[token_is]"
-        f"{' or [bypass]' if _has_ratio(cfg.algorithm) else ''}, or batch.max_lag=1"
+        f"{' or [bypass]' if 'old_logp' in _loss_columns(cfg.algorithm) else ''}, or batch.max_lag=1"
     )
 
 
 def compares_with_behaviour(algorithm: AlgorithmConfig) -> bool:
     """Whether loss or corrections use the probabilities with which the engine sampled."""
     needs = Needs.of(algorithm)
-    if needs.bypasses:  # old_logp is the engine's: a loss with a ratio uses it
-        return _has_ratio(algorithm) or len(algorithm.correction) > 1
+    if needs.bypasses:  # old_logp is the engine's
+        compares = not _loss_columns(algorithm).isdisjoint({"old_logp", "rollout_logp"})
+        return compares or len(algorithm.correction) > 1
     return "rollout_logp" in needs.objective
 
 
-def _has_ratio(algorithm: AlgorithmConfig) -> bool:
+def _loss_columns(algorithm: AlgorithmConfig) -> frozenset[Column]:
     loss = declared("policy_loss", algorithm.loss.name, algorithm.loss.options, where="algorithm.loss")
-    return "old_logp" in loss.needs
+    return frozenset(loss.needs)

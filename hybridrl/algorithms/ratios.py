@@ -13,6 +13,13 @@ def log_ratio(logp_T: Tensor, other_logp_T: Tensor) -> Tensor:
     return (logp_T - other_logp_T).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
+def possible(logp_T: Tensor, old_logp_T: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A bool column that is False where a probability is 0, and both arguments with 0 there: such a token has
+    no meaning, and 0 * inf must not reach a loss."""
+    possible_T = logp_T.isfinite() & old_logp_T.isfinite()
+    return possible_T, logp_T.where(possible_T, 0), old_logp_T.where(possible_T, 0)
+
+
 def clipped_surrogate(ratio_T: Tensor, advantage_T: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """PPO's loss max(-r A, -clip(r, 1 - low, 1 + high) A), and a bool column that is True where the clip is
     active."""

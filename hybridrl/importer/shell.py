@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hybridrl.importer import shell_arithmetic
+from hybridrl.importer.shell_assignments import ASSIGNMENT, assign, right_side
 from hybridrl.importer.shell_branches import changed_names, merged, said
 from hybridrl.importer.shell_builtins import change_folder, declared, names_set, set_arguments, shift, unset
 from hybridrl.importer.shell_conditions import is_test, matches, result
@@ -25,22 +26,20 @@ from hybridrl.importer.shell_nodes import (
     Sequence,
     Simple,
 )
-from hybridrl.importer.shell_syntax import parse, words_of
+from hybridrl.importer.shell_syntax import parse
 from hybridrl.importer.shell_words import (
     NAME,
     STARTED_WITH,
     Hidden,
-    Unknown,
     Value,
     Variables,
     Word,
     expand,
-    value,
+    passes,
 )
 
 __all__ = ["Command", "Word", "commands"]
 
-_ASSIGNMENT = re.compile(rf"({NAME})(\[[^]\n]*\])?(\+?)=(.*)", re.DOTALL)
 _DECLARES = {"export", "local", "readonly", "declare", "typeset"}
 _MAKES_LOCAL = {"local", "declare", "typeset"}
 _SETS = {"read", "mapfile", "readarray", "getopts", "let", "printf"}
@@ -191,7 +190,8 @@ class _Run:
             if node.name:
                 first = items[0].text if items and not turn and not items[0].unknown else None
                 self.known.values[node.name] = Hidden(f"${node.name} of {reason}") if first is None else first
-            self.follow(node.head) if not node.name else None
+            else:
+                self.follow(node.head)
             self.follow(node.body)
             self.known.ended = ""
             changed = changed_names(start, self.known) - hidden
@@ -221,18 +221,17 @@ class _Run:
         if not isinstance(node.head, Simple):
             words = self.known.arguments
             return words if isinstance(words, tuple) else None
-        if any(self._passes(raw) for raw in node.head.words):
+        if any(passes(raw, self.known) for raw in node.head.words):
             return None
         items = tuple(word for raw in node.head.words for word in expand(raw, self.known, node.line))
         return None if any(word.unknown for word in items) else items
 
     def _simple(self, node: Simple) -> bool | None:
         words, at = list(node.words), 0
-        while at < len(words) and _ASSIGNMENT.fullmatch(words[at]):
+        while at < len(words) and ASSIGNMENT.fullmatch(words[at]):
             at += 1
         if at == len(words):
-            for raw in words:
-                self._assign(raw, node.line)
+            self._assign(words, node.line)
             return None if any("$(" in raw or "`" in raw for raw in words) else True
         if words[at] in _DECLARES:
             self._declare(words[at:], node.line)
@@ -243,14 +242,25 @@ class _Run:
         for raw in words[at:]:
             expanded = expand(raw, self.known, node.line)
             made += expanded
-            passed += [*expanded, *([Word(node.line, "$@", STARTED_WITH)] if self._passes(raw) else [])]
+            passed += [*expanded, *([Word(node.line, "$@", STARTED_WITH)] if passes(raw, self.known) else [])]
         if not made:
             return None
-        return self._command(made, node.line, passed)
+        return self._with(words[:at], made, node.line, passed)
 
-    def _passes(self, raw: str) -> bool:
-        """Whether the words with which the script is started are part of a word."""
-        return self.known.arguments is None and bool(re.search(r"\$\{?[@*]", raw))
+    def _assign(self, words: list[str], line: int) -> None:
+        for found in filter(None, map(ASSIGNMENT.fullmatch, words)):
+            assign(self.known, found, right_side(found, self.known, line), line)
+
+    def _with(self, assignments: list[str], words: list[Word], line: int, passed: list[Word]) -> bool | None:
+        """Follows a command with the assignments before it, which hold while it runs."""
+        if not (words[0].text in self.known.functions or words[0].text == "eval"):
+            return self._command(words, line, passed)  # a process of its own: its environment is not ours
+        names = [re.split(r"[+=\[]", raw)[0] for raw in assignments]
+        before = {name: said(self.known, name) for name in names}
+        self._assign(assignments, line)
+        status = self._command(words, line, passed)
+        self._restore(before)
+        return status
 
     def _command(self, words: list[Word], line: int, passed: list[Word]) -> bool | None:
         """
@@ -286,72 +296,33 @@ class _Run:
             return self.follow(parse(" ".join(word.text for word in rest)))
         else:
             self.found.append(Command(tuple(words), self.condition, is_open))
-            if name == "exec":
+            if name == "exec" and rest:  # without a command it redirects the script's own output
                 self.known.ended = "exit"
         return None
 
-    def _assign(self, raw: str, line: int) -> None:
-        found = _ASSIGNMENT.fullmatch(raw)
-        if found is None:
-            return
-        name, place, append, right = found[1], found[2], bool(found[3]), found[4]
-        values = self.known.values
-        before = values.get(name)
-        if name in self.known.declared:
-            values[name] = Hidden(self.known.declared[name])
-        elif place is not None:
-            values[name] = Hidden(f"${name}, set by places on line {line}")
-        elif right.startswith("("):
-            inside = tuple(word for one in words_of(right[1:-1]) for word in expand(one, self.known, line))
-            if self._passes(right):
-                inside = (*inside, Word(line, "$@", STARTED_WITH))
-            if append and isinstance(before, Hidden):
-                return
-            old = (
-                before
-                if isinstance(before, tuple)
-                else (Word(line, before),)
-                if isinstance(before, str)
-                else ()
-            )
-            # [key]=value names places: an array of another kind
-            placed = any(re.match(r"\[.*\]=", word.text) for word in inside)
-            values[name] = (
-                Hidden(f"${name}, set by places on line {line}")
-                if placed
-                else ((*old, *inside) if append else inside)
-            )
-        else:
-            values[name] = self._right(name, before, append, right, line)
-
-    def _right(self, name: str, before: Value, append: bool, right: str, line: int) -> Value:
-        if self._passes(right):
-            return Hidden(STARTED_WITH)
-        try:
-            text = value(right, self.known)
-        except Unknown as error:
-            return Hidden(str(error))
-        if not append:
-            return text
-        if isinstance(before, tuple):
-            return Hidden(f"${name}, set by += on line {line}")
-        return before if isinstance(before, Hidden) else (before or "") + text
-
     def _declare(self, words: list[str], line: int) -> None:
         options = "".join(word for word in words[1:] if word[0] in "-+")
-        for raw in (word for word in words[1:] if word[0] not in "-+"):
-            is_plain = _ASSIGNMENT.fullmatch(raw) is not None
-            for word in [Word(line, raw)] if is_plain else expand(raw, self.known, line):
-                name = re.split(r"[+=\[]", word.text)[0]
-                if words[0] in _MAKES_LOCAL and not set(options) & set("fFgp") and self.locals:
-                    self._make_local(name, is_set=word.text.startswith(f"{name}="))
-                if is_plain:
-                    self._assign(raw, line)
-                elif "=" in word.text:
-                    self.known.values[name] = declared(name, word, is_open=self._passes(raw))
-                if set(options) & set("Ailnu"):
-                    self.known.declared[name] = f"${name}, declared with {options} on line {line}"
-                    self.known.values[name] = Hidden(self.known.declared[name])
+        makes_local = words[0] in _MAKES_LOCAL and not set(options) & set("fFgp") and self.locals
+        # All words are expanded before the first variable is set
+        given = [one for raw in words[1:] if raw[0] not in "-+" for one in self._given(raw, line)]
+        for text, found, right in given:
+            name = re.split(r"[+=\[]", text)[0]
+            if makes_local:
+                self._make_local(name, is_set=text.startswith(f"{name}="))
+            if found:
+                assign(self.known, found, right, line)
+            elif "=" in text:
+                self.known.values[name] = right
+            if set(options) & set("Ailnu"):
+                self.known.declared[name] = f"${name}, declared with {options} on line {line}"
+                self.known.values[name] = Hidden(self.known.declared[name])
+
+    def _given(self, raw: str, line: int) -> list[tuple[str, re.Match[str] | None, Value]]:
+        """Text, assignment if it is written as one, and right side of each word that `declare` is given."""
+        if found := ASSIGNMENT.fullmatch(raw):
+            return [(raw, found, right_side(found, self.known, line))]
+        is_open = passes(raw, self.known)
+        return [(one.text, None, declared(one, is_open=is_open)) for one in expand(raw, self.known, line)]
 
     def _make_local(self, name: str, *, is_set: bool) -> None:
         """Notes a local variable; without a value, it is unset from here on, unless it was local already."""
@@ -379,11 +350,13 @@ class _Run:
             self.known.ended = ""
         else:
             ends.append(self.known)
-        self.known = (
-            merged([*(end.copy() for end in ends)], f"{function} of line {line}") if ends else self.known
-        )
-        for name, (is_said, before_call) in self.locals.pop().items():
+        if ends:
+            self.known = merged([end.copy() for end in ends], f"{function} of line {line}")
+        self._restore(self.locals.pop())
+        self.known.arguments = before
+
+    def _restore(self, before: Mapping[str, tuple[bool, Value]]) -> None:
+        for name, (is_said, old) in before.items():
             self.known.values.pop(name, None)
             if is_said:
-                self.known.values[name] = before_call
-        self.known.arguments = before
+                self.known.values[name] = old

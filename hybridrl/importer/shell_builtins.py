@@ -5,7 +5,7 @@ import re
 from hybridrl.importer.shell_words import NAME, STARTED_WITH, Hidden, Value, Variables, Word
 
 
-def declared(name: str, word: Word, *, is_open: bool) -> Value:
+def declared(word: Word, *, is_open: bool) -> Value:
     """The value that `export "name=..."` gives, with the word expanded.
 
     Args:
@@ -14,7 +14,9 @@ def declared(name: str, word: Word, *, is_open: bool) -> Value:
     left, _, right = word.text.partition("=")
     if word.unknown or is_open:
         return Hidden(word.unknown or STARTED_WITH)
-    return right if left == name else Hidden(f"${name}, set by {left}= on line {word.line}")
+    if re.fullmatch(NAME, left):
+        return right
+    return Hidden(f"${re.split(r'[+[]', left)[0]}, set by {left}= on line {word.line}")
 
 
 def unset(known: Variables, words: list[Word]) -> None:
@@ -49,12 +51,15 @@ def set_arguments(known: Variables, words: list[Word]) -> None:
 
 
 def shift(known: Variables, words: list[Word]) -> None:
-    if isinstance(known.arguments, tuple):
-        count = words[0].text if words else "1"
-        is_known = count.isdigit() and not any(
-            word.unknown == STARTED_WITH for word in known.arguments[: int(count)]
-        )
-        known.arguments = known.arguments[int(count) :] if is_known else Hidden(f"shift {count}")
+    """Follows `shift`, which leaves the arguments as they are if there are fewer than it takes away."""
+    if not isinstance(known.arguments, tuple):
+        return
+    count = words[0].text if words else "1"
+    taken = known.arguments[: int(count)] if count.isdigit() else ()
+    if not count.isdigit() or any(word.unknown == STARTED_WITH for word in taken):
+        known.arguments = Hidden(f"shift {count}")
+    elif len(taken) == int(count):
+        known.arguments = known.arguments[int(count) :]
 
 
 def change_folder(known: Variables, words: list[Word], line: int) -> None:

@@ -8,16 +8,27 @@ from hybridrl.importer.shell_nodes import Arithmetic, Node, Simple
 from hybridrl.importer.shell_syntax import words_of
 from hybridrl.importer.shell_words import Unknown, Variables, Word, value
 
+
+def _integer(text: str) -> int:
+    """
+    Raises:
+        ValueError: not a decimal number; with a 0 in front it is octal in [[ ]].
+    """
+    if not re.fullmatch(r"[+-]?(0|[1-9][0-9]*)", text):
+        raise ValueError(text)
+    return int(text)
+
+
 _COMPARES: Mapping[str, Callable[[str, str], bool]] = {
     "=": lambda left, right: left == right,
     "==": lambda left, right: left == right,
     "!=": lambda left, right: left != right,
-    "-eq": lambda left, right: int(left) == int(right),
-    "-ne": lambda left, right: int(left) != int(right),
-    "-lt": lambda left, right: int(left) < int(right),
-    "-le": lambda left, right: int(left) <= int(right),
-    "-gt": lambda left, right: int(left) > int(right),
-    "-ge": lambda left, right: int(left) >= int(right),
+    "-eq": lambda left, right: _integer(left) == _integer(right),
+    "-ne": lambda left, right: _integer(left) != _integer(right),
+    "-lt": lambda left, right: _integer(left) < _integer(right),
+    "-le": lambda left, right: _integer(left) <= _integer(right),
+    "-gt": lambda left, right: _integer(left) > _integer(right),
+    "-ge": lambda left, right: _integer(left) >= _integer(right),
 }
 
 
@@ -28,16 +39,9 @@ def is_test(node: Node) -> bool:
     """Whether a command only decides something."""
     if isinstance(node, Arithmetic):
         return True
-    return (
-        isinstance(node, Simple)
-        and node.words[:1] != ()
-        and node.words[0].split()[:1]
-        in (
-            ["["],
-            ["[["],
-            ["test"],
-        )
-    )
+    if not isinstance(node, Simple) or not node.words:
+        return False
+    return node.words[0].split()[0] in {"[", "[[", "test"}  # all of [[ ]] is one word
 
 
 def result(test: str | Sequence[Word], known: Variables, line: int) -> bool | None:

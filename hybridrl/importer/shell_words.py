@@ -82,6 +82,11 @@ class Variables:
         return True, self.arguments[place : place + 1] if place < len(self.arguments) else None
 
 
+def passes(raw: str, known: Variables) -> bool:
+    """Whether the words with which the script is started are part of a word."""
+    return known.arguments is None and bool(re.search(r"\$\{?[@*]", raw))
+
+
 def expand(raw: str, known: Variables, line: int) -> list[Word]:
     """The words that bash makes of one word as written: none, one or several."""
     fields = _Fields(line)
@@ -234,7 +239,7 @@ def _dollar(raw: str, at: int, fields: _Fields, known: Variables, quoted: bool) 
     if name := re.compile(rf"\$({NAME}|\d|[@*])").match(raw, at):
         _braced(name[1], fields, known, quoted, written=name[0])
         return name.end()
-    if special := re.compile(r"\$[#?$!_-]").match(raw, at):
+    if special := re.compile(r"\$[#?$!_[-]").match(raw, at):
         fields.hide(special[0], special[0])
         return special.end()
     fields.add("$")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hybridrl.algorithms.base import Column, TokenLoss, Tokens, register_policy_loss
-from hybridrl.algorithms.ratios import log_ratio
+from hybridrl.algorithms.ratios import log_ratio, possible
 
 
 @register_policy_loss("dppo_tv")
@@ -37,9 +37,7 @@ class DPPOTV:
     needs: ClassVar[frozenset[Column]] = frozenset({"old_logp"})
 
     def __call__(self, logp_T: Tensor, advantage_T: Tensor, tokens: Tokens, old_logp_T: Tensor) -> TokenLoss:
-        # A token whose probability is 0 has no meaning, and 0 * inf must not reach the loss.
-        possible_T = logp_T.isfinite() & old_logp_T.isfinite()
-        logp_T, old_logp_T = logp_T.where(possible_T, 0), old_logp_T.where(possible_T, 0)
+        possible_T, logp_T, old_logp_T = possible(logp_T, old_logp_T)
         moved_T = log_ratio(logp_T, old_logp_T)
         change_T = logp_T.detach().exp() - old_logp_T.exp()
         inside_T = torch.where(advantage_T > 0, change_T <= self.delta_high, change_T >= -self.delta_low)

@@ -31,6 +31,8 @@ def test_a_loss_without_trust_region_warns_above_lag_one(algorithm) -> None:
         {"loss": "reinforce", "correction": ["token_is"]},
         {"loss": "decoupled_ppo"},
         {"preset": "dppo", "loss": "dppo_tv", "correction": ["bypass"]},
+        {"loss": "m2po", "correction": ["bypass"]},  # the loss itself reads rollout_logp
+        {"loss": "flash_reinforce", "aggregate": "seq_mean_token_mean", "correction": ["bypass"]},
     ],
 )
 def test_an_objective_that_uses_the_sampling_probabilities_does_not(algorithm) -> None:
