@@ -36,6 +36,14 @@ def left_behind(engine):
     return processes, files, Path(engine._folder).exists()
 
 
+def gone(pid):
+    """Whether a process ends. On a busy machine, the end of its children alone may take it 10 s."""
+    deadline = time.monotonic() + 60
+    while psutil.pid_exists(int(pid)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return not psutil.pid_exists(int(pid))
+
+
 def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first):
     engine = SGLangEngine(setup(folder, version=None, log_path=str(folder / "doomed.log")))
     with pytest.raises(EngineError, match="must not serve"):
@@ -81,10 +89,7 @@ import os; os.kill(os.getpid(), 9)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     host, temporary, name, *pids = done.stdout.split()
-    deadline = time.monotonic() + 30
-    while psutil.pid_exists(int(host)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not psutil.pid_exists(int(host)) and not Path(temporary).exists()
+    assert gone(host) and not Path(temporary).exists()
     marks = [name, *(f"_{pid}_" for pid in pids), *(f"-{pid}-" for pid in pids)]
     assert not [p.name for p in Path("/dev/shm").iterdir() if any(mark in p.name for mark in marks)]
 
@@ -111,10 +116,7 @@ SGLangEngine(EngineSetup(model_folder={str(folder)!r}, log_path={str(folder / "e
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     host, temporary = done.stdout.split()
     assert psutil.pid_exists(int(host)), "it starts for longer than its owner lives"
-    deadline = time.monotonic() + 5
-    while psutil.pid_exists(int(host)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not psutil.pid_exists(int(host)) and not Path(temporary).exists()
+    assert gone(host) and not Path(temporary).exists()
     assert not [p for p in psutil.process_iter() if p.pid != os.getpid() and _session(p.pid) == int(host)]
 
 

@@ -188,6 +188,6 @@ def test_a_peer_that_is_lost_is_named_and_nobody_hangs(loss, least_s, on_host):
         begin = time.monotonic()
         getattr(three, loss)(2)
         messages = [three.answer(rank) for rank in (0, 1)]
-        assert least_s <= time.monotonic() - begin < 20
+        assert least_s <= time.monotonic() - begin < 60
     named = [message.partition("lost contact with rank ")[2].partition("  (")[0] for message in messages]
     assert any("2" in names.split(", ") for names in named) and all(named)
