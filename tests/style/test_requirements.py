@@ -28,8 +28,9 @@ SHARED = (
     "rich",
     "sglang",
     "transformers",
+    "triton",
 )
-"""Packages whose interface our code names: of one version on both kinds of machine."""
+"""Packages of one version on both kinds of machine: our code names their interface, or they compile it."""
 
 
 def lines(name: str) -> list[str]:
