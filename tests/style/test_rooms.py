@@ -25,21 +25,22 @@ DOORS = {
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
     "rewards": NOUNS | {"config"},
+    "environments": NOUNS | {"config"},
     "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
     "estimate": NOUNS
     | {"config", "models", "layout", "reshard", "algorithms", "rollout"},  # algorithms.needs: what is held
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
-    "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard"},
+    "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard", "environments"},
     "cluster": {"errors"},
     "controller": NOUNS | {"config", "algorithms", "data"},
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
-    | {"trainer", "rollout", "cluster"},
+    | {"trainer", "rollout", "cluster", "environments"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
-    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate"},
+    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
