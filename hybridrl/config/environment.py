@@ -30,6 +30,13 @@ class OneEnvironment(PluginConfig):
     max_calls: PositiveInt = 16
     """Calls of tools in one turn, which run at the same time; the policy is told that others did not."""
 
+    text_calls: dict[str, str] = {}
+    """Calls that the policy writes as plain text, for a model without a format of its own: the tool, and a
+    regular expression whose named groups are its arguments: {search: "<search>(?P<query>.*?)</search>"}."""
+
+    text_result: str = "{result}"
+    """What the policy reads after a call in plain text, with the result in its place."""
+
     on_bad_call: Literal["tell", "end"] = "tell"
     """What a call that cannot be made leads to. tell: the policy reads why. end: so it does, and the
     episode ends."""
@@ -48,9 +55,8 @@ class EnvironmentConfig(OneEnvironment):
     episodes_per_process: PositiveInt = 16
     """Episodes that one process plays at the same time. All of them are played again if it hangs or dies."""
 
-    num_processes: PositiveInt | None = None
-    """Most processes beside one engine; further episodes wait. None: as many as the episodes need, at most
-    four for each CPU of the machine."""
+    processes_per_node: PositiveInt | None = None
+    """Most such processes of a node; further episodes wait. None: four for each of its CPUs."""
 
     start_timeout_s: PositiveFloat = 60.0
     """A process, or the server of a tool, may take this long to start."""

@@ -85,8 +85,8 @@ class Turn:
     finish: Finish = "stop"
     """length: the answer was truncated at the limit of a turn."""
 
-    player: int = 0
-    """Who said it, as the observation before it demanded."""
+    agent: int = 0
+    """Who said it: the agent that the observation before it named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +119,11 @@ class Observation:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Numbers by name, for metrics: the mean over episodes of the sum over an episode."""
 
-    player: int = 0
-    """Who takes the next turn and reads these messages, from 0. Only games of several players set it."""
+    agent: int = 0
+    """Who reads these messages and takes the next turn, from 0. Only games of several agents set it."""
 
     rewards: Mapping[int, float] = field(default_factory=dict)
-    """Rewards of other players than the one that took the turn, added to their last turns."""
+    """Rewards of other agents than the one that took the turn, added to their last turns."""
 
     uses: tuple[ToolUse, ...] = ()
     """Calls of tools in this step; the project fills it in."""
@@ -153,16 +153,19 @@ class EnvironmentFailedError(HybridRLError):
     """The environment of one episode failed, through no fault of the policy: its process hung, died, or
     answered what is no observation. The episode may be played again from its seeds."""
 
-    def __init__(self, what: str, *, where: str = "", fix: str = "", phase: Phase = "step") -> None:
+    def __init__(
+        self, what: str, *, where: str = "", fix: str = "", phase: Phase = "step", reason: str = "died"
+    ) -> None:
         super().__init__(what, where=where, fix=fix)
         self.phase: Phase = phase
+        self.reason = reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_failed, (self.what, self.where, self.fix, self.phase)
+        return _rebuild, (self.what, self.where, self.fix, self.phase, self.reason)
 
 
-def _rebuild_failed(what: str, where: str, fix: str, phase: Phase) -> EnvironmentFailedError:
-    return EnvironmentFailedError(what, where=where, fix=fix, phase=phase)
+def _rebuild(what: str, where: str, fix: str, phase: Phase, reason: str) -> EnvironmentFailedError:
+    return EnvironmentFailedError(what, where=where, fix=fix, phase=phase, reason=reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,8 @@ class EnvironmentUsage:
     """Episodes that were opened; one that is played again counts again."""
 
     failures: Mapping[str, int] = field(default_factory=dict)
-    """Failed episodes by "<phase>/<reason>", as step/timeout; reasons are timeout, died and invalid."""
+    """Failed episodes by "<phase>/<reason>", as step/timeout. Reasons: timeout, died, raised (an error),
+    invalid (no observation), and neighbour (another episode of the process did one of these)."""
 
     first_failure: str = ""
     """What the first of them said."""

@@ -25,7 +25,7 @@ DOORS = {
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
     "rewards": NOUNS | {"config"},
-    "environments": NOUNS | {"config"},
+    "environments": NOUNS | {"config", "hosts"},
     "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
@@ -97,7 +97,12 @@ KEYS = {
     "sympy": {"rewards"},
     "pynvml": {"hosts"},
     "psutil": {"cluster", "observe", "rollout", "hosts"},
-    "pydantic": {"config", "rollout"},  # a kind of engine brings a section of the config
+    "pydantic": {
+        "config",
+        "rollout",
+        "environments",
+    },  # a kind of engine brings a section; arguments of tools
+    "msgpack": {"environments"},
     "pydantic_core": {"config"},
     "typing_extensions": {"config"},
     "yaml": {"config"},

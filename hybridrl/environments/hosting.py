@@ -1,0 +1,76 @@
+"""The environments of a config, opened by the episode runner: one pool of processes for each."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.environments.base import EnvironmentSource, EnvironmentUsage, OpenEpisode, ToolSchema
+from hybridrl.environments.pool import EnvironmentPool, Places, total
+from hybridrl.errors import DataError
+from hybridrl.types import in_row
+
+
+def open_environments(config: EnvironmentConfig, *, most_processes: int | None = None) -> EnvironmentSource:
+    """The environments of a config; `start` starts the first process of each.
+
+    Args:
+        most_processes: share of the node's processes that these may take. None: all that the config allows.
+    """
+    return Environments(config, most_processes=most_processes)
+
+
+class Environments:
+    """See EnvironmentSource. It is made in the event loop that uses it, or before that loop runs."""
+
+    def __init__(self, config: EnvironmentConfig, *, most_processes: int | None = None) -> None:
+        self._config = config
+        places = Places(most_processes or config.processes_per_node)
+        self._pools = {
+            name: EnvironmentPool(name, own, config, places, where=_where(config, name))
+            for name, own in config.all.items()
+        }
+
+    async def start(self) -> None:
+        try:
+            await asyncio.gather(*(pool.start() for pool in self._pools.values()))
+        except BaseException:
+            await self.close()
+            raise
+
+    def name(self, row: Mapping[str, Any]) -> str:
+        return self._pool(row).name
+
+    def tools(self, row: Mapping[str, Any]) -> Sequence[ToolSchema]:
+        return self._pool(row).schemas
+
+    def max_turns(self, row: Mapping[str, Any]) -> int:
+        return self._pool(row).own.max_turns
+
+    def open(self, row: Mapping[str, Any]) -> OpenEpisode:
+        return self._pool(row).open(row)
+
+    def usage(self) -> EnvironmentUsage:
+        return total([pool.usage() for pool in self._pools.values()])
+
+    async def close(self) -> None:
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+
+    def _pool(self, row: Mapping[str, Any]) -> EnvironmentPool:
+        field = self._config.field
+        if field is None:
+            (pool,) = self._pools.values()
+            return pool
+        value = in_row(row, field)
+        pool = self._pools.get(str(value))
+        if pool is None:
+            raise DataError(
+                f"a row has {field} = {value!r:.80}, and environment.several has {', '.join(self._pools)}",
+                where="environment.field",
+                fix="add an environment of that name, or correct the data",
+            )
+        return pool
+
+
+def _where(config: EnvironmentConfig, name: str) -> str:
+    return f"environment.several.{name}" if config.several else "environment"
