@@ -24,9 +24,9 @@ from hybridrl.environments import frames, threads
 from hybridrl.environments.loading import LoadedEnvironment, load
 from hybridrl.environments.observations import UnreadableObservation, read_turn, to_plain
 from hybridrl.environments.played import Played
+from hybridrl.environments.process import DUMP_SIGNAL
 from hybridrl.errors import HybridRLError
 
-DUMP_SIGNAL = signal.SIGUSR1
 _PR_SET_PDEATHSIG = 1
 _OURS = os.path.dirname(__file__)
 

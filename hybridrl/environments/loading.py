@@ -1,9 +1,9 @@
 """Loads the environment and the tools that a config names, in the process that will play them."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from hybridrl import registry
@@ -44,8 +44,19 @@ class LoadedEnvironment:
             await source.close()
 
 
-def find_environment(own: OneEnvironment, *, where: str) -> Callable[[], Any]:
-    """What makes the environment's object for each episode, with its options bound and checked.
+@dataclass(frozen=True, slots=True)
+class FoundEnvironment:
+    """The class of an environment, and its options. A call makes the object of an episode."""
+
+    kind: type
+    options: Mapping[str, Any]
+
+    def __call__(self) -> Any:
+        return self.kind(**self.options)
+
+
+def find_environment(own: OneEnvironment, *, where: str) -> FoundEnvironment:
+    """
 
     Raises:
         ConfigError: there is no such environment, it lacks reset or step, or options that it does not take.
@@ -66,7 +77,7 @@ def find_environment(own: OneEnvironment, *, where: str) -> Callable[[], Any]:
         _refuse_signature(plugin, name, given, title, where)
     values = taken(plugin, own.options, title=title, where=where, beside=SECTION_KEYS)
     make(plugin, own.name, own.options, key=key, title=title, where=where, beside=SECTION_KEYS)
-    return partial(plugin, **values)
+    return FoundEnvironment(plugin, values)
 
 
 async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEnvironment:
@@ -78,15 +89,16 @@ async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEn
     Raises:
         ConfigError, UserCodeError: see find_environment; a tool that cannot be one, or a name of two tools.
     """
-    make_one = find_environment(own, where=where)
-    methods = [getattr(make_one.func, name) for name in tool_names(make_one.func)]
+    found = find_environment(own, where=where)
+    methods = [getattr(found.kind, name) for name in tool_names(found.kind)]
     schemas = [
         check_method(method, title=f"tool {method.__name__} of {own.name}", where=where) for method in methods
     ]
+    text_calls = own.text_calls or getattr(found.kind, "text_calls", {})
     sources = [await open_tools(given, where=f"{where}.tools") for given in own.tools]
     try:
         schemas += [schema for source in sources for schema in source.schemas]
-        _refuse_unfit_names(own, schemas, where)
+        _refuse_unfit_names(own.name, text_calls, schemas, where)
     except ConfigError:
         for source in sources:
             await source.close()
@@ -95,11 +107,11 @@ async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEn
         max_calls=own.max_calls,
         max_result_characters=own.max_result_characters,
         timeout_s=timeout_s,
-        text_calls=own.text_calls,
+        text_calls=text_calls,
         text_result=own.text_result,
     )
     ends = own.on_bad_call == "end"
-    return LoadedEnvironment(own.name, make_one, sources, tuple(schemas), rules, ends)
+    return LoadedEnvironment(own.name, found, sources, tuple(schemas), rules, ends)
 
 
 def _refuse_signature(plugin: type, name: str, given: tuple[Any, ...], title: str, where: str) -> None:
@@ -113,12 +125,22 @@ def _refuse_signature(plugin: type, name: str, given: tuple[Any, ...], title: st
         pass
 
 
-def _refuse_unfit_names(own: OneEnvironment, schemas: Sequence[ToolSchema], where: str) -> None:
+def _refuse_unfit_names(
+    name: str, text_calls: Mapping[str, str], schemas: Sequence[ToolSchema], where: str
+) -> None:
     names = [schema["function"]["name"] for schema in schemas]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        what = f"environment {own.name} has two tools named {twice[0]}"
+    if twice := sorted({tool for tool in names if names.count(tool) > 1}):
+        what = f"environment {name} has two tools named {twice[0]}"
         raise ConfigError(what, where=f"{where}.tools", fix="rename one of them")
-    if unknown := [name for name in own.text_calls if name not in names]:
-        what = f"environment {own.name}: text_calls names {unknown[0]}, which is no tool of it"
-        fix = f"its tools are {', '.join(names)}" if names else "give it tools"
-        raise ConfigError(what, where=f"{where}.text_calls", fix=fix)
+    for tool, pattern in text_calls.items():
+        if tool not in names:
+            what = f"environment {name}: text_calls names {tool}, which is no tool of it"
+            fix = f"its tools are {', '.join(names)}" if names else "give it tools"
+            raise ConfigError(what, where=f"{where}.text_calls", fix=fix)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            what = (
+                f"environment {name}: the pattern {pattern!r:.60} of {tool} is no regular expression: {error}"
+            )
+            raise ConfigError(what, where=f"{where}.text_calls", fix="correct it") from error

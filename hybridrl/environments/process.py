@@ -19,9 +19,11 @@ from typing import Any
 from hybridrl import errors
 from hybridrl.environments import frames
 from hybridrl.environments.base import EnvironmentFailedError, Phase, ToolSchema
-from hybridrl.environments.child import DUMP_SIGNAL
 from hybridrl.errors import HybridRLError
 from hybridrl.hosts.variables import child_environment
+
+DUMP_SIGNAL = signal.SIGUSR1
+"""Asks a process to write where each of its threads is."""
 
 _BOOT = (
     "import sys; *fds, owner = map(int, sys.argv[1:4]); sys.path[:] = sys.argv[4:]; "

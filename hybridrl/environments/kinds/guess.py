@@ -1,9 +1,10 @@
-"""Guess a hidden digit: after a wrong guess the policy is told whether the digit is higher or lower.
+"""Guess a hidden digit in a few turns: after a wrong guess the policy is told whether it is higher or lower.
 
 environment: {name: guess, max_turns: 4}
 
-The row has the digit, see the task guess. A guess that is a single digit pays `form`, in every turn, and the
-right one 1 at the end. It is the game GuessTheNumber of GEM (github.com/axon-rl/gem) in single letters.
+The task guess makes its rows. A guess is one digit and pays `form`, the right one 1; anything else ends the
+game. A player who does not read the answers finds 40 % of the digits in four turns. It is GuessTheNumber of
+GEM (github.com/axon-rl/gem) in single letters.
 """
 
 from collections.abc import Mapping
@@ -15,29 +16,30 @@ from hybridrl.registry import register
 
 @register("environment", "guess")
 class Guess:
-    def __init__(
-        self, *, form: float = 0.1, field: str = "answer", higher: str = "+", lower: str = "-"
-    ) -> None:
-        self._form, self._field, self._higher, self._lower = form, field, higher, lower
+    def __init__(self, *, form: float = 0.1) -> None:
+        self._form = form
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
-        self._secret = int(row[self._field])
-        self._low, self._high = 0, 9
-        return Observation(anchor=self._state())
+        self._secret, self._low, self._high = int(row["answer"]), 0, 9
+        return Observation(anchor=self._known())
 
     def step(self, turn: Turn) -> Observation:
-        said = turn.text.strip()
-        if not (len(said) == 1 and said.isdecimal()):
-            return Observation("?", anchor=self._state(), metrics={"malformed": 1.0})
-        guess = int(said)
+        if not (turn.finish == "stop" and len(turn.text) == 1 and turn.text in "0123456789"):
+            return Observation(done=True, metrics={"solved": 0.0})
+        guess = int(turn.text)
         if guess == self._secret:
             return Observation(reward=1.0, done=True, metrics={"solved": 1.0})
         if guess < self._secret:
-            self._low, answer = max(self._low, guess + 1), self._higher
+            self._low = max(self._low, guess + 1)
         else:
-            self._high, answer = min(self._high, guess - 1), self._lower
-        return Observation(answer, reward=self._form, anchor=self._state())
+            self._high = min(self._high, guess - 1)
+        return Observation(
+            "+" if guess < self._secret else "-",
+            reward=self._form,
+            anchor=self._known(),
+            metrics={"solved": 0.0},
+        )
 
-    def _state(self) -> int:
+    def _known(self) -> int:
         """What is known of the digit."""
         return 10 * self._low + self._high
