@@ -83,11 +83,11 @@ class EnvironmentConfig(OneEnvironment):
             raise ValueError(f"{', '.join(sorted(own))} belongs into each environment of `several`")
         return self
 
-    def of(self, row_value: Any) -> OneEnvironment | None:
-        """The environment of a row with this value in `field`; None: there is none of that name."""
-        return self.several.get(str(row_value)) if self.several else self
-
     @property
     def all(self) -> dict[str, OneEnvironment]:
         """Every environment by its name in metrics."""
         return dict(self.several) or {self.name.rpartition(":")[2]: self}
+
+    def place(self, name: str) -> str:
+        """Key of an environment, by its name in metrics."""
+        return f"environment.several.{name}" if self.several else "environment"

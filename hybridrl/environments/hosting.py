@@ -27,7 +27,7 @@ class Environments:
         self._config = config
         places = Places(most_processes or config.processes_per_node)
         self._pools = {
-            name: EnvironmentPool(name, own, config, places, where=_where(config, name))
+            name: EnvironmentPool(name, own, config, places, where=config.place(name))
             for name, own in config.all.items()
         }
 
@@ -70,7 +70,3 @@ class Environments:
                 fix="add an environment of that name, or correct the data",
             )
         return pool
-
-
-def _where(config: EnvironmentConfig, name: str) -> str:
-    return f"environment.several.{name}" if config.several else "environment"

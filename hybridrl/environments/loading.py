@@ -56,7 +56,7 @@ class FoundEnvironment:
 
 
 def find_environment(own: OneEnvironment, *, where: str) -> FoundEnvironment:
-    """
+    """The environment that a config names, with its options checked.
 
     Raises:
         ConfigError: there is no such environment, it lacks reset or step, or options that it does not take.

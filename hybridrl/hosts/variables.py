@@ -11,3 +11,8 @@ def child_environment(listed: Sequence[str]) -> dict[str, str]:
     """The variables of a process that sees the base and those that the config lists, and no others."""
     own = {name: os.environ[name] for name in (*BASE_VARIABLES, *listed) if name in os.environ}
     return own | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def not_set(names: Sequence[str]) -> list[str]:
+    """Those of the names that this process has no variable of."""
+    return [name for name in names if name not in os.environ]

@@ -18,6 +18,8 @@ _WITHOUT_NAME = (
     inspect.Parameter.POSITIONAL_ONLY,
 )
 
+_PREFIX = "given_"
+
 
 def function_tool(function: Callable[..., Any], *, title: str, where: str) -> Tool:
     """A function, or a bound method, as a tool. A plain function is called in a thread, an async one is not.
@@ -48,7 +50,11 @@ def check_method(method: Callable[..., Any], *, title: str, where: str) -> ToolS
 
 
 def _arguments(function: Callable[..., Any], title: str, where: str, *, skip: int = 0) -> type[BaseModel]:
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[skip:]
+    except (ValueError, TypeError) as error:  # it is written in C
+        what = f"{title}: Python cannot say what parameters it has"
+        raise ConfigError(what, where=where, fix="write a function with type hints that calls it") from error
     if nameless := [p.name for p in parameters if p.kind in _WITHOUT_NAME]:
         what = f"{title}: the policy cannot give {nameless[0]}, which has no name in a call"
         raise ConfigError(what, where=where, fix="give every parameter a name and a type")
@@ -60,10 +66,11 @@ def _arguments(function: Callable[..., Any], title: str, where: str, *, skip: in
         what = f"{title}: its parameter {untyped[0]} has no type hint, so the policy cannot know what to give"
         raise ConfigError(what, where=where, fix=f"write its type, as {untyped[0]}: str")
     meanings = _meanings(inspect.getdoc(function) or "")
+    # The prefix keeps a parameter that has the name of a method of pydantic's, as `copy`, from hiding it.
     fields: dict[str, Any] = {
-        p.name: (
+        f"{_PREFIX}{p.name}": (
             hints[p.name],
-            Field(... if p.default is p.empty else p.default, description=meanings.get(p.name)),
+            Field(... if p.default is p.empty else p.default, alias=p.name, description=meanings.get(p.name)),
         )
         for p in parameters
     }
@@ -106,7 +113,7 @@ def _checked(arguments: type[BaseModel], given: Mapping[str, Any]) -> dict[str, 
         read = arguments.model_validate(given)
     except ValidationError as error:
         raise WrongCallError("; ".join(map(_said, error.errors()))) from error
-    return {name: getattr(read, name) for name in arguments.model_fields}
+    return {name.removeprefix(_PREFIX): getattr(read, name) for name in arguments.model_fields}
 
 
 def _said(error: Any) -> str:

@@ -1,0 +1,112 @@
+"""Environments and tools of a run, loaded and tried before any worker starts."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.load import LoadedConfig
+from hybridrl.data.tables import Table
+from hybridrl.environments.base import EnvironmentFailedError, EnvironmentSource
+from hybridrl.environments.hosting import open_environments
+from hybridrl.environments.loading import find_environment
+from hybridrl.errors import ConfigError, DataError, HybridRLError, UserCodeError
+from hybridrl.hosts.variables import not_set
+from hybridrl.types import in_row
+from hybridrl.wording import counted
+
+
+def unfit_environments(config: EnvironmentConfig) -> Iterator[HybridRLError]:
+    """Errors that can be known without loading code from outside, which a process that can be killed does."""
+    for name, own in config.all.items():
+        if ":" not in own.name:
+            try:
+                find_environment(own, where=config.place(name))
+            except HybridRLError as error:
+                yield error
+
+
+def try_environments(loaded: LoadedConfig, tables: Sequence[Table]) -> str:
+    """Start a process of every environment, and begin an episode of each in it.
+
+    Args:
+        tables: rows of the data; none if they are not here, and then no episode is begun.
+
+    Returns:
+        One line that describes environments and tools; "" if the config has none.
+
+    Raises:
+        ConfigError: an environment or a tool cannot be loaded, or a variable that is listed is not set.
+        DataError: a row names no environment.
+        UserCodeError: an environment cannot begin an episode.
+    """
+    config = loaded.config.environment
+    if config is None:
+        return ""
+    if missing := not_set(config.variables):
+        raise ConfigError(
+            f"environment.variables lists {missing[0]}, which is not set in this shell",
+            where=loaded.where("environment.variables"),
+            fix=f"export {missing[0]}, or remove it there",
+        )
+    rows = _first_rows(config, tables, where=loaded.where("environment.field"))
+    with loaded.located():
+        return asyncio.run(_tried(config, rows))
+
+
+async def _tried(config: EnvironmentConfig, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    source = open_environments(config)
+    try:
+        await source.start()
+        for name, row in rows.items():
+            await _begin(source, row, where=config.place(name))
+        return "; ".join(f"{name}{_tools(source, row)}" for name, row in rows.items())
+    finally:
+        await source.close()
+
+
+def _tools(source: EnvironmentSource, row: Mapping[str, Any]) -> str:
+    names = [tool["function"]["name"] for tool in source.tools(row)]
+    return f" with {counted(len(names), 'tool')}: {', '.join(names)}" if names else ""
+
+
+async def _begin(source: EnvironmentSource, row: Mapping[str, Any], *, where: str) -> None:
+    episode = source.open(row)
+    try:
+        await episode.reset(0)
+    except EnvironmentFailedError as error:
+        raise UserCodeError(error.what, where=error.where or where, fix=error.fix or "correct it") from error
+    finally:
+        await episode.close()
+
+
+def _first_rows(
+    config: EnvironmentConfig, tables: Sequence[Table], *, where: str
+) -> dict[str, Mapping[str, Any]]:
+    """A row for each environment that the data have one for.
+
+    Raises:
+        DataError: a row names an environment that there is none of.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    if config.field is None:
+        (name,) = config.all
+        return {name: tables[0][0]} if tables else {}
+    for table in tables:
+        for index, value in enumerate(_values(table, config.field)):
+            if str(value) not in config.several:
+                raise DataError(
+                    f"{table.place(index)} has {config.field} = {value!r:.60}, and environment.several has "
+                    f"{', '.join(config.several)}",
+                    where=where,
+                    fix="add an environment of that name, or correct the row",
+                )
+            if str(value) not in found:
+                found[str(value)] = table[index]
+    return found
+
+
+def _values(table: Table, field: str) -> Iterator[Any]:
+    if field in table[0]:
+        return table.column(field)
+    return (in_row(table[index], field) for index in range(len(table)))
