@@ -45,7 +45,7 @@ class Environments:
         return self._pool(row).schemas
 
     def max_turns(self, row: Mapping[str, Any]) -> int:
-        return self._pool(row).own.max_turns
+        return self._pool(row).max_turns
 
     def open(self, row: Mapping[str, Any]) -> OpenEpisode:
         return self._pool(row).open(row)

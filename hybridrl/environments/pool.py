@@ -84,6 +84,11 @@ class EnvironmentPool:
         self._processes.append(await self._started())
         self.schemas = self._processes[0].schemas
 
+    @property
+    def max_turns(self) -> int:
+        """Answers of the policy in an episode."""
+        return self.own.max_turns
+
     def open(self, row: Mapping[str, Any]) -> "PooledEpisode":
         self._episodes += 1
         return PooledEpisode(self, row, next(self._numbers))

@@ -14,5 +14,5 @@ def child_environment(listed: Sequence[str]) -> dict[str, str]:
 
 
 def not_set(names: Sequence[str]) -> list[str]:
-    """Those of the names that this process has no variable of."""
+    """The names of which this process has no variable."""
     return [name for name in names if name not in os.environ]

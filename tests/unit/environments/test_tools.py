@@ -98,14 +98,14 @@ def test_names_that_a_policy_invents_are_one_metric() -> None:
 
 
 def test_calls_of_a_turn_run_at_the_same_time_up_to_a_number() -> None:
-    async def meet() -> str:
+    async def assemble() -> str:
         """Wait for two others."""
         await barrier.wait()
         return "met"
 
     async def run() -> Answered:
-        known = {"meet": function_tool(meet, title="tool", where="")}
-        return await answer([Call("meet")] * 4, known, replace(RULES, timeout_s=60), plain=False)
+        known = {"assemble": function_tool(assemble, title="tool", where="")}
+        return await answer([Call("assemble")] * 4, known, replace(RULES, timeout_s=60), plain=False)
 
     barrier = asyncio.Barrier(3)
     found = asyncio.run(run())
