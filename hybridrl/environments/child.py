@@ -57,7 +57,8 @@ async def _serve(connection: socket.socket) -> None:
         writer.write(frames.pack({"refused": _refusal(error, order)}))
         await writer.drain()
         return
-    writer.write(frames.pack({"schemas": list(loaded.schemas)}))
+    ready = {"schemas": list(loaded.schemas), "text_tools": list(loaded.rules.text_calls)}
+    writer.write(frames.pack(ready))
     with contextlib.suppress(EOFError):
         await _Server(loaded, writer).serve(reader)
     await loaded.close()

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybridrl.config.environment import EnvironmentConfig
-from hybridrl.environments.base import EnvironmentSource, EnvironmentUsage, OpenEpisode, ToolSchema
+from hybridrl.environments.base import EnvironmentUsage, OpenEpisode, ToolSchema
 from hybridrl.environments.pool import EnvironmentPool, Places, total
 from hybridrl.errors import DataError
 from hybridrl.types import in_row
 
 
-def open_environments(config: EnvironmentConfig, *, most_processes: int | None = None) -> EnvironmentSource:
+def open_environments(config: EnvironmentConfig, *, most_processes: int | None = None) -> "Environments":
     """The environments of a config; `start` starts the first process of each.
 
     Args:
@@ -43,6 +43,11 @@ class Environments:
 
     def tools(self, row: Mapping[str, Any]) -> Sequence[ToolSchema]:
         return self._pool(row).schemas
+
+    def tool_names(self, row: Mapping[str, Any]) -> list[str]:
+        """Names of all tools of the row's environment, those that are called in plain text last."""
+        pool = self._pool(row)
+        return [*(schema["function"]["name"] for schema in pool.schemas), *pool.text_tools]
 
     def max_turns(self, row: Mapping[str, Any]) -> int:
         return self._pool(row).max_turns

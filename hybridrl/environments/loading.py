@@ -31,6 +31,9 @@ class LoadedEnvironment:
     make: Callable[[], Any]
     sources: Sequence[ToolSource]
     schemas: tuple[ToolSchema, ...]
+    """Tools that the policy calls in the format of its model. Those that it calls in plain text are not among
+    them."""
+
     rules: CallRules
     ends_at_bad_call: bool
 
@@ -111,7 +114,8 @@ async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEn
         text_result=own.text_result,
     )
     ends = own.on_bad_call == "end"
-    return LoadedEnvironment(own.name, found, sources, tuple(schemas), rules, ends)
+    formal = tuple(schema for schema in schemas if schema["function"]["name"] not in text_calls)
+    return LoadedEnvironment(own.name, found, sources, formal, rules, ends)
 
 
 def _refuse_signature(plugin: type, name: str, given: tuple[Any, ...], title: str, where: str) -> None:

@@ -62,6 +62,7 @@ class EnvironmentPool:
             where: its place in the config.
         """
         self.name, self.own, self.schemas = name, own, tuple[ToolSchema, ...]()
+        self.text_tools: tuple[str, ...] = ()
         self._config, self._places = config, places
         fields = own.model_dump(mode="json", include=set(OneEnvironment.model_fields))
         self._order = {
@@ -82,7 +83,7 @@ class EnvironmentPool:
             HybridRLError: the environment or a tool cannot be loaded.
         """
         self._processes.append(await self._started())
-        self.schemas = self._processes[0].schemas
+        self.schemas, self.text_tools = self._processes[0].schemas, self._processes[0].text_tools
 
     @property
     def max_turns(self) -> int:

@@ -46,6 +46,9 @@ class EnvironmentProcess:
         """Episodes in it, counted by its user."""
 
         self.schemas: tuple[ToolSchema, ...] = ()
+        self.text_tools: tuple[str, ...] = ()
+        """Names of tools that the policy calls in plain text."""
+
         self.failure: EnvironmentFailedError | None = None
         """Why it is gone; None: it lives."""
 
@@ -68,7 +71,7 @@ class EnvironmentProcess:
         self._writer.write(frames.pack(order))
         try:
             ready = await asyncio.wait_for(frames.read(self._reader), timeout_s)
-            schemas = _schemas(ready)
+            self.schemas, self.text_tools = _tools(ready)
         except TimeoutError:
             what = f"environment {self.name} was not ready within {timeout_s:g} s"
             raise await self._fail(what, "start", "timeout", where=await self._hung_at()) from None
@@ -78,7 +81,6 @@ class EnvironmentProcess:
         except HybridRLError:
             await self.end()
             raise
-        self.schemas = schemas
         self._listener = asyncio.create_task(self._listen())
 
     @property
@@ -195,15 +197,15 @@ def _failed(what: str, phase: Phase, reason: str, *, where: str = "") -> Environ
     return EnvironmentFailedError(what, where=where, phase=phase, reason=reason)
 
 
-def _schemas(ready: Any) -> tuple[ToolSchema, ...]:
+def _tools(ready: Any) -> tuple[tuple[ToolSchema, ...], tuple[str, ...]]:
     """
     Raises:
         HybridRLError: the child refused the environment.
         BadFrameError: it said neither.
     """
     match ready:
-        case {"schemas": [*schemas]} if all(isinstance(schema, dict) for schema in schemas):
-            return tuple(schemas)
+        case {"schemas": [*schemas], "text_tools": [*names]} if all(isinstance(s, dict) for s in schemas):
+            return tuple(schemas), tuple(map(str, names))
         case {"refused": {"kind": str(kind), "what": str(what), "where": str(where), "fix": str(fix)}}:
             named = getattr(errors, kind, None)
             if isinstance(named, type) and issubclass(named, HybridRLError):

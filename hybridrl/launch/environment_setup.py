@@ -8,7 +8,7 @@ from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.data.tables import Table
 from hybridrl.environments.base import EnvironmentFailedError, EnvironmentSource
-from hybridrl.environments.hosting import open_environments
+from hybridrl.environments.hosting import Environments, open_environments
 from hybridrl.environments.loading import find_environment
 from hybridrl.errors import ConfigError, DataError, HybridRLError, UserCodeError
 from hybridrl.hosts.variables import not_set
@@ -65,8 +65,8 @@ async def _tried(config: EnvironmentConfig, rows: Mapping[str, Mapping[str, Any]
         await source.close()
 
 
-def _tools(source: EnvironmentSource, row: Mapping[str, Any]) -> str:
-    names = [tool["function"]["name"] for tool in source.tools(row)]
+def _tools(source: Environments, row: Mapping[str, Any]) -> str:
+    names = source.tool_names(row)
     return f" with {counted(len(names), 'tool')}: {', '.join(names)}" if names else ""
 
 
