@@ -11,6 +11,7 @@ from hybridrl.config.environment import EnvironmentConfig, OneEnvironment
 from hybridrl.config.options import make, taken
 from hybridrl.environments.base import ToolSchema
 from hybridrl.environments.played import Played, tool_names
+from hybridrl.environments.threads import called
 from hybridrl.environments.tools.base import ToolSource
 from hybridrl.environments.tools.calls import CallRules
 from hybridrl.environments.tools.functions import check_method
@@ -93,6 +94,8 @@ async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEn
         ConfigError, UserCodeError: see find_environment; a tool that cannot be one, or a name of two tools.
     """
     found = find_environment(own, where=where)
+    if warm_up := getattr(found.kind, "warm_up", None):
+        await called(warm_up)
     methods = [getattr(found.kind, name) for name in tool_names(found.kind)]
     schemas = [
         check_method(method, title=f"tool {method.__name__} of {own.name}", where=where) for method in methods

@@ -13,6 +13,11 @@ def child_environment(listed: Sequence[str]) -> dict[str, str]:
     return own | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
+def all_variables() -> dict[str, str]:
+    """The variables of this process."""
+    return dict(os.environ)
+
+
 def not_set(names: Sequence[str]) -> list[str]:
     """The names of which this process has no variable."""
     return [name for name in names if name not in os.environ]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hybridrl.config.environment import EnvironmentConfig
@@ -10,6 +11,7 @@ from hybridrl.data.tables import Table
 from hybridrl.environments.base import EnvironmentFailedError, EnvironmentSource
 from hybridrl.environments.hosting import Environments, open_environments
 from hybridrl.environments.loading import find_environment
+from hybridrl.environments.tools.sources import read_tool
 from hybridrl.errors import ConfigError, DataError, HybridRLError, UserCodeError
 from hybridrl.hosts.variables import not_set
 from hybridrl.types import in_row
@@ -19,9 +21,13 @@ from hybridrl.wording import counted
 def unfit_environments(config: EnvironmentConfig) -> Iterator[HybridRLError]:
     """Errors that can be known without loading code from outside, which a process that can be killed does."""
     for name, own in config.all.items():
+        where = config.place(name)
+        trials = [partial(read_tool, given, where=f"{where}.tools") for given in own.tools]
         if ":" not in own.name:
+            trials.append(partial(find_environment, own, where=where))
+        for trial in trials:
             try:
-                find_environment(own, where=config.place(name))
+                trial()
             except HybridRLError as error:
                 yield error
 

@@ -11,6 +11,14 @@ class WrongCallError(Exception):
     """The policy called a tool wrongly; the message is text for the policy."""
 
 
+class ToolFaultError(Exception):
+    """A tool failed; the message is text for the policy."""
+
+
+class LostToolError(Exception):
+    """What a tool runs on is gone, as its server: the environment has failed, not the policy."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tool:
     """A tool of one episode, or of all episodes of a process."""

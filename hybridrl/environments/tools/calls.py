@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.environments.base import Call, Message, Observation, ToolUse
-from hybridrl.environments.tools.base import Tool, WrongCallError
+from hybridrl.environments.tools.base import LostToolError, Tool, ToolFaultError, WrongCallError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,9 @@ async def answer(
 
     Args:
         plain: whether the calls were written as plain text, so that the results are too.
+
+    Raises:
+        LostToolError: what a tool runs on is gone.
     """
     results = await asyncio.gather(
         *(_result(call, tools, rules, beyond=i >= rules.max_calls) for i, call in enumerate(calls))
@@ -108,6 +111,10 @@ async def _made(call: Call, tools: Mapping[str, Tool], rules: CallRules, *, beyo
         return "arguments", f"Error: wrong arguments: {error}"
     except TimeoutError:
         return "timeout", f"Error: {call.name} did not answer within {rules.timeout_s:g} s"
+    except LostToolError:
+        raise
+    except ToolFaultError as error:
+        return "exception", f"Error: {error}"
     except Exception as error:  # told to the policy
         return "exception", f"Error: {type(error).__name__}: {error}"
 

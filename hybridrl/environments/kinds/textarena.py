@@ -1,0 +1,66 @@
+"""A game of TextArena for one player or several; the policy plays all seats.
+
+environment: {name: textarena, id: KuhnPoker-v0, players: 2}
+
+Every player is an agent with its own dialogue, see the estimator rae. It needs the package TextArena, whose
+games draw from Python's global generator, of which every episode has its own state here.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from hybridrl.environments.base import Observation, Turn
+from hybridrl.environments.kinds._seeded import OwnRandom
+from hybridrl.environments.packages import require
+from hybridrl.registry import register
+
+
+@register("environment", "textarena")
+class TextArena:
+    def __init__(self, *, id: str, players: int = 1, make: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            id: as in textarena.make, without wrappers.
+            players: number of players.
+            make: further arguments of textarena.make.
+        """
+        require("textarena", "TextArena==0.7.4", needed_by="environment textarena")
+        self._id, self._players, self._make = id, players, dict(make or {})
+
+    @classmethod
+    def warm_up(cls) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints while it is imported
+            import textarena  # noqa: F401
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        import textarena
+
+        self._random = OwnRandom(seed)
+        with self._random.here():
+            # The raw game gives each player what is new; the wrappers give the history every time.
+            self._game: Any = textarena.make(f"{self._id}-raw", **self._make)
+            self._game.reset(num_players=self._players, seed=seed % 2**32)
+            player, text = self._seen()
+        return Observation(text, agent=player)
+
+    def step(self, turn: Turn) -> Observation:
+        with self._random.here():
+            done, _ = self._game.step(turn.text)
+            if not done:
+                player, text = self._seen()
+                return Observation(text, agent=player)
+            paid, _ = self._game.close()
+        rewards = {int(player): float(reward) for player, reward in (paid or {}).items()}
+        own = rewards.pop(turn.agent, 0.0)
+        return Observation(reward=own, done=True, agent=turn.agent, rewards=rewards)
+
+    def _seen(self) -> tuple[int, str]:
+        """The player whose turn it is, and what is new to it, without its own words."""
+        player, messages = self._game.get_observation()
+        said = [f"{self._name(source)}{text}" for source, text, _ in messages if source != player]
+        return int(player), "\n".join(said)
+
+    def _name(self, source: int) -> str:
+        return f"Player {source}: " if source >= 0 else ""
