@@ -58,6 +58,14 @@ class Environments:
     def usage(self) -> EnvironmentUsage:
         return total([pool.usage() for pool in self._pools.values()])
 
+    async def idle(self) -> None:
+        """Wait until every episode that is being closed is."""
+        await asyncio.gather(*(pool.idle() for pool in self._pools.values()))
+
+    def pids(self) -> list[int]:
+        """The processes that live now."""
+        return [pid for pool in self._pools.values() for pid in pool.pids]
+
     async def close(self) -> None:
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 

@@ -109,11 +109,19 @@ class EnvironmentPool:
 
     async def close(self) -> None:
         """End all processes, after episodes that are being closed. A second call does nothing."""
-        await asyncio.gather(*self._closing)
+        await self.idle()
         processes, self._processes = self._processes, []
         await asyncio.gather(*(process.end() for process in processes))
         self._places.num_processes -= len(processes)
         await self._places.changed()
+
+    async def idle(self) -> None:
+        """Wait until every episode that is being closed is."""
+        await asyncio.gather(*self._closing)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
 
     async def place(self) -> EnvironmentProcess:
         """A process with a place for an episode, which is taken.

@@ -55,9 +55,9 @@ def try_environments(loaded: LoadedConfig, tables: Sequence[Table]) -> str:
             where=loaded.where("environment.variables"),
             fix=f"export {missing[0]}, or remove it there",
         )
-    rows = _first_rows(config, tables, where=loaded.where("environment.field"))
+    rows = rows_by_environment(config, tables, most=1, where=loaded.where("environment.field"))
     with loaded.located():
-        return asyncio.run(_tried(config, rows))
+        return asyncio.run(_tried(config, {name: row for name, (row,) in rows.items()}))
 
 
 async def _tried(config: EnvironmentConfig, rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -86,18 +86,18 @@ async def _begin(source: EnvironmentSource, row: Mapping[str, Any], *, where: st
         await episode.close()
 
 
-def _first_rows(
-    config: EnvironmentConfig, tables: Sequence[Table], *, where: str
-) -> dict[str, Mapping[str, Any]]:
-    """A row for each environment that the data have one for.
+def rows_by_environment(
+    config: EnvironmentConfig, tables: Sequence[Table], *, most: int, where: str
+) -> dict[str, list[Mapping[str, Any]]]:
+    """At most so many rows of each environment that the data have one for.
 
     Raises:
         DataError: a row names an environment that there is none of.
     """
-    found: dict[str, Mapping[str, Any]] = {}
     if config.field is None:
         (name,) = config.all
-        return {name: tables[0][0]} if tables else {}
+        return {name: [tables[0][i] for i in range(min(most, len(tables[0])))]} if tables else {}
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for table in tables:
         for index, value in enumerate(_values(table, config.field)):
             if str(value) not in config.several:
@@ -107,8 +107,9 @@ def _first_rows(
                     where=where,
                     fix="add an environment of that name, or correct the row",
                 )
-            if str(value) not in found:
-                found[str(value)] = table[index]
+            rows = found.setdefault(str(value), [])
+            if len(rows) < most:
+                rows.append(table[index])
     return found
 
 

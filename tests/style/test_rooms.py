@@ -24,7 +24,7 @@ DOORS = {
     "hosts": NOUNS,
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
-    "rewards": NOUNS | {"config"},
+    "rewards": NOUNS | {"config", "hosts"},
     "environments": NOUNS | {"config", "hosts", "sandbox"},
     "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},

@@ -18,6 +18,7 @@ PROCESS_EDGES: set[str] = {
     "environments/child.py:_said",
     "environments/child.py:_serve",
     "environments/tools/calls.py:_made",  # told to the policy
+    "environments/tools/mcp.py:_own",
     "observe/sink_thread.py:_abandon",
     "observe/sink_thread.py:_serve",
     "observe/sink_thread.py:view",

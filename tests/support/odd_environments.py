@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from hybridrl.environments.base import Observation, Turn, tool
 
@@ -83,6 +83,28 @@ class Dice(Counts):
         return Observation(str(random.random()), reward=random.random(), done=True)
 
 
+class Pays(Counts):
+    """Its rewards differ, and follow from what is said."""
+
+    def step(self, turn: Turn) -> Observation:
+        return Observation("next", reward=float(len(turn.text) % 5), done=turn.text.endswith("7"))
+
+
+class Fragile(Pays):
+    def step(self, turn: Turn) -> Observation:
+        return Observation("next", reward=float(turn.text[0] == "a"), done=True)
+
+
+class Holds(Pays):
+    """It leaves a file open in each episode."""
+
+    held: ClassVar[list[Any]] = []
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        self.held.append(open(os.devnull))
+        return Observation("begin")
+
+
 class WithTools(Counts):
     """It has tools of its own; an answer without a call ends the episode."""
 
@@ -100,9 +122,9 @@ class WithTools(Counts):
         return str(a + b)
 
     @tool
-    async def sleep(self, seconds: float) -> str:
-        """Sleep for some seconds."""
-        await asyncio.sleep(seconds)
+    async def sleep(self, hundredths: float) -> str:
+        """Sleep for some hundredths of a second."""
+        await asyncio.sleep(hundredths / 100)
         return "awake"
 
     @tool

@@ -7,6 +7,7 @@ own state here.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.environments.base import Observation, Turn
@@ -16,15 +17,16 @@ from hybridrl.registry import register
 
 
 @register("environment", "gem")
+@dataclass(kw_only=True)
 class Gem:
-    def __init__(self, *, id: str, make: Mapping[str, Any] | None = None) -> None:
-        """
-        Args:
-            id: as in gem.make.
-            make: further arguments of gem.make.
-        """
+    id: str
+    """Name of the environment, as in gem.make."""
+
+    make: Mapping[str, Any] | None = None
+    """Further arguments of gem.make."""
+
+    def __post_init__(self) -> None:
         require("gem", "gem-llm==0.1.0", needed_by="environment gem")
-        self._id, self._make = id, dict(make or {})
 
     @classmethod
     def warm_up(cls) -> None:
@@ -35,7 +37,7 @@ class Gem:
 
         self._random = OwnRandom(seed)
         with self._random.here():
-            self._game = gem.make(self._id, **self._make)
+            self._game = gem.make(self.id, **(self.make or {}))
             text, info = self._game.reset(seed=seed % 2**32)
         return Observation(_with_suffix(text, info))
 

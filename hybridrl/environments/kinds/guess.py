@@ -8,6 +8,7 @@ GEM (github.com/axon-rl/gem) in single letters.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.environments.base import Observation, Turn
@@ -15,9 +16,10 @@ from hybridrl.registry import register
 
 
 @register("environment", "guess")
+@dataclass(kw_only=True)
 class Guess:
-    def __init__(self, *, form: float = 0.1) -> None:
-        self._form = form
+    form: float = 0.1
+    """Reward of a wrong guess that is one digit."""
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         self._secret, self._low, self._high = int(row["answer"]), 0, 9
@@ -35,7 +37,7 @@ class Guess:
             self._high = min(self._high, guess - 1)
         return Observation(
             "+" if guess < self._secret else "-",
-            reward=self._form,
+            reward=self.form,
             anchor=self._known(),
             metrics={"solved": 0.0},
         )

@@ -6,8 +6,9 @@ Equal observations are one state to estimators that compare states (gigpo). It n
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from hybridrl.environments.base import Observation, Turn
 from hybridrl.environments.packages import require
@@ -15,34 +16,33 @@ from hybridrl.registry import register
 
 
 @register("environment", "gymnasium")
+@dataclass(kw_only=True)
 class Gymnasium:
-    def __init__(
-        self,
-        *,
-        id: str,
-        make: Mapping[str, Any] | None = None,
-        actions: Sequence[str] = (),
-        states: Sequence[str] = (),
-        pattern: str | None = None,
-        legal: float = 0.0,
-        on_illegal: str = "end",
-    ) -> None:
-        """
-        Args:
-            id: as in gymnasium.make.
-            make: further arguments of gymnasium.make.
-            actions: words for the actions, in their order. None: their numbers.
-            states: words for discrete observations, in their order. None: observations as Python writes them.
-            pattern: a regular expression with one group, the action in a turn's text. None: the whole text.
-            legal: reward for each turn that names an action, besides the environment's.
-            on_illegal: end: a turn that names no action ends the episode; tell: the policy reads the actions.
-        """
+    id: str
+    """Name of the environment, as in gymnasium.make."""
+
+    make: Mapping[str, Any] | None = None
+    """Further arguments of gymnasium.make."""
+
+    actions: tuple[str, ...] = ()
+    """Words for the actions, in their order; none: their numbers."""
+
+    states: tuple[str, ...] = ()
+    """Words for discrete observations, in their order; none: observations as Python writes them."""
+
+    pattern: str | None = None
+    """A regular expression with one group, the action in a turn's text. null: the whole text."""
+
+    legal: float = 0.0
+    """Reward of each turn that names an action, besides the environment's."""
+
+    on_illegal: Literal["end", "tell"] = "end"
+    """What a turn that names no action leads to. end: the episode ends. tell: the policy reads what it may
+    say."""
+
+    def __post_init__(self) -> None:
         require("gymnasium", "gymnasium==1.4.0", needed_by="environment gymnasium")
-        if on_illegal not in ("end", "tell"):
-            raise ValueError(f"on_illegal = {on_illegal}, which is not end or tell")
-        self._id, self._make, self._actions, self._states = id, dict(make or {}), list(actions), list(states)
-        self._pattern = re.compile(pattern, re.DOTALL) if pattern else None
-        self._legal, self._on_illegal = legal, on_illegal
+        self._pattern = re.compile(self.pattern, re.DOTALL) if self.pattern else None
 
     @classmethod
     def warm_up(cls) -> None:
@@ -51,14 +51,14 @@ class Gymnasium:
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         import gymnasium
 
-        self._game = gymnasium.make(self._id, disable_env_checker=True, **self._make)
+        self._game = gymnasium.make(self.id, disable_env_checker=True, **(self.make or {}))
         space = self._game.action_space
         if not isinstance(space, gymnasium.spaces.Discrete):
-            raise TypeError(f"{self._id} has actions of {space}, and a text names one of a few")
+            raise TypeError(f"{self.id} has actions of {space}, and a text names one of a few")
         first = int(space.start)
-        words = self._actions or [str(i) for i in range(first, first + int(space.n))]
+        words = list(self.actions) or [str(i) for i in range(first, first + int(space.n))]
         if len(words) != space.n:
-            raise ValueError(f"{self._id} has {space.n} actions, and `actions` has {len(words)} words")
+            raise ValueError(f"{self.id} has {space.n} actions, and `actions` has {len(words)} words")
         self._known = dict(zip(words, range(first, first + int(space.n)), strict=True))
         seen, _ = self._game.reset(seed=seed % 2**32)
         return self._observed(seen)
@@ -68,10 +68,10 @@ class Gymnasium:
         if action is None:
             told = f"Say one of: {', '.join(self._known)}"
             return Observation(
-                told, done=self._on_illegal == "end", anchor=self._anchor, metrics={"illegal": 1.0}
+                told, done=self.on_illegal == "end", anchor=self._anchor, metrics={"illegal": 1.0}
             )
         seen, reward, terminated, truncated, _ = self._game.step(action)
-        return self._observed(seen, float(reward) + self._legal, bool(terminated or truncated))
+        return self._observed(seen, float(reward) + self.legal, bool(terminated or truncated))
 
     def close(self) -> None:
         if hasattr(self, "_game"):
@@ -85,5 +85,5 @@ class Gymnasium:
 
     def _observed(self, seen: Any, reward: float = 0.0, done: bool = False) -> Observation:
         self._anchor = str(seen.tolist() if hasattr(seen, "tolist") else seen)
-        text = self._states[int(seen)] if self._states else self._anchor
+        text = self.states[int(seen)] if self.states else self._anchor
         return Observation(text, reward=reward, done=done, anchor=self._anchor)

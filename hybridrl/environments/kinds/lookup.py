@@ -8,6 +8,7 @@ again if it reads the right register; parts of a call pay a part of it; the righ
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from hybridrl.environments.base import Observation, Turn, tool
@@ -15,11 +16,12 @@ from hybridrl.registry import register
 
 
 @register("environment", "lookup")
+@dataclass(kw_only=True)
 class Lookup:
-    text_calls: ClassVar[Mapping[str, str]] = {"read": r"^\[(?P<register>[0-9])\]$"}
+    form: float = 0.1
+    """Reward of a call; that of the right register pays twice as much."""
 
-    def __init__(self, *, form: float = 0.1) -> None:
-        self._form = form
+    text_calls: ClassVar[Mapping[str, str]] = {"read": r"^\[(?P<register>[0-9])\]$"}
 
     def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         self._registers, self._key, self._called = row["registers"], int(row["register"]), False
@@ -33,7 +35,7 @@ class Lookup:
             register: its number, from 0 to 9.
         """
         right = register == self._key
-        reward = 0.0 if self._called else self._form * (1 + right)
+        reward = 0.0 if self._called else self.form * (1 + right)
         metrics = {} if self._called else {"called": 1.0, "called_right": float(right)}
         self._called = True
         return Observation(self._registers[register], reward=reward, anchor="read", metrics=metrics)
@@ -45,4 +47,4 @@ class Lookup:
             return Observation(reward=float(solved), done=True, metrics=metrics)
         first, second, third = (turn.text + "   ")[:3]
         pieces = (first == "[") + (second in "0123456789") + (third == "]")
-        return Observation(reward=self._form * pieces / 4, done=True, metrics=metrics)
+        return Observation(reward=self.form * pieces / 4, done=True, metrics=metrics)

@@ -8,6 +8,7 @@ the server runs.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.environments.base import Observation, Turn
@@ -18,21 +19,24 @@ _MOST_BYTES = 64 * 2**20
 
 
 @register("environment", "openenv")
+@dataclass(kw_only=True)
 class OpenEnv:
-    def __init__(self, *, url: str, action: str = "message", observation: str | None = None) -> None:
-        """
-        Args:
-            url: address of the server.
-            action: field of the server's action that a turn's text fills.
-            observation: field of the server's observation that the policy reads. None: all of it, as JSON.
-        """
+    url: str
+    """Address of the server."""
+
+    action: str = "message"
+    """Field of the server's action that a turn's text fills."""
+
+    observation: str | None = None
+    """Field of the server's observation that the policy reads. null: all of it, as JSON."""
+
+    def __post_init__(self) -> None:
         require("websockets", "websockets==17.4", needed_by="environment openenv")
-        scheme, _, rest = url.partition("://")
+        scheme, _, rest = self.url.partition("://")
         if scheme not in ("http", "https", "ws", "wss") or not rest:
-            raise ValueError(f"url = {url}, which is no address: write http://host:port")
+            raise ValueError(f"url = {self.url}, which is no address: write http://host:port")
         secure = "wss" if scheme in ("https", "wss") else "ws"
-        self._url = f"{secure}://{rest.rstrip('/')}/ws"
-        self._action, self._field = action, observation
+        self._address = f"{secure}://{rest.rstrip('/')}/ws"
         self._connection: Any = None
 
     @classmethod
@@ -42,12 +46,12 @@ class OpenEnv:
     async def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
         from websockets.asyncio.client import connect
 
-        self._connection = await connect(self._url, max_size=_MOST_BYTES)
+        self._connection = await connect(self._address, max_size=_MOST_BYTES)
         seen = await self._asked("reset", {"seed": seed % 2**32})
         return Observation(self._text(seen))
 
     async def step(self, turn: Turn) -> Observation:
-        seen = await self._asked("step", {self._action: turn.text})
+        seen = await self._asked("step", {self.action: turn.text})
         reward, done = seen.get("reward"), seen.get("done")
         return Observation(self._text(seen), reward=float(reward or 0.0), done=bool(done))
 
@@ -65,10 +69,10 @@ class OpenEnv:
 
     def _text(self, seen: Mapping[str, Any]) -> str:
         observed = seen.get("observation", {})
-        if self._field is None:
+        if self.observation is None:
             return observed if isinstance(observed, str) else json.dumps(observed, ensure_ascii=False)
-        if self._field not in observed:
+        if self.observation not in observed:
             raise KeyError(
-                f"the server's observation has no field {self._field!r}, but {', '.join(observed)}"
+                f"the server's observation has no field {self.observation!r}, but {', '.join(observed)}"
             )
-        return str(observed[self._field])
+        return str(observed[self.observation])

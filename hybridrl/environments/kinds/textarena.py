@@ -9,6 +9,7 @@ games draw from Python's global generator, of which every episode has its own st
 import contextlib
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.environments.base import Observation, Turn
@@ -18,16 +19,19 @@ from hybridrl.registry import register
 
 
 @register("environment", "textarena")
+@dataclass(kw_only=True)
 class TextArena:
-    def __init__(self, *, id: str, players: int = 1, make: Mapping[str, Any] | None = None) -> None:
-        """
-        Args:
-            id: as in textarena.make, without wrappers.
-            players: number of players.
-            make: further arguments of textarena.make.
-        """
+    id: str
+    """Name of the game, as in textarena.make, without the name of wrappers."""
+
+    players: int = 1
+    """Number of players."""
+
+    make: Mapping[str, Any] | None = None
+    """Further arguments of textarena.make."""
+
+    def __post_init__(self) -> None:
         require("textarena", "TextArena==0.7.4", needed_by="environment textarena")
-        self._id, self._players, self._make = id, players, dict(make or {})
 
     @classmethod
     def warm_up(cls) -> None:
@@ -40,8 +44,8 @@ class TextArena:
         self._random = OwnRandom(seed)
         with self._random.here():
             # The raw game gives each player what is new; the wrappers give the history every time.
-            self._game: Any = textarena.make(f"{self._id}-raw", **self._make)
-            self._game.reset(num_players=self._players, seed=seed % 2**32)
+            self._game: Any = textarena.make(f"{self.id}-raw", **(self.make or {}))
+            self._game.reset(num_players=self.players, seed=seed % 2**32)
             player, text = self._seen()
         return Observation(text, agent=player)
 
