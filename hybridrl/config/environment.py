@@ -18,8 +18,8 @@ class OneEnvironment(PluginConfig):
     below and nothing else; an answer without a call ends the episode."""
 
     tools: tuple[str | dict[str, Any], ...] = ()
-    """Tools of the policy: module:function, {python: {timeout_s: 5}} for a Python session in a sandbox, or
-    {mcp: {command: [...]}} or {mcp: {url: ...}} for the tools of an MCP server."""
+    """Tools of the policy: module:function, or {mcp: {command: [...]}} or {mcp: {url: ...}} for the tools of
+    an MCP server."""
 
     max_turns: PositiveInt = 8
     """Answers of the policy in an episode, which then ends with what it has."""

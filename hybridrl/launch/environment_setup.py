@@ -1,7 +1,7 @@
 """Environments and tools of a run, loaded and tried before any worker starts."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,9 @@ def unfit_environments(config: EnvironmentConfig) -> Iterator[HybridRLError]:
     """Errors that can be known without loading code from outside, which a process that can be killed does."""
     for name, own in config.all.items():
         where = config.place(name)
-        trials = [partial(read_tool, given, where=f"{where}.tools") for given in own.tools]
+        trials: list[Callable[[], object]] = [
+            partial(read_tool, given, where=f"{where}.tools") for given in own.tools
+        ]
         if ":" not in own.name:
             trials.append(partial(find_environment, own, where=where))
         for trial in trials:

@@ -7,6 +7,7 @@ from typing import Any
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.data.source import open_rows
+from hybridrl.environments.base import Phase
 from hybridrl.environments.hosting import open_environments
 from hybridrl.environments.trial import Finding, try_environment
 from hybridrl.errors import ConfigError, refuse
@@ -48,7 +49,7 @@ async def _found(
     config: EnvironmentConfig, rows: Mapping[str, list[Mapping[str, Any]]], episodes: int
 ) -> AsyncIterator[tuple[str, Finding]]:
     source = open_environments(config)
-    deadlines = {"reset": config.reset_timeout_s, "step": config.step_timeout_s}
+    deadlines: dict[Phase, float] = {"reset": config.reset_timeout_s, "step": config.step_timeout_s}
     try:
         await source.start()
         for name, own in rows.items():

@@ -25,7 +25,7 @@ DOORS = {
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
     "rewards": NOUNS | {"config", "hosts"},
-    "environments": NOUNS | {"config", "hosts", "sandbox"},
+    "environments": NOUNS | {"config", "hosts"},
     "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},

@@ -64,6 +64,9 @@ def counted_episodes(count: int) -> Any:
     return pytest.mark.parametrize("episodes", [8, pytest.param(count, marks=pytest.mark.slow)])
 
 
+SLOW = pytest.mark.parametrize("episodes", [pytest.param(100, marks=pytest.mark.slow)])
+
+
 @counted_episodes(100)
 def test_gymnasium(episodes: int) -> None:
     pytest.importorskip("gymnasium")
@@ -80,7 +83,7 @@ def test_gem(episodes: int) -> None:
     assert any(seen.reward == 1 for episode in found for seen in episode)
 
 
-@counted_episodes(100)
+@SLOW
 def test_textarena(episodes: int) -> None:
     pytest.importorskip("textarena")
     found = equal_twice(TIC_TAC_TOE, episodes=episodes)
@@ -113,7 +116,7 @@ def openenv() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = ROOT / "tests" / "support" / "openenv_number.py"
+    server = Path(__file__).with_name("openenv_number.py")
     process = subprocess.Popen([OPENENV_PYTHON, server, str(port)])
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up and process.poll() is None:
@@ -126,7 +129,7 @@ def openenv() -> Iterator[str]:
     process.wait()
 
 
-@counted_episodes(100)
+@SLOW
 def test_openenv(openenv: str, episodes: int) -> None:
     pytest.importorskip("websockets")
     section = {"name": "openenv", "url": openenv, "observation": "text"}

@@ -73,6 +73,7 @@ def test_tools_over_http(address: str) -> None:
     check({"url": address})
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_costs_its_episode_and_is_started_again() -> None:
     async def play(source: EnvironmentSource) -> Any:
         with pytest.raises(EnvironmentFailedError) as caught:
@@ -107,7 +108,7 @@ def test_a_server_sees_listed_variables_and_its_own(monkeypatch: pytest.MonkeyPa
             {"command": [sys.executable, "-c", "import time; time.sleep(99)"], "start_timeout_s": 0.5},
             "it did not answer within 0.5 s",
         ),
-        (STDIO | {"only": ["sub"]}, "has no tool 'sub'"),
+        pytest.param(STDIO | {"only": ["sub"]}, "has no tool 'sub'", marks=pytest.mark.slow),
         ({}, "give either command, to start a server, or url"),
         ({"comand": ["x"]}, "has no option 'comand'"),
     ],
