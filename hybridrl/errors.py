@@ -96,6 +96,10 @@ class ResourceError(UserError):
     """The machine lacks what the run needs: memory, a port, a device."""
 
 
+class SandboxError(HybridRLError):
+    """A box that could not be started, or that ended or answered nonsense during a call."""
+
+
 class ColumnError(HybridRLError):
     """A column that is not declared, does not match its declaration, or is needed and missing."""
 

@@ -18,8 +18,8 @@ class OneEnvironment(PluginConfig):
     below and nothing else; an answer without a call ends the episode."""
 
     tools: tuple[str | dict[str, Any], ...] = ()
-    """Tools of the policy: module:function, or {mcp: {command: [...]}} or {mcp: {url: ...}} for the tools of
-    an MCP server."""
+    """Tools of the policy: module:function, {python: {timeout_s: 5}} for a Python session in a sandbox, or
+    {mcp: {command: [...]}} or {mcp: {url: ...}} for the tools of an MCP server."""
 
     max_turns: PositiveInt = 8
     """Answers of the policy in an episode, which then ends with what it has."""
@@ -71,7 +71,8 @@ class EnvironmentConfig(OneEnvironment):
     """The environment may take this long to end an episode."""
 
     variables: tuple[str, ...] = ()
-    """Variables of the shell that environments and tools see, besides PATH, HOME, LANG and PYTHONPATH."""
+    """Variables of the shell that environments and tools see, besides those about folders, language and
+    numbers of threads, as PATH, HOME and LANG."""
 
     @model_validator(mode="after")
     def _one_or_several(self) -> "EnvironmentConfig":

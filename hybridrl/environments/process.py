@@ -130,7 +130,7 @@ class EnvironmentProcess:
             [sys.executable, "-c", _BOOT, *given, *sys.path],
             pass_fds=[connection_fd, self._stack_fd],
             stdin=subprocess.DEVNULL,
-            env=child_environment(variables),
+            env=child_environment(variables, key="environment.variables"),
             start_new_session=True,  # Ctrl-C is for the owner
         )
 

@@ -1,23 +1,63 @@
-"""The variables of the shell that processes of a user's code see."""
+"""The environment variables of a process that runs code of others: a documented base, and those that a config
+lists."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-BASE_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH")
-"""Variables that every such process sees, where they are set. OMP_NUM_THREADS is 1 unless it is set."""
+from hybridrl.errors import ConfigError
+
+BASE = (
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TZ",
+    "TMPDIR",
+    "XDG_CACHE_HOME",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "PYTHONHASHSEED",
+    "PYTHONUTF8",
+    "PYTHONDONTWRITEBYTECODE",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_CACHE",
+    "HF_DATASETS_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+)
+"""Variables that every such process gets, where they are set: where files and programs are, language, number
+of threads, and the folders of Hugging Face. None of them holds a secret."""
 
 
-def child_environment(listed: Sequence[str]) -> dict[str, str]:
-    """The variables of a process that sees the base and those that the config lists, and no others."""
-    own = {name: os.environ[name] for name in (*BASE_VARIABLES, *listed) if name in os.environ}
-    return own | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+def child_environment(names: Iterable[str], *, key: str, where: str = "") -> dict[str, str]:
+    """The variables of BASE that are set, and those with the names.
+
+    Args:
+        key: config key that lists the names.
+        where: its place in the config, named in errors.
+
+    Raises:
+        ConfigError: a name is not set here.
+    """
+    for name in names:
+        if name not in os.environ:
+            raise ConfigError(
+                f"{key} lists {name}, which is not set on this machine",
+                where=where,
+                fix=f"export {name}, or take it out of {key}",
+            )
+    return {name: os.environ[name] for name in (*BASE, *names) if name in os.environ}
 
 
 def all_variables() -> dict[str, str]:
     """The variables of this process."""
     return dict(os.environ)
-
-
-def not_set(names: Sequence[str]) -> list[str]:
-    """The names of which this process has no variable."""
-    return [name for name in names if name not in os.environ]

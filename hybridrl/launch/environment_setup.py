@@ -12,8 +12,8 @@ from hybridrl.environments.base import EnvironmentFailedError, EnvironmentSource
 from hybridrl.environments.hosting import Environments, open_environments
 from hybridrl.environments.loading import find_environment
 from hybridrl.environments.tools.sources import read_tool
-from hybridrl.errors import ConfigError, DataError, HybridRLError, UserCodeError
-from hybridrl.hosts.variables import not_set
+from hybridrl.errors import DataError, HybridRLError, UserCodeError
+from hybridrl.hosts.variables import child_environment
 from hybridrl.types import in_row
 from hybridrl.wording import counted
 
@@ -51,12 +51,8 @@ def try_environments(loaded: LoadedConfig, tables: Sequence[Table]) -> str:
     config = loaded.config.environment
     if config is None:
         return ""
-    if missing := not_set(config.variables):
-        raise ConfigError(
-            f"environment.variables lists {missing[0]}, which is not set in this shell",
-            where=loaded.where("environment.variables"),
-            fix=f"export {missing[0]}, or remove it there",
-        )
+    variables = "environment.variables"
+    child_environment(config.variables, key=variables, where=loaded.where(variables))
     rows = rows_by_environment(config, tables, most=1, where=loaded.where("environment.field"))
     with loaded.located():
         return asyncio.run(_tried(config, {name: row for name, (row,) in rows.items()}))

@@ -33,6 +33,10 @@ PROCESS_EDGES: set[str] = {
     "rollout/vllm/core.py:_loop",
     "rollout/vllm/core.py:run",
     "rollout/vllm/worker.py:rollout_call",
+    "sandbox/inside/programs.py:_child",
+    "sandbox/inside/session.py:_text",
+    "sandbox/inside/session.py:call",
+    "sandbox/inside/session.py:run_code",
     "verify/ranks.py:_serve",
     "workers/open_groups.py:_collect",
 }
@@ -42,6 +46,7 @@ ENVIRONMENT_READERS = {
     "hosts",
     "cluster/env.py",
     "rollout/vllm/core.py",
+    "sandbox/inside/programs.py",  # gives a program in a box its environment
     "config/secrets.py",  # what is a secret there is one in a config
     "observe/sinks/wandb.py",  # W&B's own switches and key are there
 }

@@ -8,13 +8,14 @@ from hybridrl.config.options import make
 from hybridrl.environments.tools.base import SharedTools, ToolSource
 from hybridrl.environments.tools.functions import function_tool
 from hybridrl.environments.tools.mcp import McpTools
+from hybridrl.environments.tools.python import PythonTool
 from hybridrl.errors import ConfigError
 
-_MADE = {"mcp": McpTools}
-_FORMS = "module:function, or {mcp: {...}}"
+_MADE = {"python": PythonTool, "mcp": McpTools}
+_FORMS = "module:function, {python: {...}} or {mcp: {...}}"
 
 
-def read_tool(given: str | Mapping[str, Any], *, where: str) -> str | McpTools:
+def read_tool(given: str | Mapping[str, Any], *, where: str) -> str | PythonTool | McpTools:
     """What an item names, without loading code from outside.
 
     Raises:
