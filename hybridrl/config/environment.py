@@ -1,8 +1,9 @@
 """Keys about environments and tools: what the policy acts on in several turns."""
 
+import json
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from hybridrl.config.section import PluginConfig
 
@@ -18,8 +19,9 @@ class OneEnvironment(PluginConfig):
     below and nothing else; an answer without a call ends the episode."""
 
     tools: tuple[str | dict[str, Any], ...] = ()
-    """Tools of the policy: module:function, {python: {timeout_s: 5}} for a Python session in a sandbox, or
-    {mcp: {command: [...]}} or {mcp: {url: ...}} for the tools of an MCP server."""
+    """Tools of the policy: module:function, {python: {timeout_s: 5}} for a Python session in a sandbox,
+    {mcp: {command: [...]}} or {mcp: {url: ...}} for the tools of an MCP server, or {retrieval: {url: ...}}
+    for a search server."""
 
     max_turns: PositiveInt = 8
     """Answers of the policy in an episode, which then ends with what it has."""
@@ -41,6 +43,14 @@ class OneEnvironment(PluginConfig):
     """What a call that cannot be made leads to. tell: the policy reads why. end: so it does, and the
     episode ends."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        # After this validator the section is Python, no longer JSON, in which a list may become a tuple.
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()}
+
 
 class EnvironmentConfig(OneEnvironment):
     """What the policy acts on in several turns, and the processes that run it."""
@@ -49,8 +59,8 @@ class EnvironmentConfig(OneEnvironment):
     """Column of the data that names the environment of a row, one of `several`. None: all rows have this
     one."""
 
-    several: dict[str, OneEnvironment] = {}
-    """Environments by the value of `field`, each with its name, options, tools and limits."""
+    several: dict[str, Any] = {}
+    """Environments by the value of `field`, each with its name, options, tools and limits as above."""
 
     episodes_per_process: PositiveInt = 16
     """Episodes that one process plays at the same time. All of them are played again if it hangs or dies."""
@@ -79,16 +89,34 @@ class EnvironmentConfig(OneEnvironment):
         if (self.field is None) != (not self.several):
             there, absent = ("several", "field") if self.several else ("field", "several")
             raise ValueError(f"{there} needs {absent}: a column names the environment of each row")
-        own = self.model_fields_set & set(OneEnvironment.model_fields) | set(self.options)
+        fields = OneEnvironment.model_fields.items()
+        own = [name for name, field in fields if getattr(self, name) != field.default] + [*self.options]
         if self.several and own:
-            raise ValueError(f"{', '.join(sorted(own))} belongs into each environment of `several`")
+            raise ValueError(f"{', '.join(own)} belongs into each environment of `several`")
+        for name, given in self.several.items():
+            _read(name, given)
         return self
 
     @property
     def all(self) -> dict[str, OneEnvironment]:
         """Every environment by its name in metrics."""
-        return dict(self.several) or {self.name.rpartition(":")[2]: self}
+        if self.several:
+            return {name: _read(name, given) for name, given in self.several.items()}
+        return {self.name.rpartition(":")[2]: self}
 
     def place(self, name: str) -> str:
         """Key of an environment, by its name in metrics."""
         return f"environment.several.{name}" if self.several else "environment"
+
+
+def _read(name: str, given: Any) -> OneEnvironment:
+    """
+    Raises:
+        ValueError: a key of this environment has a wrong value.
+    """
+    try:
+        return OneEnvironment.model_validate_json(json.dumps(given or {}), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, ("several", name, *problem["loc"])))
+        raise ValueError(f"{place}: {problem['msg']}, not {problem['input']!r:.60}") from error

@@ -9,13 +9,14 @@ from hybridrl.environments.tools.base import SharedTools, ToolSource
 from hybridrl.environments.tools.functions import function_tool
 from hybridrl.environments.tools.mcp import McpTools
 from hybridrl.environments.tools.python import PythonTool
+from hybridrl.environments.tools.retrieval import RetrievalTool
 from hybridrl.errors import ConfigError
 
-_MADE = {"python": PythonTool, "mcp": McpTools}
-_FORMS = "module:function, {python: {...}} or {mcp: {...}}"
+_MADE = {"python": PythonTool, "mcp": McpTools, "retrieval": RetrievalTool}
+_FORMS = "module:function, {python: {...}}, {mcp: {...}} or {retrieval: {...}}"
 
 
-def read_tool(given: str | Mapping[str, Any], *, where: str) -> str | PythonTool | McpTools:
+def read_tool(given: str | Mapping[str, Any], *, where: str) -> str | PythonTool | McpTools | RetrievalTool:
     """What an item names, without loading code from outside.
 
     Raises:
