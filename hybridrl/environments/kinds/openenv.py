@@ -6,7 +6,10 @@ Every episode is a session of the server. It needs the package websockets; OpenE
 the server runs.
 """
 
+import asyncio
+import contextlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,7 @@ from hybridrl.environments.packages import require
 from hybridrl.registry import register
 
 _MOST_BYTES = 64 * 2**20
+_CLOSE_S = 2.0
 
 
 @register("environment", "openenv")
@@ -30,6 +34,10 @@ class OpenEnv:
     observation: str | None = None
     """Field of the server's observation that the policy reads. null: all of it, as JSON."""
 
+    pattern: str | None = None
+    """A regular expression with one group, the action in a turn's text; the policy is told when it finds
+    none. null: the whole text."""
+
     def __post_init__(self) -> None:
         require("websockets", "websockets==17.4", needed_by="environment openenv")
         scheme, _, rest = self.url.partition("://")
@@ -38,6 +46,7 @@ class OpenEnv:
         secure = "wss" if scheme in ("https", "wss") else "ws"
         self._address = f"{secure}://{rest.rstrip('/')}/ws"
         self._connection: Any = None
+        self._pattern = re.compile(self.pattern, re.DOTALL) if self.pattern else None
 
     @classmethod
     def warm_up(cls) -> None:
@@ -51,13 +60,19 @@ class OpenEnv:
         return Observation(self._text(seen))
 
     async def step(self, turn: Turn) -> Observation:
-        seen = await self._asked("step", {self.action: turn.text})
+        found = self._pattern.search(turn.text) if self._pattern else None
+        if self._pattern is not None and found is None:
+            return Observation(f"Your answer has no {self.pattern}.", metrics={"illegal": 1.0})
+        text = found[1].strip() if found else turn.text
+        seen = await self._asked("step", {self.action: text})
         reward, done = seen.get("reward"), seen.get("done")
         return Observation(self._text(seen), reward=float(reward or 0.0), done=bool(done))
 
     async def close(self) -> None:
         if self._connection is not None:
             await self._connection.send(json.dumps({"type": "close"}))
+            with contextlib.suppress(TimeoutError):  # the server ends the session, and then the connection
+                await asyncio.wait_for(self._connection.wait_closed(), _CLOSE_S)
             await self._connection.close()
 
     async def _asked(self, do: str, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 import pytest
 
+from hybridrl.data.tasks.games import games
 from hybridrl.data.tasks.guess import guess
 from hybridrl.data.tasks.lookup import lookup
 from hybridrl.errors import ConfigError
 
-TASKS = {"guess": guess, "lookup": lookup}
+TASKS = {"games": games, "guess": guess, "lookup": lookup}
 
 
 @pytest.mark.parametrize("name", TASKS)

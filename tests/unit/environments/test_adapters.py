@@ -34,7 +34,7 @@ WORDS: dict[str, list[str]] = {
 
 async def played(source: EnvironmentSource, seed: int, words: list[str], most: int = 12) -> list[Observation]:
     """An episode in which the policy says words at random, from the seed."""
-    draw, opened = random.Random(seed), source.open({})
+    draw, opened = random.Random(f"policy {seed}"), source.open({})
     try:
         seen = [await opened.reset(seed)]
         while not seen[-1].done and len(seen) <= most:
@@ -136,6 +136,24 @@ def test_openenv(openenv: str, episodes: int) -> None:
     found = equal_twice(section, episodes=episodes)
     assert found[0][0].messages[0]["content"] == "Guess."
     assert any(seen.reward == 1 and seen.done for episode in found for seen in episode)
+
+
+@pytest.mark.slow
+def test_an_action_is_read_out_of_an_answer(openenv: str) -> None:
+    pytest.importorskip("websockets")
+
+    async def play(source: EnvironmentSource) -> list[Observation]:
+        opened = source.open({})
+        await opened.reset(3)
+        seen = [await opened.step(Turn(text)) for text in ("hm", "I say <action> 3 </action>")]
+        await opened.close()
+        return seen
+
+    pattern = "<action>(.*?)</action>"
+    section = {"name": "openenv", "url": openenv, "observation": "text", "pattern": pattern}
+    told, answered = with_environments(section, play)
+    assert pattern in told.messages[0]["content"] and told.metrics == {"illegal": 1}
+    assert answered.messages[0]["content"] in ("higher", "lower", "")
 
 
 @pytest.mark.parametrize(
