@@ -287,6 +287,13 @@ class EvaluateConfig(Section):
     temperature: NonNegativeFloat = 0.0
     """0: greedy."""
 
+    top_p: PositiveFloat = Field(default=1.0, le=1.0)
+    """Sample from the likeliest tokens that have this probability together. Training always samples from the
+    whole vocabulary."""
+
+    top_k: PositiveInt | None = None
+    """Sample from so many of the likeliest tokens. None: from all."""
+
 
 class TrainingRun(Section):
     """A run of any kind of training."""

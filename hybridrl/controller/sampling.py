@@ -37,5 +37,7 @@ def heldout_sampling(cfg: Config, step: int) -> Sampling:
         num_samples=cfg.evaluate.samples_per_prompt,
         max_response_tokens=cfg.rollout.max_response_tokens,
         temperature=cfg.evaluate.temperature,
+        top_p=cfg.evaluate.top_p,
+        top_k=cfg.evaluate.top_k or -1,
         seed=group_seed(cfg.run.seed, _HELDOUT + step) % 2**31,
     )
