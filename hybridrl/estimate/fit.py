@@ -70,6 +70,7 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
         yield from _change(setting, "actor.recompute", setting.recompute, how, recompute=how)
     for how in ("optimizer", "all"):
         yield from _change(setting, "actor.offload", setting.offload, how, offload=how)
+    yield from _on_host(setting)
     for axis in ("tp", "pp", "cp", "ep"):
         was = getattr(setting.train, axis)
         for size in _powers(was * 2, setting.num_gpus):
@@ -82,6 +83,13 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
     was = setting.memory_fraction
     for fraction in (step / 20 for step in range(19, 5, -1)):
         yield from _change(setting, "rollout.memory_fraction", was, fraction, memory_fraction=fraction)
+
+
+def _on_host(setting: Setting) -> Iterator[Change]:
+    """State of the trainer in host memory, where ranks share the weights."""
+    for how in ("optimizer", "all") if setting.shards_weights else ():
+        actor = setting.actor.model_copy(update={"keep_on_host": how})
+        yield from _change(setting, "actor.keep_on_host", setting.actor.keep_on_host, how, actor=actor)
 
 
 def _microbatches(setting: Setting) -> Iterator[Change]:

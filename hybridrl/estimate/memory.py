@@ -74,7 +74,15 @@ class Resident:
 
 
 def resident(setting: Setting, stage: int) -> Resident:
-    """What a rank of a pipeline stage keeps."""
+    """What a rank of a pipeline stage keeps on its GPU."""
+    whole = state(setting, stage)
+    if setting.on_host == "all":
+        return Resident(policy=0.0, others=0.0, gradients=0.0, optimizer=0.0)
+    return replace(whole, optimizer=0.0) if setting.on_host == "optimizer" else whole
+
+
+def state(setting: Setting, stage: int) -> Resident:
+    """What a rank of a pipeline stage keeps, on its GPU and in host memory."""
     whole: dict[Role, Share] = {role: _share(setting, stage, role) for role in _held(setting)}
     changed: dict[Role, Share] = {role: _trained_share(setting, stage, role) for role in setting.trained}
     weights = {role: share.all * _weight_bytes(setting, role) for role, share in whole.items()}
@@ -173,7 +181,7 @@ def scoring(setting: Setting, stage: int) -> Phase:
     answering, own = rollout(setting, stage), setting.alone("reward model")
     reloaded = (
         _share(setting, stage, "reward model").all * _weight_bytes(setting, "reward model")
-        if setting.offload == "all"
+        if setting.offload == "all" and setting.on_host != "all"
         else 0.0
     )
     return replace(
@@ -260,9 +268,11 @@ def least(setting: Setting) -> Phase:
 
 
 def host_bytes(setting: Setting) -> float:
-    """Host memory of a node besides its processes: offloaded state and the tokens of a step."""
-    held = resident(setting, 0)
-    away = held.all - held.after_offload(setting).all
+    """Host memory of a node besides its processes: state that is kept or offloaded there, and the tokens of a
+    step."""
+    away = state(setting, 0).all - resident(setting, 0).after_offload(setting).all
+    if setting.on_host == "optimizer":
+        away += state(setting, 0).policy  # the optimizer steps on a copy of the weights
     tokens = setting.batch.trajectories * setting.batch.longest * _TOKEN_BYTES
     return away * max(1, setting.gpus_per_node) + tokens
 

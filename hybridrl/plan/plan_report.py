@@ -280,6 +280,7 @@ def keys(setting: Setting) -> dict[str, Any]:
     return found | {
         "actor.backend": setting.backend,
         "actor.gather": setting.actor.gather,
+        "actor.keep_on_host": setting.actor.keep_on_host,
         "actor.recompute": setting.recompute,
         "actor.microbatch_tokens": setting.microbatch_tokens,
         "actor.offload": setting.offload,
