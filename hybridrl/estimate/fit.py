@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybridrl.estimate.memory import Phase, kv_bytes, kv_tokens, phases
+from hybridrl.estimate.memory import Phase, engine_work, kv_bytes, kv_tokens, phases
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.wording import counted
@@ -49,7 +49,8 @@ def too_small_cache(setting: Setting) -> str:
         return ""
     if kv_bytes(setting) <= 0 and setting.gpu:
         share = setting.memory_fraction * setting.gpu.memory_bytes
-        return f"the engine's weights need more than its {share / 1e9:.1f} GB per GPU"
+        more = " and its computation" if engine_work(setting) else ""
+        return f"the engine's weights{more} need more than its {share / 1e9:.1f} GB per GPU"
     return f"the engine's cache holds {counted(room, 'token', form=',')}, a trajectory may have {longest:,}"
 
 

@@ -13,6 +13,7 @@ from hybridrl.estimate.activations import in_flight, layer, loss_bytes, norm_out
 from hybridrl.estimate.gathered import GRADIENT_BYTES, gathered
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.weights import Share, on_engine, on_stage
+from hybridrl.rollout.base import working_bytes
 
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
@@ -171,6 +172,7 @@ def rollout(setting: Setting, stage: int) -> Phase:
         weights=stays.policy + stays.others + stays.fp8,
         gradients=stays.gradients,
         optimizer=stays.optimizer,
+        activations=engine_work(setting),
         engine=weights,
         kv=kv_bytes(setting),
     )
@@ -188,7 +190,7 @@ def scoring(setting: Setting, stage: int) -> Phase:
         answering,
         name=f"score, stage {stage}",
         weights=answering.weights + reloaded,
-        activations=_layer_bytes(own) + gathered(own),
+        activations=answering.activations + _layer_bytes(own) + gathered(own),
     )
 
 
@@ -213,7 +215,15 @@ def kv_bytes(setting: Setting) -> float:
         return setting.kv_cache_tokens * kv_bytes_per_token(setting)
     if setting.gpu is None:
         return _CPU_CACHE_TOKENS * kv_bytes_per_token(setting)
-    return setting.memory_fraction * setting.gpu.memory_bytes - engine_weights(setting)
+    share = setting.memory_fraction * setting.gpu.memory_bytes
+    return share - engine_weights(setting) - engine_work(setting)
+
+
+def engine_work(setting: Setting) -> float:
+    """Bytes that an engine rank on a GPU keeps for its computation, within its share of the memory."""
+    if not setting.num_engines or setting.gpu is None:
+        return 0.0
+    return working_bytes(setting.engine_kind, setting.model, setting.engine, setting.running_requests)
 
 
 def kv_tokens(setting: Setting) -> int:

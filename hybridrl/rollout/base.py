@@ -334,4 +334,15 @@ def layout_in(kind: EngineKind, model: ModelSpec, parallel: EngineParallel) -> L
     return kind.layout(model, parallel) if model.has_table else LoaderLayout(model, parallel.tp)
 
 
+def working_bytes(kind: EngineKind, model: ModelSpec, parallel: EngineParallel, requests: int) -> float:
+    """Bytes of rollout.memory_fraction on a GPU that an engine rank keeps for its computation, besides its
+    weights and its cache. A kind that counts them has a method of this name; the others keep none.
+
+    Args:
+        requests: rollout.max_running_requests.
+    """
+    own = getattr(kind, "working_bytes", None)
+    return own(model, parallel, requests) if own else 0.0
+
+
 _PARTS = tuple(part for part in vars(EngineKind) if not part.startswith("_"))

