@@ -113,7 +113,11 @@ VLLMEngine(EngineSetup(model_folder={folder!r}, log_path={log!r}, parallel=VLLMP
 def test_an_engine_whose_owner_is_killed_while_it_starts_leaves_nothing(kind, folder, tp, after_s):
     """At several moments: the host does not read its pipe, and vLLM starts one process after the other."""
     given = {"folder": str(folder), "log": str(folder / "early.log"), "tp": tp, "python": str(VLLM_PYTHON)}
-    program = STARTS.format(until=time.time() + after_s, **given)
+    assert_nothing_is_left_of(STARTS.format(until=time.time() + after_s, **given))
+
+
+def assert_nothing_is_left_of(program):
+    """Of an engine whose owner runs a program that prints its host, its folder and its files, and dies."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     host, temporary, *files = done.stdout.split()
@@ -145,3 +149,25 @@ def test_a_setup_that_cannot_work_is_refused_and_leaves_nothing(kind, folder, er
     with pytest.raises(error):
         kind.engine(folder, **{"log_path": str(folder / "never.log")} | options)
     assert not psutil.Process().children()
+
+
+ENDS = """
+import os, signal
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.hosting import shared_files
+from hybridrl.rollout.vllm.sizes import VLLMParallel
+from hybridrl.rollout.vllm.start import VLLMEngine
+
+engine = VLLMEngine(EngineSetup(model_folder={folder!r}, log_path={log!r}, parallel=VLLMParallel(tp={tp}),
+                                python={python!r}, max_prompt_tokens=32, max_response_tokens=32))
+engine.export_parameters()
+print(engine._process.pid, engine._folder, *shared_files(("",)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tp", [1, 2])
+def test_an_engine_ends_with_its_owner(kind, folder, tp):
+    given = {"folder": str(folder), "log": str(folder / "orphan.log"), "tp": tp, "python": str(VLLM_PYTHON)}
+    assert_nothing_is_left_of(ENDS.format(**given))
