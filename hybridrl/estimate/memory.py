@@ -221,7 +221,7 @@ def kv_bytes(setting: Setting) -> float:
 
 def engine_work(setting: Setting) -> float:
     """Bytes that an engine rank on a GPU keeps for its computation, within its share of the memory."""
-    if not setting.num_engines or setting.gpu is None:
+    if not setting.num_engines or setting.gpu is None or setting.engine_kind is None:
         return 0.0
     return working_bytes(setting.engine_kind, setting.model, setting.engine, setting.running_requests)
 

@@ -97,9 +97,10 @@ def gathered(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
     whole: dict[int, Tensor] = {}
     for adapter in adapters(network).values():
         if id(adapter.a) not in whole:
-            found = adapter.a.detach()
+            found: Any = adapter.a.detach()
             if isinstance(found, DTensor):
-                whole[id(adapter.a)] = found.to(device).full_tensor().to(found.device)
+                there: Any = found.to(device)
+                whole[id(adapter.a)] = there.full_tensor().to(found.device)
             else:
                 whole[id(adapter.a)] = found.clone()
     return {name: whole[id(adapter.a)] for name, adapter in adapters(network).items()}
