@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybridrl.estimate.memory import Phase, engine_work, kv_bytes, kv_tokens, phases
+from hybridrl.estimate.engine import engine_work, kv_bytes, kv_tokens
+from hybridrl.estimate.memory import Phase, phases
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.wording import counted

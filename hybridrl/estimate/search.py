@@ -12,8 +12,9 @@ from itertools import chain, product
 from hybridrl import registry
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
+from hybridrl.estimate.engine import engine_weights, kv_tokens
 from hybridrl.estimate.fit import fits, fullest
-from hybridrl.estimate.memory import engine_weights, kv_tokens, resident, training
+from hybridrl.estimate.memory import resident, training
 from hybridrl.estimate.setting import Recompute, Setting
 from hybridrl.estimate.time import StepTime, generate_s, logprobs_s, step_time, train_s
 from hybridrl.layout.trainers import layout_of

@@ -10,16 +10,10 @@ from dataclasses import dataclass
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import flops
 from hybridrl.estimate.activations import kv_width
+from hybridrl.estimate.engine import engine_weights, kv_bytes_per_token, kv_tokens
 from hybridrl.estimate.gathered import GRADIENT_BYTES
 from hybridrl.estimate.gpus import GPUModel
-from hybridrl.estimate.memory import (
-    engine_weights,
-    kv_bytes_per_token,
-    kv_tokens,
-    num_microbatches,
-    resident,
-    state,
-)
+from hybridrl.estimate.memory import num_microbatches, resident, state
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.swap import SwapEstimate
 from hybridrl.estimate.weights import on_stage

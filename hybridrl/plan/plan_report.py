@@ -6,13 +6,13 @@ from typing import Any
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import swap
+from hybridrl.estimate.engine import kv_tokens
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.gpus import GPUS
 from hybridrl.estimate.memory import (
     Phase,
     checkpoint_bytes,
     host_bytes,
-    kv_tokens,
     logprobs,
     num_microbatches,
     on_cpu,

@@ -211,15 +211,6 @@ def test_the_engine_stays_the_scripts(tmp_path: Path, name: str, engine: str) ->
     assert ("rollout.engine knows sglang and vllm" in whys(found)) == (name == "trtllm")
 
 
-@pytest.mark.parametrize(("do_sample", "expected"), [(True, (0.7, 0.9, 20)), (False, (0.0, 1.0, None))])
-def test_an_evaluation_samples_as_the_script_does(tmp_path: Path, do_sample: bool, expected: Any) -> None:
-    keys = {"do_sample": do_sample, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
-    found = translate(launch({f"{R}.val_kwargs.{key}": value for key, value in keys.items()}))
-    evaluate = config(tmp_path, found).evaluate
-    assert (evaluate.temperature, evaluate.top_p, evaluate.top_k) == expected
-    assert "val_kwargs.top" not in whys(found)
-
-
 @pytest.mark.parametrize("section", ["lora_", "lora."])
 def test_adapters_keep_rank_and_alpha(tmp_path: Path, section: str) -> None:
     keys = {f"{M}.{section}rank": 8, f"{M}.{section}alpha": 16}
