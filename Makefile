@@ -17,7 +17,7 @@ help: ## this list
 
 setup: $(READY) ## environment in .venv with everything installed (2 minutes, 4 GB)
 
-$(READY): requirements/install requirements/stages.sh requirements/cpu.txt requirements/cpu-nodeps.txt requirements/dev.txt setup.py
+$(READY): requirements/install requirements/stages.sh requirements/cpu.txt requirements/cpu-nodeps.txt requirements/agents.txt requirements/dev.txt setup.py
 	@requirements/install $(VENV) $(PYTHON)
 	@touch $@
 	@$(BIN)/hybridrl doctor

@@ -114,7 +114,7 @@ def check_name(package: str, name: str, *, where: str = "", folders: bool = Fals
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known
         raise ConfigError(
-            f"{package.rsplit('.', 1)[-1]} has no {name!r}",
+            f"{package.removesuffix('.kinds').rsplit('.', 1)[-1]} has no {name!r}",
             where=where,
             fix=f"use one of {', '.join(near)}, or module:Name",
         )

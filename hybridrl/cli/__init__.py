@@ -24,6 +24,7 @@ from hybridrl.cli.commands import Interrupted
 from hybridrl.cli.config_commands import config_app
 from hybridrl.cli.console import err, out, tell
 from hybridrl.cli.data_commands import data_app
+from hybridrl.cli.environment_commands import environment_app
 from hybridrl.cli.help import add, group
 from hybridrl.cli.reward_commands import reward_app
 from hybridrl.errors import HybridRLError
@@ -104,6 +105,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(algo_app, name="algo")
 app.add_typer(data_app, name="data")
 app.add_typer(reward_app, name="reward")
+app.add_typer(environment_app, name="environment")
 app.add_typer(import_app, name="import")
 
 

@@ -8,7 +8,7 @@ from rich.markup import escape
 from hybridrl.cli.console import AsJson, ConfigPath, Overrides, out, show, tell
 from hybridrl.cli.help import add, group
 
-_MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "no": ("no", "red")}
+MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "no": ("no", "red")}
 
 
 def list_all(as_json: AsJson = False) -> None:
@@ -34,7 +34,7 @@ def check(
     found = []
     for finding in trial(load_for("launch", config, overrides or []), sample=rows):
         found.append(finding)
-        mark, style = _MARKS[finding.verdict]
+        mark, style = MARKS[finding.verdict]
         if not as_json:
             tell(f"{mark:<8}", f"{finding.kind:<10} {finding.text}", style=style, indent=21)
     if as_json:

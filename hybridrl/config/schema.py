@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from hybridrl.config.cluster import ClusterConfig
+from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import PluginConfig, Section
@@ -355,6 +356,7 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig
+    environment: EnvironmentConfig | None = None
     reward_model: RewardModelConfig | None = None
     run: RunConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()

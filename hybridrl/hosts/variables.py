@@ -56,3 +56,8 @@ def child_environment(names: Iterable[str], *, key: str, where: str = "") -> dic
                 fix=f"export {name}, or take it out of {key}",
             )
     return {name: os.environ[name] for name in (*BASE, *names) if name in os.environ}
+
+
+def all_variables() -> dict[str, str]:
+    """The variables of this process."""
+    return dict(os.environ)

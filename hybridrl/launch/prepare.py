@@ -18,6 +18,7 @@ from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.errors import ModelError
 from hybridrl.launch.data_sets import describe_absent
 from hybridrl.launch.data_warnings import suspicious
+from hybridrl.launch.environment_setup import try_environments
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
@@ -36,9 +37,12 @@ class Prepared:
     warnings: tuple[str, ...]
     """What is odd about the data, the reward, or the text that template and tokenizer make of a prompt."""
 
+    environments: str = ""
+    """Environments and their tools; "" if there are none."""
+
     def describe(self) -> str:
         """One line that describes the data and the reward."""
-        return _described(len(self.train), len(self.heldout), self.gold)
+        return _described(len(self.train), len(self.heldout), self.gold, self.environments)
 
 
 def prepare(loaded: LoadedConfig) -> Prepared:
@@ -56,10 +60,11 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
     gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
+    environments = try_environments(loaded, [train.rows, *([heldout.rows] if heldout else [])])
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
     odd = _suspicious(cfg, gold, train.rows, heldout.rows if heldout else None)
     warnings = (*odd, *train.examined().warnings)
-    return Prepared(train, heldout.all() if heldout else [], gold, warnings)
+    return Prepared(train, heldout.all() if heldout else [], gold, warnings, environments)
 
 
 def open_train(loaded: LoadedConfig) -> TablePrompts:
@@ -80,6 +85,7 @@ def try_data(loaded: LoadedConfig, say: Callable[[str, str], None]) -> None:
         if missing := describe_absent(loaded) or _describe_absent_files(loaded):
             with Scorer(loaded.config.reward, where=loaded.where("reward.name")):
                 say("data", missing)
+            try_environments(loaded, [])
             return
         is_here = Path(here.config.model.path).is_dir()
         if not is_here:
@@ -120,14 +126,16 @@ def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     train = _rows(loaded, data.train, "train")
     heldout = _rows(loaded, data.heldout, "heldout") if data.heldout else None
     gold = _judged(loaded, train, heldout)
-    found = _described(len(train), len(heldout) if heldout else 0, gold)
+    environments = try_environments(loaded, [train, *([heldout] if heldout else [])])
+    found = _described(len(train), len(heldout) if heldout else 0, gold, environments)
     yield "data", f"{found}; prompts are measured, and weights inspected, once the model is here"
     yield from (("warning", text) for text in _suspicious(loaded.config, gold, train, heldout))
 
 
 def _suspicious(cfg: Config, gold: GoldCheck, train: Table, heldout: Table | None) -> list[str]:
     key, per_step = "batch.prompts_per_step", cfg.batch.prompts_per_step
-    columns = [cfg.data.prompt_field]
+    # The prompt of a game is often the same: what differs is in other columns.
+    columns = [cfg.data.prompt_field] if cfg.environment is None else sorted(train[0])
     found = suspicious(train, heldout, columns, noun="prompt", key=key, per_step=per_step)
     return [*filter(None, [gold.warning]), *found]
 
@@ -166,11 +174,12 @@ def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
     return opened_part(whole.removeprefix(asked), by_template=is_suffix)
 
 
-def _described(num_train: int, num_heldout: int, gold: GoldCheck) -> str:
+def _described(num_train: int, num_heldout: int, gold: GoldCheck, environments: str) -> str:
     heldout = f", {num_heldout:,} held out" if num_heldout else ", none held out"
     answers = counted(gold.num_checked, "gold answer")
     accepted = f"; the reward accepts {gold.accepted_share:.0%} of {answers}" if gold.num_checked else ""
-    return f"{counted(num_train, 'prompt', form=',')}{heldout}{accepted}"
+    played = f"; environment {environments}" if environments else ""
+    return f"{counted(num_train, 'prompt', form=',')}{heldout}{accepted}{played}"
 
 
 def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:

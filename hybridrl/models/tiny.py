@@ -22,6 +22,8 @@ from hybridrl.models.table import Parameter, is_norm
 
 ARITHMETIC = string.digits + "+-="
 
+LOOKUP = string.digits + "?[]"
+
 _SPECIAL = ("<eos>", "<pad>", "<unk>")
 
 _CHAT_TEMPLATE = (
@@ -65,6 +67,11 @@ def qwen3_arithmetic(folder: Path, seed: int) -> None:
     _arithmetic("qwen3", folder, seed)
 
 
+def qwen3_lookup(folder: Path, seed: int) -> None:
+    """Write a model like qwen3_arithmetic whose tokens are the characters of LOOKUP."""
+    _arithmetic("qwen3", folder, seed, alphabet=LOOKUP)
+
+
 def qwen3_moe_arithmetic(folder: Path, seed: int) -> None:
     """Write a model like qwen3_arithmetic with 8 experts per layer, 2 per token: 1.3 M weights."""
     _arithmetic("qwen3_moe", folder, seed, moe_intermediate_size=192)
@@ -75,7 +82,7 @@ def olmo2_arithmetic(folder: Path, seed: int) -> None:
     _arithmetic("olmo2", folder, seed)
 
 
-def _arithmetic(family: str, folder: Path, seed: int, **sizes: int) -> None:
+def _arithmetic(family: str, folder: Path, seed: int, *, alphabet: str = ARITHMETIC, **sizes: int) -> None:
     sizes = {
         "hidden_size": 128,
         "num_hidden_layers": 2,
@@ -83,11 +90,11 @@ def _arithmetic(family: str, folder: Path, seed: int, **sizes: int) -> None:
         "num_key_value_heads": 2,
         "head_dim": 32,
         "intermediate_size": 384,
-        "vocab_size": len(ARITHMETIC) + len(_SPECIAL),
+        "vocab_size": len(alphabet) + len(_SPECIAL),
         **sizes,
     }
-    config = _config(family, sizes, tied=False, eos_token_id=len(ARITHMETIC))
-    tokenizer = _tokenizer(ARITHMETIC, _SPECIAL)
+    config = _config(family, sizes, tied=False, eos_token_id=len(alphabet))
+    tokenizer = _tokenizer(alphabet, _SPECIAL)
     fill = partial(_fill, config=config, tokenizer=tokenizer, chat_template=None, seed=seed)
     write_once(folder, partial(fill, std=0.05, norm_std=0.0))
 

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, RewardError
+from hybridrl.hosts.process_usage import Usage, usage_of
 from hybridrl.rewards.gold import Rows, least_accepted, spread
 from hybridrl.rewards.hostile import HOSTILE, around
 from hybridrl.rewards.pool import Scorer
 from hybridrl.rewards.score import Score
-from hybridrl.rewards.usage import Usage, usage_of
 from hybridrl.types import HANG_PART
 from hybridrl.wording import counted
 

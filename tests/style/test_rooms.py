@@ -26,21 +26,22 @@ DOORS = {
     "layout": NOUNS | {"models"},
     "algorithms": NOUNS | {"config"},
     "rewards": NOUNS | {"config", "hosts", "sandbox"},
+    "environments": NOUNS | {"config", "hosts", "sandbox"},
     "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
     "estimate": NOUNS
     | {"config", "models", "layout", "reshard", "algorithms", "rollout"},  # algorithms.needs: what is held
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
-    "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard"},
+    "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard", "environments"},
     "cluster": {"errors"},
     "controller": NOUNS | {"config", "algorithms", "data"},
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
-    | {"trainer", "rollout", "cluster"},
+    | {"trainer", "rollout", "cluster", "environments"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
-    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate"},
+    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
@@ -98,7 +99,19 @@ KEYS = {
     "sympy": {"rewards"},
     "pynvml": {"hosts"},
     "psutil": {"cluster", "observe", "rollout", "hosts"},
-    "pydantic": {"config", "rollout"},  # a kind of engine brings a section of the config
+    "pydantic": {
+        "config",
+        "rollout",
+        "environments",
+    },  # a kind of engine brings a section; arguments of tools
+    "msgpack": {"environments"},
+    "mcp": {"environments"},
+    "mcp_types": {"environments"},
+    "httpx2": {"environments"},
+    "gymnasium": {"environments"},
+    "gem": {"environments"},
+    "textarena": {"environments"},
+    "websockets": {"environments"},
     "pydantic_core": {"config"},
     "typing_extensions": {"config"},
     "yaml": {"config"},

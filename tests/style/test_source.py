@@ -14,6 +14,11 @@ TREES = {path: ast.parse(path.read_text("utf-8"), str(path)) for path in sorted(
 PROCESS_EDGES: set[str] = {
     "cli/__init__.py:main",
     "controller/stream.py:_guarded",
+    "environments/child.py:_answer",
+    "environments/child.py:_said",
+    "environments/child.py:_serve",
+    "environments/tools/calls.py:_made",  # told to the policy
+    "environments/tools/mcp.py:_own",
     "observe/sink_thread.py:_abandon",
     "observe/sink_thread.py:_serve",
     "observe/sink_thread.py:view",

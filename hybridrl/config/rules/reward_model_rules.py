@@ -35,11 +35,11 @@ def reward_model_spec(config: Config) -> ModelSpec | None:
 def reward_model_fits_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     own = loaded.config.reward_model
     if own is None:
-        if no_rule(loaded.config):
+        if no_rule(loaded.config) and loaded.config.environment is None:
             yield ConfigError(
-                "reward = none judges no answer, and reward_model is not set",
+                "reward = none judges no answer, and neither reward_model nor environment is set",
                 where=loaded.where("reward.name"),
-                fix="set reward_model.path, or another reward",
+                fix="set reward_model.path, environment, or another reward",
             )
         return
     if own.weight == 0:

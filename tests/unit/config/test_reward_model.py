@@ -68,7 +68,7 @@ def test_a_fit_one_passes(run) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["reward=none"], "reward = none judges no answer, and reward_model is not set"),
+        (["reward=none"], "reward = none judges no answer, and neither reward_model nor environment is set"),
         (["reward_model=nowhere"], "no model folder at reward_model.path = nowhere"),
         (
             ["reward_model=@policy"],

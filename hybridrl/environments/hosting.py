@@ -1,0 +1,85 @@
+"""The environments of a config, opened by the episode runner: one pool of processes for each."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.environments.base import EnvironmentUsage, OpenEpisode, ToolSchema
+from hybridrl.environments.pool import EnvironmentPool, Places, total
+from hybridrl.errors import DataError
+from hybridrl.types import in_row
+
+
+def open_environments(config: EnvironmentConfig, *, most_processes: int | None = None) -> "Environments":
+    """The environments of a config; `start` starts the first process of each.
+
+    Args:
+        most_processes: share of the node's processes that these may take. None: all that the config allows.
+    """
+    return Environments(config, most_processes=most_processes)
+
+
+class Environments:
+    """See EnvironmentSource. It is made in the event loop that uses it, or before that loop runs."""
+
+    def __init__(self, config: EnvironmentConfig, *, most_processes: int | None = None) -> None:
+        self._config = config
+        places = Places(most_processes or config.processes_per_node)
+        self._pools = {
+            name: EnvironmentPool(name, own, config, places, where=config.place(name))
+            for name, own in config.all.items()
+        }
+
+    async def start(self) -> None:
+        try:
+            await asyncio.gather(*(pool.start() for pool in self._pools.values()))
+        except BaseException:
+            await self.close()
+            raise
+
+    def name(self, row: Mapping[str, Any]) -> str:
+        return self._pool(row).name
+
+    def tools(self, row: Mapping[str, Any]) -> Sequence[ToolSchema]:
+        return self._pool(row).schemas
+
+    def tool_names(self, row: Mapping[str, Any]) -> list[str]:
+        """Names of all tools of the row's environment, those that are called in plain text last."""
+        pool = self._pool(row)
+        return [*(schema["function"]["name"] for schema in pool.schemas), *pool.text_tools]
+
+    def max_turns(self, row: Mapping[str, Any]) -> int:
+        return self._pool(row).max_turns
+
+    def open(self, row: Mapping[str, Any]) -> OpenEpisode:
+        return self._pool(row).open(row)
+
+    def usage(self) -> EnvironmentUsage:
+        return total([pool.usage() for pool in self._pools.values()])
+
+    async def idle(self) -> None:
+        """Wait until every episode that is being closed is."""
+        await asyncio.gather(*(pool.idle() for pool in self._pools.values()))
+
+    def pids(self) -> list[int]:
+        """The processes that live now."""
+        return [pid for pool in self._pools.values() for pid in pool.pids]
+
+    async def close(self) -> None:
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+
+    def _pool(self, row: Mapping[str, Any]) -> EnvironmentPool:
+        field = self._config.field
+        if field is None:
+            (pool,) = self._pools.values()
+            return pool
+        value = in_row(row, field)
+        pool = self._pools.get(str(value))
+        if pool is None:
+            raise DataError(
+                f"a row has {field} = {value!r:.80}, and environment.several has {', '.join(self._pools)}",
+                where="environment.field",
+                fix="add an environment of that name, or correct the data",
+            )
+        return pool

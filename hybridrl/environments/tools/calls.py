@@ -1,0 +1,137 @@
+"""Makes the calls of one turn, at the same time, and says what the policy reads of each."""
+
+import asyncio
+import difflib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hybridrl.environments.base import Call, Message, Observation, ToolUse
+from hybridrl.environments.tools.base import LostToolError, Tool, ToolFaultError, WrongCallError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallRules:
+    """How calls are made, from the config."""
+
+    max_calls: int
+    max_result_characters: int
+    timeout_s: float
+    """Calls that can be cancelled are, after this time."""
+
+    text_calls: Mapping[str, str]
+    text_result: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What became of the calls of a turn."""
+
+    messages: tuple[Message, ...]
+    uses: tuple[ToolUse, ...]
+    observations: tuple[Observation, ...]
+    """What tools that return an Observation returned."""
+
+
+def calls_in_text(text: str, patterns: Mapping[str, str]) -> tuple[Call, ...]:
+    """The calls that a plain text has, in its order."""
+    found: list[tuple[int, Call]] = []
+    for name, pattern in patterns.items():
+        for match in re.finditer(pattern, text, re.DOTALL):
+            given = {key: value for key, value in match.groupdict().items() if value is not None}
+            found.append((match.start(), Call(name, given, text=match[0])))
+    return tuple(call for _, call in sorted(found, key=lambda item: item[0]))
+
+
+async def answer(
+    calls: Sequence[Call], tools: Mapping[str, Tool], rules: CallRules, *, plain: bool
+) -> Answered:
+    """Make the calls of a turn; what goes wrong is told to the policy.
+
+    Args:
+        plain: whether the calls were written as plain text, so that the results are too.
+
+    Raises:
+        LostToolError: what a tool runs on is gone.
+    """
+    results = await asyncio.gather(
+        *(_result(call, tools, rules, beyond=i >= rules.max_calls) for i, call in enumerate(calls))
+    )
+    messages = tuple(
+        _message(call, cut_middle(text, rules.max_result_characters), rules, plain)
+        for call, (text, _, _) in zip(calls, results, strict=True)
+    )
+    uses = tuple(use for _, use, _ in results)
+    return Answered(messages, uses, tuple(seen for _, _, seen in results if seen is not None))
+
+
+def cut_middle(text: str, limit: int) -> str:
+    """The text, or its beginning and its end with a mark between them, `limit` characters in all."""
+    if len(text) <= limit:
+        return text
+    mark = f"\n[... {len(text) - limit} characters left out ...]\n"
+    kept = max(limit - len(mark), 0)
+    head = kept - kept // 2
+    return (text[:head] + mark + text[len(text) - kept // 2 :])[: max(limit, len(mark))]
+
+
+async def _result(
+    call: Call, tools: Mapping[str, Tool], rules: CallRules, *, beyond: bool
+) -> tuple[str, ToolUse, Observation | None]:
+    """What the policy reads, the call in metrics, and what the tool observed."""
+    began = time.monotonic()
+    fault, returned = await _made(call, tools, rules, beyond=beyond)
+    name = (
+        call.name if call.name in tools else "unknown"
+    )  # a metric for each name that a policy invents is none
+    use = ToolUse(name, time.monotonic() - began, fault)
+    if isinstance(returned, Observation):
+        return _text(returned.messages), use, returned
+    return _text(returned), use, None
+
+
+async def _made(call: Call, tools: Mapping[str, Tool], rules: CallRules, *, beyond: bool) -> tuple[str, Any]:
+    """The fault, "" if there is none, and the result."""
+    if call.fault:
+        return "unreadable", f"Error: the call cannot be read: {call.fault}"
+    tool = tools.get(call.name)
+    if tool is None:
+        near = difflib.get_close_matches(call.name, tools, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(tools) or 'none'}"
+        return "unknown", f"Error: there is no tool {call.name!r:.80}; {hint}"
+    if beyond:
+        return "too many", f"Error: not called: a turn may have {rules.max_calls} calls"
+    try:
+        async with asyncio.timeout(rules.timeout_s if tool.can_be_cancelled else None):
+            return "", await tool.call(call.arguments)
+    except WrongCallError as error:
+        return "arguments", f"Error: wrong arguments: {error}"
+    except TimeoutError:
+        return "timeout", f"Error: {call.name} did not answer within {rules.timeout_s:g} s"
+    except LostToolError:
+        raise
+    except ToolFaultError as error:
+        return "exception", f"Error: {error}"
+    except Exception as error:  # told to the policy
+        return "exception", f"Error: {type(error).__name__}: {error}"
+
+
+def _message(call: Call, text: str, rules: CallRules, plain: bool) -> Message:
+    if plain:
+        return {"role": "user", "content": rules.text_result.replace("{result}", text)}
+    return {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": text}
+
+
+def _text(returned: Any) -> str:
+    if isinstance(returned, str):
+        return returned
+    if returned is None:
+        return ""
+    if isinstance(returned, (list, tuple)) and all(
+        isinstance(item, Mapping) and "content" in item for item in returned
+    ):
+        return "\n".join(str(item["content"]) for item in returned)
+    return json.dumps(returned, default=str, ensure_ascii=False)
