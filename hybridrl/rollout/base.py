@@ -112,6 +112,9 @@ class Answer:
     experts_SLK: "np.ndarray | None" = None
     """int32: experts of each token. None if they were not requested, or the answer was aborted."""
 
+    cached_tokens: int | None = None
+    """Tokens of the prompt whose keys and values were in the cache. None: the engine does not say."""
+
 
 class Engine(Protocol):
     """A running engine. Requests may come from any thread or event loop; swaps come from one caller."""

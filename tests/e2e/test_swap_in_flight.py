@@ -20,7 +20,8 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models import spec
 from hybridrl.reshard.agreement import difference, expected
 from hybridrl.reshard.swap import SwapWriter
-from hybridrl.rollout.episodes import EpisodeRunner, FinishedGroup, Ticket
+from hybridrl.rollout.episodes import EpisodeRunner
+from hybridrl.rollout.groups import FinishedGroup, Ticket
 from hybridrl.rollout.process import EngineProcess
 from hybridrl.rollout.sglang import start as sglang_start
 from hybridrl.rollout.vllm import start as vllm_start
