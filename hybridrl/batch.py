@@ -142,7 +142,7 @@ class TokenBlock:
             logp_T[middle:end], mask_T[middle:end], version_T[middle:end] = logp, True, sampled_by
         columns = {"rollout_logp": logp_T, "version": version_T}
         if experts is not None:
-            columns["experts"] = _end_to_end(experts, start_N)
+            columns["experts"] = end_to_end(experts, start_N)
         return cls(token_T, start_N, prompt_tokens_N, mask_T, columns)
 
 
@@ -207,8 +207,16 @@ def _refuse_turns(block: TokenBlock) -> None:
         raise ColumnError("a token is trained on before the first turn of its trajectory")
 
 
-def _end_to_end(experts: Sequence[np.ndarray], start_N: np.ndarray) -> np.ndarray:
-    """Experts of all trajectories, concatenated, in the smallest dtype that holds them."""
+def end_to_end(experts: Sequence[np.ndarray], start_N: np.ndarray) -> np.ndarray:
+    """Column experts of all trajectories, in the smallest dtype that holds them.
+
+    Args:
+        experts: int [tokens of the trajectory but the last, L, K] of each trajectory.
+        start_N: as in a TokenBlock.
+
+    Raises:
+        ValueError: an array does not have the length of its trajectory.
+    """
     largest = max((int(found.max(initial=0)) for found in experts), default=0)
     dtype = np.uint8 if largest < np.iinfo(np.uint8).max else np.uint16
     shape = experts[0].shape[1:] if experts else (0, 0)

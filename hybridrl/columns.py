@@ -19,6 +19,11 @@ TURN_START = "turn_start"
 """Name of the column that says where turns begin; a block with a column per turn must have it."""
 
 
+TURN_COLUMNS = frozenset({"turn", "anchor", "turn_reward", "turns", "agent", "episode"})
+"""Columns that say something only if trajectories have several turns or several roles: in a run with an
+environment."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnSpec:
     """A row of the table."""
@@ -67,6 +72,10 @@ def _token(dtype: str, source: Source | None, meaning: str, outside: float | Non
     return ColumnSpec("token", dtype, source, meaning, outside)
 
 
+def _turn(meaning: str) -> ColumnSpec:
+    return ColumnSpec("turn", "int64", "block", meaning)
+
+
 COLUMNS: dict[str, ColumnSpec] = {
     "length": _trajectory("int64", "controller", "trained tokens"),
     "prompt_length": _trajectory("int64", "controller", "tokens of the prompt"),
@@ -82,8 +91,10 @@ COLUMNS: dict[str, ColumnSpec] = {
     ),
     "greedy_reward": _trajectory("float32", "controller", "reward of the greedy answer to the same prompt"),
     "v_star": _trajectory("float32", "controller", "soft value of the prompt under the reference policy"),
-    "agent": _trajectory("int64", None, "role of the trajectory in its episode"),
-    "episode": _trajectory("int64", None, "which trajectories were played together"),
+    "agent": _trajectory("int64", "controller", "role of the trajectory in its episode, from 0"),
+    "episode": _trajectory(
+        "int64", "controller", "number of the episode in its group; its roles were played together"
+    ),
     "rollout_logp": _token(
         "float32", "block", "log-probability by the engine when it sampled the token, at its temperature"
     ),
@@ -140,14 +151,14 @@ COLUMNS: dict[str, ColumnSpec] = {
         "ranks",
         "policy updates between the version that sampled the token and the one of the trainer",
     ),
-    "turn": _token(
-        "int64", None, "index, from 0, of the policy's answer in the conversation that the token belongs to"
-    ),
-    "anchor": _token("int64", None, "same number for turns that began in the same environment state"),
+    "turn": _turn("number, from 0, of the policy's answer in the conversation that the token belongs to"),
+    "anchor": _turn("same number for turns that began in the same environment state"),
     "turn_reward": _token(
-        "float32", None, "reward of the environment on the last token of a turn, 0 elsewhere"
+        "float32",
+        "block",
+        "reward of the environment on the last token of a turn, 0 elsewhere; part of the trajectory's reward",
     ),
-    TURN_START: ColumnSpec("turn", "int64", None, "index in the block of the turn's first token, ascending"),
+    TURN_START: _turn("index in the block of the turn's first token, ascending"),
 }
 """Every column by its name."""
 

@@ -9,11 +9,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from hybridrl.types import Finish, Group, Prompt, Trajectory
+from hybridrl.types import Ended, Finish, Group, Prompt, Trajectory
 
 _FINISHES: tuple[Finish, ...] = get_args(Finish)
+_ENDED: tuple[Ended | None, ...] = (None, *get_args(Ended))
 _INTEGERS = ("row", "prompt_tokens", "response_tokens", "trained_tokens", "version", "turns")
 """Fields of a trajectory that are kept as they are."""
+
+_ROLES = ("agent", "episode")
+"""Further ones, which checkpoints of version 0.1 lack: 0 for all trajectories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,9 @@ class SavedGroups:
         return groups
 
     def _trajectories(self) -> list[Trajectory]:
-        columns = {name: values.tolist() for name, values in self.columns.items()}
+        none = np.zeros(len(self.columns["reward_N"]), np.int64)
+        absent = {f"{name}_N": none.tolist() for name in (*_ROLES, "turn_reward", "ended")}
+        columns = absent | {name: values.tolist() for name, values in self.columns.items()}
         spans, at = list(zip(columns["span_version_S"], columns["span_count_S"], strict=True)), 0
         found = []
         for n, reward in enumerate(columns["reward_N"]):
@@ -73,7 +79,9 @@ class SavedGroups:
                     reward=reward,
                     reward_parts={name: value for name, value in parts if not np.isnan(value)},
                     spans=tuple(spans[at : at + count]),
-                    **{name: columns[f"{name}_N"][n] for name in _INTEGERS},
+                    turn_reward=float(columns["turn_reward_N"][n]),
+                    ended=_ENDED[columns["ended_N"][n]],
+                    **{name: columns[f"{name}_N"][n] for name in (*_INTEGERS, *_ROLES)},
                 )
             )
             at += count
@@ -103,7 +111,12 @@ def pack_groups(finished: Sequence[Group], unfinished: Sequence[int]) -> SavedGr
             [numbers[id(group.block)] for group in finished for _ in group.trajectories], np.int64
         ),
         "greedy_reward_G": np.array(greedy, np.float64),
-        **{f"{name}_N": np.array([getattr(t, name) for t in members], np.int64) for name in _INTEGERS},
+        **{
+            f"{name}_N": np.array([getattr(t, name) for t in members], np.int64)
+            for name in (*_INTEGERS, *_ROLES)
+        },
+        "turn_reward_N": np.array([t.turn_reward for t in members], np.float64),
+        "ended_N": np.array([_ENDED.index(t.ended) for t in members], np.int64),
         "finish_N": np.array([_FINISHES.index(t.finish) for t in members], np.int64),
         "reward_N": np.array([t.reward for t in members], np.float64),
         "num_spans_N": np.array([len(t.spans) for t in members], np.int64),

@@ -12,6 +12,14 @@ Finish = Literal["stop", "length", "abort"]
 """Why an answer ended: at an end token, at the token limit, or because it was aborted."""
 
 
+Ended = Literal["done", "max_turns", "max_tokens", "overflow", "failed"]
+"""Why an episode ended: the environment said so, its turns were used up, an answer or the messages of the
+environment filled the context, or its environment failed again and again."""
+
+ENVIRONMENT_PART = "environment"
+"""Part of a reward that the turns of an episode have together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, tokenised with the model's chat template."""
@@ -44,7 +52,11 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
+    min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, which holds them."""
+
     seed: int | None = None
     """Seed of this request; None lets the engine choose."""
 
@@ -98,8 +110,27 @@ class Trajectory:
     text: str | None = None
     """The answer as text, kept only for the few trajectories that are shown to the user."""
 
+    transcript: tuple[tuple[str, str], ...] = ()
+    """(who, text) of the turns of its episode and of what lies between them, kept together with `text`. Empty
+    without an environment."""
+
     turns: int = 1
-    """Number of answers of the policy in the conversation; 1 without tools."""
+    """Number of answers of the policy in the conversation; 1 without an environment."""
+
+    turn_reward: float = 0.0
+    """Sum of the rewards that the environment gave its turns; a part of `reward`."""
+
+    ended: Ended | None = None
+    """Why its episode ended; None: there is no environment."""
+
+    reported: Mapping[str, float] = field(default_factory=dict)
+    """What the environment reported of a held-out episode: sums over it, by name, at its first role."""
+
+    agent: int = 0
+    """Role of the trajectory in its episode."""
+
+    episode: int = 0
+    """Number of the episode in its group. Its roles are one trajectory each."""
 
     spans: tuple[tuple[PolicyVersion, int], ...] = ()
     """(version, number of sampled tokens) of each policy version that sampled tokens of it, ascending by
@@ -128,6 +159,9 @@ class Group:
 
     greedy: "Group | None" = None
     """The greedy answer to the same prompt, a group of one; None unless the task asked for it."""
+
+    failures: tuple[str, ...] = ()
+    """What happened to its episodes whose environments failed, which have no trajectory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +196,9 @@ class Usage:
 
     recomputing_s: float = 0.0
     """The part of generating_s spent on recomputed_tokens; 0 if the engine does not tell."""
+
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """What episodes with an environment counted, by name, as tool/search/calls."""
 
 
 @dataclass(frozen=True, slots=True)

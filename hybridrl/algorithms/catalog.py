@@ -16,7 +16,7 @@ from hybridrl.algorithms.columns import Column
 from hybridrl.algorithms.declared import by_default, folder, parents, plugin_class
 from hybridrl.algorithms.needs import MODELS, Needs, estimator_columns
 from hybridrl.algorithms.settings import SETTINGS
-from hybridrl.columns import not_computed
+from hybridrl.columns import TURN_COLUMNS, not_computed
 from hybridrl.config.frameworks.absent import ABSENT
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
@@ -44,6 +44,9 @@ CONFIG_KEYS = {
 
 UNUSABLE = "not usable yet: nothing computes it"
 """Mark of a column that no part of a run computes."""
+
+ENVIRONMENT = "with an environment"
+"""Mark of a column that only a run with an environment has."""
 
 _FIELDS = ("Source", "Formula", "Use")
 
@@ -176,6 +179,7 @@ def _entry(kind: str, path: Path) -> Entry:
 
 def _needs(columns: Set[Column]) -> str:
     by = {name: f" (by the {model})" for name, model in MODELS.items()}
+    by |= dict.fromkeys(TURN_COLUMNS, f" ({ENVIRONMENT})")
     by |= dict.fromkeys(not_computed(columns), f" ({UNUSABLE})")
     return ", ".join(f"{name}{by.get(name, '')}" for name in sorted(columns))
 

@@ -12,7 +12,7 @@ from typing import Any
 from hybridrl.algorithms.columns import TOKEN_COLUMNS, Column, on_ranks
 from hybridrl.algorithms.declared import by_default, declared
 from hybridrl.algorithms.needs import GROUP_COLUMNS, Needs
-from hybridrl.columns import given_by, not_computed
+from hybridrl.columns import TURN_COLUMNS, given_by, not_computed
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.rules.base import RuleContext
@@ -44,6 +44,7 @@ def _errors(cfg: Config) -> list[HybridRLError]:
         shaped = frozenset().union(*(step.needs for step in chosen.shaping))
         errors += credit_errors(algorithm, needs.estimator, shaped)
         errors += objective_errors(needs.objective)
+        errors += turn_errors(cfg, needs.estimator, shaped)
         errors += idle_group_errors(cfg)
     return errors
 
@@ -108,6 +109,33 @@ def objective_errors(columns: Set[Column]) -> _Errors:
         columns: columns that the objective is called with.
     """
     yield from _missing(columns, given_by("block", "ranks"), "the policy loss", "algorithm.loss")
+
+
+def turn_errors(cfg: Config, needs: Set[Column], shaped: Set[Column]) -> _Errors:
+    """Errors about columns that say something only if trajectories have several turns.
+
+    Args:
+        needs: columns that the estimator is called with.
+        shaped: columns that the shaping is called with.
+    """
+    for columns, who, where in (
+        (needs, "the estimator", "algorithm.estimator"),
+        (shaped, "the shaping", "algorithm.shaping"),
+    ):
+        asked = sorted(columns & TURN_COLUMNS)
+        if asked and cfg.environment is None:
+            yield ConfigError(
+                f"{who} needs {', '.join(asked)}, which only a run with an environment has",
+                where=where,
+                fix="name an environment, or choose one that needs less",
+            )
+    if "turn_reward" in needs and cfg.batch.stale == "mask":
+        yield ConfigError(
+            f"batch.stale = mask leaves old turns out, and estimator {cfg.algorithm.estimator.name} compares "
+            "the rewards from each turn on",
+            where="batch.stale",
+            fix="batch.stale: wait or drop",
+        )
 
 
 def idle_group_errors(cfg: Config) -> _Errors:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hybridrl.algorithms.base import Reduce, Tokens
 from hybridrl.algorithms.groups import centre, group_std
-from hybridrl.algorithms.sequences import masked
+from hybridrl.algorithms.sequences import at_last_token, masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,21 @@ def first_of_turn(turn_T: Tensor, tokens: Tokens) -> Tensor:
     seq_M, turn_M, first_M = tokens.seq_T[at_M], turn_T[at_M], torch.ones_like(at_M, dtype=torch.bool)
     first_M[1:] = (seq_M[1:] != seq_M[:-1]) | (turn_M[1:] != turn_M[:-1])
     return torch.zeros_like(tokens.mask_T).index_put((at_M,), first_M)
+
+
+def step_rewards(reward_N: Tensor, turn_reward_T: Tensor, tokens: Tokens) -> Tensor:
+    """Rewards of single turns that add up to the trajectory's reward, [T].
+
+    The part of the reward that no turn was given, such as the score of the last answer, counts for the last
+    turn.
+
+    Args:
+        reward_N: reward of the whole trajectory, rewards of its turns included.
+        turn_reward_T: reward of the environment on the last token of each turn, 0 elsewhere.
+    """
+    own_T = masked(turn_reward_T, tokens)
+    turns_N = torch.zeros_like(reward_N).index_add(0, tokens.seq_T, own_T)
+    return own_T + at_last_token(reward_N - turns_N, tokens)
 
 
 def gather_turns(tokens: Tokens, turn_T: Tensor, anchor_T: Tensor, reward_T: Tensor, reduce: Reduce) -> Turns:

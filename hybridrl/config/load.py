@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 
 from hybridrl.config import keys, presets, renamed, strict_yaml, texts
 from hybridrl.config.files import file_kind, is_there
+from hybridrl.config.meanings import WITHHELD
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError, HybridRLError, refuse
 
@@ -271,6 +272,8 @@ def _unknown(
             where=_place(path, origins),
             fix="write one level for each dot",
         )
+    if (why := WITHHELD.get(dotted)) is not None:
+        return ConfigError(f"there is no {dotted}: {why[0]}", where=_place(path, origins), fix=why[1])
     near = keys.meant(dotted, root)
     fix = (
         f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(keys.fields_of(section))}"

@@ -1,5 +1,21 @@
 """Names that other frameworks, or habit, give to our keys: what an unknown key may mean."""
 
+_PART = (
+    "tokens that are trained on are sampled from the whole distribution. From a part of it, the engine's "
+    "probability of a token would be another one than the trainer computes"
+)
+WITHHELD: dict[str, tuple[str, str]] = {
+    **{
+        f"rollout.{name}": (_PART, f"leave it out; evaluate.{name} is for evaluation")
+        for name in ("top_p", "top_k", "min_p")
+    },
+    **{
+        f"rollout.{name}": (_PART, "leave it out; let the reward or the environment judge the form")
+        for name in ("grammar", "json_schema", "regex", "ebnf")
+    },
+}
+"""Keys that other frameworks have and a run must not have -> (the reason, what to do)."""
+
 MEANINGS: dict[str, str] = {
     "actor.parallel.tp": "tensor tensor_parallel tensor_parallel_size tensor_model_parallel_size tp_size",
     "rollout.parallel.tp": (

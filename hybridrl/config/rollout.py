@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
@@ -54,10 +55,24 @@ class RolloutConfig(Section):
     """A longer prompt is refused before the run starts."""
 
     max_response_tokens: PositiveInt = 1024
-    """An answer is truncated at this length."""
+    """An answer is truncated at this length; with an environment, the answer of a single turn."""
+
+    max_context_tokens: PositiveInt | None = None
+    """Most tokens of an episode with an environment: its opening, all answers, and what lies between them. An
+    episode that fills it ends with what it has. None: there is no environment."""
+
+    limit_field: str | None = None
+    """Column of the data with the most tokens of an answer to this prompt, at most max_response_tokens; null:
+    max_response_tokens. None: all prompts have the same limit."""
 
     temperature: PositiveFloat = 1.0
     """Sampling temperature; the trainer divides its logits by it too."""
+
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, besides its end token. They are part of the answer, and trained on."""
+
+    stop_token_ids: tuple[NonNegativeInt, ...] = ()
+    """Tokens that end an answer, besides the end tokens of the model."""
 
     kv_cache_tokens: PositiveInt | None = None
     """Tokens that the key-value cache of an engine holds. None: as many as memory_fraction allows on GPUs,
@@ -79,6 +94,16 @@ class RolloutConfig(Section):
     """in_place: weights are written straight into the engine's parameters; the run ends if the engine's own
     loader would put them elsewhere. engine_api: they go through that loader, which is slower. auto: in_place,
     or engine_api with a warning."""
+
+    @property
+    def longest_tokens(self) -> int:
+        """Most tokens of a trajectory, prompt included."""
+        return self.max_context_tokens or self.max_prompt_tokens + self.max_response_tokens
+
+    @property
+    def longest_history_tokens(self) -> int:
+        """Most tokens before an answer of max_response_tokens."""
+        return self.longest_tokens - self.max_response_tokens
 
     @field_validator("engine")
     @classmethod

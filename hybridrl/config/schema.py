@@ -78,6 +78,10 @@ class RewardConfig(PluginConfig):
     answer_field: str = "answer"
     """Column of the data with the reference answer; reward_model.ground_truth is a field inside a column."""
 
+    sees: Literal["last_turn", "all_turns", "transcript"] = "last_turn"
+    """What is judged of an episode of several turns: the last answer, all answers, or everything after the
+    prompt, with messages of the environment and results of tools."""
+
     timeout_s: PositiveFloat = 10.0
     """One trajectory's reward may take this long; then its process is killed and the run stops."""
 
@@ -287,6 +291,22 @@ class EvaluateConfig(Section):
 
     temperature: NonNegativeFloat = 0.0
     """0: greedy."""
+
+    top_p: PositiveFloat = Field(default=1.0, le=1.0)
+    """Sample from the likeliest tokens that have this probability together. Training always samples from the
+    whole vocabulary."""
+
+    top_k: PositiveInt | None = None
+    """Sample from so many of the likeliest tokens. None: from all."""
+
+    min_p: NonNegativeFloat = Field(default=0.0, le=1.0)
+    """Only tokens are sampled whose probability is at least this share of the likeliest one's."""
+
+    max_response_tokens: PositiveInt | None = None
+    """An answer is truncated at this length. None: rollout.max_response_tokens, which may not be exceeded."""
+
+    max_turns: PositiveInt | None = None
+    """Answers of the policy in an episode. None: as many as its environment says."""
 
 
 class TrainingRun(Section):

@@ -36,6 +36,11 @@ class SFTDataConfig(ExamplesConfig):
     messages_field: str | None = None
     """Column with a conversation, instead of prompt and answer: every turn of the assistant is trained on."""
 
+    tools_field: str | None = None
+    """Column with the tools of a conversation, a list of schemas in OpenAI's form or null. Conversations may
+    then have calls of tools and their results, and are written turn by turn, as episodes are. Needs
+    messages_field."""
+
 
 class RMDataConfig(ExamplesConfig):
     """The examples of `hybridrl rm`: prompts with two answers, of which one is better."""

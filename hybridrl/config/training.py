@@ -177,6 +177,11 @@ class ActorConfig(Section):
     too, and every weight but the policy's. The key holds for critic, reference and reward model on any
     ranks."""
 
+    keep_on_host: Literal["none", "optimizer", "all"] = "none"
+    """What FSDP keeps in host memory while it trains too. optimizer: the moments, and the optimizer's step is
+    computed on the CPU; all: the shards of weights and gradients of every model as well, so that a GPU has
+    only the layers that it computes with. Each is slower than the one before."""
+
     moe: MoEConfig = MoEConfig()
 
     lora: LoraConfig | None = None

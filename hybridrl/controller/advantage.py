@@ -67,6 +67,8 @@ CONTROLLER_COLUMNS: Mapping[Column, Callable[[Batch], np.ndarray]] = {
     "reward_parts": _reward_parts,
     "greedy_reward": _greedy_reward,
     "v_star": _soft_value,
+    "agent": _of_trajectories(lambda t: t.agent),
+    "episode": _of_trajectories(lambda t: t.episode),
 }
 """How the controller computes the columns that it provides for every trajectory."""
 

@@ -2,12 +2,13 @@
 trained."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Reward, RolloutEngine
-from hybridrl.controller.sampling import heldout_sampling
-from hybridrl.types import Group, Prompt, mean
+from hybridrl.controller.sampling import heldout_sampling, response_limit
+from hybridrl.types import Group, Prompt, Sampling, Trajectory, mean
 
 
 class Evaluator:
@@ -28,13 +29,34 @@ class Evaluator:
         self._cfg, self._prompts, self._engine, self._reward = cfg, prompts, engine, reward
         self._show = show
 
+    async def _answers(self, sampling: Sampling) -> list[Group]:
+        """A group for each prompt, in order; prompts with equal limits are answered together."""
+        groups: dict[int, Group] = {}
+        for indices, own in _limits(self._cfg, self._prompts, sampling):
+            found = await self._engine.generate([self._prompts[i] for i in indices], own)
+            groups |= zip(indices, found, strict=True)
+        return [groups[i] for i in range(len(self._prompts))]
+
     async def run(self, step: int) -> dict[str, float]:
         """Metrics of the policy that the engines serve, named val-core/<source>/reward/mean_at_k."""
-        groups = await self._engine.generate(self._prompts, heldout_sampling(self._cfg, step))
+        groups = await self._answers(heldout_sampling(self._cfg, step))
         await self._reward.score(groups, keep_text=self._cfg.run.samples_kept if self._show else 0)
         if self._show:
             self._show(step, groups)
         return heldout_metrics(groups)
+
+
+def _limits(
+    cfg: Config, prompts: Sequence[Prompt], sampling: Sampling
+) -> Iterator[tuple[list[int], Sampling]]:
+    """Indices of the prompts with equal limits, and their sampling; the seed of a prompt depends on its
+    index alone."""
+    by_limit: dict[int, list[int]] = defaultdict(list)
+    for i, prompt in enumerate(prompts):
+        by_limit[response_limit(cfg, prompt, sampling.max_response_tokens)].append(i)
+    for limit, indices in by_limit.items():
+        seed = None if sampling.seed is None else sampling.seed + indices[0] * sampling.num_samples
+        yield indices, replace(sampling, max_response_tokens=limit, seed=seed)
 
 
 def heldout_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -48,4 +70,24 @@ def heldout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         k = len(per_prompt[0])
         metrics[f"val-core/{source}/reward/mean_at_{k}"] = mean([mean(r) for r in per_prompt])
         metrics[f"val-core/{source}/reward/best_at_{k}"] = mean([max(r) for r in per_prompt])
+    return metrics | episode_metrics(groups)
+
+
+def episode_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """mean@k and best@k, over episodes, of what environments report, and the mean number of turns, per
+    source; nothing without an environment."""
+    episodes: dict[str, list[list[Trajectory]]] = defaultdict(list)
+    for group in groups:
+        first = [t for t in group.trajectories if t.ended is not None and t.agent == 0]
+        if first:
+            episodes[group.prompt.source].append(first)
+    metrics = {}
+    for source, per_prompt in episodes.items():
+        k = max(map(len, per_prompt))
+        turns = [mean([float(t.turns) for t in first]) for first in per_prompt]
+        metrics[f"val-aux/{source}/num_turns/mean_at_{k}"] = mean(turns)
+        for name in sorted({name for first in per_prompt for t in first for name in t.reported}):
+            values = [[t.reported.get(name, 0.0) for t in first] for first in per_prompt]
+            metrics[f"val-aux/{source}/{name}/mean_at_{k}"] = mean([mean(own) for own in values])
+            metrics[f"val-aux/{source}/{name}/best_at_{k}"] = mean([max(own) for own in values])
     return metrics

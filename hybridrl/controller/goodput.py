@@ -66,7 +66,33 @@ class Goodput:
             **{f"rollout/tokens/{fate}": float(step[fate]) for fate in FATES},
             **shares(step, usage, waiting_share),
             **({} if (gap := usage.kept_cache_error) is None else {"rollout/kept_cache_error": gap}),
+            **episode_metrics(usage.sums),
         }
+
+
+def episode_metrics(sums: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of what episodes counted.
+
+    Args:
+        sums: names as in rollout/turns.py: tool/<name>/calls, environment/<name>/episodes, cached, ...
+    """
+    found: dict[str, float] = {}
+    if sums.get("cacheable"):
+        found["rollout/cached_share"] = sums["cached"] / sums["cacheable"]
+    if retried := sums.get("episodes/retried"):
+        found["episode/retried"] = retried
+    for name, value in sums.items():
+        kind, _, rest = name.partition("/")
+        owner, _, what = rest.rpartition("/")
+        if kind == "environment" and what != "episodes":
+            found[name] = value / sums[f"environment/{owner}/episodes"]
+        elif kind == "tool" and what == "calls":
+            found[name] = value
+            found[f"tool/{owner}/errors"] = sums.get(f"tool/{owner}/errors", 0.0) / value
+            found[f"tool/{owner}/time_s"] = sums.get(f"tool/{owner}/seconds", 0.0) / value
+        elif kind == "tool" and what not in ("errors", "seconds"):
+            found[f"tool/{owner}/errors/{what}"] = value / sums[f"tool/{owner}/calls"]
+    return found
 
 
 def shares(step: Mapping[str, int], usage: Usage, waiting_share: float) -> dict[str, float]:

@@ -23,8 +23,12 @@ from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import group_task
 from hybridrl.controller.schedule import Chosen, Plan, Schedule
 from hybridrl.controller.selection import selection_metrics, with_signal
+from hybridrl.environments.base import EnvironmentFailedError
 from hybridrl.saved_groups import SavedGroups, pack_groups
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, mean
+
+MOST_FAILURES = 0.25
+"""Share of the episodes of a step whose environments may fail."""
 
 _MOST_STARTED = 256
 """Groups of one submission, so that engines begin while further prompts are read."""
@@ -106,6 +110,7 @@ class RolloutStream:
             chosen = self._schedule.choose()
             await self._end_early(chosen.unfinished)
         groups = [self._groups.pop(index) for index in chosen.trained]
+        refuse_failures(groups)
         self._give_up(chosen)
         metrics = self._metrics(chosen, groups)
         flat, self._flat, self._ended = self._flat, [], []
@@ -287,6 +292,23 @@ class RolloutStream:
         except Exception as error:  # handed to take(), which raises it where the run can end
             self._failure = self._failure or error
             self._changed.set()
+
+
+def refuse_failures(groups: Sequence[Group]) -> None:
+    """End a run whose environments fail too often.
+
+    Raises:
+        EnvironmentFailedError: so many episodes of these groups failed; the message has the first cause.
+    """
+    failures = [failure for group in groups for failure in group.failures]
+    played = sum(len({t.episode for t in g.trajectories if t.ended != "failed"}) for g in groups)
+    if len(failures) > MOST_FAILURES * (played + len(failures)):
+        raise EnvironmentFailedError(
+            f"{len(failures)} of {played + len(failures)} episodes of a step failed, each of them "
+            f"three times; the first: {failures[0]}",
+            where="environment",
+            fix="hybridrl environment check, with this config",
+        )
 
 
 def kept_texts(cfg: Config, step: int) -> int:

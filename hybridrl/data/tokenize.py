@@ -12,8 +12,8 @@ from hybridrl.models.config_json import read_object
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
-"""{"role": ..., "content": ...}"""
+Message = Mapping[str, Any]
+"""{"role": ..., "content": ...}, and what conversations with tools have besides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,30 @@ class ModelTokenizer:
                 fix="data.chat_template=none",
             )
 
-    def render(self, messages: Sequence[Message], *, answered: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        answered: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """A conversation in the model's chat template, up to where the next answer begins.
 
         Args:
             answered: the last message is the answer, and the text ends with it.
+            tools: tools of the conversation, in OpenAI's form.
 
         Raises:
             DataError: the template fails on the conversation; the message has the template's own reason.
         """
         given = [dict(m) for m in messages]
         try:
-            text = self.hf.apply_chat_template(given, tokenize=False, add_generation_prompt=not answered)
+            text = self.hf.apply_chat_template(
+                given,
+                tokenize=False,
+                add_generation_prompt=not answered,
+                tools=[dict(tool) for tool in tools] or None,
+            )
         except Exception as error:  # a template is code of the model's folder, and may raise anything
             raise DataError(
                 f"the chat template fails: {type(error).__name__}: {error}",

@@ -194,6 +194,11 @@ def packages(facts: Facts) -> Iterator[Finding]:
 
 def vllm(facts: Facts) -> Iterator[Finding]:
     nothing = "not set up; rollout.engine: vllm needs it, and `make setup-vllm` does it"
+    own = ".".join(facts.python.split(".")[:2])
+    if facts.vllm and facts.vllm_python not in ("", own):
+        found = f"{facts.vllm} of Python {facts.vllm_python} in .venv-vllm, hybridrl runs in Python {own}"
+        yield Finding("vLLM", "note", found, f"rm -r .venv-vllm && make setup-vllm PYTHON=python{own}")
+        return
     yield Finding("vLLM", "ok", f"{facts.vllm} in .venv-vllm" if facts.vllm else nothing)
 
 

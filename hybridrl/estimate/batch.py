@@ -1,6 +1,7 @@
 """Sizes of the batch of a policy update, or of an SFT or reward-model step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from hybridrl.config.schema import Config
 
@@ -23,6 +24,14 @@ class Batch:
     mean_response: float
     optimizer_steps: int
     epochs: int
+    turns: int = 1
+    """Most answers in an episode; 1 without an environment."""
+
+    turn_tokens: int = 0
+    """Most tokens of one answer in an episode; 0 without an environment."""
+
+    turn_s: float = 0.0
+    """Longest time that an environment may take to answer a turn."""
 
     @classmethod
     def of(cls, cfg: Config, mean_response: float | None) -> "Batch":
@@ -32,15 +41,17 @@ class Batch:
             mean_response: mean response length in tokens; None: half of the longest.
         """
         rollout = cfg.rollout
+        response = rollout.longest_tokens - rollout.max_prompt_tokens
         return cls(
             prompts=cfg.batch.prompts_per_step,
             samples=cfg.algorithm.samples_per_prompt,
             prompt_tokens=rollout.max_prompt_tokens,
-            response_tokens=rollout.max_response_tokens,
+            response_tokens=response,
             mean_prompt=rollout.max_prompt_tokens / 2,
-            mean_response=rollout.max_response_tokens / 2 if mean_response is None else mean_response,
+            mean_response=response / 2 if mean_response is None else mean_response,
             optimizer_steps=cfg.batch.optimizer_steps,
             epochs=cfg.batch.epochs,
+            **_episodes(cfg),
         )
 
     @classmethod
@@ -80,3 +91,12 @@ class Batch:
     @property
     def trajectories_per_minibatch(self) -> float:
         return self.trajectories * self.epochs / self.optimizer_steps
+
+
+def _episodes(cfg: Config) -> dict[str, Any]:
+    """The fields about episodes of several turns."""
+    if cfg.environment is None:
+        return {}
+    turns = max(one.max_turns for one in cfg.environment.all.values())
+    answer, seconds = cfg.rollout.max_response_tokens, cfg.environment.step_timeout_s
+    return {"turns": turns, "turn_tokens": answer, "turn_s": seconds}

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybridrl.estimate.memory import Phase, kv_bytes, kv_tokens, phases
+from hybridrl.estimate.engine import engine_work, kv_bytes, kv_tokens
+from hybridrl.estimate.memory import Phase, phases
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import step_time
 from hybridrl.wording import counted
@@ -49,7 +50,8 @@ def too_small_cache(setting: Setting) -> str:
         return ""
     if kv_bytes(setting) <= 0 and setting.gpu:
         share = setting.memory_fraction * setting.gpu.memory_bytes
-        return f"the engine's weights need more than its {share / 1e9:.1f} GB per GPU"
+        more = " and its computation" if engine_work(setting) else ""
+        return f"the engine's weights{more} need more than its {share / 1e9:.1f} GB per GPU"
     return f"the engine's cache holds {counted(room, 'token', form=',')}, a trajectory may have {longest:,}"
 
 
@@ -70,6 +72,7 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
         yield from _change(setting, "actor.recompute", setting.recompute, how, recompute=how)
     for how in ("optimizer", "all"):
         yield from _change(setting, "actor.offload", setting.offload, how, offload=how)
+    yield from _on_host(setting)
     for axis in ("tp", "pp", "cp", "ep"):
         was = getattr(setting.train, axis)
         for size in _powers(was * 2, setting.num_gpus):
@@ -82,6 +85,13 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
     was = setting.memory_fraction
     for fraction in (step / 20 for step in range(19, 5, -1)):
         yield from _change(setting, "rollout.memory_fraction", was, fraction, memory_fraction=fraction)
+
+
+def _on_host(setting: Setting) -> Iterator[Change]:
+    """State of the trainer in host memory, where ranks share the weights."""
+    for how in ("optimizer", "all") if setting.shards_weights else ():
+        actor = setting.actor.model_copy(update={"keep_on_host": how})
+        yield from _change(setting, "actor.keep_on_host", setting.actor.keep_on_host, how, actor=actor)
 
 
 def _microbatches(setting: Setting) -> Iterator[Change]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate.activations import in_flight, layer, loss_bytes, norm_outputs
+from hybridrl.estimate.engine import engine_weights, engine_work, kv_bytes
 from hybridrl.estimate.gathered import GRADIENT_BYTES, gathered
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
-from hybridrl.estimate.weights import Share, on_engine, on_stage
+from hybridrl.estimate.weights import Share, on_stage
 
 _MOMENT_BYTES = 8
 _MASTER_BYTES = 4
@@ -74,7 +75,15 @@ class Resident:
 
 
 def resident(setting: Setting, stage: int) -> Resident:
-    """What a rank of a pipeline stage keeps."""
+    """What a rank of a pipeline stage keeps on its GPU."""
+    whole = state(setting, stage)
+    if setting.on_host == "all":
+        return Resident(policy=0.0, others=0.0, gradients=0.0, optimizer=0.0)
+    return replace(whole, optimizer=0.0) if setting.on_host == "optimizer" else whole
+
+
+def state(setting: Setting, stage: int) -> Resident:
+    """What a rank of a pipeline stage keeps, on its GPU and in host memory."""
     whole: dict[Role, Share] = {role: _share(setting, stage, role) for role in _held(setting)}
     changed: dict[Role, Share] = {role: _trained_share(setting, stage, role) for role in setting.trained}
     weights = {role: share.all * _weight_bytes(setting, role) for role, share in whole.items()}
@@ -163,6 +172,7 @@ def rollout(setting: Setting, stage: int) -> Phase:
         weights=stays.policy + stays.others + stays.fp8,
         gradients=stays.gradients,
         optimizer=stays.optimizer,
+        activations=engine_work(setting),
         engine=weights,
         kv=kv_bytes(setting),
     )
@@ -173,45 +183,15 @@ def scoring(setting: Setting, stage: int) -> Phase:
     answering, own = rollout(setting, stage), setting.alone("reward model")
     reloaded = (
         _share(setting, stage, "reward model").all * _weight_bytes(setting, "reward model")
-        if setting.offload == "all"
+        if setting.offload == "all" and setting.on_host != "all"
         else 0.0
     )
     return replace(
         answering,
         name=f"score, stage {stage}",
         weights=answering.weights + reloaded,
-        activations=_layer_bytes(own) + gathered(own),
+        activations=answering.activations + _layer_bytes(own) + gathered(own),
     )
-
-
-def engine_weights(setting: Setting) -> float:
-    """Bytes of the weights of one engine rank."""
-    if not setting.num_engines:
-        return 0.0
-    return on_engine(setting.engine_layout()) * setting.engine_bytes
-
-
-def kv_bytes_per_token(setting: Setting) -> float:
-    """Bytes of one engine rank per token in its cache."""
-    model, sharding = setting.model, setting.engine
-    ranks = sharding.tp // sharding.attention_copies
-    shared_by = 1 if model.latent else min(ranks, model.num_kv_heads)
-    return model.kv_cache_size * setting.engine_bytes / shared_by
-
-
-def kv_bytes(setting: Setting) -> float:
-    """Bytes of the KV cache of one engine rank; negative if the weights leave no room."""
-    if setting.kv_cache_tokens is not None:
-        return setting.kv_cache_tokens * kv_bytes_per_token(setting)
-    if setting.gpu is None:
-        return _CPU_CACHE_TOKENS * kv_bytes_per_token(setting)
-    return setting.memory_fraction * setting.gpu.memory_bytes - engine_weights(setting)
-
-
-def kv_tokens(setting: Setting) -> int:
-    """Number of tokens that the cache of one engine holds."""
-    per_copy = max(0.0, kv_bytes(setting)) / kv_bytes_per_token(setting)
-    return int(per_copy) * setting.engine.attention_copies
 
 
 def num_microbatches(setting: Setting) -> int:
@@ -260,9 +240,11 @@ def least(setting: Setting) -> Phase:
 
 
 def host_bytes(setting: Setting) -> float:
-    """Host memory of a node besides its processes: offloaded state and the tokens of a step."""
-    held = resident(setting, 0)
-    away = held.all - held.after_offload(setting).all
+    """Host memory of a node besides its processes: state that is kept or offloaded there, and the tokens of a
+    step."""
+    away = state(setting, 0).all - resident(setting, 0).after_offload(setting).all
+    if setting.on_host == "optimizer":
+        away += state(setting, 0).policy  # the optimizer steps on a copy of the weights
     tokens = setting.batch.trajectories * setting.batch.longest * _TOKEN_BYTES
     return away * max(1, setting.gpus_per_node) + tokens
 
@@ -292,9 +274,6 @@ def _state_bytes(setting: Setting) -> int:
     """Bytes of optimizer state for a weight."""
     return _MOMENT_BYTES + (_MASTER_BYTES if setting.master_weights else 0)
 
-
-_CPU_CACHE_TOKENS = 65536
-"""Default of rollout.kv_cache_tokens on CPU."""
 
 _OF_RANKS = ("weights", "gradients", "optimizer", "activations")
 """The fields of a phase that trainer ranks hold."""

@@ -12,8 +12,9 @@ from itertools import chain, product
 from hybridrl import registry
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
+from hybridrl.estimate.engine import engine_weights, kv_tokens
 from hybridrl.estimate.fit import fits, fullest
-from hybridrl.estimate.memory import engine_weights, kv_tokens, resident, training
+from hybridrl.estimate.memory import resident, training
 from hybridrl.estimate.setting import Recompute, Setting
 from hybridrl.estimate.time import StepTime, generate_s, logprobs_s, step_time, train_s
 from hybridrl.layout.trainers import layout_of
@@ -25,6 +26,9 @@ _JOINED = 20
 """Number of fitting pairs after which the search ends."""
 
 _MOST_ENGINE_RANKS = 64
+
+_OF_FSDP = {"gather": "each_pass", "keep_on_host": "none"}
+"""Keys of the section actor that only FSDP has, with the values that change nothing."""
 
 _FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
@@ -72,7 +76,7 @@ def _backends(setting: Setting) -> Iterator[Setting]:
             (how for how in (setting.recompute, "none") if _has(backend, setting, how)), None
         )
         if found is not None:
-            actor = setting.actor.model_copy(update={"gather": "each_pass"})
+            actor = setting.actor.model_copy(update=_OF_FSDP)
             yield replace(setting, backend=backend, recompute=found, actor=actor)
 
 
@@ -80,7 +84,7 @@ def _has(backend: str, setting: Setting, recompute: str) -> bool:
     """Whether a backend can train with the options of the config, and this recomputation."""
     if setting.lora is not None and backend == ActorConfig().backend:
         return False  # a search is for GPUs, where Transformer Engine's layers take no adapters
-    layout, changes = layout_of(backend), {"recompute": recompute, "gather": "each_pass"}
+    layout, changes = layout_of(backend), {"recompute": recompute, **_OF_FSDP}
     actor = setting.actor.model_copy(update=changes)
     models = [setting.model, *([setting.reward_model] if setting.reward_model else [])]
     try:

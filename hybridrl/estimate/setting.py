@@ -261,6 +261,11 @@ class Setting:
         return self.shards_weights and self.actor.gather == "once"
 
     @property
+    def on_host(self) -> Literal["none", "optimizer", "all"]:
+        """What the trainer keeps in host memory while it trains too; without GPUs, all is there anyway."""
+        return self.actor.keep_on_host if self.shards_weights and self.gpu is not None else "none"
+
+    @property
     def master_weights(self) -> bool:
         """The optimizer keeps fp32 copies of the trained weights, which are not fp32 themselves."""
         return self.half and not self.shards_weights

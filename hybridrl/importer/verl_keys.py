@@ -183,7 +183,6 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
         "sampling is from the whole distribution: else trainer and engine disagree on it",
     ),
     (f"{R}.do_sample", (True,), "training has to sample; greedy answers carry no signal"),
-    (f"{R}.val_kwargs.top_*", (1, -1, 0), "evaluation samples from the whole distribution"),
     (f"{R}.multi_turn.enable", (False,), "one turn a trajectory"),
     (f"{R}.data_parallel_size", (1,), "engines in data parallel are rollout.num_engines"),
     (f"{R}.*_parallel_size", (1,), "engines are tensor and expert parallel"),

@@ -38,7 +38,7 @@ def _fsdp(script: Script) -> Found:
     """FSDP of verl, of either version, is FSDP2 here."""
     key = f"{A}.strategy"
     yield Line("actor.backend", _FSDP_BACKEND, script.source(key), "all GPUs share the model: dp is theirs")
-    script.get(key)
+    is_fsdp2 = script.get(key) == "fsdp2"
     for where in ("", "fsdp_config."):
         key = f"{A}.{where}ulysses_sequence_parallel_size"
         if (size := script.number(key, 1)) > 1:
@@ -49,6 +49,9 @@ def _fsdp(script: Script) -> Found:
     key = f"{A}.fsdp_config.reshard_after_forward"
     if script.get(key, True) is False:
         yield Line("actor.gather", "once", script.source(key), "over all microbatches of an optimizer step")
+    key = f"{A}.fsdp_config.offload_policy"
+    if script.get(key, False) is True and is_fsdp2:  # version 1 ignores it
+        yield Line("actor.keep_on_host", "all", script.source(key), "torch's CPUOffloadPolicy")
     key = f"{A}.fsdp_config.fsdp_size"
     if 0 < (size := script.number(key, -1)) < _num_gpus(script):
         yield Line("actor.parallel.shard", size, script.source(key), "ranks that share one copy")

@@ -10,6 +10,7 @@ from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.start_trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
+from hybridrl.workers.turns import TurnSetup
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,13 @@ class Engines:
         placed = list(zip(self._setups(files), self.placement.engine, strict=True))
         kind, first = kind_of(self.cfg.rollout.engine), placed[::parts]
         most = self.cfg.rollout.max_running_requests if self.cfg.batch.max_lag else None
-        swap = self.cfg.rollout.swap
+        swap, turns = self.cfg.rollout.swap, TurnSetup.of(self.cfg)
         others = [one for place, one in enumerate(placed) if place % parts]
         return RayRollout(
             start(
                 "engine",
                 RolloutWorker,
-                [(kind, s, most, swap) for s, _ in first],
+                [(kind, s, most, swap, turns) for s, _ in first],
                 [node for _, node in first],
             ),
             self.cfg.cluster,
@@ -56,7 +57,7 @@ class Engines:
                     log_path=str(files.logs / f"{name}.log"),
                     parallel=self.shape.engine,
                     seed=cfg.run.seed,
-                    max_prompt_tokens=rollout.max_prompt_tokens,
+                    max_prompt_tokens=rollout.longest_history_tokens,
                     max_response_tokens=rollout.max_response_tokens,
                     kv_cache_tokens=rollout.kv_cache_tokens,
                     memory_fraction=rollout.memory_fraction,

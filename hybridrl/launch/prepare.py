@@ -1,6 +1,6 @@
 """Prompts and reward of a run, read and tried before any worker starts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.judged_reward import judged_parts
+from hybridrl.controller.sampling import row_limit
 from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
 from hybridrl.data.source import TablePrompts, load_source, open_rows, refuse_odd_sources
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.errors import ModelError
+from hybridrl.dialogue.opened import has_model_calls, open_dialogue
+from hybridrl.errors import HybridRLError, ModelError
 from hybridrl.launch.data_sets import describe_absent
 from hybridrl.launch.data_warnings import suspicious
 from hybridrl.launch.environment_setup import try_environments
@@ -59,6 +61,8 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     _refuse_other_tokenizer(loaded, tokenizer)
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
+    _refuse_odd_limits(loaded, [train.rows, *([heldout.rows] if heldout else [])])
+    _refuse_unfit_dialogue(loaded, tokenizer)
     gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
     environments = try_environments(loaded, [train.rows, *([heldout.rows] if heldout else [])])
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
@@ -199,6 +203,25 @@ def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -
     if cfg.reward_model is not None:
         parts = judged_parts(parts, score.reward, 0.0, alone=no_rule(cfg))
     credit.check_parts(sorted(parts.keys() - {HANG_PART}))
+
+
+def _refuse_odd_limits(loaded: LoadedConfig, tables: Sequence[Table]) -> None:
+    """Refuse a row whose column rollout.limit_field is no number of tokens."""
+    field = loaded.config.rollout.limit_field
+    for table in tables if field is not None else ():
+        for i in range(len(table)):
+            row_limit(field, table[i], table.place(i))
+
+
+def _refuse_unfit_dialogue(loaded: LoadedConfig, tokenizer: ModelTokenizer) -> None:
+    """Refuse a chat template that cannot be used for the turns of an environment."""
+    cfg = loaded.config
+    if cfg.environment is not None:
+        try:
+            tools = has_model_calls(cfg.environment)
+            open_dialogue(tokenizer, cfg.model.path, cfg.data, with_tools=tools)
+        except HybridRLError as error:
+            raise loaded.locate(error) from error
 
 
 def _refuse_other_tokenizer(loaded: LoadedConfig, tokenizer: ModelTokenizer) -> None:

@@ -17,10 +17,11 @@ from hybridrl.config.sft_rm import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.controller import supervised_loop as loop
 from hybridrl.data.examined import examine_example
 from hybridrl.data.example_source import TableExamples, load_examples
-from hybridrl.data.examples import Conversations, Pairs
+from hybridrl.data.examples import Pairs
 from hybridrl.data.source import open_rows
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import load_tokenizer
+from hybridrl.dialogue.transcripts import SFTExamples
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import data_sets
 from hybridrl.launch.data_warnings import suspicious
@@ -50,12 +51,12 @@ class Kind(Generic[CfgKind]):
 
     command: KindOfConfig
     config: type[CfgKind]
-    form: type[Conversations] | type[Pairs]
+    form: type[SFTExamples] | type[Pairs]
     spec: Callable[[ModelSpec], ModelSpec]
     """Spec of the model that is trained, from the spec of the folder."""
 
 
-SFT = Kind("sft", SFTConfig, Conversations, lambda spec: spec)
+SFT = Kind("sft", SFTConfig, SFTExamples, lambda spec: spec)
 RM = Kind(
     "rm",
     RMConfig,

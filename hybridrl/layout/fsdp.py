@@ -16,7 +16,7 @@ from hybridrl.layout.trainers import CheckpointTensors
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, Row, Sharding, Site
 
-FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
+FAMILIES = ("llama", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 """Model families whose transformers modules are trained."""
 
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
@@ -136,7 +136,7 @@ class FSDPLayout(CheckpointTensors):
         sharding = self._sharding(row)
         if row.per_expert:
             return (Site(_fused(row), sharding),)
-        return tuple(Site(name, sharding, (block,)) for block, name in enumerate(row.hf))
+        return tuple(Site(_in_module(name), sharding, (block,)) for block, name in enumerate(row.hf))
 
     def at(self, row: Row, name: str, *sites: Site) -> Row:
         alike = row.engine[0]._replace(sharding=sites[0].sharding)
@@ -200,8 +200,13 @@ def _between(rows: Runs, local: range) -> Runs:
 
 def _fused(row: Row) -> str:
     """The tensor of a transformers module that holds a parameter of all experts of a layer."""
-    block, _, _ = row.hf[0].partition(".#.")
+    block, _, _ = _in_module(row.hf[0]).partition(".#.")
     return f"{block}.{'gate_up_proj' if len(row.hf) == 2 else 'down_proj'}"
+
+
+def _in_module(name: str) -> str:
+    """The name of a tensor of a checkpoint in the modules of transformers, which call Mixtral's block mlp."""
+    return name.replace(".block_sparse_moe.", ".mlp.")
 
 
 LAYOUT = FSDPLayout

@@ -134,6 +134,12 @@ class MegatronLayout(TrainerLayout):
                 where="actor.gather",
                 fix="remove actor.gather, or set actor.backend: fsdp",
             )
+        if actor.keep_on_host != "none":
+            raise ConfigError(
+                f"actor.keep_on_host = {actor.keep_on_host}: Megatron's ranks train from GPU memory only",
+                where="actor.keep_on_host",
+                fix="use actor.offload, which makes room while engines generate, or actor.backend: fsdp",
+            )
 
     @property
     def _stage_size(self) -> int:

@@ -49,6 +49,11 @@ _PARTS = (
     ),
     _Part("Rollout", ("rollout/",), "What was sampled, and how much of it teaches something."),
     _Part(
+        "Episodes",
+        ("num_turns/", "episode/"),
+        "Only with an environment; `tool/` and `environment/` below are theirs too.",
+    ),
+    _Part(
         "Goodput",
         ("goodput/",),
         "The time of the engines by what it was for; the shares of a step sum to 1. "

@@ -3,9 +3,10 @@
 Shape letters: N trajectories, G groups.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import psutil
@@ -13,7 +14,7 @@ import psutil
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import REWARD_MODEL
 from hybridrl.observe.names import FIRST_RATIO_ERROR, over
-from hybridrl.types import HANG_PART, StepReport, SwapReport, mean
+from hybridrl.types import HANG_PART, Ended, StepReport, SwapReport, mean
 
 COMPUTE = ("gen", "old_log_prob", "ref", "values", "update_critic", "update_actor")
 """Spans of generation and training; all other time of a step is overhead."""
@@ -50,6 +51,7 @@ def step_metrics(
         **({} if batch.still_N is None else {"training/skipped_share": float(batch.still_N.mean())}),
         **update_metrics(reports),
         **length_metrics(batch, limits),
+        **turn_metrics(batch),
         **time_metrics(batch, spent_s, limits.num_devices),
         **sync_metrics(swap),
     }
@@ -99,6 +101,16 @@ def length_metrics(batch: Batch, limits: Limits) -> dict[str, float]:
         "prompt_length/clip_ratio": float((prompt_N >= limits.max_prompt_tokens).mean()),
         "perf/total_num_tokens": float(batch.length_N.sum()),
     }
+
+
+def turn_metrics(batch: Batch) -> dict[str, float]:
+    """Turns of the episodes, and why they ended; nothing without an environment."""
+    ended = Counter(t.ended for t in batch.trajectories if t.ended is not None)
+    if not ended:
+        return {}
+    turn_N = np.array([t.turns for t in batch.trajectories])
+    shares = {f"episode/ended/{why}": ended[why] / len(turn_N) for why in get_args(Ended)}
+    return {**_spread("num_turns", turn_N), **shares}
 
 
 def balance_metrics(batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:

@@ -79,6 +79,20 @@ _ROWS: list[tuple[str, Metric]] = [
         "rollout/ended_length",
         Metric("tokens", "Mean length of all answers that ended since the last step; see asynchronous.md."),
     ),
+    ("num_turns/{mean,max,min}", Metric("turns", "Answers of the policy in an episode.")),
+    (
+        "episode/ended/{done,max_turns,max_tokens,overflow,failed}",
+        Metric(
+            "share",
+            "Episodes that ended so: by the environment, at the limit of turns, in an answer or in messages "
+            "that filled the context, or because the environment failed three times.",
+        ),
+    ),
+    ("episode/retried", Metric("attempts", "Episodes played again because their environment failed.")),
+    (
+        "rollout/cached_share",
+        Metric("share", "Prompt tokens of later turns whose keys and values were in the engine's cache."),
+    ),
     ("rollout/groups/open", Metric("groups", "Groups started and not yet trained on, after the choice.")),
     ("rollout/groups/aborted", Metric("groups", "Groups left over by the step, which start again.")),
     ("rollout/groups/dropped", Metric("groups", "Groups too old for the step, with batch.stale: drop.")),
@@ -247,6 +261,12 @@ FAMILIES: dict[str, Metric] = {
     "val-aux/": Metric("reward", "Further held-out values, as val-core."),
     "reward/timeout/": Metric("reward", "mean: share of answers whose reward did not come in time."),
     "reward/": Metric("reward", "<part>/mean: a part of the reward, over trajectories that have it."),
+    "tool/": Metric(
+        "",
+        "<name>/calls since the last step; <name>/errors: share of them that failed, <name>/errors/<kind> by "
+        "kind; <name>/time_s: mean seconds of one.",
+    ),
+    "environment/": Metric("", "<name>/<metric>: what the environment reports, mean over its episodes."),
     "timing_s/": Metric("s", "Any other span."),
     "timing_per_token_ms/": Metric("ms", "Any other span, per token, prompts included."),
     "rollout_corr/": Metric("", "Correction of the difference between trainer and engine."),

@@ -5,6 +5,14 @@ step 10   train/17   reward 1.0   advantage +0.61   stop after 2 tokens
   answer | 2
   gold   | 2
   parts  | right 1, short 0.5
+
+An episode of several turns shows each turn, and what the policy read after it:
+
+step 10   train/17   reward 1.1   advantage +0.61   done after 2 turns, 7 tokens
+  prompt | =
+  turn 1 | 4
+  read   | +
+  turn 2 | 6
 """
 
 import re
@@ -15,8 +23,10 @@ from typing import Any
 
 from hybridrl.batch import Batch
 from hybridrl.config.files import atomic_write
-from hybridrl.types import Finish, Group, Prompt, Trajectory, in_row
+from hybridrl.types import Ended, Finish, Group, Prompt, Trajectory, in_row
 from hybridrl.wording import counted
+
+_FINISHES: dict[Finish, str] = {"stop": "stop", "length": "cut", "abort": "aborted"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,12 @@ class Sample:
 
     parts: Mapping[str, float] = field(default_factory=dict)
     """Named parts of the reward."""
+
+    transcript: tuple[tuple[str, str], ...] = ()
+    """(who, text) of the turns of an episode and of what was read between them; empty for one answer."""
+
+    ended: Ended | None = None
+    """Why the episode ended; None: it is one answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,8 @@ def _sample(
         trajectory.response_tokens,
         None if reference is None else str(reference),
         trajectory.reward_parts,
+        trajectory.transcript,
+        trajectory.ended,
     )
 
 
@@ -129,17 +147,22 @@ def printable(line: str) -> str:
 
 
 def _block(step: int, sample: Sample) -> str:
-    end = {"stop": "stop", "length": "cut", "abort": "aborted"}[sample.finish]
-    head = (
-        f"step {step}   {sample.uid}   {verdict(sample)}   {end} after "
-        f"{counted(sample.response_tokens, 'token')}\n"
-    )
-    lines = [_quoted("prompt", sample.prompt), _quoted("answer", sample.answer)]
+    head = f"step {step}   {sample.uid}   {verdict(sample)}   {_end(sample)}\n"
+    said = sample.transcript or (("answer", sample.answer),)
+    lines = [_quoted("prompt", sample.prompt), *(_quoted(who, text) for who, text in said)]
     if sample.reference is not None:
         lines.append(_quoted("gold", sample.reference))
     if sample.parts:
         lines.append(_quoted("parts", ", ".join(f"{name} {part:g}" for name, part in sample.parts.items())))
     return f"{head}{''.join(lines)}\n"
+
+
+def _end(sample: Sample) -> str:
+    tokens = counted(sample.response_tokens, "token")
+    if sample.ended is None:
+        return f"{_FINISHES[sample.finish]} after {tokens}"
+    turns = sum(who.startswith("turn") for who, _ in sample.transcript)
+    return f"{sample.ended} after {counted(turns, 'turn')}, {tokens}"
 
 
 def _quoted(label: str, text: str) -> str:

@@ -6,13 +6,13 @@ from typing import Any
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import swap
+from hybridrl.estimate.engine import kv_tokens
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.gpus import GPUS
 from hybridrl.estimate.memory import (
     Phase,
     checkpoint_bytes,
     host_bytes,
-    kv_tokens,
     logprobs,
     num_microbatches,
     on_cpu,
@@ -119,9 +119,28 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
         f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}, "
         f"{counted(kv_tokens(setting), 'token', form=',')} of cache each",
     )
+    if batch.turn_tokens:
+        yield from _episodes(setting)
     beside = [_beside(setting, role) for role in (*setting.trained, *setting.frozen) if role != "actor"]
     if beside:
         yield "", "; ".join(beside)
+
+
+def _episodes(setting: Setting) -> Iterator[tuple[str, str]]:
+    """Budgets of an episode, how many episodes an engine's cache holds, and what later turns find in it."""
+    batch, cache = setting.batch, kv_tokens(setting)
+    yield (
+        "episodes",
+        f"up to {counted(batch.turns, 'turn')} of at most {counted(batch.turn_tokens, 'token', form=',')} in "
+        f"a context of {batch.longest:,}; an engine's cache holds {cache // batch.longest:,} such contexts",
+    )
+    asked = sum(batch.prompt_tokens + k * batch.turn_tokens for k in range(batch.turns))
+    whole = batch.prompt_tokens + (batch.turns - 1) * batch.turn_tokens
+    yield (
+        "",
+        f"requests of an episode read up to {_count(asked)} tokens, all but {_count(whole)} of them from the "
+        f"cache; its environment may take up to {_s(batch.turns * batch.turn_s)} in all",
+    )
 
 
 def _example_batch(setting: Setting) -> Iterator[tuple[str, str]]:
@@ -280,6 +299,7 @@ def keys(setting: Setting) -> dict[str, Any]:
     return found | {
         "actor.backend": setting.backend,
         "actor.gather": setting.actor.gather,
+        "actor.keep_on_host": setting.actor.keep_on_host,
         "actor.recompute": setting.recompute,
         "actor.microbatch_tokens": setting.microbatch_tokens,
         "actor.offload": setting.offload,
@@ -315,6 +335,8 @@ def _batch_dict(setting: Setting) -> dict[str, Any]:
         "microbatches": num_microbatches(setting),
         "data_parallel": setting.train.dp,
         "engines": setting.num_engines,
+        "turns": batch.turns,
+        "context_tokens": batch.longest,
     }
 
 

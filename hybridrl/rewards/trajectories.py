@@ -1,35 +1,86 @@
 """Scores trajectories from their token columns."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
 
 from hybridrl.batch import TokenBlock
+from hybridrl.columns import TURN_START
 from hybridrl.rewards.pool import Score, Scorer
-from hybridrl.types import Prompt
+from hybridrl.types import ENVIRONMENT_PART, Prompt, Trajectory
 
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 """Turns the token ids of many answers into texts, without special tokens."""
 
+Sees = Literal["last_turn", "all_turns", "transcript"]
+"""Values of reward.sees."""
+
 
 def score_block(
-    block: TokenBlock, rows: Sequence[int], prompts: Sequence[Prompt], decode: Decode, scorer: Scorer
+    block: TokenBlock,
+    rows: Sequence[int],
+    prompts: Sequence[Prompt],
+    decode: Decode,
+    scorer: Scorer,
+    sees: Sees = "last_turn",
 ) -> tuple[list[Score], list[str]]:
     """Scores and texts of some trajectories of a block.
-
-    The text is what the policy wrote: tokens of tools and observations are left out, so echoing a tool
-        earns nothing.
 
     Args:
         rows: numbers of the trajectories.
         prompts: the prompt of each.
+        sees: which part of an episode of several turns is scored.
 
     Raises: as Scorer.score.
     """
-    texts = decode([answer_tokens(block, row) for row in rows])
+    texts = decode([seen_tokens(block, row, sees) for row in rows])
     scores = scorer.score(texts, [prompt.row for prompt in prompts], [prompt.uid for prompt in prompts])
     return scores, texts
 
 
-def answer_tokens(block: TokenBlock, row: int) -> list[int]:
-    """The tokens of a trajectory that the policy generated."""
+def with_turns(trajectory: Trajectory, score: Score) -> tuple[float, dict[str, float]]:
+    """The reward of a trajectory and its parts: its score, and what the environment gave its turns."""
+    if trajectory.ended is None:
+        return score.reward, score.parts
+    earned = trajectory.turn_reward
+    return score.reward + earned, {**score.parts, ENVIRONMENT_PART: earned}
+
+
+def seen_tokens(block: TokenBlock, row: int, sees: Sees) -> list[int]:
+    """The tokens of a trajectory that the reward is shown.
+
+    Except in a transcript, these are what the policy wrote: tokens of tools and observations are left out, so
+    echoing a tool earns nothing.
+    """
     where = block.row(row)
-    return block.token_T[where][block.loss_mask_T[where]].tolist()
+    first = where.start
+    if sees == "transcript":
+        return block.token_T[first + int(block.prompt_tokens_N[row]) : where.stop].tolist()
+    if sees == "last_turn" and len(starts := _turn_starts(block, row)):
+        first = int(starts[-1])
+    here = slice(first, where.stop)
+    return block.token_T[here][block.loss_mask_T[here]].tolist()
+
+
+def transcript(block: TokenBlock, row: int, decode: Decode) -> tuple[tuple[str, str], ...]:
+    """The turns of an episode, and what the policy read between them: (who, text), with who = turn 1, read,
+    turn 2, ... Empty for a single answer."""
+    pieces = list(_pieces(block, row))
+    return tuple(zip((who for who, _ in pieces), decode([ids for _, ids in pieces]), strict=True))
+
+
+def _pieces(block: TokenBlock, row: int) -> Iterator[tuple[str, list[int]]]:
+    edges = [*_turn_starts(block, row).tolist(), block.row(row).stop]
+    for number, (start, following) in enumerate(itertools.pairwise(edges), 1):
+        tokens, mask = block.token_T[start:following], block.loss_mask_T[start:following]
+        yield f"turn {number}", tokens[mask].tolist()
+        if not mask.all():
+            yield "read", tokens[~mask].tolist()
+
+
+def _turn_starts(block: TokenBlock, row: int) -> np.ndarray:
+    """Indices in the block of the first tokens of a trajectory's turns; empty for a single answer."""
+    where, start = block.row(row), block.columns.get(TURN_START, np.zeros(0, np.int64))
+    return start[(start >= where.start) & (start < where.stop)]

@@ -112,6 +112,9 @@ class Answer:
     experts_SLK: "np.ndarray | None" = None
     """int32: experts of each token. None if they were not requested, or the answer was aborted."""
 
+    cached_tokens: int | None = None
+    """Tokens of the prompt whose keys and values were in the cache. None: the engine does not say."""
+
 
 class Engine(Protocol):
     """A running engine. Requests may come from any thread or event loop; swaps come from one caller."""
@@ -332,6 +335,17 @@ def layout_in(kind: EngineKind, model: ModelSpec, parallel: EngineParallel) -> L
         LayoutError: the model does not divide over the ranks.
     """
     return kind.layout(model, parallel) if model.has_table else LoaderLayout(model, parallel.tp)
+
+
+def working_bytes(kind: EngineKind, model: ModelSpec, parallel: EngineParallel, requests: int) -> float:
+    """Bytes of rollout.memory_fraction on a GPU that an engine rank keeps for its computation, besides its
+    weights and its cache. A kind that counts them has a method of this name; the others keep none.
+
+    Args:
+        requests: rollout.max_running_requests.
+    """
+    own = getattr(kind, "working_bytes", None)
+    return own(model, parallel, requests) if own else 0.0
 
 
 _PARTS = tuple(part for part in vars(EngineKind) if not part.startswith("_"))

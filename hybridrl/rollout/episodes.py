@@ -1,9 +1,9 @@
 """The episode runner beside an engine: groups come in, each sample is an episode, finished groups go out.
 
-An episode is a coroutine that asks the engine request by request; today it asks once. At most `most_requests`
-requests are inside the engine and the others wait here. So a swap that waits for running requests waits for
-no others, and paused requests go on before new ones. A later turn of an episode goes before first turns: its
-prefix is cached.
+An episode asks the engine request by request: once, or, with an environment, once a turn (turns.py). At most
+`most_requests` requests are inside the engine and the others wait here. So a swap that waits for running
+requests waits for no others, and paused requests go on before new ones. A later turn of an episode goes
+before first turns: its prefix is cached.
 
 Waits: an episode waits for a place in the engine, which a swap closes, and for its answers. finished() waits
 for the last episode of a group.
@@ -11,77 +11,34 @@ for the last episode of a group.
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineError
-from hybridrl.rollout.answers import packed, spans_of
+from hybridrl.rollout.answers import spans_of
 from hybridrl.rollout.base import Answer, Engine, Request
+from hybridrl.rollout.groups import (
+    FinishedGroup,
+    OpenGroup,
+    RunningEpisode,
+    Ticket,
+    episodes_of,
+    limited,
+    request_of,
+    results,
+    world_seed,
+)
 from hybridrl.rollout.places import Places
+from hybridrl.rollout.turns import Outcome, TurnPlayer
 from hybridrl.rollout.usage import UsageClock
-from hybridrl.seeds import sample_seed
 from hybridrl.types import GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
 
 LOT_S = 0.02
 """Seconds that finished groups wait for others, which then travel in the same message."""
-
-AskTurn = Callable[[Sequence[int]], Awaitable[Answer]]
-"""Asks the engine to continue these tokens; the n-th call of an episode is its turn n."""
-
-Episode = Callable[[Prompt, AskTurn], Awaitable[Answer]]
-
-
-async def single_turn(prompt: Prompt, ask: AskTurn) -> Answer:
-    return await ask(prompt.token_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A submitted group. A task that is submitted again gets another number."""
-
-    number: int
-    task: GroupTask
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedGroup:
-    ticket: int
-    """Number of the ticket."""
-
-    trajectories: list[Trajectory]
-    greedy: Trajectory | None
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """An episode in progress."""
-
-    name: str
-    sampling: Sampling
-    sample: int
-    """Which sample of the group it is; its seeds depend on that."""
-
-    task: asyncio.Task[None] | None = None
-    turns: int = 0
-    request: Request | None = None
-    """Its request inside the engine."""
-
-    answer: Answer | None = None
-    """What the episode returned."""
-
-
-@dataclass(slots=True, eq=False)
-class _OpenGroup:
-    ticket: Ticket
-    episodes: list[_Running]
-    """One per sample, then the greedy one if there is one."""
-
-    num_open: int = 0
-    sampled_tokens: int = 0
-    cancelled: bool = False
 
 
 class _GroupCancelledError(Exception):
@@ -96,18 +53,20 @@ class EpisodeRunner:
         engine: Engine,
         *,
         most_requests: int | None = None,
-        episode: Episode = single_turn,
+        player: TurnPlayer | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             most_requests: most requests inside the engine. None: any number, so that all requests of a call
                 reach the engine together, which makes its batches repeatable.
+            player: plays episodes of several turns. None: an episode is one answer.
         """
-        self._engine, self._episode = engine, episode
+        self._engine, self._player = engine, player
+        self._evaluations = itertools.count(1)
         self._places, self._clock = Places(most_requests), UsageClock(now)
-        self._open: dict[int, _OpenGroup] = {}
-        self._finished: list[_OpenGroup] = []
+        self._open: dict[int, OpenGroup] = {}
+        self._finished: list[OpenGroup] = []
         self._failure: BaseException | None = None
         self._news = asyncio.Event()
         self._paused = self._keeps_cache = False
@@ -117,11 +76,28 @@ class EpisodeRunner:
     def submit(self, tickets: Iterable[Ticket]) -> None:
         """Start the episodes of these groups."""
         for ticket in tickets:
-            group = _OpenGroup(ticket, list(_episodes(ticket)))
-            self._open[ticket.number], group.num_open = group, len(group.episodes)
-            for running in group.episodes:
-                running.task = asyncio.create_task(self._run(group, running))
+            group = self._open[ticket.number] = OpenGroup(ticket, list(episodes_of(ticket)))
+            self._begin(group)
         self._tell_clock()
+
+    async def play(
+        self, prompts: Sequence[Prompt], sampling: Sampling
+    ) -> tuple[list[list[Trajectory]], TokenBlock]:
+        """Answer prompts with whole episodes: Engine.generate for an evaluation with an environment.
+
+        Raises: what the engine or an episode raised.
+        """
+        assert self._player is not None and sampling.seed is not None
+        loop, groups = asyncio.get_running_loop(), []
+        for i, prompt in enumerate(prompts):
+            own = replace(sampling, seed=sampling.seed + i * sampling.num_samples)
+            ticket = Ticket(-next(self._evaluations), GroupTask(index=-1, prompt=prompt, sampling=own))
+            groups.append(OpenGroup(ticket, list(episodes_of(ticket)), evaluation=loop.create_future()))
+            self._begin(groups[-1])
+        await asyncio.gather(*(group.evaluation for group in groups if group.evaluation))
+        found, block = results(groups, self._version)
+        assert block is not None, "there is at least one prompt"
+        return [group.trajectories for group in found], block
 
     async def finished(self) -> tuple[list[FinishedGroup], TokenBlock | None]:
         """Wait for finished groups and pack their tokens; ([], None) if no group is open any more.
@@ -133,7 +109,7 @@ class EpisodeRunner:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._until(lambda: not self._open), LOT_S)
         groups, self._finished = self._finished, []
-        return _results(groups)
+        return results(groups, self._version)
 
     async def cancel(self, numbers: Iterable[int]) -> None:
         """End open groups early; tickets that are not open are ignored. What they sampled is counted."""
@@ -181,46 +157,96 @@ class EpisodeRunner:
         """What the engine did since the last call."""
         return self._clock.take()
 
-    async def _run(self, group: _OpenGroup, running: _Running) -> None:
-        async def ask(token_ids: Sequence[int]) -> Answer:
-            return await self._ask(group, running, token_ids)
+    @property
+    def _version(self) -> PolicyVersion:
+        """Version of episodes without a sampled token, which only environments make."""
+        return 0 if self._player is None else self._engine.session.version or 0
 
+    def _begin(self, group: OpenGroup) -> None:
+        group.num_open = len(group.episodes)
+        for running in group.episodes:
+            running.task = asyncio.create_task(self._run(group, running))
+
+    async def _run(self, group: OpenGroup, running: RunningEpisode) -> None:
         try:
-            running.answer = await self._episode(group.ticket.task.prompt, ask)
+            if self._player is None:
+                running.answer = await self._ask(group, running, group.ticket.task.prompt.token_ids)
+            else:
+                running.outcome = await self._play(self._player, group, running)
         except _GroupCancelledError:
             return
-        except Exception as error:  # handed to the caller of finished()
-            self._failure = self._failure or error
-            self._news.set()
+        except Exception as error:  # handed to the caller of finished() or play()
+            self._fail(group, error)
             return
         group.num_open -= 1
-        if not group.num_open and not group.cancelled:
-            del self._open[group.ticket.number]
-            self._finished.append(group)
-            self._tell_clock()
-            self._news.set()
+        if group.num_open or group.cancelled:
+            return
+        if group.evaluation is not None:
+            group.evaluation.set_result(None)
+            return
+        del self._open[group.ticket.number]
+        self._finished.append(group)
+        self._tell_clock()
+        self._news.set()
 
-    async def _ask(self, group: _OpenGroup, running: _Running, token_ids: Sequence[int]) -> Answer:
-        await self._places.enter(first=running.turns > 0)
+    def _fail(self, group: OpenGroup, error: Exception) -> None:
+        if group.evaluation is None:
+            self._failure = self._failure or error
+            self._news.set()
+        elif not group.evaluation.done():
+            group.evaluation.set_exception(error)
+
+    async def _play(self, player: TurnPlayer, group: OpenGroup, running: RunningEpisode) -> Outcome:
+        async def ask(
+            token_ids: Sequence[int],
+            *,
+            turn: int = 0,
+            most: int | None = None,
+            stop_token_ids: tuple[int, ...] = (),
+        ) -> Answer:
+            sampling = limited(running.sampling, most, stop_token_ids)
+            return await self._ask(group, running, token_ids, turn, sampling)
+
+        task = group.ticket.task
+        heldout = group.evaluation is not None
+        outcome = await player.play(task.prompt, world_seed(task), ask, heldout=heldout)
+        if group.evaluation is None:
+            self._clock.count(aborted=0 if group.cancelled else outcome.lost_tokens)
+            group.sampled_tokens -= outcome.lost_tokens
+            self._clock.add(outcome.sums)
+        return outcome
+
+    async def _ask(
+        self,
+        group: OpenGroup,
+        running: RunningEpisode,
+        token_ids: Sequence[int],
+        turn: int = 0,
+        sampling: Sampling | None = None,
+    ) -> Answer:
+        await self._places.enter(first=turn > 0)
         try:
             if group.cancelled:
                 raise _GroupCancelledError
-            request = running.request = _request(group.ticket.number, running, token_ids)
+            request = request_of(group.ticket.number, running, token_ids, turn, sampling or running.sampling)
+            running.request = request
             self._tell_clock()
             answer = await self._engine.request(request)
         finally:
             running.request = None
             self._places.leave()
             self._tell_clock()
-        running.turns += 1
-        self._count(group, answer, len(token_ids))
+        if group.evaluation is None:
+            self._count(group, answer, len(token_ids))
+            if turn and answer.cached_tokens is not None:
+                self._clock.add({"cached": answer.cached_tokens, "cacheable": len(token_ids)})
         if self._keeps_cache and answer.finish != "abort" and len(spans_of(answer.version_T)) > 1:
             self._compare_soon(request, answer)
         if group.cancelled:
             raise _GroupCancelledError
         return answer
 
-    def _count(self, group: _OpenGroup, answer: Answer, prompt_tokens: int) -> None:
+    def _count(self, group: OpenGroup, answer: Answer, prompt_tokens: int) -> None:
         sampled = len(answer.token_T)
         group.sampled_tokens += sampled
         self._clock.count(
@@ -277,44 +303,9 @@ class EpisodeRunner:
             await self._news.wait()
 
 
-def _episodes(ticket: Ticket) -> Iterator[_Running]:
-    task = ticket.task
-    one = replace(task.sampling, num_samples=1)
-    for sample in range(task.sampling.num_samples):
-        yield _Running(str(sample), one, sample)
-    if task.greedy is not None:
-        yield _Running("greedy", replace(task.greedy, num_samples=1), 0)
-
-
-def _request(ticket: int, running: _Running, token_ids: Sequence[int]) -> Request:
-    sampling = running.sampling
-    if sampling.seed is not None:
-        sampling = replace(sampling, seed=sample_seed(sampling.seed, running.sample, running.turns))
-    return Request(
-        id=f"{ticket}/{running.name}/{running.turns}", token_ids=tuple(token_ids), sampling=sampling
-    )
-
-
 def _recomputed(answer: Answer, prompt_tokens: int) -> int:
     """Tokens whose keys and values were computed again: all before each change of the version."""
     if not len(answer.version_T) or answer.version_T[0] == answer.version_T[-1]:
         return 0
     ends = accumulate(count for _, count in spans_of(answer.version_T)[:-1])
     return sum(prompt_tokens + end for end in ends)
-
-
-def _results(groups: Sequence[_OpenGroup]) -> tuple[list[FinishedGroup], TokenBlock | None]:
-    """What is known of the groups, and one block with the tokens of all of them."""
-    if not groups:
-        return [], None
-    asked = [(group.ticket, running) for group in groups for running in group.episodes]
-    answers = [running.answer for _, running in asked if running.answer is not None]
-    trajectories, block = packed([ticket.task.prompt.token_ids for ticket, _ in asked], answers)
-    rows = iter(trajectories)
-    found: list[FinishedGroup] = []
-    for group in groups:
-        task = group.ticket.task
-        samples = [next(rows) for _ in range(task.sampling.num_samples)]
-        greedy = None if task.greedy is None else next(rows)
-        found.append(FinishedGroup(group.ticket.number, samples, greedy))
-    return found, block

@@ -35,6 +35,7 @@ class AnswerLot:
     version_T: np.ndarray
     finish: list[Finish]
     experts: list[np.ndarray | None]
+    cached: list[int | None]
     errors: dict[str, EngineError]
     """Requests that were refused, by id; they have no answer."""
 
@@ -51,6 +52,7 @@ class AnswerLot:
             joined([answer.version_T for answer in answers], np.int32),
             [answer.finish for answer in answers],
             [answer.experts_SLK for answer in answers],
+            [answer.cached_tokens for answer in answers],
             errors,
         )
 
@@ -65,6 +67,7 @@ class AnswerLot:
                 version_T=self.version_T[start:end],
                 finish=self.finish[i],
                 experts_SLK=self.experts[i],
+                cached_tokens=self.cached[i],
             )
             for i, (start, end) in enumerate(zip([0, *end_N], end_N, strict=False))
         ]

@@ -1,7 +1,7 @@
 """What an engine does with its time: generating, paused or idle."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Literal
 
@@ -20,6 +20,7 @@ class UsageClock:
         self._tokens: Counter[str] = Counter()
         self._error: float | None = None
         self._recomputed_s = 0.0
+        self._sums: defaultdict[str, float] = defaultdict(float)
 
     def turn(self, cause: Cause) -> None:
         """Say what the engine does from now on."""
@@ -30,6 +31,11 @@ class UsageClock:
     def count(self, *, sampled: int = 0, aborted: int = 0, recomputed: int = 0) -> None:
         """Add tokens."""
         self._tokens.update(sampled_tokens=sampled, aborted_tokens=aborted, recomputed_tokens=recomputed)
+
+    def add(self, sums: Mapping[str, float]) -> None:
+        """Add to what episodes count, by name."""
+        for name, value in sums.items():
+            self._sums[name] += value
 
     def recompute(self, total_s: float) -> None:
         """Note the seconds that the engine has spent until now on computing caches again."""
@@ -43,7 +49,8 @@ class UsageClock:
     def take(self) -> Usage:
         """What was added since the last call."""
         self._add_time()
-        found = Usage(**self._seconds, **self._tokens, kept_cache_error=self._error)
+        found = Usage(**self._seconds, **self._tokens, kept_cache_error=self._error, sums=dict(self._sums))
+        self._sums.clear()
         self._seconds.clear()
         self._tokens.clear()
         self._error = None
@@ -59,6 +66,11 @@ def total(usages: Iterable[Usage]) -> Usage:
     """The sum over engines."""
     usages = list(usages)
     errors = [usage.kept_cache_error for usage in usages if usage.kept_cache_error is not None]
-    names = [field.name for field in fields(Usage) if field.name != "kept_cache_error"]
-    sums = {name: sum(getattr(usage, name) for usage in usages) for name in names}
-    return Usage(**sums, kept_cache_error=max(errors, default=None))
+    others = ("kept_cache_error", "sums")
+    names = [field.name for field in fields(Usage) if field.name not in others]
+    added = {name: sum(getattr(usage, name) for usage in usages) for name in names}
+    sums: defaultdict[str, float] = defaultdict(float)
+    for usage in usages:
+        for name, value in usage.sums.items():
+            sums[name] += value
+    return Usage(**added, kept_cache_error=max(errors, default=None), sums=dict(sums))

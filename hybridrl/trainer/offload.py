@@ -114,6 +114,10 @@ class _Parked:
 
 
 def _storages(tensors: Iterable[Tensor]) -> list[torch.UntypedStorage]:
-    """The storages of the tensors, each once even if several tensors are views of it."""
+    """The storages of the tensors, each once even if several tensors are views of it.
+
+    On a machine with GPUs, those in host memory are left out: nothing of them could leave a GPU.
+    """
     found = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in tensors}
-    return list(found.values())
+    on_gpus = torch.cuda.is_available()
+    return [storage for storage in found.values() if storage.device.type == "cuda" or not on_gpus]

@@ -144,6 +144,8 @@ class _Session:
     def _setup_of(self, row: Row) -> PolicySetup:
         """The setup of rank 0 on the row's parallel layout and backend."""
         changed = {"parallel": row.parallel, "recompute": row.recompute, "backend": self._backend(row)}
+        if row.backend is not None:
+            changed["gather"] = "each_pass"  # another backend may have no such choice
         return replace(self._setup, parallel=row.parallel, actor=self._setup.actor.model_copy(update=changed))
 
     def _row(self, group: RankGroup, row: Row, recorded: RecordedBatch, reference: Reference) -> Finding:
@@ -174,7 +176,14 @@ def _setup(loaded: LoadedConfig, request: Request, folder: Path) -> PolicySetup:
         model=model,
         model_folder=chosen.folder,
         actor=cfg.actor.model_copy(
-            update={"precision": "fp32", "lora": None, "fp8": "none", "bf16_layers": 0, "moe": _routed(cfg)}
+            update={
+                "precision": "fp32",
+                "lora": None,
+                "fp8": "none",
+                "bf16_layers": 0,
+                "moe": _routed(cfg),
+                "keep_on_host": "none",  # `measure` moves the weights in place
+            }
         ),
         algorithm=cfg.algorithm.model_copy(update={"guards": "off", "teacher": chosen.teacher}),
         critic=cfg.critic,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hybridrl.cluster.group import WorkerGroup
-from hybridrl.rollout.episodes import FinishedGroup, Ticket
+from hybridrl.rollout.groups import FinishedGroup, Ticket
 from hybridrl.types import Group, GroupTask, Trajectory
 
 
@@ -114,7 +114,16 @@ class OpenGroups:
             return
         task = self._close(group.ticket).ticket.task
         greedy = None if group.greedy is None else Group(task.prompt, [group.greedy], block, index=task.index)
-        self._completed.append(Group(task.prompt, group.trajectories, block, index=task.index, greedy=greedy))
+        self._completed.append(
+            Group(
+                task.prompt,
+                group.trajectories,
+                block,
+                index=task.index,
+                greedy=greedy,
+                failures=group.failures,
+            )
+        )
         self._news.set()
 
     def _forget(self, trajectories: Iterable[Trajectory]) -> None:

@@ -13,10 +13,13 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig, RewardConfig
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.rewards.pool import Score, Scorer
-from hybridrl.rewards.trajectories import score_block
+from hybridrl.rewards.trajectories import score_block, transcript, with_turns
 from hybridrl.types import Group, Prompt
 
 _STOP_S = 60.0
+
+Shown = tuple[str, tuple[tuple[str, str], ...]]
+"""The text of an answer, and the transcript of its episode."""
 
 
 @ray.remote(max_restarts=0)
@@ -33,17 +36,18 @@ class RewardWorker:
 
     def score(
         self, prompts: list[Prompt], rows: list[int], keep_text: int, block: TokenBlock
-    ) -> list[tuple[Score, str | None]]:
+    ) -> list[tuple[Score, Shown | None]]:
         """Scores of the given rows of a block.
 
         Args:
             prompts: prompt of each row.
             keep_text: number of rows, evenly spread, whose text is returned as well.
         """
-        scores, texts = score_block(block, rows, prompts, self._tokenizer.decode_answers, self._scorer)
+        decode, sees = self._tokenizer.decode_answers, self._reward.sees
+        scores, texts = score_block(block, rows, prompts, decode, self._scorer, sees)
         kept = {i * len(rows) // keep_text for i in range(keep_text)}
         return [
-            (score, text if i in kept else None)
+            (score, (text, transcript(block, rows[i], decode)) if i in kept else None)
             for i, (score, text) in enumerate(zip(scores, texts, strict=True))
         ]
 
@@ -79,5 +83,6 @@ class RayReward:
         prompts = [group.prompt for group in groups for _ in group.trajectories]
         rows = [t.row for t in trajectories]
         results = await self.workers.one(rank, "score", prompts, rows, keep_text, groups[0].block)
-        for trajectory, (score, text) in zip(trajectories, results, strict=True):
-            trajectory.reward, trajectory.reward_parts, trajectory.text = score.reward, score.parts, text
+        for trajectory, (score, shown) in zip(trajectories, results, strict=True):
+            trajectory.reward, trajectory.reward_parts = with_turns(trajectory, score)
+            trajectory.text, trajectory.transcript = shown or (None, ())

@@ -25,10 +25,12 @@ from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Answer, EngineKind, EngineSetup, Request
-from hybridrl.rollout.episodes import EpisodeRunner, FinishedGroup, Ticket
+from hybridrl.rollout.episodes import EpisodeRunner
+from hybridrl.rollout.groups import FinishedGroup, Ticket
 from hybridrl.rollout.usage import total
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
 from hybridrl.workers.open_groups import OpenGroups
+from hybridrl.workers.turns import TurnSetup
 
 SwapMode = Literal["drain", "in_flight", "in_flight_keep_cache"]
 """Values of rollout.swap."""
@@ -48,20 +50,25 @@ class RolloutWorker:
         setup: EngineSetup,
         most_requests: int | None = None,
         swap: SwapMode = "drain",
+        turns: TurnSetup | None = None,
     ) -> None:
         """
         Args:
             most_requests: most requests of groups inside the engine, as in EpisodeRunner.
             swap: how the engine takes new weights while groups are open.
+            turns: the environments of episodes; None: an episode is one answer.
         """
         self._kind, self._setup, self._most_requests, self._swap = kind, setup, most_requests, swap
+        self._turns, self._environments = turns, None
 
     def pid(self) -> int:
         return os.getpid()
 
-    def start(self) -> None:
-        self._engine = self._kind.open(self._setup)
-        self._runner = EpisodeRunner(self._engine, most_requests=self._most_requests)
+    async def start(self) -> None:
+        self._engine, player = self._kind.open(self._setup), None
+        if self._turns is not None:
+            self._environments, player = await self._turns.open()
+        self._runner = EpisodeRunner(self._engine, most_requests=self._most_requests, player=player)
 
     async def submit(self, tickets: Sequence[Ticket]) -> None:
         self._runner.submit(tickets)
@@ -80,6 +87,8 @@ class RolloutWorker:
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> tuple[list[list[Trajectory]], TokenBlock]:
         """Returns two objects: metadata for the controller, and tokens, which stay in the object store."""
+        if self._environments is not None:
+            return await self._runner.play(prompts, sampling)
         return await self._engine.generate(prompts, sampling)
 
     async def request(self, request: Request) -> Answer:
@@ -125,7 +134,9 @@ class RolloutWorker:
         await self._engine.commit_swap(version)
         await self._runner.go_on()
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
+        if self._environments is not None:
+            await self._environments.close()
         self._engine.shutdown()
 
 

@@ -13,6 +13,7 @@ from engine_values import (
     END,
     TOLERANCE,
     answer,
+    assert_in_place_is_what_the_loader_loads,
     engine_weights,
     hf_greedy,
     largest_difference,
@@ -243,6 +244,16 @@ def test_weights_through_the_engines_loader_are_those_written_in_place(
     _, again = answer(engine, asked, sampling(temperature=0.0))
     assert responses(again) == responses(block) == [hf_greedy(second, prompt, 8) for prompt in asked]
     assert np.array_equal(again.columns["rollout_logp"], block.columns["rollout_logp"])
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"pp": 2}, {"tp": 2, "pp": 2}])
+def test_a_trainers_ranks_write_what_the_loader_loads(
+    kind, engine, first, folder, second, back_to_first, tmp_path, sizes
+):
+    second.save_pretrained(tmp_path)
+    source = MegatronLayout(spec.read(folder), **sizes)
+    target = kind.layout(source.spec)
+    assert_in_place_is_what_the_loader_loads(engine, source, target, (first, folder), (second, tmp_path))
 
 
 def test_one_wrong_element_shows_in_the_checksums(engine, first):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from engine_values import TOLERANCE, model, prompts, sampling, setup
 
-from hybridrl.rollout.episodes import EpisodeRunner, Ticket
+from hybridrl.rollout.episodes import EpisodeRunner
+from hybridrl.rollout.groups import Ticket
 from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.seeds import group_seed
 from hybridrl.types import GroupTask

@@ -20,14 +20,22 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.models import spec
 from hybridrl.reshard.agreement import difference, expected
 from hybridrl.reshard.swap import SwapWriter
-from hybridrl.rollout.episodes import EpisodeRunner, FinishedGroup, Ticket
+from hybridrl.rollout.episodes import EpisodeRunner
+from hybridrl.rollout.groups import FinishedGroup, Ticket
 from hybridrl.rollout.process import EngineProcess
-from hybridrl.rollout.sglang import start
+from hybridrl.rollout.sglang import start as sglang_start
+from hybridrl.rollout.vllm import start as vllm_start
 from hybridrl.types import GroupTask, Sampling, Usage
 
 TOKENS, SWAPS, GROUPS = 300, 3, 4
 SAMPLING = Sampling(num_samples=3, max_response_tokens=TOKENS, temperature=2.0, seed=5)
 SUPPORT = Path(__file__).parents[1] / "support"
+FORGETFUL = {
+    "sglang": (sglang_start, "host_without_flush"),
+    "vllm": (vllm_start, "vllm_host_without_flush"),
+}
+"""Kind of engine -> the module that starts its host, and a host that forgets to empty its caches."""
+
 SHARED_PROMPT = 70
 """Tokens: long enough that prompts are cached."""
 
@@ -191,14 +199,13 @@ def test_every_token_has_the_probability_of_its_version(kind, dense_models, tp):
 
 
 @pytest.mark.slow
-def test_without_the_flush_it_has_not(dense_models, monkeypatch):
+def test_without_the_flush_it_has_not(kind, dense_models, monkeypatch):
     """The prompts stay cached as the old weights computed them."""
-    program = partial(start.HostProgram, module="host_without_flush")
+    start, host = FORGETFUL[kind.kind.name]
+    program = partial(start.HostProgram, module=host)
     monkeypatch.setattr(start, "HostProgram", lambda module, **given: program(**given))
     monkeypatch.setenv("PYTHONPATH", str(SUPPORT), prepend=os.pathsep)
-    assert (
-        largest_difference(played(TESTED["sglang"], dense_models), dense_models, SAMPLING.temperature) > 0.1
-    )
+    assert largest_difference(played(kind, dense_models), dense_models, SAMPLING.temperature) > 0.1
 
 
 def shares_of_experts(streamed: Streamed, models: Models) -> tuple[float, float]:

@@ -46,19 +46,26 @@ def _group_of(pid):
         return None
 
 
-def of_vllm():
-    """Names of vLLM's files in shared memory."""
-    return {p.name for p in SHARED_MEMORY.iterdir() if p.name.startswith(("psm_", "vllm_dist_", "sem.mp-"))}
+def mapped(pids):
+    """Names of the files in shared memory that processes have mapped."""
+    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
+    lines = [line for line in maps.splitlines() if "/dev/shm/" in line and not line.endswith(" (deleted)")]
+    return {line.rpartition("/")[2] for line in lines}
+
+
+def left(names):
+    return {name for name in names if (SHARED_MEMORY / name).exists()}
 
 
 @pytest.mark.slow
 def test_an_engine_whose_worker_dies_says_so_and_leaves_nothing(kind, folder, first):
-    before = of_vllm()
     engine = kind.engine(folder, tp=2, log_path=str(folder / "doomed.log"))
     try:
         _, block = answer(engine, prompts(2), sampling())
         assert largest_difference(first, block, 1.0) < TOLERANCE
-        assert of_vllm() > before and len(group(engine._process.pid)) > 2
+        processes = group(engine._process.pid)
+        files = mapped(processes)
+        assert left(files) and len(processes) > 2
 
         async def die():
             worker = psutil.Process(engine._ready.pids[-1])
@@ -75,7 +82,7 @@ def test_an_engine_whose_worker_dies_says_so_and_leaves_nothing(kind, folder, fi
     finally:
         engine.shutdown()
         engine.shutdown()
-    assert of_vllm() <= before and not group(engine._process.pid) and not Path(engine._folder).exists()
+    assert not left(files) and not group(engine._process.pid) and not Path(engine._folder).exists()
 
 
 STARTS = """
@@ -83,6 +90,7 @@ import os, time
 from pathlib import Path
 from hybridrl.rollout import process
 from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.hosting import shared_files
 from hybridrl.rollout.vllm.sizes import VLLMParallel
 from hybridrl.rollout.vllm.start import VLLMEngine
 
@@ -90,6 +98,7 @@ def waits(self, connection):
     print(self._process.pid, self._folder, flush=True)
     while len(list(Path(f"/proc/{{self._process.pid}}/task").iterdir())) < 2 or time.time() < {until}:
         time.sleep(0.1)
+    print(*shared_files(("",)), flush=True)
     os.kill(os.getpid(), 9)
 
 process.EngineProcess._wait_until_up = waits
@@ -103,16 +112,19 @@ VLLMEngine(EngineSetup(model_folder={folder!r}, log_path={log!r}, parallel=VLLMP
 )
 def test_an_engine_whose_owner_is_killed_while_it_starts_leaves_nothing(kind, folder, tp, after_s):
     """At several moments: the host does not read its pipe, and vLLM starts one process after the other."""
-    before, log = of_vllm(), str(folder / "early.log")
-    given = {"folder": str(folder), "log": log, "tp": tp, "python": str(VLLM_PYTHON)}
-    program = STARTS.format(until=time.time() + after_s, **given)
+    given = {"folder": str(folder), "log": str(folder / "early.log"), "tp": tp, "python": str(VLLM_PYTHON)}
+    assert_nothing_is_left_of(STARTS.format(until=time.time() + after_s, **given))
+
+
+def assert_nothing_is_left_of(program):
+    """Of an engine whose owner runs a program that prints its host, its folder and its files, and dies."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    host, temporary = done.stdout.split()
-    deadline = time.monotonic() + 10
+    host, temporary, *files = done.stdout.split()
+    deadline = time.monotonic() + 60
     while (group(int(host)) or Path(temporary).exists()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not group(int(host)) and not Path(temporary).exists() and of_vllm() <= before
+    assert not group(int(host)) and not Path(temporary).exists() and not left(files)
 
 
 @pytest.mark.slow
@@ -137,3 +149,25 @@ def test_a_setup_that_cannot_work_is_refused_and_leaves_nothing(kind, folder, er
     with pytest.raises(error):
         kind.engine(folder, **{"log_path": str(folder / "never.log")} | options)
     assert not psutil.Process().children()
+
+
+ENDS = """
+import os, signal
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.hosting import shared_files
+from hybridrl.rollout.vllm.sizes import VLLMParallel
+from hybridrl.rollout.vllm.start import VLLMEngine
+
+engine = VLLMEngine(EngineSetup(model_folder={folder!r}, log_path={log!r}, parallel=VLLMParallel(tp={tp}),
+                                python={python!r}, max_prompt_tokens=32, max_response_tokens=32))
+engine.export_parameters()
+print(engine._process.pid, engine._folder, *shared_files(("",)), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tp", [1, 2])
+def test_an_engine_ends_with_its_owner(kind, folder, tp):
+    given = {"folder": str(folder), "log": str(folder / "orphan.log"), "tp": tp, "python": str(VLLM_PYTHON)}
+    assert_nothing_is_left_of(ENDS.format(**given))

@@ -108,6 +108,20 @@ def test_exported_weights_are_megatrons(ranks, megatron) -> None:
             assert_close(weight.numpy(), other[name].numpy())
 
 
+@pytest.mark.parametrize("name", ["x2", *(pytest.param(n, marks=SLOW) for n in ("tp2", "x2 tp2", "x2 cp2"))])
+def test_mixtral_takes_megatrons_steps(tmp_path: Path, name: str) -> None:
+    """Its modules have other names than its checkpoint."""
+    folder, shape = trainer_models.make_model(tmp_path, "mixtral"), SHAPES[name]
+    train, steps = (scenarios.train, [folder]), ((6,), STEPS)
+    expected = on_ranks(1, *train, (1, 1, 1), *steps, tmp_path / "megatron")[0][0]
+    for rank in on_ranks(shape.num_ranks, *train, shape, *steps, tmp_path / "fsdp", actor=fsdp()):
+        found = rank[0]
+        assert_close(found["before"], expected["before"])
+        assert_same_steps(found["reports"], expected["reports"])
+        one, other = (load_file(run["export"] / "model.safetensors") for run in (found, expected))
+        assert one.keys() == other.keys()
+
+
 @pytest.mark.parametrize("name", ["x2", *(pytest.param(n, marks=SLOW) for n in ("x3", "hsdp 2x2", "x2 tp2"))])
 def test_adapters_are_trained_as_megatrons(adapted, adapted_megatron, name) -> None:
     for rank in adapted(SHAPES[name], fsdp()):
@@ -127,6 +141,8 @@ OPTIONS = {
     "few logits": {"logits_at_once": 64},
     "offload": {"offload": "all"},
     "gathered once": {"gather": "once"},
+    "moments on the host": {"keep_on_host": "optimizer"},
+    "all on the host": {"keep_on_host": "all"},
     "bf16": {"precision": "bf16"},
 }
 SOLVED = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
@@ -176,7 +192,7 @@ def test_fsdp_continues_from_its_own_checkpoint_bit_for_bit(two) -> None:
         assert found["own"]["notes"] == []
 
 
-@pytest.mark.parametrize("name", ["recompute", "few logits", "offload", "gathered once"])
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name not in ("plain", "bf16")])
 def test_options_that_save_memory_change_no_step(two, name) -> None:
     for rank in two:
         found, plain = rank["options"][name], rank["options"]["plain"]

@@ -90,3 +90,21 @@ def test_the_same_layout_goes_on_bit_for_bit(models, tmp_path: Path, model: str,
         assert found["notes"] == [] and found["reports"] == expected["reports"]
         for weight, values_of in expected["weights"].items():
             np.testing.assert_array_equal(found["weights"][weight], values_of)
+
+
+@SLOW
+@pytest.mark.parametrize("lora", [None, LORA], ids=["all weights", "adapters"])
+@pytest.mark.parametrize("name", ["x2", "x2 tp2"])
+@pytest.mark.parametrize("kept", ["optimizer", "all"])
+def test_what_is_kept_on_the_host_goes_on_bit_for_bit(models, tmp_path: Path, kept, name, lora) -> None:
+    """And it takes the steps of a run that keeps nothing there."""
+    usual, own = group(name, lora=lora), group(name, lora=lora, keep_on_host=kept)
+    play = (own[0].num_ranks, scenarios.second_batch, models["deep"])
+    expected = on_ranks(*play, usual, tmp_path / "usual")
+    through = on_ranks(*play, own, tmp_path / "saved")
+    again = on_ranks(own[0].num_ranks, scenarios.continued, models["deep"], own, tmp_path / "saved")
+    for found in (through, again):
+        for rank, other in zip(found, expected, strict=True):
+            assert rank["reports"] == other["reports"]
+            for weight, values_of in other["weights"].items():
+                np.testing.assert_array_equal(rank["weights"][weight], values_of)

@@ -13,6 +13,8 @@ from model_values import tiny
 from swap_workers import ProcessGroup, Stage
 
 from hybridrl.errors import EngineError, LayoutError
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.vllm import VLLMLayout
 
 NUM_KILLS = 20
 SPEC = tiny(hidden_size=256, num_heads=8, num_kv_heads=4, head_dim=32, ffn_size=1024, vocab_size=2000)
@@ -73,9 +75,9 @@ class Requests:
         return [answer for answer in self.answers if start < answer[0] and answer[1] < end]
 
 
-@pytest.fixture(scope="module")
-def stage():
-    stage = Stage(SPEC, Doomed)
+@pytest.fixture(scope="module", params=[SGLangLayout, pytest.param(VLLMLayout, marks=pytest.mark.slow)])
+def stage(request):
+    stage = Stage(SPEC, Doomed, request.param)
     stage.push(0)
     stage.push(1)
     yield stage

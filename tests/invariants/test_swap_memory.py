@@ -8,6 +8,9 @@ import pytest
 from model_values import tiny
 from swap_workers import Stage
 
+from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.layout.vllm import VLLMLayout
+
 NUM_SWAPS, PUSHES_PER_CONNECTION = 500, 10
 SPEC = tiny(hidden_size=64, num_heads=8, num_kv_heads=4, head_dim=16, ffn_size=256, vocab_size=2000)
 
@@ -28,9 +31,9 @@ def slope(swaps, values):
     return np.polyfit(swaps, values, 1)[0]
 
 
-@pytest.fixture
-def stage():
-    stage = Stage(SPEC)
+@pytest.fixture(params=[SGLangLayout, VLLMLayout])
+def stage(request):
+    stage = Stage(SPEC, layout=request.param)
     yield stage
     stage.end()
 

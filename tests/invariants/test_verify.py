@@ -58,3 +58,12 @@ def test_loss_and_gradients_are_invariant(overrides, capsys) -> None:
     shown = {axis for row in found["rows"] if "gradient" in row for axis in row["axes"]}
     assert shown >= {"microbatches", "packing", "order", "recompute", "tp", "sp", "pp", "vpp", "cp", "dp"}
     assert ("ep" in shown) == found["model"].startswith(("qwen3_moe", "deepseek"))
+
+
+@pytest.mark.slow
+def test_options_that_only_the_own_backend_has_leave_the_rows_of_others(capsys) -> None:
+    options = ["actor.gather=once", "actor.keep_on_host=all", "--layouts", "dp2,megatron:dp2", "--json"]
+    code = cli.main(["verify", str(CONFIG.with_name("quickstart_fsdp.yaml")), *options])
+    found = json.loads(capsys.readouterr().out)
+    assert code == 0 and found["holds"], found
+    assert all("gradient" in row for row in found["rows"] if "dp2" in row["row"]), found["rows"]

@@ -27,21 +27,22 @@ DOORS = {
     "algorithms": NOUNS | {"config"},
     "rewards": NOUNS | {"config", "hosts", "sandbox"},
     "environments": NOUNS | {"config", "hosts", "sandbox"},
+    "dialogue": NOUNS | {"config", "data", "environments", "models"},
     "data": NOUNS | {"config", "models"},
     "observe": NOUNS | {"config"},
     "reshard": NOUNS | {"models", "layout"},
     "estimate": NOUNS
     | {"config", "models", "layout", "reshard", "algorithms", "rollout"},  # algorithms.needs: what is held
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
-    "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard", "environments"},
+    "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard", "environments", "dialogue"},
     "cluster": {"errors"},
-    "controller": NOUNS | {"config", "algorithms", "data"},
+    "controller": NOUNS | {"config", "algorithms", "data", "environments"},
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
-    | {"trainer", "rollout", "cluster", "environments"},
+    | {"trainer", "rollout", "cluster", "environments", "dialogue"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
-    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments"},
+    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "dialogue"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
@@ -113,6 +114,7 @@ KEYS = {
     "textarena": {"environments"},
     "websockets": {"environments"},
     "pydantic_core": {"config"},
+    "renderers": {"dialogue"},
     "typing_extensions": {"config"},
     "yaml": {"config"},
     "typer": {"cli"},

@@ -19,7 +19,7 @@ OTHER = {"megatron": "fsdp", "fsdp": "megatron"}
 
 
 def actor(backend: str, **options: Any) -> Any:
-    keys = {key: options.pop(key) for key in ("offload", "gather") if key in options}
+    keys = {key: options.pop(key) for key in ("offload", "gather", "keep_on_host") if key in options}
     return values.make_actor(**options).model_copy(update={"backend": backend, **keys})
 
 

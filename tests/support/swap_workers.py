@@ -247,12 +247,13 @@ class Process:
 class Stage:
     """Two engines of tp 2, and trainer ranks of tp 2 and dp 2: 0 and 2 are replicas, and 1 and 3."""
 
-    def __init__(self, spec, trainer=ProcessGroup):
+    def __init__(self, spec, trainer=ProcessGroup, layout=SGLangLayout):
         """
         Args:
             trainer: class of the group of trainer ranks.
+            layout: class of the layout of the engines.
         """
-        self.layout = SGLangLayout(spec, tp=2)
+        self.layout = layout(spec, tp=2)
         self.world = World(MegatronLayout(spec, tp=2, dp=2), [self.layout] * 2)
         self.engines = ProcessGroup("engine", [self.world.engine(index) for index in range(2)])
         self.writers = trainer("trainer", [self.world.writer(rank) for rank in range(4)])

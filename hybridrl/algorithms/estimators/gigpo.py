@@ -2,7 +2,7 @@
 
 Source: Feng et al. 2025, "Group-in-Group Policy Optimization", arXiv:2505.10978
 Formula: A = episode_weight norm_g(s_i) + turn_weight norm_anchor(R_k), R_k = r_k + discount R_{k+1} over
-    turns
+    turns; the rewards r_k of an episode add up to s_i, and what no turn was given counts for the last one
 Use: agents that reach the same state in several trajectories of a group; states are compared within a group
     only.
 Shape letters: T packed tokens held here, N trajectories of the batch, K turns of the batch in an [N, K/N]
@@ -18,7 +18,7 @@ from torch import Tensor
 from hybridrl.algorithms.base import Advantage, Column, Reduce, Tokens, register_estimator
 from hybridrl.algorithms.estimators.grpo import GRPO
 from hybridrl.algorithms.sequences import masked
-from hybridrl.algorithms.turns import gather_turns, normalise_turns
+from hybridrl.algorithms.turns import gather_turns, normalise_turns, step_rewards
 
 
 @register_estimator("gigpo")
@@ -52,7 +52,8 @@ class GiGPO:
     ) -> Advantage:
         """*Collective*. The advantages, [T], are the same at all tokens of a turn; a state that is reached
         once, or always with the same return, adds 0."""
-        turns = gather_turns(tokens, turn_T, anchor_T, turn_reward_T, reduce)
+        reward_T = step_rewards(reward_N, turn_reward_T, tokens)
+        turns = gather_turns(tokens, turn_T, anchor_T, reward_T, reduce)
         outcome_N = GRPO(scale_by_std=self.scale_by_std, eps=self.eps)(reward_N, group_N)
         peers = torch.stack([group_N.unsqueeze(1).expand_as(turns.anchor_NK), turns.anchor_NK], -1)
         turn_NK = normalise_turns(

@@ -19,7 +19,7 @@ from torch import Tensor
 from hybridrl.algorithms.base import Advantage, Column, Reduce, Tokens, register_estimator
 from hybridrl.algorithms.ratios import log_ratio
 from hybridrl.algorithms.sequences import discounted_sum, masked, position, running_sum
-from hybridrl.algorithms.turns import first_of_turn, gather_turns
+from hybridrl.algorithms.turns import first_of_turn, gather_turns, step_rewards
 
 
 @register_estimator("optimal_token_baseline")
@@ -73,7 +73,7 @@ class OptimalTokenBaseline:
             position_T = position(tokens)
             counted_T = tokens.mask_T
         else:
-            reward_T = token_reward_T + turn_reward_T
+            reward_T = token_reward_T + step_rewards(torch.zeros_like(reward_N), turn_reward_T, tokens)
             return_T, weight_T = self._by_turn(tokens, turn_T, reward_T, energy_T, reduce)
             position_T, counted_T = turn_T, tokens.mask_T & first_of_turn(turn_T, tokens)
         baseline_T = self._baseline(return_T, weight_T, position_T, counted_T, group_N[tokens.seq_T], reduce)

@@ -51,6 +51,7 @@ from hybridrl.config.rules.steps import (
 )
 from hybridrl.config.rules.streaming import groups_can_be_trained_in_time
 from hybridrl.config.rules.swaps import a_kept_cache_stays_in_memory, swaps_keep_what_is_replayed
+from hybridrl.config.rules.turns import heldout_answers_fit_the_engine, turns_fit_the_context
 from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError
 
@@ -78,6 +79,8 @@ RULES: Sequence[Rule] = (
     adapters_fit_the_model,
     gpus_train_no_adapters,
     engine_parallel_divides_the_model,
+    turns_fit_the_context,
+    heldout_answers_fit_the_engine,
     a_trajectory_fits_a_microbatch,
     roles_fit_the_run,
     a_trajectory_fits_the_model,

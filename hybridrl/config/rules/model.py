@@ -55,8 +55,7 @@ def precision_suits_the_model(loaded: LoadedConfig, context: RuleContext) -> Ite
 
 
 def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
-    rollout = loaded.config.rollout
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = loaded.config.rollout.longest_tokens
     if context.spec is not None and longest > context.spec.max_positions:
         return  # a_trajectory_fits_the_model says what to lower; a larger microbatch would not help
     for key, limit in microbatch_limits(loaded.config):
@@ -67,7 +66,9 @@ def a_trajectory_fits_the_model(loaded: LoadedConfig, context: RuleContext) -> I
     if context.spec is not None:
         limit = context.spec.max_positions
         name, key = f"the {counted(limit, 'position')} of {model_name(loaded)}", "rollout.max_response_tokens"
-        yield from _longest(loaded, limit, name, key, "lower both to {limit} together")
+        several = bool(loaded.config.rollout.max_context_tokens)
+        fix = "lower it to {limit}" if several else "lower both to {limit} together"
+        yield from _longest(loaded, limit, name, key, fix)
 
 
 def a_trajectory_fits_the_cache(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
@@ -80,10 +81,12 @@ def a_trajectory_fits_the_cache(loaded: LoadedConfig, context: RuleContext) -> I
 
 def _longest(loaded: LoadedConfig, limit: int, name: str, key: str, fix: str) -> Iterator[HybridRLError]:
     rollout = loaded.config.rollout
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = rollout.longest_tokens
     if longest > limit:
-        yield ConfigError(
-            f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than {name}",
-            where=loaded.where(key, "rollout.max_response_tokens", "rollout.max_prompt_tokens"),
-            fix=fix.format(longest, limit=limit),
-        )
+        if rollout.max_context_tokens:
+            what = f"rollout.max_context_tokens = {longest} is more than {name}"
+            keys = ["rollout.max_context_tokens", key]
+        else:
+            what = f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than {name}"
+            keys = [key, "rollout.max_response_tokens", "rollout.max_prompt_tokens"]
+        yield ConfigError(what, where=loaded.where(*keys), fix=fix.format(longest, limit=limit))

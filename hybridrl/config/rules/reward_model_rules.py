@@ -19,8 +19,8 @@ _TRAIN_ONE = "give the export of a `hybridrl rm` run"
 
 
 def no_rule(config: Config) -> bool:
-    """Whether no rule gives a reward, so that the reward model judges alone."""
-    return config.reward.name == "none"
+    """Whether neither a rule nor an environment gives a reward, so that the reward model judges alone."""
+    return config.reward.name == "none" and config.environment is None
 
 
 def reward_model_spec(config: Config) -> ModelSpec | None:
@@ -71,10 +71,12 @@ def _wrong_model(loaded: LoadedConfig, own: RewardModelConfig, spec: ModelSpec) 
             where=where,
             fix=_TRAIN_ONE,
         )
-    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    longest = rollout.longest_tokens
+    both = "rollout.max_prompt_tokens + max_response_tokens"
+    keys = "rollout.max_context_tokens" if rollout.max_context_tokens else both
     if longest > spec.max_positions:
         yield ConfigError(
-            f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than the "
+            f"{keys} = {longest} is more than the "
             f"{counted(spec.max_positions, 'position')} of the reward model {Path(own.path).name}",
             where=loaded.where("rollout.max_response_tokens", "reward_model.path"),
             fix=f"lower both to {spec.max_positions} together",

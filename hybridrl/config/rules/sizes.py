@@ -23,6 +23,7 @@ _LIMITS: Mapping[str, int] = {
     "reward.num_workers": 10**4,
     "rollout.max_prompt_tokens": 10**8,
     "rollout.max_response_tokens": 10**8,
+    "rollout.max_context_tokens": 10**8,
 }
 """Key -> the largest value that can be meant."""
 

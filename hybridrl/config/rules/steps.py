@@ -98,3 +98,11 @@ def greedy_answers_once(loaded: LoadedConfig, context: RuleContext) -> Iterator[
             where=loaded.where("evaluate.samples_per_prompt"),
             fix="set evaluate.temperature, or one sample",
         )
+    for key, off in (("top_p", 1.0), ("top_k", None), ("min_p", 0.0)) if evaluate.temperature == 0 else ():
+        if (value := getattr(evaluate, key)) != off:
+            yield ConfigError(
+                f"evaluate.{key} = {value} with evaluate.temperature = 0: a greedy answer has the likeliest "
+                "token everywhere",
+                where=loaded.where(f"evaluate.{key}"),
+                fix=f"set evaluate.temperature, or remove evaluate.{key}",
+            )

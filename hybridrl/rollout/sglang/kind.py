@@ -35,7 +35,9 @@ class SGLang:
         rollout = cfg.rollout
         tokens = rollout.kv_cache_tokens or (None if cfg.cluster.gpus_per_node else CPU_CACHE_TOKENS)
         try:
-            context_tokens(rollout.max_prompt_tokens, rollout.max_response_tokens, tokens, spare=SPARE_TOKENS)
+            context_tokens(
+                rollout.longest_history_tokens, rollout.max_response_tokens, tokens, spare=SPARE_TOKENS
+            )
         except ResourceError as error:
             yield error
         if rollout.python is not None:

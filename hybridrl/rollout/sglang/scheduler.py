@@ -20,7 +20,8 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler, run_scheduler_process
 from sglang.srt.mem_cache.pool_host.common import ALLOC_MEMORY_FUNCS
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_parallel, get_serving
+from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from hybridrl.errors import EngineError, HybridRLError
 from hybridrl.rollout.sglang import receive
@@ -73,6 +74,17 @@ class RolloutScheduler(Scheduler):
         gc.collect()
         gc.freeze()
         self._recomputing_s = 0.0
+        self._stop_tokenizer: Any = None
+
+    def handle_generate_request(self, recv_req: Any, **options: Any) -> None:
+        """Take a request. One with stop strings gets a tokenizer, which this engine has for nothing else."""
+        if recv_req.sampling_params.stop_strs:
+            self._stop_tokenizer = self._stop_tokenizer or get_tokenizer(get_serving().tokenizer_path)
+            self.tokenizer = self._stop_tokenizer
+        try:
+            super().handle_generate_request(recv_req, **options)
+        finally:
+            self.tokenizer = None
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **options: Any) -> Any:
         """Run a batch, and time what it computes again for requests that were retracted."""

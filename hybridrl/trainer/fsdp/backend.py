@@ -57,6 +57,7 @@ class FSDPBackend(Backend):
             trained=trained,
             recompute=setup.actor.recompute == "full",
             gathers_once=setup.actor.gather == "once",
+            on_host=setup.actor.keep_on_host == "all",
             compute_dtype=precision(setup.actor, self.device),
             context=Context(self._groups.cp, exchange_of(setup.model, setup.parallel)),
         )
@@ -69,6 +70,8 @@ class FSDPBackend(Backend):
             shardings=plan.shardings,
             adapters=adapters,
             gathers_once=plan.gathers_once,
+            keep_on_host=setup.actor.keep_on_host,
+            device=self.device,
             seed=setup.seed,
         )
 

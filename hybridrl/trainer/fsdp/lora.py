@@ -10,6 +10,7 @@ Shape letters: I and O inputs and outputs of a linear layer on this rank, R rank
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -86,13 +87,22 @@ def adapters(network: nn.Module) -> dict[str, Adapter]:
     }
 
 
-def gathered(network: nn.Module) -> dict[str, Tensor]:
-    """The A of each linear layer, with all its rows. *Collective* over the ranks that share them."""
+def gathered(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """The A of each linear layer, with all its rows, where the adapter is. *Collective* over the ranks that
+    share them.
+
+    Args:
+        device: where the ranks exchange them.
+    """
     whole: dict[int, Tensor] = {}
     for adapter in adapters(network).values():
         if id(adapter.a) not in whole:
-            found = adapter.a.detach()
-            whole[id(adapter.a)] = found.full_tensor() if isinstance(found, DTensor) else found.clone()
+            found: Any = adapter.a.detach()
+            if isinstance(found, DTensor):
+                there: Any = found.to(device)
+                whole[id(adapter.a)] = there.full_tensor().to(found.device)
+            else:
+                whole[id(adapter.a)] = found.clone()
     return {name: whole[id(adapter.a)] for name, adapter in adapters(network).items()}
 
 

@@ -7,6 +7,7 @@ Shape letters: O trained tokens that this rank predicts, R trained tokens of a m
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,8 @@ class FSDPModel(Model):
         shardings: Shardings,
         adapters: AdapterLayout | None,
         gathers_once: bool,
+        keep_on_host: Literal["none", "optimizer", "all"],
+        device: torch.device,
         seed: int,
     ) -> None:
         """
@@ -52,8 +55,10 @@ class FSDPModel(Model):
             shardings: how tensor parallelism shards each parameter, by name.
             adapters: the adapters of the network, which are initialised here from the seed.
             gathers_once: weights stay gathered over all microbatches of a pass.
+            keep_on_host: as actor.keep_on_host; the network was built for it.
+            device: where the network computes.
         """
-        self._gathers_once = gathers_once
+        self._gathers_once, self._keep_on_host, self._device = gathers_once, keep_on_host, device
         self._network, self.layout, self.rank, self.adapters = network, layout, rank, adapters
         self._groups, self._partition, self._shardings = groups, partition, shardings
         self._partial = with_partial_gradients(shardings) if layout.tp > 1 else frozenset[str]()
@@ -61,7 +66,7 @@ class FSDPModel(Model):
         self._shards = {name: shard for name, shard in held.items() if ".adapter." not in name}
         if adapters is not None:
             lora.start(adapters, rank, held, seed)
-            self._whole_a = lora.gathered(network)
+            self._whole_a = lora.gathered(network, device)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         return self._network.named_parameters()
@@ -70,9 +75,15 @@ class FSDPModel(Model):
         return dict(self._shards)
 
     def weights(self) -> Mapping[str, Tensor]:
-        if self.adapters is None:
-            return self.tensors()
-        return lora.Merged(self._shards, self._network, self._whole_a)
+        whole = self.tensors()
+        if self.adapters is not None:
+            whole = lora.Merged(self._shards, self._network, self._whole_a)
+        return OnDevice(whole, self._device) if self._on_host else whole
+
+    @property
+    def _on_host(self) -> bool:
+        """The shards are in host memory, and the network computes on a GPU."""
+        return self._keep_on_host == "all" and self._device.type != "cpu"
 
     def copy(self, weights: Mapping[str, Tensor]) -> None:
         for name, shard in self._shards.items():
@@ -133,7 +144,7 @@ class FSDPModel(Model):
     def _sum_partial_gradients(self) -> None:
         """Sum over tensor-parallel ranks what each of them has a part of."""
         held = (p.grad for name, p in self.named_parameters() if name in self._partial)
-        sum_over(self._groups.tp_group, [local(grad) for grad in held if grad is not None])
+        sum_over(self._groups.tp_group, [local(grad) for grad in held if grad is not None], self._device)
 
     @contextlib.contextmanager
     def _resharded(self) -> Iterator[None]:
@@ -142,13 +153,14 @@ class FSDPModel(Model):
             yield
         finally:
             root(self._network).reshard()
+            if self._on_host:  # copies to the GPU may still read shards that the caller is about to change
+                torch.cuda.synchronize(self._device)
 
     def _filled(self, microbatches: Sequence[Microbatch]) -> list[Microbatch]:
         """The microbatches, then idle ones, as many as on the rank that has most. *Collective*."""
-        device = next(iter(self._network.parameters())).device
-        most = torch.tensor(len(microbatches), device=device)
+        most = torch.tensor(len(microbatches), device=self._device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
-        idle = [idle_microbatch(self._partition, device) for _ in range(int(most) - len(microbatches))]
+        idle = [idle_microbatch(self._partition, self._device) for _ in range(int(most) - len(microbatches))]
         return [*microbatches, *idle]
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -200,7 +212,15 @@ class FSDPModel(Model):
     def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         counted = [name for name in trained if self._counts(name)]
-        return Optimizer(config, trained, num_steps, counted=counted, updated=self._updated)
+        return Optimizer(
+            config,
+            trained,
+            num_steps,
+            counted=counted,
+            updated=self._updated,
+            device=self._device,
+            on_host=self._keep_on_host == "optimizer",
+        )
 
     def _counts(self, name: str) -> bool:
         """Whether this rank adds a parameter to the gradient norm, to which every element counts once."""
@@ -210,10 +230,29 @@ class FSDPModel(Model):
     def _updated(self) -> None:
         """Called when the parameters have changed. *Collective*."""
         if self.adapters is not None:
-            self._whole_a = lora.gathered(self._network)
+            self._whole_a = lora.gathered(self._network, self._device)
 
     def routing(self, config: MoEConfig) -> Routing:
         return Routing(config, self._network.routers, self.layout.spec, None)
 
     def without_adapters(self) -> AbstractContextManager[None]:
         return switched_off(lora.adapters(self._network).values())
+
+
+class OnDevice(Mapping[str, Tensor]):
+    """Tensors that are in host memory, by name. Each is copied to the device on access."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._tensors, self._device = tensors, device
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name].to(self._device)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

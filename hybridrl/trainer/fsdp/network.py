@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoConfig, AutoModel
 
 from hybridrl.errors import ModelError
@@ -125,6 +125,9 @@ class Plan:
     gathers_once: bool
     """Layers stay gathered until `reshard`, or until a backward pass that ends with one."""
 
+    on_host: bool
+    """The shards are in host memory, and a layer is copied to the device when it is gathered."""
+
     compute_dtype: torch.dtype
     context: Context
 
@@ -154,12 +157,12 @@ def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
     if plan.recompute:
         network.body.gradient_checkpointing_enable({"use_reentrant": False})
     counts = groups.tp.get_local_rank() == 0
-    network.routers = replace_routers(network.layers, plan.layout.spec, context=groups.cp, counts=counts)
-    _shard(network, groups, plan)
-    network.to_empty(device=device)
+    network.routers = replace_routers(
+        network.layers, plan.layout.spec, context=groups.cp, counts=counts, device=device
+    )
+    _shard(network, groups, plan, device)
+    network.to_empty(device=torch.device("cpu") if plan.on_host else device)
     make_buffers(network.body, device)
-    for router in network.routers:
-        router.count_from_zero()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(plan.trained and (plan.adapters is None or ".adapter." in name)).zero_()
@@ -171,11 +174,13 @@ def root(network: PackedNetwork) -> FSDPModule:
     return cast(FSDPModule, network)
 
 
-def _shard(network: PackedNetwork, groups: Groups, plan: Plan) -> None:
+def _shard(network: PackedNetwork, groups: Groups, plan: Plan, device: torch.device) -> None:
     """Each layer gathers its weights while it computes, unless the plan says otherwise; embedding, last norm
     and output layer stay gathered until the backward pass has come to them."""
     policy = MixedPrecisionPolicy(param_dtype=plan.compute_dtype, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": groups.weights, "mp_policy": policy}
+    if plan.on_host:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     for layer in network.layers:
         fully_shard(layer, reshard_after_forward=not plan.gathers_once, **options)
     fully_shard(network, reshard_after_forward=False, **options)
@@ -202,7 +207,7 @@ def make_buffers(body: Any, device: torch.device) -> None:
 
 
 def _leave_nothing_to_chance(config: Any) -> None:
-    """Switch dropout off: the policy that is trained is the one that sampled."""
+    """Switch dropout and noise off: the policy that is trained is the one that sampled."""
     for key, value in config.to_dict().items():
-        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
+        if isinstance(value, float) and ("dropout" in key or key.endswith(("_pdrop", "_jitter_noise"))):
             setattr(config, key, 0.0)

@@ -34,6 +34,8 @@ class Optimizer:
         *,
         counted: Collection[str],
         updated: Callable[[], None],
+        device: torch.device,
+        on_host: bool,
     ) -> None:
         """
         Args:
@@ -42,13 +44,19 @@ class Optimizer:
             counted: names of the parameters that this rank adds to the gradient norm. Of equal shards on
                 several ranks, one counts.
             updated: called after every change of the weights.
+            device: where the ranks exchange the gradient norm.
+            on_host: moments are in host memory, and the step is computed there, on a copy of the weights.
+                Shards that are in host memory anyway need no copy.
         """
         self._config, self._num_steps, self._updated = config, num_steps, updated
+        self._device = device
         self.num_steps_done = 0
         self._parameters = list(parameters.values())
         self._counted = [parameters[name] for name in counted]
-        self._held = [(p, Parameter(local(p))) for p in self._parameters if local(p).numel()]
-        """Parameters of the model of which this rank has rows, and the rows."""
+        held = [parameter for parameter in self._parameters if local(parameter).numel()]
+        self._held = [(p, Parameter(_host_copy(p) if on_host else local(p))) for p in held]
+        """Parameters of the model of which this rank has rows, and the rows, or a copy of them that the step
+        is computed on."""
 
         self._adam = _adamw([rows for _, rows in self._held], config)
         for _, rows in self._held:
@@ -61,11 +69,10 @@ class Optimizer:
 
     def gradient_norm(self) -> float:
         """As base.Optimizer: squares are summed in fp64, since fp32 sums on CPUs err by 1e-4 and more."""
-        device = self._parameters[0].device
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
         for parameter in self._counted:
             if parameter.grad is not None:
-                total += local(parameter.grad).double().square().sum()
+                total += local(parameter.grad).double().square().sum().to(self._device)
         dist.all_reduce(total)
         return float(total.sqrt())
 
@@ -73,17 +80,31 @@ class Optimizer:
         lr = learning_rate(self._config, self.num_steps_done, self._num_steps)
         most = self._config.clip_grad_norm
         scale = min(1.0, most / (gradient_norm + 1e-6)) if most > 0 else 1.0
+        self._fetch()
         for parameter, rows in self._held:
             grad = torch.zeros_like(rows) if parameter.grad is None else local(parameter.grad)
-            rows.grad = grad.mul_(scale) if scale < 1 else grad
+            rows.grad = (grad.mul_(scale) if scale < 1 else grad).to(rows.device)
         for group in self._adam.param_groups:
             group["lr"] = lr
         self._adam.step()
         self._adam.zero_grad()
         self.zero_gradients()
         self.num_steps_done += 1
-        self._updated()
+        self._hand_over()
         return lr
+
+    def _fetch(self) -> None:
+        """Copy the weights to where the step is computed; nothing if it is computed in place."""
+        for parameter, rows in self._held:
+            if local(parameter).data_ptr() != rows.data_ptr():
+                rows.data.copy_(local(parameter))
+
+    def _hand_over(self) -> None:
+        """Copy the weights to the model, if the step was not computed in place."""
+        for parameter, rows in self._held:
+            if local(parameter).data_ptr() != rows.data_ptr():
+                local(parameter).copy_(rows.data)
+        self._updated()
 
     def scaling(self) -> dict[str, float]:
         return {}
@@ -95,6 +116,7 @@ class Optimizer:
 
     def flat_ranges(self) -> Iterator[tuple[Parameter, int, dict[str, Tensor]]]:
         """As base.Optimizer; each begins with the first element of this rank's rows."""
+        self._fetch()
         for parameter, rows in self._held:
             state = self._adam.state[rows]
             yield parameter, 0, {WEIGHTS: rows.data.view(-1), **{n: state[n].view(-1) for n in MOMENTS}}
@@ -107,7 +129,14 @@ class Optimizer:
         self.num_steps_done = progress["num_steps_done"]
         for _, rows in self._held:
             self._adam.state[rows]["step"].fill_(float(self.num_steps_done))
-        self._updated()
+        self._hand_over()
+
+
+def _host_copy(parameter: Parameter) -> Tensor:
+    """A copy of this rank's rows in host memory, which is pinned if they are on a GPU."""
+    rows = local(parameter)
+    copy = torch.empty_like(rows, device="cpu", pin_memory=rows.device.type == "cuda")
+    return copy.copy_(rows)
 
 
 def _adamw(rows: Sequence[Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

@@ -38,11 +38,13 @@ class Router:
         *,
         context: dist.ProcessGroup,
         counts: bool,
+        device: torch.device,
     ) -> None:
         """
         Args:
             context: ranks that share every sequence.
             counts: this rank counts its tokens. Of the ranks that route the same tokens, one does.
+            device: where hidden states are; the weight may be elsewhere between two passes.
         """
         self._gate, self._model, self._context, self._counts = gate, model, context, counts
         self.layer_number, self.topk = layer_number, model.experts_per_token
@@ -51,6 +53,7 @@ class Router:
         self._counted: Packing | None = None
         """Packing of the microbatch that was counted last: recomputation passes it again."""
 
+        self._device = device
         self.count_from_zero()
 
     @property
@@ -58,9 +61,8 @@ class Router:
         return cast(Tensor, self._gate.weight)
 
     def count_from_zero(self) -> None:
-        device = self.weight.device
-        self.count_E = torch.zeros(self._model.num_experts, device=device)
-        self.penalty = torch.zeros((), device=device)
+        self.count_E = torch.zeros(self._model.num_experts, device=self._device)
+        self.penalty = torch.zeros((), device=self._device)
 
     def own(self, value_T: Tensor) -> Tensor:
         """All of it: every rank routes all of its tokens."""
@@ -117,12 +119,17 @@ class _Attached(Function):
 
 
 def replace_routers(
-    layers: nn.ModuleList, model: ModelSpec, *, context: dist.ProcessGroup, counts: bool
+    layers: nn.ModuleList,
+    model: ModelSpec,
+    *,
+    context: dist.ProcessGroup,
+    counts: bool,
+    device: torch.device,
 ) -> list[Router]:
     """Put our routers in the place of those of the layers with experts."""
     found = []
     for number in model.layers("moe"):
         gate: Any = layers[number].get_submodule("mlp.gate")
-        gate.forward = Router(gate, model, number + 1, context=context, counts=counts)
+        gate.forward = Router(gate, model, number + 1, context=context, counts=counts, device=device)
         found.append(gate.forward)
     return found

@@ -74,12 +74,16 @@ def with_partial_gradients(found: Shardings) -> frozenset[str]:
     )
 
 
-def sum_over(group: dist.ProcessGroup, gradients: Iterable[Tensor]) -> None:
-    """Sum gradients over tensor-parallel ranks, in place and in one call. *Collective*."""
+def sum_over(group: dist.ProcessGroup, gradients: Iterable[Tensor], device: torch.device) -> None:
+    """Sum gradients over tensor-parallel ranks, in place and in one call. *Collective*.
+
+    Args:
+        device: where the ranks exchange them.
+    """
     grads = list(gradients)
     if group.size() == 1 or not grads:
         return
-    flat = torch.cat([grad.flatten() for grad in grads])
+    flat = torch.cat([grad.flatten() for grad in grads]).to(device)
     dist.all_reduce(flat, group=group)
     for grad, whole in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(whole.view_as(grad))

@@ -87,12 +87,10 @@ def test_what_nothing_computes_is_marked_until_a_part_of_a_run_gives_it(monkeypa
             e["name"] for kind in ("estimator", "preset") for e in listing[kind] if "not usable" in e["needs"]
         }
 
-    roles = {"rae", "hierarchical_grpo", "spiral", "prime_rl/hierarchical_grpo", "prime_rl/spiral"}
-    assert marked() == {"gigpo", "step_reinforce", *roles}
-    assert "turn_reward (not usable yet" in dict(catalog.explain("gigpo"))["needs"]
+    assert marked() == set()
+    assert "turn_reward (with an environment)" in dict(catalog.explain("gigpo"))["needs"]
     assert dict(catalog.explain("gae"))["needs"] == "old_logp, value (by the critic)"
-    for name in ("turn", "anchor", "turn_reward", "agent"):
-        monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], source="block"))
+    monkeypatch.setitem(COLUMNS, "episode", replace(COLUMNS["episode"], source=None))
     assert marked() == {"hierarchical_grpo", "prime_rl/hierarchical_grpo"}
 
 

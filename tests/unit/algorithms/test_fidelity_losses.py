@@ -261,11 +261,11 @@ def test_the_optimal_baseline_of_a_turn():
     p, collision = [0.5, 0.8, 0.5, 0.9, 0.6], [0.5, 0.7, 0.4, 0.82, 0.5]
     energy = [1 - 2 * a + c for a, c in zip(p, collision, strict=True)]
     w = [[energy[0], energy[0] + energy[1]], [energy[2] + energy[3], sum(energy[2:])]]
-    returns = [[1.0 + 0.5, 1.0], [0.25 + 0.0, 0.0]]  # turn rewards 0.5 and 0.25, outcomes 1 and 0
+    returns = [[1.0 + 0.5, 1.0], [0.25 + 0.0, 0.0]]  # turn rewards 0.5 and 0.25; 1 and 0 for the outcomes
     base = [(returns[0][k] * w[0][k] + returns[1][k] * w[1][k]) / (w[0][k] + w[1][k]) for k in (0, 1)]
     made = load_estimator(AlgorithmConfig(estimator={"name": "optimal_token_baseline", "level": "turn"}))
     out = made(
-        column(1.0, 0.0),
+        column(1.5, 0.25),
         torch.tensor([0, 0]),
         tokens=tokens,
         reduce=OneRank(),

@@ -89,7 +89,7 @@ def optimal_token_baseline(batch, discount=1.0, cap=None, zero_tail=True):
 def turn_baseline(batch, discount=1.0, zero_tail=True):
     """Every turn of a group against the other answers' turn of the same number; the weight is the energy of
     all tokens up to its end."""
-    returns, places = turn_returns(batch, True, discount)
+    returns, places = turn_returns(batch, discount)
     weights = {}
     for i, turns in enumerate(places):
         pairs = zip(batch.trained("old_logp")[i], batch.trained("old_collision")[i], strict=True)
@@ -141,8 +141,9 @@ def prime(batch, discount=1.0):
     return whitened(out)
 
 
-def turn_returns(batch, outcome, discount):
-    """{(trajectory, turn): (return, anchor)} and the turn of every trained token."""
+def turn_returns(batch, discount):
+    """{(trajectory, turn): (return, anchor)} and the turn of every trained token. Rewards of turns add up to
+    the trajectory's reward."""
     rows = zip(
         batch.trained("turn"),
         batch.trained("turn_reward"),
@@ -154,8 +155,8 @@ def turn_returns(batch, outcome, discount):
     for i, (turn, reward, anchor, s) in enumerate(rows):
         count = max(turn) + 1 if turn else 0
         sums = [sum(r for k, r in zip(turn, reward, strict=True) if k == t) for t in range(count)]
-        if outcome and count:
-            sums[-1] += s
+        if count:
+            sums[-1] += s - sum(sums)
         for t, total in enumerate(backward(sums, discount)):
             turns[i, t] = (total, anchor[turn.index(t)])
         places.append(turn)
@@ -172,7 +173,7 @@ def normalised(turns, key, eps=1e-6):
 
 
 def gigpo(batch, discount=1.0):
-    turns, places = turn_returns(batch, False, discount)
+    turns, places = turn_returns(batch, discount)
     turn = normalised(turns, lambda k: (batch.groups[k[0]], turns[k][1]))
     out = []
     for i, place in enumerate(places):
@@ -183,8 +184,9 @@ def gigpo(batch, discount=1.0):
 
 
 def step_reinforce(batch, discount=1.0, over="group"):
-    turns, places = turn_returns(batch, True, discount)
-    turn = normalised(turns, lambda k: batch.groups[k[0]] if over == "group" else 0)
+    turns, places = turn_returns(batch, discount)
+    keys = {"group": lambda k: batch.groups[k[0]], "turn": lambda k: (batch.groups[k[0]], k[1])}
+    turn = normalised(turns, keys.get(over, lambda k: 0))
     return [[turn[i, t] for t in place] for i, place in enumerate(places)]
 
 
@@ -230,6 +232,10 @@ CASES = {
     "gigpo": (config_of("gigpo"), gigpo),
     "gigpo discounted": (config_of("gigpo", discount=0.7), lambda b: gigpo(b, 0.7)),
     "step_reinforce": (config_of("step_reinforce"), step_reinforce),
+    "step_reinforce turn": (
+        config_of("step_reinforce", over="turn", discount=0.7),
+        lambda b: step_reinforce(b, 0.7, "turn"),
+    ),
     "step_reinforce batch": (
         config_of("step_reinforce", over="batch", discount=0.7),
         lambda b: step_reinforce(b, 0.7, "batch"),
@@ -321,7 +327,7 @@ def test_equal_states_of_different_groups_are_not_merged():
     made = load_estimator(config_of("gigpo", episode_weight=0.0, scale_by_std=False))
     turn_reward_T = torch.tensor([1.0, 3.0, 10.0, 30.0])
     arguments = {"turn_T": zero_T, "anchor_T": zero_T + 5, "turn_reward_T": turn_reward_T}
-    found = made(torch.zeros(4), torch.tensor([0, 0, 1, 1]), tokens=tokens, reduce=OneRank(), **arguments)
+    found = made(turn_reward_T, torch.tensor([0, 0, 1, 1]), tokens=tokens, reduce=OneRank(), **arguments)
     assert found.advantage_T.tolist() == [-1.0, 1.0, -10.0, 10.0]
 
 

@@ -145,6 +145,8 @@ def test_a_good_config_passes(run) -> None:
             ["evaluate.samples_per_prompt=4"],
             "evaluate.samples_per_prompt = 4 greedy answers are all the same",
         ),
+        (["evaluate.top_k=5"], "evaluate.top_k = 5 with evaluate.temperature = 0: a greedy answer has"),
+        (["evaluate.top_p=0.9"], "evaluate.top_p = 0.9 with evaluate.temperature = 0: a greedy answer has"),
         (["cluster.gpus_per_node=8"], "cluster.gpus_per_node = 8, this machine has no GPU"),
         (["rollout.swap=in_flight"], "rollout.swap = in_flight has no effect with batch.max_lag = 0"),
         (["batch.unfinished=carry"], "batch.unfinished = carry trains on tokens of the version before"),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridrl.batch import Batch, TokenBlock
-from hybridrl.controller.goodput import FATES, Goodput, shares
+from hybridrl.controller.goodput import FATES, Goodput, episode_metrics, shares
 from hybridrl.types import Group, Prompt, Trajectory, Usage
 
 SECONDS = st.floats(0, 1e4)
@@ -64,3 +64,31 @@ def test_what_became_of_the_tokens_of_a_step() -> None:
     assert later["goodput/in_flight"] == 1.0 and later["rollout/tokens/in_flight"] == 100 - sum(
         counts.values()
     )
+
+
+def test_what_episodes_counted_becomes_shares_and_means() -> None:
+    sums = {
+        "cached": 90.0,
+        "cacheable": 100.0,
+        "episodes/retried": 2.0,
+        "environment/guess/episodes": 4.0,
+        "environment/guess/solved": 3.0,
+        "tool/a/b/calls": 5.0,
+        "tool/a/b/seconds": 10.0,
+        "tool/a/b/errors": 2.0,
+        "tool/a/b/arguments": 2.0,
+        "tool/idle/calls": 1.0,
+    }
+    assert episode_metrics(sums) == {
+        "rollout/cached_share": 0.9,
+        "episode/retried": 2.0,
+        "environment/guess/solved": 0.75,
+        "tool/a/b/calls": 5.0,
+        "tool/a/b/time_s": 2.0,
+        "tool/a/b/errors": 0.4,
+        "tool/a/b/errors/arguments": 0.4,
+        "tool/idle/calls": 1.0,
+        "tool/idle/errors": 0.0,
+        "tool/idle/time_s": 0.0,
+    }
+    assert episode_metrics({}) == {}

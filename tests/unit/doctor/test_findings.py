@@ -46,6 +46,7 @@ BROKEN = [
     (node(installed={}), GPU_ONLY[0], "missing", "gpu-source.txt"),
     (laptop(has_standins=False), "stand-ins", "missing", "standins install"),
     (laptop(pins={"torch": "2.0"}), "versions", "note", "pip install --no-deps torch==2.0"),
+    (laptop(vllm="0.32.0", vllm_python="3.12"), "vLLM", "note", "make setup-vllm PYTHON=python3.11"),
     (laptop(loopback_error="Network is down"), "loopback", "missing", "ip link"),
     (laptop(environment={"RAY_ADDRESS": "10.0.0.1:6379"}), "Ray here", "note", "unset RAY_ADDRESS"),
     (laptop(listening=frozenset({6379})), "Ray here", "note", "--port"),

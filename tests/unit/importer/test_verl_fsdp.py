@@ -61,6 +61,14 @@ def test_weights_that_stay_gathered_are_gathered_once(tmp_path: Path) -> None:
     assert config(tmp_path, usual).actor.gather == "each_pass"
 
 
+@pytest.mark.parametrize(("strategy", "kept"), [("fsdp2", "all"), ("fsdp", "none")])
+def test_the_offload_policy_of_fsdp2_keeps_shards_on_the_host(tmp_path: Path, strategy, kept) -> None:
+    keys = {f"{A}.strategy": strategy, f"{A}.fsdp_config.offload_policy": True}
+    assert config(tmp_path, translated(**keys)).actor.keep_on_host == kept
+    moved = {f"{A}.strategy": strategy, f"{A}.fsdp_config.param_offload": True}
+    assert config(tmp_path, translated(**moved)).actor.keep_on_host == "none"
+
+
 @pytest.mark.parametrize(("size", "shard"), [(-1, None), (8, None), (16, None), (4, 4)])
 def test_groups_of_fsdp_ranks_that_share_the_weights(tmp_path: Path, size: int, shard: int | None) -> None:
     found = translated(**{f"{A}.fsdp_config.fsdp_size": size})

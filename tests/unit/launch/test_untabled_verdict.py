@@ -85,6 +85,13 @@ def test_megatron_has_nothing_to_gather(folder: Path) -> None:
     assert errors("model=qwen3", "actor={backend: fsdp, gather: once}") == []
 
 
+def test_megatron_keeps_nothing_on_the_host(folder: Path) -> None:
+    qwen3_arithmetic(folder / "qwen3", 0)
+    (error,) = errors("model=qwen3", "actor.keep_on_host=all")
+    assert "actor.keep_on_host = all: Megatron's ranks train from GPU memory only" in error
+    assert errors("model=qwen3", "actor={backend: fsdp, keep_on_host: all}") == []
+
+
 def test_a_model_that_the_packed_pass_does_not_compute_is_refused() -> None:
     (error,) = errors("model=scaled", "actor.backend=fsdp")
     assert "are not what its GraniteForCausalLM computes" in error

@@ -15,7 +15,6 @@ from hybridrl.algorithms.declared import by_default
 from hybridrl.algorithms.mute import refuse_mute
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.rules import may_be_mute
-from hybridrl.columns import COLUMNS
 from hybridrl.config.load import LoadedConfig, load, load_as
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
@@ -124,7 +123,7 @@ NOT_USABLE = {
     "spiral": ["agent"],
     "hierarchical_grpo": ["agent", "episode"],
 }
-"""Estimators and presets that need columns which nothing computes yet; rows of frameworks have no others."""
+"""Estimators and presets that need an environment; rows of frameworks have no others."""
 
 
 @pytest.mark.parametrize("preset", sorted(name for name in PRESETS if "/" not in name))
@@ -142,7 +141,7 @@ def test_every_estimator(estimator: str) -> None:
 
 
 def assert_only_columns(errors: tuple[str, ...], columns: list[Column]) -> None:
-    missing = f"the estimator needs {', '.join(columns)}, which no part of a run computes yet"
+    missing = f"the estimator needs {', '.join(columns)}, which only a run with an environment has"
     assert [error.partition("  (")[0] for error in errors] == ([missing] if columns else [])
 
 
@@ -167,7 +166,6 @@ def assert_only_columns(errors: tuple[str, ...], columns: list[Column]) -> None:
         ("actor={backend: fsdp, parallel: {tp: 2, sp: true}}", "sp = true: the FSDP backend has no sequence"),
         ("algorithm.teacher=teacher", "algorithm.teacher = teacher is not used"),
         ("algorithm={estimator: gae, drop_truncated: true}", "drop_truncated leaves answers out"),
-        ("algorithm.shaping=[{name: relative_length, turns: 0.1}]", "the shaping needs turns, which no part"),
         ("algorithm.shaping=[{name: affine, scale: 0.0}]", "every reward is the same"),
         ("critic.parallel={tp: 1}", "critic.parallel is set, but estimator grpo"),
         ("reward={name: exact_match, strictly: true}", "reward exact_match has no option 'strictly'"),
@@ -287,11 +285,13 @@ def test_a_mistake_inside_an_option_is_where_the_option_is() -> None:
     )
 
 
-def test_a_part_of_a_run_that_gives_a_column_takes_the_mark_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("anchor", "turn", "turn_reward", "turn_start"):
-        monkeypatch.setitem(COLUMNS, name, replace(COLUMNS[name], source="block"))
-    assert same_everywhere("algorithm.preset=gigpo") == ()
-    assert same_everywhere("algorithm.shaping=[{name: relative_length, turns: 0.1}]") == ()
+def test_columns_of_turns_need_an_environment() -> None:
+    shaping = "algorithm.shaping=[{name: relative_length, turns: 0.1}]"
+    (error,) = same_everywhere(shaping)
+    assert error.startswith("the shaping needs turns, which only a run with an environment has")
+    several = ("environment=guess", "rollout.max_context_tokens=64")
+    assert same_everywhere("algorithm.preset=gigpo", *several) == ()
+    assert same_everywhere(shaping, *several) == ()
 
 
 SUPERVISED: dict[str, tuple[type, Any]] = {

@@ -75,7 +75,7 @@ def test_stage_layers_are_refused() -> None:
     ("model", "reason"),
     [
         (tiny("gemma2"), "this model is gemma2"),
-        (tiny("mixtral"), "this model is mixtral"),
+        (tiny("deepseek_v3"), "this model is deepseek_v3"),
         (tiny("llama", attention_out_bias=True), "attention output"),
         (tiny("llama", rope_scaling={"rope_type": "dynamic", "factor": 2.0}), "'dynamic'"),
     ],
@@ -85,7 +85,7 @@ def test_models_with_another_part_are_refused(model: Any, reason: str) -> None:
         FSDPLayout.refuse_unbuildable(model, where="model.path")
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mixtral", "qwen3_moe"])
 def test_families_whose_modules_are_known_are_not_refused(family: str) -> None:
     FSDPLayout.refuse_unbuildable(tiny(family), where="model.path")
 

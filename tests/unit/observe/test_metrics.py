@@ -223,3 +223,19 @@ def test_how_a_metric_combines_is_in_the_table_or_in_its_name() -> None:
         "max",
         "min",
     )
+
+
+def test_turns_and_ends_of_episodes() -> None:
+    played = [
+        replace(values.trajectory(1.0), turns=turns, ended=ended)
+        for turns, ended in ((1, "done"), (3, "done"), (4, "max_turns"), (0, "overflow"))
+    ]
+    found = metrics.turn_metrics(values.batch([played]))
+    assert [found[f"num_turns/{k}"] for k in ("mean", "max", "min")] == [2.0, 4.0, 0.0]
+    assert {name: share for name, share in found.items() if name.startswith("episode/") and share} == {
+        "episode/ended/done": 0.5,
+        "episode/ended/max_turns": 0.25,
+        "episode/ended/overflow": 0.25,
+    }
+    assert found.keys() <= METRICS.keys()
+    assert metrics.turn_metrics(values.batch([[values.trajectory(1.0)]])) == {}

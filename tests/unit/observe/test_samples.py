@@ -89,3 +89,19 @@ def test_a_chat_prompt_shows_its_last_message() -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "7+5="}]
     assert question(Prompt("a", (1,), {"q": messages}), "q") == "7+5="
     assert question(Prompt("a", (1,), {}), "q") == ""
+
+
+def test_an_episode_shows_its_turns_and_what_was_read(tmp_path) -> None:
+    transcript = (("turn 1", "4"), ("read", "+"), ("turn 2", "6"))
+    one = replace(values.trajectory(1.0, text="6"), transcript=transcript, ended="done", turns=2)
+    file = SampleFile(tmp_path / "s.txt", resume_step=None)
+    file.write(10, samples_of(values.batch([[one]], question="="), COLUMNS))
+    file.close()
+    assert (tmp_path / "s.txt").read_text() == (
+        "step 10   train/0   reward 1.0   advantage +0.00   done after 2 turns, 2 tokens\n"
+        "  prompt | =\n"
+        "  turn 1 | 4\n"
+        "  read   | +\n"
+        "  turn 2 | 6\n"
+        "\n"
+    )

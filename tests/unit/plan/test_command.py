@@ -33,6 +33,20 @@ def planned(folder: Path, *overrides: str, request: planning.Request = PLAIN) ->
     return planning.plan(load(write_cluster_config(folder), overrides), BARE, request)
 
 
+def test_a_plan_counts_turns_context_and_the_time_of_environments(tmp_path: Path) -> None:
+    several = (
+        "environment={name: guess, max_turns: 4, step_timeout_s: 20.0}",
+        "rollout.max_context_tokens=9216",
+    )
+    found = planned(tmp_path, "rollout.max_response_tokens=2048", *several)
+    said = "\n".join(f"{heading} {text}" for heading, text in plan_report.lines(found))
+    assert "up to 4 turns of at most 2,048 tokens in a context of 9,216" in said
+    assert "its environment may take up to 80 s in all" in said
+    assert found.setting.batch.longest == 9216
+    single = "\n".join(text for _, text in plan_report.lines(planned(tmp_path)))
+    assert "turns of at most" not in single
+
+
 def test_a_plan_of_a_cluster_run_needs_no_gpu_and_says_all(tmp_path: Path) -> None:
     found = planned(tmp_path)
     said = "\n".join(f"{heading} {text}" for heading, text in plan_report.lines(found))

@@ -2,9 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
+import pytest
+
 from hybridrl.batch import TokenBlock
-from hybridrl.rewards.trajectories import answer_tokens, score_block
-from hybridrl.types import Prompt
+from hybridrl.rewards.score import Score
+from hybridrl.rewards.trajectories import score_block, seen_tokens, transcript, with_turns
+from hybridrl.types import Prompt, Trajectory
 
 
 def decode(token_ids):
@@ -27,9 +31,58 @@ def test_tokens_that_the_policy_did_not_write_are_left_out():
     block = block_of("abcd")
     mask = block.loss_mask_T.copy()
     mask[3:5] = False
-    assert decode([answer_tokens(replace(block, loss_mask_T=mask), 0)]) == ["ad"]
+    assert decode([seen_tokens(replace(block, loss_mask_T=mask), 0, "all_turns")]) == ["ad"]
 
 
 def test_an_empty_answer_is_an_empty_text(scorer):
     prompts = [Prompt("train/0", (1, 2), {"answer": "b"})]
     assert score_block(block_of(""), [0], prompts, decode, scorer("exact_match"))[1] == [""]
+
+
+def episodes(*turns_of):
+    """A block whose rows have the prompt "?", and turns "ab", ... with "(x)" read between them."""
+    texts, masks, starts, at = [], [], [], 0
+    for turns in turns_of:
+        at += 1
+        texts.append("?"), masks.append([False])
+        for said, read in turns:
+            starts.append(at)
+            texts.append(said + read), masks.append([True] * len(said) + [False] * len(read))
+            at += len(said + read)
+    start_N = np.cumsum([0, *(1 + sum(len(a + b) for a, b in turns) for turns in turns_of)])
+    return TokenBlock(
+        np.array([ord(c) for c in "".join(texts)], np.int32),
+        start_N,
+        np.ones(len(turns_of), np.int32),
+        np.concatenate(masks).astype(bool),
+        {"turn_start": np.array(starts, np.int64)},
+    )
+
+
+EPISODES = episodes([("ab", "(x)"), ("c", "")], [], [("d", "")])
+
+
+@pytest.mark.parametrize(
+    ("sees", "texts"),
+    [
+        ("last_turn", ["c", "", "d"]),
+        ("all_turns", ["abc", "", "d"]),
+        ("transcript", ["ab(x)c", "", "d"]),
+    ],
+)
+def test_what_a_reward_sees_of_an_episode(sees, texts, scorer):
+    prompts = [Prompt(f"train/{i}", (1,), {"answer": text or "x"}) for i, text in enumerate(texts)]
+    scores, seen = score_block(EPISODES, [0, 1, 2], prompts, decode, scorer("exact_match"), sees)
+    assert seen == texts and [score.reward for score in scores] == [1.0, 0.0, 1.0]
+
+
+def test_a_transcript_shows_turns_and_what_was_read_between_them():
+    assert transcript(EPISODES, 0, decode) == (("turn 1", "ab"), ("read", "(x)"), ("turn 2", "c"))
+    assert transcript(EPISODES, 1, decode) == transcript(block_of("a"), 0, decode) == ()
+
+
+def test_rewards_of_turns_are_added_to_the_score():
+    one = Trajectory(0, 1, 1, 1, "stop", 0, turn_reward=0.5, ended="done")
+    assert with_turns(one, Score(1.0, {"right": 1.0})) == (1.5, {"right": 1.0, "environment": 0.5})
+    alone = Trajectory(0, 1, 1, 1, "stop", 0)
+    assert with_turns(alone, Score(1.0, {})) == (1.0, {})

@@ -7,7 +7,10 @@ import pytest
 
 from hybridrl.errors import EngineError
 from hybridrl.rollout.base import Answer
-from hybridrl.rollout.episodes import EpisodeRunner, Ticket
+from hybridrl.rollout.episodes import EpisodeRunner
+from hybridrl.rollout.groups import Ticket
+from hybridrl.rollout.streams import Played, TokenStream
+from hybridrl.rollout.turns import Outcome
 from hybridrl.seeds import sample_seed
 from hybridrl.types import GroupTask, Prompt, Sampling, Usage
 
@@ -127,12 +130,16 @@ def test_no_more_than_the_limit_are_inside_and_a_hold_lets_nobody_in():
 
 
 def test_a_later_turn_goes_before_first_turns_and_has_a_seed_of_its_own():
-    async def two_turns(prompt, ask):
-        first = await ask(prompt.token_ids)
-        return await ask((*prompt.token_ids, *first.token_T.tolist(), 9))
+    class TwoTurns:
+        async def play(self, prompt, seed, ask, *, heldout):
+            stream = TokenStream(tokens=list(prompt.token_ids))
+            stream.act(await ask(tuple(stream.tokens)), None)
+            stream.observe([9])
+            stream.act(await ask(tuple(stream.tokens), turn=1), None)
+            return Outcome(Played((stream,), "done", "stop"))
 
     async def scenario():
-        runner = EpisodeRunner(engine := Engine(), most_requests=1, episode=two_turns)
+        runner = EpisodeRunner(engine := Engine(), most_requests=1, player=TwoTurns())
         runner.submit([ticket(0), ticket(1)])
         for _ in range(8):
             await settle()

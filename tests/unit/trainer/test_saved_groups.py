@@ -27,7 +27,8 @@ def trajectory(row: int, reward: float, **more) -> Trajectory:
 def groups() -> list[Group]:
     """Two groups of one block, which has a row of neither, and one of another block."""
     shared, other = block(10, 5), block(20, 1)
-    mixed = trajectory(4, 0.5, spans=((3, 2), (4, 3)), reward_parts={"format": 1.0}, turns=2)
+    played = {"turns": 2, "turn_reward": 0.25, "ended": "max_turns", "agent": 1, "episode": 3}
+    mixed = trajectory(4, 0.5, spans=((3, 2), (4, 3)), reward_parts={"format": 1.0}, **played)
     return [
         Group(PROMPTS[5], [trajectory(1, 0.0), mixed], shared, index=5),
         Group(PROMPTS[2], [replace(trajectory(0, 1.0), finish="length")], other, index=2, greedy_reward=0.25),
@@ -68,3 +69,28 @@ def test_no_finished_group_writes_no_file(tmp_path: Path) -> None:
     assert saved_groups.read(tmp_path) == ({}, [])
     empty = pack_groups([], [1])
     assert not empty.columns and empty.groups(PROMPTS) == [] and empty.indices == []
+
+
+def test_turns_come_back_with_their_trajectories(tmp_path: Path) -> None:
+    plain = block(10, 3)
+    turns = {
+        "turn_start": np.array([1, 3, 4, 6, 8], np.int64),  # rows of 2, 3 and 4 tokens
+        "turn": np.array([0, 0, 1, 0, 1], np.int64),
+        "anchor": np.array([5, 6, 7, 8, 9], np.int64),
+        "turn_reward": np.where(plain.loss_mask_T, 0.5, 0).astype(np.float32),
+    }
+    whole = replace(plain, columns={**plain.columns, **turns})
+    _, (group,) = restored(
+        tmp_path, [Group(PROMPTS[5], [trajectory(2, 0.0), trajectory(1, 1.0)], whole, index=5)]
+    )
+    kept = {t.row: group.block.trained("anchor")[: t.trained_tokens] for t in group.trajectories}
+    assert group.block.trained("anchor").tolist() == [8, 8, 9, 6, 7]
+    assert group.block.trained("turn").tolist() == [0, 0, 1, 0, 1] and len(kept) == 2
+
+
+def test_groups_of_a_checkpoint_without_roles(tmp_path: Path) -> None:
+    packed = pack_groups(groups(), [])
+    older = ("agent_N", "episode_N", "turn_reward_N", "ended_N")
+    columns = {name: values for name, values in packed.columns.items() if name not in older}
+    found = SavedGroups((), packed.parts, columns, packed.blocks).groups(PROMPTS)
+    assert {(t.agent, t.episode, t.ended) for g in found for t in g.trajectories} == {(0, 0, None)}

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from hybridrl.errors import EngineError
-from hybridrl.rollout.episodes import FinishedGroup
+from hybridrl.rollout.groups import FinishedGroup
 from hybridrl.types import GroupTask, Prompt, Sampling, Trajectory
 from hybridrl.workers.open_groups import OpenGroups
 

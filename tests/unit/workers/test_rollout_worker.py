@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from hybridrl.errors import EngineError
-from hybridrl.rollout.episodes import EpisodeRunner, Ticket
+from hybridrl.rollout.episodes import EpisodeRunner
+from hybridrl.rollout.groups import Ticket
 from hybridrl.types import GroupTask, Prompt, Sampling
 from hybridrl.workers.rollout import RolloutWorker
 

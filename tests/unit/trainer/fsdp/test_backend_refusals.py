@@ -23,13 +23,13 @@ def setup(folder: Path, *, parallel: TrainParallel | None = None, **options: Any
 
 def test_sizes_models_and_options(tmp_path: Path) -> None:
     dense = values.make_model(tmp_path, "qwen3")
-    experts = trainer_models.make_model(tmp_path, "mixtral")
+    windowed = trainer_models.make_model(tmp_path, "gemma2")
     with pytest.raises(LayoutError, match="pp = 2: the FSDP backend has tp, cp, dp and shard"):
         base.open(setup(dense, parallel=TrainParallel(pp=2, dp=1)))
     with pytest.raises(LayoutError, match="tp = 3 does not divide"):
         base.open(setup(dense, parallel=TrainParallel(tp=3, dp=1)))
-    with pytest.raises(ModelError, match="this model is mixtral"):
-        base.open(setup(experts))
+    with pytest.raises(ModelError, match="this model is gemma2"):
+        base.open(setup(windowed))
     with pytest.raises(ConfigError, match="actor.precision = fp16"):
         base.open(setup(dense, precision="fp16"))
 

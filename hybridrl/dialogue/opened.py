@@ -1,0 +1,54 @@
+"""The dialogue of a model, and the messages that a row of the data begins with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.schema import DataConfig
+from hybridrl.data.prompts import PromptFormat
+from hybridrl.data.tokenize import ModelTokenizer
+from hybridrl.dialogue.base import Dialogue
+from hybridrl.dialogue.check import check_dialogue
+from hybridrl.dialogue.plain import PlainDialogue
+from hybridrl.dialogue.rendered import rendered_dialogue
+from hybridrl.dialogue.template import TemplateDialogue
+from hybridrl.environments.base import Message
+from hybridrl.models.config_json import read_object
+
+Opening = Callable[[Mapping[str, Any]], Sequence[Message]]
+"""The messages of a row's prompt."""
+
+
+def open_dialogue(
+    tokenizer: ModelTokenizer, folder: str, data: DataConfig, *, with_tools: bool = False
+) -> Dialogue:
+    """The dialogue of a model, tested on short conversations.
+
+    Args:
+        folder: the model's folder.
+        with_tools: the policy calls tools in the format of the chat template.
+
+    Raises:
+        ConfigError: the chat template cannot be used for several turns, or has no format of calls that is
+            understood.
+    """
+    if data.chat_template == "none":
+        return PlainDialogue(tokenizer)
+    tokenizer.require_template("data.chat_template")
+    model_type = str(read_object(Path(folder, "config.json")).get("model_type", ""))
+    dialogue = rendered_dialogue(tokenizer, model_type) or TemplateDialogue(tokenizer)
+    check_dialogue(dialogue, tokenizer, with_tools=with_tools)
+    return dialogue
+
+
+def has_model_calls(environment: EnvironmentConfig) -> bool:
+    """Whether the policy calls tools in the format of its chat template: some environment has tools, and does
+    not say how calls are written as plain text."""
+    return any(one.tools and not one.text_calls for one in environment.all.values())
+
+
+def opening_of(tokenizer: ModelTokenizer, data: DataConfig) -> Opening:
+    """The function that makes the messages of a row's prompt, system prompt included."""
+    prompts = PromptFormat(data, tokenizer, "data.chat_template")
+    return lambda row: prompts.messages(row[data.prompt_field])

@@ -1,0 +1,42 @@
+"""A dialogue without a chat template: the contents of the messages, one after the other."""
+
+from collections.abc import Sequence
+
+from hybridrl.data.tokenize import ModelTokenizer
+from hybridrl.dialogue.safe_text import SafeText
+from hybridrl.environments.base import Message, ToolSchema, Turn
+from hybridrl.types import Finish
+
+
+class PlainDialogue:
+    """Implements Dialogue for data.chat_template: none. It has no form for calls of tools."""
+
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
+        self._tokenizer, self._safe = tokenizer, SafeText(tokenizer)
+        self.stop_token_ids = tokenizer.stop_token_ids
+
+    def begin(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
+        return self._encoded(messages, add_special_tokens=True)
+
+    def more(
+        self,
+        history: Sequence[int],
+        answer: Sequence[int],
+        messages: Sequence[Message],
+        tools: Sequence[ToolSchema],
+    ) -> list[int]:
+        closed = bool(answer) and answer[-1] in self.stop_token_ids
+        closing = [] if closed else list(self.stop_token_ids[:1])
+        return closing + self._encoded(self._safe.messages(messages), add_special_tokens=False)
+
+    def write(self, message: Message, tools: Sequence[ToolSchema]) -> list[int]:
+        return [*self._encoded([message], add_special_tokens=False), *self.stop_token_ids[:1]]
+
+    def read(self, answer: Sequence[int], finish: Finish, tools: Sequence[ToolSchema]) -> Turn:
+        (text,) = self._tokenizer.decode_answers([answer])
+        return Turn(text, finish=finish)
+
+    def _encoded(self, messages: Sequence[Message], *, add_special_tokens: bool) -> list[int]:
+        text = "".join(str(message.get("content") or "") for message in messages)
+        (ids,) = self._tokenizer.encode([text], add_special_tokens=add_special_tokens)
+        return ids

@@ -1,0 +1,237 @@
+"""Plays episodes of several turns: the policy answers, the environment answers back, and so on.
+
+    opening -> [ask the engine -> read the turn -> step the environment -> append its messages] ...
+
+An episode ends when its environment says so, or when a budget is used up: tokens of an answer, tokens of the
+context, or the number of turns. It ends with what it has; no budget ends a run.
+
+Waits: an episode waits for the engine, and for its environment, which has deadlines of its own.
+"""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from hybridrl.dialogue.base import Dialogue
+from hybridrl.environments.base import (
+    EnvironmentFailedError,
+    EnvironmentSource,
+    Message,
+    Observation,
+    OpenEpisode,
+    ToolSchema,
+)
+from hybridrl.errors import DataError
+from hybridrl.rollout.base import Answer
+from hybridrl.rollout.streams import Played, TokenStream
+from hybridrl.types import Ended, Finish, Prompt
+
+Sums = defaultdict[str, float]
+"""Numbers that are added up, by name."""
+
+MOST_ATTEMPTS = 3
+"""How often an episode whose environment fails is played, with the same seeds."""
+
+
+class AskTurn(Protocol):
+    """Asks the engine to continue some tokens."""
+
+    async def __call__(
+        self,
+        token_ids: Sequence[int],
+        *,
+        turn: int = 0,
+        most: int | None = None,
+        stop_token_ids: tuple[int, ...] = (),
+    ) -> Answer:
+        """
+        Args:
+            turn: number of the answer in its episode; the seed depends on it.
+            most: most tokens of the answer; None: as the task says. A task never allows more than it says.
+            stop_token_ids: tokens that end this answer, in addition to those of the task.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of an episode, with what was counted on the way."""
+
+    played: Played
+    sums: Sums = field(default_factory=lambda: defaultdict(float))
+    """Numbers by name, to be added up over episodes."""
+
+    lost_tokens: int = 0
+    """Tokens sampled in attempts whose environment failed."""
+
+    failure: str = ""
+    """Why its environment failed in the last attempt; "": it did not."""
+
+    reported: dict[str, float] = field(default_factory=dict)
+    """Metrics of the environment, summed over the episode."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One episode in progress."""
+
+    prompt: Prompt
+    tools: Sequence[ToolSchema]
+    max_turns: int
+    streams: dict[int, TokenStream] = field(default_factory=dict)
+    sums: Sums = field(default_factory=lambda: defaultdict(float))
+    reported: Sums = field(default_factory=lambda: defaultdict(float))
+    finish: Finish = "stop"
+
+    def end(self, ended: Ended) -> Played:
+        streams = tuple(self.streams.values()) or (TokenStream(tokens=list(self.prompt.token_ids[:1])),)
+        out_of_budget = ended != "done" or self.finish == "length"
+        return Played(streams, ended, "length" if out_of_budget else "stop")
+
+
+class TurnPlayer:
+    """Plays the episodes of one engine."""
+
+    def __init__(
+        self,
+        environments: EnvironmentSource,
+        dialogue: Dialogue,
+        opening: Callable[[Mapping[str, Any]], Sequence[Message]],
+        *,
+        max_context_tokens: int,
+        heldout_turns: int | None = None,
+    ) -> None:
+        """
+        Args:
+            opening: messages of a row's prompt, which open its dialogue.
+            max_context_tokens: most tokens of one stream.
+            heldout_turns: most turns of a held-out episode. None: as many as its environment says.
+        """
+        self._environments, self._dialogue, self._opening = environments, dialogue, opening
+        self._most, self._heldout_turns = max_context_tokens, heldout_turns
+
+    async def play(self, prompt: Prompt, seed: int, ask: AskTurn, *, heldout: bool = False) -> Outcome:
+        """Play an episode; if its environment fails, again from its seeds.
+
+        Args:
+            seed: seed of the environment.
+        """
+        outcome = Outcome(_failed(prompt))
+        for _ in range(MOST_ATTEMPTS):
+            attempt = self._attempt(prompt, self._heldout_turns if heldout else None)
+            try:
+                outcome.played = await self._play(attempt, seed, ask)
+                outcome.failure = ""
+                for name, value in attempt.sums.items():
+                    outcome.sums[name] += value
+                outcome.reported = dict(attempt.reported)
+                return outcome
+            except EnvironmentFailedError as error:
+                outcome.failure = str(error)
+                outcome.lost_tokens += sum(len(stream.version_U) for stream in attempt.streams.values())
+                outcome.sums["episodes/retried"] += 1
+        return outcome
+
+    def _attempt(self, prompt: Prompt, most_turns: int | None) -> _Attempt:
+        environments, row = self._environments, prompt.row
+        turns = environments.max_turns(row) if most_turns is None else most_turns
+        attempt = _Attempt(prompt, environments.tools(row), turns)
+        attempt.sums[f"environment/{environments.name(row)}/episodes"] += 1
+        return attempt
+
+    async def _play(self, attempt: _Attempt, seed: int, ask: AskTurn) -> Played:
+        async with self._opened(attempt.prompt.row) as environment:
+            seen = await environment.reset(seed)
+            for number in range(attempt.max_turns):
+                self._note(attempt, seen)
+                if seen.done:
+                    return attempt.end("done")
+                stream = self._hear(attempt, seen)
+                left = self._most - len(stream.tokens)
+                if left <= 0:
+                    return attempt.end("overflow")
+                seen = await self._take_turn(attempt, stream, seen, ask, environment, number)
+                if not seen.done and len(stream.tokens) >= self._most:
+                    self._note(attempt, seen)
+                    return attempt.end("max_tokens")
+            self._note(attempt, seen)
+            return attempt.end("done" if seen.done else "max_turns")
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, row: Mapping[str, Any]) -> AsyncIterator[OpenEpisode]:
+        environment = self._environments.open(row)
+        try:
+            yield environment
+        finally:
+            await environment.close()
+
+    def _hear(self, attempt: _Attempt, seen: Observation) -> TokenStream:
+        """Append new messages to the stream of the role that takes the next turn."""
+        messages = messages_of(seen)
+        stream = attempt.streams.get(seen.agent)
+        if stream is None:
+            stream = attempt.streams[seen.agent] = TokenStream(seen.agent)
+            messages = [*self._opening(attempt.prompt.row), *messages]
+            begun = self._dialogue.begin(messages, attempt.tools)
+            if not begun:
+                raise DataError(
+                    f"the dialogue of {attempt.prompt.uid} begins without a token, and its first answer "
+                    "would continue nothing",
+                    fix="a prompt, or an opening message of the environment",
+                )
+            stream.observe(begun)
+            return stream
+        last = stream.turns[-1]
+        history, answer = stream.tokens[: last.start], stream.tokens[last.start :]
+        stream.observe(self._dialogue.more(history, answer, messages, attempt.tools))
+        return stream
+
+    async def _take_turn(
+        self,
+        attempt: _Attempt,
+        stream: TokenStream,
+        seen: Observation,
+        ask: AskTurn,
+        environment: OpenEpisode,
+        number: int,
+    ) -> Observation:
+        """Let the policy answer, and the environment answer back."""
+        left, stops = self._most - len(stream.tokens), self._dialogue.stop_token_ids
+        answer = await ask(tuple(stream.tokens), turn=number, most=left, stop_token_ids=stops)
+        stream.act(answer, seen.anchor)
+        attempt.finish = answer.finish
+        turn = self._dialogue.read(answer.token_T.tolist(), answer.finish, attempt.tools)
+        calls = tuple(replace(call, id=call.id or f"call_{number}_{i}") for i, call in enumerate(turn.calls))
+        seen = await environment.step(replace(turn, agent=stream.agent, calls=calls))
+        stream.earn(seen.reward)
+        for agent, reward in seen.rewards.items():
+            if agent in attempt.streams:
+                attempt.streams[agent].earn(reward)
+        return seen
+
+    def _note(self, attempt: _Attempt, seen: Observation) -> None:
+        """Count what an observation reports."""
+        name, sums = self._environments.name(attempt.prompt.row), attempt.sums
+        for metric, value in seen.metrics.items():
+            sums[f"environment/{name}/{metric}"] += value
+            attempt.reported[metric] += value
+        for use in seen.uses:
+            sums[f"tool/{use.name}/calls"] += 1
+            sums[f"tool/{use.name}/seconds"] += use.seconds
+            if use.fault:
+                sums[f"tool/{use.name}/errors"] += 1
+                sums[f"tool/{use.name}/{use.fault}"] += 1
+
+
+def messages_of(seen: Observation) -> list[Message]:
+    """The messages of an observation; a text is a message of the user."""
+    if isinstance(seen.messages, str):
+        return [{"role": "user", "content": seen.messages}]
+    return list(seen.messages)
+
+
+def _failed(prompt: Prompt) -> Played:
+    """What is left of an episode whose environment failed again and again: nothing that is trained on."""
+    return Played((TokenStream(tokens=list(prompt.token_ids[:1])),), "failed", "abort")
