@@ -66,7 +66,8 @@ class EnvironmentConfig(OneEnvironment):
     """Episodes that one process plays at the same time. All of them are played again if it hangs or dies."""
 
     processes_per_node: PositiveInt | None = None
-    """Most such processes of a node; further episodes wait. None: four for each of its CPUs."""
+    """Most such processes of a node, which its engines share; further episodes wait. None: four for each of
+    its CPUs."""
 
     start_timeout_s: PositiveFloat = 60.0
     """A process, or the server of a tool, may take this long to start."""

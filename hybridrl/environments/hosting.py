@@ -11,21 +11,21 @@ from hybridrl.errors import DataError
 from hybridrl.types import in_row
 
 
-def open_environments(config: EnvironmentConfig, *, most_processes: int | None = None) -> "Environments":
+def open_environments(config: EnvironmentConfig, *, sharers: int = 1) -> "Environments":
     """The environments of a config; `start` starts the first process of each.
 
     Args:
-        most_processes: share of the node's processes that these may take. None: all that the config allows.
+        sharers: how many of these share the processes of this node.
     """
-    return Environments(config, most_processes=most_processes)
+    return Environments(config, sharers=sharers)
 
 
 class Environments:
     """See EnvironmentSource. It is made in the event loop that uses it, or before that loop runs."""
 
-    def __init__(self, config: EnvironmentConfig, *, most_processes: int | None = None) -> None:
+    def __init__(self, config: EnvironmentConfig, *, sharers: int = 1) -> None:
         self._config = config
-        places = Places(most_processes or config.processes_per_node)
+        places = Places(config.processes_per_node, sharers=sharers)
         self._pools = {
             name: EnvironmentPool(name, own, config, places, where=config.place(name))
             for name, own in config.all.items()

@@ -29,16 +29,16 @@ Result = TypeVar("Result")
 
 
 class Places:
-    """How many processes of a machine may live, and how many may start at the same time; several pools share
-    them."""
+    """How many processes may live here, and how many may start at the same time; several pools share them."""
 
-    def __init__(self, most: int | None) -> None:
+    def __init__(self, most: int | None, *, sharers: int = 1) -> None:
         """
         Args:
-            most: most processes; None: four for each CPU.
+            most: most processes of the node; None: four for each CPU.
+            sharers: how many of these share them.
         """
         cpus = os.cpu_count() or 1
-        self.most = most or 4 * cpus
+        self.most = max((most or 4 * cpus) // sharers, 1)
         self.num_processes = 0
         self.starting = asyncio.Semaphore(cpus)
         self.freed = asyncio.Condition()

@@ -1,6 +1,7 @@
 """Starts the engines of a run, each on one node or in parts over several."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,8 @@ class Engines:
         placed = list(zip(self._setups(files), self.placement.engine, strict=True))
         kind, first = kind_of(self.cfg.rollout.engine), placed[::parts]
         most = self.cfg.rollout.max_running_requests if self.cfg.batch.max_lag else None
-        swap, turns = self.cfg.rollout.swap, TurnSetup.of(self.cfg)
+        swap, fullest = self.cfg.rollout.swap, max(Counter(node for _, node in first).values())
+        turns = TurnSetup.of(self.cfg, engines_of_node=fullest)
         others = [one for place, one in enumerate(placed) if place % parts]
         return RayRollout(
             start(

@@ -24,8 +24,11 @@ class TurnSetup:
     heldout_turns: int | None = None
     """Most turns of a held-out episode. None: as many as its environment says."""
 
+    engines_of_node: int = 1
+    """Engines that share the processes of a node."""
+
     @classmethod
-    def of(cls, cfg: Config) -> "TurnSetup | None":
+    def of(cls, cfg: Config, *, engines_of_node: int = 1) -> "TurnSetup | None":
         """The setup of a run; None if it has no environment."""
         if cfg.environment is None:
             return None
@@ -35,6 +38,7 @@ class TurnSetup:
             cfg.model.path,
             cfg.rollout.max_context_tokens or cfg.rollout.longest_tokens,
             cfg.evaluate.max_turns,
+            engines_of_node,
         )
 
     async def open(self) -> tuple[EnvironmentSource, TurnPlayer]:
@@ -47,7 +51,7 @@ class TurnSetup:
         tools = has_model_calls(self.environment)
         dialogue = open_dialogue(tokenizer, self.model_folder, self.data, with_tools=tools)
         opening = opening_of(tokenizer, self.data)
-        environments = open_environments(self.environment)
+        environments = open_environments(self.environment, sharers=self.engines_of_node)
         await environments.start()
         player = TurnPlayer(
             environments,

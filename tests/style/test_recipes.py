@@ -30,6 +30,11 @@ PROMISED = {
     "quickstart_fsdp",
     "quickstart_async",
     "grpo_qwen7b_fsdp",
+    "guess",
+    "lookup",
+    "search_qwen7b",
+    "python_qwen32b",
+    "agent_qwen7b",
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from environment_values import episode, with_environments
 
 from hybridrl.environments.base import EnvironmentFailedError, EnvironmentSource, Turn
+from hybridrl.environments.pool import Places
 from hybridrl.errors import DataError, HybridRLError
 
 
@@ -61,6 +62,11 @@ def test_more_episodes_than_places_wait() -> None:
 
     keys = {"episodes_per_process": 1, "processes_per_node": 1}
     assert with_environments(section("Counts", **keys), play) == (True, 1)
+
+
+@pytest.mark.parametrize(("most", "sharers", "share"), [(8, 1, 8), (8, 3, 2), (2, 8, 1)])
+def test_engines_of_a_node_share_its_processes(most: int, sharers: int, share: int) -> None:
+    assert Places(most, sharers=sharers).most == share
 
 
 @pytest.mark.parametrize(
