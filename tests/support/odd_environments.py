@@ -5,6 +5,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from hybridrl.environments.base import Observation, Turn, tool
@@ -58,6 +59,30 @@ class Faulty(Counts):
             case "print":
                 print("noise")
         return super().step(turn)
+
+
+class Moody(Counts):
+    """A few worlds misbehave the first time that one of them is played: they hang, crash or lie."""
+
+    def __init__(self, *, folder: str) -> None:
+        super().__init__(turns=3)
+        self._folder = Path(folder)
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        self._mood = seed % 12
+        return Observation("")
+
+    def step(self, turn: Turn) -> Observation:
+        mark = self._folder / str(self._mood)
+        if self._mood < 3 and not mark.exists():
+            mark.touch()
+            if self._mood == 0:
+                time.sleep(1000)
+            if self._mood == 1:
+                os._exit(3)
+            return Observation(reward=float("nan"))
+        self._taken += 1
+        return Observation("1", reward=0.1 * len(turn.text), done=self._taken == 3)
 
 
 class HangsAtReset(Counts):

@@ -1,0 +1,98 @@
+"""Episodes of several turns on the real stack: the games are learnt, and environments that fail are named."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"
+CALCULATOR = [sys.executable, str(SUPPORT / "mcp_calculator.py")]
+
+CONFIG: dict[str, Any] = {
+    "model": {"path": "model", "make": "hybridrl.models.tiny:qwen3_arithmetic"},
+    "data": {"train": {"task": "last_digit", "part": "train"}, "chat_template": "none"},
+    "reward": "exact_match",
+    "algorithm": {"preset": "grpo", "samples_per_prompt": 4},
+    "batch": {"prompts_per_step": 16},
+    "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "max_context_tokens": 64},
+    "run": {"name": "agents", "steps": 2, "evaluate_every": 0, "export": False},
+}
+
+
+def launched(folder: Path, config: str, *overrides: str) -> tuple[list[dict[str, float]], str]:
+    """The metrics of a run by step, and what it said."""
+    command = [sys.executable, "-m", "hybridrl", "launch", config, *overrides]
+    paths = {"PYTHONPATH": f"{ROOT}:{SUPPORT}"}
+    process = subprocess.run(
+        ["env", *(f"{k}={v}" for k, v in paths.items()), *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    (file,) = folder.glob("runs/*/metrics.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()], process.stdout
+
+
+def last(metrics: list[dict[str, float]], name: str) -> float:
+    return [row[name] for row in metrics if name in row][-1]
+
+
+def first(metrics: list[dict[str, float]], name: str) -> float:
+    return next(row[name] for row in metrics if name in row)
+
+
+@pytest.mark.slow
+def test_guess_is_learnt_from_random_weights(tmp_path: Path) -> None:
+    metrics, _ = launched(tmp_path, str(ROOT / "configs" / "guess.yaml"))
+    solved = "val-aux/guess/solved/mean_at_1"
+    assert first(metrics, solved) <= 0.2 and last(metrics, solved) >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_lookup_is_learnt_from_random_weights(tmp_path: Path, seed: int) -> None:
+    metrics, _ = launched(tmp_path, str(ROOT / "configs" / "lookup.yaml"), f"run.seed={seed}")
+    assert last(metrics, "val-aux/lookup/solved/mean_at_1") >= 0.8
+    assert last(metrics, "val-aux/lookup/called_right/mean_at_1") >= 0.95
+
+
+def write(folder: Path, environment: dict[str, Any]) -> str:
+    (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG | {"environment": environment}))
+    return "run.yaml"
+
+
+@pytest.mark.slow
+def test_a_run_calls_a_tool_of_a_real_mcp_server(tmp_path: Path) -> None:
+    environment = {
+        "tools": [{"mcp": {"command": CALCULATOR, "only": ["add"]}}],
+        "text_calls": {"add": r"(?P<a>[0-9]+)\+(?P<b>[0-9]+)"},
+        "max_turns": 3,
+    }
+    metrics, _ = launched(tmp_path, write(tmp_path, environment))
+    assert sum(row.get("tool/add/calls", 0) for row in metrics) > 0
+    assert last(metrics, "tool/add/errors") == 0
+
+
+@pytest.mark.slow
+def test_environments_that_hang_crash_and_lie_are_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    """Each episode misbehaves the first time that it is played, in one way of three."""
+    (tmp_path / "played").mkdir()
+    environment = {
+        "name": "odd_environments:Moody",
+        "folder": str(tmp_path / "played"),
+        "step_timeout_s": 2,
+        "episodes_per_process": 8,
+        "max_turns": 3,
+    }
+    metrics, said = launched(tmp_path, write(tmp_path, environment))
+    assert sum(row.get("episode/retried", 0) for row in metrics) >= 3
+    assert max(row["training/step"] for row in metrics if "training/step" in row) >= 2
+    reasons = ("did not return within 2 s", "its process died", "which is not a finite number")
+    assert any(reason in said for reason in reasons), said
