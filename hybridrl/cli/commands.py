@@ -35,6 +35,10 @@ def launch(
     dry_run: DryRun = False,
     submit: Annotated[bool, typer.Option("--submit", help="With --on ray: hand it to Ray's jobs.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With --on slurm: until the job is over.")] = False,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="Let a fault happen, as kill:engine:0@step=7,phase=generate."),
+    ] = None,
 ) -> None:
     """Train: check the config, start the workers, run to the end."""
     from hybridrl.config.kinds import load_for
@@ -43,7 +47,9 @@ def launch(
 
     loaded = load_for("launch", config, overrides or [])
     mode = "required" if resume else "if_possible" if go_on else "never"
-    request = start.Request(on=on, resume=mode, dry_run=dry_run, submit=submit, wait=wait)
+    request = start.Request(
+        on=on, resume=mode, dry_run=dry_run, submit=submit, wait=wait, inject=inject or ()
+    )
     try:
         raise typer.Exit(start.launch(loaded, overrides or [], request, say))
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ loop.run    until the last step
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -27,9 +27,11 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
+from hybridrl.faults import Fault
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
+from hybridrl.launch.inject import plant
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_address import address_of
@@ -47,6 +49,7 @@ from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.wording import counted
 from hybridrl.workers.fallback import connect
+from hybridrl.workers.planted import around_observer
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model_ranks import RayRewardModel
 from hybridrl.workers.rollout import RayRollout
@@ -63,9 +66,19 @@ class RLRun(Run[Config, RunObserver]):
     )
 
     def __init__(
-        self, loaded: LoadedConfig, terminal: Terminal, stop: StopRequest, *, on: Place, resume: Resume
+        self,
+        loaded: LoadedConfig,
+        terminal: Terminal,
+        stop: StopRequest,
+        *,
+        on: Place,
+        resume: Resume,
+        faults: Sequence[Fault] = (),
     ) -> None:
         """
+        Args:
+            faults: those that the run is to suffer.
+
         Raises:
             ConfigError: no Ray to join is named.
         """
@@ -73,6 +86,7 @@ class RLRun(Run[Config, RunObserver]):
         cfg = self._here.config
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
         self._open: Mapping[str, Any] = {}
+        self._faults = faults
         self._address = address_of(cfg.cluster.ray) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)
@@ -164,6 +178,7 @@ class RLRun(Run[Config, RunObserver]):
         """
         timeout_s, rollout = self.cfg.cluster.start_timeout_s, workers.rollout
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
+        await plant(self._faults, workers.by_target)
         if engines_first:
             await rollout.start()
             await rollout.sleep()
@@ -201,7 +216,9 @@ class RLRun(Run[Config, RunObserver]):
                 if heldout
                 else None
             ),
-            observe=self.observe,
+            observe=around_observer(
+                self.observe, [fault for fault in self._faults if fault.target == "driver"], self.start_step
+            ),
             stop_requested=self.stop.requested,
         )
 
@@ -219,6 +236,15 @@ class Workers:
     def groups(self) -> list[WorkerGroup]:
         judges = self.reward_model.own_workers if self.reward_model else []
         return [*self.rollout.groups, *self.trainer.groups, self.rule.workers, *judges]
+
+    @property
+    def by_target(self) -> dict[str, WorkerGroup]:
+        """The workers that a fault can happen to."""
+        return {
+            "engine": self.rollout.workers,
+            "trainer": self.trainer.workers,
+            "reward": self.rule.workers,
+        }
 
     def rewards(self, cfg: Config) -> tuple[Reward, Reward]:
         """The reward of answers that are trained on, and that of held-out answers: the rule's, if there is a

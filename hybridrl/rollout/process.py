@@ -120,6 +120,11 @@ class EngineProcess:
         self._caller = Caller(connection, self._why_gone)
         self._outbox = Outbox(self._caller)
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Ids of all processes of the engine; the first is the host."""
+        return [self._process.pid, *self._ready.pids]
+
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> tuple[list[list[Trajectory]], TokenBlock]:

@@ -12,9 +12,11 @@ from hybridrl.batch import TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig, RewardConfig
 from hybridrl.data.tokenize import load_tokenizer
+from hybridrl.faults import Fault, Planted
 from hybridrl.rewards.pool import Score, Scorer
 from hybridrl.rewards.trajectories import score_block
 from hybridrl.types import Group, Prompt
+from hybridrl.workers.planted import before_scores
 
 _STOP_S = 60.0
 
@@ -23,9 +25,13 @@ _STOP_S = 60.0
 class RewardWorker:
     def __init__(self, reward: RewardConfig, tokenizer_folder: str) -> None:
         self._reward, self._folder = reward, tokenizer_folder
+        self._faults: Planted | None = None
 
     def pid(self) -> int:
         return os.getpid()
+
+    def plant(self, faults: Sequence[Fault]) -> None:
+        self._faults = Planted(faults)
 
     def start(self) -> None:
         self._tokenizer = load_tokenizer(self._folder)
@@ -40,6 +46,8 @@ class RewardWorker:
             prompts: prompt of each row.
             keep_text: number of rows, evenly spread, whose text is returned as well.
         """
+        if self._faults is not None:
+            before_scores(self._faults, block)
         scores, texts = score_block(block, rows, prompts, self._tokenizer.decode_answers, self._scorer)
         kept = {i * len(rows) // keep_text for i in range(keep_text)}
         return [

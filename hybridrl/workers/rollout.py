@@ -21,6 +21,7 @@ from hybridrl.batch import TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import LayoutError
+from hybridrl.faults import Fault
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
@@ -29,6 +30,7 @@ from hybridrl.rollout.episodes import EpisodeRunner, FinishedGroup, Ticket
 from hybridrl.rollout.usage import total
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
 from hybridrl.workers.open_groups import OpenGroups
+from hybridrl.workers.planted import around_engine
 
 SwapMode = Literal["drain", "in_flight", "in_flight_keep_cache"]
 """Values of rollout.swap."""
@@ -55,12 +57,16 @@ class RolloutWorker:
             swap: how the engine takes new weights while groups are open.
         """
         self._kind, self._setup, self._most_requests, self._swap = kind, setup, most_requests, swap
+        self._faults: Sequence[Fault] = ()
 
     def pid(self) -> int:
         return os.getpid()
 
+    def plant(self, faults: Sequence[Fault]) -> None:
+        self._faults = faults
+
     def start(self) -> None:
-        self._engine = self._kind.open(self._setup)
+        self._engine = around_engine(self._kind.open(self._setup), self._faults)
         self._runner = EpisodeRunner(self._engine, most_requests=self._most_requests)
 
     async def submit(self, tickets: Sequence[Ticket]) -> None:

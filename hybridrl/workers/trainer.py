@@ -22,6 +22,7 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import VersionError
+from hybridrl.faults import Fault
 from hybridrl.hosts import cuda
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import STAGING_BYTES, Engine, SwapWriter, SwapWritten
@@ -36,6 +37,7 @@ from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
 from hybridrl.types import PolicyVersion, StepReport
 from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of
+from hybridrl.workers.planted import around_policy
 
 
 @ray.remote(max_restarts=0)
@@ -47,9 +49,13 @@ class TrainerWorker:
         """
         self._setup, self._reward_setup = setup, reward_model
         self._groups_to_keep: Callable[[Path], None] | None = None
+        self._faults: Sequence[Fault] = ()
 
     def pid(self) -> int:
         return os.getpid()
+
+    def plant(self, faults: Sequence[Fault]) -> None:
+        self._faults = faults
 
     def build(self, checkpoint: Path | None) -> list[str]:
         """Build the models with the weights of their folders, then restore the policy from `checkpoint`.
@@ -57,7 +63,7 @@ class TrainerWorker:
         Returns:
             Notes for the user about the checkpoint.
         """
-        self._policy = Policy(self._setup)
+        self._policy: Policy = around_policy(Policy(self._setup), self._faults)
         if self._reward_setup is not None:
             self._reward_model = RewardModel(self._policy.backend.sharing(self._reward_setup))
         return [] if checkpoint is None else self._policy.restore(checkpoint)

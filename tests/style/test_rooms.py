@@ -15,6 +15,7 @@ DOORS = {
     "columns": {"errors"},
     "batch": {"types", "errors", "columns"},
     "outside": {"errors"},
+    "faults": {"errors"},
     "saved_groups": {"types"},
     "seeds": set(),
     "wording": set(),
@@ -38,10 +39,10 @@ DOORS = {
     "controller": NOUNS | {"config", "algorithms", "data"},
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
-    | {"trainer", "rollout", "cluster", "environments"},
+    | {"trainer", "rollout", "cluster", "environments", "faults"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
-    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments"},
+    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "faults"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
@@ -65,6 +66,7 @@ KEYS = {
     "torch": ALL
     - {
         "errors",
+        "faults",
         "types",
         "seeds",
         "columns",
@@ -76,7 +78,7 @@ KEYS = {
         "doctor",
         "cli",
     },
-    "numpy": ALL - {"errors", "types", "seeds", "registry", "wording", "config", "doctor", "cli"},
+    "numpy": ALL - {"errors", "faults", "types", "seeds", "registry", "wording", "config", "doctor", "cli"},
     "ray": {"cluster", "workers", "launch"},
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},
