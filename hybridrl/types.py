@@ -163,6 +163,15 @@ class Usage:
     recomputing_s: float = 0.0
     """The part of generating_s spent on recomputed_tokens; 0 if the engine does not tell."""
 
+    serving_engines: int = 0
+    """Engines that serve now."""
+
+    replaced_engines: int = 0
+    """Engines that were lost and replaced."""
+
+    asked_again: int = 0
+    """Groups of lost engines that were asked again."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:

@@ -1,11 +1,13 @@
 """Groups of Ray actors: calls to all of them with a deadline, and named errors in place of Ray's."""
 
 import asyncio
-from collections.abc import Mapping, Sequence, Set
+import contextlib
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
@@ -32,6 +34,9 @@ class WorkerGroup:
 
     pids: dict[int, int] = field(default_factory=dict)
     """Process id of each rank; empty until `learn_pids` is called."""
+
+    start_again: Callable[[int], Any] | None = None
+    """Ends the actor of a rank and starts another one with the same arguments. None: that is not possible."""
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -70,21 +75,31 @@ class WorkerGroup:
         """Call a method on the actors of `ranks` and wait until each has returned or failed.
 
         Returns:
-            Rank -> result or error: WorkerError if the actor died, otherwise what it raised.
-
-        Raises:
-            DeadlineError: some actors did not answer in time; the message names them.
+            Rank -> result or error: WorkerError if the actor died, DeadlineError if it did not answer in
+            time, otherwise what it raised.
         """
         refs = {rank: getattr(self.actors[rank], method).remote(*args) for rank in ranks}
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         tasks, late = await _ended(refs, timeout_s, asyncio.ALL_COMPLETED)
-        if late:
-            raise self._late(method, tasks, late, timeout_s)
-        errors = {rank: task.exception() for rank, task in tasks.items()}
-        return {
-            rank: tasks[rank].result() if error is None else self._named(method, rank, _unwrap(error))
-            for rank, error in errors.items()
-        }
+        return {rank: self._outcome(method, rank, task, late, timeout_s) for rank, task in tasks.items()}
+
+    async def renew(self, rank: int, *, timeout_s: float) -> None:
+        """Start another actor in the place of one; calls to the old one fail.
+
+        Raises:
+            WorkerError, DeadlineError: it died, or was not there in time.
+        """
+        assert self.start_again is not None, "asked before"
+        self.actors[rank] = self.start_again(rank)
+        self.pids[rank] = await self.one(rank, "pid", timeout_s=timeout_s)
+
+    def _outcome(
+        self, method: str, rank: int, task: "asyncio.Future[Any]", late: Set[Any], timeout_s: float
+    ) -> Any:
+        if task in late:
+            return self._late(method, {rank: task}, late, timeout_s)
+        error = task.exception()
+        return task.result() if error is None else self._named(method, rank, _unwrap(error))
 
     async def _settled(
         self, method: str, refs: Mapping[int, ray.ObjectRef], timeout_s: float | None
@@ -141,6 +156,20 @@ class WorkerGroup:
         """End the processes at the end of a run; the actors cannot be called afterwards."""
         for actor in self.actors:
             ray.kill(actor)
+
+
+def end(actor: Any, pid: int | None) -> None:
+    """End an actor's process, if it still runs.
+
+    Args:
+        pid: its process id, if it is on this machine: a process that does nothing cannot end itself.
+    """
+    ray.kill(actor)
+    if pid is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if any(word.startswith("ray::") for word in process.cmdline()):  # the id may be another's by now
+                process.kill()
 
 
 async def _ended(

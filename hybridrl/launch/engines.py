@@ -1,14 +1,17 @@
 """Starts the engines of a run, each on one node or in parts over several."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
+from hybridrl.faults import Fault
 from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.start_trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
+from hybridrl.workers.replacing import Replacements
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 
 
@@ -22,6 +25,10 @@ class Engines:
     rendezvous: Sequence[str]
     """host:port on each node, for the rendezvous of an engine in parts whose first part is on that node."""
 
+    faults: Sequence[Fault] = ()
+    say: Callable[[str], None] = lambda text: None
+    """Tells the user that an engine was lost, or serves again."""
+
     def start(self, start: Start, files: RunFiles) -> RayRollout:
         """Start the processes, not yet the engines."""
         files.logs.mkdir(parents=True, exist_ok=True)
@@ -31,18 +38,23 @@ class Engines:
         most = self.cfg.rollout.max_running_requests if self.cfg.batch.max_lag else None
         swap = self.cfg.rollout.swap
         others = [one for place, one in enumerate(placed) if place % parts]
+        workers = start(
+            "engine", RolloutWorker, [(kind, s, most, swap) for s, _ in first], [node for _, node in first]
+        )
         return RayRollout(
-            start(
-                "engine",
-                RolloutWorker,
-                [(kind, s, most, swap) for s, _ in first],
-                [node for _, node in first],
-            ),
+            workers,
             self.cfg.cluster,
             start("engine part", RolloutWorker, [(kind, s) for s, _ in others], [node for _, node in others])
             if others
             else None,
+            engines=self._replacements(workers, 0 if others else self.cfg.rollout.max_restarts),
+            alive_timeout_s=self.cfg.rollout.alive_timeout_s,
         )
+
+    def _replacements(self, workers: WorkerGroup, most: int) -> Replacements:
+        timeout_s = self.cfg.cluster.start_timeout_s
+        faults = [fault for fault in self.faults if fault.target == "engine"]
+        return Replacements(workers, most=most, start_timeout_s=timeout_s, say=self.say, faults=faults)
 
     def _setups(self, files: RunFiles) -> Iterator[EngineSetup]:
         """The setup of every part, engine by engine."""

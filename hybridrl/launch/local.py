@@ -141,6 +141,7 @@ class RLRun(Run[Config, RunObserver]):
                     devices.topology,
                     cfg.rollout.swap,
                 )
+            workers.rollout.engines.give_weights = sync.join
             yield workers.trainer, self._roles(workers, sync)
         finally:
             await asyncio.gather(workers.rollout.stop(), workers.rule.stop(), return_exceptions=True)
@@ -163,7 +164,10 @@ class RLRun(Run[Config, RunObserver]):
         """Start all processes; nothing is built in them yet."""
         cfg, placement, cluster = self.cfg, self._placement, self.cluster
         start = partial(cluster.start, devices.visible)
-        rollout = Engines(cfg, self._shape, placement, cluster.engines_rendezvous).start(start, self.files)
+        engines = Engines(
+            cfg, self._shape, placement, cluster.engines_rendezvous, self._faults, self.terminal.warn
+        )
+        rollout = engines.start(start, self.files)
         trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
         trainer = trainers.start(start, self.files)
         rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)

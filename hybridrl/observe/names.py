@@ -82,6 +82,12 @@ _ROWS: list[tuple[str, Metric]] = [
     ("rollout/groups/open", Metric("groups", "Groups started and not yet trained on, after the choice.")),
     ("rollout/groups/aborted", Metric("groups", "Groups left over by the step, which start again.")),
     ("rollout/groups/dropped", Metric("groups", "Groups too old for the step, with batch.stale: drop.")),
+    (
+        "rollout/groups/asked_again",
+        Metric("groups", "Groups of engines that were lost, asked again with the same seeds."),
+    ),
+    ("rollout/engines/serving", Metric("engines", "Engines that serve at the end of the step.")),
+    ("rollout/engines/replaced", Metric("engines", "Lost engines that serve again since the last step.")),
     ("rollout/tokens/sampled", Metric("tokens", "Tokens that engines sampled since the last step.")),
     ("rollout/tokens/with_gradient", Metric("tokens", "Tokens trained on with an advantage that is not 0.")),
     (

@@ -88,7 +88,7 @@ class TrainerWorker:
 
     def connect(
         self,
-        engines: list[Engine],
+        engines: Mapping[int, Engine],
         lost: frozenset[int],
         topology: Topology | None,
         waves: Sequence[Sequence[int]],
@@ -99,7 +99,8 @@ class TrainerWorker:
         process group can be made, and each rank writes only to engines that it reaches.
 
         Args:
-            waves: the engines that are written together.
+            engines: the engines that are written, by index.
+            waves: those that are written together.
 
         Raises:
             SwapError: no rank reaches a part of an engine.
@@ -200,6 +201,12 @@ class RayTrainer:
         self._critic, self._frozen = critic, frozen
         self._column_groups = [group for group in (critic, frozen) if group is not None]
         self._cluster, self._folder, self._keep, self._exports = cluster, folder, keep, exports
+        self.unchanged = asyncio.Lock()
+        """Whoever holds it knows that no optimizer step begins, so that weights can be written to engines."""
+
+        self._is_between = False
+        """Whether some of the optimizer steps of a batch are done, so that the weights have no version."""
+
         self._loaded: tuple[PolicyVersion, int] | None = None
         """Version that training on the loaded batch produces, and the index of its last minibatch."""
 
@@ -236,7 +243,16 @@ class RayTrainer:
             await self._critic.take(column_of(self.workers, "return"))
         return measured[0] | completed[0]
 
+    def has(self, version: PolicyVersion | None) -> bool:
+        """Whether the weights are those of a version."""
+        return self.version == version and not self._is_between
+
     async def step(self, index: int) -> StepReport:
+        async with self.unchanged:
+            self._is_between = True
+            return await self._step(index)
+
+    async def _step(self, index: int) -> StepReport:
         reports, of_critic = await asyncio.gather(self.workers.all("step", index), self._step_critic(index))
         report: StepReport = reports[0]
         if self._loaded is None or report.version != self._loaded[0]:
@@ -245,7 +261,7 @@ class RayTrainer:
                 f"{self._loaded}"
             )
         if index == self._loaded[1]:
-            self.version = report.version
+            self.version, self._is_between = report.version, False
         return replace(report, metrics={**report.metrics, **of_critic})
 
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
