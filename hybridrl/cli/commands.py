@@ -166,6 +166,16 @@ def export(
         raise typer.Exit(0 if proof.holds else 1)
 
 
+def why(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as runs/NAME.")],
+) -> None:
+    """Show how a run ended: its error and what every process was doing; or what it did when it was killed."""
+    from hybridrl.launch.why import why as lines_of
+
+    for line in lines_of(run):
+        show(line, indent=2)
+
+
 def doctor(
     as_json: AsJson = False,
 ) -> None:

@@ -9,7 +9,7 @@ loop.run    until the last step
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import ray
 
 from hybridrl.algorithms.lag import lag_warning
 from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.files import atomic_write
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.run_shape import RunShape, num_gpus
@@ -27,8 +28,10 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
+from hybridrl.errors import HybridRLError, UserError
 from hybridrl.faults import Fault
 from hybridrl.hosts.machine import GIB, Machine
+from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.inject import plant
@@ -43,6 +46,7 @@ from hybridrl.launch.stop import StopRequest
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
+from hybridrl.observe.run_session import WHY_FILE
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of, layout_in
 from hybridrl.saved_groups import SavedGroups
@@ -143,10 +147,23 @@ class RLRun(Run[Config, RunObserver]):
                 )
             workers.rollout.engines.give_weights = sync.join
             yield workers.trainer, self._roles(workers, sync)
+        except HybridRLError as error:
+            await self._explain(error, workers)
+            raise
         finally:
             await asyncio.gather(workers.rollout.stop(), workers.rule.stop(), return_exceptions=True)
             for group in workers.groups:
                 group.kill()
+
+    async def _explain(self, error: HybridRLError, workers: "Workers") -> None:
+        """Write down what every process was doing when the run failed."""
+        if isinstance(error, UserError):
+            return
+        observe, groups = self.observe, workers.groups
+        scene = Scene(error=error, step=observe.step_now, running=observe.running, groups=groups)
+        text = text_of(replace(scene, stacks=await gather(groups)))
+        atomic_write(self.files.folder / WHY_FILE, text)
+        self.terminal.warn(f"hybridrl why {self.files.folder} shows what every process was doing")
 
     def train(self, roles: Roles) -> Coroutine[Any, Any, None]:
         return loop.run(self.cfg, roles, self._open_groups())

@@ -1,10 +1,13 @@
 """The Ray of a run, started on this machine or joined, and the workers that it starts on the run's nodes."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import ray
 
 from hybridrl.cluster.env import expected_nodes
 from hybridrl.cluster.group import WorkerGroup, end
@@ -15,7 +18,11 @@ from hybridrl.cluster.ray_attached import attached_ray
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.hosts.machine import Machine
+from hybridrl.hosts.stacks import stacks_of
+from hybridrl.launch.deadlines import deadlines
 from hybridrl.launch.devices import Visible, environment
+
+_STACKS_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +67,22 @@ class Cluster:
             return begin(rank)
 
         actors = [begin(rank) for rank in range(len(arguments))]
-        group = WorkerGroup(name, actors, self.logs, self.cfg.step_timeout_s, start_again=begin_again)
+        group = WorkerGroup(
+            name,
+            actors,
+            self.logs,
+            self.cfg.step_timeout_s,
+            deadlines=deadlines(self.cfg),
+            stacks=lambda rank, files: self._stacks(nodes[rank], files),
+            start_again=begin_again,
+        )
         return group
+
+    async def _stacks(self, node: int, files: Mapping[int, Path]) -> Mapping[int, str]:
+        if self.is_local:
+            return await asyncio.to_thread(stacks_of, files, self.logs)
+        task: Any = ray.remote(max_retries=0)(stacks_of).options(**{**self.place(node), "num_cpus": 0})
+        return await asyncio.wait_for(task.remote(files, self.logs), _STACKS_S)
 
 
 @contextlib.contextmanager

@@ -93,6 +93,9 @@ class Ready:
     files: tuple[str, ...] = ()
     """Patterns of its files in shared memory, other than those of leftovers_of."""
 
+    with_stacks: tuple[int, ...] = ()
+    """Ids of its processes that write their stacks at a signal (hosts/stacks.py), besides the host."""
+
 
 class EngineProcess:
     """Implements Engine of rollout/base.py, which has the contracts of the methods."""
@@ -125,6 +128,11 @@ class EngineProcess:
     def process_ids(self) -> list[int]:
         """Ids of all processes of the engine; the first is the host."""
         return [self._process.pid, *self._ready.pids]
+
+    @property
+    def stack_files(self) -> dict[int, str]:
+        """Process id -> file, of the processes that write their stacks at a signal."""
+        return dict.fromkeys((self._process.pid, *self._ready.with_stacks), self.setup.log_path)
 
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling

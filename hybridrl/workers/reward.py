@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -13,6 +12,7 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig, RewardConfig
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.faults import Fault, Planted
+from hybridrl.hosts import stacks
 from hybridrl.rewards.pool import Score, Scorer
 from hybridrl.rewards.trajectories import score_block
 from hybridrl.types import Group, Prompt
@@ -28,7 +28,7 @@ class RewardWorker:
         self._faults: Planted | None = None
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
 
     def plant(self, faults: Sequence[Fault]) -> None:
         self._faults = Planted(faults)

@@ -23,6 +23,7 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import LayoutError
 from hybridrl.faults import Fault
+from hybridrl.hosts import stacks
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
@@ -64,7 +65,7 @@ class RolloutWorker:
         self._faults: Sequence[Fault] = ()
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
 
     def plant(self, faults: Sequence[Fault]) -> None:
         self._faults = faults
@@ -72,6 +73,10 @@ class RolloutWorker:
     def start(self) -> None:
         self._engine = around_engine(self._kind.open(self._setup), self._faults)
         self._runner = EpisodeRunner(self._engine, most_requests=self._most_requests)
+
+    def stack_files(self) -> dict[int, str]:
+        """Process id -> file, of the engine's processes that write their stacks at a signal."""
+        return getattr(self._engine, "stack_files", {})
 
     async def submit(self, tickets: Sequence[Ticket]) -> None:
         self._runner.submit(tickets)

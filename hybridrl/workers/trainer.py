@@ -5,7 +5,6 @@ Every method of TrainerWorker is collective (RayTrainer calls it on all ranks, i
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,7 +22,7 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import VersionError
 from hybridrl.faults import Fault
-from hybridrl.hosts import cuda
+from hybridrl.hosts import cuda, stacks
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import STAGING_BYTES, Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
@@ -52,7 +51,7 @@ class TrainerWorker:
         self._faults: Sequence[Fault] = ()
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
 
     def plant(self, faults: Sequence[Fault]) -> None:
         self._faults = faults

@@ -33,6 +33,7 @@ from sglang.srt.managers.io_struct import (
 )
 
 from hybridrl.errors import EngineError
+from hybridrl.hosts import stacks
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
@@ -96,7 +97,8 @@ class EngineHost:
 
     @property
     def ready(self) -> Ready:
-        return Ready(self._engine.port_args.instance_id, self._engine.get_all_child_pids())
+        pids = self._engine.get_all_child_pids()
+        return Ready(self._engine.port_args.instance_id, pids, with_stacks=tuple(pids))
 
     async def serve(self, connection: Connection) -> None:
         """Answer calls until the owner hangs up or a scheduler fails."""
@@ -220,6 +222,7 @@ class EngineHost:
 
 
 def main(file_descriptor: int) -> None:
+    stacks.answer()
     connection = Connection(file_descriptor)
     launch: LaunchSpec = connection.recv()
     loop = asyncio.new_event_loop()

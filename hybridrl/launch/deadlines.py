@@ -1,0 +1,31 @@
+"""Which deadline of the config holds for which call of a worker."""
+
+from collections.abc import Mapping
+
+from hybridrl.cluster.group import Deadline
+from hybridrl.config.cluster import ClusterConfig, DeadlinesConfig
+
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "dispatch_s": (
+        *("submit", "cancel", "usage", "abort", "continue_", "plant", "connect", "plan_fields"),
+        *("weight_dtypes", "open_buckets", "plan_buckets", "keep_groups", "export_parameters"),
+        "probe_loader",
+    ),
+    "generate_s": ("finished", "generate", "request", "pause", "release_cache", "begin_swap"),
+    "reward_s": ("score", "scores"),
+    "train_s": ("measure", "complete", "load", "step", "take", "column", "evaluate"),
+    "swap_s": ("write_weights", "write_bucket", "load_bucket", "checksums", "commit_swap"),
+    "save_s": ("save", "finish_saving", "export"),
+}
+"""Key of cluster.deadlines -> methods of workers. Starts have cluster.start_timeout_s, and ends their own."""
+
+
+def deadlines(cluster: ClusterConfig) -> dict[str, Deadline]:
+    """Method -> its deadline, for those that the config sets."""
+    assert CALLS.keys() | {"collective_s"} == DeadlinesConfig.model_fields.keys()
+    found: dict[str, Deadline] = {}
+    for key, methods in CALLS.items():
+        seconds = getattr(cluster.deadlines, key)
+        if seconds is not None:
+            found |= dict.fromkeys(methods, Deadline(seconds, f"cluster.deadlines.{key}"))
+    return found
