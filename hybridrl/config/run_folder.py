@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         "run.save_on_interrupt",
         "run.evaluate_every",
         "run.keep_checkpoints",
+        "run.max_restarts",
         "run.export",
         "run.export_every",
         "run.async_save",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hybridrl.cluster.group import Deadline
-from hybridrl.config.cluster import ClusterConfig, DeadlinesConfig
+from hybridrl.config.cluster import ClusterConfig
 
 CALLS: Mapping[str, tuple[str, ...]] = {
     "dispatch_s": (
@@ -22,10 +22,16 @@ CALLS: Mapping[str, tuple[str, ...]] = {
 
 def deadlines(cluster: ClusterConfig) -> dict[str, Deadline]:
     """Method -> its deadline, for those that the config sets."""
-    assert CALLS.keys() | {"collective_s"} == DeadlinesConfig.model_fields.keys()
+    seconds = {
+        "dispatch_s": cluster.deadlines.dispatch_s,
+        "generate_s": cluster.deadlines.generate_s,
+        "reward_s": cluster.deadlines.reward_s,
+        "train_s": cluster.deadlines.train_s,
+        "swap_s": cluster.deadlines.swap_s,
+        "save_s": cluster.deadlines.save_s,
+    }
     found: dict[str, Deadline] = {}
     for key, methods in CALLS.items():
-        seconds = getattr(cluster.deadlines, key)
-        if seconds is not None:
-            found |= dict.fromkeys(methods, Deadline(seconds, f"cluster.deadlines.{key}"))
+        if (limit := seconds[key]) is not None:
+            found |= dict.fromkeys(methods, Deadline(limit, f"cluster.deadlines.{key}"))
     return found

@@ -15,8 +15,9 @@ from hybridrl.launch.inject import faults_of, words_of
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
 from hybridrl.launch.ray_address import address_of, dashboard_of
+from hybridrl.launch.restarts import Restarts
 from hybridrl.launch.run_folder_check import is_finished
-from hybridrl.launch.shape import Resume, with_gpus
+from hybridrl.launch.shape import Resume, RunFiles, with_gpus
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.verdict import SCOPES, Scope, refuse_missing_gpus
 from hybridrl.observe.terminal import Terminal
@@ -82,14 +83,17 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
         from hybridrl.launch.local import RLRun
 
         terminal = Terminal()
-        with (
-            StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
-            RLRun(
-                loaded, terminal, stop, on=request.on, resume=_resume(loaded, request), faults=faults
-            ) as run,
-        ):
-            asyncio.run(run.play())
-            run.finish()
+        own = loaded.config.run
+        with StopRequest(terminal.warn, saves_on_interrupt=own.save_on_interrupt) as stop:
+            files, resume = RunFiles(path_of(loaded.config)), _resume(loaded, request)
+            for start in Restarts(own.max_restarts, files, terminal.warn, resume=resume):
+                left = start.left_of(faults)
+                with (
+                    start,
+                    RLRun(loaded, terminal, stop, on=request.on, resume=start.resume, faults=left) as run,
+                ):
+                    asyncio.run(run.play())
+                    run.finish()
         return stop.exit_code
 
 

@@ -1,6 +1,5 @@
 """What became of a run, from the files of its folder: `hybridrl why RUN`."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from hybridrl.config.run_folder import is_held
 from hybridrl.errors import RunFolderError
-from hybridrl.observe.doing import DOING_FILE
+from hybridrl.observe.doing import read
 from hybridrl.observe.run_session import WHY_FILE
 from hybridrl.observe.units import duration
 
@@ -19,11 +18,9 @@ def why(folder: Path) -> list[str]:
     Raises:
         RunFolderError: the folder holds no run.
     """
-    doing = _read(folder)
+    doing = read(folder)
     if doing is None:
-        raise RunFolderError(
-            f"{folder} holds no run, or one that has not begun", fix="name a folder of runs/"
-        )
+        raise RunFolderError(f"{folder} holds no run that has begun", fix="name a folder of runs/")
     lines = [_state(folder, doing), *_last(doing)]
     report = folder / WHY_FILE
     if report.exists():
@@ -47,10 +44,3 @@ def _last(doing: dict[str, Any]) -> Iterator[str]:
     ago = max(0.0, time.time() - doing["time"])
     spans = ", ".join(f"{name} for {duration(age_s)}" for name, age_s in doing["doing"])
     yield f"last sign of life: {duration(ago)} ago, in step {doing['step']}: {spans or 'between two phases'}"
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads((folder / DOING_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -4,6 +4,7 @@ A thread of the driver writes the file every few seconds, so its time is that of
 """
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -18,6 +19,20 @@ DOING_FILE = "doing.json"
 
 Spans = Sequence[tuple[str, float]]
 """Open spans and their age in seconds, the oldest first."""
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What the run of a folder did when it last wrote it; None: it wrote nothing."""
+    try:
+        return json.loads((folder / DOING_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def last_step(folder: Path) -> int:
+    """The step that the run of a folder worked on last; -1: none."""
+    found = read(folder)
+    return -1 if found is None else found["step"]
 
 
 class Doing:

@@ -249,18 +249,16 @@ class RayTrainer:
     async def step(self, index: int) -> StepReport:
         async with self.unchanged:
             self._is_between = True
-            return await self._step(index)
-
-    async def _step(self, index: int) -> StepReport:
-        reports, of_critic = await asyncio.gather(self.workers.all("step", index), self._step_critic(index))
-        report: StepReport = reports[0]
-        if self._loaded is None or report.version != self._loaded[0]:
-            raise VersionError(
-                f"trainer stepped to version {report.version}; the loaded batch and its last minibatch are "
-                f"{self._loaded}"
-            )
-        if index == self._loaded[1]:
-            self.version, self._is_between = report.version, False
+            ranks = self.workers.all("step", index)
+            reports, of_critic = await asyncio.gather(ranks, self._step_critic(index))
+            report: StepReport = reports[0]
+            if self._loaded is None or report.version != self._loaded[0]:
+                raise VersionError(
+                    f"trainer stepped to version {report.version}; the loaded batch and its last minibatch "
+                    f"are {self._loaded}"
+                )
+            if index == self._loaded[1]:
+                self.version, self._is_between = report.version, False
         return replace(report, metrics={**report.metrics, **of_critic})
 
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:

@@ -108,7 +108,7 @@ def doing(folder: Path, end: str | None) -> None:
 
 
 def test_why_tells_a_killed_run_from_one_that_ended_and_shows_its_report(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="holds no run"):
+    with pytest.raises(RunFolderError, match="holds no run that has begun"):
         why(tmp_path)
     doing(tmp_path, None)
     first, second = why(tmp_path)
