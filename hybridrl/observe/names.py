@@ -131,6 +131,12 @@ _ROWS: list[tuple[str, Metric]] = [
     ("process/accuracy", Metric("share", "Trajectories whose outcome the process model predicts.")),
     ("process/grad_norm", Metric("1", "Gradient norm of the process model, before clipping.")),
     ("actor/loss_scale", Metric("1", "Factor of the loss in fp16, so that gradients do not vanish.", "last")),
+    (
+        "actor/skipped",
+        Metric(
+            "share", "Optimizer steps skipped for a loss or gradient that is not finite: actor.non_finite."
+        ),
+    ),
     ("actor/overflow", Metric("share", "Optimizer steps that fp16 skipped: gradients overflowed.")),
     ("actor/entropy_coef", Metric("1", "Weight of the entropy bonus.", "last")),
     ("moe/load_max", Metric("1", "Tokens of the busiest expert over the mean one's, mean over layers.")),
