@@ -40,8 +40,8 @@ from hybridrl.types import PolicyVersion, Prompt, Sampling, Trajectory
 _EXIT_S = 30.0
 _REAP_S = 5.0
 _LAST_LINES = 12
-_REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b")
-"""Matches the last line of a traceback."""
+_REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b|^\S+ was ended by SIG")
+"""Matches the last line of a traceback, and what a host says of its children (hosting.py)."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 

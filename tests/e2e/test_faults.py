@@ -34,11 +34,15 @@ mean entropy, differently, in runs without faults as well."""
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("project")
+    write_data(path)
+    (path / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    return path
+
+
+def write_data(path: Path) -> None:
     sums = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(10) for b in range(10)]
     (path / "train.jsonl").write_text("\n".join(map(json.dumps, sums[20:])))
     (path / "heldout.jsonl").write_text("\n".join(map(json.dumps, sums[:20])))
-    (path / "run.yaml").write_text(yaml.safe_dump(CONFIG))
-    return path
 
 
 def launch(folder: Path, name: str, *arguments: str) -> tuple[int, str, Path]:

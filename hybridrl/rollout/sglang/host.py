@@ -39,7 +39,7 @@ from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Request
 from hybridrl.rollout.channel import Callee
-from hybridrl.rollout.hosting import end_children, ends_with_owner
+from hybridrl.rollout.hosting import end_children, ends_with_owner, say_what_ended
 from hybridrl.rollout.lots import AnswerLot
 from hybridrl.rollout.process import LaunchSpec, Ready
 from hybridrl.rollout.sglang import scheduler
@@ -227,14 +227,15 @@ def main(file_descriptor: int) -> None:
     launch: LaunchSpec = connection.recv()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    ready = Ready("", [])
+    ready, children = Ready("", []), []
     try:
         with ends_with_owner(connection, lambda: _clean_up(launch, ready)):
             host = EngineHost(launch)
-        ready = host.ready
+        ready, children = host.ready, multiprocessing.active_children()
         connection.send(ready)
         loop.run_until_complete(host.serve(connection))
     finally:
+        say_what_ended(children)
         _clean_up(launch, ready)
     os._exit(0)  # SGLang's exit handlers would wait for processes that are gone
 
