@@ -18,6 +18,9 @@ from hybridrl.errors import DeadlineError, HybridRLError, WorkerError
 _DEATHS = (ActorDiedError, ActorUnavailableError)
 _LOG_LINES = 12
 _KEPT_CALLS = 3
+_NO_WORK = ("alive", "stack_files")
+"""Methods that only ask; the history of calls leaves them out."""
+
 _RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
 
 
@@ -162,8 +165,9 @@ class WorkerGroup:
         tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
         for rank, task in tasks.items():
             called = Called(method, time.monotonic())
-            self.history.setdefault(rank, deque(maxlen=_KEPT_CALLS)).append(called)
             task.add_done_callback(called.end)
+            if method not in _NO_WORK:
+                self.history.setdefault(rank, deque(maxlen=_KEPT_CALLS)).append(called)
         _, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
         for task in late:
             task.cancel()

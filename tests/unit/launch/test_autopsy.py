@@ -74,7 +74,8 @@ def test_calls_are_kept_until_they_are_answered_or_given_up() -> None:
         async def never() -> None:
             await hangs.wait()
 
-        actor = SimpleNamespace(load=SimpleNamespace(remote=answers), step=SimpleNamespace(remote=never))
+        ask = SimpleNamespace(remote=answers)
+        actor = SimpleNamespace(load=ask, alive=ask, step=SimpleNamespace(remote=never))
         made = WorkerGroup(
             "trainer",
             [actor],
@@ -83,6 +84,7 @@ def test_calls_are_kept_until_they_are_answered_or_given_up() -> None:
             deadlines={"step": Deadline(0.01, "cluster.deadlines.train_s")},
         )
         await made.all("load")
+        await made.all("alive")
         with pytest.raises(
             DeadlineError, match=r"did not finish 'step' in 0.01 s.*raise cluster.deadlines.train_s"
         ):
