@@ -23,11 +23,14 @@ KINDS = {
 }
 """Kind -> what happens."""
 
+_OF_ENGINE = {
+    "generate": "after its first answer by the weights that the step trains",
+    "swap": "after it has stopped answering, to take the weights that the step makes",
+}
+
 PHASES: Mapping[str, Mapping[str, str]] = {
-    "engine": {
-        "generate": "after its first answer by the weights that the step trains",
-        "swap": "after it has stopped answering, to take the weights that the step makes",
-    },
+    "engine": _OF_ENGINE,
+    "engine_worker": _OF_ENGINE,
     "trainer": {
         "load": "before it computes log-probabilities of the batch of the step",
         "update": "before its first optimizer step on the batch",
@@ -42,7 +45,8 @@ PHASES: Mapping[str, Mapping[str, str]] = {
         "save": "before the checkpoint",
     },
 }
-"""Target -> phase -> when the fault happens."""
+"""Target -> phase -> when the fault happens. An engine is the processes of SGLang or vLLM; its worker is the
+process of the run that owns them."""
 
 ONLY_AT = {
     "disk_full": ("trainer", "save"),

@@ -53,7 +53,7 @@ class Engines:
 
     def _replacements(self, workers: WorkerGroup, most: int) -> Replacements:
         timeout_s = self.cfg.cluster.start_timeout_s
-        faults = [fault for fault in self.faults if fault.target == "engine"]
+        faults = [fault for fault in self.faults if fault.target.startswith("engine")]
         return Replacements(workers, most=most, start_timeout_s=timeout_s, say=self.say, faults=faults)
 
     def _setups(self, files: RunFiles) -> Iterator[EngineSetup]:

@@ -17,7 +17,14 @@ def faults_of(texts: Sequence[str], cfg: Config) -> tuple[Fault, ...]:
     """
     faults = tuple(map(parse, texts))
     shape = RunShape.of(cfg)
-    ranks = {"engine": shape.num_engines, "trainer": shape.trainer_ranks, "reward": 1, "driver": 1}
+    engines = shape.num_engines
+    ranks = {
+        "engine": engines,
+        "engine_worker": engines,
+        "trainer": shape.trainer_ranks,
+        "reward": 1,
+        "driver": 1,
+    }
     refuse_absent(faults, ranks, cfg.run.steps)
     return faults
 

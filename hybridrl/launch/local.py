@@ -263,6 +263,7 @@ class Workers:
         """The workers that a fault can happen to."""
         return {
             "engine": self.rollout.workers,
+            "engine_worker": self.rollout.workers,
             "trainer": self.trainer.workers,
             "reward": self.rule.workers,
         }

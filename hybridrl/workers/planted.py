@@ -94,7 +94,8 @@ class FaultyEngine(_Around):
         if fault is None:
             return
         if number := _SIGNALS.get(fault.kind):
-            for pid in getattr(self._inner, "process_ids", ()) or (os.getpid(),):
+            own = getattr(self._inner, "process_ids", ()) if fault.target == "engine" else ()
+            for pid in own or (os.getpid(),):
                 os.kill(pid, number)
         elif fault.kind == "slow":
             await asyncio.sleep(fault.seconds)

@@ -26,7 +26,7 @@ from hybridrl.wording import counted
 LOSSES = (EngineLostError, WorkerError, DeadlineError)
 """Errors by which an engine is lost."""
 
-_END_S = 60.0
+_END_S = 20.0
 
 
 class Replacements:

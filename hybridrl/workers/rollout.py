@@ -68,7 +68,7 @@ class RolloutWorker:
         return stacks.answer()
 
     def plant(self, faults: Sequence[Fault]) -> None:
-        self._faults = faults
+        self._faults = [*self._faults, *faults]
 
     def start(self) -> None:
         self._engine = around_engine(self._kind.open(self._setup), self._faults)

@@ -62,9 +62,9 @@ def inject(*faults: str) -> list[str]:
     return [word for fault in faults for word in ("--inject", fault)]
 
 
-def until_engines_are_back(step: int) -> list[str]:
+def until_engines_are_back(step: int, seconds: int = 60) -> list[str]:
     """A fault that makes a step last while engines start."""
-    return [f"slow:trainer:0@step={step},phase=update,seconds=60"]
+    return [f"slow:trainer:0@step={step},phase=update,seconds={seconds}"]
 
 
 def values(run: Path, kind: str = "step") -> dict[int, dict[str, float]]:
@@ -105,6 +105,20 @@ def test_engines_killed_while_they_generate_and_swap_change_nothing(folder: Path
     assert sum(step["rollout/engines/replaced"] for step in steps) == 2
     assert sum(step["rollout/groups/asked_again"] for step in steps) > 0
     assert (run / "logs" / "engine0.before.log").exists()
+
+
+@pytest.mark.slow
+def test_the_worker_of_an_engine_is_replaced_with_it(folder: Path, calm: Path) -> None:
+    kills = ("kill:engine_worker:0@step=2,phase=generate", "stop:engine_worker:1@step=3,phase=swap")
+    timeouts = (
+        "rollout.alive_timeout_s=10",
+        "cluster.deadlines.swap_s=20",
+        "cluster.deadlines.generate_s=20",
+    )
+    code, out, run = launch(folder, "workers", *timeouts, *inject(*kills, *until_engines_are_back(4, 120)))
+    assert code == 0 and out.count("serves again") == 2, out
+    assert "engine rank 0 died during" in out and "engine rank [1] did not finish" in out
+    assert_same_run(calm, run)
 
 
 @pytest.mark.slow

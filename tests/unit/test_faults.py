@@ -29,7 +29,10 @@ def test_seconds_and_times_are_read() -> None:
         ("kill", "is not KIND:TARGET:RANK@step=N,phase=PHASE"),
         ("kill:engine:0:0@step=1,phase=swap", "is not KIND:TARGET:RANK"),
         ("kil:engine:0@step=1,phase=swap", "no kind of fault 'kil': .*'kill' is the nearest"),
-        ("kill:router@step=1,phase=swap", "no target 'router'.*one of engine, trainer, reward, driver"),
+        (
+            "kill:router@step=1,phase=swap",
+            "no target 'router'.*one of engine, engine_worker, trainer, reward, driver",
+        ),
         ("kill:engine:0@phase=swap", "has no step"),
         ("kill:engine:0@step=1", "has no phase"),
         ("kill:engine:0@step=1,phase=save", "no phase of target engine 'save': there are generate, swap"),
