@@ -108,17 +108,6 @@ def test_a_loss_that_is_not_finite_is_refused_on_every_rank_and_changes_nothing(
         assert rank["after_refusal"] == rank["alone"]
 
 
-def test_a_step_that_is_not_finite_is_skipped_on_every_rank_at_most_five_times_in_a_row(model) -> None:
-    for rank in on_ranks(2, scenarios.skips_not_finite, model, (1, 1, 2)):
-        assert rank["unchanged"] and rank["metrics"]["actor/skipped"] == 1.0
-        assert all(np.isfinite(value) for value in rank["metrics"].values())
-        assert any("step 1, minibatch 0 is skipped: loss" in text for _, text in rank["warnings"])
-        assert rank["after_skip"] == rank["alone"]
-        *skipped, last = rank["said"]
-        assert skipped == ["nothing"] * 5
-        assert last.startswith("NonFiniteError") and "as in the 5 optimizer steps before" in last
-
-
 def test_recomputed_activations_give_the_same_bits(model) -> None:
     kept, recomputed = (
         on_ranks(1, scenarios.with_actor, model, (1, 1, 1), values.make_actor(recompute=choice))[0]

@@ -305,34 +305,6 @@ def not_finite(rank: int, rendezvous: Rendezvous, folder: Path, shape: Shape) ->
     return {"said": said, "unchanged": unchanged, "after_refusal": after_refusal, "alone": alone}
 
 
-def skips_not_finite(rank: int, rendezvous: Rendezvous, folder: Path, shape: Shape) -> dict[str, Any]:
-    """Batches with an infinite advantage until the policy refuses, with a sound one in between."""
-    sound = values.make_batch([split(0, dp_of(shape), (6,))])
-    assert sound.advantage_N is not None
-    infinite = replace(sound, advantage_N=np.full_like(sound.advantage_N, np.inf))
-    actor = values.make_actor().model_copy(update={"non_finite": "skip"})
-    with policy(rank, rendezvous, folder, shape, actor=actor) as trained:
-        before = copy(trained)
-        trained.load(infinite)
-        report = trained.step(0)
-        unchanged = all(np.array_equal(before[name], now) for name, now in copy(trained).items())
-        after_skip = play(trained, sound)
-        skipped = []
-        for _ in range(6):
-            trained.load(infinite)
-            skipped.append(refusal(lambda: trained.step(0)))
-    with policy(rank, rendezvous, folder, shape) as trained:
-        alone = play(trained, sound)
-    return {
-        "unchanged": unchanged,
-        "metrics": report.metrics,
-        "warnings": report.warnings,
-        "after_skip": after_skip,
-        "alone": alone,
-        "said": skipped,
-    }
-
-
 def with_actor(
     rank: int,
     rendezvous: Rendezvous,
