@@ -92,6 +92,10 @@ class RewardConfig(PluginConfig):
     num_workers: PositiveInt = 1
     """Processes that compute rewards."""
 
+    variables: tuple[str, ...] = ()
+    """Environment variables that these processes get in addition to a documented base, such as the key of a
+    service that judges."""
+
     min_gold: NonNegativeFloat | None = Field(default=None, le=1.0)
     """Share of the data's reference answers that the reward has to accept, with more than 0, or the run is
     refused. None: 0.95; for code of yours without a method `gold` 0, since it may expect another form."""
