@@ -1,4 +1,4 @@
-"""Where boxes are: on this machine, or at a service elsewhere."""
+"""The places that boxes come from."""
 
 from typing import Protocol
 
