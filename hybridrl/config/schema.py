@@ -4,10 +4,9 @@ Names carry units: _prompts, _tokens, _steps, _s. Checks between sections are in
 presets.py.
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
-    BeforeValidator,
     Field,
     FiniteFloat,
     NonNegativeFloat,
@@ -21,7 +20,7 @@ from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.rollout import RolloutConfig
-from hybridrl.config.section import PluginConfig, Section
+from hybridrl.config.section import Names, PluginConfig, Section
 from hybridrl.config.source import SourceConfig
 from hybridrl.config.training import (
     ActorConfig,
@@ -73,11 +72,6 @@ class DataConfig(Section):
     """A new order at each epoch, from run.seed."""
 
 
-def _tuple(value: Any) -> Any:
-    """A section that has a short form gets its lists as lists, and strictness refuses them as tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 class RewardConfig(PluginConfig):
     """The function that judges an answer, and its options: every further key is one."""
 
@@ -98,7 +92,7 @@ class RewardConfig(PluginConfig):
     num_workers: PositiveInt = 1
     """Processes that compute rewards."""
 
-    variables: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    variables: Names = ()
     """Environment variables that these processes get in addition to a documented base, such as the key of a
     service that judges."""
 

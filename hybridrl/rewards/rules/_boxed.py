@@ -6,7 +6,6 @@ So the answer cannot read what is expected, and cannot write the verdict: it is 
 
 import asyncio
 import math
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
@@ -14,7 +13,7 @@ from typing import Any
 
 from hybridrl.errors import SandboxError
 from hybridrl.rewards.rules._tests import Asserts, Call, Case, Program
-from hybridrl.sandbox.box import Box
+from hybridrl.sandbox.box import Box, Result
 from hybridrl.sandbox.inside import values
 from hybridrl.sandbox.limits import Limits
 from hybridrl.sandbox.places import Sandbox, open_sandbox
@@ -25,7 +24,7 @@ _TRIES = 2
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How many cases an answer passed, and how many it did not end in time."""
+    """How many cases an answer passed, and how many took too long."""
 
     passed: int
     late: int
@@ -44,7 +43,8 @@ class Judge:
     ) -> Verdict:
         """
         Args:
-            case_s: seconds of a case; total_s: of all together.
+            case_s, total_s: seconds of processor time of a case, and of all together. The clock on the wall
+                is watched more generously: on a busy machine a right answer stays right.
             stop: end at the first case that is not passed.
 
         Raises:
@@ -67,7 +67,7 @@ class Judge:
         for tries_left in reversed(range(_TRIES)):
             try:
                 async with await self._sandbox.take() as box:
-                    answer = Answer(box, code, self._sandbox.take, case_s, time.monotonic() + total_s)
+                    answer = Answer(box, code, self._sandbox.take, case_s, total_s)
                     return await answer.play(cases, stop)
             except SandboxError:
                 if not tries_left:
@@ -79,10 +79,11 @@ class Answer:
     """A program of a policy in its box."""
 
     def __init__(
-        self, box: Box, code: str, second: Callable[[], Awaitable[Box]], case_s: float, deadline: float
+        self, box: Box, code: str, second: Callable[[], Awaitable[Box]], case_s: float, total_s: float
     ) -> None:
         self._box, self._code, self._second = box, code, second
-        self._case_s, self._deadline = case_s, deadline
+        self._case_s, self._left_s = case_s, total_s
+        self._time_s = 3 * case_s + 3
         self._defined = False
         self._late = False
         self._faulty = False
@@ -90,7 +91,7 @@ class Answer:
     async def play(self, cases: Sequence[Case], stop: bool) -> Verdict:
         passed = late = 0
         for case in cases:
-            if self._left() <= 0:
+            if self._left_s <= 0:
                 return Verdict(passed, len(cases) - passed)
             self._late = False
             right = await self._case(case)
@@ -99,13 +100,20 @@ class Answer:
                 break
         return Verdict(passed, late)
 
-    def _left(self) -> float:
-        return min(self._case_s, self._deadline - time.monotonic())
+    @property
+    def _cpu_s(self) -> float:
+        return min(self._case_s, max(self._left_s, 0.01))
+
+    def _count(self, result: Result) -> None:
+        self._left_s -= result.cpu_s
+        self._late = self._late or result.ended in ("time", "cpu")
 
     async def _case(self, case: Case) -> bool:
         if isinstance(case, Program):
-            result = await self._box.script(self._code, stdin=case.stdin.encode(), time_s=self._left())
-            self._late = result.ended == "time"
+            result = await self._box.script(
+                self._code, stdin=case.stdin.encode(), time_s=self._time_s, cpu_s=self._cpu_s
+            )
+            self._count(result)
             return result.ok and same_text(result.stdout.decode(errors="replace"), case.stdout)
         if not await self._define():
             return False
@@ -114,8 +122,8 @@ class Answer:
     async def _define(self) -> bool:
         """Run the answer's code, so that its functions exist. A session that ended has to run it again."""
         if not self._defined and not self._faulty:
-            result = await self._box.python(self._code, time_s=self._left(), echo=False)
-            self._late = result.ended == "time"
+            result = await self._box.python(self._code, echo=False, time_s=self._time_s, cpu_s=self._cpu_s)
+            self._count(result)
             self._defined, self._faulty = result.ok, not result.ok
         return self._defined
 
@@ -123,23 +131,20 @@ class Answer:
         path: list[Any] = [case.function]
         if not (await self._ask("get", path))["ok"]:
             made = await self._ask("call", ["Solution"])
-            number = made["value"].get("o", {}).get("number") if isinstance(made.get("value"), dict) else None
-            path = [number, case.function]
+            path = [_number_of(made.get("value")), case.function]
         found = await self._ask("call", path, values.encode(case.args))
         if not found["ok"]:
             return False
         try:
             return same_value(values.decode(found["value"]), case.expected)
-        except (values.NotPlain, RecursionError):
+        except (values.NotPlain, RecursionError, OverflowError):
             return False
 
     async def _asserts(self, case: Asserts) -> bool:
         async with await self._second() as box:
             code = f"{case.setup}\n{case.code}"
-            seconds = max(self._left(), 0.1) + 1.0  # the stand-ins end with the answer's own limit
-            result = await box.python(
-                code, time_s=seconds, echo=False, remote=case.remote, answer=self._relay
-            )
+            time_s = 3 * self._time_s  # a stand-in ends with the answer's own limit
+            result = await box.python(code, time_s=time_s, echo=False, remote=case.remote, answer=self._relay)
             return result.ok
 
     async def _relay(self, question: Any) -> dict[str, Any]:
@@ -151,10 +156,10 @@ class Answer:
     ) -> dict[str, Any]:
         """The answer in its own form, whatever the box says: {"ok": True, "value", "args"}, or an error."""
         question = {"how": how, "path": path, "args": args or [], "kwargs": kwargs or {"d": []}}
-        if self._left() <= 0 or not self._defined:
+        if self._left_s <= 0 or not self._defined:
             return _failed("TimeoutError", "the answer had no time left")
-        result = await self._box.call(question, time_s=self._left())
-        self._late = self._late or result.ended == "time"
+        result = await self._box.call(question, time_s=self._time_s, cpu_s=self._cpu_s)
+        self._count(result)
         self._defined = self._defined and not result.lost
         done = result.done or {}
         changed = done.get("args")
@@ -165,6 +170,14 @@ class Answer:
 
 def _failed(name: str, text: str) -> dict[str, Any]:
     return {"ok": False, "error": name[:100], "text": text[:2000]}
+
+
+def _number_of(value: Any) -> int:
+    """The number of an object of the answer's box; -1, which no object has, for any other value."""
+    match value:
+        case {"o": {"number": int(number)}}:
+            return number
+    return -1
 
 
 def same_text(found: str, expected: str) -> bool:
@@ -208,6 +221,6 @@ def same_value(found: Any, expected: Any) -> bool:
     return type(found) is type(expected) and found == expected
 
 
-def limits_of(memory_mb: int, case_s: float) -> Limits:
+def limits_of(memory_mb: int, total_s: float) -> Limits:
     """The limits of a box for answers."""
-    return replace(Limits(), memory_mb=memory_mb, time_s=case_s, cpu_s=math.ceil(case_s) + 1)
+    return replace(Limits(), memory_mb=memory_mb, cpu_s=math.ceil(total_s) + 1)

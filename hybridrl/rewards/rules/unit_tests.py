@@ -27,11 +27,12 @@ _judges: dict[tuple[int, str, int, float], Judge] = {}
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnitTests:
     case_s: float = 2.0
-    """Seconds that a case may take."""
+    """Seconds of processor time that a case may take; by the clock on the wall three times as long, and 3 s
+    more."""
 
     total_s: float = 8.0
-    """Seconds that all cases of an answer may take together; those that are left then are not passed. Keep it
-    below timeout_s."""
+    """Seconds of processor time that all cases of an answer may take together; those that are left then are
+    not passed. Keep it below timeout_s."""
 
     memory_mb: int = 512
     """MiB that the program may take."""
@@ -90,9 +91,9 @@ class UnitTests:
         return f"```python\n{solution}\n```"
 
     def _judge(self) -> Judge:
-        key = (os.getpid(), self.sandbox, self.memory_mb, self.case_s)
+        key = (os.getpid(), self.sandbox, self.memory_mb, self.total_s)
         if key not in _judges:
-            _judges[key] = Judge(self.sandbox, limits_of(self.memory_mb, self.case_s))
+            _judges[key] = Judge(self.sandbox, limits_of(self.memory_mb, self.total_s))
         return _judges[key]
 
 

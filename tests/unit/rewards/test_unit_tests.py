@@ -140,6 +140,15 @@ CHEATS = {
         "import subprocess\ncommand = 'grep -rlah 3141592[6] /tmp /box /proc/1 2>/dev/null; true'\n"
         "print(subprocess.run(command, shell=True, capture_output=True, text=True).stdout or 'nothing')",
     ),
+    "an object of another form": (
+        {"inputs": [[1]], "outputs": [3], "fn_name": "f"},
+        "import sys\nframe = sys._getframe()\nwhile 'self' not in frame.f_locals: frame = frame.f_back\n"
+        "frame.f_locals['self']._encode = lambda value: {'o': 5}\ndef Solution(): return 1",
+    ),
+    "a number beyond floats": (
+        {"inputs": [[1]], "outputs": [1.5], "fn_name": "f"},
+        "def f(x): return 10**400",
+    ),
     "changed builtins": (
         ["assert f(1) == 3"],
         "import builtins\nbuiltins.AssertionError = type('A', (), {})\ndef f(x): return 4",
@@ -159,7 +168,7 @@ def test_a_program_that_cheats_earns_nothing(cheat):
     ("code", "row"),
     [
         ("while True: pass", ADD),
-        ("import time\ndef f(x): time.sleep(100)", ["assert f(1) == 1"]),
+        ("import time\ndef f(x):\n    while True: pass", ["assert f(1) == 1"]),
         ("while True: pass", ["assert f(1) == 1"]),
     ],
 )
