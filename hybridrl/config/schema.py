@@ -20,7 +20,7 @@ from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.rollout import RolloutConfig
-from hybridrl.config.section import PluginConfig, Section
+from hybridrl.config.section import Names, PluginConfig, Section
 from hybridrl.config.source import SourceConfig
 from hybridrl.config.training import (
     ActorConfig,
@@ -91,6 +91,10 @@ class RewardConfig(PluginConfig):
 
     num_workers: PositiveInt = 1
     """Processes that compute rewards."""
+
+    variables: Names = ()
+    """Environment variables that these processes get in addition to a documented base, such as the key of a
+    service that judges."""
 
     min_gold: NonNegativeFloat | None = Field(default=None, le=1.0)
     """Share of the data's reference answers that the reward has to accept, with more than 0, or the run is
