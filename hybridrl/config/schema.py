@@ -231,8 +231,8 @@ class AlgorithmConfig(Section):
     """Replace groups without a learning signal; {} for the defaults. None: train on every group."""
 
     drop_truncated: bool = False
-    """Answers that were truncated at max_response_tokens count in their group's baseline but are not trained
-    on."""
+    """Answers that were truncated at max_response_tokens, and episodes that ran out of turns or tokens, count
+    in their group's baseline but are not trained on."""
 
     guards: Literal["stop", "off"] = "stop"
     """stop: a step that is certainly wrong ends the run, a suspicious one warns; see docs/algorithms.md."""
