@@ -112,6 +112,10 @@ class EngineError(HybridRLError):
     """A rollout engine that failed, or a request to an engine that must not serve."""
 
 
+class EngineLostError(EngineError):
+    """An engine that ended, does not answer, or has other weights than it should; a run replaces it."""
+
+
 class SwapError(HybridRLError):
     """A weight swap that was not committed; its engines do not serve."""
 

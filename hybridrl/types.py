@@ -200,6 +200,15 @@ class Usage:
     sums: Mapping[str, float] = field(default_factory=dict)
     """What episodes with an environment counted, by name, as tool/search/calls."""
 
+    serving_engines: int = 0
+    """Engines that serve now."""
+
+    replaced_engines: int = 0
+    """Engines that were lost and replaced."""
+
+    asked_again: int = 0
+    """Groups of lost engines that were asked again."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:

@@ -86,6 +86,7 @@ add(
     "hybridrl export runs/quickstart",
     "hybridrl export runs/quickstart --step 20 --to models/mine --verify",
 )
+add(app, commands.why, "hybridrl why runs/quickstart")
 add(app, commands.doctor, "hybridrl doctor", "hybridrl doctor --json")
 add(
     app,

@@ -35,6 +35,10 @@ def launch(
     dry_run: DryRun = False,
     submit: Annotated[bool, typer.Option("--submit", help="With --on ray: hand it to Ray's jobs.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="With --on slurm: until the job is over.")] = False,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAULT", help="Let a fault happen, as kill:engine:0@step=7,phase=generate."),
+    ] = None,
 ) -> None:
     """Train: check the config, start the workers, run to the end."""
     from hybridrl.config.kinds import load_for
@@ -43,7 +47,9 @@ def launch(
 
     loaded = load_for("launch", config, overrides or [])
     mode = "required" if resume else "if_possible" if go_on else "never"
-    request = start.Request(on=on, resume=mode, dry_run=dry_run, submit=submit, wait=wait)
+    request = start.Request(
+        on=on, resume=mode, dry_run=dry_run, submit=submit, wait=wait, inject=inject or ()
+    )
     try:
         raise typer.Exit(start.launch(loaded, overrides or [], request, say))
     except KeyboardInterrupt:
@@ -158,6 +164,16 @@ def export(
         )
         say("verified" if proof.holds else "differs", f"largest difference of a log-probability {what}")
         raise typer.Exit(0 if proof.holds else 1)
+
+
+def why(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as runs/NAME.")],
+) -> None:
+    """Show how a run ended: its error and what every process was doing; or what it did when it was killed."""
+    from hybridrl.launch.why import why as lines_of
+
+    for line in lines_of(run):
+        show(line, indent=2)
 
 
 def doctor(

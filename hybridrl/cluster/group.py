@@ -1,11 +1,15 @@
 """Groups of Ray actors: calls to all of them with a deadline, and named errors in place of Ray's."""
 
 import asyncio
-from collections.abc import Mapping, Sequence, Set
+import contextlib
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
@@ -13,7 +17,33 @@ from hybridrl.errors import DeadlineError, HybridRLError, WorkerError
 
 _DEATHS = (ActorDiedError, ActorUnavailableError)
 _LOG_LINES = 12
+_KEPT_CALLS = 3
+_NO_WORK = ("alive", "stack_files")
+"""Methods that only ask; the history of calls leaves them out."""
+
 _RAY_MARKS = (":job_id:", ":actor_name:", ":task_name:")
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """How long a call may take, and the config key that says so; "" if none does."""
+
+    seconds: float
+    key: str = "cluster.step_timeout_s"
+
+
+@dataclass(slots=True)
+class Called:
+    """A call to an actor. Times are of time.monotonic()."""
+
+    method: str
+    began: float
+    ended: float | None = None
+    was_answered: bool = False
+    """Whether the actor answered before its caller gave up."""
+
+    def end(self, task: "asyncio.Future[Any]") -> None:
+        self.ended, self.was_answered = time.monotonic(), not task.cancelled()
 
 
 @dataclass(slots=True)
@@ -32,6 +62,19 @@ class WorkerGroup:
 
     pids: dict[int, int] = field(default_factory=dict)
     """Process id of each rank; empty until `learn_pids` is called."""
+
+    deadlines: Mapping[str, "Deadline"] = field(default_factory=dict)
+    """Deadlines of methods that have their own."""
+
+    stacks: Callable[[int, Mapping[int, Path]], Awaitable[Mapping[int, str]]] | None = None
+    """Gives the Python stacks of processes on the node of a rank. Arguments: the rank, and process id -> file
+    with its standard error, where Path() stands for that of an actor. None: nobody can."""
+
+    history: dict[int, "deque[Called]"] = field(default_factory=dict)
+    """The last calls to each rank, oldest first."""
+
+    start_again: Callable[[int], Any] | None = None
+    """Ends the actor of a rank and starts another one with the same arguments. None: that is not possible."""
 
     def __len__(self) -> int:
         return len(self.actors)
@@ -70,42 +113,74 @@ class WorkerGroup:
         """Call a method on the actors of `ranks` and wait until each has returned or failed.
 
         Returns:
-            Rank -> result or error: WorkerError if the actor died, otherwise what it raised.
-
-        Raises:
-            DeadlineError: some actors did not answer in time; the message names them.
+            Rank -> result or error: WorkerError if the actor died, DeadlineError if it did not answer in
+            time, otherwise what it raised.
         """
         refs = {rank: getattr(self.actors[rank], method).remote(*args) for rank in ranks}
-        timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        tasks, late = await _ended(refs, timeout_s, asyncio.ALL_COMPLETED)
-        if late:
-            raise self._late(method, tasks, late, timeout_s)
-        errors = {rank: task.exception() for rank, task in tasks.items()}
-        return {
-            rank: tasks[rank].result() if error is None else self._named(method, rank, _unwrap(error))
-            for rank, error in errors.items()
-        }
+        deadline = self._deadline(method, timeout_s)
+        tasks, late = await self._ended(method, refs, deadline.seconds, asyncio.ALL_COMPLETED)
+        return {rank: self._outcome(method, rank, task, late, deadline) for rank, task in tasks.items()}
+
+    async def renew(self, rank: int, *, timeout_s: float) -> None:
+        """Start another actor in the place of one; calls to the old one fail.
+
+        Raises:
+            WorkerError, DeadlineError: it died, or was not there in time.
+        """
+        assert self.start_again is not None, "asked before"
+        self.actors[rank] = self.start_again(rank)
+        self.pids[rank] = await self.one(rank, "pid", timeout_s=timeout_s)
+
+    def _outcome(
+        self, method: str, rank: int, task: "asyncio.Future[Any]", late: Set[Any], deadline: "Deadline"
+    ) -> Any:
+        if task in late:
+            return self._late(method, {rank: task}, late, deadline)
+        error = task.exception()
+        return task.result() if error is None else self._named(method, rank, _unwrap(error))
 
     async def _settled(
         self, method: str, refs: Mapping[int, ray.ObjectRef], timeout_s: float | None
     ) -> tuple[list[Any], BaseException | None]:
         """Wait for calls, given by rank; returns their results, or the error to raise."""
-        timeout_s = self.timeout_s if timeout_s is None else timeout_s
-        tasks, late = await _ended(refs, timeout_s, asyncio.FIRST_EXCEPTION)
+        deadline = self._deadline(method, timeout_s)
+        tasks, late = await self._ended(method, refs, deadline.seconds, asyncio.FIRST_EXCEPTION)
         done = {rank: task for rank, task in tasks.items() if task not in late}
         failed = {rank: error for rank, task in done.items() if (error := task.exception()) is not None}
         if failed:
             return [], self._cause(method, failed)
         if late:
-            return [], self._late(method, tasks, late, timeout_s)
+            return [], self._late(method, tasks, late, deadline)
         return [task.result() for task in tasks.values()], None
 
-    def _late(self, method: str, tasks: Mapping[int, Any], late: Set[Any], timeout_s: float) -> DeadlineError:
+    def _deadline(self, method: str, timeout_s: float | None) -> "Deadline":
+        if timeout_s is not None:
+            return Deadline(timeout_s, "")
+        return self.deadlines.get(method, Deadline(self.timeout_s))
+
+    async def _ended(
+        self, method: str, refs: Mapping[int, Any], timeout_s: float, until: str
+    ) -> tuple[dict[int, asyncio.Future[Any]], set[asyncio.Future[Any]]]:
+        """Wait for calls; returns all as tasks, and the late ones, which are cancelled."""
+        tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
+        for rank, task in tasks.items():
+            called = Called(method, time.monotonic())
+            task.add_done_callback(called.end)
+            if method not in _NO_WORK:
+                self.history.setdefault(rank, deque(maxlen=_KEPT_CALLS)).append(called)
+        _, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
+        for task in late:
+            task.cancel()
+        return tasks, late
+
+    def _late(
+        self, method: str, tasks: Mapping[int, Any], late: Set[Any], deadline: "Deadline"
+    ) -> DeadlineError:
         waiting = [rank for rank, task in tasks.items() if task in late]
         return DeadlineError(
-            f"{self.name} rank {waiting} did not finish {method!r} in {timeout_s:g} s",
+            f"{self.name} rank {waiting} did not finish {method!r} in {deadline.seconds:g} s",
             where=f"logs in {self.logs}",
-            fix="raise cluster.step_timeout_s if the work is that long",
+            fix=f"raise {deadline.key} if the work is that long" if deadline.key else "",
         )
 
     def _cause(self, method: str, failed: dict[int, BaseException]) -> BaseException:
@@ -143,15 +218,18 @@ class WorkerGroup:
             ray.kill(actor)
 
 
-async def _ended(
-    refs: Mapping[int, Any], timeout_s: float, until: str
-) -> tuple[dict[int, asyncio.Future[Any]], set[asyncio.Future[Any]]]:
-    """Wait for calls; returns all as tasks, and the late ones, which are cancelled."""
-    tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
-    _, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
-    for task in late:
-        task.cancel()
-    return tasks, late
+def end(actor: Any, pid: int | None) -> None:
+    """End an actor's process, if it still runs.
+
+    Args:
+        pid: its process id, if it is on this machine: a process that does nothing cannot end itself.
+    """
+    ray.kill(actor)
+    if pid is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if any(word.startswith("ray::") for word in process.cmdline()):  # the id may be another's by now
+                process.kill()
 
 
 def _unwrap(error: BaseException) -> BaseException:

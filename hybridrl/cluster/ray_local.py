@@ -6,11 +6,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
+
+from hybridrl.cluster.leftovers import removed_in_any_case
 
 LOOPBACK = "127.0.0.1"
 
@@ -28,23 +31,24 @@ def local_ray(num_workers: int) -> Iterator[str]:
     """
     # The path is short, because Ray puts sockets inside, whose paths may have 107 bytes.
     folder = tempfile.mkdtemp(prefix="hybridrl-")
-    try:
-        quiet()
-        ray_constants.ENABLE_RAY_CLUSTER = False  # otherwise Ray replaces loopback by an external address
-        ray.init(
-            num_cpus=num_workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.CRITICAL,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=folder,
-            _system_config={"worker_niceness": 0},  # by default, all other processes have a higher priority
-        )
-        yield os.path.join(folder, "session_latest", "logs")
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with removed_in_any_case(Path(folder)):
+        try:
+            quiet()
+            ray_constants.ENABLE_RAY_CLUSTER = False  # otherwise Ray replaces loopback by an external address
+            ray.init(
+                num_cpus=num_workers,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=folder,
+                _system_config={"worker_niceness": 0},  # by default, all others have a higher priority
+            )
+            yield os.path.join(folder, "session_latest", "logs")
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def quiet() -> None:

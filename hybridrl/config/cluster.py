@@ -72,6 +72,33 @@ class RayConfig(Section):
     see at the same path."""
 
 
+class DeadlinesConfig(Section):
+    """Most seconds of each part of a step, after which the run ends, or an engine is replaced. None:
+    step_timeout_s."""
+
+    dispatch_s: PositiveFloat | None = None
+    """A call that only hands something over, as groups to an engine."""
+
+    generate_s: PositiveFloat | None = None
+    """An engine with groups may finish none for so long, and its running requests may take so long to end or
+    pause before a swap."""
+
+    reward_s: PositiveFloat | None = None
+    """Scoring the answers that end together; reward.timeout_s is the deadline of one answer."""
+
+    train_s: PositiveFloat | None = None
+    """Log-probabilities and columns of a batch, or one optimizer step."""
+
+    collective_s: PositiveFloat | None = None
+    """A collective between trainer ranks, and the wait of rank 0 for the files of a checkpoint."""
+
+    swap_s: PositiveFloat | None = None
+    """Writing weights into engines, comparing checksums, or committing."""
+
+    save_s: PositiveFloat | None = None
+    """Writing a checkpoint or an export."""
+
+
 class ClusterConfig(Section):
     """The machines of the run: nodes and GPUs, deadlines, and how Slurm or Ray is asked for them."""
 
@@ -92,7 +119,9 @@ class ClusterConfig(Section):
     """Seconds within which nodes, workers and engines must be up."""
 
     step_timeout_s: PositiveFloat = 3600.0
-    """Most seconds that a phase of a step may take."""
+    """Most seconds that a phase of a step may take, unless `deadlines` has its own."""
+
+    deadlines: DeadlinesConfig = DeadlinesConfig()
 
     slurm: SlurmConfig = SlurmConfig()
 

@@ -84,6 +84,15 @@ class RolloutConfig(Section):
     max_running_requests: PositiveInt = 256
     """Requests that one engine decodes together."""
 
+    max_restarts: NonNegativeInt = 3
+    """How often an engine that ended, does not answer or has wrong weights is replaced between two policy
+    updates, while the run goes on; then it is left out until the next one, and the run ends when no engine is
+    left. 0: the first such engine ends the run. Engines that span several nodes are not replaced."""
+
+    alive_timeout_s: PositiveFloat = 300.0
+    """An engine that answers no call for so long is replaced. It has to be longer than the longest forward
+    pass of an engine whose calls wait for one."""
+
     swap: Literal["drain", "in_flight", "in_flight_keep_cache"] = "drain"
     """How engines take new weights. drain: once running requests have ended. in_flight: requests are paused,
     their key-value cache is computed again with the new weights, and every token has the probability of the

@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         "run.save_on_interrupt",
         "run.evaluate_every",
         "run.keep_checkpoints",
+        "run.max_restarts",
         "run.export",
         "run.export_every",
         "run.async_save",
@@ -37,6 +38,8 @@ MAY_CHANGE = frozenset(
         "run.samples_kept",
         "actor.backend",
         "rollout.num_engines",
+        "rollout.max_restarts",
+        "rollout.alive_timeout_s",
         "cluster.nodes",
         "cluster.gpus_per_node",
         "cluster.start_timeout_s",
@@ -49,7 +52,7 @@ MAY_CHANGE = frozenset(
 """Keys that a resume may change: they decide how long and where the run is, and what it logs, not its
 result."""
 
-MAY_CHANGE_BELOW = ("actor.parallel", "rollout.parallel", "cluster.slurm", "cluster.ray")
+MAY_CHANGE_BELOW = ("actor.parallel", "rollout.parallel", "cluster.slurm", "cluster.ray", "cluster.deadlines")
 """Sections that a resume may change: they decide where the run is, and its parallel layout."""
 
 _UNSET = object()
@@ -122,6 +125,18 @@ class RunFolder:
                 lock.close()
             raise _unwritable(path, error) from error
         return cls(path, lock)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a run folder, so that its run goes on."""
+    try:
+        with (path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def refuse_unusable(loaded: LoadedConfig[Any], *, resume: bool) -> None:

@@ -352,6 +352,10 @@ class RunConfig(TrainingRun):
     """A checkpoint is copied to host memory (12 bytes a parameter over all ranks) and written while the
     training goes on; the next one waits for it. False: the training waits."""
 
+    max_restarts: NonNegativeInt = 0
+    """How often in a row, without a new checkpoint, a run whose trainer ranks or other workers died or hung
+    starts again by itself from the last checkpoint, as with --resume. A run without a checkpoint ends."""
+
     export_every: NonNegativeInt = 0
     """Policy updates between exports in Hugging Face format, which are made from checkpoints while the
     training goes on; 0: only the final one."""

@@ -161,6 +161,11 @@ class ActorConfig(Section):
     bf16_layers: NonNegativeInt = 0
     """Number of layers at each end of the model that compute in bf16 while fp8 is on."""
 
+    non_finite: Literal["halt", "skip"] = "halt"
+    """What becomes of an optimizer step of the policy whose loss or gradient norm is inf or NaN; no weight
+    changes. halt: the run ends. skip: no rank takes the step, and the metric actor/skipped counts it; after 5
+    in a row the run ends."""
+
     overlap: bool = False
     """Sum gradients over ranks while the backward pass still runs."""
 

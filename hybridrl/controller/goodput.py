@@ -60,6 +60,9 @@ class Goodput:
         self.settled += step
         self.sampled += usage.sampled_tokens
         return {
+            "rollout/engines/serving": float(usage.serving_engines),
+            "rollout/engines/replaced": float(usage.replaced_engines),
+            "rollout/groups/asked_again": float(usage.asked_again),
             "rollout/tokens/sampled": float(usage.sampled_tokens),
             "rollout/tokens/recomputed": float(usage.recomputed_tokens),
             "rollout/tokens/in_flight": float(self.sampled - self.settled.total()),

@@ -64,7 +64,7 @@ async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> 
             metrics = await trainer.load(batch, minibatches)
         with observe.span("update_actor"):
             reports = [await trainer.step(minibatch.index) for minibatch in minibatches]
-        for warning in reports[0].warnings:
+        for warning in reports[-1].warnings:
             observe.warn(*warning)
         with observe.span("update_weights"):
             swap = await roles.sync.push(step)

@@ -2,14 +2,17 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
+from hybridrl.faults import Fault
 from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.start_trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
+from hybridrl.workers.replacing import Replacements
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 from hybridrl.workers.turns import TurnSetup
 
@@ -24,6 +27,10 @@ class Engines:
     rendezvous: Sequence[str]
     """host:port on each node, for the rendezvous of an engine in parts whose first part is on that node."""
 
+    faults: Sequence[Fault] = ()
+    say: Callable[[str], None] = lambda text: None
+    """Tells the user that an engine was lost, or serves again."""
+
     def start(self, start: Start, files: RunFiles) -> RayRollout:
         """Start the processes, not yet the engines."""
         files.logs.mkdir(parents=True, exist_ok=True)
@@ -34,18 +41,22 @@ class Engines:
         swap, fullest = self.cfg.rollout.swap, max(Counter(node for _, node in first).values())
         turns = TurnSetup.of(self.cfg, engines_of_node=fullest)
         others = [one for place, one in enumerate(placed) if place % parts]
+        given = [(kind, setup, most, swap, turns) for setup, _ in first]
+        workers = start("engine", RolloutWorker, given, [node for _, node in first])
         return RayRollout(
-            start(
-                "engine",
-                RolloutWorker,
-                [(kind, s, most, swap, turns) for s, _ in first],
-                [node for _, node in first],
-            ),
+            workers,
             self.cfg.cluster,
             start("engine part", RolloutWorker, [(kind, s) for s, _ in others], [node for _, node in others])
             if others
             else None,
+            engines=self._replacements(workers, 0 if others else self.cfg.rollout.max_restarts),
+            alive_timeout_s=self.cfg.rollout.alive_timeout_s,
         )
+
+    def _replacements(self, workers: WorkerGroup, most: int) -> Replacements:
+        timeout_s = self.cfg.cluster.start_timeout_s
+        faults = [fault for fault in self.faults if fault.target.startswith("engine")]
+        return Replacements(workers, most=most, start_timeout_s=timeout_s, say=self.say, faults=faults)
 
     def _setups(self, files: RunFiles) -> Iterator[EngineSetup]:
         """The setup of every part, engine by engine."""

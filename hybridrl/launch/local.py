@@ -8,8 +8,8 @@ loop.run    until the last step
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import ray
 
 from hybridrl.algorithms.lag import lag_warning
 from hybridrl.cluster.group import WorkerGroup
+from hybridrl.config.files import atomic_write
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.run_shape import RunShape, num_gpus
@@ -27,9 +28,13 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
+from hybridrl.errors import HybridRLError, UserError
+from hybridrl.faults import Fault
 from hybridrl.hosts.machine import GIB, Machine
+from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
+from hybridrl.launch.inject import plant
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_address import address_of
@@ -41,12 +46,14 @@ from hybridrl.launch.stop import StopRequest
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
+from hybridrl.observe.run_session import WHY_FILE
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of, layout_in
 from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.wording import counted
 from hybridrl.workers.fallback import connect
+from hybridrl.workers.planted import around_observer
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model_ranks import RayRewardModel
 from hybridrl.workers.rollout import RayRollout
@@ -63,9 +70,19 @@ class RLRun(Run[Config, RunObserver]):
     )
 
     def __init__(
-        self, loaded: LoadedConfig, terminal: Terminal, stop: StopRequest, *, on: Place, resume: Resume
+        self,
+        loaded: LoadedConfig,
+        terminal: Terminal,
+        stop: StopRequest,
+        *,
+        on: Place,
+        resume: Resume,
+        faults: Sequence[Fault] = (),
     ) -> None:
         """
+        Args:
+            faults: those that the run is to suffer.
+
         Raises:
             ConfigError: no Ray to join is named.
         """
@@ -73,6 +90,7 @@ class RLRun(Run[Config, RunObserver]):
         cfg = self._here.config
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
         self._open: Mapping[str, Any] = {}
+        self._faults = faults
         self._address = address_of(cfg.cluster.ray) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)
@@ -127,11 +145,25 @@ class RLRun(Run[Config, RunObserver]):
                     devices.topology,
                     cfg.rollout.swap,
                 )
+            workers.rollout.engines.give_weights = sync.join
             yield workers.trainer, self._roles(workers, sync)
+        except HybridRLError as error:
+            await self._explain(error, workers)
+            raise
         finally:
             await asyncio.gather(workers.rollout.stop(), workers.rule.stop(), return_exceptions=True)
             for group in workers.groups:
                 group.kill()
+
+    async def _explain(self, error: HybridRLError, workers: "Workers") -> None:
+        """Write down what every process was doing when the run failed."""
+        if isinstance(error, UserError):
+            return
+        observe, groups = self.observe, workers.groups
+        scene = Scene(error=error, step=observe.step_now, running=observe.running, groups=groups)
+        text = text_of(replace(scene, stacks=await gather(groups)))
+        atomic_write(self.files.folder / WHY_FILE, text)
+        self.terminal.warn(f"hybridrl why {self.files.folder} shows what every process was doing")
 
     def train(self, roles: Roles) -> Coroutine[Any, Any, None]:
         return loop.run(self.cfg, roles, self._open_groups())
@@ -149,7 +181,10 @@ class RLRun(Run[Config, RunObserver]):
         """Start all processes; nothing is built in them yet."""
         cfg, placement, cluster = self.cfg, self._placement, self.cluster
         start = partial(cluster.start, devices.visible)
-        rollout = Engines(cfg, self._shape, placement, cluster.engines_rendezvous).start(start, self.files)
+        engines = Engines(
+            cfg, self._shape, placement, cluster.engines_rendezvous, self._faults, self.terminal.warn
+        )
+        rollout = engines.start(start, self.files)
         trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
         trainer = trainers.start(start, self.files)
         rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
@@ -164,6 +199,7 @@ class RLRun(Run[Config, RunObserver]):
         """
         timeout_s, rollout = self.cfg.cluster.start_timeout_s, workers.rollout
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
+        await plant(self._faults, workers.by_target)
         if engines_first:
             await rollout.start()
             await rollout.sleep()
@@ -201,7 +237,9 @@ class RLRun(Run[Config, RunObserver]):
                 if heldout
                 else None
             ),
-            observe=self.observe,
+            observe=around_observer(
+                self.observe, [fault for fault in self._faults if fault.target == "driver"], self.start_step
+            ),
             stop_requested=self.stop.requested,
         )
 
@@ -219,6 +257,16 @@ class Workers:
     def groups(self) -> list[WorkerGroup]:
         judges = self.reward_model.own_workers if self.reward_model else []
         return [*self.rollout.groups, *self.trainer.groups, self.rule.workers, *judges]
+
+    @property
+    def by_target(self) -> dict[str, WorkerGroup]:
+        """The workers that a fault can happen to."""
+        return {
+            "engine": self.rollout.workers,
+            "engine_worker": self.rollout.workers,
+            "trainer": self.trainer.workers,
+            "reward": self.rule.workers,
+        }
 
     def rewards(self, cfg: Config) -> tuple[Reward, Reward]:
         """The reward of answers that are trained on, and that of held-out answers: the rule's, if there is a

@@ -1,13 +1,16 @@
 """The Ray of a run, started on this machine or joined, and the workers that it starts on the run's nodes."""
 
+import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from hybridrl.cluster.env import expected_nodes
-from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.group import WorkerGroup, end
 from hybridrl.cluster.network import Rendezvous, at, in_folder, networks
 from hybridrl.cluster.nodes import ExpectedNodes
 from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
@@ -15,7 +18,11 @@ from hybridrl.cluster.ray_attached import attached_ray
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.hosts.machine import Machine
+from hybridrl.hosts.stacks import stacks_of
+from hybridrl.launch.deadlines import deadlines
 from hybridrl.launch.devices import Visible, environment
+
+_STACKS_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,9 @@ class Cluster:
     gpus: Sequence[Sequence[str]] = ()
     """GPUs of each node, as CUDA names them."""
 
+    is_local: bool = False
+    """Whether all processes are on this machine, in a Ray that was started for them."""
+
     engines_rendezvous: Sequence[str] = ()
     """host:port on each node, for the rendezvous of an engine in parts whose first part is on that node;
     empty if there is one node."""
@@ -44,13 +54,35 @@ class Cluster:
             worker: the actor class.
             arguments, nodes: the arguments and the node of each worker.
         """
-        actors, trains = [], not name.startswith("engine")
         of_each = visible.get(name, [""] * len(nodes))
-        for given, node, gpus in zip(arguments, nodes, of_each, strict=True):
-            variables = environment(self.interfaces[node], gpus, trains=trains)
-            started = worker.options(runtime_env={"env_vars": variables}, **self.place(node))
-            actors.append(started.remote(*given))
-        return WorkerGroup(name, actors, self.logs, self.cfg.step_timeout_s)
+
+        def begin(rank: int) -> Any:
+            node, trains = nodes[rank], not name.startswith("engine")
+            variables = environment(self.interfaces[node], of_each[rank], trains=trains)
+            options = worker.options(runtime_env={"env_vars": variables}, **self.place(node))
+            return options.remote(*arguments[rank])
+
+        def begin_again(rank: int) -> Any:
+            end(group.actors[rank], group.pids.get(rank) if self.is_local else None)
+            return begin(rank)
+
+        actors = [begin(rank) for rank in range(len(arguments))]
+        group = WorkerGroup(
+            name,
+            actors,
+            self.logs,
+            self.cfg.step_timeout_s,
+            deadlines=deadlines(self.cfg),
+            stacks=lambda rank, files: self._stacks(nodes[rank], files),
+            start_again=begin_again,
+        )
+        return group
+
+    async def _stacks(self, node: int, files: Mapping[int, Path]) -> Mapping[int, str]:
+        if self.is_local:
+            return await asyncio.to_thread(stacks_of, files, self.logs)
+        task: Any = ray.remote(max_retries=0)(stacks_of).options(**{**self.place(node), "num_cpus": 0})
+        return await asyncio.wait_for(task.remote(files, self.logs), _STACKS_S)
 
 
 @contextlib.contextmanager
@@ -70,7 +102,8 @@ def ray_cluster(
     if address is None:
         with local_ray(num_workers=sum(per_node)) as folder:
             gpus, logs = [[str(gpu.index) for gpu in machine.gpus][:num_gpus]], Path(folder)
-            yield Cluster(cfg, logs, anywhere, "loopback only", in_folder(logs), ("lo",), gpus)
+            rendezvous = in_folder(logs)
+            yield Cluster(cfg, logs, anywhere, "loopback only", rendezvous, ("lo",), gpus, is_local=True)
         return
     with (
         attached_ray(
@@ -85,5 +118,12 @@ def ray_cluster(
             rendezvous, interfaces = at(found[0]), tuple(network.interface for network in found)
             engines_rendezvous = tuple(network.of_engine for network in found)
         yield Cluster(
-            cfg, logs, place, f"on the Ray at {address}", rendezvous, interfaces, gpus, engines_rendezvous
+            cfg,
+            logs,
+            place,
+            f"on the Ray at {address}",
+            rendezvous,
+            interfaces,
+            gpus,
+            engines_rendezvous=engines_rendezvous,
         )

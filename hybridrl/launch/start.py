@@ -8,13 +8,16 @@ from typing import Literal
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import path_of
 from hybridrl.errors import ConfigError
+from hybridrl.faults import Fault
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch import data_sets, model_folders
+from hybridrl.launch.inject import faults_of, words_of
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
 from hybridrl.launch.ray_address import address_of, dashboard_of
+from hybridrl.launch.restarts import Restarts
 from hybridrl.launch.run_folder_check import is_finished
-from hybridrl.launch.shape import Resume, with_gpus
+from hybridrl.launch.shape import Resume, RunFiles, with_gpus
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.verdict import SCOPES, Scope, refuse_missing_gpus
 from hybridrl.observe.terminal import Terminal
@@ -33,6 +36,9 @@ class Request:
     wait: bool
     """Return when the Slurm job is over."""
 
+    inject: Sequence[str] = ()
+    """Faults that the run is to suffer, as faults.parse reads them."""
+
 
 def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say: Say) -> int:
     """Check a config and run it where the request says.
@@ -49,7 +55,11 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     _refuse_idle_options(request)
     with loaded.located():
         _refuse_bad_addresses(loaded, request)
+        faults = _faults(loaded, request)
         loaded = _checked(loaded, request, say)
+        words = [*overrides, *words_of(request.inject)]
+        if faults:
+            say("inject", ", ".join(map(str, faults)))
         if request.resume == "if_possible" and is_finished(loaded):
             say("done", f"{path_of(loaded.config)} has done all of its steps")
             return 0
@@ -59,11 +69,11 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
             from hybridrl.launch import slurm
 
             resumes, dry_run, wait = _resume(loaded, request) != "never", request.dry_run, request.wait
-            return slurm.launch(loaded, overrides, say, resume=resumes, dry_run=dry_run, wait=wait)
+            return slurm.launch(loaded, words, say, resume=resumes, dry_run=dry_run, wait=wait)
         if request.submit:
             from hybridrl.launch import ray_job
 
-            ray_job.launch(loaded, overrides, say, resume=request.resume, dry_run=request.dry_run)
+            ray_job.launch(loaded, words, say, resume=request.resume, dry_run=request.dry_run)
             return 0
         if request.dry_run:
             try_data(loaded, say)
@@ -73,12 +83,17 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
         from hybridrl.launch.local import RLRun
 
         terminal = Terminal()
-        with (
-            StopRequest(terminal.warn, saves_on_interrupt=loaded.config.run.save_on_interrupt) as stop,
-            RLRun(loaded, terminal, stop, on=request.on, resume=_resume(loaded, request)) as run,
-        ):
-            asyncio.run(run.play())
-            run.finish()
+        own = loaded.config.run
+        with StopRequest(terminal.warn, saves_on_interrupt=own.save_on_interrupt) as stop:
+            files, resume = RunFiles(path_of(loaded.config)), _resume(loaded, request)
+            for start in Restarts(own.max_restarts, files, terminal.warn, resume=resume):
+                left = start.left_of(faults)
+                with (
+                    start,
+                    RLRun(loaded, terminal, stop, on=request.on, resume=start.resume, faults=left) as run,
+                ):
+                    asyncio.run(run.play())
+                    run.finish()
         return stop.exit_code
 
 
@@ -100,6 +115,11 @@ def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
     if not dry_run and not request.submit:
         data_sets.fetch(loaded, say)
     return loaded
+
+
+def _faults(loaded: LoadedConfig, request: Request) -> tuple[Fault, ...]:
+    here = _scope(request).devices == "here"
+    return faults_of(request.inject, (with_gpus(loaded, Machine.here()) if here else loaded).config)
 
 
 def _try_data_of_job(loaded: LoadedConfig, request: Request, say: Say) -> None:

@@ -122,7 +122,7 @@ class Trainers:
             model_folder=Path(cfg.model.path),
             actor=cfg.actor,
             seed=cfg.run.seed,
-            timeout_s=cfg.cluster.step_timeout_s,
+            timeout_s=cfg.cluster.deadlines.collective_s or cfg.cluster.step_timeout_s,
             device=0 if trainer_host(cfg) == "cuda" else None,  # a worker sees its own GPU only
             deterministic=cfg.run.deterministic,
             **more,

@@ -96,6 +96,12 @@ _ROWS: list[tuple[str, Metric]] = [
     ("rollout/groups/open", Metric("groups", "Groups started and not yet trained on, after the choice.")),
     ("rollout/groups/aborted", Metric("groups", "Groups left over by the step, which start again.")),
     ("rollout/groups/dropped", Metric("groups", "Groups too old for the step, with batch.stale: drop.")),
+    (
+        "rollout/groups/asked_again",
+        Metric("groups", "Groups of engines that were lost, asked again with the same seeds."),
+    ),
+    ("rollout/engines/serving", Metric("engines", "Engines that serve at the end of the step.")),
+    ("rollout/engines/replaced", Metric("engines", "Lost engines that serve again since the last step.")),
     ("rollout/tokens/sampled", Metric("tokens", "Tokens that engines sampled since the last step.")),
     ("rollout/tokens/with_gradient", Metric("tokens", "Tokens trained on with an advantage that is not 0.")),
     (
@@ -139,6 +145,12 @@ _ROWS: list[tuple[str, Metric]] = [
     ("process/accuracy", Metric("share", "Trajectories whose outcome the process model predicts.")),
     ("process/grad_norm", Metric("1", "Gradient norm of the process model, before clipping.")),
     ("actor/loss_scale", Metric("1", "Factor of the loss in fp16, so that gradients do not vanish.", "last")),
+    (
+        "actor/skipped",
+        Metric(
+            "share", "Optimizer steps skipped for a loss or gradient that is not finite: actor.non_finite."
+        ),
+    ),
     ("actor/overflow", Metric("share", "Optimizer steps that fp16 skipped: gradients overflowed.")),
     ("actor/entropy_coef", Metric("1", "Weight of the entropy bonus.", "last")),
     ("moe/load_max", Metric("1", "Tokens of the busiest expert over the mean one's, mean over layers.")),

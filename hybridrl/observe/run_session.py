@@ -13,6 +13,7 @@ from hybridrl.config.schema import Config
 from hybridrl.config.secrets import masked
 from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.observe.clock import Clock
+from hybridrl.observe.doing import Doing
 from hybridrl.observe.jsonl import JsonLines, read
 from hybridrl.observe.names import safe
 from hybridrl.observe.record import Kind, Record
@@ -22,6 +23,9 @@ from hybridrl.observe.summary import SUMMARY_FILE, versions
 from hybridrl.observe.terminal import Terminal
 
 METRICS_FILE = "metrics.jsonl"
+
+WHY_FILE = "why.txt"
+"""What a run was doing when it failed; launch/autopsy.py writes it."""
 
 
 class Session:
@@ -48,6 +52,9 @@ class Session:
         config = masked(cfg.model_dump(mode="json", by_alias=True))
         run = SinkRun(folder=self.folder.resolve(), resume_step=resume_step, config=config)
         self._sinks = SinkThreads(load_sinks(cfg.observe.sinks), run, terminal.warn)
+        self._step_done, self._failed_in = self._first_step, list[tuple[str, float]]()
+        (self.folder / WHY_FILE).unlink(missing_ok=True)  # of an earlier session
+        self._doing = Doing(self.folder, lambda: self.running, lambda: self.step_now)
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +63,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         interrupted = self._stopped_by is not None or (kind is not None and not issubclass(kind, Exception))
+        self._doing.close("finished" if kind is None else "interrupted" if interrupted else _named(error))
         self._lines.close()
         self._sinks.close("KILLED" if interrupted else "FAILED" if kind else "FINISHED")
 
@@ -64,7 +72,22 @@ class Session:
         """Add the time spent inside to timing_s/<name> of the current step."""
         self._begin()
         with self._clock.span(name):
-            yield
+            try:
+                yield
+            except BaseException:
+                self._failed_in = self._failed_in or self._clock.running  # the spans around this one end too
+                raise
+
+    @property
+    def running(self) -> list[tuple[str, float]]:
+        """Open spans and their age in seconds, the oldest first; after an error, those that it went through.
+        It may be read from any thread."""
+        return self._failed_in or self._clock.running
+
+    @property
+    def step_now(self) -> int:
+        """The step that the run works on."""
+        return self._step_done + 1
 
     def keep(self, path: Path) -> None:
         """Let every sink keep a file of the run folder as well."""
@@ -73,6 +96,7 @@ class Session:
     def _publish(self, kind: Kind, step: int, metrics: Mapping[str, float]) -> Record:
         named = {safe(name): float(value) for name, value in metrics.items()}
         wall_s = self._before_s + self._here_s()
+        self._step_done = step if kind == "step" else self._step_done
         record = Record(kind=kind, step=step, time=time.time(), wall_s=wall_s, metrics=named)
         if self._lines.write(record):
             self._sinks.write(record)
@@ -117,3 +141,7 @@ class Session:
         if len(views) == 1:
             views = {"metrics": next(iter(views.values()))}
         return ({"curve": str(curve)} if curve else {}) | dict(files) | views
+
+
+def _named(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

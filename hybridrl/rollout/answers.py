@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from hybridrl.batch import TokenBlock
-from hybridrl.errors import EngineError
+from hybridrl.errors import EngineLostError
 from hybridrl.rollout.base import Answer, Request
 from hybridrl.types import PolicyVersion, Prompt, Sampling, Trajectory
 
@@ -25,7 +25,8 @@ async def answer_all(
         name: name of the engine in ids and errors.
 
     Raises:
-        EngineError: a request failed, or weights were swapped during the call.
+        EngineError: a request failed.
+        EngineLostError: the engine has other weights than it should, or they were swapped during the call.
     """
     first_seed = random.getrandbits(62) if sampling.seed is None else sampling.seed
     call = f"{name}/generate/{random.getrandbits(64):x}"
@@ -40,9 +41,32 @@ async def answer_all(
     trajectories, block = packed(asked, answers)
     found = {trajectory.version for trajectory in trajectories if trajectory.response_tokens}
     if found - {version} or any(trajectory.spans for trajectory in trajectories):
-        raise EngineError(f"answers of {name} come from versions {sorted(found)}, not from {version} alone")
+        raise EngineLostError(
+            f"answers of {name} come from versions {sorted(found)}, not from {version} alone"
+        )
     rows = iter(trajectories)
     return [[next(rows) for _ in range(sampling.num_samples)] for _ in prompts], block
+
+
+def refuse_other_versions(
+    answer: Answer, *, oldest: PolicyVersion, newest: PolicyVersion | None, name: str
+) -> None:
+    """Check that an answer was sampled from weights that the engine was given to serve.
+
+    Args:
+        oldest: version that the engine served when it was asked.
+        newest: version that it serves now.
+
+    Raises:
+        EngineLostError: a token is of another version.
+    """
+    if not len(answer.version_T):
+        return
+    first, last = int(answer.version_T.min()), int(answer.version_T.max())
+    if first < oldest or newest is None or last > newest:
+        found = str(first) if first == last else f"{first} to {last}"
+        served = str(oldest) if oldest == newest else f"{oldest} to {newest}"
+        raise EngineLostError(f"{name} answered with weights of version {found}, it was given {served}")
 
 
 def packed(

@@ -117,7 +117,11 @@ class Answer:
 
 
 class Engine(Protocol):
-    """A running engine. Requests may come from any thread or event loop; swaps come from one caller."""
+    """A running engine. Requests may come from any thread or event loop; swaps come from one caller.
+
+    Once it has ended, or holds other weights than it should, its methods raise EngineLostError, by which a
+    run replaces it. All other errors end the run.
+    """
 
     @property
     def session(self) -> EngineSession: ...

@@ -4,10 +4,12 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import escape
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -52,6 +54,14 @@ def shared_files(prefixes: tuple[str, ...]) -> list[str]:
             maps = Path(f"/proc/{pid}/maps").read_text("utf-8")
             found.update(line.rpartition("/dev/shm/")[2] for line in maps.splitlines() if "/dev/shm/" in line)
     return [escape(n) for n in sorted(found) if n.startswith(prefixes) and " (deleted)" not in n]
+
+
+def say_what_ended(children: Iterable[BaseProcess]) -> None:
+    """Print to the log which children a signal has ended; process.py looks for these lines."""
+    for child in children:
+        code = child.exitcode
+        if code is not None and code < 0:
+            print(f"{child.name} was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
 
 
 def end_children() -> list[int]:

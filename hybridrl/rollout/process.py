@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.batch import TokenBlock
-from hybridrl.errors import ConfigError, DeadlineError, EngineError, LayoutError
+from hybridrl.errors import ConfigError, DeadlineError, EngineError, EngineLostError, LayoutError
 from hybridrl.hosts.interpreter import environment_of
 from hybridrl.layout.base import Layout
 from hybridrl.models import spec
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
-from hybridrl.rollout.answers import answer_all
+from hybridrl.rollout.answers import answer_all, refuse_other_versions
 from hybridrl.rollout.base import Answer, EngineSetup, Request
 from hybridrl.rollout.channel import Caller
 from hybridrl.rollout.lots import Outbox
@@ -38,9 +38,10 @@ from hybridrl.rollout.session import EngineSession
 from hybridrl.types import PolicyVersion, Prompt, Sampling, Trajectory
 
 _EXIT_S = 30.0
+_REAP_S = 5.0
 _LAST_LINES = 12
-_REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b")
-"""Matches the last line of a traceback."""
+_REASON = re.compile(r"^(\w+\.)*\w+(Error|Exception|Interrupt)\b|^\S+ was ended by SIG")
+"""Matches the last line of a traceback, and what a host says of its children (hosting.py)."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -92,6 +93,9 @@ class Ready:
     files: tuple[str, ...] = ()
     """Patterns of its files in shared memory, other than those of leftovers_of."""
 
+    with_stacks: tuple[int, ...] = ()
+    """Ids of its processes that write their stacks at a signal (hosts/stacks.py), besides the host."""
+
 
 class EngineProcess:
     """Implements Engine of rollout/base.py, which has the contracts of the methods."""
@@ -120,6 +124,16 @@ class EngineProcess:
         self._caller = Caller(connection, self._why_gone)
         self._outbox = Outbox(self._caller)
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Ids of all processes of the engine; the first is the host."""
+        return [self._process.pid, *self._ready.pids]
+
+    @property
+    def stack_files(self) -> dict[int, str]:
+        """Process id -> file, of the processes that write their stacks at a signal."""
+        return dict.fromkeys((self._process.pid, *self._ready.with_stacks), self.setup.log_path)
+
     async def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> tuple[list[list[Trajectory]], TokenBlock]:
@@ -128,8 +142,10 @@ class EngineProcess:
         return await answer_all(ask, prompts, sampling, version, name=self.session.name)
 
     async def request(self, request: Request) -> Answer:
-        self.session.require_serving()
-        return await self._outbox.request(request)
+        oldest, session = self.session.require_serving(), self.session
+        answer = await self._outbox.request(request)
+        refuse_other_versions(answer, oldest=oldest, newest=session.version, name=session.name)
+        return answer
 
     async def abort(self, ids: Sequence[str]) -> None:
         self._outbox.flush()
@@ -202,10 +218,21 @@ class EngineProcess:
         except (EOFError, OSError):
             raise self._why_gone() from None
 
-    def _why_gone(self) -> EngineError:
+    def _why_gone(self) -> EngineLostError:
+        name, number = self.session.name, self._signal()
+        if number is not None:
+            fix = "dmesg tells whether memory ran out" if number == signal.SIGKILL else ""
+            return EngineLostError(f"{name} was ended by {number.name}", where=self._log(), fix=fix)
         reasons = [line for line in self._lines() if _REASON.match(line)]
         reason = reasons[-1] if reasons else "it gave no reason"
-        return EngineError(f"{self.session.name} ended: {reason}", where=self._log())
+        return EngineLostError(f"{name} ended: {reason}", where=self._log())
+
+    def _signal(self) -> signal.Signals | None:
+        """The signal that ended the host process; None: it ended by itself, or closes its pipe and lives."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_REAP_S)
+        code = self._process.returncode
+        return signal.Signals(-code) if code is not None and code < 0 else None
 
     def _log(self) -> str:
         return "\n".join([f"{self.setup.log_path} ends with", *self._lines()[-_LAST_LINES:]])
@@ -249,6 +276,8 @@ def _spawn(program: HostProgram, folder: str, log_path: Path) -> tuple[subproces
     ours, theirs = socket.socketpair()
     code = f"from {program.module} import main; main({theirs.fileno()})"
     log_path.parent.mkdir(parents=True, exist_ok=True)
+    if log_path.exists():  # of an engine whose place this one takes
+        log_path.replace(log_path.with_suffix(".before.log"))
     with theirs, open(log_path, "wb") as log:
         process = subprocess.Popen(
             [program.python, "-c", code],

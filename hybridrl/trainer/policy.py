@@ -50,6 +50,9 @@ class Policy(Role):
         self._coefficients = Coefficients(setup.algorithm, self._objective, load_estimator(setup.algorithm))
         self._needs = Needs.of(setup.algorithm)
         self._guards = setup.algorithm.guards == "stop"
+        self._skipped = 0
+        """Optimizer steps that were skipped in a row."""
+
         super().__init__(base.open(setup), async_save=setup.async_save)
         self.layout, self.device = self.backend.layout, self.backend.device
         with self.backend.scope():
@@ -119,7 +122,8 @@ class Policy(Role):
             The same report on every rank.
 
         Raises:
-            NonFiniteError: loss or gradient norm is inf or NaN; parameters and optimizer are unchanged.
+            NonFiniteError: loss or gradient norm is inf or NaN, and such a step is not skipped, or too many
+                were; parameters and optimizer are unchanged.
             GuardError: a check of the first step failed; parameters and optimizer are unchanged.
         """
         loaded, minibatch = self._loaded, self._loaded.minibatches[index]
@@ -127,13 +131,14 @@ class Policy(Role):
         with self.backend.scope():
             self._return()
             objective, grad_norm, metrics = self._accumulate(index)
-            if not (math.isfinite(objective) and math.isfinite(grad_norm)):
-                where = f"step {loaded.step}, minibatch {index}"
-                raise NonFiniteError(f"loss {objective}, gradient norm {grad_norm}", where=where)
-            if self._guards and index == 0 and not self._objective.bypass:
+            skips = self._skips(objective, grad_norm, where=f"step {loaded.step}, minibatch {index}")
+            if skips:
+                metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            elif self._guards and index == 0 and not self._objective.bypass:
                 stop(guards.ratio(metrics), step=loaded.step)
             only_critic = "value" in self._needs.columns and loaded.step <= self._setup.critic.pretrain_steps
-            lr = 0.0 if only_critic else self._optimizer.step(grad_norm)
+            lr = 0.0 if only_critic or skips else self._optimizer.step(grad_norm)
+            metrics["actor/skipped"] = float(skips)
             metrics |= self._optimizer.scaling()
             if self._critic is not None:
                 metrics |= self._critic.step(loaded, minibatch)
@@ -141,9 +146,28 @@ class Policy(Role):
                 metrics |= self._columns.agreement(loaded, minibatch)
             if minibatch is loaded.minibatches[-1]:
                 entropy = metrics.get("actor/entropy", 0.0)  # missing if no rank has a trained token
-                self._coefficients.after_batch(self._columns.divergence, entropy, len(loaded.reward_N))
+                if not skips:
+                    self._coefficients.after_batch(self._columns.divergence, entropy, len(loaded.reward_N))
                 self._offload.leave()
         return StepReport(loaded.step, objective, grad_norm, lr, metrics, self._warnings)
+
+    def _skips(self, objective: float, grad_norm: float, *, where: str) -> bool:
+        """Whether an optimizer step is skipped because its loss or gradient is not finite.
+
+        Raises:
+            NonFiniteError: it is not finite and may not be skipped.
+        """
+        if math.isfinite(objective) and math.isfinite(grad_norm):
+            self._skipped = 0
+            return False
+        self._skipped += 1
+        what = f"loss {objective}, gradient norm {grad_norm}"
+        if self._setup.actor.non_finite == "halt":
+            raise NonFiniteError(what, where=where, fix="actor.non_finite=skip leaves out such a step")
+        if self._skipped > _MOST_SKIPPED:
+            raise NonFiniteError(f"{what}, as in the {_MOST_SKIPPED} optimizer steps before", where=where)
+        self._warnings += ((f"non-finite {where}", f"{where} is skipped: {what}"),)
+        return True
 
     def gradients(self, index: int) -> tuple[float, float, dict[str, Tensor]]:
         """Compute the gradients of `step` at the present weights, without updating anything.
@@ -264,5 +288,8 @@ class Policy(Role):
         weights = [*self._frozen.tensors(), *other_models]
         return offload(self._setup.actor.offload, trained.values(), weights)
 
+
+_MOST_SKIPPED = 5
+"""Optimizer steps in a row that may be skipped because they are not finite."""
 
 _OBJECTIVE = "objective"

@@ -5,7 +5,6 @@ They get the actor's batches, partitioned over their own ranks, and compute colu
 reference from the rank that has it to the ranks that need it: the driver never opens one.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.data.packing import partition_rows
+from hybridrl.hosts import stacks
 from hybridrl.trainer.checkpoints import critic_part
 
 
@@ -36,7 +36,7 @@ class RoleWorker:
         self._make = partial(role, *arguments)
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
 
     def build(self, checkpoint: Path | None = None) -> None:
         self._role = self._make()

@@ -5,8 +5,9 @@ trainer ranks write it, and engines load it -> commit -> open the gate. It is no
 weights, so no checksums can be compared: the only check is that the engines acknowledge every bucket.
 """
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from hybridrl.config.schema import ClusterConfig
@@ -81,6 +82,8 @@ class EngineApiSync:
         self, trainer: RayTrainer, rollout: RayRollout, checkpoint: HFLayout, cluster: ClusterConfig
     ) -> None:
         self._trainer, self._rollout, self._checkpoint, self._cluster = trainer, rollout, checkpoint, cluster
+        self._version: PolicyVersion | None = None
+        self._swapping = asyncio.Lock()
 
     async def connect(self) -> None:
         """Let all trainer ranks plan the same buckets and map the buffer that carries them.
@@ -102,26 +105,40 @@ class EngineApiSync:
         """Bring all engines to a version.
 
         Raises:
-            EngineError: an engine did not load a bucket. No engine serves.
+            EngineError: an engine did not load a bucket, or was lost and is not replaced. No engine serves.
             WorkerError: a trainer rank died. No engine serves.
         """
-        start = time.perf_counter()
-        async with self._rollout.quiet():
-            await self._rollout.all("begin_swap", version)
-            written_bytes = sum([await self._move(index) for index in range(len(self._buckets))])
-            await self._rollout.all("commit_swap", version)
+        start, engines = time.perf_counter(), self._rollout.engines
+        async with self._rollout.quiet(), self._swapping:
+            written_bytes = await self._swap(engines.present, version)
+            while not engines.serving:
+                written_bytes += await self._swap([await engines.one_is_fresh()], version)
+            self._version = version
+        engines.swapped(version + 1)
         return SwapReport(
             version=version,
             time_s=time.perf_counter() - start,
-            num_tensors=sum(len(bucket.shapes) for bucket in self._buckets) * len(self._rollout.workers),
+            num_tensors=sum(len(bucket.shapes) for bucket in self._buckets) * len(engines.serving),
             written_bytes=written_bytes,
             staging_bytes=max(bucket.nbytes for bucket in self._buckets),
             checksums_equal=None,
         )
 
-    async def _move(self, index: int) -> int:
-        """Move one bucket from the trainer into every engine; returns its bytes."""
-        written = await self._trainer.workers.all("write_bucket", index)
-        first, last = index == 0, index == len(self._buckets) - 1
-        await self._rollout.all("load_bucket", self._buckets[index], self._buffer, first, last)
-        return sum(written)
+    async def join(self, engine: int) -> None:
+        """Give a fresh engine the weights that the others serve, unless the trainer has others: then the next
+        swap does."""
+        async with self._trainer.unchanged, self._swapping:
+            is_fresh = engine in self._rollout.engines.fresh
+            if is_fresh and self._version is not None and self._trainer.has(self._version):
+                await self._swap([engine], self._version)
+
+    async def _swap(self, engines: Sequence[int], version: PolicyVersion) -> int:
+        """Swap some engines; returns the bytes that the trainer wrote. Those that are lost leave the swap."""
+        kept, written_bytes = list(await self._rollout.on(engines, "begin_swap", version)), 0
+        for index, bucket in enumerate(self._buckets):
+            written_bytes += sum(await self._trainer.workers.all("write_bucket", index))
+            first, last = index == 0, index == len(self._buckets) - 1
+            kept = list(await self._rollout.on(kept, "load_bucket", bucket, self._buffer, first, last))
+        for engine in await self._rollout.on(kept, "commit_swap", version):
+            self._rollout.engines.serve(engine)
+        return written_bytes

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -12,9 +11,12 @@ from hybridrl.batch import TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig, RewardConfig
 from hybridrl.data.tokenize import load_tokenizer
+from hybridrl.faults import Fault, Planted
+from hybridrl.hosts import stacks
 from hybridrl.rewards.pool import Score, Scorer
 from hybridrl.rewards.trajectories import score_block, transcript, with_turns
 from hybridrl.types import Group, Prompt
+from hybridrl.workers.planted import before_scores
 
 _STOP_S = 60.0
 
@@ -26,9 +28,13 @@ Shown = tuple[str, tuple[tuple[str, str], ...]]
 class RewardWorker:
     def __init__(self, reward: RewardConfig, tokenizer_folder: str) -> None:
         self._reward, self._folder = reward, tokenizer_folder
+        self._faults: Planted | None = None
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
+
+    def plant(self, faults: Sequence[Fault]) -> None:
+        self._faults = Planted(faults)
 
     def start(self) -> None:
         self._tokenizer = load_tokenizer(self._folder)
@@ -44,6 +50,8 @@ class RewardWorker:
             keep_text: number of rows, evenly spread, whose text is returned as well.
         """
         decode, sees = self._tokenizer.decode_answers, self._reward.sees
+        if self._faults is not None:
+            before_scores(self._faults, block)
         scores, texts = score_block(block, rows, prompts, decode, self._scorer, sees)
         kept = {i * len(rows) // keep_text for i in range(keep_text)}
         return [

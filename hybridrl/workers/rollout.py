@@ -11,6 +11,7 @@ requests may outlast a swap: if the engines are paused, the swap does not wait f
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from hybridrl.batch import TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import LayoutError
+from hybridrl.faults import Fault
+from hybridrl.hosts import stacks
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
@@ -30,12 +33,16 @@ from hybridrl.rollout.groups import FinishedGroup, Ticket
 from hybridrl.rollout.usage import total
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
 from hybridrl.workers.open_groups import OpenGroups
+from hybridrl.workers.planted import around_engine
+from hybridrl.workers.replacing import LOSSES, Replacements
 from hybridrl.workers.turns import TurnSetup
 
 SwapMode = Literal["drain", "in_flight", "in_flight_keep_cache"]
 """Values of rollout.swap."""
 
 _STOP_S = 60.0
+_MOST_BEAT_S = 30.0
+"""Most seconds between two questions to an engine whether it is there."""
 _MOST_CALLS = 1_000_000
 """Concurrent calls of one actor. With Ray's default of 1000, as many paused requests would block `continue_`
 and `abort`."""
@@ -60,15 +67,23 @@ class RolloutWorker:
         """
         self._kind, self._setup, self._most_requests, self._swap = kind, setup, most_requests, swap
         self._turns, self._environments = turns, None
+        self._faults: Sequence[Fault] = ()
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
+
+    def plant(self, faults: Sequence[Fault]) -> None:
+        self._faults = [*self._faults, *faults]
 
     async def start(self) -> None:
-        self._engine, player = self._kind.open(self._setup), None
+        self._engine, player = around_engine(self._kind.open(self._setup), self._faults), None
         if self._turns is not None:
             self._environments, player = await self._turns.open()
         self._runner = EpisodeRunner(self._engine, most_requests=self._most_requests, player=player)
+
+    def stack_files(self) -> dict[int, str]:
+        """Process id -> file, of the engine's processes that write their stacks at a signal."""
+        return getattr(self._engine, "stack_files", {})
 
     async def submit(self, tickets: Sequence[Ticket]) -> None:
         self._runner.submit(tickets)
@@ -134,6 +149,17 @@ class RolloutWorker:
         await self._engine.commit_swap(version)
         await self._runner.go_on()
 
+    async def alive(self) -> None:
+        """Return if this worker and the host process of its engine do anything at all."""
+        await self._engine.abort([])
+
+    def end(self) -> None:
+        """End the engine, whatever it does."""
+        for pid in getattr(self._engine, "process_ids", ()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._engine.shutdown()
+
     async def stop(self) -> None:
         if self._environments is not None:
             await self._environments.close()
@@ -144,15 +170,25 @@ class RayRollout:
     """Implements RolloutEngine over a group of RolloutWorkers in data parallel."""
 
     def __init__(
-        self, workers: WorkerGroup, cluster: ClusterConfig, parts: WorkerGroup | None = None
+        self,
+        workers: WorkerGroup,
+        cluster: ClusterConfig,
+        parts: WorkerGroup | None = None,
+        *,
+        engines: Replacements | None = None,
+        alive_timeout_s: float | None = None,
     ) -> None:
         """
         Args:
             parts: workers with the parts of these engines on other nodes, which start and stop with them;
                 None if every engine is on one node.
+            engines: replaces engines that are lost; None: a lost engine ends the run.
+            alive_timeout_s: an engine that does nothing for so long is lost; None: nobody asks.
         """
         self.workers, self._cluster, self._parts = workers, cluster, parts
-        self._groups = OpenGroups(workers)
+        self.engines = engines or Replacements(workers)
+        self._groups = OpenGroups(workers, self.engines)
+        self._alive_timeout_s, self._watching = alive_timeout_s, None
         self._running, self._single = 0, 0  # running requests, and how many of them are single requests
         self._open, self._pausing, self._paused = True, False, False
         self._changed = asyncio.Condition()
@@ -165,19 +201,28 @@ class RayRollout:
         """Start all engines at the same time."""
         timeout_s = self._cluster.start_timeout_s
         await asyncio.gather(*(group.all("start", timeout_s=timeout_s) for group in self.groups))
+        if self._alive_timeout_s is not None:
+            watch = self._watch(self._alive_timeout_s)
+            self._watching = asyncio.create_task(self._groups.guarded(watch))
 
     async def stop(self) -> None:
         """End the engines' processes. This may be called after a failure."""
         self._groups.stop()
-        await asyncio.gather(*(group.all("stop", timeout_s=_STOP_S) for group in self.groups))
+        self.engines.stop()
+        if self._watching is not None:
+            self._watching.cancel()
+        present = self.workers.outcomes("stop", ranks=self.engines.present, timeout_s=_STOP_S)
+        parts = [self._parts.all("stop", timeout_s=_STOP_S)] if self._parts is not None else []
+        await asyncio.gather(present, *parts)
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         async with self._requests(len(prompts) * sampling.num_samples):
-            shares = _shares(len(prompts), len(self.workers))
+            await self.engines.one_serves()
+            engines = sorted(self.engines.serving)
             answers = await asyncio.gather(
                 *(
-                    self._generate_on(rank, prompts[share], _shifted(sampling, share.start))
-                    for rank, share in enumerate(shares)
+                    self._answered(engine, prompts[share], _shifted(sampling, share.start))
+                    for engine, share in zip(engines, _shares(len(prompts), len(engines)), strict=True)
                 )
             )
         return [group for groups in answers for group in groups]
@@ -192,9 +237,23 @@ class RayRollout:
         await self._groups.cancel(indices)
 
     async def usage(self) -> Usage:
-        found = total(await self.all("usage"))
-        forgotten, self._groups.forgotten_tokens = self._groups.forgotten_tokens, 0
-        return replace(found, aborted_tokens=found.aborted_tokens + forgotten)
+        """What the engines did since the last call. Seconds of engines that were lost are not in it."""
+        groups, found = self._groups, await self._on("usage")
+        for engine in found:
+            groups.reported(engine)
+        sums = total(found.values())
+        forgotten, groups.forgotten_tokens = groups.forgotten_tokens, 0
+        lost, groups.lost_tokens = groups.lost_tokens, 0
+        asked_again, groups.asked_again = groups.asked_again, 0
+        replaced, self.engines.replaced = self.engines.replaced, 0
+        return replace(
+            sums,
+            sampled_tokens=sums.sampled_tokens + lost,
+            aborted_tokens=sums.aborted_tokens + forgotten,
+            asked_again=asked_again,
+            replaced_engines=replaced,
+            serving_engines=len(self.engines.serving),
+        )
 
     async def request(self, engine: int, request: Request) -> Answer:
         """Answer one prompt on the engine of the caller's choice, which may have its prefix cached."""
@@ -230,6 +289,17 @@ class RayRollout:
             self._pausing = False
             self._changed.notify_all()
 
+    async def _answered(self, engine: int, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
+        """Answers of an engine; if it is lost, of another one."""
+        while True:
+            start = self.engines.starts[engine]
+            try:
+                return await self._generate_on(engine, prompts, sampling)
+            except LOSSES as error:
+                self.engines.lose(engine, error, start=start)
+            await self.engines.one_serves()
+            engine = min(self.engines.serving)
+
     async def _generate_on(self, rank: int, prompts: Sequence[Prompt], sampling: Sampling) -> list[Group]:
         if not prompts:
             return []
@@ -263,6 +333,7 @@ class RayRollout:
         """A context in which nothing is sampled. After an error the gate stays closed, because these engines
         must not serve."""
         await self._close()
+        self.engines.may_start.set()
         yield
         async with self._changed:
             self._open = True
@@ -271,10 +342,37 @@ class RayRollout:
     async def sleep(self) -> None:
         """Free the engines' key-value caches for the trainer. Later requests wait for the next swap."""
         await self._close()
+        self.engines.may_start.clear()  # a new engine would take the memory that this frees
         await self.all("release_cache")
 
     async def all(self, method: str, *args: Any) -> list[Any]:
-        return await self.workers.all(method, *args)
+        """Call a method of all engines that serve; returns the results of those that are not lost by that."""
+        return list((await self._on(method, *args)).values())
+
+    async def _on(self, method: str, *args: Any) -> dict[int, Any]:
+        return await self.on(sorted(self.engines.serving), method, *args)
+
+    async def on(
+        self, engines: Sequence[int], method: str, *args: Any, timeout_s: float | None = None
+    ) -> dict[int, Any]:
+        """Call a method of some engines; returns engine -> result, without those that are lost by that.
+
+        Raises: what an engine raised that is not replaced.
+        """
+        if not engines:
+            return {}
+        starts = {engine: self.engines.starts[engine] for engine in engines}
+        found = await self.workers.outcomes(method, *args, ranks=engines, timeout_s=timeout_s)
+        for engine, outcome in found.items():
+            if isinstance(outcome, BaseException):
+                self.engines.lose(engine, outcome, start=starts[engine])
+        return {e: outcome for e, outcome in found.items() if not isinstance(outcome, BaseException)}
+
+    async def _watch(self, timeout_s: float) -> None:
+        """Ask engines again and again whether they are there."""
+        while True:
+            await asyncio.sleep(min(timeout_s / 4, _MOST_BEAT_S))
+            await self.on(self.engines.present, "alive", timeout_s=timeout_s)
 
 
 def _shares(count: int, num_engines: int) -> list[slice]:

@@ -4,7 +4,6 @@ Every method of SupervisedWorker except `pid` is collective: RaySupervised calls
 order.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import ray
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
+from hybridrl.hosts import stacks
 from hybridrl.trainer import checkpoints
 from hybridrl.trainer.roles.supervised import Supervised
 from hybridrl.trainer.setup import RankSetup
@@ -26,7 +26,7 @@ class SupervisedWorker:
         self._setup, self._num_steps = setup, num_steps
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
 
     def build(self, checkpoint: Path | None) -> list[str]:
         """Build the model with the weights of the model folder, then those of `checkpoint` if given.

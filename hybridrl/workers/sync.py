@@ -8,17 +8,21 @@ shares. With several nodes the swap fails instead. No engine of a wave commits b
 rank has voted yes. After an error the gate stays closed, and the engines of the wave stay paused: nothing is
 sampled from weights that were not committed.
 
+An engine that is lost (replacing.py) leaves the swap, and the others commit without it. A new engine takes
+part in the next swap, or gets the present weights alone (`join`) while the trainer has them.
+
 Waits: push() waits for running requests or their pause, then for every remaining trainer rank, then for every
-engine.
+engine; if all engines were lost, for a new one. join() waits for a swap or an optimizer step in progress.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import WorkerError
+from hybridrl.errors import DeadlineError, EngineLostError, WorkerError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.agreement import difference, disagreement, expected
 from hybridrl.reshard.swap import Engine, SwapWritten
@@ -44,6 +48,9 @@ class Vote:
 
     objection: BaseException | None
     """Why no engine may commit; None if all voted yes."""
+
+    damaged: frozenset[int] = frozenset()
+    """Engines whose checksums are not those of what was written."""
 
     @property
     def written(self) -> list[SwapWritten]:
@@ -71,8 +78,17 @@ class RaySync:
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
         self._warn, self._topology, self._swap = warn, topology, swap
         self._waves: list[tuple[int, ...]] = []
-        self._engines: list[Engine] = []
+        """The engines of each wave; a wave whose engines were all lost is empty."""
+
+        self._engines: dict[int, Engine] = {}
+        self._planned: dict[int, Engine] = {}
+        """The engines that the trainer ranks have planned for."""
+
         self._lost: frozenset[int] = frozenset()
+        self._version: PolicyVersion | None = None
+        """Version of the last swap."""
+
+        self._swapping = asyncio.Lock()
 
     async def connect(self) -> None:
         """Let engines export their parameters, and trainer ranks map them and agree on a plan.
@@ -82,11 +98,7 @@ class RaySync:
         Raises:
             SwapError: two ranks made different plans.
         """
-        exports = await self._rollout.all("export_parameters")
-        self._engines = [(self._layout, export) for export in exports]
-        count = min(len(exports), 1 if self._swap == "drain" else _MOST_WAVES)
-        self._waves = [tuple(range(first, len(exports), count)) for first in range(count)]
-        await self._agree(await self._plan())
+        await self._plan_waves(await self._exported(self._rollout.engines.present))
 
     async def push(self, version: PolicyVersion) -> SwapReport:
         """Bring all engines to a version.
@@ -96,20 +108,46 @@ class RaySync:
                 concerned do not serve.
             LayoutError: a trainer rank that died was the only holder of a weight. The engines concerned do
                 not serve.
-            EngineError: an engine died or refused to commit.
+            EngineError: an engine refused to commit, or was lost and is not replaced.
         """
-        start, votes, replays = time.perf_counter(), [], 0
-        async with self._rollout.quiet():
+        start, votes, replays, engines = time.perf_counter(), [], 0, self._rollout.engines
+        async with self._rollout.quiet(), self._swapping:
+            present = await self._exported(engines.present)
+            if self._planned != {engine: self._engines[engine] for engine in present}:
+                await self._plan_waves(present)
             for wave in range(len(self._waves)):
                 vote, repeated = await self._swap_wave(wave, version)
                 votes.append(vote)
                 replays += repeated
+            while not engines.serving:
+                vote, repeated = await self._swap_alone(await engines.one_is_fresh(), version)
+                votes.append(vote)
+                replays += repeated
+            self._version = version
+        engines.swapped(version + 1)
         return _report(version, votes, replays, time.perf_counter() - start)
+
+    async def join(self, engine: int) -> None:
+        """Give a fresh engine the weights that the others serve, unless the trainer has others: then the next
+        swap does.
+
+        Raises: as for push, except that the others go on.
+        """
+        async with self._trainer.unchanged, self._swapping:
+            engines = self._rollout.engines
+            if self._trainer.has(self._version) and engine in engines.fresh and self._version is not None:
+                await self._swap_alone(engine, self._version)
+
+    async def _swap_alone(self, engine: int, version: PolicyVersion) -> tuple[Vote, int]:
+        """Swap one engine; the next swap of all plans again."""
+        self._waves = [tuple(await self._exported([engine]))]
+        await self._agree(await self._plan())
+        return await self._swap_wave(0, version)
 
     async def _swap_wave(self, wave: int, version: PolicyVersion) -> tuple[Vote, int]:
         """Swap the engines of a wave; returns the vote, and how often the weights were written again."""
         replays = 0
-        await self._on_engines(wave, "begin_swap", version)
+        await self._keep(wave, await self._rollout.on(self._waves[wave], "begin_swap", version))
         vote = await self._write(wave)
         while vote.objection and replays < _MAX_REPLAYS:
             replays += 1
@@ -120,21 +158,61 @@ class RaySync:
             await self._leave_out(lost)
             vote = await self._write(wave)
         if vote.objection:
-            raise vote.objection
-        await self._on_engines(wave, "commit_swap", version)
+            await self._lose_damaged(wave, vote)
+        for engine in await self._rollout.on(self._waves[wave], "commit_swap", version):
+            self._rollout.engines.serve(engine)
         return vote, replays
 
     async def _write(self, wave: int) -> Vote:
         """Let every trainer rank write its share of a wave, then compare the engines' checksums."""
-        outcomes = await self._on_trainer("write_weights", wave)
+        engines = self._waves[wave]
+        if not engines:
+            return Vote({}, 0, None)
+        outcomes = await self._on_trainer("write_weights", sum(map(bool, self._waves[:wave])))
         if error := first_error(outcomes):
             return Vote(outcomes, 0, error)
-        found = await self._on_engines(wave, "checksums")
+        found = await self._rollout.on(engines, "checksums")
         held = {(e, r, n): c for e, tp in found.items() for r, d in enumerate(tp) for n, c in d.items()}
         sums = expected(written.checksums for written in outcomes.values())
-        engines = self._waves[wave]
-        wanted = {(engines[e], rank, name): value for (e, rank, name), value in sums.items()}
-        return Vote(outcomes, len(held), difference(wanted, held))
+        wanted = {(engines[e], r, name): c for (e, r, name), c in sums.items() if engines[e] in found}
+        await self._keep(wave, found)
+        damaged = {e for (e, r, name), value in wanted.items() if held.get((e, r, name)) != value}
+        return Vote(outcomes, len(held), difference(wanted, held), frozenset(damaged))
+
+    async def _lose_damaged(self, wave: int, vote: Vote) -> None:
+        """Replace the engines whose weights are not what was written, if it is them and not the writers.
+
+        Raises: the objection of the vote, if ranks could not write, or no engine has what was written and
+            none ever had.
+        """
+        sound = set(self._rollout.engines.present) - vote.damaged
+        if not vote.damaged or vote.objection is None or (self._version is None and not sound):
+            raise vote.objection or AssertionError("all voted yes")
+        for engine in sorted(vote.damaged):
+            try:
+                self._rollout.engines.lose(engine, EngineLostError(str(vote.objection)))
+            except EngineLostError:
+                raise vote.objection from None
+        await self._keep(wave, [engine for engine in self._waves[wave] if engine not in vote.damaged])
+
+    async def _keep(self, wave: int, engines: Collection[int]) -> None:
+        """Let the trainer ranks plan again if engines of a wave were lost: their memory is not written to."""
+        kept = tuple(engine for engine in self._waves[wave] if engine in engines)
+        if kept != self._waves[wave]:
+            self._waves[wave] = kept
+            await self._agree(await self._plan())
+
+    async def _exported(self, engines: Sequence[int]) -> list[int]:
+        """Let engines export their parameters; returns those that are not lost by that."""
+        known = self._engines.keys() & self._rollout.engines.serving
+        found = await self._rollout.on([e for e in engines if e not in known], "export_parameters")
+        self._engines |= {engine: (self._layout, export) for engine, export in found.items()}
+        return [engine for engine in engines if engine in known or engine in found]
+
+    async def _plan_waves(self, engines: Sequence[int]) -> None:
+        count = min(len(engines), 1 if self._swap == "drain" else _MOST_WAVES)
+        self._waves = [tuple(engines[first::count]) for first in range(count)]
+        await self._agree(await self._plan())
 
     async def _leave_out(self, ranks: frozenset[int]) -> None:
         """Let the other trainer ranks plan again; ranks that die meanwhile are left out too.
@@ -151,7 +229,11 @@ class RaySync:
 
     async def _plan(self) -> dict[int, Any]:
         timeout_s = self._cluster.start_timeout_s
-        placed = (self._engines, self._lost, self._topology, self._waves)
+        waves = [wave for wave in self._waves if wave]
+        self._planned = {engine: self._engines[engine] for wave in waves for engine in wave}
+        if not waves:
+            return {}
+        placed = (self._planned, self._lost, self._topology, waves)
         return await self._on_trainer("connect", *placed, timeout_s=timeout_s)
 
     async def _agree(self, plans: Mapping[int, Any]) -> None:
@@ -166,22 +248,20 @@ class RaySync:
             fields = await self._on_trainer("plan_fields")
             raise disagreement(plans, fields)
 
-    async def _on_engines(self, wave: int, method: str, *args: Any) -> dict[int, Any]:
-        """Call a method on the engines of a wave; returns engine -> result.
-
-        Raises: what an engine raised.
-        """
-        found = await self._rollout.workers.outcomes(method, *args, ranks=self._waves[wave])
-        if error := first_error(found):
-            raise error
-        return found
-
     async def _on_trainer(self, method: str, *args: Any, timeout_s: float | None = None) -> dict[int, Any]:
-        """Call a method on every trainer rank that is not lost; returns rank -> result or error."""
+        """Call a method on every trainer rank that is not lost; returns rank -> result or error.
+
+        Raises:
+            DeadlineError: a rank did not answer in time.
+        """
         ranks = [rank for rank in range(len(self._trainer.workers)) if rank not in self._lost]
         if not ranks:
             raise WorkerError("every trainer rank died")
-        return await self._trainer.workers.outcomes(method, *args, ranks=ranks, timeout_s=timeout_s)
+        found = await self._trainer.workers.outcomes(method, *args, ranks=ranks, timeout_s=timeout_s)
+        for outcome in found.values():
+            if isinstance(outcome, DeadlineError):
+                raise outcome
+        return found
 
 
 def first_error(outcomes: Mapping[int, Any]) -> BaseException | None:
@@ -200,7 +280,7 @@ def _report(version: PolicyVersion, votes: Sequence[Vote], replays: int, time_s:
         num_tensors=sum(vote.num_tensors for vote in votes),
         written_bytes=sum(share.bytes for share in written),
         sent_bytes=sum(share.sent_bytes for share in written),
-        staging_bytes=max(share.staging_bytes for share in written),
+        staging_bytes=max((share.staging_bytes for share in written), default=0),
         checksums_equal=True,
         replays=replays,
     )

@@ -5,7 +5,6 @@ Every method of TrainerWorker is collective (RayTrainer calls it on all ranks, i
 """
 
 import asyncio
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,7 +21,8 @@ from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import VersionError
-from hybridrl.hosts import cuda
+from hybridrl.faults import Fault
+from hybridrl.hosts import cuda, stacks
 from hybridrl.reshard.buckets import Bucket, BucketWriter
 from hybridrl.reshard.swap import STAGING_BYTES, Engine, SwapWriter, SwapWritten
 from hybridrl.reshard.topology import Topology
@@ -36,6 +36,7 @@ from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
 from hybridrl.types import PolicyVersion, StepReport
 from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of
+from hybridrl.workers.planted import around_policy
 
 
 @ray.remote(max_restarts=0)
@@ -47,9 +48,13 @@ class TrainerWorker:
         """
         self._setup, self._reward_setup = setup, reward_model
         self._groups_to_keep: Callable[[Path], None] | None = None
+        self._faults: Sequence[Fault] = ()
 
     def pid(self) -> int:
-        return os.getpid()
+        return stacks.answer()
+
+    def plant(self, faults: Sequence[Fault]) -> None:
+        self._faults = faults
 
     def build(self, checkpoint: Path | None) -> list[str]:
         """Build the models with the weights of their folders, then restore the policy from `checkpoint`.
@@ -57,7 +62,7 @@ class TrainerWorker:
         Returns:
             Notes for the user about the checkpoint.
         """
-        self._policy = Policy(self._setup)
+        self._policy: Policy = around_policy(Policy(self._setup), self._faults)
         if self._reward_setup is not None:
             self._reward_model = RewardModel(self._policy.backend.sharing(self._reward_setup))
         return [] if checkpoint is None else self._policy.restore(checkpoint)
@@ -82,7 +87,7 @@ class TrainerWorker:
 
     def connect(
         self,
-        engines: list[Engine],
+        engines: Mapping[int, Engine],
         lost: frozenset[int],
         topology: Topology | None,
         waves: Sequence[Sequence[int]],
@@ -93,7 +98,8 @@ class TrainerWorker:
         process group can be made, and each rank writes only to engines that it reaches.
 
         Args:
-            waves: the engines that are written together.
+            engines: the engines that are written, by index.
+            waves: those that are written together.
 
         Raises:
             SwapError: no rank reaches a part of an engine.
@@ -194,6 +200,12 @@ class RayTrainer:
         self._critic, self._frozen = critic, frozen
         self._column_groups = [group for group in (critic, frozen) if group is not None]
         self._cluster, self._folder, self._keep, self._exports = cluster, folder, keep, exports
+        self.unchanged = asyncio.Lock()
+        """Whoever holds it knows that no optimizer step begins, so that weights can be written to engines."""
+
+        self._is_between = False
+        """Whether some of the optimizer steps of a batch are done, so that the weights have no version."""
+
         self._loaded: tuple[PolicyVersion, int] | None = None
         """Version that training on the loaded batch produces, and the index of its last minibatch."""
 
@@ -230,16 +242,23 @@ class RayTrainer:
             await self._critic.take(column_of(self.workers, "return"))
         return measured[0] | completed[0]
 
+    def has(self, version: PolicyVersion | None) -> bool:
+        """Whether the weights are those of a version."""
+        return self.version == version and not self._is_between
+
     async def step(self, index: int) -> StepReport:
-        reports, of_critic = await asyncio.gather(self.workers.all("step", index), self._step_critic(index))
-        report: StepReport = reports[0]
-        if self._loaded is None or report.version != self._loaded[0]:
-            raise VersionError(
-                f"trainer stepped to version {report.version}; the loaded batch and its last minibatch are "
-                f"{self._loaded}"
-            )
-        if index == self._loaded[1]:
-            self.version = report.version
+        async with self.unchanged:
+            self._is_between = True
+            ranks = self.workers.all("step", index)
+            reports, of_critic = await asyncio.gather(ranks, self._step_critic(index))
+            report: StepReport = reports[0]
+            if self._loaded is None or report.version != self._loaded[0]:
+                raise VersionError(
+                    f"trainer stepped to version {report.version}; the loaded batch and its last minibatch "
+                    f"are {self._loaded}"
+                )
+            if index == self._loaded[1]:
+                self.version, self._is_between = report.version, False
         return replace(report, metrics={**report.metrics, **of_critic})
 
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:

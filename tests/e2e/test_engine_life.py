@@ -11,7 +11,14 @@ import psutil
 import pytest
 from engine_values import ROOT, TOLERANCE, answer, largest_difference, model, prompts, sampling, setup
 
-from hybridrl.errors import ConfigError, DeadlineError, EngineError, ModelError, ResourceError
+from hybridrl.errors import (
+    ConfigError,
+    DeadlineError,
+    EngineError,
+    EngineLostError,
+    ModelError,
+    ResourceError,
+)
 from hybridrl.rollout.sglang.start import SGLangEngine
 
 
@@ -66,9 +73,9 @@ def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first
         scheduler.kill()
         await request
 
-    with pytest.raises(EngineError, match="doomed ended"):
+    with pytest.raises(EngineLostError, match="doomed ended: .* was ended by SIGKILL"):
         asyncio.run(die())
-    with pytest.raises(EngineError, match="doomed ended"):
+    with pytest.raises(EngineLostError, match="doomed ended"):
         answer(engine, prompts(1), sampling())
     engine.shutdown()
     engine.shutdown()

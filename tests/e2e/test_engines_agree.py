@@ -13,7 +13,11 @@ def test_the_same_seeds_give_the_same_tokens_in_every_kind_of_engine(tmp_path):
     for name in TESTED:
         engine = case_of(name).engine(tmp_path, log_path=str(tmp_path / f"{name}.log"))
         try:
-            asked = [sampling(num_samples=4), sampling(num_samples=4, temperature=0.7, top_k=5, top_p=0.9)]
+            asked = [
+                sampling(num_samples=4),
+                sampling(num_samples=4, temperature=0.7, top_k=5, top_p=0.9),
+                sampling(num_samples=4, min_p=0.2),
+            ]
             found[name] = [answer(engine, prompts(12), options)[1] for options in asked]
         finally:
             engine.shutdown()

@@ -1,4 +1,5 @@
-"""Leaving out trajectories of advantage 0 changes neither loss nor gradient nor weights."""
+"""Leaving out trajectories of advantage 0 changes neither loss nor gradient nor weights; steps that are not
+finite are left out as a whole."""
 
 from pathlib import Path
 
@@ -37,3 +38,14 @@ def test_metrics_of_the_policy_are_means_over_the_computed_tokens(model: Path) -
     found = on_ranks(1, trainer_skipping.steps, model, (1, 1, 1))[0]
     one, other = (found[skipped]["reports"][0]["metrics"]["actor/entropy"] for skipped in (True, False))
     assert one == pytest.approx(other, rel=0.05) and one != other
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_every_rank_at_most_five_times_in_a_row(model: Path) -> None:
+    for rank in on_ranks(2, trainer_skipping.skips_not_finite, model, (1, 1, 2)):
+        assert rank["unchanged"] and rank["metrics"]["actor/skipped"] == 1.0
+        assert all(np.isfinite(value) for value in rank["metrics"].values())
+        assert any("step 1, minibatch 0 is skipped: loss" in text for _, text in rank["warnings"])
+        assert rank["after_skip"] == rank["alone"]
+        *skipped, last = rank["said"]
+        assert skipped == ["nothing"] * 5
+        assert last.startswith("NonFiniteError") and "as in the 5 optimizer steps before" in last

@@ -16,6 +16,13 @@ LAYOUTS = {
     "pp 2": (2, TrainParallel(pp=2, dp=1)),
     "cp 2": (2, TrainParallel(cp=2, dp=1)),
 }
+ON_FSDP = {
+    "fsdp x2": (2, TrainParallel(dp=2)),
+    "fsdp x3": (3, TrainParallel(dp=3)),
+    "fsdp tp 2": (2, TrainParallel(tp=2, dp=1)),
+    "fsdp cp 2": (2, TrainParallel(cp=2, dp=1)),
+}
+EACH = [*LAYOUTS, "fsdp x2", *(pytest.param(name, marks=pytest.mark.slow) for name in [*ON_FSDP][1:])]
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +35,13 @@ def alone(model: Path) -> dict:
     return on_ranks(1, turns.advantages, model, LAYOUTS["one rank"][1])[0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", EACH)
 def test_advantages_of_turns_equal_plain_python_on_every_layout(
     model: Path, alone: dict, layout: str
 ) -> None:
-    count, parallel = LAYOUTS[layout]
-    found = [alone] if count == 1 else on_ranks(count, turns.advantages, model, parallel)
+    count, parallel = (LAYOUTS | ON_FSDP)[layout]
+    backend = "fsdp" if layout in ON_FSDP else "megatron"
+    found = [alone] if count == 1 else on_ranks(count, turns.advantages, model, parallel, backend)
     for name in turns.ALGORITHMS:
         wanted = turns.expected(name)
         seen = {logp: value for each in found for logp, value in each[name]["seen"].items()}

@@ -15,6 +15,7 @@ DOORS = {
     "columns": {"errors"},
     "batch": {"types", "errors", "columns"},
     "outside": {"errors"},
+    "faults": {"errors"},
     "saved_groups": {"types"},
     "seeds": set(),
     "wording": set(),
@@ -39,10 +40,11 @@ DOORS = {
     "controller": NOUNS | {"config", "algorithms", "data", "environments"},
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
-    | {"trainer", "rollout", "cluster", "environments", "dialogue"},
+    | {"trainer", "rollout", "cluster", "environments", "dialogue", "faults"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
-    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "dialogue"},
+    | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "dialogue"}
+    | {"faults"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
@@ -66,6 +68,7 @@ KEYS = {
     "torch": ALL
     - {
         "errors",
+        "faults",
         "types",
         "seeds",
         "columns",
@@ -77,7 +80,7 @@ KEYS = {
         "doctor",
         "cli",
     },
-    "numpy": ALL - {"errors", "types", "seeds", "registry", "wording", "config", "doctor", "cli"},
+    "numpy": ALL - {"errors", "faults", "types", "seeds", "registry", "wording", "config", "doctor", "cli"},
     "ray": {"cluster", "workers", "launch"},
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},

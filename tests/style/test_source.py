@@ -38,7 +38,8 @@ PROCESS_EDGES: set[str] = {
     "sandbox/inside/session.py:call",
     "sandbox/inside/session.py:run_code",
     "verify/ranks.py:_serve",
-    "workers/open_groups.py:_collect",
+    "workers/open_groups.py:guarded",
+    "workers/replacing.py:_replace",
 }
 """Where a broad except ends an error's way: process edges, which hand it to the peer or to a person."""
 

@@ -17,7 +17,8 @@ from hybridrl.verify.measure import MOVED
 from hybridrl.verify.recorded import make_tokens, record
 
 UNFED = {"gigpo", "step_reinforce", "rae", "hierarchical_grpo", "score_centering"}
-"""Estimators and losses that need columns which no part of a run computes."""
+"""Estimators and losses that need turns, roles or columns which this batch does not have; trainer_turns.py
+has those of turns and roles."""
 
 
 def algorithms(teacher: Path) -> dict[str, AlgorithmConfig]:

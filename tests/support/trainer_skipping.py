@@ -1,4 +1,5 @@
-"""Optimizer steps with and without the trajectories whose advantage is 0, on every rank."""
+"""Optimizer steps that leave something out, on every rank: trajectories whose advantage is 0, or a whole step
+whose loss is not finite."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import trainer_values as values
-from trainer_scenarios import Rendezvous, Shape, copy, dp_of, play, policy
+from trainer_scenarios import Rendezvous, Shape, copy, dp_of, play, policy, refusal, split
 
 STILL = (1, 4, 5, 6, 10)
 
@@ -30,6 +31,34 @@ def steps(
             played = [play(trained, _batch(minibatch, step, still)) for step in (1, 2)]
             found[skipped] = {"reports": [p["reports"][0] for p in played], "weights": copy(trained)}
     return found
+
+
+def skips_not_finite(rank: int, rendezvous: Rendezvous, folder: Path, shape: Shape) -> dict[str, Any]:
+    """Batches with an infinite advantage until the policy refuses, with a sound one in between."""
+    sound = values.make_batch([split(0, dp_of(shape), (6,))])
+    assert sound.advantage_N is not None
+    infinite = replace(sound, advantage_N=np.full_like(sound.advantage_N, np.inf))
+    actor = values.make_actor().model_copy(update={"non_finite": "skip"})
+    with policy(rank, rendezvous, folder, shape, actor=actor) as trained:
+        before = copy(trained)
+        trained.load(infinite)
+        report = trained.step(0)
+        unchanged = all(np.array_equal(before[name], now) for name, now in copy(trained).items())
+        after_skip = play(trained, sound)
+        skipped = []
+        for _ in range(6):
+            trained.load(infinite)
+            skipped.append(refusal(lambda: trained.step(0)))
+    with policy(rank, rendezvous, folder, shape) as trained:
+        alone = play(trained, sound)
+    return {
+        "unchanged": unchanged,
+        "metrics": report.metrics,
+        "warnings": report.warnings,
+        "after_skip": after_skip,
+        "alone": alone,
+        "said": skipped,
+    }
 
 
 def _batch(minibatch: Any, step: int, still: tuple[int, ...]) -> Any:

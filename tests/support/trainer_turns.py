@@ -127,16 +127,21 @@ def batch_of(algorithm: AlgorithmConfig, dp: int) -> RankBatch:
 
 
 def advantages(
-    rank: int, rendezvous: scenarios.Rendezvous, folder: Path, shape: scenarios.Shape
+    rank: int,
+    rendezvous: scenarios.Rendezvous,
+    folder: Path,
+    shape: scenarios.Shape,
+    backend: str = "megatron",
 ) -> dict[str, dict[str, Any]]:
     """For each algorithm: {rollout_logp: advantage} of the tokens that the loss saw, and the reports."""
+    actor = values.make_actor().model_copy(update={"backend": backend})
     found = {}
     for name, choices in ALGORITHMS.items():
         algorithm = AlgorithmConfig.model_validate(
             {**choices, "loss": "trainer_turns:SeenLoss", "guards": "off"}
         )
         SEEN.clear()
-        with scenarios.policy(rank, rendezvous, folder, shape, algorithm=algorithm) as trained:
+        with scenarios.policy(rank, rendezvous, folder, shape, actor=actor, algorithm=algorithm) as trained:
             reports = scenarios.play(trained, batch_of(algorithm, scenarios.dp_of(shape)))["reports"]
         seen = {logp: value for logps, advantage in SEEN for logp, value in zip(logps, advantage)}
         found[name] = {"seen": seen, "losses": [(r["loss"], r["grad_norm"]) for r in reports]}

@@ -33,12 +33,13 @@ from sglang.srt.managers.io_struct import (
 )
 
 from hybridrl.errors import EngineError
+from hybridrl.hosts import stacks
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Request
 from hybridrl.rollout.channel import Callee
-from hybridrl.rollout.hosting import end_children, ends_with_owner
+from hybridrl.rollout.hosting import end_children, ends_with_owner, say_what_ended
 from hybridrl.rollout.lots import AnswerLot
 from hybridrl.rollout.process import LaunchSpec, Ready
 from hybridrl.rollout.sglang import scheduler
@@ -96,7 +97,8 @@ class EngineHost:
 
     @property
     def ready(self) -> Ready:
-        return Ready(self._engine.port_args.instance_id, self._engine.get_all_child_pids())
+        pids = self._engine.get_all_child_pids()
+        return Ready(self._engine.port_args.instance_id, pids, with_stacks=tuple(pids))
 
     async def serve(self, connection: Connection) -> None:
         """Answer calls until the owner hangs up or a scheduler fails."""
@@ -220,18 +222,20 @@ class EngineHost:
 
 
 def main(file_descriptor: int) -> None:
+    stacks.answer()
     connection = Connection(file_descriptor)
     launch: LaunchSpec = connection.recv()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    ready = Ready("", [])
+    ready, children = Ready("", []), []
     try:
         with ends_with_owner(connection, lambda: _clean_up(launch, ready)):
             host = EngineHost(launch)
-        ready = host.ready
+        ready, children = host.ready, multiprocessing.active_children()
         connection.send(ready)
         loop.run_until_complete(host.serve(connection))
     finally:
+        say_what_ended(children)
         _clean_up(launch, ready)
     os._exit(0)  # SGLang's exit handlers would wait for processes that are gone
 

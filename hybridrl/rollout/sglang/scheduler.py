@@ -24,6 +24,7 @@ from sglang.srt.runtime_context import get_parallel, get_serving
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from hybridrl.errors import EngineError, HybridRLError
+from hybridrl.hosts import stacks
 from hybridrl.rollout.sglang import receive
 from hybridrl.rollout.sglang.arguments import has_cuda
 from hybridrl.rollout.sglang.hooks import (
@@ -41,6 +42,7 @@ _SRT = "sglang.srt"
 
 def run(*args: Any, **kwargs: Any) -> None:
     """Entry point of a scheduler process, in place of SGLang's own."""
+    stacks.answer()
     _replace("managers.scheduler.Scheduler", RolloutScheduler)
     if has_cuda():
         saver = f"{_SRT}.utils.torch_memory_saver_adapter._TorchMemorySaverAdapterReal"

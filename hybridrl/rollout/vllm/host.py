@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hybridrl.hosts import stacks
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
@@ -131,6 +132,7 @@ class EngineHost:
 
 
 def main(file_descriptor: int) -> None:
+    stacks.answer()
     connection = Connection(file_descriptor)
     launch: LaunchSpec = connection.recv()
     loop = asyncio.new_event_loop()

@@ -39,6 +39,7 @@ class SeededSampler(nn.Module):
         self._runner = runner
         self._requests: list[str] = []
         self._seed_B = torch.empty(0, dtype=torch.int64)
+        self._min_p_B: Tensor | None = None
 
     def forward(
         self,
@@ -65,25 +66,32 @@ class SeededSampler(nn.Module):
         return SamplerOutput(sampled_token_ids=token_B1.int(), logprobs_tensors=logprobs)
 
     def _drawn(self, logp_BV: Tensor, metadata: SamplingMetadata) -> Tensor:
-        weight_BV, size = logp_BV.exp(), logp_BV.shape[1]
-        if metadata.top_k is not None or metadata.top_p is not None:
-            all_B = torch.full((len(weight_BV),), size, device=weight_BV.device)
-            top_k_B = all_B if metadata.top_k is None else metadata.top_k
-            top_p_B = torch.ones_like(all_B).float() if metadata.top_p is None else metadata.top_p
-            weight_BV = truncated(weight_BV, top_k_B, top_p_B, None)
+        self._read_requests(len(logp_BV), logp_BV.device)
+        weight_BV = self._truncated(logp_BV.exp(), metadata)
         # The position is that of the last token before the draw, as in an SGLang engine: with the same seed
         # and weights both kinds sample the same tokens.
         position_B = self._runner.seq_lens[: len(weight_BV)].long() - 1
-        return draw(weight_BV, self._seeds(len(weight_BV), weight_BV.device), position_B)
+        return draw(weight_BV, self._seed_B, position_B)
 
-    def _seeds(self, rows: int, device: torch.device) -> Tensor:
-        """Seeds of the requests in the batch, int64 [B]; 0 for one without a seed, and for rows without a
-        request, with which vLLM measures the memory of a GPU at its start."""
+    def _truncated(self, weight_BV: Tensor, metadata: SamplingMetadata) -> Tensor:
+        if metadata.top_k is None and metadata.top_p is None and self._min_p_B is None:
+            return weight_BV
+        all_B = torch.full((len(weight_BV),), weight_BV.shape[1], device=weight_BV.device)
+        top_k_B = all_B if metadata.top_k is None else metadata.top_k
+        top_p_B = torch.ones_like(all_B).float() if metadata.top_p is None else metadata.top_p
+        return truncated(weight_BV, top_k_B, top_p_B, self._min_p_B)
+
+    def _read_requests(self, rows: int, device: torch.device) -> None:
+        """Fill `_seed_B`, int64 [B], and `_min_p_B`, float [B] or None, of the requests in the batch. Rows
+        without a request, with which vLLM measures the memory of a GPU at its start, have 0."""
         batch = self._runner.input_batch
         requests = batch.req_ids[: batch.num_reqs]
-        if requests != self._requests or self._seed_B.device != device or len(self._seed_B) != rows:
-            given = [self._runner.requests[one].sampling_params.extra_args or {} for one in requests]
-            seeds = [g.get(SEED, 0) for g in given] + [0] * (rows - len(given))
-            self._seed_B = torch.tensor(seeds, dtype=torch.int64, device=device)
-            self._requests = list(requests)
-        return self._seed_B
+        if requests == self._requests and self._seed_B.device == device and len(self._seed_B) == rows:
+            return
+        asked = [self._runner.requests[one].sampling_params for one in requests]
+        none = [0] * (rows - len(asked))
+        seeds = [(one.extra_args or {}).get(SEED, 0) for one in asked] + none
+        min_ps = [one.min_p for one in asked] + none
+        self._seed_B = torch.tensor(seeds, dtype=torch.int64, device=device)
+        self._min_p_B = torch.tensor(min_ps, dtype=torch.float32, device=device) if any(min_ps) else None
+        self._requests = list(requests)

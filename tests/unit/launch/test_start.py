@@ -133,3 +133,27 @@ def test_a_dry_run_shows_the_command_that_hands_the_run_to_ray(folder: Path, cap
         capsys, "--on", "ray", "--submit", "--dry-run", "cluster.ray.dashboard=http://head:8265", "run.seed=2"
     )
     assert code == 0 and "ray job submit --address http://head:8265 -- bash -c" in out and "run.seed=2" in out
+
+
+@pytest.mark.parametrize("place", [(), ("--on", "slurm"), ("--on", "ray")])
+def test_a_fault_that_cannot_happen_is_refused_wherever_the_run_goes(
+    folder: Path, capsys: Captured, place: tuple[str, ...]
+) -> None:
+    ray = ("cluster.ray.address=head:1",) if "ray" in place else ()
+    for fault, message in (
+        ("kill:engine:3@step=7,phase=generate", "there is no engine 3: the run has 1"),
+        ("kill:engine:0@step=700,phase=generate", "step 700 is after the last one, run.steps = 100"),
+        ("kill:engine:0@step=7", "has no phase"),
+    ):
+        for dry_run in ((), ("--dry-run",)):
+            code, _, err = run(capsys, *place, *ray, *dry_run, "--inject", fault)
+            assert code == 2 and message in err and err.count("\n") == 1
+    assert not (folder / "out").exists()
+
+
+def test_a_job_gets_the_faults_of_its_launch(folder: Path, capsys: Captured) -> None:
+    fault = "kill:engine:0@step=7,phase=generate"
+    code, out, _ = run(capsys, "--on", "slurm", "--dry-run", "--inject", fault, "run.seed=3")
+    assert code == 0 and fault in out
+    text = (folder / "out" / "first" / "slurm" / "job.sh").read_text()
+    assert f"run.seed=3 --inject {fault}" in text

@@ -51,7 +51,7 @@ def play(folder: Path, steps: range, *, resume_step: int | None = None) -> str:
 def test_a_run_leaves_its_files(tmp_path) -> None:
     play(tmp_path, range(1, 5))
     left = {path.name for path in (tmp_path / "a").iterdir()}
-    assert left == {"metrics.jsonl", "samples.txt", "reward.png", "summary.json"}
+    assert left == {"metrics.jsonl", "samples.txt", "reward.png", "summary.json", "doing.json"}
 
 
 def test_the_summary_has_the_run_and_the_facts(tmp_path) -> None:

@@ -14,6 +14,7 @@ from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.topology import Topology
 from hybridrl.workers import fallback
 from hybridrl.workers.fallback import EngineApiSync
+from hybridrl.workers.replacing import Replacements
 from hybridrl.workers.sync import RaySync
 
 DIFFERENCE = LayoutError(
@@ -59,12 +60,16 @@ class Rollout:
     def __init__(self, calls, differences, fails_at=None):
         self._calls, self._differences, self._fails_at = calls, differences, fails_at
         self.workers = range(len(differences))
+        self.engines = Replacements(self.workers)
 
     async def all(self, method, *args):
+        return list((await self.on(self.engines.present, method, *args)).values())
+
+    async def on(self, engines, method, *args, timeout_s=None):
         self._calls.append(method)
         if method == self._fails_at:
             raise EngineError("SGLang did not load it")
-        return self._differences if method == "probe_loader" else [[{}]]
+        return {e: self._differences[e] if method == "probe_loader" else [{}] for e in engines}
 
     @contextlib.asynccontextmanager
     async def quiet(self):

@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 
-from hybridrl.errors import EngineError
+from hybridrl.errors import EngineError, EngineLostError, WorkerError
 from hybridrl.rollout.groups import FinishedGroup
 from hybridrl.types import GroupTask, Prompt, Sampling, Trajectory
 from hybridrl.workers.open_groups import OpenGroups
+from hybridrl.workers.replacing import Replacements
 
 
 class Method:
@@ -45,12 +46,20 @@ class Workers:
 
     def __init__(self, count):
         self.actors = [Engine(rank) for rank in range(count)]
+        self.gone = set()
 
     def __len__(self):
         return len(self.actors)
 
-    async def one(self, rank, method, argument):
+    async def renew(self, rank, *, timeout_s):
+        self.actors[rank] = Engine(rank)
+
+    async def one(self, rank, method, argument=None, timeout_s=None):
         await asyncio.sleep(0)
+        if method in ("end", "start"):
+            return
+        if rank in self.gone:
+            raise WorkerError(f"engine rank {rank} died during {method!r}")
         kept = {"submit": self.actors[rank].tickets, "cancel": self.actors[rank].cancelled}[method]
         kept.extend(argument)
 
@@ -149,3 +158,100 @@ def test_an_engine_that_fails_ends_the_wait_for_groups():
 
     with pytest.raises(EngineError, match="engine1 ended"):
         asyncio.run(scenario())
+
+
+LOST = EngineLostError("engine1 was ended by SIGKILL")
+
+
+def replaced(workers):
+    """Groups over engines that are replaced; a new one serves when the test says so."""
+    engines = Replacements(workers, most=9)
+
+    async def later(engine):
+        """Its weights come with the next swap."""
+
+    engines.give_weights = later
+    return OpenGroups(workers, engines), engines
+
+
+async def settle():
+    await asyncio.sleep(0.01)
+
+
+def test_groups_of_a_lost_engine_are_asked_again_and_come_back_once():
+    async def scenario():
+        groups, engines = replaced(workers := Workers(2))
+        first, second = workers.actors
+        await groups.submit([task(index, samples=2) for index in range(4)])
+        second.finish(1)
+        found = [group.index for group in await groups.completed()]
+        second.reports.put_nowait(LOST)
+        await settle()
+        asked = [(ticket.task.index, ticket.task.sampling) for ticket in first.tickets]
+        second.report([3])  # the old engine's answer comes late
+        await settle()
+        first.finish(0, 2, 3)
+        found += [group.index for group in await groups.completed()]
+        groups.stop()
+        return asked, found, groups.asked_again, engines.serving
+
+    asked, found, asked_again, serving = asyncio.run(scenario())
+    assert asked == [(index, task(index, samples=2).sampling) for index in (0, 2, 3)]
+    assert sorted(found) == [0, 1, 2, 3] and asked_again == 1 and serving == {0}
+
+
+def test_groups_wait_for_a_new_engine_if_none_is_left():
+    async def scenario():
+        groups, engines = replaced(workers := Workers(1))
+        await groups.submit([task(0), task(1)])
+        old = workers.actors[0]
+        old.reports.put_nowait(LOST)
+        await settle()
+        await groups.submit([task(2), task(3)])
+        await groups.cancel([1, 3])
+        new = workers.actors[0]
+        before = new is not old and not new.tickets
+        engines.serve(0)
+        await settle()
+        new.finish(0, 2)
+        found = [group.index for group in await groups.completed()]
+        groups.stop()
+        return before, indices(new), found, groups.asked_again
+
+    assert asyncio.run(scenario()) == (True, [0, 2], [0, 2], 2)
+
+
+def test_a_loss_that_a_call_finds_is_the_same_loss():
+    """The engine is gone when groups are submitted to it, and when others are cancelled."""
+
+    async def scenario():
+        groups, engines = replaced(workers := Workers(2))
+        await groups.submit([task(0), task(1)])
+        workers.gone.add(1)
+        await groups.submit([task(2), task(3)])
+        await groups.cancel([1])
+        await settle()
+        asked = indices(workers.actors[0])
+        groups.stop()
+        return asked, engines.serving, groups.asked_again
+
+    asked, serving, asked_again = asyncio.run(scenario())
+    assert sorted(asked) == [0, 1, 2, 3] and serving == {0} and asked_again == 2
+
+
+def test_tokens_that_a_lost_engine_did_not_report_are_counted():
+    async def scenario():
+        groups, _ = replaced(workers := Workers(2))
+        await groups.submit([task(index) for index in range(4)])
+        for index in (1, 3):
+            workers.actors[1].finish(index)
+            await groups.completed()
+            if index == 1:
+                groups.reported(1)
+        await groups.submit([task(4), task(5)])
+        workers.actors[1].reports.put_nowait(LOST)
+        await settle()
+        groups.stop()
+        return groups.lost_tokens
+
+    assert asyncio.run(scenario()) == 1

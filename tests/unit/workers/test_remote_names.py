@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import hybridrl
+from hybridrl.launch.deadlines import CALLS
 
 ROOT = Path(hybridrl.__file__).parent
 WORKERS = sorted((ROOT / "workers").glob("*.py"))
@@ -43,3 +44,14 @@ def _methods(path: Path, suffix: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ClassDef) and node.name.endswith(suffix):
             yield from (f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+OWN_DEADLINE = {"pid", "start", "build", "stop", "end", "alive", "stack_files"}
+"""Starts and ends, whose callers give a deadline."""
+
+
+def test_every_call_of_a_worker_has_a_deadline_of_the_config() -> None:
+    of_config = {method for methods in CALLS.values() for method in methods}
+    assert sum(map(len, CALLS.values())) == len(of_config), "a call has two deadlines"
+    methods = {name for path in WORKERS for name in _methods(path, "Worker") if not name.startswith("_")}
+    assert methods - {"rollout_call"} == of_config | OWN_DEADLINE

@@ -57,6 +57,9 @@ def test_after_a_failed_swap_no_request_passes() -> None:
 class Workers:
     """Engines: a request is answered with the engine's rank and the request's id."""
 
+    def __len__(self) -> int:
+        return 2
+
     async def one(self, rank: int, method: str, request: Request) -> tuple[int, str]:
         await asyncio.sleep(0.01)
         return rank, request.id
@@ -86,17 +89,23 @@ class Paused:
         self.asked, self.goes_on = [], asyncio.Event()
         self.goes_on.set()
 
+    def __len__(self) -> int:
+        return 1
+
     async def one(self, rank: int, method: str, request: Request) -> str:
         await asyncio.sleep(0.01)
         await self.goes_on.wait()
         self.asked.append(request.id)
         return request.id
 
-    async def all(self, method: str, *args: object) -> None:
+    async def outcomes(
+        self, method: str, *args: object, ranks: list[int], timeout_s: float | None
+    ) -> dict[int, None]:
         await asyncio.sleep(0.005)
         self.asked.append(method)
         if method in ("pause", "continue_"):
             (self.goes_on.clear if method == "pause" else self.goes_on.set)()
+        return dict.fromkeys(ranks)
 
 
 def test_paused_requests_do_not_block_the_call_that_ends_the_pause() -> None:

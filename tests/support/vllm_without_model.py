@@ -1,4 +1,4 @@
-"""Runs in vLLM's environment, without a GPU: what its own code asks of ours on a GPU only.
+"""Runs in vLLM's environment, without a model: what its code asks of ours on a GPU only, and our sampler.
 
 Prints what was found as JSON.
 """
@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from vllm.sampling_params import SamplingParams
 from vllm.v1.executor import Executor
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -36,6 +37,25 @@ def measured_samples() -> tuple[int, ...]:
     runner.sampler = SeededSampler(runner)
     sampled = GPUModelRunner._dummy_sampler_run(runner, torch.empty(REQUESTS, VOCABULARY))
     return tuple(sampled.sampled_token_ids.shape)
+
+
+def sampled_with_min_p() -> list[list[int]]:
+    """Distinct tokens of requests that ask for a min_p of 0.5 and of 0, of which the third and the fourth
+    token are likely, and all others a tenth as likely."""
+    count = 200
+    asked = {str(i): SamplingParams(min_p=0.5 * (i < count)) for i in range(2 * count)}
+    runner = SimpleNamespace(
+        input_batch=SimpleNamespace(req_ids=list(asked), num_reqs=len(asked)),
+        requests={name: SimpleNamespace(sampling_params=given) for name, given in asked.items()},
+        seq_lens=torch.arange(2 * count),
+    )
+    metadata = SimpleNamespace(
+        temperature=torch.ones(2 * count), all_greedy=False, all_random=True, top_k=None, top_p=None
+    )
+    logits = torch.full((2 * count, VOCABULARY), 0.1).log()
+    logits[:, 2:4] = 0.0
+    token = SeededSampler(runner)(logits, metadata).sampled_token_ids.flatten()
+    return [sorted(set(half.tolist())) for half in token.split(count)]
 
 
 class Workers:
@@ -84,4 +104,5 @@ def calls_of_two_steps() -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"measured": measured_samples(), "calls": calls_of_two_steps()}))
+    found = {"measured": measured_samples(), "calls": calls_of_two_steps(), "min_p": sampled_with_min_p()}
+    print(json.dumps(found))

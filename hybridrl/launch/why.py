@@ -1,0 +1,46 @@
+"""What became of a run, from the files of its folder: `hybridrl why RUN`."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hybridrl.config.run_folder import is_held
+from hybridrl.errors import RunFolderError
+from hybridrl.observe.doing import read
+from hybridrl.observe.run_session import WHY_FILE
+from hybridrl.observe.units import duration
+
+
+def why(folder: Path) -> list[str]:
+    """Lines about how a run ended, or what it does.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+    """
+    doing = read(folder)
+    if doing is None:
+        raise RunFolderError(f"{folder} holds no run that has begun", fix="name a folder of runs/")
+    lines = [_state(folder, doing), *_last(doing)]
+    report = folder / WHY_FILE
+    if report.exists():
+        lines += ["", *report.read_text("utf-8").splitlines()]
+    return lines
+
+
+def _state(folder: Path, doing: dict[str, Any]) -> str:
+    end = doing["end"]
+    if end is not None:
+        return f"the run ended: {end}"
+    if is_held(folder):
+        return f"the run goes on, as process {doing['pid']} on {doing['host']}"
+    return (
+        "the run was ended from outside, by SIGKILL or with its machine: it wrote no end "
+        f"(process {doing['pid']} on {doing['host']})"
+    )
+
+
+def _last(doing: dict[str, Any]) -> Iterator[str]:
+    ago = max(0.0, time.time() - doing["time"])
+    spans = ", ".join(f"{name} for {duration(age_s)}" for name, age_s in doing["doing"])
+    yield f"last sign of life: {duration(ago)} ago, in step {doing['step']}: {spans or 'between two phases'}"

@@ -1,0 +1,227 @@
+"""Which engines of a run serve, and how others take the place of those that do not.
+
+    serving -- lose() --> starting (a new process) -- up --> fresh (no weights) -- serve() --> serving
+
+An engine is lost if its process or its worker ended, if it does not answer within a deadline, or if it holds
+or answers with other weights than it should. Errors of another kind end the run, as do all before the first
+swap. Groups of a lost engine are asked again (open_groups.py), and a swap gives the new one its weights
+(sync.py): at once if the trainer has the weights that the other engines serve, otherwise with the next swap.
+
+Waits: a replacement waits for the old process to end, for the new one to start, and for its weights.
+one_serves() waits for an engine that serves.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from hybridrl.cluster.group import WorkerGroup
+from hybridrl.errors import DeadlineError, EngineLostError, HybridRLError, WorkerError
+from hybridrl.faults import Fault
+from hybridrl.wording import counted
+
+LOSSES = (EngineLostError, WorkerError, DeadlineError)
+"""Errors by which an engine is lost."""
+
+_END_S = 20.0
+
+
+class Replacements:
+    """The engines of a run by rank. All calls come from one event loop."""
+
+    def __init__(
+        self,
+        workers: WorkerGroup,
+        *,
+        most: int = 0,
+        start_timeout_s: float = 600.0,
+        say: Callable[[str], None] = lambda text: None,
+        faults: Sequence[Fault] = (),
+    ) -> None:
+        """
+        Args:
+            most: how often an engine is started again between two swaps; 0: a lost engine ends the run.
+            say: tells the user that an engine was lost, or serves again.
+            faults: those that engines are to suffer. A new one suffers those of later steps.
+        """
+        self._workers, self._most, self._start_timeout_s = workers, most, start_timeout_s
+        self._say, self._faults = say, faults
+        self.serving = set(range(len(workers)))
+        self.fresh: set[int] = set()
+        """Engines that are up and have no weights."""
+
+        self.starts: Counter[int] = Counter()
+        """How often each engine was replaced. A call knows by this whether its error is the present one's."""
+
+        self.replaced = 0
+        """Engines that were replaced since somebody set this to 0."""
+
+        self.give_weights: Callable[[int], Awaitable[None]] | None = None
+        """Gives a fresh engine the weights that others serve, or leaves that to the next swap."""
+
+        self.on_lost: list[Callable[[int], None]] = []
+        self.on_serving: list[Callable[[int], None]] = []
+        self.on_failure: list[Callable[[BaseException], None]] = []
+        """Called when no engine is left and none will come."""
+
+        self.may_start = asyncio.Event()
+        """Whether a new engine may take its memory now."""
+        self.may_start.set()
+
+        self.step = 0
+        """The step that trains the weights which engines serve."""
+
+        self._tries: Counter[int] = Counter()
+        """How often each engine was started again since the last swap."""
+
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._lost_at: dict[int, float] = {}
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def present(self) -> list[int]:
+        """Engines that take part in a swap."""
+        return sorted(self.serving | self.fresh)
+
+    def lose(self, engine: int, error: BaseException, *, start: int | None = None) -> None:
+        """An engine failed: replace it. An engine that is being replaced already is not lost again.
+
+        Args:
+            start: `starts` of the engine when the call was made that failed; None: just now.
+
+        Raises: `error`, if an engine that fails so is not replaced, or no engine is left and none will come.
+        """
+        if not isinstance(error, LOSSES) or not self._most or self.give_weights is None:
+            raise error
+        if (engine not in self.serving and engine not in self.fresh) or start not in (
+            None,
+            self.starts[engine],
+        ):
+            return
+        self.starts[engine] += 1
+        self.serving.discard(engine)
+        self.fresh.discard(engine)
+        self._lost_at[engine] = time.monotonic()
+        self._say(f"engine {engine} is lost, {self._takes_over(engine)}: {_first_line(error)}")
+        self._begin(engine, error)
+        for tell in self.on_lost:
+            tell(engine)
+        if self._failure is not None:
+            raise self._failure
+
+    def serve(self, engine: int) -> None:
+        """An engine has committed a swap."""
+        if engine in self.serving:
+            return
+        self.fresh.discard(engine)
+        self.serving.add(engine)
+        self.replaced += 1
+        took_s = time.monotonic() - self._lost_at.pop(engine)
+        self._say(f"engine {engine} serves again, {took_s:.0f} s after it was lost")
+        self._tell()
+        for tell in self.on_serving:
+            tell(engine)
+
+    def swapped(self, step: int) -> None:
+        """A swap is over: engines that could not be started are tried again.
+
+        Args:
+            step: the step that trains the new weights.
+        """
+        self.step = step
+        self._tries.clear()
+        for engine in range(len(self._workers)):
+            if engine not in self._tasks and engine not in self.serving and engine not in self.fresh:
+                self._begin(engine, None)
+
+    async def one_serves(self) -> None:
+        """Wait until an engine serves.
+
+        Raises: why the last one was lost, if none will come.
+        """
+        await self._until(lambda: bool(self.serving))
+
+    async def one_is_fresh(self) -> int:
+        """Wait for an engine that is up and has no weights; returns it.
+
+        Raises: as for one_serves.
+        """
+        await self._until(lambda: bool(self.fresh))
+        return min(self.fresh)
+
+    def stop(self) -> None:
+        """Give up all replacements, at the end of a run."""
+        for task in self._tasks.values():
+            task.cancel()
+
+    def _takes_over(self, engine: int) -> str:
+        others = counted(len(self.serving), "other engine goes on", "other engines go on")
+        return f"another one starts, {others}" if self.serving else "another one starts"
+
+    def _begin(self, engine: int, error: BaseException | None) -> None:
+        """Start an engine again, unless it was started too often already."""
+        if self._tries[engine] < self._most:
+            self._tries[engine] += 1
+            self._tasks[engine] = asyncio.create_task(self._replace(engine))
+        elif error is not None:
+            self._give_up(engine, error)
+
+    def _give_up(self, engine: int, error: BaseException) -> None:
+        if self.serving or self.fresh or self._tasks.keys() - {engine}:
+            self._say(
+                f"engine {engine} failed again after {counted(self._most, 'start')}; it is tried again after "
+                f"the next swap: {_first_line(error)}"
+            )
+            return
+        self._end_run(error)
+
+    def _end_run(self, error: BaseException) -> None:
+        self._failure = error
+        self._tell()
+        for tell in self.on_failure:
+            tell(error)
+
+    async def _replace(self, engine: int) -> None:
+        """Start an engine in the place of one that was lost, and give it weights."""
+        try:
+            await self.may_start.wait()
+            await self._end(engine)
+            await self._workers.renew(engine, timeout_s=self._start_timeout_s)
+            if faults := [f for f in self._faults if f.rank == engine and f.step > self.step]:
+                await self._workers.one(engine, "plant", faults)
+            await self._workers.one(engine, "start", timeout_s=self._start_timeout_s)
+        except Exception as error:  # a start that fails is tried again
+            del self._tasks[engine]
+            self._begin(engine, error)
+            return
+        del self._tasks[engine]
+        self.fresh.add(engine)
+        self._tell()
+        assert self.give_weights is not None, "nothing is replaced before"
+        try:
+            await self.give_weights(engine)
+        except Exception as error:  # handed to who waits for an engine or for groups
+            self._end_run(error)
+
+    async def _end(self, engine: int) -> None:
+        """End what is left of a lost engine; its worker may be gone, or not answer."""
+        with contextlib.suppress(HybridRLError):
+            await self._workers.one(engine, "end", timeout_s=_END_S)
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _until(self, ready: Callable[[], Any]) -> None:
+        while not ready():
+            if self._failure is not None:
+                raise self._failure
+            await self._changed.wait()
+
+
+def _first_line(error: BaseException) -> str:
+    return (error.what if isinstance(error, HybridRLError) else str(error)).partition("\n")[0]

@@ -1,0 +1,110 @@
+"""Faults around what a worker calls, in this process: those that end it are in tests/e2e."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from hybridrl.batch import RankBatch
+from hybridrl.faults import parse
+from hybridrl.rollout.session import EngineSession
+from hybridrl.workers.planted import around_engine, around_observer, around_policy
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.session, self.calls = EngineSession(6), []
+
+    async def request(self, request: str) -> str:
+        self.calls.append(request)
+        return "answer"
+
+    async def begin_swap(self, version: int) -> None:
+        self.calls.append(f"begin {version}")
+
+    async def checksums(self) -> list[dict[str, int]]:
+        return [{"embed": 5, "norm": 7}]
+
+    def shutdown(self) -> None:
+        self.calls.append("shutdown")
+
+
+class Policy:
+    def __init__(self) -> None:
+        self.seen, self.saved = [], []
+
+    def measure(self, batch: RankBatch) -> dict[str, float]:
+        self.seen.append(batch.advantage_N)
+        return {}
+
+    def save(self, folder: Path, facts: object, export: object, more: object) -> None:
+        if more is not None:
+            more(folder)
+        self.saved.append(folder)
+
+
+def batch(step: int) -> RankBatch:
+    ones = np.ones(2, np.float32)
+    return RankBatch(step, (), ones, ones, ones, reward_N=ones, advantage_N=ones)
+
+
+def test_without_faults_nothing_is_around_a_worker() -> None:
+    engine, policy, observe = Engine(), Policy(), SimpleNamespace()
+    assert around_engine(engine, ()) is engine
+    assert around_policy(policy, ()) is policy
+    assert around_observer(observe, (), 0) is observe
+
+
+def test_an_engine_that_hangs_does_so_after_the_answer_of_its_step() -> None:
+    async def scenario() -> Engine:
+        engine = Engine()
+        faulty = around_engine(engine, [parse("hang:engine:0@step=7,phase=generate")])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(faulty.request("first"), 0.02)
+        assert await faulty.request("second") == "answer"
+        faulty.shutdown()
+        return engine
+
+    assert asyncio.run(scenario()).calls == ["first", "second", "shutdown"]
+
+
+def test_a_checksum_is_bad_in_the_swap_that_the_fault_names() -> None:
+    async def scenario() -> list[dict[str, int]]:
+        faulty, found = around_engine(Engine(), [parse("bad_checksum:engine:0@step=7,phase=swap")]), []
+        for version in (6, 7):
+            await faulty.begin_swap(version)
+            found += await faulty.checksums()
+        return [*found, *await faulty.checksums()]
+
+    good, bad, again = asyncio.run(scenario())
+    assert good == again == {"embed": 5, "norm": 7} != bad and bad.keys() == good.keys()
+
+
+def test_numbers_go_and_the_disk_is_full_in_the_step_that_the_fault_names() -> None:
+    policy = Policy()
+    faults = [parse("nan:trainer:0@step=7,phase=update"), parse("disk_full:trainer:0@step=7,phase=save")]
+    faulty = around_policy(policy, faults)
+    for step in (6, 7):
+        faulty.measure(batch(step))
+        if step == 7:
+            with pytest.raises(OSError, match="No space left"):
+                faulty.save(Path("a"), {}, None, None)
+        else:
+            faulty.save(Path("b"), {}, None, None)
+    assert [bool(np.isnan(seen).all()) for seen in policy.seen] == [False, True]
+    assert policy.saved == [Path("b")]
+
+
+def test_the_driver_is_slow_in_the_span_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept, clock = [], contextlib.nullcontext()
+    monkeypatch.setattr("hybridrl.workers.planted.time.sleep", slept.append)
+    observe = SimpleNamespace(span=lambda name: clock)
+    faulty = around_observer(observe, [parse("slow:driver@step=7,phase=update,seconds=9")], 5)
+    for _ in range(3):
+        with faulty.span("step"), faulty.span("update_actor"):
+            pass
+        slept.append("step")
+    assert slept == ["step", 9.0, "step", "step"]

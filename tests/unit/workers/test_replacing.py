@@ -1,0 +1,187 @@
+"""Which engines are replaced, how often, and what the user is told; workers are in this process."""
+
+import asyncio
+
+import pytest
+
+from hybridrl.errors import DeadlineError, EngineError, EngineLostError, WorkerError
+from hybridrl.faults import parse
+from hybridrl.workers.replacing import Replacements
+
+LOST = EngineLostError("engine1 was ended by SIGKILL", where="its log\nof several lines")
+
+
+class Workers:
+    """Workers that note what happens to them; some starts fail."""
+
+    def __init__(self, count=2, failures=()):
+        self.count, self.failures, self.calls = count, list(failures), []
+        self.held = asyncio.Event()
+        self.held.set()
+
+    def __len__(self):
+        return self.count
+
+    async def renew(self, rank, *, timeout_s):
+        self.calls.append(("renew", rank))
+
+    async def one(self, rank, method, *args, timeout_s=None):
+        self.calls.append((method, rank, *args))
+        if method == "end":
+            raise WorkerError("its worker died too")
+        await self.held.wait()
+        if method == "start" and self.failures:
+            raise self.failures.pop(0)
+
+
+def engines(workers, most=2, **options):
+    """Replacements whose fresh engines get their weights at once, and what it says."""
+    said = []
+    made = Replacements(workers, most=most, say=said.append, **options)
+
+    async def give(engine):
+        made.serve(engine)
+
+    made.give_weights = give
+    return made, said
+
+
+async def settled():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("error", [LOST, WorkerError("it died"), DeadlineError("late")])
+def test_a_lost_engine_is_replaced_and_serves_again(error):
+    async def scenario():
+        made, said = engines(workers := Workers())
+        made.lose(1, error)
+        before = set(made.serving)
+        await settled()
+        return before, made.serving, workers.calls, said, made.replaced
+
+    before, serving, calls, said, replaced = asyncio.run(scenario())
+    assert (before, serving, replaced) == ({0}, {0, 1}, 1)
+    assert calls == [("end", 1), ("renew", 1), ("start", 1)]
+    assert said[0] == f"engine 1 is lost, another one starts, 1 other engine goes on: {error.what}"
+    assert said[1] == "engine 1 serves again, 0 s after it was lost" and len(said) == 2
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_other_errors_and_all_errors_before_the_first_swap_end_the_run(most):
+    made = Replacements(Workers(), most=most)
+    with pytest.raises(EngineLostError):
+        made.lose(1, LOST)
+    made, _ = engines(Workers(), most)
+    with pytest.raises(EngineError, match="too long"):
+        made.lose(1, EngineError("the prompt is too long"))
+    assert made.serving == {0, 1}
+
+
+def test_an_error_of_an_engine_that_was_replaced_since_does_not_count():
+    async def scenario():
+        made, said = engines(workers := Workers())
+        start = made.starts[1]
+        made.lose(1, LOST, start=start)
+        made.lose(1, WorkerError("the same death"))
+        await settled()
+        made.lose(1, DeadlineError("a call to the old one is late"), start=start)
+        await settled()
+        return made.serving, len(said), [call for call in workers.calls if call[0] == "start"]
+
+    assert asyncio.run(scenario()) == ({0, 1}, 2, [("start", 1)])
+
+
+def test_a_start_that_fails_is_tried_again():
+    async def scenario():
+        made, said = engines(workers := Workers(failures=[EngineError("no memory")]))
+        made.lose(1, LOST)
+        await settled()
+        return made.serving, workers.calls.count(("start", 1)), len(said)
+
+    assert asyncio.run(scenario()) == ({0, 1}, 2, 2)
+
+
+def test_an_engine_that_fails_too_often_is_left_out_until_the_next_swap():
+    async def scenario():
+        made, said = engines(workers := Workers(failures=[EngineError("no memory")] * 2))
+        made.lose(1, LOST)
+        await settled()
+        left_out = set(made.serving)
+        made.swapped(8)
+        await settled()
+        return left_out, made.serving, said, workers.calls.count(("start", 1))
+
+    left_out, serving, said, starts = asyncio.run(scenario())
+    assert (left_out, serving, starts) == ({0}, {0, 1}, 3)
+    assert said[1].startswith("engine 1 failed again after 2 starts; it is tried again after the next swap: ")
+
+
+def test_without_an_engine_that_serves_or_will_serve_the_run_ends():
+    async def scenario():
+        made, _ = engines(Workers(1, failures=[EngineError("no memory")] * 2))
+        told = []
+        made.on_failure.append(told.append)
+        made.lose(0, LOST)
+        waiting = asyncio.create_task(made.one_serves())
+        await settled()
+        with pytest.raises(EngineError, match="no memory"):
+            await waiting
+        return told
+
+    (error,) = asyncio.run(scenario())
+    assert error.what == "no memory"
+
+
+def test_who_waits_for_an_engine_goes_on_when_one_serves():
+    async def scenario():
+        made, _ = engines(workers := Workers(1))
+        workers.held.clear()
+        made.lose(0, LOST)
+        waiting = asyncio.create_task(made.one_serves())
+        await settled()
+        assert not waiting.done()
+        workers.held.set()
+        await asyncio.wait_for(waiting, 60)
+
+    asyncio.run(scenario())
+
+
+def test_a_new_engine_takes_no_memory_before_it_may():
+    async def scenario():
+        made, _ = engines(workers := Workers())
+        made.may_start.clear()
+        made.lose(1, LOST)
+        await settled()
+        before = list(workers.calls)
+        made.may_start.set()
+        await settled()
+        return before, made.serving
+
+    assert asyncio.run(scenario()) == ([], {0, 1})
+
+
+def test_a_new_engine_suffers_the_faults_of_later_steps_only():
+    kills = [parse(f"kill:engine:{e}@step={step},phase=swap") for step in (3, 5) for e in (0, 1)]
+
+    async def scenario():
+        made, _ = engines(workers := Workers(), faults=kills)
+        made.swapped(3)
+        made.lose(1, LOST)
+        await settled()
+        return [call for call in workers.calls if call[0] == "plant"]
+
+    assert asyncio.run(scenario()) == [("plant", 1, [kills[3]])]
+
+
+def test_groups_hear_of_a_lost_engine_before_its_successor():
+    async def scenario():
+        made, _ = engines(Workers())
+        heard = []
+        made.on_lost.append(lambda engine: heard.append(("lost", engine)))
+        made.on_serving.append(lambda engine: heard.append(("serving", engine)))
+        made.lose(1, LOST)
+        await settled()
+        return heard
+
+    assert asyncio.run(scenario()) == [("lost", 1), ("serving", 1)]
