@@ -4,7 +4,8 @@ environment: {name: lookup, max_turns: 2}
 
 The task lookup makes its rows: "7?" asks for register 7, the call [7] reads it, and then the policy says the
 digit. So a policy that does not call the tool is right one time in ten. The call pays `form`, and as much
-again if it reads the right register; parts of a call pay a part of it; the right digit pays 1.
+again if it reads the right register; parts of a call pay a part of it. After a call any digit pays `form`, and the
+right one 1.
 """
 
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from hybridrl.registry import register
 @dataclass(kw_only=True)
 class Lookup:
     form: float = 0.1
-    """Reward of a call; that of the right register pays twice as much."""
+    """Reward of a call, and of a wrong digit after it; a call of the right register pays twice as much."""
 
     text_calls: ClassVar[Mapping[str, str]] = {"read": r"^\[(?P<register>[0-9])\]$"}
 
@@ -44,7 +45,8 @@ class Lookup:
         solved = turn.finish == "stop" and turn.text == self._registers[self._key]
         metrics = {"solved": float(solved)}
         if solved or self._called:
-            return Observation(reward=float(solved), done=True, metrics=metrics)
+            is_digit = turn.finish == "stop" and len(turn.text) == 1 and turn.text in "0123456789"
+            return Observation(reward=1.0 if solved else self.form * is_digit, done=True, metrics=metrics)
         first, second, third = (turn.text + "   ")[:3]
         pieces = (first == "[") + (second in "0123456789") + (third == "]")
         return Observation(reward=self.form * pieces / 4, done=True, metrics=metrics)

@@ -53,7 +53,10 @@ def test_lookup_reads_a_register_and_pays_the_right_one_more() -> None:
     assert again.reward == 0 and not again.metrics  # paid once
     assert game.step(Turn("6")).reward == 1
     wrong = lookup()
-    assert wrong.read(4).reward == 0.1 and wrong.step(Turn("5")).reward == 0
+    assert wrong.read(4).reward == 0.1 and wrong.step(Turn("5")).reward == 0.1
+    assert (
+        lookup().read(3).reward == 0.2 and wrong.step(Turn("")).reward == wrong.step(Turn("55")).reward == 0
+    )
 
 
 def test_lookup_pays_parts_of_a_call() -> None:
