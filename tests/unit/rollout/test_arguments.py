@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from model_values import tiny
 from sglang.srt.arg_groups.choices import MOE_RUNNER_BACKEND_CHOICES
 from sglang.srt.arg_groups.model_overrides import qwen3_moe
 from sglang.srt.environ import envs
@@ -25,6 +26,8 @@ SWITCH = "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED"
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "has_cuda", lambda: True)
+    monkeypatch.setattr(arguments, "read", lambda folder: tiny("qwen3_moe"))
+    monkeypatch.setattr(arguments, "_is_blackwell", lambda: True)
 
 
 @pytest.mark.usefixtures("on_gpu")
