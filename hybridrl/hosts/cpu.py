@@ -111,6 +111,9 @@ def _without_cuda(kwargs: dict[str, Any]) -> dict[str, Any]:
     if _is_cuda(kwargs.get("device")):
         _note("device=cuda")
         kwargs = {**kwargs, "device": CPU}
+    if kwargs.get("pin_memory"):  # only CUDA can pin memory
+        _note("pin_memory=True")
+        kwargs = {**kwargs, "pin_memory": False}
     return kwargs
 
 
