@@ -14,7 +14,7 @@ VLLM_READY := $(VLLM_VENV)/.ready-$(RELEASE)
 VENV_312 := $(if $(filter 3.12,$(RELEASE)),$(VENV),.venv-312)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm quickstart test test-312 test-all check docs docs-check bench clean
+.PHONY: help setup setup-vllm quickstart test test-312 test-all check docs docs-check bench gpu-kit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench: setup ## every benchmark, results in benchmarks/results/
 	  echo "bench     $$name"; \
 	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; \
 	done
+
+gpu-kit: setup ## two archives in dist/gpu-kit that prove the path on GPUs on one GPU: docs/gpu.md
+	@tests/gpu/kit/build dist/gpu-kit $(BIN)/python
 
 clean: ## caches and build leftovers; environments and runs stay
 	@rm -rf build dist site *.egg-info .ruff_cache .pytest_cache .hypothesis
