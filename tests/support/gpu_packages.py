@@ -1,6 +1,7 @@
 """Packages of GPUs on a machine without one: where Python files are, and stand-ins for what is compiled."""
 
 import sys
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,7 @@ class Extension(ModuleType):
         return Nothing()
 
 
-class Finder:
+class Finder(MetaPathFinder, Loader):
     """Finds a package, and every module in it, as an extension that is not there."""
 
     def __init__(self, package: str) -> None:

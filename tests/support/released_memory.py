@@ -52,12 +52,11 @@ class Ledger:
     @contextmanager
     def during(self, what: str) -> Iterator[None]:
         gc.collect()  # what an earlier group of ranks left
-        with profile(use_kineto=True, profile_memory=True) as recorded:
+        recorded: Any = profile(use_kineto=True, profile_memory=True)
+        with recorded:
             yield
             gc.collect()
-        found = recorded.kineto_results
-        assert found is not None
-        events = sorted(found.events(), key=lambda event: event.start_ns())
+        events: list[Any] = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
         released = [at for at, event in enumerate(events) if event.name() == _RELEASE]
         after = events[released[-1] if released else 0 :]
         freed = [-event.nbytes() for event in after if event.name() == "[memory]" and event.nbytes() < 0]

@@ -41,7 +41,7 @@ def pretend(name: str) -> None:
         setattr(torch.cuda, function, lambda *of, answer=answer, **named: answer)
     torch.version.cuda = "13.0"
     for package in ("sgl_kernel", "flashinfer"):
-        sys.meta_path.insert(0, Finder(package))  # type: ignore[arg-type]
+        sys.meta_path.insert(0, Finder(package))
 
 
 def resolved(folder: str, deterministic: bool) -> dict[str, Any]:

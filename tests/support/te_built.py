@@ -24,7 +24,7 @@ from megatron.core import parallel_state
 from megatron.core.fp8_utils import get_fp8_recipe
 from te_cases import FP8, KINDS, LAYOUTS, PRECISIONS, RECOMPUTE, key, parallel_of
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformer_engine.pytorch.attention import DotProductAttention
+from transformer_engine.pytorch.attention import DotProductAttention  # pyright: ignore[reportMissingImports]
 
 from hybridrl.config.training import TrainParallel
 from hybridrl.hosts import cpu
@@ -35,7 +35,7 @@ from hybridrl.trainer.megatron.model import build, named_parameters, policy_mode
 from hybridrl.trainer.packing import PackedBatch, TokenPartition
 from hybridrl.trainer.setup import PolicySetup
 
-new_group = dist.new_group
+new_group: Any = dist.new_group
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def prepare() -> None:
     sys.modules[export] = Extension(export)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that the extension is not there
-        import transformer_engine.common
+        import transformer_engine.common  # pyright: ignore[reportMissingImports]
     import torch
 
     transformer_engine.common.load_framework_extension = lambda framework: None
