@@ -58,7 +58,10 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
             "0"  # otherwise the start of every part but the first blocks
         )
     if has_cuda():
-        return common | {"SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0"}  # 1 would reorder the rows of experts
+        return common | {
+            "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0",  # 1 would reorder the rows of experts
+            "SGLANG_MEMORY_SAVER_CUDA_GRAPH": "0",  # 1 would free the memory of captured graphs in a sleep
+        }
     return common | {
         "SGLANG_USE_CPU_ENGINE": "1",
         "OMP_NUM_THREADS": str(_threads(tp)),

@@ -20,7 +20,7 @@ SETUP = EngineSetup(
     max_response_tokens=16,
     max_running_requests=8,
 )
-SWITCH = "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED"
+SWITCHES = ["SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED", "SGLANG_MEMORY_SAVER_CUDA_GRAPH"]
 
 
 @pytest.fixture
@@ -49,13 +49,16 @@ def test_blackwell_computes_experts_from_weights_as_they_were_loaded(monkeypatch
     assert chosen["moe_runner_backend"] in MOE_RUNNER_BACKEND_CHOICES
 
 
+@pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.usefixtures("on_gpu")
-def test_an_inherited_switch_does_not_reorder_the_rows_of_experts(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv(SWITCH, "1")
-    assert getattr(envs, SWITCH).get()
+def test_an_inherited_switch_does_not_reorder_experts_or_give_graphs_away(
+    switch, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setenv(switch, "1")
+    assert getattr(envs, switch).get()
     inherited = arguments.environment(2, 1, str(tmp_path))
-    monkeypatch.setenv(SWITCH, inherited[SWITCH])
-    assert not getattr(envs, SWITCH).get()
+    monkeypatch.setenv(switch, inherited[switch])
+    assert not getattr(envs, switch).get()
 
 
 def test_a_cpu_engine_has_no_kernels_to_choose() -> None:
