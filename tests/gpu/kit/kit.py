@@ -34,8 +34,8 @@ LIMITS_S = {
 }
 """Stages in the order in which they are run, with the seconds after which a stage is ended."""
 
-ON_CPU = ("facts", "kernels", "trainer", "loop", "launch")
-"""Stages of a rehearsal; the others need CUDA from their first line to their last."""
+ON_CPU = ("facts", "kernels", "trainer", "loop")
+"""Stages of a rehearsal. `launch` runs on a CPU too if it is named; the others need CUDA."""
 
 REHEARSAL_S = 600
 """Limit of a stage on a CPU, which may be shared."""
