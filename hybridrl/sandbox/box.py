@@ -79,7 +79,7 @@ class Box:
     A call that is cancelled, or not answered, ends the box: the next call raises SandboxError.
     """
 
-    def __init__(self, kind: Kind, limits: Limits, started: Started) -> None:
+    def __init__(self, kind: Kind | Literal["service"], limits: Limits, started: Started) -> None:
         """Use Box.start."""
         self.kind, self.limits = kind, limits
         self._started = started
@@ -95,7 +95,16 @@ class Box:
         Raises:
             SandboxError: it cannot be started here; the message says what refused.
         """
-        box = cls(kind, limits, start(kind, limits))
+        return await cls.over(kind, limits, start(kind, limits))
+
+    @classmethod
+    async def over(cls, kind: Kind | Literal["service"], limits: Limits, started: Started) -> "Box":
+        """The box of a process that was started, once it is ready.
+
+        Raises:
+            SandboxError: as start().
+        """
+        box = cls(kind, limits, started)
         box._started.socket.setblocking(False)
         try:
             ready = await box._exchange(box._started.order, (), _START_S, None)
@@ -111,9 +120,14 @@ class Box:
         return bool(self._why_ended)
 
     @property
+    def connection(self) -> socket.socket:
+        """The socket to the first process, for a caller that carries its bytes elsewhere."""
+        return self._started.socket
+
+    @property
     def own_user(self) -> bool:
         """Whether its programs run under a user id of their own, or in a user namespace."""
-        return self.kind == "bubblewrap" or self._started.order["user"] is not None
+        return self.kind != "landlock" or self._started.order["user"] is not None
 
     async def run(
         self,
@@ -209,12 +223,12 @@ class Box:
         """End the box, and wait until nothing of it runs. A second call does nothing."""
         self._why_ended = self._why_ended or "it was closed"
         process = self._started.process
-        if process.poll() is None:
+        if process is not None and process.poll() is None:
             process.kill()
         await self._first_process_is_gone()
-        while process.poll() is None:
+        while process is not None and process.poll() is None:
             await asyncio.sleep(0.001)
-        if process.stderr is not None:
+        if process is not None and process.stderr is not None:
             process.stderr.close()
         if self._started.folder:
             await asyncio.to_thread(remove_folder, self._started.folder)
@@ -304,6 +318,8 @@ class Box:
     async def _last_words(self) -> str:
         """What the first process wrote before it ended."""
         process = self._started.process
+        if process is None:
+            return "it ended"
         process.kill()
         _, errors = await asyncio.to_thread(process.communicate)
         lines = errors.decode(errors="replace").strip().splitlines()

@@ -2,11 +2,10 @@
 
 from typing import Protocol
 
-from hybridrl.errors import ConfigError, ResourceError
 from hybridrl.sandbox.box import Box
 from hybridrl.sandbox.limits import Limits
 from hybridrl.sandbox.local import LocalSandbox
-from hybridrl.sandbox.support import inspect
+from hybridrl.sandbox.remote import RemoteSandbox
 
 
 class Sandbox(Protocol):
@@ -37,20 +36,16 @@ def open_sandbox(place: str, limits: Limits, *, ahead: int = 2, where: str = "")
     """The sandbox at a place.
 
     Args:
-        place: "local".
+        place: "local", or the URL of a service (remote.py).
         ahead: boxes that are started before they are asked for.
         where: the config place, named in errors.
 
     Raises:
         ConfigError: no such place.
     """
-    if place != "local":
-        raise ConfigError(
-            f"sandbox = {place!r}: boxes are made on this machine alone",
-            where=where,
-            fix="set sandbox: local",
-        )
-    return LocalSandbox(limits, ahead=ahead)
+    if place == "local":
+        return LocalSandbox(limits, ahead=ahead)
+    return RemoteSandbox(place, limits, where=where)
 
 
 async def check_place(place: str, *, where: str = "") -> None:
@@ -58,9 +53,8 @@ async def check_place(place: str, *, where: str = "") -> None:
 
     Raises:
         ConfigError: no such place.
-        ResourceError: no kind of box holds on this machine.
+        ResourceError: no kind of box holds on this machine, or the service does not serve.
     """
-    open_sandbox(place, Limits(), where=where)
-    support = await inspect()
-    if support.kind is None:
-        raise ResourceError(f"no box can be made here: {support.why}", where=where, fix=support.fix)
+    sandbox = open_sandbox(place, Limits(), ahead=1, where=where)
+    await sandbox.start()
+    await sandbox.close()

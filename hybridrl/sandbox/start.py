@@ -50,7 +50,9 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"
 class Started:
     """A first process that was started, and this side of its socket."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
+    """None: the process is elsewhere, and ends when the socket does."""
+
     socket: socket.socket
     order: dict[str, Any]
     """What it has to be told first."""

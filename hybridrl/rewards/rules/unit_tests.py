@@ -50,7 +50,8 @@ class UnitTests:
     """Column with a program that passes, for checks of the data. None: there is none."""
 
     sandbox: str = "local"
-    """The place of the boxes that the program runs in. local: this machine."""
+    """The place of the boxes that the program runs in. local: this machine; else tcp://HOST:PORT?token_file=PATH,
+    a service that gives boxes."""
 
     hang_score: ClassVar[float] = 0.0
 

@@ -39,7 +39,7 @@ def test_where_no_kind_holds_boxes_are_refused_with_the_reason_and_the_change(mo
     async def none():
         return Support(None, "user namespaces and Landlock are refused", fix="allow them")
 
-    for module in (local, places, support):
+    for module in (local, support):
         monkeypatch.setattr(module, "inspect", none)
     for work in (LocalSandbox(Limits()).start(), places.check_place("local", where="my.yaml:3")):
         with pytest.raises(ResourceError, match="user namespaces and Landlock are refused") as refused:
