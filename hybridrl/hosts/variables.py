@@ -21,6 +21,11 @@ BASE = (
     "XDG_CACHE_HOME",
     "LD_LIBRARY_PATH",
     "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "CUDA_VISIBLE_DEVICES",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
     "PYTHONHASHSEED",
     "PYTHONUTF8",
     "PYTHONDONTWRITEBYTECODE",
@@ -34,8 +39,8 @@ BASE = (
     "HF_DATASETS_OFFLINE",
     "TRANSFORMERS_OFFLINE",
 )
-"""Variables that every such process gets, where they are set: where files and programs are, language, number
-of threads, and the folders of Hugging Face. None of them holds a secret."""
+"""Variables that every such process gets, where they are set: where files and programs are, language, the
+GPUs that it may see, number of threads, and the folders of Hugging Face. None of them holds a secret."""
 
 
 def is_withheld(name: str, names: Iterable[str]) -> bool:
