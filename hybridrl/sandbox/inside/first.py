@@ -112,8 +112,10 @@ class FirstProcess:
         return self._session
 
     def end(self) -> None:
-        """Kill what still runs."""
+        """Kill what still runs, and remove what it wrote: an owner that was killed cannot do it."""
         self._end_session()
+        if self._setting.lone:
+            empty_folder(self._setting.folder)
 
     def _program(self, order: Mapping[str, Any], parts: tuple[bytes, ...]) -> tuple[Any, ...]:
         self._end_session()

@@ -298,14 +298,16 @@ from hybridrl.sandbox.box import Box
 from hybridrl.sandbox.limits import Limits
 async def main():
     box = await Box.start({kind!r}, Limits())
+    await box.write({{"left": b"x"}})
     work = asyncio.ensure_future(box.python("while True: pass", time_s=1000))
     await asyncio.sleep(0.2)
-    print(box._started.process.pid, flush=True)
+    print(box._started.process.pid, box._started.folder or "", flush=True)
     await work
 asyncio.run(main())
 """
     with subprocess.Popen(["python", "-c", code], stdout=subprocess.PIPE) as owner:
-        pid = int(owner.stdout.readline())
+        told, folder, *_ = [*owner.stdout.readline().decode().split(), ""]
+        pid = int(told)
         group = children_of(pid) | {pid}
         owner.kill()
     assert len(group) >= 2
@@ -313,6 +315,9 @@ asyncio.run(main())
     while (left := {p for p in group if alive(p)}) and time.monotonic() < give_up:
         time.sleep(0.02)
     assert not left
+    if folder:
+        assert os.listdir(folder) == []
+        os.rmdir(folder)
 
 
 def children_of(pid):
