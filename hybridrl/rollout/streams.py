@@ -124,7 +124,9 @@ def block_of(streams: Sequence[TokenStream]) -> TokenBlock:
             here = slice(at, at + len(turn.answer.token_T))
             logp_T[here], mask_T[here], version_T[here] = turn.answer.logp_T, True, turn.answer.version_T
             reward_T[here.stop - 1] = turn.reward
-            starts.append(at), numbers.append(number), anchors.append(turn.anchor)
+            starts.append(at)
+            numbers.append(number)
+            anchors.append(turn.anchor)
     columns = {
         "rollout_logp": logp_T,
         "version": version_T,

@@ -138,6 +138,7 @@ def test_episodes_that_are_paused_or_played_again_have_the_same_tokens(engine):
         assert np.abs(again[name][2] - logp).max() < TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_text_ends_an_answer_and_is_part_of_it(tmp_path):
     random_model(tmp_path / "m", "qwen3", 0)
     tokenizer = load_tokenizer(str(tmp_path / "m"))

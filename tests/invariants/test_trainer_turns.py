@@ -22,7 +22,8 @@ ON_FSDP = {
     "fsdp tp 2": (2, TrainParallel(tp=2, dp=1)),
     "fsdp cp 2": (2, TrainParallel(cp=2, dp=1)),
 }
-EACH = [*LAYOUTS, "fsdp x2", *(pytest.param(name, marks=pytest.mark.slow) for name in [*ON_FSDP][1:])]
+SLOW = ("tp 2", "pp 2", "fsdp x3", "fsdp tp 2", "fsdp cp 2")
+EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in [*LAYOUTS, *ON_FSDP]]
 
 
 @pytest.fixture(scope="module")
