@@ -94,15 +94,3 @@ def test_two_tensor_parallel_ranks_answer_as_one_does(tmp_path: Path) -> None:
         assert line["critic/score/mean"] == other[step]["critic/score/mean"]
         assert other[step][LOGP_GAP] <= 2e-5
     assert summary(runs[1])["swap_checksums_ok"] is True
-
-
-def test_experts_go_through_vllms_loader_and_that_is_said(tmp_path: Path) -> None:
-    options = (*VLLM, "run.steps=30")
-    run, out = launch(tmp_path, "experts", *options, config="grpo_moe_arithmetic")
-    assert "weights take the slow way, through the engine's own loader: vLLM has repacked" in " ".join(
-        out.split()
-    )
-    found = summary(run)
-    assert found["heldout_after"] > found["heldout_before"] + 0.15
-    assert found["logprob_max_abs_diff"] <= 2e-5 and found["first_ratio_max_abs_err"] == 0.0
-    assert found["swap_checksums_ok"] is None and found["swaps"] >= 30

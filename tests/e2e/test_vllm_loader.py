@@ -1,25 +1,14 @@
-"""vLLM's loader where it is not what the layout says: it is named, and weights go through it."""
+"""vLLM's loader where it is not what the layout says: it is named, with the change."""
 
 import asyncio
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from engine_kinds import case_of
-from engine_values import (
-    END,
-    TOLERANCE,
-    answer,
-    greedy,
-    largest_difference,
-    prompts,
-    responses,
-    sampling,
-    swap_through_loader,
-)
+from engine_values import END
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hybridrl.errors import EngineError
@@ -43,12 +32,12 @@ def test_a_release_whose_loader_differs_is_named_with_the_change(tmp_path, monke
     finally:
         engine.shutdown()
     assert found is not None and "model.layers.0.mlp.gate_up_proj.weight" in found.what
-    assert "its layout says" in found.what and "up_proj" in found.what
+    assert "the engine's loader puts" in found.what and "up_proj.weight there" in found.what
     assert found.fix == "rollout.weight_path=engine_api sends weights through the engine's loader"
 
 
-def mixture(folder: Path, seed: int) -> tuple[Any, Path]:
-    torch.manual_seed(seed)
+def mixture(folder: Path) -> None:
+    torch.manual_seed(1)
     config = Qwen3MoeConfig(
         vocab_size=120,
         hidden_size=64,
@@ -64,27 +53,18 @@ def mixture(folder: Path, seed: int) -> tuple[Any, Path]:
         initializer_range=0.2,
         eos_token_id=END,
     )
-    made, path = Qwen3MoeForCausalLM(config).float().eval(), folder / str(seed)
-    made.save_pretrained(path)
-    return made, path
+    Qwen3MoeForCausalLM(config).float().save_pretrained(folder)
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-def test_experts_that_vllm_repacks_take_its_loader(tmp_path: Path, tp: int) -> None:
+def test_experts_that_vllm_repacks_are_named(tmp_path: Path, tp: int) -> None:
     kind = case_of("vllm")
-    (first, folder), (second, other) = (mixture(tmp_path, seed) for seed in (1, 2))
-    engine = kind.engine(folder, tp=tp)
+    mixture(tmp_path)
+    engine = kind.engine(tmp_path, tp=tp)
     try:
-        found = asyncio.run(engine.probe_loader(kind.layout(spec.read(folder), tp=tp)))
+        found = asyncio.run(engine.probe_loader(kind.layout(spec.read(tmp_path), tp=tp)))
         assert found is not None and found.what.startswith("vLLM has repacked model.layers.0.mlp.experts")
         with pytest.raises(EngineError, match="cannot be written in place"):
             engine.export_parameters()
-        asked = prompts(6)
-        for made, path in ((second, other), (first, folder), (second, other)):
-            assert swap_through_loader(engine, path, limit_bytes=1 << 16) > 2
-            _, block = answer(engine, asked, sampling(temperature=0.0))
-            assert responses(block) == greedy(made, asked)
-            _, block = answer(engine, asked, sampling(num_samples=4, temperature=0.7, top_k=5))
-            assert largest_difference(made, block, 0.7) < TOLERANCE
     finally:
         engine.shutdown()

@@ -152,8 +152,8 @@ class Core:
         """Call a method of all workers; returns the answers by tensor-parallel rank."""
         answers = await self.call(self._core.collective_rpc, "rollout_call", None, (method, *args))
         for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
+            if isinstance(answer, list):
+                raise answer[0]
         return answers
 
     # What follows runs in the thread.

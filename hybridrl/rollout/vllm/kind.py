@@ -125,12 +125,12 @@ def _refuse_on_cpu(cfg: Config, model: ModelSpec) -> Iterator[ConfigError]:
             where="rollout.engine",
             fix="rollout.engine: sglang",
         )
-    if model.num_experts and cfg.rollout.weight_path == "in_place":
+    if model.num_experts:
         yield ConfigError(
-            "rollout.weight_path = in_place: vLLM repacks the experts of a model on a CPU, so nothing can be "
-            "written in their place",
-            where="rollout.weight_path",
-            fix="rollout.weight_path: engine_api",
+            "the model has experts: on a CPU vLLM repacks them, so nothing can be written in their place, "
+            "and what its loader puts there later is not what it computes with",
+            where="rollout.engine",
+            fix="rollout.engine: sglang",
         )
 
 

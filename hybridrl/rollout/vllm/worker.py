@@ -36,7 +36,8 @@ from hybridrl.rollout.vllm.sampler import SeededSampler
 class RolloutWorker:
     """What a worker has in addition to vLLM's own. Names begin with rollout_, because vLLM's may change.
 
-    Remote calls return errors, because vLLM passes only the text of an exception on.
+    Remote calls return errors in a list, because vLLM passes only the text of an exception on, whether it is
+    raised or returned.
     """
 
     model_runner: Any
@@ -52,9 +53,9 @@ class RolloutWorker:
         try:
             return getattr(self, f"rollout_{method}")(*args)
         except HybridRLError as error:
-            return error
+            return [error]
         except Exception as error:  # process boundary: the caller gets the error
-            return EngineError(f"{type(error).__name__}: {error}", where=traceback.format_exc())
+            return [EngineError(f"{type(error).__name__}: {error}", where=traceback.format_exc())]
 
     def rollout_export_parameters(self) -> dict[str, SharedTensor]:
         """Share every parameter with other processes of the machine, in place.

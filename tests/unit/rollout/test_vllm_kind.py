@@ -69,20 +69,20 @@ def test_models_that_have_no_kernels_on_a_cpu_are_refused() -> None:
     assert refused(tiny("qwen3", head_dim=16), "cluster.gpus_per_node=2") == []
 
 
-def test_experts_on_a_cpu_go_through_vllms_loader() -> None:
+def test_experts_are_refused_on_a_cpu_whatever_way_weights_take() -> None:
     model = tiny("qwen3_moe", head_dim=64)
-    assert refused(model) == []
-    (error,) = refused(model, "rollout.weight_path=in_place")
-    assert error.startswith("rollout.weight_path: rollout.weight_path = in_place: vLLM repacks the experts")
-    (error,) = refused(model, "actor.moe.router_replay=rollout")
-    assert "does not say to which experts tokens went" in error
+    for path in ("auto", "in_place", "engine_api"):
+        (error,) = refused(model, f"rollout.weight_path={path}")
+        assert error.startswith("rollout.engine: the model has experts: on a CPU vLLM repacks them")
+    assert refused(model, "cluster.gpus_per_node=2") == []
 
 
 def test_the_fix_of_a_refused_router_replay_is_a_value_of_the_key() -> None:
-    model, replayed = tiny("qwen3_moe", head_dim=64), config("actor.moe.router_replay=rollout")
-    (error,) = VLLM().refuse(replayed, model)
+    model, on_gpus = tiny("qwen3_moe", head_dim=64), "cluster.gpus_per_node=2"
+    (error,) = VLLM().refuse(config("actor.moe.router_replay=rollout", on_gpus), model)
+    assert "does not say to which experts tokens went" in error.what
     mended, _, _ = error.fix.replace(": ", "=").partition(",")
-    assert refused(model, mended) == []
+    assert refused(model, mended, on_gpus) == []
 
 
 def test_ways_to_sample_that_only_sglang_has_are_refused() -> None:
