@@ -67,12 +67,13 @@ class SavedGroups:
     def _trajectories(self) -> list[Trajectory]:
         none = np.zeros(len(self.columns["reward_N"]), np.int64)
         absent = {f"{name}_N": none.tolist() for name in (*_ROLES, "turn_reward", "ended")}
-        columns = absent | {name: values.tolist() for name, values in self.columns.items()}
+        columns: dict[str, Any] = absent | {name: values.tolist() for name, values in self.columns.items()}
         spans, at = list(zip(columns["span_version_S"], columns["span_count_S"], strict=True)), 0
         found = []
         for n, reward in enumerate(columns["reward_N"]):
             count = columns["num_spans_N"][n]
             parts = zip(self.parts, columns["parts_NP"][n], strict=True)
+            integers: dict[str, Any] = {name: columns[f"{name}_N"][n] for name in (*_INTEGERS, *_ROLES)}
             found.append(
                 Trajectory(
                     finish=_FINISHES[columns["finish_N"][n]],
@@ -81,7 +82,7 @@ class SavedGroups:
                     spans=tuple(spans[at : at + count]),
                     turn_reward=float(columns["turn_reward_N"][n]),
                     ended=_ENDED[columns["ended_N"][n]],
-                    **{name: columns[f"{name}_N"][n] for name in (*_INTEGERS, *_ROLES)},
+                    **integers,
                 )
             )
             at += count

@@ -44,7 +44,7 @@ def _errors(cfg: Config) -> list[HybridRLError]:
         shaped = frozenset().union(*(step.needs for step in chosen.shaping))
         errors += credit_errors(algorithm, needs.estimator, shaped)
         errors += objective_errors(needs.objective)
-        errors += turn_errors(cfg, needs.estimator, shaped)
+        errors += turn_errors(cfg, needs, shaped)
         errors += idle_group_errors(cfg)
     return errors
 
@@ -111,16 +111,16 @@ def objective_errors(columns: Set[Column]) -> _Errors:
     yield from _missing(columns, given_by("block", "ranks"), "the policy loss", "algorithm.loss")
 
 
-def turn_errors(cfg: Config, needs: Set[Column], shaped: Set[Column]) -> _Errors:
+def turn_errors(cfg: Config, needs: Needs, shaped: Set[Column]) -> _Errors:
     """Errors about columns that say something only if trajectories have several turns.
 
     Args:
-        needs: columns that the estimator is called with.
         shaped: columns that the shaping is called with.
     """
     for columns, who, where in (
-        (needs, "the estimator", "algorithm.estimator"),
+        (needs.estimator, "the estimator", "algorithm.estimator"),
         (shaped, "the shaping", "algorithm.shaping"),
+        (needs.objective, "the policy loss", "algorithm.loss"),
     ):
         asked = sorted(columns & TURN_COLUMNS)
         if asked and cfg.environment is None:
@@ -129,7 +129,7 @@ def turn_errors(cfg: Config, needs: Set[Column], shaped: Set[Column]) -> _Errors
                 where=where,
                 fix="name an environment, or choose one that needs less",
             )
-    if "turn_reward" in needs and cfg.batch.stale == "mask":
+    if "turn_reward" in needs.estimator and cfg.batch.stale == "mask":
         yield ConfigError(
             f"batch.stale = mask leaves old turns out, and estimator {cfg.algorithm.estimator.name} compares "
             "the rewards from each turn on",

@@ -51,7 +51,7 @@ def step_rewards(reward_N: Tensor, turn_reward_T: Tensor, tokens: Tokens) -> Ten
         reward_N: reward of the whole trajectory, rewards of its turns included.
         turn_reward_T: reward of the environment on the last token of each turn, 0 elsewhere.
     """
-    own_T = masked(turn_reward_T, tokens)
+    own_T = masked(turn_reward_T, tokens).to(reward_N.dtype)
     turns_N = torch.zeros_like(reward_N).index_add(0, tokens.seq_T, own_T)
     return own_T + at_last_token(reward_N - turns_N, tokens)
 

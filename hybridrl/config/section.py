@@ -1,12 +1,21 @@
 """Base classes of the sections of a config."""
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from hybridrl import registry
 from hybridrl.errors import ConfigError
+
+
+def _tuple(value: Any) -> Any:
+    """A section that has a short form gets its lists as lists, and strictness refuses them as tuples."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_tuple)]
+"""Several names, in a section that has a short form."""
 
 
 class Section(BaseModel):

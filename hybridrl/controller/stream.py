@@ -23,12 +23,9 @@ from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import group_task
 from hybridrl.controller.schedule import Chosen, Plan, Schedule
 from hybridrl.controller.selection import selection_metrics, with_signal
-from hybridrl.environments.base import EnvironmentFailedError
+from hybridrl.environments.failures import refuse_failures
 from hybridrl.saved_groups import SavedGroups, pack_groups
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, mean
-
-MOST_FAILURES = 0.25
-"""Share of the episodes of a step whose environments may fail."""
 
 _MOST_STARTED = 256
 """Groups of one submission, so that engines begin while further prompts are read."""
@@ -110,7 +107,7 @@ class RolloutStream:
             chosen = self._schedule.choose()
             await self._end_early(chosen.unfinished)
         groups = [self._groups.pop(index) for index in chosen.trained]
-        refuse_failures(groups)
+        refuse_failed(groups)
         self._give_up(chosen)
         metrics = self._metrics(chosen, groups)
         flat, self._flat, self._ended = self._flat, [], []
@@ -294,7 +291,7 @@ class RolloutStream:
             self._changed.set()
 
 
-def refuse_failures(groups: Sequence[Group]) -> None:
+def refuse_failed(groups: Sequence[Group]) -> None:
     """End a run whose environments fail too often.
 
     Raises:
@@ -302,13 +299,7 @@ def refuse_failures(groups: Sequence[Group]) -> None:
     """
     failures = [failure for group in groups for failure in group.failures]
     played = sum(len({t.episode for t in g.trajectories if t.ended != "failed"}) for g in groups)
-    if len(failures) > MOST_FAILURES * (played + len(failures)):
-        raise EnvironmentFailedError(
-            f"{len(failures)} of {played + len(failures)} episodes of a step failed, each of them "
-            f"three times; the first: {failures[0]}",
-            where="environment",
-            fix="hybridrl environment check, with this config",
-        )
+    refuse_failures(failures, played=played, what="a step")
 
 
 def kept_texts(cfg: Config, step: int) -> int:

@@ -23,6 +23,7 @@ class Dialogue(Protocol):
 
         Raises:
             DataError: the chat format cannot write the messages.
+            ConfigError: there are tools, and it has no format for calls.
         """
         ...
 

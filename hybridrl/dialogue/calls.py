@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.environments.base import Call
+from hybridrl.errors import ConfigError
 
 NAME, ARGUMENT, VALUE = "probe_name", "probe_argument", "probe value"
 """What the probe call consists of."""
@@ -63,6 +64,15 @@ class CallFormat:
         if not isinstance(arguments, dict):
             return Call(name, fault=f"its {self.arguments_key} are no object", text=written)
         return Call(name, arguments, fault=fault, text=written)
+
+
+def no_call_format(why: str) -> ConfigError:
+    """The error for tools that the policy has no way to call."""
+    return ConfigError(
+        why,
+        where="data.chat_template",
+        fix="a model that was made for tools, or environment.text_calls",
+    )
 
 
 def probe_call(index: int = 0) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.dialogue.base import Dialogue
-from hybridrl.dialogue.calls import probe_call
+from hybridrl.dialogue.calls import no_call_format, probe_call
 from hybridrl.environments.base import Message, ToolSchema
 from hybridrl.errors import ConfigError
 
@@ -86,11 +86,9 @@ def _check_tools(dialogue: Dialogue, tokenizer: ModelTokenizer) -> None:
     read = [(one.name, dict(one.arguments), one.fault) for one in turn.calls]
     expected = [(call["function"]["name"], call["function"]["arguments"], "")]
     if read != expected or written == answer_text:
-        raise ConfigError(
+        raise no_call_format(
             "the model has no format for calls of tools that can be read: "
-            f"{answer_text.strip()[:80]!r} was read as {read or 'no call'}",
-            where=_WHERE,
-            fix="a model that was made for tools, or environment.text_calls",
+            f"{answer_text.strip()[:80]!r} was read as {read or 'no call'}"
         )
     opening = dialogue.begin([_ASKED], tools)
     _compare(dialogue, tokenizer, opening, answer[:-1], conversation, tools)

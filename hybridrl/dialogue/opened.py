@@ -9,6 +9,7 @@ from hybridrl.config.schema import DataConfig
 from hybridrl.data.prompts import PromptFormat
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.dialogue.base import Dialogue
+from hybridrl.dialogue.calls import no_call_format
 from hybridrl.dialogue.check import check_dialogue
 from hybridrl.dialogue.plain import PlainDialogue
 from hybridrl.dialogue.rendered import rendered_dialogue
@@ -34,6 +35,8 @@ def open_dialogue(
             understood.
     """
     if data.chat_template == "none":
+        if with_tools:
+            raise no_call_format("data.chat_template = none has no format for calls of tools")
         return PlainDialogue(tokenizer)
     tokenizer.require_template("data.chat_template")
     model_type = str(read_object(Path(folder, "config.json")).get("model_type", ""))

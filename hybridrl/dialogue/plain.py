@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from hybridrl.data.tokenize import ModelTokenizer
+from hybridrl.dialogue.calls import no_call_format
 from hybridrl.dialogue.safe_text import SafeText
 from hybridrl.environments.base import Message, ToolSchema, Turn
 from hybridrl.types import Finish
@@ -16,6 +17,8 @@ class PlainDialogue:
         self.stop_token_ids = tokenizer.stop_token_ids
 
     def begin(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
+        if tools:
+            raise no_call_format("data.chat_template = none has no format for calls of tools")
         return self._encoded(messages, add_special_tokens=True)
 
     def more(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridrl.data.tokenize import ModelTokenizer
-from hybridrl.dialogue.calls import CallFormat, format_of, probe_call
+from hybridrl.dialogue.calls import CallFormat, format_of, no_call_format, probe_call
 from hybridrl.dialogue.safe_text import SafeText
 from hybridrl.environments.base import Message, ToolSchema, Turn
 from hybridrl.errors import ConfigError, DataError
@@ -47,6 +47,8 @@ class TemplateDialogue:
         """The form of calls of tools; None: the template has none that is understood."""
 
     def begin(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
+        if tools and self.calls is None:
+            raise no_call_format("the chat template writes calls of tools in no form that can be read")
         return self._encode(self._render(messages, tools))
 
     def more(

@@ -3,11 +3,14 @@
 Thresholds are what the quickstart needs, or what the vendor of a component demands; comments say which.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
+from hybridrl.doctor.boxes import boxes
 from hybridrl.doctor.doctor_report import Finding, Report, Status
 from hybridrl.hosts.facts import Facts, Folder
 from hybridrl.hosts.machine import GIB, LOOPBACK
+from hybridrl.sandbox.support import inspect
 from hybridrl.wording import counted
 
 SETUP_CPU = "make setup"
@@ -42,7 +45,8 @@ Rule = Callable[[Facts], Iterator[Finding]]
 
 def examine() -> Report:
     """Inspect this machine; it takes well under a second, a little more if there are GPUs to query."""
-    return judge(Facts.here())
+    report = judge(Facts.here())
+    return Report((*report.findings, boxes(asyncio.run(inspect()))))
 
 
 def judge(facts: Facts) -> Report:

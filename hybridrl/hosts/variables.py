@@ -38,6 +38,11 @@ BASE = (
 of threads, and the folders of Hugging Face. None of them holds a secret."""
 
 
+def is_withheld(name: str, names: Iterable[str]) -> bool:
+    """Whether a variable is set here, and child_environment(names) leaves it out."""
+    return name in os.environ and name not in BASE and name not in names
+
+
 def child_environment(names: Iterable[str], *, key: str, where: str = "") -> dict[str, str]:
     """The variables of BASE that are set, and those with the names.
 

@@ -88,7 +88,10 @@ _ROWS: list[tuple[str, Metric]] = [
             "that filled the context, or because the environment failed three times.",
         ),
     ),
-    ("episode/retried", Metric("attempts", "Episodes played again because their environment failed.")),
+    (
+        "episode/retried",
+        Metric("attempts", "Attempts at episodes in which the environment failed; it may fail twice."),
+    ),
     (
         "rollout/cached_share",
         Metric("share", "Prompt tokens of later turns whose keys and values were in the engine's cache."),

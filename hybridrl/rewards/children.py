@@ -2,7 +2,10 @@
 second.
 
     Scorer (any process) --control--> fork server: loads the reward once, then forks a child per worker
-           ...one connection per child: Job ->, <- Result
+           ...one connection per child: Job ->, <- results
+
+Orders and jobs are pickled by the owner, whom these processes trust. Their answers are JSON (answers.py),
+since the owner does not trust code of a user that runs here.
 
 The fork server waits for orders on its control connection; a child waits for jobs on its own. When the owner
 ends, the control connection closes, and the fork server kills the children's process groups and ends.
@@ -15,22 +18,24 @@ import ctypes
 import faulthandler
 import mmap
 import os
+import pickle
 import resource
 import signal
+import socket
 import sys
 import sysconfig
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle
 from types import TracebackType
 from typing import Any, Literal
 
 from hybridrl.errors import HybridRLError, RewardError
+from hybridrl.rewards.answers import Loaded, Result, error_frame, loaded_frame, pid_frame, results_frame
 from hybridrl.rewards.plugin import LoadedReward, load_reward
 from hybridrl.rewards.score import Score, UnreadableScore, read_score
+from hybridrl.sandbox.inside.frames import Frame, FrameReader, receive
 from hybridrl.types import HANG_PART
 
 SHARED_BYTES = 2 * mmap.PAGESIZE
@@ -63,14 +68,6 @@ class Load:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    place: str
-    hang_score: float | None
-    makes_gold: bool
-    checks_rows: bool
-
-
 Asked = Literal["gold", "gold texts", "rows"]
 """What is asked about rows, not about answers."""
 
@@ -92,7 +89,8 @@ class Job:
     uids: Sequence[str]
 
 
-Result = Score | str | None
+JOB_BYTES = 1 << 31
+"""Bytes of an order or job, which come from the owner."""
 
 
 class Progress:
@@ -125,41 +123,59 @@ class Progress:
 
 def main(control_fd: int) -> None:
     """The fork server: obey Load, then fork and end children until the control connection closes."""
-    control = Connection(control_fd)
-    order: Load = control.recv()
+    control, reader = socket.socket(fileno=control_fd), FrameReader(JOB_BYTES)
+    arrived = _receive_order(control, reader)
+    if arrived is None:
+        return
+    order: Load = arrived[0]
     # It ends an orphan: the signal's default action works even if a module hangs while it is imported.
     signal.alarm(2 * LOAD_LIMIT_S)
     try:
         reward = load_reward(order.name, order.options, where=order.where)
         reward.warm_up()
     except BaseException as error:  # a process edge: the owner raises it
-        control.send(_load_error(error, order))
+        control.sendall(error_frame(_load_error(error, order)))
         return
     signal.alarm(0)
-    control.send(Loaded(reward.place, reward.hang_score, reward.makes_gold, reward.checks_rows))
+    loaded = Loaded(reward.place, reward.hang_score, reward.makes_gold, reward.checks_rows)
+    control.sendall(loaded_frame(loaded))
     children: set[int] = set()
-    try:
-        while True:
-            _obey(control.recv(), control, children, reward, order)
-    except EOFError:
-        for pid in children:
-            _end(pid)
+    while (arrived := _receive_order(control, reader)) is not None:
+        _obey(*arrived, control, children, reward, order)
+    for pid in children:
+        _end(pid)
+
+
+def _receive_order(control: socket.socket, reader: FrameReader) -> tuple[Any, list[int]] | None:
+    """The next order and the descriptors that came with it; None: the owner is gone."""
+    found: list[int] = []
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 2)
+        except ConnectionError:
+            return None
+        found += descriptors
+        if not data:
+            return None
+        for frame in reader.feed(data):
+            return pickle.loads(frame.parts[0]), found
 
 
 def _obey(
     order: Literal["fork"] | int,
-    control: Connection,
+    descriptors: list[int],
+    control: socket.socket,
     children: set[int],
     reward: LoadedReward,
     load: Load,
 ) -> None:
-    """Carry out an order. fork: two descriptors follow, and the answer is a pid. A pid: the child is ended,
+    """Carry out an order. fork: it has two descriptors, and the answer is a pid. A pid: the child is ended,
     and the answer is its wait status."""
     if order != "fork":
         children.remove(order)
-        control.send(_end(order))
+        control.sendall(pid_frame(_end(order)))
         return
-    jobs_fd, shared_fd = recv_handle(control), recv_handle(control)
+    jobs_fd, shared_fd = descriptors
     sys.stdout.flush()
     fork_server = os.getpid()
     pid = os.fork()
@@ -169,7 +185,7 @@ def _obey(
     os.close(jobs_fd)
     os.close(shared_fd)
     children.add(pid)
-    control.send(pid)
+    control.sendall(pid_frame(pid))
 
 
 def _end(pid: int) -> int:
@@ -192,15 +208,21 @@ def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, load: Load, fork_
         os.lseek(shared_fd, STACK_AT, os.SEEK_SET)
         faulthandler.register(DUMP_SIGNAL, file=shared_fd, all_threads=False)
         faulthandler.enable(file=shared_fd, all_threads=False)
-        jobs, progress = Connection(jobs_fd), Progress(shared_fd)
+        jobs, progress = socket.socket(fileno=jobs_fd), Progress(shared_fd)
+        reader = FrameReader(JOB_BYTES)
         _limit_memory(load.memory_bytes)
-        while True:
-            jobs.send(_work(jobs.recv(), reward, load, progress))
+        while (frame := receive(jobs_fd, reader)) is not None:
+            jobs.sendall(_answer(frame, reward, load, progress))
             sys.stdout.flush()
-    except EOFError:
+    except ConnectionError:
         pass
     finally:
         os._exit(0)  # without the fork server's exit handlers
+
+
+def _answer(frame: Frame, reward: LoadedReward, load: Load, progress: Progress) -> bytes:
+    found = _work(pickle.loads(frame.parts[0]), reward, load, progress)
+    return error_frame(found) if isinstance(found, RewardError) else results_frame(found)
 
 
 def _limit_memory(num_bytes: float) -> None:

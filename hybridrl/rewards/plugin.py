@@ -13,7 +13,7 @@ from hybridrl.rewards.reference import plain_text
 
 RULES = "hybridrl.rewards.rules"
 
-SECTION_KEYS = ("name", "answer_field", "timeout_s", "memory_gb", "num_workers", "min_gold")
+SECTION_KEYS = ("name", "answer_field", "timeout_s", "memory_gb", "num_workers", "min_gold", "variables")
 """The other keys of the config section, which are suggested too when an option is mistyped."""
 
 _FOREIGN = {

@@ -5,20 +5,54 @@ Who waits for whom: score() waits for its children, and for none longer than its
     message, and children with slow ones end at about the same time.
 """
 
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, HybridRLError, RewardError
-from hybridrl.rewards.children import ABOUT_ROWS, NOT_BEGUN, Asked, Job, Load, Result
-from hybridrl.rewards.processes import Child, ForkServer, stack_place
+from hybridrl.rewards.answers import Result, read_results
+from hybridrl.rewards.children import ABOUT_ROWS, NOT_BEGUN, Asked, Job, Load
+from hybridrl.rewards.processes import Child, ForkServer, stack_place, with_hint
 from hybridrl.rewards.score import Score
+from hybridrl.sandbox.inside.frames import FrameError
 from hybridrl.types import HANG_PART
 
 __all__ = ["Score", "Scorer"]
+
+
+_LATE_S = 60.0
+"""Seconds of the owner's clock beyond the limit of an item; then what its process says does not count."""
+
+_BEGIN_S = 600.0
+"""Seconds within which a process has to begin a job: the machine may be busy."""
+
+
+@dataclass(slots=True)
+class _Busy:
+    """A child that scores items, and the item that the owner last saw it on."""
+
+    child: Child
+    span: range
+    item: int = NOT_BEGUN
+    since: float = field(default_factory=time.monotonic)
+
+    def read(self) -> tuple[int, float]:
+        """The item, and seconds since it began: as the child says, or the owner's clock if that says much
+        more."""
+        item, since_s = self.child.progress.read()
+        if not self.item <= item < len(self.span):  # it goes back, or beyond its job: a lie
+            item = self.item
+        if item > self.item:
+            self.item, self.since = item, time.monotonic()
+        seen_s = time.monotonic() - self.since
+        if item == NOT_BEGUN:
+            return item, seen_s - _BEGIN_S
+        return item, max(since_s, seen_s - _LATE_S)
 
 
 @dataclass(slots=True)
@@ -29,7 +63,7 @@ class _Work:
     rows: Sequence[Mapping[str, Any]]
     uids: Sequence[str]
     todo: list[range]
-    busy: dict[Connection, tuple[Child, range]] = field(default_factory=dict)
+    busy: dict[socket.socket, _Busy] = field(default_factory=dict)
     scores: dict[int, Result] = field(default_factory=dict)
 
     def next_job(self, num_workers: int) -> tuple[range, Job]:
@@ -59,8 +93,14 @@ class Scorer:
         """
         self.reward, self._where = reward, where
         load = Load(reward.name, reward.options, reward.answer_field, reward.memory_gb * 1e9, where)
-        self._fork_server = ForkServer(load)
-        self._idle = [self._fork_server.fork() for _ in range(reward.num_workers)]
+        self._fork_server = ForkServer(load, variables=reward.variables)
+        self._idle: list[Child] = []
+        try:
+            for _ in range(reward.num_workers):
+                self._idle.append(self._fork_server.fork())
+        except BaseException:
+            self.close()
+            raise
 
     def score(
         self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]], uids: Sequence[str]
@@ -153,52 +193,65 @@ class Scorer:
                     self._collect(work, jobs)
                 self._end_hanging(work)
         finally:
-            for child, _ in work.busy.values():
-                self._replace(child)
+            for busy in work.busy.values():
+                self._replace(busy.child)
         return [work.scores[i] for i in range(len(rows))]
 
     def _hand_out(self, work: _Work) -> None:
         while work.todo and self._idle:
             child = self._idle.pop()
             span, job = work.next_job(self.reward.num_workers)
-            work.busy[child.jobs] = (child, span)
+            work.busy[child.jobs] = _Busy(child, span)
             child.progress.begin(NOT_BEGUN)
             try:
-                child.jobs.send(job)
-            except ConnectionError:  # it died while idle; _collect reports why
+                child.send(job)
+            except OSError:  # it died while idle, or does not read; _collect or _end_hanging reports why
                 pass
 
-    def _collect(self, work: _Work, jobs: Connection) -> None:
-        child, span = work.busy[jobs]
+    def _collect(self, work: _Work, jobs: socket.socket) -> bool:
+        """Take a child's answer if it is whole; returns whether it was."""
+        child, span = work.busy[jobs].child, work.busy[jobs].span
         try:
-            result: list[Result] | HybridRLError = jobs.recv()
-        except (EOFError, ConnectionError) as error:
+            frame = child.receive()
+            if frame is None:
+                return False
+            result = read_results(frame, len(span))
+        except EOFError as error:
             del work.busy[jobs]
             raise self._died(child, span, work) from error
+        except FrameError as error:
+            del work.busy[jobs]
+            self._replace(child)
+            raise RewardError(
+                f"the process of reward {self.reward.name} answered nonsense: {error}",
+                where=self._fork_server.loaded.place,
+                fix="something in it writes to descriptors that are not its own",
+            ) from error
         del work.busy[jobs]
         self._idle.append(child)
         if isinstance(result, HybridRLError):
-            raise result
+            raise with_hint(result, self.reward.variables)
         work.scores.update(zip(span, result, strict=True))
+        return True
 
     def _patience(self, work: _Work) -> float:
         """Seconds until the first of the items that are being scored is overdue, a minute at most: wait()
         takes no time without end."""
-        progress = [child.progress.read() for child, _ in work.busy.values()]
+        progress = [busy.read() for busy in work.busy.values()]
         since_s = max((since_s for item, since_s in progress if item != NOT_BEGUN), default=0.0)
         return min(max(self.reward.timeout_s - since_s, 0.0), 60.0)
 
     def _end_hanging(self, work: _Work) -> None:
-        for child, span in list(work.busy.values()):
-            item, since_s = child.progress.read()
-            if item == NOT_BEGUN or since_s < self.reward.timeout_s or child.jobs.poll():
+        for jobs, busy in list(work.busy.items()):
+            item, since_s = busy.read()
+            if since_s < (0 if item == NOT_BEGUN else self.reward.timeout_s) or self._collect(work, jobs):
                 continue
-            place = child.stack()
-            if child.progress.read()[0] != item:  # it went on meanwhile: it was slow, not hanging
+            place = busy.child.stack()
+            if busy.read()[0] != item:  # it went on meanwhile: it was slow, not hanging
                 continue
-            del work.busy[child.jobs]
-            self._replace(child)
-            self._give_hang_score(work, span, item, place)
+            del work.busy[jobs]
+            self._replace(busy.child)
+            self._give_hang_score(work, busy.span, max(item, 0), place)
 
     def _give_hang_score(self, work: _Work, span: range, item: int, place: str) -> None:
         if self._fork_server.loaded.hang_score is None or work.answers in ABOUT_ROWS:
@@ -212,7 +265,7 @@ class Scorer:
         work.todo += [part for part in (span[:item], span[item + 1 :]) if part]
 
     def _died(self, child: Child, span: range, work: _Work) -> RewardError:
-        item = max(child.progress.read()[0], 0)
+        item = min(max(child.progress.read()[0], 0), len(span) - 1)
         place = stack_place(child.progress.stack())
         reason = self._replace(child)
         return RewardError(

@@ -18,6 +18,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from hybridrl.batch import TokenBlock
+from hybridrl.environments.failures import refuse_failures
 from hybridrl.errors import EngineError
 from hybridrl.rollout.answers import spans_of
 from hybridrl.rollout.base import Answer, Engine, Request
@@ -85,7 +86,9 @@ class EpisodeRunner:
     ) -> tuple[list[list[Trajectory]], TokenBlock]:
         """Answer prompts with whole episodes: Engine.generate for an evaluation with an environment.
 
-        Raises: what the engine or an episode raised.
+        Raises:
+            EnvironmentFailedError: the environments of too many episodes failed.
+            Exception: what the engine or an episode raised.
         """
         assert self._player is not None and sampling.seed is not None
         loop, groups = asyncio.get_running_loop(), []
@@ -97,6 +100,9 @@ class EpisodeRunner:
         await asyncio.gather(*(group.evaluation for group in groups if group.evaluation))
         found, block = results(groups, self._version)
         assert block is not None, "there is at least one prompt"
+        failures = [failure for group in found for failure in group.failures]
+        played = sum(len(group.episodes) for group in groups) - len(failures)
+        refuse_failures(failures, played=played, what="an evaluation")
         return [group.trajectories for group in found], block
 
     async def finished(self) -> tuple[list[FinishedGroup], TokenBlock | None]:

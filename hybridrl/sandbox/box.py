@@ -45,6 +45,9 @@ class Result:
     stdout: bytes
     stderr: bytes
     seconds: float
+    cpu_s: float
+    """Processor time of the program, without that of programs it started."""
+
     done: Mapping[str, Any] | None = None
     """What a session answered, unchecked: it comes from the program."""
 
@@ -119,19 +122,21 @@ class Box:
         files: Mapping[str, bytes] | None = None,
         stdin: bytes = b"",
         time_s: float | None = None,
+        cpu_s: float | None = None,
     ) -> Result:
         """Execute a program in /tmp. All that earlier calls left running is ended first, a session too.
 
         Args:
             files: contents by path, written below /tmp before.
             time_s: seconds that it may take; None: the limit of the box.
+            cpu_s: seconds of processor time that it may take; None: the limit of the box alone.
 
         Raises:
             SandboxError: the box is gone, or the files cannot be written.
         """
         files = files or {}
         order = {"do": "run", "argv": list(argv), "files": list(files)}
-        return await self._call(order, (*files.values(), stdin), time_s)
+        return await self._call(order, (*files.values(), stdin), time_s, cpu_s)
 
     async def script(
         self,
@@ -140,17 +145,19 @@ class Box:
         files: Mapping[str, bytes] | None = None,
         stdin: bytes = b"",
         time_s: float | None = None,
+        cpu_s: float | None = None,
     ) -> Result:
         """Run Python code as a program of its own, in an interpreter that is already up; as run()."""
         files = files or {}
         parts = (*files.values(), code.encode(errors="replace"), stdin)
-        return await self._call({"do": "script", "files": list(files)}, parts, time_s)
+        return await self._call({"do": "script", "files": list(files)}, parts, time_s, cpu_s)
 
     async def python(
         self,
         code: str,
         *,
         time_s: float | None = None,
+        cpu_s: float | None = None,
         echo: bool = True,
         answer: Answerer | None = None,
         remote: Sequence[str] = (),
@@ -167,16 +174,19 @@ class Box:
             SandboxError: the box is gone.
         """
         order = {"do": "python", "echo": echo, "remote": list(remote)}
-        return await self._call(order, (code.encode(errors="replace"),), time_s, answer)
+        return await self._call(order, (code.encode(errors="replace"),), time_s, cpu_s, answer)
 
-    async def call(self, question: Mapping[str, Any], *, time_s: float | None = None) -> Result:
+    async def call(
+        self, question: Mapping[str, Any], *, time_s: float | None = None, cpu_s: float | None = None
+    ) -> Result:
         """Call a function of the session, see inside/session.py; `done` has its answer.
 
         Raises:
             SandboxError: the box is gone.
         """
         names = ("how", "path", "args", "kwargs")
-        return await self._call({"do": "call", **{name: question[name] for name in names}}, (), time_s)
+        order = {"do": "call", **{name: question[name] for name in names}}
+        return await self._call(order, (), time_s, cpu_s)
 
     async def write(self, files: Mapping[str, bytes]) -> None:
         """Write files below /tmp.
@@ -221,10 +231,11 @@ class Box:
         order: Mapping[str, Any],
         parts: tuple[bytes, ...],
         time_s: float | None,
+        cpu_s: float | None,
         answer: Answerer | None = None,
     ) -> Result:
         time_s = self.limits.time_s if time_s is None else time_s
-        frame = await self._ask({**order, "time_s": time_s}, parts, time_s + _GRACE_S, answer)
+        frame = await self._ask({**order, "time_s": time_s, "cpu_s": cpu_s}, parts, time_s + _GRACE_S, answer)
         try:
             return read_result(frame)
         except FrameError as error:
@@ -312,8 +323,13 @@ def read_result(frame: Frame) -> Result:
     """
     header = frame.header
     code, seconds, done = header.get("code"), header.get("seconds"), header.get("done")
-    passed = header.get("ended")
-    if type(code) is not int or type(seconds) is not float or len(frame.parts) != 2:
+    passed, cpu_s = header.get("ended"), header.get("cpu_s")
+    if (
+        type(code) is not int
+        or type(seconds) is not float
+        or type(cpu_s) is not float
+        or len(frame.parts) != 2
+    ):
         raise FrameError("a result without code, seconds and output")
     if passed not in (None, "error", *_LIMITS) or not isinstance(done, dict | None):
         raise FrameError("a result of another form")
@@ -322,7 +338,7 @@ def read_result(frame: Frame) -> Result:
         ended = "error"
     if ended == "exit" and header.get("lost") is True:
         ended = "error"  # the program ended its session
-    return Result(ended, code, *frame.parts, seconds, done, lost=header.get("lost") is True)
+    return Result(ended, code, *frame.parts, seconds, cpu_s, done, lost=header.get("lost") is True)
 
 
 def signal_name(number: int) -> str:

@@ -79,6 +79,8 @@ async def finished(runner: EpisodeRunner, chosen: Sequence[Ticket]) -> Rows:
         groups, block = await runner.finished()
         assert block is not None
         for group in groups:
+            if group.ticket not in index_of:  # it had ended before it was cancelled
+                continue
             for trajectory in group.trajectories:
                 row = block.row(trajectory.row)
                 found[index_of[group.ticket], trajectory.episode] = (
@@ -101,10 +103,10 @@ async def interrupted(engine: SGLangEngine) -> Rows:
     runner, chosen = runner_of(engine), tickets()
     runner.submit(chosen)
     for _ in range(3):
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.05)
         await runner.pause()
+        await runner.cancel([1])
         await runner.go_on()
-    await runner.cancel([1])
     again = tickets(10)[1:2]
     runner.submit(again)
     return await finished(runner, [*(t for t in chosen if t.number != 1), *again])

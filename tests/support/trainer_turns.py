@@ -62,7 +62,9 @@ def episodes() -> tuple[TokenBlock, list[Trajectory]]:
         reward += [0.0] * prompt
         for k in range(turns):
             length, between = int(draw.integers(1, 4)), int(draw.integers(0, 3)) * (k + 1 < turns)
-            turn_start.append(len(mask)), turn.append(k), anchor.append(int(draw.integers(0, 3)))
+            turn_start.append(len(mask))
+            turn.append(k)
+            anchor.append(int(draw.integers(0, 3)))
             mask += [True] * length + [False] * between
             own = float(np.float32(draw.normal()))
             reward += [0.0] * (length - 1) + [own] + [0.0] * between

@@ -18,7 +18,7 @@ def turns_fit_the_context(loaded: LoadedConfig, context: RuleContext) -> Iterato
     if environment is None:
         if given is not None:
             yield ConfigError(
-                f"{_CONTEXT} = {given} is a budget of episodes, and there is no environment",
+                f"rollout.max_context_tokens = {given} is a budget of episodes, and there is no environment",
                 where=loaded.where(_CONTEXT),
                 fix="leave it out, or name an environment",
             )
@@ -27,7 +27,8 @@ def turns_fit_the_context(loaded: LoadedConfig, context: RuleContext) -> Iterato
     enough = rollout.max_prompt_tokens + turns * rollout.max_response_tokens
     if given is None:
         yield ConfigError(
-            f"an episode has up to {counted(turns, 'turn')}, and {_CONTEXT} does not say how long it may be",
+            f"an episode has up to {counted(turns, 'turn')}, and rollout.max_context_tokens does not say how "
+            "long it may be",
             where=loaded.where("environment"),
             fix=f"{_CONTEXT}={enough}, and as many more as results and messages take",
         )
@@ -37,7 +38,7 @@ def turns_fit_the_context(loaded: LoadedConfig, context: RuleContext) -> Iterato
     if given < least:
         what = "one answer" if least == first else f"one token for each of {turns} turns"
         yield ConfigError(
-            f"{_CONTEXT} = {given} does not hold an opening of rollout.max_prompt_tokens = "
+            f"rollout.max_context_tokens = {given} does not hold an opening of rollout.max_prompt_tokens = "
             f"{rollout.max_prompt_tokens} and {what}",
             where=loaded.where(_CONTEXT, "rollout.max_prompt_tokens"),
             fix=f"{enough} holds all turns; {least} is the least",

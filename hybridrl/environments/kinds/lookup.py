@@ -4,8 +4,8 @@ environment: {name: lookup, max_turns: 2}
 
 The task lookup makes its rows: "7?" asks for register 7, the call [7] reads it, and then the policy says the
 digit. So a policy that does not call the tool is right one time in ten. The call pays `form`, and as much
-again if it reads the right register; parts of a call pay a part of it. After a call any digit pays `form`, and the
-right one 1.
+again if it reads the right register; parts of a call pay a part of it. After a call any digit pays `form`,
+and the right one 1.
 """
 
 from collections.abc import Mapping

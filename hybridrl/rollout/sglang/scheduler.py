@@ -80,7 +80,9 @@ class RolloutScheduler(Scheduler):
 
     def handle_generate_request(self, recv_req: Any, **options: Any) -> None:
         """Take a request. One with stop strings gets a tokenizer, which this engine has for nothing else."""
-        if recv_req.sampling_params.stop_strs:
+        options_of = recv_req.sampling_params
+        if stop := (options_of.custom_params or {}).get("stop"):
+            options_of.stop_strs, options_of.stop_str_max_len = stop, max(map(len, stop))
             self._stop_tokenizer = self._stop_tokenizer or get_tokenizer(get_serving().tokenizer_path)
             self.tokenizer = self._stop_tokenizer
         try:

@@ -186,7 +186,8 @@ class Serving:
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
-            **({"stop": list(sampling.stop)} if sampling.stop else {}),
+            # SGLang's own option is refused without a tokenizer; our scheduler has one for it.
+            **({"custom_params": {"stop": list(sampling.stop)}} if sampling.stop else {}),
             "stop_token_ids": list(sampling.stop_token_ids),
             "sampling_seed": self._unseeded.getrandbits(62) if sampling.seed is None else sampling.seed,
         }

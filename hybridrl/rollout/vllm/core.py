@@ -254,7 +254,6 @@ def _parameters(sampled: Sampled, end_tokens: Sequence[int]) -> SamplingParams:
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        min_p=sampling.min_p,
         stop_token_ids=[*end_tokens, *sampling.stop_token_ids],
         logprobs=0,
         detokenize=False,

@@ -56,6 +56,12 @@ class VLLM:
                 where="rollout.stop",
                 fix="rollout.stop_token_ids, or rollout.engine: sglang",
             )
+        if cfg.evaluate.min_p:
+            yield ConfigError(
+                f"evaluate.min_p = {cfg.evaluate.min_p:g}: a vLLM engine here knows top_p and top_k only",
+                where="evaluate.min_p",
+                fix="evaluate.top_p or top_k, or rollout.engine: sglang",
+            )
         yield from _refuse_parts(cfg)
         if cfg.actor.moe.router_replay == "rollout":
             yield ConfigError(

@@ -124,7 +124,7 @@ class FirstProcess:
             pipes, stdin = start_python(self._setting, _script(parts[0])), parts[1]
         self._children.add(pipes.pid)
         outputs = self._outputs(pipes)
-        guard = Guard(self._setting.limits, outputs, self._watched_folder())
+        guard = self._guard(pipes.pid, outputs, order)
         ended, status, unsent, stdin_fd = None, None, memoryview(stdin), pipes.stdin
         while ended is None and (status := self._children.status(pipes.pid)) is None:
             if not unsent and stdin_fd >= 0:
@@ -138,28 +138,30 @@ class FirstProcess:
                 unsent = _write(stdin_fd, unsent)
             overdue = time.monotonic() - began > order["time_s"]
             ended = "time" if overdue else guard.passed()
+        cpu_s = guard.cpu_s
         killed = self._children.end(pipes.pid)
         drain(outputs)
         ended = ended or ("output" if any(output.over for output in outputs) else None)
         for fd in (stdin_fd, pipes.stdout, pipes.stderr):
             if fd >= 0:
                 os.close(fd)
-        return self._answer(ended, killed if status is None else status, began, outputs)
+        return self._answer(ended, killed if status is None else status, began, cpu_s, outputs)
 
     def _in_session(self, order: Mapping[str, Any], parts: tuple[bytes, ...]) -> tuple[Any, ...]:
         session, began = self._session or self.start_session(), time.monotonic()
         self._children.signal(session.pipes.pid, signal.SIGCONT)
-        guard = Guard(self._setting.limits, session.outputs, self._watched_folder())
+        guard = self._guard(session.pipes.pid, session.outputs, order)
         command = dict(order) | {"do": "exec" if order["do"] == "python" else "call"}
         session.command(frames.pack(command, *parts))
         ended, status = self._watch(session, guard, began, order["time_s"])
+        cpu_s = guard.cpu_s
         if session.done is not None:
             self._children.signal(session.pipes.pid, signal.SIGSTOP)  # no work between the calls
         else:
             killed = self._children.end(session.pipes.pid)
             status = killed if status is None else status
         drain(session.outputs)
-        answer = self._answer(ended, status or 0, began, session.outputs)
+        answer = self._answer(ended, status or 0, began, cpu_s, session.outputs)
         answer[0].update(done=session.done, lost=session.done is None)
         if session.done is None:
             session.pipes.close()
@@ -202,17 +204,19 @@ class FirstProcess:
         limit = self._setting.limits.output_bytes
         return Output(pipes.stdout, limit), Output(pipes.stderr, limit)
 
-    def _watched_folder(self) -> str | None:
-        return self._setting.folder if self._setting.lone else None
+    def _guard(self, pid: int, outputs: tuple[Output, Output], order: Mapping[str, Any]) -> Guard:
+        folder = self._setting.folder if self._setting.lone else None
+        return Guard(self._setting.limits, outputs, pid, order.get("cpu_s"), folder)
 
     def _answer(
-        self, ended: str | None, status: int, began: float, outputs: tuple[Output, Output]
+        self, ended: str | None, status: int, began: float, cpu_s: float, outputs: tuple[Output, Output]
     ) -> tuple[Any, ...]:
         code = os.waitstatus_to_exitcode(status)
         ended = ended or {-signal.SIGXCPU: "cpu", -signal.SIGXFSZ: "disk"}.get(code)
         if ended == "disk" and self._setting.lone:
             empty_folder(self._setting.folder)  # else the next call would end at once
-        header = {"ok": True, "ended": ended, "code": code, "seconds": time.monotonic() - began}
+        seconds = time.monotonic() - began
+        header = {"ok": True, "ended": ended, "code": code, "seconds": seconds, "cpu_s": cpu_s}
         return header, outputs[0].take(), outputs[1].take()
 
     def _end_session(self) -> None:

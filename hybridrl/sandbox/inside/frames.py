@@ -37,9 +37,9 @@ def pack(header: Mapping[str, Any], *parts: bytes) -> bytes:
 class FrameReader:
     """Collects bytes as they come, and gives the frames that are whole."""
 
-    def __init__(self, limit: int) -> None:
-        """`limit`: bytes of the JSON, and bytes of the parts, of one frame."""
-        self._limit = limit
+    def __init__(self, limit: int, *, text_limit: int | None = None) -> None:
+        """`limit`: bytes of the parts of one frame; `text_limit`: bytes of its JSON, as many if None."""
+        self._limit, self._text_limit = limit, limit if text_limit is None else text_limit
         self._bytes = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Frame]:
@@ -51,8 +51,9 @@ class FrameReader:
         self._bytes += data
         while len(self._bytes) >= _HEAD.size:
             text_bytes, rest_bytes = _HEAD.unpack_from(self._bytes)
-            if max(text_bytes, rest_bytes) > self._limit:
-                raise FrameError(f"a frame of {text_bytes} + {rest_bytes} bytes, {self._limit} are allowed")
+            if text_bytes > self._text_limit or rest_bytes > self._limit:
+                allowed = f"{self._text_limit} + {self._limit} are allowed"
+                raise FrameError(f"a frame of {text_bytes} + {rest_bytes} bytes, {allowed}")
             end = _HEAD.size + text_bytes + rest_bytes
             if len(self._bytes) < end:
                 return

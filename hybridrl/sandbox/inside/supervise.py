@@ -1,5 +1,6 @@
 """Watches a program in a box until it ends or passes a limit, and takes what it writes."""
 
+import math
 import os
 import select
 import signal
@@ -11,6 +12,9 @@ from hybridrl.sandbox.inside.limits import Limits
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CHUNK = 1 << 16
+_CPUCLOCK_SCHED = 2
+"""The clock of a process's id: clock_getcpuclockid(3)."""
+
 _LOOK_S = 0.02
 """Seconds between two looks at memory and files."""
 
@@ -47,13 +51,27 @@ class Output:
 class Guard:
     """Says which limit the processes of a box have passed."""
 
-    def __init__(self, limits: Limits, outputs: Iterable[Output], folder: str | None) -> None:
-        """`folder`: the one whose size nothing else limits; None where the file system does."""
+    def __init__(
+        self, limits: Limits, outputs: Iterable[Output], pid: int, cpu_s: float | None, folder: str | None
+    ) -> None:
+        """
+        Args:
+            pid, cpu_s: the program, and seconds of processor time that it may take from now on.
+            folder: the one whose size nothing else limits; None where the file system does.
+        """
         self._limits, self._outputs, self._folder = limits, tuple(outputs), folder
+        self._pid, self._cpu_s, self._cpu_before = pid, cpu_s, cpu_seconds(pid)
+        self._cpu_now = self._cpu_before
         self._next_look = 0.0
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of the program since this guard began."""
+        self._cpu_now = max(self._cpu_now, cpu_seconds(self._pid))
+        return self._cpu_now - self._cpu_before
+
     def passed(self) -> str | None:
-        """output, memory or disk; None if all is well."""
+        """output, memory, cpu or disk; None if all is well."""
         if any(output.over for output in self._outputs):
             return "output"
         now = time.monotonic()
@@ -62,6 +80,8 @@ class Guard:
         self._next_look = now + _LOOK_S
         if resident_bytes() > self._limits.memory_bytes:
             return "memory"
+        if self.cpu_s > (self._cpu_s or math.inf):
+            return "cpu"
         if self._folder and folder_bytes(self._folder, self._limits.disk_bytes) > self._limits.disk_bytes:
             return "disk"
         return None
@@ -138,6 +158,14 @@ def drain(outputs: Iterable[Output]) -> None:
         while output.open and len(output.kept) != before and not output.over:
             before = len(output.kept)
             output.read()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process; 0 if it is gone."""
+    try:
+        return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+    except OSError:
+        return 0.0
 
 
 def resident_bytes() -> int:

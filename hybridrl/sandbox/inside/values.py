@@ -79,7 +79,7 @@ def decode(found: Any, make: Callable[[dict[str, Any]], Any] | None = None, dept
     ((letter, inner),) = found.items()
     try:
         return _tagged(letter, inner, make, depth + 1)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotPlain(f"{letter!r:.20}: {error}"[:200]) from None
 
 

@@ -92,3 +92,9 @@ def test_what_no_turn_earned_counts_for_the_last_one():
     turn_reward_T = torch.tensor([0.25, 0.5, 0.0, 7.0, 0.125])  # 7 is outside the mask
     found_T = step_rewards(torch.tensor([1.75, 0.125, 9.0]), turn_reward_T, tokens)
     assert found_T.tolist() == [0.25, 0.5, 1.0, 0.0, 0.125]
+
+
+def test_rewards_of_turns_may_have_another_precision():
+    tokens = Tokens(torch.tensor([0, 0]), torch.tensor([1, 1]).bool(), 1)
+    found_T = step_rewards(torch.tensor([1.0]), torch.tensor([0.25, 0.5], dtype=torch.float64), tokens)
+    assert found_T.tolist() == [0.25, 0.75] and found_T.dtype == torch.float32

@@ -7,7 +7,7 @@ import pytest
 
 from hybridrl.controller.evaluate import Evaluator, heldout_metrics
 from hybridrl.controller.sampling import group_task, heldout_sampling
-from hybridrl.controller.stream import refuse_failures
+from hybridrl.controller.stream import refuse_failed
 from hybridrl.environments.base import EnvironmentFailedError
 from hybridrl.errors import DataError
 from hybridrl.types import Group, Prompt, Trajectory
@@ -114,19 +114,19 @@ def test_a_limit_that_is_no_number_of_tokens_is_refused(value):
 
 def test_a_quarter_of_failed_episodes_may_fail_and_no_more():
     played = [episode(0.0, number=i) for i in range(3)]
-    refuse_failures([group(*played, failures=("step took 30 s",))])
+    refuse_failed([group(*played, failures=("step took 30 s",))])
     with pytest.raises(EnvironmentFailedError, match="2 of 5 episodes of a step failed.*step took 30 s"):
-        refuse_failures([group(*played, failures=("step took 30 s", "the process died"))])
-    refuse_failures([group(Trajectory(0, 1, 1, 1, "stop", 0, 1.0))])
+        refuse_failed([group(*played, failures=("step took 30 s", "the process died"))])
+    refuse_failed([group(Trajectory(0, 1, 1, 1, "stop", 0, 1.0))])
 
 
 def test_roles_of_an_episode_count_as_one():
     roles = [episode(0.0, agent=agent, number=i) for i in range(3) for agent in (0, 1)]
     with pytest.raises(EnvironmentFailedError, match="2 of 5"):
-        refuse_failures([group(*roles, failures=("a", "b"))])
+        refuse_failed([group(*roles, failures=("a", "b"))])
 
 
 def test_a_group_whose_episodes_all_failed_is_no_played_one():
     left = episode(0.0, ended="failed")
     with pytest.raises(EnvironmentFailedError, match="4 of 4"):
-        refuse_failures([group(left, failures=("a",) * 4)])
+        refuse_failed([group(left, failures=("a",) * 4)])

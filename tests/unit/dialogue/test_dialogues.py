@@ -185,3 +185,11 @@ def test_without_a_template_contents_follow_each_other():
     assert text_of(tokenizer, dialogue.more(begun, encode(tokenizer, "5") + end, new, ())) == "+"
     assert text_of(tokenizer, dialogue.more(begun, encode(tokenizer, "5"), new, ())) == "<|end|>+"
     assert dialogue.read(encode(tokenizer, "5") + end, "stop", ()).text == "5"
+
+
+def test_tools_that_the_policy_cannot_call_are_refused():
+    tokenizer, dialogue = made(values.BARE)
+    with pytest.raises(ConfigError, match="calls of tools in no form that can be read"):
+        dialogue.begin(ASKED, [ADD])
+    with pytest.raises(ConfigError, match="chat_template = none has no format for calls"):
+        PlainDialogue(tokenizer).begin(ASKED, [ADD])

@@ -79,13 +79,13 @@ def test_a_job_that_cannot_run_is_refused_before_it_waits_in_a_queue(folder: Pat
 def test_a_loss_of_a_column_that_nothing_gives_is_refused(
     folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a run without turns gives none of their rewards."""
+    """As a run without an environment gives no rewards of turns."""
     (folder / "turn_loss.py").write_text(
         "class TurnLoss:\n    needs = frozenset({'turn_reward'})\n    def __call__(self, **columns): ...\n"
     )
     monkeypatch.syspath_prepend(folder)
     code, _, err = run(capsys, "--on", "slurm", "--dry-run", "algorithm.loss=turn_loss:TurnLoss")
-    assert code == 2 and "the policy loss needs turn_reward, which no part of a run computes yet" in err
+    assert code == 2 and "the policy loss needs turn_reward, which only a run with an environment has" in err
 
 
 def test_several_nodes_need_something_that_starts_them(folder: Path, capsys: Captured) -> None:

@@ -10,7 +10,7 @@ from tiny_engine.models import logp_of
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.dialogue.template import TemplateDialogue
-from hybridrl.environments.base import EnvironmentUsage, Observation
+from hybridrl.environments.base import EnvironmentFailedError, EnvironmentUsage, Observation
 from hybridrl.models.tiny import random_model
 from hybridrl.rollout.base import EngineSetup, kind_of
 from hybridrl.rollout.episodes import EpisodeRunner
@@ -181,3 +181,31 @@ def test_a_fault_of_the_project_reaches_the_one_who_waits(engine, folder):
         asyncio.run(played(runner, 0))
     with pytest.raises(KeyError, match="oh"):
         asyncio.run(runner.play([Prompt("heldout/0", (1,), {"q": "x"})], ticket(0).task.sampling))
+
+
+def test_an_evaluation_whose_environments_fail_ends_the_run(engine, folder):
+    class Dead(Echo):
+        async def reset(self, seed):
+            raise EnvironmentFailedError("the process died")
+
+    prompts = [Prompt(f"heldout/{i}", (1,), {"q": "x"}) for i in range(2)]
+    with pytest.raises(EnvironmentFailedError, match="4 of 4 episodes of an evaluation.*the process died"):
+        asyncio.run(runner_on(engine, folder, Dead()).play(prompts, ticket(0).task.sampling))
+
+
+def test_an_episode_that_failed_leaves_its_group(engine, folder):
+    class DiesOnce(Echo):
+        def __init__(self):
+            self.left = 3
+
+        async def reset(self, seed):
+            self.left -= 1
+            if self.left >= 0:
+                raise EnvironmentFailedError("the process died")
+            return Observation("go")
+
+    groups, blocks = asyncio.run(played(runner_on(engine, folder, DiesOnce()), 0, 1))
+    members = [t for group in groups.values() for t in group.trajectories]
+    failures = [failure for group in groups.values() for failure in group.failures]
+    assert len(members) + len(failures) == 4 and all(t.ended == "max_turns" for t in members)
+    assert all("the process died" in failure for failure in failures) and len(failures) <= 1

@@ -85,6 +85,15 @@ def test_the_fix_of_a_refused_router_replay_is_a_value_of_the_key() -> None:
     assert refused(model, mended) == []
 
 
+def test_ways_to_sample_that_only_sglang_has_are_refused() -> None:
+    model = tiny("qwen3", head_dim=64)
+    (stop,) = refused(model, 'rollout.stop=["</a>"]')
+    assert "rollout.stop = '</a>': a vLLM engine here has no tokenizer" in stop
+    (min_p,) = refused(model, "evaluate.min_p=0.1")
+    assert "evaluate.min_p = 0.1" in min_p
+    assert refused(model, "rollout.stop_token_ids=[3]", "evaluate.top_p=0.9", "evaluate.top_k=4") == []
+
+
 def test_an_engine_over_several_nodes_and_a_small_cache_are_refused() -> None:
     model = tiny("qwen3", head_dim=64)
     (error,) = refused(model, "cluster={nodes: 2, gpus_per_node: 2}", "rollout.parallel={tp: 4}")

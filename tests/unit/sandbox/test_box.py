@@ -250,7 +250,7 @@ def lying_box(answer):
     return Box("bubblewrap", LIMITS, Started(process, ours, {}, None))
 
 
-GOOD = {"ok": True, "ended": None, "code": 0, "seconds": 0.1}
+GOOD = {"ok": True, "ended": None, "code": 0, "seconds": 0.1, "cpu_s": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -340,3 +340,15 @@ def test_limits_of_a_box_are_its_own():
         return (await box.script(code)).text
 
     assert "Resource temporarily unavailable" in in_box("bubblewrap", play, limits)
+
+
+def test_processor_time_is_limited_and_told(kind):
+    async def play(box):
+        busy = await box.script("while True: pass", cpu_s=0.2)
+        session = await box.python("while True: pass", cpu_s=0.2)
+        idle = await box.python("import time; time.sleep(0.5)", cpu_s=0.2)
+        return busy, session, idle
+
+    busy, session, idle = in_box(kind, play)
+    assert (busy.ended, session.ended, idle.ended) == ("cpu", "cpu", "exit")
+    assert 0.2 <= busy.cpu_s < 5 and idle.cpu_s < 0.2
