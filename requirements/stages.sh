@@ -34,11 +34,13 @@ stage() {
 
 # environment [NAME]: an empty environment of the Python that the pinned packages are for
 environment() {
-    command -v "$python" >/dev/null || fail "there is no $python; install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11"
+    command -v "$python" >/dev/null || fail "there is no $python; install Python 3.12 or 3.11, or name it: make setup PYTHON=/path/to/python3.12"
     version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    [ "$version" = 3.11 ] || fail "the pinned packages are for Python 3.11, $python is $version: make setup PYTHON=/path/to/python3.11"
+    [[ $version = 3.1[12] ]] || fail "the pinned packages are for Python 3.12 and 3.11, $python is $version: make setup PYTHON=/path/to/python3.12"
     "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python cannot make environments; install its venv package"
 
+    # An environment of another Python goes: the packages of both would lie in it
+    if [ -e "$venv/pyvenv.cfg" ] && [ ! -d "$venv/lib/python$version" ]; then rm -rf "$venv"; fi
     printf 'setup     Python %s environment%s in %s\n' "$version" "${1:+ $1}" "$venv"
     mkdir -p "$venv"
     log=$venv/setup.log

@@ -285,8 +285,9 @@ class TrainingRun(Section):
     """Every random choice of the run follows from it: order of the data, sampling, new weights."""
 
     deterministic: bool = False
-    """Training uses only algorithms that give the same bits from the same input, and fails at an operation
-    that has none. On a CPU it changes nothing; a GPU is slower with it."""
+    """On GPUs, training uses only algorithms that give the same bits from the same input, and fails at an
+    operation that has none; SGLang samples by seeds, and a batch does not change its results. Both are
+    slower. On a CPU this changes nothing: results are repeatable there."""
 
     save_every: NonNegativeInt = 0
     """Updates between checkpoints; 0: only one at the end."""

@@ -60,7 +60,7 @@ def hybridrl(facts: Facts) -> Iterator[Finding]:
 
 def python(facts: Facts) -> Iterator[Finding]:
     good = tuple(map(int, facts.python.split(".")[:2])) >= (3, 11)
-    yield _finding("python", facts.python, good or "missing", "install Python 3.11")
+    yield _finding("python", facts.python, good or "missing", "install Python 3.12")
 
 
 def cores(facts: Facts) -> Iterator[Finding]:

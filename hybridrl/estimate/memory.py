@@ -1,8 +1,8 @@
 """Memory of every phase, per GPU or per trainer rank: weights, gradients, optimizer, activations, engine.
 
-Trainer and engines share each GPU and take turns. The engine's weights stay on the GPU, since a swap writes
-into them; its KV cache is freed while the trainer runs. actor.offload decides what the trainer keeps on the
-GPU while engines generate. Activations are those of the largest microbatch.
+Trainer and engines share each GPU. The engine's weights stay on the GPU, since a swap writes into them; its
+KV cache is freed while the trainer runs, unless the engine answers meanwhile. actor.offload decides what the
+trainer keeps on the GPU while engines generate. Activations are those of the largest microbatch.
 """
 
 from collections.abc import Callable, Iterator
@@ -290,6 +290,7 @@ def _trainer_phase(setting: Setting, name: str, held: Resident, activations: flo
         optimizer=held.optimizer,
         activations=activations,
         engine=engine_weights(setting) if setting.gpu else 0.0,
+        kv=kv_bytes(setting) if setting.gpu and setting.num_engines and not setting.engines_sleep else 0.0,
     )
 
 

@@ -202,7 +202,8 @@ def _engines(setting: Setting) -> Iterator[Setting]:
 def _joined(trainer: Setting, engine: Setting) -> list[Proposal]:
     """The pair with the fastest offload and the largest memory share of the engines; [] if none fits."""
     both = replace(trainer, engine=engine.engine, num_engines=engine.num_engines)
-    tries = [_roomiest(replace(both, offload=offload)) for offload in ("none", "optimizer", "all")]
+    offloads = ("none", "optimizer", "all") if both.engines_sleep else ("none",)
+    tries = [_roomiest(replace(both, offload=offload)) for offload in offloads]
     found = [Proposal.of(tried) for tried in tries if tried and fits(tried)]
     return [min(found, key=_total)] if found else []
 
@@ -212,8 +213,8 @@ def _roomiest(setting: Setting) -> Setting | None:
     assert setting.gpu is not None
     stays = max(resident(setting, stage).after_offload(setting).all for stage in {0, setting.train.pp - 1})
     room = 1 - stays / setting.gpu.memory_bytes
-    share = next((fraction for fraction in _FRACTIONS if fraction <= room), None)
-    return None if share is None else replace(setting, memory_fraction=share)
+    shares = (replace(setting, memory_fraction=fraction) for fraction in _FRACTIONS if fraction <= room)
+    return next((tried for tried in shares if setting.engines_sleep or fits(tried)), None)
 
 
 def _outline(setting: Setting) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from hybridrl.algorithms.needs import Needs
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.rules.reward_model_rules import reward_model_spec
+from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
@@ -84,6 +85,9 @@ class Setting:
     fp8_share: float = 0.0
     """Share of the layers that multiply in FP8."""
 
+    engines_sleep: bool = True
+    """Whether engines free their key-value cache while the trainer works."""
+
     swaps_in_flight: bool = False
     """Whether a swap drops the key-value cache of running requests, which compute it again."""
 
@@ -121,6 +125,7 @@ class Setting:
             reward_model=reward_model_spec(cfg),
             dedicated_tokens=_dedicated_tokens(cfg),
             lora=cfg.actor.lora,
+            engines_sleep=engines_sleep(cfg),
             swaps_in_flight=cfg.rollout.swap == "in_flight",
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)

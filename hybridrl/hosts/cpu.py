@@ -11,6 +11,7 @@ that names CUDA at a new place is noticed.
 
 import contextlib
 import importlib.util
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,15 +31,22 @@ _NOT_OURS = (
     r"`load_state_dict` is deprecated",
     r"Please use DTensor instead",
     r"The .grad attribute of a Tensor that is not a leaf",
+    r"full scope is deprecated",
 )
-"""Warnings of torch about Megatron's code, which users cannot act on."""
+"""Warnings about Megatron's code, which users cannot act on."""
+
+_NOT_OURS_LOGGED = {
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
+    "megatron.core.distributed.distributed_data_parallel": "full_param_layout not provided",
+}
+"""The same that Megatron logs: by the name of its logger, how the message is recognised."""
 
 _recording: set[str] | None = None
 _installed = False
 
 
 def install() -> None:
-    """Prepare this process to import and run Megatron. A second call does nothing.
+    """Prepare this process to import and run Megatron: a second call changes nothing.
 
     Raises:
         RuntimeError: Megatron was imported already, and its functions are bound to a compiler that a machine
@@ -47,6 +55,8 @@ def install() -> None:
     global _installed
     for message in _NOT_OURS:
         warnings.filterwarnings("ignore", message)
+    for name, message in _NOT_OURS_LOGGED.items():
+        _mute(name, message)
     if _installed or torch.cuda.is_available():
         return
     if "megatron.core" in sys.modules:
@@ -73,6 +83,13 @@ def record() -> Iterator[set[str]]:
         _recording = None
 
 
+def _mute(name: str, message: str) -> None:
+    """Keep a logger from logging messages that have a text in them; a second call adds nothing."""
+    logger = logging.getLogger(name)
+    if not logger.filters:
+        logger.addFilter(lambda record: message not in record.getMessage())
+
+
 class _CudaLiteralsToCpu(TorchFunctionMode):
     """Lets torch calls that name a CUDA device run on the CPU."""
 
@@ -94,6 +111,9 @@ def _without_cuda(kwargs: dict[str, Any]) -> dict[str, Any]:
     if _is_cuda(kwargs.get("device")):
         _note("device=cuda")
         kwargs = {**kwargs, "device": CPU}
+    if kwargs.get("pin_memory"):  # only CUDA can pin memory
+        _note("pin_memory=True")
+        kwargs = {**kwargs, "pin_memory": False}
     return kwargs
 
 

@@ -5,6 +5,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 
 import torch
 
@@ -16,10 +17,19 @@ BACKEND = "cpu:gloo,cuda:nccl"
 WORKER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
 """Variables of a worker: GPUs are numbered as by nvidia-smi, and Ray does not set CUDA_VISIBLE_DEVICES."""
 
-TRAINER = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-"""Variables of a trainer rank: kernels start in the order of their launch, which Megatron needs to overlap
-communication and computation.
+_TRAINER = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+"""Kernels start in the order of their launch; Megatron needs that to overlap communication with computation.
 """
+
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Settings of torch's allocators: its present name, and the older one, which it reads without the first."""
+
+_EXACT_PINNED = "pinned_max_round_threshold_mb:1"
+"""Pinned buffers above 1 MB are as large as what is in them: torch would round them up to a power of two, and
+offloaded tensors would take up to twice their size in host memory."""
+
+_HAS_EXACT_PINNED = (2, 13)
+"""First torch that is known to read this setting."""
 
 FP8_CAPABILITIES = {
     "tensorwise": ((8, 9), (13, 0)),
@@ -39,6 +49,25 @@ DETERMINISTIC = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
 }
 """Variables for deterministic results, which cuBLAS, NCCL and Transformer Engine read at their first use."""
+
+
+def trainer_environment() -> dict[str, str]:
+    """Variables of a trainer rank, besides those that it inherits from this process."""
+    return trainer_variables(os.environ, torch.__version__)
+
+
+def trainer_variables(given: Mapping[str, str], torch_version: str) -> dict[str, str]:
+    """Variables of a trainer rank.
+
+    Args:
+        given: variables that it would inherit; what they say about pinned memory stays.
+        torch_version: such as 2.14.1+cu130.
+    """
+    settings = next((given[name] for name in _ALLOCATOR if given.get(name)), "")
+    release = tuple(int(part) for part in torch_version.split(".")[:2])
+    if "pinned_max_round_threshold_mb" in settings or release < _HAS_EXACT_PINNED:
+        return dict(_TRAINER)
+    return _TRAINER | {_ALLOCATOR[0]: ",".join(filter(None, [settings, _EXACT_PINNED]))}
 
 
 def take(device: int, *, transformer_engine: bool = True) -> torch.device:

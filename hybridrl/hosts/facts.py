@@ -30,7 +30,9 @@ _ENVIRONMENT = (
     "SLURM_JOB_ID",
     "SLURM_JOB_NUM_NODES",
 )
-_PIN = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s;#]+)", re.MULTILINE)
+_PIN = re.compile(
+    r"^([\w.-]+)(?:\[[\w,]+\])?==([^\s;#]+)(?:; python_version (<|>=) \"3\.(\d+)\")?", re.MULTILINE
+)
 _RAY_PROCESSES = {"raylet", "gcs_server"}
 
 
@@ -141,9 +143,17 @@ class Facts:
         )
 
 
-def parse_pins(text: str) -> dict[str, str]:
-    """Package -> version, from the name==version lines of a requirements file."""
-    return {_canonical(name): version for name, version in _PIN.findall(text)}
+def parse_pins(text: str, minor: int = sys.version_info.minor) -> dict[str, str]:
+    """Package -> version, from the name==version lines of a requirements file.
+
+    Args:
+        minor: of Python 3, for lines that end in `; python_version < "3.12"` or `>=`.
+    """
+    return {
+        _canonical(name): version
+        for name, version, sign, bound in _PIN.findall(text)
+        if not sign or (minor < int(bound)) == (sign == "<")
+    }
 
 
 def parse_driver(text: str) -> str | None:

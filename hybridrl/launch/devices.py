@@ -29,7 +29,7 @@ def environment(interface: str, gpus: str, *, trains: bool) -> dict[str, str]:
         trains: whether it trains or scores with Megatron.
     """
     network = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
-    ours = cuda.WORKER | (cuda.TRAINER if trains else {})
+    ours = cuda.WORKER | (cuda.trainer_environment() if trains else {})
     return worker_environment({"CUDA_VISIBLE_DEVICES": gpus, **ours, **network})
 
 

@@ -70,6 +70,7 @@ class Engines:
                     log_path=str(files.logs / f"{name}.log"),
                     parallel=self.shape.engine,
                     seed=cfg.run.seed,
+                    deterministic=cfg.run.deterministic,
                     max_prompt_tokens=rollout.longest_history_tokens,
                     max_response_tokens=rollout.max_response_tokens,
                     kv_cache_tokens=rollout.kv_cache_tokens,

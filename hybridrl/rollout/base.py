@@ -56,6 +56,10 @@ class EngineSetup:
     python: str | None = None
     """Interpreter in which the engine runs. None: the one of this process."""
 
+    deterministic: bool = False
+    """The same requests, with seeds, get the same answers however they are batched. On a CPU that is always
+    so; on a GPU, SGLang samples and computes in a slower way."""
+
     returns_experts: bool = False
     """Answers contain the experts to which each token was routed."""
 

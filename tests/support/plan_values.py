@@ -28,7 +28,9 @@ def write_cluster_config(folder: Path) -> Path:
     return path
 
 
-def make_setting(model: str, *, nodes: int = 1, gpu: str = "h100") -> Setting:
+def make_setting(
+    model: str, *, nodes: int = 1, gpu: str = "h100", lag: int = 0, swap: str = "drain"
+) -> Setting:
     """GRPO with a reference on nodes of eight GPUs."""
     config = Config.model_validate(
         {
@@ -36,8 +38,8 @@ def make_setting(model: str, *, nodes: int = 1, gpu: str = "h100") -> Setting:
             "data": {"train": "math.parquet"},
             "reward": "math_verify",
             "algorithm": {"samples_per_prompt": 16, "kl": {"coefficient": 0.001}},
-            "batch": {"prompts_per_step": 512, "minibatch_prompts": 128},
-            "rollout": {"max_response_tokens": 4096},
+            "batch": {"prompts_per_step": 512, "minibatch_prompts": 128, "max_lag": lag},
+            "rollout": {"max_response_tokens": 4096, "swap": swap},
             "cluster": {"nodes": nodes, "gpus_per_node": 8, "gpu": gpu},
             "run": {"name": "plan"},
         }

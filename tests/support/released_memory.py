@@ -1,14 +1,20 @@
-"""When ranks give device memory back to the engines beside them: counted, by a device that is not there."""
+"""What device memory ranks give back to engines on the same GPU, recorded from torch's allocator.
 
+The allocator is the CPU's. On a GPU, memory that is freed stays in torch's cache until the cache is released.
+So what is freed after the last release of a call, an engine does not get.
+"""
+
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import reward_model_values as reward_models
 import trainer_scenarios as scenarios
 import trainer_values as values
+from torch.autograd.profiler import profile, record_function
 
 from hybridrl.config.schema import AlgorithmConfig, RewardModelConfig
 from hybridrl.hosts import cuda
@@ -18,8 +24,22 @@ PPO = AlgorithmConfig.model_validate(
     {"estimator": "gae", "kl": {"coefficient": 0.1, "estimator": "k1", "in": "reward"}}
 )
 COLUMNS = {"advantage_N": None, "reward_N": np.array([0, 1, 1, 0] * 3, np.float32)}
-Releases = dict[str, int]
-"""By what a rank did: how often it gave memory back."""
+
+
+class Exit(NamedTuple):
+    """What a call of a rank leaves behind."""
+
+    releases: int
+    """How often it released torch's cache."""
+
+    cached: int
+    """Bytes that it freed after the last release, or at all if there was none."""
+
+
+Releases = dict[str, Exit]
+"""By what a rank did."""
+
+_RELEASE = "release_cached_memory"
 
 
 class Ledger:
@@ -27,17 +47,24 @@ class Ledger:
 
     def __init__(self) -> None:
         self.releases: Releases = {}
-        self._count = 0
         cuda.release_cached_memory = self._release
 
     @contextmanager
     def during(self, what: str) -> Iterator[None]:
-        before = self._count
-        yield
-        self.releases[what] = self._count - before
+        gc.collect()  # what an earlier group of ranks left
+        recorded: Any = profile(use_kineto=True, profile_memory=True)
+        with recorded:
+            yield
+            gc.collect()
+        events: list[Any] = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
+        released = [at for at, event in enumerate(events) if event.name() == _RELEASE]
+        after = events[released[-1] if released else 0 :]
+        freed = [-event.nbytes() for event in after if event.name() == "[memory]" and event.nbytes() < 0]
+        self.releases[what] = Exit(len(released), sum(freed))
 
     def _release(self) -> None:
-        self._count += 1
+        with record_function(_RELEASE):
+            pass
 
 
 def released(

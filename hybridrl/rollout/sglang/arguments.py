@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hybridrl.hosts.machine import LOOPBACK
+from hybridrl.models.spec import read
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.limits import context_tokens
 from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SPARE_TOKENS, sizes_of
@@ -20,6 +21,14 @@ from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SPARE_TOKENS, sizes_
 _SHORT_PROMPT_TOKENS = 64
 """On CPU, the prefix cache is off if prompts are shorter than this: looking up prefixes would take half of
 the engine's time, more than computing them.
+"""
+
+PAGE_TOKENS = 64
+"""Largest page of the key-value cache that SGLang chooses: its attention on Blackwell needs pages."""
+
+_BLACKWELL = (10, 0)
+"""Compute capability from which SGLang's default attention is TensorRT-LLM's. That ignores a soft cap, and is
+not deterministic.
 """
 
 
@@ -49,7 +58,10 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
             "0"  # otherwise the start of every part but the first blocks
         )
     if has_cuda():
-        return common | {"SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0"}  # 1 would reorder the rows of experts
+        return common | {
+            "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0",  # 1 would reorder the rows of experts
+            "SGLANG_MEMORY_SAVER_CUDA_GRAPH": "0",  # 1 would free the memory of captured graphs in a sleep
+        }
     return common | {
         "SGLANG_USE_CPU_ENGINE": "1",
         "OMP_NUM_THREADS": str(_threads(tp)),
@@ -92,12 +104,7 @@ def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
         "log_level": "warning",
     }
     if has_cuda():
-        return common | {
-            "dtype": "bfloat16",
-            "mem_fraction_static": setup.memory_fraction,
-            "enable_memory_saver": True,
-            "moe_runner_backend": "triton",  # others repack experts, for example the default on Blackwell
-        }
+        return common | _on_cuda(setup)
     return common | {
         "device": "cpu",
         "dtype": "float32",
@@ -108,3 +115,24 @@ def engine_arguments(setup: EngineSetup) -> dict[str, Any]:
         "disable_radix_cache": setup.max_prompt_tokens < _SHORT_PROMPT_TOKENS,
         "sleep_on_idle": True,
     }
+
+
+def _on_cuda(setup: EngineSetup) -> dict[str, Any]:
+    tokens = setup.kv_cache_tokens
+    capped = read(setup.model_folder).attention_soft_cap is not None
+    return {
+        "dtype": "bfloat16",
+        # A request fills its last page in part, and SGLang admits it with one more in reserve.
+        "max_total_tokens": tokens and (-(-tokens // PAGE_TOKENS) + 1) * PAGE_TOKENS,
+        "mem_fraction_static": setup.memory_fraction,
+        "enable_memory_saver": True,
+        "moe_runner_backend": "triton",  # others repack experts, for example the default on Blackwell
+        # Dozens of sizes would be captured at every start; their memory is nobody's, and rollouts decode.
+        "disable_prefill_cuda_graph": True,
+        "enable_deterministic_inference": setup.deterministic,
+        **({"attention_backend": "triton"} if _is_blackwell() and (capped or setup.deterministic) else {}),
+    }
+
+
+def _is_blackwell() -> bool:
+    return torch.cuda.get_device_capability() >= _BLACKWELL

@@ -1,7 +1,8 @@
 """Replacements for functions and classes of SGLang.
 
 The CPU engine gets our sampling and attention. On a GPU only `weights_stay` is used: SGLang's own kernels are
-faster there, but they sample from one generator, so a run is not repeatable.
+faster there. They sample from one generator, so a run is repeatable only with run.deterministic, which makes
+SGLang sample by the seeds of requests.
 """
 
 import contextlib

@@ -21,7 +21,7 @@ def test_a_machine_in_order_has_no_cures(facts: Facts) -> None:
 
 
 BROKEN = [
-    (laptop(python="3.10.2"), "python", "missing", "3.11"),
+    (laptop(python="3.10.2"), "python", "missing", "3.12"),
     (laptop(machine=machine(cores=1)), "cores", "note", "container"),
     (laptop(machine=machine(available_bytes=2 * GIB)), "memory", "note", "6.0 GiB"),
     (laptop(machine=machine(shm_bytes=64 * 2**20)), "/dev/shm", "missing", "--shm-size"),

@@ -178,3 +178,21 @@ def test_predicted_peaks_are_within_ten_percent_of_measured_ones() -> None:
 
 def test_the_estimate_holds_as_many_logits_as_the_trainer() -> None:
     assert activations.LOGITS_AT_ONCE == linear_logprob.LOGITS_AT_ONCE
+
+
+def test_an_engine_that_answers_while_the_trainer_works_keeps_its_cache() -> None:
+    asleep = make_setting("Qwen/Qwen2.5-7B-Instruct")
+    awake = replace(asleep, engines_sleep=False)
+    cache = memory.kv_bytes(asleep)
+    assert cache > 0
+    for phase in (memory.training, memory.logprobs):
+        assert phase(awake, 0).peak == pytest.approx(phase(asleep, 0).peak + cache)
+    assert memory.rollout(awake, 0) == memory.rollout(asleep, 0)
+
+
+def test_the_lag_and_the_kind_of_swap_decide_whether_engines_sleep() -> None:
+    asleep = {
+        (lag, swap): make_setting("Qwen/Qwen2.5-7B-Instruct", lag=lag, swap=swap).engines_sleep
+        for lag, swap in ((0, "drain"), (1, "drain"), (1, "in_flight"))
+    }
+    assert asleep == {(0, "drain"): True, (1, "drain"): False, (1, "in_flight"): True}

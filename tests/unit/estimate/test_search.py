@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hybridrl.config.training import LoraConfig
+from hybridrl.estimate.memory import phases
 from hybridrl.estimate.search import search
 from hybridrl.estimate.setting import Setting
 from hybridrl.layout.trainers import layout_of
@@ -44,3 +45,12 @@ def test_the_fastest_settings_are_returned_and_the_fastest_of_every_backend(coun
     found = search(made, count=count)
     assert len(first) == 2 and len(found) == max(count, 2)
     assert found[0] == every[0] and all(leader in found for leader in first.values())
+
+
+def test_engines_that_keep_their_cache_get_a_share_that_leaves_room_for_a_step() -> None:
+    found = search(replace(setting("megatron"), engines_sleep=False))
+    assert found
+    for one in (proposal.setting for proposal in found):
+        assert one.offload == "none"  # offloading is for engines that sleep
+        assert one.gpu is not None
+        assert max(phase.peak for phase in phases(one)) <= one.gpu.memory_bytes

@@ -29,6 +29,12 @@ def test_pins_are_read_by_canonical_name() -> None:
     }
 
 
+@pytest.mark.parametrize(("minor", "version"), [(11, "1"), (12, "2"), (13, "2")])
+def test_a_pin_may_be_of_some_releases_of_python(minor: int, version: str) -> None:
+    text = 'a==1; python_version < "3.12"\na==2; python_version >= "3.12"\n'
+    assert parse_pins(text, minor) == {"a": version}
+
+
 @pytest.mark.parametrize(("text", "version"), [(CLOSED, "535.104.05"), (OPEN, "580.65.06"), ("", None)])
 def test_the_driver_is_read_from_both_kernel_modules(text: str, version: str | None) -> None:
     assert parse_driver(text) == version

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+from model_values import tiny
 from sglang.srt.arg_groups.choices import MOE_RUNNER_BACKEND_CHOICES
 from sglang.srt.arg_groups.model_overrides import qwen3_moe
 from sglang.srt.environ import envs
@@ -19,12 +20,14 @@ SETUP = EngineSetup(
     max_response_tokens=16,
     max_running_requests=8,
 )
-SWITCH = "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED"
+SWITCHES = ["SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED", "SGLANG_MEMORY_SAVER_CUDA_GRAPH"]
 
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "has_cuda", lambda: True)
+    monkeypatch.setattr(arguments, "read", lambda folder: tiny("qwen3_moe"))
+    monkeypatch.setattr(arguments, "_is_blackwell", lambda: True)
 
 
 @pytest.mark.usefixtures("on_gpu")
@@ -46,13 +49,16 @@ def test_blackwell_computes_experts_from_weights_as_they_were_loaded(monkeypatch
     assert chosen["moe_runner_backend"] in MOE_RUNNER_BACKEND_CHOICES
 
 
+@pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.usefixtures("on_gpu")
-def test_an_inherited_switch_does_not_reorder_the_rows_of_experts(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv(SWITCH, "1")
-    assert getattr(envs, SWITCH).get()
+def test_an_inherited_switch_does_not_reorder_experts_or_give_graphs_away(
+    switch, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setenv(switch, "1")
+    assert getattr(envs, switch).get()
     inherited = arguments.environment(2, 1, str(tmp_path))
-    monkeypatch.setenv(SWITCH, inherited[SWITCH])
-    assert not getattr(envs, SWITCH).get()
+    monkeypatch.setenv(switch, inherited[switch])
+    assert not getattr(envs, switch).get()
 
 
 def test_a_cpu_engine_has_no_kernels_to_choose() -> None:

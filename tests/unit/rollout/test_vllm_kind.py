@@ -46,7 +46,7 @@ def test_an_environment_without_vllm_an_old_one_and_another_python_are_named(mon
     (error,) = missing(monkeypatch, HERE, {"vllm": "0.9.1"})
     assert error == "rollout.python = other/python has vLLM 0.9.1, engines need 0.32 or newer"
     (error,) = missing(monkeypatch, (3, 99, 1), {"vllm": "0.32.0"})
-    assert "is Python 3.99, hybridrl runs in Python 3.11" in error
+    assert f"is Python 3.99, hybridrl runs in Python {HERE[0]}.{HERE[1]}" in error
 
 
 @pytest.mark.parametrize("scope", ["launch", "launch --on ray"])
