@@ -7,6 +7,7 @@ start at the same time. All else waits as long as the config allows.
 import asyncio
 import itertools
 import os
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Mapping, Sequence
@@ -164,9 +165,11 @@ class EnvironmentPool:
             self._seconds[phase] += time.monotonic() - began
 
     def count_failure(self, error: EnvironmentFailedError) -> None:
+        """Count a failure, and write its cause to stderr, which is the log of the process."""
         self._failures[f"{error.phase}/{error.reason}"] += 1
-        if not self._first_failure and error.reason != "neighbour":
-            self._first_failure = str(error)
+        if error.reason != "neighbour":
+            print(error, file=sys.stderr, flush=True)
+            self._first_failure = self._first_failure or str(error)
 
     def close_soon(self, process: EnvironmentProcess, number: int) -> None:
         """End an episode, while its runner goes on."""

@@ -12,7 +12,7 @@ from hybridrl.environments.tools.base import LostToolError, Tool, WrongCallError
 from hybridrl.errors import SandboxError
 from hybridrl.sandbox.box import Box
 from hybridrl.sandbox.limits import Limits
-from hybridrl.sandbox.local import LocalSandbox
+from hybridrl.sandbox.places import Sandbox, open_sandbox
 
 _SCHEMA = function_schema(
     "python",
@@ -40,12 +40,16 @@ class PythonTool:
     ahead: int = 1
     """Boxes that each process starts before they are needed."""
 
+    sandbox: str = "local"
+    """Where the boxes are: local is the machine of the environment."""
+
     async def source(self, *, where: str) -> "PythonSource":
         """
         Raises:
-            HybridRLError: this machine has no sandbox.
+            HybridRLError: there is no such place, or no box can be made there.
         """
-        sandbox = LocalSandbox(Limits(memory_mb=self.memory_mb, time_s=self.timeout_s), ahead=self.ahead)
+        limits = Limits(memory_mb=self.memory_mb, time_s=self.timeout_s)
+        sandbox = open_sandbox(self.sandbox, limits, ahead=self.ahead, where=where)
         await sandbox.start()
         return PythonSource(self, sandbox)
 
@@ -55,7 +59,7 @@ class PythonSource:
 
     schemas: tuple[ToolSchema, ...] = (_SCHEMA,)
 
-    def __init__(self, options: PythonTool, sandbox: LocalSandbox) -> None:
+    def __init__(self, options: PythonTool, sandbox: Sandbox) -> None:
         self._options, self._sandbox = options, sandbox
 
     async def open(self) -> "PythonSession":
@@ -68,7 +72,7 @@ class PythonSource:
 class PythonSession:
     """The session of an episode; its box is taken at the first call."""
 
-    def __init__(self, options: PythonTool, sandbox: LocalSandbox) -> None:
+    def __init__(self, options: PythonTool, sandbox: Sandbox) -> None:
         self._options, self._sandbox = options, sandbox
         self._box: Box | None = None
         self.tools = (Tool(_SCHEMA, self._call),)

@@ -81,7 +81,9 @@ def test_engines_of_a_node_share_its_processes(most: int, sharers: int, share: i
         ("hang", "timeout", "step did not return within 0.3 s"),
     ],
 )
-def test_a_fault_is_named_and_the_next_episode_plays(text: str, reason: str, said: str) -> None:
+def test_a_fault_is_named_and_the_next_episode_plays(
+    text: str, reason: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def play(source: EnvironmentSource) -> Any:
         failed = await failure(source, text)
         usage = source.usage()
@@ -90,6 +92,7 @@ def test_a_fault_is_named_and_the_next_episode_plays(text: str, reason: str, sai
     failed, usage, seen = with_environments(section("Faulty", step_timeout_s=0.3), play)
     assert said in str(failed) and (failed.phase, failed.reason) == ("step", reason)
     assert usage.failures == {f"step/{reason}": 1} and said in usage.first_failure
+    assert said in capsys.readouterr().err
     assert seen[-1].reward == 0.5
 
 
