@@ -24,6 +24,9 @@ from hybridrl.observe.terminal import Terminal
 
 METRICS_FILE = "metrics.jsonl"
 
+_AFTER_STEP = {"testing", "save_checkpoint"}
+"""Spans that follow a step which is published already."""
+
 WHY_FILE = "why.txt"
 """What a run was doing when it failed; launch/autopsy.py writes it."""
 
@@ -86,8 +89,9 @@ class Session:
 
     @property
     def step_now(self) -> int:
-        """The step that the run works on."""
-        return self._step_done + 1
+        """The step that the run works on; evaluation and checkpoint are of the step before them."""
+        names = {name for name, _ in self.running}
+        return self._step_done + (not names or not names <= _AFTER_STEP)
 
     def keep(self, path: Path) -> None:
         """Let every sink keep a file of the run folder as well."""

@@ -159,8 +159,9 @@ class Replacements:
             task.cancel()
 
     def _takes_over(self, engine: int) -> str:
+        begins = ["another one starts"] if self._tries[engine] < self._most else []
         others = counted(len(self.serving), "other engine goes on", "other engines go on")
-        return f"another one starts, {others}" if self.serving else "another one starts"
+        return ", ".join([*begins, *([others] if self.serving else [])]) or "it was the last one"
 
     def _begin(self, engine: int, error: BaseException | None) -> None:
         """Start an engine again, unless it was started too often already."""

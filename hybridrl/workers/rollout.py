@@ -153,12 +153,12 @@ class RolloutWorker:
         """Return if this worker and the host process of its engine do anything at all."""
         await self._engine.abort([])
 
-    def end(self) -> None:
-        """End the engine, whatever it does."""
+    async def end(self) -> None:
+        """End the engine, whatever it does, and the environments of this worker."""
         for pid in getattr(self._engine, "process_ids", ()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._engine.shutdown()
+        await self.stop()
 
     async def stop(self) -> None:
         if self._environments is not None:

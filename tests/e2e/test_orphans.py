@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from test_faults import CONFIG, write_data
+from fault_runs import CONFIG, write_data
 
 LEFT_S = 30
 """Seconds after which nothing may be left."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trained_groups import done
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 KILLS = 10
@@ -47,24 +48,6 @@ def test_the_asynchronous_quickstart_learns(tmp_path: Path) -> None:
     tokens = summary["rollout_tokens"]
     settled = ("with_gradient", "no_gradient", "stale", "flat", "aborted", "in_flight")
     assert tokens["sampled"] == sum(tokens[name] for name in settled)
-
-
-def done(checkpoint: Path) -> set[int]:
-    """Indices of the groups that were started and are no longer open: those that were trained on."""
-    progress = json.loads((checkpoint / "COMMITTED").read_text())["progress"]
-    prompts = progress["prompts"]
-    position = prompts["epoch"] * prompts["num_rows"] + prompts["position"]
-    return set(range(position)) - opened(checkpoint)
-
-
-def opened(checkpoint: Path) -> set[int]:
-    from hybridrl.trainer.saved_groups import read
-
-    scalars, blocks = read(checkpoint)
-    finished = set(scalars["index_G"].tolist()) if blocks else set()
-    unfinished = json.loads((checkpoint / "COMMITTED").read_text())["progress"]["open"]["unfinished"]
-    assert not finished & set(unfinished)
-    return finished | set(unfinished)
 
 
 def steps_done(run: Path) -> int:

@@ -181,3 +181,19 @@ def test_an_observer_holds_on_to_no_batch(tmp_path) -> None:
         del packed
         gc.collect()
         assert rewards() is None
+
+
+def test_what_a_run_does_is_known_while_it_does_it_and_after_an_error(tmp_path) -> None:
+    with pytest.raises(KeyError), observer(tmp_path, io.StringIO()) as observe:
+        assert (observe.step_now, observe.running) == (1, [])
+        with observe.span("testing"):
+            assert observe.step_now == 0
+        train(observe, 1)
+        with observe.span("save_checkpoint"):
+            assert observe.step_now == 1
+        with observe.span("step"), observe.span("update_actor"):
+            raise KeyError
+    assert observe.step_now == 2
+    assert [name for name, _ in observe.running] == ["step", "update_actor"]
+    found = json.loads((tmp_path / "a" / "doing.json").read_text())
+    assert found["step"] == 2 and found["end"] == "KeyError: "

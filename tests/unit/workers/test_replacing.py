@@ -117,6 +117,23 @@ def test_an_engine_that_fails_too_often_is_left_out_until_the_next_swap():
     assert said[1].startswith("engine 1 failed again after 2 starts; it is tried again after the next swap: ")
 
 
+def test_the_last_of_too_many_starts_promises_no_other():
+    async def scenario():
+        made, said = engines(Workers(), most=1)
+        for error in (LOST, LOST):
+            made.lose(1, error)
+            await settled()
+        with pytest.raises(EngineLostError):
+            for _ in range(2):
+                made.lose(0, LOST)
+                await settled()
+        return said
+
+    said = asyncio.run(scenario())
+    assert said[2] == f"engine 1 is lost, 1 other engine goes on: {LOST.what}"
+    assert said[-1] == f"engine 0 is lost, it was the last one: {LOST.what}"
+
+
 def test_without_an_engine_that_serves_or_will_serve_the_run_ends():
     async def scenario():
         made, _ = engines(Workers(1, failures=[EngineError("no memory")] * 2))
