@@ -36,8 +36,11 @@ CONFIGS: dict[str, tuple[str, type[BaseModel], str]] = {
 _ONE_OF_THREE = tuple(f"{split}.{key}" for split in ("train", "heldout") for key in ("path", "task", "hub"))
 """A source has a path, a task or a data set of the hub: none is optional."""
 
-_IN_A_SECTION = ("reward_model.", "critic.parallel.", "reference.parallel.")
-"""Optional sections of "launch": a key inside asks for one."""
+_IN_A_SECTION = {
+    "launch": ("environment.", "reward_model.", "critic.parallel.", "reference.parallel."),
+    "launch with all roles": ("environment.",),
+}
+"""Optional sections that a config leaves out: a key inside asks for one."""
 
 
 def nullable() -> list[tuple[str, str]]:
@@ -45,7 +48,7 @@ def nullable() -> list[tuple[str, str]]:
     found = []
     for name, (_, root, _text) in CONFIGS.items():
         optional = [key.name for key in keys.all_keys(root) if _may_be_null(key)]
-        inside = _IN_A_SECTION if name == "launch" else ()
+        inside = _IN_A_SECTION.get(name, ())
         found += [(name, key) for key in ["", *optional] if not key.startswith(inside)]
     return found
 
