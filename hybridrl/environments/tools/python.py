@@ -41,7 +41,7 @@ class PythonTool:
     """Boxes that each process starts before they are needed."""
 
     sandbox: str = "local"
-    """Where the boxes are: local is the machine of the environment."""
+    """Place of the boxes: local is the machine of the environment; or the address of a service."""
 
     async def source(self, *, where: str) -> "PythonSource":
         """
