@@ -10,6 +10,7 @@ TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready-$(RELEASE)
 DOCS_VENV := .venv-docs
 VLLM_VENV := .venv-vllm
+OPENENV_VENV := .venv-openenv
 VLLM_READY := $(VLLM_VENV)/.ready-$(RELEASE)
 VENV_312 := $(if $(filter 3.12,$(RELEASE)),$(VENV),.venv-312)
 
@@ -45,8 +46,13 @@ test-312: ## unit tests and invariants with Python 3.12 and the Megatron-core of
 	@OMP_NUM_THREADS=1 $(VENV_312)/bin/python -m pytest -q -m "not slow and not gpu" $(TOGETHER) \
 	  tests/unit tests/invariants $(ARGS)
 
-test-all: setup setup-vllm ## every test that this machine can run
+test-all: setup setup-vllm $(OPENENV_VENV)/.ready ## every test that this machine can run
 	@$(PYTEST) -q $(TOGETHER) $(ARGS)
+
+$(OPENENV_VENV)/.ready: requirements/openenv.txt
+	@$(PYTHON) -m venv $(OPENENV_VENV)
+	@$(OPENENV_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input -r $<
+	@touch $@
 
 check: setup ## formatting, lint, types, style, documentation
 	@$(BIN)/ruff format --check --quiet .

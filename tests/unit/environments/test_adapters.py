@@ -112,7 +112,7 @@ def test_players_of_textarena_read_what_is_new_to_them() -> None:
 @pytest.fixture(scope="module")
 def openenv() -> Iterator[str]:
     if not OPENENV_PYTHON.exists():
-        pytest.skip(f"{OPENENV_PYTHON.parent.parent.name} is not there")
+        pytest.skip(f"{OPENENV_PYTHON.parent.parent.name} is not there: make test-all makes it")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
