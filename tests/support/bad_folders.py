@@ -210,7 +210,7 @@ COMMANDS: dict[str, Bad] = {
     "other key": bad("did you mean run.steps?", command=("config", "explain", "run.step")),
     "other algorithm": bad("there is no algorithm 'nosuch'", command=("algo", "explain", "nosuch")),
     "columns that nothing gives": bad(
-        "which no part of a run computes yet",
+        "which only a run with an environment has",
         command=("init", "gigpo", "--model", "model", "--data", "prompts.jsonl"),
     ),
     "unwritable": bad(

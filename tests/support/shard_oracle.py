@@ -177,9 +177,10 @@ def vllm_shard(spec, hf, *, tp, rank, dp=1, expert_parallel=False):
 def fsdp_shard(spec, hf, *, shards, rank, tp=1, tp_rank=0):
     """What a rank of FSDP2 holds: its chunk of its tensor-parallel part of every tensor of a transformers
     module, where there is one. The vocabulary is padded to a multiple of tp; padding zero."""
-    module = {name: _tensor_parallel(name, tensor, tp)[tp_rank] for name, tensor in hf.items()}
+    named = {name.replace(".block_sparse_moe.", ".mlp."): tensor for name, tensor in hf.items()}
+    module = {name: _tensor_parallel(name, tensor, tp)[tp_rank] for name, tensor in named.items()}
     for layer in range(spec.num_layers):
-        block = f"model.layers.{layer}.{moe_block(spec)}"
+        block = f"model.layers.{layer}.mlp"
         if has_experts(spec, layer):
             experts = [_gated(module, f"{block}.experts.{e}") for e in range(spec.num_experts)]
             gate, up, down = (torch.stack(each) for each in zip(*experts, strict=True))
@@ -194,9 +195,9 @@ def _tensor_parallel(name, tensor, tp):
     layer = name.split(".")[-2]
     if layer in ("embed_tokens", "lm_head"):
         return _split(_pad(tensor, -(-len(tensor) // tp) * tp), tp, 0)
-    if tp > 1 and layer in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+    if tp > 1 and layer in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "w1", "w3"):
         return _split(tensor, tp, 0)
-    if tp > 1 and layer in ("o_proj", "down_proj") and tensor.ndim > 1:
+    if tp > 1 and layer in ("o_proj", "down_proj", "w2") and tensor.ndim > 1:
         return _split(tensor, tp, 1)
     return [tensor] * tp
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hybridrl.algorithms.base import Advantage, Column, Reduce, Tokens, register_estimator
 from hybridrl.algorithms.estimators.grpo import GRPO
+from hybridrl.algorithms.groups import check_rewards
 from hybridrl.algorithms.sequences import masked
 from hybridrl.algorithms.turns import gather_turns, normalise_turns, step_rewards
 
@@ -52,6 +53,7 @@ class GiGPO:
     ) -> Advantage:
         """*Collective*. The advantages, [T], are the same at all tokens of a turn; a state that is reached
         once, or always with the same return, adds 0."""
+        check_rewards(reward_N, group_N)
         reward_T = step_rewards(reward_N, turn_reward_T, tokens)
         turns = gather_turns(tokens, turn_T, anchor_T, reward_T, reduce)
         outcome_N = GRPO(scale_by_std=self.scale_by_std, eps=self.eps)(reward_N, group_N)

@@ -72,7 +72,7 @@ def test_a_reward_of_another_framework_is_refused_before_it_scores(scorer, modul
     [
         (
             {"name": "exact_mach"},
-            "rules has no 'exact_mach'  (my.yaml:9): use one of exact_match, or module:Name",
+            "rules has no 'exact_mach'  (my.yaml:9): use one of exact_match, qa_match, or module:Name",
         ),
         (
             {"name": "exact_match", "casefolds": True},

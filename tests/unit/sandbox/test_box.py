@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -305,7 +306,7 @@ async def main():
     await work
 asyncio.run(main())
 """
-    with subprocess.Popen(["python", "-c", code], stdout=subprocess.PIPE) as owner:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as owner:
         told, folder, *_ = [*owner.stdout.readline().decode().split(), ""]
         pid = int(told)
         group = children_of(pid) | {pid}
