@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,6 +28,9 @@ class RayNode:
     """A `ray start` that runs until `end`."""
 
     def __init__(self, folder: Path, name: str, num_cpus: int, *arguments: str) -> None:
+        self._short: tempfile.TemporaryDirectory[str] | None = None
+        """Ray's own files, which the head has for all nodes."""
+
         self._out = folder / f"{name}.out"
         start = "start --block --num-gpus=0 --node-ip-address=127.0.0.1"
         with self._out.open("w") as out:
@@ -47,8 +51,11 @@ class RayNode:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        places = [f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false"]
+        # A path of a Unix socket has at most 107 bytes, which folders of pytest leave no room for
+        short = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+        places = [f"--port={port}", f"--temp-dir={short.name}", "--include-dashboard=false"]
         node = cls(folder, name, num_cpus, "--head", *places)
+        node._short = short
         deadline = time.monotonic() + 60
         while not _answers(port):
             assert time.monotonic() < deadline and node.runs(), node._out.read_text()
@@ -65,6 +72,8 @@ class RayNode:
     def end(self) -> None:
         self._process.terminate()
         self._process.wait(60)
+        if self._short is not None:
+            self._short.cleanup()
 
 
 def _answers(port: int) -> bool:
