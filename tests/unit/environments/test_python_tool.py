@@ -5,10 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from box_kinds import need
 from environment_values import with_environments
 
 from hybridrl.environments.base import Call, EnvironmentSource, Turn
 from hybridrl.errors import ConfigError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def boxes() -> None:
+    need("bubblewrap", "landlock")
 
 
 def section(options: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -32,11 +38,11 @@ def test_a_session_keeps_its_state_and_no_other_episode_sees_it(monkeypatch: pyt
     monkeypatch.setenv("HYBRIDRL_LISTED", "listed")
 
     async def play(source: EnvironmentSource) -> Any:
-        first = await said(source, "x = 41", "x + 1", "open('/tmp/note', 'w').write('n')", "1 / 0", 3)
+        first = await said(source, "x = 41", "x + 1", "open('note', 'w').write('n')", "1 / 0", 3)
         second = await said(
             source,
             "'x' in globals()",
-            "import os; os.path.exists('/tmp/note'), sorted(os.environ).count('HYBRIDRL_LISTED')",
+            "import os; os.path.exists('note'), sorted(os.environ).count('HYBRIDRL_LISTED')",
             "import socket; socket.create_connection(('127.0.0.1', 22), 1)",
             f"os.kill({os.getpid()}, 9)",
         )

@@ -4,6 +4,7 @@ verdict."""
 import json
 
 import pytest
+from box_kinds import need
 
 from hybridrl.errors import ConfigError
 from hybridrl.rewards.plugin import load_reward
@@ -17,6 +18,7 @@ from hybridrl.rewards.score import read_score
 @pytest.fixture(scope="module", autouse=True)
 def closed():
     """Boxes wait ahead for the next answer."""
+    need("bubblewrap", "landlock")
     yield
     for judge in unit_tests._judges.values():
         judge.close()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,21 @@ def test_where_namespaces_are_refused_landlock_holds_and_says_what_refused_bubbl
     kind, why, text, used = json.loads(run(REFUSING))
     assert (kind, text, used) == ("landlock", "42", "landlock")
     assert "Operation not permitted" in why or "No permissions" in why
+
+
+ASKING = """
+import asyncio, json
+from hybridrl.sandbox.support import inspect
+support = asyncio.run(inspect())
+print(json.dumps([support.kind, support.why]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="it takes a right from root")
+def test_root_without_the_right_to_mount_gets_landlock():
+    """In a user namespace it would stay the owner of root's files, and could write to /proc/sys."""
+    kind, why = json.loads(run(ASKING, before=("setpriv", "--bounding-set=-sys_admin")))
+    assert kind == "landlock" and "CAP_SYS_ADMIN" in why
 
 
 POSSIBLE = [
@@ -111,11 +127,10 @@ print(json.dumps(escaped))
     assert len(escaped) == len(POSSIBLE) and set(POSSIBLE) <= set(ATTACKS) and HEAD
 
 
-def run(code):
+def run(code, *, before=()):
     paths = ":".join([str(ROOT), *(p for p in sys.path if p.endswith("site-packages"))])
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": paths}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
-    )
+    command = [*before, sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
