@@ -9,10 +9,8 @@ owner ends, its connection closes, and the process ends.
 
 import asyncio
 import contextlib
-import ctypes
 import faulthandler
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -26,17 +24,15 @@ from hybridrl.environments.observations import UnreadableObservation, read_turn,
 from hybridrl.environments.played import Played
 from hybridrl.environments.process import DUMP_SIGNAL
 from hybridrl.errors import HybridRLError
+from hybridrl.hosts.processes import ends_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _OURS = os.path.dirname(__file__)
 
 
 def main(connection_fd: int, stack_fd: int, owner: int) -> None:
     """Serve the owner until it closes the connection."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != owner:  # it ended before prctl
-            return
+    if not ends_with_parent(owner):
+        return
     faulthandler.register(DUMP_SIGNAL, file=stack_fd, all_threads=True)
     faulthandler.enable(file=stack_fd, all_threads=True)
     try:

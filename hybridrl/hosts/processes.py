@@ -1,9 +1,13 @@
-"""The environment of processes that train on the CPU of this machine, even if it has GPUs."""
+"""What processes of this machine see, and when they end."""
 
 import contextlib
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterator
 
+_PR_SET_PDEATHSIG = 1
 _VARIABLES = {"CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
 
 
@@ -20,3 +24,15 @@ def on_cpu_alone() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def ends_with_parent(parent: int) -> bool:
+    """Let Linux kill this process when its parent ends; returns False if it has ended already.
+
+    Args:
+        parent: process id of the parent when it started this process.
+    """
+    if sys.platform != "linux":
+        return True
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent  # else it ended before prctl

@@ -14,7 +14,6 @@ A child writes to shared memory which item it scores and since when, so its owne
 hang. faulthandler writes the stack of a child that hangs or crashes to the same memory.
 """
 
-import ctypes
 import faulthandler
 import mmap
 import os
@@ -32,6 +31,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from hybridrl.errors import HybridRLError, RewardError
+from hybridrl.hosts.processes import ends_with_parent
 from hybridrl.rewards.answers import Loaded, Result, error_frame, loaded_frame, pid_frame, results_frame
 from hybridrl.rewards.plugin import LoadedReward, load_reward
 from hybridrl.rewards.score import Score, UnreadableScore, read_score
@@ -49,7 +49,6 @@ LOAD_LIMIT_S = 120
 """Seconds within which a reward's module and its imports must be loaded."""
 
 DUMP_SIGNAL = signal.SIGUSR1
-_PR_SET_PDEATHSIG = 1
 
 _NO_LIMIT = 2**62
 """Bytes of a memory limit that no machine reaches; the system takes none above 2**63."""
@@ -201,10 +200,8 @@ def _end(pid: int) -> int:
 def _child(jobs_fd: int, shared_fd: int, reward: LoadedReward, load: Load, fork_server: int) -> None:
     try:
         os.setsid()
-        if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != fork_server:  # the fork server ended before prctl
-                return
+        if not ends_with_parent(fork_server):
+            return
         os.lseek(shared_fd, STACK_AT, os.SEEK_SET)
         faulthandler.register(DUMP_SIGNAL, file=shared_fd, all_threads=False)
         faulthandler.enable(file=shared_fd, all_threads=False)

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from engine_values import END, answer, assert_in_place_is_what_the_loader_loads, prompts, sampling, setup
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from engine_values import (
+    answer,
+    assert_in_place_is_what_the_loader_loads,
+    mixture,
+    prompts,
+    sampling,
+    setup,
+)
 
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
@@ -15,30 +21,7 @@ from hybridrl.rollout.sglang.start import SGLangEngine
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Two models and the folders they are in."""
-    return [saved(tmp_path_factory.mktemp("model"), seed) for seed in (1, 2)]
-
-
-def saved(folder, seed):
-    torch.manual_seed(seed)
-    config = Qwen3MoeConfig(
-        vocab_size=120,
-        hidden_size=64,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        num_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        eos_token_id=END,
-    )
-    made = Qwen3MoeForCausalLM(config).float().eval()
-    made.save_pretrained(folder)
-    return made, folder
+    return [mixture(tmp_path_factory.mktemp("model"), seed) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")

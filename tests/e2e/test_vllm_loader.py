@@ -6,10 +6,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from engine_kinds import case_of
-from engine_values import END
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from engine_values import mixture
 
 from hybridrl.errors import EngineError
 from hybridrl.models import spec
@@ -36,30 +34,10 @@ def test_a_release_whose_loader_differs_is_named_with_the_change(tmp_path, monke
     assert found.fix == "rollout.weight_path=engine_api sends weights through the engine's loader"
 
 
-def mixture(folder: Path) -> None:
-    torch.manual_seed(1)
-    config = Qwen3MoeConfig(
-        vocab_size=120,
-        hidden_size=64,
-        moe_intermediate_size=32,
-        num_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        eos_token_id=END,
-    )
-    Qwen3MoeForCausalLM(config).float().save_pretrained(folder)
-
-
 @pytest.mark.parametrize("tp", [1, 2])
 def test_experts_that_vllm_repacks_are_named(tmp_path: Path, tp: int) -> None:
     kind = case_of("vllm")
-    mixture(tmp_path)
+    mixture(tmp_path, 1)
     engine = kind.engine(tmp_path, tp=tp)
     try:
         found = asyncio.run(engine.probe_loader(kind.layout(spec.read(tmp_path), tp=tp)))

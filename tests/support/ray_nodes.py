@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from loopback_server import answers
+
 ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -57,7 +59,7 @@ class RayNode:
         node = cls(folder, name, num_cpus, "--head", *places)
         node._short = short
         deadline = time.monotonic() + 60
-        while not _answers(port):
+        while not answers(port):
             assert time.monotonic() < deadline and node.runs(), node._out.read_text()
             time.sleep(0.1)
         return node, f"127.0.0.1:{port}"
@@ -74,8 +76,3 @@ class RayNode:
         self._process.wait(60)
         if self._short is not None:
             self._short.cleanup()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -7,7 +7,7 @@ needs no communication of its own: its whole factors get a part of the gradient 
 Shape letters: I and O inputs and outputs of a linear layer on this rank, R rank of the adapter.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import instance
 from hybridrl.trainer.lora import first_a
+from hybridrl.trainer.views import TensorView
 
 
 class Adapter(nn.Module):
@@ -106,7 +107,7 @@ def gathered(network: nn.Module, device: torch.device) -> dict[str, Tensor]:
     return {name: whole[id(adapter.a)] for name, adapter in adapters(network).items()}
 
 
-class Merged(Mapping[str, Tensor]):
+class Merged(TensorView):
     """The weights of a network with its adapters merged in, by name. Each is computed on access."""
 
     def __init__(
@@ -117,19 +118,11 @@ class Merged(Mapping[str, Tensor]):
             weights: live weights of the network without adapters.
             whole_a: what `gathered` returns.
         """
-        self._weights, self._whole_a, self._adapters = weights, whole_a, adapters(network)
+        super().__init__(weights)
+        self._whole_a, self._adapters = whole_a, adapters(network)
 
     def __getitem__(self, name: str) -> Tensor:
         linear = name.removesuffix(".weight")
         if linear not in self._adapters:
-            return self._weights[name]
-        return self._adapters[linear].merged(self._weights[name], self._whole_a[linear])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._weights
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+            return self._tensors[name]
+        return self._adapters[linear].merged(self._tensors[name], self._whole_a[linear])

@@ -29,6 +29,7 @@ from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.lora import switched_off
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
 from hybridrl.trainer.routing import Routing
+from hybridrl.trainer.views import TensorView
 
 
 class FSDPModel(Model):
@@ -239,20 +240,12 @@ class FSDPModel(Model):
         return switched_off(lora.adapters(self._network).values())
 
 
-class OnDevice(Mapping[str, Tensor]):
+class OnDevice(TensorView):
     """Tensors that are in host memory, by name. Each is copied to the device on access."""
 
     def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        self._tensors, self._device = tensors, device
+        super().__init__(tensors)
+        self._device = device
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name].to(self._device)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

@@ -29,6 +29,7 @@ from hybridrl.errors import ConfigError
 from hybridrl.layout.adapters import A, AdapterLayout
 from hybridrl.layout.base import instance
 from hybridrl.trainer.lora import first_a
+from hybridrl.trainer.views import TensorView
 
 
 class Adapter(Module):
@@ -156,7 +157,7 @@ def start(stage: list[Any], seed: int) -> None:
             a.copy_(whole[:, at : at + a.shape[1]])
 
 
-class Merged(Mapping[str, Tensor]):
+class Merged(TensorView):
     """The weights of a model with its adapters merged in, by name. Each is computed on access."""
 
     def __init__(self, weights: Mapping[str, Tensor], stage: list[Any]) -> None:
@@ -164,18 +165,9 @@ class Merged(Mapping[str, Tensor]):
         Args:
             weights: live weights of the model without adapters.
         """
-        self._weights = weights
+        super().__init__(weights)
         self._adapters = {f"{adapter.name}.weight": adapter for adapter in adapters(stage)}
 
     def __getitem__(self, name: str) -> Tensor:
         adapter = self._adapters.get(name)
-        return self._weights[name] if adapter is None else adapter.merged(self._weights[name])
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._weights
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+        return self._tensors[name] if adapter is None else adapter.merged(self._tensors[name])

@@ -2,15 +2,13 @@
 
 import asyncio
 import random
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from environment_values import with_environments
+from loopback_server import served
 
 from hybridrl.environments.base import EnvironmentSource, Observation, Turn
 from hybridrl.errors import HybridRLError
@@ -113,20 +111,8 @@ def test_players_of_textarena_read_what_is_new_to_them() -> None:
 def openenv() -> Iterator[str]:
     if not OPENENV_PYTHON.exists():
         pytest.skip(f"{OPENENV_PYTHON.parent.parent.name} is not there: make test-all makes it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = Path(__file__).with_name("openenv_number.py")
-    process = subprocess.Popen([OPENENV_PYTHON, server, str(port)])
-    give_up = time.monotonic() + 60
-    while time.monotonic() < give_up and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    yield f"http://127.0.0.1:{port}"
-    process.kill()
-    process.wait()
+    with served(OPENENV_PYTHON, Path(__file__).with_name("openenv_number.py")) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @SLOW

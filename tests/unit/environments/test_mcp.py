@@ -1,16 +1,14 @@
 """Tools of real MCP servers, over stdio and HTTP."""
 
 import asyncio
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from environment_values import with_environments
+from loopback_server import served
 
 from hybridrl.environments.base import Call, EnvironmentFailedError, EnvironmentSource, Turn
 from hybridrl.errors import HybridRLError
@@ -23,19 +21,8 @@ STDIO = {"command": [sys.executable, SERVER]}
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, SERVER, str(port)])
-    give_up = time.monotonic() + 60
-    while time.monotonic() < give_up:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}/mcp"
-    process.kill()
-    process.wait()
+    with served(sys.executable, SERVER) as port:
+        yield f"http://127.0.0.1:{port}/mcp"
 
 
 async def called(source: EnvironmentSource, *calls: Call) -> Any:
