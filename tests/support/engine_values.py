@@ -59,23 +59,23 @@ def model(seed, **changes):
 def mixture(folder, seed):
     """A model with experts, saved in a folder; returns both."""
     torch.manual_seed(seed)
-    config = Qwen3MoeConfig(
-        vocab_size=120,
-        hidden_size=64,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        num_experts=8,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=256,
-        initializer_range=0.2,
-        eos_token_id=END,
-    )
-    made = Qwen3MoeForCausalLM(config).float().eval()
+    given: dict[str, Any] = {
+        "vocab_size": 120,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.2,
+        "eos_token_id": END,
+    }
+    made = Qwen3MoeForCausalLM(Qwen3MoeConfig(**given)).float().eval()
     made.save_pretrained(folder)
     return made, folder
 
