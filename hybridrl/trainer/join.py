@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from hybridrl.config.training import ActorConfig
 from hybridrl.errors import ResourceError
-from hybridrl.hosts import cuda
+from hybridrl.hosts import cuda, matmul
 from hybridrl.trainer.setup import RankSetup
 
 
@@ -37,6 +37,7 @@ def take_device(setup: RankSetup, *, transformer_engine: bool = True) -> torch.d
             "this trainer rank computes on the CPU, and torch sees a GPU",
             fix="an empty CUDA_VISIBLE_DEVICES hides it; cluster.gpus_per_node=1 trains on it",
         )
+    matmul.install()
     return torch.device("cpu")
 
 

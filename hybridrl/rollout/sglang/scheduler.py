@@ -24,7 +24,7 @@ from sglang.srt.runtime_context import get_parallel, get_serving
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from hybridrl.errors import EngineError, HybridRLError
-from hybridrl.hosts import stacks
+from hybridrl.hosts import matmul, stacks
 from hybridrl.rollout.sglang import receive
 from hybridrl.rollout.sglang.arguments import has_cuda
 from hybridrl.rollout.sglang.hooks import (
@@ -48,6 +48,7 @@ def run(*args: Any, **kwargs: Any) -> None:
         saver = f"{_SRT}.utils.torch_memory_saver_adapter._TorchMemorySaverAdapterReal"
         HookRegistry.register(f"{saver}.region", weights_stay, HookType.AROUND)
     else:
+        matmul.install()
         ALLOC_MEMORY_FUNCS["cpu"] = without_pinning
         _replace("layers.attention.torch_native_backend.TorchNativeAttnBackend", BatchedAttention)
         _replace("layers.sampler.Sampler", SeededSampler)

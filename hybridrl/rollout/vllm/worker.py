@@ -22,7 +22,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_worker import Worker
 
 from hybridrl.errors import EngineError, HybridRLError, LayoutError
-from hybridrl.hosts import cuda
+from hybridrl.hosts import cuda, matmul
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.checksum import checksum
@@ -107,7 +107,9 @@ class RolloutWorker:
 
 
 class CPURolloutWorker(RolloutWorker, CPUWorker):
-    pass
+    def load_model(self, *args: Any, **options: Any) -> None:
+        matmul.install()
+        super().load_model(*args, **options)
 
 
 class GPURolloutWorker(RolloutWorker, Worker):
