@@ -39,6 +39,10 @@ class OneEnvironment(PluginConfig):
     text_result: str = "{result}"
     """What the policy reads after a call in plain text, with the result in its place."""
 
+    box: bool | dict[str, Any] = False
+    """Give each episode a box of the sandbox, as `self.box` of the environment: true, or limits
+    {memory_mb: 512, time_s: 10, sandbox: local}."""
+
     on_bad_call: Literal["tell", "end"] = "tell"
     """What a call that cannot be made leads to. tell: the policy reads why. end: so it does, and the
     episode ends."""

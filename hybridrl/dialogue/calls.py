@@ -66,13 +66,13 @@ class CallFormat:
         return Call(name, arguments, fault=fault, text=written)
 
 
+FOR_TOOLS = "a model that was made for tools"
+"""What helps where a chat template has no format for calls."""
+
+
 def no_call_format(why: str) -> ConfigError:
     """The error for tools that the policy has no way to call."""
-    return ConfigError(
-        why,
-        where="data.chat_template",
-        fix="a model that was made for tools, or environment.text_calls",
-    )
+    return ConfigError(why, where="data.chat_template", fix=FOR_TOOLS)
 
 
 def probe_call(index: int = 0) -> dict[str, Any]:

@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.schema import DataConfig
 from hybridrl.data.prompts import PromptFormat
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.dialogue.base import Dialogue
-from hybridrl.dialogue.calls import no_call_format
+from hybridrl.dialogue.calls import FOR_TOOLS, no_call_format
 from hybridrl.dialogue.check import check_dialogue
 from hybridrl.dialogue.plain import PlainDialogue
 from hybridrl.dialogue.rendered import rendered_dialogue
 from hybridrl.dialogue.template import TemplateDialogue
 from hybridrl.environments.base import Message
+from hybridrl.errors import ConfigError
 from hybridrl.models.config_json import read_object
 
 Opening = Callable[[Mapping[str, Any]], Sequence[Message]]
@@ -45,10 +45,19 @@ def open_dialogue(
     return dialogue
 
 
-def has_model_calls(environment: EnvironmentConfig) -> bool:
-    """Whether the policy calls tools in the format of its chat template: some environment has tools, and does
-    not say how calls are written as plain text."""
-    return any(one.tools and not one.text_calls for one in environment.all.values())
+def open_episode_dialogue(
+    tokenizer: ModelTokenizer, folder: str, data: DataConfig, *, with_tools: bool
+) -> Dialogue:
+    """The dialogue of a run with an environment, whose config can also describe calls as plain text.
+
+    The arguments and errors are those of open_dialogue().
+    """
+    try:
+        return open_dialogue(tokenizer, folder, data, with_tools=with_tools)
+    except ConfigError as error:
+        if error.fix == FOR_TOOLS:
+            error.fix += ", or environment.text_calls"
+        raise
 
 
 def opening_of(tokenizer: ModelTokenizer, data: DataConfig) -> Opening:

@@ -49,6 +49,12 @@ class Environments:
         pool = self._pool(row)
         return [*(schema["function"]["name"] for schema in pool.schemas), *pool.text_tools]
 
+    @property
+    def calls_by_template(self) -> bool:
+        """Whether some environment has tools that the policy calls in the format of its chat template; known
+        once they have started."""
+        return any(pool.schemas for pool in self._pools.values())
+
     def max_turns(self, row: Mapping[str, Any]) -> int:
         return self._pool(row).max_turns
 

@@ -10,13 +10,15 @@ from hybridrl import registry
 from hybridrl.config.environment import EnvironmentConfig, OneEnvironment
 from hybridrl.config.options import make, taken
 from hybridrl.environments.base import ToolSchema
+from hybridrl.environments.boxes import open_boxes
 from hybridrl.environments.played import Played, tool_names
 from hybridrl.environments.threads import called
 from hybridrl.environments.tools.base import ToolSource
 from hybridrl.environments.tools.calls import CallRules
 from hybridrl.environments.tools.functions import check_method
 from hybridrl.environments.tools.sources import open_tools
-from hybridrl.errors import ConfigError
+from hybridrl.errors import ConfigError, HybridRLError
+from hybridrl.sandbox.places import Sandbox
 
 KINDS = "hybridrl.environments.kinds"
 
@@ -38,14 +40,24 @@ class LoadedEnvironment:
     rules: CallRules
     ends_at_bad_call: bool
 
+    boxes: Sandbox | None = None
+    """Gives each episode a box; None: episodes have none."""
+
     def episode(self) -> Played:
         return Played(
-            self.make, self.sources, self.rules, name=self.name, ends_at_bad_call=self.ends_at_bad_call
+            self.make,
+            self.sources,
+            self.rules,
+            name=self.name,
+            ends_at_bad_call=self.ends_at_bad_call,
+            boxes=self.boxes,
         )
 
     async def close(self) -> None:
         for source in self.sources:
             await source.close()
+        if self.boxes is not None:
+            await self.boxes.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,7 @@ async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEn
 
     Raises:
         ConfigError, UserCodeError: see find_environment; a tool that cannot be one, or a name of two tools.
+        ResourceError: there can be no box.
     """
     found = find_environment(own, where=where)
     if warm_up := getattr(found.kind, "warm_up", None):
@@ -105,7 +118,8 @@ async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEn
     try:
         schemas += [schema for source in sources for schema in source.schemas]
         _refuse_unfit_names(own.name, text_calls, schemas, where)
-    except ConfigError:
+        boxes = await open_boxes(own, where=where)
+    except HybridRLError:
         for source in sources:
             await source.close()
         raise
@@ -118,7 +132,7 @@ async def load(own: OneEnvironment, *, timeout_s: float, where: str) -> LoadedEn
     )
     ends = own.on_bad_call == "end"
     formal = tuple(schema for schema in schemas if schema["function"]["name"] not in text_calls)
-    return LoadedEnvironment(own.name, found, sources, formal, rules, ends)
+    return LoadedEnvironment(own.name, found, sources, formal, rules, ends, boxes)
 
 
 def _refuse_signature(plugin: type, name: str, given: tuple[Any, ...], title: str, where: str) -> None:

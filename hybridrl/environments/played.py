@@ -11,6 +11,7 @@ from hybridrl.environments.threads import called
 from hybridrl.environments.tools.base import Tool, ToolSession, ToolSource
 from hybridrl.environments.tools.calls import Answered, CallRules, answer, calls_in_text
 from hybridrl.environments.tools.functions import function_tool
+from hybridrl.sandbox.places import Sandbox
 
 
 class Played:
@@ -24,9 +25,11 @@ class Played:
         *,
         name: str,
         ends_at_bad_call: bool,
+        boxes: Sandbox | None = None,
     ) -> None:
         self._make, self._sources, self._rules, self._name = make, sources, rules, name
         self._ends_at_bad_call = ends_at_bad_call
+        self._boxes, self._box = boxes, None
         self._environment: Any = None
         self._sessions: list[ToolSession] = []
         self._tools: dict[str, Tool] = {}
@@ -34,6 +37,8 @@ class Played:
     async def reset(self, row: Mapping[str, Any], seed: int) -> Any:
         """What the environment returned, unchecked."""
         self._environment = await called(self._make)
+        if self._boxes is not None:
+            self._environment.box = self._box = await self._boxes.take()
         self._sessions = [await source.open() for source in self._sources]
         tools = [
             *own_tools(self._environment, name=self._name),
@@ -58,6 +63,8 @@ class Played:
                 await called(close)
         finally:
             self._environment = None
+            if self._box is not None:
+                await self._box.close()
             for session in self._sessions:
                 await session.close()
 

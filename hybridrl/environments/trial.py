@@ -10,14 +10,13 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from hybridrl.environments.base import Call, EnvironmentFailedError, Observation, Phase, ToolSchema, Turn
 from hybridrl.environments.hosting import Environments
+from hybridrl.findings import Finding
 from hybridrl.hosts.process_usage import Usage, usage_of
 from hybridrl.wording import counted
-
-Verdict = Literal["ok", "warning", "no"]
 
 KINDS = ("random", "empty", "endless", "malformed")
 """Kinds of answers, each of which has the same share of the episodes."""
@@ -37,15 +36,6 @@ _LEAK_BYTES = 20_000
 
 _LEAK_FILES = 0.05
 """Open files, threads or processes per episode above which they leak."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one question about an environment showed."""
-
-    verdict: Verdict
-    kind: str
-    text: str
 
 
 @dataclass(slots=True)

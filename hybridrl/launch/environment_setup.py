@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.data.tables import Table
 from hybridrl.environments.base import EnvironmentFailedError, EnvironmentSource
+from hybridrl.environments.boxes import read_box
 from hybridrl.environments.hosting import Environments, open_environments
 from hybridrl.environments.loading import find_environment
 from hybridrl.environments.tools.sources import read_tool
@@ -25,6 +27,7 @@ def unfit_environments(config: EnvironmentConfig) -> Iterator[HybridRLError]:
         trials: list[Callable[[], object]] = [
             partial(read_tool, given, where=f"{where}.tools") for given in own.tools
         ]
+        trials.append(partial(read_box, own, where=where))
         if ":" not in own.name:
             trials.append(partial(find_environment, own, where=where))
         for trial in trials:
@@ -34,14 +37,22 @@ def unfit_environments(config: EnvironmentConfig) -> Iterator[HybridRLError]:
                 yield error
 
 
-def try_environments(loaded: LoadedConfig, tables: Sequence[Table]) -> str:
+@dataclass(frozen=True, slots=True)
+class TriedEnvironments:
+    """What is known of the environments of a config once each has begun an episode."""
+
+    described: str = ""
+    """One line about environments and tools; "" if the config has none."""
+
+    calls_by_template: bool = False
+    """Whether the policy calls some tool in the format of its chat template."""
+
+
+def try_environments(loaded: LoadedConfig, tables: Sequence[Table]) -> TriedEnvironments:
     """Start a process of every environment, and begin an episode of each in it.
 
     Args:
         tables: rows of the data; none if they are not here, and then no episode is begun.
-
-    Returns:
-        One line that describes environments and tools; "" if the config has none.
 
     Raises:
         ConfigError: an environment or a tool cannot be loaded, or a variable that is listed is not set.
@@ -50,7 +61,7 @@ def try_environments(loaded: LoadedConfig, tables: Sequence[Table]) -> str:
     """
     config = loaded.config.environment
     if config is None:
-        return ""
+        return TriedEnvironments()
     variables = "environment.variables"
     child_environment(config.variables, key=variables, where=loaded.where(variables))
     rows = rows_by_environment(config, tables, most=1, where=loaded.where("environment.field"))
@@ -58,13 +69,14 @@ def try_environments(loaded: LoadedConfig, tables: Sequence[Table]) -> str:
         return asyncio.run(_tried(config, {name: row for name, (row,) in rows.items()}))
 
 
-async def _tried(config: EnvironmentConfig, rows: Mapping[str, Mapping[str, Any]]) -> str:
+async def _tried(config: EnvironmentConfig, rows: Mapping[str, Mapping[str, Any]]) -> TriedEnvironments:
     source = open_environments(config)
     try:
         await source.start()
         for name, row in rows.items():
             await _begin(source, row, where=config.place(name))
-        return "; ".join(f"{name}{_tools(source, row)}" for name, row in rows.items())
+        described = "; ".join(f"{name}{_tools(source, row)}" for name, row in rows.items())
+        return TriedEnvironments(described, source.calls_by_template)
     finally:
         await source.close()
 

@@ -9,8 +9,9 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.data.source import open_rows
 from hybridrl.environments.base import Phase
 from hybridrl.environments.hosting import open_environments
-from hybridrl.environments.trial import Finding, try_environment
+from hybridrl.environments.trial import try_environment
 from hybridrl.errors import ConfigError, refuse
+from hybridrl.findings import Finding
 from hybridrl.launch.environment_setup import rows_by_environment, unfit_environments
 from hybridrl.wording import counted
 

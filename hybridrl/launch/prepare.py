@@ -16,7 +16,7 @@ from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
 from hybridrl.data.source import TablePrompts, load_source, open_rows, refuse_odd_sources
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.dialogue.opened import has_model_calls, open_dialogue
+from hybridrl.dialogue.opened import open_episode_dialogue
 from hybridrl.errors import HybridRLError, ModelError
 from hybridrl.launch.data_sets import describe_absent
 from hybridrl.launch.data_warnings import suspicious
@@ -62,13 +62,13 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
     _refuse_odd_limits(loaded, [train.rows, *([heldout.rows] if heldout else [])])
-    _refuse_unfit_dialogue(loaded, tokenizer)
     gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
     environments = try_environments(loaded, [train.rows, *([heldout.rows] if heldout else [])])
+    _refuse_unfit_dialogue(loaded, tokenizer, with_tools=environments.calls_by_template)
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
     odd = _suspicious(cfg, gold, train.rows, heldout.rows if heldout else None)
     warnings = (*odd, *train.examined().warnings)
-    return Prepared(train, heldout.all() if heldout else [], gold, warnings, environments)
+    return Prepared(train, heldout.all() if heldout else [], gold, warnings, environments.described)
 
 
 def open_train(loaded: LoadedConfig) -> TablePrompts:
@@ -131,7 +131,7 @@ def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     heldout = _rows(loaded, data.heldout, "heldout") if data.heldout else None
     gold = _judged(loaded, train, heldout)
     environments = try_environments(loaded, [train, *([heldout] if heldout else [])])
-    found = _described(len(train), len(heldout) if heldout else 0, gold, environments)
+    found = _described(len(train), len(heldout) if heldout else 0, gold, environments.described)
     yield "data", f"{found}; prompts are measured, and weights inspected, once the model is here"
     yield from (("warning", text) for text in _suspicious(loaded.config, gold, train, heldout))
 
@@ -213,13 +213,12 @@ def _refuse_odd_limits(loaded: LoadedConfig, tables: Sequence[Table]) -> None:
             row_limit(field, table[i], table.place(i))
 
 
-def _refuse_unfit_dialogue(loaded: LoadedConfig, tokenizer: ModelTokenizer) -> None:
+def _refuse_unfit_dialogue(loaded: LoadedConfig, tokenizer: ModelTokenizer, *, with_tools: bool) -> None:
     """Refuse a chat template that cannot be used for the turns of an environment."""
     cfg = loaded.config
     if cfg.environment is not None:
         try:
-            tools = has_model_calls(cfg.environment)
-            open_dialogue(tokenizer, cfg.model.path, cfg.data, with_tools=tools)
+            open_episode_dialogue(tokenizer, cfg.model.path, cfg.data, with_tools=with_tools)
         except HybridRLError as error:
             raise loaded.locate(error) from error
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.data.source import open_rows
+from hybridrl.findings import Finding
 from hybridrl.rewards.rows import check_rows
-from hybridrl.rewards.trial import Finding, try_reward
+from hybridrl.rewards.trial import try_reward
 from hybridrl.wording import counted
 
 

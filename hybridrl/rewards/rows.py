@@ -3,12 +3,13 @@
 A row without a usable reference would end the run at the step that takes it, or reward an empty answer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DataError
-from hybridrl.rewards.parts import rules
+from hybridrl.rewards.chosen import ChosenRows, Table, judged_rows
+from hybridrl.rewards.parts import Rule, rules_of
 from hybridrl.rewards.plugin import LoadedReward, load_reward
 from hybridrl.rewards.pool import Scorer
 from hybridrl.wording import counted
@@ -18,18 +19,6 @@ _NAMED = 5
 
 _AT_ONCE = 1024
 """Rows that code of the user is asked about in one call."""
-
-
-class Table(Protocol):
-    """Rows with fast access to some columns; columns() raises a DataError that names a row without one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
-
-    def columns(self, names: Sequence[str], /) -> Iterator[tuple[Any, ...]]: ...
-
-    def place(self, index: int, /) -> str: ...
 
 
 @runtime_checkable
@@ -65,13 +54,17 @@ def check_rows(
         DataError: rows that a rule cannot judge, or a column that it needs is missing.
         RewardError, DeadlineError: code of the user fails.
     """
-    for _, name, options in rules(reward.name, reward.options):
-        if ":" in name:
-            wrong = _refused_by_code(reward, name, options, table, scorer, where)
+    for rule in rules_of(Rule("reward", reward.name, reward.options, reward.answer_field)):
+        judged = judged_rows(rule, table, where=where) if rule.choices else table
+        if not len(judged):
+            continue
+        if ":" in rule.name:
+            wrong = _refused_by_code(reward, rule, judged, scorer, where)
         else:
-            wrong = _refused_by_rule(load_reward(name, options, where=where), table, reward.answer_field)
+            loaded = load_reward(rule.name, rule.options, where=where)
+            wrong = _refused_by_rule(loaded, judged, rule.answer_field or reward.answer_field)
         if found := list(wrong):
-            raise _refused(name, found, table, data, where)
+            raise _refused(rule, found, judged, data, where)
 
 
 def _refused_by_rule(rule: LoadedReward, table: Table, answer_field: str) -> Iterator[tuple[int, str]]:
@@ -81,18 +74,15 @@ def _refused_by_rule(rule: LoadedReward, table: Table, answer_field: str) -> Ite
 
 
 def _refused_by_code(
-    reward: RewardConfig,
-    name: str,
-    options: Mapping[str, Any],
-    table: Table,
-    scorer: Scorer | None,
-    where: str,
+    reward: RewardConfig, rule: Rule, table: Table, scorer: Scorer | None, where: str
 ) -> Iterator[tuple[int, str]]:
-    if scorer is not None and name == reward.name:
+    if scorer is not None and rule.name == reward.name:
         yield from _asked(scorer, table)
         return
-    keys = {"answer_field": reward.answer_field, "timeout_s": reward.timeout_s, "memory_gb": reward.memory_gb}
-    part = RewardConfig.model_validate({"name": name, "num_workers": reward.num_workers, **keys, **options})
+    keys = {"answer_field": rule.answer_field, "timeout_s": reward.timeout_s, "memory_gb": reward.memory_gb}
+    part = RewardConfig.model_validate(
+        {"name": rule.name, "num_workers": reward.num_workers, **keys, **rule.options}
+    )
     with Scorer(part, where=where) as own:
         yield from _asked(own, table)
 
@@ -119,14 +109,22 @@ def _wrong(
             yield index, fault
 
 
-def _refused(rule: str, wrong: list[tuple[int, str]], table: Table, data: str, where: str) -> DataError:
-    rows = ", ".join(str(index + 1) for index, _ in wrong[:_NAMED]) + (", ..." if wrong[_NAMED:] else "")
-    what = f"{len(wrong):,} of {counted(len(table), 'row', form=',')} in {data} cannot be judged by {rule}"
-    index, why = wrong[0]
-    place = table.place(index).removesuffix(f" of {data}")
+def _refused(rule: Rule, wrong: list[tuple[int, str]], table: Table, data: str, where: str) -> DataError:
+    numbers = [table.number(i) if isinstance(table, ChosenRows) else i for i, _ in wrong]
+    rows = ", ".join(str(number + 1) for number in numbers[:_NAMED]) + (", ..." if wrong[_NAMED:] else "")
+    own = f" whose {rule.choices[-1].field} is {rule.choices[-1].value}" if rule.choices else ""
+    of = counted(len(table), "row", form=",")
+    what = f"{len(wrong):,} of {of} in {data}{own} cannot be judged by {rule.name}"
+    (first, why), index = wrong[0], numbers[0]
+    place = table.place(first).removesuffix(f" of {data}")
     place += f" (index {index} in Python)" if place == f"row {index + 1}" else ""
     return DataError(
         f"{what}: {place}: {why}",
         where=f"{where}; rows {rows}" if wrong[1:] else where,
-        fix="drop those rows, or set reward.answer_field to the column of the right answers",
+        fix=f"drop those rows, or set {_owner(rule)}.answer_field to the column of the right answers",
     )
+
+
+def _owner(rule: Rule) -> str:
+    """Key of the section that may have an answer_field for this rule: its own, if a column chooses it."""
+    return f"{rule.choices[-1].key}.{rule.choices[-1].value}" if rule.choices else "reward"

@@ -8,10 +8,11 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from hybridrl.config.schema import RewardConfig
 from hybridrl.errors import DeadlineError, RewardError
+from hybridrl.findings import Finding
 from hybridrl.hosts.process_usage import Usage, usage_of
 from hybridrl.rewards.gold import Rows, least_accepted, spread
 from hybridrl.rewards.hostile import HOSTILE, around
@@ -19,8 +20,6 @@ from hybridrl.rewards.pool import Scorer
 from hybridrl.rewards.score import Score
 from hybridrl.types import HANG_PART
 from hybridrl.wording import counted
-
-Verdict = Literal["ok", "warning", "no"]
 
 AT_ONCE = 64
 """Answers that are judged at the same time, each in a process of its own."""
@@ -49,15 +48,6 @@ _LEAK_S = 5.0
 
 _LEAK_BYTES = 1000
 """Growth per answer above which memory leaks; 1,000 bytes are a gigabyte in a million answers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one kind of answers showed."""
-
-    verdict: Verdict
-    kind: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.schema import Config, DataConfig
 from hybridrl.data.tokenize import load_tokenizer
-from hybridrl.dialogue.opened import has_model_calls, open_dialogue, opening_of
+from hybridrl.dialogue.opened import open_episode_dialogue, opening_of
 from hybridrl.environments.base import EnvironmentSource
 from hybridrl.environments.hosting import open_environments
 from hybridrl.rollout.turns import TurnPlayer
@@ -48,11 +48,16 @@ class TurnSetup:
             HybridRLError: they cannot be started, or the chat template cannot be used for several turns.
         """
         tokenizer = load_tokenizer(self.model_folder)
-        tools = has_model_calls(self.environment)
-        dialogue = open_dialogue(tokenizer, self.model_folder, self.data, with_tools=tools)
         opening = opening_of(tokenizer, self.data)
         environments = open_environments(self.environment, sharers=self.engines_of_node)
         await environments.start()
+        try:
+            dialogue = open_episode_dialogue(
+                tokenizer, self.model_folder, self.data, with_tools=environments.calls_by_template
+            )
+        except BaseException:
+            await environments.close()
+            raise
         player = TurnPlayer(
             environments,
             dialogue,

@@ -8,7 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-NOUNS = {"errors", "types", "seeds", "columns", "batch", "saved_groups", "registry", "outside", "wording"}
+NOUNS = {"errors", "types", "seeds", "columns", "batch", "saved_groups", "registry", "outside", "wording"} | {
+    "findings"
+}
 DOORS = {
     "errors": set(),
     "types": {"errors"},
@@ -19,6 +21,7 @@ DOORS = {
     "saved_groups": {"types"},
     "seeds": set(),
     "wording": set(),
+    "findings": set(),
     "registry": {"errors", "outside"},
     "models": NOUNS,
     "config": {"errors", "outside", "registry", "models", "wording"},
@@ -75,12 +78,14 @@ KEYS = {
         "batch",
         "registry",
         "wording",
+        "findings",
         "config",
         "observe",
         "doctor",
         "cli",
     },
-    "numpy": ALL - {"errors", "faults", "types", "seeds", "registry", "wording", "config", "doctor", "cli"},
+    "numpy": ALL
+    - {"errors", "faults", "types", "seeds", "registry", "wording", "findings", "config", "doctor", "cli"},
     "ray": {"cluster", "workers", "launch"},
     "megatron": {"trainer", "hosts"},
     "sglang": {"rollout", "hosts"},

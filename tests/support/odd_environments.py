@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hybridrl.environments.base import Observation, Turn, tool
+from hybridrl.sandbox.box import Box
 
 
 class Counts:
@@ -194,3 +195,15 @@ def search(query: str, limit: int = 3) -> list[str]:
 def untyped(query):  # type: ignore[no-untyped-def]
     """Search."""
     return query
+
+
+class Shell:
+    """It runs what the policy says as Python in the box of the episode."""
+
+    box: Box
+
+    async def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        return Observation("a shell")
+
+    async def step(self, turn: Turn) -> Observation:
+        return Observation((await self.box.python(turn.text)).text)

@@ -191,5 +191,6 @@ def test_tools_that_the_policy_cannot_call_are_refused():
     tokenizer, dialogue = made(values.BARE)
     with pytest.raises(ConfigError, match="calls of tools in no form that can be read"):
         dialogue.begin(ASKED, [ADD])
-    with pytest.raises(ConfigError, match="chat_template = none has no format for calls"):
+    with pytest.raises(ConfigError, match="chat_template = none has no format for calls") as refused:
         PlainDialogue(tokenizer).begin(ASKED, [ADD])
+    assert refused.value.fix == "a model that was made for tools"  # which is all that `hybridrl sft` can use

@@ -28,7 +28,7 @@ def loaded(section: str) -> Any:
 
 
 def tried(section: str, rows: Sequence[dict[str, Any]] = ({"prompt": "=", "answer": "3"},)) -> str:
-    return try_environments(loaded(section), [Rows(list(rows), "rows")])
+    return try_environments(loaded(section), [Rows(list(rows), "rows")]).described
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,18 @@ def test_code_from_outside_is_not_loaded() -> None:
 def test_environments_and_tools_are_described() -> None:
     assert tried("guess") == "guess"
     assert tried("{name: 'odd_environments:WithTools'}") == "WithTools with 3 tools: add, sleep, fail"
+
+
+@pytest.mark.parametrize(
+    ("section", "by_template"),
+    [("guess", False), ("lookup", False), ("'odd_environments:WithTools'", True)],
+)
+def test_tools_that_are_methods_alone_are_calls_in_the_format_of_the_template(
+    section: str, by_template: bool
+) -> None:
+    """lookup has a method too, and says how its call is written as plain text."""
+    row = {"prompt": "7?", "answer": "3", "registers": "0123456789", "register": 7}
+    assert try_environments(loaded(section), [Rows([row], "rows")]).calls_by_template is by_template
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,10 @@ def test_a_pattern_cannot_ask_for_a_tag_that_the_template_opens(tried: Callable[
     with pytest.raises(ConfigError, match="asks for <think>, and the prompt ends with '<think>"):
         tried(*overrides, f"reward={{{asks}}}")
     tried(*overrides, f'reward={{{asks}, opened: "<think>\\n"}}')
+
+
+def test_tools_that_are_methods_are_compared_with_the_chat_template(tried: Callable[..., None]) -> None:
+    environment = "environment={name: 'odd_environments:WithTools'}"
+    with pytest.raises(ConfigError, match="has no format for calls of tools") as refused:
+        tried(environment, "algorithm.preset=grpo", "rollout.max_context_tokens=64")
+    assert refused.value.fix == "a model that was made for tools, or environment.text_calls"
