@@ -8,8 +8,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-NOUNS = {"errors", "types", "seeds", "columns", "batch", "saved_groups", "registry", "outside", "wording"} | {
-    "findings"
+NOUNS = {
+    "errors",
+    "types",
+    "seeds",
+    "columns",
+    "batch",
+    "saved_groups",
+    "registry",
+    "outside",
+    "wording",
+    "findings",
 }
 DOORS = {
     "errors": set(),
