@@ -1,11 +1,14 @@
 """Removes what a Ray of this machine leaves behind if its driver is killed.
 
-A small process waits until the driver is gone, however it ended. Then it kills what still runs with the Ray's
-folder on its command line or as the place of its error log, and removes the folder. It reads /proc and
-imports nothing else, so that it takes a few megabytes.
+A small process waits until the driver is gone, however it ended. Then it kills what still runs of that Ray,
+and removes the folder. A process is the Ray's if it inherited the mark of the Ray, an environment variable; if
+its error log is in the folder; or if it descends from such a process. Whoever merely reads a file of the
+folder, as `tail`, is not. The small process reads /proc and imports nothing else, so that it takes a few
+megabytes.
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,25 +17,46 @@ from pathlib import Path
 _END_S = 10.0
 _GRACE_S = 5.0
 
+_MARK = "HYBRIDRL_RAY_FOLDER"
+
 _PROGRAM = """
 import os, shutil, signal, sys, time
-folder, grace_s = sys.argv[1], float(sys.argv[2])
+folder, mark, grace_s = sys.argv[1], sys.argv[2].encode(), float(sys.argv[3])
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sys.stdin.buffer.read()  # ends when the driver has closed its end, or is gone
+known = set()
+
+def processes():
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                after_name = file.read().rpartition(b")")[2].split()
+        except OSError:
+            continue
+        if after_name[0] != b"Z":
+            yield pid, int(after_name[1]), int(after_name[19])  # parent, start time
+
+def marked(pid):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            if mark in file.read().split(b"\\0"):
+                return True
+        return os.readlink(f"/proc/{pid}/fd/2").startswith(folder + "/")
+    except OSError:
+        return False
 
 def running():
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/cmdline") as line:
-                named = folder in line.read() or os.readlink(f"/proc/{pid}/fd/2").startswith(folder)
-        except (OSError, ValueError):
-            continue
-        if named and int(pid) != os.getpid():
-            yield int(pid)
+    here = list(processes())
+    own = {pid for pid, _, started in here if (pid, started) in known or marked(pid)}
+    while more := {pid for pid, parent, _ in here if parent in own} - own:
+        own |= more
+    own.discard(os.getpid())
+    known.update((pid, started) for pid, _, started in here if pid in own)
+    return own
 
 deadline = time.monotonic() + grace_s
-while list(running()) and time.monotonic() < deadline:
+while running() and time.monotonic() < deadline:
     time.sleep(0.1)
 for pid in running():
     try:
@@ -45,9 +69,12 @@ shutil.rmtree(folder, ignore_errors=True)
 
 @contextlib.contextmanager
 def removed_in_any_case(folder: Path) -> Iterator[None]:
-    """A context after which a folder, and what runs in it, is gone, also if this process is killed inside."""
+    """A context after which a folder, and what runs in it, is gone, also if this process is killed inside.
+
+    What runs in it is started inside `marked`.
+    """
     cleaner = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROGRAM, str(folder), str(_GRACE_S)],
+        [sys.executable, "-I", "-S", "-c", _PROGRAM, str(folder), f"{_MARK}={folder}", str(_GRACE_S)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -60,3 +87,17 @@ def removed_in_any_case(folder: Path) -> Iterator[None]:
         cleaner.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             cleaner.wait(_END_S)
+
+
+@contextlib.contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """A context in which processes that are started, and those that they start, belong to a folder."""
+    before = os.environ.get(_MARK)
+    os.environ[_MARK] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_MARK]
+        else:
+            os.environ[_MARK] = before

@@ -13,7 +13,7 @@ import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
 
-from hybridrl.cluster.leftovers import removed_in_any_case
+from hybridrl.cluster.leftovers import marked, removed_in_any_case
 
 LOOPBACK = "127.0.0.1"
 
@@ -35,16 +35,17 @@ def local_ray(num_workers: int) -> Iterator[str]:
         try:
             quiet()
             ray_constants.ENABLE_RAY_CLUSTER = False  # otherwise Ray replaces loopback by an external address
-            ray.init(
-                num_cpus=num_workers,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _node_ip_address=LOOPBACK,
-                _temp_dir=folder,
-                _system_config={"worker_niceness": 0},  # by default, all others have a higher priority
-            )
+            with marked(Path(folder)):
+                ray.init(
+                    num_cpus=num_workers,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.CRITICAL,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _node_ip_address=LOOPBACK,
+                    _temp_dir=folder,
+                    _system_config={"worker_niceness": 0},  # by default, all others have a higher priority
+                )
             yield os.path.join(folder, "session_latest", "logs")
         finally:
             ray.shutdown()

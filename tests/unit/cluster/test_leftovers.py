@@ -10,16 +10,25 @@ import pytest
 
 from hybridrl.cluster.leftovers import removed_in_any_case
 
-PROGRAM = """
+CHILD = """
+import os, subprocess, time
+print(subprocess.Popen(["sleep", "600"], env={}).pid, flush=True)
+time.sleep(600)
+"""
+"""A process whose own child has not inherited its environment."""
+
+PROGRAM = f"""
+CHILD = {CHILD!r}
 import subprocess, sys, time
 from pathlib import Path
-from hybridrl.cluster.leftovers import removed_in_any_case
+from hybridrl.cluster.leftovers import marked, removed_in_any_case
 folder = Path(sys.argv[1])
 folder.mkdir()
 (folder / "log").write_text("of a run")
 with removed_in_any_case(folder):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(folder)])
-    print(child.pid, flush=True)
+    with marked(folder):
+        child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    print(child.pid, child.stdout.readline(), flush=True)
     time.sleep(600)
 """
 
@@ -40,11 +49,15 @@ def test_a_killed_process_leaves_neither_the_folder_nor_what_ran_in_it(tmp_path:
     folder = tmp_path / "of_a_run"
     owner = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
-    child = int(owner.stdout.readline())
-    assert folder.exists() and not gone(child)
+    child, grandchild = map(int, owner.stdout.readline().split())
+    reader = subprocess.Popen(["tail", "-f", str(folder / "log")], stdout=subprocess.DEVNULL)
+    assert folder.exists() and not gone(child) and not gone(grandchild)
     owner.kill()
     owner.wait()
-    assert within_a_minute(lambda: not folder.exists() and gone(child))
+    assert within_a_minute(lambda: not folder.exists() and gone(child) and gone(grandchild))
+    assert reader.poll() is None  # whoever reads the logs is not of the run
+    reader.kill()
+    reader.wait()
 
 
 def test_a_process_that_goes_on_leaves_nothing_either(tmp_path: Path) -> None:
