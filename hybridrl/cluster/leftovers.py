@@ -1,7 +1,7 @@
 """Removes what a Ray of this machine leaves behind if its driver is killed.
 
 A small process waits until the driver is gone, however it ended. Then it kills what still runs of that Ray,
-and removes the folder. A process is the Ray's if it inherited the mark of the Ray, an environment variable; if
+and removes the folder. A process is the Ray's if it inherited its mark, an environment variable; if
 its error log is in the folder; or if it descends from such a process. Whoever merely reads a file of the
 folder, as `tail`, is not. The small process reads /proc and imports nothing else, so that it takes a few
 megabytes.
