@@ -11,11 +11,13 @@ READY := $(VENV)/.ready-$(RELEASE)
 DOCS_VENV := .venv-docs
 VLLM_VENV := .venv-vllm
 OPENENV_VENV := .venv-openenv
+AUDIT_VENV := .venv-audit
 VLLM_READY := $(VLLM_VENV)/.ready-$(RELEASE)
 VENV_312 := $(if $(filter 3.12,$(RELEASE)),$(VENV),.venv-312)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm quickstart test test-312 test-all check docs docs-check bench gpu-kit clean
+.PHONY: help setup setup-vllm quickstart test test-312 test-all test-slurm check audit docs docs-check bench \
+  gpu-kit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +61,14 @@ check: setup ## formatting, lint, types, style, documentation
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/pyright
 	@$(PYTEST) -q tests/style
+
+audit: $(AUDIT_VENV)/.ready ## known vulnerabilities of all pinned packages; asks the index of Python packages
+	@requirements/audit $(AUDIT_VENV)/bin/pip-audit $(ARGS)
+
+$(AUDIT_VENV)/.ready: requirements/audit.txt
+	@$(PYTHON) -m venv $(AUDIT_VENV)
+	@$(AUDIT_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input -r $<
+	@touch $@
 
 # Not --quiet: mkdocs would count no warnings, and so fail on none
 docs: $(DOCS_VENV)/.ready ## the documentation as a site in site/; a warning or a broken link fails

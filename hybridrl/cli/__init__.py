@@ -87,6 +87,13 @@ add(
     "hybridrl export runs/quickstart --step 20 --to models/mine --verify",
 )
 add(app, commands.why, "hybridrl why runs/quickstart")
+add(
+    app,
+    commands.replay,
+    "hybridrl replay runs/quickstart/bundles/step_000012",
+    "hybridrl replay runs/quickstart/bundles/step_000012 --layout tp2",
+    "hybridrl replay runs/a/bundles/step_000012 --against runs/b/bundles/step_000012",
+)
 add(app, commands.doctor, "hybridrl doctor", "hybridrl doctor --json")
 add(
     app,

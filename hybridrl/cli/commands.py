@@ -176,6 +176,32 @@ def why(
         show(line, indent=2)
 
 
+def replay(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="As runs/NAME/bundles/step_000012.")],
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with another bundle, compute nothing.")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="Another parallel layout, as in tp2 or pp2vpp2.")] = "",
+    tolerance: Annotated[
+        float | None, typer.Option(min=0.0, help="What counts as equal; default 0, with --layout 2e-6.")
+    ] = None,
+) -> None:
+    """Take the policy update of a step bundle again; exit code 1, and the first row, if something differs."""
+    from hybridrl.replay import command as replaying
+
+    if against and layout:
+        raise ConfigError("--against computes nothing", fix="leave out --layout, or --against")
+    if against:
+        found = replaying.against(bundle, against, tolerance=tolerance)
+    else:
+        found = replaying.replay(bundle, layout=layout, tolerance=tolerance)
+    first, *rest = replaying.lines(found)
+    say("differs" if found.compared.different else "same", first)
+    for line in rest:
+        show(line, indent=4)
+    raise typer.Exit(1 if found.compared.different else 0)
+
+
 def doctor(
     as_json: AsJson = False,
 ) -> None:

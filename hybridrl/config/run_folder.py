@@ -30,6 +30,8 @@ MAY_CHANGE = frozenset(
         "run.save_on_interrupt",
         "run.evaluate_every",
         "run.keep_checkpoints",
+        "run.keep_every",
+        "run.on_save_error",
         "run.max_restarts",
         "run.export",
         "run.export_every",
@@ -52,7 +54,10 @@ MAY_CHANGE = frozenset(
 """Keys that a resume may change: they decide how long and where the run is, and what it logs, not its
 result."""
 
-MAY_CHANGE_BELOW = ("actor.parallel", "rollout.parallel", "cluster.slurm", "cluster.ray", "cluster.deadlines")
+MAY_CHANGE_BELOW = (
+    *("actor.parallel", "rollout.parallel", "cluster.slurm", "cluster.ray", "cluster.deadlines"),
+    "run.bundle",
+)
 """Sections that a resume may change: they decide where the run is, and its parallel layout."""
 
 _UNSET = object()

@@ -269,6 +269,20 @@ class EvaluateConfig(Section):
     """Answers of the policy in an episode. None: as many as its environment says."""
 
 
+class BundleConfig(Section):
+    """When a run writes a step bundle, which `hybridrl replay` computes again. It takes as much disk as a
+    checkpoint."""
+
+    on_error: bool = True
+    """An optimizer step whose loss or gradient norm is not finite leaves one."""
+
+    every: NonNegativeInt = 0
+    """Policy updates between bundles; 0: none of them."""
+
+    keep: PositiveInt = 2
+    """Older ones are deleted."""
+
+
 class TrainingRun(Section):
     """A run of any kind of training."""
 
@@ -302,6 +316,9 @@ class TrainingRun(Section):
     keep_checkpoints: PositiveInt = 2
     """Older ones are deleted once a newer one is committed."""
 
+    keep_every: NonNegativeInt = 0
+    """Checkpoints of steps that this number divides are never deleted; 0: all but the newest are."""
+
     export: bool = True
     """Write the final model in Hugging Face format."""
 
@@ -313,9 +330,15 @@ class RunConfig(TrainingRun):
     """A checkpoint is copied to host memory (12 bytes a parameter over all ranks) and written while the
     training goes on; the next one waits for it. False: the training waits."""
 
+    on_save_error: Literal["halt", "go_on"] = "halt"
+    """If a checkpoint cannot be written, as on a full disk, the run ends, or goes on with a warning: earlier
+    checkpoints stay, and the next one is tried again. The last checkpoint of a run must be written."""
+
     max_restarts: NonNegativeInt = 0
     """How often in a row, without a new checkpoint, a run whose trainer ranks or other workers died or hung
     starts again by itself from the last checkpoint, as with --resume. A run without a checkpoint ends."""
+
+    bundle: BundleConfig = BundleConfig()
 
     export_every: NonNegativeInt = 0
     """Policy updates between exports in Hugging Face format, which are made from checkpoints while the

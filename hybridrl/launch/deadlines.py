@@ -15,7 +15,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     "reward_s": ("score", "scores"),
     "train_s": ("measure", "complete", "load", "step", "take", "column", "evaluate"),
     "swap_s": ("write_weights", "write_bucket", "load_bucket", "checksums", "commit_swap"),
-    "save_s": ("save", "finish_saving", "export"),
+    "save_s": ("save", "finish_saving", "export", "save_state", "recorded"),
 }
 """Key of cluster.deadlines -> methods of workers. Starts have cluster.start_timeout_s, and ends their own."""
 

@@ -26,7 +26,7 @@ from hybridrl.controller import loop
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
-from hybridrl.controller.roles import Reward, Roles, WeightSync
+from hybridrl.controller.roles import PolicyTrainer, Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import HybridRLError, UserError
 from hybridrl.faults import Fault
@@ -52,6 +52,7 @@ from hybridrl.rollout.base import kind_of, layout_in
 from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.wording import counted
+from hybridrl.workers.bundling import BundlingTrainer
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.planted import around_observer
 from hybridrl.workers.reward import RayReward, RewardWorker
@@ -186,7 +187,7 @@ class RLRun(Run[Config, RunObserver]):
         )
         rollout = engines.start(start, self.files)
         trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
-        trainer = trainers.start(start, self.files)
+        trainer = trainers.start(start, self.files, self.observe.warn)
         rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
         reward_model = trainers.reward_model(start, trainer)
         return Workers(rollout, trainer, RayReward(rule, cfg.cluster), reward_model)
@@ -212,6 +213,12 @@ class RLRun(Run[Config, RunObserver]):
         for note in notes:
             self.observe.warn("resume", note)
 
+    def _bundling(self, trainer: RayTrainer) -> PolicyTrainer:
+        choice, config = self.cfg.run.bundle, self.files.folder / "resolved.yaml"
+        if not (choice.on_error or choice.every):
+            return trainer
+        return BundlingTrainer(trainer, choice, self.files.bundles, config, self.observe.warn)
+
     def _roles(self, workers: "Workers", sync: WeightSync) -> Roles:
         cfg, heldout = self.cfg, self._prepared.heldout
         reward, heldout_reward = workers.rewards(cfg)
@@ -230,7 +237,7 @@ class RLRun(Run[Config, RunObserver]):
                 seed=cfg.run.seed,
                 attention_length=length,
             ),
-            trainer=workers.trainer,
+            trainer=self._bundling(workers.trainer),
             sync=sync,
             evaluator=(
                 Evaluator(cfg, heldout, workers.rollout, heldout_reward, self.observe.heldout)

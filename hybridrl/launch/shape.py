@@ -130,6 +130,11 @@ class RunFiles:
         return self.folder / "checkpoints"
 
     @property
+    def bundles(self) -> Path:
+        """Folder of the step bundles."""
+        return self.folder / "bundles"
+
+    @property
     def export(self) -> Path:
         return self.folder / "export"
 

@@ -16,6 +16,7 @@ from hybridrl.launch.reward_model_setup import scoring
 from hybridrl.launch.shape import Placement, RunFiles, trainer_host
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
+from hybridrl.trainer.checkpoints import Keep
 from hybridrl.trainer.roles.critic import CriticRanks
 from hybridrl.trainer.roles.frozen import FrozenRanks
 from hybridrl.trainer.roles.reward_model import RewardModelRanks
@@ -39,20 +40,30 @@ class Trainers:
     rendezvous: Rendezvous
     """Gives every group of ranks the address of its rendezvous."""
 
-    def start(self, start: Start, files: RunFiles) -> RayTrainer:
-        """Start the actor's ranks, and the dedicated ranks of critic and reference."""
+    def start(self, start: Start, files: RunFiles, warn: Callable[[str, str], None]) -> RayTrainer:
+        """Start the actor's ranks, and the dedicated ranks of critic and reference.
+
+        Args:
+            warn: called with a kind and a text if a checkpoint cannot be written and the run goes on.
+        """
         cfg, dedicated = self.cfg, dedicated_columns(self.cfg)
-        remote = frozenset(column for columns in dedicated.values() for column in columns)
-        setups = self._policies("trainers", self.shape.parallel, remote_columns=remote)
+        ranks = self._with_reward_model(self.actor())
         return RayTrainer(
-            start("trainer", TrainerWorker, self._with_reward_model(setups), self.placement.trainer),
+            start("trainer", TrainerWorker, ranks, self.placement.trainer),
             cfg.cluster,
             files.checkpoints,
-            cfg.run.keep_checkpoints,
+            Keep(cfg.run.keep_checkpoints, cfg.run.keep_every),
             exports=Exports(files.exports, cfg.run.export_every) if cfg.run.export_every else None,
+            warn=warn if cfg.run.on_save_error == "go_on" else None,
             critic=self._critic(start),
             frozen=self._frozen(start, dedicated.get("reference", ())),
         )
+
+    def actor(self) -> list[PolicySetup]:
+        """Arguments of the actor's ranks."""
+        dedicated = dedicated_columns(self.cfg)
+        remote = frozenset(column for columns in dedicated.values() for column in columns)
+        return self._policies("trainers", self.shape.parallel, remote_columns=remote)
 
     def reward_model(self, start: Start, trainer: RayTrainer) -> RayRewardModel | None:
         """Start the dedicated ranks of the reward model, if it has some; otherwise the ranks of `trainer`
@@ -109,6 +120,7 @@ class Trainers:
             max_response_tokens=cfg.rollout.max_response_tokens,
             num_optimizer_steps=cfg.run.steps * self.shape.optimizer_steps_per_step,
             async_save=cfg.run.async_save,
+            goes_on_unsaved=cfg.run.on_save_error == "go_on",
             **more,
         )
 

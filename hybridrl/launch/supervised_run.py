@@ -38,6 +38,7 @@ from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.terminal import Terminal
+from hybridrl.trainer.checkpoints import Keep
 from hybridrl.trainer.setup import RankSetup
 from hybridrl.wording import counted
 from hybridrl.workers.supervised_trainer import RaySupervised, SupervisedWorker
@@ -258,7 +259,8 @@ class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
         setups = [(setup, cfg.run.steps) for setup in self._setups(on_gpu=bool(gpus))]
         visible = {"trainer": gpus} if gpus else {}
         group = self.cluster.start(visible, "trainer", SupervisedWorker, setups, [0] * num_ranks)
-        trainer = RaySupervised(group, cfg.cluster, self.files.checkpoints, cfg.run.keep_checkpoints)
+        keep = Keep(cfg.run.keep_checkpoints, cfg.run.keep_every)
+        trainer = RaySupervised(group, cfg.cluster, self.files.checkpoints, keep)
         try:
             start = counted(num_ranks, "trainer rank starts", "trainer ranks start")
             with self.terminal.working("ray", f"{start}, {self.cluster.described}"):

@@ -4,8 +4,9 @@ A file PART.RANK.safetensors has flat tensors QUANTITY/NAME, with NAME as in the
 PART.RANK.done next to it marks that it is complete and on the disk.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from hybridrl.reshard.flat_ranges import Filling, FlatRange, Wanted
 
 _STARTS = "starts"
 """Metadata key of a file. The value maps a tensor name to the first element of its flat range."""
+
+
+_FAILED = ".failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +73,32 @@ def write(
     unfinished.rename(mark)
 
 
+@contextlib.contextmanager
+def failing_for_all(folder: Path, rank: int) -> Iterator[None]:
+    """A context in which an error of a rank is left for whoever waits in `collect`, as far as the disk lets
+    it."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            (folder / f"{rank:05d}{_FAILED}").touch()
+        raise
+
+
 def collect(folder: Path, part: str, world_size: int) -> dict[str, int] | None:
-    """File -> CRC-32 of all files of a part; their marks are then deleted. None: some rank still writes."""
+    """File -> CRC-32 of all files of a part; their marks are then deleted. None: some rank still writes.
+
+    Raises:
+        CheckpointError: a rank has failed to write its file, or the folder is gone.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is gone", where="it was there when the ranks began to write")
+    if failed := sorted(folder.glob(f"*{_FAILED}")):
+        raise CheckpointError(
+            f"rank {int(failed[0].name.removesuffix(_FAILED))} could not write its file",
+            where=str(folder),
+            fix="its own error says why",
+        )
     marks = [_mark(folder, part, rank) for rank in range(world_size)]
     if not all(mark.is_file() for mark in marks):
         return None

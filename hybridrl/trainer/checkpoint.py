@@ -7,6 +7,7 @@ Who waits for whom: all ranks wait until rank 0 has made the folder. After that 
 and it may run in a thread while training goes on.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from hybridrl.errors import CheckpointError, DeadlineError
+from hybridrl.errors import CheckpointError, DeadlineError, ResourceError
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import TrainerLayout
@@ -64,16 +65,22 @@ class Background:
         if self._job is not None and self._job.done():
             self.finish()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What the job has raised so far; `finish` raises it too."""
+        return self._job.exception() if self._job is not None and self._job.done() else None
+
 
 class Saver:
     """Writes checkpoints, one at a time. Every method except `raise_failure` is *collective*."""
 
-    def __init__(self, backend: Backend, *, background: bool = False) -> None:
+    def __init__(self, backend: Backend, *, background: bool = False, forgiving: bool = False) -> None:
         """
         Args:
             background: `save` returns after copying the state to host memory, and a thread writes the files.
+            forgiving: a checkpoint that a thread could not write does not keep later ones from being written.
         """
-        self._backend, self._in_background = backend, background
+        self._backend, self._in_background, self._forgiving = backend, background, forgiving
         self._background = Background()
 
     def save(
@@ -93,21 +100,19 @@ class Saver:
 
         Raises:
             CheckpointError: the folder exists; nothing was written.
-            CheckpointError, ResourceError, DeadlineError: the previous checkpoint could not be written.
+            OSError, CheckpointError, ResourceError, DeadlineError: the previous checkpoint could not be
+                written, and the saver does not forgive that; or this one could not, which with `background`
+                is raised later. Every rank raises it.
         """
-        self.finish()
+        with contextlib.suppress(*(_FAILURES if self._forgiving else ())):
+            self.finish()
         if folder.exists():
             raise CheckpointError(
                 f"{folder} exists already", fix="checkpoints are never overwritten: choose another folder"
             )
         unfinished = folder.with_name(folder.name + ".tmp")
         dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(
-                unfinished, ignore_errors=True
-            )  # a run that was killed while saving may have left it
-            unfinished.mkdir(parents=True)
-        dist.barrier()
+        _raise_last(_failure_of(partial(_make_anew, unfinished)) if dist.get_rank() == 0 else None)
         job = self._writer(unfinished, folder, parts, facts, then, more)
         self._background.start(job)
         if not self._in_background:
@@ -117,18 +122,24 @@ class Saver:
         """Wait until the last checkpoint is committed.
 
         Raises:
-            CheckpointError, ResourceError, DeadlineError: it could not be written.
+            OSError, CheckpointError, ResourceError, DeadlineError: it could not be written. Every rank raises
+                the same error.
         """
-        self._background.finish()
-        dist.barrier()
+        _raise_last(_failure_of(self._background.finish))
 
     def raise_failure(self) -> None:
         """Raise what the writer has raised since the last call. This does not wait.
 
         Raises:
-            CheckpointError, ResourceError, DeadlineError: the checkpoint could not be written.
+            OSError, CheckpointError, ResourceError, DeadlineError: the checkpoint could not be written.
         """
-        self._background.raise_failure()
+        if not self._forgiving:
+            self._background.raise_failure()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the last checkpoint could not be written, as far as this rank knows by now."""
+        return self._background.failure
 
     def _writer(
         self,
@@ -147,8 +158,9 @@ class Saver:
         collect = partial(self._collect, unfinished, list(parts))
 
         def write() -> None:
-            for index, (part, kept) in enumerate(snapshots.items()):
-                rank_files.write(unfinished, part, rank, kept, random if index == 0 else {})
+            with rank_files.failing_for_all(unfinished, rank):
+                for index, (part, kept) in enumerate(snapshots.items()):
+                    rank_files.write(unfinished, part, rank, kept, random if index == 0 else {})
             if rank == 0:
                 if more is not None:
                     more(unfinished)
@@ -159,7 +171,12 @@ class Saver:
         return write
 
     def _collect(self, unfinished: Path, parts: list[str]) -> dict[str, int]:
-        """Wait for the files of all ranks; returns file -> checksum."""
+        """Wait for the files of all ranks; returns file -> checksum.
+
+        Raises:
+            CheckpointError: a rank could not write its file, or the folder is gone.
+            DeadlineError: a file took too long.
+        """
         timeout_s = self._backend.setup.timeout_s
         deadline, found = time.monotonic() + timeout_s, {}
         for part in parts:
@@ -193,6 +210,32 @@ class Saver:
 
 
 _POLL_S = 0.02
+
+_FAILURES = (OSError, CheckpointError, ResourceError, DeadlineError)
+"""What a disk that is full, read-only, slow or gone raises."""
+
+
+def _make_anew(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # a run that was killed while saving may have left it
+    folder.mkdir(parents=True)
+
+
+def _failure_of(work: Callable[[], None]) -> Exception | None:
+    """Do something; returns the error that it ended with."""
+    try:
+        work()
+    except _FAILURES as error:
+        return error
+    return None
+
+
+def _raise_last(failure: Exception | None) -> None:
+    """Raise the error of the last rank that has one, on every rank: none waits for one that failed.
+    *Collective*. Rank 0 waits for the others, so its error may only say that one of them failed."""
+    found: list[Exception | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, failure)
+    if errors := [error for error in found if error is not None]:
+        raise errors[-1]
 
 
 def restore(folder: Path, backend: Backend, parts: Parts) -> tuple[dict[str, Any], list[str]]:

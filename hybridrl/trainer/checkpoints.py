@@ -184,10 +184,21 @@ def to_resume_from(
     return chosen
 
 
-def delete_old(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints."""
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which checkpoints of a run are never deleted."""
+
+    newest: int
+    every: int = 0
+    """Those of steps that this divides are kept as well; 0: none of them."""
+
+
+def delete_old(folder: Path, keep: Keep) -> None:
+    """Delete complete checkpoints that need not be kept."""
     # The newest was read back from disk before it was committed. Damaged ones were renamed and do not count.
-    for old in whole_checkpoints(folder)[:-keep]:
+    for old in whole_checkpoints(folder)[: -keep.newest]:
+        if keep.every and old.step % keep.every == 0:
+            continue
         for part in (old.folder, critic_part(old.folder)):  # the critic's part rarely exists
             (part / committed.RECORD).unlink(missing_ok=True)  # a kill from here on leaves an unfinished one
             shutil.rmtree(part, ignore_errors=part != old.folder)

@@ -96,6 +96,11 @@ class LoadedBatch:
         column_U[self.held_H] = value_H
         self.add(name, column_U)
 
+    def put(self, name: str, column_U: Tensor) -> None:
+        """Replace a column by one with the values of all ranks."""
+        self.columns[name] = column_U
+        self._own.discard(name)
+
     def share(self, reduce: Reduce) -> None:
         """Sum the added columns over ranks if later epochs have trajectories on other ranks. *Collective*."""
         if _rows_stay(self.minibatches):

@@ -22,7 +22,8 @@ from hybridrl.algorithms.objective import Objective
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
 from hybridrl.hosts import cuda
-from hybridrl.trainer import base, guards
+from hybridrl.reshard.checksum import checksum
+from hybridrl.trainer import base, guards, recorded
 from hybridrl.trainer.coefficients import Coefficients
 from hybridrl.trainer.columns import Columns
 from hybridrl.trainer.offload import Offload
@@ -53,7 +54,7 @@ class Policy(Role):
         self._skipped = 0
         """Optimizer steps that were skipped in a row."""
 
-        super().__init__(base.open(setup), async_save=setup.async_save)
+        super().__init__(base.open(setup), async_save=setup.async_save, goes_on_unsaved=setup.goes_on_unsaved)
         self.layout, self.device = self.backend.layout, self.backend.device
         with self.backend.scope():
             self._model = self.backend.build(lora=setup.actor.lora)
@@ -95,6 +96,8 @@ class Policy(Role):
         self._saver.raise_failure()
         found = stop(guards.masks(batch), step=batch.step) if self._guards else []
         self._warnings = tuple((finding.guard, finding.text) for finding in found)
+        if (failure := self._saver.failure) is not None:
+            self._warnings += ((f"unsaved {failure}", f"the last checkpoint was not written: {failure}"),)
         self._loaded = self.backend.load(batch)
         with self.backend.scope():
             self._offload.begin_return()
@@ -188,6 +191,27 @@ class Policy(Role):
         """
         with self.backend.scope():
             return block_logp(self.backend, self._scorer, block)
+
+    def recorded(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        """What a step bundle keeps of this rank.
+
+        Returns:
+            The token columns of the loaded batch at the trained tokens of all trajectories in order, none on
+            all but the last pipeline stage; and checksums of this rank's parameters.
+        """
+        with self.backend.scope():
+            columns = recorded.columns(self._loaded, self._mesh) if self._mesh.is_last_stage else {}
+            return columns, {name: checksum(tensor) for name, tensor in self.tensors().items()}
+
+    def give(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Take token columns as `recorded` gave them, in place of those that were computed."""
+        with self.backend.scope():
+            if self._mesh.is_last_stage:
+                recorded.give(self._loaded, columns)
+
+    def at_tokens(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns as `complete` takes them, from columns as `recorded` gives them."""
+        return recorded.at_tokens(self._loaded, columns)
 
     def _facts(self) -> dict[str, Any]:
         return {"coefficients": self._coefficients.state_dict()}

@@ -68,6 +68,9 @@ class PolicySetup(RankSetup):
     async_save: bool = False
     """Checkpoints are written by a thread while training goes on."""
 
+    goes_on_unsaved: bool = False
+    """Training goes on if a checkpoint cannot be written."""
+
 
 def module_of(backend: str) -> str:
     """The module that opens a backend. Importing it may take seconds."""

@@ -54,7 +54,9 @@ class SupervisedWorker:
 class RaySupervised:
     """Implements ExampleTrainer over a group of SupervisedWorkers."""
 
-    def __init__(self, workers: WorkerGroup, cluster: ClusterConfig, folder: Path, keep: int) -> None:
+    def __init__(
+        self, workers: WorkerGroup, cluster: ClusterConfig, folder: Path, keep: checkpoints.Keep
+    ) -> None:
         """
         Args:
             folder: folder of the run's checkpoints, with one sub-folder per step.

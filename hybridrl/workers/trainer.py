@@ -20,7 +20,7 @@ import torch.distributed as dist
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import VersionError
+from hybridrl.errors import CheckpointError, ResourceError, VersionError
 from hybridrl.faults import Fault
 from hybridrl.hosts import cuda, stacks
 from hybridrl.reshard.buckets import Bucket, BucketWriter
@@ -172,6 +172,14 @@ class TrainerWorker:
     def export(self, folder: Path) -> None:
         self._policy.export(folder)
 
+    def save_state(self, folder: Path) -> None:
+        """Write what `save` writes, for a step bundle."""
+        self._policy.save(folder)
+        self._policy.finish_saving()
+
+    def recorded(self) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+        return self._policy.recorded()
+
 
 class RayTrainer:
     """Implements PolicyTrainer over a group of TrainerWorkers, and the groups that compute columns for it."""
@@ -181,16 +189,19 @@ class RayTrainer:
         workers: WorkerGroup,
         cluster: ClusterConfig,
         folder: Path,
-        keep: int,
+        keep: checkpoints.Keep,
         *,
         exports: "Exports | None" = None,
+        warn: Callable[[str, str], None] | None = None,
         critic: RayCritic | None = None,
         frozen: ColumnGroup | None = None,
     ) -> None:
         """
         Args:
             folder: folder of the run's checkpoints, with one sub-folder per step.
-            keep: number of checkpoints that are kept.
+            keep: which checkpoints are kept.
+            warn: called with a kind and a text about a checkpoint that cannot be written, and then the run
+                goes on. None: that is raised.
             exports: which checkpoints are exported in Hugging Face format; None exports none.
             critic: the critic on dedicated ranks; None if there is none or the actor's ranks hold it.
             frozen: reference and teacher on dedicated ranks; None if there are none or the actor's ranks hold
@@ -200,6 +211,10 @@ class RayTrainer:
         self._critic, self._frozen = critic, frozen
         self._column_groups = [group for group in (critic, frozen) if group is not None]
         self._cluster, self._folder, self._keep, self._exports = cluster, folder, keep, exports
+        self._warn = warn
+        self._unsaved: Exception | None = None
+        """Why the last checkpoint was not written, if the run went on without it."""
+
         self.unchanged = asyncio.Lock()
         """Whoever holds it knows that no optimizer step begins, so that weights can be written to engines."""
 
@@ -262,6 +277,19 @@ class RayTrainer:
         return replace(report, metrics={**report.metrics, **of_critic})
 
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
+        self._unsaved = None
+        try:
+            await self._save(step, progress, groups)
+        except _DISK_FAILURES as error:
+            if self._warn is None:
+                raise
+            self._unsaved = error
+            saved = checkpoints.whole_checkpoints(self._folder)
+            last = f"that of step {saved[-1].step} is the last one" if saved else "there is none yet"
+            text = f"the checkpoint of step {step} was not written, {last}: {error}"
+            self._warn(f"checkpoint of step {step}", text)
+
+    async def _save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
         folder = checkpoints.named(self._folder, step)
         if groups.columns:
             await self.workers.one(0, "keep_groups", groups.columns, *groups.blocks)
@@ -272,6 +300,8 @@ class RayTrainer:
         checkpoints.delete_old(self._folder, self._keep)
 
     async def finish_saving(self) -> None:
+        if self._unsaved is not None:
+            raise self._unsaved
         await self.workers.all("finish_saving")
         if self._critic:
             await self._critic.finish_saving()
@@ -282,6 +312,10 @@ class RayTrainer:
 
     async def _step_critic(self, index: int) -> dict[str, float]:
         return await self._critic.step(index) if self._critic else {}
+
+
+_DISK_FAILURES = (OSError, CheckpointError, ResourceError)
+"""What ranks raise whose disk is full, read-only or gone. They can go on, unlike those that are late."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,10 +63,11 @@ DOORS = {
     | {"config", "data", "hosts", "models", "layout", "trainer", "cluster", "workers", "launch"},
     "verify": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "trainer", "controller"},
+    "replay": NOUNS | {"config", "data", "trainer", "launch", "verify"},
     "importer": {"errors", "config", "wording"},
     "doctor": {"errors", "hosts", "sandbox", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
-    | {"plan", "export", "wording"},
+    | {"plan", "export", "replay", "wording"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself.

@@ -23,9 +23,9 @@ from hybridrl.trainer.packing import Microbatch
 class Role:
     """A model or several on one rank of a group. Every method is *collective*."""
 
-    def __init__(self, backend: Backend, *, async_save: bool = False) -> None:
+    def __init__(self, backend: Backend, *, async_save: bool = False, goes_on_unsaved: bool = False) -> None:
         self.backend, self._mesh = backend, backend.mesh
-        self._saver = checkpoint.Saver(backend, background=async_save)
+        self._saver = checkpoint.Saver(backend, background=async_save, forgiving=goes_on_unsaved)
         self._trained: dict[str, Trained] = {}
         """The parts of a checkpoint: trained models with their optimizers, by name."""
 

@@ -86,7 +86,7 @@ class CriticRanks(Role):
 
         Raises: the errors of base.open, and ConfigError for an unknown value loss.
         """
-        super().__init__(base.open(setup), async_save=setup.async_save)
+        super().__init__(base.open(setup), async_save=setup.async_save, goes_on_unsaved=setup.goes_on_unsaved)
         with self.backend.scope():
             model = self.backend.build(value_head=True)
             model.load(setup.model_folder)

@@ -30,7 +30,7 @@ def started(folder: Path, **sections: Any) -> dict[str, list[tuple]]:
     cfg = Config.model_validate({**needed, "run": {"name": "test"}, **sections})
     shape, starts = RunShape.of(cfg), Starts()
     trainers = Trainers(cfg, shape, Placement.of(shape, 1), lambda name: f"file:///{name}")
-    trainers.start(starts, RunFiles(folder))
+    trainers.start(starts, RunFiles(folder), lambda kind, text: None)
     return starts.arguments
 
 

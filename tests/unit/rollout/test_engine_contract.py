@@ -27,6 +27,7 @@ from hybridrl.rollout.sglang.sizes import SGLangParallel
 from hybridrl.rollout.sglang.start import SGLangEngine
 from hybridrl.rollout.vllm import VLLM
 from hybridrl.rollout.vllm.start import VLLMEngine
+from hybridrl.trainer.checkpoints import Keep
 from hybridrl.types import Prompt, Sampling
 from hybridrl.workers import fallback
 from hybridrl.workers.rollout import RayRollout
@@ -235,7 +236,7 @@ def test_the_projects_swap_brings_two_trainer_ranks_weights_into_another_kind_of
     engines = LocalGroup("engine", [kind.open(setup(folder, version=None)) for _ in range(2)])
     cluster, layout = ClusterConfig(), kind.layout(model, EngineParallel())
     trainer, rollout = (
-        RayTrainer(LocalGroup("trainer", ranks), cluster, None, 1),
+        RayTrainer(LocalGroup("trainer", ranks), cluster, None, Keep(1)),
         RayRollout(engines, cluster),
     )
 

@@ -8,6 +8,7 @@ from checkpoint_values import DAMAGE, FILE, LAYOUT, flip_a_byte, write_checkpoin
 
 from hybridrl.errors import CheckpointError
 from hybridrl.trainer.checkpoints import (
+    Keep,
     critic_part,
     delete_old,
     named,
@@ -69,10 +70,10 @@ def test_the_record_is_verified_too(run: Path, kind: str) -> None:
 def test_the_steps_of_a_damaged_one_can_be_saved_anew_and_the_good_one_stays_until_then(run: Path) -> None:
     flip_a_byte(named(run, 4) / FILE)
     resumed(run)
-    delete_old(run, 1)
+    delete_old(run, Keep(1))
     assert steps(run) == [2]
     save(run, 4)
-    delete_old(run, 1)
+    delete_old(run, Keep(1))
     assert steps(run) == [4]
     assert (run / "step_000004.damaged" / FILE).exists()
     assert resumed(run) == (4, [])
@@ -166,7 +167,7 @@ def test_a_checkpoint_counts_once_the_part_of_a_critic_with_its_own_ranks_is_the
     assert steps(tmp_path) == []
     write_checkpoint(critic_part(named(tmp_path, 2)))
     assert steps(tmp_path) == [2]
-    delete_old(tmp_path, 1)
+    delete_old(tmp_path, Keep(1))
     assert steps(tmp_path) == [2]
 
 
@@ -174,9 +175,16 @@ def test_old_ones_are_deleted_with_their_critics(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         save(tmp_path, step, critic_apart=True)
         write_checkpoint(critic_part(named(tmp_path, step)))
-    delete_old(tmp_path, 2)
+    delete_old(tmp_path, Keep(2))
     assert steps(tmp_path) == [4, 6]
     assert sorted(path.name for path in (tmp_path / "critic").iterdir()) == ["step_000004", "step_000006"]
+
+
+def test_those_of_round_steps_are_never_deleted(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8, 10):
+        save(tmp_path, step)
+    delete_old(tmp_path, Keep(1, every=4))
+    assert steps(tmp_path) == [4, 8, 10]
 
 
 def test_what_is_being_written_is_no_checkpoint(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hybridrl.config.cluster import ClusterConfig
+from hybridrl.trainer.checkpoints import Keep
 from hybridrl.workers import supervised_trainer
 from hybridrl.workers.supervised_trainer import RaySupervised, SupervisedWorker
 
@@ -27,6 +28,6 @@ def test_what_a_checkpoint_of_another_layout_means_is_told_once(monkeypatch: pyt
     model = SimpleNamespace(restore=lambda folder: [f"{folder} was made with TP2"])
     monkeypatch.setattr(supervised_trainer, "Supervised", lambda setup, num_steps: model)
     ranks: Any = Ranks()
-    trainer = RaySupervised(ranks, ClusterConfig(), Path("checkpoints"), 1)
+    trainer = RaySupervised(ranks, ClusterConfig(), Path("checkpoints"), Keep(1))
     assert asyncio.run(trainer.build(Path("step_3"), 3)) == ["step_3 was made with TP2"]
     assert asyncio.run(trainer.build(None, 0)) == []

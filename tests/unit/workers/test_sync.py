@@ -12,6 +12,7 @@ from hybridrl.errors import EngineError, LayoutError, SwapError, WorkerError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.topology import Topology
+from hybridrl.trainer.checkpoints import Keep
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer
@@ -76,7 +77,7 @@ class SwapWorkers:
         self.warnings = []
         self.rollout = RayRollout(self.engines, ClusterConfig())
         self.sync = RaySync(
-            RayTrainer(self.writers, ClusterConfig(), None, 1),
+            RayTrainer(self.writers, ClusterConfig(), None, Keep(1)),
             self.rollout,
             world.engines[0],
             ClusterConfig(),

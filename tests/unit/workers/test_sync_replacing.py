@@ -10,6 +10,7 @@ from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import EngineLostError, SwapError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
+from hybridrl.trainer.checkpoints import Keep
 from hybridrl.types import StepReport
 from hybridrl.workers.replacing import Replacements
 from hybridrl.workers.rollout import RayRollout
@@ -53,7 +54,7 @@ class Scene:
         self.said, self.warnings = [], []
         self.care = Replacements(self.engines, most=most, say=self.said.append)
         self.rollout = RayRollout(self.engines, ClusterConfig(), engines=self.care)
-        self.trainer = RayTrainer(self.writers, ClusterConfig(), None, 1)
+        self.trainer = RayTrainer(self.writers, ClusterConfig(), None, Keep(1))
         warn = lambda about, text: self.warnings.append(text)
         self.sync = RaySync(self.trainer, self.rollout, world.engines[0], ClusterConfig(), warn, None, swap)
 
