@@ -46,10 +46,17 @@ def local_ray(num_workers: int) -> Iterator[str]:
                     _temp_dir=folder,
                     _system_config={"worker_niceness": 0},  # by default, all others have a higher priority
                 )
+            keep_private(Path.home() / ".ray" / "auth_token")
             yield os.path.join(folder, "session_latest", "logs")
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep_private(token: Path) -> None:
+    """Let nobody else read the token of Ray, which Ray writes with the rights that files have by default."""
+    with contextlib.suppress(OSError):  # there is none if RAY_AUTH_TOKEN has it, or RAY_AUTH_MODE says so
+        token.chmod(0o600)
 
 
 def quiet() -> None:

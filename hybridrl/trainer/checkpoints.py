@@ -190,7 +190,7 @@ class Keep:
 
     newest: int
     every: int = 0
-    """Those of steps that this divides are kept as well; 0: none of them."""
+    """Checkpoints of steps that this divides are kept as well; 0: none of them is."""
 
 
 def delete_old(folder: Path, keep: Keep) -> None:

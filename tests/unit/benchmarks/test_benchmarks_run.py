@@ -14,7 +14,17 @@ ROOT = Path(__file__).parents[3]
 NAMES = sorted(path.stem for path in ROOT.glob("benchmarks/[!_]*.py"))
 GPU = [name for name in NAMES if name.endswith("_gpu")]
 
-SLOW = {"algorithms", "engine", "episodes", "engine_vllm", "fsdp", "quickstart", "same_numbers", "streaming"}
+SLOW = {
+    "algorithms",
+    "engine",
+    "episodes",
+    "engine_vllm",
+    "faults",
+    "fsdp",
+    "quickstart",
+    "same_numbers",
+    "streaming",
+}
 """They start Ray, an engine, or ranks of both trainer backends in turn."""
 
 
