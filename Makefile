@@ -56,6 +56,10 @@ $(OPENENV_VENV)/.ready: requirements/openenv.txt
 	@$(OPENENV_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input -r $<
 	@touch $@
 
+test-slurm: setup ## installs Debian's Slurm and munge if they are not here, and runs a job on their daemons
+	@requirements/slurm
+	@$(PYTEST) -q -rs tests/e2e/test_slurm.py $(ARGS)
+
 check: setup ## formatting, lint, types, style, documentation
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
