@@ -7,7 +7,7 @@ from typing import Self
 from hybridrl.errors import DeadlineError, EngineLostError, WorkerError
 from hybridrl.faults import Fault
 from hybridrl.launch.shape import Resume, RunFiles
-from hybridrl.observe.doing import last_step
+from hybridrl.observe.doing import last_done, last_step
 from hybridrl.trainer.checkpoints import whole_checkpoints
 from hybridrl.wording import counted
 
@@ -38,8 +38,9 @@ class Restarts:
         """
         self._most, self._files, self._say = most, files, say
         self.resume: Resume = resume
-        self._failed_at = -1
-        """Step at which the last start failed; -1: none has."""
+        self._failed_at = self._sampled_for = -1
+        """Step at which the last start failed, and the step for which engines may have sampled by then, whose
+        weights an evaluation uses too; -1: none has failed."""
 
         self._tries, self._saved_before = 0, self._saved()
         self._again = True
@@ -64,13 +65,17 @@ class Restarts:
             self._saved_before = saved
             self.resume = "required"
             self._failed_at = max(self._failed_at, last_step(self._files.folder))
+            self._sampled_for = max(self._sampled_for, last_done(self._files.folder) + 1)
             left = counted(self._most - self._tries, "further start")
             self._say(f"the run starts again from step {saved}, {left} without a new one: {error.what}")
         return self._again
 
     def left_of(self, faults: Iterable[Fault]) -> list[Fault]:
         """The faults that a further start suffers: those of steps after the one that failed."""
-        return [fault for fault in faults if fault.step > self._failed_at]
+        return [fault for fault in faults if fault.step > self._reached(fault.phase)]
+
+    def _reached(self, phase: str) -> int:
+        return self._sampled_for if phase in ("generate", "reward") else self._failed_at
 
     def _saved(self) -> int | None:
         """Step of the newest checkpoint; None: there is none."""

@@ -35,15 +35,29 @@ def last_step(folder: Path) -> int:
     return -1 if found is None else found["step"]
 
 
+def last_done(folder: Path) -> int:
+    """The last step that the run of a folder had done; -1: none was."""
+    found = read(folder)
+    return -1 if found is None else found["done"]
+
+
 class Doing:
     def __init__(
-        self, folder: Path, running: Callable[[], Spans], step: Callable[[], int], *, every_s: float = 2.0
+        self,
+        folder: Path,
+        running: Callable[[], Spans],
+        step: Callable[[], int],
+        done: Callable[[], int],
+        *,
+        every_s: float = 2.0,
     ) -> None:
         """
         Args:
-            running, step: what the run is doing now, and the step that it works on; called in a thread.
+            running, step, done: what the run is doing now, the step that it works on, and the last one that
+                is done, whose evaluation or checkpoint it may work on; called in a thread.
         """
-        self._path, self._running, self._step, self._every_s = folder / DOING_FILE, running, step, every_s
+        self._path, self._running, self._every_s = folder / DOING_FILE, running, every_s
+        self._step, self._done = step, done
         self._over = threading.Event()
         self._write()
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="doing")
@@ -68,6 +82,7 @@ class Doing:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "step": self._step(),
+            "done": self._done(),
             "doing": [[name, round(age_s, 1)] for name, age_s in self._running()],
             "end": end,
         }

@@ -57,7 +57,7 @@ class Session:
         self._sinks = SinkThreads(load_sinks(cfg.observe.sinks), run, terminal.warn)
         self._step_done, self._failed_in = self._first_step, list[tuple[str, float]]()
         (self.folder / WHY_FILE).unlink(missing_ok=True)  # of an earlier session
-        self._doing = Doing(self.folder, lambda: self.running, lambda: self.step_now)
+        self._doing = Doing(self.folder, lambda: self.running, lambda: self.step_now, lambda: self._step_done)
 
     def __enter__(self) -> Self:
         return self

@@ -91,7 +91,7 @@ def write(unfinished: Path, folder: Path, bundle: Bundle, config: str) -> None:
     scalars |= {} if batch.advantage_N is None else {_OPTIONAL: batch.advantage_N}
     scalars |= {f"{_SCALAR}{name}": values for name, values in batch.scalars.items()}
     scalars["score_N"] = bundle.score_N
-    saved_groups.write(unfinished, scalars, batch.blocks)
+    saved_groups.write(unfinished, scalars, batch.blocks, whole=True)
     columns = {name: np.ascontiguousarray(values) for name, values in bundle.found.columns.items()}
     save_file(columns, unfinished / _COLUMNS)
     (unfinished / CONFIG).write_text(config, "utf-8")

@@ -17,18 +17,20 @@ FILE = "saved_groups.safetensors"
 _FIELDS = ("token_T", "start_N", "prompt_tokens_N", "loss_mask_T")
 
 
-def write(folder: Path, scalars: Mapping[str, np.ndarray], blocks: Sequence[TokenBlock]) -> None:
+def write(
+    folder: Path, scalars: Mapping[str, np.ndarray], blocks: Sequence[TokenBlock], *, whole: bool = False
+) -> None:
     """
     Args:
-        scalars: arrays; row_N and block_N say which row of which block each trajectory has. Other rows are
-            not written.
+        scalars: arrays; row_N and block_N say which row of which block each trajectory has.
+        whole: other rows are written too, and all stay in their order, in which trainer ranks sum.
     """
     numbers_N, rows_N = scalars["block_N"], scalars["row_N"].copy()
     arrays = {f"scalar/{name}": values for name, values in scalars.items()}
     for number, block in enumerate(blocks):
         own_N = np.flatnonzero(numbers_N == number)
-        kept = select(block, rows_N[own_N].tolist())
-        rows_N[own_N] = np.arange(len(own_N))
+        kept = block if whole else select(block, rows_N[own_N].tolist())
+        rows_N[own_N] = rows_N[own_N] if whole else np.arange(len(own_N))
         arrays |= {f"block/{number}/{name}": getattr(kept, name) for name in _FIELDS}
         arrays |= {f"block/{number}/column/{name}": values for name, values in _columns(kept).items()}
     arrays["scalar/row_N"] = rows_N

@@ -9,13 +9,15 @@ import trainer_values as values
 from trainer_scenarios import Rendezvous, Shape, dp_of, policy, split
 
 from hybridrl.batch import RankBatch, TokenBlock
-from hybridrl.trainer import bundles
+from hybridrl.trainer import bundles, saved_groups
 from hybridrl.trainer.bundles import Bundle, Found
 
 
 def batch_of(dp: int, *, is_finite: bool = True) -> RankBatch:
-    """Two optimizer steps over all trajectories."""
+    """Two optimizer steps over all trajectories, whose rows in their blocks are in another order."""
     batch = values.make_batch([split(index, dp, (6,)) for index in range(2)], step=3)
+    blocks = tuple(saved_groups.select(block, range(len(block))[::-1]) for block in batch.blocks)
+    batch = replace(batch, blocks=blocks, row_N=len(blocks[0]) - 1 - batch.row_N)
     assert batch.advantage_N is not None
     advantage_N = batch.advantage_N.copy()
     advantage_N[0] = advantage_N[0] if is_finite else np.inf

@@ -104,7 +104,7 @@ def test_every_deadline_of_the_config_is_one_of_its_calls() -> None:
 
 def doing(folder: Path, end: str | None) -> None:
     running = [("step", 12.0), ("update_actor", 3.0)]
-    made = Doing(folder, lambda: running, lambda: 7, every_s=60)
+    made = Doing(folder, lambda: running, lambda: 7, lambda: 6, every_s=60)
     if end is not None:
         made.close(end)
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from checkpoint_values import write_checkpoint
 
 from hybridrl.errors import DeadlineError, HybridRLError, RewardError, WorkerError
 from hybridrl.faults import parse
 from hybridrl.launch.restarts import Restarts
 from hybridrl.launch.shape import RunFiles
 from hybridrl.observe.doing import Doing
+from hybridrl.trainer.checkpoints import named
 
 DIED = WorkerError("trainer rank 1 died during 'step'")
 
@@ -29,7 +31,7 @@ class Run:
             self.resumes.append(start.resume)
             self.faults.append([fault.step for fault in start.left_of(faults)])
             with start:
-                Doing(self.folder, lambda: [], lambda: 3, every_s=60).close("")
+                Doing(self.folder, lambda: [], lambda: 3, lambda: 2, every_s=60).close("")
                 self.saved = saved
                 if error is not None:
                     raise error
@@ -73,3 +75,14 @@ def test_a_mistake_of_the_user_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_the_newest_checkpoint_is_that_of_the_run(tmp_path: Path) -> None:
     assert Restarts(1, RunFiles(tmp_path), print, resume="never")._saved() is None
+
+
+def test_a_fault_that_an_evaluation_met_does_not_happen_again(tmp_path: Path) -> None:
+    """After step 4 the weights of step 4 are evaluated; they are those whose answers step 5 trains on."""
+    faults = [parse(text) for text in ("kill:reward@step=5,phase=reward", "kill:trainer@step=5,phase=update")]
+    restarts = Restarts(1, RunFiles(tmp_path), lambda text: None, resume="never")
+    write_checkpoint(named(tmp_path / "checkpoints", 3), {"progress": {}})
+    with restarts:
+        Doing(tmp_path, lambda: [("testing", 1.0)], lambda: 4, lambda: 4, every_s=60).close("")
+        raise DIED
+    assert [fault.target for fault in restarts.left_of(faults)] == ["trainer"]
