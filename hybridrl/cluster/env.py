@@ -1,9 +1,10 @@
 """The environment variables of a run. They are read here and passed to processes at their start; nothing
 writes them afterwards."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 
 def worker_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -19,6 +20,20 @@ def _python_path() -> str:
     """PYTHONPATH with the current folder first, so that `module:function` of a config is found there."""
     paths = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     return os.pathsep.join(dict.fromkeys(p for p in paths if p))
+
+
+@contextlib.contextmanager
+def inherited(name: str, value: str) -> Iterator[None]:
+    """A context in which processes that are started get a variable."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def ray_address() -> str | None:

@@ -8,11 +8,12 @@ megabytes.
 """
 
 import contextlib
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from hybridrl.cluster.env import inherited
 
 _END_S = 10.0
 _GRACE_S = 5.0
@@ -89,15 +90,6 @@ def removed_in_any_case(folder: Path) -> Iterator[None]:
             cleaner.wait(_END_S)
 
 
-@contextlib.contextmanager
-def marked(folder: Path) -> Iterator[None]:
+def marked(folder: Path) -> contextlib.AbstractContextManager[None]:
     """A context in which processes that are started, and those that they start, belong to a folder."""
-    before = os.environ.get(_MARK)
-    os.environ[_MARK] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_MARK]
-        else:
-            os.environ[_MARK] = before
+    return inherited(_MARK, str(folder))
