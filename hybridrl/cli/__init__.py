@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from hybridrl import __version__
-from hybridrl.cli import begin, commands
+from hybridrl.cli import begin, commands, report_commands
 from hybridrl.cli.algo_commands import algo_app
 from hybridrl.cli.commands import Interrupted
 from hybridrl.cli.config_commands import config_app
@@ -87,6 +87,13 @@ add(
     "hybridrl export runs/quickstart --step 20 --to models/mine --verify",
 )
 add(app, commands.why, "hybridrl why runs/quickstart")
+add(app, report_commands.report, "hybridrl report runs/quickstart")
+add(
+    app,
+    report_commands.compare,
+    "hybridrl compare runs/a runs/b",
+    "hybridrl compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --json",
+)
 add(app, commands.doctor, "hybridrl doctor", "hybridrl doctor --json")
 add(
     app,

@@ -17,7 +17,8 @@ from hybridrl.batch import Batch
 from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Roles
-from hybridrl.controller.stream import RolloutStream
+from hybridrl.controller.stream import RolloutStream, kept_texts
+from hybridrl.controller.worth_reading import NUM_SUSPICIOUS, worth_reading
 from hybridrl.errors import VersionError
 from hybridrl.saved_groups import SavedGroups
 from hybridrl.types import mean
@@ -71,6 +72,8 @@ async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> 
         if max_lag:
             stream.serve(step)
         stream.goodput.train(batch)
+        if kept_texts(cfg, step):
+            await show_rollouts(roles, batch)
     measured = {**rollouts.metrics, **await stream.usage(), **lag_metrics(batch), **metrics}
     observe.step(step, batch, reports, swap, measured, minibatches=minibatches)
     await evaluate(cfg, roles, step)
@@ -79,6 +82,14 @@ async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> 
     if not (max_lag or last):  # on-policy, engines begin after evaluation and checkpoint
         stream.serve(step)
     return last
+
+
+async def show_rollouts(roles: Roles, batch: Batch) -> None:
+    """Write down a few trajectories of the step token by token."""
+    with roles.observe.span("inspect"):
+        why = worth_reading(batch)
+        found = await roles.trainer.inspect([*why], NUM_SUSPICIOUS)
+    roles.observe.rollouts(batch, found, why)
 
 
 def lag_metrics(batch: Batch) -> dict[str, float]:

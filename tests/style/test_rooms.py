@@ -53,8 +53,10 @@ DOORS = {
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
     | {"trainer", "rollout", "cluster", "environments", "dialogue", "faults"},
+    "report": NOUNS | {"config", "models", "observe", "estimate"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
+    | {"report"}
     | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "dialogue"}
     | {"faults"},
     "plan": NOUNS
@@ -66,7 +68,7 @@ DOORS = {
     "importer": {"errors", "config", "wording"},
     "doctor": {"errors", "hosts", "sandbox", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
-    | {"plan", "export", "wording"},
+    | {"plan", "export", "report", "wording"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself.
