@@ -19,11 +19,17 @@ def report(
         Path | None,
         typer.Option("--to", "-o", help="The file; default: RUN/report.html.", show_default=False),
     ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Only print the advice, and write no page.")] = False,
 ) -> None:
-    """Write one HTML page about a run: curves, phases, swaps, rollouts, config. It needs no network."""
-    from hybridrl.report import page
+    """Write one HTML page about a run: advice, curves, phases, rollouts, config. It needs no network."""
+    from hybridrl.report import advice, page
+    from hybridrl.report.run_data import read_run
 
-    say("report", str(page.write(run, to)))
+    found = read_run(run)
+    if not text:
+        say("report", str(page.write(found, to)))
+    for heading, line in advice.lines(advice.advise(found)):
+        say(heading, line)
 
 
 def compare(

@@ -27,8 +27,10 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
+from hybridrl.report.advice import short as short_advice
 from hybridrl.report.page import REPORT_FILE
 from hybridrl.report.page import write as write_report
+from hybridrl.report.run_data import read_run
 from hybridrl.trainer.checkpoints import Checkpoint, to_resume_from, whole_checkpoints
 from hybridrl.workers.supervised_trainer import RaySupervised
 from hybridrl.workers.trainer import RayTrainer
@@ -140,7 +142,10 @@ class Run(ABC, Generic[Cfg, Observer]):
 
     def _write_report(self) -> None:
         try:
-            self.observe.keep(write_report(self.files.folder))
+            run = read_run(self.files.folder)
+            self.observe.keep(write_report(run))
+            for line in short_advice(run):
+                self.terminal.line(line)
         except Exception as error:  # the run has ended well, and hybridrl report can be called again
             self.terminal.warn(f"no report was written: {type(error).__name__}: {error}")
 

@@ -4,16 +4,17 @@ from importlib import resources
 from pathlib import Path
 
 from hybridrl.config.files import atomic_write
-from hybridrl.report import sections
+from hybridrl.report import advice, sections
 from hybridrl.report.planned import plan_against_actual
 from hybridrl.report.rollouts_view import rollouts
-from hybridrl.report.run_data import RunData, read_run
+from hybridrl.report.run_data import RunData
 from hybridrl.report.text import escaped
 
 REPORT_FILE = "report.html"
 
 _SECTIONS = (
     ("Overview", sections.overview),
+    ("Advice", advice.shown),
     ("Curves", sections.curves),
     ("Phases", sections.phases),
     ("Engine time", sections.engine_time),
@@ -28,17 +29,14 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 """The page may load nothing, from nowhere."""
 
 
-def write(folder: Path, to: Path | None = None) -> Path:
+def write(run: RunData, to: Path | None = None) -> Path:
     """Write the report of a run; returns the path of the page.
 
     Args:
         to: the file; None: report.html in the run folder.
-
-    Raises:
-        RunFolderError: the folder holds no run that has taken a step.
     """
-    path = folder / REPORT_FILE if to is None else to
-    atomic_write(path, render(read_run(folder)))
+    path = run.folder / REPORT_FILE if to is None else to
+    atomic_write(path, render(run))
     return path
 
 

@@ -11,6 +11,7 @@ import pytest
 import report_values as values
 
 from hybridrl.report.page import write
+from hybridrl.report.run_data import read_run
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-browser" / "bin" / "python"
@@ -29,7 +30,8 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     folder = tmp_path_factory.mktemp("browser")
     tokens = [[EVIL, 0, None, None], ["good ", 1, 0.5, -1e-6], [EVIL, 1, -0.5, 2e-6], [EVIL, 2, None, None]]
     rollouts = [values.rollout(step, tokens=tokens, gold=EVIL, uid=EVIL) for step in (1, 10)]
-    page = write(values.run_folder(folder / "a", rollouts=rollouts, metrics={f"reward/{EVIL}/mean": 0.5}))
+    run = values.run_folder(folder / "a", rollouts=rollouts, metrics={f"reward/{EVIL}/mean": 0.5})
+    page = write(read_run(run))
     done = subprocess.run(
         [PYTHON, Path(__file__).with_name("browser_visit.py"), page, folder], capture_output=True, text=True
     )

@@ -20,8 +20,8 @@ PLAIN: Mapping[str, Value] = {
     "sync/sent_bytes": 0.0,
     "sync/checksum_ok": 1.0,
     "sync/replays": 0.0,
-    "goodput/with_gradient": 0.4,
-    "goodput/idle": 0.6,
+    "goodput/with_gradient": 0.8,
+    "goodput/idle": 0.2,
     "perf/time_per_step": 1.0,
 }
 

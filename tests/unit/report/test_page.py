@@ -58,8 +58,13 @@ def test_a_page_shows_what_the_run_has(tmp_path: Path) -> None:
     assert "0.100 → 0.500" in found.text and "algorithm.estimator.name" in found.text
 
 
+def test_a_page_has_the_advice_with_its_changes(tmp_path: Path) -> None:
+    found = page(tmp_path, metrics={"rollout/zero_std_all": 0.8})
+    assert "all solved" in found.text and "algorithm.dynamic_sampling={}" in found.text
+
+
 def test_a_page_loads_nothing_and_names_no_address(tmp_path: Path) -> None:
-    text = write(values.run_folder(tmp_path / "a", rollouts=[values.rollout()])).read_text()
+    text = write(read_run(values.run_folder(tmp_path / "a", rollouts=[values.rollout()]))).read_text()
     assert not re.search(r"https?://|@import|url\(|<link|<iframe|<img|fetch\(|XMLHttp", text)
     assert "default-src 'none'" in text
     assert [attrs.get("src") for tag, attrs in Parts(text).elements if tag == "script"] == [None]
@@ -105,7 +110,7 @@ def test_tokens_say_their_advantage_and_difference(tmp_path: Path) -> None:
 
 def test_a_run_that_has_taken_no_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="holds no run that has taken a step"):
-        write(tmp_path)
+        read_run(tmp_path)
 
 
 def test_a_run_of_one_step_has_a_page(tmp_path: Path) -> None:
@@ -122,5 +127,5 @@ def test_a_long_run_has_a_small_page(tmp_path: Path) -> None:
     long = [values.rollout(step, tokens=[["word ", 1, 0.5, 1e-6]] * 600) for step in range(10, 10_000, 10)]
     folder = values.run_folder(tmp_path / "a", steps=10_000, metrics=many, rollouts=long)
     began = time.process_time()
-    size = write(folder).stat().st_size
+    size = write(read_run(folder)).stat().st_size
     assert size < 5e6 and time.process_time() - began < 20  # 2 s on an idle machine
