@@ -179,12 +179,16 @@ class Observer(Protocol):
         step: int,
         batch: Batch,
         reports: Sequence[StepReport],
-        swap: SwapReport,
+        swap: SwapReport | None,
         metrics: Mapping[str, float],
         *,
         minibatches: Sequence[Minibatch],
     ) -> None:
-        """Publish policy update `step`; the spans entered since the last call are its timings."""
+        """Publish policy update `step`; the spans entered since the last call are its timings.
+
+        Args:
+            swap: None: the weights of the update were not pushed.
+        """
         ...
 
     def rollouts(

@@ -67,7 +67,7 @@ class RunObserver(Session):
         step: int,
         batch: Batch,
         reports: Sequence[StepReport],
-        swap: SwapReport,
+        swap: SwapReport | None,
         metrics: Mapping[str, float],
         *,
         minibatches: Sequence[Minibatch] = (),
@@ -76,6 +76,7 @@ class RunObserver(Session):
         up to now.
 
         Args:
+            swap: None: the weights of the update were not pushed.
             metrics: what the trainer measured; it replaces what is computed here.
             minibatches: how the batch was partitioned over ranks; empty: there are no metrics of the balance.
         """

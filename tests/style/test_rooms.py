@@ -59,6 +59,7 @@ DOORS = {
     | {"report"}
     | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "dialogue"}
     | {"faults"},
+    "library": NOUNS | {"config", "controller", "launch", "observe", "workers"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
