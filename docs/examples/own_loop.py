@@ -1,5 +1,4 @@
-"""Trains the model of the quickstart with a loop of its own: GRPO, as the config says."""
-
+# docs/examples/own_loop.py
 import hybridrl
 
 with hybridrl.open("configs/quickstart.yaml", run={"name": "own-loop"}) as run:
