@@ -12,15 +12,17 @@ DOCS_VENV := .venv-docs
 VLLM_VENV := .venv-vllm
 OPENENV_VENV := .venv-openenv
 AUDIT_VENV := .venv-audit
+BROWSER_VENV := .venv-browser
+RUN ?= runs/quickstart
 VLLM_READY := $(VLLM_VENV)/.ready-$(RELEASE)
 VENV_312 := $(if $(filter 3.12,$(RELEASE)),$(VENV),.venv-312)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-vllm quickstart test test-312 test-all test-slurm check audit docs docs-check bench \
-  gpu-kit clean
+  gpu-kit report-shots clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## environment in .venv with everything installed (2 minutes, 4 GB)
 
@@ -48,7 +50,7 @@ test-312: ## unit tests and invariants with Python 3.12 and the Megatron-core of
 	@OMP_NUM_THREADS=1 $(VENV_312)/bin/python -m pytest -q -m "not slow and not gpu" $(TOGETHER) \
 	  tests/unit tests/invariants $(ARGS)
 
-test-all: setup setup-vllm $(OPENENV_VENV)/.ready ## every test that this machine can run
+test-all: setup setup-vllm $(OPENENV_VENV)/.ready $(BROWSER_VENV)/.ready ## every test that this machine can run
 	@$(PYTEST) -q $(TOGETHER) $(ARGS)
 
 $(OPENENV_VENV)/.ready: requirements/openenv.txt
@@ -100,6 +102,17 @@ bench: setup ## every benchmark, results in benchmarks/results/
 
 gpu-kit: setup ## two archives in dist/gpu-kit that prove the path on GPUs on one GPU: docs/gpu.md
 	@tests/gpu/kit/build dist/gpu-kit $(BIN)/python
+
+report-shots: setup $(BROWSER_VENV)/.ready ## open the report of RUN in a browser, pictures of it in docs/pictures
+	@$(BIN)/hybridrl report $(RUN)
+	@$(BROWSER_VENV)/bin/python tests/e2e/browser_visit.py $(RUN)/report.html docs/pictures
+
+$(BROWSER_VENV)/.ready: requirements/browser.txt
+	@command -v chromium >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+	@$(PYTHON) -m venv $(BROWSER_VENV)
+	@$(BROWSER_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input -r $<
+	@touch $@
 
 clean: ## caches and build leftovers; environments and runs stay
 	@rm -rf build dist site *.egg-info .ruff_cache .pytest_cache .hypothesis

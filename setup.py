@@ -30,7 +30,9 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["hybridrl", "hybridrl.*"]),
-    package_data={"hybridrl": ["**/*.json", "**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.in"]},
+    package_data={
+        "hybridrl": ["**/*.json", "**/*.yaml", "**/*.txt", "**/*.jinja", "**/*.in", "**/*.css", "**/*.js"]
+    },
     ext_modules=[NATIVE],
     install_requires=[
         "lapx>=0.9",

@@ -16,7 +16,7 @@ from benchmarks._report import arguments, publish
 from hybridrl.batch import Batch
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import load_credit
-from hybridrl.controller.loop import refuse_stale
+from hybridrl.controller.verbs import refuse_stale
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.observe.metrics import Limits, balance_metrics, step_metrics
 from hybridrl.observe.samples import Columns, samples_of

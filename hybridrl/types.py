@@ -210,6 +210,30 @@ class Usage:
     """Groups of lost engines that were asked again."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedTrajectory:
+    """The tokens of one trajectory of a step, for a person to read.
+
+    A column is over its trained tokens; None: it was not computed.
+    """
+
+    index: int
+    """Index in the batch of the step."""
+
+    token_ids: tuple[int, ...]
+    """Prompt and response."""
+
+    prompt_tokens: int
+    trained: tuple[bool, ...]
+    """Whether each token is trained on; the policy has generated those."""
+
+    rollout_logp: tuple[float, ...] | None
+    old_logp: tuple[float, ...] | None
+    advantage: tuple[float, ...] | None
+    suspicious: bool
+    """Whether trainer and engine disagree on it more than on nearly all others of the step."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """The report of one optimizer step; the same on every rank."""

@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from hybridrl import __version__
-from hybridrl.cli import begin, commands
+from hybridrl.cli import begin, commands, report_commands
 from hybridrl.cli.algo_commands import algo_app
 from hybridrl.cli.commands import Interrupted
 from hybridrl.cli.config_commands import config_app
@@ -93,6 +93,13 @@ add(
     "hybridrl replay runs/quickstart/bundles/step_000012",
     "hybridrl replay runs/quickstart/bundles/step_000012 --layout tp2",
     "hybridrl replay runs/a/bundles/step_000012 --against runs/b/bundles/step_000012",
+)
+add(app, report_commands.report, "hybridrl report runs/quickstart")
+add(
+    app,
+    report_commands.compare,
+    "hybridrl compare runs/a runs/b",
+    "hybridrl compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --json",
 )
 add(app, commands.doctor, "hybridrl doctor", "hybridrl doctor --json")
 add(

@@ -8,19 +8,18 @@
 max_lag = 0 is synchronous; max_lag >= 1 overlaps rollout with training. Step k produces policy version k from
 answers of version k - 1 - max_lag or newer.
 
-Who waits for whom: train() waits for the groups of its step, for the trainer and for the sync; the stream
-waits for room in the schedule, for the engines and for the reward. With rollout.swap: drain the sync waits
-until no request runs in an engine; otherwise requests are paused meanwhile, and their tokens name versions.
+The steps are written on the verbs of verbs.py, with which a loop of your own is written too.
+
+Who waits for whom: run() waits for the groups of a step, for the trainer and for the sync; the stream waits
+for room in the schedule, for the engines and for the reward. With rollout.swap: drain the sync waits until no
+request runs in an engine; otherwise requests are paused meanwhile, and their tokens name versions.
 """
 
-from hybridrl.batch import Batch
-from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Roles
 from hybridrl.controller.stream import RolloutStream
-from hybridrl.errors import VersionError
+from hybridrl.controller.verbs import Verbs
 from hybridrl.saved_groups import SavedGroups
-from hybridrl.types import mean
 
 
 async def run(cfg: Config, roles: Roles, resumed: SavedGroups | None = None) -> None:
@@ -33,82 +32,39 @@ async def run(cfg: Config, roles: Roles, resumed: SavedGroups | None = None) -> 
 
     Raises: whatever a role raises. Nothing is retried here; a run is resumed from its last checkpoint.
     """
-    version = roles.trainer.version
-    await roles.sync.push(version)
-    if version == 0:
-        await evaluate(cfg, roles, version)
+    verbs = Verbs(cfg, roles)
+    await roles.sync.push(verbs.version)
+    if verbs.version == 0:
+        await evaluate(cfg, verbs)
     async with RolloutStream(cfg, roles, resumed) as stream:
-        for step in range(version + 1, cfg.run.steps + 1):
-            if await train(cfg, roles, stream, step):
-                break
-
-
-async def train(cfg: Config, roles: Roles, stream: RolloutStream, step: int) -> bool:
-    """One policy update, from scored groups to engines that serve version `step`; returns True if it was the
-    last."""
-    observe, trainer, max_lag = roles.observe, roles.trainer, cfg.batch.max_lag
-    with observe.span("step"):
-        with observe.span("wait_for_batch"):
-            rollouts = await stream.take()
-        if engines_sleep(cfg):
-            await roles.engine.sleep()
-        oldest = step - 1 - max_lag if cfg.batch.stale == "mask" else None
-        batch = Batch.pack(step, rollouts.groups, oldest=oldest)
-        if oldest is None:
-            refuse_stale(batch, max_lag)
-        with observe.span("adv"):
-            for finding in roles.credit(batch):
-                observe.warn(finding.guard, finding.text)
-        minibatches = roles.pack_minibatches(batch)
-        with observe.span("old_log_prob"):
-            metrics = await trainer.load(batch, minibatches)
-        with observe.span("update_actor"):
-            reports = [await trainer.step(minibatch.index) for minibatch in minibatches]
-        for warning in reports[-1].warnings:
-            observe.warn(*warning)
-        with observe.span("update_weights"):
-            swap = await roles.sync.push(step)
-        if max_lag:
-            stream.serve(step)
-        stream.goodput.train(batch)
-    measured = {**rollouts.metrics, **await stream.usage(), **lag_metrics(batch), **metrics}
-    observe.step(step, batch, reports, swap, measured, minibatches=minibatches)
-    await evaluate(cfg, roles, step)
-    last = step == cfg.run.steps or roles.stop_requested()
-    await save(cfg, roles, step, stream, last=last)
-    if not (max_lag or last):  # on-policy, engines begin after evaluation and checkpoint
-        stream.serve(step)
-    return last
-
-
-def lag_metrics(batch: Batch) -> dict[str, float]:
-    lags = [batch.step - 1 - trajectory.version for trajectory in batch.trajectories]
-    return {"rollout/lag/mean": mean(lags), "rollout/lag/max": float(max(lags))}
-
-
-def refuse_stale(batch: Batch, max_lag: int) -> None:
-    oldest = min(trajectory.version for trajectory in batch.trajectories)
-    if oldest < batch.step - 1 - max_lag:
-        raise VersionError(
-            f"step {batch.step} got an answer of policy version {oldest}; "
-            f"max_lag = {max_lag} allows {batch.step - 1 - max_lag}"
-        )
-
-
-async def evaluate(cfg: Config, roles: Roles, step: int) -> None:
-    """Held-out accuracy before the run, at its end, and every evaluate_every steps."""
-    every = cfg.run.evaluate_every
-    if roles.evaluator and (step in (0, cfg.run.steps) or (every and step % every == 0)):
-        with roles.observe.span("testing"):
-            roles.observe.evaluation(step, await roles.evaluator.run(step))
-
-
-async def save(cfg: Config, roles: Roles, step: int, stream: RolloutStream, *, last: bool) -> None:
-    """A checkpoint after the last step, and at multiples of save_every and export_every."""
-    if last or any(every and step % every == 0 for every in (cfg.run.save_every, cfg.run.export_every)):
-        with roles.observe.span("save_checkpoint"):
-            groups = stream.open_groups()
-            progress = {"prompts": roles.prompts.state_dict(), "credit": roles.credit.state_dict()}
-            await roles.trainer.save(step, {**progress, "open": groups.facts}, groups)
+        for step in range(verbs.version + 1, cfg.run.steps + 1):
+            with roles.observe.span("step"):
+                with roles.observe.span("wait_for_batch"):
+                    rollouts = await stream.take()
+                trained = await verbs.train_step(rollouts.groups)
+                swap = await verbs.push_weights()
+                if cfg.batch.max_lag:
+                    stream.serve(step)
+                stream.goodput.train(trained.batch)
+            await verbs.publish(trained, swap, {**rollouts.metrics, **await stream.usage()})
+            await evaluate(cfg, verbs)
+            last = step == cfg.run.steps or roles.stop_requested()
+            await save(cfg, verbs, stream, last=last)
             if last:
-                await roles.trainer.finish_saving()
+                break
+            if not cfg.batch.max_lag:  # on-policy, engines begin after evaluation and checkpoint
+                stream.serve(step)
+
+
+async def evaluate(cfg: Config, verbs: Verbs) -> None:
+    """Held-out accuracy before the run, at its end, and every evaluate_every steps."""
+    step, every = verbs.version, cfg.run.evaluate_every
+    if step in (0, cfg.run.steps) or (every and step % every == 0):
+        await verbs.evaluate()
+
+
+async def save(cfg: Config, verbs: Verbs, stream: RolloutStream, *, last: bool) -> None:
+    """A checkpoint after the last step, and at multiples of save_every and export_every."""
+    step = verbs.version
+    if last or any(every and step % every == 0 for every in (cfg.run.save_every, cfg.run.export_every)):
+        await verbs.save(stream.open_groups(), wait=last)

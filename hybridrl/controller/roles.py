@@ -13,6 +13,7 @@ from hybridrl.saved_groups import SavedGroups
 from hybridrl.types import (
     Group,
     GroupTask,
+    InspectedTrajectory,
     PolicyVersion,
     Prompt,
     Sampling,
@@ -134,6 +135,15 @@ class PolicyTrainer(Protocol):
         """One optimizer step on minibatch `index` of the loaded batch."""
         ...
 
+    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
+        """Some trajectories of the loaded batch with their tokens, for a person to read.
+
+        Args:
+            rows: indices in the batch.
+            num_suspicious: further ones, on which trainer and engine disagree most.
+        """
+        ...
+
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
         """Write a checkpoint that holds the controller's progress and its open groups too, and commit it.
 
@@ -169,12 +179,26 @@ class Observer(Protocol):
         step: int,
         batch: Batch,
         reports: Sequence[StepReport],
-        swap: SwapReport,
+        swap: SwapReport | None,
         metrics: Mapping[str, float],
         *,
         minibatches: Sequence[Minibatch],
     ) -> None:
-        """Publish policy update `step`; the spans entered since the last call are its timings."""
+        """Publish policy update `step`; the spans entered since the last call are its timings.
+
+        Args:
+            swap: None: the weights of the update were not pushed.
+        """
+        ...
+
+    def rollouts(
+        self, batch: Batch, found: Sequence[InspectedTrajectory], why: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Write down trajectories of a step token by token.
+
+        Args:
+            why: by index in the batch, why a trajectory is worth reading.
+        """
         ...
 
     def warn(self, about: str, text: str) -> None:

@@ -78,6 +78,28 @@ class ModelTokenizer:
         """
         return self.hf(list(texts), add_special_tokens=add_special_tokens)["input_ids"] if texts else []
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """Text of each token, special tokens too. A character whose bytes are in several tokens is with the
+        first of them; the others are empty."""
+        found: list[str] = []
+        while len(found) < len(token_ids):
+            at = len(found)
+            for width in range(1, _TOKENS_PER_CHARACTER + 1):
+                text = self._decode(token_ids[at : at + width])
+                if not text.endswith("\ufffd"):
+                    break
+            else:
+                text, width = self._decode(token_ids[at : at + 1]), 1
+            found += [text, *[""] * (len(token_ids[at : at + width]) - 1)]
+        return found
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text = self.hf.decode(list(token_ids), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        first = self.hf.convert_ids_to_tokens(int(token_ids[0]))
+        spaced = isinstance(first, str) and first.startswith(_SPACE) and not text.startswith(" ")
+        return f" {text}" if spaced else text  # SentencePiece drops it at the beginning of a text
+
     def decode_answers(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of each answer, exactly as generated but without special tokens."""
         ids = [list(answer) for answer in token_ids]
@@ -85,6 +107,13 @@ class ModelTokenizer:
         if backend is not None:  # all answers in one call, without Python's lock
             return backend.decode_batch(ids, skip_special_tokens=True)
         return self.hf.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+_TOKENS_PER_CHARACTER = 4
+"""A character has at most four bytes, each of which may be a token."""
+
+_SPACE = "\u2581"
+"""The mark of a space in tokens of SentencePiece."""
 
 
 def load_tokenizer(folder: str) -> ModelTokenizer:

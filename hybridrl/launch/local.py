@@ -30,6 +30,7 @@ from hybridrl.controller.roles import PolicyTrainer, Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import HybridRLError, UserError
 from hybridrl.faults import Fault
+from hybridrl.hosts.copy_speed import copy_gb_s
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.devices import Devices
@@ -100,7 +101,11 @@ class RLRun(Run[Config, RunObserver]):
     def facts(self) -> Mapping[str, Any]:
         memory_gib = round(self._machine.memory_bytes / GIB, 1)
         return {
-            "machine": {"cores": self._machine.cores, "memory_gib": memory_gib},
+            "machine": {
+                "cores": self._machine.cores,
+                "memory_gib": memory_gib,
+                "copy_gb_s": round(copy_gb_s(), 2),
+            },
             "engine": dict(kind_of(self.cfg.rollout.engine).versions(self.cfg)),
         }
 
@@ -120,7 +125,10 @@ class RLRun(Run[Config, RunObserver]):
 
     def observer(self, resume_step: int | None) -> RunObserver:
         devices = num_gpus(self.cfg.cluster) or 1
-        return RunObserver(self.cfg, self.terminal, resume_step=resume_step, num_devices=devices)
+        pieces = self._prepared.tokenizer.pieces
+        return RunObserver(
+            self.cfg, self.terminal, resume_step=resume_step, num_devices=devices, pieces=pieces
+        )
 
     def start_ray(self) -> contextlib.AbstractContextManager[Cluster]:
         return ray_cluster(self.cfg.cluster, self._placement.per_node, self._machine, self._address)

@@ -39,6 +39,7 @@ class Prepared:
     warnings: tuple[str, ...]
     """What is odd about the data, the reward, or the text that template and tokenizer make of a prompt."""
 
+    tokenizer: ModelTokenizer
     environments: str = ""
     """Environments and their tools; "" if there are none."""
 
@@ -68,7 +69,8 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
     odd = _suspicious(cfg, gold, train.rows, heldout.rows if heldout else None)
     warnings = (*odd, *train.examined().warnings)
-    return Prepared(train, heldout.all() if heldout else [], gold, warnings, environments.described)
+    described = environments.described
+    return Prepared(train, heldout.all() if heldout else [], gold, warnings, tokenizer, described)
 
 
 def open_train(loaded: LoadedConfig) -> TablePrompts:

@@ -27,6 +27,10 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.observe.examples import ExampleRunObserver
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
+from hybridrl.report.advice import short as short_advice
+from hybridrl.report.page import REPORT_FILE
+from hybridrl.report.page import write as write_report
+from hybridrl.report.run_data import read_run
 from hybridrl.trainer.checkpoints import Checkpoint, to_resume_from, whole_checkpoints
 from hybridrl.workers.supervised_trainer import RaySupervised
 from hybridrl.workers.trainer import RayTrainer
@@ -121,13 +125,29 @@ class Run(ABC, Generic[Cfg, Observer]):
         stopped_by = self.stop.stopped_by
         files = {"model": f"{self.files.export}/"} if self.cfg.run.export and not stopped_by else {}
         following = () if stopped_by else tuple(filter(_is_for_here, self.following))
-        self.observe.finish(files, following, self.facts, stopped_by)
+        self._end(files, following, stopped_by)
 
     def _finish_interrupted(self) -> None:
         saved = whole_checkpoints(self.files.checkpoints)
         kept = f"step {saved[-1].step} is saved" if saved else "no step is saved"
         self.terminal.warn(f"interrupted: {kept}")
-        self.observe.finish({}, (), self.facts, self.stop.signal or "SIGINT")
+        self._end({}, (), self.stop.signal or "SIGINT")
+
+    def _end(
+        self, files: Mapping[str, str], following: Sequence[tuple[str, str]], stopped_by: str | None
+    ) -> None:
+        report = {"report": str(self.files.folder / REPORT_FILE)}
+        self.observe.finish({**files, **report}, following, self.facts, stopped_by)
+        self._write_report()
+
+    def _write_report(self) -> None:
+        try:
+            run = read_run(self.files.folder)
+            self.observe.keep(write_report(run))
+            for line in short_advice(run):
+                self.terminal.line(line)
+        except Exception as error:  # the run has ended well, and hybridrl report can be called again
+            self.terminal.warn(f"no report was written: {type(error).__name__}: {error}")
 
     @property
     def start_step(self) -> int:

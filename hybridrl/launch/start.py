@@ -56,7 +56,7 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     with loaded.located():
         _refuse_bad_addresses(loaded, request)
         faults = _faults(loaded, request)
-        loaded = _checked(loaded, request, say)
+        loaded = checked(loaded, request, say)
         words = [*overrides, *words_of(request.inject)]
         if faults:
             say("inject", ", ".join(map(str, faults)))
@@ -97,7 +97,7 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
         return stop.exit_code
 
 
-def _checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
+def checked(loaded: LoadedConfig, request: Request, say: Say) -> LoadedConfig:
     """The config, with the GPUs of this machine if it runs here, after every check that needs no process."""
     dry_run, scope, machine = request.dry_run, _scope(request), Machine.here()
     here = scope.devices == "here"

@@ -34,7 +34,7 @@ class Limits:
 def step_metrics(
     batch: Batch,
     reports: Sequence[StepReport],
-    swap: SwapReport,
+    swap: SwapReport | None,
     spent_s: Mapping[str, float],
     limits: Limits,
 ) -> dict[str, float]:
@@ -53,7 +53,7 @@ def step_metrics(
         **length_metrics(batch, limits),
         **turn_metrics(batch),
         **time_metrics(batch, spent_s, limits.num_devices),
-        **sync_metrics(swap),
+        **({} if swap is None else sync_metrics(swap)),
     }
 
 

@@ -236,6 +236,7 @@ _ROWS: list[tuple[str, Metric]] = [
     ("timing_s/old_log_prob", Metric("s", "Loading the batch and computing its logprobs.")),
     ("timing_s/update_actor", Metric("s", "All optimizer steps.")),
     ("timing_s/update_weights", Metric("s", "The weight swap.")),
+    ("timing_s/inspect", Metric("s", "Fetching the rollouts of rollouts.jsonl, in steps that write some.")),
     ("timing_s/testing", Metric("s", "Held-out evaluation.")),
     ("timing_s/save_checkpoint", Metric("s", "Checkpoint before this step.")),
     ("timing_per_token_ms/gen", Metric("ms", "Generation, per answer token.")),

@@ -10,11 +10,12 @@ import numpy as np
 from hybridrl.batch import Batch, Minibatch
 from hybridrl.config.schema import Config
 from hybridrl.observe.metrics import Limits, balance_metrics, memory_metrics, step_metrics
+from hybridrl.observe.rollouts import ROLLOUTS_FILE, Pieces, RolloutFile, as_numbers, rollout_of
 from hybridrl.observe.run_session import Session
 from hybridrl.observe.samples import Columns, SampleFile, heldout_samples, samples_of
 from hybridrl.observe.summary import closing_lines, summarise
 from hybridrl.observe.terminal import Terminal
-from hybridrl.types import Group, StepReport, SwapReport
+from hybridrl.types import Group, InspectedTrajectory, StepReport, SwapReport
 
 SAMPLES_FILE = "samples.txt"
 
@@ -27,11 +28,20 @@ class RunObserver(Session):
     span.
     """
 
-    def __init__(self, cfg: Config, terminal: Terminal, *, resume_step: int | None, num_devices: int) -> None:
+    def __init__(
+        self,
+        cfg: Config,
+        terminal: Terminal,
+        *,
+        resume_step: int | None,
+        num_devices: int,
+        pieces: Pieces = as_numbers,
+    ) -> None:
         """The other arguments, and errors, are those of Session.
 
         Args:
             num_devices: GPUs that share the work; 1 on a machine without GPUs.
+            pieces: the text of each of some token ids.
         """
         super().__init__(cfg, terminal, resume_step=resume_step)
         self._columns = Columns(cfg.data.prompt_field, cfg.reward.answer_field)
@@ -42,6 +52,8 @@ class RunObserver(Session):
         self._zero_or_one = True  # every reward so far: their mean is then an accuracy
         self._wall_since: float | None = None
         self._samples = SampleFile(self.folder / SAMPLES_FILE, resume_step=resume_step)
+        self._rollouts = RolloutFile(self.folder / ROLLOUTS_FILE, resume_step=resume_step)
+        self._pieces = pieces
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -55,7 +67,7 @@ class RunObserver(Session):
         step: int,
         batch: Batch,
         reports: Sequence[StepReport],
-        swap: SwapReport,
+        swap: SwapReport | None,
         metrics: Mapping[str, float],
         *,
         minibatches: Sequence[Minibatch] = (),
@@ -64,6 +76,7 @@ class RunObserver(Session):
         up to now.
 
         Args:
+            swap: None: the weights of the update were not pushed.
             metrics: what the trainer measured; it replaces what is computed here.
             minibatches: how the batch was partitioned over ranks; empty: there are no metrics of the balance.
         """
@@ -78,6 +91,30 @@ class RunObserver(Session):
             self.terminal.sample(samples[0])
         self._stepped = True
         self._zero_or_one &= bool(np.isin(batch.score_N, (0.0, 1.0)).all())
+
+    def rollouts(
+        self, batch: Batch, found: Sequence[InspectedTrajectory], why: Mapping[int, Sequence[str]]
+    ) -> None:
+        """Write trajectories of a step to rollouts.jsonl, token by token.
+
+        Args:
+            why: by index in the batch, why a trajectory is worth reading.
+        """
+        trajectories = list(batch.trajectories)
+        self._rollouts.write(
+            [
+                rollout_of(
+                    batch,
+                    one,
+                    trajectories[one.index],
+                    prompt=batch.groups[int(batch.group_N[one.index])].prompt,
+                    columns=self._columns,
+                    why=[*why.get(one.index, ()), *(["suspicious"] if one.suspicious else [])],
+                    pieces=self._pieces,
+                )
+                for one in found
+            ]
+        )
 
     def warn(self, about: str, text: str) -> None:
         """Warn the user of something suspicious, the first time for each value of `about`."""

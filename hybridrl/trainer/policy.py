@@ -6,7 +6,7 @@ Shape letters: U trained tokens of the whole batch, R trained tokens of one micr
 """
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from hybridrl.reshard.checksum import checksum
 from hybridrl.trainer import base, guards, recorded
 from hybridrl.trainer.coefficients import Coefficients
 from hybridrl.trainer.columns import Columns
+from hybridrl.trainer.inspected import inspect
 from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.packing import Microbatch
 from hybridrl.trainer.roles.base import Role, offload
@@ -34,7 +35,7 @@ from hybridrl.trainer.roles.frozen import FrozenPolicies, frozen_folder
 from hybridrl.trainer.roles.process_model import ProcessModel
 from hybridrl.trainer.score import Scorer, block_logp
 from hybridrl.trainer.setup import PolicySetup
-from hybridrl.types import StepReport
+from hybridrl.types import InspectedTrajectory, StepReport
 
 
 class Policy(Role):
@@ -117,6 +118,14 @@ class Policy(Role):
         with self.backend.scope():
             self._offload.finish_return()
             return self._columns.complete(self._loaded, arrived)
+
+    def inspect(self, rows: Sequence[int], *, num_suspicious: int) -> list[InspectedTrajectory] | None:
+        """Some trajectories of the loaded batch with their tokens, see trainer/inspected.py; None on all but
+        the last pipeline stage."""
+        with self.backend.scope():
+            if not self._mesh.is_last_stage:
+                return None
+            return inspect(self._loaded, self._mesh, rows, num_suspicious=num_suspicious)
 
     def step(self, index: int) -> StepReport:
         """Take one optimizer step on minibatch `index` of the loaded batch.

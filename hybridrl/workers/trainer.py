@@ -34,7 +34,7 @@ from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.trainer.policy import Policy
 from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
-from hybridrl.types import PolicyVersion, StepReport
+from hybridrl.types import InspectedTrajectory, PolicyVersion, StepReport
 from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of
 from hybridrl.workers.planted import around_policy
 
@@ -84,6 +84,9 @@ class TrainerWorker:
 
     def step(self, index: int) -> StepReport:
         return self._policy.step(index)
+
+    def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory] | None:
+        return self._policy.inspect(rows, num_suspicious=num_suspicious)
 
     def connect(
         self,
@@ -275,6 +278,9 @@ class RayTrainer:
             if index == self._loaded[1]:
                 self.version, self._is_between = report.version, False
         return replace(report, metrics={**report.metrics, **of_critic})
+
+    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
+        return (await self.workers.all("inspect", rows, num_suspicious))[-1]
 
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
         self._unsaved = None

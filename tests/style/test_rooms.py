@@ -53,10 +53,13 @@ DOORS = {
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
     | {"trainer", "rollout", "cluster", "environments", "dialogue", "faults"},
+    "report": NOUNS | {"config", "models", "observe", "estimate"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
+    | {"report"}
     | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "dialogue"}
     | {"faults"},
+    "library": NOUNS | {"config", "controller", "launch", "observe", "workers"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
@@ -67,7 +70,7 @@ DOORS = {
     "importer": {"errors", "config", "wording"},
     "doctor": {"errors", "hosts", "sandbox", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
-    | {"plan", "export", "replay", "wording"},
+    | {"plan", "export", "replay", "report", "wording"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself.

@@ -19,6 +19,8 @@ PROCESS_EDGES: set[str] = {
     "environments/child.py:_serve",
     "environments/tools/calls.py:_made",  # told to the policy
     "environments/tools/mcp.py:_own",
+    "launch/run.py:_write_report",  # told as a warning: the run is done
+    "library/run_thread.py:_live",  # handed to the thread that opened the run
     "observe/sink_thread.py:_abandon",
     "observe/sink_thread.py:_serve",
     "observe/sink_thread.py:view",

@@ -13,7 +13,16 @@ from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.roles import Roles
 from hybridrl.controller.stream import Rollouts, RolloutStream
-from hybridrl.types import Group, GroupTask, Prompt, StepReport, SwapReport, Trajectory, Usage
+from hybridrl.types import (
+    Group,
+    GroupTask,
+    InspectedTrajectory,
+    Prompt,
+    StepReport,
+    SwapReport,
+    Trajectory,
+    Usage,
+)
 
 
 def config(**changes) -> Config:
@@ -159,6 +168,10 @@ class World:
 
     num_minibatches = 2
 
+    async def inspect(self, rows, num_suspicious) -> list[InspectedTrajectory]:
+        self.events.append(("inspect", tuple(rows), num_suspicious))
+        return []
+
     async def save(self, step, progress, groups) -> None:
         self.events.append(("save", step, progress))
         self.saved.append(groups)
@@ -207,6 +220,9 @@ class Notes:
         self.world.events.append(("observed", step))
         self.world.metrics.append(dict(metrics))
         assert np.isfinite(batch.advantage_N).all()
+
+    def rollouts(self, batch, found, why) -> None:
+        self.world.events.append(("rollouts", batch.step))
 
     def warn(self, about, text) -> None:
         self.world.warnings.append((about, text))

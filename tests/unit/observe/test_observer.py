@@ -11,9 +11,11 @@ import observe_values as values
 import pytest
 
 from hybridrl.errors import RunFolderError
+from hybridrl.observe import rollouts
 from hybridrl.observe.jsonl import read
 from hybridrl.observe.observer import RunObserver
 from hybridrl.observe.terminal import Terminal
+from hybridrl.types import InspectedTrajectory
 
 
 def observer(folder: Path, stream: io.StringIO, *, resume_step: int | None = None) -> RunObserver:
@@ -197,3 +199,22 @@ def test_what_a_run_does_is_known_while_it_does_it_and_after_an_error(tmp_path) 
     assert [name for name, _ in observe.running] == ["step", "update_actor"]
     found = json.loads((tmp_path / "a" / "doing.json").read_text())
     assert found["step"] == 2 and found["end"] == "KeyError: "
+
+
+def test_rollouts_are_written_with_their_tokens_and_why(tmp_path: Path) -> None:
+    packed = values.batch([[values.trajectory(0.0), values.trajectory(1.0)]], step=3)
+    found = InspectedTrajectory(
+        index=1,
+        token_ids=(1, 2, 3, 4, 5),
+        prompt_tokens=3,
+        trained=(False, False, False, True, True),
+        rollout_logp=(-1.0, -1.0),
+        old_logp=(-1.0, -1.5),
+        advantage=(0.5, 0.5),
+        suspicious=True,
+    )
+    with observer(tmp_path, io.StringIO()) as observe:
+        observe.rollouts(packed, [found], {1: ("best",)})
+    (line,) = rollouts.read(tmp_path / "a" / "rollouts.jsonl", [3])
+    assert (line["why"], line["uid"], line["reward"]) == (["best", "suspicious"], "train/0", 1.0)
+    assert line["tokens"][3:] == [["4 ", 1, 0.5, 0.0], ["5 ", 1, 0.5, -0.5]]

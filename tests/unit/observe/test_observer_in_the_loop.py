@@ -39,7 +39,7 @@ def test_a_run_is_recorded_whole(tmp_path) -> None:
             assert {f"timing_s/{name}" for name in PHASES} <= spent.keys()
             assert spent["timing_s/step"] >= spent["timing_s/update_actor"] + spent["timing_s/update_weights"]
     summary = json.loads((tmp_path / "test" / "summary.json").read_text())
-    assert summary["seconds_by_phase"].keys() == PHASES | {"testing", "save_checkpoint"}
+    assert summary["seconds_by_phase"].keys() == PHASES | {"testing", "save_checkpoint", "inspect"}
     assert "6 steps" in seen.getvalue()
     samples = (tmp_path / "test" / "samples.txt").read_text()
     assert [int(step) for step in re.findall(r"step (\d+)   held/0", samples)] == [0, 2, 4, 6]

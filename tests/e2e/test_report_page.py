@@ -1,0 +1,71 @@
+"""The report in a real browser: light, dark, on a phone, by keyboard, for axe-core, and with an answer that
+attacks it."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import report_values as values
+
+from hybridrl.report.page import write
+from hybridrl.report.run_data import read_run
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-browser" / "bin" / "python"
+EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(2)><svg onload=alert(3)>\x1b[31mred\x1b]0;x\x07'
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not PYTHON.exists() or not shutil.which("chromium"), reason="make report-shots makes .venv-browser"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("browser")
+    tokens = [[EVIL, 0, None, None], ["good ", 1, 0.5, -1e-6], [EVIL, 1, -0.5, 2e-6], [EVIL, 2, None, None]]
+    rollouts = [values.rollout(step, tokens=tokens, gold=EVIL, uid=EVIL) for step in (1, 10)]
+    run = values.run_folder(folder / "a", rollouts=rollouts, metrics={f"reward/{EVIL}/mean": 0.5})
+    page = write(read_run(run))
+    done = subprocess.run(
+        [PYTHON, Path(__file__).with_name("browser_visit.py"), page, folder], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert all((folder / f"report-{name}.png").stat().st_size > 10_000 for name in ("light", "dark", "phone"))
+    return json.loads(done.stdout)
+
+
+NAMES = ("light", "dark", "phone")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_axe_finds_no_violation(views: dict[str, dict[str, Any]], name: str) -> None:
+    assert views[name]["violations"] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_model_wrote_does_nothing_and_nothing_is_loaded(
+    views: dict[str, dict[str, Any]], name: str
+) -> None:
+    assert views[name]["trouble"] == [] and views[name]["asked"] == []
+
+
+def test_dark_is_dark_and_nothing_is_wider_than_the_screen(views: dict[str, dict[str, Any]]) -> None:
+    assert views["light"]["background"] == "rgb(255, 255, 255)"
+    assert views["dark"]["background"] == "rgb(15, 19, 25)"
+    assert [views[name]["width"] for name in NAMES] == [1200, 1200, 390]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_keyboard_reaches_everything(views: dict[str, dict[str, Any]], name: str) -> None:
+    keyboard = views[name]["keyboard"]
+    last, before, home = keyboard["read"]
+    assert keyboard["first"] == "skip"
+    assert (last.split(":")[0], before.split(":")[0], home.split(":")[0]) == ("step 20", "step 19", "step 1")
+    assert "held out 0.5 (step 20)" in last and "held out 0.1 (step 0)" in home
+    assert keyboard["theme"] == ("light" if name == "dark" else "dark")
