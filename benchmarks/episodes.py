@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks._episode_tools import tool_times
 from benchmarks._report import arguments, publish
 from hybridrl.batch import Batch, TokenBlock
 from hybridrl.environments.base import EnvironmentUsage, Observation, Turn
@@ -37,6 +38,8 @@ RESULT = {
     "tokens_per_s": "sampled tokens per second: episodes, and single answers of the same contexts",
     "share": "the first over the second",
     "cached_share": "prompt tokens of later turns that were in the engine's cache",
+    "tool_ms": "a turn that calls a tool, [median, 99th percentile]: a function, in as many episodes at once "
+    "as sessions; Python in a box, in eight; /bin/true in a box, and the first call of a box that waited",
 }
 _READ, _SAMPLES, _VOCABULARY = 20, 16, 263
 
@@ -44,15 +47,17 @@ _READ, _SAMPLES, _VOCABULARY = 20, 16, 263
 def main() -> None:
     options = arguments(
         __doc__,
-        smoke={"episodes": 320, "sessions": 4, "tokens": 4},
+        smoke={"episodes": 320, "sessions": 4, "tokens": 4, "calls": 3},
         episodes=10_240,
         turns=8,
         sessions=64,
         tokens=24,
+        calls=30,
     )
     found = {"episodes": options.episodes, "turns": options.turns, "sessions": options.sessions}
     found |= asyncio.run(_through_nothing(options.episodes, options.turns))
     found |= asyncio.run(_on_an_engine(options.sessions, options.tokens))
+    found["tool_ms"] = asyncio.run(tool_times(options.sessions, options.calls))
     publish(found, options.json)
 
 

@@ -24,6 +24,9 @@ class ExpectedNodes:
     names: Sequence[str] = ()
     """Names given with `ray start --node-name`; if empty, any nodes will do."""
 
+    others: int = 0
+    """Further nodes, which need no GPUs."""
+
 
 def await_nodes(expected: ExpectedNodes, *, timeout_s: float, address: str) -> None:
     """Wait until all nodes have joined with their GPUs.
@@ -58,8 +61,10 @@ def lacking(expected: ExpectedNodes, found: Mapping[str, int]) -> list[str]:
         missing = [name for name in expected.names if name not in found]
         faults = [f"{', '.join(missing)} did not join Ray"] if missing else []
     else:
-        short = len(found) < expected.count
-        faults = [f"Ray has {len(found)} of {expected.count} nodes: {', '.join(found)}"] if short else []
+        count = expected.count + expected.others
+        short = len(found) < count
+        faults = [f"Ray has {len(found)} of {count} nodes: {', '.join(found)}"] if short else []
     names = expected.names or found
     poor = [name for name in names if found.get(name, expected.gpus) < expected.gpus]
-    return faults + [f"{name} has {found[name]} of {expected.gpus} GPUs" for name in poor]
+    spare = 0 if expected.names else expected.others
+    return faults + [f"{name} has {found[name]} of {expected.gpus} GPUs" for name in poor[spare:]]

@@ -3,7 +3,7 @@
 import json
 from typing import Any, Literal
 
-from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from hybridrl.config.section import PluginConfig
 
@@ -72,6 +72,10 @@ class EnvironmentConfig(OneEnvironment):
     processes_per_node: PositiveInt | None = None
     """Most such processes of a node, which its engines share; further episodes wait. None: four for each of
     its CPUs."""
+
+    nodes: NonNegativeInt = 0
+    """Nodes of a running Ray, in addition to cluster.nodes, that run the environments of all engines; they
+    need no GPUs. 0: environments run beside each engine."""
 
     start_timeout_s: PositiveFloat = 60.0
     """A process, or the server of a tool, may take this long to start."""

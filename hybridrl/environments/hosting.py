@@ -50,6 +50,11 @@ class Environments:
         return [*(schema["function"]["name"] for schema in pool.schemas), *pool.text_tools]
 
     @property
+    def schemas(self) -> dict[str, tuple[ToolSchema, ...]]:
+        """Name of each environment -> the tools that are called in the format of the chat template."""
+        return {name: pool.schemas for name, pool in self._pools.items()}
+
+    @property
     def calls_by_template(self) -> bool:
         """Whether some environment has tools that the policy calls in the format of its chat template; known
         once they have started."""
@@ -76,16 +81,24 @@ class Environments:
         await asyncio.gather(*(pool.close() for pool in self._pools.values()))
 
     def _pool(self, row: Mapping[str, Any]) -> EnvironmentPool:
-        field = self._config.field
-        if field is None:
-            (pool,) = self._pools.values()
-            return pool
-        value = in_row(row, field)
-        pool = self._pools.get(str(value))
-        if pool is None:
-            raise DataError(
-                f"a row has {field} = {value!r:.80}, and environment.several has {', '.join(self._pools)}",
-                where="environment.field",
-                fix="add an environment of that name, or correct the data",
-            )
-        return pool
+        return self._pools[name_of(self._config, row)]
+
+
+def name_of(config: EnvironmentConfig, row: Mapping[str, Any]) -> str:
+    """Name of a row's environment.
+
+    Raises:
+        DataError: it names none.
+    """
+    if config.field is None:
+        (name,) = config.all
+        return name
+    value = in_row(row, config.field)
+    if str(value) not in config.several:
+        raise DataError(
+            f"a row has {config.field} = {value!r:.80}, and environment.several has "
+            f"{', '.join(config.several)}",
+            where="environment.field",
+            fix="add an environment of that name, or correct the data",
+        )
+    return str(value)

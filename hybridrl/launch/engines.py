@@ -3,7 +3,8 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.run_shape import RunShape
@@ -31,8 +32,12 @@ class Engines:
     say: Callable[[str], None] = lambda text: None
     """Tells the user that an engine was lost, or serves again."""
 
-    def start(self, start: Start, files: RunFiles) -> RayRollout:
-        """Start the processes, not yet the engines."""
+    def start(self, start: Start, files: RunFiles, hosts: Sequence[Any] = ()) -> RayRollout:
+        """Start the processes, not yet the engines.
+
+        Args:
+            hosts: actors that play the environments; empty: each engine's worker starts its own.
+        """
         files.logs.mkdir(parents=True, exist_ok=True)
         parts = self.shape.engine_parts
         placed = list(zip(self._setups(files), self.placement.engine, strict=True))
@@ -41,7 +46,10 @@ class Engines:
         swap, fullest = self.cfg.rollout.swap, max(Counter(node for _, node in first).values())
         turns = TurnSetup.of(self.cfg, engines_of_node=fullest)
         others = [one for place, one in enumerate(placed) if place % parts]
-        given = [(kind, setup, most, swap, turns) for setup, _ in first]
+        given = [
+            (kind, setup, most, swap, turns and replace(turns, hosts=hosts, engine=engine))
+            for engine, (setup, _) in enumerate(first)
+        ]
         workers = start("engine", RolloutWorker, given, [node for _, node in first])
         return RayRollout(
             workers,

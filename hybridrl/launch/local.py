@@ -54,6 +54,7 @@ from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.wording import counted
 from hybridrl.workers.bundling import BundlingTrainer
+from hybridrl.workers.environment_hosts import EnvironmentHost
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.planted import around_observer
 from hybridrl.workers.reward import RayReward, RewardWorker
@@ -131,7 +132,14 @@ class RLRun(Run[Config, RunObserver]):
         )
 
     def start_ray(self) -> contextlib.AbstractContextManager[Cluster]:
-        return ray_cluster(self.cfg.cluster, self._placement.per_node, self._machine, self._address)
+        per_node, others = self._placement.per_node, len(self._environment_nodes)
+        return ray_cluster(self.cfg.cluster, per_node, self._machine, self._address, others=others)
+
+    @property
+    def _environment_nodes(self) -> range:
+        """Nodes that run environments alone; they follow the others."""
+        first, environment = self.cfg.cluster.nodes, self.cfg.environment
+        return range(first, first + (environment.nodes if environment else 0))
 
     @contextlib.asynccontextmanager
     async def workers(self) -> AsyncIterator[tuple[RayTrainer, Roles]]:
@@ -193,12 +201,14 @@ class RLRun(Run[Config, RunObserver]):
         engines = Engines(
             cfg, self._shape, placement, cluster.engines_rendezvous, self._faults, self.terminal.warn
         )
-        rollout = engines.start(start, self.files)
+        nodes = self._environment_nodes
+        hosts = start("environment", EnvironmentHost, [(cfg.environment,)] * len(nodes), nodes)
+        rollout = engines.start(start, self.files, hosts.actors)
         trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
         trainer = trainers.start(start, self.files, self.observe.warn)
         rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
         reward_model = trainers.reward_model(start, trainer)
-        return Workers(rollout, trainer, RayReward(rule, cfg.cluster), reward_model)
+        return Workers(rollout, trainer, RayReward(rule, cfg.cluster), reward_model, hosts)
 
     async def _build(self, workers: "Workers", *, engines_first: bool) -> None:
         """
@@ -267,11 +277,14 @@ class Workers:
     trainer: RayTrainer
     rule: RayReward
     reward_model: RayRewardModel | None
+    environments: WorkerGroup
+    """Hosts of environments on nodes of their own; there may be none."""
 
     @property
     def groups(self) -> list[WorkerGroup]:
         judges = self.reward_model.own_workers if self.reward_model else []
-        return [*self.rollout.groups, *self.trainer.groups, self.rule.workers, *judges]
+        hosts = [self.environments] if len(self.environments) else []
+        return [*self.rollout.groups, *self.trainer.groups, self.rule.workers, *judges, *hosts]
 
     @property
     def by_target(self) -> dict[str, WorkerGroup]:

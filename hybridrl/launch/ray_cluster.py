@@ -33,7 +33,7 @@ class Cluster:
     described: str
     rendezvous: Rendezvous
     interfaces: tuple[str, ...]
-    """Network interface that the workers of each node talk over."""
+    """Network interface that the workers of each node talk over; nodes of environments have none."""
 
     gpus: Sequence[Sequence[str]] = ()
     """GPUs of each node, as CUDA names them."""
@@ -57,8 +57,9 @@ class Cluster:
         of_each = visible.get(name, [""] * len(nodes))
 
         def begin(rank: int) -> Any:
-            node, trains = nodes[rank], not name.startswith("engine")
-            variables = environment(self.interfaces[node], of_each[rank], trains=trains)
+            node, trains = nodes[rank], not name.startswith(("engine", "environment"))
+            interface = self.interfaces[node] if node < len(self.interfaces) else ""
+            variables = environment(interface, of_each[rank], trains=trains)
             options = worker.options(runtime_env={"env_vars": variables}, **self.place(node))
             return options.remote(*arguments[rank])
 
@@ -87,13 +88,19 @@ class Cluster:
 
 @contextlib.contextmanager
 def ray_cluster(
-    cfg: ClusterConfig, per_node: Sequence[int], machine: Machine, address: str | None = None
+    cfg: ClusterConfig,
+    per_node: Sequence[int],
+    machine: Machine,
+    address: str | None = None,
+    *,
+    others: int = 0,
 ) -> Iterator[Cluster]:
     """Ray, for as long as a run lasts.
 
     Args:
         per_node: workers on each node.
         address: address of the Ray to join; None: one is started on this machine.
+        others: further nodes of that Ray, without GPUs, which have one worker each.
 
     Raises:
         ResourceError: the cluster lacks room.
@@ -107,9 +114,11 @@ def ray_cluster(
         return
     with (
         attached_ray(
-            address, ExpectedNodes(cfg.nodes, num_gpus, expected_nodes()), timeout_s=timeout_s
+            address,
+            ExpectedNodes(cfg.nodes, num_gpus, expected_nodes(), others),
+            timeout_s=timeout_s,
         ) as logs,
-        reserved(per_node, num_gpus, timeout_s=timeout_s) as place,
+        reserved(per_node, num_gpus, others=others, timeout_s=timeout_s) as place,
     ):
         gpus = gpu_names(place, cfg.nodes, num_gpus) if num_gpus else []
         rendezvous, interfaces, engines_rendezvous = in_folder(logs), ("lo",), ()

@@ -17,7 +17,7 @@ from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.config.run_shape import RunShape
-from hybridrl.errors import ResourceError, RunFolderError
+from hybridrl.errors import ConfigError, ResourceError, RunFolderError
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.stop import STOPPED
@@ -40,9 +40,11 @@ def launch(
         0, or with `wait` the exit code of the job.
 
     Raises:
+        ConfigError: environments are to run on nodes of their own.
         RunFolderError: the folder holds another run, or belongs to a job that is not over.
         ResourceError: no node could run such a job, or Slurm refuses it.
     """
+    _refuse_environment_nodes(loaded)
     files = RunFiles(path_of(loaded.config))
     _refuse_owned(files)
     with RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded):
@@ -60,6 +62,17 @@ def launch(
         (files.job / "job_id").write_text(f"{job}\n")
     say("submitted", f"job {job}: {asked}; it says what it does in {files.job / f'{job}.out'}")
     return _await_end(job, say) if wait else 0
+
+
+def _refuse_environment_nodes(loaded: LoadedConfig) -> None:
+    environment = loaded.config.environment
+    if environment is not None and environment.nodes:
+        raise ConfigError(
+            f"environment.nodes = {environment.nodes}: a job has nodes of one kind, with engines",
+            where=loaded.where("environment.nodes"),
+            fix="environment.nodes=0 runs environments beside the engines; or start Ray on both kinds of "
+            "nodes, and launch --on ray",
+        )
 
 
 def write(loaded: LoadedConfig, overrides: Sequence[str], files: RunFiles) -> Path:

@@ -1,14 +1,17 @@
 """What an engine's worker opens for episodes of several turns: environments, dialogue and player."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.schema import Config, DataConfig
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.dialogue.opened import open_episode_dialogue, opening_of
 from hybridrl.environments.base import EnvironmentSource
-from hybridrl.environments.hosting import open_environments
+from hybridrl.environments.hosting import Environments, open_environments
 from hybridrl.rollout.turns import TurnPlayer
+from hybridrl.workers.environment_hosts import RemoteEnvironments
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,12 @@ class TurnSetup:
 
     engines_of_node: int = 1
     """Engines that share the processes of a node."""
+
+    hosts: Sequence[Any] = ()
+    """Handles of the EnvironmentHost actors that play for all engines; empty: processes beside the engine."""
+
+    engine: int = 0
+    """Number of the engine that this is for."""
 
     @classmethod
     def of(cls, cfg: Config, *, engines_of_node: int = 1) -> "TurnSetup | None":
@@ -49,7 +58,7 @@ class TurnSetup:
         """
         tokenizer = load_tokenizer(self.model_folder)
         opening = opening_of(tokenizer, self.data)
-        environments = open_environments(self.environment, sharers=self.engines_of_node)
+        environments = self._environments()
         await environments.start()
         try:
             dialogue = open_episode_dialogue(
@@ -66,3 +75,8 @@ class TurnSetup:
             heldout_turns=self.heldout_turns,
         )
         return environments, player
+
+    def _environments(self) -> Environments | RemoteEnvironments:
+        if self.hosts:
+            return RemoteEnvironments(self.environment, self.hosts, engine=self.engine)
+        return open_environments(self.environment, sharers=self.engines_of_node)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-GUESS = Path(__file__).parents[2] / "configs" / "guess.yaml"
+ROOT = Path(__file__).parents[2]
+GUESS = ROOT / "configs" / "guess.yaml"
 SHORT = ["run.evaluate_every=0", "data.heldout.size=20", "algorithm.guards=off"]
 
 
@@ -22,7 +23,7 @@ def launch(folder: Path, *overrides: str) -> Path:
         capture_output=True,
         text=True,
         timeout=900,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/support'}"},
     )
     assert found.returncode == 0, found.stdout + found.stderr
     return folder / "runs" / "guess"
@@ -65,3 +66,17 @@ def test_engine_and_trainer_agree_on_every_turn(tmp_path: Path, overrides: list[
     samples = (run / "samples.txt").read_text()
     assert re.search(r"(done|max_turns) after \d turns?, \d+ tokens?", samples)
     assert "turn 1 |" in samples and "read   |" in samples
+
+
+@pytest.mark.slow
+def test_two_agents_of_an_episode_are_trained_each_on_its_own_turns(tmp_path: Path) -> None:
+    """Each says a digit twice; the larger sum wins what the other loses. rae keeps a baseline of each."""
+    game = "environment={name: 'odd_environments:Duel', max_turns: 4}"
+    run = launch(tmp_path, *SHORT, "run.steps=5", game, "algorithm.estimator=rae", "actor.parallel={tp: 1}")
+    assert_exact(run)
+    found = steps(run)
+    assert all(step["num_turns/max"] <= 2 for step in found)
+    assert all(abs(step["critic/score/mean"]) < 1e-6 for step in found)
+    assert (
+        max(step["critic/score/max"] for step in found) > 0 > min(step["critic/score/min"] for step in found)
+    )

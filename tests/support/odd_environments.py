@@ -207,3 +207,35 @@ class Shell:
 
     async def step(self, turn: Turn) -> Observation:
         return Observation((await self.box.python(turn.text)).text)
+
+
+class SaysWhere(Counts):
+    """It writes down which process has started its own."""
+
+    def __init__(self, *, folder: str) -> None:
+        super().__init__(turns=3)
+        parent = os.getppid()
+        (Path(folder) / str(parent)).write_bytes(Path(f"/proc/{parent}/cmdline").read_bytes())
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        return Observation("")
+
+    def step(self, turn: Turn) -> Observation:
+        self._taken += 1
+        return Observation("1", reward=0.1 * len(turn.text), done=self._taken == 3)
+
+
+class Duel:
+    """A game of two agents, who say a digit in turn, twice each: the larger sum wins what the other loses."""
+
+    def reset(self, row: Mapping[str, Any], seed: int) -> Observation:
+        self._sums, self._turns = [0, 0], 0
+        return Observation("")
+
+    def step(self, turn: Turn) -> Observation:
+        self._sums[turn.agent] += int(turn.text) if turn.text.isdecimal() else -1
+        self._turns += 1
+        if self._turns < 4:
+            return Observation("+", agent=1 - turn.agent)
+        won = float(self._sums[1] > self._sums[0]) - float(self._sums[1] < self._sums[0])
+        return Observation(reward=won, rewards={0: -won}, done=True)

@@ -16,6 +16,7 @@ from hybridrl.config.rules.data import (
 )
 from hybridrl.config.rules.fp8 import fp8_fits_the_run
 from hybridrl.config.rules.gpus import (
+    environments_have_nodes,
     gpus_are_there,
     machines_are_started,
     nodes_have_ranks,
@@ -92,6 +93,7 @@ RULES: Sequence[Rule] = (
     schedule_fits_the_run,
     greedy_answers_once,
     machines_are_started,
+    environments_have_nodes,
     gpus_are_there,
     nodes_have_ranks,
     roles_share_the_gpus,

@@ -26,6 +26,17 @@ def machines_are_started(loaded: LoadedConfig[Any], context: RuleContext) -> Ite
         )
 
 
+def environments_have_nodes(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[ResourceError]:
+    """Environments on nodes of their own need another machine than this one."""
+    environment = loaded.config.environment
+    if environment is not None and environment.nodes and context.alone:
+        yield ResourceError(
+            f"environment.nodes = {environment.nodes}, but what starts here has this machine only",
+            where=loaded.where("environment.nodes"),
+            fix="launch --on ray; environment.nodes=0 runs environments beside the engines",
+        )
+
+
 def gpus_are_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ResourceError]:
     if not context.here:
         return

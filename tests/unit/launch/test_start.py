@@ -93,6 +93,21 @@ def test_several_nodes_need_something_that_starts_them(folder: Path, capsys: Cap
     assert code == 2 and "cluster.nodes = 2, but what starts here has this machine only" in err
 
 
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ([], "environment.nodes = 1, but what starts here has this machine only"),
+        (["--on", "slurm", "--dry-run"], "environment.nodes = 1: a job has nodes of one kind, with engines"),
+    ],
+)
+def test_environments_on_nodes_of_their_own_need_such_nodes(
+    folder: Path, capsys: Captured, on: list[str], said: str
+) -> None:
+    game = ["environment={name: 'odd_environments:Counts', nodes: 1}", "rollout.max_context_tokens=64"]
+    code, _, err = run(capsys, *on, *game)
+    assert code == 2 and said in err
+
+
 def test_a_machine_without_slurm_is_said(folder: Path, capsys: Captured) -> None:
     code, _, err = run(capsys, "--on", "slurm")
     assert code == 2 and err.startswith("error: no sbatch on this machine") and "--dry-run" in err
