@@ -38,8 +38,8 @@ def reserved(
         ResourceError: the cluster does not have these resources free.
     """
     gpus = {"GPU": gpus_per_node} if gpus_per_node else {}
-    bundles: list[dict[str, float]] = [{"CPU": count, **gpus} for count in slots]
-    bundles += [{"CPU": 1}] * others
+    bundles = [dict[str, float](CPU=count, **gpus) for count in slots]
+    bundles += [dict[str, float](CPU=1)] * others
     group = placement_group(bundles, "STRICT_SPREAD")
     try:
         _await(group, slots, gpus_per_node, others, timeout_s)

@@ -282,7 +282,11 @@ FAMILIES: dict[str, Metric] = {
         "<name>/calls since the last step; <name>/errors: share of them that failed, <name>/errors/<kind> by "
         "kind; <name>/time_s: mean seconds of one.",
     ),
-    "environment/": Metric("", "<name>/<metric>: what the environment reports, mean over its episodes."),
+    "environment/": Metric(
+        "",
+        "<name>/reward, <name>/num_turns: what the turns of its episodes earned, and how many they were; "
+        "<name>/<metric>: what the environment reports. Means over its episodes.",
+    ),
     "timing_s/": Metric("s", "Any other span."),
     "timing_per_token_ms/": Metric("ms", "Any other span, per token, prompts included."),
     "rollout_corr/": Metric("", "Correction of the difference between trainer and engine."),

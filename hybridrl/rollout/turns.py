@@ -25,7 +25,7 @@ from hybridrl.environments.base import (
 )
 from hybridrl.errors import DataError
 from hybridrl.rollout.base import Answer
-from hybridrl.rollout.streams import Played, TokenStream
+from hybridrl.rollout.streams import Played, StreamTurn, TokenStream
 from hybridrl.types import Ended, Finish, Prompt
 
 Sums = defaultdict[str, float]
@@ -85,6 +85,11 @@ class _Attempt:
     reported: Sums = field(default_factory=lambda: defaultdict(float))
     finish: Finish = "stop"
 
+    @property
+    def turns(self) -> list[StreamTurn]:
+        """The turns of all agents."""
+        return [turn for stream in self.streams.values() for turn in stream.turns]
+
     def end(self, ended: Ended) -> Played:
         streams = tuple(self.streams.values()) or (TokenStream(tokens=list(self.prompt.token_ids[:1])),)
         out_of_budget = ended != "done" or self.finish == "length"
@@ -124,6 +129,7 @@ class TurnPlayer:
             try:
                 outcome.played = await self._play(attempt, seed, ask)
                 outcome.failure = ""
+                self._sum_up(attempt)
                 for name, value in attempt.sums.items():
                     outcome.sums[name] += value
                 outcome.reported = dict(attempt.reported)
@@ -210,6 +216,12 @@ class TurnPlayer:
             if agent in attempt.streams:
                 attempt.streams[agent].earn(reward)
         return seen
+
+    def _sum_up(self, attempt: _Attempt) -> None:
+        """Count what the turns of an episode earned, unless the environment reports numbers of these names."""
+        name, turns = self._environments.name(attempt.prompt.row), attempt.turns
+        attempt.sums.setdefault(f"environment/{name}/reward", sum(turn.reward for turn in turns))
+        attempt.sums.setdefault(f"environment/{name}/num_turns", len(turns))
 
     def _note(self, attempt: _Attempt, seen: Observation) -> None:
         """Count what an observation reports."""

@@ -143,10 +143,12 @@ def test_every_role_has_a_stream_and_rewards_of_its_own():
 def test_what_observations_report_is_added_up():
     uses = (ToolUse("search", 0.5), ToolUse("search", 1.5, "arguments"))
     done = says(done=True, metrics={"moves": 1.0, "solved": 0.0, "fined": -1.0})
-    world = World([says(), says(metrics={"moves": 2.0}, uses=uses), done])
+    world = World([says(), says(metrics={"moves": 2.0}, uses=uses, reward=0.5), done])
     outcome, _ = play(world)
     assert outcome.sums == {
         "environment/world/episodes": 1,
+        "environment/world/reward": 0.5,
+        "environment/world/num_turns": 2,
         "environment/world/moves": 3.0,
         "environment/world/solved": 0.0,
         "environment/world/fined": -1.0,
