@@ -218,7 +218,7 @@ class TurnPlayer:
         return seen
 
     def _sum_up(self, attempt: _Attempt) -> None:
-        """Count what the turns of an episode earned, unless the environment reports numbers of these names."""
+        """Count what an episode's turns earned; what the environment itself calls so stays as it is."""
         name, turns = self._environments.name(attempt.prompt.row), attempt.turns
         attempt.sums.setdefault(f"environment/{name}/reward", sum(turn.reward for turn in turns))
         attempt.sums.setdefault(f"environment/{name}/num_turns", len(turns))
