@@ -5,10 +5,39 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from hybridrl.config.section import PluginConfig
+from hybridrl.config.section import PluginConfig, Section
 
 TOOLS_ALONE = "tools"
 """Name of the environment that has tools and nothing else."""
+
+
+class BoxConfig(Section):
+    """A box of the sandbox for each episode, which the environment has as `self.box`; true: with these
+    defaults."""
+
+    memory_mb: PositiveInt = 512
+    """MiB that a box may take."""
+
+    disk_mb: PositiveInt = 64
+    """MiB of all files in a box."""
+
+    processes: PositiveInt = 32
+    """Processes and threads that may run in a box at the same time."""
+
+    time_s: PositiveFloat = 10.0
+    """One call may take this long, unless the call says otherwise."""
+
+    ahead: PositiveInt = 1
+    """Boxes that each process of environments starts before they are needed."""
+
+    sandbox: str = "local"
+    """Place of the boxes: local is the machine of the environment; else tcp://HOST:PORT?token_file=PATH, a
+    service that gives boxes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {} if value is True else value
 
 
 class OneEnvironment(PluginConfig):
@@ -39,9 +68,7 @@ class OneEnvironment(PluginConfig):
     text_result: str = "{result}"
     """What the policy reads after a call in plain text, with the result in its place."""
 
-    box: bool | dict[str, Any] = False
-    """Give each episode a box of the sandbox, as `self.box` of the environment: true, or limits
-    {memory_mb: 512, time_s: 10, sandbox: local}."""
+    box: BoxConfig | None = None
 
     on_bad_call: Literal["tell", "end"] = "tell"
     """What a call that cannot be made leads to. tell: the policy reads why. end: so it does, and the
@@ -53,7 +80,8 @@ class OneEnvironment(PluginConfig):
         if isinstance(value, str):
             return {"name": value}
         # After this validator the section is Python, no longer JSON, in which a list may become a tuple.
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()}
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()}
+        return given | {"box": None} if given.get("box") is False else given
 
 
 class EnvironmentConfig(OneEnvironment):

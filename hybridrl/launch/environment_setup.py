@@ -10,7 +10,7 @@ from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.data.tables import Table
 from hybridrl.environments.base import EnvironmentFailedError, EnvironmentSource
-from hybridrl.environments.boxes import read_box
+from hybridrl.environments.boxes import refuse_idle_box
 from hybridrl.environments.hosting import Environments, open_environments
 from hybridrl.environments.loading import find_environment
 from hybridrl.environments.tools.sources import read_tool
@@ -27,7 +27,7 @@ def unfit_environments(config: EnvironmentConfig) -> Iterator[HybridRLError]:
         trials: list[Callable[[], object]] = [
             partial(read_tool, given, where=f"{where}.tools") for given in own.tools
         ]
-        trials.append(partial(read_box, own, where=where))
+        trials.append(partial(refuse_idle_box, own, where=where))
         if ":" not in own.name:
             trials.append(partial(find_environment, own, where=where))
         for trial in trials:

@@ -45,6 +45,16 @@ def test_several_environments_have_options_and_limits_of_their_own() -> None:
     assert cfg.place("game") == "environment.several.game"
 
 
+@pytest.mark.parametrize(("given", "memory_mb"), [(True, 512), ({"memory_mb": 64}, 64), (False, None)])
+def test_a_box_is_a_section_with_short_forms(given: Any, memory_mb: int | None) -> None:
+    several = {"field": "kind", "several": {"a": {"name": "b:C", "box": given}}}
+    for own in (loaded({"name": "b:C", "box": given}), loaded(several)):
+        (found,) = own.config.environment.all.values()
+        assert (found.box and found.box.memory_mb) == memory_mb
+        again = parse_as(Config, as_yaml(own, 100), "resolved.yaml")
+        assert again.config.environment == own.config.environment
+
+
 def test_a_resolved_config_reads_as_the_one_it_came_from() -> None:
     for section in ("guess", {"field": "kind", "several": SEVERAL}):
         first = loaded(section)

@@ -51,7 +51,6 @@ def test_a_machine_without_boxes_is_refused_with_the_change() -> None:
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"name": SHELL, "box": {"memory": 3}}, "a box has no option 'memory'"),
         ({"name": SHELL, "box": {"sandbox": "tcp://127.0.0.1:9"}}, "environment.box"),
         ({"tools": ["odd_environments:search"], "box": True}, "environment has tools alone"),
     ],
