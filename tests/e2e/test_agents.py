@@ -56,11 +56,16 @@ def test_guess_is_learnt_from_random_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lookup_is_learnt_from_random_weights(tmp_path: Path) -> None:
-    """With seed 1; with others the policy may settle on some of the registers."""
-    metrics, _ = launched(tmp_path, str(ROOT / "configs" / "lookup.yaml"), "run.seed=1")
-    assert last(metrics, "val-aux/lookup/solved/mean_at_1") >= 0.8
-    assert last(metrics, "val-aux/lookup/called_right/mean_at_1") >= 0.95
+def test_lookup_is_learnt_from_random_weights_with_two_seeds_of_three(tmp_path: Path) -> None:
+    learnt = 0
+    for seed in (21, 22, 23):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        metrics, _ = launched(folder, str(ROOT / "configs" / "lookup.yaml"), f"run.seed={seed}")
+        answers = last(metrics, "val-aux/lookup/solved/mean_at_1")
+        calls = last(metrics, "val-aux/lookup/called_right/mean_at_1")
+        learnt += answers >= 0.8 and calls >= 0.95
+    assert learnt >= 2
 
 
 def write(folder: Path, environment: dict[str, Any]) -> str:

@@ -3,8 +3,8 @@
 environment: {name: lookup, max_turns: 2}
 
 The task lookup makes its rows: "7?" asks for register 7, the call [7] reads it, and then the policy says the
-digit. So a policy that does not call the tool is right one time in ten. The call pays `form`, and as much
-again if it reads the right register; parts of a call pay a part of it. After a call any digit pays `form`,
+digit. So a policy that does not call the tool is right one time in ten. The call pays `form`, and `key` as
+well if it reads the right register; parts of a call pay a part of `form`. After a call any digit pays `form`,
 and the right one 1.
 """
 
@@ -20,7 +20,10 @@ from hybridrl.registry import register
 @dataclass(kw_only=True)
 class Lookup:
     form: float = 0.1
-    """Reward of a call, and of a wrong digit after it; a call of the right register pays twice as much."""
+    """Reward of a call, and of a wrong digit after it."""
+
+    key: float = 0.3
+    """What a call of the right register pays in addition."""
 
     text_calls: ClassVar[Mapping[str, str]] = {"read": r"^\[(?P<register>[0-9])\]$"}
 
@@ -36,7 +39,7 @@ class Lookup:
             register: its number, from 0 to 9.
         """
         right = register == self._key
-        reward = 0.0 if self._called else self.form * (1 + right)
+        reward = 0.0 if self._called else self.form + self.key * right
         metrics = {} if self._called else {"called": 1.0, "called_right": float(right)}
         self._called = True
         return Observation(self._registers[register], reward=reward, anchor="read", metrics=metrics)

@@ -48,14 +48,14 @@ def lookup() -> Lookup:
 def test_lookup_reads_a_register_and_pays_the_right_one_more() -> None:
     game = lookup()
     right = game.read(3)
-    assert (right.messages, right.reward, right.metrics) == ("6", 0.2, {"called": 1, "called_right": 1})
+    assert (right.messages, right.reward, right.metrics) == ("6", 0.4, {"called": 1, "called_right": 1})
     again = game.read(3)
     assert again.reward == 0 and not again.metrics  # paid once
     assert game.step(Turn("6")).reward == 1
     wrong = lookup()
     assert wrong.read(4).reward == 0.1 and wrong.step(Turn("5")).reward == 0.1
     assert (
-        lookup().read(3).reward == 0.2 and wrong.step(Turn("")).reward == wrong.step(Turn("55")).reward == 0
+        lookup().read(3).reward == 0.4 and wrong.step(Turn("")).reward == wrong.step(Turn("55")).reward == 0
     )
 
 
