@@ -118,7 +118,7 @@ class RemoteEnvironments:
 
     @property
     def calls_by_template(self) -> bool:
-        """As that of Environments."""
+        """Whether the policy calls some tool in the format of its chat template."""
         return any(self._schemas.values())
 
     def max_turns(self, row: Mapping[str, Any]) -> int:
