@@ -17,7 +17,7 @@ from hybridrl.config.schema import BundleConfig
 from hybridrl.errors import CheckpointError, DeadlineError, NonFiniteError, ResourceError
 from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import bundles
-from hybridrl.types import PolicyVersion, StepReport
+from hybridrl.types import InspectedTrajectory, PolicyVersion, StepReport
 from hybridrl.workers.trainer import RayTrainer
 
 _FAILURES = (OSError, CheckpointError, ResourceError, DeadlineError)
@@ -59,6 +59,9 @@ class BundlingTrainer:
     @property
     def version(self) -> PolicyVersion:
         return self._inner.version
+
+    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
+        return await self._inner.inspect(rows, num_suspicious)
 
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
         await self._inner.save(step, progress, groups)
