@@ -36,7 +36,9 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 def assert_exact(run: Path) -> None:
     found = steps(run)
-    assert max(step["training/rollout_logp_diff_max"] for step in found) < 2e-5
+    # Where an earlier version has sampled tokens, the difference is that of two versions.
+    same = [step["training/rollout_logp_diff_max"] for step in found if step["rollout/lag/max"] == 0]
+    assert same and max(same) < 2e-5
     assert max(step["training/first_ratio_max_abs_err"] for step in found) < 2e-5
     assert max(step["num_turns/max"] for step in found) > 1
     assert all(step["episode/ended/failed"] == 0 for step in found)
