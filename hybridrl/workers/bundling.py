@@ -17,7 +17,7 @@ from hybridrl.config.schema import BundleConfig
 from hybridrl.errors import CheckpointError, DeadlineError, NonFiniteError, ResourceError
 from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import bundles
-from hybridrl.types import PolicyVersion, StepReport
+from hybridrl.types import InspectedTrajectory, PolicyVersion, StepReport
 from hybridrl.workers.trainer import RayTrainer
 
 _FAILURES = (OSError, CheckpointError, ResourceError, DeadlineError)
@@ -65,6 +65,9 @@ class BundlingTrainer:
 
     async def finish_saving(self) -> None:
         await self._inner.finish_saving()
+
+    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
+        return await self._inner.inspect(rows, num_suspicious)
 
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
         every = self._choice.every

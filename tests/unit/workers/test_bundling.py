@@ -12,6 +12,7 @@ from observe_values import batch, trajectory
 
 from hybridrl.batch import Batch, Minibatch, TokenBlock
 from hybridrl.config.schema import BundleConfig
+from hybridrl.controller.roles import PolicyTrainer
 from hybridrl.errors import CheckpointError, NonFiniteError
 from hybridrl.trainer import bundles, committed
 from hybridrl.types import StepReport
@@ -144,3 +145,8 @@ def test_a_full_disk_costs_the_bundle_and_changes_nothing_else(
     (warned,) = play(tmp_path, inner, **choice)
     assert "step_000006 was not written: no space left on device" in warned
     assert inner.calls[-1] == "step 1"
+
+
+def test_it_does_all_that_the_loop_asks_of_a_trainer() -> None:
+    asked = {name for name in vars(PolicyTrainer) if not name.startswith("_")}
+    assert asked and asked <= set(dir(BundlingTrainer))
