@@ -27,7 +27,7 @@ from hybridrl.controller.roles import Roles
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.observe.metrics import Limits, balance_metrics, step_metrics
 from hybridrl.rollout.base import Answer, EngineSetup, Request
-from hybridrl.types import Group, Prompt, StepReport, SwapReport
+from hybridrl.types import Group, InspectedTrajectory, Prompt, StepReport, SwapReport
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 
 _LONGEST = 32
@@ -137,6 +137,9 @@ class DriverRun:
     async def finish_saving(self) -> None:
         pass
 
+    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
+        return []
+
     async def push(self, version: int) -> SwapReport:
         self.version = version
         await self.rollout.all("begin_swap", version)
@@ -166,6 +169,9 @@ class _Observer:
         self.run.cpu_at.append(time.process_time())
         self.run.memory.append(psutil.Process().memory_info().rss)
         self.run.references.append(len(batch.blocks))
+
+    def rollouts(self, batch: Batch, found: Any, why: Any) -> None:
+        pass
 
     def warn(self, about: str, text: str) -> None:
         pass

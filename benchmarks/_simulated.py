@@ -20,7 +20,16 @@ from hybridrl.batch import Batch, Minibatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.roles import Roles
-from hybridrl.types import Group, GroupTask, Prompt, StepReport, SwapReport, Trajectory, Usage
+from hybridrl.types import (
+    Group,
+    GroupTask,
+    InspectedTrajectory,
+    Prompt,
+    StepReport,
+    SwapReport,
+    Trajectory,
+    Usage,
+)
 
 Swap = Literal["drain_all", "drain", "in_flight"]
 """drain_all: a swap waits for every request that was accepted, as when a step is one call of the engines;
@@ -311,6 +320,9 @@ class SimulatedRun:
     async def finish_saving(self) -> None:
         pass
 
+    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
+        return []
+
     async def push(self, version: int) -> SwapReport:
         clock = asyncio.get_running_loop().time
         if self._swap == "in_flight":
@@ -369,6 +381,9 @@ class Notes:
     ) -> None:
         self.run.metrics.append(dict(metrics))
         self.run.step_ends.append(asyncio.get_running_loop().time())
+
+    def rollouts(self, batch: Batch, found: Any, why: Any) -> None:
+        pass
 
     def warn(self, about: str, text: str) -> None:
         raise AssertionError(text)

@@ -1,4 +1,5 @@
-# docs/examples/own_loop.py
+"""Trains the model of the quickstart with a loop of its own: GRPO, as the config says."""
+
 import hybridrl
 
 with hybridrl.open("configs/quickstart.yaml", run={"name": "own-loop"}) as run:

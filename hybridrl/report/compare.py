@@ -201,7 +201,7 @@ def lines(found: Comparison) -> Iterator[tuple[str, str]]:
     """(heading, text) of each line; a line with an empty heading belongs to the heading above it."""
     for arm in found.arms:
         names = ", ".join(str(run.folder) for run in arm.runs)
-        yield f"run {arm.letter}", f"{names}  ({counted(len(arm.runs), 'seed')}: {', '.join(arm.seeds)})"
+        yield f"run {arm.letter}", f"{names}  ({counted(len(arm.runs), 'run')}; seed {', '.join(arm.seeds)})"
     heading = "config"
     for key, values in found.changed.items():
         yield heading, f"{key} = {'  ->  '.join(values)}"

@@ -78,6 +78,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("configs", "docs", "benchmarks", ".venv-vllm"):
         (tmp_path / name).symlink_to(ROOT / name)
     for path, content in (item for page in PAGES for item in shown_files(page).items()):
+        if (ROOT / path).exists():  # a file of the project, which the folder reaches through a link
+            continue
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(content)
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import controller_fakes
+import documented
 import pytest
 
 import hybridrl
@@ -116,6 +117,14 @@ def test_an_error_in_the_block_leaves_no_summary() -> None:
         step(run)
         1 / 0  # noqa: B018
     assert not Path("out/first/summary.json").exists() and len(records()) == 1
+
+
+def test_the_loop_of_the_page_is_the_file_and_is_short() -> None:
+    page, file = documented.ROOT / "docs" / "python.md", "docs/examples/own_loop.py"
+    _, code = (documented.ROOT / file).read_text().split('"""\n\n', 1)
+    _, _, shown = documented.shown_files(page)[file].partition("\n")  # its first line names the file
+    assert shown.strip() == code.strip()
+    assert len([line for line in code.splitlines() if line]) <= 15
 
 
 def test_changes_are_overrides_by_key() -> None:

@@ -14,6 +14,8 @@ from hybridrl.report.rules import RULES, Change
 from hybridrl.report.run_data import RunData, read_run
 from hybridrl.report.series import series_of
 
+CURVES = Path(__file__).with_name("curves")
+
 
 def falls(first: float, last: float, steps: int = 20) -> values.Value:
     return lambda step: first + (last - first) * (step - 1) / (steps - 1)
@@ -88,6 +90,34 @@ def test_a_rule_finds_its_illness_and_no_other_run_ill(tmp_path: Path, name: str
     sick, well = SICK[name]
     assert name in names(run(tmp_path / "sick", sick))
     assert name not in names(run(tmp_path / "well", well))
+
+
+RECORDED = {
+    "quickstart": {"all solved", "idle engines"},
+    "sums_half_learned": {"truncation", "entropy collapse", "flat groups"},
+    "sums_with_reference": {"truncation", "KL runaway"},
+    "sums_with_critic": {"truncation", "critic explains nothing"},
+    "prompts_too_hard": {"flat groups", "idle engines"},
+    "old_answers": {"flat groups", "idle engines", "stale answers"},
+    "lookup": {"all solved", "idle engines", "reward follows length"},
+}
+"""Runs on real engines whose metrics were recorded -> the rules that hold, and no other does.
+
+sums_half_learned ended at a held-out reward of 0.59, its entropy at a third of the first. old_answers and
+prompts_too_hard never earned a reward on held-out prompts.
+"""
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_advice_about_a_recorded_run(tmp_path: Path, name: str) -> None:
+    found = json.loads((CURVES / f"{name}.json").read_text())
+    metrics = {metric: _column(values_S) for metric, values_S in found["metrics"].items()}
+    folder = values.run_folder(tmp_path / "a", steps=found["steps"], metrics=metrics)
+    assert names(read_run(folder)) == RECORDED[name]
+
+
+def _column(values_S: list[float]) -> values.Value:
+    return lambda step: values_S[step - 1]
 
 
 def test_every_rule_is_tried() -> None:
