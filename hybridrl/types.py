@@ -132,6 +132,9 @@ class Trajectory:
     episode: int = 0
     """Number of the episode in its group. Its roles are one trajectory each."""
 
+    unjudged: str = ""
+    """Why it has no reward: a judge failed. "": it has one, or is not scored yet."""
+
     spans: tuple[tuple[PolicyVersion, int], ...] = ()
     """(version, number of sampled tokens) of each policy version that sampled tokens of it, ascending by
     version. Empty: `version` sampled all of them."""
@@ -162,6 +165,9 @@ class Group:
 
     failures: tuple[str, ...] = ()
     """What happened to its episodes whose environments failed, which have no trajectory."""
+
+    unjudged: tuple[str, ...] = ()
+    """Why episodes without a reward have none; they have no trajectory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

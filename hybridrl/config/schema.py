@@ -19,6 +19,7 @@ from pydantic import (
 from hybridrl.config.batch import BatchConfig
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.judge import JudgeConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import Names, PluginConfig, Section
@@ -96,6 +97,10 @@ class RewardConfig(PluginConfig):
     variables: Names = ()
     """Environment variables that these processes get in addition to a documented base, such as the key of a
     service that judges."""
+
+    max_unjudged: NonNegativeFloat = Field(default=0.25, le=1.0)
+    """Share of the answers of a step, or of an evaluation, that may stay without a reward because a judge
+    failed (http, judge): they are not trained on. More end the run; 0: the first one does."""
 
     min_gold: NonNegativeFloat | None = Field(default=None, le=1.0)
     """Share of the data's reference answers that the reward has to accept, with more than 0, or the run is
@@ -359,6 +364,7 @@ class Config(Section):
     reward: RewardConfig
     environment: EnvironmentConfig | None = None
     reward_model: RewardModelConfig | None = None
+    judge: JudgeConfig | None = None
     run: RunConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
     batch: BatchConfig = BatchConfig()

@@ -34,7 +34,11 @@ class Goodput:
 
     def lose(self, groups: Iterable[Group], fate: Fate) -> None:
         """These groups are not trained on."""
-        self._step[fate] += sum(map(num_sampled, groups))
+        self.lose_tokens(sum(map(num_sampled, groups)), fate)
+
+    def lose_tokens(self, count: int, fate: Fate) -> None:
+        """So many sampled tokens are not trained on."""
+        self._step[fate] += count
 
     def train(self, batch: Batch) -> None:
         """A step has trained on a batch."""

@@ -57,7 +57,7 @@ class Cluster:
         of_each = visible.get(name, [""] * len(nodes))
 
         def begin(rank: int) -> Any:
-            node, trains = nodes[rank], not name.startswith("engine")
+            node, trains = nodes[rank], not name.startswith(("engine", "judge"))
             variables = environment(self.interfaces[node], of_each[rank], trains=trains)
             options = worker.options(runtime_env={"env_vars": variables}, **self.place(node))
             return options.remote(*arguments[rank])

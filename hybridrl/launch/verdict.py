@@ -19,6 +19,7 @@ from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError
 from hybridrl.estimate.gpus import name_of
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.environment_setup import unfit_environments
+from hybridrl.launch.judge_check import unfit_judges
 from hybridrl.launch.memory import refuse_too_little_memory
 from hybridrl.launch.reward_model_setup import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.launch.shape import trainer_layout, with_gpus
@@ -183,6 +184,7 @@ def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[
         yield from _refusals(loaded, lambda: refuse_mute(algorithm))
     if (environment := loaded.config.environment) is not None:
         yield from map(loaded.locate, unfit_environments(environment))
+    yield from unfit_judges(loaded)
     if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
         yield from _refusals(loaded, lambda: load_reward(reward.name, reward.options, where="reward"))
 

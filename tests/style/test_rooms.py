@@ -130,6 +130,7 @@ KEYS = {
     "mcp": {"environments"},
     "mcp_types": {"environments"},
     "httpx2": {"environments"},
+    "aiohttp": {"rewards"},
     "gymnasium": {"environments"},
     "gem": {"environments"},
     "textarena": {"environments"},
