@@ -18,8 +18,8 @@ class JudgeConfig(Section):
     """Folder or name on the hub, as model.path: any model that the engine serves, with a tokenizer of its
     own."""
 
-    engine: str = "sglang"
-    """What runs it: a folder of hybridrl/rollout, or module:Kind for code outside."""
+    engine: str | None = None
+    """What runs it, as rollout.engine. None: the same as there."""
 
     python: str | None = None
     """Interpreter of the environment in which its engines run. None: the one of hybridrl."""

@@ -21,6 +21,7 @@ from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.judge import JudgeConfig
 from hybridrl.config.observe import ObserveConfig
+from hybridrl.config.program import ProgramConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import Names, PluginConfig, Section
 from hybridrl.config.source import SourceConfig
@@ -365,6 +366,7 @@ class Config(Section):
     environment: EnvironmentConfig | None = None
     reward_model: RewardModelConfig | None = None
     judge: JudgeConfig | None = None
+    program: ProgramConfig | None = None
     run: RunConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
     batch: BatchConfig = BatchConfig()
@@ -375,6 +377,11 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     observe: ObserveConfig = ObserveConfig()
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether an answer is an episode of several turns, with an environment or a program."""
+        return self.environment is not None or self.program is not None
 
     @model_validator(mode="after")
     def _model_of_the_seed(self) -> "Config":

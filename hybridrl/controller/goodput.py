@@ -93,6 +93,8 @@ def episode_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         owner, _, what = rest.rpartition("/")
         if kind == "environment" and what != "episodes":
             found[name] = value / sums[f"environment/{owner}/episodes"]
+        elif kind == "gateway":
+            found[name] = value
         elif kind == "tool" and what == "calls":
             found[name] = value
             found[f"tool/{owner}/errors"] = sums.get(f"tool/{owner}/errors", 0.0) / value

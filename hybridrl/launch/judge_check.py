@@ -12,6 +12,7 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.rewards.judges.asked import has_judges
 from hybridrl.rewards.parts import rules
 from hybridrl.rollout.base import kind_of, layout_in
+from hybridrl.wording import counted
 
 
 def unfit_judges(loaded: LoadedConfig[Config]) -> Iterator[HybridRLError]:
@@ -58,7 +59,7 @@ def _unfit_engines(cfg: Config, judge: JudgeConfig) -> Iterator[HybridRLError]:
             fix=f"lower it to {gpus}",
         )
     try:
-        spec, kind = hub.find_spec(judge.path), kind_of(judge.engine)
+        spec, kind = hub.find_spec(judge.path), kind_of(judge.engine or cfg.rollout.engine)
     except ModelError:  # the engine may serve models that the trainer has no table of
         return
     except HybridRLError as error:
@@ -84,7 +85,7 @@ def _unfit_sizes(judge: JudgeConfig, spec: ModelSpec) -> Iterator[ConfigError]:
     if longest > spec.max_positions:
         yield ConfigError(
             f"judge.max_prompt_tokens + max_response_tokens = {longest} is more than the "
-            f"{spec.max_positions} positions of {Path(judge.path).name}",
+            f"{counted(spec.max_positions, 'position')} of {Path(judge.path).name}",
             where="judge.max_prompt_tokens",
             fix=f"lower them to {spec.max_positions} together",
         )

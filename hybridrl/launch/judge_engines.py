@@ -26,12 +26,12 @@ class JudgeEngines:
         if judge is None:
             return None
         files.logs.mkdir(parents=True, exist_ok=True)
-        kind = kind_of(judge.engine)
+        kind = kind_of(judge.engine or self.cfg.rollout.engine)
         given = [(kind, setup) for setup in self._setups(judge, files)]
         return RayJudge(start("judge", RolloutWorker, given, self.placement.judge), judge)
 
     def _setups(self, judge: JudgeConfig, files: RunFiles) -> Iterator[EngineSetup]:
-        cfg, kind = self.cfg, kind_of(judge.engine)
+        cfg, kind = self.cfg, kind_of(judge.engine or self.cfg.rollout.engine)
         for engine in range(judge.num_engines):
             yield EngineSetup(
                 model_folder=judge.path,

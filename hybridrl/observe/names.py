@@ -81,11 +81,12 @@ _ROWS: list[tuple[str, Metric]] = [
     ),
     ("num_turns/{mean,max,min}", Metric("turns", "Answers of the policy in an episode.")),
     (
-        "episode/ended/{done,max_turns,max_tokens,overflow,failed}",
+        "episode/ended/{done,max_turns,max_tokens,overflow,deadline,failed}",
         Metric(
             "share",
             "Episodes that ended so: by the environment, at the limit of turns, in an answer or in messages "
-            "that filled the context, or because the environment failed three times.",
+            "that filled the context, when the program's time was over, or because the environment failed "
+            "three times.",
         ),
     ),
     (

@@ -36,6 +36,19 @@ def with_turns(trajectory: Trajectory, score: Score) -> tuple[float, dict[str, f
     return score.reward + earned, {**score.parts, ENVIRONMENT_PART: earned}
 
 
+def share_outcomes(trajectories: Sequence[Trajectory]) -> None:
+    """Give the branches of an episode the reward of the one that has its last answer.
+
+    Args:
+        trajectories: those of one group.
+    """
+    main = {(t.episode, t.agent): t for t in trajectories if not t.branch}
+    for branch in trajectories:
+        if branch.branch:
+            own = main[branch.episode, branch.agent]
+            branch.reward, branch.reward_parts, branch.unjudged = own.reward, own.reward_parts, own.unjudged
+
+
 def seen_tokens(block: TokenBlock, row: int, sees: Sees) -> list[int]:
     """The tokens of a trajectory that the reward is shown.
 

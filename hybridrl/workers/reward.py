@@ -23,7 +23,7 @@ from hybridrl.hosts import stacks
 from hybridrl.rewards.judges.asked import Judges, has_judges
 from hybridrl.rewards.pool import Score, Scorer
 from hybridrl.rewards.score import Unjudged
-from hybridrl.rewards.trajectories import seen_texts, transcript, with_turns
+from hybridrl.rewards.trajectories import seen_texts, share_outcomes, transcript, with_turns
 from hybridrl.types import Group, Prompt
 from hybridrl.workers.judge import AskEngines, RayJudge
 from hybridrl.workers.planted import before_scores
@@ -130,8 +130,8 @@ class RayReward:
         )
 
     async def _score_block(self, rank: int, groups: Sequence[Group], keep_text: int) -> None:
-        trajectories = [t for group in groups for t in group.trajectories]
-        prompts = [group.prompt for group in groups for _ in group.trajectories]
+        scored = [(group.prompt, t) for group in groups for t in group.trajectories if not t.branch]
+        prompts, trajectories = [prompt for prompt, _ in scored], [t for _, t in scored]
         rows = [t.row for t in trajectories]
         results, counts = await self.workers.one(rank, "score", prompts, rows, keep_text, groups[0].block)
         self._counts.update(counts)
@@ -141,3 +141,5 @@ class RayReward:
             else:
                 trajectory.reward, trajectory.reward_parts = with_turns(trajectory, score)
             trajectory.text, trajectory.transcript = shown or (None, ())
+        for group in groups:
+            share_outcomes(group.trajectories)

@@ -1,21 +1,34 @@
-"""What an engine's worker opens for episodes of several turns: environments, dialogue and player."""
+"""What an engine's worker opens for episodes of several turns: environments or programs, and their player."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.program import ProgramConfig
 from hybridrl.config.schema import Config, DataConfig
 from hybridrl.data.tokenize import load_tokenizer
-from hybridrl.dialogue.opened import open_episode_dialogue, opening_of
-from hybridrl.environments.base import EnvironmentSource
+from hybridrl.dialogue.base import Dialogue
+from hybridrl.dialogue.opened import Opening, open_dialogue, open_episode_dialogue, opening_of
 from hybridrl.environments.hosting import open_environments
-from hybridrl.rollout.turns import TurnPlayer
+from hybridrl.gateway.conversation import Limits
+from hybridrl.gateway.player import ProgramPlayer
+from hybridrl.gateway.program import Programs, ProgramSetup
+from hybridrl.gateway.server import Gateway, ServerSetup
+from hybridrl.hosts.variables import child_environment
+from hybridrl.rollout.turns import Player, TurnPlayer
+
+
+class Opened(Protocol):
+    """What has to be closed once no episode is played any more."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TurnSetup:
-    """Arguments with which a worker opens its environments."""
+    """Arguments with which a worker opens what its episodes need."""
 
-    environment: EnvironmentConfig
+    environment: EnvironmentConfig | None
     data: DataConfig
     model_folder: str
     """Folder with the policy's tokenizer."""
@@ -27,10 +40,12 @@ class TurnSetup:
     engines_of_node: int = 1
     """Engines that share the processes of a node."""
 
+    program: ProgramConfig | None = None
+
     @classmethod
     def of(cls, cfg: Config, *, engines_of_node: int = 1) -> "TurnSetup | None":
-        """The setup of a run; None if it has no environment."""
-        if cfg.environment is None:
+        """The setup of a run; None if it has neither an environment nor a program."""
+        if not cfg.has_episodes:
             return None
         return cls(
             cfg.environment,
@@ -39,16 +54,22 @@ class TurnSetup:
             cfg.rollout.max_context_tokens or cfg.rollout.longest_tokens,
             cfg.evaluate.max_turns,
             engines_of_node,
+            cfg.program,
         )
 
-    async def open(self) -> tuple[EnvironmentSource, TurnPlayer]:
-        """Start the environments.
+    async def open(self) -> tuple[Opened, Player]:
+        """Start environments, or the endpoint of programs.
 
         Raises:
             HybridRLError: they cannot be started, or the chat template cannot be used for several turns.
         """
         tokenizer = load_tokenizer(self.model_folder)
         opening = opening_of(tokenizer, self.data)
+        if self.program is not None:
+            tools = self.program.tools
+            dialogue = open_dialogue(tokenizer, self.model_folder, self.data, with_tools=tools)
+            return await self._open_program(self.program, dialogue, opening)
+        assert self.environment is not None
         environments = open_environments(self.environment, sharers=self.engines_of_node)
         await environments.start()
         try:
@@ -66,3 +87,49 @@ class TurnSetup:
             heldout_turns=self.heldout_turns,
         )
         return environments, player
+
+    async def _open_program(
+        self, program: ProgramConfig, dialogue: Dialogue, opening: Opening
+    ) -> tuple[Opened, Player]:
+        gateway = Gateway(server_setup(program))
+        await gateway.start()
+        variables = child_environment(program.variables, key="program.variables")
+        setup = ProgramSetup(
+            program.command,
+            variables,
+            program.folder,
+            program.episodes_per_process,
+            program.processes_per_engine,
+        )
+        programs = Programs(setup)
+        player = ProgramPlayer(
+            gateway,
+            programs,
+            dialogue,
+            opening,
+            Limits(self.max_context_tokens, program.max_requests, program.branches == "train"),
+            timeout_s=program.timeout_s,
+            max_sessions=program.max_sessions,
+            heldout_requests=self.heldout_turns,
+        )
+        return _Endpoint(gateway, programs), player
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    gateway: Gateway
+    programs: Programs
+
+    async def close(self) -> None:
+        await self.programs.close()
+        await self.gateway.close()
+
+
+def server_setup(program: ProgramConfig) -> ServerSetup:
+    tls = program.tls
+    return ServerSetup(
+        host=program.host,
+        max_body_bytes=program.max_body_kb * 1024,
+        max_running=program.max_running_requests,
+        certificate=(tls.certificate, tls.key) if tls else None,
+    )

@@ -35,7 +35,7 @@ def config(folder: Path, url: str, **reward: Any) -> str:
         "model": {"path": "model", "make": "hybridrl.models.tiny:qwen3_arithmetic"},
         "data": {
             "train": {"task": "last_digit", "part": "train"},
-            "heldout": {"task": "last_digit", "part": "heldout", "size": 8},
+            "heldout": {"task": "last_digit", "part": "heldout"},
             "chat_template": "none",
         },
         "judge": {
@@ -132,4 +132,4 @@ def test_a_run_ends_with_the_first_cause_if_the_config_says_so(tmp_path: Path) -
     process = launched(tmp_path, config(tmp_path, "http://127.0.0.1:9/score", max_unjudged=0.0))
     assert process.returncode == 2
     said = process.stdout + process.stderr
-    assert "the judge gave no reward to" in said and "connection: " in said
+    assert "the judge gave no reward to" in said and "reward.max_unjudged = 0; the first: " in said

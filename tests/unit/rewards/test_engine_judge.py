@@ -83,14 +83,14 @@ def test_a_failure_of_the_engine_is_no_reward(scorer):
 
 class Rows(list):
     def columns(self, names):
-        return ([row[name] for name in names] for row in self)
+        return (tuple(row[name] for name in names) for row in self)
 
     def place(self, index):
         return f"row {index + 1}"
 
 
 def test_a_row_without_a_column_of_the_prompt_is_refused():
-    config = RewardConfig(name="judge", **{"prompt": PROMPT})
+    config = RewardConfig.model_validate({"name": "judge", "prompt": PROMPT})
     rows = Rows([{"question": "q", "answer": 1}, {"question": None, "answer": 2}])
     with pytest.raises(DataError, match="the row has no question"):
         check_rows(config, rows, data="d.jsonl", where="my.yaml:3")
