@@ -12,11 +12,21 @@ import numpy as np
 from hybridrl.types import Ended, Finish, Group, Prompt, Trajectory
 
 _FINISHES: tuple[Finish, ...] = get_args(Finish)
-_ENDED: tuple[Ended | None, ...] = (None, *get_args(Ended))
+_ENDED: tuple[Ended | None, ...] = (
+    None,
+    "done",
+    "max_turns",
+    "max_tokens",
+    "overflow",
+    "failed",
+    "deadline",
+)
+"""In the order in which checkpoints number them: a new one comes last."""
+
 _INTEGERS = ("row", "prompt_tokens", "response_tokens", "trained_tokens", "version", "turns")
 """Fields of a trajectory that are kept as they are."""
 
-_ROLES = ("agent", "episode")
+_ROLES = ("agent", "episode", "branch")
 """Further ones, which checkpoints of version 0.1 lack: 0 for all trajectories."""
 
 

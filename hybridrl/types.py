@@ -12,9 +12,10 @@ Finish = Literal["stop", "length", "abort"]
 """Why an answer ended: at an end token, at the token limit, or because it was aborted."""
 
 
-Ended = Literal["done", "max_turns", "max_tokens", "overflow", "failed"]
+Ended = Literal["done", "max_turns", "max_tokens", "overflow", "deadline", "failed"]
 """Why an episode ended: the environment said so, its turns were used up, an answer or the messages of the
-environment filled the context, or its environment failed again and again."""
+environment filled the context, the time of its program was over, or its environment failed again and
+again."""
 
 ENVIRONMENT_PART = "environment"
 """Part of a reward that the turns of an episode have together."""
@@ -132,6 +133,13 @@ class Trajectory:
     episode: int = 0
     """Number of the episode in its group. Its roles are one trajectory each."""
 
+    branch: int = 0
+    """Number of the trajectory among those of its role in its episode. All have the reward of number 0, which
+    has the last answer. Only programs open branches."""
+
+    unjudged: str = ""
+    """Why it has no reward: a judge failed. "": it has one, or is not scored yet."""
+
     spans: tuple[tuple[PolicyVersion, int], ...] = ()
     """(version, number of sampled tokens) of each policy version that sampled tokens of it, ascending by
     version. Empty: `version` sampled all of them."""
@@ -162,6 +170,9 @@ class Group:
 
     failures: tuple[str, ...] = ()
     """What happened to its episodes whose environments failed, which have no trajectory."""
+
+    unjudged: tuple[str, ...] = ()
+    """Why episodes without a reward have none; they have no trajectory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

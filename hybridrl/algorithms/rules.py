@@ -23,6 +23,26 @@ from hybridrl.outside import is_outside
 
 _Errors = Iterator[ConfigError]
 
+_OVER_TOKENS = ("token_mean", "token_sum")
+
+SEQUENCE_LOSSES = frozenset(
+    {
+        "a_star_po",
+        "copg",
+        "dro",
+        "flash_reinforce",
+        "gmpo",
+        "gspo",
+        "kimi_k15",
+        "opsm",
+        "product_clip",
+        "sapo",
+        "topr",
+        "vespo",
+    }
+)
+"""Policy losses that compute something over a whole sequence; others do if their option `level` says so."""
+
 
 def algorithm_fits_the_run(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[HybridRLError]:
     """A rule like those of config.rules. It imports code from outside."""
@@ -45,6 +65,7 @@ def _errors(cfg: Config) -> list[HybridRLError]:
         errors += credit_errors(algorithm, needs.estimator, shaped)
         errors += objective_errors(needs.objective)
         errors += turn_errors(cfg, needs, shaped)
+        errors += branch_errors(cfg, needs)
         errors += idle_group_errors(cfg)
     return errors
 
@@ -123,7 +144,7 @@ def turn_errors(cfg: Config, needs: Needs, shaped: Set[Column]) -> _Errors:
         (needs.objective, "the policy loss", "algorithm.loss"),
     ):
         asked = sorted(columns & TURN_COLUMNS)
-        if asked and cfg.environment is None:
+        if asked and not cfg.has_episodes:
             yield ConfigError(
                 f"{who} needs {', '.join(asked)}, which only a run with an environment has",
                 where=where,
@@ -135,6 +156,34 @@ def turn_errors(cfg: Config, needs: Needs, shaped: Set[Column]) -> _Errors:
             "the rewards from each turn on",
             where="batch.stale",
             fix="batch.stale: wait or drop",
+        )
+
+
+def branch_errors(cfg: Config, needs: Needs) -> _Errors:
+    """Errors about what compares whole answers, in a run whose episodes may have several branches: there each
+    branch would count as an episode."""
+    if cfg.program is None or cfg.program.branches == "refuse":
+        return
+    algorithm, loss = cfg.algorithm, cfg.algorithm.loss
+    why = "and program.branches = train makes several sequences of an episode"
+    otherwise = "program.branches: refuse if an episode is one conversation"
+    if algorithm.aggregate not in _OVER_TOKENS:
+        yield ConfigError(
+            f"algorithm.aggregate = {algorithm.aggregate} is a mean over sequences, {why}",
+            where="algorithm.aggregate",
+            fix=f"algorithm.aggregate: token_mean; or {otherwise}",
+        )
+    if loss.name in SEQUENCE_LOSSES or loss.options.get("level") not in (None, "token"):
+        yield ConfigError(
+            f"loss {loss.name} has a value for a whole sequence, {why}",
+            where="algorithm.loss",
+            fix=f"loss ppo_clip with level token; or {otherwise}",
+        )
+    if on_ranks(needs.estimator):
+        yield ConfigError(
+            f"estimator {algorithm.estimator.name} compares tokens or turns, {why}",
+            where="algorithm.estimator",
+            fix=f"an estimator of outcome rewards, such as grpo; or {otherwise}",
         )
 
 

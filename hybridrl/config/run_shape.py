@@ -30,6 +30,9 @@ class RunShape:
     reward_model: TrainParallel | None = None
     """Sizes of the reward model, as for `critic`."""
 
+    judge_engines: int = 0
+    """Engines of the model that judges."""
+
     engine_parts: int = 1
     """Number of nodes that each engine spans."""
 
@@ -51,6 +54,7 @@ class RunShape:
             reward_model=reward_model and with_dp(reward_model, cfg.cluster),
             num_engines=cfg.rollout.num_engines or max(1, num_gpus(cfg.cluster) // engine.tp),
             engine=engine,
+            judge_engines=cfg.judge.num_engines if cfg.judge else 0,
             trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
             optimizer_steps_per_step=cfg.batch.optimizer_steps,
             engine_parts=-(-engine.tp // (cfg.cluster.gpus_per_node or engine.tp)),

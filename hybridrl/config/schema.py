@@ -19,7 +19,9 @@ from pydantic import (
 from hybridrl.config.batch import BatchConfig
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.judge import JudgeConfig
 from hybridrl.config.observe import ObserveConfig
+from hybridrl.config.program import ProgramConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import Names, PluginConfig, Section
 from hybridrl.config.source import SourceConfig
@@ -96,6 +98,10 @@ class RewardConfig(PluginConfig):
     variables: Names = ()
     """Environment variables that these processes get in addition to a documented base, such as the key of a
     service that judges."""
+
+    max_unjudged: NonNegativeFloat = Field(default=0.25, le=1.0)
+    """Share of the answers of a step, or of an evaluation, that may stay without a reward because a judge
+    failed (http, judge): they are not trained on. More end the run; 0: the first one does."""
 
     min_gold: NonNegativeFloat | None = Field(default=None, le=1.0)
     """Share of the data's reference answers that the reward has to accept, with more than 0, or the run is
@@ -359,6 +365,8 @@ class Config(Section):
     reward: RewardConfig
     environment: EnvironmentConfig | None = None
     reward_model: RewardModelConfig | None = None
+    judge: JudgeConfig | None = None
+    program: ProgramConfig | None = None
     run: RunConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
     batch: BatchConfig = BatchConfig()
@@ -369,6 +377,11 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     observe: ObserveConfig = ObserveConfig()
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether an answer is an episode of several turns, with an environment or a program."""
+        return self.environment is not None or self.program is not None
 
     @model_validator(mode="after")
     def _model_of_the_seed(self) -> "Config":

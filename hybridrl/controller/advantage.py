@@ -123,7 +123,8 @@ class CreditAssignment:
         """
         if self.needs_reward_parts:
             self.check_parts(part_names(batch.trajectories))
-        batch.reward_N = self._shaped(batch)
+        episodes = Episodes.of(batch)
+        batch.reward_N = self._shaped(batch, episodes)
         if self.drop_truncated:
             batch.dropped_N = CONTROLLER_COLUMNS["truncated"](batch)
         if on_ranks(self.estimator.needs):
@@ -132,22 +133,24 @@ class CreditAssignment:
                 for name in sorted(self.estimator.needs & SCALAR_COLUMNS)
             }
         else:
-            advantage_N = self.estimator(**_rewards(batch), **_columns(batch, self.estimator.needs))
+            advantage_N = self.estimator(
+                **episodes.rewards(batch), **episodes.columns(batch, self.estimator.needs)
+            )
             assert isinstance(advantage_N, Tensor), "scalars in, one scalar per trajectory out"
-            batch.advantage_N = advantage_N.numpy()
+            batch.advantage_N = episodes.spread(advantage_N)
             batch.still_N = batch.advantage_N == 0 if self.skips_zeros else None
-        return stop(self._findings(batch), step=batch.step) if self.guards else []
+        return stop(self._findings(batch, episodes), step=batch.step) if self.guards else []
 
-    def _shaped(self, batch: Batch) -> np.ndarray:
-        shaped_N = self.shaping(**_rewards(batch), **_columns(batch, self.shaping.needs))
-        return shaped_N.numpy().astype(np.float32)
+    def _shaped(self, batch: Batch, episodes: "Episodes") -> np.ndarray:
+        shaped_N = self.shaping(**episodes.rewards(batch), **episodes.columns(batch, self.shaping.needs))
+        return episodes.spread(shaped_N).astype(np.float32)
 
-    def _findings(self, batch: Batch) -> Iterator[Finding | None]:
+    def _findings(self, batch: Batch, episodes: "Episodes") -> Iterator[Finding | None]:
         group_N = torch.from_numpy(batch.group_N)
         yield check_groups(group_N, torch.from_numpy(_prompt_numbers(batch)), self.samples_per_prompt)
         over = getattr(self.estimator, "centred", None)
         if over is not None and batch.advantage_N is not None:
-            yield check_centred(torch.from_numpy(batch.advantage_N), group_N, over)
+            yield check_centred(episodes.of_main(batch.advantage_N), episodes.of_main(batch.group_N), over)
         score_N, length_N = torch.from_numpy(batch.score_N), torch.from_numpy(batch.trained_N)
         yield check_length_correlation(score_N, group_N, length_N)
 
@@ -194,12 +197,42 @@ def _unfit_parts(estimator: Any, count: int) -> str | None:
     return None if count else "the algorithm needs the parts of the reward"
 
 
-def _rewards(batch: Batch) -> dict[str, Tensor]:
-    return {"reward_N": torch.from_numpy(batch.reward_N), "group_N": torch.from_numpy(batch.group_N)}
+@dataclass(frozen=True, slots=True)
+class Episodes:
+    """The trajectories that count in baselines: of the branches of an episode, the one with its last answer.
+    The others get what that one gets."""
 
+    main_M: np.ndarray
+    """Rows of these trajectories."""
 
-def _columns(batch: Batch, needs: frozenset[Column]) -> dict[str, Tensor]:
-    return {argument(name): torch.from_numpy(CONTROLLER_COLUMNS[name](batch)) for name in sorted(needs)}
+    of_row_N: np.ndarray
+    """For each trajectory, which of them stands for it."""
+
+    @classmethod
+    def of(cls, batch: Batch) -> "Episodes":
+        keys = [
+            (group, t.episode if t.branch or t.ended else -1 - row, t.agent)
+            for row, (group, t) in enumerate(zip(batch.group_N.tolist(), batch.trajectories, strict=True))
+        ]
+        first: dict[tuple[int, int, int], int] = {}
+        for row, (key, trajectory) in enumerate(zip(keys, batch.trajectories, strict=True)):
+            if not trajectory.branch:
+                first[key] = row
+        numbers = {row: number for number, row in enumerate(first.values())}
+        return cls(np.array(list(first.values())), np.array([numbers[first[key]] for key in keys]))
+
+    def rewards(self, batch: Batch) -> dict[str, Tensor]:
+        return {"reward_N": self.of_main(batch.reward_N), "group_N": self.of_main(batch.group_N)}
+
+    def columns(self, batch: Batch, needs: frozenset[Column]) -> dict[str, Tensor]:
+        return {argument(name): self.of_main(CONTROLLER_COLUMNS[name](batch)) for name in sorted(needs)}
+
+    def of_main(self, value_N: np.ndarray) -> Tensor:
+        return torch.from_numpy(value_N[self.main_M])
+
+    def spread(self, value_M: Tensor) -> np.ndarray:
+        """A value for each trajectory, from one for each that counts."""
+        return value_M.numpy()[self.of_row_N]
 
 
 def _prompt_numbers(batch: Batch) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Reward, RolloutEngine
 from hybridrl.controller.sampling import heldout_sampling, response_limit
+from hybridrl.controller.unjudged import leave_out, num_episodes, refuse_unjudged
 from hybridrl.types import Group, Prompt, Sampling, Trajectory, mean
 
 
@@ -41,9 +42,14 @@ class Evaluator:
         """Metrics of the policy that the engines serve, named val-core/<source>/reward/mean_at_k."""
         groups = await self._answers(heldout_sampling(self._cfg, step))
         await self._reward.score(groups, keep_text=self._cfg.run.samples_kept if self._show else 0)
+        leave_out(groups)
+        failures = [why for group in groups for why in group.unjudged]
+        judged, most = num_episodes(groups), self._cfg.reward.max_unjudged
+        refuse_unjudged(failures, judged=judged, most=most, what=f"the evaluation after step {step}")
         if self._show:
             self._show(step, groups)
-        return heldout_metrics(groups)
+        lost = {"val-aux/unjudged": float(len(failures))} if failures else {}
+        return heldout_metrics([group for group in groups if group.trajectories]) | lost
 
 
 def _limits(
@@ -67,7 +73,7 @@ def heldout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         rewards[group.prompt.source].append([float(t.reward or 0.0) for t in group.trajectories])
     metrics = {}
     for source, per_prompt in rewards.items():
-        k = len(per_prompt[0])
+        k = max(map(len, per_prompt))
         metrics[f"val-core/{source}/reward/mean_at_{k}"] = mean([mean(r) for r in per_prompt])
         metrics[f"val-core/{source}/reward/best_at_{k}"] = mean([max(r) for r in per_prompt])
     return metrics | episode_metrics(groups)

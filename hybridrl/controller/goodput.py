@@ -34,7 +34,11 @@ class Goodput:
 
     def lose(self, groups: Iterable[Group], fate: Fate) -> None:
         """These groups are not trained on."""
-        self._step[fate] += sum(map(num_sampled, groups))
+        self.lose_tokens(sum(map(num_sampled, groups)), fate)
+
+    def lose_tokens(self, count: int, fate: Fate) -> None:
+        """So many sampled tokens are not trained on."""
+        self._step[fate] += count
 
     def train(self, batch: Batch) -> None:
         """A step has trained on a batch."""
@@ -89,6 +93,8 @@ def episode_metrics(sums: Mapping[str, float]) -> dict[str, float]:
         owner, _, what = rest.rpartition("/")
         if kind == "environment" and what != "episodes":
             found[name] = value / sums[f"environment/{owner}/episodes"]
+        elif kind == "gateway":
+            found[name] = value
         elif kind == "tool" and what == "calls":
             found[name] = value
             found[f"tool/{owner}/errors"] = sums.get(f"tool/{owner}/errors", 0.0) / value

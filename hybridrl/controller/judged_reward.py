@@ -44,7 +44,8 @@ class JudgedReward:
 
     def _add(self, trajectory: Trajectory, score: float) -> None:
         given = trajectory.reward
-        assert given is not None, "the rule scored it"
+        if given is None:  # the rule's own judge failed
+            return
         trajectory.reward_parts = judged_parts(trajectory.reward_parts, given, score, alone=self._alone)
         trajectory.reward = given + self._weight * score
 

@@ -94,7 +94,7 @@ class RolloutEngine(Protocol):
 
 
 class Reward(Protocol):
-    """Gives every trajectory of the groups its reward, in place."""
+    """Gives every trajectory of the groups its reward, in place, or says why it has none."""
 
     async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
         """
@@ -235,3 +235,6 @@ class Roles:
     observe: Observer
     stop_requested: Callable[[], bool]
     """Whether the current step shall be the last, with a checkpoint; called once a step."""
+
+    take_judge_counts: Callable[[], Mapping[str, float]] = dict
+    """What judges were asked since the last call, by metric."""

@@ -23,6 +23,7 @@ from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import group_task
 from hybridrl.controller.schedule import Chosen, Plan, Schedule
 from hybridrl.controller.selection import selection_metrics, with_signal
+from hybridrl.controller.unjudged import leave_out, num_episodes, refuse_unjudged, unjudged_metrics
 from hybridrl.environments.failures import refuse_failures
 from hybridrl.saved_groups import SavedGroups, pack_groups
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, mean
@@ -63,6 +64,9 @@ class RolloutStream:
 
         self._ended: list[int] = []
         """Lengths of the answers that ended since the last step was taken."""
+
+        self._unjudged: list[str] = []
+        """Why answers that ended since then have no reward."""
 
         self._sampling: set[int] = set()
         """Groups that the engines have."""
@@ -108,9 +112,10 @@ class RolloutStream:
             await self._end_early(chosen.unfinished)
         groups = [self._groups.pop(index) for index in chosen.trained]
         refuse_failed(groups)
+        self._refuse_unjudged(groups, chosen.step)
         self._give_up(chosen)
         metrics = self._metrics(chosen, groups)
-        flat, self._flat, self._ended = self._flat, [], []
+        flat, self._flat, self._ended, self._unjudged = self._flat, [], [], []
         if not groups:
             wanted = self._cfg.batch.prompts_per_step
             groups, flat = sorted(flat[:wanted], key=lambda group: group.index), flat[wanted:]
@@ -131,7 +136,8 @@ class RolloutStream:
         self._note_waiting()
         elapsed_s = max(self._waits_since - self._reported_at, 1e-9)
         waited_s, self._waited_s, self._reported_at = self._waited_s, 0.0, self._waits_since
-        return self.goodput.report(await self._roles.engine.usage(), waiting_share=waited_s / elapsed_s)
+        report = self.goodput.report(await self._roles.engine.usage(), waiting_share=waited_s / elapsed_s)
+        return {**report, **self._roles.take_judge_counts()}
 
     def open_groups(self) -> SavedGroups:
         """The open groups, for a checkpoint."""
@@ -205,11 +211,13 @@ class RolloutStream:
             with self._roles.observe.span("reward"):
                 await self._roles.reward.score(groups, keep_text=self._texts_wanted())
                 await self._score_greedy(groups)
+            oldest = [_oldest(group) for group in groups]
+            self.goodput.lose_tokens(leave_out(groups), "no_gradient")
+            self._unjudged += [why for group in groups for why in group.unjudged]
             self._note_waiting()
             self._scoring -= len(groups)
-            signals = with_signal(groups, self._dynamic) if self._dynamic else [True] * len(groups)
-            for group, signal in zip(groups, signals, strict=True):
-                self._finish(group, flat=not signal)
+            for group, version, signal in zip(groups, oldest, self._signals(groups), strict=True):
+                self._finish(group, version, flat=not signal)
             self._changed.set()
             self._room.set()
 
@@ -222,13 +230,28 @@ class RolloutStream:
             if group.greedy is not None:
                 group.greedy_reward = group.greedy.trajectories[0].reward
 
-    def _finish(self, group: Group, *, flat: bool) -> None:
-        if not self._schedule.finish(group.index, oldest=_oldest(group), flat=flat):
+    def _refuse_unjudged(self, groups: Sequence[Group], step: int) -> None:
+        """End a run whose judge fails too often."""
+        if self._unjudged:
+            judged = num_episodes([*groups, *self._flat])
+            most = self._cfg.reward.max_unjudged
+            refuse_unjudged(self._unjudged, judged=judged, most=most, what=f"step {step}")
+            self._roles.observe.warn("unjudged", f"an answer has no reward: {self._unjudged[0]}")
+
+    def _signals(self, groups: Sequence[Group]) -> list[bool]:
+        """Whether each group can be trained on."""
+        judged = [group for group in groups if group.trajectories]
+        found = iter(with_signal(judged, self._dynamic) if self._dynamic and judged else [True] * len(judged))
+        return [bool(group.trajectories) and next(found) for group in groups]
+
+    def _finish(self, group: Group, oldest: PolicyVersion, *, flat: bool) -> None:
+        if not self._schedule.finish(group.index, oldest=oldest, flat=flat):
             self.goodput.lose([group], self.goodput.lost)
             return
         self._ended += [t.response_tokens for t in group.trajectories]
         if flat:
-            self._flat.append(group)
+            if group.trajectories:
+                self._flat.append(group)
             del self._prompts[group.index]
         else:
             self._groups[group.index] = group
@@ -243,7 +266,7 @@ class RolloutStream:
 
     def _metrics(self, chosen: Chosen, groups: Sequence[Group]) -> dict[str, float]:
         wanted, step = self._cfg.batch.prompts_per_step, chosen.step
-        if len(groups) < wanted:
+        if len(groups) < wanted and self._dynamic:
             sampled = len(groups) + len(self._flat)
             self._roles.observe.warn(
                 "dynamic_sampling",
@@ -254,6 +277,7 @@ class RolloutStream:
             "rollout/groups/open": float(len(self._schedule.open)),
             "rollout/groups/aborted": float(len(chosen.aborted)),
             "rollout/groups/dropped": float(len(chosen.dropped)),
+            **(unjudged_metrics(self._unjudged) if self._unjudged else {}),
             **({"rollout/ended_length": mean(self._ended)} if self._ended else {}),
             **(selection_metrics(self._flat, groups) if self._dynamic else {}),
         }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hybridrl.config.rules.turns import most_turns
 from hybridrl.config.schema import Config
 
 
@@ -95,8 +96,8 @@ class Batch:
 
 def _episodes(cfg: Config) -> dict[str, Any]:
     """The fields about episodes of several turns."""
-    if cfg.environment is None:
+    if not cfg.has_episodes:
         return {}
-    turns = max(one.max_turns for one in cfg.environment.all.values())
-    answer, seconds = cfg.rollout.max_response_tokens, cfg.environment.step_timeout_s
+    turns, answer = most_turns(cfg), cfg.rollout.max_response_tokens
+    seconds = cfg.environment.step_timeout_s if cfg.environment else 0.0
     return {"turns": turns, "turn_tokens": answer, "turn_s": seconds}

@@ -5,7 +5,8 @@ then permuted inside their node so that most bytes of an engine rank are on its 
 its own GPUs only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hybridrl.cluster.env import worker_environment
@@ -77,6 +78,7 @@ class Devices:
         visible = {
             group: [name(device) for device in devices(nodes, size)] for group, nodes in dedicated.items()
         }
+        visible["judge"] = _of_judge(cfg, placement, name) if cfg.judge else []
         visible["trainer"] = [name(device) for device in topology.source]
         share = engine.world_size // parts
         of_engines = [
@@ -86,3 +88,15 @@ class Devices:
         visible["engine"] = [gpus[0] for gpus in of_engines]
         visible["engine part"] = [part for gpus in of_engines for part in gpus[1:]]
         return cls(topology, visible)
+
+
+def _of_judge(cfg: Config, placement: Placement, name: Callable[[int], str]) -> list[str]:
+    """Visible GPUs of each engine of the model that judges: they fill a node from its last GPU, since the
+    policy's own ranks, where they do not fill a node, begin with its first."""
+    assert cfg.judge is not None and cfg.cluster.gpus_per_node
+    size, tp, taken, found = cfg.cluster.gpus_per_node, cfg.judge.tp, Counter[int](), []
+    for node in placement.judge:
+        first = size - tp - taken[node] * tp % (size // tp * tp)
+        found.append(",".join(name(node * size + i) for i in range(first, first + tp)))
+        taken[node] += 1
+    return found

@@ -36,6 +36,7 @@ from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.inject import plant
+from hybridrl.launch.judge_engines import JudgeEngines
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_address import address_of
@@ -208,7 +209,8 @@ class RLRun(Run[Config, RunObserver]):
         trainer = trainers.start(start, self.files, self.observe.warn)
         rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
         reward_model = trainers.reward_model(start, trainer)
-        return Workers(rollout, trainer, RayReward(rule, cfg.cluster), reward_model, hosts)
+        judge = JudgeEngines(cfg, placement).start(start, self.files)
+        return Workers(rollout, trainer, RayReward(rule, cfg.cluster, judge), reward_model, hosts)
 
     async def _build(self, workers: "Workers", *, engines_first: bool) -> None:
         """
@@ -220,9 +222,13 @@ class RLRun(Run[Config, RunObserver]):
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
         await plant(self._faults, workers.by_target)
         if engines_first:
+            await workers.rule.start()  # with the engines of a judge, which take their memory before
             await rollout.start()
             await rollout.sleep()
-        others = [workers.rule.start(), *([] if engines_first else [rollout.start()])]
+        others = [
+            *([] if engines_first else [workers.rule.start()]),
+            *([] if engines_first else [rollout.start()]),
+        ]
         if workers.reward_model:
             others.append(workers.reward_model.build())
         checkpoint = self.checkpoint.folder if self.checkpoint else None
@@ -266,6 +272,7 @@ class RLRun(Run[Config, RunObserver]):
                 self.observe, [fault for fault in self._faults if fault.target == "driver"], self.start_step
             ),
             stop_requested=self.stop.requested,
+            take_judge_counts=workers.rule.take_counts,
         )
 
 
@@ -284,7 +291,7 @@ class Workers:
     def groups(self) -> list[WorkerGroup]:
         judges = self.reward_model.own_workers if self.reward_model else []
         hosts = [self.environments] if len(self.environments) else []
-        return [*self.rollout.groups, *self.trainer.groups, self.rule.workers, *judges, *hosts]
+        return [*self.rollout.groups, *self.trainer.groups, *self.rule.groups, *judges, *hosts]
 
     @property
     def by_target(self) -> dict[str, WorkerGroup]:

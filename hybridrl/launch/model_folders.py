@@ -45,10 +45,11 @@ def in_folders(loaded: LoadedConfig) -> LoadedConfig:
     model = cfg.model.model_copy(update={"path": found.get(cfg.model.path, cfg.model.path)})
     teacher = cfg.algorithm.teacher and found.get(cfg.algorithm.teacher, cfg.algorithm.teacher)
     algorithm = cfg.algorithm.model_copy(update={"teacher": teacher})
-    judge = cfg.reward_model and cfg.reward_model.model_copy(
-        update={"path": found.get(cfg.reward_model.path, cfg.reward_model.path)}
+    scoring, judge = (
+        own and own.model_copy(update={"path": found.get(own.path, own.path)})
+        for own in (cfg.reward_model, cfg.judge)
     )
-    changed = {"model": model, "algorithm": algorithm, "reward_model": judge}
+    changed = {"model": model, "algorithm": algorithm, "reward_model": scoring, "judge": judge}
     return replace(loaded, config=cfg.model_copy(update=changed))
 
 
@@ -67,3 +68,5 @@ def _named(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         yield "algorithm.teacher", cfg.algorithm.teacher
     if cfg.reward_model:
         yield "reward_model.path", cfg.reward_model.path
+    if cfg.judge:
+        yield "judge.path", cfg.judge.path

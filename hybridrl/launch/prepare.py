@@ -16,7 +16,7 @@ from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
 from hybridrl.data.source import TablePrompts, load_source, open_rows, refuse_odd_sources
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
-from hybridrl.dialogue.opened import open_episode_dialogue
+from hybridrl.dialogue.opened import open_dialogue, open_episode_dialogue
 from hybridrl.errors import HybridRLError, ModelError
 from hybridrl.launch.data_sets import describe_absent
 from hybridrl.launch.data_warnings import suspicious
@@ -141,7 +141,7 @@ def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
 def _suspicious(cfg: Config, gold: GoldCheck, train: Table, heldout: Table | None) -> list[str]:
     key, per_step = "batch.prompts_per_step", cfg.batch.prompts_per_step
     # The prompt of a game is often the same: what differs is in other columns.
-    columns = [cfg.data.prompt_field] if cfg.environment is None else sorted(train[0])
+    columns = [cfg.data.prompt_field] if not cfg.has_episodes else sorted(train[0])
     found = suspicious(train, heldout, columns, noun="prompt", key=key, per_step=per_step)
     return [*filter(None, [gold.warning]), *found]
 
@@ -218,9 +218,12 @@ def _refuse_odd_limits(loaded: LoadedConfig, tables: Sequence[Table]) -> None:
 def _refuse_unfit_dialogue(loaded: LoadedConfig, tokenizer: ModelTokenizer, *, with_tools: bool) -> None:
     """Refuse a chat template that cannot be used for the turns of an environment."""
     cfg = loaded.config
-    if cfg.environment is not None:
+    if cfg.has_episodes:
         try:
-            open_episode_dialogue(tokenizer, cfg.model.path, cfg.data, with_tools=with_tools)
+            if cfg.program is not None:
+                open_dialogue(tokenizer, cfg.model.path, cfg.data, with_tools=cfg.program.tools)
+            else:
+                open_episode_dialogue(tokenizer, cfg.model.path, cfg.data, with_tools=with_tools)
         except HybridRLError as error:
             raise loaded.locate(error) from error
 

@@ -65,6 +65,8 @@ class Placement:
     critic: tuple[int, ...] = ()
     reference: tuple[int, ...] = ()
     reward_model: tuple[int, ...] = ()
+    judge: tuple[int, ...] = ()
+    """Node of each engine of the model that judges."""
 
     @classmethod
     def of(cls, shape: RunShape, num_nodes: int) -> "Placement":
@@ -73,7 +75,8 @@ class Placement:
         shardings = (shape.critic, shape.reference, shape.reward_model)
         dedicated = [_spread(sharding.num_ranks if sharding else 0, num_nodes) for sharding in shardings]
         engines = _spread(shape.num_engines * shape.engine_parts, num_nodes)
-        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *dedicated)
+        judge = _spread(shape.judge_engines, num_nodes)
+        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *dedicated, judge=judge)
 
     def topology(self, engine_ranks: int, gpus_per_node: int = 0, *, parts: int = 1) -> Topology | None:
         """Which trainer ranks and engine ranks share a device; None: there is one node, without GPUs.
@@ -97,7 +100,7 @@ class Placement:
     def per_node(self) -> list[int]:
         """Workers on each node."""
         dedicated = (*self.critic, *self.reference, *self.reward_model)
-        nodes = (*self.trainer, *self.engine, *self.reward, *dedicated)
+        nodes = (*self.trainer, *self.engine, *self.reward, *dedicated, *self.judge)
         return [nodes.count(node) for node in range(max(nodes) + 1)]
 
 

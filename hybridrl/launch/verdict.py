@@ -19,7 +19,9 @@ from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError
 from hybridrl.estimate.gpus import name_of
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.environment_setup import unfit_environments
+from hybridrl.launch.judge_check import unfit_judges
 from hybridrl.launch.memory import refuse_too_little_memory
+from hybridrl.launch.program_check import unfit_program, unsafe_endpoint
 from hybridrl.launch.reward_model_setup import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.launch.shape import trainer_layout, with_gpus
 from hybridrl.layout.trainers import layout_of
@@ -133,6 +135,8 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
     errors += _sink_errors(loaded, here=scope.devices == "here")
     if isinstance(loaded.config, Config) and scope.devices == "here":
         errors += _missing_engine(loaded)
+        if loaded.config.program is not None:
+            errors += map(loaded.locate, unfit_program(loaded.config.program))
     absent = [error for error in errors if isinstance(error, scope.absent)]
     errors = list({str(error): error for error in errors if error not in absent}.values())
     if not errors and model:
@@ -183,6 +187,9 @@ def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[
         yield from _refusals(loaded, lambda: refuse_mute(algorithm))
     if (environment := loaded.config.environment) is not None:
         yield from map(loaded.locate, unfit_environments(environment))
+    yield from unfit_judges(loaded)
+    if (program := loaded.config.program) is not None:
+        yield from map(loaded.locate, unsafe_endpoint(program))
     if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
         yield from _refusals(loaded, lambda: load_reward(reward.name, reward.options, where="reward"))
 

@@ -24,6 +24,8 @@ ARITHMETIC = string.digits + "+-="
 
 LOOKUP = string.digits + "?[]"
 
+KUHN_POKER = "JQK:pb"
+
 _SPECIAL = ("<eos>", "<pad>", "<unk>")
 
 _CHAT_TEMPLATE = (
@@ -70,6 +72,11 @@ def qwen3_arithmetic(folder: Path, seed: int) -> None:
 def qwen3_lookup(folder: Path, seed: int) -> None:
     """Write a model like qwen3_arithmetic whose tokens are the characters of LOOKUP."""
     _arithmetic("qwen3", folder, seed, alphabet=LOOKUP)
+
+
+def qwen3_kuhn_poker(folder: Path, seed: int) -> None:
+    """Write a model like qwen3_arithmetic whose tokens are the characters of KUHN_POKER."""
+    _arithmetic("qwen3", folder, seed, alphabet=KUHN_POKER)
 
 
 def qwen3_moe_arithmetic(folder: Path, seed: int) -> None:

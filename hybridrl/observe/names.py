@@ -81,11 +81,12 @@ _ROWS: list[tuple[str, Metric]] = [
     ),
     ("num_turns/{mean,max,min}", Metric("turns", "Answers of the policy in an episode.")),
     (
-        "episode/ended/{done,max_turns,max_tokens,overflow,failed}",
+        "episode/ended/{done,max_turns,max_tokens,overflow,deadline,failed}",
         Metric(
             "share",
             "Episodes that ended so: by the environment, at the limit of turns, in an answer or in messages "
-            "that filled the context, or because the environment failed three times.",
+            "that filled the context, when the program's time was over, or because the environment failed "
+            "three times.",
         ),
     ),
     (
@@ -276,7 +277,15 @@ FAMILIES: dict[str, Metric] = {
     "val-core/": Metric("reward", "<source>/reward/mean_at_<k>, best_at_<k>: held-out reward, over prompts."),
     "val-aux/": Metric("reward", "Further held-out values, as val-core."),
     "reward/timeout/": Metric("reward", "mean: share of answers whose reward did not come in time."),
+    "reward/unjudged": Metric(
+        "answers",
+        "Answers without a reward because a judge failed, which are not trained on; reward/unjudged/<kind>: "
+        "by kind of failure.",
+    ),
     "reward/": Metric("reward", "<part>/mean: a part of the reward, over trajectories that have it."),
+    "judge/": Metric(
+        "", "<part>/requests, retries: to a service that judges; <part>/failed: answers that it gave nothing."
+    ),
     "tool/": Metric(
         "",
         "<name>/calls since the last step; <name>/errors: share of them that failed, <name>/errors/<kind> by "

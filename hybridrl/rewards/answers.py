@@ -1,7 +1,7 @@
 """What a scoring process answers its owner, as JSON: code of a user runs there, so its bytes are read as an
 enemy's. Reading makes values of the known types alone, and takes one line of a bounded size at a time.
 
-    {"kind": "results"}, and a line for each item: [reward, {part: number}], null, or a text
+    {"kind": "results"}, and a line per item: [reward, {part: number}], {"unjudged": why}, a text, or null
     {"kind": "error"}, and a line for the error: [class, what, where, fix], [[...], ...] for several
     {"kind": "loaded"}, and a line with the fields of Loaded
     {"kind": "pid"}, and a number
@@ -15,10 +15,10 @@ from typing import Any
 
 from hybridrl import errors
 from hybridrl.errors import ConfigErrors, HybridRLError
-from hybridrl.rewards.score import Score
+from hybridrl.rewards.score import Score, Unjudged
 from hybridrl.sandbox.inside.frames import Frame, FrameError, FrameReader, pack, read_json
 
-Result = Score | str | None
+Result = Score | Unjudged | str | None
 
 _HEAD_BYTES = 1 << 12
 _LINE_BYTES = 1 << 20
@@ -44,8 +44,7 @@ def reader() -> FrameReader:
 
 def results_frame(results: Sequence[Result]) -> bytes:
     """The answer to a job."""
-    lines = [[r.reward, r.parts] if isinstance(r, Score) else r for r in results]
-    return _frame("results", *lines)
+    return _frame("results", *map(_result_values, results))
 
 
 def error_frame(error: HybridRLError) -> bytes:
@@ -119,10 +118,21 @@ def _line(frame: Frame) -> Any:
     return read_json(_lines(frame, "error", 1)[0])
 
 
+def _result_values(result: Result) -> Any:
+    match result:
+        case Score(reward, parts):
+            return [reward, parts]
+        case Unjudged(why):
+            return {"unjudged": why[:_TEXT]}
+    return result
+
+
 def _result(found: Any) -> Result:
     match found:
         case None | str():
             return found
+        case {"unjudged": str(why)} if len(found) == 1:
+            return Unjudged(why)
         case [reward, dict(parts)]:
             named = {name: _number(value, "a part") for name, value in parts.items()}
             number = _number(reward, "a reward")

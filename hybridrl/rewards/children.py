@@ -33,8 +33,9 @@ from typing import Any, Literal
 from hybridrl.errors import HybridRLError, RewardError
 from hybridrl.hosts.processes import ends_with_parent
 from hybridrl.rewards.answers import Loaded, Result, error_frame, loaded_frame, pid_frame, results_frame
+from hybridrl.rewards.judges.replies import UnjudgedError
 from hybridrl.rewards.plugin import LoadedReward, load_reward
-from hybridrl.rewards.score import Score, UnreadableScore, read_score
+from hybridrl.rewards.score import Score, Unjudged, UnreadableScore, read_score
 from hybridrl.sandbox.inside.frames import Frame, FrameReader, receive
 from hybridrl.types import HANG_PART
 
@@ -239,6 +240,8 @@ def _work(job: Job, reward: LoadedReward, load: Load, progress: Progress) -> lis
         progress.begin(item)
         try:
             results.append(_result(job, item, reward, load.answer_field))
+        except UnjudgedError as error:
+            results.append(Unjudged(str(error)))
         except UnreadableScore as error:
             return RewardError(
                 f"reward {reward.name} on {uid} {error}",

@@ -84,3 +84,12 @@ def _of_value(rule: Rule, value: str, given: str | Mapping[str, Any]) -> Rule:
         options.get("answer_field", rule.answer_field),
         (*rule.choices, choice),
     )
+
+
+def rules_of_row(
+    name: str, options: Mapping[str, Any], row: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The rules, as rules() has them, that judge a row."""
+    for rule in rules_of(Rule("reward", name, options)):
+        if all(str(in_row(row, choice.field)) == choice.value for choice in rule.choices):
+            yield rule.key, rule.name, rule.options

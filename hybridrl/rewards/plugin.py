@@ -13,7 +13,16 @@ from hybridrl.rewards.reference import plain_text
 
 RULES = "hybridrl.rewards.rules"
 
-SECTION_KEYS = ("name", "answer_field", "timeout_s", "memory_gb", "num_workers", "min_gold", "variables")
+SECTION_KEYS = (
+    "name",
+    "answer_field",
+    "timeout_s",
+    "memory_gb",
+    "num_workers",
+    "max_unjudged",
+    "min_gold",
+    "variables",
+)
 """The other keys of the config section, which are suggested too when an option is mistyped."""
 
 _FOREIGN = {

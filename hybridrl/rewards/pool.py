@@ -18,7 +18,7 @@ from hybridrl.errors import DeadlineError, HybridRLError, RewardError
 from hybridrl.rewards.answers import Result, read_results
 from hybridrl.rewards.children import ABOUT_ROWS, NOT_BEGUN, Asked, Job, Load
 from hybridrl.rewards.processes import Child, ForkServer, stack_place, with_hint
-from hybridrl.rewards.score import Score
+from hybridrl.rewards.score import Score, Unjudged
 from hybridrl.sandbox.inside.frames import FrameError
 from hybridrl.types import HANG_PART
 
@@ -119,20 +119,29 @@ class Scorer:
         """
         return [score for score in self._run(answers, rows, uids) if isinstance(score, Score)]
 
+    def judged(
+        self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]], uids: Sequence[str]
+    ) -> list[Score | Unjudged]:
+        """As score(), for rows that hold the replies of judges: an answer whose judge failed has no score."""
+        found = self._run(answers, rows, uids)
+        return [score for score in found if isinstance(score, (Score, Unjudged))]
+
     def score_gold(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[Score | None]:
         """The scores of the rows' own reference answers; None where the reward cannot make an answer from
         one.
 
         Raises: as score().
         """
-        return [score for score in self._run("gold", rows, uids) if not isinstance(score, str)]
+        found = self._run("gold", rows, uids)
+        return [score for score in found if score is None or isinstance(score, Score)]
 
     def gold_answers(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[str | None]:
         """The answers that score_gold() judges.
 
         Raises: as check_rows().
         """
-        return [text for text in self._run("gold texts", rows, uids) if not isinstance(text, Score)]
+        found = self._run("gold texts", rows, uids)
+        return [text for text in found if text is None or isinstance(text, str)]
 
     def check_rows(self, rows: Sequence[Mapping[str, Any]], uids: Sequence[str]) -> list[str | None]:
         """Why the reward's method `check_row` refuses each row; None where it does not.
@@ -141,7 +150,7 @@ class Scorer:
             RewardError: it raised something else than a ValueError, or its process died.
             DeadlineError: it did not return within timeout_s.
         """
-        return [why for why in self._run("rows", rows, uids) if not isinstance(why, Score)]
+        return [why for why in self._run("rows", rows, uids) if why is None or isinstance(why, str)]
 
     @property
     def hang_score(self) -> float | None:

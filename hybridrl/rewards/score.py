@@ -19,6 +19,14 @@ class Score:
     """Named components, for metrics; empty if the reward returned a bare number."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unjudged:
+    """An answer has no reward, because a judge outside the scoring processes failed."""
+
+    why: str
+    """It begins with the kind of failure, as in "timeout: ..."."""
+
+
 def read_score(returned: Any) -> Score:
     """A Score from what a reward returned: a number, or a mapping with "reward" and parts.
 

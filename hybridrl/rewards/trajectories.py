@@ -8,8 +8,8 @@ import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.columns import TURN_START
-from hybridrl.rewards.pool import Score, Scorer
-from hybridrl.types import ENVIRONMENT_PART, Prompt, Trajectory
+from hybridrl.rewards.score import Score
+from hybridrl.types import ENVIRONMENT_PART, Trajectory
 
 Decode = Callable[[Sequence[Sequence[int]]], list[str]]
 """Turns the token ids of many answers into texts, without special tokens."""
@@ -18,26 +18,14 @@ Sees = Literal["last_turn", "all_turns", "transcript"]
 """Values of reward.sees."""
 
 
-def score_block(
-    block: TokenBlock,
-    rows: Sequence[int],
-    prompts: Sequence[Prompt],
-    decode: Decode,
-    scorer: Scorer,
-    sees: Sees = "last_turn",
-) -> tuple[list[Score], list[str]]:
-    """Scores and texts of some trajectories of a block.
+def seen_texts(block: TokenBlock, rows: Sequence[int], decode: Decode, sees: Sees = "last_turn") -> list[str]:
+    """What the reward is shown of some trajectories of a block.
 
     Args:
         rows: numbers of the trajectories.
-        prompts: the prompt of each.
         sees: which part of an episode of several turns is scored.
-
-    Raises: as Scorer.score.
     """
-    texts = decode([seen_tokens(block, row, sees) for row in rows])
-    scores = scorer.score(texts, [prompt.row for prompt in prompts], [prompt.uid for prompt in prompts])
-    return scores, texts
+    return decode([seen_tokens(block, row, sees) for row in rows])
 
 
 def with_turns(trajectory: Trajectory, score: Score) -> tuple[float, dict[str, float]]:
@@ -46,6 +34,19 @@ def with_turns(trajectory: Trajectory, score: Score) -> tuple[float, dict[str, f
         return score.reward, score.parts
     earned = trajectory.turn_reward
     return score.reward + earned, {**score.parts, ENVIRONMENT_PART: earned}
+
+
+def share_outcomes(trajectories: Sequence[Trajectory]) -> None:
+    """Give the branches of an episode the reward of the one that has its last answer.
+
+    Args:
+        trajectories: those of one group.
+    """
+    main = {(t.episode, t.agent): t for t in trajectories if not t.branch}
+    for branch in trajectories:
+        if branch.branch:
+            own = main[branch.episode, branch.agent]
+            branch.reward, branch.reward_parts, branch.unjudged = own.reward, own.reward_parts, own.unjudged
 
 
 def seen_tokens(block: TokenBlock, row: int, sees: Sees) -> list[int]:

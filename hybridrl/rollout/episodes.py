@@ -34,7 +34,7 @@ from hybridrl.rollout.groups import (
     world_seed,
 )
 from hybridrl.rollout.places import Places
-from hybridrl.rollout.turns import Outcome, TurnPlayer
+from hybridrl.rollout.turns import Outcome, Player
 from hybridrl.rollout.usage import UsageClock
 from hybridrl.types import GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
 
@@ -54,7 +54,7 @@ class EpisodeRunner:
         engine: Engine,
         *,
         most_requests: int | None = None,
-        player: TurnPlayer | None = None,
+        player: Player | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -125,8 +125,8 @@ class EpisodeRunner:
             group.cancelled = True
             self._clock.count(aborted=group.sampled_tokens)
             for running in group.episodes:
-                if running.request is not None:
-                    inside.append(running.request.id)
+                if running.inside:
+                    inside += running.inside
                 elif running.task is not None:
                     running.task.cancel()
         self._tell_clock()
@@ -202,7 +202,7 @@ class EpisodeRunner:
         elif not group.evaluation.done():
             group.evaluation.set_exception(error)
 
-    async def _play(self, player: TurnPlayer, group: OpenGroup, running: RunningEpisode) -> Outcome:
+    async def _play(self, player: Player, group: OpenGroup, running: RunningEpisode) -> Outcome:
         async def ask(
             token_ids: Sequence[int],
             *,
@@ -230,16 +230,16 @@ class EpisodeRunner:
         turn: int = 0,
         sampling: Sampling | None = None,
     ) -> Answer:
+        request = request_of(group.ticket.number, running, token_ids, turn, sampling or running.sampling)
         await self._places.enter(first=turn > 0)
         try:
             if group.cancelled:
                 raise _GroupCancelledError
-            request = request_of(group.ticket.number, running, token_ids, turn, sampling or running.sampling)
-            running.request = request
+            running.inside.add(request.id)
             self._tell_clock()
             answer = await self._engine.request(request)
         finally:
-            running.request = None
+            running.inside.discard(request.id)
             self._places.leave()
             self._tell_clock()
         if group.evaluation is None:

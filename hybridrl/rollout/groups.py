@@ -3,7 +3,7 @@
 import asyncio
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hybridrl.batch import TokenBlock
 from hybridrl.rollout.answers import packed
@@ -43,8 +43,8 @@ class RunningEpisode:
     """Which sample of the group it is; its seeds depend on that."""
 
     task: asyncio.Task[None] | None = None
-    request: Request | None = None
-    """Its request inside the engine."""
+    inside: set[str] = field(default_factory=set)
+    """Ids of its requests inside the engine: one at most, unless a program asks."""
 
     answer: Answer | None = None
     """Its answer, if there is no environment."""
@@ -132,6 +132,7 @@ def _finished(group: OpenGroup, found: Sequence[list[Trajectory]]) -> FinishedGr
             members[0].reported = running.outcome.reported if running.outcome else {}
     greedy = found[count][0] if len(found) > count else None
     failures = tuple(r.outcome.failure for r in group.episodes if r.outcome and r.outcome.failure)
-    samples = [one for episode in found[:count] for one in episode]
+    held_out = group.evaluation is not None
+    samples = [one for episode in found[:count] for one in episode if not (held_out and one.branch)]
     played = [one for one in samples if one.ended != "failed"]
     return FinishedGroup(number, played or samples[:1], greedy, failures)

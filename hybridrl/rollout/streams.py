@@ -35,6 +35,9 @@ class TokenStream:
     """The tokens of one role of an episode."""
 
     agent: int = 0
+    branch: int = 0
+    """Number of the stream among those of its role in the episode. 0 is the one with the last answer."""
+
     tokens: list[int] = field(default_factory=list)
     turns: list[StreamTurn] = field(default_factory=list)
 
@@ -172,5 +175,6 @@ def _trajectory(
         turn_reward=float(sum(turn.reward for turn in stream.turns)),
         ended=episode.ended,
         agent=stream.agent,
+        branch=stream.branch,
         episode=number,
     )

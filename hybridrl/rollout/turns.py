@@ -73,6 +73,17 @@ class Outcome:
     """Metrics of the environment, summed over the episode."""
 
 
+class Player(Protocol):
+    """Plays the episodes of one engine."""
+
+    async def play(self, prompt: Prompt, seed: int, ask: AskTurn, *, heldout: bool = False) -> Outcome:
+        """
+        Args:
+            seed: seed of the episode's world.
+        """
+        ...
+
+
 @dataclass(slots=True)
 class _Attempt:
     """One episode in progress."""

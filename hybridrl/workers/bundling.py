@@ -69,9 +69,6 @@ class BundlingTrainer:
     async def finish_saving(self) -> None:
         await self._inner.finish_saving()
 
-    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
-        return await self._inner.inspect(rows, num_suspicious)
-
     async def load(self, batch: Batch, minibatches: Sequence[Minibatch]) -> dict[str, float]:
         every = self._choice.every
         self._open = _Open(batch, minibatches, bool(every) and batch.step % every == 0)

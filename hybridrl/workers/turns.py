@@ -1,24 +1,36 @@
-"""What an engine's worker opens for episodes of several turns: environments, dialogue and player."""
+"""What an engine's worker opens for episodes of several turns: environments or programs, and their player."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.program import ProgramConfig
 from hybridrl.config.schema import Config, DataConfig
 from hybridrl.data.tokenize import load_tokenizer
-from hybridrl.dialogue.opened import open_episode_dialogue, opening_of
-from hybridrl.environments.base import EnvironmentSource
+from hybridrl.dialogue.base import Dialogue
+from hybridrl.dialogue.opened import Opening, open_dialogue, open_episode_dialogue, opening_of
 from hybridrl.environments.hosting import Environments, open_environments
-from hybridrl.rollout.turns import TurnPlayer
+from hybridrl.gateway.conversation import Limits
+from hybridrl.gateway.player import ProgramPlayer
+from hybridrl.gateway.program import Programs, ProgramSetup
+from hybridrl.gateway.server import Gateway, ServerSetup
+from hybridrl.hosts.variables import child_environment
+from hybridrl.rollout.turns import Player, TurnPlayer
 from hybridrl.workers.environment_hosts import RemoteEnvironments
+
+
+class Opened(Protocol):
+    """What has to be closed once no episode is played any more."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TurnSetup:
-    """Arguments with which a worker opens its environments."""
+    """Arguments with which a worker opens what its episodes need."""
 
-    environment: EnvironmentConfig
+    environment: EnvironmentConfig | None
     data: DataConfig
     model_folder: str
     """Folder with the policy's tokenizer."""
@@ -36,10 +48,12 @@ class TurnSetup:
     engine: int = 0
     """Number of the engine that this is for."""
 
+    program: ProgramConfig | None = None
+
     @classmethod
     def of(cls, cfg: Config, *, engines_of_node: int = 1) -> "TurnSetup | None":
-        """The setup of a run; None if it has no environment."""
-        if cfg.environment is None:
+        """The setup of a run; None if it has neither an environment nor a program."""
+        if not cfg.has_episodes:
             return None
         return cls(
             cfg.environment,
@@ -48,16 +62,21 @@ class TurnSetup:
             cfg.rollout.max_context_tokens or cfg.rollout.longest_tokens,
             cfg.evaluate.max_turns,
             engines_of_node,
+            program=cfg.program,
         )
 
-    async def open(self) -> tuple[EnvironmentSource, TurnPlayer]:
-        """Start the environments.
+    async def open(self) -> tuple[Opened, Player]:
+        """Start environments, or the endpoint of programs.
 
         Raises:
             HybridRLError: they cannot be started, or the chat template cannot be used for several turns.
         """
         tokenizer = load_tokenizer(self.model_folder)
         opening = opening_of(tokenizer, self.data)
+        if self.program is not None:
+            tools = self.program.tools
+            dialogue = open_dialogue(tokenizer, self.model_folder, self.data, with_tools=tools)
+            return await self._open_program(self.program, dialogue, opening)
         environments = self._environments()
         await environments.start()
         try:
@@ -77,6 +96,53 @@ class TurnSetup:
         return environments, player
 
     def _environments(self) -> Environments | RemoteEnvironments:
+        assert self.environment is not None, "no program plays the episodes"
         if self.hosts:
             return RemoteEnvironments(self.environment, self.hosts, engine=self.engine)
         return open_environments(self.environment, sharers=self.engines_of_node)
+
+    async def _open_program(
+        self, program: ProgramConfig, dialogue: Dialogue, opening: Opening
+    ) -> tuple[Opened, Player]:
+        gateway = Gateway(server_setup(program))
+        await gateway.start()
+        variables = child_environment(program.variables, key="program.variables")
+        setup = ProgramSetup(
+            program.command,
+            variables,
+            program.folder,
+            program.episodes_per_process,
+            program.processes_per_engine,
+        )
+        programs = Programs(setup)
+        player = ProgramPlayer(
+            gateway,
+            programs,
+            dialogue,
+            opening,
+            Limits(self.max_context_tokens, program.max_requests, program.branches == "train"),
+            timeout_s=program.timeout_s,
+            max_sessions=program.max_sessions,
+            heldout_requests=self.heldout_turns,
+        )
+        return _Endpoint(gateway, programs), player
+
+
+@dataclass(frozen=True, slots=True)
+class _Endpoint:
+    gateway: Gateway
+    programs: Programs
+
+    async def close(self) -> None:
+        await self.programs.close()
+        await self.gateway.close()
+
+
+def server_setup(program: ProgramConfig) -> ServerSetup:
+    tls = program.tls
+    return ServerSetup(
+        host=program.host,
+        max_body_bytes=program.max_body_kb * 1024,
+        max_running=program.max_running_requests,
+        certificate=(tls.certificate, tls.key) if tls else None,
+    )

@@ -48,11 +48,12 @@ DOORS = {
     | {"config", "models", "layout", "reshard", "algorithms", "rollout"},  # algorithms.needs: what is held
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
     "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard", "environments", "dialogue"},
+    "gateway": NOUNS | {"config", "rollout", "environments", "dialogue"},
     "cluster": {"errors"},
     "controller": NOUNS | {"config", "algorithms", "data", "environments"},
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
-    | {"trainer", "rollout", "cluster", "environments", "dialogue", "faults"},
+    | {"trainer", "rollout", "gateway", "cluster", "environments", "dialogue", "faults"},
     "report": NOUNS | {"config", "models", "observe", "estimate"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
@@ -120,7 +121,7 @@ KEYS = {
     "math_verify": {"rewards"},
     "sympy": {"rewards"},
     "pynvml": {"hosts"},
-    "psutil": {"cluster", "observe", "rollout", "hosts"},
+    "psutil": {"cluster", "gateway", "observe", "rollout", "hosts"},
     "pydantic": {
         "config",
         "rollout",
@@ -130,6 +131,7 @@ KEYS = {
     "mcp": {"environments"},
     "mcp_types": {"environments"},
     "httpx2": {"environments"},
+    "aiohttp": {"gateway", "rewards"},
     "gymnasium": {"environments"},
     "gem": {"environments"},
     "textarena": {"environments"},

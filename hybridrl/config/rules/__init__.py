@@ -52,7 +52,11 @@ from hybridrl.config.rules.steps import (
 )
 from hybridrl.config.rules.streaming import groups_can_be_trained_in_time
 from hybridrl.config.rules.swaps import a_kept_cache_stays_in_memory, swaps_keep_what_is_replayed
-from hybridrl.config.rules.turns import heldout_answers_fit_the_engine, turns_fit_the_context
+from hybridrl.config.rules.turns import (
+    heldout_answers_fit_the_engine,
+    one_plays_the_episodes,
+    turns_fit_the_context,
+)
 from hybridrl.config.schema import Config
 from hybridrl.errors import HybridRLError
 
@@ -80,6 +84,7 @@ RULES: Sequence[Rule] = (
     adapters_fit_the_model,
     gpus_train_no_adapters,
     engine_parallel_divides_the_model,
+    one_plays_the_episodes,
     turns_fit_the_context,
     heldout_answers_fit_the_engine,
     a_trajectory_fits_a_microbatch,

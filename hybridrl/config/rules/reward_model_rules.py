@@ -20,7 +20,7 @@ _TRAIN_ONE = "give the export of a `hybridrl rm` run"
 
 def no_rule(config: Config) -> bool:
     """Whether neither a rule nor an environment gives a reward, so that the reward model judges alone."""
-    return config.reward.name == "none" and config.environment is None
+    return config.reward.name == "none" and not config.has_episodes
 
 
 def reward_model_spec(config: Config) -> ModelSpec | None:
@@ -35,7 +35,7 @@ def reward_model_spec(config: Config) -> ModelSpec | None:
 def reward_model_fits_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
     own = loaded.config.reward_model
     if own is None:
-        if no_rule(loaded.config) and loaded.config.environment is None:
+        if no_rule(loaded.config):
             yield ConfigError(
                 "reward = none judges no answer, and neither reward_model nor environment is set",
                 where=loaded.where("reward.name"),

@@ -12,6 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from hybridrl.registry import register
+from hybridrl.rewards.judges.replies import NotAskedError
 from hybridrl.rewards.plugin import LoadedReward, load_reward
 from hybridrl.rewards.score import read_score
 
@@ -43,8 +44,7 @@ class WeightedSum:
     def __call__(self, answer: str, row: Mapping[str, Any], *, answer_field: str) -> dict[str, float]:
         """The value of each part before its weight, and their weighted sum as the reward."""
         values = {
-            label: read_score(reward(answer, row, answer_field=answer_field)).reward
-            for label, (_, reward) in self.rewards.items()
+            label: _value(reward, answer, row, answer_field) for label, (_, reward) in self.rewards.items()
         }
         return values | {"reward": sum(weight * values[label] for label, (weight, _) in self.rewards.items())}
 
@@ -52,6 +52,14 @@ class WeightedSum:
         """The gold answer of the first part that has one."""
         made = (reward.gold(row, answer_field=answer_field) for _, reward in self.rewards.values())
         return next((gold for gold in made if gold is not None), None)
+
+
+def _value(reward: LoadedReward, answer: str, row: Mapping[str, Any], answer_field: str) -> float:
+    """What a part gives an answer. A judge that is not asked, because the rules are only tried, gives 0."""
+    try:
+        return read_score(reward(answer, row, answer_field=answer_field)).reward
+    except NotAskedError:
+        return 0.0
 
 
 def _part(label: str, options: dict[str, Any]) -> tuple[float, LoadedReward]:

@@ -4,10 +4,11 @@ import pytest
 
 from hybridrl.data.tasks.games import games
 from hybridrl.data.tasks.guess import guess
+from hybridrl.data.tasks.kuhn_poker import kuhn_poker
 from hybridrl.data.tasks.lookup import lookup
 from hybridrl.errors import ConfigError
 
-TASKS = {"games": games, "guess": guess, "lookup": lookup}
+TASKS = {"games": games, "guess": guess, "kuhn_poker": kuhn_poker, "lookup": lookup}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -38,3 +39,9 @@ def test_the_answer_is_in_the_register_that_is_asked_for() -> None:
 def test_other_parts_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name}: part = test"):
         TASKS[name](0, part="test")  # type: ignore[arg-type]
+
+
+def test_every_pair_of_cards_of_kuhn_poker_is_about_as_frequent() -> None:
+    pairs = [row["cards"] for row in kuhn_poker(0, part="train", size=2000)]
+    assert sorted(set(pairs)) == ["JK", "JQ", "KJ", "KQ", "QJ", "QK"]
+    assert min(map(pairs.count, set(pairs))) > 270

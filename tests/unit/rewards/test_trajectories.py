@@ -7,8 +7,8 @@ import pytest
 
 from hybridrl.batch import TokenBlock
 from hybridrl.rewards.score import Score
-from hybridrl.rewards.trajectories import score_block, seen_tokens, transcript, with_turns
-from hybridrl.types import Prompt, Trajectory
+from hybridrl.rewards.trajectories import seen_texts, seen_tokens, transcript, with_turns
+from hybridrl.types import Trajectory
 
 
 def decode(token_ids):
@@ -21,10 +21,10 @@ def block_of(*answers):
 
 
 def test_chosen_rows_are_decoded_and_scored_in_order(scorer):
-    prompts = [Prompt("train/5", (1, 2), {"answer": "c"}), Prompt("train/6", (1, 2), {"answer": "x"})]
-    scores, texts = score_block(block_of("a", "bb", "c"), [2, 1], prompts, decode, scorer("exact_match"))
+    texts = seen_texts(block_of("a", "bb", "c"), [2, 1], decode)
     assert texts == ["c", "bb"]
-    assert [score.reward for score in scores] == [1.0, 0.0]
+    scores = scorer("exact_match").judged(texts, [{"answer": "c"}, {"answer": "x"}], ["train/5", "train/6"])
+    assert scores == [Score(1.0, {}), Score(0.0, {})]
 
 
 def test_tokens_that_the_policy_did_not_write_are_left_out():
@@ -34,9 +34,8 @@ def test_tokens_that_the_policy_did_not_write_are_left_out():
     assert decode([seen_tokens(replace(block, loss_mask_T=mask), 0, "all_turns")]) == ["ad"]
 
 
-def test_an_empty_answer_is_an_empty_text(scorer):
-    prompts = [Prompt("train/0", (1, 2), {"answer": "b"})]
-    assert score_block(block_of(""), [0], prompts, decode, scorer("exact_match"))[1] == [""]
+def test_an_empty_answer_is_an_empty_text():
+    assert seen_texts(block_of(""), [0], decode) == [""]
 
 
 def episodes(*turns_of):
@@ -70,10 +69,8 @@ EPISODES = episodes([("ab", "(x)"), ("c", "")], [], [("d", "")])
         ("transcript", ["ab(x)c", "", "d"]),
     ],
 )
-def test_what_a_reward_sees_of_an_episode(sees, texts, scorer):
-    prompts = [Prompt(f"train/{i}", (1,), {"answer": text or "x"}) for i, text in enumerate(texts)]
-    scores, seen = score_block(EPISODES, [0, 1, 2], prompts, decode, scorer("exact_match"), sees)
-    assert seen == texts and [score.reward for score in scores] == [1.0, 0.0, 1.0]
+def test_what_a_reward_sees_of_an_episode(sees, texts):
+    assert seen_texts(EPISODES, [0, 1, 2], decode, sees) == texts
 
 
 def test_a_transcript_shows_turns_and_what_was_read_between_them():

@@ -1,0 +1,69 @@
+"""Programs as agents for tests: each row says which of them plays it. Many episodes at the same time.
+
+plain       three turns with OpenAI's client, every second one as a stream
+compacts    as plain, and begins again with a summary of it
+retries     as plain, but gives up early and repeats its requests
+rewinds     as plain, and asks something else after the first answer
+anthropic   three turns with Anthropic's client
+"""
+
+import json
+import sys
+import threading
+from typing import Any
+
+import anthropic
+import openai
+
+OPENAI = openai.OpenAI(api_key="of each episode", max_retries=2, timeout=300)
+ANTHROPIC = anthropic.Anthropic(api_key="of each episode", max_retries=2, timeout=300)
+
+Messages = list[dict[str, Any]]
+
+
+def say(client: openai.OpenAI, messages: Messages, *, stream: bool = False) -> str:
+    asked: dict[str, Any] = {"model": "policy", "messages": messages}
+    if not stream:
+        return client.chat.completions.create(**asked).choices[0].message.content or ""
+    chunks = client.chat.completions.create(**asked, stream=True)
+    return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+
+
+def talk(client: openai.OpenAI, messages: Messages, turns: int = 3) -> Messages:
+    for turn in range(turns):
+        text = say(client, messages, stream=turn % 2 == 1)
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": f"go on {turn}"}]
+    return messages
+
+
+def with_anthropic(client: anthropic.Anthropic, messages: Messages) -> None:
+    for turn in range(3):
+        asked: dict[str, Any] = {"model": "policy", "max_tokens": 1000, "messages": messages}
+        if turn % 2:
+            with client.messages.stream(**asked) as events:
+                found = events.get_final_message()
+        else:
+            found = client.messages.create(**asked)
+        text = "".join(block.text for block in found.content if block.type == "text")
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": f"go on {turn}"}]
+
+
+def play(episode: dict[str, Any]) -> None:
+    url, key = episode["base_url"], episode["key"]
+    client, kind = OPENAI.with_options(base_url=url, api_key=key), episode["row"]["kind"]
+    if kind == "anthropic":
+        own = ANTHROPIC.with_options(base_url=url.removesuffix("/v1"), api_key=key)
+        with_anthropic(own, list(episode["messages"]))
+    else:
+        hasty = client.with_options(timeout=0.5, max_retries=1000) if kind == "retries" else client
+        history = talk(hasty, list(episode["messages"]))
+        if kind == "compacts":
+            talk(client, [{"role": "user", "content": f"a summary of {len(history)} messages"}], 1)
+        if kind == "rewinds":
+            talk(client, [*history[:2], {"role": "user", "content": "something else"}], 1)
+    client.post("/done", cast_to=object, body={"reward": 1.0})
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        threading.Thread(target=play, args=(json.loads(line),), daemon=True).start()
