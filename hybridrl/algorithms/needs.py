@@ -50,6 +50,9 @@ class Needs:
     bypasses: bool = False
     """Whether the engine's log-probabilities replace old_logp in the objective."""
 
+    observed: bool = False
+    """Whether the objective trains on what the environment writes."""
+
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> "Needs":
         """
@@ -71,6 +74,7 @@ class Needs:
             prepares=bool(objective_makes(loss, corrections, share)),
             follows_kl=kl is not None and algorithm.kl.target is not None,
             bypasses=replaces_old_logp(corrections),
+            observed=algorithm.observations.coefficient > 0,
         )
 
     @property

@@ -129,6 +129,13 @@ def turn_errors(cfg: Config, needs: Needs, shaped: Set[Column]) -> _Errors:
                 where=where,
                 fix="name an environment, or choose one that needs less",
             )
+    if needs.observed and cfg.environment is None:
+        yield ConfigError(
+            f"algorithm.observations.coefficient = {cfg.algorithm.observations.coefficient:g} trains on what "
+            "an environment writes, and the run has none",
+            where="algorithm.observations.coefficient",
+            fix="name an environment, or use 0",
+        )
     if "turn_reward" in needs.estimator and cfg.batch.stale == "mask":
         yield ConfigError(
             f"batch.stale = mask leaves old turns out, and estimator {cfg.algorithm.estimator.name} compares "

@@ -68,6 +68,15 @@ _PAPERS: Mapping[str, Preset] = {
             "kl": {"estimator": "k2", "in": "loss"},
         },
     ),
+    "echo": Preset(
+        "GRPO that also learns to predict what the environment writes, arXiv:2605.24517",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": _CLIP,
+            "aggregate": "token_mean",
+            "observations": {"coefficient": 0.05, "over": "answer"},
+        },
+    ),
     "dapo": Preset(
         "higher upper clip, token mean, dynamic sampling, arXiv:2503.14476; its overlong penalty: shaping "
         "[{name: overlong, limit: ..., margin: ...}]",

@@ -159,6 +159,18 @@ class KLConfig(Section):
         return self.place == "reward" and self.coefficient > 0
 
 
+class ObservationsConfig(Section):
+    """Training on what the environment writes: the policy learns to predict it (ECHO)."""
+
+    coefficient: NonNegativeFloat = 0.0
+    """Weight of the mean of -log p over the tokens that the environment wrote between two answers; 0: they
+    are read only."""
+
+    over: Literal["answer", "token"] = "answer"
+    """answer: the mean over each trajectory's tokens, then over trajectories; token: over all tokens of the
+    minibatch."""
+
+
 class DynamicSamplingConfig(Section):
     """Further prompts are answered until enough groups have answers of different reward."""
 
@@ -213,6 +225,8 @@ class AlgorithmConfig(Section):
     teacher_coefficient: NonNegativeFloat = 0.0
     """Distillation in addition to any estimator: the weight of the teacher's log-probability minus the
     policy's in the advantage of every token."""
+
+    observations: ObservationsConfig = ObservationsConfig()
 
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""

@@ -27,6 +27,9 @@ class TurnSetup:
     engines_of_node: int = 1
     """Engines that share the processes of a node."""
 
+    marks_observations: bool = False
+    """Whether column observed is filled."""
+
     @classmethod
     def of(cls, cfg: Config, *, engines_of_node: int = 1) -> "TurnSetup | None":
         """The setup of a run; None if it has no environment."""
@@ -39,6 +42,7 @@ class TurnSetup:
             cfg.rollout.max_context_tokens or cfg.rollout.longest_tokens,
             cfg.evaluate.max_turns,
             engines_of_node,
+            cfg.algorithm.observations.coefficient > 0,
         )
 
     async def open(self) -> tuple[EnvironmentSource, TurnPlayer]:
@@ -64,5 +68,6 @@ class TurnSetup:
             opening,
             max_context_tokens=self.max_context_tokens,
             heldout_turns=self.heldout_turns,
+            marks_observations=self.marks_observations,
         )
         return environments, player

@@ -17,6 +17,14 @@ ROWS: Mapping[str, Row] = {
         correction=_BYPASS,
         not_kept=f"its length penalty is the shaping relative_length; {_VALUE}",
     ),
+    "echo": row(
+        "one mean over all tokens of the environment, which count twice as much",
+        norm(std="none"),
+        _LOSS,
+        correction=_BYPASS,
+        observations={"coefficient": 0.1, "over": "token"},
+        not_kept=f"it trains on messages of tools only, ours are all messages between two answers; {_VALUE}",
+    ),
     "ipo": row(
         "as ours: no division by the std, and a symmetric trust region since sampling",
         norm(std="none"),
