@@ -55,6 +55,7 @@ REASONS: Mapping[str, str] = {
     "dynamic_sampling": "whether groups without a signal are replaced",
     "aggregate": "token means let long answers weigh more than means of answers do",
     "correction": "what old_logp is, and how tokens are weighed; bypass: the engine's log-probabilities",
+    "hint.field": "what the teacher reads in addition to the prompt",
     "observations.coefficient": "weight of learning to predict what the environment writes",
     "observations.over": "whether an episode with few of the environment's tokens counts as much as another",
     "kl.estimator": "gradient and clamp of the divergence",

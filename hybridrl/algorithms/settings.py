@@ -69,6 +69,17 @@ SETTINGS = (
         use="a reward and a teacher together; with estimator distillation the teacher alone.",
     ),
     Setting(
+        name="self_distillation",
+        title="OPSD: the policy is its own teacher, which reads a demonstration before the prompt.",
+        key="algorithm.hint: {field: demonstration}",
+        formula="teacher_logp_t = log p(y_t | hint, x, y_<t) of the policy before the update, or of "
+        "algorithm.teacher",
+        source='Shenfeld et al. 2026, "Self-Distillation Enables Continual Learning", arXiv:2601.19897, and '
+        'Zhao et al. 2026, "Self-Distilled Reasoner", arXiv:2601.18734, on the sampled tokens',
+        use="with estimator distillation or teacher_coefficient: data with demonstrations or solutions, and "
+        "no larger model of the same vocabulary.",
+    ),
+    Setting(
         name="observation_loss",
         title="ECHO: the policy also learns to predict what the environment writes.",
         key="algorithm.observations: {coefficient: 0.05}",

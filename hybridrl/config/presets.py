@@ -290,6 +290,17 @@ _PAPERS: Mapping[str, Preset] = {
         {"estimator": {"name": "distillation"}, "loss": {"name": "reinforce"}, "aggregate": "token_mean"},
         has_teacher=True,
     ),
+    "opsd": Preset(
+        "the policy with a demonstration in its prompt is its own teacher, arXiv:2601.19897; column "
+        "demonstration of the data, or algorithm.hint.field",
+        {
+            "estimator": {"name": "distillation"},
+            "loss": {"name": "reinforce"},
+            "aggregate": "token_mean",
+            "hint": {"field": "demonstration"},
+        },
+        samples_per_prompt=1,
+    ),
 }
 
 

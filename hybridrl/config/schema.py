@@ -171,6 +171,25 @@ class ObservationsConfig(Section):
     minibatch."""
 
 
+class HintConfig(Section):
+    """What the teacher reads before the prompt, and the policy does not: a demonstration from the data."""
+
+    field: str
+    """Column of a row that has it, as text; solution.text is a field inside a column."""
+
+    text: str = "Here is an example of an expert response:\n<demonstration>\n{hint}\n</demonstration>"
+    """Message of the system that carries it, in place of {hint}."""
+
+    max_tokens: PositiveInt = 1024
+    """A longer one is refused before the run starts."""
+
+    @model_validator(mode="after")
+    def _says_it(self) -> "HintConfig":
+        if "{hint}" not in self.text:
+            raise ValueError("text has no {hint}: the teacher would not read it")
+        return self
+
+
 class DynamicSamplingConfig(Section):
     """Further prompts are answered until enough groups have answers of different reward."""
 
@@ -225,6 +244,10 @@ class AlgorithmConfig(Section):
     teacher_coefficient: NonNegativeFloat = 0.0
     """Distillation in addition to any estimator: the weight of the teacher's log-probability minus the
     policy's in the advantage of every token."""
+
+    hint: HintConfig | None = None
+    """Self-distillation: the teacher reads a hint. Without algorithm.teacher it is the policy itself, before
+    each update. None: the teacher reads what the policy reads."""
 
     observations: ObservationsConfig = ObservationsConfig()
 

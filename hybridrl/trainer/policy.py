@@ -28,6 +28,7 @@ from hybridrl.trainer import base, guards, recorded
 from hybridrl.trainer.coefficients import Coefficients
 from hybridrl.trainer.columns import Columns
 from hybridrl.trainer.inspected import inspect
+from hybridrl.trainer.hints import with_hints
 from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.packing import Microbatch
 from hybridrl.trainer.roles.base import Role, offload
@@ -116,9 +117,11 @@ class Policy(Role):
         Returns:
             Metrics of estimator and objective over the whole batch; the same on every rank.
         """
+        hints = self._setup.algorithm.hint is not None and "teacher_logp" not in self._setup.remote_columns
+        hinted = self.backend.load(with_hints(self._loaded.batch)) if hints else None
         with self.backend.scope():
             self._offload.finish_return()
-            return self._columns.complete(self._loaded, arrived)
+            return self._columns.complete(self._loaded, arrived, hinted)
 
     def inspect(self, rows: Sequence[int], *, num_suspicious: int) -> list[InspectedTrajectory] | None:
         """Some trajectories of the loaded batch with their tokens, see trainer/inspected.py; None on all but
@@ -312,14 +315,17 @@ class Policy(Role):
         return Critic(setup.critic, model, self._mesh, num_steps=setup.num_optimizer_steps)
 
     def _frozen_policies(self, needs: Set[str]) -> FrozenPolicies:
-        weights: dict[str, dict[str, Tensor]] = {}
+        weights: dict[str, dict[str, Tensor] | None] = {}
         if "ref_logp" in needs:
             whole = self._setup.actor.lora is None  # with LoRA, the base model is the reference
             own = self._model.tensors() if whole else {}
             weights["ref_logp"] = {name: tensor.clone() for name, tensor in own.items()}
-        if "teacher_logp" in needs:
-            weights["teacher_logp"] = {n: torch.empty_like(t) for n, t in self._model.tensors().items()}
-            self._model.load(frozen_folder(self._setup, "teacher_logp"), into=weights["teacher_logp"])
+        if "teacher_logp" in needs and self._needs.teaches_itself:
+            weights["teacher_logp"] = None
+        elif "teacher_logp" in needs:
+            held = {n: torch.empty_like(t) for n, t in self._model.tensors().items()}
+            self._model.load(frozen_folder(self._setup, "teacher_logp"), into=held)
+            weights["teacher_logp"] = held
         return FrozenPolicies(self._model, self._scorer, weights)
 
     def _make_columns(self) -> Columns:

@@ -40,6 +40,15 @@ ROWS: Mapping[str, Row] = {
         correction=_BYPASS,
         not_kept=f"its baselines restart at 0 when a run is resumed; {_VALUE}",
     ),
+    "opsd": row(
+        "tokens whose probability fell by more than 0.2 since sampling are left out",
+        "distillation",
+        {"name": "ipo", "delta_low": 0.2, "delta_high": 1.0, "drift": 1e-3},
+        correction=_BYPASS,
+        hint={"field": "demonstration"},
+        not_kept="the teacher is the engine's policy at the end of sampling, and the divergence that of the "
+        "current policy, which differs after the first optimizer step of a batch",
+    ),
     "distillation": row(
         "tokens whose probability fell by more than 0.2 since sampling are left out",
         "distillation",

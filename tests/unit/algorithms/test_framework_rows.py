@@ -138,6 +138,7 @@ ROWS = {
         "max_rl": (by_answers(max_rl(0.0)), _PRIME, TOKENS),
         "hierarchical_grpo": (hierarchical, _PRIME, TOKENS),
         "spiral": (spiral, _PRIME, TOKENS),
+        "opsd": (teacher, region(lambda p, q, a: p - q >= -0.2, 1e-3, None, "mu"), TOKENS),
         "distillation": (teacher, region(lambda p, q, a: p - q >= -0.2, 1e-3, None, "mu"), TOKENS),
     },
     "areal": {

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("verdict")
     qwen3_arithmetic(made / "policy", 0)
     shutil.copytree(made / "policy", made / "teacher")
-    (made / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    (made / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2", "demonstration": "2"}\n')
     (made / "examples.jsonl").write_text(
         '{"prompt": "1+1=", "response": "2", "chosen": "2", "rejected": "3"}\n'
     )
@@ -113,6 +113,7 @@ def overrides_of(algorithm: AlgorithmConfig) -> list[str]:
     names = ((algorithm.preset or "").rpartition("/")[2], algorithm.estimator.name)
     taught = ["algorithm.teacher=teacher"] if "distillation" in names else []
     parts = "parts: {a: {name: exact_match, weight: 1.0}, b: {name: regex, weight: 1.0, pattern: x}}"
+    taught += ["algorithm.hint.max_tokens=64"] if "opsd" in names else []
     return [samples, *taught, *([f"reward={{name: weighted_sum, {parts}}}"] if "gdpo" in names else [])]
 
 
@@ -156,6 +157,7 @@ def assert_only_columns(errors: tuple[str, ...], columns: list[Column]) -> None:
         ("algorithm.loss={name: ppo_clip, clip_low: wide}", "ppo_clip: clip_low = wide is not a number"),
         ("algorithm.loss={name: ppo_clip, clip_low: 2.0}", "clip_low = 2.0 is not in [0, 1]"),
         ("algorithm.loss=dro", "dro needs the option beta"),
+        ("algorithm.hint={field: solution}", "algorithm.hint is for a teacher, and none is used"),
         ("algorithm.estimator={name: gae, discount: 2.0}", "gae: discount = 2.0 is not in [0, 1]"),
         ("algorithm.estimator=group", "estimators has no 'group'"),
         ("algorithm.estimator=nowhere:Name", "cannot import 'nowhere'"),
