@@ -9,7 +9,7 @@ from hybridrl.data.prompts import PromptFormat
 from hybridrl.data.tables import Row, Table
 from hybridrl.errors import DataError
 from hybridrl.types import Hint, in_row
-from hybridrl.wording import json_kind
+from hybridrl.wording import counted, json_kind
 
 _WHERE = "algorithm.hint.field"
 
@@ -33,7 +33,7 @@ class HintFormat:
             for hint, place in zip(self.encode(rows, places, [()] * len(rows)), places, strict=True):
                 if len(hint.token_ids) > self.config.max_tokens:
                     raise DataError(
-                        f"{place}: the hint has {len(hint.token_ids)} tokens, more than "
+                        f"{place}: the hint has {counted(len(hint.token_ids), 'token')}, more than "
                         f"algorithm.hint.max_tokens = {self.config.max_tokens}",
                         where=f"{_WHERE} = {self.config.field}",
                         fix="raise it, or shorten the column",

@@ -43,7 +43,7 @@ def batch(script: Script) -> Found:
     parts = f"{script.count(_MINIBATCH, 256)} x {script.count(_TAKES, 1)} x {script.count(_SYNC, 4)}"
     sources = ", ".join(dict.fromkeys((script.source(_TAKES), script.source(_SYNC), script.source(_PROMPTS))))
     yield Line(
-        "batch.prompts_per_step", prompts, sources, f"{parts} prompts until the engines get new weights"
+        "batch.prompts_per_step", prompts, sources, f"prompts until the engines get new weights: {parts}"
     )
 
 

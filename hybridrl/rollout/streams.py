@@ -38,7 +38,7 @@ class TokenStream:
     tokens: list[int] = field(default_factory=list)
     turns: list[StreamTurn] = field(default_factory=list)
     observed: list[range] = field(default_factory=list)
-    """Where the tokens of messages of the environment are."""
+    """Indices of the tokens that the environment wrote."""
 
     def observe(self, token_ids: Sequence[int], said: range = range(0)) -> None:
         """Append tokens that the policy did not sample.

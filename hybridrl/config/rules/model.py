@@ -92,9 +92,10 @@ def _longest(
     longest = rollout.longest_tokens + more
     if longest > limit:
         if rollout.max_context_tokens:
-            what = f"rollout.max_context_tokens{also} = {longest} is more than {name}"
+            what = f"rollout.max_context_tokens = {longest} is more than {name}"
             keys = ["rollout.max_context_tokens", key]
         else:
-            what = f"rollout.max_prompt_tokens + max_response_tokens{also} = {longest} is more than {name}"
+            what = f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than {name}"
             keys = [key, "rollout.max_response_tokens", "rollout.max_prompt_tokens"]
+        what = what.replace(" = ", f"{also} = ", 1)
         yield ConfigError(what, where=loaded.where(*keys), fix=fix.format(longest, limit=limit - more))

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from hybridrl.algorithms.base import Tokens, Totals
+from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.observations import Observed, observation_weights
+from hybridrl.algorithms.rules import credit_errors, turn_errors
 from hybridrl.config.presets import PRESETS
-from hybridrl.config.schema import AlgorithmConfig, ObservationsConfig
+from hybridrl.config.schema import AlgorithmConfig, Config, ObservationsConfig
 from tests.support.by_hand import column
 
 # Three trajectories; the environment wrote 2 tokens in the first, 1 in the second and none in the third.
@@ -82,3 +84,26 @@ def test_the_presets_are_those_of_the_paper_and_of_prime_rl():
     theirs = AlgorithmConfig.model_validate(PRESETS["prime_rl/echo"].algorithm)
     assert (theirs.observations.coefficient, theirs.observations.over) == (0.1, "token")
     assert math.isclose(theirs.loss.options["drift"], 1e-3)
+
+
+def config(environment=None, **algorithm):
+    sections = {"model": "m", "data": {"train": "d.jsonl"}, "reward": "none", "run": {"name": "r"}}
+    return Config.model_validate({**sections, "algorithm": algorithm, "environment": environment})
+
+
+def test_without_an_environment_it_is_refused():
+    paper = PRESETS["echo"].algorithm
+    (error,) = turn_errors(config(**paper), Needs.of(AlgorithmConfig.model_validate(paper)), frozenset())
+    assert str(error).startswith(
+        "algorithm.observations.coefficient = 0.05 trains on what an environment writes, and the run has none"
+    )
+    cfg = config({"name": "guess"}, **paper)
+    assert not list(turn_errors(cfg, Needs.of(cfg.algorithm), frozenset()))
+
+
+def test_a_hint_without_a_teacher_is_refused():
+    cfg = AlgorithmConfig.model_validate({"hint": {"field": "solution"}})
+    (error,) = credit_errors(cfg, frozenset(), frozenset())
+    assert str(error).startswith("algorithm.hint is for a teacher, and none is used")
+    taught = AlgorithmConfig.model_validate({"hint": {"field": "solution"}, "teacher_coefficient": 1.0})
+    assert not list(credit_errors(taught, frozenset(), frozenset()))
