@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hybridrl.config.schema import ObservationsConfig
+from hybridrl.config.signals import ObservationsConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

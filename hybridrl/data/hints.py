@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hybridrl.config.schema import HintConfig
+from hybridrl.config.signals import HintConfig
 from hybridrl.data.prompts import PromptFormat
 from hybridrl.data.tables import Row, Table
 from hybridrl.errors import DataError

@@ -8,7 +8,8 @@ import numpy as np
 
 from hybridrl import registry
 from hybridrl.config.options import taken
-from hybridrl.config.schema import DataConfig, HintConfig, SourceConfig
+from hybridrl.config.schema import DataConfig, SourceConfig
+from hybridrl.config.signals import HintConfig
 from hybridrl.data.examined import Examined, examine
 from hybridrl.data.files import open_files
 from hybridrl.data.hints import HintFormat

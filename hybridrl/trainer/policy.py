@@ -27,8 +27,8 @@ from hybridrl.reshard.checksum import checksum
 from hybridrl.trainer import base, guards, recorded
 from hybridrl.trainer.coefficients import Coefficients
 from hybridrl.trainer.columns import Columns
-from hybridrl.trainer.inspected import inspect
 from hybridrl.trainer.hints import with_hints
+from hybridrl.trainer.inspected import inspect
 from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.packing import Microbatch
 from hybridrl.trainer.roles.base import Role, offload

@@ -11,7 +11,8 @@ from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.observations import Observed, observation_weights
 from hybridrl.algorithms.rules import credit_errors, turn_errors
 from hybridrl.config.presets import PRESETS
-from hybridrl.config.schema import AlgorithmConfig, Config, ObservationsConfig
+from hybridrl.config.schema import AlgorithmConfig, Config
+from hybridrl.config.signals import ObservationsConfig
 from tests.support.by_hand import column
 
 # Three trajectories; the environment wrote 2 tokens in the first, 1 in the second and none in the third.

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from hybridrl.config.schema import DataConfig, HintConfig, SourceConfig
+from hybridrl.config.schema import DataConfig, SourceConfig
+from hybridrl.config.signals import HintConfig
 from hybridrl.data.source import load_source
 from hybridrl.errors import DataError, HybridRLError
 
