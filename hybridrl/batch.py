@@ -15,7 +15,7 @@ import numpy as np
 
 from hybridrl.columns import COLUMNS, TURN_START, ColumnSpec, spec_of
 from hybridrl.errors import ColumnError
-from hybridrl.types import Group, PolicyVersion, Trajectory
+from hybridrl.types import Group, Hint, PolicyVersion, Trajectory, hints_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,8 +296,7 @@ class Batch:
             ValueError: a trajectory has no reward yet.
         """
         found = [trajectory for group in groups for trajectory in group.trajectories]
-        unscored = [group for group in groups if any(t.reward is None for t in group.trajectories)]
-        if unscored:
+        if unscored := [group for group in groups if any(t.reward is None for t in group.trajectories)]:
             raise ValueError(f"trajectory of {unscored[0].prompt.uid} has no reward")
         blocks = list({id(group.block): group.block for group in groups}.values())
         numbers = {id(block): number for number, block in enumerate(blocks)}
@@ -333,6 +332,7 @@ class Batch:
             tuple(minibatches),
             self.scalars,
             self.oldest,
+            hints_of(self.groups),
         )
 
 
@@ -389,11 +389,12 @@ class RankBatch:
     oldest: PolicyVersion | None = None
     """Tokens of older versions are not trained on, as in Batch."""
 
+    hints: tuple[Hint, ...] | None = None
+    """Hint of each group; None: a prompt has none."""
+
     def with_blocks(self, blocks: Iterable[TokenBlock]) -> "RankBatch":
         """The same batch with these blocks, without tokens of versions before `oldest` in their loss masks.
-
-        Blocks are not copied, except those with such tokens.
-        """
-        if self.oldest is None:
-            return replace(self, blocks=tuple(blocks))
-        return replace(self, blocks=tuple(block.without_older(self.oldest) for block in blocks))
+        Blocks are not copied, except those with such tokens."""
+        oldest = self.oldest
+        given = blocks if oldest is None else (block.without_older(oldest) for block in blocks)
+        return replace(self, blocks=tuple(given))

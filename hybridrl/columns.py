@@ -19,7 +19,7 @@ TURN_START = "turn_start"
 """Name of the column that says where turns begin; a block with a column per turn must have it."""
 
 
-TURN_COLUMNS = frozenset({"turn", "anchor", "turn_reward", "turns", "agent", "episode"})
+TURN_COLUMNS = frozenset({"turn", "anchor", "turn_reward", "turns", "agent", "episode", "observed"})
 """Columns that say something only if trajectories have several turns or several roles: in a run with an
 environment."""
 
@@ -111,6 +111,9 @@ COLUMNS: dict[str, ColumnSpec] = {
         "experts to which the engine routed the token, on each layer; the largest number of the dtype if it "
         "did not run the token, as the last one of a trajectory. Only with router_replay: rollout",
         axes="LK",
+    ),
+    "observed": _token(
+        "bool", "block", "whether an environment wrote the token, between two answers", outside=None
     ),
     "engine_head_logp": ColumnSpec(
         "token",

@@ -22,6 +22,16 @@ ENVIRONMENT_PART = "environment"
 
 
 @dataclass(frozen=True, slots=True)
+class Hint:
+    """What the teacher reads in addition to a prompt."""
+
+    token_ids: tuple[int, ...]
+
+    after: int = 0
+    """Tokens of the trajectory that stay before it: 1 for a token that begins the text, otherwise 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """One question, tokenised with the model's chat template."""
 
@@ -34,6 +44,9 @@ class Prompt:
 
     source: str = "train"
     """Name of the data set in metrics, as in val-core/<source>/..."""
+
+    hint: Hint | None = None
+    """None unless algorithm.hint is set."""
 
 
 def in_row(row: Mapping[str, Any], name: str) -> Any:
@@ -294,3 +307,9 @@ class SwapReport:
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean; 0 if there are no values, so that a metric of an empty selection is a number."""
     return sum(values) / len(values) if values else 0.0
+
+
+def hints_of(groups: Sequence[Group]) -> tuple[Hint, ...] | None:
+    """The hint of each group; None if a prompt has none."""
+    found = tuple(group.prompt.hint for group in groups if group.prompt.hint is not None)
+    return found if len(found) == len(groups) else None

@@ -50,6 +50,12 @@ class Needs:
     bypasses: bool = False
     """Whether the engine's log-probabilities replace old_logp in the objective."""
 
+    observed: bool = False
+    """Whether the objective trains on what the environment writes."""
+
+    teaches_itself: bool = False
+    """Whether the teacher is the policy itself, which reads a hint."""
+
     @classmethod
     def of(cls, algorithm: AlgorithmConfig) -> "Needs":
         """
@@ -71,6 +77,8 @@ class Needs:
             prepares=bool(objective_makes(loss, corrections, share)),
             follows_kl=kl is not None and algorithm.kl.target is not None,
             bypasses=replaces_old_logp(corrections),
+            observed=algorithm.observations.coefficient > 0,
+            teaches_itself=algorithm.hint is not None and algorithm.teacher is None,
         )
 
     @property
@@ -80,7 +88,12 @@ class Needs:
     @property
     def models(self) -> tuple[Model, ...]:
         """Models besides the policy that the run holds, in the order of MODELS."""
-        return tuple(model for column, model in MODELS.items() if column in self.columns)
+        return tuple(model for column, model in MODELS.items() if column in self.own_columns)
+
+    @property
+    def own_columns(self) -> frozenset[Column]:
+        """The columns without that of a policy which teaches itself: no other model computes it."""
+        return self.columns - {"teacher_logp"} if self.teaches_itself else self.columns
 
     def scores_first(self, optimizer_steps: int, *, replays_experts: bool = False) -> bool:
         """Whether the policy computes log-probabilities before the optimizer steps of a batch.
@@ -98,10 +111,12 @@ class Needs:
 
     def policy_passes(self, optimizer_steps: int, *, replays_experts: bool = False) -> int:
         """Number of forward passes of the policy over a whole batch before its first optimizer step; the
-        arguments are those of `scores_first`. old_collision takes one more pass, at half the temperature.
+        arguments are those of `scores_first`. old_collision takes one more pass, at half the temperature, and
+        a policy that teaches itself one with the hints.
         """
         scores = self.scores_first(optimizer_steps, replays_experts=replays_experts)
-        return int(scores) + int("old_collision" in self.columns)
+        teaches = self.teaches_itself and "teacher_logp" in self.columns
+        return int(scores) + int("old_collision" in self.columns) + int(teaches)
 
 
 def objective_columns(

@@ -14,6 +14,7 @@ from hybridrl.algorithms import mismatch
 from hybridrl.algorithms.base import Known, Metrics, Prepared, Reduce, Tokens, Totals
 from hybridrl.algorithms.columns import Column, argument
 from hybridrl.algorithms.needs import objective_columns, objective_makes, replaces_old_logp
+from hybridrl.algorithms.observations import Observed
 from hybridrl.algorithms.plugins import build
 from hybridrl.algorithms.ratios import log_ratio
 from hybridrl.algorithms.rules import loss_errors
@@ -25,7 +26,8 @@ from hybridrl.errors import ConfigError
 
 
 class Objective:
-    """loss + kl.coefficient * KL - entropy_coefficient * entropy, each aggregated in the configured mode.
+    """loss + kl.coefficient * KL - entropy_coefficient * entropy, each aggregated in the configured mode, and
+    observations.coefficient times the loss on observed tokens.
 
     kl_coefficient and entropy_coefficient may be set between steps, to the same value on every rank
     (controllers.py).
@@ -50,6 +52,7 @@ class Objective:
         self.entropy_top_share = config.entropy_top_share
         self.corrections = [_correction(entry) for entry in config.correction]
         self.has_kl = self.kl_coefficient > 0
+        self.observations = config.observations
 
     @property
     def columns(self) -> frozenset[Column]:
@@ -115,6 +118,7 @@ class Objective:
         advantage_T: Tensor,
         tokens: Tokens,
         totals: Totals,
+        observed: Observed | None = None,
     ) -> tuple[Tensor, Metrics]:
         """This microbatch's share of the minibatch's objective, to minimise, and its share of the metrics.
 
@@ -124,6 +128,7 @@ class Objective:
             columns: name ("old_logp") to column, without gradients; at least `self.columns` and what
                 `prepare` made.
             advantage_T: float [T], without a gradient.
+            observed: tokens that an environment wrote, if observations.coefficient is above 0.
 
         Raises:
             ValueError: a column is missing.
@@ -151,6 +156,10 @@ class Objective:
                     f"entropy_coefficient = {self.entropy_coefficient} without an entropy column"
                 )
             total = total - self.entropy_coefficient * self.aggregate(entropy_T, tokens, totals)
+        if observed is not None:
+            observation_loss = observed.loss()
+            metrics.sum["actor/observation_loss"] = observation_loss.detach()
+            total = total + self.observations.coefficient * observation_loss
         return total, metrics
 
     def _policy_share(

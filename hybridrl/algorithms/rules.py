@@ -115,7 +115,7 @@ def credit_errors(algorithm: AlgorithmConfig, needs: frozenset[Column], shaped: 
     on_tokens = given_by("block", "ranks") if on_ranks(needs) else frozenset()
     yield from _missing(needs, given_by("controller") | on_tokens, "the estimator", "algorithm.estimator")
     yield from _missing(shaped, given_by("controller"), "the shaping", "algorithm.shaping")
-    yield from _teacher_errors(algorithm, asked="teacher" in Needs.of(algorithm).models)
+    yield from _teacher_errors(algorithm, asked="teacher_logp" in Needs.of(algorithm).columns)
     if algorithm.drop_truncated and on_ranks(needs):
         yield ConfigError(
             f"drop_truncated leaves answers out, but {algorithm.estimator.name} needs the tokens of all",
@@ -150,6 +150,13 @@ def turn_errors(cfg: Config, needs: Needs, shaped: Set[Column]) -> _Errors:
                 where=where,
                 fix="name an environment, or choose one that needs less",
             )
+    if needs.observed and cfg.environment is None:
+        yield ConfigError(
+            f"algorithm.observations.coefficient = {cfg.algorithm.observations.coefficient:g} trains on what "
+            "an environment writes, and the run has none",
+            where="algorithm.observations.coefficient",
+            fix="name an environment, or use 0",
+        )
     if "turn_reward" in needs.estimator and cfg.batch.stale == "mask":
         yield ConfigError(
             f"batch.stale = mask leaves old turns out, and estimator {cfg.algorithm.estimator.name} compares "
@@ -189,7 +196,7 @@ def branch_errors(cfg: Config, needs: Needs) -> _Errors:
 
 def idle_group_errors(cfg: Config) -> _Errors:
     """Errors about dedicated ranks whose columns the algorithm does not need."""
-    needs, algorithm = Needs.of(cfg.algorithm).columns, cfg.algorithm
+    needs, algorithm = Needs.of(cfg.algorithm).own_columns, cfg.algorithm
     for group, parallel in (("critic", cfg.critic.parallel), ("reference", cfg.reference.parallel)):
         if parallel is not None and not needs & set(GROUP_COLUMNS[group]):
             yield ConfigError(
@@ -271,11 +278,18 @@ def _missing(needs: Set[Column], given: Set[Column], who: str, where: str) -> _E
 def _teacher_errors(algorithm: AlgorithmConfig, *, asked: bool) -> _Errors:
     teacher = algorithm.teacher
     names = f"estimator {algorithm.estimator.name}, loss {algorithm.loss.name}"
-    if asked and teacher is None:
+    if algorithm.hint is not None and not asked:
+        yield ConfigError(
+            f"algorithm.hint is for a teacher, and none is used ({names})",
+            where="algorithm.hint",
+            fix="use estimator distillation or algorithm.teacher_coefficient, or leave the hint out",
+        )
+    if asked and teacher is None and algorithm.hint is None:
         yield ConfigError(
             f"the algorithm learns from a teacher ({names}), but algorithm.teacher is not set",
             where="algorithm.teacher",
-            fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes",
+            fix="algorithm.teacher=FOLDER, a model of the policy's architecture and sizes; or "
+            "algorithm.hint: the policy teaches itself",
         )
     if teacher is not None and not asked:
         yield ConfigError(

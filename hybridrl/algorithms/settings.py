@@ -69,6 +69,27 @@ SETTINGS = (
         use="a reward and a teacher together; with estimator distillation the teacher alone.",
     ),
     Setting(
+        name="self_distillation",
+        title="OPSD: the policy is its own teacher, which reads a demonstration before the prompt.",
+        key="algorithm.hint: {field: demonstration}",
+        formula="teacher_logp_t = log p(y_t | hint, x, y_<t) of the policy before the update, or of "
+        "algorithm.teacher",
+        source='Shenfeld et al. 2026, "Self-Distillation Enables Continual Learning", arXiv:2601.19897, and '
+        'Zhao et al. 2026, "Self-Distilled Reasoner", arXiv:2601.18734, on the sampled tokens',
+        use="with estimator distillation or teacher_coefficient: data with demonstrations or solutions, and "
+        "no larger model of the same vocabulary.",
+    ),
+    Setting(
+        name="observation_loss",
+        title="ECHO: the policy also learns to predict what the environment writes.",
+        key="algorithm.observations: {coefficient: 0.05}",
+        formula="loss + coefficient * mean over trajectories of -(1 / |O_i|) sum over O_i of log p, O_i the "
+        "tokens between two answers; over = token: one mean over all of them",
+        source='Shrivastava et al. 2026, "ECHO", arXiv:2605.24517, equation 3; over = token: prime-rl',
+        use="with an environment, where few episodes are solved: failed ones teach how it answers. The paper "
+        "finds 0.01 to 0.05 useful, and collapse at 0.2.",
+    ),
+    Setting(
         name="adaptive_kl",
         title="A KL coefficient that is adapted to hold a target divergence.",
         key="algorithm.kl: {coefficient: 0.001, target: 0.05}",

@@ -274,7 +274,8 @@ def _unknown(
         )
     if (why := WITHHELD.get(dotted)) is not None:
         return ConfigError(f"there is no {dotted}: {why[0]}", where=_place(path, origins), fix=why[1])
-    near = keys.meant(dotted, root)
+    # A key of another backend or engine is among the keys, and unknown here.
+    near = [one for one in keys.meant(dotted, root) if one != dotted]
     fix = (
         f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(keys.fields_of(section))}"
     )

@@ -68,6 +68,15 @@ _PAPERS: Mapping[str, Preset] = {
             "kl": {"estimator": "k2", "in": "loss"},
         },
     ),
+    "echo": Preset(
+        "GRPO that also learns to predict what the environment writes, arXiv:2605.24517",
+        {
+            "estimator": {"name": "grpo"},
+            "loss": _CLIP,
+            "aggregate": "token_mean",
+            "observations": {"coefficient": 0.05, "over": "answer"},
+        },
+    ),
     "dapo": Preset(
         "higher upper clip, token mean, dynamic sampling, arXiv:2503.14476; its overlong penalty: shaping "
         "[{name: overlong, limit: ..., margin: ...}]",
@@ -280,6 +289,17 @@ _PAPERS: Mapping[str, Preset] = {
         "a teacher's log-probabilities as advantages, arXiv:2601.02780",
         {"estimator": {"name": "distillation"}, "loss": {"name": "reinforce"}, "aggregate": "token_mean"},
         has_teacher=True,
+    ),
+    "opsd": Preset(
+        "the policy with a demonstration in its prompt is its own teacher, arXiv:2601.19897; column "
+        "demonstration of the data, or algorithm.hint.field",
+        {
+            "estimator": {"name": "distillation"},
+            "loss": {"name": "reinforce"},
+            "aggregate": "token_mean",
+            "hint": {"field": "demonstration"},
+        },
+        samples_per_prompt=1,
     ),
 }
 

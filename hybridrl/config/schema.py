@@ -24,6 +24,7 @@ from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.program import ProgramConfig
 from hybridrl.config.rollout import RolloutConfig
 from hybridrl.config.section import Names, PluginConfig, Section
+from hybridrl.config.signals import HintConfig, ObservationsConfig
 from hybridrl.config.source import SourceConfig
 from hybridrl.config.training import (
     ActorConfig,
@@ -219,6 +220,12 @@ class AlgorithmConfig(Section):
     teacher_coefficient: NonNegativeFloat = 0.0
     """Distillation in addition to any estimator: the weight of the teacher's log-probability minus the
     policy's in the advantage of every token."""
+
+    hint: HintConfig | None = None
+    """Self-distillation: the teacher reads a hint. Without algorithm.teacher it is the policy itself, before
+    each update. None: the teacher reads what the policy reads."""
+
+    observations: ObservationsConfig = ObservationsConfig()
 
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of the entropy bonus, subtracted from the objective."""

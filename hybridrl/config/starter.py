@@ -52,7 +52,8 @@ def starter(answers: Answers, run_name: str) -> str:
     check_algorithm(answers.algorithm)
     if PRESETS[answers.algorithm].has_teacher and answers.teacher is None:
         raise ConfigError(f"algorithm {answers.algorithm} learns from a teacher", fix="--teacher FOLDER")
-    longest = min(1024, _positions(answers.model) // 2)
+    hinted = "hint" in PRESETS[answers.algorithm].algorithm
+    longest = min(1024, _positions(answers.model) // (3 if hinted else 2))
     rows = [
         (f"# {PRESETS[answers.algorithm].about}", ""),
         (f"model: {_text(answers.model)}", "folder, or name on the Hugging Face hub"),
@@ -61,6 +62,7 @@ def starter(answers: Answers, run_name: str) -> str:
         *_template(Path(answers.model)),
         (f"reward: {_reward(answers)}", "or my_module:my_function"),
         *_algorithm(answers),
+        *_hint(longest if hinted else 0),
         ("batch: {prompts_per_step: 64, minibatch_prompts: 32}", "2 optimizer steps a policy update"),
         ("actor:", ""),
         ("  parallel: {tp: 1}", "GPUs that share a layer"),
@@ -87,6 +89,12 @@ def _algorithm(answers: Answers) -> Rows:
         (f"  samples_per_prompt: {samples}", "answers to each prompt"),
         *teacher,
     ]
+
+
+def _hint(longest: int) -> Rows:
+    if not longest:
+        return []
+    return [(f"  hint: {{field: demonstration, max_tokens: {longest}}}", "column that the teacher reads")]
 
 
 def _data(answers: Answers) -> Rows:

@@ -40,7 +40,8 @@ def pack_minibatches(
         ConfigError: a trajectory is longer than microbatch_tokens.
         DataError: every trajectory was dropped.
     """
-    longest = int(batch.length_N.max(initial=0))
+    packed_N = _packed(batch)
+    longest = int(packed_N.max(initial=0))
     if longest > microbatch_tokens:
         raise ConfigError(
             f"actor.microbatch_tokens = {microbatch_tokens}, a trajectory of step {batch.step} has {longest}",
@@ -57,10 +58,10 @@ def pack_minibatches(
             if len(rows):
                 computed = rows[~still_N[rows]]
                 if not len(computed):  # an optimizer step has at least one microbatch
-                    computed = rows[[batch.length_N[rows].argmin()]]
+                    computed = rows[[packed_N[rows].argmin()]]
                 shared = partition_rows(
                     computed,
-                    batch.length_N[computed],
+                    packed_N[computed],
                     num_ranks=num_ranks,
                     microbatch_tokens=microbatch_tokens,
                     attention_length=attention_length,
@@ -73,6 +74,12 @@ def pack_minibatches(
             fix="raise rollout.max_response_tokens",
         )
     return found
+
+
+def _packed(batch: Batch) -> np.ndarray:
+    """Tokens of the longest form in which a trajectory is computed, with its hint; int64 [N]."""
+    hint_G = [len(g.prompt.hint.token_ids) if g.prompt.hint else 0 for g in batch.groups]
+    return batch.length_N + np.array(hint_G, np.int64)[batch.group_N]
 
 
 def _rows_of_groups(batch: Batch) -> list[np.ndarray]:
@@ -98,7 +105,7 @@ def _minibatch(
         computed, shared: those of them that are computed, and where.
     """
     trained = batch.trained_N[rows]
-    costs = _cost(batch.length_N[computed], attention_length)
+    costs = _cost(_packed(batch)[computed], attention_length)
     cost = dict(zip(computed.tolist(), costs.tolist(), strict=True))
     busy = [sum(cost[n] for microbatch in rank for n in microbatch) for rank in shared]
     return Minibatch(

@@ -9,8 +9,10 @@ import numpy as np
 from hybridrl import registry
 from hybridrl.config.options import taken
 from hybridrl.config.schema import DataConfig, SourceConfig
+from hybridrl.config.signals import HintConfig
 from hybridrl.data.examined import Examined, examine
 from hybridrl.data.files import open_files
+from hybridrl.data.hints import HintFormat
 from hybridrl.data.hub_rows import open_dataset
 from hybridrl.data.order import EpochOrder, Stream
 from hybridrl.data.prompts import PromptFormat, text_bytes
@@ -19,7 +21,7 @@ from hybridrl.data.text import refuse_broken_text
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
 from hybridrl.outside import user_code
-from hybridrl.types import Prompt
+from hybridrl.types import Hint, Prompt
 from hybridrl.wording import counted, json_kind, row_place
 
 _BATCH = 512
@@ -30,14 +32,24 @@ class TablePrompts(Stream[Prompt]):
     """A PromptSource over a table."""
 
     def __init__(
-        self, table: Table, prompts: PromptFormat, *, name: str, split: str, seed: int, max_prompt_tokens: int
+        self,
+        table: Table,
+        prompts: PromptFormat,
+        *,
+        name: str,
+        split: str,
+        seed: int,
+        max_prompt_tokens: int,
+        hints: HintFormat | None = None,
     ) -> None:
         """
         Args:
             name: name of the data in messages.
             split: first part of every uid.
             max_prompt_tokens: a longer prompt is an error when it is taken.
+            hints: makes the hint of each prompt; None: prompts have none.
         """
+        self._hints = hints
         order = EpochOrder(len(table), seed=seed, shuffle=prompts.data.shuffle, split=split)
         super().__init__(table, order)
         self._prompts, self._name, self._split = prompts, name, split
@@ -59,15 +71,17 @@ class TablePrompts(Stream[Prompt]):
             rows = [self.rows[i] for i in part]
             places = [self.rows.place(i) for i in part]
             ids = self._prompts.encode([row[self._prompts.data.prompt_field] for row in rows], places)
-            found += [self._prompt(i, row, tokens) for i, row, tokens in zip(part, rows, ids, strict=True)]
+            hints = self._hints.encode(rows, places, ids) if self._hints else [None] * len(rows)
+            taken = zip(part, rows, ids, hints, strict=True)
+            found += [self._prompt(i, row, tokens, hint) for i, row, tokens, hint in taken]
         return found
 
-    def _prompt(self, index: int, row: Row, tokens: list[int]) -> Prompt:
+    def _prompt(self, index: int, row: Row, tokens: list[int], hint: Hint | None) -> Prompt:
         if len(tokens) > self._max_prompt_tokens:
             long = [(index, len(tokens))]
             raise too_long(long, self.rows, self._name, self._max_prompt_tokens, self._prompts.where)
         return Prompt(
-            f"{self._split}/{index}", tuple(tokens), row, row.get(_SOURCE) or self.rows.source(index)
+            f"{self._split}/{index}", tuple(tokens), row, row.get(_SOURCE) or self.rows.source(index), hint
         )
 
 
@@ -80,6 +94,7 @@ def load_source(
     seed: int,
     max_prompt_tokens: int,
     where: str,
+    hint: HintConfig | None = None,
 ) -> TablePrompts:
     """Open a file or make a task's rows, and refuse at once whatever is wrong with any of them.
 
@@ -88,6 +103,7 @@ def load_source(
     Args:
         split: "train" or "heldout"; a task makes other rows for each.
         where: the config place, named in errors.
+        hint: what the teacher reads in addition; None: nothing.
 
     Raises:
         ConfigError: no such task, or options that it does not take; a chat template that the tokenizer lacks.
@@ -97,8 +113,11 @@ def load_source(
     prompts = PromptFormat(data, tokenizer, where)
     _check(table, prompts, name, max_prompt_tokens)
     refuse_odd_sources(table)
+    hints = None if hint is None else HintFormat(hint, prompts)
+    if hints is not None:
+        hints.check(table)
     return TablePrompts(
-        table, prompts, name=name, split=split, seed=seed, max_prompt_tokens=max_prompt_tokens
+        table, prompts, name=name, split=split, seed=seed, max_prompt_tokens=max_prompt_tokens, hints=hints
     )
 
 

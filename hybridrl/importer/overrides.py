@@ -16,7 +16,7 @@ from hybridrl.importer.translation import Remark
 
 _SETTING = re.compile(r"\+{0,2}([A-Za-z_][\w@./-]*)=(.*)", re.DOTALL)
 _DOTTED = re.compile(r"\+{0,2}([A-Za-z_][\w@-]*(?:\.[\w@-]+)+|model_engine)=(.*)", re.DOTALL)
-_MODULE = re.compile(r"(?:[\w/-]+[./])*main_\w+(?:\.py)?|verl\.trainer\.main")
+_MODULE = re.compile(r"(?:[\w/-]+[./])*(?:main_\w+|\w+_main|\w*sft_trainer\w*)(?:\.py)?|verl\.trainer\.main")
 _CONFIG_NAME = ("--config-name", "-cn")
 _PRINTS = {"echo", "printf", "cat", "grep", "tee", "logger"}
 _READS_OTHERS = {"source", ".", "eval"}

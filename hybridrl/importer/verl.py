@@ -36,6 +36,12 @@ def translate(launch: Launch, num_prompts: int | None = None) -> Translation:
             where=f"line {launch.overrides[0].line}",
             fix="write the keys as verl has them, or start from hybridrl init",
         )
+    if "sft" in launch.module.rpartition(".")[2]:
+        raise ConfigError(
+            f"{launch.module} trains on examples, which is not translated",
+            where=f"line {launch.overrides[0].line}",
+            fix="write a config for hybridrl sft: docs/sft.md",
+        )
     script = Script(launch)
     found = [one for part in PARTS for one in part(script)]
     found += _steps(script, num_prompts)
@@ -64,7 +70,12 @@ def _no_line(script: Script, lines: Sequence[Line], remarks: Sequence[Remark]) -
     ]
 
 
-_CONFIG_FILES = {"ppo_trainer", "ppo_megatron_trainer"}
+_CONFIG_FILES = {
+    "ppo_trainer",
+    "ppo_megatron_trainer",
+    "fully_async_ppo_trainer",
+    "fully_async_ppo_megatron_trainer",
+}
 """The files of verl whose defaults are those of the tables."""
 
 
@@ -100,6 +111,9 @@ def _model_and_data(script: Script) -> Found:
             why = (
                 f"only a run of the script could tell {unknown}" if unknown else "the script does not set it"
             )
+            raise ConfigError(f"no {key}", where=why, fix=f"add {key}=... at the end of the call")
+        if script.by_key[key].value in (None, "", []):
+            why = f"line {script.by_key[key].line} leaves it empty"
             raise ConfigError(f"no {key}", where=why, fix=f"add {key}=... at the end of the call")
     yield from _files(script, "data.val_files", "data.heldout")
     yield from _files(script, "data.train_files", "data.train")
@@ -226,6 +240,7 @@ def _critic(script: Script) -> Found:
 
 PARTS: Sequence[Callable[[Script], Found]] = (
     _model_and_data,
+    verl_async.batch,
     _direct,
     _engine,
     _reward,
@@ -249,22 +264,16 @@ PARTS: Sequence[Callable[[Script], Found]] = (
 
 def _steps(script: Script, num_prompts: int | None) -> Found:
     """Length of the run, and the warm-up, which verl counts in policy updates and we in optimizer steps."""
-    prompts = script.number("data.train_batch_size", 1024)
-    updates = max(1, prompts // script.number(f"{A}.ppo_mini_batch_size", 256)) * script.number(
+    prompts = verl_async.prompts_per_update(script)
+    updates = max(1, prompts // script.count(f"{A}.ppo_mini_batch_size", 256)) * script.number(
         f"{A}.ppo_epochs", 1
     )
-    key = "trainer.total_training_steps"
-    steps = script.number(key)
+    steps, key = verl_async.steps(script, num_prompts)
     if steps is None:
-        key = "trainer.total_epochs"
-        script.get(key)
-        if num_prompts is None:
-            yield Remark(
-                script.source(key), f"run.steps is epochs x rows // {prompts}: --prompts ROWS works it out"
-            )
-        else:
-            steps = script.number(key, 30) * (num_prompts // prompts)
-    if steps is not None:
+        yield Remark(
+            script.source(key), f"run.steps is epochs x rows // {prompts}: --prompts ROWS works it out"
+        )
+    else:
         yield Line("run.steps", steps, script.source(key))
     warmup, ratio = script.number(f"{A}.optim.lr_warmup_steps", -1), f"{A}.optim.lr_warmup_steps_ratio"
     share = script.number(ratio, 0.0)

@@ -167,7 +167,8 @@ def correction(script: Script) -> Found:
     rejected, key = _rejections(script), f"{_ROLLOUT_CORRECTION}.rollout_rs"
     steps += rejected
     if steps:
-        source = script.source(key if rejected else f"{_ROLLOUT_CORRECTION}.rollout_is")
+        option = "rollout_is" if level else "bypass_mode"
+        source = script.source(key if rejected else f"{_ROLLOUT_CORRECTION}.{option}")
         note = "verl also takes what is rejected out of the denominators" if rejected else ""
         yield Line("algorithm.correction", steps, source, note)
 

@@ -39,7 +39,6 @@ DIRECT: Mapping[str, To] = {
     "data.shuffle": To("data.shuffle", True),
     f"{R}.n": To("algorithm.samples_per_prompt", 1),
     f"{A}.entropy_coeff": To("algorithm.entropy_coefficient", 0.0, _real),
-    "data.train_batch_size": To("batch.prompts_per_step", 1024, note="prompts, in verl too"),
     f"{A}.ppo_mini_batch_size": To(
         "batch.minibatch_prompts", 256, note="prompts: verl multiplies it by rollout.n itself"
     ),
@@ -63,6 +62,14 @@ DIRECT: Mapping[str, To] = {
     "trainer.max_actor_ckpt_to_keep": To("run.keep_checkpoints"),
 }
 """verl's key -> our key of the same meaning."""
+
+FULLY_ASYNC: Mapping[str, Any] = {
+    "algorithm.rollout_correction.bypass_mode": True,
+    "async_training.partial_rollout": True,
+    "async_training.staleness_threshold": 0.1,
+}
+"""Defaults of fully asynchronous training that differ from those of ppo_trainer.yaml, from
+fully_async_ppo_trainer.yaml."""
 
 CRITIC: Mapping[str, To] = {
     "critic.optim.lr": To("critic.optimizer.lr", 1e-5, _real),

@@ -1,6 +1,6 @@
 """Translates verl's trainer backend and its parallel sizes."""
 
-from hybridrl.importer.translation import Line
+from hybridrl.importer.translation import Line, Remark
 from hybridrl.importer.verl_keys import A, R
 from hybridrl.importer.verl_script import Found, Script
 
@@ -23,7 +23,11 @@ _PRECISIONS |= {"float32": "fp32", "fp32": "fp32"}
 
 def parallel(script: Script) -> Found:
     key = f"{R}.expert_parallel_size"
-    if (experts := script.number(key, 1)) > 1:
+    experts = script.number(key, 1)
+    if experts > 1 and script.get(f"{R}.name") == "vllm":
+        why = "vLLM shards every expert over its tensor-parallel ranks here; rollout.engine: sglang has ep"
+        yield Remark(script.source(key), why)
+    elif experts > 1:
         yield Line("rollout.parallel.ep", experts, script.source(key))
     if not script.is_megatron:
         yield from _fsdp(script)

@@ -6,7 +6,7 @@ from typing import Any
 from hybridrl.errors import ConfigError
 from hybridrl.importer.overrides import Launch, Override
 from hybridrl.importer.translation import Line, Remark
-from hybridrl.importer.verl_keys import A
+from hybridrl.importer.verl_keys import FULLY_ASYNC, A
 
 Found = Iterator[Line | Remark]
 """Lines are translated keys, remarks are keys without a counterpart."""
@@ -19,9 +19,15 @@ class Script:
         self.launch = launch
         self.by_key: Mapping[str, Override] = {one.key: one for one in launch.overrides}
         self.used: set[str] = set()
+        self._defaults: Mapping[str, Any] = FULLY_ASYNC if self.is_fully_async else {}
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value, or verl's default; the key counts as translated."""
+        """The value, or verl's default; the key counts as translated.
+
+        Args:
+            default: the default of ppo_trainer.yaml; fully asynchronous training has some others.
+        """
+        default = self._defaults.get(key, default)
         found = self.by_key.get(key)
         if found is None:
             return default
@@ -41,10 +47,29 @@ class Script:
             )
         return value
 
+    def count(self, key: str, default: int) -> int:
+        """A value that has to be a whole number above 0.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = self.number(key, default)
+        if value != int(value) or value < 1:
+            where = f"line {self.by_key[key].line}"
+            raise ConfigError(f"{key}={value} is not 1 or more", where=where, fix="give a whole number")
+        return int(value)
+
     def source(self, key: str) -> str:
         """The script's setting of the key, or that it is the default."""
         found = self.by_key.get(key)
         return found.text if found and not found.unknown and found.value is not None else f"default of {key}"
+
+    @property
+    def is_fully_async(self) -> bool:
+        """Whether prompts are sampled all the time, and data.train_batch_size is without a meaning."""
+        named = self.launch.module + self.launch.config_name
+        sizes = self.by_key.get("data.train_batch_size")
+        return "fully_async" in named or (sizes is not None and sizes.value == 0)
 
     @property
     def is_megatron(self) -> bool:

@@ -13,5 +13,5 @@ def dedicated_columns(cfg: Config) -> dict[str, tuple[str, ...]]:
     """
     dedicated = {"critic": cfg.critic.parallel, "reference": cfg.reference.parallel}
     groups = [group for group, parallel in dedicated.items() if parallel is not None]
-    needs = Needs.of(cfg.algorithm).columns if groups else frozenset()
+    needs = Needs.of(cfg.algorithm).own_columns if groups else frozenset()
     return {group: tuple(column for column in GROUP_COLUMNS[group] if column in needs) for group in groups}

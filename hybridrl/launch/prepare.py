@@ -12,6 +12,7 @@ from hybridrl.config.schema import Config, SourceConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.judged_reward import judged_parts
 from hybridrl.controller.sampling import row_limit
+from hybridrl.data.hints import refuse_missing_hints
 from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
 from hybridrl.data.source import TablePrompts, load_source, open_rows, refuse_odd_sources
 from hybridrl.data.tables import Table
@@ -153,6 +154,8 @@ def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
     for index, prompt in enumerate(table.column(cfg.data.prompt_field)):
         refuse_unfit_prompt(cfg.data, prompt, table.place(index))
     refuse_odd_sources(table)
+    if cfg.algorithm.hint is not None and split == "train":
+        refuse_missing_hints(cfg.algorithm.hint, table)
     return table
 
 
@@ -255,4 +258,5 @@ def _open(loaded: LoadedConfig, source: SourceConfig, tokenizer: ModelTokenizer,
         seed=cfg.run.seed,
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
         where=loaded.where(f"data.{split}"),
+        hint=cfg.algorithm.hint if split == "train" else None,
     )

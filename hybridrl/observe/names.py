@@ -142,6 +142,10 @@ _ROWS: list[tuple[str, Metric]] = [
     ("actor/loss", Metric("loss", "The objective that was minimised.")),
     ("actor/pg_loss", Metric("loss", "Policy-gradient part of the objective.")),
     ("actor/kl_loss", Metric("nats", "KL divergence to the reference policy.")),
+    (
+        "actor/observation_loss",
+        Metric("nats", "Mean of -log p of what the environment wrote, with algorithm.observations."),
+    ),
     ("actor/kl_coef", Metric("1", "Weight of the KL divergence.", "last")),
     ("actor/reward_kl_penalty", Metric("nats", "KL divergence subtracted from the reward.")),
     ("actor/reward_kl_penalty_coeff", Metric("1", "Weight of that divergence.", "last")),

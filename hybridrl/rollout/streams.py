@@ -40,9 +40,16 @@ class TokenStream:
 
     tokens: list[int] = field(default_factory=list)
     turns: list[StreamTurn] = field(default_factory=list)
+    observed: list[range] = field(default_factory=list)
+    """Indices of the tokens that the environment wrote."""
 
-    def observe(self, token_ids: Sequence[int]) -> None:
-        """Append tokens that the policy did not sample."""
+    def observe(self, token_ids: Sequence[int], said: range = range(0)) -> None:
+        """Append tokens that the policy did not sample.
+
+        Args:
+            said: indices of those that are the environment's words, not the chat format's.
+        """
+        self.observed += [range(len(self.tokens) + said.start, len(self.tokens) + said.stop)] * bool(said)
         self.tokens += token_ids
 
     def act(self, answer: Answer, anchor: int | str | None) -> None:
@@ -117,9 +124,12 @@ def block_of(streams: Sequence[TokenStream]) -> TokenBlock:
     token_T, total = np.empty(start_N[-1], np.int32), int(start_N[-1])
     logp_T, reward_T = np.zeros(total, np.float32), np.zeros(total, np.float32)
     mask_T, version_T = np.zeros(total, bool), np.full(total, -1, np.int32)
+    observed_T = np.zeros(total, bool)
     starts, numbers, anchors = [], [], []
     for first, length, stream in zip(start_N.tolist(), length_N.tolist(), streams, strict=False):
         token_T[first : first + length] = stream.tokens[:length]
+        for said in stream.observed:
+            observed_T[first + said.start : first + min(said.stop, length)] = True
         for number, turn in enumerate(stream.turns):
             if not len(turn.answer.token_T):
                 continue
@@ -134,6 +144,7 @@ def block_of(streams: Sequence[TokenStream]) -> TokenBlock:
         "rollout_logp": logp_T,
         "version": version_T,
         "turn_reward": reward_T,
+        "observed": observed_T,
         TURN_START: np.array(starts, np.int64),
         "turn": np.array(numbers, np.int64),
         "anchor": np.array(anchors, np.int64),

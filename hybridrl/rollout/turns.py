@@ -118,13 +118,17 @@ class TurnPlayer:
         *,
         max_context_tokens: int,
         heldout_turns: int | None = None,
+        marks_observations: bool = False,
     ) -> None:
         """
         Args:
             opening: messages of a row's prompt, which open its dialogue.
             max_context_tokens: most tokens of one stream.
             heldout_turns: most turns of a held-out episode. None: as many as its environment says.
+            marks_observations: column observed says which tokens the environment wrote; otherwise it is
+                False everywhere.
         """
+        self._marks_observations = marks_observations
         self._environments, self._dialogue, self._opening = environments, dialogue, opening
         self._most, self._heldout_turns = max_context_tokens, heldout_turns
 
@@ -202,7 +206,12 @@ class TurnPlayer:
             return stream
         last = stream.turns[-1]
         history, answer = stream.tokens[: last.start], stream.tokens[last.start :]
-        stream.observe(self._dialogue.more(history, answer, messages, attempt.tools))
+        added = self._dialogue.more(history, answer, messages, attempt.tools)
+        said = range(0)
+        if self._marks_observations:
+            silent = [{**message, "content": ""} for message in messages]
+            said = inserted(self._dialogue.more(history, answer, silent, attempt.tools), added)
+        stream.observe(added, said)
         return stream
 
     async def _take_turn(
@@ -253,6 +262,19 @@ def messages_of(seen: Observation) -> list[Message]:
     if isinstance(seen.messages, str):
         return [{"role": "user", "content": seen.messages}]
     return list(seen.messages)
+
+
+def inserted(before: Sequence[int], after: Sequence[int]) -> range:
+    """Indices in `after` of what was put into `before`: all between their common start and end."""
+    start = _common(before, after)
+    end = _common(before[start:][::-1], after[start:][::-1])
+    return range(start, len(after) - end)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of equal elements at the start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _failed(prompt: Prompt) -> Played:

@@ -187,7 +187,7 @@ class Box:
         Raises:
             SandboxError: the box is gone.
         """
-        order = {"do": "python", "echo": echo, "remote": list(remote)}
+        order = {"do": "python", "echoes": echo, "remote": list(remote)}
         return await self._call(order, (code.encode(errors="replace"),), time_s, cpu_s, answer)
 
     async def call(

@@ -251,14 +251,15 @@ class Model(ABC):
 
     @abstractmethod
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of all trained tokens of a microbatch, float32 [R], differentiable.
+        """Log-probability and entropy of all predicted tokens of a microbatch, float32 [P], differentiable:
+        of the R trained tokens, then of the E observed ones.
 
         Called on the last pipeline stage, by all ranks that share the microbatch.
         """
 
     @abstractmethod
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
-        """The value before each trained token, float32 [R], differentiable. It is called like `score`."""
+        """The value before each predicted token, float32 [P], differentiable. It is called like `score`."""
 
     @abstractmethod
     def whole_gradients(self) -> dict[str, Tensor]:
@@ -339,9 +340,13 @@ class Backend(ABC):
     def close(self) -> None:
         """Leave the process groups. The models cannot be used afterwards."""
 
-    def load(self, batch: RankBatch) -> LoadedBatch:
-        """Pack a batch for this rank. Not collective."""
-        return LoadedBatch(batch, self.mesh.dp_rank, self.device, self.partition)
+    def load(self, batch: RankBatch, *, observed: bool = False) -> LoadedBatch:
+        """Pack a batch for this rank. Not collective.
+
+        Args:
+            observed: microbatches also predict what an environment wrote (column observed).
+        """
+        return LoadedBatch(batch, self.mesh.dp_rank, self.device, self.partition, observed=observed)
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write weights of `layout` in Hugging Face format, and copy the other files of the model folder."""

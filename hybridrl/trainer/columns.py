@@ -73,11 +73,17 @@ class Columns:
             self._add_collision(loaded)
         return metrics
 
-    def complete(self, loaded: LoadedBatch, arrived: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def complete(
+        self,
+        loaded: LoadedBatch,
+        arrived: Mapping[str, np.ndarray],
+        hinted: LoadedBatch | None = None,
+    ) -> dict[str, float]:
         """Compute all other columns.
 
         Args:
             arrived: columns that other groups of ranks computed, float32 [U], the same on every rank.
+            hinted: the batch as the teacher of these ranks reads it; None: as the policy reads it.
 
         Raises:
             ValueError: a column does not have U elements.
@@ -85,7 +91,7 @@ class Columns:
         metrics: dict[str, float] = {}
         for name, column_U in arrived.items():
             loaded.take(name, column_U)
-        self._frozen.add(loaded)
+        self._frozen.add(loaded, hinted)
         if "ref_logp" in loaded.columns:
             metrics |= self._measure_divergence(loaded)
         if (process := self._process) is not None:

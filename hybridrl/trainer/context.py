@@ -2,8 +2,8 @@
 
 A sequence is split into 2 * cp chunks. Rank r has chunk r and chunk 2 * cp - 1 - r (zigzag): under a causal
 mask the first is cheap and the second expensive.
-Shape letters: T packed tokens of this rank, B sequences of equal length, L that length, O trained tokens that
-this rank predicts, R trained tokens of all ranks, H heads, D size of a head.
+Shape letters: T packed tokens of this rank, B sequences of equal length, L that length, O tokens that this
+rank predicts, P those of all ranks, H heads, D size of a head.
 """
 
 from typing import Any
@@ -17,14 +17,14 @@ from hybridrl.trainer.packing import Microbatch
 
 
 def gather_predicted(microbatch: Microbatch, own_O: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Gather the outputs for all trained tokens of a microbatch, [R, ...], from the ranks that computed them.
+    """Gather the outputs for all predicted tokens of a microbatch, [P, ...], from the ranks that have them.
 
     *Collective* over the context-parallel ranks `group`. Differentiable, provided that all ranks compute the
     same from the result.
     """
     if group.size() == 1:
         return own_O
-    return gather_rows(own_O, microbatch.most_predicted, microbatch.from_R, group)
+    return gather_rows(own_O, microbatch.most_predicted, microbatch.from_P, group)
 
 
 def chunks_of(rank: int, size: int) -> tuple[int, int]:
@@ -71,17 +71,17 @@ def tokens_for_heads(part: Tensor, group: dist.ProcessGroup) -> Tensor:
     return _AllToAll.apply(part, group).transpose(0, 1).flatten(1, 2)
 
 
-def gather_rows(own_O: Tensor, most: int, from_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Gather the rows of all ranks in the order of `from_R`, [R, ...]. *Collective* in the forward pass only.
+def gather_rows(own_O: Tensor, most: int, from_P: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Gather the rows of all ranks in the order of `from_P`, [P, ...]. *Collective* in the forward pass only.
 
     Every rank must compute the same from the result. Each rank's gradient of its own rows is then whole
     already, and the backward pass communicates nothing.
 
     Args:
         most: largest number of rows of a rank.
-        from_R: int64, rank * most + index of the row on that rank.
+        from_P: int64, rank * most + index of the row on that rank.
     """
-    return _GatherRows.apply(own_O, most, from_R, group)
+    return _GatherRows.apply(own_O, most, from_P, group)
 
 
 _ALL_GATHER = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -121,20 +121,20 @@ def _exchange(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 class _GatherRows(Function):
     @staticmethod
-    def forward(ctx: Any, own_O: Tensor, most: int, from_R: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.save_for_backward(from_R)
+    def forward(ctx: Any, own_O: Tensor, most: int, from_P: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.save_for_backward(from_P)
         ctx.first, ctx.count = group.rank() * most, len(own_O)
         padded = own_O.new_zeros(most, *own_O.shape[1:])
         padded[: len(own_O)] = own_O
-        return _all_gather(padded, group).flatten(0, 1)[from_R]
+        return _all_gather(padded, group).flatten(0, 1)[from_P]
 
     @staticmethod
-    def backward(ctx: Any, grad_R: Tensor) -> tuple[Tensor, None, None, None]:
-        (from_R,) = ctx.saved_tensors
-        place_R = from_R - ctx.first
-        own_R = (place_R >= 0) & (place_R < ctx.count)
-        grad_O = grad_R.new_empty(ctx.count, *grad_R.shape[1:])
-        grad_O[place_R[own_R]] = grad_R[own_R]
+    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None, None, None]:
+        (from_P,) = ctx.saved_tensors
+        place_P = from_P - ctx.first
+        own_P = (place_P >= 0) & (place_P < ctx.count)
+        grad_O = grad_P.new_empty(ctx.count, *grad_P.shape[1:])
+        grad_O[place_P[own_P]] = grad_P[own_P]
         return grad_O, None, None, None
 
 

@@ -19,11 +19,21 @@ from hybridrl.trainer.packing import Microbatch, PackedBatch, TokenPartition
 
 class LoadedBatch:
     def __init__(
-        self, batch: RankBatch, dp_rank: int, device: torch.device, partition: TokenPartition
+        self,
+        batch: RankBatch,
+        dp_rank: int,
+        device: torch.device,
+        partition: TokenPartition,
+        *,
+        observed: bool = False,
     ) -> None:
+        """
+        Args:
+            observed: microbatches also predict the tokens of column observed.
+        """
         self.batch, self.step, self.minibatches = batch, batch.step, batch.minibatches
         self.first_epoch = _first_epoch(batch.minibatches)
-        self.packed = PackedBatch(batch, device, partition)
+        self.packed = PackedBatch(batch, device, partition, observed=observed)
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)
         self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}
@@ -73,6 +83,10 @@ class LoadedBatch:
         """Packed microbatches of this data-parallel rank; those without a trained token are left out."""
         packed = (self.packed.microbatch(rows) for m in minibatches for rows in m.rows[self._dp_rank])
         return [microbatch for microbatch in packed if microbatch is not None]
+
+    def num_observed(self, minibatch: Minibatch) -> int:
+        """Observed tokens of the whole minibatch, on all ranks."""
+        return self.packed.num_observed([n for _, n in _placed(minibatch)])
 
     def held(self, name: str) -> Tensor:
         """A column at the tokens of this rank, [H]."""

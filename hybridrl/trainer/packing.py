@@ -1,14 +1,15 @@
 """Turns rows of a batch into packed microbatches.
 
 Sequences are concatenated in order of length. Sequences of equal length are then neighbours, and attention
-computes each run of them in one call. Of each trajectory only the tokens before its last trained one are
-packed, because nothing is predicted from the rest.
+computes each run of them in one call. Of each trajectory only the tokens before its last predicted one are
+packed. Predicted are the trained tokens, and, if the algorithm asks for them, the observed ones: what an
+environment wrote.
 Filler tokens make sequences divisible over context-parallel ranks, and the microbatch divisible over
 tensor-parallel ranks and by the block size of FP8 products. Filler follows the tokens that it pads, so no
 other token attends to it, and nothing is predicted from it.
-Shape letters: W tokens of a microbatch, T tokens of it on this rank, R trained tokens, for which logits are
-computed, O trained tokens that this rank predicts, S sequences, U trained tokens of the whole batch, N
-trajectories.
+Shape letters: W tokens of a microbatch, T tokens of it on this rank, P predicted tokens, for which logits are
+computed: R trained ones, then E observed ones, O those of the P that this rank predicts, S sequences, U
+trained tokens of the whole batch, N trajectories.
 """
 
 import math
@@ -69,7 +70,7 @@ class Packing:
     (cu_seqlens)."""
 
     predict_O: Tensor
-    """int64: index of the token on this rank whose output predicts each of the O trained tokens."""
+    """int64: index of the token on this rank whose output predicts each of the O tokens."""
 
     source_T: Tensor
     """int64: index of each token among the tokens of all blocks of the batch; -1 for filler."""
@@ -88,13 +89,14 @@ class Microbatch:
     packing: Packing
 
     target_O: Tensor
-    """int64: ids of the trained tokens that this rank predicts."""
+    """int64: ids of the trained and observed tokens that this rank predicts."""
 
     most_predicted: int
     """Largest O over the context-parallel ranks."""
 
-    from_R: Tensor
-    """int64: for each trained token, rank * most_predicted + its index among the O of that rank."""
+    from_P: Tensor
+    """int64: for each predicted token, rank * most_predicted + its index among the O of that rank. First come
+    the R trained tokens, then the E observed ones."""
 
     seq_R: Tensor
     """int64: sequence of each trained token, in [0, S)."""
@@ -102,7 +104,18 @@ class Microbatch:
     trained_R: Tensor
     """int64: index of each trained token in the [U] columns of the batch."""
 
+    seq_E: Tensor
+    """int64: sequence of each observed token, in [0, S); empty unless the batch predicts them."""
+
     num_seqs: int
+
+    def trained(self, value_P: Tensor) -> Tensor:
+        """The part of an output for all predicted tokens that belongs to the trained ones, [R, ...]."""
+        return value_P[: len(self.trained_R)]
+
+    def observed(self, value_P: Tensor) -> Tensor:
+        """The part that belongs to the observed ones, [E, ...]."""
+        return value_P[len(self.trained_R) :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,25 +129,35 @@ class _Rows:
     """Number of trained tokens of the row."""
 
     last: np.ndarray
-    """Position of the last trained token in its row, 0 if there is none."""
+    """Position of the last predicted token in its row, 0 if there is none."""
 
     first_trained: np.ndarray
     """Index of the row's first trained token in the [U] columns of the batch."""
+
+    observed: np.ndarray
+    """Number of observed tokens of the row that are predicted."""
 
 
 class PackedBatch:
     """A batch on one rank. Its trained tokens are numbered 0 to U - 1, in the order of the blocks."""
 
-    def __init__(self, batch: RankBatch, device: torch.device, partition: TokenPartition) -> None:
+    def __init__(
+        self, batch: RankBatch, device: torch.device, partition: TokenPartition, *, observed: bool = False
+    ) -> None:
         """
+        Args:
+            observed: microbatches also predict the tokens of column observed.
+
         Raises:
             ValueError: the first token of a trajectory is trained on, but no output predicts it.
+            ColumnError: a block does not carry the column.
         """
         self._batch, self._device, self._partition = batch, device, partition
+        self._observed_T = [_observed(block) if observed else None for block in batch.blocks]
         self._rows: list[_Rows] = []
         self.num_trained = 0
-        for block in batch.blocks:
-            rows = _describe(block, self.num_trained)
+        for block, observed_T in zip(batch.blocks, self._observed_T, strict=True):
+            rows = _describe(block, self.num_trained, observed_T)
             self._rows.append(rows)
             self.num_trained += int(rows.trained.sum())
         lengths = [len(block.token_T) for block in batch.blocks]
@@ -161,6 +184,11 @@ class PackedBatch:
         first, count = self._gather(index, "first_trained"), self._gather(index, "trained")
         return self._tensor(spans(first, count)), self._tensor(np.repeat(index, count))
 
+    def num_observed(self, trajectories: Sequence[int]) -> int:
+        """Observed tokens of those trajectories that have a trained token."""
+        index = np.asarray(trajectories, np.int64)
+        return int(self._gather(index[self._gather(index, "trained") > 0], "observed").sum())
+
     def microbatch(self, trajectories: Sequence[int]) -> Microbatch | None:
         """The packed form of some trajectories; None if none of them has a trained token."""
         index = np.asarray(trajectories, np.int64)
@@ -171,15 +199,18 @@ class PackedBatch:
         order = np.argsort(length_S, kind="stable")
         index, length_S = index[order], length_S[order]
         places = _Places(length_S, self._partition)
-        token_W, next_W, trained_next_W, source_W = self._tokens(index, length_S, places)
-        predict_R = np.flatnonzero(trained_next_W)
-        seq_R = np.searchsorted(places.offset_S, predict_R, side="right") - 1
+        token_W, next_W, kind_next_W, source_W = self._tokens(index, length_S, places)
+        predict_R, predict_E = (
+            np.flatnonzero(kind_next_W == _TRAINED),
+            np.flatnonzero(kind_next_W == _OBSERVED),
+        )
+        predict_P = np.concatenate([predict_R, predict_E])
         return places.microbatch(
             token_W,
             next_W,
-            predict_R,
+            predict_P,
             source_W=source_W,
-            seq_R=seq_R,
+            seq_P=np.searchsorted(places.offset_S, predict_P, side="right") - 1,
             trained_R=spans(self._gather(index, "first_trained"), self._gather(index, "trained")),
             device=self._device,
         )
@@ -187,20 +218,22 @@ class PackedBatch:
     def _tokens(
         self, index: np.ndarray, length_S: np.ndarray, places: "_Places"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Input tokens, the token after each, whether that one is trained on, and the index of each input
-        token among the tokens of all blocks. Filler has token id 0 and index -1."""
+        """Input tokens, the token after each, why that one is predicted, and the index of each input token
+        among the tokens of all blocks. Filler has token id 0 and index -1."""
         token_W, next_W = np.zeros((2, places.num_tokens), np.int64)
         source_W = np.full(places.num_tokens, -1)
-        trained_next_W = np.zeros(places.num_tokens, bool)
+        kind_next_W = np.zeros(places.num_tokens, np.int8)
         start_S, block_S = self._gather(index, "start"), self._batch.block_N[index]
         for b in np.unique(block_S):
             here, block = block_S == b, self._batch.blocks[b]
             source = spans(start_S[here], length_S[here])
             target = spans(places.offset_S[here], length_S[here])
             token_W[target], next_W[target] = block.token_T[source], block.token_T[source + 1]
-            trained_next_W[target] = block.loss_mask_T[source + 1]
+            if (observed_T := self._observed_T[b]) is not None:
+                kind_next_W[target] = np.where(observed_T[source + 1], _OBSERVED, 0)
+            kind_next_W[target] += np.where(block.loss_mask_T[source + 1], _TRAINED, 0)
             source_W[target] = self._first_token[b] + source
-        return token_W, next_W, trained_next_W, source_W
+        return token_W, next_W, kind_next_W, source_W
 
     def _gather(self, index: np.ndarray, name: str) -> np.ndarray:
         """Attribute `name` of _Rows for each trajectory."""
@@ -223,7 +256,7 @@ def idle_microbatch(partition: TokenPartition, device: torch.device) -> Microbat
         token_W,
         none,
         source_W=token_W - 1,
-        seq_R=none,
+        seq_P=none,
         trained_R=none,
         device=device,
     )
@@ -264,24 +297,26 @@ class _Places:
         self,
         token_W: np.ndarray,
         next_W: np.ndarray,
-        predict_R: np.ndarray,
+        predict_P: np.ndarray,
         *,
         source_W: np.ndarray,
-        seq_R: np.ndarray,
+        seq_P: np.ndarray,
         trained_R: np.ndarray,
         device: torch.device,
     ) -> Microbatch:
         """This rank's part of the microbatch.
 
         Args:
-            predict_R: indices of the tokens whose outputs predict trained tokens, ascending.
+            predict_P: indices of the tokens whose outputs predict the trained ones, ascending; then of
+                those whose outputs predict the observed ones.
+            seq_P: sequence of each of these tokens.
         """
-        own, rank_R = np.flatnonzero(self._rank_W == self._partition.rank), self._rank_W[predict_R]
-        predict_O = predict_R[rank_R == self._partition.rank]
-        count = np.bincount(rank_R, minlength=self._partition.size)
-        from_R = rank_R * count.max()
+        own, rank_P = np.flatnonzero(self._rank_W == self._partition.rank), self._rank_W[predict_P]
+        predict_O = predict_P[rank_P == self._partition.rank]
+        count = np.bincount(rank_P, minlength=self._partition.size)
+        from_P = rank_P * count.max()
         for rank in range(self._partition.size):
-            from_R[rank_R == rank] += np.arange(count[rank])
+            from_P[rank_P == rank] += np.arange(count[rank])
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(device)
@@ -297,19 +332,33 @@ class _Places:
             ),
             target_O=tensor(next_W[predict_O]),
             most_predicted=int(count.max()),
-            from_R=tensor(from_R),
-            seq_R=tensor(seq_R),
+            from_P=tensor(from_P),
+            seq_R=tensor(seq_P[: len(trained_R)]),
             trained_R=tensor(trained_R),
+            seq_E=tensor(seq_P[len(trained_R) :]),
             num_seqs=len(self.offset_S),
         )
 
 
-def _describe(block: TokenBlock, first: int) -> _Rows:
+_TRAINED, _OBSERVED = 1, 2
+"""Why a token is predicted."""
+
+
+def _observed(block: TokenBlock) -> np.ndarray:
+    """The tokens of column observed that are not trained on, bool [T]; never the first of a row."""
+    observed_T = block.column("observed") & ~block.loss_mask_T
+    observed_T[block.start_N[:-1]] = False
+    return observed_T
+
+
+def _describe(block: TokenBlock, first: int, observed_T: np.ndarray | None) -> _Rows:
     start, mask_T = block.start_N[:-1], block.loss_mask_T
     if mask_T[start].any():
         row = int(np.flatnonzero(mask_T[start])[0])
         raise ValueError(f"row {row} of a block trains on its first token, which no output predicts")
     trained = np.add.reduceat(mask_T, start, dtype=np.int64)
     position_T = spans(np.zeros_like(start), np.diff(block.start_N))
-    last = np.maximum.reduceat(np.where(mask_T, position_T, 0), start)
-    return _Rows(start, trained, last, first + np.cumsum(trained) - trained)
+    observed_T = np.zeros_like(mask_T) if observed_T is None else observed_T
+    last = np.maximum.reduceat(np.where(mask_T | observed_T, position_T, 0), start)
+    observed = np.add.reduceat(observed_T, start, dtype=np.int64)
+    return _Rows(start, trained, last, first + np.cumsum(trained) - trained, observed)

@@ -19,6 +19,7 @@ from hybridrl.algorithms.base import Metrics, Tokens, Totals
 from hybridrl.algorithms.guards import stop
 from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.objective import Objective
+from hybridrl.algorithms.observations import Observed, observation_weights
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import NonFiniteError
 from hybridrl.hosts import cuda
@@ -26,6 +27,7 @@ from hybridrl.reshard.checksum import checksum
 from hybridrl.trainer import base, guards, recorded
 from hybridrl.trainer.coefficients import Coefficients
 from hybridrl.trainer.columns import Columns
+from hybridrl.trainer.hints import with_hints
 from hybridrl.trainer.inspected import inspect
 from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.packing import Microbatch
@@ -99,7 +101,7 @@ class Policy(Role):
         self._warnings = tuple((finding.guard, finding.text) for finding in found)
         if (failure := self._saver.failure) is not None:
             self._warnings += ((f"unsaved {failure}", f"the last checkpoint was not written: {failure}"),)
-        self._loaded = self.backend.load(batch)
+        self._loaded = self.backend.load(batch, observed=self._needs.observed)
         with self.backend.scope():
             self._offload.begin_return()
             rows_move = len(batch.minibatches) > len(self._loaded.first_epoch)
@@ -115,9 +117,11 @@ class Policy(Role):
         Returns:
             Metrics of estimator and objective over the whole batch; the same on every rank.
         """
+        hints = self._setup.algorithm.hint is not None and "teacher_logp" not in self._setup.remote_columns
+        hinted = self.backend.load(with_hints(self._loaded.batch)) if hints else None
         with self.backend.scope():
             self._offload.finish_return()
-            return self._columns.complete(self._loaded, arrived)
+            return self._columns.complete(self._loaded, arrived, hinted)
 
     def inspect(self, rows: Sequence[int], *, num_suspicious: int) -> list[InspectedTrajectory] | None:
         """Some trajectories of the loaded batch with their tokens, see trainer/inspected.py; None on all but
@@ -249,11 +253,15 @@ class Policy(Role):
         if fills_old_logp:
             loaded.add("old_logp", loaded.packed.zeros_U())
 
+        num_observed = loaded.num_observed(minibatch) if self._needs.observed else 0
+
         def loss(microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Metrics]:
-            logp_R, entropy_R = self._scorer.score(microbatch, hidden_O1)
+            logp_P, entropy_P = self._scorer.score_predicted(microbatch, hidden_O1)
+            logp_R, entropy_R = microbatch.trained(logp_P), microbatch.trained(entropy_P)
             if fills_old_logp:
                 loaded.columns["old_logp"][microbatch.trained_R] = logp_R.detach()
-            return self._share(microbatch, logp_R, entropy_R, totals)
+            observed = self._observed(microbatch, logp_P, totals, num_observed)
+            return self._share(microbatch, logp_R, entropy_R, totals, observed)
 
         self._optimizer.zero_gradients()
         with self._routing.training(minibatch.num_sequences):
@@ -261,15 +269,35 @@ class Policy(Role):
         metrics = self._mesh.combine(shares) | self._routing.metrics()
         return metrics.pop(_OBJECTIVE, 0.0), self._optimizer.gradient_norm(), metrics
 
+    def _observed(
+        self, microbatch: Microbatch, logp_P: Tensor, totals: Totals, num_observed: int
+    ) -> Observed | None:
+        if not self._needs.observed:
+            return None
+        weight_E = observation_weights(
+            self._objective.observations,
+            microbatch.seq_E,
+            num_seqs=microbatch.num_seqs,
+            num_sequences=totals.num_sequences,
+            num_observed=num_observed,
+        )
+        return Observed(logp_E=microbatch.observed(logp_P), weight_E=weight_E)
+
     def _share(
-        self, microbatch: Microbatch, logp_R: Tensor, entropy_R: Tensor, totals: Totals
+        self,
+        microbatch: Microbatch,
+        logp_R: Tensor,
+        entropy_R: Tensor,
+        totals: Totals,
+        observed: Observed | None,
     ) -> tuple[Tensor, Metrics]:
         """This microbatch's share of the objective, and of the metrics."""
         tokens = Tokens(
             microbatch.seq_R, torch.ones_like(microbatch.seq_R, dtype=torch.bool), microbatch.num_seqs
         )
         columns = {name: column_U[microbatch.trained_R] for name, column_U in self._loaded.columns.items()}
-        scalar, metrics = self._objective(logp_R, entropy_R, columns, columns["advantage"], tokens, totals)
+        advantage_R = columns["advantage"]
+        scalar, metrics = self._objective(logp_R, entropy_R, columns, advantage_R, tokens, totals, observed)
         metrics.sum[_OBJECTIVE] = scalar.detach().clone()  # the schedule may scale the loss in place
         return scalar, metrics
 
@@ -287,14 +315,17 @@ class Policy(Role):
         return Critic(setup.critic, model, self._mesh, num_steps=setup.num_optimizer_steps)
 
     def _frozen_policies(self, needs: Set[str]) -> FrozenPolicies:
-        weights: dict[str, dict[str, Tensor]] = {}
+        weights: dict[str, dict[str, Tensor] | None] = {}
         if "ref_logp" in needs:
             whole = self._setup.actor.lora is None  # with LoRA, the base model is the reference
             own = self._model.tensors() if whole else {}
             weights["ref_logp"] = {name: tensor.clone() for name, tensor in own.items()}
-        if "teacher_logp" in needs:
-            weights["teacher_logp"] = {n: torch.empty_like(t) for n, t in self._model.tensors().items()}
-            self._model.load(frozen_folder(self._setup, "teacher_logp"), into=weights["teacher_logp"])
+        if "teacher_logp" in needs and self._needs.teaches_itself:
+            weights["teacher_logp"] = None
+        elif "teacher_logp" in needs:
+            held = {n: torch.empty_like(t) for n, t in self._model.tensors().items()}
+            self._model.load(frozen_folder(self._setup, "teacher_logp"), into=held)
+            weights["teacher_logp"] = held
         return FrozenPolicies(self._model, self._scorer, weights)
 
     def _make_columns(self) -> Columns:

@@ -19,7 +19,12 @@ class Scorer:
         self._model, self._temperature = model, temperature
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Tensor]:
-        """Call Model.score with the temperature of this scorer."""
+        """Log-probability and entropy of the trained tokens, [R], at the temperature of this scorer."""
+        logp_P, entropy_P = self.score_predicted(microbatch, hidden_O1)
+        return microbatch.trained(logp_P), microbatch.trained(entropy_P)
+
+    def score_predicted(self, microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for the trained and the observed tokens, [P]."""
         return self._model.score(microbatch, hidden_O1, self._temperature)
 
     def columns(self, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
@@ -44,7 +49,7 @@ def value_column(model: Model, packed: PackedBatch, microbatches: Sequence[Micro
     value_U = packed.zeros_U()
 
     def keep(microbatch: Microbatch, hidden_O1: Tensor) -> None:
-        value_U[microbatch.trained_R] = model.values(microbatch, hidden_O1)
+        value_U[microbatch.trained_R] = microbatch.trained(model.values(microbatch, hidden_O1))
 
     model.evaluate(microbatches, keep)
     return value_U

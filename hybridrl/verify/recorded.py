@@ -6,14 +6,14 @@ Shape letters: N trajectories, T tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import load_credit
-from hybridrl.types import Group, Prompt, Trajectory
+from hybridrl.types import Group, Hint, Prompt, Trajectory
 from hybridrl.verify.layouts import Row, partition
 
 STEP = 2
@@ -87,11 +87,28 @@ def record(algorithm: AlgorithmConfig, block: TokenBlock, logp_T: np.ndarray, se
     draw = np.random.default_rng([seed, 1])
     noise_T = draw.normal(0.0, 0.05, len(logp_T)).astype(np.float32)
     block.columns["rollout_logp"][:] = np.where(block.loss_mask_T, np.minimum(logp_T + noise_T, 0.0), 0.0)
+    if algorithm.observations.coefficient:
+        block = replace(block, columns={**block.columns, "observed": _observed(block)})
     num_samples = len(block) // NUM_GROUPS
     groups = [_group(block, range(g * num_samples, (g + 1) * num_samples), draw) for g in range(NUM_GROUPS)]
+    if algorithm.hint is not None:
+        for group in groups:
+            group.prompt = replace(group.prompt, hint=_hint(group.prompt))
     batch = Batch.pack(STEP, groups)
     load_credit(algorithm)(batch)
     return RecordedBatch(batch, block)
+
+
+def _observed(block: TokenBlock) -> np.ndarray:
+    """Every other token that is not trained on, as if an environment had written it."""
+    observed_T = ~block.loss_mask_T
+    observed_T[::2] = False
+    return observed_T
+
+
+def _hint(prompt: Prompt) -> Hint:
+    """The prompt's tokens in reverse order, after the first one."""
+    return Hint(prompt.token_ids[::-1], after=1)
 
 
 def _group(block: TokenBlock, rows: range, draw: np.random.Generator) -> Group:

@@ -50,6 +50,9 @@ class TurnSetup:
 
     program: ProgramConfig | None = None
 
+    marks_observations: bool = False
+    """Whether column observed is filled."""
+
     @classmethod
     def of(cls, cfg: Config, *, engines_of_node: int = 1) -> "TurnSetup | None":
         """The setup of a run; None if it has neither an environment nor a program."""
@@ -63,6 +66,7 @@ class TurnSetup:
             cfg.evaluate.max_turns,
             engines_of_node,
             program=cfg.program,
+            marks_observations=cfg.algorithm.observations.coefficient > 0,
         )
 
     async def open(self) -> tuple[Opened, Player]:
@@ -92,6 +96,7 @@ class TurnSetup:
             opening,
             max_context_tokens=self.max_context_tokens,
             heldout_turns=self.heldout_turns,
+            marks_observations=self.marks_observations,
         )
         return environments, player
 

@@ -9,10 +9,6 @@ ABSENT: Mapping[str, str] = {
     "verl/forward_kl_topk": f"it {_MORE_THAN_ONE}; verl/distillation is the policy gradient of k1",
     "trl/bnpo": "it divides by the tokens of a microbatch; trl/grpo divides by those of the minibatch",
     "trl/gkd": f"it {_MORE_THAN_ONE}; preset distillation is nearest",
-    "prime_rl/echo": "it also trains on the environment's tokens, of which the trainer computes no "
-    "log-probabilities: arXiv:2605.24517; prime_rl/grpo is the rest of it",
-    "prime_rl/opsd": "its teacher is the policy with a demonstration in the prompt, and a batch has one "
-    "context for each answer; prime_rl/distillation is the same loss with a teacher of its own",
     "prime_rl/sft": "answers of a frozen model: hybridrl sft trains on them",
     "areal/m2po": "it clips at eps_clip what M2PO leaves unclipped; preset m2po is the paper",
     "skyrl/prompt_mean": "an aggregation over the tokens of a prompt's answers, which no mode here has",

@@ -17,6 +17,14 @@ ROWS: Mapping[str, Row] = {
         correction=_BYPASS,
         not_kept=f"its length penalty is the shaping relative_length; {_VALUE}",
     ),
+    "echo": row(
+        "one mean over all tokens of the environment, which count twice as much",
+        norm(std="none"),
+        _LOSS,
+        correction=_BYPASS,
+        observations={"coefficient": 0.1, "over": "token"},
+        not_kept=f"it trains on messages of tools only, ours are all messages between two answers; {_VALUE}",
+    ),
     "ipo": row(
         "as ours: no division by the std, and a symmetric trust region since sampling",
         norm(std="none"),
@@ -31,6 +39,15 @@ ROWS: Mapping[str, Row] = {
         _LOSS,
         correction=_BYPASS,
         not_kept=f"its baselines restart at 0 when a run is resumed; {_VALUE}",
+    ),
+    "opsd": row(
+        "tokens whose probability fell by more than 0.2 since sampling are left out",
+        "distillation",
+        {"name": "ipo", "delta_low": 0.2, "delta_high": 1.0, "drift": 1e-3},
+        correction=_BYPASS,
+        hint={"field": "demonstration"},
+        not_kept="the teacher is the engine's policy at the end of sampling, and the divergence that of the "
+        "current policy, which differs after the first optimizer step of a batch",
     ),
     "distillation": row(
         "tokens whose probability fell by more than 0.2 since sampling are left out",

@@ -38,7 +38,8 @@ def teacher_is_of_the_policys_kind(loaded: LoadedConfig, context: RuleContext) -
         algorithm.teacher_coefficient or ":" in estimator.name or estimator.options.get("outcome_weight")
     )
     policy = hub.find_folder(loaded.config.model.path)
-    if folder and policy and folder.samefile(policy) and not rewarded:
+    hinted = algorithm.hint is not None
+    if folder and policy and folder.samefile(policy) and not rewarded and not hinted:
         yield ConfigError(
             f"algorithm.teacher = {teacher} is model.path, the policy itself: every advantage would be 0",
             where=where,
@@ -59,7 +60,7 @@ def a_trajectory_fits_a_microbatch(loaded: LoadedConfig, context: RuleContext) -
     if context.spec is not None and longest > context.spec.max_positions:
         return  # a_trajectory_fits_the_model says what to lower; a larger microbatch would not help
     for key, limit in microbatch_limits(loaded.config):
-        yield from _longest(loaded, limit, f"{key} = {limit}", key, "raise it to {}")
+        yield from _longest(loaded, limit, f"{key} = {limit}", key, "raise it to {}", hinted=True)
 
 
 def a_trajectory_fits_the_model(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
@@ -68,7 +69,7 @@ def a_trajectory_fits_the_model(loaded: LoadedConfig, context: RuleContext) -> I
         name, key = f"the {counted(limit, 'position')} of {model_name(loaded)}", "rollout.max_response_tokens"
         several = bool(loaded.config.rollout.max_context_tokens)
         fix = "lower it to {limit}" if several else "lower both to {limit} together"
-        yield from _longest(loaded, limit, name, key, fix)
+        yield from _longest(loaded, limit, name, key, fix, hinted=True)
 
 
 def a_trajectory_fits_the_cache(loaded: LoadedConfig, context: RuleContext) -> Iterator[HybridRLError]:
@@ -79,9 +80,16 @@ def a_trajectory_fits_the_cache(loaded: LoadedConfig, context: RuleContext) -> I
         )
 
 
-def _longest(loaded: LoadedConfig, limit: int, name: str, key: str, fix: str) -> Iterator[HybridRLError]:
-    rollout = loaded.config.rollout
-    longest = rollout.longest_tokens
+def _longest(
+    loaded: LoadedConfig, limit: int, name: str, key: str, fix: str, *, hinted: bool = False
+) -> Iterator[HybridRLError]:
+    """
+    Args:
+        hinted: the limit is also for trajectories with their hints.
+    """
+    rollout, hint = loaded.config.rollout, loaded.config.algorithm.hint
+    more, also = (hint.max_tokens, " + algorithm.hint.max_tokens") if hinted and hint else (0, "")
+    longest = rollout.longest_tokens + more
     if longest > limit:
         if rollout.max_context_tokens:
             what = f"rollout.max_context_tokens = {longest} is more than {name}"
@@ -89,4 +97,5 @@ def _longest(loaded: LoadedConfig, limit: int, name: str, key: str, fix: str) ->
         else:
             what = f"rollout.max_prompt_tokens + max_response_tokens = {longest} is more than {name}"
             keys = [key, "rollout.max_response_tokens", "rollout.max_prompt_tokens"]
-        yield ConfigError(what, where=loaded.where(*keys), fix=fix.format(longest, limit=limit))
+        what = what.replace(" = ", f"{also} = ", 1)
+        yield ConfigError(what, where=loaded.where(*keys), fix=fix.format(longest, limit=limit - more))

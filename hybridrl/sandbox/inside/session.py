@@ -52,7 +52,7 @@ class Session:
         self._count += 1
         if header.get("remote"):
             self._names.update(self._remote(header["remote"]))
-        return {"ok": run_code(code, self._names, f"<call {self._count}>", echo=bool(header.get("echo")))}
+        return {"ok": run_code(code, self._names, f"<call {self._count}>", echo=bool(header.get("echoes")))}
 
     def call(self, header: Mapping[str, Any]) -> dict[str, Any]:
         """Call what a path leads to, read an attribute, or take an item.

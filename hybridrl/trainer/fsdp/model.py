@@ -175,9 +175,9 @@ class FSDPModel(Model):
             temperature=temperature,
             logits=lambda: self._network.logits(hidden_O1, num_entries),
         )
-        both_R2 = gather_predicted(microbatch, torch.stack(own, dim=1), self._groups.cp)
-        logp_R, entropy_R = both_R2.unbind(1)
-        return logp_R, entropy_R
+        both_P2 = gather_predicted(microbatch, torch.stack(own, dim=1), self._groups.cp)
+        logp_P, entropy_P = both_P2.unbind(1)
+        return logp_P, entropy_P
 
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
         # In bf16, answers to one prompt would get the same score where theirs differ by less than 1 %.

@@ -1,6 +1,6 @@
 """The policy: Megatron's GPT model on one pipeline stage, with outputs only where a token is trained on.
 
-Shape letters: T packed tokens of this rank, O trained tokens that this rank predicts, V vocabulary entries of
+Shape letters: T packed tokens of this rank, O tokens that this rank predicts, V vocabulary entries of
 this rank.
 """
 
@@ -97,7 +97,7 @@ class PolicyModel(GPTModel):
         return hidden_states, *rest
 
     def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
-        """Select, on the last stage, the hidden states that predict trained tokens, [O, 1, hidden size]."""
+        """Select, on the last stage, the hidden states whose outputs are used, [O, 1, hidden size]."""
         if not self.post_process:
             return hidden_states
         if self.config.sequence_parallel:
@@ -117,8 +117,8 @@ class PolicyModel(GPTModel):
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Same contract as base.Model.score. *Collective* over tensor- and context-parallel ranks."""
         own_O2 = torch.stack(self._score_own(microbatch.target_O, hidden_O1, temperature), dim=1)
-        logp_R, entropy_R = from_context(microbatch, own_O2).unbind(1)
-        return logp_R, entropy_R
+        logp_P, entropy_P = from_context(microbatch, own_O2).unbind(1)
+        return logp_P, entropy_P
 
     def _score_own(self, target_O: Tensor, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         shard = Shard(

@@ -55,7 +55,7 @@ class Critic:
             old_value_R, return_R = (loaded.columns[c][microbatch.trained_R] for c in ("value", "return"))
             mask_R = torch.ones_like(microbatch.seq_R, dtype=torch.bool)
             outcome: TokenLoss = self._loss(
-                value_T=self.model.values(microbatch, hidden_O1),
+                value_T=microbatch.trained(self.model.values(microbatch, hidden_O1)),
                 return_T=return_R,
                 tokens=Tokens(microbatch.seq_R, mask_R, microbatch.num_seqs),
                 old_value_T=old_value_R,

@@ -1,10 +1,12 @@
 """Models that are evaluated and not trained: reference and teacher.
 
-Both are sets of weights that the policy's model is temporarily switched to.
+Both are sets of weights that the policy's model is temporarily switched to. A teacher may read more than the
+policy: a hint (self-distillation, arXiv:2601.19897); then it may also be the policy itself.
 
 Shape letters: U trained tokens of the batch.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from hybridrl.batch import RankBatch
 from hybridrl.trainer import base
 from hybridrl.trainer.base import Model
+from hybridrl.trainer.hints import with_hints
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.roles.base import Role
@@ -22,24 +25,39 @@ from hybridrl.trainer.setup import PolicySetup
 
 
 class FrozenPolicies:
-    def __init__(self, model: Model, scorer: Scorer, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def __init__(
+        self, model: Model, scorer: Scorer, weights: Mapping[str, Mapping[str, Tensor] | None]
+    ) -> None:
         """
         Args:
             scorer: scorer of `model`.
             weights: weights of each policy, by the column that it fills. A weight that is missing is the
-                model's own, without adapters.
+                model's own, without adapters. None in place of weights: the model as it is, with adapters.
         """
         self._model, self._scorer, self._weights = model, scorer, weights
 
     def tensors(self) -> Iterator[Tensor]:
-        return (tensor for weights in self._weights.values() for tensor in weights.values())
+        return (tensor for weights in self._weights.values() if weights for tensor in weights.values())
 
-    def add(self, loaded: LoadedBatch) -> None:
-        """Add the columns of all policies, at the tokens of this rank. *Collective*."""
+    def add(self, loaded: LoadedBatch, hinted: LoadedBatch | None = None) -> None:
+        """Add the columns of all policies, at the tokens of this rank. *Collective*.
+
+        Args:
+            hinted: the batch as the teacher reads it; None: as the others read it.
+        """
         for column, weights in self._weights.items():
-            with self._model.without_adapters(), self._model.computing_with(weights):
-                logp_U, _ = self._scorer.columns(loaded.packed, loaded.microbatches(loaded.first_epoch))
+            read = hinted if hinted is not None and column == "teacher_logp" else loaded
+            with self._computing(weights):
+                logp_U, _ = self._scorer.columns(read.packed, read.microbatches(read.first_epoch))
             loaded.add(column, logp_U)
+
+    @contextlib.contextmanager
+    def _computing(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+        if weights is None:
+            yield
+            return
+        with self._model.without_adapters(), self._model.computing_with(weights):
+            yield
 
 
 class FrozenRanks(Role):
@@ -54,6 +72,7 @@ class FrozenRanks(Role):
         Raises: the errors of base.open.
         """
         super().__init__(base.open(setup))
+        self._hints = setup.algorithm.hint is not None and "teacher_logp" in columns
         with self.backend.scope():
             model = self.backend.build(trained=False)
             own = model.tensors()
@@ -68,8 +87,9 @@ class FrozenRanks(Role):
     def load(self, batch: RankBatch) -> None:
         """Take a batch and compute the columns of all policies."""
         self._loaded = self.backend.load(batch)
+        hinted = self.backend.load(with_hints(batch)) if self._hints else None
         with self.backend.scope(), self._offload.at_home():
-            self._policies.add(self._loaded)
+            self._policies.add(self._loaded, hinted)
 
 
 def frozen_folder(setup: PolicySetup, column: str) -> Path:

@@ -109,7 +109,7 @@ class PlainModel(Model):
         logp_OV = (self._network.lm_head(hidden_O1.squeeze(1)) / temperature).log_softmax(-1)
         logp_O = logp_OV.gather(1, microbatch.target_O.unsqueeze(1)).squeeze(1)
         entropy_O = -(logp_OV.exp() * logp_OV).sum(1)
-        return logp_O[microbatch.from_R], entropy_O[microbatch.from_R]
+        return logp_O[microbatch.from_P], entropy_O[microbatch.from_P]
 
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
         raise AssertionError("no test has a value head")

@@ -107,8 +107,8 @@ def test_explain_knows_inherited_options():
 
 
 def test_a_name_of_a_framework_without_a_row_is_explained():
-    with pytest.raises(ConfigError, match="demonstration in the prompt"):
-        catalog.find("prime_rl/opsd")
+    with pytest.raises(ConfigError, match="answers of a frozen model"):
+        catalog.find("prime_rl/sft")
 
 
 def test_an_unknown_algorithm_is_refused_with_the_nearest():

@@ -133,10 +133,12 @@ ROWS = {
     },
     "prime_rl": {
         "grpo": (by_answers(centred), _PRIME, TOKENS),
+        "echo": (by_answers(centred), _PRIME, TOKENS),
         "ipo": (by_answers(centred), region(lambda p, q, a: abs(p - q) <= 0.1, 1e-3, None, "mu"), TOKENS),
         "max_rl": (by_answers(max_rl(0.0)), _PRIME, TOKENS),
         "hierarchical_grpo": (hierarchical, _PRIME, TOKENS),
         "spiral": (spiral, _PRIME, TOKENS),
+        "opsd": (teacher, region(lambda p, q, a: p - q >= -0.2, 1e-3, None, "mu"), TOKENS),
         "distillation": (teacher, region(lambda p, q, a: p - q >= -0.2, 1e-3, None, "mu"), TOKENS),
     },
     "areal": {

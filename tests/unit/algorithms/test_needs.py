@@ -95,6 +95,8 @@ def test_needs_are_those_of_objective_and_estimator() -> None:
         ({"estimator": "prime"}, ("process model", "reference")),
         ({"estimator": "distillation"}, ("teacher",)),
         ({"estimator": "distillation", "kl": {"coefficient": 0.1}}, ("reference", "teacher")),
+        ({"estimator": "distillation", "hint": {"field": "x"}}, ()),
+        ({"estimator": "distillation", "hint": {"field": "x"}, "teacher": "t"}, ("teacher",)),
     ],
 )
 def test_models_are_those_that_compute_the_columns(algorithm: dict, models: tuple[str, ...]) -> None:
@@ -113,6 +115,8 @@ def test_models_are_those_that_compute_the_columns(algorithm: dict, models: tupl
         ({"correction": ["token_is"]}, 1),
         ({"entropy_top_share": 0.2}, 1),
         ({"estimator": "optimal_token_baseline"}, 2),
+        ({"estimator": "distillation", "hint": {"field": "x"}}, 2),
+        ({"estimator": "distillation", "hint": {"field": "x"}, "teacher": "t"}, 1),
     ],
 )
 def test_a_single_step_is_scored_first_where_something_asks(algorithm: dict, passes: int) -> None:

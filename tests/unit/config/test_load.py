@@ -269,6 +269,7 @@ def test_a_kind_of_engine_that_is_not_there_and_sizes_that_it_has_not_are_mistak
     text = BASE + "rollout:\n  engine: tiny_engine:Tiny\n  parallel: {tp: 2, ep: 2}\n"
     (unknown,) = mistakes(tmp_path, text)
     assert unknown.startswith("unknown key rollout.parallel.ep  (my.yaml:8)")
+    assert "did you mean" not in unknown
     (wrong,) = mistakes(tmp_path, BASE, "rollout.parallel={ep: 0}")
     assert wrong.startswith("rollout.parallel.ep = 0 is not an integer above 0  (command line)")
     (wrong,) = mistakes(tmp_path, BASE, "rollout.parallel=[2]")

@@ -32,7 +32,8 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     """With a model and data that are there."""
     folder = tmp_path_factory.mktemp("init")
     qwen3_arithmetic(folder / "model", 0)
-    (folder / "train.jsonl").write_text(json.dumps({"prompt": "1+1=", "answer": "2"}) + "\n")
+    row = {"prompt": "1+1=", "answer": "2", "demonstration": "2"}
+    (folder / "train.jsonl").write_text(json.dumps(row) + "\n")
     return Answers(
         algorithm="grpo",
         model=str(folder / "model"),
@@ -48,8 +49,10 @@ NO_RUN_YET = {
     "hierarchical_grpo",
     "prime_rl/spiral",
     "prime_rl/hierarchical_grpo",
+    "echo",
+    "prime_rl/echo",
 }
-"""Presets of environments with turns and roles: their estimators are there, a run has no columns for them."""
+"""Presets that are for a run with an environment."""
 
 
 @pytest.mark.parametrize("algorithm", sorted(PRESETS.keys() - NO_RUN_YET))

@@ -50,6 +50,23 @@ def test_a_call_in_an_array_is_found(tmp_path: Path) -> None:
     assert [one.text for one in launch.overrides] == ["a.b=1", "a.c=2"]
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        "verl.experimental.fully_async_policy.fully_async_main",
+        "verl.trainer.main_ppo",
+        "recipe/dapo/main_dapo.py",
+        "verl.trainer.fsdp_sft_trainer",
+    ],
+)
+def test_every_trainer_of_verl_is_a_launch_whose_other_words_are_listed(tmp_path: Path, module: str) -> None:
+    script = f"X=1\npython3 -m {module} --flag word a.b=1\n"
+    launch = read(written(tmp_path, "run.sh", script), {})
+    assert launch.module == module
+    assert [one.text for one in launch.overrides] == ["a.b=1"]
+    assert [one.source for one in launch.remarks] == ["--flag", "word"]
+
+
 @pytest.mark.parametrize("text", ["", "echo hello\n", "python -m verl.trainer.main_ppo\n"])
 def test_a_file_that_sets_nothing_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="starts no trainer"):

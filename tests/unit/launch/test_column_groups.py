@@ -55,3 +55,11 @@ def test_groups_fill_the_gpus_unless_told_otherwise() -> None:
     shape = RunShape.of(config(cluster={"gpus_per_node": 8}, critic={"parallel": {"tp": 2}}))
     assert shape.critic is not None and shape.critic.dp == 4
     assert shape.reference is None
+
+
+def test_a_policy_that_teaches_itself_has_its_column_on_no_other_ranks() -> None:
+    hint = {"estimator": "distillation", "hint": {"field": "solution"}, "kl": {"coefficient": 0.1}}
+    found = dedicated_columns(config(algorithm=hint, reference={"parallel": {"tp": 1}}))
+    assert found == {"reference": ("ref_logp",)}
+    found = dedicated_columns(config(algorithm={**hint, "teacher": "t"}, reference={"parallel": {"tp": 1}}))
+    assert found == {"reference": ("ref_logp", "teacher_logp")}

@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("verdict")
     qwen3_arithmetic(made / "policy", 0)
     shutil.copytree(made / "policy", made / "teacher")
-    (made / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    (made / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2", "demonstration": "2"}\n')
     (made / "examples.jsonl").write_text(
         '{"prompt": "1+1=", "response": "2", "chosen": "2", "rejected": "3"}\n'
     )
@@ -109,11 +109,11 @@ def same_everywhere(*overrides: str) -> tuple[str, ...]:
 
 
 def overrides_of(algorithm: AlgorithmConfig) -> list[str]:
-    samples = "algorithm.samples_per_prompt=4"
     names = ((algorithm.preset or "").rpartition("/")[2], algorithm.estimator.name)
-    taught = ["algorithm.teacher=teacher"] if "distillation" in names else []
+    taught = {"distillation": "algorithm.teacher=teacher", "opsd": "algorithm.hint.max_tokens=128"}
+    given = ["algorithm.samples_per_prompt=4", *(taught[name] for name in names if name in taught)]
     parts = "parts: {a: {name: exact_match, weight: 1.0}, b: {name: regex, weight: 1.0, pattern: x}}"
-    return [samples, *taught, *([f"reward={{name: weighted_sum, {parts}}}"] if "gdpo" in names else [])]
+    return [*given, *([f"reward={{name: weighted_sum, {parts}}}"] if "gdpo" in names else [])]
 
 
 NOT_USABLE = {
@@ -126,7 +126,7 @@ NOT_USABLE = {
 """Estimators and presets that need an environment; rows of frameworks have no others."""
 
 
-@pytest.mark.parametrize("preset", sorted(name for name in PRESETS if "/" not in name))
+@pytest.mark.parametrize("preset", sorted(name for name in PRESETS if "/" not in name and name != "echo"))
 def test_every_preset(preset: str) -> None:
     algorithm = AlgorithmConfig.model_validate({"preset": preset})
     errors = same_everywhere(f"algorithm.preset={preset}", *overrides_of(algorithm))

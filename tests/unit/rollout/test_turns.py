@@ -10,7 +10,7 @@ from hybridrl.environments.base import EnvironmentFailedError, ToolUse
 from hybridrl.errors import DataError
 from hybridrl.rollout.base import Answer
 from hybridrl.rollout.streams import packed_episodes
-from hybridrl.rollout.turns import TurnPlayer
+from hybridrl.rollout.turns import TurnPlayer, inserted
 from hybridrl.types import Prompt
 
 PROMPT = Prompt("train/0", (1, 2), {"question": [1, 2]})
@@ -34,9 +34,13 @@ class Engine:
         )
 
 
-def play(world, engine=None, *, context=100, prompt=PROMPT):
+def play(world, engine=None, *, context=100, prompt=PROMPT, marks=False):
     player = TurnPlayer(
-        world, Words(), lambda row: [{"role": "user", "content": row["question"]}], max_context_tokens=context
+        world,
+        Words(),
+        lambda row: [{"role": "user", "content": row["question"]}],
+        max_context_tokens=context,
+        marks_observations=marks,
     )
     engine = engine or Engine()
     return asyncio.run(player.play(prompt, 77, engine)), engine
@@ -58,6 +62,39 @@ def test_sampled_tokens_are_appended_as_they_are_and_only_they_are_trained_on():
     assert (trajectory.turns, trajectory.turn_reward, trajectory.ended) == (2, 1.25, "done")
     assert (trajectory.version, trajectory.spans, trajectory.episode) == (5, ((5, 3), (6, 3)), 3)
     assert world.seeds == [77] and world.closed == 1 and world.said[0].text == f"10 11 {END}"
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_what_an_environment_writes_between_two_answers_is_observed(marks):
+    class Short(Engine):
+        async def __call__(self, token_ids, *, turn=0, most=None, stop_token_ids=()):
+            return await super().__call__(token_ids, turn=turn, most=2, stop_token_ids=stop_token_ids)
+
+    # The prompt is not; nor is END, with which the chat format closes a truncated answer.
+    outcome, _ = play(World([says(3), says(7, 8), says(9), says(done=True)]), Short(), marks=marks)
+    _, block = packed_episodes([(0, outcome.played)], 0)
+    assert block.token_T.tolist() == [1, 2, 3, 10, 11, END, 7, 8, 20, 21, END, 9, 30, 31]
+    assert block.columns["observed"].nonzero()[0].tolist() == ([6, 7, 11] if marks else [])
+
+
+def test_what_follows_the_last_answer_is_not_observed():
+    outcome, _ = play(World([says(), says(*range(20))]), context=10, marks=True)
+    _, block = packed_episodes([(0, outcome.played)], 0)
+    assert outcome.played.ended == "overflow" and not block.columns["observed"].any()
+
+
+@pytest.mark.parametrize(
+    "before,after,expected",
+    [
+        ([1, 2, 9], [1, 2, 5, 6, 9], [2, 3]),
+        ([1, 9], [1, 5, 9, 9], [1, 2]),
+        ([], [5], [0]),
+        ([1, 9], [1, 9], []),
+        ([1, 2], [1, 2, 2], [2]),
+    ],
+)
+def test_what_was_put_in_is_found(before, after, expected):
+    assert list(inserted(before, after)) == expected
 
 
 def test_a_truncated_answer_is_closed_and_the_closing_token_is_not_trained_on():

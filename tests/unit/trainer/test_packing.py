@@ -100,15 +100,72 @@ def test_training_on_a_first_token_is_refused() -> None:
         PackedBatch(batch.with_blocks(blocks), CPU, TokenPartition())
 
 
+def watched(batch: values.RankBatch) -> values.RankBatch:
+    """The batch with a column observed: every other token after the prompt, trained on or not."""
+    blocks = []
+    for block in batch.blocks:
+        starts = zip(block.start_N[:-1].tolist(), block.prompt_tokens_N.tolist(), strict=True)
+        observed_T = np.zeros(len(block.token_T), bool)
+        for (start, prompt), stop in zip(starts, block.start_N[1:].tolist(), strict=True):
+            observed_T[start + prompt : stop : 2] = True
+        blocks.append(replace(block, columns={**block.columns, "observed": observed_T}))
+    return batch.with_blocks(blocks)
+
+
+def test_observed_tokens_are_predicted_after_the_trained_ones() -> None:
+    batch, rows = watched(values.make_batch([])), [7, 1, 2, 10, 4, 3]
+    made = PackedBatch(batch, CPU, TokenPartition(), observed=True)
+    microbatch = made.microbatch(rows)
+    token_T, position_T = microbatch.token_T.numpy(), microbatch.packing.position_T.numpy()
+    found = []
+    for at, target in zip(microbatch.packing.predict_O.tolist(), microbatch.target_O.tolist(), strict=True):
+        found.append((*token_T[at - position_T[at] : at + 1].tolist(), target))
+    expected = [], []
+    for n in rows:
+        block, row = trajectory(batch, n)
+        tokens, mask_T = block.token_T[row].tolist(), block.loss_mask_T[row]
+        if mask_T.any():  # the fourth row has none
+            observed_T = block.columns["observed"][row] & ~mask_T
+            for part, chosen_T in zip(expected, (mask_T, observed_T), strict=True):
+                part += [tuple(tokens[: t + 1]) for t in np.flatnonzero(chosen_T)]
+    number = len(expected[0])
+    assert expected[1] and number == len(microbatch.trained_R)
+    assert sorted(found[:number]) == sorted(expected[0])
+    assert sorted(found[number:]) == sorted(expected[1])
+    assert len(microbatch.seq_E) == len(expected[1]) == made.num_observed(rows)
+    value_P = torch.arange(len(found))
+    assert microbatch.trained(value_P).tolist() == list(range(number))
+    assert microbatch.observed(value_P).tolist() == list(range(number, len(found)))
+
+
+def test_an_observed_token_that_no_output_predicts_is_left_out() -> None:
+    batch = values.make_batch([])
+    blocks = [
+        replace(block, columns={**block.columns, "observed": np.ones(len(block.token_T), bool)})
+        for block in batch.blocks
+    ]
+    made = PackedBatch(batch.with_blocks(blocks), CPU, TokenPartition(), observed=True)
+    block, row = trajectory(batch, 5)
+    own = int((~block.loss_mask_T[row]).sum())
+    assert (
+        len(made.microbatch([5]).seq_E) == made.num_observed([5]) == own - 1
+    )  # without the first of the row
+
+
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.lists(st.integers(0, 11), min_size=1, unique=True), size=st.integers(1, 3), tp=st.integers(1, 3)
+    rows=st.lists(st.integers(0, 11), min_size=1, unique=True),
+    size=st.integers(1, 3),
+    tp=st.integers(1, 3),
+    observed=st.booleans(),
 )
-def test_ranks_that_share_sequences_have_all_of_them_together(rows: list[int], size: int, tp: int) -> None:
-    batch = values.make_batch([])
-    whole = PackedBatch(batch, CPU, TokenPartition()).microbatch(rows)
+def test_ranks_that_share_sequences_have_all_of_them_together(
+    rows: list[int], size: int, tp: int, observed: bool
+) -> None:
+    batch = watched(values.make_batch([]))
+    whole = PackedBatch(batch, CPU, TokenPartition(), observed=observed).microbatch(rows)
     parts = [
-        PackedBatch(batch, CPU, TokenPartition(rank=r, size=size, tp=tp)).microbatch(rows)
+        PackedBatch(batch, CPU, TokenPartition(rank=r, size=size, tp=tp), observed=observed).microbatch(rows)
         for r in range(size)
     ]
     if whole is None:
@@ -121,9 +178,9 @@ def test_ranks_that_share_sequences_have_all_of_them_together(rows: list[int], s
     for rank, part in enumerate(parts):
         gathered[rank, : len(part.target_O)] = part.target_O
         assert torch.equal(part.trained_R, whole.trained_R)
-        assert torch.equal(part.seq_R, whole.seq_R)
-        assert torch.equal(part.from_R, parts[0].from_R)
-    assert torch.equal(gathered.flatten()[parts[0].from_R], whole.target_O)
+        assert torch.equal(part.seq_R, whole.seq_R) and torch.equal(part.seq_E, whole.seq_E)
+        assert torch.equal(part.from_P, parts[0].from_P)
+    assert torch.equal(gathered.flatten()[parts[0].from_P], whole.target_O)
 
 
 @pytest.mark.parametrize("size", [2, 3])
