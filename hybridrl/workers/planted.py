@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -123,7 +123,13 @@ class FaultyPolicy(_Around):
         self._happen("swap", self._step)
         return self._inner.tensors()
 
-    def save(self, folder: Path, facts: Mapping[str, Any], export: Path | None, more: Any) -> None:
+    def save(
+        self,
+        folder: Path,
+        facts: Mapping[str, Any] | None = None,
+        export: Path | None = None,
+        more: Callable[[Path], None] | None = None,
+    ) -> None:
         self._happen("save", self._step)
         full = self._planted.due("save", self._step, ("disk_full",))
         self._inner.save(folder, facts, export, _no_room if full else more)

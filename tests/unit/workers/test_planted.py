@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ class Policy:
         self.seen.append(batch.advantage_N)
         return {}
 
-    def save(self, folder: Path, facts: object, export: object, more: object) -> None:
+    def save(self, folder: Path, facts: object = None, export: object = None, more: Any = None) -> None:
         if more is not None:
             more(folder)
         self.saved.append(folder)
@@ -96,6 +97,12 @@ def test_numbers_go_and_the_disk_is_full_in_the_step_that_the_fault_names() -> N
             faulty.save(Path("b"), {}, None, None)
     assert [bool(np.isnan(seen).all()) for seen in policy.seen] == [False, True]
     assert policy.saved == [Path("b")]
+
+
+def test_a_policy_with_faults_is_saved_as_any_other(tmp_path: Path) -> None:
+    policy = Policy()
+    around_policy(policy, [parse("nan:trainer:0@step=7,phase=update")]).save(tmp_path)
+    assert policy.saved == [tmp_path]
 
 
 def test_the_driver_is_slow_in_the_span_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
