@@ -16,20 +16,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hybridrl import types
 from hybridrl.batch import Batch, Minibatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.roles import Roles
-from hybridrl.types import (
-    Group,
-    GroupTask,
-    InspectedTrajectory,
-    Prompt,
-    StepReport,
-    SwapReport,
-    Trajectory,
-    Usage,
-)
+from hybridrl.types import Group, GroupTask, Prompt, StepReport, SwapReport, Trajectory, Usage
 
 Swap = Literal["drain_all", "drain", "in_flight"]
 """drain_all: a swap waits for every request that was accepted, as when a step is one call of the engines;
@@ -320,7 +312,7 @@ class SimulatedRun:
     async def finish_saving(self) -> None:
         pass
 
-    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[InspectedTrajectory]:
+    async def inspect(self, rows: Sequence[int], num_suspicious: int) -> list[types.InspectedTrajectory]:
         return []
 
     async def push(self, version: int) -> SwapReport:

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from hybridrl.config.batch import BatchConfig
+from hybridrl.config.bundle import BundleConfig
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.judge import JudgeConfig
@@ -280,20 +281,6 @@ class EvaluateConfig(Section):
 
     max_turns: PositiveInt | None = None
     """Answers of the policy in an episode. None: as many as its environment says."""
-
-
-class BundleConfig(Section):
-    """When a run writes a step bundle, which `hybridrl replay` computes again. It takes as much disk as a
-    checkpoint."""
-
-    on_error: bool = True
-    """An optimizer step whose loss or gradient norm is not finite leaves one."""
-
-    every: NonNegativeInt = 0
-    """Policy updates between bundles; 0: none of them."""
-
-    keep: PositiveInt = 2
-    """Older ones are deleted."""
 
 
 class TrainingRun(Section):

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 
 from hybridrl.batch import Batch, Minibatch, TokenBlock
-from hybridrl.config.schema import BundleConfig
+from hybridrl.config.bundle import BundleConfig
 from hybridrl.errors import CheckpointError, DeadlineError, NonFiniteError, ResourceError
 from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import bundles

@@ -263,6 +263,7 @@ class Stage:
         """Swaps to these versions over new handles of both sides; the report of the last one."""
         # Imported here: Ray is for the driver, and the processes do without it.
         from hybridrl.cluster.group import WorkerGroup
+        from hybridrl.trainer.checkpoints import Keep
         from hybridrl.workers.rollout import RayRollout
         from hybridrl.workers.sync import RaySync
         from hybridrl.workers.trainer import RayTrainer
@@ -270,7 +271,7 @@ class Stage:
         self.warnings.clear()
         cluster = ClusterConfig()
         writers, engines = (cast(WorkerGroup, group) for group in (self.writers, self.engines))
-        trainer, rollout = RayTrainer(writers, cluster, Path(), 1), RayRollout(engines, cluster)
+        trainer, rollout = RayTrainer(writers, cluster, Path(), Keep(1)), RayRollout(engines, cluster)
         sync = RaySync(trainer, rollout, self.layout, cluster, lambda about, text: self.warnings.append(text))
 
         async def swaps():

@@ -11,7 +11,7 @@ import pytest
 from observe_values import batch, trajectory
 
 from hybridrl.batch import Batch, Minibatch, TokenBlock
-from hybridrl.config.schema import BundleConfig
+from hybridrl.config.bundle import BundleConfig
 from hybridrl.controller.roles import PolicyTrainer
 from hybridrl.errors import CheckpointError, NonFiniteError
 from hybridrl.trainer import bundles, committed
