@@ -16,7 +16,7 @@ _LEAST_PRODUCTS = 1 << 20
 """Multiplications from which oneDNN is faster: it takes about 10 microseconds to find its kernel."""
 
 _LEAST_ROWS = 5
-"""With fewer rows MKL reads the weights as fast as memory gives them."""
+"""Rows below which MKL reads the weights as fast as memory gives them."""
 
 _library: torch.library.Library | None = None
 
