@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from hybridrl.config.judge import JudgeConfig
 from hybridrl.config.meanings import MEANINGS
 from hybridrl.config.schema import Config, ModelConfig, RewardModelConfig, SourceConfig
 from hybridrl.config.section import PluginConfig, SectionOf
@@ -26,6 +27,7 @@ ROOTS: tuple[type[BaseModel], ...] = (Config, SFTConfig, RMConfig)
 SHORT_FORM: dict[type[BaseModel], str] = {
     ModelConfig: "path",
     RewardModelConfig: "path",
+    JudgeConfig: "path",
     SourceConfig: "path",
     PluginConfig: "name",
 }

@@ -73,7 +73,7 @@ class ProgramConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_form(cls, value: Any) -> Any:
+    def _from_a_list(cls, value: Any) -> Any:
         return {"command": value} if isinstance(value, (list, tuple)) else value
 
     @model_validator(mode="after")

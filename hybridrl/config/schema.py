@@ -359,8 +359,6 @@ class Config(Section):
     reward: RewardConfig
     environment: EnvironmentConfig | None = None
     reward_model: RewardModelConfig | None = None
-    judge: JudgeConfig | None = None
-    program: ProgramConfig | None = None
     run: RunConfig
     algorithm: AlgorithmConfig = AlgorithmConfig()
     batch: BatchConfig = BatchConfig()
@@ -371,6 +369,8 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     observe: ObserveConfig = ObserveConfig()
+    judge: JudgeConfig | None = None
+    program: ProgramConfig | None = None
 
     @property
     def has_episodes(self) -> bool:

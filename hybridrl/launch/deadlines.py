@@ -13,7 +13,7 @@ CALLS: Mapping[str, tuple[str, ...]] = {
     ),
     "generate_s": ("finished", "generate", "request", "pause", "release_cache", "begin_swap"),
     "reward_s": ("score", "scores"),
-    "train_s": ("measure", "complete", "load", "step", "take", "column", "evaluate"),
+    "train_s": ("measure", "complete", "load", "step", "take", "column", "evaluate", "inspect"),
     "swap_s": ("write_weights", "write_bucket", "load_bucket", "checksums", "commit_swap"),
     "save_s": ("save", "finish_saving", "export", "save_state", "recorded"),
 }

@@ -37,8 +37,11 @@ _ONE_OF_THREE = tuple(f"{split}.{key}" for split in ("train", "heldout") for key
 """A source has a path, a task or a data set of the hub: none is optional."""
 
 _IN_A_SECTION = {
-    "launch": ("environment.", "reward_model.", "critic.parallel.", "reference.parallel."),
-    "launch with all roles": ("environment.",),
+    "launch": (
+        *("environment.", "judge.", "program.", "reward_model."),
+        *("critic.parallel.", "reference.parallel."),
+    ),
+    "launch with all roles": ("environment.", "judge.", "program."),
 }
 """Optional sections that a config leaves out: a key inside asks for one."""
 
