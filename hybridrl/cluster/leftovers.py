@@ -90,6 +90,11 @@ def removed_in_any_case(folder: Path) -> Iterator[None]:
             cleaner.wait(_END_S)
 
 
-def marked(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """A context in which processes that are started, and those that they start, belong to a folder."""
-    return inherited(_MARK, str(folder))
+@contextlib.contextmanager
+def marked(folder: Path) -> Iterator[None]:
+    """A context in which processes that are started, and those that they start, belong to a folder: they have
+    its mark, and make their temporary files inside it, so that these go with it."""
+    temporary = folder / "t"  # short, because engines put sockets inside, whose paths may have 107 bytes
+    temporary.mkdir(exist_ok=True)
+    with inherited(_MARK, str(folder)), inherited("TMPDIR", str(temporary)):
+        yield

@@ -1,7 +1,9 @@
 """A folder and what runs in it are gone after its context, however the process ended that was in it."""
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 from hybridrl.cluster.leftovers import removed_in_any_case
 
 CHILD = """
-import os, subprocess, time
+import os, subprocess, tempfile, time
+tempfile.mkdtemp(prefix=os.environ["OF_TEST"])
 print(subprocess.Popen(["sleep", "600"], env={}).pid, flush=True)
 time.sleep(600)
 """
@@ -47,7 +50,13 @@ def gone(pid: int) -> bool:
 @pytest.mark.slow
 def test_a_killed_process_leaves_neither_the_folder_nor_what_ran_in_it(tmp_path: Path) -> None:
     folder = tmp_path / "of_a_run"
-    owner = subprocess.Popen([sys.executable, "-c", PROGRAM, str(folder)], stdout=subprocess.PIPE, text=True)
+    prefix = f"of-{os.getpid()}-"
+    owner = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OF_TEST": prefix},
+    )
     assert owner.stdout is not None
     child, grandchild = map(int, owner.stdout.readline().split())
     reader = subprocess.Popen(["tail", "-f", str(folder / "log")], stdout=subprocess.DEVNULL)
@@ -55,6 +64,7 @@ def test_a_killed_process_leaves_neither_the_folder_nor_what_ran_in_it(tmp_path:
     owner.kill()
     owner.wait()
     assert within_a_minute(lambda: not folder.exists() and gone(child) and gone(grandchild))
+    assert list(Path(tempfile.gettempdir()).glob(f"{prefix}*")) == []
     assert reader.poll() is None  # whoever reads the logs is not of the run
     reader.kill()
     reader.wait()
