@@ -46,9 +46,8 @@ RULES: tuple[Rule, ...] = (
             Condition(metric="critic/score/max", below=1e-9),
             Condition(metric="critic/score/mean", of="change", below=1e-9),
         ),
-        cause="no answer earns a reward, so no group has a gradient: the format that the reward "
-        "wants and the "
-        "prompt may disagree, or the model is too weak for the task",
+        cause="no answer earns a reward, so no group has a gradient: the format that the reward wants and "
+        "the prompt may disagree, or the model is too weak for the task",
         changes=(
             Change(key="data.system_prompt", to="'say in which form to answer'"),
             Change(key="rollout.max_response_tokens", times=2),
@@ -69,9 +68,8 @@ RULES: tuple[Rule, ...] = (
             Condition(metric="rollout/zero_std", above=0.5),
             Condition(metric="rollout/zero_std_none", above=0.15),
         ),
-        cause="the policy became sure of its answers before it found right ones, and groups whose "
-        "answers are "
-        "all wrong in the same way have no gradient",
+        cause="the policy became sure of its answers before it found right ones, and groups whose answers "
+        "are all wrong in the same way have no gradient",
         changes=(
             Change(key="algorithm.loss.clip_high", to=0.28, only="raise"),
             Change(key="algorithm.entropy_coefficient", to=0.01, only="raise"),
@@ -85,9 +83,8 @@ RULES: tuple[Rule, ...] = (
             Condition(metric="actor/entropy", of="ratio", above=1.5),
             Condition(metric="critic/score/mean", of="change", below=0.02),
         ),
-        cause="the policy becomes more random and the reward does not follow: the entropy bonus "
-        "outweighs the "
-        "reward, or updates are too large",
+        cause="the policy becomes more random and the reward does not follow: the entropy bonus outweighs "
+        "the reward, or updates are too large",
         changes=(Change(key="algorithm.entropy_coefficient", to=0.0, only="lower"), _LOWER_RATE),
         source="Skywork-OR1, arXiv:2505.22312, on entropy and its coefficient",
     ),
@@ -97,8 +94,8 @@ RULES: tuple[Rule, ...] = (
             Condition(metric="rollout/zero_std", above=0.5),
             Condition(metric="rollout/zero_std_none", above=0.3),
         ),
-        cause="in most groups no answer is right, so their rewards are equal and they have no gradient: the "
-        "prompts are too hard for this model",
+        cause="in most groups no answer is right, so their rewards are equal and they have no gradient: the"
+        " prompts are too hard for this model",
         changes=(
             Change(key="algorithm.dynamic_sampling", to="{}"),
             Change(key="algorithm.samples_per_prompt", times=2),
@@ -108,9 +105,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="all solved",
         conditions=(Condition(metric="rollout/zero_std_all", above=0.5),),
-        cause="in most groups all answers are right, so their rewards are equal and they have no "
-        "gradient: the "
-        "prompts are too easy by now, and further steps teach little",
+        cause="in most groups all answers are right, so their rewards are equal and they have no gradient: "
+        "the prompts are too easy by now, and further steps teach little",
         changes=(Change(key="algorithm.dynamic_sampling", to="{}"),),
         source="DAPO, arXiv:2503.14476, section 3.2; harder data, or fewer steps",
     ),
@@ -120,8 +116,8 @@ RULES: tuple[Rule, ...] = (
             Condition(metric="response_length/mean", of="ratio", above=1.5),
             Condition(metric="critic/score/mean", of="change", below=0.02),
         ),
-        cause="answers grow and the reward does not: a loss that divides by the length of an answer punishes "
-        "long wrong answers less than short ones",
+        cause="answers grow and the reward does not: a loss that divides by the length of an answer "
+        "punishes long wrong answers less than short ones",
         changes=(
             Change(key="algorithm.preset", to="dr_grpo"),
             Change(key="algorithm.shaping", to="[kimi_length]"),
@@ -144,8 +140,8 @@ RULES: tuple[Rule, ...] = (
             Condition(metric="critic/score/mean", of="correlation", other="response_length/mean", above=0.8),
             Condition(metric="response_length/mean", of="ratio", above=1.5),
         ),
-        cause="reward and length rise together: read a few rollouts and see whether the reward "
-        "pays for length",
+        cause="reward and length rise together: read a few rollouts and see whether the reward pays for "
+        "length",
         changes=(Change(key="algorithm.shaping", to="[kimi_length]"),),
         source="Singhal et al. 2023, arXiv:2310.03716",
     ),
@@ -162,9 +158,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="clip fraction",
         conditions=(Condition(metric="actor/pg_clipfrac", above=0.2),),
-        cause="one token in five or more has left the trust region, so its gradient is 0: the "
-        "policy moves too "
-        "far in one step",
+        cause="one token in five or more has left the trust region, so its gradient is 0: the policy moves "
+        "too far in one step",
         changes=(_LOWER_RATE, Change(key="batch.epochs", to=1, only="lower")),
         source="verl's documentation: 0.1 to 20 % of tokens are clipped in a run that learns",
     ),

@@ -1,7 +1,7 @@
 """Loads a reward by its name and options as something that scores an answer."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -90,6 +90,12 @@ class LoadedReward:
         except ValueError as error:
             return str(error) or "its check_row raises ValueError"
         return None
+
+
+def hang_score_of(rewards: Iterable[LoadedReward]) -> float | None:
+    """The hang_score of a reward made of others: 0 if one of them has one, since the whole is not known when
+    that one hangs. None: no reward has one."""
+    return None if all(reward.hang_score is None for reward in rewards) else 0.0
 
 
 def load_reward(

@@ -6,9 +6,9 @@ import torch
 from engine_values import (
     answer,
     assert_in_place_is_what_the_loader_loads,
-    mixture,
     prompts,
     sampling,
+    saved_mixture,
     setup,
 )
 
@@ -21,7 +21,7 @@ from hybridrl.rollout.sglang.start import SGLangEngine
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Two models and the folders they are in."""
-    return [mixture(tmp_path_factory.mktemp("model"), seed) for seed in (1, 2)]
+    return [saved_mixture(tmp_path_factory.mktemp("model"), seed) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")

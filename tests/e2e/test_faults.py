@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from fault_runs import CONFIG, write_data
+from fault_runs import write_project
 from trained_groups import done
 
 SAME = (
@@ -21,8 +20,7 @@ mean entropy, differently, in runs without faults as well."""
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("project")
-    write_data(path)
-    (path / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    write_project(path)
     return path
 
 

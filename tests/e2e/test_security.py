@@ -10,8 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
-from fault_runs import CONFIG, write_data
+from fault_runs import write_project
 
 SECRET = "hf_" + "q7Zk2" * 6
 
@@ -42,8 +41,7 @@ def is_loopback(address: str) -> bool:
 @pytest.mark.slow
 def test_a_run_listens_on_loopback_only_and_writes_no_secret(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
-    write_data(tmp_path)
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    write_project(tmp_path)
     environment = os.environ | {"RUN_OF_TEST": mark, "HF_TOKEN": SECRET, "MLFLOW_TRACKING_PASSWORD": SECRET}
     words = ("run.steps=3", "run.bundle.every=2", f"cluster.slurm.account={SECRET}")
     with (tmp_path / "out").open("w") as out:

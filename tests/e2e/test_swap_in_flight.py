@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import engine_values
 import numpy as np
 import pytest
 import torch
 from engine_kinds import TESTED, KindCase
 from engine_values import TOLERANCE, hf_logp, model, prompts, shard
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from hybridrl.batch import TokenBlock
 from hybridrl.layout.megatron import MegatronLayout
@@ -42,25 +42,8 @@ SHARED_PROMPT = 70
 Models = Sequence[tuple[Any, Path]]
 
 
-def mixture(seed: int) -> Qwen3MoeForCausalLM:
-    torch.manual_seed(seed)
-    sizes: dict[str, Any] = {
-        "vocab_size": 120,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "moe_intermediate_size": 32,
-        "num_experts": 8,
-        "num_experts_per_tok": 2,
-        "norm_topk_prob": True,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 1024,
-        "initializer_range": 0.2,
-        "eos_token_id": None,
-    }
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).float().eval()
+def mixture(seed: int) -> Any:
+    return engine_values.mixture(seed, head_dim=16, max_position_embeddings=1024, eos_token_id=None)
 
 
 def dense(seed: int) -> Any:

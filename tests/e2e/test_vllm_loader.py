@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine_kinds import case_of
-from engine_values import mixture
+from engine_values import saved_mixture
 
 from hybridrl.errors import EngineError
 from hybridrl.models import spec
@@ -37,7 +37,7 @@ def test_a_release_whose_loader_differs_is_named_with_the_change(tmp_path, monke
 @pytest.mark.parametrize("tp", [1, 2])
 def test_experts_that_vllm_repacks_are_named(tmp_path: Path, tp: int) -> None:
     kind = case_of("vllm")
-    mixture(tmp_path, 1)
+    saved_mixture(tmp_path, 1)
     engine = kind.engine(tmp_path, tp=tp)
     try:
         found = asyncio.run(engine.probe_loader(kind.layout(spec.read(tmp_path), tp=tp)))

@@ -6,22 +6,8 @@ from pathlib import Path
 import pytest
 import trainer_hints as hints
 import trainer_values as values
+from trainer_layouts import EACH, LAYOUTS
 from trainer_ranks import on_ranks
-
-from hybridrl.config.training import TrainParallel
-
-LAYOUTS = {
-    "one rank": (1, TrainParallel(dp=1)),
-    "dp 2": (2, TrainParallel(dp=2)),
-    "tp 2": (2, TrainParallel(tp=2, dp=1)),
-    "pp 2": (2, TrainParallel(pp=2, dp=1)),
-    "cp 2": (2, TrainParallel(cp=2, dp=1)),
-    "fsdp x2": (2, TrainParallel(dp=2)),
-    "fsdp tp 2": (2, TrainParallel(tp=2, dp=1)),
-    "fsdp cp 2": (2, TrainParallel(cp=2, dp=1)),
-}
-SLOW = ("tp 2", "pp 2", "fsdp tp 2", "fsdp cp 2")
-EACH = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in LAYOUTS]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,18 @@ from hybridrl.types import (
     Usage,
 )
 
+CONFIG = """\
+model: {path: model, make: "hybridrl.models.tiny:qwen3_arithmetic"}
+data: {train: prompts.jsonl, chat_template: none}
+reward: exact_match
+rollout: {max_prompt_tokens: 16, max_response_tokens: 16}
+batch: {prompts_per_step: 4, minibatch_prompts: 2}
+algorithm: {samples_per_prompt: 2}
+run: {name: first, folder: out, steps: 3, export: false}
+observe: {sinks: []}
+"""
+"""A config for a run on these fakes."""
+
 
 def config(**changes) -> Config:
     """6 steps, 4 prompts x 2 answers; `changes` replaces keys of a section, as in run={"steps": 3}."""

@@ -56,8 +56,8 @@ def model(seed, **changes):
     return Qwen3ForCausalLM(config).float().eval()
 
 
-def mixture(folder, seed):
-    """A model with experts, saved in a folder; returns both."""
+def mixture(seed, **changes):
+    """A model with experts."""
     torch.manual_seed(seed)
     given: dict[str, Any] = {
         "vocab_size": 120,
@@ -75,7 +75,12 @@ def mixture(folder, seed):
         "initializer_range": 0.2,
         "eos_token_id": END,
     }
-    made = Qwen3MoeForCausalLM(Qwen3MoeConfig(**given)).float().eval()
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**given | changes)).float().eval()
+
+
+def saved_mixture(folder, seed):
+    """A model with experts, saved in a folder; returns both."""
+    made = mixture(seed)
     made.save_pretrained(folder)
     return made, folder
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import yaml
+
 CONFIG = {
     "model": {"path": "model", "make": "hybridrl.models.tiny:qwen3_arithmetic"},
     "data": {
@@ -23,3 +25,9 @@ def write_data(path: Path) -> None:
     sums = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(10) for b in range(10)]
     (path / "train.jsonl").write_text("\n".join(map(json.dumps, sums[20:])))
     (path / "heldout.jsonl").write_text("\n".join(map(json.dumps, sums[:20])))
+
+
+def write_project(path: Path) -> None:
+    """Write the data of the run, and its config as run.yaml."""
+    write_data(path)
+    (path / "run.yaml").write_text(yaml.safe_dump(CONFIG))

@@ -18,7 +18,7 @@ from typing import Any
 
 from hybridrl.registry import register
 from hybridrl.rewards.parts import chosen_by_row
-from hybridrl.rewards.plugin import LoadedReward, load_reward
+from hybridrl.rewards.plugin import LoadedReward, hang_score_of, load_reward
 from hybridrl.rewards.score import read_score
 
 
@@ -42,8 +42,7 @@ class ByField:
         if not several:
             raise ValueError("by_field has no rewards: several is empty")
         self.rewards = {value: _loaded(value, given) for value, given in several.items()}
-        hang_scores = [reward.hang_score for _, reward in self.rewards.values()]
-        self.hang_score = None if all(score is None for score in hang_scores) else 0.0
+        self.hang_score = hang_score_of(reward for _, reward in self.rewards.values())
 
     def warm_up(self) -> None:
         for _, reward in self.rewards.values():

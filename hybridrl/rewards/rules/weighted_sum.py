@@ -13,7 +13,7 @@ from typing import Any
 
 from hybridrl.registry import register
 from hybridrl.rewards.judges.replies import NotAskedError
-from hybridrl.rewards.plugin import LoadedReward, load_reward
+from hybridrl.rewards.plugin import LoadedReward, hang_score_of, load_reward
 from hybridrl.rewards.score import read_score
 
 
@@ -34,8 +34,7 @@ class WeightedSum:
         self.rewards = {label: _part(label, dict(options)) for label, options in parts.items()}
         if not any(weight for weight, _ in self.rewards.values()):
             raise ValueError("every weight is 0: every reward would be 0")
-        hang_scores = [reward.hang_score for _, reward in self.rewards.values()]
-        self.hang_score = None if all(score is None for score in hang_scores) else 0.0
+        self.hang_score = hang_score_of(reward for _, reward in self.rewards.values())
 
     def warm_up(self) -> None:
         for _, reward in self.rewards.values():

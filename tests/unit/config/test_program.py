@@ -1,10 +1,9 @@
 """Keys of programs: what they are refused for, and what their branches must not be combined with."""
 
 import pytest
+from rule_values import refusals
 
 from hybridrl.algorithms.rules import SEQUENCE_LOSSES, algorithm_fits_the_run
-from hybridrl.config.load import load
-from hybridrl.config.rules import RuleContext
 from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.turns import one_plays_the_episodes, turns_fit_the_context
 from hybridrl.errors import ConfigErrors
@@ -27,14 +26,13 @@ def errors(tmp_path):
     path.write_text(TEXT)
 
     def run(*overrides):
-        loaded, context = load(path, overrides), RuleContext(num_gpus=0, spec=None)
         rules = (
             one_plays_the_episodes,
             turns_fit_the_context,
             reward_model_fits_the_run,
             algorithm_fits_the_run,
         )
-        return [str(error) for rule in rules for error in rule(loaded, context)]
+        return refusals(path, overrides, rules)
 
     return run
 

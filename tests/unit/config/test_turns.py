@@ -1,9 +1,8 @@
 """Budgets of tokens and turns that contradict each other, or that nothing has a use for, are refused."""
 
 import pytest
+from rule_values import refusals
 
-from hybridrl.config.load import load
-from hybridrl.config.rules import RuleContext
 from hybridrl.config.rules.turns import heldout_answers_fit_the_engine, turns_fit_the_context
 from hybridrl.errors import ConfigErrors
 
@@ -23,9 +22,8 @@ def errors(tmp_path):
     path.write_text(TEXT)
 
     def run(*overrides):
-        loaded, context = load(path, overrides), RuleContext(num_gpus=0, spec=None)
         rules = (turns_fit_the_context, heldout_answers_fit_the_engine)
-        return [str(error) for rule in rules for error in rule(loaded, context)]
+        return refusals(path, overrides, rules)
 
     return run
 

@@ -19,17 +19,6 @@ from hybridrl.workers.trainer import RayTrainer, TrainerWorker
 
 PACKAGE = Path(hybridrl.__file__).parent
 
-CONFIG = """\
-model: {path: model, make: "hybridrl.models.tiny:qwen3_arithmetic"}
-data: {train: prompts.jsonl, chat_template: none}
-reward: exact_match
-rollout: {max_prompt_tokens: 16, max_response_tokens: 16}
-batch: {prompts_per_step: 4, minibatch_prompts: 2}
-algorithm: {samples_per_prompt: 2}
-run: {name: first, folder: out}
-observe: {sinks: []}
-"""
-
 
 class Stumbled(Exception):
     """Raised where a rank takes its optimizer step."""
@@ -72,7 +61,7 @@ def test_an_optimizer_step_is_ten_frames_and_one_remote_call_from_the_command_li
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors: list[Exception] = []
-    (tmp_path / "my.yaml").write_text(CONFIG)
+    (tmp_path / "my.yaml").write_text(controller_fakes.CONFIG)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local, "RLRun", RunOnFakes)

@@ -19,17 +19,6 @@ from hybridrl.launch import local
 from hybridrl.library import run as library
 from hybridrl.library.run import overrides_of
 
-CONFIG = """\
-model: {path: model, make: "hybridrl.models.tiny:qwen3_arithmetic"}
-data: {train: prompts.jsonl, chat_template: none}
-reward: exact_match
-rollout: {max_prompt_tokens: 16, max_response_tokens: 16}
-batch: {prompts_per_step: 4, minibatch_prompts: 2}
-algorithm: {samples_per_prompt: 2}
-run: {name: first, folder: out, steps: 3, export: false}
-observe: {sinks: []}
-"""
-
 
 class RunOnFakes(local.RLRun):
     world: controller_fakes.World
@@ -46,7 +35,7 @@ class RunOnFakes(local.RLRun):
 
 @pytest.fixture(autouse=True)
 def on_fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    atomic_write(tmp_path / "my.yaml", CONFIG)
+    atomic_write(tmp_path / "my.yaml", controller_fakes.CONFIG)
     rows = [json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) for i in range(8)]
     atomic_write(tmp_path / "prompts.jsonl", "\n".join(rows))
     monkeypatch.chdir(tmp_path)
