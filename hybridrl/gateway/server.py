@@ -47,9 +47,6 @@ class ServerSetup:
     certificate: tuple[str, str] | None = None
     """Files with a certificate and its key, in PEM. None: plain HTTP."""
 
-    advertised: str = ""
-    """Name of this host for programs elsewhere; "": `host`."""
-
 
 @dataclass(slots=True)
 class Session:
@@ -76,7 +73,7 @@ class Gateway:
     def __init__(self, setup: ServerSetup) -> None:
         self._setup, self._sessions = setup, dict[str, Session]()
         self._runner: web.AppRunner | None = None
-        self._base, self.running, self.refused = "", 0, 0
+        self._base, self.running = "", 0
 
     async def start(self) -> None:
         """Listen on a free port."""
@@ -97,7 +94,7 @@ class Gateway:
         await web.TCPSite(self._runner, self._setup.host, 0, ssl_context=context, backlog=1024).start()
         port = self._runner.addresses[0][1]
         scheme = "https" if context else "http"
-        self._base = f"{scheme}://{self._setup.advertised or self._setup.host}:{port}"
+        self._base = f"{scheme}://{self._setup.host}:{port}"
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -137,14 +134,14 @@ class Gateway:
             if self.running >= self._setup.max_running:
                 raise RefusedError("too many requests at the same time", status=429, code="busy")
         except RefusedError as error:
-            return self._refusal(form, error)
+            return _refusal(form, error)
         work = asyncio.ensure_future(self._work(session, asked))
         if body.get("stream"):
             return await self._streamed(request, form, work, lambda given: as_events(given, body))
         try:
             return web.json_response(form.response(await work, MODEL))
         except RefusedError as error:
-            return self._refusal(form, error)
+            return _refusal(form, error)
 
     async def _work(self, session: Session, asked: Any) -> Given:
         """
@@ -169,7 +166,7 @@ class Gateway:
         """The answer as events. What is refused within a moment is refused as without a stream."""
         await asyncio.wait([work], timeout=0.05)
         if work.done() and isinstance(error := work.exception(), RefusedError):
-            return self._refusal(form, error)
+            return _refusal(form, error)
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
         )
@@ -193,7 +190,7 @@ class Gateway:
             body = await self._body(request)
             ending = read_ending(read_object(body) if body.strip() else {})
         except RefusedError as error:
-            return self._refusal(openai_form, error)
+            return _refusal(openai_form, error)
         if not session.ended.done():
             session.ended.set_result(ending)
         return web.json_response({"done": True})
@@ -208,7 +205,7 @@ class Gateway:
         try:
             self._session(request)
         except RefusedError as error:
-            return self._refusal(openai_form, error)
+            return _refusal(openai_form, error)
         return web.json_response(say())
 
     def _session(self, request: web.Request) -> Session:
@@ -232,10 +229,10 @@ class Gateway:
             limit = f"program.max_body_kb allows {self._setup.max_body_bytes // 1024}"
             raise RefusedError(f"the body is too large: {limit}", status=413, code="too_large") from error
 
-    def _refusal(self, form: ModuleType, error: RefusedError) -> web.Response:
-        self.refused += 1
-        headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.status == 429 else None
-        return web.json_response(form.failure(error), status=error.status, headers=headers)
+
+def _refusal(form: ModuleType, error: RefusedError) -> web.Response:
+    headers = {"Retry-After": str(_RETRY_AFTER_S)} if error.status == 429 else None
+    return web.json_response(form.failure(error), status=error.status, headers=headers)
 
 
 def _event_of_failure(failure: dict[str, Any]) -> bytes:

@@ -225,10 +225,7 @@ class RLRun(Run[Config, RunObserver]):
             await workers.rule.start()  # with the engines of a judge, which take their memory before
             await rollout.start()
             await rollout.sleep()
-        others = [
-            *([] if engines_first else [workers.rule.start()]),
-            *([] if engines_first else [rollout.start()]),
-        ]
+        others = [] if engines_first else [workers.rule.start(), rollout.start()]
         if workers.reward_model:
             others.append(workers.reward_model.build())
         checkpoint = self.checkpoint.folder if self.checkpoint else None
