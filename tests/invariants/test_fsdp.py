@@ -141,6 +141,7 @@ OPTIONS = {
     "few logits": {"logits_at_once": 64},
     "offload": {"offload": "all"},
     "gathered once": {"gather": "once"},
+    "small layers together": {"least_unit": 2**20},
     "moments on the host": {"keep_on_host": "optimizer"},
     "all on the host": {"keep_on_host": "all"},
     "bf16": {"precision": "bf16"},
@@ -204,6 +205,12 @@ def test_weights_that_are_gathered_once_are_gathered_less_often(two) -> None:
     for rank in two:
         once, usual = (rank["options"][name]["gathers"] for name in ("gathered once", "plain"))
         assert 0 < 3 * once < usual
+
+
+def test_small_layers_are_gathered_together(two) -> None:
+    for rank in two:
+        together, usual = (rank["options"][name]["gathers"] for name in ("small layers together", "plain"))
+        assert 0 < 3 * together < usual
 
 
 def test_bf16_takes_nearly_the_steps_of_fp32_and_keeps_fp32_weights(two) -> None:

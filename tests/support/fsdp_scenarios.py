@@ -79,11 +79,13 @@ def options(
 ) -> dict[str, Any]:
     """Two batches on FSDP under each set of options of the actor, with the weights after them."""
     from hybridrl.trainer import linear_logprob
+    from hybridrl.trainer.fsdp import network
 
     usual, found = linear_logprob.LOGITS_AT_ONCE, {}
     for name, case in cases.items():
         changed = dict(case)
         linear_logprob.LOGITS_AT_ONCE = changed.pop("logits_at_once", usual)
+        network.LEAST_UNIT = changed.pop("least_unit", 1)
         made = actor("fsdp", **changed)
         with scenarios.policy(rank, rendezvous, folder, SHAPES["fsdp"], actor=made) as trained:
             with counted_gathers() as gathers:

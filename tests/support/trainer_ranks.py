@@ -65,6 +65,9 @@ def _rank(
 ) -> None:
     import torch
 
+    from hybridrl.trainer.fsdp import network
+
+    network.LEAST_UNIT = 1  # layers are gathered one by one, as those of models that are not tiny
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     try:

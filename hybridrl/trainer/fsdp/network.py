@@ -4,6 +4,7 @@ Shape letters: T packed tokens, O tokens whose output predicts a trained token, 
 entries of this rank.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,9 @@ from hybridrl.trainer.fsdp.attention import Context
 from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.router import Router, replace_routers
 from hybridrl.trainer.packing import Microbatch
+
+LEAST_UNIT = 2**20
+"""Fewest elements that are gathered at once. Below that, the time of a collective is that of its call."""
 
 
 class PackedNetwork(nn.Module):
@@ -176,19 +180,31 @@ def root(network: PackedNetwork) -> FSDPModule:
 
 def _shard(network: PackedNetwork, groups: Groups, plan: Plan, device: torch.device) -> None:
     """Each layer gathers its weights while it computes, unless the plan says otherwise; embedding, last norm
-    and output layer stay gathered until the backward pass has come to them."""
+    and output layer stay gathered until the backward pass has come to them. Small layers go together."""
     policy = MixedPrecisionPolicy(param_dtype=plan.compute_dtype, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": groups.weights, "mp_policy": policy}
     if plan.on_host:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
-    for layer in network.layers:
-        fully_shard(layer, reshard_after_forward=not plan.gathers_once, **options)
+    for unit in units(network.layers):
+        fully_shard(unit, reshard_after_forward=not plan.gathers_once, **options)
     fully_shard(network, reshard_after_forward=False, **options)
     for module in network.modules():
         if isinstance(module, FSDPModule):
             # Gradients are sums. Each of the two alone leaves a mean, or an operation that gloo lacks.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def units(layers: Iterable[nn.Module]) -> Iterator[list[nn.Module]]:
+    """Consecutive layers that are gathered together, LEAST_UNIT elements or more. Fewer at the end are left
+    to be gathered with embedding and output layer."""
+    unit, size = [], 0
+    for layer in layers:
+        unit.append(layer)
+        size += sum(parameter.numel() for parameter in layer.parameters())
+        if size >= LEAST_UNIT:
+            yield unit
+            unit, size = [], 0
 
 
 def make_buffers(body: Any, device: torch.device) -> None:

@@ -11,7 +11,7 @@ from transformers import Qwen3Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.fsdp import FSDPLayout, exchange_of
-from hybridrl.trainer.fsdp import backend
+from hybridrl.trainer.fsdp import backend, network
 from hybridrl.trainer.fsdp.network import PackedNetwork
 from hybridrl.trainer.fsdp.tensor_parallel import shardings, with_partial_gradients
 
@@ -22,9 +22,9 @@ def test_the_embedding_of_a_padding_token_gets_a_gradient(tmp_path: Path) -> Non
     """A run may train on that token: it may be the end of an answer."""
     config = Qwen3Config(**SIZES, num_attention_heads=2, num_key_value_heads=1, head_dim=4, pad_token_id=0)
     config.save_pretrained(tmp_path)
-    network = PackedNetwork(tmp_path, tied=False, value_head=False, dtype=torch.float32)
-    weight = network.body.get_input_embeddings().weight
-    network.body.get_input_embeddings()(torch.tensor([0, 3])).sum().backward()
+    packed = PackedNetwork(tmp_path, tied=False, value_head=False, dtype=torch.float32)
+    weight = packed.body.get_input_embeddings().weight
+    packed.body.get_input_embeddings()(torch.tensor([0, 3])).sum().backward()
     assert weight.grad.ne(0).any(dim=1).tolist() == [True, False, False, True, False]
 
 
@@ -40,6 +40,20 @@ def test_only_parameters_that_see_a_part_of_the_heads_have_partial_gradients() -
         f"{attention}.q_proj.adapter.a",  # q, k and v share it
         f"{attention}.o_proj.adapter.b",
     }
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"), [(1, [1, 1, 1, 1, 1]), (12, [1, 1, 1, 1, 1]), (13, [2, 2]), (30, [3]), (61, [])]
+)
+def test_small_layers_are_gathered_together(
+    least: int, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has 12 elements. What is left over at the end is gathered with the embedding."""
+    monkeypatch.setattr(network, "LEAST_UNIT", least)
+    layers = [torch.nn.Linear(3, 3) for _ in range(5)]
+    units = list(network.units(layers))
+    assert [len(unit) for unit in units] == expected
+    assert [layer for unit in units for layer in unit] == layers[: sum(expected)]
 
 
 @pytest.mark.parametrize(
