@@ -14,15 +14,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks._report import arguments, publish
+from benchmarks._steps import chosen
 from hybridrl.hosts.interpreter import environment_of
 from hybridrl.models import spec
-from hybridrl.models.tiny import qwen3_arithmetic
+from hybridrl.models.tiny import qwen3_arithmetic, random_model
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.vllm.arguments import engine_arguments, environment
 from hybridrl.rollout.vllm.sizes import VLLMParallel
@@ -30,7 +32,21 @@ from hybridrl.rollout.vllm.start import VLLMEngine, end_tokens
 from hybridrl.types import Prompt, Sampling
 
 RESULT = {
-    "batches": "by number of requests: tokens a second of our engine and of vLLM's own, and their ratio",
+    "models": "by model (tiny: 0.4 M weights; smollm2: the sizes of SmolLM2-135M) and number of requests: "
+    "tokens a second of our engine and of vLLM's own, and their ratio",
+}
+SMOLLM2 = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "vocab_size": 49152,
+}
+MODELS = {
+    "tiny": partial(qwen3_arithmetic, seed=0),
+    "smollm2": partial(random_model, family="llama", seed=0, tied=True, **SMOLLM2),
 }
 
 _PROMPT_TOKENS = 24
@@ -44,16 +60,25 @@ Call = Callable[[int], int]
 
 def main() -> None:
     options = arguments(
-        __doc__, smoke={"tokens": 4, "calls": 1, "largest": 8}, tokens=64, calls=8, largest=128
+        __doc__,
+        smoke={"tokens": 4, "calls": 1, "largest": 8, "shapes": "tiny"},
+        tokens=64,
+        calls=8,
+        largest=128,
+        shapes="tiny,smollm2",
     )
+    found = {name: _batches(MODELS[name], options) for name in chosen(options.shapes, MODELS)}
+    publish({"models": found}, options.json)
+
+
+def _batches(make: Callable[[Path], None], options: Any) -> dict[str, dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder, "model")
-        qwen3_arithmetic(model, 0)
+        make(model)
         setup = _setup(model, options.tokens)
         with _ours(setup) as ours, _bare(setup) as bare:
             counts = [count for count in (1, 8, 32, 128) if count <= options.largest]
-            found = {str(count): _compare(ours, bare, count, options.calls) for count in counts}
-    publish({"batches": found}, options.json)
+            return {str(count): _compare(ours, bare, count, options.calls) for count in counts}
 
 
 def _compare(ours: Call, bare: Call, count: int, calls: int) -> dict[str, float]:
