@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from hybridrl.answer_columns import end_to_end, head_columns
 from hybridrl.columns import COLUMNS, TURN_START, ColumnSpec, spec_of
 from hybridrl.errors import ColumnError
 from hybridrl.types import Group, Hint, PolicyVersion, Trajectory, hints_of
@@ -117,6 +118,7 @@ class TokenBlock:
         version: int | Sequence[np.ndarray],
         *,
         experts: Sequence[np.ndarray] | None = None,
+        heads: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> "TokenBlock":
         """A block of single-turn answers, with every response token trained on.
 
@@ -125,6 +127,7 @@ class TokenBlock:
             version: the policy version that sampled all answers, or of each trajectory the version that
                 sampled each token of its response.
             experts: int [tokens of the trajectory but the last, L, K].
+            heads: columns engine_head and engine_head_logp of each response, [tokens, K] each.
         """
         prompt_tokens_N = np.array([len(p) for p in prompts], np.int32)
         response_tokens_N = np.array([len(r) for r in responses], np.int32)
@@ -143,6 +146,8 @@ class TokenBlock:
         columns = {"rollout_logp": logp_T, "version": version_T}
         if experts is not None:
             columns["experts"] = end_to_end(experts, start_N)
+        if heads is not None:
+            columns |= head_columns(heads, mask_T)
         return cls(token_T, start_N, prompt_tokens_N, mask_T, columns)
 
 
@@ -205,27 +210,6 @@ def _refuse_turns(block: TokenBlock) -> None:
     first_U = block.start_N[np.searchsorted(block.start_N, at_U, side="right") - 1]
     if (turn_U < 0).any() or (start[turn_U] < first_U).any():
         raise ColumnError("a token is trained on before the first turn of its trajectory")
-
-
-def end_to_end(experts: Sequence[np.ndarray], start_N: np.ndarray) -> np.ndarray:
-    """Column experts of all trajectories, in the smallest dtype that holds them.
-
-    Args:
-        experts: int [tokens of the trajectory but the last, L, K] of each trajectory.
-        start_N: as in a TokenBlock.
-
-    Raises:
-        ValueError: an array does not have the length of its trajectory.
-    """
-    largest = max((int(found.max(initial=0)) for found in experts), default=0)
-    dtype = np.uint8 if largest < np.iinfo(np.uint8).max else np.uint16
-    shape = experts[0].shape[1:] if experts else (0, 0)
-    experts_TLK = np.full((start_N[-1], *shape), np.iinfo(dtype).max, dtype)
-    for start, end, found in zip(start_N, start_N[1:], experts, strict=False):
-        if len(found) != end - start - 1:
-            raise ValueError(f"experts of {len(found)} tokens for a trajectory of {end - start}")
-        experts_TLK[start : end - 1] = found
-    return experts_TLK
 
 
 @dataclass(slots=True)

@@ -24,6 +24,10 @@ TURN_COLUMNS = frozenset({"turn", "anchor", "turn_reward", "turns", "agent", "ep
 environment."""
 
 
+HEAD_COLUMNS = ("engine_head", "engine_head_logp")
+"""Columns that an engine provides only if the loss asks for its K likeliest tokens."""
+
+
 @dataclass(frozen=True, slots=True)
 class ColumnSpec:
     """A row of the table."""
@@ -115,19 +119,27 @@ COLUMNS: dict[str, ColumnSpec] = {
     "observed": _token(
         "bool", "block", "whether an environment wrote the token, between two answers", outside=None
     ),
+    "engine_head": ColumnSpec(
+        "token",
+        "int32",
+        "block",
+        "ids of the K tokens that the engine held likeliest at this place. Only for a loss with head_logp",
+        outside=0,
+        axes="K",
+    ),
     "engine_head_logp": ColumnSpec(
         "token",
         "float32",
-        None,
-        "log-probability by the engine of its K likeliest tokens at this place",
+        "block",
+        "log-probability by the engine of the tokens of engine_head, at its temperature",
         outside=0,
         axes="K",
     ),
     "head_logp": ColumnSpec(
         "token",
         "float32",
-        None,
-        "log-probability by the policy of the tokens of engine_head_logp, with its gradient, in every pass",
+        "ranks",
+        "log-probability by the policy of the tokens of engine_head, with its gradient, in every pass",
         outside=0,
         axes="K",
     ),

@@ -74,6 +74,9 @@ class Sampling:
     seed: int | None = None
     """Seed of this request; None lets the engine choose."""
 
+    head_tokens: int = 0
+    """Answers contain, for each of their tokens, this many tokens that were likeliest there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupTask:

@@ -53,6 +53,9 @@ class Needs:
     observed: bool = False
     """Whether the objective trains on what the environment writes."""
 
+    head_tokens: int = 0
+    """For how many of its likeliest tokens the engine reports log-probabilities, if the loss needs them."""
+
     teaches_itself: bool = False
     """Whether the teacher is the policy itself, which reads a hint."""
 
@@ -78,6 +81,7 @@ class Needs:
             follows_kl=kl is not None and algorithm.kl.target is not None,
             bypasses=replaces_old_logp(corrections),
             observed=algorithm.observations.coefficient > 0,
+            head_tokens=head_tokens_of(loss),
             teaches_itself=algorithm.hint is not None and algorithm.teacher is None,
         )
 
@@ -141,6 +145,11 @@ def objective_makes(loss: Any, corrections: Iterable[Any], top_share: float) -> 
     """Columns that an objective makes from the whole batch; the arguments are those of
     `objective_columns`."""
     return _makes(loss) | ({"weight"} if corrections or top_share < 1 else frozenset())
+
+
+def head_tokens_of(loss: Any) -> int:
+    """Tokens that a loss asks the engine for at each place; of a loss, or its stand-in from `declared`."""
+    return loss.head_tokens if "head_logp" in loss.needs else 0
 
 
 def replaces_old_logp(corrections: Iterable[Any]) -> bool:

@@ -4,7 +4,10 @@ repeats it."""
 from collections.abc import Mapping
 from typing import Any
 
+from hybridrl.algorithms.declared import declared
+from hybridrl.algorithms.needs import head_tokens_of
 from hybridrl.config.schema import Config
+from hybridrl.config.section import PluginConfig
 from hybridrl.errors import DataError
 from hybridrl.seeds import group_seed
 from hybridrl.types import GroupTask, Prompt, Sampling, in_row
@@ -20,7 +23,11 @@ def group_task(cfg: Config, index: int, prompt: Prompt, *, greedy: bool) -> Grou
         greedy: answer once greedily too, as a baseline.
     """
     longest = response_limit(cfg, prompt, cfg.rollout.max_response_tokens)
-    ends: dict[str, Any] = {"stop": cfg.rollout.stop, "stop_token_ids": cfg.rollout.stop_token_ids}
+    both: dict[str, Any] = {
+        "stop": cfg.rollout.stop,
+        "stop_token_ids": cfg.rollout.stop_token_ids,
+        "head_tokens": _head_tokens(cfg.algorithm.loss),
+    }
     return GroupTask(
         index=index,
         prompt=prompt,
@@ -29,12 +36,16 @@ def group_task(cfg: Config, index: int, prompt: Prompt, *, greedy: bool) -> Grou
             max_response_tokens=longest,
             temperature=cfg.rollout.temperature,
             seed=group_seed(cfg.run.seed, index),
-            **ends,
+            **both,
         ),
-        greedy=Sampling(num_samples=1, max_response_tokens=longest, temperature=0.0, seed=0, **ends)
+        greedy=Sampling(num_samples=1, max_response_tokens=longest, temperature=0.0, seed=0, **both)
         if greedy
         else None,
     )
+
+
+def _head_tokens(loss: PluginConfig) -> int:
+    return head_tokens_of(declared("policy_loss", loss.name, loss.options, where="algorithm.loss"))
 
 
 def response_limit(cfg: Config, prompt: Prompt, most: int) -> int:

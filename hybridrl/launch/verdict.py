@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hybridrl.algorithms.needs import Needs
 from hybridrl.algorithms.rules import algorithm_fits_the_run, may_be_mute
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules import RuleContext, check
@@ -31,7 +32,7 @@ from hybridrl.models.make import config_of_made, spec_of_made
 from hybridrl.models.spec import ModelSpec
 from hybridrl.observe.sink import load_sinks, refuse_missing_sinks
 from hybridrl.rewards.plugin import load_reward
-from hybridrl.rollout.base import kind_of, layout_in
+from hybridrl.rollout.base import EngineKind, kind_of, layout_in
 from hybridrl.trainer.setup import refuse_unfit_experts, refuse_untried
 
 
@@ -265,10 +266,31 @@ def _engine_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[H
     cfg, key = loaded.config, "rollout.parallel"
     kind = kind_of(cfg.rollout.engine)
     yield from map(loaded.locate, kind.refuse(cfg, model))
+    yield from _head_errors(loaded, model, kind)
     if not model.has_table:
         yield from _loader_errors(loaded, model)
     for error in _refusals(loaded, lambda: layout_in(kind, model, cfg.rollout.parallel)):
         yield ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix)
+
+
+def _head_errors(loaded: LoadedConfig[Config], model: ModelSpec, kind: EngineKind) -> Iterator[HybridRLError]:
+    """Errors about a loss that asks for the engine's likeliest tokens."""
+    cfg, where = loaded.config, loaded.where("algorithm.loss")
+    asked = Needs.of(cfg.algorithm).head_tokens
+    loss, engine = cfg.algorithm.loss.name, cfg.rollout.engine
+    if asked and not getattr(kind, "reports_heads", False):
+        yield ConfigError(
+            f"algorithm.loss = {loss} needs the likeliest tokens of the engine; rollout.engine = {engine} "
+            "reports the sampled ones only",
+            where=where,
+            fix="rollout.engine: sglang, or another loss",
+        )
+    if asked > model.vocab_size:
+        yield ConfigError(
+            f"algorithm.loss = {loss}: head_tokens = {asked} exceeds the vocabulary of {model.vocab_size}",
+            where=where,
+            fix=f"algorithm.loss={{name: {loss}, head_tokens: {model.vocab_size}}}, or fewer",
+        )
 
 
 def _loader_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[HybridRLError]:

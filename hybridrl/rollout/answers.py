@@ -84,6 +84,7 @@ def packed(
         [answer.logp_T for answer in answers],
         [answer.version_T for answer in answers],
         experts=experts or None,
+        heads=[answer.head_TK for answer in answers if answer.head_TK is not None] or None,
     )
     trajectories = [
         _trajectory(row, len(prompt), answer)

@@ -94,7 +94,7 @@ class Answer:
     """The answer to a request.
 
     Shape letters: T tokens of the answer, S tokens of prompt and answer without the last one, L layers, K
-    experts of a token.
+    experts of a token, or tokens that were likeliest.
     """
 
     id: str
@@ -115,6 +115,10 @@ class Answer:
 
     experts_SLK: "np.ndarray | None" = None
     """int32: experts of each token. None if they were not requested, or the answer was aborted."""
+
+    head_TK: "tuple[np.ndarray, np.ndarray] | None" = None
+    """The tokens that were likeliest at each place of the answer: int32 ids, and float32 log-probabilities
+    like logp_T, [T, K] each. None if they were not requested."""
 
     cached_tokens: int | None = None
     """Tokens of the prompt whose keys and values were in the cache. None: the engine does not say."""
@@ -275,6 +279,8 @@ class EngineKind(Protocol):
     def parallel(self) -> type[EngineParallel]:
         """Class of the config section rollout.parallel."""
         ...
+
+    # A kind whose engines answer Sampling.head_tokens has `reports_heads = True`.
 
     def layout(self, model: ModelSpec, parallel: EngineParallel) -> Layout:
         """Which part of the model each of the parallel.tp ranks of an engine holds.

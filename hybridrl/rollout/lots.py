@@ -35,6 +35,7 @@ class AnswerLot:
     version_T: np.ndarray
     finish: list[Finish]
     experts: list[np.ndarray | None]
+    heads: list[tuple[np.ndarray, np.ndarray] | None]
     cached: list[int | None]
     errors: dict[str, EngineError]
     """Requests that were refused, by id; they have no answer."""
@@ -52,6 +53,7 @@ class AnswerLot:
             joined([answer.version_T for answer in answers], np.int32),
             [answer.finish for answer in answers],
             [answer.experts_SLK for answer in answers],
+            [answer.head_TK for answer in answers],
             [answer.cached_tokens for answer in answers],
             errors,
         )
@@ -67,6 +69,7 @@ class AnswerLot:
                 version_T=self.version_T[start:end],
                 finish=self.finish[i],
                 experts_SLK=self.experts[i],
+                head_TK=self.heads[i],
                 cached_tokens=self.cached[i],
             )
             for i, (start, end) in enumerate(zip([0, *end_N], end_N, strict=False))

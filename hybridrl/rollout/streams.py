@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hybridrl.batch import TokenBlock, end_to_end
+from hybridrl.answer_columns import end_to_end, head_columns
+from hybridrl.batch import TokenBlock
 from hybridrl.columns import TURN_START
 from hybridrl.rollout.answers import spans_of
 from hybridrl.rollout.base import Answer
@@ -153,6 +154,9 @@ def block_of(streams: Sequence[TokenStream]) -> TokenBlock:
     some = next((found for found in routed if found is not None), None)
     if some is not None:
         columns["experts"] = end_to_end([_experts(stream, some[:0]) for stream in streams], start_N)
+    heads = [turn.answer.head_TK for stream in streams for turn in stream.turns]
+    if asked := [head for head in heads if head is not None]:
+        columns |= head_columns(asked, mask_T)
     prompt_tokens_N = np.array([stream.prompt_tokens for stream in streams], np.int32)
     return TokenBlock(token_T, start_N, prompt_tokens_N, mask_T, columns)
 

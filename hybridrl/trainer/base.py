@@ -8,7 +8,6 @@ prediction is on this rank.
 """
 
 import contextlib
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +22,7 @@ from torch.nn import Parameter
 
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.config.training import LoraConfig, MoEConfig, OptimizerConfig
+from hybridrl.errors import ConfigError
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import TrainerLayout, kind_outside
@@ -91,21 +91,6 @@ class Optimizer(Protocol):
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Continue the schedule at `progress`; the caller has written the state into `flat_ranges` before."""
         ...
-
-
-def learning_rate(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Learning rate of optimizer step `step`, counted from 0, in a run of `num_steps`.
-
-    The first of `warmup_steps` takes lr / warmup_steps and the last one the full lr, so no step has a rate
-    of 0.
-    """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    progress = min(1.0, (step - config.warmup_steps) / max(1, num_steps - config.warmup_steps))
-    left = 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 class Routing(Protocol):
@@ -256,6 +241,25 @@ class Model(ABC):
 
         Called on the last pipeline stage, by all ranks that share the microbatch.
         """
+
+    def head_logp(
+        self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor, head_PK: Tensor, temperature: float
+    ) -> Tensor:
+        """Log-probability of the tokens of a head at every predicted token, float32 [P, K], differentiable.
+        It is called like `score`, after it.
+
+        Args:
+            logp_P: what `score` returned.
+            head_PK: int64 token ids.
+
+        Raises:
+            ConfigError: this backend does not compute it.
+        """
+        raise ConfigError(
+            f"{type(self).__module__} computes log-probabilities of sampled tokens only",
+            where="actor.backend",
+            fix="megatron or fsdp, or another algorithm.loss",
+        )
 
     @abstractmethod
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:

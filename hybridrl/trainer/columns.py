@@ -66,7 +66,8 @@ class Columns:
         the step's tokens.
         """
         # rollout_logp is always unpacked: engine and trainer are compared by it.
-        loaded.unpack(self._needs.columns | {"rollout_logp"})
+        head = {"engine_head"} if self._needs.head_tokens else set[str]()
+        loaded.unpack(self._needs.columns | head | {"rollout_logp"})
         scores = self._needs.scores_first(len(loaded.minibatches), replays_experts=self._replays_experts)
         metrics = self._add_policy_columns(loaded) if scores else {}
         if "old_collision" in self._needs.columns:

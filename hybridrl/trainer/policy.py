@@ -261,13 +261,21 @@ class Policy(Role):
             if fills_old_logp:
                 loaded.columns["old_logp"][microbatch.trained_R] = logp_R.detach()
             observed = self._observed(microbatch, logp_P, totals, num_observed)
-            return self._share(microbatch, logp_R, entropy_R, totals, observed)
+            heads = self._heads(microbatch, hidden_O1, logp_P)
+            return self._share(microbatch, logp_R, entropy_R, heads, totals, observed)
 
         self._optimizer.zero_gradients()
         with self._routing.training(minibatch.num_sequences):
             shares = self._model.accumulate_gradients(loaded.microbatches([minibatch]), loss)
         metrics = self._mesh.combine(shares) | self._routing.metrics()
         return metrics.pop(_OBJECTIVE, 0.0), self._optimizer.gradient_norm(), metrics
+
+    def _heads(self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor) -> dict[str, Tensor]:
+        """The columns of this pass besides logp and entropy: head_logp, if the loss needs it."""
+        if not self._needs.head_tokens:
+            return {}
+        head_RK = self._loaded.columns["engine_head"][microbatch.trained_R]
+        return {"head_logp": self._scorer.head(microbatch, hidden_O1, logp_P, head_RK)}
 
     def _observed(
         self, microbatch: Microbatch, logp_P: Tensor, totals: Totals, num_observed: int
@@ -288,6 +296,7 @@ class Policy(Role):
         microbatch: Microbatch,
         logp_R: Tensor,
         entropy_R: Tensor,
+        heads: Mapping[str, Tensor],
         totals: Totals,
         observed: Observed | None,
     ) -> tuple[Tensor, Metrics]:
@@ -296,6 +305,7 @@ class Policy(Role):
             microbatch.seq_R, torch.ones_like(microbatch.seq_R, dtype=torch.bool), microbatch.num_seqs
         )
         columns = {name: column_U[microbatch.trained_R] for name, column_U in self._loaded.columns.items()}
+        columns |= heads
         advantage_R = columns["advantage"]
         scalar, metrics = self._objective(logp_R, entropy_R, columns, advantage_R, tokens, totals, observed)
         metrics.sum[_OBJECTIVE] = scalar.detach().clone()  # the schedule may scale the loss in place

@@ -7,6 +7,7 @@ rank predicts, T tokens of a block.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hybridrl.batch import RankBatch, TokenBlock
@@ -26,6 +27,17 @@ class Scorer:
     def score_predicted(self, microbatch: Microbatch, hidden_O1: Tensor) -> tuple[Tensor, Tensor]:
         """The same for the trained and the observed tokens, [P]."""
         return self._model.score(microbatch, hidden_O1, self._temperature)
+
+    def head(self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor, head_RK: Tensor) -> Tensor:
+        """Log-probability of the given tokens at each trained token, [R, K].
+
+        Args:
+            logp_P: what `score_predicted` returned.
+        """
+        none_EK = head_RK.new_zeros(len(logp_P) - len(head_RK), head_RK.shape[1])
+        head_PK = torch.cat([head_RK, none_EK]).long()
+        head_logp_PK = self._model.head_logp(microbatch, hidden_O1, logp_P, head_PK, self._temperature)
+        return microbatch.trained(head_logp_PK)
 
     def columns(self, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> tuple[Tensor, Tensor]:
         """Log-probability and entropy of the tokens of the microbatches, 0 at all others; [U], no gradients.

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from hybridrl.algorithms.needs import Needs
+from hybridrl.answer_columns import head_columns
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.controller.advantage import load_credit
@@ -89,6 +91,8 @@ def record(algorithm: AlgorithmConfig, block: TokenBlock, logp_T: np.ndarray, se
     block.columns["rollout_logp"][:] = np.where(block.loss_mask_T, np.minimum(logp_T + noise_T, 0.0), 0.0)
     if algorithm.observations.coefficient:
         block = replace(block, columns={**block.columns, "observed": _observed(block)})
+    if count := Needs.of(algorithm).head_tokens:
+        block = replace(block, columns={**block.columns, **_heads(block, count, draw)})
     num_samples = len(block) // NUM_GROUPS
     groups = [_group(block, range(g * num_samples, (g + 1) * num_samples), draw) for g in range(NUM_GROUPS)]
     if algorithm.hint is not None:
@@ -104,6 +108,16 @@ def _observed(block: TokenBlock) -> np.ndarray:
     observed_T = ~block.loss_mask_T
     observed_T[::2] = False
     return observed_T
+
+
+def _heads(block: TokenBlock, count: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """The likeliest tokens of an engine: neighbouring ids with random probabilities. The sampled one is among
+    them in half of the places."""
+    trained_U, vocab_size = block.token_T[block.loss_mask_T], int(block.token_T.max()) + 1
+    first_U1 = (trained_U - draw.integers(0, 2 * count, len(trained_U)))[:, None]
+    head_UK = (first_U1 + np.arange(min(count, vocab_size))) % vocab_size
+    p_UK = draw.dirichlet(np.ones(head_UK.shape[1] + 1), len(trained_U))[:, 1:]
+    return head_columns([(head_UK.astype(np.int32), np.log(p_UK).astype(np.float32))], block.loss_mask_T)
 
 
 def _hint(prompt: Prompt) -> Hint:

@@ -16,9 +16,8 @@ from hybridrl.verify.layouts import Row
 from hybridrl.verify.measure import MOVED
 from hybridrl.verify.recorded import make_tokens, record
 
-UNFED = {"gigpo", "step_reinforce", "rae", "hierarchical_grpo", "score_centering"}
-"""Estimators and losses that need turns, roles or columns which this batch does not have; trainer_turns.py
-has those of turns and roles."""
+UNFED = {"gigpo", "step_reinforce", "rae", "hierarchical_grpo"}
+"""Estimators that need turns and roles, which this batch does not have; trainer_turns.py has them."""
 
 
 def algorithms(teacher: Path) -> dict[str, AlgorithmConfig]:
@@ -35,7 +34,6 @@ def algorithms(teacher: Path) -> dict[str, AlgorithmConfig]:
             "aggregate": _AGGREGATES.get(name, "token_mean"),
         }
         for name in LOSSES
-        if name not in UNFED
     }
     rows["kl in loss"] = {"kl": {"coefficient": 0.1}}
     rows["kl in reward"] = {"estimator": "reinforce_plus_plus", "kl": {"coefficient": 0.1, "in": "reward"}}

@@ -59,3 +59,35 @@ def sharded_linear_logprobs(
         "entropy": entropy_R.detach().numpy(),
         "grads": [(of_hidden.numpy(), of_part.numpy()) for of_hidden, of_part in grads],
     }
+
+
+def sharded_head_gaps(
+    rank: int,
+    rendezvous: Rendezvous,
+    sizes: list[int],
+    padding: int,
+    temperature: float,
+    soft_cap: float | None,
+    heads: list[list[int]],
+) -> dict[str, Any]:
+    """Log-probabilities of a head over those of the targets, and gradients, from an output layer as above."""
+    import torch
+    import torch.distributed as dist
+
+    from hybridrl.trainer import head_logprob
+    from hybridrl.trainer.linear_logprob import Shard
+
+    dist.init_process_group("gloo", init_method=rendezvous(), rank=rank, world_size=len(sizes))
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    head_logprob._VALUES_AT_ONCE = 40  # several parts
+    hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
+    own_VH = weight_VH.split(sizes)[rank]
+    part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
+    hidden_RH.requires_grad_()
+    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=everyone, soft_cap=soft_cap)
+    gap_RK = head_logprob.head_gaps(
+        hidden_RH, part, target_R, torch.tensor(heads), shard, temperature=temperature
+    )
+    grads = torch.autograd.grad((gap_RK.square().sum(1) @ weight_R), (hidden_RH, part))
+    return {"gaps": gap_RK.detach().numpy(), "grads": [grad.numpy() for grad in grads]}

@@ -31,11 +31,16 @@ class ScoreCentering:
     cap: float | None = 2.0
     """Bound on the importance weight of the policy against the engine; None: tokens are not weighed."""
 
+    head_tokens: int = 20
+    """K: for how many of its likeliest tokens the engine reports log-probabilities."""
+
     needs: ClassVar[frozenset[Column]] = frozenset({"rollout_logp", "engine_head_logp", "head_logp"})
 
     def __post_init__(self) -> None:
         if self.cap is not None and self.cap <= 0:
             raise ValueError(f"cap = {self.cap} is not positive")
+        if self.head_tokens < 1:
+            raise ValueError(f"head_tokens = {self.head_tokens}: at least one token is needed")
 
     def __call__(
         self,

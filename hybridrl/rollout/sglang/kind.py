@@ -20,6 +20,7 @@ class SGLang:
 
     name = "sglang"
     parallel = SGLangParallel
+    reports_heads = True
 
     def layout(self, model: ModelSpec, parallel: EngineParallel) -> SGLangLayout:
         sizes: SGLangParallel = sizes_of(parallel)

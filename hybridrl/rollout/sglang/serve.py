@@ -127,6 +127,7 @@ class Serving:
                 input_ids=[list(running.request.token_ids) for running in lot],
                 sampling_params=[self._parameters(running.request.sampling) for running in lot],
                 return_logprob=True,
+                top_logprobs_num=[running.request.sampling.head_tokens for running in lot],
                 return_routed_experts=self._returns_experts,
                 extra_key=[self._key] * len(lot),
             )
@@ -170,6 +171,7 @@ class Serving:
             version_T=_versions(described, len(answer["output_ids"])),
             finish=described["finish_reason"]["type"],
             experts_SLK=self._experts(described["routed_experts"]) if has_experts else None,
+            head_TK=_head(described, request.sampling.head_tokens),
             cached_tokens=described.get("cached_tokens"),
         )
 
@@ -218,6 +220,15 @@ class Serving:
         return refusal(request, "SGLang", vocab_size=vocab_size, longest=longest)
 
 
+def _head(described: dict[str, Any], count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ids and log-probabilities of the likeliest tokens, [tokens of the answer, count] each."""
+    if not count:
+        return None
+    pairs = [[pair[:2] for pair in token] for token in described.get("output_top_logprobs") or ()]
+    logp_id_TK2 = np.array(pairs, np.float64).reshape(-1, count, 2)
+    return logp_id_TK2[..., 1].astype(np.int32), logp_id_TK2[..., 0].astype(np.float32)
+
+
 def _versions(described: dict[str, Any], num_tokens: int) -> np.ndarray:
     """Version of the weights that sampled each token, int32 [num_tokens]."""
     found = np.empty(num_tokens, np.int32)
@@ -229,4 +240,11 @@ def _versions(described: dict[str, Any], num_tokens: int) -> np.ndarray:
 def _no_answer(request: Request) -> Answer:
     """The empty answer to a request that was aborted before SGLang got it."""
     none = np.zeros(0, np.int32)
-    return Answer(id=request.id, token_T=none, logp_T=none.astype(np.float32), version_T=none, finish="abort")
+    return Answer(
+        id=request.id,
+        token_T=none,
+        logp_T=none.astype(np.float32),
+        version_T=none,
+        finish="abort",
+        head_TK=_head({}, request.sampling.head_tokens),
+    )

@@ -25,6 +25,7 @@ from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.network import PackedNetwork, root
 from hybridrl.trainer.fsdp.optimizer import Optimizer, local
 from hybridrl.trainer.fsdp.tensor_parallel import Shardings, copy_to, sum_over, with_partial_gradients
+from hybridrl.trainer.head_logprob import head_gaps
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.lora import switched_off
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
@@ -166,18 +167,32 @@ class FSDPModel(Model):
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """*Collective* over tensor- and context-parallel ranks."""
-        hidden_O1, num_entries = self._copied(hidden_O1), self._num_entries
+        hidden_O1 = self._copied(hidden_O1)
         own = output_logprob(
             hidden_O1.squeeze(1),
             self._network.output_weight,
             microbatch.target_O,
-            Shard(first=self._first_entry, num_entries=num_entries, group=self._groups.tp_group),
+            self._shard,
             temperature=temperature,
-            logits=lambda: self._network.logits(hidden_O1, num_entries),
+            logits=lambda: self._network.logits(hidden_O1, self._num_entries),
         )
         both_P2 = gather_predicted(microbatch, torch.stack(own, dim=1), self._groups.cp)
         logp_P, entropy_P = both_P2.unbind(1)
         return logp_P, entropy_P
+
+    def head_logp(
+        self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor, head_PK: Tensor, temperature: float
+    ) -> Tensor:
+        """*Collective* like `score`."""
+        gap_OK = head_gaps(
+            self._copied(hidden_O1).squeeze(1),
+            self._network.output_weight,
+            microbatch.target_O,
+            microbatch.own(head_PK, self._groups.cp.rank()),
+            self._shard,
+            temperature=temperature,
+        )
+        return logp_P.unsqueeze(1) + gather_predicted(microbatch, gap_OK, self._groups.cp)
 
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
         # In bf16, answers to one prompt would get the same score where theirs differ by less than 1 %.
@@ -187,6 +202,11 @@ class FSDPModel(Model):
     def _copied(self, hidden_O1: Tensor) -> Tensor:
         """Hidden states for the output layer, of which each tensor-parallel rank has a part."""
         return hidden_O1 if self._network.output == "score" else copy_to(self._groups.tp_group, hidden_O1)
+
+    @property
+    def _shard(self) -> Shard:
+        """This rank's part of the output layer."""
+        return Shard(first=self._first_entry, num_entries=self._num_entries, group=self._groups.tp_group)
 
     @property
     def _first_entry(self) -> int:

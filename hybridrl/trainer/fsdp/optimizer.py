@@ -10,7 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from hybridrl.config.training import OptimizerConfig
-from hybridrl.trainer.base import WEIGHTS, learning_rate
+from hybridrl.trainer.base import WEIGHTS
+from hybridrl.trainer.learning_rate import learning_rate
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -95,6 +95,11 @@ class MegatronModel(Model):
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         return self._inner.score(microbatch, hidden_O1, temperature)
 
+    def head_logp(
+        self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor, head_PK: Tensor, temperature: float
+    ) -> Tensor:
+        return self._inner.head_logp(microbatch, hidden_O1, logp_P, head_PK, temperature)
+
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
         return from_context(microbatch, self._inner.values(hidden_O1))
 

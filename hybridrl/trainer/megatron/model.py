@@ -30,6 +30,7 @@ from torch import Tensor
 
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.head_logprob import head_gaps
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.context import from_context
@@ -120,22 +121,44 @@ class PolicyModel(GPTModel):
         logp_P, entropy_P = from_context(microbatch, own_O2).unbind(1)
         return logp_P, entropy_P
 
+    def head_logp(
+        self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor, head_PK: Tensor, temperature: float
+    ) -> Tensor:
+        """Same contract as base.Model.head_logp. *Collective* like `score`."""
+        head_OK = microbatch.own(head_PK, parallel_state.get_context_parallel_rank())
+        gap_OK = head_gaps(
+            self._output_input(hidden_O1),
+            self.output_weight,
+            microbatch.target_O,
+            head_OK,
+            self._shard,
+            temperature=temperature,
+        )
+        return logp_P.unsqueeze(1) + from_context(microbatch, gap_OK)
+
     def _score_own(self, target_O: Tensor, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        shard = Shard(
+        return output_logprob(
+            self._output_input(hidden_O1),
+            self.output_weight,
+            target_O,
+            self._shard,
+            temperature=temperature,
+            logits=lambda: self.logits(hidden_O1),
+        )
+
+    @property
+    def _shard(self) -> Shard:
+        return Shard(
             first=self.first_entry,
             num_entries=self.num_entries,
             group=parallel_state.get_tensor_model_parallel_group(),
             soft_cap=self.soft_cap,
         )
+
+    def _output_input(self, hidden_O1: Tensor) -> Tensor:
+        """Input of the output layer on every tensor-parallel rank, [O, hidden size]."""
         hidden_OH = hidden_O1.squeeze(1).to(self.output_weight.dtype)
-        return output_logprob(
-            copy_to_tensor_model_parallel_region(hidden_OH),
-            self.output_weight,
-            target_O,
-            shard,
-            temperature=temperature,
-            logits=lambda: self.logits(hidden_O1),
-        )
+        return copy_to_tensor_model_parallel_region(hidden_OH)
 
     def values(self, hidden_O1: Tensor) -> Tensor:
         """Values of a model with a value head, float32 [O]; the same on all tensor-parallel ranks."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from hybridrl.config.training import OptimizerConfig
-from hybridrl.trainer.base import WEIGHTS, learning_rate
+from hybridrl.trainer.base import WEIGHTS
+from hybridrl.trainer.learning_rate import learning_rate
 from hybridrl.trainer.megatron.model import Stage
 
 INITIAL_LOSS_SCALE = 2.0**16

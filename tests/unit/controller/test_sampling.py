@@ -20,3 +20,12 @@ def test_training_samples_from_the_whole_vocabulary_whatever_an_evaluation_does(
     task = group_task(config(evaluate=OPTIONS), 0, Prompt("train/0", (1,), {}), greedy=True)
     assert (task.sampling.top_p, task.sampling.top_k, task.sampling.temperature) == (1.0, -1, 1.0)
     assert task.greedy is not None and task.greedy.temperature == 0.0
+
+
+def test_only_a_loss_that_centres_scores_asks_for_likeliest_tokens() -> None:
+    loss = {"name": "score_centering", "head_tokens": 7}
+    task = group_task(config(algorithm={"loss": loss}), 0, Prompt("train/0", (1,), {}), greedy=True)
+    assert task.greedy is not None and task.sampling.head_tokens == task.greedy.head_tokens == 7
+    usual = group_task(config(), 0, Prompt("train/0", (1,), {}), greedy=False)
+    assert usual.sampling.head_tokens == 0
+    assert heldout_sampling(config(algorithm={"loss": loss}), step=3).head_tokens == 0

@@ -28,3 +28,36 @@ def test_a_prompt_that_cannot_be_cached_ends_the_requests_that_share_it() -> Non
 
     errors = asyncio.run(scenario()).errors
     assert list(errors) == ["a", "b"] and all("the cache is full" in str(error) for error in errors.values())
+
+
+class Answering(Refusing):
+    """Samples two tokens, and reports as many likeliest ones as it is asked for."""
+
+    async def generate_request(self, asked):
+        generators = [self._one(count) for count in asked.top_logprobs_num]
+        await self._collect_batch_responses(generators)
+        yield {}
+
+    async def _one(self, count):
+        tops = [[(-0.5 - place, 3 * place + at, None) for at in range(count)] for place in range(2)]
+        described = {
+            "output_token_logprobs": [(-0.25, 4, None), (-0.75, 5, None)],
+            "output_top_logprobs": tops,
+            "weight_versions": [{"start": 0, "end": 2, "version": "1"}],
+            "finish_reason": {"type": "stop"},
+        }
+        yield {"output_ids": [4, 5], "meta_info": described}
+
+
+def test_likeliest_tokens_come_with_the_requests_that_ask_for_them() -> None:
+    async def scenario():
+        serving = Serving(Answering(), caches_prefixes=False, returns_experts=False, seed=0)
+        asked = [Sampling(num_samples=1, max_response_tokens=4, head_tokens=count) for count in (0, 3)]
+        serving.start([Request(id=str(s.head_tokens), token_ids=(1,), sampling=s) for s in asked])
+        return await asyncio.wait_for(serving.inbox.take(), 1)
+
+    answers = {answer.id: answer for answer in asyncio.run(scenario()).answers()}
+    assert answers["0"].head_TK is None
+    ids, logps = answers["3"].head_TK
+    assert ids.tolist() == [[0, 1, 2], [3, 4, 5]] and ids.dtype == "int32"
+    assert logps.tolist() == [[-0.5] * 3, [-1.5] * 3] and logps.dtype == "float32"

@@ -1,6 +1,7 @@
 """Episodes of several turns: what the engine is asked, what becomes of the tokens, and what ends one."""
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -199,6 +200,22 @@ def test_what_observations_report_is_added_up():
 def test_an_opening_without_a_token_is_refused():
     with pytest.raises(DataError, match="begins without a token"):
         play(World([says()]), prompt=Prompt("train/0", (1,), {"question": []}))
+
+
+def test_likeliest_tokens_stand_at_the_tokens_of_their_answers():
+    class Telling(Engine):
+        async def __call__(self, token_ids, *, turn=0, most=None, stop_token_ids=()):
+            found = await super().__call__(token_ids, turn=turn, most=most, stop_token_ids=stop_token_ids)
+            head_TK = found.token_T[:, None] + np.array([0, 1], np.int32)
+            return replace(found, head_TK=(head_TK, -head_TK.astype(np.float32)))
+
+    outcome, _ = play(World([says(), says(7), says(done=True)]), Telling())
+    empty, _ = play(World([says(done=True)]), Telling())
+    _, block = packed_episodes([(0, outcome.played), (1, empty.played)], 0)
+    sampled = block.loss_mask_T
+    head_TK, logp_TK = block.columns["engine_head"], block.columns["engine_head_logp"]
+    assert (head_TK[sampled] == block.token_T[sampled][:, None] + [0, 1]).all()
+    assert (logp_TK == -head_TK).all() and not head_TK[~sampled].any()
 
 
 def test_experts_are_those_of_the_request_that_computed_them():

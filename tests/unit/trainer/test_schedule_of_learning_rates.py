@@ -5,7 +5,7 @@ import math
 import pytest
 
 from hybridrl.config.training import OptimizerConfig
-from hybridrl.trainer.base import learning_rate
+from hybridrl.trainer.learning_rate import learning_rate
 
 
 def course(num_steps: int, **options: object) -> list[float]:
