@@ -18,6 +18,9 @@ Source = Literal["controller", "block", "ranks"]
 TURN_START = "turn_start"
 """Name of the column that says where turns begin; a block with a column per turn must have it."""
 
+PIXELS, SIZES = "pixels", "picture_size"
+"""Names of the columns with a prompt's pictures; a block has both or neither."""
+
 
 TURN_COLUMNS = frozenset({"turn", "anchor", "turn_reward", "turns", "agent", "episode", "observed"})
 """Columns that say something only if trajectories have several turns or several roles: in a run with an
@@ -172,6 +175,20 @@ COLUMNS: dict[str, ColumnSpec] = {
         "float32",
         "block",
         "reward of the environment on the last token of a turn, 0 elsewhere; part of the trajectory's reward",
+    ),
+    PIXELS: ColumnSpec(
+        "prompt",
+        "uint8",
+        "block",
+        "red, green and blue of the pixels of all pictures of the prompt, end to end, resized",
+        axes="B",
+    ),
+    SIZES: ColumnSpec(
+        "prompt",
+        "int64",
+        "block",
+        "height and width in pixels of each of the I pictures of the prompt",
+        axes="IS",
     ),
     TURN_START: _turn("index in the block of the turn's first token, ascending"),
 }

@@ -48,6 +48,13 @@ class Prompt:
     hint: Hint | None = None
     """None unless algorithm.hint is set."""
 
+    pictures: tuple[bytes | str, ...] = ()
+    """Its pictures in the order of their placeholders: an encoded picture, or the path of its file."""
+
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+    """Inputs of the model other than tokens, by the names of their columns. Only where prompts are answered:
+    the pictures as arrays."""
+
 
 def in_row(row: Mapping[str, Any], name: str) -> Any:
     """The value of a column, or of a field inside one (reward_model.ground_truth); None: it has none."""

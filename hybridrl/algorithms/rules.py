@@ -67,6 +67,7 @@ def _errors(cfg: Config) -> list[HybridRLError]:
         errors += turn_errors(cfg, needs, shaped)
         errors += branch_errors(cfg, needs)
         errors += idle_group_errors(cfg)
+        errors += picture_errors(cfg, needs)
     return errors
 
 
@@ -206,6 +207,20 @@ def idle_group_errors(cfg: Config) -> _Errors:
                 where=f"{group}.parallel",
                 fix=f"leave {group}.parallel out",
             )
+
+
+def picture_errors(cfg: Config, needs: Needs) -> _Errors:
+    """Errors about columns of models that do not know the pictures of a run yet."""
+    asked = sorted(needs.columns & _TEXT_ONLY)
+    if cfg.data.images is not None and asked:
+        yield ConfigError(
+            f"data.images is set, and the algorithm needs {', '.join(asked)}, which only runs on text have",
+            where="algorithm",
+            fix="use an algorithm without a critic, a teacher and a process model, as preset grpo",
+        )
+
+
+_TEXT_ONLY = frozenset({"value", "teacher_logp", "process_logp"})
 
 
 def may_be_mute(algorithm: AlgorithmConfig) -> bool:

@@ -55,6 +55,18 @@ class ModelConfig(Section):
         return {"path": value} if isinstance(value, str) else value
 
 
+class ImagesConfig(Section):
+    """The pictures of prompts: content parts of chat messages have them, or a column, in the order of the
+    places for them."""
+
+    field: str = "images"
+    """Column with the pictures of a row, which may be absent: a list of paths, data URLs, base64 texts,
+    bytes, or {bytes, path}. In a text, <image> stands for each of them."""
+
+    max_tokens: PositiveInt = 1024
+    """Most tokens of a picture; a larger one is made smaller first, in the same proportions."""
+
+
 class DataConfig(Section):
     """The prompts of a run: where they come from, and how they become the text that the policy is given."""
 
@@ -75,6 +87,9 @@ class DataConfig(Section):
 
     shuffle: bool = True
     """A new order at each epoch, from run.seed."""
+
+    images: ImagesConfig | None = None
+    """Pictures of the prompts, for a model that reads them. None: prompts are text."""
 
 
 class RewardConfig(PluginConfig):

@@ -135,6 +135,14 @@ class LoraConfig(Section):
     fc1: one for gate and up together; fc2: down. Experts get none."""
 
 
+class VisionConfig(Section):
+    """What is trained of the part of a model that reads pictures."""
+
+    mode: Literal["train", "projector", "frozen"] = "train"
+    """train: all of it; projector: only the layers that turn its features into the text model's; frozen:
+    nothing. A run without data.images trains nothing of it."""
+
+
 class ActorConfig(Section):
     """The policy in training: its parallel layout, memory, precision and optimizer."""
 
@@ -188,6 +196,8 @@ class ActorConfig(Section):
     only the layers that it computes with. Each is slower than the one before."""
 
     moe: MoEConfig = MoEConfig()
+
+    vision: VisionConfig = VisionConfig()
 
     lora: LoraConfig | None = None
     """Train low-rank adapters and freeze all else. None: train all weights."""

@@ -1,11 +1,13 @@
 """Examines one prompt as the model is given it: what template and tokenizer make of the text."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.config.sft_rm import ExamplesConfig
 from hybridrl.data.examples import Example
+from hybridrl.data.pictures import Encoded
 from hybridrl.data.prompts import PromptFormat
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import DataError, ModelError
@@ -28,11 +30,12 @@ class Examined:
     warnings: tuple[str, ...]
 
 
-def examine(prompts: PromptFormat, prompt: Any, place: str) -> Examined:
+def examine(prompts: PromptFormat, prompt: Any, place: str, pictures: Sequence[Encoded] = ()) -> Examined:
     """
     Args:
         prompt: a value of the prompt column, which PromptFormat.check() accepts.
         place: name of its row, for messages.
+        pictures: those of its row.
 
     Raises:
         DataError: the prompt has no tokens, or ends with a token that ends an answer.
@@ -40,8 +43,8 @@ def examine(prompts: PromptFormat, prompt: Any, place: str) -> Examined:
     """
     tokenizer = prompts.tokenizer
     refuse_endless(tokenizer, prompts.where)
-    text = prompts.text(prompt, place)
-    ids = prompts.encode_texts([text])[0]
+    text = prompts.text(prompt, place, len(pictures))
+    ids = prompts.expanded(prompts.encode_texts([text])[0], pictures, place)
     if not ids:
         raise DataError(
             f"{place}: the tokenizer makes no token of the prompt {text!r:.60}",

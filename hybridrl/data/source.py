@@ -1,7 +1,7 @@
 """Prompts of a run: an endless stream, in a new order at each epoch, that can be reset to any position."""
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hybridrl.data.files import open_files
 from hybridrl.data.hints import HintFormat
 from hybridrl.data.hub_rows import open_dataset
 from hybridrl.data.order import EpochOrder, Stream
+from hybridrl.data.pictures import Encoded, PictureFormat, split
 from hybridrl.data.prompts import PromptFormat, text_bytes
 from hybridrl.data.tables import Row, Rows, Table, columns_or_null
 from hybridrl.data.text import refuse_broken_text
@@ -61,8 +62,11 @@ class TablePrompts(Stream[Prompt]):
         Raises:
             DataError, ModelError: no prompt can be answered as template and tokenizer are.
         """
-        first = self.rows[0][self._prompts.data.prompt_field]
-        return examine(self._prompts, first, self.rows.place(0))
+        place = self.rows.place(0)
+        prompt, pictures = split(self._prompts.data, self.rows[0], place)
+        if self._prompts.pictures is not None:
+            self._prompts.pictures.arrays(Prompt(place, (), {}, pictures=pictures))
+        return examine(self._prompts, prompt, place, pictures)
 
     def _read(self, indices: Sequence[int]) -> list[Prompt]:
         found: list[Prompt] = []
@@ -70,19 +74,25 @@ class TablePrompts(Stream[Prompt]):
             part = indices[at : at + _BATCH]
             rows = [self.rows[i] for i in part]
             places = [self.rows.place(i) for i in part]
-            ids = self._prompts.encode([row[self._prompts.data.prompt_field] for row in rows], places)
+            encoded = self._prompts.encode_rows(rows, places)
+            ids = [tokens for tokens, _ in encoded]
             hints = self._hints.encode(rows, places, ids) if self._hints else [None] * len(rows)
-            taken = zip(part, rows, ids, hints, strict=True)
-            found += [self._prompt(i, row, tokens, hint) for i, row, tokens, hint in taken]
+            taken = zip(part, rows, encoded, hints, strict=True)
+            found += [self._prompt(i, row, *one, hint) for i, row, one, hint in taken]
         return found
 
-    def _prompt(self, index: int, row: Row, tokens: list[int], hint: Hint | None) -> Prompt:
+    def _prompt(
+        self, index: int, row: Row, tokens: list[int], pictures: tuple[Encoded, ...], hint: Hint | None
+    ) -> Prompt:
         if len(tokens) > self._max_prompt_tokens:
             long = [(index, len(tokens))]
             raise too_long(long, self.rows, self._name, self._max_prompt_tokens, self._prompts.where)
-        return Prompt(
-            f"{self._split}/{index}", tuple(tokens), row, row.get(_SOURCE) or self.rows.source(index), hint
-        )
+        source = row.get(_SOURCE) or self.rows.source(index)
+        data = self._prompts.data
+        if data.images is not None:  # whoever gets the row needs no pictures
+            whole, _ = split(data, row, self.rows.place(index))
+            row = {**row, data.prompt_field: whole, data.images.field: None}
+        return Prompt(f"{self._split}/{index}", tuple(tokens), row, source, hint, pictures)
 
 
 def load_source(
@@ -95,6 +105,7 @@ def load_source(
     max_prompt_tokens: int,
     where: str,
     hint: HintConfig | None = None,
+    pictures: PictureFormat | None = None,
 ) -> TablePrompts:
     """Open a file or make a task's rows, and refuse at once whatever is wrong with any of them.
 
@@ -104,13 +115,15 @@ def load_source(
         split: "train" or "heldout"; a task makes other rows for each.
         where: the config place, named in errors.
         hint: what the teacher reads in addition; None: nothing.
+        pictures: how pictures are given to the model, if data.images is set.
 
     Raises:
         ConfigError: no such task, or options that it does not take; a chat template that the tokenizer lacks.
         DataError: no such file, no rows, no such column, a row that is no prompt, or one that is too long.
     """
     name, table = open_rows(source, split=split, seed=seed, where=where)
-    prompts = PromptFormat(data, tokenizer, where)
+    prompts = PromptFormat(data, tokenizer, where, pictures)
+    refuse_unread_pictures(table, data)
     _check(table, prompts, name, max_prompt_tokens)
     refuse_odd_sources(table)
     hints = None if hint is None else HintFormat(hint, prompts)
@@ -178,22 +191,56 @@ def _check(table: Table, prompts: PromptFormat, name: str, max_prompt_tokens: in
     limit."""
     template_tokens: int | None = None
     suspects: list[int] = []
-    for index, prompt in enumerate(table.column(prompts.data.prompt_field)):
+    for index, (prompt, pictures) in enumerate(split_prompts(table, prompts.data)):
         place = table.place(index)
         prompts.check(prompt, place)
         if template_tokens is None and not isinstance(prompt, list):
             template_tokens = len(prompts.encode(["a"], [place])[0])
-        if isinstance(prompt, list) or text_bytes(prompt) + (template_tokens or 0) > max_prompt_tokens:
+        most = 0 if isinstance(prompt, list) else text_bytes(prompt) + (template_tokens or 0)
+        if isinstance(prompt, list) or pictures or most > max_prompt_tokens:
             suspects.append(index)
     long: list[tuple[int, int]] = []
     for at in range(0, len(suspects), _BATCH):
         part = suspects[at : at + _BATCH]
         places = [table.place(i) for i in part]
-        ids = prompts.encode([table[i][prompts.data.prompt_field] for i in part], places)
-        counted = zip(part, map(len, ids), strict=True)
+        encoded = prompts.encode_rows([table[i] for i in part], places)
+        counted = zip(part, (len(ids) for ids, _ in encoded), strict=True)
         long += [(i, num_tokens) for i, num_tokens in counted if num_tokens > max_prompt_tokens]
     if long:
         raise too_long(long, table, name, max_prompt_tokens, prompts.where)
+
+
+def split_prompts(table: Table, data: DataConfig) -> Iterator[tuple[Any, tuple[Encoded, ...]]]:
+    """The prompt of every row without its pictures, and these.
+
+    Raises:
+        DataError: a row has no prompt, or other pictures than places for them.
+    """
+    if data.images is None:
+        yield from ((prompt, ()) for prompt in table.column(data.prompt_field))
+        return
+    names = (data.prompt_field, data.images.field)
+    for index, values in enumerate(columns_or_null(table, names)):
+        yield split(data, dict(zip(names, values, strict=True)), table.place(index))
+
+
+def refuse_unread_pictures(table: Table, data: DataConfig) -> None:
+    """Refuse rows with pictures that the config does not mention: the model would be asked about pictures
+    that it does not get. The first row is looked at.
+
+    Raises:
+        DataError: there are pictures.
+    """
+    if data.images is None and table[0].get(_IMAGES):
+        raise DataError(
+            f"{table.place(0)} has pictures in column {_IMAGES}, and data.images is not set",
+            where=f"column {_IMAGES}",
+            fix="data.images: {} for a model that reads pictures, or remove the column",
+        )
+
+
+_IMAGES = "images"
+"""The usual name of the column, which is the default of data.images.field."""
 
 
 def refuse_odd_sources(table: Table) -> None:

@@ -5,7 +5,8 @@ the trainer on one rank, with the weights of the checkpoint, and by plain transf
 """
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,19 @@ from hybridrl.config.load import LoadedConfig, load, load_as
 from hybridrl.config.run_folder import refuse_unwritable
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.config.training import ActorConfig, TrainParallel
+from hybridrl.data.pictures import PictureFormat
 from hybridrl.data.source import load_source
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.errors import ConfigError, RunFolderError
 from hybridrl.launch.model_folders import in_folders
+from hybridrl.launch.pictures import picture_format
 from hybridrl.launch.shape import RunFiles
 from hybridrl.models import spec
+from hybridrl.models.pictures import picture_columns
 from hybridrl.trainer import adapters, checkpoints, committed, export
 from hybridrl.trainer.export_proof import logp_of_checkpoint, logp_of_folder
 from hybridrl.trainer.setup import RankSetup
+from hybridrl.types import Prompt
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability, in nats, that counts as rounding."""
@@ -160,7 +165,7 @@ def _checkpoint(files: RunFiles, step: int | None, base: str) -> tuple[checkpoin
 
 def _block(loaded: LoadedConfig) -> TokenBlock:
     """The first prompts of the run's data; all their tokens but the first are compared."""
-    cfg = loaded.config
+    cfg, pictures = loaded.config, picture_format(loaded.config)
     source = load_source(
         cfg.data.train,
         cfg.data,
@@ -169,11 +174,27 @@ def _block(loaded: LoadedConfig) -> TokenBlock:
         seed=cfg.run.seed,
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
         where=loaded.where("data.train"),
+        pictures=pictures,
     )
+    if pictures is not None:
+        return _of_pictures(source.take(_PROMPTS), pictures)
     prompts = [prompt.token_ids[:_TOKENS] for prompt in source.take(_PROMPTS)]
     longer = [tokens for tokens in prompts if len(tokens) > 1]
     first, rest = [list(tokens[:1]) for tokens in longer], [list(tokens[1:]) for tokens in longer]
     return TokenBlock.from_answers(first, rest, [[0.0] * len(tokens) for tokens in rest], 0)
+
+
+def _of_pictures(prompts: Sequence[Prompt], pictures: PictureFormat) -> TokenBlock:
+    """Whole prompts, because a picture cannot be cut short."""
+    ids = [list(prompt.token_ids) for prompt in prompts]
+    rest = [tokens[1:] for tokens in ids]
+    block = TokenBlock.from_answers([tokens[:1] for tokens in ids], rest, [[0.0] * len(r) for r in rest], 0)
+    shown = [replace(prompt, arrays=pictures.arrays(prompt)) for prompt in prompts]
+    return replace(
+        block,
+        prompt_tokens_N=np.array([len(tokens) for tokens in ids], np.int32),
+        columns={**block.columns, **picture_columns(shown)},
+    )
 
 
 def _alone(loaded: LoadedConfig, rendezvous: Path) -> RankSetup:

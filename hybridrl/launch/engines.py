@@ -10,6 +10,7 @@ from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
 from hybridrl.faults import Fault
+from hybridrl.launch.pictures import picture_format
 from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.start_trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
@@ -46,8 +47,9 @@ class Engines:
         swap, fullest = self.cfg.rollout.swap, max(Counter(node for _, node in first).values())
         turns = TurnSetup.of(self.cfg, engines_of_node=fullest)
         others = [one for place, one in enumerate(placed) if place % parts]
+        pictures = picture_format(self.cfg)
         given = [
-            (kind, setup, most, swap, turns and replace(turns, hosts=hosts, engine=engine))
+            (kind, setup, most, swap, turns and replace(turns, hosts=hosts, engine=engine), pictures)
             for engine, (setup, _) in enumerate(first)
         ]
         workers = start("engine", RolloutWorker, given, [node for _, node in first])

@@ -14,7 +14,14 @@ from hybridrl.controller.judged_reward import judged_parts
 from hybridrl.controller.sampling import row_limit
 from hybridrl.data.hints import refuse_missing_hints
 from hybridrl.data.prompts import PromptFormat, refuse_unfit_prompt
-from hybridrl.data.source import TablePrompts, load_source, open_rows, refuse_odd_sources
+from hybridrl.data.source import (
+    TablePrompts,
+    load_source,
+    open_rows,
+    refuse_odd_sources,
+    refuse_unread_pictures,
+    split_prompts,
+)
 from hybridrl.data.tables import Table
 from hybridrl.data.tokenize import ModelTokenizer, load_tokenizer
 from hybridrl.dialogue.opened import open_dialogue, open_episode_dialogue
@@ -23,6 +30,7 @@ from hybridrl.launch.data_sets import describe_absent
 from hybridrl.launch.data_warnings import suspicious
 from hybridrl.launch.environment_setup import try_environments
 from hybridrl.launch.model_folders import in_folders
+from hybridrl.launch.pictures import picture_format
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.rewards.gold import GoldCheck, check_on_gold
 from hybridrl.rewards.opened import check_patterns, opened_part
@@ -142,7 +150,9 @@ def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
 def _suspicious(cfg: Config, gold: GoldCheck, train: Table, heldout: Table | None) -> list[str]:
     key, per_step = "batch.prompts_per_step", cfg.batch.prompts_per_step
     # The prompt of a game is often the same: what differs is in other columns.
-    columns = [cfg.data.prompt_field] if not cfg.has_episodes else sorted(train[0])
+    # So it is if they are questions about pictures.
+    alike = cfg.has_episodes or cfg.data.images is not None
+    columns = sorted(train[0]) if alike else [cfg.data.prompt_field]
     found = suspicious(train, heldout, columns, noun="prompt", key=key, per_step=per_step)
     return [*filter(None, [gold.warning]), *found]
 
@@ -151,7 +161,8 @@ def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
     """The rows of a split, after a check of every prompt's form."""
     cfg, where = loaded.config, loaded.where(f"data.{split}")
     table = open_rows(source, split=split, seed=cfg.run.seed, where=where)[1]
-    for index, prompt in enumerate(table.column(cfg.data.prompt_field)):
+    refuse_unread_pictures(table, cfg.data)
+    for index, (prompt, _) in enumerate(split_prompts(table, cfg.data)):
         refuse_unfit_prompt(cfg.data, prompt, table.place(index))
     refuse_odd_sources(table)
     if cfg.algorithm.hint is not None and split == "train":
@@ -259,4 +270,5 @@ def _open(loaded: LoadedConfig, source: SourceConfig, tokenizer: ModelTokenizer,
         max_prompt_tokens=cfg.rollout.max_prompt_tokens,
         where=loaded.where(f"data.{split}"),
         hint=cfg.algorithm.hint if split == "train" else None,
+        pictures=picture_format(cfg),
     )

@@ -136,6 +136,7 @@ class Trainers:
             seed=cfg.run.seed,
             timeout_s=cfg.cluster.deadlines.collective_s or cfg.cluster.step_timeout_s,
             device=0 if trainer_host(cfg) == "cuda" else None,  # a worker sees its own GPU only
+            pictures=cfg.data.images is not None,
             deterministic=cfg.run.deterministic,
             **more,
         )

@@ -52,7 +52,7 @@ class Holding(NamedTuple):
         return cls(
             param=parameter.name,
             tensor=tensor,
-            shape=(len(experts), *shape) if stacked else shape,
+            shape=parameter.shape or ((len(experts), *shape) if stacked else shape),
             rows=held.rows,
             cols=held.cols,
             layers=layers,

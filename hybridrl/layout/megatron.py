@@ -46,6 +46,7 @@ class MegatronLayout(TrainerLayout):
         refuse_unfit_experts(self.spec, self.ep, self.etp)
         self._refuse_uneven_rows()
         self._refuse_uneven_layers()
+        self._refuse_scattered_features()
         if self._stage_size % (self.ep * self.etp):
             raise LayoutError(
                 f"ep = {self.ep} times etp = {self.etp} does not divide the {self._stage_size} ranks "
@@ -83,6 +84,16 @@ class MegatronLayout(TrainerLayout):
                 f"stage_layers {list(self.stage_layers)} has {len(self.stage_layers)} chunks and "
                 f"{sum(self.stage_layers)} layers; pp x vpp is {chunks}, the model has {num_layers} layers",
                 fix=f"give {chunks} numbers that add up to {num_layers}",
+            )
+
+    def _refuse_scattered_features(self) -> None:
+        deep = len(self.spec.vision.deep_layers) if self.spec.vision else 0
+        first = self._chunks()[0]
+        if len(first) < deep:
+            raise LayoutError(
+                f"the first {deep} layers add features of pictures, and the first pipeline stage, which has "
+                f"the vision tower, has {len(first)}",
+                fix="lower pp or vpp, or give the first of stage_layers more",
             )
 
     @classmethod

@@ -174,12 +174,21 @@ def rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
     A model with windows has them for each kind of attention; this returns those of full attention.
     """
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    scaling = dict(scaling.get("full_attention") or scaling)
+    scaling = rope_options(config)
     theta = scaling.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
-    return float(theta), None if kind == "default" else {"rope_type": kind, **scaling}
+    return float(theta), None if kind in _PLAIN_ROPE else {"rope_type": kind, **scaling}
+
+
+_PLAIN_ROPE = ("default", "mrope")
+"""Kinds without scaling; mrope has angles along three axes, which older files write in this place."""
+
+
+def rope_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says about the rotary embedding, of full attention if each kind has its own."""
+    options = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return dict(options.get("full_attention") or options)
 
 
 def refuse_contradictions(fields: Mapping[str, Any], where: str) -> None:
@@ -194,6 +203,7 @@ def refuse_contradictions(fields: Mapping[str, Any], where: str) -> None:
     experts, chosen = fields.get("num_experts", 0), fields.get("experts_per_token", 0)
     groups, best = fields.get("router_groups", 1), fields.get("router_top_groups", 1)
     heads, kv_heads = fields["num_heads"], fields["num_kv_heads"]
+    sections = fields.get("rope_sections")
     trials = (
         (
             heads % kv_heads == 0,
@@ -202,6 +212,11 @@ def refuse_contradictions(fields: Mapping[str, Any], where: str) -> None:
         (chosen <= experts, f"num_experts_per_tok = {chosen} is more than the {experts} experts of a layer"),
         (best <= groups, f"topk_group = {best} is more than n_group = {groups}"),
         (experts % groups == 0, f"{experts} experts do not divide into n_group = {groups}"),
+        (
+            sections is None or sum(sections) == fields["head_dim"] // 2,
+            f"mrope_section = {list(sections or ())} does not add up to half of head_dim = "
+            f"{fields['head_dim']}",
+        ),
         (
             fields.get("first_moe_layer", 0) <= fields["num_layers"],
             f"more dense layers than num_hidden_layers = {fields['num_layers']}",

@@ -15,6 +15,7 @@ from hybridrl.models import spec
 from hybridrl.models.folder import write_json, write_once
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, is_norm
+from hybridrl.models.vision import text_config
 
 LAYERS = 4
 SIZES = {
@@ -63,6 +64,8 @@ def shrink(config: Mapping[str, Any], folder: Path, seed: int) -> None:
 
 def small(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of the small model."""
+    if "vision_config" in config:
+        return _small_with_tower(config)
     changes: dict[str, Any] = {key: size for key, size in SIZES.items() if config.get(key)}
     changes |= {key: min(config[key], most) for key, most in LIMITS.items() if config.get(key)}
     heads = config["num_attention_heads"]
@@ -78,6 +81,44 @@ def small(config: Mapping[str, Any]) -> dict[str, Any]:
         changes["mlp_only_layers"] = [0]
     changes |= {key: None for key in _SPECIAL if config.get(key) is not None}
     return {**config, **changes, "dtype": "float32"}
+
+
+_TOWER = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+    "fullatt_block_indexes": [1],
+}
+"""New values of the keys that are set in a vision_config."""
+
+_PLACES = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+
+
+_OF_WHOLE = ("architectures", "model_type")
+"""Keys that say what the whole model is, and not its text model."""
+
+
+def _small_with_tower(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for a model that reads pictures, whose text model may be beside its tower or inside."""
+    text = small(text_config(config))
+    rope = text.pop("rope_scaling", None) or text.pop("rope_parameters", {})
+    half = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"]) // 2
+    rope = {"rope_theta": text.get("rope_theta", 10000.0), **rope, "rope_type": "default"}
+    text["rope_parameters"] = {**rope, "mrope_section": [half - half // 2, half // 4, half // 4]}
+    own = config["vision_config"]
+    tower = {**own, **{key: value for key, value in _TOWER.items() if own.get(key)}}
+    vocab = text["vocab_size"]
+    return {
+        **{key: value for key, value in config.items() if key not in text or key in _OF_WHOLE},
+        "text_config": {key: value for key, value in text.items() if key != "architectures"},
+        "vision_config": {**tower, "out_hidden_size": text["hidden_size"]},
+        "tie_word_embeddings": text.get("tie_word_embeddings", False),
+        **{key: vocab - 1 - place for place, key in enumerate(_PLACES)},
+        "dtype": "float32",
+    }
 
 
 def _pick(kinds: list[str]) -> list[str]:
@@ -99,7 +140,7 @@ def _fill(folder: Path, config: dict[str, Any], seed: int) -> None:
 def _values(parameter: Parameter, rows: int, rng: np.random.Generator, model: ModelSpec) -> np.ndarray:
     """Random values. Their spread is large enough that a misplaced weight changes the output, and small
     enough that rounding errors do not grow from layer to layer."""
-    shape = (rows,) if parameter.cols is None else (rows, parameter.cols)
+    shape = parameter.shape or ((rows,) if parameter.cols is None else (rows, parameter.cols))
     noise = rng.standard_normal(shape, np.float32)
     if parameter.cols is None:
         return np.float32(0.2) * noise + np.float32(_middle(parameter, model))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from hybridrl import registry
 from hybridrl.errors import ModelError
-from hybridrl.models import families, untabled
+from hybridrl.models import families, untabled, vision
 from hybridrl.models.config_json import (
     read_config,
     refuse_contradictions,
@@ -19,7 +19,9 @@ from hybridrl.models.config_json import (
 )
 from hybridrl.models.families._dense import VALUE_HEAD
 from hybridrl.models.table import Family, Kind, Parameter, Row
+from hybridrl.models.unsupported import refuse_quantised, refuse_unsupported
 from hybridrl.models.untabled import TensorShape
+from hybridrl.models.vision import VisionSpec
 
 _CLASSIFICATION = "ForSequenceClassification"
 """Suffix of the architecture name of a transformers model with a classification head."""
@@ -125,6 +127,16 @@ class ModelSpec:
 
     post_norms: bool = False
     """Whether attention and feed-forward are also followed by a norm."""
+
+    rope_sections: tuple[int, ...] = ()
+    """Pairs of dims of a head that turn with time, height and width of a picture's tokens; (): every pair
+    turns with the position."""
+
+    rope_interleaved: bool = False
+    """Whether these pairs alternate. If not, they are contiguous."""
+
+    vision: VisionSpec | None = None
+    """The part that reads pictures; None: the model reads text only."""
 
     tensors: tuple[TensorShape, ...] = ()
     """The tensors of the checkpoint of a model without a table, in the order of transformers' modules; ():
@@ -238,7 +250,9 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
         ModelError: as read(), except for a missing file.
     """
     refuse_other_types(config, where)
-    _refuse_quantised(config, where)
+    if _reads_pictures(config):
+        refuse_other_types(vision.text_config(config), where)
+    refuse_quantised(config, where)
     found = _without_table(config, where) if _family(config) is None else _by_table(config, where)
     return without_vocabulary(found, head="value") if _scores(config, where) else found
 
@@ -252,8 +266,12 @@ def _without_table(config: Mapping[str, Any], where: str) -> ModelSpec:
 def _by_table(config: Mapping[str, Any], where: str) -> ModelSpec:
     name = _family(config)
     assert name is not None, "the model has a table"
-    family = _families()[name]
-    _refuse_unsupported(config, where, family)
+    family, tower = _families()[name], None
+    if family.tower is not None:
+        seen = family.tower
+        tower = vision.read_vision(config, seen.defaults, mean=seen.mean, std=seen.std, where=where)
+        config = vision.text_config(config)
+    refuse_unsupported(config, family, where)
     config = with_defaults(config, family.defaults)
     theta, scaling = rope(config)
     try:
@@ -272,6 +290,7 @@ def _by_table(config: Mapping[str, Any], where: str) -> ModelSpec:
             "rope_scaling": scaling,
             "max_positions": config["max_position_embeddings"],
             "dtype": _dtype(config),
+            "vision": tower,
             **family.traits(config),
         }
     except KeyError as error:
@@ -294,7 +313,9 @@ def parameters(spec: ModelSpec) -> tuple[Parameter, ...]:
     if not spec.has_table:
         return tuple(untabled.parameters(spec.tensors, spec.head))
     rows = [row for row in (*family_of(spec).rows, VALUE_HEAD) if not row.when or getattr(spec, row.when)]
-    return tuple(parameter for parameter in (_parameter(spec, row) for row in rows) if parameter.layers)
+    tower = family_of(spec).tower
+    seen = tower.parameters(spec.vision) if tower and spec.vision else ()
+    return tuple(p for p in (*(_parameter(spec, row) for row in rows), *seen) if p.layers)
 
 
 def family_of(spec: ModelSpec) -> Family:
@@ -331,6 +352,11 @@ def _family(config: Mapping[str, Any]) -> str | None:
     return next((name for name, family in _families().items() if family.architecture == named), None)
 
 
+def _reads_pictures(config: Mapping[str, Any]) -> bool:
+    name = _family(config)
+    return name is not None and _families()[name].tower is not None
+
+
 def _causal(config: Mapping[str, Any]) -> str:
     """The architecture of the same model with an output layer."""
     return _architecture(config).replace(_CLASSIFICATION, "ForCausalLM")
@@ -360,24 +386,3 @@ def _scores(config: Mapping[str, Any], where: str) -> bool:
             f"a model with {labels} labels is no reward model", where=where, fix="use one with num_labels = 1"
         )
     return True
-
-
-def _refuse_unsupported(config: Mapping[str, Any], where: str, family: Family) -> None:
-    key = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
-    if config.get(key, family.activation) != family.activation:
-        raise ModelError(
-            f"{key} = {config[key]} is not supported",
-            where=where,
-            fix=f"use a model with {family.activation}",
-        )
-    if config.get("use_sliding_window", False):
-        raise ModelError(
-            "use_sliding_window = true is not supported",
-            where=where,
-            fix="use a model with full attention",
-        )
-
-
-def _refuse_quantised(config: Mapping[str, Any], where: str) -> None:
-    if config.get("quantization_config"):
-        raise ModelError("the checkpoint is quantised", where=where, fix="use its bf16 or fp32 version")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+from hybridrl.models.vision import Colour, VisionSpec
+
 Size = Literal[
     "vocab",
     "hidden",
@@ -103,6 +105,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tower:
+    """What a family says about its vision tower."""
+
+    parameters: Callable[[VisionSpec], Iterator["Parameter"]]
+    """Sizes of a tower -> its canonical parameters, in the order of its modules."""
+
+    defaults: Mapping[str, Any]
+    """Values of vision_config's keys that are absent, as transformers reads the architecture."""
+
+    mean: Colour
+    std: Colour
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """A model table: one file in models/families."""
 
@@ -122,6 +138,9 @@ class Family:
     traits: Callable[[Mapping[str, Any]], dict[str, Any]]
     """config.json -> the fields of ModelSpec that depend on the family."""
 
+    tower: Tower | None = None
+    """The vision tower; None: the family reads text only. `traits` gets the config of the text model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -137,6 +156,10 @@ class Parameter:
 
     experts: range
     """Experts that have the parameter; range(1) for a parameter without experts."""
+
+    shape: tuple[int, ...] = ()
+    """Shape of its tensor if that has more than two axes: the rows are all axes but the last. The parameter
+    has one tensor then, which is whole everywhere."""
 
     @property
     def per_layer(self) -> bool:

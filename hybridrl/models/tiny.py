@@ -101,8 +101,8 @@ def _arithmetic(family: str, folder: Path, seed: int, *, alphabet: str = ARITHME
         **sizes,
     }
     config = _config(family, sizes, tied=False, eos_token_id=len(alphabet))
-    tokenizer = _tokenizer(alphabet, _SPECIAL)
-    fill = partial(_fill, config=config, tokenizer=tokenizer, chat_template=None, seed=seed)
+    tokenizer = character_tokenizer(alphabet, _SPECIAL)
+    fill = partial(fill_folder, config=config, tokenizer=tokenizer, chat_template=None, seed=seed)
     write_once(folder, partial(fill, std=0.05, norm_std=0.0))
 
 
@@ -123,7 +123,7 @@ def random_model(folder: Path, family: str, seed: int, *, tied: bool = False, **
     if unknown := sizes.keys() - _RANDOM_SIZES.keys():
         raise ModelError(f"no size {', '.join(unknown)}", fix=f"sizes are {', '.join(_RANDOM_SIZES)}")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = _tokenizer(alphabet, _SPECIAL + _ROLES)
+    tokenizer = character_tokenizer(alphabet, _SPECIAL + _ROLES)
     # Bytes instead of characters: AutoTokenizer always treats a Qwen2 tokenizer as byte-level.
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -135,7 +135,7 @@ def random_model(folder: Path, family: str, seed: int, *, tied: bool = False, **
     write_once(
         folder,
         partial(
-            _fill,
+            fill_folder,
             config=config,
             tokenizer=tokenizer,
             chat_template=_CHAT_TEMPLATE,
@@ -166,7 +166,7 @@ def _config(family: str, sizes: Mapping[str, int], *, tied: bool, eos_token_id: 
     }
 
 
-def _tokenizer(alphabet: Sequence[str], special: Sequence[str]) -> Tokenizer:
+def character_tokenizer(alphabet: Sequence[str], special: Sequence[str]) -> Tokenizer:
     """A tokenizer whose tokens are the characters of the alphabet, then the special tokens."""
     tokens = {token: i for i, token in enumerate([*alphabet, *special])}
     # Byte-pair encoding without merges has one token per character.
@@ -176,7 +176,7 @@ def _tokenizer(alphabet: Sequence[str], special: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def _fill(
+def fill_folder(
     folder: Path,
     *,
     config: dict[str, Any],
@@ -186,6 +186,12 @@ def _fill(
     std: float,
     norm_std: float,
 ) -> None:
+    """Write config, tokenizer and random weights into an empty folder.
+
+    Args:
+        std: standard deviation of matrices.
+        norm_std: that of norms and biases.
+    """
     write_json(folder / "config.json", config)
     ends = {key: config[key] for key in ("eos_token_id", "pad_token_id")}
     write_json(folder / "generation_config.json", ends)
@@ -200,7 +206,7 @@ def _tokenizer_config(config: Mapping[str, Any], chat_template: str | None) -> d
     template = {} if chat_template is None else {"chat_template": chat_template}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config["max_position_embeddings"],
+        "model_max_length": config.get("text_config", config)["max_position_embeddings"],
         "clean_up_tokenization_spaces": False,
         **names,
         **template,
@@ -221,7 +227,7 @@ def _random_tensors(
 
 
 def _shape(parameter: Parameter, rows: int) -> tuple[int, ...]:
-    return (rows,) if parameter.cols is None else (rows, parameter.cols)
+    return parameter.shape or ((rows,) if parameter.cols is None else (rows, parameter.cols))
 
 
 def _distribution(parameter: Parameter, std: float, norm_std: float) -> tuple[float, float]:

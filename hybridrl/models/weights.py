@@ -148,7 +148,7 @@ def _refuse_other_tensors(
 
 def _shapes(model: models.ModelSpec) -> dict[str, tuple[int, ...]]:
     return {
-        name: (rows,) if parameter.cols is None else (rows, parameter.cols)
+        name: parameter.shape or ((rows,) if parameter.cols is None else (rows, parameter.cols))
         for parameter in models.parameters(model)
         for name, rows in parameter.checkpoint_tensors()
     }
@@ -160,7 +160,7 @@ def _unused(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], furt
     Layers that predict further tokens, other parts than layers, and inverse frequencies are not used and may
     be there.
     """
-    layers = ((name, re.match(r"model\.layers\.(\d+)\.", name)) for name in tensors if name not in shapes)
+    layers = ((name, re.match(_LAYER, name)) for name in tensors if name not in shapes)
     return [
         n for n, layer in layers if layer and int(layer[1]) not in further and not n.endswith(".inv_freq")
     ]
@@ -184,5 +184,6 @@ def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
+_LAYER = r"model\.(?:language_model\.)?layers\.(\d+)\."
 _AGAIN = "download the model again"
 _BELONGS = "check that config.json belongs to the weights"

@@ -164,10 +164,12 @@ def _refuse_other_checkpoint(checkpoint: hf_files.Checkpoint, source: HFLayout) 
 def _computes(name: str, model: ModelSpec) -> bool:
     """Whether a tensor is a weight of one of the model's layers.
 
-    Layers after the last one predict further tokens, other parts read images, and inverse frequencies follow
-    from config.json.
+    Layers after the last one predict further tokens, inverse frequencies follow from config.json, and other
+    parts than layers and a vision tower do not belong to the text model.
     """
-    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    if model.vision is not None and re.match(r"(?:model\.)?visual\.", name):
+        return not name.endswith(".inv_freq")
+    layer = re.match(r"model\.(?:language_model\.)?layers\.(\d+)\.", name)
     return layer is not None and int(layer[1]) < model.num_layers and not name.endswith(".inv_freq")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import EngineLostError
+from hybridrl.models.pictures import picture_columns
 from hybridrl.rollout.base import Answer, Request
 from hybridrl.types import PolicyVersion, Prompt, Sampling, Trajectory
 
@@ -30,12 +31,19 @@ async def answer_all(
     """
     first_seed = random.getrandbits(62) if sampling.seed is None else sampling.seed
     call = f"{name}/generate/{random.getrandbits(64):x}"
-    asked = [prompt.token_ids for prompt in prompts for _ in range(sampling.num_samples)]
+    asked = [prompt for prompt in prompts for _ in range(sampling.num_samples)]
     one = replace(sampling, num_samples=1)
     answers = await asyncio.gather(
         *(
-            ask(Request(id=f"{call}/{i}", token_ids=ids, sampling=replace(one, seed=first_seed + i)))
-            for i, ids in enumerate(asked)
+            ask(
+                Request(
+                    id=f"{call}/{i}",
+                    token_ids=prompt.token_ids,
+                    sampling=replace(one, seed=first_seed + i),
+                    arrays=prompt.arrays,
+                )
+            )
+            for i, prompt in enumerate(asked)
         )
     )
     trajectories, block = packed(asked, answers)
@@ -69,9 +77,7 @@ def refuse_other_versions(
         raise EngineLostError(f"{name} answered with weights of version {found}, it was given {served}")
 
 
-def packed(
-    prompts: Sequence[Sequence[int]], answers: Sequence[Answer]
-) -> tuple[list[Trajectory], TokenBlock]:
+def packed(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[list[Trajectory], TokenBlock]:
     """Trajectories of one answer each, and the block that holds their tokens in the same order.
 
     Args:
@@ -79,15 +85,17 @@ def packed(
     """
     experts = [answer.experts_SLK for answer in answers if answer.experts_SLK is not None]
     block = TokenBlock.from_answers(
-        prompts,
+        [prompt.token_ids for prompt in prompts],
         [answer.token_T for answer in answers],
         [answer.logp_T for answer in answers],
         [answer.version_T for answer in answers],
         experts=experts or None,
         heads=[answer.head_TK for answer in answers if answer.head_TK is not None] or None,
     )
+    if shown := picture_columns(prompts):
+        block = replace(block, columns={**block.columns, **shown})
     trajectories = [
-        _trajectory(row, len(prompt), answer)
+        _trajectory(row, len(prompt.token_ids), answer)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]
     return trajectories, block

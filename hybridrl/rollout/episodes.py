@@ -230,7 +230,7 @@ class EpisodeRunner:
         turn: int = 0,
         sampling: Sampling | None = None,
     ) -> Answer:
-        request = request_of(group.ticket.number, running, token_ids, turn, sampling or running.sampling)
+        request = request_of(group.ticket, running, token_ids, turn, sampling or running.sampling)
         await self._places.enter(first=turn > 0)
         try:
             if group.cancelled:
@@ -278,6 +278,7 @@ class EpisodeRunner:
             id=f"compare/{version}",
             token_ids=(*request.token_ids, *tokens[:-1]),
             sampling=replace(request.sampling, max_response_tokens=1),
+            arrays=request.arrays,
         )
         await self._places.enter(first=True)
         self._tell_clock()

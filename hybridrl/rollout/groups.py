@@ -91,11 +91,16 @@ def limited(sampling: Sampling, most: int | None, stop_token_ids: tuple[int, ...
 
 
 def request_of(
-    ticket: int, running: RunningEpisode, token_ids: Sequence[int], turn: int, sampling: Sampling
+    ticket: Ticket, running: RunningEpisode, token_ids: Sequence[int], turn: int, sampling: Sampling
 ) -> Request:
     if sampling.seed is not None:
         sampling = replace(sampling, seed=sample_seed(sampling.seed, running.sample, turn))
-    return Request(id=f"{ticket}/{running.name}/{turn}", token_ids=tuple(token_ids), sampling=sampling)
+    return Request(
+        id=f"{ticket.number}/{running.name}/{turn}",
+        token_ids=tuple(token_ids),
+        sampling=sampling,
+        arrays=ticket.task.prompt.arrays,
+    )
 
 
 def results(
@@ -115,7 +120,7 @@ def results(
         found, block = packed_episodes(played, version)
     else:
         answers = [running.answer for _, running in asked if running.answer is not None]
-        singles, block = packed([ticket.task.prompt.token_ids for ticket, _ in asked], answers)
+        singles, block = packed([ticket.task.prompt for ticket, _ in asked], answers)
         found = [[trajectory] for trajectory in singles]
     rows = iter(found)
     return [_finished(group, [next(rows) for _ in group.episodes]) for group in groups], block

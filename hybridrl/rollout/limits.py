@@ -1,5 +1,7 @@
 """What a request may ask of an engine of any kind. It imports neither numpy nor torch."""
 
+from collections.abc import Collection
+
 from hybridrl.errors import EngineError, ResourceError
 from hybridrl.rollout.base import Request
 
@@ -24,12 +26,15 @@ def context_tokens(max_prompt: int, max_response: int, cache: int | None, *, spa
     return tokens
 
 
-def refusal(request: Request, engine: str, *, vocab_size: int, longest: int) -> EngineError | None:
+def refusal(
+    request: Request, engine: str, *, vocab_size: int, longest: int, takes: Collection[str] = ()
+) -> EngineError | None:
     """Why an engine cannot answer a request; None if it can.
 
     Args:
         engine: name of the kind of engine.
         longest: most tokens of prompt and answer together.
+        takes: names of the arrays that the engine's model takes in addition to tokens.
     """
     ids, sampling = request.token_ids, request.sampling
     if sampling.num_samples != 1:
@@ -37,9 +42,10 @@ def refusal(request: Request, engine: str, *, vocab_size: int, longest: int) -> 
             f"request {request.id!r} asks for {sampling.num_samples} answers",
             fix="one request an answer, or generate()",
         )
-    if request.arrays:
+    if other := sorted(request.arrays.keys() - set(takes)):
         return EngineError(
-            f"request {request.id!r} brings {', '.join(request.arrays)}: {engine} is given token ids only",
+            f"request {request.id!r} brings {', '.join(other)}: {engine} is given token ids"
+            f"{''.join(f', {name}' for name in takes)} only",
             fix="leave its arrays out",
         )
     if not ids or not 0 <= min(ids) <= max(ids) < vocab_size:

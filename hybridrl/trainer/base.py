@@ -350,7 +350,8 @@ class Backend(ABC):
         Args:
             observed: microbatches also predict what an environment wrote (column observed).
         """
-        return LoadedBatch(batch, self.mesh.dp_rank, self.device, self.partition, observed=observed)
+        partition, vision = self.partition, self.setup.model.vision
+        return LoadedBatch(batch, self.mesh.dp_rank, self.device, partition, vision, observed=observed)
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write weights of `layout` in Hugging Face format, and copy the other files of the model folder."""

@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hybridrl.errors import CheckpointError
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec
+from hybridrl.models.vision import VisionSpec
 from hybridrl.reshard.hf_files import checksum
 from hybridrl.wording import json_fault
 
@@ -182,7 +183,9 @@ def layout(facts: Mapping[str, Any], part: str) -> TrainerLayout | AdapterLayout
 
 def _layout(facts: Mapping[str, Any], part: str) -> TrainerLayout | AdapterLayout:
     fields = dict(facts["parts"][part]["layout"])
-    spec = ModelSpec(**_tuples(fields.pop("spec")))
+    own = _tuples(fields.pop("spec"))
+    tower = own.pop("vision", None)  # older records have none
+    spec = replace(ModelSpec(**own), vision=VisionSpec(**_tuples(tower)) if tower else None)
     adapters = {name: fields.pop(f"adapter_{name}") for name in _ADAPTERS if f"adapter_{name}" in fields}
     backend = facts.get("backend") or ActorConfig().backend  # older records do not name the backend
     base = layout_of(backend)(spec, **_tuples(fields))

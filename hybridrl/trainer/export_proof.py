@@ -7,8 +7,13 @@ import numpy as np
 import torch
 
 from hybridrl.batch import TokenBlock
+from hybridrl.columns import PIXELS, SIZES
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.hf import HFLayout
+from hybridrl.models.patches import grid, patches
+from hybridrl.models.pictures import pictures_of
+from hybridrl.models.spec import read
+from hybridrl.models.vision import VisionSpec
 from hybridrl.reshard.hf_files import Checkpoint
 from hybridrl.reshard.rank_files import fill_whole
 from hybridrl.trainer import base, committed
@@ -40,18 +45,35 @@ def logp_of_checkpoint(
 def logp_of_folder(folder: Path, block: TokenBlock, *, temperature: float) -> np.ndarray:
     """The result of logp_of_checkpoint for a model folder, in fp32, one sequence at a time."""
     # transformers is imported here because the import takes seconds.
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    vision = read(folder).vision
+    kind = AutoModelForCausalLM if vision is None else AutoModelForImageTextToText
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     logp_T = np.zeros(len(block.token_T), np.float32)
     for n in range(len(block)):
         row = block.row(n)
         token_T = torch.from_numpy(block.token_T[row].astype(np.int64))
         with torch.no_grad():
-            logits_TV = model(token_T[None]).logits[0] / temperature
+            given = {} if vision is None else _pictures(block, n, token_T, vision)
+            logits_TV = model(token_T[None], **given).logits[0] / temperature
         found_T = logits_TV[:-1].log_softmax(-1).gather(1, token_T[1:, None])[:, 0].numpy()
         logp_T[row.start + 1 : row.stop] = found_T
     return np.where(block.loss_mask_T, logp_T, np.float32(0))
+
+
+def _pictures(
+    block: TokenBlock, row: int, token_T: torch.Tensor, vision: VisionSpec
+) -> dict[str, torch.Tensor]:
+    """The pictures of a row as transformers' model takes them; {} if it has none."""
+    if SIZES not in block.columns or not len(block.columns[SIZES][row]):
+        return {}
+    shown = pictures_of(block.columns[PIXELS][row], block.columns[SIZES][row])
+    return {
+        "pixel_values": torch.cat([patches(torch.tensor(picture), vision) for picture in shown]),
+        "image_grid_thw": torch.tensor([grid(picture, vision) for picture in shown]),
+        "mm_token_type_ids": (token_T == vision.image_token).int()[None],
+    }
 
 
 def _fill(model: Model, checkpoint: Path, export: Path) -> None:

@@ -14,6 +14,7 @@ from hybridrl.algorithms.base import Reduce, Tokens
 from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.columns import given_by
+from hybridrl.models.vision import VisionSpec
 from hybridrl.trainer.packing import Microbatch, PackedBatch, TokenPartition
 
 
@@ -24,16 +25,18 @@ class LoadedBatch:
         dp_rank: int,
         device: torch.device,
         partition: TokenPartition,
+        vision: VisionSpec | None = None,
         *,
         observed: bool = False,
     ) -> None:
         """
         Args:
+            vision: as in PackedBatch.
             observed: microbatches also predict the tokens of column observed.
         """
         self.batch, self.step, self.minibatches = batch, batch.step, batch.minibatches
         self.first_epoch = _first_epoch(batch.minibatches)
-        self.packed = PackedBatch(batch, device, partition, observed=observed)
+        self.packed = PackedBatch(batch, device, partition, vision, observed=observed)
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)
         self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}

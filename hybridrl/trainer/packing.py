@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from hybridrl.batch import RankBatch, TokenBlock, spans
-from hybridrl.columns import COLUMNS
+from hybridrl.columns import COLUMNS, SIZES
+from hybridrl.models.vision import VisionSpec
+from hybridrl.trainer.pictures import PictureColumns, Pictures, Shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,16 @@ class Packing:
 
     source_T: Tensor
     """int64: index of each token among the tokens of all blocks of the batch; -1 for filler."""
+
+    place_3T: Tensor | None = None
+    """int64: place of each token along time, row and column; None: no prompt of the batch has a picture, and
+    the position is the place along all three."""
+
+    feature_T: Tensor | None = None
+    """int64: row of the features of `pictures` that each token shows, -1 for text. None: there is none."""
+
+    pictures: Pictures | None = None
+    """Pictures of this microbatch; None: it shows none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,15 +166,23 @@ class PackedBatch:
     """A batch on one rank. Its trained tokens are numbered 0 to U - 1, in the order of the blocks."""
 
     def __init__(
-        self, batch: RankBatch, device: torch.device, partition: TokenPartition, *, observed: bool = False
+        self,
+        batch: RankBatch,
+        device: torch.device,
+        partition: TokenPartition,
+        vision: VisionSpec | None = None,
+        *,
+        observed: bool = False,
     ) -> None:
         """
         Args:
+            vision: the part of the model that reads pictures; None: pictures of the batch are ignored.
             observed: microbatches also predict the tokens of column observed.
 
         Raises:
             ValueError: the first token of a trajectory is trained on, but no output predicts it.
-            ColumnError: a block does not carry the column.
+            ColumnError: a block does not carry the column, or a prompt has more or fewer placeholders than
+                its pictures have tokens.
         """
         self._batch, self._device, self._partition = batch, device, partition
         self._observed_T = [_observed(block) if observed else None for block in batch.blocks]
@@ -174,6 +194,8 @@ class PackedBatch:
             self.num_trained += int(rows.trained.sum())
         lengths = [len(block.token_T) for block in batch.blocks]
         self._first_token = np.cumsum([0, *lengths])
+        shows = vision is not None and any(SIZES in block.columns for block in batch.blocks)
+        self._pictures = PictureColumns(batch.blocks, vision) if vision is not None and shows else None
 
     def column_U(self, name: str) -> Tensor:
         """A column of the blocks at the trained tokens, [U, ...], in its declared dtype.
@@ -225,6 +247,7 @@ class PackedBatch:
             seq_P=np.searchsorted(places.offset_S, predict_P, side="right") - 1,
             trained_R=spans(self._gather(index, "first_trained"), self._gather(index, "trained")),
             device=self._device,
+            shown=None if self._pictures is None else self._pictures.shown(source_W),
         )
 
     def _tokens(
@@ -305,6 +328,10 @@ class _Places:
             else np.zeros_like(length_W)
         )
 
+    def _places(self, shown: Shown, source_W: np.ndarray) -> np.ndarray:
+        """Places of all tokens; those of filler are their positions."""
+        return np.where(source_W >= 0, shown.place_3W, self._position_W)
+
     def microbatch(
         self,
         token_W: np.ndarray,
@@ -315,6 +342,7 @@ class _Places:
         seq_P: np.ndarray,
         trained_R: np.ndarray,
         device: torch.device,
+        shown: Shown | None = None,
     ) -> Microbatch:
         """This rank's part of the microbatch.
 
@@ -322,6 +350,7 @@ class _Places:
             predict_P: indices of the tokens whose outputs predict the trained ones, ascending; then of
                 those whose outputs predict the observed ones.
             seq_P: sequence of each of these tokens.
+            shown: what the tokens show; None: the batch has no pictures.
         """
         own, rank_P = np.flatnonzero(self._rank_W == self._partition.rank), self._rank_W[predict_P]
         predict_O = predict_P[rank_P == self._partition.rank]
@@ -341,6 +370,9 @@ class _Places:
                 edge_S=tensor(self._edges()),
                 predict_O=tensor(np.searchsorted(own, predict_O)),
                 source_T=tensor(source_W[own]),
+                place_3T=None if shown is None else tensor(self._places(shown, source_W)[:, own]),
+                feature_T=None if shown is None else tensor(shown.feature_W[own]),
+                pictures=shown.pictures if shown is not None and shown.pictures.pixels else None,
             ),
             target_O=tensor(next_W[predict_O]),
             most_predicted=int(count.max()),

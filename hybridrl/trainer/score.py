@@ -74,7 +74,8 @@ def block_logp(backend: Backend, scorer: Scorer, block: TokenBlock) -> np.ndarra
     """
     zero_N, row_N = np.zeros(len(block), np.int64), np.arange(len(block))
     batch = RankBatch(0, (block,), zero_N, row_N, zero_N, zero_N.astype(np.float32), None)
-    packed, lengths = PackedBatch(batch, backend.device, backend.partition), np.diff(block.start_N).tolist()
+    packed = PackedBatch(batch, backend.device, backend.partition, backend.setup.model.vision)
+    lengths = np.diff(block.start_N).tolist()
     rows_of = _by_tokens(lengths, backend.setup.actor.microbatch_tokens)
     microbatches = [packed.microbatch(rows) for rows in rows_of]
     logp_U, _ = scorer.columns(packed, [m for m in microbatches if m is not None])

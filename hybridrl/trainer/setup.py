@@ -41,6 +41,9 @@ class RankSetup:
     device: int | None = None
     """Index of the rank's CUDA device in its process; None computes on the CPU."""
 
+    pictures: bool = False
+    """Whether prompts have pictures. Without them nothing of a vision tower is trained."""
+
     deterministic: bool = False
     """The same input gives the same bits, on a GPU too."""
 

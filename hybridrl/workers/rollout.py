@@ -21,6 +21,7 @@ import ray
 from hybridrl.batch import TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
+from hybridrl.data.pictures import PictureFormat
 from hybridrl.errors import LayoutError
 from hybridrl.faults import Fault
 from hybridrl.hosts import stacks
@@ -33,6 +34,7 @@ from hybridrl.rollout.groups import FinishedGroup, Ticket
 from hybridrl.rollout.usage import total
 from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
 from hybridrl.workers.open_groups import OpenGroups
+from hybridrl.workers.pictures import shown, shown_in
 from hybridrl.workers.planted import around_engine
 from hybridrl.workers.replacing import LOSSES, Replacements
 from hybridrl.workers.turns import TurnSetup
@@ -58,14 +60,17 @@ class RolloutWorker:
         most_requests: int | None = None,
         swap: SwapMode = "drain",
         turns: TurnSetup | None = None,
+        pictures: PictureFormat | None = None,
     ) -> None:
         """
         Args:
             most_requests: most requests of groups inside the engine, as in EpisodeRunner.
             swap: how the engine takes new weights while groups are open.
             turns: the environments of episodes; None: an episode is one answer.
+            pictures: how pictures of prompts are given to the model; None: prompts have none.
         """
         self._kind, self._setup, self._most_requests, self._swap = kind, setup, most_requests, swap
+        self._pictures = pictures
         self._turns, self._environments = turns, None
         self._faults: Sequence[Fault] = ()
 
@@ -86,7 +91,7 @@ class RolloutWorker:
         return getattr(self._engine, "stack_files", {})
 
     async def submit(self, tickets: Sequence[Ticket]) -> None:
-        self._runner.submit(tickets)
+        self._runner.submit(await shown_in(self._pictures, tickets))
 
     async def finished(self) -> tuple[list[FinishedGroup], TokenBlock | None]:
         """Returns two objects: metadata for the controller, and tokens, which stay in the object store."""
@@ -102,6 +107,7 @@ class RolloutWorker:
         self, prompts: Sequence[Prompt], sampling: Sampling
     ) -> tuple[list[list[Trajectory]], TokenBlock]:
         """Returns two objects: metadata for the controller, and tokens, which stay in the object store."""
+        prompts = await shown(self._pictures, prompts)
         if self._environments is not None:
             return await self._runner.play(prompts, sampling)
         return await self._engine.generate(prompts, sampling)

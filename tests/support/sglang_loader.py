@@ -22,6 +22,10 @@ from sglang.srt.model_loader.loader import set_default_torch_dtype
 from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.server_args import ServerArgs
 
+from hybridrl.hosts.standins import operators
+
+operators.declare()
+
 
 def group(rank, size):
     ends = {"is_first_rank": rank == 0, "is_last_rank": rank == size - 1}

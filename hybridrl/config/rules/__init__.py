@@ -39,6 +39,7 @@ from hybridrl.config.rules.parallel import (
     engine_parallel_divides_the_model,
     other_trainers_divide_the_model,
 )
+from hybridrl.config.rules.pictures import pictures_fit_the_model, pictures_fit_the_run
 from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.roles import roles_fit_the_run
 from hybridrl.config.rules.sizes import numbers_are_of_this_world
@@ -80,6 +81,8 @@ RULES: Sequence[Rule] = (
     actor_parallel_divides_the_model,
     other_trainers_divide_the_model,
     precision_suits_the_model,
+    pictures_fit_the_model,
+    pictures_fit_the_run,
     fp8_fits_the_run,
     adapters_fit_the_model,
     gpus_train_no_adapters,
@@ -115,6 +118,7 @@ EXAMPLE_RULES: Sequence[Rule] = (
     ranks_have_examples,
     actor_parallel_divides_the_model,
     precision_suits_the_model,
+    pictures_fit_the_model,
     fp8_fits_the_run,
     schedule_fits_the_run,
     machines_are_started,

@@ -50,6 +50,9 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
         "TMPDIR": folder,
         "SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # SGLang keeps features of pictures by the picture alone, and no flush clears them: after a swap they
+        # would be those of older weights.
+        "SGLANG_VLM_CACHE_SIZE_MB": "0",
     }
     if parts == 1:
         common["SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE"] = f"file://{folder}/rendezvous"

@@ -34,7 +34,9 @@ from sglang.srt.managers.io_struct import (
 
 from hybridrl.errors import EngineError
 from hybridrl.hosts import stacks
+from hybridrl.hosts.standins import operators
 from hybridrl.layout.base import Layout
+from hybridrl.models import spec
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.transports.base import SharedTensor
 from hybridrl.rollout.base import Request
@@ -76,6 +78,8 @@ class EngineHost:
 
     def __init__(self, launch: LaunchSpec) -> None:
         arguments = launch.arguments
+        if not has_cuda():
+            operators.declare()
         self._engine = Engine(**arguments)
         self._manager: Any = self._engine.tokenizer_manager
         """SGLang's TokenizerManager; None if another part of this engine takes all requests and calls."""
@@ -85,6 +89,7 @@ class EngineHost:
             caches_prefixes=not arguments.get("disable_radix_cache"),
             returns_experts=arguments["enable_return_routed_experts"],
             seed=arguments["random_seed"],
+            vision=spec.read(arguments["model_path"]).vision,
         )
         self._cache_released = self._keeps_cache = False
         self._derives: bool | None = None

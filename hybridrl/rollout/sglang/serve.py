@@ -18,9 +18,11 @@ import numpy as np
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from hybridrl.errors import EngineError
+from hybridrl.models.vision import VisionSpec
 from hybridrl.rollout.base import Answer, Request
 from hybridrl.rollout.limits import refusal
 from hybridrl.rollout.lots import Inbox
+from hybridrl.rollout.sglang.pictures import Key, PictureInputs, names, refused_pictures
 from hybridrl.rollout.sglang.sizes import SPARE_TOKENS
 from hybridrl.types import PolicyVersion, Sampling
 
@@ -48,13 +50,23 @@ class _Running:
 class Serving:
     """The requests of one engine; rollout/base.py has the contracts."""
 
-    def __init__(self, manager: Any, *, caches_prefixes: bool, returns_experts: bool, seed: int) -> None:
+    def __init__(
+        self,
+        manager: Any,
+        *,
+        caches_prefixes: bool,
+        returns_experts: bool,
+        seed: int,
+        vision: VisionSpec | None = None,
+    ) -> None:
         """
         Args:
             manager: SGLang's TokenizerManager.
             caches_prefixes: whether the engine keeps prompts for later requests.
             seed: where the seeds of requests without one start.
+            vision: the part of the model that reads pictures; None: there is none.
         """
+        self._vision = vision
         self._manager, self._caches_prefixes, self._returns_experts = (
             manager,
             caches_prefixes,
@@ -64,7 +76,7 @@ class Serving:
         self._by_id: dict[str, _Running] = {}
         self._held: list[_Running] = []
         self._paused = False
-        self._cached: set[tuple[int, ...]] = set()
+        self._cached: set[Key] = set()
         self.inbox = Inbox()
         self.version: PolicyVersion | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,7 +133,8 @@ class Serving:
     async def _send(self, lot: Sequence[_Running]) -> None:
         """Hand a lot to SGLang, and wait until the last of it has ended."""
         try:
-            await self._prefill([running.request.token_ids for running in lot])
+            pictures = PictureInputs(self._vision)
+            await self._prefill([running.request for running in lot], pictures)
             asked = GenerateReqInput(
                 rid=[running.rid for running in lot],
                 input_ids=[list(running.request.token_ids) for running in lot],
@@ -130,6 +143,7 @@ class Serving:
                 top_logprobs_num=[running.request.sampling.head_tokens for running in lot],
                 return_routed_experts=self._returns_experts,
                 extra_key=[self._key] * len(lot),
+                **_image_data([running.request for running in lot], pictures),
             )
             _lot.set(lot)
             await anext(self._manager.generate_request(asked))
@@ -194,22 +208,24 @@ class Serving:
             "sampling_seed": self._unseeded.getrandbits(62) if sampling.seed is None else sampling.seed,
         }
 
-    async def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> None:
+    async def _prefill(self, requests: Sequence[Request], pictures: PictureInputs) -> None:
         """Put prompts that are asked several times into the prefix cache, or each answer would compute its
         prompt."""
         if not self._caches_prefixes:
             return
-        shared = [prompt for prompt, count in Counter(prompts).items() if count > 1]
-        new = [prompt for prompt in shared if prompt not in self._cached]
+        keys = [pictures.key(request) for request in requests]
+        counts, first = Counter(keys), dict(zip(reversed(keys), reversed(requests), strict=True))
+        new = [key for key, count in counts.items() if count > 1 and key not in self._cached]
         if not new:
             return
         if len(self._cached) + len(new) > _KNOWN_PROMPTS:
             self._cached.clear()
         self._cached.update(new)
         asked = GenerateReqInput(
-            input_ids=[list(prompt) for prompt in new],
+            input_ids=[list(token_ids) for token_ids, _ in new],
             sampling_params={"max_new_tokens": 0, "temperature": 0.0},
             extra_key=[self._key] * len(new),
+            **_image_data([first[key] for key in new], pictures),
         )
         _lot.set(None)
         await anext(self._manager.generate_request(asked))
@@ -217,7 +233,15 @@ class Serving:
     def _refusal(self, request: Request) -> EngineError | None:
         """Why a request cannot be answered. SGLang would refuse the whole lot, or a scheduler would end."""
         longest, vocab_size = self._manager.context_len - SPARE_TOKENS, self._manager.model_config.vocab_size
-        return refusal(request, "SGLang", vocab_size=vocab_size, longest=longest)
+        takes = names(self._vision)
+        found = refusal(request, "SGLang", vocab_size=vocab_size, longest=longest, takes=takes)
+        return found or refused_pictures(request, self._vision)
+
+
+def _image_data(requests: Sequence[Request], pictures: PictureInputs) -> dict[str, Any]:
+    """The argument with the pictures of a lot; {} if none has any."""
+    found = [pictures.data(request) for request in requests]
+    return {} if all(data is None for data in found) else {"image_data": found}
 
 
 def _head(described: dict[str, Any], count: int) -> tuple[np.ndarray, np.ndarray] | None:

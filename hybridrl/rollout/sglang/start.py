@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from hybridrl.models.spec import read
 from hybridrl.rollout import process
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.process import EngineProcess, HostProgram, Ready, refuse_too_long
@@ -42,6 +43,11 @@ def remove_leftovers(pids: Iterable[int], name: str) -> None:
     process.remove_leftovers([*patterns, *([_OF_ENGINE.format(name=name)] if name else ())])
 
 
+def _reads_pictures(setup: EngineSetup) -> bool:
+    """Whether the model has a vision tower. Every rank has all of it then, and encodes some pictures."""
+    return read(setup.model_folder).vision is not None
+
+
 def _arguments(setup: EngineSetup) -> dict[str, Any]:
     several = {"nnodes": setup.parts, "node_rank": setup.part, "dist_init_addr": setup.rendezvous}
     return {
@@ -49,5 +55,6 @@ def _arguments(setup: EngineSetup) -> dict[str, Any]:
         "model_path": setup.model_folder,
         "weight_version": str(setup.version),
         "enable_return_routed_experts": setup.returns_experts,
+        **({"mm_enable_dp_encoder": True} if setup.parallel.tp > 1 and _reads_pictures(setup) else {}),
         **(several if setup.parts > 1 else {}),
     }

@@ -62,6 +62,12 @@ class VLLM:
                 where="evaluate.min_p",
                 fix="evaluate.top_p or top_k, or rollout.engine: sglang",
             )
+        if model.vision is not None:
+            yield ConfigError(
+                f"rollout.engine = vllm: models that read pictures, as {model.family}, run on SGLang only",
+                where="rollout.engine",
+                fix="rollout.engine: sglang",
+            )
         yield from _refuse_parts(cfg)
         if cfg.actor.moe.router_replay == "rollout":
             yield ConfigError(

@@ -1,11 +1,13 @@
 """The layers of every model family as Megatron's layer specs, built from the classes of a device."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -17,7 +19,16 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.parts import LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.megatron.router import Router
+from hybridrl.trainer.megatron.vision import Placed
 from hybridrl.trainer.packing import Packing
+
+
+@dataclass(kw_only=True)
+class MegatronPacking(Packing, PackedSeqParams):
+    """Our packing as a PackedSeqParams, which Megatron passes to every attention layer."""
+
+    placed: Placed | None = None
+    """Features of the pictures, once the embedding has been computed; None: the microbatch shows none."""
 
 
 def layer_specs(
@@ -63,7 +74,7 @@ class DecoderLayer(TransformerLayer):
     def forward(
         self,
         *args: Any,
-        packed_seq_params: Packing,
+        packed_seq_params: "MegatronPacking",
         rotary_pos_emb: Tensor | None = None,
         **options: Any,
     ) -> Any:
@@ -71,9 +82,12 @@ class DecoderLayer(TransformerLayer):
             self.mlp.router.packing = packed_seq_params
         if rotary_pos_emb is not None and self._angles is not None:
             rotary_pos_emb = rotary_pos_emb[self._angles]
-        return super().forward(
+        hidden, *rest = super().forward(
             *args, packed_seq_params=packed_seq_params, rotary_pos_emb=rotary_pos_emb, **options
         )
+        if packed_seq_params.placed is not None:
+            hidden = packed_seq_params.placed.add(hidden, self.layer_number - 1)
+        return hidden, *rest
 
 
 def _add_normed(norm: torch.nn.Module, training: bool, fused: bool) -> Callable[..., Tensor]:

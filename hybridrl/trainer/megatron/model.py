@@ -5,7 +5,6 @@ this rank.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -34,9 +32,10 @@ from hybridrl.trainer.head_logprob import head_gaps
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.context import from_context
-from hybridrl.trainer.megatron.layers import layer_specs
+from hybridrl.trainer.megatron.layers import MegatronPacking, layer_specs
 from hybridrl.trainer.megatron.parts import MEGATRONS, LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
+from hybridrl.trainer.megatron.vision import Mode, Placed, build_tower, encode, keep_frequencies
 from hybridrl.trainer.packing import Microbatch, Packing
 
 Stage = list[DistributedDataParallel]
@@ -55,11 +54,13 @@ class PolicyModel(GPTModel):
         *,
         chunk: int | None,
         value_head: bool,
+        vision: Mode = "frozen",
     ) -> None:
         """
         Args:
             parts: classes that the layers are built from.
             chunk: index of the model chunk on this stage; None if there is one chunk only.
+            vision: what is trained of a vision tower, if the model has one.
         """
         here = {"ignore_virtual": False, "vp_stage": chunk}
         first = parallel_state.is_pipeline_first_stage(**here)
@@ -76,6 +77,9 @@ class PolicyModel(GPTModel):
             vp_stage=chunk,
         )
         self.rotary_pos_emb = PackedRotary(spec)
+        self._vision = spec.vision
+        if spec.vision is not None and first:
+            self.visual = build_tower(spec, config, vision)
         self.soft_cap = spec.output_soft_cap
         scale = torch.tensor(spec.hidden_size**0.5, dtype=config.params_dtype).item()
         self._embedding_scale = scale if spec.scaled_embedding else None
@@ -90,12 +94,21 @@ class PolicyModel(GPTModel):
         self.first_entry = self.share * parallel_state.get_tensor_model_parallel_rank()
         self.num_entries = max(0, min(self.share, spec.vocab_size - self.first_entry))
 
-    def _preprocess(self, *args: Any, **options: Any) -> Any:
-        """Megatron's own, with scaled embeddings for the families that have them."""
-        hidden_states, *rest = super()._preprocess(*args, **options)
+    def _preprocess(self, *args: Any, packed_seq_params: MegatronPacking, **options: Any) -> Any:
+        """Megatron's own, with scaled embeddings and features of pictures for the families that have them."""
+        hidden_states, *rest = super()._preprocess(*args, packed_seq_params=packed_seq_params, **options)
         if hidden_states is not None and self._embedding_scale is not None:
             hidden_states = hidden_states * self._embedding_scale
+        if hidden_states is not None and packed_seq_params.pictures is not None:
+            packed_seq_params.placed = self._place(packed_seq_params)
+            hidden_states = packed_seq_params.placed.put(hidden_states)
         return hidden_states, *rest
+
+    def _place(self, packing: MegatronPacking) -> Placed:
+        assert self._vision is not None and packing.pictures is not None and packing.feature_T is not None
+        device = packing.feature_T.device
+        features_FH, deep = encode(self.visual, self._vision, packing.pictures, device)
+        return Placed(packing.feature_T, features_FH, deep, sequence_parallel=self.config.sequence_parallel)
 
     def _postprocess(self, hidden_states: Tensor, packed_seq_params: Packing, **unused: Any) -> Tensor:
         """Select, on the last stage, the hidden states whose outputs are used, [O, 1, hidden size]."""
@@ -194,6 +207,7 @@ def build(
     parts: LayerSpecs | None = None,
     adapters: AdapterLayout | None = None,
     seed: int = 0,
+    vision: Mode = "frozen",
 ) -> Stage:
     """Build this stage's model with all parameters 0, wrapped with fp32 gradient buffers. *Collective*.
 
@@ -202,6 +216,7 @@ def build(
         overlap: gradients are reduced over ranks while the backward pass still runs.
         parts: classes that the layers are built from; None takes those of the device.
         adapters: adapters to train, initialised from the seed; None trains the model itself.
+        vision: what is trained of a vision tower, if the model has one.
     """
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap
@@ -210,7 +225,13 @@ def build(
     stage = []
     for chunk in [None] if num_chunks is None else range(num_chunks):
         policy = PolicyModel(
-            config, spec, padded_vocab_size, parts or parts_of(device), chunk=chunk, value_head=value_head
+            config,
+            spec,
+            padded_vocab_size,
+            parts or parts_of(device),
+            chunk=chunk,
+            value_head=value_head,
+            vision=vision,
         ).to(device)
         model: torch.nn.Module = policy
         _mark_tensor_parallel(model)
@@ -222,6 +243,8 @@ def build(
                 parameter.zero_()
         if config.bf16 or config.fp16:
             model = Float16Module(config, model)
+            if hasattr(policy, "visual"):
+                keep_frequencies(policy.visual)
         # As in Megatron, only the first chunk has buckets: the reductions of others overlap anyway.
         stage.append(DistributedDataParallel(config, options, model, disable_bucketing=bool(stage)))
     lora.start(stage, seed)
@@ -282,11 +305,6 @@ def named_parameters(stage: Stage) -> Iterator[tuple[str, torch.nn.Parameter]]:
                 _, _, local, rest = name.split(".", 3)
                 name = f"decoder.layers.{chunk.decoder.layers[int(local)].layer_number - 1}.{rest}"
             yield name, parameter
-
-
-@dataclass(kw_only=True)
-class MegatronPacking(Packing, PackedSeqParams):
-    """Our packing as a PackedSeqParams, which Megatron passes to every attention layer."""
 
 
 def forward(model: torch.nn.Module, microbatch: Microbatch) -> Tensor:

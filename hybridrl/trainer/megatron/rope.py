@@ -27,6 +27,7 @@ class PackedRotary(torch.nn.Module):
         self._frequencies = [inverse_frequencies(spec)]
         if spec.window_rope_theta is not None:
             self._frequencies.append(plain_frequencies(spec.window_rope_theta, spec.rotary_dim))
+        self._axis = axes_of_pairs(spec) if spec.rope_sections else None
 
     def get_rotary_seq_len(self, *unused: Any) -> Packing:
         """The packing, which is the last argument. Megatron passes the result on to `forward`."""
@@ -37,10 +38,31 @@ class PackedRotary(torch.nn.Module):
 
         If windowed layers have their own frequencies, [2, T, 1, 1, D] with the windowed layers' angles last.
         """
-        position_T = packing.position_T.float()
-        angles = [torch.outer(position_T, f.to(position_T.device)) for f in self._frequencies]
+        angles = [self._angles(packing, f) for f in self._frequencies]
         both = [torch.cat([angle, angle], dim=1)[:, None, None] for angle in angles]
         return torch.stack(both) if len(both) > 1 else both[0]
+
+    def _angles(self, packing: Packing, frequencies: Tensor) -> Tensor:
+        """Angles of all pairs of dims, float32 [T, D / 2]."""
+        if self._axis is None or packing.place_3T is None:  # without pictures all three places are equal
+            position_T = packing.position_T.float()
+            return torch.outer(position_T, frequencies.to(position_T.device))
+        place_DT = packing.place_3T.float()[self._axis.to(packing.place_3T.device)]
+        return (place_DT * frequencies.to(place_DT.device)[:, None]).T
+
+
+def axes_of_pairs(spec: ModelSpec) -> Tensor:
+    """Along which axis (0 time, 1 row, 2 column) each pair of dims of a head turns, int64 [D / 2].
+
+    Sources: Qwen2.5-VL, arXiv:2502.13923, contiguous; Qwen3-VL, arXiv:2511.21631, interleaved.
+    """
+    sections = spec.rope_sections
+    if not spec.rope_interleaved:
+        return torch.repeat_interleave(torch.arange(3), torch.tensor(sections))
+    axis = torch.zeros(spec.rotary_dim // 2, dtype=torch.int64)
+    for which in (1, 2):
+        axis[which : 3 * sections[which] : 3] = which
+    return axis
 
 
 def turn_pairs(heads: Tensor, angle_T: Tensor, amplitude: float) -> Tensor:

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 
 import pytest
-from model_values import FAMILIES, tiny
+from model_values import FAMILIES, WITH_TOWER, tiny
 
 from hybridrl.errors import ModelError
 from hybridrl.layout.hf import HFLayout
@@ -197,7 +197,7 @@ def test_kv_heads_of_a_llama_default_to_heads(tmp_path):
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            "GPT2LMHeadModel.*LlamaForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+            "GPT2LMHeadModel.*LlamaForCausalLM, MixtralForCausalLM, Qwen2ForCausalLM, Qwen2_5_VL",
         ),
         ({"architectures": None}, "no model table for architecture none"),
         ({"hidden_size": None}, "config.json has no 'hidden_size'"),
@@ -315,4 +315,4 @@ def test_canonical_names_are_unique():
 
 
 def test_tables_of_families_with_a_file_are_all_tried():
-    assert families().keys() == FAMILIES.keys()
+    assert families().keys() == (FAMILIES | WITH_TOWER).keys()

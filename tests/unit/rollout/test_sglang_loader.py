@@ -12,6 +12,7 @@ from sglang_models import cases, orders
 
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import read
+from hybridrl.models.tiny_vision import vision_model
 from hybridrl.reshard.checkpoint import load_hf
 
 DENSE, MIXED = "1,2,4,8", "1,2,2:2,4:2"
@@ -32,6 +33,9 @@ MODELS = {
 """TP[:EP[:DP attention]] of each."""
 
 
+WITH_TOWER = {"qwen3_vl": "1", "qwen2_5_vl": "1"}
+
+
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
     """(folder, sizes) -> parameters of every rank, by SGLang."""
@@ -39,6 +43,9 @@ def loaded(tmp_path_factory):
     told = orders(root, MODELS)
     for name in MODELS:
         save_file(hf_tensors(read(root / name)), root / name / "model.safetensors")
+    for name, sizes in WITH_TOWER.items():
+        vision_model(root / name, name, 0, tower={"patch_size": 14})
+        told.append(f"{root / name}={sizes}")
     program = Path(__file__).parents[2] / "support" / "sglang_loader.py"
     subprocess.run([sys.executable, str(program), str(root / "out.pt"), *told], check=True, timeout=600)
     found = torch.load(root / "out.pt", weights_only=True)
@@ -46,7 +53,7 @@ def loaded(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "sizes"), cases(MODELS))
+@pytest.mark.parametrize(("model", "sizes"), cases(MODELS | WITH_TOWER))
 def test_equals_the_loader_of_sglang(loaded, model, sizes):
     folder, ranks = loaded[model, sizes]
     tp, ep, dp = (*map(int, sizes.split(":")), 1, 1)[:3]

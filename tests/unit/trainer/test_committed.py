@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pytest
 from checkpoint_values import DAMAGE, FILE, LAYOUT, flip_a_byte, write_checkpoint
-from model_values import FAMILIES, tiny
+from model_values import FAMILIES, WITH_TOWER, tiny
 
 from hybridrl.errors import CheckpointError
 from hybridrl.layout.adapters import AdapterLayout, present
@@ -154,7 +154,7 @@ def test_what_reads_back_otherwise_than_it_was_written_is_never_committed(
     committed.verify(tmp_path / "step_1")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES | WITH_TOWER)
 @pytest.mark.parametrize("head", ["vocabulary", "value"])
 def test_a_model_of_any_family_is_known_again(family: str, head: Literal["vocabulary", "value"]) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "long_factor": [1.0, 2.0]}

@@ -1,0 +1,72 @@
+"""Rules about pictures: that the model reads them, and where they cannot be used yet."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import RuleContext, model_name
+from hybridrl.config.schema import Config
+from hybridrl.config.training import ActorConfig
+from hybridrl.errors import ConfigError
+
+_IMAGES, _VISION = "data.images", "actor.vision"
+
+
+def pictures_fit_the_model(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ConfigError]:
+    """Refuses keys about pictures for a model that reads text only. It holds for runs of every kind."""
+    spec, config = context.spec, loaded.config
+    if spec is None or spec.vision is not None:
+        return
+    if config.actor.vision != ActorConfig().vision:
+        yield ConfigError(
+            f"actor.vision is set, and {model_name(loaded)} of family {spec.family} reads text only",
+            where=loaded.where(_VISION),
+            fix="remove actor.vision, or use a model that reads pictures",
+        )
+    if isinstance(config, Config) and config.data.images is not None:
+        yield ConfigError(
+            f"data.images is set, and {model_name(loaded)} of family {spec.family} reads text only",
+            where=loaded.where(_IMAGES, "model.path"),
+            fix="remove data.images, or use a model that reads pictures: Qwen3-VL, Qwen2.5-VL",
+        )
+
+
+def pictures_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
+    """Refuses what a run with pictures cannot do yet, by the key that asks for it."""
+    config = loaded.config
+    if config.data.images is None:
+        if config.actor.vision != ActorConfig().vision and context.spec and context.spec.vision:
+            yield ConfigError(
+                f"actor.vision.mode = {config.actor.vision.mode} has no effect: data.images is not set, so "
+                "nothing of the vision tower is trained",
+                where=loaded.where(_VISION),
+                fix="remove actor.vision, or set data.images",
+            )
+        return
+    most, longest = config.data.images.max_tokens, config.rollout.max_prompt_tokens
+    if most >= longest:
+        yield ConfigError(
+            f"data.images.max_tokens = {most} leaves no room for text in rollout.max_prompt_tokens = "
+            f"{longest}",
+            where=loaded.where("data.images.max_tokens", "rollout.max_prompt_tokens"),
+            fix=f"rollout.max_prompt_tokens={2 * most}, or a smaller data.images.max_tokens",
+        )
+    for key, asked, shown, fix in _not_yet(config):
+        if asked:
+            yield ConfigError(
+                f"{shown}: it is not supported together with data.images yet",
+                where=loaded.where(key, _IMAGES),
+                fix=fix,
+            )
+
+
+def _not_yet(config: Config) -> Iterator[tuple[str, bool, str, str]]:
+    """(key, whether it is set, how it is set, fix) of everything that does not know pictures."""
+    actor, rollout = config.actor, config.rollout
+    yield "environment", config.environment is not None, "environment", "remove it, or data.images"
+    yield "reward_model", config.reward_model is not None, "reward_model", "judge with a rule"
+    yield "reference.parallel", config.reference.parallel is not None, "reference.parallel", "leave it out"
+    yield "actor.lora", actor.lora is not None, "actor.lora", "train all weights: leave it out"
+    yield "actor.overlap", actor.overlap, "actor.overlap = true", "leave it out"
+    yield "actor.parallel.vpp", actor.parallel.vpp > 1, f"actor.parallel.vpp = {actor.parallel.vpp}", "vpp: 1"
+    yield "rollout.swap", rollout.swap != "drain", f"rollout.swap = {rollout.swap}", "rollout.swap: drain"

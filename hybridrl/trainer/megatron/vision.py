@@ -1,0 +1,122 @@
+"""The vision tower of the policy: transformers' module, whole on every rank of the first pipeline stage.
+
+Features of pictures take the places of their placeholders among the hidden states, wherever packing, context
+and sequence parallelism have put them. Each picture of a microbatch is encoded once; samples that show it
+share its features, whose gradients are summed.
+Shape letters: T packed tokens of this rank, P places of this rank that show a picture, F features of the
+microbatch, H hidden size.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from hybridrl.models.families._vision import projector
+from hybridrl.models.patches import grid, patches
+from hybridrl.models.spec import ModelSpec
+from hybridrl.models.vision import VisionSpec
+from hybridrl.trainer.pictures import Pictures
+
+Mode = Literal["train", "projector", "frozen"]
+"""Values of actor.vision.mode."""
+
+
+def build_tower(spec: ModelSpec, config: TransformerConfig, mode: Mode) -> torch.nn.Module:
+    """The tower of a model, with the names of transformers' module.
+
+    Args:
+        mode: which of its parameters are trained.
+    """
+    assert spec.vision is not None
+    tower = _module(spec.family, spec.vision, config.params_dtype)
+    for name, parameter in tower.named_parameters():
+        parameter.requires_grad_(mode == "train" or (mode == "projector" and projector(name)))
+        # Under sequence parallelism each rank has the gradient of its own tokens; Megatron sums these.
+        parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+    return tower
+
+
+def _module(family: str, vision: VisionSpec, dtype: torch.dtype) -> torch.nn.Module:
+    import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as qwen2_5
+    import transformers.models.qwen3_vl.modeling_qwen3_vl as qwen3
+
+    kinds: dict[str, Any] = {
+        "qwen2_5_vl": qwen2_5.Qwen2_5_VisionTransformerPretrainedModel,
+        "qwen3_vl": qwen3.Qwen3VLVisionModel,
+    }
+    kind = kinds[family]
+    config = kind.config_class(**json.loads(vision.config))
+    return kind._from_config(config, dtype=dtype, attn_implementation="sdpa")
+
+
+def keep_frequencies(tower: torch.nn.Module) -> None:
+    """Give a tower that was cast to half precision its rotary frequencies in fp32 again."""
+    rotary: Any = tower.rotary_pos_emb
+    frequencies, _ = rotary.compute_axial_rope_parameters(rotary.config)
+    for name in ("inv_freq", "original_inv_freq"):
+        if hasattr(rotary, name):
+            setattr(rotary, name, frequencies.to(getattr(rotary, name).device))
+
+
+class Placed:
+    """Features of the pictures of a microbatch, and where they belong among this rank's hidden states."""
+
+    def __init__(
+        self, feature_T: Tensor, features_FH: Tensor, deep: Sequence[Tensor], *, sequence_parallel: bool
+    ) -> None:
+        """
+        Args:
+            feature_T: row of the features that each token shows; -1 for text.
+            deep: features that are added to the outputs of the first layers, [F, H] each.
+        """
+        if sequence_parallel:
+            size = parallel_state.get_tensor_model_parallel_world_size()
+            feature_T = feature_T.chunk(size)[parallel_state.get_tensor_model_parallel_rank()]
+        self._place_P = (feature_T >= 0).nonzero().flatten()
+        self._row_P = feature_T[self._place_P]
+        # Layers add detached leaves, and `_Join` hands their gradients to the tower in one backward pass of
+        # it. With recomputation each layer would walk the tower's graph otherwise.
+        self._leaves = [one.detach().requires_grad_(one.requires_grad) for one in deep]
+        self._features_FH = _Join.apply(self._leaves, features_FH, *deep) if deep else features_FH
+
+    def put(self, hidden_T1H: Tensor) -> Tensor:
+        """Hidden states with the features in the places of their tokens."""
+        own_P1H = self._features_FH.index_select(0, self._row_P).unsqueeze(1)
+        return hidden_T1H.index_copy(0, self._place_P, own_P1H.to(hidden_T1H.dtype))
+
+    def add(self, hidden_T1H: Tensor, layer: int) -> Tensor:
+        """Hidden states after a layer, with the features added that belong there (DeepStack)."""
+        if layer >= len(self._leaves):
+            return hidden_T1H
+        own_P1H = self._leaves[layer].index_select(0, self._row_P).unsqueeze(1)
+        return hidden_T1H.index_add(0, self._place_P, own_P1H.to(hidden_T1H.dtype))
+
+
+class _Join(torch.autograd.Function):
+    """The features as they are. Its backward pass runs after those of all layers, which have left the
+    gradients of the deep features in the leaves by then."""
+
+    @staticmethod
+    def forward(ctx: Any, leaves: Sequence[Tensor], features_FH: Tensor, *deep: Tensor) -> Tensor:
+        ctx.leaves = leaves
+        return features_FH.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_FH: Tensor) -> tuple[Tensor | None, ...]:
+        of_deep = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in ctx.leaves)
+        return None, grad_FH, *of_deep
+
+
+def encode(
+    tower: Callable[..., Any], vision: VisionSpec, pictures: Pictures, device: torch.device
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Features of all pictures end to end, [F, H], and the deep ones."""
+    pixels = [torch.tensor(picture).to(device) for picture in pictures.pixels]
+    grids = torch.tensor([grid(picture, vision) for picture in pixels], device=device)
+    found = tower(torch.cat([patches(picture, vision) for picture in pixels]), grid_thw=grids)
+    return found.pooler_output, tuple(getattr(found, "deepstack_features", None) or ())
