@@ -1,16 +1,7 @@
-"""SGLang with models that read pictures: its answers against transformers, before and after a swap.
-
-A run that learns to see.
-"""
+"""SGLang with models that read pictures: its answers against transformers, before and after a swap."""
 
 import asyncio
-import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import engine_values as values
 import numpy as np
@@ -129,38 +120,3 @@ def test_other_placeholders_than_pictures_are_refused_and_the_engine_goes_on(eng
     with pytest.raises(EngineError, match="placeholders for pictures"):
         asyncio.run(engine.request(bad))
     values.answer(engine, asked(folders[0]), values.sampling())
-
-
-SHAPES = Path(__file__).parents[2] / "configs" / "shapes_vlm.yaml"
-
-
-def heldout(folder, *overrides, timeout_s=400):
-    """Shares of right answers to held-out questions over a run of the config, first and last included."""
-    command = [sys.executable, "-m", "hybridrl", "launch", str(SHAPES), *overrides]
-    with open(folder / "launch.log", "w") as log:
-        run = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            assert run.wait(timeout_s) == 0, (folder / "launch.log").read_text()[-3000:]
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-    lines = (folder / "runs/shapes_vlm/metrics.jsonl").read_text().splitlines()
-    return [value for line in map(json.loads, lines) for key, value in line.items() if _is_score(key)]
-
-
-def _is_score(key):
-    return key.startswith("val-core/") and "mean@1" in key
-
-
-@pytest.mark.slow
-def test_a_run_learns_to_see(tmp_path) -> None:
-    scores = heldout(tmp_path, "run.steps=60", timeout_s=360)
-    assert scores[0] < 0.3 and scores[-1] >= 0.9, scores
-
-
-@pytest.mark.slow
-def test_with_the_pictures_of_other_rows_there_is_nothing_to_learn(tmp_path) -> None:
-    scores = heldout(tmp_path, "data.train.shuffled=true", "run.steps=30", timeout_s=360)
-    assert scores[-1] < 0.4, scores
