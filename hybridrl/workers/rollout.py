@@ -53,6 +53,8 @@ and `abort`."""
 # Ray's type stubs lack this option for classes.
 @ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)  # pyright: ignore[reportCallIssue, reportArgumentType]
 class RolloutWorker:
+    _pictures: PictureFormat | None = None
+
     def __init__(
         self,
         kind: EngineKind,
