@@ -20,6 +20,7 @@ from hybridrl.config.batch import BatchConfig
 from hybridrl.config.bundle import BundleConfig
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.images import ImagesConfig
 from hybridrl.config.judge import JudgeConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.program import ProgramConfig
@@ -53,18 +54,6 @@ class ModelConfig(Section):
     @classmethod
     def _short_form(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
-
-
-class ImagesConfig(Section):
-    """The pictures of prompts: content parts of chat messages have them, or a column, in the order of the
-    places for them."""
-
-    field: str = "images"
-    """Column with the pictures of a row, which may be absent: a list of paths, data URLs, base64 texts,
-    bytes, or {bytes, path}. In a text, <image> stands for each of them."""
-
-    max_tokens: PositiveInt = 1024
-    """Most tokens of a picture; a larger one is made smaller first, in the same proportions."""
 
 
 class DataConfig(Section):

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from hybridrl import registry
+from hybridrl.config.images import VisionConfig
 from hybridrl.config.section import PluginConfig, Section
 from hybridrl.errors import HybridRLError
 
@@ -133,14 +134,6 @@ class LoraConfig(Section):
     targets: tuple[Literal["qkv", "proj", "fc1", "fc2"], ...] = ("qkv", "proj", "fc1", "fc2")
     """Linear layers that get an adapter. qkv: one for q, k and v together; proj: output of the attention;
     fc1: one for gate and up together; fc2: down. Experts get none."""
-
-
-class VisionConfig(Section):
-    """What is trained of the part of a model that reads pictures."""
-
-    mode: Literal["train", "projector", "frozen"] = "train"
-    """train: all of it; projector: only the layers that turn its features into the text model's; frozen:
-    nothing. A run without data.images trains nothing of it."""
 
 
 class ActorConfig(Section):

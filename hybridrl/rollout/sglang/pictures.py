@@ -34,12 +34,13 @@ class PictureInputs:
         self._vision = vision
         self._made: dict[int, list[dict[str, Any]]] = {}
         self._digests: dict[int, bytes] = {}
+        self._known: dict[int, np.ndarray] = {}
 
     def data(self, request: Request) -> list[dict[str, Any]] | None:
         """`image_data` of a request; None: its prompt is text."""
         if not has_pictures(request):
             return None
-        name = id(request.arrays[PIXELS])
+        name = self._name(request)
         if name not in self._made:
             self._made[name] = [self._output(request.arrays)]
         return self._made[name]
@@ -48,10 +49,17 @@ class PictureInputs:
         """What is equal for requests with the same prompt and pictures."""
         if not has_pictures(request):
             return request.token_ids, b""
+        name = self._name(request)
+        if name not in self._digests:
+            pixels = request.arrays[PIXELS].tobytes()
+            self._digests[name] = hashlib.blake2b(pixels, digest_size=16).digest()
+        return request.token_ids, self._digests[name]
+
+    def _name(self, request: Request) -> int:
+        """The id of the request's pixels, which are kept: another array could get the id of a freed one."""
         pixels = request.arrays[PIXELS]
-        if id(pixels) not in self._digests:
-            self._digests[id(pixels)] = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
-        return request.token_ids, self._digests[id(pixels)]
+        self._known[id(pixels)] = pixels
+        return id(pixels)
 
     def _output(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         assert self._vision is not None, "refused_pictures has looked at it"
