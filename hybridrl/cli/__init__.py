@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from hybridrl import __version__
-from hybridrl.cli import begin, commands, report_commands
+from hybridrl.cli import begin, commands, report_commands, serve_commands
 from hybridrl.cli.algo_commands import algo_app
 from hybridrl.cli.commands import Interrupted
 from hybridrl.cli.config_commands import config_app
@@ -100,6 +100,20 @@ add(
     report_commands.compare,
     "hybridrl compare runs/a runs/b",
     "hybridrl compare runs/a-0 runs/a-1 runs/b-0 runs/b-1 --json",
+)
+add(
+    app,
+    serve_commands.evaluate,
+    "hybridrl eval runs/quickstart",
+    "hybridrl eval runs/quickstart --data more.jsonl --samples 8 evaluate.temperature=1",
+    "hybridrl eval Qwen/Qwen3-0.6B --data openai/gsm8k reward=math_verify",
+    name="eval",
+)
+add(
+    app,
+    serve_commands.chat,
+    "hybridrl chat runs/quickstart",
+    "hybridrl chat Qwen/Qwen3-0.6B --system 'Answer in one word.' --temperature 0",
 )
 add(app, commands.doctor, "hybridrl doctor", "hybridrl doctor --json")
 add(

@@ -1,6 +1,7 @@
 """Held-out evaluation: mean@k and best@k of every data source, with the engines that serve the policy being
 trained."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +11,9 @@ from hybridrl.controller.roles import Reward, RolloutEngine
 from hybridrl.controller.sampling import heldout_sampling, response_limit
 from hybridrl.controller.unjudged import leave_out, num_episodes, refuse_unjudged
 from hybridrl.types import Group, Prompt, Sampling, Trajectory, mean
+
+_LEAST_ANSWERS, _MOST_PARTS = 256, 50
+"""Answers of a part, and parts of an evaluation: how fine its progress is told."""
 
 
 class Evaluator:
@@ -22,20 +26,28 @@ class Evaluator:
         engine: RolloutEngine,
         reward: Reward,
         show: Callable[[int, Sequence[Group]], None] | None = None,
+        advance: Callable[[int, int], None] | None = None,
     ) -> None:
         """
         Args:
             show: gets the step and the scored answers, of which run.samples_kept have their text.
+            advance: gets the number of prompts that are answered, and of all.
         """
         self._cfg, self._prompts, self._engine, self._reward = cfg, prompts, engine, reward
-        self._show = show
+        self._show, self._advance = show, advance
 
     async def _answers(self, sampling: Sampling) -> list[Group]:
         """A group for each prompt, in order; prompts with equal limits are answered together."""
         groups: dict[int, Group] = {}
-        for indices, own in _limits(self._cfg, self._prompts, sampling):
+
+        async def answer(indices: Sequence[int], own: Sampling) -> None:
             found = await self._engine.generate([self._prompts[i] for i in indices], own)
-            groups |= zip(indices, found, strict=True)
+            groups.update(zip(indices, found, strict=True))
+            if self._advance:
+                self._advance(len(groups), len(self._prompts))
+
+        for indices, own in _limits(self._cfg, self._prompts, sampling):
+            await asyncio.gather(*(answer(part, of_part) for part, of_part in _parts(indices, own)))
         return [groups[i] for i in range(len(self._prompts))]
 
     async def run(self, step: int) -> dict[str, float]:
@@ -63,6 +75,14 @@ def _limits(
     for limit, indices in by_limit.items():
         seed = None if sampling.seed is None else sampling.seed + indices[0] * sampling.num_samples
         yield indices, replace(sampling, max_response_tokens=limit, seed=seed)
+
+
+def _parts(indices: Sequence[int], sampling: Sampling) -> Iterator[tuple[Sequence[int], Sampling]]:
+    """Prompts in parts, whose answers are those of one call: an answer's seed depends on its place in all."""
+    least = max(-(-_LEAST_ANSWERS // sampling.num_samples), -(-len(indices) // _MOST_PARTS))
+    for first in range(0, len(indices), least):
+        seed = None if sampling.seed is None else sampling.seed + first * sampling.num_samples
+        yield indices[first : first + least], replace(sampling, seed=seed)
 
 
 def heldout_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from hybridrl.batch import TokenBlock
 from hybridrl.config.load import LoadedConfig, load, load_as
@@ -63,12 +64,13 @@ class Proof:
         return self.max_abs_diff <= TOLERANCE
 
 
-def export_run(run: Path, *, step: int | None, to: Path | None) -> Exported:
+def export_run(run: Path, *, step: int | None, to: Path | None, dtype: torch.dtype | None = None) -> Exported:
     """Write the policy of a checkpoint of a run as a model folder.
 
     Args:
         step: step of the checkpoint; None: the newest.
         to: the new folder; None: exports/step_... in the run folder.
+        dtype: dtype of all tensors; None: that of each in model.path.
 
     Raises:
         RunFolderError: `run` holds no run, or the folder is there already.
@@ -80,7 +82,7 @@ def export_run(run: Path, *, step: int | None, to: Path | None) -> Exported:
     refuse_unwritable(to or files.exports, fix="choose another folder with --to")
     checkpoint, passed_over = _checkpoint(files, step, base)
     folder = to or files.exports / checkpoint.folder.name
-    export.export(checkpoint.folder, folder, base, verified=True)
+    export.export(checkpoint.folder, folder, base, dtype=dtype, verified=True)
     return Exported(checkpoint.step, checkpoint.folder, folder, config, passed_over)
 
 

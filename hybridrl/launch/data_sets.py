@@ -1,6 +1,6 @@
 """Data sets that a config names as the hub does: which are absent here, and their download before a run."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
@@ -9,13 +9,16 @@ from hybridrl.launch.preflight import Say
 from hybridrl.models import hub_datasets
 
 
-def fetch(loaded: LoadedConfig[Any], say: Say) -> None:
+def fetch(loaded: LoadedConfig[Any], say: Say, *, splits: Container[str] = ("train", "heldout")) -> None:
     """Download every absent one.
+
+    Args:
+        splits: which of data.train and data.heldout.
 
     Raises:
         DataError: the hub does not give it, or the config does not say which part of it.
     """
-    for where, split in _absent(loaded):
+    for where, split in _absent(loaded, splits):
         say("download", str(split))
         hub_datasets.fetch(split, where=where)
 
@@ -28,12 +31,14 @@ def describe_absent(loaded: LoadedConfig[Any]) -> str:
     )
 
 
-def _absent(loaded: LoadedConfig[Any]) -> Iterator[tuple[str, hub_datasets.Split]]:
+def _absent(
+    loaded: LoadedConfig[Any], splits: Container[str] = ("train", "heldout")
+) -> Iterator[tuple[str, hub_datasets.Split]]:
     """Config place and part of every data set of the hub of which this machine has no copy when it is asked
     for."""
     data = loaded.config.data
     for split, source in (("train", data.train), ("heldout", data.heldout)):
-        if source is not None and source.hub is not None:
+        if source is not None and source.hub is not None and split in splits:
             where = loaded.where(f"data.{split}.hub")
             wanted = wanted_split(source.hub, source.options, split=split)
             if hub_datasets.find(wanted, where=where) is None:

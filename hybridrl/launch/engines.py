@@ -14,6 +14,7 @@ from hybridrl.launch.pictures import picture_format
 from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.start_trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
+from hybridrl.types import PolicyVersion
 from hybridrl.workers.replacing import Replacements
 from hybridrl.workers.rollout import RayRollout, RolloutWorker
 from hybridrl.workers.turns import TurnSetup
@@ -32,6 +33,9 @@ class Engines:
     faults: Sequence[Fault] = ()
     say: Callable[[str], None] = lambda text: None
     """Tells the user that an engine was lost, or serves again."""
+
+    version: PolicyVersion | None = None
+    """Version of the weights in model.path. None: the engines serve only after their first swap."""
 
     def start(self, start: Start, files: RunFiles, hosts: Sequence[Any] = ()) -> RayRollout:
         """Start the processes, not yet the engines.
@@ -86,7 +90,7 @@ class Engines:
                     kv_cache_tokens=rollout.kv_cache_tokens,
                     memory_fraction=rollout.memory_fraction,
                     max_running_requests=rollout.max_running_requests,
-                    version=None,
+                    version=self.version,
                     python=rollout.python and os.path.abspath(rollout.python),  # not what a link leads to
                     start_timeout_s=cfg.cluster.start_timeout_s,
                     returns_experts=cfg.actor.moe.router_replay == "rollout",

@@ -1,7 +1,7 @@
 """Prompts and reward of a run, read and tried before any worker starts."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     train = _open(loaded, cfg.data.train, tokenizer, "train")
     heldout = _open(loaded, cfg.data.heldout, tokenizer, "heldout") if cfg.data.heldout else None
     _refuse_odd_limits(loaded, [train.rows, *([heldout.rows] if heldout else [])])
-    gold = _judged(loaded, train.rows, heldout.rows if heldout else None)
+    gold = _judged(loaded, *_tables(cfg, train.rows, heldout.rows if heldout else None))
     environments = try_environments(loaded, [train.rows, *([heldout.rows] if heldout else [])])
     _refuse_unfit_dialogue(loaded, tokenizer, with_tools=environments.calls_by_template)
     check_patterns(cfg.reward, _opened(cfg, tokenizer, train.rows), where=loaded.where("reward"))
@@ -80,6 +80,28 @@ def prepare(loaded: LoadedConfig) -> Prepared:
     warnings = (*odd, *train.examined().warnings)
     described = environments.described
     return Prepared(train, heldout.all() if heldout else [], gold, warnings, tokenizer, described)
+
+
+def prepare_heldout(loaded: LoadedConfig) -> tuple[list[Prompt], str]:
+    """The held-out prompts of a config that has some, and a line about them and the reward; otherwise as
+    prepare().
+
+    A reward that rejects the data's own answers is no error here: the line says how many it accepts.
+    """
+    cfg, source = loaded.config, loaded.config.data.heldout
+    assert source is not None, "the caller has refused a config without held-out data"
+    refuse_unfit_weights(cfg.model.path, where=loaded.where("model.path"))
+    tokenizer = load_tokenizer(cfg.model.path)
+    heldout = _open(loaded, source, tokenizer, "heldout")
+    _refuse_odd_limits(loaded, [heldout.rows])
+    any_gold = cfg.reward.model_copy(update={"min_gold": 0.0})
+    measured = replace(loaded, config=cfg.model_copy(update={"reward": any_gold}))
+    gold = _judged(measured, (source, heldout.rows))
+    environments = try_environments(loaded, [heldout.rows])
+    _refuse_unfit_dialogue(loaded, tokenizer, with_tools=environments.calls_by_template)
+    check_patterns(cfg.reward, _opened(cfg, tokenizer, heldout.rows), where=loaded.where("reward"))
+    played = f"; environment {environments.described}" if environments.described else ""
+    return heldout.all(), f"{counted(len(heldout), 'prompt', form=',')}{_accepted(gold)}{played}"
 
 
 def open_train(loaded: LoadedConfig) -> TablePrompts:
@@ -140,7 +162,7 @@ def _without_tokenizer(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
     data = loaded.config.data
     train = _rows(loaded, data.train, "train")
     heldout = _rows(loaded, data.heldout, "heldout") if data.heldout else None
-    gold = _judged(loaded, train, heldout)
+    gold = _judged(loaded, *_tables(loaded.config, train, heldout))
     environments = try_environments(loaded, [train, *([heldout] if heldout else [])])
     found = _described(len(train), len(heldout) if heldout else 0, gold, environments.described)
     yield "data", f"{found}; prompts are measured, and weights inspected, once the model is here"
@@ -170,17 +192,22 @@ def _rows(loaded: LoadedConfig, source: SourceConfig, split: str) -> Table:
     return table
 
 
-def _judged(loaded: LoadedConfig, train: Table, heldout: Table | None) -> GoldCheck:
-    """Look at what the reward needs in every row, and try it on the data's own answers; a reward that rejects
-    too many is refused."""
-    cfg, data = loaded.config, loaded.config.data
+def _tables(cfg: Config, train: Table, heldout: Table | None) -> Iterator[tuple[SourceConfig, Table]]:
+    yield cfg.data.train, train
+    if cfg.data.heldout is not None and heldout is not None:
+        yield cfg.data.heldout, heldout
+
+
+def _judged(loaded: LoadedConfig, *tables: tuple[SourceConfig, Table]) -> GoldCheck:
+    """Look at what the reward needs in every row, and try it on the own answers of the first table; a reward
+    that rejects too many is refused."""
+    cfg, (source, rows) = loaded.config, tables[0]
     with Scorer(cfg.reward, where=loaded.where("reward.name")) as scorer:
-        for source, table in ((data.train, train), (data.heldout, heldout)):
-            if source is not None and table is not None:
-                where = loaded.where("reward.answer_field", "reward.name")
-                check_rows(cfg.reward, table, data=source.name, where=where, scorer=scorer)
-        gold = check_on_gold(scorer, train, where=data.train.name)
-        _refuse_missing_parts(cfg, scorer, train[0])
+        for each, table in tables:
+            where = loaded.where("reward.answer_field", "reward.name")
+            check_rows(cfg.reward, table, data=each.name, where=where, scorer=scorer)
+        gold = check_on_gold(scorer, rows, where=source.name)
+        _refuse_missing_parts(cfg, scorer, rows[0])
     return gold
 
 
@@ -196,10 +223,13 @@ def _opened(cfg: Config, tokenizer: ModelTokenizer, rows: Table) -> str:
 
 def _described(num_train: int, num_heldout: int, gold: GoldCheck, environments: str) -> str:
     heldout = f", {num_heldout:,} held out" if num_heldout else ", none held out"
-    answers = counted(gold.num_checked, "gold answer")
-    accepted = f"; the reward accepts {gold.accepted_share:.0%} of {answers}" if gold.num_checked else ""
     played = f"; environment {environments}" if environments else ""
-    return f"{counted(num_train, 'prompt', form=',')}{heldout}{accepted}{played}"
+    return f"{counted(num_train, 'prompt', form=',')}{heldout}{_accepted(gold)}{played}"
+
+
+def _accepted(gold: GoldCheck) -> str:
+    answers = counted(gold.num_checked, "gold answer")
+    return f"; the reward accepts {gold.accepted_share:.0%} of {answers}" if gold.num_checked else ""
 
 
 def _refuse_missing_parts(cfg: Config, scorer: Scorer, row: Mapping[str, Any]) -> None:

@@ -50,6 +50,9 @@ class Scope:
     fills_gpus: bool = True
     """Whether ranks and engines have to fill the GPUs of the config."""
 
+    trains: bool = True
+    """Whether the memory that training takes has to be here."""
+
     absent: tuple[type, ...] = ()
     """Kinds of errors about files that may be on another machine: they are reported but refuse nothing."""
 
@@ -80,6 +83,14 @@ SCOPES: Mapping[str, Scope] = {
         fills_gpus=False,
         absent=(AbsentDataError,),
         why="as plan, and the search looks for the sizes that fill the GPUs",
+    ),
+    "eval": Scope(
+        devices="here",
+        alone=True,
+        fills_gpus=False,
+        trains=False,
+        absent=(AbsentDataError,),
+        why="engines alone run, and read the held-out data, which have to be here",
     ),
     "init": Scope(
         devices="elsewhere", absent=(Absence,), why="the config may be launched on another machine"
@@ -142,7 +153,7 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
     errors = list({str(error): error for error in errors if error not in absent}.values())
     if not errors and model:
         errors = _layout_errors(loaded, model)
-    if not errors and model and scope.devices == "here":
+    if not errors and model and scope.devices == "here" and scope.trains:
         errors = _refusals(loaded, lambda: refuse_too_little_memory(loaded, model, this))
     return Verdict(loaded=loaded, model=model, errors=tuple(errors), absent=tuple(absent))
 

@@ -151,6 +151,14 @@ def test_a_checkpoint_becomes_the_very_model_that_the_trainer_exports(whole: Pat
     assert "no whole checkpoint of step 3: there are those of steps 2, 4" in missing.stdout
 
 
+def test_an_evaluation_of_a_run_repeats_its_last_one(whole: Path, folder: Path) -> None:
+    done = hybridrl(folder, "eval", "runs/whole")
+    assert done.returncode == 0, done.stdout
+    (found,) = json.loads((whole / "evaluations" / "0001.json").read_text())["sets"]
+    last = [record for record in lines(whole) if record["kind"] == "evaluation"][-1]
+    assert found["metrics"] and {name: last[name] for name in found["metrics"]} == found["metrics"]
+
+
 def hybridrl(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "hybridrl", *arguments],

@@ -67,13 +67,16 @@ DOORS = {
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
     | {"config", "data", "hosts", "models", "layout", "trainer", "cluster", "workers", "launch"},
+    "serve": NOUNS
+    | {"config", "data", "dialogue", "environments", "hosts", "models", "observe", "report", "rollout"}
+    | {"cluster", "controller", "workers", "launch", "export"},
     "verify": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "trainer", "controller"},
     "replay": NOUNS | {"config", "data", "trainer", "launch", "verify"},
     "importer": {"errors", "config", "wording"},
     "doctor": {"errors", "hosts", "sandbox", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
-    | {"plan", "export", "replay", "report", "wording"},
+    | {"plan", "export", "replay", "report", "serve", "wording"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself.

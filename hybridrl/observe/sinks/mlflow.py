@@ -3,6 +3,7 @@
 import getpass
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,7 @@ class MlflowSink(Sink):
 
     def _continued(self, client: Any) -> bool:
         """Let the run that the folder belongs to run again; False if there is none in the store."""
-        from mlflow.exceptions import MlflowException
-
-        if not self._run_id:
-            return False
-        try:
-            run = client.get_run(self._run_id)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
-        if run.info.lifecycle_stage != "active":
+        if not self._run_id or not _is_there(client, self._run_id):
             return False
         client.update_run(self._run_id, status="RUNNING")
         return True
@@ -99,6 +90,37 @@ class MlflowSink(Sink):
         new = [Param(key, text) for key, text in flat(config) if key not in known]
         for some in _chunks(new, MAX_PARAMS_PER_CALL):
             client.log_batch(self._run_id, params=some)
+
+
+def add(folder: Path, metrics: Mapping[str, float], step: int, files: Sequence[Path]) -> bool:
+    """Add metrics and files to the MLflow run of a run folder that has ended; False: the store has none."""
+    from mlflow.entities import Metric
+
+    id_file = folder / RUN_ID_FILE
+    if not id_file.exists():
+        return False
+    client, run_id = _open_client(store_uri(folder.resolve().parent)), id_file.read_text().strip()
+    if not _is_there(client, run_id):
+        return False
+    now = int(time.time() * 1000)
+    found = [Metric(safe(name), value, now, step) for name, value in metrics.items()]
+    for some in _chunks(found, MAX_METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=some)
+    for path in files:
+        client.log_artifact(run_id, str(path))
+    return True
+
+
+def _is_there(client: Any, run_id: str) -> bool:
+    """Whether the store has a run that is not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -105,6 +105,17 @@ def test_prompts_have_limits_of_their_own():
     assert len({seed for *_, seed in engine.asked}) == 2
 
 
+def test_many_prompts_are_answered_in_parts_with_the_seeds_of_one_call():
+    cfg = fakes.config(evaluate={"samples_per_prompt": 4, "temperature": 1.0})
+    prompts = [Prompt(f"heldout/{i}", (1,), {}) for i in range(150)]
+    engine, told = Engine(), []
+    advance = lambda done, total: told.append((done, total))
+    asyncio.run(Evaluator(cfg, prompts, engine, Reward(), advance=advance).run(0))
+    first = heldout_sampling(cfg, 0).seed
+    assert [(len(uids), seed - first) for uids, _, seed in engine.asked] == [(64, 0), (64, 256), (22, 512)]
+    assert told == [(64, 150), (128, 150), (150, 150)]
+
+
 @pytest.mark.parametrize("value", [0, -1, "many", 1.5, True])
 def test_a_limit_that_is_no_number_of_tokens_is_refused(value):
     cfg = fakes.config(rollout={"limit_field": "most"})
