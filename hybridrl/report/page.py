@@ -40,22 +40,38 @@ def write(run: RunData, to: Path | None = None) -> Path:
     return path
 
 
-def render(run: RunData) -> str:
-    """The whole page."""
+def render(run: RunData, *, live: str | None = None) -> str:
+    """The whole page.
+
+    Args:
+        live: version of a page that renews itself from the server that it comes from; None: it does not.
+    """
     made = [(title, make(run)) for title, make in _SECTIONS]
     links = "".join(f'<li><a href="#{_name(body)}">{title}</a></li>' for title, body in made if body)
-    title = escaped(sections.title_of(run))
+    return _page(sections.title_of(run), links, "".join(body for _, body in made), live)
+
+
+def render_waiting(name: str, live: str) -> str:
+    """The page of a run that has taken no step yet; arguments as for render()."""
+    return _page(name, "", "<p>The run has taken no step yet.</p>", live)
+
+
+def _page(title: str, links: str, body: str, live: str | None) -> str:
+    title = escaped(title)
+    policy = _POLICY if live is None else f"{_POLICY}; connect-src 'self'"
+    of_body = "" if live is None else f' data-version="{escaped(live)}"'
+    state = "" if live is None else '<span id="live" role="status">live</span>'
+    scripts = _part("page.js") + ("" if live is None else _part("live.js"))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{title} · hybridrl</title>'
-        f"<style>{_part('page.css')}</style></head><body>"
+        f"<style>{_part('page.css')}</style></head><body{of_body}>"
         '<a class="skip" href="#main">Skip to the report</a>'
-        f'<header><h1>{title}</h1><button id="theme" type="button">Dark or light</button></header>'
-        f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
-        f'<main id="main">{"".join(body for _, body in made)}</main>'
-        f"<script>{_part('page.js')}</script></body></html>\n"
+        f'<header><h1>{title}</h1>{state}<button id="theme" type="button">Dark or light</button></header>'
+        f'<nav aria-label="Contents"><ul>{links}</ul></nav><main id="main">{body}</main>'
+        f"<script>{scripts}</script></body></html>\n"
     )
 
 

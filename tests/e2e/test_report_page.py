@@ -4,12 +4,14 @@ attacks it."""
 import json
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import report_values as values
 
+from hybridrl.report.live import open_server
 from hybridrl.report.page import write
 from hybridrl.report.run_data import read_run
 
@@ -69,3 +71,23 @@ def test_the_keyboard_reaches_everything(views: dict[str, dict[str, Any]], name:
     assert (last.split(":")[0], before.split(":")[0], home.split(":")[0]) == ("step 20", "step 19", "step 1")
     assert "held out 0.5 (step 20)" in last and "held out 0.1 (step 0)" in home
     assert keyboard["theme"] == ("light" if name == "dark" else "dark")
+
+
+def test_a_live_page_follows_the_run_without_being_loaded_again(tmp_path: Path) -> None:
+    run = values.run_folder(tmp_path / "a")
+    server, address = open_server(run)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    record = {"kind": "evaluation", "step": 21, "time": 21.0, "wall_s": 21.0}
+    line = json.dumps({**record, "val-core/digits/reward/mean_at_1": 0.75})
+    script = Path(__file__).with_name("browser_live.py")
+    done = subprocess.run(
+        [PYTHON, script, address, run / "metrics.jsonl", line], capture_output=True, text=True
+    )
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "0.100 → 0.750" in found["after"] and found["readout"].startswith("step 20: ")
+    assert (found["mark"], found["open"], found["state"]) == (7, True, "live")
+    assert found["scrolled"] == 300
+    assert found["violations"] == [] and found["trouble"] == []

@@ -6,10 +6,6 @@
     const dark = getComputedStyle(root).colorScheme === "dark";
     root.dataset.theme = dark ? "light" : "dark";
   });
-  document.querySelectorAll('input[name="colour"]').forEach((input) => {
-    input.addEventListener("change", () => { root.dataset.colour = input.value; });
-  });
-
   const numbers = (text) => (text || "").split(",").filter(Boolean).map(Number);
   const told = (svg, i, steps) => {
     if (svg.dataset.rows) {
@@ -24,7 +20,7 @@
     return `${values[i]}${held}`;
   };
 
-  document.querySelectorAll("svg[data-steps]").forEach((svg) => {
+  const read = (svg) => {
     const steps = numbers(svg.dataset.steps);
     const first = Math.min(steps[0], ...numbers(svg.dataset.stepsMore));
     const last = steps[steps.length - 1];
@@ -72,5 +68,14 @@
       at = Math.max(0, Math.min(steps.length - 1, moves[event.key]));
       show();
     });
-  });
+  };
+
+  window.hybridrlReport = (part) => {
+    part.querySelectorAll('input[name="colour"]').forEach((input) => {
+      input.checked = input.value === root.dataset.colour;
+      input.addEventListener("change", () => { root.dataset.colour = input.value; });
+    });
+    part.querySelectorAll("svg[data-steps]").forEach(read);
+  };
+  window.hybridrlReport(document);
 })();
