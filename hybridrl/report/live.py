@@ -140,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: a line of the log would hold the token."""
 
     def _names(self) -> tuple[str, ...]:
-        port = self.server.server_address[1]
+        port = self.connection.getsockname()[1]
         return (f"{LOOPBACK}:{port}", f"localhost:{port}")
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
