@@ -27,6 +27,20 @@ def gather_predicted(microbatch: Microbatch, own_O: Tensor, group: dist.ProcessG
     return gather_rows(own_O, microbatch.most_predicted, microbatch.from_P, group)
 
 
+def own_predicted(microbatch: Microbatch, value_P: Tensor, rank: int) -> Tensor:
+    """The rows of a column of all predicted tokens that a context-parallel rank predicts, [O, ...]: the
+    inverse of `gather_predicted`.
+
+    Args:
+        rank: the one that the microbatch was packed for.
+    """
+    place_P = microbatch.from_P - rank * microbatch.most_predicted
+    own_P = (place_P >= 0) & (place_P < microbatch.most_predicted)
+    value_O = value_P.new_empty(len(microbatch.target_O), *value_P.shape[1:])
+    value_O[place_P[own_P]] = value_P[own_P]
+    return value_O
+
+
 def chunks_of(rank: int, size: int) -> tuple[int, int]:
     """Indices of the two chunks, out of 2 * size, that a rank has of every sequence, in order."""
     return rank, 2 * size - 1 - rank

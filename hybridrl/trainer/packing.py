@@ -121,18 +121,6 @@ class Microbatch:
 
     num_seqs: int
 
-    def own(self, value_P: Tensor, rank: int) -> Tensor:
-        """The part of a column of all predicted tokens that a context-parallel rank predicts, [O, ...].
-
-        Args:
-            rank: the one that this microbatch was packed for.
-        """
-        place_P = self.from_P - rank * self.most_predicted
-        own_P = (place_P >= 0) & (place_P < self.most_predicted)
-        value_O = value_P.new_empty(len(self.target_O), *value_P.shape[1:])
-        value_O[place_P[own_P]] = value_P[own_P]
-        return value_O
-
     def trained(self, value_P: Tensor) -> Tensor:
         """The part of an output for all predicted tokens that belongs to the trained ones, [R, ...]."""
         return value_P[: len(self.trained_R)]

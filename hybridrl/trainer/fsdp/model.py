@@ -19,7 +19,7 @@ from hybridrl.config.training import MoEConfig, OptimizerConfig
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.trainer.base import Model, Result
-from hybridrl.trainer.context import gather_predicted
+from hybridrl.trainer.context import gather_predicted, own_predicted
 from hybridrl.trainer.fsdp import lora
 from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.network import PackedNetwork, root
@@ -188,7 +188,7 @@ class FSDPModel(Model):
             self._copied(hidden_O1).squeeze(1),
             self._network.output_weight,
             microbatch.target_O,
-            microbatch.own(head_PK, self._groups.cp.rank()),
+            own_predicted(microbatch, head_PK, self._groups.cp.rank()),
             self._shard,
             temperature=temperature,
         )

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.models.spec import ModelSpec
+from hybridrl.trainer.context import own_predicted
 from hybridrl.trainer.head_logprob import head_gaps
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.megatron import lora
@@ -138,7 +139,7 @@ class PolicyModel(GPTModel):
         self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor, head_PK: Tensor, temperature: float
     ) -> Tensor:
         """Same contract as base.Model.head_logp. *Collective* like `score`."""
-        head_OK = microbatch.own(head_PK, parallel_state.get_context_parallel_rank())
+        head_OK = own_predicted(microbatch, head_PK, parallel_state.get_context_parallel_rank())
         gap_OK = head_gaps(
             self._output_input(hidden_O1),
             self.output_weight,
