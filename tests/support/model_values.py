@@ -1,5 +1,7 @@
 """Small models of every family: their sizes, drawn or fixed, and random tensors as a checkpoint has them."""
 
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 
@@ -72,7 +74,8 @@ def tiny(family="qwen3", **changes):
         "tied": False,
     }
     rest = {"norm_eps": 1e-6, "rope_theta": 1e4, "max_positions": 64, "dtype": "float32"}
-    return ModelSpec(family=family, **(sizes | rest | (FAMILIES | WITH_TOWER)[family] | changes))
+    given: dict[str, Any] = sizes | rest | (FAMILIES | WITH_TOWER)[family] | changes
+    return ModelSpec(family=family, **given)
 
 
 @st.composite
