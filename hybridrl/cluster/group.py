@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import psutil
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
+from hybridrl.cluster import collectives
 from hybridrl.errors import DeadlineError, HybridRLError, WorkerError
 
 _DEATHS = (ActorDiedError, ActorUnavailableError)
@@ -148,7 +149,7 @@ class WorkerGroup:
         done = {rank: task for rank, task in tasks.items() if task not in late}
         failed = {rank: error for rank, task in done.items() if (error := task.exception()) is not None}
         if failed:
-            return [], self._cause(method, failed)
+            return [], self._cause(method, failed, done.keys() - failed, tasks.keys() - done)
         if late:
             return [], self._late(method, tasks, late, deadline)
         return [task.result() for task in tasks.values()], None
@@ -168,7 +169,9 @@ class WorkerGroup:
             task.add_done_callback(called.end)
             if method not in _NO_WORK:
                 self.history.setdefault(rank, deque(maxlen=_KEPT_CALLS)).append(called)
-        _, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
+        done, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
+        if done and late and any(map(_broke, done)):  # by another rank, whose own error says more
+            done, late = await asyncio.wait(tasks.values(), timeout=collectives.GRACE_S)
         for task in late:
             task.cancel()
         return tasks, late
@@ -183,13 +186,26 @@ class WorkerGroup:
             fix=f"raise {deadline.key} if the work is that long" if deadline.key else "",
         )
 
-    def _cause(self, method: str, failed: dict[int, BaseException]) -> BaseException:
-        """The error to raise: a named error first, then any other, and last the death of a worker."""
+    def _cause(
+        self,
+        method: str,
+        failed: Mapping[int, BaseException],
+        returned: Collection[int],
+        silent: Collection[int],
+    ) -> BaseException:
+        """The error to raise: a named error first, then any other, then the death of a worker, and last what
+        ranks say that waited for others in a collective."""
         errors = {rank: _unwrap(error) for rank, error in failed.items()}
         for error in errors.values():
             if isinstance(error, HybridRLError):
                 return error
-        return self._named(method, *min(errors.items(), key=lambda of_rank: isinstance(of_rank[1], _DEATHS)))
+        broken = {rank: error for rank, error in errors.items() if collectives.is_of_collective(error)}
+        own = {rank: error for rank, error in errors.items() if rank not in broken}
+        if not own:
+            found = collectives.named(self.name, method, broken, returned, silent)
+            found.__cause__ = next(iter(broken.values()))
+            return found
+        return self._named(method, *min(own.items(), key=lambda of_rank: isinstance(of_rank[1], _DEATHS)))
 
     def _named(self, method: str, rank: int, error: BaseException) -> BaseException:
         """The error of one worker; an error that is not a named one gets a note with the rank."""
@@ -230,6 +246,11 @@ def end(actor: Any, pid: int | None) -> None:
             process = psutil.Process(pid)
             if any(word.startswith("ray::") for word in process.cmdline()):  # the id may be another's by now
                 process.kill()
+
+
+def _broke(task: "asyncio.Future[Any]") -> bool:
+    error = task.exception()
+    return error is not None and collectives.is_of_collective(_unwrap(error))
 
 
 def _unwrap(error: BaseException) -> BaseException:

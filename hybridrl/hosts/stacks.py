@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import psutil
+
 SIGNAL = signal.SIGUSR2
 
 _WAIT_S = 3.0
@@ -48,6 +50,14 @@ def error_file(logs: Path, pid: int) -> Path:
     """The file that has the standard error of a Ray worker."""
     found = sorted(logs.glob(f"worker-*-{pid}.err"))
     return found[-1] if found else logs / f"worker-{pid}.err"
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of this machine is there and stopped, as after SIGSTOP."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
 
 
 def _ask(pid: int, file: Path) -> bool:

@@ -5,6 +5,7 @@ answered, and the Python stacks of those workers, then of the others.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ _MOST_STACKS = 16
 """Most workers whose stacks are shown."""
 
 _ENGINE_S = 5.0
+
+_IN_COLLECTIVE = re.compile(r'File ".*/torch/distributed/distributed_c10d\.py", line \d+ in (\w+)')
+"""The innermost frame of torch.distributed in a stack; its function is the collective."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,12 @@ async def _of_worker(group: WorkerGroup, rank: int) -> dict[str, str]:
 def text_of(scene: Scene, now: float | None = None) -> str:
     """The report about a failed run."""
     now = time.monotonic() if now is None else now
-    return "\n".join([*_head(scene, now), "", *_calls(scene, now), "", *_stacks(scene)]).rstrip() + "\n"
+    return (
+        "\n".join(
+            [*_head(scene, now), *_absent(scene), "", *_calls(scene, now), "", *_stacks(scene)]
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _head(scene: Scene, now: float) -> Iterator[str]:
@@ -89,6 +98,34 @@ def _head(scene: Scene, now: float) -> Iterator[str]:
         if (called := _silent(group, rank)) is not None
     ]
     yield "waiting " + ("\n        ".join(silent) if silent else "for nobody")
+
+
+def _absent(scene: Scene) -> Iterator[str]:
+    """Which ranks of a group have not joined the collective that others wait in."""
+    for group in scene.groups:
+        silent = {rank: called for rank in range(len(group)) if (called := _silent(group, rank))}
+        inside = {
+            rank: found[1] for rank in silent if (found := _IN_COLLECTIVE.search(_stack(scene, group, rank)))
+        }
+        if not inside:
+            continue
+        others = [
+            f"{group.name} {rank}, which "
+            + (f"hangs elsewhere in {silent[rank].method!r}" if rank in silent else _was_last_in(group, rank))
+            for rank in range(len(group))
+            if rank not in inside
+        ]
+        ranks = ", ".join(f"{group.name} {rank} in {name}" for rank, name in inside.items())
+        yield f"collect {ranks}: waits for {'; '.join(others) or 'ranks of another group'}"
+
+
+def _was_last_in(group: WorkerGroup, rank: int) -> str:
+    calls = group.history.get(rank, ())
+    return f"has returned from {calls[-1].method!r}" if calls else "was not called"
+
+
+def _stack(scene: Scene, group: WorkerGroup, rank: int) -> str:
+    return scene.stacks.get(f"{group.name} {rank}", "")
 
 
 def _calls(scene: Scene, now: float) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """What became of a run, from the files of its folder: `hybridrl why RUN`."""
 
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +8,13 @@ from typing import Any
 
 from hybridrl.config.run_folder import is_held
 from hybridrl.errors import RunFolderError
+from hybridrl.hosts.stacks import is_stopped
 from hybridrl.observe.doing import read
 from hybridrl.observe.run_session import WHY_FILE
 from hybridrl.observe.units import duration
+
+_SILENT_S = 10.0
+"""A driver that goes on writes doing.json every two seconds."""
 
 
 def why(folder: Path) -> list[str]:
@@ -32,12 +37,19 @@ def _state(folder: Path, doing: dict[str, Any]) -> str:
     end = doing["end"]
     if end is not None:
         return f"the run ended: {end}"
+    driver = f"process {doing['pid']} on {doing['host']}"
     if is_held(folder):
-        return f"the run goes on, as process {doing['pid']} on {doing['host']}"
-    return (
-        "the run was ended from outside, by SIGKILL or with its machine: it wrote no end "
-        f"(process {doing['pid']} on {doing['host']})"
-    )
+        silent_s = time.time() - doing["time"]
+        if silent_s < _SILENT_S:
+            return f"the run goes on, as {driver}"
+        stopped = ", which is stopped, as after SIGSTOP" if _is_stopped(doing) else ""
+        return f"the driver does nothing since {duration(silent_s)}: {driver}{stopped}"
+    return f"the run was ended from outside, by SIGKILL or with its machine: it wrote no end ({driver})"
+
+
+def _is_stopped(doing: dict[str, Any]) -> bool:
+    """Whether the driver is stopped; False if it is on another machine."""
+    return doing["host"] == socket.gethostname() and is_stopped(doing["pid"])
 
 
 def _last(doing: dict[str, Any]) -> Iterator[str]:

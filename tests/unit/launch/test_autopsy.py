@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import json
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from hybridrl.errors import DeadlineError, RunFolderError
 from hybridrl.launch import deadlines
 from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.why import why
-from hybridrl.observe.doing import Doing
+from hybridrl.observe.doing import DOING_FILE, Doing
 from hybridrl.observe.run_session import WHY_FILE
 
 
@@ -127,3 +128,26 @@ def test_a_run_that_goes_on_is_not_called_dead(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert why(tmp_path)[0].startswith("the run goes on, as process ")
+
+
+def test_of_a_driver_that_does_nothing_why_says_so(tmp_path: Path) -> None:
+    doing(tmp_path, None)
+    found = json.loads((tmp_path / DOING_FILE).read_text())
+    (tmp_path / DOING_FILE).write_text(json.dumps(found | {"time": found["time"] - 60}))
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert why(tmp_path)[0].startswith("the driver does nothing since 60 s: process ")
+
+
+def test_the_report_names_the_rank_that_others_wait_for_in_a_collective() -> None:
+    waits = 'File "/x/torch/distributed/distributed_c10d.py", line 9 in all_reduce\n  File "policy.py"'
+    scene = Scene(
+        error=DeadlineError("trainer rank [0] did not finish 'step' in 60 s"),
+        step=7,
+        running=[],
+        groups=[group("trainer", [OPEN], [ANSWERED]), group("critic", [OPEN], [OPEN])],
+        stacks={"trainer 0": waits, "critic 0": 'File "planted.py"', "critic 1": waits},
+    )
+    text = text_of(scene, now=100.5)
+    assert "collect trainer 0 in all_reduce: waits for trainer 1, which has returned from 'submit'" in text
+    assert "collect critic 1 in all_reduce: waits for critic 0, which hangs elsewhere in 'step'" in text
