@@ -5,9 +5,15 @@
 This module reads and checks them. workers/planted.py plants them; a run without the option has none of it.
 """
 
+import contextlib
 import difflib
+import json
+import os
+import socket
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hybridrl.errors import ConfigError
@@ -16,6 +22,8 @@ KINDS = {
     "kill": "SIGKILL to its processes",
     "stop": "SIGSTOP to its processes: they are there and do nothing",
     "hang": "it never returns from what it does",
+    "pause": "it is told to pause its requests, and never to go on",
+    "skip": "it returns without doing it, so that the other ranks wait for it in a collective",
     "slow": "it takes `seconds` longer, 30 if they are not given",
     "disk_full": "the disk has no room for the checkpoint",
     "bad_checksum": "a tensor in its memory is not the one that was written",
@@ -52,8 +60,13 @@ ONLY_AT = {
     "disk_full": ("trainer", "save"),
     "bad_checksum": ("engine", "swap"),
     "nan": ("trainer", "update"),
+    "skip": ("trainer", "update"),
+    "pause": ("engine", "generate"),
 }
 """Kinds that have one target and phase."""
+
+FAULTS_FILE = "faults.jsonl"
+"""File of the run folder with the faults that happened, one line for each."""
 
 _FORM = "kill:engine:0@step=7,phase=generate"
 
@@ -69,6 +82,17 @@ class Fault:
     phase: str
     seconds: float = 30.0
     times: int = 1
+    record: str = field(default="", compare=False)
+    """File that gets a line when it happens; "": none does."""
+
+    def note(self) -> None:
+        """Write down that it happens now, before it does: the process may have no time afterwards."""
+        if not self.record:
+            return
+        found = {"time": round(time.time(), 3), "fault": str(self), "host": socket.gethostname()}
+        line = json.dumps({**found, "pid": os.getpid()}) + "\n"
+        with contextlib.suppress(OSError), Path(self.record).open("a", encoding="utf-8") as file:
+            file.write(line)
 
     def __str__(self) -> str:
         who = self.target if self.target == "driver" else f"{self.target}:{self.rank}"
@@ -86,6 +110,7 @@ class Planted:
         for place, (fault, times) in enumerate(self._left):
             if (fault.phase, fault.step) == (phase, step) and fault.kind in kinds:
                 self._left[place : place + 1] = [(fault, times - 1)] if times > 1 else []
+                fault.note()
                 return fault
         return None
 

@@ -29,7 +29,7 @@ from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import PolicyTrainer, Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import HybridRLError, UserError
-from hybridrl.faults import Fault
+from hybridrl.faults import FAULTS_FILE, Fault
 from hybridrl.hosts.copy_speed import copy_gb_s
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.autopsy import Scene, gather, text_of
@@ -94,7 +94,8 @@ class RLRun(Run[Config, RunObserver]):
         cfg = self._here.config
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
         self._open: Mapping[str, Any] = {}
-        self._faults = faults
+        record = str((self.files.folder / FAULTS_FILE).absolute())
+        self._faults = [replace(fault, record=record) for fault in faults]
         self._address = address_of(cfg.cluster.ray) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)

@@ -24,7 +24,7 @@ from hybridrl.rollout.base import Answer, Engine, Request
 from hybridrl.types import PolicyVersion, StepReport
 
 _SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
-_LASTING = (*_SIGNALS, "hang", "slow")
+_LASTING = (*_SIGNALS, "hang", "slow", "pause")
 
 
 def around_engine(engine: Engine, faults: Sequence[Fault]) -> Any:
@@ -99,6 +99,8 @@ class FaultyEngine(_Around):
                 os.kill(pid, number)
         elif fault.kind == "slow":
             await asyncio.sleep(fault.seconds)
+        elif fault.kind == "pause":
+            await self._inner.pause()
         else:
             await asyncio.Event().wait()
 
@@ -117,6 +119,8 @@ class FaultyPolicy(_Around):
 
     def step(self, index: int) -> StepReport:
         self._happen("update", self._step)
+        if self._planted.due("update", self._step, ("skip",)):
+            return StepReport(self._step, 0.0, 0.0, 0.0, {})
         return self._inner.step(index)
 
     def tensors(self) -> Any:

@@ -121,7 +121,7 @@ class Replacements:
         self.serving.add(engine)
         self.replaced += 1
         took_s = time.monotonic() - self._lost_at.pop(engine)
-        self._say(f"engine {engine} serves again, {took_s:.0f} s after it was lost")
+        self._say(f"engine {engine} serves again, {took_s:.1f} s after it was lost")
         self._tell()
         for tell in self.on_serving:
             tell(engine)

@@ -1,5 +1,10 @@
 """What --inject reads, and what it refuses with which fix."""
 
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from hybridrl.errors import ConfigError
@@ -70,3 +75,20 @@ def test_a_fault_happens_at_its_phase_and_step_as_often_as_it_says() -> None:
     assert planted.due("swap", 6) is None and planted.due("generate", 7) is None
     assert planted.due("swap", 7, ("slow",)) == slow
     assert [planted.due("swap", 7) for _ in range(3)] == [kill, slow, None]
+
+
+def test_a_fault_that_happens_is_written_down_before_it_does(tmp_path: Path) -> None:
+    record = tmp_path / "faults.jsonl"
+    faults = [replace(parse("hang:trainer:1@step=7,phase=save,times=2"), record=str(record))]
+    planted = Planted(faults)
+    assert planted.due("save", 6) is None and not record.exists()
+    assert planted.due("save", 7) is not None and planted.due("save", 7) is not None
+    assert planted.due("save", 7) is None
+    lines = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["fault"] for line in lines] == ["hang:trainer:1@step=7,phase=save"] * 2
+    assert all(line["pid"] == os.getpid() and line["time"] > 0 for line in lines)
+
+
+def test_a_fault_happens_even_if_it_cannot_be_written_down(tmp_path: Path) -> None:
+    fault = replace(parse("kill:driver@step=1,phase=save"), record=str(tmp_path / "absent" / "faults.jsonl"))
+    assert Planted([fault]).due("save", 1) == fault

@@ -23,6 +23,9 @@ class Engine:
         self.calls.append(request)
         return "answer"
 
+    async def pause(self) -> None:
+        self.calls.append("paused")
+
     async def begin_swap(self, version: int) -> None:
         self.calls.append(f"begin {version}")
 
@@ -35,7 +38,10 @@ class Engine:
 
 class Policy:
     def __init__(self) -> None:
-        self.seen, self.saved = [], []
+        self.seen, self.saved, self.steps = [], [], []
+
+    def step(self, index: int) -> None:
+        self.steps.append(index)
 
     def measure(self, batch: RankBatch) -> dict[str, float]:
         self.seen.append(batch.advantage_N)
@@ -97,6 +103,26 @@ def test_numbers_go_and_the_disk_is_full_in_the_step_that_the_fault_names() -> N
             faulty.save(Path("b"), {}, None, None)
     assert [bool(np.isnan(seen).all()) for seen in policy.seen] == [False, True]
     assert policy.saved == [Path("b")]
+
+
+def test_an_engine_is_paused_and_goes_on_with_nothing_else() -> None:
+    async def scenario() -> list[str]:
+        engine = Engine()
+        faulty = around_engine(engine, [parse("pause:engine:0@step=7,phase=generate")])
+        await faulty.request("first")
+        await faulty.request("second")
+        return engine.calls
+
+    assert asyncio.run(scenario()) == ["first", "paused", "second"]
+
+
+def test_a_rank_that_skips_a_step_has_not_taken_it() -> None:
+    policy = Policy()
+    faulty = around_policy(policy, [parse("skip:trainer:0@step=7,phase=update")])
+    faulty.measure(batch(7))
+    assert faulty.step(0).version == 7 and policy.steps == []
+    faulty.step(1)
+    assert policy.steps == [1]
 
 
 def test_a_policy_with_faults_is_saved_as_any_other(tmp_path: Path) -> None:
