@@ -32,6 +32,7 @@ MAY_CHANGE = frozenset(
         "run.keep_checkpoints",
         "run.keep_every",
         "run.on_save_error",
+        "run.store",
         "run.max_restarts",
         "run.export",
         "run.export_every",

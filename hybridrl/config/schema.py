@@ -342,6 +342,10 @@ class RunConfig(TrainingRun):
     """How often in a row, without a new checkpoint, a run whose trainer ranks or other workers died or hung
     starts again by itself from the last checkpoint, as with --resume. A run without a checkpoint ends."""
 
+    store: str | None = None
+    """URL of fsspec, as s3://bucket/runs, where checkpoints are copied to, below the name of the run.
+    --resume takes one from there that is newer than those of the run folder. None: they are there only."""
+
     bundle: BundleConfig = BundleConfig()
 
     export_every: NonNegativeInt = 0

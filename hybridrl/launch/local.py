@@ -45,6 +45,7 @@ from hybridrl.launch.run import Run
 from hybridrl.launch.shape import Placement, Resume, trainer_layout
 from hybridrl.launch.start_trainers import Trainers
 from hybridrl.launch.stop import StopRequest
+from hybridrl.launch.stored import mirror_of
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
@@ -149,6 +150,7 @@ class RLRun(Run[Config, RunObserver]):
         engine = layout_in(kind_of(cfg.rollout.engine), self.model, shape.engine)
         layouts = trainer_layout(cfg, self.model, shape.parallel), engine
         devices = Devices.of(cfg, self._placement, self.cluster.gpus, *layouts, parts=shape.engine_parts)
+        self._mirror = mirror_of(cfg.run, self.files, self.observe.warn)
         workers = self._start(devices)
         try:
             start = counted(sum(map(len, workers.groups)), "worker starts", "workers start")
@@ -173,6 +175,8 @@ class RLRun(Run[Config, RunObserver]):
             await asyncio.gather(workers.rollout.stop(), workers.rule.stop(), return_exceptions=True)
             for group in workers.groups:
                 group.kill()
+            if self._mirror:
+                self._mirror.close()
 
     async def _explain(self, error: HybridRLError, workers: "Workers") -> None:
         """Write down what every process was doing when the run failed."""
@@ -207,7 +211,7 @@ class RLRun(Run[Config, RunObserver]):
         hosts = start("environment", EnvironmentHost, [(cfg.environment,)] * len(nodes), nodes)
         rollout = engines.start(start, self.files, hosts.actors)
         trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
-        trainer = trainers.start(start, self.files, self.observe.warn)
+        trainer = trainers.start(start, self.files, self.observe.warn, self._mirror)
         rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
         reward_model = trainers.reward_model(start, trainer)
         judge = JudgeEngines(cfg, placement).start(start, self.files)

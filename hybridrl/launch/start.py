@@ -10,7 +10,7 @@ from hybridrl.config.run_folder import path_of
 from hybridrl.errors import ConfigError
 from hybridrl.faults import Fault
 from hybridrl.hosts.machine import Machine
-from hybridrl.launch import data_sets, model_folders
+from hybridrl.launch import data_sets, model_folders, stored
 from hybridrl.launch.inject import faults_of, words_of
 from hybridrl.launch.preflight import Say, preflight
 from hybridrl.launch.prepare import try_data
@@ -56,6 +56,8 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     with loaded.located():
         _refuse_bad_addresses(loaded, request)
         faults = _faults(loaded, request)
+        if not (request.dry_run or request.submit or request.on == "slurm"):
+            stored.fetch(loaded, request.resume, say)
         loaded = checked(loaded, request, say)
         words = [*overrides, *words_of(request.inject)]
         if faults:

@@ -21,6 +21,7 @@ from hybridrl.trainer.roles.critic import CriticRanks
 from hybridrl.trainer.roles.frozen import FrozenRanks
 from hybridrl.trainer.roles.reward_model import RewardModelRanks
 from hybridrl.trainer.setup import PolicySetup, RankSetup
+from hybridrl.trainer.store import Mirror
 from hybridrl.workers.columns import ColumnGroup, RayCritic, RoleWorker
 from hybridrl.workers.reward_model_ranks import RayRewardModel
 from hybridrl.workers.trainer import Exports, RayTrainer, TrainerWorker
@@ -40,11 +41,18 @@ class Trainers:
     rendezvous: Rendezvous
     """Gives every group of ranks the address of its rendezvous."""
 
-    def start(self, start: Start, files: RunFiles, warn: Callable[[str, str], None]) -> RayTrainer:
+    def start(
+        self,
+        start: Start,
+        files: RunFiles,
+        warn: Callable[[str, str], None],
+        mirror: Mirror | None = None,
+    ) -> RayTrainer:
         """Start the actor's ranks, and the dedicated ranks of critic and reference.
 
         Args:
             warn: called with a kind and a text if a checkpoint cannot be written and the run goes on.
+            mirror: copies the checkpoints elsewhere.
         """
         cfg, dedicated = self.cfg, dedicated_columns(self.cfg)
         ranks = self._with_reward_model(self.actor())
@@ -57,6 +65,7 @@ class Trainers:
             warn=warn if cfg.run.on_save_error == "go_on" else None,
             critic=self._critic(start),
             frozen=self._frozen(start, dedicated.get("reference", ())),
+            mirror=mirror,
         )
 
     def actor(self) -> list[PolicySetup]:

@@ -147,6 +147,7 @@ def verdict(loaded: LoadedConfig[Any], scope: Scope, this: Machine) -> Verdict:
     errors += _sink_errors(loaded, here=scope.devices == "here")
     if isinstance(loaded.config, Config) and scope.devices == "here":
         errors += _missing_engine(loaded)
+        errors += _unfit_store(loaded)
         if loaded.config.program is not None:
             errors += map(loaded.locate, unfit_program(loaded.config.program))
     absent = [error for error in errors if isinstance(error, scope.absent)]
@@ -328,6 +329,16 @@ def _missing_engine(loaded: LoadedConfig[Config]) -> list[HybridRLError]:
     """Errors about what this machine lacks to run the engines."""
     cfg = loaded.config
     return [loaded.locate(error) for error in kind_of(cfg.rollout.engine).missing(cfg)]
+
+
+def _unfit_store(loaded: LoadedConfig[Config]) -> list[HybridRLError]:
+    url = loaded.config.run.store
+    if url is None:
+        return []
+    # Imported here: it takes torch.
+    from hybridrl.trainer.store import refuse_unopenable
+
+    return _refusals(loaded, lambda: refuse_unopenable(url))
 
 
 def _refusals(loaded: LoadedConfig[Any], *trials: Callable[[], object]) -> list[HybridRLError]:

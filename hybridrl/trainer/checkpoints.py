@@ -97,6 +97,12 @@ def named(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
+def step_named(name: str) -> int | None:
+    """The step of a folder that is named as a checkpoint; None: it is not."""
+    found = _NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 def critic_part(checkpoint: Path) -> Path:
     """Folder of the critic's part of a checkpoint, which exists if the critic had dedicated ranks."""
     return checkpoint.parent / "critic" / checkpoint.name

@@ -34,6 +34,7 @@ from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.trainer.policy import Policy
 from hybridrl.trainer.roles.reward_model import RewardModel
 from hybridrl.trainer.setup import PolicySetup, RankSetup
+from hybridrl.trainer.store import Mirror
 from hybridrl.types import InspectedTrajectory, PolicyVersion, StepReport
 from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of
 from hybridrl.workers.planted import around_policy
@@ -198,6 +199,7 @@ class RayTrainer:
         warn: Callable[[str, str], None] | None = None,
         critic: RayCritic | None = None,
         frozen: ColumnGroup | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         """
         Args:
@@ -209,8 +211,9 @@ class RayTrainer:
             critic: the critic on dedicated ranks; None if there is none or the actor's ranks hold it.
             frozen: reference and teacher on dedicated ranks; None if there are none or the actor's ranks hold
                 them.
+            mirror: copies the checkpoints elsewhere; None: nothing does.
         """
-        self.workers, self.version = workers, 0
+        self.workers, self.version, self._mirror = workers, 0, mirror
         self._critic, self._frozen = critic, frozen
         self._column_groups = [group for group in (critic, frozen) if group is not None]
         self._cluster, self._folder, self._keep, self._exports = cluster, folder, keep, exports
@@ -284,6 +287,8 @@ class RayTrainer:
 
     async def save(self, step: int, progress: Mapping[str, Any], groups: SavedGroups) -> None:
         self._unsaved = None
+        if self._mirror:
+            self._mirror.raise_failure()
         try:
             await self._save(step, progress, groups)
         except _DISK_FAILURES as error:
@@ -312,6 +317,8 @@ class RayTrainer:
         if self._critic:
             await self._critic.finish_saving()
         checkpoints.delete_old(self._folder, self._keep)
+        if self._mirror:
+            await asyncio.to_thread(self._mirror.flush)
 
     async def export(self, folder: Path) -> None:
         await self.workers.all("export", folder)

@@ -116,6 +116,7 @@ KEYS = {
     "huggingface_hub": {"models"},
     "tokenizers": {"data", "models"},
     "safetensors": {"models", "reshard", "trainer"},
+    "fsspec": {"trainer"},
     "gguf": {"models"},
     "mlflow": {"observe"},
     "wandb": {"observe"},
