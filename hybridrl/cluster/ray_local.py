@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,20 @@ from ray._private import ray_constants
 from ray._private import worker as ray_worker
 
 from hybridrl.cluster.leftovers import marked, removed_in_any_case
+from hybridrl.errors import ResourceError
 
 LOOPBACK = "127.0.0.1"
 
 _OBJECT_STORE_BYTES = 512 * 2**20
 """Size of the object store: enough for the token blocks of a few steps on one machine. A step of 8192
 trajectories of 8192 tokens at 13 bytes per token would take 872 MB, but such runs use a cluster."""
+
+_PREFIX = "hybridrl-"
+_SHORT = ("/tmp", "/var/tmp")
+"""Places for the folder of Ray if the path of TMPDIR is too long."""
+
+_MOST_BYTES = 107 - len(f"/{_PREFIX}12345678/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
+"""Longest path of a place for Ray's folder: the path of a socket has at most 107 bytes."""
 
 
 @contextlib.contextmanager
@@ -29,8 +37,7 @@ def local_ray(num_workers: int) -> Iterator[str]:
     Args:
         num_workers: largest number of actors at the same time. Ray's CPUs are slots for actors, not cores.
     """
-    # The path is short, because Ray puts sockets inside, whose paths may have 107 bytes.
-    folder = tempfile.mkdtemp(prefix="hybridrl-")
+    folder = make_folder((tempfile.gettempdir(), *_SHORT))
     with removed_in_any_case(Path(folder)):
         try:
             quiet()
@@ -51,6 +58,24 @@ def local_ray(num_workers: int) -> Iterator[str]:
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_folder(places: Sequence[str]) -> str:
+    """Make a folder for Ray in the first place whose path is short enough and that can be written.
+
+    Raises:
+        ResourceError: there is none.
+    """
+    for place in places:
+        if len(os.fsencode(place)) <= _MOST_BYTES:
+            with contextlib.suppress(OSError):
+                return tempfile.mkdtemp(prefix=_PREFIX, dir=place)
+    raise ResourceError(
+        f"Ray puts sockets into a temporary folder, whose path may have {_MOST_BYTES} bytes: TMPDIR = "
+        f"{places[0]} has {len(os.fsencode(places[0]))}, and {' and '.join(places[1:])} cannot be written",
+        where="TMPDIR",
+        fix="TMPDIR=/dev/shm, or another folder with a short path",
+    )
 
 
 def keep_private(token: Path) -> None:
