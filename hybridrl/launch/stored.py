@@ -29,16 +29,19 @@ def fetch(loaded: LoadedConfig[Any], resume: Resume, say: Callable[[str, str], N
     """Bring a newer checkpoint from the store of a run that is to go on.
 
     Raises:
-        RunFolderError: the store does not answer.
+        RunFolderError: the store does not answer, or a new run would write over the copies of another one.
     """
     cfg = loaded.config
-    if resume == "never" or not isinstance(cfg, Config) or cfg.run.store is None:
+    if not isinstance(cfg, Config) or cfg.run.store is None:
         return
     files = RunFiles(path_of(cfg))
     if is_held(files.folder):  # the run goes on, and is refused later
         return
     try:
         store = Store(cfg.run.store, cfg.run.name)
+        if resume == "never":
+            _refuse_to_overwrite(store, loaded.where("run.store"))
+            return
         step = bring_back(store, files.folder, files.checkpoints, lambda text: say("store", text))
     except HybridRLError:
         raise
@@ -50,3 +53,12 @@ def fetch(loaded: LoadedConfig[Any], resume: Resume, say: Callable[[str, str], N
         ) from error
     if step is not None:
         say("store", f"step {step} was copied from {store.url} to {files.checkpoints}")
+
+
+def _refuse_to_overwrite(store: Store, where: str) -> None:
+    if steps := store.steps():
+        raise RunFolderError(
+            f"{store.url} holds checkpoints of a run already, the last of step {steps[-1]}",
+            where=where,
+            fix="--resume goes on from it, run.name=... starts another run",
+        )

@@ -94,6 +94,13 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(path, str(file))
 
+    def set_aside(self, step: int) -> None:
+        """Let a damaged copy count no longer, so that the run can copy its step again; nothing else is
+        deleted."""
+        record = f"{self._root}/{named(Path(), step).name}/{committed.RECORD}"
+        self._fs.pipe_file(f"{record}.damaged", self._fs.cat_file(record))
+        self._fs.rm_file(record)
+
     def delete_old(self, keep: Keep) -> None:
         """Delete copies that need not be kept, as checkpoints.delete_old does."""
         for step in self.steps()[: -keep.newest]:
@@ -166,6 +173,7 @@ def bring_back(store: Store, folder: Path, checkpoints: Path, warn: Callable[[st
             store.get(step, checkpoints)
         except CheckpointError as error:
             warn(f"the copy of step {step} in {store.url} is passed over: {error.what}")
+            store.set_aside(step)
             continue
         store.get_run(folder)
         return step

@@ -78,6 +78,9 @@ def test_a_damaged_copy_is_passed_over(url: str, run: Path, tmp_path: Path) -> N
     assert bring_back(store, other, other / "checkpoints", said.append) == 20
     assert "the copy of step 30" in said[0] and FILE in said[0] and "is damaged" in said[0]
     assert [path.name for path in (other / "checkpoints").iterdir()] == ["step_000020"]
+    assert store.steps() == [10, 20]
+    put_all(store, run)
+    assert store.steps() == [10, 20, 30]
 
 
 def test_a_copy_without_its_record_is_none(url: str, run: Path) -> None:
