@@ -170,7 +170,7 @@ def bring_back(store: Store, folder: Path, checkpoints: Path, warn: Callable[[st
         if step <= newest:
             break
         try:
-            store.get(step, checkpoints)
+            _got_twice(store, step, checkpoints)
         except CheckpointError as error:
             warn(f"the copy of step {step} in {store.url} is passed over: {error.what}")
             store.set_aside(step)
@@ -178,6 +178,14 @@ def bring_back(store: Store, folder: Path, checkpoints: Path, warn: Callable[[st
         store.get_run(folder)
         return step
     return None
+
+
+def _got_twice(store: Store, step: int, checkpoints: Path) -> None:
+    """Copy a checkpoint; once more if what came is damaged, which the network may have done."""
+    with contextlib.suppress(CheckpointError):
+        store.get(step, checkpoints)
+        return
+    store.get(step, checkpoints)
 
 
 class Mirror:
