@@ -39,6 +39,7 @@ PROCESS_EDGES: set[str] = {
     "sandbox/inside/session.py:_text",
     "sandbox/inside/session.py:call",
     "sandbox/inside/session.py:run_code",
+    "trainer/store.py:_tried",  # told as a warning, or raised: each protocol of fsspec has its own errors
     "verify/ranks.py:_serve",
     "workers/open_groups.py:guarded",
     "workers/replacing.py:_replace",
