@@ -168,8 +168,17 @@ def export(
 
 def why(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as runs/NAME.")],
+    mismatch: Annotated[
+        bool, typer.Option("--mismatch", help="Say why trainer and engine differ, from a step bundle.")
+    ] = False,
 ) -> None:
     """Show how a run ended: its error and what every process was doing; or what it did when it was killed."""
+    if mismatch:
+        from hybridrl.replay.explain import explained
+
+        for line in explained(run):
+            show(line, indent=2)
+        return
     from hybridrl.launch.why import why as lines_of
 
     for line in lines_of(run):

@@ -52,7 +52,7 @@ def replay(folder: Path, *, layout: str = "", tolerance: float | None = None) ->
         WorkerError: a rank died.
     """
     bundle = bundles.read(folder)
-    setup, timeout_s = _setup(folder)
+    setup, timeout_s = setup_of(folder)
     other = parse(layout) if layout else setup.parallel
     moved = other != setup.parallel
     batch = _on(other, bundle.batch, setup) if moved else bundle.batch
@@ -108,7 +108,7 @@ def trained(batch: RankBatch) -> np.ndarray:
     return np.array([mask.sum() for mask in masks], np.int64)
 
 
-def _setup(folder: Path) -> tuple[PolicySetup, float]:
+def setup_of(folder: Path) -> tuple[PolicySetup, float]:
     """Setup of the actor's rank 0 on a CPU, and the deadline of one update in seconds."""
     loaded = load(folder / bundles.CONFIG)
     cfg = in_folders(loaded).config

@@ -14,6 +14,9 @@ from hybridrl.trainer.bundles import STATE, Found
 from hybridrl.trainer.policy import Policy
 from hybridrl.trainer.setup import PolicySetup
 
+OLD_LOGP = "old_logp"
+"""Column of the trainer's log-probabilities before the update."""
+
 
 def take_again(
     rank: int,
@@ -50,6 +53,28 @@ def take_again(
         policy.close()
     columns = next((found for found, _ in of_each if found), {})
     return Found(loaded, tuple(steps), columns, tuple(weights for _, weights in of_each))
+
+
+def log_probabilities(
+    rank: int, rendezvous: str, setup: PolicySetup, state: Path, batch: RankBatch
+) -> np.ndarray | None:
+    """Log-probabilities of the trained tokens of a batch by the weights of a checkpoint or a bundle's state,
+    [V]; None on ranks that have none.
+
+    Args:
+        setup: setup of rank 0.
+
+    Raises:
+        CheckpointError: the state is not that of such a model.
+    """
+    policy = Policy(replace(setup, rank=rank, rendezvous=rendezvous))
+    try:
+        policy.restore(state)
+        policy.measure(batch.with_blocks(batch.blocks))
+        found, _ = policy.recorded()
+    finally:
+        policy.close()
+    return found.get(OLD_LOGP)
 
 
 def steps_of(policy: Policy, indices: range) -> list[Mapping[str, Any]]:

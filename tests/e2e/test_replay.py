@@ -62,3 +62,32 @@ def test_a_skipped_step_is_skipped_again(folder: Path) -> None:
     assert code == 0, out
     code, out = hybridrl(folder, "replay", "runs/skip/bundles/step_000002")
     assert code == 0 and "1 optimizer step of step 2 on 1 rank" in out and "bit for bit" in out, out
+
+
+@pytest.mark.slow
+def test_the_difference_of_trainer_and_engine_is_explained(folder: Path) -> None:
+    """Older weights explain that of a streaming run; those of a synchronous one agree."""
+    code, out = hybridrl(folder, "why", "runs/absent", "--mismatch")
+    assert code == 2 and "run.bundle.every=N" in out, out
+    streaming = ("batch.max_lag=1", "run.keep_checkpoints=9", "actor.optimizer.lr=1.0e-2")
+    for name, words in (("fresh", ()), ("stale", streaming)):
+        run = ("run.steps=4", f"run.name={name}", "run.bundle.every=4")
+        code, out = hybridrl(folder, "launch", "run.yaml", *run, *words)
+        assert code == 0, out
+    means = {}
+    for name in ("fresh", "stale"):
+        code, out = hybridrl(folder, "why", f"runs/{name}", "--mismatch")
+        assert code == 0 and "the engine less the trainer" in out, out
+        means[name] = {
+            cause: float(out.partition(f" {cause} ")[2].split()[0])
+            for cause in (
+                "stale weights",
+                "tokenisation",
+                "sampling mask",
+                "precision",
+                "packing",
+                "unexplained",
+            )
+        }
+    assert max(means["fresh"].values()) < 1e-5, means
+    assert means["stale"].pop("stale weights") > 1e-3 and max(means["stale"].values()) < 1e-5, means
