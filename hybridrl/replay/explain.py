@@ -7,9 +7,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from hybridrl.batch import Minibatch, RankBatch, TokenBlock
+from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.config.run_folder import is_held
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.errors import CheckpointError
@@ -22,6 +21,7 @@ from hybridrl.replay.sampling import shifts
 from hybridrl.trainer import bundles, export
 from hybridrl.trainer.bundles import Bundle
 from hybridrl.trainer.checkpoints import named, whole_checkpoints
+from hybridrl.trainer.export_proof import plain_logits, plain_model
 from hybridrl.trainer.setup import PolicySetup
 from hybridrl.verify.ranks import RankGroup
 
@@ -135,30 +135,17 @@ def _as(variant: Variant, setup: PolicySetup) -> PolicySetup:
 
 def _shifts(folder: Path, bundle: Bundle, setup: PolicySetup) -> Shifts:
     """What ways to sample would add to each token, by plain transformers; 0 beyond the first trajectories."""
-    # Imported here, because the import takes seconds.
-    from transformers import AutoModelForCausalLM
-
     batch, found = bundle.batch, list[dict[str, np.ndarray]]()
     with tempfile.TemporaryDirectory(prefix="hybridrl-mismatch-") as name:
         export.export(folder / bundles.STATE, Path(name, "model"), setup.model_folder, verified=True)
-        model = AutoModelForCausalLM.from_pretrained(Path(name, "model"), dtype=torch.float32).eval()
+        model = plain_model(Path(name, "model"))
+    vision = setup.model.vision
     for n, (b, r) in enumerate(zip(batch.block_N, batch.row_N, strict=True)):
-        block = batch.blocks[b]
-        found.append(_of_row(model, block, int(r), setup.temperature, is_computed=n < _MOST_ROWS))
+        block, at_T = batch.blocks[b], np.flatnonzero(batch.blocks[b].loss_mask_T[batch.blocks[b].row(r)])
+        if n < _MOST_ROWS:
+            token_T, logits_TV = plain_logits(model, block, int(r), vision)
+            ways = shifts(logits_TV[at_T - 1] / setup.temperature, token_T[at_T])
+            found.append({way: shift.double().numpy() for way, shift in ways.items()})
+        else:
+            found.append({way: np.zeros(len(at_T)) for way in found[0]})
     return {way: np.concatenate([row[way] for row in found]) for way in found[0]}
-
-
-def _of_row(
-    model: torch.nn.Module, block: TokenBlock, row: int, temperature: float, *, is_computed: bool
-) -> dict[str, np.ndarray]:
-    place = block.row(row)
-    at_T = np.flatnonzero(block.loss_mask_T[place])
-    token_T = torch.from_numpy(block.token_T[place].astype(np.int64))
-    with torch.no_grad():
-        logits_TV = model(token_T[None]).logits[0] if is_computed else torch.zeros(len(token_T), 2)
-    chosen_T = token_T[at_T] if is_computed else torch.zeros(len(at_T), dtype=torch.int64)
-    ways = shifts(logits_TV[at_T - 1] / temperature, chosen_T)
-    return {
-        way: (shift if is_computed else torch.zeros_like(shift)).double().numpy()
-        for way, shift in ways.items()
-    }

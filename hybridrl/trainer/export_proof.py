@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,22 +45,34 @@ def logp_of_checkpoint(
 
 def logp_of_folder(folder: Path, block: TokenBlock, *, temperature: float) -> np.ndarray:
     """The result of logp_of_checkpoint for a model folder, in fp32, one sequence at a time."""
-    # transformers is imported here because the import takes seconds.
+    vision, model = read(folder).vision, plain_model(folder)
+    logp_T = np.zeros(len(block.token_T), np.float32)
+    for n in range(len(block)):
+        row, (token_T, logits_TV) = block.row(n), plain_logits(model, block, n, vision)
+        found_T = (logits_TV[:-1] / temperature).log_softmax(-1).gather(1, token_T[1:, None])[:, 0].numpy()
+        logp_T[row.start + 1 : row.stop] = found_T
+    return np.where(block.loss_mask_T, logp_T, np.float32(0))
+
+
+def plain_model(folder: Path) -> Any:
+    """The model of a folder as plain transformers has it, in fp32."""
+    # Imported here because the import takes seconds.
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     vision = read(folder).vision
     kind = AutoModelForCausalLM if vision is None else AutoModelForImageTextToText
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
-    logp_T = np.zeros(len(block.token_T), np.float32)
-    for n in range(len(block)):
-        row = block.row(n)
-        token_T = torch.from_numpy(block.token_T[row].astype(np.int64))
-        with torch.no_grad():
-            given = {} if vision is None else _pictures(block, n, token_T, vision)
-            logits_TV = model(token_T[None], **given).logits[0] / temperature
-        found_T = logits_TV[:-1].log_softmax(-1).gather(1, token_T[1:, None])[:, 0].numpy()
-        logp_T[row.start + 1 : row.stop] = found_T
-    return np.where(block.loss_mask_T, logp_T, np.float32(0))
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def plain_logits(
+    model: Any, block: TokenBlock, n: int, vision: VisionSpec | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tokens of a trajectory of a block, int64 [T], and the logits that a plain model gives at each,
+    [T, V]."""
+    token_T = torch.from_numpy(block.token_T[block.row(n)].astype(np.int64))
+    given = {} if vision is None else _pictures(block, n, token_T, vision)
+    with torch.no_grad():
+        return token_T, model(token_T[None], **given).logits[0]
 
 
 def _pictures(
