@@ -64,7 +64,7 @@ def test_a_lost_engine_is_replaced_and_serves_again(error):
     assert (before, serving, replaced) == ({0}, {0, 1}, 1)
     assert calls == [("end", 1), ("renew", 1), ("start", 1)]
     assert said[0] == f"engine 1 is lost, another one starts, 1 other engine goes on: {error.what}"
-    assert said[1] == "engine 1 serves again, 0 s after it was lost" and len(said) == 2
+    assert said[1] == "engine 1 serves again, 0.0 s after it was lost" and len(said) == 2
 
 
 @pytest.mark.parametrize("most", [0, 2])
