@@ -26,6 +26,7 @@ from hybridrl.launch.pictures import picture_format
 from hybridrl.launch.shape import RunFiles
 from hybridrl.models import spec
 from hybridrl.models.pictures import picture_columns
+from hybridrl.observe.progress import progress
 from hybridrl.trainer import adapters, checkpoints, committed, export
 from hybridrl.trainer.export_proof import logp_of_checkpoint, logp_of_folder
 from hybridrl.trainer.setup import RankSetup
@@ -80,9 +81,11 @@ def export_run(run: Path, *, step: int | None, to: Path | None, dtype: torch.dty
     files, config = _files(run), _config(run)
     base = config.config.model.path
     refuse_unwritable(to or files.exports, fix="choose another folder with --to")
-    checkpoint, passed_over = _checkpoint(files, step, base)
+    with progress("export", "checksums of the checkpoint"):
+        checkpoint, passed_over = _checkpoint(files, step, base)
     folder = to or files.exports / checkpoint.folder.name
-    export.export(checkpoint.folder, folder, base, dtype=dtype, verified=True)
+    with progress("export", f"step {checkpoint.step} to {folder}", "files") as advance:
+        export.export(checkpoint.folder, folder, base, dtype=dtype, verified=True, advance=advance)
     return Exported(checkpoint.step, checkpoint.folder, folder, config, passed_over)
 
 

@@ -7,6 +7,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.data.hub_rows import wanted_split
 from hybridrl.launch.preflight import Say
 from hybridrl.models import hub_datasets
+from hybridrl.observe.progress import progress
 
 
 def fetch(loaded: LoadedConfig[Any], say: Say, *, splits: Container[str] = ("train", "heldout")) -> None:
@@ -20,7 +21,8 @@ def fetch(loaded: LoadedConfig[Any], say: Say, *, splits: Container[str] = ("tra
     """
     for where, split in _absent(loaded, splits):
         say("download", str(split))
-        hub_datasets.fetch(split, where=where)
+        with progress("download", str(split), "files") as advance:
+            hub_datasets.fetch(split, where=where, advance=advance)
 
 
 def describe_absent(loaded: LoadedConfig[Any]) -> str:

@@ -8,10 +8,10 @@ loop.run    until the last step
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import ray
 
@@ -49,6 +49,7 @@ from hybridrl.launch.stored import mirror_of
 from hybridrl.models import spec
 from hybridrl.models.cost import attention_length
 from hybridrl.observe.observer import RunObserver
+from hybridrl.observe.progress import Advance
 from hybridrl.observe.run_session import WHY_FILE
 from hybridrl.observe.terminal import Terminal
 from hybridrl.rollout.base import kind_of, layout_in
@@ -63,6 +64,8 @@ from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model_ranks import RayRewardModel
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
+
+Value = TypeVar("Value")
 
 Place = Literal["local", "ray"]
 """A Ray that is started here, or one that runs already."""
@@ -154,8 +157,9 @@ class RLRun(Run[Config, RunObserver]):
         workers = self._start(devices)
         try:
             start = counted(sum(map(len, workers.groups)), "worker starts", "workers start")
-            with self.terminal.working("ray", f"{start}, {self.cluster.described}"):
-                await self._build(workers, engines_first=bool(devices.visible))
+            text = f"{start}, {self.cluster.described}"
+            with self.terminal.working("ray", text, "workers ready") as advance:
+                await self._build(workers, advance, engines_first=bool(devices.visible))
                 sync = await connect(
                     cfg.rollout.weight_path,
                     workers.trainer,
@@ -217,24 +221,29 @@ class RLRun(Run[Config, RunObserver]):
         judge = JudgeEngines(cfg, placement).start(start, self.files)
         return Workers(rollout, trainer, RayReward(rule, cfg.cluster, judge), reward_model, hosts)
 
-    async def _build(self, workers: "Workers", *, engines_first: bool) -> None:
+    async def _build(self, workers: "Workers", advance: Advance, *, engines_first: bool) -> None:
         """
         Args:
+            advance: gets the number of workers that are ready, and of all.
             engines_first: start the engines before the trainer. An engine claims its share of the memory that
                 is free on its GPU; the trainer gets the rest, and this share too while the engine sleeps.
         """
         timeout_s, rollout = self.cfg.cluster.start_timeout_s, workers.rollout
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
         await plant(self._faults, workers.by_target)
-        if engines_first:
-            await workers.rule.start()  # with the engines of a judge, which take their memory before
-            await rollout.start()
-            await rollout.sleep()
-        others = [] if engines_first else [workers.rule.start(), rollout.start()]
-        if workers.reward_model:
-            others.append(workers.reward_model.build())
+        ready, judges = Ready(advance, sum(map(len, workers.groups))), workers.reward_model
         checkpoint = self.checkpoint.folder if self.checkpoint else None
-        build = workers.trainer.build(checkpoint, self.start_step)
+        build = partial(workers.trainer.build, checkpoint, self.start_step)
+        start_rule = partial(ready.after, workers.rule.start, workers.rule.groups)
+        start_engines = partial(ready.after, rollout.start, rollout.groups)
+        if engines_first:
+            await start_rule()  # with the engines of a judge, which take their memory before
+            await start_engines()
+            await rollout.sleep()
+        others = [] if engines_first else [start_rule(), start_engines()]
+        if judges:
+            others.append(ready.after(judges.build, judges.own_workers))
+        build = ready.after(build, [*workers.trainer.groups, *workers.hosts])
         notes, _ = await asyncio.gather(build, asyncio.gather(*others))
         for note in notes:
             self.observe.warn("resume", note)
@@ -266,7 +275,9 @@ class RLRun(Run[Config, RunObserver]):
             trainer=self._bundling(workers.trainer),
             sync=sync,
             evaluator=(
-                Evaluator(cfg, heldout, workers.rollout, heldout_reward, self.observe.heldout)
+                Evaluator(
+                    cfg, heldout, workers.rollout, heldout_reward, self.observe.heldout, self.terminal.advance
+                )
                 if heldout
                 else None
             ),
@@ -276,6 +287,20 @@ class RLRun(Run[Config, RunObserver]):
             stop_requested=self.stop.requested,
             take_judge_counts=workers.rule.take_counts,
         )
+
+
+class Ready:
+    """Counts the workers that are ready."""
+
+    def __init__(self, advance: Advance, total: int) -> None:
+        self._advance, self._total, self._done = advance, total, 0
+
+    async def after(self, start: Callable[[], Awaitable[Value]], groups: Sequence[WorkerGroup]) -> Value:
+        """Start workers and count them; returns what the start returns."""
+        value = await start()
+        self._done += sum(map(len, groups))
+        self._advance(self._done, self._total)
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +317,11 @@ class Workers:
     @property
     def groups(self) -> list[WorkerGroup]:
         judges = self.reward_model.own_workers if self.reward_model else []
-        hosts = [self.environments] if len(self.environments) else []
-        return [*self.rollout.groups, *self.trainer.groups, *self.rule.groups, *judges, *hosts]
+        return [*self.rollout.groups, *self.trainer.groups, *self.rule.groups, *judges, *self.hosts]
+
+    @property
+    def hosts(self) -> list[WorkerGroup]:
+        return [self.environments] if len(self.environments) else []
 
     @property
     def by_target(self) -> dict[str, WorkerGroup]:

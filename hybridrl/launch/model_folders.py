@@ -10,6 +10,7 @@ from dataclasses import replace
 from hybridrl.config.load import LoadedConfig
 from hybridrl.launch.preflight import Say
 from hybridrl.models import hub
+from hybridrl.observe.progress import progress
 
 
 def absent(loaded: LoadedConfig) -> bool:
@@ -35,7 +36,9 @@ def fetch(loaded: LoadedConfig, say: Say) -> None:
     """
     for key, name in _absent(loaded):
         say("download", name)
-        say("download", f"{name} is in {hub.fetch(name, where=loaded.where(key))}")
+        with progress("download", name, "bytes") as advance:
+            folder = hub.fetch(name, where=loaded.where(key), advance=advance)
+        say("download", f"{name} is in {folder}")
 
 
 def in_folders(loaded: LoadedConfig) -> LoadedConfig:

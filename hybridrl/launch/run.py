@@ -92,7 +92,8 @@ class Run(ABC, Generic[Cfg, Observer]):
                     required, warn = self._resume == "required", self.terminal.warn
                     found = to_resume_from(self.files.checkpoints, self.model, required=required, warn=warn)
                 self.checkpoint = found
-            self.prepare(self.checkpoint.progress if self.checkpoint else None)
+            with self.terminal.progress("data", "reading, and trying the reward"):
+                self.prepare(self.checkpoint.progress if self.checkpoint else None)
             self.observe = opened.enter_context(self.observer(self.start_step if resumes else None))
             self.observe.keep(self.files.folder / "resolved.yaml")
             self.cluster = opened.enter_context(self.start_ray())
@@ -118,7 +119,8 @@ class Run(ABC, Generic[Cfg, Observer]):
                 self.stop.stopped_by = self.stop.signal
             elif self.cfg.run.export:
                 shutil.rmtree(self.files.export, ignore_errors=True)  # left by an earlier end of this run
-                await trainer.export(self.files.export)
+                with self.observe.span("export"):
+                    await trainer.export(self.files.export)
 
     def finish(self) -> None:
         """Draw the curve, write the summary, and print where the files are."""

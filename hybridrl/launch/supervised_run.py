@@ -37,6 +37,7 @@ from hybridrl.models.make import make_model
 from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.models.weights import refuse_unfit_weights
 from hybridrl.observe.examples import ExampleRunObserver
+from hybridrl.observe.progress import progress
 from hybridrl.observe.terminal import Terminal
 from hybridrl.trainer.checkpoints import Keep
 from hybridrl.trainer.setup import RankSetup
@@ -171,7 +172,8 @@ def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
     if not Path(model.path).is_dir() and model.make is not None and not dry_run:
         make_model(model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make"))
     if hub.is_name(model.path) and not dry_run:
-        return hub.fetch(model.path, where=loaded.where("model.path"))
+        with progress("download", model.path, "bytes") as advance:
+            return hub.fetch(model.path, where=loaded.where("model.path"), advance=advance)
     return hub.find_folder(model.path) or Path(model.path)
 
 

@@ -4,9 +4,12 @@ The cache is the one that all programs share (HF_HOME, HF_HUB_CACHE). HF_HUB_OFF
 complete copy in the cache is used without asking the hub, so a model does not change between two launches.
 """
 
+import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hybridrl.errors import ModelError
 from hybridrl.models import spec
@@ -69,10 +72,17 @@ def fetch_spec(name: str, *, where: str) -> spec.ModelSpec:
         raise _refused(name, error, where) from error
 
 
-def fetch(name: str, *, where: str) -> Path:
+Advance = Callable[[float, float | None], None]
+"""Gets how much of a download is here, and how much it is in all."""
+
+
+def fetch(name: str, *, where: str, advance: Advance | None = None) -> Path:
     """The folder of a hub model, which is downloaded unless the cache has a complete copy.
 
     Only weights in safetensors, the tokenizer and configs are downloaded; no code is.
+
+    Args:
+        advance: gets bytes; None: the hub's library shows its own bars.
 
     Raises:
         ModelError: as fetch_spec(), or the hub's copy lacks weights in safetensors.
@@ -83,7 +93,12 @@ def fetch(name: str, *, where: str) -> Path:
 
     try:
         folder = Path(
-            snapshot_download(name, allow_patterns=list(_FILES), ignore_patterns=list(_SKIPPED_FILES))
+            snapshot_download(
+                name,
+                allow_patterns=list(_FILES),
+                ignore_patterns=list(_SKIPPED_FILES),
+                tqdm_class=bar(advance) if advance else None,
+            )
         )
     except OSError as error:
         raise _refused(name, error, where) from error
@@ -94,6 +109,24 @@ def fetch(name: str, *, where: str) -> Path:
             fix="launch with a network, or use a model that is published as safetensors",
         )
     return folder
+
+
+def bar(advance: Advance) -> Any:
+    """A class for the bars of the hub's library that shows nothing, and hands on the bytes that are here."""
+    from huggingface_hub.utils import tqdm
+
+    class Told(tqdm):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **{**options, "disable": False, "file": io.StringIO()})
+            self._counts = str(options.get("desc", "")).startswith("Reconstructing")
+
+        def update(self, n: float | None = 1) -> Any:
+            changed = super().update(n)
+            if self._counts:
+                advance(self.n, self.total)
+            return changed
+
+    return Told
 
 
 def snapshot(name: str, *, kind: str = "models", revision: str = "main") -> Path | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hybridrl.errors import DataError
 from hybridrl.models import hub
+from hybridrl.models.hub import Advance, bar
 
 REVISION = "refs/convert/parquet"
 """Branch of the parquet copies."""
@@ -56,11 +57,12 @@ def find(wanted: Split, *, where: str) -> list[Path] | None:
     return [snapshot / part for part in parts] if is_whole else None
 
 
-def fetch(wanted: Split, *, where: str) -> list[Path]:
+def fetch(wanted: Split, *, where: str, advance: Advance | None = None) -> list[Path]:
     """The files of a split, which are downloaded unless the cache has all of them.
 
     Args:
         where: the config key that names the data set, for the error.
+        advance: gets files; None: the hub's library shows its own bars.
 
     Raises:
         DataError: the hub has no such data set, subset or split, refuses access or cannot be reached.
@@ -73,9 +75,12 @@ def fetch(wanted: Split, *, where: str) -> list[Path]:
     try:
         tree = HfApi().list_repo_tree(name, recursive=True, repo_type=kind, revision=REVISION)
         parts = _parts([entry.path for entry in tree], wanted, where)
-        local = [
-            Path(hf_hub_download(name, part, repo_type=kind, revision=REVISION)) for part in reversed(parts)
-        ]
+        shown = {"tqdm_class": bar(lambda done, total: None)} if advance else {}
+        local = list[Path]()
+        for part in reversed(parts):
+            local.append(Path(hf_hub_download(name, part, repo_type=kind, revision=REVISION, **shown)))
+            if advance:
+                advance(len(local), len(parts))
     except OSError as error:  # the hub's library raises OSErrors; so does a full disk
         raise _refused(wanted.name, error, where) from error
     return local[::-1]

@@ -98,6 +98,20 @@ def shown(screen: Screen, label: str, text: str, unit: str = "") -> Iterator[Adv
         screen.line(f"{label:<{_LABEL_WIDTH}}{text}: done in {duration(took)}")
 
 
+@contextlib.contextmanager
+def reported(screen: Screen, line: Callable[[], str]) -> Iterator[None]:
+    """While something goes on inside, show a line again and again: on a screen that is not live, in the
+    rhythm of a file."""
+    over = threading.Event()
+    thread = threading.Thread(target=_report, args=(screen, line, over), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def _line(label: str, text: str, amount: Amount) -> Callable[[], str]:
     def line() -> str:
         far = str(amount)

@@ -24,7 +24,7 @@ from hybridrl.observe.terminal import Terminal
 
 METRICS_FILE = "metrics.jsonl"
 
-_AFTER_STEP = {"testing", "save_checkpoint", "inspect"}
+_AFTER_STEP = {"testing", "save_checkpoint", "inspect", "export"}
 """Spans that follow a step which is published already."""
 
 WHY_FILE = "why.txt"

@@ -5,7 +5,7 @@ import textwrap
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TextIO
 
 from rich.console import Group, RenderableType
@@ -14,9 +14,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hybridrl.observe.progress import Advance, Amount, reported, shown
 from hybridrl.observe.record import Record
 from hybridrl.observe.samples import Sample, printable, verdict
 from hybridrl.observe.screen import open_screen
+from hybridrl.observe.slow_phases import SlowPhases
 from hybridrl.observe.table import ETA, Layout, Rows
 from hybridrl.observe.units import duration
 
@@ -40,6 +42,7 @@ _DOING = {
     "update_weights": "swapping weights",
     "testing": "evaluating",
     "save_checkpoint": "saving",
+    "export": "exporting",
 }
 """Span name -> its name on the screen."""
 
@@ -51,6 +54,8 @@ class Terminal:
         self._screen = open_screen(stream or sys.stdout)
         self._layout: Layout | None = None
         self._rows_since_header = 0
+        self._far = ""
+        self._slow: SlowPhases | None = None
 
     def say(self, label: str, text: str) -> None:
         """Print a labelled line: "doctor    2 cores, 23 GiB, no GPU"."""
@@ -63,22 +68,40 @@ class Terminal:
         self._labelled("warning", text, "yellow")
 
     @contextmanager
-    def working(self, label: str, text: str) -> Iterator[None]:
-        """Print that something slow has begun, and how long it took once it is done."""
-        start = time.monotonic()
-        if self._screen.live:
-            self._screen.show(
-                lambda: Text(f"{label:<{_LABEL_WIDTH}}{text}  {duration(time.monotonic() - start)}", "dim")
-            )
-        else:
-            self.say(label, f"{text} ...")
-        try:
-            yield
-        finally:
-            self._screen.show(None)
-        took = duration(time.monotonic() - start)
+    def working(self, label: str, text: str, unit: str = "") -> Iterator[Advance]:
+        """Print that something slow has begun, how far it is, and how long it took once it is done.
+
+        Args:
+            unit: what is counted, as "workers ready".
+
+        Yields:
+            A function that says how far it is.
+        """
+        amount = Amount(unit)
+
+        def line() -> str:
+            took = duration(time.monotonic() - amount.began)
+            return f"{label:<{_LABEL_WIDTH}}{text}  {', '.join(filter(None, [str(amount), took]))}"
+
+        with ExitStack() as opened:
+            if self._screen.live:
+                self._screen.show(lambda: Text(line(), "dim"))
+                opened.callback(self._screen.show, None)
+            else:
+                self.say(label, f"{text} ...")
+                opened.enter_context(reported(self._screen, line))
+            yield amount.advance
+        took = duration(time.monotonic() - amount.began)
         leader = "." * max(3, _LEADER_WIDTH - _LABEL_WIDTH - len(text) - len(took) - 2)
         self.say(label, f"{text} {leader} {took}" if self._screen.live else f"done in {took}")
+
+    def progress(self, label: str, text: str) -> AbstractContextManager[Advance]:
+        """Say what goes on inside if it takes long; before the live view begins."""
+        return shown(self._screen, label, text)
+
+    def advance(self, done: float, total: float | None = None) -> None:
+        """Say how far the phase is that goes on. It may be called from any thread."""
+        self._far = f"{done:,.0f} of {total:,.0f}" if total and done < total else ""
 
     def begin(self, first_step: int, steps: int, doing: Callable[[], Sequence[tuple[str, float]]]) -> None:
         """The run starts: from now on the last lines show where it is.
@@ -93,6 +116,8 @@ class Terminal:
         self._rewards: list[float] = []
         self._screen.line("")
         self._screen.show(self._now)
+        if not self._screen.live:
+            self._slow = SlowPhases(self._slow_phase, self._screen.line)
 
     def step(self, record: Record) -> None:
         self._print(self._rows.step(record))
@@ -111,6 +136,9 @@ class Terminal:
         """The run is over: nothing is redrawn any more."""
         self._print(self._rows.last())
         self._screen.show(None)
+        if self._slow:
+            self._slow.close()
+            self._slow = None
 
     def _labelled(self, label: str, text: str, style: str = "") -> None:
         """Print a text next to its label: wrapped on a live screen, on one line in a log, for grep."""
@@ -128,6 +156,14 @@ class Terminal:
             eta_s = self._eta_s()
             self._screen.line(layout.row({**metrics, ETA: eta_s} if eta_s else metrics))
             self._rows_since_header += 1
+
+    def _slow_phase(self) -> tuple[str, float, str]:
+        """The present phase, as SlowPhases asks for it."""
+        for name, seconds in reversed(self._doing()):
+            if name in _DOING:
+                text = f"  {self._pace[-1][0]}/{self._steps}   {_phase([(name, seconds)], self._far)}"
+                return name, seconds, text
+        return "", 0.0, ""
 
     def _eta_s(self) -> float:
         """Seconds until the last step is done, at the pace of recent steps; 0 before the first."""
@@ -147,18 +183,19 @@ class Terminal:
         done, when = self._pace[-1]
         left_s = max(1.0, self._eta_s() - (time.time() - when))
         eta = f"eta {duration(left_s)}" if done > self._pace[0][0] else ""
-        words = f"{done}/{self._steps}   {eta:<15}   {_phase(self._doing()):<23}"
+        words = f"{done}/{self._steps}   {eta:<15}   {_phase(self._doing(), self._far):<23}"
         bar = ProgressBar(total=self._steps, completed=done, width=max(10, width - len(words) - 5))
         line = Table.grid(padding=(0, 3, 0, 0))
         line.add_row(Padding(bar, (0, 0, 0, 2)), words)
         return line
 
 
-def _phase(open_spans: Sequence[tuple[str, float]]) -> str:
-    """The current phase, and for how long it has run if that is a second or more."""
+def _phase(open_spans: Sequence[tuple[str, float]], far: str = "") -> str:
+    """The current phase, how far it is, and for how long it has run if that is a second or more."""
     for name, seconds in reversed(open_spans):
         if name in _DOING:
-            return f"{_DOING[name]} {duration(seconds)}" if seconds >= 1 else _DOING[name]
+            took = [duration(seconds)] if seconds >= 1 else []
+            return " ".join([_DOING[name], *([far] if far and name == "testing" else []), *took])
     return ""
 
 

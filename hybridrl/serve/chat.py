@@ -67,8 +67,7 @@ def chat(of: Named, request: Request, lines: Iterator[str], write: TextIO, say: 
     """
     loaded = _checked(of, say)
     with contextlib.ExitStack() as opened, asyncio.Runner() as runner:
-        with progress("weights", f"of {of.text}"):
-            here, _ = opened.enter_context(weights(of, loaded, say))
+        here, _ = opened.enter_context(weights(of, loaded, say))
         cfg = _with_template(here.config, of, request)
         folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="hybridrl-chat-"))
         with progress("engine", "start"):

@@ -123,8 +123,7 @@ def evaluate(of: Named, request: Request, say: Say) -> Evaluation:
     checked = [(name, _checked(loaded, say)) for name, loaded in configs]
     first = checked[0][1]
     with contextlib.ExitStack() as opened:
-        with progress("weights", f"of {of.text}"):
-            here, step = opened.enter_context(weights(of, first, say))
+        here, step = opened.enter_context(weights(of, first, say))
         sets = list(_opened(checked, here.config.model.path, say))
         folder = opened.enter_context(_logs(of))
         found = asyncio.run(_run(sets, step, request, RunFiles(folder), opened))

@@ -1,6 +1,6 @@
 """Exports a checkpoint as a Hugging Face folder, straight from its files, without ranks or a backend."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ def export(
     part: str = "policy",
     dtype: torch.dtype | None = None,
     verified: bool = False,
+    advance: Callable[[float, float | None], None] | None = None,
 ) -> None:
     """Write a part of a checkpoint as a model folder, which appears complete or not at all.
 
@@ -33,6 +34,7 @@ def export(
         source_folder: folder from which config.json, the tokenizer and the dtypes are taken.
         dtype: dtype of all tensors; None keeps the dtype that each tensor has in the source folder.
         verified: the caller has checked or just written every file of the checkpoint.
+        advance: gets the number of files that are written, and of all.
 
     Raises:
         RunFolderError: `folder` exists already; nothing was written.
@@ -48,12 +50,14 @@ def export(
     shards, files = target.shards(0), hf.plan_files(target, source_folder, dtype, _MAX_SHARD_BYTES)
     partial = hf.partial_folder(folder)
     hf.create(partial, files)
-    if isinstance(layout, AdapterLayout):
-        factors = adapters.read(checkpoint, layout, part=part)
-        for file in files:
+    has_factors = isinstance(layout, AdapterLayout)
+    factors = adapters.read(checkpoint, layout, part=part) if has_factors else {}
+    for done, file in enumerate(files):
+        if advance:
+            advance(done, len(files))
+        if has_factors:
             _merge(file.tensors(partial), Checkpoint(source_folder), factors)
-    else:
-        for file in files:
+        else:
             fill_whole(checkpoint, part, layout, shards, file.tensors(partial))
     hf.finish(partial, folder, source_folder, layout.spec, dtype)
 

@@ -66,7 +66,8 @@ DOORS = {
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},
     "export": NOUNS
-    | {"config", "data", "hosts", "models", "layout", "trainer", "cluster", "workers", "launch"},
+    | {"config", "data", "hosts", "models", "layout", "trainer", "cluster", "workers", "launch"}
+    | {"observe"},
     "serve": NOUNS
     | {"config", "data", "dialogue", "environments", "hosts", "models", "observe", "report", "rollout"}
     | {"cluster", "controller", "workers", "launch", "export"},
@@ -76,7 +77,7 @@ DOORS = {
     "importer": {"errors", "config", "wording"},
     "doctor": {"errors", "hosts", "sandbox", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
-    | {"plan", "export", "replay", "report", "serve", "wording"},
+    | {"plan", "export", "observe", "replay", "report", "serve", "wording"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself.

@@ -52,6 +52,9 @@ class ShortRun(Run[Any, Any]):
 class Finished:
     """Keeps what a run was finished with."""
 
+    def span(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def __init__(self) -> None:
         self.stopped_by: list[str | None] = []
         self.following: list[Any] = []

@@ -6,12 +6,14 @@ import os
 import pty
 import re
 import threading
+import time
 
 import observe_values as values
 import pytest
 
+from hybridrl.observe import progress
 from hybridrl.observe.samples import Columns, samples_of
-from hybridrl.observe.terminal import Terminal
+from hybridrl.observe.terminal import Terminal, _phase
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -94,3 +96,24 @@ def test_the_cursor_is_back_at_the_end(on_a_terminal: str) -> None:
 
 def test_what_a_model_samples_does_not_drive_the_terminal(on_a_terminal: str) -> None:
     assert "\x1b[31m" not in on_a_terminal
+
+
+def test_a_slow_start_says_how_far_it_is(monkeypatch) -> None:
+    monkeypatch.setattr(progress, "FIRST_S", 0.01)
+    stream = io.StringIO()
+    with Terminal(stream).working("ray", "3 worker starts", "workers ready") as advance:
+        advance(1, 3)
+        time.sleep(0.1)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "ray       3 worker starts ..." and lines[-1].startswith("ray       done in ")
+    assert lines[1].startswith("ray       3 worker starts  1 of 3 workers ready (33%)")
+
+
+def test_an_evaluation_says_how_far_it_is_and_other_phases_do_not() -> None:
+    assert _phase([("step", 9.0), ("testing", 3.0)], "256 of 1,000") == "evaluating 256 of 1,000 3.0 s"
+    assert _phase([("step", 9.0), ("gen", 3.0)], "256 of 1,000") == "generating 3.0 s"
+    terminal = Terminal(io.StringIO())
+    terminal.advance(256, 1000)
+    assert terminal._far == "256 of 1,000"
+    terminal.advance(1000, 1000)
+    assert terminal._far == ""
