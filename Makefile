@@ -103,9 +103,11 @@ bench: setup ## every benchmark, results in benchmarks/results/
 gpu-kit: setup ## two archives in dist/gpu-kit that prove the path on GPUs on one GPU: docs/gpu.md
 	@tests/gpu/kit/build dist/gpu-kit $(BIN)/python
 
-report-shots: setup $(BROWSER_VENV)/.ready ## open the report of RUN in a browser, pictures of it in docs/pictures
+report-shots: setup $(BROWSER_VENV)/.ready ## open the report of RUN in a browser, pictures of it and its terminal in docs/pictures
 	@$(BIN)/hybridrl report $(RUN)
 	@$(BROWSER_VENV)/bin/python tests/e2e/browser_visit.py $(RUN)/report.html docs/pictures
+	@$(BIN)/python docs/pictures/terminal.py $(RUN) configs/quickstart.yaml $(RUN)/terminal.html
+	@$(BROWSER_VENV)/bin/python tests/e2e/browser_picture.py $(RUN)/terminal.html docs/pictures/terminal.png
 
 $(BROWSER_VENV)/.ready: requirements/browser.txt
 	@command -v chromium >/dev/null || { apt-get update -qq && \

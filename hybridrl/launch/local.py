@@ -105,6 +105,15 @@ class RLRun(Run[Config, RunObserver]):
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)
 
     @property
+    def about_itself(self) -> Sequence[tuple[str, str]]:
+        folder = self.files.folder
+        evaluation = [(f"hybridrl eval {folder}", "the held-out set again, with intervals")]
+        return [
+            *(evaluation if self.cfg.data.heldout is not None else ()),
+            (f"hybridrl chat {folder}", "ask the policy yourself"),
+        ]
+
+    @property
     def facts(self) -> Mapping[str, Any]:
         memory_gib = round(self._machine.memory_bytes / GIB, 1)
         return {

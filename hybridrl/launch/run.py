@@ -47,7 +47,7 @@ class Run(ABC, Generic[Cfg, Observer]):
     """
 
     following: ClassVar[Sequence[tuple[str, str]]] = ()
-    """Commands that the end of a run proposes, and the purpose of each."""
+    """Commands that the end of a run proposes after those about the run itself, and the purpose of each."""
 
     observe: Observer
     cluster: Cluster
@@ -126,7 +126,7 @@ class Run(ABC, Generic[Cfg, Observer]):
         """Draw the curve, write the summary, and print where the files are."""
         stopped_by = self.stop.stopped_by
         files = {"model": f"{self.files.export}/"} if self.cfg.run.export and not stopped_by else {}
-        following = () if stopped_by else tuple(filter(_is_for_here, self.following))
+        following = () if stopped_by else (*self.about_itself, *filter(_is_for_here, self.following))
         self._end(files, following, stopped_by)
 
     def _finish_interrupted(self) -> None:
@@ -150,6 +150,11 @@ class Run(ABC, Generic[Cfg, Observer]):
                 self.terminal.line(line)
         except Exception as error:  # the run has ended well, and hybridrl report can be called again
             self.terminal.warn(f"no report was written: {type(error).__name__}: {error}")
+
+    @property
+    def about_itself(self) -> Sequence[tuple[str, str]]:
+        """Commands about the run that its end proposes, and the purpose of each."""
+        return ()
 
     @property
     def start_step(self) -> int:

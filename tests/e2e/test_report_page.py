@@ -2,6 +2,7 @@
 attacks it."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import threading
@@ -71,6 +72,32 @@ def test_the_keyboard_reaches_everything(views: dict[str, dict[str, Any]], name:
     assert (last.split(":")[0], before.split(":")[0], home.split(":")[0]) == ("step 20", "step 19", "step 1")
     assert "held out 0.5 (step 20)" in last and "held out 0.1 (step 0)" in home
     assert keyboard["theme"] == ("light" if name == "dark" else "dark")
+
+
+def test_the_picture_of_the_terminal_shows_the_table_and_where_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    numbers: dict[str, values.Value] = {
+        "response_length/mean": 2.0,
+        "actor/lr": 1e-3,
+        "timing_s/update_weights": 0.01,
+    }
+    numbers["training/global_step"] = float
+    last = values.rollout(10, finish="stop", tokens=[["7+5=", 0, None, None], ["2\x1b[31m", 1, 0.5, 0.0]])
+    run = values.run_folder(tmp_path / "a", steps=80, metrics=numbers, rollouts=[last])
+    draw: Any = runpy.run_path(str(ROOT / "docs/pictures/terminal.py"))["page"]
+    page, picture = tmp_path / "terminal.html", tmp_path / "terminal.png"
+    page.write_text(draw(run, Path("configs/quickstart.yaml")))
+    script = Path(__file__).with_name("browser_picture.py")
+    done = subprocess.run([PYTHON, script, page, picture], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert picture.stat().st_size > 10_000
+    shown = done.stdout.splitlines()
+    assert shown[0] == "$ hybridrl launch configs/quickstart.yaml"
+    assert [line for line in shown if line.split()[:2] == ["45", "0.69"]], done.stdout
+    assert [line for line in shown if " 48/80 " in line and "generating" in line]
+    assert [line for line in shown if '"7+5="' in line and "reward 1.0" in line] and "\x1b" not in done.stdout
 
 
 def test_a_live_page_follows_the_run_without_being_loaded_again(tmp_path: Path) -> None:
