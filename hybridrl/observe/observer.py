@@ -165,11 +165,11 @@ class RunObserver(Session):
         return summary
 
     def _begin(self) -> None:
-        if self._wall_since is None:
-            self._wall_since = time.perf_counter()
         if not self._live:
             self._live = True
             self.terminal.begin(self._first_step, self._run.steps, lambda: self._clock.running)
+        if self._wall_since is None:
+            self._wall_since = time.perf_counter()
 
     def _here_s(self) -> float:
         return time.perf_counter() - self._wall_since if self._wall_since is not None else 0.0
