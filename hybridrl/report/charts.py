@@ -38,15 +38,33 @@ class Scale:
         return _BOTTOM - (_BOTTOM - _TOP) * share
 
 
-def curve(title: str, series: Series, *, band: Band | None = None, more: Series | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Limits of a curve of other runs. Shape letter P: points."""
+
+    step_P: np.ndarray
+    low_P: np.ndarray
+    high_P: np.ndarray
+
+
+def curve(
+    title: str,
+    series: Series,
+    *,
+    band: Band | None = None,
+    more: Series | None = None,
+    expected: Expected | None = None,
+) -> str:
     """A curve of the mean over neighbouring steps, the range of the values around it, and the health band.
 
     Args:
         more: a second curve of the same unit, with points, as held-out evaluations.
+        expected: where the curve of a run of the same config lies; only the steps that the run has are drawn.
     """
     thin, others = series.thinned, [] if more is None else [more.thinned]
     scale = _scale([thin, *others], band)
     parts = [
+        _expected(scale, expected) if expected else "",
         _band(scale, band) if band else "",
         _area(scale, thin) if len(series) > len(thin.step_B) else "",
         f'<path class="line" d="{_path(scale.x(thin.step_B), scale.y(thin.mean_B))}"/>',
@@ -147,6 +165,14 @@ def _band(scale: Scale, band: Band) -> str:
     ).tolist()
     height = max(bottom - top, 1.5)
     return f'<rect class="band" x="0" y="{top:.1f}" width="{WIDTH:g}" height="{height:.1f}"/>'
+
+
+def _expected(scale: Scale, expected: Expected) -> str:
+    first, last = scale.steps
+    step_P = np.unique(np.clip(expected.step_P, first, last))
+    low_P = np.interp(step_P, expected.step_P, expected.low_P)
+    high_P = np.interp(step_P, expected.step_P, expected.high_P)
+    return f'<path class="expected" d="{_between(scale, step_P, low_P, high_P)}"/>'
 
 
 def _area(scale: Scale, thin: Thinned) -> str:

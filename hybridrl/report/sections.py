@@ -3,10 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from hybridrl.errors import UserError
 from hybridrl.observe.document import part_of
 from hybridrl.observe.names import FIRST_RATIO_ERROR, LOGP_GAP, describe
 from hybridrl.observe.units import duration, size
 from hybridrl.report import charts
+from hybridrl.report.band import band_of
 from hybridrl.report.health import BANDS
 from hybridrl.report.html import details, facts, section, table
 from hybridrl.report.run_data import RunData, Setting
@@ -64,13 +68,32 @@ def overview(run: RunData) -> str:
 
 
 def curves(run: RunData) -> str:
-    shown = [name for name in KEY_METRICS if name in run.steps]
-    figures = "".join(_figure(name, run.steps[name], more=_evaluated(run, name)) for name in shown)
+    shown, expected = [name for name in KEY_METRICS if name in run.steps], expected_curves(run)
+    figures = "".join(
+        _figure(name, run.steps[name], more=_evaluated(run, name), expected=expected.get(name))
+        for name in shown
+    )
     about = (
         "Every point is the mean over neighbouring steps; the shadow is the range of their values. "
-        "A green band is where a healthy run lies. Arrow keys read a curve out."
+        f"A green band is where a healthy run lies{_EXPECTED if expected else ''}. "
+        "Arrow keys read a curve out."
     )
     return section("curves", "Curves", f'<div class="grid">{figures}</div>' if figures else "", about=about)
+
+
+_EXPECTED = ", and between grey limits lie the curves of other seeds of this config"
+
+
+def expected_curves(run: RunData) -> dict[str, charts.Expected]:
+    """The limits of the band that ships with the package for the run's config, by metric; {} if none does."""
+    try:
+        found = band_of(run)
+    except UserError:
+        return {}
+    return {
+        name: charts.Expected(*(np.asarray(values, float) for values in (one.step_P, one.low_P, one.high_P)))
+        for name, one in found.curves.items()
+    }
 
 
 def phases(run: RunData) -> str:
@@ -198,12 +221,14 @@ def _versions(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(text)) for name, text in (summary.get("versions") or {}).items()]
 
 
-def _figure(name: str, series: Series, *, more: Series | None = None) -> str:
+def _figure(
+    name: str, series: Series, *, more: Series | None = None, expected: charts.Expected | None = None
+) -> str:
     metric, band = describe(name), BANDS.get(name)
     unit = f" <small>{escaped(metric.unit)}</small>" if metric and metric.unit not in ("", "1") else ""
     meaning = f"<p>{escaped(metric.meaning)}</p>" if metric else ""
     value = f'<output class="value">{number(series.last)}</output>'
-    picture = charts.curve(name, series, band=band, more=more)
+    picture = charts.curve(name, series, band=band, more=more, expected=expected)
     return (
         f"<figure><figcaption><b>{escaped(name)}</b>{unit}{value}</figcaption>"
         f"{picture}{meaning}{_judged(name, series)}</figure>"

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
@@ -21,8 +20,8 @@ CONFIG = {
     "batch": {"prompts_per_step": 8},
     "actor": {"optimizer": {"lr": 1.0e-3}},
     "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 4},
-    "evaluate": {"samples_per_prompt": 4, "temperature": 1.0},
-    "run": {"name": "a", "steps": 4, "save_every": 2, "evaluate_every": 2},
+    "evaluate": {"samples_per_prompt": 32, "temperature": 1.0},
+    "run": {"name": "a", "steps": 4, "save_every": 2, "evaluate_every": 2, "samples_kept": 20},
 }
 ROWS = [{"prompt": f"{a}+{b}=", "answer": str((a + b) % 10)} for a in range(10) for b in range(10)]
 
@@ -66,9 +65,9 @@ def test_sampled_evaluations_of_a_run_are_repeated(folder: Path, step: int, opti
     last = heldout(folder, step)
     assert found["step"] == step and {name: last[name] for name in one["metrics"]} == one["metrics"]
     estimates = source["estimates"]
-    assert estimates["mean@4"]["value"] == last["val-core/heldout/reward/mean_at_4"] > 0
-    assert estimates["pass@4"]["value"] > estimates["pass@1"]["value"]
-    assert estimates["mean@4"]["low"] < estimates["mean@4"]["value"] < estimates["mean@4"]["high"]
+    assert estimates["mean@32"]["value"] == last["val-core/heldout/reward/mean_at_32"] > 0
+    assert estimates["pass@32"]["value"] > estimates["pass@1"]["value"]
+    assert estimates["mean@32"]["low"] < estimates["mean@32"]["value"] < estimates["mean@32"]["high"]
     assert not list((folder / "runs" / "a").glob(".weights-*"))
 
 
@@ -99,8 +98,8 @@ def test_what_cannot_be_evaluated_is_refused_before_an_engine_starts(folder: Pat
     def refused(*words: str) -> str:
         return hybridrl(folder, "eval", *words, code=2)[1]
 
-    assert "pass@8 needs 8 answers to a prompt, evaluate.samples_per_prompt = 4" in refused(
-        "runs/a", "--pass", "8"
+    assert "pass@64 needs 64 answers to a prompt, evaluate.samples_per_prompt = 32" in refused(
+        "runs/a", "--pass", "64"
     )
     assert "run.yaml has no held-out set" in refused("run.yaml", "data.heldout=null")
     assert "reward = none judges no answer" in refused("model", "--data", SET)
@@ -111,13 +110,13 @@ def test_what_cannot_be_evaluated_is_refused_before_an_engine_starts(folder: Pat
 
 
 def test_a_conversation_with_a_run_is_with_its_policy(folder: Path) -> None:
-    """Greedy answers through the pipe earn what the greedy evaluation does."""
+    """Greedy answers through the pipe are those of the greedy evaluation."""
     said = "".join(f"{row['prompt']}\n/reset\n" for row in ROWS[:20])
     answers, _ = hybridrl(folder, "chat", "runs/a", "--temperature", "0", said=said)
-    right = [answer.strip() == row["answer"] for answer, row in zip(answers.splitlines(), ROWS[:20])]
     greedy = ("evaluate.temperature=0", "--samples", "1", "--json")
-    found = json.loads(hybridrl(folder, "eval", "runs/a", *greedy)[0])
-    assert np.mean(right) == found["sets"][0]["metrics"]["val-core/heldout/reward/mean_at_1"]
+    (found,) = json.loads(hybridrl(folder, "eval", "runs/a", *greedy)[0])["sets"]
+    assert [one["prompt"] for one in found["examples"]] == [row["prompt"] for row in ROWS[:20]]
+    assert answers.splitlines() == [one["answer"] for one in found["examples"]]
 
 
 def test_commands_of_a_conversation(folder: Path) -> None:

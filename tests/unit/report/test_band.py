@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from report_values import run_folder
 from hybridrl.cli import main as command
 from hybridrl.errors import UserError
 from hybridrl.report.band import RunBand, band_of, check, differences, main, make, read, shipped, write
+from hybridrl.report.page import render
 from hybridrl.report.run_data import read_run
 
 
@@ -115,3 +117,25 @@ def test_options_that_do_not_go_together_are_refused(
     assert command(["report", run, "--check", "--text"]) == 2
     assert "--text and --check do not go together" in capsys.readouterr().err
     assert command(["report", run, "--band", "a.json"]) == 2
+
+
+def test_the_page_draws_the_limits_of_a_config_that_has_a_band(tmp_path: Path) -> None:
+    (band,) = (one for one in shipped() if one.recipe == "quickstart")
+    settings = "\n".join(_lines(band.config))
+    run = one_run(tmp_path / "b", 3)
+    assert 'class="expected"' not in render(read_run(run))
+    (run / "resolved.yaml").write_text(settings)
+    text = render(read_run(run))
+    assert text.count('class="expected"') == 3 and "curves of other seeds" in text
+
+
+def _lines(config: Mapping[str, str]) -> Iterator[str]:
+    """A resolved.yaml of these keys."""
+    above: list[str] = []
+    for dotted, value in config.items():
+        *sections, name = dotted.split(".")
+        for depth, section in enumerate(sections):
+            if above[: depth + 1] != sections[: depth + 1]:
+                yield f"{'  ' * depth}{section}:"
+        above = sections
+        yield f"{'  ' * len(sections)}{name}: {value}  # default"
