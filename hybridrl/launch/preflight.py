@@ -15,6 +15,7 @@ from hybridrl.launch.shape import Resume
 from hybridrl.launch.verdict import Scope, Verdict, verdict
 from hybridrl.models import spec as models
 from hybridrl.models.make import make_model as write_model
+from hybridrl.observe.progress import progress
 from hybridrl.wording import counted
 
 Say = Callable[[str, str], None]
@@ -50,7 +51,10 @@ def preflight(
     say_absent(found, say)
     model, is_there = loaded.config.model, Path(loaded.config.model.path).is_dir()
     if model.make is not None and not is_there and make_model:
-        write_model(model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make"))
+        with progress("model", f"{model.make} writes {model.path}"):
+            write_model(
+                model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make")
+            )
     if model.make is not None and not is_there and not make_model:
         say("model", f"{model.make} will write {model.path}")
     elif found.model is not None:

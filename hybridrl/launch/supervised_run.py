@@ -170,7 +170,8 @@ def _model_folder(loaded: LoadedConfig[Any], *, dry_run: bool) -> Path:
     """Folder of the model, which is made or downloaded if it is not there."""
     model = loaded.config.model
     if not Path(model.path).is_dir() and model.make is not None and not dry_run:
-        make_model(model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make"))
+        with progress("model", f"{model.make} writes {model.path}"):
+            make_model(model.make, Path(model.path), loaded.config.run.seed, where=loaded.where("model.make"))
     if hub.is_name(model.path) and not dry_run:
         with progress("download", model.path, "bytes") as advance:
             return hub.fetch(model.path, where=loaded.where("model.path"), advance=advance)

@@ -21,6 +21,9 @@ FIRST_S = 2.0
 """What is done earlier is not mentioned."""
 
 _LONGEST_GAP_S = 60.0
+_FEW = 10
+"""Of fewer parts nobody knows how long the rest takes."""
+
 _LABEL_WIDTH = 10
 
 
@@ -59,7 +62,7 @@ class Amount:
 
     def _left(self) -> str:
         took = time.monotonic() - self.began
-        if not self.total or not 0 < self.done < self.total or took < FIRST_S:
+        if not self.total or self.total < _FEW or not 0 < self.done < self.total or took < FIRST_S:
             return ""
         return f", {duration(took / self.done * (self.total - self.done))} left"
 

@@ -88,7 +88,8 @@ def _checked(of: Named, say: Say) -> LoadedConfig[Config]:
     loaded = with_gpus(of.load(), Machine.here())
     cfg, own = loaded.config, loaded.config.model
     if own.make is not None and not Path(own.path).is_dir():
-        make_model(own.make, Path(own.path), cfg.run.seed, where=loaded.where("model.make"))
+        with progress("model", f"{own.make} writes {own.path}"):
+            make_model(own.make, Path(own.path), cfg.run.seed, where=loaded.where("model.make"))
         say("model", f"{own.path}, written by {own.make}: it is not trained")
     model_folders.fetch(loaded, say)
     loaded = model_folders.in_folders(loaded)

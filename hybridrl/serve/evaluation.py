@@ -181,7 +181,8 @@ def _checked(loaded: LoadedConfig[Config], say: Say) -> LoadedConfig[Config]:
     say_absent(found, say)
     own = loaded.config.model
     if own.make is not None and not Path(own.path).is_dir():
-        make_model(own.make, Path(own.path), loaded.config.run.seed, where=loaded.where("model.make"))
+        with progress("model", f"{own.make} writes {own.path}"):
+            make_model(own.make, Path(own.path), loaded.config.run.seed, where=loaded.where("model.make"))
         say("model", f"{own.path}, written by {own.make}: it is not trained")
     model_folders.fetch(loaded, say)
     data_sets.fetch(loaded, say, splits=("heldout",))
