@@ -40,7 +40,8 @@ $(VLLM_READY): requirements/install-vllm requirements/stages.sh requirements/vll
 quickstart: setup ## train a small model on the real stack, from nothing; a second time makes runs/quickstart-2
 	@name=quickstart; n=1; \
 	while [ -e runs/$$name/metrics.jsonl ]; do n=$$((n + 1)); name=quickstart-$$n; done; \
-	$(BIN)/hybridrl launch configs/quickstart.yaml run.name=$$name $(ARGS)
+	$(BIN)/hybridrl launch configs/quickstart.yaml run.name=$$name $(ARGS) || exit $$?; \
+	command -v hybridrl >/dev/null || echo 'hybridrl is a command after: export PATH=$$PWD/$(BIN):$$PATH'
 
 test: setup setup-vllm ## style, unit, invariants and end to end on CPU, without what is slow
 	@$(PYTEST) -q -m "not slow and not gpu" $(TOGETHER) $(ARGS)
