@@ -54,5 +54,8 @@ def _is_stopped(doing: dict[str, Any]) -> bool:
 
 def _last(doing: dict[str, Any]) -> Iterator[str]:
     ago = max(0.0, time.time() - doing["time"])
+    if doing["end"] == "finished":
+        yield f"it ended {duration(ago)} ago, after step {doing.get('done', doing['step'])}"
+        return
     spans = ", ".join(f"{name} for {duration(age_s)}" for name, age_s in doing["doing"])
     yield f"last sign of life: {duration(ago)} ago, in step {doing['step']}: {spans or 'between two phases'}"

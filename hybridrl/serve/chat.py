@@ -74,7 +74,8 @@ def chat(of: Named, request: Request, lines: Iterator[str], write: TextIO, say: 
             engine = kind_of(cfg.rollout.engine).open(_setup(cfg, folder))
         opened.callback(engine.shutdown)
         talk = _conversation(cfg, engine, request)
-        say("chat", f"with {of.text}, up to {talk.most_tokens:,} tokens; /help lists the commands")
+        alone = "" if talk.keeps else "; without a chat template, each message stands alone"
+        say("chat", f"with {of.text}, up to {talk.most_tokens:,} tokens{alone}; /help lists the commands")
         for line in lines:
             if line.startswith("/"):
                 if not _obey(talk, line, say):
@@ -137,11 +138,12 @@ def _setup(cfg: Config, folder: str) -> EngineSetup:
 
 def _conversation(cfg: Config, engine: Engine, request: Request) -> Conversation:
     tokenizer = load_tokenizer(cfg.model.path)
-    rollout = cfg.rollout
+    dialogue, rollout = open_dialogue(tokenizer, cfg.model.path, cfg.data), cfg.rollout
     temperature = rollout.temperature if request.temperature is None else request.temperature
     return Conversation(
         engine=engine,
-        dialogue=open_dialogue(tokenizer, cfg.model.path, cfg.data),
+        dialogue=dialogue,
+        keeps=not isinstance(dialogue, PlainDialogue),
         tokenizer=tokenizer,
         sampling=Sampling(
             num_samples=1,

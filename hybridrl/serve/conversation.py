@@ -41,6 +41,10 @@ class Conversation:
     most_tokens: int
     """Tokens of the conversation, the answer included."""
 
+    keeps: bool = True
+    """Whether a message continues the conversation; False: each stands alone, as for a model without a chat
+    template."""
+
     system: str | None = None
     """Put before the first message; a change holds from the next reset on."""
 
@@ -92,7 +96,7 @@ class Conversation:
     def _with(self, text: str) -> list[int]:
         """All tokens up to where the next answer begins."""
         said: Message = {"role": "user", "content": text}
-        if not self._history:
+        if not self._history or not self.keeps:
             first: list[Message] = [] if self.system is None else [{"role": "system", "content": self.system}]
             return self.dialogue.begin([*first, said], ())
         more = self.dialogue.more(self._history, self._answer, [said], ())

@@ -123,6 +123,12 @@ def test_why_tells_a_killed_run_from_one_that_ended_and_shows_its_report(tmp_pat
     assert why(tmp_path)[-1] == "error   DeadlineError: late"
 
 
+def test_a_run_that_finished_is_in_no_step_any_more(tmp_path: Path) -> None:
+    doing(tmp_path, "finished")
+    first, second = why(tmp_path)
+    assert first == "the run ended: finished" and second.endswith("ago, after step 6")
+
+
 def test_a_run_that_goes_on_is_not_called_dead(tmp_path: Path) -> None:
     doing(tmp_path, None)
     with (tmp_path / ".lock").open("w") as lock:

@@ -81,6 +81,14 @@ def test_later_turns_see_the_whole_conversation_as_it_was_sampled() -> None:
     assert "how are you" not in conversation.tokenizer.hf.decode(engine.asked[-1].token_ids)
 
 
+def test_without_a_chat_template_each_message_stands_alone() -> None:
+    conversation, engine = talk("fine", keeps=False)
+    said(conversation, "how are you")
+    said(conversation, "and now")
+    text = conversation.tokenizer.hf.decode(engine.asked[-1].token_ids)
+    assert "how are you" not in text and "and now" in text
+
+
 def test_what_a_user_says_opens_no_role() -> None:
     conversation, engine = talk("fine")
     said(conversation, "a")
