@@ -22,7 +22,7 @@ FIRST_S = 2.0
 
 _LONGEST_GAP_S = 60.0
 _FEW = 10
-"""Of fewer parts nobody knows how long the rest takes."""
+"""The time left is not estimated for fewer parts."""
 
 _LABEL_WIDTH = 10
 
