@@ -24,7 +24,7 @@ from hybridrl.rollout.limits import refusal
 from hybridrl.rollout.lots import Inbox
 from hybridrl.rollout.sglang.pictures import Key, PictureInputs, names, refused_pictures
 from hybridrl.rollout.sglang.sizes import SPARE_TOKENS
-from hybridrl.types import PolicyVersion, Sampling
+from hybridrl.types import Finish, PolicyVersion, Sampling
 
 _KNOWN_PROMPTS = 4096
 """Most prompts that are remembered to be in the prefix cache."""
@@ -183,11 +183,16 @@ class Serving:
             token_T=np.array(answer["output_ids"], np.int32),
             logp_T=np.array([logp for logp, *_ in described["output_token_logprobs"]], np.float32),
             version_T=_versions(described, len(answer["output_ids"])),
-            finish=described["finish_reason"]["type"],
+            finish=self._finish(request, answer["output_ids"], described["finish_reason"]["type"]),
             experts_SLK=self._experts(described["routed_experts"]) if has_experts else None,
             head_TK=_head(described, request.sampling.head_tokens),
             cached_tokens=described.get("cached_tokens"),
         )
+
+    def _finish(self, request: Request, tokens: Sequence[int], said: Finish) -> Finish:
+        """Why an answer ended. SGLang calls one too long whose end token is the last that it may have."""
+        ends = {*(self._manager.model_config.hf_eos_token_id or ()), *request.sampling.stop_token_ids}
+        return "stop" if said == "length" and tokens and tokens[-1] in ends else said
 
     def _experts(self, encoded: str) -> np.ndarray:
         """Experts of an answer, int32 [tokens but the last, layers, experts of a token]."""
