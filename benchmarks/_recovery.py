@@ -1,0 +1,86 @@
+"""How long it takes until a killed engine serves again, beside what it cannot do without: its start-up and a
+weight swap."""
+
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks._soak import records
+from hybridrl.models.tiny import qwen3_arithmetic
+from hybridrl.rollout.base import EngineSetup
+from hybridrl.rollout.sglang.sizes import SGLangParallel
+from hybridrl.rollout.sglang.start import SGLangEngine
+
+_CONFIG = "configs/quickstart.yaml"
+_PHASES = ("generate", "swap")
+
+
+def recovery(folder: Path, times: int) -> dict[str, Any]:
+    """The medians over `times` runs, in seconds, of an engine that is killed in each phase.
+
+    The run has one engine, so that nothing else works while it starts.
+    """
+    start_s = [_start_s(folder / f"alone{number}") for number in range(times)]
+    found: dict[str, list[float]] = {phase: [] for phase in _PHASES}
+    swaps_s = []
+    for number in range(times):
+        for phase in _PHASES:
+            run, said = _killed(folder, f"recovery{number}_{phase}", phase)
+            found[phase].append(_lost_s(said))
+            swaps_s += [record["sync/time_s"] for record in records(run, "step")]
+    start, swap = statistics.median(start_s), statistics.median(swaps_s)
+    return {
+        "engine_start_s": round(start, 2),
+        "swap_s": round(swap, 3),
+        "goal_s": round(start + swap, 2),
+        **{f"killed_in_{phase}_s": round(statistics.median(found[phase]), 2) for phase in _PHASES},
+        "times": times,
+        "restarts_of_the_run": 0,
+    }
+
+
+def _start_s(folder: Path) -> float:
+    """Seconds in which an engine starts that has the machine for itself."""
+    folder.mkdir(parents=True)
+    qwen3_arithmetic(folder / "model", 0)
+    setup = EngineSetup(
+        model_folder=str(folder / "model"),
+        log_path=str(folder / "engine.log"),
+        parallel=SGLangParallel(),
+        max_prompt_tokens=8,
+        max_response_tokens=2,
+        version=None,
+    )
+    began = time.monotonic()
+    engine = SGLangEngine(setup)
+    took_s = time.monotonic() - began
+    engine.shutdown()
+    return took_s
+
+
+def _killed(folder: Path, name: str, phase: str) -> tuple[Path, str]:
+    """The folder and the output of a run whose engine is killed in step 3."""
+    words = [
+        *(f"run.folder={folder}", f"run.name={name}", "run.steps=5", "run.evaluate_every=0"),
+        *("rollout.num_engines=1", "observe.sinks=[]", "run.export=false"),
+        *("--inject", f"kill:engine:0@step=3,phase={phase}"),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "hybridrl", "launch", _CONFIG, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "starts again from step" not in done.stdout, done.stdout
+    return folder / name, done.stdout
+
+
+def _lost_s(said: str) -> float:
+    """Seconds between the message that the engine is lost and the one that it serves again."""
+    (found,) = re.findall(r"serves again, ([\d.]+) s after it was lost", " ".join(said.split()))
+    return float(found)

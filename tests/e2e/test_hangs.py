@@ -1,0 +1,299 @@
+"""Planted hangs on the real stack. Each run ends within the deadline of what hangs and 10 s, and says in
+which phase it was, who hangs, and which key of the config is the deadline."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fault_processes import Ended, harmed, stop, with_signal
+from fault_runs import write_project
+
+from benchmarks._soak import processes
+
+SECONDS = 15
+"""Deadline of everything that is planted to hang."""
+
+SLACK_S = 10.0
+
+WORDS = (
+    *("run.steps=3", "run.evaluate_every=0", "rollout.max_restarts=0", "actor.parallel.tp=2"),
+    *("observe.sinks=[]", "batch.prompts_per_step=4", "batch.minibatch_prompts=2"),
+    "rollout.max_response_tokens=20",
+)
+EPISODES = ("reward=none", "rollout.max_context_tokens=100")
+
+
+@dataclass(frozen=True)
+class Hang:
+    fault: str = ""
+    """As --inject reads it."""
+
+    key: str = ""
+    """The deadline, which the error names."""
+
+    error: str = ""
+    """Words of the error."""
+
+    phase: str = ""
+    """The span of the driver in which it happens."""
+
+    stack: str = ""
+    """Words of the stack of who hangs."""
+
+    words: Sequence[str] = ()
+    code: int = 3
+    harm: Callable[[Path], None] | None = None
+    """What is done to the run from outside."""
+
+    tries: int = 1
+    """How often the deadline passes before the run gives up."""
+
+
+HANGS = {
+    "a rank that skips a collective": Hang(
+        "skip:trainer:1@step=2,phase=update",
+        "cluster.deadlines.collective_s",
+        "trainer rank [0] waited in a collective during 'step' for rank [1], which returned from 'step'",
+        "update_actor",
+    ),
+    "a rank that hangs in an update": Hang(
+        "hang:trainer:1@step=2,phase=update",
+        "cluster.deadlines.train_s",
+        "trainer 1 has not returned from 'step'",
+        "update_actor",
+        "workers/planted.py",
+    ),
+    "a rank that is stopped in an update": Hang(
+        "stop:trainer:1@step=2,phase=update",
+        "cluster.deadlines.train_s",
+        "trainer 1 has not returned from 'step'",
+        "update_actor",
+        "does not run, as after SIGSTOP",
+    ),
+    "a rank that hangs before log-probabilities": Hang(
+        "hang:trainer:0@step=2,phase=load",
+        "cluster.deadlines.train_s",
+        "trainer 0 has not returned from 'measure'",
+        "old_log_prob",
+        "workers/planted.py",
+    ),
+    "a rank that hangs in a swap": Hang(
+        "hang:trainer:1@step=2,phase=swap",
+        "cluster.deadlines.swap_s",
+        "trainer 1 has not returned from 'write_weights'",
+        "update_weights",
+        "workers/planted.py",
+    ),
+    "a save that hangs": Hang(
+        "hang:trainer:0@step=2,phase=save",
+        "cluster.deadlines.save_s",
+        "trainer 0 has not returned from 'save'",
+        "save_checkpoint",
+        "workers/planted.py",
+    ),
+    "a rank that is stopped in a save": Hang(
+        "stop:trainer:0@step=2,phase=save",
+        "cluster.deadlines.save_s",
+        "trainer 0 has not returned from 'save'",
+        "save_checkpoint",
+        "does not run, as after SIGSTOP",
+    ),
+    "a reward worker that hangs": Hang(
+        "hang:reward:0@step=2,phase=reward",
+        "cluster.deadlines.reward_s",
+        "reward 0 has not returned from 'score'",
+        "wait_for_batch",
+        "workers/planted.py",
+    ),
+    "a reward worker that is stopped": Hang(
+        "stop:reward:0@step=2,phase=reward",
+        "cluster.deadlines.reward_s",
+        "reward 0 has not returned from 'score'",
+        "wait_for_batch",
+        "does not run, as after SIGSTOP",
+    ),
+    "an engine that is paused": Hang(
+        "pause:engine:0@step=2,phase=generate",
+        "cluster.deadlines.generate_s",
+        "engine rank [0] did not finish 'finished'",
+        "wait_for_batch",
+    ),
+    "an engine that is stopped": Hang(
+        "stop:engine:0@step=2,phase=generate",
+        "cluster.deadlines.generate_s",
+        "engine rank [0] did not finish",
+        "wait_for_batch",
+        "does not run, as after SIGSTOP",
+    ),
+    "the worker of an engine that is stopped in a swap": Hang(
+        "stop:engine_worker:1@step=2,phase=swap",
+        "cluster.deadlines.",
+        "engine rank [1] did not finish",
+        "update_weights",
+        "does not run, as after SIGSTOP",
+    ),
+    "an actor that is lost": Hang(
+        "kill:reward:0@step=2,phase=reward", "", "reward rank 0 died during 'score'", "wait_for_batch", code=1
+    ),
+    "a stuck regex": Hang(
+        "",
+        "reward.timeout_s",
+        "stuck.py",
+        words=("reward=stuck:score", f"reward.timeout_s={SECONDS}", "cluster.deadlines.reward_s=200"),
+        code=2,
+    ),
+    "an environment that hangs in a step": Hang(
+        "",
+        "environment.step_timeout_s",
+        "step did not return within",
+        words=("environment={name: 'hanging:Step', max_turns: 2, step_timeout_s: 5}", *EPISODES),
+        code=1,
+        tries=3,
+    ),
+    "an environment that hangs in a reset": Hang(
+        "",
+        "environment.reset_timeout_s",
+        "reset did not return within",
+        words=("environment={name: 'hanging:Reset', max_turns: 2, reset_timeout_s: 5}", *EPISODES),
+        code=1,
+        tries=3,
+    ),
+    "a raylet that is stopped": Hang("", "", "", harm=stop("raylet")),
+    "a GCS that is stopped": Hang("", "", "", harm=stop("gcs_server")),
+}
+
+
+STUCK = """
+import re, time
+from pathlib import Path
+
+METRICS = Path({metrics!r})
+
+
+def under_way():
+    return METRICS.exists() and '"step": 1' in METRICS.read_text()
+"""
+
+REWARD = (
+    STUCK
+    + """
+def score(answer, row):
+    if under_way():
+        re.match(r"(a+)+$", "a" * 60 + "b")
+    return float(len(answer) % 2)
+"""
+)
+
+ENVIRONMENTS = (
+    STUCK
+    + """
+from hybridrl.environments.base import Observation
+
+
+class Step:
+    def reset(self, row, seed):
+        return Observation("")
+
+    def step(self, turn):
+        while under_way():
+            time.sleep(1)
+        return Observation(reward=float(len(turn.text) % 2), done=True)
+
+
+class Reset(Step):
+    def reset(self, row, seed):
+        while under_way():
+            time.sleep(1)
+        return Observation("")
+
+    def step(self, turn):
+        return Observation(reward=float(len(turn.text) % 2), done=True)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("project")
+    write_project(path)
+    return path
+
+
+def name_of(case: str) -> str:
+    return case.replace(" ", "_")
+
+
+def deadlines() -> list[str]:
+    keys = ("dispatch_s", "generate_s", "reward_s", "train_s", "collective_s", "swap_s", "save_s")
+    return [f"rollout.alive_timeout_s={SECONDS}", *(f"cluster.deadlines.{key}={SECONDS}" for key in keys)]
+
+
+def played(folder: Path, case: str, hang: Hang) -> Ended:
+    own = folder / "own" / name_of(case)
+    own.mkdir(parents=True, exist_ok=True)
+    metrics = str(folder / "runs" / name_of(case) / "metrics.jsonl")
+    (own / "stuck.py").write_text(REWARD.format(metrics=metrics))
+    (own / "hanging.py").write_text(ENVIRONMENTS.format(metrics=metrics))
+    words = [*WORDS, *deadlines(), *hang.words]
+    if hang.key == "cluster.deadlines.collective_s":
+        words.append("cluster.deadlines.train_s=200")
+    words += ["--inject", hang.fault] if hang.fault else []
+    variables = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{own}"}
+    return harmed(folder, name_of(case), words, hang.harm, variables=variables)
+
+
+def why(folder: Path, name: str) -> str:
+    command = [sys.executable, "-m", "hybridrl", "why", f"runs/{name}"]
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, timeout=100)
+    assert done.returncode == 0
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", HANGS)
+def test_a_hang_is_named_within_its_deadline(folder: Path, case: str) -> None:
+    hang = HANGS[case]
+    ended = played(folder, case, hang)
+    assert ended.code == hang.code, ended.out
+    report = folder / "runs" / name_of(case) / "why.txt"
+    told = why(folder, name_of(case)) if report.exists() else ended.out
+    for words in (hang.error, hang.key):
+        assert words in " ".join(told.split()) or words in ended.out, f"{told}\n{ended.out}"
+    if report.exists():
+        assert "phase step 2: step for" in " ".join(told.split()) or hang.phase == "save_checkpoint", told
+        assert hang.phase in told.partition("\n--- ")[0] and hang.stack in told, told
+    began = ended.planted_at or time_of_step(folder / "runs" / name_of(case), 1)
+    at = report.stat().st_mtime if report.exists() else ended.ended_at
+    assert at - began <= SECONDS + SLACK_S, (at - began, told)
+
+
+def time_of_step(run: Path, step: int) -> float:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return next(line["time"] for line in lines if line["kind"] == "step" and line["step"] == step)
+
+
+@pytest.mark.slow
+def test_of_a_driver_that_is_stopped_why_tells_so(folder: Path) -> None:
+    """A stopped driver can name nobody; whoever asks from outside is told."""
+    said = []
+
+    def harm(temporary: Path) -> None:
+        (driver,) = [
+            process for process in processes(temporary) if "-m hybridrl launch" in " ".join(process.cmdline())
+        ]
+        with_signal(driver, signal.SIGSTOP)
+        time.sleep(12.0)
+        said.append(why(folder, "stopped"))
+        with_signal(driver, signal.SIGCONT)
+
+    ended = harmed(folder, "stopped", [*WORDS], harm)
+    assert ended.code == 0, ended.out
+    assert "the driver does nothing since 1" in said[0] and "which is stopped, as after SIGSTOP" in said[0]
+    assert "in step 2" in said[0]
