@@ -14,7 +14,7 @@ from benchmarks._soak import differs, processes, records, scores
 from benchmarks._soak_runs import Soak
 
 _EVERY_S, _WARM_S, _LEAST_S = 5.0, 60.0, 150.0
-_STEP_S, _PAUSE_S, _BETWEEN_KILLS_S = 4.5, 3.0, 225.0
+_STEP_S, _PAUSE_S, _BETWEEN_KILLS_S = 6.0, 4.5, 225.0
 _SAVE_EVERY = 5
 _FLAT_SHARE, _FLAT_MIB = 0.05, 8.0
 

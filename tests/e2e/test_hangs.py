@@ -14,8 +14,21 @@ from pathlib import Path
 import pytest
 from fault_processes import Ended, harmed, stop, with_signal
 from fault_runs import write_project
+from machine_faults import (
+    OWN_SHARED_MEMORY,
+    fill,
+    fill_shared_memory,
+    is_driver,
+    missing,
+    small_disk,
+    two_nodes,
+)
 
 from benchmarks._soak import processes
+
+needs_root = pytest.mark.skipif(bool(missing()), reason=missing())
+
+pytestmark = pytest.mark.slow
 
 SECONDS = 15
 """Deadline of everything that is planted to hang."""
@@ -52,8 +65,8 @@ class Hang:
     harm: Callable[[Path], None] | None = None
     """What is done to the run from outside."""
 
-    tries: int = 1
-    """How often the deadline passes before the run gives up."""
+    before: Sequence[str] = ()
+    """Words in front of the command."""
 
 
 HANGS = {
@@ -155,7 +168,6 @@ HANGS = {
         "step did not return within",
         words=("environment={name: 'hanging:Step', max_turns: 2, step_timeout_s: 5}", *EPISODES),
         code=1,
-        tries=3,
     ),
     "an environment that hangs in a reset": Hang(
         "",
@@ -163,7 +175,6 @@ HANGS = {
         "reset did not return within",
         words=("environment={name: 'hanging:Reset', max_turns: 2, reset_timeout_s: 5}", *EPISODES),
         code=1,
-        tries=3,
     ),
     "a raylet that is stopped": Hang("", "", "", harm=stop("raylet")),
     "a GCS that is stopped": Hang("", "", "", harm=stop("gcs_server")),
@@ -246,7 +257,7 @@ def played(folder: Path, case: str, hang: Hang) -> Ended:
         words.append("cluster.deadlines.train_s=200")
     words += ["--inject", hang.fault] if hang.fault else []
     variables = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{own}"}
-    return harmed(folder, name_of(case), words, hang.harm, variables=variables)
+    return harmed(folder, name_of(case), words, hang.harm, before=hang.before, variables=variables)
 
 
 def why(folder: Path, name: str) -> str:
@@ -256,7 +267,6 @@ def why(folder: Path, name: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", HANGS)
 def test_a_hang_is_named_within_its_deadline(folder: Path, case: str) -> None:
     hang = HANGS[case]
@@ -274,20 +284,53 @@ def test_a_hang_is_named_within_its_deadline(folder: Path, case: str) -> None:
     assert at - began <= SECONDS + SLACK_S, (at - began, told)
 
 
+@needs_root
+def test_a_full_disk_ends_the_run_and_is_named(folder: Path) -> None:
+    with small_disk(folder / "disk", 60) as disk:
+        words = [*WORDS, f"run.folder={disk}"]
+        ended = harmed(folder, "full", words, lambda _: fill(disk), run=disk / "full")
+        assert ended.code == 1 and "No space left on device" in ended.out, ended.out
+        assert ended.ended_at - ended.planted_at <= SECONDS + SLACK_S
+        assert (disk / "full" / "checkpoints" / "step_000001" / "COMMITTED").exists()
+
+
+@needs_root
+def test_full_shared_memory_does_not_hang(folder: Path) -> None:
+    """What is mapped already goes on; who needs more is named, with the signal or the error."""
+    words = [*WORDS, *deadlines()]
+    ended = harmed(folder, "shm", words, fill_shared_memory, before=OWN_SHARED_MEMORY)
+    assert ended.code in (0, 1, 2, 3), ended.out
+    if ended.code:
+        assert ended.ended_at - ended.planted_at <= SECONDS + SLACK_S + 10, ended.out
+        assert "No space left" in ended.out or "SIGBUS" in ended.out or "/dev/shm" in ended.out, ended.out
+
+
+@needs_root
+def test_a_cut_between_two_nodes_names_the_rank_on_the_other_one(folder: Path) -> None:
+    with two_nodes(folder) as cluster:
+        words = [
+            *(*WORDS, *deadlines(), "--on", "ray", f"cluster.ray.address={cluster.address}"),
+            *("cluster.nodes=2", "cluster.start_timeout_s=200", "cluster.deadlines.collective_s=200"),
+        ]
+        ended = harmed(folder, "cut", words, lambda _: cluster.cut(), before=cluster.on_first)
+    assert ended.code == 3, ended.out
+    told = why(folder, "cut")
+    assert "trainer 1 has not returned from" in told or "engine 1 has not returned from" in told, told
+    at = (folder / "runs" / "cut" / "why.txt").stat().st_mtime
+    assert at - ended.planted_at <= SECONDS + SLACK_S + 20, told  # Ray's node gives no stacks for 20 s
+
+
 def time_of_step(run: Path, step: int) -> float:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return next(line["time"] for line in lines if line["kind"] == "step" and line["step"] == step)
 
 
-@pytest.mark.slow
 def test_of_a_driver_that_is_stopped_why_tells_so(folder: Path) -> None:
     """A stopped driver can name nobody; whoever asks from outside is told."""
     said = []
 
     def harm(temporary: Path) -> None:
-        (driver,) = [
-            process for process in processes(temporary) if "-m hybridrl launch" in " ".join(process.cmdline())
-        ]
+        (driver,) = filter(is_driver, processes(temporary))
         with_signal(driver, signal.SIGSTOP)
         time.sleep(12.0)
         said.append(why(folder, "stopped"))

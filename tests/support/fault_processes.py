@@ -38,16 +38,17 @@ def harmed(
     *,
     before: Sequence[str] = (),
     variables: dict[str, str] | None = None,
-    step: int = 2,
+    run: Path | None = None,
 ) -> Ended:
-    """Launch run.yaml of a folder, and harm it when a step is under way.
+    """Launch run.yaml of a folder, and harm it when its second step is under way.
 
     Args:
         harm: called with the temporary folder of the run; None: --inject does it.
         before: words in front of the command.
+        run: the run folder; None: that of run.folder=runs.
     """
     temporary = Path(tempfile.mkdtemp(prefix="hang-", dir="/tmp"))  # short: Ray puts sockets inside
-    run, log = folder / "runs" / name, folder / f"{name}.log"
+    run, log = run or folder / "runs" / name, folder / f"{name}.log"
     command = [*before, sys.executable, "-m", "hybridrl", "launch", "run.yaml", f"run.name={name}", *words]
     environment = os.environ | {"TMPDIR": str(temporary)} | (variables or {})
     planted_at = 0.0
@@ -56,7 +57,7 @@ def harmed(
     try:
         if harm is not None:
             deadline = time.monotonic() + _MOST_S
-            while last_step(run) < step - 1 and time.monotonic() < deadline and driver.poll() is None:
+            while last_step(run) < 1 and time.monotonic() < deadline and driver.poll() is None:
                 time.sleep(0.02)
             planted_at = time.time()
             harm(temporary)
