@@ -7,7 +7,7 @@ happened. Synchronous runs must equal the calm run bit for bit; in every run eac
 trained on once.
 
     python -m benchmarks.faults --modes synchronous,streaming --runs 4 --kills 8 --json FILE
-    python -m benchmarks.faults --add benchmarks/results/faults.json --json benchmarks/results/faults.json ...
+    python -m benchmarks.faults --add FILE,FILE --runs 0 --json FILE     the runs of several results together
     python -m benchmarks.faults --recovery 3       how long it takes until a killed engine serves again
     python -m benchmarks.faults --soak 1800        memory of every process over half an hour of kills
 """
@@ -56,8 +56,11 @@ def main() -> None:
         recovery=0,
         soak=0,
     )
-    before = json.loads(Path(options.add).read_text())["result"] if options.add else {}
-    found = {"recovery": before.get("recovery"), "soak": before.get("soak")}
+    before = [json.loads(Path(file).read_text())["result"] for file in filter(None, options.add.split(","))]
+    found = {
+        name: next((one[name] for one in reversed(before) if one[name]), None)
+        for name in ("recovery", "soak")
+    }
     with tempfile.TemporaryDirectory(prefix="hybridrl-soak-") as name:
         folder = Path(name)
         if options.recovery or options.soak:
@@ -67,7 +70,7 @@ def main() -> None:
         if options.soak:
             found["soak"] = memory_soak(folder, options.soak, options.seed)
         runs = play_all(options, folder) if options.runs else []
-    runs = [*before.get("runs", ()), *(run.as_dict() for run in runs)]
+    runs = [*(run for one in before for run in one["runs"]), *(run.as_dict() for run in runs)]
     publish(summary(runs) | found, options.json)
 
 
