@@ -8,6 +8,7 @@ loop.run    until the last step
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.judged_reward import JudgedReward
 from hybridrl.controller.roles import PolicyTrainer, Reward, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
-from hybridrl.errors import HybridRLError, UserError
+from hybridrl.errors import DeadlineError, HybridRLError, UserError
 from hybridrl.faults import FAULTS_FILE, Fault
 from hybridrl.hosts.copy_speed import copy_gb_s
 from hybridrl.hosts.machine import GIB, Machine
@@ -37,6 +38,7 @@ from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.inject import plant
 from hybridrl.launch.judge_engines import JudgeEngines
+from hybridrl.launch.loop_guard import guard
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_address import address_of
@@ -98,6 +100,7 @@ class RLRun(Run[Config, RunObserver]):
         cfg = self._here.config
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
         self._open: Mapping[str, Any] = {}
+        self._groups: Sequence[WorkerGroup] = ()
         record = str((self.files.folder / FAULTS_FILE).absolute())
         self._faults = [replace(fault, record=record) for fault in faults]
         self._address = address_of(cfg.cluster.ray) if on == "ray" else None
@@ -164,6 +167,7 @@ class RLRun(Run[Config, RunObserver]):
         devices = Devices.of(cfg, self._placement, self.cluster.gpus, *layouts, parts=shape.engine_parts)
         self._mirror = mirror_of(cfg.run, self.files, self.observe.warn)
         workers = self._start(devices)
+        self._groups = workers.groups
         try:
             start = counted(sum(map(len, workers.groups)), "worker starts", "workers start")
             text = f"{start}, {self.cluster.described}"
@@ -200,6 +204,28 @@ class RLRun(Run[Config, RunObserver]):
         text = text_of(replace(scene, stacks=await gather(groups)))
         atomic_write(self.files.folder / WHY_FILE, text)
         self.terminal.warn(f"hybridrl why {self.files.folder} shows what every process was doing")
+
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        cluster = self.cfg.cluster
+        return guard(cluster.deadlines.dispatch_s or cluster.step_timeout_s, self._end_hanging)
+
+    def _end_hanging(self, stack: str) -> None:
+        """End this process, whose event loop stands still, and say where. Called in another thread: what the
+        hanging one holds, as the lock of the terminal, cannot be had."""
+        cluster = self.cfg.cluster
+        key = "deadlines.dispatch_s" if cluster.deadlines.dispatch_s else "step_timeout_s"
+        limit_s = cluster.deadlines.dispatch_s or cluster.step_timeout_s
+        error = DeadlineError(
+            f"the driver hangs: it did not return to its event loop in {limit_s:g} s",
+            where=f"hybridrl why {self.files.folder} shows where",
+            fix=f"raise cluster.{key} if it computes that long",
+        )
+        observe, groups = self.observe, self._groups
+        scene = Scene(error=error, step=observe.step_now, running=observe.running, groups=groups)
+        atomic_write(self.files.folder / WHY_FILE, text_of(replace(scene, stacks={"driver": stack})))
+        observe.give_up(f"DeadlineError: {error.what}")
+        os.write(2, f"\nerror: {error.what}\n  {error.where}\n  {error.fix}\n".encode())
+        os._exit(error.exit_code)
 
     def train(self, roles: Roles) -> Coroutine[Any, Any, None]:
         return loop.run(self.cfg, roles, self._open_groups())

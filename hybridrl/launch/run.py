@@ -112,15 +112,16 @@ class Run(ABC, Generic[Cfg, Observer]):
 
     async def play(self) -> None:
         """Start the workers, train, export, stop the workers."""
-        async with self.workers() as (trainer, roles):
-            self.stop.begin()
-            await self.train(roles)
-            if trainer.version < self.cfg.run.steps:
-                self.stop.stopped_by = self.stop.signal
-            elif self.cfg.run.export:
-                shutil.rmtree(self.files.export, ignore_errors=True)  # left by an earlier end of this run
-                with self.observe.span("export"):
-                    await trainer.export(self.files.export)
+        with self.guarded():
+            async with self.workers() as (trainer, roles):
+                self.stop.begin()
+                await self.train(roles)
+                if trainer.version < self.cfg.run.steps:
+                    self.stop.stopped_by = self.stop.signal
+                elif self.cfg.run.export:
+                    shutil.rmtree(self.files.export, ignore_errors=True)  # left by an earlier end of this run
+                    with self.observe.span("export"):
+                        await trainer.export(self.files.export)
 
     def finish(self) -> None:
         """Draw the curve, write the summary, and print where the files are."""
@@ -160,6 +161,10 @@ class Run(ABC, Generic[Cfg, Observer]):
     def start_step(self) -> int:
         """Policy updates that were done before this start."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    def guarded(self) -> contextlib.AbstractContextManager[None]:
+        """A context of `play` that notices if this process itself hangs."""
+        return contextlib.nullcontext()
 
     @property
     @abstractmethod

@@ -93,6 +93,11 @@ class Session:
         names = {name for name, _ in self.running}
         return self._step_done + (not names or not names <= _AFTER_STEP)
 
+    def give_up(self, end: str) -> None:
+        """Write down how the run ends, before its process is ended without anything else. Any thread may call
+        it."""
+        self._doing.close(end)
+
     def keep(self, path: Path) -> None:
         """Let every sink keep a file of the run folder as well."""
         self._sinks.keep(path)

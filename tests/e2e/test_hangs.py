@@ -152,6 +152,13 @@ HANGS = {
         "update_weights",
         "does not run, as after SIGSTOP",
     ),
+    "a driver that hangs": Hang(
+        "hang:driver@step=2,phase=update",
+        "cluster.deadlines.dispatch_s",
+        "the driver hangs: it did not return to its event loop",
+        "update_actor",
+        "workers/planted.py",
+    ),
     "an actor that is lost": Hang(
         "kill:reward:0@step=2,phase=reward", "", "reward rank 0 died during 'score'", "wait_for_batch", code=1
     ),
