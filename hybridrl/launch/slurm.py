@@ -46,7 +46,7 @@ def launch(
     """
     _refuse_environment_nodes(loaded)
     files = RunFiles(path_of(loaded.config))
-    _refuse_owned(files)
+    refuse_owned(files)
     with RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded):
         path = write(loaded, overrides, files)
         say("script", f"{path}, config as it is now in {path.with_name('config.yaml')}")
@@ -171,7 +171,7 @@ def _outside_inside(mount: str) -> str:
     return mount if ":" in mount else f"{mount}:{mount}"
 
 
-def _refuse_owned(files: RunFiles) -> None:
+def refuse_owned(files: RunFiles) -> None:
     """Refuse a folder whose job is not over. A waiting job holds no lock, so its recorded id is looked up."""
     record = files.job / "job_id"
     if not record.exists():

@@ -56,6 +56,12 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
     with loaded.located():
         _refuse_bad_addresses(loaded, request)
         faults = _faults(loaded, request)
+        if request.on == "slurm":
+            from hybridrl.launch import slurm
+
+            slurm.refuse_owned(
+                RunFiles(path_of(loaded.config))
+            )  # before its process is found to hold the folder
         if not (request.dry_run or request.submit or request.on == "slurm"):
             stored.fetch(loaded, request.resume, say)
         loaded = checked(loaded, request, say)

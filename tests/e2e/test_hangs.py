@@ -2,7 +2,6 @@
 which phase it was, who hangs, and which key of the config is the deadline."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -38,8 +37,9 @@ SLACK_S = 10.0
 WORDS = (
     *("run.steps=3", "run.evaluate_every=0", "rollout.max_restarts=0", "actor.parallel.tp=2"),
     *("observe.sinks=[]", "batch.prompts_per_step=4", "batch.minibatch_prompts=2"),
-    "rollout.max_response_tokens=20",
+    *("rollout.max_response_tokens=20", "rollout.engine=tiny_engine:TinyTransformer"),
 )
+"""The engine of tests/support starts fast; it is in the process of its worker."""
 EPISODES = ("reward=none", "rollout.max_context_tokens=100")
 
 
@@ -144,6 +144,7 @@ HANGS = {
         "engine rank [0] did not finish",
         "wait_for_batch",
         "does not run, as after SIGSTOP",
+        words=("rollout.engine=sglang",),
     ),
     "the worker of an engine that is stopped in a swap": Hang(
         "stop:engine_worker:1@step=2,phase=swap",
@@ -263,8 +264,7 @@ def played(folder: Path, case: str, hang: Hang) -> Ended:
     if hang.key == "cluster.deadlines.collective_s":
         words.append("cluster.deadlines.train_s=200")
     words += ["--inject", hang.fault] if hang.fault else []
-    variables = {"PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{own}"}
-    return harmed(folder, name_of(case), words, hang.harm, before=hang.before, variables=variables)
+    return harmed(folder, name_of(case), words, hang.harm, before=hang.before, path=own)
 
 
 def why(folder: Path, name: str) -> str:
@@ -280,12 +280,14 @@ def test_a_hang_is_named_within_its_deadline(folder: Path, case: str) -> None:
     ended = played(folder, case, hang)
     assert ended.code == hang.code, ended.out
     report = folder / "runs" / name_of(case) / "why.txt"
-    told = why(folder, name_of(case)) if report.exists() else ended.out
+    told = " ".join(why(folder, name_of(case)).split()) if report.exists() else ended.out
     for words in (hang.error, hang.key):
-        assert words in " ".join(told.split()) or words in ended.out, f"{told}\n{ended.out}"
+        assert words in told or words in ended.out, f"{told}\n{ended.out}"
     if report.exists():
-        assert "phase step 2: step for" in " ".join(told.split()) or hang.phase == "save_checkpoint", told
-        assert hang.phase in told.partition("\n--- ")[0] and hang.stack in told, told
+        assert "phase step 2: step for" in told or hang.phase == "save_checkpoint", told
+        assert hang.phase in told.partition(" --- ")[0] and hang.stack.replace(" ", "") in told.replace(
+            " ", ""
+        ), told
     began = ended.planted_at or time_of_step(folder / "runs" / name_of(case), 1)
     at = report.stat().st_mtime if report.exists() else ended.ended_at
     assert at - began <= SECONDS + SLACK_S, (at - began, told)

@@ -37,7 +37,7 @@ def harmed(
     harm: Callable[[Path], None] | None,
     *,
     before: Sequence[str] = (),
-    variables: dict[str, str] | None = None,
+    path: Path | None = None,
     run: Path | None = None,
 ) -> Ended:
     """Launch run.yaml of a folder, and harm it when its second step is under way.
@@ -45,12 +45,14 @@ def harmed(
     Args:
         harm: called with the temporary folder of the run; None: --inject does it.
         before: words in front of the command.
+        path: a further folder on PYTHONPATH.
         run: the run folder; None: that of run.folder=runs.
     """
     temporary = Path(tempfile.mkdtemp(prefix="hang-", dir="/tmp"))  # short: Ray puts sockets inside
     run, log = run or folder / "runs" / name, folder / f"{name}.log"
     command = [*before, sys.executable, "-m", "hybridrl", "launch", "run.yaml", f"run.name={name}", *words]
-    environment = os.environ | {"TMPDIR": str(temporary)} | (variables or {})
+    paths = os.pathsep.join(map(str, (os.environ.get("PYTHONPATH", ""), Path(__file__).parent, path or "")))
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": paths}
     planted_at = 0.0
     with log.open("w") as out:
         driver = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)

@@ -1,11 +1,10 @@
 """Megatron-core as a trainer backend: models, optimizers and random state behind trainer/base.py."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -207,6 +206,8 @@ def start(setup: RankSetup) -> torch.device:
     device = _device(setup)
     parallel = setup.parallel
     join(setup, device)
+    # Megatron's annotation says int, and makes a timedelta of it; whole minutes would be too coarse.
+    timeout: dict[str, Any] = {"distributed_timeout_minutes": setup.timeout_s / 60}
     parallel_state.initialize_model_parallel(
         parallel.tp,
         parallel.pp,
@@ -214,7 +215,7 @@ def start(setup: RankSetup) -> torch.device:
         context_parallel_size=parallel.cp,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.etp,
-        distributed_timeout_minutes=math.ceil(setup.timeout_s / 60),
+        **timeout,
     )
     torch.manual_seed(setup.seed)
     model_parallel_cuda_manual_seed(setup.seed)
