@@ -1,6 +1,7 @@
 """What two trainer ranks do on Megatron and on FSDP in turn; each function runs on every rank."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,22 @@ def everything(
         "dedicated": dedicated(rank, rendezvous, folder),
         "roles": roles(rank, rendezvous, folder, algorithms, changes),
     }
+
+
+def skips_a_step(rank: int, rendezvous: Rendezvous, folder: Path, backend: str, over: Path) -> str:
+    """Rank 1 does not join the step of rank 0, whose error is returned."""
+    with scenarios.policy(
+        rank, rendezvous, folder, SHAPES[backend], actor=actor(backend), timeout_s=6.0
+    ) as trained:
+        trained.load(batches(backend)[0])
+        if rank == 1:
+            while not over.exists():  # the connection stays, so that only the deadline ends the wait
+                time.sleep(0.1)
+            return ""
+        try:
+            trained.step(0)
+        except RuntimeError as error:
+            return str(error)
+        finally:
+            over.touch()
+    return "no error"

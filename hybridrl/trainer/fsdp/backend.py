@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from typing import cast
 
 import torch
@@ -103,7 +104,7 @@ def open(setup: RankSetup) -> FSDPBackend:
     device = take_device(setup, transformer_engine=False)
     join(setup, device)
     torch.manual_seed(setup.seed)
-    return FSDPBackend(setup, device, groups.make(layout, device))
+    return FSDPBackend(setup, device, groups.make(layout, device, timedelta(seconds=setup.timeout_s)))
 
 
 def written(layout: Layout, rank: int) -> Iterator[str]:

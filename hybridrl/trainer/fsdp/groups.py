@@ -1,6 +1,7 @@
 """Process groups of the FSDP backend: who shares weights, tokens, heads and trajectories with whom."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -35,8 +36,12 @@ class Groups:
         return self.tp.get_group()
 
 
-def make(layout: FSDPLayout, device: torch.device) -> Groups:
-    """*Collective* over all ranks."""
+def make(layout: FSDPLayout, device: torch.device, timeout: timedelta) -> Groups:
+    """*Collective* over all ranks.
+
+    Args:
+        timeout: that of a collective of any of these groups.
+    """
     copies = layout.cp * layout.dp // layout.num_shards
     weights = init_device_mesh(
         device.type, (copies, layout.num_shards, layout.tp), mesh_dim_names=("copies", "shard", "tp")
@@ -44,6 +49,8 @@ def make(layout: FSDPLayout, device: torch.device) -> Groups:
     tokens = init_device_mesh(
         device.type, (layout.dp, layout.cp, layout.tp), mesh_dim_names=("dp", "cp", "tp")
     )
+    for mesh in (weights, tokens):
+        _limit(mesh, timeout)
     return Groups(
         weights=weights[("copies", "shard")] if copies > 1 else weights["shard"],
         tp=weights["tp"],
@@ -51,3 +58,10 @@ def make(layout: FSDPLayout, device: torch.device) -> Groups:
         dp=tokens.get_group("dp"),
         copy=cast(Any, weights).get_local_rank("copies"),
     )
+
+
+def _limit(mesh: DeviceMesh, timeout: timedelta) -> None:
+    """Give the groups of a mesh a timeout; they have torch's default, and not that of all ranks."""
+    set_timeout: Any = dist.distributed_c10d._set_pg_timeout  # there is no public way for gloo and NCCL
+    for name in mesh.mesh_dim_names or ():
+        set_timeout(timeout, mesh.get_group(name))
