@@ -58,7 +58,7 @@ def fetch(loaded: LoadedConfig[Any], resume: Resume, say: Callable[[str, str], N
 def _refuse_to_overwrite(store: Store, where: str) -> None:
     if steps := store.steps():
         raise RunFolderError(
-            f"{store.url} holds checkpoints of a run already, the last of step {steps[-1]}",
+            f"a run of this name has checkpoints in {store.url}, the last of step {steps[-1]}",
             where=where,
             fix="--resume goes on from it, run.name=... starts another run",
         )
