@@ -43,11 +43,6 @@ def pictures_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator
                 fix="remove actor.vision, or set data.images",
             )
         return
-    yield ConfigError(
-        "data.images is set: training on pictures is not supported yet",
-        where=loaded.where(_IMAGES),
-        fix="remove data.images; the model then trains on text",
-    )
     most, longest = config.data.images.max_tokens, config.rollout.max_prompt_tokens
     if most >= longest:
         yield ConfigError(
