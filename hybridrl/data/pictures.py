@@ -59,13 +59,13 @@ class PictureFormat:
         return [self.vision.tokens(*self._fitted(*size_of(p, at), at)) for p, at in _named(pictures, place)]
 
     def arrays(self, prompt: Prompt) -> dict[str, np.ndarray]:
-        """The columns with the pictures of a prompt: decoded, turned upright, in RGB, and resized.
+        """The columns with the pictures of a prompt: decoded, turned upright, in RGB, and resized. A prompt
+        without pictures has them too, without an entry: in a run with pictures no prompt's answer may have a
+        placeholder.
 
         Raises:
             DataError: one is damaged.
         """
-        if not prompt.pictures:
-            return {}
         pixels, sizes = stored([self._decoded(p, at) for p, at in _named(prompt.pictures, prompt.uid)])
         return {PIXELS: pixels, SIZES: sizes}
 

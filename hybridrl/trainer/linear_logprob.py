@@ -6,7 +6,7 @@ with the output layer, and saves every tensor of the size of the logits.
 Shape letters: R rows, H hidden size, V vocabulary entries of this rank, C entries of a chunk.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -18,6 +18,9 @@ from torch.autograd import Function
 
 from hybridrl.trainer.kernels import reference
 from hybridrl.trainer.logprob import logprob_and_entropy
+
+NEVER = -1.0e4
+"""Logit of a token that cannot be sampled. Every float format can hold it, and its probability is 0."""
 
 LOGITS_AT_ONCE = 2**24
 """Largest number of logits held at once. The logits of a microbatch with at most this many are kept for the
@@ -40,10 +43,23 @@ class Shard:
     soft_cap: float | None = None
     """Logits x become cap * tanh(x / cap); None leaves them as they are."""
 
-    def logits(self, hidden_RH: Tensor, weight_CH: Tensor) -> Tensor:
+    banned: Sequence[int] = ()
+    """Token ids that cannot be sampled, of this rank or of others."""
+
+    def logits(self, hidden_RH: Tensor, weight_VH: Tensor, part: slice) -> Tensor:
         """Logits of a chunk of the entries, [R, C]."""
-        logits_RC, cap = hidden_RH @ weight_CH.T, self.soft_cap
-        return logits_RC if cap is None else logits_RC.div_(cap).tanh_().mul_(cap)
+        logits_RC, cap = hidden_RH @ weight_VH[part].T, self.soft_cap
+        if cap is not None:
+            logits_RC.div_(cap).tanh_().mul_(cap)
+        return self.without_banned(logits_RC, part.start)
+
+    def without_banned(self, logits_RC: Tensor, start: int = 0) -> Tensor:
+        """The logits of entries from `start` on; those of banned tokens become NEVER, without a gradient."""
+        columns = [token - self.first - start for token in self.banned]
+        columns = [column for column in columns if 0 <= column < logits_RC.shape[1]]
+        if not columns:
+            return logits_RC
+        return logits_RC.index_fill(1, torch.tensor(columns, device=logits_RC.device), NEVER)
 
     def slope(self, logits_RC: Tensor) -> Tensor | float:
         """Derivative of the capped logits with respect to the plain ones."""
@@ -105,7 +121,7 @@ class _LinearLogprob(Function):
         kernels = kernels_for(hidden_RH)
         state_4R = reference.start(len(hidden_RH), hidden_RH.device)
         for part in _chunks(shard.num_entries, chunk):
-            logits_RC = shard.logits(hidden_RH, weight_VH[part])
+            logits_RC = shard.logits(hidden_RH, weight_VH, part)
             kernels.take(state_4R, logits_RC, target_R, shard.first + part.start, temperature)
         largest_R = state_4R[0].clone()
         dist.all_reduce(largest_R, dist.ReduceOp.MAX, shard.group)
@@ -131,7 +147,7 @@ class _LinearLogprob(Function):
         grad_hidden_RH = torch.zeros_like(hidden_RH, dtype=torch.float32)
         grad_weight_VH = torch.zeros_like(weight_VH)
         for part in _chunks(ctx.shard.num_entries, ctx.chunk):
-            logits_RC = ctx.shard.logits(hidden_RH, weight_VH[part])
+            logits_RC = ctx.shard.logits(hidden_RH, weight_VH, part)
             slope_RC = ctx.shard.slope(logits_RC)
             grad_RC = slope_RC * kernels.turn_into_gradient(
                 logits_RC,

@@ -42,10 +42,17 @@ class RankSetup:
     """Index of the rank's CUDA device in its process; None computes on the CPU."""
 
     pictures: bool = False
-    """Whether prompts have pictures. Without them nothing of a vision tower is trained."""
+    """Whether prompts have pictures. Without them nothing of a vision tower is trained, and no token is
+    banned."""
 
     deterministic: bool = False
     """The same input gives the same bits, on a GPU too."""
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """Tokens that the policy cannot sample: in a later prompt a placeholder would need a picture."""
+        vision = self.model.vision
+        return (vision.image_token,) if self.pictures and vision is not None else ()
 
     @property
     def host(self) -> DeviceKind:

@@ -52,13 +52,13 @@ def asked(folder, seed=0):
 
 
 def difference(folder, block):
-    """Largest difference of a log-probability from transformers', at temperature 1. An answer is compared up
-    to a placeholder that was sampled, which transformers would take for a picture."""
+    """Largest difference of a log-probability from transformers', at temperature 1. No placeholder was
+    sampled."""
     model, shown, worst = vision.load_plain(folder), spec.read(folder).vision, 0.0
     for n in range(len(block)):
         row, prompt = block.row(n), int(block.prompt_tokens_N[n])
-        sampled = np.flatnonzero(block.token_T[row][prompt:] == shown.image_token)
-        end = prompt + int(sampled[0]) if len(sampled) else row.stop - row.start
+        assert shown.image_token not in block.token_T[row][prompt:]
+        end = row.stop - row.start
         with torch.no_grad():
             logp = vision.row_logp(model, block, n, end, shown, 1.0).numpy()
         found = block.columns["rollout_logp"][row][:end]

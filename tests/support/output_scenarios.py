@@ -36,6 +36,7 @@ def sharded_linear_logprobs(
     temperature: float,
     chunk: int,
     soft_cap: float | None,
+    banned: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """As cut_logprobs, from hidden states and an output layer whose rows are cut over ranks."""
     import torch
@@ -50,7 +51,13 @@ def sharded_linear_logprobs(
     own_VH = weight_VH.split(sizes)[rank]
     part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
     hidden_RH.requires_grad_()
-    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=everyone, soft_cap=soft_cap)
+    shard = Shard(
+        first=sum(sizes[:rank]),
+        num_entries=sizes[rank],
+        group=everyone,
+        soft_cap=soft_cap,
+        banned=banned,
+    )
     logp_R, entropy_R = linear_logprob(hidden_RH, part, target_R, shard, temperature=temperature, chunk=chunk)
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     grads = [torch.autograd.grad(s, (hidden_RH, part), retain_graph=True) for s in sums]

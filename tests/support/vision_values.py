@@ -149,10 +149,12 @@ def plain_logp(
 def row_logp(
     model: torch.nn.Module, block: TokenBlock, n: int, length: int, vision: VisionSpec, temperature: float
 ) -> torch.Tensor:
-    """Log-probabilities of the first tokens of a row, 0 for the very first."""
+    """Log-probabilities of the first tokens of a row, 0 for the very first, if no placeholder can be
+    sampled."""
     token_T = torch.from_numpy(block.token_T[block.row(n)][:length].astype(np.int64))
     pictures = pictures_of(block.columns["pixels"][n], block.columns["picture_size"][n])
     logits_TV = model(token_T[None], **shown(token_T, pictures, vision)).logits[0].float() / temperature
+    logits_TV = logits_TV.index_fill(1, torch.tensor(vision.image_token), -1e30)
     logp_T = logits_TV[:-1].log_softmax(-1).gather(1, token_T[1:, None])[:, 0]
     return torch.cat([torch.zeros(1), logp_T])
 

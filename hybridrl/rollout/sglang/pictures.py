@@ -75,6 +75,17 @@ def has_pictures(request: Request) -> bool:
     return len(request.arrays.get(SIZES, ())) > 0
 
 
+def banned(request: Request, vision: VisionSpec | None) -> dict[str, Any]:
+    """The sampling parameter that bans the placeholder, in a run with pictures; otherwise {}."""
+    if vision is None or SIZES not in request.arrays:
+        return {}
+    return {"logit_bias": {str(vision.image_token): NEVER}}
+
+
+NEVER = -1.0e4
+"""What is added to a logit to make its probability 0."""
+
+
 def names(vision: VisionSpec | None) -> Sequence[str]:
     """Names of the arrays that a model takes."""
     return (PIXELS, SIZES) if vision is not None else ()

@@ -22,9 +22,9 @@ from hybridrl.models.vision import VisionSpec
 from hybridrl.rollout.base import Answer, Request
 from hybridrl.rollout.limits import refusal
 from hybridrl.rollout.lots import Inbox
-from hybridrl.rollout.sglang.pictures import Key, PictureInputs, names, refused_pictures
+from hybridrl.rollout.sglang.pictures import Key, PictureInputs, banned, names, refused_pictures
 from hybridrl.rollout.sglang.sizes import SPARE_TOKENS
-from hybridrl.types import Finish, PolicyVersion, Sampling
+from hybridrl.types import Finish, PolicyVersion
 
 _KNOWN_PROMPTS = 4096
 """Most prompts that are remembered to be in the prefix cache."""
@@ -138,7 +138,7 @@ class Serving:
             asked = GenerateReqInput(
                 rid=[running.rid for running in lot],
                 input_ids=[list(running.request.token_ids) for running in lot],
-                sampling_params=[self._parameters(running.request.sampling) for running in lot],
+                sampling_params=[self._parameters(running.request) for running in lot],
                 return_logprob=True,
                 top_logprobs_num=[running.request.sampling.head_tokens for running in lot],
                 return_routed_experts=self._returns_experts,
@@ -200,8 +200,10 @@ class Serving:
         sizes = config.num_hidden_layers, config.num_experts_per_tok
         return np.frombuffer(b64decode(encoded), np.int32).reshape(-1, *sizes)
 
-    def _parameters(self, sampling: Sampling) -> dict[str, Any]:
+    def _parameters(self, request: Request) -> dict[str, Any]:
+        sampling = request.sampling
         return {
+            **banned(request, self._vision),
             "max_new_tokens": sampling.max_response_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,

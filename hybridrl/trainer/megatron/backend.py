@@ -159,6 +159,7 @@ class MegatronBackend(Backend):
             adapters=adapters,
             seed=setup.seed,
             vision=setup.actor.vision.mode if trained and setup.pictures else "frozen",
+            banned=setup.banned,
         )
         if not trained:
             Offload((), schedule.gradient_buffers(stage)).leave()  # they never come back

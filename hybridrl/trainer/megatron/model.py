@@ -4,7 +4,7 @@ Shape letters: T packed tokens of this rank, O tokens that this rank predicts, V
 this rank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,12 +56,14 @@ class PolicyModel(GPTModel):
         chunk: int | None,
         value_head: bool,
         vision: Mode = "frozen",
+        banned: Sequence[int] = (),
     ) -> None:
         """
         Args:
             parts: classes that the layers are built from.
             chunk: index of the model chunk on this stage; None if there is one chunk only.
             vision: what is trained of a vision tower, if the model has one.
+            banned: tokens that cannot be sampled; their probability is 0.
         """
         here = {"ignore_virtual": False, "vp_stage": chunk}
         first = parallel_state.is_pipeline_first_stage(**here)
@@ -94,6 +96,7 @@ class PolicyModel(GPTModel):
 
         self.first_entry = self.share * parallel_state.get_tensor_model_parallel_rank()
         self.num_entries = max(0, min(self.share, spec.vocab_size - self.first_entry))
+        self._banned = banned
 
     def _preprocess(self, *args: Any, packed_seq_params: MegatronPacking, **options: Any) -> Any:
         """Megatron's own, with scaled embeddings and features of pictures for the families that have them."""
@@ -127,7 +130,9 @@ class PolicyModel(GPTModel):
         weight = self.output_weight
         logits_O1V, _ = self.output_layer(hidden_O1.to(weight.dtype), weight=weight)
         logits_OV = logits_O1V.squeeze(1)[:, : self.num_entries]
-        return logits_OV if self.soft_cap is None else self.soft_cap * torch.tanh(logits_OV / self.soft_cap)
+        if self.soft_cap is not None:
+            logits_OV = self.soft_cap * torch.tanh(logits_OV / self.soft_cap)
+        return self._shard.without_banned(logits_OV)
 
     def score(self, microbatch: Microbatch, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Same contract as base.Model.score. *Collective* over tensor- and context-parallel ranks."""
@@ -167,6 +172,7 @@ class PolicyModel(GPTModel):
             num_entries=self.num_entries,
             group=parallel_state.get_tensor_model_parallel_group(),
             soft_cap=self.soft_cap,
+            banned=self._banned,
         )
 
     def _output_input(self, hidden_O1: Tensor) -> Tensor:
@@ -209,6 +215,7 @@ def build(
     adapters: AdapterLayout | None = None,
     seed: int = 0,
     vision: Mode = "frozen",
+    banned: Sequence[int] = (),
 ) -> Stage:
     """Build this stage's model with all parameters 0, wrapped with fp32 gradient buffers. *Collective*.
 
@@ -218,6 +225,7 @@ def build(
         parts: classes that the layers are built from; None takes those of the device.
         adapters: adapters to train, initialised from the seed; None trains the model itself.
         vision: what is trained of a vision tower, if the model has one.
+        banned: tokens that cannot be sampled.
     """
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True, use_distributed_optimizer=True, overlap_grad_reduce=overlap
@@ -233,6 +241,7 @@ def build(
             chunk=chunk,
             value_head=value_head,
             vision=vision,
+            banned=banned,
         ).to(device)
         model: torch.nn.Module = policy
         _mark_tensor_parallel(model)

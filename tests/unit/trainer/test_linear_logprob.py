@@ -15,30 +15,40 @@ from hybridrl.trainer.kernels import reference
 
 
 @pytest.mark.parametrize(
-    "sizes,padding,temperature,chunk,soft_cap",
+    "sizes,padding,temperature,chunk,soft_cap,banned",
     [
-        ([11], 0, 1.0, 100, None),
-        ([11], 2, 0.7, 4, None),
-        ([6, 5, 0], 3, 0.7, 4, None),
-        ([6, 5], 0, 1.0, 1, None),
-        ([6, 5], 3, 0.7, 4, 1.5),
+        ([11], 0, 1.0, 100, None, ()),
+        ([11], 2, 0.7, 4, None, ()),
+        ([6, 5, 0], 3, 0.7, 4, None, ()),
+        ([6, 5], 0, 1.0, 1, None, ()),
+        ([6, 5], 3, 0.7, 4, 1.5, ()),
+        ([6, 5], 3, 0.7, 4, None, (1, 9)),
     ],
-    ids=["at once", "in pieces, with padding", "one rank with padding only", "one entry at a time", "capped"],
+    ids=[
+        "at once",
+        "in pieces, with padding",
+        "one rank with padding only",
+        "one entry at a time",
+        "capped",
+        "two tokens banned",
+    ],
 )
-def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, chunk, soft_cap) -> None:
+def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, chunk, soft_cap, banned) -> None:
     hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
     hidden_RH.requires_grad_()
     weight_VH.requires_grad_()
     logits_RV = hidden_RH @ weight_VH.T
     if soft_cap is not None:
         logits_RV = soft_cap * torch.tanh(logits_RV / soft_cap)
+    if banned:
+        logits_RV = logits_RV.index_fill(1, torch.tensor(banned), -1e30)
     log_prob_RV = (logits_RV / temperature).log_softmax(1)
     logp_R = log_prob_RV.gather(1, target_R[:, None])[:, 0]
     entropy_R = -(log_prob_RV.exp() * log_prob_RV).sum(1)
     sums = (logp_R @ weight_R, entropy_R @ weight_R, logp_R @ weight_R + entropy_R.square().sum())
     expected = [torch.autograd.grad(s, (hidden_RH, weight_VH), retain_graph=True) for s in sums]
 
-    options = (sizes, padding, temperature, chunk, soft_cap)
+    options = (sizes, padding, temperature, chunk, soft_cap, banned)
     ranks = on_ranks(len(sizes), scenarios.sharded_linear_logprobs, *options)
     for rank in ranks:
         np.testing.assert_allclose(rank["logp"], logp_R.detach(), rtol=1e-6, atol=1e-6)
