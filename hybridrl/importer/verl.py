@@ -127,6 +127,21 @@ def _files(script: Script, key: str, ours: str) -> Found:
         yield Line(ours, files, script.source(key))
 
 
+def _pictures(script: Script) -> Found:
+    key, frozen = "data.image_key", f"{A}.freeze_vision_tower"
+    field = script.get(key)
+    if field:
+        longest = script.number("data.max_prompt_length", 512)
+        note = "check: verl has no limit but that of the prompt; a larger picture is made smaller"
+        yield Line("data.images.field", str(field), script.source(key))
+        yield Line("data.images.max_tokens", min(1024, longest // 2), script.source(key), note)
+    if script.get(frozen):
+        if field:
+            yield Line("actor.vision.mode", "frozen", script.source(frozen))
+        else:
+            yield Remark(script.source(frozen), "without data.image_key nothing of the tower is trained")
+
+
 def _reward(script: Script) -> Found:
     prefix = "reward." if "reward.custom_reward_function.path" in script.by_key else ""
     source = f"{prefix}custom_reward_function.path"
@@ -240,6 +255,7 @@ def _critic(script: Script) -> Found:
 
 PARTS: Sequence[Callable[[Script], Found]] = (
     _model_and_data,
+    _pictures,
     verl_async.batch,
     _direct,
     _engine,

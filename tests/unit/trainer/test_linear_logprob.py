@@ -33,7 +33,9 @@ from hybridrl.trainer.kernels import reference
         "two tokens banned",
     ],
 )
-def test_it_equals_log_softmax_and_its_gradients(sizes, padding, temperature, chunk, soft_cap, banned) -> None:
+def test_it_equals_log_softmax_and_its_gradients(
+    sizes, padding, temperature, chunk, soft_cap, banned
+) -> None:
     hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
     hidden_RH.requires_grad_()
     weight_VH.requires_grad_()
