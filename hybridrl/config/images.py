@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from hybridrl.config.section import Section
 
@@ -25,3 +25,6 @@ class VisionConfig(Section):
     mode: Literal["train", "projector", "frozen"] = "train"
     """train: all of it; projector: only the layers that turn its features into the text model's; frozen:
     nothing. A run without data.images trains nothing of it."""
+
+    lr: PositiveFloat | None = None
+    """Peak learning rate of what is trained of it, with the schedule of actor.optimizer; None: its lr."""

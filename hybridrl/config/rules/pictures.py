@@ -37,12 +37,19 @@ def pictures_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator
     if config.data.images is None:
         if config.actor.vision != ActorConfig().vision and context.spec and context.spec.vision:
             yield ConfigError(
-                f"actor.vision.mode = {config.actor.vision.mode} has no effect: data.images is not set, so "
-                "nothing of the vision tower is trained",
+                "actor.vision has no effect: data.images is not set, so nothing of the tower is trained",
                 where=loaded.where(_VISION),
                 fix="remove actor.vision, or set data.images",
             )
         return
+    vision = config.actor.vision
+    if vision.mode == "frozen" and vision.lr is not None:
+        yield ConfigError(
+            f"actor.vision.lr = {vision.lr:g} has no effect: with actor.vision.mode = frozen nothing of the "
+            "tower is trained",
+            where=loaded.where("actor.vision.lr", "actor.vision.mode"),
+            fix="remove actor.vision.lr, or actor.vision.mode: train",
+        )
     most, longest = config.data.images.max_tokens, config.rollout.max_prompt_tokens
     if most >= longest:
         yield ConfigError(
@@ -64,6 +71,8 @@ def _not_yet(config: Config) -> Iterator[tuple[str, bool, str, str]]:
     """(key, whether it is set, how it is set, fix) of everything that does not know pictures."""
     actor, rollout = config.actor, config.rollout
     yield "environment", config.environment is not None, "environment", "remove it, or data.images"
+    yield "program", config.program is not None, "program", "remove it, or data.images"
+    yield "judge", config.judge is not None, "judge", "judge with a rule: a judge would not see the pictures"
     yield "reward_model", config.reward_model is not None, "reward_model", "judge with a rule"
     yield "reference.parallel", config.reference.parallel is not None, "reference.parallel", "leave it out"
     yield "actor.lora", actor.lora is not None, "actor.lora", "train all weights: leave it out"

@@ -45,11 +45,15 @@ class MegatronModel(Model):
         rank: int,
         partition: TokenPartition,
         adapters: AdapterLayout | None,
+        *,
+        tower_lr: float | None = None,
     ) -> None:
         """
         Args:
             partition: how idle microbatches are packed.
+            tower_lr: as in Optimizer.
         """
+        self._tower_lr = tower_lr
         self.stage, self.layout, self.rank, self.adapters = stage, layout, rank, adapters
         self._inner, self._partition = policy_model(stage), partition
 
@@ -109,7 +113,7 @@ class MegatronModel(Model):
         return schedule.gradient_buffers(self.stage)
 
     def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
-        return Optimizer(config, self.stage, num_steps)
+        return Optimizer(config, self.stage, num_steps, tower_lr=self._tower_lr)
 
     def routing(self, config: MoEConfig) -> Routing:
         modules = (module for chunk in chunks(self.stage) for module in chunk.modules())
@@ -165,7 +169,8 @@ class MegatronBackend(Backend):
             Offload((), schedule.gradient_buffers(stage)).leave()  # they never come back
         if value_head and layout.spec.head != "value":
             layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
-        return MegatronModel(stage, layout, setup.rank, self.partition, adapters)
+        tower_lr = setup.actor.vision.lr
+        return MegatronModel(stage, layout, setup.rank, self.partition, adapters, tower_lr=tower_lr)
 
     def written(self, layout: Layout) -> tuple[set[str], set[str]]:
         return written(layout, self.setup.rank, self.layout.tp)

@@ -4,9 +4,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import (
+    ChainedOptimizer,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer_config import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.optimizer_config import ParamKey
+from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -18,17 +24,23 @@ from hybridrl.trainer.megatron.model import Stage
 INITIAL_LOSS_SCALE = 2.0**16
 """Initial loss scale of fp16. With Megatron's default, 2**32, the first dozen optimizer steps overflow."""
 
+_TOWER = "*visual.*"
+"""Names of the parameters of a vision tower, inside any of Megatron's wrappers."""
+
 
 class Optimizer:
     """Implements base.Optimizer. Every method is *collective* over all ranks."""
 
     quantities = (WEIGHTS, "exp_avg", "exp_avg_sq")
 
-    def __init__(self, config: OptimizerConfig, stage: Stage, num_steps: int) -> None:
+    def __init__(
+        self, config: OptimizerConfig, stage: Stage, num_steps: int, *, tower_lr: float | None = None
+    ) -> None:
         """
         Args:
             stage: the model with the initial weights, which are copied to fp32 if they are not fp32.
             num_steps: length of the learning-rate schedule.
+            tower_lr: peak learning rate of the vision tower; None: that of the config.
         """
         self._config, self._stage, self._num_steps = config, stage, num_steps
         self.num_steps_done = 0
@@ -46,7 +58,10 @@ class Optimizer:
             params_dtype=stage[0].config.params_dtype,
             use_distributed_optimizer=True,
         )
-        self.megatron: ChainedOptimizer = get_megatron_optimizer(options, cast(Any, stage))
+        overrides = get_standard_config_overrides(options)
+        if tower_lr is not None:
+            overrides[ParamKey(name=_TOWER)] = ParamGroupOverride(max_lr=tower_lr)
+        self.megatron: ChainedOptimizer = get_megatron_optimizer(options, cast(Any, stage), overrides)
         self._parts = [p for p in self.megatron.chained_optimizers if p.optimizer is not None]
         """Megatron's optimizers that have parameters on this rank: one for experts, one for all others."""
 
@@ -80,7 +95,7 @@ class Optimizer:
             clip_grad_by_total_norm_fp32(parameters, self._config.clip_grad_norm, gradient_norm)
         lr = learning_rate(self._config, self.num_steps_done, self._num_steps)
         for group in self.megatron.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * (group["max_lr"] / self._config.lr)
             group["weight_decay"] = self._config.weight_decay * group["wd_mult"]  # 0 for norms and biases
         self.megatron.step_with_ready_grads()
         self.num_steps_done += 1

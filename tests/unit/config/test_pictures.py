@@ -39,6 +39,7 @@ def test_parts_of_the_tower_can_be_frozen(models, mode) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("judge={path: folder}", "judge: it is not supported together with data.images yet"),
         ("reward_model=folder", "reward_model: it is not supported together with data.images yet"),
         ("reference.parallel={tp: 1}", "reference.parallel: it is not supported"),
         ("actor.lora={}", "actor.lora: it is not supported"),
@@ -63,7 +64,13 @@ def test_a_model_of_text_takes_no_pictures(models) -> None:
 
 def test_a_tower_without_pictures_is_not_trained_and_the_key_is_refused(models) -> None:
     found = errors(models, "data.images=null", "actor.vision.mode=frozen")
-    assert any("actor.vision.mode = frozen has no effect: data.images is not set" in error for error in found)
+    assert any("actor.vision has no effect: data.images is not set" in error for error in found)
+
+
+def test_a_learning_rate_of_what_is_frozen_is_refused(models) -> None:
+    assert errors(models, "actor.vision={mode: projector, lr: 1.0e-4}") == []
+    (found,) = errors(models, "actor.vision={mode: frozen, lr: 1.0e-4}")
+    assert "actor.vision.lr = 0.0001 has no effect" in found
 
 
 def test_a_critic_is_refused(models) -> None:

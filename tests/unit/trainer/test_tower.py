@@ -1,0 +1,81 @@
+"""What is trained of a vision tower, on one rank, and the token that cannot be sampled."""
+
+import numpy as np
+import pytest
+import torch
+import trainer_values as values
+import vision_values as vision
+from trainer_ranks import on_ranks
+
+from hybridrl.config.images import VisionConfig
+from hybridrl.models import spec
+
+LR = 1.0e-4
+
+
+def moved(rank, rendezvous, folder, choice, pictures=True):
+    """The largest change of a weight in the first step, which is about the learning rate, of the text model,
+    of the projector and of the rest of the tower; and the log-probability of the placeholder."""
+    import trainer_scenarios as scenarios
+
+    actor = values.make_actor().model_copy(update={"vision": choice})
+    tower = spec.read(folder).vision
+    assert tower is not None
+    block = vision.make_block(tower)
+    with scenarios.policy(rank, rendezvous, folder, (1, 1, 1), actor=actor, pictures=pictures) as trained:
+        before = {name: tensor.clone() for name, tensor in trained.tensors().items()}
+        minibatch = vision.split(0, 1, (), block)
+        scenarios.play(trained, vision.make_batch(block, [minibatch]))
+        change = {name: float((t - before[name]).abs().max()) for name, t in trained.tensors().items()}
+        block.token_T[-1] = tower.image_token
+        logp = trained.logp(block)[-1]
+    found = {"logp": float(logp)}
+    for name, value in change.items():
+        kind = "text" if "visual." not in name else "projector" if "merger" in name else "tower"
+        found[kind] = max(found.get(kind, 0.0), value)
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return vision.make_model(tmp_path_factory.mktemp("model"), "qwen3_vl")
+
+
+@pytest.mark.parametrize(
+    ("choice", "tower", "projector"),
+    [
+        ({}, 1.0, 1.0),
+        ({"lr": LR}, LR, LR),
+        ({"mode": "projector", "lr": LR}, 0.0, LR),
+        ({"mode": "frozen"}, 0.0, 0.0),
+    ],
+    ids=str,
+)
+def test_each_part_moves_by_its_learning_rate(folder, choice, tower, projector) -> None:
+    (found,) = on_ranks(1, moved, folder, VisionConfig(**choice))
+    usual = found["text"]
+    assert usual > 0
+    for part, wanted in (("tower", tower), ("projector", projector)):
+        assert found[part] == pytest.approx(usual if wanted == 1.0 else wanted, rel=0.1), part
+
+
+def test_the_placeholder_cannot_be_sampled_in_a_run_with_pictures(folder) -> None:
+    (shown,), (text,) = (on_ranks(1, moved, folder, VisionConfig(), pictures) for pictures in (True, False))
+    assert shown["logp"] < -1e3 and text["logp"] > -20
+    assert text["tower"] == text["projector"] == 0.0
+
+
+def test_other_tokens_have_the_probabilities_that_are_left(folder) -> None:
+    (found,) = on_ranks(1, scored, folder)
+    block, tower = vision.make_block(spec.read(folder).vision), spec.read(folder).vision
+    with torch.no_grad():
+        plain = torch.cat(list(vision.plain_logp(vision.load_plain(folder), block, tower, 0.8)))
+    assert np.abs(found - plain.numpy()).max() < 2e-5
+
+
+def scored(rank, rendezvous, folder):
+    import trainer_scenarios as scenarios
+
+    block = vision.make_block(spec.read(folder).vision)
+    with scenarios.policy(rank, rendezvous, folder, (1, 1, 1), pictures=True) as trained:
+        return trained.logp(block)[block.loss_mask_T]
