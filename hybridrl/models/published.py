@@ -1,7 +1,7 @@
 """Sizes of published models by their hub name, so that a plan needs no download.
 
-published.json has the config.json keys that the models of a kind share, and the keys of each model. For
-models that read images it has the text model; for models published in FP8 it has only the sizes.
+published.json has the config.json keys that the models of a kind share, and the keys of each model. Of
+Gemma 3 it has the text model; for models published in FP8 it has only the sizes.
 """
 
 import json

@@ -38,6 +38,9 @@ PROMISED = {
     "search_qwen7b",
     "python_qwen32b",
     "agent_qwen7b",
+    "shapes_vlm",
+    "geo3k_qwen3vl_8b",
+    "grpo_qwen25vl_7b",
 }
 
 
