@@ -31,6 +31,9 @@ class Batch:
     turn_tokens: int = 0
     """Most tokens of one answer in an episode; 0 without an environment."""
 
+    picture_tokens: int = 0
+    """Most tokens of a picture; 0: prompts are text."""
+
     turn_s: float = 0.0
     """Longest time that an environment may take to answer a turn."""
 
@@ -52,6 +55,7 @@ class Batch:
             mean_response=response / 2 if mean_response is None else mean_response,
             optimizer_steps=cfg.batch.optimizer_steps,
             epochs=cfg.batch.epochs,
+            picture_tokens=cfg.data.images.max_tokens if cfg.data.images else 0,
             **_episodes(cfg),
         )
 

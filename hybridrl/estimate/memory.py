@@ -12,6 +12,7 @@ from hybridrl.config.training import TrainParallel
 from hybridrl.estimate.activations import in_flight, layer, loss_bytes, norm_outputs
 from hybridrl.estimate.engine import engine_weights, engine_work, kv_bytes
 from hybridrl.estimate.gathered import GRADIENT_BYTES, gathered
+from hybridrl.estimate.pictures import pixel_bytes, tower_forward, tower_kept
 from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.weights import Share, on_stage
 
@@ -117,13 +118,15 @@ def logprobs(setting: Setting, stage: int) -> Phase:
 
 
 def _step_bytes(setting: Setting, stage: int) -> float:
-    return activations(setting, stage) + gathered(setting, num_microbatches(setting))
+    tower = in_flight(setting, 0, num_microbatches(setting)) * tower_kept(setting) if stage == 0 else 0.0
+    return activations(setting, stage) + tower + gathered(setting, num_microbatches(setting))
 
 
 def _forward_bytes(setting: Setting, stage: int) -> float:
     tokens, last = setting.packed_tokens / setting.train.cp, stage == setting.train.pp - 1
     loss = loss_bytes(setting, tokens * setting.batch.trained_share, backward=False) if last else 0.0
-    return max(_layer_bytes(setting), loss) + gathered(setting)
+    tower = tower_forward(setting) if stage == 0 else 0.0
+    return max(_layer_bytes(setting), loss, tower) + gathered(setting)
 
 
 def _layer_bytes(setting: Setting) -> float:
@@ -240,13 +243,14 @@ def least(setting: Setting) -> Phase:
 
 
 def host_bytes(setting: Setting) -> float:
-    """Host memory of a node besides its processes: state that is kept or offloaded there, and the tokens of a
-    step."""
+    """Host memory of a node besides its processes: state that is kept or offloaded there, and the tokens and
+    pixels of a step."""
     away = state(setting, 0).all - resident(setting, 0).after_offload(setting).all
     if setting.on_host == "optimizer":
         away += state(setting, 0).policy  # the optimizer steps on a copy of the weights
     tokens = setting.batch.trajectories * setting.batch.longest * _TOKEN_BYTES
-    return away * max(1, setting.gpus_per_node) + tokens
+    pixels = pixel_bytes(setting, setting.batch.prompts * setting.batch.prompt_tokens)
+    return away * max(1, setting.gpus_per_node) + tokens + pixels
 
 
 def checkpoint_bytes(setting: Setting) -> float:

@@ -21,6 +21,7 @@ from hybridrl.estimate.memory import (
     scoring,
     training,
 )
+from hybridrl.estimate.pictures import has_pictures, pixel_bytes, step_pixels, tower_kept, tower_weights
 from hybridrl.estimate.search import Proposal
 from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import recompute_s, recomputed_tokens, step_time
@@ -74,6 +75,13 @@ def as_dict(found: Plan) -> dict[str, Any]:
         told["time_s"] = {
             name: step_time(replace(setting, gpu=gpu), found.swap).as_dict() for name, gpu in GPUS.items()
         }
+    if has_pictures(setting):
+        told["pictures"] = {
+            "most_tokens": setting.batch.picture_tokens,
+            "tower_parameters": tower_weights(setting.model),
+            "tower_activation_bytes": tower_kept(setting),
+            "pixel_bytes_per_step": step_pixels(setting),
+        }
     if setting.swaps_in_flight:
         told["recomputed_tokens_per_engine"] = recomputed_tokens(setting)
     if found.proposals:
@@ -119,11 +127,30 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
         f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}, "
         f"{counted(kv_tokens(setting), 'token', form=',')} of cache each",
     )
+    if has_pictures(setting):
+        yield from _pictures(setting)
     if batch.turn_tokens:
         yield from _episodes(setting)
     beside = [_beside(setting, role) for role in (*setting.trained, *setting.frozen) if role != "actor"]
     if beside:
         yield "", "; ".join(beside)
+
+
+def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
+    """What pictures may take: of a prompt, of the wire, and of the first stage."""
+    batch, tower = setting.batch, tower_weights(setting.model)
+    mode = f"actor.vision.mode = {setting.actor.vision.mode}"
+    yield (
+        "pictures",
+        f"at most {counted(batch.picture_tokens, 'token', form=',')} each; a prompt's pixels at most "
+        f"{_gb(pixel_bytes(setting, batch.prompt_tokens))}, from engines to ranks about "
+        f"{_gb(step_pixels(setting))} a step",
+    )
+    yield (
+        "",
+        f"vision tower: {_count(tower)} parameters on every rank of the first stage, {mode}; up to "
+        f"{_gb(tower_kept(setting))} of activations for a microbatch",
+    )
 
 
 def _episodes(setting: Setting) -> Iterator[tuple[str, str]]:

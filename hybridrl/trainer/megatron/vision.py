@@ -38,6 +38,9 @@ def build_tower(spec: ModelSpec, config: TransformerConfig, mode: Mode) -> torch
         parameter.requires_grad_(mode == "train" or (mode == "projector" and projector(name)))
         # Under sequence parallelism each rank has the gradient of its own tokens; Megatron sums these.
         parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
+    if config.recompute_granularity == "full":
+        recomputed: Any = tower
+        recomputed.gradient_checkpointing_enable({"use_reentrant": False})
     return tower
 
 

@@ -73,6 +73,25 @@ def test_other_tokens_have_the_probabilities_that_are_left(folder) -> None:
     assert np.abs(found - plain.numpy()).max() < 2e-5
 
 
+def test_recomputed_layers_of_the_tower_have_the_same_gradients(folder) -> None:
+    (kept,), (again,) = (on_ranks(1, tower_gradients, folder, how) for how in ("none", "full"))
+    assert kept.keys() == again.keys() and any("blocks" in name for name in kept)
+    assert all(np.array_equal(kept[name], again[name]) for name in kept)
+
+
+def tower_gradients(rank, rendezvous, folder, recompute):
+    import trainer_scenarios as scenarios
+
+    actor, tower = values.make_actor(recompute=recompute), spec.read(folder).vision
+    assert tower is not None
+    block = vision.make_block(tower)
+    with scenarios.policy(rank, rendezvous, folder, (1, 1, 1), actor=actor, pictures=True) as trained:
+        assert trained.backend._config.recompute_granularity == (None if recompute == "none" else "full")
+        trained.load(vision.make_batch(block, [vision.split(0, 1, (5,), block)]))
+        _, _, found = trained.gradients(0)
+    return {name: gradient.numpy() for name, gradient in found.items() if "visual." in name}
+
+
 def scored(rank, rendezvous, folder):
     import trainer_scenarios as scenarios
 
