@@ -22,6 +22,7 @@ from hybridrl.trainer import bundles, export
 from hybridrl.trainer.bundles import Bundle
 from hybridrl.trainer.checkpoints import named, whole_checkpoints
 from hybridrl.trainer.export_proof import plain_logits, plain_model
+from hybridrl.trainer.linear_logprob import NEVER
 from hybridrl.trainer.setup import PolicySetup
 from hybridrl.verify.ranks import RankGroup
 
@@ -144,6 +145,7 @@ def _shifts(folder: Path, bundle: Bundle, setup: PolicySetup) -> Shifts:
         block, at_T = batch.blocks[b], np.flatnonzero(batch.blocks[b].loss_mask_T[batch.blocks[b].row(r)])
         if n < _MOST_ROWS:
             token_T, logits_TV = plain_logits(model, block, int(r), vision)
+            logits_TV[:, list(setup.banned)] = NEVER
             ways = shifts(logits_TV[at_T - 1] / setup.temperature, token_T[at_T])
             found.append({way: shift.double().numpy() for way, shift in ways.items()})
         else:

@@ -10,7 +10,7 @@ import torch
 from hybridrl.models.pictures import picture_columns, stored
 from hybridrl.models.vision import VisionSpec
 from hybridrl.rollout.base import Request
-from hybridrl.rollout.sglang.pictures import PictureInputs, names, refused_pictures
+from hybridrl.rollout.sglang.pictures import PictureInputs, banned, names, refused_pictures
 from hybridrl.rollout.sglang.serve import Serving
 from hybridrl.types import Prompt, Sampling
 
@@ -125,3 +125,14 @@ def test_prompts_with_pictures_are_cached_with_them_and_asked_with_them() -> Non
     assert len(manager.asked) == 1 or len(manager.asked) == 2
     cached, *_ = manager.asked
     assert [list(ids) for ids in cached.input_ids] == [list(WIDE)] and len(cached.image_data) == 1
+
+
+def test_the_placeholder_is_banned_in_a_run_with_pictures() -> None:
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    given = banned(request(), VISION)
+    parameters = SamplingParams(max_new_tokens=2, **given)
+    parameters.verify(10)
+    assert parameters.logit_bias == {"9": -1.0e4}
+    assert banned(request(ids=(1, 2), shown=arrays()), VISION) == given  # a prompt of text in such a run
+    assert banned(request(ids=(1, 2), shown={}), VISION) == banned(request(), None) == {}
