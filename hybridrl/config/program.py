@@ -17,6 +17,31 @@ class TLSConfig(Section):
     """File with its key, in PEM."""
 
 
+class ProgramBoxConfig(Section):
+    """A box of the sandbox for each episode of a program; true: with these defaults. The program reads
+    `folder` and Python's packages, writes to /tmp, and reaches nothing of the network but its endpoint."""
+
+    memory_mb: PositiveInt = 2048
+    """MiB that a box may take, and address space of each of its processes."""
+
+    disk_mb: PositiveInt = 256
+    """MiB of all files in a box, which are in memory."""
+
+    processes: PositiveInt = 64
+    """Processes and threads that may run in a box at the same time."""
+
+    cpu_s: PositiveInt = 600
+    """Seconds of processor time of each process."""
+
+    ahead: PositiveInt = 2
+    """Boxes that an engine starts before they are needed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        return {} if value is True else value
+
+
 class ProgramConfig(Section):
     """An agent that is any program: in each episode it gets the address and the key of an endpoint in
     OpenAI's and Anthropic's form, behind which the policy answers. docs/gateway.md has the details."""
@@ -27,6 +52,9 @@ class ProgramConfig(Section):
 
     folder: str | None = None
     """Folder in which it runs. None: the one in which the run was started."""
+
+    box: ProgramBoxConfig | None = None
+    """None: the program runs with the rights of the run."""
 
     episodes_per_process: PositiveInt = 1
     """1: a process for each episode, which ends with its exit. More: a process reads episode after episode,
@@ -74,7 +102,8 @@ class ProgramConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _from_a_list(cls, value: Any) -> Any:
-        return {"command": value} if isinstance(value, (list, tuple)) else value
+        given = {"command": value} if isinstance(value, (list, tuple)) else value
+        return {**given, "box": None} if isinstance(given, dict) and given.get("box") is False else given
 
     @model_validator(mode="after")
     def _has_a_command(self) -> "ProgramConfig":

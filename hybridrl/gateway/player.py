@@ -9,7 +9,7 @@ from hybridrl.dialogue.base import Dialogue
 from hybridrl.environments.base import EnvironmentFailedError, Message
 from hybridrl.gateway.conversation import Conversations, Limits
 from hybridrl.gateway.ending import Ending
-from hybridrl.gateway.program import ProgramEpisode, Programs, failed
+from hybridrl.gateway.program import PlayedEpisode, ProgramSource, failed
 from hybridrl.gateway.server import MODEL, Gateway, Session
 from hybridrl.rollout.streams import Played, TokenStream
 from hybridrl.rollout.turns import MOST_ATTEMPTS, AskTurn, Outcome
@@ -25,7 +25,7 @@ class ProgramPlayer:
     def __init__(
         self,
         gateway: Gateway,
-        programs: Programs,
+        programs: ProgramSource,
         dialogue: Dialogue,
         opening: Callable[[Mapping[str, Any]], Sequence[Message]],
         limits: Limits,
@@ -77,7 +77,7 @@ class ProgramPlayer:
             EnvironmentFailedError: the program failed.
             HybridRLError: the engine failed.
         """
-        session = self._gateway.open(conversations)
+        session = self._gateway.open(conversations, self._programs.address)
         episode = {
             "base_url": f"{session.url}/v1",
             "key": session.key,
@@ -106,7 +106,7 @@ class ProgramPlayer:
             self._gateway.end(session)
             await running.end(hangs=ended in (None, "deadline"))
 
-    async def _until_end(self, session: Session, running: ProgramEpisode) -> Ended:
+    async def _until_end(self, session: Session, running: PlayedEpisode) -> Ended:
         """Wait until the program exits or calls `done`, or until its time is over."""
         await asyncio.wait(
             [running.exited, session.ended],

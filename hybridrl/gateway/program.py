@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -32,6 +32,39 @@ class ProgramSetup:
     folder: str | None = None
     episodes_per_process: int = 1
     max_processes: int = 32
+
+
+class PlayedEpisode(Protocol):
+    """An episode that a program plays."""
+
+    exited: "asyncio.Task[str]"
+    """Ends with the program: why that is no success; "": it is."""
+
+    async def end(self, *, hangs: bool = False) -> None:
+        """End what plays this episode alone.
+
+        Args:
+            hangs: it did not end the episode itself.
+        """
+        ...
+
+
+class ProgramSource(Protocol):
+    """Starts programs, or gives episodes to those that run."""
+
+    address: str
+    """Start of the endpoint's address as programs see it; "": as the gateway says."""
+
+    async def begin(self, episode: Mapping[str, Any]) -> PlayedEpisode:
+        """
+        Raises:
+            EnvironmentFailedError: no program can be started, or it does not read.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End all programs."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +97,9 @@ class ProgramEpisode:
 
 
 class Programs:
-    """The processes of one engine; all calls come from one event loop."""
+    """The processes of one engine; implements ProgramSource. All calls come from one event loop."""
+
+    address = ""
 
     def __init__(self, setup: ProgramSetup) -> None:
         self._setup, self._processes = setup, set[_Process]()
@@ -125,12 +160,12 @@ class Programs:
         alone = setup.episodes_per_process == 1
         pipe = asyncio.subprocess.PIPE
         running = await asyncio.create_subprocess_exec(
-            *(_filled(setup.command, episode) if alone else setup.command),
+            *(commanded(setup.command, episode) if alone else setup.command),
             stdin=pipe,
             stdout=pipe,
             stderr=asyncio.subprocess.STDOUT,
             cwd=setup.folder,
-            env={**setup.environment, **(_variables(episode) if alone else {})},
+            env={**setup.environment, **(endpoint_variables(episode) if alone else {})},
             start_new_session=True,
         )
         tail = bytearray()
@@ -172,14 +207,14 @@ def failed(what: str, *, reason: str = "died") -> EnvironmentFailedError:
     )
 
 
-def _variables(episode: Mapping[str, Any]) -> dict[str, str]:
+def endpoint_variables(episode: Mapping[str, Any]) -> dict[str, str]:
     """Variables by which clients of OpenAI and Anthropic find their endpoint."""
     base, key = str(episode["base_url"]), str(episode["key"])
     openai = {"OPENAI_BASE_URL": base, "OPENAI_API_KEY": key}
     return {**openai, "ANTHROPIC_BASE_URL": base.removesuffix("/v1"), "ANTHROPIC_API_KEY": key}
 
 
-def _filled(command: Sequence[str], episode: Mapping[str, Any]) -> list[str]:
+def commanded(command: Sequence[str], episode: Mapping[str, Any]) -> list[str]:
     """The command with columns of the row in place of {column}."""
     row = episode["row"]
     filled = []

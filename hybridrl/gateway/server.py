@@ -13,6 +13,7 @@ import asyncio
 import hmac
 import json
 import secrets
+import socket
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -67,6 +68,17 @@ class Session:
             self.ended.set_exception(error)
 
 
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """A further socket on which a gateway serves."""
+
+    site: web.SockSite
+
+    async def close(self) -> None:
+        """Serve no further connection of it."""
+        await self.site.stop()
+
+
 class Gateway:
     """All calls come from one event loop."""
 
@@ -90,20 +102,37 @@ class Gateway:
         context = None
         if self._setup.certificate is not None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-            context.load_cert_chain(*self._setup.certificate)
+            context.load_cert_chain(*self._setup.certificate, password="")  # nobody is asked for one
         await web.TCPSite(self._runner, self._setup.host, 0, ssl_context=context, backlog=1024).start()
         port = self._runner.addresses[0][1]
         scheme = "https" if context else "http"
-        self._base = f"{scheme}://{self._setup.host}:{port}"
+        self._base = f"{scheme}://{_reached(self._setup.host)}:{port}"
 
     async def close(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def open(self, conversations: Conversations) -> Session:
-        """A session for one episode."""
+    @property
+    def num_listening(self) -> int:
+        """How many sockets it serves on: its own, and one for each box."""
+        return 0 if self._runner is None else len(self._runner.sites)
+
+    async def listen(self, listener: socket.socket) -> Listening:
+        """Serve on a socket that listens already, without TLS: such as the loopback of a box."""
+        assert self._runner is not None, "start() was not called"
+        site = web.SockSite(self._runner, listener)
+        await site.start()
+        return Listening(site)
+
+    def open(self, conversations: Conversations, address: str = "") -> Session:
+        """A session for one episode.
+
+        Args:
+            address: start of its URL. "": where this gateway listens.
+        """
         name = secrets.token_urlsafe(9)
-        session = Session(conversations, f"{self._base}/s/{name}", f"hy-{secrets.token_urlsafe(24)}")
+        url = f"{address or self._base}/s/{name}"
+        session = Session(conversations, url, f"hy-{secrets.token_urlsafe(24)}")
         self._sessions[name] = session
         conversations.fail = session.fail
         return session
@@ -228,6 +257,13 @@ class Gateway:
         except web.HTTPRequestEntityTooLarge as error:
             limit = f"program.max_body_kb allows {self._setup.max_body_bytes // 1024}"
             raise RefusedError(f"the body is too large: {limit}", status=413, code="too_large") from error
+
+
+def _reached(host: str) -> str:
+    """A host as an address has it; for one that means all addresses of this machine, its name."""
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def _refusal(form: ModuleType, error: RefusedError) -> web.Response:

@@ -22,7 +22,7 @@ from hybridrl.hosts.machine import Machine
 from hybridrl.launch.environment_setup import unfit_environments
 from hybridrl.launch.judge_check import unfit_judges
 from hybridrl.launch.memory import refuse_too_little_memory
-from hybridrl.launch.program_check import unfit_program, unsafe_endpoint
+from hybridrl.launch.program_check import unfit_box, unfit_program, unsafe_endpoint
 from hybridrl.launch.reward_model_setup import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.launch.shape import trainer_layout, with_gpus
 from hybridrl.layout.trainers import layout_of
@@ -202,7 +202,7 @@ def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[
         yield from map(loaded.locate, unfit_environments(environment))
     yield from unfit_judges(loaded)
     if (program := loaded.config.program) is not None:
-        yield from map(loaded.locate, unsafe_endpoint(program))
+        yield from map(loaded.locate, (*unsafe_endpoint(program), *unfit_box(program)))
     if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
         yield from _refusals(loaded, lambda: load_reward(reward.name, reward.options, where="reward"))
 

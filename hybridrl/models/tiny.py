@@ -24,7 +24,8 @@ ARITHMETIC = string.digits + "+-="
 
 LOOKUP = string.digits + "?[]"
 
-KUHN_POKER = "JQK:pb"
+_MOVES = "pb"
+KUHN_POKER = f"JQK:{_MOVES}"
 
 _SPECIAL = ("<eos>", "<pad>", "<unk>")
 
@@ -75,8 +76,9 @@ def qwen3_lookup(folder: Path, seed: int) -> None:
 
 
 def qwen3_kuhn_poker(folder: Path, seed: int) -> None:
-    """Write a model like qwen3_arithmetic whose tokens are the characters of KUHN_POKER."""
-    _arithmetic("qwen3", folder, seed, alphabet=KUHN_POKER)
+    """Write a model like qwen3_arithmetic whose tokens are the characters of KUHN_POKER. A move ends an
+    answer, so that an answer is one token."""
+    _arithmetic("qwen3", folder, seed, alphabet=KUHN_POKER, ends=_MOVES)
 
 
 def qwen3_moe_arithmetic(folder: Path, seed: int) -> None:
@@ -89,7 +91,13 @@ def olmo2_arithmetic(folder: Path, seed: int) -> None:
     _arithmetic("olmo2", folder, seed)
 
 
-def _arithmetic(family: str, folder: Path, seed: int, *, alphabet: str = ARITHMETIC, **sizes: int) -> None:
+def _arithmetic(
+    family: str, folder: Path, seed: int, *, alphabet: str = ARITHMETIC, ends: str = "", **sizes: int
+) -> None:
+    """
+    Args:
+        ends: characters that end an answer, as the end token does.
+    """
     sizes = {
         "hidden_size": 128,
         "num_hidden_layers": 2,
@@ -102,7 +110,8 @@ def _arithmetic(family: str, folder: Path, seed: int, *, alphabet: str = ARITHME
     }
     config = _config(family, sizes, tied=False, eos_token_id=len(alphabet))
     tokenizer = character_tokenizer(alphabet, _SPECIAL)
-    fill = partial(fill_folder, config=config, tokenizer=tokenizer, chat_template=None, seed=seed)
+    ids = tuple(map(alphabet.index, ends))
+    fill = partial(fill_folder, config=config, tokenizer=tokenizer, chat_template=None, seed=seed, ends=ids)
     write_once(folder, partial(fill, std=0.05, norm_std=0.0))
 
 
@@ -185,16 +194,19 @@ def fill_folder(
     seed: int,
     std: float,
     norm_std: float,
+    ends: tuple[int, ...] = (),
 ) -> None:
     """Write config, tokenizer and random weights into an empty folder.
 
     Args:
         std: standard deviation of matrices.
         norm_std: that of norms and biases.
+        ends: tokens that end an answer, besides eos_token_id of the config.
     """
     write_json(folder / "config.json", config)
-    ends = {key: config[key] for key in ("eos_token_id", "pad_token_id")}
-    write_json(folder / "generation_config.json", ends)
+    eos, pad = config["eos_token_id"], config["pad_token_id"]
+    stops = {"eos_token_id": [eos, *ends] if ends else eos, "pad_token_id": pad}
+    write_json(folder / "generation_config.json", stops)
     tokenizer.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", _tokenizer_config(config, chat_template))
     tensors = _random_tensors(spec.read(folder), np.random.default_rng(seed), std=std, norm_std=norm_std)

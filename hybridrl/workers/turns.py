@@ -1,7 +1,7 @@
 """What an engine's worker opens for episodes of several turns: environments or programs, and their player."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hybridrl.config.environment import EnvironmentConfig
@@ -11,13 +11,23 @@ from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.dialogue.base import Dialogue
 from hybridrl.dialogue.opened import Opening, open_dialogue, open_episode_dialogue, opening_of
 from hybridrl.environments.hosting import Environments, open_environments
+from hybridrl.gateway.boxed import PORT, BoxedPrograms
 from hybridrl.gateway.conversation import Limits
 from hybridrl.gateway.player import ProgramPlayer
-from hybridrl.gateway.program import Programs, ProgramSetup
+from hybridrl.gateway.program import Programs, ProgramSetup, ProgramSource
 from hybridrl.gateway.server import Gateway, ServerSetup
 from hybridrl.hosts.variables import child_environment
 from hybridrl.rollout.turns import Player, TurnPlayer
+from hybridrl.sandbox import limits as sandbox_limits
+from hybridrl.sandbox.local import LocalSandbox
+from hybridrl.sandbox.start import Shared
 from hybridrl.workers.environment_hosts import RemoteEnvironments
+
+_BOX_FILES = 512
+"""Open files of a program in a box: a client keeps connections."""
+
+_BOX_OUTPUT_BYTES = 32 << 20
+"""What a program in a box may print."""
 
 
 class Opened(Protocol):
@@ -111,15 +121,11 @@ class TurnSetup:
     ) -> tuple[Opened, Player]:
         gateway = Gateway(server_setup(program))
         await gateway.start()
-        variables = child_environment(program.variables, key="program.variables")
-        setup = ProgramSetup(
-            program.command,
-            variables,
-            program.folder,
-            program.episodes_per_process,
-            program.processes_per_engine,
-        )
-        programs = Programs(setup)
+        try:
+            programs = await open_programs(program, gateway)
+        except BaseException:
+            await gateway.close()
+            raise
         player = ProgramPlayer(
             gateway,
             programs,
@@ -136,11 +142,42 @@ class TurnSetup:
 @dataclass(frozen=True, slots=True)
 class _Endpoint:
     gateway: Gateway
-    programs: Programs
+    programs: ProgramSource
 
     async def close(self) -> None:
         await self.programs.close()
         await self.gateway.close()
+
+
+async def open_programs(program: ProgramConfig, gateway: Gateway) -> ProgramSource:
+    """
+    Raises:
+        ConfigError: a variable that is listed is not set.
+        ResourceError: the program asks for a box, and there can be none.
+    """
+    variables = child_environment(program.variables, key="program.variables")
+    setup = ProgramSetup(
+        program.command,
+        variables,
+        program.folder,
+        program.episodes_per_process,
+        program.processes_per_engine,
+    )
+    box = program.box
+    if box is None:
+        return Programs(setup)
+    limits = sandbox_limits.Limits(
+        memory_mb=box.memory_mb,
+        disk_mb=box.disk_mb,
+        processes=box.processes,
+        cpu_s=box.cpu_s,
+        open_files=_BOX_FILES,
+        output_bytes=_BOX_OUTPUT_BYTES,
+    )
+    sandbox = LocalSandbox(limits, ahead=box.ahead, shared=Shared(program.folder, PORT))
+    await sandbox.start()
+    own = {name: variables[name] for name in program.variables}  # the box says where its folders are
+    return BoxedPrograms(replace(setup, environment=own), sandbox, gateway, timeout_s=program.timeout_s)
 
 
 def server_setup(program: ProgramConfig) -> ServerSetup:

@@ -50,18 +50,18 @@ DOORS = {
     | {"config", "models", "layout", "reshard", "algorithms", "rollout"},  # algorithms.needs: what is held
     "trainer": NOUNS | {"config", "hosts", "models", "layout", "reshard", "algorithms"},
     "rollout": NOUNS | {"config", "hosts", "models", "layout", "reshard", "environments", "dialogue"},
-    "gateway": NOUNS | {"config", "rollout", "environments", "dialogue"},
+    "gateway": NOUNS | {"config", "rollout", "environments", "dialogue", "sandbox"},
     "cluster": {"errors"},
     "controller": NOUNS | {"config", "algorithms", "data", "environments"},
     "workers": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data"}
-    | {"trainer", "rollout", "gateway", "cluster", "environments", "dialogue", "faults"},
+    | {"trainer", "rollout", "gateway", "cluster", "environments", "dialogue", "faults", "sandbox"},
     "report": NOUNS | {"config", "models", "observe", "estimate"},
     "launch": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "rewards", "data", "observe"}
     | {"report"}
     | {"trainer", "rollout", "cluster", "controller", "workers", "estimate", "environments", "dialogue"}
-    | {"faults"},
+    | {"faults", "sandbox"},
     "library": NOUNS | {"config", "controller", "launch", "observe", "workers"},
     "plan": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "trainer", "rollout", "estimate", "launch"},

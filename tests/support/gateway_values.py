@@ -95,9 +95,11 @@ def conversations(policy: Policy, *, context: int = 4096, requests: int = 64) ->
 
 
 @contextlib.asynccontextmanager
-async def opened(policy: Policy, **limits: int) -> AsyncIterator[tuple[Gateway, Session, Conversations]]:
+async def opened(
+    policy: Policy, *, setup: ServerSetup | None = None, **limits: int
+) -> AsyncIterator[tuple[Gateway, Session, Conversations]]:
     running, body = limits.pop("max_running", 1024), limits.pop("max_body_bytes", 1 << 20)
-    gateway = Gateway(ServerSetup(max_running=running, max_body_bytes=body))
+    gateway = Gateway(setup or ServerSetup(max_running=running, max_body_bytes=body))
     await gateway.start()
     own = conversations(policy, **limits)
     try:

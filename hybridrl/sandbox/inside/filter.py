@@ -15,7 +15,7 @@ MACHINES = ("x86_64", "aarch64")
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
 
-_LOAD, _EQUAL, _NOT_BELOW, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _EQUAL, _NOT_BELOW, _ANY_BIT, _RETURN, _AND = 0x20, 0x15, 0x35, 0x45, 0x06, 0x54
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -23,7 +23,8 @@ _NEW_NAMESPACES = 0x7E020080
 """CLONE_NEW*: time, mount, cgroup, uts, ipc, user, pid, net."""
 
 _CLONE_THREAD = 0x00010000
-_AF_UNIX = 1
+_AF_UNIX, _AF_INET = 1, 2
+_SOCK_STREAM, _SOCKET_KIND, _IPPROTO_TCP = 1, 0xF, 6
 _PR_SET_PDEATHSIG = 1
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _SIGNAL_OWNERS = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP
@@ -32,9 +33,13 @@ _F_SETOWN = (8, 15)
 Code = list[tuple[int, int, int, int]]
 
 
-def box_filter() -> bytes:
-    """The filter of every process of a box; sockets are Unix sockets."""
-    return _Filter().refuse(REFUSED).common().finish()
+def box_filter(*, tcp: bool = False) -> bytes:
+    """The filter of every process of a box; sockets are Unix sockets.
+
+    Args:
+        tcp: sockets of TCP over IPv4 too, for a box with a network of its own.
+    """
+    return _Filter().refuse(REFUSED).common(tcp=tcp).finish()
 
 
 def lone_process_filter(pid: int) -> bytes:
@@ -65,11 +70,11 @@ class _Filter:
             self._on(name, [_refuse(error)])
         return self
 
-    def common(self) -> "_Filter":
+    def common(self, *, tcp: bool = False) -> "_Filter":
         """Rules about arguments that hold in every box. glibc tries clone without clone3."""
         self.refuse(["clone3"], errno.ENOSYS)
         self._on("clone", [_argument(0), (_ANY_BIT, 0, 1, _NEW_NAMESPACES), _refuse(errno.EPERM)])
-        self._on("socket", [_argument(0), (_EQUAL, 1, 0, _AF_UNIX), _refuse(errno.EACCES)])
+        self._on("socket", _unix_or_tcp() if tcp else _refuse_unless(0, (_AF_UNIX,), errno.EACCES))
         self._on("ioctl", _refuse_if(1, _TERMINAL_INPUT))
         return self
 
@@ -114,7 +119,26 @@ def _refuse_if(index: int, values: Iterable[int]) -> Code:
     return body
 
 
-def _refuse_unless(index: int, values: tuple[int, ...]) -> Code:
+def _refuse_unless(index: int, values: tuple[int, ...], error: int = errno.EPERM) -> Code:
     """Refuse the call unless the argument is one of the values."""
     tests: Code = [(_EQUAL, len(values) - i, 0, value) for i, value in enumerate(values)]
-    return [_argument(index), *tests, _refuse(errno.EPERM)]
+    return [_argument(index), *tests, _refuse(error)]
+
+
+def _unix_or_tcp() -> Code:
+    """Refuse a socket of another kind than Unix, and TCP over IPv4."""
+    of_tcp: Code = [
+        _argument(1),
+        (_AND, 0, 0, _SOCKET_KIND),  # the rest are flags
+        (_EQUAL, 1, 0, _SOCK_STREAM),
+        _refuse(errno.EACCES),
+        *_refuse_unless(2, (0, _IPPROTO_TCP), errno.EACCES),
+    ]
+    of_unix = len(of_tcp) + 2
+    return [
+        _argument(0),
+        (_EQUAL, of_unix, 0, _AF_UNIX),
+        (_EQUAL, 1, 0, _AF_INET),
+        _refuse(errno.EACCES),
+        *of_tcp,
+    ]

@@ -8,6 +8,7 @@ passes a limit is killed. When the owner's end closes, it ends, and with it ever
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -50,6 +51,8 @@ def main(owner: int) -> None:
     try:
         first = FirstProcess(owner, reader, order.header)
         first.start_session()  # most boxes serve one: it is up before the first call
+        if order.header["listen"]:
+            _hand_out_listener(*order.header["listen"])
     except (OSError, ValueError) as error:
         frames.send(owner, {"ready": False, "error": str(error)[:1000]})
         return
@@ -121,7 +124,8 @@ class FirstProcess:
         self._end_session()
         began = time.monotonic()
         if order["do"] == "run":
-            pipes, stdin = start_program(order["argv"], self._setting), parts[0]
+            folder, variables = order.get("folder") or self._setting.folder, order.get("variables") or {}
+            pipes, stdin = start_program(order["argv"], self._setting, folder, variables), parts[0]
         else:
             pipes, stdin = start_python(self._setting, _script(parts[0])), parts[1]
         self._children.add(pipes.pid)
@@ -281,6 +285,19 @@ def _confine(order: Mapping[str, Any], lone: bool) -> None:
         confine.apply_filter(box_filter())
     else:
         confine.die_with_parent()
+
+
+def _hand_out_listener(channel: int, port: int) -> None:
+    """Give the owner a socket that listens on this box's loopback: nobody outside reaches that network, and
+    nobody inside reaches another one.
+
+    Raises:
+        OSError: the port is taken, or there is no loopback.
+    """
+    with socket.socket(fileno=channel) as owner, socket.socket() as listener:
+        listener.bind(("127.0.0.1", port))
+        listener.listen(128)
+        socket.send_fds(owner, [b"l"], [listener.fileno()])
 
 
 def _script(code: bytes) -> Any:

@@ -68,12 +68,17 @@ class Pipes:
                 os.close(fd)
 
 
-def start_program(argv: Sequence[str], setting: Setting) -> Pipes:
-    """Execute a program, found as a shell finds it."""
+def start_program(argv: Sequence[str], setting: Setting, folder: str, variables: Mapping[str, str]) -> Pipes:
+    """Execute a program in a folder, found as a shell finds it.
+
+    Args:
+        variables: further ones of its environment.
+    """
 
     def body() -> None:
         try:
-            os.execvpe(argv[0], list(argv), setting.environment)
+            os.chdir(folder)
+            os.execvpe(argv[0], list(argv), {**setting.environment, **variables})
         except (OSError, ValueError) as error:
             os.write(2, f"cannot run {argv[0]}: {error}\n".encode(errors="replace"))
             os._exit(NOT_STARTED)
