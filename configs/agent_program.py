@@ -29,7 +29,7 @@ def play(episode: dict[str, Any]) -> None:
     called = re.fullmatch(r"\[([0-9])\]", said)
     if called:
         history.append({"role": "user", "content": row["registers"][int(called[1])]})
-        reward = 0.2 if int(called[1]) == row["register"] else 0.1
+        reward = 0.4 if int(called[1]) == row["register"] else 0.1
         said = ask()
         reward += 0.1 if re.fullmatch("[0-9]", said) and said != right else 0.0
     else:

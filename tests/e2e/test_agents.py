@@ -1,16 +1,13 @@
 """Episodes of several turns on the real stack: the games are learnt, and environments that fail are named."""
 
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from recipe_runs import ROOT, SUPPORT, first, last, launched
 
-ROOT = Path(__file__).parents[2]
-SUPPORT = ROOT / "tests" / "support"
 CALCULATOR = [sys.executable, str(SUPPORT / "mcp_calculator.py")]
 
 CONFIG: dict[str, Any] = {
@@ -22,30 +19,6 @@ CONFIG: dict[str, Any] = {
     "rollout": {"max_prompt_tokens": 16, "max_response_tokens": 8, "max_context_tokens": 64},
     "run": {"name": "agents", "steps": 2, "evaluate_every": 0, "export": False},
 }
-
-
-def launched(folder: Path, config: str, *overrides: str) -> tuple[list[dict[str, float]], str]:
-    """The metrics of a run by step, and what it said."""
-    command = [sys.executable, "-m", "hybridrl", "launch", config, *overrides]
-    paths = {"PYTHONPATH": f"{ROOT}:{SUPPORT}"}
-    process = subprocess.run(
-        ["env", *(f"{k}={v}" for k, v in paths.items()), *command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    (file,) = folder.glob("runs/*/metrics.jsonl")
-    return [json.loads(line) for line in file.read_text().splitlines()], process.stdout
-
-
-def last(metrics: list[dict[str, float]], name: str) -> float:
-    return [row[name] for row in metrics if name in row][-1]
-
-
-def first(metrics: list[dict[str, float]], name: str) -> float:
-    return next(row[name] for row in metrics if name in row)
 
 
 @pytest.mark.slow
