@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from hybridrl.config.judge import JudgeConfig
+from hybridrl.config.judge import FrozenConfig, JudgeConfig
 from hybridrl.config.meanings import MEANINGS
 from hybridrl.config.schema import Config, ModelConfig, RewardModelConfig, SourceConfig
 from hybridrl.config.section import PluginConfig, SectionOf
@@ -28,6 +28,7 @@ SHORT_FORM: dict[type[BaseModel], str] = {
     ModelConfig: "path",
     RewardModelConfig: "path",
     JudgeConfig: "path",
+    FrozenConfig: "path",
     SourceConfig: "path",
     PluginConfig: "name",
 }

@@ -33,6 +33,9 @@ class RunShape:
     judge_engines: int = 0
     """Engines of the model that judges."""
 
+    frozen_engines: int = 0
+    """Engines of the frozen player."""
+
     engine_parts: int = 1
     """Number of nodes that each engine spans."""
 
@@ -55,6 +58,7 @@ class RunShape:
             num_engines=cfg.rollout.num_engines or max(1, num_gpus(cfg.cluster) // engine.tp),
             engine=engine,
             judge_engines=cfg.judge.num_engines if cfg.judge else 0,
+            frozen_engines=cfg.frozen.num_engines if cfg.frozen else 0,
             trajectories_per_step=batch.prompts_per_step * cfg.algorithm.samples_per_prompt,
             optimizer_steps_per_step=cfg.batch.optimizer_steps,
             engine_parts=-(-engine.tp // (cfg.cluster.gpus_per_node or engine.tp)),

@@ -21,7 +21,7 @@ from hybridrl.config.bundle import BundleConfig
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.images import ImagesConfig
-from hybridrl.config.judge import JudgeConfig
+from hybridrl.config.judge import FrozenConfig, JudgeConfig
 from hybridrl.config.observe import ObserveConfig
 from hybridrl.config.program import ProgramConfig
 from hybridrl.config.rollout import RolloutConfig
@@ -378,6 +378,7 @@ class Config(Section):
     cluster: ClusterConfig = ClusterConfig()
     observe: ObserveConfig = ObserveConfig()
     judge: JudgeConfig | None = None
+    frozen: FrozenConfig | None = None
     program: ProgramConfig | None = None
 
     @property

@@ -113,6 +113,11 @@ class Gateway:
             await self._runner.cleanup()
 
     @property
+    def num_sessions(self) -> int:
+        """Episodes that have not ended."""
+        return len(self._sessions)
+
+    @property
     def num_listening(self) -> int:
         """How many sockets it serves on: its own, and one for each box."""
         return 0 if self._runner is None else len(self._runner.sites)

@@ -78,7 +78,11 @@ class Devices:
         visible = {
             group: [name(device) for device in devices(nodes, size)] for group, nodes in dedicated.items()
         }
-        visible["judge"] = _of_judge(cfg, placement, name) if cfg.judge else []
+        for group, model, nodes in (
+            ("judge", cfg.judge, placement.judge),
+            ("frozen", cfg.frozen, placement.frozen),
+        ):
+            visible[group] = _of_served(nodes, model.tp, size, name) if model else []
         visible["trainer"] = [name(device) for device in topology.source]
         share = engine.world_size // parts
         of_engines = [
@@ -90,12 +94,16 @@ class Devices:
         return cls(topology, visible)
 
 
-def _of_judge(cfg: Config, placement: Placement, name: Callable[[int], str]) -> list[str]:
-    """Visible GPUs of each engine of the model that judges: they fill a node from its last GPU, since the
-    policy's own ranks, where they do not fill a node, begin with its first."""
-    assert cfg.judge is not None and cfg.cluster.gpus_per_node
-    size, tp, taken, found = cfg.cluster.gpus_per_node, cfg.judge.tp, Counter[int](), []
-    for node in placement.judge:
+def _of_served(nodes: Sequence[int], tp: int, size: int, name: Callable[[int], str]) -> list[str]:
+    """Visible GPUs of each engine of a model that is not trained: they fill a node from its last GPU, since
+    the policy's own ranks, where they do not fill a node, begin with its first.
+
+    Args:
+        nodes: node of each engine.
+        size: GPUs of a node.
+    """
+    taken, found = Counter[int](), []
+    for node in nodes:
         first = size - tp - taken[node] * tp % (size // tp * tp)
         found.append(",".join(name(node * size + i) for i in range(first, first + tp)))
         taken[node] += 1

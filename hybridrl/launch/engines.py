@@ -37,11 +37,14 @@ class Engines:
     version: PolicyVersion | None = None
     """Version of the weights in model.path. None: the engines serve only after their first swap."""
 
-    def start(self, start: Start, files: RunFiles, hosts: Sequence[Any] = ()) -> RayRollout:
+    def start(
+        self, start: Start, files: RunFiles, hosts: Sequence[Any] = (), frozen: Sequence[Any] = ()
+    ) -> RayRollout:
         """Start the processes, not yet the engines.
 
         Args:
             hosts: actors that play the environments; empty: each engine's worker starts its own.
+            frozen: actors with the engines of the frozen player; empty: there is none.
         """
         files.logs.mkdir(parents=True, exist_ok=True)
         parts = self.shape.engine_parts
@@ -50,10 +53,11 @@ class Engines:
         most = self.cfg.rollout.max_running_requests if self.cfg.batch.max_lag else None
         swap, fullest = self.cfg.rollout.swap, max(Counter(node for _, node in first).values())
         turns = TurnSetup.of(self.cfg, engines_of_node=fullest)
+        turns = turns and replace(turns, hosts=hosts, frozen=frozen)
         others = [one for place, one in enumerate(placed) if place % parts]
         pictures = picture_format(self.cfg)
         given = [
-            (kind, setup, most, swap, turns and replace(turns, hosts=hosts, engine=engine), pictures)
+            (kind, setup, most, swap, turns and replace(turns, engine=engine), pictures)
             for engine, (setup, _) in enumerate(first)
         ]
         workers = start("engine", RolloutWorker, given, [node for _, node in first])

@@ -37,13 +37,13 @@ from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
 from hybridrl.launch.inject import plant
-from hybridrl.launch.judge_engines import JudgeEngines
 from hybridrl.launch.loop_guard import guard
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_address import address_of
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
 from hybridrl.launch.run import Run
+from hybridrl.launch.served_engines import ServedEngines
 from hybridrl.launch.shape import Placement, Resume, trainer_layout
 from hybridrl.launch.start_trainers import Trainers
 from hybridrl.launch.stop import StopRequest
@@ -68,6 +68,8 @@ from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
 
 Value = TypeVar("Value")
+
+_STOP_S = 60.0
 
 Place = Literal["local", "ray"]
 """A Ray that is started here, or one that runs already."""
@@ -189,7 +191,9 @@ class RLRun(Run[Config, RunObserver]):
             await self._explain(error, workers)
             raise
         finally:
-            await asyncio.gather(workers.rollout.stop(), workers.rule.stop(), return_exceptions=True)
+            await asyncio.gather(
+                workers.rollout.stop(), workers.rule.stop(), workers.stop_frozen(), return_exceptions=True
+            )
             for group in workers.groups:
                 group.kill()
             if self._mirror:
@@ -248,13 +252,15 @@ class RLRun(Run[Config, RunObserver]):
         )
         nodes = self._environment_nodes
         hosts = start("environment", EnvironmentHost, [(cfg.environment,)] * len(nodes), nodes)
-        rollout = engines.start(start, self.files, hosts.actors)
+        served = ServedEngines(cfg, placement)
+        frozen = served.frozen(start, self.files)
+        rollout = engines.start(start, self.files, hosts.actors, frozen.actors if frozen else ())
         trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
         trainer = trainers.start(start, self.files, self.observe.warn, self._mirror)
         rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
         reward_model = trainers.reward_model(start, trainer)
-        judge = JudgeEngines(cfg, placement).start(start, self.files)
-        return Workers(rollout, trainer, RayReward(rule, cfg.cluster, judge), reward_model, hosts)
+        judge = served.judge(start, self.files)
+        return Workers(rollout, trainer, RayReward(rule, cfg.cluster, judge), reward_model, hosts, frozen)
 
     async def _build(self, workers: "Workers", advance: Advance, *, engines_first: bool) -> None:
         """
@@ -269,13 +275,14 @@ class RLRun(Run[Config, RunObserver]):
         ready, judges = Ready(advance, sum(map(len, workers.groups))), workers.reward_model
         checkpoint = self.checkpoint.folder if self.checkpoint else None
         build = partial(workers.trainer.build, checkpoint, self.start_step)
-        start_rule = partial(ready.after, workers.rule.start, workers.rule.groups)
+        served = partial(workers.start_served, timeout_s)
+        start_served = partial(ready.after, served, [*workers.rule.groups, *workers.frozen_players])
         start_engines = partial(ready.after, rollout.start, rollout.groups)
         if engines_first:
-            await start_rule()  # with the engines of a judge, which take their memory before
+            await start_served()  # they take their memory before the others
             await start_engines()
             await rollout.sleep()
-        others = [] if engines_first else [start_rule(), start_engines()]
+        others = [] if engines_first else [start_served(), start_engines()]
         if judges:
             others.append(ready.after(judges.build, judges.own_workers))
         build = ready.after(build, [*workers.trainer.groups, *workers.hosts])
@@ -349,14 +356,31 @@ class Workers:
     environments: WorkerGroup
     """Hosts of environments on nodes of their own; there may be none."""
 
+    frozen: WorkerGroup | None
+    """Engines of the frozen player."""
+
+    async def stop_frozen(self) -> None:
+        if self.frozen:
+            await self.frozen.all("stop", timeout_s=_STOP_S)
+
+    async def start_served(self, timeout_s: float) -> None:
+        """Start the engines of models that are not trained, and the workers of the reward."""
+        starts = [self.frozen.all("start", timeout_s=timeout_s)] if self.frozen else []
+        await asyncio.gather(self.rule.start(), *starts)
+
     @property
     def groups(self) -> list[WorkerGroup]:
         judges = self.reward_model.own_workers if self.reward_model else []
-        return [*self.rollout.groups, *self.trainer.groups, *self.rule.groups, *judges, *self.hosts]
+        others = [*judges, *self.hosts, *self.frozen_players]
+        return [*self.rollout.groups, *self.trainer.groups, *self.rule.groups, *others]
 
     @property
     def hosts(self) -> list[WorkerGroup]:
         return [self.environments] if len(self.environments) else []
+
+    @property
+    def frozen_players(self) -> list[WorkerGroup]:
+        return [self.frozen] if self.frozen else []
 
     @property
     def by_target(self) -> dict[str, WorkerGroup]:

@@ -48,11 +48,12 @@ def in_folders(loaded: LoadedConfig) -> LoadedConfig:
     model = cfg.model.model_copy(update={"path": found.get(cfg.model.path, cfg.model.path)})
     teacher = cfg.algorithm.teacher and found.get(cfg.algorithm.teacher, cfg.algorithm.teacher)
     algorithm = cfg.algorithm.model_copy(update={"teacher": teacher})
-    scoring, judge = (
+    scoring, judge, frozen = (
         own and own.model_copy(update={"path": found.get(own.path, own.path)})
-        for own in (cfg.reward_model, cfg.judge)
+        for own in (cfg.reward_model, cfg.judge, cfg.frozen)
     )
-    changed = {"model": model, "algorithm": algorithm, "reward_model": scoring, "judge": judge}
+    changed = {"model": model, "algorithm": algorithm, "reward_model": scoring}
+    changed |= {"judge": judge, "frozen": frozen}
     return replace(loaded, config=cfg.model_copy(update=changed))
 
 
@@ -73,3 +74,5 @@ def _named(loaded: LoadedConfig) -> Iterator[tuple[str, str]]:
         yield "reward_model.path", cfg.reward_model.path
     if cfg.judge:
         yield "judge.path", cfg.judge.path
+    if cfg.frozen:
+        yield "frozen.path", cfg.frozen.path

@@ -57,7 +57,7 @@ class Cluster:
         of_each = visible.get(name, [""] * len(nodes))
 
         def begin(rank: int) -> Any:
-            node, trains = nodes[rank], not name.startswith(("engine", "judge", "environment"))
+            node, trains = nodes[rank], not name.startswith(("engine", "judge", "frozen", "environment"))
             interface = self.interfaces[node] if node < len(self.interfaces) else ""
             variables = environment(interface, of_each[rank], trains=trains)
             options = worker.options(runtime_env={"env_vars": variables}, **self.place(node))

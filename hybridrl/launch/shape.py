@@ -68,6 +68,9 @@ class Placement:
     judge: tuple[int, ...] = ()
     """Node of each engine of the model that judges."""
 
+    frozen: tuple[int, ...] = ()
+    """Node of each engine of the frozen player."""
+
     @classmethod
     def of(cls, shape: RunShape, num_nodes: int) -> "Placement":
         """Neighbouring ranks share a node. Rewards are computed on the first node, where the controller
@@ -75,8 +78,11 @@ class Placement:
         shardings = (shape.critic, shape.reference, shape.reward_model)
         dedicated = [_spread(sharding.num_ranks if sharding else 0, num_nodes) for sharding in shardings]
         engines = _spread(shape.num_engines * shape.engine_parts, num_nodes)
-        judge = _spread(shape.judge_engines, num_nodes)
-        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *dedicated, judge=judge)
+        served = {
+            "judge": _spread(shape.judge_engines, num_nodes),
+            "frozen": _spread(shape.frozen_engines, num_nodes),
+        }
+        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *dedicated, **served)
 
     def topology(self, engine_ranks: int, gpus_per_node: int = 0, *, parts: int = 1) -> Topology | None:
         """Which trainer ranks and engine ranks share a device; None: there is one node, without GPUs.
@@ -100,7 +106,7 @@ class Placement:
     def per_node(self) -> list[int]:
         """Workers on each node."""
         dedicated = (*self.critic, *self.reference, *self.reward_model)
-        nodes = (*self.trainer, *self.engine, *self.reward, *dedicated, *self.judge)
+        nodes = (*self.trainer, *self.engine, *self.reward, *dedicated, *self.judge, *self.frozen)
         return [nodes.count(node) for node in range(max(nodes) + 1)]
 
 

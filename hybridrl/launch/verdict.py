@@ -20,10 +20,10 @@ from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError
 from hybridrl.estimate.gpus import name_of
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.environment_setup import unfit_environments
-from hybridrl.launch.judge_check import unfit_judges
 from hybridrl.launch.memory import refuse_too_little_memory
 from hybridrl.launch.program_check import unfit_box, unfit_program, unsafe_endpoint
 from hybridrl.launch.reward_model_setup import refuse_unfit_reward_model, reward_model_layout
+from hybridrl.launch.served_check import unfit_frozen, unfit_judges
 from hybridrl.launch.shape import trainer_layout, with_gpus
 from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
@@ -201,6 +201,7 @@ def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[
     if (environment := loaded.config.environment) is not None:
         yield from map(loaded.locate, unfit_environments(environment))
     yield from unfit_judges(loaded)
+    yield from unfit_frozen(loaded)
     if (program := loaded.config.program) is not None:
         yield from map(loaded.locate, (*unsafe_endpoint(program), *unfit_box(program)))
     if ":" not in reward.name:  # code from outside is loaded in a process that can be killed

@@ -9,8 +9,9 @@ Waits: an episode waits for the engine, and for its environment, which has deadl
 """
 
 import contextlib
+import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -55,6 +56,16 @@ class AskTurn(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class FrozenPlayer:
+    """A model that plays a role in the policy's place; what it says is not trained on."""
+
+    dialogue: Dialogue
+    ask: AskTurn
+    """Its `turn` is the seed of the answer: a frozen player is a part of the world, whose seed all samples of
+    a prompt share."""
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of an episode, with what was counted on the way."""
@@ -91,18 +102,26 @@ class _Attempt:
     prompt: Prompt
     tools: Sequence[ToolSchema]
     max_turns: int
+    frozen: Container[int] = ()
+    """Roles that the policy does not play."""
+
     streams: dict[int, TokenStream] = field(default_factory=dict)
     sums: Sums = field(default_factory=lambda: defaultdict(float))
     reported: Sums = field(default_factory=lambda: defaultdict(float))
     finish: Finish = "stop"
 
     @property
+    def trained(self) -> tuple[TokenStream, ...]:
+        """The streams of the roles that the policy plays."""
+        return tuple(stream for agent, stream in self.streams.items() if agent not in self.frozen)
+
+    @property
     def turns(self) -> list[StreamTurn]:
-        """The turns of all agents."""
-        return [turn for stream in self.streams.values() for turn in stream.turns]
+        """The turns of the policy."""
+        return [turn for stream in self.trained for turn in stream.turns]
 
     def end(self, ended: Ended) -> Played:
-        streams = tuple(self.streams.values()) or (TokenStream(tokens=list(self.prompt.token_ids[:1])),)
+        streams = self.trained or (TokenStream(tokens=list(self.prompt.token_ids[:1])),)
         out_of_budget = ended != "done" or self.finish == "length"
         return Played(streams, ended, "length" if out_of_budget else "stop")
 
@@ -119,6 +138,7 @@ class TurnPlayer:
         max_context_tokens: int,
         heldout_turns: int | None = None,
         marks_observations: bool = False,
+        frozen: Mapping[int, FrozenPlayer] | None = None,
     ) -> None:
         """
         Args:
@@ -127,7 +147,9 @@ class TurnPlayer:
             heldout_turns: most turns of a held-out episode. None: as many as its environment says.
             marks_observations: column observed says which tokens the environment wrote; otherwise it is
                 False everywhere.
+            frozen: role -> who plays it in the policy's place.
         """
+        self._frozen = frozen or {}
         self._marks_observations = marks_observations
         self._environments, self._dialogue, self._opening = environments, dialogue, opening
         self._most, self._heldout_turns = max_context_tokens, heldout_turns
@@ -151,14 +173,14 @@ class TurnPlayer:
                 return outcome
             except EnvironmentFailedError as error:
                 outcome.failure = str(error)
-                outcome.lost_tokens += sum(len(stream.version_U) for stream in attempt.streams.values())
+                outcome.lost_tokens += sum(len(stream.version_U) for stream in attempt.trained)
                 outcome.sums["episodes/retried"] += 1
         return outcome
 
     def _attempt(self, prompt: Prompt, most_turns: int | None) -> _Attempt:
         environments, row = self._environments, prompt.row
         turns = environments.max_turns(row) if most_turns is None else most_turns
-        attempt = _Attempt(prompt, environments.tools(row), turns)
+        attempt = _Attempt(prompt, environments.tools(row), turns, self._frozen)
         attempt.sums[f"environment/{environments.name(row)}/episodes"] += 1
         return attempt
 
@@ -173,7 +195,8 @@ class TurnPlayer:
                 left = self._most - len(stream.tokens)
                 if left <= 0:
                     return attempt.end("overflow")
-                seen = await self._take_turn(attempt, stream, seen, ask, environment, number)
+                answer = await self._asked(stream, ask, number, seed)
+                seen = await self._take_turn(attempt, stream, answer, seen, environment, number)
                 if not seen.done and len(stream.tokens) >= self._most:
                     self._note(attempt, seen)
                     return attempt.end("max_tokens")
@@ -190,12 +213,12 @@ class TurnPlayer:
 
     def _hear(self, attempt: _Attempt, seen: Observation) -> TokenStream:
         """Append new messages to the stream of the role that takes the next turn."""
-        messages = messages_of(seen)
+        messages, dialogue = messages_of(seen), self._dialogue_of(seen.agent)
         stream = attempt.streams.get(seen.agent)
         if stream is None:
             stream = attempt.streams[seen.agent] = TokenStream(seen.agent)
             messages = [*self._opening(attempt.prompt.row), *messages]
-            begun = self._dialogue.begin(messages, attempt.tools)
+            begun = dialogue.begin(messages, attempt.tools)
             if not begun:
                 raise DataError(
                     f"the dialogue of {attempt.prompt.uid} begins without a token, and its first answer "
@@ -206,29 +229,45 @@ class TurnPlayer:
             return stream
         last = stream.turns[-1]
         history, answer = stream.tokens[: last.start], stream.tokens[last.start :]
-        added = self._dialogue.more(history, answer, messages, attempt.tools)
+        added = dialogue.more(history, answer, messages, attempt.tools)
         said = range(0)
         if self._marks_observations:
             silent = [{**message, "content": ""} for message in messages]
-            said = inserted(self._dialogue.more(history, answer, silent, attempt.tools), added)
+            said = inserted(dialogue.more(history, answer, silent, attempt.tools), added)
         stream.observe(added, said)
         return stream
+
+    def _dialogue_of(self, agent: int) -> Dialogue:
+        return self._frozen[agent].dialogue if agent in self._frozen else self._dialogue
+
+    async def _asked(self, stream: TokenStream, ask: AskTurn, number: int, seed: int) -> Answer:
+        """
+        Args:
+            ask: asks the policy.
+            number: number of the turn in its episode.
+            seed: seed of the episode's world.
+        """
+        left, tokens = self._most - len(stream.tokens), tuple(stream.tokens)
+        stops = self._dialogue_of(stream.agent).stop_token_ids
+        if (player := self._frozen.get(stream.agent)) is not None:
+            ask, number = player.ask, zlib.crc32(repr((seed, number, tokens)).encode())
+        return await ask(tokens, turn=number, most=left, stop_token_ids=stops)
 
     async def _take_turn(
         self,
         attempt: _Attempt,
         stream: TokenStream,
+        answer: Answer,
         seen: Observation,
-        ask: AskTurn,
         environment: OpenEpisode,
         number: int,
     ) -> Observation:
-        """Let the policy answer, and the environment answer back."""
-        left, stops = self._most - len(stream.tokens), self._dialogue.stop_token_ids
-        answer = await ask(tuple(stream.tokens), turn=number, most=left, stop_token_ids=stops)
+        """Let the environment answer an answer."""
         stream.act(answer, seen.anchor)
-        attempt.finish = answer.finish
-        turn = self._dialogue.read(answer.token_T.tolist(), answer.finish, attempt.tools)
+        if stream.agent not in self._frozen:
+            attempt.finish = answer.finish
+        dialogue = self._dialogue_of(stream.agent)
+        turn = dialogue.read(answer.token_T.tolist(), answer.finish, attempt.tools)
         calls = tuple(replace(call, id=call.id or f"call_{number}_{i}") for i, call in enumerate(turn.calls))
         seen = await environment.step(replace(turn, agent=stream.agent, calls=calls))
         stream.earn(seen.reward)

@@ -1,6 +1,5 @@
 """The engines of a model that judges, and how the reward's workers ask them."""
 
-import asyncio
 import itertools
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,14 @@ from hybridrl.errors import HybridRLError
 from hybridrl.rewards.judges.replies import Reply
 from hybridrl.rollout.base import Answer, Request
 from hybridrl.types import Sampling
+from hybridrl.workers.served import AskServed
 
 _SHOWN = 400
 """Characters of an engine's error that a failure shows."""
 
 
 class RayJudge:
-    """The engines, each in a RolloutWorker."""
+    """The engines, each in a ServedWorker."""
 
     def __init__(self, workers: WorkerGroup, judge: JudgeConfig) -> None:
         self.workers, self._judge = workers, judge
@@ -43,9 +43,9 @@ class AskEngines:
     def __init__(self, engines: Sequence[Any], judge: JudgeConfig) -> None:
         """
         Args:
-            engines: handles of RolloutWorkers that serve the judge.
+            engines: handles of ServedWorkers that serve the judge.
         """
-        self._engines, self._judge, self._numbers = engines, judge, itertools.count()
+        self._ask, self._judge, self._numbers = AskServed(engines, judge), judge, itertools.count()
         self._tokenizer = load_tokenizer(judge.path)
         self._sampling = Sampling(
             num_samples=1,
@@ -60,8 +60,7 @@ class AskEngines:
             most = f"judge.max_prompt_tokens = {judge.max_prompt_tokens}"
             return Reply(failure=f"too_long: a question of {len(ids)} tokens, {most}")
         try:
-            asked = asyncio.ensure_future(self._request(ids))
-            answer: Answer = await asyncio.wait_for(asked, judge.timeout_s)
+            answer: Answer = await self._ask(self._request(ids))
         except TimeoutError:
             return Reply(failure=f"timeout: no verdict within judge.timeout_s = {judge.timeout_s:g}")
         except (RayError, HybridRLError) as error:
@@ -74,10 +73,7 @@ class AskEngines:
         (ids,) = self._tokenizer.encode([text], add_special_tokens=plain)
         return ids
 
-    def _request(self, ids: Sequence[int]) -> Any:
-        """A call to the next engine. Its seed is that of the question: a verdict can be repeated."""
-        number, seed = next(self._numbers), zlib.crc32(repr(ids).encode())
-        request = Request(
-            id=f"judge/{number}", token_ids=tuple(ids), sampling=replace(self._sampling, seed=seed)
-        )
-        return self._engines[number % len(self._engines)].request.remote(request)
+    def _request(self, ids: Sequence[int]) -> Request:
+        """Its seed is that of the question: a verdict can be repeated."""
+        sampling = replace(self._sampling, seed=zlib.crc32(repr(ids).encode()))
+        return Request(id=f"judge/{next(self._numbers)}", token_ids=tuple(ids), sampling=sampling)

@@ -1,10 +1,11 @@
 """What an engine's worker opens for episodes of several turns: environments or programs, and their player."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from hybridrl.config.environment import EnvironmentConfig
+from hybridrl.config.judge import FrozenConfig
 from hybridrl.config.program import ProgramConfig
 from hybridrl.config.schema import Config, DataConfig
 from hybridrl.data.tokenize import load_tokenizer
@@ -17,11 +18,12 @@ from hybridrl.gateway.player import ProgramPlayer
 from hybridrl.gateway.program import Programs, ProgramSetup, ProgramSource
 from hybridrl.gateway.server import Gateway, ServerSetup
 from hybridrl.hosts.variables import child_environment
-from hybridrl.rollout.turns import Player, TurnPlayer
+from hybridrl.rollout.turns import FrozenPlayer, Player, TurnPlayer
 from hybridrl.sandbox import limits as sandbox_limits
 from hybridrl.sandbox.local import LocalSandbox
 from hybridrl.sandbox.start import Shared
 from hybridrl.workers.environment_hosts import RemoteEnvironments
+from hybridrl.workers.frozen import AskFrozen
 
 _BOX_FILES = 512
 """Open files of a program in a box: a client keeps connections."""
@@ -63,6 +65,12 @@ class TurnSetup:
     marks_observations: bool = False
     """Whether column observed is filled."""
 
+    frozen_model: FrozenConfig | None = None
+    frozen: Sequence[Any] = ()
+    """Handles of the ServedWorkers of that model."""
+
+    max_response_tokens: int = 0
+
     @classmethod
     def of(cls, cfg: Config, *, engines_of_node: int = 1) -> "TurnSetup | None":
         """The setup of a run; None if it has neither an environment nor a program."""
@@ -77,6 +85,8 @@ class TurnSetup:
             engines_of_node,
             program=cfg.program,
             marks_observations=cfg.algorithm.observations.coefficient > 0,
+            frozen_model=cfg.frozen,
+            max_response_tokens=cfg.rollout.max_response_tokens,
         )
 
     async def open(self) -> tuple[Opened, Player]:
@@ -93,10 +103,10 @@ class TurnSetup:
             return await self._open_program(self.program, dialogue, opening)
         environments = self._environments()
         await environments.start()
+        with_tools = environments.calls_by_template
         try:
-            dialogue = open_episode_dialogue(
-                tokenizer, self.model_folder, self.data, with_tools=environments.calls_by_template
-            )
+            dialogue = open_episode_dialogue(tokenizer, self.model_folder, self.data, with_tools=with_tools)
+            frozen = self._frozen_players(with_tools=with_tools)
         except BaseException:
             await environments.close()
             raise
@@ -107,8 +117,23 @@ class TurnSetup:
             max_context_tokens=self.max_context_tokens,
             heldout_turns=self.heldout_turns,
             marks_observations=self.marks_observations,
+            frozen=frozen,
         )
         return environments, player
+
+    def _frozen_players(self, *, with_tools: bool) -> Mapping[int, FrozenPlayer]:
+        """
+        Raises:
+            ConfigError: the chat template of the frozen model cannot be used.
+        """
+        model = self.frozen_model
+        if model is None:
+            return {}
+        tokenizer = load_tokenizer(model.path)
+        data = self.data.model_copy(update={"chat_template": model.chat_template or self.data.chat_template})
+        dialogue = open_episode_dialogue(tokenizer, model.path, data, with_tools=with_tools)
+        most, stops = self.max_response_tokens, tokenizer.stop_token_ids
+        return dict.fromkeys(model.agents, FrozenPlayer(dialogue, AskFrozen(self.frozen, model, most, stops)))
 
     def _environments(self) -> Environments | RemoteEnvironments:
         assert self.environment is not None, "no program plays the episodes"

@@ -5,6 +5,8 @@ compacts    as plain, and begins again with a summary of it
 retries     as plain, but gives up early and repeats its requests
 rewinds     as plain, and asks something else after the first answer
 anthropic   three turns with Anthropic's client
+
+An episode earns 1, or, in a row with `pays`, a share that depends on what the policy said.
 """
 
 import json
@@ -36,7 +38,7 @@ def talk(client: openai.OpenAI, messages: Messages, turns: int = 3) -> Messages:
     return messages
 
 
-def with_anthropic(client: anthropic.Anthropic, messages: Messages) -> None:
+def with_anthropic(client: anthropic.Anthropic, messages: Messages) -> Messages:
     for turn in range(3):
         asked: dict[str, Any] = {"model": "policy", "max_tokens": 1000, "messages": messages}
         if turn % 2:
@@ -46,6 +48,7 @@ def with_anthropic(client: anthropic.Anthropic, messages: Messages) -> None:
             found = client.messages.create(**asked)
         text = "".join(block.text for block in found.content if block.type == "text")
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": f"go on {turn}"}]
+    return messages
 
 
 def play(episode: dict[str, Any]) -> None:
@@ -53,7 +56,7 @@ def play(episode: dict[str, Any]) -> None:
     client, kind = OPENAI.with_options(base_url=url, api_key=key), episode["row"]["kind"]
     if kind == "anthropic":
         own = ANTHROPIC.with_options(base_url=url.removesuffix("/v1"), api_key=key)
-        with_anthropic(own, list(episode["messages"]))
+        history = with_anthropic(own, list(episode["messages"]))
     else:
         hasty = client.with_options(timeout=0.5, max_retries=1000) if kind == "retries" else client
         history = talk(hasty, list(episode["messages"]))
@@ -61,7 +64,9 @@ def play(episode: dict[str, Any]) -> None:
             talk(client, [{"role": "user", "content": f"a summary of {len(history)} messages"}], 1)
         if kind == "rewinds":
             talk(client, [*history[:2], {"role": "user", "content": "something else"}], 1)
-    client.post("/done", cast_to=object, body={"reward": 1.0})
+    said = "".join(message["content"] for message in history if message["role"] == "assistant")
+    reward = len(said) % 7 / 7 if episode["row"].get("pays") else 1.0
+    client.post("/done", cast_to=object, body={"reward": reward})
 
 
 if __name__ == "__main__":

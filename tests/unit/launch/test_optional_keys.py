@@ -38,10 +38,10 @@ _ONE_OF_THREE = tuple(f"{split}.{key}" for split in ("train", "heldout") for key
 
 _IN_A_SECTION = {
     "launch": (
-        *("environment.", "judge.", "program.", "reward_model."),
+        *("environment.", "frozen.", "judge.", "program.", "reward_model."),
         *("critic.parallel.", "reference.parallel."),
     ),
-    "launch with all roles": ("environment.", "judge.", "program."),
+    "launch with all roles": ("environment.", "frozen.", "judge.", "program."),
 }
 """Optional sections that a config leaves out: a key inside asks for one."""
 

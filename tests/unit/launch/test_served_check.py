@@ -1,9 +1,11 @@
-"""Judges that a run could not ask are refused before it."""
+"""Judges and frozen players that a run could not ask are refused before it."""
+
+import re
 
 import pytest
 
 from hybridrl.config.load import load
-from hybridrl.launch.judge_check import unfit_judges
+from hybridrl.launch.served_check import unfit_frozen, unfit_judges
 from hybridrl.models.tiny import random_model
 
 JUDGED = "reward={name: judge, prompt: '{response}'}"
@@ -22,7 +24,8 @@ def errors(tmp_path):
 
     def run(*overrides):
         changed = [override.replace("FOLDER", str(tmp_path / "judge")) for override in overrides]
-        return [str(error) for error in unfit_judges(load(tmp_path / "my.yaml", changed))]
+        loaded = load(tmp_path / "my.yaml", changed)
+        return [str(error) for error in (*unfit_judges(loaded), *unfit_frozen(loaded))]
 
     return run
 
@@ -50,7 +53,7 @@ def test_a_judge_that_fits_is_accepted(errors):
             [JUDGED, f"judge={{path: FOLDER, {SIZES}, kv_cache_tokens: 16}}"],
             "= 40 is more than judge.kv_cache_tokens = 16",
         ),
-        ([JUDGED, f"judge={{path: FOLDER, {SIZES}, tp: 3}}"], "the judge: "),
+        ([JUDGED, f"judge={{path: FOLDER, {SIZES}, tp: 3}}"], "the model of judge: "),
         ([JUDGED, f"judge={{path: FOLDER, {SIZES}, engine: nothing}}"], "rollout has no 'nothing'"),
         (
             [JUDGED, f"judge={{path: FOLDER, {SIZES}, tp: 2}}", "cluster.gpus_per_node=1"],
@@ -63,7 +66,32 @@ def test_a_judge_that_fits_is_accepted(errors):
     ],
 )
 def test_a_judge_that_cannot_be_asked_is_refused(errors, overrides, message):
-    import re
-
     (only,) = errors(*overrides)
     assert re.search(message, only), only
+
+
+GAME = ("environment={name: kuhn_poker, max_turns: 3}", "rollout.max_context_tokens=64")
+
+
+def test_a_frozen_player_that_fits_is_accepted(errors):
+    assert errors(*GAME, "frozen=FOLDER") == errors(*GAME, "frozen={path: FOLDER, agents: [0]}") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["frozen=FOLDER"], "plays roles of an environment, and there is none"),
+        ([*GAME, "frozen=absent/folder"], "no model folder at frozen.path = absent/folder"),
+        (
+            [*GAME, "rollout.max_context_tokens=100000", "frozen=FOLDER"],
+            "rollout.max_context_tokens = 100000 is more than the .* positions of judge",
+        ),
+        (
+            [*GAME, "frozen={path: FOLDER, kv_cache_tokens: 16}"],
+            "rollout.max_context_tokens = 64 is more than frozen.kv_cache_tokens = 16",
+        ),
+    ],
+)
+def test_a_frozen_player_that_a_run_could_not_ask_is_refused(errors, overrides, message):
+    (error,) = errors(*overrides)
+    assert re.search(message, error)

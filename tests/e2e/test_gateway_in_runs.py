@@ -1,0 +1,64 @@
+"""Programs as agents in whole runs: the trainer gives every token of every branch the probability that the
+engine sampled it with, trains on each once, and every sampled token is accounted for."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from recipe_runs import SUPPORT, launched
+
+from hybridrl.models.tiny import random_model
+
+KINDS = ("plain", "compacts", "retries", "rewinds", "anthropic")
+ROWS, SAMPLES, STEPS = 4, 3, 3
+EPISODES = len(KINDS) * ROWS * SAMPLES
+
+CONFIG: dict[str, Any] = {
+    "model": "model",
+    "data": {"train": "rows.jsonl", "prompt_field": "question"},
+    "program": {
+        "command": [sys.executable, str(SUPPORT / "gateway_agents.py")],
+        "episodes_per_process": EPISODES,
+        "max_requests": 8,
+    },
+    "reward": "none",
+    "algorithm": {
+        "estimator": "grpo",
+        "aggregate": "token_mean",
+        "samples_per_prompt": SAMPLES,
+        "guards": "off",  # the reward here follows the length of what was said
+    },
+    "batch": {"prompts_per_step": len(KINDS) * ROWS, "minibatch_prompts": 10},
+    "rollout": {"max_prompt_tokens": 128, "max_response_tokens": 16, "max_context_tokens": 400},
+    "run": {"name": "programs", "steps": STEPS, "evaluate_every": 0, "export": False},
+}
+
+
+def write(folder: Path) -> None:
+    random_model(folder / "model", "qwen3", 3, vocab_size=263)
+    rows = [{"question": f"question {i}", "kind": kind, "pays": True} for i in range(ROWS) for kind in KINDS]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["{tp: 1}", "{tp: 1, cp: 2}"], ids=["one rank", "cp 2"])
+def test_every_token_of_every_branch_is_trained_once_with_its_probability(
+    tmp_path: Path, parallel: str
+) -> None:
+    write(tmp_path)
+    metrics, said = launched(tmp_path, "run.yaml", f"actor.parallel={parallel}")
+    steps = [row for row in metrics if row["kind"] == "step"]
+    assert len(steps) == STEPS, said
+    for step in steps:
+        assert step["training/rollout_logp_diff_max"] < 2e-5
+        assert step["training/first_ratio_max_abs_err"] < 2e-5
+        assert step["actor/grad_norm"] > 0
+        trained = step["rollout/tokens/with_gradient"] + step["rollout/tokens/no_gradient"]
+        assert trained > 0 and step["rollout/tokens/aborted"] == step["rollout/tokens/in_flight"] == 0
+        assert trained == step["rollout/tokens/sampled"]
+        assert step["episode/ended/failed"] == 0
+    assert sum(step["gateway/repeated"] for step in steps) > 0  # by those that give up early
