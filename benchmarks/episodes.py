@@ -95,7 +95,7 @@ class _Script:
         return None
 
 
-class _Letters:
+class Letters:
     """A dialogue: a letter of a message is a token."""
 
     stop_token_ids = ()
@@ -113,7 +113,7 @@ class _Letters:
         return Turn("", finish=finish)
 
 
-class _AtOnce:
+class AtOnce:
     """The engine that answers at once."""
 
     session = EngineSession(0)
@@ -134,17 +134,17 @@ def _runner(engine: Any, turns: int, length: int, *, most: int | None = None) ->
     def opening(row: Mapping[str, Any]) -> list[dict[str, str]]:
         return [{"role": "user", "content": row["text"]}]
 
-    player = TurnPlayer(_Script(turns), _Letters(), opening, max_context_tokens=length)
+    player = TurnPlayer(_Script(turns), Letters(), opening, max_context_tokens=length)
     return EpisodeRunner(engine, player=player, most_requests=most)
 
 
 def _ticket(number: int, tokens: int, text: str, *, samples: int = _SAMPLES) -> Ticket:
     sampling = Sampling(num_samples=samples, max_response_tokens=tokens, seed=number)
-    prompt = Prompt(f"train/{number}", tuple(_Letters().begin([{"content": text}], ())), {"text": text})
+    prompt = Prompt(f"train/{number}", tuple(Letters().begin([{"content": text}], ())), {"text": text})
     return Ticket(number, GroupTask(index=number, prompt=prompt, sampling=sampling))
 
 
-async def _finished(runner: EpisodeRunner) -> list[tuple[list[FinishedGroup], TokenBlock]]:
+async def finished(runner: EpisodeRunner) -> list[tuple[list[FinishedGroup], TokenBlock]]:
     found = []
     while True:
         groups, block = await runner.finished()
@@ -154,13 +154,13 @@ async def _finished(runner: EpisodeRunner) -> list[tuple[list[FinishedGroup], To
 
 
 async def _through_nothing(episodes: int, turns: int) -> dict[str, Any]:
-    runner, driver_s, resident = _runner(_AtOnce(), turns, 10_000), 0.0, []
+    runner, driver_s, resident = _runner(AtOnce(), turns, 10_000), 0.0, []
     start = time.process_time()
     for first in range(0, episodes // _SAMPLES, 20):
         runner.submit([_ticket(first + i, 8, "abc") for i in range(20)])
-        found = await _finished(runner)
+        found = await finished(runner)
         before = time.process_time()
-        groups = [group for part, block in found for group in _received(part, block)]
+        groups = [group for part, block in found for group in received(part, block)]
         Batch.pack(1, groups)
         driver_s += time.process_time() - before
         resident.append(psutil.Process().memory_info().rss / 2**20)
@@ -172,7 +172,7 @@ async def _through_nothing(episodes: int, turns: int) -> dict[str, Any]:
     }
 
 
-def _received(part: list[FinishedGroup], block: TokenBlock) -> list[Group]:
+def received(part: list[FinishedGroup], block: TokenBlock) -> list[Group]:
     """What reaches the controller: metadata, by pickle as Ray sends it."""
     groups = []
     for found in pickle.loads(pickle.dumps(part)):
@@ -215,7 +215,7 @@ async def _on_an_engine(sessions: int, tokens: int, turns: int = 4, opening: int
 async def _tokens_per_s(runner: EpisodeRunner, tokens: int, texts: list[str]) -> float:
     start = time.perf_counter()
     runner.submit([_ticket(i, tokens, text, samples=1) for i, text in enumerate(texts)])
-    found = await _finished(runner)
+    found = await finished(runner)
     spent_s = time.perf_counter() - start
     return sum(t.trained_tokens for part, _ in found for group in part for t in group.trajectories) / spent_s
 
