@@ -5,9 +5,14 @@ from collections.abc import Iterator
 from hybridrl.config.load import LoadedConfig
 from hybridrl.data.source import open_rows
 from hybridrl.findings import Finding
+from hybridrl.rewards.judges.asked import JUDGES
+from hybridrl.rewards.judges.trial import try_judges
 from hybridrl.rewards.rows import check_rows
-from hybridrl.rewards.trial import try_reward
+from hybridrl.rewards.trial import gold_answers, try_reward
 from hybridrl.wording import counted
+
+_ASKED = 8
+"""Answers that a judge is asked about."""
 
 
 def trial(loaded: LoadedConfig, *, sample: int) -> Iterator[Finding]:
@@ -27,4 +32,7 @@ def trial(loaded: LoadedConfig, *, sample: int) -> Iterator[Finding]:
         check_rows(cfg.reward, table, data=name, where=answers)
         found = f"{counted(len(table), 'row', form=',')} of {name}, each with what the reward needs"
         yield Finding("ok", "rows", found)
-        yield from try_reward(cfg.reward, table, where=where, sample=sample)
+        rows, right = gold_answers(cfg.reward, table, where=where, sample=_ASKED)
+        yield from try_judges(cfg.reward, rows, right)
+        if cfg.reward.name not in JUDGES:
+            yield from try_reward(cfg.reward, table, where=where, sample=sample)

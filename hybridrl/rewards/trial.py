@@ -98,6 +98,21 @@ def try_reward(reward: RewardConfig, rows: Rows, *, where: str, sample: int = 20
         yield _at_once(reward, items, where)
 
 
+def gold_answers(
+    reward: RewardConfig, rows: Rows, *, where: str, sample: int
+) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Some rows, spread evenly over the data, with their right answers; a text that says so where the reward
+    can make none.
+
+    Raises:
+        ConfigError, RewardError: the reward cannot be loaded.
+    """
+    picked = spread(len(rows), sample)
+    with Scorer(reward.model_copy(update={"num_workers": 1}), where=where) as scorer:
+        found = scorer.gold_answers([rows[i] for i in picked], [f"row {i + 1}" for i in picked])
+    return [rows[i] for i in picked], [answer or "an answer" for answer in found]
+
+
 def _right_answers(scorer: Scorer, rows: Rows, sample: int) -> list[_Item]:
     """The rows that an answer can be made for; judged one by one, for the time that each takes."""
     picked, found = spread(len(rows), sample), []

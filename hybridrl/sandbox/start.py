@@ -28,7 +28,7 @@ Socket = socket.socket
 
 INSIDE = str(Path(__file__).parent / "inside")
 SHARED_FOLDER = "/program"
-"""Where a program of the box finds the folder that it may read."""
+"""The folder that a box shares, as its programs see it."""
 
 _BOX_FOLDER = "/box"
 _WORK_FOLDER = "/tmp"

@@ -75,6 +75,10 @@ class Judges:
             found |= {f"judge/{self._labels[key]}/{name}": float(count) for name, count in taken.items()}
         return found
 
+    def place(self, key: str) -> str:
+        """Config key of the rule whose replies have this key."""
+        return next(place for place, own in self._rules.items() if own == key)
+
     async def close(self) -> None:
         for service in self._services.values():
             await service.close()
