@@ -29,7 +29,7 @@ def kv_bytes(setting: Setting) -> float:
         return setting.kv_cache_tokens * kv_bytes_per_token(setting)
     if setting.gpu is None:
         return _CPU_CACHE_TOKENS * kv_bytes_per_token(setting)
-    share = setting.memory_fraction * setting.gpu.memory_bytes
+    share = setting.memory_fraction * (setting.gpu.memory_bytes - setting.served)
     return share - engine_weights(setting) - engine_work(setting)
 
 

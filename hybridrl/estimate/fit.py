@@ -49,7 +49,7 @@ def too_small_cache(setting: Setting) -> str:
     if room >= longest:
         return ""
     if kv_bytes(setting) <= 0 and setting.gpu:
-        share = setting.memory_fraction * setting.gpu.memory_bytes
+        share = setting.memory_fraction * (setting.gpu.memory_bytes - setting.served)
         more = " and its computation" if engine_work(setting) else ""
         return f"the engine's weights{more} need more than its {share / 1e9:.1f} GB per GPU"
     return f"the engine's cache holds {counted(room, 'token', form=',')}, a trajectory may have {longest:,}"

@@ -33,7 +33,7 @@ class Phase:
     optimizer: float = 0.0
     activations: float = 0.0
     engine: float = 0.0
-    """The engine's weights."""
+    """The engine's weights, and the engines of models that are never trained."""
 
     kv: float = 0.0
     staging: float = 0.0
@@ -176,7 +176,7 @@ def rollout(setting: Setting, stage: int) -> Phase:
         gradients=stays.gradients,
         optimizer=stays.optimizer,
         activations=engine_work(setting),
-        engine=weights,
+        engine=weights + setting.served,
         kv=kv_bytes(setting),
     )
 
@@ -224,7 +224,7 @@ def on_cpu(setting: Setting) -> Phase:
     return Phase(
         name="the machine",
         **{part: sum(getattr(group, part) for group in groups) for part in _OF_RANKS},
-        engine=engines * engine_weights(setting),
+        engine=engines * engine_weights(setting) + setting.served,
         kv=engines * kv_bytes(setting),
     )
 
@@ -293,7 +293,7 @@ def _trainer_phase(setting: Setting, name: str, held: Resident, activations: flo
         gradients=held.gradients,
         optimizer=held.optimizer,
         activations=activations,
-        engine=engine_weights(setting) if setting.gpu else 0.0,
+        engine=engine_weights(setting) + setting.served if setting.gpu else 0.0,
         kv=kv_bytes(setting) if setting.gpu and setting.num_engines and not setting.engines_sleep else 0.0,
     )
 

@@ -14,6 +14,7 @@ from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
 from hybridrl.errors import LayoutError
 from hybridrl.estimate.batch import Batch
 from hybridrl.estimate.gpus import GPUModel
+from hybridrl.estimate.served import served_bytes
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
 from hybridrl.layout.fsdp import exchange_of
@@ -91,6 +92,9 @@ class Setting:
     swaps_in_flight: bool = False
     """Whether a swap drops the key-value cache of running requests, which compute it again."""
 
+    served: float = 0.0
+    """Bytes of engines whose models are never trained: on the fullest GPU, or on the machine without GPUs."""
+
     @classmethod
     def of(
         cls, cfg: Config, model: ModelSpec, gpu: GPUModel | None, *, mean_response: float | None = None
@@ -127,6 +131,7 @@ class Setting:
             lora=cfg.actor.lora,
             engines_sleep=engines_sleep(cfg),
             swaps_in_flight=cfg.rollout.swap == "in_flight",
+            served=served_bytes(cfg, gpu),
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)
 
@@ -390,9 +395,5 @@ def _trainer(cfg: Config | SupervisedConfig, model: ModelSpec, gpu: GPUModel | N
         "microbatch_tokens": cfg.actor.microbatch_tokens,
         "half": (cfg.actor.precision or ("bf16" if gpu else "fp32")) != "fp32",
         "fused": gpu is not None,
-        "fp8_share": _fp8_share(cfg.actor, model),
+        "fp8_share": 0.0 if cfg.actor.fp8 == "none" else 1 - 2 * cfg.actor.bf16_layers / model.num_layers,
     }
-
-
-def _fp8_share(actor: ActorConfig, model: ModelSpec) -> float:
-    return 0.0 if actor.fp8 == "none" else 1 - 2 * actor.bf16_layers / model.num_layers

@@ -3,16 +3,19 @@
 It needs no GPU, and imports torch only if the check of an algorithm does.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hybridrl.config.judge import ServedModelConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
-from hybridrl.errors import ConfigError, LayoutError, ResourceError
+from hybridrl.errors import ConfigError, LayoutError, ResourceError, refuse
 from hybridrl.estimate import memory, swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
 from hybridrl.estimate.gpus import GPUS, GPUModel, recognise
 from hybridrl.estimate.search import Proposal, search
+from hybridrl.estimate.served import served_models, weights_too_large
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.verdict import SCOPES, verdict
@@ -42,6 +45,8 @@ class Plan:
     """None: there are no engines, they take weights through their own loader, or the config does not fit."""
 
     proposals: tuple[Proposal, ...]
+    served: tuple[tuple[str, ServedModelConfig], ...] = ()
+    """Models that have engines and are never trained, by their section."""
 
 
 def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
@@ -58,6 +63,8 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     if gpu and request.gpus:
         setting = _on_gpus(setting, request.gpus, loaded)
     refusal = _refusal(loaded, setting, machine)
+    if gpu is not None:
+        refuse(list(_too_small_shares(loaded, gpu)))
     if refusal is not None and not (gpu and request.search):
         raise refusal
     moved = None
@@ -65,7 +72,26 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
         job = swap_job(_on_nodes_of(setting, loaded.config) if request.gpus else loaded.config, model)
         moved = swap.estimate(job, setting.engine_bytes)
     proposals = tuple(search(setting)) if gpu and request.search else ()
-    return Plan(setting=setting, machine=machine, refusal=refusal, swap=moved, proposals=proposals)
+    return Plan(
+        setting=setting,
+        machine=machine,
+        refusal=refusal,
+        swap=moved,
+        proposals=proposals,
+        served=tuple(served_models(loaded.config)),
+    )
+
+
+def _too_small_shares(loaded: LoadedConfig, gpu: GPUModel) -> Iterator[ResourceError]:
+    """Refuses models that are not trained and whose weights do not fit their share of a GPU."""
+    for section, weights, share in weights_too_large(loaded.config, gpu):
+        key = f"{section}.memory_fraction"
+        yield ResourceError(
+            f"{section}: a GPU would hold {weights / 1e9:.1f} GB of its weights, and {key} gives it "
+            f"{share / 1e9:.1f} GB of {gpu.name}",
+            where=loaded.where(key, section),
+            fix=f"raise {key}, or {section}.tp",
+        )
 
 
 def _on_nodes_of(setting: Setting, config: Config) -> Config:

@@ -45,6 +45,7 @@ def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
     """
     setting = found.setting
     yield from _batch(setting)
+    yield from _served(found)
     yield from _memory(found, narrow=width is not None and width < _WIDE)
     if found.swap is not None:
         yield from swap.lines(found.swap)
@@ -68,6 +69,7 @@ def as_dict(found: Plan) -> dict[str, Any]:
     }
     if setting.gpu is None or setting.divides():
         told["memory"] = [_phase_dict(phase) for phase in phases(setting)]
+        told["served_bytes"] = setting.served
         told["checkpoint_bytes"] = checkpoint_bytes(setting)
         told["host_bytes_per_node"] = host_bytes(setting)
     if setting.gpu is not None and setting.divides():
@@ -151,6 +153,15 @@ def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
         f"vision tower: {_count(tower)} parameters on every rank of the first stage, {mode}; up to "
         f"{_gb(tower_kept(setting))} of activations for a microbatch",
     )
+
+
+def _served(found: Plan) -> Iterator[tuple[str, str]]:
+    """The engines of models that are never trained."""
+    gpu = found.setting.gpu
+    for section, model in found.served:
+        share = f", {_gb(model.memory_fraction * gpu.memory_bytes)} of each of their GPUs" if gpu else ""
+        engines = f"{model.num_engines} x TP{model.tp}"
+        yield "", f"{section} ({model.path}): {engines}{share}; counted under engine"
 
 
 def _episodes(setting: Setting) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ seat 1 after a bet and after a pass."""
 
 
 @pytest.mark.slow
-def test_both_seats_of_kuhn_poker_are_learnt_from_random_weights(tmp_path: Path) -> None:
+def test_kuhn_poker_is_learnt_from_random_weights(tmp_path: Path) -> None:
     metrics, _ = launched(tmp_path, str(ROOT / "configs" / "kuhn_poker.yaml"), "run.seed=21")
     for situation in ("jack_facing_bet_0", "jack_facing_bet_1", "king_facing_bet_1", "king_after_pass_1"):
         due, right = (

@@ -10,6 +10,7 @@ LISTENING = {"bind", "listen", "start_server", "create_server", "start_unix_serv
 MAY_LISTEN = {
     "cluster/network.py": "asks for a free port on the nodes' network",
     "hosts/facts.py": "asks whether loopback takes connections",
+    "sandbox/inside/first.py": "loopback of a box's own network, for the gateway of its program",
     "sandbox/serve.py": "the service of boxes, with a token",
 }
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -1,6 +1,6 @@
 """Asks the judges of a reward about a few answers, for `hybridrl reward check`.
 
-A service is asked; the language model of the section `judge` is not there without a run, and a finding says so.
+A service is asked. The language model of the section `judge` is not there without a run: a finding says so.
 """
 
 import asyncio

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from hybridrl.config.load import load, load_as
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
-from hybridrl.errors import ConfigError, HybridRLError, ResourceError
+from hybridrl.errors import ConfigError, ConfigErrors, HybridRLError, ResourceError
 from hybridrl.estimate import memory
 from hybridrl.estimate.memory import training
 from hybridrl.estimate.time import step_time
@@ -55,6 +55,17 @@ def test_a_plan_of_a_cluster_run_needs_no_gpu_and_says_all(tmp_path: Path) -> No
     told = plan_report.as_dict(found)
     assert told["fits"] and set(told["time_s"]) == {"a100-40", "a100", "h100", "h200", "b200"}
     assert max(phase["peak"] for phase in told["memory"]) <= told["gpu_bytes"]
+
+
+def test_engines_of_a_judge_are_named_and_counted(tmp_path: Path) -> None:
+    judged = "reward={name: judge, prompt: '{response}'}"
+    model = "path: Qwen/Qwen2.5-14B-Instruct, max_prompt_tokens: 512"
+    found = planned(tmp_path, judged, f"judge={{{model}, tp: 4, memory_fraction: 0.1}}")
+    said = "\n".join(text for _, text in plan_report.lines(found))
+    assert "judge (Qwen/Qwen2.5-14B-Instruct): 1 x TP4, 8.0 GB of each of their GPUs" in said
+    assert plan_report.as_dict(found)["served_bytes"] == pytest.approx(8e9)
+    with pytest.raises(ConfigErrors, match=r"judge: a GPU would hold 29\.\d GB of its weights"):
+        planned(tmp_path, judged, f"judge={{{model}, tp: 1, memory_fraction: 0.1}}")
 
 
 def test_models_beside_the_policy_are_named_with_their_place(tmp_path: Path) -> None:
