@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from hybridrl.trainer.linear_logprob import Shard
+from hybridrl.trainer.linear_logprob import NEVER, Shard
 
 _VALUES_AT_ONCE = 2**24
 """Largest number of gathered values of the output layer that are held at once."""
@@ -45,6 +45,8 @@ def head_gaps(
     logits_RJ = _TokenLogits.apply(hidden_RH, weight_VH, token_RJ, shard)
     if (cap := shard.soft_cap) is not None:
         logits_RJ = cap * torch.tanh(logits_RJ / cap)
+    for token in shard.banned:
+        logits_RJ = logits_RJ.masked_fill(token_RJ == token, NEVER)
     return (logits_RJ[:, 1:] - logits_RJ[:, :1]) / temperature
 
 

@@ -76,6 +76,7 @@ def sharded_head_gaps(
     temperature: float,
     soft_cap: float | None,
     heads: list[list[int]],
+    banned: list[int],
 ) -> dict[str, Any]:
     """Log-probabilities of a head over those of the targets, and gradients, from an output layer as above."""
     import torch
@@ -92,7 +93,9 @@ def sharded_head_gaps(
     own_VH = weight_VH.split(sizes)[rank]
     part = torch.cat([own_VH, torch.full((padding, own_VH.shape[1]), 9.0)]).requires_grad_()
     hidden_RH.requires_grad_()
-    shard = Shard(first=sum(sizes[:rank]), num_entries=sizes[rank], group=everyone, soft_cap=soft_cap)
+    shard = Shard(
+        first=sum(sizes[:rank]), num_entries=sizes[rank], group=everyone, soft_cap=soft_cap, banned=banned
+    )
     gap_RK = head_logprob.head_gaps(
         hidden_RH, part, target_R, torch.tensor(heads), shard, temperature=temperature
     )

@@ -9,11 +9,16 @@ from trainer_ranks import on_ranks
 
 
 @pytest.mark.parametrize(
-    ("sizes", "padding", "temperature", "soft_cap"),
-    [([11], 0, 1.0, None), ([11], 2, 0.7, 1.5), ([6, 5, 0], 3, 0.7, None)],
-    ids=["one rank", "padded and capped", "one rank with padding only"],
+    ("sizes", "padding", "temperature", "soft_cap", "banned"),
+    [
+        ([11], 0, 1.0, None, []),
+        ([11], 2, 0.7, 1.5, []),
+        ([6, 5, 0], 3, 0.7, None, []),
+        ([6, 5], 0, 0.7, None, [9]),
+    ],
+    ids=["one rank", "padded and capped", "one rank with padding only", "a token that is not sampled"],
 )
-def test_they_equal_log_softmax_and_its_gradients(sizes, padding, temperature, soft_cap) -> None:
+def test_they_equal_log_softmax_and_its_gradients(sizes, padding, temperature, soft_cap, banned) -> None:
     hidden_RH, weight_VH, target_R, weight_R = values.make_output_layer(sum(sizes))
     # The target is in the head of some rows, and one token in that of all.
     head_RK = torch.stack(
@@ -24,11 +29,12 @@ def test_they_equal_log_softmax_and_its_gradients(sizes, padding, temperature, s
     logits_RV = hidden_RH @ weight_VH.T
     if soft_cap is not None:
         logits_RV = soft_cap * torch.tanh(logits_RV / soft_cap)
+    logits_RV = logits_RV.index_fill(1, torch.tensor(banned, dtype=torch.int64), -1e4)
     log_prob_RV = (logits_RV / temperature).log_softmax(1)
     gap_RK = log_prob_RV.gather(1, head_RK) - log_prob_RV.gather(1, target_R[:, None])
     of_hidden, of_weight = torch.autograd.grad(gap_RK.square().sum(1) @ weight_R, (hidden_RH, weight_VH))
 
-    options = (sizes, padding, temperature, soft_cap, head_RK.tolist())
+    options = (sizes, padding, temperature, soft_cap, head_RK.tolist(), banned)
     ranks = on_ranks(len(sizes), scenarios.sharded_head_gaps, *options)
     for rank in ranks:
         np.testing.assert_allclose(rank["gaps"], gap_RK.detach(), rtol=1e-5, atol=1e-6)
