@@ -5,6 +5,7 @@ may look into a register, by writing [7], and then has to say the digit that is 
 """
 
 import json
+import os
 import re
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 from openai import OpenAI
 
-CLIENT = OpenAI(api_key="of each episode", timeout=600)
+CLIENT = OpenAI(api_key="of each episode", timeout=30, max_retries=10)  # a repetition gets the stored answer
 
 
 def play(episode: dict[str, Any]) -> None:
@@ -38,5 +39,12 @@ def play(episode: dict[str, Any]) -> None:
     client.post("/done", cast_to=object, body={"reward": reward + (said == right), "metrics": metrics})
 
 
+def failed(error: threading.ExceptHookArgs) -> None:
+    """End the process with an error that the run shows: an episode that just stops waits for its deadline."""
+    threading.__excepthook__(error)
+    os._exit(1)
+
+
+threading.excepthook = failed
 for line in sys.stdin:
     threading.Thread(target=play, args=(json.loads(line),), daemon=True).start()

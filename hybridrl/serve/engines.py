@@ -15,14 +15,15 @@ from hybridrl.config.schema import Config
 from hybridrl.hosts.machine import Machine
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.engines import Engines
-from hybridrl.launch.judge_engines import JudgeEngines
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
+from hybridrl.launch.served_engines import ServedEngines
 from hybridrl.launch.shape import Placement, RunFiles, trainer_layout
 from hybridrl.models import spec
 from hybridrl.rollout.base import kind_of, layout_in
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.rollout import RayRollout
 
+_STOP_S = 60.0
 _VERSION = 0
 """Version of weights that never change."""
 
@@ -33,10 +34,12 @@ class Serving:
 
     rollout: RayRollout
     reward: RayReward
+    frozen: WorkerGroup | None = None
+    """Engines of the frozen player."""
 
     @property
     def groups(self) -> Sequence[WorkerGroup]:
-        return [*self.rollout.groups, *self.reward.groups]
+        return [*self.rollout.groups, *self.reward.groups, *([self.frozen] if self.frozen else [])]
 
 
 def open_cluster(cfg: Config, machine: Machine) -> contextlib.AbstractContextManager[Cluster]:
@@ -61,10 +64,12 @@ async def serving(cfg: Config, cluster: Cluster, files: RunFiles) -> AsyncIterat
     try:
         timeout_s = cfg.cluster.start_timeout_s
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in served.groups))
-        await asyncio.gather(served.reward.start(), served.rollout.start())
+        frozen = [served.frozen.all("start", timeout_s=timeout_s)] if served.frozen else []
+        await asyncio.gather(served.reward.start(), served.rollout.start(), *frozen)
         yield served
     finally:
-        await asyncio.gather(served.rollout.stop(), served.reward.stop(), return_exceptions=True)
+        stops = [served.frozen.all("stop", timeout_s=_STOP_S)] if served.frozen else []
+        await asyncio.gather(served.rollout.stop(), served.reward.stop(), *stops, return_exceptions=True)
         for group in served.groups:
             group.kill()
 
@@ -80,6 +85,8 @@ def _start(cfg: Config, cluster: Cluster, files: RunFiles) -> Serving:
     devices = Devices.of(cfg, placement, cluster.gpus, *layouts, parts=shape.engine_parts)
     start = partial(cluster.start, devices.visible)
     engines = Engines(cfg, shape, placement, cluster.engines_rendezvous, version=_VERSION)
-    rollout = engines.start(start, files)
+    others = ServedEngines(cfg, placement)
+    frozen = others.frozen(start, files)
+    rollout = engines.start(start, files, frozen=frozen.actors if frozen else ())
     rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
-    return Serving(rollout, RayReward(rule, cfg.cluster, JudgeEngines(cfg, placement).start(start, files)))
+    return Serving(rollout, RayReward(rule, cfg.cluster, others.judge(start, files)), frozen)
