@@ -1,6 +1,6 @@
 """Programs as agents for tests: each row says which of them plays it. Many episodes at the same time.
 
-plain       three turns with OpenAI's client, every second one as a stream
+plain       three turns with OpenAI's client, the second one as a stream
 compacts    as plain, and begins again with a summary of it
 retries     as plain, but gives up early and repeats its requests
 rewinds     as plain, and asks something else after the first answer
@@ -10,6 +10,7 @@ An episode earns 1, or, in a row with `pays`, a share that depends on what the p
 """
 
 import json
+import os
 import sys
 import threading
 from typing import Any
@@ -31,9 +32,9 @@ def say(client: openai.OpenAI, messages: Messages, *, stream: bool = False) -> s
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
 
 
-def talk(client: openai.OpenAI, messages: Messages, turns: int = 3) -> Messages:
+def talk(client: openai.OpenAI, messages: Messages, turns: int = 3, *, streams: bool = True) -> Messages:
     for turn in range(turns):
-        text = say(client, messages, stream=turn % 2 == 1)
+        text = say(client, messages, stream=streams and turn % 2 == 1)
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": f"go on {turn}"}]
     return messages
 
@@ -58,8 +59,9 @@ def play(episode: dict[str, Any]) -> None:
         own = ANTHROPIC.with_options(base_url=url.removesuffix("/v1"), api_key=key)
         history = with_anthropic(own, list(episode["messages"]))
     else:
-        hasty = client.with_options(timeout=0.5, max_retries=1000) if kind == "retries" else client
-        history = talk(hasty, list(episode["messages"]))
+        hasty = client.with_options(timeout=0.5, max_retries=1000)
+        retries = kind == "retries"  # a client repeats no stream that has begun
+        history = talk(hasty if retries else client, list(episode["messages"]), streams=not retries)
         if kind == "compacts":
             talk(client, [{"role": "user", "content": f"a summary of {len(history)} messages"}], 1)
         if kind == "rewinds":
@@ -69,6 +71,13 @@ def play(episode: dict[str, Any]) -> None:
     client.post("/done", cast_to=object, body={"reward": reward})
 
 
+def failed(error: threading.ExceptHookArgs) -> None:
+    """End the process, so that the run shows the error."""
+    threading.__excepthook__(error)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.excepthook = failed
     for line in sys.stdin:
         threading.Thread(target=play, args=(json.loads(line),), daemon=True).start()
