@@ -19,6 +19,16 @@ def has_pictures(setting: Setting) -> bool:
     return setting.batch.picture_tokens > 0 and setting.model.vision is not None
 
 
+def as_dict(setting: Setting) -> dict[str, float]:
+    """Limits and sizes of what pictures add, for a plan as JSON."""
+    return {
+        "most_tokens": setting.batch.picture_tokens,
+        "tower_parameters": tower_weights(setting.model),
+        "tower_activation_bytes": tower_kept(setting),
+        "pixel_bytes_per_step": step_pixels(setting),
+    }
+
+
 def pixel_bytes(setting: Setting, tokens: float) -> float:
     """Bytes of the pixels that become `tokens` tokens, as prompts carry them: 3 a pixel."""
     vision = setting.model.vision

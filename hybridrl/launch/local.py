@@ -120,11 +120,10 @@ class RLRun(Run[Config, RunObserver]):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        memory_gib = round(self._machine.memory_bytes / GIB, 1)
         return {
             "machine": {
                 "cores": self._machine.cores,
-                "memory_gib": memory_gib,
+                "memory_gib": round(self._machine.memory_bytes / GIB, 1),
                 "copy_gb_s": round(copy_gb_s(), 2),
             },
             "engine": dict(kind_of(self.cfg.rollout.engine).versions(self.cfg)),
@@ -203,10 +202,9 @@ class RLRun(Run[Config, RunObserver]):
         """Write down what every process was doing when the run failed."""
         if isinstance(error, UserError):
             return
-        observe, groups = self.observe, workers.groups
-        scene = Scene(error=error, step=observe.step_now, running=observe.running, groups=groups)
-        text = text_of(replace(scene, stacks=await gather(groups)))
-        atomic_write(self.files.folder / WHY_FILE, text)
+        now, groups = self.observe, workers.groups
+        scene = Scene(error=error, step=now.step_now, running=now.running, groups=groups)
+        atomic_write(self.files.folder / WHY_FILE, text_of(replace(scene, stacks=await gather(groups))))
         self.terminal.warn(f"hybridrl why {self.files.folder} shows what every process was doing")
 
     def guarded(self) -> contextlib.AbstractContextManager[None]:
@@ -224,10 +222,10 @@ class RLRun(Run[Config, RunObserver]):
             where=f"hybridrl why {self.files.folder} shows where",
             fix=f"raise cluster.{key} if it computes that long",
         )
-        observe, groups = self.observe, self._groups
-        scene = Scene(error=error, step=observe.step_now, running=observe.running, groups=groups)
+        now, groups = self.observe, self._groups
+        scene = Scene(error=error, step=now.step_now, running=now.running, groups=groups)
         atomic_write(self.files.folder / WHY_FILE, text_of(replace(scene, stacks={"driver": stack})))
-        observe.give_up(f"DeadlineError: {error.what}")
+        now.give_up(f"DeadlineError: {error.what}")
         os.write(2, f"\nerror: {error.what}\n  {error.where}\n  {error.fix}\n".encode())
         os._exit(error.exit_code)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hybridrl.config.training import TrainParallel
-from hybridrl.estimate import swap
+from hybridrl.estimate import pictures, swap
 from hybridrl.estimate.engine import kv_tokens
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.gpus import GPUS
@@ -78,12 +78,7 @@ def as_dict(found: Plan) -> dict[str, Any]:
             name: step_time(replace(setting, gpu=gpu), found.swap).as_dict() for name, gpu in GPUS.items()
         }
     if has_pictures(setting):
-        told["pictures"] = {
-            "most_tokens": setting.batch.picture_tokens,
-            "tower_parameters": tower_weights(setting.model),
-            "tower_activation_bytes": tower_kept(setting),
-            "pixel_bytes_per_step": step_pixels(setting),
-        }
+        told["pictures"] = pictures.as_dict(setting)
     if setting.swaps_in_flight:
         told["recomputed_tokens_per_engine"] = recomputed_tokens(setting)
     if found.proposals:
@@ -141,7 +136,6 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
 def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
     """What pictures may take: of a prompt, of the wire, and of the first stage."""
     batch, tower = setting.batch, tower_weights(setting.model)
-    mode = f"actor.vision.mode = {setting.actor.vision.mode}"
     yield (
         "pictures",
         f"at most {counted(batch.picture_tokens, 'token', form=',')} each; a prompt's pixels at most "
@@ -150,8 +144,8 @@ def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
     )
     yield (
         "",
-        f"vision tower: {_count(tower)} parameters on every rank of the first stage, {mode}; up to "
-        f"{_gb(tower_kept(setting))} of activations for a microbatch",
+        f"vision tower: {_count(tower)} parameters on every rank of the first stage, actor.vision.mode = "
+        f"{setting.actor.vision.mode}; up to {_gb(tower_kept(setting))} of activations for a microbatch",
     )
 
 
