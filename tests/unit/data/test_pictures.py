@@ -8,30 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_specs import small_tower
 from PIL import Image
 
 from hybridrl.config.schema import DataConfig
 from hybridrl.data.pictures import PictureFormat, encoded, size_of, split
 from hybridrl.errors import DataError
 from hybridrl.models.pictures import PictureLimits, pictures_of
-from hybridrl.models.vision import VisionSpec
 from hybridrl.types import Prompt
 
-VISION = VisionSpec(
-    depth=1,
-    hidden_size=8,
-    ffn_size=8,
-    out_size=8,
-    patch_size=4,
-    frames=2,
-    merge_size=2,
-    image_token=9,
-    image_start=8,
-    image_end=10,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    config="{}",
-)
+VISION = small_tower(patch_size=4, image_end=10)
 FORMAT = PictureFormat(VISION, PictureLimits(1, 16))
 DATA = DataConfig.model_validate({"train": "rows.jsonl", "images": {}})
 PLAIN = DataConfig.model_validate({"train": "rows.jsonl", "images": {}, "chat_template": "none"})

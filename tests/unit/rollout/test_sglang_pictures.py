@@ -6,29 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from picture_specs import small_tower
 
 from hybridrl.models.pictures import picture_columns, stored
-from hybridrl.models.vision import VisionSpec
 from hybridrl.rollout.base import Request
 from hybridrl.rollout.sglang.pictures import PictureInputs, banned, names, refused_pictures
 from hybridrl.rollout.sglang.serve import Serving
 from hybridrl.types import Prompt, Sampling
 
-VISION = VisionSpec(
-    depth=1,
-    hidden_size=8,
-    ffn_size=8,
-    out_size=8,
-    patch_size=2,
-    frames=2,
-    merge_size=2,
-    image_token=9,
-    image_start=8,
-    image_end=7,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    config="{}",
-)
+VISION = small_tower()
 WIDE = (8, 9, 9, 7, 1)
 """A prompt with a picture of two tokens."""
 

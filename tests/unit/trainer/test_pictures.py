@@ -5,28 +5,14 @@ import pytest
 import torch
 import trainer_values as values
 import vision_values
+from picture_specs import small_tower
 
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import ColumnError
 from hybridrl.models.pictures import places, stored
-from hybridrl.models.vision import VisionSpec
 from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
 
-VISION = VisionSpec(
-    depth=1,
-    hidden_size=8,
-    ffn_size=8,
-    out_size=8,
-    patch_size=2,
-    frames=2,
-    merge_size=2,
-    image_token=17,
-    image_start=16,
-    image_end=18,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    config="{}",
-)
+VISION = small_tower(image_token=17, image_start=16, image_end=18)
 CPU = torch.device("cpu")
 
 
