@@ -55,7 +55,7 @@ def named(
     what = (
         f"{waiting} waited in a collective during {method!r} for {absent}: {said}"
         if absent
-        else f"a collective of {group} rank {sorted(broken)} broke during {method!r}: {said}"
+        else f"a collective of {waiting} broke during {method!r}: {said}"
     )
     if any(sign in said.lower() for sign in _LATE):
         return DeadlineError(what, fix="raise cluster.deadlines.collective_s if the work is that long")

@@ -19,6 +19,11 @@ Colour = tuple[float, float, float]
 """Numbers for red, green and blue."""
 
 
+NEVER = -1.0e4
+"""Logit of a token that cannot be sampled, and what an engine adds to it. Every float format can hold it, and
+its probability is 0."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSpec:
     """Sizes of a vision tower, and the tokens that stand for pictures."""

@@ -24,11 +24,10 @@ from hybridrl.hosts.machine import Machine
 from hybridrl.launch import model_folders
 from hybridrl.launch.shape import with_gpus
 from hybridrl.models import spec
-from hybridrl.models.make import make_model
 from hybridrl.observe.progress import progress
 from hybridrl.rollout.base import Engine, EngineSetup, kind_of
 from hybridrl.serve.conversation import Conversation
-from hybridrl.serve.named import Named, Say, weights
+from hybridrl.serve.named import Named, Say, weights, write_made
 from hybridrl.types import Sampling
 
 _LONGEST_TOKENS = 32768
@@ -87,17 +86,13 @@ def chat(of: Named, request: Request, lines: Iterator[str], write: TextIO, say: 
 def _checked(of: Named, say: Say) -> LoadedConfig[Config]:
     """The config, with the model on this machine."""
     loaded = with_gpus(of.load(), Machine.here())
-    cfg, own = loaded.config, loaded.config.model
-    if own.make is not None and not Path(own.path).is_dir():
-        with progress("model", f"{own.make} writes {own.path}"):
-            make_model(own.make, Path(own.path), cfg.run.seed, where=loaded.where("model.make"))
-        say("model", f"{own.path}, written by {own.make}: it is not trained")
+    write_made(loaded, say)
     model_folders.fetch(loaded, say)
     loaded = model_folders.in_folders(loaded)
-    kind = kind_of(cfg.rollout.engine)
+    kind = kind_of(loaded.config.rollout.engine)
     with loaded.located():
         spec.read(loaded.config.model.path)
-    refuse([loaded.locate(error) for error in kind.missing(cfg)])
+    refuse([loaded.locate(error) for error in kind.missing(loaded.config)])
     return loaded
 
 

@@ -24,11 +24,10 @@ from hybridrl.launch.preflight import say_absent
 from hybridrl.launch.prepare import prepare_heldout
 from hybridrl.launch.shape import RunFiles, with_gpus
 from hybridrl.launch.verdict import SCOPES, verdict
-from hybridrl.models.make import make_model
 from hybridrl.observe.progress import progress
 from hybridrl.serve.engines import Serving, open_cluster, serving
 from hybridrl.serve.estimates import Estimate, mean_at_k, pass_at_k
-from hybridrl.serve.named import Named, Say, weights
+from hybridrl.serve.named import Named, Say, of_folder, weights, write_made
 from hybridrl.serve.sets import heldout_override
 from hybridrl.types import Group, Prompt, Trajectory, mean
 
@@ -124,7 +123,7 @@ def evaluate(of: Named, request: Request, say: Say) -> Evaluation:
     first = checked[0][1]
     with contextlib.ExitStack() as opened:
         here, step = opened.enter_context(weights(of, first, say))
-        sets = list(_opened(checked, here.config.model.path, say))
+        sets = list(_opened(checked, Path(here.config.model.path), say))
         folder = opened.enter_context(_logs(of))
         found = asyncio.run(_run(sets, step, request, RunFiles(folder), opened))
     return Evaluation(
@@ -179,25 +178,19 @@ def _checked(loaded: LoadedConfig[Config], say: Say) -> LoadedConfig[Config]:
     found = verdict(loaded, scope, machine)
     refuse(found.errors)
     say_absent(found, say)
-    own = loaded.config.model
-    if own.make is not None and not Path(own.path).is_dir():
-        with progress("model", f"{own.make} writes {own.path}"):
-            make_model(own.make, Path(own.path), loaded.config.run.seed, where=loaded.where("model.make"))
-        say("model", f"{own.path}, written by {own.make}: it is not trained")
+    write_made(loaded, say)
     model_folders.fetch(loaded, say)
     data_sets.fetch(loaded, say, splits=("heldout",))
     return model_folders.in_folders(loaded)
 
 
-def _opened(checked: Sequence[tuple[str, LoadedConfig[Config]]], folder: str, say: Say) -> Iterator[_Set]:
+def _opened(checked: Sequence[tuple[str, LoadedConfig[Config]]], folder: Path, say: Say) -> Iterator[_Set]:
     """The sets with their prompts, all for the model of a folder."""
     for name, loaded in checked:
-        cfg = loaded.config
-        model = cfg.model.model_copy(update={"path": folder, "make": None})
-        of_folder = LoadedConfig(cfg.model_copy(update={"model": model}), loaded.origins, loaded.file)
-        prompts, described = prepare_heldout(of_folder)
+        own = of_folder(loaded, folder)
+        prompts, described = prepare_heldout(own)
         say("data", f"{name}: {described}")
-        yield _Set(name, of_folder, prompts)
+        yield _Set(name, own, prompts)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ from hybridrl.errors import ConfigError, UserError
 from hybridrl.export import command as exporting
 from hybridrl.launch.shape import RunFiles
 from hybridrl.models import hub
+from hybridrl.models.make import make_model
+from hybridrl.observe.progress import progress
 
 Say = Callable[[str, str], None]
 
@@ -115,7 +117,7 @@ def weights(of: Named, loaded: LoadedConfig[Config], say: Say) -> Iterator[tuple
     files = RunFiles(of.run)
     if not files.checkpoints.is_dir() and (files.export / "config.json").is_file() and of.step is None:
         say("model", f"{files.export}: the run keeps no checkpoint")
-        yield _of_folder(loaded, files.export), loaded.config.run.steps
+        yield of_folder(loaded, files.export), loaded.config.run.steps
         return
     with tempfile.TemporaryDirectory(prefix=".weights-", dir=of.run) as folder:
         dtype = torch.float32 if _computes_in_fp32(loaded.config) else None
@@ -123,7 +125,17 @@ def weights(of: Named, loaded: LoadedConfig[Config], say: Say) -> Iterator[tuple
         for text in exported.passed_over:
             say("warning", text)
         say("model", f"{of.run} at step {exported.step}")
-        yield _of_folder(loaded, exported.folder), exported.step
+        yield of_folder(loaded, exported.folder), exported.step
+
+
+def write_made(loaded: LoadedConfig[Config], say: Say) -> None:
+    """Write the model that model.make makes, if it is not there."""
+    own = loaded.config.model
+    if own.make is None or Path(own.path).is_dir():
+        return
+    with progress("model", f"{own.make} writes {own.path}"):
+        make_model(own.make, Path(own.path), loaded.config.run.seed, where=loaded.where("model.make"))
+    say("model", f"{own.path}, written by {own.make}: it is not trained")
 
 
 def _model(text: str, overrides: tuple[str, ...], config: Path | None) -> Named:
@@ -145,7 +157,8 @@ def _source_of(overrides: Sequence[str]) -> Any:
     return parse_value(found[-1], _NO_CONFIG) if found else None
 
 
-def _of_folder(loaded: LoadedConfig[Config], folder: Path) -> LoadedConfig[Config]:
+def of_folder(loaded: LoadedConfig[Config], folder: Path) -> LoadedConfig[Config]:
+    """The config with a folder as its model."""
     cfg = loaded.config
     model = cfg.model.model_copy(update={"path": str(folder), "make": None})
     return replace(loaded, config=cfg.model_copy(update={"model": model}))

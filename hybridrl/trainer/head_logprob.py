@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from hybridrl.trainer.linear_logprob import NEVER, Shard
+from hybridrl.models.vision import NEVER
+from hybridrl.trainer.linear_logprob import Shard
 
 _VALUES_AT_ONCE = 2**24
 """Largest number of gathered values of the output layer that are held at once."""

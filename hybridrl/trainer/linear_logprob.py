@@ -16,11 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
+from hybridrl.models.vision import NEVER
 from hybridrl.trainer.kernels import reference
 from hybridrl.trainer.logprob import logprob_and_entropy
-
-NEVER = -1.0e4
-"""Logit of a token that cannot be sampled. Every float format can hold it, and its probability is 0."""
 
 LOGITS_AT_ONCE = 2**24
 """Largest number of logits held at once. The logits of a microbatch with at most this many are kept for the

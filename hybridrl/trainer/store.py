@@ -107,9 +107,8 @@ class Store:
             if keep.every and step % keep.every == 0:
                 continue
             name = named(Path(), step).name
-            self._fs.rm_file(
-                f"{self._root}/{name}/{committed.RECORD}"
-            )  # a kill from here on leaves no whole one
+            # First the record, so that a kill from here on leaves no copy that counts as whole.
+            self._fs.rm_file(f"{self._root}/{name}/{committed.RECORD}")
             self._fs.rm(f"{self._root}/{name}", recursive=True)
             with contextlib.suppress(FileNotFoundError):
                 self._fs.rm(f"{self._root}/{_CRITIC}/{name}", recursive=True)

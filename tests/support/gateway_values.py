@@ -2,15 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from hybridrl.environments.base import Call, Turn
 from hybridrl.gateway.conversation import Conversations, Limits
+from hybridrl.gateway.player import ProgramPlayer
 from hybridrl.gateway.server import Gateway, ServerSetup, Session
 from hybridrl.rollout.base import Answer
+from hybridrl.rollout.turns import AskTurn
+from hybridrl.types import Prompt
 
 END = 1
 """Token that ends a turn; every other token is a character."""
@@ -106,3 +110,30 @@ async def opened(
         yield gateway, gateway.open(own), own
     finally:
         await gateway.close()
+
+
+async def play_all(
+    gateway: Gateway,
+    programs: Any,
+    asks: Sequence[AskTurn],
+    *,
+    row: Mapping[str, Any],
+    timeout_s: float,
+) -> list[Any]:
+    """Outcomes of episodes that a program plays at the same time, one for each policy."""
+    player = ProgramPlayer(
+        gateway,
+        programs,
+        Letters(),
+        lambda row: [{"role": "user", "content": "q"}],
+        Limits(4096, 8),
+        timeout_s=timeout_s,
+        max_sessions=512,
+    )
+    prompt = Prompt("train/0", (5, 6), dict(row))
+    return await asyncio.gather(*(player.play(prompt, seed, ask) for seed, ask in enumerate(asks)))
+
+
+def streams(outcome: Any) -> list[str]:
+    """The streams of an episode, as `shown` writes them."""
+    return [shown(stream.tokens) for stream in outcome.played.streams]

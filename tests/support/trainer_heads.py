@@ -11,12 +11,11 @@ import trainer_scenarios as scenarios
 import trainer_values as values
 
 from hybridrl.answer_columns import head_columns
-from hybridrl.batch import TokenBlock
+from hybridrl.batch import Minibatch, RankBatch, TokenBlock
 from hybridrl.config.schema import AlgorithmConfig
 
 CAP = 1.5
 HEAD_TOKENS = 3
-ROWS = 12
 
 
 def with_heads(block: TokenBlock) -> TokenBlock:
@@ -33,27 +32,16 @@ def algorithm() -> AlgorithmConfig:
     return AlgorithmConfig.model_validate({"loss": loss, "aggregate": "token_mean", "guards": "off"})
 
 
-def steps(
-    rank: int,
-    rendezvous: scenarios.Rendezvous,
-    folder: Path,
-    shape: scenarios.Shape,
-    backend: str = "megatron",
-) -> list[dict[str, Any]]:
-    """Reports of two steps on twelve rows."""
-    actor = values.make_actor().model_copy(update={"backend": backend})
-    cuts = [scenarios.split(i, scenarios.dp_of(shape), (6,)) for i in range(2)]
-    batch = values.make_batch(cuts)
-    batch = batch.with_blocks(_blocks(batch.blocks))
-    with scenarios.policy(rank, rendezvous, folder, shape, actor=actor, algorithm=algorithm()) as trained:
-        return scenarios.play(trained, batch)["reports"]
+def steps(*on_rank: Any) -> list[dict[str, Any]]:
+    """Reports of two steps on twelve rows; the arguments are the first of scenarios.two_steps."""
+    return scenarios.two_steps(*on_rank, algorithm=algorithm(), batch_of=_batch)
 
 
 def plain(folder: Path) -> Iterator[tuple[float, float]]:
     """Loss and gradient norm of the same two steps."""
     setup, model = values.make_setup(0, "", folder, (1, 1, 1)), values.load_plain(folder)
-    batch = values.make_batch([])
-    blocks, advantage_N = _blocks(batch.blocks), batch.advantage_N
+    batch = _batch([])
+    blocks, advantage_N = batch.blocks, batch.advantage_N
     assert advantage_N is not None
     optimizer = values.plain_adamw(model, setup.actor.optimizer)
     count = sum(int(block.loss_mask_T.sum()) for block in blocks)
@@ -70,8 +58,9 @@ def plain(folder: Path) -> Iterator[tuple[float, float]]:
         yield loss.item(), norm.item()
 
 
-def _blocks(blocks: Any) -> list[TokenBlock]:
-    return [with_heads(block) for block in blocks]
+def _batch(minibatches: list[Minibatch]) -> RankBatch:
+    batch = values.make_batch(minibatches)
+    return batch.with_blocks([with_heads(block) for block in batch.blocks])
 
 
 def _centred(model: torch.nn.Module, block: TokenBlock, row: int, temperature: float) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import trainer_scenarios as scenarios
 import trainer_values as values
 
+from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.types import Hint
 
@@ -18,19 +19,14 @@ ALGORITHM = AlgorithmConfig.model_validate(
 )
 
 
-def steps(
-    rank: int,
-    rendezvous: scenarios.Rendezvous,
-    folder: Path,
-    shape: scenarios.Shape,
-    backend: str = "megatron",
-) -> list[dict[str, Any]]:
-    """Reports of two steps on twelve rows; the policy is its own teacher."""
-    actor = values.make_actor().model_copy(update={"backend": backend})
-    cuts = [scenarios.split(i, scenarios.dp_of(shape), (6,)) for i in range(2)]
-    batch = replace(values.make_batch(cuts, advantage_N=None), hints=HINTS)
-    with scenarios.policy(rank, rendezvous, folder, shape, actor=actor, algorithm=ALGORITHM) as trained:
-        return scenarios.play(trained, batch)["reports"]
+def steps(*on_rank: Any) -> list[dict[str, Any]]:
+    """Reports of two steps on twelve rows, whose policy is its own teacher; the arguments are the first of
+    scenarios.two_steps."""
+    return scenarios.two_steps(*on_rank, algorithm=ALGORITHM, batch_of=_batch)
+
+
+def _batch(minibatches: list[Minibatch]) -> RankBatch:
+    return replace(values.make_batch(minibatches, advantage_N=None), hints=HINTS)
 
 
 def plain(folder: Path) -> list[tuple[float, float]]:

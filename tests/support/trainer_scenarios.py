@@ -51,6 +51,21 @@ def play(trained: "Policy", batch: Any) -> dict[str, Any]:
     return {"loaded": loaded, "reports": [asdict(trained.step(m.index)) for m in batch.minibatches]}
 
 
+def two_steps(
+    rank: int,
+    rendezvous: Rendezvous,
+    folder: Path,
+    shape: Shape,
+    backend: str,
+    algorithm: AlgorithmConfig,
+    batch_of: "Callable[[list[Minibatch]], Any]",
+) -> list[dict[str, Any]]:
+    """Reports of two steps on all twelve rows; `batch_of` makes the batch from its minibatches."""
+    actor = values.make_actor().model_copy(update={"backend": backend})
+    with policy(rank, rendezvous, folder, shape, actor=actor, algorithm=algorithm) as trained:
+        return play(trained, batch_of([split(i, dp_of(shape), (6,)) for i in range(2)]))["reports"]
+
+
 def copy(trained: "Policy") -> dict[str, np.ndarray]:
     return {name: tensor.float().numpy().copy() for name, tensor in trained.tensors().items()}
 

@@ -16,7 +16,7 @@ from hybridrl.columns import PIXELS, SIZES
 from hybridrl.errors import ColumnError, EngineError
 from hybridrl.models.patches import grid, patches
 from hybridrl.models.pictures import pictures_of, places
-from hybridrl.models.vision import VisionSpec
+from hybridrl.models.vision import NEVER, VisionSpec
 from hybridrl.rollout.base import Request
 
 Key = tuple[tuple[int, ...], bytes]
@@ -80,10 +80,6 @@ def banned(request: Request, vision: VisionSpec | None) -> dict[str, Any]:
     if vision is None or SIZES not in request.arrays:
         return {}
     return {"logit_bias": {str(vision.image_token): NEVER}}
-
-
-NEVER = -1.0e4
-"""What is added to a logit to make its probability 0."""
 
 
 def names(vision: VisionSpec | None) -> Sequence[str]:

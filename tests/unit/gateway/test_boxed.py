@@ -7,13 +7,10 @@ import time
 
 import pytest
 from box_kinds import need
-from gateway_values import Letters, Policy, shown
+from gateway_values import Policy, play_all, streams
 
 from hybridrl.config.program import ProgramConfig
-from hybridrl.gateway.conversation import Limits
-from hybridrl.gateway.player import ProgramPlayer
 from hybridrl.gateway.server import Gateway, ServerSetup
-from hybridrl.types import Prompt
 from hybridrl.workers.turns import open_programs
 
 HEAD = """
@@ -42,28 +39,15 @@ def played(folder, program, *, episodes=1, timeout_s=30.0, **keys):
         gateway = Gateway(ServerSetup())
         await gateway.start()
         programs = await open_programs(config, gateway)
-        player = ProgramPlayer(
-            gateway,
-            programs,
-            Letters(),
-            lambda row: [{"role": "user", "content": "q"}],
-            Limits(4096, 8),
-            timeout_s=config.timeout_s,
-            max_sessions=512,
-        )
         try:
-            prompt = Prompt("train/0", (5, 6), {"answer": 3})
-            plays = (player.play(prompt, seed, Policy().ask) for seed in range(episodes))
-            return await asyncio.gather(*plays), gateway.num_listening
+            asks = [Policy().ask for _ in range(episodes)]
+            found = await play_all(gateway, programs, asks, row={"answer": 3}, timeout_s=config.timeout_s)
+            return found, gateway.num_listening
         finally:
             await programs.close()
             await gateway.close()
 
     return asyncio.run(run())
-
-
-def streams(outcome):
-    return [shown(stream.tokens) for stream in outcome.played.streams]
 
 
 def test_a_program_in_a_box_asks_the_policy_and_ends_by_its_exit(tmp_path):

@@ -7,15 +7,12 @@ import time
 
 import psutil
 import pytest
-from gateway_values import Letters, Policy, shown
+from gateway_values import Policy, play_all, streams
 
 from hybridrl.environments.base import EnvironmentFailedError
-from hybridrl.gateway.conversation import Limits
-from hybridrl.gateway.player import ProgramPlayer
 from hybridrl.gateway.program import Programs, ProgramSetup
 from hybridrl.gateway.server import Gateway, ServerSetup
 from hybridrl.rollout.streams import packed_episodes
-from hybridrl.types import Prompt
 
 HEAD = """
 import json, os, sys, time, urllib.request
@@ -46,29 +43,15 @@ def played(tmp_path, program, *, episodes=1, policy=None, command=(), row=None, 
         await gateway.start()
         given = (sys.executable, str(tmp_path / "agent.py"), *command)
         programs = Programs(ProgramSetup(given, {"PATH": os.environ["PATH"]}, str(tmp_path), **setup))
-        player = ProgramPlayer(
-            gateway,
-            programs,
-            Letters(),
-            lambda row: [{"role": "user", "content": "q"}],
-            Limits(4096, 8),
-            timeout_s=timeout_s,
-            max_sessions=512,
-        )
         try:
-            prompt = Prompt("train/0", (5, 6), row or {"answer": 3})
-            ask = (policy or Policy()).ask
-            found = await asyncio.gather(*(player.play(prompt, seed, ask) for seed in range(episodes)))
+            asks = [(policy or Policy()).ask] * episodes
+            found = await play_all(gateway, programs, asks, row=row or {"answer": 3}, timeout_s=timeout_s)
             return found, programs.pids
         finally:
             await programs.close()
             await gateway.close()
 
     return asyncio.run(run())
-
-
-def streams(outcome):
-    return [shown(stream.tokens) for stream in outcome.played.streams]
 
 
 def test_a_program_ends_its_episode_by_its_exit(tmp_path):
