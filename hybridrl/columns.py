@@ -142,13 +142,31 @@ COLUMNS: dict[str, ColumnSpec] = {
         "token",
         "float32",
         "ranks",
-        "log-probability by the policy of the tokens of engine_head, with its gradient, in every pass",
+        "log-probability by the policy of the tokens of engine_head or teacher_head, with its gradient, in "
+        "every pass",
         outside=0,
         axes="K",
     ),
     "old_logp": _token("float32", "ranks", "log-probability by the trainer before the update"),
     "ref_logp": _token("float32", "ranks", "log-probability by the reference policy"),
     "teacher_logp": _token("float32", "ranks", "log-probability by the teacher of a distillation"),
+    "teacher_head": ColumnSpec(
+        "token",
+        "int32",
+        "ranks",
+        "ids of the K tokens that the teacher holds likeliest at this place. Only for a loss with "
+        "teacher_head_logp",
+        outside=0,
+        axes="K",
+    ),
+    "teacher_head_logp": ColumnSpec(
+        "token",
+        "float32",
+        "ranks",
+        "log-probability by the teacher of the tokens of teacher_head",
+        outside=0,
+        axes="K",
+    ),
     "process_logp": _token("float32", "ranks", "log-probability by the implicit process reward model"),
     "old_entropy": _token(
         "float32", "ranks", "entropy of the trainer's distribution before the update, in nats"

@@ -19,6 +19,7 @@ from hybridrl.algorithms.columns import on_ranks
 from hybridrl.algorithms.objective import Objective
 from hybridrl.algorithms.packages import PACKAGES
 from hybridrl.algorithms.samples import RaggedBatch, ragged_batch, run_ranks
+from hybridrl.algorithms.trial import gradient, variables
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.section import PluginConfig
 from hybridrl.errors import UserCodeError
@@ -174,13 +175,14 @@ def check_policy_loss(plugin: PluginConfig, aggregate: str) -> list[Check]:
     """
     objective = Objective(AlgorithmConfig(loss=plugin, aggregate=aggregate), max_response_tokens=16)
     batch = _within_reach(objective)
-    loss, grad_T = _loss(objective, batch, 1, 1)
-    dirty_loss, dirty_T = _loss(objective, _dirty(batch), 1, 1)
-    same = torch.equal(loss, dirty_loss) and torch.equal(grad_T, dirty_T) and not grad_T[~batch.mask_T].any()
-    finite = bool(torch.isfinite(loss) & torch.isfinite(grad_T).all() & grad_T.any())
+    loss, grad_TJ = _loss(objective, batch, 1, 1)
+    dirty_loss, dirty_TJ = _loss(objective, _dirty(batch), 1, 1)
+    masked = not grad_TJ[~batch.mask_T].any()
+    same = torch.equal(loss, dirty_loss) and torch.equal(grad_TJ, dirty_TJ) and masked
+    finite = bool(torch.isfinite(loss) & torch.isfinite(grad_TJ).all() & grad_TJ.any())
     return [
         Check(
-            "gradient", finite, f"loss {float(loss):.4g}, largest gradient {float(grad_T.abs().max()):.3g}"
+            "gradient", finite, f"loss {float(loss):.4g}, largest gradient {float(grad_TJ.abs().max()):.3g}"
         ),
         Check(
             "padding",
@@ -188,7 +190,7 @@ def check_policy_loss(plugin: PluginConfig, aggregate: str) -> list[Check]:
             "prompt and tool tokens have no influence" if same else "reads prompt or tool tokens",
         ),
         _direction(objective, batch),
-        *_splits(objective, batch, loss, grad_T),
+        *_splits(objective, batch, loss, grad_TJ),
     ]
 
 
@@ -207,17 +209,17 @@ def _direction(objective: Objective, batch: RaggedBatch) -> Check:
     start = ragged_batch(0)
     for name in ("logp", "rollout_logp", "ref_logp"):
         start.columns[name] = start.columns["old_logp"].clone()
-    _, grad_T = _loss(objective, start, 1, 1)
-    wrong = int(((-grad_T * start.columns["advantage"])[start.mask_T] < -1e-9).sum())
+    _, grad_TJ = _loss(objective, start, 1, 1)
+    wrong = int(((-grad_TJ[:, 0] * start.columns["advantage"])[start.mask_T] < -1e-9).sum())
     return Check(
         "direction", wrong == 0, f"{wrong} of {int(batch.mask_T.sum())} tokens are pushed the wrong way"
     )
 
 
-def _splits(objective: Objective, batch: RaggedBatch, loss: Tensor, grad_T: Tensor) -> Iterator[Check]:
+def _splits(objective: Objective, batch: RaggedBatch, loss: Tensor, grad_TJ: Tensor) -> Iterator[Check]:
     for num_ranks, num_microbatches in ((1, 4), (2, 1), (4, 2)):
-        other, other_T = _loss(objective, batch, num_ranks, num_microbatches)
-        holds = _close(other, loss) and _close(other_T, grad_T)
+        other, other_TJ = _loss(objective, batch, num_ranks, num_microbatches)
+        holds = _close(other, loss) and _close(other_TJ, grad_TJ)
         text = "same loss and gradient" if holds else f"loss {float(other):.9g}, not {float(loss):.9g}"
         yield Check(f"{num_ranks} ranks, {num_microbatches} microbatches", holds, text)
 
@@ -225,25 +227,26 @@ def _splits(objective: Objective, batch: RaggedBatch, loss: Tensor, grad_T: Tens
 def _loss(
     objective: Objective, batch: RaggedBatch, num_ranks: int, num_microbatches: int
 ) -> tuple[Tensor, Tensor]:
-    """Loss and gradient, summed over ranks and microbatches."""
+    """Loss, and its gradient as `trial.gradient` gives it, [T, J]; summed over ranks and microbatches."""
     mine = _split(batch, num_ranks)
     made = run_ranks(num_ranks, lambda r, reduce: _columns(objective, batch, batch.rows(mine[r]), reduce))
-    total, grad_T = torch.zeros((), dtype=torch.float64), torch.zeros_like(batch.columns["logp"])
+    heads = batch.columns["head_logp"].shape[1] if "head_logp" in objective.columns else 0
+    total = torch.zeros((), dtype=torch.float64)
+    grad_TJ = batch.columns["logp"].new_zeros(len(batch.seq_T), 1 + heads)
     for rows, columns in zip(mine, made, strict=True):
         held = batch.rows(rows)
         for k in range(num_microbatches):
             chosen = rows[k::num_microbatches]
             part, here_T = batch.rows(chosen), torch.isin(held.seq_T, torch.tensor(chosen, dtype=torch.int64))
-            logp_T = part.columns["logp"].clone().requires_grad_()
             own = {n: c[here_T] for n, c in columns.items()}
+            inputs = variables(part.columns["logp"], own)
             share, _ = objective(
-                logp_T, part.columns["entropy"], own, part.columns["advantage"], part.tokens, batch.totals
+                inputs[0], part.columns["entropy"], own, part.columns["advantage"], part.tokens, batch.totals
             )
-            share.backward()
             total = total + share.detach()
-            assert logp_T.grad is not None
-            grad_T[torch.isin(batch.seq_T, torch.tensor(chosen, dtype=torch.int64))] = logp_T.grad
-    return total, grad_T
+            at_T = torch.isin(batch.seq_T, torch.tensor(chosen, dtype=torch.int64))
+            grad_TJ[at_T] = gradient(share, inputs)
+    return total, grad_TJ
 
 
 def _columns(

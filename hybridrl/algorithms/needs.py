@@ -56,6 +56,9 @@ class Needs:
     head_tokens: int = 0
     """For how many of its likeliest tokens the engine reports log-probabilities, if the loss needs them."""
 
+    teacher_head_tokens: int = 0
+    """For how many of its likeliest tokens the teacher gives log-probabilities, if the loss needs them."""
+
     teaches_itself: bool = False
     """Whether the teacher is the policy itself, which reads a hint."""
 
@@ -82,6 +85,7 @@ class Needs:
             bypasses=replaces_old_logp(corrections),
             observed=algorithm.observations.coefficient > 0,
             head_tokens=head_tokens_of(loss),
+            teacher_head_tokens=loss.head_tokens if "teacher_head_logp" in loss.needs else 0,
             teaches_itself=algorithm.hint is not None and algorithm.teacher is None,
         )
 
@@ -149,7 +153,7 @@ def objective_makes(loss: Any, corrections: Iterable[Any], top_share: float) -> 
 
 def head_tokens_of(loss: Any) -> int:
     """Tokens that a loss asks the engine for at each place; of a loss, or its stand-in from `declared`."""
-    return loss.head_tokens if "head_logp" in loss.needs else 0
+    return loss.head_tokens if "engine_head_logp" in loss.needs else 0
 
 
 def replaces_old_logp(corrections: Iterable[Any]) -> bool:

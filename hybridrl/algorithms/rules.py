@@ -67,6 +67,7 @@ def _errors(cfg: Config) -> list[HybridRLError]:
         errors += turn_errors(cfg, needs, shaped)
         errors += branch_errors(cfg, needs)
         errors += idle_group_errors(cfg)
+        errors += teacher_head_errors(cfg, needs)
         errors += picture_errors(cfg, needs)
     return errors
 
@@ -207,6 +208,17 @@ def idle_group_errors(cfg: Config) -> _Errors:
                 where=f"{group}.parallel",
                 fix=f"leave {group}.parallel out",
             )
+
+
+def teacher_head_errors(cfg: Config, needs: Needs) -> _Errors:
+    """Errors about a loss that needs the teacher's likeliest tokens, which dedicated ranks do not return."""
+    if needs.teacher_head_tokens and cfg.reference.parallel is not None:
+        yield ConfigError(
+            f"algorithm.loss = {cfg.algorithm.loss.name} needs the teacher's likeliest tokens, and the "
+            "ranks of reference.parallel return one number a token",
+            where="reference.parallel",
+            fix="leave reference.parallel out, so that the actor's ranks hold the teacher",
+        )
 
 
 def picture_errors(cfg: Config, needs: Needs) -> _Errors:

@@ -126,10 +126,16 @@ def _token_columns(
 
 
 def _heads(logit_TV: Tensor, other_TV: Tensor) -> dict[str, Tensor]:
-    """The two first of three tokens, of an engine and of a policy that is near it."""
+    """The two first of three tokens, of an engine, and of a policy and a teacher that are near it."""
     engine_TV = logit_TV.log_softmax(1)
     policy_TV = (logit_TV + 0.3 * other_TV).log_softmax(1)
-    return {"engine_head_logp": engine_TV[:, :2], "head_logp": policy_TV[:, :2]}
+    teacher_TV = (logit_TV - 0.5 * other_TV).log_softmax(1)
+    return {
+        "engine_head_logp": engine_TV[:, :2],
+        "head_logp": policy_TV[:, :2],
+        "teacher_head": torch.arange(2).expand(len(logit_TV), 2),
+        "teacher_head_logp": teacher_TV[:, :2],
+    }
 
 
 def _scalar_columns(

@@ -75,7 +75,8 @@ SETTINGS = (
         formula="teacher_logp_t = log p(y_t | hint, x, y_<t) of the policy before the update, or of "
         "algorithm.teacher",
         source='Shenfeld et al. 2026, "Self-Distillation Enables Continual Learning", arXiv:2601.19897, and '
-        'Zhao et al. 2026, "Self-Distilled Reasoner", arXiv:2601.18734, on the sampled tokens',
+        'Zhao et al. 2026, "Self-Distilled Reasoner", arXiv:2601.18734; on the sampled tokens with estimator '
+        "distillation, on whole distributions with loss teacher_divergence",
         use="with estimator distillation or teacher_coefficient: data with demonstrations or solutions, and "
         "no larger model of the same vocabulary.",
     ),

@@ -49,9 +49,9 @@ def _batch(seed: int, moved: bool) -> RaggedBatch:
 def _unmoved(objective: Objective, batch: RaggedBatch) -> bool:
     rest = batch.rows(torch.nonzero(batch.group_N >= 2).flatten().tolist())
     kept_T = batch.group_N[batch.seq_T] >= 2
-    loss, gradient_T = loss_and_gradient(objective, batch, batch.totals)
-    same, same_T = loss_and_gradient(objective, rest, batch.totals)
-    expected_T = torch.zeros_like(gradient_T)
-    expected_T[kept_T] = same_T
-    limit = _RELATIVE * float(gradient_T.abs().max())
-    return abs(float(loss - same)) <= _RELATIVE and float((gradient_T - expected_T).abs().max()) <= limit
+    loss, gradient_TJ = loss_and_gradient(objective, batch, batch.totals)
+    same, same_TJ = loss_and_gradient(objective, rest, batch.totals)
+    expected_TJ = torch.zeros_like(gradient_TJ)
+    expected_TJ[kept_T] = same_TJ
+    limit = _RELATIVE * float(gradient_TJ.abs().max())
+    return abs(float(loss - same)) <= _RELATIVE and float((gradient_TJ - expected_TJ).abs().max()) <= limit

@@ -301,6 +301,26 @@ _PAPERS: Mapping[str, Preset] = {
         },
         samples_per_prompt=1,
     ),
+    "opsd_jsd": Preset(
+        "opsd by the divergence of the distributions at each token, arXiv:2601.18734",
+        {
+            "estimator": {"name": "distillation"},
+            "loss": {"name": "teacher_divergence"},
+            "aggregate": "token_mean",
+            "hint": {"field": "demonstration"},
+        },
+        samples_per_prompt=1,
+    ),
+    "gkd": Preset(
+        "a teacher's distribution at each token of the policy's own answers, arXiv:2306.13649",
+        {
+            "estimator": {"name": "distillation"},
+            "loss": {"name": "teacher_divergence"},
+            "aggregate": "token_mean",
+        },
+        has_teacher=True,
+        samples_per_prompt=1,
+    ),
 }
 
 

@@ -184,6 +184,17 @@ _ROWS: list[tuple[str, Metric]] = [
         Metric("1", "Size of the correction of loss score_centering, 0 where engine and trainer agree."),
     ),
     ("actor/engine_head", Metric("share", "Probability of the engine's head in loss score_centering.")),
+    (
+        "actor/teacher_divergence",
+        Metric(
+            "nats", "Divergence of policy and teacher in loss teacher_divergence, mean over trained tokens."
+        ),
+    ),
+    ("actor/teacher_head", Metric("share", "Probability of the teacher's head in loss teacher_divergence.")),
+    (
+        "actor/teacher_gap",
+        Metric("nats", "Teacher's log-probability minus the policy's, mean over trained tokens."),
+    ),
     ("actor/behaviour_weight", Metric("1", "Weight of the loss decoupled_ppo, mean over trained tokens.")),
     ("actor/m2po_masked", Metric("share", "Trained tokens that the loss m2po left out.")),
     ("actor/opsm_masked", Metric("share", "Trained tokens that the loss opsm left out.")),

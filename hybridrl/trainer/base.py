@@ -255,11 +255,15 @@ class Model(ABC):
         Raises:
             ConfigError: this backend does not compute it.
         """
-        raise ConfigError(
-            f"{type(self).__module__} computes log-probabilities of sampled tokens only",
-            where="actor.backend",
-            fix="megatron or fsdp, or another algorithm.loss",
-        )
+        raise self._no_heads()
+
+    def likeliest(self, microbatch: Microbatch, hidden_O1: Tensor, count: int) -> Tensor:
+        """Ids of the likeliest tokens at every predicted token, int64 [P, count]; else like `head_logp`."""
+        raise self._no_heads()
+
+    def _no_heads(self) -> ConfigError:
+        what = f"{type(self).__module__} computes log-probabilities of sampled tokens only"
+        return ConfigError(what, where="actor.backend", fix="megatron or fsdp, or another algorithm.loss")
 
     @abstractmethod
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Log-probabilities of a few tokens besides the sampled one at every place: those an engine held likeliest.
+"""Log-probabilities of a few tokens besides the sampled one at every place: those an engine or a teacher held
+likeliest.
 
 Their logits are products with single rows of the output layer, so nothing of the size of the vocabulary is
 computed again. The sampled token's log-probability is known by then, and carries the sum over the vocabulary.
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from hybridrl.models.vision import NEVER
-from hybridrl.trainer.linear_logprob import Shard
+from hybridrl.trainer.linear_logprob import LOGITS_AT_ONCE, Shard
 
 _VALUES_AT_ONCE = 2**24
 """Largest number of gathered values of the output layer that are held at once."""
@@ -49,6 +50,39 @@ def head_gaps(
     for token in shard.banned:
         logits_RJ = logits_RJ.masked_fill(token_RJ == token, NEVER)
     return (logits_RJ[:, 1:] - logits_RJ[:, :1]) / temperature
+
+
+def likeliest(hidden_RH: Tensor, weight_VH: Tensor, count: int, shard: Shard) -> Tensor:
+    """Ids of the tokens with the largest logits in each row, largest first; int64 [R, count], no gradients.
+
+    *Collective* over the shard's group; every rank gets the same result.
+
+    Args:
+        count: at most the entries of the whole vocabulary.
+    """
+    with torch.no_grad():
+        value_RC, token_RC = _likeliest_here(hidden_RH, weight_VH, count, shard)
+        values = [torch.empty_like(value_RC) for _ in range(shard.group.size())]
+        tokens = [torch.empty_like(token_RC) for _ in values]
+        dist.all_gather(values, value_RC, shard.group)
+        dist.all_gather(tokens, token_RC, shard.group)
+        _, place_RC = torch.cat(values, dim=1).topk(count, dim=1)
+        return torch.cat(tokens, dim=1).gather(1, place_RC)
+
+
+def _likeliest_here(hidden_RH: Tensor, weight_VH: Tensor, count: int, shard: Shard) -> tuple[Tensor, Tensor]:
+    """The largest logits among this rank's entries and their tokens, [R, count] each; -inf where this rank
+    has fewer."""
+    value_RC = hidden_RH.new_full((len(hidden_RH), count), -torch.inf, dtype=torch.float32)
+    token_RC = torch.zeros(value_RC.shape, dtype=torch.int64, device=hidden_RH.device)
+    step = max(1, LOGITS_AT_ONCE // max(1, len(hidden_RH)))
+    for at in range(0, shard.num_entries, step):
+        part = slice(at, min(at + step, shard.num_entries))
+        logits_RV = shard.logits(hidden_RH, weight_VH, part).float()
+        entry_V = torch.arange(part.start, part.stop, device=hidden_RH.device) + shard.first
+        value_RC, place_RC = torch.cat([value_RC, logits_RV], dim=1).topk(count, dim=1)
+        token_RC = torch.cat([token_RC, entry_V.expand(len(hidden_RH), -1)], dim=1).gather(1, place_RC)
+    return value_RC, token_RC
 
 
 class _TokenLogits(Function):

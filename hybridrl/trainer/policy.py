@@ -272,9 +272,10 @@ class Policy(Role):
 
     def _heads(self, microbatch: Microbatch, hidden_O1: Tensor, logp_P: Tensor) -> dict[str, Tensor]:
         """The columns of this pass besides logp and entropy: head_logp, if the loss needs it."""
-        if not self._needs.head_tokens:
+        name = "teacher_head" if self._needs.teacher_head_tokens else "engine_head"
+        if not self._needs.teacher_head_tokens and not self._needs.head_tokens:
             return {}
-        head_RK = self._loaded.columns["engine_head"][microbatch.trained_R]
+        head_RK = self._loaded.columns[name][microbatch.trained_R]
         return {"head_logp": self._scorer.head(microbatch, hidden_O1, logp_P, head_RK)}
 
     def _observed(
@@ -336,7 +337,8 @@ class Policy(Role):
             held = {n: torch.empty_like(t) for n, t in self._model.tensors().items()}
             self._model.load(frozen_folder(self._setup, "teacher_logp"), into=held)
             weights["teacher_logp"] = held
-        return FrozenPolicies(self._model, self._scorer, weights)
+        heads = self._needs.teacher_head_tokens
+        return FrozenPolicies(self._model, self._scorer, weights, teacher_head_tokens=heads)
 
     def _make_columns(self) -> Columns:
         return Columns(

@@ -52,6 +52,26 @@ class Scorer:
         self._model.evaluate(microbatches, keep)
         return logp_U, entropy_U
 
+    def head_columns(
+        self, packed: PackedBatch, microbatches: Sequence[Microbatch], count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability of the tokens of the microbatches, [U], and the likeliest tokens of their places
+        with their log-probabilities, int32 and float32 [U, count]; as `columns` otherwise.
+        """
+        logp_U = packed.zeros_U()
+        head_logp_UK = logp_U.new_zeros(len(logp_U), count)
+        head_UK = torch.zeros_like(head_logp_UK, dtype=torch.int32)
+
+        def keep(microbatch: Microbatch, hidden_O1: Tensor) -> None:
+            logp_P, _ = self.score_predicted(microbatch, hidden_O1)
+            head_RK = microbatch.trained(self._model.likeliest(microbatch, hidden_O1, count))
+            at_R = microbatch.trained_R
+            logp_U[at_R], head_UK[at_R] = microbatch.trained(logp_P), head_RK.int()
+            head_logp_UK[at_R] = self.head(microbatch, hidden_O1, logp_P, head_RK)
+
+        self._model.evaluate(microbatches, keep)
+        return logp_U, head_UK, head_logp_UK
+
 
 def value_column(model: Model, packed: PackedBatch, microbatches: Sequence[Microbatch]) -> Tensor:
     """The value before each trained token of the microbatches, 0 at all others; [U], no gradients.

@@ -81,6 +81,24 @@ def flash_reinforce(row):
     return [-math.exp(logp - r) * a * (mean(d) <= 0.03) for logp, r, a in tokens]
 
 
+def teacher_divergence(beta):
+    """beta KL(t || m) + (1 - beta) KL(p || m) over a head and the rest; no gradient by the sampled token."""
+
+    def kl(a, b):
+        return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+
+    @per_token
+    def rows(x):
+        t, p = ([math.exp(v) for v in head] for head in (x.teacher_head_logp, x.head_logp))
+        t, p = ([*head, max(1 - sum(head), 1e-6)] for head in (t, p))
+        if beta in (0, 1):
+            return kl(p, t) if beta else kl(t, p)
+        m = [beta * a + (1 - beta) * b for a, b in zip(t, p, strict=True)]
+        return beta * kl(t, m) + (1 - beta) * kl(p, m)
+
+    return rows
+
+
 def score_centering(cap):
     """The correction by hand: the head's tokens have no gradient here, and log p_v is that of the policy."""
 

@@ -100,4 +100,10 @@ def sharded_head_gaps(
         hidden_RH, part, target_R, torch.tensor(heads), shard, temperature=temperature
     )
     grads = torch.autograd.grad((gap_RK.square().sum(1) @ weight_R), (hidden_RH, part))
-    return {"gaps": gap_RK.detach().numpy(), "grads": [grad.numpy() for grad in grads]}
+    head_logprob.LOGITS_AT_ONCE = 4 * len(hidden_RH)  # several parts
+    likeliest = [head_logprob.likeliest(hidden_RH, part, count, shard) for count in (1, 4, sum(sizes))]
+    return {
+        "gaps": gap_RK.detach().numpy(),
+        "grads": [grad.numpy() for grad in grads],
+        "likeliest": [token_RC.tolist() for token_RC in likeliest],
+    }

@@ -25,7 +25,7 @@ from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.network import PackedNetwork, root
 from hybridrl.trainer.fsdp.optimizer import Optimizer, local
 from hybridrl.trainer.fsdp.tensor_parallel import Shardings, copy_to, sum_over, with_partial_gradients
-from hybridrl.trainer.head_logprob import head_gaps
+from hybridrl.trainer.head_logprob import head_gaps, likeliest
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.lora import switched_off
 from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
@@ -193,6 +193,12 @@ class FSDPModel(Model):
             temperature=temperature,
         )
         return logp_P.unsqueeze(1) + gather_predicted(microbatch, gap_OK, self._groups.cp)
+
+    def likeliest(self, microbatch: Microbatch, hidden_O1: Tensor, count: int) -> Tensor:
+        """*Collective* like `score`."""
+        hidden_OH = self._copied(hidden_O1).squeeze(1)
+        token_OC = likeliest(hidden_OH, self._network.output_weight, count, self._shard)
+        return gather_predicted(microbatch, token_OC, self._groups.cp)
 
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
         # In bf16, answers to one prompt would get the same score where theirs differ by less than 1 %.

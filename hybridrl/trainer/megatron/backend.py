@@ -103,6 +103,9 @@ class MegatronModel(Model):
     ) -> Tensor:
         return self._inner.head_logp(microbatch, hidden_O1, logp_P, head_PK, temperature)
 
+    def likeliest(self, microbatch: Microbatch, hidden_O1: Tensor, count: int) -> Tensor:
+        return self._inner.likeliest(microbatch, hidden_O1, count)
+
     def values(self, microbatch: Microbatch, hidden_O1: Tensor) -> Tensor:
         return from_context(microbatch, self._inner.values(hidden_O1))
 

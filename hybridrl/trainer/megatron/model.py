@@ -29,7 +29,7 @@ from torch import Tensor
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.context import own_predicted
-from hybridrl.trainer.head_logprob import head_gaps
+from hybridrl.trainer.head_logprob import head_gaps, likeliest
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.megatron import lora
 from hybridrl.trainer.megatron.context import from_context
@@ -154,6 +154,11 @@ class PolicyModel(GPTModel):
             temperature=temperature,
         )
         return logp_P.unsqueeze(1) + from_context(microbatch, gap_OK)
+
+    def likeliest(self, microbatch: Microbatch, hidden_O1: Tensor, count: int) -> Tensor:
+        """Same contract as base.Model.likeliest. *Collective* like `score`."""
+        token_OC = likeliest(self._output_input(hidden_O1), self.output_weight, count, self._shard)
+        return from_context(microbatch, token_OC)
 
     def _score_own(self, target_O: Tensor, hidden_O1: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         return output_logprob(

@@ -26,14 +26,21 @@ from hybridrl.trainer.setup import PolicySetup
 
 class FrozenPolicies:
     def __init__(
-        self, model: Model, scorer: Scorer, weights: Mapping[str, Mapping[str, Tensor] | None]
+        self,
+        model: Model,
+        scorer: Scorer,
+        weights: Mapping[str, Mapping[str, Tensor] | None],
+        *,
+        teacher_head_tokens: int = 0,
     ) -> None:
         """
         Args:
             scorer: scorer of `model`.
             weights: weights of each policy, by the column that it fills. A weight that is missing is the
                 model's own, without adapters. None in place of weights: the model as it is, with adapters.
+            teacher_head_tokens: how many of its likeliest tokens the teacher gives at each place.
         """
+        self._teacher_head_tokens = teacher_head_tokens
         self._model, self._scorer, self._weights = model, scorer, weights
 
     def tensors(self) -> Iterator[Tensor]:
@@ -48,8 +55,15 @@ class FrozenPolicies:
         for column, weights in self._weights.items():
             read = hinted if hinted is not None and column == "teacher_logp" else loaded
             with self._computing(weights):
-                logp_U, _ = self._scorer.columns(read.packed, read.microbatches(read.first_epoch))
-            loaded.add(column, logp_U)
+                for name, column_U in self._columns(column, read).items():
+                    loaded.add(name, column_U)
+
+    def _columns(self, column: str, read: LoadedBatch) -> dict[str, Tensor]:
+        microbatches, count = read.microbatches(read.first_epoch), self._teacher_head_tokens
+        if column != "teacher_logp" or not count:
+            return {column: self._scorer.columns(read.packed, microbatches)[0]}
+        logp_U, head_UK, head_logp_UK = self._scorer.head_columns(read.packed, microbatches, count)
+        return {column: logp_U, "teacher_head": head_UK, "teacher_head_logp": head_logp_UK}
 
     @contextlib.contextmanager
     def _computing(self, weights: Mapping[str, Tensor] | None) -> Iterator[None]:

@@ -50,8 +50,9 @@ def evaluate() -> Callable[..., tuple[Tensor, Metrics]]:
     def run(
         objective: Objective, columns: dict, batch: RaggedBatch, logp_T: Tensor, totals: Totals | None = None
     ):
-        return objective(
-            logp_T, None, columns, batch.columns["advantage"], batch.tokens, totals or batch.totals
-        )
+        advantage_T, totals = batch.columns["advantage"], totals or batch.totals
+        scalar, metrics = objective(logp_T, None, columns, advantage_T, batch.tokens, totals)
+        # A loss of heads alone has the gradient 0 by the sampled tokens.
+        return (scalar if scalar.requires_grad else scalar + 0 * logp_T[batch.mask_T].sum()), metrics
 
     return run

@@ -277,3 +277,44 @@ def test_the_optimal_baseline_of_a_turn():
     expected = [returns[0][0] - base[0], returns[0][1] - base[1]]
     expected += [returns[1][0] - base[0]] * 2 + [returns[1][1] - base[1]]
     assert out.advantage_T.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+# OPSD and GKD (arXiv:2601.18734, arXiv:2306.13649): a generalised Jensen-Shannon divergence at each token.
+
+
+def diverged(beta, t, p):
+    """Loss of one token, and its gradient by the policy's logits over the head and the rest."""
+    made = build("policy_loss", "teacher_divergence", {"beta": beta}, where="algorithm.loss")
+    logit_J = torch.log(column(*p, 1 - sum(p))).requires_grad_()
+    head_TK = logit_J.log_softmax(0)[:-1].unsqueeze(0)
+    one = Tokens(torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.bool), 1)
+    columns = {"teacher_logp_T": column(-1.0), "teacher_head_logp_TK": torch.log(column(*t)).unsqueeze(0)}
+    loss_T = made(
+        logp_T=column(-1.0), advantage_T=column(1.0), tokens=one, head_logp_TK=head_TK, **columns
+    ).loss_T
+    (gradient_J,) = torch.autograd.grad(loss_T.sum(), logit_J)
+    return loss_T.item(), gradient_J.tolist()
+
+
+def test_forward_kl_pulls_towards_the_teacher_by_the_difference():
+    # Over t = (0.5, 0.25, 0.25) and p = (0.25, 0.25, 0.5): KL = 0.5 ln 2 - 0.25 ln 2, gradient p - t.
+    loss, gradient = diverged(0.0, [0.5, 0.25], [0.25, 0.25])
+    assert loss == pytest.approx(0.25 * math.log(2), abs=1e-12)
+    assert gradient == pytest.approx([-0.25, 0.0, 0.25], abs=1e-12)
+
+
+def test_reverse_kl_weighs_by_the_policy():
+    # KL(p || t) = 0.25 ln(1/2) + 0.5 ln 2; gradient p (log(p / t) - KL).
+    loss, gradient = diverged(1.0, [0.5, 0.25], [0.25, 0.25])
+    kl = 0.25 * math.log(2)
+    assert loss == pytest.approx(kl, abs=1e-12)
+    wanted = [0.25 * (-math.log(2) - kl), 0.25 * -kl, 0.5 * (math.log(2) - kl)]
+    assert gradient == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_divergence_in_between():
+    # m = (0.375, 0.25, 0.375); both halves are 0.5 (0.5 ln(4/3) + 0.25 ln(2/3)).
+    loss, _ = diverged(0.5, [0.5, 0.25], [0.25, 0.25])
+    assert loss == pytest.approx(0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3), abs=1e-12)
+    loss, gradient = diverged(0.5, [0.3, 0.3], [0.3, 0.3])
+    assert [loss, *gradient] == pytest.approx([0.0] * 4, abs=1e-12)

@@ -45,7 +45,7 @@ def loss_and_gradient(name: str, batch: RaggedBatch) -> list[float]:
         known = Known(0, batch.reward_N, batch.group_N, advantage_T, batch.tokens, columns)
         columns |= objective.prepare(known, OneRank()).columns
     scalar, _ = objective(logp_T, None, columns, advantage_T, batch.tokens, batch.totals)
-    scalar.backward()
+    (scalar if scalar.requires_grad else scalar + 0 * logp_T.sum()).backward()  # of heads alone: 0
     return [scalar.item(), *logp_T.grad.tolist()]
 
 

@@ -31,6 +31,7 @@ OPTIONS = {
     "opsm": {"delta": 0.02},
     "vespo sampling": {"since": "sampling"},
     "score_centering alone": {"cap": None},
+    "teacher_divergence forward": {"beta": 0.0},
     "clip_cov": {"share": 0.1, "lowest": 0.1},
     "kl_cov": {"share": 0.1},
     "m2po": {"tau": 0.01},
@@ -73,7 +74,7 @@ def split_run(name, batch, num_ranks, num_microbatches, run_ranks, prepared, eva
 def test_no_split_changes_loss_gradient_or_metrics(ragged, run_ranks, prepared, evaluate, name):
     batch = ragged(5, torch.float32)
     loss, grad_T, metrics = split_run(name, batch, 1, 1, run_ranks, prepared, evaluate)
-    scale = float(grad_T.abs().max())
+    scale = float(grad_T.abs().max()) or 1.0
     for num_ranks in (1, 2, 4):
         for num_microbatches in (1, 2, 4, 8):
             other, other_T, others = split_run(
@@ -105,7 +106,12 @@ def test_nothing_outside_the_mask_matters(ragged, prepared, evaluate, name):
     assert not grad_T[~batch.mask_T].any()
 
 
-HEADS = {"score_centering", "score_centering alone"}  # random heads, of which no two are equal
+HEADS = {
+    "score_centering",
+    "score_centering alone",
+    "teacher_divergence",
+    "teacher_divergence forward",
+}  # random heads, of which no two are equal
 REGRESSIONS = {"a_star_po", "copg"}  # they fit a target: no policy gradient at the start
 EXTRA = {"vapo", "pf_ppo", "pf_ppo max_random", "clip_cov", "kl_cov"}  # they add to it, or choose tokens
 

@@ -9,7 +9,7 @@ from hybridrl.algorithms.skipping import zero_advantages_move_nothing
 from hybridrl.config.presets import PRESETS
 from hybridrl.config.schema import AlgorithmConfig
 
-OTHER_TERMS = {"a_star_po", "dro", "ipo", "kimi_k15"}
+OTHER_TERMS = {"a_star_po", "dro", "ipo", "kimi_k15", "teacher_divergence"}
 """Losses that move a token whose advantage is 0."""
 
 WHOLE_BATCH = {"clip_cov", "copg", "kl_cov", "m2po", "pf_ppo", "vapo"}

@@ -39,6 +39,8 @@ def test_they_equal_log_softmax_and_its_gradients(sizes, padding, temperature, s
     for rank in ranks:
         np.testing.assert_allclose(rank["gaps"], gap_RK.detach(), rtol=1e-5, atol=1e-6)
         assert (rank["gaps"][:, 2] == 0).all()
+        for found in rank["likeliest"]:  # of the sampled distribution: banned tokens are the last
+            assert found == logits_RV.topk(len(found[0]), dim=1).indices.tolist()
     np.testing.assert_allclose(sum(r["grads"][0] for r in ranks), of_hidden, rtol=1e-5, atol=5e-6)
     parts = [r["grads"][1] for r in ranks]
     joined = np.concatenate([p[:n] for p, n in zip(parts, sizes, strict=True)])
