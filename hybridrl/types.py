@@ -194,6 +194,9 @@ class Group:
     failures: tuple[str, ...] = ()
     """What happened to its episodes whose environments failed, which have no trajectory."""
 
+    overdue: tuple[str, ...] = ()
+    """What the programs of its episodes were doing that ended at their deadline."""
+
     unjudged: tuple[str, ...] = ()
     """Why episodes without a reward have none; they have no trajectory."""
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from hybridrl.config.schema import Config
 from hybridrl.controller.goodput import Goodput
-from hybridrl.controller.roles import Roles
+from hybridrl.controller.roles import Observer, Roles
 from hybridrl.controller.sampling import group_task
 from hybridrl.controller.schedule import Chosen, Plan, Schedule
 from hybridrl.controller.selection import selection_metrics, with_signal
@@ -112,6 +112,7 @@ class RolloutStream:
             await self._end_early(chosen.unfinished)
         groups = [self._groups.pop(index) for index in chosen.trained]
         refuse_failed(groups)
+        warn_of_overdue(groups, self._roles.observe)
         self._refuse_unjudged(groups, chosen.step)
         self._give_up(chosen)
         metrics = self._metrics(chosen, groups)
@@ -324,6 +325,12 @@ def refuse_failed(groups: Sequence[Group]) -> None:
     failures = [failure for group in groups for failure in group.failures]
     played = sum(len({t.episode for t in g.trajectories if t.ended != "failed"}) for g in groups)
     refuse_failures(failures, played=played, what="a step")
+
+
+def warn_of_overdue(groups: Sequence[Group], observe: Observer) -> None:
+    """Tell the user what a program was doing when its episode ended at its deadline."""
+    if found := [overdue for group in groups for overdue in group.overdue]:
+        observe.warn("overdue", found[0])
 
 
 def kept_texts(cfg: Config, step: int) -> int:

@@ -12,7 +12,7 @@ from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import group_task
-from hybridrl.controller.stream import kept_texts, refuse_failed
+from hybridrl.controller.stream import kept_texts, refuse_failed, warn_of_overdue
 from hybridrl.controller.worth_reading import NUM_SUSPICIOUS, worth_reading
 from hybridrl.errors import VersionError
 from hybridrl.saved_groups import SavedGroups, pack_groups
@@ -79,6 +79,7 @@ class Verbs:
                 found |= {group.index: group for group in await self._roles.engine.completed()}
         groups = [found[index] for index in order]
         refuse_failed(groups)
+        warn_of_overdue(groups, self._roles.observe)
         return groups
 
     async def score(self, groups: Sequence[Group]) -> None:

@@ -81,6 +81,7 @@ class BoxedEpisode:
         self, box: Box, listening: Listening, running: "asyncio.Task[str]", places: asyncio.Semaphore
     ) -> None:
         self._box, self._listening, self._places, self.exited = box, listening, places, running
+        self.output = ""  # a box hands it over at its end
 
     async def end(self, *, hangs: bool = False) -> None:
         """End the box, with all that runs in it."""

@@ -120,6 +120,11 @@ class Conversations:
             task.cancel()
 
     @property
+    def num_waiting(self) -> int:
+        """Requests whose answers are being sampled."""
+        return sum(not task.done() for task in self._answers.values())
+
+    @property
     def num_answers(self) -> int:
         return sum(len(stream.turns) for stream in self.streams)
 

@@ -14,6 +14,7 @@ from hybridrl.gateway.server import MODEL, Gateway, Session
 from hybridrl.rollout.streams import Played, TokenStream
 from hybridrl.rollout.turns import MOST_ATTEMPTS, AskTurn, Outcome
 from hybridrl.types import Ended, Prompt
+from hybridrl.wording import counted
 
 NAME = "program"
 """Name of the program in metrics, as of an environment."""
@@ -57,7 +58,7 @@ class ProgramPlayer:
             for _ in range(MOST_ATTEMPTS):
                 own = Conversations(self._dialogue, ask, self._heldout if heldout else self._limits)
                 try:
-                    ending, ended = await self._played(own, prompt, seed)
+                    ending, ended, outcome.overdue = await self._played(own, prompt, seed)
                 except EnvironmentFailedError as error:
                     outcome.failure = str(error)
                     outcome.lost_tokens += sum(len(stream.version_U) for stream in own.streams)
@@ -71,8 +72,13 @@ class ProgramPlayer:
                 return outcome
         return outcome
 
-    async def _played(self, conversations: Conversations, prompt: Prompt, seed: int) -> tuple[Ending, Ended]:
+    async def _played(
+        self, conversations: Conversations, prompt: Prompt, seed: int
+    ) -> tuple[Ending, Ended, str]:
         """
+        Returns:
+            What the program said at its end, how the episode ended, and what it was doing at its deadline.
+
         Raises:
             EnvironmentFailedError: the program failed.
             HybridRLError: the engine failed.
@@ -87,7 +93,7 @@ class ProgramPlayer:
             "seed": seed,
         }
         try:
-            ended = await self._run(session, episode)
+            ended, overdue = await self._run(session, conversations, episode)
             await conversations.settle()
         except BaseException:
             conversations.cancel()
@@ -95,16 +101,27 @@ class ProgramPlayer:
         finally:
             self._gateway.end(session)
         said = session.ended.done() and not session.ended.cancelled()
-        return (session.ended.result() if said else Ending()), ended
+        return (session.ended.result() if said else Ending()), ended, overdue
 
-    async def _run(self, session: Session, episode: Mapping[str, Any]) -> Ended:
+    async def _run(
+        self, session: Session, conversations: Conversations, episode: Mapping[str, Any]
+    ) -> tuple[Ended, str]:
         running, ended = await self._programs.begin(episode), None
         try:
             ended = await self._until_end(session, running)
-            return ended
+            return ended, self._overdue(conversations, running) if ended == "deadline" else ""
         finally:
             self._gateway.end(session)
             await running.end(hangs=ended in (None, "deadline"))
+
+    def _overdue(self, conversations: Conversations, running: PlayedEpisode) -> str:
+        waiting = conversations.num_waiting
+        doing = f"waited for {waiting} more" if waiting else "asked for no more"
+        said = f"its output ends: ...{running.output}" if running.output else "it had written nothing"
+        return (
+            f"an episode reached program.timeout_s = {self._timeout_s:g}: the program had got "
+            f"{counted(conversations.num_answers, 'answer')} and {doing}; {said}"
+        )
 
     async def _until_end(self, session: Session, running: PlayedEpisode) -> Ended:
         """Wait until the program exits or calls `done`, or until its time is over."""

@@ -40,6 +40,11 @@ class PlayedEpisode(Protocol):
     exited: "asyncio.Task[str]"
     """Ends with the program: why that is no success; "": it is."""
 
+    @property
+    def output(self) -> str:
+        """The end of what the program has written so far; "": nothing, or it is not known yet."""
+        ...
+
     async def end(self, *, hangs: bool = False) -> None:
         """End what plays this episode alone.
 
@@ -86,6 +91,10 @@ class ProgramEpisode:
     def __init__(self, owner: "Programs", process: _Process) -> None:
         self._owner, self._process = owner, process
         self.exited = process.exited
+
+    @property
+    def output(self) -> str:
+        return _shown(self._process.tail)
 
     async def end(self, *, hangs: bool = False) -> None:
         """Let go of the process, and end it if it plays this episode alone.
@@ -182,8 +191,8 @@ class Programs:
         if code == 0 and self._setup.episodes_per_process == 1:
             return ""
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        said = bytes(tail).decode(errors="replace").strip()
-        return f"{' '.join(self._setup.command)} {how}" + (f": ...{said[-400:]}" if said else "")
+        said = _shown(tail)
+        return f"{' '.join(self._setup.command)} {how}" + (f": ...{said}" if said else "")
 
     async def _end(self, process: _Process) -> None:
         self._processes.discard(process)
@@ -199,6 +208,10 @@ class Programs:
         if process.running.stdin is not None:
             process.running.stdin.close()
         await asyncio.wait([process.exited])
+
+
+def _shown(tail: bytearray) -> str:
+    return bytes(tail).decode(errors="replace").strip()[-400:]
 
 
 def failed(what: str, *, reason: str = "died") -> EnvironmentFailedError:

@@ -32,6 +32,9 @@ class FinishedGroup:
     failures: tuple[str, ...] = ()
     """What became of its episodes whose environments failed; they have no trajectory, unless all failed."""
 
+    overdue: tuple[str, ...] = ()
+    """What the programs of its episodes were doing that ended at their deadline."""
+
 
 @dataclass(slots=True, eq=False)
 class RunningEpisode:
@@ -136,8 +139,10 @@ def _finished(group: OpenGroup, found: Sequence[list[Trajectory]]) -> FinishedGr
         for running, members in zip(group.episodes, found, strict=True):
             members[0].reported = running.outcome.reported if running.outcome else {}
     greedy = found[count][0] if len(found) > count else None
-    failures = tuple(r.outcome.failure for r in group.episodes if r.outcome and r.outcome.failure)
+    outcomes = [running.outcome for running in group.episodes if running.outcome]
+    failures = tuple(outcome.failure for outcome in outcomes if outcome.failure)
+    overdue = tuple(outcome.overdue for outcome in outcomes if outcome.overdue)
     held_out = group.evaluation is not None
     samples = [one for episode in found[:count] for one in episode if not (held_out and one.branch)]
     played = [one for one in samples if one.ended != "failed"]
-    return FinishedGroup(number, played or samples[:1], greedy, failures)
+    return FinishedGroup(number, played or samples[:1], greedy, failures, overdue)

@@ -80,6 +80,9 @@ class Outcome:
     failure: str = ""
     """Why its environment failed in the last attempt; "": it did not."""
 
+    overdue: str = ""
+    """What its program was doing when the episode ended at its deadline; "": it did not."""
+
     reported: dict[str, float] = field(default_factory=dict)
     """Metrics of the environment, summed over the episode."""
 

@@ -205,6 +205,7 @@ class OpenGroups:
                 index=task.index,
                 greedy=greedy,
                 failures=group.failures,
+                overdue=group.overdue,
             )
         )
         self._news.set()

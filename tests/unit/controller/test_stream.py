@@ -234,3 +234,18 @@ def test_a_late_reward_of_an_aborted_group_does_not_count_for_its_second_start()
     assert 0 in {group.index for group in world.batches[1].groups}
     settled = [world.metrics[-1]["rollout/tokens/in_flight"], world.metrics[0]["rollout/tokens/in_flight"]]
     assert settled == [0.0, 2.0]  # the late answers are in flight until their reward comes
+
+
+class Slow(fakes.World):
+    """An episode of every group ended at its deadline."""
+
+    async def score(self, groups, *, keep_text=0) -> None:
+        await super().score(groups, keep_text=keep_text)
+        for group in groups:
+            group.overdue = (f"an episode of {group.prompt.uid} reached its deadline",)
+
+
+def test_the_user_hears_what_a_program_did_at_its_deadline() -> None:
+    world = Slow()
+    collected(world)
+    assert ("overdue", "an episode of train/0 reached its deadline") in world.warnings

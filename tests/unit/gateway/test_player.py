@@ -98,11 +98,16 @@ def test_time_that_is_over_ends_an_episode_with_what_it_has(tmp_path):
 import subprocess
 subprocess.Popen(["sleep", "60"], start_new_session=True)
 ask(episode, "q")
+print("it waits for a file", flush=True)
 time.sleep(60)
 """
     )
     (outcome,), pids = played(tmp_path, program, timeout_s=1.5)
     assert outcome.played.ended == "deadline" and outcome.played.finish == "length"
+    assert outcome.overdue == (
+        "an episode reached program.timeout_s = 1.5: the program had got 1 answer and asked for no more; "
+        "its output ends: ...it waits for a file"
+    )
     assert streams(outcome) == ["<u>q<p>re 1."] and pids == []
     assert not [p for p in psutil.Process().children(recursive=True) if "sleep" in p.name()]
 
