@@ -60,7 +60,7 @@ def reached(url):
         return False
     return True
 
-outside = [reached(url) for url in sys.argv[1:]] + [os.access(path, os.R_OK) for path in (episode["row"]["secret"],)]
+outside = [reached(sys.argv[1]), os.access(episode["row"]["secret"], os.R_OK)]
 for turn in range(2):
     said = post("/chat/completions", {"model": "m", "messages": history})["choices"][0]["message"]
     history += [said, {"role": "user", "content": f"go on {turn}"}]
