@@ -11,6 +11,7 @@ READY := $(VENV)/.ready-$(RELEASE)
 DOCS_VENV := .venv-docs
 VLLM_VENV := .venv-vllm
 OPENENV_VENV := .venv-openenv
+TRL_VENV := .venv-trl
 AUDIT_VENV := .venv-audit
 BROWSER_VENV := .venv-browser
 RUN ?= runs/quickstart
@@ -18,7 +19,7 @@ VLLM_READY := $(VLLM_VENV)/.ready-$(RELEASE)
 VENV_312 := $(if $(filter 3.12,$(RELEASE)),$(VENV),.venv-312)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm quickstart test test-312 test-all test-slurm check audit docs docs-check bench \
+.PHONY: help setup setup-vllm setup-trl quickstart test test-312 test-all test-slurm check audit docs docs-check bench \
   gpu-kit report-shots clean
 
 help: ## this list
@@ -92,8 +93,17 @@ docs-check: setup ## the documentation alone: commands run or parse, configs loa
 	  tests/style/test_coming_from_verl.py tests/style/test_guides.py tests/style/test_howto.py \
 	  tests/style/test_changelog.py
 
-bench: setup ## every benchmark, results in benchmarks/results/
+setup-trl: $(TRL_VENV)/.ready ## environment of TRL in .venv-trl, for hybridrl bench e2e --peer trl (1 minute, 2 GB)
+
+$(TRL_VENV)/.ready: requirements/trl-cpu.txt
+	@$(PYTHON) -m venv $(TRL_VENV)
+	@$(TRL_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input --no-compile -r $<
+	@touch $@
+
+bench: setup ## every benchmark, results in benchmarks/results/ and in docs/benchmarks.md
 	@mkdir -p benchmarks/results
+	@set -e; for name in step rollout swap e2e plan controller streaming; do $(BIN)/hybridrl bench $$name --store; done
+	@$(BIN)/python -m hybridrl.bench.document
 	@set -e; for file in benchmarks/[!_]*.py; do \
 	  name=$$(basename $$file .py); \
 	  case $$name in *_gpu) [ -e /dev/nvidia0 ] || { echo "bench     $$name needs a GPU"; continue; };; esac; \

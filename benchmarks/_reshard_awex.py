@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks._workloads import WORKLOADS
+from hybridrl.bench.workloads.swap_shapes import WORKLOADS
 from hybridrl.layout.base import Layout, instance
 from hybridrl.layout.runs import Runs
 from hybridrl.models.spec import parameters

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from benchmarks._report import arguments, publish
-from benchmarks._steps import chosen
+from hybridrl.bench.trajectories import chosen
 from hybridrl.hosts.interpreter import environment_of
 from hybridrl.models import spec
 from hybridrl.models.tiny import qwen3_arithmetic, random_model

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks._ranks import on_ranks
 from benchmarks._report import arguments, publish
-from benchmarks._reshard_planning import planned
-from benchmarks._steps import chosen, random_trajectories, rank_batch
-from benchmarks._workloads import FSDP_WORKLOADS
-from benchmarks.trainer_step import transformers_loop
 from hybridrl.batch import Minibatch, RankBatch
+from hybridrl.bench.ranks import on_ranks
+from hybridrl.bench.trajectories import chosen, random_trajectories, rank_batch
+from hybridrl.bench.workloads.step_loops import transformers_loop
+from hybridrl.bench.workloads.swap_plans import planned
+from hybridrl.bench.workloads.swap_shapes import FSDP_WORKLOADS
 from hybridrl.config.schema import AlgorithmConfig
 from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
 from hybridrl.models.spec import read

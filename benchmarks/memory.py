@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks._ranks import on_ranks
 from benchmarks._report import arguments, publish
 from hybridrl.batch import Minibatch, RankBatch, TokenBlock
+from hybridrl.bench.ranks import on_ranks
 from hybridrl.config.schema import Config
 from hybridrl.estimate import memory
 from hybridrl.estimate.setting import Setting

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks._report import arguments, publish
-from benchmarks._workloads import WORKLOADS
+from hybridrl.bench.workloads.swap_shapes import WORKLOADS
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.block_fp8 import BlockFP8
 from hybridrl.reshard.checksum import as_matrix

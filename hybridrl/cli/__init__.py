@@ -18,7 +18,7 @@ from rich.markup import escape
 from typer.exceptions import TyperException
 
 from hybridrl import __version__
-from hybridrl.cli import begin, commands, report_commands, serve_commands
+from hybridrl.cli import begin, bench_commands, commands, report_commands, serve_commands
 from hybridrl.cli.algo_commands import algo_app
 from hybridrl.cli.commands import Interrupted
 from hybridrl.cli.config_commands import config_app
@@ -116,6 +116,13 @@ add(
     "hybridrl chat Qwen/Qwen3-0.6B --system 'Answer in one word.' --temperature 0",
 )
 add(app, commands.doctor, "hybridrl doctor", "hybridrl doctor --json")
+add(
+    app,
+    bench_commands.bench,
+    "hybridrl bench step",
+    "hybridrl bench step --check",
+    "hybridrl bench e2e --peer trl --case smollm2",
+)
 add(
     app,
     begin.init,

@@ -17,6 +17,8 @@ from checkpoint_values import flip_a_byte
 from mlflow import MlflowClient
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hybridrl.bench.workloads import e2e
+
 CONFIG = {
     "model": {"path": "model", "make": "hybridrl.models.tiny:qwen3_arithmetic"},
     "data": {
@@ -104,6 +106,16 @@ def whole(folder: Path) -> Path:
     out = finish(process)
     assert process.returncode == 0, out
     return folder / "runs" / "whole"
+
+
+def test_a_benchmark_reads_the_steps_of_a_run(whole: Path) -> None:
+    found = e2e.samples(CONFIG, e2e.steps_of(whole))
+    phases = {f"{name}_s" for name in e2e.PHASES}
+    assert phases <= found.keys() <= e2e.BENCH.metrics.keys()
+    for i, step_s in enumerate(found["step_s"]):
+        assert sum(found[name][i] for name in phases) <= step_s * 1.01
+        assert 0 < found["response_tokens_s"][i] < found["tokens_s"][i] and found["gen_s"][i] > 0
+    assert len(found["step_s"]) == 4 and len(found["driver_memory_growth_kb"]) == 1
 
 
 def test_trainer_and_engine_agree_and_the_first_ratio_is_one(whole: Path) -> None:

@@ -74,10 +74,13 @@ DOORS = {
     "verify": NOUNS
     | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "trainer", "controller"},
     "replay": NOUNS | {"config", "data", "trainer", "launch", "verify"},
+    "bench": NOUNS
+    | {"config", "hosts", "models", "layout", "reshard", "algorithms", "data", "observe", "estimate"}
+    | {"trainer", "rollout", "cluster", "controller", "workers", "launch", "plan"},
     "importer": {"errors", "config", "wording"},
     "doctor": {"errors", "hosts", "sandbox", "wording"},
     "cli": {"errors", "config", "hosts", "launch", "doctor", "algorithms", "estimate", "importer", "verify"}
-    | {"plan", "export", "observe", "replay", "report", "serve", "wording"},
+    | {"plan", "export", "observe", "replay", "report", "serve", "wording", "bench"},
     "__main__": {"cli"},
 }
 """Room -> the rooms that it may import, besides itself.
@@ -107,13 +110,16 @@ KEYS = {
     },
     "numpy": ALL
     - {"errors", "faults", "types", "seeds", "registry", "wording", "findings", "config", "doctor", "cli"},
-    "ray": {"cluster", "workers", "launch"},
-    "megatron": {"trainer", "hosts"},
-    "sglang": {"rollout", "hosts"},
+    "ray": {"cluster", "workers", "launch", "bench"},
+    "megatron": {"trainer", "hosts", "bench"},
+    "sglang": {"rollout", "hosts", "bench"},
     "vllm": {"rollout"},
     "triton": {"reshard", "trainer"},
     "lap": {"reshard"},
-    "transformers": {"data", "models", "trainer"},
+    "transformers": {"data", "models", "trainer", "bench"},
+    "trl": {"bench"},
+    "datasets": {"bench"},
+    "scipy": {"bench"},
     "huggingface_hub": {"models"},
     "tokenizers": {"data", "models"},
     "safetensors": {"models", "reshard", "trainer"},
@@ -130,7 +136,7 @@ KEYS = {
     "math_verify": {"rewards"},
     "sympy": {"rewards"},
     "pynvml": {"hosts"},
-    "psutil": {"cluster", "gateway", "observe", "rollout", "hosts"},
+    "psutil": {"cluster", "gateway", "observe", "rollout", "hosts", "bench"},
     "pydantic": {
         "config",
         "rollout",

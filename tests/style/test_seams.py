@@ -12,9 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2] / "hybridrl"
 
-TABLES = ("models/", "importer/", "hosts/", "doctor/", "observe/summary.py")
+TABLES = ("models/", "importer/", "hosts/", "doctor/", "observe/summary.py", "bench/")
 """A model table has a column for each library; another project's keys are read; the machine is prepared for
-libraries and asked for their versions."""
+libraries and asked for their versions; a benchmark calls the libraries that it compares with."""
 
 PLACES = {
     "megatron": ("trainer/megatron/", "layout/megatron.py", *TABLES),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from benchmarks import _fake_clock as fake_clock
 from hybridrl.batch import Batch, Minibatch, TokenBlock
+from hybridrl.bench.workloads import fake_clock
 from hybridrl.config.schema import AlgorithmConfig, Config
 from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.roles import Roles

@@ -3,9 +3,15 @@
 import torch
 import torch.distributed as dist
 
-from benchmarks._reshard_ours import InPlace, OverGloo
-from benchmarks._reshard_peers import FullGather, MegatronResharding, RankZeroBroadcast, Swap, shard_values
-from benchmarks.reshard import same_bits
+from hybridrl.bench.workloads.swap import same_bits
+from hybridrl.bench.workloads.swap_ours import InPlace, OverGloo
+from hybridrl.bench.workloads.swap_peers import (
+    FullGather,
+    MegatronResharding,
+    RankZeroBroadcast,
+    Swap,
+    shard_values,
+)
 from hybridrl.layout.megatron import MegatronLayout
 
 _EVERY_MODEL = {

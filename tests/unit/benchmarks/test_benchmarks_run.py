@@ -16,16 +16,14 @@ GPU = [name for name in NAMES if name.endswith("_gpu")]
 
 SLOW = {
     "algorithms",
-    "engine",
     "episodes",
     "engine_vllm",
     "faults",
     "fsdp",
-    "quickstart",
+    "reshard",
     "same_numbers",
-    "streaming",
 }
-"""They start Ray, an engine, or ranks of both trainer backends in turn."""
+"""They start Ray, an engine, ranks of both trainer backends in turn, or what `hybridrl bench` starts too."""
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 import controller_fakes as fakes
 import pytest
 
-from benchmarks import _fake_clock as fake_clock
+from hybridrl.bench.workloads import fake_clock
 from hybridrl.config.run_shape import engines_sleep
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run

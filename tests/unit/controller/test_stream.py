@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import controller_fakes as fakes
 import pytest
 
-from benchmarks import _fake_clock as fake_clock
+from hybridrl.bench.workloads import fake_clock
 from hybridrl.config.schema import AlgorithmConfig, DynamicSamplingConfig
 from hybridrl.controller.advantage import load_credit
 from hybridrl.controller.loop import run

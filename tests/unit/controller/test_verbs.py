@@ -3,7 +3,7 @@
 import controller_fakes as fakes
 import pytest
 
-from benchmarks import _fake_clock as fake_clock
+from hybridrl.bench.workloads import fake_clock
 from hybridrl.controller.evaluate import Evaluator
 from hybridrl.controller.loop import run
 from hybridrl.controller.verbs import Verbs

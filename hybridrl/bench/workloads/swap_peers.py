@@ -39,11 +39,11 @@ class Swap:
     held: Mapping[str, Tensor]
     wanted: Mapping[str, Tensor]
     exported: Mapping[str, SharedTensor]
-    """Where other processes reach `wanted`."""
+    """Handles by which other processes reach `wanted`."""
 
     @classmethod
     def here(cls, source: MegatronLayout, target: MegatronLayout, dtype: torch.dtype) -> "Swap":
-        """With values that name their place in the model, and targets that no one wrote yet."""
+        """Make a swap with values that name their place in the model, and targets that no one wrote yet."""
         rank = dist.get_rank()
         held = {name: shard_values(shard, dtype) for name, shard in source.shards(rank).items()}
         wanted = {name: torch.zeros(shard.shape, dtype=dtype) for name, shard in target.shards(rank).items()}
@@ -168,16 +168,16 @@ class _Part:
     tensor: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    """Of the whole parameter: its Hugging Face tensors, end to end."""
+    """The whole parameter: Hugging Face tensors, end to end."""
 
     place: int
-    """Of this process in its tensor-parallel group."""
+    """The rank of this process in its tensor-parallel group."""
 
     owners: tuple[int, ...]
     """Ranks of the replica that hold it, by place."""
 
     shards: tuple[Shard, ...]
-    """By place."""
+    """The parts by their place."""
 
     slices: tuple[tuple[str, Shard], ...]
     """Tensors of this process that want some of it."""

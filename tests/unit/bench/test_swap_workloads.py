@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_values import tiny
 
-from benchmarks import reshard, reshard_gpu
-from benchmarks._bounds import demand, held_by_rank, least_peak, missing, needed
+from benchmarks import reshard_gpu
 from benchmarks._reshard_awex import _tensors
-from benchmarks._reshard_planning import cold_rank, planned
-from benchmarks._workloads import CONFIGS, FSDP_WORKLOADS, VLLM_WORKLOADS, WORKLOADS
+from hybridrl.bench.workloads import swap
+from hybridrl.bench.workloads.bounds import demand, held_by_rank, least_peak, missing, needed
+from hybridrl.bench.workloads.swap_plans import cold_rank, planned
+from hybridrl.bench.workloads.swap_shapes import CONFIGS, FSDP_WORKLOADS, VLLM_WORKLOADS, WORKLOADS
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import count
@@ -117,12 +118,12 @@ def test_a_rank_plans_from_a_few_kilobytes() -> None:
 
 
 def test_ratios_are_taken_within_a_round() -> None:
-    spent = {name: [1.0, 1.0] for name in reshard.CONTENDERS}
-    spent["megatron-core, gloo service"], spent[reshard.OURS[0]] = [4.0, 40.0], [2.0, 20.0]
+    spent = {name: [1.0, 1.0] for name in swap.CONTENDERS}
+    spent["megatron-core, gloo service"], spent[swap.OURS[0]] = [4.0, 40.0], [2.0, 20.0]
     facts = dict.fromkeys(spent, 0.0), dict.fromkeys(spent, True)
-    found = reshard.standings(spent, 10**9, *facts)
-    assert found["times_faster"][reshard.OURS[0]]["megatron-core, gloo service"] == 2.0
-    assert found["contenders"][reshard.OURS[1]]["gb_per_s"] == 1.0
+    found = swap.standings(spent, 10**9, *facts)
+    assert found["times_faster"][swap.OURS[0]]["megatron-core, gloo service"] == 2.0
+    assert found["contenders"][swap.OURS[1]]["gb_per_s"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["W2", "W11a"])

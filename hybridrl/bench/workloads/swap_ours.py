@@ -6,7 +6,7 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from benchmarks._reshard_peers import Swap
+from hybridrl.bench.workloads.swap_peers import Swap
 from hybridrl.reshard.exchange import Carrier, Exchange, Side
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.plan import Job, Transfer

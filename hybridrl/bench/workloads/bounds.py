@@ -23,7 +23,7 @@ Held = dict[str, list[Holding]]
 
 
 def held_by_rank(layout: Layout) -> list[Held]:
-    """By rank."""
+    """What each rank holds."""
     found: list[Held] = [{} for _ in range(layout.world_size)]
     for held in layout.holdings:
         for rank in held.ranks:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from benchmarks._bounds import demand, held_by_rank, least_peak, missing, needed
-from benchmarks._workloads import VLLM_WORKLOADS, WORKLOADS, Workload, spec
+from hybridrl.bench.workloads.bounds import demand, held_by_rank, least_peak, missing, needed
+from hybridrl.bench.workloads.swap_shapes import VLLM_WORKLOADS, WORKLOADS, Workload, spec
 from hybridrl.layout.base import Holding
 from hybridrl.reshard.placement import place
 from hybridrl.reshard.plan import Job, Transfer, plan
@@ -127,7 +127,7 @@ def cold(workload: Workload, context: ForkServerContext) -> dict[str, Any]:
 
 
 def cold_rank(name: str, rank: int) -> dict[str, Any]:
-    """Of a trainer rank and the engine rank of the same number."""
+    """The plans of a trainer rank and the engine rank of the same number."""
     workload = _named(name)
     spec(workload.model)
     start, start_cpu = time.perf_counter(), time.process_time()

@@ -16,8 +16,8 @@ import numpy as np
 import psutil
 import ray
 
-from benchmarks._simulated import config
 from hybridrl.batch import Batch, Minibatch
+from hybridrl.bench.workloads.simulated import config
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.config.rollout import EngineParallel

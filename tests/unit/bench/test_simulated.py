@@ -1,7 +1,7 @@
 """Simulated engines count every token that they sample."""
 
-from benchmarks import _fake_clock
-from benchmarks._simulated import Hardware, Lengths, SimulatedRun, config
+from hybridrl.bench.workloads import fake_clock
+from hybridrl.bench.workloads.simulated import Hardware, Lengths, SimulatedRun, config
 from hybridrl.controller.loop import run
 
 
@@ -14,6 +14,6 @@ def test_no_token_of_an_aborted_group_is_in_flight() -> None:
         async with simulated.running():
             await run(cfg, simulated.roles())
 
-    _fake_clock.run(play())
+    fake_clock.run(play())
     assert sum(metrics["rollout/tokens/aborted"] for metrics in simulated.metrics) > 0
     assert [metrics["rollout/tokens/in_flight"] for metrics in simulated.metrics] == [0.0] * 3

@@ -1,0 +1,208 @@
+"""Optimizer steps against a bare Megatron-core loop, and against transformers with AdamW.
+
+The bare loop runs over the same packed microbatches, with Megatron's schedule, its cross entropy, a plain PPO
+loss and its optimizer step. The other, on one process, pads the same trajectories to the longest of an
+optimizer step. Neither reports anything. Rounds alternate, and processor time is compared: other load on
+the machine cancels.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from hybridrl.batch import Minibatch, RankBatch
+from hybridrl.bench.base import Bench, Case, Metric
+from hybridrl.bench.flops import achieved, peak_flops
+from hybridrl.bench.ranks import on_ranks
+from hybridrl.bench.trajectories import random_trajectories, rank_batch
+from hybridrl.bench.workloads.step_loops import bare_loop, transformers_loop
+from hybridrl.config.schema import AlgorithmConfig
+from hybridrl.config.training import ActorConfig, CriticConfig, TrainParallel
+from hybridrl.models.spec import read
+from hybridrl.trainer.setup import PolicySetup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A Qwen3 with random weights, and a batch for it."""
+
+    tp: int
+    hidden: int
+    ffn: int
+    layers: int
+    vocab: int
+    prompt: int
+    """Tokens."""
+
+    responses: tuple[int, int]
+    """Tokens, from the shortest to one more than the longest."""
+
+    trajectories: int
+    minibatches: int
+
+
+QUICKSTART: Mapping[str, Any] = {
+    **{"hidden": 128, "ffn": 256, "layers": 2, "vocab": 32, "prompt": 5, "responses": (1, 5)},
+    **{"trajectories": 1024, "minibatches": 4},
+}
+MEDIUM: Mapping[str, Any] = {
+    **{"hidden": 512, "ffn": 1408, "layers": 6, "vocab": 8192, "prompt": 64, "responses": (32, 193)},
+    **{"trajectories": 16, "minibatches": 2},
+}
+SMOKE: Mapping[str, Any] = {
+    **{"hidden": 32, "ffn": 64, "layers": 2, "vocab": 32, "prompt": 5, "responses": (1, 5)},
+    **{"trajectories": 8, "minibatches": 2},
+}
+
+_METRICS = {
+    "step_s": Metric("s", "all optimizer steps of the batch, by the clock", "lower"),
+    "cpu_s": Metric("s", "processor time of rank 0 for the same", "lower"),
+    "load_cpu_s": Metric("s", "processor time of rank 0 to load the batch, old log-probabilities included"),
+    "bare_cpu_s": Metric("s", "processor time of a bare Megatron-core loop over the same microbatches"),
+    "transformers_cpu_s": Metric("s", "processor time of transformers with AdamW on the same trajectories"),
+    "over_bare": Metric(
+        "x",
+        "cpu_s over bare_cpu_s",
+        "lower",
+        gated=True,
+        headline="Processor time of an optimizer step, over that of a bare Megatron-core loop",
+    ),
+    "over_transformers": Metric(
+        "x",
+        "cpu_s over transformers_cpu_s",
+        "lower",
+        gated=True,
+        headline="Processor time of an optimizer step, over that of transformers with AdamW",
+    ),
+    "tokens_s": Metric("tokens/s/device", "tokens of the batch, prompts included, by step_s", "higher"),
+    "tflops": Metric("TFLOP/s/device", "operations of the model, counted as for MFU, by step_s", "higher"),
+    "mfu": Metric("share", "tflops over the peak of the device", "higher"),
+}
+
+
+def measure(case: Case) -> Mapping[str, list[float]]:
+    shape = Shape(**case.config)
+    with TemporaryDirectory() as folder:
+        write_model(shape, Path(folder))
+        result = Path(folder) / "result.pt"
+        on_ranks(shape.tp, _measure_rank, shape, Path(folder), case.warm_up, case.repeats, result)
+        return torch.load(result)
+
+
+def write_model(shape: Shape, folder: Path) -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=shape.hidden // 4,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+
+
+def make_batch(shape: Shape) -> RankBatch:
+    """Optimizer steps of one microbatch each."""
+    block, advantage_N = random_trajectories(
+        shape.trajectories, vocab_size=shape.vocab, prompt=shape.prompt, answers=shape.responses
+    )
+    trained_N = np.diff(block.start_N) - block.prompt_tokens_N
+    split = np.array_split(np.arange(shape.trajectories), shape.minibatches)
+    minibatches = [
+        Minibatch(i, ((tuple(rows.tolist()),),), int(trained_N[rows].sum()), len(rows))
+        for i, rows in enumerate(split)
+    ]
+    return rank_batch(block, advantage_N, minibatches)
+
+
+def _measure_rank(rank: int, shape: Shape, folder: Path, warm_up: int, repeats: int, result: Path) -> None:
+    torch.set_num_threads(1)
+    from hybridrl.trainer.policy import Policy
+
+    setup = PolicySetup(
+        rank=rank,
+        rendezvous=f"file://{folder / 'rendezvous'}",
+        parallel=TrainParallel(tp=shape.tp, dp=1),
+        model=read(folder),
+        model_folder=folder,
+        actor=ActorConfig(),
+        algorithm=AlgorithmConfig(guards="off"),  # rounds step again on one batch: its first ratio is not 1
+        critic=CriticConfig(),
+        temperature=1.0,
+        max_response_tokens=shape.responses[1],
+        seed=0,
+        num_optimizer_steps=1,
+        timeout_s=60.0,
+    )
+    policy, batch = Policy(setup), make_batch(shape)
+    policy.load(batch)
+    contestants = {"bare": bare_loop(policy, batch), "ours": partial(step_all, policy, batch)}
+    if shape.tp == 1:
+        contestants["transformers"] = transformers_loop(folder, batch)
+    contestants["load"] = partial(policy.load, batch)
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    for _ in range(warm_up + repeats):
+        for name, contestant in contestants.items():
+            spent[name].append(_seconds(contestant))
+    if rank == 0:
+        counted = {name: times[warm_up:] for name, times in spent.items()}
+        torch.save(_samples(counted, shape, setup, batch), result)
+    policy.close()
+
+
+def step_all(policy: Any, batch: RankBatch) -> None:
+    for minibatch in batch.minibatches:
+        policy.step(minibatch.index)
+
+
+def _seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Processor time of this process, and the time by the clock."""
+    start, start_cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.process_time() - start_cpu, time.perf_counter() - start
+
+
+def _samples(
+    spent: Mapping[str, list[tuple[float, float]]], shape: Shape, setup: PolicySetup, batch: RankBatch
+) -> dict[str, list[float]]:
+    cpu_s = {name: [cpu for cpu, _ in times] for name, times in spent.items()}
+    step_s = [wall for _, wall in spent["ours"]]
+    lengths = np.diff(batch.blocks[0].start_N).tolist()
+    tflops = [achieved(setup.model, lengths, seconds) / shape.tp / 1e12 for seconds in step_s]
+    found = {
+        "step_s": step_s,
+        "cpu_s": cpu_s["ours"],
+        "load_cpu_s": cpu_s["load"],
+        "tokens_s": [sum(lengths) / seconds / shape.tp for seconds in step_s],
+        "tflops": tflops,
+        "mfu": [value / (peak_flops() / 1e12) for value in tflops],
+    }
+    for name in ("bare", "transformers"):
+        if name in cpu_s:
+            found[f"{name}_cpu_s"] = cpu_s[name]
+            found[f"over_{name}"] = [ours / other for ours, other in zip(cpu_s["ours"], cpu_s[name])]
+    return found
+
+
+BENCH = Bench(
+    name="step",
+    about="Optimizer steps of the trainer",
+    metrics=_METRICS,
+    cases=[
+        Case(name=f"{name} tp{tp}", config=asdict(Shape(tp=tp, **sizes)), repeats=repeats)
+        for name, sizes, repeats in (("quickstart", QUICKSTART, 20), ("medium", MEDIUM, 5))
+        for tp in (1, 2)
+    ],
+    smoke=[Case(name="smoke tp1", config=asdict(Shape(tp=1, **SMOKE)), repeats=2)],
+    measure=measure,
+)
