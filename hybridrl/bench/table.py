@@ -38,25 +38,37 @@ def digits(value: float) -> str:
 
 def markdown(bench: Bench, rows: Sequence[Row]) -> str:
     """A table of all metrics of one machine class: a row for each metric, a column for each case."""
-    heads = [_head(row) for row in rows]
-    used = [name for name in bench.metrics if any(name in row["metrics"] for row in rows)]
+    ordered = _in_order(bench, rows)
+    used = [name for name in bench.metrics if any(name in row["metrics"] for row in ordered)]
     body = (
-        [f"`{name}`", *(number(row["metrics"][name]) if name in row["metrics"] else "" for row in rows)]
+        [
+            f"`{name}`",
+            *(number(row["metrics"][name]) if name in row["metrics"] else "" for row in ordered),
+            bench.metrics[name].meaning,
+        ]
         for name in used
     )
-    return _table(["metric", *heads], body)
+    return _table(["metric", *map(_head, ordered), "meaning"], body)
 
 
 def headlines(benches: Iterable[tuple[Bench, Sequence[Row]]]) -> str:
-    """The README's table: the metrics that have a headline."""
-    found = [
-        [metric.headline, row["case"], number(row["metrics"][name]), f"`hybridrl bench {bench.name}`"]
-        for bench, rows in benches
-        for name, metric in bench.metrics.items()
-        for row in rows
-        if metric.headline and name in row["metrics"] and row["case"] in _in_readme(bench)
-    ]
-    return _table(["What", "Case", "Measured", "Command"], found)
+    """The README's table: the metrics that have a headline, each with its cases."""
+    found = []
+    for bench, rows in benches:
+        shown = [row for row in _in_order(bench, rows) if row["case"] in _in_readme(bench)]
+        for name, metric in bench.metrics.items():
+            values = [
+                f"{number(row['metrics'][name])} ({row['case']})" for row in shown if name in row["metrics"]
+            ]
+            if metric.headline and values:
+                found.append([metric.headline, "; ".join(values), f"`hybridrl bench {bench.name}`"])
+    return _table(["What", "Measured", "Command"], found)
+
+
+def _in_order(bench: Bench, rows: Sequence[Row]) -> list[Row]:
+    """Rows in the order of the cases, our own before those of peers."""
+    place = {case.name: i for i, case in enumerate(bench.cases)}
+    return sorted(rows, key=lambda row: (place[row["case"]], row["contestant"] != OURS, row["contestant"]))
 
 
 def _in_readme(bench: Bench) -> set[str]:

@@ -32,7 +32,7 @@ _METRICS = {
         "a rank plans what it sends and receives, in a new process; the slowest of three",
         "lower",
         gated=True,
-        headline="Planning a weight update on one rank",
+        headline="Planning a weight update of Kimi-K2 on one of 256 and of 1,024 trainer ranks",
     ),
     "plan_cpu_s": Metric("s", "processor time of the same", "lower"),
     "with_table_s": Metric("s", "plan_s and the table that the copies run from", "lower"),
@@ -76,7 +76,9 @@ def _case(workload: Workload, repeats: int) -> Case:
     """Each repeat plans in processes of its own, so there is no warm-up."""
     config = {"workload": workload.name, "title": workload.title}
     readme = workload.model == "kimi-k2"
-    return Case(name=workload.name, config=config, warm_up=0, repeats=repeats, readme=readme)
+    return Case(
+        name=f"{workload.name} {workload.model}", config=config, warm_up=0, repeats=repeats, readme=readme
+    )
 
 
 BENCH = Bench(

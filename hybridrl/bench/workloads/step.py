@@ -6,6 +6,7 @@ optimizer step. Neither reports anything. Rounds alternate, and processor time i
 the machine cancels.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -91,9 +92,9 @@ def measure(case: Case) -> Mapping[str, list[float]]:
     shape = Shape(**case.config)
     with TemporaryDirectory() as folder:
         write_model(shape, Path(folder))
-        result = Path(folder) / "result.pt"
+        result = Path(folder) / "result.json"
         on_ranks(shape.tp, _measure_rank, shape, Path(folder), case.warm_up, case.repeats, result)
-        return torch.load(result)
+        return json.loads(result.read_text())
 
 
 def write_model(shape: Shape, folder: Path) -> None:
@@ -156,7 +157,7 @@ def _measure_rank(rank: int, shape: Shape, folder: Path, warm_up: int, repeats: 
             spent[name].append(_seconds(contestant))
     if rank == 0:
         counted = {name: times[warm_up:] for name, times in spent.items()}
-        torch.save(_samples(counted, shape, setup, batch), result)
+        result.write_text(json.dumps(_samples(counted, shape, setup, batch)))
     policy.close()
 
 

@@ -127,9 +127,10 @@ def test_numbers_have_three_digits_and_a_unit(value: Mapping[str, Any], text: st
 
 def test_tables_have_a_row_for_each_metric_and_a_column_for_each_case() -> None:
     rows = [record.row(bench(), Found(case=case, samples={"step_s": [1.0]})) for case in bench().cases[:2]]
-    assert table.markdown(bench(), rows).splitlines() == [
-        "| metric | small | large |",
-        "| --- | --- | --- |",
-        "| `step_s` | 1 s | 1 s |",
+    assert table.markdown(bench(), rows[::-1]).splitlines() == [
+        "| metric | small | large | meaning |",
+        "| --- | --- | --- | --- |",
+        "| `step_s` | 1 s | 1 s | a step |",
     ]
-    assert "| A step | large | 1 s | `hybridrl bench step` |" in table.headlines([(bench(), rows)])
+    line = "| A step | 1 s (small); 1 s (large) | `hybridrl bench step` |"
+    assert line in table.headlines([(bench(), rows)])
