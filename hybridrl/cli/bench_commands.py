@@ -2,16 +2,30 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from hybridrl.bench.names import NameOfBench, Peer
+from hybridrl.bench.names import BENCHES, NameOfBench, Peer
 from hybridrl.cli.console import out, say, show
 
 
+def _known(name: str) -> str:
+    if name not in BENCHES:
+        raise typer.BadParameter(f"no benchmark {name!r}; there are {', '.join(BENCHES)}")
+    return name
+
+
 def bench(
-    name: Annotated[NameOfBench, typer.Argument(metavar="BENCH", help="What is measured; see below.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="BENCH",
+            help="What is measured, as said above.",
+            callback=_known,
+            autocompletion=lambda: list(BENCHES),
+        ),
+    ],
     case: Annotated[
         list[str] | None, typer.Option(help="Only this case; may be given several times.", show_default=False)
     ] = None,
@@ -50,6 +64,7 @@ def bench(
 
     streaming: asynchronous modes on a fake clock, and the driver's messages
     """
+    chosen = cast(NameOfBench, name)
     from hybridrl.bench import run as benching
     from hybridrl.bench.peers.contest import contest_of
 
@@ -62,9 +77,9 @@ def bench(
         results=results,
         tolerance=tolerance,
     )
-    benching.refuse_together(name, request, peer)
+    benching.refuse_together(chosen, request, peer)
     found = benching.run(
-        benching.bench_of(name), request, (lambda *_: None) if as_json else say, contest_of(peer)
+        benching.bench_of(chosen), request, (lambda *_: None) if as_json else say, contest_of(peer)
     )
     for row in found.rows if as_json else ():
         out.print(json.dumps(row), soft_wrap=True)
