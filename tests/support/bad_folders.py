@@ -203,7 +203,7 @@ COMMANDS: dict[str, Bad] = {
     "negative rows": bad(
         "greater than", command=("import", "verl", "run.sh", "--prompts", "-5"), change=text("run.sh", SCRIPT)
     ),
-    "other command": bad("Did you mean 'launch'?", command=("lunch",)),
+    "other command": bad("Did you mean 'launch'", command=("lunch",)),
     "other sub-command": bad("(see hybridrl config --help)", command=("config", "chek")),
     "no config": bad("(see hybridrl launch --help)", command=("launch",)),
     "other place": bad("'mars' is not one of", "--on", "mars"),
