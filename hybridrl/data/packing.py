@@ -4,6 +4,10 @@ Ranks are balanced first: trajectories go, most costly first, to the rank with t
 rule), so that ranks differ by less than one trajectory. Then each rank packs its trajectories into
 microbatches, the same number on every rank. Cost is time: tokens, and their square for attention. The limit
 of a microbatch is memory: tokens, prompt included.
+
+Trajectories whose prompt has pictures are kept together, group by group: a microbatch encodes a picture once,
+however many of its trajectories show it. A group is divided if it exceeds a microbatch, or if ranks would
+wait for each other.
 """
 
 import heapq
@@ -49,6 +53,7 @@ def pack_minibatches(
             fix=f"actor.microbatch_tokens={longest} or more",
         )
     rows_G = _rows_of_groups(batch)
+    shows_pictures = any(group.prompt.pictures for group in batch.groups)
     still_N = np.zeros(len(batch), bool) if batch.still_N is None else batch.still_N
     found: list[Minibatch] = []
     for epoch in range(epochs):
@@ -65,6 +70,7 @@ def pack_minibatches(
                     num_ranks=num_ranks,
                     microbatch_tokens=microbatch_tokens,
                     attention_length=attention_length,
+                    together=batch.group_N[computed] if shows_pictures else None,
                 )
                 found.append(_minibatch(len(found), rows, computed, shared, batch, attention_length))
     if not found:
@@ -125,6 +131,7 @@ def partition_rows(
     num_ranks: int,
     microbatch_tokens: int,
     attention_length: float = math.inf,
+    together: np.ndarray | None = None,
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Row numbers by [rank][microbatch]. The most costly microbatch of a rank is first, so that a lack of
     memory shows at once.
@@ -132,15 +139,77 @@ def partition_rows(
     Args:
         rows: numbers of trajectories, which the result consists of.
         length: tokens of each; none above microbatch_tokens.
+        together: rows with the same number share a microbatch if it can hold them and ranks stay balanced.
+            None: every row is on its own.
     """
     longest_first = np.argsort(-length, kind="stable")
     rows, length = rows[longest_first], length[longest_first]
     cost = _cost(length, attention_length)
-    owned = _balance(cost.tolist(), num_ranks)
-    count = max(1, *(-(-int(length[own].sum()) // microbatch_tokens) for own in owned))
-    while (packed := _pack_all(owned, length, cost, count, microbatch_tokens)) is None:
+    if together is None:
+        bins = _packed_ranks(_balance(cost.tolist(), num_ranks), length, cost, microbatch_tokens)
+        return tuple(tuple(tuple(sorted(rows[bin_].tolist())) for bin_ in rank) for rank in bins)
+    pieces: list[np.ndarray] = []
+    owned: list[list[int]] = []
+    for parts in _balanced_groups(together[longest_first], cost, num_ranks):
+        own = [piece for part in parts for piece in _divided(part, length, microbatch_tokens)]
+        own.sort(key=lambda piece: -cost[piece].sum())
+        owned.append(list(range(len(pieces), len(pieces) + len(own))))
+        pieces += own
+    length, cost = (np.array([values[piece].sum() for piece in pieces]) for values in (length, cost))
+    bins = _packed_ranks(owned, length, cost, microbatch_tokens)
+    return tuple(
+        tuple(tuple(sorted(int(n) for i in bin_ for n in rows[pieces[i]])) for bin_ in rank) for rank in bins
+    )
+
+
+def _packed_ranks(
+    owned: Sequence[Sequence[int]], length: np.ndarray, cost: np.ndarray, limit: int
+) -> list[list[list[int]]]:
+    """What each rank has in microbatches, as few as the limit allows, the same number on every rank."""
+    count = max(1, *(-(-int(length[own].sum()) // limit) for own in owned))
+    while (packed := _pack_all(owned, length, cost, count, limit)) is None:
         count += 1
-    return tuple(tuple(tuple(sorted(rows[bin_].tolist())) for bin_ in bins) for bins in packed)
+    return packed
+
+
+def _balanced_groups(together: np.ndarray, cost: np.ndarray, num_ranks: int) -> list[list[np.ndarray]]:
+    """The groups, or parts of groups, of each rank, as indices of rows.
+
+    Whole groups go to ranks if the busiest one then has little more to do than if rows were on their own.
+    Otherwise all rows lie end to end, group by group, and each rank takes an equal part: a rank
+    shares a group with the one before it at most.
+    """
+    groups = [np.flatnonzero(together == group) for group in np.unique(together)]
+    groups.sort(key=lambda group: -cost[group].sum())
+    costs = np.array([cost[group].sum() for group in groups])
+    whole, alone = _balance(costs.tolist(), num_ranks), _balance(cost.tolist(), num_ranks)
+    if _busiest(whole, costs) <= _MOST_BUSIER * _busiest(alone, cost):
+        return [[groups[i] for i in own] for own in whole]
+    order = np.concatenate(groups)
+    middle = np.cumsum(cost[order]) - cost[order] / 2
+    rank = np.minimum((middle * num_ranks / cost.sum()).astype(np.int64), num_ranks - 1)
+    cuts = np.flatnonzero(np.diff(rank) | np.diff(together[order])) + 1
+    found: list[list[np.ndarray]] = [[] for _ in range(num_ranks)]
+    for part, first in zip(np.split(order, cuts), [0, *cuts.tolist()], strict=True):
+        found[rank[first]].append(part)
+    return found
+
+
+def _busiest(owned: Sequence[Sequence[int]], cost: np.ndarray) -> float:
+    """The cost of the rank that has most to do."""
+    return max(float(cost[own].sum()) for own in map(list, owned))
+
+
+def _divided(group: np.ndarray, length: np.ndarray, limit: int) -> list[np.ndarray]:
+    """A group in as few pieces of like length as it takes for none to exceed the limit."""
+    parts = max(1, -(-int(length[group].sum()) // limit))
+    while any(length[group[part::parts]].sum() > limit for part in range(parts)):
+        parts += 1
+    return [group[part::parts] for part in range(parts)]
+
+
+_MOST_BUSIER = 1.05
+"""How much more the busiest rank may have to do so that all groups stay whole."""
 
 
 def _cost(length: np.ndarray, attention_length: float) -> np.ndarray:

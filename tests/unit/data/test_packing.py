@@ -14,8 +14,8 @@ from hybridrl.errors import ConfigError
 from hybridrl.types import Group, Prompt, Trajectory
 
 
-def batch_of(lengths, *, step=1, trained=None):
-    """A batch with the given trajectory lengths, per group."""
+def batch_of(lengths, *, step=1, trained=None, pictures=()):
+    """A batch with the given trajectory lengths, per group, whose prompts show these pictures."""
     groups = []
     for g, members in enumerate(lengths):
         trajectories = [
@@ -30,7 +30,7 @@ def batch_of(lengths, *, step=1, trained=None):
             )
             for i, n in enumerate(members)
         ]
-        groups.append(Group(Prompt(f"train/{g}", (1,), {}), trajectories, block=None))
+        groups.append(Group(Prompt(f"train/{g}", (1,), {}, pictures=pictures), trajectories, block=None))
     return Batch.pack(step, groups)
 
 
@@ -181,6 +181,58 @@ def test_answers_without_trained_tokens_are_carried_but_not_counted():
     [mb] = plan(batch_of([[10, 10], [10]], trained=[[0, 4], [5]]))
     assert sorted(members(mb)) == [0, 1, 2]
     assert (mb.num_tokens, mb.num_sequences) == (9, 2)
+
+
+def shares(minibatch, batch):
+    """In how many microbatches each group is."""
+    found = {}
+    for rank in minibatch.rows:
+        for microbatch in rank:
+            for group in {int(batch.group_N[i]) for i in microbatch}:
+                found[group] = found.get(group, 0) + 1
+    return found
+
+
+PICTURE = (b"a picture",)
+
+
+@given(lengths, settings_of_a_plan)
+def test_groups_with_pictures_are_a_plan_like_any_other(lengths, options):
+    batch, text = (batch_of(lengths, pictures=shown) for shown in (PICTURE, ()))
+    for minibatch, other in zip(plan(batch, **options), plan(text, **options), strict=True):
+        assert sorted(members(minibatch)) == sorted(members(other))
+        for rank in minibatch.rows:
+            assert len(rank) == len(minibatch.rows[0])
+            assert all(sum(batch.length_N[list(m)]) <= options["microbatch_tokens"] for m in rank)
+        kept, alone = (
+            [sum(batch.length_N[i] for m in rank for i in m) for rank in one.rows]
+            for one in (minibatch, other)
+        )
+        one_more = sum(alone) / len(alone) + max(batch.length_N[members(other)])
+        assert max(kept) <= max(1.05 * max(alone), one_more)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4])
+def test_a_group_with_pictures_is_in_one_microbatch_if_that_can_hold_it(num_ranks):
+    draw = np.random.default_rng(3)
+    lengths = [draw.integers(40, 60, 8).tolist() for _ in range(32)]
+    options = {"minibatch_prompts": 32, "num_ranks": num_ranks, "microbatch_tokens": 1000}
+    text, batch = batch_of(lengths), batch_of(lengths, pictures=PICTURE)
+    assert set(shares(plan(batch, **options)[0], batch).values()) == {1}
+    assert min(shares(plan(text, **options)[0], text).values()) > 1
+
+
+def test_a_group_that_no_microbatch_can_hold_is_in_as_few_as_possible():
+    batch = batch_of([[30] * 8] * 4, pictures=PICTURE)
+    (minibatch,) = plan(batch, minibatch_prompts=4, microbatch_tokens=130)
+    assert set(shares(minibatch, batch).values()) == {2} and len(minibatch.rows[0]) == 8
+
+
+def test_groups_are_divided_if_ranks_would_wait_for_each_other():
+    batch = batch_of([[10] * 8] * 9, pictures=PICTURE)
+    (minibatch,) = plan(batch, minibatch_prompts=9, num_ranks=8, microbatch_tokens=1000)
+    assert [sum(len(m) for m in rank) for rank in minibatch.rows] == [9] * 8
+    assert sum(shares(minibatch, batch).values()) <= 9 + 8 - 1
 
 
 def test_a_trajectory_longer_than_a_microbatch_names_both_numbers():
