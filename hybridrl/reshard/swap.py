@@ -10,10 +10,13 @@ Boxes whose target a rank cannot map are sent to the rank on the engine's device
 
 A failed write is repeated, by new writers if ranks died. A delta writes only some parameters; the other
 tensors must still hold what the swap to its base version wrote.
+
+Fixed parameters, which no optimizer step changes, are written once by each writer. Later writes leave them
+out, and name the checksums of the first one again: an engine that lost or damaged them does not commit.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import filter as matching
 from fnmatch import fnmatchcase
@@ -51,6 +54,7 @@ class SwapWritten:
 
     staging_bytes: int
     checksums: Checksums
+    """This rank's part of the checksums of all tensors, those that were left out included."""
 
 
 class SwapWriter:
@@ -65,6 +69,7 @@ class SwapWriter:
         topology: Topology | None = None,
         lost: frozenset[int] = frozenset(),
         only: Sequence[str] | None = None,
+        fixed: Set[str] = frozenset(),
         group: dist.ProcessGroup | None = None,
         device: torch.device | None = None,
         reach: Reach = "node",
@@ -81,6 +86,7 @@ class SwapWriter:
             lost: trainer ranks that have died; replicas write in their place.
             only: for a delta, fnmatch patterns of the canonical parameters that it writes, such as
                 "layers.3.qkv"; None: all parameters.
+            fixed: canonical parameters that never change, such as "layers.3.qkv"; the same on all ranks.
             group: trainer ranks and agents, to send to engines whose memory this rank cannot map.
             device: device of this rank's tensors; None: the CPU.
             reach: which engine ranks' memory a rank can map.
@@ -94,48 +100,58 @@ class SwapWriter:
             ResourceError: an engine's memory cannot be mapped.
         """
         job = Job(source, tuple(layout for layout, _ in engines), topology, lost, once_per_node)
-        self.plan_hash = hashlib.sha256(f"{job.digest} {only} {reach}".encode()).hexdigest()
+        told = f"{job.digest} {only} {reach} {sorted(fixed)}"
+        self.plan_hash = hashlib.sha256(told.encode()).hexdigest()
         """A digest that must be equal on all trainer ranks; compare it before the first swap."""
-        self.plan_fields = plan_fields(job) | {"only": str(only), "reach": reach}
+        self.plan_fields = plan_fields(job) | {"only": str(only), "reach": reach, "fixed": str(sorted(fixed))}
         """The inputs of the plan by name."""
         for index, (layout, exported) in enumerate(engines):
             _refuse_other_layout(index, layout, exported)
         ways = routes(job, rank, reach) if topology else Routes(direct=plan(job, source_rank=rank))
         if only is not None:
-            ways = ways.map(lambda transfers: list(_chosen(job, transfers, only)))
+            _refuse_unknown(job, only)
+            ways = ways.map(lambda transfers: list(_chosen(transfers, lambda name: _matches(name, only))))
         is_source = rank < source.world_size
         self._shapes = {name: shard.shape for name, shard in source.shards(rank).items()} if is_source else {}
-        self._direct, self._passed_on = Copies(ways.direct, engines), passed_on(ways.passed_on, engines)
-        self._remote = _exchange(ways, engines, group, device, staging_bytes)
-        self._layouts = [layout for layout, _ in engines]
+        first, later = _at_first(ways, fixed)
+        staging_bytes //= 1 + bool(fixed)
+        self._later = _Ways(later, engines, group, device, staging_bytes)
+        self._first = _Ways(first, engines, group, device, staging_bytes) if fixed else None
+        self._fixed: Checksums | None = None
+        """This rank's part of the checksums of fixed parameters; None: they were not written yet."""
+
         is_first = rank == min(set(range(source.world_size)) - lost)
         self._empty = _empty(engines) if is_first and only is None else {}
 
-    def write(self, tensors: Mapping[str, torch.Tensor]) -> SwapWritten:
+    def write(self, tensors: Mapping[str, torch.Tensor], *, whole: bool = False) -> SwapWritten:
         """Write this rank's part of the new weights into every engine. *Collective* over the group.
 
         Args:
             tensors: name in the source layout -> this rank's shard; cast to the engine's dtype.
+            whole: fixed parameters are written again, because engines may not have them; the same on all
+                ranks.
 
-            Returns:
-                What was sent. It is in the engines once this call has returned on all ranks.
+        Returns:
+            What was written. It is in the engines once this call has returned on all ranks.
 
         Raises:
             SwapError: a tensor is missing or has another shape than in the layout, and nothing was written;
                 or a rank that sends or receives bytes is lost.
         """
         self._refuse_other_tensors(tensors)
-        parts = [self._direct.write(tensors)]
-        moved = self._remote.run(tensors) if self._remote else None
-        if moved:
-            parts.append(Written(moved.sent_bytes, moved.staging_bytes, moved.checksums, {}))
-        parts += [copies.write({}) for copies in self._passed_on]
+        parts = [self._later.write(tensors)]
+        if self._first and (whole or self._fixed is None):
+            parts.append(self._first.write(tensors))
+            self._fixed = parts[-1].checksums
+            kept: Checksums = {}
+        else:
+            kept = self._fixed or {}
         return SwapWritten(
-            sum(len(part.checksums) for part in parts),
+            sum(part.num_tensors for part in parts),
             sum(part.bytes for part in parts),
-            moved.sent_bytes if moved else 0,
+            sum(part.sent_bytes for part in parts),
             max(part.staging_bytes for part in parts),
-            expected((self._empty, *(checksums(part, self._layouts) for part in parts))),
+            expected((self._empty, kept, *(part.checksums for part in parts))),
         )
 
     def _refuse_other_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -146,6 +162,37 @@ class SwapWriter:
                 raise SwapError(
                     f"the trainer's {name} is {tuple(tensors[name].shape)}, its layout says {shape}"
                 )
+
+
+class _Ways:
+    """Transfers of one rank that are written together: its own, those through others, those it passes on."""
+
+    def __init__(
+        self,
+        ways: Routes,
+        engines: Sequence[Engine],
+        group: dist.ProcessGroup | None,
+        device: torch.device | None,
+        staging_bytes: int,
+    ) -> None:
+        """*Collective* over `group`, if there is one."""
+        self._direct, self._passed_on = Copies(ways.direct, engines), passed_on(ways.passed_on, engines)
+        self._remote = _exchange(ways, engines, group, device, staging_bytes)
+        self._layouts = [layout for layout, _ in engines]
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> SwapWritten:
+        parts = [self._direct.write(tensors)]
+        moved = self._remote.run(tensors) if self._remote else None
+        if moved:
+            parts.append(Written(moved.sent_bytes, moved.staging_bytes, moved.checksums, {}))
+        parts += [copies.write({}) for copies in self._passed_on]
+        return SwapWritten(
+            sum(len(part.checksums) for part in parts),
+            sum(part.bytes for part in parts),
+            moved.sent_bytes if moved else 0,
+            max(part.staging_bytes for part in parts),
+            expected(checksums(part, self._layouts) for part in parts),
+        )
 
 
 def _exchange(
@@ -171,18 +218,45 @@ def _exchange(
     return Exchange(group, sends, receives, targets, device=device, staging_bytes=staging_bytes)
 
 
-def _chosen(job: Job, transfers: Iterable[Transfer], only: Sequence[str]) -> Iterator[Transfer]:
-    """The transfers of parameters that match a pattern. An engine tensor gets its bytes from one parameter,
-    so it is written completely or not at all."""
+def _at_first(ways: Routes, fixed: Set[str]) -> tuple[Routes, Routes]:
+    """The transfers of fixed parameters, and all others."""
+    if not fixed:
+        return Routes(), ways
+    return (
+        ways.map(lambda transfers: list(_chosen(transfers, lambda name: name in fixed))),
+        ways.map(lambda transfers: list(_chosen(transfers, lambda name: name not in fixed))),
+    )
+
+
+def _refuse_unknown(job: Job, only: Sequence[str]) -> None:
     held = {(held.param, held.layers) for layout in job.targets for held in layout.holdings}
     names = {instance(param, layer) for param, layers in held for layer in layers}
     for pattern in only:
         if not matching(names, pattern):
             raise SwapError(f"the engines have no parameter {pattern!r}", where="names of a delta")
+
+
+def _matches(name: str, only: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in only)
+
+
+def _chosen(transfers: Iterable[Transfer], is_chosen: Callable[[str], bool]) -> Iterator[Transfer]:
+    """The transfers of some parameters, by their canonical names. An engine tensor gets its bytes from one
+    parameter, so it is written completely or not at all."""
     for transfer in transfers:
-        for layer in transfer.layers:
-            if any(fnmatchcase(instance(transfer.param, layer), pattern) for pattern in only):
-                yield replace(transfer, layers=range(layer, layer + 1))
+        for layers in _runs(layer for layer in transfer.layers if is_chosen(instance(transfer.param, layer))):
+            yield replace(transfer, layers=layers)
+
+
+def _runs(numbers: Iterable[int]) -> list[range]:
+    """Ascending numbers as ranges without gaps."""
+    found: list[range] = []
+    for number in numbers:
+        if found and found[-1].stop == number:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+    return found
 
 
 def _empty(engines: Sequence[Engine]) -> Checksums:

@@ -27,6 +27,7 @@ from hybridrl.reshard.checksum import checksum
 from hybridrl.trainer import base, guards, recorded
 from hybridrl.trainer.coefficients import Coefficients
 from hybridrl.trainer.columns import Columns
+from hybridrl.trainer.fixed import fixed
 from hybridrl.trainer.hints import with_hints
 from hybridrl.trainer.inspected import inspect
 from hybridrl.trainer.offload import Offload
@@ -62,6 +63,8 @@ class Policy(Role):
         with self.backend.scope():
             self._model = self.backend.build(lora=setup.actor.lora)
             self._model.load(setup.model_folder)
+            self.fixed = fixed(self._model)
+            """Canonical parameters that no step changes, the same on every rank."""
             self._optimizer = self._model.optimizer(setup.actor.optimizer, setup.num_optimizer_steps)
             self._scorer = Scorer(self._model, setup.temperature)
             self._routing = self._model.routing(setup.actor.moe)

@@ -88,6 +88,9 @@ class RaySync:
         self._version: PolicyVersion | None = None
         """Version of the last swap."""
 
+        self._unsure: set[int] = set()
+        """Waves whose last swap did not commit: their engines may lack parameters that never change."""
+
         self._swapping = asyncio.Lock()
 
     async def connect(self) -> None:
@@ -146,9 +149,10 @@ class RaySync:
 
     async def _swap_wave(self, wave: int, version: PolicyVersion) -> tuple[Vote, int]:
         """Swap the engines of a wave; returns the vote, and how often the weights were written again."""
-        replays = 0
+        replays, whole = 0, wave in self._unsure
+        self._unsure.add(wave)
         await self._keep(wave, await self._rollout.on(self._waves[wave], "begin_swap", version))
-        vote = await self._write(wave)
+        vote = await self._write(wave, whole)
         while vote.objection and replays < _MAX_REPLAYS:
             replays += 1
             self._warn(f"swap to {version}", f"writing version {version} again: {vote.objection}")
@@ -156,19 +160,24 @@ class RaySync:
             if lost and self._topology is not None and self._topology.num_nodes > 1:
                 raise vote.objection  # the process group between nodes is broken without them
             await self._leave_out(lost)
-            vote = await self._write(wave)
+            vote = await self._write(wave, whole=True)
         if vote.objection:
             await self._lose_damaged(wave, vote)
         for engine in await self._rollout.on(self._waves[wave], "commit_swap", version):
             self._rollout.engines.serve(engine)
+        self._unsure.discard(wave)
         return vote, replays
 
-    async def _write(self, wave: int) -> Vote:
-        """Let every trainer rank write its share of a wave, then compare the engines' checksums."""
+    async def _write(self, wave: int, whole: bool) -> Vote:
+        """Let every trainer rank write its share of a wave, then compare the engines' checksums.
+
+        Args:
+            whole: also what ranks wrote before and never changes.
+        """
         engines = self._waves[wave]
         if not engines:
             return Vote({}, 0, None)
-        outcomes = await self._on_trainer("write_weights", sum(map(bool, self._waves[:wave])))
+        outcomes = await self._on_trainer("write_weights", sum(map(bool, self._waves[:wave])), whole)
         if error := first_error(outcomes):
             return Vote(outcomes, 0, error)
         found = await self._rollout.on(engines, "checksums")

@@ -121,6 +121,7 @@ class TrainerWorker:
                 [engines[engine] for engine in wave],
                 topology=topology and topology.with_targets(wave),
                 lost=lost,
+                fixed=self._policy.fixed,
                 group=group,
                 device=self._policy.device,
                 reach=reach,
@@ -134,9 +135,13 @@ class TrainerWorker:
         """The inputs that determine the plan, to explain a disagreement."""
         return self._writers[0].plan_fields
 
-    def write_weights(self, wave: int) -> SwapWritten:
-        """Write this rank's share of the weights into the parameters of the engines of a wave."""
-        written = self._writers[wave].write(self._policy.tensors())
+    def write_weights(self, wave: int, whole: bool) -> SwapWritten:
+        """Write this rank's share of the weights into the parameters of the engines of a wave.
+
+        Args:
+            whole: as in SwapWriter.write.
+        """
+        written = self._writers[wave].write(self._policy.tensors(), whole=whole)
         cuda.release_cached_memory()  # the engine allocates its key-value cache next
         return written
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from hybridrl.config.load import load
 from hybridrl.data.tasks.shapes import shapes
@@ -109,3 +110,21 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Path) -> None:
 def test_with_the_pictures_of_other_rows_there_is_nothing_to_learn(tmp_path: Path) -> None:
     scores = heldout(launch(tmp_path, "data.train.shuffled=true", "run.steps=30"))
     assert scores[-1] < CHANCE, scores
+
+
+@pytest.mark.parametrize("mode", ["frozen", "projector"])
+def test_what_is_not_trained_of_the_tower_is_written_by_the_first_swap_only(
+    tmp_path: Path, mode: str
+) -> None:
+    keys = f"actor.vision.mode={mode}", "run.save_every=2", "actor.optimizer.warmup_steps=1"
+    run = launch(tmp_path, *keys, "run.steps=2")
+    again = launch(tmp_path, *keys, "run.steps=3", "--resume")
+    (exported,) = (run / "export").glob("*.safetensors")
+    trained = {name: t for name, t in load_file(exported).items() if _is_trained(name, mode)}
+    wanted = sum(tensor.nbytes for tensor in trained.values())  # there is one engine
+    assert [line["sync/written_bytes"] for line in steps(again)] == [wanted] * 3
+    assert json.loads((run / "summary.json").read_text())["swap_checksums_ok"] is True
+
+
+def _is_trained(name: str, mode: str) -> bool:
+    return "visual." not in name or (mode == "projector" and "merger" in name)

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from model_values import hf_tensors
 from shard_oracle import megatron_shard, sglang_shard
 
+from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.agreement import Checksums
@@ -24,8 +25,13 @@ def swap(
     topology: Topology,
     reach: Reach,
     once_per_node: bool,
+    fixed: frozenset[str] = frozenset(),
 ) -> tuple[list[str], Checksums, Checksums]:
-    """(engine tensors here that are wrong, checksums of what was sent, of what arrived here)"""
+    """(engine tensors here that are wrong, checksums of what was sent, of what arrived here)
+
+    Args:
+        fixed: canonical parameters that are written by the first of two swaps only.
+    """
     rank = dist.get_rank(group)
     mine = {
         place: {n: torch.zeros(s.shape) for n, s in engines[place[0]].shards(place[1]).items()}
@@ -43,13 +49,22 @@ def swap(
         for engine, layout in enumerate(engines)
     ]
     writer = SwapWriter(
-        source, rank, exports, topology=topology, group=group, reach=reach, once_per_node=once_per_node
+        source,
+        rank,
+        exports,
+        topology=topology,
+        fixed=fixed,
+        group=group,
+        reach=reach,
+        once_per_node=once_per_node,
     )
-    wrong, sent = [], {}
+    wrong, sent, first = [], {}, hf_tensors(source.spec, 0)
+    kept = [name for name, shard in HFLayout(source.spec).shards(0).items() if shard.param in fixed]
     for seed in (0, 1):
         hf = hf_tensors(source.spec, seed)
         sent = writer.write(shard_of(source, hf, rank)).checksums
         dist.barrier(group)
+        hf |= {name: first[name] for name in kept}
         for (engine, r), tensors in mine.items():
             layout = engines[engine]
             expected = sglang_shard(source.spec, hf, tp=layout.tp, ep=layout.ep, rank=r)

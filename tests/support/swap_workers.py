@@ -73,6 +73,9 @@ class Engine:
 class Writer:
     """A trainer rank."""
 
+    fixed = frozenset()
+    """Canonical parameters that no step changes."""
+
     def __init__(self, layout, rank, first):
         """
         Args:
@@ -89,7 +92,9 @@ class Writer:
 
     def connect(self, engines, lost, topology, waves):
         self.waves = [
-            SwapWriter(self.layout, self.rank, [engines[engine] for engine in wave], lost=lost)
+            SwapWriter(
+                self.layout, self.rank, [engines[engine] for engine in wave], lost=lost, fixed=self.fixed
+            )
             for wave in waves
         ]
         return " ".join(writer.plan_hash for writer in self.waves)
@@ -97,8 +102,8 @@ class Writer:
     def plan_fields(self):
         return self.waves[0].plan_fields
 
-    def write_weights(self, wave):
-        return self.waves[wave].write(self.tensors)
+    def write_weights(self, wave, whole):
+        return self.waves[wave].write(self.tensors, whole=whole)
 
 
 @dataclass

@@ -10,10 +10,12 @@ from model_values import hf_tensors, specs, tiny, tp_sizes
 from shard_oracle import megatron_shard, sglang_shard
 
 from hybridrl.errors import LayoutError, SwapError
+from hybridrl.layout.base import instance
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.agreement import difference, expected
 from hybridrl.reshard.checksum import checksum
+from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
 
@@ -246,3 +248,62 @@ def test_all_ranks_must_mean_the_same_delta():
 def test_a_delta_of_nothing_is_refused():
     with pytest.raises(SwapError, match=r"no parameter 'layers.9.\*'"):
         delta(only=["layers.1.*", "layers.9.*"])
+
+
+def fixed_swap(fixed):
+    """Engines that were written once, and writers that know what never changes."""
+    spec = tiny(vocab_size=20)
+    source, layout = MegatronLayout(spec, tp=2, dp=2), SGLangLayout(spec, tp=4)
+    ranks, export = engine_of(layout)
+    writers = [SwapWriter(source, rank, [export], fixed=fixed) for rank in range(source.world_size)]
+    return source, layout, ranks, writers
+
+
+def fixed_names():
+    held = SGLangLayout(tiny(vocab_size=20)).holdings
+    names = {instance(one.param, layer) for one in held for layer in one.layers}
+    return {name for name in names if name.startswith("layers.2.") or name == "final_norm"}
+
+
+def write(writers, tensors, **options):
+    return [writer.write(shard, **options) for writer, shard in zip(writers, tensors)]
+
+
+def test_what_never_changes_is_written_once_and_checked_every_time():
+    source, layout, ranks, writers = fixed_swap(fixed_names())
+    job = Job(source, (layout,))
+    sizes = {True: 0, False: 0}
+    for transfer in plan(job):
+        for layer in transfer.layers:
+            is_fixed = instance(transfer.param, layer) in fixed_names()
+            sizes[is_fixed] += 4 * replace(transfer, layers=range(layer, layer + 1)).elements
+    first = write(writers, trainer_of(source))
+    assert sum(share.bytes for share in first) == sizes[True] + sizes[False]
+    second = write(writers, trainer_of(source, seed=1))
+    assert sum(share.bytes for share in second) == sizes[False] > 0
+    assert difference(added(second), sums([ranks])) is None
+    seeds = [
+        [sglang_shard(source.spec, hf_tensors(source.spec, s), tp=4, rank=r) for r in range(4)]
+        for s in (0, 1)
+    ]
+    for rank, tensors in enumerate(ranks):
+        for name, tensor in tensors.items():
+            is_fixed = ".layers.2." in name or name == "model.norm.weight"
+            assert torch.equal(tensor, seeds[0 if is_fixed else 1][rank][name])
+
+
+def test_an_engine_that_lost_what_never_changes_is_told_and_gets_it_again():
+    source, _, ranks, writers = fixed_swap(fixed_names())
+    write(writers, trainer_of(source))
+    ranks[1]["model.norm.weight"][2] += 1.0
+    error = difference(added(write(writers, trainer_of(source))), sums([ranks]))
+    assert "rank 1, model.norm.weight" in str(error)
+    assert difference(added(write(writers, trainer_of(source), whole=True)), sums([ranks])) is None
+
+
+def test_all_ranks_must_agree_on_what_never_changes():
+    *_, writers = fixed_swap(fixed_names())
+    *_, others = fixed_swap(fixed_names() - {"final_norm"})
+    assert len({writer.plan_hash for writer in writers}) == 1
+    assert writers[0].plan_hash != others[0].plan_hash
+    assert writers[0].plan_fields["fixed"] != others[0].plan_fields["fixed"]

@@ -59,6 +59,16 @@ def test_engines_on_devices_of_their_own(ranks, node_size, once_per_node):
     assert expected(sent for _, sent, _ in answers) == arrived
 
 
+@pytest.mark.parametrize("reach", ["device", "node"])
+def test_what_never_changes_is_sent_once(ranks, reach):
+    source, engines = MegatronLayout(DENSE, tp=2, pp=2), (SGLangLayout(DENSE, tp=2),) * 2
+    fixed = frozenset({"embedding", "layers.1.qkv", "layers.2.qkv"})
+    answers = ranks(swap, source, engines, colocated(source, engines, 2), reach, False, fixed)
+    assert [wrong for wrong, _, _ in answers] == [[]] * 4
+    arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
+    assert expected(sent for _, sent, _ in answers) == arrived
+
+
 def test_an_engine_out_of_reach_needs_a_group():
     source, engine = MegatronLayout(DENSE, tp=2), SGLangLayout(DENSE)
     live = {name: torch.zeros(shard.shape) for name, shard in engine.shards(0).items()}

@@ -15,7 +15,8 @@ LR = 1.0e-4
 
 def moved(rank, rendezvous, folder, choice, pictures=True):
     """The largest change of a weight in the first step, which is about the learning rate, of the text model,
-    of the projector and of the rest of the tower; and the log-probability of the placeholder."""
+    of the projector, of the rest of the tower, and of what counts as fixed; and the log-probability of the
+    placeholder."""
     import trainer_scenarios as scenarios
 
     actor = values.make_actor().model_copy(update={"vision": choice})
@@ -29,10 +30,14 @@ def moved(rank, rendezvous, folder, choice, pictures=True):
         change = {name: float((t - before[name]).abs().max()) for name, t in trained.tensors().items()}
         block.token_T[-1] = tower.image_token
         logp = trained.logp(block)[-1]
-    found = {"logp": float(logp)}
+        shards = trained.layout.shards(rank)
+    found = {"logp": float(logp), "fixed": 0.0, "num_fixed": len(trained.fixed)}
     for name, value in change.items():
         kind = "text" if "visual." not in name else "projector" if "merger" in name else "tower"
         found[kind] = max(found.get(kind, 0.0), value)
+        found[f"num {kind}"] = found.get(f"num {kind}", 0) + 1
+        if shards[name].param in trained.fixed:
+            found["fixed"] = max(found["fixed"], value)
     return found
 
 
@@ -57,12 +62,17 @@ def test_each_part_moves_by_its_learning_rate(folder, choice, tower, projector) 
     assert usual > 0
     for part, wanted in (("tower", tower), ("projector", projector)):
         assert found[part] == pytest.approx(usual if wanted == 1.0 else wanted, rel=0.1), part
+    still = sum(
+        found[f"num {part}"] for part, wanted in (("tower", tower), ("projector", projector)) if not wanted
+    )
+    assert found["fixed"] == 0.0 and found["num_fixed"] == still
 
 
 def test_the_placeholder_cannot_be_sampled_in_a_run_with_pictures(folder) -> None:
     (shown,), (text,) = (on_ranks(1, moved, folder, VisionConfig(), pictures) for pictures in (True, False))
     assert shown["logp"] < -1e3 and text["logp"] > -20
     assert text["tower"] == text["projector"] == 0.0
+    assert text["num_fixed"] == text["num tower"] + text["num projector"] and shown["num_fixed"] == 0
 
 
 def test_other_tokens_have_the_probabilities_that_are_left(folder) -> None:

@@ -30,11 +30,11 @@ class FaultyWriter(Writer):
             raise self.plan_errors.pop(0)
         return super().connect(engines, lost, topology, waves)
 
-    def write_weights(self, wave):
+    def write_weights(self, wave, whole):
         if self.errors:
             self.waves[wave].write({name: torch.full_like(t, 7.0) for name, t in self.tensors.items()})
             raise self.errors.pop(0)
-        return super().write_weights(wave)
+        return super().write_weights(wave, whole)
 
 
 class DamagedEngine(Engine):
@@ -97,6 +97,12 @@ class SwapWorkers:
 
         return asyncio.run(scenario())
 
+    def again(self, version):
+        """A further swap with the plan of the last one."""
+        for writer in self.writers.actors:
+            writer.load(version)
+        return asyncio.run(self.sync.push(version))
+
     def states(self):
         return [engine.state() for engine in self.engines.actors]
 
@@ -122,6 +128,38 @@ def test_a_swap_without_faults_is_written_once():
         0,
         2 * 2 * len(workers.engines.actors[0].ranks[0]),
     )
+
+
+@pytest.fixture
+def fixed_norm(monkeypatch):
+    """Trainer ranks that say the final norm never changes; it does, so engines keep that of version 0."""
+    monkeypatch.setattr(Writer, "fixed", frozenset({"final_norm"}))
+
+
+@pytest.mark.parametrize("swap", ["drain", "in_flight"])
+def test_what_never_changes_is_written_by_the_first_swap_only(fixed_norm, swap):
+    workers = SwapWorkers(swap=swap)
+    bytes_of_all = workers.push(0).written_bytes
+    norms = [rank["model.norm.weight"] for e in workers.engines.actors for rank in e.ranks]
+    first = [norm.clone() for norm in norms]
+    assert bytes_of_all - workers.again(1).written_bytes == sum(norm.nbytes for norm in norms) > 0
+    assert all(torch.equal(norm, old) for norm, old in zip(norms, first, strict=True))
+    assert workers.states() == ["serving"] * 2 and not workers.warnings
+
+
+def test_a_swap_that_failed_is_followed_by_a_whole_one(fixed_norm):
+    workers = SwapWorkers(first_engine=DamagedEngine)
+    workers.engines.actors[0].damages = 0
+    whole = workers.push(0).written_bytes
+    workers.engines.actors[0].damages = 1
+    assert workers.again(1).replays == 1 and "differ after the swap" in workers.warnings[0]
+    norm = workers.engines.actors[0].ranks[0]["model.norm.weight"]
+    assert torch.equal(norm, workers.writers.actors[0].tensors["decoder.final_layernorm.weight"])
+    workers.engines.actors[0].damages = 3
+    with pytest.raises(SwapError, match="differ after the swap"):
+        workers.again(2)
+    assert workers.states() == ["dirty"] * 2
+    assert workers.again(2).written_bytes == whole and workers.states() == ["serving"] * 2
 
 
 def test_no_engine_commits_before_all_ranks_of_both_sides_said_yes():
@@ -240,6 +278,6 @@ def test_a_rank_that_dies_between_waves_is_left_out_of_all():
     workers.push(0)
     first = workers.writers.actors[2]
     write = first.write_weights
-    first.write_weights = lambda wave: (_ for _ in ()).throw(died(2)) if wave else write(wave)
+    first.write_weights = lambda wave, whole: (_ for _ in ()).throw(died(2)) if wave else write(wave, whole)
     assert workers.push(1).replays == 1
     assert workers.serve_whole(1) and workers.sync._lost == {2}

@@ -3,8 +3,9 @@
 import asyncio
 
 import pytest
+import torch
 from model_values import tiny
-from swap_workers import LocalGroup, World
+from swap_workers import LocalGroup, World, Writer
 
 from hybridrl.config.schema import ClusterConfig
 from hybridrl.errors import EngineLostError, SwapError
@@ -104,6 +105,22 @@ def test_an_engine_lost_in_a_swap_leaves_it_and_its_successor_gets_the_weights(s
     assert alone == {0: (1, True), 1: (1, True)}
     assert after == {0: (2, True), 1: (2, True)}
     assert len(scene.said) == 2 and "engine 1 is lost" in scene.said[0] and not scene.warnings
+
+
+def test_a_new_engine_gets_what_never_changes_too(monkeypatch):
+    monkeypatch.setattr(Writer, "fixed", frozenset({"final_norm"}))
+
+    async def scenario():
+        scene = Scene()
+        await scene.begin()
+        before = [engine.ranks[0]["model.norm.weight"].clone() for engine in scene.engines.actors]
+        scene.care.lose(1, EngineLostError("gone"))
+        await settled()
+        return before, [engine.ranks[0]["model.norm.weight"] for engine in scene.engines.actors], scene
+
+    before, after, scene = asyncio.run(scenario())
+    assert scene.served() == {0: (0, True), 1: (0, True)}
+    assert all(torch.equal(one, other) and one.any() for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("call", ["begin_swap", "checksums", "commit_swap"])

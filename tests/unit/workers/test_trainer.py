@@ -22,11 +22,11 @@ def worker(policy):
 def test_what_writing_weights_took_is_given_back_before_engines_fill_their_caches(monkeypatch) -> None:
     done = []
     rank = worker(SimpleNamespace(tensors=lambda: {"weight": 1.0}))
-    writer = SimpleNamespace(write=lambda tensors: done.append(f"write {tensors}") or "written")
+    writer = SimpleNamespace(write=lambda tensors, whole: done.append((tensors, whole)) or "written")
     rank._writers = [None, writer]
     monkeypatch.setattr(cuda, "release_cached_memory", lambda: done.append("release"))
-    assert rank.write_weights(1) == "written"
-    assert done == ["write {'weight': 1.0}", "release"]
+    assert rank.write_weights(1, True) == "written"
+    assert done == [({"weight": 1.0}, True), "release"]
 
 
 def test_so_is_what_writing_a_bucket_took(monkeypatch) -> None:
@@ -48,9 +48,10 @@ def test_ranks_make_a_group_to_send_weights_unless_one_is_lost(lost, group, monk
     monkeypatch.setattr(
         trainer, "SwapWriter", lambda *args, **options: SimpleNamespace(plan_hash=str(made.append(options)))
     )
-    rank = worker(SimpleNamespace(layout="layout", device="cpu"))
+    rank = worker(SimpleNamespace(layout="layout", device="cpu", fixed={"embedding"}))
     rank._setup = SimpleNamespace(rank=0, host="cuda", timeout_s=1.0)
     rank.connect(["first", "second"], frozenset(lost), Topology.colocated(2, [1, 1], 8), [(0,), (1,)])
     assert [one["topology"].targets for one in made] == [((0,),), ((1,),)]
     for planned in made:
         assert (planned["group"], planned["lost"], planned["reach"]) == (group, set(lost), "device")
+        assert planned["fixed"] == {"embedding"}
