@@ -118,6 +118,7 @@ def test_what_is_not_trained_of_the_tower_is_written_by_the_first_swap_only(
 ) -> None:
     keys = f"actor.vision.mode={mode}", "run.save_every=2", "actor.optimizer.warmup_steps=1"
     run = launch(tmp_path, *keys, "run.steps=2")
+    shutil.rmtree(run / "export")
     again = launch(tmp_path, *keys, "run.steps=3", "--resume")
     (exported,) = (run / "export").glob("*.safetensors")
     trained = {name: t for name, t in load_file(exported).items() if _is_trained(name, mode)}
