@@ -91,6 +91,9 @@ class FSDPLayout(CheckpointTensors):
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
         kind = (model.rope_scaling or {}).get("rope_type")
         reasons = {
+            f"the FSDP backend has no vision tower, and this model of family {model.family} reads pictures": (
+                model.vision is not None
+            ),
             f"the FSDP backend trains {', '.join(FAMILIES)} and models without a table, this model is "
             f"{model.family}": model.has_table and model.family not in FAMILIES,
             "a bias on the attention output is not supported": model.attention_out_bias,

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 from hybridrl.models import spec
 from hybridrl.models.folder import write_json, write_once
+from hybridrl.models.fused_experts import fused
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, is_norm
 from hybridrl.models.vision import text_config
@@ -134,7 +135,7 @@ def _fill(folder: Path, config: dict[str, Any], seed: int) -> None:
     for parameter in spec.parameters(model):
         for name, rows in parameter.checkpoint_tensors():
             tensors[name] = _values(parameter, rows, rng, model)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(fused(tensors, model, np.empty), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _values(parameter: Parameter, rows: int, rng: np.random.Generator, model: ModelSpec) -> np.ndarray:

@@ -19,7 +19,7 @@ from hybridrl.models.config_json import (
 )
 from hybridrl.models.families._dense import VALUE_HEAD
 from hybridrl.models.table import Family, Kind, Parameter, Row
-from hybridrl.models.unsupported import refuse_quantised, refuse_unsupported
+from hybridrl.models.unsupported import refuse_quantised, refuse_unknown_tower, refuse_unsupported
 from hybridrl.models.untabled import TensorShape
 from hybridrl.models.vision import VisionSpec
 
@@ -258,6 +258,7 @@ def from_config(config: Mapping[str, Any], *, where: str) -> ModelSpec:
 
 
 def _without_table(config: Mapping[str, Any], where: str) -> ModelSpec:
+    refuse_unknown_tower(config, _causal(config), where)
     known = ", ".join(family.architecture for family in _families().values())
     fields = untabled.read_fields(config, _causal(config), where=where, known=known)
     return ModelSpec(**fields, dtype=_dtype(config))

@@ -141,6 +141,9 @@ class Family:
     tower: Tower | None = None
     """The vision tower; None: the family reads text only. `traits` gets the config of the text model."""
 
+    fused_experts: bool = False
+    """Whether a checkpoint has all experts of a layer in two tensors, see models/fused_experts.py."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:

@@ -17,6 +17,7 @@ from tokenizers.models import BPE
 from hybridrl.errors import ModelError
 from hybridrl.models import spec
 from hybridrl.models.folder import write_json, write_once
+from hybridrl.models.fused_experts import fused
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, is_norm
 
@@ -235,7 +236,7 @@ def _random_tensors(
         for name, rows in parameter.checkpoint_tensors():
             noise = rng.standard_normal(_shape(parameter, rows), np.float32)
             tensors[name] = noise * np.float32(scale) + np.float32(centre)
-    return tensors
+    return fused(tensors, model, np.empty)
 
 
 def _shape(parameter: Parameter, rows: int) -> tuple[int, ...]:

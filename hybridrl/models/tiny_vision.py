@@ -20,6 +20,7 @@ _SPECIAL = ("<eos>", "<pad>", "<unk>", *PLACES, "<|video_pad|>")
 _MERGE, _FRAMES = 2, 2
 _KINDS = {
     "qwen3_vl": ("Qwen3VL", "Qwen3VLForConditionalGeneration", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "qwen3_vl_moe": ("Qwen3VL", "Qwen3VLMoeForConditionalGeneration", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "qwen2_5_vl": (
         "Qwen2_5_VL",
         "Qwen2_5_VLForConditionalGeneration",
@@ -27,6 +28,7 @@ _KINDS = {
         (0.26862954, 0.26130258, 0.27577711),
     ),
 }
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "norm_topk_prob": True}
 _TEXT = {
     "hidden_size": 64,
     "num_hidden_layers": 2,
@@ -97,13 +99,14 @@ def _config(kind: str, text: Mapping[str, Any], tower: Mapping[str, Any], *, tie
         "text_config": {
             "model_type": f"{kind}_text",
             **text,
+            **(_EXPERTS if kind == "qwen3_vl_moe" else {}),
             **ends,
             "bos_token_id": None,
             "vocab_size": len(ids),
             "hidden_act": "silu",
             "max_position_embeddings": 1024,
             "rms_norm_eps": 1e-6,
-            "rope_parameters": rope | ({"mrope_interleaved": True} if kind == "qwen3_vl" else {}),
+            "rope_parameters": rope | ({"mrope_interleaved": True} if kind.startswith("qwen3") else {}),
             "attention_dropout": 0.0,
         },
         "vision_config": {
@@ -126,7 +129,7 @@ def _config(kind: str, text: Mapping[str, Any], tower: Mapping[str, Any], *, tie
 
 
 def _tower_switches(kind: str, tower: Mapping[str, Any]) -> dict[str, Any]:
-    if kind == "qwen3_vl":
+    if kind.startswith("qwen3"):
         deep: Sequence[int] = tower.get("deepstack_visual_indexes", range(tower["depth"] - 1))
         return {
             "hidden_act": "gelu_pytorch_tanh",
@@ -149,6 +152,6 @@ def _write_processor(folder: Path, kind: str, patch: int) -> None:
         "image_std": list(std),
         "size": {"shortest_edge": area, "longest_edge": 64 * area},
     }
-    video = "Qwen3VLVideoProcessor" if kind == "qwen3_vl" else "Qwen2VLVideoProcessor"
+    video = "Qwen3VLVideoProcessor" if kind.startswith("qwen3") else "Qwen2VLVideoProcessor"
     write_json(folder / "preprocessor_config.json", image | {"image_processor_type": "Qwen2VLImageProcessor"})
     write_json(folder / "video_preprocessor_config.json", image | {"video_processor_type": video})

@@ -38,6 +38,32 @@ def refuse_unsupported(config: Mapping[str, Any], family: Family, where: str) ->
         )
 
 
+def refuse_unknown_tower(config: Mapping[str, Any], architecture: str, where: str) -> None:
+    """
+    Args:
+        architecture: one without a model table.
+
+    Raises:
+        ModelError: the model reads pictures. transformers could describe its tensors, but not where features
+            go and which places tokens have.
+    """
+    if not isinstance(config.get("vision_config"), Mapping):
+        return
+    why = _TOWERS.get(architecture, "no model table describes how")
+    raise ModelError(
+        f"{architecture} reads pictures, and {why}",
+        where=where,
+        fix="use Qwen3-VL or Qwen2.5-VL, or a model of text, as Gemma 3 is as Gemma3ForCausalLM",
+    )
+
+
+_TOWERS = {
+    "Gemma3ForConditionalGeneration": "its pictures' tokens attend to each other in both directions, which "
+    "attention over packed sequences cannot compute",
+}
+"""Architecture -> why it cannot be trained."""
+
+
 def refuse_quantised(config: Mapping[str, Any], where: str) -> None:
     """
     Raises:

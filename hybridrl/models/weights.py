@@ -15,6 +15,7 @@ import numpy as np
 from hybridrl.errors import ModelError
 from hybridrl.models import spec as models
 from hybridrl.models.config_json import read_config, read_object
+from hybridrl.models.fused_experts import as_stored, parts
 from hybridrl.wording import counted
 
 INDEX = "model.safetensors.index.json"
@@ -136,7 +137,8 @@ def _refuse_other_tensors(
         found = tensors[name]
         if found.shape != shape:
             what = f"{name} is {list(found.shape)} in {found.file}, {list(shape)} by its config.json"
-            raise ModelError(what, fix=_BELONGS)
+            turned = "experts" in name and found.shape == (shape[0], *shape[:0:-1])
+            raise ModelError(what, fix=_TURNED if turned else _BELONGS)
         if found.dtype not in _EXPONENTS:
             what = f"{name} is {found.dtype} in {found.file}; weights are {', '.join(_EXPONENTS)}"
             raise ModelError(what, fix="use the bf16 or fp32 version of the model")
@@ -147,11 +149,12 @@ def _refuse_other_tensors(
 
 
 def _shapes(model: models.ModelSpec) -> dict[str, tuple[int, ...]]:
-    return {
+    shapes = {
         name: parameter.shape or ((rows,) if parameter.cols is None else (rows, parameter.cols))
         for parameter in models.parameters(model)
         for name, rows in parameter.checkpoint_tensors()
     }
+    return as_stored(shapes, parts(model))
 
 
 def _unused(tensors: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], further: range) -> list[str]:
@@ -187,3 +190,7 @@ def _some(names: list[str]) -> str:
 _LAYER = r"model\.(?:language_model\.)?layers\.(\d+)\."
 _AGAIN = "download the model again"
 _BELONGS = "check that config.json belongs to the weights"
+_TURNED = (
+    "transformers 5 saves it so, but SGLang reads the orientation of the published model only: use that, or "
+    "transpose the last two axes of the tensors of experts"
+)

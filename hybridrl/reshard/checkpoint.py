@@ -17,12 +17,13 @@ from hybridrl.errors import ModelError, RunFolderError
 from hybridrl.layout.base import Layout
 from hybridrl.layout.hf import HFLayout
 from hybridrl.layout.shard import Shard
+from hybridrl.models.fused_experts import as_stored, parts
 from hybridrl.models.spec import ModelSpec, with_one_label
 from hybridrl.reshard import hf_files
 from hybridrl.reshard.execute import copy
 from hybridrl.reshard.finite import refuse_nonfinite
 from hybridrl.reshard.plan import Job, plan
-from hybridrl.reshard.table import tabulate
+from hybridrl.reshard.table import Table, tabulate
 
 
 def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -36,7 +37,7 @@ def load_hf(folder: str | Path, layout: Layout, rank: int, tensors: Mapping[str,
             the model's table does not name; nothing was written. Or a weight of this rank is NaN or infinite.
         ValueError: a tensor of the layout is missing in `tensors` or has another shape.
     """
-    checkpoint = hf_files.Checkpoint(folder)
+    checkpoint = hf_files.Checkpoint(folder, parts(layout.spec))
     source = HFLayout(layout.spec)
     _refuse_other_checkpoint(checkpoint, source)
     shards = layout.shards(rank)
@@ -94,7 +95,7 @@ def export_hf(
     barrier()  # The files exist.
     table = tabulate(plan(Job(layout, (target,)), source_rank=rank))
     places = {name: tensor for file in files for name, tensor in file.tensors(partial).items()}
-    copy(table, [tensors[name] for name in table.sources], [places[name] for _, _, name in table.targets])
+    _write(table, [tensors[name] for name in table.sources], [places[name] for _, _, name in table.targets])
     _sync(partial)
     barrier()  # The files are complete.
     if rank == 0:
@@ -111,14 +112,26 @@ def plan_files(
         dtype: dtype of all tensors; None: each keeps its dtype in the source folder, or gets the model's if
             it is not there.
     """
-    shapes = {name: shard.shape for name, shard in target.shards(0).items()}
+    found = parts(target.spec)
+    shapes = as_stored({name: shard.shape for name, shard in target.shards(0).items()}, found)
     default = getattr(torch, target.spec.dtype)
     if dtype is None:
         source = hf_files.Checkpoint(source_folder)
         dtypes = {name: (source.dtype(name) if name in source else None) or default for name in shapes}
     else:
         dtypes = dict.fromkeys(shapes, dtype)
-    return hf_files.split(shapes, dtypes, max_shard_bytes)
+    return hf_files.split(shapes, dtypes, max_shard_bytes, found)
+
+
+def _write(table: Table, sources: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> None:
+    """Write every box into the mapped files. Parts of tensors are not contiguous there: their boxes are put
+    together first."""
+    held = [p if p.is_contiguous() else torch.empty(p.shape, dtype=p.dtype) for p in places]
+    copy(table, sources, held)
+    for _, target, _, _, row, col, rows, cols in table.boxes.tolist():
+        if held[target] is not places[target]:
+            here = slice(row, row + rows), slice(col, col + cols)
+            places[target][here] = held[target][here]
 
 
 def partial_folder(folder: Path) -> Path:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hybridrl.errors import ModelError, ResourceError
+from hybridrl.models.fused_experts import Part
 
 INDEX = "model.safetensors.index.json"
 
@@ -27,34 +28,52 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 class Checkpoint:
-    """The memory-mapped tensors of a model folder. Reading a slice reads only that slice from disk."""
+    """The memory-mapped tensors of a model folder. Reading a slice reads only that slice from disk.
 
-    def __init__(self, folder: str | Path) -> None:
+    A part of a tensor has a name like a tensor and stands in its place.
+    """
+
+    def __init__(self, folder: str | Path, parts: Mapping[str, Part] | None = None) -> None:
         """
+        Args:
+            parts: what fused_experts.parts returns of the folder's model.
+
         Raises:
             ModelError: the folder has no safetensors files, or its index cannot be read.
         """
-        self.folder = Path(folder)
+        self.folder, self._parts = Path(folder), parts or {}
         self._files: dict[Path, safe_open] = {}
         self._where = self._index()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return self._tensor(name) in self._where
 
     def __iter__(self) -> Iterator[str]:
         """The names of the tensors."""
-        return iter(self._where)
+        there = {part.tensor for part in self._parts.values()}
+        yield from (name for name in self._where if name not in there)
+        yield from (name for name, part in self._parts.items() if part.tensor in self._where)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """A tensor that views the mapped file. Do not write to it."""
-        return self._open(self._where[name]).get_tensor(name)
+        """A tensor that views the mapped file, or a copy of a part. Do not write to it."""
+        part, tensor = self._parts.get(name), self._tensor(name)
+        whole = self._open(self._where[tensor]).get_tensor(tensor)
+        return whole if part is None else part.of(whole).contiguous()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._open(self._where[name]).get_slice(name).get_shape())
+        """The shape of a tensor or of a part; if the tensor of a part has another shape than it may, that."""
+        part, tensor = self._parts.get(name), self._tensor(name)
+        whole = tuple(self._open(self._where[tensor]).get_slice(tensor).get_shape())
+        return whole if part is None or not part.fits(whole) else (part.stop - part.start, part.shape[1])
 
     def dtype(self, name: str) -> torch.dtype | None:
         """Dtype of a tensor; None if it is not one that models are trained in."""
-        return _DTYPES.get(self._open(self._where[name]).get_slice(name).get_dtype())
+        tensor = self._tensor(name)
+        return _DTYPES.get(self._open(self._where[tensor]).get_slice(tensor).get_dtype())
+
+    def _tensor(self, name: str) -> str:
+        """Name of the tensor that has a part, or is one itself."""
+        return self._parts[name].tensor if name in self._parts else name
 
     def _index(self) -> dict[str, Path]:
         index = self.folder / INDEX
@@ -96,6 +115,8 @@ class FilePlan:
     """Tensor name -> dtype."""
 
     metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    """Names of the parts of its tensors."""
 
     @property
     def header(self) -> bytes:
@@ -140,7 +161,8 @@ class FilePlan:
                 raise _no_room(folder / self.name, size, error) from error
 
     def tensors(self, folder: Path) -> dict[str, torch.Tensor]:
-        """Tensors that view the mapped file: every process that maps it sees what is written to them."""
+        """Tensors that view the mapped file: every process that maps it sees what is written to them. Instead
+        of a tensor with parts, its parts are there."""
         with open(folder / self.name, "r+b") as file:
             memory = mmap.mmap(file.fileno(), 0)
         found, begin = {}, len(self.header)
@@ -148,7 +170,9 @@ class FilePlan:
             shape, dtype = self.shapes[name], self.dtypes[name]
             flat = torch.frombuffer(memory, dtype=dtype, count=prod(shape), offset=begin + start)
             found[name] = flat.view(shape)
-        return found
+        views = {name: part.of(found[part.tensor]) for name, part in self.parts.items()}
+        divided = {part.tensor for part in self.parts.values()}
+        return {name: tensor for name, tensor in found.items() if name not in divided} | views
 
     def write(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> int:
         """Write the whole file and flush it to the disk; returns the CRC-32 of its bytes.
@@ -208,9 +232,16 @@ def _no_room(path: Path, size: int, error: OSError) -> ResourceError:
 
 
 def split(
-    shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, torch.dtype], max_bytes: int
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    max_bytes: int,
+    parts: Mapping[str, Part] | None = None,
 ) -> list[FilePlan]:
-    """Files with at most `max_bytes` of tensors, in the given order. A tensor is never split."""
+    """Files with at most `max_bytes` of tensors, in the given order. A tensor is never split.
+
+    Args:
+        parts: names of parts of these tensors.
+    """
     groups: list[dict[str, tuple[int, ...]]] = [{}]
     room = max_bytes
     for name, shape in shapes.items():
@@ -223,7 +254,12 @@ def split(
     count = len(groups)
     names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     return [
-        FilePlan(name, group, {key: dtypes[key] for key in group})
+        FilePlan(
+            name,
+            group,
+            {key: dtypes[key] for key in group},
+            parts={key: part for key, part in (parts or {}).items() if part.tensor in group},
+        )
         for name, group in zip(names if count > 1 else ["model.safetensors"], groups, strict=True)
     ]
 

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from hybridrl.errors import RunFolderError
 from hybridrl.layout.adapters import AdapterLayout
+from hybridrl.layout.base import Layout
 from hybridrl.layout.hf import HFLayout
+from hybridrl.layout.shard import Shard
+from hybridrl.models.fused_experts import parts
 from hybridrl.reshard import checkpoint as hf
 from hybridrl.reshard.hf_files import Checkpoint
 from hybridrl.reshard.rank_files import fill_whole
@@ -56,10 +59,21 @@ def export(
         if advance:
             advance(done, len(files))
         if has_factors:
-            _merge(file.tensors(partial), Checkpoint(source_folder), factors)
+            _merge(file.tensors(partial), Checkpoint(source_folder, parts(layout.spec)), factors)
         else:
-            fill_whole(checkpoint, part, layout, shards, file.tensors(partial))
+            _fill(checkpoint, part, layout, shards, file.tensors(partial))
     hf.finish(partial, folder, source_folder, layout.spec, dtype)
+
+
+def _fill(
+    checkpoint: Path, part: str, layout: Layout, shards: Mapping[str, Shard], places: Mapping[str, Tensor]
+) -> None:
+    """Fill tensors with the weights of a checkpoint. Parts of tensors are not contiguous in the file."""
+    whole = {n: p if p.is_contiguous() else torch.empty(p.shape, dtype=p.dtype) for n, p in places.items()}
+    fill_whole(checkpoint, part, layout, shards, whole)
+    for name, place in places.items():
+        if whole[name] is not place:
+            place.copy_(whole[name])
 
 
 def _merge(tensors: Mapping[str, Tensor], base: Checkpoint, factors: Mapping[str, Factors]) -> None:

@@ -11,6 +11,7 @@ from hybridrl.batch import TokenBlock
 from hybridrl.columns import PIXELS, SIZES
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.hf import HFLayout
+from hybridrl.models.fused_experts import parts
 from hybridrl.models.patches import grid, patches
 from hybridrl.models.pictures import pictures_of
 from hybridrl.models.spec import read
@@ -96,7 +97,7 @@ def _fill(model: Model, checkpoint: Path, export: Path) -> None:
         _add_adapters(model, checkpoint, layout)
     else:
         fill_whole(checkpoint, "policy", layout, shards, {name: tensors[name] for name in shards})
-    files = Checkpoint(export)
+    files = Checkpoint(export, parts(layout.spec))
     dtypes = {shard.param: files.dtype(name) for name, shard in HFLayout(layout.spec).shards(0).items()}
     for name, shard in shards.items():
         tensors[name].copy_(tensors[name].to(dtypes[shard.param]))

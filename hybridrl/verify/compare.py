@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridrl.layout.hf import HFLayout
+from hybridrl.models.fused_experts import parts
 from hybridrl.models.spec import ModelSpec
 from hybridrl.reshard.hf_files import Checkpoint
 from hybridrl.verify.layouts import Row
@@ -40,8 +41,9 @@ class Reference:
     """The row that all others are compared with."""
 
     def __init__(self, measured: Measured, model: ModelSpec) -> None:
-        self.measured = measured
-        self._scales = _scales(measured.gradients, list(HFLayout(model).shards(0)))
+        self.measured, self._parts = measured, parts(model)
+        folders = [Checkpoint(folder, self._parts) for folder in measured.gradients]
+        self._scales = _scales(folders, list(HFLayout(model).shards(0)))
 
     def compare(self, measured: Measured) -> Difference:
         """Compare a row with the reference. A difference that is NaN counts as infinite."""
@@ -56,16 +58,16 @@ class Reference:
     def _gradients(self, folders: Sequence[Path]) -> Iterator[tuple[float, str]]:
         """(relative difference, parameter) for every parameter and minibatch."""
         for own, other in zip(self.measured.gradients, folders, strict=True):
-            reference, found = Checkpoint(own), Checkpoint(other)
+            reference, found = Checkpoint(own, self._parts), Checkpoint(other, self._parts)
             for name, scale in self._scales.items():
                 difference = float((found[name] - reference[name]).abs().max())
                 yield _number(difference / scale if scale else difference), name
 
 
-def _scales(folders: Sequence[Path], names: Sequence[str]) -> dict[str, float]:
+def _scales(folders: Sequence[Checkpoint], names: Sequence[str]) -> dict[str, float]:
     """Scale of each parameter's differences: its largest gradient, at least _NEGLIGIBLE of the model's."""
     largest: dict[str, float] = {}
-    for checkpoint in map(Checkpoint, folders):
+    for checkpoint in folders:
         for name in names:
             largest[name] = max(largest.get(name, 0.0), float(checkpoint[name].abs().max()))
     least = _NEGLIGIBLE * max(largest.values())

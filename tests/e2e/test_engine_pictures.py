@@ -23,12 +23,15 @@ SAMPLES = 4
 
 
 @pytest.fixture(
-    scope="module", params=["qwen3_vl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)], ids=str
+    scope="module",
+    params=["qwen3_vl", *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3_vl_moe", "qwen2_5_vl"))],
+    ids=str,
 )
 def folders(request, tmp_path_factory):
     """Two models of a kind with other weights in all parts."""
     path = tmp_path_factory.mktemp("model")
-    return [vision.make_model(path / str(seed), request.param, seed) for seed in (1, 2)]
+    depth = 4 if request.param == "qwen3_vl_moe" else 3  # SGLang adds the features of three layers
+    return [vision.make_model(path / str(seed), request.param, seed, depth) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")

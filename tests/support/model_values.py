@@ -55,6 +55,9 @@ def _vision(**changes):
 WITH_TOWER = {
     "qwen2_5_vl": _PLAIN | {"qkv_bias": True, "vision": _vision()},
     "qwen3_vl": _PLAIN | {"qk_norm": True, "vision": _vision(num_positions=4, deep_layers=(0,))},
+    "qwen3_vl_moe": _PLAIN
+    | _EXPERTS
+    | {"qk_norm": True, "vision": _vision(num_positions=4, deep_layers=(0,))},
 }
 DENSE = ("llama", "qwen2", "qwen3")
 LATENT = ("deepseek_v2", "deepseek_v3")

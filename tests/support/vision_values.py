@@ -18,7 +18,7 @@ from hybridrl.models.vision import VisionSpec
 from hybridrl.reshard.checkpoint import load_hf
 from hybridrl.trainer.saved_groups import select
 
-KINDS = {"qwen3_vl": 4, "qwen2_5_vl": 14}
+KINDS = {"qwen3_vl": 4, "qwen3_vl_moe": 4, "qwen2_5_vl": 14}
 """Kind of model -> its patch size."""
 
 SIZES = (((1, 2), (3, 1)), ((2, 2),), (), ((1, 1),))
@@ -30,9 +30,9 @@ WORDS = 13
 """Tokens that are text: the first ones of the vocabulary."""
 
 
-def make_model(folder: Path, kind: str, seed: int = 0, **changes: Any) -> Path:
+def make_model(folder: Path, kind: str, seed: int = 0, depth: int = 3, **changes: Any) -> Path:
     """A small model of a kind, with four text layers."""
-    sizes = {"depth": 3, "patch_size": KINDS[kind]}
+    sizes = {"depth": depth, "patch_size": KINDS[kind]}
     vision_model(folder / kind, kind, seed, text={"num_hidden_layers": 4}, tower=sizes, **changes)
     return folder / kind
 

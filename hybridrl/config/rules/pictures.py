@@ -58,24 +58,27 @@ def pictures_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator
             where=loaded.where("data.images.max_tokens", "rollout.max_prompt_tokens"),
             fix=f"rollout.max_prompt_tokens={2 * most}, or a smaller data.images.max_tokens",
         )
-    for key, asked, shown, fix in _not_yet(config):
+    for key, asked, shown, why, fix in _not_yet(config):
         if asked:
-            yield ConfigError(
-                f"{shown}: it is not supported together with data.images yet",
-                where=loaded.where(key, _IMAGES),
-                fix=fix,
-            )
+            yield ConfigError(f"{shown} with data.images: {why}", where=loaded.where(key, _IMAGES), fix=fix)
 
 
-def _not_yet(config: Config) -> Iterator[tuple[str, bool, str, str]]:
-    """(key, whether it is set, how it is set, fix) of everything that does not know pictures."""
-    actor, rollout = config.actor, config.rollout
-    yield "environment", config.environment is not None, "environment", "remove it, or data.images"
-    yield "program", config.program is not None, "program", "remove it, or data.images"
-    yield "judge", config.judge is not None, "judge", "judge with a rule: a judge would not see the pictures"
-    yield "reward_model", config.reward_model is not None, "reward_model", "judge with a rule"
-    yield "reference.parallel", config.reference.parallel is not None, "reference.parallel", "leave it out"
-    yield "actor.lora", actor.lora is not None, "actor.lora", "train all weights: leave it out"
-    yield "actor.overlap", actor.overlap, "actor.overlap = true", "leave it out"
-    yield "actor.parallel.vpp", actor.parallel.vpp > 1, f"actor.parallel.vpp = {actor.parallel.vpp}", "vpp: 1"
-    yield "rollout.swap", rollout.swap != "drain", f"rollout.swap = {rollout.swap}", "rollout.swap: drain"
+def _not_yet(config: Config) -> Iterator[tuple[str, bool, str, str, str]]:
+    """(key, whether it is set, how it is set, why that cannot be, fix) of everything without pictures."""
+    actor, rollout, unseen = config.actor, config.rollout, "it would not see the pictures"
+    several, vpp = "what is said between two answers is text", actor.parallel.vpp
+    first = "features are placed on the first layers, which are one chunk of the model"
+    no_gradient = "a microbatch without pictures gives the tower no gradient, and its reduction never starts"
+    adapters = "layers of a tower take no adapters, and would be frozen without a word"
+    stale = "features of a running request would be those of older weights"
+    yield "environment", config.environment is not None, "environment", several, "remove it, or data.images"
+    yield "program", config.program is not None, "program", several, "remove it, or data.images"
+    yield "judge", config.judge is not None, "judge", unseen, "judge with a rule"
+    yield "reward_model", config.reward_model is not None, "reward_model", unseen, "judge with a rule"
+    dedicated, none = config.reference.parallel is not None, "dedicated ranks get no pictures"
+    yield "reference.parallel", dedicated, "reference.parallel", none, "leave it out"
+    yield "actor.lora", actor.lora is not None, "actor.lora", adapters, "train all weights: leave it out"
+    yield "actor.overlap", actor.overlap, "actor.overlap = true", no_gradient, "leave it out"
+    yield "actor.parallel.vpp", vpp > 1, f"actor.parallel.vpp = {vpp}", first, "vpp: 1"
+    swap = f"rollout.swap = {rollout.swap}"
+    yield "rollout.swap", rollout.swap != "drain", swap, stale, "rollout.swap: drain"

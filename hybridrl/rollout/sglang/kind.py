@@ -13,6 +13,9 @@ from hybridrl.rollout.base import Engine, EngineSetup
 from hybridrl.rollout.limits import context_tokens
 from hybridrl.rollout.sglang.sizes import CPU_CACHE_TOKENS, SPARE_TOKENS, SGLangParallel, sizes_of
 
+_DEEP_LAYERS = 3
+"""Text layers to whose outputs SGLang adds features of a Qwen3-VL with experts, whatever its config says."""
+
 
 @register("engine", "sglang")
 class SGLang:
@@ -34,6 +37,13 @@ class SGLang:
 
     def refuse(self, cfg: Config, model: ModelSpec) -> Iterator[HybridRLError]:
         rollout = cfg.rollout
+        if model.family == "qwen3_vl_moe" and model.vision and len(model.vision.deep_layers) != _DEEP_LAYERS:
+            yield ConfigError(
+                f"deepstack_visual_indexes names {len(model.vision.deep_layers)} layers, and SGLang adds the "
+                f"features of {_DEEP_LAYERS} in a model of family qwen3_vl_moe",
+                where="model",
+                fix="use a published Qwen3-VL with experts, which has 3",
+            )
         tokens = rollout.kv_cache_tokens or (None if cfg.cluster.gpus_per_node else CPU_CACHE_TOKENS)
         try:
             context_tokens(

@@ -47,10 +47,12 @@ def build_tower(spec: ModelSpec, config: TransformerConfig, mode: Mode) -> torch
 def _module(family: str, vision: VisionSpec, dtype: torch.dtype) -> torch.nn.Module:
     import transformers.models.qwen2_5_vl.modeling_qwen2_5_vl as qwen2_5
     import transformers.models.qwen3_vl.modeling_qwen3_vl as qwen3
+    import transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe as qwen3_moe
 
     kinds: dict[str, Any] = {
         "qwen2_5_vl": qwen2_5.Qwen2_5_VisionTransformerPretrainedModel,
         "qwen3_vl": qwen3.Qwen3VLVisionModel,
+        "qwen3_vl_moe": qwen3_moe.Qwen3VLMoeVisionModel,
     }
     kind = kinds[family]
     config = kind.config_class(**json.loads(vision.config))

@@ -7,6 +7,7 @@ import pytest
 from hybridrl.config.load import load
 from hybridrl.config.rules import check
 from hybridrl.config.rules.base import RuleContext
+from hybridrl.errors import ModelError
 from hybridrl.models import spec
 from hybridrl.models.tiny import qwen3_arithmetic
 from hybridrl.models.tiny_vision import qwen3_vl_shapes
@@ -39,13 +40,19 @@ def test_parts_of_the_tower_can_be_frozen(models, mode) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("judge={path: folder}", "judge: it is not supported together with data.images yet"),
-        ("reward_model=folder", "reward_model: it is not supported together with data.images yet"),
-        ("reference.parallel={tp: 1}", "reference.parallel: it is not supported"),
-        ("actor.lora={}", "actor.lora: it is not supported"),
-        ("actor.overlap=true", "actor.overlap = true: it is not supported"),
-        ("actor.parallel.vpp=2", "actor.parallel.vpp = 2: it is not supported"),
-        ("rollout.swap=in_flight", "rollout.swap = in_flight: it is not supported"),
+        ("judge={path: folder}", "judge with data.images: it would not see the pictures"),
+        ("reward_model=folder", "reward_model with data.images: it would not see the pictures"),
+        (
+            "reference.parallel={tp: 1}",
+            "reference.parallel with data.images: dedicated ranks get no pictures",
+        ),
+        ("actor.lora={}", "actor.lora with data.images: layers of a tower take no adapters"),
+        ("actor.overlap=true", "actor.overlap = true with data.images: a microbatch without pictures"),
+        ("actor.parallel.vpp=2", "actor.parallel.vpp = 2 with data.images: features are placed on the first"),
+        (
+            "rollout.swap=in_flight",
+            "rollout.swap = in_flight with data.images: features of a running request",
+        ),
         ("data.images.max_tokens=8", "data.images.max_tokens = 8 leaves no room for text"),
     ],
 )
@@ -82,11 +89,36 @@ def test_a_critic_is_refused(models) -> None:
 
 
 def test_the_fsdp_backend_and_vllm_refuse_the_model(models) -> None:
-    from hybridrl.errors import ModelError
     from hybridrl.layout.fsdp import LAYOUT
     from hybridrl.rollout.vllm.kind import VLLM
 
-    with pytest.raises(ModelError, match="this model is qwen3_vl"):
+    with pytest.raises(ModelError, match="no vision tower, and this model of family qwen3_vl reads pictures"):
         LAYOUT.refuse_unbuildable(models["vision"], where="model")
     found = [str(error) for error in VLLM().refuse(load(SHAPES).config, models["vision"])]
     assert any("models that read pictures, as qwen3_vl, run on SGLang only" in error for error in found)
+
+
+def test_a_model_that_sglang_would_compute_otherwise_is_refused(tmp_path) -> None:
+    from hybridrl.models.tiny_vision import vision_model
+    from hybridrl.rollout.sglang.kind import SGLang
+
+    for depth, wanted in ((3, "names 2 layers, and SGLang adds the features of 3"), (4, None)):
+        sizes = {"text": {"num_hidden_layers": 4}, "tower": {"depth": depth}}
+        vision_model(tmp_path / str(depth), "qwen3_vl_moe", 0, **sizes)
+        found = [
+            str(error) for error in SGLang().refuse(load(SHAPES).config, spec.read(tmp_path / str(depth)))
+        ]
+        assert found == [] if wanted is None else len(found) == 1 and wanted in found[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("Gemma3ForConditionalGeneration", "attend to each other in both directions"),
+        ("InternVLForConditionalGeneration", "no model table describes how"),
+    ],
+)
+def test_other_models_that_read_pictures_are_refused_with_the_reason(architecture, why) -> None:
+    config = {"architectures": [architecture], "text_config": {}, "vision_config": {"hidden_size": 8}}
+    with pytest.raises(ModelError, match=f"{architecture} reads pictures, and .*{why}"):
+        spec.from_config(config, where="config.json")

@@ -33,7 +33,7 @@ MODELS = {
 """TP[:EP[:DP attention]] of each."""
 
 
-WITH_TOWER = {"qwen3_vl": "1", "qwen2_5_vl": "1"}
+WITH_TOWER = {"qwen3_vl": "1", "qwen3_vl_moe": "1", "qwen2_5_vl": "1"}
 
 
 @pytest.fixture(scope="module")
