@@ -68,7 +68,7 @@ class Soak:
             left = [kill for kill in left if kill.step > last_step(run) + 1]
         played.seconds = round(time.monotonic() - began, 1)
         played.happened += planted_that_happened(run)
-        played.restarts = self._log(name).read_text().count("the run starts again from step")
+        played.restarts = self._log(name).read_text().count("again from step")
         played.corrupt = corrupt(run / "checkpoints")
         played.lost_or_twice = lost_or_twice(run / "checkpoints", self._scenario.prompts * self._save_every)
         return played

@@ -18,6 +18,7 @@ from hybridrl.errors import DeadlineError, HybridRLError, WorkerError
 
 _DEATHS = (ActorDiedError, ActorUnavailableError)
 _LOG_LINES = 12
+_POLL_S = 0.05
 _KEPT_CALLS = 3
 _NO_WORK = ("alive", "stack_files")
 """Methods that only ask; the history of calls leaves them out."""
@@ -246,6 +247,21 @@ def end(actor: Any, pid: int | None) -> None:
             process = psutil.Process(pid)
             if any(word.startswith("ray::") for word in process.cmdline()):  # the id may be another's by now
                 process.kill()
+
+
+def wait_until_gone(pids: Collection[int], timeout_s: float) -> None:
+    """Wait until processes of this machine have ended, or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while any(map(_runs, pids)) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody waited for has."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _broke(task: "asyncio.Future[Any]") -> bool:

@@ -1,6 +1,7 @@
 """Rendezvous of ranks: in a folder of their machine, or over the network between the nodes of a run."""
 
 import ipaddress
+import itertools
 import random
 import secrets
 import socket
@@ -52,8 +53,9 @@ def in_folder(folder: Path) -> Rendezvous:
 
 
 def at(network: Network) -> Rendezvous:
-    """Rendezvous on the node that has every group's first rank."""
-    ports = iter(network.ports[:-1])
+    """Rendezvous on the node that has every group's first rank. Groups that start again take the ports of
+    those that have ended."""
+    ports = itertools.cycle(network.ports[:-1])
     return lambda name: f"tcp://{network.address}:{next(ports)}"
 
 

@@ -15,8 +15,9 @@ from hybridrl.launch.shape import Placement, RunFiles
 from hybridrl.launch.start_trainers import Start
 from hybridrl.rollout.base import EngineSetup, kind_of
 from hybridrl.types import PolicyVersion
+from hybridrl.workers.engine_worker import RolloutWorker
 from hybridrl.workers.replacing import Replacements
-from hybridrl.workers.rollout import RayRollout, RolloutWorker
+from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.turns import TurnSetup
 
 

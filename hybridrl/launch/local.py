@@ -9,10 +9,9 @@ loop.run    until the last step
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, Literal, TypeVar
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import ray
 
@@ -20,14 +19,12 @@ from hybridrl.algorithms.lag import lag_warning
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.files import atomic_write
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.rules.reward_model_rules import no_rule
 from hybridrl.config.run_shape import RunShape, num_gpus
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
-from hybridrl.controller.advantage import load_credit
+from hybridrl.controller.advantage import CreditAssignment, load_credit
 from hybridrl.controller.evaluate import Evaluator
-from hybridrl.controller.judged_reward import JudgedReward
-from hybridrl.controller.roles import PolicyTrainer, Reward, Roles, WeightSync
+from hybridrl.controller.roles import PolicyTrainer, Roles, WeightSync
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.errors import DeadlineError, HybridRLError, UserError
 from hybridrl.faults import FAULTS_FILE, Fault
@@ -35,17 +32,15 @@ from hybridrl.hosts.copy_speed import copy_gb_s
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.devices import Devices
-from hybridrl.launch.engines import Engines
-from hybridrl.launch.inject import plant
 from hybridrl.launch.loop_guard import guard
 from hybridrl.launch.model_folders import in_folders
 from hybridrl.launch.prepare import prepare
 from hybridrl.launch.ray_address import address_of
 from hybridrl.launch.ray_cluster import Cluster, ray_cluster
+from hybridrl.launch.restarts import Restarts
 from hybridrl.launch.run import Run
-from hybridrl.launch.served_engines import ServedEngines
 from hybridrl.launch.shape import Placement, Resume, trainer_layout
-from hybridrl.launch.start_trainers import Trainers
+from hybridrl.launch.start_workers import Starts, Workers
 from hybridrl.launch.stop import StopRequest
 from hybridrl.launch.stored import mirror_of
 from hybridrl.models import spec
@@ -59,17 +54,9 @@ from hybridrl.saved_groups import SavedGroups
 from hybridrl.trainer import saved_groups as saved_groups_file
 from hybridrl.wording import counted
 from hybridrl.workers.bundling import BundlingTrainer
-from hybridrl.workers.environment_hosts import EnvironmentHost
 from hybridrl.workers.fallback import connect
 from hybridrl.workers.planted import around_observer
-from hybridrl.workers.reward import RayReward, RewardWorker
-from hybridrl.workers.reward_model_ranks import RayRewardModel
-from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
-
-Value = TypeVar("Value")
-
-_STOP_S = 60.0
 
 Place = Literal["local", "ray"]
 """A Ray that is started here, or one that runs already."""
@@ -90,10 +77,12 @@ class RLRun(Run[Config, RunObserver]):
         on: Place,
         resume: Resume,
         faults: Sequence[Fault] = (),
+        restarts: Restarts | None = None,
     ) -> None:
         """
         Args:
             faults: those that the run is to suffer.
+            restarts: whether trainer ranks start again after an error; None: they do not.
 
         Raises:
             ConfigError: no Ray to join is named.
@@ -103,8 +92,9 @@ class RLRun(Run[Config, RunObserver]):
         super().__init__(loaded, cfg, spec.read(cfg.model.path), terminal, stop, resume=resume)
         self._open: Mapping[str, Any] = {}
         self._groups: Sequence[WorkerGroup] = ()
+        self._explained: HybridRLError | None = None
         record = str((self.files.folder / FAULTS_FILE).absolute())
-        self._faults = [replace(fault, record=record) for fault in faults]
+        self._faults, self._restarts = [replace(fault, record=record) for fault in faults], restarts
         self._address = address_of(cfg.cluster.ray) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
         self._placement = Placement.of(self._shape, cfg.cluster.nodes)
@@ -130,18 +120,25 @@ class RLRun(Run[Config, RunObserver]):
         }
 
     def prepare(self, progress: Mapping[str, Any] | None) -> None:
-        moe, skips = self.cfg.actor.moe, self.cfg.batch.skip_zero_advantages
-        skips = skips and not (moe.aux_loss or moe.z_loss)  # these have a gradient at every token
-        self._prepared = prepare(self._here)
-        self._credit = load_credit(self.cfg.algorithm, skips_zeros=skips)
+        self._prepared, self._credit = prepare(self._here), self._new_credit()
         self.terminal.say("data", self._prepared.describe())
         for warning in (*self._prepared.warnings, lag_warning(self.cfg)):
             if warning is not None:
                 self.terminal.warn(warning)
         if progress:
-            self._prepared.train.load_state_dict(progress["prompts"])
-            self._credit.load_state_dict(progress["credit"])
-            self._open = progress.get("open", {})
+            self._go_to(progress)
+
+    def _go_to(self, progress: Mapping[str, Any]) -> None:
+        """Bring data and credit assignment to where a checkpoint was."""
+        self._prepared.train.load_state_dict(progress["prompts"])
+        self._credit = self._new_credit()
+        self._credit.load_state_dict(progress["credit"])
+        self._open = progress.get("open", {})
+
+    def _new_credit(self) -> CreditAssignment:
+        moe, skips = self.cfg.actor.moe, self.cfg.batch.skip_zero_advantages
+        skips = skips and not (moe.aux_loss or moe.z_loss)  # these have a gradient at every token
+        return load_credit(self.cfg.algorithm, skips_zeros=skips)
 
     def observer(self, resume_step: int | None) -> RunObserver:
         devices = num_gpus(self.cfg.cluster) or 1
@@ -162,47 +159,99 @@ class RLRun(Run[Config, RunObserver]):
 
     @contextlib.asynccontextmanager
     async def workers(self) -> AsyncIterator[tuple[RayTrainer, Roles]]:
+        self._starts = self._starting()
+        self._use(self._starts.all(self._faults))
+        try:
+            start = counted(sum(map(len, self._groups)), "worker starts", "workers start")
+            with self.terminal.working(
+                "ray", f"{start}, {self.cluster.described}", "workers ready"
+            ) as advance:
+                built = await self._built(advance)
+            yield built
+        except HybridRLError as error:
+            await self._explain(error)
+            raise
+        finally:
+            await self._workers.stop()
+            for group in self._workers.groups:
+                group.kill()
+            if self._starts.mirror:
+                self._starts.mirror.close()
+
+    async def begin_again(self, error: HybridRLError) -> tuple[RayTrainer, Roles]:
+        """Start trainer ranks and reward workers again, from the last checkpoint; engines and environments
+        stay."""
+        await self._explain(error)
+        await self._starts.end_training(self._workers)
+        self.observe.note()
+        if self._restarts is None or not self._restarts.keeps_engines(error):
+            raise error
+        try:
+            return await self._begun_again(self._restarts, error)
+        except Exception as failed:
+            text = f"that failed, and the whole run starts again: {type(failed).__name__}: {failed}"
+            self.terminal.warn(text)
+            raise error from failed
+
+    async def _begun_again(self, restarts: Restarts, error: HybridRLError) -> tuple[RayTrainer, Roles]:
+        rollout = await self._workers.rollout.begin_again()
+        self.checkpoint = await asyncio.to_thread(self.newest_checkpoint, required=True)
+        assert self.checkpoint is not None, "it is required"
+        self._go_to(self.checkpoint.progress)
+        self._session.__exit__(type(error), error, error.__traceback__)
+        self.observe = self._session.enter_context(self.observer(self.start_step))
+        self._starts = replace(self._starts, warn=self.observe.warn)
+        self._use(self._starts.again(self._workers, rollout))
+        self._faults = restarts.left_of(self._faults)
+        start = counted(sum(map(len, self._workers.training)), "worker starts", "workers start")
+        stay = counted(len(rollout.workers), "engine stays", "engines stay")
+        with self.terminal.working("ray", f"{start}, {stay}", "workers ready") as advance:
+            return await self._built(advance, again=True)
+
+    def _use(self, workers: Workers) -> None:
+        self._workers, self._groups = workers, workers.groups
+
+    def _starting(self) -> Starts:
         cfg, shape = self.cfg, self._shape
         engine = layout_in(kind_of(cfg.rollout.engine), self.model, shape.engine)
         layouts = trainer_layout(cfg, self.model, shape.parallel), engine
-        devices = Devices.of(cfg, self._placement, self.cluster.gpus, *layouts, parts=shape.engine_parts)
-        self._mirror = mirror_of(cfg.run, self.files, self.observe.warn)
-        workers = self._start(devices)
-        self._groups = workers.groups
-        try:
-            start = counted(sum(map(len, workers.groups)), "worker starts", "workers start")
-            text = f"{start}, {self.cluster.described}"
-            with self.terminal.working("ray", text, "workers ready") as advance:
-                await self._build(workers, advance, engines_first=bool(devices.visible))
-                sync = await connect(
-                    cfg.rollout.weight_path,
-                    workers.trainer,
-                    workers.rollout,
-                    engine,
-                    cfg.cluster,
-                    self.observe.warn,
-                    devices.topology,
-                    cfg.rollout.swap,
-                )
-            workers.rollout.engines.give_weights = sync.join
-            yield workers.trainer, self._roles(workers, sync)
-        except HybridRLError as error:
-            await self._explain(error, workers)
-            raise
-        finally:
-            await asyncio.gather(
-                workers.rollout.stop(), workers.rule.stop(), workers.stop_frozen(), return_exceptions=True
-            )
-            for group in workers.groups:
-                group.kill()
-            if self._mirror:
-                self._mirror.close()
+        return Starts(
+            cfg=cfg,
+            shape=shape,
+            placement=self._placement,
+            cluster=self.cluster,
+            devices=Devices.of(cfg, self._placement, self.cluster.gpus, *layouts, parts=shape.engine_parts),
+            environment_nodes=self._environment_nodes,
+            files=self.files,
+            mirror=mirror_of(cfg.run, self.files, lambda about, text: self.observe.warn(about, text)),
+            say=self.terminal.warn,
+            warn=self.observe.warn,
+        )
 
-    async def _explain(self, error: HybridRLError, workers: "Workers") -> None:
+    async def _built(self, advance: Advance, *, again: bool = False) -> tuple[RayTrainer, Roles]:
+        """Build what the workers hold, and connect trainer and engines."""
+        cfg, workers, starts = self.cfg, self._workers, self._starts
+        for note in await starts.build(workers, self.checkpoint, self._faults, advance, again=again):
+            self.observe.warn("resume", note)
+        sync = await connect(
+            cfg.rollout.weight_path,
+            workers.trainer,
+            workers.rollout,
+            layout_in(kind_of(cfg.rollout.engine), self.model, self._shape.engine),
+            cfg.cluster,
+            self.observe.warn,
+            starts.devices.topology,
+            cfg.rollout.swap,
+        )
+        workers.rollout.engines.give_weights = sync.join
+        return workers.trainer, self._roles(workers, sync)
+
+    async def _explain(self, error: HybridRLError) -> None:
         """Write down what every process was doing when the run failed."""
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) or error is self._explained:
             return
-        now, groups = self.observe, workers.groups
+        self._explained = error
+        now, groups = self.observe, self._groups
         scene = Scene(error=error, step=now.step_now, running=now.running, groups=groups)
         atomic_write(self.files.folder / WHY_FILE, text_of(replace(scene, stacks=await gather(groups))))
         self.terminal.warn(f"hybridrl why {self.files.folder} shows what every process was doing")
@@ -240,53 +289,6 @@ class RLRun(Run[Config, RunObserver]):
         return SavedGroups(
             tuple(self._open["unfinished"]), tuple(self._open["parts"]), scalars, tuple(map(ray.put, blocks))
         )
-
-    def _start(self, devices: Devices) -> "Workers":
-        """Start all processes; nothing is built in them yet."""
-        cfg, placement, cluster = self.cfg, self._placement, self.cluster
-        start = partial(cluster.start, devices.visible)
-        engines = Engines(
-            cfg, self._shape, placement, cluster.engines_rendezvous, self._faults, self.terminal.warn
-        )
-        nodes = self._environment_nodes
-        hosts = start("environment", EnvironmentHost, [(cfg.environment,)] * len(nodes), nodes)
-        served = ServedEngines(cfg, placement)
-        frozen = served.frozen(start, self.files)
-        rollout = engines.start(start, self.files, hosts.actors, frozen.actors if frozen else ())
-        trainers = Trainers(cfg, self._shape, placement, cluster.rendezvous)
-        trainer = trainers.start(start, self.files, self.observe.warn, self._mirror)
-        rule = start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], placement.reward)
-        reward_model = trainers.reward_model(start, trainer)
-        judge = served.judge(start, self.files)
-        return Workers(rollout, trainer, RayReward(rule, cfg.cluster, judge), reward_model, hosts, frozen)
-
-    async def _build(self, workers: "Workers", advance: Advance, *, engines_first: bool) -> None:
-        """
-        Args:
-            advance: gets the number of workers that are ready, and of all.
-            engines_first: start the engines before the trainer. An engine claims its share of the memory that
-                is free on its GPU; the trainer gets the rest, and this share too while the engine sleeps.
-        """
-        timeout_s, rollout = self.cfg.cluster.start_timeout_s, workers.rollout
-        await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in workers.groups))
-        await plant(self._faults, workers.by_target)
-        ready, judges = Ready(advance, sum(map(len, workers.groups))), workers.reward_model
-        checkpoint = self.checkpoint.folder if self.checkpoint else None
-        build = partial(workers.trainer.build, checkpoint, self.start_step)
-        served = partial(workers.start_served, timeout_s)
-        start_served = partial(ready.after, served, [*workers.rule.groups, *workers.frozen_players])
-        start_engines = partial(ready.after, rollout.start, rollout.groups)
-        if engines_first:
-            await start_served()  # they take their memory before the others
-            await start_engines()
-            await rollout.sleep()
-        others = [] if engines_first else [start_served(), start_engines()]
-        if judges:
-            others.append(ready.after(judges.build, judges.own_workers))
-        build = ready.after(build, [*workers.trainer.groups, *workers.hosts])
-        notes, _ = await asyncio.gather(build, asyncio.gather(*others))
-        for note in notes:
-            self.observe.warn("resume", note)
 
     def _bundling(self, trainer: RayTrainer) -> PolicyTrainer:
         choice, config = self.cfg.run.bundle, self.files.folder / "resolved.yaml"
@@ -327,74 +329,3 @@ class RLRun(Run[Config, RunObserver]):
             stop_requested=self.stop.requested,
             take_judge_counts=workers.rule.take_counts,
         )
-
-
-class Ready:
-    """Counts the workers that are ready."""
-
-    def __init__(self, advance: Advance, total: int) -> None:
-        self._advance, self._total, self._done = advance, total, 0
-
-    async def after(self, start: Callable[[], Awaitable[Value]], groups: Sequence[WorkerGroup]) -> Value:
-        """Start workers and count them; returns what the start returns."""
-        value = await start()
-        self._done += sum(map(len, groups))
-        self._advance(self._done, self._total)
-        return value
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """All workers of a run."""
-
-    rollout: RayRollout
-    trainer: RayTrainer
-    rule: RayReward
-    reward_model: RayRewardModel | None
-    environments: WorkerGroup
-    """Hosts of environments on nodes of their own; there may be none."""
-
-    frozen: WorkerGroup | None
-    """Engines of the frozen player."""
-
-    async def stop_frozen(self) -> None:
-        if self.frozen:
-            await self.frozen.all("stop", timeout_s=_STOP_S)
-
-    async def start_served(self, timeout_s: float) -> None:
-        """Start the engines of models that are not trained, and the workers of the reward."""
-        starts = [self.frozen.all("start", timeout_s=timeout_s)] if self.frozen else []
-        await asyncio.gather(self.rule.start(), *starts)
-
-    @property
-    def groups(self) -> list[WorkerGroup]:
-        judges = self.reward_model.own_workers if self.reward_model else []
-        others = [*judges, *self.hosts, *self.frozen_players]
-        return [*self.rollout.groups, *self.trainer.groups, *self.rule.groups, *others]
-
-    @property
-    def hosts(self) -> list[WorkerGroup]:
-        return [self.environments] if len(self.environments) else []
-
-    @property
-    def frozen_players(self) -> list[WorkerGroup]:
-        return [self.frozen] if self.frozen else []
-
-    @property
-    def by_target(self) -> dict[str, WorkerGroup]:
-        """The workers that a fault can happen to."""
-        return {
-            "engine": self.rollout.workers,
-            "engine_worker": self.rollout.workers,
-            "trainer": self.trainer.workers,
-            "reward": self.rule.workers,
-        }
-
-    def rewards(self, cfg: Config) -> tuple[Reward, Reward]:
-        """The reward of answers that are trained on, and that of held-out answers: the rule's, if there is a
-        rule."""
-        if cfg.reward_model is None or self.reward_model is None:
-            return self.rule, self.rule
-        alone = no_rule(cfg)
-        judged = JudgedReward(self.rule, self.reward_model, cfg.reward_model.weight, judges_alone=alone)
-        return judged, judged if alone else self.rule

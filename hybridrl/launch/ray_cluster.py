@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from hybridrl.cluster.env import expected_nodes
-from hybridrl.cluster.group import WorkerGroup, end
+from hybridrl.cluster.group import WorkerGroup, end, wait_until_gone
 from hybridrl.cluster.network import Rendezvous, at, in_folder, networks
 from hybridrl.cluster.nodes import ExpectedNodes
 from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
@@ -22,7 +22,7 @@ from hybridrl.hosts.stacks import stacks_of
 from hybridrl.launch.deadlines import deadlines
 from hybridrl.launch.devices import Visible, environment
 
-_STACKS_S = 20.0
+_STACKS_S, _GONE_S = 20.0, 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,13 @@ class Cluster:
             start_again=begin_again,
         )
         return group
+
+    async def end(self, group: WorkerGroup) -> None:
+        """End the actors of a group, whatever they do; on this machine, wait until they are gone."""
+        pids = group.pids if self.is_local else {}
+        for rank, actor in enumerate(group.actors):
+            end(actor, pids.get(rank))
+        await asyncio.to_thread(wait_until_gone, [*pids.values()], _GONE_S)
 
     async def _stacks(self, node: int, files: Mapping[int, Path]) -> Mapping[int, str]:
         if self.is_local:

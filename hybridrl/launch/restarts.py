@@ -1,17 +1,19 @@
-"""Starts a run again from its last checkpoint when its workers died or hung, without being asked."""
+"""Starts a run again from its last checkpoint when its workers died or hung, without being asked: first only
+those that train and score, while the engines stay; if that does not help, everything."""
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from hybridrl.errors import DeadlineError, EngineLostError, WorkerError
+from hybridrl.errors import DeadlineError, EngineLostError, HybridRLError, WorkerError
 from hybridrl.faults import Fault
 from hybridrl.launch.shape import Resume, RunFiles
 from hybridrl.observe.doing import last_done, last_step
 from hybridrl.trainer.checkpoints import whole_checkpoints
 from hybridrl.wording import counted
 
-_LOSSES = (WorkerError, DeadlineError, EngineLostError)
+LOSSES = (WorkerError, DeadlineError, EngineLostError)
+"""Errors after which a run may start again."""
 
 
 class Restarts:
@@ -43,6 +45,9 @@ class Restarts:
         weights an evaluation uses too; -1: none has failed."""
 
         self._tries, self._saved_before = 0, self._saved()
+        self._granted: BaseException | None = None
+        """The error for which trainer and reward start again."""
+
         self._again = True
 
     def __iter__(self) -> Iterator[Self]:
@@ -56,19 +61,41 @@ class Restarts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, _LOSSES):
+        if not isinstance(error, LOSSES):
             return False
-        saved = self._saved()
-        self._tries = 1 if saved != self._saved_before else self._tries + 1
-        self._again = saved is not None and self._tries <= self._most
-        if self._again:
-            self._saved_before = saved
-            self.resume = "required"
-            self._failed_at = max(self._failed_at, last_step(self._files.folder))
-            self._sampled_for = max(self._sampled_for, last_done(self._files.folder) + 1)
-            left = counted(self._most - self._tries, "further start")
-            self._say(f"the run starts again from step {saved}, {left} without a new one: {error.what}")
+        granted, self._granted = self._granted, None
+        self._again = error is granted or self._grant(error, "the run starts")
         return self._again
+
+    def keeps_engines(self, error: BaseException) -> bool:
+        """Whether only the workers that train and score start again after an error, inside the same start:
+        the first time after a checkpoint, unless no engine is left.
+
+        If that fails too, `error` leaves the context, and the whole run starts again.
+        """
+        if not isinstance(error, LOSSES) or isinstance(error, EngineLostError) or self._next_try() > 1:
+            return False
+        may = self._grant(error, "trainer and reward start")
+        self._granted = error if may else None
+        return may
+
+    def _grant(self, error: HybridRLError, what: str) -> bool:
+        """Count another start after an error, and say so; False: there were too many."""
+        saved = self._saved()
+        self._tries = self._next_try()
+        if saved is None or self._tries > self._most:
+            return False
+        self._saved_before = saved
+        self.resume = "required"
+        self._failed_at = max(self._failed_at, last_step(self._files.folder))
+        self._sampled_for = max(self._sampled_for, last_done(self._files.folder) + 1)
+        left = counted(self._most - self._tries, "further start")
+        self._say(f"{what} again from step {saved}, {left} without a new one: {error.what}")
+        return True
+
+    def _next_try(self) -> int:
+        """Which start in a row without a new checkpoint the next one is."""
+        return 1 if self._saved() != self._saved_before else self._tries + 1
 
     def left_of(self, faults: Iterable[Fault]) -> list[Fault]:
         """The faults that a further start suffers: those of steps after the one that failed."""

@@ -20,7 +20,9 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import SupervisedConfig
+from hybridrl.errors import HybridRLError
 from hybridrl.launch.ray_cluster import Cluster
+from hybridrl.launch.restarts import LOSSES
 from hybridrl.launch.shape import Resume, RunFiles
 from hybridrl.launch.stop import StopRequest
 from hybridrl.models.spec import ModelSpec
@@ -89,12 +91,11 @@ class Run(ABC, Generic[Cfg, Observer]):
             opened.enter_context(take(self.loaded))
             if resumes:
                 with self.terminal.working("resume", "checksums of the newest checkpoint"):
-                    required, warn = self._resume == "required", self.terminal.warn
-                    found = to_resume_from(self.files.checkpoints, self.model, required=required, warn=warn)
-                self.checkpoint = found
+                    self.checkpoint = self.newest_checkpoint(required=self._resume == "required")
             with self.terminal.progress("data", "reading, and trying the reward"):
                 self.prepare(self.checkpoint.progress if self.checkpoint else None)
-            self.observe = opened.enter_context(self.observer(self.start_step if resumes else None))
+            self._session = opened.enter_context(contextlib.ExitStack())
+            self.observe = self._session.enter_context(self.observer(self.start_step if resumes else None))
             self.observe.keep(self.files.folder / "resolved.yaml")
             self.cluster = opened.enter_context(self.start_ray())
             self.stop.listen()
@@ -115,13 +116,26 @@ class Run(ABC, Generic[Cfg, Observer]):
         with self.guarded():
             async with self.workers() as (trainer, roles):
                 self.stop.begin()
-                await self.train(roles)
+                while True:
+                    try:
+                        await self.train(roles)
+                        break
+                    except LOSSES as error:
+                        trainer, roles = await self.begin_again(error)
                 if trainer.version < self.cfg.run.steps:
                     self.stop.stopped_by = self.stop.signal
                 elif self.cfg.run.export:
                     shutil.rmtree(self.files.export, ignore_errors=True)  # left by an earlier end of this run
                     with self.observe.span("export"):
                         await trainer.export(self.files.export)
+
+    async def begin_again(self, error: HybridRLError) -> tuple[RayTrainer | RaySupervised, Any]:
+        """Start the trainer again inside this start of the run, after its workers died or hung; returns it
+        and the roles of the loop.
+
+        Raises: `error`, if that is not possible.
+        """
+        raise error
 
     def finish(self) -> None:
         """Draw the curve, write the summary, and print where the files are."""
@@ -151,6 +165,14 @@ class Run(ABC, Generic[Cfg, Observer]):
                 self.terminal.line(line)
         except Exception as error:  # the run has ended well, and hybridrl report can be called again
             self.terminal.warn(f"no report was written: {type(error).__name__}: {error}")
+
+    def newest_checkpoint(self, *, required: bool) -> Checkpoint | None:
+        """The checkpoint to go on from, after a look at its checksums.
+
+        Raises:
+            CheckpointError: there is no undamaged one, and it is required, or it is of another model.
+        """
+        return to_resume_from(self.files.checkpoints, self.model, required=required, warn=self.terminal.warn)
 
     @property
     def about_itself(self) -> Sequence[tuple[str, str]]:

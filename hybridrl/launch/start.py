@@ -98,7 +98,15 @@ def launch(loaded: LoadedConfig, overrides: Sequence[str], request: Request, say
                 left = start.left_of(faults)
                 with (
                     start,
-                    RLRun(loaded, terminal, stop, on=request.on, resume=start.resume, faults=left) as run,
+                    RLRun(
+                        loaded,
+                        terminal,
+                        stop,
+                        on=request.on,
+                        resume=start.resume,
+                        faults=left,
+                        restarts=start,
+                    ) as run,
                 ):
                     asyncio.run(run.play())
                     run.finish()

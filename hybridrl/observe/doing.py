@@ -58,10 +58,14 @@ class Doing:
         """
         self._path, self._running, self._every_s = folder / DOING_FILE, running, every_s
         self._step, self._done = step, done
-        self._over = threading.Event()
+        self._over, self._writing = threading.Event(), threading.Lock()
         self._write()
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="doing")
         self._thread.start()
+
+    def note(self) -> None:
+        """Write the file now."""
+        self._write()
 
     def close(self, end: str) -> None:
         """
@@ -86,5 +90,8 @@ class Doing:
             "doing": [[name, round(age_s, 1)] for name, age_s in self._running()],
             "end": end,
         }
-        with contextlib.suppress(OSError):  # a full disk is the business of what the run needs to write
+        with (
+            self._writing,
+            contextlib.suppress(OSError),
+        ):  # a full disk is the business of what the run needs to write
             atomic_write_json(self._path, found)

@@ -93,6 +93,10 @@ class Session:
         names = {name for name, _ in self.running}
         return self._step_done + (not names or not names <= _AFTER_STEP)
 
+    def note(self) -> None:
+        """Write down what the run is doing now, for whoever reads that next."""
+        self._doing.note()
+
     def give_up(self, end: str) -> None:
         """Write down how the run ends, before its process is ended without anything else. Any thread may call
         it."""

@@ -42,6 +42,10 @@ LOT_S = 0.02
 """Seconds that finished groups wait for others, which then travel in the same message."""
 
 
+_END_S = 10.0
+"""Seconds that episodes have to end which are ended early."""
+
+
 class _GroupCancelledError(Exception):
     """Ends the episodes of a cancelled group."""
 
@@ -133,6 +137,20 @@ class EpisodeRunner:
         self._news.set()
         if inside:
             await self._engine.abort(inside)
+
+    async def end(self) -> None:
+        """End all groups that train early, and wait until nothing runs of them. The runner is not used
+        afterwards."""
+        episodes = [episode for group in self._open.values() for episode in group.episodes]
+        tasks = [*self._comparisons, *(episode.task for episode in episodes if episode.task is not None)]
+        await self.cancel(list(self._open))
+        if self._comparisons:
+            await self._engine.abort([_comparison(self._compared)])
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_END_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def hold(self) -> None:
         """Let no further request into the engine until `go_on`. Those inside go on."""
@@ -275,7 +293,7 @@ class EpisodeRunner:
         position only, so it is the same token unless the probabilities differ a lot."""
         tokens = answer.token_T.tolist()
         again = Request(
-            id=f"compare/{version}",
+            id=_comparison(version),
             token_ids=(*request.token_ids, *tokens[:-1]),
             sampling=replace(request.sampling, max_response_tokens=1),
             arrays=request.arrays,
@@ -308,6 +326,11 @@ class EpisodeRunner:
                 return
             self._news.clear()
             await self._news.wait()
+
+
+def _comparison(version: PolicyVersion | None) -> str:
+    """Id of the request that compares a token of a version."""
+    return f"compare/{version}"
 
 
 def _recomputed(answer: Answer, prompt_tokens: int) -> int:

@@ -102,6 +102,11 @@ class EngineSession:
         self._expect("serve", State.COMMITTED)
         self.state = State.SERVING
 
+    def forget(self) -> None:
+        """Declare that the weights have no version, as those of an engine that starts: it serves after its
+        next swap, which may have any version."""
+        self.state, self._version, self._target = State.DIRTY, None, None
+
     def _expect(self, call: str, *states: State) -> None:
         if self.state not in states:
             wanted = " or ".join(state.value for state in states)

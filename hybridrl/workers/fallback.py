@@ -18,7 +18,8 @@ from hybridrl.layout.loader import LoaderLayout
 from hybridrl.reshard.buckets import split
 from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
-from hybridrl.workers.rollout import RayRollout, SwapMode
+from hybridrl.workers.engine_worker import SwapMode
+from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer
 

@@ -13,7 +13,7 @@ Waits: completed() waits for the engines.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,16 +37,22 @@ class _Open:
 class OpenGroups:
     """All calls come from one event loop."""
 
-    def __init__(self, workers: WorkerGroup, engines: Replacements | None = None) -> None:
+    def __init__(
+        self,
+        workers: WorkerGroup,
+        engines: Replacements | None = None,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         """
         Args:
             engines: which engines serve; None: all do, and one that fails ends the wait for groups.
+            numbers: of the tickets, which no engine has seen; None: from 0 on.
         """
         self._workers, self._engines = workers, engines or Replacements(workers)
         self._engines.on_lost.append(self._ask_others)
         self._engines.on_serving.append(self._ask_again)
         self._engines.on_failure.append(self.fail)
-        self._numbers = itertools.count()
+        self.numbers = itertools.count() if numbers is None else numbers
         self._open: dict[int, _Open] = {}
         self._number_of: dict[int, int] = {}
         """Index of a prompt -> number of the ticket with which it was last submitted."""
@@ -82,7 +88,7 @@ class OpenGroups:
         lots: dict[int, list[Ticket]] = {}
         for task in tasks:
             engine = min(sorted(self._engines.serving), key=self._work.__getitem__, default=None)
-            ticket = Ticket(next(self._numbers), task)
+            ticket = Ticket(next(self.numbers), task)
             self._open[ticket.number] = _Open(ticket, engine)
             self._number_of[task.index] = ticket.number
             if engine is not None:

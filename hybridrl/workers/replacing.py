@@ -72,12 +72,16 @@ class Replacements:
         self.may_start.set()
 
         self.step = 0
-        """The step that trains the weights which engines serve."""
+        """The latest step whose answers engines were asked for. Faults of it and earlier ones do not happen
+        again."""
 
         self._tries: Counter[int] = Counter()
         """How often each engine was started again since the last swap."""
 
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._joining: set[asyncio.Task[None]] = set()
+        """Tasks that give a fresh engine its weights."""
+
         self._lost_at: dict[int, float] = {}
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -132,7 +136,7 @@ class Replacements:
         Args:
             step: the step that trains the new weights.
         """
-        self.step = step
+        self.step = max(self.step, step)
         self._tries.clear()
         for engine in range(len(self._workers)):
             if engine not in self._tasks and engine not in self.serving and engine not in self.fresh:
@@ -153,9 +157,26 @@ class Replacements:
         await self._until(lambda: bool(self.fresh))
         return min(self.fresh)
 
+    async def begin_again(self) -> None:
+        """The run goes back to its checkpoint. Nobody who waited for an engine does so any more; engines that
+        start go on starting, and get their weights with the next swap.
+
+        Raises: why the last engine was lost, if none is left and none starts.
+        """
+        if self._failure is not None and not (self.present or self._tasks):
+            raise self._failure
+        for told in (self.on_lost, self.on_serving, self.on_failure):
+            told.clear()
+        for task in self._joining:
+            task.cancel()
+        await asyncio.gather(*self._joining, return_exceptions=True)
+        self._failure = None
+        if self.give_weights is not None:
+            self.give_weights = _with_the_next_swap
+
     def stop(self) -> None:
         """Give up all replacements, at the end of a run."""
-        for task in self._tasks.values():
+        for task in (*self._tasks.values(), *self._joining):
             task.cancel()
 
     def _takes_over(self, engine: int) -> str:
@@ -199,14 +220,17 @@ class Replacements:
             del self._tasks[engine]
             self._begin(engine, error)
             return
-        del self._tasks[engine]
+        joining = self._tasks.pop(engine)
         self.fresh.add(engine)
         self._tell()
         assert self.give_weights is not None, "nothing is replaced before"
+        self._joining.add(joining)
         try:
             await self.give_weights(engine)
         except Exception as error:  # handed to who waits for an engine or for groups
             self._end_run(error)
+        finally:
+            self._joining.discard(joining)
 
     async def _end(self, engine: int) -> None:
         """End what is left of a lost engine; its worker may be gone, or not answer."""
@@ -222,6 +246,10 @@ class Replacements:
             if self._failure is not None:
                 raise self._failure
             await self._changed.wait()
+
+
+async def _with_the_next_swap(engine: int) -> None:
+    """Leave the weights of a fresh engine to the next swap."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,7 +1,4 @@
-"""One engine per actor, and the RolloutEngine role over all of them.
-
-Groups that train are submitted to an episode runner beside each engine (rollout/episodes.py). A swap lets
-their running requests end, or pauses them, and holds back the others.
+"""The RolloutEngine role over all engines, which are in the actors of engine_worker.py.
 
 RayRollout has a gate for all else. A swap closes it, waits until no request runs, and opens it again once
 every engine serves the new version. So no request is computed with weights that are being written. Single
@@ -10,168 +7,22 @@ requests may outlast a swap: if the engines are paused, the swap does not wait f
 
 import asyncio
 import contextlib
-import os
-import signal
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-import ray
-
-from hybridrl.batch import TokenBlock
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.data.pictures import PictureFormat
-from hybridrl.errors import LayoutError
-from hybridrl.faults import Fault
-from hybridrl.hosts import stacks
-from hybridrl.layout.base import Layout
-from hybridrl.reshard.buckets import Bucket
-from hybridrl.reshard.transports.base import SharedTensor
-from hybridrl.rollout.base import Answer, EngineKind, EngineSetup, Request
-from hybridrl.rollout.episodes import EpisodeRunner
-from hybridrl.rollout.groups import FinishedGroup, Ticket
+from hybridrl.errors import EngineLostError
+from hybridrl.rollout.base import Answer, Request
 from hybridrl.rollout.usage import total
-from hybridrl.types import Group, GroupTask, PolicyVersion, Prompt, Sampling, Trajectory, Usage
+from hybridrl.types import Group, GroupTask, Prompt, Sampling, Usage
 from hybridrl.workers.open_groups import OpenGroups
-from hybridrl.workers.pictures import shown, shown_in
-from hybridrl.workers.planted import around_engine
 from hybridrl.workers.replacing import LOSSES, Replacements
-from hybridrl.workers.turns import TurnSetup
 
-SwapMode = Literal["drain", "in_flight", "in_flight_keep_cache"]
-"""Values of rollout.swap."""
-
-_STOP_S = 60.0
+_STOP_S, _BEGIN_S = 60.0, 60.0
 _MOST_BEAT_S = 30.0
 """Most seconds between two questions to an engine whether it is there."""
-_MOST_CALLS = 1_000_000
-"""Concurrent calls of one actor. With Ray's default of 1000, as many paused requests would block `continue_`
-and `abort`."""
-
-
-# Ray's type stubs lack this option for classes.
-@ray.remote(max_restarts=0, max_concurrency=_MOST_CALLS)  # pyright: ignore[reportCallIssue, reportArgumentType]
-class RolloutWorker:
-    _pictures: PictureFormat | None = None
-
-    def __init__(
-        self,
-        kind: EngineKind,
-        setup: EngineSetup,
-        most_requests: int | None = None,
-        swap: SwapMode = "drain",
-        turns: TurnSetup | None = None,
-        pictures: PictureFormat | None = None,
-    ) -> None:
-        """
-        Args:
-            most_requests: most requests of groups inside the engine, as in EpisodeRunner.
-            swap: how the engine takes new weights while groups are open.
-            turns: the environments of episodes; None: an episode is one answer.
-            pictures: how pictures of prompts are given to the model; None: prompts have none.
-        """
-        self._kind, self._setup, self._most_requests, self._swap = kind, setup, most_requests, swap
-        self._pictures = pictures
-        self._turns, self._environments = turns, None
-        self._faults: Sequence[Fault] = ()
-
-    def pid(self) -> int:
-        return stacks.answer()
-
-    def plant(self, faults: Sequence[Fault]) -> None:
-        self._faults = [*self._faults, *faults]
-
-    async def start(self) -> None:
-        self._engine, player = around_engine(self._kind.open(self._setup), self._faults), None
-        if self._turns is not None:
-            self._environments, player = await self._turns.open()
-        self._runner = EpisodeRunner(self._engine, most_requests=self._most_requests, player=player)
-
-    def stack_files(self) -> dict[int, str]:
-        """Process id -> file, of the engine's processes that write their stacks at a signal."""
-        return getattr(self._engine, "stack_files", {})
-
-    async def submit(self, tickets: Sequence[Ticket]) -> None:
-        self._runner.submit(await shown_in(self._pictures, tickets))
-
-    async def finished(self) -> tuple[list[FinishedGroup], TokenBlock | None]:
-        """Returns two objects: metadata for the controller, and tokens, which stay in the object store."""
-        return await self._runner.finished()
-
-    async def cancel(self, numbers: Sequence[int]) -> None:
-        await self._runner.cancel(numbers)
-
-    async def usage(self) -> Usage:
-        return self._runner.usage()
-
-    async def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> tuple[list[list[Trajectory]], TokenBlock]:
-        """Returns two objects: metadata for the controller, and tokens, which stay in the object store."""
-        prompts = await shown(self._pictures, prompts)
-        if self._environments is not None:
-            return await self._runner.play(prompts, sampling)
-        return await self._engine.generate(prompts, sampling)
-
-    async def request(self, request: Request) -> Answer:
-        return await self._engine.request(request)
-
-    async def abort(self, ids: Sequence[str]) -> None:
-        await self._engine.abort(ids)
-
-    async def pause(self) -> None:
-        await self._engine.pause()
-
-    async def continue_(self) -> None:
-        await self._engine.continue_()
-
-    def export_parameters(self) -> list[dict[str, SharedTensor]]:
-        return self._engine.export_parameters()
-
-    async def probe_loader(self, layout: Layout) -> LayoutError | None:
-        return await self._engine.probe_loader(layout)
-
-    async def release_cache(self) -> None:
-        await self._stop_requests()
-        await self._engine.release_cache()
-
-    async def begin_swap(self, version: PolicyVersion) -> None:
-        """Let requests end, or pause them; then parameters may be written."""
-        await self._stop_requests()
-        await self._engine.begin_swap(version)
-
-    async def _stop_requests(self) -> None:
-        if self._swap == "drain":
-            self._runner.hold()
-        else:
-            await self._runner.pause(keep_cache=self._swap == "in_flight_keep_cache")
-
-    async def load_bucket(self, bucket: Bucket, buffer: SharedTensor, first: bool, last: bool) -> None:
-        await self._engine.load_bucket(bucket, buffer, first=first, last=last)
-
-    async def checksums(self) -> list[dict[str, int]]:
-        return await self._engine.checksums()
-
-    async def commit_swap(self, version: PolicyVersion) -> None:
-        await self._engine.commit_swap(version)
-        await self._runner.go_on()
-
-    async def alive(self) -> None:
-        """Return if this worker and the host process of its engine do anything at all."""
-        await self._engine.abort([])
-
-    async def end(self) -> None:
-        """End the engine, whatever it does, and the environments of this worker."""
-        for pid in getattr(self._engine, "process_ids", ()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await self.stop()
-
-    async def stop(self) -> None:
-        if self._environments is not None:
-            await self._environments.close()
-        self._engine.shutdown()
 
 
 class RayRollout:
@@ -185,6 +36,7 @@ class RayRollout:
         *,
         engines: Replacements | None = None,
         alive_timeout_s: float | None = None,
+        numbers: Iterator[int] | None = None,
     ) -> None:
         """
         Args:
@@ -192,10 +44,11 @@ class RayRollout:
                 None if every engine is on one node.
             engines: replaces engines that are lost; None: a lost engine ends the run.
             alive_timeout_s: an engine that does nothing for so long is lost; None: nobody asks.
+            numbers: of the tickets; None: from 0 on.
         """
         self.workers, self._cluster, self._parts = workers, cluster, parts
         self.engines = engines or Replacements(workers)
-        self._groups = OpenGroups(workers, self.engines)
+        self._groups = OpenGroups(workers, self.engines, numbers)
         self._alive_timeout_s, self._watching = alive_timeout_s, None
         self._running, self._single = 0, 0  # running requests, and how many of them are single requests
         self._open, self._pausing, self._paused = True, False, False
@@ -209,16 +62,41 @@ class RayRollout:
         """Start all engines at the same time."""
         timeout_s = self._cluster.start_timeout_s
         await asyncio.gather(*(group.all("start", timeout_s=timeout_s) for group in self.groups))
+        self._begin_watch()
+
+    async def begin_again(self) -> "RayRollout":
+        """The same engines for a run that goes back to its checkpoint: whatever they were asked is forgotten,
+        and they serve after the next swap, which may have any version. This object is not used afterwards.
+
+        Raises:
+            EngineLostError: no engine answers.
+            Exception: what an engine raised that is not replaced.
+        """
+        self._stop_waiting()
+        await self.engines.begin_again()
+        again = RayRollout(
+            self.workers,
+            self._cluster,
+            self._parts,
+            engines=self.engines,
+            alive_timeout_s=self._alive_timeout_s,
+            numbers=self._groups.numbers,
+        )
+        await again.on(self.engines.present, "begin_again", timeout_s=_BEGIN_S)
+        if not self.engines.present:
+            raise EngineLostError("no engine answers any more")
+        again._begin_watch()
+        return again
+
+    def _begin_watch(self) -> None:
         if self._alive_timeout_s is not None:
             watch = self._watch(self._alive_timeout_s)
             self._watching = asyncio.create_task(self._groups.guarded(watch))
 
     async def stop(self) -> None:
         """End the engines' processes. This may be called after a failure."""
-        self._groups.stop()
+        self._stop_waiting()
         self.engines.stop()
-        if self._watching is not None:
-            self._watching.cancel()
         present = self.workers.outcomes("stop", ranks=self.engines.present, timeout_s=_STOP_S)
         parts = [self._parts.all("stop", timeout_s=_STOP_S)] if self._parts is not None else []
         await asyncio.gather(present, *parts)
@@ -375,6 +253,11 @@ class RayRollout:
             if isinstance(outcome, BaseException):
                 self.engines.lose(engine, outcome, start=starts[engine])
         return {e: outcome for e, outcome in found.items() if not isinstance(outcome, BaseException)}
+
+    def _stop_waiting(self) -> None:
+        self._groups.stop()
+        if self._watching is not None:
+            self._watching.cancel()
 
     async def _watch(self, timeout_s: float) -> None:
         """Ask engines again and again whether they are there."""

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import DeadlineError, EngineLostError, WorkerError
+from hybridrl.errors import DeadlineError, EngineLostError, LayoutError, WorkerError
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.agreement import difference, disagreement, expected
 from hybridrl.reshard.swap import Engine, SwapWritten
 from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
-from hybridrl.workers.rollout import RayRollout, SwapMode
+from hybridrl.workers.engine_worker import SwapMode
+from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
 
 _MAX_REPLAYS = 2
@@ -107,10 +108,8 @@ class RaySync:
         """Bring all engines to a version.
 
         Raises:
-            WorkerError, SwapError, ...: the objection that remained after the last replay. The engines
-                concerned do not serve.
-            LayoutError: a trainer rank that died was the only holder of a weight. The engines concerned do
-                not serve.
+            WorkerError, SwapError, ...: the objection that remained after the last replay, or a trainer rank
+                that died was the only holder of a weight. The engines concerned do not serve.
             EngineError: an engine refused to commit, or was lost and is not replaced.
         """
         start, votes, replays, engines = time.perf_counter(), [], 0, self._rollout.engines
@@ -159,7 +158,11 @@ class RaySync:
             lost = dead(vote.outcomes)
             if lost and self._topology is not None and self._topology.num_nodes > 1:
                 raise vote.objection  # the process group between nodes is broken without them
-            await self._leave_out(lost)
+            try:
+                await self._leave_out(lost)
+            except LayoutError as error:  # the death is the cause: a run may start again after it
+                what = f"{vote.objection}; {error.what}"
+                raise WorkerError(what, where=error.where, fix=error.fix) from error
             vote = await self._write(wave, whole=True)
         if vote.objection:
             await self._lose_damaged(wave, vote)

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from fault_processes import harmed
 from fault_runs import write_project
 from trained_groups import done
+
+from benchmarks._soak import is_of, last_step, lost_or_twice, processes
 
 SAME = (
     *("critic/score/mean", "actor/grad_norm", "actor/loss", "response_length/mean"),
@@ -153,13 +157,58 @@ def test_without_restarts_the_error_names_engine_and_signal_first(folder: Path) 
 
 
 @pytest.mark.slow
-def test_a_run_whose_trainer_rank_dies_starts_again_by_itself(folder: Path, calm: Path) -> None:
+def test_trainer_and_reward_start_again_while_the_engines_stay(folder: Path, calm: Path) -> None:
+    run, engines = folder / "runs" / "again", list[set[int]]()
+    log, deadline = folder / "again.log", time.monotonic() + 600.0
+
+    def look(temporary: Path) -> None:
+        """Which processes the engines have before and after the kills; it ends before the run does."""
+        for step, starts in ((1, 0), (4, 2)):
+            while last_step(run) < step or log.read_text().count("again from step") < starts:
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            found = [one for one in processes(temporary) if is_of(one, "scheduler")]
+            engines.append({process.pid for process in found})
+
     kills = ("kill:trainer:0@step=3,phase=update", "kill:reward:0@step=5,phase=reward")
-    words = ("run.max_restarts=1", "run.async_save=false")
-    code, out, run = launch(folder, "again", *words, *inject(*kills))
-    assert code == 0 and "the run starts again from step 2, 0 further starts without a new one" in out, out
-    assert "the run starts again from step 3" in out  # the evaluation after step 4 met the second kill
+    words = ("run.max_restarts=1", "run.async_save=false", *inject(*kills))
+    ended = harmed(folder, "again", words, look)
+    assert ended.code == 0 and "start again from step 2, 0 further starts without a new" in ended.out
+    assert "trainer and reward start again from step 3" in ended.out  # an evaluation met the second kill
+    assert len(engines[0]) == 2 and engines[0] == engines[1]
+    assert not (run / "logs" / "engine0.before.log").exists()
     assert_same_run(calm, run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["stop:trainer:1@step=3,phase=update", "kill:trainer:1@step=3,phase=swap"])
+def test_all_trainer_ranks_start_again_after_one_that_hangs_or_dies_in_a_swap(
+    folder: Path, fault: str
+) -> None:
+    """On an engine that starts fast. Both ranks hold weights that the other one does not have."""
+    small = ("rollout.engine=tiny_engine:TinyTransformer", "rollout.max_response_tokens=20")
+    words = (*small, "actor.parallel.tp=2", "run.async_save=false", "run.max_restarts=1")
+    name = fault.partition(":")[0]
+    assert harmed(folder, f"calm_{name}", words, None).code == 0
+    ended = harmed(folder, f"tp2_{name}", [*words, "cluster.deadlines.train_s=15", *inject(fault)], None)
+    assert ended.code == 0 and "start again from step 2" in ended.out, ended.out
+    assert "2 engines stay" in ended.out and "the run starts again" not in ended.out, ended.out
+    assert_same_run(folder / "runs" / f"calm_{name}", folder / "runs" / f"tp2_{name}")
+
+
+@pytest.mark.slow
+def test_a_streaming_run_goes_back_to_its_open_groups(folder: Path) -> None:
+    small = ("rollout.engine=tiny_engine:TinyTransformer", "rollout.max_response_tokens=20")
+    streaming = ("batch.max_lag=2", "batch.order=finished", "rollout.swap=in_flight", "run.steps=8")
+    kills = inject(
+        "kill:trainer:0@step=3,phase=load",
+        "kill:trainer:0@step=5,phase=swap",
+        "kill:reward@step=7,phase=reward",
+    )
+    words = (*small, *streaming, "run.keep_checkpoints=20", "run.max_restarts=1", *kills)
+    ended = harmed(folder, "streams_again", words, None)
+    assert ended.code == 0 and ended.out.count("trainer and reward start again") >= 2, ended.out
+    assert lost_or_twice(folder / "runs" / "streams_again" / "checkpoints", 8) == 0
 
 
 def why(folder: Path, name: str) -> str:

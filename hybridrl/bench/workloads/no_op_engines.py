@@ -28,7 +28,8 @@ from hybridrl.data.packing import pack_minibatches
 from hybridrl.observe.metrics import Limits, balance_metrics, step_metrics
 from hybridrl.rollout.base import Answer, EngineSetup, Request
 from hybridrl.types import Group, InspectedTrajectory, Prompt, StepReport, SwapReport
-from hybridrl.workers.rollout import RayRollout, RolloutWorker
+from hybridrl.workers.engine_worker import RolloutWorker
+from hybridrl.workers.rollout import RayRollout
 
 _LONGEST = 32
 

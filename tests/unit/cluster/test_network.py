@@ -32,5 +32,6 @@ def test_every_group_has_its_own_rendezvous(tmp_path):
     rendezvous = at(network)
     assert network.of_engine == "10.0.0.5:20003"
     assert [rendezvous("trainers"), rendezvous("critics")] == ["tcp://10.0.0.5:20001", "tcp://10.0.0.5:20002"]
+    assert rendezvous("trainers") == "tcp://10.0.0.5:20001", "groups that start again take the ports again"
     rendezvous = in_folder(tmp_path)
     assert rendezvous("trainers") != rendezvous("trainers")

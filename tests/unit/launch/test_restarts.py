@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from checkpoint_values import write_checkpoint
 
-from hybridrl.errors import DeadlineError, HybridRLError, RewardError, WorkerError
+from hybridrl.errors import DeadlineError, EngineLostError, HybridRLError, RewardError, WorkerError
 from hybridrl.faults import parse
 from hybridrl.launch.restarts import Restarts
 from hybridrl.launch.shape import RunFiles
@@ -86,3 +86,53 @@ def test_a_fault_that_an_evaluation_met_does_not_happen_again(tmp_path: Path) ->
         Doing(tmp_path, lambda: [("testing", 1.0)], lambda: 4, lambda: 4, every_s=60).close("")
         raise DIED
     assert [fault.target for fault in restarts.left_of(faults)] == ["trainer"]
+
+
+def restarts_of(folder: Path, most: int, *steps: int) -> tuple[Restarts, list[str]]:
+    """Restarts of a run with checkpoints of these steps, and what they say."""
+    said: list[str] = []
+    made = Restarts(most, RunFiles(folder), said.append, resume="never")
+    for step in steps:
+        write_checkpoint(named(folder / "checkpoints", step), {"progress": {}})
+    return made, said
+
+
+def test_the_engines_stay_the_first_time_after_a_checkpoint(tmp_path: Path) -> None:
+    restarts, said = restarts_of(tmp_path, 3, 2)
+    assert restarts.keeps_engines(WorkerError("the first"))
+    assert not restarts.keeps_engines(WorkerError("the second"))
+    with restarts:
+        raise WorkerError("the second")
+    write_checkpoint(named(tmp_path / "checkpoints", 3), {"progress": {}})
+    assert restarts.keeps_engines(WorkerError("after another one"))
+    assert said == [
+        "trainer and reward start again from step 2, 2 further starts without a new one: the first",
+        "the run starts again from step 2, 1 further start without a new one: the second",
+        "trainer and reward start again from step 3, 2 further starts without a new one: after another one",
+    ]
+
+
+def test_if_the_engines_could_not_stay_the_run_starts_again_without_another_count(tmp_path: Path) -> None:
+    restarts, said = restarts_of(tmp_path, 1, 2)
+    error = WorkerError("it died")
+    with restarts:
+        assert restarts.keeps_engines(error)
+        raise error
+    assert restarts.resume == "required" and len(said) == 1
+    with pytest.raises(WorkerError), restarts:
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "most", "steps"),
+    [
+        (DIED, 0, [2]),
+        (DIED, 3, []),
+        (EngineLostError("the last one"), 3, [2]),
+        (RewardError("it raised"), 3, [2]),
+    ],
+)
+def test_when_no_start_is_left_or_no_engine_the_engines_do_not_stay(
+    tmp_path: Path, error: HybridRLError, most: int, steps: list[int]
+) -> None:
+    assert not restarts_of(tmp_path, most, *steps)[0].keeps_engines(error)

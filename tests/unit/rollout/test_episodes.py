@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hybridrl.errors import EngineError
+from hybridrl.rollout import episodes
 from hybridrl.rollout.base import Answer
 from hybridrl.rollout.episodes import EpisodeRunner
 from hybridrl.rollout.groups import Ticket
@@ -318,3 +319,35 @@ def test_each_pause_adds_the_seconds_of_recomputation_since_the_last_one():
         return first, runner.usage().recomputing_s, runner.usage().recomputing_s
 
     assert asyncio.run(scenario()) == (0.5, 1.5, 0.0)
+
+
+def test_a_runner_that_ends_leaves_nothing_inside_the_engine_and_nobody_waiting():
+    async def scenario():
+        runner = EpisodeRunner(engine := Engine(), most_requests=3)
+        runner.submit([ticket(0), ticket(1)])  # one of four requests waits outside
+        waiting = asyncio.create_task(runner.finished())
+        await settle()
+        await runner.pause()
+        await runner.end()
+        return engine, await waiting, [task for task in asyncio.all_tasks() if not task.done()]
+
+    engine, found, left = asyncio.run(scenario())
+    assert ("abort", ("0/0/0", "0/1/0", "1/0/0")) in engine.calls and not engine.inside
+    assert found == ([], None) and len(left) == 1, "the scenario itself"
+
+
+def test_an_episode_that_does_not_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(episodes, "_END_S", 0.01)
+
+    class Deaf(Engine):
+        async def abort(self, ids):
+            self.calls.append(("abort", tuple(ids)))
+
+    async def scenario():
+        runner = EpisodeRunner(Deaf())
+        runner.submit([ticket(0)])
+        await settle()
+        await asyncio.wait_for(runner.end(), 60)
+        return [task for task in asyncio.all_tasks() if not task.done()]
+
+    assert len(asyncio.run(scenario())) == 1

@@ -113,3 +113,15 @@ def test_errors_name_the_engine():
     session = EngineSession(None, name="engine 5")
     with pytest.raises(EngineError, match="engine 5 is dirty"):
         session.require_serving()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_an_engine_that_forgets_its_weights_takes_any_version_next(state):
+    session = session_in(state)
+    session.forget()
+    assert (session.state, session.version) == (State.DIRTY, None)
+    session.quiesce(1)
+    session.begin_write()
+    session.commit(1)
+    session.serve()
+    assert session.require_serving() == 1

@@ -46,7 +46,7 @@ def _methods(path: Path, suffix: str) -> Iterator[str]:
             yield from (f.name for f in node.body if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-OWN_DEADLINE = {"pid", "start", "build", "stop", "end", "alive", "stack_files"}
+OWN_DEADLINE = {"pid", "start", "build", "begin_again", "stop", "end", "alive", "stack_files"}
 """Starts and ends, whose callers give a deadline."""
 
 

@@ -7,7 +7,8 @@ import pytest
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.rollout.base import Request
 from hybridrl.types import Sampling
-from hybridrl.workers.rollout import RayRollout, RolloutWorker, _shares, _shifted
+from hybridrl.workers.engine_worker import RolloutWorker
+from hybridrl.workers.rollout import RayRollout, _shares, _shifted
 
 
 def gate() -> RayRollout:

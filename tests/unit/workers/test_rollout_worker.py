@@ -2,24 +2,38 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from hybridrl.errors import EngineError
-from hybridrl.rollout.episodes import EpisodeRunner
+from hybridrl.rollout.base import Answer
 from hybridrl.rollout.groups import Ticket
+from hybridrl.rollout.session import EngineSession
 from hybridrl.types import GroupTask, Prompt, Sampling
-from hybridrl.workers.rollout import RolloutWorker
+from hybridrl.workers.engine_worker import RolloutWorker
 
 
 class Engine:
     """Notes its calls; requests do not end."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.session, self.ended = [], EngineSession(4), asyncio.Event()
 
     async def request(self, request):
         self.calls.append("request")
-        await asyncio.Event().wait()
+        await self.ended.wait()
+        no_tokens = np.zeros(0, np.int32)
+        return Answer(
+            id=request.id,
+            token_T=no_tokens,
+            logp_T=no_tokens.astype(np.float32),
+            version_T=no_tokens,
+            finish="abort",
+        )
+
+    async def abort(self, ids):
+        self.calls.append(f"abort {', '.join(ids)}")
+        self.ended.set()
 
     async def pause(self, *, keep_cache=False):
         self.calls.append("pause and keep" if keep_cache else "pause")
@@ -43,7 +57,8 @@ def worker(swap):
     """A worker with an engine that runs, in this process."""
     made = object.__new__(RolloutWorker.__ray_metadata__.modified_class)
     made._engine, made._swap = Engine(), swap
-    made._runner = EpisodeRunner(made._engine, most_requests=1)
+    made._most_requests, made._player = 1, None
+    made._runner = made._new_runner()
     return made
 
 
@@ -102,3 +117,22 @@ def test_a_sleeping_engine_keeps_its_requests_until_the_swap():
         "continue_",
         "request",
     ]
+
+
+def test_a_worker_begins_again_with_nothing_to_do_and_weights_without_a_version():
+    async def scenario():
+        one = worker("in_flight")
+        await one.submit([ticket(0), ticket(1)])
+        waiting = asyncio.create_task(one.finished())
+        await asyncio.sleep(0.001)
+        await one.begin_swap(5)
+        await one.begin_again()
+        nothing = await waiting
+        calls, session = list(one._engine.calls), one._engine.session
+        await one.submit([ticket(2)])  # the swap that was begun holds nobody back
+        await asyncio.sleep(0.001)
+        return calls, nothing, session.version, one._engine.calls[len(calls) :]
+
+    calls, nothing, version, after = asyncio.run(scenario())
+    assert calls == ["request", "pause", "begin 5", "abort 0/0/0"]
+    assert nothing == ([], None) and version is None and after == ["request"]

@@ -8,7 +8,7 @@ from model_values import tiny
 from swap_workers import Engine, LocalGroup, World, Writer
 
 from hybridrl.config.schema import ClusterConfig
-from hybridrl.errors import EngineError, LayoutError, SwapError, WorkerError
+from hybridrl.errors import EngineError, SwapError, WorkerError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.topology import Topology
@@ -209,7 +209,8 @@ def test_ranks_that_die_one_after_the_other_are_all_left_out():
 
 def test_without_a_replica_the_swap_ends_and_names_rank_and_weight():
     workers = SwapWorkers(faults={1: [died(1)]}, dp=1)
-    with pytest.raises(LayoutError, match=r"no rank is left .*qkv, layers 0 to 3.*trainer ranks \[1\]"):
+    wanted = r"(?s)rank 1 died.*no rank is left .*qkv, layers 0 to 3.*trainer ranks \[1\]"
+    with pytest.raises(WorkerError, match=wanted):
         workers.push(0)
     assert workers.states() == ["dirty", "dirty"] and workers.gate_is_closed()
 
