@@ -339,8 +339,9 @@ class RunConfig(TrainingRun):
     checkpoints stay, and the next one is tried again. The last checkpoint of a run must be written."""
 
     max_restarts: NonNegativeInt = 0
-    """How often in a row, without a new checkpoint, a run whose trainer ranks or other workers died or hung
-    starts again by itself from the last checkpoint, as with --resume. A run without a checkpoint ends."""
+    """How often in a row, without a new checkpoint, a run whose trainer ranks or reward workers died or hung
+    goes on by itself from the last checkpoint. These start again and engines stay; the second time, all
+    start again. A run without a checkpoint ends."""
 
     store: str | None = None
     """URL of fsspec, as s3://bucket/runs, where checkpoints are copied to, below the name of the run.

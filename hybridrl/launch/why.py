@@ -10,7 +10,7 @@ from hybridrl.config.run_folder import is_held
 from hybridrl.errors import RunFolderError
 from hybridrl.hosts.stacks import is_stopped
 from hybridrl.observe.doing import read
-from hybridrl.observe.run_session import WHY_FILE
+from hybridrl.observe.run_session import WHY_BEFORE_FILE, WHY_FILE
 from hybridrl.observe.units import duration
 
 _SILENT_S = 10.0
@@ -27,9 +27,12 @@ def why(folder: Path) -> list[str]:
     if doing is None:
         raise RunFolderError(f"{folder} holds no run that has begun", fix="name a folder of runs/")
     lines = [_state(folder, doing), *_last(doing)]
-    report = folder / WHY_FILE
+    report, before = folder / WHY_FILE, folder / WHY_BEFORE_FILE
     if report.exists():
         lines += ["", *report.read_text("utf-8").splitlines()]
+    elif before.exists():
+        lines += ["", f"{before} tells of the last failure from which the run went on:"]
+        lines += before.read_text("utf-8").splitlines()[:1]
     return lines
 
 

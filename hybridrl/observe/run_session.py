@@ -29,6 +29,8 @@ _AFTER_STEP = {"testing", "save_checkpoint", "inspect", "export"}
 
 WHY_FILE = "why.txt"
 """What a run was doing when it failed; launch/autopsy.py writes it."""
+WHY_BEFORE_FILE = "why.before.txt"
+"""The same of the last failure from which the run went on."""
 
 
 class Session:
@@ -56,7 +58,8 @@ class Session:
         run = SinkRun(folder=self.folder.resolve(), resume_step=resume_step, config=config)
         self._sinks = SinkThreads(load_sinks(cfg.observe.sinks), run, terminal.warn)
         self._step_done, self._failed_in = self._first_step, list[tuple[str, float]]()
-        (self.folder / WHY_FILE).unlink(missing_ok=True)  # of an earlier session
+        if (self.folder / WHY_FILE).exists():
+            (self.folder / WHY_FILE).replace(self.folder / WHY_BEFORE_FILE)
         self._doing = Doing(self.folder, lambda: self.running, lambda: self.step_now, lambda: self._step_done)
 
     def __enter__(self) -> Self:

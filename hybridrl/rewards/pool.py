@@ -5,7 +5,9 @@ Who waits for whom: score() waits for its children, and for none longer than its
     message, and children with slow ones end at about the same time.
 """
 
+import signal
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +16,10 @@ from types import TracebackType
 from typing import Any
 
 from hybridrl.config.schema import RewardConfig
-from hybridrl.errors import DeadlineError, HybridRLError, RewardError
+from hybridrl.errors import DeadlineError, HybridRLError, RewardError, WorkerError
 from hybridrl.rewards.answers import Result, read_results
 from hybridrl.rewards.children import ABOUT_ROWS, NOT_BEGUN, Asked, Job, Load
-from hybridrl.rewards.processes import Child, ForkServer, stack_place, with_hint
+from hybridrl.rewards.processes import Child, ForkServer, exit_reason, stack_place, with_hint
 from hybridrl.rewards.score import Score, Unjudged
 from hybridrl.sandbox.inside.frames import FrameError
 from hybridrl.types import HANG_PART
@@ -65,6 +67,8 @@ class _Work:
     todo: list[range]
     busy: dict[socket.socket, _Busy] = field(default_factory=dict)
     scores: dict[int, Result] = field(default_factory=dict)
+    killed: set[int] = field(default_factory=set)
+    """Items on which a process was ended by SIGKILL."""
 
     def next_job(self, num_workers: int) -> tuple[range, Job]:
         span = self.todo.pop()
@@ -92,6 +96,10 @@ class Scorer:
             DeadlineError: the module does not finish importing.
         """
         self.reward, self._where = reward, where
+        self._scoring, self._over = threading.Lock(), False
+        self._bell, self._ring = socket.socketpair()
+        """close() rings, and a call that scores in another thread ends."""
+
         load = Load(reward.name, reward.options, reward.answer_field, reward.memory_gb * 1e9, where)
         self._fork_server = ForkServer(load, variables=reward.variables)
         self._idle: list[Child] = []
@@ -113,9 +121,11 @@ class Scorer:
 
         Raises:
             RewardError: the reward raised, returned something that is not a finite number, or its process
-                died; or it needed more than memory_gb, and declares no hang_score.
+                died; or it needed more than memory_gb, and declares no hang_score. A process that was ended
+                by SIGKILL, which somebody else may have sent, dies of its answer the second time.
             DeadlineError: it did not return within timeout_s, and declares no hang_score.
             After either, the scorer can be used again.
+            WorkerError: the processes are gone, or the scorer was closed meanwhile.
         """
         return [score for score in self._run(answers, rows, uids) if isinstance(score, Score)]
 
@@ -173,11 +183,17 @@ class Scorer:
         return [child.pid for child in self._idle]
 
     def close(self) -> None:
-        """End the processes. A second call does nothing."""
-        self._fork_server.close()
-        for child in self._idle:
-            child.close()
-        self._idle = []
+        """End the processes; a call that scores in another thread fails. A second call does nothing."""
+        if self._over:
+            return
+        self._over = True
+        self._ring.close()
+        with self._scoring:
+            self._fork_server.close()
+            for child in self._idle:
+                child.close()
+            self._idle = []
+            self._bell.close()
 
     def __enter__(self) -> "Scorer":
         return self
@@ -194,17 +210,32 @@ class Scorer:
         if not (len(uids) == len(rows) and (isinstance(answers, str) or len(answers) == len(rows))):
             raise ValueError(f"{len(answers)} answers, {len(rows)} rows and {len(uids)} uids")
         work = _Work(answers, rows, uids, todo=[range(len(rows))] if rows else [])
-        try:
-            while work.todo or work.busy:
-                self._hand_out(work)
-                ready = set(wait(list(work.busy), timeout=self._patience(work)))
-                for jobs in [jobs for jobs in work.busy if jobs in ready]:
-                    self._collect(work, jobs)
-                self._end_hanging(work)
-        finally:
-            for busy in work.busy.values():
-                self._replace(busy.child)
+        with self._scoring:
+            try:
+                while work.todo or work.busy:
+                    self._refuse_if_closed()
+                    self._hand_out(work)
+                    ready = set(wait([*work.busy, self._bell], timeout=self._patience(work)))
+                    self._refuse_if_closed()
+                    for jobs in [jobs for jobs in work.busy if jobs in ready]:
+                        self._collect(work, jobs)
+                    self._end_hanging(work)
+            finally:
+                self._leave([busy.child for busy in work.busy.values()])
         return [work.scores[i] for i in range(len(rows))]
+
+    def _refuse_if_closed(self) -> None:
+        if self._over:
+            what = f"the scoring processes of reward {self.reward.name} were ended while they scored"
+            raise WorkerError(what)
+
+    def _leave(self, children: Sequence[Child]) -> None:
+        """Replace children that still score; those of a scorer that is closed end with the fork server."""
+        for child in children:
+            if self._over:
+                self._idle.append(child)
+            else:
+                self._replace(child)
 
     def _hand_out(self, work: _Work) -> None:
         while work.todo and self._idle:
@@ -227,7 +258,8 @@ class Scorer:
             result = read_results(frame, len(span))
         except EOFError as error:
             del work.busy[jobs]
-            raise self._died(child, span, work) from error
+            self._died(child, span, work, error)
+            return True
         except FrameError as error:
             del work.busy[jobs]
             self._replace(child)
@@ -273,18 +305,27 @@ class Scorer:
         work.scores[span[item]] = Score(self._fork_server.loaded.hang_score, {HANG_PART: 1.0})
         work.todo += [part for part in (span[:item], span[item + 1 :]) if part]
 
-    def _died(self, child: Child, span: range, work: _Work) -> RewardError:
-        item = min(max(child.progress.read()[0], 0), len(span) - 1)
+    def _died(self, child: Child, span: range, work: _Work, error: EOFError) -> None:
+        """Replace a child that died, and score its items again if somebody else may have killed it.
+
+        Raises:
+            RewardError: it died of the reward.
+        """
+        item = span[min(max(child.progress.read()[0], 0), len(span) - 1)]
         place = stack_place(child.progress.stack())
-        reason = self._replace(child)
-        return RewardError(
-            f"reward {self.reward.name} on {work.uids[span[item]]}: {reason}",
+        code = self._replace(child)
+        if code == -signal.SIGKILL and item not in work.killed:
+            work.killed.add(item)
+            work.todo.append(span)
+            return
+        raise RewardError(
+            f"reward {self.reward.name} on {work.uids[item]}: {exit_reason(code)}",
             where=place or self._fork_server.loaded.place,
             fix="let it return or raise; a SIGKILL that nobody sent means that memory ran out",
-        )
+        ) from error
 
-    def _replace(self, child: Child) -> str:
-        """End a child and fork another; returns how the child died."""
-        reason = self._fork_server.end(child)
+    def _replace(self, child: Child) -> int:
+        """End a child and fork another; returns the exit code of the child."""
+        code = self._fork_server.end(child)
         self._idle.append(self._fork_server.fork())
-        return reason
+        return code

@@ -154,11 +154,12 @@ class ForkServer:
             raise
         return child
 
-    def end(self, child: Child) -> str:
-        """Kill a child and all that it started; returns how it died, also if it was dead before."""
+    def end(self, child: Child) -> int:
+        """Kill a child and all that it started; returns its exit code, that of its death if it was dead
+        before."""
         status = self._ask(child.pid)
         child.close()
-        return exit_reason(os.waitstatus_to_exitcode(status))
+        return os.waitstatus_to_exitcode(status)
 
     def _ask(self, order: str | int, *descriptors: int) -> int:
         try:

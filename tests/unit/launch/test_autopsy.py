@@ -16,7 +16,7 @@ from hybridrl.launch import deadlines
 from hybridrl.launch.autopsy import Scene, gather, text_of
 from hybridrl.launch.why import why
 from hybridrl.observe.doing import DOING_FILE, Doing
-from hybridrl.observe.run_session import WHY_FILE
+from hybridrl.observe.run_session import WHY_BEFORE_FILE, WHY_FILE
 
 
 def group(name: str, *histories: list[Called], stacks: object = None) -> WorkerGroup:
@@ -120,6 +120,9 @@ def test_why_tells_a_killed_run_from_one_that_ended_and_shows_its_report(tmp_pat
     doing(tmp_path, "DeadlineError: late")
     (tmp_path / WHY_FILE).write_text("error   DeadlineError: late\n")
     assert why(tmp_path)[0] == "the run ended: DeadlineError: late"
+    assert why(tmp_path)[-1] == "error   DeadlineError: late"
+    (tmp_path / WHY_FILE).replace(tmp_path / WHY_BEFORE_FILE)  # the run has gone on
+    assert why(tmp_path)[-2].endswith("why.before.txt tells of the last failure from which the run went on:")
     assert why(tmp_path)[-1] == "error   DeadlineError: late"
 
 

@@ -144,6 +144,8 @@ def test_training_starts_again_from_the_checkpoint_while_the_engines_stay(
     said = " ".join(capsys.readouterr().out.split())
     assert f"trainer and reward start again from step 2, 0 further starts without a new one: {DIED}" in said
     assert "1 engine stays" in said
+    assert "trainer rank 0 died" in Path("out/first/why.before.txt").read_text()
+    assert not Path("out/first/why.txt").exists()
 
 
 def test_if_that_fails_the_whole_run_starts_again(
