@@ -1,15 +1,20 @@
 """How long it takes until a killed engine serves again, beside what it cannot do without: its start-up and a
-weight swap."""
+weight swap; and until a run whose trainer rank was killed has done the next step, with its engines and
+without.
+"""
 
+import json
 import re
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks._soak import records
+from hybridrl.faults import FAULTS_FILE
 from hybridrl.models.tiny import qwen3_arithmetic
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.sglang.sizes import SGLangParallel
@@ -40,7 +45,28 @@ def recovery(folder: Path, times: int) -> dict[str, Any]:
         **{f"killed_in_{phase}_s": round(statistics.median(found[phase]), 2) for phase in _PHASES},
         "times": times,
         "restarts_of_the_run": 0,
+        **_of_trainer(folder, times),
     }
+
+
+def _of_trainer(folder: Path, times: int) -> dict[str, float]:
+    """Medians of the seconds from the kill of a trainer rank to the end of the first step after it.
+
+    Checkpoints are those of steps 2 and 4. After the kill in step 3 trainer and reward start again, and after
+    one in step 4 too, everything.
+    """
+    found: dict[str, list[float]] = {"trainer_again_s": [], "run_again_s": []}
+    for number in range(times):
+        for name, steps in (("trainer_again_s", (3,)), ("run_again_s", (3, 4))):
+            kills = [f"kill:trainer:0@step={step},phase=update" for step in steps]
+            words = ["run.save_every=2", "run.max_restarts=2", "run.async_save=false"]
+            run, said = _launched(folder, f"{name}{number}", kills, words)
+            assert " ".join(said.split()).count("again from step 2") == len(steps), said
+            lines = (run / FAULTS_FILE).read_text().splitlines()
+            killed_at = json.loads(lines[-1])["time"]
+            next_at = next(record["time"] for record in records(run, "step") if record["step"] == 3)
+            found[name].append(next_at - killed_at)
+    return {name: round(statistics.median(seconds), 2) for name, seconds in found.items()}
 
 
 def _start_s(folder: Path) -> float:
@@ -64,10 +90,17 @@ def _start_s(folder: Path) -> float:
 
 def _killed(folder: Path, name: str, phase: str) -> tuple[Path, str]:
     """The folder and the output of a run whose engine is killed in step 3."""
+    run, said = _launched(folder, name, [f"kill:engine:0@step=3,phase={phase}"])
+    assert "again from step" not in said, said
+    return run, said
+
+
+def _launched(folder: Path, name: str, kills: Sequence[str], more: Sequence[str] = ()) -> tuple[Path, str]:
+    """The folder and the output of a run with one engine."""
     words = [
         *(f"run.folder={folder}", f"run.name={name}", "run.steps=5", "run.evaluate_every=0"),
-        *("rollout.num_engines=1", "observe.sinks=[]", "run.export=false"),
-        *("--inject", f"kill:engine:0@step=3,phase={phase}"),
+        *("rollout.num_engines=1", "observe.sinks=[]", "run.export=false", *more),
+        *(word for kill in kills for word in ("--inject", kill)),
     ]
     done = subprocess.run(
         [sys.executable, "-m", "hybridrl", "launch", _CONFIG, *words],
@@ -76,7 +109,7 @@ def _killed(folder: Path, name: str, phase: str) -> tuple[Path, str]:
         text=True,
         check=False,
     )
-    assert done.returncode == 0 and "starts again from step" not in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout
     return folder / name, done.stdout
 
 

@@ -8,7 +8,7 @@ trained on once.
 
     python -m benchmarks.faults --modes synchronous,streaming --runs 4 --kills 8 --json FILE
     python -m benchmarks.faults --add FILE,FILE --runs 0 --json FILE     the runs of several results together
-    python -m benchmarks.faults --recovery 3       how long it takes until a killed engine serves again
+    python -m benchmarks.faults --recovery 3       how long it takes to go on after a kill
     python -m benchmarks.faults --soak 1800        memory of every process over half an hour of kills
 """
 
@@ -37,7 +37,8 @@ RESULT = {
     "corrupt_checkpoints": "committed checkpoints whose files do not match their record",
     "orphans": "processes that ran 30 s after their run had ended",
     "leftovers": "temporary files that were there 30 s after their run had ended",
-    "recovery": "seconds until a killed engine serves again, its start-up, a swap; null: not measured",
+    "recovery": "seconds until a killed engine serves again, its start-up, a swap; and from the kill of a "
+    "trainer rank to the end of the next step, if the engines stay, and if all starts again; null: none",
     "soak": "memory of every kind of process, steps and accuracy of a long run; null: not measured",
 }
 

@@ -61,11 +61,13 @@ OWN_SHARED_MEMORY = (
 
 
 def fill_shared_memory(temporary: Path) -> None:
-    """Fill the /dev/shm of a run."""
+    """Fill the /dev/shm of a run to the last page."""
     (driver,) = [p for p in processes(temporary) if is_driver(p)]
     inside = ["nsenter", "-m", "-t", str(driver.pid)]
-    fill_up = ["dd", "if=/dev/zero", "of=/dev/shm/fill", "bs=64k"]
-    subprocess.run([*inside, *fill_up], check=False, capture_output=True)
+    for pages in (16, 1):
+        fill_up = ["dd", "if=/dev/zero", f"of=/dev/shm/fill{pages}", f"bs={pages * 4096}"]
+        done = subprocess.run([*inside, *fill_up], check=False, capture_output=True, text=True)
+        assert "No space left on device" in done.stderr, done.stderr
 
 
 def is_driver(process: psutil.Process) -> bool:
