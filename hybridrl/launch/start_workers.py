@@ -73,8 +73,8 @@ class Workers:
 
     @property
     def training(self) -> list[WorkerGroup]:
-        """Those that start again if one of them dies, while the others stay: trainer ranks of all models, and
-        the workers of the reward."""
+        """The workers that start again if one of them dies, while the others stay: trainer ranks of all
+        models, and workers of the reward."""
         judges = self.reward_model.own_workers if self.reward_model else []
         return [*self.trainer.groups, self.rule.workers, *judges]
 
