@@ -12,6 +12,7 @@ DOCS_VENV := .venv-docs
 VLLM_VENV := .venv-vllm
 OPENENV_VENV := .venv-openenv
 TRL_VENV := .venv-trl
+PEERS_VENV := .venv-peers
 AUDIT_VENV := .venv-audit
 BROWSER_VENV := .venv-browser
 RUN ?= runs/quickstart
@@ -19,8 +20,8 @@ VLLM_READY := $(VLLM_VENV)/.ready-$(RELEASE)
 VENV_312 := $(if $(filter 3.12,$(RELEASE)),$(VENV),.venv-312)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-vllm setup-trl quickstart test test-312 test-all test-slurm check audit docs docs-check bench \
-  gpu-kit report-shots clean
+.PHONY: help setup setup-vllm setup-trl setup-peers quickstart test test-312 test-all test-slurm check audit docs \
+  docs-check bench gpu-kit report-shots clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,7 +53,7 @@ test-312: ## unit tests and invariants with Python 3.12 and the Megatron-core of
 	@OMP_NUM_THREADS=1 $(VENV_312)/bin/python -m pytest -q -m "not slow and not gpu" $(TOGETHER) \
 	  tests/unit tests/invariants $(ARGS)
 
-test-all: setup setup-vllm $(OPENENV_VENV)/.ready $(BROWSER_VENV)/.ready ## every test that this machine can run
+test-all: setup setup-vllm $(OPENENV_VENV)/.ready $(BROWSER_VENV)/.ready $(TRL_VENV)/.ready $(PEERS_VENV)/.ready ## every test that this machine can run
 	@$(PYTEST) -q $(TOGETHER) $(ARGS)
 
 $(OPENENV_VENV)/.ready: requirements/openenv.txt
@@ -98,6 +99,13 @@ setup-trl: $(TRL_VENV)/.ready ## environment of TRL in .venv-trl, for hybridrl b
 $(TRL_VENV)/.ready: requirements/trl-cpu.txt
 	@$(PYTHON) -m venv $(TRL_VENV)
 	@$(TRL_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input --no-compile -r $<
+	@touch $@
+
+setup-peers: $(PEERS_VENV)/.ready ## verl's and OpenRLHF's code alone in .venv-peers, whose parsers tests ask (10 MB)
+
+$(PEERS_VENV)/.ready: requirements/peers.txt
+	@$(PYTHON) -m venv $(PEERS_VENV)
+	@$(PEERS_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-input --no-deps -r $<
 	@touch $@
 
 bench: setup ## every benchmark, results in benchmarks/results/ and in docs/benchmarks.md

@@ -4,4 +4,4 @@ from typing import Literal, get_args
 
 NameOfBench = Literal["step", "rollout", "swap", "e2e", "plan", "controller", "streaming"]
 BENCHES: tuple[NameOfBench, ...] = get_args(NameOfBench)
-Peer = Literal["trl"]
+Peer = Literal["trl", "verl", "openrlhf"]

@@ -73,6 +73,20 @@ def refuse_together(name: NameOfBench, request: Request, peer: Peer | None) -> N
         raise ConfigError("--check compares hybridrl with itself", fix="leave out --peer, or --check")
 
 
+def on_gpus(bench: Bench, request: Request) -> list[Case]:
+    """The cases that were named, or all that need GPUs, whatever this machine has.
+
+    Raises:
+        ConfigError: a named case needs none, or does not exist.
+    """
+    known = {case.name: case for case in bench.cases if case.gpus}
+    if unknown := [name for name in request.cases if name not in known]:
+        raise ConfigError(
+            f"bench {bench.name} has no case {', '.join(unknown)} on GPUs", fix=f"there is {', '.join(known)}"
+        )
+    return [known[name] for name in request.cases or known]
+
+
 def run(
     bench: Bench, request: Request, say: Callable[[str, str], None], contest: Contest | None = None
 ) -> Outcome:

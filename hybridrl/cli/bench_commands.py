@@ -46,6 +46,12 @@ def bench(
     peer: Annotated[
         Peer | None, typer.Option(help="With e2e: another framework on the same work.", show_default=False)
     ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="With --peer verl or openrlhf: what it printed.", show_default=False)
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder of launches; default: runs/bench.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each case as a line of JSON.")] = False,
 ) -> None:
     """Measure this machine on fixed workloads.
@@ -66,7 +72,7 @@ def bench(
     """
     chosen = cast(NameOfBench, name)
     from hybridrl.bench import run as benching
-    from hybridrl.bench.peers.contest import contest_of
+    from hybridrl.bench.peers import contest
 
     request = benching.Request(
         cases=case or (),
@@ -78,9 +84,13 @@ def bench(
         tolerance=tolerance,
     )
     benching.refuse_together(chosen, request, peer)
-    found = benching.run(
-        benching.bench_of(chosen), request, (lambda *_: None) if as_json else say, contest_of(peer)
-    )
+    measured = benching.bench_of(chosen)
+    if peer and contest.is_launched_by_hand(peer, log):
+        for heading, text in contest.write_launches(peer, benching.on_gpus(measured, request), to):
+            say(heading, text)
+        return
+    quiet = (lambda *_: None) if as_json else say
+    found = benching.run(measured, request, quiet, contest.contest_of(peer, log))
     for row in found.rows if as_json else ():
         out.print(json.dumps(row), soft_wrap=True)
     for line in () if as_json else benching.verdicts(found):

@@ -19,7 +19,7 @@ PYTHONS = (11, 12)
 
 OTHER_PYTHON = {11: '; python_version >= "3.12"', 12: '; python_version < "3.12"'}
 LISTS = ["cpu.txt", "cpu-nodeps.txt", "dev.txt", "docs.txt", "vllm-cpu.txt", "gpu.txt", "gpu-source.txt"]
-LISTS += ["agents.txt", "openenv.txt", "trl-cpu.txt", "audit.txt", "browser.txt"]
+LISTS += ["agents.txt", "openenv.txt", "trl-cpu.txt", "peers.txt", "audit.txt", "browser.txt"]
 
 SHARED = (
     "huggingface-hub",

@@ -98,26 +98,35 @@ def samples(config: Mapping[str, Any], records: Sequence[Mapping[str, float]]) -
     return found | mfu(config, steps)
 
 
-def speeds(steps: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Metrics that follow from seconds by phase, tokens, mean response tokens and answers of each step."""
-    devices = max(1, len(Machine.here().gpus))
+def speeds(steps: Sequence[Mapping[str, float]], devices: int | None = None) -> dict[str, list[float]]:
+    """Metrics that follow from seconds by phase, mean response tokens, answers and tokens of each step.
+
+    Args:
+        steps: what each step took; without `tokens`, speeds of all tokens are left out.
+        devices: number of them; None: the GPUs of this machine, or 1 without any.
+    """
+    devices = devices or max(1, len(Machine.here().gpus))
     found: dict[str, list[float]] = {}
     for step in steps:
-        responses = step["response_tokens"] * step["answers"]
-        train_s = step["old_log_prob_s"] + step["update_actor_s"]
-        row = {name: value for name, value in step.items() if name.endswith("_s")}
-        row |= {
-            "train_s": train_s,
-            "other_share": max(0.0, 1 - (step["gen_s"] + train_s) / step["step_s"]),
-            "tokens_s": step["tokens"] / step["step_s"] / devices,
-            "response_tokens_s": responses / step["step_s"] / devices,
-            "gen_tokens_s": responses / step["gen_s"] / devices,
-            "train_tokens_s": step["tokens"] / train_s / devices,
-            "samples_s": step["answers"] / step["step_s"] / devices,
-            "response_tokens": step["response_tokens"],
-        }
-        for name, value in row.items():
+        for name, value in _speeds(step, devices).items():
             found.setdefault(name, []).append(value)
+    return found
+
+
+def _speeds(step: Mapping[str, float], devices: int) -> dict[str, float]:
+    responses = step["response_tokens"] * step["answers"]
+    train_s = step["old_log_prob_s"] + step["update_actor_s"]
+    found = {name: value for name, value in step.items() if name.endswith("_s")} | {
+        "train_s": train_s,
+        "other_share": max(0.0, 1 - (step["gen_s"] + train_s) / step["step_s"]),
+        "response_tokens_s": responses / step["step_s"] / devices,
+        "gen_tokens_s": responses / step["gen_s"] / devices,
+        "samples_s": step["answers"] / step["step_s"] / devices,
+        "response_tokens": step["response_tokens"],
+    }
+    if "tokens" in step:
+        found["tokens_s"] = step["tokens"] / step["step_s"] / devices
+        found["train_tokens_s"] = step["tokens"] / train_s / devices
     return found
 
 

@@ -71,6 +71,7 @@ _ON_GPUS: dict[str, Any] = {
         "max_prompt_tokens": 512,
         "max_response_tokens": 2048,
         "temperature": 1.0,
+        "memory_fraction": 0.6,
     },
     "cluster": {"nodes": 1, "gpus_per_node": 8},
 }
