@@ -48,7 +48,7 @@ def peak_flops() -> float:
     gpus = Machine.here().gpus
     if gpus:
         return recognise(gpus[0].name, gpus[0].memory_bytes).flops
-    return _matmul_flops(torch.get_num_threads())
+    return matmul_flops(torch.get_num_threads())
 
 
 def read_bytes_s() -> float:
@@ -58,7 +58,8 @@ def read_bytes_s() -> float:
 
 
 @cache
-def _matmul_flops(threads: int) -> float:
+def matmul_flops(threads: int) -> float:
+    """Operations a second of a product of large fp32 matrices, on the threads that torch has here."""
     left, right = torch.ones(_ROWS, _ROWS), torch.ones(_ROWS, _ROWS)
     return 2 * _ROWS**3 / _best(lambda: left @ right, 5)
 

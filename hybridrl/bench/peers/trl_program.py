@@ -125,6 +125,7 @@ class TimedTrainer(GRPOTrainer):
             "update_actor_s": step_s - sum(phases.values()),
             "tokens": sum(map(sum, self.lengths)),
             "response_tokens": sum(responses) / len(responses),
+            "longest_response": max(responses),
             "answers": len(responses),
         }
         self.result.write(f"{json.dumps(line)}\n")

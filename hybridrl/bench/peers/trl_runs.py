@@ -14,7 +14,7 @@ from typing import Any
 
 from hybridrl.bench.base import Bench, Case, Found, Samples
 from hybridrl.bench.peers.work import refuse_several_updates, written
-from hybridrl.bench.workloads.e2e import speeds
+from hybridrl.bench.workloads.e2e import of_machine, speeds
 from hybridrl.config.kinds import load_for
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.errors import ResourceError
@@ -44,7 +44,8 @@ def contest(bench: Bench, case: Case, python: Path = PYTHON, turns: int = _TURNS
     theirs: list[Samples] = []
     for _ in range(turns):
         ours.append(bench.measure(case))
-        theirs.append(speeds(play(case, python)))
+        steps = play(case, python)
+        theirs.append({**speeds(steps), **of_machine(case.config, steps)})
     own, peer = _joined(ours), _joined(theirs)
     return [
         Found(case=case, samples=own),

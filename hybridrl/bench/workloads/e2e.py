@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from hybridrl.bench.base import Bench, Case, Metric
-from hybridrl.bench.flops import operations, peak_flops
+from hybridrl.bench.flops import operations
 from hybridrl.bench.peers.work import written
+from hybridrl.bench.roofline import bounds, speeds_here
 from hybridrl.bench.workloads.e2e_cases import CASES, SMOKE
 from hybridrl.hosts.machine import Machine
 from hybridrl.models.config_json import read_config
@@ -53,6 +54,12 @@ _METRICS = {
     "samples_s": Metric("samples/s/device", "answers by step_s", "higher"),
     "response_tokens": Metric("tokens", "mean length of an answer"),
     "mfu_actor": Metric("share", "operations of update_actor, by its time, over the device's peak", "higher"),
+    "gen_bound_s": Metric("s", "the least time of generation on this machine"),
+    "gen_times_bound": Metric("x", "gen_s over its bound", "lower"),
+    "train_bound_s": Metric("s", "the least time of log-probabilities and optimizer steps"),
+    "train_times_bound": Metric("x", "train_s over its bound", "lower"),
+    "update_weights_bound_s": Metric("s", "the least time of the weight update"),
+    "update_weights_times_bound": Metric("x", "update_weights_s over its bound", "lower"),
     "driver_memory_mb": Metric("MB", "main memory of the driver process"),
     "driver_memory_growth_kb": Metric("kB", "slope of the driver's memory over the steps", "lower"),
     "step_times_ours": Metric("x", "step_s over that of hybridrl", ""),
@@ -85,6 +92,7 @@ def samples(config: Mapping[str, Any], records: Sequence[Mapping[str, float]]) -
         | {
             "tokens": record["perf/total_num_tokens"],
             "response_tokens": record["response_length/mean"],
+            "longest_response": record["response_length/max"],
             "answers": count,
         }
         for record in records
@@ -95,7 +103,7 @@ def samples(config: Mapping[str, Any], records: Sequence[Mapping[str, float]]) -
     if len(memory_gib) > 1:
         slope, _ = np.polyfit(np.arange(len(memory_gib)), memory_gib * 2**30 / 1e3, 1)
         found["driver_memory_growth_kb"] = [float(slope)]
-    return found | mfu(config, steps)
+    return found | of_machine(config, steps)
 
 
 def speeds(steps: Sequence[Mapping[str, float]], devices: int | None = None) -> dict[str, list[float]]:
@@ -130,22 +138,31 @@ def _speeds(step: Mapping[str, float], devices: int) -> dict[str, float]:
     return found
 
 
-def mfu(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """The share of the peak that update_actor reaches, with every answer of the mean length.
-
-    The devices are the GPUs of this machine; without any, all its cores together are one.
+def of_machine(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """What the steps are beside this machine: the share of its peak that update_actor reaches, with every
+    answer of the mean length, and each phase over its bound. Empty for a model that is not in its folder.
     """
     folder = Path(str(config["model"]["path"]).replace("{seed}", "0"))
     if not folder.is_dir():  # a model of the hub, in its cache
         return {}
-    model, machine = from_config(read_config(folder), where=str(folder)), Machine.here()
-    peak = peak_flops() * (len(machine.gpus) or machine.cores)
-    epochs = config["batch"].get("epochs", 1)
-    found = []
+    model, here = from_config(read_config(folder), where=str(folder)), speeds_here()
+    batch = config["batch"]
+    epochs, prompts = batch.get("epochs", 1), batch["prompts_per_step"]
+    updates = epochs * prompts // batch["minibatch_prompts"]
+    found: dict[str, list[float]] = {}
     for step in steps:
         lengths = [round(step["tokens"] / step["answers"])] * round(step["answers"])
-        found.append(epochs * operations(model, lengths) / step["update_actor_s"] / peak)
-    return {"mfu_actor": found}
+        least = bounds(model, step, here, prompts=prompts, updates=updates, epochs=epochs)
+        spent = {**step, "train_s": step["old_log_prob_s"] + step["update_actor_s"]}
+        values = {"mfu_actor": epochs * operations(model, lengths) / step["update_actor_s"] / here.flops}
+        for name, bound_s in least.items():
+            phase = name.removesuffix("_s")
+            values |= {f"{phase}_bound_s": bound_s}
+            if spent[name]:
+                values |= {f"{phase}_times_bound": spent[name] / bound_s}
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 BENCH = Bench(

@@ -8,7 +8,7 @@ from hybridrl.bench.base import Case
 from hybridrl.bench.peers import trl_runs
 from hybridrl.bench.peers.reward import spread
 from hybridrl.bench.run import Request, bench_of, run
-from hybridrl.bench.workloads.e2e import mfu, speeds
+from hybridrl.bench.workloads.e2e import of_machine, speeds
 from hybridrl.bench.workloads.e2e_cases import QUICKSTART, SMOKE
 from hybridrl.errors import ConfigError, ResourceError
 from hybridrl.models.tiny import qwen3_arithmetic
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 STEP = {
     **{"step_s": 10.0, "gen_s": 4.0, "reward_s": 0.5, "adv_s": 0.0, "old_log_prob_s": 1.0},
     **{"update_actor_s": 4.0, "update_weights_s": 0.5},
-    **{"tokens": 600.0, "response_tokens": 10.0, "answers": 32},
+    **{"tokens": 600.0, "response_tokens": 10.0, "answers": 32, "longest_response": 64},
 }
 
 
@@ -28,12 +28,15 @@ def test_speeds_are_counts_over_the_time_of_their_phase() -> None:
     assert found["other_share"] == pytest.approx(0.1)
 
 
-def test_a_share_of_the_peak_follows_from_the_model(tmp_path: Path) -> None:
+def test_steps_are_put_beside_the_machine(tmp_path: Path) -> None:
     qwen3_arithmetic(tmp_path / "model", 0)
-    config = {"model": {"path": str(tmp_path / "model")}, "batch": {}}
-    [once], [twice] = (mfu(c, [STEP])["mfu_actor"] for c in (config, config | {"batch": {"epochs": 2}}))
-    assert 0 < once < 1 and twice == pytest.approx(2 * once)
-    assert mfu({"model": {"path": "nobody/nothing"}, "batch": {}}, [STEP]) == {}
+    batch = {"prompts_per_step": 4, "minibatch_prompts": 2}
+    config = {"model": {"path": str(tmp_path / "model")}, "batch": batch}
+    once, twice = (of_machine(c, [STEP]) for c in (config, config | {"batch": {**batch, "epochs": 2}}))
+    assert 0 < once["mfu_actor"][0] < 1 and twice["mfu_actor"][0] == pytest.approx(2 * once["mfu_actor"][0])
+    for phase, spent in (("gen", 4.0), ("train", 5.0), ("update_weights", 0.5)):
+        assert once[f"{phase}_bound_s"][0] * once[f"{phase}_times_bound"][0] == pytest.approx(spent)
+    assert of_machine({**config, "model": {"path": "nobody/nothing"}}, [STEP]) == {}
 
 
 def test_the_rows_of_a_pass_divide_the_answers() -> None:
