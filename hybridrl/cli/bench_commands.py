@@ -1,6 +1,7 @@
 """`hybridrl bench`: measure a fixed workload on this machine, and compare it with what is stored."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -84,13 +85,15 @@ def bench(
         tolerance=tolerance,
     )
     benching.refuse_together(chosen, request, peer)
+    measuring = contest.contest_of(peer, log)
     measured = benching.bench_of(chosen)
-    if peer and contest.is_launched_by_hand(peer, log):
-        for heading, text in contest.write_launches(peer, benching.on_gpus(measured, request), to):
-            say(heading, text)
-        return
-    quiet = (lambda *_: None) if as_json else say
-    found = benching.run(measured, request, quiet, contest.contest_of(peer, log))
+    if peer and contest.is_launched_by_hand(peer):
+        request = replace(request, cases=[case.name for case in benching.on_gpus(measured, request)])
+        if log is None:
+            for heading, text in contest.write_launches(peer, measured, request.cases, to):
+                say(heading, text)
+            return
+    found = benching.run(measured, request, (lambda *_: None) if as_json else say, measuring)
     for row in found.rows if as_json else ():
         out.print(json.dumps(row), soft_wrap=True)
     for line in () if as_json else benching.verdicts(found):

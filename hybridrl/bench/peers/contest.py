@@ -1,6 +1,6 @@
 """Which peers there are, by the names of `hybridrl bench e2e --peer`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from hybridrl.bench.base import Bench, Case, Found
@@ -23,18 +23,20 @@ def contest_of(peer: Peer | None, log: Path | None = None) -> Contest | None:
     return lambda bench, case: _beside_log(bench, case, peer, log)
 
 
-def is_launched_by_hand(peer: Peer | None, log: Path | None) -> bool:
-    """Whether the command writes the peer's launch and measures nothing."""
-    return peer in launches.PEERS and log is None
+def is_launched_by_hand(peer: Peer) -> bool:
+    """Whether somebody else runs the peer: this program writes its launch, or reads what it printed."""
+    return peer in launches.PEERS
 
 
-def write_launches(peer: Peer, cases: Sequence[Case], folder: Path | None) -> Iterator[tuple[str, str]]:
-    """Write a launch for each case; yields headings and texts for a person.
+def write_launches(
+    peer: Peer, bench: Bench, names: Collection[str], folder: Path | None
+) -> Iterator[tuple[str, str]]:
+    """Write a launch for each case of these names; yields headings and texts for a person.
 
     Args:
         folder: of all cases; None: runs/bench.
     """
-    for case in cases:
+    for case in (case for case in bench.cases if case.name in names):
         place = (folder or Path("runs/bench")) / f"{peer}-{case.name.replace(' ', '-')}"
         *_, script = launches.write(peer, case, place)
         yield "wrote", f"{script}; run it where {peer} is installed, with {case.gpus} GPUs"

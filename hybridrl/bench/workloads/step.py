@@ -47,6 +47,8 @@ class Shape:
 
     trajectories: int
     minibatches: int
+    flat: float = 0.0
+    """Share of the trajectories whose advantage is 0, and which no pass computes."""
 
 
 QUICKSTART: Mapping[str, Any] = {
@@ -118,11 +120,20 @@ def make_batch(shape: Shape) -> RankBatch:
         shape.trajectories, vocab_size=shape.vocab, prompt=shape.prompt, answers=shape.responses
     )
     trained_N = np.diff(block.start_N) - block.prompt_tokens_N
-    split = np.array_split(np.arange(shape.trajectories), shape.minibatches)
-    minibatches = [
-        Minibatch(i, ((tuple(rows.tolist()),),), int(trained_N[rows].sum()), len(rows))
-        for i, rows in enumerate(split)
-    ]
+    minibatches = []
+    for i, rows in enumerate(np.array_split(np.arange(shape.trajectories), shape.minibatches)):
+        num_flat = round(shape.flat * len(rows))
+        advantage_N[rows[:num_flat]] = 0.0
+        computed = rows[min(num_flat, len(rows) - 1) :]  # one at least, as a run has it
+        minibatches.append(
+            Minibatch(
+                i,
+                ((tuple(computed.tolist()),),),
+                int(trained_N[rows].sum()),
+                len(rows),
+                computed_tokens=int(trained_N[computed].sum()) if num_flat else None,
+            )
+        )
     return rank_batch(block, advantage_N, minibatches)
 
 
@@ -147,8 +158,10 @@ def _measure_rank(rank: int, shape: Shape, folder: Path, warm_up: int, repeats: 
     )
     policy, batch = Policy(setup), make_batch(shape)
     policy.load(batch)
-    contestants = {"bare": bare_loop(policy, batch), "ours": partial(step_all, policy, batch)}
-    if shape.tp == 1:
+    contestants: dict[str, Callable[[], object]] = {"ours": partial(step_all, policy, batch)}
+    if not shape.flat:  # they would compute all trajectories
+        contestants["bare"] = bare_loop(policy, batch)
+    if shape.tp == 1 and not shape.flat:
         contestants["transformers"] = transformers_loop(folder, batch)
     contestants["load"] = partial(policy.load, batch)
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
@@ -203,6 +216,15 @@ BENCH = Bench(
         Case(name=f"{name} tp{tp}", config=asdict(Shape(tp=tp, **sizes)), repeats=repeats)
         for name, sizes, repeats in (("quickstart", QUICKSTART, 20), ("medium", MEDIUM, 5))
         for tp in (1, 2)
+    ]
+    + [
+        Case(
+            name=f"{flat:.0%} flat",
+            config=asdict(Shape(tp=1, flat=flat, **{**MEDIUM, "trajectories": 20})),
+            repeats=5,
+            readme=False,
+        )
+        for flat in (0.0, 0.2, 0.6, 1.0)
     ],
     smoke=[Case(name="smoke tp1", config=asdict(Shape(tp=1, **SMOKE)), repeats=2)],
     measure=measure,

@@ -77,8 +77,9 @@ def test_sizes_are_those_of_the_case(written: tuple[str, Path]) -> None:
 
 
 def test_the_command_says_how_to_go_on(tmp_path: Path) -> None:
-    cases = on_gpus(bench_of("e2e"), Request())
-    (_, script), (_, then) = contest.write_launches("verl", cases, tmp_path)
+    bench = bench_of("e2e")
+    names = [case.name for case in on_gpus(bench, Request())]
+    (_, script), (_, then) = contest.write_launches("verl", bench, names, tmp_path)
     assert script.startswith(f"{tmp_path}/verl-qwen2.5-7b-8-GPUs/launch.sh; ")
     assert then == (
         'hybridrl bench e2e --peer verl --case "qwen2.5-7b 8 GPUs"'
