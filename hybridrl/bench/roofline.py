@@ -33,7 +33,7 @@ class Speeds(NamedTuple):
 
 
 def speeds_here() -> Speeds:
-    """By the data sheet of GPUs; of a CPU as measured, with all cores, in about a second.
+    """The speeds of GPUs by their data sheet; those of a CPU as measured, with all cores, in about a second.
 
     Raises:
         ConfigError: the data sheet of this GPU is not known.

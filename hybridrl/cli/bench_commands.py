@@ -3,12 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from hybridrl.bench.names import BENCHES, NameOfBench, Peer
 from hybridrl.cli.console import out, say, show
+
+if TYPE_CHECKING:
+    from hybridrl.bench.run import Request
 
 
 def _known(name: str) -> str:
@@ -71,31 +74,38 @@ def bench(
 
     streaming: asynchronous modes on a fake clock, and the driver's messages
     """
-    chosen = cast(NameOfBench, name)
+    from hybridrl.bench.run import Request
+
+    sizes = Request(cases=case or (), smoke=smoke, repeats=repeats)
+    request = replace(sizes, check=check, store=store, results=results, tolerance=tolerance)
+    raise typer.Exit(_measure(cast(NameOfBench, name), request, peer, log, to, as_json=as_json))
+
+
+def _measure(
+    name: NameOfBench,
+    request: "Request",
+    peer: Peer | None,
+    log: Path | None,
+    to: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """The exit code, once all is measured and said, or launches are written."""
     from hybridrl.bench import run as benching
     from hybridrl.bench.peers import contest
 
-    request = benching.Request(
-        cases=case or (),
-        smoke=smoke,
-        repeats=repeats,
-        check=check,
-        store=store,
-        results=results,
-        tolerance=tolerance,
-    )
-    benching.refuse_together(chosen, request, peer)
+    benching.refuse_together(name, request, peer)
     measuring = contest.contest_of(peer, log)
-    measured = benching.bench_of(chosen)
+    measured = benching.bench_of(name)
     if peer and contest.is_launched_by_hand(peer):
         request = replace(request, cases=[case.name for case in benching.on_gpus(measured, request)])
         if log is None:
             for heading, text in contest.write_launches(peer, measured, request.cases, to):
                 say(heading, text)
-            return
+            return 0
     found = benching.run(measured, request, (lambda *_: None) if as_json else say, measuring)
     for row in found.rows if as_json else ():
         out.print(json.dumps(row), soft_wrap=True)
     for line in () if as_json else benching.verdicts(found):
         show(line, indent=10)
-    raise typer.Exit(0 if found.holds else 1)
+    return 0 if found.holds else 1
