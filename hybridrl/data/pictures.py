@@ -66,8 +66,16 @@ class PictureFormat:
         Raises:
             DataError: one is damaged.
         """
-        pixels, sizes = stored([self._decoded(p, at) for p, at in _named(prompt.pictures, prompt.uid)])
+        pixels, sizes = stored(self.decode(prompt.pictures, prompt.uid))
         return {PIXELS: pixels, SIZES: sizes}
+
+    def decode(self, pictures: Sequence[Encoded], place: str) -> list[np.ndarray]:
+        """The pictures as the model is given them: uint8 [height, width, 3] each.
+
+        Raises:
+            DataError: one cannot be read or shown.
+        """
+        return [self._decoded(picture, at) for picture, at in _named(pictures, place)]
 
     def _decoded(self, picture: Encoded, place: str) -> np.ndarray:
         with _opened(picture, place) as opened:
@@ -132,6 +140,30 @@ def split(data: DataConfig, row: Mapping[str, Any], place: str) -> tuple[Any, tu
         whole = [found.of_message(m) for m in prompt] if isinstance(prompt, list) else prompt
     found.refuse_left()
     return whole, tuple(found.pictures)
+
+
+def taken_out(
+    messages: Sequence[Any], place: str, waiting: Sequence[Encoded] = ()
+) -> tuple[list[Any], list[Encoded]]:
+    """Chat messages whose pictures are {"type": "image"}, and these pictures in order.
+
+    Args:
+        waiting: pictures for parts that have none of their own, and for TAG; without any, TAG is text.
+
+    Raises:
+        DataError: there are more or fewer places than pictures, or a picture is none.
+    """
+    found = _Row(list(waiting), "of the prompt", place)
+    told = [found.of_message(m) if waiting or not isinstance(m.get("content"), str) else m for m in messages]
+    found.refuse_left()
+    return [{**message, "content": _text_alone(message["content"])} for message in told], found.pictures
+
+
+def _text_alone(content: Any) -> Any:
+    """Content parts that are texts as one text."""
+    if not isinstance(content, list) or any(part["type"] != "text" for part in content):
+        return content
+    return "".join(part["text"] for part in content)
 
 
 def encoded(value: Any, place: str) -> Encoded:

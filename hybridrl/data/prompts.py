@@ -9,6 +9,7 @@ from hybridrl.data.pictures import TAG, Encoded, PictureFormat, split
 from hybridrl.data.text import holds_messages, messages_as_text, without_nulls
 from hybridrl.data.tokenize import Message, ModelTokenizer
 from hybridrl.errors import ConfigError, DataError
+from hybridrl.models.vision import VisionSpec
 from hybridrl.wording import counted, json_kind
 
 
@@ -106,7 +107,10 @@ class PromptFormat:
             num_pictures: pictures of the prompt, which `split` has taken out of its row.
         """
         if self.data.chat_template == "none":
-            return str(prompt).replace(TAG, self._placeholder()) if num_pictures else str(prompt)
+            if not num_pictures:
+                return str(prompt)
+            assert self.pictures is not None
+            return str(prompt).replace(TAG, placeholder(self.tokenizer, self.pictures.vision))
         try:
             return self.tokenizer.render(self.messages(prompt))
         except DataError as error:
@@ -114,18 +118,18 @@ class PromptFormat:
             where = f"{_column(self.data)}{system}; {error.where}"
             raise DataError(f"{place}: {error.what}", where=where, fix=error.fix) from error
 
-    def _placeholder(self) -> str:
-        assert self.pictures is not None
-        vision = self.pictures.vision
-        ids = [vision.image_start, vision.image_token, vision.image_end]
-        return "".join(self.tokenizer.hf.convert_ids_to_tokens(ids))
-
     def messages(self, prompt: str | list[Message]) -> list[Message]:
         """The conversation that a prompt stands for, system prompt included."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else without_nulls(prompt)
         if self.data.system_prompt is None:
             return list(messages)
         return [{"role": "system", "content": self.data.system_prompt}, *messages]
+
+
+def placeholder(tokenizer: ModelTokenizer, vision: VisionSpec) -> str:
+    """What stands for a picture in a text without a chat template."""
+    ids = [vision.image_start, vision.image_token, vision.image_end]
+    return "".join(tokenizer.hf.convert_ids_to_tokens(ids))
 
 
 def refuse_unfit_prompt(data: DataConfig, prompt: Any, place: str) -> None:

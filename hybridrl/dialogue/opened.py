@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridrl.config.schema import DataConfig
-from hybridrl.data.prompts import PromptFormat
+from hybridrl.data.prompts import PromptFormat, placeholder
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.dialogue.base import Dialogue
 from hybridrl.dialogue.calls import FOR_TOOLS, no_call_format
@@ -16,6 +16,7 @@ from hybridrl.dialogue.template import TemplateDialogue
 from hybridrl.environments.base import Message
 from hybridrl.errors import ConfigError
 from hybridrl.models.config_json import read_object
+from hybridrl.models.spec import read
 
 Opening = Callable[[Mapping[str, Any]], Sequence[Message]]
 """The messages of a row's prompt."""
@@ -37,7 +38,8 @@ def open_dialogue(
     if data.chat_template == "none":
         if with_tools:
             raise no_call_format("data.chat_template = none has no format for calls of tools")
-        return PlainDialogue(tokenizer)
+        vision = None if data.images is None else read(folder).vision
+        return PlainDialogue(tokenizer, "" if vision is None else placeholder(tokenizer, vision))
     tokenizer.require_template("data.chat_template")
     model_type = str(read_object(Path(folder, "config.json")).get("model_type", ""))
     dialogue = rendered_dialogue(tokenizer, model_type) or TemplateDialogue(tokenizer)

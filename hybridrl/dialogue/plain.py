@@ -1,6 +1,7 @@
 """A dialogue without a chat template: the contents of the messages, one after the other."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from hybridrl.data.tokenize import ModelTokenizer
 from hybridrl.dialogue.calls import no_call_format
@@ -12,8 +13,12 @@ from hybridrl.types import Finish
 class PlainDialogue:
     """Implements Dialogue for data.chat_template: none. It has no form for calls of tools."""
 
-    def __init__(self, tokenizer: ModelTokenizer) -> None:
-        self._tokenizer, self._safe = tokenizer, SafeText(tokenizer)
+    def __init__(self, tokenizer: ModelTokenizer, picture: str = "") -> None:
+        """
+        Args:
+            picture: what stands for a picture; "": the model reads text only.
+        """
+        self._tokenizer, self._safe, self._picture = tokenizer, SafeText(tokenizer), picture
         self.stop_token_ids = tokenizer.stop_token_ids
 
     def begin(self, messages: Sequence[Message], tools: Sequence[ToolSchema]) -> list[int]:
@@ -40,6 +45,10 @@ class PlainDialogue:
         return Turn(text, finish=finish)
 
     def _encoded(self, messages: Sequence[Message], *, add_special_tokens: bool) -> list[int]:
-        text = "".join(str(message.get("content") or "") for message in messages)
+        text = "".join(self._text(message.get("content") or "") for message in messages)
         (ids,) = self._tokenizer.encode([text], add_special_tokens=add_special_tokens)
         return ids
+
+    def _text(self, content: Any) -> str:
+        parts = content if isinstance(content, list) else [{"text": str(content)}]
+        return "".join(part.get("text", self._picture) for part in parts)

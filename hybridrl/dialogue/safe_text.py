@@ -20,7 +20,13 @@ class SafeText:
 
     def messages(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         """Copies of the messages, with safe contents."""
-        return [{**m, "content": self.text(str(m.get("content") or ""))} for m in messages]
+        return [{**m, "content": self._content(m.get("content") or "")} for m in messages]
+
+    def _content(self, content: Any) -> Any:
+        """A text, or content parts: texts, and places for pictures."""
+        if not isinstance(content, list):
+            return self.text(str(content))
+        return [{**part, "text": self.text(part["text"])} if "text" in part else part for part in content]
 
     def text(self, text: str) -> str:
         for token in self._special:

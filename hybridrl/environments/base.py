@@ -27,7 +27,10 @@ from hybridrl.types import Finish
 
 Message = Mapping[str, Any]
 """A chat message in OpenAI's form: role (system, user, assistant or tool) and content, a string. A result of
-a tool has tool_call_id and name too; an assistant's message may have tool_calls."""
+a tool has tool_call_id and name too; an assistant's message may have tool_calls.
+
+In a run with data.images, content may be parts in a list: {"type": "text", "text": ...} and {"type": "image",
+"image": ...}, where a picture is what a row of the data may have (docs/images.md) or a picture of Pillow."""
 
 ToolSchema = Mapping[str, Any]
 """A tool in OpenAI's form: {"type": "function", "function": {"name", "description", "parameters"}}, where

@@ -1,5 +1,6 @@
 """What environments return, as plain values on the wire, and read strictly on the other side."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,7 +32,7 @@ def to_plain(returned: Any) -> dict[str, Any]:
         seen["anchor"] = repr(seen["anchor"])
     text = isinstance(returned.messages, str)
     return seen | {
-        "messages": returned.messages if text else list(returned.messages),
+        "messages": returned.messages if text else [_sendable(message) for message in returned.messages],
         "metrics": {str(k): _number(v) for k, v in returned.metrics.items()},
         "rewards": {str(k): _number(v) for k, v in returned.rewards.items()},
         "uses": [[use.name, use.seconds, use.fault] for use in returned.uses],
@@ -89,9 +90,36 @@ def _message(plain: Any) -> Message:
         raise UnreadableObservation(
             f"returned the message {plain!r:.80}, which has no role of {', '.join(_ROLES)}"
         )
-    if not isinstance(plain.get("content"), str):
-        raise UnreadableObservation(f"returned the message {plain!r:.80}, whose content is not text")
+    content = plain.get("content")
+    parts = isinstance(content, list) and bool(content) and all(map(_is_part, content))
+    if not isinstance(content, str) and not parts:
+        raise UnreadableObservation(
+            f"returned the message {plain!r:.80}, whose content is not text, or parts of type text and image"
+        )
     return plain
+
+
+def _is_part(part: Any) -> bool:
+    match part:
+        case {"type": "text", "text": str()} | {"type": "image", "image": bytes() | str()}:
+            return True
+    return False
+
+
+def _sendable(message: Any) -> Any:
+    """A message whose pictures of Pillow are bytes."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("content"), list | tuple):
+        return message
+    return {**message, "content": [_sendable_part(part) for part in message["content"]]}
+
+
+def _sendable_part(part: Any) -> Any:
+    picture: Any = part.get("image") if isinstance(part, Mapping) else None
+    if not (hasattr(picture, "save") and hasattr(picture, "convert")):
+        return part
+    out = io.BytesIO()
+    picture.save(out, format="PNG")
+    return {**part, "image": out.getvalue()}
 
 
 def _use(plain: Any) -> ToolUse:

@@ -147,7 +147,10 @@ def _random(
             calls=(Call(body["name"], _arguments(draw, body["parameters"]), f"call_{number}"),),
             agent=agent,
         )
-    texts = [message["content"] for one in seen for message in one.messages if not isinstance(message, str)]
+    contents = [
+        message["content"] for one in seen for message in one.messages if not isinstance(message, str)
+    ]
+    texts = [content for content in contents if isinstance(content, str)]
     words = [*"0123456789", *" ".join(texts).split()]
     return Turn(" ".join(draw.choices(words, k=draw.choice((1, 1, 1, 2, 5)))), agent=agent)
 

@@ -19,7 +19,6 @@ from hybridrl.columns import PIXELS, SIZES
 from hybridrl.errors import ColumnError, ModelError
 from hybridrl.models.config_json import read_object
 from hybridrl.models.vision import VisionSpec
-from hybridrl.types import Prompt
 
 _MOST_RATIO = 200
 """Longest side of a picture relative to its shortest; transformers refuses more."""
@@ -103,16 +102,20 @@ def stored(pictures: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([np.zeros(0, np.uint8), *(p.ravel() for p in pictures)]), sizes_I2
 
 
-def picture_columns(prompts: Sequence[Prompt]) -> dict[str, np.ndarray]:
-    """The columns with the pictures of each trajectory's prompt; {} if none has any. Trajectories of a prompt
-    share its arrays."""
-    if not any(prompt.arrays for prompt in prompts):
+def picture_columns(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The columns with the pictures of each trajectory; {} if it is a run without pictures.
+
+    Args:
+        arrays: what `stored` made of the pictures of each, by name; {}: it shows none. Trajectories that show
+            the same ones share the arrays.
+    """
+    if not any(arrays):
         return {}
     none = {PIXELS: np.zeros(0, np.uint8), SIZES: np.zeros((0, 2), np.int64)}
-    columns = {name: np.empty(len(prompts), object) for name in none}
-    for n, prompt in enumerate(prompts):
+    columns = {name: np.empty(len(arrays), object) for name in none}
+    for n, own in enumerate(arrays):
         for name, column in columns.items():
-            column[n] = prompt.arrays.get(name, none[name])
+            column[n] = own.get(name, none[name])
     return columns
 
 

@@ -92,7 +92,7 @@ def packed(prompts: Sequence[Prompt], answers: Sequence[Answer]) -> tuple[list[T
         experts=experts or None,
         heads=[answer.head_TK for answer in answers if answer.head_TK is not None] or None,
     )
-    if shown := picture_columns(prompts):
+    if shown := picture_columns([prompt.arrays for prompt in prompts]):
         block = replace(block, columns={**block.columns, **shown})
     trajectories = [
         _trajectory(row, len(prompt.token_ids), answer)

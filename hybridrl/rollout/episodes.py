@@ -13,9 +13,11 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
+
+import numpy as np
 
 from hybridrl.batch import TokenBlock
 from hybridrl.environments.failures import refuse_failures
@@ -227,9 +229,10 @@ class EpisodeRunner:
             turn: int = 0,
             most: int | None = None,
             stop_token_ids: tuple[int, ...] = (),
+            arrays: Mapping[str, np.ndarray] | None = None,
         ) -> Answer:
             sampling = limited(running.sampling, most, stop_token_ids)
-            return await self._ask(group, running, token_ids, turn, sampling)
+            return await self._ask(group, running, token_ids, turn, sampling, arrays)
 
         task = group.ticket.task
         heldout = group.evaluation is not None
@@ -247,8 +250,11 @@ class EpisodeRunner:
         token_ids: Sequence[int],
         turn: int = 0,
         sampling: Sampling | None = None,
+        arrays: Mapping[str, np.ndarray] | None = None,
     ) -> Answer:
         request = request_of(group.ticket, running, token_ids, turn, sampling or running.sampling)
+        if arrays is not None:
+            request = replace(request, arrays=arrays)
         await self._places.enter(first=turn > 0)
         try:
             if group.cancelled:

@@ -6,14 +6,15 @@ Shape letters: T tokens of the stream, M its turns.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from hybridrl.answer_columns import end_to_end, head_columns
 from hybridrl.batch import TokenBlock
-from hybridrl.columns import TURN_START
+from hybridrl.columns import PIXELS, SIZES, TURN_START
+from hybridrl.models.pictures import picture_columns, pictures_of, stored
 from hybridrl.rollout.answers import spans_of
 from hybridrl.rollout.base import Answer
 from hybridrl.types import Ended, Finish, PolicyVersion, Trajectory
@@ -43,6 +44,20 @@ class TokenStream:
     turns: list[StreamTurn] = field(default_factory=list)
     observed: list[range] = field(default_factory=list)
     """Indices of the tokens that the environment wrote."""
+
+    of_prompt: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """The pictures of the prompt as arrays; {}: the run has no pictures."""
+
+    shown: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    """Further pictures, each with the index of its first token."""
+
+    def pictures(self, length: int) -> Mapping[str, np.ndarray]:
+        """The pictures of the first `length` tokens as arrays; those of the prompt alone are the prompt's."""
+        further = [picture for start, picture in self.shown if start < length]
+        if not further:
+            return self.of_prompt
+        pixels, sizes = stored([*pictures_of(self.of_prompt[PIXELS], self.of_prompt[SIZES]), *further])
+        return {PIXELS: pixels, SIZES: sizes}
 
     def observe(self, token_ids: Sequence[int], said: range = range(0)) -> None:
         """Append tokens that the policy did not sample.
@@ -157,6 +172,7 @@ def block_of(streams: Sequence[TokenStream]) -> TokenBlock:
     heads = [turn.answer.head_TK for stream in streams for turn in stream.turns]
     if asked := [head for head in heads if head is not None]:
         columns |= head_columns(asked, mask_T)
+    columns |= picture_columns([s.pictures(s.length) if s.turns else {} for s in streams])
     prompt_tokens_N = np.array([stream.prompt_tokens for stream in streams], np.int32)
     return TokenBlock(token_T, start_N, prompt_tokens_N, mask_T, columns)
 

@@ -15,7 +15,11 @@ from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+
+from hybridrl.columns import PIXELS, SIZES
 from hybridrl.dialogue.base import Dialogue
+from hybridrl.dialogue.pictures import Decoded, PictureMessages
 from hybridrl.environments.base import (
     EnvironmentFailedError,
     EnvironmentSource,
@@ -25,6 +29,7 @@ from hybridrl.environments.base import (
     ToolSchema,
 )
 from hybridrl.errors import DataError
+from hybridrl.models.pictures import pictures_of
 from hybridrl.rollout.base import Answer
 from hybridrl.rollout.streams import Played, StreamTurn, TokenStream
 from hybridrl.types import Ended, Finish, Prompt
@@ -46,12 +51,14 @@ class AskTurn(Protocol):
         turn: int = 0,
         most: int | None = None,
         stop_token_ids: tuple[int, ...] = (),
+        arrays: Mapping[str, np.ndarray] | None = None,
     ) -> Answer:
         """
         Args:
             turn: number of the answer in its episode; the seed depends on it.
             most: most tokens of the answer; None: as the task says. A task never allows more than it says.
             stop_token_ids: tokens that end this answer, in addition to those of the task.
+            arrays: the pictures that the tokens show; None: those of the prompt.
         """
         ...
 
@@ -142,6 +149,7 @@ class TurnPlayer:
         heldout_turns: int | None = None,
         marks_observations: bool = False,
         frozen: Mapping[int, FrozenPlayer] | None = None,
+        pictures: PictureMessages | None = None,
     ) -> None:
         """
         Args:
@@ -151,7 +159,9 @@ class TurnPlayer:
             marks_observations: column observed says which tokens the environment wrote; otherwise it is
                 False everywhere.
             frozen: role -> who plays it in the policy's place.
+            pictures: reads those of messages; None: the run has none.
         """
+        self._pictures = pictures
         self._frozen = frozen or {}
         self._marks_observations = marks_observations
         self._environments, self._dialogue, self._opening = environments, dialogue, opening
@@ -194,7 +204,7 @@ class TurnPlayer:
                 self._note(attempt, seen)
                 if seen.done:
                     return attempt.end("done")
-                stream = self._hear(attempt, seen)
+                stream = await self._hear(attempt, seen)
                 left = self._most - len(stream.tokens)
                 if left <= 0:
                     return attempt.end("overflow")
@@ -214,14 +224,17 @@ class TurnPlayer:
         finally:
             await environment.close()
 
-    def _hear(self, attempt: _Attempt, seen: Observation) -> TokenStream:
+    async def _hear(self, attempt: _Attempt, seen: Observation) -> TokenStream:
         """Append new messages to the stream of the role that takes the next turn."""
-        messages, dialogue = messages_of(seen), self._dialogue_of(seen.agent)
-        stream = attempt.streams.get(seen.agent)
+        dialogue, stream = self._dialogue_of(seen.agent), attempt.streams.get(seen.agent)
+        messages, shown = await self._read(attempt.prompt, seen)
         if stream is None:
-            stream = attempt.streams[seen.agent] = TokenStream(seen.agent)
-            messages = [*self._opening(attempt.prompt.row), *messages]
+            arrays = attempt.prompt.arrays
+            stream = attempt.streams[seen.agent] = TokenStream(seen.agent, of_prompt=arrays)
+            messages = [*self._opening_of(attempt.prompt), *messages]
+            of_prompt = pictures_of(arrays[PIXELS], arrays[SIZES]) if arrays else ()
             begun = dialogue.begin(messages, attempt.tools)
+            begun = self._placed(attempt, stream, begun, [*of_prompt, *shown], len(of_prompt))
             if not begun:
                 raise DataError(
                     f"the dialogue of {attempt.prompt.uid} begins without a token, and its first answer "
@@ -233,12 +246,56 @@ class TurnPlayer:
         last = stream.turns[-1]
         history, answer = stream.tokens[: last.start], stream.tokens[last.start :]
         added = dialogue.more(history, answer, messages, attempt.tools)
+        added = self._placed(attempt, stream, added, shown)
         said = range(0)
         if self._marks_observations:
             silent = [{**message, "content": ""} for message in messages]
             said = inserted(dialogue.more(history, answer, silent, attempt.tools), added)
         stream.observe(added, said)
         return stream
+
+    async def _read(self, prompt: Prompt, seen: Observation) -> tuple[list[Message], Decoded]:
+        """The messages of an observation, and the pictures in them.
+
+        Raises:
+            EnvironmentFailedError: a picture cannot be read.
+            DataError: there is one, and the run has no pictures.
+        """
+        messages = messages_of(seen)
+        if not any(_has_parts(message) for message in messages):
+            return messages, ()
+        name = self._environments.name(prompt.row)
+        if self._pictures is None:
+            raise DataError(
+                f"environment {name} shows a picture, and data.images is not set",
+                where="data.images",
+                fix="data.images: {} for a model that reads pictures",
+            )
+        try:
+            return await self._pictures.read(messages, f"environment {name}")
+        except DataError as error:
+            raise EnvironmentFailedError(error.what, where=error.where, reason="invalid") from error
+
+    def _opening_of(self, prompt: Prompt) -> Sequence[Message]:
+        messages = self._opening(prompt.row)
+        if self._pictures is None:
+            return messages
+        return self._pictures.opening(messages, prompt.pictures, prompt.uid)
+
+    def _placed(
+        self, attempt: _Attempt, stream: TokenStream, ids: list[int], shown: Decoded, of_prompt: int = 0
+    ) -> list[int]:
+        """Token ids with all placeholders, which are about to be appended to a stream.
+
+        Args:
+            of_prompt: how many of the pictures are the prompt's.
+        """
+        if self._pictures is None:
+            return ids
+        found, starts = self._pictures.expanded(ids, shown, attempt.prompt.uid)
+        first = len(stream.tokens)
+        stream.shown += [(first + at, one) for at, one in zip(starts, shown, strict=True)][of_prompt:]
+        return found
 
     def _dialogue_of(self, agent: int) -> Dialogue:
         return self._frozen[agent].dialogue if agent in self._frozen else self._dialogue
@@ -254,7 +311,8 @@ class TurnPlayer:
         stops = self._dialogue_of(stream.agent).stop_token_ids
         if (player := self._frozen.get(stream.agent)) is not None:
             ask, number = player.ask, zlib.crc32(repr((seed, number, tokens)).encode())
-        return await ask(tokens, turn=number, most=left, stop_token_ids=stops)
+        shown = {"arrays": stream.pictures(len(tokens))} if self._pictures else {}
+        return await ask(tokens, turn=number, most=left, stop_token_ids=stops, **shown)
 
     async def _take_turn(
         self,
@@ -304,6 +362,11 @@ def messages_of(seen: Observation) -> list[Message]:
     if isinstance(seen.messages, str):
         return [{"role": "user", "content": seen.messages}]
     return list(seen.messages)
+
+
+def _has_parts(message: Message) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(part, Mapping) for part in content)
 
 
 def inserted(before: Sequence[int], after: Sequence[int]) -> range:

@@ -1,12 +1,12 @@
 """The pictures of a batch on a trainer rank: which token shows which part of which picture, and where it is.
 
-A placeholder that the policy sampled is a token like any other: only prompts have pictures.
-The features of all pictures of a batch are numbered in one row, each prompt's once.
-Shape letters: T tokens of a block, U tokens of all blocks, W tokens of a microbatch, G prompts that have
-pictures.
+Prompts have pictures, and so has what an environment answers. A placeholder that the policy sampled is like
+any other token. The features of all pictures of a batch are numbered in one row, equal pictures once.
+Shape letters: T tokens of a block, U tokens of all blocks, W tokens of a microbatch, G different pictures.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from hybridrl.models.vision import VisionSpec
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The pictures that a microbatch shows, each prompt's once."""
+    """The pictures that a microbatch shows, equal ones once."""
 
     pixels: tuple[np.ndarray, ...]
     """uint8 [height, width, 3] of each, views of the block's column."""
@@ -48,7 +48,10 @@ class PictureColumns:
         """
         self._vision = vision
         self._first_G: list[int] = []
-        self._pixels_G: list[tuple[np.ndarray, ...]] = []
+        self._pixels_G: list[np.ndarray] = []
+        self._known: dict[bytes, int] = {}
+        """Digest of a picture -> the row of its first feature."""
+
         self._num_features = 0
         num_tokens = sum(len(block.token_T) for block in blocks)
         self._place_3U = np.zeros((3, num_tokens), np.int64)
@@ -68,9 +71,9 @@ class PictureColumns:
         feature_W = np.where(real, self._feature_U[source], -1)
         group_W = np.searchsorted(self._first_feature_G, feature_W, side="right") - 1
         groups = np.unique(group_W[feature_W >= 0])
-        pixels = tuple(picture for group in groups for picture in self._pixels_G[group])
-        sizes = np.array([self._num_tokens(self._pixels_G[group]) for group in groups], np.int64)
-        # Features of the groups that are here, end to end, in place of those of the whole batch.
+        pixels = tuple(self._pixels_G[group] for group in groups)
+        sizes = np.array([self._vision.tokens(*picture.shape[:2]) for picture in pixels], np.int64)
+        # Features of the pictures that are here, end to end, in place of those of the whole batch.
         shift = np.zeros(len(self._first_feature_G) + 1, np.int64)
         shift[groups] = np.cumsum(sizes) - sizes - self._first_feature_G[groups]
         return Shown(
@@ -79,34 +82,58 @@ class PictureColumns:
             Pictures(pixels),
         )
 
-    def _num_tokens(self, pixels: Iterable[np.ndarray]) -> int:
-        return sum(self._vision.tokens(*picture.shape[:2]) for picture in pixels)
-
     def _add(self, block: TokenBlock, at: int) -> None:
-        sizes_N, known = block.columns.get(SIZES), dict[int, tuple[np.ndarray, np.ndarray, int]]()
+        sizes_N, known = block.columns.get(SIZES), dict[tuple[int, bytes], _Row]()
         for n in range(len(block)):
             row, prompt = block.row(n), int(block.prompt_tokens_N[n])
             here = slice(at + row.start, at + row.stop)
             if sizes_N is None or not len(sizes_N[n]):
                 self._place_3U[:, here] = np.arange(row.stop - row.start)
                 continue
-            # All samples of a prompt share its array.
-            found = known.get(id(sizes_N[n]))
+            # Samples of a prompt share its array and its tokens, which are read once.
+            key = id(sizes_N[n]), block.token_T[row][:prompt].tobytes()
+            found = known.get(key)
             if found is None:
                 pixels = pictures_of(block.column(PIXELS)[n], sizes_N[n])
-                tokens_T = block.token_T[row][:prompt]
-                place_3T, after = places(tokens_T, [p.shape[:2] for p in pixels], self._vision)
-                feature_T = self._number(tokens_T == self._vision.image_token, pixels)
-                found = known[id(sizes_N[n])] = place_3T, feature_T, after
-            place_3T, feature_T, after = found
-            middle = here.start + prompt
-            self._place_3U[:, here.start : middle] = place_3T
-            self._place_3U[:, middle : here.stop] = after + np.arange(here.stop - middle)
-            self._feature_U[here.start : middle] = feature_T
+                found = self._read(block, n, prompt, pixels)
+                if len(found.feature_T) == prompt:
+                    known[key] = found
+            end = here.start + len(found.feature_T)
+            self._place_3U[:, here.start : end] = found.place_3T
+            self._place_3U[:, end : here.stop] = found.after + np.arange(here.stop - end)
+            self._feature_U[here.start : end] = found.feature_T
 
-    def _number(self, shows_T: np.ndarray, pixels: tuple[np.ndarray, ...]) -> np.ndarray:
-        first = self._num_features
-        self._first_G.append(first)
-        self._pixels_G.append(pixels)
-        self._num_features += self._num_tokens(pixels)
-        return np.where(shows_T, first + np.cumsum(shows_T) - 1, -1)
+    def _read(self, block: TokenBlock, n: int, prompt: int, pixels: Sequence[np.ndarray]) -> "_Row":
+        """The part of a row up to its last picture, or the prompt if all are in it."""
+        row = block.row(n)
+        # Nothing that was sampled shows a picture.
+        token_T = np.where(block.loss_mask_T[row], -1, block.token_T[row])
+        counts = [self._vision.tokens(*picture.shape[:2]) for picture in pixels]
+        if int((token_T[:prompt] == self._vision.image_token).sum()) >= sum(counts):
+            token_T = token_T[:prompt]
+        place_3T, after = places(token_T, [p.shape[:2] for p in pixels], self._vision)
+        feature_T = np.full(len(token_T), -1)
+        firsts = [self._first_feature(picture, count) for picture, count in zip(pixels, counts, strict=True)]
+        rows = [first + np.arange(count) for first, count in zip(firsts, counts, strict=True)]
+        feature_T[token_T == self._vision.image_token] = np.concatenate(rows)
+        return _Row(place_3T, feature_T, after)
+
+    def _first_feature(self, picture: np.ndarray, count: int) -> int:
+        """The row of the first of a picture's features; the same for equal pictures."""
+        digest = hashlib.blake2b(repr(picture.shape).encode() + picture.tobytes(), digest_size=16).digest()
+        if digest not in self._known:
+            self._known[digest] = self._num_features
+            self._first_G.append(self._num_features)
+            self._pixels_G.append(picture)
+            self._num_features += count
+        return self._known[digest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The beginning of a row, with all of its pictures."""
+
+    place_3T: np.ndarray
+    feature_T: np.ndarray
+    after: int
+    """Place of the next token, from which text counts on."""

@@ -68,7 +68,7 @@ class RolloutWorker:
     async def start(self) -> None:
         self._engine, self._player = around_engine(self._kind.open(self._setup), self._faults), None
         if self._turns is not None:
-            self._environments, self._player = await self._turns.open()
+            self._environments, self._player = await self._turns.open(self._pictures)
         self._runner = self._new_runner()
 
     async def begin_again(self) -> None:

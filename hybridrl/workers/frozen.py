@@ -1,10 +1,11 @@
 """Asks the engines of a frozen player for its answers."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from ray.exceptions import RayError
 
 from hybridrl.config.judge import FrozenConfig
@@ -42,10 +43,12 @@ class AskFrozen:
         turn: int = 0,
         most: int | None = None,
         stop_token_ids: tuple[int, ...] = (),
+        arrays: Mapping[str, np.ndarray] | None = None,
     ) -> Answer:
         """
         Args:
             turn: seed of the answer.
+            arrays: a frozen player sees no pictures, see config/rules/pictures.py.
 
         Raises:
             EnvironmentFailedError: no engine answers: the episode is played again.

@@ -8,9 +8,11 @@ from hybridrl.config.environment import EnvironmentConfig
 from hybridrl.config.judge import FrozenConfig
 from hybridrl.config.program import ProgramConfig
 from hybridrl.config.schema import Config, DataConfig
+from hybridrl.data.pictures import PictureFormat
 from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.dialogue.base import Dialogue
 from hybridrl.dialogue.opened import Opening, open_dialogue, open_episode_dialogue, opening_of
+from hybridrl.dialogue.pictures import PictureMessages
 from hybridrl.environments.hosting import Environments, open_environments
 from hybridrl.gateway.boxed import PORT, BoxedPrograms
 from hybridrl.gateway.conversation import Limits
@@ -89,8 +91,11 @@ class TurnSetup:
             max_response_tokens=cfg.rollout.max_response_tokens,
         )
 
-    async def open(self) -> tuple[Opened, Player]:
+    async def open(self, pictures: PictureFormat | None = None) -> tuple[Opened, Player]:
         """Start environments, or the endpoint of programs.
+
+        Args:
+            pictures: how pictures are given to the model; None: the run has none.
 
         Raises:
             HybridRLError: they cannot be started, or the chat template cannot be used for several turns.
@@ -107,6 +112,7 @@ class TurnSetup:
         try:
             dialogue = open_episode_dialogue(tokenizer, self.model_folder, self.data, with_tools=with_tools)
             frozen = self._frozen_players(with_tools=with_tools)
+            shown = None if pictures is None else PictureMessages(pictures, dialogue)
         except BaseException:
             await environments.close()
             raise
@@ -118,6 +124,7 @@ class TurnSetup:
             heldout_turns=self.heldout_turns,
             marks_observations=self.marks_observations,
             frozen=frozen,
+            pictures=shown,
         )
         return environments, player
 

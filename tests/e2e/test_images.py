@@ -3,6 +3,7 @@ checkpoint."""
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from hybridrl.observe.names import LOGP_GAP
 from hybridrl.types import Prompt
 
 SHAPES = Path(__file__).parents[2] / "configs" / "shapes_vlm.yaml"
+SUPPORT = Path(__file__).parents[1] / "support"
 CHANCE = 0.35
 """More than what is right by chance: one of four colours, in 256 questions."""
 
@@ -32,7 +34,10 @@ pytestmark = pytest.mark.slow
 
 def launch(folder: Path, *arguments: str) -> Path:
     command = [sys.executable, "-m", "hybridrl", "launch", str(SHAPES), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=480, check=False)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=480, check=False, env=variables
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "shapes_vlm"
 
@@ -129,3 +134,20 @@ def test_what_is_not_trained_of_the_tower_is_written_by_the_first_swap_only(
 
 def _is_trained(name: str, mode: str) -> bool:
     return "visual." not in name or (mode == "projector" and "merger" in name)
+
+
+def test_episodes_see_a_picture_in_every_turn(tmp_path: Path) -> None:
+    """Engine and trainer agree on all turns, and an export of such a run on what transformers computes."""
+    keys = (
+        "environment={name: shape_turns:Shapes, max_turns: 3}",
+        "reward=none",
+        "rollout.max_context_tokens=32",
+        "batch={prompts_per_step: 16, minibatch_prompts: 8, epochs: 2}",
+        "actor.optimizer.warmup_steps=1",
+        "data.heldout.size=32",
+    )
+    run = launch(tmp_path, *keys, "run.steps=3")
+    assert all(line[LOGP_GAP] < 2e-5 for line in steps(run)), [line[LOGP_GAP] for line in steps(run)]
+    assert all(2.5 < line["num_turns/mean"] <= 3 for line in steps(run))
+    assert json.loads((run / "summary.json").read_text())["swap_checksums_ok"] is True
+    assert all(len(line["prompt"]) for line in map(json.loads, (run / "rollouts.jsonl").open()))

@@ -60,6 +60,30 @@ def test_steps_on_pictures_equal_those_of_transformers(plain, name, tmp_path):
     _refuse_different(tmp_path / "exported", out / "trained", parts(vision.spec.read(folder)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tp1 in three microbatches", "tp2 sp", "cp2"])
+def test_so_do_steps_on_episodes_whose_later_turns_show_pictures(name, tmp_path):
+    folder = vision.make_model(tmp_path, "qwen3_vl")
+    wanted = vision.learn_plainly(folder, tmp_path, turns=True)
+    shape, cuts = SHAPES[name]
+    ranks = on_ranks(
+        shape.num_ranks,
+        vision.learn,
+        folder,
+        shape,
+        cuts,
+        tmp_path / "gradients",
+        tmp_path / "exported",
+        turns=True,
+    )
+    tower = vision.spec.read(folder).vision
+    block = vision.with_turns(vision.make_block(tower), tower)
+    for found in ranks:
+        assert np.abs(found["logp_T"][block.loss_mask_T] - wanted["logp"]).max() < 2e-5
+        worst = max(found["error"], key=found["error"].get)
+        assert found["error"][worst] < 5e-6, worst
+
+
 def _refuse_different(exported: Path, wanted: Path, of_experts: Mapping[str, Part]) -> None:
     """The exported weights are those of transformers after the same steps. It saves experts transposed."""
     found, plain = (Checkpoint(folder, of_experts) for folder in (exported, wanted))

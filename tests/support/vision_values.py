@@ -68,6 +68,31 @@ def make_block(vision: VisionSpec, seed: int = 0) -> TokenBlock:
     return TokenBlock(block.token_T, block.start_N, block.prompt_tokens_N, block.loss_mask_T, columns)
 
 
+def with_turns(block: TokenBlock, vision: VisionSpec, seed: int = 0) -> TokenBlock:
+    """The same, with a second turn: after its answer each row is shown a picture of its own, and goes on."""
+    draw, side = np.random.default_rng(seed + 1), vision.token_pixels
+    rows, masks = [], []
+    pixels_N, sizes_N = block.column("pixels").copy(), block.column("picture_size").copy()
+    for n in range(len(block)):
+        size = (1 + n % 2, 1 + n % 3)
+        own = draw.integers(0, 256, (size[0] * side, size[1] * side, 3), dtype=np.uint8)
+        pixels_N[n], sizes_N[n] = stored([*pictures_of(pixels_N[n], sizes_N[n]), own])
+        said = [vision.image_start, *[vision.image_token] * (size[0] * size[1]), *draw.integers(0, WORDS, 2)]
+        again = draw.integers(0, WORDS, draw.integers(2, 5))
+        rows.append(np.concatenate([block.token_T[block.row(n)], said, again]))
+        masks.append(
+            np.concatenate([block.loss_mask_T[block.row(n)], [False] * len(said), [True] * len(again)])
+        )
+    start_N = np.cumsum([0, *map(len, rows)])
+    token_T, mask_T = np.concatenate(rows).astype(np.int32), np.concatenate(masks)
+    logp_T, version_T = (
+        np.where(mask_T, -1.0, 0.0).astype(np.float32),
+        np.where(mask_T, 0, -1).astype(np.int32),
+    )
+    columns = {"rollout_logp": logp_T, "version": version_T, "pixels": pixels_N, "picture_size": sizes_N}
+    return TokenBlock(token_T, start_N, block.prompt_tokens_N, mask_T, columns)
+
+
 def make_batch(block: TokenBlock, minibatches: Sequence[Minibatch]) -> RankBatch:
     """The trajectories in two blocks."""
     index = np.arange(COUNT)
@@ -102,12 +127,14 @@ def learn(
     gradients: Path,
     out: Path,
     steps: int = 2,
+    turns: bool = False,
     **changes: Any,
 ) -> dict[str, Any]:
     """Log-probabilities, the largest error of each gradient, steps on one minibatch, an export."""
     vision = spec.read(folder).vision
     assert vision is not None
     block = make_block(vision)
+    block = with_turns(block, vision) if turns else block
     with scenarios.policy(rank, rendezvous, folder, shape, pictures=True, **changes) as trained:
         logp_T = trained.logp(block)
         minibatches = [split(i, scenarios.dp_of(shape), cuts, block) for i in range(steps)]
@@ -172,11 +199,12 @@ def shown(
     }
 
 
-def learn_plainly(folder: Path, out: Path, steps: int = 2) -> dict[str, Any]:
+def learn_plainly(folder: Path, out: Path, steps: int = 2, *, turns: bool = False) -> dict[str, Any]:
     """The same by transformers and torch; the gradients of the first step are a checkpoint."""
     vision, model = spec.read(folder).vision, load_plain(folder)
     assert vision is not None
     block, setup = make_block(vision), values.make_setup(0, "", folder, (1, 1, 1))
+    block = with_turns(block, vision) if turns else block
     advantage_N = np.asarray(make_batch(block, []).advantage_N)
     optimizer = values.plain_adamw(model, setup.actor.optimizer)
     with torch.no_grad():

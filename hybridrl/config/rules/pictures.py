@@ -66,13 +66,16 @@ def pictures_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator
 def _not_yet(config: Config) -> Iterator[tuple[str, bool, str, str, str]]:
     """(key, whether it is set, how it is set, why that cannot be, fix) of everything without pictures."""
     actor, rollout, unseen = config.actor, config.rollout, "it would not see the pictures"
-    several, vpp = "what is said between two answers is text", actor.parallel.vpp
+    several, vpp = "what a program asks is text", actor.parallel.vpp
     first = "features are placed on the first layers, which are one chunk of the model"
     no_gradient = "a microbatch without pictures gives the tower no gradient, and its reduction never starts"
     adapters = "layers of a tower take no adapters, and would be frozen without a word"
     stale = "features of a running request would be those of older weights"
-    yield "environment", config.environment is not None, "environment", several, "remove it, or data.images"
     yield "program", config.program is not None, "program", several, "remove it, or data.images"
+    yield "frozen", config.frozen is not None, "frozen", unseen, "remove it, or data.images"
+    told = config.algorithm.observations.coefficient > 0
+    words = "the placeholders of pictures are no words that could be predicted"
+    yield "algorithm.observations", told, "algorithm.observations", words, "leave it out"
     yield "judge", config.judge is not None, "judge", unseen, "judge with a rule"
     yield "reward_model", config.reward_model is not None, "reward_model", unseen, "judge with a rule"
     dedicated, none = config.reference.parallel is not None, "dedicated ranks get no pictures"

@@ -12,6 +12,9 @@ from typing import Any
 from hybridrl.environments.base import Call, Message, Observation, ToolUse
 from hybridrl.environments.tools.base import LostToolError, Tool, ToolFaultError, WrongCallError
 
+Content = str | Sequence[Any]
+"""A text, or content parts of a message."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRules:
@@ -60,9 +63,10 @@ async def answer(
     results = await asyncio.gather(
         *(_result(call, tools, rules, beyond=i >= rules.max_calls) for i, call in enumerate(calls))
     )
+    most = rules.max_result_characters
     messages = tuple(
-        _message(call, cut_middle(text, rules.max_result_characters), rules, plain)
-        for call, (text, _, _) in zip(calls, results, strict=True)
+        _message(call, _shortened(content, most), rules, plain)
+        for call, (content, _, _) in zip(calls, results, strict=True)
     )
     uses = tuple(use for _, use, _ in results)
     return Answered(messages, uses, tuple(seen for _, _, seen in results if seen is not None))
@@ -78,9 +82,20 @@ def cut_middle(text: str, limit: int) -> str:
     return (text[:head] + mark + text[len(text) - kept // 2 :])[: max(limit, len(mark))]
 
 
+def _shortened(content: Content, most: int) -> Content:
+    if isinstance(content, str):
+        return cut_middle(content, most)
+    return [_shortened_part(part, most) for part in content]
+
+
+def _shortened_part(part: Any, most: int) -> Any:
+    text = part.get("text") if isinstance(part, Mapping) else None
+    return {**part, "text": cut_middle(text, most)} if isinstance(text, str) else part
+
+
 async def _result(
     call: Call, tools: Mapping[str, Tool], rules: CallRules, *, beyond: bool
-) -> tuple[str, ToolUse, Observation | None]:
+) -> tuple[Content, ToolUse, Observation | None]:
     """What the policy reads, the call in metrics, and what the tool observed."""
     began = time.monotonic()
     fault, returned = await _made(call, tools, rules, beyond=beyond)
@@ -89,8 +104,8 @@ async def _result(
     )  # a metric for each name that a policy invents is none
     use = ToolUse(name, time.monotonic() - began, fault)
     if isinstance(returned, Observation):
-        return _text(returned.messages), use, returned
-    return _text(returned), use, None
+        return _content(returned.messages), use, returned
+    return _content(returned), use, None
 
 
 async def _made(call: Call, tools: Mapping[str, Tool], rules: CallRules, *, beyond: bool) -> tuple[str, Any]:
@@ -119,10 +134,31 @@ async def _made(call: Call, tools: Mapping[str, Tool], rules: CallRules, *, beyo
         return "exception", f"Error: {type(error).__name__}: {error}"
 
 
-def _message(call: Call, text: str, rules: CallRules, plain: bool) -> Message:
-    if plain:
-        return {"role": "user", "content": rules.text_result.replace("{result}", text)}
-    return {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": text}
+def _message(call: Call, content: Content, rules: CallRules, plain: bool) -> Message:
+    if not plain:
+        return {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content}
+    if isinstance(content, str):
+        return {"role": "user", "content": rules.text_result.replace("{result}", content)}
+    before, _, after = rules.text_result.partition("{result}")
+    ends = [[{"type": "text", "text": text}] if text else [] for text in (before, after)]
+    return {"role": "user", "content": [*ends[0], *content, *ends[1]]}
+
+
+def _content(returned: Any) -> Content:
+    """What the policy is shown: a text, or parts of which some are pictures."""
+    if _is_messages(returned) and any(isinstance(item["content"], list | tuple) for item in returned):
+        return [part for item in returned for part in _parts(item["content"])]
+    return _text(returned)
+
+
+def _parts(content: Any) -> Sequence[Any]:
+    return list(content) if isinstance(content, list | tuple) else [{"type": "text", "text": str(content)}]
+
+
+def _is_messages(returned: Any) -> bool:
+    return isinstance(returned, list | tuple) and all(
+        isinstance(item, Mapping) and "content" in item for item in returned
+    )
 
 
 def _text(returned: Any) -> str:
@@ -130,8 +166,6 @@ def _text(returned: Any) -> str:
         return returned
     if returned is None:
         return ""
-    if isinstance(returned, (list, tuple)) and all(
-        isinstance(item, Mapping) and "content" in item for item in returned
-    ):
+    if _is_messages(returned):
         return "\n".join(str(item["content"]) for item in returned)
     return json.dumps(returned, default=str, ensure_ascii=False)

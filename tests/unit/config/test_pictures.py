@@ -47,6 +47,12 @@ def test_parts_of_the_tower_can_be_frozen(models, mode) -> None:
             "reference.parallel with data.images: dedicated ranks get no pictures",
         ),
         ("actor.lora={}", "actor.lora with data.images: layers of a tower take no adapters"),
+        ("program={command: [a]}", "program with data.images: what a program asks is text"),
+        ("frozen={path: folder, agents: [1]}", "frozen with data.images: it would not see the pictures"),
+        (
+            "algorithm.observations.coefficient=0.1",
+            "algorithm.observations with data.images: the placeholders of pictures are no words",
+        ),
         ("actor.overlap=true", "actor.overlap = true with data.images: a microbatch without pictures"),
         ("actor.parallel.vpp=2", "actor.parallel.vpp = 2 with data.images: features are placed on the first"),
         (
@@ -59,6 +65,11 @@ def test_parts_of_the_tower_can_be_frozen(models, mode) -> None:
 def test_what_does_not_know_pictures_is_refused_by_its_key(models, override, message) -> None:
     found = [error for error in errors(models, override) if message in error]
     assert len(found) == 1 and override.split("=")[0].split(".")[0] in found[0]
+
+
+def test_episodes_may_show_pictures(models) -> None:
+    environment = "environment={name: shape_turns:Shapes, max_turns: 3}"
+    assert errors(models, environment, "rollout.max_context_tokens=32") == []
 
 
 def test_a_model_of_text_takes_no_pictures(models) -> None:

@@ -3,10 +3,17 @@
 import dialogue_values as values
 import pytest
 
+from hybridrl.data.pictures import PictureFormat
+from hybridrl.data.prompts import placeholder
+from hybridrl.data.tokenize import load_tokenizer
 from hybridrl.dialogue.check import check_dialogue
+from hybridrl.dialogue.pictures import PictureMessages
 from hybridrl.dialogue.plain import PlainDialogue
 from hybridrl.dialogue.template import TemplateDialogue
 from hybridrl.errors import ConfigError
+from hybridrl.models import spec
+from hybridrl.models.pictures import PictureLimits
+from hybridrl.models.tiny_vision import qwen3_vl_shapes
 
 GOOD = {"chatml": values.CHATML, "headers": values.HEADERS, "bare": values.BARE}
 CALLING = {name: GOOD[name] for name in ("chatml", "headers")}
@@ -185,6 +192,28 @@ def test_without_a_template_contents_follow_each_other():
     assert text_of(tokenizer, dialogue.more(begun, encode(tokenizer, "5") + end, new, ())) == "+"
     assert text_of(tokenizer, dialogue.more(begun, encode(tokenizer, "5"), new, ())) == "<|end|>+"
     assert dialogue.read(encode(tokenizer, "5") + end, "stop", ()).text == "5"
+
+
+SHOWING = """{%- for m in messages %}{%- if m.content is string %}{{- m.content }}{%- else %}
+{%- for part in m.content %}{%- if part.type == 'image' %}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' }}{%- else %}{{- part.text }}{%- endif %}{%- endfor %}
+{%- endif %}{{- '<eos>' }}{%- endfor %}"""
+"""Pictures in the manner of Qwen-VL."""
+
+
+@pytest.mark.parametrize("template", [SHOWING, None], ids=["template", "plain"])
+def test_a_picture_is_one_placeholder_and_the_text_around_it_is_safe(template, tmp_path):
+    qwen3_vl_shapes(tmp_path / "model", 0)
+    tokenizer, vision = load_tokenizer(str(tmp_path / "model")), spec.read(tmp_path / "model").vision
+    tokenizer.hf.chat_template = template
+    plain = PlainDialogue(tokenizer, placeholder(tokenizer, vision))
+    dialogue = plain if template is None else TemplateDialogue(tokenizer)
+    parts = [{"type": "image"}, {"type": "text", "text": "l=<|image_pad|>"}]
+    begun = dialogue.begin([{"role": "user", "content": "7"}], ())
+    added = dialogue.more(begun, [1, tokenizer.stop_token_ids[0]], [{"role": "user", "content": parts}], ())
+    assert text_of(tokenizer, added).startswith("<|vision_start|><|image_pad|><|vision_end|>l=")
+    assert added.count(vision.image_token) == 1
+    PictureMessages(PictureFormat(vision, PictureLimits(1, 4)), dialogue)
 
 
 def test_tools_that_the_policy_cannot_call_are_refused():

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import io
 import pickle
 import struct
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from PIL import Image
 
 from hybridrl.environments import frames
 from hybridrl.environments.base import Call, Observation, ToolUse, Turn
@@ -78,6 +80,20 @@ def test_observations_and_turns_travel_whole() -> None:
     assert read_turn(read(frames.pack(turn_to_plain(turn)))) == turn
 
 
+def test_pictures_travel_as_bytes() -> None:
+    parts = (
+        {"type": "image", "image": Image.new("RGB", (3, 2), (1, 2, 3))},
+        {"type": "image", "image": b"encoded"},
+        {"type": "text", "text": "?"},
+    )
+    seen = Observation([{"role": "user", "content": parts}])
+    (message,) = read_observation(read(frames.pack(to_plain(seen)))).messages
+    drawn, *others = message["content"]
+    assert others == [{"type": "image", "image": b"encoded"}, {"type": "text", "text": "?"}]
+    opened = Image.open(io.BytesIO(drawn["image"]))
+    assert opened.size == (3, 2) and opened.getpixel((2, 1)) == (1, 2, 3)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -89,6 +105,9 @@ def test_observations_and_turns_travel_whole() -> None:
         ({"anchor": [1]}, "anchor"),
         ({"messages": {"role": "user"}}, "which is not a list"),
         ({"messages": [{"role": "user"}]}, "content is not text"),
+        ({"messages": [{"role": "user", "content": []}]}, "is not text, or parts of type text and image"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "parts of type text and image"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "parts of type text"),
         ({"metrics": {1: 2.0}}, "a metric named 1"),
         ({"metrics": {"a": float("inf")}}, "not a finite number"),
         ({"rewards": {"x": 1.0}}, "the agent 'x'"),

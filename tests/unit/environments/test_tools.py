@@ -113,6 +113,23 @@ def test_calls_of_a_turn_run_at_the_same_time_up_to_a_number() -> None:
     assert found.messages[0]["content"] == "met" and "may have 3 calls" in found.messages[3]["content"]
 
 
+def test_a_tool_may_return_a_picture() -> None:
+    picture = {"type": "image", "image": b"encoded"}
+
+    def draws(x: int) -> list[dict[str, Any]]:
+        """Draw."""
+        return [{"role": "tool", "content": [{"type": "text", "text": "a" * 300}, picture]}]
+
+    own = {"draws": function_tool(draws, title="tool", where="environment.tools")}
+    for plain in (False, True):
+        done = asyncio.run(answer([Call("draws", {"x": 1}, "a")], own, RULES, plain=plain))
+        (message,) = done.messages
+        *texts, shown = message["content"][: 3 if plain else 2]
+        assert shown == picture and len(texts[-1]["text"]) == 200 and "left out" in texts[-1]["text"]
+        assert message["role"] == ("user" if plain else "tool")
+        assert [part["text"] for part in message["content"] if "text" in part][0].startswith("<r>" * plain)
+
+
 def test_long_results_lose_their_middle() -> None:
     text = cut_middle("a" * 500 + "b" * 500, 200)
     assert len(text) == 200 and text[0] == "a" and text[-1] == "b"
