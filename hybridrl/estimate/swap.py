@@ -1,9 +1,10 @@
 """Plans and proves the weight swap of a run, and compares its bytes per link with the least possible."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
+from hybridrl.layout.base import instance
 from hybridrl.reshard.placement import held_there, needed, place
 from hybridrl.reshard.plan import Job, Transfer, plan
 from hybridrl.reshard.proof import prove
@@ -24,6 +25,9 @@ class SwapEstimate:
     """Tensors on the proved ranks: each element is written once, from a rank that holds it."""
 
     written_bytes: int
+    fixed_bytes: int
+    """Those of parameters that no optimizer step changes: the first swap alone writes them."""
+
     device_bytes: int
     """Bytes that are on the right device already."""
 
@@ -52,12 +56,13 @@ class SwapEstimate:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def estimate(job: Job, element_bytes: int) -> SwapEstimate:
+def estimate(job: Job, element_bytes: int, fixed: Set[str] = frozenset()) -> SwapEstimate:
     """Plan a swap and prove the plan.
 
     Args:
         job: has a topology.
         element_bytes: bytes per element of an engine parameter.
+        fixed: canonical parameters that no optimizer step changes.
 
     Raises:
         LayoutError: the proof fails.
@@ -86,6 +91,7 @@ def estimate(job: Job, element_bytes: int) -> SwapEstimate:
         num_proved_ranks=len(proved),
         num_tensors=proof.num_tensors,
         written_bytes=need * element_bytes,
+        fixed_bytes=sum(_fixed_elements(transfer, fixed) for transfer in every) * element_bytes,
         device_bytes=links["device"] * element_bytes,
         node_bytes=links["node"] * element_bytes,
         remote_bytes=links["remote"] * element_bytes,
@@ -109,6 +115,9 @@ def lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
         f"{_gb(swap.written_bytes)} into {ranks}: {_gb(swap.device_bytes)} are "
         f"on their device, {_gb(swap.node_bytes)} on its node, {_gb(swap.remote_bytes)} on other nodes",
     )
+    if swap.fixed_bytes:
+        text = "of them are written by the first swap only: no optimizer step changes them"
+        yield "", f"{_gb(swap.fixed_bytes)} {text}"
     yield "network", f"{_gb(network)}, {ratio}; a trainer rank sends at most {swap.imbalance:.2f} x the mean"
     shares = ", ".join(f"{name} {share:.1%}" for name, share in swap.held.items())
     yield "placement", f"bytes on their device already: {shares}"
@@ -135,6 +144,12 @@ def _local(job: Job, topology: Topology) -> int:
         for target, rank in places
         if (device := topology.targets[target][rank]) in rank_on
     )
+
+
+def _fixed_elements(transfer: Transfer, fixed: Set[str]) -> int:
+    """Elements of a transfer that belong to fixed parameters."""
+    count = sum(instance(transfer.param, layer) in fixed for layer in transfer.layers)
+    return transfer.elements // len(transfer.layers) * count
 
 
 def _by_link(job: Job, transfers: list[Transfer]) -> dict[str, int]:

@@ -126,12 +126,13 @@ def generate_s(setting: Setting) -> float:
 
 
 def swap_s(swap: SwapEstimate, gpu: GPUModel) -> float:
-    """Seconds of a swap: the bytes of one rank over each link, with the busiest sender on the network."""
-    ranks = swap.num_engine_ranks
+    """Seconds of any swap but the first: the bytes of one rank over each link, with the busiest sender on the
+    network."""
+    ranks, moving = swap.num_engine_ranks, 1 - swap.fixed_bytes / max(1, swap.written_bytes)
     local = 2 * swap.device_bytes / (gpu.hbm_bytes_s * _HBM)
     node = swap.node_bytes / (gpu.nvlink_bytes_s * _LINK)
     remote = swap.remote_bytes * swap.imbalance / (gpu.network_bytes_s * _LINK)
-    return (local + node + remote) / ranks
+    return moving * (local + node + remote) / ranks
 
 
 def recomputed_tokens(setting: Setting) -> float:

@@ -13,6 +13,7 @@ from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError, LayoutError, ResourceError, refuse
 from hybridrl.estimate import memory, swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
+from hybridrl.estimate.fixed import fixed
 from hybridrl.estimate.gpus import GPUS, GPUModel, recognise
 from hybridrl.estimate.search import Proposal, search
 from hybridrl.estimate.served import served_models, weights_too_large
@@ -70,7 +71,7 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     moved = None
     if refusal is None and model.has_table:
         job = swap_job(_on_nodes_of(setting, loaded.config) if request.gpus else loaded.config, model)
-        moved = swap.estimate(job, setting.engine_bytes)
+        moved = swap.estimate(job, setting.engine_bytes, fixed(setting))
     proposals = tuple(search(setting)) if gpu and request.search else ()
     return Plan(
         setting=setting,
