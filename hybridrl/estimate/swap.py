@@ -26,7 +26,7 @@ class SwapEstimate:
 
     written_bytes: int
     fixed_bytes: int
-    """Those of parameters that no optimizer step changes: the first swap alone writes them."""
+    """Bytes of parameters that no optimizer step changes: the first swap alone writes them."""
 
     device_bytes: int
     """Bytes that are on the right device already."""

@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 class Part(NamedTuple):
-    """Where the tensor [rows, columns] of one expert is."""
+    """The place of the tensor [rows, columns] of one expert in a checkpoint."""
 
     tensor: str
     """The tensor in the file."""
