@@ -2,12 +2,14 @@
 
 A token is [text, kind, advantage, difference]: kind 0 is the prompt, 1 what the policy generated and trains
 on, 2 what it read in between. The difference is the trainer's log-probability minus the engine's. A long
-trajectory keeps its two ends, and says how many tokens are left out.
+trajectory keeps its two ends, and says how many tokens are left out. The placeholders of a picture are one
+token with their number: "<|image_pad|> x 256".
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ def rollout_of(
     """A line of the file. "step" is its first key, so that lines can be found without parsing them."""
     gold = in_row(prompt.row, columns.answer)
     advantage = None if batch.advantage_N is None else _short(batch.advantage_N[found.index])
-    tokens = list(_tokens(found, pieces))
+    tokens = list(_counted(_tokens(found, pieces)))
+    left_out = max(0, len(tokens) - _FIRST - _LAST)
     return {
         "step": batch.step,
         "why": list(why),
@@ -63,9 +66,18 @@ def rollout_of(
         **({"pictures": small} if (small := thumbnails(prompt.pictures)) else {}),
         "gold": None if gold is None else str(gold),
         "num_tokens": len(found.token_ids),
-        "left_out_after": _FIRST if len(tokens) > _FIRST + _LAST else None,
-        "tokens": tokens if len(tokens) <= _FIRST + _LAST else [*tokens[:_FIRST], *tokens[-_LAST:]],
+        "left_out_after": _FIRST if left_out else None,
+        "left_out": left_out,
+        "tokens": [*tokens[:_FIRST], *tokens[-_LAST:]] if left_out else tokens,
     }
+
+
+def _counted(tokens: Iterable[list[Any]]) -> Iterator[list[Any]]:
+    """Special tokens that were not trained on: equal ones in a row are one with their number."""
+    for (text, kind), same in groupby(tokens, key=lambda token: token[:2]):
+        found = list(same)
+        special = kind != TRAINED and text.startswith("<") and text.endswith(">")
+        yield from [[f"{text} x {len(found)}", kind, None, None]] if special and len(found) > 1 else found
 
 
 def _tokens(found: InspectedTrajectory, pieces: Pieces) -> Iterator[list[Any]]:

@@ -49,7 +49,7 @@ def _rollout(one: dict[str, Any]) -> str:
     return (
         f'<article class="rollout"><h3>{escaped(title)}</h3>{facts(_facts(one))}{_pictures(one)}'
         f'<div class="tokens" tabindex="0" role="region" aria-label="tokens of {escaped(title)}">'
-        f"{_turns(tokens, one['left_out_after'], one['num_tokens'])}</div></article>"
+        f"{_turns(tokens, one['left_out_after'], _left_out(one))}</div></article>"
     )
 
 
@@ -80,7 +80,12 @@ def _facts(one: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, text) for name, text in pairs if text is not None]
 
 
-def _turns(tokens: Sequence[Sequence[Any]], left_out_after: int | None, num_tokens: int) -> str:
+def _left_out(one: dict[str, Any]) -> int:
+    """How many tokens are not in the line; older files do not say."""
+    return one.get("left_out", one["num_tokens"] - len(one["tokens"]))
+
+
+def _turns(tokens: Sequence[Sequence[Any]], left_out_after: int | None, left_out: int) -> str:
     """All tokens; the policy's turns and what it read are blocks of their own."""
     most = {
         column: max((abs(token[column]) for token in tokens if token[column] is not None), default=0.0)
@@ -89,7 +94,7 @@ def _turns(tokens: Sequence[Sequence[Any]], left_out_after: int | None, num_toke
     shown, kind = [], None
     for i, token in enumerate(tokens):
         if i == left_out_after:
-            shown.append(f'<span class="gap">… {num_tokens - len(tokens):,} tokens …</span>')
+            shown.append(f'<span class="gap">… {left_out:,} tokens …</span>')
         if token[1] != kind:
             shown.append(f'{"" if kind is None else "</span>"}<span class="{_KINDS[token[1]]}">')
             kind = token[1]

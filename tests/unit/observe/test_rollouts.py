@@ -54,8 +54,21 @@ def test_what_was_not_computed_is_not_shown_as_zero() -> None:
 
 def test_a_long_trajectory_keeps_its_two_ends() -> None:
     found = line(inspected((False, *[True] * 999)))
-    assert found["num_tokens"] == 1000 and found["left_out_after"] == 400
+    assert (found["num_tokens"], found["left_out_after"], found["left_out"]) == (1000, 400, 400)
     assert [text for text, *_ in found["tokens"]] == as_numbers([*range(400), *range(800, 1000)])
+
+
+def test_the_placeholders_of_a_picture_are_one_token_with_their_number() -> None:
+    words = {0: "<|image_pad|>", 1: "a", 2: "<|image_pad|>"}
+    shown = inspected((False,) * 700 + (True, True), token_ids=(*[0] * 698, 1, 1, 2, 2))
+    batch = values.batch([[values.trajectory(1.0, right=1.0)]], step=1)
+    told = {"prompt": batch.groups[0].prompt, "columns": Columns("prompt", "answer"), "why": ["best"]}
+    pieces = lambda ids: [words[i] for i in ids]
+    found = rollout_of(batch, shown, next(batch.trajectories), **told, pieces=pieces)
+    texts = [text for text, *_ in found["tokens"]]
+    pad = "<|image_pad|>"
+    assert texts == [pad, f"{pad} x 697", "a", "a", pad, pad]
+    assert (found["num_tokens"], found["left_out"]) == (702, 0)
 
 
 def test_a_file_is_read_step_by_step_and_a_resume_drops_later_steps(tmp_path: Path) -> None:
