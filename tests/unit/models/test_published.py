@@ -26,6 +26,7 @@ NUM_WEIGHTS = {
     "Qwen/Qwen3-235B-A22B": 235_093_634_560,
     "Qwen/Qwen2.5-VL-7B": 8_292_166_656,
     "Qwen/Qwen3-VL-8B": 8_767_123_696,
+    "Qwen/Qwen3-VL-30B-A3B": 31_070_754_032,
     "meta-llama/Llama-3.1-8B": 8_030_261_248,
     "meta-llama/Llama-3.1-70B": 70_553_706_496,
     "meta-llama/Llama-3.3-70B": 70_553_706_496,
