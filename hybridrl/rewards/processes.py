@@ -5,7 +5,6 @@ import fcntl
 import os
 import pickle
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any
 
 from hybridrl.errors import DeadlineError, HybridRLError, RewardError, WorkerError
@@ -182,7 +182,7 @@ class ForkServer:
         """
         give_up = time.monotonic() + limit_s
         while (left_s := give_up - time.monotonic()) > 0:
-            if not select.select([self._control], [], [], left_s)[0]:
+            if not wait([self._control], left_s):  # select() takes no descriptor above 1023
                 break
             data = self._control.recv(1 << 16)
             if not data:

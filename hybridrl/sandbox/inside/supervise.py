@@ -144,11 +144,16 @@ def has_children() -> bool:
 def poll(outputs: Iterable[Output], writes: Iterable[int], reads: Iterable[int], wait_s: float) -> set[int]:
     """Wait for descriptors, and read the outputs that have something. Returns the other ready ones."""
     watched = {output.fd: output for output in outputs if output.open}
-    ready, writable, _ = select.select([*watched, *reads], list(writes), [], wait_s)
-    for fd in ready:
-        if fd in watched:
-            watched[fd].read()
-    return {fd for fd in (*ready, *writable) if fd not in watched}
+    asked = dict.fromkeys((*watched, *reads), select.POLLIN)
+    for fd in writes:
+        asked[fd] = asked.get(fd, 0) | select.POLLOUT
+    poller = select.poll()  # select() takes no descriptor above 1023
+    for fd, events in asked.items():
+        poller.register(fd, events)
+    ready = {fd for fd, _ in poller.poll(math.ceil(wait_s * 1000))}
+    for fd in ready & watched.keys():
+        watched[fd].read()
+    return ready - watched.keys()
 
 
 def drain(outputs: Iterable[Output]) -> None:

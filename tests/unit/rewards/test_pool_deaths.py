@@ -1,6 +1,7 @@
 """Scoring processes that somebody else ends while they score or wait."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -73,3 +74,15 @@ def test_a_scorer_that_is_closed_while_it_scores_says_so(scorer, module, tmp_pat
     assert [(type(error), str(error)) for error in raised] == [
         (WorkerError, f"the scoring processes of reward {path}:reward were ended while they scored")
     ]
+
+
+def test_a_process_with_thousands_of_open_files_has_a_scorer_too(scorer, module):
+    name = module("def reward(answer, row): return 1.0")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2048), max(before[1], 2048)))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert scorer(f"{name}:reward").score(["a"], [{}], ["a"]) == [Score(1.0, {})]
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -50,6 +51,17 @@ def test_a_program_gets_files_and_stdin_and_gives_its_output_and_code(kind):
     assert (result.ended, result.code, result.stderr) == ("error", 3, b"x\n")
     assert result.stdout == b"file " + b"in" * 100_000 + b"\n"
     assert result.text.endswith("x\n[exit code 3]")
+
+
+def test_an_owner_with_thousands_of_open_files_has_boxes_too(kind):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 2048), max(before[1], 2048)))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert in_box(kind, lambda box: box.run(["python3", "-c", "print(1)"])).stdout == b"1\n"
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def test_a_program_that_does_not_exist_says_so(kind):
