@@ -150,4 +150,6 @@ def test_episodes_see_a_picture_in_every_turn(tmp_path: Path) -> None:
     run = launch(tmp_path, *keys, "run.steps=3")
     assert all(line[LOGP_GAP] < 2e-5 for line in steps(run)), [line[LOGP_GAP] for line in steps(run)]
     assert all(2.5 < line["num_turns/mean"] <= 3 for line in steps(run))
+    cached = [line["rollout/cached_share"] for line in steps(run)]  # pictures of earlier turns included
+    assert min(cached) > 0.3, cached
     assert json.loads((run / "summary.json").read_text())["swap_checksums_ok"] is True
