@@ -113,6 +113,8 @@ def question(prompt: Prompt, prompt_field: str) -> str:
     value: Any = prompt.row.get(prompt_field, "")
     if isinstance(value, (list, tuple)) and value and isinstance(value[-1], dict):
         value = value[-1].get("content", "")
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):  # texts and pictures
+        value = "".join(str(part.get("text", "<image>")) for part in value)
     return str(value)
 
 

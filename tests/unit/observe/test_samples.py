@@ -89,6 +89,8 @@ def test_a_chat_prompt_shows_its_last_message() -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "7+5="}]
     assert question(Prompt("a", (1,), {"q": messages}), "q") == "7+5="
     assert question(Prompt("a", (1,), {}), "q") == ""
+    shown = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    assert question(Prompt("a", (1,), {"q": shown}), "q") == "<image>what?"
 
 
 def test_an_episode_shows_its_turns_and_what_was_read(tmp_path) -> None:
