@@ -24,8 +24,9 @@ _PORTS = range(20_000, 30_000, 8)
 engine with several parts also uses the six ports after its own.
 """
 
-_GROUPS = 4
-"""Largest number of groups of ranks in a run: trainer, critic, reference and reward model."""
+_GROUPS = 5
+"""Largest number of groups of ranks in a run: trainer, critic, reference, reward model, and trainer with
+receivers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ class ClusterConfig(Section):
 
     placement: Literal["colocated", "separate"] = "colocated"
     """colocated: trainer and engines share the devices and take turns. separate: engines have dedicated
-    devices, which is not supported yet."""
+    devices: the last rollout.num_engines x rollout.parallel.tp GPUs, or without GPUs processes and, if there
+    are several nodes, the last ones. It is for batch.max_lag above 0."""
 
     start_timeout_s: PositiveFloat = 600.0
     """Seconds within which nodes, workers and engines must be up."""

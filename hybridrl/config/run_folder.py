@@ -45,6 +45,7 @@ MAY_CHANGE = frozenset(
         "rollout.alive_timeout_s",
         "cluster.nodes",
         "cluster.gpus_per_node",
+        "cluster.placement",
         "cluster.start_timeout_s",
         "cluster.step_timeout_s",
         "observe.sinks",

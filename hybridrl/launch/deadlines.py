@@ -8,7 +8,14 @@ from hybridrl.config.cluster import ClusterConfig
 CALLS: Mapping[str, tuple[str, ...]] = {
     "dispatch_s": (
         *("submit", "cancel", "usage", "abort", "continue_", "plant", "connect", "plan_fields"),
-        *("weight_dtypes", "open_buckets", "plan_buckets", "keep_groups", "export_parameters"),
+        *(
+            "fixed_parameters",
+            "weight_dtypes",
+            "open_buckets",
+            "plan_buckets",
+            "keep_groups",
+            "export_parameters",
+        ),
         "probe_loader",
     ),
     "generate_s": ("finished", "generate", "request", "pause", "release_cache", "begin_swap"),

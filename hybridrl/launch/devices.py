@@ -1,8 +1,9 @@
 """Which GPU every worker of a run computes on.
 
-Trainer and engines are colocated: the ranks of each fill the GPUs of the nodes in order. Engine ranks are
-then permuted inside their node so that most bytes of an engine rank are on its GPU already. A process sees
-its own GPUs only.
+Colocated trainer and engines: the ranks of each fill the GPUs of the nodes in order. Engine ranks are then
+permuted inside their node so that most bytes of an engine rank are on its GPU already. Separate ones: trainer
+ranks fill the first GPUs and engine ranks the last ones, each with a receiver. A process sees its own GPUs
+only.
 """
 
 from collections import Counter
@@ -37,7 +38,7 @@ def environment(interface: str, gpus: str, *, trains: bool) -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class Devices:
     topology: Topology | None
-    """Devices of trainer ranks and engine ranks; None: there is one node, without GPUs."""
+    """Devices of trainer ranks and engine ranks; None: there is one node, without GPUs, and all share it."""
 
     visible: Visible
     """Visible GPUs of every group; empty without GPUs."""
@@ -61,7 +62,7 @@ class Devices:
             engine: layout of every engine.
         """
         if not cfg.cluster.gpus_per_node:
-            return cls(placement.topology(engine.world_size), {})
+            return cls(placement.topology(engine.world_size, parts=parts), {})
         size = cfg.cluster.gpus_per_node
         numbered = placement.topology(engine.world_size, size, parts=parts)
         assert numbered is not None, "there are GPUs"
@@ -90,6 +91,7 @@ class Devices:
             for ranks in topology.targets
         ]
         visible["engine"] = [gpus[0] for gpus in of_engines]
+        visible["engine receiver"] = [name(device) for device in topology.agents]
         visible["engine part"] = [part for gpus in of_engines for part in gpus[1:]]
         return cls(topology, visible)
 

@@ -97,7 +97,7 @@ class RLRun(Run[Config, RunObserver]):
         self._faults, self._restarts = [replace(fault, record=record) for fault in faults], restarts
         self._address = address_of(cfg.cluster.ray) if on == "ray" else None
         self._machine, self._shape = Machine.here(), RunShape.of(cfg)
-        self._placement = Placement.of(self._shape, cfg.cluster.nodes)
+        self._placement = Placement.of_config(cfg)
 
     @property
     def about_itself(self) -> Sequence[tuple[str, str]]:
@@ -242,6 +242,7 @@ class RLRun(Run[Config, RunObserver]):
             self.observe.warn,
             starts.devices.topology,
             cfg.rollout.swap,
+            workers.receivers,
         )
         workers.rollout.engines.give_weights = sync.join
         return workers.trainer, self._roles(workers, sync)

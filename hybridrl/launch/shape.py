@@ -52,7 +52,8 @@ def trainer_layout(
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The node of every worker: ranks of the trainer and engines are spread so that each node has both."""
+    """The node of every worker: ranks of the trainer and engines are spread so that each node has both. If
+    engines have dedicated devices, these are the last ones, and the trainer's models are on the others."""
 
     trainer: tuple[int, ...]
     """Node of each rank."""
@@ -71,27 +72,44 @@ class Placement:
     frozen: tuple[int, ...] = ()
     """Node of each engine of the frozen player."""
 
+    receiver: tuple[int, ...] = ()
+    """Node of the receiver of each rank of each engine, if engines have dedicated devices."""
+
     @classmethod
-    def of(cls, shape: RunShape, num_nodes: int) -> "Placement":
+    def of_config(cls, cfg: Config) -> "Placement":
+        cluster = cfg.cluster
+        return cls.of(RunShape.of(cfg), cluster.nodes, gpus_per_node=cluster.gpus_per_node)
+
+    @classmethod
+    def of(cls, shape: RunShape, num_nodes: int, *, gpus_per_node: int | None = None) -> "Placement":
         """Neighbouring ranks share a node. Rewards are computed on the first node, where the controller
         is."""
+        engines = _spread(shape.num_engines * shape.engine_parts, num_nodes)
+        trainer, receiver = _spread(shape.trainer_ranks, num_nodes), ()
+        if shape.separate:
+            trainer, engines = _dedicated_nodes(shape, num_nodes, gpus_per_node or 0)
+            receiver = tuple(n for n in engines for _ in range(shape.engine.tp // shape.engine_parts))
+            num_nodes = max(trainer) + 1
         shardings = (shape.critic, shape.reference, shape.reward_model)
         dedicated = [_spread(sharding.num_ranks if sharding else 0, num_nodes) for sharding in shardings]
-        engines = _spread(shape.num_engines * shape.engine_parts, num_nodes)
         served = {
             "judge": _spread(shape.judge_engines, num_nodes),
             "frozen": _spread(shape.frozen_engines, num_nodes),
         }
-        return cls(_spread(shape.trainer_ranks, num_nodes), engines, (0,), *dedicated, **served)
+        return cls(trainer, engines, (0,), *dedicated, **served, receiver=receiver)
 
     def topology(self, engine_ranks: int, gpus_per_node: int = 0, *, parts: int = 1) -> Topology | None:
-        """Which trainer ranks and engine ranks share a device; None: there is one node, without GPUs.
+        """Which trainer ranks and engine ranks share a device; None: there is one node, without GPUs, and
+        all share it.
 
         Args:
             engine_ranks: ranks of each engine.
             parts: nodes that each engine spans.
-            gpus_per_node: 0: each trainer rank is a device, which engine ranks of its node share.
+            gpus_per_node: 0: each trainer rank is a device, which engine ranks of its node share; if engines
+                have dedicated devices, each of their ranks is a device too.
         """
+        if self.receiver:
+            return self._separate(engine_ranks, gpus_per_node)
         if not gpus_per_node and {*self.trainer, *self.engine} == {0}:
             return None
         assert {*self.engine} <= {*self.trainer}, "every node has a trainer rank"
@@ -102,11 +120,21 @@ class Placement:
         targets = tuple(zip(*[iter(of_engines)] * engine_ranks, strict=True))
         return Topology(tuple(devices(self.trainer, size, ranks_on)), targets, size)
 
+    def _separate(self, engine_ranks: int, gpus_per_node: int) -> Topology:
+        """Every device has a trainer rank or an engine rank, and that one a receiver."""
+        every = (*self.trainer, *self.receiver)
+        size = gpus_per_node or max(Counter(every).values())
+        numbers = devices(every, size)
+        of_engines = tuple(numbers[len(self.trainer) :])
+        targets = tuple(zip(*[iter(of_engines)] * engine_ranks, strict=True))
+        return Topology(tuple(numbers[: len(self.trainer)]), targets, size, of_engines)
+
     @property
     def per_node(self) -> list[int]:
         """Workers on each node."""
         dedicated = (*self.critic, *self.reference, *self.reward_model)
-        nodes = (*self.trainer, *self.engine, *self.reward, *dedicated, *self.judge, *self.frozen)
+        served = (*self.engine, *self.receiver, *self.judge, *self.frozen)
+        nodes = (*self.trainer, *self.reward, *dedicated, *served)
         return [nodes.count(node) for node in range(max(nodes) + 1)]
 
 
@@ -122,6 +150,26 @@ def devices(nodes: Iterable[int], size: int, used: Mapping[int, int] | None = No
         found.append(node * size + taken[node] % (used[node] if used else size))
         taken[node] += 1
     return found
+
+
+def _dedicated_nodes(
+    shape: RunShape, num_nodes: int, per_node: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Nodes of the trainer's ranks, which fill the first devices, and of the engines' parts, which fill the
+    last ones.
+
+    Args:
+        per_node: GPUs of a node; 0: nodes are only divided between the two, as one engine part a node.
+    """
+    parts = shape.num_engines * shape.engine_parts
+    if not per_node:
+        others = min(parts, num_nodes - 1)
+        trainer, engines = _spread(shape.trainer_ranks, num_nodes - others), _spread(parts, max(1, others))
+        return trainer, tuple(num_nodes - max(1, others) + node for node in engines)
+    share = shape.engine.tp // shape.engine_parts
+    first = num_nodes * per_node - parts * share
+    trainer = tuple(rank // per_node for rank in range(shape.trainer_ranks))
+    return trainer, tuple((first + part * share) // per_node for part in range(parts))
 
 
 def _spread(count: int, num_nodes: int) -> tuple[int, ...]:

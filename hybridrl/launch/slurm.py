@@ -16,7 +16,6 @@ from hybridrl.cluster import slurm
 from hybridrl.config.cluster import ClusterConfig, ContainerConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import RunFolder, path_of
-from hybridrl.config.run_shape import RunShape
 from hybridrl.errors import ConfigError, ResourceError, RunFolderError
 from hybridrl.launch.preflight import Say
 from hybridrl.launch.shape import Placement, RunFiles
@@ -98,7 +97,7 @@ def script(loaded: LoadedConfig, overrides: Sequence[str], files: RunFiles, *, f
         "python": "python" if asked.container else sys.executable,
         "setup": "\n".join(asked.setup),
         "interface": asked.interface or "",
-        "slots": str(max(Placement.of(RunShape.of(cfg), cluster.nodes).per_node)),
+        "slots": str(max(Placement.of_config(cfg).per_node)),
         "gpus": str(cluster.gpus_per_node or 0),
         "start_timeout_s": f"{cluster.start_timeout_s:.0f}",
         "max_requeues": str(asked.max_requeues),

@@ -21,12 +21,14 @@ from hybridrl.launch.inject import plant
 from hybridrl.launch.ray_cluster import Cluster
 from hybridrl.launch.served_engines import ServedEngines
 from hybridrl.launch.shape import Placement, RunFiles
+from hybridrl.launch.start_receivers import start_receivers
 from hybridrl.launch.start_trainers import Trainers
 from hybridrl.observe.progress import Advance
 from hybridrl.trainer.checkpoints import Checkpoint
 from hybridrl.trainer.store import Mirror
 from hybridrl.workers.environment_hosts import EnvironmentHost
 from hybridrl.workers.judge import RayJudge
+from hybridrl.workers.receivers import Receivers
 from hybridrl.workers.reward import RayReward, RewardWorker
 from hybridrl.workers.reward_model_ranks import RayRewardModel
 from hybridrl.workers.rollout import RayRollout
@@ -52,6 +54,8 @@ class Workers:
     """Engines of the frozen player."""
 
     judge: RayJudge | None
+    receivers: Receivers | None = None
+    """Receivers of engines on dedicated devices; None: engines share the trainer's."""
 
     async def stop(self) -> None:
         """Stop what has processes of its own; errors are dropped, because this also ends a run that
@@ -68,15 +72,19 @@ class Workers:
     @property
     def groups(self) -> list[WorkerGroup]:
         judges = self.reward_model.own_workers if self.reward_model else []
-        others = [*judges, *self.hosts, *self.frozen_players]
+        others = [*judges, *self.hosts, *self.frozen_players, *self.beside_engines]
         return [*self.rollout.groups, *self.trainer.groups, *self.rule.groups, *others]
 
     @property
     def training(self) -> list[WorkerGroup]:
         """The workers that start again if one of them dies, while the others stay: trainer ranks of all
-        models, and workers of the reward."""
+        models, workers of the reward, and receivers, whose process group has trainer ranks in it."""
         judges = self.reward_model.own_workers if self.reward_model else []
-        return [*self.trainer.groups, self.rule.workers, *judges]
+        return [*self.trainer.groups, self.rule.workers, *judges, *self.beside_engines]
+
+    @property
+    def beside_engines(self) -> list[WorkerGroup]:
+        return [self.receivers.workers] if self.receivers else []
 
     @property
     def hosts(self) -> list[WorkerGroup]:
@@ -159,9 +167,9 @@ class Starts:
         *,
         again: bool = False,
     ) -> list[str]:
-        """Build models and engines. On GPUs the engines start before the trainer: an engine claims its share
-        of the memory that is free on its GPU; the trainer gets the rest, and this share too while the engine
-        sleeps.
+        """Build models and engines. On GPUs that they share, the engines start before the trainer: an engine
+        claims its share of the memory that is free on its GPU; the trainer gets the rest, and this share too
+        while the engine sleeps.
 
         Args:
             faults: those that the workers are to suffer.
@@ -185,7 +193,8 @@ class Starts:
         )
         start_served = partial(ready.after, partial(workers.start_served, timeout_s), of(served))
         start_engines = [] if again else [partial(ready.after, rollout.start, rollout.groups)]
-        engines_first, others = bool(self.devices.visible), list[Awaitable[Any]]()
+        engines_first = bool(self.devices.visible) and not self.shape.separate
+        others = list[Awaitable[Any]]()
         if engines_first:
             for start in (start_served, *start_engines):
                 await start()  # engines that are not trained take their memory before the others
@@ -196,7 +205,7 @@ class Starts:
             others.append(ready.after(judges.build, judges.own_workers))
         folder, step = (checkpoint.folder, checkpoint.step) if checkpoint else (None, 0)
         build = partial(workers.trainer.build, folder, step)
-        build = ready.after(build, of([*workers.trainer.groups, *workers.hosts]))
+        build = ready.after(build, of([*workers.trainer.groups, *workers.hosts, *workers.beside_engines]))
         notes, _ = await asyncio.gather(build, asyncio.gather(*others))
         return notes
 
@@ -210,7 +219,9 @@ class Starts:
         rule = self._start("reward", RewardWorker, [(cfg.reward, cfg.model.path)], self.placement.reward)
         reward_model = trainers.reward_model(self._start, trainer)
         reward = RayReward(rule, cfg.cluster, judge)
-        return Workers(rollout, trainer, reward, reward_model, hosts, frozen, judge)
+        topology, rendezvous = self.devices.topology, self.cluster.rendezvous
+        receivers = start_receivers(cfg, self.shape, self.placement, topology, rendezvous, self._start)
+        return Workers(rollout, trainer, reward, reward_model, hosts, frozen, judge, receivers)
 
     def _start(self, name: str, worker: Any, arguments: Sequence[tuple], nodes: Sequence[int]) -> WorkerGroup:
         return self.cluster.start(self.devices.visible, name, worker, arguments, nodes)

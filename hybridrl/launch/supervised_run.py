@@ -11,7 +11,7 @@ from hybridrl.config.kind_names import KindOfConfig
 from hybridrl.config.kinds import load_for
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.run_folder import path_of
-from hybridrl.config.run_shape import with_dp
+from hybridrl.config.run_shape import trainer_gpus, with_dp
 from hybridrl.config.schema import SourceConfig
 from hybridrl.config.sft_rm import RMConfig, SFTConfig, SupervisedConfig
 from hybridrl.controller import supervised_loop as loop
@@ -239,7 +239,7 @@ class ExampleRun(Run[SupervisedConfig, ExampleRunObserver]):
         mode = "required" if resume else "never"
         super().__init__(loaded, loaded.config, model, terminal, stop, resume=mode)
         self._model_folder, self._data, self._machine = model_folder, data, machine
-        self._parallel = with_dp(self.cfg.actor.parallel, self.cfg.cluster)
+        self._parallel = with_dp(self.cfg.actor.parallel, trainer_gpus(self.cfg))
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules import RuleContext, check
 from hybridrl.config.rules.gpus import gpus_are_there
 from hybridrl.config.rules.parallel import trainer_shardings
-from hybridrl.config.run_shape import with_dp
+from hybridrl.config.run_shape import trainer_gpus, with_dp
 from hybridrl.config.schema import Config
 from hybridrl.errors import Absence, AbsentDataError, ConfigError, HybridRLError, ResourceError, refuse
 from hybridrl.estimate.gpus import name_of
@@ -188,8 +188,7 @@ def _model(loaded: LoadedConfig[Any]) -> tuple[ModelSpec | None, list[HybridRLEr
 
 
 def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[HybridRLError]:
-    """Errors of the algorithm's plug-ins and of the reward, and of engines on dedicated devices."""
-    yield from _separate_engines(loaded)
+    """Errors of the algorithm's plug-ins and of the reward."""
     reward, algorithm = loaded.config.reward, loaded.config.algorithm
     errors = list(algorithm_fits_the_run(loaded, context))
     yield from errors
@@ -206,17 +205,6 @@ def _run_errors(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[
         yield from map(loaded.locate, (*unsafe_endpoint(program), *unfit_box(program)))
     if ":" not in reward.name:  # code from outside is loaded in a process that can be killed
         yield from _refusals(loaded, lambda: load_reward(reward.name, reward.options, where="reward"))
-
-
-def _separate_engines(loaded: LoadedConfig[Config]) -> Iterator[ResourceError]:
-    """Refuse engines on dedicated devices: nothing places them there yet."""
-    if loaded.config.cluster.placement == "separate":
-        yield ResourceError(
-            "cluster.placement = separate: engines on dedicated devices are not supported yet: workers are "
-            "placed, and weights are written, as if trainer and engines shared every device",
-            where=loaded.where("cluster.placement"),
-            fix="cluster.placement=colocated, the default",
-        )
 
 
 def _unfit_model(loaded: LoadedConfig[Any], model: ModelSpec | None) -> Iterator[HybridRLError]:
@@ -261,7 +249,7 @@ def _layout_errors(loaded: LoadedConfig[Any], model: ModelSpec) -> list[HybridRL
     """Errors that only the layout of the shards shows; checked if no rule refuses the config."""
     cfg, errors = loaded.config, list[HybridRLError]()
     for key, sharding in trainer_shardings(cfg):
-        whole = with_dp(sharding, cfg.cluster)
+        whole = with_dp(sharding, trainer_gpus(cfg))
         for error in _refusals(loaded, lambda whole=whole: trainer_layout(cfg, model, whole)):
             errors.append(ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix))
     if isinstance(cfg, Config):

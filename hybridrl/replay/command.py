@@ -119,7 +119,12 @@ def setup_of(folder: Path) -> tuple[PolicySetup, float]:
             fix="run hybridrl replay in the folder where the run was launched",
         )
     shape = RunShape.of(cfg)
-    setup = Trainers(cfg, shape, Placement.of(shape, cfg.cluster.nodes), lambda _: "").actor()[0]
+    setup = Trainers(
+        cfg,
+        shape,
+        Placement.of_config(cfg),
+        lambda _: "",
+    ).actor()[0]
     return replace(setup, device=None, async_save=False), cfg.cluster.step_timeout_s
 
 

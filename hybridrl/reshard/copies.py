@@ -1,6 +1,7 @@
 """Transfers into the memory of engines, prepared as tables with the tensors that they write."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -50,6 +51,29 @@ def passed_on(transfers: Iterable[Transfer], engines: Sequence[Engine]) -> list[
         assert transfer.via is not None
         places.setdefault(transfer.via, []).append(transfer)
     return [Copies(found, engines, place) for place, found in places.items()]
+
+
+def forwarding(
+    ways: Mapping[int, Iterable[Transfer]], engines: Sequence[Engine]
+) -> tuple[dict[int, list[Transfer]], dict[str, torch.Tensor]]:
+    """The transfers that read from engines, by peer, with names of sources that are unique over all engines;
+    and the tensors of these names."""
+    named = {
+        peer: [replace(t, source_tensor=_held_name(t)) for t in transfers] for peer, transfers in ways.items()
+    }
+    names = {name for transfers in named.values() for name in tabulate(transfers).sources}
+    return named, {name: attached(engines, _place(name)) for name in names}
+
+
+def _held_name(transfer: Transfer) -> str:
+    assert transfer.via is not None
+    engine, rank = transfer.via
+    return f"{engine}/{rank}/{transfer.source_tensor}"
+
+
+def _place(name: str) -> Target:
+    engine, rank, tensor = name.split("/", 2)
+    return int(engine), int(rank), tensor
 
 
 def side(transfers: Sequence[Transfer], engines: Sequence[Engine]) -> Side:

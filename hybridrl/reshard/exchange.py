@@ -85,7 +85,7 @@ class Exchange:
             ValueError: a peer is not in the group, staging is too small, or a box exceeds its target.
         """
         self._group, self._device = group, device or torch.device("cpu")
-        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        rank, size = group.rank(), group.size()
         _refuse_other_peers({*sends, *receives}, rank, size)
         _refuse_other_targets(receives.values(), targets)
         bounds = Bounds.of(staging_bytes)
@@ -316,7 +316,7 @@ def _agree(
     group: dist.ProcessGroup, device: torch.device, sends: Mapping[int, int], receives: Mapping[int, int]
 ) -> None:
     """Compare digests with each peer. All ranks learn of a difference, so that none waits for another."""
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    rank, size = group.rank(), group.size()
     told = torch.tensor([(sends.get(peer, 0), receives.get(peer, 0)) for peer in range(size)], device=device)
     heard = torch.empty_like(told)
     try:

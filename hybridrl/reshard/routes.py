@@ -26,13 +26,20 @@ class Routes:
     passed_on: list[Transfer] = field(default_factory=list)
     """Transfers from one engine's memory into another's, after all others."""
 
+    forwards: dict[int, list[Transfer]] = field(default_factory=dict)
+    """Receiving rank -> the transfers from the engines on this rank's device that it writes for this rank,
+    because this rank cannot map their targets; after all others."""
+
+    forwarded: dict[int, list[Transfer]] = field(default_factory=dict)
+    """Sending rank -> the transfers from the engines on its device that this rank writes for it."""
+
     def map(self, change: Callable[[list[Transfer]], list[Transfer]]) -> "Routes":
         """These routes with `change` applied to every list. A peer whose list becomes empty stays."""
-        sends, receives = (
+        sends, receives, forwards, forwarded = (
             {peer: change(transfers) for peer, transfers in way.items()}
-            for way in (self.sends, self.receives)
+            for way in (self.sends, self.receives, self.forwards, self.forwarded)
         )
-        return Routes(change(self.direct), sends, receives, change(self.passed_on))
+        return Routes(change(self.direct), sends, receives, change(self.passed_on), forwards, forwarded)
 
 
 def routes(job: Job, rank: int, reach: Reach) -> Routes:
@@ -51,11 +58,13 @@ def routes(job: Job, rank: int, reach: Reach) -> Routes:
         if reachable.reaches(transfer.source_rank, transfer):
             (found.passed_on if transfer.via else found.direct).append(transfer)
         else:
-            found.sends.setdefault(reachable.writer(transfer), []).append(transfer)
+            way = found.forwards if transfer.via else found.sends
+            way.setdefault(reachable.writer(transfer), []).append(transfer)
     for target, target_rank in job.topology.written_by(rank):
         for transfer in plan(job, target=target, target_rank=target_rank):
             if not reachable.reaches(transfer.source_rank, transfer):
-                found.receives.setdefault(transfer.source_rank, []).append(transfer)
+                way = found.forwarded if transfer.via else found.receives
+                way.setdefault(transfer.source_rank, []).append(transfer)
     return found
 
 

@@ -21,7 +21,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 def neighbours(group: dist.ProcessGroup) -> frozenset[int]:
     """Ranks whose memory this rank can map and that can map this rank's memory. *Collective*, on the CPU."""
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    rank, size = group.rank(), group.size()
     probe = torch.zeros(1)
     here = _BOOT.read_text() if _BOOT.exists() else f"unknown machine of rank {rank}"
     told: list[tuple[str, SharedTensor]] = [(here, shm.export(probe))] * size
@@ -62,14 +62,14 @@ def messages(
     Raises:
         ResourceError: shared memory is full.
     """
-    rank = dist.get_rank(group)
+    rank = group.rank()
     shared = [shm.export(buffer) for buffer in buffers if near and buffer.nbytes]
     mine = _Told(shared, {peer: [] for peer in near})
     for number, round_ in enumerate(rounds):
         for peer, start, stop in round_.outgoing.spans:
             if peer in near:
                 mine.places[peer].append(_Place(number % len(buffers), start, stop))
-    told = [mine] * dist.get_world_size(group)
+    told = [mine] * group.size()
     dist.all_gather_object(told, mine, group=group)
     arriving = {peer: iter(_mapped(told[peer], rank)) for peer in near}
     dist.barrier(group)  # A buffer can be mapped only while its owner lives.

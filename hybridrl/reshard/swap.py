@@ -6,7 +6,10 @@ quiesces the engines first, sums the checksum parts over the ranks, and compares
 checksums before the commit.
 
 Boxes whose target a rank cannot map are sent to the rank on the engine's device, which writes them
-(exchange.py).
+(exchange.py). That rank is a trainer rank, or an agent: a process without weights of the trainer. With
+once_per_node, bytes that several engine ranks of a node need from other nodes reach the node once; each of
+these ranks' writers gets an equal part, and passes it on to the others: by copies where it maps their memory,
+otherwise in a second exchange, which begins on each rank when its first one is over.
 
 A failed write is repeated, by new writers if ranks died. A delta writes only some parameters; the other
 tensors must still hold what the swap to its base version wrote.
@@ -27,7 +30,7 @@ import torch.distributed as dist
 from hybridrl.errors import SwapError
 from hybridrl.layout.base import Layout, instance
 from hybridrl.reshard.agreement import Checksums, expected, plan_fields
-from hybridrl.reshard.copies import Copies, Engine, attached, checksums, passed_on, side, weights
+from hybridrl.reshard.copies import Copies, Engine, attached, checksums, forwarding, passed_on, side, weights
 from hybridrl.reshard.exchange import Exchange
 from hybridrl.reshard.executors.base import Written
 from hybridrl.reshard.plan import Job, Transfer, plan
@@ -50,11 +53,14 @@ class SwapWritten:
 
     bytes: int
     sent_bytes: int
-    """Bytes sent to other ranks because this rank cannot map the engine's memory."""
+    """Bytes of its own weights sent to other ranks because this rank cannot map the engine's memory."""
 
     staging_bytes: int
     checksums: Checksums
     """This rank's part of the checksums of all tensors, those that were left out included."""
+
+    forwarded_bytes: int = 0
+    """Bytes of engines on its device sent to other ranks of the node, which need them too."""
 
 
 class SwapWriter:
@@ -114,9 +120,11 @@ class SwapWriter:
         is_source = rank < source.world_size
         self._shapes = {name: shard.shape for name, shard in source.shards(rank).items()} if is_source else {}
         first, later = _at_first(ways, fixed)
-        staging_bytes //= 1 + bool(fixed)
-        self._later = _Ways(later, engines, group, device, staging_bytes)
-        self._first = _Ways(first, engines, group, device, staging_bytes) if fixed else None
+        forwards = once_per_node and reach == "device" and group is not None
+        staging_bytes //= (1 + bool(fixed)) * (1 + forwards)
+        given = engines, group, device, staging_bytes
+        self._later = _Ways(later, *given, forwards=forwards)
+        self._first = _Ways(first, *given, forwards=forwards) if fixed else None
         self._fixed: Checksums | None = None
         """This rank's part of the checksums of fixed parameters; None: they were not written yet."""
 
@@ -152,6 +160,7 @@ class SwapWriter:
             sum(part.sent_bytes for part in parts),
             max(part.staging_bytes for part in parts),
             expected((self._empty, kept, *(part.checksums for part in parts))),
+            sum(part.forwarded_bytes for part in parts),
         )
 
     def _refuse_other_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -174,17 +183,28 @@ class _Ways:
         group: dist.ProcessGroup | None,
         device: torch.device | None,
         staging_bytes: int,
+        *,
+        forwards: bool,
     ) -> None:
-        """*Collective* over `group`, if there is one."""
+        """*Collective* over `group`, if there is one.
+
+        Args:
+            forwards: ranks pass on by messages what engines on their device got.
+        """
         self._direct, self._passed_on = Copies(ways.direct, engines), passed_on(ways.passed_on, engines)
-        self._remote = _exchange(ways, engines, group, device, staging_bytes)
+        self._remote = _exchange(ways.sends, ways.receives, engines, group, device, staging_bytes)
+        self._forward, self._held = None, dict[str, torch.Tensor]()
+        if forwards:
+            outgoing, self._held = forwarding(ways.forwards, engines)
+            self._forward = _exchange(outgoing, ways.forwarded, engines, group, device, staging_bytes)
         self._layouts = [layout for layout, _ in engines]
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> SwapWritten:
         parts = [self._direct.write(tensors)]
         moved = self._remote.run(tensors) if self._remote else None
-        if moved:
-            parts.append(Written(moved.sent_bytes, moved.staging_bytes, moved.checksums, {}))
+        forwarded = self._forward.run(self._held) if self._forward else None
+        for stage in filter(None, (moved, forwarded)):
+            parts.append(Written(stage.sent_bytes, stage.staging_bytes, stage.checksums, {}))
         parts += [copies.write({}) for copies in self._passed_on]
         return SwapWritten(
             sum(len(part.checksums) for part in parts),
@@ -192,11 +212,13 @@ class _Ways:
             moved.sent_bytes if moved else 0,
             max(part.staging_bytes for part in parts),
             expected(checksums(part, self._layouts) for part in parts),
+            forwarded.sent_bytes if forwarded else 0,
         )
 
 
 def _exchange(
-    ways: Routes,
+    outgoing: Mapping[int, Sequence[Transfer]],
+    incoming: Mapping[int, Sequence[Transfer]],
     engines: Sequence[Engine],
     group: dist.ProcessGroup | None,
     device: torch.device | None,
@@ -204,15 +226,15 @@ def _exchange(
 ) -> Exchange | None:
     """The exchange of what a rank sends to others and writes for them."""
     if group is None:
-        for transfer in (t for transfers in ways.sends.values() for t in transfers):
+        for transfer in (t for transfers in outgoing.values() for t in transfers):
             raise SwapError(
                 f"engine {transfer.target}, rank {transfer.target_rank} is out of reach, and there is no "
                 "process group to send weights through",
                 fix="give the process group of the trainer ranks",
             )
         return None
-    sends = {peer: side(transfers, engines) for peer, transfers in ways.sends.items()}
-    receives = {peer: side(transfers, engines) for peer, transfers in ways.receives.items()}
+    sends = {peer: side(transfers, engines) for peer, transfers in outgoing.items()}
+    receives = {peer: side(transfers, engines) for peer, transfers in incoming.items()}
     names = {name for one in receives.values() for name in one.table.targets}
     targets = {name: attached(engines, name) for name in names}
     return Exchange(group, sends, receives, targets, device=device, staging_bytes=staging_bytes)

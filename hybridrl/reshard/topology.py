@@ -40,6 +40,12 @@ class Topology:
         """The same devices with these targets only, in this order."""
         return replace(self, targets=tuple(self.targets[target] for target in chosen))
 
+    def with_agents_of(self, chosen: Sequence[int]) -> "Topology":
+        """The same devices with the agents of these targets only, if targets have agents."""
+        if not self.agents:
+            return self
+        return replace(self, agents=tuple(device for target in chosen for device in self.targets[target]))
+
     @cached_property
     def rank_on(self) -> dict[int, int]:
         """Device -> rank of the communicator; the first one if several share a device."""

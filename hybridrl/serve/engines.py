@@ -44,7 +44,7 @@ class Serving:
 
 def open_cluster(cfg: Config, machine: Machine) -> contextlib.AbstractContextManager[Cluster]:
     """A Ray of their own for the workers of serving()."""
-    placement = Placement.of(RunShape.of(cfg), cfg.cluster.nodes)
+    placement = Placement.of_config(cfg)
     return ray_cluster(cfg.cluster, placement.per_node, machine)
 
 
@@ -77,7 +77,7 @@ async def serving(cfg: Config, cluster: Cluster, files: RunFiles) -> AsyncIterat
 def _start(cfg: Config, cluster: Cluster, files: RunFiles) -> Serving:
     """Start all processes; nothing is built in them yet."""
     shape, model = RunShape.of(cfg), spec.read(cfg.model.path)
-    placement = Placement.of(shape, cfg.cluster.nodes)
+    placement = Placement.of_config(cfg)
     layouts = (
         trainer_layout(cfg, model, shape.parallel),
         layout_in(kind_of(cfg.rollout.engine), model, shape.engine),

@@ -19,6 +19,7 @@ from hybridrl.reshard.buckets import split
 from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
 from hybridrl.workers.engine_worker import SwapMode
+from hybridrl.workers.receivers import Receivers
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.sync import RaySync
 from hybridrl.workers.trainer import RayTrainer
@@ -36,6 +37,7 @@ async def connect(
     warn: Callable[[str, str], None],
     topology: Topology | None = None,
     swap: SwapMode = "drain",
+    receivers: Receivers | None = None,
 ) -> "RaySync | EngineApiSync":
     """Choose how weights are synchronised, and prepare it.
 
@@ -47,6 +49,7 @@ async def connect(
         warn: called with (about, text).
         topology: placement of all ranks; None if all are on one node and every rank reaches every engine.
         swap: what engines do with open groups during a swap.
+        receivers: those of engines on dedicated devices.
 
     Raises:
         LayoutError: the engine's loader contradicts the layout, and `path` or the number of nodes does not
@@ -59,7 +62,7 @@ async def connect(
         differences = await rollout.all("probe_loader", layout)
         difference = next(filter(None, differences), None)
         if difference is None:
-            in_place = RaySync(trainer, rollout, layout, cluster, warn, topology, swap)
+            in_place = RaySync(trainer, rollout, layout, cluster, warn, topology, swap, receivers)
             await in_place.connect()
             return in_place
         if path == "in_place" or several_nodes:

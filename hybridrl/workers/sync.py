@@ -8,6 +8,11 @@ shares. With several nodes the swap fails instead. No engine of a wave commits b
 rank has voted yes. After an error the gate stays closed, and the engines of the wave stay paused: nothing is
 sampled from weights that were not committed.
 
+Engines on dedicated devices have receivers (receivers.py), which plan, write and vote as trainer ranks do.
+Only those of the engines that a plan is for take part in it. After any fault all plan again, because their
+process group may be broken; a receiver that ended is started again, and its engine is lost if that fails. A
+trainer rank that died ends the swap.
+
 An engine that is lost (replacing.py) leaves the swap, and the others commit without it. A new engine takes
 part in the next swap, or gets the present weights alone (`join`) while the trainer has them.
 
@@ -17,7 +22,7 @@ engine; if all engines were lost, for a new one. join() waits for a swap or an o
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +34,7 @@ from hybridrl.reshard.swap import Engine, SwapWritten
 from hybridrl.reshard.topology import Topology
 from hybridrl.types import PolicyVersion, SwapReport
 from hybridrl.workers.engine_worker import SwapMode
+from hybridrl.workers.receivers import Receivers
 from hybridrl.workers.rollout import RayRollout
 from hybridrl.workers.trainer import RayTrainer
 
@@ -42,7 +48,7 @@ class Vote:
     """The votes of all ranks on one write."""
 
     outcomes: Mapping[int, Any]
-    """Trainer rank -> SwapWritten, or its error."""
+    """Rank -> SwapWritten, or its error. Receivers follow the trainer ranks."""
 
     num_tensors: int
     """Number of tensors of all engines."""
@@ -68,6 +74,7 @@ class RaySync:
         warn: Callable[[str, str], None],
         topology: Topology | None = None,
         swap: SwapMode = "drain",
+        receivers: Receivers | None = None,
     ) -> None:
         """
         Args:
@@ -75,7 +82,9 @@ class RaySync:
             warn: called with (about, text) when a write is repeated.
             topology: placement of all ranks; None if all are on one node and every rank reaches every engine.
             swap: what engines do with open groups meanwhile. If these go on, engines swap in waves.
+            receivers: those of the engines, which are the agents of the topology; None: there are none.
         """
+        self._receivers, self._fixed = receivers, frozenset[str]()
         self._trainer, self._rollout, self._layout, self._cluster = trainer, rollout, layout, cluster
         self._warn, self._topology, self._swap = warn, topology, swap
         self._waves: list[tuple[int, ...]] = []
@@ -102,7 +111,10 @@ class RaySync:
         Raises:
             SwapError: two ranks made different plans.
         """
-        await self._plan_waves(await self._exported(self._rollout.engines.present))
+        present = await self._exported(self._rollout.engines.present)
+        if self._receivers is not None:
+            self._fixed = await self._trainer.workers.one(0, "fixed_parameters")
+        await self._plan_waves((await self._received(present))[0])
 
     async def push(self, version: PolicyVersion) -> SwapReport:
         """Bring all engines to a version.
@@ -115,7 +127,8 @@ class RaySync:
         start, votes, replays, engines = time.perf_counter(), [], 0, self._rollout.engines
         async with self._rollout.quiet(), self._swapping:
             present = await self._exported(engines.present)
-            if self._planned != {engine: self._engines[engine] for engine in present}:
+            present, restarted = await self._received(present)
+            if restarted or self._planned != {engine: self._engines[engine] for engine in present}:
                 await self._plan_waves(present)
             for wave in range(len(self._waves)):
                 vote, repeated = await self._swap_wave(wave, version)
@@ -142,7 +155,8 @@ class RaySync:
 
     async def _swap_alone(self, engine: int, version: PolicyVersion) -> tuple[Vote, int]:
         """Swap one engine; the next swap of all plans again."""
-        self._waves = [tuple(await self._exported([engine]))]
+        present = await self._exported([engine])
+        self._waves = [tuple((await self._received(present))[0])]
         await self._agree(await self._plan())
         return await self._swap_wave(0, version)
 
@@ -155,14 +169,7 @@ class RaySync:
         while vote.objection and replays < _MAX_REPLAYS:
             replays += 1
             self._warn(f"swap to {version}", f"writing version {version} again: {vote.objection}")
-            lost = dead(vote.outcomes)
-            if lost and self._topology is not None and self._topology.num_nodes > 1:
-                raise vote.objection  # the process group between nodes is broken without them
-            try:
-                await self._leave_out(lost)
-            except LayoutError as error:  # the death is the cause: a run may start again after it
-                what = f"{vote.objection}; {error.what}"
-                raise WorkerError(what, where=error.where, fix=error.fix) from error
+            await self._plan_without(dead(vote.outcomes), vote)
             vote = await self._write(wave, whole=True)
         if vote.objection:
             await self._lose_damaged(wave, vote)
@@ -180,7 +187,7 @@ class RaySync:
         engines = self._waves[wave]
         if not engines:
             return Vote({}, 0, None)
-        outcomes = await self._on_trainer("write_weights", sum(map(bool, self._waves[:wave])), whole)
+        outcomes = await self._on_ranks("write_weights", sum(map(bool, self._waves[:wave])), whole)
         if error := first_error(outcomes):
             return Vote(outcomes, 0, error)
         found = await self._rollout.on(engines, "checksums")
@@ -226,6 +233,48 @@ class RaySync:
         self._waves = [tuple(engines[first::count]) for first in range(count)]
         await self._agree(await self._plan())
 
+    async def _plan_without(self, lost: frozenset[int], vote: Vote) -> None:
+        """After a fault, plan for those ranks that are left.
+
+        Raises: the objection of the vote, if the swap cannot go on without the lost ranks.
+        """
+        if self._receivers is not None:
+            await self._plan_again(lost, vote)
+            return
+        if lost and self._topology is not None and self._topology.num_nodes > 1:
+            assert vote.objection is not None, "a rank is lost"
+            raise vote.objection  # the process group between nodes is broken without them
+        try:
+            await self._leave_out(lost)
+        except LayoutError as error:  # the death is the cause: a run may start again after it
+            what = f"{vote.objection}; {error.what}"
+            raise WorkerError(what, where=error.where, fix=error.fix) from error
+
+    async def _received(self, engines: Sequence[int]) -> tuple[list[int], bool]:
+        """Start receivers that ended again; returns the engines that have theirs, and whether any had ended.
+
+        Raises: why a receiver is not there, if its engine is not replaced.
+        """
+        if self._receivers is None:
+            return list(engines), False
+        ended = await self._receivers.start_ended(engines)
+        failed = {engine: error for engine, error in ended.items() if error is not None}
+        for engine, error in failed.items():
+            self._rollout.engines.lose(engine, error)
+        return [engine for engine in engines if engine not in failed], bool(ended)
+
+    async def _plan_again(self, lost: frozenset[int], vote: Vote) -> None:
+        """After a fault of a swap with receivers: start those that ended again, and make a new plan.
+
+        Raises: the error of a trainer rank that died.
+        """
+        of_trainer = [rank for rank in sorted(lost) if rank < len(self._trainer.workers)]
+        if of_trainer:
+            raise vote.outcomes[of_trainer[0]]
+        present, _ = await self._received(list(self._planned))
+        self._waves = [tuple(engine for engine in wave if engine in present) for wave in self._waves]
+        await self._agree(await self._plan())
+
     async def _leave_out(self, ranks: frozenset[int]) -> None:
         """Let the other trainer ranks plan again; ranks that die meanwhile are left out too.
 
@@ -245,8 +294,13 @@ class RaySync:
         self._planned = {engine: self._engines[engine] for wave in waves for engine in wave}
         if not waves:
             return {}
-        placed = (self._planned, self._lost, self._topology, waves)
-        return await self._on_trainer("connect", *placed, timeout_s=timeout_s)
+        if self._receivers is None:
+            placed = (self._planned, self._lost, self._topology, waves)
+            return await self._on_ranks("connect", *placed, timeout_s=timeout_s)
+        rendezvous = self._receivers.rendezvous(len(self._trainer.workers), list(self._planned))
+        topology = self._topology and self._topology.with_agents_of(list(self._planned))
+        placed = (self._planned, self._lost, topology, waves, rendezvous)
+        return await self._on_ranks("connect", *placed, timeout_s=timeout_s, of_receivers=(self._fixed,))
 
     async def _agree(self, plans: Mapping[int, Any]) -> None:
         """Check that all ranks made the same plan.
@@ -257,11 +311,17 @@ class RaySync:
         if error := first_error(plans):
             raise error
         if len(set(plans.values())) > 1:
-            fields = await self._on_trainer("plan_fields")
+            fields = await self._on_ranks("plan_fields")
             raise disagreement(plans, fields)
 
-    async def _on_trainer(self, method: str, *args: Any, timeout_s: float | None = None) -> dict[int, Any]:
-        """Call a method on every trainer rank that is not lost; returns rank -> result or error.
+    async def _on_ranks(
+        self, method: str, *args: Any, timeout_s: float | None = None, of_receivers: Sequence[Any] = ()
+    ) -> dict[int, Any]:
+        """Call a method on every trainer rank that is not lost, and on the receivers of the plan, if there
+        are any; returns rank -> result or error.
+
+        Args:
+            of_receivers: further arguments that receivers get.
 
         Raises:
             DeadlineError: a rank did not answer in time.
@@ -269,7 +329,15 @@ class RaySync:
         ranks = [rank for rank in range(len(self._trainer.workers)) if rank not in self._lost]
         if not ranks:
             raise WorkerError("every trainer rank died")
-        found = await self._trainer.workers.outcomes(method, *args, ranks=ranks, timeout_s=timeout_s)
+        calls: list[Awaitable[Any]] = [
+            self._trainer.workers.outcomes(method, *args, ranks=ranks, timeout_s=timeout_s)
+        ]
+        if self._receivers is not None:
+            given = list(self._planned), method, *args, *of_receivers
+            calls.append(self._receivers.outcomes(*given, timeout_s=timeout_s))
+        found, *received = await asyncio.gather(*calls)
+        first = len(self._trainer.workers)
+        found |= {first + place: outcome for of_all in received for place, outcome in enumerate(of_all)}
         for outcome in found.values():
             if isinstance(outcome, DeadlineError):
                 raise outcome

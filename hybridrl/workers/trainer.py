@@ -1,13 +1,12 @@
 """One trainer rank per actor, and the PolicyTrainer role over all of them.
 
 Every method of TrainerWorker is collective (RayTrainer calls it on all ranks, in the same order), except
-`pid` and those of the swap: connect, plan_fields, write_weights.
+`pid` and those of the swap: connect, fixed_parameters, plan_fields, write_weights.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-import torch.distributed as dist
 
 from hybridrl.batch import Batch, Minibatch, RankBatch, TokenBlock
 from hybridrl.cluster.group import WorkerGroup
@@ -24,7 +22,8 @@ from hybridrl.errors import CheckpointError, ResourceError, VersionError
 from hybridrl.faults import Fault
 from hybridrl.hosts import cuda, stacks
 from hybridrl.reshard.buckets import Bucket, BucketWriter
-from hybridrl.reshard.swap import STAGING_BYTES, Engine, SwapWriter, SwapWritten
+from hybridrl.reshard.communicator import Rendezvous
+from hybridrl.reshard.swap import Engine, SwapWritten
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 from hybridrl.reshard.transports.base import SharedTensor, attach
@@ -38,6 +37,7 @@ from hybridrl.trainer.store import Mirror
 from hybridrl.types import InspectedTrajectory, PolicyVersion, StepReport
 from hybridrl.workers.columns import ColumnGroup, RayCritic, column_of
 from hybridrl.workers.planted import around_policy
+from hybridrl.workers.swap_rank import SwapRank
 
 
 @ray.remote(max_restarts=0)
@@ -64,6 +64,7 @@ class TrainerWorker:
             Notes for the user about the checkpoint.
         """
         self._policy: Policy = around_policy(Policy(self._setup), self._faults)
+        self._swap = SwapRank(self._policy.layout, self._policy.device, self._setup.timeout_s)
         if self._reward_setup is not None:
             self._reward_model = RewardModel(self._policy.backend.sharing(self._reward_setup))
         return [] if checkpoint is None else self._policy.restore(checkpoint)
@@ -95,6 +96,7 @@ class TrainerWorker:
         lost: frozenset[int],
         topology: Topology | None,
         waves: Sequence[Sequence[int]],
+        rendezvous: Rendezvous | None = None,
     ) -> str:
         """Map the engines' parameters and plan the swap without the lost ranks; returns the plan's hash.
 
@@ -104,36 +106,21 @@ class TrainerWorker:
         Args:
             engines: the engines that are written, by index.
             waves: those that are written together.
+            rendezvous: where trainer ranks and receivers meet; None: engines have no receivers.
 
         Raises:
             SwapError: no rank reaches a part of an engine.
         """
-        on_gpu = self._setup.host == "cuda"
-        timeout = timedelta(seconds=self._setup.timeout_s)
-        backend = "nccl" if on_gpu else "gloo"
-        group: Any = dist.new_group(backend=backend, timeout=timeout) if topology and not lost else None
-        # On GPUs, other ones are reached over NCCL, which uses the best link.
-        reach = "device" if on_gpu else "node"
-        self._writers = [
-            SwapWriter(
-                self._policy.layout,
-                self._setup.rank,
-                [engines[engine] for engine in wave],
-                topology=topology and topology.with_targets(wave),
-                lost=lost,
-                fixed=self._policy.fixed,
-                group=group,
-                device=self._policy.device,
-                reach=reach,
-                staging_bytes=STAGING_BYTES // len(waves),
-            )
-            for wave in waves
-        ]
-        return " ".join(writer.plan_hash for writer in self._writers)
+        given = engines, lost, topology, waves, self._policy.fixed, rendezvous
+        return self._swap.connect(self._setup.rank, *given)
+
+    def fixed_parameters(self) -> Set[str]:
+        """Canonical parameters that no optimizer step changes."""
+        return self._policy.fixed
 
     def plan_fields(self) -> dict[str, str]:
         """The inputs that determine the plan, to explain a disagreement."""
-        return self._writers[0].plan_fields
+        return self._swap.plan_fields()
 
     def write_weights(self, wave: int, whole: bool) -> SwapWritten:
         """Write this rank's share of the weights into the parameters of the engines of a wave.
@@ -141,7 +128,7 @@ class TrainerWorker:
         Args:
             whole: as in SwapWriter.write.
         """
-        written = self._writers[wave].write(self._policy.tensors(), whole=whole)
+        written = self._swap.write(wave, self._policy.tensors(), whole=whole)
         cuda.release_cached_memory()  # the engine allocates its key-value cache next
         return written
 

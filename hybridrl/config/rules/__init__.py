@@ -42,6 +42,7 @@ from hybridrl.config.rules.parallel import (
 from hybridrl.config.rules.pictures import pictures_fit_the_model, pictures_fit_the_run
 from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.roles import roles_fit_the_run
+from hybridrl.config.rules.separate import engines_have_their_own_devices
 from hybridrl.config.rules.sizes import numbers_are_of_this_world
 from hybridrl.config.rules.steps import (
     greedy_answers_once,
@@ -105,6 +106,7 @@ RULES: Sequence[Rule] = (
     gpus_are_there,
     nodes_have_ranks,
     roles_share_the_gpus,
+    engines_have_their_own_devices,
 )
 
 

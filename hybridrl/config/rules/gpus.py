@@ -1,6 +1,7 @@
 """Rules about machines and GPUs: they are there, and every role gets its share of them.
 
-Weights go from the trainer rank on a GPU to the engine on it, so trainer and engines fill the same GPUs.
+Weights go from the trainer rank on a GPU to the engine on it, so colocated trainer and engines fill the same
+GPUs. separate.py has the rules about engines with dedicated GPUs.
 """
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.rules.parallel import all_shardings
-from hybridrl.config.run_shape import RunShape, num_gpus
+from hybridrl.config.run_shape import RunShape, is_separate, num_gpus
 from hybridrl.config.schema import Config
 from hybridrl.errors import ResourceError
 from hybridrl.wording import counted
@@ -60,7 +61,7 @@ def gpus_are_there(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[
 def nodes_have_ranks(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[ResourceError]:
     """Every node needs a trainer rank: a rank writes the weights of the engines on its own node."""
     nodes, ranks = loaded.config.cluster.nodes, RunShape.of(loaded.config).trainer_ranks
-    if context.fills_gpus and nodes > ranks:
+    if context.fills_gpus and nodes > ranks and not is_separate(loaded.config):
         yield ResourceError(
             f"cluster.nodes = {nodes}, and the trainer has {counted(ranks, 'rank')}: every node needs one, "
             "which writes the weights of the engines on it",
@@ -74,7 +75,7 @@ def roles_share_the_gpus(loaded: LoadedConfig[Config], context: RuleContext) -> 
     """Every GPU has a trainer rank, and none has two engines. If the run uses this machine, gpus_are_there
     reports more ranks than GPUs."""
     cluster = loaded.config.cluster
-    if cluster.gpus_per_node and context.fills_gpus:
+    if cluster.gpus_per_node and context.fills_gpus and not is_separate(loaded.config):
         shape, gpus = RunShape.of(loaded.config), num_gpus(cluster)
         if not context.here or shape.trainer_ranks <= gpus:
             yield from _idle(loaded, shape, cluster.gpus_per_node)

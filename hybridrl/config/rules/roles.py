@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
-from hybridrl.config.run_shape import engines_sleep
+from hybridrl.config.run_shape import engines_sleep, is_separate
 from hybridrl.config.schema import Config
 from hybridrl.config.training import TrainParallel
 from hybridrl.errors import ConfigError
@@ -34,7 +34,14 @@ def roles_fit_the_run(loaded: LoadedConfig, context: RuleContext) -> Iterator[Co
             )
         if parallel is not None:
             yield from _idle_ranks(loaded, role, parallel.dp or 1)
-    if config.actor.offload != "none" and not engines_sleep(config):
+    if config.actor.offload != "none" and is_separate(config):
+        yield ConfigError(
+            f"actor.offload = {config.actor.offload} makes room for engines, but with cluster.placement = "
+            "separate they have dedicated devices",
+            where=loaded.where("actor.offload", "cluster.placement"),
+            fix="actor.offload=none",
+        )
+    elif config.actor.offload != "none" and not engines_sleep(config):
         yield ConfigError(
             f"actor.offload = {config.actor.offload} makes room while engines generate, but with "
             f"batch.max_lag = {config.batch.max_lag} they generate while the trainer works",

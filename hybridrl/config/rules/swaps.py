@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
+from hybridrl.config.run_shape import is_separate
 from hybridrl.errors import ConfigError
 
 
@@ -22,6 +23,8 @@ def swaps_keep_what_is_replayed(loaded: LoadedConfig, context: RuleContext) -> I
 def a_kept_cache_stays_in_memory(loaded: LoadedConfig, context: RuleContext) -> Iterator[ConfigError]:
     """Refuses to keep a key-value cache whose memory trainer ranks need."""
     cfg, asked = loaded.config, loaded.config.cluster.gpus_per_node
+    if is_separate(cfg):
+        return
     of_machine = context.num_gpus if context.here else 0
     if cfg.rollout.swap == "in_flight_keep_cache" and (of_machine if asked is None else asked):
         has = f"this machine has {of_machine}" if asked is None else f"cluster.gpus_per_node = {asked}"

@@ -47,13 +47,14 @@ def test_every_engine_holds_what_its_loader_would_have_loaded(ranks, source, eng
     assert expected(sent for _, sent, _ in answers) == arrived
 
 
+@pytest.mark.parametrize("reach", ["device", "node"])
 @pytest.mark.parametrize("once_per_node", [False, True])
 @pytest.mark.parametrize("node_size", [1, 2])
-def test_engines_on_devices_of_their_own(ranks, node_size, once_per_node):
+def test_engines_on_devices_of_their_own(ranks, node_size, once_per_node, reach):
     """Two trainer ranks; beside each of the two engines an agent that holds no weights of the trainer."""
     source, engines = MegatronLayout(EXPERTS, tp=2, ep=2), (SGLangLayout(EXPERTS),) * 2
     topology = Topology.separate(2, [1, 1], node_size)
-    answers = ranks(swap, source, engines, topology, "node", once_per_node)
+    answers = ranks(swap, source, engines, topology, reach, once_per_node)
     assert [wrong for wrong, _, _ in answers] == [[]] * 4
     arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
     assert expected(sent for _, sent, _ in answers) == arrived

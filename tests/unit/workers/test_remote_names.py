@@ -16,7 +16,7 @@ SGLANG, VLLM = ROLLOUT / "sglang", ROLLOUT / "vllm"
 OWNER = [ROLLOUT / "process.py", ROLLOUT / "lots.py"]
 
 ROUTES = {
-    "actors": (WORKERS, {"all", "one", "outcomes", "_on_trainer"}, WORKERS, "Worker"),
+    "actors": (WORKERS, {"all", "one", "outcomes", "_on_ranks"}, WORKERS, "Worker"),
     "SGLang's host": (OWNER, {"call", "_call"}, [SGLANG / "host.py"], "EngineHost"),
     "vLLM's host": (OWNER, {"call", "_call"}, [VLLM / "host.py"], "EngineHost"),
     "schedulers": ([SGLANG / "host.py"], {"_ask_schedulers"}, [SGLANG / "scheduler.py"], "Scheduler"),

@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from hybridrl.hosts import cuda
 from hybridrl.reshard.topology import Topology
-from hybridrl.workers import trainer
+from hybridrl.workers import swap_rank
+from hybridrl.workers.swap_rank import SwapRank
 from hybridrl.workers.trainer import TrainerWorker
 
 
@@ -23,7 +24,8 @@ def test_what_writing_weights_took_is_given_back_before_engines_fill_their_cache
     done = []
     rank = worker(SimpleNamespace(tensors=lambda: {"weight": 1.0}))
     writer = SimpleNamespace(write=lambda tensors, whole: done.append((tensors, whole)) or "written")
-    rank._writers = [None, writer]
+    rank._swap = SwapRank(None, torch.device("cpu"), 1.0)
+    rank._swap._writers = [None, writer]
     monkeypatch.setattr(cuda, "release_cached_memory", lambda: done.append("release"))
     assert rank.write_weights(1, True) == "written"
     assert done == [({"weight": 1.0}, True), "release"]
@@ -46,10 +48,11 @@ def test_ranks_make_a_group_to_send_weights_unless_one_is_lost(lost, group, monk
     made = []
     monkeypatch.setattr(dist, "new_group", lambda **options: "all ranks")
     monkeypatch.setattr(
-        trainer, "SwapWriter", lambda *args, **options: SimpleNamespace(plan_hash=str(made.append(options)))
+        swap_rank, "SwapWriter", lambda *args, **options: SimpleNamespace(plan_hash=str(made.append(options)))
     )
-    rank = worker(SimpleNamespace(layout="layout", device="cpu", fixed={"embedding"}))
-    rank._setup = SimpleNamespace(rank=0, host="cuda", timeout_s=1.0)
+    rank = worker(SimpleNamespace(layout="layout", fixed={"embedding"}))
+    rank._setup = SimpleNamespace(rank=0)
+    rank._swap = SwapRank("layout", torch.device("cuda"), 1.0)
     rank.connect(["first", "second"], frozenset(lost), Topology.colocated(2, [1, 1], 8), [(0,), (1,)])
     assert [one["topology"].targets for one in made] == [((0,),), ((1,),)]
     for planned in made:
