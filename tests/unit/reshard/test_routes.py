@@ -26,7 +26,8 @@ def jobs(draw):
     fits = num_ranks <= source.world_size
     make = draw(st.sampled_from([Topology.colocated, Topology.separate] if fits else [Topology.separate]))
     sizes = [engine.world_size for engine in engines]
-    return Job(source, engines, make(source.world_size, sizes, draw(st.sampled_from([1, 2, 4]))))
+    topology = make(source.world_size, sizes, draw(st.sampled_from([1, 2, 4])))
+    return Job(source, engines, topology, once_per_node=draw(st.booleans()))
 
 
 @given(jobs(), st.sampled_from(["device", "node"]))
@@ -36,15 +37,22 @@ def test_every_transfer_has_one_way(job, reach):
     found = {rank: routes(job, rank, reach) for rank in ranks}
     taken = Counter()
     for rank, own in found.items():
-        taken.update(own.direct)
-        for peer, sent in own.sends.items():
-            assert found[peer].receives[rank] == sent
-            assert all(topology.targets[t.target][t.target_rank] == topology.device(peer) for t in sent)
-            taken.update(sent)
+        taken.update((*own.direct, *own.passed_on))
+        for sends, receives in ((own.sends, "receives"), (own.forwards, "forwarded")):
+            for peer, sent in sends.items():
+                assert getattr(found[peer], receives)[rank] == sent
+                assert all(topology.targets[t.target][t.target_rank] == topology.device(peer) for t in sent)
+                taken.update(sent)
         assert all(rank in found[peer].sends for peer in own.receives)
-        nodes = {topology.node(topology.targets[t.target][t.target_rank]) for t in own.direct}
-        assert nodes <= {topology.node(topology.device(rank))}
+        assert all(rank in found[peer].forwards for peer in own.forwarded)
+        mapped = [topology.targets[t.target][t.target_rank] for t in (*own.direct, *own.passed_on)]
+        assert {topology.node(device) for device in mapped} <= {topology.node(topology.device(rank))}
+        assert all(topology.targets[t.via[0]][t.via[1]] == topology.device(rank) for t in forwarded(own))
     assert taken == Counter(plan(job))
+
+
+def forwarded(own):
+    return [*own.passed_on, *(t for sent in own.forwards.values() for t in sent)]
 
 
 def test_an_engine_where_nobody_sits_is_refused():

@@ -1,0 +1,75 @@
+"""Runs whose engines have processes, or nodes, of their own, beside the run that shares all."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray_nodes import RayNode
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+
+pytestmark = pytest.mark.slow
+
+
+def launch(folder: Path, name: str, *arguments: str) -> Path:
+    command = [sys.executable, "-m", "hybridrl", "launch", str(QUICKSTART), f"run.name={name}", *arguments]
+    few = (
+        "run.steps=2",
+        "batch={prompts_per_step: 8, minibatch_prompts: 4}",
+        "actor.optimizer={lr: 1.0e-3}",
+        "cluster.start_timeout_s=200",
+    )
+    done = subprocess.run(
+        [*command, *few], cwd=folder, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / name
+
+
+def steps(run: Path) -> list[dict]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "step"]
+
+
+def same_training(one: Path, other: Path) -> None:
+    for here, there in zip(steps(one), steps(other), strict=True):
+        for name in ("actor/loss", "actor/grad_norm", "actor/entropy", "critic/score/mean"):
+            assert here[name] == there[name]
+    samples = [(run / "samples.txt").read_text() for run in (one, other)]
+    assert samples[0] == samples[1]
+
+
+def test_an_engine_of_its_own_gets_every_byte_once_and_answers_as_a_colocated_one(tmp_path: Path) -> None:
+    separate = launch(tmp_path, "separate", "cluster.placement=separate")
+    colocated = launch(tmp_path, "colocated")
+    summary = json.loads((separate / "summary.json").read_text())
+    assert summary["swap_checksums_ok"] is True
+    assert 0.0 < summary["logprob_max_abs_diff"] <= 2e-5
+    for step in steps(separate):
+        assert step["sync/sent_bytes"] == step["sync/written_bytes"]
+    assert all(step["sync/sent_bytes"] == 0 for step in steps(colocated))
+    same_training(separate, colocated)
+
+
+@pytest.fixture
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("ray")
+    head, where = RayNode.head(folder, "n1", num_cpus=4)
+    member = RayNode.member(folder, "n2", 4, where)
+    yield where
+    member.end()
+    head.end()
+
+
+def test_two_engines_on_a_node_of_their_own_get_every_byte_once(tmp_path: Path, address: str) -> None:
+    """The trainer is on the first node. Each of the engines on the second gets half from it, and the other
+    half from its neighbour."""
+    two = ("rollout.num_engines=2",)
+    ray = ("--on", "ray", f"cluster.ray.address={address}", "cluster.nodes=2", "cluster.placement=separate")
+    separate, colocated = launch(tmp_path, "separate", *ray, *two), launch(tmp_path, "colocated", *two)
+    for step in steps(separate):
+        assert step["sync/sent_bytes"] == pytest.approx(step["sync/written_bytes"] / 2, rel=0.01)
+    same_training(separate, colocated)
