@@ -29,7 +29,8 @@ def kv_bytes(setting: Setting) -> float:
         return setting.kv_cache_tokens * kv_bytes_per_token(setting)
     if setting.gpu is None:
         return _CPU_CACHE_TOKENS * kv_bytes_per_token(setting)
-    share = setting.memory_fraction * (setting.gpu.memory_bytes - setting.served)
+    beside = 0.0 if setting.separate else setting.served
+    share = setting.memory_fraction * (setting.gpu.memory_bytes - beside)
     return share - engine_weights(setting) - engine_work(setting)
 
 

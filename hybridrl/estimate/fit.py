@@ -49,7 +49,8 @@ def too_small_cache(setting: Setting) -> str:
     if room >= longest:
         return ""
     if kv_bytes(setting) <= 0 and setting.gpu:
-        share = setting.memory_fraction * (setting.gpu.memory_bytes - setting.served)
+        beside = 0.0 if setting.separate else setting.served
+        share = setting.memory_fraction * (setting.gpu.memory_bytes - beside)
         more = " and its computation" if engine_work(setting) else ""
         return f"the engine's weights{more} need more than its {share / 1e9:.1f} GB per GPU"
     return f"the engine's cache holds {counted(room, 'token', form=',')}, a trajectory may have {longest:,}"
@@ -70,7 +71,7 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
     yield from _microbatches(setting)
     for how in ("selective", "full"):
         yield from _change(setting, "actor.recompute", setting.recompute, how, recompute=how)
-    for how in ("optimizer", "all"):
+    for how in ("optimizer", "all") if not setting.separate else ():
         yield from _change(setting, "actor.offload", setting.offload, how, offload=how)
     yield from _on_host(setting)
     for axis in ("tp", "pp", "cp", "ep"):
@@ -78,7 +79,8 @@ def _on_the_same_gpus(setting: Setting) -> Iterator[Change]:
         for size in _powers(was * 2, setting.num_gpus):
             with_sharding = setting.with_sharding(**{axis: size})
             yield Change(key=f"actor.parallel.{axis}", value=size, was=was, setting=with_sharding)
-    for size in _powers(setting.engine.tp * 2, setting.num_gpus):
+    # With dedicated GPUs, larger engines would need another number of engines too.
+    for size in () if setting.separate else _powers(setting.engine.tp * 2, setting.num_gpus):
         engine = setting.engine.model_copy(update={"tp": size})
         with_sharding = replace(setting, engine=engine).filled(dp=setting.train.dp)
         yield Change(key="rollout.parallel.tp", value=size, was=setting.engine.tp, setting=with_sharding)

@@ -1,8 +1,9 @@
 """Memory of every phase, per GPU or per trainer rank: weights, gradients, optimizer, activations, engine.
 
-Trainer and engines share each GPU. The engine's weights stay on the GPU, since a swap writes into them; its
-KV cache is freed while the trainer runs, unless the engine answers meanwhile. actor.offload decides what the
-trainer keeps on the GPU while engines generate. Activations are those of the largest microbatch.
+Colocated trainer and engines share each GPU. The engine's weights stay on the GPU, since a swap writes into
+them; its KV cache is freed while the trainer runs, unless the engine answers meanwhile. actor.offload decides
+what the trainer keeps on the GPU while engines generate. With dedicated GPUs each side has its own phases.
+Activations are those of the largest microbatch.
 """
 
 from collections.abc import Callable, Iterator
@@ -168,6 +169,9 @@ def activations(setting: Setting, stage: int) -> float:
 
 def rollout(setting: Setting, stage: int) -> Phase:
     """The phase in which engines generate, with what the trainer leaves on the GPU."""
+    if setting.separate:
+        weights, work = engine_weights(setting), engine_work(setting)
+        return Phase(name="engines", weights=0.0, activations=work, engine=weights, kv=kv_bytes(setting))
     stays = resident(setting, stage).after_offload(setting)
     weights = engine_weights(setting)
     return Phase(
@@ -183,7 +187,8 @@ def rollout(setting: Setting, stage: int) -> Phase:
 
 def scoring(setting: Setting, stage: int) -> Phase:
     """The phase in which the reward model scores. Engines keep their cache for further requests."""
-    answering, own = rollout(setting, stage), setting.alone("reward model")
+    own = setting.alone("reward model")
+    answering = _beside_engines(setting, stage) if setting.separate else rollout(setting, stage)
     reloaded = (
         _share(setting, stage, "reward model").all * _weight_bytes(setting, "reward model")
         if setting.offload == "all" and setting.on_host != "all"
@@ -195,6 +200,11 @@ def scoring(setting: Setting, stage: int) -> Phase:
         weights=answering.weights + reloaded,
         activations=answering.activations + _layer_bytes(own) + gathered(own),
     )
+
+
+def _beside_engines(setting: Setting, stage: int) -> Phase:
+    """What a GPU of the trainer holds while engines with dedicated GPUs generate."""
+    return _trainer_phase(setting, "", resident(setting, stage), 0.0)
 
 
 def num_microbatches(setting: Setting) -> int:
@@ -212,7 +222,8 @@ def phases(setting: Setting) -> Iterator[Phase]:
             continue
         yield logprobs(setting, stage)
         if setting.gpu is not None:
-            yield rollout(setting, stage)
+            if stage == 0 or not setting.separate:
+                yield rollout(setting, stage)
             if setting.reward_model is not None:
                 yield scoring(setting, stage)
 
@@ -293,8 +304,8 @@ def _trainer_phase(setting: Setting, name: str, held: Resident, activations: flo
         gradients=held.gradients,
         optimizer=held.optimizer,
         activations=activations,
-        engine=engine_weights(setting) + setting.served if setting.gpu else 0.0,
-        kv=kv_bytes(setting) if setting.gpu and setting.num_engines and not setting.engines_sleep else 0.0,
+        engine=(engine_weights(setting) * setting.engines_share + setting.served) if setting.gpu else 0.0,
+        kv=kv_bytes(setting) if setting.engines_share and not setting.engines_sleep else 0.0,
     )
 
 

@@ -150,7 +150,7 @@ def _fitting(setting: Setting) -> Iterator[Setting]:
 
 
 def _shardings(setting: Setting) -> Iterator[TrainParallel]:
-    model, gpus = setting.model, setting.num_gpus
+    model, gpus = setting.model, setting.trainer_gpus
     tensor = [tp for tp in _powers(16) if model.heads_divide(tp)]
     experts = _powers(256) if model.num_experts else [1]
     own = setting.train
@@ -186,10 +186,12 @@ def _uneven(layers: int, chunks: int) -> tuple[int, ...]:
 
 def _engines(setting: Setting) -> Iterator[Setting]:
     """Every parallel layout of an engine whose cache holds the longest trajectory."""
-    model, gpus = setting.model, setting.num_gpus
+    model, gpus = setting.model, setting.engine_gpus if setting.separate else setting.num_gpus
     assert setting.engine_kind is not None, "there are engines"
     for sizes in setting.engine_kind.sizes(model, min(gpus, _MOST_ENGINE_RANKS)):
         engines = gpus // sizes.tp
+        if setting.separate and engines * sizes.tp != gpus:
+            continue  # the trainer has no ranks for the rest
         tried = replace(setting, engine=sizes, num_engines=engines, memory_fraction=_FRACTIONS[0])
         try:
             tried.engine_layout()

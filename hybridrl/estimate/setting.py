@@ -7,13 +7,14 @@ from typing import Any, Literal
 from hybridrl.algorithms.needs import Needs
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.rules.reward_model_rules import reward_model_spec
-from hybridrl.config.run_shape import engines_sleep
+from hybridrl.config.run_shape import engines_sleep, is_separate
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
 from hybridrl.errors import LayoutError
 from hybridrl.estimate.batch import Batch
 from hybridrl.estimate.gpus import GPUModel
+from hybridrl.estimate.roles import TRAINED, Role, dedicated_shardings, dedicated_tokens, frozen_roles
 from hybridrl.estimate.served import served_bytes
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
@@ -23,10 +24,7 @@ from hybridrl.models.spec import ModelSpec, without_vocabulary
 from hybridrl.rollout.base import EngineKind, kind_of, layout_in
 from hybridrl.wording import counted
 
-Role = Literal["actor", "critic", "process model", "reference", "teacher", "reward model"]
 Recompute = Literal["none", "selective", "full"]
-
-_TRAINED: tuple[Role, ...] = ("critic", "process model")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +93,13 @@ class Setting:
     served: float = 0.0
     """Bytes of engines whose models are never trained: on the fullest GPU, or on the machine without GPUs."""
 
+    separate: bool = False
+    """Whether engines have dedicated devices: as many GPUs as they fill, and the trainer the others."""
+
+    max_lag: int = 0
+    """Policy updates by which an answer may be older than what it is trained into. Above 0, engines with
+    dedicated devices generate while the trainer works."""
+
     @classmethod
     def of(
         cls, cfg: Config, model: ModelSpec, gpu: GPUModel | None, *, mean_response: float | None = None
@@ -111,9 +116,9 @@ class Setting:
         needs = Needs.of(cfg.algorithm)
         setting = cls(
             **_trainer(cfg, model, gpu),
-            trained=("actor", *(role for role in needs.models if role in _TRAINED)),
-            frozen=_frozen(cfg, needs),
-            dedicated=_dedicated(cfg),
+            trained=("actor", *(role for role in needs.models if role in TRAINED)),
+            frozen=frozen_roles(cfg, needs),
+            dedicated=dedicated_shardings(cfg),
             offload=cfg.actor.offload,
             engine_kind=kind_of(cfg.rollout.engine),
             engine=cfg.rollout.parallel,
@@ -127,11 +132,13 @@ class Setting:
                 replays_experts=cfg.actor.moe.router_replay == "old_logp",
             ),
             reward_model=reward_model_spec(cfg),
-            dedicated_tokens=_dedicated_tokens(cfg),
+            dedicated_tokens=dedicated_tokens(cfg),
             lora=cfg.actor.lora,
             engines_sleep=engines_sleep(cfg),
             swaps_in_flight=cfg.rollout.swap == "in_flight",
             served=served_bytes(cfg, gpu),
+            separate=is_separate(cfg),
+            max_lag=cfg.batch.max_lag,
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)
 
@@ -173,6 +180,21 @@ class Setting:
     @property
     def num_gpus(self) -> int:
         return self.nodes * self.gpus_per_node
+
+    @property
+    def engine_gpus(self) -> int:
+        """GPUs of the engines."""
+        return self.num_engines * self.engine.tp
+
+    @property
+    def trainer_gpus(self) -> int:
+        """GPUs that trainer ranks can use."""
+        return max(0, self.num_gpus - self.engine_gpus * self.separate)
+
+    @property
+    def engines_share(self) -> bool:
+        """Whether a GPU has trainer ranks and engines."""
+        return self.gpu is not None and self.num_engines > 0 and not self.separate
 
     @property
     def packed_tokens(self) -> float:
@@ -242,14 +264,17 @@ class Setting:
         if role == "reward model" and not self.model_of(role).num_experts:
             sharding = sharding.model_copy(update={"ep": 1, "etp": 1})
         return sharding.model_copy(
-            update={"dp": sharding.dp or max(1, self.num_gpus // sharding.model_ranks)}
+            update={"dp": sharding.dp or max(1, self.trainer_gpus // sharding.model_ranks)}
         )
 
     def filled(self, *, dp: int | None = None, num_engines: int | None = None) -> "Setting":
-        """This setting with as many trainer replicas and engines as the GPUs hold, or the given numbers."""
-        dp = dp or max(1, self.num_gpus // self.train.model_ranks)
-        engines = (num_engines or max(1, self.num_gpus // self.engine.tp)) if self.num_engines else 0
-        return replace(self, train=self.train.model_copy(update={"dp": dp}), num_engines=engines)
+        """This setting with as many trainer replicas and engines as the GPUs hold, or the given numbers.
+        Engines with dedicated GPUs keep their number."""
+        fill = self.num_engines if self.separate else self.num_gpus // self.engine.tp
+        engines = (num_engines or max(1, fill)) if self.num_engines else 0
+        filled = replace(self, num_engines=engines)
+        dp = dp or max(1, filled.trainer_gpus // self.train.model_ranks)
+        return replace(filled, train=self.train.model_copy(update={"dp": dp}))
 
     def with_sharding(self, **axes: Any) -> "Setting":
         """This setting with other parallel sizes of the trainer on the same GPUs."""
@@ -328,9 +353,10 @@ class Setting:
         """Which part needs more GPUs than there are, and how many; "" if there are enough."""
         if self.gpu is None:
             return ""
-        engines = self.num_engines * self.engine.tp
-        if self.train.num_ranks > self.num_gpus:
-            return f"actor.parallel needs {counted(self.train.num_ranks, 'GPU')}"
+        engines, ranks = self.engine_gpus, self.train.num_ranks
+        if self.trainer_gpus < ranks:
+            beside = f" beside {engines} of the engines" if self.separate else ""
+            return f"actor.parallel needs {counted(ranks, 'GPU')}{beside}"
         return f"rollout.parallel needs {counted(engines, 'GPU')}" if engines > self.num_gpus else ""
 
 
@@ -352,33 +378,6 @@ def trainer_layout(
 @cache
 def _layout(backend: str, model: ModelSpec, fused: bool, sizes: tuple[tuple[str, Any], ...]) -> TrainerLayout:
     return layout_of(backend).of(model, on_gpu=fused, **dict(sizes))
-
-
-def _frozen(cfg: Config, needs: Needs) -> tuple[Role, ...]:
-    asked: tuple[Role, ...] = tuple(role for role in needs.models if role not in _TRAINED)
-    return asked if reward_model_spec(cfg) is None else (*asked, "reward model")
-
-
-def _dedicated(cfg: Config) -> tuple[tuple[Role, TrainParallel], ...]:
-    critic, frozen = cfg.critic.parallel, cfg.reference.parallel
-    reward_model = cfg.reward_model.parallel if cfg.reward_model else None
-    roles: tuple[tuple[Role, TrainParallel | None], ...] = (
-        ("critic", critic),
-        ("reference", frozen),
-        ("teacher", frozen),
-        ("reward model", reward_model),
-    )
-    return tuple((role, sharding) for role, sharding in roles if sharding is not None)
-
-
-def _dedicated_tokens(cfg: Config) -> tuple[tuple[Role, int], ...]:
-    sizes: tuple[tuple[Role, int | None], ...] = (
-        ("critic", cfg.critic.microbatch_tokens),
-        ("reference", cfg.reference.microbatch_tokens),
-        ("teacher", cfg.reference.microbatch_tokens),
-        ("reward model", cfg.reward_model.microbatch_tokens if cfg.reward_model else None),
-    )
-    return tuple((role, size) for role, size in sizes if size is not None)
 
 
 def _trainer(cfg: Config | SupervisedConfig, model: ModelSpec, gpu: GPUModel | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 
+from hybridrl.estimate.broadcast import broadcast_bound
 from hybridrl.layout.base import instance
 from hybridrl.reshard.placement import held_there, needed, place
 from hybridrl.reshard.plan import Job, Transfer, plan
@@ -38,7 +39,8 @@ class SwapEstimate:
     """Bytes from another node."""
 
     bound_bytes: int
-    """The least bytes that must reach devices from other devices."""
+    """The least bytes that must reach devices from other devices. For engines on dedicated devices: the least
+    that must reach nodes from other nodes, each byte once per node."""
 
     imbalance: float
     """Most bytes that a trainer rank sends to other devices, over the mean; 1 if nothing is sent."""
@@ -51,6 +53,9 @@ class SwapEstimate:
 
     held: dict[str, float]
     """Placement -> share of the bytes that are on the right device already."""
+
+    num_senders: int = 0
+    """Trainer ranks that send to engines on dedicated devices; 0: trainer and engines share devices."""
 
     def as_dict(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -68,11 +73,11 @@ def estimate(job: Job, element_bytes: int, fixed: Set[str] = frozenset()) -> Swa
         LayoutError: the proof fails.
     """
     assert job.topology is not None
-    placed = {
-        "as numbered": job.topology,
-        "inside nodes": place(job.source, job.targets, job.topology, "node"),
-        "anywhere": place(job.source, job.targets, job.topology, "cluster"),
-    }
+    separate = bool(job.topology.agents)
+    placed = {"as numbered": job.topology, "inside nodes": job.topology}
+    if not separate:
+        placed["inside nodes"] = place(job.source, job.targets, job.topology, "node")
+        placed["anywhere"] = place(job.source, job.targets, job.topology, "cluster")
     local = {name: _local(job, topology) for name, topology in placed.items()}
     need = sum(int(needed(layout).sum()) for layout in job.targets)
     best = replace(job, topology=placed["inside nodes"])
@@ -95,16 +100,47 @@ def estimate(job: Job, element_bytes: int, fixed: Set[str] = frozenset()) -> Swa
         device_bytes=links["device"] * element_bytes,
         node_bytes=links["node"] * element_bytes,
         remote_bytes=links["remote"] * element_bytes,
-        bound_bytes=(need - local["inside nodes"]) * element_bytes,
+        bound_bytes=(broadcast_bound(job) if separate else need - local["inside nodes"]) * element_bytes,
         imbalance=_imbalance(best, every),
         largest_table=max(_num_copies(t for t in mine if (t.target, t.target_rank) == at) for at in proved),
         plan_s=plan_s,
         held={name: count / need for name, count in local.items()},
+        num_senders=job.source.world_size if separate else 0,
     )
 
 
 def lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
     """(heading, text) of the lines that `hybridrl plan` prints."""
+    if swap.num_senders:
+        yield from _separate_lines(swap)
+    else:
+        yield from _colocated_lines(swap)
+    yield (
+        "proof",
+        f"{counted(swap.num_tensors, 'tensor', form=',')} on {swap.num_proved_ranks} of them: every element "
+        "written once, from a rank that holds it; at most "
+        f"{counted(swap.largest_table, 'copy', 'copies', form=',')} a rank, planned in "
+        f"{swap.plan_s * 1e3:.0f} ms",
+    )
+
+
+def _separate_lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
+    ranks = counted(swap.num_engine_ranks, "engine rank")
+    yield (
+        "swap",
+        f"{_gb(swap.written_bytes)} into {ranks} on devices of their own: {_gb(swap.remote_bytes)} come over "
+        f"the network, {_gb(swap.node_bytes)} from devices of the same node",
+    )
+    least = (
+        f"{swap.remote_bytes / swap.bound_bytes:.3f} x the least possible, each byte once per node"
+        if swap.bound_bytes
+        else "all engines are on a node of the trainer"
+    )
+    sent = f"a trainer rank sends at most {swap.imbalance:.2f} x the mean"
+    yield "network", f"{_gb(swap.remote_bytes)}, {least}; {sent}"
+
+
+def _colocated_lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
     network = swap.node_bytes + swap.remote_bytes
     ranks = counted(swap.num_engine_ranks, "engine rank")
     ratio = (
@@ -121,13 +157,6 @@ def lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
     yield "network", f"{_gb(network)}, {ratio}; a trainer rank sends at most {swap.imbalance:.2f} x the mean"
     shares = ", ".join(f"{name} {share:.1%}" for name, share in swap.held.items())
     yield "placement", f"bytes on their device already: {shares}"
-    yield (
-        "proof",
-        f"{counted(swap.num_tensors, 'tensor', form=',')} on {swap.num_proved_ranks} of them: every element "
-        "written once, from a rank that holds it; at most "
-        f"{counted(swap.largest_table, 'copy', 'copies', form=',')} a rank, planned in "
-        f"{swap.plan_s * 1e3:.0f} ms",
-    )
 
 
 def _gb(num_bytes: int) -> str:
@@ -173,9 +202,10 @@ def _imbalance(job: Job, transfers: list[Transfer]) -> float:
 
 def _devices(job: Job, transfer: Transfer) -> tuple[int, int]:
     assert job.topology is not None
-    return job.topology.source[transfer.source_rank], job.topology.targets[transfer.target][
-        transfer.target_rank
-    ]
+    target = job.topology.targets[transfer.target][transfer.target_rank]
+    if transfer.via is not None:
+        return job.topology.targets[transfer.via[0]][transfer.via[1]], target
+    return job.topology.source[transfer.source_rank], target
 
 
 def _num_copies(transfers: Iterator[Transfer]) -> int:

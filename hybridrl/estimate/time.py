@@ -1,8 +1,9 @@
 """Estimates the seconds of a step by phase on GPUs, within about 25 % if its assumptions hold.
 
-It assumes that matrix products run at a share of the peak, links at a share of their rate, and nothing
-overlaps. Generation follows a roofline model: each decoding step reads the engine's weights and the KV cache
-of the running requests.
+It assumes that matrix products run at a share of the peak, and links at a share of their rate. Nothing
+overlaps, except that engines with dedicated GPUs generate while the trainer works if answers may be older
+than one policy update. Generation follows a roofline model: each decoding step reads the engine's weights and
+the KV cache of the running requests.
 """
 
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ _DECODE_OVERHEAD_S = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Seconds of the phases, which run one after the other."""
+    """Seconds of the phases, which run one after the other, unless `overlap` says otherwise."""
 
     generate: float
     logprobs: float
@@ -59,9 +60,12 @@ class StepTime:
     mfu: float
     """Model FLOPs utilisation of the training phase: operations without recomputation, over the bf16 peak."""
 
+    overlap: float = 0.0
+    """Seconds in which engines generate and the trainer works at the same time."""
+
     @property
     def total(self) -> float:
-        return self.generate + self.logprobs + self.train + self.offload + self.swap
+        return self.generate + self.logprobs + self.train + self.offload + self.swap - self.overlap
 
     def as_dict(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.__slots__} | {"total": self.total}
@@ -78,13 +82,16 @@ def step_time(setting: Setting, swap: SwapEstimate | None = None) -> StepTime:
     gpu = _gpu(setting)
     alone = [setting.alone(role) for role in setting.trained]
     done = sum(_passes(own, 3.0) * _forward_flops(own) for own in alone) * setting.batch.epochs
+    overlaps = setting.separate and setting.max_lag > 0
+    generate = stream_s(setting) if overlaps else generate_s(setting)
     return StepTime(
-        generate=generate_s(setting),
+        generate=generate,
         logprobs=logprobs,
         train=train,
         offload=_offload_s(setting),
         swap=_least_swap_s(setting) if swap is None else swap_s(swap, gpu),
         mfu=done / (train * setting.train.num_ranks * gpu.flops),
+        overlap=min(generate, logprobs + train) if overlaps else 0.0,
     )
 
 
@@ -125,14 +132,31 @@ def generate_s(setting: Setting) -> float:
     return decoding + _prefill_s(setting, batch.prompts / setting.num_engines * batch.mean_prompt)
 
 
+def stream_s(setting: Setting) -> float:
+    """Seconds in which engines with dedicated GPUs sample as many tokens as a step trains on, while the
+    trainer works: with swaps in flight others take the place of answers that end, and after a swap the
+    running ones compute their cache again; otherwise all answers end before a swap."""
+    if not setting.swaps_in_flight:
+        return generate_s(setting)
+    batch = setting.batch
+    answers = batch.trajectories / setting.num_engines
+    running = _running(setting, answers * (1 + setting.max_lag))
+    decoding = answers * batch.mean_response / running * _decode_s(setting, running)
+    prompts = _prefill_s(setting, batch.prompts / setting.num_engines * batch.mean_prompt)
+    return decoding + prompts + recompute_s(setting)
+
+
 def swap_s(swap: SwapEstimate, gpu: GPUModel) -> float:
     """Seconds of any swap but the first: the bytes of one rank over each link, with the busiest sender on the
     network."""
     ranks, moving = swap.num_engine_ranks, 1 - swap.fixed_bytes / max(1, swap.written_bytes)
     local = 2 * swap.device_bytes / (gpu.hbm_bytes_s * _HBM)
     node = swap.node_bytes / (gpu.nvlink_bytes_s * _LINK)
-    remote = swap.remote_bytes * swap.imbalance / (gpu.network_bytes_s * _LINK)
-    return moving * (local + node + remote) / ranks
+    network = gpu.network_bytes_s * _LINK
+    if swap.num_senders:  # few ranks may send to many, or many to few
+        sent = swap.remote_bytes * swap.imbalance / swap.num_senders
+        return moving * ((local + node) / ranks + max(sent, swap.remote_bytes / ranks) / network)
+    return moving * (local + node + swap.remote_bytes * swap.imbalance / network) / ranks
 
 
 def recomputed_tokens(setting: Setting) -> float:
@@ -295,7 +319,19 @@ def _offload_s(setting: Setting) -> float:
 
 
 def _least_swap_s(setting: Setting) -> float:
-    return engine_weights(setting) / _link(setting, setting.num_gpus)
+    if not setting.separate:
+        return engine_weights(setting) / _link(setting, setting.num_gpus)
+    return _least_broadcast_s(setting)
+
+
+def _least_broadcast_s(setting: Setting) -> float:
+    """Every node of engines gets its part of the weights once, over the links of its GPUs and of those of the
+    trainer; each GPU passes on its share inside the node."""
+    gpu, inside = _gpu(setting), min(setting.gpus_per_node, setting.engine_gpus)
+    copies = max(1, setting.engine_gpus // max(inside, setting.engine.tp))
+    whole = engine_weights(setting) * setting.engine.tp
+    per_rank = whole * max(copies / setting.train.num_ranks, copies / setting.engine_gpus)
+    return per_rank / (gpu.network_bytes_s * _LINK) + engine_weights(setting) / (gpu.nvlink_bytes_s * _LINK)
 
 
 def _running(setting: Setting, answers: float) -> float:

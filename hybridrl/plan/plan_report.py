@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from hybridrl.config.training import TrainParallel
 from hybridrl.estimate import pictures, swap
 from hybridrl.estimate.engine import kv_tokens
-from hybridrl.estimate.fit import fits, fullest
+from hybridrl.estimate.fit import fullest
 from hybridrl.estimate.gpus import GPUS
 from hybridrl.estimate.memory import (
     Phase,
@@ -22,11 +21,13 @@ from hybridrl.estimate.memory import (
     training,
 )
 from hybridrl.estimate.pictures import has_pictures, pixel_bytes, step_pixels, tower_kept, tower_weights
-from hybridrl.estimate.search import Proposal
 from hybridrl.estimate.setting import Role, Setting
-from hybridrl.estimate.time import recompute_s, recomputed_tokens, step_time
+from hybridrl.estimate.time import StepTime, recompute_s, recomputed_tokens, step_time
 from hybridrl.models import spec as models
+from hybridrl.plan import proposals
+from hybridrl.plan.amounts import count, gb, seconds
 from hybridrl.plan.command import Plan
+from hybridrl.plan.proposals import sharding_name
 from hybridrl.wording import counted
 
 _COLUMNS = ("weights", "grads+optim", "activations", "engine", "KV pool", "peak")
@@ -56,7 +57,7 @@ def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
     if setting.gpu is not None and setting.divides():
         yield from _time(found)
     yield from _verdict(found)
-    yield from _proposals(found)
+    yield from proposals.lines(found)
 
 
 def as_dict(found: Plan) -> dict[str, Any]:
@@ -82,16 +83,16 @@ def as_dict(found: Plan) -> dict[str, Any]:
     if setting.swaps_in_flight:
         told["recomputed_tokens_per_engine"] = recomputed_tokens(setting)
     if found.proposals:
-        told["proposals"] = [_proposal_dict(proposal) for proposal in found.proposals]
+        told["proposals"] = [proposals.as_dict(proposal) for proposal in found.proposals]
     return told
 
 
 def _recomputation(setting: Setting) -> Iterator[tuple[str, str]]:
     """What running answers cost when a swap drops their cache."""
-    took = f", {_s(recompute_s(setting))}" if setting.gpu is not None and setting.divides() else ""
+    took = f", {seconds(recompute_s(setting))}" if setting.gpu is not None and setting.divides() else ""
     yield (
         "in flight",
-        f"after a swap the running answers of an engine compute about {_count(recomputed_tokens(setting))} "
+        f"after a swap the running answers of an engine compute about {count(recomputed_tokens(setting))} "
         f"tokens of cache again{took} (rollout.swap = in_flight)",
     )
 
@@ -100,7 +101,7 @@ def _through_loader(setting: Setting) -> Iterator[tuple[str, str]]:
     """A model without a table: no layout says where an engine keeps its weights."""
     size = models.count(setting.model) * setting.weight_bytes
     engines = counted(setting.num_engines, "engine")
-    yield "swap", f"{_gb(size)} through host memory into the loaders of {engines}: there is no model table"
+    yield "swap", f"{gb(size)} through host memory into the loaders of {engines}: there is no model table"
 
 
 def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
@@ -111,7 +112,7 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
     yield (
         "BATCH",
         f"{counted(batch.prompts, 'prompt', form=',')} x {counted(batch.samples, 'sample')} = "
-        f"{_trajectories(batch.trajectories)}/step, at most {_count(batch.trajectories * batch.longest)} "
+        f"{_trajectories(batch.trajectories)}/step, at most {count(batch.trajectories * batch.longest)} "
         "tokens/step",
     )
     yield (
@@ -124,6 +125,12 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
         f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}, "
         f"{counted(kv_tokens(setting), 'token', form=',')} of cache each",
     )
+    if setting.separate and setting.gpu is not None:
+        yield (
+            "",
+            f"devices: trainer {counted(setting.trainer_gpus, 'GPU')}, engines "
+            f"{counted(setting.engine_gpus, 'GPU')} of their own (cluster.placement = separate)",
+        )
     if has_pictures(setting):
         yield from _pictures(setting)
     if batch.turn_tokens:
@@ -139,13 +146,13 @@ def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
     yield (
         "pictures",
         f"at most {counted(batch.picture_tokens, 'token', form=',')} each; a prompt's pixels at most "
-        f"{_gb(pixel_bytes(setting, batch.prompt_tokens))}, from engines to ranks about "
-        f"{_gb(step_pixels(setting))} a step",
+        f"{gb(pixel_bytes(setting, batch.prompt_tokens))}, from engines to ranks about "
+        f"{gb(step_pixels(setting))} a step",
     )
     yield (
         "",
-        f"vision tower: {_count(tower)} parameters on every rank of the first stage, actor.vision.mode = "
-        f"{setting.actor.vision.mode}; up to {_gb(tower_kept(setting))} of activations for a microbatch",
+        f"vision tower: {count(tower)} parameters on every rank of the first stage, actor.vision.mode = "
+        f"{setting.actor.vision.mode}; up to {gb(tower_kept(setting))} of activations for a microbatch",
     )
 
 
@@ -153,7 +160,7 @@ def _served(found: Plan) -> Iterator[tuple[str, str]]:
     """The engines of models that are never trained."""
     gpu = found.setting.gpu
     for section, model in found.served:
-        share = f", {_gb(model.memory_fraction * gpu.memory_bytes)} of each of their GPUs" if gpu else ""
+        share = f", {gb(model.memory_fraction * gpu.memory_bytes)} of each of their GPUs" if gpu else ""
         engines = f"{model.num_engines} x TP{model.tp}"
         yield "", f"{section} ({model.path}): {engines}{share}; counted under engine"
 
@@ -170,8 +177,8 @@ def _episodes(setting: Setting) -> Iterator[tuple[str, str]]:
     whole = batch.prompt_tokens + (batch.turns - 1) * batch.turn_tokens
     yield (
         "",
-        f"requests of an episode read up to {_count(asked)} tokens, all but {_count(whole)} of them from the "
-        f"cache; its environment may take up to {_s(batch.turns * batch.turn_s)} in all",
+        f"requests of an episode read up to {count(asked)} tokens, all but {count(whole)} of them from the "
+        f"cache; its environment may take up to {seconds(batch.turns * batch.turn_s)} in all",
     )
 
 
@@ -207,7 +214,7 @@ def _actor(setting: Setting) -> str:
 def _beside(setting: Setting, role: Role) -> str:
     """One other model of the run, with its parallel layout if it has dedicated ranks."""
     own, sharding = setting.reward_model if role == "reward model" else None, setting.sharding_of(role)
-    size = f" ({own.family}, {_count(models.count(own))} parameters)" if own else ""
+    size = f" ({own.family}, {count(models.count(own))} parameters)" if own else ""
     place = (
         f"{sharding.dp} x ({sharding_name(sharding)})"
         if role in dict(setting.dedicated)
@@ -220,14 +227,14 @@ def _memory(found: Plan, *, narrow: bool) -> Iterator[tuple[str, str]]:
     setting = found.setting
     if setting.gpu is not None and not setting.divides():
         return
-    per = f"per GPU, {_gb(setting.gpu.memory_bytes)}" if setting.gpu else "per trainer rank"
+    per = f"per GPU, {gb(setting.gpu.memory_bytes)}" if setting.gpu else "per trainer rank"
     yield from _narrow_table(per, _rows(setting)) if narrow else _wide_table(per, _rows(setting))
     host = (
-        f"host RAM {_gb(host_bytes(setting))} a node beside its processes"
+        f"host RAM {gb(host_bytes(setting))} a node beside its processes"
         if setting.gpu
-        else f"the machine in all {_gb(on_cpu(setting).peak)} of {_gb(found.machine.available_bytes)} free"
+        else f"the machine in all {gb(on_cpu(setting).peak)} of {gb(found.machine.available_bytes)} free"
     )
-    yield "", f"{host}; checkpoint {_gb(checkpoint_bytes(setting))} on disk"
+    yield "", f"{host}; checkpoint {gb(checkpoint_bytes(setting))} on disk"
 
 
 def _rows(setting: Setting) -> list[Phase]:
@@ -245,7 +252,7 @@ def _rows(setting: Setting) -> list[Phase]:
 def _wide_table(per: str, rows: list[Phase]) -> Iterator[tuple[str, str]]:
     yield "MEMORY", f"{per:<26}" + "".join(f"{name:>13}" for name in _COLUMNS)
     for phase in rows:
-        yield "", f"{phase.name:<26}" + "".join(f"{_gb(size):>13}" for size in _cells(phase))
+        yield "", f"{phase.name:<26}" + "".join(f"{gb(size):>13}" for size in _cells(phase))
 
 
 def _narrow_table(per: str, rows: list[Phase]) -> Iterator[tuple[str, str]]:
@@ -269,10 +276,14 @@ def _time(found: Plan) -> Iterator[tuple[str, str]]:
     assert setting.gpu is not None
     own = step_time(setting, found.swap)
     names = ("generate", "logprobs", "train", "offload", "swap") if setting.num_engines else ("train",)
-    phases = ", ".join(f"{name} {_s(getattr(own, name))}" for name in names)
-    yield "TIME", f"{phases} -> {_s(own.total)}/step (model, +-25 %), MFU {own.mfu:.0%} in training"
+    phases = ", ".join(f"{name} {seconds(getattr(own, name))}" for name in names)
+    beside = f", {seconds(own.overlap)} of them at the same time" if own.overlap else ""
+    step = f"{seconds(own.total)}/step (model, +-25 %), MFU {own.mfu:.0%} in training"
+    yield "TIME", f"{phases}{beside} -> {step}"
+    if setting.separate:
+        yield "", _idle(setting, own)
     others = {gpu.name: step_time(replace(setting, gpu=gpu), found.swap) for gpu in GPUS.values()}
-    told = ", ".join(f"{name} {_s(time.total)} ({time.mfu:.0%})" for name, time in others.items())
+    told = ", ".join(f"{name} {seconds(time.total)} ({time.mfu:.0%})" for name, time in others.items())
     yield "", f"the same step elsewhere: {told}"
     batch = setting.batch
     yield (
@@ -282,77 +293,29 @@ def _time(found: Plan) -> Iterator[tuple[str, str]]:
     )
 
 
+def _idle(setting: Setting, own: StepTime) -> str:
+    """Which devices wait for which, if engines have dedicated ones."""
+    if not own.overlap:
+        return (
+            "trainer and engines wait for each other: with batch.max_lag above 0 they work at the same time"
+        )
+    work = {"engines": own.generate, "the trainer": own.logprobs + own.train}
+    first, last = sorted(work, key=lambda side: work[side])
+    share, lag = (work[last] - work[first]) / own.total, setting.max_lag
+    wait = "wait" if first == "engines" else "waits"
+    return f"{first} {wait} {share:.0%} of a step for {last}, with batch.max_lag = {lag}"
+
+
 def _verdict(found: Plan) -> Iterator[tuple[str, str]]:
     setting = found.setting
     if found.refusal is not None:
         yield "NO", str(found.refusal)
     elif setting.gpu is not None:
         phase = fullest(setting)
-        yield "OK", f"fits with {_gb(setting.gpu.memory_bytes - phase.peak)} to spare, in {phase.name}"
+        yield "OK", f"fits with {gb(setting.gpu.memory_bytes - phase.peak)} to spare, in {phase.name}"
     else:
         spare = found.machine.available_bytes - on_cpu(setting).peak
-        yield "OK", f"fits with {_gb(spare)} to spare"
-
-
-def _proposals(found: Plan) -> Iterator[tuple[str, str]]:
-    if not found.proposals:
-        return
-    setting = found.setting
-    assert setting.gpu is not None
-    count = setting.num_gpus
-    yield "SEARCH", f"the fastest on {count} {setting.gpu.name}, by the same model:"
-    if fits(setting):
-        yield "", f"{'as it is':<10} {_proposal(Proposal.of(setting))}"
-    for proposal in found.proposals:
-        yield "", f"{'proposed':<10} {_proposal(proposal)}"
-    best = found.proposals[0]
-    yield "", f"to take the first: {' '.join(f'{k}={v}' for k, v in keys(best.setting).items())}"
-
-
-def _proposal(proposal: Proposal) -> str:
-    setting, time = proposal.setting, proposal.time
-    once = ", weights gathered once" if setting.gathers_once else ""
-    return (
-        f"{_s(time.total)}/step, {_gb(proposal.spare_bytes)} to spare: {setting.backend}{once}, "
-        f"{setting.train.dp} x ({sharding_name(setting.train)}), recompute {setting.recompute}, "
-        f"{counted(setting.microbatch_tokens, 'token', form=',')} a microbatch, offload {setting.offload}; "
-        f"engines {setting.num_engines} x TP{setting.engine.tp}"
-    )
-
-
-def keys(setting: Setting) -> dict[str, Any]:
-    """The config overrides that lead from its config to this setting."""
-    axes, own = ("tp", "pp", "dp", "cp", "ep", "etp", "vpp"), setting.actor.parallel
-    found = {f"actor.parallel.{axis}": getattr(setting.train, axis) for axis in axes}
-    if setting.train.shard or own.shard:
-        found["actor.parallel.shard"] = setting.train.shard or "null"
-    if setting.train.stage_layers or own.stage_layers:
-        found["actor.parallel.stage_layers"] = str(list(setting.train.stage_layers)).replace(" ", "")
-    return found | {
-        "actor.backend": setting.backend,
-        "actor.gather": setting.actor.gather,
-        "actor.keep_on_host": setting.actor.keep_on_host,
-        "actor.recompute": setting.recompute,
-        "actor.microbatch_tokens": setting.microbatch_tokens,
-        "actor.offload": setting.offload,
-        **{f"rollout.parallel.{size}": value for size, value in setting.engine.model_dump().items()},
-        "rollout.num_engines": setting.num_engines,
-        "rollout.memory_fraction": setting.memory_fraction,
-    }
-
-
-def sharding_name(sharding: TrainParallel) -> str:
-    """The sizes above 1 as text, such as "TP8 x PP4 x CP2"."""
-    sizes = {
-        "TP": sharding.tp,
-        "PP": sharding.pp,
-        "VPP": sharding.vpp,
-        "CP": sharding.cp,
-        "EP": sharding.ep,
-        "ETP": sharding.etp,
-        "shard": sharding.shard or 1,
-    }
-    return " x ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1) or "TP1"
+        yield "OK", f"fits with {gb(spare)} to spare"
 
 
 def _batch_dict(setting: Setting) -> dict[str, Any]:
@@ -374,27 +337,3 @@ def _batch_dict(setting: Setting) -> dict[str, Any]:
 
 def _phase_dict(phase: Phase) -> dict[str, Any]:
     return {name: getattr(phase, name) for name in phase.__slots__} | {"peak": phase.peak}
-
-
-def _proposal_dict(proposal: Proposal) -> dict[str, Any]:
-    return {
-        "keys": keys(proposal.setting),
-        "time_s": proposal.time.as_dict(),
-        "spare_bytes": proposal.spare_bytes,
-    }
-
-
-def _gb(size: float) -> str:
-    return f"{size / 1e12:.1f} TB" if size >= 1e12 else f"{size / 1e9:.1f} GB" if size >= 1e8 else _mb(size)
-
-
-def _mb(size: float) -> str:
-    return f"{size / 1e6:.1f} MB" if size else "-"
-
-
-def _s(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2f} s"
-
-
-def _count(number: float) -> str:
-    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,.0f}"

@@ -18,7 +18,7 @@ from hybridrl.estimate.time import step_time
 from hybridrl.hosts.machine import Machine
 from hybridrl.models.tiny import olmo2_arithmetic
 from hybridrl.plan import command as planning
-from hybridrl.plan import plan_report
+from hybridrl.plan import plan_report, proposals
 from tests.support.plan_values import write_cluster_config
 
 BARE = Machine(cores=2, memory_bytes=2**34, available_bytes=2**34, shm_bytes=2**33, gpus=())
@@ -151,7 +151,7 @@ def test_a_search_goes_on_where_the_config_does_not_fit(tmp_path: Path) -> None:
     found = planned(tmp_path, "actor.parallel.pp=8", request=request)
     assert found.proposals and found.setting.num_gpus == 64
     best = found.proposals[0].setting
-    overrides = [f"{key}={value}" for key, value in plan_report.keys(best).items()]
+    overrides = [f"{key}={value}" for key, value in proposals.keys(best).items()]
     assert planned(tmp_path, "cluster.nodes=8", *overrides).refusal is None
 
 
@@ -270,11 +270,11 @@ def test_a_search_tries_every_backend_that_has_the_model(tmp_path: Path) -> None
     assert set(backends) == {"megatron", "fsdp"} and len(backends) == 5
     assert [p.time.total for p in both.proposals] == sorted(p.time.total for p in both.proposals)
     first = {b: next(p.setting for p in both.proposals if p.setting.backend == b) for b in set(backends)}
-    assert plan_report.keys(first["fsdp"])["actor.backend"] == "fsdp"
+    assert proposals.keys(first["fsdp"])["actor.backend"] == "fsdp"
     assert first["fsdp"].recompute != "selective"
     once = next(p.setting for p in both.proposals if p.setting.gathers_once)
-    assert plan_report.keys(once)["actor.gather"] == "once"
-    assert plan_report.keys(first["megatron"])["actor.gather"] == "each_pass", "the config may say once"
+    assert proposals.keys(once)["actor.gather"] == "once"
+    assert proposals.keys(first["megatron"])["actor.gather"] == "each_pass", "the config may say once"
     gemma = planned(tmp_path, "model=google/gemma-2-27b-it", "cluster.nodes=4", *FREE, request=SEARCH)
     assert {proposal.setting.backend for proposal in gemma.proposals} == {"megatron"}
 
@@ -289,7 +289,7 @@ def test_a_search_tries_every_backend_that_has_the_model(tmp_path: Path) -> None
 def test_the_keys_of_a_proposal_lead_from_the_config_to_it(tmp_path: Path, model: str, parallel: str) -> None:
     options = (*FREE, f"model={model}", "cluster.nodes=2", f"actor.parallel={parallel}")
     for proposal in planned(tmp_path, *options, request=SEARCH).proposals:
-        taken = [f"{key}={value}" for key, value in plan_report.keys(proposal.setting).items()]
+        taken = [f"{key}={value}" for key, value in proposals.keys(proposal.setting).items()]
         actor = load(tmp_path / "cluster.yaml", [*options, *taken]).config.actor
         assert (actor.backend, actor.parallel) == (proposal.setting.backend, proposal.setting.train)
 
