@@ -72,6 +72,8 @@ def _lacking(wanted: dict[str, set[_Block]], held: dict[str, set[_Block]]) -> in
 
 
 def _difference(wanted: Sequence[_Block], held: Sequence[_Block]) -> int:
+    if not wanted:  # all that these ranks have of it is padding
+        return 0
     edges = [sorted({edge for block in (*wanted, *held) for edge in block[dim]}) for dim in range(4)]
     place = [{edge: i for i, edge in enumerate(of_dim)} for of_dim in edges]
     missing = np.zeros([len(of_dim) - 1 for of_dim in edges], bool)

@@ -84,7 +84,7 @@ class Cells:
         maps = tuple([(held.rows, held.cols) for held in holdings])
         last = self._last.get(param)
         if last is None or last[0] != maps:  # From one pipeline stage to the next they seldom change.
-            last = self._last[param] = (maps, [Patch(*found) for found in _split(maps)])
+            last = self._last[param] = (maps, [Patch(*found) for found in split_maps(maps)])
         return last[1]
 
 
@@ -99,7 +99,7 @@ def _holds(holdings: list[Holding] | tuple[Holding, ...], rank: int) -> bool:
 
 
 @lru_cache(maxsize=1 << 12)
-def _split(maps: _Maps) -> list[tuple[Runs, Runs, tuple[int, ...]]]:
+def split_maps(maps: _Maps) -> list[tuple[Runs, Runs, tuple[int, ...]]]:
     """(rows, columns, indices of the maps that cover them) of every patch; `local` of a run equals `at`."""
     row_maps = _by_owners([rows for rows, _ in maps])
     col_maps = _by_owners([cols for _, cols in maps])

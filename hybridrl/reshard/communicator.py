@@ -15,7 +15,7 @@ from torch.distributed import distributed_c10d as c10d
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where the members of one group meet."""
+    """A place at which the members of one group meet."""
 
     address: str
     """file:///path on one machine, or tcp://host:port, where the first rank serves the store."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from hybridrl.layout.base import Layout
 from hybridrl.reshard.topology import Topology
 
-_RULES = 2
+_RULES = 3
 """Version of the planning rules. It is part of the digest and changes with any rule of who copies what."""
 
 

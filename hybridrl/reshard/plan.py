@@ -19,7 +19,8 @@ from hybridrl.layout.base import Holding, Layout, common_range
 from hybridrl.layout.runs import Runs
 from hybridrl.reshard.cells import Cell, Cells
 from hybridrl.reshard.job import CopyBox, Job, Stack, Transfer
-from hybridrl.reshard.regions import OF_TARGET, Regions, Wanted
+from hybridrl.reshard.once import once_each
+from hybridrl.reshard.regions import Regions, Wanted
 from hybridrl.reshard.shares import Part, Shares
 
 __all__ = ["CopyBox", "Job", "Stack", "Transfer", "plan"]
@@ -93,8 +94,8 @@ class _Sender(NamedTuple):
 
     rank: int
     held: Holding
-    which: int
-    """Index into the cell's holdings, or OF_TARGET."""
+    which: int | Wanted
+    """Index into the cell's holdings; or what the target rank holds."""
 
     via: tuple[int, int] | None = None
 
@@ -127,7 +128,7 @@ class _Planner:
         kinds = list(dict.fromkeys(job.targets))
         self._targets = [[i for i, layout in enumerate(job.targets) if layout == kind] for kind in kinds]
         self._kind = {i: kind for kind, members in enumerate(self._targets) for i in members}
-        self._held_by = list(_wanted(kinds))
+        self._held_by = list(once_each(kinds) if job.once_per_node else _wanted(kinds))
         self._wanted: dict[str, list[Wanted]] = {}
         self._common: dict[str, range] = {}
         """Parameter -> the layers on which every target holding of it lies."""
@@ -140,7 +141,7 @@ class _Planner:
         self._tables: dict[tuple[tuple[int, range, int], ...], _DemandTable] = {}
         self._found: dict[tuple[_DemandTable, int, int, int], int] = {}
         self._holders: dict[tuple[range, ...], _Holders] = {}
-        self._shared: dict[tuple[_Holders, _DemandTable], Shares] = {}
+        self._shared: dict[tuple[_Holders, _DemandTable, tuple[int, ...]], Shares] = {}
         self._device_S = self._device_D = None
         if job.topology is not None:
             self._device_S = np.array(job.topology.source, np.int64)
@@ -159,7 +160,7 @@ class _Planner:
                     for holder, part in demands.shares.of_demand(demand):
                         yield from self._transfer(cell, demands.holder(holder), wanted, (target, rank), part)
                     for other, part in demands.shares.forwarded_to(demand):
-                        sender = self._neighbour(demands.table.place(other), held)
+                        sender = self._neighbour(demands, other)
                         yield from self._transfer(cell, sender, wanted, (target, rank), part)
 
     def of_source(self, rank: int) -> Iterator[_Keyed]:
@@ -188,24 +189,30 @@ class _Planner:
         for cell in self._cells.overlapping(wanted.held):
             if self._regions.elements(cell, wanted):
                 demands = self._demands(wanted.held.param, cell)
-                sender = self._neighbour(place, wanted.held)
-                for other, part in demands.shares.passed_on(self._find(demands, wanted, place)):
-                    yield from self._transfer(cell, sender, wanted, demands.table.place(other), part)
+                mine = self._find(demands, wanted, place)
+                sender = self._neighbour(demands, mine)
+                for other, part in demands.shares.passed_on(mine):
+                    theirs = demands.wanted[demands.table.which_T[other]]
+                    yield from self._transfer(cell, sender, theirs, demands.table.place(other), part)
 
-    def _neighbour(self, place: tuple[int, int], held: Holding) -> _Sender:
-        topology = self._job.topology
+    def _neighbour(self, demands: _Demands, demand: int) -> _Sender:
+        """A target rank that passes on what it gets."""
+        topology, place = self._job.topology, demands.table.place(demand)
         assert topology is not None
-        return _Sender(topology.rank_on[topology.targets[place[0]][place[1]]], held, OF_TARGET, place)
+        wanted = demands.wanted[demands.table.which_T[demand]]
+        rank = topology.rank_on[topology.targets[place[0]][place[1]]]
+        return _Sender(rank, wanted.held, wanted, place)
 
     def _demands(self, param: str, cell: Cell) -> _Demands:
         """Who holds and who needs a cell. Parameters with the same sharding share the answer."""
         (wanted, table), holders = self._cell_demand(param, cell), self._who_holds(cell)
-        key = (holders, table)
+        same = tuple([w.same for w in wanted]) if self._job.once_per_node else ()
+        key = (holders, table, same)
         if key not in self._shared:
             rank_H = holders.rank_H
             device_H = rank_H if self._device_S is None else self._device_S[rank_H]
             node_size = self._job.topology and self._job.topology.node_size
-            alike_T = table.which_T if self._job.once_per_node else None
+            alike_T = np.array(same, np.int64)[table.which_T] if self._job.once_per_node else None
             self._shared[key] = Shares(device_H, table.device_T, table.size_T, node_size, alike_T)
         return _Demands(wanted, table, cell.holdings, holders, self._shared[key])
 

@@ -33,6 +33,10 @@ class Wanted:
 
     held: Holding
 
+    same: int = 0
+    """For plans with once_per_node: a number that holdings of the same elements share, wherever these are in
+    their tensors. Other holdings have none of these elements on the same layers."""
+
 
 class Region(NamedTuple):
     """What one sender copies of a cell, for one expert on one layer."""
@@ -43,14 +47,10 @@ class Region(NamedTuple):
     boxes: tuple[CopyBox, ...]
 
 
-OF_TARGET = -1
-"""The sender is a target rank with the same holding instead of one of the cell's holders."""
-
-
 class Regions:
     def __init__(self) -> None:
         self._areas: dict[tuple[Patch, int], int] = {}
-        self._regions: dict[tuple[Patch, int, int, Part | None], Region] = {}
+        self._regions: dict[tuple[Patch, int | None, int, int, Part | None], Region] = {}
 
     def elements(self, cell: Cell, wanted: Wanted) -> int:
         """Number of elements that a cell and a target holding share, over all layers and experts."""
@@ -64,15 +64,16 @@ class Regions:
             self._areas[key] = _shared(cell.patch.rows, held.rows) * _shared(cell.patch.cols, held.cols)
         return layers * experts * self._areas[key]
 
-    def region(self, cell: Cell, sender: int, wanted: Wanted, part: Part) -> Region:
+    def region(self, cell: Cell, sender: int | Wanted, wanted: Wanted, part: Part) -> Region:
         """The boxes that a sender copies for its part of the overlap.
 
         Args:
-            sender: index into the cell's holdings, or OF_TARGET.
+            sender: index into the cell's holdings; or what a target rank that passes it on holds.
         """
-        key = (cell.patch, sender, wanted.alike, None if part.is_whole else part)
+        holder, target = (None, sender.alike) if isinstance(sender, Wanted) else (sender, 0)
+        key = (cell.patch, holder, target, wanted.alike, None if part.is_whole else part)
         if key not in self._regions:
-            held = wanted.held if sender == OF_TARGET else cell.holdings[sender]
+            held = sender.held if isinstance(sender, Wanted) else cell.holdings[sender]
             self._regions[key] = _region(cell.patch, held, wanted.held, part)
         return self._regions[key]
 

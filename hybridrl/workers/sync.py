@@ -113,7 +113,7 @@ class RaySync:
         """
         present = await self._exported(self._rollout.engines.present)
         if self._receivers is not None:
-            self._fixed = await self._trainer.workers.one(0, "fixed_parameters")
+            self._fixed = (await self._trainer.workers.all("fixed_parameters"))[0]
         await self._plan_waves((await self._received(present))[0])
 
     async def push(self, version: PolicyVersion) -> SwapReport:

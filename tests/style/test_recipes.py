@@ -19,6 +19,7 @@ PROMISED = {
     "grpo_qwen72b",
     "ppo_qwen7b",
     "dapo_qwen32b",
+    "long_answers_qwen32b",
     "grpo_qwen3_30b_a3b",
     "gspo_qwen3_235b_a22b",
     "grpo_deepseek_v3",
