@@ -73,7 +73,7 @@ def estimate(job: Job, element_bytes: int, fixed: Set[str] = frozenset()) -> Swa
         LayoutError: the proof fails.
     """
     assert job.topology is not None
-    separate = bool(job.topology.agents)
+    separate = job.once_per_node
     placed = {"as numbered": job.topology, "inside nodes": job.topology}
     if not separate:
         placed["inside nodes"] = place(job.source, job.targets, job.topology, "node")

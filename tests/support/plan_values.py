@@ -29,9 +29,20 @@ def write_cluster_config(folder: Path) -> Path:
 
 
 def make_setting(
-    model: str, *, nodes: int = 1, gpu: str = "h100", lag: int = 0, swap: str = "drain"
+    model: str,
+    *,
+    nodes: int = 1,
+    gpu: str = "h100",
+    lag: int = 0,
+    swap: str = "drain",
+    separate_engines: int | None = None,
 ) -> Setting:
-    """GRPO with a reference on nodes of eight GPUs."""
+    """GRPO with a reference on nodes of eight GPUs.
+
+    Args:
+        separate_engines: engines of one GPU each on dedicated GPUs; None: engines share the trainer's.
+    """
+    placement = "colocated" if separate_engines is None else "separate"
     config = Config.model_validate(
         {
             "model": model,
@@ -39,8 +50,8 @@ def make_setting(
             "reward": "math_verify",
             "algorithm": {"samples_per_prompt": 16, "kl": {"coefficient": 0.001}},
             "batch": {"prompts_per_step": 512, "minibatch_prompts": 128, "max_lag": lag},
-            "rollout": {"max_response_tokens": 4096, "swap": swap},
-            "cluster": {"nodes": nodes, "gpus_per_node": 8, "gpu": gpu},
+            "rollout": {"max_response_tokens": 4096, "swap": swap, "num_engines": separate_engines},
+            "cluster": {"nodes": nodes, "gpus_per_node": 8, "gpu": gpu, "placement": placement},
             "run": {"name": "plan"},
         }
     )

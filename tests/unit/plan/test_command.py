@@ -57,6 +57,22 @@ def test_a_plan_of_a_cluster_run_needs_no_gpu_and_says_all(tmp_path: Path) -> No
     assert max(phase["peak"] for phase in told["memory"]) <= told["gpu_bytes"]
 
 
+def test_a_plan_of_engines_with_dedicated_gpus_counts_both_and_the_broadcast(tmp_path: Path) -> None:
+    separate = ("cluster.placement=separate", "rollout.num_engines=8", "actor.offload=none")
+    found = planned(tmp_path, *separate, "batch.max_lag=1")
+    said = "\n".join(f"{heading} {text}" for heading, text in plan_report.lines(found))
+    for part in (
+        "devices: trainer 64 GPUs, engines 64 GPUs of their own",
+        "at the same time",
+        "of a step for",
+    ):
+        assert part in said
+    assert "1.000 x the least possible, each byte once per node" in said and "placement" not in said.split()
+    waiting = "\n".join(text for _, text in plan_report.lines(planned(tmp_path, *separate)))
+    assert "trainer and engines wait for each other" in waiting
+    assert plan_report.as_dict(found)["time_s"]["h100"]["overlap"] > 0
+
+
 def test_engines_of_a_judge_are_named_and_counted(tmp_path: Path) -> None:
     judged = "reward={name: judge, prompt: '{response}'}"
     model = "path: Qwen/Qwen2.5-14B-Instruct, max_prompt_tokens: 512"
