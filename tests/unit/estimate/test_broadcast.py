@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_values import specs, tiny, tp_sizes
 
+from benchmarks._workloads import WORKLOADS
 from hybridrl.estimate.broadcast import broadcast_bound
 from hybridrl.estimate.swap import estimate, lines
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import count
-from hybridrl.reshard.plan import Job
+from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.topology import Topology
 
 
@@ -53,6 +54,21 @@ def test_a_node_gets_the_model_once(engines, tp, node_size, nodes):
     least = broadcast_bound(job)
     assert nodes * count(spec) <= least
     assert least == nodes * count(spec) or tp > node_size
+
+
+@pytest.mark.parametrize(
+    "workload", [w for w in WORKLOADS if w.name in ("W7", "W8", "W10")], ids=lambda w: w.name
+)
+def test_an_engine_of_a_real_model_gets_every_byte_once_per_node(workload):
+    """Key-value heads that several ranks of a node share are sent once too."""
+    sizes = [layout.world_size for layout in workload.targets]
+    topology = Topology.separate(workload.source.world_size, sizes, 8)
+    job = Job(workload.source, workload.targets, topology, once_per_node=True)
+    assert sizes[0] % 8 == 0, "engines fill nodes, so all need as much"
+    sent = sum(
+        t.elements for rank in range(sizes[0]) for t in plan(job, target=0, target_rank=rank) if not t.via
+    )
+    assert sent * len(sizes) == broadcast_bound(job)
 
 
 def test_a_person_reads_how_much_crosses_the_network():
