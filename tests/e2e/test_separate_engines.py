@@ -9,22 +9,21 @@ from pathlib import Path
 import pytest
 from ray_nodes import RayNode
 
-QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+FEW_STEPS = (
+    "run.steps=2",
+    "batch={prompts_per_step: 8, minibatch_prompts: 4}",
+    "actor.optimizer={lr: 1.0e-3}",
+)
 
 pytestmark = pytest.mark.slow
 
 
-def launch(folder: Path, name: str, *arguments: str) -> Path:
-    command = [sys.executable, "-m", "hybridrl", "launch", str(QUICKSTART), f"run.name={name}", *arguments]
-    few = (
-        "run.steps=2",
-        "batch={prompts_per_step: 8, minibatch_prompts: 4}",
-        "actor.optimizer={lr: 1.0e-3}",
-        "cluster.start_timeout_s=200",
-    )
-    done = subprocess.run(
-        [*command, *few], cwd=folder, capture_output=True, text=True, timeout=400, check=False
-    )
+def launch(folder: Path, name: str, *arguments: str, config: str = "quickstart") -> Path:
+    file = str(CONFIGS / f"{config}.yaml")
+    command = [sys.executable, "-m", "hybridrl", "launch", file, f"run.name={name}", *arguments]
+    command.append("cluster.start_timeout_s=200")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / name
 
@@ -43,8 +42,8 @@ def same_training(one: Path, other: Path) -> None:
 
 
 def test_an_engine_of_its_own_gets_every_byte_once_and_answers_as_a_colocated_one(tmp_path: Path) -> None:
-    separate = launch(tmp_path, "separate", "cluster.placement=separate")
-    colocated = launch(tmp_path, "colocated")
+    separate = launch(tmp_path, "separate", *FEW_STEPS, "cluster.placement=separate")
+    colocated = launch(tmp_path, "colocated", *FEW_STEPS)
     summary = json.loads((separate / "summary.json").read_text())
     assert summary["swap_checksums_ok"] is True
     assert 0.0 < summary["logprob_max_abs_diff"] <= 2e-5
@@ -67,9 +66,26 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_two_engines_on_a_node_of_their_own_get_every_byte_once(tmp_path: Path, address: str) -> None:
     """The trainer is on the first node. Each of the engines on the second gets half from it, and the other
     half from its neighbour."""
-    two = ("rollout.num_engines=2",)
+    two = (*FEW_STEPS, "rollout.num_engines=2")
     ray = ("--on", "ray", f"cluster.ray.address={address}", "cluster.nodes=2", "cluster.placement=separate")
     separate, colocated = launch(tmp_path, "separate", *ray, *two), launch(tmp_path, "colocated", *two)
     for step in steps(separate):
         assert step["sync/sent_bytes"] == pytest.approx(step["sync/written_bytes"] / 2, rel=0.01)
     same_training(separate, colocated)
+
+
+def test_a_stream_with_swaps_in_flight_learns_although_an_engine_is_killed(tmp_path: Path) -> None:
+    """The engine that takes its place gets its weights through the receiver that is there."""
+    run = launch(
+        tmp_path,
+        "stream",
+        *("cluster.placement=separate", "rollout.num_engines=2", "run.steps=60"),
+        *("--inject", "kill:engine:1@step=8,phase=generate"),
+        config="quickstart_async",
+    )
+    summary, found = json.loads((run / "summary.json").read_text()), steps(run)
+    assert summary["swap_checksums_ok"] is True
+    assert [json.loads(line)["kind"] for line in (run / "faults.jsonl").read_text().splitlines()] == ["kill"]
+    assert sum(step["rollout/engines/replaced"] for step in found) == 1
+    first, last = ([step["critic/score/mean"] for step in part] for part in (found[:3], found[-3:]))
+    assert max(first) < 0.2 and min(last) > 0.5
