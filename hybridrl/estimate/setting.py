@@ -7,7 +7,7 @@ from typing import Any, Literal
 from hybridrl.algorithms.needs import Needs
 from hybridrl.config.rollout import EngineParallel
 from hybridrl.config.rules.reward_model_rules import reward_model_spec
-from hybridrl.config.run_shape import engines_sleep, is_separate
+from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import RMConfig, SupervisedConfig
 from hybridrl.config.training import ActorConfig, LoraConfig, TrainParallel
@@ -137,7 +137,7 @@ class Setting:
             engines_sleep=engines_sleep(cfg),
             swaps_in_flight=cfg.rollout.swap == "in_flight",
             served=served_bytes(cfg, gpu),
-            separate=is_separate(cfg),
+            separate=cfg.cluster.placement == "separate",
             max_lag=cfg.batch.max_lag,
         )
         return setting.filled(dp=cfg.actor.parallel.dp, num_engines=cfg.rollout.num_engines)

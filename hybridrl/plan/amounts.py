@@ -1,4 +1,4 @@
-"""Bytes, seconds and counts as a plan prints them."""
+"""Bytes and seconds as a plan prints them."""
 
 
 def gb(size: float) -> str:
@@ -11,7 +11,3 @@ def mb(size: float) -> str:
 
 def seconds(number: float) -> str:
     return f"{number:,.0f} s" if number >= 10 else f"{number:.2f} s"
-
-
-def count(number: float) -> str:
-    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,.0f}"

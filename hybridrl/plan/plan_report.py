@@ -25,7 +25,7 @@ from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.time import StepTime, recompute_s, recomputed_tokens, step_time
 from hybridrl.models import spec as models
 from hybridrl.plan import proposals
-from hybridrl.plan.amounts import count, gb, seconds
+from hybridrl.plan.amounts import gb, seconds
 from hybridrl.plan.command import Plan
 from hybridrl.plan.proposals import sharding_name
 from hybridrl.wording import counted
@@ -92,7 +92,7 @@ def _recomputation(setting: Setting) -> Iterator[tuple[str, str]]:
     took = f", {seconds(recompute_s(setting))}" if setting.gpu is not None and setting.divides() else ""
     yield (
         "in flight",
-        f"after a swap the running answers of an engine compute about {count(recomputed_tokens(setting))} "
+        f"after a swap the running answers of an engine compute about {_count(recomputed_tokens(setting))} "
         f"tokens of cache again{took} (rollout.swap = in_flight)",
     )
 
@@ -112,7 +112,7 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
     yield (
         "BATCH",
         f"{counted(batch.prompts, 'prompt', form=',')} x {counted(batch.samples, 'sample')} = "
-        f"{_trajectories(batch.trajectories)}/step, at most {count(batch.trajectories * batch.longest)} "
+        f"{_trajectories(batch.trajectories)}/step, at most {_count(batch.trajectories * batch.longest)} "
         "tokens/step",
     )
     yield (
@@ -151,7 +151,7 @@ def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
     )
     yield (
         "",
-        f"vision tower: {count(tower)} parameters on every rank of the first stage, actor.vision.mode = "
+        f"vision tower: {_count(tower)} parameters on every rank of the first stage, actor.vision.mode = "
         f"{setting.actor.vision.mode}; up to {gb(tower_kept(setting))} of activations for a microbatch",
     )
 
@@ -177,7 +177,7 @@ def _episodes(setting: Setting) -> Iterator[tuple[str, str]]:
     whole = batch.prompt_tokens + (batch.turns - 1) * batch.turn_tokens
     yield (
         "",
-        f"requests of an episode read up to {count(asked)} tokens, all but {count(whole)} of them from the "
+        f"requests of an episode read up to {_count(asked)} tokens, all but {_count(whole)} of them from the "
         f"cache; its environment may take up to {seconds(batch.turns * batch.turn_s)} in all",
     )
 
@@ -214,7 +214,7 @@ def _actor(setting: Setting) -> str:
 def _beside(setting: Setting, role: Role) -> str:
     """One other model of the run, with its parallel layout if it has dedicated ranks."""
     own, sharding = setting.reward_model if role == "reward model" else None, setting.sharding_of(role)
-    size = f" ({own.family}, {count(models.count(own))} parameters)" if own else ""
+    size = f" ({own.family}, {_count(models.count(own))} parameters)" if own else ""
     place = (
         f"{sharding.dp} x ({sharding_name(sharding)})"
         if role in dict(setting.dedicated)
@@ -337,3 +337,7 @@ def _batch_dict(setting: Setting) -> dict[str, Any]:
 
 def _phase_dict(phase: Phase) -> dict[str, Any]:
     return {name: getattr(phase, name) for name in phase.__slots__} | {"peak": phase.peak}
+
+
+def _count(number: float) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 1e6 else f"{number:,.0f}"

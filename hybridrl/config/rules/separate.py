@@ -26,7 +26,7 @@ def engines_have_their_own_devices(
         yield from _idle_nodes(loaded)
     elif cfg.rollout.num_engines is None:
         yield ResourceError(
-            f"cluster.placement = separate divides {gpus} GPUs between trainer and "
+            f"cluster.placement = separate divides {counted(gpus, 'GPU')} between trainer and "
             "engines, and rollout.num_engines is not set",
             where=loaded.where("cluster.placement", "rollout"),
             fix="set rollout.num_engines: engines get that many x rollout.parallel.tp GPUs, the trainer the "
