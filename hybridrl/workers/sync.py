@@ -11,7 +11,7 @@ sampled from weights that were not committed.
 Engines on dedicated devices have receivers (receivers.py), which plan, write and vote as trainer ranks do.
 Only those of the engines that a plan is for take part in it. After any fault all plan again, because their
 process group may be broken; a receiver that ended is started again, and its engine is lost if that fails. A
-trainer rank that died ends the swap.
+trainer rank that died ends the swap: trainer ranks and receivers start again.
 
 An engine that is lost (replacing.py) leaves the swap, and the others commit without it. A new engine takes
 part in the next swap, or gets the present weights alone (`join`) while the trainer has them.
