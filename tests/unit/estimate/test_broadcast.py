@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from benchmarks._workloads import WORKLOADS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_values import specs, tiny, tp_sizes
 
+from hybridrl.bench.workloads.swap_shapes import WORKLOADS
 from hybridrl.estimate.broadcast import broadcast_bound
 from hybridrl.estimate.swap import estimate, lines
 from hybridrl.layout.megatron import MegatronLayout
