@@ -1,17 +1,18 @@
 """Searches the fastest parallel layouts of a run on its GPUs, by the estimates of memory and time.
 
-This is the auto-mapping of Sheng et al. 2024, "HybridFlow", arXiv:2409.19256, section 6, for colocated roles.
-Trainer and engines take turns, so their parallel layouts are searched separately, and pairs are kept if
+This is the auto-mapping of Sheng et al. 2024, "HybridFlow", arXiv:2409.19256, section 6. Trainer and engines
+take turns or have GPUs of their own, so their parallel layouts are searched separately, and pairs are kept if
 memory allows both.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 
 from hybridrl import registry
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
+from hybridrl.estimate.divisions import divisions
 from hybridrl.estimate.engine import engine_weights, kv_tokens
 from hybridrl.estimate.fit import fits, fullest
 from hybridrl.estimate.memory import resident, training
@@ -51,10 +52,12 @@ def search(setting: Setting, count: int = 5) -> list[Proposal]:
     """The settings that fit, fastest first. The first is never slower than the given one, if that fits.
 
     Batch, model and GPUs are fixed. The search varies the trainer backend, parallel layouts, recomputation,
-    microbatch size, offload and the engines' share of memory. The fastest setting of every backend that has
-    one is among those returned.
+    microbatch size, offload and the engines' share of memory; and if answers may be older than one policy
+    update, how the GPUs are divided between trainer and engines. The fastest setting of every backend that
+    has one is among those returned.
     """
-    of_backends = [_of_backend(tried) for tried in _backends(setting)]
+    divided = list(divisions(setting))
+    of_backends = [_of_backend(tried, divided) for tried in _backends(setting)]
     leaders = [proposals[0] for proposals in of_backends if proposals]
     others = sorted(chain(*(proposals[1:] for proposals in of_backends)), key=_total)
     return sorted([*leaders, *others[: max(0, count - len(leaders))]], key=_total)
@@ -96,25 +99,38 @@ def _has(backend: str, setting: Setting, recompute: str) -> bool:
     return True
 
 
-def _of_backend(setting: Setting) -> list[Proposal]:
-    """The settings of one backend that fit, fastest first, one for each outline."""
+def _of_backend(setting: Setting, divided: Sequence[Setting]) -> list[Proposal]:
+    """The settings of one backend that fit, fastest first, one for each outline.
+
+    Args:
+        divided: divisions of the GPUs, of any backend.
+    """
+    of_backend = {"backend": setting.backend, "recompute": setting.recompute, "actor": setting.actor}
+    found = [Proposal.of(setting)] if fits(setting) else []
+    for division in divided:
+        found += _of_division(replace(division, **of_backend))
+    found.sort(key=_total)
+    best: dict[tuple[int, ...], Proposal] = {}
+    for proposal in found:
+        best.setdefault(_outline(proposal.setting), proposal)
+    return list(best.values())
+
+
+def _of_division(setting: Setting) -> list[Proposal]:
+    """The settings with one division of the GPUs that fit; not all, but the fastest."""
     engines = _fastest(_engines(setting), generate_s)
     if not engines:
         return []
     lightest = min((engine for _, engine in engines), key=engine_weights)
     with_lightest = replace(setting, engine=lightest.engine, num_engines=lightest.num_engines)
     trainers = _fastest(_trainers(with_lightest), lambda s: train_s(s) + logprobs_s(s))
-    found = [Proposal.of(setting)] if fits(setting) else []
+    found: list[Proposal] = []
     pairs = sorted(product(trainers, engines), key=lambda pair: pair[0][0] + pair[1][0])
     for (_, trainer), (_, engine) in pairs:
         if len(found) > _JOINED:
             break
         found += _joined(trainer, engine)
-    found.sort(key=_total)
-    best: dict[tuple[int, ...], Proposal] = {}
-    for proposal in found:
-        best.setdefault(_outline(proposal.setting), proposal)
-    return list(best.values())
+    return found
 
 
 def _fastest(settings: Iterable[Setting], seconds: Callable[[Setting], float]) -> list[tuple[float, Setting]]:
@@ -222,7 +238,8 @@ def _roomiest(setting: Setting) -> Setting | None:
 def _outline(setting: Setting) -> tuple[int, ...]:
     """The sizes that identify a proposal; of proposals with equal sizes only the fastest is reported."""
     sharding = setting.train
-    return sharding.tp, sharding.pp, sharding.cp, sharding.ep, sharding.shard or 0, setting.engine.tp
+    own = setting.engine_gpus * setting.separate
+    return sharding.tp, sharding.pp, sharding.cp, sharding.ep, sharding.shard or 0, setting.engine.tp, own
 
 
 def _powers(last: int) -> list[int]:

@@ -147,7 +147,8 @@ def _on_gpus(setting: Setting, gpus: int, loaded: LoadedConfig) -> Setting:
             where=loaded.where("cluster.gpus_per_node"),
             fix=f"use a multiple of {setting.gpus_per_node}",
         )
-    return replace(setting, nodes=nodes).filled()
+    engines = max(1, setting.num_engines * nodes // setting.nodes)  # dedicated GPUs keep their share
+    return replace(setting, nodes=nodes, num_engines=engines).filled()
 
 
 def _refusal(loaded: LoadedConfig, setting: Setting, machine: Machine) -> ResourceError | None:

@@ -30,11 +30,12 @@ def lines(found: Plan) -> Iterator[tuple[str, str]]:
 def _line(proposal: Proposal) -> str:
     setting, time = proposal.setting, proposal.time
     once = ", weights gathered once" if setting.gathers_once else ""
+    own = " on GPUs of their own" if setting.separate else ""
     return (
         f"{seconds(time.total)}/step, {gb(proposal.spare_bytes)} to spare: {setting.backend}{once}, "
         f"{setting.train.dp} x ({sharding_name(setting.train)}), recompute {setting.recompute}, "
         f"{counted(setting.microbatch_tokens, 'token', form=',')} a microbatch, offload {setting.offload}; "
-        f"engines {setting.num_engines} x TP{setting.engine.tp}"
+        f"engines {setting.num_engines} x TP{setting.engine.tp}{own}"
     )
 
 
@@ -56,6 +57,7 @@ def keys(setting: Setting) -> dict[str, Any]:
         **{f"rollout.parallel.{size}": value for size, value in setting.engine.model_dump().items()},
         "rollout.num_engines": setting.num_engines,
         "rollout.memory_fraction": setting.memory_fraction,
+        "cluster.placement": "separate" if setting.separate else "colocated",
     }
 
 

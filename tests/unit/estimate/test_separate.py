@@ -6,6 +6,7 @@ import pytest
 from plan_values import make_setting
 
 from hybridrl.config.training import TrainParallel
+from hybridrl.estimate.divisions import divisions
 from hybridrl.estimate.fit import cheapest_change, fits
 from hybridrl.estimate.memory import phases
 from hybridrl.estimate.search import search
@@ -59,13 +60,28 @@ def test_more_nodes_of_engines_take_longer_to_reach() -> None:
     assert few.trainer_gpus == many.trainer_gpus and times[1] > 2 * times[0]
 
 
-def test_a_search_keeps_the_division_of_the_gpus() -> None:
-    found = search(separate())
+def test_a_search_keeps_the_division_of_the_gpus_of_an_on_policy_run() -> None:
+    found = search(replace(separate(), max_lag=0))
     assert found
     for proposal in found:
         setting = proposal.setting
         assert setting.separate and setting.engine_gpus == 8 and setting.train.num_ranks == 8
         assert setting.offload == "none"
+
+
+def test_a_search_divides_the_gpus_if_answers_may_be_old() -> None:
+    """On nodes it gives engines whole ones; all GPUs have a trainer rank or an engine."""
+    colocated = make_setting("Qwen/Qwen2.5-0.5B", nodes=2, lag=2, swap="in_flight")
+    found = [proposal.setting for proposal in search(colocated, count=1000)]
+    assert {setting.engine_gpus for setting in found if setting.separate} == {8}
+    assert any(not setting.separate for setting in found)
+    for setting in found:
+        assert setting.train.num_ranks == setting.trainer_gpus
+        assert setting.separate + setting.engines_sleep == 1
+    on_four_nodes = divisions(separate(nodes=4))
+    assert [s.engine_gpus * s.separate for s in on_four_nodes] == [8, 0, 16, 24]
+    kept = divisions(separate(nodes=4, swap="drain"))
+    assert all(s.separate for s in kept), "a cache that is kept cannot be colocated"
 
 
 def test_a_change_of_one_key_keeps_the_number_of_engines() -> None:
