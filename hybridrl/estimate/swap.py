@@ -131,6 +131,7 @@ def _separate_lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
         f"{_gb(swap.written_bytes)} into {ranks} on devices of their own: {_gb(swap.remote_bytes)} come over "
         f"the network, {_gb(swap.node_bytes)} from devices of the same node",
     )
+    yield from _fixed_line(swap)
     least = (
         f"{swap.remote_bytes / swap.bound_bytes:.3f} x the least possible, each byte once per node"
         if swap.bound_bytes
@@ -151,12 +152,16 @@ def _colocated_lines(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
         f"{_gb(swap.written_bytes)} into {ranks}: {_gb(swap.device_bytes)} are "
         f"on their device, {_gb(swap.node_bytes)} on its node, {_gb(swap.remote_bytes)} on other nodes",
     )
-    if swap.fixed_bytes:
-        text = "of them are written by the first swap only: no optimizer step changes them"
-        yield "", f"{_gb(swap.fixed_bytes)} {text}"
+    yield from _fixed_line(swap)
     yield "network", f"{_gb(network)}, {ratio}; a trainer rank sends at most {swap.imbalance:.2f} x the mean"
     shares = ", ".join(f"{name} {share:.1%}" for name, share in swap.held.items())
     yield "placement", f"bytes on their device already: {shares}"
+
+
+def _fixed_line(swap: SwapEstimate) -> Iterator[tuple[str, str]]:
+    if swap.fixed_bytes:
+        text = "of them are written by the first swap only: no optimizer step changes them"
+        yield "", f"{_gb(swap.fixed_bytes)} {text}"
 
 
 def _gb(num_bytes: int) -> str:
