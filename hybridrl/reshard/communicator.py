@@ -5,6 +5,8 @@ have no default group. So each member joins a further group through a store of i
 for every plan: engines that join or leave change its members, and a group that lost a member is broken.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -47,15 +49,16 @@ class Communicator:
             RuntimeError: a member did not come in time.
         """
         self.leave()
-        group, _ = c10d._new_process_group_helper(  # pyright: ignore[reportPrivateUsage]
-            rendezvous.size,
-            rank,
-            [],
-            dist.Backend(self._backend),
-            self._store_of(rendezvous, rank),
-            group_name=c10d.GroupName(f"swap {rendezvous.group}"),
-            timeout=self._timeout,
-        )
+        with _unbound_default():
+            group, _ = c10d._new_process_group_helper(  # pyright: ignore[reportPrivateUsage]
+                rendezvous.size,
+                rank,
+                [],
+                dist.Backend(self._backend),
+                self._store_of(rendezvous, rank),
+                group_name=c10d.GroupName(f"swap {rendezvous.group}"),
+                timeout=self._timeout,
+            )
         assert isinstance(group, dist.ProcessGroup), "every caller is a member"
         # torch has no public call for a group beside the default one; this is what its own call adds.
         c10d._world.pg_group_ranks[group] = {member: member for member in range(rendezvous.size)}  # pyright: ignore[reportPrivateUsage]
@@ -82,3 +85,19 @@ class Communicator:
                 wait_for_workers=False,
             )
         return self._store
+
+
+@contextlib.contextmanager
+def _unbound_default() -> Iterator[None]:
+    """Inside, the default group has no device: torch would split a new group off one that has, and not all
+    members of ours are in it."""
+    default = dist.group.WORLD if dist.is_initialized() else None
+    bound = default.bound_device_id if default is not None else None
+    if default is None or bound is None:
+        yield
+        return
+    default.bound_device_id = None
+    try:
+        yield
+    finally:
+        default.bound_device_id = bound

@@ -1,6 +1,7 @@
 """A swap over ranks that do not reach all engines: each has the engine ranks of its own device."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.agreement import Checksums
 from hybridrl.reshard.checksum import checksum
+from hybridrl.reshard.communicator import Communicator, Rendezvous
 from hybridrl.reshard.routes import Reach
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.topology import Topology
@@ -93,3 +95,18 @@ def shard_of(layout: MegatronLayout, hf: dict[str, torch.Tensor], rank: int) -> 
         rank_etp=etp,
         rank_ep=ep,
     )
+
+
+def join_beside_a_bound_default(default: dist.ProcessGroup, address: str) -> tuple[list[int], str]:
+    """(sums over a group of these ranks that is made beside their default group, device of the default group
+    afterwards), where the default group has a device, as that of a trainer on GPUs has."""
+    default.bound_device_id = torch.device("cuda:0")
+    communicator, sums = Communicator("gloo", timedelta(seconds=20)), []
+    for number in range(2):
+        rendezvous = Rendezvous(address, str(number), default.size())
+        group = communicator.join(rendezvous, default.rank())
+        total = torch.tensor([default.rank() + 1])
+        dist.all_reduce(total, group=group)
+        sums.append(int(total))
+    communicator.leave()
+    return sums, str(default.bound_device_id)
