@@ -19,7 +19,7 @@ TURN_START = "turn_start"
 """Name of the column that says where turns begin; a block with a column per turn must have it."""
 
 PIXELS, SIZES = "pixels", "picture_size"
-"""Names of the columns with a prompt's pictures; a block has both or neither."""
+"""Names of the columns with the pictures of a trajectory; a block has both or neither."""
 
 
 TURN_COLUMNS = frozenset({"turn", "anchor", "turn_reward", "turns", "agent", "episode", "observed"})
@@ -198,14 +198,14 @@ COLUMNS: dict[str, ColumnSpec] = {
         "prompt",
         "uint8",
         "block",
-        "red, green and blue of the pixels of all pictures of the prompt, end to end, resized",
+        "red, green and blue of the pixels of all pictures that its tokens show, end to end, resized",
         axes="B",
     ),
     SIZES: ColumnSpec(
         "prompt",
         "int64",
         "block",
-        "height and width in pixels of each of the I pictures of the prompt",
+        "height and width in pixels of each of the I pictures that its tokens show",
         axes="IS",
     ),
     TURN_START: _turn("index in the block of the turn's first token, ascending"),
