@@ -64,7 +64,7 @@ class Restarts:
         if not isinstance(error, LOSSES):
             return False
         granted, self._granted = self._granted, None
-        self._again = error is granted or self._grant(error, "the run starts")
+        self._again = error is granted or self._grant(error, "the run starts again from step")
         return self._again
 
     def keeps_engines(self, error: BaseException) -> bool:
@@ -75,7 +75,7 @@ class Restarts:
         """
         if not isinstance(error, LOSSES) or isinstance(error, EngineLostError) or self._next_try() > 1:
             return False
-        may = self._grant(error, "trainer and reward start")
+        may = self._grant(error, "trainer and reward start again from step")
         self._granted = error if may else None
         return may
 
@@ -90,7 +90,7 @@ class Restarts:
         self._failed_at = max(self._failed_at, last_step(self._files.folder))
         self._sampled_for = max(self._sampled_for, last_done(self._files.folder) + 1)
         left = counted(self._most - self._tries, "further start")
-        self._say(f"{what} again from step {saved}, {left} without a new one: {error.what}")
+        self._say(f"{what} {saved}, {left} without a new one: {error.what}")
         return True
 
     def _next_try(self) -> int:
