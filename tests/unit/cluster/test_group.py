@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import ActorDiedError
 
 from hybridrl.cluster.env import worker_environment
-from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.group import WorkerGroup, wait_until_gone
 from hybridrl.cluster.ray_local import local_ray
 from hybridrl.errors import DeadlineError, RewardError, WorkerError
 
@@ -121,3 +121,14 @@ def test_every_port_of_the_local_ray_is_on_loopback(group: WorkerGroup) -> None:
     ours = [line for line in found if "ray" in line or "gcs_server" in line]
     assert ours
     assert not [line for line in ours if "127.0.0.1" not in line.split()[3]]
+
+
+def test_processes_are_waited_for_until_they_have_ended_or_the_time_is_over() -> None:
+    sleeping = subprocess.Popen(["sleep", "600"])
+    began = time.monotonic()
+    wait_until_gone([sleeping.pid], 0.2)
+    assert time.monotonic() - began >= 0.2 and sleeping.poll() is None
+    os.kill(sleeping.pid, 9)
+    wait_until_gone([sleeping.pid], 600)  # it is a zombie, since nobody has waited for it
+    assert Path(f"/proc/{sleeping.pid}").exists() and sleeping.wait() == -9
+    wait_until_gone([sleeping.pid], 600)
