@@ -47,10 +47,10 @@ PHASES: Mapping[str, Mapping[str, str]] = {
     },
     "reward": {"reward": "before it scores answers by the weights that the step trains"},
     "driver": {
-        "generate": "before it waits for the answers of the step",
-        "update": "before the optimizer steps",
-        "swap": "before the weights go into engines",
-        "save": "before the checkpoint",
+        "generate": "as it begins to wait for the answers of the step",
+        "update": "as it begins the optimizer steps",
+        "swap": "as it begins to put the weights into engines",
+        "save": "as it begins the checkpoint",
     },
 }
 """Target -> phase -> when the fault happens. An engine is the processes of SGLang or vLLM; its worker is the

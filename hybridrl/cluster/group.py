@@ -170,11 +170,14 @@ class WorkerGroup:
             task.add_done_callback(called.end)
             if method not in _NO_WORK:
                 self.history.setdefault(rank, deque(maxlen=_KEPT_CALLS)).append(called)
-        done, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
-        if done and late and any(map(_broke, done)):  # by another rank, whose own error says more
-            done, late = await asyncio.wait(tasks.values(), timeout=collectives.GRACE_S)
-        for task in late:
-            task.cancel()
+        late: set[asyncio.Future[Any]] = set(tasks.values())
+        try:
+            done, late = await asyncio.wait(tasks.values(), timeout=timeout_s, return_when=until)
+            if done and late and any(map(_broke, done)):  # by another rank, whose own error says more
+                done, late = await asyncio.wait(tasks.values(), timeout=collectives.GRACE_S)
+        finally:
+            for task in late:  # also if nobody waits any more: an error would be told as one that nobody saw
+                task.cancel()
         return tasks, late
 
     def _late(

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import ray_constants
 from ray._private import worker as ray_worker
@@ -58,6 +59,21 @@ def local_ray(num_workers: int) -> Iterator[str]:
         finally:
             ray.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_stopped_gcs(logs: Path) -> None:
+    """End the GCS of a Ray that was started here if it is stopped, as after SIGSTOP: the end of a run asks it
+    about every worker, and waits a minute for each answer.
+
+    Args:
+        logs: Ray's log folder.
+    """
+    own = f"--log_dir={logs.resolve()}"
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() == psutil.STATUS_STOPPED and own in process.cmdline()[:4]:
+                if process.name().startswith("gcs_server"):
+                    process.kill()
 
 
 def make_folder(places: Sequence[str]) -> str:

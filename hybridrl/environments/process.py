@@ -53,6 +53,9 @@ class EnvironmentProcess:
         """Why it is gone; None: it lives."""
 
         self._number = 0
+        self._last_stack = ""
+        """What its stack file held at its end."""
+
         self._waiting: dict[int, tuple[Phase, asyncio.Future[Any]]] = {}
         self._closed = False
 
@@ -122,7 +125,9 @@ class EnvironmentProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._writer.close()
         await asyncio.get_running_loop().run_in_executor(None, self._process.wait)
+        self._last_stack = self._stack()
         os.close(self._stack_fd)
+        self._stack_fd = -1
 
     def _popen(self, connection_fd: int, variables: Sequence[str]) -> subprocess.Popen[bytes]:
         given = map(str, (connection_fd, self._stack_fd, os.getpid()))
@@ -183,12 +188,15 @@ class EnvironmentProcess:
 
     async def _hung_at(self) -> str:
         """The line that a hanging process executes, as far as it can say."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, DUMP_SIGNAL)
-            await asyncio.sleep(_STACK_WAIT_S)
+        if not self._closed:  # another request that was overdue may have ended it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, DUMP_SIGNAL)
+                await asyncio.sleep(_STACK_WAIT_S)
         return _user_line(self._stack())
 
     def _stack(self) -> str:
+        if self._stack_fd < 0:
+            return self._last_stack
         size = os.fstat(self._stack_fd).st_size
         return os.pread(self._stack_fd, min(size, 2**20), 0).decode(errors="replace")
 

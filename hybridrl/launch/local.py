@@ -173,6 +173,7 @@ class RLRun(Run[Config, RunObserver]):
             raise
         finally:
             await self._workers.stop()
+            self.cluster.prepare_end()
             for group in self._workers.groups:
                 group.kill()
             if self._starts.mirror:

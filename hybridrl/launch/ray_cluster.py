@@ -15,7 +15,7 @@ from hybridrl.cluster.network import Rendezvous, at, in_folder, networks
 from hybridrl.cluster.nodes import ExpectedNodes
 from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
 from hybridrl.cluster.ray_attached import attached_ray
-from hybridrl.cluster.ray_local import local_ray
+from hybridrl.cluster.ray_local import end_stopped_gcs, local_ray
 from hybridrl.config.cluster import ClusterConfig
 from hybridrl.hosts.machine import Machine
 from hybridrl.hosts.stacks import stacks_of
@@ -78,6 +78,11 @@ class Cluster:
             start_again=begin_again,
         )
         return group
+
+    def prepare_end(self) -> None:
+        """Call this before the first worker is ended, so that the end waits for no Ray that is stopped."""
+        if self.is_local:
+            end_stopped_gcs(self.logs)
 
     async def end(self, group: WorkerGroup) -> None:
         """End the actors of a group, whatever they do; on this machine, wait until they are gone."""

@@ -162,9 +162,9 @@ class FaultyObserver(_Around):
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         self._step += name == "step"
-        if name in self._PHASES:
-            self._happen(self._PHASES[name], self._step)
         with self._inner.span(name):
+            if name in self._PHASES:
+                self._happen(self._PHASES[name], self._step)
             yield
 
 

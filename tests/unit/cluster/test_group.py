@@ -1,6 +1,7 @@
 """Worker groups on a real Ray: errors keep their class; the dead and the late are named."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -132,3 +133,19 @@ def test_processes_are_waited_for_until_they_have_ended_or_the_time_is_over() ->
     wait_until_gone([sleeping.pid], 600)  # it is a zombie, since nobody has waited for it
     assert Path(f"/proc/{sleeping.pid}").exists() and sleeping.wait() == -9
     wait_until_gone([sleeping.pid], 600)
+
+
+def test_calls_that_nobody_waits_for_any_more_are_given_up() -> None:
+    """Else the output of a run ends with the deaths of the workers that it has ended."""
+
+    async def scenario() -> None:
+        answer = asyncio.get_running_loop().create_future()
+        actor = SimpleNamespace(work=SimpleNamespace(remote=lambda: answer))
+        waiting = asyncio.create_task(WorkerGroup("trainer", [actor], Path(), timeout_s=60).all("work"))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        assert answer.cancelled()
+
+    asyncio.run(scenario())

@@ -123,6 +123,29 @@ def test_a_hang_costs_the_episodes_of_its_process_alone() -> None:
     assert usage.failures["step/timeout"] == 1 and "did not return" in usage.first_failure
 
 
+def test_episodes_of_a_process_that_are_overdue_one_after_the_other_are_all_named() -> None:
+    async def play(source: EnvironmentSource) -> list[Any]:
+        opened = [source.open({}) for _ in range(3)]
+        for one in opened:
+            await one.reset(0)
+
+        async def hang(number: int) -> Any:
+            await asyncio.sleep(
+                0.15 * number
+            )  # the first one's process ends while others look where they hang
+            return await opened[number].step(Turn("hang"))
+
+        found = await asyncio.gather(*map(hang, range(3)), return_exceptions=True)
+        for one in opened:
+            await one.close()
+        return found
+
+    keys = {"episodes_per_process": 3, "step_timeout_s": 0.3}
+    found = with_environments(section("Faulty", **keys), play)
+    assert [type(error) for error in found] == [EnvironmentFailedError] * 3, found
+    assert {error.reason for error in found} <= {"timeout", "neighbour"} and found[0].reason == "timeout"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -132,12 +132,19 @@ def test_a_policy_with_faults_is_saved_as_any_other(tmp_path: Path) -> None:
 
 
 def test_the_driver_is_slow_in_the_span_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    slept, clock = [], contextlib.nullcontext()
-    monkeypatch.setattr("hybridrl.workers.planted.time.sleep", slept.append)
-    observe = SimpleNamespace(span=lambda name: clock)
+    slept, spans = [], []
+    monkeypatch.setattr("hybridrl.workers.planted.time.sleep", lambda s: slept.append((s, *spans)))
+
+    @contextlib.contextmanager
+    def span(name):
+        spans.append(name)
+        yield
+        spans.remove(name)
+
+    observe = SimpleNamespace(span=span)
     faulty = around_observer(observe, [parse("slow:driver@step=7,phase=update,seconds=9")], 5)
     for _ in range(3):
         with faulty.span("step"), faulty.span("update_actor"):
             pass
         slept.append("step")
-    assert slept == ["step", 9.0, "step", "step"]
+    assert slept == ["step", (9.0, "step", "update_actor"), "step", "step"]
