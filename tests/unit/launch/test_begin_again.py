@@ -90,7 +90,7 @@ class RunOnFakes(local.RLRun):
 
     @contextlib.contextmanager
     def start_ray(self) -> Iterator[Any]:
-        yield SimpleNamespace(described="nowhere")
+        yield SimpleNamespace(described="nowhere", prepare_end=lambda: None)
 
     def newest_checkpoint(self, *, required: bool) -> Any:
         step = max(self.told.saved)

@@ -57,7 +57,8 @@ def starts(*, gpus: bool) -> Starts:
     found: dict[str, Any] = dict.fromkeys(Starts.__dataclass_fields__)
     visible = {"trainer": ["0"]} if gpus else {}
     cfg: Any = SimpleNamespace(cluster=ClusterConfig())
-    return Starts(**found | {"cfg": cfg, "devices": SimpleNamespace(visible=visible)})
+    shape, devices = SimpleNamespace(separate=False), SimpleNamespace(visible=visible)
+    return Starts(**found | {"cfg": cfg, "shape": shape, "devices": devices})
 
 
 def built(*, gpus: bool, again: bool) -> tuple[list[str], list[tuple[int, int]]]:
