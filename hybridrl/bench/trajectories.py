@@ -16,16 +16,18 @@ def chosen(names: str, known: Collection[str]) -> list[str]:
 
 
 def random_trajectories(
-    count: int, *, vocab_size: int, prompt: int, answers: tuple[int, int]
+    count: int, *, vocab_size: int, prompt: int, answers: tuple[int, int], samples: int = 1
 ) -> tuple[TokenBlock, np.ndarray]:
     """Trajectories of random tokens, the same at every call, and an advantage for each, float32 [N].
 
     Args:
         prompt: tokens of a prompt.
         answers: tokens of an answer, from the shortest to one more than the longest.
+        samples: trajectories in a row that have the same prompt.
     """
     draw = np.random.default_rng(0)
-    prompts = draw.integers(0, vocab_size, (count, prompt)).tolist()
+    prompts = np.repeat(draw.integers(0, vocab_size, (-(-count // samples), prompt)), samples, 0).tolist()
+    prompts = prompts[:count]
     found = [draw.integers(0, vocab_size, draw.integers(*answers)).tolist() for _ in range(count)]
     block = TokenBlock.from_answers(prompts, found, [[-1.0] * len(answer) for answer in found], version=0)
     return block, draw.normal(size=count).astype(np.float32)

@@ -148,6 +148,11 @@ class ActorConfig(Section):
     microbatch_tokens: PositiveInt = 16384
     """Tokens, prompts included, packed into one forward and backward on one data-parallel rank."""
 
+    share_prompts: bool = False
+    """A microbatch computes each prompt once, and its answers attend to it. Groups of answers stay together
+    as far as ranks stay balanced. On a CPU, for dense models on Megatron-core, without context
+    parallelism."""
+
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of parameters and activations; gradients and the optimizer's copy of the parameters are fp32.
     None: bf16 on GPUs,

@@ -6,8 +6,9 @@ microbatches, the same number on every rank. Cost is time: tokens, and their squ
 of a microbatch is memory: tokens, prompt included.
 
 Trajectories whose prompt has pictures are kept together, group by group: a microbatch encodes a picture once,
-however many of its trajectories show it. A group is divided if it exceeds a microbatch, or if ranks would
-wait for each other.
+however many of its trajectories show it. So are all trajectories if prompts are shared: a microbatch then has
+a prompt once, and counts it once. A group is divided if it exceeds a microbatch, or if ranks would wait for
+each other.
 """
 
 import heapq
@@ -29,6 +30,7 @@ def pack_minibatches(
     microbatch_tokens: int,
     seed: int,
     attention_length: float = math.inf,
+    share_prompts: bool = False,
 ) -> list[Minibatch]:
     """Minibatches of whole groups, in a new order at each epoch. The same arguments give the same plan.
 
@@ -39,6 +41,7 @@ def pack_minibatches(
         microbatch_tokens: limit of one microbatch on one rank.
         seed: seed of the run; the order depends on it, the batch's step and the epoch.
         attention_length: sequence length at which attention costs as much as the weights, by models/cost.py.
+        share_prompts: a microbatch computes each prompt once.
 
     Raises:
         ConfigError: a trajectory is longer than microbatch_tokens.
@@ -53,7 +56,8 @@ def pack_minibatches(
             fix=f"actor.microbatch_tokens={longest} or more",
         )
     rows_G = _rows_of_groups(batch)
-    shows_pictures = any(group.prompt.pictures for group in batch.groups)
+    is_grouped = share_prompts or any(group.prompt.pictures for group in batch.groups)
+    shared_N = _prompts(batch) if share_prompts else np.zeros(len(batch), np.int64)
     still_N = np.zeros(len(batch), bool) if batch.still_N is None else batch.still_N
     found: list[Minibatch] = []
     for epoch in range(epochs):
@@ -64,15 +68,16 @@ def pack_minibatches(
                 computed = rows[~still_N[rows]]
                 if not len(computed):  # an optimizer step has at least one microbatch
                     computed = rows[[packed_N[rows].argmin()]]
-                shared = partition_rows(
+                parts = partition_rows(
                     computed,
                     packed_N[computed],
                     num_ranks=num_ranks,
                     microbatch_tokens=microbatch_tokens,
                     attention_length=attention_length,
-                    together=batch.group_N[computed] if shows_pictures else None,
+                    together=batch.group_N[computed] if is_grouped else None,
+                    shared=shared_N[computed],
                 )
-                found.append(_minibatch(len(found), rows, computed, shared, batch, attention_length))
+                found.append(_minibatch(len(found), rows, computed, parts, batch, attention_length))
     if not found:
         raise DataError(
             f"every answer of step {batch.step} was truncated at the token limit, 0 of {len(batch)} are left",
@@ -86,6 +91,12 @@ def _packed(batch: Batch) -> np.ndarray:
     """Tokens of the longest form in which a trajectory is computed, with its hint; int64 [N]."""
     hint_G = [len(g.prompt.hint.token_ids) if g.prompt.hint else 0 for g in batch.groups]
     return batch.length_N + np.array(hint_G, np.int64)[batch.group_N]
+
+
+def _prompts(batch: Batch) -> np.ndarray:
+    """Tokens of each trajectory that a microbatch has once for all answers to its prompt: the prompt without
+    its last token, with which every answer begins; int64 [N]."""
+    return np.array([max(0, t.prompt_tokens - 1) for t in batch.trajectories], np.int64)
 
 
 def _rows_of_groups(batch: Batch) -> list[np.ndarray]:
@@ -132,6 +143,7 @@ def partition_rows(
     microbatch_tokens: int,
     attention_length: float = math.inf,
     together: np.ndarray | None = None,
+    shared: np.ndarray | None = None,
 ) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """Row numbers by [rank][microbatch]. The most costly microbatch of a rank is first, so that a lack of
     memory shows at once.
@@ -141,8 +153,10 @@ def partition_rows(
         length: tokens of each; none above microbatch_tokens.
         together: rows with the same number share a microbatch if it can hold them and ranks stay balanced.
             None: every row is on its own.
+        shared: tokens of each that rows of the same number have once in a microbatch; None: none.
     """
     longest_first = np.argsort(-length, kind="stable")
+    shared = np.zeros_like(length) if shared is None else shared[longest_first]
     rows, length = rows[longest_first], length[longest_first]
     cost = _cost(length, attention_length)
     if together is None:
@@ -151,11 +165,12 @@ def partition_rows(
     pieces: list[np.ndarray] = []
     owned: list[list[int]] = []
     for parts in _balanced_groups(together[longest_first], cost, num_ranks):
-        own = [piece for part in parts for piece in _divided(part, length, microbatch_tokens)]
+        own = [piece for part in parts for piece in _divided(part, length, shared, microbatch_tokens)]
         own.sort(key=lambda piece: -cost[piece].sum())
         owned.append(list(range(len(pieces), len(pieces) + len(own))))
         pieces += own
-    length, cost = (np.array([values[piece].sum() for piece in pieces]) for values in (length, cost))
+    length = np.array([_tokens(piece, length, shared) for piece in pieces])
+    cost = np.array([cost[piece].sum() for piece in pieces])
     bins = _packed_ranks(owned, length, cost, microbatch_tokens)
     return tuple(
         tuple(tuple(sorted(int(n) for i in bin_ for n in rows[pieces[i]])) for bin_ in rank) for rank in bins
@@ -200,10 +215,15 @@ def _busiest(owned: Sequence[Sequence[int]], cost: np.ndarray) -> float:
     return max(float(cost[own].sum()) for own in map(list, owned))
 
 
-def _divided(group: np.ndarray, length: np.ndarray, limit: int) -> list[np.ndarray]:
+def _tokens(piece: np.ndarray, length: np.ndarray, shared: np.ndarray) -> int:
+    """Tokens that rows of one group take in a microbatch."""
+    return int(length[piece].sum() - shared[piece].sum() + shared[piece].max(initial=0))
+
+
+def _divided(group: np.ndarray, length: np.ndarray, shared: np.ndarray, limit: int) -> list[np.ndarray]:
     """A group in as few pieces of like length as it takes for none to exceed the limit."""
-    parts = max(1, -(-int(length[group].sum()) // limit))
-    while any(length[group[part::parts]].sum() > limit for part in range(parts)):
+    parts = max(1, -(-_tokens(group, length, shared) // limit))
+    while any(_tokens(group[part::parts], length, shared) > limit for part in range(parts)):
         parts += 1
     return [group[part::parts] for part in range(parts)]
 

@@ -25,6 +25,9 @@ class Batch:
     mean_response: float
     optimizer_steps: int
     epochs: int
+    share_prompts: bool = False
+    """Whether training computes each prompt once."""
+
     turns: int = 1
     """Most answers in an episode; 1 without an environment."""
 
@@ -55,6 +58,7 @@ class Batch:
             mean_response=response / 2 if mean_response is None else mean_response,
             optimizer_steps=cfg.batch.optimizer_steps,
             epochs=cfg.batch.epochs,
+            share_prompts=cfg.actor.share_prompts,
             picture_tokens=cfg.data.images.max_tokens if cfg.data.images else 0,
             **_episodes(cfg),
         )
@@ -87,6 +91,14 @@ class Batch:
     @property
     def mean_length(self) -> float:
         return self.mean_prompt + self.mean_response
+
+    @property
+    def computed_length(self) -> float:
+        """Mean tokens that training computes for a trajectory: with shared prompts, its part of the prompt,
+        the prompt's last token, and the answer."""
+        if not self.share_prompts:
+            return self.mean_length
+        return self.mean_response + 1 + max(0.0, self.mean_prompt - 1) / self.samples
 
     @property
     def trained_share(self) -> float:

@@ -210,7 +210,7 @@ def _beside_engines(setting: Setting, stage: int) -> Phase:
 def num_microbatches(setting: Setting) -> int:
     """Microbatches per optimizer step of one data-parallel rank, by mean lengths."""
     batch = setting.batch
-    tokens = batch.trajectories_per_minibatch * batch.mean_length / (setting.train.dp or 1)
+    tokens = batch.trajectories_per_minibatch * batch.computed_length / (setting.train.dp or 1)
     return max(1, -(-int(tokens) // setting.microbatch_tokens))
 
 

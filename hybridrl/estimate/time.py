@@ -191,12 +191,12 @@ def _schedule_s(setting: Setting, factor: float) -> float:
 def _stage_s(setting: Setting, stage: int, count: int, factor: float) -> float:
     """Seconds of one microbatch on one stage."""
     model, sharding, batch = setting.model, setting.train, setting.batch
-    tokens = batch.trajectories_per_minibatch * batch.mean_length / ((sharding.dp or 1) * count)
+    tokens = batch.trajectories_per_minibatch * batch.computed_length / ((sharding.dp or 1) * count)
     layers = sum(len(chunk) for chunk in setting.layout().chunks(stage))
     share = layers / model.num_layers
     products = 2.0 * share * flops.active_weights(model) * _fp8_slowness(setting)
     if stage == sharding.pp - 1:
-        products += flops.output_layer(model) * batch.mean_response / batch.mean_length
+        products += flops.output_layer(model) * batch.mean_response / batch.computed_length
     attention = share * flops.attention(model, batch.mean_length / 2)
     rate = _gpu(setting).flops * _MATMUL * _width_share(setting)
     per_token = _passes(setting, factor) * products + factor * attention
@@ -379,9 +379,9 @@ def _forward_flops(setting: Setting) -> float:
     per_token = flops.forward(
         setting.model,
         mean_length=batch.mean_length,
-        trained_share=batch.mean_response / batch.mean_length,
+        trained_share=batch.mean_response / batch.computed_length,
     )
-    return batch.trajectories * batch.mean_length * per_token
+    return batch.trajectories * batch.computed_length * per_token
 
 
 def _gpu(setting: Setting) -> GPUModel:

@@ -315,6 +315,7 @@ class RLRun(Run[Config, RunObserver]):
                 microbatch_tokens=cfg.actor.microbatch_tokens,
                 seed=cfg.run.seed,
                 attention_length=length,
+                share_prompts=cfg.actor.share_prompts,
             ),
             trainer=self._bundling(workers.trainer),
             sync=sync,

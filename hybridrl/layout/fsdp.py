@@ -106,6 +106,7 @@ class FSDPLayout(CheckpointTensors):
 
     @classmethod
     def refuse_options(cls, actor: Any) -> None:
+        super().refuse_options(actor)
         lacking = {
             "fp8": (actor.fp8 != "none", "no FP8 products"),
             "precision": (actor.precision == "fp16", "no loss scale for fp16"),

@@ -76,7 +76,8 @@ class TrainerLayout(Layout):
 
     @classmethod
     def refuse_options(cls, actor: Any) -> None:
-        """Called before any work starts; a backend that has every option of `actor` leaves it as it is.
+        """Called before any work starts; a backend that has further options, or lacks some, replaces it.
+        Prompts are shared by backends whose attention reads Packing.shared.
 
         Args:
             actor: config.training.ActorConfig.
@@ -84,6 +85,12 @@ class TrainerLayout(Layout):
         Raises:
             ConfigError: the backend lacks what a key asks for; names the key.
         """
+        if actor.share_prompts:
+            raise ConfigError(
+                f"actor.share_prompts: attention of actor.backend = {actor.backend} reads whole sequences",
+                where="actor.share_prompts",
+                fix="remove actor.share_prompts",
+            )
 
     @classmethod
     def refuse_keys(cls, model: ModelSpec, parallel: Any) -> None:

@@ -31,7 +31,7 @@ from hybridrl.outside import Guarded, imported
 from hybridrl.reshard.checkpoint import export_hf, load_hf
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
-from hybridrl.trainer.packing import Microbatch, TokenPartition
+from hybridrl.trainer.places import Microbatch, TokenPartition
 from hybridrl.trainer.setup import RankSetup, module_of
 
 Result = TypeVar("Result")
@@ -349,13 +349,11 @@ class Backend(ABC):
         """Leave the process groups. The models cannot be used afterwards."""
 
     def load(self, batch: RankBatch, *, observed: bool = False) -> LoadedBatch:
-        """Pack a batch for this rank. Not collective.
-
-        Args:
-            observed: microbatches also predict what an environment wrote (column observed).
-        """
-        partition, vision = self.partition, self.setup.model.vision
-        return LoadedBatch(batch, self.mesh.dp_rank, self.device, partition, vision, observed=observed)
+        """Pack a batch for this rank. Not collective. `observed` is that of PackedBatch."""
+        partition, actor = self.partition, self.setup.actor
+        share = actor.share_prompts and partition.size == 1  # ranks that share a sequence have whole ones
+        given = (batch, self.mesh.dp_rank, self.device, partition, self.setup.model.vision)
+        return LoadedBatch(*given, observed=observed, share_prompts=share)
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write weights of `layout` in Hugging Face format, and copy the other files of the model folder."""

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 
 
 def gather_predicted(microbatch: Microbatch, own_O: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import ConfigError
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.packing import Packing
+from hybridrl.trainer.places import Packing
 
 
 @dataclass(frozen=True, slots=True)

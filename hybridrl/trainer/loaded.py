@@ -15,7 +15,8 @@ from hybridrl.algorithms.columns import TOKEN_COLUMNS
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.columns import given_by
 from hybridrl.models.vision import VisionSpec
-from hybridrl.trainer.packing import Microbatch, PackedBatch, TokenPartition
+from hybridrl.trainer.packing import PackedBatch
+from hybridrl.trainer.places import Microbatch, TokenPartition
 
 
 class LoadedBatch:
@@ -28,15 +29,18 @@ class LoadedBatch:
         vision: VisionSpec | None = None,
         *,
         observed: bool = False,
+        share_prompts: bool = False,
     ) -> None:
         """
         Args:
-            vision: as in PackedBatch.
+            vision, share_prompts: as in PackedBatch.
             observed: microbatches also predict the tokens of column observed.
         """
         self.batch, self.step, self.minibatches = batch, batch.step, batch.minibatches
         self.first_epoch = _first_epoch(batch.minibatches)
-        self.packed = PackedBatch(batch, device, partition, vision, observed=observed)
+        self.packed = PackedBatch(
+            batch, device, partition, vision, observed=observed, share_prompts=share_prompts
+        )
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)
         self.scalars = {name: torch.tensor(column, device=device) for name, column in batch.scalars.items()}

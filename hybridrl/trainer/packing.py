@@ -12,7 +12,6 @@ computed: R trained ones, then E observed ones, O those of the P that this rank 
 trained tokens of the whole batch, N trajectories.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,111 +22,9 @@ from torch import Tensor
 from hybridrl.batch import RankBatch, TokenBlock, spans
 from hybridrl.columns import COLUMNS, SIZES
 from hybridrl.models.vision import VisionSpec
-from hybridrl.trainer.pictures import PictureColumns, Pictures, Shown
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenPartition:
-    """How the tokens of a microbatch are partitioned over the ranks that share it, with equal work for all.
-
-    A sequence is split into 2 * size chunks. Rank r has chunk r and chunk 2 * size - 1 - r (zigzag): under a
-    causal mask the first is cheap and the second expensive.
-    """
-
-    rank: int = 0
-    """Context-parallel rank."""
-
-    size: int = 1
-    """Context-parallel size."""
-
-    tp: int = 1
-    """Tensor-parallel size: sequence parallelism splits each rank's tokens evenly over these ranks."""
-
-    multiple: int = 1
-    """The number of tokens on each tensor-parallel rank is a multiple of this (FP8)."""
-
-    @property
-    def chunk(self) -> int:
-        """The padded length of every sequence is a multiple of this."""
-        return 1 if self.size == 1 else 2 * self.size
-
-    @property
-    def whole(self) -> int:
-        """The padded length of every microbatch is a multiple of this."""
-        return math.lcm(self.chunk, self.size * self.tp * self.multiple)
-
-
-@dataclass(kw_only=True)
-class Packing:
-    """Positions of sequences among the packed tokens."""
-
-    position_T: Tensor
-    """int64: position of each token in its sequence."""
-
-    runs: tuple[tuple[int, int], ...]
-    """(number of sequences, their length over all ranks) of each run of equal lengths, filler included."""
-
-    edge_S: Tensor
-    """int32: first token of every sequence of `runs` over all ranks, then the end of the last one
-    (cu_seqlens)."""
-
-    predict_O: Tensor
-    """int64: index of the token on this rank whose output predicts each of the O tokens."""
-
-    source_T: Tensor
-    """int64: index of each token among the tokens of all blocks of the batch; -1 for filler."""
-
-    place_3T: Tensor | None = None
-    """int64: place of each token along time, row and column; None: no prompt of the batch has a picture, and
-    the position is the place along all three."""
-
-    feature_T: Tensor | None = None
-    """int64: row of the features of `pictures` that each token shows, -1 for text. None: there is none."""
-
-    pictures: Pictures | None = None
-    """Pictures of this microbatch; None: it shows none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Microbatch:
-    """The input of one forward and backward pass.
-
-    A microbatch without trained tokens is idle: it is run only because other ranks run one.
-    """
-
-    token_T: Tensor
-    """int64: token ids."""
-
-    packing: Packing
-
-    target_O: Tensor
-    """int64: ids of the trained and observed tokens that this rank predicts."""
-
-    most_predicted: int
-    """Largest O over the context-parallel ranks."""
-
-    from_P: Tensor
-    """int64: for each predicted token, rank * most_predicted + its index among the O of that rank. First come
-    the R trained tokens, then the E observed ones."""
-
-    seq_R: Tensor
-    """int64: sequence of each trained token, in [0, S)."""
-
-    trained_R: Tensor
-    """int64: index of each trained token in the [U] columns of the batch."""
-
-    seq_E: Tensor
-    """int64: sequence of each observed token, in [0, S); empty unless the batch predicts them."""
-
-    num_seqs: int
-
-    def trained(self, value_P: Tensor) -> Tensor:
-        """The part of an output for all predicted tokens that belongs to the trained ones, [R, ...]."""
-        return value_P[: len(self.trained_R)]
-
-    def observed(self, value_P: Tensor) -> Tensor:
-        """The part that belongs to the observed ones, [E, ...]."""
-        return value_P[len(self.trained_R) :]
+from hybridrl.trainer.pictures import PictureColumns
+from hybridrl.trainer.places import Microbatch, Places, TokenPartition
+from hybridrl.trainer.shared_prompts import Sequences, alone, sharing
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +58,11 @@ class PackedBatch:
         vision: VisionSpec | None = None,
         *,
         observed: bool = False,
+        share_prompts: bool = False,
     ) -> None:
         """
         Args:
+            share_prompts: a microbatch has each prompt once, and its answers after it.
             vision: the part of the model that reads pictures; None: pictures of the batch are ignored.
             observed: microbatches also predict the tokens of column observed.
 
@@ -173,6 +72,7 @@ class PackedBatch:
                 its pictures have tokens.
         """
         self._batch, self._device, self._partition = batch, device, partition
+        self._share_prompts = share_prompts
         self._observed_T = [_observed(block) if observed else None for block in batch.blocks]
         self._rows: list[_Rows] = []
         self.num_trained = 0
@@ -217,40 +117,53 @@ class PackedBatch:
         index = index[self._gather(index, "trained") > 0]
         if len(index) == 0:
             return None
-        length_S = self._gather(index, "last")
-        order = np.argsort(length_S, kind="stable")
-        index, length_S = index[order], length_S[order]
-        places = _Places(length_S, self._partition)
-        token_W, next_W, kind_next_W, source_W = self._tokens(index, length_S, places)
+        found = self._sequences(index)
+        places = Places(found.length_G, self._partition, found.skip_G, found.shared)
+        token_W, next_W, kind_next_W, source_W = self._tokens(found, places)
         predict_R, predict_E = (
             np.flatnonzero(kind_next_W == _TRAINED),
             np.flatnonzero(kind_next_W == _OBSERVED),
         )
         predict_P = np.concatenate([predict_R, predict_E])
+        index = index[found.order_S]
         return places.microbatch(
             token_W,
             next_W,
             predict_P,
             source_W=source_W,
-            seq_P=np.searchsorted(places.offset_S, predict_P, side="right") - 1,
+            seq_P=found.seq_G[np.searchsorted(places.offset_S, predict_P, side="right") - 1],
             trained_R=spans(self._gather(index, "first_trained"), self._gather(index, "trained")),
             device=self._device,
+            num_seqs=len(index),
             shown=None if self._pictures is None else self._pictures.shown(source_W),
         )
 
+    def _sequences(self, index: np.ndarray) -> Sequences:
+        """The sequences that some trajectories are packed as."""
+        start_S, length_S = self._gather(index, "start"), self._gather(index, "last")
+        if not self._share_prompts:
+            return alone(index, start_S, length_S)
+        block_S, row_S = self._batch.block_N[index], self._batch.row_N[index]
+        blocks = [self._batch.blocks[b] for b in block_S]
+        prompts = [
+            block.token_T[start : start + block.prompt_tokens_N[row]]
+            for block, start, row in zip(blocks, start_S, row_S, strict=True)
+        ]
+        return sharing(index, start_S, length_S, prompts)
+
     def _tokens(
-        self, index: np.ndarray, length_S: np.ndarray, places: "_Places"
+        self, found: Sequences, places: "Places"
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Input tokens, the token after each, why that one is predicted, and the index of each input token
         among the tokens of all blocks. Filler has token id 0 and index -1."""
         token_W, next_W = np.zeros((2, places.num_tokens), np.int64)
         source_W = np.full(places.num_tokens, -1)
         kind_next_W = np.zeros(places.num_tokens, np.int8)
-        start_S, block_S = self._gather(index, "start"), self._batch.block_N[index]
-        for b in np.unique(block_S):
-            here, block = block_S == b, self._batch.blocks[b]
-            source = spans(start_S[here], length_S[here])
-            target = spans(places.offset_S[here], length_S[here])
+        block_G = self._batch.block_N[found.trajectory_G]
+        for b in np.unique(block_G):
+            here, block = block_G == b, self._batch.blocks[b]
+            source = spans(found.start_G[here], found.length_G[here])
+            target = spans(places.offset_S[here], found.length_G[here])
             token_W[target], next_W[target] = block.token_T[source], block.token_T[source + 1]
             if (observed_T := self._observed_T[b]) is not None:
                 kind_next_W[target] = np.where(observed_T[source + 1], _OBSERVED, 0)
@@ -272,7 +185,7 @@ class PackedBatch:
 
 def idle_microbatch(partition: TokenPartition, device: torch.device) -> Microbatch:
     """The shortest microbatch that the ranks can run together; it has no trained token."""
-    places, none = _Places(np.zeros(0, np.int64), partition), np.zeros(0, np.int64)
+    places, none = Places(np.zeros(0, np.int64), partition), np.zeros(0, np.int64)
     token_W = np.zeros(places.num_tokens, np.int64)
     return places.microbatch(
         token_W,
@@ -283,93 +196,6 @@ def idle_microbatch(partition: TokenPartition, device: torch.device) -> Microbat
         trained_R=none,
         device=device,
     )
-
-
-class _Places:
-    """Positions of the tokens of a microbatch: sequences of given lengths in order, each with its filler,
-    then if necessary one sequence of filler only."""
-
-    def __init__(self, length_S: np.ndarray, partition: TokenPartition) -> None:
-        self._partition = partition
-        padded_S = -(-length_S // partition.chunk) * partition.chunk
-        lacking = -int(padded_S.sum()) % partition.whole if len(length_S) else partition.whole
-        self.offset_S = np.cumsum(padded_S) - padded_S
-        self.num_tokens = int(padded_S.sum()) + lacking
-        lengths, counts = np.unique(padded_S, return_counts=True)
-        runs = list(zip(counts.tolist(), lengths.tolist(), strict=True))
-        self._runs = tuple([*runs, (1, lacking)] if lacking else runs)
-        padded_S = np.append(padded_S, lacking)
-        self._position_W = spans(np.zeros_like(padded_S), padded_S)
-        self._rank_W = self._ranks(np.repeat(padded_S, padded_S))
-
-    def _edges(self) -> np.ndarray:
-        lengths = [length for count, length in self._runs for _ in range(count)]
-        return np.cumsum([0, *lengths], dtype=np.int32)
-
-    def _ranks(self, length_W: np.ndarray) -> np.ndarray:
-        """Context-parallel rank of each token, from the length of its sequence."""
-        num_chunks = 2 * self._partition.size
-        chunk_W = self._position_W * num_chunks // length_W
-        return (
-            np.minimum(chunk_W, num_chunks - 1 - chunk_W)
-            if self._partition.size > 1
-            else np.zeros_like(length_W)
-        )
-
-    def _places(self, shown: Shown, source_W: np.ndarray) -> np.ndarray:
-        """Places of all tokens; those of filler are their positions."""
-        return np.where(source_W >= 0, shown.place_3W, self._position_W)
-
-    def microbatch(
-        self,
-        token_W: np.ndarray,
-        next_W: np.ndarray,
-        predict_P: np.ndarray,
-        *,
-        source_W: np.ndarray,
-        seq_P: np.ndarray,
-        trained_R: np.ndarray,
-        device: torch.device,
-        shown: Shown | None = None,
-    ) -> Microbatch:
-        """This rank's part of the microbatch.
-
-        Args:
-            predict_P: indices of the tokens whose outputs predict the trained ones, ascending; then of
-                those whose outputs predict the observed ones.
-            seq_P: sequence of each of these tokens.
-            shown: what the tokens show; None: the batch has no pictures.
-        """
-        own, rank_P = np.flatnonzero(self._rank_W == self._partition.rank), self._rank_W[predict_P]
-        predict_O = predict_P[rank_P == self._partition.rank]
-        count = np.bincount(rank_P, minlength=self._partition.size)
-        from_P = rank_P * count.max()
-        for rank in range(self._partition.size):
-            from_P[rank_P == rank] += np.arange(count[rank])
-
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        return Microbatch(
-            token_T=tensor(token_W[own]),
-            packing=Packing(
-                position_T=tensor(self._position_W[own]),
-                runs=self._runs,
-                edge_S=tensor(self._edges()),
-                predict_O=tensor(np.searchsorted(own, predict_O)),
-                source_T=tensor(source_W[own]),
-                place_3T=None if shown is None else tensor(self._places(shown, source_W)[:, own]),
-                feature_T=None if shown is None else tensor(shown.feature_W[own]),
-                pictures=shown.pictures if shown is not None and shown.pictures.pixels else None,
-            ),
-            target_O=tensor(next_W[predict_O]),
-            most_predicted=int(count.max()),
-            from_P=tensor(from_P),
-            seq_R=tensor(seq_P[: len(trained_R)]),
-            trained_R=tensor(trained_R),
-            seq_E=tensor(seq_P[len(trained_R) :]),
-            num_seqs=len(self.offset_S),
-        )
 
 
 _TRAINED, _OBSERVED = 1, 2

@@ -31,7 +31,7 @@ from hybridrl.trainer.fixed import fixed
 from hybridrl.trainer.hints import with_hints
 from hybridrl.trainer.inspected import inspect
 from hybridrl.trainer.offload import Offload
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 from hybridrl.trainer.roles.base import Role, offload
 from hybridrl.trainer.roles.critic import Critic
 from hybridrl.trainer.roles.frozen import FrozenPolicies, frozen_folder

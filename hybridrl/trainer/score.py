@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.trainer.base import Backend, Model
-from hybridrl.trainer.packing import Microbatch, PackedBatch
+from hybridrl.trainer.packing import PackedBatch
+from hybridrl.trainer.places import Microbatch
 
 
 class Scorer:

@@ -32,7 +32,8 @@ from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.trainer.megatron import backend, cuda_layers
 from hybridrl.trainer.megatron.architecture import transformer_config
 from hybridrl.trainer.megatron.model import build, named_parameters, policy_model
-from hybridrl.trainer.packing import PackedBatch, TokenPartition
+from hybridrl.trainer.packing import PackedBatch
+from hybridrl.trainer.places import TokenPartition
 from hybridrl.trainer.setup import PolicySetup
 
 new_group: Any = dist.new_group

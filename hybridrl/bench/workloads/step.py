@@ -50,6 +50,11 @@ class Shape:
     flat: float = 0.0
     """Share of the trajectories whose advantage is 0, and which no pass computes."""
 
+    samples: int = 1
+    """Trajectories with the same prompt."""
+
+    share_prompts: bool = False
+
 
 QUICKSTART: Mapping[str, Any] = {
     **{"hidden": 128, "ffn": 256, "layers": 2, "vocab": 32, "prompt": 5, "responses": (1, 5)},
@@ -117,7 +122,11 @@ def write_model(shape: Shape, folder: Path) -> None:
 def make_batch(shape: Shape) -> RankBatch:
     """Optimizer steps of one microbatch each."""
     block, advantage_N = random_trajectories(
-        shape.trajectories, vocab_size=shape.vocab, prompt=shape.prompt, answers=shape.responses
+        shape.trajectories,
+        vocab_size=shape.vocab,
+        prompt=shape.prompt,
+        answers=shape.responses,
+        samples=shape.samples,
     )
     trained_N = np.diff(block.start_N) - block.prompt_tokens_N
     minibatches = []
@@ -147,7 +156,7 @@ def _measure_rank(rank: int, shape: Shape, folder: Path, warm_up: int, repeats: 
         parallel=TrainParallel(tp=shape.tp, dp=1),
         model=read(folder),
         model_folder=folder,
-        actor=ActorConfig(),
+        actor=ActorConfig(share_prompts=shape.share_prompts),
         algorithm=AlgorithmConfig(guards="off"),  # rounds step again on one batch: its first ratio is not 1
         critic=CriticConfig(),
         temperature=1.0,
@@ -159,9 +168,10 @@ def _measure_rank(rank: int, shape: Shape, folder: Path, warm_up: int, repeats: 
     policy, batch = Policy(setup), make_batch(shape)
     policy.load(batch)
     contestants: dict[str, Callable[[], object]] = {"ours": partial(step_all, policy, batch)}
-    if not shape.flat:  # they would compute all trajectories
+    is_compared = not shape.flat and shape.samples == 1  # they would compute all, and each prompt again
+    if is_compared:
         contestants["bare"] = bare_loop(policy, batch)
-    if shape.tp == 1 and not shape.flat:
+    if shape.tp == 1 and is_compared:
         contestants["transformers"] = transformers_loop(folder, batch)
     contestants["load"] = partial(policy.load, batch)
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
@@ -192,20 +202,29 @@ def _samples(
     cpu_s = {name: [cpu for cpu, _ in times] for name, times in spent.items()}
     step_s = [wall for _, wall in spent["ours"]]
     lengths = np.diff(batch.blocks[0].start_N).tolist()
-    tflops = [achieved(setup.model, lengths, seconds) / shape.tp / 1e12 for seconds in step_s]
     found = {
         "step_s": step_s,
         "cpu_s": cpu_s["ours"],
         "load_cpu_s": cpu_s["load"],
         "tokens_s": [sum(lengths) / seconds / shape.tp for seconds in step_s],
-        "tflops": tflops,
-        "mfu": [value / (peak_flops() / 1e12) for value in tflops],
     }
+    if not (shape.flat or shape.share_prompts):  # all tokens are computed
+        found["tflops"] = [achieved(setup.model, lengths, s) / shape.tp / 1e12 for s in step_s]
+        found["mfu"] = [value / (peak_flops() / 1e12) for value in found["tflops"]]
     for name in ("bare", "transformers"):
         if name in cpu_s:
             found[f"{name}_cpu_s"] = cpu_s[name]
             found[f"over_{name}"] = [ours / other for ours, other in zip(cpu_s["ours"], cpu_s[name])]
     return found
+
+
+def _prompts(share: float, samples: int, once: int) -> Case:
+    """Trajectories of 256 tokens, a share of them prompt; with and without actor.share_prompts."""
+    prompt = round(256 * share)
+    shape = {**MEDIUM, "prompt": prompt, "responses": (256 - prompt, 257 - prompt), "minibatches": 1}
+    sizes = Shape(tp=1, **shape, samples=samples, share_prompts=bool(once))
+    name = f"prompts {share:.0%} x{samples}{', once' if once else ''}"
+    return Case(name=name, config=asdict(sizes), repeats=3, readme=False)
 
 
 BENCH = Bench(
@@ -225,7 +244,8 @@ BENCH = Bench(
             readme=False,
         )
         for flat in (0.0, 0.2, 0.6, 1.0)
-    ],
+    ]
+    + [_prompts(share, samples, once) for share in (0.1, 0.5, 0.9) for samples in (4, 16) for once in (0, 1)],
     smoke=[Case(name="smoke tp1", config=asdict(Shape(tp=1, **SMOKE)), repeats=2)],
     measure=measure,
 )

@@ -43,6 +43,7 @@ from hybridrl.config.rules.pictures import pictures_fit_the_model, pictures_fit_
 from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.roles import roles_fit_the_run
 from hybridrl.config.rules.separate import engines_have_their_own_devices
+from hybridrl.config.rules.shared_prompts import shared_prompts_fit_the_run
 from hybridrl.config.rules.sizes import numbers_are_of_this_world
 from hybridrl.config.rules.steps import (
     greedy_answers_once,
@@ -85,6 +86,7 @@ RULES: Sequence[Rule] = (
     pictures_fit_the_model,
     pictures_fit_the_run,
     fp8_fits_the_run,
+    shared_prompts_fit_the_run,
     adapters_fit_the_model,
     gpus_train_no_adapters,
     engine_parallel_divides_the_model,
@@ -122,6 +124,7 @@ EXAMPLE_RULES: Sequence[Rule] = (
     precision_suits_the_model,
     pictures_fit_the_model,
     fp8_fits_the_run,
+    shared_prompts_fit_the_run,
     schedule_fits_the_run,
     machines_are_started,
     gpus_are_there,

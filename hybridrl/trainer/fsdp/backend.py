@@ -22,7 +22,7 @@ from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.model import FSDPModel
 from hybridrl.trainer.join import join, precision, take_device
 from hybridrl.trainer.mesh import Mesh
-from hybridrl.trainer.packing import TokenPartition
+from hybridrl.trainer.places import TokenPartition
 from hybridrl.trainer.setup import RankSetup, make_layout
 
 

@@ -28,7 +28,8 @@ from hybridrl.trainer.fsdp.tensor_parallel import Shardings, copy_to, sum_over, 
 from hybridrl.trainer.head_logprob import head_gaps, likeliest
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.lora import switched_off
-from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
+from hybridrl.trainer.packing import idle_microbatch
+from hybridrl.trainer.places import Microbatch, TokenPartition
 from hybridrl.trainer.routing import Routing
 from hybridrl.trainer.views import TensorView
 

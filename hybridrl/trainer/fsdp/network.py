@@ -21,7 +21,7 @@ from hybridrl.trainer.fsdp import attention, lora, tensor_parallel
 from hybridrl.trainer.fsdp.attention import Context
 from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.router import Router, replace_routers
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 
 LEAST_UNIT = 2**20
 """Fewest elements that are gathered at once. Below that, the time of a collective is that of its call."""

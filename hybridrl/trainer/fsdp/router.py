@@ -22,7 +22,7 @@ from hybridrl.trainer.experts import (
     sequence_of_tokens,
     weigh,
 )
-from hybridrl.trainer.packing import Packing
+from hybridrl.trainer.places import Packing
 
 
 class Router:

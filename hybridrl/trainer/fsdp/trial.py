@@ -22,7 +22,8 @@ from hybridrl.batch import RankBatch, TokenBlock
 from hybridrl.errors import ModelError
 from hybridrl.models.shrink import small
 from hybridrl.trainer.fsdp.network import PackedNetwork, make_buffers
-from hybridrl.trainer.packing import Microbatch, PackedBatch, TokenPartition
+from hybridrl.trainer.packing import PackedBatch
+from hybridrl.trainer.places import Microbatch, TokenPartition
 
 LENGTHS = (3, 12, 12, 19)
 """Tokens of each sequence that is tried; some are longer than the window of a small model."""

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.trainer.context import chunks_of, gather_tokens, in_order
-from hybridrl.trainer.packing import Packing
+from hybridrl.trainer.places import Packing, SharedPrompt
 
 
 class PackedAttention(MegatronModule):
@@ -59,13 +59,37 @@ class PackedAttention(MegatronModule):
             [T, 1, H * E]
         """
         runs, size = packed_seq_params.runs, self._context.size()
+        together: list[Tensor] = []
+        if shared := packed_seq_params.shared:
+            first = sum(one.num_tokens for one in shared)
+            parts = ((x[:first]).split([one.num_tokens for one in shared]) for x in (query, key, value))
+            together = [self._attend_shared(*part) for part in zip(shared, *parts, strict=True)]
+            query, key, value = query[first:], key[first:], value[first:]
         if size > 1:
             key, value = self._gather(key, value)
         sizes = [count * length // size for count, length in runs]
         axis = 0 if size == 1 else 1
         parts = zip(runs, query.split(sizes), key.split(sizes, axis), value.split(sizes, axis), strict=True)
         attend = self._attend if size == 1 else self._attend_over_ranks
-        return torch.cat([attend(*run, q, k, v) for run, q, k, v in parts])
+        return torch.cat([*together, *(attend(*run, q, k, v) for run, q, k, v in parts)])
+
+    def _attend_shared(self, shared: SharedPrompt, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of a prompt inside itself, and of each answer over the prompt and itself."""
+        before = shared.prompt
+        found = [self._attend(1, before, query[:before], key[:before], value[:before])]
+        prompt_1KPD, prompt_1KPE = (x[:before].permute(1, 2, 0, 3) for x in (key, value))
+        at = before
+        for count, length in shared.answers:
+            own = (x[at : at + count * length] for x in (query, key, value))
+            query_BHQD, key_BKQD, value_BKQE = (
+                x.reshape(count, length, *x.shape[2:]).transpose(1, 2) for x in own
+            )
+            key_BKLD = torch.cat([prompt_1KPD.expand(count, -1, -1, -1), key_BKQD], dim=2)
+            value_BKLE = torch.cat([prompt_1KPE.expand(count, -1, -1, -1), value_BKQE], dim=2)
+            out_BHQE = self._product(query_BHQD, key_BKLD, value_BKLE, first=before)
+            found.append(out_BHQE.transpose(1, 2).reshape(count * length, 1, -1))
+            at += count * length
+        return torch.cat(found)
 
     def _gather(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all ranks, [cp, T, 1, K, D] and [cp, T, 1, K, E], gathered in one call."""

@@ -32,7 +32,7 @@ from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.router import Router
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.offload import Offload
-from hybridrl.trainer.packing import Microbatch, TokenPartition
+from hybridrl.trainer.places import Microbatch, TokenPartition
 from hybridrl.trainer.routing import Routing
 from hybridrl.trainer.setup import RankSetup, make_layout
 

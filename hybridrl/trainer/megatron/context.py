@@ -4,7 +4,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from hybridrl.trainer.context import gather_predicted
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 
 
 def from_context(microbatch: Microbatch, own_O: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.megatron.layers import inside
 from hybridrl.trainer.megatron.mla import WholeLatentAttention
 from hybridrl.trainer.megatron.parts import LayerSpecs, packed_attention
-from hybridrl.trainer.packing import Packing
+from hybridrl.trainer.places import Packing
 
 
 class VarlenAttention(MegatronModule):

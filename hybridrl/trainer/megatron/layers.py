@@ -20,7 +20,7 @@ from hybridrl.trainer.megatron.parts import LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
 from hybridrl.trainer.megatron.router import Router
 from hybridrl.trainer.megatron.vision import Placed
-from hybridrl.trainer.packing import Packing
+from hybridrl.trainer.places import Packing
 
 
 @dataclass(kw_only=True)

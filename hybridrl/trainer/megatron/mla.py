@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
 from hybridrl.trainer.megatron.rope import PackedRotary, turn_pairs
-from hybridrl.trainer.packing import Packing
+from hybridrl.trainer.places import Packing
 
 NORM_PLACES = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
 """Places in Megatron's spec of the norms of latent vectors, and of the linear layers that may apply these

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hybridrl.layout.megatron import ROPE_SCALINGS
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.packing import Packing
+from hybridrl.trainer.places import Packing
 
 
 class PackedRotary(torch.nn.Module):

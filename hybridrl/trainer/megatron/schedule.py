@@ -20,7 +20,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from hybridrl.trainer.megatron.model import Stage, forward, named_parameters
-from hybridrl.trainer.packing import Microbatch, TokenPartition, idle_microbatch
+from hybridrl.trainer.packing import idle_microbatch
+from hybridrl.trainer.places import Microbatch, TokenPartition
 
 NO_COUNT = torch.zeros((), dtype=torch.int)
 """Placeholder for the number of tokens that Megatron's schedules expect; see sum_gradients."""

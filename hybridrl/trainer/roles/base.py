@@ -17,7 +17,7 @@ from hybridrl.trainer.export import export as export_checkpoint
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.offload import Offload
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 
 
 class Role:

@@ -17,7 +17,7 @@ from hybridrl.trainer import base
 from hybridrl.trainer.base import Model
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 from hybridrl.trainer.roles.base import Role, offload, optimizer_step
 from hybridrl.trainer.score import value_column
 from hybridrl.trainer.setup import PolicySetup

@@ -15,7 +15,7 @@ from hybridrl.config.training import ProcessModelConfig
 from hybridrl.trainer.base import Model
 from hybridrl.trainer.loaded import LoadedBatch
 from hybridrl.trainer.mesh import Mesh
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 from hybridrl.trainer.roles.base import optimizer_step
 from hybridrl.trainer.score import Scorer
 

@@ -16,7 +16,7 @@ from hybridrl.algorithms.base import Metrics
 from hybridrl.batch import Minibatch, RankBatch
 from hybridrl.trainer import base
 from hybridrl.trainer.loaded import LoadedBatch
-from hybridrl.trainer.packing import Microbatch
+from hybridrl.trainer.places import Microbatch
 from hybridrl.trainer.roles.base import Role, optimizer_step
 from hybridrl.trainer.score import Scorer
 from hybridrl.trainer.setup import RankSetup

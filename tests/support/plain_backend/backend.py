@@ -16,7 +16,7 @@ from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.trainer.base import WEIGHTS, Backend, Model, NoRouting
 from hybridrl.trainer.learning_rate import learning_rate
 from hybridrl.trainer.mesh import Mesh
-from hybridrl.trainer.packing import Microbatch, TokenPartition
+from hybridrl.trainer.places import Microbatch, TokenPartition
 from hybridrl.trainer.setup import RankSetup, make_layout
 
 

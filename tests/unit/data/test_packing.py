@@ -43,6 +43,7 @@ def plan(
     microbatch_tokens=100,
     seed=0,
     attention_length=math.inf,
+    share_prompts=False,
 ):
     return pack_minibatches(
         batch,
@@ -52,6 +53,7 @@ def plan(
         microbatch_tokens=microbatch_tokens,
         seed=seed,
         attention_length=attention_length,
+        share_prompts=share_prompts,
     )
 
 
@@ -273,3 +275,27 @@ def test_still_trajectories_are_not_computed_and_yet_counted(lengths, options, c
             assert len(computed) == len(members(every))
         else:
             assert minibatch.computed_tokens == batch.trained_N[computed].sum()
+
+
+def prompted(prompt, lengths):
+    """A batch whose prompts have this many tokens."""
+    batch = batch_of(lengths)
+    for trajectory in batch.trajectories:
+        trajectory.response_tokens -= prompt - trajectory.prompt_tokens
+        trajectory.prompt_tokens = prompt
+    return Batch.pack(1, batch.groups)
+
+
+def test_a_shared_prompt_counts_once_in_a_microbatch() -> None:
+    batch = prompted(21, [[30] * 4] * 2)  # 20 shared tokens and 4 x 10 others: 60 a group
+    [shared] = plan(batch, microbatch_tokens=60, share_prompts=True)
+    assert [sorted(m) for m in sorted(shared.rows[0])] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    [whole] = plan(batch, microbatch_tokens=60)
+    assert len(whole.rows[0]) == 4 and shared.num_tokens == whole.num_tokens
+
+
+def test_a_group_that_exceeds_a_microbatch_is_divided_by_what_it_computes() -> None:
+    batch = prompted(21, [[30] * 8])  # 20 and 8 x 10 tokens
+    [shared] = plan(batch, minibatch_prompts=1, microbatch_tokens=60, share_prompts=True)
+    assert sorted(map(len, shared.rows[0])) == [4, 4]
+    assert sorted(members(shared)) == list(range(8))

@@ -20,7 +20,8 @@ from hybridrl.errors import ResourceError
 from hybridrl.hosts import cuda
 from hybridrl.trainer.megatron.architecture import FP8_TOKENS, transformer_config
 from hybridrl.trainer.megatron.backend import start
-from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
+from hybridrl.trainer.packing import PackedBatch, idle_microbatch
+from hybridrl.trainer.places import TokenPartition
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import trainer_values as values
 
 from hybridrl.trainer.inspected import inspect
 from hybridrl.trainer.loaded import LoadedBatch
-from hybridrl.trainer.packing import TokenPartition
+from hybridrl.trainer.places import TokenPartition
 
 
 class Alone:

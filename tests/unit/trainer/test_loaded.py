@@ -7,7 +7,7 @@ import trainer_values as values
 from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
 from hybridrl.trainer.loaded import LoadedBatch
-from hybridrl.trainer.packing import TokenPartition
+from hybridrl.trainer.places import TokenPartition
 
 
 def loaded() -> LoadedBatch:

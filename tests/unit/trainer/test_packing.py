@@ -14,7 +14,8 @@ from hybridrl.columns import COLUMNS, ColumnSpec
 from hybridrl.errors import ColumnError
 from hybridrl.trainer.context import in_chunks, in_order
 from hybridrl.trainer.loaded import LoadedBatch
-from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
+from hybridrl.trainer.packing import PackedBatch, idle_microbatch
+from hybridrl.trainer.places import TokenPartition
 from hybridrl.trainer.saved_groups import select
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from picture_specs import small_tower
 from hybridrl.batch import TokenBlock
 from hybridrl.errors import ColumnError
 from hybridrl.models.pictures import places, stored
-from hybridrl.trainer.packing import PackedBatch, TokenPartition, idle_microbatch
+from hybridrl.trainer.packing import PackedBatch, idle_microbatch
+from hybridrl.trainer.places import TokenPartition
 
 VISION = small_tower(image_token=17, image_start=16, image_end=18)
 CPU = torch.device("cpu")

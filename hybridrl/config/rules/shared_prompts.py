@@ -1,0 +1,64 @@
+"""Rules about actor.share_prompts: which models, layouts and machines it is for."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from hybridrl.config.load import LoadedConfig
+from hybridrl.config.rules.base import RuleContext
+from hybridrl.config.rules.parallel import trainer_shardings
+from hybridrl.config.schema import Config
+from hybridrl.errors import ConfigError
+from hybridrl.models.spec import ModelSpec
+from hybridrl.wording import counted
+
+_FIX = "remove actor.share_prompts"
+
+
+def shared_prompts_fit_the_run(loaded: LoadedConfig[Any], context: RuleContext) -> Iterator[ConfigError]:
+    """The rule holds for training on examples too, where nothing is shared."""
+    if not loaded.config.actor.share_prompts:
+        return
+    where = loaded.where("actor.share_prompts")
+    if not isinstance(loaded.config, Config):
+        yield ConfigError("actor.share_prompts is for several answers to a prompt", where=where, fix=_FIX)
+        return
+    if (samples := loaded.config.algorithm.samples_per_prompt) == 1:
+        yield ConfigError(
+            "actor.share_prompts shares nothing with algorithm.samples_per_prompt = 1", where=where, fix=_FIX
+        )
+    for key, sharding in trainer_shardings(loaded.config):
+        if sharding.cp > 1:
+            yield ConfigError(
+                f"actor.share_prompts with {key}.cp = {sharding.cp}: ranks that share a sequence cannot "
+                f"attend to a prompt of {counted(samples, 'answer')} yet",
+                where=loaded.where(f"{key}.cp", "actor.share_prompts"),
+                fix=f"{_FIX}, or set {key}.cp: 1",
+            )
+    yield from _on_gpus(loaded, context)
+    if context.spec is not None and (kind := _unfit(context.spec)):
+        yield ConfigError(
+            f"actor.share_prompts is for dense models, {loaded.config.model.path} has {kind}",
+            where=where,
+            fix=_FIX,
+        )
+
+
+def _on_gpus(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[ConfigError]:
+    per_node = loaded.config.cluster.gpus_per_node
+    num_gpus = context.num_gpus if per_node is None and context.here else per_node or 0
+    if num_gpus:
+        yield ConfigError(
+            f"actor.share_prompts with {counted(num_gpus, 'GPU')}: Transformer Engine's attention cannot "
+            "attend to a shared prompt",
+            where=loaded.where("actor.share_prompts"),
+            fix=_FIX,
+        )
+
+
+def _unfit(spec: ModelSpec) -> str:
+    """What a model has that no shared prompt was tried with; "" if nothing."""
+    if spec.num_experts:
+        return "experts, whose balance counts every token"
+    if spec.latent:
+        return "latent attention"
+    return "pictures in its prompts" if spec.vision is not None else ""
