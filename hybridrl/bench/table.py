@@ -36,19 +36,28 @@ def digits(value: float) -> str:
     return f"{float(f'{value:.3g}'):g}" if abs(value) >= 1e-4 else f"{value:.2g}"
 
 
+_MOST_COLUMNS = 5
+"""Cases that a page shows side by side."""
+
+
 def markdown(bench: Bench, rows: Sequence[Row]) -> str:
-    """A table of all metrics of one machine class: a row for each metric, a column for each case."""
+    """A table of all metrics of one machine class: a row for each metric and a column for each case, or with
+    many cases the other way round, and the meanings below."""
     ordered = _in_order(bench, rows)
     used = [name for name in bench.metrics if any(name in row["metrics"] for row in ordered)]
-    body = (
-        [
-            f"`{name}`",
-            *(number(row["metrics"][name]) if name in row["metrics"] else "" for row in ordered),
-            bench.metrics[name].meaning,
+    if len(ordered) <= _MOST_COLUMNS:
+        body = [
+            [f"`{name}`", *(_cell(row, name) for row in ordered), bench.metrics[name].meaning]
+            for name in used
         ]
-        for name in used
-    )
-    return _table(["metric", *map(_head, ordered), "meaning"], body)
+        return _table(["metric", *map(_head, ordered), "meaning"], body)
+    body = [[_head(row), *(_cell(row, name) for name in used)] for row in ordered]
+    meanings = "\n".join(f"- `{name}`: {bench.metrics[name].meaning}" for name in used)
+    return f"{_table(['case', *(f'`{name}`' for name in used)], body)}\n\n{meanings}"
+
+
+def _cell(row: Row, name: str) -> str:
+    return number(row["metrics"][name]) if name in row["metrics"] else ""
 
 
 def headlines(benches: Iterable[tuple[Bench, Sequence[Row]]]) -> str:

@@ -1,6 +1,7 @@
 """Cases are chosen, measured, stored and compared; what cannot work is refused before it is measured."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,11 @@ def test_tables_have_a_row_for_each_metric_and_a_column_for_each_case() -> None:
     ]
     line = "| A step | 1 s (small); 1 s (large) | `hybridrl bench step` |"
     assert line in table.headlines([(bench(), rows)])
+
+
+def test_a_table_of_many_cases_has_a_row_for_each() -> None:
+    many = replace(bench(), cases=[Case(name=f"case {i}", config={"size": i}) for i in range(6)])
+    rows = [record.row(many, Found(case=case, samples={"step_s": [1.0]})) for case in many.cases]
+    head, _, first, *_, meaning = table.markdown(many, rows).splitlines()
+    assert (head, first) == ("| case | `step_s` |", "| case 0 | 1 s |")
+    assert meaning == "- `step_s`: a step"
