@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from hybridrl.estimate.flops import active_weights
-from hybridrl.estimate.gpus import recognise
-from hybridrl.hosts.machine import Machine
+from hybridrl.estimate.gpus import GPUS, GPUModel, name_of
+from hybridrl.hosts.machine import GPU, Machine
 from hybridrl.models.spec import ModelSpec
 
 _ROWS = 1024
@@ -38,17 +38,22 @@ def operations(model: ModelSpec, lengths: Iterable[int]) -> float:
     return 6.0 * weights * float(length_N.sum()) + 6.0 * attention
 
 
-def peak_flops() -> float:
+def peak_flops() -> float | None:
     """Operations a second of one device: of a GPU by its data sheet, in bf16; of one core of a CPU as
-    measured, the product of two large fp32 matrices on the threads that torch has here.
-
-    Raises:
-        ConfigError: the data sheet of this GPU is not known.
+    measured, the product of two large fp32 matrices on the threads that torch has here. None: the data sheet
+    of this GPU is not known.
     """
     gpus = Machine.here().gpus
-    if gpus:
-        return recognise(gpus[0].name, gpus[0].memory_bytes).flops
-    return matmul_flops(torch.get_num_threads())
+    if not gpus:
+        return matmul_flops(torch.get_num_threads())
+    sheet = data_sheet(gpus[0])
+    return None if sheet is None else sheet.flops
+
+
+def data_sheet(gpu: GPU) -> GPUModel | None:
+    """Memory and speed of a GPU of this machine; None: they are not known."""
+    known = name_of(gpu.name, gpu.memory_bytes)
+    return None if known is None else GPUS[known]
 
 
 def read_bytes_s() -> float:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from hybridrl.bench.flops import matmul_flops, read_bytes_s
+from hybridrl.bench.flops import data_sheet, matmul_flops, read_bytes_s
 from hybridrl.estimate.flops import active_weights, attention, output_layer
-from hybridrl.estimate.gpus import recognise
 from hybridrl.hosts.machine import Machine
 from hybridrl.models.spec import ModelSpec, count
 
@@ -32,16 +31,14 @@ class Speeds(NamedTuple):
     """Bytes of a weight that engines and forward passes read."""
 
 
-def speeds_here() -> Speeds:
-    """The speeds of GPUs by their data sheet; those of a CPU as measured, with all cores, in about a second.
-
-    Raises:
-        ConfigError: the data sheet of this GPU is not known.
-    """
+def speeds_here() -> Speeds | None:
+    """The speeds of GPUs by their data sheet, None if it is not known; those of a CPU as measured, with all
+    cores, in about a second."""
     machine = Machine.here()
     if machine.gpus:
-        gpu = recognise(machine.gpus[0].name, machine.gpus[0].memory_bytes)
-        return Speeds(gpu.flops * len(machine.gpus), gpu.hbm_bytes_s * len(machine.gpus), 2)
+        gpu = data_sheet(machine.gpus[0])
+        count = len(machine.gpus)
+        return None if gpu is None else Speeds(gpu.flops * count, gpu.hbm_bytes_s * count, 2)
     before = torch.get_num_threads()
     torch.set_num_threads(machine.cores)
     try:

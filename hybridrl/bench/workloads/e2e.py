@@ -140,12 +140,14 @@ def _speeds(step: Mapping[str, float], devices: int) -> dict[str, float]:
 
 def of_machine(config: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     """What the steps are beside this machine: the share of its peak that update_actor reaches, with every
-    answer of the mean length, and each phase over its bound. Empty for a model that is not in its folder.
+    answer of the mean length, and each phase over its bound. Empty for a model that is not in its folder, and
+    for a GPU whose data sheet is not known.
     """
     folder = Path(str(config["model"]["path"]).replace("{seed}", "0"))
-    if not folder.is_dir():  # a model of the hub, in its cache
+    here = speeds_here()
+    if here is None or not folder.is_dir():  # a model of the hub is in its cache
         return {}
-    model, here = from_config(read_config(folder), where=str(folder)), speeds_here()
+    model = from_config(read_config(folder), where=str(folder))
     batch = config["batch"]
     epochs, prompts = batch.get("epochs", 1), batch["prompts_per_step"]
     updates = epochs * prompts // batch["minibatch_prompts"]

@@ -210,7 +210,8 @@ def _samples(
     }
     if not (shape.flat or shape.share_prompts):  # all tokens are computed
         found["tflops"] = [achieved(setup.model, lengths, s) / shape.tp / 1e12 for s in step_s]
-        found["mfu"] = [value / (peak_flops() / 1e12) for value in found["tflops"]]
+        if peak := peak_flops():
+            found["mfu"] = [value / (peak / 1e12) for value in found["tflops"]]
     for name in ("bare", "transformers"):
         if name in cpu_s:
             found[f"{name}_cpu_s"] = cpu_s[name]

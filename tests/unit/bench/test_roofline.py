@@ -3,8 +3,9 @@
 import pytest
 from model_values import tiny
 
-from hybridrl.bench.flops import operations
+from hybridrl.bench.flops import data_sheet, operations
 from hybridrl.bench.roofline import Speeds, bounds, read_weights, speeds_here
+from hybridrl.hosts.machine import GPU
 from hybridrl.models.spec import count
 
 HIDDEN, LAYERS, FFN, HEADS, KV, HEAD, VOCAB = 8, 2, 16, 4, 2, 4, 100
@@ -52,6 +53,12 @@ def test_operations_of_mfu_are_counted_as_verl_does() -> None:
     assert operations(MODEL, [10, 20]) == pytest.approx(6 * weights * 30 + attention)
 
 
+def test_gpus_are_known_by_their_data_sheets_or_not_at_all() -> None:
+    h200 = data_sheet(GPU(0, "", "NVIDIA H200", 150 * 10**9, 0))
+    assert h200 is not None and h200.flops == 989e12
+    assert data_sheet(GPU(0, "", "Tesla T4", 16 * 10**9, 0)) is None
+
+
 def test_this_machine_has_speeds() -> None:
     found = speeds_here()
-    assert found.flops > 1e9 and found.bytes_s > 1e8 and found.weight_bytes in (2, 4)
+    assert found is not None and found.flops > 1e9 and found.bytes_s > 1e8 and found.weight_bytes in (2, 4)
