@@ -18,6 +18,9 @@ from hybridrl.estimate.setting import Role, Setting, trainer_layout
 from hybridrl.estimate.weights import Share, on_stage
 
 _MOMENT_BYTES = 8
+_RECEIVER_BYTES = float(512 << 20)
+"""Most bytes of the buffers of a receiver, which is on the GPU of an engine rank."""
+
 _MASTER_BYTES = 4
 """Bytes per weight of the optimizer's fp32 master weights, which a half-precision model has."""
 
@@ -171,7 +174,8 @@ def rollout(setting: Setting, stage: int) -> Phase:
     """The phase in which engines generate, with what the trainer leaves on the GPU."""
     if setting.separate:
         weights, work = engine_weights(setting), engine_work(setting)
-        return Phase(name="engines", weights=0.0, activations=work, engine=weights, kv=kv_bytes(setting))
+        held = {"activations": work, "engine": weights, "kv": kv_bytes(setting)}
+        return Phase(name="engines", weights=0.0, staging=_RECEIVER_BYTES, **held)
     stays = resident(setting, stage).after_offload(setting)
     weights = engine_weights(setting)
     return Phase(
