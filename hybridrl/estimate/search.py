@@ -53,14 +53,20 @@ def search(setting: Setting, count: int = 5) -> list[Proposal]:
 
     Batch, model and GPUs are fixed. The search varies the trainer backend, parallel layouts, recomputation,
     microbatch size, offload and the engines' share of memory; and if answers may be older than one policy
-    update, how the GPUs are divided between trainer and engines. The fastest setting of every backend that
-    has one is among those returned.
+    update, how the GPUs are divided between trainer and engines. The fastest setting of every backend and of
+    every placement that has one is among those returned.
     """
     divided = list(divisions(setting))
     of_backends = [_of_backend(tried, divided) for tried in _backends(setting)]
-    leaders = [proposals[0] for proposals in of_backends if proposals]
-    others = sorted(chain(*(proposals[1:] for proposals in of_backends)), key=_total)
-    return sorted([*leaders, *others[: max(0, count - len(leaders))]], key=_total)
+    every = sorted(chain(*of_backends), key=_total)
+    leaders: dict[tuple[str, object], Proposal] = {}
+    for proposal in every:
+        leaders.setdefault(("backend", proposal.setting.backend), proposal)
+        leaders.setdefault(("placement", proposal.setting.separate), proposal)
+    first = {id(proposal) for proposal in leaders.values()}
+    others = [proposal for proposal in every if id(proposal) not in first][: max(0, count - len(first))]
+    chosen = first | {id(proposal) for proposal in others}
+    return [proposal for proposal in every if id(proposal) in chosen]
 
 
 def _total(proposal: Proposal) -> float:

@@ -34,7 +34,7 @@ def jobs(draw):
 
 
 @given(jobs())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_the_plan_sends_what_a_broadcast_must_and_every_link_is_counted(job):
     found = estimate(job, 2)
     assert found.remote_bytes == found.bound_bytes == 2 * broadcast_bound(job)

@@ -295,6 +295,18 @@ def test_a_search_tries_every_backend_that_has_the_model(tmp_path: Path) -> None
     assert {proposal.setting.backend for proposal in gemma.proposals} == {"megatron"}
 
 
+def test_a_proposal_to_give_engines_their_own_gpus_is_accepted(tmp_path: Path) -> None:
+    free = (*FREE, "actor.offload=none", "rollout.swap=in_flight")
+    asked = ("model=Qwen/Qwen2.5-7B-Instruct", "cluster.nodes=2", "batch.max_lag=1", *free)
+    found = planned(tmp_path, *asked, request=SEARCH)
+    separate = next(p for p in found.proposals if p.setting.separate)
+    taken = [f"{key}={value}" for key, value in proposals.keys(separate.setting).items()]
+    assert "cluster.placement=separate" in taken
+    again = planned(tmp_path, *asked, *taken)
+    assert again.refusal is None
+    assert step_time(again.setting).total == pytest.approx(separate.time.total)
+
+
 @pytest.mark.parametrize(
     ("model", "parallel"),
     [
