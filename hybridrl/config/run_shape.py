@@ -87,6 +87,16 @@ def is_separate(cfg: Config | SupervisedConfig) -> bool:
     return isinstance(cfg, Config) and cfg.cluster.placement == "separate"
 
 
+def idle_warning(cfg: Config) -> str | None:
+    """Why dedicated devices are idle; None if trainer and engines can work at the same time."""
+    if not is_separate(cfg) or cfg.batch.max_lag:
+        return None
+    return (
+        "cluster.placement = separate with batch.max_lag = 0: engines wait while the trainer works, and the "
+        "trainer waits while they answer; batch.max_lag=1 lets both work at the same time"
+    )
+
+
 def engine_gpus(cfg: Config | SupervisedConfig) -> int:
     """GPUs that engines have for themselves: the last ones of the cluster."""
     if not isinstance(cfg, Config) or not is_separate(cfg) or not num_gpus(cfg.cluster):

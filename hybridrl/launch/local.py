@@ -19,7 +19,7 @@ from hybridrl.algorithms.lag import lag_warning
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.files import atomic_write
 from hybridrl.config.load import LoadedConfig
-from hybridrl.config.run_shape import RunShape, num_gpus
+from hybridrl.config.run_shape import RunShape, idle_warning, num_gpus
 from hybridrl.config.schema import Config
 from hybridrl.controller import loop
 from hybridrl.controller.advantage import CreditAssignment, load_credit
@@ -122,7 +122,7 @@ class RLRun(Run[Config, RunObserver]):
     def prepare(self, progress: Mapping[str, Any] | None) -> None:
         self._prepared, self._credit = prepare(self._here), self._new_credit()
         self.terminal.say("data", self._prepared.describe())
-        for warning in (*self._prepared.warnings, lag_warning(self.cfg)):
+        for warning in (*self._prepared.warnings, lag_warning(self.cfg), idle_warning(self.cfg)):
             if warning is not None:
                 self.terminal.warn(warning)
         if progress:

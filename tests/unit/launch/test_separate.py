@@ -9,7 +9,7 @@ from model_values import tiny
 
 from hybridrl.config.load import load
 from hybridrl.config.rules import RULES, RuleContext
-from hybridrl.config.run_shape import engines_sleep
+from hybridrl.config.run_shape import engines_sleep, idle_warning
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.shape import Placement
 from hybridrl.layout.megatron import MegatronLayout
@@ -73,6 +73,12 @@ def test_workers_of_a_node_are_counted_with_receivers():
 
 def test_engines_with_dedicated_devices_do_not_sleep():
     assert not engines_sleep(config(1, 0).config)
+
+
+def test_devices_that_wait_for_each_other_are_worth_a_warning():
+    assert "batch.max_lag=1 lets both work" in (idle_warning(config(1, 0).config) or "")
+    assert idle_warning(config(1, 0, "batch.max_lag=1").config) is None
+    assert idle_warning(load(QUICKSTART).config) is None
 
 
 @pytest.mark.parametrize(
