@@ -198,7 +198,7 @@ def _of_pictures(prompts: Sequence[Prompt], pictures: PictureFormat) -> TokenBlo
     return replace(
         block,
         prompt_tokens_N=np.array([len(tokens) for tokens in ids], np.int32),
-        columns={**block.columns, **picture_columns(shown)},
+        columns={**block.columns, **picture_columns([prompt.arrays for prompt in shown])},
     )
 
 

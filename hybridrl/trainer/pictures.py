@@ -106,8 +106,9 @@ class PictureColumns:
     def _read(self, block: TokenBlock, n: int, prompt: int, pixels: Sequence[np.ndarray]) -> "_Row":
         """The part of a row up to its last picture, or the prompt if all are in it."""
         row = block.row(n)
-        # Nothing that was sampled shows a picture.
-        token_T = np.where(block.loss_mask_T[row], -1, block.token_T[row])
+        token_T = np.array(block.token_T[row], np.int64)
+        # Nothing that was sampled after the prompt shows a picture.
+        token_T[prompt:][block.loss_mask_T[row][prompt:]] = -1
         counts = [self._vision.tokens(*picture.shape[:2]) for picture in pixels]
         if int((token_T[:prompt] == self._vision.image_token).sum()) >= sum(counts):
             token_T = token_T[:prompt]

@@ -69,7 +69,7 @@ class Policy:
         turn: int = 0,
         most: int | None = None,
         stop_token_ids: tuple[int, ...] = (),
-        arrays: Mapping[str, np.ndarray] | None = None,
+        arrays: Any = None,
     ) -> Answer:
         text = shown(token_ids)
         self.asked.append(text)

@@ -12,7 +12,7 @@ from hybridrl.models.pictures import picture_columns, stored
 from hybridrl.rollout.base import Request
 from hybridrl.rollout.sglang.pictures import PictureInputs, banned, names, refused_pictures
 from hybridrl.rollout.sglang.serve import Serving
-from hybridrl.types import Prompt, Sampling
+from hybridrl.types import Sampling
 
 VISION = small_tower()
 WIDE = (8, 9, 9, 7, 1)
@@ -50,10 +50,10 @@ def test_the_pictures_of_a_request_are_end_to_end() -> None:
 
 def test_text_has_no_pictures() -> None:
     assert PictureInputs(VISION).data(request(ids=(1, 2), shown={})) is None
-    none = picture_columns([Prompt("a", (1,), {}), Prompt("b", (1,), {}, arrays=arrays((4, 4)))])
+    none = picture_columns([{}, arrays((4, 4))])
     shown = {name: column[0] for name, column in none.items()}
     assert PictureInputs(VISION).data(request(ids=(1, 2), shown=shown)) is None
-    assert picture_columns([Prompt("a", (1,), {})]) == {}
+    assert picture_columns([{}]) == {}
 
 
 def test_the_same_text_about_another_picture_is_another_prompt() -> None:

@@ -58,6 +58,17 @@ def test_features_are_at_the_placeholders_in_their_order(block) -> None:
             at += length
 
 
+def test_a_prompt_whose_tokens_are_scored_shows_its_pictures_too(block) -> None:
+    scored = block.loss_mask_T | True
+    scored[block.start_N[:-1]] = False
+    columns = {name: block.columns[name] for name in ("pixels", "picture_size")}
+    zero_T = np.zeros(len(scored), np.float32)
+    columns |= {"rollout_logp": zero_T, "version": zero_T.astype(np.int32)}
+    whole = TokenBlock(block.token_T, block.start_N, block.prompt_tokens_N, scored, columns)
+    packing, usual = (packed(one).microbatch(range(12)).packing for one in (whole, block))
+    assert (packing.feature_T >= 0).sum() == (usual.feature_T >= 0).sum() > 0
+
+
 def test_places_are_those_of_each_sequence(block) -> None:
     microbatch = packed(block).microbatch([0])
     row, prompt = block.row(0), int(block.prompt_tokens_N[0])
