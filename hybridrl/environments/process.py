@@ -111,7 +111,8 @@ class EnvironmentProcess:
             self._writer.write(frame)
             return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:
-            what = f"environment {self.name}: {do} did not return within {timeout_s:g} s"
+            limit = f"environment.{do}_timeout_s = {timeout_s:g}"
+            what = f"environment {self.name}: {do} did not return within {timeout_s:g} s, {limit}"
             raise await self._fail(what, do, "timeout", where=await self._hung_at()) from None
         finally:
             self._waiting.pop(number, None)
