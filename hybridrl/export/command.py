@@ -194,11 +194,10 @@ def _of_pictures(prompts: Sequence[Prompt], pictures: PictureFormat) -> TokenBlo
     ids = [list(prompt.token_ids) for prompt in prompts]
     rest = [tokens[1:] for tokens in ids]
     block = TokenBlock.from_answers([tokens[:1] for tokens in ids], rest, [[0.0] * len(r) for r in rest], 0)
-    shown = [pictures.arrays(prompt) for prompt in prompts]
     return replace(
         block,
         prompt_tokens_N=np.array([len(tokens) for tokens in ids], np.int32),
-        columns={**block.columns, **picture_columns([prompt.arrays for prompt in shown])},
+        columns={**block.columns, **picture_columns([pictures.arrays(prompt) for prompt in prompts])},
     )
 
 

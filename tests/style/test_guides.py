@@ -56,7 +56,8 @@ PARTIAL = {"critic/score", "critic/rewards", "critic/advantages", "critic/return
 
 def test_every_metric_that_the_code_names_is_described() -> None:
     pattern = re.compile(rf'"((?:{"|".join(FIRST_PARTS)})/[\w./]*[a-z0-9])"')
-    found = {name for path in sources() for name in pattern.findall(path.read_text("utf-8"))}
+    ours = [path for path in sources() if "peers" not in path.parts]  # those of other frameworks are theirs
+    found = {name for path in ours for name in pattern.findall(path.read_text("utf-8"))}
     assert len(found) > 80
     assert sorted(name for name in found - PARTIAL if describe(name) is None) == []
 
