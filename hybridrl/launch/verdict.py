@@ -275,10 +275,9 @@ def _engine_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[H
 
 
 def _head_errors(loaded: LoadedConfig[Config], model: ModelSpec, kind: EngineKind) -> Iterator[HybridRLError]:
-    """Errors about a loss that asks for the likeliest tokens of the engine or the teacher."""
+    """Errors about a loss that asks for the engine's likeliest tokens."""
     cfg, where = loaded.config, loaded.where("algorithm.loss")
-    needs = Needs.of(cfg.algorithm)
-    asked = needs.head_tokens
+    asked = Needs.of(cfg.algorithm).head_tokens
     loss, engine = cfg.algorithm.loss.name, cfg.rollout.engine
     if asked and not getattr(kind, "reports_heads", False):
         yield ConfigError(
@@ -287,10 +286,9 @@ def _head_errors(loaded: LoadedConfig[Config], model: ModelSpec, kind: EngineKin
             where=where,
             fix="rollout.engine: sglang, or another loss",
         )
-    count = max(asked, needs.teacher_head_tokens)
-    if count > model.vocab_size:
+    if asked > model.vocab_size:
         yield ConfigError(
-            f"algorithm.loss = {loss}: head_tokens = {count} exceeds the vocabulary of {model.vocab_size}",
+            f"algorithm.loss = {loss}: head_tokens = {asked} exceeds the vocabulary of {model.vocab_size}",
             where=where,
             fix=f"algorithm.loss={{name: {loss}, head_tokens: {model.vocab_size}}}, or fewer",
         )

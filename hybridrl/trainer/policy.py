@@ -340,7 +340,7 @@ class Policy(Role):
             held = {n: torch.empty_like(t) for n, t in self._model.tensors().items()}
             self._model.load(frozen_folder(self._setup, "teacher_logp"), into=held)
             weights["teacher_logp"] = held
-        heads = self._needs.teacher_head_tokens
+        heads = min(self._needs.teacher_head_tokens, self._setup.model.vocab_size)
         return FrozenPolicies(self._model, self._scorer, weights, teacher_head_tokens=heads)
 
     def _make_columns(self) -> Columns:

@@ -17,7 +17,7 @@ HINTS = (Hint((30, 31, 32)), Hint((33,), after=1), Hint((34, 35), after=1))
 LOSSES: dict[str, dict[str, Any]] = {
     "sampled tokens": {"name": "reinforce"},
     "some tokens": {"name": "teacher_divergence", "head_tokens": 5},
-    "all tokens": {"name": "teacher_divergence", "head_tokens": values.VOCAB, "beta": 0.3},
+    "all tokens": {"name": "teacher_divergence", "head_tokens": 2 * values.VOCAB, "beta": 0.3},
 }
 """Forms of self-distillation -> their loss."""
 

@@ -32,7 +32,7 @@ class TeacherDivergence:
 
     head_tokens: int = 64
     """K: how many of its likeliest tokens the teacher reports. With the whole vocabulary the divergence is
-    exact; with fewer, all other tokens count as one."""
+    exact, and more than that are not asked for; with fewer, all other tokens count as one."""
 
     needs: ClassVar[frozenset[Column]] = frozenset({"teacher_logp", "teacher_head_logp", "head_logp"})
 

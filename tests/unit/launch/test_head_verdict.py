@@ -38,13 +38,9 @@ def test_an_engine_that_reports_the_sampled_token_only() -> None:
 TAUGHT = "algorithm={{preset: opsd_jsd, hint: {{field: answer, max_tokens: 8}}, loss: {{head_tokens: {}}}}}"
 
 
-def test_a_teacher_has_no_more_tokens_than_the_vocabulary() -> None:
-    errors = said("quickstart.yaml", TAUGHT.format(17))
-    assert "loss = teacher_divergence: head_tokens = 17 exceeds the vocabulary of 16" in errors
-
-
 def test_a_teacher_may_sit_beside_an_engine_that_reports_the_sampled_token_only() -> None:
-    assert said("quickstart_vllm.yaml", TAUGHT.format(16)) == ""
+    for count in (16, 64):  # more than the vocabulary are all of it
+        assert said("quickstart_vllm.yaml", TAUGHT.format(count)) == ""
 
 
 def test_dedicated_ranks_do_not_return_the_heads_of_a_teacher() -> None:

@@ -110,7 +110,8 @@ def same_everywhere(*overrides: str) -> tuple[str, ...]:
 
 def overrides_of(algorithm: AlgorithmConfig) -> list[str]:
     names = ((algorithm.preset or "").rpartition("/")[2], algorithm.estimator.name)
-    taught = {"distillation": "algorithm.teacher=teacher", "opsd": "algorithm.hint.max_tokens=128"}
+    teacher, hint = "algorithm.teacher=teacher", "algorithm.hint.max_tokens=128"
+    taught = {"distillation": teacher, "gkd": teacher, "opsd": hint, "opsd_jsd": hint}
     given = ["algorithm.samples_per_prompt=4", *(taught[name] for name in names if name in taught)]
     parts = "parts: {a: {name: exact_match, weight: 1.0}, b: {name: regex, weight: 1.0, pattern: x}}"
     return [*given, *([f"reward={{name: weighted_sum, {parts}}}"] if "gdpo" in names else [])]
@@ -128,9 +129,8 @@ NOT_USABLE = {
 
 @pytest.mark.parametrize("preset", sorted(name for name in PRESETS if "/" not in name and name != "echo"))
 def test_every_preset(preset: str) -> None:
-    algorithm = AlgorithmConfig.model_validate({"preset": preset})
-    errors = same_everywhere(f"algorithm.preset={preset}", *overrides_of(algorithm))
-    assert_only_columns(errors, NOT_USABLE.get(preset, []))
+    overrides = overrides_of(AlgorithmConfig.model_validate({"preset": preset}))
+    assert_only_columns(same_everywhere(f"algorithm.preset={preset}", *overrides), NOT_USABLE.get(preset, []))
 
 
 @pytest.mark.parametrize("estimator", registry.names(PACKAGES["estimator"]))
