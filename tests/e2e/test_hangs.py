@@ -40,7 +40,8 @@ WORDS = (
     *("rollout.max_response_tokens=20", "rollout.engine=tiny_engine:TinyTransformer"),
 )
 """The engine of tests/support starts fast; it is in the process of its worker."""
-EPISODES = ("reward=none", "rollout.max_context_tokens=100")
+EPISODES = ("reward=none", "rollout.max_context_tokens=100", "cluster.deadlines.generate_s=200")
+"""An episode that is overdue is played three times, each in a new process; the engine waits for all."""
 
 
 @dataclass(frozen=True)
