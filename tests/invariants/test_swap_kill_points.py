@@ -12,7 +12,7 @@ import pytest
 from model_values import tiny
 from swap_workers import ProcessGroup, Stage
 
-from hybridrl.errors import EngineError, LayoutError
+from hybridrl.errors import EngineError, WorkerError
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.layout.vllm import VLLMLayout
 
@@ -120,7 +120,7 @@ def test_engines_stay_dirty_when_the_last_holder_is_killed_and_serve_after_a_who
     with (
         Requests(stage) as requests,
         stage.writers.killing([0, 2], 0.3 * write_s(stage)),
-        pytest.raises(LayoutError, match=r"no rank is left that holds embed.*trainer ranks \[0, 2\]"),
+        pytest.raises(WorkerError, match=r"no rank is left that holds embed.*trainer ranks \[0, 2\]"),
     ):
         stage.push(version)
     assert stage.beside("state") == ["dirty"] * 2
