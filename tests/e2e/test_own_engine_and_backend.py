@@ -31,9 +31,6 @@ from hybridrl.types import PolicyVersion, Sampling, SwapReport
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART, SUPPORT = ROOT / "configs/quickstart.yaml", ROOT / "tests/support"
-pytestmark = pytest.mark.slow
-"""It starts Ray in the process of the tests, which does not come up while another test starts one."""
-
 STEPS, LONG = 4, 180
 REQUESTS, ABORTED = 16, 4
 TEMPERATURE = 20.0
