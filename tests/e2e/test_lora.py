@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recipe_runs import steps
 
 from hybridrl.observe.names import LOGP_GAP
 
@@ -31,11 +32,6 @@ def launch(folder: Path, *arguments: str) -> Path:
     done = hybridrl(folder, "launch", str(QUICKSTART), "run.name=lora", *ADAPTERS, *FEW, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "lora"
-
-
-def steps(run: Path) -> list[dict]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "step"]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ray_nodes import RayNode
+from recipe_runs import steps
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FEW_STEPS = (
@@ -26,11 +27,6 @@ def launch(folder: Path, name: str, *arguments: str, config: str = "quickstart")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / name
-
-
-def steps(run: Path) -> list[dict]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "step"]
 
 
 def same_training(one: Path, other: Path) -> None:

@@ -1,14 +1,13 @@
 """Runs with an environment on the real stack: engine and trainer agree on every token of every turn."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from recipe_runs import steps
 
 ROOT = Path(__file__).parents[2]
 GUESS = ROOT / "configs" / "guess.yaml"
@@ -27,11 +26,6 @@ def launch(folder: Path, *overrides: str) -> Path:
     )
     assert found.returncode == 0, found.stdout + found.stderr
     return folder / "runs" / "guess"
-
-
-def steps(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == "step"]
 
 
 def assert_exact(run: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ray_nodes import RayNode
+from recipe_runs import steps
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -38,11 +39,6 @@ def launch(folder: Path, name: str, *arguments: str) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / name
-
-
-def steps(run: Path) -> list[dict]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line for line in lines if line["kind"] == "step"]
 
 
 def test_a_run_over_two_nodes_is_the_run_on_one(tmp_path: Path, address: str) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -23,6 +24,12 @@ def launched(folder: Path, config: str, *overrides: str) -> tuple[list[dict[str,
     assert process.returncode == 0, process.stdout + process.stderr
     (file,) = folder.glob("runs/*/metrics.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()], process.stdout
+
+
+def steps(run: Path) -> list[dict[str, Any]]:
+    """The metrics of the steps of a run."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "step"]
 
 
 def last(metrics: list[dict[str, float]], name: str) -> float:
