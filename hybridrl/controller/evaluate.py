@@ -9,6 +9,7 @@ from dataclasses import replace
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Reward, RolloutEngine
 from hybridrl.controller.sampling import heldout_sampling, response_limit
+from hybridrl.controller.shown import evenly, of_groups
 from hybridrl.controller.unjudged import leave_out, num_episodes, refuse_unjudged
 from hybridrl.types import Group, Prompt, Sampling, Trajectory, mean
 
@@ -53,7 +54,8 @@ class Evaluator:
     async def run(self, step: int) -> dict[str, float]:
         """Metrics of the policy that the engines serve, named val-core/<source>/reward/mean_at_k."""
         groups = await self._answers(heldout_sampling(self._cfg, step))
-        await self._reward.score(groups, keep_text=self._cfg.run.samples_kept if self._show else 0)
+        shown = evenly(of_groups(groups), self._cfg.run.samples_kept) if self._show else ()
+        await self._reward.score(groups, keep_text=shown)
         leave_out(groups)
         failures = [why for group in groups for why in group.unjudged]
         judged, most = num_episodes(groups), self._cfg.reward.max_unjudged

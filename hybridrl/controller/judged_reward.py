@@ -6,7 +6,7 @@ Shape letters: N trajectories.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class JudgedReward:
         """
         self._rule, self._model, self._weight, self._alone = rule, model, weight, judges_alone
 
-    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+    async def score(self, groups: Sequence[Group], *, keep_text: Collection[Trajectory] = ()) -> None:
         """Implements Reward.score.
 
         Raises:

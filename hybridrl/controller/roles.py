@@ -1,6 +1,6 @@
 """What the training loop needs from the world, as Protocols. The loop sees no Ray handle and no Megatron."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from hybridrl.types import (
     Sampling,
     StepReport,
     SwapReport,
+    Trajectory,
     Usage,
 )
 
@@ -96,10 +97,10 @@ class RolloutEngine(Protocol):
 class Reward(Protocol):
     """Gives every trajectory of the groups its reward, in place, or says why it has none."""
 
-    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+    async def score(self, groups: Sequence[Group], *, keep_text: Collection[Trajectory] = ()) -> None:
         """
         Args:
-            keep_text: number of trajectories whose answer is kept as text.
+            keep_text: trajectories whose answer is kept as text.
 
         Raises:
             RewardError: the reward raised, or returned something that is not a finite number.

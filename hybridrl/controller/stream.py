@@ -23,6 +23,7 @@ from hybridrl.controller.roles import Observer, Roles
 from hybridrl.controller.sampling import group_task
 from hybridrl.controller.schedule import Chosen, Plan, Schedule
 from hybridrl.controller.selection import selection_metrics, with_signal
+from hybridrl.controller.shown import evenly, kept_texts, of_lot
 from hybridrl.controller.unjudged import leave_out, num_episodes, refuse_unjudged, unjudged_metrics
 from hybridrl.environments.failures import refuse_failures
 from hybridrl.saved_groups import SavedGroups, pack_groups
@@ -210,7 +211,8 @@ class RolloutStream:
             while not self._unscored.empty():
                 groups.append(self._unscored.get_nowait())
             with self._roles.observe.span("reward"):
-                await self._roles.reward.score(groups, keep_text=self._texts_wanted())
+                shown = of_lot(groups, self._cfg.batch.prompts_per_step, self._texts_wanted())
+                await self._roles.reward.score(groups, keep_text=shown)
                 await self._score_greedy(groups)
             oldest = [_oldest(group) for group in groups]
             self.goodput.lose_tokens(leave_out(groups), "no_gradient")
@@ -291,10 +293,9 @@ class RolloutStream:
     def _keep_texts(self, step: int, groups: Sequence[Group]) -> None:
         """Keep as many texts as the step shows."""
         have = [t for group in groups for t in group.trajectories if t.text is not None]
-        wanted = kept_texts(self._cfg, step)
-        shown = {i * len(have) // wanted for i in range(wanted)} if wanted else set()
-        for i, trajectory in enumerate(have):
-            trajectory.text = trajectory.text if i in shown else None
+        shown = {id(trajectory) for trajectory in evenly(have, kept_texts(self._cfg, step))}
+        for trajectory in have:
+            trajectory.text = trajectory.text if id(trajectory) in shown else None
 
     def _wait_for_bound(self) -> contextlib.AbstractContextManager[None]:
         if self._schedule.waits_for_bound:
@@ -331,11 +332,6 @@ def warn_of_overdue(groups: Sequence[Group], observe: Observer) -> None:
     """Tell the user what a program was doing when its episode ended at its deadline."""
     if found := [overdue for group in groups for overdue in group.overdue]:
         observe.warn("overdue", found[0])
-
-
-def kept_texts(cfg: Config, step: int) -> int:
-    """How many answers of a step are kept as text for the user to read."""
-    return cfg.run.samples_kept if step % cfg.run.sample_every == 0 or step == 1 else 0
 
 
 def _oldest(group: Group) -> PolicyVersion:

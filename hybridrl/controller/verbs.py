@@ -12,7 +12,8 @@ from hybridrl.config.run_shape import engines_sleep
 from hybridrl.config.schema import Config
 from hybridrl.controller.roles import Roles
 from hybridrl.controller.sampling import group_task
-from hybridrl.controller.stream import kept_texts, refuse_failed, warn_of_overdue
+from hybridrl.controller.shown import evenly, kept_texts, of_groups
+from hybridrl.controller.stream import refuse_failed, warn_of_overdue
 from hybridrl.controller.worth_reading import NUM_SUSPICIOUS, worth_reading
 from hybridrl.errors import VersionError
 from hybridrl.saved_groups import SavedGroups, pack_groups
@@ -85,7 +86,7 @@ class Verbs:
     async def score(self, groups: Sequence[Group]) -> None:
         """Give every answer its reward, in place."""
         with self._roles.observe.span("reward"):
-            keep = kept_texts(self._cfg, self.version + 1)
+            keep = evenly(of_groups(groups), kept_texts(self._cfg, self.version + 1))
             greedy = [group.greedy for group in groups if group.greedy is not None]
             await self._roles.reward.score(groups, keep_text=keep)
             if greedy:

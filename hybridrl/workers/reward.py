@@ -7,7 +7,7 @@ scoring processes work for one call after the other.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -24,7 +24,7 @@ from hybridrl.rewards.judges.asked import Judges, has_judges
 from hybridrl.rewards.pool import Score, Scorer
 from hybridrl.rewards.score import Unjudged
 from hybridrl.rewards.trajectories import seen_texts, share_outcomes, transcript, with_turns
-from hybridrl.types import Group, Prompt
+from hybridrl.types import Group, Prompt, Trajectory
 from hybridrl.workers.judge import AskEngines, RayJudge
 from hybridrl.workers.planted import before_scores
 
@@ -57,23 +57,22 @@ class RewardWorker:
         self._judges = Judges(self._reward, ask) if has_judges(self._reward) else None
 
     async def score(
-        self, prompts: list[Prompt], rows: list[int], keep_text: int, block: TokenBlock
+        self, prompts: list[Prompt], rows: list[int], kept: Collection[int], block: TokenBlock
     ) -> tuple[list[tuple[Score | Unjudged, Shown | None]], dict[str, float]]:
         """Scores of the given rows of a block, and what judges were asked since the last call.
 
         Args:
             prompts: prompt of each row.
-            keep_text: number of rows, evenly spread, whose text is returned as well.
+            kept: rows whose text is returned as well.
         """
         decode, sees = self._tokenizer.decode_answers, self._reward.sees
         if self._faults is not None:
             before_scores(self._faults, block)
         texts = seen_texts(block, rows, decode, sees)
         scores = await self._scored(texts, prompts)
-        kept = {i * len(rows) // keep_text for i in range(keep_text)}
         shown = [
-            (score, (text, transcript(block, rows[i], decode)) if i in kept else None)
-            for i, (score, text) in enumerate(zip(scores, texts, strict=True))
+            (score, (text, transcript(block, row, decode)) if row in kept else None)
+            for row, score, text in zip(rows, scores, texts, strict=True)
         ]
         return shown, self._judges.take_counts() if self._judges else {}
 
@@ -120,20 +119,19 @@ class RayReward:
         """End the processes that compute rewards."""
         await asyncio.gather(*(group.all("stop", timeout_s=_STOP_S) for group in self.groups))
 
-    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+    async def score(self, groups: Sequence[Group], *, keep_text: Collection[Trajectory] = ()) -> None:
+        kept = {id(trajectory) for trajectory in keep_text}
         blocks = [list(members) for _, members in groupby(groups, key=lambda group: id(group.block))]
         await asyncio.gather(
-            *(
-                self._score_block(next(self._turn) % len(self.workers), members, keep_text if i == 0 else 0)
-                for i, members in enumerate(blocks)
-            )
+            *(self._score_block(next(self._turn) % len(self.workers), members, kept) for members in blocks)
         )
 
-    async def _score_block(self, rank: int, groups: Sequence[Group], keep_text: int) -> None:
+    async def _score_block(self, rank: int, groups: Sequence[Group], kept: Collection[int]) -> None:
         scored = [(group.prompt, t) for group in groups for t in group.trajectories if not t.branch]
         prompts, trajectories = [prompt for prompt, _ in scored], [t for _, t in scored]
         rows = [t.row for t in trajectories]
-        results, counts = await self.workers.one(rank, "score", prompts, rows, keep_text, groups[0].block)
+        shown_rows = {t.row for t in trajectories if id(t) in kept}
+        results, counts = await self.workers.one(rank, "score", prompts, rows, shown_rows, groups[0].block)
         self._counts.update(counts)
         for trajectory, (score, shown) in zip(trajectories, results, strict=True):
             if isinstance(score, Unjudged):

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from hybridrl.controller.roles import Roles
 from hybridrl.data.packing import pack_minibatches
 from hybridrl.observe.metrics import Limits, balance_metrics, step_metrics
 from hybridrl.rollout.base import Answer, EngineSetup, Request
-from hybridrl.types import Group, InspectedTrajectory, Prompt, StepReport, SwapReport
+from hybridrl.types import Group, InspectedTrajectory, Prompt, StepReport, SwapReport, Trajectory
 from hybridrl.workers.engine_worker import RolloutWorker
 from hybridrl.workers.rollout import RayRollout
 
@@ -113,7 +113,7 @@ class DriverRun:
     def state_dict(self) -> dict[str, int]:
         return {}
 
-    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+    async def score(self, groups: Sequence[Group], *, keep_text: Collection[Trajectory] = ()) -> None:
         for group in groups:
             for i, trajectory in enumerate(group.trajectories):
                 trajectory.reward = float(i % 2)

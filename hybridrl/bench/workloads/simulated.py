@@ -12,7 +12,7 @@ import itertools
 import math
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -291,7 +291,7 @@ class SimulatedRun:
 
     # reward, trainer, sync
 
-    async def score(self, groups: Sequence[Group], *, keep_text: int = 0) -> None:
+    async def score(self, groups: Sequence[Group], *, keep_text: Collection[Trajectory] = ()) -> None:
         for group in groups:
             for i, trajectory in enumerate(group.trajectories):
                 trajectory.reward = float(i % 2)
