@@ -32,7 +32,9 @@ def arguments(
         places: positional arguments, which may be left out, with their defaults.
         given: the command line; None: that of this process.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="write the result here")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: to see that it runs")
     for name, default in (places or {}).items():
