@@ -40,8 +40,10 @@ last."""
 _MOST_POINTS = 40
 _LEAST_RUNS = 3
 
-_IGNORED = (MAY_CHANGE - {"run.steps"}) | {"run.seed", "model.path", "run.deterministic", "rollout.python"}
-"""Keys in which a run may differ from those of a band: where it is, what it saves, and its seed."""
+_OF_RUN = {"run.seed", "model.path", "run.deterministic", "rollout.engine", "rollout.python"}
+_IGNORED = (MAY_CHANGE - {"run.steps"}) | _OF_RUN
+"""Keys in which a run may differ from those of a band: where it is, what it saves, its seed, and the engine,
+whose probabilities are those of every other one."""
 
 _LISTS = re.compile(r"\[\n[^\[\]{}]*\]")
 """A list over several lines of JSON."""

@@ -100,7 +100,7 @@ def test_a_config_without_a_band_is_told_what_differs_from_the_nearest_one(tmp_p
 
 def test_every_band_of_the_package_is_whole() -> None:
     bands = shipped()
-    assert {"quickstart", "lookup"} <= {band.recipe for band in bands}
+    assert {"quickstart", "quickstart_async", "lookup"} <= {band.recipe for band in bands}
     for band in bands:
         assert len(band.seeds) >= 3 and "held-out" in band.curves
         for curve in band.curves.values():
