@@ -36,8 +36,9 @@ from hybridrl.trainer.megatron.context import from_context
 from hybridrl.trainer.megatron.layers import MegatronPacking, layer_specs
 from hybridrl.trainer.megatron.parts import MEGATRONS, LayerSpecs
 from hybridrl.trainer.megatron.rope import PackedRotary
-from hybridrl.trainer.megatron.vision import Mode, Placed, build_tower, encode, keep_frequencies
+from hybridrl.trainer.megatron.vision import Placed, build_tower, keep_frequencies
 from hybridrl.trainer.places import Microbatch, Packing
+from hybridrl.trainer.tower import Mode, encode
 
 Stage = list[DistributedDataParallel]
 """The model on one pipeline stage: one model chunk, or several with virtual pipeline parallelism."""

@@ -8,22 +8,17 @@ microbatch, H hidden size.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from hybridrl.models.families._vision import projector
-from hybridrl.models.patches import grid, patches
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.vision import VisionSpec
-from hybridrl.trainer.pictures import Pictures
-
-Mode = Literal["train", "projector", "frozen"]
-"""Values of actor.vision.mode."""
+from hybridrl.trainer.tower import Mode, is_trained
 
 
 def build_tower(spec: ModelSpec, config: TransformerConfig, mode: Mode) -> torch.nn.Module:
@@ -35,7 +30,7 @@ def build_tower(spec: ModelSpec, config: TransformerConfig, mode: Mode) -> torch
     assert spec.vision is not None
     tower = _module(spec.family, spec.vision, config.params_dtype)
     for name, parameter in tower.named_parameters():
-        parameter.requires_grad_(mode == "train" or (mode == "projector" and projector(name)))
+        parameter.requires_grad_(is_trained(name, mode))
         # Under sequence parallelism each rank has the gradient of its own tokens; Megatron sums these.
         parameter.sequence_parallel = config.sequence_parallel  # pyright: ignore[reportAttributeAccessIssue]
     if config.recompute_granularity == "full":
@@ -115,13 +110,3 @@ class _Join(torch.autograd.Function):
     def backward(ctx: Any, grad_FH: Tensor) -> tuple[Tensor | None, ...]:
         of_deep = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in ctx.leaves)
         return None, grad_FH, *of_deep
-
-
-def encode(
-    tower: Callable[..., Any], vision: VisionSpec, pictures: Pictures, device: torch.device
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """Features of all pictures end to end, [F, H], and the deep ones."""
-    pixels = [torch.tensor(picture).to(device) for picture in pictures.pixels]
-    grids = torch.tensor([grid(picture, vision) for picture in pixels], device=device)
-    found = tower(torch.cat([patches(picture, vision) for picture in pixels]), grid_thw=grids)
-    return found.pooler_output, tuple(getattr(found, "deepstack_features", None) or ())
