@@ -344,12 +344,12 @@ def _trained(model: Model, optimizer: Optimizer) -> Iterator[Kept]:
 
 
 def _untrained(model: Model) -> Iterator[Kept]:
-    """Whole parameters without optimizer state, as live tensors. The base model of adapters is in no
-    checkpoint."""
-    kept = model.trained.shards(model.rank)
+    """What this rank has of parameters without optimizer state, as live tensors. The base model of adapters
+    is in no checkpoint."""
+    kept, held = model.trained.shards(model.rank), model.tensors()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad and name in kept:
-            yield Kept(name, 0, {WEIGHTS: parameter.detach().flatten()})
+            yield Kept(name, 0, {WEIGHTS: held[name].detach().flatten()})
 
 
 _RANDOM = "random/"
