@@ -4,19 +4,29 @@ Ranks count tp fastest, then cp, then dp, as Megatron's do. Context- and data-pa
 the rows; with `shard`, only so many neighbours of them do, and each such group holds the whole model (HSDP).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, Self
 
 from hybridrl.errors import ConfigError, LayoutError, ModelError
 from hybridrl.layout.base import Holding
 from hybridrl.layout.runs import Run, Runs
-from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
+from hybridrl.layout.sharding import Held, Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.layout.trainers import CheckpointTensors
 from hybridrl.models.spec import ModelSpec
 from hybridrl.models.table import Parameter, Row, Sharding, Site
 
-FAMILIES = ("llama", "qwen2", "qwen3", "mixtral", "qwen3_moe")
+FAMILIES = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "mixtral",
+    "qwen3_moe",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "qwen3_vl_moe",
+)
 """Model families whose transformers modules are trained."""
 
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
@@ -30,6 +40,7 @@ class FSDPLayout(CheckpointTensors):
 
     A rank without rows does not have the tensor. A tied model has no lm_head.weight. The experts of a layer
     are two tensors, of which each rank has whole experts. The vocabulary is padded to a multiple of tp.
+    Tensor parallelism leaves a vision tower whole.
     """
 
     PACKAGES = ("transformers",)
@@ -91,9 +102,6 @@ class FSDPLayout(CheckpointTensors):
     def refuse_unbuildable(cls, model: ModelSpec, *, where: str) -> None:
         kind = (model.rope_scaling or {}).get("rope_type")
         reasons = {
-            f"the FSDP backend has no vision tower, and this model of family {model.family} reads pictures": (
-                model.vision is not None
-            ),
             f"the FSDP backend trains {', '.join(FAMILIES)} and models without a table, this model is "
             f"{model.family}": model.has_table and model.family not in FAMILIES,
             "a bias on the attention output is not supported": model.attention_out_bias,
@@ -138,9 +146,10 @@ class FSDPLayout(CheckpointTensors):
 
     def sites(self, row: Row) -> tuple[Site, ...]:
         sharding = self._sharding(row)
+        names = [_in_module(name, has_tower=self.spec.vision is not None) for name in row.hf]
         if row.per_expert:
-            return (Site(_fused(row), sharding),)
-        return tuple(Site(_in_module(name), sharding, (block,)) for block, name in enumerate(row.hf))
+            return (Site(_fused(names), sharding),)
+        return tuple(Site(name, sharding, (block,)) for block, name in enumerate(names))
 
     def at(self, row: Row, name: str, *sites: Site) -> Row:
         alike = row.engine[0]._replace(sharding=sites[0].sharding)
@@ -166,14 +175,17 @@ class FSDPLayout(CheckpointTensors):
         size = 1 if site.sharding == "whole" else self.tp
         held = shard(site, parameter, Place(tp_rank % size, size, self.spec, self.padded_vocab))
         stacked = parameter.row.per_expert
-        length = len(parameter.experts) if stacked else held.num_rows
+        inner = prod(parameter.shape[1:-1])  # rows that belong to one index of the first axis
+        length = len(parameter.experts) if stacked else held.num_rows // inner
         part = -(-length // self.num_shards)
         for number, first in enumerate(range(0, length, part)):
             here = range(first, min(first + part, length))
             ranks = range(tp_rank + self.tp * number, self.world_size, self.tp * self.num_shards)
             experts = parameter.experts[here.start : here.stop] if stacked else parameter.experts
-            mine = held if stacked else held._replace(num_rows=len(here), rows=_between(held.rows, here))
-            yield Holding.of(parameter, site.tensor, mine, parameter.layers, ranks, experts)
+            mine = held if stacked else _rows(held, range(here.start * inner, here.stop * inner))
+            shape = parameter.shape and (len(here), *parameter.shape[1:])
+            own = replace(parameter, shape=shape)
+            yield Holding.of(own, site.tensor, mine, parameter.layers, ranks, experts)
 
 
 def exchange_of(model: ModelSpec, parallel: Any) -> Literal["heads", "keys"]:
@@ -192,6 +204,11 @@ def exchange_of(model: ModelSpec, parallel: Any) -> Literal["heads", "keys"]:
     return "heads" if divides and less else "keys"
 
 
+def _rows(held: Held, local: range) -> Held:
+    """Some of a tensor's rows."""
+    return held._replace(num_rows=len(local), rows=_between(held.rows, local))
+
+
 def _between(rows: Runs, local: range) -> Runs:
     """The map of some of a tensor's rows, which are counted from the first of them."""
     found = []
@@ -202,15 +219,25 @@ def _between(rows: Runs, local: range) -> Runs:
     return tuple(found)
 
 
-def _fused(row: Row) -> str:
-    """The tensor of a transformers module that holds a parameter of all experts of a layer."""
-    block, _, _ = _in_module(row.hf[0]).partition(".#.")
-    return f"{block}.{'gate_up_proj' if len(row.hf) == 2 else 'down_proj'}"
+def _fused(names: Sequence[str]) -> str:
+    """The tensor of a transformers module that holds a parameter of all experts of a layer.
+
+    Args:
+        names: of its tensors for one expert.
+    """
+    block, _, _ = names[0].partition(".#.")
+    return f"{block}.{'gate_up_proj' if len(names) == 2 else 'down_proj'}"
 
 
-def _in_module(name: str) -> str:
-    """The name of a tensor of a checkpoint in the modules of transformers, which call Mixtral's block mlp."""
-    return name.replace(".block_sparse_moe.", ".mlp.")
+def _in_module(name: str, *, has_tower: bool) -> str:
+    """The name of a tensor of a checkpoint in the modules of transformers, which call Mixtral's block mlp,
+    and have the text model beside the tower, inside `model`."""
+    name = name.replace(".block_sparse_moe.", ".mlp.")
+    if not has_tower or name.startswith(("model.visual.", "model.language_model.", "lm_head.")):
+        return name
+    return (
+        f"model.{name}" if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1)
+    )
 
 
 LAYOUT = FSDPLayout

@@ -143,6 +143,9 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
 def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
     """What pictures may take: of a prompt, of the wire, and of the first stage."""
     batch, tower = setting.batch, tower_weights(setting.model)
+    held = "on every rank of the first stage"
+    if setting.shards_weights:
+        held = "shared by the ranks, gathered with the embedding"
     yield (
         "pictures",
         f"at most {counted(batch.picture_tokens, 'token', form=',')} each; a prompt's pixels at most "
@@ -151,7 +154,7 @@ def _pictures(setting: Setting) -> Iterator[tuple[str, str]]:
     )
     yield (
         "",
-        f"vision tower: {_count(tower)} parameters on every rank of the first stage, actor.vision.mode = "
+        f"vision tower: {_count(tower)} parameters {held}, actor.vision.mode = "
         f"{setting.actor.vision.mode}; up to {gb(tower_kept(setting))} of activations for a microbatch",
     )
 

@@ -29,6 +29,9 @@ SUPPORT = Path(__file__).parents[1] / "support"
 CHANCE = 0.35
 """More than what is right by chance: one of four colours, in 256 questions."""
 
+BACKENDS = {"megatron": (), "fsdp": ("actor.backend=fsdp", "actor.parallel={dp: 2}")}
+"""Backend -> how a run is told to train with it."""
+
 pytestmark = pytest.mark.slow
 
 
@@ -59,9 +62,14 @@ def _is_score(key: str) -> bool:
     return key.startswith("val-core/") and key.endswith("mean_at_1")
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def keys(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return ("run.steps=30", "run.save_every=27", *BACKENDS[request.param])
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launch(tmp_path_factory.mktemp("work"), "run.steps=30", "run.save_every=27")
+def run(keys: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return launch(tmp_path_factory.mktemp("work"), *keys)
 
 
 def test_it_learns_to_see(run: Path) -> None:
@@ -101,11 +109,11 @@ def test_the_processor_of_the_export_makes_the_same_pixels(
         assert np.asarray(made["input_ids"][0]).tolist().count(pictures.vision.image_token) == 2
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(run: Path) -> None:
+def test_a_resumed_run_is_the_uninterrupted_one(run: Path, keys: tuple[str, ...]) -> None:
     whole, exported = steps(run), (run / "export" / "model.safetensors").read_bytes()
     shutil.rmtree(run / "checkpoints" / "step_000030")
     shutil.rmtree(run / "export")
-    again = steps(launch(run.parents[1], "run.steps=30", "run.save_every=27", "--resume"))
+    again = steps(launch(run.parents[1], *keys, "--resume"))
     assert [line["step"] for line in again][-3:] == [28, 29, 30]
     for name in ("actor/loss", "actor/grad_norm", "critic/score/mean"):
         assert [line[name] for line in again[-3:]] == [line[name] for line in whole[-3:]], name
@@ -117,12 +125,14 @@ def test_with_the_pictures_of_other_rows_there_is_nothing_to_learn(tmp_path: Pat
     assert scores[-1] < CHANCE, scores
 
 
-@pytest.mark.parametrize("mode", ["frozen", "projector"])
+@pytest.mark.parametrize(
+    ("mode", "backend"), [("frozen", "megatron"), ("projector", "megatron"), ("projector", "fsdp")]
+)
 def test_what_is_not_trained_of_the_tower_is_written_by_the_first_swap_only(
-    tmp_path: Path, mode: str
+    tmp_path: Path, mode: str, backend: str
 ) -> None:
     optimizer = "actor.optimizer.schedule=constant", "actor.optimizer.warmup_steps=0"
-    keys = f"actor.vision.mode={mode}", "run.save_every=2", *optimizer
+    keys = f"actor.vision.mode={mode}", "run.save_every=2", *optimizer, *BACKENDS[backend]
     run = launch(tmp_path, *keys, "run.steps=2")
     shutil.rmtree(run / "export")
     again = launch(tmp_path, *keys, "run.steps=3", "--resume")

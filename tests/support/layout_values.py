@@ -103,5 +103,7 @@ def whole_parameters(spec, hf):
                 hf[instance(name, layer, expert)] for expert in parameter.experts for name in parameter.row.hf
             ]
             whole = torch.cat(blocks)
-            found[instance(parameter.name, layer)] = whole.reshape(len(whole), -1)
+            found[instance(parameter.name, layer)] = (
+                whole.unsqueeze(1) if whole.ndim == 1 else whole.flatten(0, -2)
+            )
     return found

@@ -1,6 +1,6 @@
 """Batches whose prompts show pictures, and what transformers computes for them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,31 +128,82 @@ def learn(
     out: Path,
     steps: int = 2,
     turns: bool = False,
+    rows: Sequence[Sequence[Sequence[int]]] = (),
     **changes: Any,
 ) -> dict[str, Any]:
-    """Log-probabilities, the largest error of each gradient, steps on one minibatch, an export."""
+    """Log-probabilities, what `errors` takes of each gradient, steps on one minibatch, an export.
+
+    Args:
+        rows: each rank's, in microbatches; (): as `split` deals them.
+    """
     vision = spec.read(folder).vision
     assert vision is not None
     block = make_block(vision)
     block = with_turns(block, vision) if turns else block
     with scenarios.policy(rank, rendezvous, folder, shape, pictures=True, **changes) as trained:
         logp_T = trained.logp(block)
-        minibatches = [split(i, scenarios.dp_of(shape), cuts, block) for i in range(steps)]
+        minibatches = [
+            values.make_minibatch(i, rows, block) if rows else split(i, scenarios.dp_of(shape), cuts, block)
+            for i in range(steps)
+        ]
         batch = make_batch(block, minibatches)
         trained.load(batch)
         loss, norm, found = trained.gradients(0)
         layout = trained.backend.layout
         wanted = {name: torch.zeros_like(t) for name, t in trained.tensors().items()}
         load_hf(gradients, layout, rank, wanted)
-        error = {name: _difference(g, wanted[name]) for name, g in found.items()}
+        error = {name: _squares(g, wanted[name]) for name, g in found.items()}
         played = scenarios.play(trained, batch)
         trained.export(out)
     return {"logp_T": logp_T, "loss": loss, "norm": norm, "error": error, **played}
 
 
-def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Length of the difference of a gradient, relative to that of the right one."""
-    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-9))
+def halfway(
+    rank: int, rendezvous: scenarios.Rendezvous, folder: Path, shape: scenarios.Shape, actor: Any, saved: Path
+) -> dict[str, Any]:
+    """A batch, a checkpoint, and a second batch."""
+    first, second = _batches(folder, shape)
+    with scenarios.policy(rank, rendezvous, folder, shape, actor=actor, pictures=True) as trained:
+        scenarios.play(trained, first)
+        trained.save(saved)
+        return scenarios.play(trained, second)
+
+
+def goes_on(
+    rank: int, rendezvous: scenarios.Rendezvous, folder: Path, shape: scenarios.Shape, actor: Any, saved: Path
+) -> dict[str, Any]:
+    """The second batch from the checkpoint on."""
+    _, second = _batches(folder, shape)
+    with scenarios.policy(rank, rendezvous, folder, shape, actor=actor, pictures=True) as trained:
+        trained.restore(saved)
+        return scenarios.play(trained, second)
+
+
+def _batches(folder: Path, shape: scenarios.Shape) -> list[RankBatch]:
+    """Two of two minibatches each, on the same prompts."""
+    vision = spec.read(folder).vision
+    assert vision is not None
+    blocks = [make_block(vision, seed) for seed in range(2)]
+    return [
+        make_batch(block, [split(i, scenarios.dp_of(shape), (4,), block) for i in range(2)])
+        for block in blocks
+    ]
+
+
+def _squares(found: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
+    """Squared lengths of the difference of a gradient, and of the right one."""
+    return float((found - wanted).double().square().sum()), float(wanted.double().square().sum())
+
+
+def errors(ranks: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Length of the difference of each gradient from the right one, relative to that, from what `learn`
+    returns on every rank: a rank may have a few of its elements."""
+    totals: dict[str, tuple[float, float]] = {}
+    for rank in ranks:
+        for name, (difference, right) in rank["error"].items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = before[0] + difference, before[1] + right
+    return {name: (difference / max(right, 1e-18)) ** 0.5 for name, (difference, right) in totals.items()}
 
 
 def load_plain(folder: Path) -> Any:

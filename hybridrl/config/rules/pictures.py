@@ -81,7 +81,8 @@ def _not_yet(config: Config) -> Iterator[tuple[str, bool, str, str, str]]:
     dedicated, none = config.reference.parallel is not None, "dedicated ranks get no pictures"
     yield "reference.parallel", dedicated, "reference.parallel", none, "leave it out"
     yield "actor.lora", actor.lora is not None, "actor.lora", adapters, "train all weights: leave it out"
-    yield "actor.overlap", actor.overlap, "actor.overlap = true", no_gradient, "leave it out"
+    reduces_early = actor.overlap and actor.backend != "fsdp"  # FSDP reduces as it always does
+    yield "actor.overlap", reduces_early, "actor.overlap = true", no_gradient, "leave it out"
     yield "actor.parallel.vpp", vpp > 1, f"actor.parallel.vpp = {vpp}", first, "vpp: 1"
     swap = f"rollout.swap = {rollout.swap}"
     yield "rollout.swap", rollout.swap != "drain", swap, stale, "rollout.swap: drain"

@@ -61,6 +61,7 @@ class FSDPBackend(Backend):
             on_host=setup.actor.keep_on_host == "all",
             compute_dtype=precision(setup.actor, self.device),
             context=Context(self._groups.cp, exchange_of(setup.model, setup.parallel)),
+            tower=setup.actor.vision.mode if setup.pictures else "frozen",
         )
         return FSDPModel(
             network.build(plan, self._groups, self.device),
@@ -74,6 +75,8 @@ class FSDPBackend(Backend):
             keep_on_host=setup.actor.keep_on_host,
             device=self.device,
             seed=setup.seed,
+            banned=setup.banned,
+            tower_lr=setup.actor.vision.lr,
         )
 
     def written(self, layout: Layout) -> tuple[set[str], set[str]]:

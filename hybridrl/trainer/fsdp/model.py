@@ -25,6 +25,7 @@ from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.network import PackedNetwork, root
 from hybridrl.trainer.fsdp.optimizer import Optimizer, local
 from hybridrl.trainer.fsdp.tensor_parallel import Shardings, copy_to, sum_over, with_partial_gradients
+from hybridrl.trainer.fsdp.vision import in_tower
 from hybridrl.trainer.head_logprob import head_gaps, likeliest
 from hybridrl.trainer.linear_logprob import Shard, output_logprob
 from hybridrl.trainer.lora import switched_off
@@ -51,6 +52,8 @@ class FSDPModel(Model):
         keep_on_host: Literal["none", "optimizer", "all"],
         device: torch.device,
         seed: int,
+        banned: Sequence[int],
+        tower_lr: float | None,
     ) -> None:
         """
         Args:
@@ -60,7 +63,10 @@ class FSDPModel(Model):
             gathers_once: weights stay gathered over all microbatches of a pass.
             keep_on_host: as actor.keep_on_host; the network was built for it.
             device: where the network computes.
+            banned: tokens that cannot be sampled; their probability is 0.
+            tower_lr: peak learning rate of a vision tower; None: that of the optimizer's config.
         """
+        self._banned, self._tower_lr = banned, tower_lr
         self._gathers_once, self._keep_on_host, self._device = gathers_once, keep_on_host, device
         self._network, self.layout, self.rank, self.adapters = network, layout, rank, adapters
         self._groups, self._partition, self._shardings = groups, partition, shardings
@@ -175,7 +181,7 @@ class FSDPModel(Model):
             microbatch.target_O,
             self._shard,
             temperature=temperature,
-            logits=lambda: self._network.logits(hidden_O1, self._num_entries),
+            logits=lambda: self._shard.without_banned(self._network.logits(hidden_O1, self._num_entries)),
         )
         both_P2 = gather_predicted(microbatch, torch.stack(own, dim=1), self._groups.cp)
         logp_P, entropy_P = both_P2.unbind(1)
@@ -213,7 +219,12 @@ class FSDPModel(Model):
     @property
     def _shard(self) -> Shard:
         """This rank's part of the output layer."""
-        return Shard(first=self._first_entry, num_entries=self._num_entries, group=self._groups.tp_group)
+        return Shard(
+            first=self._first_entry,
+            num_entries=self._num_entries,
+            group=self._groups.tp_group,
+            banned=self._banned,
+        )
 
     @property
     def _first_entry(self) -> int:
@@ -240,11 +251,13 @@ class FSDPModel(Model):
     def optimizer(self, config: OptimizerConfig, num_steps: int) -> Optimizer:
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         counted = [name for name in trained if self._counts(name)]
+        peaks = {} if self._tower_lr is None else dict.fromkeys(filter(in_tower, trained), self._tower_lr)
         return Optimizer(
             config,
             trained,
             num_steps,
             counted=counted,
+            peaks=peaks,
             updated=self._updated,
             device=self._device,
             on_host=self._keep_on_host == "optimizer",

@@ -12,19 +12,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from hybridrl.errors import ModelError
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.fsdp import FSDPLayout
-from hybridrl.trainer.fsdp import attention, lora, tensor_parallel
+from hybridrl.models.vision import VisionSpec
+from hybridrl.trainer.fsdp import attention, lora, tensor_parallel, vision
 from hybridrl.trainer.fsdp.attention import Context
 from hybridrl.trainer.fsdp.groups import Groups
 from hybridrl.trainer.fsdp.router import Router, replace_routers
 from hybridrl.trainer.places import Microbatch
+from hybridrl.trainer.tower import Mode, is_trained
 
 LEAST_UNIT = 2**20
 """Fewest elements that are gathered at once. Below that, the time of a collective is that of its call."""
+
+_ROTARY = ("rotary_emb", "language_model.rotary_emb", "visual.rotary_pos_emb")
+"""Modules whose buffers follow from the config."""
 
 
 class PackedNetwork(nn.Module):
@@ -42,22 +47,26 @@ class PackedNetwork(nn.Module):
         value_head: bool,
         dtype: torch.dtype,
         context: Context | None = None,
+        tower: VisionSpec | None = None,
     ) -> None:
         """
         Args:
             folder: whose config.json says what the model is; no weights are read.
             dtype: of the parameters.
+            tower: the part that reads pictures; None: the model reads text only.
         """
         super().__init__()
         config = AutoConfig.from_pretrained(folder)
         _leave_nothing_to_chance(config)
-        body = AutoModel.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-        self._stem, self._context = body.base_model_prefix, context
+        kernels = attention.NAME if tower is None else vision.ATTENTION
+        body = AutoModel.from_config(config, dtype=dtype, attn_implementation=kernels)
+        self._stem, self._context, self._tower = body.base_model_prefix, context, tower
         self.add_module(self._stem, body)
         body.get_input_embeddings().padding_idx = None  # whose row would get no gradient
         self.output = "score" if value_head else "lm_head"
-        rows = 1 if value_head else config.vocab_size
-        self.add_module(self.output, nn.Linear(config.hidden_size, rows, bias=False, dtype=dtype))
+        sizes = self.text.config
+        rows = 1 if value_head else sizes.vocab_size
+        self.add_module(self.output, nn.Linear(sizes.hidden_size, rows, bias=False, dtype=dtype))
         self.routers: list[Router] = []
         """The routers of the layers with experts, if they have been replaced."""
 
@@ -75,9 +84,14 @@ class PackedNetwork(nn.Module):
         return self.get_submodule(self._stem)
 
     @property
+    def text(self) -> Any:
+        """The text model: the part of `body` that reads tokens."""
+        return self.body if self._tower is None else self.body.language_model
+
+    @property
     def layers(self) -> nn.ModuleList:
-        """Its decoder layers."""
-        count, lists = self.body.config.num_hidden_layers, self.body.children()
+        """The decoder layers."""
+        count, lists = self.text.config.num_hidden_layers, self.text.children()
         found = [module for module in lists if isinstance(module, nn.ModuleList) and len(module) == count]
         if len(found) != 1:
             raise ModelError(
@@ -91,14 +105,16 @@ class PackedNetwork(nn.Module):
         packing = microbatch.packing
         for router in self.routers:
             router.packing = packing
-        hidden_1TH = self.body(
-            input_ids=microbatch.token_T.unsqueeze(0),
-            position_ids=packing.position_T.unsqueeze(0),
-            use_cache=False,
-            runs=packing.runs,
-            context=self._context,
+        hidden_1TH = self.text(
+            **self._inputs(microbatch), use_cache=False, runs=packing.runs, context=self._context
         ).last_hidden_state
         return hidden_1TH.transpose(0, 1).index_select(0, packing.predict_O)
+
+    def _inputs(self, microbatch: Microbatch) -> dict[str, Any]:
+        if self._tower is not None:
+            return vision.inputs(self.body, self._tower, microbatch)
+        position_1T = microbatch.packing.position_T.unsqueeze(0)
+        return {"input_ids": microbatch.token_T.unsqueeze(0), "position_ids": position_1T}
 
     @property
     def output_weight(self) -> Tensor:
@@ -134,12 +150,21 @@ class Plan:
 
     compute_dtype: torch.dtype
     context: Context
+    tower: Mode
+    """What is trained of a vision tower, if the model has one."""
 
     @property
     def shardings(self) -> dict[str, Any]:
         """How tensor parallelism shards each parameter."""
         found = tensor_parallel.shardings(self.layout)
         return found | (tensor_parallel.shardings(self.adapters) if self.adapters else {})
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of the network gets gradients."""
+        if self.adapters is not None:
+            return ".adapter." in name
+        inside = vision.in_tower(name)
+        return self.trained and (inside is None or is_trained(inside, self.tower))
 
 
 def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
@@ -152,6 +177,7 @@ def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
             value_head=plan.value_head,
             dtype=dtype,
             context=plan.context,
+            tower=plan.layout.spec.vision,
         )
         if plan.adapters:
             lora.attach(network, plan.adapters)
@@ -169,7 +195,7 @@ def build(plan: Plan, groups: Groups, device: torch.device) -> PackedNetwork:
     make_buffers(network.body, device)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(plan.trained and (plan.adapters is None or ".adapter." in name)).zero_()
+            parameter.requires_grad_(plan.trains(name)).zero_()
     return network
 
 
@@ -179,8 +205,9 @@ def root(network: PackedNetwork) -> FSDPModule:
 
 
 def _shard(network: PackedNetwork, groups: Groups, plan: Plan, device: torch.device) -> None:
-    """Each layer gathers its weights while it computes, unless the plan says otherwise; embedding, last norm
-    and output layer stay gathered until the backward pass has come to them. Small layers go together."""
+    """Each layer gathers its weights while it computes, unless the plan says otherwise; embedding, last norm,
+    output layer and vision tower stay gathered until the backward pass has come to them. Small layers go
+    together."""
     policy = MixedPrecisionPolicy(param_dtype=plan.compute_dtype, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": groups.weights, "mp_policy": policy}
     if plan.on_host:
@@ -213,17 +240,22 @@ def make_buffers(body: Any, device: torch.device) -> None:
     Raises:
         ModelError: the model has other buffers too.
     """
-    if others := [name for name, _ in body.named_buffers() if not name.startswith("rotary_emb.")]:
+    if others := [name for name, _ in body.named_buffers() if name.rpartition(".")[0] not in _ROTARY]:
         raise ModelError(
             f"{type(body).__name__} has buffers that no checkpoint has: {', '.join(others)}",
             fix="remove actor.backend, or use another model",
         )
-    if hasattr(body, "rotary_emb"):
-        body.rotary_emb = type(body.rotary_emb)(config=body.config).to(device)
+    modules: dict[str, Any] = dict(body.named_modules())
+    for name in (name for name in _ROTARY if name in modules):
+        owner, _, last = name.rpartition(".")
+        setattr(modules[owner], last, type(modules[name])(config=modules[owner].config).to(device))
 
 
 def _leave_nothing_to_chance(config: Any) -> None:
     """Switch dropout and noise off: the policy that is trained is the one that sampled."""
+    for part in vars(config).values():
+        if isinstance(part, PreTrainedConfig):
+            _leave_nothing_to_chance(part)
     for key, value in config.to_dict().items():
         if isinstance(value, float) and ("dropout" in key or key.endswith(("_pdrop", "_jitter_noise"))):
             setattr(config, key, 0.0)

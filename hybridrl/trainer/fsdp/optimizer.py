@@ -34,6 +34,7 @@ class Optimizer:
         num_steps: int,
         *,
         counted: Collection[str],
+        peaks: Mapping[str, float],
         updated: Callable[[], None],
         device: torch.device,
         on_host: bool,
@@ -44,6 +45,7 @@ class Optimizer:
             num_steps: length of the learning-rate schedule.
             counted: names of the parameters that this rank adds to the gradient norm. Of equal shards on
                 several ranks, one counts.
+            peaks: peak learning rate of each parameter for which it is not that of the config.
             updated: called after every change of the weights.
             device: where the ranks exchange the gradient norm.
             on_host: moments are in host memory, and the step is computed there, on a copy of the weights.
@@ -54,12 +56,13 @@ class Optimizer:
         self.num_steps_done = 0
         self._parameters = list(parameters.values())
         self._counted = [parameters[name] for name in counted]
-        held = [parameter for parameter in self._parameters if local(parameter).numel()]
-        self._held = [(p, Parameter(_host_copy(p) if on_host else local(p))) for p in held]
+        held = {name: p for name, p in parameters.items() if local(p).numel()}
+        self._held = [(p, Parameter(_host_copy(p) if on_host else local(p))) for p in held.values()]
         """Parameters of the model of which this rank has rows, and the rows, or a copy of them that the step
         is computed on."""
 
-        self._adam = _adamw([rows for _, rows in self._held], config)
+        shares = [peaks.get(name, config.lr) / config.lr for name in held]
+        self._adam = _adamw([rows for _, rows in self._held], shares, config)
         for _, rows in self._held:
             moments = {name: torch.zeros_like(rows.data) for name in MOMENTS}
             self._adam.state[rows] = {"step": torch.zeros((), device=rows.device), **moments}
@@ -86,7 +89,7 @@ class Optimizer:
             grad = torch.zeros_like(rows) if parameter.grad is None else local(parameter.grad)
             rows.grad = (grad.mul_(scale) if scale < 1 else grad).to(rows.device)
         for group in self._adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self._adam.step()
         self._adam.zero_grad()
         self.zero_gradients()
@@ -140,10 +143,21 @@ def _host_copy(parameter: Parameter) -> Tensor:
     return copy.copy_(rows)
 
 
-def _adamw(rows: Sequence[Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """Norms and biases are not decayed. A rank may have none of them, or nothing at all."""
+def _adamw(rows: Sequence[Parameter], shares: Sequence[float], config: OptimizerConfig) -> torch.optim.AdamW:
+    """Norms and biases are not decayed. A rank may have none of them, or nothing at all.
+
+    Args:
+        shares: what the learning rate of each is multiplied by.
+    """
     groups = [
-        {"params": [p for p in rows if (p.dim() == 1) == vector], "weight_decay": decay}
-        for vector, decay in ((False, config.weight_decay), (True, 0.0))
+        {
+            "params": [
+                p for p, own in zip(rows, shares, strict=True) if (p.dim() == 1, own) == (vector, share)
+            ],
+            "weight_decay": 0.0 if vector else config.weight_decay,
+            "share": share,
+        }
+        for vector in (False, True)
+        for share in sorted({1.0, *shares})
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)

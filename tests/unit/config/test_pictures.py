@@ -99,12 +99,16 @@ def test_a_critic_is_refused(models) -> None:
     assert any("data.images is set, and the algorithm needs value" in error for error in found)
 
 
-def test_the_fsdp_backend_and_vllm_refuse_the_model(models) -> None:
+def test_the_fsdp_backend_takes_the_model_and_overlaps_as_always(models) -> None:
     from hybridrl.layout.fsdp import LAYOUT
+
+    LAYOUT.refuse_unbuildable(models["vision"], where="model")
+    assert errors(models, "actor.backend=fsdp", "actor.overlap=true") == []
+
+
+def test_vllm_refuses_the_model(models) -> None:
     from hybridrl.rollout.vllm.kind import VLLM
 
-    with pytest.raises(ModelError, match="no vision tower, and this model of family qwen3_vl reads pictures"):
-        LAYOUT.refuse_unbuildable(models["vision"], where="model")
     found = [str(error) for error in VLLM().refuse(load(SHAPES).config, models["vision"])]
     assert any("models that read pictures, as qwen3_vl, run on SGLang only" in error for error in found)
 

@@ -1,5 +1,6 @@
 """What pictures add to an estimate."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from model_values import tiny
 from hybridrl.config.load import load
 from hybridrl.estimate import swap
 from hybridrl.estimate.fixed import fixed
+from hybridrl.estimate.gathered import gathered
 from hybridrl.estimate.gpus import GPUS
-from hybridrl.estimate.memory import host_bytes, logprobs, training
+from hybridrl.estimate.memory import host_bytes, logprobs, state, training
 from hybridrl.estimate.pictures import pixel_bytes, step_pixels, tower_forward, tower_kept, tower_weights
 from hybridrl.estimate.setting import Setting
 from hybridrl.estimate.time import swap_s
@@ -55,6 +57,14 @@ def test_a_tower_without_recomputation_keeps_every_layer_and_a_frozen_one_none()
     assert tower_kept(kept) > 8 * tower_kept(again)
     assert tower_kept(frozen) == tower_forward(kept) < tower_kept(again)
     assert logprobs(kept, 0).activations >= tower_forward(kept)
+
+
+def test_ranks_of_fsdp_share_the_tower_and_gather_it_whole() -> None:
+    found = setting(QWEN3, "actor.backend=fsdp", "actor.parallel={dp: 8}")
+    without = replace(found.model, family="qwen3", vision=None)
+    text, tower = replace(found, model=without), tower_weights(found.model)
+    assert state(found, 0).policy - state(text, 0).policy == pytest.approx(4 * tower / 8)
+    assert gathered(found) - gathered(text) == tower * found.weight_bytes
 
 
 def test_what_is_not_trained_of_the_tower_is_fixed() -> None:

@@ -3,7 +3,9 @@
 from typing import Any
 
 import pytest
-from model_values import tiny
+import torch
+from layout_values import hold, whole_parameters
+from model_values import WITH_TOWER, tiny
 
 from hybridrl.config.training import ActorConfig, TrainParallel
 from hybridrl.errors import ConfigError, LayoutError, ModelError
@@ -37,6 +39,29 @@ def test_one_rank_has_the_checkpoint_and_of_three_none_has_more_than_its_rows() 
     for rank in range(3):
         for name, held in sharded.shards(rank).items():
             assert 0 < held.shape[0] <= -(-whole[name].shape[0] // 3)
+
+
+@pytest.mark.parametrize("family", WITH_TOWER)
+@pytest.mark.parametrize("sizes", [{"dp": 3}, {"tp": 2, "dp": 2}, {"dp": 4, "shard": 2}], ids=str)
+def test_a_tower_is_sharded_by_the_first_axis_of_each_tensor(family: str, sizes: dict[str, int]) -> None:
+    layout = FSDPLayout.of(tiny(family), on_gpu=False, **sizes)
+    random = torch.Generator().manual_seed(0)
+    shapes = {name: shard.shape for name, shard in HFLayout(layout.spec).shards(0).items()}
+    tensors = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    whole = whole_parameters(layout.spec, tensors)
+    tower = {name: tensor for name, tensor in tensors.items() if "visual." in name}
+    assert any(tensor.ndim == 5 for tensor in tower.values())
+    for rank in range(layout.world_size):
+        found = {name: held for name, held in layout.shards(rank).items() if "visual." in name}
+        number = rank // layout.tp % layout.num_shards
+        chunks = {
+            f"model.{name.removeprefix('model.')}": t.chunk(layout.num_shards) for name, t in tower.items()
+        }
+        expected = {name: parts[number] for name, parts in chunks.items() if number < len(parts)}
+        assert found.keys() == expected.keys()
+        for name, held in found.items():
+            assert held.shape == tuple(expected[name].shape), name
+            assert torch.equal(hold(held, whole[held.param]), expected[name]), name
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,20 @@ from hybridrl.models import spec
 LR = 1.0e-4
 
 
-def moved(rank, rendezvous, folder, choice, pictures=True):
+BACKENDS = ("megatron", "fsdp")
+
+
+def actor_of(backend, recompute="none", **changes):
+    return values.make_actor(recompute=recompute).model_copy(update={"backend": backend, **changes})
+
+
+def moved(rank, rendezvous, folder, backend, choice, pictures=True):
     """The largest change of a weight in the first step, which is about the learning rate, of the text model,
     of the projector, of the rest of the tower, and of what counts as fixed; and the log-probability of the
     placeholder."""
     import trainer_scenarios as scenarios
 
-    actor = values.make_actor().model_copy(update={"vision": choice})
+    actor = actor_of(backend, vision=choice)
     tower = spec.read(folder).vision
     assert tower is not None
     block = vision.make_block(tower)
@@ -46,6 +53,7 @@ def folder(tmp_path_factory):
     return vision.make_model(tmp_path_factory.mktemp("model"), "qwen3_vl")
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("choice", "tower", "projector"),
     [
@@ -56,8 +64,8 @@ def folder(tmp_path_factory):
     ],
     ids=str,
 )
-def test_each_part_moves_by_its_learning_rate(folder, choice, tower, projector) -> None:
-    (found,) = on_ranks(1, moved, folder, VisionConfig(**choice))
+def test_each_part_moves_by_its_learning_rate(folder, backend, choice, tower, projector) -> None:
+    (found,) = on_ranks(1, moved, folder, backend, VisionConfig(**choice))
     usual = found["text"]
     assert usual > 0
     for part, wanted in (("tower", tower), ("projector", projector)):
@@ -68,43 +76,56 @@ def test_each_part_moves_by_its_learning_rate(folder, choice, tower, projector) 
     assert found["fixed"] == 0.0 and found["num_fixed"] == still
 
 
-def test_the_placeholder_cannot_be_sampled_in_a_run_with_pictures(folder) -> None:
-    (shown,), (text,) = (on_ranks(1, moved, folder, VisionConfig(), pictures) for pictures in (True, False))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_placeholder_cannot_be_sampled_in_a_run_with_pictures(folder, backend) -> None:
+    (shown,), (text,) = (
+        on_ranks(1, moved, folder, backend, VisionConfig(), pictures) for pictures in (True, False)
+    )
     assert shown["logp"] < -1e3 and text["logp"] > -20
     assert text["tower"] == text["projector"] == 0.0
     assert text["num_fixed"] == text["num tower"] + text["num projector"] and shown["num_fixed"] == 0
 
 
-def test_other_tokens_have_the_probabilities_that_are_left(folder) -> None:
-    (found,) = on_ranks(1, scored, folder)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_tokens_have_the_probabilities_that_are_left(folder, backend) -> None:
+    (found,) = on_ranks(1, scored, folder, backend)
     block, tower = vision.make_block(spec.read(folder).vision), spec.read(folder).vision
     with torch.no_grad():
         plain = torch.cat(list(vision.plain_logp(vision.load_plain(folder), block, tower, 0.8)))
     assert np.abs(found - plain.numpy()).max() < 2e-5
 
 
-def test_recomputed_layers_of_the_tower_have_the_same_gradients(folder) -> None:
-    (kept,), (again,) = (on_ranks(1, tower_gradients, folder, how) for how in ("none", "full"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_recomputed_layers_of_the_tower_have_the_same_gradients(folder, backend) -> None:
+    (kept,), (again,) = (on_ranks(1, tower_gradients, folder, backend, how) for how in ("none", "full"))
     assert kept.keys() == again.keys() and any("blocks" in name for name in kept)
     assert all(np.array_equal(kept[name], again[name]) for name in kept)
 
 
-def tower_gradients(rank, rendezvous, folder, recompute):
+def tower_gradients(rank, rendezvous, folder, backend, recompute):
     import trainer_scenarios as scenarios
 
-    actor, tower = values.make_actor(recompute=recompute), spec.read(folder).vision
+    actor, tower = actor_of(backend, recompute), spec.read(folder).vision
     assert tower is not None
     block = vision.make_block(tower)
     with scenarios.policy(rank, rendezvous, folder, (1, 1, 1), actor=actor, pictures=True) as trained:
-        assert trained.backend._config.recompute_granularity == (None if recompute == "none" else "full")
+        assert tower_is_recomputed(trained) == (recompute == "full")
         trained.load(vision.make_batch(block, [vision.split(0, 1, (5,), block)]))
         _, _, found = trained.gradients(0)
     return {name: gradient.numpy() for name, gradient in found.items() if "visual." in name}
 
 
-def scored(rank, rendezvous, folder):
+def tower_is_recomputed(trained):
+    if trained.backend.setup.actor.backend == "megatron":
+        return trained.backend._config.recompute_granularity == "full"
+    return all(block.gradient_checkpointing for block in trained._model._network.body.visual.blocks)
+
+
+def scored(rank, rendezvous, folder, backend):
     import trainer_scenarios as scenarios
 
     block = vision.make_block(spec.read(folder).vision)
-    with scenarios.policy(rank, rendezvous, folder, (1, 1, 1), pictures=True) as trained:
+    with scenarios.policy(
+        rank, rendezvous, folder, (1, 1, 1), actor=actor_of(backend), pictures=True
+    ) as trained:
         return trained.logp(block)[block.loss_mask_T]

@@ -22,12 +22,15 @@ def alone(tmp_path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def optimizer(weights: dict[str, Parameter], on_host: bool, updates: list[float]) -> Optimizer:
+def optimizer(
+    weights: dict[str, Parameter], on_host: bool, updates: list[float], **peaks: float
+) -> Optimizer:
     return Optimizer(
         OptimizerConfig(lr=0.1, weight_decay=0.1, clip_grad_norm=0.5),
         weights,
         10,
         counted=list(weights),
+        peaks=peaks,
         updated=lambda: updates.append(float(weights["matrix"].detach()[0, 0])),
         device=CPU,
         on_host=on_host,
@@ -56,6 +59,16 @@ def test_a_step_on_the_host_is_the_step_on_the_device(alone) -> None:
         assert updates[-1] == usual["matrix"][0, 0], "the model has the new weights when it is told so"
     shared = {kept[name].data_ptr() for name in ("matrix", "vector")}
     assert not shared & {tensors["weights"].data_ptr() for _, _, tensors in on_host.flat_ranges()}
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_weight_with_a_peak_of_its_own_moves_by_that(alone, on_host) -> None:
+    usual, changed = weights(), weights()
+    first = {name: weight.detach().clone() for name, weight in usual.items()}
+    step(usual, optimizer(usual, on_host, []))
+    step(changed, optimizer(changed, on_host, [], matrix=0.05))
+    assert torch.equal(usual["vector"], changed["vector"])
+    assert torch.allclose((changed["matrix"] - first["matrix"]) * 2, usual["matrix"] - first["matrix"])
 
 
 def test_weights_that_were_loaded_meanwhile_are_what_a_step_starts_from(alone) -> None:
