@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
+from hybridrl.errors import LayoutError
 from hybridrl.layout.runs import Run, Runs, join
 from hybridrl.layout.shard import Shard
 from hybridrl.layout.sharding import Held
@@ -42,6 +43,9 @@ class Holding(NamedTuple):
     step: int = 0
     """Rows from one expert to the next in the tensor; 0: each expert has its own tensor."""
 
+    fp8: bool = False
+    """Whether the tensor is quantised in blocks, see layout/blocks.py; its scales are another tensor."""
+
     @classmethod
     def of(
         cls, parameter: Parameter, tensor: str, held: Held, layers: range, ranks: range, experts: range
@@ -64,8 +68,8 @@ class Holding(NamedTuple):
 
     def on(self, layers: range, ranks: range, experts: range) -> "Holding":
         """The same holding for other layers, equally many other experts, and other ranks."""
-        param, tensor, shape, rows, cols, *_, expert_rows, step = self
-        return Holding(param, tensor, shape, rows, cols, layers, ranks, experts, expert_rows, step)
+        param, tensor, shape, rows, cols, *_, expert_rows, step, fp8 = self
+        return Holding(param, tensor, shape, rows, cols, layers, ranks, experts, expert_rows, step, fp8)
 
     def shards(self, layer: int) -> Iterator[tuple[str, Shard]]:
         """(tensor name, shard) of every tensor of this holding on a layer."""
@@ -99,6 +103,17 @@ class Layout(ABC):
 
     @abstractmethod
     def _holdings(self) -> Iterator[Holding]: ...
+
+    def in_fp8(self) -> "Layout":
+        """This layout with block-FP8 weights.
+
+        Raises:
+            LayoutError: the system has no such weights, or the model's sizes do not divide into blocks.
+        """
+        raise LayoutError(
+            f"{type(self).__name__} has no block-FP8 weights",
+            fix="rollout.engine: sglang, or rollout.precision: bf16",
+        )
 
     @cached_property
     def holdings(self) -> tuple[Holding, ...]:

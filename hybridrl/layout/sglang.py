@@ -1,15 +1,17 @@
 """SGLang engine shards: tensor and expert parallel, with or without data-parallel attention.
 
-A tied model has no lm_head: the engine uses the embedding. The layout does not cover quantised weights, fused
+A tied model has no lm_head: the engine uses the embedding. Weights may be quantised in blocks of 128 x 128
+(FP8), as SGLang reads DeepSeek's checkpoints. The layout covers no other quantisation, no fused
 shared experts (start SGLang with --disable-shared-experts-fusion), redundant experts (EPLB), all-to-all
 expert backends (--moe-a2a-backend), and dense layers without tensor parallelism (--moe-dense-tp-size 1).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding, Layout
+from hybridrl.layout.blocks import is_quantised, refuse_cut_blocks
 from hybridrl.layout.sharding import Place, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.models.spec import family_of, parameters
 from hybridrl.models.table import Parameter, Site
@@ -39,6 +41,9 @@ class SGLangLayout(Layout):
     It is 1 with SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED.
     """
 
+    fp8: bool = False
+    """Whether linear layers and experts are quantised in blocks."""
+
     def __post_init__(self) -> None:
         for name, size in (("ep", self.ep), ("dp_attention", self.dp_attention)):
             if self.tp % size:
@@ -49,6 +54,8 @@ class SGLangLayout(Layout):
             )
         self._refuse_unfit()
         refuse_unfit_experts(self.spec, self.ep, self.tp // self.ep)
+        if self.fp8:
+            self._refuse_cut_blocks()
 
     def _refuse_unfit(self) -> None:
         heads = self.tp // self.dp_attention
@@ -61,6 +68,17 @@ class SGLangLayout(Layout):
                 fix="change tp or dp_attention",
             )
 
+    def _refuse_cut_blocks(self) -> None:
+        if self.interleave:
+            raise LayoutError("block FP8 with interleaved rows of gate and up", fix="interleave = 0")
+        for parameter in filter(is_quantised, parameters(self.spec)):
+            for site in parameter.row.engine:
+                size = self._size(parameter, site)
+                refuse_cut_blocks(parameter, site, shard(site, parameter, self._place(0, size)), size)
+
+    def in_fp8(self) -> "SGLangLayout":
+        return replace(self, fp8=True)
+
     @property
     def world_size(self) -> int:
         return self.tp
@@ -71,23 +89,26 @@ class SGLangLayout(Layout):
                 yield from self._shard(parameter, site)
 
     def _shard(self, parameter: Parameter, site: Site) -> Iterator[Holding]:
-        size = 1 if site.sharding == "whole" else self._size(parameter)
+        size = self._size(parameter, site)
         ep = self.ep if parameter.row.per_expert else 1
         experts = len(parameter.experts) // ep
         for at in range(size):
-            held = shard(
-                site, parameter, Place(at, size, self.spec, self.padded_vocab(size), self.interleave)
-            )
+            held = shard(site, parameter, self._place(at, size))
             one = Holding.of(
                 parameter, site.tensor, held, parameter.layers, range(0), parameter.experts[:experts]
-            )
+            )._replace(fp8=self.fp8 and is_quantised(parameter))
             for e in range(ep):
                 mine = parameter.experts[e * experts : (e + 1) * experts]
                 yield one.on(parameter.layers, range(at + e * size, self.tp, size * ep), mine)
 
-    def _size(self, parameter: Parameter) -> int:
+    def _place(self, rank: int, size: int) -> Place:
+        return Place(rank, size, self.spec, self.padded_vocab(size), self.interleave)
+
+    def _size(self, parameter: Parameter, site: Site) -> int:
         """Number of ranks that a copy of the parameter is sharded over."""
         row = parameter.row
+        if site.sharding == "whole":
+            return 1
         if row.per_expert:
             return self.tp // self.ep
         copied = row.group in ("attention", "embed") or (row.group == "head" and self.dp_lm_head)

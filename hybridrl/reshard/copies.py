@@ -1,17 +1,18 @@
 """Transfers into the memory of engines, prepared as tables with the tensors that they write."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from hybridrl.errors import SwapError
 from hybridrl.layout.base import Layout
+from hybridrl.layout.blocks import num_blocks
 from hybridrl.reshard.agreement import Checksums
 from hybridrl.reshard.block_fp8 import BlockFP8
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.executors.base import Prepared, Written
-from hybridrl.reshard.plan import Transfer
+from hybridrl.reshard.plan import CopyBox, Stack, Transfer
 from hybridrl.reshard.rounds import Side
 from hybridrl.reshard.table import Target, tabulate
 from hybridrl.reshard.transports.base import SharedTensor, attach
@@ -28,10 +29,12 @@ class Copies:
     ) -> None:
         """
         Args:
-            via: (engine, engine rank) to read from; None: every write is given its source tensors.
+            via: (engine, engine rank) to read from; None: every write is given its source tensors. What an
+                engine holds in FP8 is copied as it is.
         """
-        self._table = tabulate(transfers)
-        self._targets = [_target(engines, name) for name in self._table.targets]
+        self._table = tabulate(with_scales(transfers, engines) if via else transfers)
+        find = attached if via else _target
+        self._targets = [find(engines, name) for name in self._table.targets]
         self._held = {name: attached(engines, (*via, name)) for name in self._table.sources} if via else {}
         self._prepared: Prepared | None = None
 
@@ -56,10 +59,11 @@ def passed_on(transfers: Iterable[Transfer], engines: Sequence[Engine]) -> list[
 def forwarding(
     ways: Mapping[int, Iterable[Transfer]], engines: Sequence[Engine]
 ) -> tuple[dict[int, list[Transfer]], dict[str, torch.Tensor]]:
-    """The transfers that read from engines, by peer, with names of sources that are unique over all engines;
-    and the tensors of these names."""
+    """The transfers that read from engines, by peer, with names of sources that are unique over all engines
+    and with those of scales; and the tensors of these names."""
     named = {
-        peer: [replace(t, source_tensor=_held_name(t)) for t in transfers] for peer, transfers in ways.items()
+        peer: [replace(t, source_tensor=_held_name(t)) for t in with_scales(transfers, engines)]
+        for peer, transfers in ways.items()
     }
     names = {name for transfers in named.values() for name in tabulate(transfers).sources}
     return named, {name: attached(engines, _place(name)) for name in names}
@@ -76,23 +80,49 @@ def _place(name: str) -> Target:
     return int(engine), int(rank), tensor
 
 
-def side(transfers: Sequence[Transfer], engines: Sequence[Engine]) -> Side:
+def side(transfers: Sequence[Transfer], engines: Sequence[Engine], *, quantises: bool = True) -> Side:
     """One side of what one rank sends to another.
 
-    Raises:
-        SwapError: a target is block FP8. Blocks must be complete where they are quantised, so they cannot be
-            sent in parts.
+    Args:
+        quantises: the sender quantises what is FP8 in the engines. False: it has FP8 itself, and `transfers`
+            has those of scales.
     """
     table = tabulate(transfers)
     dtypes = tuple(engines[engine][1][rank][name].dtype for engine, rank, name in table.targets)
-    for target, dtype in zip(table.targets, dtypes, strict=True):
-        if dtype == torch.float8_e4m3fn:
-            raise SwapError(
-                f"{target[2]} is block FP8 and out of reach: only a rank that maps it can quantise it",
-                where=f"engine {target[0]}, rank {target[1]}",
-                fix="colocate that engine, or serve bf16",
-            )
-    return Side(table, dtypes)
+    scales = {
+        number: (engine, rank, name + engines[engine][0].scales)
+        for number, (engine, rank, name) in enumerate(table.targets)
+        if quantises and dtypes[number] == torch.float8_e4m3fn
+    }
+    return Side(table, dtypes, scales)
+
+
+def with_scales(transfers: Iterable[Transfer], engines: Sequence[Engine]) -> Iterator[Transfer]:
+    """Transfers between engines, with those of the scales of their FP8 blocks."""
+    for transfer in transfers:
+        yield transfer
+        if transfer.fp8:
+            yield _of_scales(transfer, engines[transfer.target][0].scales)
+
+
+def _of_scales(transfer: Transfer, suffix: str) -> Transfer:
+    return replace(
+        transfer,
+        source_tensor=transfer.source_tensor + suffix,
+        target_tensor=transfer.target_tensor + suffix,
+        boxes=tuple(CopyBox(*map(_in_blocks, box)) for box in transfer.boxes),
+        source_stack=_stack_of_blocks(transfer.source_stack),
+        target_stack=_stack_of_blocks(transfer.target_stack),
+        fp8=False,
+    )
+
+
+def _in_blocks(pair: tuple[int, int]) -> tuple[int, int]:
+    return num_blocks(pair[0]), num_blocks(pair[1])
+
+
+def _stack_of_blocks(stack: Stack) -> Stack:
+    return Stack(stack.first, num_blocks(stack.step))
 
 
 def attached(engines: Sequence[Engine], name: Target) -> torch.Tensor:

@@ -98,7 +98,8 @@ class Exchange:
         shares = on_host == "memory" and self._device.type == "cpu"
         self._near = same_host.neighbours(group) if shares else frozenset()
         self._rounds = rounds(rank, size, sends, receives, bounds, self._near)
-        self._sent = {n for peer, side in sends.items() if peer not in self._near for n in side.table.targets}
+        away = [side for peer, side in sends.items() if peer not in self._near]
+        self._sent = {name for side in away for name, _ in side.places()}
         self._outgoing = self._buffers([round_.outgoing for round_ in self._rounds])
         self._incoming = self._buffers([round_.incoming for round_ in self._rounds])
         found = (
@@ -125,7 +126,8 @@ class Exchange:
         """Send every box and write every box that arrives. *Collective* over the ranks that share boxes.
 
         Args:
-            sources: tensors that the sending sides name; they are cast to the target's dtype before sending.
+            sources: tensors that the sending sides name; they are cast to the target's dtype, or quantised in
+                blocks, before sending.
 
         Raises:
             SwapError: a source is missing, and nothing was written; or a peer is lost, targets are partly
@@ -187,7 +189,7 @@ class Exchange:
                 best(self._device).prepare(
                     load.table,
                     [sources[name] for name in load.table.sources],
-                    load.views(self._outgoing[number % BUFFERS]),
+                    load.places(self._outgoing[number % BUFFERS]),
                 )
                 for number, load in enumerate(round_.outgoing for round_ in self._rounds)
             ]
@@ -352,7 +354,7 @@ def _refuse_other_peers(peers: set[int], rank: int, size: int) -> None:
 
 def _refuse_other_targets(receives: Iterable[Side], targets: Mapping[Target, torch.Tensor]) -> None:
     for side in receives:
-        for name, dtype in zip(side.table.targets, side.dtypes, strict=True):
+        for name, dtype in side.places():
             if name not in targets:
                 raise SwapError(f"the exchange was not given {name}")
             if targets[name].dtype != dtype:

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import NamedTuple
 
 from hybridrl.layout.base import Layout
+from hybridrl.layout.blocks import FP8_BYTES
 from hybridrl.reshard.topology import Topology
 
-_RULES = 3
+_RULES = 4
 """Version of the planning rules. It is part of the digest and changes with any rule of who copies what."""
 
 
@@ -57,10 +58,17 @@ class Transfer:
     The source rank sits on the device of that target rank. None: the bytes come from the source rank itself.
     """
 
+    fp8: bool = False
+    """Whether the target tensor is quantised in blocks. Every block comes whole from one source rank."""
+
     @property
     def elements(self) -> int:
         one = sum(box.shape[0] * box.shape[1] for box in self.boxes)
         return one * len(self.layers) * len(self.experts)
+
+    def num_bytes(self, element_bytes: int) -> float:
+        """Bytes in the target, where elements that are not quantised have `element_bytes`."""
+        return self.elements * (FP8_BYTES if self.fp8 else element_bytes)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def once_each(kinds: Sequence[Layout]) -> Iterator[list[Wanted]]:
         of_param = maps.setdefault(held.param, {})
         of_param.setdefault((_canonical(held.rows), _canonical(held.cols)), len(of_param))
     patches = {param: split_maps(tuple(of_param)) for param, of_param in maps.items()}
-    alike: dict[tuple[Runs, Runs], int] = {}
+    alike: dict[tuple[Runs, Runs, bool], int] = {}
     same: dict[tuple[object, ...], int] = {}
     for kind, layout in enumerate(kinds):
         found: list[Wanted] = []
@@ -29,12 +29,12 @@ def once_each(kinds: Sequence[Layout]) -> Iterator[list[Wanted]]:
             for number, (rows, cols, owners) in enumerate(patches[held.param]):
                 if own in owners:
                     part = held._replace(rows=_within(held.rows, rows), cols=_within(held.cols, cols))
-                    elements = (held.param, held.layers, held.experts, number)
+                    elements = (held.param, held.layers, held.experts, held.fp8, number)
                     found.append(
                         Wanted(
                             kind,
                             len(found),
-                            alike.setdefault((part.rows, part.cols), len(alike)),
+                            alike.setdefault((part.rows, part.cols, part.fp8), len(alike)),
                             part,
                             same.setdefault(elements, len(same)),
                         )

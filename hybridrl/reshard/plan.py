@@ -255,6 +255,7 @@ class _Planner:
             source_stack=Stack(held.experts.start, held.step),
             target_stack=Stack(theirs.experts.start, theirs.step),
             via=sender.via,
+            fp8=theirs.fp8,
         )
         yield (*place, wanted.index, layers.start, experts.start, sender.rank, *boxes[0].target), transfer
 
@@ -293,10 +294,10 @@ class _Planner:
 
 def _wanted(kinds: Sequence[Layout]) -> Iterator[list[Wanted]]:
     """What each kind of target layout holds."""
-    alike: dict[tuple[Runs, Runs], int] = {}
+    alike: dict[tuple[Runs, Runs, bool], int] = {}
     for kind, layout in enumerate(kinds):
         yield [
-            Wanted(kind, index, alike.setdefault((held.rows, held.cols), len(alike)), held)
+            Wanted(kind, index, alike.setdefault((held.rows, held.cols, held.fp8), len(alike)), held)
             for index, held in enumerate(layout.holdings)
         ]
 

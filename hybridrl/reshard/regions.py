@@ -9,6 +9,7 @@ from itertools import product
 from typing import NamedTuple
 
 from hybridrl.layout.base import Holding
+from hybridrl.layout.blocks import num_blocks, part_in_blocks, refuse_shared_blocks
 from hybridrl.layout.runs import Run, Runs, Span, join, overlap, size, window
 from hybridrl.reshard.cells import Cell, Patch
 from hybridrl.reshard.job import CopyBox
@@ -29,7 +30,7 @@ class Wanted:
     """Index of the holding in their layout."""
 
     alike: int
-    """A number that holdings with the same rows and columns share."""
+    """A number that holdings with the same rows and columns share, quantised or not."""
 
     held: Holding
 
@@ -81,8 +82,13 @@ class Regions:
 def _region(patch: Patch, held: Holding, wanted: Holding, part: Part) -> Region:
     rows, cols = _covered(patch.rows, wanted.rows), _covered(patch.cols, wanted.cols)
     by_rows = not part.is_whole and size(rows) * size(cols) >= _SHARE_ELEMENTS
-    if by_rows:
+    if by_rows and wanted.fp8:
+        count = size(rows)
+        rows = _window(rows, *part_in_blocks(*part.bounds(num_blocks(count)), count))
+    elif by_rows:
         rows = _window(rows, *part.bounds(size(rows)))
+    if wanted.fp8:
+        refuse_shared_blocks(rows, cols, wanted.rows, wanted.cols, wanted.param)
     row_spans = _fuse(overlap(_within(held.rows, rows), wanted.rows))
     col_spans = _fuse(overlap(_within(held.cols, cols), wanted.cols))
     if len(held.shape) == 1:

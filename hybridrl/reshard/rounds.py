@@ -4,17 +4,21 @@ A rank knows only its own boxes. All ranks order messages by the same key: the m
 pair of ranks, then the distance between the two ranks. A round is a contiguous part of that order, and a rank
 waits for a whole round. The first message that has not arrived is therefore in the current round of both its
 ranks. So ranks never deadlock, whatever the pattern, and the rounds of two ranks need not match.
+
+Block FP8 is quantised by the sender. Its boxes are sent as chunks of whole blocks, each with its scales.
 """
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from hybridrl.layout.blocks import BLOCK, num_blocks
+from hybridrl.reshard.block_fp8 import BlockFP8
 from hybridrl.reshard.table import Table, Target
 
 BUFFERS = 2
@@ -43,12 +47,20 @@ class Side:
     dtypes: tuple[torch.dtype, ...]
     """Dtypes of table.targets. Values are cast to them before they are sent."""
 
+    scales: Mapping[int, Target] = field(default_factory=dict)
+    """Index of a target that the sender quantises in blocks -> the target of its scales."""
+
+    def places(self) -> Iterator[tuple[Target, torch.dtype]]:
+        """All targets, those of scales included, with their dtypes."""
+        yield from zip(self.table.targets, self.dtypes, strict=True)
+        yield from ((name, torch.float32) for name in self.scales.values())
+
     def digest(self, message_bytes: int) -> int:
         """int64, equal only if both sides make the same messages for the same targets; 0 without boxes."""
         if not len(self.table.boxes):
             return 0
         places = np.ascontiguousarray(self.table.boxes[:, [1, 4, 5, 6, 7]])
-        head = repr((message_bytes, self.table.targets, self.dtypes)).encode()
+        head = repr((message_bytes, self.table.targets, self.dtypes, sorted(self.scales))).encode()
         found = hashlib.sha256(head + places.tobytes()).digest()
         return int.from_bytes(found[:8], "little", signed=True)
 
@@ -89,6 +101,13 @@ class Chunk(NamedTuple):
         return buffer[self.start : self.start + rows * cols * size].view(self.dtype).view(rows, cols)
 
 
+class Quantised(NamedTuple):
+    """A chunk of whole FP8 blocks, and the chunk of their scales."""
+
+    values: Chunk
+    scales: Chunk
+
+
 class Span(NamedTuple):
     """One point-to-point operation on bytes [start, stop) of a buffer."""
 
@@ -103,7 +122,10 @@ class BufferLayout(NamedTuple):
     spans: list[Span]
     chunks: list[Chunk]
     table: Table
-    """Copies between this rank's tensors and the chunks, which are named after their targets."""
+    """Copies between this rank's tensors and the parts, which are named after their targets."""
+
+    parts: list[Chunk | Quantised]
+    """The chunks, in outgoing buffers with those that one copy fills together."""
 
     @property
     def num_bytes(self) -> int:
@@ -112,6 +134,15 @@ class BufferLayout(NamedTuple):
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """The chunks as tensors."""
         return [chunk.view(buffer) for chunk in self.chunks]
+
+    def places(self, buffer: torch.Tensor) -> list[torch.Tensor | BlockFP8]:
+        """The parts as targets of a write."""
+        return [
+            BlockFP8(part.values.view(buffer), part.scales.view(buffer))
+            if isinstance(part, Quantised)
+            else part.view(buffer)
+            for part in self.parts
+        ]
 
 
 class Round(NamedTuple):
@@ -137,7 +168,8 @@ class _Message(NamedTuple):
     outgoing: bool
     side: Side
     boxes: np.ndarray
-    """int64 [n, 8], as in Table."""
+    """int64 [n, 12]: as in Table, then row, column, number of rows and of columns of the part of the target
+    that the chunk holds. No rows: the box is in the chunk of the box before."""
 
     ends: np.ndarray
     """int64 [n]: the byte at which each box ends, aligned."""
@@ -185,11 +217,23 @@ def _round(messages: Sequence[_Message], near: Collection[int]) -> Round:
 
 
 def _messages(side: Side, message_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(boxes of a message, the byte at which each ends), in as few messages as the order of boxes allows."""
+    """(boxes of a message, the byte at which each ends), in as few messages as the order of boxes allows.
+
+    Raises:
+        ValueError: a chunk of FP8 blocks is larger than a message.
+    """
     item_bytes = np.array([dtype.itemsize for dtype in side.dtypes], np.int64)
-    boxes = _split_boxes(side.table.boxes, item_bytes, message_bytes)
-    used = boxes[:, 6] * boxes[:, 7] * item_bytes[boxes[:, 1]]
-    ends = np.cumsum(-(-used // _ALIGNMENT) * _ALIGNMENT)
+    in_blocks = np.isin(np.arange(len(item_bytes)), list(side.scales))
+    boxes = _split_boxes(chunked(side.table.boxes, in_blocks), item_bytes, in_blocks, message_bytes)
+    used = _aligned(boxes[:, 10] * boxes[:, 11] * item_bytes[boxes[:, 1]])
+    scales = -(-boxes[:, 10:] // BLOCK)
+    used += np.where(in_blocks[boxes[:, 1]], _aligned(4 * scales[:, 0] * scales[:, 1]), 0)
+    if len(used) and used.max() > message_bytes:
+        raise ValueError(
+            f"messages of {message_bytes} bytes do not hold {used.max()} bytes of FP8 blocks with their "
+            "scales: give more staging"
+        )
+    ends = np.cumsum(used)
     first = before = 0
     while first < len(boxes):
         stop = int(np.searchsorted(ends, before + message_bytes, side="right"))
@@ -197,11 +241,45 @@ def _messages(side: Side, message_bytes: int) -> Iterator[tuple[np.ndarray, np.n
         first, before = stop, int(ends[stop - 1])
 
 
-def _split_boxes(boxes: np.ndarray, item_bytes: np.ndarray, message_bytes: int) -> np.ndarray:
-    """Split boxes so that each fits into a message: by rows, and by columns if one row is too long."""
+def _aligned(num_bytes: np.ndarray) -> np.ndarray:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def chunked(boxes: np.ndarray, in_blocks: np.ndarray) -> np.ndarray:
+    """Boxes with the part of the target that their chunk holds, as in _Message.boxes.
+
+    A chunk holds its box. Where boxes meet within a block, one chunk holds them all, so that the sender has
+    the whole block.
+
+    Args:
+        boxes: int64 [n, 8].
+        in_blocks: bool, by target.
+    """
+    found = np.concatenate([boxes, boxes[:, 4:]], 1)
+    if not in_blocks[boxes[:, 1]].any():
+        return found
+    found = found[np.lexsort((found[:, 4], found[:, 5], found[:, 1]))]
+    follows = in_blocks[found[:, 1]] & (found[:, 4] % BLOCK > 0)
+    number = np.cumsum(~follows) - 1
+    heights = np.bincount(number, found[:, 6], minlength=number[-1] + 1).astype(np.int64)
+    found[:, 10] = np.where(follows, 0, heights[number])
+    return found
+
+
+def _split_boxes(
+    boxes: np.ndarray, item_bytes: np.ndarray, in_blocks: np.ndarray, message_bytes: int
+) -> np.ndarray:
+    """Split boxes so that each fits into a message: by rows, and by columns if one row is too long. FP8 is
+    split between blocks, and not at all where several boxes are in a chunk."""
     size, rows, cols = item_bytes[boxes[:, 1]], boxes[:, 6], boxes[:, 7]
-    col_step = np.clip(cols, 1, message_bytes // size)
-    row_step = np.maximum(1, message_bytes // (col_step * size))
+    scaled = in_blocks[boxes[:, 1]]
+    unit = np.where(scaled, BLOCK, 1)
+    room = np.where(scaled, (message_bytes - 2 * _ALIGNMENT) * BLOCK**2 // (BLOCK**2 + 4), message_bytes)
+    col_step = np.clip(cols, 1, np.maximum(1, room // (size * unit)))
+    col_step = np.where(col_step < cols, np.maximum(unit, col_step // unit * unit), np.maximum(1, cols))
+    row_step = np.maximum(unit, room // (col_step * size) // unit * unit)
+    is_shared = boxes[:, 10] != rows
+    col_step, row_step = np.where(is_shared, cols, col_step), np.where(is_shared, rows, row_step)
     across = -(-cols // col_step)
     count = across * -(-rows // row_step)
     box = np.repeat(np.arange(len(boxes)), count)
@@ -211,6 +289,7 @@ def _split_boxes(boxes: np.ndarray, item_bytes: np.ndarray, message_bytes: int) 
     parts[:, 2:6] += np.stack([row, col, row, col], axis=1)
     parts[:, 6] = np.minimum(row_step[box], rows[box] - row)
     parts[:, 7] = np.minimum(col_step[box], cols[box] - col)
+    parts[:, 8:] = np.where(is_shared[box, None], parts[:, 8:], parts[:, 4:8])
     return parts
 
 
@@ -237,7 +316,7 @@ def _rounds(queue: Sequence[_Message], round_bytes: int) -> Iterator[list[_Messa
 
 def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int] = ()) -> BufferLayout:
     spans: list[Span] = []
-    chunks: list[Chunk] = []
+    parts: list[Chunk | Quantised] = []
     rows: list[tuple[int, ...]] = []
     names: dict[Any, int] = {}
     start = 0
@@ -247,28 +326,45 @@ def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int]
             continue
         begins = [0, *message.ends[:-1].tolist()]
         for begin, box in zip(begins, message.boxes.tolist(), strict=True):
-            row = (_outgoing if outgoing else _incoming)(message.side.table, box, names, len(chunks))
-            rows.append(row)
-            chunks.append(_chunk(message.side, box, start + begin))
+            if box[10]:
+                part = _part(message.side, box, start + begin)
+                parts += [part] if outgoing or isinstance(part, Chunk) else part
+            if outgoing:
+                rows.append(_outgoing(message.side.table, box, names, parts))
         spans.append(Span(message.peer, start, start + message.num_bytes))
         start += message.num_bytes
-    staged = [chunk.target for chunk in chunks]
-    sources, targets = (list(names), staged) if outgoing else ([name for _, _, name in staged], list(names))
-    return BufferLayout(spans, chunks, Table(sources, targets, np.array(rows, np.int64).reshape(-1, 8)))
+    chunks = [one for part in parts for one in (part if isinstance(part, Quantised) else (part,))]
+    if outgoing:
+        staged = [part.values.target if isinstance(part, Quantised) else part.target for part in parts]
+        sources, targets = list(names), staged
+    else:
+        rows = [_incoming(chunk, names, number) for number, chunk in enumerate(chunks)]
+        sources, targets = [chunk.target[2] for chunk in chunks], list(names)
+    table = Table(sources, targets, np.array(rows, np.int64).reshape(-1, 8))
+    return BufferLayout(spans, chunks, table, parts)
 
 
-def _chunk(side: Side, box: Sequence[int], start: int) -> Chunk:
-    _, target, _, _, row, col, rows, cols = box
-    return Chunk(start, side.dtypes[target], (rows, cols), side.table.targets[target], (row, col))
+def _part(side: Side, box: Sequence[int], start: int) -> Chunk | Quantised:
+    """The chunk that begins with a box."""
+    target, (row, col, rows, cols) = box[1], box[8:]
+    chunk = Chunk(start, side.dtypes[target], (rows, cols), side.table.targets[target], (row, col))
+    if target not in side.scales:
+        return chunk
+    after = start + -(-rows * cols // _ALIGNMENT) * _ALIGNMENT
+    blocks, place = (num_blocks(rows), num_blocks(cols)), (row // BLOCK, col // BLOCK)
+    return Quantised(chunk, Chunk(after, torch.float32, blocks, side.scales[target], place))
 
 
-def _outgoing(table: Table, box: Sequence[int], names: dict[str, int], chunk: int) -> tuple[int, ...]:
-    """Table row that packs a source box into a chunk."""
-    source, _, row, col, _, _, rows, cols = box
-    return names.setdefault(table.sources[source], len(names)), chunk, row, col, 0, 0, rows, cols
+def _outgoing(
+    table: Table, box: Sequence[int], names: dict[str, int], parts: Sequence[Chunk | Quantised]
+) -> tuple[int, ...]:
+    """Table row that packs a source box into the last part."""
+    source, _, row, col, to_row, to_col, rows, cols, *_ = box
+    at = parts[-1].values.at if isinstance(parts[-1], Quantised) else parts[-1].at
+    number = names.setdefault(table.sources[source], len(names))
+    return number, len(parts) - 1, row, col, to_row - at[0], to_col - at[1], rows, cols
 
 
-def _incoming(table: Table, box: Sequence[int], names: dict[Target, int], chunk: int) -> tuple[int, ...]:
-    """Table row that unpacks a chunk into a target box."""
-    _, target, _, _, row, col, rows, cols = box
-    return chunk, names.setdefault(table.targets[target], len(names)), 0, 0, row, col, rows, cols
+def _incoming(chunk: Chunk, names: dict[Target, int], number: int) -> tuple[int, ...]:
+    """Table row that unpacks a chunk into its target."""
+    return number, names.setdefault(chunk.target, len(names)), 0, 0, *chunk.at, *chunk.shape

@@ -29,8 +29,19 @@ import torch.distributed as dist
 
 from hybridrl.errors import SwapError
 from hybridrl.layout.base import Layout, instance
+from hybridrl.layout.blocks import num_blocks
 from hybridrl.reshard.agreement import Checksums, expected, plan_fields
-from hybridrl.reshard.copies import Copies, Engine, attached, checksums, forwarding, passed_on, side, weights
+from hybridrl.reshard.copies import (
+    Copies,
+    Engine,
+    attached,
+    checksums,
+    forwarding,
+    passed_on,
+    side,
+    weights,
+    with_scales,
+)
 from hybridrl.reshard.exchange import Exchange
 from hybridrl.reshard.executors.base import Written
 from hybridrl.reshard.plan import Job, Transfer, plan
@@ -196,7 +207,11 @@ class _Ways:
         self._forward, self._held = None, dict[str, torch.Tensor]()
         if forwards:
             outgoing, self._held = forwarding(ways.forwards, engines)
-            self._forward = _exchange(outgoing, ways.forwarded, engines, group, device, staging_bytes)
+            incoming = {
+                peer: list(with_scales(transfers, engines)) for peer, transfers in ways.forwarded.items()
+            }
+            given = outgoing, incoming, engines, group, device, staging_bytes
+            self._forward = _exchange(*given, quantises=False)
         self._layouts = [layout for layout, _ in engines]
 
     def write(self, tensors: Mapping[str, torch.Tensor]) -> SwapWritten:
@@ -223,6 +238,8 @@ def _exchange(
     group: dist.ProcessGroup | None,
     device: torch.device | None,
     staging_bytes: int,
+    *,
+    quantises: bool = True,
 ) -> Exchange | None:
     """The exchange of what a rank sends to others and writes for them."""
     if group is None:
@@ -233,9 +250,11 @@ def _exchange(
                 fix="give the process group of the trainer ranks",
             )
         return None
-    sends = {peer: side(transfers, engines) for peer, transfers in outgoing.items()}
-    receives = {peer: side(transfers, engines) for peer, transfers in incoming.items()}
-    names = {name for one in receives.values() for name in one.table.targets}
+    sends, receives = (
+        {peer: side(transfers, engines, quantises=quantises) for peer, transfers in way.items()}
+        for way in (outgoing, incoming)
+    )
+    names = {name for one in receives.values() for name, _ in one.places()}
     targets = {name: attached(engines, name) for name in names}
     return Exchange(group, sends, receives, targets, device=device, staging_bytes=staging_bytes)
 
@@ -298,6 +317,7 @@ def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping
         raise SwapError(f"engine {engine} exported {len(exported)} ranks, its layout has {layout.world_size}")
     for rank, every in enumerate(exported):
         shards, tensors = layout.shards(rank), weights(every, layout)
+        blocks = _blocks_of(layout, rank)
         where = f"engine {engine}, rank {rank}"
         other = sorted(tensors.keys() ^ shards.keys())
         if other:
@@ -308,3 +328,37 @@ def _refuse_other_layout(engine: int, layout: Layout, exported: Sequence[Mapping
                 raise SwapError(f"the engine's {name} is {shape}, its layout says {shard.shape}", where=where)
             if not tensors[name].is_dense:
                 raise SwapError(f"the engine's {name} {shape} has gaps: strides {stride}", where=where)
+            _refuse_other_precision(name, every, layout.scales, blocks.get(name), where)
+
+
+def _blocks_of(layout: Layout, rank: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the scales of an engine rank's block-FP8 tensors, by the names of these."""
+    return {
+        name: (*held.shape[:-2], *map(num_blocks, held.shape[-2:]))
+        for held in layout.holdings
+        if held.fp8 and rank in held.ranks
+        for layer in held.layers
+        for name, _ in held.shards(layer)
+    }
+
+
+def _refuse_other_precision(
+    name: str, every: Mapping[str, SharedTensor], suffix: str, blocks: tuple[int, ...] | None, where: str
+) -> None:
+    dtype, scales = every[name].dtype, every.get(name + suffix)
+    if (dtype == torch.float8_e4m3fn) != (blocks is not None):
+        raise SwapError(
+            f"the engine's {name} is {dtype}, in its layout it is {'block FP8' if blocks else 'not in FP8'}",
+            where=where,
+            fix="start the engine with the rollout.precision of the layout",
+        )
+    if blocks is None:
+        return
+    if scales is None or (scales.shape, scales.dtype) != (blocks, torch.float32) or not scales.is_dense:
+        found = "none" if scales is None else f"{scales.dtype} {scales.shape}"
+        raise SwapError(
+            f"the scales of {name} should be float32 {blocks}, one for each 128 x 128 of it; the engine has "
+            f"{found}",
+            where=where,
+            fix="rollout.precision: bf16, or a GPU on which SGLang keeps such scales",
+        )

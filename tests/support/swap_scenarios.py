@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from fp8_values import checkpoint, fp8_engine, same_bits
 from model_values import hf_tensors
 from shard_oracle import megatron_shard, sglang_shard
 
@@ -34,9 +35,10 @@ def swap(
     Args:
         fixed: canonical parameters that are written by the first of two swaps only.
     """
-    rank = dist.get_rank(group)
+    rank, make = dist.get_rank(group), checkpoint if engines[0].fp8 else hf_tensors
+    first = make(source.spec, 0)
     mine = {
-        place: {n: torch.zeros(s.shape) for n, s in engines[place[0]].shards(place[1]).items()}
+        place: {n: torch.zeros_like(t) for n, t in engine_of(engines[place[0]], first, place[1]).items()}
         for place in topology.written_by(rank)
     }
     exported = {
@@ -60,20 +62,26 @@ def swap(
         reach=reach,
         once_per_node=once_per_node,
     )
-    wrong, sent, first = [], {}, hf_tensors(source.spec, 0)
+    wrong, sent = [], {}
     kept = [name for name, shard in HFLayout(source.spec).shards(0).items() if shard.param in fixed]
     for seed in (0, 1):
-        hf = hf_tensors(source.spec, seed)
+        hf = make(source.spec, seed)
         sent = writer.write(shard_of(source, hf, rank)).checksums
         dist.barrier(group)
         hf |= {name: first[name] for name in kept}
         for (engine, r), tensors in mine.items():
-            layout = engines[engine]
-            expected = sglang_shard(source.spec, hf, tp=layout.tp, ep=layout.ep, rank=r)
-            wrong += [f"{engine} {r} {n}" for n, t in tensors.items() if not torch.equal(t, expected[n])]
+            expected = engine_of(engines[engine], hf, r)
+            wrong += [f"{engine} {r} {n}" for n, t in tensors.items() if not same_bits(t, expected[n])]
         dist.barrier(group)
     arrived = {(e, r, n): checksum(t) for (e, r), tensors in mine.items() for n, t in tensors.items()}
     return wrong, sent, arrived
+
+
+def engine_of(layout: SGLangLayout, hf: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """What SGLang's loader puts into a rank of an engine, in FP8 with its quantiser."""
+    if layout.fp8:
+        return fp8_engine(layout, hf, rank)
+    return sglang_shard(layout.spec, hf, tp=layout.tp, ep=layout.ep, rank=rank)
 
 
 def shard_of(layout: MegatronLayout, hf: dict[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
@@ -94,6 +102,7 @@ def shard_of(layout: MegatronLayout, hf: dict[str, torch.Tensor], rank: int) -> 
         rank_pp=pp,
         rank_etp=etp,
         rank_ep=ep,
+        transformer_engine=layout.transformer_engine,
     )
 
 

@@ -14,7 +14,8 @@ CUDA multiplies by the reciprocal of a constant instead, so its scales may diffe
 import torch
 from torch import Tensor
 
-BLOCK = 128
+from hybridrl.layout.blocks import BLOCK
+
 LARGEST = 448.0
 """Largest finite value of float8_e4m3fn."""
 

@@ -1,5 +1,6 @@
 """Swaps into engines out of reach: what their loader would have loaded, whatever way bytes take."""
 
+import fp8_values as fp8
 import pytest
 import torch
 from gloo_ranks import GlooRanks
@@ -55,6 +56,38 @@ def test_engines_on_devices_of_their_own(ranks, node_size, once_per_node, reach)
     source, engines = MegatronLayout(EXPERTS, tp=2, ep=2), (SGLangLayout(EXPERTS),) * 2
     topology = Topology.separate(2, [1, 1], node_size)
     answers = ranks(swap, source, engines, topology, reach, once_per_node)
+    assert [wrong for wrong, _, _ in answers] == [[]] * 4
+    arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
+    assert expected(sent for _, sent, _ in answers) == arrived
+
+
+@pytest.mark.parametrize("reach", ["device", "node"])
+@pytest.mark.parametrize(
+    ("source", "engines"),
+    [
+        (MegatronLayout(fp8.DENSE, tp=2, pp=2), (fp8.fp8_layout(fp8.DENSE, tp=2), fp8.fp8_layout(fp8.DENSE))),
+        (MegatronLayout(fp8.EXPERTS, dp=4, ep=2), (fp8.fp8_layout(fp8.EXPERTS, tp=4, ep=2),)),
+        (
+            MegatronLayout(fp8.LATENT_EXPERTS, tp=2, pp=2, transformer_engine=True),
+            (fp8.fp8_layout(fp8.LATENT_EXPERTS, tp=2, ep=2),) * 2,
+        ),
+        (MegatronLayout(fp8.HALF_HEADS, dp=4), (fp8.fp8_layout(fp8.HALF_HEADS, tp=2),) * 2),
+    ],
+    ids=["dense", "experts", "latent", "two heads a block"],
+)
+def test_blocks_are_quantised_by_their_sender(ranks, source, engines, reach):
+    answers = ranks(swap, source, engines, colocated(source, engines, 2), reach, False)
+    assert [wrong for wrong, _, _ in answers] == [[]] * 4
+    arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
+    assert expected(sent for _, sent, _ in answers) == arrived
+
+
+@pytest.mark.parametrize("reach", ["device", "node"])
+@pytest.mark.parametrize("node_size", [1, 2])
+@pytest.mark.parametrize("spec", [fp8.DENSE, fp8.EXPERTS, fp8.HALF_HEADS], ids=["dense", "experts", "heads"])
+def test_engines_on_devices_of_their_own_pass_on_what_is_quantised(ranks, spec, node_size, reach):
+    source, engines = MegatronLayout(spec, tp=2), (fp8.fp8_layout(spec),) * 2
+    answers = ranks(swap, source, engines, Topology.separate(2, [1, 1], node_size), reach, True)
     assert [wrong for wrong, _, _ in answers] == [[]] * 4
     arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
     assert expected(sent for _, sent, _ in answers) == arrived
