@@ -126,7 +126,7 @@ def run_pattern(group, pattern, staging_bytes, times=1, machines=1):
     targets, moved = pattern.empty_targets(rank), None
     on_host = "memory" if machines else "messages"
     sends, receives = pattern.sides(rank)
-    with _machine(rank % max(machines, 1)):
+    with machine(rank % max(machines, 1)):
         exchange = Exchange(group, sends, receives, targets, staging_bytes=staging_bytes, on_host=on_host)
     for _ in range(times):
         moved = exchange.run(pattern.sources(rank))
@@ -134,7 +134,7 @@ def run_pattern(group, pattern, staging_bytes, times=1, machines=1):
 
 
 @contextmanager
-def _machine(number):
+def machine(number):
     """As if this process were on another one."""
     true = same_host._BOOT
     same_host._BOOT = [true, Path("/proc/sys/kernel/ostype")][number]

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from exchange_scenarios import machine
 from fp8_values import checkpoint, fp8_engine, same_bits
 from model_values import hf_tensors
 from shard_oracle import megatron_shard, sglang_shard
@@ -16,7 +17,7 @@ from hybridrl.reshard.agreement import Checksums
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.communicator import Communicator, Rendezvous
 from hybridrl.reshard.routes import Reach
-from hybridrl.reshard.swap import SwapWriter
+from hybridrl.reshard.swap import STAGING_BYTES, SwapWriter
 from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 
@@ -29,11 +30,14 @@ def swap(
     reach: Reach,
     once_per_node: bool,
     fixed: frozenset[str] = frozenset(),
+    machines: int = 1,
+    staging_bytes: int = STAGING_BYTES,
 ) -> tuple[list[str], Checksums, Checksums]:
     """(engine tensors here that are wrong, checksums of what was sent, of what arrived here)
 
     Args:
         fixed: canonical parameters that are written by the first of two swaps only.
+        machines: that the ranks take themselves to be on, dealt out in turn.
     """
     rank, make = dist.get_rank(group), checkpoint if engines[0].fp8 else hf_tensors
     first = make(source.spec, 0)
@@ -52,16 +56,18 @@ def swap(
         (layout, [every[engine, r] for r in range(layout.world_size)])
         for engine, layout in enumerate(engines)
     ]
-    writer = SwapWriter(
-        source,
-        rank,
-        exports,
-        topology=topology,
-        fixed=fixed,
-        group=group,
-        reach=reach,
-        once_per_node=once_per_node,
-    )
+    with machine(rank % machines):
+        writer = SwapWriter(
+            source,
+            rank,
+            exports,
+            topology=topology,
+            fixed=fixed,
+            group=group,
+            reach=reach,
+            once_per_node=once_per_node,
+            staging_bytes=staging_bytes,
+        )
     wrong, sent = [], {}
     kept = [name for name, shard in HFLayout(source.spec).shards(0).items() if shard.param in fixed]
     for seed in (0, 1):

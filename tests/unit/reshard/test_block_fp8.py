@@ -1,12 +1,9 @@
 """Block-FP8 targets: bit-equal to the engine's quantiser on the gathered tensor, for every sharding."""
 
-import ast
-import importlib.util
-from pathlib import Path
-
 import box_tables
 import pytest
 import torch
+from fp8_values import engine_quantiser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,22 +15,6 @@ from hybridrl.reshard.kernels.reference import quantise
 
 BUILT = pytest.mark.skipif(not native.is_built(), reason="there was no C compiler")
 FAST = [torch_copy, pytest.param(native, marks=BUILT)]
-
-
-def engine_quantiser(power_of_two):
-    """SGLang's `per_block_cast_to_fp8`, out of its source: importing the module would take ten seconds."""
-    file = "srt/layers/quantization/fp8_utils.py" if power_of_two else "benchmark/deepseek_utils.py"
-    path = Path(importlib.util.find_spec("sglang").submodule_search_locations[0]) / file
-    wanted = {"per_block_cast_to_fp8", "ceil_to_ue8m0"}
-    found = [n for n in ast.parse(path.read_text()).body if getattr(n, "name", "") in wanted]
-    names = {
-        "torch": torch,
-        "Tuple": tuple,
-        "ceil_align": lambda x, y: -(-x // y) * y,
-        "cdiv": lambda x, y: -(-x // y),
-    }
-    exec(compile(ast.Module(found, []), str(path), "exec"), names)
-    return names["per_block_cast_to_fp8"]
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])

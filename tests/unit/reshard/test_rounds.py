@@ -158,3 +158,29 @@ def test_an_empty_box_is_no_message():
 def test_staging_that_holds_nothing_is_refused():
     with pytest.raises(ValueError, match="63 bytes holds no message: give at least 64"):
         Bounds.of(63)
+
+
+@pytest.mark.parametrize("staging_bytes", [1 << 17, 1 << 18, 1 << 20])
+def test_fp8_is_split_between_blocks_and_sent_with_its_scales(staging_bytes):
+    """300 x 384 at row 128, column 256, in messages of a whole number of blocks."""
+    name, of_scales = (0, 1, "y"), (0, 1, "y_scale_inv")
+    table = Table(["x"], [name], np.array([(0, 0, 2, 3, 128, 256, 300, 384)], np.int64))
+    side = Side(table, (torch.float8_e4m3fn,), {0: of_scales})
+    covered = {name: np.zeros((428, 640), int), of_scales: np.zeros((4, 5), int)}
+    for round_ in rounds(0, 2, {1: side}, {}, Bounds.of(staging_bytes)):
+        assert max(span.stop - span.start for span in round_.outgoing.spans) <= staging_bytes // 4
+        buffer = torch.empty(round_.outgoing.num_bytes, dtype=torch.uint8)
+        assert all(type(place).__name__ == "BlockFP8" for place in round_.outgoing.places(buffer))
+        for chunk in round_.outgoing.chunks:
+            (row, col), (rows, cols) = chunk.at, chunk.shape
+            assert chunk.target != name or (row % 128, col % 128) == (0, 0)
+            covered[chunk.target][row : row + rows, col : col + cols] += 1
+    assert (covered[name][128:428, 256:] == 1).all() and covered[name].sum() == 300 * 384
+    assert (covered[of_scales][1:4, 2:] == 1).all() and covered[of_scales].sum() == 9
+
+
+def test_a_message_that_holds_no_block_is_refused():
+    table = Table(["x"], [(0, 1, "y")], np.array([(0, 0, 0, 0, 0, 0, 128, 128)], np.int64))
+    side = Side(table, (torch.float8_e4m3fn,), {0: (0, 1, "y_scale_inv")})
+    with pytest.raises(ValueError, match="do not hold 16400 bytes of FP8 blocks"):
+        rounds(0, 2, {1: side}, {}, Bounds.of(1 << 15))

@@ -93,6 +93,19 @@ def test_engines_on_devices_of_their_own_pass_on_what_is_quantised(ranks, spec, 
     assert expected(sent for _, sent, _ in answers) == arrived
 
 
+@pytest.mark.parametrize("once_per_node", [False, True])
+@pytest.mark.parametrize("spec", [fp8.EXPERTS, fp8.HALF_HEADS], ids=["experts", "two heads a block"])
+def test_blocks_between_machines_are_in_messages_of_few_blocks(ranks, spec, once_per_node):
+    """Messages of at most seven blocks, or one of 1,024 rows in which heads of a block are apart."""
+    source, engines = MegatronLayout(spec, pp=2), (fp8.fp8_layout(spec),) * 2
+    separate = Topology.separate(2, [1, 1], 1)
+    staging_bytes = 1 << (21 if spec is fp8.HALF_HEADS else 19)
+    answers = ranks(swap, source, engines, separate, "device", once_per_node, frozenset(), 2, staging_bytes)
+    assert [wrong for wrong, _, _ in answers] == [[]] * 4
+    arrived = {name: value for _, _, sums in answers for name, value in sums.items()}
+    assert expected(sent for _, sent, _ in answers) == arrived
+
+
 @pytest.mark.parametrize("reach", ["device", "node"])
 def test_what_never_changes_is_sent_once(ranks, reach):
     source, engines = MegatronLayout(DENSE, tp=2, pp=2), (SGLangLayout(DENSE, tp=2),) * 2
