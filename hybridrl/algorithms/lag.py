@@ -21,6 +21,20 @@ def lag_warning(cfg: Config) -> str | None:
     )
 
 
+def mismatch_warning(cfg: Config) -> str | None:
+    """Why FP8 in the engines may ruin the policy; None if nothing is FP8, or the loss makes up for it."""
+    rollout = cfg.rollout
+    keys = {"rollout.precision": rollout.precision, "rollout.kv_cache_precision": rollout.kv_cache_precision}
+    fp8 = [f"{key} = fp8" for key, value in keys.items() if value == "fp8"]
+    if not fp8 or compares_with_behaviour(cfg.algorithm):
+        return None
+    return (
+        f"{' and '.join(fp8)}: engines sample from another policy than the one in training, and loss "
+        f"{cfg.algorithm.loss.name} does not compare the two; set algorithm.correction=[token_is], which "
+        "weighs each token by the ratio of its probabilities, and follow training/rollout_logp_diff_max"
+    )
+
+
 def compares_with_behaviour(algorithm: AlgorithmConfig) -> bool:
     """Whether loss or corrections use the probabilities with which the engine sampled."""
     needs = Needs.of(algorithm)

@@ -48,6 +48,15 @@ class RolloutConfig(Section):
         default_factory=EngineParallel, validate_default=True
     )
 
+    precision: Literal["bf16", "fp8"] | None = None
+    """In what linear layers and experts compute. fp8: in e4m3, with a scale for each 128 x 128 of a weight,
+    which the weight swap quantises; half the bytes of a swap, on Hopper GPUs. None: bf16 on GPUs, fp32 on a
+    CPU."""
+
+    kv_cache_precision: Literal["bf16", "fp8"] | None = None
+    """In what the key-value cache holds a number. fp8: e4m3 without scales, half the bytes of a token. None:
+    bf16 on GPUs, fp32 on a CPU."""
+
     num_engines: PositiveInt | None = None
     """Engines in data parallel. None: as many as fit on the devices; 1 on a machine without GPUs."""
 

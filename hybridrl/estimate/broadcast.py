@@ -19,11 +19,12 @@ _Block = tuple[_Span, _Span, _Span, _Span]
 """Layers, experts, rows and columns of a parameter."""
 
 
-def broadcast_bound(job: Job) -> int:
+def broadcast_bound(job: Job, *, fp8: bool | None = None) -> int:
     """Elements that at least must reach nodes from other nodes.
 
     Args:
         job: has a topology.
+        fp8: count only what engines have in FP8, or only what they have not; None: count both.
     """
     topology = job.topology
     assert topology is not None
@@ -39,17 +40,17 @@ def broadcast_bound(job: Job) -> int:
     for node, ranks in wanted.items():  # nodes with the same ranks are counted once
         key = frozenset(ranks), frozenset(held.get(node, ()))
         if key not in found:
-            found[key] = _lacking(*map(_blocks, key))
+            found[key] = _lacking(_blocks(key[0], fp8), _blocks(key[1]))
         total += found[key]
     return total
 
 
-def _blocks(ranks: Iterable[tuple[Layout, int]]) -> dict[str, set[_Block]]:
+def _blocks(ranks: Iterable[tuple[Layout, int]], fp8: bool | None = None) -> dict[str, set[_Block]]:
     """Parameter -> what these ranks hold of it."""
     found: dict[str, set[_Block]] = {}
     for layout, rank in ranks:
         for held in layout.holdings:
-            if rank in held.ranks:
+            if rank in held.ranks and (fp8 is None or held.fp8 == fp8):
                 found.setdefault(held.param, set()).update(_of(held))
     return found
 

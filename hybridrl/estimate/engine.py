@@ -12,7 +12,7 @@ def engine_weights(setting: Setting) -> float:
     """Bytes of the weights of one engine rank."""
     if not setting.num_engines:
         return 0.0
-    return on_engine(setting.engine_layout()) * setting.engine_bytes
+    return on_engine(setting.engine_layout(), setting.engine_bytes)
 
 
 def kv_bytes_per_token(setting: Setting) -> float:
@@ -20,7 +20,8 @@ def kv_bytes_per_token(setting: Setting) -> float:
     model, sharding = setting.model, setting.engine
     ranks = sharding.tp // sharding.attention_copies
     shared_by = 1 if model.latent else min(ranks, model.num_kv_heads)
-    return model.kv_cache_size * setting.engine_bytes / shared_by
+    number_bytes = 1 if setting.fp8_cache else setting.engine_bytes
+    return model.kv_cache_size * number_bytes / shared_by
 
 
 def kv_bytes(setting: Setting) -> float:

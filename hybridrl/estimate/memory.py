@@ -14,7 +14,8 @@ from hybridrl.estimate.activations import in_flight, layer, loss_bytes, norm_out
 from hybridrl.estimate.engine import engine_weights, engine_work, kv_bytes
 from hybridrl.estimate.gathered import GRADIENT_BYTES, gathered
 from hybridrl.estimate.pictures import pixel_bytes, tower_forward, tower_kept
-from hybridrl.estimate.setting import Role, Setting, trainer_layout
+from hybridrl.estimate.setting import Role, Setting
+from hybridrl.estimate.trainer_layouts import trainer_layout
 from hybridrl.estimate.weights import Share, on_stage
 
 _MOMENT_BYTES = 8

@@ -38,7 +38,7 @@ def weights_too_large(cfg: Config, gpu: GPUModel) -> Iterator[tuple[str, float, 
     """Section, bytes of the weights on a GPU, and bytes of its share, for models whose weights do not fit."""
     for section, model in served_models(cfg):
         spec, share = _spec(model), model.memory_fraction * gpu.memory_bytes
-        weights = _weights(cfg, model, spec) * _HALF if spec else 0.0
+        weights = _weights(cfg, model, spec, _HALF) if spec else 0.0
         if weights >= share:
             yield section, weights, share
 
@@ -50,8 +50,8 @@ def _bytes(cfg: Config, model: ServedModelConfig, gpu: GPUModel | None) -> float
     spec = _spec(model)
     if spec is None:
         return 0.0
-    cache = (model.kv_cache_tokens or 0) * spec.kv_cache_size
-    return model.num_engines * (_weights(cfg, model, spec) * model.tp + cache) * _FULL
+    cache = (model.kv_cache_tokens or 0) * spec.kv_cache_size * _FULL
+    return model.num_engines * (_weights(cfg, model, spec, _FULL) * model.tp + cache)
 
 
 def _spec(model: ServedModelConfig) -> ModelSpec | None:
@@ -62,7 +62,7 @@ def _spec(model: ServedModelConfig) -> ModelSpec | None:
         return None
 
 
-def _weights(cfg: Config, model: ServedModelConfig, spec: ModelSpec) -> float:
-    """Parameters of an engine rank."""
+def _weights(cfg: Config, model: ServedModelConfig, spec: ModelSpec, element_bytes: int) -> float:
+    """Bytes of an engine rank's parameters."""
     kind = kind_of(model.engine or cfg.rollout.engine)
-    return on_engine(layout_in(kind, spec, kind.parallel(tp=model.tp)))
+    return on_engine(layout_in(kind, spec, kind.parallel(tp=model.tp)), element_bytes)

@@ -1,7 +1,6 @@
 """The input of an estimate: the model, what is trained, the parallel layouts, and the hardware."""
 
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 from hybridrl.algorithms.needs import Needs
@@ -16,11 +15,13 @@ from hybridrl.estimate.batch import Batch
 from hybridrl.estimate.gpus import GPUModel
 from hybridrl.estimate.roles import TRAINED, Role, dedicated_shardings, dedicated_tokens, frozen_roles
 from hybridrl.estimate.served import served_bytes
+from hybridrl.estimate.trainer_layouts import trainer_layout
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Layout
 from hybridrl.layout.fsdp import exchange_of
 from hybridrl.layout.trainers import TrainerLayout, layout_of
 from hybridrl.models.spec import ModelSpec, without_vocabulary
+from hybridrl.reshard.divided import refuse_divided_blocks
 from hybridrl.rollout.base import EngineKind, kind_of, layout_in
 from hybridrl.wording import counted
 
@@ -87,6 +88,12 @@ class Setting:
     engines_sleep: bool = True
     """Whether engines free their key-value cache while the trainer works."""
 
+    precision: str | None = None
+    """rollout.precision: "fp8" if engines have block-FP8 weights."""
+
+    fp8_cache: bool = False
+    """Whether a number of the engines' key-value cache is a byte."""
+
     swaps_in_flight: bool = False
     """Whether a swap drops the key-value cache of running requests, which compute it again."""
 
@@ -135,6 +142,8 @@ class Setting:
             dedicated_tokens=dedicated_tokens(cfg),
             lora=cfg.actor.lora,
             engines_sleep=engines_sleep(cfg),
+            precision=cfg.rollout.precision,
+            fp8_cache=cfg.rollout.kv_cache_precision == "fp8",
             swaps_in_flight=cfg.rollout.swap == "in_flight",
             served=served_bytes(cfg, gpu),
             separate=cfg.cluster.placement == "separate",
@@ -210,7 +219,7 @@ class Setting:
 
     @property
     def engine_bytes(self) -> int:
-        """Bytes per element of the engine's parameters and cache."""
+        """Bytes per element of the engine's parameters and cache that are not FP8."""
         return 2 if self.gpu else 4
 
     @property
@@ -332,17 +341,17 @@ class Setting:
     def engine_layout(self) -> Layout:
         """
         Raises:
-            LayoutError: the model does not divide over the ranks.
+            LayoutError: the model does not divide over the ranks, or not into FP8 blocks.
         """
         assert self.engine_kind is not None, "there are engines"
-        return layout_in(self.engine_kind, self.model, self.engine)
+        return layout_in(self.engine_kind, self.model, self.engine, self.precision)
 
     def divides(self) -> bool:
         """Whether the models divide over trainer and engine ranks, and there are enough GPUs."""
         try:
-            self.layout()
+            trainer = self.layout()
             if self.num_engines:
-                self.engine_layout()
+                refuse_divided_blocks(trainer, self.engine_layout())
             if self.reward_model is not None:
                 self.layout_of("reward model")
         except LayoutError:
@@ -358,26 +367,6 @@ class Setting:
             beside = f" beside {engines} of the engines" if self.separate else ""
             return f"actor.parallel needs {counted(ranks, 'GPU')}{beside}"
         return f"rollout.parallel needs {counted(engines, 'GPU')}" if engines > self.num_gpus else ""
-
-
-def trainer_layout(
-    backend: str, model: ModelSpec, parallel: TrainParallel, *, fused: bool = False
-) -> TrainerLayout:
-    """
-    Args:
-        backend: value of actor.backend.
-        parallel: parallel layout with dp set.
-
-    Raises:
-        LayoutError: the model does not divide over the ranks, or a key has no meaning for the backend.
-    """
-    layout_of(backend).refuse_keys(model, parallel)
-    return _layout(backend, model, fused, tuple(parallel.sizes.items()))
-
-
-@cache
-def _layout(backend: str, model: ModelSpec, fused: bool, sizes: tuple[tuple[str, Any], ...]) -> TrainerLayout:
-    return layout_of(backend).of(model, on_gpu=fused, **dict(sizes))
 
 
 def _trainer(cfg: Config | SupervisedConfig, model: ModelSpec, gpu: GPUModel | None) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Plans and proves the weight swap of a run, and compares its bytes per link with the least possible."""
 
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, replace
 
 from hybridrl.estimate.broadcast import broadcast_bound
 from hybridrl.layout.base import instance
+from hybridrl.layout.blocks import FP8_BYTES
 from hybridrl.reshard.placement import held_there, needed, place
 from hybridrl.reshard.plan import Job, Transfer, plan
 from hybridrl.reshard.proof import prove
@@ -66,7 +67,7 @@ def estimate(job: Job, element_bytes: int, fixed: Set[str] = frozenset()) -> Swa
 
     Args:
         job: has a topology.
-        element_bytes: bytes per element of an engine parameter.
+        element_bytes: bytes per element of an engine parameter that is not FP8.
         fixed: canonical parameters that no optimizer step changes.
 
     Raises:
@@ -78,8 +79,8 @@ def estimate(job: Job, element_bytes: int, fixed: Set[str] = frozenset()) -> Swa
     if not separate:
         placed["inside nodes"] = place(job.source, job.targets, job.topology, "node")
         placed["anywhere"] = place(job.source, job.targets, job.topology, "cluster")
-    local = {name: _local(job, topology) for name, topology in placed.items()}
-    need = sum(int(needed(layout).sum()) for layout in job.targets)
+    local = {name: _local(job, topology, element_bytes) for name, topology in placed.items()}
+    need = _bytes(lambda fp8: sum(needed(layout, fp8=fp8).sum() for layout in job.targets), element_bytes)
     best = replace(job, topology=placed["inside nodes"])
     start = time.perf_counter()
     plan(best, source_rank=0)
@@ -90,21 +91,24 @@ def estimate(job: Job, element_bytes: int, fixed: Set[str] = frozenset()) -> Swa
     proved = places[:_PROVED_RANKS]
     mine = [t for t in every if (t.target, t.target_rank) in set(proved)]
     proof = prove(best, mine, proved)
-    links = _by_link(best, every)
+    links = _by_link(best, every, element_bytes)
+    bound = need - local["inside nodes"]
+    if separate:
+        bound = _bytes(lambda fp8: broadcast_bound(job, fp8=fp8), element_bytes)
     return SwapEstimate(
         num_engine_ranks=len(places),
         num_proved_ranks=len(proved),
         num_tensors=proof.num_tensors,
-        written_bytes=need * element_bytes,
-        fixed_bytes=sum(_fixed_elements(transfer, fixed) for transfer in every) * element_bytes,
-        device_bytes=links["device"] * element_bytes,
-        node_bytes=links["node"] * element_bytes,
-        remote_bytes=links["remote"] * element_bytes,
-        bound_bytes=(broadcast_bound(job) if separate else need - local["inside nodes"]) * element_bytes,
-        imbalance=_imbalance(best, every),
+        written_bytes=round(need),
+        fixed_bytes=round(sum(_fixed_bytes(transfer, fixed, element_bytes) for transfer in every)),
+        device_bytes=round(links["device"]),
+        node_bytes=round(links["node"]),
+        remote_bytes=round(links["remote"]),
+        bound_bytes=round(bound),
+        imbalance=_imbalance(best, every, element_bytes),
         largest_table=max(_num_copies(t for t in mine if (t.target, t.target_rank) == at) for at in proved),
         plan_s=plan_s,
-        held={name: count / need for name, count in local.items()},
+        held={name: found / need for name, found in local.items()},
         num_senders=job.source.world_size if separate else 0,
     )
 
@@ -168,40 +172,55 @@ def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
 
 
-def _local(job: Job, topology: Topology) -> int:
-    """Number of elements that are on the right device already."""
-    there = {layout: held_there(job.source, layout) for layout in dict.fromkeys(job.targets)}
+def _bytes(elements: Callable[[bool], int], element_bytes: int) -> float:
+    """
+    Args:
+        elements: number of those that are FP8 in engines, and of the others.
+    """
+    return int(elements(True)) * FP8_BYTES + int(elements(False)) * element_bytes
+
+
+def _local(job: Job, topology: Topology, element_bytes: int) -> float:
+    """Bytes that are on the right device already."""
+    kinds = dict.fromkeys(job.targets)
+    there = {(k, fp8): held_there(job.source, k, fp8=fp8) for k in kinds for fp8 in (False, True)}
     rank_on = {device: rank for rank, device in enumerate(topology.source)}
-    places = ((t, r) for t, layout in enumerate(job.targets) for r in range(layout.world_size))
-    return sum(
-        int(there[job.targets[target]][rank_on[device], rank])
-        for target, rank in places
-        if (device := topology.targets[target][rank]) in rank_on
+    places = [
+        (layout, rank_on[device], rank)
+        for layout, devices in zip(job.targets, topology.targets, strict=True)
+        for rank, device in enumerate(devices)
+        if device in rank_on
+    ]
+    return _bytes(
+        lambda fp8: sum(int(there[layout, fp8][source, rank]) for layout, source, rank in places),
+        element_bytes,
     )
 
 
-def _fixed_elements(transfer: Transfer, fixed: Set[str]) -> int:
-    """Elements of a transfer that belong to fixed parameters."""
+def _fixed_bytes(transfer: Transfer, fixed: Set[str], element_bytes: int) -> float:
+    """Bytes of a transfer that belong to fixed parameters."""
     count = sum(instance(transfer.param, layer) in fixed for layer in transfer.layers)
-    return transfer.elements // len(transfer.layers) * count
+    return transfer.num_bytes(element_bytes) / len(transfer.layers) * count
 
 
-def _by_link(job: Job, transfers: list[Transfer]) -> dict[str, int]:
-    found = {"device": 0, "node": 0, "remote": 0}
+def _by_link(job: Job, transfers: list[Transfer], element_bytes: int) -> dict[str, float]:
+    found = {"device": 0.0, "node": 0.0, "remote": 0.0}
     for transfer in transfers:
         source, target = _devices(job, transfer)
         assert job.topology is not None
         same_node = job.topology.node(source) == job.topology.node(target)
-        found["device" if source == target else "node" if same_node else "remote"] += transfer.elements
+        found["device" if source == target else "node" if same_node else "remote"] += transfer.num_bytes(
+            element_bytes
+        )
     return found
 
 
-def _imbalance(job: Job, transfers: list[Transfer]) -> float:
-    sent = [0] * job.source.world_size
+def _imbalance(job: Job, transfers: list[Transfer], element_bytes: int) -> float:
+    sent = [0.0] * job.source.world_size
     for transfer in transfers:
         source, target = _devices(job, transfer)
         if source != target and transfer.via is None:
-            sent[transfer.source_rank] += transfer.elements
+            sent[transfer.source_rank] += transfer.num_bytes(element_bytes)
     return max(sent) * len(sent) / sum(sent) if any(sent) else 1.0
 
 

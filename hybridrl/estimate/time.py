@@ -15,8 +15,9 @@ from hybridrl.estimate.engine import engine_weights, kv_bytes_per_token, kv_toke
 from hybridrl.estimate.gathered import GRADIENT_BYTES
 from hybridrl.estimate.gpus import GPUModel
 from hybridrl.estimate.memory import num_microbatches, resident, state
-from hybridrl.estimate.setting import Role, Setting, trainer_layout
+from hybridrl.estimate.setting import Role, Setting
 from hybridrl.estimate.swap import SwapEstimate
+from hybridrl.estimate.trainer_layouts import trainer_layout
 from hybridrl.estimate.weights import on_stage
 
 _MATMUL = 0.6
@@ -173,7 +174,7 @@ def recompute_s(setting: Setting) -> float:
 
 def _prefill_s(setting: Setting, tokens: float) -> float:
     """Seconds of an engine to fill its cache with tokens that are known."""
-    operations = tokens * 2 * flops.active_weights(setting.model)
+    operations = tokens * 2 * flops.active_weights(setting.model) * _engine_slowness(setting)
     return operations / (setting.engine.tp * _gpu(setting).flops * _MATMUL)
 
 
@@ -213,11 +214,18 @@ def _passes(setting: Setting, factor: float) -> float:
 
 
 def _fp8_slowness(setting: Setting) -> float:
-    """Time of the layers' products relative to bf16. A GPU without FP8 computes in bf16."""
-    gpu = _gpu(setting)
+    """Time of the trainer's products in layers relative to bf16. A GPU without FP8 computes in bf16."""
+    return _slowness(_gpu(setting), setting.fp8_share)
+
+
+def _engine_slowness(setting: Setting) -> float:
+    return _slowness(_gpu(setting), float(setting.precision == "fp8"))
+
+
+def _slowness(gpu: GPUModel, fp8_share: float) -> float:
     if not gpu.fp8_flops:
         return 1.0
-    return 1 - setting.fp8_share * (1 - gpu.flops * _MATMUL / (gpu.fp8_flops * _FP8_MATMUL))
+    return 1 - fp8_share * (1 - gpu.flops * _MATMUL / (gpu.fp8_flops * _FP8_MATMUL))
 
 
 def _width_share(setting: Setting) -> float:
@@ -346,7 +354,8 @@ def _decode_s(setting: Setting, running: float) -> float:
     context = setting.batch.mean_prompt + setting.batch.mean_response / 2
     read = engine_weights(setting) * _touched(setting, running)
     read += running / sharding.attention_copies * context * kv_bytes_per_token(setting)
-    operations = 2 * flops.active_weights(model) + flops.attention(model, context)
+    products = 2 * flops.active_weights(model) * _engine_slowness(setting)
+    operations = products + flops.attention(model, context)
     operations = running * (operations + flops.output_layer(model)) / sharding.tp
     link = _link(setting, sharding.tp)
     latency = _NODE_LATENCY_S if sharding.tp <= setting.gpus_per_node else _NETWORK_LATENCY_S

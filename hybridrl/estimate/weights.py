@@ -7,6 +7,7 @@ from functools import cache
 
 from hybridrl.layout.adapters import AdapterLayout
 from hybridrl.layout.base import Holding, Layout
+from hybridrl.layout.blocks import FP8_BYTES
 from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.models import spec as models
 from hybridrl.models.spec import ModelSpec
@@ -66,12 +67,18 @@ def on_stage(sharding: TrainerLayout | AdapterLayout, stage: int, *, layers_only
 
 
 @cache
-def on_engine(layout: Layout) -> float:
-    """Parameters of the largest engine rank, vocabulary padding included."""
-    return max(
-        sum(map(_size, (held for held in layout.holdings if rank in held.ranks)))
-        for rank in range(layout.world_size)
-    )
+def on_engine(layout: Layout, element_bytes: int) -> float:
+    """Bytes of the parameters of the largest engine rank, vocabulary padding and scales of FP8 included.
+
+    Args:
+        element_bytes: bytes of a parameter that is not quantised.
+    """
+    sizes = [0.0] * layout.world_size
+    for held in layout.holdings:
+        size = _size(held) * (FP8_BYTES if held.fp8 else element_bytes)
+        for rank in held.ranks:
+            sizes[rank] += size
+    return max(sizes)
 
 
 def _size(held: Holding) -> int:

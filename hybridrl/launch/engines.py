@@ -95,6 +95,8 @@ class Engines:
                     kv_cache_tokens=rollout.kv_cache_tokens,
                     memory_fraction=rollout.memory_fraction,
                     max_running_requests=rollout.max_running_requests,
+                    fp8_weights=rollout.precision == "fp8" and self.version is None,
+                    fp8_cache=rollout.kv_cache_precision == "fp8",
                     version=self.version,
                     python=rollout.python and os.path.abspath(rollout.python),  # not what a link leads to
                     start_timeout_s=cfg.cluster.start_timeout_s,

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import ray
 
-from hybridrl.algorithms.lag import lag_warning
+from hybridrl.algorithms.lag import lag_warning, mismatch_warning
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.config.files import atomic_write
 from hybridrl.config.load import LoadedConfig
@@ -60,6 +60,9 @@ from hybridrl.workers.trainer import RayTrainer
 
 Place = Literal["local", "ray"]
 """A Ray that is started here, or one that runs already."""
+
+_WARNINGS = (lag_warning, idle_warning, mismatch_warning)
+"""Ask a config for a reason to warn before the run."""
 
 
 class RLRun(Run[Config, RunObserver]):
@@ -122,7 +125,7 @@ class RLRun(Run[Config, RunObserver]):
     def prepare(self, progress: Mapping[str, Any] | None) -> None:
         self._prepared, self._credit = prepare(self._here), self._new_credit()
         self.terminal.say("data", self._prepared.describe())
-        for warning in (*self._prepared.warnings, lag_warning(self.cfg), idle_warning(self.cfg)):
+        for warning in (*self._prepared.warnings, *(warn(self.cfg) for warn in _WARNINGS)):
             if warning is not None:
                 self.terminal.warn(warning)
         if progress:
@@ -214,7 +217,7 @@ class RLRun(Run[Config, RunObserver]):
 
     def _starting(self) -> Starts:
         cfg, shape = self.cfg, self._shape
-        engine = layout_in(kind_of(cfg.rollout.engine), self.model, shape.engine)
+        engine = layout_in(kind_of(cfg.rollout.engine), self.model, shape.engine, cfg.rollout.precision)
         layouts = trainer_layout(cfg, self.model, shape.parallel), engine
         return Starts(
             cfg=cfg,
@@ -238,7 +241,7 @@ class RLRun(Run[Config, RunObserver]):
             cfg.rollout.weight_path,
             workers.trainer,
             workers.rollout,
-            layout_in(kind_of(cfg.rollout.engine), self.model, self._shape.engine),
+            layout_in(kind_of(cfg.rollout.engine), self.model, self._shape.engine, cfg.rollout.precision),
             cfg.cluster,
             self.observe.warn,
             starts.devices.topology,

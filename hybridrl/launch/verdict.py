@@ -25,12 +25,14 @@ from hybridrl.launch.program_check import unfit_box, unfit_program, unsafe_endpo
 from hybridrl.launch.reward_model_setup import refuse_unfit_reward_model, reward_model_layout
 from hybridrl.launch.served_check import unfit_frozen, unfit_judges
 from hybridrl.launch.shape import trainer_layout, with_gpus
+from hybridrl.layout.base import Layout
 from hybridrl.layout.trainers import layout_of
 from hybridrl.models import hub
 from hybridrl.models.config_json import read_config
 from hybridrl.models.make import config_of_made, spec_of_made
 from hybridrl.models.spec import ModelSpec
 from hybridrl.observe.sink import load_sinks, refuse_missing_sinks
+from hybridrl.reshard.divided import refuse_divided_blocks
 from hybridrl.rewards.plugin import load_reward
 from hybridrl.rollout.base import EngineKind, kind_of, layout_in
 from hybridrl.trainer.setup import refuse_unfit_experts, refuse_untried
@@ -268,10 +270,42 @@ def _engine_errors(loaded: LoadedConfig[Config], model: ModelSpec) -> Iterator[H
     kind = kind_of(cfg.rollout.engine)
     yield from map(loaded.locate, kind.refuse(cfg, model))
     yield from _head_errors(loaded, model, kind)
+    yield from _precision_errors(loaded, kind)
     if not model.has_table:
         yield from _loader_errors(loaded, model)
-    for error in _refusals(loaded, lambda: layout_in(kind, model, cfg.rollout.parallel)):
-        yield ConfigError(f"{key}: {error.what}", where=loaded.where(key), fix=error.fix)
+    fp8 = cfg.rollout.precision == "fp8"
+    where = loaded.where(key, *(["rollout.precision"] if fp8 else []))
+    for error in _refusals(
+        loaded, lambda: layout_in(kind, model, cfg.rollout.parallel, cfg.rollout.precision)
+    ):
+        yield ConfigError(f"{key}: {error.what}", where=where, fix=error.fix)
+        return
+    if fp8:
+        yield from _divided_blocks(loaded, model, layout_in(kind, model, cfg.rollout.parallel, "fp8"))
+
+
+def _divided_blocks(
+    loaded: LoadedConfig[Config], model: ModelSpec, engine: Layout
+) -> Iterator[HybridRLError]:
+    """Errors about FP8 blocks that no trainer rank has whole."""
+    cfg = loaded.config
+    whole = with_dp(cfg.actor.parallel, trainer_gpus(cfg))
+    where = loaded.where("actor.parallel", "rollout.precision")
+    for error in _refusals(loaded, lambda: refuse_divided_blocks(trainer_layout(cfg, model, whole), engine)):
+        yield ConfigError(f"rollout.precision = fp8: {error.what}", where=where, fix=error.fix)
+
+
+def _precision_errors(loaded: LoadedConfig[Config], kind: EngineKind) -> Iterator[HybridRLError]:
+    """Errors about FP8 in engines that this project cannot start with it."""
+    rollout = loaded.config.rollout
+    for key in ("precision", "kv_cache_precision"):
+        if getattr(rollout, key) == "fp8" and not getattr(kind, "computes_fp8", False):
+            yield ConfigError(
+                f"rollout.{key} = fp8: rollout.engine = {rollout.engine} is started in bf16 only; where its "
+                "quantised weights are is not known",
+                where=loaded.where(f"rollout.{key}", "rollout.engine"),
+                fix=f"rollout.engine: sglang, or rollout.{key}: bf16",
+            )
 
 
 def _head_errors(loaded: LoadedConfig[Config], model: ModelSpec, kind: EngineKind) -> Iterator[HybridRLError]:

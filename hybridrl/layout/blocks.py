@@ -51,7 +51,7 @@ def _cut(parameter: Parameter, site: Site, held: Held, size: int) -> Iterator[st
     if held.num_cols % BLOCK:
         yield f"{held.num_cols} columns"
     parts = _parts(parameter, site, held, size)
-    if size > 1 or len(parts) > 1:
+    if size > 1 or len(parts) > 1 or site.sharding == "whole":
         for rows in parts:
             if rows % BLOCK:
                 yield f"a part of {rows} rows"
@@ -61,6 +61,8 @@ def _cut(parameter: Parameter, site: Site, held: Held, size: int) -> Iterator[st
 
 def _parts(parameter: Parameter, site: Site, held: Held, size: int) -> list[int]:
     """Rows of the parts of a rank's tensor."""
+    if site.sharding == "whole":  # a checkpoint begins each part with a block of its own
+        return list(parameter.keep(site.blocks)[1].blocks[:-1])
     if site.sharding not in _FUSED:
         return []
     if site.sharding == "heads":

@@ -14,7 +14,9 @@ def swap_job(cfg: Config, model: models.ModelSpec) -> Job:
     Without GPUs a rank is a device."""
     shape = RunShape.of(cfg)
     source = trainer_layout(cfg, model, shape.parallel)
-    engines = (layout_in(kind_of(cfg.rollout.engine), model, shape.engine),) * shape.num_engines
+    engines = (
+        layout_in(kind_of(cfg.rollout.engine), model, shape.engine, cfg.rollout.precision),
+    ) * shape.num_engines
     if shape.separate:
         per_node = cfg.cluster.gpus_per_node or 0
         topology = Placement.of_config(cfg).topology(shape.engine.tp, per_node, parts=shape.engine_parts)

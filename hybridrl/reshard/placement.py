@@ -18,11 +18,15 @@ from hybridrl.reshard.topology import Topology
 Scope = Literal["node", "cluster"]
 
 
-def held_there(source: Layout, target: Layout) -> np.ndarray:
-    """int64 [source ranks, target ranks]: elements that the target rank needs and the source rank holds."""
+def held_there(source: Layout, target: Layout, *, fp8: bool | None = None) -> np.ndarray:
+    """int64 [source ranks, target ranks]: elements that the target rank needs and the source rank holds.
+
+    Args:
+        fp8: count only what the target has in FP8, or only what it has not; None: count both.
+    """
     found = np.zeros((source.world_size, target.world_size), np.int64)
     wanted = {}
-    for held in target.holdings:
+    for held in _of_precision(target, fp8):
         wanted.setdefault(held.param, []).append(held)
     for held in source.holdings:
         for want in wanted.get(held.param, ()):
@@ -35,10 +39,14 @@ def held_there(source: Layout, target: Layout) -> np.ndarray:
     return found
 
 
-def needed(target: Layout) -> np.ndarray:
-    """int64 [target ranks]: elements that each target rank holds."""
+def needed(target: Layout, *, fp8: bool | None = None) -> np.ndarray:
+    """int64 [target ranks]: elements that each target rank holds.
+
+    Args:
+        fp8: as for held_there.
+    """
     found = np.zeros(target.world_size, np.int64)
-    for held in target.holdings:
+    for held in _of_precision(target, fp8):
         elements = len(held.layers) * len(held.experts) * size(held.rows) * size(held.cols)
         found[held.ranks.start : held.ranks.stop : held.ranks.step] += elements
     return found
@@ -78,6 +86,10 @@ def _local(
     ranks = {device: rank for rank, device in enumerate(topology.source)}
     rows = [held[ranks[device]] if device in ranks else np.zeros_like(held[0]) for device in devices.tolist()]
     return np.stack(rows)
+
+
+def _of_precision(target: Layout, fp8: bool | None) -> list[Holding]:
+    return [held for held in target.holdings if fp8 is None or held.fp8 == fp8]
 
 
 def _shared(held: Holding, want: Holding) -> int:

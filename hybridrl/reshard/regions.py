@@ -80,7 +80,7 @@ class Regions:
 
 
 def _region(patch: Patch, held: Holding, wanted: Holding, part: Part) -> Region:
-    rows, cols = _covered(patch.rows, wanted.rows), _covered(patch.cols, wanted.cols)
+    rows, cols = covered(patch.rows, wanted.rows), covered(patch.cols, wanted.cols)
     by_rows = not part.is_whole and size(rows) * size(cols) >= _SHARE_ELEMENTS
     if by_rows and wanted.fp8:
         count = size(rows)
@@ -105,7 +105,7 @@ def _shared(runs: Runs, wanted: Runs) -> int:
     return sum([span.length for span in overlap(runs, wanted)])
 
 
-def _covered(runs: Runs, wanted: Runs) -> Runs:
+def covered(runs: Runs, wanted: Runs) -> Runs:
     """The parts of `runs` that `wanted` covers."""
     return join(Run(span.at, span.length, span.at) for span in overlap(runs, wanted))
 

@@ -49,6 +49,13 @@ class EngineSetup:
 
     memory_fraction: float = 0.8
     max_running_requests: int = 256
+    fp8_weights: bool = False
+    """Linear layers and experts are quantised in blocks. The folder's weights are not read then: `version` is
+    None, and the first swap writes all."""
+
+    fp8_cache: bool = False
+    """The key-value cache holds e4m3."""
+
     version: PolicyVersion | None = 0
     """Version of the weights. None: they have no version, and the engine serves only after its first swap."""
 
@@ -280,7 +287,8 @@ class EngineKind(Protocol):
         """Class of the config section rollout.parallel."""
         ...
 
-    # A kind whose engines answer Sampling.head_tokens has `reports_heads = True`.
+    # A kind whose engines answer Sampling.head_tokens has `reports_heads = True`; one that takes
+    # EngineSetup.fp8_weights and fp8_cache has `computes_fp8 = True`.
 
     def layout(self, model: ModelSpec, parallel: EngineParallel) -> Layout:
         """Which part of the model each of the parallel.tp ranks of an engine holds.
@@ -342,13 +350,19 @@ def kind_of(name: str) -> EngineKind:
     return kind
 
 
-def layout_in(kind: EngineKind, model: ModelSpec, parallel: EngineParallel) -> Layout:
+def layout_in(
+    kind: EngineKind, model: ModelSpec, parallel: EngineParallel, precision: str | None = None
+) -> Layout:
     """The layout of a model in an engine; a LoaderLayout if the model has no table.
 
+    Args:
+        precision: rollout.precision; None for engines of models that are never trained.
+
     Raises:
-        LayoutError: the model does not divide over the ranks.
+        LayoutError: the model does not divide over the ranks, or not into blocks, or the engine has no FP8.
     """
-    return kind.layout(model, parallel) if model.has_table else LoaderLayout(model, parallel.tp)
+    layout = kind.layout(model, parallel) if model.has_table else LoaderLayout(model, parallel.tp)
+    return layout.in_fp8() if precision == "fp8" else layout
 
 
 def working_bytes(kind: EngineKind, model: ModelSpec, parallel: EngineParallel, requests: int) -> float:

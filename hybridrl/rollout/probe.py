@@ -3,10 +3,11 @@
 The loader gets Hugging Face tensors whose values are tags, the coordinates of each element: tensor, row and
 column. One pass writes one digit of one coordinate, small enough to be exact in the engine's narrowest dtype.
 All tensors are treated as matrices: a vector has one column, and all dimensions but the last become rows.
+Scales of weights in block FP8 are tagged like tensors of their own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ import torch
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Layout, instance
+from hybridrl.layout.blocks import BLOCK, num_blocks
 from hybridrl.layout.hf import HFLayout
-from hybridrl.layout.runs import overlap
+from hybridrl.layout.runs import Run, overlap
 from hybridrl.layout.shard import Shard
 
 Load = Callable[[Iterator[tuple[str, torch.Tensor]]], object]
@@ -25,7 +27,7 @@ Load = Callable[[Iterator[tuple[str, torch.Tensor]]], object]
 Read = Callable[[], Mapping[str, torch.Tensor]]
 """Returns the engine's present tensors, by its own names."""
 
-_BASE = {torch.bfloat16: 1 << 8, torch.float16: 1 << 11, torch.float32: 1 << 24}
+_BASE = {torch.float8_e4m3fn: 1 << 4, torch.bfloat16: 1 << 8, torch.float16: 1 << 11, torch.float32: 1 << 24}
 """Base of the digits: all smaller integers are exact in the dtype."""
 
 _NOTHING = -1
@@ -55,6 +57,9 @@ class Tags:
     shapes: Mapping[str, tuple[int, ...]]
     """Shapes by Hugging Face name; the coordinate of a tensor is its index in this mapping."""
 
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    """Dtypes of those tensors that are quantised in a checkpoint, and of their scales."""
+
     def passes(self, base: int) -> list[Pass]:
         matrices = [_matrix(shape) for shape in self.shapes.values()]
         counts = (len(matrices), max(rows for rows, _ in matrices), max(cols for _, cols in matrices))
@@ -71,7 +76,8 @@ class Tags:
                 ROW: torch.arange(rows, device=device)[:, None],
                 COLUMN: torch.arange(cols, device=device)[None],
             }[step.coordinate]
-            yield name, step.digits(coordinates).to(dtype).expand(rows, cols).contiguous().view(shape)
+            digits = step.digits(coordinates).to(self.dtypes.get(name, dtype))
+            yield name, digits.expand(rows, cols).contiguous().view(shape)
 
 
 class Declared(NamedTuple):
@@ -121,16 +127,25 @@ class LoaderProbe:
             for layer in (held.layers if every_layer else (*held.layers[:1], *held.layers[-1:]))
         }
         fed = {name: shard for name, shard in source.shards(0).items() if shard.param in params}
+        fp8 = {instance(held.param, layer) for held in layout.holdings if held.fp8 for layer in held.layers}
+        dtypes: dict[str, torch.dtype] = {}
+        for name in [name for name, shard in fed.items() if shard.param in fp8]:
+            fed[name + layout.scales] = in_blocks(fed[name])
+            dtypes |= {name: torch.float8_e4m3fn, name + layout.scales: torch.float32}
         blocks: dict[str, list[tuple[int, Shard]]] = {}
         for index, shard in enumerate(fed.values()):
             blocks.setdefault(shard.param, []).append((index, shard))
         self._where = f"rank {rank} of {type(layout).__name__}"
-        self._shards = layout.shards(rank)
-        self._tags = Tags({name: shard.shape for name, shard in fed.items()})
+        held = layout.shards(rank)
+        scales = {
+            name + layout.scales: in_blocks(shard) for name, shard in held.items() if shard.param in fp8
+        }
+        self._shards = held | scales
+        self._tags = Tags({name: shard.shape for name, shard in fed.items()}, dtypes)
         self._declared = {
             name: _declare(shard, blocks[shard.param])
             for name, shard in self._shards.items()
-            if shard.param in params
+            if shard.param in blocks
         }
 
     @property
@@ -161,21 +176,25 @@ class LoaderProbe:
     def _shown(self, load: Load, read: Read) -> Iterator[tuple[Pass, dict[str, torch.Tensor]]]:
         """Run all passes; yields each with the targets as matrices."""
         targets = [read()[name] for name in self._declared]
-        dtype = self._narrowest(targets)
-        for step in self._tags.passes(_BASE[dtype]):
+        dtypes = self._dtypes(targets)
+        dtype = dtypes[-1]
+        for step in self._tags.passes(_BASE[dtypes[0]]):
             before = read()
             for name in self._declared:
                 before[name].fill_(_NOTHING)
             load(self._tags.tensors(step, dtype, targets[0].device))
             after = read()
-            yield step, {name: after[name].reshape(-1, len(d.column)) for name, d in self._declared.items()}
+            yield step, {name: _shown_as(after[name], len(d.column)) for name, d in self._declared.items()}
 
-    def _narrowest(self, targets: Sequence[torch.Tensor]) -> torch.dtype:
+    def _dtypes(self, targets: Sequence[torch.Tensor]) -> list[torch.dtype]:
+        """Dtypes of the targets, the narrowest first; only the one of weights that are not FP8 comes after
+        FP8."""
         dtypes = {tensor.dtype for tensor in targets}
         if not dtypes <= _BASE.keys():
             other = ", ".join(map(str, dtypes - _BASE.keys()))
             raise LayoutError(f"the engine holds weights as {other}", where=self._where, fix=_FIX)
-        return min(dtypes, key=lambda dtype: _BASE[dtype])
+        narrow = sorted(dtypes, key=lambda dtype: _BASE[dtype])
+        return narrow[: 1 + (narrow[0] == torch.float8_e4m3fn)]
 
     def _refuse_other_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         other = sorted(tensors.keys() ^ self._shards.keys())
@@ -260,6 +279,22 @@ def _range(row: int, column: int, rows: int, columns: int) -> str:
     """The range in words; `columns` is 0 for a vector."""
     text = f"rows {row}-{row + rows - 1}"
     return f"{text}, columns {column}-{column + columns - 1}" if columns else text
+
+
+def in_blocks(shard: Shard) -> Shard:
+    """The scales of a weight in block FP8 as a shard of a parameter of their own."""
+    rows, cols = (
+        tuple(Run(run.at // BLOCK, num_blocks(run.length), run.local // BLOCK) for run in runs)
+        for runs in (shard.rows, shard.cols)
+    )
+    shape = (*shard.shape[:-2], *map(num_blocks, shard.shape[-2:]))
+    return Shard(f"scales of {shard.param}", shape, rows, cols)
+
+
+def _shown_as(tensor: torch.Tensor, num_cols: int) -> torch.Tensor:
+    """As a matrix, in a dtype that can be compared."""
+    values = tensor.float() if tensor.dtype == torch.float8_e4m3fn else tensor
+    return values.reshape(-1, num_cols)
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

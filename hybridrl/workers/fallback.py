@@ -65,8 +65,8 @@ async def connect(
             in_place = RaySync(trainer, rollout, layout, cluster, warn, topology, swap, receivers)
             await in_place.connect()
             return in_place
-        if path == "in_place" or several_nodes:
-            raise difference
+        if path == "in_place" or several_nodes or any(held.fp8 for held in layout.holdings):
+            raise difference  # the loader does not quantise
         warn("weight path", f"weights take the slow way, through the engine's own loader: {difference.what}")
     elif several_nodes:
         raise ResourceError(

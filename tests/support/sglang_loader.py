@@ -15,14 +15,17 @@ os.environ |= {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1"}
 import torch
 from safetensors.torch import load_file
 from sglang.srt import runtime_context
+from sglang.srt.configs.load_config import LoadConfig
 from sglang.srt.configs.model_config import ModelConfig
 from sglang.srt.layers.dp_attention import initialize_dp_attention_flags
 from sglang.srt.layers.moe.utils import resolve_shared_experts_config
-from sglang.srt.model_loader.loader import set_default_torch_dtype
+from sglang.srt.layers.quantization import fp8 as fp8_layers
+from sglang.srt.model_loader.loader import _get_quantization_config, set_default_torch_dtype
 from sglang.srt.model_loader.utils import get_model_architecture
 from sglang.srt.server_args import ServerArgs
 
 from hybridrl.hosts.standins import operators
+from hybridrl.rollout.sglang.arguments import BLOCK_FP8
 
 operators.declare()
 
@@ -34,8 +37,13 @@ def group(rank, size):
     )
 
 
-def on_model(folder, tp, rank, question, ep=1, dp=1):
-    """What `question` says of a rank's model, before weights are loaded."""
+def on_model(folder, tp, rank, question, ep=1, dp=1, fp8=False):
+    """What `question` says of a rank's model, before weights are loaded.
+
+    Args:
+        fp8: with our arguments for block FP8. After a load SGLang does what it does on Hopper.
+    """
+    fp8_layers._is_cpu = fp8_layers._is_cpu and not fp8
     arguments = ServerArgs(
         model_path=folder,
         tp_size=tp,
@@ -45,6 +53,7 @@ def on_model(folder, tp, rank, question, ep=1, dp=1):
         device="cpu",
         skip_tokenizer_init=True,
         attention_backend="torch_native",
+        **(BLOCK_FP8 if fp8 else {}),
     )
     place = runtime_context.SpawnRanks(gpu_id=0, world_rank=rank)
     context = runtime_context.create_context(arguments, role="scheduler", ranks=place)
@@ -66,7 +75,9 @@ def on_model(folder, tp, rank, question, ep=1, dp=1):
             set_default_torch_dtype(torch.float32),
             runtime_context.get_model().override(shared_experts=shared),
         ):
-            model = model_class(config=config.hf_config)
+            model = model_class(
+                config=config.hf_config, quant_config=_get_quantization_config(config, LoadConfig())
+            )
         return question(model)
 
 

@@ -1,5 +1,6 @@
 """Configs of small models of every family, as SGLang reads them, and orders of programs that load them."""
 
+import copy
 from typing import Any
 
 import transformers
@@ -87,16 +88,53 @@ CONFIGS = {
 }
 """Name -> (architecture, config)."""
 
+_BLOCKS: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "moe_intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+}
+_LATENT_BLOCKS: dict[str, Any] = _BLOCKS | {
+    "num_key_value_heads": 4,
+    "head_dim": 64,  # of the rotary part, as transformers has it
+    "q_lora_rank": 384,
+    "kv_lora_rank": 256,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+IN_BLOCKS = {
+    "qwen2": _BLOCKS,
+    "qwen3-tied": _BLOCKS,
+    "llama": _BLOCKS,
+    "gemma2": _BLOCKS,
+    "gemma3": _BLOCKS,
+    "qwen3-moe": _BLOCKS,
+    "mixtral": _BLOCKS | {"hidden_size": 512},  # SGLang divides it by the heads
+    "deepseek-v2": _LATENT_BLOCKS,
+    "deepseek-v3": _LATENT_BLOCKS,
+}
+"""Model -> the sizes with which it divides into FP8 blocks."""
+
 
 def cases(sizes):
     """(model, one of its sizes) of {model: "TP[:EP[:DP]],..."}."""
     return [(model, size) for model, every in sizes.items() for size in every.split(",")]
 
 
-def orders(root, sizes):
-    """Write the configs of models into folders of `root`; what a program that loads them is told."""
+def orders(root, sizes, *, in_blocks=False):
+    """Write the configs of models into folders of `root`; what a program that loads them is told.
+
+    Args:
+        in_blocks: with sizes that divide into FP8 blocks.
+    """
     for name in sizes:
         architecture, config = CONFIGS[name]
         config.architectures = [architecture]
+        if in_blocks:
+            config = copy.deepcopy(config)
+            config.update(IN_BLOCKS[name])
         config.save_pretrained(root / name)
     return [f"{root / name}={every}" for name, every in sizes.items()]

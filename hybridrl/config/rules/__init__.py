@@ -42,6 +42,7 @@ from hybridrl.config.rules.parallel import (
 from hybridrl.config.rules.pictures import pictures_fit_the_model, pictures_fit_the_run
 from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.roles import roles_fit_the_run
+from hybridrl.config.rules.rollout_precision import rollout_precision_fits_the_run
 from hybridrl.config.rules.separate import engines_have_their_own_devices
 from hybridrl.config.rules.shared_prompts import shared_prompts_fit_the_run
 from hybridrl.config.rules.sizes import numbers_are_of_this_world
@@ -90,6 +91,7 @@ RULES: Sequence[Rule] = (
     adapters_fit_the_model,
     gpus_train_no_adapters,
     engine_parallel_divides_the_model,
+    rollout_precision_fits_the_run,
     one_plays_the_episodes,
     turns_fit_the_context,
     heldout_answers_fit_the_engine,

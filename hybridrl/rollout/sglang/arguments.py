@@ -4,15 +4,19 @@ The in-place swap needs weights in the model's own layout. On CPU, SGLang repack
 Intel AMX, but only with `convert_weight_packed` of a real sgl-kernel, which our stand-in lacks. It never
 repacks float32, which the CPU engine uses here. The receiver refuses a repacked layer in any case.
 
-On CUDA, bfloat16 weights are not repacked with the MoE backend that is chosen here.
+On CUDA, bfloat16 weights are not repacked with the MoE backend that is chosen here. Nor are weights in block
+FP8 on Hopper; on older GPUs SGLang repacks them for Marlin, and on Blackwell it rewrites their scales for
+DeepGEMM.
 """
 
+import json
 import os
 from typing import Any
 
 import torch
 
 from hybridrl.hosts.machine import LOOPBACK
+from hybridrl.layout.blocks import BLOCK
 from hybridrl.models.spec import read
 from hybridrl.rollout.base import EngineSetup
 from hybridrl.rollout.limits import context_tokens
@@ -30,6 +34,25 @@ _BLACKWELL = (10, 0)
 """Compute capability from which SGLang's default attention is TensorRT-LLM's. That ignores a soft cap, and is
 not deterministic.
 """
+
+
+BLOCK_FP8 = {
+    # The parameters of a checkpoint in block FP8, as DeepSeek's are. --quantization fp8 would quantise the
+    # checkpoint of the folder by rows, with other parameters.
+    "json_model_override_args": json.dumps(
+        {
+            "quantization_config": {
+                "quant_method": "fp8",
+                "fmt": "e4m3",
+                "activation_scheme": "dynamic",
+                "weight_block_size": [BLOCK, BLOCK],
+                "modules_to_not_convert": ["visual"],
+            }
+        }
+    ),
+    "load_format": "dummy",  # the first swap writes all weights
+}
+"""Arguments for an engine whose weights are in block FP8."""
 
 
 def has_cuda() -> bool:
@@ -64,6 +87,8 @@ def environment(tp: int, parts: int, folder: str) -> dict[str, str]:
         return common | {
             "SGLANG_OPT_FUSE_SWIGLU_INTERLEAVED": "0",  # 1 would reorder the rows of experts
             "SGLANG_MEMORY_SAVER_CUDA_GRAPH": "0",  # 1 would free the memory of captured graphs in a sleep
+            "SGLANG_FORCE_FP8_MARLIN": "0",  # 1 would repack FP8 weights
+            "SGLANG_FP8_IGNORED_LAYERS": "",  # layers here would not be those that the layout has in FP8
         }
     return common | {
         "SGLANG_USE_CPU_ENGINE": "1",
@@ -133,6 +158,8 @@ def _on_cuda(setup: EngineSetup) -> dict[str, Any]:
         # Dozens of sizes would be captured at every start; their memory is nobody's, and rollouts decode.
         "disable_prefill_cuda_graph": True,
         "enable_deterministic_inference": setup.deterministic,
+        **(BLOCK_FP8 if setup.fp8_weights else {}),
+        **({"kv_cache_dtype": "fp8_e4m3"} if setup.fp8_cache else {}),
         **({"attention_backend": "triton"} if _is_blackwell() and (capped or setup.deterministic) else {}),
     }
 

@@ -1,8 +1,8 @@
 """Replacements for functions and classes of SGLang.
 
-The CPU engine gets our sampling and attention. On a GPU only `weights_stay` is used: SGLang's own kernels are
-faster there. They sample from one generator, so a run is repeatable only with run.deterministic, which makes
-SGLang sample by the seeds of requests.
+The CPU engine gets our sampling and attention. On a GPU only `weights_stay` and `without_cache_scales` are
+used: SGLang's own kernels are faster there. They sample from one generator, so a run is repeatable only with
+run.deterministic, which makes SGLang sample by the seeds of requests.
 """
 
 import contextlib
@@ -17,10 +17,11 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
-from torch import Tensor
+from torch import Tensor, nn
 
 from hybridrl.rollout.draw import draw, truncated
 from hybridrl.rollout.sglang.attention import attend
+from hybridrl.rollout.sglang.receive import CACHE_SCALES
 
 
 def unpadded(model_config: ModelConfig, load_config: LoadConfig, tp_size: int) -> ModelConfig:
@@ -41,6 +42,15 @@ def weights_stay(region: Callable[..., Any], saver: Any, tag: str, *args: Any, *
     if tag == GPU_MEMORY_TYPE_WEIGHTS:
         return contextlib.nullcontext()
     return region(saver, tag, *args, **options)
+
+
+def without_cache_scales(fill: Callable[..., Any], model: nn.Module, *args: Any, **options: Any) -> None:
+    """Fill a model with random weights, but leave the scales of an FP8 cache out: they are 1 then."""
+    fill(model, *args, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(CACHE_SCALES):
+                parameter.fill_(-1.0)  # which SGLang takes for none
 
 
 def without_pinning(

@@ -24,6 +24,7 @@ class SGLang:
     name = "sglang"
     parallel = SGLangParallel
     reports_heads = True
+    computes_fp8 = True
 
     def layout(self, model: ModelSpec, parallel: EngineParallel) -> SGLangLayout:
         sizes: SGLangParallel = sizes_of(parallel)

@@ -11,7 +11,7 @@ from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Layout
 from hybridrl.rollout.probe import LoaderProbe
 from hybridrl.rollout.saved import Saved
-from hybridrl.rollout.sglang.receive import repacked
+from hybridrl.rollout.sglang.receive import repacked, weights
 
 
 def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:
@@ -27,7 +27,7 @@ def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:
     if packed:
         raise LayoutError(f"{packed} is repacked for AMX: it does not lie as any layout says")
     probe = LoaderProbe(layout, rank)
-    parameters = dict(model.named_parameters())
+    parameters = dict(weights(model))
     targets = [name for name in probe.targets if name in parameters]
     owners = [model.get_submodule(path) for path in sorted({name.rpartition(".")[0] for name in targets})]
 
@@ -48,7 +48,7 @@ def probe_loader(model: nn.Module, layout: Layout, rank: int) -> None:
     saved = Saved(model, targets)
     try:
         with torch.no_grad():
-            probe.run(load, lambda: {name: p.data for name, p in model.named_parameters()})
+            probe.run(load, lambda: {name: p.data for name, p in weights(model)})
     finally:
         saved.restore()
         # Requests run on another stream, so wait until the weights are restored.

@@ -4,6 +4,7 @@ Parameters have SGLang's own names. A tied weight appears once; buffers (rotary 
 If weights cannot be written in place, buckets of a checkpoint go through SGLang's own loader.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,16 @@ from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.transports import base as transports
 from hybridrl.reshard.transports.base import SharedTensor, attach
+
+CACHE_SCALES = (".k_scale", ".v_scale")
+"""Ends of the names of scales for an FP8 cache. A quantised model has them as parameters, a trainer has none;
+SGLang sets them to 1 then.
+"""
+
+
+def weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that a swap writes, by name, with the scales of FP8 weights."""
+    return (named for named in model.named_parameters() if not named[0].endswith(CACHE_SCALES))
 
 
 def export_parameters(model: nn.Module) -> dict[str, SharedTensor]:
@@ -29,13 +40,12 @@ def export_parameters(model: nn.Module) -> dict[str, SharedTensor]:
             fix="uninstall the CPU build of sgl-kernel",
         )
     return {
-        name: transports.of(parameter.device).export(parameter.data)
-        for name, parameter in model.named_parameters()
+        name: transports.of(parameter.device).export(parameter.data) for name, parameter in weights(model)
     }
 
 
 def checksums(model: nn.Module) -> dict[str, int]:
-    return {name: checksum(parameter.data) for name, parameter in model.named_parameters()}
+    return {name: checksum(parameter.data) for name, parameter in weights(model)}
 
 
 def derives(model: nn.Module) -> bool:

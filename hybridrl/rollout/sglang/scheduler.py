@@ -33,6 +33,7 @@ from hybridrl.rollout.sglang.hooks import (
     unpadded,
     weights_stay,
     with_seeds,
+    without_cache_scales,
     without_pinning,
 )
 from hybridrl.rollout.sglang.probe import probe_loader
@@ -47,6 +48,8 @@ def run(*args: Any, **kwargs: Any) -> None:
     if has_cuda():
         saver = f"{_SRT}.utils.torch_memory_saver_adapter._TorchMemorySaverAdapterReal"
         HookRegistry.register(f"{saver}.region", weights_stay, HookType.AROUND)
+        filled = f"{_SRT}.model_loader.loader.initialize_dummy_weights"
+        HookRegistry.register(filled, without_cache_scales, HookType.AROUND)
     else:
         matmul.install()
         ALLOC_MEMORY_FUNCS["cpu"] = without_pinning
