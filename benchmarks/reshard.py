@@ -13,7 +13,7 @@ from benchmarks._report import arguments, publish
 from benchmarks._reshard_awex import measure as measure_awex
 from hybridrl.bench.workloads.swap import SWAPS, race, standings
 from hybridrl.bench.workloads.swap_plans import alone, cold, planned
-from hybridrl.bench.workloads.swap_shapes import VLLM_WORKLOADS, WORKLOADS
+from hybridrl.bench.workloads.swap_shapes import PLANNED, WORKLOADS
 
 RESULT = {
     "planning": "by workload: what a plan moves and costs, beside its lower bounds",
@@ -34,7 +34,7 @@ def main() -> None:
         awex="",
         awex_workloads="W2,W7,W10",
     )
-    every = (*WORKLOADS, *VLLM_WORKLOADS)
+    every = PLANNED
     names = options.workloads.split(",") if options.workloads else [w.name for w in every]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hybridrl.bench.workloads.swap_plans"])

@@ -290,6 +290,8 @@ def _divided_blocks(
     """Errors about FP8 blocks that no trainer rank has whole."""
     cfg = loaded.config
     whole = with_dp(cfg.actor.parallel, trainer_gpus(cfg))
+    if _refusals(loaded, lambda: trainer_layout(cfg, model, whole)):
+        return  # which is reported already
     where = loaded.where("actor.parallel", "rollout.precision")
     for error in _refusals(loaded, lambda: refuse_divided_blocks(trainer_layout(cfg, model, whole), engine)):
         yield ConfigError(f"rollout.precision = fp8: {error.what}", where=where, fix=error.fix)

@@ -28,21 +28,15 @@ def is_quantised(parameter: Parameter) -> bool:
     return parameter.cols is not None and name.startswith("layers.") and not name.endswith("router")
 
 
-def refuse_cut_blocks(parameter: Parameter, site: Site, held: Held, size: int) -> None:
-    """
+def cut_blocks(parameter: Parameter, site: Site, held: Held, size: int) -> str:
+    """Why SGLang refuses these sizes in block FP8, or cannot compute with them; "" if it can.
+
     Args:
         held: what one rank of `size` has of the parameter.
-
-    Raises:
-        LayoutError: SGLang refuses these sizes in block FP8, or cannot compute with them.
     """
-    if wrong := next(_cut(parameter, site, held, size), ""):
-        raise LayoutError(
-            f"{parameter.name} has {wrong} on each of {size} ranks, which are not whole blocks of {BLOCK}"
-            if size > 1
-            else f"{parameter.name} has {wrong}, which are not whole blocks of {BLOCK}",
-            fix="rollout.precision: bf16, or fewer ranks" if size > 1 else "rollout.precision: bf16",
-        )
+    wrong = next(_cut(parameter, site, held, size), "")
+    ranks = f" on each of {size} ranks" if size > 1 else ""
+    return wrong and f"{parameter.name} has {wrong}{ranks}, which are not whole blocks of {BLOCK}"
 
 
 def _cut(parameter: Parameter, site: Site, held: Held, size: int) -> Iterator[str]:

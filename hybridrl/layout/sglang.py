@@ -8,11 +8,12 @@ expert backends (--moe-a2a-backend), and dense layers without tensor parallelism
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import gcd
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.blocks import is_quantised, refuse_cut_blocks
-from hybridrl.layout.sharding import Place, refuse_unfit, refuse_unfit_experts, shard
+from hybridrl.layout.blocks import cut_blocks, is_quantised
+from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.models.spec import family_of, parameters
 from hybridrl.models.table import Parameter, Site
 
@@ -71,10 +72,29 @@ class SGLangLayout(Layout):
     def _refuse_cut_blocks(self) -> None:
         if self.interleave:
             raise LayoutError("block FP8 with interleaved rows of gate and up", fix="interleave = 0")
+        if wrong := self._cut_blocks():
+            sizes = [str(tp) for tp in divisors(self.tp)[:-1] if self._has_whole_blocks(tp)]
+            smaller = f"rollout.parallel.tp: {' or '.join(sizes)}, or " if sizes else ""
+            raise LayoutError(wrong, fix=f"{smaller}rollout.precision: bf16")
+
+    def _cut_blocks(self) -> str:
+        """Which weight is not whole blocks on each rank; "" if all are."""
         for parameter in filter(is_quantised, parameters(self.spec)):
             for site in parameter.row.engine:
                 size = self._size(parameter, site)
-                refuse_cut_blocks(parameter, site, shard(site, parameter, self._place(0, size)), size)
+                held = shard(site, parameter, self._place(0, size))
+                if wrong := cut_blocks(parameter, site, held, size):
+                    return wrong
+        return ""
+
+    def _has_whole_blocks(self, tp: int) -> bool:
+        try:
+            smaller = replace(
+                self, tp=tp, ep=gcd(tp, self.ep), dp_attention=gcd(tp, self.dp_attention), fp8=False
+            )
+        except LayoutError:
+            return False
+        return not smaller._cut_blocks()
 
     def in_fp8(self) -> "SGLangLayout":
         return replace(self, fp8=True)

@@ -122,7 +122,8 @@ def _batch(setting: Setting) -> Iterator[tuple[str, str]]:
     )
     yield (
         "",
-        f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}, "
+        f"actor: {_actor(setting)}; engines: {setting.num_engines} x TP{setting.engine.tp}"
+        f"{_in_fp8(setting)}, "
         f"{counted(kv_tokens(setting), 'token', form=',')} of cache each",
     )
     if setting.separate and setting.gpu is not None:
@@ -212,6 +213,12 @@ def _actor(setting: Setting) -> str:
     adapters = f", only adapters of rank {setting.lora.rank} are trained" if setting.lora else ""
     fp8 = f", {setting.fp8_share:.0%} of the layers in FP8" if setting.fp8_share else ""
     return f"{setting.train.dp} x ({sharding_name(setting.train)}){adapters}{fp8}"
+
+
+def _in_fp8(setting: Setting) -> str:
+    """What engines have in FP8."""
+    parts = [*(["weights"] if setting.precision == "fp8" else []), *(["cache"] if setting.fp8_cache else [])]
+    return f" with FP8 {' and '.join(parts)}" if parts else ""
 
 
 def _beside(setting: Setting, role: Role) -> str:

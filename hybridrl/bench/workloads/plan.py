@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from hybridrl.bench.base import Bench, Case, Metric
 from hybridrl.bench.workloads.swap_plans import cold, planned
-from hybridrl.bench.workloads.swap_shapes import VLLM_WORKLOADS, WORKLOADS, Workload
+from hybridrl.bench.workloads.swap_shapes import PLANNED, WORKLOADS, Workload
 from hybridrl.config.kinds import load_for
 from hybridrl.hosts.machine import Machine
 from hybridrl.plan.command import Request, plan
@@ -50,7 +50,7 @@ def measure(case: Case) -> Mapping[str, list[float]]:
     if "config" in case.config:
         spent = [_search_s(case) for _ in range(case.warm_up + case.repeats)]
         return {"search_s": spent[case.warm_up :]}
-    workload = next(w for w in (*WORKLOADS, *VLLM_WORKLOADS) if w.name == case.config["workload"])
+    workload = next(w for w in PLANNED if w.name == case.config["workload"])
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hybridrl.bench.workloads.swap_plans"])
     found = [cold(workload, context) for _ in range(case.repeats)]
@@ -86,7 +86,7 @@ BENCH = Bench(
     about="Plans of weight swaps, and the search for a layout",
     metrics=_METRICS,
     cases=[
-        *(_case(workload, 3) for workload in (*WORKLOADS, *VLLM_WORKLOADS)),
+        *(_case(workload, 3) for workload in PLANNED),
         Case(name="search", config={"config": _RUN, "gpus": 64}, repeats=3),
     ],
     smoke=[replace(_case(WORKLOADS[1], 1), name="smoke")],

@@ -4,25 +4,30 @@ import pickle
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
-from hybridrl.bench.workloads.bounds import demand, held_by_rank, least_peak, missing, needed
-from hybridrl.bench.workloads.swap_shapes import VLLM_WORKLOADS, WORKLOADS, Workload, spec
+from hybridrl.bench.workloads.bounds import Held, demand, held_by_rank, least_peak, missing, needed
+from hybridrl.bench.workloads.swap_shapes import PLANNED, Workload, spec
+from hybridrl.estimate.broadcast import broadcast_bound
 from hybridrl.layout.base import Holding
+from hybridrl.layout.blocks import FP8_BYTES
 from hybridrl.reshard.placement import place
 from hybridrl.reshard.plan import Job, Transfer, plan
 from hybridrl.reshard.table import tabulate
 from hybridrl.reshard.topology import Topology
 
 ELEMENT_BYTES = 2
-"""bfloat16, all of it."""
+"""bfloat16, where engines have no FP8."""
 
 
 def planned(workload: Workload) -> dict[str, Any]:
     """What the plan moves, all ranks together, with engine ranks placed inside their nodes."""
     start = time.perf_counter()
-    topology = place(workload.source, workload.targets, workload.topology, "node")
+    topology = workload.topology
+    if workload.colocated:
+        topology = place(workload.source, workload.targets, workload.topology, "node")
     place_s = time.perf_counter() - start
     bound, total = least_bytes(workload, topology)
     traffic = Traffic(workload, topology)
@@ -31,28 +36,49 @@ def planned(workload: Workload) -> dict[str, Any]:
         "title": workload.title,
         "target_gb_per_device": round(total / len(workload.targets) / workload.engine.world_size / 1e9, 3),
         "bound_bytes": bound,
-        "network_bytes": traffic.network_bytes,
+        "network_bytes": round(traffic.network_bytes),
         "network_over_bound": round(traffic.network_bytes / bound, 6) if bound else None,
         "covered_bytes": traffic.written_bytes / total,
         "covered_tensors": traffic.full_tensors / traffic.tensors,
         "tensors": traffic.tensors,
         "imbalance": round(traffic.imbalance, 4),
-        "least_imbalance": least_imbalance(workload, topology, nearest=True),
-        "least_imbalance_any_node": least_imbalance(workload, topology, nearest=False),
+        **least_imbalances(workload, topology),
         "local_share": local_shares(workload, topology),
         "place_s": round(place_s, 4),
     }
 
 
 def least_bytes(workload: Workload, topology: Topology) -> tuple[int, int]:
-    """(bytes that devices must receive, bytes that engines hold)"""
-    have, need = held_by_rank(workload.source), held_by_rank(workload.engine)
+    """(bytes that devices, or with once_per_node nodes, must receive; bytes that engines hold)"""
+    have = held_by_rank(workload.source)
     trained = {device: have[rank] for rank, device in enumerate(topology.source)}
-    places = [
-        (need[rank], trained.get(d, {})) for devices in topology.targets for rank, d in enumerate(devices)
-    ]
-    bound = sum(missing(wanted, held) for wanted, held in places)
-    return bound * ELEMENT_BYTES, sum(needed(wanted) for wanted, _ in places) * ELEMENT_BYTES
+    bound = total = 0.0
+    for fp8 in (False, True):
+        need = [_of_precision(held, fp8) for held in held_by_rank(workload.engine)]
+        places = [
+            (need[rank], trained.get(d, {})) for devices in topology.targets for rank, d in enumerate(devices)
+        ]
+        size = FP8_BYTES if fp8 else ELEMENT_BYTES
+        total += sum(needed(wanted) for wanted, _ in places) * size
+        if workload.once_per_node:
+            bound += broadcast_bound(replace(workload.job, topology=topology), fp8=fp8) * size
+        else:
+            bound += sum(missing(wanted, held) for wanted, held in places) * size
+    return round(bound), round(total)
+
+
+def _of_precision(held: Held, fp8: bool) -> Held:
+    return {param: kept for param, of in held.items() if (kept := [h for h in of if h.fp8 == fp8])}
+
+
+def least_imbalances(workload: Workload, topology: Topology) -> dict[str, float]:
+    """Bounds of the imbalance; none for what is passed on inside nodes."""
+    if workload.once_per_node:
+        return {}
+    return {
+        "least_imbalance": least_imbalance(workload, topology, nearest=True),
+        "least_imbalance_any_node": least_imbalance(workload, topology, nearest=False),
+    }
 
 
 def least_imbalance(workload: Workload, topology: Topology, *, nearest: bool) -> float:
@@ -64,6 +90,8 @@ def least_imbalance(workload: Workload, topology: Topology, *, nearest: bool) ->
 
 def local_shares(workload: Workload, in_nodes: Topology) -> dict[str, float]:
     """Share of the engines' bytes that their devices hold already, for each freedom to place engine ranks."""
+    if workload.once_per_node:
+        return {}
     topologies = {"as numbered": workload.topology, "inside nodes": in_nodes}
     if workload.colocated:
         topologies["anywhere"] = place(workload.source, workload.targets, workload.topology, "cluster")
@@ -78,9 +106,11 @@ class Traffic:
     """The transfers into every engine rank, added up."""
 
     def __init__(self, workload: Workload, topology: Topology) -> None:
-        self.network_bytes = self.written_bytes = self.tensors = self.full_tensors = 0
-        self._sent = [0] * workload.source.world_size
-        job = Job(workload.source, workload.targets, topology)
+        self.network_bytes = self.written_bytes = 0.0
+        self.tensors = self.full_tensors = 0
+        self._sent = [0.0] * workload.source.world_size
+        job = replace(workload.job, topology=topology)
+        self._once_per_node = workload.once_per_node
         need = [[h for held in wanted.values() for h in held] for wanted in held_by_rank(workload.engine)]
         for target, devices in enumerate(topology.targets):
             for rank, device in enumerate(devices):
@@ -101,11 +131,18 @@ class Traffic:
 
     def _add(self, transfers: Sequence[Transfer], topology: Topology, device: int) -> None:
         for transfer in transfers:
-            moved = transfer.elements * ELEMENT_BYTES
+            moved = transfer.num_bytes(ELEMENT_BYTES)
             self.written_bytes += moved
-            if topology.source[transfer.source_rank] != device:
+            if transfer.via is None and self._crosses(topology, transfer.source_rank, device):
                 self.network_bytes += moved
                 self._sent[transfer.source_rank] += moved
+
+    def _crosses(self, topology: Topology, source_rank: int, device: int) -> bool:
+        """Whether bytes go over what is counted: from device to device, with once_per_node between nodes."""
+        start = topology.source[source_rank]
+        if self._once_per_node:
+            return topology.node(start) != topology.node(device)
+        return start != device
 
     @property
     def imbalance(self) -> float:
@@ -131,7 +168,7 @@ def cold_rank(name: str, rank: int) -> dict[str, Any]:
     workload = _named(name)
     spec(workload.model)
     start, start_cpu = time.perf_counter(), time.process_time()
-    job = Job(workload.source, workload.targets, workload.topology)
+    job = workload.job
     metadata_bytes = len(pickle.dumps(job))
     transfers = _both_views(job, rank)
     plan_s, plan_cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
@@ -150,7 +187,7 @@ def plan_memory(name: str, rank: int) -> dict[str, Any]:
     workload = _named(name)
     spec(workload.model)
     tracemalloc.start()
-    job = Job(workload.source, workload.targets, workload.topology)
+    job = workload.job
     tables = [tabulate(found) for found in _both_views(job, rank)]
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -174,4 +211,4 @@ def alone(context: ForkServerContext, function: Callable[..., dict[str, Any]], *
 
 
 def _named(name: str) -> Workload:
-    return next(workload for workload in (*WORKLOADS, *VLLM_WORKLOADS) if workload.name == name)
+    return next(workload for workload in PLANNED if workload.name == name)

@@ -17,6 +17,7 @@ from hybridrl.layout.trainers import TrainerLayout
 from hybridrl.layout.vllm import VLLMLayout
 from hybridrl.models.published import published_config
 from hybridrl.models.spec import ModelSpec, from_config
+from hybridrl.reshard.plan import Job
 from hybridrl.reshard.topology import Topology
 
 NODE_SIZE = 8
@@ -73,6 +74,9 @@ class Workload:
 
     num_engines: int = 1
     colocated: bool = True
+    once_per_node: bool = False
+    """Whether bytes reach a node once, as with engines on devices of their own, and are passed on inside."""
+
     trainer: type[TrainerLayout] = MegatronLayout
     server: type[SGLangLayout | VLLMLayout] = SGLangLayout
 
@@ -98,15 +102,20 @@ class Workload:
         return partition(self.source.world_size, [engine.world_size for engine in self.targets], NODE_SIZE)
 
     @property
+    def job(self) -> Job:
+        return Job(self.source, self.targets, self.topology, once_per_node=self.once_per_node)
+
+    @property
     def title(self) -> str:
-        where = "colocated" if self.colocated else "disaggregated"
+        where = "separate" if self.once_per_node else "colocated" if self.colocated else "disaggregated"
         train, serve = (
             " ".join(f"{k}{v}" for k, v in fields.items() if type(v) is int)
             for fields in (self.train, self.serve)
         )
         train = train if self.trainer is MegatronLayout else f"fsdp {train}"
         serve = serve if self.server is SGLangLayout else f"vllm {serve}"
-        return f"{self.model}: {train} -> {serve} x{self.num_engines}, {where}"
+        fp8 = " fp8" if self.serve.get("fp8") else ""
+        return f"{self.model}: {train} -> {serve}{fp8} x{self.num_engines}, {where}"
 
 
 WORKLOADS = (
@@ -171,6 +180,36 @@ WORKLOADS = (
     ),
 )
 
+_IN_FP8 = {
+    "W7": ({"tp": 8, "ep": 8, "fp8": True}, 8),
+    "W8": ({"tp": 16, "ep": 16, "fp8": True}, 16),
+    "W9": ({"tp": 16, "ep": 16, "fp8": True}, 16),
+    "W10": ({"tp": 16, "ep": 16, "fp8": True}, 64),
+}
+"""Workload -> engines in block FP8 on as many devices: in larger ones, ranks would share blocks."""
+
+FP8_WORKLOADS = tuple(
+    replace(
+        workload,
+        name=f"{workload.name}q" if colocated else f"{workload.name}qs",
+        serve=_IN_FP8[workload.name][0],
+        num_engines=_IN_FP8[workload.name][1],
+        colocated=colocated,
+        once_per_node=not colocated,
+    )
+    for workload in WORKLOADS
+    if workload.name in _IN_FP8
+    for colocated in (True, False)
+)
+"""Into engines in block FP8, on the trainer's devices (q) and on devices of their own (qs)."""
+
+SEPARATE_WORKLOADS = tuple(
+    replace(workload, name=f"{workload.name}s", colocated=False, once_per_node=True)
+    for workload in WORKLOADS
+    if workload.name in _IN_FP8
+)
+"""Into engines in bf16 on devices of their own."""
+
 VLLM_WORKLOADS = (
     Workload("V1", "qwen2.5-7b", {"tp": 2, "dp": 4}, {"tp": 1}, 8, server=VLLMLayout),
     Workload("V2", "qwen2.5-7b", {"tp": 4, "dp": 2}, {"tp": 2}, 4, server=VLLMLayout),
@@ -189,6 +228,10 @@ FSDP_WORKLOADS = (
     Workload("F4", "qwen2.5-72b", {"dp": 32}, {"tp": 8}, 4, trainer=FSDPLayout, server=VLLMLayout),
 )
 """From the other trainer backend, and into the other engine; benchmarks/fsdp.py measures them."""
+
+
+PLANNED = (*WORKLOADS, *SEPARATE_WORKLOADS, *FP8_WORKLOADS, *VLLM_WORKLOADS)
+"""The workloads whose plans are measured."""
 
 
 @cache

@@ -79,6 +79,9 @@ def test_a_swap_writes_what_the_loader_of_sglang_reads_from_a_quantised_checkpoi
         SwapWriter(source, rank, [export]).write(shard_of(source, hf, rank))
     for mine, rank in zip(live, ranks):
         theirs = rank["parameters"]
+        if model == "llama":  # its loader reads no scales, and the random weights before it have 1
+            assert {float(t.unique()) for name, t in theirs.items() if name.endswith("_scale_inv")} == {1.0}
+            theirs = {name: tensor for name, tensor in theirs.items() if not name.endswith("_scale_inv")}
         assert [name for name in theirs if not same_bits(mine[name], theirs[name])] == []
 
 
@@ -94,4 +97,4 @@ def test_the_probe_reads_weights_and_scales_and_leaves_no_trace(asked, model, si
 
 @pytest.mark.slow
 def test_random_weights_leave_the_scales_of_a_cache_at_one(asked):
-    assert all(rank["cache"] == [1.0] for _, ranks in asked.values() for rank in ranks)
+    assert {scale for _, ranks in asked.values() for rank in ranks for scale in rank["cache"]} == {1.0}
