@@ -47,14 +47,17 @@ Demand = dict[frozenset[int], int]
 """Who holds some elements -> how often these must cross to a device that does not hold them, all together."""
 
 
-def demand(source: Layout, engine: Layout, topology: Topology, *, nearest: bool = False) -> Demand:
+def demand(
+    source: Layout, engine: Layout, topology: Topology, *, nearest: bool = False, fp8: bool | None = None
+) -> Demand:
     """
     Args:
         engine: all targets are like it.
         nearest: what a node has is not sent to it: only holders on the receiver's node count, if it has any.
+        fp8: count only what engines have in FP8, or only what they have not; None: count both.
     """
     wanted: dict[str, list[Holding]] = {}
-    for want in engine.holdings:
+    for want in (held for held in engine.holdings if fp8 is None or held.fp8 == fp8):
         wanted.setdefault(want.param, []).append(want)
     found: Counter[frozenset[int]] = Counter()
     for held in _alike(source.holdings):

@@ -83,7 +83,11 @@ def least_imbalances(workload: Workload, topology: Topology) -> dict[str, float]
 
 def least_imbalance(workload: Workload, topology: Topology, *, nearest: bool) -> float:
     """Most that a trainer rank must send, over the mean; `nearest`: and what a node has is not sent to it."""
-    crossing = demand(workload.source, workload.engine, topology, nearest=nearest)
+    crossing: dict[frozenset[int], float] = {}
+    for fp8, size in ((False, ELEMENT_BYTES), (True, FP8_BYTES)):
+        found = demand(workload.source, workload.engine, topology, nearest=nearest, fp8=fp8)
+        for senders, elements in found.items():
+            crossing[senders] = crossing.get(senders, 0) + elements * size
     total = sum(crossing.values())
     return round(least_peak(crossing) * workload.source.world_size / total, 4) if total else 1.0
 
