@@ -83,8 +83,8 @@ def _senders(holders: frozenset[int], wanting: range, topology: Topology, *, nea
     return Counter(frozenset(by_node.get(topology.node(device), holders)) for device in away)
 
 
-def least_peak(demand: Mapping[frozenset[int], int]) -> float:
-    """Elements that the most loaded sender sends at least, however the holders share the demand.
+def least_peak(demand: Mapping[frozenset[int], float]) -> float:
+    """Elements, or bytes, that the most loaded sender sends at least, however the holders share the demand.
 
     A linear program: shares add up to each demand, and no rank's add up to more than the peak.
     """

@@ -1,6 +1,10 @@
 """The swap before a run: bytes that add up, no more on the network than must be, and a paper's numbers."""
 
+from dataclasses import replace
+from math import prod
+
 import pytest
+from fp8_values import DENSE, EXPERTS, checkpoint, fp8_engine, fp8_layout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_values import specs, tiny, tp_sizes
@@ -8,6 +12,7 @@ from model_values import specs, tiny, tp_sizes
 from hybridrl.estimate.swap import estimate, lines
 from hybridrl.layout.fsdp import FSDPLayout
 from hybridrl.layout.megatron import MegatronLayout
+from hybridrl.layout.runs import size
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.models.spec import count
 from hybridrl.reshard.plan import Job
@@ -68,3 +73,22 @@ def test_a_person_reads_the_verdict():
     text = dict(lines(estimate(job, 4)))
     assert "1.000 x the least possible" in text["network"]
     assert "every element written once" in text["proof"]
+
+
+@pytest.mark.parametrize("spec", [DENSE, EXPERTS], ids=["dense", "experts"])
+@pytest.mark.parametrize("once_per_node", [False, True])
+def test_fp8_counts_bytes_and_scales_of_what_is_quantised(spec, once_per_node):
+    source, engine = MegatronLayout(spec, tp=2, pp=2), fp8_layout(spec, tp=2)
+    make = Topology.separate if once_per_node else Topology.colocated
+    job = Job(source, (engine,) * 2, make(4, [2, 2], 2), once_per_node=once_per_node)
+    found, plain = estimate(job, 2), estimate(replace(job, targets=(SGLangLayout(spec, tp=2),) * 2), 2)
+    hf = checkpoint(spec)
+    held = sum(tensor.nbytes for rank in (0, 1) for tensor in fp8_engine(engine, hf, rank).values())
+    padding = sum(
+        2 * (prod(shard.shape) - size(shard.rows) * size(shard.cols))
+        for rank in (0, 1)
+        for shard in engine.shards(rank).values()
+    )
+    assert found.written_bytes == 2 * (held - padding)
+    assert found.node_bytes * (not once_per_node) + found.remote_bytes == found.bound_bytes
+    assert found.written_bytes < 0.6 * plain.written_bytes

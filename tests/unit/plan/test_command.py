@@ -13,6 +13,7 @@ from hybridrl.config.load import load, load_as
 from hybridrl.config.sft_rm import RMConfig, SFTConfig
 from hybridrl.errors import ConfigError, ConfigErrors, HybridRLError, ResourceError
 from hybridrl.estimate import memory
+from hybridrl.estimate.engine import engine_weights, kv_tokens
 from hybridrl.estimate.memory import training
 from hybridrl.estimate.time import step_time
 from hybridrl.hosts.machine import Machine
@@ -336,3 +337,42 @@ def test_the_swap_of_a_model_without_a_table_is_that_of_its_loader(tmp_path: Pat
         said = dict(plan_report.lines(found))
         assert found.swap is None and ("in flight" in said) == (swap == "in_flight")
         assert said["swap"].startswith("1.6 MB through host memory into the loaders of 1 engine: there is no")
+
+
+def test_fp8_in_the_engines_halves_their_weights_and_the_swap(tmp_path: Path) -> None:
+    sizes = ("model=Qwen/Qwen3-32B", "actor.parallel={tp: 8, pp: 2}", "rollout.parallel={tp: 4}")
+    plain = planned(tmp_path, *sizes)
+    found = planned(tmp_path, *sizes, "rollout.precision=fp8", "rollout.kv_cache_precision=fp8")
+    weights, cache = engine_weights(found.setting), kv_tokens(found.setting)
+    assert 0.5 < weights / engine_weights(plain.setting) < 0.54  # embedding and output layer stay bf16
+    assert cache > 2 * kv_tokens(plain.setting)
+    assert found.swap and plain.swap
+    assert 0.5 < found.swap.written_bytes / plain.swap.written_bytes < 0.54
+    network = found.swap.node_bytes + found.swap.remote_bytes
+    assert network == pytest.approx(found.swap.bound_bytes, rel=1e-9)
+    assert step_time(found.setting, found.swap).generate < 0.8 * step_time(plain.setting, plain.swap).generate
+    said = "\n".join(text for _, text in plan_report.lines(found))
+    assert "engines: 32 x TP4 with FP8 weights and cache" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["rollout.precision=fp8"],  # TP8 of a 72B model
+            "rollout.parallel: layers.*.gate_up has a part of 3696 rows on each of 8 ranks",
+        ),
+        (
+            ["model=Qwen/Qwen2.5-0.5B-Instruct", "actor.parallel={tp: 2}", "rollout.parallel={}"],
+            "rollout.precision = fp8: trainer ranks divide layers.*.qkv within a block of 128 x 128",
+        ),
+        (
+            ["model=Qwen/Qwen3-32B", "rollout={engine: vllm, parallel: {tp: 4}}"],
+            "rollout.precision = fp8: rollout.engine = vllm is started in bf16 only",
+        ),
+    ],
+)
+def test_fp8_that_cannot_be_swapped_is_refused_by_a_plan(tmp_path: Path, overrides, said) -> None:
+    with pytest.raises(ConfigErrors) as error:
+        planned(tmp_path, *overrides, "rollout.precision=fp8")
+    assert said in str(error.value)

@@ -1,5 +1,7 @@
 """How SGLang is started: on a GPU so that weights stay where its loader puts them."""
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -63,3 +65,24 @@ def test_an_inherited_switch_does_not_reorder_experts_or_give_graphs_away(
 
 def test_a_cpu_engine_has_no_kernels_to_choose() -> None:
     assert "moe_runner_backend" not in arguments.engine_arguments(SETUP)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_fp8_is_the_form_of_a_quantised_checkpoint_without_its_values() -> None:
+    """What SGLang makes of it is tested on its own models, in test_sglang_fp8.py."""
+    plain = arguments.engine_arguments(SETUP)
+    chosen = arguments.engine_arguments(replace(SETUP, fp8_weights=True, version=None))
+    quantised = json.loads(chosen.pop("json_model_override_args"))["quantization_config"]
+    assert (quantised["quant_method"], quantised["weight_block_size"]) == ("fp8", [128, 128])
+    assert chosen.pop("load_format") == "dummy"
+    assert chosen == plain
+    cached = arguments.engine_arguments(replace(SETUP, fp8_cache=True))
+    assert cached.pop("kv_cache_dtype") == "fp8_e4m3"
+    assert cached == plain
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_an_inherited_switch_does_not_repack_fp8_or_leave_layers_out(tmp_path) -> None:
+    inherited = arguments.environment(1, 1, str(tmp_path))
+    assert inherited["SGLANG_FORCE_FP8_MARLIN"] == "0"
+    assert inherited["SGLANG_FP8_IGNORED_LAYERS"] == ""

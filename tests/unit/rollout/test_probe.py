@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from fp8_values import DENSE, empty_engine, fp8_layout
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from model_values import hf_tensors, specs, tiny
@@ -192,3 +193,48 @@ def test_tags_are_made_one_at_a_time():
     with pytest.raises(LayoutError, match="nothing that it was given"):
         LoaderProbe(SGLangLayout(spec), 0).run(load, lambda: engine.tensors)
     assert made
+
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
+def parts_of(name):
+    """The tensors of a checkpoint that a tensor of an engine consists of."""
+    stem, _, end = name.rpartition(".")
+    for fused, parts in FUSED.items():
+        if stem.endswith(fused):
+            return [f"{stem.removesuffix(fused)}{part}.{end}" for part in parts]
+    return [name]
+
+
+def probe_fp8(damage=lambda tensors: None, *, reads_scales=True):
+    """Probe an engine of one rank in block FP8."""
+    layout = fp8_layout(DENSE)
+    tensors = empty_engine(layout, 0)
+
+    def load(weights):
+        given = {name: tensor.float() for name, tensor in weights}
+        for name, tensor in tensors.items():
+            parts = parts_of(name)
+            if set(parts) <= given.keys() and (reads_scales or not name.endswith("_scale_inv")):
+                found = torch.cat([given[part] for part in parts])
+                tensor[: len(found)].copy_(found)  # the rest of a vocabulary is padding
+        damage(tensors)
+
+    LoaderProbe(layout, 0).run(load, lambda: tensors)
+
+
+def test_weights_and_scales_in_fp8_are_probed():
+    probe_fp8()
+    probe_fp8(reads_scales=False)  # as SGLang's loader of Llama
+
+
+@pytest.mark.parametrize("end", ["weight", "weight_scale_inv"])
+def test_a_row_elsewhere_is_found_in_fp8_values_and_in_scales(end):
+    name = f"model.layers.0.mlp.gate_up_proj.{end}"
+
+    def damage(tensors):
+        tensors[name].copy_(tensors[name].float().roll(1, 0))
+
+    with pytest.raises(LayoutError, match=f"{re.escape(name)} should hold"):
+        probe_fp8(damage)

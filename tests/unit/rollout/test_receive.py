@@ -40,6 +40,15 @@ def test_a_tied_weight_appears_once_and_buffers_not_at_all():
     assert list(receive.export_parameters(model)) == list(receive.checksums(model)) == names
 
 
+def test_scales_of_a_cache_are_not_weights():
+    model = Tied()
+    model.attn = nn.Module()
+    model.attn.k_scale = nn.Parameter(torch.tensor(1.0), requires_grad=False)
+    model.attn.v_scale = nn.Parameter(torch.tensor(1.0), requires_grad=False)
+    names = ["embed.weight", "norm.weight", "norm.bias"]
+    assert list(receive.export_parameters(model)) == list(receive.checksums(model)) == names
+
+
 def test_exporting_again_gives_the_same_memory():
     model = Tied()
     assert receive.export_parameters(model) == receive.export_parameters(model)
