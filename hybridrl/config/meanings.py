@@ -35,6 +35,8 @@ MEANINGS: dict[str, str] = {
         "microbatch_size"
     ),
     "actor.precision": "dtype bf16 torch_dtype mixed_precision",
+    "rollout.precision": "rollout.quantization rollout.dtype quantization",
+    "rollout.kv_cache_precision": "kv_cache_dtype rollout.kv_cache_dtype",
     "actor.recompute": (
         "gradient_checkpointing recompute_granularity enable_gradient_checkpointing activation_checkpointing"
     ),

@@ -195,7 +195,7 @@ NO_COUNTERPART: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     (f"{R}.*_parallel_size", (1,), "engines are tensor and expert parallel"),
     (f"{R}.prompt_length", (), "it is rollout.max_prompt_tokens, which data.max_prompt_length sets"),
     (f"{R}.response_length", (), "it is rollout.max_response_tokens, which data.max_response_length sets"),
-    (f"{R}.quantization", (None,), "the engine keeps the precision of the checkpoint"),
+    (f"{R}.quantization", (None,), "engines in block FP8 are rollout.precision: fp8"),
     (f"{M}.external_lib", (None,), "a model is a table in hybridrl/models"),
     (
         f"{M}.custom_chat_template",

@@ -70,38 +70,40 @@ class Shares:
             self._serve_own_device(holder_device_H[order_H], device_T)
         self._intervals: dict[int, _Interval] = {}
         self._served: dict[int, list[tuple[int, Part]]] = {}
-        self._groups: dict[int, list[int]] = {}
-        """Demand -> all demands on its node for the same bytes, if there is more than one."""
+        self._members = np.empty(0, np.int64)
+        """Demands that no holder's node serves, those on one node for the same bytes next to each other."""
+
+        self._group_T = np.zeros((2, len(size_T)), np.int64)
+        """(first, number) of a demand's group among the members; 0, 0: it is in none."""
 
         if alike_T is not None:
             self._split_within_nodes(np.flatnonzero(far), node_T, alike_T)
 
     def _split_within_nodes(self, far: np.ndarray, node_T: np.ndarray, alike_T: np.ndarray) -> None:
-        groups: dict[tuple[int, int], list[int]] = {}
-        for demand, node, alike in zip(
-            far.tolist(), node_T[far].tolist(), alike_T[far].tolist(), strict=True
-        ):
-            groups.setdefault((node, alike), []).append(demand)
-        several = [group for group in groups.values() if len(group) > 1]
-        self._groups = {demand: group for group in several for demand in group}
-        unit = lcm(*(len(group) for group in several))
-        self._size_T = self._size_T * unit
-        for demand, group in self._groups.items():
-            self._size_T[demand] //= len(group)
+        self._members = members = far[np.lexsort((alike_T[far], node_T[far]))]
+        keys = np.stack([node_T[members], alike_T[members]])
+        firsts = np.flatnonzero(np.append(True, (keys[:, 1:] != keys[:, :-1]).any(0))[: len(members)])
+        counts = np.diff(np.append(firsts, len(members)))
+        self._group_T[:, members] = np.repeat([firsts, counts], counts, axis=1)
+        self._size_T = self._size_T * lcm(*np.unique(counts).tolist())
+        self._size_T[members] //= self._group_T[1, members]
+
+    def _group(self, demand: int) -> list[int]:
+        """All demands on its node for the same bytes."""
+        first, count = self._group_T[:, demand].tolist()
+        return self._members[first : first + count].tolist() if count else [demand]
 
     def passed_on(self, demand: int) -> Iterator[tuple[int, Part]]:
         """(other demand on the node, the part that this demand forwards to it)"""
-        group = self._groups.get(demand, ())
-        yield from ((other, self._own(demand)) for other in group if other != demand)
+        yield from ((other, self._own(demand)) for other in self._group(demand) if other != demand)
 
     def forwarded_to(self, demand: int) -> Iterator[tuple[int, Part]]:
         """(other demand on the node, the part that it forwards to this demand)"""
-        group = self._groups.get(demand, ())
-        yield from ((other, self._own(other)) for other in group if other != demand)
+        yield from ((other, self._own(other)) for other in self._group(demand) if other != demand)
 
     def _own(self, demand: int) -> Part:
         """The part of a demand that comes from holders."""
-        group = self._groups.get(demand, [demand])
+        group = self._group(demand)
         return Part(group.index(demand), group.index(demand) + 1, len(group))
 
     def _serve_own_device(self, device_H: np.ndarray, device_T: np.ndarray) -> None:

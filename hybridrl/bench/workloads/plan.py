@@ -75,7 +75,7 @@ def _search_s(case: Case) -> float:
 def _case(workload: Workload, repeats: int) -> Case:
     """Each repeat plans in processes of its own, so there is no warm-up."""
     config = {"workload": workload.name, "title": workload.title}
-    readme = workload.model == "kimi-k2"
+    readme = workload.name in ("W9", "W10")
     return Case(
         name=f"{workload.name} {workload.model}", config=config, warm_up=0, repeats=repeats, readme=readme
     )
