@@ -28,18 +28,18 @@ def is_quantised(parameter: Parameter) -> bool:
     return parameter.cols is not None and name.startswith("layers.") and not name.endswith("router")
 
 
-def cut_blocks(parameter: Parameter, site: Site, held: Held, size: int) -> str:
+def unfit_blocks(parameter: Parameter, site: Site, held: Held, size: int) -> str:
     """Why SGLang refuses these sizes in block FP8, or cannot compute with them; "" if it can.
 
     Args:
         held: what one rank of `size` has of the parameter.
     """
-    wrong = next(_cut(parameter, site, held, size), "")
+    wrong = next(_unfit(parameter, site, held, size), "")
     ranks = f" on each of {size} ranks" if size > 1 else ""
     return wrong and f"{parameter.name} has {wrong}{ranks}, which are not whole blocks of {BLOCK}"
 
 
-def _cut(parameter: Parameter, site: Site, held: Held, size: int) -> Iterator[str]:
+def _unfit(parameter: Parameter, site: Site, held: Held, size: int) -> Iterator[str]:
     # Columns: activations are quantised 128 at a time. Rows: SGLang asks for whole blocks where ranks share
     # rows, or a tensor has several parts. Other tensors may end within a block.
     if held.num_cols % BLOCK:

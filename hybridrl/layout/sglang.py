@@ -12,7 +12,7 @@ from math import gcd
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.blocks import cut_blocks, is_quantised
+from hybridrl.layout.blocks import unfit_blocks, is_quantised
 from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.models.spec import family_of, parameters
 from hybridrl.models.table import Parameter, Site
@@ -56,7 +56,7 @@ class SGLangLayout(Layout):
         self._refuse_unfit()
         refuse_unfit_experts(self.spec, self.ep, self.tp // self.ep)
         if self.fp8:
-            self._refuse_cut_blocks()
+            self._refuse_unfit_blocks()
 
     def _refuse_unfit(self) -> None:
         heads = self.tp // self.dp_attention
@@ -69,21 +69,21 @@ class SGLangLayout(Layout):
                 fix="change tp or dp_attention",
             )
 
-    def _refuse_cut_blocks(self) -> None:
+    def _refuse_unfit_blocks(self) -> None:
         if self.interleave:
             raise LayoutError("block FP8 with interleaved rows of gate and up", fix="interleave = 0")
-        if wrong := self._cut_blocks():
+        if wrong := self._unfit_blocks():
             sizes = [str(tp) for tp in divisors(self.tp)[:-1] if self._has_whole_blocks(tp)]
             smaller = f"rollout.parallel.tp: {' or '.join(sizes)}, or " if sizes else ""
             raise LayoutError(wrong, fix=f"{smaller}rollout.precision: bf16")
 
-    def _cut_blocks(self) -> str:
+    def _unfit_blocks(self) -> str:
         """Which weight is not whole blocks on each rank; "" if all are."""
         for parameter in filter(is_quantised, parameters(self.spec)):
             for site in parameter.row.engine:
                 size = self._size(parameter, site)
                 held = shard(site, parameter, self._place(0, size))
-                if wrong := cut_blocks(parameter, site, held, size):
+                if wrong := unfit_blocks(parameter, site, held, size):
                     return wrong
         return ""
 
@@ -94,7 +94,7 @@ class SGLangLayout(Layout):
             )
         except LayoutError:
             return False
-        return not smaller._cut_blocks()
+        return not smaller._unfit_blocks()
 
     def in_fp8(self) -> "SGLangLayout":
         return replace(self, fp8=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hybridrl.algorithms.lag import mismatch_warning
 from hybridrl.config.judge import ServedModelConfig
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.schema import Config
@@ -50,9 +49,6 @@ class Plan:
     served: tuple[tuple[str, ServedModelConfig], ...] = ()
     """Models that have engines and are never trained, by their section."""
 
-    mismatch: str | None = None
-    """Why engines in FP8 may ruin the policy; None if there is no reason."""
-
 
 def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
     """
@@ -84,7 +80,6 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
         swap=moved,
         proposals=proposals,
         served=tuple(served_models(loaded.config)),
-        mismatch=mismatch_warning(loaded.config),
     )
 
 

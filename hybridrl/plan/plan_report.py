@@ -56,8 +56,6 @@ def lines(found: Plan, width: int | None = None) -> Iterator[tuple[str, str]]:
         yield from _recomputation(setting)
     if setting.gpu is not None and setting.divides():
         yield from _time(found)
-    if found.mismatch is not None:
-        yield "mismatch", found.mismatch
     yield from _verdict(found)
     yield from proposals.lines(found)
 

@@ -48,7 +48,9 @@ def engine_quantiser(power_of_two=False):
     With float32 scales SGLang has it in sglang/benchmark only, as DeepGEMM's; engines read such checkpoints.
     """
     file = "srt/layers/quantization/fp8_utils.py" if power_of_two else "benchmark/deepseek_utils.py"
-    path = Path(importlib.util.find_spec("sglang").submodule_search_locations[0]) / file
+    package = importlib.util.find_spec("sglang")
+    assert package is not None and package.submodule_search_locations
+    path = Path(package.submodule_search_locations[0]) / file
     wanted = {"per_block_cast_to_fp8", "ceil_to_ue8m0"}
     found = [n for n in ast.parse(path.read_text()).body if getattr(n, "name", "") in wanted]
     names = {
