@@ -12,7 +12,7 @@ from math import gcd
 
 from hybridrl.errors import LayoutError
 from hybridrl.layout.base import Holding, Layout
-from hybridrl.layout.blocks import unfit_blocks, is_quantised
+from hybridrl.layout.blocks import is_quantised, unfit_blocks
 from hybridrl.layout.sharding import Place, divisors, refuse_unfit, refuse_unfit_experts, shard
 from hybridrl.models.spec import family_of, parameters
 from hybridrl.models.table import Parameter, Site
