@@ -10,7 +10,6 @@ part from other nodes and forward it to the others.
 """
 
 from collections.abc import Iterator
-from itertools import groupby
 from math import lcm
 from typing import NamedTuple
 
@@ -166,7 +165,9 @@ class Shares:
 
         Holders whose load on their own node is above that level take nothing.
         """
-        nodes = [(node, len(list(same))) for node, same in groupby(self._node_H.tolist())]
+        firsts = np.flatnonzero(np.append(True, self._node_H[1:] != self._node_H[:-1]))
+        counts = np.diff(np.append(firsts, len(self._node_H))).tolist()
+        nodes = list(zip(self._node_H[firsts].tolist(), counts, strict=True))
         near_T = self._interval_T >= 0
         lengths = np.bincount(self._interval_T[near_T], self._size_T[near_T], minlength=nodes[-1][0] + 1)
         unit = lcm(*(count for node, count in nodes if lengths[node]))
