@@ -161,7 +161,7 @@ class World:
     async def sleep(self) -> None:
         self.events.append(("sleep",))
 
-    async def score(self, groups, *, keep_text=0) -> None:
+    async def score(self, groups, *, keep_text=()) -> None:
         for group in groups:
             for i, trajectory in enumerate(group.trajectories):
                 trajectory.reward = float(i)

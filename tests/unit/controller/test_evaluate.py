@@ -86,7 +86,7 @@ class Engine:
 
 
 class Reward:
-    async def score(self, groups, *, keep_text=0):
+    async def score(self, groups, *, keep_text=()):
         return None
 
 

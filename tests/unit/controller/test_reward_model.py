@@ -23,7 +23,7 @@ class Rule:
 
     parts: dict[str, float]
 
-    async def score(self, groups, *, keep_text=0) -> None:
+    async def score(self, groups, *, keep_text=()) -> None:
         for group in groups:
             for i, trajectory in enumerate(group.trajectories):
                 trajectory.reward, trajectory.reward_parts = float(i), dict(self.parts)
@@ -77,7 +77,7 @@ def test_a_score_that_is_no_number_ends_the_run(value: float) -> None:
 class Judge(fakes.World):
     """The rule finds every group flat; the model likes every other answer to a prompt of even number."""
 
-    async def score(self, groups, *, keep_text=0) -> None:
+    async def score(self, groups, *, keep_text=()) -> None:
         for group in groups:
             for trajectory in group.trajectories:
                 trajectory.reward = 0.0

@@ -17,7 +17,7 @@ from hybridrl.types import Group, Prompt, Trajectory
 class Uneven(fakes.World):
     """Every other prompt is solved by all answers."""
 
-    async def score(self, groups, *, keep_text=0) -> None:
+    async def score(self, groups, *, keep_text=()) -> None:
         await super().score(groups, keep_text=keep_text)
         for group in groups:
             for trajectory in group.trajectories:
@@ -62,7 +62,7 @@ class Solved(fakes.World):
 
     hard = "none"
 
-    async def score(self, groups, *, keep_text=0) -> None:
+    async def score(self, groups, *, keep_text=()) -> None:
         for group in groups:
             for i, trajectory in enumerate(group.trajectories):
                 trajectory.reward = float(i or group.prompt.uid != self.hard)
@@ -122,7 +122,7 @@ def test_a_step_keeps_as_many_texts_as_it_shows() -> None:
 
 def test_an_error_of_the_reward_ends_the_run() -> None:
     class Broken(fakes.World):
-        async def score(self, groups, *, keep_text=0) -> None:
+        async def score(self, groups, *, keep_text=()) -> None:
             raise OSError("no reward")
 
     with pytest.raises(OSError, match="no reward"):
@@ -221,7 +221,7 @@ def test_the_bound_is_what_a_step_waits_for() -> None:
 
 def test_a_late_reward_of_an_aborted_group_does_not_count_for_its_second_start() -> None:
     class LateReward(fakes.World):
-        async def score(self, groups, *, keep_text=0) -> None:
+        async def score(self, groups, *, keep_text=()) -> None:
             await super().score(groups, keep_text=keep_text)
             if self.served == 0 and any(group.index == 0 for group in groups):
                 await asyncio.sleep(0.05)
@@ -239,7 +239,7 @@ def test_a_late_reward_of_an_aborted_group_does_not_count_for_its_second_start()
 class Slow(fakes.World):
     """An episode of every group ended at its deadline."""
 
-    async def score(self, groups, *, keep_text=0) -> None:
+    async def score(self, groups, *, keep_text=()) -> None:
         await super().score(groups, keep_text=keep_text)
         for group in groups:
             group.overdue = (f"an episode of {group.prompt.uid} reached its deadline",)

@@ -90,7 +90,7 @@ class FailingJudge(fakes.World):
     fails: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
 
-    async def score(self, groups, *, keep_text=0) -> None:
+    async def score(self, groups, *, keep_text=()) -> None:
         await super().score(groups, keep_text=keep_text)
         for one in groups:
             for i, t in enumerate(one.trajectories):
@@ -126,7 +126,7 @@ def test_a_run_ends_at_the_first_one_if_the_config_says_so():
 
 def test_held_out_answers_without_a_reward_are_no_zeros():
     class Judge:
-        async def score(self, groups, *, keep_text=0):
+        async def score(self, groups, *, keep_text=()):
             for number, one in enumerate(groups):
                 for t in one.trajectories:
                     t.reward = None if number == 0 else 1.0
