@@ -228,8 +228,8 @@ def _limits(name: str, runs: Sequence[Series]) -> BandCurve:
         steps = [steps[i] for i in np.linspace(0, len(steps) - 1, _MOST_POINTS).round().astype(int)]
     value_RP = np.array([_at(_smooth(name, series), steps) for series in runs])
     mean_P, spread_P = value_RP.mean(0), value_RP.std(0, ddof=1)
-    # A step at which all seeds are equal by chance would have no width.
-    spread_P = np.maximum(spread_P, np.median(spread_P) / 3)
+    # Steps at which all seeds are equal would have no width: by chance, or because all have learnt the task.
+    spread_P = np.maximum(spread_P, np.mean(spread_P) / 3)
     half_P = quantile(_CONFIDENCE, len(runs) - 1) * math.sqrt(1 + 1 / len(runs)) * spread_P
     lowest = 0.0 if all(series.value_S.min() >= 0.0 for series in runs) else -math.inf
     highest = 1.0 if _is_share(runs) else math.inf

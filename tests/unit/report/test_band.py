@@ -53,6 +53,15 @@ def test_a_new_seed_is_inside_nearly_always(tmp_path: Path, band: RunBand) -> No
     assert sum(one.side == "within" for one in new) >= 28
 
 
+def test_seeds_that_all_end_at_the_same_value_leave_some_width(tmp_path: Path) -> None:
+    runs = [
+        run_folder(tmp_path / f"a-{seed}", heldout=[0.0, rise, 0.8, *[1.0] * 6], run__seed=seed)
+        for seed, rise in enumerate([0.3, 0.4, 0.5])
+    ]
+    band = make([read_run(run) for run in runs], "a")
+    assert 0.9 < band.curves["held-out"].low_P[-1] < 1.0
+
+
 def test_a_band_is_kept_as_a_small_file(tmp_path: Path, band: RunBand) -> None:
     write(band, tmp_path / "a.json")
     text = (tmp_path / "a.json").read_text()
@@ -100,7 +109,7 @@ def test_a_config_without_a_band_is_told_what_differs_from_the_nearest_one(tmp_p
 
 def test_every_band_of_the_package_is_whole() -> None:
     bands = shipped()
-    assert {"quickstart", "quickstart_async", "lookup"} <= {band.recipe for band in bands}
+    assert {"quickstart", "quickstart_async", "lookup", "shapes_vlm"} <= {band.recipe for band in bands}
     for band in bands:
         assert len(band.seeds) >= 3 and "held-out" in band.curves
         for curve in band.curves.values():
