@@ -69,7 +69,7 @@ check: setup ## formatting, lint, types, style, documentation
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/pyright
-	@$(PYTEST) -q tests/style
+	@$(PYTEST) -q -n 2 --dist worksteal tests/style
 
 audit: $(AUDIT_VENV)/.ready ## known vulnerabilities of all pinned packages; asks the index of Python packages
 	@requirements/audit $(AUDIT_VENV)/bin/pip-audit $(ARGS)

@@ -2,6 +2,7 @@
 lists."""
 
 import os
+import sys
 from collections.abc import Iterable
 
 from hybridrl.errors import ConfigError
@@ -49,7 +50,8 @@ def is_withheld(name: str, names: Iterable[str]) -> bool:
 
 
 def child_environment(names: Iterable[str], *, key: str, where: str = "") -> dict[str, str]:
-    """The variables of BASE that are set, and those with the names.
+    """The variables of BASE that are set, and those with the names. PATH begins with the folder of this
+    interpreter, so that `python` is the one that has the project's packages.
 
     Args:
         key: config key that lists the names.
@@ -65,7 +67,9 @@ def child_environment(names: Iterable[str], *, key: str, where: str = "") -> dic
                 where=where,
                 fix=f"export {name}, or take it out of {key}",
             )
-    return {name: os.environ[name] for name in (*BASE, *names) if name in os.environ}
+    found = {name: os.environ[name] for name in (*BASE, *names) if name in os.environ}
+    own, path = os.path.dirname(sys.executable), found.get("PATH", os.defpath)
+    return found | {"PATH": path if path.split(os.pathsep)[0] == own else f"{own}{os.pathsep}{path}"}
 
 
 def all_variables() -> dict[str, str]:
