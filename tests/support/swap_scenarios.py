@@ -22,6 +22,16 @@ from hybridrl.reshard.topology import Topology
 from hybridrl.reshard.transports import shm
 
 
+def sums(engines):
+    """The checksum of every tensor, given those of each rank of each engine by name."""
+    return {
+        (e, rank, name): checksum(tensor)
+        for e, ranks in enumerate(engines)
+        for rank, tensors in enumerate(ranks)
+        for name, tensor in tensors.items()
+    }
+
+
 def swap(
     group: dist.ProcessGroup,
     source: MegatronLayout,

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_values import hf_tensors, specs, tiny, tp_sizes
 from shard_oracle import megatron_shard, sglang_shard
+from swap_scenarios import sums
 
 from hybridrl.errors import LayoutError, SwapError
 from hybridrl.layout.base import instance
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.layout.sglang import SGLangLayout
 from hybridrl.reshard.agreement import difference, expected
-from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.plan import Job, plan
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
@@ -40,15 +40,6 @@ def trainer_of(layout, seed=0):
 
 def added(written, base=None):
     return expected([share.checksums for share in written], base)
-
-
-def sums(engines):
-    return {
-        (e, rank, name): checksum(tensor)
-        for e, ranks in enumerate(engines)
-        for rank, tensors in enumerate(ranks)
-        for name, tensor in tensors.items()
-    }
 
 
 @st.composite

@@ -13,12 +13,11 @@ from fp8_values import (
     fp8_layout,
     same_bits,
 )
-from swap_scenarios import shard_of
+from swap_scenarios import shard_of, sums
 
 from hybridrl.errors import LayoutError, SwapError
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.reshard.agreement import difference, expected
-from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.swap import SwapWriter
 from hybridrl.reshard.transports import shm
 
@@ -31,15 +30,6 @@ def swap(source, layouts):
         for layout, ranks in zip(layouts, engines)
     ]
     return engines, [SwapWriter(source, rank, exports) for rank in range(source.world_size)]
-
-
-def sums(engines):
-    return {
-        (e, rank, name): checksum(tensor)
-        for e, ranks in enumerate(engines)
-        for rank, tensors in enumerate(ranks)
-        for name, tensor in tensors.items()
-    }
 
 
 @pytest.mark.parametrize(
