@@ -36,9 +36,12 @@ def kv_bytes(setting: Setting) -> float:
 
 
 def engine_work(setting: Setting) -> float:
-    """Bytes that an engine rank on a GPU keeps for its computation, within its share of the memory."""
-    if not setting.num_engines or setting.gpu is None or setting.engine_kind is None:
+    """Bytes that an engine rank keeps for its computation: on a GPU within its share of the memory, on a CPU
+    the copies of its weights that hosts/matmul.py packs."""
+    if not setting.num_engines or setting.engine_kind is None:
         return 0.0
+    if setting.gpu is None:
+        return engine_weights(setting)
     return working_bytes(setting.engine_kind, setting.model, setting.engine, setting.running_requests)
 
 

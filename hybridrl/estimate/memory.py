@@ -237,9 +237,11 @@ def on_cpu(setting: Setting) -> Phase:
     """The memory of a machine without GPUs, which all ranks and engines share at the same time."""
     engines = setting.num_engines * setting.engine.tp
     groups = [_all_ranks(group) for group in _groups(setting)]
+    parts = {part: sum(getattr(group, part) for group in groups) for part in _OF_RANKS}
+    parts["activations"] += engines * engine_work(setting)
     return Phase(
         name="the machine",
-        **{part: sum(getattr(group, part) for group in groups) for part in _OF_RANKS},
+        **parts,
         engine=engines * engine_weights(setting) + setting.served,
         kv=engines * kv_bytes(setting),
     )

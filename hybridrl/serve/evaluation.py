@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 
 from hybridrl.config.load import LoadedConfig
@@ -68,6 +69,9 @@ class Answered:
 
     truncated: float
     """Share of the answers that were cut at the most tokens."""
+
+    truncated_reward: float
+    """Mean reward of those; NaN: there are none. High: the reward does not ask for the end token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,13 +233,14 @@ async def _answered(one: _Set, step: int, request: Request, served: Serving) -> 
         name=one.name,
         samples=samples,
         metrics=metrics,
-        sources=list(_sources(groups, passes, _solved_above(cfg, request))),
+        sources=list(answered(groups, passes, _solved_above(cfg, request))),
         examples=list(_examples(groups, cfg)),
         seconds=seconds,
     )
 
 
-def _sources(groups: Sequence[Group], passes: Sequence[int], solved_above: float) -> Iterator[Answered]:
+def answered(groups: Sequence[Group], passes: Sequence[int], solved_above: float) -> Iterator[Answered]:
+    """What was answered to the prompts of each source; a reward above `solved_above` is a solved answer."""
     by_source: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         if group.trajectories:
@@ -245,6 +250,7 @@ def _sources(groups: Sequence[Group], passes: Sequence[int], solved_above: float
         firsts = [[float(t.reward or 0.0) for t in _firsts(group)] for group in own]
         fewest = min(map(len, firsts))
         answers = [t for group in own for t in group.trajectories]
+        cut = [float(t.reward or 0.0) for t in answers if t.finish == "length"]
         yield Answered(
             source=source,
             num_prompts=len(own),
@@ -252,7 +258,8 @@ def _sources(groups: Sequence[Group], passes: Sequence[int], solved_above: float
             mean=mean_at_k(rewards),
             passes={k: pass_at_k(firsts, k, solved_above=solved_above) for k in passes if k <= fewest},
             mean_tokens=mean([float(t.response_tokens) for t in answers]),
-            truncated=mean([float(t.finish == "length") for t in answers]),
+            truncated=len(cut) / len(answers),
+            truncated_reward=mean(cut) if cut else nan,
         )
 
 

@@ -31,8 +31,8 @@ def notes(found: Evaluation) -> Iterator[tuple[str, str]]:
         if lost:
             yield "warning", f"{one.name}: {lost:.0f} answers have no reward, because a judge failed"
         for source in one.sources:
-            tokens = f"{source.mean_tokens:,.1f} tokens an answer, {source.truncated:.0%} cut at the limit"
-            yield "answers", f"{_name(one, source)}: {tokens}, {duration(one.seconds)}"
+            tokens = f"{source.mean_tokens:,.1f} tokens an answer"
+            yield "answers", f"{_name(one, source)}: {tokens}, {_cut(source)}, {duration(one.seconds)}"
     how = "greedy" if found.temperature == 0 else f"sampled at temperature {found.temperature:g}"
     yield "solved", f"is an answer with a reward above {found.solved_above:g}; answers are {how}"
 
@@ -72,6 +72,13 @@ def log(found: Evaluation, folder: Path, file: Path) -> bool:
         for name, estimate in _estimates(one, source).items()
     }
     return mlflow.add(folder, {k.replace("@", "_at_"): v for k, v in metrics.items()}, found.step, [file])
+
+
+def _cut(source: Answered) -> str:
+    if not source.truncated:
+        return "none cut at the limit"
+    share, reward = f"{source.truncated:.0%}", f"{source.truncated_reward:.3f}"
+    return f"{share} cut at the limit (their mean reward is {reward})"
 
 
 def _rows(one: SetResult, source: Answered) -> Iterator[Sequence[str]]:
@@ -124,6 +131,7 @@ def _source_as_dict(one: SetResult, source: Answered) -> dict[str, Any]:
         "answers": source.num_answers,
         "mean_tokens": source.mean_tokens,
         "truncated": source.truncated,
+        "truncated_reward": _finite(source.truncated_reward),
         "estimates": {
             name: {"value": e.value, "low": _finite(e.low), "high": _finite(e.high)}
             for name, e in _estimates(one, source).items()

@@ -82,6 +82,7 @@ def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first
     assert left_behind(engine) == ([], [], False)
 
 
+@pytest.mark.slow
 def test_an_engine_ends_with_its_owner(folder):
     program = f"""
 from hybridrl.rollout.base import EngineSetup

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from hybridrl.errors import EngineError
+from hybridrl.hosts import matmul
 from hybridrl.reshard.buckets import Bucket
 from hybridrl.reshard.checksum import checksum
 from hybridrl.reshard.transports import base as transports
@@ -39,9 +40,11 @@ def export_parameters(model: nn.Module) -> dict[str, SharedTensor]:
             f"{packed} is repacked for AMX and cannot be written in place",
             fix="uninstall the CPU build of sgl-kernel",
         )
-    return {
+    shared = {
         name: transports.of(parameter.device).export(parameter.data) for name, parameter in weights(model)
     }
+    matmul.pack(model)  # its parameters have moved
+    return shared
 
 
 def checksums(model: nn.Module) -> dict[str, int]:
@@ -49,13 +52,16 @@ def checksums(model: nn.Module) -> dict[str, int]:
 
 
 def derives(model: nn.Module) -> bool:
-    """Whether the model derives tensors from its weights (DeepSeek: w_kc and w_vc from kv_b_proj)."""
-    return hasattr(model, "post_load_weights")
+    """Whether tensors are derived from the model's weights: packed copies for products on a CPU, and w_kc and
+    w_vc of DeepSeek from kv_b_proj."""
+    return matmul.pack(model) or hasattr(model, "post_load_weights")
 
 
 def derive(model: Any) -> None:
     """Recompute the derived tensors from the present parameters."""
-    model.post_load_weights()
+    matmul.pack(model)
+    if hasattr(model, "post_load_weights"):
+        model.post_load_weights()
 
 
 def repacked(model: nn.Module) -> str:

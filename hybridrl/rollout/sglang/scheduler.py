@@ -75,6 +75,7 @@ class RolloutScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        matmul.pack(self.tp_worker.model_runner.model)
         # SGLang collects garbage at every cache flush on CPU. Without this, it would scan all objects of the
         # imports, which takes 0.5 s.
         gc.collect()

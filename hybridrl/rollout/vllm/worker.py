@@ -66,10 +66,12 @@ class RolloutWorker:
         """
         if packed := repacked(self._model):
             raise EngineError(f"vLLM has repacked {packed}: it cannot be written in place")
-        return {
+        shared = {
             name: transports.of(parameter.device).export(parameter.data)
             for name, parameter in self._model.named_parameters()
         }
+        matmul.pack(self._model)  # its parameters have moved
+        return shared
 
     def rollout_checksums(self) -> dict[str, int]:
         return {name: checksum(parameter.data) for name, parameter in self._model.named_parameters()}
@@ -97,6 +99,7 @@ class RolloutWorker:
 
     def rollout_derive(self) -> None:
         """Recompute tensors that the model derives from its weights."""
+        matmul.pack(self._model)
         for module in self._model.modules():
             if hasattr(module, "kv_b_proj") and hasattr(module, "process_weights_after_loading"):
                 module.process_weights_after_loading(self.model_runner.model_config.dtype)
@@ -110,6 +113,7 @@ class CPURolloutWorker(RolloutWorker, CPUWorker):
     def load_model(self, *args: Any, **options: Any) -> None:
         matmul.install()
         super().load_model(*args, **options)
+        matmul.pack(self._model)
 
 
 class GPURolloutWorker(RolloutWorker, Worker):
@@ -119,8 +123,8 @@ class GPURolloutWorker(RolloutWorker, Worker):
 
 
 def _plain_gemm(layer: Any, remove_weight: bool) -> None:
-    """Multiply with the parameter as it is. vLLM's own function packs every matrix for oneDNN on a CPU and
-    leaves an empty parameter."""
+    """Multiply as torch does, which hosts/matmul.py sends to packed copies of large weights. The function of
+    vLLM itself leaves an empty parameter beside such a copy."""
     layer.cpu_linear = torch.nn.functional.linear
 
 

@@ -1,4 +1,4 @@
-"""What a vLLM engine on a GPU keeps of its share of the memory for its own computation."""
+"""What an engine keeps for its own computation: vLLM of its share of a GPU, each on a CPU."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hybridrl.estimate import memory
-from hybridrl.estimate.engine import engine_work, kv_bytes
+from hybridrl.estimate.engine import engine_weights, engine_work, kv_bytes
 from hybridrl.estimate.setting import Setting
 from hybridrl.rollout.base import kind_of
 from hybridrl.rollout.vllm.sizes import VLLMParallel
@@ -39,6 +39,11 @@ def test_the_computation_is_a_step_of_many_tokens_or_the_samples_of_many_request
     assert engine_work(halves) < 0.6 * few
 
 
-def test_without_gpus_nothing_is_kept() -> None:
-    assert engine_work(with_vllm(gpu=None)) == 0
-    assert kv_bytes(with_vllm(gpu=None)) == kv_bytes(replace(make_setting(MODEL), gpu=None))
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_without_gpus_packed_copies_of_the_weights_are_kept(kind: str) -> None:
+    found = replace(make_setting(MODEL), engine_kind=kind_of(kind), gpu=None)
+    more = replace(found, num_engines=found.num_engines + 1)
+    assert engine_work(found) == engine_weights(found) > 0
+    one = found.engine.tp * engine_weights(found)
+    assert memory.on_cpu(more).activations - memory.on_cpu(found).activations == pytest.approx(one)
+    assert memory.on_cpu(more).engine - memory.on_cpu(found).engine == pytest.approx(one)

@@ -9,7 +9,8 @@ def replaced():
     matmul.replace()
     yield
     matmul._library._destroy()
-    matmul._library = None
+    matmul._library, matmul._replaces_all = None, False
+    matmul._weights.clear()
 
 
 def matrices(rows, inner, columns, *, dtype=torch.float32):
@@ -68,5 +69,68 @@ def test_a_processor_of_intel_keeps_mkl(monkeypatch):
         "vendor_id : AuthenticAMD\nflags : avx2": False,
     }
     for text, wanted in given.items():
-        monkeypatch.setattr(matmul.Path, "read_text", lambda self, text=text: text)
+        monkeypatch.setattr(matmul, "_processor", lambda text=text: text)
         assert matmul.mkl_is_slow.__wrapped__() is wanted
+
+
+@pytest.fixture
+def model(replaced, monkeypatch):
+    """One weight that is packed and one that is too small."""
+    monkeypatch.setattr(matmul, "_has_avx512", lambda: torch.backends.mkldnn.is_available())
+    torch.manual_seed(0)
+    made = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.Linear(1024, 8))
+    assert matmul.pack(made)
+    return made
+
+
+def doubled(model, left):
+    with torch.no_grad():
+        return model.double()(left.double()).float()
+
+
+def packed_weights():
+    return [tuple(one.parameter.shape) for one in matmul._weights.values() if one.packed is not None]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 33])
+def test_products_with_a_packed_weight_are_those_of_double_precision(model, rows):
+    left = torch.randn(rows, 512)
+    with torch.inference_mode():
+        found = model(left), left @ model[0].weight.t()
+    assert packed_weights() == ([(1024, 512)] if rows else [])
+    wanted = doubled(model, left), (left.double() @ model[0].weight.double().t()).float()
+    torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_a_weight_that_was_written_is_packed_anew(model):
+    left = torch.randn(8, 512)
+    with torch.no_grad():
+        old = model(left)
+        model[0].weight.mul_(2)
+        assert torch.equal(model(left), old)  # why whoever writes must call pack()
+        assert matmul.pack(model) and not packed_weights()
+        torch.testing.assert_close(model(left), doubled(model, left), rtol=2e-5, atol=2e-5)
+
+
+def test_a_weight_that_has_moved_and_parts_of_one_are_multiplied_as_they_are(model):
+    left = torch.randn(8, 512)
+    with torch.no_grad():
+        model(left)
+        before, weight = model[0].weight.data, model[0].weight
+        weight.data = torch.zeros_like(before)
+        assert not (left @ weight.t()).any()
+        assert (left @ before.t()).any()  # the old address, of which nothing is known any more
+        weight.data = before
+        part = left @ weight[:512].t()
+        square = left @ weight.view(512, 1024)
+    torch.testing.assert_close(
+        part, (left.double() @ weight[:512].double().t()).float(), rtol=2e-5, atol=2e-5
+    )
+    torch.testing.assert_close(
+        square, (left.double() @ weight.view(512, 1024).double()).float(), rtol=2e-5, atol=2e-5
+    )
+
+
+def test_a_model_of_small_or_other_weights_is_left_alone(replaced):
+    assert not matmul.pack(torch.nn.Linear(64, 64))
+    assert not matmul.pack(torch.nn.Linear(1024, 1024).bfloat16())
