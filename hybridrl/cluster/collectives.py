@@ -41,22 +41,32 @@ def named(
         returned: ranks whose call returned, so that they never joined the collective.
         silent: ranks that have not answered.
     """
-    error = next(iter(broken.values()))
-    said = str(error).partition("\n")[0]
+    waited = {rank: error for rank, error in broken.items() if _is_late(error)} or broken
+    late = broken.keys() - waited.keys()  # whose connections ended when the others gave up
+    said = _first_line(next(iter(waited.values())))
     absent = " and ".join(
         f"rank {sorted(ranks)}, which {why}"
         for ranks, why in (
             (silent, "does not answer"),
             (returned, f"returned from {method!r} without joining it"),
+            (late, "came after the deadline"),
         )
         if ranks
     )
-    waiting = f"{group} rank {sorted(broken)}"
+    waiting = f"{group} rank {sorted(waited)}"
     what = (
         f"{waiting} waited in a collective during {method!r} for {absent}: {said}"
         if absent
         else f"a collective of {waiting} broke during {method!r}: {said}"
     )
-    if any(sign in said.lower() for sign in _LATE):
+    if _is_late(next(iter(waited.values()))):
         return DeadlineError(what, fix="raise cluster.deadlines.collective_s if the work is that long")
     return WorkerError(what)
+
+
+def _is_late(error: BaseException) -> bool:
+    return any(sign in _first_line(error).lower() for sign in _LATE)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -10,6 +10,7 @@ the checkpoint to resume from, the observer, Ray, the stop, the export.
 
 import contextlib
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from hybridrl.config.run_folder import RunFolder, path_of
 from hybridrl.config.schema import Config
 from hybridrl.config.sft_rm import SupervisedConfig
 from hybridrl.errors import HybridRLError
+from hybridrl.hosts.disks import full_disk
 from hybridrl.launch.ray_cluster import Cluster
 from hybridrl.launch.restarts import LOSSES
 from hybridrl.launch.shape import Resume, RunFiles
@@ -110,6 +112,10 @@ class Run(ABC, Generic[Cfg, Observer]):
                 self._finish_interrupted()  # it leaves its curve and summary too
         finally:
             self._opened.__exit__(kind, error, trace)
+        if isinstance(error, OSError):
+            places = (self.files.folder, Path(tempfile.gettempdir()), Path("/dev/shm"))
+            if found := full_disk(error, places):
+                raise found from error
 
     async def play(self) -> None:
         """Start the workers, train, export, stop the workers."""

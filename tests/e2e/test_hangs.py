@@ -2,6 +2,7 @@
 which phase it was, who hangs, and which key of the config is the deadline."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -297,7 +298,8 @@ def test_a_full_disk_ends_the_run_and_is_named(folder: Path) -> None:
     with small_disk(folder / "disk", 60) as disk:
         words = [*WORDS, f"run.folder={disk}"]
         ended = harmed(folder, "full", words, lambda _: fill(disk), run=disk / "full")
-        assert ended.code == 1 and "No space left on device" in ended.out, ended.out
+        assert ended.code == 2, ended.out
+        assert f"the disk of {disk / 'full'} is full: No space left on device" in ended.out, ended.out
         assert ended.ended_at - ended.planted_at <= SECONDS + SLACK_S
         assert (disk / "full" / "checkpoints" / "step_000001" / "COMMITTED").exists()
 
@@ -310,7 +312,7 @@ def test_a_gcs_that_is_stopped_keeps_no_run_from_its_end(folder: Path) -> None:
 
 
 WHILE_STEP_2 = (
-    *("cluster.deadlines.train_s=200", "--inject"),
+    *("cluster.deadlines.train_s=200", "cluster.deadlines.collective_s=200", "--inject"),
     "slow:trainer:0@step=2,phase=load,seconds=15",
 )
 """Holds step 2 while something is done to the run."""
@@ -348,7 +350,10 @@ def test_a_cut_between_two_nodes_names_the_rank_on_the_other_one(folder: Path) -
         ended = harmed(folder, "cut", words, lambda _: cluster.cut(), before=cluster.on_first)
     assert ended.code == 3, ended.out
     told = why(folder, "cut")
-    assert "trainer 1 has not returned from" in told or "engine 1 has not returned from" in told, told
+    late = re.search(r"waiting (trainer|engine) (\d) has not returned from", " ".join(told.split()))
+    assert late is not None, told
+    own = told.partition(f"--- {late[1]} {late[2]}\n")[2].partition("\n\n")[0]
+    assert own == "its node did not answer: TimeoutError", told
     at = (folder / "runs" / "cut" / "why.txt").stat().st_mtime
     assert at - ended.planted_at <= SECONDS + SLACK_S + 20, told  # Ray's node gives no stacks for 20 s
 
@@ -372,4 +377,4 @@ def test_of_a_driver_that_is_stopped_why_tells_so(folder: Path) -> None:
     ended = harmed(folder, "stopped", [*WORDS], harm)
     assert ended.code == 0, ended.out
     assert "the driver does nothing since 1" in said[0] and "which is stopped, as after SIGSTOP" in said[0]
-    assert "in step 2" in said[0]
+    assert re.search("in step [12]:", said[0])  # the signal may come between the two

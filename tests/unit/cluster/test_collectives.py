@@ -69,6 +69,15 @@ def test_a_rank_that_hangs_is_named() -> None:
     assert "trainer rank [0, 1] waited" in error.what and "rank [2], which does not answer" in error.what
 
 
+def test_a_rank_that_comes_after_the_deadline_is_named_and_not_the_one_that_gave_up() -> None:
+    error = call(fails(RuntimeError(CLOSED), after_s=0.02), fails(RuntimeError(LATE)))
+    assert isinstance(error, DeadlineError) and "cluster.deadlines.collective_s" in error.fix
+    assert (
+        "trainer rank [1] waited in a collective during 'step' for rank [0], which came after" in error.what
+    )
+    assert "Timed out waiting 15000ms" in error.what
+
+
 def test_a_connection_that_all_ranks_lose_is_a_loss_of_workers() -> None:
     error = call(fails(RuntimeError(CLOSED)), fails(RuntimeError(CLOSED)))
     assert isinstance(error, WorkerError) and "a collective of trainer rank [0, 1] broke" in error.what
