@@ -31,10 +31,12 @@ def recovery(folder: Path, times: int) -> dict[str, Any]:
     """
     start_s = [_start_s(folder / f"alone{number}") for number in range(times)]
     found: dict[str, list[float]] = {phase: [] for phase in _PHASES}
-    swaps_s = []
+    swaps_s, restarts = [], 0
     for number in range(times):
         for phase in _PHASES:
-            run, said = _killed(folder, f"recovery{number}_{phase}", phase)
+            kill = f"kill:engine:0@step=3,phase={phase}"
+            run, said = _launched(folder, f"recovery{number}_{phase}", [kill])
+            restarts += " ".join(said.split()).count("again from step")
             found[phase].append(_lost_s(said))
             swaps_s += [record["sync/time_s"] for record in records(run, "step")]
     start, swap = statistics.median(start_s), statistics.median(swaps_s)
@@ -44,7 +46,7 @@ def recovery(folder: Path, times: int) -> dict[str, Any]:
         "goal_s": round(start + swap, 2),
         **{f"killed_in_{phase}_s": round(statistics.median(found[phase]), 2) for phase in _PHASES},
         "times": times,
-        "restarts_of_the_run": 0,
+        "restarts_of_the_run": restarts,
         **_of_trainer(folder, times),
     }
 
@@ -86,13 +88,6 @@ def _start_s(folder: Path) -> float:
     took_s = time.monotonic() - began
     engine.shutdown()
     return took_s
-
-
-def _killed(folder: Path, name: str, phase: str) -> tuple[Path, str]:
-    """The folder and the output of a run whose engine is killed in step 3."""
-    run, said = _launched(folder, name, [f"kill:engine:0@step=3,phase={phase}"])
-    assert "again from step" not in said, said
-    return run, said
 
 
 def _launched(folder: Path, name: str, kills: Sequence[str], more: Sequence[str] = ()) -> tuple[Path, str]:
