@@ -299,7 +299,7 @@ def test_a_full_disk_ends_the_run_and_is_named(folder: Path) -> None:
         words = [*WORDS, f"run.folder={disk}"]
         ended = harmed(folder, "full", words, lambda _: fill(disk), run=disk / "full")
         assert ended.code == 2, ended.out
-        assert f"the disk of {disk / 'full'} is full: No space left on device" in ended.out, ended.out
+        assert "No space left on device" in ended.out and str(disk / "full") in ended.out, ended.out
         assert ended.ended_at - ended.planted_at <= SECONDS + SLACK_S
         assert (disk / "full" / "checkpoints" / "step_000001" / "COMMITTED").exists()
 
@@ -371,7 +371,7 @@ def test_of_a_driver_that_is_stopped_why_tells_so(folder: Path) -> None:
         (driver,) = filter(is_driver, processes(temporary))
         with_signal(driver, signal.SIGSTOP)
         time.sleep(12.0)
-        said.append(why(folder, "stopped"))
+        said.append(" ".join(why(folder, "stopped").split()))
         with_signal(driver, signal.SIGCONT)
 
     ended = harmed(folder, "stopped", [*WORDS], harm)
