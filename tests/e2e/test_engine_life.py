@@ -51,6 +51,7 @@ def gone(pid):
     return not psutil.pid_exists(int(pid))
 
 
+@pytest.mark.slow
 def test_an_engine_whose_scheduler_dies_says_so_and_leaves_nothing(folder, first):
     engine = SGLangEngine(setup(folder, version=None, log_path=str(folder / "doomed.log")))
     with pytest.raises(EngineError, match="must not serve"):
@@ -102,6 +103,7 @@ import os; os.kill(os.getpid(), 9)
     assert not [p.name for p in Path("/dev/shm").iterdir() if any(mark in p.name for mark in marks)]
 
 
+@pytest.mark.slow
 def test_an_engine_whose_owner_is_killed_while_it_starts_leaves_nothing(folder):
     """The host does not read its pipe then."""
     program = f"""

@@ -343,6 +343,7 @@ def test_a_run_whose_weights_go_through_the_engines_loader_is_the_same_run(whole
     assert "through the engine's own loader" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "metrics"),
     [
@@ -354,12 +355,11 @@ def test_a_run_whose_weights_go_through_the_engines_loader_is_the_same_run(whole
             ],
             {"critic/vf_loss", "critic/values/mean", "actor/reward_kl_penalty_coeff"},
         ),
-        pytest.param(
+        (
             ["algorithm.preset=prime", "algorithm.dynamic_sampling={max_rounds: 50}"],
             {"process/loss", "rollout/kept_share"},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             [
                 "algorithm.preset=remax",
                 "algorithm.drop_truncated=true",
@@ -367,7 +367,6 @@ def test_a_run_whose_weights_go_through_the_engines_loader_is_the_same_run(whole
                 "algorithm.entropy_coefficient=0.01",
             ],
             {"rollout/dropped_share", "actor/entropy_coef"},
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["ppo", "prime", "remax"],

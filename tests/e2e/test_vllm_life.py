@@ -107,9 +107,8 @@ VLLMEngine(EngineSetup(model_folder={folder!r}, log_path={log!r}, parallel=VLLMP
 """
 
 
-@pytest.mark.parametrize(
-    ("tp", "after_s"), [(1, 3.0), *(pytest.param(2, s, marks=pytest.mark.slow) for s in (8, 12, 16, 20, 24))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("tp", "after_s"), [(1, 3.0), *((2, s) for s in (8, 12, 16, 20, 24))])
 def test_an_engine_whose_owner_is_killed_while_it_starts_leaves_nothing(kind, folder, tp, after_s):
     """At several moments: the host does not read its pipe, and vLLM starts one process after the other."""
     given = {"folder": str(folder), "log": str(folder / "early.log"), "tp": tp, "python": str(VLLM_PYTHON)}
