@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -247,13 +248,15 @@ def left_over(temporary: Path) -> tuple[int, int]:
     deadline = time.monotonic() + _LEFT_S
     while (processes(temporary) or any(temporary.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.2)
-    found, files = processes(temporary), len(list(temporary.iterdir()))
+    found, files = processes(temporary), [path.name for path in temporary.iterdir()]
+    if files:
+        print(f"left in {temporary}: {', '.join(files)}", file=sys.stderr, flush=True)
     for process in found:
         try:
             process.kill()
         except psutil.Error:
             continue
-    return len(found), files
+    return len(found), len(files)
 
 
 def planted_that_happened(run: Path) -> list[str]:

@@ -76,6 +76,7 @@ def _start(num_workers: int, folder: str) -> None:
                 _system_config={
                     "worker_niceness": 0,  # by default, all others have a higher priority
                     "agent_register_timeout_ms": int(1000 * START_S),
+                    "task_events_report_interval_ms": 0,  # of 100,000 calls the GCS would keep 5 KB each
                 },
             )
     except Exception as error:
