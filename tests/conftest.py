@@ -11,3 +11,4 @@ settings.register_profile("reproducible", deadline=None, derandomize=True, datab
 settings.load_profile("reproducible")
 
 os.environ.pop("COLUMNS", None)  # workers of pytest-xdist have 80
+os.unsetenv("COLUMNS")  # readline, which pytest imports, sets it where os.environ does not see it
