@@ -158,9 +158,8 @@ def activations(setting: Setting, stage: int) -> float:
         backward = max(backward, one.backward)
     width = setting.weight_bytes * tokens
     flying = in_flight(setting, stage, num_microbatches(setting))
-    entry = layer(
-        setting, moe=False
-    ).input  # Input of the first layer, from the embedding or the previous stage.
+    # Input of the first layer, from the embedding or the previous stage
+    entry = layer(setting, moe=False).input
     held = flying * (kept + (0.0 if full else entry)) * width
     if setting.train.vpp > 1:  # An interleaved pipeline keeps what each chunk sent.
         held += flying * setting.train.vpp * entry * width
@@ -238,10 +237,10 @@ def on_cpu(setting: Setting) -> Phase:
     engines = setting.num_engines * setting.engine.tp
     groups = [_all_ranks(group) for group in _groups(setting)]
     parts = {part: sum(getattr(group, part) for group in groups) for part in _OF_RANKS}
-    parts["activations"] += engines * engine_work(setting)
+    parts |= {"activations": parts["activations"] + engines * engine_work(setting)}
     return Phase(
-        name="the machine",
         **parts,
+        name="the machine",
         engine=engines * engine_weights(setting) + setting.served,
         kv=engines * kv_bytes(setting),
     )

@@ -124,7 +124,8 @@ class Columns:
         logp_U, entropy_U = self._scorer.columns(loaded.packed, microbatches)
         loaded.add("old_logp", logp_U)
         loaded.add("old_entropy", entropy_U)
-        entropy = Metrics({"actor/entropy": entropy_U.sum() / _num_tokens(loaded)})
+        # In float64, so that the sum does not depend on which answers came back together
+        entropy = Metrics({"actor/entropy": entropy_U.double().sum() / _num_tokens(loaded)})
         return self.agreement(loaded) | self._mesh.combine([entropy])
 
     def _add_collision(self, loaded: LoadedBatch) -> None:

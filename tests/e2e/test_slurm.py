@@ -67,7 +67,7 @@ def records(run: Path) -> list[dict]:
 
 def learnt(run: Path) -> dict[tuple[str, int], dict[str, float]]:
     """What every step and evaluation measured, but for times and memory."""
-    free = ("timing", "time", "wall_s", "perf/", "sync/time_s")
+    free = ("timing", "time", "wall_s", "perf/", "sync/time_s", "goodput/")
     return {
         (record["kind"], record["step"]): {k: v for k, v in record.items() if not k.startswith(free)}
         for record in records(run)
