@@ -7,6 +7,7 @@ run.deterministic, which makes SGLang sample by the seeds of requests.
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from sglang.srt.constants import GPU_MEMORY_TYPE_WEIGHTS
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.sampler import Sampler
 from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from torch import Tensor, nn
 
 from hybridrl.rollout.draw import draw, truncated
-from hybridrl.rollout.sglang.attention import attend
+from hybridrl.rollout.sglang.attention import Chunk, attend, planned
 from hybridrl.rollout.sglang.receive import CACHE_SCALES
 
 
@@ -72,8 +74,31 @@ class SeededSampler(Sampler):
         return draw(weight, seed, position).int(), None
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The chunks of a forward pass, and the tensors by which a later one is told from it."""
+
+    request_R: Tensor
+    length_R: Tensor
+    chunks: list[Chunk]
+
+
 class BatchedAttention(TorchNativeAttnBackend):
-    """Computes causal attention in chunks of requests; windows and cross attention stay SGLang's."""
+    """Computes causal attention in chunks of requests; windows and cross attention stay SGLang's.
+
+    The first layer of a forward pass plans the chunks, and the others have the same.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._plans: dict[int, _Plan] = {}
+        """Elements of one token's keys over all heads -> plan of the present forward pass."""
+
+    def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
+        """SGLang calls this at the start of each forward pass. Its tensors of lengths are then views that it
+        has made for this pass, of buffers that it fills again for the next."""
+        super().init_forward_metadata(forward_batch)
+        self._plans.clear()
 
     def _run_sdpa_forward_decode(
         self,
@@ -88,12 +113,12 @@ class BatchedAttention(TorchNativeAttnBackend):
         scaling: float | None = None,
         **options: Any,
     ) -> Tensor:
+        batch = (req_to_token, req_pool_indices, seq_lens)
         if encoder_lens is not None or options.get("sliding_window_size") is not None:
-            given = (query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens, encoder_lens)
+            given = (query, output, k_cache, v_cache, *batch, encoder_lens)
             return super()._run_sdpa_forward_decode(*given, scaling=scaling, **options)
-        slots = _slots(req_to_token, req_pool_indices, seq_lens)
-        one = torch.ones_like(seq_lens)
-        return attend(query, output, k_cache, v_cache, slots, seq_lens - one, one, scaling)
+        chunks = self._chunks(query, k_cache, *batch, None)
+        return attend(query, output, k_cache, v_cache, chunks, scaling)
 
     def _run_sdpa_forward_extend(
         self,
@@ -110,17 +135,38 @@ class BatchedAttention(TorchNativeAttnBackend):
         scaling: float | None = None,
         **options: Any,
     ) -> Tensor:
+        batch, lengths = (req_to_token, req_pool_indices, seq_lens), (extend_prefix_lens, extend_seq_lens)
         if (
             encoder_lens is not None
             or options.get("sliding_window_size") is not None
             or not options["causal"]
         ):
-            given = (query, output, k_cache, v_cache, req_to_token, req_pool_indices, seq_lens)
-            lengths = (extend_prefix_lens, extend_seq_lens, encoder_lens)
-            return super()._run_sdpa_forward_extend(*given, *lengths, scaling=scaling, **options)
-        slots = _slots(req_to_token, req_pool_indices, seq_lens)
-        return attend(query, output, k_cache, v_cache, slots, extend_prefix_lens, extend_seq_lens, scaling)
+            given = (query, output, k_cache, v_cache, *batch, *lengths, encoder_lens)
+            return super()._run_sdpa_forward_extend(*given, scaling=scaling, **options)
+        chunks = self._chunks(query, k_cache, *batch, lengths)
+        return attend(query, output, k_cache, v_cache, chunks, scaling)
 
+    def _chunks(
+        self,
+        query: Tensor,
+        k_cache: Tensor,
+        req_to_token: Tensor,
+        request_R: Tensor,
+        length_R: Tensor,
+        lengths: tuple[Tensor, Tensor] | None,
+    ) -> list[Chunk]:
+        """The chunks of the present forward pass.
 
-def _slots(req_to_token: Tensor, request: Tensor, length: Tensor) -> Tensor:
-    return req_to_token[:, : int(length.max())].index_select(0, request)
+        Args:
+            lengths: number of tokens of each request before its queries, and of its queries; None: each
+                request's last token is its query.
+        """
+        elements = k_cache[0].numel()
+        found = self._plans.get(elements)
+        if found is None or found.request_R is not request_R or found.length_R is not length_R:
+            one_R = torch.ones_like(length_R)
+            prefix_R, extend_R = lengths or (length_R - one_R, one_R)
+            slot_RS = req_to_token[:, : int(length_R.max())].index_select(0, request_R)
+            made = planned(slot_RS, prefix_R, extend_R, key_elements=elements, dtype=query.dtype)
+            found = self._plans[elements] = _Plan(request_R, length_R, made)
+        return found.chunks

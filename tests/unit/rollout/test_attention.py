@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridrl.rollout.sglang import attention
-from hybridrl.rollout.sglang.attention import attend, chunks
+from hybridrl.rollout.sglang.attention import attend, chunks, planned
 
 
 def requests(prefix, extend, *, heads, kv_heads, head_size=8, seed=0):
@@ -20,6 +20,12 @@ def requests(prefix, extend, *, heads, kv_heads, head_size=8, seed=0):
     query = torch.randn(int(extend.sum()), heads, head_size, generator=generator)
     key, value = (torch.randn(num_slots, kv_heads, head_size, generator=generator) for _ in range(2))
     return query, key, value, slot, prefix, extend
+
+
+def attended(query, key, value, slot, prefix, extend, scaling):
+    """Attention with a plan of its own."""
+    plan = planned(slot, prefix, extend, key_elements=key[0].numel(), dtype=query.dtype)
+    return attend(query, torch.full_like(query, torch.nan), key, value, plan, scaling)
 
 
 def written_out(query, key, value, slot, prefix, extend, scaling):
@@ -51,13 +57,12 @@ def test_attention_equals_attention_written_out(case, heads, kv_heads, limit, mo
     monkeypatch.setattr(attention, "_KEY_ELEMENTS", limit * 16)
     monkeypatch.setattr(attention, "_SCORE_ELEMENTS", limit)
     inputs = requests(*CASES[case], heads=heads, kv_heads=kv_heads)
-    found = attend(inputs[0], torch.full_like(inputs[0], torch.nan), *inputs[1:], 0.3)
-    torch.testing.assert_close(found, written_out(*inputs, 0.3), rtol=0, atol=2e-6)
+    torch.testing.assert_close(attended(*inputs, 0.3), written_out(*inputs, 0.3), rtol=0, atol=2e-6)
 
 
 def test_a_cache_of_another_dtype_is_read_as_the_queries_are():
     query, key, value, *rest = requests([2, 0], [1, 3], heads=2, kv_heads=1)
-    found = attend(query, torch.empty_like(query), key.bfloat16(), value.bfloat16(), *rest, 0.3)
+    found = attended(query, key.bfloat16(), value.bfloat16(), *rest, 0.3)
     expected = written_out(query, key.bfloat16().float(), value.bfloat16().float(), *rest, 0.3)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
