@@ -36,6 +36,7 @@ from hybridrl.rollout.sglang.hooks import (
     without_cache_scales,
     without_pinning,
 )
+from hybridrl.rollout.sglang.operations import normalised, rotated
 from hybridrl.rollout.sglang.probe import probe_loader
 
 _SRT = "sglang.srt"
@@ -55,6 +56,11 @@ def run(*args: Any, **kwargs: Any) -> None:
         ALLOC_MEMORY_FUNCS["cpu"] = without_pinning
         _replace("layers.attention.torch_native_backend.TorchNativeAttnBackend", BatchedAttention)
         _replace("layers.sampler.Sampler", SeededSampler)
+        for name, ours in (
+            ("layernorm.RMSNorm", normalised),
+            ("rotary_embedding.base.RotaryEmbedding", rotated),
+        ):
+            HookRegistry.register(f"{_SRT}.layers.{name}.forward_native", ours, HookType.AROUND)
         _replace("configs.update_config.adjust_config_with_unaligned_cpu_tp", unpadded)
         batch = f"{_SRT}.sampling.sampling_batch_info.SamplingBatchInfo"
         HookRegistry.register(f"{batch}.from_schedule_batch", with_seeds, HookType.AFTER)
