@@ -56,6 +56,8 @@ class WorkerGroup:
     """Name of the group in messages: "trainer", "engine", "reward"."""
 
     actors: list[Any]
+    """An actor on a node that has not come is None."""
+
     logs: Path
     """Ray's log folder, which has the output of dead workers."""
 
@@ -81,21 +83,33 @@ class WorkerGroup:
     def __len__(self) -> int:
         return len(self.actors)
 
+    @property
+    def there(self) -> list[int]:
+        """Ranks whose node has come."""
+        return [rank for rank, actor in enumerate(self.actors) if actor is not None]
+
     async def all(self, method: str, *args: Any, timeout_s: float | None = None) -> list[Any]:
-        """Call a method on every actor with the same arguments; returns the results in order of rank.
+        """Call a method on every actor that is there with the same arguments; returns the results in order of
+        rank.
 
         Raises:
             DeadlineError: some actors did not answer in time; the message names them.
             WorkerError: an actor died. If an actor raised an error, that error is raised instead.
         """
-        refs = [getattr(actor, method).remote(*args) for actor in self.actors]
-        results, error = await self._settled(method, dict(enumerate(refs)), timeout_s)
+        refs = {rank: getattr(self.actors[rank], method).remote(*args) for rank in self.there}
+        results, error = await self._settled(method, refs, timeout_s)
         if error is not None:
             raise error
         return results
 
     async def one(self, rank: int, method: str, *args: Any, timeout_s: float | None = None) -> Any:
-        """Call a method on one actor."""
+        """Call a method on one actor.
+
+        Raises:
+            WorkerError: its node has not come. Otherwise as for `all`.
+        """
+        if self.actors[rank] is None:
+            raise self._not_there(rank)
         return await self.result(
             rank, method, getattr(self.actors[rank], method).remote(*args), timeout_s=timeout_s
         )
@@ -115,13 +129,15 @@ class WorkerGroup:
         """Call a method on the actors of `ranks` and wait until each has returned or failed.
 
         Returns:
-            Rank -> result or error: WorkerError if the actor died, DeadlineError if it did not answer in
-            time, otherwise what it raised.
+            Rank -> result or error: WorkerError if the actor died or its node has not come, DeadlineError if
+            it did not answer in time, otherwise what it raised.
         """
-        refs = {rank: getattr(self.actors[rank], method).remote(*args) for rank in ranks}
+        there = [rank for rank in ranks if self.actors[rank] is not None]
+        refs = {rank: getattr(self.actors[rank], method).remote(*args) for rank in there}
         deadline = self._deadline(method, timeout_s)
         tasks, late = await self._ended(method, refs, deadline.seconds, asyncio.ALL_COMPLETED)
-        return {rank: self._outcome(method, rank, task, late, deadline) for rank, task in tasks.items()}
+        found = {rank: self._outcome(method, rank, task, late, deadline) for rank, task in tasks.items()}
+        return {rank: found[rank] if rank in found else self._not_there(rank) for rank in ranks}
 
     async def renew(self, rank: int, *, timeout_s: float) -> None:
         """Start another actor in the place of one; calls to the old one fail.
@@ -132,6 +148,9 @@ class WorkerGroup:
         assert self.start_again is not None, "asked before"
         self.actors[rank] = self.start_again(rank)
         self.pids[rank] = await self.one(rank, "pid", timeout_s=timeout_s)
+
+    def _not_there(self, rank: int) -> WorkerError:
+        return WorkerError(f"{self.name} rank {rank} is not there: its node has not come")
 
     def _outcome(
         self, method: str, rank: int, task: "asyncio.Future[Any]", late: Set[Any], deadline: "Deadline"
@@ -164,6 +183,8 @@ class WorkerGroup:
         self, method: str, refs: Mapping[int, Any], timeout_s: float, until: str
     ) -> tuple[dict[int, asyncio.Future[Any]], set[asyncio.Future[Any]]]:
         """Wait for calls; returns all as tasks, and the late ones, which are cancelled."""
+        if not refs:
+            return {}, set()
         tasks = {rank: asyncio.ensure_future(ref) for rank, ref in refs.items()}
         for rank, task in tasks.items():
             called = Called(method, time.monotonic())
@@ -230,12 +251,12 @@ class WorkerGroup:
 
     async def learn_pids(self, *, timeout_s: float) -> None:
         """Ask every actor for its process id, with its method `pid`."""
-        self.pids = dict(enumerate(await self.all("pid", timeout_s=timeout_s)))
+        self.pids = dict(zip(self.there, await self.all("pid", timeout_s=timeout_s), strict=True))
 
     def kill(self) -> None:
         """End the processes at the end of a run; the actors cannot be called afterwards."""
-        for actor in self.actors:
-            ray.kill(actor)
+        for rank in self.there:
+            ray.kill(self.actors[rank])
 
 
 def end(actor: Any, pid: int | None) -> None:

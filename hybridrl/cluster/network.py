@@ -5,7 +5,7 @@ import itertools
 import random
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,14 +60,14 @@ def at(network: Network) -> Rendezvous:
     return lambda name: f"tcp://{network.address}:{next(ports)}"
 
 
-def networks(place: Placing, num_nodes: int, *, timeout_s: float) -> list[Network]:
-    """The network of each node of a run, from a Ray task on that node.
+def networks(place: Placing, nodes: Iterable[int], *, timeout_s: float) -> list[Network]:
+    """The network of each of these nodes of a run, from a Ray task on that node.
 
     Raises:
         ResourceError: a node has no interface with the address that Ray uses for it.
     """
     asked = ray.remote(max_retries=0)(_here)
-    return ray.get([asked.options(**place(node)).remote() for node in range(num_nodes)], timeout=timeout_s)
+    return ray.get([asked.options(**place(node)).remote() for node in nodes], timeout=timeout_s)
 
 
 def _here() -> Network:

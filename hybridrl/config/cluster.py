@@ -105,6 +105,10 @@ class ClusterConfig(Section):
     nodes: PositiveInt = 1
     """Machines."""
 
+    min_nodes: PositiveInt | None = None
+    """Machines with which a run may begin. Those that come later have engines only, which join between two
+    policy updates: it needs placement: separate, and a Ray that runs already. None: all machines."""
+
     gpus_per_node: NonNegativeInt | None = None
     """GPUs of a node. None: as many as this machine has; a Slurm job asks for none."""
 
@@ -127,6 +131,19 @@ class ClusterConfig(Section):
     slurm: SlurmConfig = SlurmConfig()
 
     ray: RayConfig = RayConfig()
+
+    @property
+    def nodes_at_start(self) -> int:
+        """Machines that a run waits for before it begins."""
+        return self.min_nodes or self.nodes
+
+    @model_validator(mode="after")
+    def _late_nodes_are_nodes(self) -> "ClusterConfig":
+        if self.nodes_at_start > self.nodes:
+            raise ValueError(
+                f"min_nodes = {self.min_nodes}, and nodes = {self.nodes}: a run may begin with fewer than all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _named_gpus_are_counted(self) -> "ClusterConfig":

@@ -44,6 +44,7 @@ MAY_CHANGE = frozenset(
         "rollout.max_restarts",
         "rollout.alive_timeout_s",
         "cluster.nodes",
+        "cluster.min_nodes",
         "cluster.gpus_per_node",
         "cluster.placement",
         "cluster.start_timeout_s",

@@ -4,9 +4,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.late_nodes import NONE, LateNodes
 from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
 from hybridrl.faults import Fault
@@ -33,7 +35,10 @@ class Engines:
 
     faults: Sequence[Fault] = ()
     say: Callable[[str], None] = lambda text: None
-    """Tells the user that an engine was lost, or serves again."""
+    """Tells the user that an engine was lost, serves again, or joins."""
+
+    late: LateNodes = NONE
+    """Nodes that may come after the run has begun."""
 
     version: PolicyVersion | None = None
     """Version of the weights in model.path. None: the engines serve only after their first swap."""
@@ -68,14 +73,22 @@ class Engines:
             start("engine part", RolloutWorker, [(kind, s) for s, _ in others], [node for _, node in others])
             if others
             else None,
-            engines=self._replacements(workers, 0 if others else self.cfg.rollout.max_restarts),
+            engines=self._replacements(
+                workers, [node for _, node in first], 0 if others else self.cfg.rollout.max_restarts
+            ),
             alive_timeout_s=self.cfg.rollout.alive_timeout_s,
         )
 
-    def _replacements(self, workers: WorkerGroup, most: int) -> Replacements:
-        timeout_s = self.cfg.cluster.start_timeout_s
-        faults = [fault for fault in self.faults if fault.target.startswith("engine")]
-        return Replacements(workers, most=most, start_timeout_s=timeout_s, say=self.say, faults=faults)
+    def _replacements(self, workers: WorkerGroup, nodes: Sequence[int], most: int) -> Replacements:
+        absent = sorted(set(range(len(workers))) - set(workers.there))
+        return Replacements(
+            workers,
+            most=most,
+            start_timeout_s=self.cfg.cluster.start_timeout_s,
+            say=self.say,
+            faults=[fault for fault in self.faults if fault.target.startswith("engine")],
+            absent={engine: partial(self.late.come, nodes[engine]) for engine in absent},
+        )
 
     def _setups(self, files: RunFiles) -> Iterator[EngineSetup]:
         """The setup of every part, engine by engine."""

@@ -35,14 +35,15 @@ def words_of(texts: Sequence[str]) -> list[str]:
 
 
 async def plant(faults: Sequence[Fault], workers: Mapping[str, WorkerGroup]) -> None:
-    """Hand faults to the processes that they happen to, before these start their work.
+    """Hand faults to the processes that they happen to, before these start their work. Those of an engine
+    whose node has not come are handed to it when it starts.
 
     Args:
         workers: target -> its processes.
     """
     of_each: dict[tuple[str, int], list[Fault]] = {}
     for fault in faults:
-        if fault.target in workers:
+        if fault.target in workers and fault.rank in workers[fault.target].there:
             of_each.setdefault((fault.target, fault.rank), []).append(fault)
     await asyncio.gather(
         *(workers[target].one(rank, "plant", found) for (target, rank), found in of_each.items())

@@ -165,7 +165,8 @@ class RLRun(Run[Config, RunObserver]):
         self._starts = self._starting()
         self._use(self._starts.all(self._faults))
         try:
-            start = counted(sum(map(len, self._groups)), "worker starts", "workers start")
+            count = sum(len(group.there) for group in self._groups)
+            start = counted(count, "worker starts", "workers start")
             with self.terminal.working(
                 "ray", f"{start}, {self.cluster.described}", "workers ready"
             ) as advance:
@@ -207,8 +208,9 @@ class RLRun(Run[Config, RunObserver]):
         self._starts = replace(self._starts, warn=self.observe.warn)
         self._use(self._starts.again(self._workers, rollout))
         self._faults = restarts.left_of(self._faults)
-        start = counted(sum(map(len, self._workers.training)), "worker starts", "workers start")
-        stay = counted(len(rollout.workers), "engine stays", "engines stay")
+        count = sum(len(group.there) for group in self._workers.training)
+        start = counted(count, "worker starts", "workers start")
+        stay = counted(len(rollout.workers.there), "engine stays", "engines stay")
         with self.terminal.working("ray", f"{start}, {stay}", "workers ready") as advance:
             return await self._built(advance, again=True)
 

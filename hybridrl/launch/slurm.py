@@ -39,11 +39,12 @@ def launch(
         0, or with `wait` the exit code of the job.
 
     Raises:
-        ConfigError: environments are to run on nodes of their own.
+        ConfigError: environments are to run on nodes of their own, or nodes may come late.
         RunFolderError: the folder holds another run, or belongs to a job that is not over.
         ResourceError: no node could run such a job, or Slurm refuses it.
     """
     _refuse_environment_nodes(loaded)
+    _refuse_late_nodes(loaded)
     files = RunFiles(path_of(loaded.config))
     refuse_owned(files)
     with RunFolder.open_for_resume(loaded) if resume else RunFolder.create(loaded):
@@ -71,6 +72,17 @@ def _refuse_environment_nodes(loaded: LoadedConfig) -> None:
             where=loaded.where("environment.nodes"),
             fix="environment.nodes=0 runs environments beside the engines; or start Ray on both kinds of "
             "nodes, and launch --on ray",
+        )
+
+
+def _refuse_late_nodes(loaded: LoadedConfig) -> None:
+    cluster = loaded.config.cluster
+    if cluster.nodes_at_start < cluster.nodes:
+        raise ConfigError(
+            f"cluster.min_nodes = {cluster.min_nodes} of {cluster.nodes}: a job has all of its nodes when it "
+            "begins",
+            where=loaded.where("cluster.min_nodes"),
+            fix="leave out cluster.min_nodes; or start Ray on the nodes of several jobs, and launch --on ray",
         )
 
 

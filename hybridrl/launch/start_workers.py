@@ -127,7 +127,7 @@ class Starts:
     files: RunFiles
     mirror: Mirror | None
     say: Callable[[str], None]
-    """Tells the user that an engine was lost, or serves again."""
+    """Tells the user that an engine was lost, serves again, or joins."""
 
     warn: Callable[[str, str], None]
     """Called with a kind and a text if a checkpoint cannot be written and the run goes on."""
@@ -142,7 +142,8 @@ class Starts:
         hosts = self._start("environment", EnvironmentHost, [(cfg.environment,)] * len(nodes), nodes)
         served = ServedEngines(cfg, placement)
         frozen = served.frozen(self._start, self.files)
-        engines = Engines(cfg, self.shape, placement, self.cluster.engines_rendezvous, faults, self.say)
+        given = self.cluster.engines_rendezvous, faults, self.say, self.cluster.late
+        engines = Engines(cfg, self.shape, placement, *given)
         rollout = engines.start(self._start, self.files, hosts.actors, frozen.actors if frozen else ())
         return self._beside(rollout, hosts, frozen, served.judge(self._start, self.files))
 
@@ -188,7 +189,7 @@ class Starts:
         await asyncio.gather(*(group.learn_pids(timeout_s=timeout_s) for group in started))
         await plant(faults, {target: group for target, group in workers.by_target.items() if of([group])})
         ready, served = (
-            Ready(advance, sum(map(len, started))),
+            Ready(advance, sum(len(group.there) for group in started)),
             [*workers.rule.groups, *workers.frozen_players],
         )
         start_served = partial(ready.after, partial(workers.start_served, timeout_s), of(served))
@@ -236,6 +237,6 @@ class Ready:
     async def after(self, start: Callable[[], Awaitable[Value]], groups: Sequence[WorkerGroup]) -> Value:
         """Start workers and count them; returns what the start returns."""
         value = await start()
-        self._done += sum(map(len, groups))
+        self._done += sum(len(group.there) for group in groups)
         self._advance(self._done, self._total)
         return value

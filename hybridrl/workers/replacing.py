@@ -1,21 +1,25 @@
-"""Which engines of a run serve, and how others take the place of those that do not.
+"""Which engines of a run serve, and how others take the place of those that do not, or join them.
 
     serving -- lose() --> starting (a new process) -- up --> fresh (no weights) -- serve() --> serving
+    absent -- its node comes --> starting
 
 An engine is lost if its process or its worker ended, if it does not answer within a deadline, or if it holds
 or answers with other weights than it should. Errors of another kind end the run, as do all before the first
 swap. Groups of a lost engine are asked again (open_groups.py), and a swap gives the new one its weights
 (sync.py): at once if the trainer has the weights that the other engines serve, otherwise with the next swap.
 
-Waits: a replacement waits for the old process to end, for the new one to start, and for its weights.
-one_serves() waits for an engine that serves.
+An engine whose node is not there when the run begins is absent, and its node is awaited from the first swap
+on. Nobody counts on it: a run whose other engines are all lost ends.
+
+Waits: a replacement waits for the old process to end, for the new one to start, and for its weights. An
+absent engine waits for its node. one_serves() waits for an engine that serves.
 """
 
 import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from hybridrl.cluster.group import WorkerGroup
@@ -40,16 +44,18 @@ class Replacements:
         start_timeout_s: float = 600.0,
         say: Callable[[str], None] = lambda text: None,
         faults: Sequence[Fault] = (),
+        absent: Mapping[int, Callable[[], Awaitable[None]]] | None = None,
     ) -> None:
         """
         Args:
             most: how often an engine is started again between two swaps; 0: a lost engine ends the run.
-            say: tells the user that an engine was lost, or serves again.
+            say: tells the user that an engine was lost, serves again, or joins.
             faults: those that engines are to suffer. A new one suffers those of later steps.
+            absent: engines whose node may come later -> waits for the node.
         """
         self._workers, self._most, self._start_timeout_s = workers, most, start_timeout_s
-        self._say, self._faults = say, faults
-        self.serving = set(range(len(workers)))
+        self._say, self._faults, self._absent = say, faults, dict(absent or {})
+        self.serving = set(range(len(workers))) - self._absent.keys()
         self.fresh: set[int] = set()
         """Engines that are up and have no weights."""
 
@@ -79,6 +85,12 @@ class Replacements:
         """How often each engine was started again since the last swap."""
 
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._awaited: dict[int, asyncio.Task[None]] = {}
+        """Tasks that wait for the nodes of absent engines."""
+
+        self._unfit: dict[int, str] = {}
+        """What was last said of the node of an absent engine that cannot be used."""
+
         self._joining: set[asyncio.Task[None]] = set()
         """Tasks that give a fresh engine its weights."""
 
@@ -123,15 +135,21 @@ class Replacements:
             return
         self.fresh.discard(engine)
         self.serving.add(engine)
-        self.replaced += 1
-        took_s = time.monotonic() - self._lost_at.pop(engine)
-        self._say(f"engine {engine} serves again, {took_s:.1f} s after it was lost")
+        if engine in self._lost_at:
+            self.replaced += 1
+            took_s = time.monotonic() - self._lost_at.pop(engine)
+            self._say(f"engine {engine} serves again, {took_s:.1f} s after it was lost")
+        else:
+            self._say(
+                f"engine {engine} joins: {counted(len(self.serving), 'engine serves', 'engines serve')}"
+            )
         self._tell()
         for tell in self.on_serving:
             tell(engine)
 
     def swapped(self, step: int) -> None:
-        """A swap is over: engines that could not be started are tried again.
+        """A swap is over: engines that could not be started are tried again, and nodes that are absent are
+        awaited.
 
         Args:
             step: the step that trains the new weights.
@@ -139,7 +157,10 @@ class Replacements:
         self.step = max(self.step, step)
         self._tries.clear()
         for engine in range(len(self._workers)):
-            if engine not in self._tasks and engine not in self.serving and engine not in self.fresh:
+            if engine in self._absent:
+                if engine not in self._awaited:
+                    self._awaited[engine] = asyncio.create_task(self._await_node(engine))
+            elif engine not in self._tasks and engine not in self.serving and engine not in self.fresh:
                 self._begin(engine, None)
 
     async def one_serves(self) -> None:
@@ -176,7 +197,7 @@ class Replacements:
 
     def stop(self) -> None:
         """Give up all replacements, at the end of a run."""
-        for task in (*self._tasks.values(), *self._joining):
+        for task in (*self._tasks.values(), *self._joining, *self._awaited.values()):
             task.cancel()
 
     def _takes_over(self, engine: int) -> str:
@@ -191,6 +212,22 @@ class Replacements:
             self._tasks[engine] = asyncio.create_task(self._replace(engine))
         elif error is not None:
             self._give_up(engine, error)
+
+    async def _await_node(self, engine: int) -> None:
+        """Wait for the node of an absent engine, and start the engine there."""
+        try:
+            await self._absent[engine]()
+        except Exception as error:  # the node went away again, or is unfit; it is awaited after the next swap
+            text = f"the node of engine {engine} came and cannot be used: {_first_line(error)}"
+            if self._unfit.get(engine) != text:
+                self._say(text)
+            self._unfit[engine] = text
+        else:
+            del self._absent[engine]
+            self._say(f"the node of engine {engine} has come, the engine starts")
+            self._begin(engine, None)
+        finally:
+            del self._awaited[engine]
 
     def _give_up(self, engine: int, error: BaseException) -> None:
         if self.serving or self.fresh or self._tasks.keys() - {engine}:

@@ -1,5 +1,6 @@
 """A Ray that runs already: its workers, its nodes, its room."""
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import ray
 from ray_nodes import RayNode
 
+from hybridrl.cluster.late_nodes import awaited
 from hybridrl.cluster.nodes import ExpectedNodes
 from hybridrl.cluster.placement import reserved
 from hybridrl.cluster.ray_attached import attached_ray
@@ -49,3 +51,27 @@ def test_what_an_attached_ray_lacks_is_said_before_a_worker_starts(address: str)
         reserved([4], timeout_s=0.5),
     ):
         pass
+
+
+def test_a_node_that_comes_later_is_another_one_and_gets_workers(address: str, tmp_path: Path) -> None:
+    """The first node has room for it, and is not taken."""
+    node_of = ray.remote(lambda: ray.get_runtime_context().get_node_id())
+    with (
+        attached_ray(address, ExpectedNodes(1, 0), timeout_s=30),
+        reserved([1], timeout_s=30) as place,
+        awaited({1: 2}, 0, apart_from=place.node_ids, timeout_s=60) as late,
+    ):
+        assert late.absent == [1]
+        member = RayNode.member(tmp_path, "n2", 2, address)
+        try:
+            asyncio.run(asyncio.wait_for(late.come(1), 60))
+            assert late.absent == [] and late.interface(1) == "lo"
+            here = [
+                ray.get(node_of.options(**options).remote(), timeout=60)
+                for options in (place(0), late.place(1))
+            ]
+            assert here[0] != here[1] and here[0] in place.node_ids
+            with awaited({1: 1}, 0, apart_from=[here[1]], timeout_s=60) as other:
+                assert other.absent == [], "a node that is there at the start is seen"
+        finally:
+            member.end()

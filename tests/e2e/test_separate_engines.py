@@ -1,12 +1,16 @@
 """Runs whose engines have processes, or nodes, of their own, beside the run that shares all."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from machine_faults import missing, two_networks
 from ray_nodes import RayNode
 from recipe_runs import steps
 
@@ -83,3 +87,87 @@ def test_a_stream_with_swaps_in_flight_learns_although_an_engine_is_killed(tmp_p
     assert summary["swap_checksums_ok"] is True
     assert summary["heldout_after"] > summary["heldout_before"] + 0.3
     assert "kill:engine:1" in (run / "faults.jsonl").read_text()
+
+
+class OneNetwork:
+    """Nodes of one Ray on loopback, where no other networks can be made."""
+
+    on_first: tuple[str, ...] = ()
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._nodes, self.address = folder, list[RayNode](), ""
+
+    def start_node(self, network: int, name: str, num_cpus: int) -> None:
+        if self._nodes:
+            self._nodes.append(RayNode.member(self._folder, name, num_cpus, self.address))
+        else:
+            head, self.address = RayNode.head(self._folder, name, num_cpus)
+            self._nodes.append(head)
+
+    def end(self) -> None:
+        for node in reversed(self._nodes):
+            node.end()
+
+
+@contextlib.contextmanager
+def networks(folder: Path) -> Iterator[Any]:
+    """Two networks if this machine allows it, else one."""
+    if missing():
+        nodes = OneNetwork(folder)
+        try:
+            yield nodes
+        finally:
+            nodes.end()
+    else:
+        with two_networks(folder) as cluster:
+            yield cluster
+
+
+def await_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a run has done a step."""
+    deadline = time.monotonic() + 400
+    while not (run / "metrics.jsonl").exists() or len(steps(run)) < step:
+        assert process.poll() is None and time.monotonic() < deadline, "the run came to no such step"
+        time.sleep(0.2)
+
+
+def test_an_engine_joins_a_stream_when_its_node_comes_and_another_one_is_killed(tmp_path: Path) -> None:
+    """The trainer has a network of its own; the engines' nodes are in the other one, and one of them comes
+    after step 5. At the end the engine of that node serves, and the one in place of the killed one. That the
+    late engine answers is shown by a fault of its own, a moment's wait after its first answer for a step."""
+    with networks(tmp_path) as cluster:
+        cluster.start_node(0, "trainer", 3)
+        time.sleep(15)
+        cluster.start_node(1, "engines", 2)
+        command = [
+            *(*cluster.on_first, sys.executable, "-m", "hybridrl", "launch"),
+            *(
+                str(CONFIGS / "quickstart_async.yaml"),
+                "--on",
+                "ray",
+                f"cluster.ray.address={cluster.address}",
+            ),
+            *("cluster={nodes: 3, min_nodes: 2, placement: separate, start_timeout_s: 300}",),
+            *("rollout.num_engines=2", "run.name=late", "run.steps=60"),
+            *("--inject", "kill:engine:0@step=8,phase=generate"),
+            *("--inject", "slow:engine:1@step=50,phase=generate,seconds=0.1"),
+        ]
+        run, out = tmp_path / "runs" / "late", tmp_path / "run.out"
+        with (
+            out.open("w") as said,
+            subprocess.Popen(
+                command, cwd=tmp_path, text=True, stdout=said, stderr=subprocess.STDOUT
+            ) as process,
+        ):
+            await_step(run, 5, process)
+            cluster.start_node(1, "late", 2)
+            process.wait(800)
+    told = out.read_text()
+    assert process.returncode == 0, told
+    assert "without 1 node that may come later" in told and "engine 1 joins: " in told
+    summary, faults = json.loads((run / "summary.json").read_text()), (run / "faults.jsonl").read_text()
+    assert summary["swap_checksums_ok"] is True
+    assert summary["heldout_after"] > summary["heldout_before"] + 0.3
+    serving = [step["rollout/engines/serving"] for step in steps(run)]
+    assert serving[:5] == [1.0] * 5 and serving[-1] == 2.0
+    assert "kill:engine:0@step=8" in faults and "slow:engine:1@step=50" in faults

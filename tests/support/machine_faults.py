@@ -78,9 +78,16 @@ def is_driver(process: psutil.Process) -> bool:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray of two nodes, each in a network of its own, with a cable between them."""
+    """Two networks with a cable between them, and nodes of one Ray in them."""
 
     names: tuple[str, str]
+    folder: Path
+    """Folder of the output of the nodes."""
+
+    short: str
+    """Folder of Ray, whose paths of sockets may have 107 bytes."""
+
+    running: list["subprocess.Popen[bytes]"]
 
     @property
     def address(self) -> str:
@@ -88,66 +95,62 @@ class Cluster:
 
     @property
     def on_first(self) -> tuple[str, ...]:
-        """Words in front of a command that runs on the first node."""
+        """Words in front of a command that runs in the first network."""
         return "ip", "netns", "exec", self.names[0]
 
     def cut(self) -> None:
         _ip("-n", self.names[0], "link", "set", "cable0", "down")
 
+    def start_node(self, network: int, name: str, num_cpus: int) -> None:
+        """Start a node of Ray; the first one is the head, in the first network."""
+        head = ("--head", "--port=6399", "--include-dashboard=false")
+        which = (f"--address={self.address}",) if self.running else head
+        words = (
+            *("start", "--block", "--num-gpus=0", f"--num-cpus={num_cpus}", f"--temp-dir={self.short}"),
+            *(f"--node-name={name}", f"--node-ip-address=10.77.0.{network + 1}"),
+        )
+        ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
+        with (self.folder / f"{name}.out").open("w") as out:
+            self.running.append(
+                subprocess.Popen(
+                    ["ip", "netns", "exec", self.names[network], *ray, *words, *which],
+                    env=os.environ | ENVIRONMENT | {"TMPDIR": self.short},
+                    stdout=out,
+                    stderr=out,
+                    cwd=self.folder,
+                )
+            )
+
 
 @contextlib.contextmanager
 def two_nodes(folder: Path) -> Iterator[Cluster]:
-    """Start Ray on two nodes with 3 workers each."""
+    """Start Ray on two nodes with 4 workers each, each in a network of its own."""
+    with two_networks(folder) as cluster:
+        for network in range(2):
+            cluster.start_node(network, f"node{network}", 4)
+            time.sleep(0 if network else 15)
+        yield cluster
+
+
+@contextlib.contextmanager
+def two_networks(folder: Path) -> Iterator[Cluster]:
+    """Make two networks; nodes that are started in them end after the context."""
     names = (f"hrl{os.getpid()}a", f"hrl{os.getpid()}b")
-    cluster, running = Cluster(names), list[subprocess.Popen[bytes]]()
     with contextlib.ExitStack() as opened:
         for name in names:
             _ip("netns", "add", name)
             opened.callback(_ip, "netns", "delete", name)
         _ip(
-            "-n",
-            names[0],
-            "link",
-            "add",
-            "cable0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "cable1",
-            "netns",
-            names[1],
+            *("-n", names[0], "link", "add", "cable0", "type", "veth"),
+            *("peer", "name", "cable1", "netns", names[1]),
         )
         for place, name in enumerate(names):
             _ip("-n", name, "address", "add", f"10.77.0.{place + 1}/24", "dev", f"cable{place}")
             for link in ("lo", f"cable{place}"):
                 _ip("-n", name, "link", "set", link, "up")
-        opened.callback(_end, running)
-        for place, name in enumerate(names):
-            short = opened.enter_context(
-                tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
-            )
-            head = ("--head", "--port=6399", "--include-dashboard=false", f"--temp-dir={short}")
-            joins = (f"--address={cluster.address}", f"--temp-dir={short}")
-            words = (
-                "start",
-                "--block",
-                "--num-gpus=0",
-                "--num-cpus=4",
-                f"--node-ip-address=10.77.0.{place + 1}",
-            )
-            ray = [sys.executable, "-c", "from ray.scripts.scripts import main; main()"]
-            with (folder / f"node{place}.out").open("w") as out:
-                running.append(
-                    subprocess.Popen(
-                        ["ip", "netns", "exec", name, *ray, *words, *(joins if place else head)],
-                        env=os.environ | ENVIRONMENT | {"TMPDIR": short},
-                        stdout=out,
-                        stderr=out,
-                        cwd=folder,
-                    )
-                )
-            time.sleep(0 if place else 15)
+        short = opened.enter_context(tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True))
+        cluster = Cluster(names, folder, short, [])
+        opened.callback(_end, cluster.running)
         yield cluster
 
 

@@ -43,7 +43,10 @@ from hybridrl.config.rules.pictures import pictures_fit_the_model, pictures_fit_
 from hybridrl.config.rules.reward_model_rules import reward_model_fits_the_run
 from hybridrl.config.rules.roles import roles_fit_the_run
 from hybridrl.config.rules.rollout_precision import rollout_precision_fits_the_run
-from hybridrl.config.rules.separate import engines_have_their_own_devices
+from hybridrl.config.rules.separate import (
+    engines_have_their_own_devices,
+    nodes_that_come_late_have_engines_only,
+)
 from hybridrl.config.rules.shared_prompts import shared_prompts_fit_the_run
 from hybridrl.config.rules.sizes import numbers_are_of_this_world
 from hybridrl.config.rules.steps import (
@@ -111,6 +114,7 @@ RULES: Sequence[Rule] = (
     nodes_have_ranks,
     roles_share_the_gpus,
     engines_have_their_own_devices,
+    nodes_that_come_late_have_engines_only,
 )
 
 

@@ -1,16 +1,16 @@
 """Rules about engines on dedicated devices: how many they have, and what is left for the trainer.
 
 Trainer ranks fill the first GPUs of the cluster, engines the last ones. Without GPUs, engines have the last
-nodes.
+nodes. Nodes that may come after the run has begun (cluster.min_nodes) have engines only.
 """
 
 from collections.abc import Iterator
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
-from hybridrl.config.run_shape import RunShape, engine_gpus, is_separate, num_gpus
+from hybridrl.config.run_shape import RunShape, engine_gpus, is_separate, num_gpus, trainer_gpus
 from hybridrl.config.schema import Config
-from hybridrl.errors import ResourceError
+from hybridrl.errors import ConfigError, HybridRLError, ResourceError
 from hybridrl.wording import counted
 
 
@@ -36,6 +36,52 @@ def engines_have_their_own_devices(
         unfit = [*_unfit_engines(loaded, cfg.rollout.num_engines)]
         yield from unfit or _idle_gpus(loaded)
         yield from _served_beside(loaded)
+
+
+def nodes_that_come_late_have_engines_only(
+    loaded: LoadedConfig[Config], context: RuleContext
+) -> Iterator[HybridRLError]:
+    """A run that begins without some nodes has its trainer and an engine on the others."""
+    cfg, cluster = loaded.config, loaded.config.cluster
+    if cluster.nodes_at_start == cluster.nodes:
+        return
+    key, what = "cluster.min_nodes", f"cluster.min_nodes = {cluster.min_nodes} of {cluster.nodes}"
+    if not is_separate(cfg):
+        yield ConfigError(
+            f"{what}, and cluster.placement = {cluster.placement}: every node has trainer ranks, and the run "
+            "cannot begin without them",
+            where=loaded.where(key, "cluster.placement"),
+            fix="cluster.placement=separate, or leave out cluster.min_nodes",
+        )
+        return
+    if not cfg.rollout.max_restarts:
+        yield ConfigError(
+            f"{what}, and rollout.max_restarts = 0: no engine is started while the run goes on",
+            where=loaded.where("rollout.max_restarts", key),
+            fix="rollout.max_restarts=3",
+        )
+    shape = RunShape.of(cfg)
+    if shape.engine_parts > 1:
+        yield ConfigError(
+            f"{what}, and an engine of rollout.parallel.tp = {shape.engine.tp} is on "
+            f"{counted(shape.engine_parts, 'node')}: it cannot be started while the run goes on",
+            where=loaded.where(key, "rollout.parallel.tp"),
+            fix=f"rollout.parallel.tp={cluster.gpus_per_node}, or leave out cluster.min_nodes",
+        )
+    elif cluster.nodes_at_start < (least := _fewest_nodes(cfg, shape)) <= cluster.nodes:
+        yield ConfigError(
+            f"{what}: the trainer and one engine take {counted(least, 'node')}",
+            where=loaded.where(key, "rollout.num_engines"),
+            fix=f"cluster.min_nodes={least}, or more engines on more nodes",
+        )
+
+
+def _fewest_nodes(cfg: Config, shape: RunShape) -> int:
+    """Nodes that have all trainer ranks and one engine."""
+    cluster = cfg.cluster
+    if not cluster.gpus_per_node:
+        return cluster.nodes - min(shape.num_engines, cluster.nodes - 1) + 1
+    return -(-(trainer_gpus(cfg) + shape.engine.tp) // cluster.gpus_per_node)
 
 
 def _idle_nodes(loaded: LoadedConfig[Config]) -> Iterator[ResourceError]:

@@ -149,3 +149,24 @@ def test_calls_that_nobody_waits_for_any_more_are_given_up() -> None:
         assert answer.cancelled()
 
     asyncio.run(scenario())
+
+
+def test_a_rank_whose_node_has_not_come_is_left_out_until_it_starts(group: WorkerGroup) -> None:
+    absent, group.actors[1] = group.actors[1], None
+    group.start_again = lambda rank: absent
+
+    async def scenario() -> tuple[list[int], list[int], dict[int, int]]:
+        await group.learn_pids(timeout_s=60)
+        known = dict(group.pids)
+        with pytest.raises(WorkerError, match="trainer rank 1 is not there: its node has not come"):
+            await group.one(1, "pid")
+        found = await group.outcomes("double", 4, ranks=[0, 1])
+        assert found[0] == 8 and isinstance(found[1], WorkerError)
+        assert isinstance((await group.outcomes("double", 4, ranks=[1]))[1], WorkerError)
+        before = await group.all("double", 3)
+        await group.renew(1, timeout_s=60)
+        return before, await group.all("double", 3), known
+
+    before, after, known = asyncio.run(scenario())
+    assert (before, after) == ([6], [6, 6])
+    assert known.keys() == {0} and group.pids.keys() == {0, 1}

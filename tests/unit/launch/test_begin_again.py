@@ -75,7 +75,7 @@ class Starts:
     def _workers(self) -> Any:
         async def begin_again() -> Any:
             self.told.log.append("engines forget")
-            return SimpleNamespace(workers=["an engine"])
+            return SimpleNamespace(workers=SimpleNamespace(there=[0]))
 
         async def stop() -> None:
             self.told.log.append("all workers stop")

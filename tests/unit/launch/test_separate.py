@@ -10,6 +10,7 @@ from model_values import tiny
 from hybridrl.config.load import load
 from hybridrl.config.rules import RULES, RuleContext
 from hybridrl.config.run_shape import engines_sleep, idle_warning
+from hybridrl.errors import ConfigErrors
 from hybridrl.launch.devices import Devices
 from hybridrl.launch.shape import Placement
 from hybridrl.layout.megatron import MegatronLayout
@@ -108,3 +109,32 @@ def test_devices_that_cannot_be_divided_are_refused(nodes, per_node, overrides, 
     found = [str(error) for rule in RULES for error in rule(loaded, context)]
     assert [text for text in found if refusal is None or refusal not in text] == []
     assert bool(found) == (refusal is not None)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "overrides", "refusal"),
+    [
+        ((4, 4, 3), ("rollout.num_engines=8",), None),
+        ((3, 0, 2), ("rollout.num_engines=2",), None),
+        ((3, 0, 3), ("rollout.num_engines=2",), None),
+        ((4, 4, 2), ("rollout.num_engines=8",), "the trainer and one engine take 3 nodes"),
+        ((2, 4, 1), ("rollout.num_engines=2",), "the trainer and one engine take 2 nodes"),
+        ((3, 0, 1), ("rollout.num_engines=2",), "the trainer and one engine take 2 nodes"),
+        ((2, 0, 1), (), "the trainer and one engine take 2 nodes"),
+        ((3, 0, 2), ("rollout.num_engines=2", "rollout.max_restarts=0"), "no engine is started while"),
+        ((6, 4, 4), ("rollout={parallel: {tp: 8}, num_engines: 2}",), "tp = 8 is on 2 nodes"),
+        ((2, 1, 1), ("cluster.placement=colocated",), "every node has trainer ranks"),
+    ],
+)
+def test_nodes_that_come_late_must_not_be_needed(sizes, overrides, refusal):
+    nodes, per_node, least = sizes
+    loaded = config(nodes, per_node, f"cluster.min_nodes={least}", *overrides)
+    context = RuleContext(here=False, num_gpus=0, spec=None)
+    found = [str(error) for rule in RULES for error in rule(loaded, context)]
+    assert [text for text in found if refusal is None or refusal not in text] == []
+    assert bool(found) == (refusal is not None)
+
+
+def test_a_run_needs_no_more_nodes_than_it_has():
+    with pytest.raises(ConfigErrors, match="min_nodes = 3, and nodes = 2"):
+        config(2, 0, "cluster.min_nodes=3")

@@ -108,6 +108,13 @@ def test_environments_on_nodes_of_their_own_need_such_nodes(
     assert code == 2 and said in err
 
 
+def test_a_job_has_all_of_its_nodes_when_it_begins(folder: Path, capsys: Captured) -> None:
+    separate = "cluster={nodes: 3, min_nodes: 2, placement: separate}"
+    code, _, err = run(capsys, "--on", "slurm", "--dry-run", separate, "rollout.num_engines=2")
+    assert code == 2 and "cluster.min_nodes = 2 of 3: a job has all of its nodes when it begins" in err
+    assert "my.yaml" not in err and "command line" in err
+
+
 def test_a_machine_without_slurm_is_said(folder: Path, capsys: Captured) -> None:
     code, _, err = run(capsys, "--on", "slurm")
     assert code == 2 and err.startswith("error: no sbatch on this machine") and "--dry-run" in err

@@ -21,6 +21,10 @@ class Group:
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def there(self) -> list[int]:
+        return [*range(self._size)]
+
     async def learn_pids(self, *, timeout_s: float) -> None:
         self._told.append(f"{self.name}: pids")
 

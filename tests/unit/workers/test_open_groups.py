@@ -255,3 +255,38 @@ def test_tokens_that_a_lost_engine_did_not_report_are_counted():
         return groups.lost_tokens
 
     assert asyncio.run(scenario()) == 1
+
+
+def test_an_engine_that_joins_gets_its_share_and_every_group_comes_back_once():
+    async def scenario():
+        node = asyncio.Event()
+        workers = Workers(2)
+        care = Replacements(workers, most=1, absent={1: node.wait})
+
+        async def give(engine):
+            care.serve(engine)
+
+        care.give_weights = give
+        groups = OpenGroups(workers, care)
+        first, second = workers.actors
+        care.swapped(0)
+        await groups.submit([task(0, samples=4), task(1, samples=4)])
+        before = indices(first), indices(second)
+        node.set()
+        while 1 not in care.serving:
+            await asyncio.sleep(0)
+        second = workers.actors[1]
+        await groups.submit([task(2, samples=4), task(3, samples=4), task(4, samples=4)])
+        first.finish(0, 1)
+        second.finish(2, 3)
+        found = [group.index for group in await groups.completed()]
+        while len(found) < 4:
+            found += [group.index for group in await groups.completed()]
+        placed = indices(first), indices(second)
+        groups.stop()
+        return before, placed, found, groups.asked_again
+
+    before, placed, found, asked_again = asyncio.run(scenario())
+    assert before == ([0, 1], [])
+    assert placed == ([0, 1, 4], [2, 3]), "the new engine gets groups until it has as many"
+    assert sorted(found) == [0, 1, 2, 3] and asked_again == 0

@@ -54,11 +54,16 @@ def processes():
 class Scene:
     """A run that begins: new engines and a new protocol over the processes."""
 
-    def __init__(self, world, trainers, beside, swap="drain"):
+    def __init__(self, world, trainers, beside, swap="drain", group=LocalGroup, absent=None):
+        """
+        Args:
+            group: class of the group of engines.
+            absent: as in Replacements.
+        """
         self.world, self.beside, self.trainers, self.warnings = world, beside, trainers, []
         made = [kind(*arguments) for kind, arguments in map(world.engine, range(2))]
-        self.engines = LocalGroup("engine", made)
-        self.care = Replacements(self.engines, most=1)
+        self.engines = group("engine", made)
+        self.care = Replacements(self.engines, most=1, absent=absent)
         self.trainer = RayTrainer(trainers, ClusterConfig(), None, Keep(1))
         self.sync = RaySync(
             self.trainer,
@@ -113,6 +118,37 @@ def test_a_receiver_that_ended_between_swaps_is_started_again(scene):
 
     assert asyncio.run(scenario()).replays == 0
     assert scene.serve(1) and not scene.warnings
+
+
+class Startable(LocalGroup):
+    """Engines that can be started while a run goes on."""
+
+    async def renew(self, rank, *, timeout_s):
+        pass
+
+    async def one(self, rank, method, *args, timeout_s=None):
+        pass
+
+
+@pytest.mark.parametrize("swap", ["drain", "in_flight"])
+def test_receivers_of_an_engine_that_joins_start_when_it_does(processes, swap):
+    async def scenario():
+        node = asyncio.Event()
+        sides = processes.world, processes.trainers, processes.beside
+        scene = Scene(*sides, swap, Startable, {1: node.wait})
+        for rank in (2, 3):  # they have not started
+            scene.beside.kill(rank)
+        alone = await scene.begin()
+        node.set()
+        while 1 not in scene.care.serving:
+            await asyncio.sleep(0.01)
+        joined = scene.serve(0)
+        return alone, joined, await scene.push(1), scene
+
+    alone, joined, both, scene = asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert alone.sent_bytes == pytest.approx(models.count(SPEC) * 4, rel=0.05)
+    assert alone.num_tensors * 2 == both.num_tensors and both.replays == 0
+    assert joined and scene.serve(1) and not scene.warnings
 
 
 def test_a_receiver_that_dies_in_a_write_is_started_again_and_all_write_again(scene, processes):

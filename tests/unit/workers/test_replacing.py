@@ -202,3 +202,120 @@ def test_groups_hear_of_a_lost_engine_before_its_successor():
         return heard
 
     assert asyncio.run(scenario()) == [("lost", 1), ("serving", 1)]
+
+
+class Node:
+    """A node that comes when it is told to, or goes away again."""
+
+    def __init__(self):
+        self.change, self.failures = asyncio.Event(), []
+
+    async def come(self):
+        await self.change.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def test_an_engine_whose_node_comes_later_starts_there_and_joins():
+    async def scenario():
+        made, said = engines(workers := Workers(3), absent={2: (node := Node()).come})
+        node.change.set()
+        await settled()
+        at_first = set(made.serving), list(workers.calls)
+        made.swapped(0)
+        await settled()
+        return at_first, made, workers.calls, said
+
+    at_first, made, calls, said = asyncio.run(scenario())
+    assert at_first == ({0, 1}, []), "its node is awaited from the first swap on"
+    assert made.serving == {0, 1, 2} and made.replaced == 0
+    assert calls == [("end", 2), ("renew", 2), ("start", 2)]
+    assert said == ["the node of engine 2 has come, the engine starts", "engine 2 joins: 3 engines serve"]
+
+
+def test_a_node_is_awaited_without_an_end_and_once():
+    async def scenario():
+        waits = []
+        made, said = engines(workers := Workers(), absent={1: (node := Node()).come})
+        for step in range(3):
+            made.swapped(step)
+            await settled()
+            waits.append((list(workers.calls), set(made.serving)))
+        node.change.set()
+        await settled()
+        return waits, workers.calls.count(("start", 1)), made.serving, said
+
+    waits, starts, serving, said = asyncio.run(scenario())
+    assert waits == [([], {0})] * 3 and len(said) == 2
+    assert (starts, serving) == (1, {0, 1})
+
+
+def test_a_node_that_cannot_be_used_is_said_once_and_awaited_again():
+    async def scenario():
+        made, said = engines(Workers(), absent={1: (node := Node()).come})
+        node.change.set()
+        node.failures = [EngineError("no interface")] * 2
+        for step in range(3):
+            made.swapped(step)
+            await settled()
+        return said, made.serving
+
+    said, serving = asyncio.run(scenario())
+    assert said[0] == "the node of engine 1 came and cannot be used: no interface"
+    assert said[1:] == ["the node of engine 1 has come, the engine starts", "engine 1 joins: 2 engines serve"]
+    assert serving == {0, 1}
+
+
+def test_a_run_whose_engines_are_all_lost_does_not_wait_for_a_node():
+    async def scenario():
+        failures = [EngineError("no memory")] * 2
+        made, _ = engines(Workers(failures=failures), absent={1: Node().come})
+        made.swapped(0)
+        made.lose(0, LOST)
+        await settled()
+        with pytest.raises(EngineError, match="no memory"):
+            await made.one_serves()
+        made.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_has_joined_is_replaced_like_the_others():
+    async def scenario():
+        made, said = engines(Workers(), absent={1: (node := Node()).come})
+        node.change.set()
+        made.swapped(0)
+        await settled()
+        made.lose(1, LOST)
+        await settled()
+        return made.serving, made.replaced, said[2:]
+
+    serving, replaced, said = asyncio.run(scenario())
+    assert (serving, replaced) == ({0, 1}, 1)
+    assert said[0].startswith("engine 1 is lost, another one starts") and "serves again" in said[1]
+
+
+def test_an_engine_that_joins_suffers_the_faults_of_later_steps_only():
+    kills = [parse(f"kill:engine:1@step={step},phase=generate") for step in (3, 9)]
+
+    async def scenario():
+        made, _ = engines(workers := Workers(), faults=kills, absent={1: (node := Node()).come})
+        made.swapped(5)
+        node.change.set()
+        await settled()
+        return [call for call in workers.calls if call[0] == "plant"]
+
+    assert asyncio.run(scenario()) == [("plant", 1, [kills[1]])]
+
+
+def test_waiting_for_a_node_ends_with_the_run():
+    async def scenario():
+        made, said = engines(workers := Workers(), absent={1: (node := Node()).come})
+        made.swapped(0)
+        await settled()
+        made.stop()
+        node.change.set()
+        await settled()
+        return workers.calls, said
+
+    assert asyncio.run(scenario()) == ([], [])

@@ -45,7 +45,7 @@ class Engines(LocalGroup):
 class Scene:
     """Two engines over trainer ranks of tp 2; what the user is told."""
 
-    def __init__(self, swap="drain", count=2, most=3):
+    def __init__(self, swap="drain", count=2, most=3, absent=None):
         spec = tiny()
         self.world = world = World(MegatronLayout(spec, tp=2), [SGLangLayout(spec, tp=2)] * count)
         self.writers = LocalGroup(
@@ -53,7 +53,7 @@ class Scene:
         )
         self.engines = Engines([world.engine(index) for index in range(count)])
         self.said, self.warnings = [], []
-        self.care = Replacements(self.engines, most=most, say=self.said.append)
+        self.care = Replacements(self.engines, most=most, say=self.said.append, absent=absent)
         self.rollout = RayRollout(self.engines, ClusterConfig(), engines=self.care)
         self.trainer = RayTrainer(self.writers, ClusterConfig(), None, Keep(1))
         warn = lambda about, text: self.warnings.append(text)
@@ -202,3 +202,41 @@ def test_without_restarts_a_lost_engine_ends_the_swap():
 
     with pytest.raises(EngineLostError, match="engine1 was ended by SIGKILL"):
         asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("swap", ["drain", "in_flight"])
+def test_an_engine_that_joins_gets_the_weights_of_the_others_and_then_swaps_with_them(swap):
+    async def scenario():
+        node = asyncio.Event()
+        scene = Scene(swap, count=3, absent={2: node.wait})
+        await scene.begin()
+        without = scene.served()
+        await scene.push(1)
+        node.set()
+        await settled()
+        joined = scene.served()
+        report = await scene.push(2)
+        return without, joined, scene.served(), report, scene
+
+    without, joined, after, report, scene = asyncio.run(scenario())
+    assert without == {0: (0, True), 1: (0, True)}
+    assert joined == dict.fromkeys(range(3), (1, True))
+    assert after == dict.fromkeys(range(3), (2, True))
+    assert report.replays == 0 and report.checksums_equal and not scene.warnings
+    assert scene.said[-1] == "engine 2 joins: 3 engines serve"
+
+
+def test_an_engine_that_comes_while_the_trainer_has_other_weights_joins_with_the_next_swap():
+    async def scenario():
+        node = asyncio.Event()
+        scene = Scene(absent={1: node.wait})
+        await scene.begin()
+        scene.update(1)
+        node.set()
+        await settled()
+        before = scene.served(), scene.care.fresh.copy()
+        await scene.sync.push(1)
+        return before, scene.served()
+
+    before, after = asyncio.run(scenario())
+    assert before == ({0: (0, True)}, {1}) and after == {0: (1, True), 1: (1, True)}
