@@ -22,6 +22,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from ray.exceptions import RayError
+
 from hybridrl.cluster.group import WorkerGroup
 from hybridrl.errors import DeadlineError, EngineLostError, HybridRLError, WorkerError
 from hybridrl.faults import Fault
@@ -217,7 +219,7 @@ class Replacements:
         """Wait for the node of an absent engine, and start the engine there."""
         try:
             await self._absent[engine]()
-        except Exception as error:  # the node went away again, or is unfit; it is awaited after the next swap
+        except (HybridRLError, RayError) as error:  # it went away again, or is unfit; it is awaited again
             text = f"the node of engine {engine} came and cannot be used: {_first_line(error)}"
             if self._unfit.get(engine) != text:
                 self._say(text)

@@ -127,7 +127,7 @@ def await_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until a run has done a step."""
     deadline = time.monotonic() + 400
     while not (run / "metrics.jsonl").exists() or len(steps(run)) < step:
-        assert process.poll() is None and time.monotonic() < deadline, "the run came to no such step"
+        assert process.poll() is None and time.monotonic() < deadline, f"the run came to no step {step}"
         time.sleep(0.2)
 
 
@@ -141,14 +141,9 @@ def test_an_engine_joins_a_stream_when_its_node_comes_and_another_one_is_killed(
         cluster.start_node(1, "engines", 2)
         command = [
             *(*cluster.on_first, sys.executable, "-m", "hybridrl", "launch"),
-            *(
-                str(CONFIGS / "quickstart_async.yaml"),
-                "--on",
-                "ray",
-                f"cluster.ray.address={cluster.address}",
-            ),
-            *("cluster={nodes: 3, min_nodes: 2, placement: separate, start_timeout_s: 300}",),
-            *("rollout.num_engines=2", "run.name=late", "run.steps=60"),
+            *(str(CONFIGS / "quickstart_async.yaml"), "--on", "ray", "run.name=late", "run.steps=60"),
+            "cluster={nodes: 3, min_nodes: 2, placement: separate, start_timeout_s: 300}",
+            *(f"cluster.ray.address={cluster.address}", "rollout.num_engines=2"),
             *("--inject", "kill:engine:0@step=8,phase=generate"),
             *("--inject", "slow:engine:1@step=50,phase=generate,seconds=0.1"),
         ]
