@@ -21,7 +21,8 @@ from hybridrl.observe.units import duration
 _MOST_STACKS = 16
 """Most workers whose stacks are shown."""
 
-_ENGINE_S = 5.0
+_ENGINES, _ENGINE_S = ("engine", "engine part"), 5.0
+"""Groups whose workers own processes of an engine, and how long they may take to name these."""
 
 _IN_COLLECTIVE = re.compile(r'File ".*/torch/distributed/distributed_c10d\.py", line \d+ in (\w+)')
 """The innermost frame of torch.distributed in a stack; its function is the collective."""
@@ -57,7 +58,7 @@ async def _of_worker(group: WorkerGroup, rank: int) -> dict[str, str]:
     if group.stacks is None or rank not in group.pids:
         return {}
     files = {group.pids[rank]: Path()}
-    if group.name.startswith("engine"):
+    if group.name in _ENGINES:
         asked = (await group.outcomes("stack_files", ranks=[rank], timeout_s=_ENGINE_S))[rank]
         files |= {} if isinstance(asked, BaseException) else {pid: Path(f) for pid, f in asked.items()}
     try:

@@ -67,6 +67,20 @@ def test_stacks_are_those_of_silent_workers_first() -> None:
     assert asked[0] == (20, {120: Path()})
 
 
+def test_an_engines_worker_names_its_processes_and_a_receiver_has_none() -> None:
+    async def stacks(rank: int, files: dict[int, Path]) -> dict[int, str]:
+        return {pid: f"stack of {pid}" for pid in files}
+
+    async def names() -> dict[int, str]:
+        return {7: "engine0.log"}
+
+    engine, receiver = (group(name, [ANSWERED], stacks=stacks) for name in ("engine", "engine receiver"))
+    engine.actors[0] = SimpleNamespace(stack_files=SimpleNamespace(remote=names))
+    receiver.actors[0] = SimpleNamespace()
+    found = asyncio.run(gather([engine, receiver]))
+    assert [*found] == ["engine 0", "engine 0, process 7", "engine receiver 0"]
+
+
 def test_calls_are_kept_until_they_are_answered_or_given_up() -> None:
     async def scenario() -> list[tuple[str, bool]]:
         hangs = asyncio.Event()
