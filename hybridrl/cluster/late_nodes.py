@@ -1,4 +1,4 @@
-"""Nodes that may join Ray after a run has begun.
+"""Nodes that may join Ray after a run has begun, and leave it again.
 
 Each has a placement group of its own, which Ray fills when the node comes; until then an autoscaler sees it
 as something to start a node for. No actor is placed on a node before the run has asked it for its network and
@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from hybridrl.cluster.network import networks
 from hybridrl.cluster.placement import bundle, gpu_names, in_group
@@ -63,6 +68,13 @@ class LateNodes:
         """Nodes that have not come."""
         return sorted(self._groups.keys() - self._there.keys())
 
+    def is_there(self, node: int) -> bool:
+        """Whether a node has come, and has not gone since. Ray places its group again when it is back."""
+        if node in self._there and not self._is_filled(node):
+            del self._there[node]
+            self._filled[node] = self._groups[node].ready()
+        return node in self._there
+
     def place(self, node: int) -> dict[str, Any]:
         """Ray's options for an actor on the node."""
         return in_group(self._groups[node], 0)
@@ -100,10 +112,27 @@ class LateNodes:
             if node not in self._there:
                 self._there[node] = await asyncio.to_thread(self._asked, node)
 
+    def _is_filled(self, node: int) -> bool:
+        return placement_group_table(self._groups[node])["state"] == "CREATED"
+
     def _asked(self, node: int) -> Arrived:
         (network,) = networks(self.place, [node], timeout_s=self._timeout_s)
         gpus = gpu_names(self.place, [node], self._num_gpus)[0] if self._num_gpus else []
         return Arrived(network.interface, gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class LateNode:
+    """One of them."""
+
+    nodes: LateNodes
+    number: int
+
+    def is_there(self) -> bool:
+        return self.nodes.is_there(self.number)
+
+    async def come(self) -> None:
+        await self.nodes.come(self.number)
 
 
 NONE = LateNodes({}, 0, 0.0)

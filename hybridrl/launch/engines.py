@@ -4,11 +4,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from hybridrl.cluster.group import WorkerGroup
-from hybridrl.cluster.late_nodes import NONE, LateNodes
+from hybridrl.cluster.late_nodes import NONE, LateNode, LateNodes
 from hybridrl.config.run_shape import RunShape
 from hybridrl.config.schema import Config
 from hybridrl.faults import Fault
@@ -80,14 +79,14 @@ class Engines:
         )
 
     def _replacements(self, workers: WorkerGroup, nodes: Sequence[int], most: int) -> Replacements:
-        absent = sorted(set(range(len(workers))) - set(workers.there))
+        late = {e: LateNode(self.late, node) for e, node in enumerate(nodes) if node in self.late}
         return Replacements(
             workers,
             most=most,
             start_timeout_s=self.cfg.cluster.start_timeout_s,
             say=self.say,
             faults=[fault for fault in self.faults if fault.target.startswith("engine")],
-            absent={engine: partial(self.late.come, nodes[engine]) for engine in absent},
+            nodes=late,
         )
 
     def _setups(self, files: RunFiles) -> Iterator[EngineSetup]:

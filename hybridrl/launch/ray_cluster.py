@@ -18,6 +18,7 @@ from hybridrl.cluster.placement import Placing, anywhere, gpu_names, reserved
 from hybridrl.cluster.ray_attached import attached_ray
 from hybridrl.cluster.ray_local import end_stopped_gcs, local_ray
 from hybridrl.config.cluster import ClusterConfig
+from hybridrl.errors import WorkerError
 from hybridrl.hosts.machine import Machine
 from hybridrl.hosts.stacks import stacks_of
 from hybridrl.launch.deadlines import deadlines
@@ -65,6 +66,8 @@ class Cluster:
 
         def begin(rank: int) -> Any:
             node = nodes[rank]
+            if node in self.late and not self.late.is_there(node):
+                raise WorkerError(f"the node of {name} rank {rank} has gone")
             variables = environment(*self._network_and_gpus(node, of_each[rank]), trains=trains)
             options = worker.options(runtime_env={"env_vars": variables}, **self.place(node))
             return options.remote(*arguments[rank])

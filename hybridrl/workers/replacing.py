@@ -1,7 +1,7 @@
 """Which engines of a run serve, and how others take the place of those that do not, or join them.
 
     serving -- lose() --> starting (a new process) -- up --> fresh (no weights) -- serve() --> serving
-    absent -- its node comes --> starting
+    absent -- its node comes --> starting; starting, and its node has gone --> absent
 
 An engine is lost if its process or its worker ended, if it does not answer within a deadline, or if it holds
 or answers with other weights than it should. Errors of another kind end the run, as do all before the first
@@ -9,7 +9,8 @@ swap. Groups of a lost engine are asked again (open_groups.py), and a swap gives
 (sync.py): at once if the trainer has the weights that the other engines serve, otherwise with the next swap.
 
 An engine whose node is not there when the run begins is absent, and its node is awaited from the first swap
-on. Nobody counts on it: a run whose other engines are all lost ends.
+on; so is an engine of such a node that has gone again. Nobody counts on it: a run whose other engines are all
+lost ends.
 
 Waits: a replacement waits for the old process to end, for the new one to start, and for its weights. An
 absent engine waits for its node. one_serves() waits for an engine that serves.
@@ -25,6 +26,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from hybridrl.cluster.group import WorkerGroup
+from hybridrl.cluster.late_nodes import LateNode
 from hybridrl.errors import DeadlineError, EngineLostError, HybridRLError, WorkerError
 from hybridrl.faults import Fault
 from hybridrl.wording import counted
@@ -46,18 +48,19 @@ class Replacements:
         start_timeout_s: float = 600.0,
         say: Callable[[str], None] = lambda text: None,
         faults: Sequence[Fault] = (),
-        absent: Mapping[int, Callable[[], Awaitable[None]]] | None = None,
+        nodes: Mapping[int, LateNode] | None = None,
     ) -> None:
         """
         Args:
             most: how often an engine is started again between two swaps; 0: a lost engine ends the run.
             say: tells the user that an engine was lost, serves again, or joins.
             faults: those that engines are to suffer. A new one suffers those of later steps.
-            absent: engines whose node may come later -> waits for the node.
+            nodes: engine -> its node, if that may come later.
         """
         self._workers, self._most, self._start_timeout_s = workers, most, start_timeout_s
-        self._say, self._faults, self._absent = say, faults, dict(absent or {})
-        self.serving = set(range(len(workers))) - self._absent.keys()
+        self._say, self._faults, self._nodes = say, faults, dict(nodes or {})
+        self._absent = {engine for engine, node in self._nodes.items() if not node.is_there()}
+        self.serving = set(range(len(workers))) - self._absent
         self.fresh: set[int] = set()
         """Engines that are up and have no weights."""
 
@@ -160,8 +163,7 @@ class Replacements:
         self._tries.clear()
         for engine in range(len(self._workers)):
             if engine in self._absent:
-                if engine not in self._awaited:
-                    self._awaited[engine] = asyncio.create_task(self._await_node(engine))
+                self._await(engine)
             elif engine not in self._tasks and engine not in self.serving and engine not in self.fresh:
                 self._begin(engine, None)
 
@@ -208,28 +210,38 @@ class Replacements:
         return ", ".join([*begins, *([others] if self.serving else [])]) or "it was the last one"
 
     def _begin(self, engine: int, error: BaseException | None) -> None:
-        """Start an engine again, unless it was started too often already."""
-        if self._tries[engine] < self._most:
+        """Start an engine again, unless it was started too often already or its node has gone."""
+        if engine in self._nodes and not self._nodes[engine].is_there():
+            self._absent.add(engine)
+            self._say(f"the node of engine {engine} has gone; it is awaited")
+            self._await(engine)
+            if error is not None and not (self.serving or self.fresh or self._tasks):
+                self._end_run(error)
+        elif self._tries[engine] < self._most:
             self._tries[engine] += 1
             self._tasks[engine] = asyncio.create_task(self._replace(engine))
         elif error is not None:
             self._give_up(engine, error)
 
+    def _await(self, engine: int) -> None:
+        if engine not in self._awaited:
+            self._awaited[engine] = asyncio.create_task(self._await_node(engine))
+
     async def _await_node(self, engine: int) -> None:
         """Wait for the node of an absent engine, and start the engine there."""
         try:
-            await self._absent[engine]()
+            await self._nodes[engine].come()
         except (HybridRLError, RayError) as error:  # it went away again, or is unfit; it is awaited again
             text = f"the node of engine {engine} came and cannot be used: {_first_line(error)}"
             if self._unfit.get(engine) != text:
                 self._say(text)
             self._unfit[engine] = text
-        else:
-            del self._absent[engine]
-            self._say(f"the node of engine {engine} has come, the engine starts")
-            self._begin(engine, None)
+            return
         finally:
             del self._awaited[engine]
+        self._absent.discard(engine)
+        self._say(f"the node of engine {engine} has come, the engine starts")
+        self._begin(engine, None)
 
     def _give_up(self, engine: int, error: BaseException) -> None:
         if self.serving or self.fresh or self._tasks.keys() - {engine}:

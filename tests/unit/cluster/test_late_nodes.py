@@ -18,6 +18,7 @@ class Group:
         await self.filled.wait()
 
     def ready(self) -> Any:
+        """A new reference, which waits for the group to be filled from now on."""
         return _Again(self._wait)
 
 
@@ -38,6 +39,9 @@ class Nodes(LateNodes):
         self.groups: dict[int, Any] = {2: Group(), 3: Group()}
         super().__init__(self.groups, 4, 1.0)
         self.asked = list[int]()
+
+    def _is_filled(self, node: int) -> bool:
+        return self.groups[node].filled.is_set()
 
     def _asked(self, node: int) -> Arrived:
         self.asked.append(node)
@@ -71,3 +75,17 @@ def test_a_run_that_begins_with_all_of_its_nodes_waits_for_none() -> None:
     assert NONE.absent == [] and 0 not in NONE
     with pytest.raises(KeyError):
         NONE.interface(0)
+
+
+def test_a_node_that_goes_is_absent_and_asked_again_when_it_is_back() -> None:
+    async def scenario() -> tuple[list[bool], list[int]]:
+        nodes, there = Nodes(), list[bool]()
+        for _ in range(2):
+            there.append(nodes.is_there(2))
+            nodes.groups[2].filled.set()
+            await asyncio.wait_for(nodes.come(2), 60)
+            there.append(nodes.is_there(2))
+            nodes.groups[2].filled.clear()
+        return there, nodes.asked
+
+    assert asyncio.run(scenario()) == ([False, True, False, True], [2, 2])

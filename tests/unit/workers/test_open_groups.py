@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from coming_node import ComingNode
 
 from hybridrl.errors import EngineError, EngineLostError, WorkerError
 from hybridrl.rollout.groups import FinishedGroup
@@ -259,9 +260,9 @@ def test_tokens_that_a_lost_engine_did_not_report_are_counted():
 
 def test_an_engine_that_joins_gets_its_share_and_every_group_comes_back_once():
     async def scenario():
-        node = asyncio.Event()
+        node = ComingNode()
         workers = Workers(2)
-        care = Replacements(workers, most=1, absent={1: node.wait})
+        care = Replacements(workers, most=1, nodes={1: node})
 
         async def give(engine):
             care.serve(engine)
@@ -272,7 +273,7 @@ def test_an_engine_that_joins_gets_its_share_and_every_group_comes_back_once():
         care.swapped(0)
         await groups.submit([task(0, samples=4), task(1, samples=4)])
         before = indices(first), indices(second)
-        node.set()
+        node.comes()
         while 1 not in care.serving:
             await asyncio.sleep(0)
         second = workers.actors[1]

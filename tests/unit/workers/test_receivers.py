@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from coming_node import ComingNode
 from model_values import tiny
 from receiver_workers import Renewable, SwapReceiver, SwapTrainer, flag, new_store
 from swap_workers import LocalGroup, ProcessGroup, World, Writer
@@ -54,16 +55,16 @@ def processes():
 class Scene:
     """A run that begins: new engines and a new protocol over the processes."""
 
-    def __init__(self, world, trainers, beside, swap="drain", group=LocalGroup, absent=None):
+    def __init__(self, world, trainers, beside, swap="drain", group=LocalGroup, nodes=None):
         """
         Args:
             group: class of the group of engines.
-            absent: as in Replacements.
+            nodes: as in Replacements.
         """
         self.world, self.beside, self.trainers, self.warnings = world, beside, trainers, []
         made = [kind(*arguments) for kind, arguments in map(world.engine, range(2))]
         self.engines = group("engine", made)
-        self.care = Replacements(self.engines, most=1, absent=absent)
+        self.care = Replacements(self.engines, most=1, nodes=nodes)
         self.trainer = RayTrainer(trainers, ClusterConfig(), None, Keep(1))
         self.sync = RaySync(
             self.trainer,
@@ -133,13 +134,13 @@ class Startable(LocalGroup):
 @pytest.mark.parametrize("swap", ["drain", "in_flight"])
 def test_receivers_of_an_engine_that_joins_start_when_it_does(processes, swap):
     async def scenario():
-        node = asyncio.Event()
+        node = ComingNode()
         sides = processes.world, processes.trainers, processes.beside
-        scene = Scene(*sides, swap, Startable, {1: node.wait})
+        scene = Scene(*sides, swap, Startable, {1: node})
         for rank in (2, 3):  # they have not started
             scene.beside.kill(rank)
         alone = await scene.begin()
-        node.set()
+        node.comes()
         while 1 not in scene.care.serving:
             await asyncio.sleep(0.01)
         joined = scene.serve(0)

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from coming_node import ComingNode
 
 from hybridrl.errors import DeadlineError, EngineError, EngineLostError, WorkerError
 from hybridrl.faults import parse
@@ -204,22 +205,10 @@ def test_groups_hear_of_a_lost_engine_before_its_successor():
     assert asyncio.run(scenario()) == [("lost", 1), ("serving", 1)]
 
 
-class Node:
-    """A node that comes when it is told to, or goes away again."""
-
-    def __init__(self):
-        self.change, self.failures = asyncio.Event(), []
-
-    async def come(self):
-        await self.change.wait()
-        if self.failures:
-            raise self.failures.pop(0)
-
-
 def test_an_engine_whose_node_comes_later_starts_there_and_joins():
     async def scenario():
-        made, said = engines(workers := Workers(3), absent={2: (node := Node()).come})
-        node.change.set()
+        made, said = engines(workers := Workers(3), nodes={2: (node := ComingNode())})
+        node.comes()
         await settled()
         at_first = set(made.serving), list(workers.calls)
         made.swapped(0)
@@ -236,12 +225,12 @@ def test_an_engine_whose_node_comes_later_starts_there_and_joins():
 def test_a_node_is_awaited_without_an_end_and_once():
     async def scenario():
         waits = []
-        made, said = engines(workers := Workers(), absent={1: (node := Node()).come})
+        made, said = engines(workers := Workers(), nodes={1: (node := ComingNode())})
         for step in range(3):
             made.swapped(step)
             await settled()
             waits.append((list(workers.calls), set(made.serving)))
-        node.change.set()
+        node.comes()
         await settled()
         return waits, workers.calls.count(("start", 1)), made.serving, said
 
@@ -252,8 +241,8 @@ def test_a_node_is_awaited_without_an_end_and_once():
 
 def test_a_node_that_cannot_be_used_is_said_once_and_awaited_again():
     async def scenario():
-        made, said = engines(Workers(), absent={1: (node := Node()).come})
-        node.change.set()
+        made, said = engines(Workers(), nodes={1: (node := ComingNode())})
+        node.comes()
         node.failures = [EngineError("no interface")] * 2
         for step in range(3):
             made.swapped(step)
@@ -269,7 +258,7 @@ def test_a_node_that_cannot_be_used_is_said_once_and_awaited_again():
 def test_a_run_whose_engines_are_all_lost_does_not_wait_for_a_node():
     async def scenario():
         failures = [EngineError("no memory")] * 2
-        made, _ = engines(Workers(failures=failures), absent={1: Node().come})
+        made, _ = engines(Workers(failures=failures), nodes={1: ComingNode()})
         made.swapped(0)
         made.lose(0, LOST)
         await settled()
@@ -282,8 +271,8 @@ def test_a_run_whose_engines_are_all_lost_does_not_wait_for_a_node():
 
 def test_an_engine_that_has_joined_is_replaced_like_the_others():
     async def scenario():
-        made, said = engines(Workers(), absent={1: (node := Node()).come})
-        node.change.set()
+        made, said = engines(Workers(), nodes={1: (node := ComingNode())})
+        node.comes()
         made.swapped(0)
         await settled()
         made.lose(1, LOST)
@@ -299,9 +288,9 @@ def test_an_engine_that_joins_suffers_the_faults_of_later_steps_only():
     kills = [parse(f"kill:engine:1@step={step},phase=generate") for step in (3, 9)]
 
     async def scenario():
-        made, _ = engines(workers := Workers(), faults=kills, absent={1: (node := Node()).come})
+        made, _ = engines(workers := Workers(), faults=kills, nodes={1: (node := ComingNode())})
         made.swapped(5)
-        node.change.set()
+        node.comes()
         await settled()
         return [call for call in workers.calls if call[0] == "plant"]
 
@@ -310,12 +299,66 @@ def test_an_engine_that_joins_suffers_the_faults_of_later_steps_only():
 
 def test_waiting_for_a_node_ends_with_the_run():
     async def scenario():
-        made, said = engines(workers := Workers(), absent={1: (node := Node()).come})
+        made, said = engines(workers := Workers(), nodes={1: (node := ComingNode())})
         made.swapped(0)
         await settled()
         made.stop()
-        node.change.set()
+        node.comes()
         await settled()
         return workers.calls, said
 
     assert asyncio.run(scenario()) == ([], [])
+
+
+def test_an_engine_whose_node_has_gone_is_absent_until_it_is_back():
+    async def scenario():
+        node = ComingNode()
+        node.comes()
+        made, said = engines(workers := Workers(), nodes={1: node})
+        made.swapped(0)
+        node.goes()
+        made.lose(1, LOST)
+        for step in (1, 2):
+            made.swapped(step)
+            await settled()
+        gone = set(made.serving), list(workers.calls), list(said)
+        node.comes()
+        await settled()
+        return gone, made, said
+
+    (serving, calls, told), made, said = asyncio.run(scenario())
+    assert (serving, calls) == ({0}, [])
+    assert told[1:] == ["the node of engine 1 has gone; it is awaited"]
+    assert said[2] == "the node of engine 1 has come, the engine starts" and "1 serves again" in said[3]
+    assert made.serving == {0, 1} and made.replaced == 1
+
+
+def test_a_run_ends_if_the_node_of_its_last_engine_goes():
+    async def scenario():
+        node = ComingNode()
+        node.comes()
+        made, _ = engines(Workers(1), nodes={0: node})
+        node.goes()
+        with pytest.raises(EngineLostError):
+            made.lose(0, LOST)
+        made.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_node_that_goes_while_its_engine_starts_is_awaited():
+    async def scenario():
+        made, said = engines(
+            workers := Workers(failures=[WorkerError("it is gone")]), nodes={1: (node := ComingNode())}
+        )
+        made.swapped(0)
+        workers.held.clear()
+        node.comes()
+        await settled()
+        node.goes()
+        workers.held.set()
+        await settled()
+        return made.serving, said
+
+    serving, said = asyncio.run(scenario())
+    assert serving == {0} and said[-1] == "the node of engine 1 has gone; it is awaited"

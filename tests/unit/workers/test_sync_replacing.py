@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 import torch
+from coming_node import ComingNode
 from model_values import tiny
 from swap_workers import LocalGroup, World, Writer
 
@@ -45,7 +46,7 @@ class Engines(LocalGroup):
 class Scene:
     """Two engines over trainer ranks of tp 2; what the user is told."""
 
-    def __init__(self, swap="drain", count=2, most=3, absent=None):
+    def __init__(self, swap="drain", count=2, most=3, nodes=None):
         spec = tiny()
         self.world = world = World(MegatronLayout(spec, tp=2), [SGLangLayout(spec, tp=2)] * count)
         self.writers = LocalGroup(
@@ -53,7 +54,7 @@ class Scene:
         )
         self.engines = Engines([world.engine(index) for index in range(count)])
         self.said, self.warnings = [], []
-        self.care = Replacements(self.engines, most=most, say=self.said.append, absent=absent)
+        self.care = Replacements(self.engines, most=most, say=self.said.append, nodes=nodes)
         self.rollout = RayRollout(self.engines, ClusterConfig(), engines=self.care)
         self.trainer = RayTrainer(self.writers, ClusterConfig(), None, Keep(1))
         warn = lambda about, text: self.warnings.append(text)
@@ -207,12 +208,12 @@ def test_without_restarts_a_lost_engine_ends_the_swap():
 @pytest.mark.parametrize("swap", ["drain", "in_flight"])
 def test_an_engine_that_joins_gets_the_weights_of_the_others_and_then_swaps_with_them(swap):
     async def scenario():
-        node = asyncio.Event()
-        scene = Scene(swap, count=3, absent={2: node.wait})
+        node = ComingNode()
+        scene = Scene(swap, count=3, nodes={2: node})
         await scene.begin()
         without = scene.served()
         await scene.push(1)
-        node.set()
+        node.comes()
         await settled()
         joined = scene.served()
         report = await scene.push(2)
@@ -228,11 +229,11 @@ def test_an_engine_that_joins_gets_the_weights_of_the_others_and_then_swaps_with
 
 def test_an_engine_that_comes_while_the_trainer_has_other_weights_joins_with_the_next_swap():
     async def scenario():
-        node = asyncio.Event()
-        scene = Scene(absent={1: node.wait})
+        node = ComingNode()
+        scene = Scene(nodes={1: node})
         await scene.begin()
         scene.update(1)
-        node.set()
+        node.comes()
         await settled()
         before = scene.served(), scene.care.fresh.copy()
         await scene.sync.push(1)
