@@ -11,12 +11,12 @@ from typing import Any
 
 import psutil
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayTaskError
 
 from hybridrl.cluster import collectives
 from hybridrl.errors import DeadlineError, HybridRLError, WorkerError
 
-_DEATHS = (ActorDiedError, ActorUnavailableError)
+_DEATHS = (ActorDiedError, ActorUnavailableError, OutOfMemoryError)
 _LOG_LINES = 12
 _POLL_S = 0.05
 _KEPT_CALLS = 3
@@ -237,7 +237,8 @@ class WorkerGroup:
         if isinstance(error, HybridRLError):
             return error
         if isinstance(error, _DEATHS):
-            return WorkerError(f"{self.name} rank {rank} died during {method!r}{self._last_words(rank)}")
+            why = f": {_first_sentence(error)}" if isinstance(error, OutOfMemoryError) else ""
+            return WorkerError(f"{self.name} rank {rank} died during {method!r}{why}{self._last_words(rank)}")
         error.add_note(f"in {self.name} rank {rank}, {method!r}; logs in {self.logs}")
         return error
 
@@ -257,6 +258,10 @@ class WorkerGroup:
         """End the processes at the end of a run; the actors cannot be called afterwards."""
         for rank in self.there:
             ray.kill(self.actors[rank])
+
+
+def _first_sentence(error: BaseException) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 def end(actor: Any, pid: int | None) -> None:

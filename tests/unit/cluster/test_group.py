@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from hybridrl.cluster.env import worker_environment
 from hybridrl.cluster.group import WorkerGroup, wait_until_gone
@@ -170,3 +170,21 @@ def test_a_rank_whose_node_has_not_come_is_left_out_until_it_starts(group: Worke
     before, after, known = asyncio.run(scenario())
     assert (before, after) == ([6], [6, 6])
     assert known.keys() == {0} and group.pids.keys() == {0, 1}
+
+
+def test_a_worker_that_ray_ends_for_memory_died(tmp_path: Path) -> None:
+    """Ray's own error says how to avoid it, in a page of text."""
+    text = (
+        "2 worker(s) were killed due to the node running low on memory. Memory on the node was 9 of 9 GB\nOOM"
+    )
+
+    async def scenario() -> dict[int, BaseException]:
+        killed = asyncio.get_running_loop().create_future()
+        killed.set_exception(OutOfMemoryError(text))
+        actor = SimpleNamespace(step=SimpleNamespace(remote=lambda: killed))
+        return await WorkerGroup("engine", [actor], tmp_path, 30).outcomes("step", ranks=[0])
+
+    error = asyncio.run(scenario())[0]
+    assert isinstance(error, WorkerError)
+    wanted = "engine rank 0 died during 'step': 2 worker(s) were killed due to the node running low on memory"
+    assert error.what == wanted
