@@ -53,6 +53,7 @@ def test_what_an_attached_ray_lacks_is_said_before_a_worker_starts(address: str)
         pass
 
 
+@pytest.mark.slow
 def test_a_node_that_comes_later_is_another_one_and_gets_workers(address: str, tmp_path: Path) -> None:
     """The first node has room for it, and is not taken."""
     node_of = ray.remote(lambda: ray.get_runtime_context().get_node_id())
