@@ -111,11 +111,22 @@ class Run(ABC, Generic[Cfg, Observer]):
             if isinstance(error, KeyboardInterrupt) and self.stop.has_begun:
                 self._finish_interrupted()  # it leaves its curve and summary too
         finally:
-            self._opened.__exit__(kind, error, trace)
+            try:
+                self._opened.__exit__(kind, error, trace)
+            except OSError as closing:  # files that are closed run into a full disk once more
+                self._tell_full_disk(closing)
+                raise
         if isinstance(error, OSError):
-            places = (self.files.folder, Path(tempfile.gettempdir()), Path("/dev/shm"))
-            if found := full_disk(error, places):
-                raise found from error
+            self._tell_full_disk(error)
+
+    def _tell_full_disk(self, error: OSError) -> None:
+        """
+        Raises:
+            ResourceError: the error is of a disk that is full.
+        """
+        places = (self.files.folder, Path(tempfile.gettempdir()), Path("/dev/shm"))
+        if found := full_disk(error, places):
+            raise found from error
 
     async def play(self) -> None:
         """Start the workers, train, export, stop the workers."""

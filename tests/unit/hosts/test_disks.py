@@ -14,13 +14,12 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Two folders; the disk of the second is full. A third does not exist."""
-    roomy, full = tmp_path / "roomy", tmp_path / "full"
-    roomy.mkdir()
-    full.mkdir()
-    free = {roomy: 1 << 30, full: 4096}
+    """Two folders with little room or much, one whose disk is full, and one that does not exist."""
+    free = {tmp_path / "roomy": 1 << 30, tmp_path / "full": 4096, tmp_path / "nearly": 1 << 20}
+    for folder in free:
+        folder.mkdir()
     monkeypatch.setattr(disks.shutil, "disk_usage", lambda folder: Usage(1 << 31, 0, free[folder]))
-    return [tmp_path / "absent", roomy, full]
+    return [tmp_path / "absent", *free]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
