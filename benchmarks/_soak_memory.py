@@ -20,7 +20,8 @@ _SAVE_EVERY = 5
 _FLAT_SHARE, _FLAT_MIB = 0.05, 8.0
 
 Sample = tuple[float, float]
-"""Seconds, and MiB that belong to the process alone."""
+"""Seconds, and MiB that are no file's. Pages that it shares with a process which it has forked count too:
+otherwise the end of that one would look like growth."""
 
 
 def memory_soak(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
@@ -84,7 +85,8 @@ class Memory:
         while not self._over.wait(_EVERY_S):
             for process in processes(temporary):
                 try:
-                    size = process.memory_full_info().uss / 2**20
+                    found = process.memory_info()
+                    size = (found.rss - found.shared) / 2**20
                     self.samples[role_of(process), process.pid].append((time.monotonic(), size))
                 except psutil.Error:
                     continue
