@@ -50,19 +50,21 @@ def install() -> None:
         replace()
 
 
-def pack(model: nn.Module) -> bool:
-    """Multiply with packed copies of the model's large weights from now on; returns whether there are any.
+def packs(model: nn.Module) -> bool:
+    """Whether the model has weights of which a packed copy is faster here."""
+    return any(map(_packs, model.parameters()))
+
+
+def pack(model: nn.Module) -> None:
+    """Multiply with packed copies of the model's large weights from now on.
 
     A copy is made at the first product with a weight and is as large as the weight. Call this again whenever
     weights have changed or moved: it forgets all copies.
     """
     _weights.clear()
-    if not _has_avx512():
-        return False
     _weights.update((one.data_ptr(), _Weight(one)) for one in model.parameters() if _packs(one))
     if _weights:
         _intercept()
-    return bool(_weights)
 
 
 @cache
@@ -84,8 +86,8 @@ def _processor() -> str:
 
 
 def _packs(one: nn.Parameter) -> bool:
-    plain = one.device.type == "cpu" and one.dtype is torch.float32
-    return plain and one.dim() == 2 and one.is_contiguous() and one.numel() >= _LEAST_PACKED
+    plain = one.device.type == "cpu" and one.dtype is torch.float32 and one.dim() == 2 and one.is_contiguous()
+    return plain and one.numel() >= _LEAST_PACKED and _has_avx512()
 
 
 def replace() -> None:

@@ -54,7 +54,7 @@ def checksums(model: nn.Module) -> dict[str, int]:
 def derives(model: nn.Module) -> bool:
     """Whether tensors are derived from the model's weights: packed copies for products on a CPU, and w_kc and
     w_vc of DeepSeek from kv_b_proj."""
-    return matmul.pack(model) or hasattr(model, "post_load_weights")
+    return matmul.packs(model) or hasattr(model, "post_load_weights")
 
 
 def derive(model: Any) -> None:
