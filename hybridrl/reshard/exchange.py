@@ -2,7 +2,8 @@
 
 Between hosts a message carries its bytes. On one host the bytes stay in shared memory (same_host.py): the
 message only signals that they are ready, and an acknowledgement that they were read. That is half the copies,
-and no bytes pass through a socket.
+and no bytes pass through a socket. On CPUs, large boxes that are contiguous in a source are sent from there,
+and into a target where they are contiguous in it (direct.py): without a buffer, which saves two more copies.
 
 Who waits for whom: a rank waits for its peers of one round while it packs the next round and unpacks the
 previous one. It reuses a buffer after all readers have acknowledged, and it acknowledges messages in the
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from hybridrl.errors import SwapError
-from hybridrl.reshard import same_host
+from hybridrl.reshard import direct, same_host
 from hybridrl.reshard.checksum import MODULUS, box_checksum
 from hybridrl.reshard.execute import best
 from hybridrl.reshard.executors.base import Prepared, Signature, signature
@@ -95,9 +96,10 @@ class Exchange:
             {peer: side.digest(bounds.message_bytes) for peer, side in sends.items()},
             {peer: side.digest(bounds.message_bytes) for peer, side in receives.items()},
         )
-        shares = on_host == "memory" and self._device.type == "cpu"
+        on_cpu = self._device.type == "cpu"
+        shares = on_host == "memory" and on_cpu
         self._near = same_host.neighbours(group) if shares else frozenset()
-        self._rounds = rounds(rank, size, sends, receives, bounds, self._near)
+        self._rounds = rounds(rank, size, sends, receives, bounds, self._near, alone=on_cpu)
         away = [side for peer, side in sends.items() if peer not in self._near]
         self._sent = {name for side in away for name, _ in side.places()}
         self._outgoing = self._buffers([round_.outgoing for round_ in self._rounds])
@@ -113,14 +115,19 @@ class Exchange:
         self._sources = {name for side in sends.values() for name in side.table.sources}
         self._signatures: dict[str, Signature] | None = None
         self._packs: list[Prepared] = []
-        self._unpacks = [
-            best(self._device).prepare(
-                load.table,
-                load.views(self._incoming[number % BUFFERS]),
-                [targets[name] for name in load.table.targets],
-            )
-            for number, load in enumerate(round_.incoming for round_ in self._rounds)
-        ]
+        self._from: list[dict[int, direct.Place]] = []
+        """Per round: index of an outgoing span that needs no buffer -> its place in a source."""
+
+        self._into: list[dict[int, torch.Tensor]] = []
+        """Per round: index of an incoming span that needs no buffer -> its bytes in a target."""
+
+        self._unpacks: list[Prepared] = []
+        for number, load in enumerate(round_.incoming for round_ in self._rounds):
+            into = [targets[name] for name in load.table.targets]
+            places = direct.places(load, into, of_targets=True)
+            views = load.views(self._incoming[number % BUFFERS])
+            self._unpacks.append(best(self._device).prepare(direct.staged(load, places), views, into))
+            self._into.append({span: place.view(into[place.tensor]) for span, place in places.items()})
 
     def run(self, sources: Mapping[str, torch.Tensor]) -> Exchanged:
         """Send every box and write every box that arrives. *Collective* over the ranks that share boxes.
@@ -143,7 +150,7 @@ class Exchange:
             self._pack(number, sources, sums)
             if number:
                 flights[-1].wait(sums)
-            flights.append(self._post(number))
+            flights.append(self._post(number, sources))
             if number:
                 self._unpack(number - 1)
         if flights:
@@ -158,9 +165,15 @@ class Exchange:
             {name: total % MODULUS for name, total in sums.items()},
         )
 
-    def _post(self, number: int) -> "_Flight":
-        buffers = self._outgoing[number % BUFFERS], self._incoming[number % BUFFERS]
-        return _Flight(self._group, self._rounds[number], *buffers, self._reads[number], self._near)
+    def _post(self, number: int, sources: Mapping[str, torch.Tensor]) -> "_Flight":
+        round_, into = self._rounds[number], self._into[number]
+        leave = [self._outgoing[number % BUFFERS][span.start : span.stop] for span in round_.outgoing.spans]
+        arrive = [self._incoming[number % BUFFERS][span.start : span.stop] for span in round_.incoming.spans]
+        for i, place in self._from[number].items():
+            leave[i] = place.view(sources[round_.outgoing.table.sources[place.tensor]])
+        for i, memory in into.items():
+            arrive[i] = memory
+        return _Flight(self._group, round_, leave, arrive, self._reads[number], self._near)
 
     def _buffers(self, loads: Sequence[BufferLayout]) -> list[torch.Tensor]:
         # Buffers stay between runs: on a CPU, touching new pages costs more than the copies.
@@ -185,24 +198,24 @@ class Exchange:
             raise SwapError(f"the exchange was not given {', '.join(missing[:4])}")
         found = {name: signature(sources[name]) for name in self._sources}
         if found != self._signatures:
-            self._packs = [
-                best(self._device).prepare(
-                    load.table,
-                    [sources[name] for name in load.table.sources],
-                    load.places(self._outgoing[number % BUFFERS]),
-                )
-                for number, load in enumerate(round_.outgoing for round_ in self._rounds)
-            ]
+            self._packs, self._from = [], []
+            for number, load in enumerate(round_.outgoing for round_ in self._rounds):
+                held = [sources[name] for name in load.table.sources]
+                into = load.places(self._outgoing[number % BUFFERS])
+                self._from.append(direct.places(load, held, of_targets=False))
+                table = direct.staged(load, self._from[-1])
+                self._packs.append(best(self._device).prepare(table, held, into))
             self._signatures = found
 
     def _pack(self, number: int, sources: Mapping[str, torch.Tensor], sums: dict[Target, int]) -> None:
-        load = self._rounds[number].outgoing
-        self._packs[number].write([sources[name] for name in load.table.sources], sums=False)
-        if self._sent:
-            buffer = self._outgoing[number % BUFFERS]
-            for chunk in load.chunks:
-                if chunk.target in self._sent:
-                    sums[chunk.target] += box_checksum(chunk.view(buffer), chunk.at)
+        load, buffer = self._rounds[number].outgoing, self._outgoing[number % BUFFERS]
+        held = [sources[name] for name in load.table.sources]
+        self._packs[number].write(held, sums=False)
+        there = {place.chunk.start: place.box(held[place.tensor]) for place in self._from[number].values()}
+        for chunk in load.chunks if self._sent else ():
+            if chunk.target in self._sent:
+                values = there[chunk.start] if chunk.start in there else chunk.view(buffer)
+                sums[chunk.target] += box_checksum(values, chunk.at)
 
     def _unpack(self, number: int) -> None:
         load = self._rounds[number].incoming
@@ -227,8 +240,8 @@ class _Flight:
         self,
         group: dist.ProcessGroup,
         round_: Round,
-        outgoing: torch.Tensor,
-        incoming: torch.Tensor,
+        leaving: Sequence[torch.Tensor],
+        arriving: Sequence[torch.Tensor],
         reads: Mapping[int, _Read],
         near: frozenset[int],
     ) -> None:
@@ -236,8 +249,8 @@ class _Flight:
         arrive, leave = round_.incoming.spans, round_.outgoing.spans
         acknowledging = [span.peer for span in leave if span.peer in near]
         operations = [
-            *(self._operation(dist.irecv, span, incoming, i in reads) for i, span in enumerate(arrive)),
-            *(self._operation(dist.isend, span, outgoing, span.peer in near) for span in leave),
+            *(self._operation(dist.irecv, s, arriving[i], i in reads) for i, s in enumerate(arrive)),
+            *(self._operation(dist.isend, s, leaving[i], s.peer in near) for i, s in enumerate(leave)),
             *(
                 dist.P2POp(dist.irecv, _signal(), group=group, group_peer=p, tag=_ACK_TAG)
                 for p in acknowledging
@@ -267,9 +280,9 @@ class _Flight:
                 works.wait(number)
 
     def _operation(
-        self, call: Callable[..., object], span: Span, buffer: torch.Tensor, is_signal: bool
+        self, call: Callable[..., object], span: Span, message: torch.Tensor, is_signal: bool
     ) -> dist.P2POp:
-        tensor = _signal() if is_signal else buffer[span.start : span.stop]
+        tensor = _signal() if is_signal else message
         return dist.P2POp(call, tensor, group=self._group, group_peer=span.peer)
 
     def _acknowledge(self, peer: int) -> None:

@@ -6,6 +6,9 @@ waits for a whole round. The first message that has not arrived is therefore in 
 ranks. So ranks never deadlock, whatever the pattern, and the rounds of two ranks need not match.
 
 Block FP8 is quantised by the sender. Its boxes are sent as chunks of whole blocks, each with its scales.
+
+A large box can have a message of its own. Where the box is contiguous in the tensor of one side, that side
+needs no buffer for it, whatever the other side does.
 """
 
 import hashlib
@@ -32,6 +35,9 @@ _ROUNDS = 4
 
 _ROUND_OPERATIONS = 1024
 """Most operations per round: NCCL hangs on groups of many thousands."""
+
+_ALONE_BYTES = 1 << 20
+"""Least size of a box that has a message of its own: it costs less than the copies that it saves."""
 
 _ALIGNMENT = 16
 """Alignment of every box in a message, in bytes: kernels can then read and write vectors."""
@@ -127,9 +133,12 @@ class BufferLayout(NamedTuple):
     parts: list[Chunk | Quantised]
     """The chunks, in outgoing buffers with those that one copy fills together."""
 
+    alone: dict[int, int]
+    """Index of the span of a box with its own message -> its row in the table."""
+
     @property
     def num_bytes(self) -> int:
-        return self.spans[-1].stop if self.spans else 0
+        return -(-self.spans[-1].stop // _ALIGNMENT) * _ALIGNMENT if self.spans else 0
 
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
         """The chunks as tensors."""
@@ -174,9 +183,19 @@ class _Message(NamedTuple):
     ends: np.ndarray
     """int64 [n]: the byte at which each box ends, aligned."""
 
+    is_alone: bool
+    """Whether this is one large box, which needs no alignment."""
+
     @property
     def num_bytes(self) -> int:
         return int(self.ends[-1])
+
+    @property
+    def sent_bytes(self) -> int:
+        if not self.is_alone:
+            return self.num_bytes
+        _, target, *_, rows, cols = self.boxes[0].tolist()
+        return rows * cols * self.side.dtypes[target].itemsize
 
 
 def rounds(
@@ -186,6 +205,8 @@ def rounds(
     receives: Mapping[int, Side],
     bounds: Bounds,
     near: Collection[int] = (),
+    *,
+    alone: bool = False,
 ) -> list[Round]:
     """The rounds of a rank, in the order in which they must be posted. Every round has an operation.
 
@@ -193,13 +214,14 @@ def rounds(
         rank, size: rank and size of the group.
         sends, receives: peer -> this rank's side.
         near: peers whose outgoing buffers this rank can map.
+        alone: whether large boxes for other peers have messages of their own; equal on all ranks.
     """
     queue = [
-        _Message((number, distance), peer, outgoing, side, boxes, ends)
+        _Message((number, distance), peer, outgoing, side, *message)
         for outgoing, sides in ((True, sends), (False, receives))
         for peer, side in sides.items()
         for distance in [(peer - rank if outgoing else rank - peer) % size]
-        for number, (boxes, ends) in enumerate(_messages(side, bounds.message_bytes))
+        for number, message in enumerate(_messages(side, bounds.message_bytes, alone and peer not in near))
     ]
     queue.sort(key=lambda message: message.order)
     most = max(sum(m.num_bytes for m in queue if m.outgoing == outgoing) for outgoing in (True, False))
@@ -216,8 +238,9 @@ def _round(messages: Sequence[_Message], near: Collection[int]) -> Round:
     )
 
 
-def _messages(side: Side, message_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(boxes of a message, the byte at which each ends), in as few messages as the order of boxes allows.
+def _messages(side: Side, message_bytes: int, alone: bool) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """(boxes of a message, the byte at which each ends, whether it is one large box), in as few messages as
+    the order of boxes allows.
 
     Raises:
         ValueError: a chunk of FP8 blocks is larger than a message.
@@ -233,11 +256,14 @@ def _messages(side: Side, message_bytes: int) -> Iterator[tuple[np.ndarray, np.n
             f"messages of {message_bytes} bytes do not hold {used.max()} bytes of FP8 blocks with their "
             "scales: give more staging"
         )
-    ends = np.cumsum(used)
+    is_alone = alone & ~in_blocks[boxes[:, 1]] & (used >= _ALONE_BYTES)
+    for box in is_alone.nonzero()[0]:
+        yield boxes[box : box + 1], used[box : box + 1], True
+    boxes, ends = boxes[~is_alone], np.cumsum(used[~is_alone])
     first = before = 0
     while first < len(boxes):
         stop = int(np.searchsorted(ends, before + message_bytes, side="right"))
-        yield boxes[first:stop], ends[first:stop] - before
+        yield boxes[first:stop], ends[first:stop] - before, False
         first, before = stop, int(ends[stop - 1])
 
 
@@ -319,6 +345,7 @@ def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int]
     parts: list[Chunk | Quantised] = []
     rows: list[tuple[int, ...]] = []
     names: dict[Any, int] = {}
+    alone: dict[int, int] = {}
     start = 0
     for message in messages:
         if message.peer in near:
@@ -331,7 +358,9 @@ def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int]
                 parts += [part] if outgoing or isinstance(part, Chunk) else part
             if outgoing:
                 rows.append(_outgoing(message.side.table, box, names, parts))
-        spans.append(Span(message.peer, start, start + message.num_bytes))
+        if message.is_alone:
+            alone[len(spans)] = len(rows if outgoing else parts) - 1
+        spans.append(Span(message.peer, start, start + message.sent_bytes))
         start += message.num_bytes
     chunks = [one for part in parts for one in (part if isinstance(part, Quantised) else (part,))]
     if outgoing:
@@ -341,7 +370,7 @@ def _load(messages: Sequence[_Message], *, outgoing: bool, near: Collection[int]
         rows = [_incoming(chunk, names, number) for number, chunk in enumerate(chunks)]
         sources, targets = [chunk.target[2] for chunk in chunks], list(names)
     table = Table(sources, targets, np.array(rows, np.int64).reshape(-1, 8))
-    return BufferLayout(spans, chunks, table, parts)
+    return BufferLayout(spans, chunks, table, parts, alone)
 
 
 def _part(side: Side, box: Sequence[int], start: int) -> Chunk | Quantised:

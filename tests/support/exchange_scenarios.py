@@ -12,13 +12,13 @@ import torch.distributed as dist
 from hypothesis import strategies as st
 
 from hybridrl.errors import SwapError
-from hybridrl.reshard import same_host
+from hybridrl.reshard import rounds, same_host
 from hybridrl.reshard.exchange import Exchange, Side
 from hybridrl.reshard.table import Table
 
 SOURCE_SHAPE = (6, 40)
 NUM_SOURCES = 3
-TARGET_COLS = 44
+TARGET_COLS = 40
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -105,7 +105,8 @@ def patterns(draw, size, most=12):
     for _ in range(draw(st.integers(0, most))):
         sender = draw(st.integers(0, size - 1))
         receiver = (sender + draw(st.integers(1, size - 1))) % size
-        rows, cols = draw(st.integers(1, SOURCE_SHAPE[0])), draw(st.integers(1, SOURCE_SHAPE[1]))
+        rows = draw(st.integers(1, SOURCE_SHAPE[0]))
+        cols = draw(st.sampled_from([SOURCE_SHAPE[1], *range(1, SOURCE_SHAPE[1])]))
         row, col = (
             draw(st.integers(0, SOURCE_SHAPE[0] - rows)),
             draw(st.integers(0, SOURCE_SHAPE[1] - cols)),
@@ -116,17 +117,18 @@ def patterns(draw, size, most=12):
     return Pattern(size, tuple(copies))
 
 
-def run_pattern(group, pattern, staging_bytes, times=1, machines=1):
+def run_pattern(group, pattern, staging_bytes, times=1, machines=1, alone_bytes=1):
     """(targets, what the rank moved)
 
     Args:
         machines: that the ranks take themselves to be on, dealt out in turn; 0: all carry all in messages.
+        alone_bytes: least size of a box with a message of its own.
     """
     rank = dist.get_rank(group)
     targets, moved = pattern.empty_targets(rank), None
     on_host = "memory" if machines else "messages"
     sends, receives = pattern.sides(rank)
-    with machine(rank % max(machines, 1)):
+    with machine(rank % max(machines, 1)), least_bytes_alone(alone_bytes):
         exchange = Exchange(group, sends, receives, targets, staging_bytes=staging_bytes, on_host=on_host)
     for _ in range(times):
         moved = exchange.run(pattern.sources(rank))
@@ -142,6 +144,16 @@ def machine(number):
         yield
     finally:
         same_host._BOOT = true
+
+
+@contextmanager
+def least_bytes_alone(num_bytes):
+    true = rounds._ALONE_BYTES
+    rounds._ALONE_BYTES = num_bytes
+    try:
+        yield
+    finally:
+        rounds._ALONE_BYTES = true
 
 
 def disagree(group, patterns):

@@ -63,11 +63,13 @@ def assert_moved(pattern, results, staging_bytes):
     pattern=patterns(4),
     staging_bytes=st.sampled_from([64, 256, 2048, 1 << 20]),
     machines=st.sampled_from([0, 1, 2]),
+    alone_bytes=st.sampled_from([1, 160, 1 << 20]),
 )
 def test_boxes_arrive_whatever_the_pattern_the_staging_and_the_carrier(
-    ranks, pattern, staging_bytes, machines
+    ranks, pattern, staging_bytes, machines, alone_bytes
 ):
-    assert_moved(pattern, ranks(run_pattern, pattern, staging_bytes, 1, machines), staging_bytes)
+    results = ranks(run_pattern, pattern, staging_bytes, 1, machines, alone_bytes)
+    assert_moved(pattern, results, staging_bytes)
 
 
 @pytest.mark.parametrize("machines", [0, 1])
@@ -84,6 +86,7 @@ def test_one_way_with_ranks_that_have_no_part(ranks, machines):
 def test_an_exchange_runs_again(ranks, machines):
     assert_moved(ONE_WAY, ranks(run_pattern, ONE_WAY, 128, 3, machines), 128)
     assert_moved(CROWD, ranks(run_pattern, CROWD, 64, 3, machines), 64)
+    assert_moved(CROWD, ranks(run_pattern, CROWD, 1 << 20, 3, machines), 1 << 20)
 
 
 def test_a_byte_that_arrives_damaged_shows(ranks):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from exchange_scenarios import Copy, Pattern, patterns
+from exchange_scenarios import Copy, Pattern, least_bytes_alone, patterns
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +15,7 @@ from hybridrl.reshard.rounds import Bounds, Side, rounds
 from hybridrl.reshard.table import Table
 
 STAGING = st.sampled_from([64, 128, 1024, 4096, 1 << 20])
+ALONE = st.sampled_from([0, 1, 100, 400])
 PATTERNS = st.integers(2, 7).flatmap(patterns)
 
 
@@ -24,9 +25,11 @@ def one_box(rows, cols, staging_bytes, dtype=torch.float32):
     return rounds(0, 2, {1: side}, {}, Bounds.of(staging_bytes))
 
 
-def all_rounds(pattern, staging_bytes):
-    bounds = Bounds.of(staging_bytes)
-    return [rounds(rank, pattern.size, *pattern.sides(rank), bounds) for rank in range(pattern.size)]
+def all_rounds(pattern, staging_bytes, alone_bytes=0):
+    """By rank. Boxes of at least `alone_bytes` have messages of their own; 0: none has."""
+    bounds, size = Bounds.of(staging_bytes), pattern.size
+    with least_bytes_alone(alone_bytes):
+        return [rounds(r, size, *pattern.sides(r), bounds, alone=alone_bytes > 0) for r in range(size)]
 
 
 def operations(round_, rank):
@@ -35,11 +38,11 @@ def operations(round_, rank):
     return sends + [(span.peer, rank) for span in round_.incoming.spans]
 
 
-def finish(pattern, staging_bytes):
+def finish(pattern, staging_bytes, alone_bytes=0):
     """Let messages arrive as soon as both ends are posted; returns the ranks whose rounds never end."""
     todo = [
         [operations(round_, rank) for round_ in found]
-        for rank, found in enumerate(all_rounds(pattern, staging_bytes))
+        for rank, found in enumerate(all_rounds(pattern, staging_bytes, alone_bytes))
     ]
     moved = True
     while moved:
@@ -62,9 +65,9 @@ def take(left, pair):
     return left[pair] >= 0
 
 
-@given(PATTERNS, STAGING)
-def test_nobody_waits_for_ever(pattern, staging_bytes):
-    assert finish(pattern, staging_bytes) == []
+@given(PATTERNS, STAGING, ALONE)
+def test_nobody_waits_for_ever(pattern, staging_bytes, alone_bytes):
+    assert finish(pattern, staging_bytes, alone_bytes) == []
 
 
 @pytest.mark.parametrize("size", range(2, 9))
@@ -84,10 +87,10 @@ def test_all_to_all_comes_through_with_one_message_in_a_wave(size):
     assert finish(pattern, 64) == []
 
 
-@given(PATTERNS, STAGING)
-def test_both_sides_of_a_pair_cut_the_same_messages(pattern, staging_bytes):
+@given(PATTERNS, STAGING, ALONE)
+def test_both_sides_of_a_pair_cut_the_same_messages(pattern, staging_bytes, alone_bytes):
     sent, received = {}, {}
-    for rank, found in enumerate(all_rounds(pattern, staging_bytes)):
+    for rank, found in enumerate(all_rounds(pattern, staging_bytes, alone_bytes)):
         for round_ in found:
             for span in round_.outgoing.spans:
                 sent.setdefault((rank, span.peer), []).append(span.stop - span.start)
@@ -96,9 +99,9 @@ def test_both_sides_of_a_pair_cut_the_same_messages(pattern, staging_bytes):
     assert sent == received
 
 
-@given(PATTERNS, STAGING)
-def test_every_element_is_staged_once(pattern, staging_bytes):
-    for rank, found in enumerate(all_rounds(pattern, staging_bytes)):
+@given(PATTERNS, STAGING, ALONE)
+def test_every_element_is_staged_once(pattern, staging_bytes, alone_bytes):
+    for rank, found in enumerate(all_rounds(pattern, staging_bytes, alone_bytes)):
         seen = {name: np.zeros(shape, int) for name, shape in pattern.target_shapes(rank).items()}
         for round_ in found:
             for chunk in round_.incoming.chunks:
@@ -112,9 +115,9 @@ def test_every_element_is_staged_once(pattern, staging_bytes):
         assert not any(left.any() for left in seen.values())
 
 
-@given(PATTERNS, STAGING)
-def test_loads_keep_their_bounds(pattern, staging_bytes):
-    for found in all_rounds(pattern, staging_bytes):
+@given(PATTERNS, STAGING, ALONE)
+def test_loads_keep_their_bounds(pattern, staging_bytes, alone_bytes):
+    for found in all_rounds(pattern, staging_bytes, alone_bytes):
         for load in (load for round_ in found for load in (round_.outgoing, round_.incoming)):
             ends = [
                 (chunk.start, chunk.start + np.prod(chunk.shape) * chunk.dtype.itemsize)
