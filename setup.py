@@ -35,6 +35,7 @@ setup(
     },
     ext_modules=[NATIVE],
     install_requires=[
+        "anyio>=4.4",
         "lapx>=0.9",
         "numpy>=1.26",
         "nvidia-ml-py>=12.535",

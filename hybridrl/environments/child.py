@@ -43,7 +43,7 @@ def main(connection_fd: int, stack_fd: int, owner: int) -> None:
 
 
 async def _serve(connection: socket.socket) -> None:
-    threads.prepare(asyncio.get_running_loop())
+    threads.prepare()
     reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
     order = await frames.read(reader)
     try:

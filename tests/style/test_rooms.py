@@ -145,6 +145,7 @@ KEYS = {
     "msgpack": {"environments"},
     "mcp": {"environments"},
     "mcp_types": {"environments"},
+    "anyio": {"environments"},
     "httpx2": {"environments"},
     "aiohttp": {"gateway", "rewards"},
     "gymnasium": {"environments"},
