@@ -24,9 +24,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from hybridrl.layout.megatron import MegatronLayout
 from hybridrl.trainer.megatron.attention import PackedAttention
+from hybridrl.trainer.megatron.mla import LatentAttention
 
 torch.cuda.Stream = object  # the dispatcher of tokens makes one when it is built
 multi_latent_attention.TELinear = type("Absent", (), {})  # it asks whether a layer is one, and has none
+# Megatron 0.19 refuses its own spec without a latent query.
+multi_latent_attention.MLASelfAttention._resolve_qk_norm_config = LatentAttention._resolve_qk_norm_config
 
 
 def config_of(spec, layout):

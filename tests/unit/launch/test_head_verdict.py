@@ -1,15 +1,25 @@
 """A loss that asks for the engine's likeliest tokens is refused where none can give so many."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from hybridrl.config.load import load
+from hybridrl.hosts.interpreter import Interpreter
 from hybridrl.hosts.machine import GIB, Machine
 from hybridrl.launch.verdict import SCOPES, verdict
+from hybridrl.rollout.vllm import kind
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 BARE = Machine(2, 64 * GIB, 64 * GIB, 8 * GIB, ())
+
+
+@pytest.fixture(autouse=True)
+def vllm_of_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that vLLM is in may be of another Python, which is refused before all else."""
+    found = Interpreter(sys.version_info[:3], {"vllm": "99.0"})
+    monkeypatch.setattr(kind, "inspect", lambda python: found)
 
 
 def said(config: str, *overrides: str) -> str:
