@@ -69,6 +69,17 @@ def search(setting: Setting, count: int = 5) -> list[Proposal]:
     return [proposal for proposal in every if id(proposal) in chosen]
 
 
+def overlapped(setting: Setting) -> Proposal | None:
+    """What the search would find if answers could be one policy update old, on the run's own backend with
+    GPUs for the engines alone. None: they can be older already, or nothing fits."""
+    if setting.max_lag:
+        return None
+    older = replace(setting, max_lag=1, swaps_in_flight=True)
+    own = [division for division in divisions(older) if division.separate]
+    found = [proposal for division in own for proposal in _of_division(division)]
+    return min(found, key=_total, default=None)
+
+
 def _total(proposal: Proposal) -> float:
     return proposal.time.total
 
@@ -235,10 +246,17 @@ def _joined(trainer: Setting, engine: Setting) -> list[Proposal]:
 def _roomiest(setting: Setting) -> Setting | None:
     """The setting with the largest memory share for the engines, given what the trainer keeps on the GPU."""
     assert setting.gpu is not None
-    stays = max(resident(setting, stage).after_offload(setting).all for stage in {0, setting.train.pp - 1})
-    room = 1 - stays / setting.gpu.memory_bytes
-    shares = (replace(setting, memory_fraction=fraction) for fraction in _FRACTIONS if fraction <= room)
+    if setting.separate:  # the trainer keeps nothing on the GPUs of the engines
+        room = 1.0
+    else:
+        room = 1 - _stays(setting) / setting.gpu.memory_bytes
+    shares = (replace(setting, memory_fraction=share) for share in _FRACTIONS if share <= room)
     return next((tried for tried in shares if setting.engines_sleep or fits(tried)), None)
+
+
+def _stays(setting: Setting) -> float:
+    """Bytes that the trainer keeps on the fullest GPU while engines work."""
+    return max(resident(setting, stage).after_offload(setting).all for stage in {0, setting.train.pp - 1})
 
 
 def _outline(setting: Setting) -> tuple[int, ...]:

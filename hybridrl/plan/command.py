@@ -15,7 +15,7 @@ from hybridrl.estimate import memory, swap
 from hybridrl.estimate.fit import cheapest_change, fits, fullest, too_small_cache
 from hybridrl.estimate.fixed import fixed
 from hybridrl.estimate.gpus import GPUS, GPUModel, recognise
-from hybridrl.estimate.search import Proposal, search
+from hybridrl.estimate.search import Proposal, overlapped, search
 from hybridrl.estimate.served import served_models, weights_too_large
 from hybridrl.estimate.setting import Setting
 from hybridrl.hosts.machine import Machine
@@ -46,6 +46,9 @@ class Plan:
     """None: there are no engines, they take weights through their own loader, or the config does not fit."""
 
     proposals: tuple[Proposal, ...]
+    overlapped: Proposal | None = None
+    """The fastest with engines on GPUs of their own, if answers could be one update old; None: not searched."""
+
     served: tuple[tuple[str, ServedModelConfig], ...] = ()
     """Models that have engines and are never trained, by their section."""
 
@@ -79,6 +82,7 @@ def plan(loaded: LoadedConfig, machine: Machine, request: Request) -> Plan:
         refusal=refusal,
         swap=moved,
         proposals=proposals,
+        overlapped=overlapped(setting) if proposals else None,
         served=tuple(served_models(loaded.config)),
     )
 

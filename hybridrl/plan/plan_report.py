@@ -84,6 +84,9 @@ def as_dict(found: Plan) -> dict[str, Any]:
         told["recomputed_tokens_per_engine"] = recomputed_tokens(setting)
     if found.proposals:
         told["proposals"] = [proposals.as_dict(proposal) for proposal in found.proposals]
+    if found.overlapped:
+        other = found.overlapped
+        told["overlapped"] = proposals.as_dict(other) | {"keys": proposals.older_keys(other.setting)}
     return told
 
 

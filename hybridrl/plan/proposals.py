@@ -24,7 +24,12 @@ def lines(found: Plan) -> Iterator[tuple[str, str]]:
     for proposal in found.proposals:
         yield "", f"{'proposed':<10} {_line(proposal)}"
     best = found.proposals[0]
-    yield "", f"to take the first: {' '.join(f'{k}={v}' for k, v in keys(best.setting).items())}"
+    yield "", f"to take the first: {_words(keys(best.setting))}"
+    if (other := found.overlapped) is not None:
+        faster = best.time.total / other.time.total
+        yield "", f"with answers up to one update old, {faster:.2f} x as fast as the first: {_line(other)}"
+        if faster > 1:
+            yield "", f"to take it: {_words(older_keys(other.setting))}"
 
 
 def _line(proposal: Proposal) -> str:
@@ -37,6 +42,15 @@ def _line(proposal: Proposal) -> str:
         f"{counted(setting.microbatch_tokens, 'token', form=',')} a microbatch, offload {setting.offload}; "
         f"engines {setting.num_engines} x TP{setting.engine.tp}{own}"
     )
+
+
+def _words(overrides: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in overrides.items())
+
+
+def older_keys(setting: Setting) -> dict[str, Any]:
+    """The keys, with those that let answers be older than the policy."""
+    return {**keys(setting), "batch.max_lag": setting.max_lag, "rollout.swap": "in_flight"}
 
 
 def keys(setting: Setting) -> dict[str, Any]:

@@ -308,6 +308,20 @@ def test_a_proposal_to_give_engines_their_own_gpus_is_accepted(tmp_path: Path) -
     assert step_time(again.setting).total == pytest.approx(separate.time.total)
 
 
+def test_a_search_says_what_older_answers_would_give(tmp_path: Path) -> None:
+    asked = ("model=Qwen/Qwen2.5-7B-Instruct", "cluster.nodes=2", *FREE)
+    found = planned(tmp_path, *asked, request=SEARCH)
+    assert found.overlapped is not None and not any(p.setting.separate for p in found.proposals)
+    said = " ".join(text for _, text in plan_report.lines(found))
+    assert "with answers up to one update old, " in said
+    taken = [f"{key}={value}" for key, value in proposals.older_keys(found.overlapped.setting).items()]
+    assert {"batch.max_lag=1", "cluster.placement=separate"} <= set(taken)
+    again = planned(tmp_path, *asked, *taken)
+    assert again.refusal is None and again.overlapped is None
+    assert step_time(again.setting).total == pytest.approx(found.overlapped.time.total)
+    assert planned(tmp_path, *asked, *taken, request=SEARCH).overlapped is None
+
+
 @pytest.mark.parametrize(
     ("model", "parallel"),
     [
