@@ -47,7 +47,7 @@ class Plan:
 
     proposals: tuple[Proposal, ...]
     overlapped: Proposal | None = None
-    """The fastest with engines on GPUs of their own, if answers could be one update old; None: not searched."""
+    """The fastest with engines on GPUs of their own, if answers could be one update old; None: no search."""
 
     served: tuple[tuple[str, ServedModelConfig], ...] = ()
     """Models that have engines and are never trained, by their section."""
