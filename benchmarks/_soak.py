@@ -90,9 +90,16 @@ SCENARIOS: Mapping[str, Scenario] = {
     ),
     "episodes": Scenario("configs/guess.yaml", _EPISODES, _UNSCORED, (*_RAY, "environment", "scheduler")),
     "program": Scenario("configs/agent_program.yaml", _EPISODES, _UNSCORED, (*_RAY, "program")),
+    "learning": Scenario(
+        "configs/quickstart.yaml",
+        ("rollout.num_engines=2",),
+        PLANTED,
+        (*_RAY, "scheduler", "scoring", "fork_server"),
+        prompts=64,
+    ),
 }
 """Name -> runs. Those of `small` have the engine of tests/support, which starts fast, in the engine's worker.
-The gateway of `program` is in that worker too, `engine_worker`."""
+The gateway of `program` is in that worker too, `engine_worker`. `learning` has the quickstart's batches."""
 
 PATHS = ("tests/support",)
 """Folders on PYTHONPATH."""

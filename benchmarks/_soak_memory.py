@@ -14,7 +14,10 @@ import psutil
 from benchmarks._soak import differs, processes, records, scores
 from benchmarks._soak_runs import Soak
 
-_EVERY_S, _WARM_S, _LEAST_S = 5.0, 60.0, 150.0
+_EVERY_S, _WARM_S, _LEAST_S = 5.0, 180.0, 300.0
+"""Time between two samples; the warm-up of a process, 30 steps; the least life that tells something. A
+trainer rank grows for 25 steps, while it meets batches of new sizes, and then stays."""
+
 _STEP_S, _PAUSE_S, _BETWEEN_KILLS_S = 6.0, 4.5, 225.0
 _SAVE_EVERY = 5
 _FLAT_SHARE, _FLAT_MIB = 0.05, 8.0
@@ -25,11 +28,11 @@ otherwise the end of that one would look like growth."""
 
 
 def memory_soak(folder: Path, seconds: float, seed: int) -> dict[str, Any]:
-    """Play a synchronous run with kills for about so long, and the same run without any."""
+    """Play a run that learns with kills for about so long, and the same run without any."""
     steps, memory = max(4, int(seconds / _STEP_S)), Memory()
-    soak = Soak("synchronous", folder, steps, save_every=_SAVE_EVERY, pause_s=_PAUSE_S, watch=memory.watch)
+    soak = Soak("learning", folder, steps, save_every=_SAVE_EVERY, pause_s=_PAUSE_S, watch=memory.watch)
     with ThreadPoolExecutor(1) as pool:  # the other run has no pauses, so that it ends long before
-        other = pool.submit(Soak("synchronous", folder, steps, save_every=_SAVE_EVERY).play, "calm", 0, 0)
+        other = pool.submit(Soak("learning", folder, steps, save_every=_SAVE_EVERY).play, "calm", 0, 0)
         played = soak.play("soak", seed, max(1, int(seconds / _BETWEEN_KILLS_S)))
         calm = other.result()
     run, without = folder / played.name, folder / calm.name
