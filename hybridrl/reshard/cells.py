@@ -69,6 +69,14 @@ class Cells:
             ):
                 yield from self._cells(wanted.param, layers, experts)
 
+    def cuts(self, param: str) -> dict[int, tuple[list[Patch], list[tuple[range, range]]]]:
+        """Every way in which a parameter is cut: its patches, and the layers and experts that are cut so."""
+        found: dict[int, tuple[list[Patch], list[tuple[range, range]]]] = {}
+        for place, holdings in self._groups.get(param, {}).items():
+            patches = self._patches(param, holdings)
+            found.setdefault(id(patches), (patches, []))[1].append(place)
+        return found
+
     def _cells(self, param: str, layers: range, experts: range) -> list[Cell]:
         key = (param, layers, experts)
         if key not in self._made:

@@ -1,9 +1,11 @@
 """Whether the shards of a trainer leave the FP8 blocks of an engine whole."""
 
-from hybridrl.layout.base import Layout
+from itertools import product
+
+from hybridrl.layout.base import Holding, Layout
 from hybridrl.layout.blocks import refuse_shared_blocks
 from hybridrl.layout.runs import Runs
-from hybridrl.reshard.cells import Cells, Patch
+from hybridrl.reshard.cells import Cells
 from hybridrl.reshard.regions import covered
 
 
@@ -13,14 +15,26 @@ def refuse_divided_blocks(source: Layout, target: Layout) -> None:
     Raises:
         LayoutError: a block of the target is divided between source ranks.
     """
+    wanted: dict[str, dict[tuple[Runs, Runs], list[Holding]]] = {}
+    for held in target.holdings:
+        if held.fp8:
+            wanted.setdefault(held.param, {}).setdefault((held.rows, held.cols), []).append(held)
     cells = Cells(source)
-    seen: set[tuple[Patch, Runs, Runs]] = set()
-    for held in target.holdings if any(held.fp8 for held in target.holdings) else ():
-        for cell in cells.overlapping(held) if held.fp8 else ():
-            key = cell.patch, held.rows, held.cols
-            if key in seen:
+    for param, of_param in wanted.items():
+        for (patches, places), ((to_rows, to_cols), holdings) in product(
+            cells.cuts(param).values(), of_param.items()
+        ):
+            if not any(_meet(*place, held) for place, held in product(places, holdings)):
                 continue
-            seen.add(key)
-            rows, cols = covered(cell.patch.rows, held.rows), covered(cell.patch.cols, held.cols)
-            if rows and cols:
-                refuse_shared_blocks(rows, cols, held.rows, held.cols, held.param)
+            for patch in patches:
+                rows, cols = covered(patch.rows, to_rows), covered(patch.cols, to_cols)
+                if rows and cols:
+                    refuse_shared_blocks(rows, cols, to_rows, to_cols, param)
+
+
+def _meet(layers: range, experts: range, held: Holding) -> bool:
+    """Whether a holding shares a layer and an expert with these."""
+    return all(
+        max(one.start, other.start) < min(one.stop, other.stop)
+        for one, other in ((layers, held.layers), (experts, held.experts))
+    )
