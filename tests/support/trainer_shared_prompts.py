@@ -33,13 +33,18 @@ def grouped_batch(minibatches: Any, step: int = 1) -> Any:
 
 
 def steps(
-    rank: int, rendezvous: Rendezvous, folder: Path, shape: Shape, cuts: tuple[int, ...] = (6,)
+    rank: int,
+    rendezvous: Rendezvous,
+    folder: Path,
+    shape: Shape,
+    cuts: tuple[int, ...],
+    changes: dict[str, Any],
 ) -> dict[bool, dict[str, Any]]:
-    """Two batches of two optimizer steps; True: with actor.share_prompts."""
+    """Two batches of two optimizer steps, with these changes of the actor; True: with actor.share_prompts."""
     found = {}
     block = grouped_block()
     for shared in (False, True):
-        actor = values.make_actor().model_copy(update={"share_prompts": shared})
+        actor = values.make_actor().model_copy(update={"share_prompts": shared, **changes})
         with policy(rank, rendezvous, folder, shape, actor=actor) as trained:
             parts = [split(i, dp_of(shape), cuts) for i in range(2)]
             minibatches = [values.make_minibatch(m.index, m.rows, block) for m in parts]

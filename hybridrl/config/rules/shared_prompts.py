@@ -37,7 +37,7 @@ def shared_prompts_fit_the_run(loaded: LoadedConfig[Any], context: RuleContext) 
     yield from _on_gpus(loaded, context)
     if context.spec is not None and (kind := _unfit(context.spec)):
         yield ConfigError(
-            f"actor.share_prompts is for dense models, {loaded.config.model.path} has {kind}",
+            f"actor.share_prompts with {loaded.config.model.path}, which has {kind}",
             where=where,
             fix=_FIX,
         )
@@ -59,6 +59,4 @@ def _unfit(spec: ModelSpec) -> str:
     """What a model has that no shared prompt was tried with; "" if nothing."""
     if spec.num_experts:
         return "experts, whose balance counts every token"
-    if spec.latent:
-        return "latent attention"
     return "pictures in its prompts" if spec.vision is not None else ""
