@@ -150,7 +150,7 @@ class ActorConfig(Section):
 
     share_prompts: bool = False
     """A microbatch computes each prompt once, and its answers attend to it. Groups of answers stay together
-    as far as ranks stay balanced. On a CPU, for models without experts on Megatron-core, without context
+    as far as ranks stay balanced. On a CPU, on Megatron-core, for models without pictures, without context
     parallelism."""
 
     precision: Literal["fp32", "bf16", "fp16"] | None = None

@@ -353,7 +353,8 @@ class Backend(ABC):
         partition, actor = self.partition, self.setup.actor
         share = actor.share_prompts and partition.size == 1  # ranks that share a sequence have whole ones
         given = (batch, self.mesh.dp_rank, self.device, partition, self.setup.model.vision)
-        return LoadedBatch(*given, observed=observed, share_prompts=share)
+        replays = actor.moe.router_replay == "rollout"
+        return LoadedBatch(*given, observed=observed, share_prompts=share, replays_experts=replays)
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write weights of `layout` in Hugging Face format, and copy the other files of the model folder."""

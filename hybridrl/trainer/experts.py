@@ -41,15 +41,19 @@ class Choices:
         self._expert_BK = torch.full((num_tokens, num_chosen), -1, dtype=torch.int16, device=device)
         self._complete = False
 
-    def settle(self, source_N: Tensor, chosen_NK: Tensor) -> Tensor:
+    def settle(self, source_N: Tensor, chosen_NK: Tensor, copies_CN: Sequence[Tensor] = ()) -> Tensor:
         """The experts to use. Until `complete` is called, the chosen ones are recorded and returned.
 
         After that the recorded ones are returned. Filler, and tokens without a record, always use the chosen
         ones.
+
+        Args:
+            copies_CN: where the choices are recorded besides source_N, as copies_of_tokens says.
         """
         if not self._complete:
-            real_N = source_N >= 0
-            self._expert_BK[source_N[real_N]] = chosen_NK[real_N].to(torch.int16)
+            for index_N in (source_N, *copies_CN):
+                real_N = index_N >= 0
+                self._expert_BK[index_N[real_N]] = chosen_NK[real_N].to(torch.int16)
             return chosen_NK
         kept_NK = self._expert_BK[source_N.clamp(min=0)].long()
         return torch.where((source_N >= 0).unsqueeze(1) & (kept_NK >= 0), kept_NK, chosen_NK)
@@ -107,7 +111,7 @@ class EngineChoices:
         self.count_2 = torch.zeros(2, dtype=torch.float64)
         """Number of tokens for which router and engine differ, and of all tokens that were compared."""
 
-    def settle(self, source_N: Tensor, chosen_NK: Tensor) -> Tensor:
+    def settle(self, source_N: Tensor, chosen_NK: Tensor, copies_CN: Sequence[Tensor] = ()) -> Tensor:
         """The experts to use: the engine's choice, or the router's for filler and tokens the engine did not
         run."""
         kept_NK = self._router.own(self._experts.of(self._router.packing)[:, self._layer]).long()
@@ -147,19 +151,82 @@ class RouterOfTokens(Protocol):
     def count_from_zero(self) -> None: ...
 
 
-def sequence_of_tokens(packing: Packing, context_size: int) -> Tensor:
-    """Which of the packed sequences each token of this rank belongs to, int64 [T].
+def copies_of_tokens(packing: Packing, context_size: int) -> Sequence[Tensor]:
+    """Where the tokens of shared prompts stand in the trajectories of further answers, among the tokens of
+    all blocks: int64 [T] for the second answer of each prompt, for the third and so on; -1 for other tokens.
 
     Args:
         context_size: number of context-parallel ranks that share every sequence.
     """
-    own_S = torch.tensor([length // context_size for count, length in packing.runs for _ in range(count)])
-    return torch.repeat_interleave(torch.arange(len(own_S)), own_S).to(packing.source_T.device)
+    most = max((len(one.first) for one in packing.shared), default=1)
+    found = [torch.full_like(packing.source_T, -1) for _ in range(most - 1)]
+    at = 0
+    for one in packing.shared:
+        prompt = slice(at, at + one.sequences[0] // context_size)
+        real = packing.source_T[prompt] >= 0
+        for copies, first in zip(found, one.first[1:], strict=False):
+            copies[prompt] = torch.where(real, first + packing.position_T[prompt], -1)
+        at += one.num_tokens // context_size
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Which packed sequences a trajectory of a microbatch consists of: one, or a shared prompt and its own.
+
+    Shape letters: G packed sequences, M pairs of a trajectory and a part of it.
+    """
+
+    of_T: Tensor
+    """int64: packed sequence of each token of this rank."""
+
+    seq_M: Tensor
+    part_M: Tensor
+    """int64: trajectory and packed sequence of each pair."""
+
+    @classmethod
+    def of(cls, packing: Packing, context_size: int) -> "Parts":
+        """
+        Args:
+            context_size: number of context-parallel ranks that share every sequence.
+        """
+        lengths: list[int] = []
+        pairs: list[tuple[int, int]] = []
+        count = 0
+        for one in packing.shared:
+            prompt, answers = len(lengths), len(one.first)
+            pairs += [(count + n, part) for n in range(answers) for part in (prompt, prompt + 1 + n)]
+            lengths += one.sequences
+            count += answers
+        whole = [length for number, length in packing.runs for _ in range(number)]
+        pairs += [(count + n, len(lengths) + n) for n in range(len(whole))]
+        own_G = torch.tensor([*lengths, *whole]) // context_size
+        of_T = torch.repeat_interleave(torch.arange(len(own_G)), own_G)
+        seq_M, part_M = torch.tensor(pairs).unbind(1)
+        device = packing.source_T.device
+        return cls(of_T.to(device), seq_M.to(device), part_M.to(device))
+
+    def in_trajectories(self, value_G: Tensor) -> Tensor:
+        """Sums over the parts of each trajectory, [S, ...], from the values of packed sequences [G, ...]."""
+        num_seqs = int(self.seq_M.max()) + 1
+        return value_G.new_zeros(num_seqs, *value_G.shape[1:]).index_add(0, self.seq_M, value_G[self.part_M])
+
+    def in_sequences(self, value_S: Tensor) -> Tensor:
+        """Sums over the trajectories that a packed sequence is a part of, [G, ...]; the transpose of
+        in_trajectories."""
+        num_parts = int(self.part_M.max()) + 1
+        return value_S.new_zeros(num_parts, *value_S.shape[1:]).index_add(0, self.part_M, value_S[self.seq_M])
+
+    def answers_of(self, part_N: Tensor) -> Tensor:
+        """Number of trajectories that each token is in, from its packed sequence; float32 [N]."""
+        ones_S = torch.ones(int(self.seq_M.max()) + 1, device=part_N.device)
+        return self.in_sequences(ones_S)[part_N]
 
 
 def penalty(
     weights: Penalties,
-    seq_N: Tensor,
+    parts: Parts,
+    part_N: Tensor,
     logits_NE: Tensor,
     score_NE: Tensor,
     map_NE: Tensor,
@@ -169,20 +236,23 @@ def penalty(
 
     The balance loss of a sequence is the sum over experts of f_e P_e: f_e is E / K times the fraction of its
     tokens routed to e, and P_e the mean over its tokens of the score of e divided by the sum of all scores.
-    f_e gets no gradient.
+    f_e gets no gradient. A sequence here is a whole trajectory: a shared prompt is a part of several.
+
+    Args:
+        parts: the same on all ranks, but for parts.of_T.
+        part_N: packed sequence of each token.
     """
     num_experts = score_NE.shape[1]
-    size = torch.tensor([int(seq_N.max()) + 1 if len(seq_N) else 0], device=seq_N.device)
-    dist.all_reduce(size, dist.ReduceOp.MAX, group)
     used = torch.cat([map_NE.float(), torch.ones_like(score_NE[:, :1])], dim=1)
-    used_SE = used.new_zeros(int(size), num_experts + 1).index_add(0, seq_N, used)
-    dist.all_reduce(used_SE, group=group)
+    used_GE = used.new_zeros(int(parts.part_M.max()) + 1, num_experts + 1).index_add(0, part_N, used)
+    dist.all_reduce(used_GE, group=group)
+    used_SE = parts.in_trajectories(used_GE)
     used_SE, length_S1 = used_SE[:, :-1], used_SE[:, -1:].clamp(min=1)
     num_chosen = int(map_NE[0].sum()) if len(map_NE) else 1
     often_SE = used_SE * num_experts / (num_chosen * length_S1)
     likely_NE = score_NE / score_NE.sum(1, keepdim=True)
-    balance = (often_SE[seq_N] * likely_NE / length_S1[seq_N]).sum()
-    z = (logits_NE.float().logsumexp(1).square() / length_S1[seq_N, 0]).sum()
+    balance = (parts.in_sequences(often_SE / length_S1)[part_N] * likely_NE).sum()
+    z = (logits_NE.float().logsumexp(1).square() * parts.in_sequences(1 / length_S1)[part_N, 0]).sum()
     return weights.balance * balance + weights.z * z
 
 

@@ -30,16 +30,23 @@ class LoadedBatch:
         *,
         observed: bool = False,
         share_prompts: bool = False,
+        replays_experts: bool = False,
     ) -> None:
         """
         Args:
-            vision, share_prompts: as in PackedBatch.
+            vision, share_prompts, replays_experts: as in PackedBatch.
             observed: microbatches also predict the tokens of column observed.
         """
         self.batch, self.step, self.minibatches = batch, batch.step, batch.minibatches
         self.first_epoch = _first_epoch(batch.minibatches)
         self.packed = PackedBatch(
-            batch, device, partition, vision, observed=observed, share_prompts=share_prompts
+            batch,
+            device,
+            partition,
+            vision,
+            observed=observed,
+            share_prompts=share_prompts,
+            replays_experts=replays_experts,
         )
         self.reward_N = torch.tensor(batch.reward_N, device=device)
         self.group_N = torch.tensor(batch.group_N, device=device)

@@ -59,10 +59,13 @@ class PackedBatch:
         *,
         observed: bool = False,
         share_prompts: bool = False,
+        replays_experts: bool = False,
     ) -> None:
         """
         Args:
             share_prompts: a microbatch has each prompt once, and its answers after it.
+            replays_experts: tokens go to the experts of column experts, so answers share a prompt only if the
+                engine sent its tokens to the same ones.
             vision: the part of the model that reads pictures; None: pictures of the batch are ignored.
             observed: microbatches also predict the tokens of column observed.
 
@@ -72,7 +75,7 @@ class PackedBatch:
                 its pictures have tokens.
         """
         self._batch, self._device, self._partition = batch, device, partition
-        self._share_prompts = share_prompts
+        self._share_prompts, self._replays_experts = share_prompts, replays_experts
         self._observed_T = [_observed(block) if observed else None for block in batch.blocks]
         self._rows: list[_Rows] = []
         self.num_trained = 0
@@ -145,11 +148,18 @@ class PackedBatch:
             return alone(index, start_S, length_S)
         block_S, row_S = self._batch.block_N[index], self._batch.row_N[index]
         blocks = [self._batch.blocks[b] for b in block_S]
-        prompts = [
-            block.token_T[start : start + block.prompt_tokens_N[row]]
+        places = [
+            slice(start, start + block.prompt_tokens_N[row])
             for block, start, row in zip(blocks, start_S, row_S, strict=True)
         ]
-        return sharing(index, start_S, length_S, prompts)
+        prompts = [block.token_T[place] for block, place in zip(blocks, places, strict=True)]
+        kinds = None
+        if self._replays_experts:  # the last token of a prompt is not shared
+            kinds = [
+                block.column("experts")[place.start : place.stop - 1].tobytes()
+                for block, place in zip(blocks, places, strict=True)
+            ]
+        return sharing(index, start_S, length_S, prompts, self._first_token[block_S] + start_S, kinds)
 
     def _tokens(
         self, found: Sequences, places: "Places"

@@ -61,6 +61,15 @@ class SharedPrompt(NamedTuple):
     answers: tuple[tuple[int, int], ...]
     """(number of answers, their tokens) of each run of equal lengths."""
 
+    first: tuple[int, ...]
+    """Index of the first token of each answer's trajectory among the tokens of all blocks. The tokens of the
+    prompt are those of the first of these trajectories."""
+
+    @property
+    def sequences(self) -> list[int]:
+        """Tokens of the prompt, then of each answer."""
+        return [self.prompt, *(length for count, length in self.answers for _ in range(count))]
+
     @property
     def num_sequences(self) -> int:
         return 1 + sum(count for count, _ in self.answers)

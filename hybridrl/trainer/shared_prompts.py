@@ -54,17 +54,25 @@ def alone(index: np.ndarray, start_S: np.ndarray, length_S: np.ndarray) -> Seque
 
 
 def sharing(
-    index: np.ndarray, start_S: np.ndarray, length_S: np.ndarray, prompts: Sequence[np.ndarray]
+    index: np.ndarray,
+    start_S: np.ndarray,
+    length_S: np.ndarray,
+    prompts: Sequence[np.ndarray],
+    first_S: np.ndarray,
+    kinds: Sequence[bytes] | None = None,
 ) -> Sequences:
     """Prompts of two tokens or more that several trajectories have are sequences of their own, each followed
     by its answers in order of length. All other trajectories are whole, after them.
 
     Args:
-        prompts: token ids of the prompt of each trajectory; the other arguments are those of alone().
+        prompts: token ids of the prompt of each trajectory.
+        first_S: index of the first token of each among the tokens of all blocks; the other arguments are
+            those of alone().
+        kinds: equal for trajectories that may share a prompt; None: all may.
     """
-    groups: dict[bytes, list[int]] = defaultdict(list)
+    groups: dict[tuple[bytes, bytes], list[int]] = defaultdict(list)
     for s, prompt in enumerate(prompts):
-        groups[prompt.tobytes()].append(s)
+        groups[prompt.tobytes(), kinds[s] if kinds else b""].append(s)
     several = [group for group in groups.values() if len(group) > 1 and len(prompts[group[0]]) > 1]
     several = [sorted(group, key=lambda s: int(length_S[s])) for group in several]
     rest = alone(index, start_S, length_S)
@@ -86,11 +94,16 @@ def sharing(
         start_G=start_S[of_G] + skip_G,
         skip_G=skip_G,
         length_G=length_G,
-        shared=tuple(_shared(group, prompts, length_S) for group in several),
+        shared=tuple(
+            _shared(len(prompts[group[0]]) - 1, length_S[list(group)], first_S[list(group)])
+            for group in several
+        ),
     )
 
 
-def _shared(group: Sequence[int], prompts: Sequence[np.ndarray], length_S: np.ndarray) -> SharedPrompt:
-    prompt = len(prompts[group[0]]) - 1
-    lengths, counts = np.unique(length_S[list(group)] - prompt, return_counts=True)
-    return SharedPrompt(prompt, tuple(zip(counts.tolist(), lengths.tolist(), strict=True)))
+def _shared(prompt: int, length_A: np.ndarray, first_A: np.ndarray) -> SharedPrompt:
+    """The shared prompt of A trajectories of these lengths, in ascending order, prompt included."""
+    lengths, counts = np.unique(length_A - prompt, return_counts=True)
+    return SharedPrompt(
+        prompt, tuple(zip(counts.tolist(), lengths.tolist(), strict=True)), tuple(first_A.tolist())
+    )

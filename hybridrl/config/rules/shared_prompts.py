@@ -8,7 +8,6 @@ from hybridrl.config.rules.base import RuleContext
 from hybridrl.config.rules.parallel import trainer_shardings
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError
-from hybridrl.models.spec import ModelSpec
 from hybridrl.wording import counted
 
 _FIX = "remove actor.share_prompts"
@@ -35,9 +34,9 @@ def shared_prompts_fit_the_run(loaded: LoadedConfig[Any], context: RuleContext) 
                 fix=f"{_FIX}, or set {key}.cp: 1",
             )
     yield from _on_gpus(loaded, context)
-    if context.spec is not None and (kind := _unfit(context.spec)):
+    if context.spec is not None and context.spec.vision is not None:
         yield ConfigError(
-            f"actor.share_prompts with {loaded.config.model.path}, which has {kind}",
+            f"actor.share_prompts with {loaded.config.model.path}, whose prompts may have pictures",
             where=where,
             fix=_FIX,
         )
@@ -53,10 +52,3 @@ def _on_gpus(loaded: LoadedConfig[Config], context: RuleContext) -> Iterator[Con
             where=loaded.where("actor.share_prompts"),
             fix=_FIX,
         )
-
-
-def _unfit(spec: ModelSpec) -> str:
-    """What a model has that no shared prompt was tried with; "" if nothing."""
-    if spec.num_experts:
-        return "experts, whose balance counts every token"
-    return "pictures in its prompts" if spec.vision is not None else ""

@@ -15,11 +15,11 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.experts import (
     Choices,
     EngineChoices,
+    Parts,
     Penalties,
     choose,
     penalty,
     scores,
-    sequence_of_tokens,
     weigh,
 )
 from hybridrl.trainer.places import Packing
@@ -90,10 +90,11 @@ class Router:
             self.count_E += map_TE[real_T].sum(0)
         if self.penalties == Penalties():
             return weight_TK
-        seq_T = sequence_of_tokens(self.packing, self._context.size())
+        parts = Parts.of(self.packing, self._context.size())
         total = penalty(
             self.penalties,
-            seq_T[real_T],
+            parts,
+            parts.of_T[real_T],
             logits_TE[real_T],
             score_TE[real_T],
             map_TE[real_T],

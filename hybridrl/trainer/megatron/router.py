@@ -16,11 +16,12 @@ from hybridrl.models.spec import ModelSpec
 from hybridrl.trainer.experts import (
     Choices,
     EngineChoices,
+    Parts,
     Penalties,
     choose,
+    copies_of_tokens,
     penalty,
     scores,
-    sequence_of_tokens,
     weigh,
 )
 from hybridrl.trainer.places import Packing
@@ -74,7 +75,10 @@ class Router(megatron.Router):
         score_NE = scores(self._model, logits_NE)
         chosen_NK = choose(self._model, score_NE.detach(), self.expert_bias)
         if self.choices is not None:
-            chosen_NK = self.choices.settle(self.own(self.packing.source_T), chosen_NK)
+            copies = copies_of_tokens(self.packing, self.cp_group.size())
+            chosen_NK = self.choices.settle(
+                self.own(self.packing.source_T), chosen_NK, [self.own(copy_T) for copy_T in copies]
+            )
         weight_NE = torch.zeros_like(score_NE).scatter(1, chosen_NK, weigh(self._model, score_NE, chosen_NK))
         map_NE = torch.zeros_like(score_NE, dtype=torch.bool).scatter(1, chosen_NK, True)
         if torch.is_grad_enabled():  # with recomputation, only in the second of the two forward passes
@@ -82,15 +86,25 @@ class Router(megatron.Router):
         return weight_NE, map_NE
 
     def _observe(self, weight_NE: Tensor, logits_NE: Tensor, score_NE: Tensor, map_NE: Tensor) -> Tensor:
-        """Count chosen experts; returns the weights, with the auxiliary losses attached to their backward
-        pass."""
+        """Count chosen experts, for each answer that a token belongs to; returns the weights, with the
+        auxiliary losses attached to their backward pass."""
         real_N = self.own(self.packing.source_T) >= 0
-        self.count_E += map_NE[real_N].sum(0)
+        if self.penalties == Penalties() and not self.packing.shared:
+            self.count_E += map_NE[real_N].sum(0)
+            return weight_NE
+        parts = Parts.of(self.packing, self.cp_group.size())
+        part_N = self.own(parts.of_T)[real_N]
+        self.count_E += parts.answers_of(part_N) @ map_NE[real_N].float()
         if self.penalties == Penalties():
             return weight_NE
-        seq_N = self.own(sequence_of_tokens(self.packing, self.cp_group.size()))[real_N]
         total = penalty(
-            self.penalties, seq_N, logits_NE[real_N], score_NE[real_N], map_NE[real_N], self.tp_cp_group
+            self.penalties,
+            parts,
+            part_N,
+            logits_NE[real_N],
+            score_NE[real_N],
+            map_NE[real_N],
+            self.tp_cp_group,
         )
         self.penalty += total.detach()
         return MoEAuxLossAutoScaler.apply(weight_NE, total)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from picture_specs import small_tower
 
 from hybridrl.config.load import load, load_as
 from hybridrl.config.rules import RuleContext, check
@@ -16,6 +17,7 @@ from hybridrl.models.make import spec_of_made
 
 SPEC = spec_of_made("hybridrl.models.tiny:qwen3_arithmetic", 0, where="model.make")
 EXPERTS = spec_of_made("hybridrl.models.tiny:qwen3_moe_arithmetic", 0, where="model.make")
+PICTURES = replace(SPEC, vision=small_tower())
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def said(tmp_path: Path):
 def test_models_on_a_cpu_may_share_prompts(said) -> None:
     assert said() == []
     assert said(spec=replace(SPEC, kv_lora_rank=8)) == []
+    assert said("actor.moe={aux_loss: 0.1, router_replay: rollout}", spec=EXPERTS) == []
     assert said("actor.parallel={tp: 2, pp: 2, dp: 2}", "algorithm.samples_per_prompt=16") == []
 
 
@@ -53,7 +56,7 @@ def test_models_on_a_cpu_may_share_prompts(said) -> None:
         (["algorithm.samples_per_prompt=1"], {}, "shares nothing with algorithm.samples_per_prompt = 1"),
         (["cluster.gpus_per_node=8"], {}, "actor.share_prompts with 8 GPUs: Transformer Engine's"),
         ([], {"num_gpus": 1}, "actor.share_prompts with 1 GPU: Transformer Engine's"),
-        ([], {"spec": EXPERTS}, "which has experts"),
+        ([], {"spec": PICTURES}, "whose prompts may have pictures"),
     ],
 )
 def test_what_cannot_share_them_is_refused(said, overrides, facts, message) -> None:

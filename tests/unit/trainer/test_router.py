@@ -18,8 +18,18 @@ from model_values import tiny
 from torch.testing import assert_close
 
 from hybridrl.models.spec import ModelSpec
-from hybridrl.trainer.experts import Choices, Penalties, choose, penalty, scores, weigh
+from hybridrl.trainer.experts import (
+    Choices,
+    Parts,
+    Penalties,
+    choose,
+    copies_of_tokens,
+    penalty,
+    scores,
+    weigh,
+)
 from hybridrl.trainer.megatron.router import Router
+from hybridrl.trainer.places import SharedPrompt
 
 TOKENS, EXPERTS = 9, 12
 
@@ -89,7 +99,7 @@ def test_penalties_are_sums_over_sequences_whatever_shares_the_microbatch(alone)
     map_NE = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool)
     map_NE.scatter_(1, choose(model, score_NE, None), True)
     seq_N = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 2])
-    found = penalty(Penalties(0.5, 0.25), seq_N, logits_NE, score_NE, map_NE, alone)
+    found = penalty(Penalties(0.5, 0.25), whole(seq_N), seq_N, logits_NE, score_NE, map_NE, alone)
 
     balance, z = torch.zeros(()), torch.zeros(())
     for rows in (slice(0, 3), slice(3, 5), slice(5, 9)):
@@ -102,10 +112,57 @@ def test_penalties_are_sums_over_sequences_whatever_shares_the_microbatch(alone)
     assert_close(*(torch.autograd.grad(x, logits_NE, retain_graph=True)[0] for x in (found, expected)))
 
     apart = [
-        penalty(Penalties(0.5, 0.25), seq_N[r] - seq_N[r][0], logits_NE[r], score_NE[r], map_NE[r], alone)
+        penalty(
+            Penalties(0.5, 0.25),
+            whole(seq_N[r] - seq_N[r][0]),
+            seq_N[r] - seq_N[r][0],
+            logits_NE[r],
+            score_NE[r],
+            map_NE[r],
+            alone,
+        )
         for r in (slice(0, 5), slice(5, 9))
     ]
     assert_close(sum(apart), found)
+
+
+def whole(seq_N: torch.Tensor) -> Parts:
+    """Each sequence is a trajectory."""
+    number_S = torch.arange(int(seq_N.max()) + 1)
+    return Parts(seq_N, number_S, number_S)
+
+
+def test_a_shared_prompt_is_penalised_as_a_part_of_each_of_its_trajectories(alone) -> None:
+    """Tokens 0 and 1 are a prompt of two answers, the last trajectory is whole."""
+    logits_NE = torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    model = tiny("deepseek_v3", num_experts=EXPERTS, experts_per_token=3, router_score="softmax")
+    packing = SimpleNamespace(
+        source_T=torch.arange(TOKENS),
+        position_T=torch.tensor([0, 1, 2, 2, 3, 4, 0, 1, 2]),
+        shared=(SharedPrompt(2, ((1, 1), (1, 3)), (100, 200)),),
+        runs=((1, 3),),
+    )
+    shared = Parts.of(packing, 1)
+    assert shared.answers_of(shared.of_T).tolist() == [2, 2, 1, 1, 1, 1, 1, 1, 1]
+    twice = torch.tensor([0, 1, 2, 0, 1, 3, 4, 5, 6, 7, 8])  # what whole trajectories would be
+    found, expected = (
+        penalty(Penalties(0.5, 0.25), parts, parts.of_T, *routed(model, logits_NE[index]), alone)
+        for parts, index in (
+            (shared, torch.arange(TOKENS)),
+            (whole(torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2])), twice),
+        )
+    )
+    assert_close(found, expected)
+    assert_close(*(torch.autograd.grad(x, logits_NE)[0] for x in (found, expected)))
+    [copies] = copies_of_tokens(packing, 1)
+    assert copies.tolist() == [200, 201, -1, -1, -1, -1, -1, -1, -1]
+
+
+def routed(model: ModelSpec, logits_NE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, scores, and whether an expert was chosen."""
+    score_NE = scores(model, logits_NE)
+    map_NE = torch.zeros_like(score_NE, dtype=torch.bool)
+    return logits_NE, score_NE, map_NE.scatter(1, choose(model, score_NE, None), True)
 
 
 def test_kept_choices_come_back_in_any_order_and_filler_chooses_itself() -> None:
@@ -116,6 +173,14 @@ def test_kept_choices_come_back_in_any_order_and_filler_chooses_itself() -> None
     other = torch.tensor([[9, 9], [8, 8], [7, 7], [6, 6]])
     again = choices.settle(torch.tensor([1, 4, -1, 3]), other)
     assert again.tolist() == [[4, 5], [0, 1], [7, 7], [6, 6]], "nothing was kept of token 3"
+
+
+def test_the_choices_for_a_shared_prompt_are_kept_for_all_of_its_trajectories() -> None:
+    choices = Choices(8, 2, torch.device("cpu"))
+    choices.settle(torch.tensor([0, 1]), torch.tensor([[0, 1], [2, 3]]), [torch.tensor([4, -1])])
+    choices.complete(None)
+    again = choices.settle(torch.tensor([4, 1, 5]), torch.full((3, 2), 9))
+    assert again.tolist() == [[0, 1], [2, 3], [9, 9]]
 
 
 def test_what_newer_releases_of_megatron_tell_a_router_reaches_megatrons_own(monkeypatch) -> None:

@@ -69,8 +69,9 @@ def test_alone_and_one_token_prompts_are_whole() -> None:
 
 def test_prompts_of_equal_tokens_are_one_whatever_their_group() -> None:
     prompts = [np.array(p) for p in ([1, 2, 3], [1, 2, 4], [1, 2, 3], [1, 2, 3])]
-    found = sharing(np.arange(4), np.array([0, 10, 20, 30]), np.array([5, 4, 4, 5]), prompts)
-    assert found.shared == (SharedPrompt(2, ((1, 2), (2, 3))),)
+    start, length = np.array([0, 10, 20, 30]), np.array([5, 4, 4, 5])
+    found = sharing(np.arange(4), start, length, prompts, 100 + start)
+    assert found.shared == (SharedPrompt(2, ((1, 2), (2, 3)), (120, 100, 130)),)
     assert found.order_S.tolist() == [2, 0, 3, 1]
     assert found.trajectory_G.tolist() == [2, 2, 0, 3, 1] and found.start_G.tolist() == [20, 22, 2, 32, 10]
     assert found.length_G.tolist() == [2, 2, 3, 3, 4] and found.seq_G.tolist() == [0, 0, 1, 2, 3]
