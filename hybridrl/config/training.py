@@ -150,8 +150,7 @@ class ActorConfig(Section):
 
     share_prompts: bool = False
     """A microbatch computes each prompt once, and its answers attend to it. Groups of answers stay together
-    as far as ranks stay balanced. On a CPU, on Megatron-core, for models without pictures, without context
-    parallelism."""
+    as far as ranks stay balanced. On a CPU, on Megatron-core, for models without pictures."""
 
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     """Precision of parameters and activations; gradients and the optimizer's copy of the parameters are fp32.

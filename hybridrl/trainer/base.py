@@ -351,10 +351,11 @@ class Backend(ABC):
     def load(self, batch: RankBatch, *, observed: bool = False) -> LoadedBatch:
         """Pack a batch for this rank. Not collective. `observed` is that of PackedBatch."""
         partition, actor = self.partition, self.setup.actor
-        share = actor.share_prompts and partition.size == 1  # ranks that share a sequence have whole ones
         given = (batch, self.mesh.dp_rank, self.device, partition, self.setup.model.vision)
         replays = actor.moe.router_replay == "rollout"
-        return LoadedBatch(*given, observed=observed, share_prompts=share, replays_experts=replays)
+        return LoadedBatch(
+            *given, observed=observed, share_prompts=actor.share_prompts, replays_experts=replays
+        )
 
     def export(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
         """Write weights of `layout` in Hugging Face format, and copy the other files of the model folder."""

@@ -65,10 +65,14 @@ class SharedPrompt(NamedTuple):
     """Index of the first token of each answer's trajectory among the tokens of all blocks. The tokens of the
     prompt are those of the first of these trajectories."""
 
+    filler: int = 0
+    """Tokens of filler after the prompt, which no answer attends to. That of answers is part of them."""
+
     @property
     def sequences(self) -> list[int]:
-        """Tokens of the prompt, then of each answer."""
-        return [self.prompt, *(length for count, length in self.answers for _ in range(count))]
+        """Tokens of the prompt, then of each answer, filler included."""
+        own = (length for count, length in self.answers for _ in range(count))
+        return [self.prompt + self.filler, *own]
 
     @property
     def num_sequences(self) -> int:
@@ -76,7 +80,16 @@ class SharedPrompt(NamedTuple):
 
     @property
     def num_tokens(self) -> int:
-        return self.prompt + sum(count * length for count, length in self.answers)
+        return sum(self.sequences)
+
+    def padded(self, chunk: int) -> "SharedPrompt":
+        """The same with filler that makes each sequence a multiple of `chunk`."""
+        runs: dict[int, int] = {}
+        for count, length in self.answers:
+            whole = length + -length % chunk
+            runs[whole] = runs.get(whole, 0) + count
+        answers = tuple((count, length) for length, count in runs.items())
+        return self._replace(answers=answers, filler=-self.prompt % chunk)
 
 
 @dataclass(kw_only=True)
@@ -172,7 +185,7 @@ class Places:
             first_S: position of each sequence's first token; None: 0.
             shared: what the sequences at the beginning are, with as many tokens; the others are whole.
         """
-        self._partition, self._shared = partition, shared
+        self._partition, self._shared = partition, tuple(one.padded(partition.chunk) for one in shared)
         padded_S = -(-length_S // partition.chunk) * partition.chunk
         lacking = -int(padded_S.sum()) % partition.whole if len(length_S) else partition.whole
         self.offset_S = np.cumsum(padded_S) - padded_S
@@ -183,16 +196,16 @@ class Places:
         padded_S = np.append(padded_S, lacking)
         first_S = np.zeros_like(padded_S) if first_S is None else np.append(first_S, 0)
         self._position_W = spans(first_S, padded_S)
-        self._rank_W = self._ranks(np.repeat(padded_S, padded_S))
+        self._rank_W = self._ranks(spans(np.zeros_like(padded_S), padded_S), np.repeat(padded_S, padded_S))
 
     def _edges(self) -> np.ndarray:
         lengths = [length for count, length in self._runs for _ in range(count)]
         return np.cumsum([0, *lengths], dtype=np.int32)
 
-    def _ranks(self, length_W: np.ndarray) -> np.ndarray:
-        """Context-parallel rank of each token, from the length of its sequence."""
+    def _ranks(self, place_W: np.ndarray, length_W: np.ndarray) -> np.ndarray:
+        """Context-parallel rank of each token, from its place in its sequence and that one's length."""
         num_chunks = 2 * self._partition.size
-        chunk_W = self._position_W * num_chunks // length_W
+        chunk_W = place_W * num_chunks // length_W
         return (
             np.minimum(chunk_W, num_chunks - 1 - chunk_W)
             if self._partition.size > 1

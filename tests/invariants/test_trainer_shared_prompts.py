@@ -20,11 +20,17 @@ LAYOUTS = {
     "tp2": TrainParallel(dp=1, tp=2),
     "pp2": TrainParallel(dp=1, pp=2),
     "dp2": TrainParallel(dp=2),
+    "cp2": TrainParallel(dp=1, cp=2),
     "ep2": TrainParallel(dp=2, ep=2),
 }
 CUTS = ((6,), (2, 4))
 FAST = {(family, layout, cuts) for family in DENSE for layout in LAYOUTS for cuts in CUTS}
-FAST |= {("latent_dense", "tp2", (2, 4)), ("qwen3_moe", "pp2", (6,)), ("deepseek_v3", "ep2", (2, 4))}
+FAST |= {
+    ("latent_dense", "tp2", (2, 4)),
+    ("qwen3_moe", "pp2", (6,)),
+    ("deepseek_v3", "ep2", (2, 4)),
+    ("deepseek_v2", "cp2", (2, 4)),
+}
 CASES = [
     pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow, id="-".join(map(str, case)))
     for case in ((family, layout, cuts) for family in FAMILIES for layout in LAYOUTS for cuts in CUTS)
@@ -54,6 +60,8 @@ def test_steps_are_those_of_whole_trajectories(
 
 OPTIONS = {
     "sequence_parallel": ("tp2", {"sp": True}, {}),
+    "two_chunks_each": ("cp2", {"cp": 3}, {}),
+    "tensors_and_contexts": ("cp2", {"tp": 2}, {}),
     "recompute": ("alone", {}, {"recompute": "full"}),
     "recompute_attention": ("pp2", {}, {"recompute": "selective"}),
 }

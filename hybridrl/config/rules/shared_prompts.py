@@ -1,11 +1,10 @@
-"""Rules about actor.share_prompts: which models, layouts and machines it is for."""
+"""Rules about actor.share_prompts: which models and machines it is for."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from hybridrl.config.load import LoadedConfig
 from hybridrl.config.rules.base import RuleContext
-from hybridrl.config.rules.parallel import trainer_shardings
 from hybridrl.config.schema import Config
 from hybridrl.errors import ConfigError
 from hybridrl.wording import counted
@@ -21,18 +20,10 @@ def shared_prompts_fit_the_run(loaded: LoadedConfig[Any], context: RuleContext) 
     if not isinstance(loaded.config, Config):
         yield ConfigError("actor.share_prompts is for several answers to a prompt", where=where, fix=_FIX)
         return
-    if (samples := loaded.config.algorithm.samples_per_prompt) == 1:
+    if loaded.config.algorithm.samples_per_prompt == 1:
         yield ConfigError(
             "actor.share_prompts shares nothing with algorithm.samples_per_prompt = 1", where=where, fix=_FIX
         )
-    for key, sharding in trainer_shardings(loaded.config):
-        if sharding.cp > 1:
-            yield ConfigError(
-                f"actor.share_prompts with {key}.cp = {sharding.cp}: ranks that share a sequence cannot "
-                f"attend to a prompt of {counted(samples, 'answer')} yet",
-                where=loaded.where(f"{key}.cp", "actor.share_prompts"),
-                fix=f"{_FIX}, or set {key}.cp: 1",
-            )
     yield from _on_gpus(loaded, context)
     if context.spec is not None and context.spec.vision is not None:
         yield ConfigError(

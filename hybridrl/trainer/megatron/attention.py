@@ -5,6 +5,7 @@ Shape letters: T packed tokens of this rank, H query heads, K key heads, D size 
 of a value head, B sequences of equal length, L that length, Q queries of each sequence.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,38 +59,34 @@ class PackedAttention(MegatronModule):
         Returns:
             [T, 1, H * E]
         """
-        runs, size = packed_seq_params.runs, self._context.size()
-        together: list[Tensor] = []
-        if shared := packed_seq_params.shared:
-            first = sum(one.num_tokens for one in shared)
-            parts = ((x[:first]).split([one.num_tokens for one in shared]) for x in (query, key, value))
-            together = [self._attend_shared(*part) for part in zip(shared, *parts, strict=True)]
-            query, key, value = query[first:], key[first:], value[first:]
+        size = self._context.size()
         if size > 1:
             key, value = self._gather(key, value)
-        sizes = [count * length // size for count, length in runs]
-        axis = 0 if size == 1 else 1
-        parts = zip(runs, query.split(sizes), key.split(sizes, axis), value.split(sizes, axis), strict=True)
-        attend = self._attend if size == 1 else self._attend_over_ranks
-        return torch.cat([*together, *(attend(*run, q, k, v) for run, q, k, v in parts)])
-
-    def _attend_shared(self, shared: SharedPrompt, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of a prompt inside itself, and of each answer over the prompt and itself."""
-        before = shared.prompt
-        found = [self._attend(1, before, query[:before], key[:before], value[:before])]
-        prompt_1KPD, prompt_1KPE = (x[:before].permute(1, 2, 0, 3) for x in (key, value))
-        at = before
-        for count, length in shared.answers:
-            own = (x[at : at + count * length] for x in (query, key, value))
-            query_BHQD, key_BKQD, value_BKQE = (
-                x.reshape(count, length, *x.shape[2:]).transpose(1, 2) for x in own
-            )
-            key_BKLD = torch.cat([prompt_1KPD.expand(count, -1, -1, -1), key_BKQD], dim=2)
-            value_BKLE = torch.cat([prompt_1KPE.expand(count, -1, -1, -1), value_BKQE], dim=2)
-            out_BHQE = self._product(query_BHQD, key_BKLD, value_BKLE, first=before)
-            found.append(out_BHQE.transpose(1, 2).reshape(count * length, 1, -1))
-            at += count * length
+        found: list[Tensor] = []
+        pieces = (*packed_seq_params.shared, *packed_seq_params.runs)
+        sizes = [_num_tokens(piece) // size for piece in pieces]
+        for piece, *own in zip(pieces, *self._split(sizes, query, key, value), strict=True):
+            if isinstance(piece, SharedPrompt):
+                found += self._attend_shared(piece, *own)
+            else:
+                found.append(self._attend(*piece, *own))
         return torch.cat(found)
+
+    def _attend_shared(
+        self, shared: SharedPrompt, query: Tensor, key: Tensor, value: Tensor
+    ) -> Iterator[Tensor]:
+        """Attention of a prompt inside itself, and of each answer over the prompt and itself."""
+        runs = ((1, shared.prompt + shared.filler), *shared.answers)
+        sizes = [_num_tokens(run) // self._context.size() for run in runs]
+        prompt: tuple[Tensor, ...] = ()
+        for run, *own in zip(runs, *self._split(sizes, query, key, value), strict=True):
+            yield self._attend(*run, *own, prompt=prompt)
+            prompt = prompt or tuple(self._whole(x, *run)[:, :, : shared.prompt] for x in own[1:])
+
+    def _split(self, sizes: Sequence[int], query: Tensor, *key_value: Tensor) -> list[Sequence[Tensor]]:
+        """The parts of query, key and value that have `sizes` tokens of each rank."""
+        axis = 0 if self._context.size() == 1 else 1
+        return [query.split(sizes), *(x.split(sizes, axis) for x in key_value)]
 
     def _gather(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all ranks, [cp, T, 1, K, D] and [cp, T, 1, K, E], gathered in one call."""
@@ -98,24 +95,47 @@ class PackedAttention(MegatronModule):
         keys, values = gather_tokens(together, self._context).split(split, dim=2)
         return keys.unflatten(2, key.shape[1:]), values.unflatten(2, value.shape[1:])
 
-    def _attend(self, count: int, length: int, *query_key_value: Tensor) -> Tensor:
-        heads = (x.reshape(count, length, *x.shape[2:]).transpose(1, 2) for x in query_key_value)
-        out_BHLE = self._product(*heads, first=0)
-        return out_BHLE.transpose(1, 2).reshape(count * length, 1, -1)
-
-    def _attend_over_ranks(
-        self, count: int, length: int, query: Tensor, keys: Tensor, values: Tensor
+    def _attend(
+        self,
+        count: int,
+        length: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        prompt: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Attention of this rank's two chunks of each sequence over all keys up to the end of each chunk."""
-        size, chunk = self._context.size(), length // (2 * self._context.size())
-        query_BH2QD = query.view(count, 2, chunk, *query.shape[2:]).permute(0, 3, 1, 2, 4)
-        key_BKLD, value_BKLE = (in_order(x, count, length).squeeze(2).transpose(1, 2) for x in (keys, values))
+        """Attention of this rank's queries of each sequence, all or two chunks, over all keys up to the end
+        of each chunk.
+
+        Args:
+            prompt: key and value of a prompt that all sequences continue, [1, K, L, D] and [1, K, L, E];
+                empty: there is none.
+        """
+        rank, size = self._context.rank(), self._context.size()
+        key_BKLD, value_BKLE = (self._whole(x, count, length) for x in (key, value))
+        before = 0
+        if prompt:
+            before = prompt[0].shape[2]
+            key_BKLD, value_BKLE = (
+                torch.cat([first.expand(count, -1, -1, -1), own], dim=2)
+                for first, own in zip(prompt, (key_BKLD, value_BKLE), strict=True)
+            )
+        numbers, chunk = ((0,), length) if size == 1 else (chunks_of(rank, size), length // (2 * size))
+        query_BCQHD = query.reshape(count, len(numbers), chunk, *query.shape[2:])
         outs = []
-        for i, number in enumerate(chunks_of(self._context.rank(), size)):
-            first, end = number * chunk, (number + 1) * chunk
+        for i, number in enumerate(numbers):
+            first, end = before + number * chunk, before + (number + 1) * chunk
             seen = (key_BKLD[:, :, :end], value_BKLE[:, :, :end])
-            outs.append(self._product(query_BH2QD[:, :, i], *seen, first=first).transpose(1, 2))
-        return torch.stack(outs, dim=1).reshape(2 * count * chunk, 1, -1)
+            outs.append(self._product(query_BCQHD[:, i].transpose(1, 2), *seen, first=first).transpose(1, 2))
+        out = outs[0] if size == 1 else torch.stack(outs, dim=1)
+        return out.reshape(count * len(numbers) * chunk, 1, -1)
+
+    def _whole(self, x: Tensor, count: int, length: int) -> Tensor:
+        """Keys or values of whole sequences [B, K, L, D], from those of this rank or of all ranks."""
+        if self._context.size() == 1:
+            return x.reshape(count, length, *x.shape[2:]).transpose(1, 2)
+        return in_order(x, count, length).squeeze(2).transpose(1, 2)
 
     def _product(self, query_BHQD: Tensor, key_BKLD: Tensor, value_BKLE: Tensor, *, first: int) -> Tensor:
         """Attention of queries at positions `first` and up over keys at positions 0 and up, [B, H, Q, E]."""
@@ -134,6 +154,10 @@ class PackedAttention(MegatronModule):
             scale=scale,
             enable_gqa=query_BHQD.shape[1] != key_BKLD.shape[1],
         )
+
+
+def _num_tokens(piece: SharedPrompt | tuple[int, int]) -> int:
+    return piece.num_tokens if isinstance(piece, SharedPrompt) else piece[0] * piece[1]
 
 
 def _visible(num_queries: int, num_keys: int, first: int, window: int | None, device: torch.device) -> Tensor:

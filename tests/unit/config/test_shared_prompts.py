@@ -45,14 +45,12 @@ def test_models_on_a_cpu_may_share_prompts(said) -> None:
     assert said() == []
     assert said(spec=replace(SPEC, kv_lora_rank=8)) == []
     assert said("actor.moe={aux_loss: 0.1, router_replay: rollout}", spec=EXPERTS) == []
-    assert said("actor.parallel={tp: 2, pp: 2, dp: 2}", "algorithm.samples_per_prompt=16") == []
+    assert said("actor.parallel={tp: 2, pp: 2, cp: 2, dp: 2}", "algorithm.samples_per_prompt=16") == []
 
 
 @pytest.mark.parametrize(
     ("overrides", "facts", "message"),
     [
-        (["actor.parallel.cp=2"], {}, "actor.share_prompts with actor.parallel.cp = 2"),
-        (["reference.parallel={cp: 2}"], {}, "actor.share_prompts with reference.parallel.cp = 2"),
         (["algorithm.samples_per_prompt=1"], {}, "shares nothing with algorithm.samples_per_prompt = 1"),
         (["cluster.gpus_per_node=8"], {}, "actor.share_prompts with 8 GPUs: Transformer Engine's"),
         ([], {"num_gpus": 1}, "actor.share_prompts with 1 GPU: Transformer Engine's"),
