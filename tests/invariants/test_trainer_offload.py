@@ -21,7 +21,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_with_offload_is_the_run_without(model, tmp_path) -> None:
-    """Two batches and a checkpoint between them, in bf16: the optimizer has weights of its own."""
+    """Two batches and a checkpoint between them, in bf16: the optimizer has weights of its own.
+
+    Gradients that do not leave are summed through shared memory, those that do are summed by gloo.
+    """
     precise = values.make_actor(precision="bf16").model_dump()
     actors = {
         choice: ActorConfig(**{**precise, "offload": choice}) for choice in ("none", "optimizer", "all")
@@ -31,6 +34,10 @@ def test_a_run_with_offload_is_the_run_without(model, tmp_path) -> None:
     ):
         without = rank["none"]
         assert without["away"] == {"state": False, "gradients": False, "frozen": False, "critic": False}
+        assert {choice: rank[choice]["shared"] for choice in actors} == {
+            **{"none": True, "optimizer": True},
+            "all": False,
+        }
         assert rank["optimizer"]["away"] == {**without["away"], "state": True}
         assert set(rank["all"]["away"].values()) == {True}
         for choice in ("optimizer", "all"):

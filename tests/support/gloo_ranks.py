@@ -22,6 +22,7 @@ class GlooRanks:
         Args:
             timeout_s: of the group's operations.
         """
+        self.size = world_size
         self._folder = tempfile.TemporaryDirectory()
         store = f"file://{self._folder.name}/rendezvous"
         self._pipes, self._processes = [], []
@@ -59,8 +60,11 @@ class GlooRanks:
         return [value for _, value in answers]
 
     def begin(self, function: Callable[..., Any], *args: Any) -> None:
-        for pipe in self._pipes:
-            pipe.send((function, args))
+        for rank in range(self.size):
+            self.begin_on(rank, function, *args)
+
+    def begin_on(self, rank: int, function: Callable[..., Any], *args: Any) -> None:
+        self._pipes[rank].send((function, args))
 
     def answer(self, rank: int) -> Any:
         worked, value = self._answer(rank)
@@ -70,6 +74,10 @@ class GlooRanks:
     def _answer(self, rank: int) -> tuple[bool, Any]:
         assert self._pipes[rank].poll(_ANSWER_S), f"rank {rank} did not answer within {_ANSWER_S} s"
         return self._pipes[rank].recv()
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
 
     def kill(self, rank: int) -> None:
         self._processes[rank].kill()

@@ -187,7 +187,7 @@ def played_with_offload(
         changes = {"actor": actor, "algorithm": options["algorithm"]}
         with scenarios.policy(rank, rendezvous, folder, (1, 1, 2), **changes) as trained:
             played = [scenarios.play(trained, batches[0])]
-            away = _away(trained)
+            away, shared = _away(trained), _shares_gradients(trained)
             trained.save(saved / choice)
             played.append(scenarios.play(trained, batches[1]))
             weights = scenarios.copy(trained)
@@ -195,8 +195,17 @@ def played_with_offload(
             trained.restore(saved / choice)
             resumed = scenarios.play(trained, batches[1])
         assert resumed == played[1]
-        found[choice] = {"played": played, "resumed": resumed, "weights": weights, "away": away}
+        found[choice] = {
+            **{"played": played, "resumed": resumed, "weights": weights},
+            **{"away": away, "shared": shared},
+        }
     return found
+
+
+def _shares_gradients(trained: Any) -> bool:
+    """Whether ranks of this host sum all gradients through memory that they map."""
+    models = [model for model, _ in trained._trained.values()]
+    return all(buffer.is_shared() for model in models for buffer in model.gradient_buffers())
 
 
 def _away(trained: Any) -> dict[str, bool]:

@@ -30,6 +30,7 @@ from hybridrl.trainer.megatron.context import from_context
 from hybridrl.trainer.megatron.model import Stage, build, chunks, named_parameters, policy_model
 from hybridrl.trainer.megatron.optimizer import Optimizer
 from hybridrl.trainer.megatron.router import Router
+from hybridrl.trainer.megatron.same_host import share_buckets
 from hybridrl.trainer.mesh import Mesh
 from hybridrl.trainer.offload import Offload
 from hybridrl.trainer.places import Microbatch, TokenPartition
@@ -170,6 +171,8 @@ class MegatronBackend(Backend):
         )
         if not trained:
             Offload((), schedule.gradient_buffers(stage)).leave()  # they never come back
+        elif self.device.type == "cpu" and not setup.actor.overlap and setup.actor.offload != "all":
+            share_buckets(stage)
         if value_head and layout.spec.head != "value":
             layout = replace(layout, spec=without_vocabulary(layout.spec, head="value"))
         tower_lr = setup.actor.vision.lr

@@ -100,7 +100,7 @@ def whole_gradients(stage: Stage) -> dict[str, Tensor]:
     shards are gathered here. Call this after the backward pass and before clipping; a second call changes
     nothing.
     """
-    for group in _bucket_groups(stage):
+    for group in bucket_groups(stage):
         _gather(group)
     parameters: Iterator[tuple[str, Any]] = named_parameters(stage)
     return {name: parameter.main_grad for name, parameter in parameters if parameter.requires_grad}
@@ -113,7 +113,7 @@ def gradient_buffers(stage: Stage) -> Iterator[Tensor]:
             yield buffer.grad_data
 
 
-def _bucket_groups(stage: Stage) -> Iterator[Any]:
+def bucket_groups(stage: Stage) -> Iterator[Any]:
     for chunk in stage:
         yield from chunk.bucket_groups
         yield from chunk.expert_parallel_bucket_groups
