@@ -24,7 +24,7 @@ def refuse_divided_blocks(source: Layout, target: Layout) -> None:
         for (patches, places), ((to_rows, to_cols), holdings) in product(
             cells.cuts(param).values(), of_param.items()
         ):
-            if not any(_meet(*place, held) for place, held in product(places, holdings)):
+            if not any(_overlap(*place, held) for place, held in product(places, holdings)):
                 continue
             for patch in patches:
                 rows, cols = covered(patch.rows, to_rows), covered(patch.cols, to_cols)
@@ -32,7 +32,7 @@ def refuse_divided_blocks(source: Layout, target: Layout) -> None:
                     refuse_shared_blocks(rows, cols, to_rows, to_cols, param)
 
 
-def _meet(layers: range, experts: range, held: Holding) -> bool:
+def _overlap(layers: range, experts: range, held: Holding) -> bool:
     """Whether a holding shares a layer and an expert with these."""
     return all(
         max(one.start, other.start) < min(one.stop, other.stop)

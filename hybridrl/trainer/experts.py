@@ -152,7 +152,7 @@ class RouterOfTokens(Protocol):
 
 
 def copies_of_tokens(packing: Packing, context_size: int) -> Sequence[Tensor]:
-    """Where the tokens of shared prompts stand in the trajectories of further answers, among the tokens of
+    """Places of the tokens of shared prompts in the trajectories of further answers, among the tokens of
     all blocks: int64 [T] for the second answer of each prompt, for the third and so on; -1 for other tokens.
 
     Args:
