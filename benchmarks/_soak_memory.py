@@ -14,9 +14,9 @@ import psutil
 from benchmarks._soak import differs, processes, records, scores
 from benchmarks._soak_runs import Soak
 
-_EVERY_S, _WARM_S, _LEAST_S = 5.0, 180.0, 300.0
-"""Time between two samples; the warm-up of a process, 30 steps; the least life that tells something. A
-trainer rank grows for 25 steps, while it meets batches of new sizes, and then stays."""
+_EVERY_S, _WARM_S, _LEAST_S = 5.0, 240.0, 330.0
+"""Time between two samples; the warm-up of a process, 30 steps beside other work; the least life that tells
+something. A trainer rank grows for 25 steps, while it meets batches of new sizes, and then stays."""
 
 _STEP_S, _PAUSE_S, _BETWEEN_KILLS_S = 6.0, 4.5, 225.0
 _SAVE_EVERY = 5

@@ -246,10 +246,9 @@ def _joined(trainer: Setting, engine: Setting) -> list[Proposal]:
 def _roomiest(setting: Setting) -> Setting | None:
     """The setting with the largest memory share for the engines, given what the trainer keeps on the GPU."""
     assert setting.gpu is not None
-    if setting.separate:  # the trainer keeps nothing on the GPUs of the engines
-        room = 1.0
-    else:
-        room = 1 - _stays(setting) / setting.gpu.memory_bytes
+    # The trainer keeps nothing on GPUs that engines have for themselves.
+    stays = 0.0 if setting.separate else _stays(setting)
+    room = 1 - stays / setting.gpu.memory_bytes
     shares = (replace(setting, memory_fraction=share) for share in _FRACTIONS if share <= room)
     return next((tried for tried in shares if setting.engines_sleep or fits(tried)), None)
 

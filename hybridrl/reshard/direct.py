@@ -51,9 +51,9 @@ def places(load: BufferLayout, tensors: Sequence[torch.Tensor], *, of_targets: b
         width = tensor.shape[-1] if tensor.dim() else 1
         is_row_range = cols == width or rows == 1
         fits = col + cols <= width and (row + rows) * width <= tensor.numel()
-        if tensor.is_contiguous() and is_row_range and fits and isinstance(chunk, Chunk):
-            if tensor.dtype == chunk.dtype:
-                found[span] = Place(index, row * width + col, chunk)
+        assert isinstance(chunk, Chunk), "FP8 blocks have no message of their own"
+        if tensor.is_contiguous() and tensor.dtype == chunk.dtype and is_row_range and fits:
+            found[span] = Place(index, row * width + col, chunk)
     return found
 
 

@@ -166,12 +166,12 @@ class Exchange:
         )
 
     def _post(self, number: int, sources: Mapping[str, torch.Tensor]) -> "_Flight":
-        round_, into = self._rounds[number], self._into[number]
+        round_ = self._rounds[number]
         leave = [self._outgoing[number % BUFFERS][span.start : span.stop] for span in round_.outgoing.spans]
         arrive = [self._incoming[number % BUFFERS][span.start : span.stop] for span in round_.incoming.spans]
         for i, place in self._from[number].items():
             leave[i] = place.view(sources[round_.outgoing.table.sources[place.tensor]])
-        for i, memory in into.items():
+        for i, memory in self._into[number].items():
             arrive[i] = memory
         return _Flight(self._group, round_, leave, arrive, self._reads[number], self._near)
 

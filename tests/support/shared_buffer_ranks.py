@@ -1,5 +1,6 @@
 """What ranks of one group do with shared buffers in tests, beside what gloo does with copies of them."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,8 +44,6 @@ def summed_and_gathered(
 
 def shares_with_free(group: dist.ProcessGroup, free: int) -> tuple[bool, list[str]]:
     """Whether buffers are shared if the rank 1 sees so many free bytes, and the warnings."""
-    import warnings
-
     if group.rank() == 1:
         shared_buffers._free_bytes = lambda: free
     buffer = torch.ones(1000)

@@ -54,7 +54,7 @@ def test_memory_that_grows_is_told_from_one_that_is_flat() -> None:
     assert growth(flat[:50]) is None
     size, grown = growth(flat) or (0.0, 0.0)
     assert size == pytest.approx(100.5, abs=0.1) and abs(grown) < 0.2
-    assert (growth(grows) or (0.0, 0.0))[1] == pytest.approx(28.0, abs=1.0)
+    assert (growth(grows) or (0.0, 0.0))[1] == pytest.approx(24.0, abs=1.0)
 
 
 def test_processes_are_known_by_their_temporary_folder(tmp_path: Path) -> None:
